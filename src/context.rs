@@ -1,0 +1,242 @@
+//! The encryption context and its canonical bytes (docs/format.md, "Encryption context").
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind};
+
+/// First bytes of an encoded encryption context: `WXC` and the version of the encoding.
+pub(crate) const CONTEXT_MAGIC: [u8; 4] = *b"WXC\x01";
+
+/// Name/value pairs that say what a DEK is for: tenant, table, purpose.
+///
+/// They go to the key service with every wrap and unwrap (AWS KMS logs them **in the clear**: no secrets and no personal data
+/// here), they are bound into every key, and they partition the DEK cache. What belongs to one message only, such as a
+/// row's primary key, is the AAD instead.
+///
+/// Immutable; the canonical bytes and their SHA-256 are made once, so keep a context and clone it: a clone is a pointer.
+///
+/// ```
+/// use waxseal::EncryptionContext;
+///
+/// let context = EncryptionContext::new([("tenant", "alice"), ("table", "cards")])?;
+/// assert_eq!(context.get("tenant"), Some("alice"));
+/// // Order does not matter: the bytes are canonical.
+/// assert_eq!(context, EncryptionContext::new([("table", "cards"), ("tenant", "alice")])?);
+/// # Ok::<(), waxseal::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct EncryptionContext(Arc<Inner>);
+
+struct Inner {
+    /// Ascending by name bytes.
+    pairs: Box<[(Box<str>, Box<str>)]>,
+    bytes: Box<[u8]>,
+    digest: [u8; 32],
+}
+
+impl EncryptionContext {
+    /// Most bytes of the canonical encoding.
+    pub const MAX_BYTES: usize = 8192;
+    /// Most pairs.
+    pub const MAX_PAIRS: usize = 64;
+    /// Most bytes of a name; the least is 1.
+    pub const MAX_NAME_BYTES: usize = 256;
+    /// Most bytes of a value; the least is 1.
+    pub const MAX_VALUE_BYTES: usize = 4096;
+
+    /// Builds a context from pairs in any order.
+    ///
+    /// Names and values are UTF-8 without control characters (U+0000 to U+001F, U+007F) and are taken as they are, without Unicode
+    /// normalisation. Names are unique, also when ASCII case is ignored, and do not start with `waxseal` in any case.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidContext`], naming what is wrong, for a pair that breaks one of these rules or a limit above.
+    pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let mut owned: Vec<(Box<str>, Box<str>)> = Vec::new();
+        for (name, value) in pairs {
+            let (name, value) = (name.as_ref(), value.as_ref());
+            check_text("name", name, Self::MAX_NAME_BYTES)?;
+            check_text("value", value, Self::MAX_VALUE_BYTES)?;
+            if name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal")) {
+                return Err(invalid(format!("name {name:?} is reserved (it starts with \"waxseal\")")));
+            }
+            if owned.len() == Self::MAX_PAIRS {
+                return Err(invalid(format!("more than {} pairs", Self::MAX_PAIRS)));
+            }
+            if let Some((other, _)) = owned.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
+                return Err(invalid(format!("names {other:?} and {name:?} are the same when case is ignored")));
+            }
+            owned.push((name.into(), value.into()));
+        }
+        owned.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        Self::from_sorted(owned.into_boxed_slice())
+    }
+
+    /// The context without pairs. It has canonical bytes of its own.
+    #[must_use]
+    pub fn empty() -> Self {
+        let bytes: Box<[u8]> = Box::new([CONTEXT_MAGIC[0], CONTEXT_MAGIC[1], CONTEXT_MAGIC[2], CONTEXT_MAGIC[3], 0, 0]);
+        let digest = Sha256::digest(&bytes).into();
+        Self(Arc::new(Inner { pairs: Box::default(), bytes, digest }))
+    }
+
+    fn from_sorted(pairs: Box<[(Box<str>, Box<str>)]>) -> Result<Self, Error> {
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&CONTEXT_MAGIC);
+        push_u16(&mut bytes, pairs.len())?;
+        for (name, value) in &pairs {
+            for text in [name, value] {
+                push_u16(&mut bytes, text.len())?;
+                bytes.extend_from_slice(text.as_bytes());
+            }
+        }
+        if bytes.len() > Self::MAX_BYTES {
+            return Err(invalid(format!("{} bytes encoded, at most {} are allowed", bytes.len(), Self::MAX_BYTES)));
+        }
+        let digest = Sha256::digest(&bytes).into();
+        Ok(Self(Arc::new(Inner { pairs, bytes: bytes.into_boxed_slice(), digest })))
+    }
+
+    /// The canonical bytes: the same for the same pairs, in whatever order they were given.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.bytes
+    }
+
+    /// SHA-256 of the canonical bytes.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.0.digest
+    }
+
+    /// The pairs, ascending by name bytes.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> + '_ {
+        self.0.pairs.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// The value of `name`, compared byte for byte.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find_map(|(other, value)| (other == name).then_some(value))
+    }
+
+    /// Whether there are no pairs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.pairs.is_empty()
+    }
+}
+
+fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidContext, detail)
+}
+
+fn check_text(what: &str, text: &str, max: usize) -> Result<(), Error> {
+    if text.is_empty() || text.len() > max {
+        return Err(invalid(format!("a {what} has {} bytes, 1 to {max} are allowed", text.len())));
+    }
+    if text.bytes().any(|byte| byte < 0x20 || byte == 0x7F) {
+        return Err(invalid(format!("{what} {text:?} has a control character")));
+    }
+    Ok(())
+}
+
+fn push_u16(bytes: &mut Vec<u8>, value: usize) -> Result<(), Error> {
+    let value = u16::try_from(value).map_err(|_| invalid("longer than a length field can say".to_owned()))?;
+    bytes.extend_from_slice(&value.to_le_bytes());
+    Ok(())
+}
+
+impl Default for EncryptionContext {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl PartialEq for EncryptionContext {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.bytes == other.0.bytes
+    }
+}
+
+impl Eq for EncryptionContext {}
+
+impl Hash for EncryptionContext {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.digest.hash(state);
+    }
+}
+
+impl fmt::Debug for EncryptionContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind_of(result: Result<EncryptionContext, Error>) -> ErrorKind {
+        result.unwrap_err().kind()
+    }
+
+    #[test]
+    fn the_encoding_is_the_one_of_the_format_page() {
+        let context = EncryptionContext::new([("tenant", "alice")]).unwrap();
+        assert_eq!(context.as_bytes(), b"WXC\x01\x01\x00\x06\x00tenant\x05\x00alice");
+        assert_eq!(EncryptionContext::empty().as_bytes(), b"WXC\x01\x00\x00");
+        assert_eq!(EncryptionContext::new::<&str, &str>([]).unwrap(), EncryptionContext::empty());
+    }
+
+    #[test]
+    fn each_limit_bites_at_its_edge() {
+        let long = "n".repeat(257);
+        assert!(EncryptionContext::new([(&long[..256], "v")]).is_ok());
+        assert_eq!(kind_of(EncryptionContext::new([(&long, "v")])), ErrorKind::InvalidContext);
+        let long = "v".repeat(4097);
+        assert!(EncryptionContext::new([("n", &long[..4096])]).is_ok());
+        assert_eq!(kind_of(EncryptionContext::new([("n", &long)])), ErrorKind::InvalidContext);
+        assert_eq!(kind_of(EncryptionContext::new([("", "v")])), ErrorKind::InvalidContext);
+        assert_eq!(kind_of(EncryptionContext::new([("n", "")])), ErrorKind::InvalidContext);
+
+        let pairs = |n: usize| (0..n).map(|i| (format!("n{i}"), "v")).collect::<Vec<_>>();
+        assert!(EncryptionContext::new(pairs(64)).is_ok());
+        assert_eq!(kind_of(EncryptionContext::new(pairs(65))), ErrorKind::InvalidContext);
+
+        // 6 + (4 + 1 + 4096) + (4 + 1 + value) = 8192 for a value of 4080 bytes.
+        let fits = [("a", "v".repeat(4096)), ("b", "v".repeat(4080))];
+        assert_eq!(EncryptionContext::new(fits).unwrap().as_bytes().len(), 8192);
+        let over = [("a", "v".repeat(4096)), ("b", "v".repeat(4081))];
+        assert_eq!(kind_of(EncryptionContext::new(over)), ErrorKind::InvalidContext);
+    }
+
+    #[test]
+    fn names_are_unique_without_case_and_not_reserved() {
+        assert_eq!(kind_of(EncryptionContext::new([("Tenant", "a"), ("tenant", "b")])), ErrorKind::InvalidContext);
+        for name in ["waxseal", "WAXSEAL-x", "WaxSealed"] {
+            assert_eq!(kind_of(EncryptionContext::new([(name, "v")])), ErrorKind::InvalidContext, "{name}");
+        }
+        assert!(EncryptionContext::new([("waxsea", "v"), ("a-waxseal", "v")]).is_ok());
+    }
+
+    #[test]
+    fn control_characters_are_refused_and_the_rest_of_unicode_is_not() {
+        for bad in ["\0", "a\nb", "\u{1f}", "\u{7f}"] {
+            assert_eq!(kind_of(EncryptionContext::new([("n", bad)])), ErrorKind::InvalidContext);
+            assert_eq!(kind_of(EncryptionContext::new([(bad, "v")])), ErrorKind::InvalidContext);
+        }
+        let composed = EncryptionContext::new([("n", "\u{e9}")]).unwrap();
+        let decomposed = EncryptionContext::new([("n", "e\u{301}")]).unwrap();
+        assert_ne!(composed, decomposed, "bytes as given, no normalisation");
+    }
+}

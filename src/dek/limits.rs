@@ -1,0 +1,103 @@
+//! How much and how long a DEK may be used.
+#![forbid(unsafe_code)]
+
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+use crate::format::limits;
+use crate::suite::Suite;
+
+const DEFAULT_MAX_AGE: Duration = Duration::from_secs(5 * 60);
+const MIN_MAX_AGE: Duration = Duration::from_millis(1);
+const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const DEFAULT_MAX_ENTRIES: u64 = 4096;
+const HARD_MAX_ENTRIES: u64 = 1 << 20;
+
+/// The limits of the DEKs of one [`Envelope`](crate::Envelope). What is not set has its default; what is out of range is refused at
+/// build.
+///
+/// ```
+/// use std::time::Duration;
+/// use waxseal::Limits;
+///
+/// let limits = Limits::default().max_age(Duration::from_secs(60)).max_messages(1 << 20);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[non_exhaustive]
+pub struct Limits {
+    /// See [`Limits::max_age`].
+    pub max_age: Option<Duration>,
+    /// See [`Limits::max_entries`].
+    pub max_entries: Option<u64>,
+    /// See [`Limits::max_messages`].
+    pub max_messages: Option<u64>,
+    /// See [`Limits::max_bytes`].
+    pub max_bytes: Option<u64>,
+}
+
+impl Limits {
+    /// How long a DEK serves, for reading and for writing, counted from when the key service had answered: 1 ms to 24 hours, by
+    /// default 5 minutes. It is also the longest time that a revoked KEK goes on working in this process.
+    #[must_use]
+    pub const fn max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = Some(max_age);
+        self
+    }
+
+    /// How many DEKs are kept, for reading and for writing each: 1 to 1,048,576, by default 4,096. One of them takes
+    /// about 2 KiB.
+    #[must_use]
+    pub const fn max_entries(mut self, max_entries: u64) -> Self {
+        self.max_entries = Some(max_entries);
+        self
+    }
+
+    /// How many messages one DEK seals. Suites with 96-bit nonces: 1 to 2^32, by default 2^24, which keeps the probability of a
+    /// repeated nonce below 2^-49 per DEK. XAES-256-GCM: up to 2^64 - 1, by default 2^40.
+    #[must_use]
+    pub const fn max_messages(mut self, max_messages: u64) -> Self {
+        self.max_messages = Some(max_messages);
+        self
+    }
+
+    /// How many bytes of plaintext one DEK seals: 1 to 2^50, by default 2^40. XAES-256-GCM: no limit unless one is set.
+    #[must_use]
+    pub const fn max_bytes(mut self, max_bytes: u64) -> Self {
+        self.max_bytes = Some(max_bytes);
+        self
+    }
+
+    pub(crate) fn check(&self, suite: Suite) -> Result<LimitsInForce, Error> {
+        let (default_messages, hard_messages) = limits::messages(suite);
+        let (default_bytes, hard_bytes) = limits::bytes(suite);
+        let age = MIN_MAX_AGE.as_millis()..=HARD_MAX_AGE.as_millis();
+        let max_age = self.max_age.unwrap_or(DEFAULT_MAX_AGE);
+        within("max_age (milliseconds)", max_age.as_millis(), age)?;
+        Ok(LimitsInForce {
+            max_age,
+            max_entries: within("max_entries", self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES), 1..=HARD_MAX_ENTRIES)?,
+            max_messages: within("max_messages", self.max_messages.unwrap_or(default_messages), 1..=hard_messages)?,
+            max_bytes: within("max_bytes", self.max_bytes.unwrap_or(default_bytes), 1..=hard_bytes)?,
+        })
+    }
+}
+
+fn within<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<T>) -> Result<T, Error> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let detail = format!("{field} is {value}, {} to {} are allowed", range.start(), range.end());
+    Err(Error::new(ErrorKind::InvalidOption, detail))
+}
+
+/// [`Limits`] with every default filled in, checked for one suite.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LimitsInForce {
+    pub(crate) max_age: Duration,
+    pub(crate) max_entries: u64,
+    pub(crate) max_messages: u64,
+    pub(crate) max_bytes: u64,
+}

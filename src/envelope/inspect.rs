@@ -1,0 +1,64 @@
+//! What a sealed value says of itself, to whoever has no key.
+#![forbid(unsafe_code)]
+
+use crate::error::Error;
+use crate::format::{Header, KekId, Kind, Message, WrappedKeys};
+use crate::suite::{DekId, Suite};
+
+/// What [`inspect`] finds. **Nothing of it is authenticated**: it is what the bytes claim.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Inspection {
+    /// The format's version.
+    pub version: u8,
+    /// The suite.
+    pub suite: Suite,
+    /// Message or stream.
+    pub kind: Kind,
+    /// Which DEK sealed it.
+    pub dek_id: DekId,
+    /// The KEKs that wrapped the DEK; empty in compact form.
+    pub keks: Vec<KekEntry>,
+    /// Bytes of the plaintext; `None` for a stream.
+    pub plaintext_len: Option<usize>,
+}
+
+/// One wrapped key of an [`Inspection`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct KekEntry {
+    /// The KEK.
+    pub kek_id: KekId,
+    /// Bytes of the wrapped DEK.
+    pub wrapped_len: usize,
+    /// The provider's hint, such as which key material wrapped it.
+    pub meta: Vec<u8>,
+}
+
+/// Looks at a sealed value: no keys, no calls.
+///
+/// # Errors
+/// The kinds that say that the bytes are not a sealed value of this format:
+/// [`NotSealed`](crate::ErrorKind::NotSealed), [`UnsupportedVersion`](crate::ErrorKind::UnsupportedVersion) and its siblings,
+/// [`Malformed`](crate::ErrorKind::Malformed).
+pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
+    let header = Header::of(sealed)?;
+    let (keks, plaintext_len) = match header.kind {
+        Kind::Message => {
+            let message = Message::parse(sealed)?;
+            let keks = match message.wrapped_keys {
+                [] => Vec::new(),
+                bytes => WrappedKeys::try_from(bytes)?.entries().iter().map(entry).collect(),
+            };
+            (keks, Some(message.payload.len()))
+        }
+        Kind::Stream => (Vec::new(), None),
+    };
+    Ok(Inspection { version: 1, suite: header.suite, kind: header.kind, dek_id: header.dek_id, keks, plaintext_len })
+}
+
+fn entry(wrapped: &crate::format::WrappedDek) -> KekEntry {
+    KekEntry { kek_id: wrapped.kek_id().clone(), wrapped_len: wrapped.wrapped().len(), meta: wrapped.meta().to_vec() }
+}

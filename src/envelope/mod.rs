@@ -1,0 +1,269 @@
+//! What users touch: [`Envelope`], its handles, and what can be said of a sealed value without a key.
+//!
+//! It puts bytes (`format`) and keys (`dek`) together and knows neither an AEAD nor a key service by name.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod inspect;
+mod opening;
+mod plaintext;
+mod rewrap;
+mod sealing;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use builder::Builder;
+pub use inspect::{Inspection, KekEntry, inspect};
+pub use opening::OpeningKey;
+pub use plaintext::Plaintext;
+pub use sealing::SealingKey;
+
+use crate::context::EncryptionContext;
+use crate::dek::{DekSource, ReadingDek};
+use crate::error::Error;
+use crate::format::{Form, Message, WrappedKeys};
+use crate::kek::KekId;
+use crate::memory::wipe;
+use crate::suite::TAG_LEN;
+use opening::Opened;
+
+/// Seals and opens messages under DEKs that its KEKs wrap.
+///
+/// Build one per set of KEKs and share it: a clone is a pointer, and all clones share the DEKs. `async` calls suspend only
+/// where a key service has to be asked; while a DEK is at hand they complete at once.
+///
+/// ```
+/// use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
+///
+/// # pollster::block_on(async {
+/// let envelope = Envelope::builder().write_to(LocalKek::in_memory("test")?).build()?;
+/// let context = EncryptionContext::new([("tenant", "alice"), ("table", "cards")])?;
+///
+/// let sealed = envelope.encrypt(&context, b"row 17", b"4111 1111 1111 1111").await?;
+/// let card = envelope.decrypt(&context, b"row 17", &sealed).await?;
+/// assert_eq!(&*card, b"4111 1111 1111 1111");
+///
+/// // Another row, another tenant: refused.
+/// assert!(envelope.decrypt(&context, b"row 18", &sealed).await.is_err());
+/// # Ok::<(), waxseal::Error>(()) })?;
+/// # Ok::<(), waxseal::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Envelope(Arc<DekSource>);
+
+/// A message in compact form, and what has to be stored apart from it to open it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct CompactMessage {
+    /// The message: 68 bytes longer than its plaintext, or 80 under XAES-256-GCM.
+    pub message: Vec<u8>,
+    /// The wrapped keys, the same for all messages of the DEK. Store them, durably and under the DEK id, before the message.
+    pub wrapped_keys: WrappedKeys,
+}
+
+impl Envelope {
+    /// Starts the configuration of one.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn new(source: DekSource) -> Self {
+        Self(Arc::new(source))
+    }
+
+    fn source(&self) -> &DekSource {
+        &self.0
+    }
+
+    /// Seals `plaintext`.
+    ///
+    /// `context` says what the DEK is for and goes to the key service; `aad` belongs to this one message, is authenticated with it and
+    /// goes nowhere. The same two are needed to open it. Many messages with one context and a different `aad` each share
+    /// one DEK, and so one call to the key service.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge); those of the key service where a DEK has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
+    pub async fn encrypt(&self, context: &EncryptionContext, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
+        let reservation = self.0.reserve(context, plaintext.len()).await?;
+        sealing::seal(reservation, Form::Embedded, aad, plaintext)
+    }
+
+    /// Seals what is in `buffer`, which is then the message. The plaintext moves up by the length of the prefix; to avoid even that,
+    /// leave room for it and use [`SealingKey::seal_in_place`].
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, unless the AEAD itself failed: then it is wiped.
+    pub async fn encrypt_in_place(
+        &self,
+        context: &EncryptionContext,
+        aad: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let len = buffer.len();
+        let reservation = self.0.reserve(context, len).await?;
+        let prefix_len = reservation.dek().prefix(Form::Embedded).len();
+        grow(buffer, len + prefix_len + TAG_LEN);
+        buffer.copy_within(..len, prefix_len);
+        sealing::seal_in_place(reservation, Form::Embedded, aad, buffer)
+    }
+
+    /// Seals `plaintext` in compact form: the wrapped keys are not in the message, which makes it a few hundred bytes shorter.
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt).
+    pub async fn encrypt_compact(
+        &self,
+        context: &EncryptionContext,
+        aad: &[u8],
+        plaintext: &[u8],
+    ) -> Result<CompactMessage, Error> {
+        let reservation = self.0.reserve(context, plaintext.len()).await?;
+        let wrapped_keys = reservation.dek().wrapped_keys.clone();
+        let message = sealing::seal(reservation, Form::Compact, aad, plaintext)?;
+        Ok(CompactMessage { message, wrapped_keys })
+    }
+
+    /// Opens a message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if message, context and AAD do not belong together; [`ErrorKind::NotSealed`](crate::ErrorKind::NotSealed),
+    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) and the `Unsupported` kinds for bytes that are no message of this format;
+    /// [`ErrorKind::UnknownKek`](crate::ErrorKind::UnknownKek) if no provider holds a KEK of the message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact message
+    /// whose DEK is not at hand; those of the key service.
+    pub async fn decrypt(&self, context: &EncryptionContext, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
+        let message = Message::parse(sealed)?;
+        let dek = self.reading(context, &message, message.wrapped_keys).await?;
+        open(&dek, aad, sealed, &message)
+    }
+
+    /// Opens a message in `buffer` and returns the part of it that is now plaintext.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt). When authentication fails, that part of the buffer is wiped; after any other error, an
+    /// unavailable key service among them, the buffer is as it was.
+    pub async fn decrypt_in_place<'b>(
+        &self,
+        context: &EncryptionContext,
+        aad: &[u8],
+        buffer: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
+        let message = Message::parse(buffer)?;
+        let dek = self.reading(context, &message, message.wrapped_keys).await?;
+        let opened = Opened::of(&message);
+        opened.in_place(buffer, |nonce, payload, tag| dek.open_unchecked(nonce, aad, payload, tag))
+    }
+
+    /// Opens a compact message with the wrapped keys that belong to its DEK id. A message that carries its own is opened with those.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt).
+    pub async fn decrypt_compact(
+        &self,
+        context: &EncryptionContext,
+        aad: &[u8],
+        sealed: &[u8],
+        wrapped_keys: &WrappedKeys,
+    ) -> Result<Plaintext, Error> {
+        let message = Message::parse(sealed)?;
+        let dek = self.reading(context, &message, keys_of(&message, wrapped_keys)).await?;
+        open(&dek, aad, sealed, &message)
+    }
+
+    /// Opens a message whose DEK is at hand, without suspending. `None`: a key service would have to be asked, so use
+    /// [`decrypt`](Self::decrypt).
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt), but none of the key service.
+    pub fn decrypt_cached(
+        &self,
+        context: &EncryptionContext,
+        aad: &[u8],
+        sealed: &[u8],
+    ) -> Result<Option<Plaintext>, Error> {
+        let message = Message::parse(sealed)?;
+        match self.0.reading_cached(context, &message.header.dek_id, message.header.suite)? {
+            Some(dek) => open(&dek, aad, sealed, &message).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A lease on the DEK that seals for `context`.
+    ///
+    /// # Errors
+    /// Those of the key service, where a DEK has to be made.
+    pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
+        self.0.writing(context).await.map(SealingKey::new)
+    }
+
+    /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt), but the payload is not looked at.
+    pub async fn opening_key(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<OpeningKey, Error> {
+        let message = Message::parse(sealed)?;
+        self.reading(context, &message, message.wrapped_keys).await.map(OpeningKey::new)
+    }
+
+    /// [`opening_key`](Self::opening_key) for a compact message.
+    ///
+    /// # Errors
+    /// As [`decrypt_compact`](Self::decrypt_compact).
+    pub async fn opening_key_compact(
+        &self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+        wrapped_keys: &WrappedKeys,
+    ) -> Result<OpeningKey, Error> {
+        let message = Message::parse(sealed)?;
+        self.reading(context, &message, keys_of(&message, wrapped_keys)).await.map(OpeningKey::new)
+    }
+
+    async fn reading(
+        &self,
+        context: &EncryptionContext,
+        message: &Message<'_>,
+        wrapped_keys: &[u8],
+    ) -> Result<Arc<ReadingDek>, Error> {
+        let (id, suite) = (&message.header.dek_id, message.header.suite);
+        match self.0.reading_cached(context, id, suite)? {
+            Some(dek) => Ok(dek),
+            None => self.0.unwrap(context, id, suite, wrapped_keys).await,
+        }
+    }
+}
+
+fn keys_of<'k>(message: &Message<'k>, apart: &'k WrappedKeys) -> &'k [u8] {
+    match message.form() {
+        Form::Embedded => message.wrapped_keys,
+        Form::Compact => apart.as_bytes(),
+    }
+}
+
+fn open(dek: &ReadingDek, aad: &[u8], sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
+    opening::open(sealed, message, |payload| dek.open_unchecked(message.nonce, aad, payload, message.tag))
+}
+
+/// Lengthens `buffer` without leaving its plaintext behind in a block that it outgrew.
+fn grow(buffer: &mut Vec<u8>, len: usize) {
+    if buffer.capacity() < len {
+        let mut larger = Vec::with_capacity(len);
+        larger.extend_from_slice(buffer);
+        wipe(buffer);
+        *buffer = larger;
+    }
+    buffer.resize(len, 0);
+}
+
+impl fmt::Debug for Envelope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids = |providers: &[Arc<dyn crate::kek::KekProvider>]| -> Vec<KekId> {
+            providers.iter().map(|provider| provider.id().clone()).collect()
+        };
+        let providers = self.0.providers();
+        f.debug_struct("Envelope")
+            .field("writes_to", &ids(&providers.writing))
+            .field("reads_from", &ids(&providers.reading))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! Opening messages: the handle, and how plaintext comes out of a message.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::Plaintext;
+use crate::context::EncryptionContext;
+use crate::dek::ReadingDek;
+use crate::error::{Error, ErrorKind};
+use crate::format::Message;
+use crate::memory::wipe;
+use crate::suite::{DekId, Suite};
+
+/// A lease on the DEK of a message: opens every message of that DEK, for loops and blocking code.
+///
+/// Opening with it is synchronous and asks nobody. After `max_age` it returns [`ErrorKind::Expired`]; get another with
+/// [`Envelope::opening_key`](crate::Envelope::opening_key).
+#[derive(Clone)]
+pub struct OpeningKey {
+    dek: Arc<ReadingDek>,
+}
+
+impl OpeningKey {
+    pub(super) fn new(dek: Arc<ReadingDek>) -> Self {
+        Self { dek }
+    }
+
+    /// The DEK's id.
+    #[must_use]
+    pub fn dek_id(&self) -> DekId {
+        self.dek.id
+    }
+
+    /// The suite of the messages it opens.
+    #[must_use]
+    pub fn suite(&self) -> Suite {
+        self.dek.suite
+    }
+
+    /// The context that the DEK is bound to.
+    #[must_use]
+    pub fn context(&self) -> &EncryptionContext {
+        &self.dek.context
+    }
+
+    /// Opens one message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::OtherDek`] for a message of another DEK or suite, [`ErrorKind::Expired`] as above, [`ErrorKind::Invalid`]
+    /// if the message or its AAD is not right, and the kinds that say that the bytes are not a message.
+    pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
+        let message = self.message(sealed)?;
+        open(sealed, &message, |payload| self.dek.open(message.nonce, aad, payload, message.tag))
+    }
+
+    /// Opens one message in the caller's buffer, without allocating, and returns the part that is now plaintext.
+    ///
+    /// When authentication fails, that part of the buffer is wiped; after any other error the buffer is as it was.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_in_place<'b>(&self, aad: &[u8], buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
+        let opened = Opened::of(&self.message(buffer)?);
+        opened.in_place(buffer, |nonce, payload, tag| self.dek.open(nonce, aad, payload, tag))
+    }
+
+    fn message<'m>(&self, sealed: &'m [u8]) -> Result<Message<'m>, Error> {
+        let message = Message::parse(sealed)?;
+        if (message.header.dek_id, message.header.suite) != (self.dek.id, self.dek.suite) {
+            return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
+        }
+        Ok(message)
+    }
+}
+
+impl fmt::Debug for OpeningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpeningKey")
+            .field("dek_id", &self.dek.id)
+            .field("suite", &self.dek.suite)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Copies the ciphertext of `message` out of `sealed` and decrypts the copy.
+pub(super) fn open(
+    sealed: &[u8],
+    message: &Message<'_>,
+    decrypt: impl FnOnce(&mut [u8]) -> Result<(), Error>,
+) -> Result<Plaintext, Error> {
+    let mut payload = sealed.get(message.payload.clone()).unwrap_or_default().to_vec();
+    match decrypt(&mut payload) {
+        Ok(()) => Ok(Plaintext::new(payload)),
+        Err(error) => {
+            wipe(&mut payload);
+            Err(error)
+        }
+    }
+}
+
+/// What is kept of a message while its buffer is borrowed for writing.
+pub(super) struct Opened {
+    nonce: [u8; 24],
+    nonce_len: usize,
+    payload: Range<usize>,
+    tag: [u8; crate::suite::TAG_LEN],
+}
+
+impl Opened {
+    pub(super) fn of(message: &Message<'_>) -> Self {
+        let mut nonce = [0; 24];
+        for (to, from) in nonce.iter_mut().zip(message.nonce) {
+            *to = *from;
+        }
+        Self { nonce, nonce_len: message.nonce.len(), payload: message.payload.clone(), tag: *message.tag }
+    }
+
+    pub(super) fn in_place(
+        self,
+        buffer: &mut [u8],
+        decrypt: impl FnOnce(&[u8], &mut [u8], &[u8]) -> Result<(), Error>,
+    ) -> Result<&mut [u8], Error> {
+        let payload = buffer.get_mut(self.payload).unwrap_or_default();
+        decrypt(self.nonce.get(..self.nonce_len).unwrap_or_default(), payload, &self.tag)?;
+        Ok(payload)
+    }
+}

@@ -1,0 +1,61 @@
+//! What an opened message gives.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::memory::wipe;
+
+/// An opened payload: authenticated, readable as a slice, wiped on drop.
+///
+/// No Clone, no serde, and its Debug shows the length only. A copy that you make of its bytes is yours to wipe.
+pub struct Plaintext(Vec<u8>);
+
+impl Plaintext {
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// Hands the bytes over. Nothing wipes them from here on.
+    #[must_use]
+    pub fn into_vec(mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Drop for Plaintext {
+    fn drop(&mut self) {
+        wipe(&mut self.0);
+    }
+}
+
+impl Deref for Plaintext {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Plaintext {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Plaintext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plaintext([redacted; {} bytes])", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Plaintext;
+
+    #[test]
+    fn debug_shows_the_length_and_no_byte() {
+        assert_eq!(format!("{:?}", Plaintext::new(b"secret".to_vec())), "Plaintext([redacted; 6 bytes])");
+        assert_eq!(Plaintext::new(b"secret".to_vec()).into_vec(), b"secret");
+    }
+}

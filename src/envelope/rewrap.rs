@@ -1,0 +1,175 @@
+//! New wrapped keys for old messages: the payload is not touched, and no DEK comes into the process where the key service can
+//! do without.
+#![forbid(unsafe_code)]
+
+use super::Envelope;
+use crate::context::EncryptionContext;
+use crate::dek::{own_entry, unwrap_one};
+use crate::error::{Error, ErrorKind};
+use crate::format::{Form, Message, WrappedDek, WrappedKeys, with_wrapped_keys};
+use crate::kek::{KekError, KekErrorClass, KekProvider};
+use crate::suite::DekId;
+
+/// Whether old entries are dropped on the new ones' word or on proof.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    UnwrapEach,
+    None,
+}
+
+impl Envelope {
+    /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
+    /// its current version, and no other. From the bytes alone. Always `false` for a compact message: ask
+    /// [`needs_rewrap_keys`](Self::needs_rewrap_keys).
+    ///
+    /// # Errors
+    /// The kinds that say that the bytes are not a message.
+    pub fn needs_rewrap(&self, sealed: &[u8]) -> Result<bool, Error> {
+        let message = Message::parse(sealed)?;
+        match message.form() {
+            Form::Compact => Ok(false),
+            Form::Embedded => Ok(self.needs_rewrap_keys(&WrappedKeys::try_from(message.wrapped_keys)?)),
+        }
+    }
+
+    /// [`needs_rewrap`](Self::needs_rewrap) for wrapped keys that are kept apart.
+    #[must_use]
+    pub fn needs_rewrap_keys(&self, keys: &WrappedKeys) -> bool {
+        let writing = &self.source().providers().writing;
+        keys.entries().len() != writing.len()
+            || writing.iter().any(|provider| {
+                !keys.entries().iter().any(|entry| entry.kek_id() == provider.id() && provider.is_current(entry))
+            })
+    }
+
+    /// The same message, wrapped by the current versions of the writing KEKs and by no other. Nonce, ciphertext and tag are copied
+    /// as they are.
+    ///
+    /// Every entry of the result, kept or new, has been unwrapped and held against the DEK id before an old one is dropped,
+    /// so the caller needs the right to unwrap. [`rewrap_unverified`](Self::rewrap_unverified) does without.
+    ///
+    /// # Errors
+    /// Those of the key service; [`ErrorKind::Invalid`] if an entry does not give the DEK in this context;
+    /// [`ErrorKind::UnsupportedKind`] or others for bytes that are not a message; [`ErrorKind::MissingWrappedKeys`] for
+    /// a compact one: use [`rewrap_keys`](Self::rewrap_keys). The message is as good as before.
+    pub async fn rewrap(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        self.rewrap_message(context, sealed, Check::UnwrapEach).await
+    }
+
+    /// As [`rewrap`](Self::rewrap), for a process that may not unwrap: what the key service returns is taken on trust, **and a wrong
+    /// answer makes the message unreadable for ever** once the old bytes are gone. Keep them until somebody has read the new ones.
+    ///
+    /// A KEK that has no entry yet gets one only where some other entry can be unwrapped after all.
+    ///
+    /// # Errors
+    /// As [`rewrap`](Self::rewrap).
+    pub async fn rewrap_unverified(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+        self.rewrap_message(context, sealed, Check::None).await
+    }
+
+    /// [`rewrap`](Self::rewrap) for the wrapped keys of compact messages, of the DEK `dek_id`.
+    ///
+    /// # Errors
+    /// As [`rewrap`](Self::rewrap).
+    pub async fn rewrap_keys(
+        &self,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        keys: &WrappedKeys,
+    ) -> Result<WrappedKeys, Error> {
+        self.rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
+    }
+
+    async fn rewrap_message(&self, context: &EncryptionContext, sealed: &[u8], check: Check) -> Result<Vec<u8>, Error> {
+        let message = Message::parse(sealed)?;
+        if message.form() == Form::Compact {
+            return Err(Error::new(ErrorKind::MissingWrappedKeys, message.header.dek_id.to_string()));
+        }
+        let keys = WrappedKeys::try_from(message.wrapped_keys)?;
+        let keys = self.rewrap_list(context, &message.header.dek_id, &keys, check).await?;
+        with_wrapped_keys(sealed, keys.as_bytes())
+    }
+
+    async fn rewrap_list(
+        &self,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        keys: &WrappedKeys,
+        check: Check,
+    ) -> Result<WrappedKeys, Error> {
+        let mut entries = Vec::new();
+        for provider in &self.source().providers().writing {
+            let entry = match self.renew(&**provider, context, dek_id, keys, check).await {
+                // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
+                Ok(None) | Err(Renewal::Lost) => {
+                    let dek = self.source().unwrap_any(context, dek_id, keys).await?;
+                    let entry = own_entry(&**provider, provider.wrap(context, &dek).await?)?;
+                    verify(&**provider, context, dek_id, &entry, check).await?;
+                    entry
+                }
+                Ok(Some(entry)) => entry,
+                Err(Renewal::Failed(error)) => return Err(error),
+            };
+            entries.push(entry);
+        }
+        WrappedKeys::new(entries)
+    }
+
+    /// The entry of `provider` out of its old one, without another KEK's help; `None` if it has no old one.
+    async fn renew(
+        &self,
+        provider: &dyn KekProvider,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        keys: &WrappedKeys,
+        check: Check,
+    ) -> Result<Option<WrappedDek>, Renewal> {
+        let Some(old) = old_entry(provider, keys) else { return Ok(None) };
+        let entry = if old.kek_id() == provider.id() && provider.is_current(old) {
+            old.clone()
+        } else {
+            own_entry(provider, provider.rewrap(context, old).await?).map_err(Renewal::Failed)?
+        };
+        verify(provider, context, dek_id, &entry, check).await?;
+        Ok(Some(entry))
+    }
+}
+
+/// Why an old entry gave no new one.
+enum Renewal {
+    /// This entry will not come back.
+    Lost,
+    /// It may be good: nothing is to be dropped on this.
+    Failed(Error),
+}
+
+impl From<KekError> for Renewal {
+    fn from(error: KekError) -> Self {
+        match error.class() {
+            KekErrorClass::Invalid | KekErrorClass::Denied => Self::Lost,
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
+async fn verify(
+    provider: &dyn KekProvider,
+    context: &EncryptionContext,
+    dek_id: &DekId,
+    entry: &WrappedDek,
+    check: Check,
+) -> Result<(), KekError> {
+    match check {
+        Check::UnwrapEach => unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
+        Check::None => Ok(()),
+    }
+}
+
+/// The entry that `provider` can rewrap: its own, or one that it recognises.
+fn old_entry<'k>(provider: &dyn KekProvider, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
+    let entries = keys.entries();
+    entries
+        .iter()
+        .find(|entry| entry.kek_id() == provider.id())
+        .or_else(|| entries.iter().find(|entry| provider.recognises(entry.kek_id())))
+}

@@ -1,0 +1,156 @@
+//! Sealing messages: the handle, and how the bytes of a message come together.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::context::EncryptionContext;
+use crate::dek::{Reservation, WritingDek};
+use crate::error::{Error, ErrorKind};
+use crate::format::{Form, WrappedKeys};
+use crate::memory::wipe;
+use crate::suite::{DekId, Suite, TAG_LEN};
+
+/// A lease on the DEK that seals for one encryption context: for loops, streams of records and blocking code.
+///
+/// Sealing with it is synchronous and asks nobody. It ends with its DEK: after `max_age`, and in the child of a fork, it
+/// returns [`ErrorKind::Expired`]; at a cap on messages or bytes, [`ErrorKind::Exhausted`]. Then get another with
+/// [`Envelope::sealing_key`](crate::Envelope::sealing_key).
+///
+/// A clone shares the caps.
+#[derive(Clone)]
+pub struct SealingKey {
+    dek: Arc<WritingDek>,
+    form: Form,
+}
+
+impl SealingKey {
+    pub(super) fn new(dek: Arc<WritingDek>) -> Self {
+        Self { dek, form: Form::Embedded }
+    }
+
+    /// The same lease, sealing compact messages: without the wrapped keys, which [`wrapped_keys`](Self::wrapped_keys) gives to
+    /// be kept apart. **Store them durably before the first message that needs them.**
+    #[must_use]
+    pub fn compact(mut self) -> Self {
+        self.form = Form::Compact;
+        self
+    }
+
+    /// The DEK's id, as it stands in each message.
+    #[must_use]
+    pub fn dek_id(&self) -> DekId {
+        self.dek.id
+    }
+
+    /// The suite of each message.
+    #[must_use]
+    pub fn suite(&self) -> Suite {
+        self.dek.suite
+    }
+
+    /// The context that the DEK is bound to.
+    #[must_use]
+    pub fn context(&self) -> &EncryptionContext {
+        &self.dek.context
+    }
+
+    /// The wrapped forms of the DEK.
+    #[must_use]
+    pub fn wrapped_keys(&self) -> &WrappedKeys {
+        &self.dek.wrapped_keys
+    }
+
+    /// Bytes of a message in front of its ciphertext: header, nonce, wrapped keys.
+    #[must_use]
+    pub fn prefix_len(&self) -> usize {
+        self.dek.prefix(self.form).len()
+    }
+
+    /// Bytes of a message behind its ciphertext.
+    #[must_use]
+    pub fn tag_len(&self) -> usize {
+        TAG_LEN
+    }
+
+    /// Seals one message.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
+    pub fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
+        seal(Reservation::new(&*self.dek, plaintext.len())?, self.form, aad, plaintext)
+    }
+
+    /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
+    /// plaintext, and [`tag_len`](Self::tag_len) bytes of room. The buffer is then the message.
+    ///
+    /// ```
+    /// # use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # let envelope = Envelope::builder().write_to(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// # pollster::block_on(async {
+    /// let key = envelope.sealing_key(&context).await?;
+    /// let mut buffer = vec![0; key.prefix_len() + 5 + key.tag_len()];
+    /// buffer[key.prefix_len()..][..5].copy_from_slice(b"hello");
+    /// key.seal_in_place(b"row 1", &mut buffer)?;
+    /// assert_eq!(&*envelope.decrypt(&context, b"row 1", &buffer).await?, b"hello");
+    /// # Ok::<(), waxseal::Error>(()) })?;
+    /// # Ok::<(), waxseal::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
+    pub fn seal_in_place(&self, aad: &[u8], buffer: &mut [u8]) -> Result<(), Error> {
+        let len = buffer.len().checked_sub(self.prefix_len() + TAG_LEN).ok_or_else(no_room)?;
+        seal_in_place(Reservation::new(&*self.dek, len)?, self.form, aad, buffer)
+    }
+}
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealingKey")
+            .field("dek_id", &self.dek.id)
+            .field("suite", &self.dek.suite)
+            .field("form", &self.form)
+            .finish_non_exhaustive()
+    }
+}
+
+fn no_room() -> Error {
+    Error::new(ErrorKind::BufferSize, "no room for prefix and tag")
+}
+
+/// A message in a buffer of its own: one allocation, one copy of the plaintext.
+pub(super) fn seal<D: Deref<Target = WritingDek>>(
+    reservation: Reservation<D>,
+    form: Form,
+    aad: &[u8],
+    plaintext: &[u8],
+) -> Result<Vec<u8>, Error> {
+    let prefix_len = reservation.dek().prefix(form).len();
+    let mut message = Vec::with_capacity(prefix_len + plaintext.len() + TAG_LEN);
+    message.resize(prefix_len, 0);
+    message.extend_from_slice(plaintext);
+    message.resize(prefix_len + plaintext.len() + TAG_LEN, 0);
+    match seal_in_place(reservation, form, aad, &mut message) {
+        Ok(()) => Ok(message),
+        Err(error) => {
+            wipe(&mut message);
+            Err(error)
+        }
+    }
+}
+
+/// `buffer` is room for the prefix, the plaintext, and room for the tag.
+pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
+    reservation: Reservation<D>,
+    form: Form,
+    aad: &[u8],
+    buffer: &mut [u8],
+) -> Result<(), Error> {
+    let prefix_len = reservation.dek().prefix(form).len();
+    let (room, rest) = buffer.split_at_mut_checked(prefix_len).ok_or_else(no_room)?;
+    let (payload, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
+    reservation.seal(form, aad, room, payload, tag_room)
+}

@@ -1,0 +1,213 @@
+//! The one error of the public interface.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// What went wrong, and what to do about it.
+///
+/// Ask [`kind`](Error::kind) to decide, [`is_retryable`](Error::is_retryable) before trying again; the `Display` text is for
+/// a person and may change. An error never carries key bytes, plaintext or AAD, and a failed authentication does not say which
+/// part failed: that would help whoever is trying.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    detail: Cow<'static, str>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The kinds of [`Error`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The bytes do not begin as a sealed value does. They are never returned as if they were one.
+    NotSealed,
+    /// Sealed under a format version that this build does not know.
+    UnsupportedVersion,
+    /// Sealed with a suite that this build does not know.
+    UnsupportedSuite,
+    /// A kind of sealed value that this build does not know, or that this call does not open.
+    UnsupportedKind,
+    /// The bytes break a rule of the format: too short, too long, not in canonical form.
+    Malformed,
+    /// The message is in compact form and its wrapped keys were not handed over.
+    MissingWrappedKeys,
+    /// No configured provider recognises a KEK id of this message.
+    UnknownKek,
+    /// Message, wrapped keys, encryption context and AAD do not belong together, or were changed.
+    Invalid,
+    /// The key service could not be reached or could not answer. Retryable.
+    Unavailable,
+    /// The key service asks for fewer calls. Retryable, more slowly.
+    Throttled,
+    /// The key service refuses the use of the KEK.
+    Denied,
+    /// The key service cannot be used until an operator acts: credentials, connection, configuration.
+    Misconfigured,
+    /// The key service, or its provider, answered with something that no correct one does.
+    Provider,
+    /// An encryption context that breaks a limit or uses a reserved name.
+    InvalidContext,
+    /// A configuration value outside its range, or two that contradict each other.
+    InvalidOption,
+    /// A plaintext, or a list of wrapped keys, is larger than the format or a limit allows.
+    TooLarge,
+    /// A buffer given for an operation in place has not the room that the operation needs.
+    BufferSize,
+    /// The handle reached its cap on messages or bytes. Get a new one.
+    Exhausted,
+    /// The handle passed the end of its lease, or the process forked since it was made. Get a new one.
+    Expired,
+    /// The handle is for another DEK or suite than this message. Get one for this message.
+    OtherDek,
+    /// The operating system gave no randomness.
+    Randomness,
+    /// A file of the local provider could not be read, written or locked.
+    Io,
+}
+
+impl ErrorKind {
+    fn text(self) -> (&'static str, &'static str) {
+        match self {
+            Self::NotSealed => {
+                ("not a sealed value", "check where the bytes come from; plain values are never passed through")
+            }
+            Self::UnsupportedVersion => ("unknown format version", "open it with a newer release of the library"),
+            Self::UnsupportedSuite => ("unknown suite", "open it with a newer release of the library"),
+            Self::UnsupportedKind => ("unsupported kind of sealed value", "use the call that is made for this kind"),
+            Self::Malformed => {
+                ("malformed sealed value", "the bytes were cut or changed; restore them from where they were stored")
+            }
+            Self::MissingWrappedKeys => {
+                ("compact message without wrapped keys", "hand over the wrapped keys that belong to its DEK id")
+            }
+            Self::UnknownKek => {
+                ("no provider for any KEK of this message", "add the provider that holds one of them with read_from")
+            }
+            Self::Invalid => (
+                "message, wrapped keys, context and AAD do not belong together",
+                "check the encryption context and the AAD; if both are right, the value was changed",
+            ),
+            Self::Unavailable => ("key service unavailable", "try again with a delay"),
+            Self::Throttled => ("key service throttled the call", "try again with a longer delay, or raise the quota"),
+            Self::Denied => {
+                ("key service denied the use of the KEK", "check the key's state and the caller's permission")
+            }
+            Self::Misconfigured => (
+                "key service not usable as configured",
+                "an operator has to act: credentials, connection, configuration",
+            ),
+            Self::Provider => ("key provider broke its contract", "report it to whoever maintains the provider"),
+            Self::InvalidContext => ("invalid encryption context", "change the name or value that is named"),
+            Self::InvalidOption => ("invalid configuration", "change the option that is named"),
+            Self::TooLarge => ("too large", "split the payload, or raise the limit that is named"),
+            Self::BufferSize => ("buffer of the wrong size", "size it with the lengths that the handle gives"),
+            Self::Exhausted => ("handle exhausted", "get a new handle"),
+            Self::Expired => ("handle expired", "get a new handle"),
+            Self::OtherDek => ("handle is for another DEK", "get a handle for this message"),
+            Self::Randomness => {
+                ("no randomness from the operating system", "nothing was sealed; the system is not fit to run on")
+            }
+            Self::Io => ("key file could not be used", "check the path, its owner, its mode and its lock"),
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text().0)
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner { kind, detail: detail.into(), source: None }))
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// The one answer to every failed authentication: no detail, whatever the cause.
+    pub(crate) fn invalid() -> Self {
+        Self::new(ErrorKind::Invalid, "")
+    }
+
+    /// What kind of failure this is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// Whether the same call may succeed later without anybody changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Unavailable | ErrorKind::Throttled)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, advice) = self.0.kind.text();
+        if self.0.detail.is_empty() {
+            write!(f, "{what}; {advice}")
+        } else {
+            write!(f, "{what}: {}; {advice}", self.0.detail)
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("detail", &self.0.detail)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+impl From<getrandom::Error> for Error {
+    fn from(source: getrandom::Error) -> Self {
+        Self::new(ErrorKind::Randomness, "").with_source(source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, ErrorKind};
+
+    #[test]
+    fn the_text_says_what_happened_and_what_to_do() {
+        let error = Error::new(ErrorKind::TooLarge, "max_bytes is 10");
+        assert_eq!(
+            error.to_string(),
+            "too large: max_bytes is 10; split the payload, or raise the limit that is named"
+        );
+        assert_eq!(error.kind(), ErrorKind::TooLarge);
+    }
+
+    #[test]
+    fn only_an_unavailable_or_throttled_key_service_is_worth_a_retry() {
+        assert!(Error::new(ErrorKind::Unavailable, "").is_retryable());
+        assert!(Error::new(ErrorKind::Throttled, "").is_retryable());
+        for kind in
+            [ErrorKind::Denied, ErrorKind::Invalid, ErrorKind::Misconfigured, ErrorKind::Expired, ErrorKind::Malformed]
+        {
+            assert!(!Error::new(kind, "").is_retryable(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_error_is_one_pointer_wide() {
+        assert_eq!(size_of::<Result<(), Error>>(), size_of::<usize>());
+    }
+}

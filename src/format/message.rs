@@ -1,0 +1,278 @@
+//! The common header and the message (docs/format.md, "Common header" and "Message").
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+
+use super::limits::MAX_PLAINTEXT;
+use super::reader::Reader;
+use crate::error::{Error, ErrorKind};
+use crate::suite::{DekId, Suite, TAG_LEN};
+
+/// Bytes of the common header.
+const HEADER_LEN: usize = 40;
+
+/// First bytes of a sealed value, whatever its version. C1 occurs in no UTF-8 text.
+const MAGIC: [u8; 3] = [0xC1, b'W', b'X'];
+const VERSION: u8 = 1;
+
+/// What a sealed value is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Kind {
+    /// One payload, opened as a whole.
+    Message,
+    /// A payload in chunks. Its number is reserved; this release neither writes nor opens it.
+    Stream,
+}
+
+impl Kind {
+    const fn id(self) -> u8 {
+        match self {
+            Self::Message => 1,
+            Self::Stream => 2,
+        }
+    }
+
+    const fn from_id(id: u8) -> Option<Self> {
+        match id {
+            1 => Some(Self::Message),
+            2 => Some(Self::Stream),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a message carries its wrapped keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Form {
+    Embedded,
+    Compact,
+}
+
+/// Whether `bytes` begin with the whole fixed header of a sealed value that this build knows.
+///
+/// It looks at 40 bytes and at nothing behind them. **Never** write "sealed? then open, else take as it is": whoever can write to
+/// the table could then replace a sealed value by a plain one.
+#[must_use]
+pub fn is_sealed(bytes: &[u8]) -> bool {
+    Header::read(&mut Reader::new(bytes)).is_ok()
+}
+
+/// The 40 bytes in front of every sealed value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Header {
+    pub(crate) suite: Suite,
+    pub(crate) kind: Kind,
+    pub(crate) wrapped_len: u16,
+    pub(crate) dek_id: DekId,
+}
+
+impl Header {
+    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+        let not_sealed = || Error::new(ErrorKind::NotSealed, "");
+        if reader.array() != Some(&MAGIC) {
+            return Err(not_sealed());
+        }
+        let version = reader.u8().ok_or_else(cut)?;
+        if version != VERSION {
+            return Err(Error::new(ErrorKind::UnsupportedVersion, format!("{version}")));
+        }
+        let suite = reader.u8().ok_or_else(cut)?;
+        let suite = Suite::from_id(suite).ok_or_else(|| Error::new(ErrorKind::UnsupportedSuite, format!("{suite}")))?;
+        let kind = reader.u8().ok_or_else(cut)?;
+        let kind = Kind::from_id(kind).ok_or_else(|| Error::new(ErrorKind::UnsupportedKind, format!("{kind}")))?;
+        if kind == Kind::Stream && suite == Suite::Xaes256Gcm {
+            return Err(Error::new(ErrorKind::UnsupportedSuite, "3 in a stream"));
+        }
+        let wrapped_len = reader.u16().ok_or_else(cut)?;
+        let dek_id = DekId::from_bytes(*reader.array().ok_or_else(cut)?);
+        Ok(Self { suite, kind, wrapped_len, dek_id })
+    }
+
+    /// Reads the header alone, of any kind.
+    pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
+        Self::read(&mut Reader::new(bytes))
+    }
+}
+
+fn cut() -> Error {
+    Error::new(ErrorKind::Malformed, "shorter than its header says")
+}
+
+/// A message, taken apart but not opened.
+#[derive(Clone, Debug)]
+pub(crate) struct Message<'a> {
+    pub(crate) header: Header,
+    pub(crate) nonce: &'a [u8],
+    /// Empty in compact form; not looked into.
+    pub(crate) wrapped_keys: &'a [u8],
+    /// The ciphertext without its tag.
+    pub(crate) payload: Range<usize>,
+    pub(crate) tag: &'a [u8; TAG_LEN],
+}
+
+impl<'a> Message<'a> {
+    pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(bytes);
+        let header = Header::read(&mut reader)?;
+        if header.kind != Kind::Message {
+            return Err(Error::new(ErrorKind::UnsupportedKind, "a stream, where a message is expected"));
+        }
+        let nonce = reader.take(header.suite.nonce_len()).ok_or_else(cut)?;
+        let wrapped_keys = reader.take(header.wrapped_len.into()).ok_or_else(cut)?;
+        let (payload, tag) = reader.rest().split_last_chunk::<TAG_LEN>().ok_or_else(cut)?;
+        if u64::try_from(payload.len()).is_ok_and(|len| len > MAX_PLAINTEXT) {
+            return Err(Error::new(ErrorKind::Malformed, "longer than any message can be"));
+        }
+        let start = HEADER_LEN + nonce.len() + wrapped_keys.len();
+        Ok(Self { header, nonce, wrapped_keys, payload: start..start + payload.len(), tag })
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        if self.wrapped_keys.is_empty() { Form::Compact } else { Form::Embedded }
+    }
+}
+
+/// What stands in front of a message's ciphertext, for one DEK: all of it but the nonce is the same for every message.
+#[derive(Clone, Debug)]
+pub(crate) struct Prefix {
+    header: [u8; HEADER_LEN],
+    nonce_len: usize,
+    wrapped_keys: Box<[u8]>,
+}
+
+impl Prefix {
+    /// `wrapped_keys` is encoded, or empty for the compact form.
+    pub(crate) fn new(suite: Suite, dek_id: DekId, wrapped_keys: &[u8]) -> Result<Self, Error> {
+        let wrapped_len =
+            u16::try_from(wrapped_keys.len()).map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
+        let header = Header { suite, kind: Kind::Message, wrapped_len, dek_id }.to_bytes();
+        Ok(Self { header, nonce_len: suite.nonce_len(), wrapped_keys: wrapped_keys.into() })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        HEADER_LEN + self.nonce_len + self.wrapped_keys.len()
+    }
+
+    /// Fills `room`, which is exactly [`len`](Self::len) long.
+    pub(crate) fn write(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
+        let mut room = room;
+        for part in [&self.header[..], nonce, &self.wrapped_keys] {
+            let (head, tail) = room.split_at_mut_checked(part.len()).ok_or_else(prefix_room)?;
+            head.copy_from_slice(part);
+            room = tail;
+        }
+        if room.is_empty() { Ok(()) } else { Err(prefix_room()) }
+    }
+}
+
+fn prefix_room() -> Error {
+    Error::new(ErrorKind::BufferSize, "room for the prefix")
+}
+
+impl Header {
+    fn to_bytes(self) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        let [low, high] = self.wrapped_len.to_le_bytes();
+        let fixed = [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
+        for (byte, value) in bytes.iter_mut().zip(fixed.iter().chain(self.dek_id.as_bytes())) {
+            *byte = *value;
+        }
+        bytes
+    }
+}
+
+/// The same message with other wrapped keys (encoded, or empty for the compact form); nonce, ciphertext and tag are copied as they are.
+pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
+    let message = Message::parse(sealed)?;
+    let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
+    let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(prefix.len() + payload_and_tag.len());
+    bytes.resize(prefix.len(), 0);
+    prefix.write(message.nonce, &mut bytes)?;
+    bytes.extend_from_slice(payload_and_tag);
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(suite: Suite, wrapped_keys: &[u8], payload: &[u8]) -> Vec<u8> {
+        let prefix = Prefix::new(suite, DekId::from_bytes([7; 32]), wrapped_keys).unwrap();
+        let mut bytes = vec![0; prefix.len()];
+        prefix.write(&vec![9; suite.nonce_len()], &mut bytes).unwrap();
+        bytes.extend_from_slice(payload);
+        bytes.extend_from_slice(&[5; TAG_LEN]);
+        bytes
+    }
+
+    #[test]
+    fn a_compact_message_is_68_bytes_longer_than_its_plaintext_and_80_under_xaes() {
+        assert_eq!(sample(Suite::Aes256Gcm, b"", b"").len(), 68);
+        assert_eq!(sample(Suite::ChaCha20Poly1305, b"", b"").len(), 68);
+        assert_eq!(sample(Suite::Xaes256Gcm, b"", b"").len(), 80);
+    }
+
+    #[test]
+    fn parse_finds_the_parts_that_were_written() {
+        let bytes = sample(Suite::Aes256Gcm, b"wrapped", b"payload");
+        let message = Message::parse(&bytes).unwrap();
+        assert_eq!(message.header.suite, Suite::Aes256Gcm);
+        assert_eq!(message.header.dek_id.as_bytes(), &[7; 32]);
+        assert_eq!(message.nonce, [9; 12]);
+        assert_eq!(message.wrapped_keys, b"wrapped");
+        assert_eq!(&bytes[message.payload.clone()], b"payload");
+        assert_eq!(message.tag, &[5; TAG_LEN]);
+        assert_eq!(message.form(), Form::Embedded);
+        let compact = with_wrapped_keys(&bytes, b"").unwrap();
+        assert_eq!(compact, sample(Suite::Aes256Gcm, b"", b"payload"));
+        assert_eq!(with_wrapped_keys(&compact, b"wrapped").unwrap(), bytes);
+    }
+
+    #[test]
+    fn what_this_build_does_not_know_is_an_error_of_its_own_kind() {
+        let good = sample(Suite::Aes256Gcm, b"w", b"p");
+        for (at, value, kind) in [
+            (0, 0xC2, ErrorKind::NotSealed),
+            (1, b'w', ErrorKind::NotSealed),
+            (3, 0, ErrorKind::UnsupportedVersion),
+            (3, 2, ErrorKind::UnsupportedVersion),
+            (4, 0, ErrorKind::UnsupportedSuite),
+            (4, 4, ErrorKind::UnsupportedSuite),
+            (5, 0, ErrorKind::UnsupportedKind),
+            (5, 2, ErrorKind::UnsupportedKind),
+            (5, 3, ErrorKind::UnsupportedKind),
+            (6, 255, ErrorKind::Malformed),
+        ] {
+            let mut bytes = good.clone();
+            bytes[at] = value;
+            assert_eq!(Message::parse(&bytes).unwrap_err().kind(), kind, "byte {at} = {value}");
+        }
+        assert_eq!(Message::parse(b"").unwrap_err().kind(), ErrorKind::NotSealed);
+        assert_eq!(Message::parse(b"plain text").unwrap_err().kind(), ErrorKind::NotSealed);
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        for suite in [Suite::Aes256Gcm, Suite::Xaes256Gcm] {
+            let good = sample(suite, b"wrapped", b"");
+            for len in 0..good.len() {
+                assert!(Message::parse(&good[..len]).is_err(), "cut at {len}");
+            }
+            assert!(Message::parse(&good).is_ok());
+        }
+    }
+
+    #[test]
+    fn is_sealed_wants_the_whole_header() {
+        let good = sample(Suite::Aes256Gcm, b"wrapped", b"payload");
+        assert!(is_sealed(&good));
+        assert!(is_sealed(&good[..HEADER_LEN]));
+        for len in 0..HEADER_LEN {
+            assert!(!is_sealed(&good[..len]), "{len} bytes");
+        }
+        assert!(!is_sealed("\u{c1}WX plain text that is long enough to be a header".as_bytes()));
+    }
+}

@@ -1,0 +1,16 @@
+//! The bytes of format 1 (docs/format.md): the only code that parses untrusted input.
+//!
+//! It borrows from its input, allocates nothing in proportion to a length that the input claims, and knows neither keys nor
+//! key services.
+#![forbid(unsafe_code)]
+
+mod context;
+pub(crate) mod limits;
+pub(crate) mod local;
+mod message;
+mod reader;
+mod wrapped_keys;
+
+pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};
+pub use message::{Kind, is_sealed};
+pub use wrapped_keys::{KekId, WrappedDek, WrappedKeys};

@@ -1,0 +1,127 @@
+//! A conformance suite that every [`KekProvider`] runs, this crate's own and yours.
+//!
+//! Give it a [`Subject`]: the provider, another KEK of the same service, and what it takes to rotate the KEK or to make the service fail.
+//! It needs no runtime of its own: run it under the executor that your provider wants.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use waxseal::kek::conformance::{self, Subject};
+//! use waxseal::kek::{KekProvider, local::LocalKek};
+//!
+//! struct Local { kek: LocalKek, other: LocalKek }
+//!
+//! impl Subject for Local {
+//!     fn provider(&self) -> Arc<dyn KekProvider> { Arc::new(self.kek.clone()) }
+//!     fn other(&self) -> Arc<dyn KekProvider> { Arc::new(self.other.clone()) }
+//! }
+//!
+//! let subject = Local { kek: LocalKek::in_memory("a")?, other: LocalKek::in_memory("b")? };
+//! let report = pollster::block_on(conformance::run(&subject));
+//! assert!(report.is_conformant(), "{report}");
+//! # Ok::<(), waxseal::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod checks;
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{BoxFuture, KekErrorClass, KekProvider};
+
+/// What the suite is run on.
+pub trait Subject: Send + Sync {
+    /// The provider under test.
+    fn provider(&self) -> Arc<dyn KekProvider>;
+
+    /// A provider for another KEK of the same key service, which the first does not recognise.
+    fn other(&self) -> Arc<dyn KekProvider>;
+
+    /// Whether the key service itself refuses a wrong encryption context. Where it does not, the DEK id still finds the mistake, but
+    /// only after the DEK was released. By default `true`.
+    fn enforces_context(&self) -> bool {
+        true
+    }
+
+    /// Makes a new version of the KEK, which wraps from now on. By default not applicable.
+    fn rotate(&self) -> BoxFuture<'_, Step> {
+        Box::pin(async { Step::NotApplicable })
+    }
+
+    /// Makes every call to the service fail in this way, until [`restore`](Self::restore). By default not applicable.
+    fn fail_with(&self, class: KekErrorClass) -> BoxFuture<'_, Step> {
+        let _ = class;
+        Box::pin(async { Step::NotApplicable })
+    }
+
+    /// Ends what [`fail_with`](Self::fail_with) began.
+    fn restore(&self) -> BoxFuture<'_, Step> {
+        Box::pin(async { Step::NotApplicable })
+    }
+}
+
+/// How a step that the suite asked its [`Subject`] for went.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// It is so now.
+    Done,
+    /// This service, or this set-up, has no such thing.
+    NotApplicable,
+    /// It should have worked and did not: the check fails.
+    Failed(String),
+}
+
+/// The result of one check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// As it should be.
+    Passed,
+    /// The subject has no such thing.
+    NotApplicable,
+    /// What was wrong.
+    Failed(String),
+}
+
+/// What [`run`] found; its Display is a line per check.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report(Vec<(&'static str, Outcome)>);
+
+impl Report {
+    /// Whether no check failed.
+    #[must_use]
+    pub fn is_conformant(&self) -> bool {
+        !self.0.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
+    }
+
+    /// Every check by name, in the order of the run.
+    pub fn checks(&self) -> impl Iterator<Item = (&'static str, &Outcome)> {
+        self.0.iter().map(|(name, outcome)| (*name, outcome))
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, outcome) in &self.0 {
+            match outcome {
+                Outcome::Passed => writeln!(f, "passed          {name}")?,
+                Outcome::NotApplicable => writeln!(f, "not applicable  {name}")?,
+                Outcome::Failed(why) => writeln!(f, "FAILED          {name}: {why}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs every check, whether or not earlier ones passed. The provider is asked a few hundred times.
+pub async fn run(subject: &dyn Subject) -> Report {
+    let mut results = Vec::new();
+    for (name, check) in checks::ALL {
+        let outcome = match check(subject).await {
+            Ok(()) => Outcome::Passed,
+            Err(checks::Stop::NotApplicable) => Outcome::NotApplicable,
+            Err(checks::Stop::Failed(why)) => Outcome::Failed(why),
+        };
+        results.push((*name, outcome));
+    }
+    Report(results)
+}

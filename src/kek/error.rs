@@ -1,0 +1,121 @@
+//! What a provider says went wrong.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::error::{Error, ErrorKind};
+
+/// What the failure of a key service means for the DEKs that depend on it. The whole handling of outages and revocations rests
+/// on providers getting this right.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+pub enum KekErrorClass {
+    /// Not reachable, not answering, or answering with something unknown. May be retried, may be ridden out.
+    Unavailable,
+    /// Asked for fewer calls. As unavailable, but retried more slowly.
+    Throttled,
+    /// Refused: no permission, KEK disabled, pending deletion or deleted. Never ridden out.
+    Denied,
+    /// This wrapped key, or this context with it, is not right. Says nothing about any other.
+    Invalid,
+    /// An operator must act: login refused, credentials expired, store disconnected by mistake.
+    Misconfigured,
+}
+
+impl KekErrorClass {
+    fn kind(self) -> ErrorKind {
+        match self {
+            Self::Unavailable => ErrorKind::Unavailable,
+            Self::Throttled => ErrorKind::Throttled,
+            Self::Denied => ErrorKind::Denied,
+            Self::Invalid => ErrorKind::Invalid,
+            Self::Misconfigured => ErrorKind::Misconfigured,
+        }
+    }
+}
+
+impl fmt::Display for KekErrorClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::Misconfigured => "misconfigured",
+        })
+    }
+}
+
+/// The failure of one call to a key service.
+///
+/// The message is shown to operators: it holds no key bytes and no credential.
+#[derive(Debug, thiserror::Error)]
+#[error("{class}: {message}")]
+pub struct KekError {
+    class: KekErrorClass,
+    message: Cow<'static, str>,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl KekError {
+    /// An error of this class.
+    pub fn new(class: KekErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { class, message: message.into(), source: None }
+    }
+
+    /// [`KekErrorClass::Unavailable`].
+    pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(KekErrorClass::Unavailable, message)
+    }
+
+    /// [`KekErrorClass::Throttled`].
+    pub fn throttled(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(KekErrorClass::Throttled, message)
+    }
+
+    /// [`KekErrorClass::Denied`].
+    pub fn denied(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(KekErrorClass::Denied, message)
+    }
+
+    /// [`KekErrorClass::Invalid`].
+    pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(KekErrorClass::Invalid, message)
+    }
+
+    /// [`KekErrorClass::Misconfigured`].
+    pub fn misconfigured(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(KekErrorClass::Misconfigured, message)
+    }
+
+    /// Adds the cause. Its Debug and Display must be as free of secrets as the message.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the failure means.
+    #[must_use]
+    pub fn class(&self) -> KekErrorClass {
+        self.class
+    }
+}
+
+impl KekError {
+    pub(crate) fn into_error(self, detail: String) -> Error {
+        match self.class {
+            // Opaque, like every other way of not belonging together.
+            KekErrorClass::Invalid => Error::invalid(),
+            class => Error::new(class.kind(), detail).with_source(self),
+        }
+    }
+}
+
+impl From<KekError> for Error {
+    fn from(error: KekError) -> Self {
+        let detail = error.message.clone().into_owned();
+        error.into_error(detail)
+    }
+}

@@ -1,0 +1,327 @@
+//! The embedded default: a KEK in a key file, or in memory for tests.
+//!
+//! **It is no replacement for a key service.** Whoever can read the file has the KEK, nobody else decides on its use, no use of it
+//! is logged, and revoking it means deleting a file that may have been copied. It is for development, for tests, and
+//! for machines whose disk is the trust boundary anyway.
+#![forbid(unsafe_code)]
+
+mod key_file;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{BoxFuture, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::format::local::{KeyFile, LocalWrapped};
+use crate::memory::Secret32;
+use crate::suite::{AeadKey, Backend, Nonce, Nonces, Suite, derive_local_wrap_key};
+use key_file::FileOnDisk;
+
+/// A KEK held by this process.
+///
+/// Its id is `local:NAME`. It has versions: [`rotate`](Self::rotate) adds one that wraps from then on, while the older ones go on
+/// unwrapping until they are [`retired`](Self::retire). A clone is another handle to the same KEK.
+///
+/// ```
+/// use waxseal::kek::local::LocalKek;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("orders.kek");
+/// let kek = LocalKek::open_or_create(&path, "orders")?;
+/// assert_eq!(kek.rotate()?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct LocalKek(Arc<Inner>);
+
+struct Inner {
+    id: KekId,
+    file: Option<FileOnDisk>,
+    ring: RwLock<KeyRing>,
+}
+
+/// The versions, ready for use.
+struct KeyRing {
+    /// Retired versions have no key.
+    keys: BTreeMap<u32, Option<Arc<VersionKey>>>,
+    current: u32,
+}
+
+struct VersionKey {
+    secret: Secret32,
+    wrap_key: AeadKey,
+}
+
+impl KeyRing {
+    fn from_file(id: &KekId, file: KeyFile) -> Result<Self, Error> {
+        let mut keys = BTreeMap::new();
+        for (version, secret) in file.versions {
+            let key = match secret {
+                Some(secret) => {
+                    let wrap_key = derive_local_wrap_key(&secret, id.as_str())?;
+                    let wrap_key = AeadKey::new(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
+                    Some(Arc::new(VersionKey { secret, wrap_key }))
+                }
+                None => None,
+            };
+            keys.insert(version, key);
+        }
+        match keys.last_key_value() {
+            Some((current, Some(_))) => Ok(Self { current: *current, keys }),
+            _ => Err(Error::new(ErrorKind::Io, "the key file has no current version")),
+        }
+    }
+
+    fn to_file(&self, name: &str) -> KeyFile {
+        let copy =
+            |key: &Option<Arc<VersionKey>>| key.as_ref().and_then(|key| Secret32::from_slice(key.secret.expose()));
+        let versions = self.keys.iter().map(|(version, key)| (*version, copy(key))).collect();
+        KeyFile { name: name.into(), versions }
+    }
+}
+
+impl LocalKek {
+    /// Opens a key file.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if it is missing, is no regular file, can be read or written by anyone but its owner (mode beyond 0600),
+    /// is not a key file, or was changed.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let disk = FileOnDisk::new(path.as_ref())?;
+        let file = disk.read()?;
+        Self::from_file(file, Some(disk))
+    }
+
+    /// Opens a key file, or makes one with a first version if there is none. Two processes that do so at once get the same KEK.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes or that differs from the
+    /// name in an existing file.
+    pub fn open_or_create(path: impl AsRef<Path>, name: &str) -> Result<Self, Error> {
+        check_name(name)?;
+        let disk = FileOnDisk::new(path.as_ref())?;
+        let file = disk.read_or_create(|| first_version(name))?;
+        if &*file.name != name {
+            let detail = format!("name: the key file is for {:?}, not for {name:?}", file.name);
+            return Err(Error::new(ErrorKind::InvalidOption, detail));
+        }
+        Self::from_file(file, Some(disk))
+    }
+
+    /// A KEK that lives and dies with this process: for tests.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes.
+    pub fn in_memory(name: &str) -> Result<Self, Error> {
+        check_name(name)?;
+        Self::from_file(first_version(name)?, None)
+    }
+
+    /// A KEK from secrets that are kept elsewhere (32 uniformly random bytes a version), the highest version being the current one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes, for no version, and for one given twice.
+    pub fn from_secrets<'a>(name: &str, secrets: impl IntoIterator<Item = (u32, &'a [u8; 32])>) -> Result<Self, Error> {
+        check_name(name)?;
+        let mut versions = Vec::new();
+        for (version, secret) in secrets {
+            versions.push((version, Secret32::from_slice(secret)));
+        }
+        versions.sort_by_key(|(version, _)| *version);
+        if versions.is_empty() || versions.array_windows().any(|[(a, _), (b, _)]| a == b) {
+            return Err(Error::new(ErrorKind::InvalidOption, "secrets: at least one, and each version once"));
+        }
+        Self::from_file(KeyFile { name: name.into(), versions }, None)
+    }
+
+    fn from_file(file: KeyFile, disk: Option<FileOnDisk>) -> Result<Self, Error> {
+        let id = KekId::new(format!("local:{}", file.name))?;
+        let ring = RwLock::new(KeyRing::from_file(&id, file)?);
+        Ok(Self(Arc::new(Inner { id, file: disk, ring })))
+    }
+
+    /// The version that wraps.
+    #[must_use]
+    pub fn current_version(&self) -> u32 {
+        self.read(|ring| ring.current)
+    }
+
+    /// All versions, ascending, and whether each still unwraps.
+    #[must_use]
+    pub fn versions(&self) -> Vec<(u32, bool)> {
+        self.read(|ring| ring.keys.iter().map(|(version, key)| (*version, key.is_some())).collect())
+    }
+
+    /// Makes a new version, which wraps from now on, and returns its number. The older ones go on unwrapping.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the key file cannot be locked, read or replaced; the KEK is then unchanged.
+    pub fn rotate(&self) -> Result<u32, Error> {
+        self.change(|file| {
+            let last = file.versions.last().map_or(0, |(version, _)| *version);
+            let next = last.checked_add(1).ok_or_else(|| Error::new(ErrorKind::InvalidOption, "no version left"))?;
+            file.versions.push((next, Some(Secret32::random()?)));
+            Ok(next)
+        })
+    }
+
+    /// Destroys the secret of an old version: **what is still wrapped by it can never be opened again.** Rewrap first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for the current version and for one that does not exist; [`ErrorKind::Io`] as
+    /// [`rotate`](Self::rotate). Retiring a retired version changes nothing.
+    pub fn retire(&self, version: u32) -> Result<(), Error> {
+        self.change(|file| {
+            if file.versions.last().is_some_and(|(current, _)| *current == version) {
+                return Err(Error::new(ErrorKind::InvalidOption, "version: the current one cannot be retired"));
+            }
+            let entry = file.versions.iter_mut().find(|(existing, _)| *existing == version);
+            let (_, secret) =
+                entry.ok_or_else(|| Error::new(ErrorKind::InvalidOption, format!("version: there is no {version}")))?;
+            *secret = None;
+            Ok(())
+        })
+    }
+
+    /// Reads the key file again. Wrapping and unwrapping do so by themselves when another process has replaced the file;
+    /// this tells whether it could be read.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); the KEK is then unchanged.
+    pub fn reload(&self) -> Result<(), Error> {
+        match &self.0.file {
+            Some(disk) => self.install(disk.read()?),
+            None => Ok(()),
+        }
+    }
+
+    fn change<T>(&self, edit: impl FnOnce(&mut KeyFile) -> Result<T, Error>) -> Result<T, Error> {
+        match &self.0.file {
+            Some(disk) => {
+                let (file, result) = disk.update(edit)?;
+                self.install(file)?;
+                Ok(result)
+            }
+            None => {
+                let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
+                let mut file = ring.to_file(self.name());
+                let result = edit(&mut file)?;
+                *ring = KeyRing::from_file(&self.0.id, file)?;
+                Ok(result)
+            }
+        }
+    }
+
+    fn install(&self, file: KeyFile) -> Result<(), Error> {
+        if &*file.name != self.name() {
+            return Err(Error::new(ErrorKind::Io, "the key file is now one of another KEK"));
+        }
+        let ring = KeyRing::from_file(&self.0.id, file)?;
+        *self.0.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
+        Ok(())
+    }
+
+    fn name(&self) -> &str {
+        self.0.id.as_str().strip_prefix("local:").unwrap_or_default()
+    }
+
+    fn read<T>(&self, look: impl FnOnce(&KeyRing) -> T) -> T {
+        look(&self.0.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes notice of what another process did to the key file. While the file cannot be read, the KEK goes on with what it
+    /// knows, and `health` says so.
+    fn follow_file(&self) {
+        if self.0.file.as_ref().is_some_and(FileOnDisk::has_changed) {
+            let _ = self.reload();
+        }
+    }
+
+    fn key(&self, version: u32) -> Result<Arc<VersionKey>, KekError> {
+        match self.read(|ring| ring.keys.get(&version).cloned()) {
+            Some(Some(key)) => Ok(key),
+            Some(None) => Err(KekError::denied(format!("version {version} of {} is retired", self.0.id))),
+            None => Err(KekError::invalid(format!("{} has no version {version}", self.0.id))),
+        }
+    }
+
+    fn wrap_now(&self, context: &EncryptionContext, dek: &Dek) -> Result<WrappedDek, KekError> {
+        let failed = |error: Error| KekError::unavailable("wrapping failed").with_source(error);
+        self.follow_file();
+        let version = self.current_version();
+        let key = self.key(version)?;
+        let nonce = Nonce::random(Nonces::System, Suite::Xaes256Gcm).map_err(failed)?;
+        let mut encrypted = Secret32::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK"))?;
+        let tag = key.wrap_key.seal(nonce.as_bytes(), context.as_bytes(), encrypted.expose_mut()).map_err(failed)?;
+        let nonce = nonce.as_bytes().try_into().map_err(|_| KekError::invalid("not a nonce"))?;
+        let wrapped = LocalWrapped { version, nonce, dek: encrypted.expose(), tag: &tag }.to_bytes();
+        WrappedDek::new(self.0.id.clone(), wrapped).map_err(failed)
+    }
+
+    fn unwrap_now(&self, context: &EncryptionContext, wrapped: &WrappedDek) -> Result<UnwrappedDek, KekError> {
+        if !self.recognises(wrapped.kek_id()) {
+            return Err(KekError::invalid("wrapped by another KEK"));
+        }
+        let parts =
+            LocalWrapped::read(wrapped.wrapped()).ok_or_else(|| KekError::invalid("not a local wrapped key"))?;
+        self.follow_file();
+        let key = self.key(parts.version)?;
+        let mut dek = UnwrappedDek::new(parts.dek.to_vec());
+        key.wrap_key
+            .open(parts.nonce, context.as_bytes(), dek.expose_mut(), parts.tag)
+            .map_err(|_| KekError::invalid("wrapped key or context is not right"))?;
+        Ok(dek)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    if name.is_empty() || name.len() > KeyFile::MAX_NAME {
+        let detail = format!("name: {} bytes, 1 to {} are allowed", name.len(), KeyFile::MAX_NAME);
+        return Err(Error::new(ErrorKind::InvalidOption, detail));
+    }
+    Ok(())
+}
+
+fn first_version(name: &str) -> Result<KeyFile, Error> {
+    Ok(KeyFile { name: name.into(), versions: vec![(1, Some(Secret32::random()?))] })
+}
+
+impl KekProvider for LocalKek {
+    fn id(&self) -> &KekId {
+        &self.0.id
+    }
+
+    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+        LocalWrapped::read(wrapped.wrapped()).is_some_and(|parts| parts.version == self.current_version())
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move { self.wrap_now(context, dek) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move { self.unwrap_now(context, wrapped) })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async move {
+            match self.0.file.as_ref().map(FileOnDisk::read) {
+                None | Some(Ok(_)) => Ok(Health::Ready),
+                Some(Err(error)) => Ok(Health::Degraded(format!("in use from memory, but {error}"))),
+            }
+        })
+    }
+}
+
+impl fmt::Debug for LocalKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalKek").field("id", &self.0.id).field("versions", &self.versions()).finish()
+    }
+}

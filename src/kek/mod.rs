@@ -1,0 +1,246 @@
+//! Who wraps DEKs: the [`KekProvider`] trait and its implementations.
+//!
+//! A provider knows one key service. It tries each call once and classifies what went wrong; retries, caching and the choice
+//! between several KEKs are made above it, in one place for all.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod error;
+pub mod local;
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+pub use error::{KekError, KekErrorClass};
+
+use crate::context::EncryptionContext;
+pub use crate::format::{KekId, WrappedDek};
+pub use crate::suite::Dek;
+
+/// A boxed future, so that `dyn KekProvider` is possible.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One key encryption key in one key service.
+///
+/// Implementations try once, keep no DEK, and say with [`KekErrorClass`] what a failure means; they run
+/// [`conformance`](crate::kek) in their tests. They need no runtime of their own: a future may be polled by any executor that the
+/// provider's documentation allows.
+///
+/// A wrapper around another provider forwards **every** method; the default ones too, or the inner one's better version is lost.
+pub trait KekProvider: Send + Sync {
+    /// The KEK that [`wrap`](Self::wrap) uses.
+    fn id(&self) -> &KekId;
+
+    /// Whether this provider can unwrap what was wrapped under `kek_id`. By default only its own id.
+    fn recognises(&self, kek_id: &KekId) -> bool {
+        kek_id == self.id()
+    }
+
+    /// Whether `wrapped` was made by the KEK's current version, as far as the bytes tell; no call is made. `true` where they do
+    /// not tell. By default `true`.
+    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+        let _ = wrapped;
+        true
+    }
+
+    /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can.
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>>;
+
+    /// Unwraps. Whatever comes back is held against the DEK id before it is used.
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>>;
+
+    /// Has the key service make a DEK (AWS KMS: `GenerateDataKey`). The security of its messages then rests on the service's
+    /// generator. By default a DEK is made here and wrapped.
+    fn generate<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        Box::pin(async move {
+            let dek = Dek::random().map_err(|error| KekError::unavailable("no randomness").with_source(error))?;
+            let wrapped = self.wrap(context, &dek).await?;
+            Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped))
+        })
+    }
+
+    /// Wraps anew under the KEK's current version, in the key service where it can, so that no DEK comes into the process. By
+    /// default unwraps and wraps.
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move {
+            let dek = self.unwrap(context, wrapped).await?;
+            let dek = dek.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+            self.wrap(context, &dek).await
+        })
+    }
+
+    /// [`wrap`](Self::wrap) for many, in one request where the service can. One result per item, in order; a bad item fails alone.
+    /// By default one after the other.
+    fn wrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a Dek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let mut results = Vec::with_capacity(items.len());
+            for (context, dek) in items {
+                results.push(self.wrap(context, dek).await);
+            }
+            results
+        })
+    }
+
+    /// [`unwrap`](Self::unwrap) for many, as [`wrap_many`](Self::wrap_many).
+    fn unwrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
+        Box::pin(async move {
+            let mut results = Vec::with_capacity(items.len());
+            for (context, wrapped) in items {
+                results.push(self.unwrap(context, wrapped).await);
+            }
+            results
+        })
+    }
+
+    /// [`rewrap`](Self::rewrap) for many, as [`wrap_many`](Self::wrap_many).
+    fn rewrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let mut results = Vec::with_capacity(items.len());
+            for (context, wrapped) in items {
+                results.push(self.rewrap(context, wrapped).await);
+            }
+            results
+        })
+    }
+
+    /// Whether the KEK could be used now. An error says in its class why not.
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>>;
+}
+
+/// What a provider's [`health`](KekProvider::health) found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Health {
+    /// Wraps and unwraps.
+    Ready,
+    /// Works, with something an operator should look at.
+    Degraded(String),
+}
+
+/// A DEK as a key service returned it: of a length and content that nobody has checked yet.
+///
+/// Wiped on drop; no Clone, no serde, nothing in Debug.
+pub struct UnwrappedDek(Zeroizing<Vec<u8>>);
+
+impl UnwrappedDek {
+    /// Takes over the bytes that the service returned.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// For a provider that decrypts in place.
+    pub(crate) fn expose_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// The DEK, if there are exactly 32 bytes.
+    #[must_use]
+    pub fn to_dek(&self) -> Option<Dek> {
+        Dek::from_slice(&self.0)
+    }
+}
+
+impl fmt::Debug for UnwrappedDek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UnwrappedDek([redacted])")
+    }
+}
+
+/// So that a provider can be shared, and a service can keep a handle to the one it gave away.
+impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
+    fn id(&self) -> &KekId {
+        (**self).id()
+    }
+
+    fn recognises(&self, kek_id: &KekId) -> bool {
+        (**self).recognises(kek_id)
+    }
+
+    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+        (**self).is_current(wrapped)
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        (**self).wrap(context, dek)
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        (**self).unwrap(context, wrapped)
+    }
+
+    fn generate<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        (**self).generate(context)
+    }
+
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        (**self).rewrap(context, wrapped)
+    }
+
+    fn wrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a Dek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        (**self).wrap_many(items)
+    }
+
+    fn unwrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
+        (**self).unwrap_many(items)
+    }
+
+    fn rewrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        (**self).rewrap_many(items)
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        (**self).health()
+    }
+}

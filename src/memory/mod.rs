@@ -1,0 +1,31 @@
+//! What the library does to memory itself: wiping, secrets that wipe themselves, and noticing a fork.
+//!
+//! The bottom of the tree: it imports nothing of the crate. `fork` is the only file with `unsafe` in it.
+#![deny(unsafe_code)]
+
+pub(crate) mod fork;
+mod secret;
+
+pub(crate) use secret::Secret32;
+
+/// Overwrites `bytes` with zeros at the speed of `memset`; the compiler may not leave it out.
+///
+/// `Zeroize` writes byte by byte, which for bulk plaintext costs more than decrypting it did.
+pub(crate) fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    zeroize::optimization_barrier(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wipe;
+
+    #[test]
+    fn wipe_leaves_only_zeros() {
+        for len in [0, 1, 15, 16, 17, 4096, 100_003] {
+            let mut bytes = vec![0xA5; len];
+            wipe(&mut bytes);
+            assert!(bytes.iter().all(|byte| *byte == 0), "{len} bytes");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The suites from aws-lc-rs. It has no XAES-256-GCM, so that one is put together here from its AES and its AES-256-GCM.
+#![forbid(unsafe_code)]
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
+use zeroize::Zeroizing;
+
+use super::{AeadFailure, Suite, TAG_LEN};
+
+#[expect(clippy::large_enum_variant, reason = "lives behind one Arc")]
+pub(crate) enum Key {
+    /// AES-256-GCM or ChaCha20-Poly1305.
+    Direct(LessSafeKey),
+    Xaes256Gcm(Xaes256Gcm),
+}
+
+impl Key {
+    pub(super) fn new(suite: Suite, key: &[u8; 32]) -> Result<Self, AeadFailure> {
+        match suite {
+            Suite::Aes256Gcm => expand(&AES_256_GCM, key).map(Self::Direct),
+            Suite::ChaCha20Poly1305 => expand(&CHACHA20_POLY1305, key).map(Self::Direct),
+            Suite::Xaes256Gcm => Xaes256Gcm::new(key).map(Self::Xaes256Gcm),
+        }
+    }
+
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+        match self {
+            Self::Direct(key) => seal(key, nonce, aad, payload),
+            Self::Xaes256Gcm(key) => {
+                let (key, nonce) = key.for_nonce(nonce)?;
+                seal(&key, nonce, aad, payload)
+            }
+        }
+    }
+
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+        match self {
+            Self::Direct(key) => open(key, nonce, aad, payload, tag),
+            Self::Xaes256Gcm(key) => {
+                let (key, nonce) = key.for_nonce(nonce)?;
+                open(&key, nonce, aad, payload, tag)
+            }
+        }
+    }
+}
+
+fn expand(algorithm: &'static Algorithm, key: &[u8; 32]) -> Result<LessSafeKey, AeadFailure> {
+    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| AeadFailure)
+}
+
+fn seal(key: &LessSafeKey, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
+    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload).map_err(|_| AeadFailure)?;
+    tag.as_ref().try_into().map_err(|_| AeadFailure)
+}
+
+fn open(key: &LessSafeKey, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
+    key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload).map(|_| ()).map_err(|_| AeadFailure)
+}
+
+/// XAES-256-GCM (C2SP, "The XAES-256-GCM extended-nonce AEAD").
+pub(crate) struct Xaes256Gcm {
+    aes: EncryptingKey,
+    k1: Zeroizing<[u8; 16]>,
+}
+
+impl Xaes256Gcm {
+    /// Steps 1 and 2: L = AES-256_K(0^128); K1 = L << 1, XOR 0^120 10000111 if the bit shifted out was set.
+    fn new(key: &[u8; 32]) -> Result<Self, AeadFailure> {
+        let aes = UnboundCipherKey::new(&AES_256, key).and_then(EncryptingKey::ecb).map_err(|_| AeadFailure)?;
+        let mut l = Zeroizing::new([0; 16]);
+        encrypt_blocks(&aes, &mut *l)?;
+        let shifted = u128::from_be_bytes(*l);
+        let carry = (shifted >> 127) * 0b1000_0111;
+        Ok(Self { aes, k1: Zeroizing::new(((shifted << 1) ^ carry).to_be_bytes()) })
+    }
+
+    /// Steps 3 to 5: Kx = AES-256_K(M1 ^ K1) || AES-256_K(M2 ^ K1), Mi = 0x00 || i || "X" || 0x00 || N[:12]; the rest is
+    /// AES-256-GCM under Kx with the nonce N[12:].
+    fn for_nonce<'n>(&self, nonce: &'n [u8]) -> Result<(LessSafeKey, &'n [u8]), AeadFailure> {
+        let (head, tail) = nonce.split_first_chunk::<12>().ok_or(AeadFailure)?;
+        let mut kx = Zeroizing::new([0_u8; 32]);
+        for (i, half) in (1_u8..).zip(kx.as_chunks_mut::<16>().0) {
+            let (label, rest) = half.split_first_chunk_mut::<4>().ok_or(AeadFailure)?;
+            *label = [0, i, b'X', 0];
+            rest.copy_from_slice(head);
+            for (byte, k1) in half.iter_mut().zip(&*self.k1) {
+                *byte ^= k1;
+            }
+        }
+        encrypt_blocks(&self.aes, &mut *kx)?;
+        Ok((expand(&AES_256_GCM, &kx)?, tail))
+    }
+}
+
+fn encrypt_blocks(aes: &EncryptingKey, blocks: &mut [u8]) -> Result<(), AeadFailure> {
+    aes.less_safe_encrypt(blocks, EncryptionContext::None).map(|_| ()).map_err(|_| AeadFailure)
+}

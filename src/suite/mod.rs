@@ -1,0 +1,165 @@
+//! The cryptography: suites, the key derivation, nonces, and the seam to the AEAD backends.
+//!
+//! It knows keys and bytes, not where either comes from. `rustcrypto` and `aws_lc` are the only files that name an
+//! AEAD crate, and `derive` the only one that names the KDF's.
+#![deny(unsafe_code)]
+
+#[cfg(feature = "aws-lc")]
+mod aws_lc;
+mod derive;
+mod nonce;
+mod rustcrypto;
+#[cfg(test)]
+mod vectors;
+
+pub use derive::{Dek, DekId};
+pub(crate) use derive::{derive_dek_id, derive_local_wrap_key, derive_message_key};
+pub(crate) use nonce::Nonce;
+pub use nonce::Nonces;
+
+use crate::error::{Error, ErrorKind};
+use crate::memory::{Secret32, wipe};
+
+/// Bytes of an authentication tag, in every suite.
+pub(crate) const TAG_LEN: usize = 16;
+
+/// The AEAD that a DEK's messages are sealed with (docs/format.md, "Suites").
+///
+/// All three take 256-bit keys, random nonces and 128-bit tags. None of them commits to the AAD: it is authenticated, which is
+/// another thing (SECURITY.md). DEK and encryption context are committed to, by the DEK id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Suite {
+    /// AES-256-GCM, NIST SP 800-38D, nonce of 12 bytes. The default.
+    #[default]
+    Aes256Gcm,
+    /// ChaCha20-Poly1305, RFC 8439, nonce of 12 bytes: for processors without AES instructions.
+    #[cfg_attr(feature = "serde", serde(rename = "chacha20-poly1305"))]
+    ChaCha20Poly1305,
+    /// XAES-256-GCM, C2SP, nonce of 24 bytes: for more messages under one DEK than the caps of the others allow.
+    Xaes256Gcm,
+}
+
+impl Suite {
+    /// The byte that names this suite in a message.
+    #[must_use]
+    pub const fn id(self) -> u8 {
+        match self {
+            Self::Aes256Gcm => 1,
+            Self::ChaCha20Poly1305 => 2,
+            Self::Xaes256Gcm => 3,
+        }
+    }
+
+    /// The suite that a byte names, if this build knows it.
+    #[must_use]
+    pub const fn from_id(id: u8) -> Option<Self> {
+        match id {
+            1 => Some(Self::Aes256Gcm),
+            2 => Some(Self::ChaCha20Poly1305),
+            3 => Some(Self::Xaes256Gcm),
+            _ => None,
+        }
+    }
+
+    /// Bytes of a nonce.
+    #[must_use]
+    pub const fn nonce_len(self) -> usize {
+        match self {
+            Self::Aes256Gcm | Self::ChaCha20Poly1305 => 12,
+            Self::Xaes256Gcm => 24,
+        }
+    }
+}
+
+/// Whose implementation of the suites runs. The bytes are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Backend {
+    /// The RustCrypto crates: pure Rust, always there.
+    #[cfg_attr(feature = "serde", serde(rename = "rustcrypto"))]
+    RustCrypto,
+    /// aws-lc-rs: the fastest here, and the default wherever the feature `aws-lc` is on.
+    #[cfg(feature = "aws-lc")]
+    AwsLc,
+}
+
+impl Default for Backend {
+    #[cfg(feature = "aws-lc")]
+    fn default() -> Self {
+        Self::AwsLc
+    }
+
+    #[cfg(not(feature = "aws-lc"))]
+    fn default() -> Self {
+        Self::RustCrypto
+    }
+}
+
+impl Backend {
+    /// Every backend of this build.
+    #[must_use]
+    pub const fn all() -> &'static [Self] {
+        #[cfg(feature = "aws-lc")]
+        return &[Self::RustCrypto, Self::AwsLc];
+        #[cfg(not(feature = "aws-lc"))]
+        return &[Self::RustCrypto];
+    }
+}
+
+/// A backend refused: the tag does not match, or a length is beyond what the AEAD allows.
+struct AeadFailure;
+
+/// One suite's key, expanded and ready, in one backend. Its schedule is wiped when it is dropped.
+pub(crate) enum AeadKey {
+    RustCrypto(rustcrypto::Key),
+    #[cfg(feature = "aws-lc")]
+    AwsLc(aws_lc::Key),
+}
+
+impl AeadKey {
+    pub(crate) fn new(backend: Backend, suite: Suite, key: &Secret32) -> Result<Self, Error> {
+        match backend {
+            Backend::RustCrypto => Ok(Self::RustCrypto(rustcrypto::Key::new(suite, key.expose()))),
+            #[cfg(feature = "aws-lc")]
+            Backend::AwsLc => aws_lc::Key::new(suite, key.expose())
+                .map(Self::AwsLc)
+                .map_err(|AeadFailure| Error::new(ErrorKind::Misconfigured, "aws-lc refuses to make a key")),
+        }
+    }
+
+    /// Encrypts `payload` in place and gives its tag. On an error `payload` is as it was or wiped, never half of each.
+    pub(crate) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
+        let sealed = match self {
+            Self::RustCrypto(key) => key.seal(nonce, aad, payload),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => key.seal(nonce, aad, payload),
+        };
+        sealed.map_err(|AeadFailure| {
+            wipe(payload);
+            Error::new(ErrorKind::TooLarge, "beyond the limits of the AEAD")
+        })
+    }
+
+    /// Decrypts `payload` in place. When the tag does not match, `payload` is wiped: nothing unauthenticated is released, and the
+    /// backends, which leave different things behind, cannot be told apart.
+    pub(crate) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+        let opened = match self {
+            Self::RustCrypto(key) => key.open(nonce, aad, payload, tag),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => key.open(nonce, aad, payload, tag),
+        };
+        opened.map_err(|AeadFailure| {
+            wipe(payload);
+            Error::invalid()
+        })
+    }
+}
+
+impl std::fmt::Debug for AeadKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AeadKey([redacted])")
+    }
+}

@@ -1,0 +1,54 @@
+//! The suites from the RustCrypto crates.
+#![forbid(unsafe_code)]
+
+use aes_gcm::Aes256Gcm;
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use chacha20poly1305::ChaCha20Poly1305;
+use xaes_256_gcm::Xaes256Gcm;
+
+use super::{AeadFailure, Suite, TAG_LEN};
+
+/// Each variant wipes its schedule on drop (the crates' feature `zeroize`).
+pub(crate) enum Key {
+    Aes256Gcm(Aes256Gcm),
+    ChaCha20Poly1305(ChaCha20Poly1305),
+    Xaes256Gcm(Xaes256Gcm),
+}
+
+impl Key {
+    pub(super) fn new(suite: Suite, key: &[u8; 32]) -> Self {
+        match suite {
+            Suite::Aes256Gcm => Self::Aes256Gcm(Aes256Gcm::new(key.into())),
+            Suite::ChaCha20Poly1305 => Self::ChaCha20Poly1305(ChaCha20Poly1305::new(key.into())),
+            Suite::Xaes256Gcm => Self::Xaes256Gcm(Xaes256Gcm::new(key.into())),
+        }
+    }
+
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+        match self {
+            Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
+            Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
+            Self::Xaes256Gcm(key) => seal(key, nonce, aad, payload),
+        }
+    }
+
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+        match self {
+            Self::Aes256Gcm(key) => open(key, nonce, aad, payload, tag),
+            Self::ChaCha20Poly1305(key) => open(key, nonce, aad, payload, tag),
+            Self::Xaes256Gcm(key) => open(key, nonce, aad, payload, tag),
+        }
+    }
+}
+
+fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+    let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
+    let tag = key.encrypt_inout_detached(nonce, aad, payload.into()).map_err(|_| AeadFailure)?;
+    tag.as_slice().try_into().map_err(|_| AeadFailure)
+}
+
+fn open<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+    let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
+    let tag = tag.try_into().map_err(|_| AeadFailure)?;
+    key.decrypt_inout_detached(nonce, aad, payload.into(), tag).map_err(|_| AeadFailure)
+}

