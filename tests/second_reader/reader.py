@@ -2,9 +2,10 @@
 
     python reader.py VECTORS.json
 
-It opens every vector of the file (its schema is in tests/vectors/README.md), prints a line for each
-one that does not come out as the file says, and then "N passed, M failed". It is there to show that
-the page is enough to read the format; it is no library, and keeps no secret safe in memory.
+It opens every vector of the file (its schema, and the names of the kinds of error, are in
+tests/vectors/README.md), prints a line for each check that fails, and then "N passed, M failed".
+It is there to show that the page is enough to read the format; it is no library, and keeps no
+secret safe in memory.
 """
 
 import binascii

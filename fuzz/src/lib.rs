@@ -1,0 +1,65 @@
+//! What the target `open` and the example `seeds` share: one KEK, one context, one AAD, one plaintext.
+
+use std::time::Duration;
+
+use pollster::block_on;
+use waxseal::kek::local::LocalKek;
+use waxseal::{EncryptionContext, Envelope, Limits, Suite, WrappedKeys};
+
+/// Every suite.
+pub const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
+/// The AAD of every message.
+pub const AAD: &[u8] = b"row 17";
+/// The plaintext of every message.
+pub const PLAINTEXT: &[u8] = b"4111 1111 1111 1111, as it was sealed";
+
+/// A KEK that is the same in every process.
+///
+/// # Panics
+/// If the library refuses it.
+#[must_use]
+pub fn kek(name: &str, secret: u8) -> LocalKek {
+    LocalKek::from_secrets(name, [(1, &[secret; 32])]).unwrap()
+}
+
+/// The context of every message.
+///
+/// # Panics
+/// If the library refuses it.
+#[must_use]
+pub fn context() -> EncryptionContext {
+    EncryptionContext::new([("tenant", "alice")]).unwrap()
+}
+
+/// An envelope with nothing at hand, which has only one of the two KEKs of [`seal`].
+///
+/// # Panics
+/// If the library refuses it.
+#[must_use]
+pub fn reader() -> Envelope {
+    // No lease may end within a run: the targets take "it cannot be opened" for an answer about the message.
+    let limits = Limits::default().max_age(Duration::from_secs(24 * 60 * 60));
+    Envelope::builder().read_from(kek("fuzz", 7)).limits(limits).build().unwrap()
+}
+
+/// A message that opens.
+#[derive(Clone, Debug)]
+pub struct Genuine {
+    /// The message.
+    pub bytes: Vec<u8>,
+    /// What opens it, be it embedded or not.
+    pub wrapped_keys: WrappedKeys,
+}
+
+/// Seals an embedded and a compact message of one new DEK, under two KEKs.
+///
+/// # Panics
+/// If sealing fails.
+#[must_use]
+pub fn seal(suite: Suite) -> [Genuine; 2] {
+    let writer = Envelope::builder().suite(suite).write_to(kek("fuzz", 7)).write_to(kek("other", 8)).build().unwrap();
+    let embedded = block_on(writer.encrypt(&context(), AAD, PLAINTEXT)).unwrap();
+    let compact = block_on(writer.encrypt_compact(&context(), AAD, PLAINTEXT)).unwrap();
+    let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys.clone() };
+    [genuine(embedded), genuine(compact.message.clone())]
+}

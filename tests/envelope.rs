@@ -1,0 +1,526 @@
+//! What a service does with an envelope, and what each option of its builder changes.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::type_complexity)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use support::{Lie, Probe, SUITES, block_on, context, envelope, local, samples};
+use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::{
+    Backend, Builder, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Kind, Limits, Nonces, Suite, WrappedKeys,
+    inspect, is_sealed,
+};
+
+fn kind<T>(result: Result<T, Error>) -> ErrorKind {
+    match result {
+        Ok(_) => panic!("succeeded"),
+        Err(error) => error.kind(),
+    }
+}
+
+#[test]
+fn what_is_sealed_opens_in_every_way() {
+    for backend in Backend::all() {
+        for suite in SUITES {
+            let kek = local("kek");
+            let alice = context("alice");
+            let writer = Envelope::builder().write_to(kek.clone()).suite(suite).backend(*backend).build().unwrap();
+            for plaintext in [&b""[..], b"x", &[7; 100_000]] {
+                let sealed = block_on(writer.encrypt(&alice, b"aad", plaintext)).unwrap();
+                let mut in_place = plaintext.to_vec();
+                block_on(writer.encrypt_in_place(&alice, b"aad", &mut in_place)).unwrap();
+                let key = block_on(writer.sealing_key(&alice)).unwrap();
+                let by_handle = key.seal(b"aad", plaintext).unwrap();
+                let mut room = vec![0; key.prefix_len() + plaintext.len() + key.tag_len()];
+                room[key.prefix_len()..][..plaintext.len()].copy_from_slice(plaintext);
+                key.seal_in_place(b"aad", &mut room).unwrap();
+                assert_eq!((key.suite(), key.context()), (suite, &alice));
+
+                for sealed in [sealed, in_place, by_handle, room] {
+                    assert!(is_sealed(&sealed));
+                    assert_eq!(sealed.len(), key.prefix_len() + plaintext.len() + key.tag_len());
+                    let cold = envelope(&kek);
+                    assert!(cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().is_none());
+                    assert_eq!(&*block_on(cold.decrypt(&alice, b"aad", &sealed)).unwrap(), plaintext);
+                    assert_eq!(&*cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().unwrap(), plaintext);
+                    assert_eq!(*block_on(cold.decrypt_in_place(&alice, b"aad", &mut sealed.clone())).unwrap(), *plaintext);
+                    let key = block_on(envelope(&kek).opening_key(&alice, &sealed)).unwrap();
+                    assert_eq!(&*key.open(b"aad", &sealed).unwrap(), plaintext);
+                    assert_eq!(*key.open_in_place(b"aad", &mut sealed.clone()).unwrap(), *plaintext);
+                    assert_eq!((key.suite(), key.context()), (suite, &alice));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_backends_open_each_others_messages() {
+    for from in Backend::all() {
+        for sample in samples() {
+            assert_eq!(sample.open(&sample.cold(*from), &sample.sealed).unwrap(), sample.plaintext, "{}", sample.name);
+        }
+    }
+}
+
+#[test]
+fn many_messages_of_one_context_cost_one_call_and_other_contexts_one_each() {
+    let probe = Probe::new("kek");
+    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    let mut sealed = Vec::new();
+    for row in 0..100_u32 {
+        let aad = row.to_le_bytes();
+        sealed.push((aad, block_on(service.encrypt(&context("alice"), &aad, b"x")).unwrap()));
+    }
+    for (aad, sealed) in &sealed {
+        block_on(service.decrypt(&context("alice"), aad, sealed)).unwrap();
+    }
+    assert_eq!(probe.calls(), 1, "and what it wrote itself it reads without asking");
+    for tenant in ["bob", "carol"] {
+        block_on(service.encrypt(&context(tenant), b"", b"x")).unwrap();
+    }
+    assert_eq!(probe.wraps.load(Ordering::SeqCst), 3);
+
+    let reader = Envelope::builder().read_from(probe.clone()).build().unwrap();
+    for (aad, sealed) in &sealed {
+        block_on(reader.decrypt(&context("alice"), aad, sealed)).unwrap();
+    }
+    assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_dek_that_was_unwrapped_never_seals() {
+    let probe = Probe::new("kek");
+    let alice = context("alice");
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
+    let ours = block_on(service.encrypt(&alice, b"", b"y")).unwrap();
+    assert_ne!(inspect(&ours).unwrap().dek_id, inspect(&sealed).unwrap().dek_id);
+    assert_eq!(probe.wraps.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn inspection_says_what_the_bytes_claim() {
+    for sample in samples() {
+        let inspection = inspect(&sample.sealed).unwrap();
+        assert_eq!((inspection.version, inspection.suite, inspection.kind), (1, sample.suite, Kind::Message));
+        assert_eq!(inspection.plaintext_len, Some(sample.plaintext.len()), "{}", sample.name);
+        let expected: Vec<_> = match sample.wrapped_keys {
+            None => sample.keks.iter().map(|kek| kek.id().clone()).collect(),
+            Some(_) => Vec::new(),
+        };
+        assert_eq!(inspection.keks.iter().map(|entry| entry.kek_id.clone()).collect::<Vec<_>>(), expected);
+        assert!(inspection.keks.iter().all(|entry| entry.wrapped_len == 76));
+    }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn inspection_and_configuration_go_through_serde() {
+    let sample = &samples()[0];
+    let json = serde_json::to_value(inspect(&sample.sealed).unwrap()).unwrap();
+    assert_eq!(json["suite"], "aes256-gcm");
+    assert_eq!(json["dek_id"], inspect(&sample.sealed).unwrap().dek_id.to_string());
+    assert_eq!(json["keks"][0]["kek_id"], "local:kek-0");
+
+    let limits: Limits = serde_json::from_str(r#"{"max_messages": 5, "max_age": {"secs": 60, "nanos": 0}}"#).unwrap();
+    assert_eq!(limits, Limits::default().max_messages(5).max_age(Duration::from_secs(60)));
+    assert!(serde_json::from_str::<Limits>(r#"{"max_message": 5}"#).is_err(), "a misspelt field is refused");
+    for suite in SUITES {
+        let text = serde_json::to_string(&suite).unwrap();
+        assert_eq!(serde_json::from_str::<Suite>(&text).unwrap(), suite);
+    }
+}
+
+#[test]
+fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
+    for suite in SUITES {
+        let kek = local("kek");
+        let alice = context("alice");
+        let writer = Envelope::builder().write_to(kek.clone()).suite(suite).build().unwrap();
+        let compact = block_on(writer.encrypt_compact(&alice, b"aad", b"payload")).unwrap();
+        assert_eq!(compact.message.len(), 7 + 56 + suite.nonce_len());
+        // Stored as bytes and read back, as a service would.
+        let keys = WrappedKeys::try_from(compact.wrapped_keys.as_bytes()).unwrap();
+        let cold = envelope(&kek);
+        assert_eq!(kind(block_on(cold.decrypt(&alice, b"aad", &compact.message))), ErrorKind::MissingWrappedKeys);
+        assert_eq!(&*block_on(cold.decrypt_compact(&alice, b"aad", &compact.message, &keys)).unwrap(), b"payload");
+        assert_eq!(&*block_on(cold.decrypt(&alice, b"aad", &compact.message)).unwrap(), b"payload", "at hand by now");
+
+        let key = block_on(writer.sealing_key(&alice)).unwrap().compact();
+        assert_eq!(key.wrapped_keys(), &keys);
+        let again = key.seal(b"aad", b"again").unwrap();
+        let opening = block_on(envelope(&kek).opening_key_compact(&alice, &again, &keys)).unwrap();
+        assert_eq!(&*opening.open(b"aad", &again).unwrap(), b"again");
+        assert_eq!(&*opening.open(b"aad", &compact.message).unwrap(), b"payload");
+    }
+}
+
+#[test]
+fn a_handle_refuses_messages_of_another_dek_and_says_which() {
+    let alice = context("alice");
+    let (a, b) = (envelope(&local("a")), envelope(&local("b")));
+    let (mine, other) = (block_on(a.encrypt(&alice, b"", b"x")).unwrap(), block_on(b.encrypt(&alice, b"", b"x")).unwrap());
+    let key = block_on(a.opening_key(&alice, &mine)).unwrap();
+    let error = key.open(b"", &other).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OtherDek);
+    assert!(error.to_string().contains(&inspect(&other).unwrap().dek_id.to_string()));
+    let mut buffer = other.clone();
+    assert_eq!(kind(key.open_in_place(b"", &mut buffer)), ErrorKind::OtherDek);
+    assert_eq!(buffer, other);
+}
+
+#[test]
+fn a_buffer_without_room_is_refused_and_keeps_its_plaintext() {
+    let key = block_on(envelope(&local("kek")).sealing_key(&context("alice"))).unwrap();
+    for len in [0, 1, key.prefix_len(), key.prefix_len() + key.tag_len() - 1] {
+        let mut buffer = vec![9; len];
+        assert_eq!(kind(key.seal_in_place(b"", &mut buffer)), ErrorKind::BufferSize);
+        assert_eq!(buffer, vec![9; len]);
+    }
+}
+
+#[test]
+fn a_failed_call_leaves_the_callers_buffer_alone() {
+    let probe = Probe::new("kek");
+    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), b"", b"x")).unwrap();
+    probe.lie(Lie::Fails(KekErrorClass::Unavailable));
+    let mut plain = b"payload".to_vec();
+    let error = block_on(service.encrypt_in_place(&context("alice"), b"", &mut plain)).unwrap_err();
+    assert!(error.is_retryable() && plain == b"payload");
+    let mut buffer = sealed.clone();
+    assert!(block_on(service.decrypt_in_place(&context("alice"), b"", &mut buffer)).unwrap_err().is_retryable());
+    assert_eq!(buffer, sealed);
+}
+
+#[test]
+fn each_class_of_a_key_services_failure_has_its_kind() {
+    for (class, expected) in [
+        (KekErrorClass::Unavailable, ErrorKind::Unavailable),
+        (KekErrorClass::Throttled, ErrorKind::Throttled),
+        (KekErrorClass::Denied, ErrorKind::Denied),
+        (KekErrorClass::Misconfigured, ErrorKind::Misconfigured),
+        (KekErrorClass::Invalid, ErrorKind::Invalid),
+    ] {
+        let probe = Probe::new("kek");
+        let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), b"", b"x")).unwrap();
+        probe.lie(Lie::Fails(class));
+        let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+        assert_eq!(kind(block_on(service.encrypt(&context("alice"), b"", b"x"))), expected);
+        assert_eq!(kind(block_on(service.decrypt(&context("alice"), b"", &sealed))), expected);
+        assert_eq!(probe.calls(), 2, "one try each");
+    }
+}
+
+// --- several KEKs, rewrap
+
+#[test]
+fn every_writing_kek_opens_alone_and_all_are_needed_to_write() {
+    let [a, b] = [Probe::new("a"), Probe::new("b")];
+    let alice = context("alice");
+    let both = || Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
+    let sealed = block_on(both().encrypt(&alice, b"", b"x")).unwrap();
+    for kek in [&a.kek, &b.kek] {
+        assert_eq!(&*block_on(envelope(kek).decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+    }
+    b.lie(Lie::Fails(KekErrorClass::Unavailable));
+    assert_eq!(kind(block_on(both().encrypt(&alice, b"", b"x"))), ErrorKind::Unavailable);
+    assert_eq!(&*block_on(both().decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+}
+
+#[test]
+fn keks_are_asked_in_their_order_and_only_until_one_serves() {
+    let [a, b] = [Probe::new("a"), Probe::new("b")];
+    let alice = context("alice");
+    let writer = Envelope::builder().write_to(a.kek.clone()).write_to(b.kek.clone()).build().unwrap();
+    let sealed = block_on(writer.encrypt(&alice, b"", b"x")).unwrap();
+    let reader = Envelope::builder().read_from(b.clone()).read_from(a.clone()).build().unwrap();
+    block_on(reader.decrypt(&alice, b"", &sealed)).unwrap();
+    assert_eq!((a.calls(), b.calls()), (0, 1));
+}
+
+#[test]
+fn rewrap_moves_a_message_from_one_kek_to_another_and_touches_no_payload() {
+    let [old, new] = [Probe::new("old"), Probe::new("new")];
+    let alice = context("alice");
+    let sealed = block_on(envelope(&old.kek).encrypt(&alice, b"", b"x")).unwrap();
+    let mover = Envelope::builder().write_to(new.clone()).read_from(old.clone()).build().unwrap();
+    assert!(mover.needs_rewrap(&sealed).unwrap());
+    let moved = block_on(mover.rewrap(&alice, &sealed)).unwrap();
+    assert!(!mover.needs_rewrap(&moved).unwrap());
+    assert_eq!(new.unwraps.load(Ordering::SeqCst), 1, "the new entry was unwrapped before the old one was dropped");
+    let (from, to) = (inspect(&sealed).unwrap(), inspect(&moved).unwrap());
+    assert_eq!((from.dek_id, from.plaintext_len), (to.dek_id, to.plaintext_len));
+    assert_eq!(moved[moved.len() - 17..], sealed[sealed.len() - 17..]);
+    assert_eq!(&*block_on(envelope(&new.kek).decrypt(&alice, b"", &moved)).unwrap(), b"x");
+    assert_eq!(kind(block_on(envelope(&old.kek).decrypt(&alice, b"", &moved))), ErrorKind::UnknownKek);
+}
+
+#[test]
+fn rewrap_without_the_right_to_unwrap_asks_for_no_unwrap() {
+    let probe = Probe::new("kek");
+    let alice = context("alice");
+    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
+    probe.kek.rotate().unwrap();
+    let rewrapped = block_on(service.rewrap_unverified(&alice, &sealed)).unwrap();
+    assert_eq!((probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst)), (1, 0));
+    assert!(!service.needs_rewrap(&rewrapped).unwrap());
+    assert_eq!(&*block_on(envelope(&probe.kek).decrypt(&alice, b"", &rewrapped)).unwrap(), b"x");
+}
+
+#[test]
+fn rewrap_drops_nothing_it_could_not_replace() {
+    let [old, new] = [Probe::new("old"), Probe::new("new")];
+    let alice = context("alice");
+    let sealed = block_on(envelope(&old.kek).encrypt(&alice, b"", b"x")).unwrap();
+    let mover = Envelope::builder().write_to(new.clone()).read_from(old.clone()).build().unwrap();
+    for (probe, class, expected) in [
+        (&old, KekErrorClass::Unavailable, ErrorKind::Unavailable),
+        (&old, KekErrorClass::Denied, ErrorKind::Denied),
+        (&new, KekErrorClass::Unavailable, ErrorKind::Unavailable),
+    ] {
+        probe.lie(Lie::Fails(class));
+        assert_eq!(kind(block_on(mover.rewrap(&alice, &sealed))), expected);
+        probe.lie(None);
+    }
+    assert_eq!(kind(block_on(mover.rewrap(&context("bob"), &sealed))), ErrorKind::Invalid, "another context");
+}
+
+#[test]
+fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
+    let [a, b] = [local("a"), local("b")];
+    let alice = context("alice");
+    let both = Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
+    let compact = block_on(both.encrypt_compact(&alice, b"", b"x")).unwrap();
+    let [entry_a, entry_b] = compact.wrapped_keys.entries() else { panic!() };
+    let mut bytes = entry_a.wrapped().to_vec();
+    bytes[70] ^= 1;
+    let damaged = waxseal::WrappedDek::new(entry_a.kek_id().clone(), bytes).unwrap();
+    let keys = WrappedKeys::new([damaged, entry_b.clone()]).unwrap();
+    let dek_id = inspect(&compact.message).unwrap().dek_id;
+    let healed = block_on(both.rewrap_keys(&alice, &dek_id, &keys)).unwrap();
+    assert_eq!(&*block_on(envelope(&a).decrypt_compact(&alice, b"", &compact.message, &healed)).unwrap(), b"x");
+    assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
+}
+
+#[test]
+fn rewrap_of_a_compact_message_goes_through_its_keys() {
+    let kek = local("kek");
+    let alice = context("alice");
+    let service = envelope(&kek);
+    let compact = block_on(service.encrypt_compact(&alice, b"", b"x")).unwrap();
+    assert_eq!(kind(block_on(service.rewrap(&alice, &compact.message))), ErrorKind::MissingWrappedKeys);
+    assert!(!service.needs_rewrap(&compact.message).unwrap() && !service.needs_rewrap_keys(&compact.wrapped_keys));
+    kek.rotate().unwrap();
+    assert!(service.needs_rewrap_keys(&compact.wrapped_keys));
+    let dek_id = inspect(&compact.message).unwrap().dek_id;
+    let keys = block_on(service.rewrap_keys(&alice, &dek_id, &compact.wrapped_keys)).unwrap();
+    kek.retire(1).unwrap();
+    assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &keys)).unwrap(), b"x");
+}
+
+// --- each option, and its nonsense
+
+#[test]
+fn write_to_and_read_from_say_who_wraps_and_who_only_unwraps() {
+    let [a, b] = [local("a"), local("b")];
+    let alice = context("alice");
+    let service = Envelope::builder().write_to(a.clone()).read_from(b.clone()).build().unwrap();
+    let sealed = block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    assert_eq!(inspect(&sealed).unwrap().keks.len(), 1);
+    assert_eq!(kind(block_on(envelope(&b).decrypt(&alice, b"", &sealed))), ErrorKind::UnknownKek);
+    let old = block_on(envelope(&b).encrypt(&alice, b"", b"old")).unwrap();
+    assert_eq!(&*block_on(service.decrypt(&alice, b"", &old)).unwrap(), b"old");
+    let reader = Envelope::builder().read_from(a).build().unwrap();
+    assert_eq!(kind(block_on(reader.encrypt(&alice, b"", b"x"))), ErrorKind::InvalidOption);
+    assert_eq!(kind(block_on(reader.sealing_key(&alice))), ErrorKind::InvalidOption);
+}
+
+#[test]
+fn suite_is_the_one_of_new_messages() {
+    for suite in SUITES {
+        let service = Envelope::builder().write_to(local("kek")).suite(suite).build().unwrap();
+        let sealed = block_on(service.encrypt(&context("alice"), b"", b"x")).unwrap();
+        assert_eq!(inspect(&sealed).unwrap().suite, suite);
+    }
+    let sealed = block_on(envelope(&local("kek")).encrypt(&context("alice"), b"", b"x")).unwrap();
+    assert_eq!(inspect(&sealed).unwrap().suite, Suite::Aes256Gcm, "the default");
+}
+
+#[test]
+fn nonces_are_random_from_either_source() {
+    for nonces in [Nonces::Thread, Nonces::System] {
+        for suite in SUITES {
+            let service = Envelope::builder().write_to(local("kek")).suite(suite).nonces(nonces).build().unwrap();
+            let key = block_on(service.sealing_key(&context("alice"))).unwrap();
+            let seen: HashSet<_> =
+                (0..500).map(|_| key.seal(b"", b"x").unwrap()[40..40 + suite.nonce_len()].to_vec()).collect();
+            assert_eq!(seen.len(), 500);
+        }
+    }
+}
+
+#[test]
+fn dek_origin_says_who_makes_deks() {
+    for (origin, generates, wraps) in [(DekOrigin::Local, 0, 2), (DekOrigin::KeyService, 1, 1)] {
+        let [a, b] = [Probe::new("a"), Probe::new("b")];
+        let service =
+            Envelope::builder().write_to(a.clone()).write_to(b.clone()).dek_origin(origin).build().unwrap();
+        let sealed = block_on(service.encrypt(&context("alice"), b"", b"x")).unwrap();
+        let made = a.generates.load(Ordering::SeqCst) + b.generates.load(Ordering::SeqCst);
+        let wrapped = a.wraps.load(Ordering::SeqCst) + b.wraps.load(Ordering::SeqCst);
+        assert_eq!((made, wrapped), (generates, wraps), "{origin:?}");
+        for kek in [&a.kek, &b.kek] {
+            assert_eq!(&*block_on(envelope(kek).decrypt(&context("alice"), b"", &sealed)).unwrap(), b"x");
+        }
+    }
+}
+
+#[test]
+fn max_age_ends_deks_and_handles() {
+    let probe = Probe::new("kek");
+    let alice = context("alice");
+    let limits = Limits::default().max_age(Duration::from_millis(50));
+    let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+    let sealed = block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    let (sealing, opening) =
+        (block_on(service.sealing_key(&alice)).unwrap(), block_on(service.opening_key(&alice, &sealed)).unwrap());
+    std::thread::sleep(Duration::from_millis(60));
+    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
+    assert_eq!(kind(opening.open(b"", &sealed)), ErrorKind::Expired);
+    let mut buffer = sealed.clone();
+    assert_eq!(kind(opening.open_in_place(b"", &mut buffer)), ErrorKind::Expired);
+    assert!(service.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
+    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
+    assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
+    block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    assert_eq!(probe.wraps.load(Ordering::SeqCst), 2);
+
+    let long = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    let key = block_on(long.sealing_key(&alice)).unwrap();
+    std::thread::sleep(Duration::from_millis(60));
+    key.seal(b"", b"x").unwrap();
+}
+
+#[test]
+fn max_entries_bounds_the_deks_at_hand() {
+    let probe = Probe::new("kek");
+    let messages: Vec<_> = (0..50)
+        .map(|i| {
+            let context = context(&format!("tenant-{i}"));
+            let sealed = block_on(envelope(&probe.kek).encrypt(&context, b"", b"x")).unwrap();
+            (context, sealed)
+        })
+        .collect();
+    for (max_entries, at_most) in [(1, 1), (10, 10), (4096, 50)] {
+        let limits = Limits::default().max_entries(max_entries);
+        let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+        for (context, sealed) in &messages {
+            block_on(service.decrypt(context, b"", sealed)).unwrap();
+        }
+        // The cache settles its bounds now and then, not at once: that is its documented way.
+        std::thread::sleep(Duration::from_millis(400));
+        for (context, sealed) in &messages {
+            let _ = service.decrypt_cached(context, b"", sealed).unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(400));
+        let at_hand = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
+            service.decrypt_cached(context, b"", sealed).unwrap().is_some()
+        };
+        let kept = messages.iter().filter(at_hand).count();
+        assert!(kept <= at_most && kept > 0, "max_entries {max_entries}: {kept} at hand");
+    }
+}
+
+#[test]
+fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
+    let alice = context("alice");
+    for (limits, per_dek) in [(Limits::default().max_messages(3), 3), (Limits::default().max_bytes(25), 2)] {
+        let probe = Probe::new("kek");
+        let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+        for _ in 0..per_dek * 4 {
+            block_on(service.encrypt(&alice, b"", b"ten bytes.")).unwrap();
+        }
+        assert_eq!(probe.wraps.load(Ordering::SeqCst), 4, "{limits:?}");
+
+        let key = block_on(service.sealing_key(&alice)).unwrap();
+        let key = if key.seal(b"", b"ten bytes.").is_ok() { key } else { block_on(service.sealing_key(&context("bob"))).unwrap() };
+        let more = (0..10).take_while(|_| key.clone().seal(b"", b"ten bytes.").is_ok()).count();
+        assert!(more <= per_dek, "clones share the caps");
+        assert_eq!(kind(key.seal(b"", b"ten bytes.")), ErrorKind::Exhausted);
+    }
+}
+
+#[test]
+fn a_payload_that_no_dek_may_seal_is_refused_before_anybody_is_asked() {
+    let probe = Probe::new("kek");
+    let limits = Limits::default().max_bytes(10);
+    let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+    assert_eq!(kind(block_on(service.encrypt(&context("alice"), b"", &[0; 11]))), ErrorKind::TooLarge);
+    assert_eq!(probe.calls(), 0);
+    block_on(service.encrypt(&context("alice"), b"", &[0; 10])).unwrap();
+}
+
+#[test]
+fn caps_hold_among_threads() {
+    let limits = Limits::default().max_messages(1000);
+    let service = Envelope::builder().write_to(local("kek")).limits(limits).build().unwrap();
+    let key = block_on(service.sealing_key(&context("alice"))).unwrap();
+    let sealed: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| (0..500).filter(|_| key.seal(b"", b"x").is_ok()).count())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(sealed, 1000);
+}
+
+#[test]
+fn nonsense_is_refused_at_build_with_the_option_named() {
+    let good = || Envelope::builder().write_to(local("kek"));
+    let limits = Limits::default();
+    let cases: Vec<(Builder, &str)> = vec![
+        (Envelope::builder(), "write_to"),
+        ((0..17).fold(Envelope::builder(), |builder, i| builder.write_to(local(&format!("{i}")))), "write_to"),
+        (good().write_to(local("kek")), "write_to"),
+        (good().read_from(local("kek")), "read_from"),
+        (good().limits(limits.max_age(Duration::ZERO)), "max_age"),
+        (good().limits(limits.max_age(Duration::from_nanos(1))), "max_age"),
+        (good().limits(limits.max_age(Duration::from_secs(24 * 3600 + 1))), "max_age"),
+        (good().limits(limits.max_age(Duration::MAX)), "max_age"),
+        (good().limits(limits.max_entries(0)), "max_entries"),
+        (good().limits(limits.max_entries((1 << 20) + 1)), "max_entries"),
+        (good().limits(limits.max_messages(0)), "max_messages"),
+        (good().limits(limits.max_messages((1 << 32) + 1)), "max_messages"),
+        (good().suite(Suite::ChaCha20Poly1305).limits(limits.max_messages((1 << 32) + 1)), "max_messages"),
+        (good().limits(limits.max_bytes(0)), "max_bytes"),
+        (good().limits(limits.max_bytes((1 << 50) + 1)), "max_bytes"),
+    ];
+    for (builder, option) in cases {
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        assert!(error.to_string().contains(option), "{option}: {error}");
+    }
+    for edge in [
+        limits.max_age(Duration::from_millis(1)),
+        limits.max_age(Duration::from_secs(24 * 3600)),
+        limits.max_entries(1 << 20).max_messages(1 << 32).max_bytes(1 << 50),
+        limits.max_entries(1).max_messages(1).max_bytes(1),
+    ] {
+        good().limits(edge).build().unwrap();
+    }
+    good().suite(Suite::Xaes256Gcm).limits(limits.max_messages(u64::MAX).max_bytes(u64::MAX)).build().unwrap();
+}
+
+#[test]
+fn sixteen_writing_keks_are_allowed() {
+    let builder = (0..16).fold(Envelope::builder(), |builder, i| builder.write_to(local(&format!("{i}"))));
+    let sealed = block_on(builder.build().unwrap().encrypt(&context("alice"), b"", b"x")).unwrap();
+    assert_eq!(inspect(&sealed).unwrap().keks.len(), 16);
+}

@@ -1,0 +1,127 @@
+//! What a fork must not do: let parent and child draw the same DEK or nonce, or seal under one DEK.
+#![cfg(target_os = "linux")]
+#![allow(missing_docs, unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::Mutex;
+
+use rustix::process::{WaitOptions, waitpid};
+use support::{SUITES, block_on, context, local};
+use waxseal::{Backend, Envelope, ErrorKind, Nonces, inspect};
+
+/// Forks, runs `work` in the child, and gives what it wrote.
+fn in_child(work: impl FnOnce(&mut File)) -> Vec<u8> {
+    // One fork at a time; the children touch nothing that another test's thread could hold.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap();
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    // SAFETY: the child runs the library and writes to a pipe, and leaves without running anything of the test harness. glibc's
+    // allocator is usable in the child of a threaded process.
+    match unsafe { libc::fork() } {
+        0 => {
+            let mut write = File::from(write);
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut write)));
+            // SAFETY: ends this process at once; nothing of it is needed any more.
+            unsafe { libc::_exit(i32::from(worked.is_err())) }
+        }
+        child if child > 0 => {
+            drop(write);
+            let mut bytes = Vec::new();
+            File::from(read).read_to_end(&mut bytes).unwrap();
+            let pid = rustix::process::Pid::from_raw(child);
+            let (_, status) = waitpid(pid, WaitOptions::empty()).unwrap().unwrap();
+            assert_eq!(status.exit_status(), Some(0), "the child failed");
+            bytes
+        }
+        _ => panic!("fork failed"),
+    }
+}
+
+/// DEK id and nonce of each message.
+fn parts(messages: &[u8], len: usize, nonce_len: usize) -> Vec<([u8; 32], Vec<u8>)> {
+    assert!(!messages.is_empty() && messages.len().is_multiple_of(len));
+    messages.chunks(len).map(|m| (*inspect(m).unwrap().dek_id.as_bytes(), m[40..40 + nonce_len].to_vec())).collect()
+}
+
+#[test]
+fn parent_and_child_share_no_dek_and_no_nonce() {
+    for backend in Backend::all() {
+        for nonces in [Nonces::Thread, Nonces::System] {
+            for suite in SUITES {
+                let builder = Envelope::builder().write_to(local("kek")).backend(*backend).nonces(nonces).suite(suite);
+                let envelope = builder.build().unwrap();
+                let alice = context("alice");
+                let seal = || block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+                // Warm: DEK at hand, generator seeded and used.
+                let before = seal();
+                let child = in_child(|pipe| {
+                    for _ in 0..200 {
+                        pipe.write_all(&seal()).unwrap();
+                    }
+                });
+                let parent: Vec<u8> = (0..200).flat_map(|_| seal()).collect();
+                let (len, nonce_len) = (before.len(), suite.nonce_len());
+                let (parent, child) = (parts(&parent, len, nonce_len), parts(&child, len, nonce_len));
+                let deks = |parts: &[([u8; 32], Vec<u8>)]| parts.iter().map(|(dek, _)| *dek).collect::<HashSet<_>>();
+                assert_eq!(deks(&parent), deks(&parts(&before, len, nonce_len)), "the parent goes on with its DEK");
+                assert_eq!(deks(&child).len(), 1);
+                assert!(deks(&parent).is_disjoint(&deks(&child)), "{backend:?} {nonces:?} {suite:?}: one DEK");
+                let all: HashSet<_> = parent.iter().chain(&child).map(|(_, nonce)| nonce).collect();
+                assert_eq!(all.len(), 400, "{backend:?} {nonces:?} {suite:?}: a nonce twice");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
+    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let alice = context("alice");
+    let seal = || block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let len = seal().len();
+    let mut seen = HashSet::new();
+    for _ in 0..2 {
+        let bytes = in_child(|pipe| {
+            pipe.write_all(&seal()).unwrap();
+            // SAFETY: as in `in_child`.
+            match unsafe { libc::fork() } {
+                0 => {
+                    pipe.write_all(&seal()).unwrap();
+                    // SAFETY: as in `in_child`.
+                    unsafe { libc::_exit(0) }
+                }
+                child => {
+                    waitpid(rustix::process::Pid::from_raw(child), WaitOptions::empty()).unwrap();
+                }
+            }
+        });
+        for (dek, nonce) in parts(&bytes, len, 12) {
+            assert!(seen.insert(dek.to_vec()), "a DEK twice");
+            assert!(seen.insert(nonce), "a nonce twice");
+        }
+    }
+    assert_eq!(seen.len(), 8);
+}
+
+#[test]
+fn a_sealing_key_ends_at_a_fork_and_an_opening_key_does_not() {
+    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let alice = context("alice");
+    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
+    let opening = block_on(envelope.opening_key(&alice, &sealed)).unwrap();
+    let child = in_child(|pipe| {
+        let error = sealing.seal(b"", b"x").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Expired);
+        assert_eq!(&*opening.open(b"", &sealed).unwrap(), b"x");
+        let key = block_on(envelope.sealing_key(&alice)).unwrap();
+        pipe.write_all(&key.seal(b"", b"by the child").unwrap()).unwrap();
+    });
+    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
+    sealing.seal(b"", b"x").unwrap();
+}

@@ -1,0 +1,125 @@
+//! The committed vectors (tests/vectors/README.md), through the library and through the second reader.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "support/python.rs"]
+mod python;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use data_encoding::HEXLOWER;
+use pollster::block_on;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use waxseal::kek::local::LocalKek;
+use waxseal::{Backend, EncryptionContext, Envelope, Error, ErrorKind, WrappedKeys};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
+}
+
+fn vectors() -> Value {
+    serde_json::from_slice(&std::fs::read(file("vectors/messages.json")).unwrap()).unwrap()
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    HEXLOWER.decode(value.as_str().unwrap().as_bytes()).unwrap()
+}
+
+fn context(value: &Value) -> EncryptionContext {
+    let pairs = value.as_array().unwrap().iter();
+    EncryptionContext::new(pairs.map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))).unwrap()
+}
+
+fn reader(vectors: &Value, backend: Backend) -> Envelope {
+    let mut builder = Envelope::builder().backend(backend);
+    for kek in vectors["keks"].as_array().unwrap() {
+        let name = kek["id"].as_str().unwrap().strip_prefix("local:").unwrap();
+        let secrets: Vec<(u32, [u8; 32])> = (kek["versions"].as_object().unwrap().iter())
+            .map(|(version, secret)| (version.parse().unwrap(), hex(secret).try_into().unwrap()))
+            .collect();
+        builder = builder.read_from(LocalKek::from_secrets(name, secrets.iter().map(|(v, s)| (*v, s))).unwrap());
+    }
+    builder.build().unwrap()
+}
+
+fn kind_of(name: &str) -> ErrorKind {
+    match name {
+        "not-sealed" => ErrorKind::NotSealed,
+        "unsupported-version" => ErrorKind::UnsupportedVersion,
+        "unsupported-suite" => ErrorKind::UnsupportedSuite,
+        "unsupported-kind" => ErrorKind::UnsupportedKind,
+        "malformed" => ErrorKind::Malformed,
+        "missing-wrapped-keys" => ErrorKind::MissingWrappedKeys,
+        "unknown-kek" => ErrorKind::UnknownKek,
+        "invalid" => ErrorKind::Invalid,
+        other => panic!("{other} is no kind of the vectors"),
+    }
+}
+
+fn open(reader: &Envelope, message: &Value) -> Result<Vec<u8>, Error> {
+    let (context, aad, sealed) = (context(&message["context"]), hex(&message["aad"]), hex(&message["sealed"]));
+    let opened = match &message["wrapped_keys"] {
+        Value::Null => block_on(reader.decrypt(&context, &aad, &sealed))?,
+        keys => block_on(reader.decrypt_compact(&context, &aad, &sealed, &WrappedKeys::try_from(&hex(keys)[..])?))?,
+    };
+    Ok(opened.to_vec())
+}
+
+#[test]
+fn the_library_opens_every_vector_and_refuses_every_negative_one() {
+    let vectors = vectors();
+    let messages = vectors["messages"].as_array().unwrap();
+    assert!(messages.len() >= 266);
+    for backend in Backend::all() {
+        for message in messages {
+            let name = message["name"].as_str().unwrap();
+            // A reader of its own for each: nothing is at hand.
+            match (open(&reader(&vectors, *backend), message), message["error"].as_str()) {
+                (Ok(plaintext), None) => match &message["plaintext"] {
+                    Value::Null => assert_eq!(Sha256::digest(plaintext)[..], hex(&message["plaintext_sha256"]), "{name}"),
+                    expected => assert_eq!(plaintext, hex(expected), "{name}"),
+                },
+                (Err(error), Some(expected)) => assert_eq!(error.kind(), kind_of(expected), "{name}: {error}"),
+                (Ok(_), Some(expected)) => panic!("{name}: opened, where {expected} was expected"),
+                (Err(error), None) => panic!("{name}: {error}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn the_library_reads_every_valid_encoding_and_no_other() {
+    let vectors = vectors();
+    let known = &vectors["known_answer"];
+    assert_eq!(context(&known["context"]).as_bytes(), hex(&known["context_bytes"]));
+    for vector in vectors["contexts"].as_array().unwrap() {
+        let bytes = hex(&vector["bytes"]);
+        match EncryptionContext::try_from(&bytes[..]) {
+            Ok(context) => assert!(vector["valid"] == true && context.as_bytes() == bytes, "{}", vector["why"]),
+            Err(_) => assert!(vector["valid"] == false, "{}", vector["why"]),
+        }
+    }
+    for vector in vectors["wrapped_keys"].as_array().unwrap() {
+        let bytes = hex(&vector["bytes"]);
+        match WrappedKeys::try_from(&bytes[..]) {
+            Ok(keys) => assert!(vector["valid"] == true && keys.as_bytes() == bytes, "{}", vector["why"]),
+            Err(_) => assert!(vector["valid"] == false, "{}", vector["why"]),
+        }
+    }
+}
+
+#[test]
+fn the_second_reader_agrees() {
+    let python = python::interpreter(&file("second_reader/requirements.txt"));
+    let output =
+        Command::new(python).arg(file("second_reader/reader.py")).arg(file("vectors/messages.json")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    // It checked as much as there is: messages, contexts, lists, and the known answer.
+    let vectors = vectors();
+    let count: usize = ["messages", "contexts", "wrapped_keys"].iter().map(|part| vectors[part].as_array().unwrap().len()).sum();
+    let passed: usize = text.lines().last().unwrap().split(' ').next().unwrap().parse().unwrap();
+    assert!(passed > count, "{text}");
+}
