@@ -16,6 +16,8 @@ use waxseal::kek::local::LocalKek;
 use waxseal::{EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
 
 type Pairs = Vec<(String, String)>;
+/// A KEK's versions and their secrets.
+type Secrets = Vec<(u32, [u8; 32])>;
 
 const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
 
@@ -46,7 +48,7 @@ fn secret(name: &str, version: u32) -> [u8; 32] {
 }
 
 /// Sixteen KEKs, one of them with the longest name and one with three versions.
-fn keks() -> Vec<(String, Vec<(u32, [u8; 32])>)> {
+fn keks() -> Vec<(String, Secrets)> {
     let one = |name: String| (name.clone(), vec![(1, secret(&name, 1))]);
     let mut keks = vec![("orders".to_owned(), (1..=3).map(|version| (version, secret("orders", version))).collect())];
     keks.push(one("n".repeat(506)));
@@ -239,7 +241,9 @@ fn refused_messages(
         good.refused("suite 4", "unsupported-suite", |m| m.sealed[4] = 4),
         good.refused("kind 0", "unsupported-kind", |m| m.sealed[5] = 0),
         good.refused("kind 3", "unsupported-kind", |m| m.sealed[5] = 3),
-        good.refused("a stream", if suite == 3 { "unsupported-suite" } else { "unsupported-kind" }, |m| m.sealed[5] = 2),
+        good.refused("a stream", if suite == 3 { "unsupported-suite" } else { "unsupported-kind" }, |m| {
+            m.sealed[5] = 2
+        }),
         good.refused("the header alone", "malformed", |m| m.sealed.truncate(40)),
         good.refused("half a header", "malformed", |m| m.sealed.truncate(20)),
         good.refused("cut in the nonce", "malformed", |m| m.sealed.truncate(nonce_at + 3)),
@@ -265,14 +269,22 @@ fn refused_messages(
         good.refused("a pair less in the context", "invalid", |m| m.context.truncate(1)),
         good.refused("no context", "invalid", |m| m.context.clear()),
         compact.refused("compact without wrapped keys", "missing-wrapped-keys", |m| m.wrapped_keys = None),
-        compact.refused("compact with another DEK's wrapped keys", "invalid", |m| m.wrapped_keys = other.wrapped_keys.clone()),
-        compact.refused("compact with a foreign KEK's wrapped keys", "unknown-kek", |m| m.wrapped_keys = foreign.wrapped_keys.clone()),
+        compact.refused("compact with another DEK's wrapped keys", "invalid", |m| {
+            m.wrapped_keys = other.wrapped_keys.clone()
+        }),
+        compact.refused("compact with a foreign KEK's wrapped keys", "unknown-kek", |m| {
+            m.wrapped_keys = foreign.wrapped_keys.clone()
+        }),
         good.refused("the compact form of an embedded message, wrapped keys left in place", "invalid", |m| {
             m.sealed[6..8].fill(0);
             m.wrapped_keys = Some(m.sealed[wrapped_at..payload_at].to_vec());
         }),
-        good.refused("embedded wrapped keys of another DEK", "invalid", |m| m.embed(other.wrapped_keys.as_deref().unwrap_or_default())),
-        good.refused("embedded wrapped keys of a foreign KEK", "unknown-kek", |m| m.embed(foreign.wrapped_keys.as_deref().unwrap_or_default())),
+        good.refused("embedded wrapped keys of another DEK", "invalid", |m| {
+            m.embed(other.wrapped_keys.as_deref().unwrap_or_default())
+        }),
+        good.refused("embedded wrapped keys of a foreign KEK", "unknown-kek", |m| {
+            m.embed(foreign.wrapped_keys.as_deref().unwrap_or_default())
+        }),
     ];
     if suite != 3 {
         refused.push(good.refused("the other suite with a nonce of 12 bytes", "invalid", |m| m.sealed[4] = 3 - suite));
@@ -330,7 +342,11 @@ fn contexts() -> Result<Vec<Value>, waxseal::Error> {
     push("out of order", false, raw(&[(b"b", b"2"), (b"a", b"1")]));
     push("a name twice", false, raw(&[(b"a", b"1"), (b"a", b"2")]));
     push("two names that differ in case only", false, raw(&[(b"A", b"1"), (b"a", b"2")]));
-    push("two names that differ in case only, with one between", false, raw(&[(b"A", b"1"), (b"B", b"2"), (b"a", b"2")]));
+    push(
+        "two names that differ in case only, with one between",
+        false,
+        raw(&[(b"A", b"1"), (b"B", b"2"), (b"a", b"2")]),
+    );
     push("an empty name", false, raw(&[(b"", b"1")]));
     push("an empty value", false, raw(&[(b"a", b"")]));
     push("a name of 257 bytes", false, raw(&[(&[b'n'; 257], b"1")]));
@@ -350,10 +366,26 @@ fn contexts() -> Result<Vec<Value>, waxseal::Error> {
     push("an encoded surrogate", false, raw(&[(b"a", b"\xED\xA0\x80")]));
     push("cut", false, good[..good.len() - 1].to_vec());
     push("a byte more", false, [&good[..], &[0]].concat());
-    push("a count that is too small", false, { let mut bytes = good.clone(); bytes[4] = 1; bytes });
-    push("a count that is too large", false, { let mut bytes = good.clone(); bytes[4] = 3; bytes });
-    push("another version", false, { let mut bytes = good.clone(); bytes[3] = 2; bytes });
-    push("other first bytes", false, { let mut bytes = good.clone(); bytes[0] = b'w'; bytes });
+    push("a count that is too small", false, {
+        let mut bytes = good.clone();
+        bytes[4] = 1;
+        bytes
+    });
+    push("a count that is too large", false, {
+        let mut bytes = good.clone();
+        bytes[4] = 3;
+        bytes
+    });
+    push("another version", false, {
+        let mut bytes = good.clone();
+        bytes[3] = 2;
+        bytes
+    });
+    push("other first bytes", false, {
+        let mut bytes = good.clone();
+        bytes[0] = b'w';
+        bytes
+    });
     push("nothing", false, Vec::new());
     Ok(contexts)
 }
@@ -411,5 +443,9 @@ fn wrapped_keys() -> Result<Vec<Value>, waxseal::Error> {
     let valid = good.into_iter().map(|(why, bytes)| (why, bytes, true));
     let invalid = bad_lists()?.into_iter().map(|(why, bytes)| (why, bytes, false));
     let nothing = [("nothing", Vec::new(), false)];
-    Ok(valid.chain(invalid).chain(nothing).map(|(why, bytes, valid)| json!({"bytes": hex(bytes), "why": why, "valid": valid})).collect())
+    Ok(valid
+        .chain(invalid)
+        .chain(nothing)
+        .map(|(why, bytes, valid)| json!({"bytes": hex(bytes), "why": why, "valid": valid}))
+        .collect())
 }

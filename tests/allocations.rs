@@ -16,7 +16,8 @@ fn in_place_through_a_handle_nothing_is_allocated() {
         for suite in SUITES {
             for len in [0, 64, 1024, 100_000] {
                 let calls = if len > 10_000 { 20 } else { 2000 };
-                let envelope = Envelope::builder().write_to(local("kek")).suite(suite).backend(*backend).build().unwrap();
+                let envelope =
+                    Envelope::builder().write_to(local("kek")).suite(suite).backend(*backend).build().unwrap();
                 let alice = context("alice");
                 let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
                 let mut buffer = vec![0; sealing.prefix_len() + len + sealing.tag_len()];

@@ -32,7 +32,8 @@ fn sources() -> Vec<(String, String)> {
     for path in files {
         let text = fs::read_to_string(&path).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-        let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+        let code: String =
+            code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
         sources.push((path.strip_prefix(&src).unwrap().to_str().unwrap().replace('\\', "/"), code));
     }
     sources
@@ -41,7 +42,8 @@ fn sources() -> Vec<(String, String)> {
 /// The first path segment behind each `crate::` in the code; `use crate::{a, b}` is not used in this crate.
 fn imports(code: &str) -> Vec<&str> {
     assert!(!code.contains("crate::{"), "write one `use` per module, so that this test can read it");
-    let name = |rest: &'_ str| rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_').len();
+    let name =
+        |rest: &'_ str| rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_').len();
     code.split("crate::").skip(1).map(|rest| &rest[..name(rest)]).collect()
 }
 
@@ -72,7 +74,11 @@ fn a_file_imports_only_from_layers_below_its_own() {
 fn only_one_file_has_unsafe_code() {
     for (path, code) in sources() {
         let allowed = path == "memory/fork.rs";
-        assert_eq!(code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl"), allowed, "{path}");
+        assert_eq!(
+            code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl"),
+            allowed,
+            "{path}"
+        );
         assert_eq!(code.contains("#![allow(unsafe_code)]"), allowed, "{path}");
         // `forbid` would reach into the one module that may; what contains it, and the crate, deny.
         let above = ["lib.rs", "memory/mod.rs"].contains(&path.as_str());
@@ -115,8 +121,18 @@ fn only_the_format_takes_integers_out_of_bytes() {
 
 #[test]
 fn nothing_that_holds_a_secret_derives_what_would_show_it() {
-    let secrets =
-        ["Secret32", "Dek", "UnwrappedDek", "Plaintext", "AeadKey", "Key", "WritingDek", "ReadingDek", "KeyFile", "VersionKey"];
+    let secrets = [
+        "Secret32",
+        "Dek",
+        "UnwrappedDek",
+        "Plaintext",
+        "AeadKey",
+        "Key",
+        "WritingDek",
+        "ReadingDek",
+        "KeyFile",
+        "VersionKey",
+    ];
     let mut seen = 0;
     for (path, code) in sources() {
         let lines: Vec<_> = code.lines().collect();

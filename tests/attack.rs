@@ -54,7 +54,14 @@ fn every_truncation_and_every_lengthening_is_refused() {
             let warm = warm(&sample, *backend);
             for len in 0..sample.sealed.len() {
                 open_both_ways(&sample, &warm, *backend, &sample.sealed[..len], &format!("cut to {len}"), false);
-                open_both_ways(&sample, &warm, *backend, &sample.sealed[len + 1..], &format!("{} cut off", len + 1), false);
+                open_both_ways(
+                    &sample,
+                    &warm,
+                    *backend,
+                    &sample.sealed[len + 1..],
+                    &format!("{} cut off", len + 1),
+                    false,
+                );
             }
             for more in [&[0][..], &[0; 16], &sample.sealed] {
                 let longer = [&sample.sealed, more].concat();
@@ -84,7 +91,16 @@ fn parts_of_two_messages_never_make_a_third() {
     let cut = |suite: waxseal::Suite, sealed: &[u8]| {
         let nonce = 40 + suite.nonce_len();
         let wrapped = nonce + usize::from(u16::from_le_bytes([sealed[6], sealed[7]]));
-        [0..4, 4..5, 5..6, 8..40, 40..nonce, nonce..wrapped, wrapped..sealed.len() - 16, sealed.len() - 16..sealed.len()]
+        [
+            0..4,
+            4..5,
+            5..6,
+            8..40,
+            40..nonce,
+            nonce..wrapped,
+            wrapped..sealed.len() - 16,
+            sealed.len() - 16..sealed.len(),
+        ]
     };
     let mut spliced = 0;
     for (suite_a, tenant, aad, plaintext, a) in &messages {
@@ -128,11 +144,21 @@ fn a_message_opens_only_under_its_context_and_its_aad() {
         for envelope in [&sample.cold(Backend::default()), &warm] {
             for other in [context("bob"), waxseal::EncryptionContext::empty()] {
                 let wrong = Sample { context: other, ..sample_of(&sample) };
-                assert_eq!(wrong.open(envelope, &sample.sealed).unwrap_err().kind(), ErrorKind::Invalid, "{}", sample.name);
+                assert_eq!(
+                    wrong.open(envelope, &sample.sealed).unwrap_err().kind(),
+                    ErrorKind::Invalid,
+                    "{}",
+                    sample.name
+                );
             }
             for aad in [&b""[..], b"row 1", b"row 170", b"Row 17"] {
                 let wrong = Sample { aad: aad.to_vec(), ..sample_of(&sample) };
-                assert_eq!(wrong.open(envelope, &sample.sealed).unwrap_err().kind(), ErrorKind::Invalid, "{}", sample.name);
+                assert_eq!(
+                    wrong.open(envelope, &sample.sealed).unwrap_err().kind(),
+                    ErrorKind::Invalid,
+                    "{}",
+                    sample.name
+                );
             }
         }
         assert_eq!(sample.open(&warm, &sample.sealed).unwrap(), sample.plaintext, "the rightful reader is untouched");
@@ -164,14 +190,18 @@ fn the_forms_are_not_exchangeable() {
     // The wrapped keys put behind the nonce, with and without the length field that says so.
     let mut embedded = compact.message.clone();
     embedded.splice(52..52, compact.wrapped_keys.as_bytes().iter().copied());
-    assert_eq!(block_on(cold.decrypt_compact(&alice, b"", &embedded, &compact.wrapped_keys)).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        block_on(cold.decrypt_compact(&alice, b"", &embedded, &compact.wrapped_keys)).unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     let len = u16::try_from(compact.wrapped_keys.as_bytes().len()).unwrap();
     embedded[6..8].copy_from_slice(&len.to_le_bytes());
     assert_eq!(&*block_on(cold.decrypt(&alice, b"", &embedded)).unwrap(), b"payload", "that is what embedding means");
 
     // A compact message with the wrapped keys of another DEK.
     let other = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"payload")).unwrap();
-    let error = block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &other.wrapped_keys)).unwrap_err();
+    let error =
+        block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &other.wrapped_keys)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 }
 
@@ -249,7 +279,10 @@ fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
     // Without the check the caller gets what the service said, as documented.
     probe.lie(Lie::RewrapsOtherDek);
     let broken = block_on(envelope.rewrap_unverified(&alice, &sealed)).unwrap();
-    assert_eq!(block_on(support::envelope(&probe.kek).decrypt(&alice, b"", &broken)).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        block_on(support::envelope(&probe.kek).decrypt(&alice, b"", &broken)).unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
 }
 
 #[test]

@@ -5,14 +5,15 @@
 mod support;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::{Lie, Probe, SUITES, block_on, context, envelope, local, samples};
-use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Backend, Builder, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Kind, Limits, Nonces, Suite, WrappedKeys,
-    inspect, is_sealed,
+    Backend, Builder, Dek, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Kind, Limits, Nonces, Suite,
+    WrappedDek, WrappedKeys, inspect, is_sealed,
 };
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
@@ -47,7 +48,10 @@ fn what_is_sealed_opens_in_every_way() {
                     assert!(cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().is_none());
                     assert_eq!(&*block_on(cold.decrypt(&alice, b"aad", &sealed)).unwrap(), plaintext);
                     assert_eq!(&*cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().unwrap(), plaintext);
-                    assert_eq!(*block_on(cold.decrypt_in_place(&alice, b"aad", &mut sealed.clone())).unwrap(), *plaintext);
+                    assert_eq!(
+                        *block_on(cold.decrypt_in_place(&alice, b"aad", &mut sealed.clone())).unwrap(),
+                        *plaintext
+                    );
                     let key = block_on(envelope(&kek).opening_key(&alice, &sealed)).unwrap();
                     assert_eq!(&*key.open(b"aad", &sealed).unwrap(), plaintext);
                     assert_eq!(*key.open_in_place(b"aad", &mut sealed.clone()).unwrap(), *plaintext);
@@ -165,7 +169,8 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
 fn a_handle_refuses_messages_of_another_dek_and_says_which() {
     let alice = context("alice");
     let (a, b) = (envelope(&local("a")), envelope(&local("b")));
-    let (mine, other) = (block_on(a.encrypt(&alice, b"", b"x")).unwrap(), block_on(b.encrypt(&alice, b"", b"x")).unwrap());
+    let (mine, other) =
+        (block_on(a.encrypt(&alice, b"", b"x")).unwrap(), block_on(b.encrypt(&alice, b"", b"x")).unwrap());
     let key = block_on(a.opening_key(&alice, &mine)).unwrap();
     let error = key.open(b"", &other).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OtherDek);
@@ -326,6 +331,93 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &keys)).unwrap(), b"x");
 }
 
+/// Names the method that was called.
+struct Named(waxseal::KekId);
+
+impl KekProvider for Named {
+    fn id(&self) -> &waxseal::KekId {
+        &self.0
+    }
+
+    fn recognises(&self, _: &waxseal::KekId) -> bool {
+        true
+    }
+
+    fn is_current(&self, _: &WrappedDek) -> bool {
+        false
+    }
+
+    fn wrap<'a>(&'a self, _: &'a EncryptionContext, _: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async { Err(KekError::invalid("wrap")) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        _: &'a EncryptionContext,
+        _: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async { Err(KekError::invalid("unwrap")) })
+    }
+
+    fn generate<'a>(&'a self, _: &'a EncryptionContext) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        Box::pin(async { Err(KekError::invalid("generate")) })
+    }
+
+    fn rewrap<'a>(
+        &'a self,
+        _: &'a EncryptionContext,
+        _: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async { Err(KekError::invalid("rewrap")) })
+    }
+
+    fn wrap_many<'a>(
+        &'a self,
+        _: &'a [(&'a EncryptionContext, &'a Dek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async { vec![Err(KekError::invalid("wrap_many"))] })
+    }
+
+    fn unwrap_many<'a>(
+        &'a self,
+        _: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
+        Box::pin(async { vec![Err(KekError::invalid("unwrap_many"))] })
+    }
+
+    fn rewrap_many<'a>(
+        &'a self,
+        _: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async { vec![Err(KekError::invalid("rewrap_many"))] })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async { Err(KekError::invalid("health")) })
+    }
+}
+
+#[test]
+fn a_shared_provider_forwards_every_method() {
+    fn text<T>(result: Result<T, KekError>) -> String {
+        result.err().unwrap().to_string()
+    }
+    let id = waxseal::KekId::new("named").unwrap();
+    let shared: Arc<dyn KekProvider> = Arc::new(Arc::new(Named(id.clone())));
+    let entry = WrappedDek::new(waxseal::KekId::new("other").unwrap(), [1]).unwrap();
+    let none = EncryptionContext::empty();
+    assert!(*shared.id() == id && shared.recognises(entry.kek_id()) && !shared.is_current(&entry));
+    assert_eq!(text(block_on(shared.unwrap(&none, &entry))), "invalid: unwrap");
+    assert_eq!(text(block_on(shared.generate(&none))), "invalid: generate");
+    assert_eq!(text(block_on(shared.rewrap(&none, &entry))), "invalid: rewrap");
+    assert_eq!(text(block_on(shared.wrap_many(&[])).remove(0)), "invalid: wrap_many");
+    assert_eq!(text(block_on(shared.unwrap_many(&[])).remove(0)), "invalid: unwrap_many");
+    assert_eq!(text(block_on(shared.rewrap_many(&[])).remove(0)), "invalid: rewrap_many");
+    assert_eq!(text(block_on(shared.health())), "invalid: health");
+    let envelope = Envelope::builder().write_to(shared).build().unwrap();
+    assert_eq!(kind(block_on(envelope.encrypt(&none, b"", b"x"))), ErrorKind::Invalid, "wrap");
+}
+
 // --- each option, and its nonsense
 
 #[test]
@@ -371,8 +463,7 @@ fn nonces_are_random_from_either_source() {
 fn dek_origin_says_who_makes_deks() {
     for (origin, generates, wraps) in [(DekOrigin::Local, 0, 2), (DekOrigin::KeyService, 1, 1)] {
         let [a, b] = [Probe::new("a"), Probe::new("b")];
-        let service =
-            Envelope::builder().write_to(a.clone()).write_to(b.clone()).dek_origin(origin).build().unwrap();
+        let service = Envelope::builder().write_to(a.clone()).write_to(b.clone()).dek_origin(origin).build().unwrap();
         let sealed = block_on(service.encrypt(&context("alice"), b"", b"x")).unwrap();
         let made = a.generates.load(Ordering::SeqCst) + b.generates.load(Ordering::SeqCst);
         let wrapped = a.wraps.load(Ordering::SeqCst) + b.wraps.load(Ordering::SeqCst);
@@ -451,7 +542,11 @@ fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
         assert_eq!(probe.wraps.load(Ordering::SeqCst), 4, "{limits:?}");
 
         let key = block_on(service.sealing_key(&alice)).unwrap();
-        let key = if key.seal(b"", b"ten bytes.").is_ok() { key } else { block_on(service.sealing_key(&context("bob"))).unwrap() };
+        let key = if key.seal(b"", b"ten bytes.").is_ok() {
+            key
+        } else {
+            block_on(service.sealing_key(&context("bob"))).unwrap()
+        };
         let more = (0..10).take_while(|_| key.clone().seal(b"", b"ten bytes.").is_ok()).count();
         assert!(more <= per_dek, "clones share the caps");
         assert_eq!(kind(key.seal(b"", b"ten bytes.")), ErrorKind::Exhausted);

@@ -129,7 +129,11 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
     assert!(!service.needs_rewrap(&rewrapped).unwrap());
     assert_eq!(rewrapped.len(), kept.len());
     let payload = 52 + usize::from(u16::from_le_bytes([kept[6], kept[7]]));
-    assert_eq!((&rewrapped[..52], &rewrapped[payload..]), (&kept[..52], &kept[payload..]), "only the wrapped keys change");
+    assert_eq!(
+        (&rewrapped[..52], &rewrapped[payload..]),
+        (&kept[..52], &kept[payload..]),
+        "only the wrapped keys change"
+    );
 
     assert_eq!(kek.retire(2).unwrap_err().kind(), ErrorKind::InvalidOption, "the current version");
     assert_eq!(kek.retire(3).unwrap_err().kind(), ErrorKind::InvalidOption, "no such version");

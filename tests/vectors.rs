@@ -78,7 +78,9 @@ fn the_library_opens_every_vector_and_refuses_every_negative_one() {
             // A reader of its own for each: nothing is at hand.
             match (open(&reader(&vectors, *backend), message), message["error"].as_str()) {
                 (Ok(plaintext), None) => match &message["plaintext"] {
-                    Value::Null => assert_eq!(Sha256::digest(plaintext)[..], hex(&message["plaintext_sha256"]), "{name}"),
+                    Value::Null => {
+                        assert_eq!(Sha256::digest(plaintext)[..], hex(&message["plaintext_sha256"]), "{name}")
+                    }
                     expected => assert_eq!(plaintext, hex(expected), "{name}"),
                 },
                 (Err(error), Some(expected)) => assert_eq!(error.kind(), kind_of(expected), "{name}: {error}"),
@@ -119,7 +121,8 @@ fn the_second_reader_agrees() {
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     // It checked as much as there is: messages, contexts, lists, and the known answer.
     let vectors = vectors();
-    let count: usize = ["messages", "contexts", "wrapped_keys"].iter().map(|part| vectors[part].as_array().unwrap().len()).sum();
+    let count: usize =
+        ["messages", "contexts", "wrapped_keys"].iter().map(|part| vectors[part].as_array().unwrap().len()).sum();
     let passed: usize = text.lines().last().unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(passed > count, "{text}");
 }

@@ -131,9 +131,11 @@ impl fmt::Debug for WrappedDek {
 /// All the wrapped forms of one DEK: what an embedded message carries, and what is kept apart from a compact one.
 ///
 /// 1 to 16 entries, ascending by KEK id, no id twice. The wrapped keys are not secret, and nothing but the KEKs and the DEK id
-/// authenticates them: changing them makes a message unreadable, never readable as something else.
-#[derive(Clone, PartialEq, Eq)]
-pub struct WrappedKeys {
+/// authenticates them: changing them makes a message unreadable, never readable as something else. A clone is a pointer.
+#[derive(Clone)]
+pub struct WrappedKeys(Arc<List>);
+
+struct List {
     entries: Box<[WrappedDek]>,
     bytes: Box<[u8]>,
 }
@@ -173,25 +175,34 @@ impl WrappedKeys {
             let detail = format!("wrapped keys of {} bytes, at most {} are allowed", bytes.len(), Self::MAX_BYTES);
             return Err(Error::new(ErrorKind::TooLarge, detail));
         }
-        Ok(Self { entries: entries.into(), bytes: bytes.into() })
+        Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
     }
 
     /// The encoded list.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.0.bytes
     }
 
     /// The entries, ascending by KEK id.
     #[must_use]
     pub fn entries(&self) -> &[WrappedDek] {
-        &self.entries
+        &self.0.entries
     }
 }
 
+/// One list has one encoding.
+impl PartialEq for WrappedKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.bytes == other.0.bytes
+    }
+}
+
+impl Eq for WrappedKeys {}
+
 impl fmt::Debug for WrappedKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.entries).finish()
+        f.debug_list().entries(self.entries()).finish()
     }
 }
 
@@ -204,7 +215,7 @@ impl TryFrom<&[u8]> for WrappedKeys {
 
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
         let entries = read_entries(bytes).ok_or_else(|| Error::new(ErrorKind::Malformed, "wrapped keys"))?;
-        Ok(Self { entries: entries.into(), bytes: bytes.into() })
+        Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
     }
 }
 

@@ -70,10 +70,12 @@ impl DekId {
     }
 }
 
-/// 64 lower-case hexadecimal digits.
+/// 64 lower-case hexadecimal digits; `{:.8}` gives the first eight.
 impl fmt::Display for DekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
+        let digits: String = self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect();
+        f.pad(&digits)
     }
 }
 
@@ -163,6 +165,7 @@ mod tests {
         let id = derive_dek_id(&dek(), &context).unwrap();
         assert_eq!(id.to_string(), "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615");
         assert_eq!(id.to_string().parse::<DekId>().unwrap(), id);
+        assert_eq!(format!("{id:.8}"), "f33d9a48");
     }
 
     #[test]

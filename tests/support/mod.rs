@@ -75,7 +75,10 @@ impl Probe {
     }
 
     pub fn calls(&self) -> usize {
-        [&self.wraps, &self.unwraps, &self.generates, &self.rewraps].iter().map(|count| count.load(Ordering::SeqCst)).sum()
+        [&self.wraps, &self.unwraps, &self.generates, &self.rewraps]
+            .iter()
+            .map(|count| count.load(Ordering::SeqCst))
+            .sum()
     }
 
     fn count(&self, counter: &AtomicUsize) -> Result<Option<Lie>, KekError> {
@@ -100,7 +103,9 @@ fn bent(dek: UnwrappedDek, lie: Option<Lie>) -> UnwrappedDek {
 
 fn foreign(entry: WrappedDek, lie: Option<Lie>) -> WrappedDek {
     match lie {
-        Some(Lie::ForeignEntry) => WrappedDek::new(KekId::new("local:somebody-else").unwrap(), entry.wrapped()).unwrap(),
+        Some(Lie::ForeignEntry) => {
+            WrappedDek::new(KekId::new("local:somebody-else").unwrap(), entry.wrapped()).unwrap()
+        }
         _ => entry,
     }
 }
@@ -209,7 +214,11 @@ pub fn samples() -> Vec<Sample> {
             let context = context("alice");
             let aad = b"row 17".to_vec();
             let plaintext: Vec<u8> = (0..len).collect();
-            let name = format!("{suite:?}, {} KEKs, {}, {len} bytes", keks.len(), if compact { "compact" } else { "embedded" });
+            let name = format!(
+                "{suite:?}, {} KEKs, {}, {len} bytes",
+                keks.len(),
+                if compact { "compact" } else { "embedded" }
+            );
             let (sealed, wrapped_keys) = if compact {
                 let sealed = block_on(envelope.encrypt_compact(&context, &aad, &plaintext)).unwrap();
                 (sealed.message, Some(sealed.wrapped_keys))

@@ -1,0 +1,173 @@
+//! The hot path beside the bare AEAD, and cached against uncached reading.
+//!
+//!     cargo bench --features aws-lc
+//!
+//! Compare within one run only. `bare` is the AEAD in place with its key expanded; the other rows do the same work through the library.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used)]
+
+#[path = "../examples/support/tap.rs"]
+#[allow(unreachable_pub)]
+mod tap;
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pollster::block_on;
+use tap::Tap;
+use waxseal::kek::local::LocalKek;
+use waxseal::{Backend, EncryptionContext, Envelope, Limits};
+
+const SIZES: [usize; 5] = [16, 64, 1024, 16 * 1024, 1024 * 1024];
+const AAD: &[u8] = b"row 17";
+
+fn context() -> EncryptionContext {
+    EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap()
+}
+
+/// Seals in place and gives the tag; opens in place.
+trait Bare {
+    fn seal(&self, payload: &mut [u8]) -> [u8; 16];
+    fn open(&self, payload: &mut [u8], tag: &[u8; 16]);
+}
+
+struct RustCrypto(aes_gcm::Aes256Gcm);
+
+impl Bare for RustCrypto {
+    fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
+        self.0.encrypt_inout_detached(&[7; 12].into(), AAD, payload.into()).unwrap().into()
+    }
+
+    fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
+        self.0.decrypt_inout_detached(&[7; 12].into(), AAD, payload.into(), tag.into()).unwrap();
+    }
+}
+
+#[cfg(feature = "aws-lc")]
+struct AwsLc(aws_lc_rs::aead::LessSafeKey);
+
+#[cfg(feature = "aws-lc")]
+impl Bare for AwsLc {
+    fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
+        use aws_lc_rs::aead::{Aad, Nonce};
+        let tag = self.0.seal_in_place_separate_tag(Nonce::from(&[7; 12]), Aad::from(AAD), payload).unwrap();
+        tag.as_ref().try_into().unwrap()
+    }
+
+    fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
+        use aws_lc_rs::aead::{Aad, Nonce};
+        self.0.open_in_place_separate_tag(Nonce::from(&[7; 12]), Aad::from(AAD), tag, payload).unwrap();
+    }
+}
+
+fn bare(backend: Backend) -> Box<dyn Bare> {
+    match backend {
+        #[cfg(feature = "aws-lc")]
+        Backend::AwsLc => {
+            use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+            Box::new(AwsLc(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[9; 32]).unwrap())))
+        }
+        _ => Box::new(RustCrypto(aes_gcm::Aes256Gcm::new(&[9; 32].into()))),
+    }
+}
+
+fn hot_path(criterion: &mut Criterion) {
+    for backend in Backend::all() {
+        let kek = LocalKek::in_memory("bench").unwrap();
+        // One DEK for the whole run.
+        let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
+        let envelope = Envelope::builder().write_to(kek).backend(*backend).limits(limits).build().unwrap();
+        let context = context();
+        let bare = bare(*backend);
+
+        let mut group = criterion.benchmark_group(format!("seal/{backend:?}"));
+        for size in SIZES {
+            group.throughput(Throughput::Bytes(size.try_into().unwrap()));
+            let plaintext = vec![7; size];
+            let mut payload = plaintext.clone();
+            group.bench_function(BenchmarkId::new("bare", size), |b| b.iter(|| black_box(bare.seal(&mut payload))));
+            let key = block_on(envelope.sealing_key(&context)).unwrap();
+            let mut buffer = vec![0; key.prefix_len() + size + key.tag_len()];
+            group.bench_function(BenchmarkId::new("handle, in place", size), |b| {
+                b.iter(|| key.seal_in_place(AAD, &mut buffer).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("lookup, in place", size), |b| {
+                b.iter(|| block_on(envelope.sealing_key(&context)).unwrap().seal_in_place(AAD, &mut buffer).unwrap());
+            });
+            group.bench_function(BenchmarkId::new("handle", size), |b| b.iter(|| key.seal(AAD, &plaintext).unwrap()));
+            group.bench_function(BenchmarkId::new("plain call", size), |b| {
+                b.iter(|| block_on(envelope.encrypt(&context, AAD, &plaintext)).unwrap());
+            });
+        }
+        group.finish();
+
+        let mut group = criterion.benchmark_group(format!("open/{backend:?}"));
+        for size in SIZES {
+            group.throughput(Throughput::Bytes(size.try_into().unwrap()));
+            let sealed = block_on(envelope.encrypt(&context, AAD, &vec![7; size])).unwrap();
+            let mut payload = vec![7; size];
+            let tag = bare.seal(&mut payload);
+            // In place each opening needs a sealed buffer again; copying one in is not timed.
+            let fresh = || (payload.clone(), sealed.clone());
+            group.bench_function(BenchmarkId::new("bare", size), |b| {
+                b.iter_batched_ref(fresh, |(payload, _)| bare.open(payload, &tag), BatchSize::SmallInput);
+            });
+            let key = block_on(envelope.opening_key(&context, &sealed)).unwrap();
+            group.bench_function(BenchmarkId::new("handle, in place", size), |b| {
+                b.iter_batched_ref(
+                    fresh,
+                    |(_, sealed)| key.open_in_place(AAD, sealed).unwrap().len(),
+                    BatchSize::SmallInput,
+                );
+            });
+            group.bench_function(BenchmarkId::new("lookup, in place", size), |b| {
+                b.iter_batched_ref(
+                    fresh,
+                    |(_, sealed)| block_on(envelope.decrypt_in_place(&context, AAD, sealed)).unwrap().len(),
+                    BatchSize::SmallInput,
+                );
+            });
+            group.bench_function(BenchmarkId::new("handle", size), |b| b.iter(|| key.open(AAD, &sealed).unwrap()));
+            group.bench_function(BenchmarkId::new("plain call", size), |b| {
+                b.iter(|| block_on(envelope.decrypt(&context, AAD, &sealed)).unwrap());
+            });
+        }
+        group.finish();
+    }
+}
+
+fn cached_against_uncached(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decrypt 1 KiB");
+    for (name, delay) in [("local", 0), ("1 ms", 1), ("300 ms", 300)] {
+        // Blocks the thread: nobody else wants to run.
+        let wait = move |_| std::thread::sleep(Duration::from_millis(delay));
+        let kek = LocalKek::in_memory("bench").unwrap();
+        let kek = if delay == 0 { Tap::new(kek, |_| {}) } else { Tap::new(kek, wait) };
+        let writer = Envelope::builder().write_to(kek.clone()).build().unwrap();
+        let context = context();
+        let sealed = block_on(writer.encrypt(&context, AAD, &[7; 1024])).unwrap();
+        group.bench_function(BenchmarkId::new("cached", name), |b| {
+            b.iter(|| block_on(writer.decrypt(&context, AAD, &sealed)).unwrap());
+        });
+        if delay > 100 {
+            group.sample_size(10);
+        }
+        group.bench_function(BenchmarkId::new("uncached", name), |b| {
+            b.iter_batched(
+                || Envelope::builder().read_from(kek.clone()).build().unwrap(),
+                |cold| block_on(cold.decrypt(&context, AAD, &sealed)).unwrap(),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1)).sample_size(30);
+    targets = hot_path, cached_against_uncached
+}
+criterion_main!(benches);

@@ -1,0 +1,133 @@
+//! Writes `seeds/`: `cargo run --example seeds`, in this directory.
+//!
+//! Messages are sealed with random keys and nonces, so those that are there (`seeds/open/kept-*`) are left alone: they also show
+//! that what an earlier state of the library sealed still opens. All else is written anew and comes out the same.
+
+use std::path::Path;
+use std::{fs, io};
+
+use waxseal::{EncryptionContext, KekId, WrappedDek, WrappedKeys};
+use waxseal_fuzz::{SUITES, seal};
+
+fn main() -> io::Result<()> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+    for target in ["header", "wrapped_keys", "context", "open"] {
+        fs::create_dir_all(seeds.join(target))?;
+    }
+    open(&seeds.join("open"))?;
+    header(&seeds.join("header"), &seeds.join("open"))?;
+    wrapped_keys(&seeds.join("wrapped_keys"))?;
+    context(&seeds.join("context"))
+}
+
+fn open(dir: &Path) -> io::Result<()> {
+    for suite in SUITES {
+        let names = ["embedded", "compact"].map(|form| dir.join(format!("kept-{}-{form}", suite.id())));
+        if names.iter().all(|name| name.exists()) {
+            continue;
+        }
+        for (name, genuine) in names.iter().zip(seal(suite)) {
+            fs::write(name, [&[255], &genuine.bytes[..]].concat())?;
+        }
+    }
+    // Which genuine message (0 to 5: made anew, 6 to 11: kept; the even ones embedded), then what is done to it.
+    for (name, input) in [
+        ("unchanged-1-embedded", &b"\x00"[..]),
+        ("unchanged-2-compact", b"\x03"),
+        ("unchanged-3-embedded", b"\x04"),
+        ("changed-suite", b"\x00\x00\x04\x00\x03"),
+        ("changed-kind", b"\x00\x00\x05\x00\x03"),
+        ("changed-wrapped-length", b"\x02\x00\x06\x00\x01"),
+        ("changed-dek-id", b"\x00\x00\x08\x00\x80"),
+        ("changed-nonce", b"\x01\x00\x28\x00\x01"),
+        ("changed-wrapped-keys", b"\x06\x00\x50\x00\x01"),
+        ("changed-ciphertext", b"\x01\x00\x34\x00\x01"),
+        ("changed-tag-of-xaes", b"\x05\x00\x65\x00\x01"),
+        ("truncated", b"\x00\x01\x43\x00\x00"),
+        ("inserted", b"\x00\x02\x34\x00\x41"),
+        ("drained", b"\x00\x03\x34\x00\x10"),
+        ("tail-of-another", b"\x01\x04\x28\x00\x07"),
+        ("its-keys-embedded", b"\x01\x05\x00\x00\x00"),
+        ("its-keys-taken-out", b"\x00\x05\x00\x00\x01"),
+        ("keys-of-another", b"\x00\x05\x00\x00\x02"),
+    ] {
+        fs::write(dir.join(name), input)?;
+    }
+    Ok(())
+}
+
+fn header(dir: &Path, open: &Path) -> io::Result<()> {
+    let message = |name: &str| fs::read(open.join(name)).map(|seed| seed[1..].to_vec());
+    let embedded = message("kept-1-embedded")?;
+    let stream = |suite| [&b"\xC1WX\x01"[..], &[suite], b"\x02\x00\x00", &[7; 32]].concat();
+    for (name, bytes) in [
+        ("message-1-embedded", &embedded[..]),
+        ("message-2-compact", &message("kept-2-compact")?),
+        ("message-3-embedded", &message("kept-3-embedded")?),
+        ("message-3-compact", &message("kept-3-compact")?),
+        ("message-header-only", &embedded[..40]),
+        ("message-cut", &embedded[..100]),
+        ("stream", &stream(2)),
+        ("stream-of-xaes", &stream(3)),
+        ("version-2", b"\xC1WX\x02\x01\x01\x00\x00"),
+        ("plain-text", b"4111 1111 1111 1111 is not sealed, though it is long enough"),
+    ] {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+fn wrapped_keys(dir: &Path) -> io::Result<()> {
+    let entry = |id: &str, wrapped: usize, meta: usize| {
+        let entry = WrappedDek::new(KekId::new(id).unwrap(), vec![0xAA; wrapped]).unwrap();
+        entry.with_meta(vec![0xBB; meta]).unwrap()
+    };
+    let aws = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
+    for (name, entries) in [
+        ("one", vec![entry("local:a", 76, 0)]),
+        ("three", vec![entry("local:a", 76, 0), entry(aws, 184, 1), entry("vault:c/transit/k", 89, 4)]),
+        ("lengths-250-and-251", vec![entry("a", 250, 0), entry("b", 251, 0), entry(&"k".repeat(250), 1, 0)]),
+        ("id-of-251", vec![entry(&"k".repeat(251), 1, 64)]),
+        ("longest", vec![entry(&"k".repeat(512), 6144, 64)]),
+        ("sixteen", (0..16).map(|i| entry(&format!("kek-{i}"), 3, 0)).collect()),
+    ] {
+        fs::write(dir.join(name), WrappedKeys::new(entries).unwrap().as_bytes())?;
+    }
+    // What the list must not have.
+    for (name, bytes) in [
+        ("refused-order", &b"\x02\x01b\x01w\x00\x01a\x01w\x00"[..]),
+        ("refused-twice", b"\x02\x01a\x01w\x00\x01a\x01x\x00"),
+        ("refused-length-not-shortest", b"\x01\xFB\x01\x00a\x01w\x00"),
+        ("refused-length-of-32-bits", b"\x01\x01a\xFC\x01\x00\x00\x00w\x00"),
+        ("refused-no-entry", b"\x00"),
+        ("refused-one-byte-more", b"\x01\x01a\x01w\x00\x00"),
+    ] {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+fn context(dir: &Path) -> io::Result<()> {
+    let pairs = |pairs: &[(&str, &str)]| EncryptionContext::new(pairs.iter().copied()).unwrap();
+    let many = EncryptionContext::new((0..64).map(|i| (format!("n{i}"), "v"))).unwrap();
+    for (name, context) in [
+        ("empty", EncryptionContext::empty()),
+        ("one", pairs(&[("tenant", "alice")])),
+        ("three", pairs(&[("tenant", "alice"), ("table", "cards"), ("ten", "\u{20AC} \u{1F511}")])),
+        ("many", many),
+        ("long", pairs(&[(&"n".repeat(256), &"v".repeat(4096))])),
+    ] {
+        fs::write(dir.join(name), context.as_bytes())?;
+    }
+    // What a context must not have.
+    for (name, bytes) in [
+        ("refused-order", &b"WXC\x01\x02\x00\x01\x00b\x01\x002\x01\x00a\x01\x001"[..]),
+        ("refused-same-name", b"WXC\x01\x02\x00\x01\x00A\x01\x002\x01\x00a\x01\x001"),
+        ("refused-reserved", b"WXC\x01\x01\x00\x09\x00WaxSeal-x\x01\x001"),
+        ("refused-control", b"WXC\x01\x01\x00\x01\x00a\x01\x00\n"),
+        ("refused-one-byte-more", b"WXC\x01\x00\x00\x00"),
+    ] {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}
