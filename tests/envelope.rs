@@ -166,6 +166,17 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
 }
 
 #[test]
+fn a_message_that_carries_its_wrapped_keys_is_opened_with_those() {
+    let kek = local("kek");
+    let alice = context("alice");
+    let sealed = block_on(envelope(&kek).encrypt(&alice, b"", b"x")).unwrap();
+    let others = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"y")).unwrap().wrapped_keys;
+    assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &sealed, &others)).unwrap(), b"x");
+    let key = block_on(envelope(&kek).opening_key_compact(&alice, &sealed, &others)).unwrap();
+    assert_eq!(&*key.open(b"", &sealed).unwrap(), b"x");
+}
+
+#[test]
 fn a_handle_refuses_messages_of_another_dek_and_says_which() {
     let alice = context("alice");
     let (a, b) = (envelope(&local("a")), envelope(&local("b")));
