@@ -94,8 +94,10 @@ fn wrapped_keys(dir: &Path) -> io::Result<()> {
         fs::write(dir.join(name), WrappedKeys::new(entries).unwrap().as_bytes())?;
     }
     // What the list must not have.
+    let length_250_as_u16 = [&b"\x01\x01a\xFB\xFA\x00"[..], &[b'w'; 250], b"\x00"].concat();
     for (name, bytes) in [
-        ("refused-order", &b"\x02\x01b\x01w\x00\x01a\x01w\x00"[..]),
+        ("refused-length-250-as-u16", &length_250_as_u16[..]),
+        ("refused-order", b"\x02\x01b\x01w\x00\x01a\x01w\x00"),
         ("refused-twice", b"\x02\x01a\x01w\x00\x01a\x01x\x00"),
         ("refused-length-not-shortest", b"\x01\xFB\x01\x00a\x01w\x00"),
         ("refused-length-of-32-bits", b"\x01\x01a\xFC\x01\x00\x00\x00w\x00"),
