@@ -3,13 +3,17 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 /// What went wrong, and what to do about it.
 ///
 /// Ask [`kind`](Error::kind) to decide, [`is_retryable`](Error::is_retryable) before trying again; the `Display` text is for
 /// a person and may change. An error never carries key bytes, plaintext or AAD, and a failed authentication does not say which
 /// part failed: that would help whoever is trying.
-pub struct Error(Box<Inner>);
+///
+/// A clone is a pointer: callers who waited for the same answer share the same error.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
 
 struct Inner {
     kind: ErrorKind,
@@ -122,11 +126,13 @@ impl fmt::Display for ErrorKind {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Inner { kind, detail: detail.into(), source: None }))
+        Self(Arc::new(Inner { kind, detail: detail.into(), source: None }))
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.0.source = Some(source.into());
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.source = Some(source.into());
+        }
         self
     }
 

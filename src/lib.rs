@@ -8,6 +8,8 @@ mod error;
 mod format;
 pub mod kek;
 mod memory;
+mod observer;
+mod runtime;
 mod suite;
 
 pub use context::EncryptionContext;
@@ -17,6 +19,10 @@ pub use envelope::{
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
+#[cfg(any(test, feature = "conformance"))]
+pub use memory::clock::ManualClock;
+pub use observer::{Event, Observer};
+pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 
 /// The README's examples, compiled.

@@ -38,6 +38,32 @@ fn in_place_through_a_handle_nothing_is_allocated() {
 }
 
 #[test]
+fn in_place_with_the_look_up_nothing_is_allocated_either() {
+    for backend in Backend::all() {
+        let envelope = Envelope::builder().write_to(local("kek")).backend(*backend).build().unwrap();
+        let alice = context("alice");
+        let sealed = block_on(envelope.encrypt(&alice, b"row 1", &[7; 1024])).unwrap();
+        let mut buffer = sealed.clone();
+        let info = measure(|| {
+            for _ in 0..50_000 {
+                buffer.copy_from_slice(&sealed);
+                block_on(envelope.decrypt_in_place(&alice, b"row 1", &mut buffer)).unwrap();
+            }
+        });
+        assert_eq!(info.count_total, 0, "{backend:?} opening");
+        let mut buffer = Vec::with_capacity(sealed.len());
+        let info = measure(|| {
+            for _ in 0..50_000 {
+                buffer.clear();
+                buffer.resize(1024, 7);
+                block_on(envelope.encrypt_in_place(&alice, b"row 1", &mut buffer)).unwrap();
+            }
+        });
+        assert_eq!(info.count_total, 0, "{backend:?} sealing");
+    }
+}
+
+#[test]
 fn a_whole_message_costs_one_allocation_of_its_size() {
     for backend in Backend::all() {
         let envelope = Envelope::builder().write_to(local("kek")).backend(*backend).build().unwrap();

@@ -12,6 +12,9 @@ use crate::suite::Suite;
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 const MIN_MAX_AGE: Duration = Duration::from_millis(1);
 const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+const HARD_OUTAGE_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+const DEFAULT_REFUSE_FOR: Duration = Duration::from_secs(5);
+const MAX_REFUSE_FOR: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
 const HARD_MAX_ENTRIES: u64 = 1 << 20;
 
@@ -30,6 +33,14 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 pub struct Limits {
     /// See [`Limits::max_age`].
     pub max_age: Option<Duration>,
+    /// See [`Limits::refresh_after`].
+    pub refresh_after: Option<Duration>,
+    /// See [`Limits::outage_grace_reading`].
+    pub outage_grace_reading: Option<Duration>,
+    /// See [`Limits::outage_grace_writing`].
+    pub outage_grace_writing: Option<Duration>,
+    /// See [`Limits::refuse_for`].
+    pub refuse_for: Option<Duration>,
     /// See [`Limits::max_entries`].
     pub max_entries: Option<u64>,
     /// See [`Limits::max_messages`].
@@ -44,6 +55,38 @@ impl Limits {
     #[must_use]
     pub const fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
+        self
+    }
+
+    /// From what age a DEK that is in use is renewed while it goes on serving: unwrapped again for reading, replaced by the next
+    /// one for writing. Less than `max_age`, by default four fifths of it. A random tenth earlier, so that not everything falls due at once.
+    #[must_use]
+    pub const fn refresh_after(mut self, refresh_after: Duration) -> Self {
+        self.refresh_after = Some(refresh_after);
+        self
+    }
+
+    /// How much longer than `max_age` a DEK goes on opening messages while the key service is *unavailable* or *throttled*, and only
+    /// then: 0 to 24 hours, by default 0. It adds to the time that a revoked KEK can go on working here, if its revocation falls into an
+    /// outage.
+    #[must_use]
+    pub const fn outage_grace_reading(mut self, grace: Duration) -> Self {
+        self.outage_grace_reading = Some(grace);
+        self
+    }
+
+    /// The same for sealing: 0 to 24 hours, by default 0.
+    #[must_use]
+    pub const fn outage_grace_writing(mut self, grace: Duration) -> Self {
+        self.outage_grace_writing = Some(grace);
+        self
+    }
+
+    /// How long a denial is remembered: the same wrapped key in the same context is refused without asking again. 0 to 5 minutes, by
+    /// default 5 seconds. It is also the longest that a permission given back takes to be noticed.
+    #[must_use]
+    pub const fn refuse_for(mut self, refuse_for: Duration) -> Self {
+        self.refuse_for = Some(refuse_for);
         self
     }
 
@@ -76,8 +119,21 @@ impl Limits {
         let age = MIN_MAX_AGE.as_millis()..=HARD_MAX_AGE.as_millis();
         let max_age = self.max_age.unwrap_or(DEFAULT_MAX_AGE);
         within("max_age (milliseconds)", max_age.as_millis(), age)?;
+        let refresh_after = self.refresh_after.unwrap_or(max_age.mul_f64(0.8));
+        let latest = max_age.as_nanos().saturating_sub(1);
+        within("refresh_after (nanoseconds, below max_age)", refresh_after.as_nanos(), 1..=latest)?;
+        let grace = |field, grace: Option<Duration>| {
+            let grace = grace.unwrap_or_default();
+            within(field, grace.as_millis(), 0..=HARD_OUTAGE_GRACE.as_millis()).map(|_| grace)
+        };
+        let refuse_for = self.refuse_for.unwrap_or(DEFAULT_REFUSE_FOR);
+        within("refuse_for (milliseconds)", refuse_for.as_millis(), 0..=MAX_REFUSE_FOR.as_millis())?;
         Ok(LimitsInForce {
             max_age,
+            refresh_after,
+            outage_grace_reading: grace("outage_grace_reading (milliseconds)", self.outage_grace_reading)?,
+            outage_grace_writing: grace("outage_grace_writing (milliseconds)", self.outage_grace_writing)?,
+            refuse_for,
             max_entries: within("max_entries", self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES), 1..=HARD_MAX_ENTRIES)?,
             max_messages: within("max_messages", self.max_messages.unwrap_or(default_messages), 1..=hard_messages)?,
             max_bytes: within("max_bytes", self.max_bytes.unwrap_or(default_bytes), 1..=hard_bytes)?,
@@ -97,6 +153,10 @@ fn within<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LimitsInForce {
     pub(crate) max_age: Duration,
+    pub(crate) refresh_after: Duration,
+    pub(crate) outage_grace_reading: Duration,
+    pub(crate) outage_grace_writing: Duration,
+    pub(crate) refuse_for: Duration,
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,
     pub(crate) max_bytes: u64,

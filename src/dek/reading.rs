@@ -2,46 +2,37 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use crate::context::EncryptionContext;
-use crate::error::{Error, ErrorKind};
-use crate::suite::{AeadKey, DekId, Suite};
+use super::lease::Lease;
+use super::wiper::Mortal;
+use crate::error::Error;
+use crate::observer::Observer;
 
-/// The keys of a DEK for reading, of one suite, within its limits.
+/// The keys of a DEK for reading, of one suite, within its time.
 pub(crate) struct ReadingDek {
-    pub(crate) context: EncryptionContext,
-    pub(crate) id: DekId,
-    pub(crate) suite: Suite,
-    key: Arc<AeadKey>,
-    expires: Instant,
+    pub(crate) lease: Lease,
+    pub(super) observer: Option<Arc<dyn Observer>>,
+}
+
+impl Mortal for ReadingDek {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn observer(&self) -> Option<&dyn Observer> {
+        self.observer.as_deref()
+    }
 }
 
 impl ReadingDek {
-    pub(super) fn new(
-        context: EncryptionContext,
-        id: DekId,
-        suite: Suite,
-        key: Arc<AeadKey>,
-        max_age: Duration,
-    ) -> Self {
-        Self { context, id, suite, key, expires: Instant::now() + max_age }
-    }
-
-    pub(super) fn is_fresh(&self) -> bool {
-        Instant::now() < self.expires
-    }
-
-    /// Decrypts in place, unless the lease is over.
+    /// Decrypts in place, for a handle: unless its time is over.
     pub(crate) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
-        if !self.is_fresh() {
-            return Err(Error::new(ErrorKind::Expired, ""));
-        }
-        self.open_unchecked(nonce, aad, payload, tag)
+        self.lease.check_handle()?;
+        self.open_now(nonce, aad, payload, tag)
     }
 
-    /// Decrypts in place for the very call that found the DEK fresh.
-    pub(crate) fn open_unchecked(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
-        self.key.open(nonce, aad, payload, tag)
+    /// Decrypts in place, for the call that has just been given the DEK. Expired, with `payload` untouched, if it was taken away since.
+    pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+        self.lease.with_key(|key| key.open(nonce, aad, payload, tag))?
     }
 }

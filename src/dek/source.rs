@@ -1,18 +1,27 @@
-//! Makes DEKs for writing and unwraps them for reading.
+//! Makes DEKs for writing and unwraps them for reading, and decides at each look-up whether what is at hand may serve.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::future::Future;
+use std::sync::{Arc, PoisonError, RwLock};
 
+use arc_swap::ArcSwap;
 use futures_util::future::try_join_all;
 
 use super::cache::{DekCache, Hit};
-use super::writing::{NewDek, check_len};
+use super::flight::Answer;
+use super::lease::{Lease, Request, Terms, expired};
+use super::wiper::end_now;
+use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
 use crate::kek::{Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::memory::clock::Clock;
 use crate::memory::fork;
+use crate::observer::{Event, Observer};
+use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, DekId, Nonces, Suite, derive_dek_id, derive_message_key};
 
 /// Who makes a DEK.
@@ -36,66 +45,380 @@ pub(crate) struct Providers {
     pub(crate) reading: Vec<Arc<dyn KekProvider>>,
 }
 
-#[derive(Clone, Copy)]
 pub(crate) struct SourceOptions {
     pub(crate) suite: Suite,
     pub(crate) backend: Backend,
     pub(crate) nonces: Nonces,
     pub(crate) origin: DekOrigin,
     pub(crate) limits: LimitsInForce,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Option<Arc<dyn Runtime>>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 pub(crate) struct DekSource {
     providers: Providers,
     options: SourceOptions,
-    cache: DekCache,
+    /// The cache of this process; the child of a fork puts its own in its place.
+    cache: ArcSwap<DekCache>,
+    /// KEKs that an operator revoked.
+    revoked: RwLock<HashSet<KekId>>,
 }
 
+/// How often a call is begun again because its DEK was taken away between the look-up and the use.
+const ATTEMPTS: usize = 3;
+
 impl DekSource {
-    pub(crate) fn new(providers: Providers, options: SourceOptions) -> Self {
-        Self { providers, cache: DekCache::new(&options.limits), options }
+    pub(crate) fn new(providers: Providers, options: SourceOptions) -> Arc<Self> {
+        let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
+        Arc::new(Self { providers, options, cache, revoked: RwLock::default() })
     }
 
     pub(crate) fn providers(&self) -> &Providers {
         &self.providers
     }
 
-    /// The right to seal one message of `len` bytes, under the DEK at hand or under a new one.
-    pub(crate) async fn reserve(
+    fn cache(&self) -> Arc<DekCache> {
+        let cache = self.cache.load_full();
+        if cache.is_of_this_process() {
+            return cache;
+        }
+        let ours = Arc::new(DekCache::new(&self.options.limits, self.options.clock.clone()));
+        let before = self.cache.compare_and_swap(&cache, ours.clone());
+        if !Arc::ptr_eq(&before, &cache) {
+            return self.cache.load_full();
+        }
+        cache.abandon();
+        // Its locks may be held by threads that the fork left behind: it is never dropped.
+        std::mem::forget(cache);
+        ours
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        if let Some(observer) = &self.options.observer {
+            observer.event(event);
+        }
+    }
+
+    // --- reading
+
+    /// Runs `work` with the DEK for reading, if it is at hand, without asking anybody.
+    ///
+    /// # Errors
+    /// The id is known to belong to another context.
+    pub(crate) fn with_reading_at_hand<R>(
         &self,
         context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        work: &mut impl FnMut(&ReadingDek) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut *work);
+        let result = match remembered {
+            Some(result) => result,
+            None => match self.cache().reading(context, id, suite) {
+                Hit::Fresh(dek) | Hit::Due(dek) => work(&dek),
+                Hit::OtherContext => return Err(Error::invalid()),
+                Hit::Grace(_) | Hit::None => return Ok(None),
+            },
+        };
+        at_hand(result)
+    }
+
+    /// Runs `work` with the DEK for reading, asking the key service where that is needed.
+    pub(crate) async fn with_reading<R>(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        wrapped_keys: &[u8],
+        mut work: impl FnMut(&ReadingDek) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut work);
+        if let Some(result) = remembered
+            && let Some(result) = at_hand(result)?
+        {
+            return Ok(result);
+        }
+        for _ in 0..ATTEMPTS {
+            let dek = self.reading(context, id, suite, wrapped_keys).await?;
+            if let Some(result) = at_hand(work(&dek))? {
+                return Ok(result);
+            }
+        }
+        Err(expired())
+    }
+
+    /// The DEK for reading.
+    pub(crate) async fn reading(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        wrapped_keys: &[u8],
+    ) -> Result<Arc<ReadingDek>, Error> {
+        let cache = self.cache();
+        let in_grace = match cache.reading(context, id, suite) {
+            Hit::Fresh(dek) => return Ok(dek),
+            Hit::Due(dek) => {
+                self.renew_reading(&dek, wrapped_keys).await;
+                return Ok(dek);
+            }
+            Hit::OtherContext => return Err(Error::invalid()),
+            Hit::Grace(dek) => Some(dek),
+            Hit::None => None,
+        };
+        let answer = match wrapped_keys {
+            [] => Err(Error::new(ErrorKind::MissingWrappedKeys, id.to_string())),
+            bytes => self.unwrap(&cache, context, id, suite, bytes).await,
+        };
+        match (answer, in_grace) {
+            (Err(error), Some(dek)) if error.is_retryable() => {
+                self.tell(&Event::ServedPastAge { dek_id: id, context, kind: error.kind() });
+                Ok(dek)
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    /// Asks the key service, once for all who ask the same at the same time.
+    async fn unwrap(
+        self: &Arc<Self>,
+        cache: &Arc<DekCache>,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        wrapped_keys: &[u8],
+    ) -> Answer<ReadingDek> {
+        let request = Request::unwrap(context, id, suite, wrapped_keys);
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
+        let keys = WrappedKeys::try_from(wrapped_keys)?;
+        let call = cache.flights.reading(request, || {
+            let (source, cache, context, id) = (self.clone(), cache.clone(), context.clone(), *id);
+            async move { source.ask_to_unwrap(&cache, &context, id, suite, request, &keys).await }
+        });
+        call.await
+    }
+
+    async fn ask_to_unwrap(
+        &self,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        id: DekId,
+        suite: Suite,
+        request: Request,
+        keys: &WrappedKeys,
+    ) -> Answer<ReadingDek> {
+        for _ in 0..ATTEMPTS {
+            let epoch = cache.epoch();
+            match self.unwrap_any(context, &id, keys).await {
+                // An operator revoked something meanwhile: what was asked before does not count.
+                _ if cache.epoch() != epoch => {}
+                Ok((dek, kek_id)) => {
+                    self.tell(&Event::Unwrapped { dek_id: &id, context, kek_id: &kek_id });
+                    let key = self.message_key(&dek, context, suite)?;
+                    let dek = self.new_reading(context, id, suite, request, Box::new([kek_id]), &key);
+                    drop(key);
+                    cache.put_reading(&dek);
+                    if cache.epoch() == epoch {
+                        return Ok(dek);
+                    }
+                    end_now(&*dek);
+                }
+                Err(error) => {
+                    if error.kind() == ErrorKind::Denied {
+                        cache.remember_denial(request, &error);
+                        cache.end_reading(&id, suite, request);
+                        self.tell(&Event::Denied { dek_id: Some(&id), context });
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(overtaken())
+    }
+
+    fn new_reading(
+        &self,
+        context: &EncryptionContext,
+        id: DekId,
+        suite: Suite,
+        request: Request,
+        kek_ids: Box<[KekId]>,
+        key: &Arc<AeadKey>,
+    ) -> Arc<ReadingDek> {
+        let options = &self.options;
+        let (grace, clock) = (options.limits.outage_grace_reading, &options.clock);
+        let terms = Terms { context, id, suite, request, kek_ids, grace, clock };
+        let lease = Lease::new(terms, key, &options.limits);
+        Arc::new(ReadingDek { lease, observer: options.observer.clone() })
+    }
+
+    /// Any success serves: the providers are asked in order of preference, for the entries that they recognise.
+    pub(crate) async fn unwrap_any(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        keys: &WrappedKeys,
+    ) -> Result<(Dek, KekId), Error> {
+        let mut failures = Vec::new();
+        for provider in &self.providers.reading {
+            for entry in keys.entries().iter().filter(|entry| provider.recognises(entry.kek_id())) {
+                let kek_id = entry.kek_id().clone();
+                match self.unwrap_one(&**provider, context, id, entry).await {
+                    Ok(dek) => return Ok((dek, kek_id)),
+                    Err(failure) => failures.push((kek_id, failure)),
+                }
+            }
+        }
+        Err(all_failed(keys, failures))
+    }
+
+    /// Unwraps one entry and holds the DEK against the id, which commits to it and to the context: a key service that gives
+    /// another DEK is an error here, not a garbled payload later.
+    pub(crate) async fn unwrap_one(
+        &self,
+        provider: &dyn KekProvider,
+        context: &EncryptionContext,
+        id: &DekId,
+        entry: &WrappedDek,
+    ) -> Result<Dek, KekError> {
+        self.check_not_revoked(entry.kek_id())?;
+        let unwrapped: UnwrappedDek = provider.unwrap(context, entry).await?;
+        let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+        match derive_dek_id(&dek, context) {
+            Ok(derived) if derived == *id => Ok(dek),
+            _ => Err(KekError::invalid("the unwrapped DEK is not the one that the DEK id names in this context")),
+        }
+    }
+
+    /// Renews a DEK that is due, while it goes on serving: in the background where there is a runtime, else by this caller.
+    async fn renew_reading(self: &Arc<Self>, dek: &Arc<ReadingDek>, wrapped_keys: &[u8]) {
+        // Only the question that it is the answer to renews it.
+        let lease = &dek.lease;
+        let same = Request::unwrap(&lease.context, &lease.id, lease.suite, wrapped_keys) == lease.request;
+        if !same || !lease.claim_renewal() {
+            return;
+        }
+        let (source, dek, keys) = (self.clone(), dek.clone(), wrapped_keys.to_vec());
+        self.in_background(async move {
+            let (cache, lease) = (source.cache(), &dek.lease);
+            let answer = source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys).await;
+            source.renewed(lease, answer.err());
+        })
+        .await;
+    }
+
+    // --- writing
+
+    /// Runs `work` with the right to seal one message of `len` bytes.
+    pub(crate) async fn with_writing<R>(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
         len: usize,
-    ) -> Result<Reservation<Arc<WritingDek>>, Error> {
-        check_len(len, &self.options.limits)?;
-        if let Some(dek) = self.cache.writing(context)
-            && let Ok(reservation) = Reservation::new(dek, len)
+        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        check_len(len, max_len(&self.options.limits))?;
+        let remembered = self.cache.load().with_remembered_writing(context, |dek| {
+            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+        });
+        if let Some(result) = remembered
+            && let Some(result) = at_hand(result)?
         {
-            return Ok(reservation);
+            return Ok(result);
         }
-        let dek = self.make(context).await?;
-        // Whoever made it seals first: others cannot use it up before.
-        let reservation = Reservation::new(dek.clone(), len)?;
-        self.cache.put_writing(dek);
-        Ok(reservation)
+        let mut taken_away = 0;
+        while taken_away < ATTEMPTS {
+            let dek = self.writing(context).await?;
+            let result = match Reservation::new(&*dek, len) {
+                Ok(reservation) => work(&reservation),
+                // Others used it up: they got on, and the next DEK is for whoever is quick.
+                Err(error) if error.kind() == ErrorKind::Exhausted => continue,
+                Err(error) => Err(error),
+            };
+            match at_hand(result)? {
+                Some(result) => return Ok(result),
+                None => taken_away += 1,
+            }
+        }
+        Err(expired())
     }
 
-    /// The DEK for writing at hand, or a new one.
-    pub(crate) async fn writing(&self, context: &EncryptionContext) -> Result<Arc<WritingDek>, Error> {
-        if let Some(dek) = self.cache.writing(context)
-            && dek.has_room()
-        {
-            return Ok(dek);
+    /// The DEK for writing.
+    pub(crate) async fn writing(self: &Arc<Self>, context: &EncryptionContext) -> Result<Arc<WritingDek>, Error> {
+        let cache = self.cache();
+        let in_grace = match cache.writing(context) {
+            Hit::Fresh(dek) => return Ok(dek),
+            Hit::Due(dek) => {
+                self.renew_writing(&dek).await;
+                return Ok(dek);
+            }
+            Hit::Grace(dek) => Some(dek),
+            Hit::OtherContext | Hit::None => None,
+        };
+        match (self.wrap(&cache, context).await, in_grace) {
+            (Err(error), Some(dek)) if error.is_retryable() => {
+                self.tell(&Event::ServedPastAge { dek_id: &dek.lease.id, context, kind: error.kind() });
+                Ok(dek)
+            }
+            (answer, _) => answer,
         }
-        let dek = self.make(context).await?;
-        self.cache.put_writing(dek.clone());
-        Ok(dek)
     }
 
-    async fn make(&self, context: &EncryptionContext) -> Result<Arc<WritingDek>, Error> {
-        let generation = fork::generation();
+    /// Makes a DEK, once for all who want one for this context at the same time.
+    async fn wrap(self: &Arc<Self>, cache: &Arc<DekCache>, context: &EncryptionContext) -> Answer<WritingDek> {
+        let request = Request::wrap(context);
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
+        let call = cache.flights.writing(request, || {
+            let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
+            async move { source.ask_to_wrap(&cache, &context, request).await }
+        });
+        call.await
+    }
+
+    async fn ask_to_wrap(&self, cache: &DekCache, context: &EncryptionContext, request: Request) -> Answer<WritingDek> {
+        for _ in 0..ATTEMPTS {
+            let (epoch, generation) = (cache.epoch(), fork::generation());
+            match self.make(context).await {
+                _ if cache.epoch() != epoch => {}
+                Ok((dek, wrapped_keys)) => {
+                    let (reading, writing) = self.new_pair(context, &dek, wrapped_keys, request, generation)?;
+                    drop(dek);
+                    self.tell(&Event::Made { dek_id: &writing.lease.id, context, kek_ids: &writing.lease.kek_ids });
+                    // What this process writes it can read without asking, no longer than anything else.
+                    cache.put_reading(&reading);
+                    cache.put_writing(&writing);
+                    if cache.epoch() == epoch {
+                        return Ok(writing);
+                    }
+                    end_now(&*reading);
+                    end_now(&*writing);
+                }
+                Err(error) => {
+                    if error.kind() == ErrorKind::Denied {
+                        cache.remember_denial(request, &error);
+                        cache.end_writing(context, request);
+                        self.tell(&Event::Denied { dek_id: None, context });
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Err(overtaken())
+    }
+
+    /// A new DEK, wrapped by every writing KEK.
+    async fn make(&self, context: &EncryptionContext) -> Result<(Dek, WrappedKeys), Error> {
         let writing = &self.providers.writing;
         let first =
             writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "write_to: no KEK for writing"))?;
+        for provider in writing {
+            self.check_not_revoked(provider.id())?;
+        }
         let (dek, made) = match self.options.origin {
             DekOrigin::Local => (Dek::random()?, None),
             DekOrigin::KeyService => {
@@ -110,87 +433,110 @@ impl DekSource {
             own_entry(&**provider, wrapped)
         }))
         .await?;
-        let wrapped_keys = WrappedKeys::new(made.into_iter().chain(wrapped))?;
-
-        let suite = self.options.suite;
-        let id = derive_dek_id(&dek, context)?;
-        let key = Arc::new(AeadKey::new(self.options.backend, suite, &derive_message_key(&dek, context, suite)?)?);
-        let max_age = self.options.limits.max_age;
-        // What this process writes it can read without asking, no longer than anything else.
-        self.cache.put_reading(Arc::new(ReadingDek::new(context.clone(), id, suite, key.clone(), max_age)));
-        let new = NewDek { context: context.clone(), id, suite, key, wrapped_keys, generation };
-        Ok(Arc::new(WritingDek::new(new, self.options.nonces, self.options.limits)?))
+        Ok((dek, WrappedKeys::new(made.into_iter().chain(wrapped))?))
     }
 
-    /// The DEK for reading at hand, without asking anybody.
-    ///
-    /// # Errors
-    /// The id is known to belong to another context.
-    pub(crate) fn reading_cached(
+    fn new_pair(
         &self,
         context: &EncryptionContext,
-        id: &DekId,
-        suite: Suite,
-    ) -> Result<Option<Arc<ReadingDek>>, Error> {
-        match self.cache.reading(context, id, suite) {
-            Hit::Dek(dek) => Ok(Some(dek)),
-            Hit::OtherContext => Err(Error::invalid()),
-            Hit::None => Ok(None),
+        dek: &Dek,
+        wrapped_keys: WrappedKeys,
+        request: Request,
+        generation: u64,
+    ) -> Result<(Arc<ReadingDek>, Arc<WritingDek>), Error> {
+        let SourceOptions { suite, limits, nonces, clock, observer, .. } = &self.options;
+        let id = derive_dek_id(dek, context)?;
+        let key = self.message_key(dek, context, *suite)?;
+        let kek_ids: Box<[KekId]> = wrapped_keys.entries().iter().map(|entry| entry.kek_id().clone()).collect();
+        let read = Request::unwrap(context, &id, *suite, wrapped_keys.as_bytes());
+        let reading = self.new_reading(context, id, *suite, read, kek_ids.clone(), &key);
+        let grace = limits.outage_grace_writing;
+        let lease = Lease::new(Terms { context, id, suite: *suite, request, kek_ids, grace, clock }, &key, limits);
+        let writing = WritingDek::new(lease, wrapped_keys, *nonces, limits, generation, observer.clone())?;
+        Ok((reading, Arc::new(writing)))
+    }
+
+    /// Makes the next DEK while this one goes on serving.
+    async fn renew_writing(self: &Arc<Self>, dek: &Arc<WritingDek>) {
+        if !dek.lease.claim_renewal() {
+            return;
+        }
+        let (source, dek) = (self.clone(), dek.clone());
+        self.in_background(async move {
+            let answer = source.wrap(&source.cache(), &dek.lease.context).await;
+            source.renewed(&dek.lease, answer.err());
+        })
+        .await;
+    }
+
+    // --- both
+
+    fn message_key(&self, dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Arc<AeadKey>, Error> {
+        AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
+    }
+
+    async fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        match &self.options.runtime {
+            Some(runtime) => runtime.spawn(Box::pin(work)),
+            // Boxed, so that the futures of those who never come here stay small.
+            None => Box::pin(work).await,
         }
     }
 
-    /// The DEK for reading, unwrapped from encoded `wrapped_keys`.
-    pub(crate) async fn unwrap(
-        &self,
-        context: &EncryptionContext,
-        id: &DekId,
-        suite: Suite,
-        wrapped_keys: &[u8],
-    ) -> Result<Arc<ReadingDek>, Error> {
-        if wrapped_keys.is_empty() {
-            return Err(Error::new(ErrorKind::MissingWrappedKeys, id.to_string()));
+    fn renewed(&self, lease: &Lease, error: Option<Error>) {
+        if let Some(error) = error {
+            self.tell(&Event::RenewalFailed { dek_id: &lease.id, context: &lease.context, kind: error.kind() });
+            lease.retry_renewal();
         }
-        let dek = self.unwrap_any(context, id, &WrappedKeys::try_from(wrapped_keys)?).await?;
-        let key = Arc::new(AeadKey::new(self.options.backend, suite, &derive_message_key(&dek, context, suite)?)?);
-        let dek = Arc::new(ReadingDek::new(context.clone(), *id, suite, key, self.options.limits.max_age));
-        self.cache.put_reading(dek.clone());
-        Ok(dek)
     }
 
-    /// Any success serves: the providers are asked in order of preference, for the entries that they recognise.
-    pub(crate) async fn unwrap_any(
-        &self,
-        context: &EncryptionContext,
-        id: &DekId,
-        keys: &WrappedKeys,
-    ) -> Result<Dek, Error> {
-        let mut failures = Vec::new();
-        for provider in &self.providers.reading {
-            for entry in keys.entries().iter().filter(|entry| provider.recognises(entry.kek_id())) {
-                match unwrap_one(&**provider, context, id, entry).await {
-                    Ok(dek) => return Ok(dek),
-                    Err(failure) => failures.push((entry.kek_id().clone(), failure)),
-                }
-            }
+    // --- an operator's hand
+
+    /// Ends every DEK that `kek_id` vouches for, and uses that KEK no more.
+    pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).insert(kek_id.clone());
+        self.cache().revoke_where(|lease| lease.kek_ids.contains(kek_id));
+    }
+
+    pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).remove(kek_id);
+        self.cache().forget_denials();
+    }
+
+    pub(crate) fn end_context(&self, context: &EncryptionContext) {
+        self.cache().revoke_where(|lease| lease.context == *context);
+    }
+
+    pub(crate) fn clear(&self) {
+        let cache = self.cache();
+        cache.revoke_where(|_| true);
+        cache.forget_denials();
+    }
+
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        self.cache().counts()
+    }
+
+    pub(crate) fn check_not_revoked(&self, kek_id: &KekId) -> Result<(), KekError> {
+        match self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(kek_id) {
+            true => Err(KekError::denied("revoked in this process")),
+            false => Ok(()),
         }
-        Err(all_failed(keys, failures))
     }
 }
 
-/// Unwraps one entry and holds the DEK against the id, which commits to it and to the context: a key service that gives another
-/// DEK is an error here, not a garbled payload later.
-pub(crate) async fn unwrap_one(
-    provider: &dyn KekProvider,
-    context: &EncryptionContext,
-    id: &DekId,
-    entry: &WrappedDek,
-) -> Result<Dek, KekError> {
-    let unwrapped: UnwrappedDek = provider.unwrap(context, entry).await?;
-    let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
-    match derive_dek_id(&dek, context) {
-        Ok(derived) if derived == *id => Ok(dek),
-        _ => Err(KekError::invalid("the unwrapped DEK is not the one that the DEK id names in this context")),
+/// `None` if the DEK was taken away, or used up by others, between look-up and use: then it is not at hand.
+fn at_hand<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(error) if matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+/// Revocations came faster than answers.
+fn overtaken() -> Error {
+    Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
 }
 
 /// An entry that its own provider would not take back is never written into a message.

@@ -3,73 +3,76 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use super::LimitsInForce;
-use crate::context::EncryptionContext;
+use super::budget::Budget;
+use super::lease::{Lease, expired};
+use super::wiper::Mortal;
 use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::suite::{AeadKey, DekId, Nonce, Nonces, Suite, TAG_LEN};
+use crate::observer::Observer;
+use crate::suite::{Nonce, Nonces, TAG_LEN};
 
 /// The keys of a DEK for writing, of one suite, within its limits.
 pub(crate) struct WritingDek {
-    pub(crate) context: EncryptionContext,
-    pub(crate) id: DekId,
-    pub(crate) suite: Suite,
+    pub(crate) lease: Lease,
     pub(crate) wrapped_keys: WrappedKeys,
     embedded: Prefix,
     compact: Prefix,
-    key: Arc<AeadKey>,
     nonces: Nonces,
-    limits: LimitsInForce,
-    expires: Instant,
+    budget: Budget,
+    max_len: u64,
     /// The process that made it: in a forked child it seals nothing.
     generation: u64,
-    messages: AtomicU64,
-    bytes: AtomicU64,
+    observer: Option<Arc<dyn Observer>>,
 }
 
-/// What [`WritingDek::new`] takes over.
-pub(super) struct NewDek {
-    pub(super) context: EncryptionContext,
-    pub(super) id: DekId,
-    pub(super) suite: Suite,
-    pub(super) key: Arc<AeadKey>,
-    pub(super) wrapped_keys: WrappedKeys,
-    /// Taken before the DEK was drawn, so that a fork while the key service is asked is noticed.
-    pub(super) generation: u64,
+impl Mortal for WritingDek {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn observer(&self) -> Option<&dyn Observer> {
+        self.observer.as_deref()
+    }
 }
 
 impl WritingDek {
-    pub(super) fn new(new: NewDek, nonces: Nonces, limits: LimitsInForce) -> Result<Self, Error> {
-        let NewDek { context, id, suite, key, wrapped_keys, generation } = new;
+    /// `generation` was taken before the DEK was drawn, so that a fork while the key service was asked is noticed.
+    pub(super) fn new(
+        lease: Lease,
+        wrapped_keys: WrappedKeys,
+        nonces: Nonces,
+        limits: &LimitsInForce,
+        generation: u64,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Self, Error> {
         Ok(Self {
-            embedded: Prefix::new(suite, id, wrapped_keys.as_bytes())?,
-            compact: Prefix::new(suite, id, &[])?,
-            context,
-            id,
-            suite,
+            embedded: Prefix::new(lease.suite, lease.id, wrapped_keys.as_bytes())?,
+            compact: Prefix::new(lease.suite, lease.id, &[])?,
+            lease,
             wrapped_keys,
-            key,
             nonces,
-            limits,
-            expires: Instant::now() + limits.max_age,
+            budget: Budget::new(limits),
+            max_len: max_len(limits),
             generation,
-            messages: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
+            observer,
         })
     }
 
-    pub(super) fn is_fresh(&self) -> bool {
-        self.generation == fork::generation() && Instant::now() < self.expires
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.generation == fork::generation()
     }
 
-    pub(super) fn has_room(&self) -> bool {
-        self.messages.load(Ordering::Relaxed) < self.limits.max_messages
-            && self.bytes.load(Ordering::Relaxed) < self.limits.max_bytes
+    /// A message was refused for the budget.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.budget.is_used_up()
+    }
+
+    pub(super) fn is_nearly_used_up(&self) -> bool {
+        self.budget.is_low()
     }
 
     /// What stands in front of the ciphertext of each of its messages.
@@ -85,14 +88,19 @@ impl WritingDek {
 pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
-    /// Counts a message of `len` plaintext bytes before it is sealed.
-    pub(crate) fn new(dek: D, len: usize) -> Result<Self, Error> {
-        if !dek.is_fresh() {
-            return Err(Error::new(ErrorKind::Expired, ""));
+    /// For a handle: counts a message of `len` plaintext bytes, unless the DEK's time is over.
+    pub(crate) fn for_handle(dek: D, len: usize) -> Result<Self, Error> {
+        dek.lease.check_handle()?;
+        Self::new(dek, len)
+    }
+
+    /// For the call that has just been given the DEK.
+    pub(super) fn new(dek: D, len: usize) -> Result<Self, Error> {
+        if !dek.is_of_this_process() {
+            return Err(expired());
         }
-        let len = check_len(len, &dek.limits)?;
-        reserve(&dek.messages, 1, dek.limits.max_messages, "max_messages")?;
-        reserve(&dek.bytes, len, dek.limits.max_bytes, "max_bytes")?;
+        let len = check_len(len, dek.max_len)?;
+        dek.budget.reserve(len)?;
         Ok(Self(dek))
     }
 
@@ -100,35 +108,33 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         &self.0
     }
 
-    /// Encrypts `payload` in place under a nonce of its own, and fills `prefix` and `tag` around it.
+    /// Encrypts `payload` in place under a nonce of its own, and fills `prefix` and `tag` around it. Expired, with everything
+    /// untouched, if the DEK was taken away since.
     pub(crate) fn seal(
-        self,
+        &self,
         form: Form,
         aad: &[u8],
         prefix: &mut [u8],
         payload: &mut [u8],
         tag: &mut [u8; TAG_LEN],
     ) -> Result<(), Error> {
-        let nonce = Nonce::random(self.0.nonces, self.0.suite)?;
-        self.0.prefix(form).write(nonce.as_bytes(), prefix)?;
-        *tag = self.0.key.seal(nonce.as_bytes(), aad, payload)?;
-        Ok(())
+        let dek = &*self.0;
+        dek.lease.with_key(|key| {
+            let nonce = Nonce::random(dek.nonces, dek.lease.suite)?;
+            dek.prefix(form).write(nonce.as_bytes(), prefix)?;
+            *tag = key.seal(nonce.as_bytes(), aad, payload)?;
+            Ok(())
+        })?
     }
 }
 
-/// Whether a message of this length could be sealed by a DEK that sealed nothing yet.
-pub(super) fn check_len(len: usize, limits: &LimitsInForce) -> Result<u64, Error> {
-    let max = limits.max_bytes.min(MAX_PLAINTEXT);
+/// The longest message that a DEK which sealed nothing yet may seal.
+pub(super) fn max_len(limits: &LimitsInForce) -> u64 {
+    limits.max_bytes.min(MAX_PLAINTEXT)
+}
+
+pub(super) fn check_len(len: usize, max: u64) -> Result<u64, Error> {
     u64::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| {
         Error::new(ErrorKind::TooLarge, format!("{len} bytes of plaintext; max_bytes and the format allow {max}"))
     })
-}
-
-fn reserve(count: &AtomicU64, more: u64, max: u64, field: &'static str) -> Result<(), Error> {
-    // Never past the limit, whatever the number of threads, and so never around the end of the counter.
-    let within = |used: u64| used.checked_add(more).filter(|sum| *sum <= max);
-    match count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within) {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::new(ErrorKind::Exhausted, field)),
-    }
 }

@@ -8,6 +8,11 @@ use crate::dek::{DekOrigin, DekSource, Limits, Providers, SourceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::KekProvider;
+use crate::memory::clock::Clock;
+#[cfg(any(test, feature = "conformance"))]
+use crate::memory::clock::ManualClock;
+use crate::observer::Observer;
+use crate::runtime::Runtime;
 use crate::suite::{Backend, Nonces, Suite};
 
 /// Configures an [`Envelope`]. Only [`write_to`](Self::write_to) or [`read_from`](Self::read_from) is needed.
@@ -21,6 +26,9 @@ pub struct Builder {
     nonces: Nonces,
     dek_origin: DekOrigin,
     limits: Limits,
+    clock: Clock,
+    runtime: Option<Arc<dyn Runtime>>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Builder {
@@ -68,6 +76,26 @@ impl Builder {
         self
     }
 
+    /// Where DEKs are renewed ahead of time. With the feature `tokio`, by default the tokio runtime in which
+    /// [`build`](Self::build) is called, if there is one. Without a runtime, the caller that finds a DEK due renews it.
+    pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
+        self.runtime = Some(Arc::new(runtime));
+        self
+    }
+
+    /// Who gets every event of every DEK's life. By default nobody.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.observer = Some(Arc::new(observer));
+        self
+    }
+
+    /// A clock that a test moves. Keys are still wiped by the process's wiping thread, which looks at it once a second.
+    #[cfg(any(test, feature = "conformance"))]
+    pub fn clock(mut self, clock: ManualClock) -> Self {
+        self.clock = Clock::Manual(clock);
+        self
+    }
+
     /// Checks everything that can be checked without asking a key service.
     ///
     /// # Errors
@@ -92,9 +120,23 @@ impl Builder {
             nonces: self.nonces,
             origin: self.dek_origin,
             limits,
+            clock: self.clock,
+            runtime: self.runtime.or_else(ambient_runtime),
+            observer: self.observer,
         };
         Ok(Envelope::new(DekSource::new(Providers { writing: self.write_to, reading }, options)))
     }
+}
+
+#[cfg(feature = "tokio")]
+fn ambient_runtime() -> Option<Arc<dyn Runtime>> {
+    let handle = tokio::runtime::Handle::try_current().ok()?;
+    Some(Arc::new(crate::runtime::Tokio(handle)))
+}
+
+#[cfg(not(feature = "tokio"))]
+fn ambient_runtime() -> Option<Arc<dyn Runtime>> {
+    None
 }
 
 fn refuse_twice(option: &str, providers: &[Arc<dyn KekProvider>]) -> Result<(), Error> {
@@ -121,6 +163,6 @@ impl std::fmt::Debug for Builder {
             .field("nonces", &self.nonces)
             .field("dek_origin", &self.dek_origin)
             .field("limits", &self.limits)
-            .finish()
+            .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,7 @@ pub use plaintext::Plaintext;
 pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, ReadingDek};
+use crate::dek::{DekSource, ReadingDek, Reservation, WritingDek};
 use crate::error::Error;
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::KekId;
@@ -68,8 +68,8 @@ impl Envelope {
         Builder::default()
     }
 
-    fn new(source: DekSource) -> Self {
-        Self(Arc::new(source))
+    fn new(source: Arc<DekSource>) -> Self {
+        Self(source)
     }
 
     fn source(&self) -> &DekSource {
@@ -85,8 +85,7 @@ impl Envelope {
     /// # Errors
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge); those of the key service where a DEK has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
     pub async fn encrypt(&self, context: &EncryptionContext, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        let reservation = self.0.reserve(context, plaintext.len()).await?;
-        sealing::seal(reservation, Form::Embedded, aad, plaintext)
+        self.0.with_writing(context, plaintext.len(), |dek| sealing::seal(dek, Form::Embedded, aad, plaintext)).await
     }
 
     /// Seals what is in `buffer`, which is then the message. The plaintext moves up by the length of the prefix; to avoid even that,
@@ -101,11 +100,19 @@ impl Envelope {
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let len = buffer.len();
-        let reservation = self.0.reserve(context, len).await?;
-        let prefix_len = reservation.dek().prefix(Form::Embedded).len();
-        grow(buffer, len + prefix_len + TAG_LEN);
-        buffer.copy_within(..len, prefix_len);
-        sealing::seal_in_place(reservation, Form::Embedded, aad, buffer)
+        let seal = |dek: &Reservation<&WritingDek>| {
+            let prefix_len = dek.dek().prefix(Form::Embedded).len();
+            grow(buffer, prefix_len + len + TAG_LEN);
+            buffer.copy_within(..len, prefix_len);
+            let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
+            if sealed.is_err() {
+                // Back to where it was: the DEK was taken away in between, and the next one may have a longer prefix.
+                buffer.copy_within(prefix_len..prefix_len + len, 0);
+                buffer.truncate(len);
+            }
+            sealed
+        };
+        self.0.with_writing(context, len, seal).await
     }
 
     /// Seals `plaintext` in compact form: the wrapped keys are not in the message, which makes it a few hundred bytes shorter.
@@ -118,10 +125,11 @@ impl Envelope {
         aad: &[u8],
         plaintext: &[u8],
     ) -> Result<CompactMessage, Error> {
-        let reservation = self.0.reserve(context, plaintext.len()).await?;
-        let wrapped_keys = reservation.dek().wrapped_keys.clone();
-        let message = sealing::seal(reservation, Form::Compact, aad, plaintext)?;
-        Ok(CompactMessage { message, wrapped_keys })
+        let seal = |dek: &Reservation<&WritingDek>| {
+            let message = sealing::seal(dek, Form::Compact, aad, plaintext)?;
+            Ok(CompactMessage { message, wrapped_keys: dek.dek().wrapped_keys.clone() })
+        };
+        self.0.with_writing(context, plaintext.len(), seal).await
     }
 
     /// Opens a message.
@@ -133,8 +141,7 @@ impl Envelope {
     /// whose DEK is not at hand; those of the key service.
     pub async fn decrypt(&self, context: &EncryptionContext, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
         let message = Message::parse(sealed)?;
-        let dek = self.reading(context, &message, message.wrapped_keys).await?;
-        open(&dek, aad, sealed, &message)
+        self.open_with(context, &message, message.wrapped_keys, |dek| open(dek, aad, sealed, &message)).await
     }
 
     /// Opens a message in `buffer` and returns the part of it that is now plaintext.
@@ -149,9 +156,18 @@ impl Envelope {
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
         let message = Message::parse(buffer)?;
-        let dek = self.reading(context, &message, message.wrapped_keys).await?;
         let opened = Opened::of(&message);
-        opened.in_place(buffer, |nonce, payload, tag| dek.open_unchecked(nonce, aad, payload, tag))
+        let (id, suite) = (message.header.dek_id, message.header.suite);
+        let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
+            opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad, payload, tag)).map(|_| ())
+        };
+        // The wrapped keys stand in the buffer, so they are copied if the key service has to be asked.
+        let at_hand = self.0.with_reading_at_hand(context, &id, suite, &mut |dek| in_place(&mut *buffer, dek))?;
+        if at_hand.is_none() {
+            let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
+            self.0.with_reading(context, &id, suite, &wrapped_keys, |dek| in_place(&mut *buffer, dek)).await?;
+        }
+        Ok(opened.payload_of(buffer))
     }
 
     /// Opens a compact message with the wrapped keys that belong to its DEK id. A message that carries its own is opened with those.
@@ -166,8 +182,8 @@ impl Envelope {
         wrapped_keys: &WrappedKeys,
     ) -> Result<Plaintext, Error> {
         let message = Message::parse(sealed)?;
-        let dek = self.reading(context, &message, keys_of(&message, wrapped_keys)).await?;
-        open(&dek, aad, sealed, &message)
+        let keys = keys_of(&message, wrapped_keys);
+        self.open_with(context, &message, keys, |dek| open(dek, aad, sealed, &message)).await
     }
 
     /// Opens a message whose DEK is at hand, without suspending. `None`: a key service would have to be asked, so use
@@ -182,10 +198,8 @@ impl Envelope {
         sealed: &[u8],
     ) -> Result<Option<Plaintext>, Error> {
         let message = Message::parse(sealed)?;
-        match self.0.reading_cached(context, &message.header.dek_id, message.header.suite)? {
-            Some(dek) => open(&dek, aad, sealed, &message).map(Some),
-            None => Ok(None),
-        }
+        let (id, suite) = (&message.header.dek_id, message.header.suite);
+        self.0.with_reading_at_hand(context, id, suite, &mut |dek| open(dek, aad, sealed, &message))
     }
 
     /// A lease on the DEK that seals for `context`.
@@ -193,7 +207,7 @@ impl Envelope {
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
     pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
-        self.0.writing(context).await.map(SealingKey::new)
+        self.0.writing(context).await.map(|dek| SealingKey::new(dek, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -202,7 +216,7 @@ impl Envelope {
     /// As [`decrypt`](Self::decrypt), but the payload is not looked at.
     pub async fn opening_key(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<OpeningKey, Error> {
         let message = Message::parse(sealed)?;
-        self.reading(context, &message, message.wrapped_keys).await.map(OpeningKey::new)
+        self.reading(context, &message, message.wrapped_keys).await.map(|dek| OpeningKey::new(dek, self.0.clone()))
     }
 
     /// [`opening_key`](Self::opening_key) for a compact message.
@@ -216,7 +230,9 @@ impl Envelope {
         wrapped_keys: &WrappedKeys,
     ) -> Result<OpeningKey, Error> {
         let message = Message::parse(sealed)?;
-        self.reading(context, &message, keys_of(&message, wrapped_keys)).await.map(OpeningKey::new)
+        self.reading(context, &message, keys_of(&message, wrapped_keys))
+            .await
+            .map(|dek| OpeningKey::new(dek, self.0.clone()))
     }
 
     async fn reading(
@@ -225,11 +241,45 @@ impl Envelope {
         message: &Message<'_>,
         wrapped_keys: &[u8],
     ) -> Result<Arc<ReadingDek>, Error> {
-        let (id, suite) = (&message.header.dek_id, message.header.suite);
-        match self.0.reading_cached(context, id, suite)? {
-            Some(dek) => Ok(dek),
-            None => self.0.unwrap(context, id, suite, wrapped_keys).await,
-        }
+        self.0.reading(context, &message.header.dek_id, message.header.suite, wrapped_keys).await
+    }
+
+    async fn open_with(
+        &self,
+        context: &EncryptionContext,
+        message: &Message<'_>,
+        wrapped_keys: &[u8],
+        open: impl FnMut(&ReadingDek) -> Result<Plaintext, Error>,
+    ) -> Result<Plaintext, Error> {
+        self.0.with_reading(context, &message.header.dek_id, message.header.suite, wrapped_keys, open).await
+    }
+
+    /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that
+    /// are on their way do not count, and nothing is wrapped or unwrapped by it until [`reinstate_kek`](Self::reinstate_kek). A DEK that
+    /// another KEK of the message unwraps goes on.
+    pub fn revoke_kek(&self, kek_id: &KekId) {
+        self.0.revoke_kek(kek_id);
+    }
+
+    /// Takes back a [`revoke_kek`](Self::revoke_kek).
+    pub fn reinstate_kek(&self, kek_id: &KekId) {
+        self.0.reinstate_kek(kek_id);
+    }
+
+    /// Wipes every DEK of a context, ends its handles, and lets no answer count that is on its way. The next call asks the key service.
+    pub fn revoke_context(&self, context: &EncryptionContext) {
+        self.0.end_context(context);
+    }
+
+    /// Wipes every DEK, ends every handle, and forgets what was denied.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+
+    /// How many DEKs are at hand, for reading and for writing; approximately, while other threads come and go.
+    #[must_use]
+    pub fn deks_at_hand(&self) -> (usize, usize) {
+        self.0.counts()
     }
 }
 
@@ -241,7 +291,7 @@ fn keys_of<'k>(message: &Message<'k>, apart: &'k WrappedKeys) -> &'k [u8] {
 }
 
 fn open(dek: &ReadingDek, aad: &[u8], sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
-    opening::open(sealed, message, |payload| dek.open_unchecked(message.nonce, aad, payload, message.tag))
+    opening::open(sealed, message, |payload| dek.open_now(message.nonce, aad, payload, message.tag))
 }
 
 /// Lengthens `buffer` without leaving its plaintext behind in a block that it outgrew.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Plaintext;
 use crate::context::EncryptionContext;
-use crate::dek::ReadingDek;
+use crate::dek::{DekSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
 use crate::memory::wipe;
@@ -15,34 +15,37 @@ use crate::suite::{DekId, Suite};
 
 /// A lease on the DEK of a message: opens every message of that DEK, for loops and blocking code.
 ///
-/// Opening with it is synchronous and asks nobody. After `max_age` it returns [`ErrorKind::Expired`]; get another with
+/// Opening with it is synchronous and asks nobody. After `max_age`, and when the DEK is denied, revoked or evicted, it returns
+/// [`ErrorKind::Expired`]; get another with
 /// [`Envelope::opening_key`](crate::Envelope::opening_key).
 #[derive(Clone)]
 pub struct OpeningKey {
     dek: Arc<ReadingDek>,
+    /// The DEKs end with the last envelope or handle.
+    _source: Arc<DekSource>,
 }
 
 impl OpeningKey {
-    pub(super) fn new(dek: Arc<ReadingDek>) -> Self {
-        Self { dek }
+    pub(super) fn new(dek: Arc<ReadingDek>, source: Arc<DekSource>) -> Self {
+        Self { dek, _source: source }
     }
 
     /// The DEK's id.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
-        self.dek.id
+        self.dek.lease.id
     }
 
     /// The suite of the messages it opens.
     #[must_use]
     pub fn suite(&self) -> Suite {
-        self.dek.suite
+        self.dek.lease.suite
     }
 
     /// The context that the DEK is bound to.
     #[must_use]
     pub fn context(&self) -> &EncryptionContext {
-        &self.dek.context
+        &self.dek.lease.context
     }
 
     /// Opens one message.
@@ -63,12 +66,13 @@ impl OpeningKey {
     /// As [`open`](Self::open).
     pub fn open_in_place<'b>(&self, aad: &[u8], buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
         let opened = Opened::of(&self.message(buffer)?);
-        opened.in_place(buffer, |nonce, payload, tag| self.dek.open(nonce, aad, payload, tag))
+        opened.in_place(buffer, |nonce, payload, tag| self.dek.open(nonce, aad, payload, tag))?;
+        Ok(opened.payload_of(buffer))
     }
 
     fn message<'m>(&self, sealed: &'m [u8]) -> Result<Message<'m>, Error> {
         let message = Message::parse(sealed)?;
-        if (message.header.dek_id, message.header.suite) != (self.dek.id, self.dek.suite) {
+        if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
         Ok(message)
@@ -78,8 +82,8 @@ impl OpeningKey {
 impl fmt::Debug for OpeningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OpeningKey")
-            .field("dek_id", &self.dek.id)
-            .field("suite", &self.dek.suite)
+            .field("dek_id", &self.dek.lease.id)
+            .field("suite", &self.dek.lease.suite)
             .finish_non_exhaustive()
     }
 }
@@ -118,12 +122,14 @@ impl Opened {
     }
 
     pub(super) fn in_place(
-        self,
+        &self,
         buffer: &mut [u8],
         decrypt: impl FnOnce(&[u8], &mut [u8], &[u8]) -> Result<(), Error>,
-    ) -> Result<&mut [u8], Error> {
-        let payload = buffer.get_mut(self.payload).unwrap_or_default();
-        decrypt(self.nonce.get(..self.nonce_len).unwrap_or_default(), payload, &self.tag)?;
-        Ok(payload)
+    ) -> Result<(), Error> {
+        decrypt(self.nonce.get(..self.nonce_len).unwrap_or_default(), self.payload_of(buffer), &self.tag)
+    }
+
+    pub(super) fn payload_of<'b>(&self, buffer: &'b mut [u8]) -> &'b mut [u8] {
+        buffer.get_mut(self.payload.clone()).unwrap_or_default()
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Envelope;
 use crate::context::EncryptionContext;
-use crate::dek::{own_entry, unwrap_one};
+use crate::dek::own_entry;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Message, WrappedDek, WrappedKeys, with_wrapped_keys};
 use crate::kek::{KekError, KekErrorClass, KekProvider};
@@ -99,12 +99,13 @@ impl Envelope {
     ) -> Result<WrappedKeys, Error> {
         let mut entries = Vec::new();
         for provider in &self.source().providers().writing {
+            self.source().check_not_revoked(provider.id())?;
             let entry = match self.renew(&**provider, context, dek_id, keys, check).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let dek = self.source().unwrap_any(context, dek_id, keys).await?;
+                    let (dek, _) = self.source().unwrap_any(context, dek_id, keys).await?;
                     let entry = own_entry(&**provider, provider.wrap(context, &dek).await?)?;
-                    verify(&**provider, context, dek_id, &entry, check).await?;
+                    self.verify(&**provider, context, dek_id, &entry, check).await?;
                     entry
                 }
                 Ok(Some(entry)) => entry,
@@ -130,8 +131,22 @@ impl Envelope {
         } else {
             own_entry(provider, provider.rewrap(context, old).await?).map_err(Renewal::Failed)?
         };
-        verify(provider, context, dek_id, &entry, check).await?;
+        self.verify(provider, context, dek_id, &entry, check).await?;
         Ok(Some(entry))
+    }
+
+    async fn verify(
+        &self,
+        provider: &dyn KekProvider,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        entry: &WrappedDek,
+        check: Check,
+    ) -> Result<(), KekError> {
+        match check {
+            Check::UnwrapEach => self.source().unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
+            Check::None => Ok(()),
+        }
     }
 }
 
@@ -149,19 +164,6 @@ impl From<KekError> for Renewal {
             KekErrorClass::Invalid | KekErrorClass::Denied => Self::Lost,
             _ => Self::Failed(error.into()),
         }
-    }
-}
-
-async fn verify(
-    provider: &dyn KekProvider,
-    context: &EncryptionContext,
-    dek_id: &DekId,
-    entry: &WrappedDek,
-    check: Check,
-) -> Result<(), KekError> {
-    match check {
-        Check::UnwrapEach => unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
-        Check::None => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::context::EncryptionContext;
-use crate::dek::{Reservation, WritingDek};
+use crate::dek::{DekSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
@@ -14,8 +14,8 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 
 /// A lease on the DEK that seals for one encryption context: for loops, streams of records and blocking code.
 ///
-/// Sealing with it is synchronous and asks nobody. It ends with its DEK: after `max_age`, and in the child of a fork, it
-/// returns [`ErrorKind::Expired`]; at a cap on messages or bytes, [`ErrorKind::Exhausted`]. Then get another with
+/// Sealing with it is synchronous and asks nobody. It ends with its DEK: after `max_age`, when the DEK is denied, revoked or evicted, and in
+/// the child of a fork, it returns [`ErrorKind::Expired`]; at a cap on messages or bytes, [`ErrorKind::Exhausted`]. Then get another with
 /// [`Envelope::sealing_key`](crate::Envelope::sealing_key).
 ///
 /// A clone shares the caps.
@@ -23,11 +23,13 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 pub struct SealingKey {
     dek: Arc<WritingDek>,
     form: Form,
+    /// The DEKs end with the last envelope or handle.
+    _source: Arc<DekSource>,
 }
 
 impl SealingKey {
-    pub(super) fn new(dek: Arc<WritingDek>) -> Self {
-        Self { dek, form: Form::Embedded }
+    pub(super) fn new(dek: Arc<WritingDek>, source: Arc<DekSource>) -> Self {
+        Self { dek, form: Form::Embedded, _source: source }
     }
 
     /// The same lease, sealing compact messages: without the wrapped keys, which [`wrapped_keys`](Self::wrapped_keys) gives to
@@ -41,19 +43,19 @@ impl SealingKey {
     /// The DEK's id, as it stands in each message.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
-        self.dek.id
+        self.dek.lease.id
     }
 
     /// The suite of each message.
     #[must_use]
     pub fn suite(&self) -> Suite {
-        self.dek.suite
+        self.dek.lease.suite
     }
 
     /// The context that the DEK is bound to.
     #[must_use]
     pub fn context(&self) -> &EncryptionContext {
-        &self.dek.context
+        &self.dek.lease.context
     }
 
     /// The wrapped forms of the DEK.
@@ -79,7 +81,7 @@ impl SealingKey {
     /// # Errors
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
     pub fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(Reservation::new(&*self.dek, plaintext.len())?, self.form, aad, plaintext)
+        seal(&Reservation::for_handle(&*self.dek, plaintext.len())?, self.form, aad, plaintext)
     }
 
     /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
@@ -103,15 +105,15 @@ impl SealingKey {
     /// As [`seal`](Self::seal), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
     pub fn seal_in_place(&self, aad: &[u8], buffer: &mut [u8]) -> Result<(), Error> {
         let len = buffer.len().checked_sub(self.prefix_len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(Reservation::new(&*self.dek, len)?, self.form, aad, buffer)
+        seal_in_place(&Reservation::for_handle(&*self.dek, len)?, self.form, aad, buffer)
     }
 }
 
 impl fmt::Debug for SealingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SealingKey")
-            .field("dek_id", &self.dek.id)
-            .field("suite", &self.dek.suite)
+            .field("dek_id", &self.dek.lease.id)
+            .field("suite", &self.dek.lease.suite)
             .field("form", &self.form)
             .finish_non_exhaustive()
     }
@@ -123,7 +125,7 @@ fn no_room() -> Error {
 
 /// A message in a buffer of its own: one allocation, one copy of the plaintext.
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
-    reservation: Reservation<D>,
+    reservation: &Reservation<D>,
     form: Form,
     aad: &[u8],
     plaintext: &[u8],
@@ -144,7 +146,7 @@ pub(super) fn seal<D: Deref<Target = WritingDek>>(
 
 /// `buffer` is room for the prefix, the plaintext, and room for the tag.
 pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
-    reservation: Reservation<D>,
+    reservation: &Reservation<D>,
     form: Form,
     aad: &[u8],
     buffer: &mut [u8],

@@ -8,6 +8,8 @@
 pub mod conformance;
 mod error;
 pub mod local;
+#[cfg(feature = "conformance")]
+pub mod scripted;
 
 use std::fmt;
 use std::future::Future;

@@ -3,8 +3,10 @@
 //! The bottom of the tree: it imports nothing of the crate. `fork` is the only file with `unsafe` in it.
 #![deny(unsafe_code)]
 
+pub(crate) mod clock;
 pub(crate) mod fork;
 mod secret;
+pub(crate) mod slot;
 
 pub(crate) use secret::Secret32;
 
@@ -14,6 +16,24 @@ pub(crate) use secret::Secret32;
 pub(crate) fn wipe(bytes: &mut [u8]) {
     bytes.fill(0);
     zeroize::optimization_barrier(bytes);
+}
+
+/// Runs `work` and then overwrites the stack that it used: a value that is made on the stack and moved leaves a copy where it was made.
+pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
+    #[inline(never)]
+    fn apart<R>(work: impl FnOnce() -> R) -> R {
+        std::hint::black_box(work)()
+    }
+
+    #[inline(never)]
+    fn overwrite() {
+        let room = [0_u8; 32 * 1024];
+        zeroize::optimization_barrier(&room);
+    }
+
+    let result = apart(work);
+    overwrite();
+    result
 }
 
 #[cfg(test)]

@@ -17,8 +17,10 @@ pub(crate) use derive::{derive_dek_id, derive_local_wrap_key, derive_message_key
 pub(crate) use nonce::Nonce;
 pub use nonce::Nonces;
 
+use std::sync::Arc;
+
 use crate::error::{Error, ErrorKind};
-use crate::memory::{Secret32, wipe};
+use crate::memory::{Secret32, leaving_no_trace_on_the_stack, wipe};
 
 /// Bytes of an authentication tag, in every suite.
 pub(crate) const TAG_LEN: usize = 16;
@@ -120,7 +122,12 @@ pub(crate) enum AeadKey {
 }
 
 impl AeadKey {
-    pub(crate) fn new(backend: Backend, suite: Suite, key: &Secret32) -> Result<Self, Error> {
+    /// Expands `key`, in the one place where the schedule will stay.
+    pub(crate) fn expand(backend: Backend, suite: Suite, key: &Secret32) -> Result<Arc<Self>, Error> {
+        leaving_no_trace_on_the_stack(|| Self::new(backend, suite, key).map(Arc::new))
+    }
+
+    fn new(backend: Backend, suite: Suite, key: &Secret32) -> Result<Self, Error> {
         match backend {
             Backend::RustCrypto => Ok(Self::RustCrypto(rustcrypto::Key::new(suite, key.expose()))),
             #[cfg(feature = "aws-lc")]

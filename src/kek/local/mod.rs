@@ -52,7 +52,7 @@ struct KeyRing {
 
 struct VersionKey {
     secret: Secret32,
-    wrap_key: AeadKey,
+    wrap_key: Arc<AeadKey>,
 }
 
 impl KeyRing {
@@ -62,7 +62,7 @@ impl KeyRing {
             let key = match secret {
                 Some(secret) => {
                     let wrap_key = derive_local_wrap_key(&secret, id.as_str())?;
-                    let wrap_key = AeadKey::new(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
+                    let wrap_key = AeadKey::expand(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
                     Some(Arc::new(VersionKey { secret, wrap_key }))
                 }
                 None => None,

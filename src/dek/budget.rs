@@ -1,0 +1,155 @@
+//! What a writing DEK may still seal, counted before it is sealed.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::LimitsInForce;
+use crate::error::{Error, ErrorKind};
+use crate::memory::slot::{shard, shards};
+
+/// Messages and bytes, handed out to groups of threads in small portions, so that two threads do not fight over one counter. Never
+/// more than the limits in all.
+pub(super) struct Budget {
+    /// What no group has been given yet.
+    rest: Mutex<Rest>,
+    groups: Box<[Portion]>,
+    portion: Rest,
+    /// When this little is left, the next DEK is made ahead of time.
+    low: Rest,
+    /// A message was refused: the next DEK's turn has come.
+    used_up: AtomicBool,
+}
+
+#[derive(Clone, Copy)]
+struct Rest {
+    messages: u64,
+    bytes: u64,
+}
+
+#[repr(align(128))]
+struct Portion {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Portion {
+    /// Both or neither.
+    fn take(&self, len: u64) -> bool {
+        if !take(&self.messages, 1) {
+            return false;
+        }
+        let taken = take(&self.bytes, len);
+        if !taken {
+            self.messages.fetch_add(1, Ordering::Relaxed);
+        }
+        taken
+    }
+}
+
+fn take(left: &AtomicU64, wanted: u64) -> bool {
+    left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
+}
+
+impl Budget {
+    pub(super) fn new(limits: &LimitsInForce) -> Self {
+        let portion = |max: u64, most: u64| (max / 1024).clamp(1, most);
+        Self {
+            rest: Mutex::new(Rest { messages: limits.max_messages, bytes: limits.max_bytes }),
+            groups: (0..shards()).map(|_| Portion { messages: AtomicU64::new(0), bytes: AtomicU64::new(0) }).collect(),
+            portion: Rest {
+                messages: portion(limits.max_messages, 1 << 10),
+                bytes: portion(limits.max_bytes, 1 << 24),
+            },
+            low: Rest { messages: limits.max_messages / 8, bytes: limits.max_bytes / 8 },
+            used_up: AtomicBool::new(false),
+        }
+    }
+
+    /// Counts one message of `len` bytes.
+    pub(super) fn reserve(&self, len: u64) -> Result<(), Error> {
+        let exhausted = || Error::new(ErrorKind::Exhausted, "max_messages or max_bytes");
+        let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
+        if mine.take(len) {
+            return Ok(());
+        }
+        // Under the lock nothing is on its way from one counter to another, so "not enough" means not enough in all.
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        if rest.messages == 0 || rest.bytes < len {
+            for other in &self.groups {
+                rest.messages += other.messages.swap(0, Ordering::Relaxed);
+                rest.bytes += other.bytes.swap(0, Ordering::Relaxed);
+            }
+        }
+        if rest.messages == 0 || rest.bytes < len {
+            self.used_up.store(true, Ordering::Relaxed);
+            return Err(exhausted());
+        }
+        rest.messages -= 1;
+        rest.bytes -= len;
+        let more =
+            Rest { messages: rest.messages.min(self.portion.messages), bytes: rest.bytes.min(self.portion.bytes) };
+        rest.messages -= more.messages;
+        rest.bytes -= more.bytes;
+        mine.messages.fetch_add(more.messages, Ordering::Relaxed);
+        mine.bytes.fetch_add(more.bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether nothing at all can be sealed any more.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.used_up.load(Ordering::Relaxed)
+    }
+
+    /// Whether the next DEK should be made. Looks at what no group has yet, and does not wait for it.
+    pub(super) fn is_low(&self) -> bool {
+        match self.rest.try_lock() {
+            Ok(rest) => rest.messages <= self.low.messages || rest.bytes <= self.low.bytes,
+            Err(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limits;
+    use crate::suite::Suite;
+
+    fn budget(messages: u64, bytes: u64) -> Budget {
+        let limits = Limits::default().max_messages(messages).max_bytes(bytes);
+        Budget::new(&limits.check(Suite::Xaes256Gcm).unwrap())
+    }
+
+    #[test]
+    fn exactly_the_limit_is_handed_out_among_threads() {
+        for (messages, bytes, expected) in [(5000, u64::MAX, 5000), (u64::MAX, 50_000, 5000), (1, 10, 1), (3, 9, 0)] {
+            let budget = budget(messages, bytes);
+            let taken: u64 = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| (0..2000).map(|_| u64::from(budget.reserve(10).is_ok())).sum::<u64>()))
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(taken, expected, "{messages} messages, {bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_refused_message_costs_nothing() {
+        let budget = budget(2, 100);
+        assert!(budget.reserve(101).is_err());
+        assert!(budget.reserve(60).is_ok());
+        assert!(budget.reserve(41).is_err());
+        assert!(budget.reserve(40).is_ok());
+        assert!(budget.reserve(0).is_err(), "two messages were sealed");
+    }
+
+    #[test]
+    fn the_end_is_seen_ahead() {
+        let budget = budget(80, u64::MAX);
+        assert!(!budget.is_low());
+        (0..72).for_each(|_| budget.reserve(1).unwrap());
+        assert!(budget.is_low());
+    }
+}

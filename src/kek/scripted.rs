@@ -1,0 +1,205 @@
+//! A KEK that does what a test tells it to: fail in a class, wait, and count what it was asked. For tests of services too.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::local::LocalKek;
+use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+
+/// A [`LocalKek`] in memory behind a script. A clone is another handle to the same.
+///
+/// ```
+/// use waxseal::kek::{KekErrorClass, scripted::ScriptedKek};
+/// use waxseal::{EncryptionContext, Envelope};
+///
+/// # pollster::block_on(async {
+/// let kek = ScriptedKek::new("test")?;
+/// let envelope = Envelope::builder().write_to(kek.clone()).build()?;
+/// kek.fail_with(KekErrorClass::Unavailable);
+/// let error = envelope.encrypt(&EncryptionContext::empty(), b"", b"x").await.unwrap_err();
+/// assert!(error.is_retryable());
+/// assert_eq!(kek.calls().wraps, 1);
+/// # Ok::<(), waxseal::Error>(()) })?;
+/// # Ok::<(), waxseal::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct ScriptedKek(Arc<Inner>);
+
+struct Inner {
+    kek: LocalKek,
+    script: Mutex<Script>,
+    wraps: AtomicU64,
+    unwraps: AtomicU64,
+    generates: AtomicU64,
+    rewraps: AtomicU64,
+}
+
+type Wait = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+#[derive(Default)]
+struct Script {
+    failure: Option<KekErrorClass>,
+    wait: Option<Wait>,
+}
+
+/// How often a [`ScriptedKek`] was asked, failed calls included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Calls {
+    /// Calls of `wrap`.
+    pub wraps: u64,
+    /// Calls of `unwrap`.
+    pub unwraps: u64,
+    /// Calls of `generate`.
+    pub generates: u64,
+    /// Calls of `rewrap`.
+    pub rewraps: u64,
+}
+
+impl Calls {
+    /// All of them.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.wraps + self.unwraps + self.generates + self.rewraps
+    }
+}
+
+impl ScriptedKek {
+    /// A KEK with the id `local:NAME` that does as it should.
+    ///
+    /// # Errors
+    /// As [`LocalKek::in_memory`].
+    pub fn new(name: &str) -> Result<Self, Error> {
+        Ok(Self::over(LocalKek::in_memory(name)?))
+    }
+
+    /// A script in front of an existing KEK.
+    #[must_use]
+    pub fn over(kek: LocalKek) -> Self {
+        Self(Arc::new(Inner {
+            kek,
+            script: Mutex::default(),
+            wraps: AtomicU64::new(0),
+            unwraps: AtomicU64::new(0),
+            generates: AtomicU64::new(0),
+            rewraps: AtomicU64::new(0),
+        }))
+    }
+
+    /// The KEK behind the script.
+    #[must_use]
+    pub fn local(&self) -> &LocalKek {
+        &self.0.kek
+    }
+
+    /// From now on every call fails like this, or none with `None`. What a call does is decided when its wait is over.
+    pub fn fail_with(&self, class: impl Into<Option<KekErrorClass>>) {
+        self.script().failure = class.into();
+    }
+
+    /// From now on every call first waits for what `wait` gives.
+    pub fn wait_for(&self, wait: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
+        self.script().wait = Some(Arc::new(wait));
+    }
+
+    /// From now on no call waits.
+    pub fn wait_no_more(&self) {
+        self.script().wait = None;
+    }
+
+    /// How often it was asked.
+    #[must_use]
+    pub fn calls(&self) -> Calls {
+        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        Calls {
+            wraps: count(&self.0.wraps),
+            unwraps: count(&self.0.unwraps),
+            generates: count(&self.0.generates),
+            rewraps: count(&self.0.rewraps),
+        }
+    }
+
+    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+        self.0.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn act(&self, counter: &AtomicU64) -> Result<(), KekError> {
+        counter.fetch_add(1, Ordering::SeqCst);
+        let wait = self.script().wait.clone();
+        if let Some(wait) = wait {
+            wait().await;
+        }
+        match self.script().failure {
+            Some(class) => Err(KekError::new(class, "by script")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl KekProvider for ScriptedKek {
+    fn id(&self) -> &KekId {
+        self.0.kek.id()
+    }
+
+    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+        self.0.kek.is_current(wrapped)
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move {
+            self.act(&self.0.wraps).await?;
+            self.0.kek.wrap(context, dek).await
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move {
+            self.act(&self.0.unwraps).await?;
+            self.0.kek.unwrap(context, wrapped).await
+        })
+    }
+
+    fn generate<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        Box::pin(async move {
+            self.act(&self.0.generates).await?;
+            self.0.kek.generate(context).await
+        })
+    }
+
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move {
+            self.act(&self.0.rewraps).await?;
+            self.0.kek.rewrap(context, wrapped).await
+        })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async move {
+            match self.script().failure {
+                Some(class) => Err(KekError::new(class, "by script")),
+                None => Ok(Health::Ready),
+            }
+        })
+    }
+}
+
+impl fmt::Debug for ScriptedKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScriptedKek").field("id", self.id()).field("calls", &self.calls()).finish_non_exhaustive()
+    }
+}

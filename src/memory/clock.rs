@@ -1,0 +1,156 @@
+//! Time as a deadline needs it: a suspended machine and a clock that was set count as time that went by.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// A reading of two clocks, in nanoseconds: the one since boot, which goes on while the machine is suspended, and the wall clock,
+/// which catches what the first cannot see, such as a virtual machine that was paused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Moment {
+    boot: i64,
+    wall: i64,
+}
+
+impl Moment {
+    pub(crate) fn plus(self, duration: Duration) -> Self {
+        let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        Self { boot: self.boot.saturating_add(nanos), wall: self.wall.saturating_add(nanos) }
+    }
+
+    /// Whether `deadline` has passed by either clock: what counts is the one that went further.
+    pub(crate) fn is_past(self, deadline: Self) -> bool {
+        self.boot >= deadline.boot || self.wall >= deadline.wall
+    }
+
+    pub(crate) fn boot_nanos(self) -> i64 {
+        self.boot
+    }
+
+    pub(crate) fn cmp_by_boot(self, other: Self) -> std::cmp::Ordering {
+        self.boot.cmp(&other.boot)
+    }
+
+    /// How long until `deadline`, by the clock that gets there first.
+    pub(crate) fn until(self, deadline: Self) -> Duration {
+        let nanos = (deadline.boot.saturating_sub(self.boot)).min(deadline.wall.saturating_sub(self.wall));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+    }
+}
+
+/// Where moments come from.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Clock {
+    #[default]
+    System,
+    #[cfg(any(test, feature = "conformance"))]
+    Manual(ManualClock),
+}
+
+impl Clock {
+    pub(crate) fn now(&self) -> Moment {
+        match self {
+            Self::System => system(),
+            #[cfg(any(test, feature = "conformance"))]
+            Self::Manual(clock) => clock.now(),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn system() -> Moment {
+    use rustix::time::{ClockId, clock_gettime};
+
+    let nanos = |clock| {
+        let time = clock_gettime(clock);
+        time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+    };
+    // The coarse wall clock is a few milliseconds behind and costs a fraction of a read of the exact one.
+    Moment { boot: nanos(ClockId::Boottime), wall: nanos(ClockId::RealtimeCoarse) }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn system() -> Moment {
+    use std::sync::OnceLock;
+    use std::time::{Instant, SystemTime};
+
+    static START: OnceLock<Instant> = OnceLock::new();
+    let boot = i64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(i64::MAX);
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Moment { boot, wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) }
+}
+
+/// A clock that moves only when a test says so. Clones are the same clock.
+#[cfg(any(test, feature = "conformance"))]
+#[derive(Clone, Debug, Default)]
+pub struct ManualClock(std::sync::Arc<[std::sync::atomic::AtomicI64; 2]>);
+
+#[cfg(any(test, feature = "conformance"))]
+impl ManualClock {
+    /// A clock that stands at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets time go by on both clocks.
+    pub fn advance(&self, duration: Duration) {
+        self.move_by([duration, duration]);
+    }
+
+    /// Sets the wall clock forward, as after a machine was paused; the clock since boot has seen nothing.
+    pub fn set_wall_forward(&self, duration: Duration) {
+        self.move_by([Duration::ZERO, duration]);
+    }
+
+    /// Sets the wall clock back.
+    pub fn set_wall_back(&self, duration: Duration) {
+        let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+        let [_, wall] = &*self.0;
+        wall.fetch_sub(nanos, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn move_by(&self, durations: [Duration; 2]) {
+        for (clock, duration) in self.0.iter().zip(durations) {
+            let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
+            clock.fetch_add(nanos, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    fn now(&self) -> Moment {
+        let [boot, wall] = &*self.0;
+        let read = |clock: &std::sync::atomic::AtomicI64| clock.load(std::sync::atomic::Ordering::SeqCst);
+        Moment { boot: read(boot), wall: read(wall) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_passes_by_whichever_clock_goes_further() {
+        let manual = ManualClock::new();
+        let clock = Clock::Manual(manual.clone());
+        let deadline = clock.now().plus(Duration::from_secs(10));
+        manual.advance(Duration::from_secs(9));
+        assert!(!clock.now().is_past(deadline));
+        assert_eq!(clock.now().until(deadline), Duration::from_secs(1));
+        manual.set_wall_back(Duration::from_secs(3600));
+        assert!(!clock.now().is_past(deadline));
+        manual.advance(Duration::from_secs(1));
+        assert!(clock.now().is_past(deadline), "a wall clock set back prolongs nothing");
+
+        let deadline = clock.now().plus(Duration::from_secs(10));
+        manual.set_wall_forward(Duration::from_secs(10));
+        assert!(clock.now().is_past(deadline), "a pause that only the wall clock shows counts");
+        assert_eq!(clock.now().until(deadline), Duration::ZERO);
+    }
+
+    #[test]
+    fn the_system_clock_goes_forward() {
+        let before = Clock::System.now();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(Clock::System.now().is_past(before.plus(Duration::from_millis(15))));
+        assert!(!Clock::System.now().is_past(before.plus(Duration::from_secs(3600))));
+    }
+}

@@ -1,0 +1,87 @@
+//! A secret that many threads use at once without touching the same cache line, and that one thread can destroy under them.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, TryLockError};
+
+/// Holds a value until it is [destroyed](Slot::destroy).
+///
+/// There is a lock per group of threads, each with its own pointer to the one value. Using the value takes the lock of one's own
+/// group for reading, which no other group's threads write to; destroying it takes them all.
+pub(crate) struct Slot<T>(Box<[Shard<T>]>);
+
+/// Two cache lines: processors fetch them in pairs.
+#[repr(align(128))]
+struct Shard<T>(RwLock<Option<Arc<T>>>);
+
+impl<T> Slot<T> {
+    pub(crate) fn new(value: &Arc<T>) -> Self {
+        Self((0..shards()).map(|_| Shard(RwLock::new(Some(value.clone())))).collect())
+    }
+
+    /// Runs `work` on the value, unless it is gone. It cannot go while `work` runs.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
+        let Shard(lock) = self.0.get(shard())?;
+        let value = lock.read().unwrap_or_else(PoisonError::into_inner);
+        value.as_deref().map(work)
+    }
+
+    /// Takes the value away from whoever is not using it right now. `true` when nobody has it any more; else call again.
+    pub(crate) fn destroy(&self) -> bool {
+        self.0.iter().fold(true, |all, Shard(lock)| match lock.try_write() {
+            Ok(mut value) => {
+                *value = None;
+                all
+            }
+            Err(TryLockError::Poisoned(value)) => {
+                *value.into_inner() = None;
+                all
+            }
+            Err(TryLockError::WouldBlock) => false,
+        })
+    }
+}
+
+/// How many groups of threads there are.
+pub(crate) fn shards() -> usize {
+    static SHARDS: OnceLock<usize> = OnceLock::new();
+    *SHARDS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16))
+}
+
+/// The group of this thread.
+pub(crate) fn shard() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) & (shards() - 1);
+    }
+    MINE.with(|mine| *mine)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destroyed_value_is_dropped_and_cannot_be_used() {
+        struct Flag(Arc<AtomicUsize>);
+        impl Drop for Flag {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let drops = Arc::new(AtomicUsize::new(0));
+        let slot = Slot::new(&Arc::new(Flag(drops.clone())));
+        assert_eq!(slot.with(|_| 7), Some(7));
+        assert!(slot.destroy());
+        assert_eq!(drops.load(Ordering::SeqCst), 1);
+        assert_eq!(slot.with(|_| 7), None);
+        assert!(slot.destroy(), "again changes nothing");
+    }
+
+    #[test]
+    fn a_value_in_use_stays_until_it_is_not() {
+        let slot = Slot::new(&Arc::new(()));
+        slot.with(|()| assert!(!slot.destroy()));
+        assert!(slot.destroy());
+    }
+}

@@ -1,0 +1,201 @@
+//! A million random steps of lifetimes against a simple model, with a clock that the test moves.
+#![cfg(feature = "conformance")]
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::{block_on, context};
+use waxseal::kek::scripted::ScriptedKek;
+use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::{EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
+
+const STEPS: usize = 1_000_000;
+const MAX_AGE: u64 = 100_000;
+const REFRESH_AFTER: u64 = 80_000;
+const GRACE: [u64; 2] = [60_000, 20_000];
+const REFUSE_FOR: u64 = 5_000;
+
+const FAILURES: [Option<KekErrorClass>; 6] = [
+    None,
+    Some(KekErrorClass::Unavailable),
+    Some(KekErrorClass::Throttled),
+    Some(KekErrorClass::Denied),
+    Some(KekErrorClass::Invalid),
+    Some(KekErrorClass::Misconfigured),
+];
+
+/// xorshift64*: the same steps in every run of one seed.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+}
+
+/// What the model knows of one DEK: when the key service last said yes, and until when its no is remembered.
+#[derive(Clone, Copy, Default)]
+struct Dek {
+    yes_at: Option<u64>,
+    no_until: u64,
+}
+
+struct World {
+    kek: ScriptedKek,
+    clock: ManualClock,
+    envelope: Envelope,
+    contexts: Vec<EncryptionContext>,
+    messages: Vec<Vec<u8>>,
+    now: u64,
+    failure: Option<KekErrorClass>,
+    revoked: bool,
+    /// For reading, and for writing.
+    deks: [Vec<Dek>; 2],
+    asked: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
+        let contexts: Vec<_> = (0..4).map(|i| context(&format!("{i}"))).collect();
+        let elsewhere = support::envelope(kek.local());
+        let messages =
+            contexts.iter().map(|context| block_on(elsewhere.encrypt(context, b"", b"x")).unwrap()).collect();
+        let limits = Limits::default()
+            .max_age(Duration::from_millis(MAX_AGE))
+            .refresh_after(Duration::from_millis(REFRESH_AFTER))
+            .outage_grace_reading(Duration::from_millis(GRACE[0]))
+            .outage_grace_writing(Duration::from_millis(GRACE[1]))
+            .refuse_for(Duration::from_millis(REFUSE_FOR));
+        let envelope = Envelope::builder().write_to(kek.clone()).limits(limits).clock(clock.clone()).build().unwrap();
+        let deks = [vec![Dek::default(); contexts.len()], vec![Dek::default(); contexts.len()]];
+        Self { kek, clock, envelope, contexts, messages, now: 0, failure: None, revoked: false, deks, asked: 0 }
+    }
+
+    /// One operation, held against the model.
+    fn operate(&mut self, writing: bool, i: usize) {
+        let before = self.kek.calls();
+        let result = if writing {
+            block_on(self.envelope.encrypt(&self.contexts[i], b"", b"x")).map(|_| ())
+        } else {
+            block_on(self.envelope.decrypt(&self.contexts[i], b"", &self.messages[i])).map(|_| ())
+        };
+        let after = self.kek.calls();
+        let asked = if writing { after.wraps - before.wraps } else { after.unwraps - before.unwraps };
+        assert_eq!(after.total() - before.total(), asked, "asked for something else");
+        self.asked += asked;
+
+        let (now, failure, side) = (self.now, self.failure, usize::from(writing));
+        let dek = &mut self.deks[side][i];
+        let age = dek.yes_at.map(|at| now - at);
+        let outage = matches!(failure, Some(KekErrorClass::Unavailable | KekErrorClass::Throttled));
+        let what = format!(
+            "at {now}: {side} {i}, age {age:?}, {failure:?}, revoked {}: {result:?}, asked {asked}",
+            self.revoked
+        );
+
+        // Never more calls than the model allows.
+        let young = age.is_some_and(|age| age < REFRESH_AFTER * 9 / 10);
+        assert!(asked <= u64::from(!young && !self.revoked && now >= dek.no_until), "{what}");
+        // Never served past a limit, and never refused within it.
+        let serves = age.is_some_and(|age| age < MAX_AGE);
+        let in_grace = age.is_some_and(|age| age < MAX_AGE + GRACE[side]) && outage;
+        let renewed = asked == 1 && failure.is_none();
+        // A denial holds for the very call whose renewal was denied.
+        let denied = asked == 1 && failure == Some(KekErrorClass::Denied);
+        assert_eq!(result.is_ok(), !denied && (serves || in_grace || renewed), "{what}");
+        // With nothing at hand, it asks, unless it knows the answer.
+        if !serves && !self.revoked && now >= dek.no_until {
+            assert_eq!(asked, 1, "{what}");
+        }
+        if let Err(error) = result {
+            let expected = match failure {
+                _ if self.revoked || now < dek.no_until => ErrorKind::Denied,
+                Some(KekErrorClass::Unavailable) => ErrorKind::Unavailable,
+                Some(KekErrorClass::Throttled) => ErrorKind::Throttled,
+                Some(KekErrorClass::Denied) => ErrorKind::Denied,
+                Some(KekErrorClass::Invalid) => ErrorKind::Invalid,
+                Some(KekErrorClass::Misconfigured) => ErrorKind::Misconfigured,
+                None => panic!("{what}"),
+            };
+            assert_eq!(error.kind(), expected, "{what}");
+        }
+
+        if asked == 1 {
+            match failure {
+                None => *dek = Dek { yes_at: Some(now), no_until: 0 },
+                Some(KekErrorClass::Denied) => *dek = Dek { yes_at: None, no_until: now + REFUSE_FOR },
+                Some(_) => {}
+            }
+        } else if self.revoked && !serves {
+            // A revocation is remembered as a denial.
+            dek.no_until = dek.no_until.max(if now >= dek.no_until { now + REFUSE_FOR } else { 0 });
+        }
+    }
+
+    fn forget(&mut self) {
+        self.deks.iter_mut().flatten().for_each(|dek| dek.yes_at = None);
+    }
+
+    fn step(&mut self, random: &mut Random) {
+        match random.below(1000) {
+            0..=899 => {
+                let i = usize::try_from(random.below(4)).unwrap();
+                self.operate(random.below(3) == 0, i);
+            }
+            900..=969 => {
+                // Mostly a little, now and then past everything.
+                let by = if random.below(10) == 0 { random.below(300_000) } else { random.below(8_000) };
+                if random.below(10) == 0 {
+                    self.clock.set_wall_forward(Duration::from_millis(by));
+                    // The clock since boot has seen nothing; bring it along, so that the model needs one time only.
+                    self.clock.set_wall_back(Duration::from_millis(by));
+                }
+                self.clock.advance(Duration::from_millis(by));
+                self.now += by;
+            }
+            970..=994 => {
+                // Half of the time all is well.
+                let failure = if random.below(2) == 0 { 0 } else { random.below(6) };
+                self.failure = FAILURES[usize::try_from(failure).unwrap()];
+                self.kek.fail_with(self.failure);
+            }
+            995 => {
+                let i = usize::try_from(random.below(4)).unwrap();
+                self.envelope.revoke_context(&self.contexts[i]);
+                self.deks.iter_mut().for_each(|side| side[i].yes_at = None);
+            }
+            996 => {
+                self.envelope.revoke_kek(self.kek.id());
+                self.revoked = true;
+                self.forget();
+            }
+            997 | 998 => {
+                self.envelope.reinstate_kek(self.kek.id());
+                self.revoked = false;
+                self.deks.iter_mut().flatten().for_each(|dek| dek.no_until = 0);
+            }
+            _ => {
+                self.envelope.clear();
+                self.forget();
+                self.deks.iter_mut().flatten().for_each(|dek| dek.no_until = 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_serves_past_a_limit_and_nothing_is_asked_too_often() {
+    let mut random = Random(0x5EED);
+    let mut world = World::new();
+    for _ in 0..STEPS {
+        world.step(&mut random);
+    }
+    assert!(world.asked > 10_000, "the steps reached the key service only {} times", world.asked);
+}
