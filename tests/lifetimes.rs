@@ -166,10 +166,10 @@ fn a_failed_renewal_leaves_the_dek_its_age_and_is_not_repeated_at_once() {
         }
         assert_eq!(stage.calls(), (2, 2), "{class}");
         assert_eq!(stage.log.count("RenewalFailed"), 2);
-        stage.clock.advance(secs(6));
+        stage.clock.advance(secs(1));
         stage.read().unwrap();
         assert_eq!(stage.calls(), (3, 2), "{class}: tried again after a while");
-        stage.clock.advance(secs(13));
+        stage.clock.advance(secs(18));
         assert!(stage.read().is_err() && stage.write().is_err(), "{class}: past max_age");
         stage.kek.fail_with(None);
         stage.read().unwrap();
@@ -208,13 +208,71 @@ fn without_a_grace_nothing_serves_past_its_age() {
 }
 
 #[test]
-fn a_service_back_from_an_outage_is_used_by_the_next_call() {
+fn during_a_known_outage_one_call_a_second_asks_and_nobody_else_waits() {
+    let limits = Limits::default().outage_grace_reading(secs(1000)).outage_grace_writing(secs(1000));
+    let stage = Stage::new(limits);
+    stage.read().unwrap();
+    stage.write().unwrap();
+    stage.kek.fail_with(KekErrorClass::Throttled);
+    stage.clock.advance(secs(150));
+    for second in 1..=10 {
+        for _ in 0..50 {
+            stage.read().unwrap();
+            stage.write().unwrap();
+        }
+        assert_eq!(stage.calls(), (1 + second, 1 + second));
+        stage.clock.advance(secs(1));
+    }
+    assert_eq!(stage.log.count("ServedPastAge"), 1000);
+}
+
+#[test]
+fn an_outage_that_turns_into_a_misconfiguration_or_a_denial_is_ridden_out_no_more() {
+    for class in [KekErrorClass::Misconfigured, KekErrorClass::Invalid, KekErrorClass::Denied] {
+        let stage = Stage::new(Limits::default().outage_grace_reading(secs(1000)).outage_grace_writing(secs(1000)));
+        stage.read().unwrap();
+        stage.write().unwrap();
+        stage.kek.fail_with(KekErrorClass::Unavailable);
+        stage.clock.advance(secs(150));
+        stage.read().unwrap();
+        stage.write().unwrap();
+        stage.kek.fail_with(class);
+        stage.clock.advance(secs(1));
+        assert!(!stage.read().unwrap_err().is_retryable(), "{class}");
+        assert!(!stage.write().unwrap_err().is_retryable(), "{class}");
+    }
+}
+
+#[test]
+fn a_handle_that_is_given_out_during_an_outage_has_the_grace_and_an_older_one_has_not() {
+    let stage = Stage::new(Limits::default().outage_grace_reading(secs(50)).outage_grace_writing(secs(50)));
+    let handles = || {
+        let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
+        let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+        let sealed = stage.sealed.clone();
+        move || (opening.open(b"", &sealed).is_ok(), sealing.seal(b"", b"x").is_ok())
+    };
+    let older = handles();
+    stage.kek.fail_with(KekErrorClass::Unavailable);
+    stage.clock.advance(secs(101));
+    assert_eq!(older(), (false, false));
+    let given = handles();
+    assert_eq!(given(), (true, true));
+    stage.clock.advance(secs(48));
+    assert_eq!(given(), (true, true));
+    stage.clock.advance(secs(1));
+    assert_eq!(given(), (false, false));
+}
+
+#[test]
+fn a_service_back_from_an_outage_is_used_within_a_second() {
     let stage = Stage::new(Limits::default().outage_grace_reading(secs(1000)));
     stage.read().unwrap();
     stage.kek.fail_with(KekErrorClass::Unavailable);
     stage.clock.advance(secs(200));
     stage.read().unwrap();
     stage.kek.fail_with(None);
+    stage.clock.advance(secs(1));
     stage.read().unwrap();
     assert_eq!(stage.log.count("Unwrapped"), 2);
     let calls = stage.calls();

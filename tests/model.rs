@@ -17,6 +17,8 @@ const MAX_AGE: u64 = 100_000;
 const REFRESH_AFTER: u64 = 80_000;
 const GRACE: [u64; 2] = [60_000, 20_000];
 const REFUSE_FOR: u64 = 5_000;
+/// A twentieth of `MAX_AGE`, at most a second.
+const RETRY_AFTER: u64 = 1_000;
 
 const FAILURES: [Option<KekErrorClass>; 6] = [
     None,
@@ -44,6 +46,8 @@ impl Random {
 struct Dek {
     yes_at: Option<u64>,
     no_until: u64,
+    /// When it was last renewed in vain, and whether that was for an outage.
+    failed_at: Option<(u64, bool)>,
 }
 
 struct World {
@@ -102,17 +106,25 @@ impl World {
 
         // Never more calls than the model allows.
         let young = age.is_some_and(|age| age < REFRESH_AFTER * 9 / 10);
-        assert!(asked <= u64::from(!young && !self.revoked && now >= dek.no_until), "{what}");
+        let most = if young || self.revoked || now < dek.no_until { 0 } else { 1 };
+        assert!(asked <= most, "{what}");
         // Never served past a limit, and never refused within it.
         let serves = age.is_some_and(|age| age < MAX_AGE);
-        let in_grace = age.is_some_and(|age| age < MAX_AGE + GRACE[side]) && outage;
+        let lately = dek.failed_at.filter(|(at, _)| now < at + RETRY_AFTER);
+        let known_outage = lately.is_some_and(|(_, outage)| outage);
+        let ridden_out = if asked == 1 { outage } else { known_outage };
+        let in_grace = age.is_some_and(|age| age < MAX_AGE + GRACE[side]) && ridden_out;
         let renewed = asked == 1 && failure.is_none();
         // A denial holds for the very call whose renewal was denied.
         let denied = asked == 1 && failure == Some(KekErrorClass::Denied);
         assert_eq!(result.is_ok(), !denied && (serves || in_grace || renewed), "{what}");
         // With nothing at hand, it asks, unless it knows the answer.
-        if !serves && !self.revoked && now >= dek.no_until {
+        if !serves && !in_grace && !self.revoked && now >= dek.no_until {
             assert_eq!(asked, 1, "{what}");
+        }
+        // While a failure is fresh, nobody asks again for what serves.
+        if (serves && lately.is_some()) || (in_grace && known_outage) {
+            assert_eq!(asked, 0, "{what}");
         }
         if let Err(error) = result {
             let expected = match failure {
@@ -129,9 +141,9 @@ impl World {
 
         if asked == 1 {
             match failure {
-                None => *dek = Dek { yes_at: Some(now), no_until: 0 },
-                Some(KekErrorClass::Denied) => *dek = Dek { yes_at: None, no_until: now + REFUSE_FOR },
-                Some(_) => {}
+                None => *dek = Dek { yes_at: Some(now), no_until: 0, failed_at: None },
+                Some(KekErrorClass::Denied) => *dek = Dek { yes_at: None, no_until: now + REFUSE_FOR, failed_at: None },
+                Some(_) => dek.failed_at = Some((now, outage)),
             }
         } else if self.revoked && !serves {
             // A revocation is remembered as a denial.

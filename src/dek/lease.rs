@@ -1,8 +1,8 @@
 //! What reading and writing DEKs have in common: keys that can be used for a while, and destroyed at any time.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -15,6 +15,10 @@ use crate::format::KekId;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::slot::Slot;
 use crate::suite::{AeadKey, DekId, Suite};
+
+/// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.
+const SOONEST_RETRY: Duration = Duration::from_millis(10);
+const LATEST_RETRY: Duration = Duration::from_secs(1);
 
 /// The keys of a DEK in one suite, within their time.
 pub(crate) struct Lease {
@@ -36,6 +40,8 @@ pub(crate) struct Lease {
     /// When it may be renewed, on the clock since boot; never, while somebody is at it.
     renewal: AtomicI64,
     retry_after: Duration,
+    /// Why the last attempt to renew it failed, if the key service was in an outage.
+    outage: Mutex<Option<ErrorKind>>,
     clock: Clock,
 }
 
@@ -101,7 +107,8 @@ impl Lease {
             expires,
             gone: expires.plus(terms.grace),
             renewal: AtomicI64::new(i64::MIN),
-            retry_after: (limits.max_age / 20).clamp(Duration::from_millis(10), Duration::from_secs(5)),
+            retry_after: (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY),
+            outage: Mutex::new(None),
             clock: terms.clock.clone(),
         }
     }
@@ -129,10 +136,16 @@ impl Lease {
             && self.renewal.compare_exchange(not_before, i64::MAX, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// The renewal failed: somebody else may try, but not at once.
-    pub(super) fn retry_renewal(&self) {
+    /// A renewal failed: somebody else may try, but not at once. Until then an outage is known, and nobody has to wait to learn of it.
+    pub(super) fn renewal_failed(&self, error: &Error) {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner) = error.is_retryable().then(|| error.kind());
         let later = self.clock.now().plus(self.retry_after).boot_nanos();
         self.renewal.store(later, Ordering::Release);
+    }
+
+    /// The outage that the last attempt to renew it met.
+    pub(super) fn outage(&self) -> Option<ErrorKind> {
+        *self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uses the key, for a caller who has just looked at the age.
@@ -143,12 +156,17 @@ impl Lease {
         self.key.with(work).ok_or_else(expired)
     }
 
-    /// Whether a handle may still use it.
-    pub(super) fn check_handle(&self) -> Result<(), Error> {
+    /// Whether a handle may still use it. One that was given out during an outage has the grace, others end with `max_age`.
+    pub(super) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
         match self.age() {
             Age::Fresh | Age::Due => Ok(()),
+            Age::Grace if given_in_grace => Ok(()),
             Age::Grace | Age::Gone => Err(expired()),
         }
+    }
+
+    pub(crate) fn is_in_grace(&self) -> bool {
+        self.age() == Age::Grace
     }
 
     pub(super) fn is_first_to_announce_the_end(&self) -> bool {

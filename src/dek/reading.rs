@@ -25,13 +25,12 @@ impl Mortal for ReadingDek {
 }
 
 impl ReadingDek {
-    /// Decrypts in place, for a handle: unless its time is over.
-    pub(crate) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
-        self.lease.check_handle()?;
-        self.open_now(nonce, aad, payload, tag)
+    /// Whether a handle may still open with it.
+    pub(crate) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
+        self.lease.check_handle(given_in_grace)
     }
 
-    /// Decrypts in place, for the call that has just been given the DEK. Expired, with `payload` untouched, if it was taken away since.
+    /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with `payload` untouched, if it was taken away since.
     pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
         self.lease.with_key(|key| key.open(nonce, aad, payload, tag))?
     }

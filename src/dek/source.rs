@@ -6,12 +6,13 @@ use std::future::Future;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 
 use super::cache::{DekCache, Hit};
 use super::flight::Answer;
 use super::lease::{Lease, Request, Terms, expired};
-use super::wiper::end_now;
+use super::wiper::{Mortal, end_now};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::context::EncryptionContext;
@@ -158,27 +159,44 @@ impl DekSource {
         wrapped_keys: &[u8],
     ) -> Result<Arc<ReadingDek>, Error> {
         let cache = self.cache();
-        let in_grace = match cache.reading(context, id, suite) {
-            Hit::Fresh(dek) => return Ok(dek),
-            Hit::Due(dek) => {
-                self.renew_reading(&dek, wrapped_keys).await;
-                return Ok(dek);
-            }
+        let mut hit = cache.reading(context, id, suite);
+        let mut renewal = Ok(());
+        if let Hit::Due(dek) | Hit::Grace(dek) = &hit
+            && (matches!(hit, Hit::Due(_)) || dek.lease.outage().is_some())
+        {
+            // While it serves, or while an outage is known, nobody has to wait; whose turn it is asks again.
+            renewal = self.renew_reading(dek, wrapped_keys).await;
+            hit = cache.reading(context, id, suite);
+        }
+        let in_grace = match hit {
+            Hit::Fresh(dek) | Hit::Due(dek) => return Ok(dek),
+            Hit::Grace(dek) => match dek.lease.outage() {
+                Some(kind) => return Ok(self.past_its_age(dek, kind)),
+                None => Some(dek),
+            },
             Hit::OtherContext => return Err(Error::invalid()),
-            Hit::Grace(dek) => Some(dek),
             Hit::None => None,
         };
+        // It no longer serves, and why is known already.
+        renewal?;
         let answer = match wrapped_keys {
             [] => Err(Error::new(ErrorKind::MissingWrappedKeys, id.to_string())),
             bytes => self.unwrap(&cache, context, id, suite, bytes).await,
         };
         match (answer, in_grace) {
             (Err(error), Some(dek)) if error.is_retryable() => {
-                self.tell(&Event::ServedPastAge { dek_id: id, context, kind: error.kind() });
-                Ok(dek)
+                dek.lease.renewal_failed(&error);
+                Ok(self.past_its_age(dek, error.kind()))
             }
             (answer, _) => answer,
         }
+    }
+
+    /// Serves within the outage grace, and says so.
+    fn past_its_age<D: Mortal>(&self, dek: Arc<D>, kind: ErrorKind) -> Arc<D> {
+        let lease = dek.lease();
+        self.tell(&Event::ServedPastAge { dek_id: &lease.id, context: &lease.context, kind });
+        dek
     }
 
     /// Asks the key service, once for all who ask the same at the same time.
@@ -294,21 +312,22 @@ impl DekSource {
         }
     }
 
-    /// Renews a DEK that is due, while it goes on serving: in the background where there is a runtime, else by this caller.
-    async fn renew_reading(self: &Arc<Self>, dek: &Arc<ReadingDek>, wrapped_keys: &[u8]) {
+    /// Renews a DEK that is due, while it goes on serving: in the background where there is a runtime, else by this caller, who
+    /// then learns why it failed.
+    async fn renew_reading(self: &Arc<Self>, dek: &Arc<ReadingDek>, wrapped_keys: &[u8]) -> Result<(), Error> {
         // Only the question that it is the answer to renews it.
         let lease = &dek.lease;
         let same = Request::unwrap(&lease.context, &lease.id, lease.suite, wrapped_keys) == lease.request;
         if !same || !lease.claim_renewal() {
-            return;
+            return Ok(());
         }
         let (source, dek, keys) = (self.clone(), dek.clone(), wrapped_keys.to_vec());
         self.in_background(async move {
             let (cache, lease) = (source.cache(), &dek.lease);
             let answer = source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys).await;
-            source.renewed(lease, answer.err());
+            source.renewed(lease, answer.map(|_| ()))
         })
-        .await;
+        .await
     }
 
     // --- writing
@@ -349,19 +368,27 @@ impl DekSource {
     /// The DEK for writing.
     pub(crate) async fn writing(self: &Arc<Self>, context: &EncryptionContext) -> Result<Arc<WritingDek>, Error> {
         let cache = self.cache();
-        let in_grace = match cache.writing(context) {
-            Hit::Fresh(dek) => return Ok(dek),
-            Hit::Due(dek) => {
-                self.renew_writing(&dek).await;
-                return Ok(dek);
-            }
-            Hit::Grace(dek) => Some(dek),
+        let mut hit = cache.writing(context);
+        let mut renewal = Ok(());
+        if let Hit::Due(dek) | Hit::Grace(dek) = &hit
+            && (matches!(hit, Hit::Due(_)) || dek.lease.outage().is_some())
+        {
+            renewal = self.renew_writing(dek).await;
+            hit = cache.writing(context);
+        }
+        let in_grace = match hit {
+            Hit::Fresh(dek) | Hit::Due(dek) => return Ok(dek),
+            Hit::Grace(dek) => match dek.lease.outage() {
+                Some(kind) => return Ok(self.past_its_age(dek, kind)),
+                None => Some(dek),
+            },
             Hit::OtherContext | Hit::None => None,
         };
+        renewal?;
         match (self.wrap(&cache, context).await, in_grace) {
             (Err(error), Some(dek)) if error.is_retryable() => {
-                self.tell(&Event::ServedPastAge { dek_id: &dek.lease.id, context, kind: error.kind() });
-                Ok(dek)
+                dek.lease.renewal_failed(&error);
+                Ok(self.past_its_age(dek, error.kind()))
             }
             (answer, _) => answer,
         }
@@ -457,16 +484,16 @@ impl DekSource {
     }
 
     /// Makes the next DEK while this one goes on serving.
-    async fn renew_writing(self: &Arc<Self>, dek: &Arc<WritingDek>) {
+    async fn renew_writing(self: &Arc<Self>, dek: &Arc<WritingDek>) -> Result<(), Error> {
         if !dek.lease.claim_renewal() {
-            return;
+            return Ok(());
         }
         let (source, dek) = (self.clone(), dek.clone());
         self.in_background(async move {
             let answer = source.wrap(&source.cache(), &dek.lease.context).await;
-            source.renewed(&dek.lease, answer.err());
+            source.renewed(&dek.lease, answer.map(|_| ()))
         })
-        .await;
+        .await
     }
 
     // --- both
@@ -475,19 +502,26 @@ impl DekSource {
         AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
     }
 
-    async fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    async fn in_background(
+        &self,
+        renewal: impl Future<Output = Result<(), Error>> + Send + 'static,
+    ) -> Result<(), Error> {
         match &self.options.runtime {
-            Some(runtime) => runtime.spawn(Box::pin(work)),
+            Some(runtime) => {
+                runtime.spawn(Box::pin(renewal.map(drop)));
+                Ok(())
+            }
             // Boxed, so that the futures of those who never come here stay small.
-            None => Box::pin(work).await,
+            None => Box::pin(renewal).await,
         }
     }
 
-    fn renewed(&self, lease: &Lease, error: Option<Error>) {
-        if let Some(error) = error {
+    fn renewed(&self, lease: &Lease, answer: Result<(), Error>) -> Result<(), Error> {
+        if let Err(error) = &answer {
             self.tell(&Event::RenewalFailed { dek_id: &lease.id, context: &lease.context, kind: error.kind() });
-            lease.retry_renewal();
+            lease.renewal_failed(error);
         }
+        answer
     }
 
     // --- an operator's hand

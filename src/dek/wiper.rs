@@ -80,6 +80,10 @@ impl Registry {
     pub(super) fn add(self: &Arc<Self>, dek: Weak<dyn Mortal>, gone: Moment) {
         let soon = {
             let mut due = self.lock();
+            // Now and then, so that the heap does not grow with DEKs that were replaced and dropped long before their deadline.
+            if due.entries.len() >= 1024 && due.entries.len().is_power_of_two() {
+                due.entries.retain(|Reverse(entry)| entry.dek.strong_count() > 0);
+            }
             due.entries.push(Reverse(Entry { gone, dek }));
             due.clock.now().until(gone) < LONGEST_WAIT
         };

@@ -89,8 +89,8 @@ pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
     /// For a handle: counts a message of `len` plaintext bytes, unless the DEK's time is over.
-    pub(crate) fn for_handle(dek: D, len: usize) -> Result<Self, Error> {
-        dek.lease.check_handle()?;
+    pub(crate) fn for_handle(dek: D, len: usize, given_in_grace: bool) -> Result<Self, Error> {
+        dek.lease.check_handle(given_in_grace)?;
         Self::new(dek, len)
     }
 

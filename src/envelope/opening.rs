@@ -21,13 +21,15 @@ use crate::suite::{DekId, Suite};
 #[derive(Clone)]
 pub struct OpeningKey {
     dek: Arc<ReadingDek>,
+    /// It was given out past `max_age`, during an outage.
+    in_grace: bool,
     /// The DEKs end with the last envelope or handle.
     _source: Arc<DekSource>,
 }
 
 impl OpeningKey {
     pub(super) fn new(dek: Arc<ReadingDek>, source: Arc<DekSource>) -> Self {
-        Self { dek, _source: source }
+        Self { in_grace: dek.lease.is_in_grace(), dek, _source: source }
     }
 
     /// The DEK's id.
@@ -55,7 +57,7 @@ impl OpeningKey {
     /// if the message or its AAD is not right, and the kinds that say that the bytes are not a message.
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
         let message = self.message(sealed)?;
-        open(sealed, &message, |payload| self.dek.open(message.nonce, aad, payload, message.tag))
+        open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad, payload, message.tag))
     }
 
     /// Opens one message in the caller's buffer, without allocating, and returns the part that is now plaintext.
@@ -66,7 +68,7 @@ impl OpeningKey {
     /// As [`open`](Self::open).
     pub fn open_in_place<'b>(&self, aad: &[u8], buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
         let opened = Opened::of(&self.message(buffer)?);
-        opened.in_place(buffer, |nonce, payload, tag| self.dek.open(nonce, aad, payload, tag))?;
+        opened.in_place(buffer, |nonce, payload, tag| self.dek.open_now(nonce, aad, payload, tag))?;
         Ok(opened.payload_of(buffer))
     }
 
@@ -75,6 +77,7 @@ impl OpeningKey {
         if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
+        self.dek.check_handle(self.in_grace)?;
         Ok(message)
     }
 }

@@ -23,13 +23,15 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 pub struct SealingKey {
     dek: Arc<WritingDek>,
     form: Form,
+    /// It was given out past `max_age`, during an outage.
+    in_grace: bool,
     /// The DEKs end with the last envelope or handle.
     _source: Arc<DekSource>,
 }
 
 impl SealingKey {
     pub(super) fn new(dek: Arc<WritingDek>, source: Arc<DekSource>) -> Self {
-        Self { dek, form: Form::Embedded, _source: source }
+        Self { in_grace: dek.lease.is_in_grace(), dek, form: Form::Embedded, _source: source }
     }
 
     /// The same lease, sealing compact messages: without the wrapped keys, which [`wrapped_keys`](Self::wrapped_keys) gives to
@@ -81,7 +83,7 @@ impl SealingKey {
     /// # Errors
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
     pub fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(&Reservation::for_handle(&*self.dek, plaintext.len())?, self.form, aad, plaintext)
+        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.in_grace)?, self.form, aad, plaintext)
     }
 
     /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
@@ -105,7 +107,7 @@ impl SealingKey {
     /// As [`seal`](Self::seal), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
     pub fn seal_in_place(&self, aad: &[u8], buffer: &mut [u8]) -> Result<(), Error> {
         let len = buffer.len().checked_sub(self.prefix_len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(&Reservation::for_handle(&*self.dek, len)?, self.form, aad, buffer)
+        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.in_grace)?, self.form, aad, buffer)
     }
 }
 
