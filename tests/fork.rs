@@ -79,6 +79,30 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
 }
 
 #[test]
+fn a_million_messages_across_a_fork_repeat_no_nonce_under_one_key() {
+    const EACH: usize = 500_000;
+    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let alice = context("alice");
+    // DEK id and nonce of each message.
+    let seal = |sink: &mut dyn FnMut(&[u8])| {
+        for _ in 0..EACH {
+            let message = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+            sink(&message[8..52]);
+        }
+    };
+    block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let mut all = in_child(|pipe| {
+        let mut pipe = std::io::BufWriter::with_capacity(1 << 20, pipe);
+        seal(&mut |part| pipe.write_all(part).unwrap());
+        pipe.flush().unwrap();
+    });
+    seal(&mut |part| all.extend_from_slice(part));
+    let distinct: HashSet<&[u8]> = all.chunks(44).collect();
+    assert_eq!(distinct.len(), 2 * EACH);
+    assert_eq!(all.chunks(44).map(|part| &part[..32]).collect::<HashSet<_>>().len(), 2, "a DEK for each process");
+}
+
+#[test]
 fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
     let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
     let alice = context("alice");

@@ -6,6 +6,7 @@
 mod budget;
 mod cache;
 mod flight;
+mod keks;
 mod lease;
 mod limits;
 mod reading;
@@ -13,9 +14,10 @@ mod source;
 mod wiper;
 mod writing;
 
+pub use keks::DekOrigin;
+pub(crate) use keks::{Keks, own_entry};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
-pub use source::DekOrigin;
-pub(crate) use source::{DekSource, Providers, SourceOptions, own_entry};
+pub(crate) use source::{DekSource, SourceOptions};
 pub(crate) use writing::{Reservation, WritingDek};

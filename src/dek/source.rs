@@ -1,16 +1,15 @@
-//! Makes DEKs for writing and unwraps them for reading, and decides at each look-up whether what is at hand may serve.
+//! Decides at each look-up whether the DEK at hand may serve, and when the KEKs are asked.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
 use std::future::Future;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
-use futures_util::future::try_join_all;
 
 use super::cache::{DekCache, Hit};
 use super::flight::Answer;
+use super::keks::{DekOrigin, Keks};
 use super::lease::{Lease, Request, Terms, expired};
 use super::wiper::{Mortal, end_now};
 use super::writing::{check_len, max_len};
@@ -18,33 +17,12 @@ use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
-use crate::kek::{Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::kek::{Dek, KekId};
 use crate::memory::clock::Clock;
 use crate::memory::fork;
 use crate::observer::{Event, Observer};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, DekId, Nonces, Suite, derive_dek_id, derive_message_key};
-
-/// Who makes a DEK.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
-#[non_exhaustive]
-pub enum DekOrigin {
-    /// This process, from the operating system's generator. The default.
-    #[default]
-    Local,
-    /// The key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of every DEK then rests on that service,
-    /// and the DEK crosses the network once more than with `Local`.
-    KeyService,
-}
-
-/// The KEKs, in order of preference.
-pub(crate) struct Providers {
-    /// Every new DEK is wrapped by all of these.
-    pub(crate) writing: Vec<Arc<dyn KekProvider>>,
-    /// The writing ones, and those for reading only.
-    pub(crate) reading: Vec<Arc<dyn KekProvider>>,
-}
 
 pub(crate) struct SourceOptions {
     pub(crate) suite: Suite,
@@ -58,25 +36,23 @@ pub(crate) struct SourceOptions {
 }
 
 pub(crate) struct DekSource {
-    providers: Providers,
+    keks: Keks,
     options: SourceOptions,
     /// The cache of this process; the child of a fork puts its own in its place.
     cache: ArcSwap<DekCache>,
-    /// KEKs that an operator revoked.
-    revoked: RwLock<HashSet<KekId>>,
 }
 
 /// How often a call is begun again because its DEK was taken away between the look-up and the use.
 const ATTEMPTS: usize = 3;
 
 impl DekSource {
-    pub(crate) fn new(providers: Providers, options: SourceOptions) -> Arc<Self> {
+    pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
         let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
-        Arc::new(Self { providers, options, cache, revoked: RwLock::default() })
+        Arc::new(Self { keks, options, cache })
     }
 
-    pub(crate) fn providers(&self) -> &Providers {
-        &self.providers
+    pub(crate) fn keks(&self) -> &Keks {
+        &self.keks
     }
 
     fn cache(&self) -> Arc<DekCache> {
@@ -231,7 +207,7 @@ impl DekSource {
     ) -> Answer<ReadingDek> {
         for _ in 0..ATTEMPTS {
             let epoch = cache.epoch();
-            match self.unwrap_any(context, &id, keys).await {
+            match self.keks.unwrap_any(context, &id, keys).await {
                 // An operator revoked something meanwhile: what was asked before does not count.
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, kek_id)) => {
@@ -272,44 +248,6 @@ impl DekSource {
         let terms = Terms { context, id, suite, request, kek_ids, grace, clock };
         let lease = Lease::new(terms, key, &options.limits);
         Arc::new(ReadingDek { lease, observer: options.observer.clone() })
-    }
-
-    /// Any success serves: the providers are asked in order of preference, for the entries that they recognise.
-    pub(crate) async fn unwrap_any(
-        &self,
-        context: &EncryptionContext,
-        id: &DekId,
-        keys: &WrappedKeys,
-    ) -> Result<(Dek, KekId), Error> {
-        let mut failures = Vec::new();
-        for provider in &self.providers.reading {
-            for entry in keys.entries().iter().filter(|entry| provider.recognises(entry.kek_id())) {
-                let kek_id = entry.kek_id().clone();
-                match self.unwrap_one(&**provider, context, id, entry).await {
-                    Ok(dek) => return Ok((dek, kek_id)),
-                    Err(failure) => failures.push((kek_id, failure)),
-                }
-            }
-        }
-        Err(all_failed(keys, failures))
-    }
-
-    /// Unwraps one entry and holds the DEK against the id, which commits to it and to the context: a key service that gives
-    /// another DEK is an error here, not a garbled payload later.
-    pub(crate) async fn unwrap_one(
-        &self,
-        provider: &dyn KekProvider,
-        context: &EncryptionContext,
-        id: &DekId,
-        entry: &WrappedDek,
-    ) -> Result<Dek, KekError> {
-        self.check_not_revoked(entry.kek_id())?;
-        let unwrapped: UnwrappedDek = provider.unwrap(context, entry).await?;
-        let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
-        match derive_dek_id(&dek, context) {
-            Ok(derived) if derived == *id => Ok(dek),
-            _ => Err(KekError::invalid("the unwrapped DEK is not the one that the DEK id names in this context")),
-        }
     }
 
     /// Renews a DEK that is due, while it goes on serving: in the background where there is a runtime, else by this caller, who
@@ -410,7 +348,7 @@ impl DekSource {
     async fn ask_to_wrap(&self, cache: &DekCache, context: &EncryptionContext, request: Request) -> Answer<WritingDek> {
         for _ in 0..ATTEMPTS {
             let (epoch, generation) = (cache.epoch(), fork::generation());
-            match self.make(context).await {
+            match self.keks.make(context, self.options.origin).await {
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, wrapped_keys)) => {
                     let (reading, writing) = self.new_pair(context, &dek, wrapped_keys, request, generation)?;
@@ -436,31 +374,6 @@ impl DekSource {
             }
         }
         Err(overtaken())
-    }
-
-    /// A new DEK, wrapped by every writing KEK.
-    async fn make(&self, context: &EncryptionContext) -> Result<(Dek, WrappedKeys), Error> {
-        let writing = &self.providers.writing;
-        let first =
-            writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "write_to: no KEK for writing"))?;
-        for provider in writing {
-            self.check_not_revoked(provider.id())?;
-        }
-        let (dek, made) = match self.options.origin {
-            DekOrigin::Local => (Dek::random()?, None),
-            DekOrigin::KeyService => {
-                let (dek, wrapped) = first.generate(context).await?;
-                let dek = dek.to_dek().ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
-                (dek, Some(own_entry(&**first, wrapped)?))
-            }
-        };
-        let rest = writing.get(usize::from(made.is_some())..).unwrap_or_default();
-        let wrapped = try_join_all(rest.iter().map(async |provider| {
-            let wrapped = provider.wrap(context, &dek).await?;
-            own_entry(&**provider, wrapped)
-        }))
-        .await?;
-        Ok((dek, WrappedKeys::new(made.into_iter().chain(wrapped))?))
     }
 
     fn new_pair(
@@ -528,12 +441,12 @@ impl DekSource {
 
     /// Ends every DEK that `kek_id` vouches for, and uses that KEK no more.
     pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
-        self.revoked.write().unwrap_or_else(PoisonError::into_inner).insert(kek_id.clone());
+        self.keks.revoke(kek_id);
         self.cache().revoke_where(|lease| lease.kek_ids.contains(kek_id));
     }
 
     pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
-        self.revoked.write().unwrap_or_else(PoisonError::into_inner).remove(kek_id);
+        self.keks.reinstate(kek_id);
         self.cache().forget_denials();
     }
 
@@ -550,13 +463,6 @@ impl DekSource {
     pub(crate) fn counts(&self) -> (usize, usize) {
         self.cache().counts()
     }
-
-    pub(crate) fn check_not_revoked(&self, kek_id: &KekId) -> Result<(), KekError> {
-        match self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(kek_id) {
-            true => Err(KekError::denied("revoked in this process")),
-            false => Ok(()),
-        }
-    }
 }
 
 /// `None` if the DEK was taken away, or used up by others, between look-up and use: then it is not at hand.
@@ -571,36 +477,4 @@ fn at_hand<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
 /// Revocations came faster than answers.
 fn overtaken() -> Error {
     Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
-}
-
-/// An entry that its own provider would not take back is never written into a message.
-pub(crate) fn own_entry(provider: &dyn KekProvider, wrapped: WrappedDek) -> Result<WrappedDek, Error> {
-    if provider.recognises(wrapped.kek_id()) {
-        return Ok(wrapped);
-    }
-    Err(contract(provider.id(), &format!("wrapped under {}, which it does not recognise", wrapped.kek_id())))
-}
-
-fn contract(kek_id: &KekId, what: &str) -> Error {
-    Error::new(ErrorKind::Provider, format!("{kek_id} {what}"))
-}
-
-/// One error for several failures: the one that leaves most hope decides, and every KEK is named.
-fn all_failed(keys: &WrappedKeys, failures: Vec<(KekId, KekError)>) -> Error {
-    const MOST_HOPEFUL_FIRST: [KekErrorClass; 5] = [
-        KekErrorClass::Unavailable,
-        KekErrorClass::Throttled,
-        KekErrorClass::Misconfigured,
-        KekErrorClass::Denied,
-        KekErrorClass::Invalid,
-    ];
-    let rank = |error: &KekError| MOST_HOPEFUL_FIRST.iter().position(|class| *class == error.class());
-    let detail = failures.iter().map(|(id, error)| format!("{id}: {error}")).collect::<Vec<_>>().join("; ");
-    match failures.into_iter().map(|(_, error)| error).min_by_key(rank) {
-        Some(error) => error.into_error(detail),
-        None => {
-            let ids = keys.entries().iter().map(|entry| entry.kek_id().as_str()).collect::<Vec<_>>().join(", ");
-            Error::new(ErrorKind::UnknownKek, ids)
-        }
-    }
 }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Envelope;
-use crate::dek::{DekOrigin, DekSource, Limits, Providers, SourceOptions};
+use crate::dek::{DekOrigin, DekSource, Keks, Limits, SourceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::KekProvider;
@@ -124,7 +124,7 @@ impl Builder {
             runtime: self.runtime.or_else(ambient_runtime),
             observer: self.observer,
         };
-        Ok(Envelope::new(DekSource::new(Providers { writing: self.write_to, reading }, options)))
+        Ok(Envelope::new(DekSource::new(Keks::new(self.write_to, reading), options)))
     }
 }
 

@@ -310,10 +310,10 @@ impl fmt::Debug for Envelope {
         let ids = |providers: &[Arc<dyn crate::kek::KekProvider>]| -> Vec<KekId> {
             providers.iter().map(|provider| provider.id().clone()).collect()
         };
-        let providers = self.0.providers();
+        let keks = self.0.keks();
         f.debug_struct("Envelope")
-            .field("writes_to", &ids(&providers.writing))
-            .field("reads_from", &ids(&providers.reading))
+            .field("writes_to", &ids(&keks.writing))
+            .field("reads_from", &ids(&keks.reading))
             .finish_non_exhaustive()
     }
 }

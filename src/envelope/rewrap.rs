@@ -35,7 +35,7 @@ impl Envelope {
     /// [`needs_rewrap`](Self::needs_rewrap) for wrapped keys that are kept apart.
     #[must_use]
     pub fn needs_rewrap_keys(&self, keys: &WrappedKeys) -> bool {
-        let writing = &self.source().providers().writing;
+        let writing = &self.source().keks().writing;
         keys.entries().len() != writing.len()
             || writing.iter().any(|provider| {
                 !keys.entries().iter().any(|entry| entry.kek_id() == provider.id() && provider.is_current(entry))
@@ -98,12 +98,12 @@ impl Envelope {
         check: Check,
     ) -> Result<WrappedKeys, Error> {
         let mut entries = Vec::new();
-        for provider in &self.source().providers().writing {
-            self.source().check_not_revoked(provider.id())?;
+        for provider in &self.source().keks().writing {
+            self.source().keks().check_not_revoked(provider.id())?;
             let entry = match self.renew(&**provider, context, dek_id, keys, check).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let (dek, _) = self.source().unwrap_any(context, dek_id, keys).await?;
+                    let (dek, _) = self.source().keks().unwrap_any(context, dek_id, keys).await?;
                     let entry = own_entry(&**provider, provider.wrap(context, &dek).await?)?;
                     self.verify(&**provider, context, dek_id, &entry, check).await?;
                     entry
@@ -144,7 +144,7 @@ impl Envelope {
         check: Check,
     ) -> Result<(), KekError> {
         match check {
-            Check::UnwrapEach => self.source().unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
+            Check::UnwrapEach => self.source().keks().unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
             Check::None => Ok(()),
         }
     }
