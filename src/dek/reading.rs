@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::lease::Lease;
-use super::wiper::Mortal;
+use super::wiper::{Mortal, announce};
 use crate::error::Error;
 use crate::observer::Observer;
 
@@ -21,6 +21,14 @@ impl Mortal for ReadingDek {
 
     fn observer(&self) -> Option<&dyn Observer> {
         self.observer.as_deref()
+    }
+}
+
+/// Nobody has it any more: it was replaced, and its keys go with it.
+impl Drop for ReadingDek {
+    fn drop(&mut self) {
+        self.lease.end();
+        announce(self);
     }
 }
 

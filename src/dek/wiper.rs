@@ -160,7 +160,8 @@ pub(super) fn end_now(dek: &dyn Mortal) {
     announce(dek);
 }
 
-fn announce(dek: &dyn Mortal) {
+/// Tells that the keys of a DEK are gone, once.
+pub(super) fn announce(dek: &dyn Mortal) {
     let lease = dek.lease();
     if lease.is_first_to_announce_the_end()
         && let Some(observer) = dek.observer()

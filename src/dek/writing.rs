@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::LimitsInForce;
 use super::budget::Budget;
 use super::lease::{Lease, expired};
-use super::wiper::Mortal;
+use super::wiper::{Mortal, announce};
 use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
@@ -36,6 +36,14 @@ impl Mortal for WritingDek {
 
     fn observer(&self) -> Option<&dyn Observer> {
         self.observer.as_deref()
+    }
+}
+
+/// Nobody has it any more: it was replaced, and its keys go with it.
+impl Drop for WritingDek {
+    fn drop(&mut self) {
+        self.lease.end();
+        announce(self);
     }
 }
 

@@ -40,6 +40,30 @@ pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
 mod tests {
     use super::wipe;
 
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_was_on_the_stack_is_overwritten() {
+        use std::os::unix::fs::FileExt;
+
+        // Leaves a pattern on the stack, much deeper than what looks for it reaches, and says where.
+        fn leave() -> usize {
+            let secret = std::hint::black_box([0xA7_u8; 16 * 1024]);
+            std::hint::black_box(&secret).as_ptr().addr()
+        }
+        #[inline(never)]
+        fn apart(work: fn() -> usize) -> usize {
+            std::hint::black_box(work)()
+        }
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let left = |at: usize| {
+            let mut bytes = [0; 256];
+            memory.read_exact_at(&mut bytes, at.try_into().unwrap()).unwrap();
+            bytes.iter().filter(|byte| **byte == 0xA7).count()
+        };
+        assert!(left(apart(leave)) > 64, "the control");
+        assert_eq!(left(super::leaving_no_trace_on_the_stack(leave)), 0);
+    }
+
     #[test]
     fn wipe_leaves_only_zeros() {
         for len in [0, 1, 15, 16, 17, 4096, 100_003] {
