@@ -65,6 +65,8 @@ pub enum ErrorKind {
     Expired,
     /// The handle is for another DEK or suite than this message. Get one for this message.
     OtherDek,
+    /// The envelope was shut down.
+    ShutDown,
     /// The operating system gave no randomness.
     Randomness,
     /// A file of the local provider could not be read, written or locked.
@@ -72,6 +74,36 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    /// Its name in lower case, for logs and labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotSealed => "not-sealed",
+            Self::UnsupportedVersion => "unsupported-version",
+            Self::UnsupportedSuite => "unsupported-suite",
+            Self::UnsupportedKind => "unsupported-kind",
+            Self::Malformed => "malformed",
+            Self::MissingWrappedKeys => "missing-wrapped-keys",
+            Self::UnknownKek => "unknown-kek",
+            Self::Invalid => "invalid",
+            Self::Unavailable => "unavailable",
+            Self::Throttled => "throttled",
+            Self::Denied => "denied",
+            Self::Misconfigured => "misconfigured",
+            Self::Provider => "provider",
+            Self::InvalidContext => "invalid-context",
+            Self::InvalidOption => "invalid-option",
+            Self::TooLarge => "too-large",
+            Self::BufferSize => "buffer-size",
+            Self::Exhausted => "exhausted",
+            Self::Expired => "expired",
+            Self::OtherDek => "other-dek",
+            Self::ShutDown => "shut-down",
+            Self::Randomness => "randomness",
+            Self::Io => "io",
+        }
+    }
+
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NotSealed => {
@@ -110,6 +142,7 @@ impl ErrorKind {
             Self::Exhausted => ("handle exhausted", "get a new handle"),
             Self::Expired => ("handle expired", "get a new handle"),
             Self::OtherDek => ("handle is for another DEK", "get a handle for this message"),
+            Self::ShutDown => ("envelope shut down", "build another one"),
             Self::Randomness => {
                 ("no randomness from the operating system", "nothing was sealed; the system is not fit to run on")
             }

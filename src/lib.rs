@@ -13,15 +13,20 @@ mod runtime;
 mod suite;
 
 pub use context::EncryptionContext;
-pub use dek::{DekOrigin, Limits};
+pub use dek::{DekOrigin, KekStatistics, Limits, Statistics};
 pub use envelope::{
-    Builder, CompactMessage, Envelope, Inspection, KekEntry, OpeningKey, Plaintext, SealingKey, inspect,
+    Builder, CompactMessage, Envelope, Inspection, KekEntry, OpeningKey, Plaintext, SealingKey, StartUp, inspect,
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
+pub use kek::call::{BreakerState, CallBudget, CallPolicy};
 #[cfg(any(test, feature = "conformance"))]
 pub use memory::clock::ManualClock;
-pub use observer::{Event, Observer};
+#[cfg(feature = "metrics")]
+pub use observer::MetricsObserver;
+#[cfg(feature = "tracing")]
+pub use observer::TracingObserver;
+pub use observer::{Event, Observer, Operation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 

@@ -1,11 +1,15 @@
-//! What the library needs of an async runtime: very little, and only for work ahead of time.
+//! What the library needs of an async runtime: to wait, and to work ahead of time.
 #![forbid(unsafe_code)]
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
-use crate::kek::BoxFuture;
+/// A boxed future, so that `dyn` traits can be asynchronous.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Runs futures in the background and waits. Without one, DEKs are renewed by the callers that find them due.
+/// Runs futures in the background and waits. Without one nothing is ever waited for: DEKs are renewed by the callers that find
+/// them due, and calls to a key service have no timeout, no retry and no hedge.
 pub trait Runtime: Send + Sync {
     /// Runs `future` to its end, some time.
     fn spawn(&self, future: BoxFuture<'static, ()>);

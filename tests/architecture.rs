@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top to the bottom. A file imports only from layers below its own, and from the ground that all stand on.
-const LAYERS: [&str; 8] = ["envelope", "dek", "observer", "runtime", "kek", "format", "suite", "memory"];
+const LAYERS: [&str; 8] = ["envelope", "dek", "kek", "observer", "format", "suite", "runtime", "memory"];
 /// What every layer may use; these two use no layer.
 const GROUND: [&str; 2] = ["error", "context"];
 

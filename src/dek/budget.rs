@@ -1,10 +1,9 @@
-//! What a writing DEK may still seal, counted before it is sealed.
+//! How often a DEK may still be used, counted before it is.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::LimitsInForce;
 use crate::error::{Error, ErrorKind};
 use crate::memory::slot::{shard, shards};
 
@@ -52,23 +51,20 @@ fn take(left: &AtomicU64, wanted: u64) -> bool {
 }
 
 impl Budget {
-    pub(super) fn new(limits: &LimitsInForce) -> Self {
+    pub(super) fn new(max_messages: u64, max_bytes: u64) -> Self {
         let portion = |max: u64, most: u64| (max / 1024).clamp(1, most);
         Self {
-            rest: Mutex::new(Rest { messages: limits.max_messages, bytes: limits.max_bytes }),
+            rest: Mutex::new(Rest { messages: max_messages, bytes: max_bytes }),
             groups: (0..shards()).map(|_| Portion { messages: AtomicU64::new(0), bytes: AtomicU64::new(0) }).collect(),
-            portion: Rest {
-                messages: portion(limits.max_messages, 1 << 10),
-                bytes: portion(limits.max_bytes, 1 << 24),
-            },
-            low: Rest { messages: limits.max_messages / 8, bytes: limits.max_bytes / 8 },
+            portion: Rest { messages: portion(max_messages, 1 << 10), bytes: portion(max_bytes, 1 << 24) },
+            low: Rest { messages: max_messages / 8, bytes: max_bytes / 8 },
             used_up: AtomicBool::new(false),
         }
     }
 
     /// Counts one message of `len` bytes.
     pub(super) fn reserve(&self, len: u64) -> Result<(), Error> {
-        let exhausted = || Error::new(ErrorKind::Exhausted, "max_messages or max_bytes");
+        let exhausted = || Error::new(ErrorKind::Exhausted, "");
         let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
         if mine.take(len) {
             return Ok(());
@@ -113,18 +109,11 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Limits;
-    use crate::suite::Suite;
-
-    fn budget(messages: u64, bytes: u64) -> Budget {
-        let limits = Limits::default().max_messages(messages).max_bytes(bytes);
-        Budget::new(&limits.check(Suite::Xaes256Gcm).unwrap())
-    }
 
     #[test]
     fn exactly_the_limit_is_handed_out_among_threads() {
         for (messages, bytes, expected) in [(5000, u64::MAX, 5000), (u64::MAX, 50_000, 5000), (1, 10, 1), (3, 9, 0)] {
-            let budget = budget(messages, bytes);
+            let budget = Budget::new(messages, bytes);
             let taken: u64 = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..8)
                     .map(|_| scope.spawn(|| (0..2000).map(|_| u64::from(budget.reserve(10).is_ok())).sum::<u64>()))
@@ -137,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_refused_message_costs_nothing() {
-        let budget = budget(2, 100);
+        let budget = Budget::new(2, 100);
         assert!(budget.reserve(101).is_err());
         assert!(budget.reserve(60).is_ok());
         assert!(budget.reserve(41).is_err());
@@ -147,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_end_is_seen_ahead() {
-        let budget = budget(80, u64::MAX);
+        let budget = Budget::new(80, u64::MAX);
         assert!(!budget.is_low());
         (0..72).for_each(|_| budget.reserve(1).unwrap());
         assert!(budget.is_low());

@@ -2,16 +2,19 @@
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::LocalKey;
 use std::time::Duration;
 
+use async_lock::OnceCell;
+use futures_util::future::{Either, select};
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
 
-use super::flight::Flights;
-use super::lease::{Age, Lease, Request};
+use super::flight::{Answer, Flights};
+use super::lease::{Age, Lease, Request, shut_down};
 use super::wiper::{Mortal, Registry, end_now};
 use super::{LimitsInForce, ReadingDek, WritingDek};
 use crate::context::EncryptionContext;
@@ -19,6 +22,7 @@ use crate::error::Error;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
 use crate::memory::slot::shards;
+use crate::observer::Event;
 use crate::suite::{DekId, Suite};
 
 /// What one process has at hand for one source. The child of a fork gets another.
@@ -36,6 +40,8 @@ pub(crate) struct DekCache {
     pub(super) flights: Flights,
     /// Counts what an operator revoked or cleared: the answer to a question asked before does not count after.
     epoch: AtomicU64,
+    /// Set when the source is shut down: calls that are on their way end.
+    closed: OnceCell<()>,
     refuse_for: Duration,
     clock: Clock,
 }
@@ -76,6 +82,7 @@ impl DekCache {
             registry: Registry::new(clock.clone()),
             flights: Flights::default(),
             epoch: AtomicU64::new(0),
+            closed: OnceCell::new(),
             refuse_for: limits.refuse_for,
             clock,
         }
@@ -93,7 +100,9 @@ impl DekCache {
         suite: Suite,
         work: impl FnOnce(&ReadingDek) -> R,
     ) -> Option<R> {
-        let mine = |dek: &ReadingDek| dek.lease.id == *id && dek.lease.suite == suite && dek.lease.context == *context;
+        let mine = |dek: &ReadingDek| {
+            dek.lease.id == *id && dek.lease.suite == suite && dek.lease.context == *context && !dek.is_used_up()
+        };
         with_remembered(&READING, self.number, id.as_bytes(), mine, |dek| work(dek))
     }
 
@@ -112,6 +121,9 @@ impl DekCache {
         let Some(dek) = self.reading.get(&(*id, suite)) else { return Hit::None };
         if dek.lease.context != *context {
             return Hit::OtherContext;
+        }
+        if dek.is_used_up() {
+            return Hit::None;
         }
         let hit = Hit::of(dek);
         match &hit {
@@ -203,6 +215,19 @@ impl DekCache {
         self.end_where(which);
     }
 
+    pub(super) fn close(&self) {
+        // An error says that it is closed already.
+        let _ = self.closed.set_blocking(());
+    }
+
+    /// The answer, or an error as soon as the source is shut down.
+    pub(super) async fn unless_closed<D>(&self, answer: impl Future<Output = Answer<D>>) -> Answer<D> {
+        match select(std::pin::pin!(answer), std::pin::pin!(self.closed.wait())).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(shut_down()),
+        }
+    }
+
     pub(super) fn forget_denials(&self) {
         self.denied.clear();
     }
@@ -264,22 +289,24 @@ impl<V: Evicted> Default for EvictedNow<V> {
 
 impl<V: Evicted> Drop for EvictedNow<V> {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(|value| value.end());
+        self.0.drain(..).for_each(|value| value.make_room());
     }
 }
 
 trait Evicted {
-    fn end(&self);
+    fn make_room(&self);
 }
 
 impl<D: Mortal> Evicted for Arc<D> {
-    fn end(&self) {
+    fn make_room(&self) {
+        let Lease { id, context, observers, .. } = self.lease();
+        observers.tell(&Event::Evicted { dek_id: id, context });
         end_now(&**self);
     }
 }
 
 impl Evicted for (Moment, Error) {
-    fn end(&self) {}
+    fn make_room(&self) {}
 }
 
 impl<K, V: Evicted> Lifecycle<K, V> for EndEvicted {

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::slot::Slot;
+use crate::observer::Observers;
 use crate::suite::{AeadKey, DekId, Suite};
 
 /// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.
@@ -29,6 +30,8 @@ pub(crate) struct Lease {
     pub(super) request: Request,
     /// The KEKs that vouch for it: the one that unwrapped it, or all that wrapped it.
     pub(super) kek_ids: Box<[KekId]>,
+    /// Who wants to know of its end.
+    pub(super) observers: Observers,
     key: Slot<AeadKey>,
     /// Set before the keys are taken away: no new use begins after it.
     ended: AtomicBool,
@@ -86,6 +89,7 @@ pub(super) struct Terms<'a> {
     pub(super) kek_ids: Box<[KekId]>,
     pub(super) grace: Duration,
     pub(super) clock: &'a Clock,
+    pub(super) observers: &'a Observers,
 }
 
 impl Lease {
@@ -99,6 +103,7 @@ impl Lease {
             suite: terms.suite,
             request: terms.request,
             kek_ids: terms.kek_ids,
+            observers: terms.observers.clone(),
             key: Slot::new(key),
             ended: AtomicBool::new(false),
             announced: AtomicBool::new(false),
@@ -187,4 +192,8 @@ impl Lease {
 
 pub(super) fn expired() -> Error {
     Error::new(ErrorKind::Expired, "")
+}
+
+pub(super) fn shut_down() -> Error {
+    Error::new(ErrorKind::ShutDown, "")
 }

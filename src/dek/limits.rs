@@ -13,6 +13,8 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 const MIN_MAX_AGE: Duration = Duration::from_millis(1);
 const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HARD_OUTAGE_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// No key that was revoked goes on working for longer than a day, whatever the options say.
+const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_REFUSE_FOR: Duration = Duration::from_secs(5);
 const MAX_REFUSE_FOR: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
@@ -47,6 +49,8 @@ pub struct Limits {
     pub max_messages: Option<u64>,
     /// See [`Limits::max_bytes`].
     pub max_bytes: Option<u64>,
+    /// See [`Limits::max_uses`].
+    pub max_uses: Option<u64>,
 }
 
 impl Limits {
@@ -67,7 +71,7 @@ impl Limits {
     }
 
     /// How much longer than `max_age` a DEK goes on opening messages while the key service is *unavailable* or *throttled*, and only
-    /// then: 0 to 24 hours, by default 0. It adds to the time that a revoked KEK can go on working here, if its revocation falls into an
+    /// then: 0 to 24 hours, which `max_age` and this may not exceed together; by default 0. It adds to the time that a revoked KEK can go on working here, if its revocation falls into an
     /// outage.
     #[must_use]
     pub const fn outage_grace_reading(mut self, grace: Duration) -> Self {
@@ -75,7 +79,7 @@ impl Limits {
         self
     }
 
-    /// The same for sealing: 0 to 24 hours, by default 0.
+    /// The same for sealing.
     #[must_use]
     pub const fn outage_grace_writing(mut self, grace: Duration) -> Self {
         self.outage_grace_writing = Some(grace);
@@ -113,6 +117,14 @@ impl Limits {
         self
     }
 
+    /// How many messages a DEK opens before it is unwrapped again: at least 1, by default without limit. Each of those calls can
+    /// be seen at the key service, which is why one may want it.
+    #[must_use]
+    pub const fn max_uses(mut self, max_uses: u64) -> Self {
+        self.max_uses = Some(max_uses);
+        self
+    }
+
     pub(crate) fn check(&self, suite: Suite) -> Result<LimitsInForce, Error> {
         let (default_messages, hard_messages) = limits::messages(suite);
         let (default_bytes, hard_bytes) = limits::bytes(suite);
@@ -126,17 +138,24 @@ impl Limits {
             let grace = grace.unwrap_or_default();
             within(field, grace.as_millis(), 0..=HARD_OUTAGE_GRACE.as_millis()).map(|_| grace)
         };
+        let (reading, writing) = (
+            grace("outage_grace_reading (milliseconds)", self.outage_grace_reading)?,
+            grace("outage_grace_writing (milliseconds)", self.outage_grace_writing)?,
+        );
+        let longest = max_age + reading.max(writing);
+        within("max_age and outage_grace together (milliseconds)", longest.as_millis(), 1..=HARD_LIFETIME.as_millis())?;
         let refuse_for = self.refuse_for.unwrap_or(DEFAULT_REFUSE_FOR);
         within("refuse_for (milliseconds)", refuse_for.as_millis(), 0..=MAX_REFUSE_FOR.as_millis())?;
         Ok(LimitsInForce {
             max_age,
             refresh_after,
-            outage_grace_reading: grace("outage_grace_reading (milliseconds)", self.outage_grace_reading)?,
-            outage_grace_writing: grace("outage_grace_writing (milliseconds)", self.outage_grace_writing)?,
+            outage_grace_reading: reading,
+            outage_grace_writing: writing,
             refuse_for,
             max_entries: within("max_entries", self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES), 1..=HARD_MAX_ENTRIES)?,
             max_messages: within("max_messages", self.max_messages.unwrap_or(default_messages), 1..=hard_messages)?,
             max_bytes: within("max_bytes", self.max_bytes.unwrap_or(default_bytes), 1..=hard_bytes)?,
+            max_uses: self.max_uses.map(|uses| within("max_uses", uses, 1..=u64::MAX)).transpose()?,
         })
     }
 }
@@ -160,4 +179,5 @@ pub(crate) struct LimitsInForce {
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,
     pub(crate) max_bytes: u64,
+    pub(crate) max_uses: Option<u64>,
 }

@@ -11,13 +11,15 @@ mod lease;
 mod limits;
 mod reading;
 mod source;
+mod statistics;
 mod wiper;
 mod writing;
 
 pub use keks::DekOrigin;
-pub(crate) use keks::{Keks, own_entry};
+pub(crate) use keks::{Keks, Tries, named};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{DekSource, SourceOptions};
+pub use statistics::{KekStatistics, Statistics};
 pub(crate) use writing::{Reservation, WritingDek};

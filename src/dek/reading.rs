@@ -1,26 +1,22 @@
 //! A DEK that opens messages and never seals one.
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
-
+use super::LimitsInForce;
+use super::budget::Budget;
 use super::lease::Lease;
 use super::wiper::{Mortal, announce};
 use crate::error::Error;
-use crate::observer::Observer;
 
 /// The keys of a DEK for reading, of one suite, within its time.
 pub(crate) struct ReadingDek {
     pub(crate) lease: Lease,
-    pub(super) observer: Option<Arc<dyn Observer>>,
+    /// How often it may still open, where that is limited.
+    uses: Option<Budget>,
 }
 
 impl Mortal for ReadingDek {
     fn lease(&self) -> &Lease {
         &self.lease
-    }
-
-    fn observer(&self) -> Option<&dyn Observer> {
-        self.observer.as_deref()
     }
 }
 
@@ -33,13 +29,26 @@ impl Drop for ReadingDek {
 }
 
 impl ReadingDek {
+    pub(super) fn new(lease: Lease, limits: &LimitsInForce) -> Self {
+        Self { lease, uses: limits.max_uses.map(|uses| Budget::new(uses, u64::MAX)) }
+    }
+
+    /// A message was not opened for it had no use left.
+    pub(super) fn is_used_up(&self) -> bool {
+        self.uses.as_ref().is_some_and(Budget::is_used_up)
+    }
+
     /// Whether a handle may still open with it.
     pub(crate) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
         self.lease.check_handle(given_in_grace)
     }
 
-    /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with `payload` untouched, if it was taken away since.
+    /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with
+    /// `payload` untouched, if it was taken away since; exhausted, as untouched, if `max_uses` is reached.
     pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+        if let Some(uses) = &self.uses {
+            uses.reserve(0)?;
+        }
         self.lease.with_key(|key| key.open(nonce, aad, payload, tag))?
     }
 }

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
@@ -10,17 +11,19 @@ use futures_util::FutureExt;
 use super::cache::{DekCache, Hit};
 use super::flight::Answer;
 use super::keks::{DekOrigin, Keks};
-use super::lease::{Lease, Request, Terms, expired};
+use super::lease::{Lease, Request, Terms, expired, shut_down};
+use super::statistics::{Counted, Counters, KekStatistics, Statistics};
 use super::wiper::{Mortal, end_now};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
+use crate::kek::call::{Caller, Question, Share};
 use crate::kek::{Dek, KekId};
 use crate::memory::clock::Clock;
 use crate::memory::fork;
-use crate::observer::{Event, Observer};
+use crate::observer::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, DekId, Nonces, Suite, derive_dek_id, derive_message_key};
 
@@ -32,7 +35,7 @@ pub(crate) struct SourceOptions {
     pub(crate) limits: LimitsInForce,
     pub(crate) clock: Clock,
     pub(crate) runtime: Option<Arc<dyn Runtime>>,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
+    pub(crate) observers: Observers,
 }
 
 pub(crate) struct DekSource {
@@ -40,6 +43,17 @@ pub(crate) struct DekSource {
     options: SourceOptions,
     /// The cache of this process; the child of a fork puts its own in its place.
     cache: ArcSwap<DekCache>,
+    /// Shut down: nothing is asked any more.
+    closed: AtomicBool,
+    counters: Counters,
+}
+
+/// A DEK for reading that is asked for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    id: DekId,
+    suite: Suite,
+    request: Request,
 }
 
 /// How often a call is begun again because its DEK was taken away between the look-up and the use.
@@ -48,7 +62,7 @@ const ATTEMPTS: usize = 3;
 impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
         let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
-        Arc::new(Self { keks, options, cache })
+        Arc::new(Self { keks, options, cache, closed: AtomicBool::new(false), counters: Counters::new() })
     }
 
     pub(crate) fn keks(&self) -> &Keks {
@@ -71,10 +85,8 @@ impl DekSource {
         ours
     }
 
-    fn tell(&self, event: &Event<'_>) {
-        if let Some(observer) = &self.options.observer {
-            observer.event(event);
-        }
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        self.options.observers.tell(event);
     }
 
     // --- reading
@@ -99,6 +111,7 @@ impl DekSource {
                 Hit::Grace(_) | Hit::None => return Ok(None),
             },
         };
+        self.counters.count(Counted::ReadingAtHand);
         at_hand(result)
     }
 
@@ -115,12 +128,19 @@ impl DekSource {
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
         {
+            self.counters.count(Counted::ReadingAtHand);
             return Ok(result);
         }
-        for _ in 0..ATTEMPTS {
+        let mut taken_away = 0;
+        while taken_away < ATTEMPTS {
             let dek = self.reading(context, id, suite, wrapped_keys).await?;
-            if let Some(result) = at_hand(work(&dek))? {
-                return Ok(result);
+            match work(&dek) {
+                // Others used it up: they got on, and the next one is for whoever is quick.
+                Err(error) if error.kind() == ErrorKind::Exhausted => {}
+                result => match at_hand(result)? {
+                    Some(result) => return Ok(result),
+                    None => taken_away += 1,
+                },
             }
         }
         Err(expired())
@@ -145,9 +165,12 @@ impl DekSource {
             hit = cache.reading(context, id, suite);
         }
         let in_grace = match hit {
-            Hit::Fresh(dek) | Hit::Due(dek) => return Ok(dek),
+            Hit::Fresh(dek) | Hit::Due(dek) => {
+                self.counters.count(Counted::ReadingAtHand);
+                return Ok(dek);
+            }
             Hit::Grace(dek) => match dek.lease.outage() {
-                Some(kind) => return Ok(self.past_its_age(dek, kind)),
+                Some(kind) => return Ok(self.past_its_age(dek, kind, Counted::ReadingAtHand)),
                 None => Some(dek),
             },
             Hit::OtherContext => return Err(Error::invalid()),
@@ -157,20 +180,23 @@ impl DekSource {
         renewal?;
         let answer = match wrapped_keys {
             [] => Err(Error::new(ErrorKind::MissingWrappedKeys, id.to_string())),
-            bytes => self.unwrap(&cache, context, id, suite, bytes).await,
+            bytes => self.unwrap(&cache, context, id, suite, bytes, Share::Ordinary).await,
         };
+        self.counters.count(Counted::ReadingAsked);
         match (answer, in_grace) {
             (Err(error), Some(dek)) if error.is_retryable() => {
                 dek.lease.renewal_failed(&error);
-                Ok(self.past_its_age(dek, error.kind()))
+                Ok(self.past_its_age(dek, error.kind(), Counted::ReadingAtHand))
             }
             (answer, _) => answer,
         }
     }
 
     /// Serves within the outage grace, and says so.
-    fn past_its_age<D: Mortal>(&self, dek: Arc<D>, kind: ErrorKind) -> Arc<D> {
+    fn past_its_age<D: Mortal>(&self, dek: Arc<D>, kind: ErrorKind, served: Counted) -> Arc<D> {
         let lease = dek.lease();
+        self.counters.count(served);
+        self.counters.count(Counted::ServedPastAge);
         self.tell(&Event::ServedPastAge { dek_id: &lease.id, context: &lease.context, kind });
         dek
     }
@@ -183,15 +209,22 @@ impl DekSource {
         id: &DekId,
         suite: Suite,
         wrapped_keys: &[u8],
+        share: Share,
     ) -> Answer<ReadingDek> {
+        self.check_open()?;
         let request = Request::unwrap(context, id, suite, wrapped_keys);
         if let Some(denial) = cache.denial(&request) {
             return Err(denial);
         }
         let keys = WrappedKeys::try_from(wrapped_keys)?;
         let call = cache.flights.reading(request, || {
-            let (source, cache, context, id) = (self.clone(), cache.clone(), context.clone(), *id);
-            async move { source.ask_to_unwrap(&cache, &context, id, suite, request, &keys).await }
+            let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
+            let wanted = Wanted { id: *id, suite, request };
+            let question = self.keks.question(share);
+            async move {
+                let answer = source.ask_to_unwrap(&cache, question, &context, wanted, &keys);
+                cache.unless_closed(answer).await
+            }
         });
         call.await
     }
@@ -199,19 +232,17 @@ impl DekSource {
     async fn ask_to_unwrap(
         &self,
         cache: &DekCache,
+        question: Question,
         context: &EncryptionContext,
-        id: DekId,
-        suite: Suite,
-        request: Request,
+        Wanted { id, suite, request }: Wanted,
         keys: &WrappedKeys,
     ) -> Answer<ReadingDek> {
         for _ in 0..ATTEMPTS {
             let epoch = cache.epoch();
-            match self.keks.unwrap_any(context, &id, keys).await {
+            match self.keks.unwrap_any(question, context, &id, keys).await {
                 // An operator revoked something meanwhile: what was asked before does not count.
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, kek_id)) => {
-                    self.tell(&Event::Unwrapped { dek_id: &id, context, kek_id: &kek_id });
                     let key = self.message_key(&dek, context, suite)?;
                     let dek = self.new_reading(context, id, suite, request, Box::new([kek_id]), &key);
                     drop(key);
@@ -244,10 +275,10 @@ impl DekSource {
         key: &Arc<AeadKey>,
     ) -> Arc<ReadingDek> {
         let options = &self.options;
-        let (grace, clock) = (options.limits.outage_grace_reading, &options.clock);
-        let terms = Terms { context, id, suite, request, kek_ids, grace, clock };
-        let lease = Lease::new(terms, key, &options.limits);
-        Arc::new(ReadingDek { lease, observer: options.observer.clone() })
+        let SourceOptions { limits, clock, observers, .. } = options;
+        let grace = limits.outage_grace_reading;
+        let terms = Terms { context, id, suite, request, kek_ids, grace, clock, observers };
+        Arc::new(ReadingDek::new(Lease::new(terms, key, limits), limits))
     }
 
     /// Renews a DEK that is due, while it goes on serving: in the background where there is a runtime, else by this caller, who
@@ -262,7 +293,7 @@ impl DekSource {
         let (source, dek, keys) = (self.clone(), dek.clone(), wrapped_keys.to_vec());
         self.in_background(async move {
             let (cache, lease) = (source.cache(), &dek.lease);
-            let answer = source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys).await;
+            let answer = source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys, Share::Reserved).await;
             source.renewed(lease, answer.map(|_| ()))
         })
         .await
@@ -284,6 +315,7 @@ impl DekSource {
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
         {
+            self.counters.count(Counted::WritingAtHand);
             return Ok(result);
         }
         let mut taken_away = 0;
@@ -315,18 +347,22 @@ impl DekSource {
             hit = cache.writing(context);
         }
         let in_grace = match hit {
-            Hit::Fresh(dek) | Hit::Due(dek) => return Ok(dek),
+            Hit::Fresh(dek) | Hit::Due(dek) => {
+                self.counters.count(Counted::WritingAtHand);
+                return Ok(dek);
+            }
             Hit::Grace(dek) => match dek.lease.outage() {
-                Some(kind) => return Ok(self.past_its_age(dek, kind)),
+                Some(kind) => return Ok(self.past_its_age(dek, kind, Counted::WritingAtHand)),
                 None => Some(dek),
             },
             Hit::OtherContext | Hit::None => None,
         };
         renewal?;
+        self.counters.count(Counted::WritingAsked);
         match (self.wrap(&cache, context).await, in_grace) {
             (Err(error), Some(dek)) if error.is_retryable() => {
                 dek.lease.renewal_failed(&error);
-                Ok(self.past_its_age(dek, error.kind()))
+                Ok(self.past_its_age(dek, error.kind(), Counted::WritingAtHand))
             }
             (answer, _) => answer,
         }
@@ -334,21 +370,32 @@ impl DekSource {
 
     /// Makes a DEK, once for all who want one for this context at the same time.
     async fn wrap(self: &Arc<Self>, cache: &Arc<DekCache>, context: &EncryptionContext) -> Answer<WritingDek> {
+        self.check_open()?;
         let request = Request::wrap(context);
         if let Some(denial) = cache.denial(&request) {
             return Err(denial);
         }
         let call = cache.flights.writing(request, || {
             let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
-            async move { source.ask_to_wrap(&cache, &context, request).await }
+            let question = self.keks.question(Share::Reserved);
+            async move {
+                let answer = source.ask_to_wrap(&cache, question, &context, request);
+                cache.unless_closed(answer).await
+            }
         });
         call.await
     }
 
-    async fn ask_to_wrap(&self, cache: &DekCache, context: &EncryptionContext, request: Request) -> Answer<WritingDek> {
+    async fn ask_to_wrap(
+        &self,
+        cache: &DekCache,
+        question: Question,
+        context: &EncryptionContext,
+        request: Request,
+    ) -> Answer<WritingDek> {
         for _ in 0..ATTEMPTS {
             let (epoch, generation) = (cache.epoch(), fork::generation());
-            match self.keks.make(context, self.options.origin).await {
+            match self.keks.make(question, context, self.options.origin).await {
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, wrapped_keys)) => {
                     let (reading, writing) = self.new_pair(context, &dek, wrapped_keys, request, generation)?;
@@ -384,15 +431,16 @@ impl DekSource {
         request: Request,
         generation: u64,
     ) -> Result<(Arc<ReadingDek>, Arc<WritingDek>), Error> {
-        let SourceOptions { suite, limits, nonces, clock, observer, .. } = &self.options;
+        let SourceOptions { suite, limits, nonces, clock, observers, .. } = &self.options;
         let id = derive_dek_id(dek, context)?;
         let key = self.message_key(dek, context, *suite)?;
         let kek_ids: Box<[KekId]> = wrapped_keys.entries().iter().map(|entry| entry.kek_id().clone()).collect();
         let read = Request::unwrap(context, &id, *suite, wrapped_keys.as_bytes());
         let reading = self.new_reading(context, id, *suite, read, kek_ids.clone(), &key);
         let grace = limits.outage_grace_writing;
-        let lease = Lease::new(Terms { context, id, suite: *suite, request, kek_ids, grace, clock }, &key, limits);
-        let writing = WritingDek::new(lease, wrapped_keys, *nonces, limits, generation, observer.clone())?;
+        let terms = Terms { context, id, suite: *suite, request, kek_ids, grace, clock, observers };
+        let lease = Lease::new(terms, &key, limits);
+        let writing = WritingDek::new(lease, wrapped_keys, *nonces, limits, generation)?;
         Ok((reading, Arc::new(writing)))
     }
 
@@ -430,9 +478,13 @@ impl DekSource {
     }
 
     fn renewed(&self, lease: &Lease, answer: Result<(), Error>) -> Result<(), Error> {
-        if let Err(error) = &answer {
-            self.tell(&Event::RenewalFailed { dek_id: &lease.id, context: &lease.context, kind: error.kind() });
-            lease.renewal_failed(error);
+        let (dek_id, context) = (&lease.id, &lease.context);
+        match &answer {
+            Ok(()) => self.tell(&Event::Refreshed { dek_id, context }),
+            Err(error) => {
+                self.tell(&Event::RenewalFailed { dek_id, context, kind: error.kind() });
+                lease.renewal_failed(error);
+            }
         }
         answer
     }
@@ -460,8 +512,27 @@ impl DekSource {
         cache.forget_denials();
     }
 
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        self.cache().counts()
+    /// Ends every DEK, every handle and every call, for good.
+    pub(crate) fn shut_down(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let cache = self.cache();
+        cache.close();
+        cache.revoke_where(|_| true);
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(shut_down()),
+            false => Ok(()),
+        }
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        let of = |kek: &Arc<Caller>| {
+            let (calls, failures) = kek.counts();
+            KekStatistics { kek_id: kek.id().clone(), breaker: kek.breaker(), calls, failures }
+        };
+        self.counters.statistics(self.cache().counts(), self.keks.reading.iter().map(of).collect())
     }
 }
 

@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use super::lease::Lease;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
-use crate::observer::{Event, Observer};
+use crate::observer::Event;
 
 /// The longest time between two looks while there are DEKs: a suspended machine, or a clock that was set, is noticed this long after.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -24,8 +24,6 @@ const RETRY: Duration = Duration::from_millis(5);
 /// Whatever has keys to be destroyed at a moment.
 pub(super) trait Mortal: Send + Sync {
     fn lease(&self) -> &Lease;
-    /// Who wants to know of its end.
-    fn observer(&self) -> Option<&dyn Observer>;
 }
 
 /// The DEKs of one source, by the end of their last possible use. The wiper holds them weakly, and so does this.
@@ -163,10 +161,8 @@ pub(super) fn end_now(dek: &dyn Mortal) {
 /// Tells that the keys of a DEK are gone, once.
 pub(super) fn announce(dek: &dyn Mortal) {
     let lease = dek.lease();
-    if lease.is_first_to_announce_the_end()
-        && let Some(observer) = dek.observer()
-    {
-        observer.event(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
+    if lease.is_first_to_announce_the_end() {
+        lease.observers.tell(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
     }
 }
 

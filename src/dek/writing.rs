@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
-use std::sync::Arc;
 
 use super::LimitsInForce;
 use super::budget::Budget;
@@ -12,7 +11,6 @@ use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::observer::Observer;
 use crate::suite::{Nonce, Nonces, TAG_LEN};
 
 /// The keys of a DEK for writing, of one suite, within its limits.
@@ -26,16 +24,11 @@ pub(crate) struct WritingDek {
     max_len: u64,
     /// The process that made it: in a forked child it seals nothing.
     generation: u64,
-    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Mortal for WritingDek {
     fn lease(&self) -> &Lease {
         &self.lease
-    }
-
-    fn observer(&self) -> Option<&dyn Observer> {
-        self.observer.as_deref()
     }
 }
 
@@ -55,7 +48,6 @@ impl WritingDek {
         nonces: Nonces,
         limits: &LimitsInForce,
         generation: u64,
-        observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, Error> {
         Ok(Self {
             embedded: Prefix::new(lease.suite, lease.id, wrapped_keys.as_bytes())?,
@@ -63,10 +55,9 @@ impl WritingDek {
             lease,
             wrapped_keys,
             nonces,
-            budget: Budget::new(limits),
+            budget: Budget::new(limits.max_messages, limits.max_bytes),
             max_len: max_len(limits),
             generation,
-            observer,
         })
     }
 

@@ -4,16 +4,31 @@
 use std::sync::Arc;
 
 use super::Envelope;
+use crate::context::EncryptionContext;
 use crate::dek::{DekOrigin, DekSource, Keks, Limits, SourceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::KekProvider;
+use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
 use crate::memory::clock::Clock;
 #[cfg(any(test, feature = "conformance"))]
 use crate::memory::clock::ManualClock;
-use crate::observer::Observer;
+use crate::observer::{Event, Observer, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{Backend, Nonces, Suite};
+
+/// What the start of an envelope makes of a key service that cannot be reached.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum StartUp {
+    /// The start fails: a service that cannot open or seal anything is not let into a load balancer. The default.
+    #[default]
+    RequireKeyServices,
+    /// The start succeeds, the observers are told, and each call asks again: for a service that does other work too, or that must come
+    /// up while a key service is down.
+    TolerateOutage,
+}
 
 /// Configures an [`Envelope`]. Only [`write_to`](Self::write_to) or [`read_from`](Self::read_from) is needed.
 #[derive(Default)]
@@ -28,7 +43,11 @@ pub struct Builder {
     limits: Limits,
     clock: Clock,
     runtime: Option<Arc<dyn Runtime>>,
-    observer: Option<Arc<dyn Observer>>,
+    call_policy: CallPolicy,
+    call_budget: Option<CallBudget>,
+    observers: Vec<Box<dyn Observer>>,
+    start_up: StartUp,
+    warm_up: Vec<EncryptionContext>,
 }
 
 impl Builder {
@@ -76,16 +95,43 @@ impl Builder {
         self
     }
 
-    /// Where DEKs are renewed ahead of time. With the feature `tokio`, by default the tokio runtime in which
-    /// [`build`](Self::build) is called, if there is one. Without a runtime, the caller that finds a DEK due renews it.
+    /// What waits, and where DEKs are renewed ahead of time. With the feature `tokio`, by default the tokio runtime in which
+    /// [`build`](Self::build) is called, if there is one. Without a runtime, the caller that finds a DEK due renews it, and calls to key
+    /// services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
         self.runtime = Some(Arc::new(runtime));
         self
     }
 
-    /// Who gets every event of every DEK's life. By default nobody.
+    /// How key services are called: timeouts, retries, circuit breakers.
+    pub fn call_policy(mut self, policy: CallPolicy) -> Self {
+        self.call_policy = policy;
+        self
+    }
+
+    /// How many calls are made, per second and in flight. By default a budget of its own; give several envelopes one to share it. Without a
+    /// runtime only the number in flight is limited, and giving a budget is refused.
+    pub fn call_budget(mut self, budget: CallBudget) -> Self {
+        self.call_budget = Some(budget);
+        self
+    }
+
+    /// Who gets every event of every DEK's life. Call it several times for several observers. By default nobody.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.observer = Some(Arc::new(observer));
+        self.observers.push(Box::new(observer));
+        self
+    }
+
+    /// What [`start`](Self::start) does when a key service cannot be reached. By default [`StartUp::RequireKeyServices`].
+    pub fn start_up(mut self, start_up: StartUp) -> Self {
+        self.start_up = start_up;
+        self
+    }
+
+    /// A context for which [`start`](Self::start) makes a DEK for writing, so that the first request does not wait for one. Call it
+    /// several times for several contexts.
+    pub fn warm_up(mut self, context: EncryptionContext) -> Self {
+        self.warm_up.push(context);
         self
     }
 
@@ -99,8 +145,8 @@ impl Builder {
     /// Checks everything that can be checked without asking a key service.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option: no provider at all, more than 16 for writing, two with one KEK id, or a limit
-    /// out of its range.
+    /// [`ErrorKind::InvalidOption`], naming the option: no provider at all, more than 16 for writing, two with one KEK id, a limit
+    /// or an option out of its range, two that contradict each other, or one that needs a runtime where there is none.
     pub fn build(self) -> Result<Envelope, Error> {
         let limits = self.limits.check(self.suite)?;
         if self.write_to.is_empty() && self.read_from.is_empty() {
@@ -114,6 +160,18 @@ impl Builder {
         refuse_twice("write_to", &self.write_to)?;
         let reading: Vec<_> = self.write_to.iter().chain(&self.read_from).cloned().collect();
         refuse_twice("read_from", &reading)?;
+        let runtime = self.runtime.or_else(ambient_runtime);
+        if self.call_budget.is_some() && runtime.is_none() {
+            return Err(invalid("call_budget: nothing can wait without a runtime".to_owned()));
+        }
+        let observers = Observers::new(self.observers);
+        let terms = CallTerms {
+            policy: self.call_policy.check(runtime.is_some())?,
+            budget: self.call_budget.unwrap_or_default(),
+            timer: Timer::new(runtime.clone()),
+            clock: self.clock.clone(),
+            observers: observers.clone(),
+        };
         let options = SourceOptions {
             suite: self.suite,
             backend: self.backend,
@@ -121,10 +179,35 @@ impl Builder {
             origin: self.dek_origin,
             limits,
             clock: self.clock,
-            runtime: self.runtime.or_else(ambient_runtime),
-            observer: self.observer,
+            runtime,
+            observers,
         };
-        Ok(Envelope::new(DekSource::new(Keks::new(self.write_to, reading), options)))
+        Ok(Envelope::new(DekSource::new(Keks::new(self.write_to, self.read_from, &terms), options)))
+    }
+
+    /// [`build`](Self::build), then asks every KEK whether it could be used now, and makes the DEKs of [`warm_up`](Self::warm_up).
+    ///
+    /// What happens while a key service is *unavailable* or *throttled* is decided by [`start_up`](Self::start_up). One that denies, or that is not
+    /// usable as configured, is an error in any case: that does not pass by itself, and the start is when somebody looks.
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build), and those of the key services.
+    pub async fn start(mut self) -> Result<Envelope, Error> {
+        let (start_up, contexts) = (self.start_up, std::mem::take(&mut self.warm_up));
+        let envelope = self.build()?;
+        for (kek_id, health) in envelope.health().await {
+            match health {
+                Ok(_) => {}
+                Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
+                    envelope.source().tell(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match envelope.warm_up(&contexts).await {
+            Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => Ok(envelope),
+            answer => answer.map(|()| envelope),
+        }
     }
 }
 
@@ -163,6 +246,9 @@ impl std::fmt::Debug for Builder {
             .field("nonces", &self.nonces)
             .field("dek_origin", &self.dek_origin)
             .field("limits", &self.limits)
+            .field("call_policy", &self.call_policy)
+            .field("call_budget", &self.call_budget)
+            .field("start_up", &self.start_up)
             .finish_non_exhaustive()
     }
 }

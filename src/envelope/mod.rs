@@ -13,17 +13,20 @@ mod sealing;
 use std::fmt;
 use std::sync::Arc;
 
-pub use builder::Builder;
+use futures_util::future::join_all;
+
+pub use builder::{Builder, StartUp};
 pub use inspect::{Inspection, KekEntry, inspect};
 pub use opening::OpeningKey;
 pub use plaintext::Plaintext;
 pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, ReadingDek, Reservation, WritingDek};
+use crate::dek::{DekSource, ReadingDek, Reservation, Statistics, WritingDek, named};
 use crate::error::Error;
 use crate::format::{Form, Message, WrappedKeys};
-use crate::kek::KekId;
+use crate::kek::call::Caller;
+use crate::kek::{Health, KekId};
 use crate::memory::wipe;
 use crate::suite::TAG_LEN;
 use opening::Opened;
@@ -276,10 +279,36 @@ impl Envelope {
         self.0.clear();
     }
 
-    /// How many DEKs are at hand, for reading and for writing; approximately, while other threads come and go.
+    /// Wipes every DEK, ends every handle and every call that is on its way, and refuses what comes after with
+    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). All clones are shut down. Without it, the same is done when the last clone and the last handle
+    /// are dropped, but for calls on their way, which end in their own time.
+    pub fn shut_down(&self) {
+        self.0.shut_down();
+    }
+
+    /// Makes a DEK for writing for each of these contexts, all at once, unless it is at hand: so that the first request does not
+    /// wait for one. For reading, [`opening_key`](Self::opening_key) with any message of a DEK does the same.
+    ///
+    /// # Errors
+    /// The first failure, after all were tried.
+    pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
+        let all = join_all(contexts.into_iter().map(|context| self.0.writing(context)));
+        all.await.into_iter().try_for_each(|answer| answer.map(|_| ()))
+    }
+
+    /// Asks every KEK whether it could be used now, in order of preference, also those whose circuit breaker is open.
+    pub async fn health(&self) -> Vec<(KekId, Result<Health, Error>)> {
+        let ask = async |kek: &Arc<Caller>| {
+            let health = kek.health().await.map_err(|error| named(kek, error));
+            (kek.id().clone(), health)
+        };
+        join_all(self.0.keks().reading.iter().map(ask)).await
+    }
+
+    /// How often DEKs were at hand, how many are, and what the calls to the KEKs came to.
     #[must_use]
-    pub fn deks_at_hand(&self) -> (usize, usize) {
-        self.0.counts()
+    pub fn statistics(&self) -> Statistics {
+        self.0.statistics()
     }
 }
 
@@ -307,9 +336,7 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
 
 impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids = |providers: &[Arc<dyn crate::kek::KekProvider>]| -> Vec<KekId> {
-            providers.iter().map(|provider| provider.id().clone()).collect()
-        };
+        let ids = |keks: &[Arc<Caller>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
         let keks = self.0.keks();
         f.debug_struct("Envelope")
             .field("writes_to", &ids(&keks.writing))

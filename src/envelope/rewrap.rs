@@ -4,10 +4,11 @@
 
 use super::Envelope;
 use crate::context::EncryptionContext;
-use crate::dek::own_entry;
+use crate::dek::{Keks, Tries, named};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Message, WrappedDek, WrappedKeys, with_wrapped_keys};
-use crate::kek::{KekError, KekErrorClass, KekProvider};
+use crate::kek::call::{Caller, Question, Share};
+use crate::kek::{KekError, KekErrorClass};
 use crate::suite::DekId;
 
 /// Whether old entries are dropped on the new ones' word or on proof.
@@ -37,9 +38,9 @@ impl Envelope {
     pub fn needs_rewrap_keys(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
         keys.entries().len() != writing.len()
-            || writing.iter().any(|provider| {
-                !keys.entries().iter().any(|entry| entry.kek_id() == provider.id() && provider.is_current(entry))
-            })
+            || writing
+                .iter()
+                .any(|kek| !keys.entries().iter().any(|entry| entry.kek_id() == kek.id() && kek.is_current(entry)))
     }
 
     /// The same message, wrapped by the current versions of the writing KEKs and by no other. Nonce, ciphertext and tag are copied
@@ -97,15 +98,18 @@ impl Envelope {
         keys: &WrappedKeys,
         check: Check,
     ) -> Result<WrappedKeys, Error> {
+        self.source().check_open()?;
+        let keks = self.source().keks();
         let mut entries = Vec::new();
-        for provider in &self.source().keks().writing {
-            self.source().keks().check_not_revoked(provider.id())?;
-            let entry = match self.renew(&**provider, context, dek_id, keys, check).await {
+        for kek in &keks.writing {
+            keks.check_not_revoked(kek.id())?;
+            let job = Job { keks, question: keks.question(Share::Ordinary), kek, context, dek_id, check };
+            let entry = match job.renew(keys).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let (dek, _) = self.source().keks().unwrap_any(context, dek_id, keys).await?;
-                    let entry = own_entry(&**provider, provider.wrap(context, &dek).await?)?;
-                    self.verify(&**provider, context, dek_id, &entry, check).await?;
+                    let (dek, _) = keks.unwrap_any(job.question, context, dek_id, keys).await?;
+                    let entry = keks.wrap(job.question, kek, context, dek_id, &dek).await?;
+                    job.verify(&entry).await.map_err(|error| named(kek, error))?;
                     entry
                 }
                 Ok(Some(entry)) => entry,
@@ -115,36 +119,46 @@ impl Envelope {
         }
         WrappedKeys::new(entries)
     }
+}
 
-    /// The entry of `provider` out of its old one, without another KEK's help; `None` if it has no old one.
-    async fn renew(
-        &self,
-        provider: &dyn KekProvider,
-        context: &EncryptionContext,
-        dek_id: &DekId,
-        keys: &WrappedKeys,
-        check: Check,
-    ) -> Result<Option<WrappedDek>, Renewal> {
-        let Some(old) = old_entry(provider, keys) else { return Ok(None) };
-        let entry = if old.kek_id() == provider.id() && provider.is_current(old) {
+/// One DEK's entry for one KEK.
+struct Job<'a> {
+    keks: &'a Keks,
+    question: Question,
+    kek: &'a Caller,
+    context: &'a EncryptionContext,
+    dek_id: &'a DekId,
+    check: Check,
+}
+
+impl Job<'_> {
+    /// The entry of the KEK out of its old one, without another KEK's help; `None` if it has no old one.
+    async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
+        let Self { keks, question, kek, context, dek_id, .. } = self;
+        let Some(old) = old_entry(kek, keys) else { return Ok(None) };
+        let entry = if old.kek_id() == kek.id() && kek.is_current(old) {
             old.clone()
         } else {
-            own_entry(provider, provider.rewrap(context, old).await?).map_err(Renewal::Failed)?
+            let rewrapped = keks.rewrap(*question, kek, context, dek_id, old).await;
+            rewrapped.map_err(|error| self.failed(error))?.map_err(Renewal::Failed)?
         };
-        self.verify(provider, context, dek_id, &entry, check).await?;
+        self.verify(&entry).await.map_err(|error| self.failed(error))?;
         Ok(Some(entry))
     }
 
-    async fn verify(
-        &self,
-        provider: &dyn KekProvider,
-        context: &EncryptionContext,
-        dek_id: &DekId,
-        entry: &WrappedDek,
-        check: Check,
-    ) -> Result<(), KekError> {
+    fn failed(&self, error: KekError) -> Renewal {
+        match error.class() {
+            KekErrorClass::Invalid | KekErrorClass::Denied => Renewal::Lost,
+            _ => Renewal::Failed(named(self.kek, error)),
+        }
+    }
+
+    async fn verify(&self, entry: &WrappedDek) -> Result<(), KekError> {
+        let Self { keks, question, kek, context, dek_id, check } = self;
         match check {
-            Check::UnwrapEach => self.source().keks().unwrap_one(provider, context, dek_id, entry).await.map(|_| ()),
+            Check::UnwrapEach => {
+                keks.unwrap_entry(*question, kek, context, dek_id, entry, Tries::ByPolicy).await.map(|_| ())
+            }
             Check::None => Ok(()),
         }
     }
@@ -158,20 +172,11 @@ enum Renewal {
     Failed(Error),
 }
 
-impl From<KekError> for Renewal {
-    fn from(error: KekError) -> Self {
-        match error.class() {
-            KekErrorClass::Invalid | KekErrorClass::Denied => Self::Lost,
-            _ => Self::Failed(error.into()),
-        }
-    }
-}
-
-/// The entry that `provider` can rewrap: its own, or one that it recognises.
-fn old_entry<'k>(provider: &dyn KekProvider, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
+/// The entry that `kek` can rewrap: its own, or one that it recognises.
+fn old_entry<'k>(kek: &Caller, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
     let entries = keys.entries();
     entries
         .iter()
-        .find(|entry| entry.kek_id() == provider.id())
-        .or_else(|| entries.iter().find(|entry| provider.recognises(entry.kek_id())))
+        .find(|entry| entry.kek_id() == kek.id())
+        .or_else(|| entries.iter().find(|entry| kek.recognises(entry.kek_id())))
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 
@@ -24,7 +25,7 @@ pub enum KekErrorClass {
 }
 
 impl KekErrorClass {
-    fn kind(self) -> ErrorKind {
+    pub(crate) fn kind(self) -> ErrorKind {
         match self {
             Self::Unavailable => ErrorKind::Unavailable,
             Self::Throttled => ErrorKind::Throttled,
@@ -55,13 +56,16 @@ impl fmt::Display for KekErrorClass {
 pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    /// The key service was asked, and not kept from being asked.
+    asked: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl KekError {
     /// An error of this class.
     pub fn new(class: KekErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, message: message.into(), source: None }
+        Self { class, message: message.into(), retry_after: None, asked: true, source: None }
     }
 
     /// [`KekErrorClass::Unavailable`].
@@ -96,6 +100,13 @@ impl KekError {
         self
     }
 
+    /// How long the key service wants to be left alone before another try.
+    #[must_use]
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
     /// What the failure means.
     #[must_use]
     pub fn class(&self) -> KekErrorClass {
@@ -104,6 +115,39 @@ impl KekError {
 }
 
 impl KekError {
+    /// For a call that was not made.
+    pub(crate) fn not_asked(mut self) -> Self {
+        self.asked = false;
+        self
+    }
+
+    pub(crate) fn is_worth_a_retry(&self) -> bool {
+        self.asked && matches!(self.class, KekErrorClass::Unavailable | KekErrorClass::Throttled)
+    }
+
+    /// Among several failures: the smallest leaves most hope.
+    pub(crate) fn hope(&self) -> u8 {
+        match self.class {
+            KekErrorClass::Unavailable => 0,
+            KekErrorClass::Throttled => 1,
+            KekErrorClass::Misconfigured => 2,
+            KekErrorClass::Denied => 3,
+            KekErrorClass::Invalid => 4,
+        }
+    }
+
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Says how often it was tried, where that was more than once.
+    pub(crate) fn after(mut self, tries: u32) -> Self {
+        if tries > 1 {
+            self.message = format!("{} ({tries} tries)", self.message).into();
+        }
+        self
+    }
+
     pub(crate) fn into_error(self, detail: String) -> Error {
         match self.class {
             // Opaque, like every other way of not belonging together.

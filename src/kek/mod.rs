@@ -4,6 +4,7 @@
 //! between several KEKs are made above it, in one place for all.
 #![forbid(unsafe_code)]
 
+pub(crate) mod call;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
@@ -12,8 +13,6 @@ pub mod local;
 pub mod scripted;
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -22,10 +21,8 @@ pub use error::{KekError, KekErrorClass};
 
 use crate::context::EncryptionContext;
 pub use crate::format::{KekId, WrappedDek};
+pub use crate::runtime::BoxFuture;
 pub use crate::suite::Dek;
-
-/// A boxed future, so that `dyn KekProvider` is possible.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// One key encryption key in one key service.
 ///

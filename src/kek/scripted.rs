@@ -1,9 +1,11 @@
 //! A KEK that does what a test tells it to: fail in a class, wait, and count what it was asked. For tests of services too.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::local::LocalKek;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
@@ -42,8 +44,25 @@ type Wait = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
 
 #[derive(Default)]
 struct Script {
+    acts: VecDeque<Act>,
     failure: Option<KekErrorClass>,
     wait: Option<Wait>,
+}
+
+/// What one call to a [`ScriptedKek`] does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Act {
+    /// Does as it should.
+    Succeed,
+    /// Fails in this class.
+    Fail(KekErrorClass),
+    /// Is throttled, and told how long to stay away.
+    AskLater(Duration),
+    /// Never answers.
+    Hang,
+    /// Panics.
+    Panic,
 }
 
 /// How often a [`ScriptedKek`] was asked, failed calls included.
@@ -98,17 +117,22 @@ impl ScriptedKek {
 
     /// From now on every call fails like this, or none with `None`. What a call does is decided when its wait is over.
     pub fn fail_with(&self, class: impl Into<Option<KekErrorClass>>) {
-        self.script().failure = class.into();
+        self.script_lock().failure = class.into();
+    }
+
+    /// What the next calls do, in order; after that, what [`fail_with`](Self::fail_with) says.
+    pub fn script(&self, acts: impl IntoIterator<Item = Act>) {
+        self.script_lock().acts.extend(acts);
     }
 
     /// From now on every call first waits for what `wait` gives.
     pub fn wait_for(&self, wait: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
-        self.script().wait = Some(Arc::new(wait));
+        self.script_lock().wait = Some(Arc::new(wait));
     }
 
     /// From now on no call waits.
     pub fn wait_no_more(&self) {
-        self.script().wait = None;
+        self.script_lock().wait = None;
     }
 
     /// How often it was asked.
@@ -123,19 +147,28 @@ impl ScriptedKek {
         }
     }
 
-    fn script(&self) -> std::sync::MutexGuard<'_, Script> {
+    fn script_lock(&self) -> std::sync::MutexGuard<'_, Script> {
         self.0.script.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn act(&self, counter: &AtomicU64) -> Result<(), KekError> {
         counter.fetch_add(1, Ordering::SeqCst);
-        let wait = self.script().wait.clone();
+        let wait = self.script_lock().wait.clone();
         if let Some(wait) = wait {
             wait().await;
         }
-        match self.script().failure {
-            Some(class) => Err(KekError::new(class, "by script")),
-            None => Ok(()),
+        let act = {
+            let mut script = self.script_lock();
+            let then = script.failure.map_or(Act::Succeed, Act::Fail);
+            script.acts.pop_front().unwrap_or(then)
+        };
+        match act {
+            Act::Succeed => Ok(()),
+            Act::Fail(class) => Err(KekError::new(class, "by script")),
+            Act::AskLater(wait) => Err(KekError::throttled("by script").with_retry_after(wait)),
+            Act::Hang => std::future::pending().await,
+            #[expect(clippy::panic, reason = "what it was told to do")]
+            Act::Panic => panic!("by script"),
         }
     }
 }
@@ -190,7 +223,7 @@ impl KekProvider for ScriptedKek {
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
-            match self.script().failure {
+            match self.script_lock().failure {
                 Some(class) => Err(KekError::new(class, "by script")),
                 None => Ok(Health::Ready),
             }

@@ -30,6 +30,11 @@ impl Moment {
         self.boot.cmp(&other.boot)
     }
 
+    /// How long ago `earlier` was, by the clock since boot.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.boot.saturating_sub(earlier.boot)).unwrap_or(0))
+    }
+
     /// How long until `deadline`, by the clock that gets there first.
     pub(crate) fn until(self, deadline: Self) -> Duration {
         let nanos = (deadline.boot.saturating_sub(self.boot)).min(deadline.wall.saturating_sub(self.wall));

@@ -1,0 +1,95 @@
+//! How often DEKs were at hand.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::kek::KekId;
+use crate::kek::call::BreakerState;
+use crate::memory::slot::{shard, shards};
+
+/// What an [`Envelope`](crate::Envelope) did since it was built. Use through handles is not counted.
+///
+/// The numbers are read one after the other while other threads go on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Statistics {
+    /// How often a DEK for reading was at hand.
+    pub reading_at_hand: u64,
+    /// How often a caller had to wait for a key service to unwrap one, with success or not.
+    pub reading_asked: u64,
+    /// How often a DEK for writing was at hand.
+    pub writing_at_hand: u64,
+    /// How often a caller had to wait for the key services to wrap one, with success or not.
+    pub writing_asked: u64,
+    /// How many of those at hand were past `max_age`, within the outage grace.
+    pub served_past_age: u64,
+    /// DEKs for reading at hand now.
+    pub reading_deks: u64,
+    /// DEKs for writing at hand now.
+    pub writing_deks: u64,
+    /// Every KEK, in order of preference.
+    pub keks: Vec<KekStatistics>,
+}
+
+/// The calls to one KEK.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct KekStatistics {
+    /// The KEK.
+    pub kek_id: KekId,
+    /// Whether it is asked.
+    pub breaker: BreakerState,
+    /// Calls made, retries and probes included.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failures: u64,
+}
+
+/// Counted apart for each group of threads, so that two threads do not write to the same cache line.
+pub(super) struct Counters(Box<[Group]>);
+
+#[repr(align(128))]
+#[derive(Default)]
+struct Group([AtomicU64; 5]);
+
+#[derive(Clone, Copy)]
+pub(super) enum Counted {
+    ReadingAtHand,
+    ReadingAsked,
+    WritingAtHand,
+    WritingAsked,
+    ServedPastAge,
+}
+
+impl Counters {
+    pub(super) fn new() -> Self {
+        Self((0..shards()).map(|_| Group::default()).collect())
+    }
+
+    pub(super) fn count(&self, what: Counted) {
+        if let Some(counter) = self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize)) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn sum(&self, what: Counted) -> u64 {
+        let counters = self.0.iter().filter_map(|Group(counters)| counters.get(what as usize));
+        counters.map(|counter| counter.load(Ordering::Relaxed)).sum()
+    }
+
+    pub(super) fn statistics(&self, deks: (usize, usize), keks: Vec<KekStatistics>) -> Statistics {
+        let number = |deks: usize| u64::try_from(deks).unwrap_or(u64::MAX);
+        Statistics {
+            reading_at_hand: self.sum(Counted::ReadingAtHand),
+            reading_asked: self.sum(Counted::ReadingAsked),
+            writing_at_hand: self.sum(Counted::WritingAtHand),
+            writing_asked: self.sum(Counted::WritingAsked),
+            served_past_age: self.sum(Counted::ServedPastAge),
+            reading_deks: number(deks.0),
+            writing_deks: number(deks.1),
+            keks,
+        }
+    }
+}

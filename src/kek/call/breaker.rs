@@ -1,0 +1,191 @@
+//! Stops asking a key service that does not answer, and notices when it does again.
+#![forbid(unsafe_code)]
+
+use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
+
+use super::PolicyInForce;
+use crate::kek::{KekError, KekErrorClass};
+use crate::memory::clock::{Clock, Moment};
+
+/// A streak of failures shorter than this is left to the retries: many calls that fail at one moment are one failure.
+const SHORTEST_STREAK: Duration = Duration::from_millis(200);
+
+/// Whether a KEK is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum BreakerState {
+    /// Every call goes through.
+    Closed,
+    /// Calls fail at once, with the class of the failure that opened it.
+    Open,
+    /// As open, but the next call goes through as a probe, or one is on its way.
+    HalfOpen,
+}
+
+/// The circuit breaker of one KEK.
+pub(super) struct Breaker {
+    clock: Clock,
+    failures_to_open: u32,
+    probe_every: Duration,
+    /// Held for a few instructions, never across a wait. Only ever tried: the child of a fork may inherit it locked, and whoever finds it
+    /// busy may as well go on.
+    streak: Mutex<Streak>,
+}
+
+/// The failures since the last success.
+#[derive(Default)]
+struct Streak {
+    failures: u32,
+    began: Option<Moment>,
+    open: Option<Open>,
+}
+
+struct Open {
+    class: KekErrorClass,
+    why: String,
+    next_probe: Moment,
+}
+
+/// What an answer changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Change {
+    None,
+    Opened,
+    Closed,
+}
+
+impl Breaker {
+    pub(super) fn new(policy: &PolicyInForce, clock: Clock) -> Self {
+        Self {
+            clock,
+            failures_to_open: policy.breaker_failures,
+            probe_every: policy.breaker_probe,
+            streak: Mutex::default(),
+        }
+    }
+
+    fn streak(&self) -> Option<MutexGuard<'_, Streak>> {
+        match self.streak.try_lock() {
+            Ok(streak) => Some(streak),
+            Err(TryLockError::Poisoned(streak)) => Some(streak.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether a call may go through; if not, the class and the text of the latest failure.
+    pub(super) fn admit(&self) -> Result<(), KekError> {
+        let Some(mut streak) = self.streak() else { return Ok(()) };
+        let Some(open) = &mut streak.open else { return Ok(()) };
+        let now = self.clock.now();
+        if !now.is_past(open.next_probe) {
+            let why = format!("circuit breaker open, since: {}", open.why);
+            return Err(KekError::new(open.class, why).not_asked());
+        }
+        // A probe that hangs does not keep the next one away.
+        open.next_probe = now.plus(self.probe_every);
+        Ok(())
+    }
+
+    /// The key service answered, with a success or a refusal of its own.
+    pub(super) fn alive(&self) -> Change {
+        let Some(mut streak) = self.streak() else { return Change::None };
+        match std::mem::take(&mut *streak).open {
+            Some(_) => Change::Closed,
+            None => Change::None,
+        }
+    }
+
+    pub(super) fn failed(&self, error: &KekError) -> Change {
+        let (class, why) = (error.class(), error.to_string());
+        let Some(mut streak) = self.streak() else { return Change::None };
+        let now = self.clock.now();
+        streak.failures = streak.failures.saturating_add(1);
+        let began = *streak.began.get_or_insert(now);
+        if let Some(open) = &mut streak.open {
+            (open.class, open.why) = (class, why);
+            return Change::None;
+        }
+        // One failure is as good as many where one is enough.
+        let long_enough = self.failures_to_open == 1 || now.is_past(began.plus(SHORTEST_STREAK));
+        if streak.failures < self.failures_to_open || !long_enough {
+            return Change::None;
+        }
+        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every) });
+        Change::Opened
+    }
+
+    pub(super) fn state(&self) -> BreakerState {
+        let Some(streak) = self.streak() else { return BreakerState::Closed };
+        match &streak.open {
+            None => BreakerState::Closed,
+            Some(open) if self.clock.now().is_past(open.next_probe) => BreakerState::HalfOpen,
+            Some(_) => BreakerState::Open,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::CallPolicy;
+    use crate::memory::clock::ManualClock;
+
+    const DOWN: fn() -> KekError = || KekError::unavailable("down");
+    const REFUSED: fn() -> KekError = || KekError::misconfigured("login refused");
+
+    fn admit(breaker: &Breaker) -> Result<(), KekErrorClass> {
+        breaker.admit().map_err(|error| error.class())
+    }
+
+    fn breaker(failures: u32) -> (Breaker, ManualClock) {
+        let clock = ManualClock::new();
+        let policy = CallPolicy::default().breaker_failures(failures).breaker_probe(Duration::from_millis(500));
+        (Breaker::new(&policy.check(true).unwrap(), Clock::Manual(clock.clone())), clock)
+    }
+
+    #[test]
+    fn it_opens_after_a_streak_that_is_long_in_number_and_in_time() {
+        let (breaker, clock) = breaker(3);
+        for _ in 0..100 {
+            assert_eq!(breaker.failed(&DOWN()), Change::None, "all at one moment");
+        }
+        clock.advance(SHORTEST_STREAK);
+        assert_eq!(admit(&breaker), Ok(()));
+        assert_eq!(breaker.failed(&DOWN()), Change::Opened);
+        assert_eq!(admit(&breaker), Err(KekErrorClass::Unavailable));
+        assert_eq!(breaker.state(), BreakerState::Open);
+    }
+
+    #[test]
+    fn a_success_ends_the_streak() {
+        let (breaker, clock) = breaker(3);
+        for _ in 0..10 {
+            breaker.failed(&DOWN());
+            breaker.failed(&DOWN());
+            clock.advance(SHORTEST_STREAK);
+            assert_eq!(breaker.alive(), Change::None);
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn one_probe_at_a_time_goes_through_and_its_success_closes() {
+        let (breaker, clock) = breaker(1);
+        assert_eq!(breaker.failed(&REFUSED()), Change::Opened);
+        assert_eq!(admit(&breaker), Err(KekErrorClass::Misconfigured));
+        for _ in 0..3 {
+            clock.advance(Duration::from_millis(500));
+            assert_eq!(breaker.state(), BreakerState::HalfOpen);
+            assert_eq!(admit(&breaker), Ok(()));
+            assert_eq!(admit(&breaker), Err(KekErrorClass::Misconfigured), "the probe is on its way");
+            assert_eq!(breaker.failed(&REFUSED()), Change::None);
+        }
+        clock.advance(Duration::from_millis(500));
+        assert_eq!(admit(&breaker), Ok(()));
+        assert_eq!(breaker.alive(), Change::Closed);
+        assert_eq!(admit(&breaker), Ok(()));
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+}

@@ -1,0 +1,181 @@
+//! How patiently key services are called.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind};
+
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(60);
+const DEFAULT_TRIES: u32 = 3;
+const MOST_TRIES: u32 = 10;
+const DEFAULT_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+const DEFAULT_BREAKER_FAILURES: u32 = 5;
+const MOST_BREAKER_FAILURES: u32 = 1000;
+const DEFAULT_BREAKER_PROBE: Duration = Duration::from_millis(500);
+const DEFAULT_HEDGE: u8 = 95;
+
+/// How key services are called. What is not set has its default; what is out of range, or contradicts another option, is refused
+/// at build. The options of time need a [`Runtime`](crate::Runtime), and are refused without one.
+///
+/// ```
+/// use std::time::Duration;
+/// use waxseal::CallPolicy;
+///
+/// let policy = CallPolicy::default().timeout(Duration::from_millis(500)).tries(4);
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[non_exhaustive]
+pub struct CallPolicy {
+    /// See [`CallPolicy::timeout`].
+    pub timeout: Option<Duration>,
+    /// See [`CallPolicy::deadline`].
+    pub deadline: Option<Duration>,
+    /// See [`CallPolicy::tries`].
+    pub tries: Option<u32>,
+    /// See [`CallPolicy::backoff`].
+    pub backoff: Option<Duration>,
+    /// See [`CallPolicy::hedge_percentile`].
+    pub hedge_percentile: Option<u8>,
+    /// See [`CallPolicy::breaker_failures`].
+    pub breaker_failures: Option<u32>,
+    /// See [`CallPolicy::breaker_probe`].
+    pub breaker_probe: Option<Duration>,
+}
+
+impl CallPolicy {
+    /// How long one try may take: 1 ms to 60 s, by default 2 s. A key service that answers at all does so in a tenth of that, and two tries fit
+    /// into the default deadline.
+    #[must_use]
+    pub const fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and no less than `timeout`, by default
+    /// 5 s. A caller that wants to wait less drops its future; the call goes on while somebody waits for it.
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// How often each key service is tried for one question: 1 to 10, by default 3. Only *unavailable* and *throttled* are tried again.
+    #[must_use]
+    pub const fn tries(mut self, tries: u32) -> Self {
+        self.tries = Some(tries);
+        self
+    }
+
+    /// The longest pause before the second try: 1 ms to 10 s and below `deadline`, by default 50 ms. It doubles with each try and is
+    /// four times as long after *throttled*; the pause is drawn evenly between nothing and that ("full jitter"), so that those who
+    /// failed together do not come back together. A key service that says how long to wait is obeyed.
+    #[must_use]
+    pub const fn backoff(mut self, backoff: Duration) -> Self {
+        self.backoff = Some(backoff);
+        self
+    }
+
+    /// With several KEKs to unwrap by: when the preferred one has not answered within this percentile of its own latest answers,
+    /// the next is asked as well, and the first answer counts. 50 to 99, by default 95: one question in twenty costs a second call.
+    /// 100: never, the next one is asked only after a failure.
+    #[must_use]
+    pub const fn hedge_percentile(mut self, percentile: u8) -> Self {
+        self.hedge_percentile = Some(percentile);
+        self
+    }
+
+    /// After how many failures in a row, over at least 200 ms, a KEK's circuit breaker opens: 1 to 1,000, by default 5. Failures are
+    /// *unavailable* and *misconfigured*; what concerns one caller (*invalid*, *denied*) and *throttled* never count.
+    #[must_use]
+    pub const fn breaker_failures(mut self, failures: u32) -> Self {
+        self.breaker_failures = Some(failures);
+        self
+    }
+
+    /// How often an open breaker lets one call through to see whether the key service is back: 1 ms to 60 s, by default 500 ms, so that
+    /// a service that is back is in use again within a second.
+    #[must_use]
+    pub const fn breaker_probe(mut self, every: Duration) -> Self {
+        self.breaker_probe = Some(every);
+        self
+    }
+
+    pub(crate) fn check(&self, has_timers: bool) -> Result<PolicyInForce, Error> {
+        let timeout = millis("timeout", self.timeout.unwrap_or(DEFAULT_TIMEOUT), LONGEST)?;
+        let deadline = millis("deadline", self.deadline.unwrap_or(DEFAULT_DEADLINE.max(timeout)), LONGEST)?;
+        let backoff = millis("backoff", self.backoff.unwrap_or(DEFAULT_BACKOFF.min(deadline / 2)), LONGEST_BACKOFF)?;
+        let timeout = if self.timeout.is_none() { timeout.min(deadline) } else { timeout };
+        if timeout > deadline {
+            return Err(invalid(format!("timeout is {timeout:?}, longer than the deadline of {deadline:?}")));
+        }
+        if backoff >= deadline {
+            return Err(invalid(format!("backoff is {backoff:?}, not below the deadline of {deadline:?}")));
+        }
+        let tries = number("tries", self.tries.unwrap_or(DEFAULT_TRIES), MOST_TRIES)?;
+        let hedge = self.hedge_percentile.unwrap_or(DEFAULT_HEDGE);
+        if !(50..=100).contains(&hedge) {
+            return Err(invalid(format!("hedge_percentile is {hedge}, 50 to 100 are allowed")));
+        }
+        let failures = self.breaker_failures.unwrap_or(DEFAULT_BREAKER_FAILURES);
+        let policy = PolicyInForce {
+            timeout,
+            deadline,
+            tries,
+            backoff,
+            hedge_percentile: (hedge < 100).then_some(hedge),
+            breaker_failures: number("breaker_failures", failures, MOST_BREAKER_FAILURES)?,
+            breaker_probe: millis("breaker_probe", self.breaker_probe.unwrap_or(DEFAULT_BREAKER_PROBE), LONGEST)?,
+        };
+        let needs_timers = [
+            ("timeout", self.timeout.is_some()),
+            ("deadline", self.deadline.is_some()),
+            ("backoff", self.backoff.is_some()),
+            ("tries", self.tries.is_some_and(|tries| tries > 1)),
+            ("hedge_percentile", self.hedge_percentile.is_some_and(|percentile| percentile < 100)),
+        ];
+        match needs_timers.iter().find(|(_, set)| *set && !has_timers) {
+            Some((option, _)) => Err(invalid(format!("{option}: nothing can wait without a runtime"))),
+            None => Ok(policy),
+        }
+    }
+}
+
+fn millis(option: &str, value: Duration, most: Duration) -> Result<Duration, Error> {
+    if (Duration::from_millis(1)..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("{option} is {value:?}, 1ms to {most:?} are allowed")))
+}
+
+fn number(option: &str, value: u32, most: u32) -> Result<u32, Error> {
+    if (1..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(invalid(format!("{option} is {value}, 1 to {most} are allowed")))
+}
+
+pub(super) fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}
+
+/// [`CallPolicy`] with every default filled in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PolicyInForce {
+    pub(super) timeout: Duration,
+    pub(super) deadline: Duration,
+    pub(super) tries: u32,
+    pub(super) backoff: Duration,
+    pub(super) hedge_percentile: Option<u8>,
+    pub(super) breaker_failures: u32,
+    pub(super) breaker_probe: Duration,
+}
+
+impl PolicyInForce {
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+}

@@ -1,0 +1,61 @@
+//! Every event, counted in the `metrics` facade.
+#![forbid(unsafe_code)]
+
+use metrics::{counter, gauge, histogram};
+
+use super::{Event, Observer};
+
+/// Counts every event in the [`metrics`] facade. DEK ids and contexts are no labels: there are too many of them.
+///
+/// | name | kind | labels |
+/// |---|---|---|
+/// | `waxseal_deks_made_total` | counter | |
+/// | `waxseal_deks_wrapped_total`, `waxseal_deks_unwrapped_total` | counter | `kek` |
+/// | `waxseal_deks_refreshed_total`, `waxseal_deks_evicted_total`, `waxseal_deks_wiped_total` | counter | |
+/// | `waxseal_renewals_failed_total`, `waxseal_served_past_age_total` | counter | `kind` |
+/// | `waxseal_denied_total` | counter | |
+/// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
+/// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
+/// | `waxseal_breaker_open` | gauge (0, 1) | `kek` |
+/// | `waxseal_started_without_total` | counter | `kek`, `kind` |
+///
+/// How often DEKs were at hand is in [`Envelope::statistics`](crate::Envelope::statistics): an event for each message would cost more than the message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MetricsObserver;
+
+impl Observer for MetricsObserver {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Made { .. } => counter!("waxseal_deks_made_total").increment(1),
+            Event::Wrapped { kek_id, .. } => {
+                counter!("waxseal_deks_wrapped_total", "kek" => kek_id.to_string()).increment(1);
+            }
+            Event::Unwrapped { kek_id, .. } => {
+                counter!("waxseal_deks_unwrapped_total", "kek" => kek_id.to_string()).increment(1);
+            }
+            Event::Refreshed { .. } => counter!("waxseal_deks_refreshed_total").increment(1),
+            Event::RenewalFailed { kind, .. } => {
+                counter!("waxseal_renewals_failed_total", "kind" => kind.as_str()).increment(1);
+            }
+            Event::ServedPastAge { kind, .. } => {
+                counter!("waxseal_served_past_age_total", "kind" => kind.as_str()).increment(1);
+            }
+            Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),
+            Event::Evicted { .. } => counter!("waxseal_deks_evicted_total").increment(1),
+            Event::Wiped { .. } => counter!("waxseal_deks_wiped_total").increment(1),
+            Event::Called { kek_id, operation, elapsed, kind } => {
+                let (kek, outcome) = (kek_id.to_string(), kind.map_or("ok", |kind| kind.as_str()));
+                let operation = operation.as_str();
+                counter!("waxseal_calls_total", "kek" => kek.clone(), "operation" => operation, "outcome" => outcome)
+                    .increment(1);
+                histogram!("waxseal_call_seconds", "kek" => kek, "operation" => operation).record(elapsed);
+            }
+            Event::BreakerOpened { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(1),
+            Event::BreakerClosed { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(0),
+            Event::StartedWithout { kek_id, kind } => {
+                let kek = kek_id.to_string();
+                counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str()).increment(1);
+            }
+        }
+    }
+}

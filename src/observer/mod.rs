@@ -1,0 +1,180 @@
+//! A DEK's life, seen from outside.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "metrics")]
+mod metrics;
+#[cfg(feature = "tracing")]
+mod tracing;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(feature = "metrics")]
+pub use self::metrics::MetricsObserver;
+#[cfg(feature = "tracing")]
+pub use self::tracing::TracingObserver;
+use crate::context::EncryptionContext;
+use crate::error::ErrorKind;
+use crate::format::KekId;
+use crate::suite::DekId;
+
+/// Gets every event of every DEK's life: for an audit trail, for metrics, for alarms.
+///
+/// It is called where the event happens, often on the path of a request: be quick, and do not call the
+/// [`Envelope`](crate::Envelope) from it. No event carries a secret. It is not called for each message: those that are sealed and opened with a DEK
+/// at hand are only counted ([`Envelope::statistics`](crate::Envelope::statistics)).
+pub trait Observer: Send + Sync {
+    /// One event.
+    fn event(&self, event: &Event<'_>);
+}
+
+/// What happened to a DEK, or in a call to a key service.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// A DEK for writing was made. A [`Wrapped`](Event::Wrapped) for each KEK came before.
+    Made {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// Every KEK that wrapped it.
+        kek_ids: &'a [KekId],
+    },
+    /// A KEK wrapped a DEK: a new one, or anew in a rewrap.
+    Wrapped {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// A KEK unwrapped a DEK, and what came back was held against the DEK id.
+    Unwrapped {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// A DEK in use was renewed ahead of time: unwrapped again for reading, or replaced by the next one for writing.
+    Refreshed {
+        /// The DEK that was due.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+    },
+    /// A renewal ahead of time failed; the DEK goes on to its `max_age`.
+    RenewalFailed {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// Why.
+        kind: ErrorKind,
+    },
+    /// Past `max_age`, while the key service is unavailable: served within the outage grace.
+    ServedPastAge {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// Why it could not be renewed.
+        kind: ErrorKind,
+    },
+    /// The key service, or an operator, denies: nothing more is opened or sealed with this DEK here.
+    Denied {
+        /// The DEK; `None` where a new one could not be wrapped.
+        dek_id: Option<&'a DekId>,
+        /// What it is for.
+        context: &'a EncryptionContext,
+    },
+    /// A DEK had to make room for another: `max_entries` is reached. It is wiped next.
+    Evicted {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it was for.
+        context: &'a EncryptionContext,
+    },
+    /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted, revoked or cleared.
+    Wiped {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it was for.
+        context: &'a EncryptionContext,
+    },
+    /// One call to a key service ended, retries and probes included; those that nobody waited for any more are not told.
+    Called {
+        /// The KEK.
+        kek_id: &'a KekId,
+        /// What it was asked.
+        operation: Operation,
+        /// How long the answer took.
+        elapsed: Duration,
+        /// The kind of its failure, `None` for a success.
+        kind: Option<ErrorKind>,
+    },
+    /// A KEK failed so often that it is no longer asked, but for a probe now and then.
+    BreakerOpened {
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// A KEK answered again after its breaker was open.
+    BreakerClosed {
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// The key service could not be reached when the envelope was started, and it was started all the same.
+    StartedWithout {
+        /// The KEK.
+        kek_id: &'a KekId,
+        /// Why.
+        kind: ErrorKind,
+    },
+}
+
+/// What a key service is asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Operation {
+    /// Wrap a new DEK.
+    Wrap,
+    /// Unwrap a DEK.
+    Unwrap,
+    /// Make a DEK and wrap it.
+    Generate,
+    /// Wrap a DEK anew.
+    Rewrap,
+}
+
+impl Operation {
+    /// Its name, in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Wrap => "wrap",
+            Self::Unwrap => "unwrap",
+            Self::Generate => "generate",
+            Self::Rewrap => "rewrap",
+        }
+    }
+}
+
+/// All who want to know.
+#[derive(Clone, Default)]
+pub(crate) struct Observers(Arc<[Box<dyn Observer>]>);
+
+impl Observers {
+    pub(crate) fn new(observers: Vec<Box<dyn Observer>>) -> Self {
+        Self(observers.into())
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        for observer in &*self.0 {
+            observer.event(event);
+        }
+    }
+}

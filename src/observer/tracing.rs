@@ -1,0 +1,95 @@
+//! Every event, told to the `tracing` facade.
+#![forbid(unsafe_code)]
+
+use tracing::{debug, info, warn};
+
+use super::{Event, Observer};
+use crate::context::EncryptionContext;
+
+/// Tells every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`, `kek_id`, `kind`, `operation` and
+/// `elapsed_ms` where they apply.
+///
+/// At level *warn* is what somebody should look at (denials, failed renewals, DEKs served past their age, open breakers), at *info* who
+/// used which KEK for which DEK, at *debug* the rest. Encryption contexts may name customers, so they are left out unless
+/// [`with_context`](Self::with_context) asks for them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TracingObserver {
+    with_context: bool,
+}
+
+impl TracingObserver {
+    /// One that leaves encryption contexts out.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the encryption context, as the field `context`.
+    #[must_use]
+    pub fn with_context(mut self) -> Self {
+        self.with_context = true;
+        self
+    }
+
+    fn shown<'a>(&self, context: &'a EncryptionContext) -> Option<tracing::field::DebugValue<&'a EncryptionContext>> {
+        self.with_context.then(|| tracing::field::debug(context))
+    }
+}
+
+impl Observer for TracingObserver {
+    fn event(&self, event: &Event<'_>) {
+        match *event {
+            Event::Made { dek_id, context, kek_ids } => {
+                let context = self.shown(context);
+                let kek_ids = kek_ids.len();
+                info!(target: "waxseal", event = "made", %dek_id, keks = kek_ids, context, "DEK made");
+            }
+            Event::Wrapped { dek_id, context, kek_id } => {
+                let context = self.shown(context);
+                info!(target: "waxseal", event = "wrapped", %dek_id, %kek_id, context, "DEK wrapped");
+            }
+            Event::Unwrapped { dek_id, context, kek_id } => {
+                let context = self.shown(context);
+                info!(target: "waxseal", event = "unwrapped", %dek_id, %kek_id, context, "DEK unwrapped");
+            }
+            Event::Refreshed { dek_id, context } => {
+                let context = self.shown(context);
+                debug!(target: "waxseal", event = "refreshed", %dek_id, context, "DEK renewed ahead of time");
+            }
+            Event::RenewalFailed { dek_id, context, kind } => {
+                let context = self.shown(context);
+                warn!(target: "waxseal", event = "renewal_failed", %dek_id, kind = kind.as_str(), context, "DEK could not be renewed");
+            }
+            Event::ServedPastAge { dek_id, context, kind } => {
+                let context = self.shown(context);
+                warn!(target: "waxseal", event = "served_past_age", %dek_id, kind = kind.as_str(), context, "DEK served past max_age");
+            }
+            Event::Denied { dek_id, context } => {
+                let (dek_id, context) = (dek_id.map(tracing::field::display), self.shown(context));
+                warn!(target: "waxseal", event = "denied", dek_id, context, "use of the KEK denied");
+            }
+            Event::Evicted { dek_id, context } => {
+                let context = self.shown(context);
+                debug!(target: "waxseal", event = "evicted", %dek_id, context, "DEK made room for another");
+            }
+            Event::Wiped { dek_id, context } => {
+                let context = self.shown(context);
+                debug!(target: "waxseal", event = "wiped", %dek_id, context, "keys of the DEK wiped");
+            }
+            Event::Called { kek_id, operation, elapsed, kind } => {
+                let (operation, elapsed_ms) = (operation.as_str(), elapsed.as_secs_f64() * 1e3);
+                let kind = kind.map(crate::error::ErrorKind::as_str);
+                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, "key service called");
+            }
+            Event::BreakerOpened { kek_id } => {
+                warn!(target: "waxseal", event = "breaker_opened", %kek_id, "circuit breaker opened");
+            }
+            Event::BreakerClosed { kek_id } => {
+                info!(target: "waxseal", event = "breaker_closed", %kek_id, "circuit breaker closed");
+            }
+            Event::StartedWithout { kek_id, kind } => {
+                warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
+            }
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! How key services are called: timeouts, retries, the budget, circuit breakers, several KEKs, the start and the end.
+#![cfg(all(feature = "conformance", feature = "tokio"))]
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use support::context;
+use waxseal::kek::scripted::{Act, ScriptedKek};
+use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::{
+    BreakerState, Builder, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event,
+    KekStatistics, Limits, Observer, StartUp,
+};
+
+use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// Writes down events, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Observer for Log {
+    fn event(&self, event: &Event<'_>) {
+        self.0.lock().unwrap().push(format!("{event:?}"));
+    }
+}
+
+impl Log {
+    fn count(&self, name: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|event| event.starts_with(name)).count()
+    }
+}
+
+/// Quick enough for a test to wait for, slow enough to tell a wait from none.
+fn policy() -> CallPolicy {
+    CallPolicy::default().timeout(ms(200)).deadline(ms(2000)).backoff(ms(10)).breaker_probe(ms(100))
+}
+
+struct Stage {
+    keks: Vec<ScriptedKek>,
+    log: Log,
+    envelope: Envelope,
+    alice: EncryptionContext,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with(1, |builder| builder.call_policy(policy()))
+    }
+
+    /// Some KEKs, in order of preference.
+    fn with(keks: usize, more: impl FnOnce(Builder) -> Builder) -> Self {
+        let keks: Vec<_> = (0..keks).map(|n| ScriptedKek::new(&format!("kek{n}")).unwrap()).collect();
+        let log = Log::default();
+        let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.write_to(kek.clone()));
+        let envelope = more(builder.observer(log.clone())).build().unwrap();
+        Self { keks, log, envelope, alice: context("alice") }
+    }
+
+    fn kek(&self) -> &ScriptedKek {
+        &self.keks[0]
+    }
+
+    /// A message that was sealed elsewhere, under a DEK of its own.
+    async fn sealed(&self) -> Vec<u8> {
+        let builder = self.keks.iter().fold(Envelope::builder(), |builder, kek| builder.write_to(kek.local().clone()));
+        builder.build().unwrap().encrypt(&self.alice, b"", b"payload").await.unwrap()
+    }
+
+    async fn open(&self, sealed: &[u8]) -> Result<(), Error> {
+        self.envelope.decrypt(&self.alice, b"", sealed).await.map(|plaintext| assert_eq!(&*plaintext, b"payload"))
+    }
+
+    async fn open_another(&self) -> Result<(), Error> {
+        self.open(&self.sealed().await).await
+    }
+
+    async fn seal_for(&self, tenant: &str) -> Result<(), Error> {
+        self.envelope.encrypt(&context(tenant), b"", b"x").await.map(|_| ())
+    }
+
+    fn calls(&self) -> u64 {
+        self.kek().calls().total()
+    }
+
+    fn of_kek(&self, n: usize) -> KekStatistics {
+        self.envelope.statistics().keks[n].clone()
+    }
+
+    /// Fails calls until the breaker of the first KEK is open.
+    async fn open_the_breaker(&self, class: KekErrorClass) {
+        self.kek().fail_with(class);
+        let start = Instant::now();
+        while self.of_kek(0).breaker == BreakerState::Closed {
+            assert!(self.open_another().await.is_err());
+            assert!(start.elapsed() < ms(20_000), "it stays closed");
+        }
+    }
+}
+
+fn kind<T>(result: Result<T, Error>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind())
+}
+
+// --- one try
+
+#[tokio::test]
+async fn a_try_that_gets_no_answer_ends_with_its_timeout_and_is_unavailable() {
+    let stage = Stage::new();
+    stage.kek().script([Act::Hang, Act::Hang, Act::Hang]);
+    let error = stage.open_another().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("no answer within 200ms (3 tries)"), "{error}");
+    assert_eq!(stage.calls(), 3);
+    assert_eq!(kind(stage.open_another().await), None, "the next call is none the worse");
+}
+
+#[tokio::test]
+async fn a_provider_that_panics_is_one_that_fails() {
+    let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(1)));
+    let sealed = stage.sealed().await;
+    stage.kek().script([Act::Panic, Act::Panic]);
+    let error = stage.open(&sealed).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert_eq!(kind(stage.seal_for("alice").await), Some(ErrorKind::Unavailable));
+    stage.open(&sealed).await.unwrap();
+}
+
+// --- retries
+
+#[tokio::test]
+async fn only_an_outage_is_tried_again_and_so_often() {
+    for (class, calls) in [(Unavailable, 4), (Throttled, 4), (Denied, 1), (Invalid, 1), (Misconfigured, 1)] {
+        let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(4)));
+        stage.kek().fail_with(class);
+        let error = stage.open_another().await.unwrap_err();
+        assert_eq!(stage.calls(), calls, "{class}, opening: {error}");
+        assert!(stage.seal_for("bob").await.is_err());
+        assert_eq!(stage.calls(), 2 * calls, "{class}, sealing");
+        assert_eq!(stage.log.count("Called") as u64, stage.calls());
+        assert_eq!((stage.of_kek(0).calls, stage.of_kek(0).failures), (2 * calls, 2 * calls));
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_passes_is_not_felt() {
+    let stage = Stage::new();
+    stage.kek().script([Act::Fail(Unavailable), Act::Fail(Throttled), Act::Succeed, Act::Hang]);
+    stage.open_another().await.unwrap();
+    stage.seal_for("bob").await.unwrap();
+    let stage = Stage::with(1, |builder| builder.call_policy(policy()).dek_origin(DekOrigin::KeyService));
+    stage.kek().script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
+    stage.seal_for("bob").await.unwrap();
+    assert_eq!(stage.kek().calls().generates, 3);
+}
+
+#[tokio::test]
+async fn the_deadline_bounds_all_tries_and_pauses() {
+    let stage = Stage::with(1, |builder| {
+        builder.call_policy(policy().tries(10).timeout(ms(100)).deadline(ms(350)).backoff(ms(1)))
+    });
+    stage.kek().script([Act::Hang; 20]);
+    let start = Instant::now();
+    let error = stage.open_another().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!((3..=4).contains(&stage.calls()), "{} tries of 100 ms in 350 ms", stage.calls());
+    assert!(start.elapsed() < ms(5000));
+}
+
+#[tokio::test]
+async fn a_key_service_that_says_when_is_obeyed_if_there_is_time() {
+    let stage = Stage::new();
+    stage.kek().script([Act::AskLater(ms(300))]);
+    let start = Instant::now();
+    stage.open_another().await.unwrap();
+    assert!(start.elapsed() >= ms(300));
+    stage.kek().script([Act::AskLater(ms(60_000))]);
+    assert_eq!(kind(stage.open_another().await), Some(ErrorKind::Throttled), "later than the deadline: no second try");
+}
+
+// --- breaker
+
+#[tokio::test]
+async fn an_open_breaker_fails_at_once_keeps_the_class_and_lets_probes_through() {
+    for class in [Unavailable, Misconfigured] {
+        let stage = Stage::with(1, |builder| builder.call_policy(policy().breaker_probe(ms(1000))));
+        stage.open_the_breaker(class).await;
+        assert_eq!(stage.log.count("BreakerOpened"), 1);
+        let calls = stage.calls();
+        for _ in 0..20 {
+            let error = stage.open_another().await.unwrap_err();
+            assert_eq!(error.is_retryable(), class == Unavailable, "{error}");
+            assert!(error.to_string().contains("circuit breaker open"), "{error}");
+        }
+        assert!(stage.calls() <= calls + 1, "the key service was asked while the breaker was open");
+        stage.kek().fail_with(None);
+        // Within two probe intervals, as seen by somebody who keeps asking.
+        let start = Instant::now();
+        while stage.open_another().await.is_err() {
+            assert!(start.elapsed() < ms(10_000), "{class}: the recovery was not noticed");
+            tokio::time::sleep(ms(10)).await;
+        }
+        assert_eq!(stage.of_kek(0).breaker, BreakerState::Closed);
+        assert_eq!(stage.log.count("BreakerClosed"), 1);
+        stage.open_another().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_concerns_one_caller_never_opens_a_breaker() {
+    for class in [Invalid, Denied, Throttled] {
+        let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(1).breaker_failures(2)));
+        stage.kek().fail_with(class);
+        let start = Instant::now();
+        while start.elapsed() < ms(500) {
+            assert!(stage.open_another().await.is_err());
+        }
+        assert_eq!(stage.of_kek(0).breaker, BreakerState::Closed, "{class}");
+        stage.kek().fail_with(None);
+        stage.open_another().await.unwrap();
+    }
+}
+
+// --- budget
+
+#[tokio::test]
+async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_share_of_its_own() {
+    let budget = CallBudget::new(100_000, 8).unwrap();
+    let stage = Arc::new(Stage::with(1, |builder| builder.call_policy(policy().tries(1)).call_budget(budget)));
+    let mut messages = Vec::new();
+    for _ in 0..50 {
+        messages.push(stage.sealed().await);
+    }
+    // A flood of messages to open, at a key service that hangs.
+    stage.kek().script([Act::Hang; 6]);
+    let flood: Vec<_> = messages
+        .into_iter()
+        .map(|sealed| {
+            let stage = stage.clone();
+            tokio::spawn(async move { stage.open(&sealed).await })
+        })
+        .collect();
+    tokio::time::sleep(ms(50)).await;
+    assert_eq!(stage.calls(), 6, "three quarters of eight");
+    stage.seal_for("bob").await.unwrap();
+    assert_eq!(stage.kek().calls().wraps, 1, "sealing does not wait for them");
+    let mut failed = 0;
+    for call in flood {
+        failed += usize::from(call.await.unwrap().is_err());
+    }
+    assert_eq!(failed, 6, "the others had their turn when the first had ended");
+}
+
+#[tokio::test]
+async fn no_more_calls_are_made_per_second_than_the_budget_says_and_several_envelopes_can_share_it() {
+    let budget = CallBudget::new(80, 1000).unwrap();
+    let stages: Vec<_> = (0..2)
+        .map(|_| {
+            let budget = budget.clone();
+            Arc::new(Stage::with(1, |builder| {
+                builder.call_policy(policy().deadline(ms(500)).timeout(ms(500))).call_budget(budget)
+            }))
+        })
+        .collect();
+    let mut calls = Vec::new();
+    for _ in 0..100 {
+        for stage in &stages {
+            let (stage, sealed) = (stage.clone(), stage.sealed().await);
+            calls.push(async move { stage.open(&sealed).await });
+        }
+    }
+    let start = Instant::now();
+    let mut throttled = 0;
+    for call in calls.into_iter().map(tokio::spawn).collect::<Vec<_>>() {
+        if let Err(error) = call.await.unwrap() {
+            assert_eq!(error.kind(), ErrorKind::Throttled, "{error}");
+            throttled += 1;
+        }
+    }
+    // 60 a second for opening: 16 at once, 30 within the deadline of 500 ms, and whatever the start took.
+    let (made, elapsed) = (200 - throttled, start.elapsed().as_secs_f64());
+    assert!(f64::from(made) <= 16.0 + 60.0 * (elapsed + 0.5) + 1.0, "{made} calls in {elapsed} s");
+    assert!((16..=60).contains(&made), "{made} calls in {elapsed} s");
+}
+
+// --- several KEKs
+
+#[tokio::test]
+async fn the_preferred_kek_is_asked_and_the_next_one_when_it_fails() {
+    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
+    stage.open_another().await.unwrap();
+    assert_eq!((stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps), (1, 0));
+    for class in [Unavailable, Throttled, Denied, Invalid, Misconfigured] {
+        let before = stage.keks[1].calls().unwraps;
+        stage.keks[0].script([Act::Fail(class)]);
+        stage.open_another().await.unwrap();
+        assert_eq!(stage.keks[1].calls().unwraps, before + 1, "{class}: no pause, no second try of the first");
+    }
+    let before = stage.keks[1].calls().unwraps;
+    stage.open_another().await.unwrap();
+    assert_eq!(stage.keks[1].calls().unwraps, before, "back at the preferred one");
+}
+
+#[tokio::test]
+async fn all_that_may_still_succeed_are_tried_again() {
+    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
+    stage.keks[0].script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
+    stage.keks[1].script([Act::Fail(Denied)]);
+    stage.open_another().await.unwrap();
+    assert_eq!((stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps), (3, 1), "a denial is not asked again");
+}
+
+#[tokio::test]
+async fn a_preferred_kek_that_is_down_is_left_alone_and_returned_to() {
+    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
+    stage.keks[0].fail_with(Unavailable);
+    let start = Instant::now();
+    while stage.of_kek(0).breaker == BreakerState::Closed {
+        stage.open_another().await.unwrap();
+        assert!(start.elapsed() < ms(20_000));
+    }
+    let calls = stage.keks[0].calls().unwraps;
+    for _ in 0..10 {
+        stage.open_another().await.unwrap();
+    }
+    assert!(stage.keks[0].calls().unwraps <= calls + 2, "probes only");
+    stage.keks[0].fail_with(None);
+    let start = Instant::now();
+    while stage.of_kek(0).breaker != BreakerState::Closed {
+        stage.open_another().await.unwrap();
+        tokio::time::sleep(ms(10)).await;
+        assert!(start.elapsed() < ms(10_000), "not returned to");
+    }
+    let calls = stage.keks[1].calls().unwraps;
+    stage.open_another().await.unwrap();
+    assert_eq!(stage.keks[1].calls().unwraps, calls);
+}
+
+#[tokio::test]
+async fn a_preferred_kek_that_is_slower_than_it_mostly_is_gets_company() {
+    let patient = CallPolicy::default().timeout(ms(20_000)).deadline(ms(30_000));
+    let stage = Stage::with(2, |builder| builder.call_policy(patient));
+    for _ in 0..30 {
+        stage.open_another().await.unwrap();
+    }
+    stage.keks[0].script([Act::Hang]);
+    let before = stage.keks[1].calls().unwraps;
+    let start = Instant::now();
+    stage.open_another().await.unwrap();
+    assert!(start.elapsed() < ms(5000), "it did not wait for the timeout");
+    assert_eq!(stage.keks[1].calls().unwraps, before + 1);
+
+    let never = Stage::with(2, |builder| builder.call_policy(patient.timeout(ms(300)).hedge_percentile(100)));
+    for _ in 0..30 {
+        never.open_another().await.unwrap();
+    }
+    never.keks[0].script([Act::Hang]);
+    let start = Instant::now();
+    never.open_another().await.unwrap();
+    assert!(start.elapsed() >= ms(300), "the next one only after a failure");
+}
+
+#[tokio::test]
+async fn writing_needs_every_kek_and_each_has_its_retries() {
+    let stage = Stage::with(3, |builder| builder.call_policy(policy()));
+    for kek in &stage.keks {
+        kek.script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
+    }
+    stage.seal_for("bob").await.unwrap();
+    stage.keks[2].fail_with(Unavailable);
+    let error = stage.seal_for("carol").await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("local:kek2"), "{error}");
+}
+
+// --- start, warm-up, end
+
+#[tokio::test]
+async fn the_start_needs_the_key_service_or_does_without_as_configured() {
+    for (class, tolerated) in
+        [(Unavailable, true), (Throttled, true), (Denied, false), (Misconfigured, false), (Invalid, false)]
+    {
+        let kek = ScriptedKek::new("kek").unwrap();
+        kek.fail_with(class);
+        let start = |how| {
+            let log = Log::default();
+            let builder = Envelope::builder().write_to(kek.clone()).observer(log.clone()).start_up(how);
+            (builder.call_policy(policy()).warm_up(context("alice")), log)
+        };
+        let (builder, _) = start(StartUp::RequireKeyServices);
+        assert!(builder.start().await.is_err(), "{class}");
+        let (builder, log) = start(StartUp::TolerateOutage);
+        let started = builder.start().await;
+        assert_eq!(started.is_ok(), tolerated, "{class}");
+        assert_eq!(log.count("StartedWithout"), usize::from(tolerated));
+        if let Ok(envelope) = started {
+            assert!(envelope.encrypt(&context("alice"), b"", b"x").await.unwrap_err().is_retryable());
+            kek.fail_with(None);
+            envelope.encrypt(&context("alice"), b"", b"x").await.unwrap();
+        }
+    }
+    let kek = ScriptedKek::new("kek").unwrap();
+    let envelope = Envelope::builder().write_to(kek.clone()).warm_up(context("alice")).start().await.unwrap();
+    assert_eq!(kek.calls().wraps, 1);
+    envelope.encrypt(&context("alice"), b"", b"x").await.unwrap();
+    assert_eq!(kek.calls().wraps, 1, "it was warm");
+}
+
+#[tokio::test]
+async fn a_key_service_that_hangs_does_not_keep_the_start() {
+    struct Hanging(ScriptedKek);
+    impl KekProvider for Hanging {
+        fn id(&self) -> &waxseal::KekId {
+            self.0.id()
+        }
+        fn wrap<'a>(
+            &'a self,
+            context: &'a EncryptionContext,
+            dek: &'a waxseal::Dek,
+        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::WrappedDek, waxseal::kek::KekError>> {
+            self.0.wrap(context, dek)
+        }
+        fn unwrap<'a>(
+            &'a self,
+            context: &'a EncryptionContext,
+            wrapped: &'a waxseal::WrappedDek,
+        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::kek::UnwrappedDek, waxseal::kek::KekError>> {
+            self.0.unwrap(context, wrapped)
+        }
+        fn health(&self) -> waxseal::kek::BoxFuture<'_, Result<waxseal::kek::Health, waxseal::kek::KekError>> {
+            Box::pin(std::future::pending())
+        }
+    }
+    let kek = Hanging(ScriptedKek::new("kek").unwrap());
+    let error = Envelope::builder().write_to(kek).call_policy(policy()).start().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn warming_up_makes_the_deks_of_all_contexts_and_tells_the_first_failure() {
+    let stage = Stage::new();
+    let contexts: Vec<_> = (0..50).map(|n| context(&n.to_string())).collect();
+    stage.envelope.warm_up(&contexts).await.unwrap();
+    stage.envelope.warm_up(&contexts).await.unwrap();
+    assert_eq!(stage.kek().calls().wraps, 50);
+    stage.kek().fail_with(Unavailable);
+    stage.envelope.warm_up(&contexts).await.unwrap();
+    let error = stage.envelope.warm_up([&contexts[0], &context("new")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
+    let stage = Arc::new(Stage::with(1, |builder| {
+        builder.call_policy(CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000)))
+    }));
+    let sealed = stage.sealed().await;
+    stage.open(&sealed).await.unwrap();
+    stage.seal_for("alice").await.unwrap();
+    let sealing = stage.envelope.sealing_key(&stage.alice).await.unwrap();
+    let opening = stage.envelope.opening_key(&stage.alice, &sealed).await.unwrap();
+    stage.kek().script([Act::Hang, Act::Hang]);
+    let hanging: Vec<_> = [false, true]
+        .into_iter()
+        .map(|seals| {
+            let stage = stage.clone();
+            tokio::spawn(async move { if seals { stage.seal_for("bob").await } else { stage.open_another().await } })
+        })
+        .collect();
+    tokio::time::sleep(ms(50)).await;
+    stage.envelope.shut_down();
+    stage.envelope.shut_down();
+    for call in hanging {
+        let ended = tokio::time::timeout(ms(10_000), call).await.expect("it hangs").unwrap();
+        assert_eq!(kind(ended), Some(ErrorKind::ShutDown));
+    }
+    assert_eq!(kind(sealing.seal(b"", b"x")), Some(ErrorKind::Expired));
+    assert_eq!(kind(opening.open(b"", &sealed)), Some(ErrorKind::Expired));
+    assert_eq!(kind(stage.open(&sealed).await), Some(ErrorKind::ShutDown));
+    assert_eq!(kind(stage.seal_for("alice").await), Some(ErrorKind::ShutDown));
+    assert_eq!(kind(stage.envelope.rewrap(&stage.alice, &sealed).await), Some(ErrorKind::ShutDown));
+    assert!(stage.envelope.clone().decrypt_cached(&stage.alice, b"", &sealed).unwrap().is_none());
+    assert_eq!(stage.log.count("Wiped"), 3, "one for reading; one for writing, and the same for reading");
+}
+
+// --- configuration
+
+#[tokio::test]
+async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
+    for (policy, option) in [
+        (CallPolicy::default().timeout(ms(0)), "timeout"),
+        (CallPolicy::default().timeout(ms(60_001)), "timeout"),
+        (CallPolicy::default().deadline(ms(60_001)), "deadline"),
+        (CallPolicy::default().timeout(ms(300)).deadline(ms(200)), "timeout"),
+        (CallPolicy::default().backoff(ms(0)), "backoff"),
+        (CallPolicy::default().backoff(ms(200)).deadline(ms(200)), "backoff"),
+        (CallPolicy::default().tries(0), "tries"),
+        (CallPolicy::default().tries(11), "tries"),
+        (CallPolicy::default().hedge_percentile(49), "hedge_percentile"),
+        (CallPolicy::default().hedge_percentile(101), "hedge_percentile"),
+        (CallPolicy::default().breaker_failures(0), "breaker_failures"),
+        (CallPolicy::default().breaker_failures(1001), "breaker_failures"),
+        (CallPolicy::default().breaker_probe(ms(0)), "breaker_probe"),
+        (CallPolicy::default().breaker_probe(ms(60_001)), "breaker_probe"),
+    ] {
+        let error = Envelope::builder().write_to(support::local("kek")).call_policy(policy).build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        assert!(error.to_string().contains(option), "{option}: {error}");
+    }
+    for policy in [
+        CallPolicy::default(),
+        CallPolicy::default().deadline(ms(1000)),
+        CallPolicy::default().timeout(ms(10_000)),
+        CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000)).backoff(ms(10_000)).tries(10),
+        CallPolicy::default().timeout(ms(2)).deadline(ms(2)).tries(1).hedge_percentile(50).breaker_failures(1000),
+    ] {
+        Envelope::builder().write_to(support::local("kek")).call_policy(policy).build().unwrap();
+    }
+}
+
+#[test]
+fn an_option_that_has_to_wait_is_refused_without_a_runtime() {
+    let build = |policy| Envelope::builder().write_to(support::local("kek")).call_policy(policy).build();
+    for (policy, option) in [
+        (CallPolicy::default().timeout(ms(100)), "timeout"),
+        (CallPolicy::default().deadline(ms(100)), "deadline"),
+        (CallPolicy::default().backoff(ms(100)), "backoff"),
+        (CallPolicy::default().tries(2), "tries"),
+        (CallPolicy::default().hedge_percentile(95), "hedge_percentile"),
+    ] {
+        let error = build(policy).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().contains(option), "{option}: {error}");
+        assert!(error.to_string().contains("runtime"), "{error}");
+    }
+    build(CallPolicy::default().tries(1).hedge_percentile(100).breaker_failures(3).breaker_probe(ms(100))).unwrap();
+    let budget = CallBudget::new(100, 100).unwrap();
+    let error = Envelope::builder().write_to(support::local("kek")).call_budget(budget).build().unwrap_err();
+    assert!(error.to_string().contains("call_budget"), "{error}");
+}
+
+// --- uses, statistics
+
+#[tokio::test]
+async fn a_dek_opens_no_more_messages_than_max_uses_before_it_is_unwrapped_again() {
+    let stage = Stage::with(1, |builder| builder.limits(Limits::default().max_uses(10)));
+    let sealed = stage.sealed().await;
+    for _ in 0..100 {
+        stage.open(&sealed).await.unwrap();
+    }
+    assert_eq!(stage.kek().calls().unwraps, 10);
+    let key = stage.envelope.opening_key(&stage.alice, &sealed).await.unwrap();
+    let opened = (0..100).filter(|_| key.open(b"", &sealed).is_ok()).count();
+    assert!(opened <= 10, "{opened}");
+    assert_eq!(kind(key.open(b"", &sealed)), Some(ErrorKind::Exhausted));
+    // Many at once: as many unwraps as it takes, and every message is opened.
+    let stage = Arc::new(stage);
+    let before = stage.kek().calls().unwraps;
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let (stage, sealed) = (stage.clone(), sealed.clone());
+            tokio::spawn(async move { stage.open(&sealed).await })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert!((19..=21).contains(&(stage.kek().calls().unwraps - before)));
+}
+
+#[tokio::test]
+async fn statistics_count_what_was_at_hand_and_what_was_asked() {
+    let stage = Stage::new();
+    let sealed = stage.sealed().await;
+    for _ in 0..100 {
+        stage.open(&sealed).await.unwrap();
+        stage.seal_for("bob").await.unwrap();
+    }
+    stage.kek().fail_with(Denied);
+    assert!(stage.open_another().await.is_err());
+    let statistics = stage.envelope.statistics();
+    assert_eq!((statistics.reading_asked, statistics.reading_at_hand), (2, 99));
+    assert_eq!((statistics.writing_asked, statistics.writing_at_hand), (1, 99));
+    assert_eq!((statistics.reading_deks, statistics.writing_deks), (2, 1));
+    assert_eq!((statistics.keks[0].calls, statistics.keks[0].failures), (3, 1));
+    assert_eq!(statistics.served_past_age, 0);
+}
+
+#[tokio::test]
+async fn every_event_of_a_life_is_told() {
+    let limits = Limits::default().max_age(ms(1000)).refresh_after(ms(1)).max_entries(1);
+    let stage = Stage::with(1, |builder| builder.limits(limits).call_policy(policy()));
+    let sealed = stage.sealed().await;
+    stage.open(&sealed).await.unwrap();
+    stage.seal_for("bob").await.unwrap();
+    tokio::time::sleep(ms(20)).await;
+    stage.seal_for("bob").await.unwrap();
+    tokio::time::sleep(ms(100)).await;
+    stage.envelope.clear();
+    stage.open(&sealed).await.unwrap();
+    for tenant in ["carol", "dave"] {
+        stage.seal_for(tenant).await.unwrap();
+    }
+    stage.envelope.rewrap(&stage.alice, &sealed).await.unwrap();
+    for name in ["Made", "Wrapped", "Unwrapped", "Refreshed", "Evicted", "Wiped", "Called"] {
+        assert!(stage.log.count(name) > 0, "{name}");
+    }
+}
