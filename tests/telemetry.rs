@@ -1,0 +1,142 @@
+//! What the observers for the facades `tracing` and `metrics` tell, and what they do not.
+#![cfg(all(feature = "conformance", feature = "metrics", feature = "tracing"))]
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use support::{block_on, context};
+use waxseal::kek::KekErrorClass;
+use waxseal::kek::scripted::ScriptedKek;
+use waxseal::{CallPolicy, Envelope, Limits, ManualClock, MetricsObserver, Observer, StartUp, TracingObserver};
+
+/// A life in which everything happens that an observer can be told.
+fn a_whole_life(observer: impl Observer + 'static) {
+    let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
+    kek.fail_with(KekErrorClass::Throttled);
+    let second = Duration::from_secs(1);
+    let limits = Limits::default().max_age(100 * second).outage_grace_reading(100 * second).max_entries(1);
+    let builder = Envelope::builder().write_to(kek.clone()).clock(clock.clone()).limits(limits).observer(observer);
+    let builder = builder.call_policy(CallPolicy::default().breaker_failures(1)).start_up(StartUp::TolerateOutage);
+    let envelope = block_on(builder.start()).unwrap();
+    kek.fail_with(None);
+    let alice = context("alice");
+    let sealed = block_on(support::envelope(kek.local()).encrypt(&alice, b"", b"payload")).unwrap();
+    let read = || block_on(envelope.decrypt(&alice, b"", &sealed)).map(|_| ());
+    read().unwrap();
+    clock.advance(81 * second);
+    read().unwrap();
+    kek.fail_with(KekErrorClass::Unavailable);
+    clock.advance(81 * second);
+    read().unwrap();
+    clock.advance(21 * second);
+    read().unwrap();
+    kek.fail_with(None);
+    clock.advance(second);
+    read().unwrap();
+    for tenant in ["bob", "carol"] {
+        block_on(envelope.encrypt(&context(tenant), b"", b"payload")).unwrap();
+    }
+    envelope.clear();
+    kek.fail_with(KekErrorClass::Denied);
+    read().unwrap_err();
+    block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap_err();
+}
+
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn traced(observer: TracingObserver) -> String {
+    let written = Written::default();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, || a_whole_life(observer));
+    let bytes = written.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
+    let text = traced(TracingObserver::new());
+    for (level, event, fields) in [
+        ("WARN", "started_without", &["kek_id=local:kek", "kind=\"throttled\""][..]),
+        ("INFO", "unwrapped", &["dek_id=", "kek_id=local:kek"]),
+        ("INFO", "wrapped", &["dek_id=", "kek_id=local:kek"]),
+        ("INFO", "made", &["dek_id=", "keks=1"]),
+        ("DEBUG", "refreshed", &["dek_id="]),
+        ("WARN", "renewal_failed", &["dek_id=", "kind=\"unavailable\""]),
+        ("WARN", "served_past_age", &["dek_id=", "kind=\"unavailable\""]),
+        ("WARN", "denied", &[]),
+        ("DEBUG", "evicted", &["dek_id="]),
+        ("DEBUG", "wiped", &["dek_id="]),
+        ("DEBUG", "called", &["kek_id=local:kek", "operation=\"unwrap\"", "elapsed_ms="]),
+        ("WARN", "breaker_opened", &["kek_id=local:kek"]),
+        ("INFO", "breaker_closed", &["kek_id=local:kek"]),
+    ] {
+        let named = format!("event=\"{event}\"");
+        let line = text.lines().find(|line| line.contains(&named)).unwrap_or_else(|| panic!("{event}\n{text}"));
+        assert!(line.contains(level) && line.contains(" waxseal: "), "{line}");
+        assert!(fields.iter().all(|field| line.contains(field)), "{line}");
+    }
+    assert!(!text.contains("alice") && !text.contains("bob"), "a context was logged:\n{text}");
+    assert!(!text.contains("payload"));
+    assert!(traced(TracingObserver::new().with_context()).contains("alice"));
+}
+
+#[test]
+fn every_event_is_counted() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    metrics::with_local_recorder(&recorder, || a_whole_life(MetricsObserver));
+    let mut seen = BTreeMap::new();
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        let labels: Vec<_> = key.key().labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        let value = match value {
+            DebugValue::Counter(count) => count.to_string(),
+            DebugValue::Gauge(value) => value.to_string(),
+            DebugValue::Histogram(samples) => format!("{} samples", samples.len()),
+        };
+        seen.insert(format!("{}{{{}}}", key.key().name(), labels.join(",")), value);
+    }
+    for (name, value) in [
+        ("waxseal_deks_made_total{}", "2"),
+        ("waxseal_deks_wrapped_total{kek=local:kek}", "2"),
+        ("waxseal_deks_refreshed_total{}", "2"),
+        ("waxseal_renewals_failed_total{kind=unavailable}", "2"),
+        ("waxseal_denied_total{}", "2"),
+        ("waxseal_breaker_open{kek=local:kek}", "0"),
+        ("waxseal_calls_total{kek=local:kek,operation=wrap,outcome=ok}", "2"),
+        ("waxseal_calls_total{kek=local:kek,operation=wrap,outcome=denied}", "1"),
+        ("waxseal_call_seconds{kek=local:kek,operation=wrap}", "3 samples"),
+        ("waxseal_started_without_total{kek=local:kek,kind=throttled}", "1"),
+    ] {
+        assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
+    }
+    for name in [
+        "waxseal_deks_evicted_total{}",
+        "waxseal_deks_wiped_total{}",
+        "waxseal_served_past_age_total{kind=unavailable}",
+    ] {
+        assert!(seen.contains_key(name), "{name} in {seen:#?}");
+    }
+}
