@@ -4,12 +4,14 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
+use futures_util::future::{Either, select};
 
 use super::cache::{DekCache, Hit};
-use super::flight::Answer;
+use super::flight::{Answer, SharedCall};
 use super::keks::{DekOrigin, Keks};
 use super::lease::{Lease, Request, Terms, expired, shut_down};
 use super::statistics::{Counted, Counters, KekStatistics, Statistics};
@@ -58,6 +60,10 @@ struct Wanted {
 
 /// How often a call is begun again because its DEK was taken away between the look-up and the use.
 const ATTEMPTS: usize = 3;
+
+/// How long a caller waits for the key service when the DEK at hand is past its age and within the outage grace: a service that takes
+/// longer than this, as none does that is well, is not felt.
+const PATIENCE_IN_GRACE: Duration = Duration::from_millis(250);
 
 impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
@@ -180,7 +186,10 @@ impl DekSource {
         renewal?;
         let answer = match wrapped_keys {
             [] => Err(Error::new(ErrorKind::MissingWrappedKeys, id.to_string())),
-            bytes => self.unwrap(&cache, context, id, suite, bytes, Share::Ordinary).await,
+            bytes => match self.unwrap(&cache, context, id, suite, bytes, Share::Ordinary) {
+                Ok(call) => self.answer(call, in_grace.is_some()).await,
+                Err(error) => Err(error),
+            },
         };
         self.counters.count(Counted::ReadingAsked);
         match (answer, in_grace) {
@@ -202,7 +211,7 @@ impl DekSource {
     }
 
     /// Asks the key service, once for all who ask the same at the same time.
-    async fn unwrap(
+    fn unwrap(
         self: &Arc<Self>,
         cache: &Arc<DekCache>,
         context: &EncryptionContext,
@@ -210,14 +219,14 @@ impl DekSource {
         suite: Suite,
         wrapped_keys: &[u8],
         share: Share,
-    ) -> Answer<ReadingDek> {
+    ) -> Result<SharedCall<ReadingDek>, Error> {
         self.check_open()?;
         let request = Request::unwrap(context, id, suite, wrapped_keys);
         if let Some(denial) = cache.denial(&request) {
             return Err(denial);
         }
         let keys = WrappedKeys::try_from(wrapped_keys)?;
-        let call = cache.flights.reading(request, || {
+        Ok(cache.flights.reading(self.options.clock.now(), request, || {
             let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
             let wanted = Wanted { id: *id, suite, request };
             let question = self.keks.question(share);
@@ -225,8 +234,7 @@ impl DekSource {
                 let answer = source.ask_to_unwrap(&cache, question, &context, wanted, &keys);
                 cache.unless_closed(answer).await
             }
-        });
-        call.await
+        }))
     }
 
     async fn ask_to_unwrap(
@@ -293,8 +301,11 @@ impl DekSource {
         let (source, dek, keys) = (self.clone(), dek.clone(), wrapped_keys.to_vec());
         self.in_background(async move {
             let (cache, lease) = (source.cache(), &dek.lease);
-            let answer = source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys, Share::Reserved).await;
-            source.renewed(lease, answer.map(|_| ()))
+            let answer = match source.unwrap(&cache, &lease.context, &lease.id, lease.suite, &keys, Share::Reserved) {
+                Ok(call) => call.await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            source.renewed(lease, answer)
         })
         .await
     }
@@ -359,7 +370,8 @@ impl DekSource {
         };
         renewal?;
         self.counters.count(Counted::WritingAsked);
-        match (self.wrap(&cache, context).await, in_grace) {
+        let answer = self.answer(self.wrap(&cache, context)?, in_grace.is_some()).await;
+        match (answer, in_grace) {
             (Err(error), Some(dek)) if error.is_retryable() => {
                 dek.lease.renewal_failed(&error);
                 Ok(self.past_its_age(dek, error.kind(), Counted::WritingAtHand))
@@ -369,21 +381,24 @@ impl DekSource {
     }
 
     /// Makes a DEK, once for all who want one for this context at the same time.
-    async fn wrap(self: &Arc<Self>, cache: &Arc<DekCache>, context: &EncryptionContext) -> Answer<WritingDek> {
+    fn wrap(
+        self: &Arc<Self>,
+        cache: &Arc<DekCache>,
+        context: &EncryptionContext,
+    ) -> Result<SharedCall<WritingDek>, Error> {
         self.check_open()?;
         let request = Request::wrap(context);
         if let Some(denial) = cache.denial(&request) {
             return Err(denial);
         }
-        let call = cache.flights.writing(request, || {
+        Ok(cache.flights.writing(self.options.clock.now(), request, || {
             let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
             let question = self.keks.question(Share::Reserved);
             async move {
                 let answer = source.ask_to_wrap(&cache, question, &context, request);
                 cache.unless_closed(answer).await
             }
-        });
-        call.await
+        }))
     }
 
     async fn ask_to_wrap(
@@ -451,13 +466,31 @@ impl DekSource {
         }
         let (source, dek) = (self.clone(), dek.clone());
         self.in_background(async move {
-            let answer = source.wrap(&source.cache(), &dek.lease.context).await;
-            source.renewed(&dek.lease, answer.map(|_| ()))
+            let answer = match source.wrap(&source.cache(), &dek.lease.context) {
+                Ok(call) => call.await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            source.renewed(&dek.lease, answer)
         })
         .await
     }
 
     // --- both
+
+    /// Waits for an answer; while a DEK at hand may still serve in an outage, not for long. The call then goes on in the background.
+    async fn answer<D>(&self, call: SharedCall<D>, in_grace: bool) -> Answer<D>
+    where
+        D: Send + Sync + 'static,
+    {
+        let Some(runtime) = self.options.runtime.as_ref().filter(|_| in_grace) else { return call.await };
+        match select(call, runtime.sleep(PATIENCE_IN_GRACE)).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(((), call)) => {
+                runtime.spawn(Box::pin(call.map(drop)));
+                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE_IN_GRACE:?}")))
+            }
+        }
+    }
 
     fn message_key(&self, dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Arc<AeadKey>, Error> {
         AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
