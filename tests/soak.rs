@@ -1,0 +1,295 @@
+//! Everything at once for a while: eight workers, three key services with seeded faults, an operator who revokes and clears. No wrong byte,
+//! flat memory, no task or thread left behind.
+//!
+//! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats one.
+#![cfg(all(feature = "conformance", feature = "tokio", target_os = "linux"))]
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use support::context;
+use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
+use waxseal::kek::scripted::{Act, ScriptedKek};
+use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
+
+const WORKERS: u64 = 8;
+const TENANTS: usize = 40;
+const STORED: usize = 2000;
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok().map(|text| text.parse().unwrap())
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn threads() -> usize {
+    fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[derive(Clone)]
+struct Stored {
+    tenant: usize,
+    aad: Vec<u8>,
+    plaintext: Vec<u8>,
+    sealed: Vec<u8>,
+}
+
+struct World {
+    envelope: Envelope,
+    contexts: Vec<EncryptionContext>,
+    stored: Mutex<Vec<Stored>>,
+    over: AtomicBool,
+    succeeded: AtomicU64,
+    failed: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl World {
+    fn failed(&self, kind: ErrorKind, allowed: &[ErrorKind]) {
+        assert!(allowed.contains(&kind), "{kind:?} is no answer to this");
+        *self.failed.lock().unwrap().entry(kind.as_str()).or_default() += 1;
+    }
+
+    async fn work(self: Arc<Self>, mut rng: StdRng) {
+        // What the faults can do to a rightful call. "Expired": revocations came faster than the work.
+        let faults = [
+            ErrorKind::Unavailable,
+            ErrorKind::Throttled,
+            ErrorKind::Denied,
+            ErrorKind::Invalid,
+            ErrorKind::Misconfigured,
+            ErrorKind::Expired,
+        ];
+        while !self.over.load(Ordering::Relaxed) {
+            let tenant = rng.random_range(0..TENANTS);
+            let context = &self.contexts[tenant];
+            let stored = {
+                let stored = self.stored.lock().unwrap();
+                (!stored.is_empty()).then(|| stored[rng.random_range(0..stored.len())].clone())
+            };
+            match (rng.random_range(0..100), stored) {
+                (0..30, _) | (_, None) => {
+                    let plaintext = vec![rng.random::<u8>(); rng.random_range(0..3000)];
+                    let aad = rng.random::<u64>().to_be_bytes().to_vec();
+                    match self.envelope.encrypt(context, &aad, &plaintext).await {
+                        Ok(sealed) => {
+                            let mut stored = self.stored.lock().unwrap();
+                            let new = Stored { tenant, aad, plaintext, sealed };
+                            if stored.len() < STORED {
+                                stored.push(new);
+                            } else {
+                                let at = rng.random_range(0..STORED);
+                                stored[at] = new;
+                            }
+                            self.succeeded.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Err(error) => self.failed(error.kind(), &faults),
+                    }
+                }
+                (30..80, Some(it)) => {
+                    let context = &self.contexts[it.tenant];
+                    let open = self.envelope.decrypt(context, &it.aad, &it.sealed);
+                    // Some callers do not wait.
+                    let patience = if rng.random_ratio(1, 10) { 1 } else { 10_000 };
+                    match tokio::time::timeout(Duration::from_millis(patience), open).await {
+                        Ok(Ok(plaintext)) => {
+                            assert_eq!(*plaintext, *it.plaintext, "a wrong byte");
+                            self.succeeded.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(Err(error)) => self.failed(error.kind(), &faults),
+                        Err(_) => {}
+                    }
+                }
+                (80..85, Some(it)) => match self.envelope.opening_key(&self.contexts[it.tenant], &it.sealed).await {
+                    Ok(key) => match key.open(&it.aad, &it.sealed) {
+                        Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
+                        Err(error) => self.failed(error.kind(), &[ErrorKind::Expired]),
+                    },
+                    Err(error) => self.failed(error.kind(), &faults),
+                },
+                (85..90, Some(it)) => {
+                    let other = (it.tenant + 1 + rng.random_range(0..TENANTS - 1)) % TENANTS;
+                    let answer = self.envelope.decrypt(&self.contexts[other], &it.aad, &it.sealed).await;
+                    self.failed(answer.map(|_| ()).unwrap_err().kind(), &faults);
+                }
+                (90..95, Some(mut it)) => {
+                    let at = rng.random_range(0..it.sealed.len());
+                    it.sealed[at] ^= 1 << rng.random_range(0..8);
+                    match self.envelope.decrypt(&self.contexts[it.tenant], &it.aad, &it.sealed).await {
+                        // A bit of one wrapped key: another one opens it.
+                        Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
+                        Err(error) => {
+                            *self.failed.lock().unwrap().entry(error.kind().as_str()).or_default() += 1;
+                        }
+                    }
+                }
+                (_, Some(it)) => match self.envelope.rewrap(&self.contexts[it.tenant], &it.sealed).await {
+                    Ok(sealed) => self.stored.lock().unwrap().push(Stored { sealed, ..it }),
+                    Err(error) => self.failed(error.kind(), &faults),
+                },
+            }
+            self.stored.lock().unwrap().truncate(STORED);
+            if rng.random_ratio(1, 20) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+}
+
+/// Breaks and mends the key services, and revokes now and then.
+async fn break_things(world: Arc<World>, keks: Vec<ScriptedKek>, mut rng: StdRng) {
+    while !world.over.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(rng.random_range(20..200))).await;
+        let kek = &keks[rng.random_range(0..keks.len())];
+        match rng.random_range(0..13) {
+            0..4 => {
+                kek.fail_with(None);
+                kek.wait_no_more();
+            }
+            4 => kek.fail_with(Unavailable),
+            5 => kek.fail_with(Throttled),
+            6 => kek.fail_with([Denied, Invalid, Misconfigured][rng.random_range(0..3)]),
+            7 => kek.script([Act::Hang; 5]),
+            8 => kek.script([Act::Panic; 3]),
+            9 => {
+                let wait = Duration::from_millis(rng.random_range(1..250));
+                kek.wait_for(move || Box::pin(tokio::time::sleep(wait)));
+            }
+            10 => {
+                let id = waxseal::kek::KekProvider::id(kek).clone();
+                world.envelope.revoke_kek(&id);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                world.envelope.reinstate_kek(&id);
+            }
+            11 => world.envelope.revoke_context(&world.contexts[rng.random_range(0..TENANTS)]),
+            _ => world.envelope.clear(),
+        }
+    }
+}
+
+#[test]
+fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
+    let seconds = number("WAXSEAL_SOAK_SECONDS").unwrap_or(10);
+    let seed = number("WAXSEAL_SOAK_SEED").unwrap_or_else(|| rand::rng().random());
+    println!("WAXSEAL_SOAK_SEED={seed}");
+    // What panics by script is not worth its backtrace.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if info.payload_as_str() != Some("by script") {
+            report(info);
+        }
+    }));
+
+    let keks: Vec<_> = ["a", "b", "c"].iter().map(|name| ScriptedKek::new(name).unwrap()).collect();
+    // The wiping thread is one per process and stays.
+    let warm = support::envelope(keks[0].local());
+    support::block_on(warm.encrypt(&context("warm"), b"", b"")).unwrap();
+    drop(warm);
+    let threads_before = threads();
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let limits = Limits::default()
+        .max_age(Duration::from_millis(400))
+        .outage_grace_reading(Duration::from_millis(300))
+        .outage_grace_writing(Duration::from_millis(100))
+        .refuse_for(Duration::from_millis(50))
+        .max_messages(200)
+        .max_uses(1000)
+        .max_entries(64);
+    let policy = CallPolicy::default()
+        .timeout(Duration::from_millis(200))
+        .deadline(Duration::from_millis(600))
+        .backoff(Duration::from_millis(5))
+        .breaker_probe(Duration::from_millis(50));
+    let envelope = {
+        let _inside = runtime.enter();
+        let builder =
+            Envelope::builder().write_to(keks[0].clone()).write_to(keks[1].clone()).read_from(keks[2].clone());
+        builder.limits(limits).call_policy(policy).build().unwrap()
+    };
+    let world = Arc::new(World {
+        envelope,
+        contexts: (0..TENANTS).map(|n| context(&n.to_string())).collect(),
+        stored: Mutex::default(),
+        over: AtomicBool::new(false),
+        succeeded: AtomicU64::new(0),
+        failed: Mutex::default(),
+    });
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut tasks: Vec<_> =
+        (0..WORKERS).map(|_| runtime.spawn(world.clone().work(StdRng::seed_from_u64(rng.random())))).collect();
+    tasks.push(runtime.spawn(break_things(world.clone(), keks.clone(), StdRng::seed_from_u64(rng.random()))));
+
+    // A third of the time for everything to reach its size.
+    let start = Instant::now();
+    let mut sizes = Vec::new();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        std::thread::sleep(Duration::from_millis(200));
+        if start.elapsed() > Duration::from_secs(seconds) / 3 {
+            sizes.push(resident_kib());
+        }
+        assert!(!tasks.iter().any(tokio::task::JoinHandle::is_finished), "a worker gave up");
+    }
+    world.over.store(true, Ordering::Relaxed);
+    runtime.block_on(async {
+        for task in tasks {
+            task.await.unwrap();
+        }
+    });
+
+    // Mended, everything that was ever sealed opens.
+    for kek in &keks {
+        kek.fail_with(None);
+        kek.wait_no_more();
+    }
+    runtime.block_on(async {
+        // What the script still holds for the next calls is used up, and breakers close.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let stored = world.stored.lock().unwrap().clone();
+        for it in &stored {
+            loop {
+                match world.envelope.decrypt(&world.contexts[it.tenant], &it.aad, &it.sealed).await {
+                    Ok(plaintext) => break assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        assert!(stored.len() > 100);
+        world.envelope.shut_down();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
+            assert!(Instant::now() < deadline, "a task is left behind");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    drop(runtime);
+    assert_eq!(threads(), threads_before, "a thread is left behind");
+
+    let (first, last) = sizes.split_at(sizes.len() / 2);
+    let median = |sizes: &[u64]| {
+        let mut sizes = sizes.to_vec();
+        sizes.sort_unstable();
+        sizes[sizes.len() / 2]
+    };
+    let (before, after) = (median(first), median(last));
+    println!(
+        "{} operations succeeded; failures: {:?}; resident {before} KiB, then {after} KiB",
+        world.succeeded.load(Ordering::Relaxed),
+        world.failed.lock().unwrap(),
+    );
+    // Ten seconds are hardly enough to reach it.
+    assert!(after < before + before / 5 + 4096, "memory grows: {before} KiB, then {after} KiB");
+}
