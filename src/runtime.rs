@@ -3,7 +3,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+#[cfg(feature = "tokio")]
+use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(feature = "tokio")]
+use async_lock::OnceCell;
 
 /// A boxed future, so that `dyn` traits can be asynchronous.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -28,8 +33,42 @@ impl Runtime for Tokio {
         drop(self.0.spawn(future));
     }
 
+    /// An envelope may outlast the runtime that it was built in, whose timers panic then. The one that polls lives; without one, a task
+    /// tells whether the other does.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        let _entered = self.0.enter();
-        Box::pin(tokio::time::sleep(duration))
+        if tokio::runtime::Handle::try_current().is_ok() {
+            return Box::pin(tokio::time::sleep(duration));
+        }
+        let task = Task(self.0.spawn(async move { tokio::time::sleep(duration).await }));
+        Box::pin(async move {
+            let mut task = task;
+            if (&mut task.0).await.is_err() {
+                sleep_on_a_thread(duration).await;
+            }
+        })
+    }
+}
+
+/// Ends with whoever waits for it.
+#[cfg(feature = "tokio")]
+struct Task(tokio::task::JoinHandle<()>);
+
+#[cfg(feature = "tokio")]
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(feature = "tokio")]
+async fn sleep_on_a_thread(duration: Duration) {
+    let over = Arc::new(OnceCell::new());
+    let thread = over.clone();
+    let started = std::thread::Builder::new().name("waxseal-sleep".to_owned()).spawn(move || {
+        std::thread::sleep(duration);
+        let _ = thread.set_blocking(());
+    });
+    if started.is_ok() {
+        over.wait().await;
     }
 }

@@ -490,6 +490,23 @@ async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
     assert_eq!(stage.log.count("Wiped"), 3, "one for reading; one for writing, and the same for reading");
 }
 
+#[test]
+fn an_envelope_outlasts_the_runtime_that_it_was_built_in() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = runtime();
+    let stage = first.block_on(async { Stage::new() });
+    drop(first);
+    // Whoever polls, a runtime of its own or none: a try that hangs ends, and there is another after a pause.
+    for second in [Some(runtime()), None] {
+        stage.kek().script([Act::Hang, Act::Fail(Unavailable), Act::Succeed]);
+        match second {
+            Some(second) => second.block_on(stage.open_another()).unwrap(),
+            None => support::block_on(stage.open_another()).unwrap(),
+        }
+    }
+    assert_eq!(stage.calls(), 6);
+}
+
 // --- configuration
 
 #[tokio::test]
