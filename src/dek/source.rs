@@ -90,7 +90,7 @@ impl DekSource {
         suite: Suite,
         work: &mut impl FnMut(&ReadingDek) -> Result<R, Error>,
     ) -> Result<Option<R>, Error> {
-        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut *work);
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, |dek| work(dek));
         let result = match remembered {
             Some(result) => result,
             None => match self.cache().reading(context, id, suite) {
@@ -111,7 +111,7 @@ impl DekSource {
         wrapped_keys: &[u8],
         mut work: impl FnMut(&ReadingDek) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut work);
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, |dek| work(dek));
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
         {
@@ -124,6 +124,16 @@ impl DekSource {
             }
         }
         Err(expired())
+    }
+
+    /// The DEK for reading that this thread used last, if it is fresh: for a handle, without a word with other threads.
+    pub(crate) fn fresh_reading(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+    ) -> Option<Arc<ReadingDek>> {
+        self.cache.load().with_remembered_reading(context, id, suite, Arc::clone)
     }
 
     /// The DEK for reading.
@@ -279,7 +289,7 @@ impl DekSource {
     ) -> Result<R, Error> {
         check_len(len, max_len(&self.options.limits))?;
         let remembered = self.cache.load().with_remembered_writing(context, |dek| {
-            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+            Reservation::new(&**dek, len).and_then(|reservation| work(&reservation))
         });
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
@@ -301,6 +311,11 @@ impl DekSource {
             }
         }
         Err(expired())
+    }
+
+    /// The DEK for writing that this thread used last, if it is fresh.
+    pub(crate) fn fresh_writing(&self, context: &EncryptionContext) -> Option<Arc<WritingDek>> {
+        self.cache.load().with_remembered_writing(context, Arc::clone)
     }
 
     /// The DEK for writing.
