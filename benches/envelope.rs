@@ -3,6 +3,7 @@
 //!     cargo bench --features aws-lc
 //!
 //! Compare within one run only. `bare` is the AEAD in place with its key expanded; the other rows do the same work through the library.
+//! What exactly it adds is what `overhead` measures.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used)]
 
@@ -10,67 +11,22 @@
 #[allow(unreachable_pub)]
 mod tap;
 
+mod support;
+
 use std::hint::black_box;
 use std::time::Duration;
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pollster::block_on;
+use support::{AAD, Bare};
 use tap::Tap;
 use waxseal::kek::local::LocalKek;
 use waxseal::{Backend, EncryptionContext, Envelope, Limits};
 
 const SIZES: [usize; 5] = [16, 64, 1024, 16 * 1024, 1024 * 1024];
-const AAD: &[u8] = b"row 17";
 
 fn context() -> EncryptionContext {
     EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap()
-}
-
-/// Seals in place and gives the tag; opens in place.
-trait Bare {
-    fn seal(&self, payload: &mut [u8]) -> [u8; 16];
-    fn open(&self, payload: &mut [u8], tag: &[u8; 16]);
-}
-
-struct RustCrypto(aes_gcm::Aes256Gcm);
-
-impl Bare for RustCrypto {
-    fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
-        self.0.encrypt_inout_detached(&[7; 12].into(), AAD, payload.into()).unwrap().into()
-    }
-
-    fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
-        self.0.decrypt_inout_detached(&[7; 12].into(), AAD, payload.into(), tag.into()).unwrap();
-    }
-}
-
-#[cfg(feature = "aws-lc")]
-struct AwsLc(aws_lc_rs::aead::LessSafeKey);
-
-#[cfg(feature = "aws-lc")]
-impl Bare for AwsLc {
-    fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
-        use aws_lc_rs::aead::{Aad, Nonce};
-        let tag = self.0.seal_in_place_separate_tag(Nonce::from(&[7; 12]), Aad::from(AAD), payload).unwrap();
-        tag.as_ref().try_into().unwrap()
-    }
-
-    fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
-        use aws_lc_rs::aead::{Aad, Nonce};
-        self.0.open_in_place_separate_tag(Nonce::from(&[7; 12]), Aad::from(AAD), tag, payload).unwrap();
-    }
-}
-
-fn bare(backend: Backend) -> Box<dyn Bare> {
-    match backend {
-        #[cfg(feature = "aws-lc")]
-        Backend::AwsLc => {
-            use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
-            Box::new(AwsLc(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[9; 32]).unwrap())))
-        }
-        _ => Box::new(RustCrypto(aes_gcm::Aes256Gcm::new(&[9; 32].into()))),
-    }
 }
 
 fn hot_path(criterion: &mut Criterion) {
@@ -80,7 +36,7 @@ fn hot_path(criterion: &mut Criterion) {
         let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
         let envelope = Envelope::builder().write_to(kek).backend(*backend).limits(limits).build().unwrap();
         let context = context();
-        let bare = bare(*backend);
+        let bare = Bare::new(*backend);
 
         let mut group = criterion.benchmark_group(format!("seal/{backend:?}"));
         for size in SIZES {

@@ -1,4 +1,4 @@
-//! What a call allocates: in place and through a handle, nothing.
+//! What a call allocates: in place and through a handle nothing, and otherwise exactly what stands here.
 //!
 //! The counter sees Rust's allocator. What C code allocates (aws-lc, for the keys that XAES-256-GCM derives per message) it does not see.
 #![allow(missing_docs)]
@@ -77,5 +77,49 @@ fn a_whole_message_costs_one_allocation_of_its_size() {
         assert_eq!((seal.count_total, seal.bytes_total), (1, u64::try_from(sealed.len()).unwrap()), "{backend:?}");
         let open = measure(|| drop(opening.open(b"", &sealed).unwrap()));
         assert_eq!((open.count_total, open.bytes_total), (1, 50_000), "{backend:?}");
+    }
+}
+
+/// A change of a figure is a change of what a call costs: if it is meant, write the new one here and say why in the commit.
+#[test]
+fn every_other_call_allocates_exactly_this_often() {
+    for backend in Backend::all() {
+        let kek = local("kek");
+        let envelope = Envelope::builder().write_to(kek.clone()).backend(*backend).build().unwrap();
+        let alice = context("alice");
+        let sealed = block_on(envelope.encrypt(&alice, b"row 1", &[7; 1024])).unwrap();
+        let compact = block_on(envelope.encrypt_compact(&alice, b"row 1", &[7; 1024])).unwrap();
+        let cold = || Envelope::builder().write_to(kek.clone()).backend(*backend).build().unwrap();
+
+        let check = |name: &str, expected: u64, call: &mut dyn FnMut()| {
+            let info = measure(call);
+            assert_eq!(info.count_total, expected, "{backend:?} {name}");
+        };
+        check("sealing_key", 0, &mut || drop(block_on(envelope.sealing_key(&alice)).unwrap()));
+        check("opening_key", 0, &mut || drop(block_on(envelope.opening_key(&alice, &sealed)).unwrap()));
+        check("encrypt", 1, &mut || drop(block_on(envelope.encrypt(&alice, b"row 1", &[7; 1024])).unwrap()));
+        check("encrypt_compact", 1, &mut || {
+            drop(block_on(envelope.encrypt_compact(&alice, b"row 1", &[7; 1024])).unwrap());
+        });
+        check("decrypt", 1, &mut || drop(block_on(envelope.decrypt(&alice, b"row 1", &sealed)).unwrap()));
+        check("decrypt_cached", 1, &mut || drop(envelope.decrypt_cached(&alice, b"row 1", &sealed).unwrap()));
+        check("decrypt_compact", 1, &mut || {
+            let keys = &compact.wrapped_keys;
+            drop(block_on(envelope.decrypt_compact(&alice, b"row 1", &compact.message, keys)).unwrap());
+        });
+        let mut forged = sealed.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        check("decrypt of a forged message", 2, &mut || {
+            drop(block_on(envelope.decrypt(&alice, b"row 1", &forged)).unwrap_err());
+        });
+
+        // The least of ten: the list of what has to be wiped, one for the process, grows now and then.
+        let least = |call: &dyn Fn(&Envelope)| {
+            (0..10).map(|_| cold()).map(|envelope| measure(|| call(&envelope)).count_total).min()
+        };
+        let decrypt = least(&|cold| drop(block_on(cold.decrypt(&alice, b"row 1", &sealed)).unwrap()));
+        assert_eq!(decrypt, Some(22), "{backend:?} decrypt, nothing at hand");
+        let encrypt = least(&|cold| drop(block_on(cold.encrypt(&alice, b"row 1", &[7; 1024])).unwrap()));
+        assert_eq!(encrypt, Some(34), "{backend:?} encrypt, nothing at hand");
     }
 }

@@ -98,22 +98,22 @@ impl DekCache {
         context: &EncryptionContext,
         id: &DekId,
         suite: Suite,
-        work: impl FnOnce(&ReadingDek) -> R,
+        work: impl FnOnce(&Arc<ReadingDek>) -> R,
     ) -> Option<R> {
         let mine = |dek: &ReadingDek| {
             dek.lease.id == *id && dek.lease.suite == suite && dek.lease.context == *context && !dek.is_used_up()
         };
-        with_remembered(&READING, self.number, id.as_bytes(), mine, |dek| work(dek))
+        with_remembered(&READING, self.number, id.as_bytes(), mine, work)
     }
 
     /// Uses the DEK for writing that this thread used last, if it is fresh.
     pub(super) fn with_remembered_writing<R>(
         &self,
         context: &EncryptionContext,
-        work: impl FnOnce(&WritingDek) -> R,
+        work: impl FnOnce(&Arc<WritingDek>) -> R,
     ) -> Option<R> {
         let mine = |dek: &WritingDek| dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up();
-        with_remembered(&WRITING, self.number, context.digest(), mine, |dek| work(dek))
+        with_remembered(&WRITING, self.number, context.digest(), mine, work)
     }
 
     /// Does the id of a hit belong to the caller's context? Nothing else would notice a wrong tenant as early.
@@ -346,7 +346,7 @@ fn with_remembered<D: Mortal, R>(
     cache: u64,
     key: &[u8; 32],
     mine: impl FnOnce(&D) -> bool,
-    work: impl FnOnce(&D) -> R,
+    work: impl FnOnce(&Arc<D>) -> R,
 ) -> Option<R> {
     memo.with(|memo| {
         // Busy if the caller's own code runs within `work`, which it does not; then the cache answers.

@@ -108,7 +108,7 @@ impl DekSource {
         suite: Suite,
         work: &mut impl FnMut(&ReadingDek) -> Result<R, Error>,
     ) -> Result<Option<R>, Error> {
-        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut *work);
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, |dek| work(dek));
         let result = match remembered {
             Some(result) => result,
             None => match self.cache().reading(context, id, suite) {
@@ -130,7 +130,7 @@ impl DekSource {
         wrapped_keys: &[u8],
         mut work: impl FnMut(&ReadingDek) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let remembered = self.cache.load().with_remembered_reading(context, id, suite, &mut work);
+        let remembered = self.cache.load().with_remembered_reading(context, id, suite, |dek| work(dek));
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
         {
@@ -150,6 +150,18 @@ impl DekSource {
             }
         }
         Err(expired())
+    }
+
+    /// The DEK for reading that this thread used last, if it is fresh: for a handle, without a word with other threads.
+    pub(crate) fn fresh_reading(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+    ) -> Option<Arc<ReadingDek>> {
+        let dek = self.cache.load().with_remembered_reading(context, id, suite, Arc::clone)?;
+        self.counters.count(Counted::ReadingAtHand);
+        Some(dek)
     }
 
     /// The DEK for reading.
@@ -231,6 +243,10 @@ impl DekSource {
             let wanted = Wanted { id: *id, suite, request };
             let question = self.keks.question(share);
             async move {
+                // The answer to an earlier call may have come between the caller's look-up and this.
+                if let Hit::Fresh(dek) = cache.reading(&context, &wanted.id, suite) {
+                    return Ok(dek);
+                }
                 let answer = source.ask_to_unwrap(&cache, question, &context, wanted, &keys);
                 cache.unless_closed(answer).await
             }
@@ -321,7 +337,7 @@ impl DekSource {
     ) -> Result<R, Error> {
         check_len(len, max_len(&self.options.limits))?;
         let remembered = self.cache.load().with_remembered_writing(context, |dek| {
-            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+            Reservation::new(&**dek, len).and_then(|reservation| work(&reservation))
         });
         if let Some(result) = remembered
             && let Some(result) = at_hand(result)?
@@ -344,6 +360,13 @@ impl DekSource {
             }
         }
         Err(expired())
+    }
+
+    /// The DEK for writing that this thread used last, if it is fresh.
+    pub(crate) fn fresh_writing(&self, context: &EncryptionContext) -> Option<Arc<WritingDek>> {
+        let dek = self.cache.load().with_remembered_writing(context, Arc::clone)?;
+        self.counters.count(Counted::WritingAtHand);
+        Some(dek)
     }
 
     /// The DEK for writing.
@@ -395,6 +418,9 @@ impl DekSource {
             let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
             let question = self.keks.question(Share::Reserved);
             async move {
+                if let Hit::Fresh(dek) = cache.writing(&context) {
+                    return Ok(dek);
+                }
                 let answer = source.ask_to_wrap(&cache, question, &context, request);
                 cache.unless_closed(answer).await
             }

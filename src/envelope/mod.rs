@@ -210,7 +210,12 @@ impl Envelope {
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
     pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
-        self.0.writing(context).await.map(|dek| SealingKey::new(dek, self.0.clone()))
+        if let Some(dek) = self.0.fresh_writing(context) {
+            return Ok(SealingKey::new(dek, false, self.0.clone()));
+        }
+        let dek = self.0.writing(context).await?;
+        let in_grace = dek.lease.is_in_grace();
+        Ok(SealingKey::new(dek, in_grace, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -219,7 +224,7 @@ impl Envelope {
     /// As [`decrypt`](Self::decrypt), but the payload is not looked at.
     pub async fn opening_key(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<OpeningKey, Error> {
         let message = Message::parse(sealed)?;
-        self.reading(context, &message, message.wrapped_keys).await.map(|dek| OpeningKey::new(dek, self.0.clone()))
+        self.opening_key_with(context, &message, message.wrapped_keys).await
     }
 
     /// [`opening_key`](Self::opening_key) for a compact message.
@@ -233,18 +238,22 @@ impl Envelope {
         wrapped_keys: &WrappedKeys,
     ) -> Result<OpeningKey, Error> {
         let message = Message::parse(sealed)?;
-        self.reading(context, &message, keys_of(&message, wrapped_keys))
-            .await
-            .map(|dek| OpeningKey::new(dek, self.0.clone()))
+        self.opening_key_with(context, &message, keys_of(&message, wrapped_keys)).await
     }
 
-    async fn reading(
+    async fn opening_key_with(
         &self,
         context: &EncryptionContext,
         message: &Message<'_>,
         wrapped_keys: &[u8],
-    ) -> Result<Arc<ReadingDek>, Error> {
-        self.0.reading(context, &message.header.dek_id, message.header.suite, wrapped_keys).await
+    ) -> Result<OpeningKey, Error> {
+        let (id, suite) = (&message.header.dek_id, message.header.suite);
+        if let Some(dek) = self.0.fresh_reading(context, id, suite) {
+            return Ok(OpeningKey::new(dek, false, self.0.clone()));
+        }
+        let dek = self.0.reading(context, id, suite, wrapped_keys).await?;
+        let in_grace = dek.lease.is_in_grace();
+        Ok(OpeningKey::new(dek, in_grace, self.0.clone()))
     }
 
     async fn open_with(

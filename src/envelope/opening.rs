@@ -28,8 +28,8 @@ pub struct OpeningKey {
 }
 
 impl OpeningKey {
-    pub(super) fn new(dek: Arc<ReadingDek>, source: Arc<DekSource>) -> Self {
-        Self { in_grace: dek.lease.is_in_grace(), dek, _source: source }
+    pub(super) fn new(dek: Arc<ReadingDek>, in_grace: bool, source: Arc<DekSource>) -> Self {
+        Self { dek, in_grace, _source: source }
     }
 
     /// The DEK's id.

@@ -30,8 +30,8 @@ pub struct SealingKey {
 }
 
 impl SealingKey {
-    pub(super) fn new(dek: Arc<WritingDek>, source: Arc<DekSource>) -> Self {
-        Self { in_grace: dek.lease.is_in_grace(), dek, form: Form::Embedded, _source: source }
+    pub(super) fn new(dek: Arc<WritingDek>, in_grace: bool, source: Arc<DekSource>) -> Self {
+        Self { dek, form: Form::Embedded, in_grace, _source: source }
     }
 
     /// The same lease, sealing compact messages: without the wrapped keys, which [`wrapped_keys`](Self::wrapped_keys) gives to

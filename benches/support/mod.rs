@@ -1,0 +1,224 @@
+//! What the benchmarks share: the bare AEAD, which everything is compared with, and an envelope.
+#![allow(dead_code)]
+#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::cast_precision_loss)]
+
+use std::future::Future;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use aes_gcm::aead::{AeadInOut, KeyInit};
+use waxseal::kek::local::LocalKek;
+use waxseal::{Backend, EncryptionContext, Envelope, Limits, OpeningKey, SealingKey};
+
+pub const AAD: &[u8] = b"row 17";
+const NONCE: [u8; 12] = [7; 12];
+const KEY: [u8; 32] = [9; 32];
+
+/// AES-256-GCM of one backend: in place, its key expanded, a nonce that costs nothing.
+pub enum Bare {
+    RustCrypto(Box<aes_gcm::Aes256Gcm>),
+    #[cfg(feature = "aws-lc")]
+    AwsLc(Box<aws_lc_rs::aead::LessSafeKey>),
+}
+
+impl Bare {
+    pub fn new(backend: Backend) -> Self {
+        match backend {
+            #[cfg(feature = "aws-lc")]
+            Backend::AwsLc => {
+                use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+                Self::AwsLc(Box::new(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).unwrap())))
+            }
+            _ => Self::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(&KEY.into()))),
+        }
+    }
+
+    /// Encrypts in place and gives the tag.
+    pub fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
+        match self {
+            Self::RustCrypto(key) => key.encrypt_inout_detached(&NONCE.into(), AAD, payload.into()).unwrap().into(),
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => {
+                use aws_lc_rs::aead::{Aad, Nonce};
+                let tag = key.seal_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), payload).unwrap();
+                tag.as_ref().try_into().unwrap()
+            }
+        }
+    }
+
+    /// Decrypts in place.
+    pub fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
+        match self {
+            Self::RustCrypto(key) => {
+                key.decrypt_inout_detached(&NONCE.into(), AAD, payload.into(), tag.into()).unwrap();
+            }
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => {
+                use aws_lc_rs::aead::{Aad, Nonce};
+                key.open_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), tag, payload).unwrap();
+            }
+        }
+    }
+}
+
+type Call<'a> = Box<dyn Fn(&mut Vec<u8>) + Sync + 'a>;
+
+/// One way to seal or to open a message.
+pub struct Contender<'a> {
+    pub name: &'static str,
+    /// What a buffer holds before the call.
+    before: Vec<u8>,
+    call: Call<'a>,
+}
+
+impl Contender<'_> {
+    pub fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
+    /// Buffers for one block of calls: many, so that looking at the clock weighs little, but within the fastest cache.
+    pub fn buffers(&self) -> Vec<Vec<u8>> {
+        let len = self.before.len().max(1);
+        (0..(24 * 1024 / len).clamp(1, 32)).map(|_| Vec::with_capacity(len + 4096)).collect()
+    }
+
+    /// Puts into `buffer` what the call expects.
+    pub fn fill(&self, buffer: &mut Vec<u8>) {
+        buffer.clear();
+        buffer.extend_from_slice(&self.before);
+    }
+
+    pub fn call(&self, buffer: &mut Vec<u8>) {
+        (self.call)(buffer);
+    }
+
+    /// The nanoseconds that one call on each of the buffers takes together.
+    pub fn time(&self, buffers: &mut [Vec<u8>]) -> f64 {
+        buffers.iter_mut().for_each(|buffer| self.fill(buffer));
+        let start = Instant::now();
+        buffers.iter_mut().for_each(|buffer| self.call(buffer));
+        start.elapsed().as_nanos() as f64
+    }
+}
+
+/// A bare key, and an envelope with one DEK that lasts for the whole run.
+pub struct Ground {
+    bare: Bare,
+    envelope: Envelope,
+    context: EncryptionContext,
+    sealing: SealingKey,
+    opening: OpeningKey,
+}
+
+impl Ground {
+    pub fn new(backend: Backend) -> Self {
+        let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
+        let kek = LocalKek::in_memory("bench").unwrap();
+        let envelope = Envelope::builder().write_to(kek).backend(backend).limits(limits).build().unwrap();
+        let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
+        let sealing = at_once(envelope.sealing_key(&context)).unwrap();
+        let sealed = sealing.seal(AAD, b"").unwrap();
+        let opening = at_once(envelope.opening_key(&context, &sealed)).unwrap();
+        Self { bare: Bare::new(backend), envelope, context, sealing, opening }
+    }
+
+    /// Room for a message, with the plaintext in its place.
+    fn message(&self, len: usize) -> Vec<u8> {
+        vec![7; self.sealing.prefix_len() + len + self.sealing.tag_len()]
+    }
+
+    /// The bare AEAD, on the bytes at which a message has its plaintext.
+    pub fn bare_seal(&self, len: usize) -> Contender<'_> {
+        let prefix_len = self.sealing.prefix_len();
+        let call = move |buffer: &mut Vec<u8>| {
+            let (payload, tag) = buffer[prefix_len..].split_at_mut(len);
+            tag.copy_from_slice(&self.bare.seal(payload));
+        };
+        Contender { name: "bare", before: self.message(len), call: Box::new(call) }
+    }
+
+    pub fn bare_open(&self, len: usize) -> Contender<'_> {
+        let prefix_len = self.sealing.prefix_len();
+        let mut before = self.message(len);
+        let (payload, tag) = before[prefix_len..].split_at_mut(len);
+        tag.copy_from_slice(&self.bare.seal(payload));
+        let call = move |buffer: &mut Vec<u8>| {
+            let (payload, tag) = buffer[prefix_len..].split_at_mut(len);
+            self.bare.open(payload, (&*tag).try_into().unwrap());
+        };
+        Contender { name: "bare", before, call: Box::new(call) }
+    }
+
+    /// The library's ways to seal in place.
+    pub fn seal(&self, len: usize) -> [Contender<'_>; 3] {
+        let handle = |buffer: &mut Vec<u8>| self.sealing.seal_in_place(AAD, buffer).unwrap();
+        let look_up = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.sealing_key(&self.context)).unwrap().seal_in_place(AAD, buffer).unwrap();
+        };
+        // Moves the plaintext up by the length of the prefix, so its cost grows with the size.
+        let moving = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.encrypt_in_place(&self.context, AAD, buffer)).unwrap();
+        };
+        [
+            Contender { name: "handle", before: self.message(len), call: Box::new(handle) },
+            Contender { name: "look-up", before: self.message(len), call: Box::new(look_up) },
+            Contender { name: "encrypt_in_place", before: vec![7; len], call: Box::new(moving) },
+        ]
+    }
+
+    /// The library's ways to open in place.
+    pub fn open(&self, len: usize) -> [Contender<'_>; 2] {
+        let mut sealed = self.message(len);
+        self.sealing.seal_in_place(AAD, &mut sealed).unwrap();
+        let handle = |buffer: &mut Vec<u8>| {
+            self.opening.open_in_place(AAD, buffer).unwrap();
+        };
+        let look_up = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.decrypt_in_place(&self.context, AAD, buffer)).unwrap();
+        };
+        [
+            Contender { name: "handle", before: sealed.clone(), call: Box::new(handle) },
+            Contender { name: "look-up", before: sealed, call: Box::new(look_up) },
+        ]
+    }
+
+    /// The calls that allocate their result.
+    pub fn allocating(&self, len: usize) -> [Contender<'_>; 4] {
+        let mut sealed = self.message(len);
+        self.sealing.seal_in_place(AAD, &mut sealed).unwrap();
+        let encrypt = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.encrypt(&self.context, AAD, buffer)).unwrap();
+        };
+        let decrypt = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.decrypt(&self.context, AAD, buffer)).unwrap();
+        };
+        let decrypt_cached = |buffer: &mut Vec<u8>| {
+            self.envelope.decrypt_cached(&self.context, AAD, buffer).unwrap().unwrap();
+        };
+        let opening_key = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.opening_key(&self.context, buffer)).unwrap();
+        };
+        [
+            Contender { name: "encrypt", before: vec![7; len], call: Box::new(encrypt) },
+            Contender { name: "decrypt", before: sealed.clone(), call: Box::new(decrypt) },
+            Contender { name: "decrypt_cached", before: sealed.clone(), call: Box::new(decrypt_cached) },
+            Contender { name: "opening_key", before: sealed, call: Box::new(opening_key) },
+        ]
+    }
+}
+
+/// What a future gives that does not have to wait, without the cost of an executor.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("had to wait"),
+    }
+}
+
+/// The middle one; of an even number the upper of the two. Sorts.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
