@@ -173,6 +173,13 @@ async fn the_deadline_bounds_all_tries_and_pauses() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!((3..=4).contains(&stage.calls()), "{} tries of 100 ms in 350 ms", stage.calls());
     assert!(start.elapsed() < ms(5000));
+
+    let stage = Stage::with(1, |builder| {
+        builder.call_policy(policy().timeout(ms(300)).deadline(ms(400)).backoff(ms(1)).breaker_failures(1000))
+    });
+    stage.kek().script([Act::Hang; 20]);
+    let error = stage.open_another().await.unwrap_err().to_string();
+    assert!(error.contains("(2 tries)") && !error.contains("300ms"), "the second has what is left: {error}");
 }
 
 #[tokio::test]
@@ -251,7 +258,7 @@ async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_shar
     tokio::time::sleep(ms(50)).await;
     assert_eq!(stage.calls(), 6, "three quarters of eight");
     stage.seal_for("bob").await.unwrap();
-    assert_eq!(stage.kek().calls().wraps, 1, "sealing does not wait for them");
+    assert_eq!((stage.kek().calls().wraps, stage.calls()), (1, 7), "sealing does not wait for them");
     let mut failed = 0;
     for call in flood {
         failed += usize::from(call.await.unwrap().is_err());
@@ -316,6 +323,19 @@ async fn all_that_may_still_succeed_are_tried_again() {
     stage.keks[1].script([Act::Fail(Denied)]);
     stage.open_another().await.unwrap();
     assert_eq!((stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps), (3, 1), "a denial is not asked again");
+}
+
+#[tokio::test]
+async fn a_kek_that_is_not_asked_does_not_keep_another_from_its_second_try() {
+    let stage = Stage::with(2, |builder| builder.call_policy(policy().breaker_probe(ms(60_000))));
+    stage.keks[0].fail_with(Unavailable);
+    while stage.of_kek(0).breaker == BreakerState::Closed {
+        stage.open_another().await.unwrap();
+    }
+    let before = stage.keks[1].calls().unwraps;
+    stage.keks[1].script([Act::Fail(Throttled)]);
+    stage.open_another().await.unwrap();
+    assert_eq!(stage.keks[1].calls().unwraps, before + 2);
 }
 
 #[tokio::test]

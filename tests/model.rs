@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
 
 const STEPS: usize = 1_000_000;
 const MAX_AGE: u64 = 100_000;
@@ -77,7 +77,9 @@ impl World {
             .outage_grace_reading(Duration::from_millis(GRACE[0]))
             .outage_grace_writing(Duration::from_millis(GRACE[1]))
             .refuse_for(Duration::from_millis(REFUSE_FOR));
-        let envelope = Envelope::builder().write_to(kek.clone()).limits(limits).clock(clock.clone()).build().unwrap();
+        // The circuit breaker has tests of its own; here it stays closed.
+        let builder = Envelope::builder().write_to(kek.clone()).limits(limits).clock(clock.clone());
+        let envelope = builder.call_policy(CallPolicy::default().breaker_failures(1000)).build().unwrap();
         let deks = [vec![Dek::default(); contexts.len()], vec![Dek::default(); contexts.len()]];
         Self { kek, clock, envelope, contexts, messages, now: 0, failure: None, revoked: false, deks, asked: 0 }
     }
