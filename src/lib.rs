@@ -21,6 +21,7 @@ pub use error::{Error, ErrorKind};
 pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
 #[cfg(any(test, feature = "conformance"))]
 pub use memory::clock::ManualClock;
+pub use memory::{MemoryProtection, memory_protection};
 pub use observer::{Event, Observer};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
