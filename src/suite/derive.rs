@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Suite;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::memory::Secret32;
+use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
 
@@ -145,7 +145,8 @@ pub(crate) fn derive_local_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Resu
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
 fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
     check_not_forked(prk)?;
-    expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out)
+    // HMAC's state after the padded key is as good as the key, and its crate leaves it on the stack.
+    leaving_no_trace_on_the_stack(|| expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out))
 }
 
 /// In the child of a fork a secret of the parent's may be zeros, and nothing is derived from zeros.
