@@ -22,6 +22,7 @@ pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
 pub use kek::call::{BreakerState, CallBudget, CallPolicy};
 #[cfg(any(test, feature = "conformance"))]
 pub use memory::clock::ManualClock;
+pub use memory::{MemoryProtection, memory_protection};
 #[cfg(feature = "metrics")]
 pub use observer::MetricsObserver;
 #[cfg(feature = "tracing")]

@@ -149,3 +149,53 @@ fn a_sealing_key_ends_at_a_fork_and_an_opening_key_does_not() {
     assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
     sealing.seal(b"", b"x").unwrap();
 }
+
+#[test]
+fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
+    let kek = local("kek");
+    let envelope = support::envelope(&kek);
+    let alice = context("alice");
+    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let child = in_child(|pipe| {
+        // Its versions would be made from secrets that are wiped here.
+        assert_eq!(kek.rotate().unwrap_err().kind(), ErrorKind::Expired);
+        assert_eq!(kek.versions(), [(1, true)]);
+        let envelope = support::envelope(&kek);
+        assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+        pipe.write_all(&block_on(envelope.encrypt(&alice, b"", b"by the child")).unwrap()).unwrap();
+    });
+    assert_eq!(kek.rotate().unwrap(), 2);
+    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
+}
+
+#[cfg(feature = "conformance")]
+#[test]
+fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Context, Poll, Waker};
+    use waxseal::kek::scripted::ScriptedKek;
+
+    let (kek, go) = (ScriptedKek::new("kek").unwrap(), Arc::new(AtomicBool::new(false)));
+    let wait = go.clone();
+    kek.wait_for(move || {
+        let wait = wait.clone();
+        Box::pin(std::future::poll_fn(
+            move |_| if wait.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending },
+        ))
+    });
+    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    let alice = context("alice");
+    let mut call = pin!(envelope.encrypt(&alice, b"", b"x"));
+    let mut waker = Context::from_waker(Waker::noop());
+    assert!(call.as_mut().poll(&mut waker).is_pending());
+    in_child(|_| {
+        go.store(true, Ordering::SeqCst);
+        let Poll::Ready(result) = call.as_mut().poll(&mut waker) else { panic!("still waiting") };
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Expired);
+    });
+    go.store(true, Ordering::SeqCst);
+    let Poll::Ready(Ok(sealed)) = call.as_mut().poll(&mut waker) else { panic!("the parent goes on") };
+    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+}

@@ -3,200 +3,49 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+#[path = "support/scan.rs"]
+mod scan;
 mod support;
 
-use std::fs;
-use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use hkdf::Hkdf;
-use sha2::Sha256;
-use support::{block_on, context};
-use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
-use waxseal::{Backend, Dek, EncryptionContext, Envelope, KekId, Limits, WrappedDek, inspect};
+use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
+use support::{SUITES, block_on, context};
+use waxseal::kek::BoxFuture;
+use waxseal::{Backend, EncryptionContext, Envelope, Event, Limits, Observer, Suite, inspect};
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What is looked for, kept so that the search does not find itself: every byte turned over.
-struct Needle(Vec<u8>);
-
-impl Needle {
-    fn of(bytes: &[u8]) -> Self {
-        Self(bytes.iter().map(|byte| !byte).collect())
-    }
-
-    /// How often it stands in the writable memory of this process.
-    fn occurrences(&self) -> usize {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        let memory = fs::File::open("/proc/self/mem").unwrap();
-        let mut found = 0;
-        let mut chunk = vec![0; 1 << 16];
-        let own = chunk.as_ptr().addr()..chunk.as_ptr().addr() + chunk.len();
-        for line in maps.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with("rw")) {
-            let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
-            let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
-            let mut at = from;
-            while at < to {
-                // The buffer of the search is not searched.
-                if own.contains(&at) {
-                    at = own.end;
-                    continue;
-                }
-                let mut len = chunk.len().min(to - at);
-                if at < own.start {
-                    len = len.min(own.start - at);
-                }
-                let Ok(read) = memory.read_at(&mut chunk[..len], at.try_into().unwrap()) else { break };
-                if read == 0 {
-                    break;
-                }
-                found += self.in_bytes(&chunk[..read]);
-                if read < self.0.len() || at + read >= to {
-                    break;
-                }
-                // Overlap, so that nothing is missed at a border; the same place is not counted twice.
-                at += read - (self.0.len() - 1);
-            }
-        }
-        chunk.fill(0);
-        found
-    }
-
-    fn in_bytes(&self, bytes: &[u8]) -> usize {
-        let first = !self.0[0];
-        bytes
-            .windows(self.0.len())
-            .filter(|window| window[0] == first && window.iter().zip(&self.0).all(|(byte, turned)| *byte == !turned))
-            .count()
-    }
-}
-
-/// A KEK that shows the test which DEK it wrapped, turned over.
-struct Spy {
-    kek: LocalKek,
-    seen: Arc<Mutex<Vec<u8>>>,
-}
-
-impl KekProvider for Spy {
-    fn id(&self) -> &KekId {
-        self.kek.id()
-    }
-
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        *self.seen.lock().unwrap() = dek.expose().iter().map(|byte| !byte).collect();
-        self.kek.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.kek.unwrap(context, wrapped)
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.kek.health()
-    }
-}
-
-/// The third and fourth round keys of AES-256 (FIPS 197, section 5.2), made in a way of its own: from two neighbours the whole key follows. A
-/// single round key does not give it, and compiled AES code leaves one on the stack now and then.
-fn round_keys(key: &[u8; 32]) -> [u8; 32] {
-    fn multiply(mut a: u8, mut b: u8) -> u8 {
-        let mut product = 0;
-        while b != 0 {
-            if b & 1 == 1 {
-                product ^= a;
-            }
-            a = (a << 1) ^ if a & 0x80 == 0 { 0 } else { 0x1B };
-            b >>= 1;
-        }
-        product
-    }
-    fn s_box(byte: u8) -> u8 {
-        let inverse = (0..=255).find(|other| multiply(byte, *other) == 1).unwrap_or(0);
-        (0..5).fold(0x63, |sum, by| sum ^ inverse.rotate_left(by))
-    }
-    let mut words: Vec<[u8; 4]> = key.chunks(4).map(|word| word.try_into().unwrap()).collect();
-    for i in 8..16 {
-        let [a, b, c, d] = words[i - 1];
-        let mut word = match i {
-            8 => [s_box(b) ^ 1, s_box(c), s_box(d), s_box(a)],
-            12 => [s_box(a), s_box(b), s_box(c), s_box(d)],
-            _ => [a, b, c, d],
-        };
-        for (byte, old) in word.iter_mut().zip(words[i - 8]) {
-            *byte ^= old;
-        }
-        words.push(word);
-    }
-    let round_keys = words[8..].concat().try_into().unwrap();
-    words.iter_mut().for_each(|word| word.fill(0));
-    std::hint::black_box(words);
-    round_keys
-}
+/// DEK, HMAC's states of it (inner, outer), message key, schedule.
+const NOTHING: [usize; 5] = [0; 5];
 
 /// A way for DEKs to end.
 type End = fn(Envelope, &EncryptionContext);
 
-struct Keys {
-    dek: Needle,
-    message_key: Needle,
-    schedule: Needle,
-}
-
-impl Keys {
-    fn occurrences(&self) -> [usize; 3] {
-        [self.dek.occurrences(), self.message_key.occurrences(), self.schedule.occurrences()]
-    }
-}
-
 /// Seals one message and gives the keys that did it.
-fn set_up(backend: Backend, limits: Limits) -> (Envelope, EncryptionContext, Vec<u8>, Keys) {
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let spy = Spy { kek: support::local("kek"), seen: seen.clone() };
-    let envelope = Envelope::builder().write_to(spy).backend(backend).limits(limits).build().unwrap();
+fn set_up(backend: Backend, suite: Suite, limits: Limits) -> (Envelope, EncryptionContext, Vec<u8>, Keys) {
+    let (spy, seen) = Spy::that_remembers(support::local("kek"));
+    let envelope = Envelope::builder().write_to(spy).backend(backend).suite(suite).limits(limits).build().unwrap();
     let alice = context("alice");
     let sealed = block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap();
     assert!(inspect(&sealed).is_ok());
-    let dek = Needle(std::mem::take(&mut *seen.lock().unwrap()));
-    let (message_key, schedule) = without_trace(|| {
-        let mut key = [0; 32];
-        let dek: Vec<u8> = dek.0.iter().map(|byte| !byte).collect();
-        let info = [b"waxseal.v1", &[1, 1][..], alice.digest()].concat();
-        Hkdf::<Sha256>::from_prk(&dek).unwrap().expand(&info, &mut key).unwrap();
-        let needles = (Needle::of(&key), Needle::of(&round_keys(&key)));
-        drop(zeroize::Zeroizing::new(dek));
-        zeroize::Zeroize::zeroize(&mut key);
-        needles
-    });
-    (envelope, alice, sealed, Keys { dek, message_key, schedule })
+    let dek = seen.lock().unwrap().take().unwrap();
+    let keys = Keys::new(dek, &alice, suite);
+    (envelope, alice, sealed, keys)
 }
 
-/// What the test itself computes with keys must not be what it finds.
-fn without_trace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    #[inline(never)]
-    fn apart<T>(work: impl FnOnce() -> T) -> T {
-        work()
+/// Leaves whatever wipes in another thread a generous time for it.
+fn gone_soon(keys: &Keys) -> [usize; 5] {
+    let start = Instant::now();
+    while keys.occurrences() != NOTHING && start.elapsed() < Duration::from_secs(3) {
+        std::thread::sleep(Duration::from_millis(50));
     }
-    #[inline(never)]
-    fn overwrite() {
-        std::hint::black_box([0_u8; 256 * 1024]);
-    }
-    on_a_stack_of_its_own(|| {
-        let result = apart(work);
-        overwrite();
-        result
-    })
-}
-
-/// The library runs here, and what it leaves on the stack stays: threads end, and their stacks are kept for the next.
-fn on_a_stack_of_its_own<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+    keys.occurrences()
 }
 
 #[test]
@@ -204,15 +53,19 @@ fn no_key_outlives_its_deadline_in_an_idle_process() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for backend in Backend::all() {
         let limits = Limits::default().max_age(Duration::from_secs(5));
-        let (envelope, alice, sealed, keys) = on_a_stack_of_its_own(|| set_up(*backend, limits));
-        assert!(
-            keys.schedule.occurrences() >= 1,
-            "{backend:?}: the control: the expanded key is there while it serves"
-        );
-        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
+        let all: Vec<_> =
+            SUITES.into_iter().map(|suite| on_a_stack_of_its_own(|| set_up(*backend, suite, limits))).collect();
+        for (envelope, alice, sealed, keys) in &all {
+            assert!(
+                keys.schedule.occurrences() >= 1,
+                "{backend:?}: the control: the expanded key is there while it serves"
+            );
+            assert!(envelope.decrypt_cached(alice, b"", sealed).unwrap().is_some());
+        }
         std::thread::sleep(Duration::from_millis(6500));
-        assert_eq!(keys.occurrences(), [0, 0, 0], "{backend:?}: DEK, message key, schedule");
-        drop(envelope);
+        for ((.., keys), suite) in all.iter().zip(SUITES) {
+            assert_eq!(keys.occurrences(), NOTHING, "{backend:?} {suite:?}");
+        }
     }
 }
 
@@ -232,17 +85,205 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
         ];
         for (name, end) in ways {
             let limits = Limits::default().max_entries(1);
-            let (envelope, alice, _, keys) = on_a_stack_of_its_own(|| set_up(*backend, limits));
+            let (envelope, alice, _, keys) = on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), limits));
             assert!(keys.schedule.occurrences() >= 1, "{backend:?} {name}: the control");
             // A handle and another clone have no say in it, except that they keep the envelope from being dropped.
             let clone = (name != "drop").then(|| envelope.clone());
             on_a_stack_of_its_own(|| end(envelope, &alice));
-            let start = Instant::now();
-            while keys.occurrences() != [0, 0, 0] && start.elapsed() < Duration::from_secs(3) {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            assert_eq!(keys.occurrences(), [0, 0, 0], "{backend:?} {name}: DEK, message key, schedule");
+            assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
             drop(clone);
         }
     }
+}
+
+/// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a hundred megabytes that are then searched.
+fn panics(work: impl FnOnce() + Send) {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let panicked = on_a_stack_of_its_own(|| catch_unwind(AssertUnwindSafe(work)).is_err());
+    std::panic::set_hook(hook);
+    assert!(panicked, "it did not panic");
+}
+
+#[test]
+fn no_key_survives_a_panic_of_the_code_that_uses_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for backend in Backend::all() {
+        let mut left = None;
+        panics(|| {
+            let (envelope, alice, sealed, keys) = set_up(*backend, Suite::default(), Limits::default());
+            let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
+            let opening = block_on(envelope.opening_key(&alice, &sealed)).unwrap();
+            let plaintext = opening.open(b"", &sealed).unwrap();
+            left = Some((keys.schedule.occurrences(), keys));
+            panic!("with {} bytes of plaintext and {} bytes of a tag", plaintext.len(), sealing.tag_len());
+        });
+        let (before, keys) = left.unwrap();
+        assert!(before >= 1, "{backend:?}: the control");
+        assert_eq!(gone_soon(&keys), NOTHING, "{backend:?}");
+    }
+}
+
+type Which = fn(&Event<'_>) -> bool;
+type Found = Arc<Mutex<Option<([usize; 5], Keys)>>>;
+
+/// Looks for the keys at one event, in the middle of the library's work, and panics.
+struct PanicAt {
+    at: Which,
+    dek: Arc<Mutex<Option<Needle>>>,
+    found: Found,
+}
+
+impl Observer for PanicAt {
+    fn event(&self, event: &Event<'_>) {
+        if (self.at)(event) {
+            let keys = Keys::new(self.dek.lock().unwrap().take().unwrap(), &context("alice"), Suite::default());
+            *self.found.lock().unwrap() = Some((keys.occurrences(), keys));
+            panic!("in the observer");
+        }
+    }
+}
+
+#[test]
+fn no_key_survives_a_panic_of_an_observer() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for backend in Backend::all() {
+        let (alice, kek) = (context("alice"), support::local("kek"));
+        let sealed = on_a_stack_of_its_own(|| {
+            let envelope = support::envelope(&kek);
+            block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap()
+        });
+        let events: [(&str, Which); 2] = [
+            ("Made", |event| matches!(event, Event::Made { .. })),
+            ("Unwrapped", |event| matches!(event, Event::Unwrapped { .. })),
+        ];
+        for (name, at) in events {
+            let (spy, dek) = Spy::that_remembers(kek.clone());
+            let found = Found::default();
+            let observer = PanicAt { at, dek, found: found.clone() };
+            let envelope = Envelope::builder().write_to(spy).backend(*backend).observer(observer).build().unwrap();
+            panics(|| match name {
+                "Made" => drop(block_on(envelope.encrypt(&alice, b"", b"x"))),
+                _ => drop(block_on(envelope.decrypt(&alice, b"", &sealed))),
+            });
+            let (before, keys) = found.lock().unwrap().take().unwrap();
+            assert!(before.iter().sum::<usize>() >= 1, "{backend:?} {name}: the control");
+            assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
+        }
+    }
+}
+
+/// What a provider does with a DEK in its hands.
+struct Trap {
+    armed: AtomicBool,
+    dek: Mutex<Option<Needle>>,
+    /// How often the DEK was in memory at that moment.
+    found: AtomicUsize,
+}
+
+impl Trap {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { armed: AtomicBool::new(true), dek: Mutex::new(None), found: AtomicUsize::new(0) })
+    }
+
+    /// An envelope whose KEK springs the trap, with nothing at hand, and a message that it can open.
+    fn envelope(
+        self: &Arc<Self>,
+        backend: Backend,
+        spring: fn() -> BoxFuture<'static, ()>,
+    ) -> (Envelope, EncryptionContext, Vec<u8>) {
+        let (alice, kek) = (context("alice"), support::local("kek"));
+        let sealed = block_on(support::envelope(&kek).encrypt(&alice, b"", b"payload")).unwrap();
+        let trap = self.clone();
+        let spy = Spy::new(kek, move |dek| {
+            if !trap.armed.load(Ordering::SeqCst) {
+                return Box::pin(async {});
+            }
+            let needle = Needle::of(dek);
+            trap.found.store(needle.occurrences(), Ordering::SeqCst);
+            *trap.dek.lock().unwrap() = Some(needle);
+            spring()
+        });
+        (Envelope::builder().write_to(spy).backend(backend).build().unwrap(), alice, sealed)
+    }
+
+    fn keys(&self, alice: &EncryptionContext) -> Keys {
+        Keys::new(self.dek.lock().unwrap().take().unwrap(), alice, Suite::default())
+    }
+}
+
+#[test]
+fn no_key_survives_a_panic_of_a_provider() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for backend in Backend::all() {
+        for name in ["wrapping", "unwrapping"] {
+            let trap = Trap::new();
+            let (envelope, alice, sealed) =
+                on_a_stack_of_its_own(|| trap.envelope(*backend, || panic!("in the provider")));
+            let call = || match name {
+                "wrapping" => block_on(envelope.encrypt(&alice, b"", b"x")).map(drop),
+                _ => block_on(envelope.decrypt(&alice, b"", &sealed)).map(drop),
+            };
+            panics(|| drop(call()));
+            assert!(trap.found.load(Ordering::SeqCst) >= 1, "{backend:?} {name}: the control");
+            assert_eq!(gone_soon(&trap.keys(&alice)), NOTHING, "{backend:?} {name}");
+            // Nothing of it stands in the way of the next call.
+            trap.armed.store(false, Ordering::SeqCst);
+            on_a_stack_of_its_own(|| call().unwrap());
+        }
+    }
+}
+
+#[test]
+fn no_key_survives_the_last_caller_that_waits_for_a_provider_that_hangs() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for backend in Backend::all() {
+        for name in ["wrapping", "unwrapping"] {
+            let trap = Trap::new();
+            let (envelope, alice, sealed) =
+                on_a_stack_of_its_own(|| trap.envelope(*backend, || Box::pin(std::future::pending())));
+            let wait = || -> BoxFuture<'_, ()> {
+                let mut call: BoxFuture<'_, ()> = match name {
+                    "wrapping" => Box::pin(async { drop(envelope.encrypt(&alice, b"", b"x").await) }),
+                    _ => Box::pin(async { drop(envelope.decrypt(&alice, b"", &sealed).await) }),
+                };
+                assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+                call
+            };
+            let (first, last) = on_a_stack_of_its_own(|| (wait(), wait()));
+            let keys = trap.keys(&alice);
+            assert!(keys.dek.occurrences() >= 1, "{backend:?} {name}: the control, while they wait");
+            drop(first);
+            assert!(keys.dek.occurrences() >= 1, "{backend:?} {name}: the control, while one waits");
+            drop(last);
+            assert_eq!(keys.occurrences(), NOTHING, "{backend:?} {name}");
+        }
+    }
+}
+
+#[test]
+fn no_key_survives_a_rewrap() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (alice, kek) = (context("alice"), support::local("kek"));
+    let sealed = on_a_stack_of_its_own(|| {
+        let envelope = support::envelope(&kek);
+        block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap()
+    });
+    kek.rotate().unwrap();
+    let (dek, found) = (Arc::new(Mutex::new(None)), Arc::new(AtomicUsize::new(0)));
+    let (seen, count) = (dek.clone(), found.clone());
+    let spy = Spy::new(kek, move |dek| {
+        let needle = Needle::of(dek);
+        count.store(needle.occurrences(), Ordering::SeqCst);
+        *seen.lock().unwrap() = Some(needle);
+        Box::pin(async {})
+    });
+    let rewrapped = on_a_stack_of_its_own(|| {
+        let envelope = Envelope::builder().write_to(spy).build().unwrap();
+        block_on(envelope.rewrap(&alice, &sealed)).unwrap()
+    });
+    assert_ne!(rewrapped, sealed);
+    assert!(found.load(Ordering::SeqCst) >= 1, "the control");
+    let keys = Keys::new(dek.lock().unwrap().take().unwrap(), &alice, Suite::default());
+    assert_eq!(keys.occurrences(), NOTHING);
 }

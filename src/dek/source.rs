@@ -301,6 +301,7 @@ impl DekSource {
         let options = &self.options;
         let SourceOptions { limits, clock, observers, .. } = options;
         let grace = limits.outage_grace_reading;
+        observers.tell_of_unprotected_memory();
         let terms = Terms { context, id, suite, request, kek_ids, grace, clock, observers };
         Arc::new(ReadingDek::new(Lease::new(terms, key, limits), limits))
     }

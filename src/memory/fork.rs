@@ -1,71 +1,58 @@
 //! A number that changes in the child of a fork, for the price of one memory read.
 //!
-//! On Linux one page of the process is marked `MADV_WIPEONFORK` (madvise(2), since Linux 4.14): the kernel gives a forked
-//! child a page of zeros in its place. A zero therefore says "nobody has looked since the fork". Where the mark
-//! cannot be had, the process id is compared at each look, which costs a system call.
-#![allow(unsafe_code)]
+//! On Linux it stands in a page that the kernel gives a forked child as zeros: a zero says "nobody has looked since the fork". Where
+//! the system has no such page, the process id is compared at each look, which costs a system call.
+#![forbid(unsafe_code)]
 
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts the forks between the first process that used the library and this one, plus one.
-static GENERATION: AtomicU64 = AtomicU64::new(0);
+use super::pages::ForkMark;
 
-/// For systems without the mark: the process that `GENERATION` was last counted for.
-static PROCESS: AtomicU32 = AtomicU32::new(0);
+/// The last generation that was handed out. Some are skipped when threads race for the first look after a fork.
+static LAST: AtomicU64 = AtomicU64::new(0);
 
-static MARK: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
+/// The generation of this process, and zero after a fork.
+static MARK: ForkMark = ForkMark::new();
 
-/// The fork generation of this process. What was made under another one belongs to an ancestor.
+/// For systems without the mark: the process id in the upper half, and how often it was seen to change.
+static PROCESS: AtomicU64 = AtomicU64::new(0);
+
+/// The fork generation of this process, never zero. What was made under another one belongs to an ancestor.
 pub(crate) fn generation() -> u64 {
-    match MARK.get_or_init(map_mark) {
-        Some(mark) => {
-            if mark.load(Ordering::Acquire) == 0 {
-                // The count moves before the mark is set: whoever sees the mark sees the new count. Two threads
-                // that race here count twice, which only discards a little more.
-                GENERATION.fetch_add(1, Ordering::AcqRel);
-                mark.store(1, Ordering::Release);
-            }
-        }
-        None => {
-            let process = std::process::id();
-            if PROCESS.load(Ordering::Acquire) != process {
-                GENERATION.fetch_add(1, Ordering::AcqRel);
-                PROCESS.store(process, Ordering::Release);
-            }
-        }
+    match MARK.get() {
+        Some(mark) => match mark.load(Ordering::Acquire) {
+            0 => first_look(mark),
+            generation => generation,
+        },
+        None => by_process_id(&PROCESS, std::process::id()),
     }
-    GENERATION.load(Ordering::Acquire)
 }
 
-#[cfg(target_os = "linux")]
-fn map_mark() -> Option<&'static AtomicU32> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
-
-    let len = rustix::param::page_size();
-    // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
-    let page =
-        unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE) }
-            .ok()?;
-    // SAFETY: the range is exactly the mapping just made, and nothing refers into it yet.
-    if unsafe { madvise(page, len, Advice::LinuxWipeOnFork) }.is_err() {
-        // SAFETY: as above; it is not used after this.
-        let _ = unsafe { munmap(page, len) };
-        return None;
+#[cold]
+fn first_look(mark: &AtomicU64) -> u64 {
+    let next = LAST.fetch_add(1, Ordering::AcqRel) + 1;
+    match mark.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => next,
+        Err(generation) => generation,
     }
-    // SAFETY: page-aligned, zeroed, writable memory that is never unmapped is a valid `AtomicU32` for ever. The
-    // kernel's zeroing at a fork happens in the child before any of its instructions runs, so it races with none.
-    Some(unsafe { AtomicU32::from_ptr(page.cast()) })
 }
 
-#[cfg(not(target_os = "linux"))]
-fn map_mark() -> Option<&'static AtomicU32> {
-    None
+fn by_process_id(seen: &AtomicU64, process: u32) -> u64 {
+    let known = seen.load(Ordering::Acquire);
+    if known >> 32 == u64::from(process) {
+        return known;
+    }
+    let next = u64::from(process) << 32 | ((known + 1) & u64::from(u32::MAX));
+    match seen.compare_exchange(known, next, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => next,
+        // Another thread of this process was quicker.
+        Err(generation) => generation,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::generation;
+    use super::*;
 
     #[test]
     fn the_generation_stands_still_without_a_fork() {
@@ -76,5 +63,30 @@ mod tests {
         }
         let other_thread = std::thread::spawn(generation).join().unwrap();
         assert_eq!(other_thread, first);
+    }
+
+    #[test]
+    fn threads_that_race_for_the_first_look_agree() {
+        for _ in 0..200 {
+            let (mark, seen) = (AtomicU64::new(0), AtomicU64::new(0));
+            let looks: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| (first_look(&mark), by_process_id(&seen, 7)))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(looks.iter().all(|look| *look == looks[0] && look.0 != 0 && look.1 != 0), "{looks:?}");
+        }
+    }
+
+    #[test]
+    fn without_the_mark_another_process_id_is_another_generation() {
+        let seen = AtomicU64::new(0);
+        let generations = [7, 8, 7, 9].map(|process| {
+            let generation = by_process_id(&seen, process);
+            assert_eq!(by_process_id(&seen, process), generation);
+            generation
+        });
+        let distinct: std::collections::HashSet<_> = generations.into_iter().collect();
+        assert_eq!(distinct.len(), 4, "an id that comes again is not the same process: {generations:?}");
     }
 }

@@ -1,13 +1,18 @@
-//! What the library does to memory itself: wiping, secrets that wipe themselves, and noticing a fork.
+//! What the library does to memory itself: wiping, protected memory for secrets that wipe themselves, and noticing a fork.
 //!
-//! The bottom of the tree: it imports nothing of the crate. `fork` is the only file with `unsafe` in it.
+//! The bottom of the tree: it imports nothing of the crate. `pages` is the only file with `unsafe` in it.
 #![deny(unsafe_code)]
 
+mod arena;
 pub(crate) mod clock;
 pub(crate) mod fork;
+mod pages;
+mod protection;
 mod secret;
 pub(crate) mod slot;
 
+pub(crate) use protection::protection_notice;
+pub use protection::{MemoryProtection, memory_protection};
 pub(crate) use secret::Secret32;
 
 /// Overwrites `bytes` with zeros at the speed of `memset`; the compiler may not leave it out.

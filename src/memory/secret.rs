@@ -3,22 +3,28 @@
 
 use std::fmt;
 
-use zeroize::Zeroize;
+use super::arena::{self, Slot};
 
-/// A 256-bit secret: on the heap, so that moving the handle copies no key byte, and wiped when dropped.
-pub(crate) struct Secret32(Box<[u8; 32]>);
+/// A 256-bit secret, in the memory that [`arena`] looks after: moving the handle copies no key byte, and it is wiped when dropped.
+///
+/// It belongs to the process that made it. In the child of a fork it reads as zeros where the system wipes pages on fork: whoever
+/// derives or expands a key asks [`is_of_this_process`](Self::is_of_this_process) first.
+pub(crate) struct Secret32(
+    /// Taken by `drop` only.
+    Option<Slot>,
+);
 
 impl Secret32 {
     /// Zeros, to be filled in place.
     pub(crate) fn zeroed() -> Self {
-        Self(Box::new([0; 32]))
+        Self(Some(arena::lend()))
     }
 
     /// `None` unless `bytes` is exactly 32 long.
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 32] = bytes.try_into().ok()?;
         let mut secret = Self::zeroed();
-        secret.0.copy_from_slice(bytes);
+        secret.expose_mut().copy_from_slice(bytes);
         Some(secret)
     }
 
@@ -29,18 +35,29 @@ impl Secret32 {
         Ok(secret)
     }
 
+    /// Another copy; `None` in the child of a fork, where there is nothing to copy.
+    pub(crate) fn try_clone(&self) -> Option<Self> {
+        self.is_of_this_process().then(|| Self::from_slice(self.expose())).flatten()
+    }
+
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.0.as_ref().is_some_and(Slot::is_of_this_process)
+    }
+
     pub(crate) fn expose(&self) -> &[u8; 32] {
-        &self.0
+        self.0.as_ref().map_or(&[0; 32], |slot| slot.bytes)
     }
 
     pub(crate) fn expose_mut(&mut self) -> &mut [u8; 32] {
-        &mut self.0
+        self.0.get_or_insert_with(arena::lend).bytes
     }
 }
 
 impl Drop for Secret32 {
     fn drop(&mut self) {
-        self.0.zeroize();
+        if let Some(slot) = self.0.take() {
+            arena::give_back(slot);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, TryLockError};
+use std::sync::{Arc, PoisonError, RwLock, TryLockError};
 
 /// Holds a value until it is [destroyed](Slot::destroy).
 ///
@@ -44,8 +44,16 @@ impl<T> Slot<T> {
 
 /// How many groups of threads there are.
 pub(crate) fn shards() -> usize {
-    static SHARDS: OnceLock<usize> = OnceLock::new();
-    *SHARDS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16))
+    // Not behind a `Once`: if a thread was counting while another forked, the child would wait for it for ever.
+    static SHARDS: AtomicUsize = AtomicUsize::new(0);
+    match SHARDS.load(Ordering::Relaxed) {
+        0 => {
+            let count = std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16);
+            let first = SHARDS.compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
+            first.map_or_else(|first| first, |_| count)
+        }
+        count => count,
+    }
 }
 
 /// The group of this thread.

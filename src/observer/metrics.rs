@@ -17,6 +17,7 @@ use super::{Event, Observer};
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek` |
+/// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 ///
 /// How often DEKs were at hand is in [`Envelope::statistics`](crate::Envelope::statistics): an event for each message would cost more than the message.
@@ -52,6 +53,7 @@ impl Observer for MetricsObserver {
             }
             Event::BreakerOpened { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(1),
             Event::BreakerClosed { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(0),
+            Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
             Event::StartedWithout { kek_id, kind } => {
                 let kek = kek_id.to_string();
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str()).increment(1);

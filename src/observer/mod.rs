@@ -16,6 +16,7 @@ pub use self::tracing::TracingObserver;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
+use crate::memory::{MemoryProtection, protection_notice};
 use crate::suite::DekId;
 
 /// Gets every event of every DEK's life: for an audit trail, for metrics, for alarms.
@@ -126,6 +127,12 @@ pub enum Event<'a> {
         /// The KEK.
         kek_id: &'a KekId,
     },
+    /// The operating system refuses part of the protection of the memory that secrets live in: told once per process, by the first
+    /// envelope with an observer that meets it. Nothing fails for it.
+    MemoryNotProtected {
+        /// What is not in force; its `Display` is a message for an operator.
+        protection: &'a MemoryProtection,
+    },
     /// The key service could not be reached when the envelope was started, and it was started all the same.
     StartedWithout {
         /// The KEK.
@@ -170,6 +177,15 @@ pub(crate) struct Observers(Arc<[Box<dyn Observer>]>);
 impl Observers {
     pub(crate) fn new(observers: Vec<Box<dyn Observer>>) -> Self {
         Self(observers.into())
+    }
+
+    /// For whoever has just made keys, which may have taken memory that the system does not protect.
+    pub(crate) fn tell_of_unprotected_memory(&self) {
+        if !self.0.is_empty()
+            && let Some(protection) = protection_notice()
+        {
+            self.tell(&Event::MemoryNotProtected { protection: &protection });
+        }
     }
 
     pub(crate) fn tell(&self, event: &Event<'_>) {

@@ -87,6 +87,9 @@ impl Observer for TracingObserver {
             Event::BreakerClosed { kek_id } => {
                 info!(target: "waxseal", event = "breaker_closed", %kek_id, "circuit breaker closed");
             }
+            Event::MemoryNotProtected { protection } => {
+                warn!(target: "waxseal", event = "memory_not_protected", "{protection}");
+            }
             Event::StartedWithout { kek_id, kind } => {
                 warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
             }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Suite;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::memory::Secret32;
+use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
 
@@ -38,6 +38,8 @@ impl Dek {
     }
 
     /// The key's bytes, for a provider that hands them to a key service. Do not keep a copy that nothing wipes.
+    ///
+    /// A DEK ends at a fork: in the child, one of the parent's may read as zeros, and the library derives nothing from it.
     #[must_use]
     pub fn expose(&self) -> &[u8; Self::LEN] {
         self.0.expose()
@@ -122,13 +124,13 @@ impl<'de> serde::Deserialize<'de> for DekId {
 
 pub(crate) fn derive_dek_id(dek: &Dek, context: &EncryptionContext) -> Result<DekId, Error> {
     let mut id = [0; 32];
-    derive(dek.expose(), USE_DEK_ID, 0, context.digest(), &mut id)?;
+    derive(&dek.0, USE_DEK_ID, 0, context.digest(), &mut id)?;
     Ok(DekId(id))
 }
 
 pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Secret32, Error> {
     let mut key = Secret32::zeroed();
-    derive(dek.expose(), USE_MESSAGE_KEY, suite.id(), context.digest(), key.expose_mut())?;
+    derive(&dek.0, USE_MESSAGE_KEY, suite.id(), context.digest(), key.expose_mut())?;
     Ok(key)
 }
 
@@ -136,13 +138,23 @@ pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: 
 pub(crate) fn derive_local_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Result<Secret32, Error> {
     let mut key = Secret32::zeroed();
     let digest: [u8; 32] = Sha256::digest(kek_id).into();
-    derive(kek_secret.expose(), USE_LOCAL_WRAP_KEY, Suite::Xaes256Gcm.id(), &digest, key.expose_mut())?;
+    derive(kek_secret, USE_LOCAL_WRAP_KEY, Suite::Xaes256Gcm.id(), &digest, key.expose_mut())?;
     Ok(key)
 }
 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
-fn derive(prk: &[u8; 32], use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
-    expand(prk, &[&LABEL, &[use_, suite], digest], out)
+fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
+    check_not_forked(prk)?;
+    // HMAC's state after the padded key is as good as the key, and its crate leaves it on the stack.
+    leaving_no_trace_on_the_stack(|| expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out))
+}
+
+/// In the child of a fork a secret of the parent's may be zeros, and nothing is derived from zeros.
+pub(super) fn check_not_forked(secret: &Secret32) -> Result<(), Error> {
+    match secret.is_of_this_process() {
+        true => Ok(()),
+        false => Err(Error::new(ErrorKind::Expired, "the process forked while a key was made")),
+    }
 }
 
 /// HKDF-Expand with SHA-256 (RFC 5869, section 2.3).

@@ -12,6 +12,7 @@ mod rustcrypto;
 #[cfg(test)]
 mod vectors;
 
+use derive::check_not_forked;
 pub use derive::{Dek, DekId};
 pub(crate) use derive::{derive_dek_id, derive_local_wrap_key, derive_message_key};
 pub(crate) use nonce::Nonce;
@@ -128,6 +129,7 @@ impl AeadKey {
     }
 
     fn new(backend: Backend, suite: Suite, key: &Secret32) -> Result<Self, Error> {
+        check_not_forked(key)?;
         match backend {
             Backend::RustCrypto => Ok(Self::RustCrypto(rustcrypto::Key::new(suite, key.expose()))),
             #[cfg(feature = "aws-lc")]

@@ -75,11 +75,14 @@ impl KeyRing {
         }
     }
 
-    fn to_file(&self, name: &str) -> KeyFile {
-        let copy =
-            |key: &Option<Arc<VersionKey>>| key.as_ref().and_then(|key| Secret32::from_slice(key.secret.expose()));
-        let versions = self.keys.iter().map(|(version, key)| (*version, copy(key))).collect();
-        KeyFile { name: name.into(), versions }
+    fn to_file(&self, name: &str) -> Result<KeyFile, Error> {
+        let forked = || Error::new(ErrorKind::Expired, "a KEK in memory cannot be changed in the child of a fork");
+        let mut versions = Vec::new();
+        for (version, key) in &self.keys {
+            let secret = key.as_ref().map(|key| key.secret.try_clone().ok_or_else(forked));
+            versions.push((*version, secret.transpose()?));
+        }
+        Ok(KeyFile { name: name.into(), versions })
     }
 }
 
@@ -207,7 +210,7 @@ impl LocalKek {
             }
             None => {
                 let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
-                let mut file = ring.to_file(self.name());
+                let mut file = ring.to_file(self.name())?;
                 let result = edit(&mut file)?;
                 *ring = KeyRing::from_file(&self.0.id, file)?;
                 Ok(result)
