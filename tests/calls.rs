@@ -13,7 +13,7 @@ use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{KekErrorClass, KekProvider};
 use waxseal::{
     BreakerState, Builder, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event,
-    KekStatistics, Limits, Observer, StartUp,
+    KekStatistics, Limits, ManualClock, Observer, StartUp,
 };
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -398,6 +398,59 @@ async fn writing_needs_every_kek_and_each_has_its_retries() {
     stage.keks[2].fail_with(Unavailable);
     let error = stage.seal_for("carol").await.unwrap_err();
     assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("local:kek2"), "{error}");
+}
+
+// --- calls that are shared
+
+#[tokio::test]
+async fn whoever_comes_later_does_not_wait_for_a_call_that_hung() {
+    let patient = CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000));
+    let stage = Arc::new(Stage::with(1, |builder| builder.call_policy(patient)));
+    let sealed = stage.sealed().await;
+    stage.kek().script([Act::Hang, Act::Hang]);
+    let ask = |seals| {
+        let (stage, sealed) = (stage.clone(), sealed.clone());
+        tokio::spawn(async move { if seals { stage.seal_for("bob").await } else { stage.open(&sealed).await } })
+    };
+    let hung = [ask(false), ask(true), ask(false), ask(true)];
+    tokio::time::sleep(ms(300)).await;
+    assert_eq!(stage.calls(), 2, "at first they share");
+    tokio::time::sleep(ms(600)).await;
+    for seals in [false, true] {
+        tokio::time::timeout(ms(20_000), ask(seals)).await.expect("it waits for the one that hung").unwrap().unwrap();
+    }
+    assert_eq!(stage.calls(), 4);
+    hung.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
+async fn in_grace_a_slow_key_service_is_not_waited_for_and_its_answer_counts_all_the_same() {
+    let clock = ManualClock::new();
+    let second = ms(1000);
+    let limits = Limits::default().max_age(100 * second).outage_grace_reading(50 * second);
+    let stage = Stage::with(1, |builder| {
+        let limits = limits.outage_grace_writing(50 * second);
+        builder.limits(limits).clock(clock.clone()).call_policy(CallPolicy::default())
+    });
+    let sealed = stage.sealed().await;
+    stage.open(&sealed).await.unwrap();
+    stage.seal_for("bob").await.unwrap();
+    clock.advance(110 * second);
+    stage.kek().wait_for(|| Box::pin(tokio::time::sleep(ms(1000))));
+    for (n, seals) in [false, true].into_iter().enumerate() {
+        let start = Instant::now();
+        if seals {
+            stage.seal_for("bob").await.unwrap()
+        } else {
+            stage.open(&sealed).await.unwrap()
+        }
+        assert!(start.elapsed() < ms(900), "it waited for the answer");
+        assert_eq!(stage.log.count("ServedPastAge"), n + 1);
+    }
+    tokio::time::sleep(ms(1500)).await;
+    stage.open(&sealed).await.unwrap();
+    stage.seal_for("bob").await.unwrap();
+    assert_eq!((stage.log.count("ServedPastAge"), stage.calls()), (2, 4), "the answers came meanwhile, and serve");
 }
 
 // --- start, warm-up, end

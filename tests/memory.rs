@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
 use waxseal::kek::BoxFuture;
-use waxseal::{Backend, EncryptionContext, Envelope, Event, Limits, Observer, Suite, inspect};
+use waxseal::{Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect};
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -98,11 +98,15 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
 
 /// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a hundred megabytes that are then searched.
 fn panics(work: impl FnOnce() + Send) {
+    assert!(quietly(|| catch_unwind(AssertUnwindSafe(work)).is_err()), "it did not panic");
+}
+
+fn quietly<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let panicked = on_a_stack_of_its_own(|| catch_unwind(AssertUnwindSafe(work)).is_err());
+    let result = on_a_stack_of_its_own(work);
     std::panic::set_hook(hook);
-    assert!(panicked, "it did not panic");
+    result
 }
 
 #[test]
@@ -224,7 +228,8 @@ fn no_key_survives_a_panic_of_a_provider() {
                 "wrapping" => block_on(envelope.encrypt(&alice, b"", b"x")).map(drop),
                 _ => block_on(envelope.decrypt(&alice, b"", &sealed)).map(drop),
             };
-            panics(|| drop(call()));
+            // Whoever waits is told of it as of any failure.
+            assert_eq!(quietly(call).unwrap_err().kind(), ErrorKind::Unavailable);
             assert!(trap.found.load(Ordering::SeqCst) >= 1, "{backend:?} {name}: the control");
             assert_eq!(gone_soon(&trap.keys(&alice)), NOTHING, "{backend:?} {name}");
             // Nothing of it stands in the way of the next call.
