@@ -402,6 +402,55 @@ async fn writing_needs_every_kek_and_each_has_its_retries() {
 
 // --- calls that are shared
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_call_a_question() {
+    let names = ["good", "denying", "failing"];
+    let keks = names.map(|name| ScriptedKek::new(name).unwrap());
+    keks[1].fail_with(Denied);
+    keks[2].fail_with(Unavailable);
+    keks.iter().for_each(|kek| kek.wait_for(|| Box::pin(tokio::time::sleep(ms(100)))));
+    let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.read_from(kek.clone()));
+    let envelope = builder.call_policy(policy().timeout(ms(60_000)).deadline(ms(60_000)).tries(1)).build().unwrap();
+    let alice = context("alice");
+
+    let mut calls = Vec::new();
+    for dek in 0..100 {
+        let kek = [0, 0, 0, 1, 2][dek % 5];
+        let sealed = support::envelope(keks[kek].local()).encrypt(&alice, b"", b"payload").await.unwrap();
+        let mut damaged = sealed.clone();
+        damaged[120] ^= 1;
+        let expected = [None, Some(ErrorKind::Denied), Some(ErrorKind::Unavailable)][kek];
+        for caller in 0..100 {
+            let envelope = envelope.clone();
+            // Of the good DEKs' callers some have the right message in a wrong context, or a message with a damaged wrapped key.
+            let (context, sealed, expected) = match (kek, caller % 10) {
+                (0, 3) => (context("mallory"), sealed.clone(), Some(ErrorKind::Invalid)),
+                (0, 7) => (alice.clone(), damaged.clone(), Some(ErrorKind::Invalid)),
+                _ => (alice.clone(), sealed.clone(), expected),
+            };
+            let call = tokio::spawn(async move { envelope.decrypt(&context, b"", &sealed).await.map(|_| ()) });
+            calls.push((call, expected, caller));
+        }
+    }
+    // The first to come, and so the leaders, and others in between.
+    tokio::time::sleep(ms(20)).await;
+    for (call, _, caller) in &calls {
+        if caller % 10 < 2 {
+            call.abort();
+        }
+    }
+    for (call, expected, caller) in calls {
+        match call.await {
+            Ok(answer) => assert_eq!(kind(answer), expected, "caller {caller}"),
+            Err(aborted) => assert!(aborted.is_cancelled() && caller % 10 < 2, "{aborted}"),
+        }
+    }
+    let asked = keks.each_ref().map(|kek| kek.calls().unwraps);
+    assert_eq!(asked[0], 60 * 3, "a right question and two forged ones for each of sixty DEKs");
+    assert_eq!(asked[1], 20, "a denial is asked for once");
+    assert!((1..=60).contains(&asked[2]), "{} calls that failed", asked[2]);
+}
+
 #[tokio::test]
 async fn whoever_comes_later_does_not_wait_for_a_call_that_hung() {
     let patient = CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000));
