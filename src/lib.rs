@@ -11,6 +11,7 @@ mod memory;
 mod observer;
 mod runtime;
 mod suite;
+mod sync;
 
 pub use context::EncryptionContext;
 pub use dek::{DekOrigin, KekStatistics, Limits, Statistics};

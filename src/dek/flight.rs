@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, WeakShared};
@@ -12,6 +11,7 @@ use super::lease::Request;
 use super::{ReadingDek, WritingDek};
 use crate::error::Error;
 use crate::kek::BoxFuture;
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// What a question gives, to everybody who asked it.
 pub(super) type Answer<D> = Result<Arc<D>, Error>;

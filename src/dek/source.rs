@@ -2,8 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt;
@@ -26,6 +24,8 @@ use crate::memory::fork;
 use crate::observer::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, DekId, Nonces, Suite, derive_dek_id, derive_message_key};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) struct SourceOptions {
     pub(crate) suite: Suite,

@@ -1,8 +1,8 @@
 //! A secret that many threads use at once without touching the same cache line, and that one thread can destroy under them.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, TryLockError};
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Arc, OnceLock, PoisonError, RwLock, TryLockError, process_static, thread, thread_local};
 
 /// Holds a value until it is [destroyed](Slot::destroy).
 ///
@@ -45,12 +45,14 @@ impl<T> Slot<T> {
 /// How many groups of threads there are.
 pub(crate) fn shards() -> usize {
     static SHARDS: OnceLock<usize> = OnceLock::new();
-    *SHARDS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16))
+    *SHARDS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16))
 }
 
 /// The group of this thread.
 pub(crate) fn shard() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    process_static! {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+    }
     thread_local! {
         static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) & (shards() - 1);
     }
