@@ -10,6 +10,9 @@ pub mod kek;
 mod memory;
 mod observer;
 mod runtime;
+#[cfg(all(test, shuttle))]
+#[path = "../tests/schedules/mod.rs"]
+mod schedules;
 mod suite;
 mod sync;
 

@@ -237,8 +237,17 @@ impl DekSource {
         Wanted { id, suite, request }: Wanted,
         keys: &WrappedKeys,
     ) -> Answer<ReadingDek> {
+        // The same question may have been answered between the caller's look-up and this call.
+        if let Hit::Fresh(dek) = cache.reading(context, &id, suite) {
+            return Ok(dek);
+        }
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
         for _ in 0..ATTEMPTS {
             let epoch = cache.epoch();
+            // In this order: who shuts down closes first, and counts then.
+            self.check_open()?;
             match self.keks.unwrap_any(question, context, &id, keys).await {
                 // An operator revoked something meanwhile: what was asked before does not count.
                 _ if cache.epoch() != epoch => {}
@@ -393,8 +402,15 @@ impl DekSource {
         context: &EncryptionContext,
         request: Request,
     ) -> Answer<WritingDek> {
+        if let Hit::Fresh(dek) = cache.writing(context) {
+            return Ok(dek);
+        }
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
         for _ in 0..ATTEMPTS {
             let (epoch, generation) = (cache.epoch(), fork::generation());
+            self.check_open()?;
             match self.keks.make(question, context, self.options.origin).await {
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, wrapped_keys)) => {
