@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, WeakShared};
@@ -11,7 +13,7 @@ use super::lease::Request;
 use super::{ReadingDek, WritingDek};
 use crate::error::Error;
 use crate::kek::BoxFuture;
-use crate::sync::{Arc, Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a question gives, to everybody who asked it.
 pub(super) type Answer<D> = Result<Arc<D>, Error>;
@@ -25,7 +27,39 @@ pub(super) struct Flights {
     writing: Questions<WritingDek>,
 }
 
-struct Questions<D>(Mutex<HashMap<Request, WeakShared<Call<D>>>>);
+struct Questions<D>(Mutex<HashMap<Request, UnderWay<D>>>);
+
+type UnderWay<D> = (WeakShared<Call<D>>, Everybody);
+/// What wakes all who wait for a call, once it was polled.
+type Everybody = Arc<OnceLock<Waker>>;
+
+/// One caller's part in a call. Who leaves before the answer wakes the others: what woke the call may have reached only the one that leaves,
+/// since a `Shared` wakes those that wait at that moment, and not who comes while the call is being polled.
+pub(super) struct Part<D> {
+    call: Shared<Call<D>>,
+    everybody: Everybody,
+    answered: bool,
+}
+
+impl<D> Future for Part<D> {
+    type Output = Answer<D>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
+        let answer = self.call.poll_unpin(cx);
+        self.answered = answer.is_ready();
+        answer
+    }
+}
+
+impl<D> Drop for Part<D> {
+    fn drop(&mut self) {
+        if !self.answered
+            && let Some(everybody) = self.everybody.get()
+        {
+            everybody.wake_by_ref();
+        }
+    }
+}
 
 impl<D> Default for Questions<D> {
     fn default() -> Self {
@@ -34,14 +68,14 @@ impl<D> Default for Questions<D> {
 }
 
 impl Flights {
-    pub(super) fn reading<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Shared<Call<ReadingDek>>
+    pub(super) fn reading<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Part<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
         self.reading.join(request, ask)
     }
 
-    pub(super) fn writing<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Shared<Call<WritingDek>>
+    pub(super) fn writing<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Part<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
@@ -51,22 +85,34 @@ impl Flights {
 
 impl<D> Questions<D> {
     /// The call that is under way, or a new one. A call that has its answer is not joined any more.
-    fn join<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Shared<Call<D>>
+    fn join<F>(&self, request: Request, ask: impl FnOnce() -> F) -> Part<D>
     where
         F: Future<Output = Answer<D>> + Send + 'static,
     {
         let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(call) = calls.get(&request).and_then(WeakShared::upgrade)
+        if let Some((call, everybody)) = calls.get(&request)
+            && let Some(call) = call.upgrade()
             && call.peek().is_none()
         {
-            return call;
+            return Part { call, everybody: everybody.clone(), answered: false };
         }
         // Now and then, so that the map does not grow with what nobody waits for any more.
         if calls.len() >= 64 && calls.len().is_power_of_two() {
-            calls.retain(|_, call| call.upgrade().is_some());
+            calls.retain(|_, (call, _)| call.upgrade().is_some());
         }
-        let call: Shared<Call<D>> = FutureExt::boxed(ask()).shared();
-        calls.extend(call.downgrade().map(|weak| (request, weak)));
-        call
+        let everybody = Everybody::default();
+        let (call, all) = (ask(), everybody.clone());
+        let call = async move {
+            let mut call = pin!(call);
+            poll_fn(|cx| {
+                // The same waker at each poll, whoever polls.
+                all.get_or_init(|| cx.waker().clone());
+                call.as_mut().poll(cx)
+            })
+            .await
+        };
+        let call: Shared<Call<D>> = FutureExt::boxed(call).shared();
+        calls.extend(call.downgrade().map(|weak| (request, (weak, everybody.clone()))));
+        Part { call, everybody, answered: false }
     }
 }

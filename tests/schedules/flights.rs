@@ -51,6 +51,23 @@ fn a_caller_that_gives_up_leaves_the_others_an_answer() {
 }
 
 #[test]
+fn a_writer_that_gives_up_leaves_the_others_an_answer() {
+    explore(|| {
+        let stage = Stage::new(|builder| builder);
+        let gives_up = stage.spawn(|stage| {
+            let answer = block_on(poll_at_most(1, stage.envelope.encrypt(&ALICE, b"", b"x")));
+            assert!(answer.is_none_or(|answer| answer.is_ok()));
+        });
+        for result in join((0..2).map(|_| stage.spawn(|stage| stage.write()))) {
+            result.unwrap();
+        }
+        gives_up.join().unwrap();
+        assert!((1..=2).contains(&stage.kek.generates()), "{}", stage.kek.generates());
+        stage.end();
+    });
+}
+
+#[test]
 fn a_call_that_has_its_answer_is_joined_by_nobody() {
     messages();
     explore(|| {
