@@ -10,7 +10,11 @@ pub mod kek;
 mod memory;
 mod observer;
 mod runtime;
+#[cfg(all(test, shuttle))]
+#[path = "../tests/schedules/mod.rs"]
+mod schedules;
 mod suite;
+mod sync;
 
 pub use context::EncryptionContext;
 pub use dek::{DekOrigin, KekStatistics, Limits, Statistics};

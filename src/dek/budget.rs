@@ -1,11 +1,10 @@
 //! How often a DEK may still be used, counted before it is.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-
 use crate::error::{Error, ErrorKind};
 use crate::memory::slot::{shard, shards};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, PoisonError};
 
 /// Messages and bytes, handed out to groups of threads in small portions, so that two threads do not fight over one counter. Never
 /// more than the limits in all.
@@ -47,7 +46,7 @@ impl Portion {
 }
 
 fn take(left: &AtomicU64, wanted: u64) -> bool {
-    left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
 }
 
 impl Budget {

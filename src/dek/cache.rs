@@ -3,9 +3,6 @@
 
 use std::cell::RefCell;
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::LocalKey;
 use std::time::Duration;
 
 use async_lock::OnceCell;
@@ -24,6 +21,9 @@ use crate::memory::fork;
 use crate::memory::slot::shards;
 use crate::observer::Event;
 use crate::suite::{DekId, Suite};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::thread::LocalKey;
+use crate::sync::{Arc, process_static, thread_local};
 
 /// What one process has at hand for one source. The child of a fork gets another.
 pub(crate) struct DekCache {
@@ -71,7 +71,9 @@ impl<D: Mortal> Hit<D> {
 
 impl DekCache {
     pub(super) fn new(limits: &LimitsInForce, clock: Clock) -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        process_static! {
+            static NUMBER: AtomicU64 = AtomicU64::new(1);
+        }
 
         Self {
             number: NUMBER.fetch_add(1, Ordering::Relaxed),

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -18,6 +17,7 @@ use crate::kek::{Dek, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::memory::clock::Clock;
 use crate::observer::{Event, Observers};
 use crate::suite::{DekId, derive_dek_id};
+use crate::sync::Arc;
 
 /// Who makes a DEK.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

@@ -1,8 +1,6 @@
 //! What reading and writing DEKs have in common: keys that can be used for a while, and destroyed at any time.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rand::RngExt;
@@ -16,6 +14,8 @@ use crate::memory::clock::{Clock, Moment};
 use crate::memory::slot::Slot;
 use crate::observer::Observers;
 use crate::suite::{AeadKey, DekId, Suite};
+use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.
 const SOONEST_RETRY: Duration = Duration::from_millis(10);

@@ -2,8 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -11,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 use super::cache::{DekCache, Hit};
-use super::flight::{Answer, SharedCall};
+use super::flight::{Answer, Part};
 use super::keks::{DekOrigin, Keks};
 use super::lease::{Lease, Request, Terms, expired, shut_down};
 use super::statistics::{Counted, Counters, KekStatistics, Statistics};
@@ -28,6 +26,8 @@ use crate::memory::fork;
 use crate::observer::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, DekId, Nonces, Suite, derive_dek_id, derive_message_key};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) struct SourceOptions {
     pub(crate) suite: Suite,
@@ -231,7 +231,7 @@ impl DekSource {
         suite: Suite,
         wrapped_keys: &[u8],
         share: Share,
-    ) -> Result<SharedCall<ReadingDek>, Error> {
+    ) -> Result<Part<ReadingDek>, Error> {
         self.check_open()?;
         let request = Request::unwrap(context, id, suite, wrapped_keys);
         if let Some(denial) = cache.denial(&request) {
@@ -243,10 +243,6 @@ impl DekSource {
             let wanted = Wanted { id: *id, suite, request };
             let question = self.keks.question(share);
             async move {
-                // The answer to an earlier call may have come between the caller's look-up and this.
-                if let Hit::Fresh(dek) = cache.reading(&context, &wanted.id, suite) {
-                    return Ok(dek);
-                }
                 let answer = source.ask_to_unwrap(&cache, question, &context, wanted, &keys);
                 cache.unless_closed(answer).await
             }
@@ -261,8 +257,17 @@ impl DekSource {
         Wanted { id, suite, request }: Wanted,
         keys: &WrappedKeys,
     ) -> Answer<ReadingDek> {
+        // The same question may have been answered between the caller's look-up and this call.
+        if let Hit::Fresh(dek) = cache.reading(context, &id, suite) {
+            return Ok(dek);
+        }
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
         for _ in 0..ATTEMPTS {
             let epoch = cache.epoch();
+            // In this order: who shuts down closes first, and counts then.
+            self.check_open()?;
             match self.keks.unwrap_any(question, context, &id, keys).await {
                 // An operator revoked something meanwhile: what was asked before does not count.
                 _ if cache.epoch() != epoch => {}
@@ -405,11 +410,7 @@ impl DekSource {
     }
 
     /// Makes a DEK, once for all who want one for this context at the same time.
-    fn wrap(
-        self: &Arc<Self>,
-        cache: &Arc<DekCache>,
-        context: &EncryptionContext,
-    ) -> Result<SharedCall<WritingDek>, Error> {
+    fn wrap(self: &Arc<Self>, cache: &Arc<DekCache>, context: &EncryptionContext) -> Result<Part<WritingDek>, Error> {
         self.check_open()?;
         let request = Request::wrap(context);
         if let Some(denial) = cache.denial(&request) {
@@ -419,9 +420,6 @@ impl DekSource {
             let (source, cache, context) = (self.clone(), cache.clone(), context.clone());
             let question = self.keks.question(Share::Reserved);
             async move {
-                if let Hit::Fresh(dek) = cache.writing(&context) {
-                    return Ok(dek);
-                }
                 let answer = source.ask_to_wrap(&cache, question, &context, request);
                 cache.unless_closed(answer).await
             }
@@ -435,8 +433,15 @@ impl DekSource {
         context: &EncryptionContext,
         request: Request,
     ) -> Answer<WritingDek> {
+        if let Hit::Fresh(dek) = cache.writing(context) {
+            return Ok(dek);
+        }
+        if let Some(denial) = cache.denial(&request) {
+            return Err(denial);
+        }
         for _ in 0..ATTEMPTS {
             let (epoch, generation) = (cache.epoch(), fork::generation());
+            self.check_open()?;
             match self.keks.make(question, context, self.options.origin).await {
                 _ if cache.epoch() != epoch => {}
                 Ok((dek, wrapped_keys)) => {
@@ -505,7 +510,7 @@ impl DekSource {
     // --- both
 
     /// Waits for an answer; while a DEK at hand may still serve in an outage, not for long. The call then goes on in the background.
-    async fn answer<D>(&self, call: SharedCall<D>, in_grace: bool) -> Answer<D>
+    async fn answer<D>(&self, call: Part<D>, in_grace: bool) -> Answer<D>
     where
         D: Send + Sync + 'static,
     {

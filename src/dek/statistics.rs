@@ -1,11 +1,10 @@
 //! How often DEKs were at hand.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::kek::KekId;
 use crate::kek::call::BreakerState;
 use crate::memory::slot::{shard, shards};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// What an [`Envelope`](crate::Envelope) did since it was built. Use through handles is not counted.
 ///

@@ -3,8 +3,6 @@
 
 use std::cmp::{Ordering as Order, Reverse};
 use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -13,6 +11,8 @@ use super::lease::Lease;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
 use crate::observer::Event;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, process_static, thread};
 
 /// The longest time between two looks while there are DEKs: a suspended machine, or a clock that was set, is noticed this long after.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -153,7 +153,7 @@ impl Registry {
 /// Ends a DEK and waits for whoever is in the middle of using it.
 pub(super) fn end_now(dek: &dyn Mortal) {
     while !dek.lease().end() {
-        std::thread::sleep(Duration::from_micros(50));
+        thread::sleep(Duration::from_micros(50));
     }
     announce(dek);
 }
@@ -188,8 +188,10 @@ impl Wiper {
     }
 }
 
-/// Behind a pointer that is swapped and not behind a lock: a lock could have been held by a thread that a fork left behind.
-static WIPER: ArcSwapOption<Wiper> = ArcSwapOption::const_empty();
+process_static! {
+    /// Behind a pointer that is swapped and not behind a lock: a lock could have been held by a thread that a fork left behind.
+    static WIPER: ArcSwapOption<Wiper> = ArcSwapOption::const_empty();
+}
 
 /// Makes sure that somebody looks after the registry, and at once if a deadline is nearer than the next look.
 fn tell_wiper(registry: &Arc<Registry>, soon: bool) {
@@ -217,9 +219,9 @@ fn start(generation: u64, old: Option<Arc<Wiper>>) -> Arc<Wiper> {
     }
     // After a fork the old one's lock may be held for ever: it is never dropped, so that nobody touches it.
     std::mem::forget(old);
-    let thread = wiper.clone();
+    let its = wiper.clone();
     // Without the thread, keys are destroyed when they are dropped and never used past their time, but may stay in an idle process.
-    let _ = std::thread::Builder::new().name("waxseal-wiper".to_owned()).spawn(move || run(&thread));
+    let _ = thread::Builder::new().name("waxseal-wiper".to_owned()).spawn(move || run(&its));
     wiper
 }
 

@@ -3,6 +3,11 @@
 
 use std::time::Duration;
 
+#[cfg(any(test, feature = "conformance"))]
+use crate::sync::Arc;
+#[cfg(any(test, feature = "conformance"))]
+use crate::sync::atomic::{AtomicI64, Ordering};
+
 /// A reading of two clocks, in nanoseconds: the one since boot, which goes on while the machine is suspended, and the wall clock,
 /// which catches what the first cannot see, such as a virtual machine that was paused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,7 +92,7 @@ fn system() -> Moment {
 /// A clock that moves only when a test says so. Clones are the same clock.
 #[cfg(any(test, feature = "conformance"))]
 #[derive(Clone, Debug, Default)]
-pub struct ManualClock(std::sync::Arc<[std::sync::atomic::AtomicI64; 2]>);
+pub struct ManualClock(Arc<[AtomicI64; 2]>);
 
 #[cfg(any(test, feature = "conformance"))]
 impl ManualClock {
@@ -111,19 +116,19 @@ impl ManualClock {
     pub fn set_wall_back(&self, duration: Duration) {
         let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
         let [_, wall] = &*self.0;
-        wall.fetch_sub(nanos, std::sync::atomic::Ordering::SeqCst);
+        wall.fetch_sub(nanos, Ordering::SeqCst);
     }
 
     fn move_by(&self, durations: [Duration; 2]) {
         for (clock, duration) in self.0.iter().zip(durations) {
             let nanos = i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX);
-            clock.fetch_add(nanos, std::sync::atomic::Ordering::SeqCst);
+            clock.fetch_add(nanos, Ordering::SeqCst);
         }
     }
 
     fn now(&self) -> Moment {
         let [boot, wall] = &*self.0;
-        let read = |clock: &std::sync::atomic::AtomicI64| clock.load(std::sync::atomic::Ordering::SeqCst);
+        let read = |clock: &AtomicI64| clock.load(Ordering::SeqCst);
         Moment { boot: read(boot), wall: read(wall) }
     }
 }

@@ -1,12 +1,12 @@
 //! Stops asking a key service that does not answer, and notices when it does again.
 #![forbid(unsafe_code)]
 
-use std::sync::{Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::PolicyInForce;
 use crate::kek::{KekError, KekErrorClass};
 use crate::memory::clock::{Clock, Moment};
+use crate::sync::{Mutex, MutexGuard, TryLockError};
 
 /// A streak of failures shorter than this is left to the retries: many calls that fail at one moment are one failure.
 const SHORTEST_STREAK: Duration = Duration::from_millis(200);

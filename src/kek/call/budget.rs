@@ -2,8 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -14,6 +12,8 @@ use super::policy::invalid;
 use crate::error::Error;
 use crate::memory::clock::Clock;
 use crate::memory::fork;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicI64, Ordering};
 
 const DEFAULT_PER_SECOND: u32 = 1000;
 const DEFAULT_IN_FLIGHT: u32 = 64;
@@ -185,7 +185,7 @@ impl Pace {
         let latest = patience.map_or(i64::MAX, |patience| now.saturating_add(nanos(patience)));
         let turn = |next: i64| next.max(now.saturating_sub(nanos(BURST)));
         self.next
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
                 (turn(next) <= latest).then(|| turn(next).saturating_add(self.interval))
             })
             .ok()

@@ -1,8 +1,9 @@
 //! How long a key service takes to answer, lately.
 #![forbid(unsafe_code)]
 
-use std::sync::Mutex;
 use std::time::Duration;
+
+use crate::sync::Mutex;
 
 const SAMPLES: usize = 128;
 /// Fewer say nothing about a tail.

@@ -13,8 +13,6 @@ mod policy;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -34,6 +32,8 @@ use crate::context::EncryptionContext;
 use crate::memory::clock::{Clock, Moment};
 use crate::observer::{Event, Observers, Operation};
 use crate::runtime::Runtime;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// How much longer the pause before another try is after *throttled*.
 const THROTTLED_FACTOR: u32 = 4;
