@@ -346,7 +346,7 @@ impl Authenticator {
     async fn log_in(&self, refused: Refused) -> Result<Session, Failure> {
         let since = Instant::now();
         let token = match &self.auth.0 {
-            Method::Token(token) => token.clone(),
+            Method::Token(token) => token.share(),
             Method::TokenFile(path) => {
                 let text = self.read_file(path).await?;
                 Token::new(text).ok_or_else(|| file_failure(path, "holds no token"))?
@@ -417,7 +417,7 @@ impl Authenticator {
         let reply = self.transport.send("renewal of the token", &renew_self(), Some(&session.token), SMALL).await?;
         let auth = reply.success::<serde::de::IgnoredAny>("renewal of the token")?.auth;
         let auth = auth.ok_or_else(|| Failure::not_understood("renewal of the token"))?;
-        let renewed = Session::new(session.token.clone(), since, auth.lease_duration, auth.renewable);
+        let renewed = Session::new(session.token.share(), since, auth.lease_duration, auth.renewable);
         Ok(Session { first_lease: session.first_lease, ..renewed })
     }
 

@@ -18,7 +18,6 @@ use super::endpoints::{Answer, SecretText};
 use super::errors::{Failure, classify, presentable};
 
 /// A token as it goes into requests: its bytes are wiped when the last request that carries it is done.
-#[derive(Clone)]
 pub(super) struct Token(HeaderValue);
 
 impl Token {
@@ -32,6 +31,11 @@ impl Token {
         let mut value = HeaderValue::from_maybe_shared(bytes).ok()?;
         value.set_sensitive(true);
         Some(Self(value))
+    }
+
+    /// Another handle to the same bytes.
+    pub(super) fn share(&self) -> Self {
+        Self(self.0.clone())
     }
 
     pub(super) fn is(&self, other: &Self) -> bool {
