@@ -42,13 +42,19 @@ struct Shared {
 
 pub struct FaultProxy {
     shared: Arc<Shared>,
+    address: Ipv4Addr,
     port: u16,
 }
 
 impl FaultProxy {
     /// In front of a port of this machine.
     pub fn start(upstream_port: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::start_on(Ipv4Addr::LOCALHOST, upstream_port)
+    }
+
+    /// Listens on another address of this machine, such as 127.0.0.2.
+    pub fn start_on(address: Ipv4Addr, upstream_port: u16) -> Self {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared {
             upstream: (Ipv4Addr::LOCALHOST, upstream_port).into(),
@@ -69,7 +75,7 @@ impl FaultProxy {
                 for_thread.clone().serve(client);
             }
         });
-        Self { shared, port }
+        Self { shared, address, port }
     }
 
     pub fn port(&self) -> u16 {
@@ -103,7 +109,7 @@ impl Drop for FaultProxy {
         self.shared.over.store(true, Ordering::SeqCst);
         self.cut();
         // Wakes the listener.
-        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+        let _ = TcpStream::connect((self.address, self.port));
     }
 }
 

@@ -12,8 +12,8 @@ use tokio::sync::{Mutex, Notify};
 use zeroize::Zeroizing;
 
 use super::endpoints::{
-    AppRoleLogin, Auth, KubernetesLogin, SecretText, TokenState, app_role_login, certificate_login, kubernetes_login,
-    lookup_self, renew_self,
+    AppRoleLogin, Auth, CertificateLogin, KubernetesLogin, SecretText, TokenState, app_role_login, certificate_login,
+    kubernetes_login, lookup_self, renew_self,
 };
 use super::errors::Failure;
 use super::transport::{SMALL, Token, Transport};
@@ -39,7 +39,7 @@ enum Method {
     },
     Certificate {
         mount: String,
-        role: String,
+        role: Option<String>,
     },
     /// A text that can never be a token; refused at build.
     Unusable(&'static str),
@@ -112,14 +112,14 @@ impl VaultAuth {
     /// The TLS client certificate of the connection, at the mount `cert`, for whichever role matches it.
     #[must_use]
     pub fn certificate() -> Self {
-        Self(Method::Certificate { mount: "cert".to_owned(), role: String::new() })
+        Self(Method::Certificate { mount: "cert".to_owned(), role: None })
     }
 
     /// Only this role of the certificate method. Without effect on other methods.
     #[must_use]
     pub fn certificate_role(mut self, name: impl Into<String>) -> Self {
         if let Method::Certificate { role, .. } = &mut self.0 {
-            *role = name.into();
+            *role = Some(name.into());
         }
         self
     }
@@ -370,7 +370,9 @@ impl Authenticator {
                 return self.log_in_with(&request, since).await;
             }
             Method::Certificate { mount, role } => {
-                return self.log_in_with(&certificate_login(mount, role), since).await;
+                return self
+                    .log_in_with(&certificate_login(mount, CertificateLogin { name: role.as_deref() }), since)
+                    .await;
             }
             Method::Unusable(why) => return Err(Failure::misconfigured(*why)),
         };

@@ -8,7 +8,6 @@ use rustify::endpoint::Endpoint;
 use rustify::enums::{RequestMethod, RequestType, ResponseType};
 use rustify::errors::ClientError;
 use serde::{Deserialize, Serialize};
-use vaultrs::api::auth::cert::requests::LoginRequest;
 use vaultrs::api::sys::requests::ReadHealthRequest;
 use vaultrs::api::token::requests::LookupTokenSelfRequest;
 use vaultrs::api::transit::requests::{DataKeyType, GenerateDataKeyRequest, ReadKeyRequest};
@@ -162,9 +161,16 @@ pub(super) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> P
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
-/// Any role that matches the certificate, if `role` is empty.
-pub(super) fn certificate_login(mount: &str, role: &str) -> LoginRequest {
-    LoginRequest { mount: mount.to_owned(), cert_name: role.to_owned() }
+#[derive(Serialize)]
+pub(super) struct CertificateLogin<'a> {
+    /// The role; any that matches the certificate, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<&'a str>,
+}
+
+/// vaultrs's type sends the role under a name that the server does not know, and so lets every role match.
+pub(super) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
 }
 
 // --- answers

@@ -52,9 +52,9 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (400, "invalid ciphertext", Invalid, "not a ciphertext of this key"),
     (400, "", Invalid, "refused as bad input"),
     (401, "", Misconfigured, "something in front of the server wants other credentials"),
-    (403, "", Denied, "permission denied, also after a new login"),
+    (403, "", Denied, "permission denied"),
     (404, "no handler for route", Misconfigured, "nothing is mounted at this path"),
-    (404, "", Denied, "the key does not exist"),
+    (404, "", Denied, "there is no such thing"),
     (405, "", Misconfigured, "the server does not support the operation at this path"),
     (407, "", Misconfigured, "the proxy wants credentials"),
     (412, "", Unavailable, "this node has not yet seen what it is asked about"),
@@ -67,24 +67,28 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (503, "sealed", Unavailable, "sealed"),
 ];
 
-/// The meaning of an answer that is not a success.
-pub(super) fn classify(operation: &str, status: u16, texts: &[String]) -> Failure {
-    let row = TABLE
-        .iter()
-        .find(|(code, text, ..)| *code == status && (texts.iter().any(|t| t.contains(text)) || text.is_empty()));
+/// The meaning of an answer that is not a success; `texts` is `None` if it has not the server's form.
+///
+/// Only the server itself denies: a gateway or a firewall in front of it, which may answer 403 or 404 during somebody's rollout, ends no DEK.
+pub(super) fn classify(operation: &str, status: u16, texts: Option<&[String]>) -> Failure {
+    let says = |wanted: &str| wanted.is_empty() || texts.unwrap_or_default().iter().any(|text| text.contains(wanted));
+    let row = TABLE.iter().find(|(code, text, ..)| *code == status && says(text));
     let (class, meaning) = match row {
+        Some((_, _, Denied, _)) if texts.is_none() => {
+            (Misconfigured, "refused by something that does not answer as Vault does")
+        }
         Some((.., class, meaning)) => (*class, *meaning),
         None if (300..400).contains(&status) => (Unavailable, "a redirection that is not followed"),
         None => (Unavailable, "the server failed"),
     };
-    let texts = texts.iter().map(|text| presentable(text)).collect::<Vec<_>>().join("; ");
+    let texts = texts.unwrap_or_default().iter().map(|text| presentable(text)).collect::<Vec<_>>().join("; ");
     let separator = if texts.is_empty() { "" } else { ": " };
     Failure::new(class, format!("{operation}: {meaning} ({status}{separator}{texts})"))
 }
 
 /// The meaning of what one item of a batch says, whatever the status of the whole.
 pub(super) fn classify_item(operation: &str, text: &str) -> Failure {
-    classify(operation, 400, &[text.to_owned()])
+    classify(operation, 400, Some(&[text.to_owned()]))
 }
 
 const MAX_TEXT: usize = 240;
@@ -115,7 +119,7 @@ mod tests {
     #[test]
     fn every_row_of_the_table_can_be_reached() {
         for (i, (status, text, class, meaning)) in TABLE.iter().enumerate() {
-            let failure = classify("unwrap", *status, &[format!("1 error occurred: {text}")]);
+            let failure = classify("unwrap", *status, Some(&[format!("1 error occurred: {text}")]));
             assert_eq!(failure.class, *class, "row {i}");
             assert!(failure.message.contains(meaning), "row {i}: {}", failure.message);
         }
@@ -124,18 +128,26 @@ mod tests {
     #[test]
     fn what_is_not_in_the_table_is_unavailable_with_its_text() {
         for status in [402, 408, 418, 451, 500, 502, 503, 504, 530, 599, 307, 100, 999] {
-            let failure = classify("unwrap", status, &["something new".to_owned()]);
+            let failure = classify("unwrap", status, Some(&["something new".to_owned()]));
             assert_eq!(failure.class, Unavailable, "{status}");
             assert!(failure.message.contains("something new"), "{}", failure.message);
         }
-        assert_eq!(classify("unwrap", 400, &[]).class, Invalid);
+        assert_eq!(classify("unwrap", 400, Some(&[])).class, Invalid);
+        assert_eq!(classify("unwrap", 404, Some(&[])).class, Denied);
+    }
+
+    #[test]
+    fn only_what_has_the_servers_form_can_deny() {
+        for status in 300..600 {
+            assert_ne!(classify("unwrap", status, None).class, Denied, "{status}");
+        }
     }
 
     #[test]
     fn no_text_shows_a_word_as_long_as_a_token_or_a_key() {
         let token = "s.k5lCZksuvb8Z4EV7ssBKE2xd";
         let key = "Rlz2BsXNCYEZWH5Afrg8bpf6g5rnC7vurBXFOYVVJqM=";
-        let failure = classify("wrap", 500, &[format!("bad token {token}, key\n{key}")]);
+        let failure = classify("wrap", 500, Some(&[format!("bad token {token}, key\n{key}")]));
         assert!(!failure.message.contains("5lCZ") && !failure.message.contains("BsXN"), "{}", failure.message);
         assert!(failure.message.contains("bad token"));
         assert!(!failure.message.contains('\n'));

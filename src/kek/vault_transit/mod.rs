@@ -112,8 +112,8 @@ struct Inner {
     auth: Arc<Authenticator>,
     runtime: Handle,
     known: ArcSwapOption<Known>,
-    /// Held by the one who reads the key.
-    reading: Mutex<()>,
+    /// Held by the one who reads the key; when that failed last, and how.
+    reading: Mutex<Option<(Instant, Failure)>>,
     reading_in_background: AtomicBool,
     /// A refusal might have come of an outdated idea of the key.
     in_doubt: AtomicBool,
@@ -318,11 +318,17 @@ impl Inner {
                 Ok(known)
             }
             _ => {
-                let _reading = self.reading.lock().await;
-                // Somebody may have read it meanwhile.
-                match self.known.load_full() {
-                    Some(known) if !self.is_in_doubt(&known) => Ok(known),
-                    _ => self.read_key_now().await,
+                let asked = Instant::now();
+                let mut last_failure = self.reading.lock().await;
+                // Somebody may have read it meanwhile, or failed to.
+                match (self.known.load_full(), &*last_failure) {
+                    (Some(known), _) if !self.is_in_doubt(&known) => Ok(known),
+                    (_, Some((at, failure))) if *at >= asked => Err(failure.clone()),
+                    _ => {
+                        let known = self.read_key_now().await;
+                        *last_failure = known.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
+                        known
+                    }
                 }
             }
         }

@@ -173,9 +173,10 @@ impl Transport {
 }
 
 impl Reply {
-    fn texts(&self) -> Vec<String> {
+    /// `None` if this is not an error as the server words one.
+    fn texts(&self) -> Option<Vec<String>> {
         let answer: Option<Answer<serde::de::IgnoredAny>> = serde_json::from_slice(&self.body).ok();
-        answer.and_then(|answer| answer.errors).unwrap_or_default()
+        answer.and_then(|answer| answer.errors)
     }
 
     pub(super) fn is_success(&self) -> bool {
@@ -184,7 +185,7 @@ impl Reply {
 
     /// What an answer means that is no success.
     pub(super) fn failure(&self, operation: &str) -> Failure {
-        classify(operation, self.status, &self.texts())
+        classify(operation, self.status, self.texts().as_deref())
     }
 
     /// Reads the answer in whatever form it is.
