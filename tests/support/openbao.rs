@@ -287,6 +287,14 @@ impl OpenBao {
     pub async fn seal(&self) {
         self.put("sys/seal", json!({})).await;
     }
+
+    /// Only without `durable`, where the server prints its one unseal key.
+    pub async fn unseal(&self) {
+        let log = fs::read_to_string(self.path("server.log")).unwrap();
+        let key = log.lines().find_map(|line| line.split("Unseal Key: ").nth(1)).unwrap().trim();
+        self.put("sys/unseal", json!({ "key": key })).await;
+        self.wait_until_ready().await;
+    }
 }
 
 impl Drop for OpenBao {
