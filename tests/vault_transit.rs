@@ -418,3 +418,35 @@ fn it_serves_another_executor_as_long_as_its_runtime_lives() {
     assert_eq!(class(support::block_on(kek.unwrap(&alice, &wrapped))), KekErrorClass::Unavailable);
     drop(server);
 }
+
+// --- what an operator sees
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_shows_who_used_which_key_and_neither_dek_nor_context() {
+    let server = OpenBao::with(Options { durable: true, audit: true, ..Options::default() }).await;
+    server.create_key("orders", true).await;
+    let kek = as_root(&server, "orders").build().unwrap();
+    let (alice, dek) = (context("alice"), a_dek());
+    let wrapped = kek.wrap(&alice, &dek).await.unwrap();
+    kek.unwrap(&alice, &wrapped).await.unwrap();
+    kek.rewrap(&alice, &wrapped).await.unwrap();
+    let (made, _) = kek.generate(&alice).await.unwrap();
+    kek.unwrap_many(&[(&alice, &wrapped), (&alice, &wrapped)]).await;
+
+    let log = std::fs::read_to_string(server.audit_file()).unwrap();
+    let paths: Vec<String> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|entry| entry["type"] == "request")
+        .map(|entry| entry["request"]["path"].as_str().unwrap().to_owned())
+        .filter(|path| path.starts_with("transit/") && path.ends_with("/orders"))
+        .collect();
+    let expected = ["keys", "keys", "encrypt", "decrypt", "rewrap", "datakey/plaintext", "decrypt"];
+    assert_eq!(paths, expected.map(|verb| format!("transit/{verb}/orders")), "made, read, and one entry for each call");
+    let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
+    for secret in [base64(dek.expose()), base64(made.expose()), base64(alice.as_bytes())] {
+        assert!(!log.contains(&secret));
+    }
+    assert!(log.contains("hmac-sha256:"));
+    assert!(!log.contains(server.root_token()));
+}
