@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Suite;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::memory::Secret32;
+use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
 
@@ -142,7 +142,8 @@ pub(crate) fn derive_local_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Resu
 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
 fn derive(prk: &[u8; 32], use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
-    expand(prk, &[&LABEL, &[use_, suite], digest], out)
+    // What is moved over this stack next takes along whatever stands there in its unused bytes, to the heap too.
+    leaving_no_trace_on_the_stack(|| expand(prk, &[&LABEL, &[use_, suite], digest], out))
 }
 
 /// HKDF-Expand with SHA-256 (RFC 5869, section 2.3).
