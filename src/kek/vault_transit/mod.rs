@@ -55,6 +55,7 @@ pub use builder::VaultTransitBuilder;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::format::vault::VaultCiphertext;
+use crate::memory::fork;
 use auth::Authenticator;
 use endpoints::{
     Item, KeyConfiguration, SecretText, ServerHealth, Wrapped, WrappedBatch, data_key, many, one, read_key,
@@ -111,6 +112,8 @@ struct Inner {
     transport: Arc<Transport>,
     auth: Arc<Authenticator>,
     runtime: Handle,
+    /// Of the process in which it was built.
+    generation: u64,
     known: ArcSwapOption<Known>,
     /// Held by the one who reads the key; when that failed last, and how.
     reading: Mutex<Option<(Instant, Failure)>>,
@@ -203,6 +206,7 @@ impl VaultTransit {
             transport,
             auth,
             runtime,
+            generation: fork::generation(),
             known: ArcSwapOption::empty(),
             reading: Mutex::default(),
             reading_in_background: AtomicBool::new(false),
@@ -227,6 +231,12 @@ impl VaultTransit {
         &self,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, KekError> {
+        if self.0.generation != fork::generation() {
+            // Its runtime's threads stayed with the parent: a request would wait for ever.
+            return Err(KekError::misconfigured(
+                "the process forked since the provider was built; build it anew in the child",
+            ));
+        }
         match Task(self.0.runtime.spawn(work)).await {
             Ok(result) => result.map_err(KekError::from),
             Err(_) => Err(KekError::unavailable("the tokio runtime in which the provider was built has ended")),
@@ -340,7 +350,14 @@ impl Inner {
 
     /// Reads the key in the background when what is known of it is old.
     fn look_ahead(self: &Arc<Self>, known: &Known) {
-        if known.at.elapsed() >= self.key_max_age && !self.reading_in_background.swap(true, Ordering::Relaxed) {
+        if known.at.elapsed() >= self.key_max_age {
+            self.read_key_in_background();
+        }
+    }
+
+    fn read_key_in_background(self: &Arc<Self>) {
+        let is_of_this_process = self.generation == fork::generation();
+        if is_of_this_process && !self.reading_in_background.swap(true, Ordering::Relaxed) {
             let inner = self.clone();
             self.runtime.spawn(async move {
                 // A failure changes nothing: whoever needs the key meets it too.
@@ -566,10 +583,11 @@ impl KekProvider for VaultTransit {
     }
 
     /// From the version in the text, against the latest one that is known: from the key ([`VaultTransit::read_key`], and again when that is older than
-    /// [`key_max_age`](VaultTransitBuilder::key_max_age)) or from an answer. `true` while none is known.
+    /// [`key_max_age`](VaultTransitBuilder::key_max_age)) or from an answer. `true` while none is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> bool {
-        if let Some(known) = self.0.known.load_full() {
-            self.0.look_ahead(&known);
+        match self.0.known.load_full() {
+            Some(known) => self.0.look_ahead(&known),
+            None => self.0.read_key_in_background(),
         }
         let latest = self.0.latest_version.load(Ordering::Relaxed);
         VaultCiphertext::read(wrapped.wrapped()).is_none_or(|ciphertext| ciphertext.version >= latest)

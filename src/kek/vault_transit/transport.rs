@@ -213,13 +213,18 @@ fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
     body.extend_from_slice(more);
 }
 
-/// A standby that does not forward names the active node. Once, and never to where anybody could read along.
+/// A standby that does not forward names the active node.
 fn to_the_active_node() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| {
-        let downgrade =
-            attempt.previous().iter().any(|url| url.scheme() == "https") && attempt.url().scheme() != "https";
-        if downgrade || attempt.previous().len() > 1 { attempt.stop() } else { attempt.follow() }
+    redirect::Policy::custom(|attempt| match is_followed(attempt.previous(), attempt.url()) {
+        true => attempt.follow(),
+        false => attempt.stop(),
     })
+}
+
+/// Once, and never to where anybody could read along.
+fn is_followed(previous: &[Url], next: &Url) -> bool {
+    let was_private = previous.iter().any(|url| url.scheme() == "https");
+    previous.len() == 1 && (next.scheme() == "https" || !was_private)
 }
 
 /// Why there is no answer, in words: neither address nor body is in it.
@@ -260,6 +265,21 @@ mod tests {
     fn a_token_is_in_no_debug_text() {
         let token = Token::new(SecretText::new("hvs.secret".to_owned())).unwrap();
         assert!(!format!("{:?}", token.0).contains("secret"));
+    }
+
+    #[test]
+    fn a_redirection_is_followed_once_and_never_out_of_tls() {
+        let urls = |texts: &[&str]| texts.iter().map(|text| Url::parse(text).unwrap()).collect::<Vec<_>>();
+        for (previous, next, followed) in [
+            (&["https://a"][..], "https://b", true),
+            (&["http://127.0.0.1"], "http://127.0.0.2", true),
+            (&["http://127.0.0.1"], "https://b", true),
+            (&["https://a"], "http://b", false),
+            (&["https://a"], "http://a", false),
+            (&["https://a", "https://b"], "https://c", false),
+        ] {
+            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0]), followed, "{previous:?} to {next}");
+        }
     }
 
     #[test]
