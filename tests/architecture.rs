@@ -99,6 +99,7 @@ fn each_cryptographic_crate_is_named_in_one_file() {
         ("aws_lc_rs", "suite/aws_lc.rs"),
         ("hkdf", "suite/derive.rs"),
         ("quick_cache", "dek/cache.rs"),
+        ("vaultrs", "kek/vault_transit/endpoints.rs"),
         ("futures_util::future::{Shared", "dek/flight.rs"),
     ] {
         let naming: Vec<_> = sources()
@@ -132,6 +133,12 @@ fn nothing_that_holds_a_secret_derives_what_would_show_it() {
         "ReadingDek",
         "KeyFile",
         "VersionKey",
+        "SecretText",
+        "Token",
+        "VaultAuth",
+        "Method",
+        "Session",
+        "Input",
     ];
     let mut seen = 0;
     for (path, code) in sources() {

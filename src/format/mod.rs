@@ -9,6 +9,8 @@ pub(crate) mod limits;
 pub(crate) mod local;
 mod message;
 mod reader;
+#[cfg(feature = "vault-transit")]
+pub(crate) mod vault;
 mod wrapped_keys;
 
 pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};

@@ -11,6 +11,8 @@ mod error;
 pub mod local;
 #[cfg(feature = "conformance")]
 pub mod scripted;
+#[cfg(feature = "vault-transit")]
+pub mod vault_transit;
 
 use std::fmt;
 use std::sync::Arc;

@@ -19,6 +19,12 @@ pub fn context(tenant: &str) -> EncryptionContext {
     EncryptionContext::new([("tenant", tenant), ("table", "cards")]).unwrap()
 }
 
+pub fn a_dek() -> Dek {
+    let mut bytes = vec![0; Dek::LEN];
+    getrandom::fill(&mut bytes).unwrap();
+    UnwrappedDek::new(bytes).to_dek().unwrap()
+}
+
 pub fn local(name: &str) -> LocalKek {
     LocalKek::in_memory(name).unwrap()
 }

@@ -1,0 +1,247 @@
+//! The requests: vaultrs's own types where it has them and they hold no secret, ours where it has none (batches, associated data) or would leave
+//! copies of a DEK or a credential behind; and what is read from the answers.
+//!
+//! The only file that names vaultrs.
+#![forbid(unsafe_code)]
+
+use rustify::endpoint::Endpoint;
+use rustify::enums::{RequestMethod, RequestType, ResponseType};
+use rustify::errors::ClientError;
+use serde::{Deserialize, Serialize};
+use vaultrs::api::sys::requests::ReadHealthRequest;
+use vaultrs::api::token::requests::LookupTokenSelfRequest;
+use vaultrs::api::transit::requests::{DataKeyType, GenerateDataKeyRequest, ReadKeyRequest};
+use zeroize::Zeroizing;
+
+/// Text that is wiped when it is dropped.
+pub(super) struct SecretText(pub(super) Zeroizing<String>);
+
+impl SecretText {
+    pub(super) fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+// --- requests
+
+/// A POST with a JSON body that is written once, into a buffer of its size.
+pub(super) struct Post<B> {
+    path: String,
+    body: B,
+}
+
+impl<B: Serialize + Send + Sync> Endpoint for Post<B> {
+    type Response = ();
+    const REQUEST_BODY_TYPE: RequestType = RequestType::JSON;
+    const RESPONSE_BODY_TYPE: ResponseType = ResponseType::JSON;
+
+    fn path(&self) -> String {
+        self.path.clone()
+    }
+
+    fn method(&self) -> RequestMethod {
+        RequestMethod::POST
+    }
+
+    fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        let failed = |error: serde_json::Error| ClientError::DataParseError { source: error.into() };
+        // Measured first: a buffer that grows leaves what it held in the blocks that it outgrew.
+        let mut len = Length(0);
+        serde_json::to_writer(&mut len, &self.body).map_err(failed)?;
+        let mut bytes = Vec::with_capacity(len.0);
+        serde_json::to_writer(&mut bytes, &self.body).map_err(failed)?;
+        Ok(Some(bytes))
+    }
+}
+
+struct Length(usize);
+
+impl std::io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.saturating_add(bytes.len());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One DEK of a Transit request. Exactly one of `plaintext` and `ciphertext`, at most one of `context` and `associated_data`; base64.
+#[derive(Serialize)]
+pub(super) struct Item<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) plaintext: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ciphertext: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) context: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) associated_data: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reference: Option<String>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Batch<'a> {
+    batch_input: Vec<Item<'a>>,
+}
+
+/// `encrypt`, `decrypt` or `rewrap` of one.
+pub(super) fn one<'a>(mount: &str, verb: &str, key: &str, item: Item<'a>) -> Post<Item<'a>> {
+    Post { path: format!("{mount}/{verb}/{key}"), body: item }
+}
+
+/// `encrypt`, `decrypt` or `rewrap` of several.
+pub(super) fn many<'a>(mount: &str, verb: &str, key: &str, items: Vec<Item<'a>>) -> Post<Batch<'a>> {
+    Post { path: format!("{mount}/{verb}/{key}"), body: Batch { batch_input: items } }
+}
+
+pub(super) fn data_key(mount: &str, key: &str, context: Option<String>) -> GenerateDataKeyRequest {
+    GenerateDataKeyRequest {
+        mount: mount.to_owned(),
+        name: key.to_owned(),
+        key_type: DataKeyType::Plaintext,
+        context,
+        nonce: None,
+        bits: Some(256),
+    }
+}
+
+pub(super) fn read_key(mount: &str, key: &str) -> ReadKeyRequest {
+    ReadKeyRequest { mount: mount.to_owned(), name: key.to_owned() }
+}
+
+pub(super) fn health() -> ReadHealthRequest {
+    ReadHealthRequest::default()
+}
+
+pub(super) fn lookup_self() -> LookupTokenSelfRequest {
+    LookupTokenSelfRequest {}
+}
+
+#[derive(Serialize)]
+pub(super) struct Nothing {}
+
+/// vaultrs's type has a tab in its path.
+pub(super) fn renew_self() -> Post<Nothing> {
+    Post { path: "auth/token/renew-self".to_owned(), body: Nothing {} }
+}
+
+#[derive(Serialize)]
+pub(super) struct AppRoleLogin<'a> {
+    pub(super) role_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) secret_id: Option<&'a str>,
+}
+
+pub(super) fn app_role_login<'a>(mount: &str, login: AppRoleLogin<'a>) -> Post<AppRoleLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
+}
+
+#[derive(Serialize)]
+pub(super) struct KubernetesLogin<'a> {
+    pub(super) role: &'a str,
+    pub(super) jwt: &'a str,
+}
+
+pub(super) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> Post<KubernetesLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
+}
+
+#[derive(Serialize)]
+pub(super) struct CertificateLogin<'a> {
+    /// The role; any that matches the certificate, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<&'a str>,
+}
+
+/// vaultrs's type sends the role under a name that the server does not know, and so lets every role match.
+pub(super) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
+}
+
+// --- answers
+
+/// The frame of every answer, errors included.
+#[derive(Deserialize)]
+#[serde(bound = "T: Deserialize<'de>")]
+pub(super) struct Answer<T> {
+    #[serde(default = "none")]
+    pub(super) data: Option<T>,
+    pub(super) auth: Option<Auth>,
+    #[serde(default)]
+    pub(super) errors: Option<Vec<String>>,
+}
+
+fn none<T>() -> Option<T> {
+    None
+}
+
+/// What a login or a renewal gives.
+#[derive(Deserialize)]
+pub(super) struct Auth {
+    pub(super) client_token: SecretText,
+    /// Seconds; 0 is for ever.
+    pub(super) lease_duration: u64,
+    pub(super) renewable: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Wrapped {
+    pub(super) ciphertext: Option<String>,
+    pub(super) plaintext: Option<SecretText>,
+    pub(super) error: Option<String>,
+    pub(super) reference: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct WrappedBatch {
+    pub(super) batch_results: Vec<Wrapped>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct TokenState {
+    /// Seconds; 0 is for ever.
+    pub(super) ttl: u64,
+    #[serde(default)]
+    pub(super) renewable: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ServerHealth {
+    pub(super) initialized: bool,
+    pub(super) sealed: bool,
+    pub(super) standby: bool,
+    #[serde(default)]
+    pub(super) performance_standby: bool,
+    #[serde(default)]
+    pub(super) replication_dr_mode: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct KeyConfiguration {
+    #[serde(rename = "type")]
+    pub(super) key_type: String,
+    #[serde(default)]
+    pub(super) derived: bool,
+    #[serde(default)]
+    pub(super) convergent_encryption: bool,
+    pub(super) latest_version: u32,
+    #[serde(default)]
+    pub(super) min_decryption_version: u32,
+    #[serde(default)]
+    pub(super) soft_deleted: bool,
+}
