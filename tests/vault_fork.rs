@@ -29,6 +29,8 @@ fn a_forked_child_is_told_to_build_its_own() {
     // the child of a threaded process.
     match unsafe { libc::fork() } {
         0 => {
+            // SAFETY: ends a child that waits, instead of this test's answer.
+            unsafe { libc::alarm(30) };
             let told = block_on(kek.unwrap(&alice, &wrapped))
                 .is_err_and(|error| error.class() == KekErrorClass::Misconfigured);
             let answers = kek.is_current(&wrapped);

@@ -248,6 +248,14 @@ async fn two_clusters_with_a_key_of_the_same_name_are_kept_apart() {
     let both = Envelope::builder().write_to(east.clone()).read_from(west.clone()).build().unwrap();
     assert_eq!(&*both.decrypt(&alice, b"", &sealed).await.unwrap(), b"payload");
 
+    // Not even directly: a third cluster without such a key would call it deleted, which would end the DEK.
+    let dek = a_dek();
+    let of_west = west.wrap(&alice, &dek).await.unwrap();
+    let auth = VaultAuth::token(servers[0].root_token());
+    let third = VaultTransit::builder("third", "none").address(servers[0].address()).auth(auth).build().unwrap();
+    assert_eq!(class(third.unwrap(&alice, &of_west).await), KekErrorClass::Invalid);
+    assert_eq!(class(third.rewrap(&alice, &of_west).await), KekErrorClass::Invalid);
+
     // A message moves to the other cluster without its payload being touched.
     let moved = both.rewrap(&alice, &sealed).await.unwrap();
     assert_eq!(&*only_east.decrypt(&alice, b"", &moved).await.unwrap(), b"payload");
