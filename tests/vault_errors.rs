@@ -302,6 +302,18 @@ async fn statuses_that_no_free_server_gives_are_read_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_or_gateway_that_says_when_to_come_back_is_passed_on() {
+    let stage = stage(Options::default()).await;
+    for (header, wait) in [("Retry-After: 7\r\n", Some(7)), ("", None), ("Retry-After: soon\r\n", None)] {
+        let answer = String::from_utf8(http(429, &json!({ "errors": ["too many"] }).to_string())).unwrap();
+        let answer = answer.replace("Connection: close", &format!("{header}Connection: close"));
+        stage.proxy.set(Fault::Replace(answer.into_bytes()));
+        let error = stage.kek.unwrap(&stage.alice, &stage.wrapped).await.unwrap_err();
+        assert_eq!((error.class(), error.retry_after()), (Throttled, wait.map(Duration::from_secs)), "{header}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn answers_that_cannot_be_understood_are_unavailable() {
     let stage = stage(Options::default()).await;
     let dek = "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=";

@@ -3,10 +3,10 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-#[path = "support/needle.rs"]
-mod needle;
 #[path = "support/openbao.rs"]
 mod openbao;
+#[path = "support/scan.rs"]
+mod scan;
 mod support;
 #[path = "support/vault_memory.rs"]
 mod vault_memory;

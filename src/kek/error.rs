@@ -107,6 +107,12 @@ impl KekError {
         self
     }
 
+    /// How long the key service wants to be left alone, if it said so.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
     /// What the failure means.
     #[must_use]
     pub fn class(&self) -> KekErrorClass {
@@ -134,10 +140,6 @@ impl KekError {
             KekErrorClass::Denied => 3,
             KekErrorClass::Invalid => 4,
         }
-    }
-
-    pub(crate) fn retry_after(&self) -> Option<Duration> {
-        self.retry_after
     }
 
     /// Says how often it was tried, where that was more than once.

@@ -6,8 +6,8 @@
 use data_encoding::BASE64;
 use zeroize::Zeroizing;
 
-use crate::needle::Needle;
 use crate::openbao::OpenBao;
+use crate::scan::Needle;
 use crate::support::{a_dek, context};
 use waxseal::kek::KekProvider;
 use waxseal::kek::vault_transit::{VaultAuth, VaultTransit};

@@ -1,6 +1,8 @@
 //! What a status and a text of the server mean: one table.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use crate::kek::{KekError, KekErrorClass};
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -10,11 +12,12 @@ use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 pub(super) struct Failure {
     pub(super) class: KekErrorClass,
     pub(super) message: String,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Failure {
     pub(super) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into() }
+        Self { class, message: message.into(), retry_after: None }
     }
 
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
@@ -37,7 +40,11 @@ impl Failure {
 
 impl From<Failure> for KekError {
     fn from(failure: Failure) -> Self {
-        KekError::new(failure.class, failure.message)
+        let error = KekError::new(failure.class, failure.message);
+        match failure.retry_after {
+            Some(wait) => error.with_retry_after(wait),
+            None => error,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{Certificate, Client, Identity, Proxy, Url, redirect};
 use rustify::endpoint::Endpoint;
 use serde::de::DeserializeOwned;
@@ -77,6 +77,8 @@ pub(super) const SMALL: usize = 256 * 1024;
 /// What came back, whatever its status.
 pub(super) struct Reply {
     pub(super) status: u16,
+    /// Retry-After in seconds (RFC 9110, section 10.2.3); a date is not read.
+    retry_after: Option<Duration>,
     body: Zeroizing<Vec<u8>>,
 }
 
@@ -154,6 +156,9 @@ impl Transport {
         let request = self.client.request(parts.method, url).headers(headers).body(body);
         let mut response = request.send().await.map_err(|error| unreachable(operation, &error))?;
         let status = response.status().as_u16();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
         let mut body = Zeroizing::new(Vec::new());
         while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(operation, &error))? {
             let fits = body.len() + chunk.len() <= most;
@@ -168,7 +173,7 @@ impl Transport {
                 return Err(Failure::unavailable(format!("{operation}: an answer of more than {most} bytes")));
             }
         }
-        Ok(Reply { status, body })
+        Ok(Reply { status, retry_after, body })
     }
 }
 
@@ -185,7 +190,8 @@ impl Reply {
 
     /// What an answer means that is no success.
     pub(super) fn failure(&self, operation: &str) -> Failure {
-        classify(operation, self.status, self.texts().as_deref())
+        let failure = classify(operation, self.status, self.texts().as_deref());
+        Failure { retry_after: self.retry_after, ..failure }
     }
 
     /// Reads the answer in whatever form it is.
