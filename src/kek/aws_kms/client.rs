@@ -33,6 +33,9 @@ use crate::format::kms::KeyMaterialId;
 /// New credentials are fetched after a refusal, but not more often than this.
 const STALE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
+/// How the SDK says that a client was made without credentials, in an error that has no public type.
+const NO_CREDENTIALS: &str = "failed to select an auth scheme";
+
 /// Where clients come from.
 pub(super) enum Source {
     /// The SDK's default chains, looked up at build.
@@ -59,7 +62,7 @@ pub(super) struct Service {
 
 struct Clients {
     by_region: BTreeMap<String, Client>,
-    renewed: Instant,
+    renewed: Option<Instant>,
 }
 
 /// A wrapped DEK as KMS gave it.
@@ -131,7 +134,7 @@ impl Service {
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         };
         let client = client(config.clone())?;
-        let clients = Clients { by_region: BTreeMap::from([(region.clone(), client)]), renewed: Instant::now() };
+        let clients = Clients { by_region: BTreeMap::from([(region.clone(), client)]), renewed: None };
         Ok(Self { config, region, clients: RwLock::new(clients) })
     }
 
@@ -152,10 +155,10 @@ impl Service {
     /// What the SDK holds as good credentials was refused: forget it, so that the next call fetches them anew.
     fn forget_credentials(&self) {
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
-        if clients.renewed.elapsed() < STALE_AT_MOST_EVERY {
+        if clients.renewed.is_some_and(|renewed| renewed.elapsed() < STALE_AT_MOST_EVERY) {
             return;
         }
-        clients.renewed = Instant::now();
+        clients.renewed = Some(Instant::now());
         for slot in clients.by_region.values_mut() {
             let config = slot.config().to_builder().identity_cache(IdentityCache::lazy().build()).build();
             if let Ok(fresh) = client(config) {
@@ -338,6 +341,10 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
         cause = error.source();
     }
     texts.dedup();
+    if texts.iter().any(|text| text.contains(NO_CREDENTIALS)) {
+        class = KekErrorClass::Misconfigured;
+        texts = vec!["no credentials are configured".to_owned()];
+    }
     Failure::new(class, format!("{operation}: {}", texts.join(": ")))
 }
 

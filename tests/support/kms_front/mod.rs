@@ -121,6 +121,7 @@ struct Shared {
     world: Mutex<World>,
     faults: Mutex<Vec<Fault>>,
     calls: Mutex<Vec<Call>>,
+    arrived: Mutex<Vec<String>>,
 }
 
 pub struct KmsFront {
@@ -233,6 +234,12 @@ impl KmsFront {
         self.shared.calls.lock().unwrap().clone()
     }
 
+    /// Requests that came, answered or not.
+    pub fn arrived(&self, operation: &str) -> usize {
+        self.shared.arrived.lock().unwrap().iter().filter(|arrived| *arrived == operation).count()
+    }
+
+    /// Requests that were answered, well or not.
     pub fn count(&self, operation: &str) -> usize {
         self.shared.calls.lock().unwrap().iter().filter(|call| call.operation == operation).count()
     }
@@ -287,6 +294,7 @@ async fn answer(
     let target = request.header("x-amz-target").unwrap_or_default();
     let operation = target.strip_prefix("TrentService.").unwrap_or(target).to_owned();
     let input: Value = serde_json::from_slice(&body).unwrap_or_default();
+    shared.arrived.lock().unwrap().push(operation.clone());
     if let Some(effect) = fault_for(&shared, &operation, &input) {
         match effect {
             Effect::Error(error) => {
