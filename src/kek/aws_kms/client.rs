@@ -13,16 +13,12 @@ pub(super) use aws_config::SdkConfig;
 use aws_credential_types::provider::error::CredentialsError;
 pub(super) use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
-use aws_sdk_kms::config::interceptors::BeforeTransmitInterceptorContextMut;
 use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::{
-    BehaviorVersion, Builder as ConfigBuilder, Config, ConfigBag, IdentityCache, Intercept, Region, RuntimeComponents,
-};
-use aws_sdk_kms::error::{BoxError, ConnectorError, ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, IdentityCache, Region};
+use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType};
-use aws_smithy_types::body::SdkBody;
 
 use super::super::{KekErrorClass, UnwrappedDek};
 use super::errors::Failure;
@@ -128,7 +124,7 @@ impl Service {
         if overrides.dual_stack.is_some() {
             config.set_use_dual_stack(overrides.dual_stack);
         }
-        let config = config.retry_config(RetryConfig::disabled()).interceptor(BodyOutOfLogs).build();
+        let config = config.retry_config(RetryConfig::disabled()).build();
         let Some(region) = config.region().map(ToString::to_string) else {
             let detail = "region: neither the key's ARN, nor the builder, nor the AWS configuration names one";
             return Err(Error::new(ErrorKind::InvalidOption, detail));
@@ -361,26 +357,4 @@ fn of_credentials(error: &CredentialsError) -> KekErrorClass {
         cause = error.source();
     }
     KekErrorClass::Misconfigured
-}
-
-/// At the level TRACE the SDK prints a request with its body if that lies in memory, and the body of `Encrypt` is the DEK. As a
-/// stream of one piece it is sent the same and not printed.
-#[derive(Debug)]
-struct BodyOutOfLogs;
-
-impl Intercept for BodyOutOfLogs {
-    fn name(&self) -> &'static str {
-        "BodyOutOfLogs"
-    }
-
-    fn modify_before_transmit(
-        &self,
-        context: &mut BeforeTransmitInterceptorContextMut<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let body = context.request_mut().body_mut();
-        *body = SdkBody::from_body_1_x(std::mem::replace(body, SdkBody::taken()));
-        Ok(())
-    }
 }

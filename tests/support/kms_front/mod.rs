@@ -5,7 +5,7 @@
 //!
 //! In the tests' own process it is a thread with a runtime of its own; [`KmsFront::start`] in a child process makes it one that can be stopped.
 #![allow(dead_code)]
-#![allow(missing_docs, unreachable_pub)]
+#![allow(missing_docs, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod policy;
