@@ -1,4 +1,5 @@
 //! A Python virtual environment under `target/`, made once for all tests.
+#![allow(dead_code)]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
