@@ -198,7 +198,7 @@ impl KmsFront {
     /// The same with keys that are given.
     pub fn enroll(&self, name: &str, login: &Login, policies: Vec<Value>) {
         let principal = Principal {
-            arn: format!("arn:aws:iam::{ACCOUNT}:user/{name}"),
+            arn: format!("arn:aws:iam::{ACCOUNT}:{}{name}", if name.contains('/') { "" } else { "user/" }),
             account: ACCOUNT.to_owned(),
             secret: login.secret.clone(),
             session_token: login.session_token.clone(),
