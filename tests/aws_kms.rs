@@ -650,6 +650,7 @@ async fn imported_key_material_comes_goes_and_comes_back() {
 
     let in_an_hour = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64() + 3600.5;
     ground.front.world().import(&arn, [7; 32], Some(in_an_hour)).unwrap();
+    kek.read_key().await.unwrap();
     let wrapped = kek.wrap(&context, &dek()).await.unwrap();
     assert!(matches!(kek.health().await.unwrap(), Health::Degraded(why) if why.contains("in 1 h")));
 
@@ -660,4 +661,13 @@ async fn imported_key_material_comes_goes_and_comes_back() {
     ground.front.world().import(&arn, [7; 32], None).unwrap();
     kek.unwrap(&context, &wrapped).await.unwrap();
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
+
+    // A rotation to other material, which is imported first.
+    assert!(admin.rotate_key_on_demand().key_id(&arn).send().await.is_err());
+    ground.front.world().import_next(&arn, [9; 32]);
+    admin.rotate_key_on_demand().key_id(&arn).send().await.unwrap();
+    kek.read_key().await.unwrap();
+    let (_, generated) = kek.generate(&context).await.unwrap();
+    assert!(kek.is_current(&generated) && !kek.is_current(&wrapped));
+    kek.unwrap(&context, &wrapped).await.unwrap();
 }

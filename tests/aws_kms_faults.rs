@@ -38,7 +38,7 @@ fn patient() -> CallPolicy {
     CallPolicy::default()
         .timeout(ms(500))
         .deadline(ms(10_000))
-        .tries(TRIES as u32)
+        .tries(TRIES.try_into().unwrap())
         .backoff(ms(1))
         .breaker_failures(1000)
 }

@@ -304,7 +304,9 @@ impl Inner {
         if !key.is_for_encryption {
             return Err(Failure::new(KekErrorClass::Misconfigured, format!("{own} is not a key for encryption")));
         }
-        self.learn(Known { material: key.material, asked, good_for: self.key_max_age });
+        // A key that is not ready yet names no material: soon it may.
+        let good_for = if key.state.usable.is_ok() { self.key_max_age } else { DESCRIBE_PAUSE.min(self.key_max_age) };
+        self.learn(Known { material: key.material, asked, good_for });
         Ok(key)
     }
 

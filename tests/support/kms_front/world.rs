@@ -61,6 +61,8 @@ pub struct Key {
     pub usage: &'static str,
     /// Seconds since 1970.
     pub valid_to: Option<f64>,
+    /// Imported and not yet rotated to.
+    next: Option<[u8; 32]>,
     pub rotates: bool,
     pub backing: Backing,
 }
@@ -192,6 +194,7 @@ impl World {
             origin: if material.is_some() { "AWS_KMS" } else { "EXTERNAL" },
             usage: "ENCRYPT_DECRYPT",
             valid_to: None,
+            next: None,
             rotates: false,
             backing: Backing::Materials(Arc::new(Mutex::new(materials))),
         });
@@ -219,10 +222,15 @@ impl World {
         Ok(())
     }
 
+    /// The same with ImportType NEW_KEY_MATERIAL: RotateKeyOnDemand makes it the current one.
+    pub fn import_next(&mut self, arn: &str, material: [u8; 32]) {
+        self.key(arn).next = Some(material);
+    }
+
     pub fn rotate(&mut self, arn: &str, on_demand: bool) {
         let key = self.key(arn);
-        let id = key.id.clone();
-        key.materials(|materials| materials.push(Material::new(&id, random(), on_demand)));
+        let (id, material) = (key.id.clone(), key.next.take().unwrap_or_else(random));
+        key.materials(|materials| materials.push(Material::new(&id, material, on_demand)));
     }
 
     pub fn delete(&mut self, arn: &str) {
@@ -527,9 +535,13 @@ impl World {
                 policy::check(&policy).map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
                 self.key(&arn).policy = policy;
             }
-            // Not for imported material, which is rotated by importing another ("Rotate AWS KMS keys" in the Guide).
-            "EnableKeyRotation" | "RotateKeyOnDemand" if is_imported => {
+            // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
+            "EnableKeyRotation" if is_imported => {
                 return Err(KmsError::new(400, "UnsupportedOperationException", "imported key material"));
+            }
+            "RotateKeyOnDemand" if is_imported && self.key(&arn).next.is_none() => {
+                let detail = format!("{arn} has no key material that is pending rotation.");
+                return Err(KmsError::new(400, "KMSInvalidStateException", detail));
             }
             "EnableKeyRotation" => self.key(&arn).rotates = true,
             "RotateKeyOnDemand" => self.rotate(&arn, true),
