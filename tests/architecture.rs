@@ -98,6 +98,8 @@ fn each_cryptographic_crate_is_named_in_one_file() {
         ("xaes_256_gcm", "suite/rustcrypto.rs"),
         ("aws_lc_rs", "suite/aws_lc.rs"),
         ("hkdf", "suite/derive.rs"),
+        ("aws_sdk_kms", "kek/aws_kms/client.rs"),
+        ("aws_config", "kek/aws_kms/client.rs"),
         ("quick_cache", "dek/cache.rs"),
         ("vaultrs", "kek/vault_transit/endpoints.rs"),
         ("futures_util::future::{Shared", "dek/flight.rs"),

@@ -4,6 +4,8 @@
 //! between several KEKs are made above it, in one place for all.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "aws-kms")]
+pub mod aws_kms;
 pub(crate) mod call;
 #[cfg(feature = "conformance")]
 pub mod conformance;

@@ -1,4 +1,5 @@
 //! A Python virtual environment under `target/`, made once for all tests.
+#![allow(dead_code)]
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,9 +7,14 @@ use std::process::Command;
 
 /// The interpreter of an environment that has what `requirements` lists. Panics, and so fails the test, when it cannot be made.
 pub(crate) fn interpreter(requirements: &Path) -> PathBuf {
+    interpreter_in("second-reader", requirements)
+}
+
+/// The same, in an environment of this name.
+pub(crate) fn interpreter_in(name: &str, requirements: &Path) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let wanted = fs::read_to_string(requirements).unwrap();
-    let directory = root.join("target/second-reader");
+    let directory = root.join("target").join(name);
     fs::create_dir_all(&directory).unwrap();
     let lock = File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();

@@ -1,0 +1,187 @@
+//! What the answers of AWS KMS mean: one table, by exception and, where that says too little, by message.
+//!
+//! Sources: the errors of `Encrypt`, `Decrypt`, `GenerateDataKey`, `ReEncrypt` and `DescribeKey` and the common errors in the AWS KMS API Reference;
+//! "Key states of AWS KMS keys" in the AWS KMS Developer Guide.
+#![forbid(unsafe_code)]
+
+use super::super::{KekError, KekErrorClass};
+
+use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
+
+/// An exception, what its message contains (in lower case; nothing: any message), and what that means. The first row that fits counts.
+///
+/// `KMSInvalidStateException` is one name for many things, of which only the message tells: the rows of keys in external key stores
+/// belong here too.
+const TABLE: &[(&str, &str, KekErrorClass)] = &[
+    // The key, or the right to use it.
+    ("AccessDeniedException", "", Denied),
+    ("DisabledException", "", Denied),
+    ("NotFoundException", "", Denied),
+    ("KMSInvalidStateException", "is pending deletion", Denied),
+    ("KMSInvalidStateException", "is pending import", Denied),
+    ("KMSInvalidStateException", "is pending replica deletion", Denied),
+    ("KMSInvalidStateException", "is unavailable", Denied),
+    ("KMSInvalidStateException", "is disabled", Denied),
+    // Passing states of the key, and whatever message is not known: never taken for a refusal.
+    ("KMSInvalidStateException", "", Unavailable),
+    // This ciphertext, or this encryption context with it.
+    ("InvalidCiphertextException", "", Invalid),
+    ("IncorrectKeyException", "", Invalid),
+    ("ValidationException", "", Invalid),
+    // Fewer calls, please.
+    ("ThrottlingException", "", Throttled),
+    ("Throttling", "", Throttled),
+    ("ThrottledException", "", Throttled),
+    ("RequestThrottled", "", Throttled),
+    ("RequestThrottledException", "", Throttled),
+    ("TooManyRequestsException", "", Throttled),
+    ("RequestLimitExceeded", "", Throttled),
+    ("SlowDown", "", Throttled),
+    // The service itself.
+    ("KMSInternalException", "", Unavailable),
+    ("DependencyTimeoutException", "", Unavailable),
+    ("KeyUnavailableException", "", Unavailable),
+    ("InternalFailure", "", Unavailable),
+    ("ServiceUnavailable", "", Unavailable),
+    ("ServiceUnavailableException", "", Unavailable),
+    // An operator: credentials, clock, grant tokens, the kind of key.
+    ("ExpiredTokenException", "", Misconfigured),
+    ("ExpiredToken", "", Misconfigured),
+    ("UnrecognizedClientException", "", Misconfigured),
+    ("InvalidClientTokenId", "", Misconfigured),
+    ("InvalidSignatureException", "", Misconfigured),
+    ("SignatureDoesNotMatch", "", Misconfigured),
+    ("IncompleteSignature", "", Misconfigured),
+    ("IncompleteSignatureException", "", Misconfigured),
+    ("MissingAuthenticationToken", "", Misconfigured),
+    ("MissingAuthenticationTokenException", "", Misconfigured),
+    ("RequestExpired", "", Misconfigured),
+    ("RequestTimeTooSkewed", "", Misconfigured),
+    ("OptInRequired", "", Misconfigured),
+    ("InvalidGrantTokenException", "", Misconfigured),
+    ("InvalidKeyUsageException", "", Misconfigured),
+    ("InvalidArnException", "", Misconfigured),
+    ("UnsupportedOperationException", "", Misconfigured),
+];
+
+/// A refusal to know who is calling: new credentials may be at hand that the SDK has not fetched, since the old ones looked good.
+const STALE_CREDENTIALS: &[&str] = &[
+    "ExpiredTokenException",
+    "ExpiredToken",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "SignatureDoesNotMatch",
+];
+
+/// Most characters of a service's text that are passed on.
+const MOST_TEXT: usize = 500;
+
+/// How a call failed, without a byte of request or answer but the service's own words.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) class: KekErrorClass,
+    /// The exception, where the service named one.
+    pub(super) code: Option<String>,
+    pub(super) text: String,
+}
+
+impl Failure {
+    pub(super) fn new(class: KekErrorClass, text: impl Into<String>) -> Self {
+        Self { class, code: None, text: text.into() }
+    }
+
+    /// The service's own answer.
+    pub(super) fn answered(operation: &str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
+        let class = classify(status, code, message.unwrap_or_default());
+        let what = code.map_or_else(|| format!("status {status}"), tidy);
+        let text = match message.filter(|message| !message.is_empty()) {
+            Some(message) => format!("{operation}: {what}: {}", tidy(message)),
+            None => format!("{operation}: {what}"),
+        };
+        Self { class, code: code.map(tidy), text }
+    }
+
+    pub(super) fn not_understood(operation: &str) -> Self {
+        Self::new(Unavailable, format!("{operation}: the answer could not be understood"))
+    }
+
+    pub(super) fn is_of_stale_credentials(&self) -> bool {
+        self.code.as_deref().is_some_and(|code| STALE_CREDENTIALS.contains(&code))
+    }
+
+    /// Where a message named the key, only the message can be wrong about it: no operator, and no breaker, is called for that.
+    pub(super) fn of_a_message_s_key(mut self) -> Self {
+        let about_the_key = ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
+        if self.code.as_deref().is_some_and(|code| about_the_key.contains(&code)) {
+            self.class = Invalid;
+        }
+        self
+    }
+}
+
+impl From<Failure> for KekError {
+    fn from(failure: Failure) -> Self {
+        Self::new(failure.class, failure.text)
+    }
+}
+
+fn classify(status: u16, code: Option<&str>, message: &str) -> KekErrorClass {
+    let message = message.to_lowercase();
+    let by_table = code.and_then(|code| {
+        let mut rows = TABLE.iter();
+        rows.find(|(exception, part, _)| *exception == code && message.contains(part)).map(|(.., class)| *class)
+    });
+    match by_table {
+        Some(class) => class,
+        None if status == 429 => Throttled,
+        // What is not known is never a refusal.
+        None => Unavailable,
+    }
+}
+
+/// The service's words without control characters, and not without end.
+fn tidy(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MOST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_table_can_be_reached() {
+        for (exception, part, class) in TABLE {
+            assert_eq!(classify(400, Some(exception), &format!("The key {part} now")), *class, "{exception} {part}");
+            assert_eq!(part.to_lowercase(), *part);
+        }
+    }
+
+    #[test]
+    fn key_states_are_told_apart_whatever_the_case() {
+        let state = |message| classify(400, Some("KMSInvalidStateException"), message);
+        assert_eq!(state("arn:aws:kms:eu-west-1:111122223333:key/x is pending deletion."), Denied);
+        assert_eq!(state("The key IS PENDING IMPORT."), Denied);
+        assert_eq!(state("The key is creating."), Unavailable);
+        assert_eq!(state("The key is updating."), Unavailable);
+        assert_eq!(state("Something that nobody has read before"), Unavailable);
+        assert_eq!(state(""), Unavailable);
+    }
+
+    #[test]
+    fn what_is_not_known_is_unavailable_and_keeps_its_text() {
+        for (status, code) in [(400, Some("BrandNewException")), (500, None), (503, None), (302, None), (403, None)] {
+            let failure = Failure::answered("Decrypt", status, code, Some("the text"));
+            assert_eq!(failure.class, Unavailable, "{status} {code:?}");
+            assert!(failure.text.contains("the text"));
+        }
+        assert_eq!(classify(429, None, ""), Throttled);
+    }
+
+    #[test]
+    fn a_service_s_words_are_cut_and_stripped() {
+        let failure = Failure::answered("Decrypt", 400, Some("A\nB"), Some(&"x\u{1b}[31m".repeat(1000)));
+        assert!(failure.text.len() < 600);
+        assert!(!failure.text.contains(['\n', '\u{1b}']));
+    }
+}
