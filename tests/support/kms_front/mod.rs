@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod policy;
+#[path = "../sigv4.rs"]
 pub mod sigv4;
 pub mod world;
 
@@ -29,7 +30,7 @@ use hyper_util::rt::TokioIo;
 use rand::Rng;
 use serde_json::{Value, json};
 
-use sigv4::{Claim, Request};
+use sigv4::{Claim, Refusal, Request};
 pub use world::{ACCOUNT, Caller, Principal, State, World};
 
 pub fn random<const N: usize>() -> [u8; N] {
@@ -333,12 +334,12 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
 
 /// The errors are those of "Common Error Types" in the API Reference.
 fn authenticate(shared: &Shared, request: &Request<'_>) -> Result<Caller, KmsError> {
-    let claim = Claim::read(request)?;
+    let claim = Claim::read(request, "kms").map_err(refused)?;
     let world = shared.world.lock().unwrap();
     let unknown =
         || KmsError::new(400, "UnrecognizedClientException", "The security token included in the request is invalid.");
     let principal = world.principals.get(&claim.access_key).ok_or_else(unknown)?;
-    claim.check(request, &principal.secret)?;
+    claim.check(request, &principal.secret, &["x-amz-target"], world.now()).map_err(refused)?;
     if request.header("x-amz-security-token") != principal.session_token.as_deref() {
         return Err(unknown());
     }
@@ -350,6 +351,16 @@ fn authenticate(shared: &Shared, request: &Request<'_>) -> Result<Caller, KmsErr
         ));
     }
     Ok(Caller { principal: principal.arn.clone(), account: principal.account.clone(), region: claim.region })
+}
+
+fn refused(refusal: Refusal) -> KmsError {
+    let (code, message) = match refusal {
+        Refusal::Missing => ("MissingAuthenticationTokenException", "Missing Authentication Token"),
+        Refusal::Incomplete => ("IncompleteSignatureException", "Authorization header is not complete"),
+        Refusal::Mismatch => ("InvalidSignatureException", "The request signature we calculated does not match"),
+        Refusal::Skewed => ("InvalidSignatureException", "Signature expired, or not yet current"),
+    };
+    KmsError::new(400, code, message)
 }
 
 fn log(shared: &Shared, operation: &str, caller: Option<Caller>, input: &Value, error: Option<&'static str>) {
