@@ -174,3 +174,17 @@ fn what_threads_share_goes_through_the_facade_that_the_schedule_tests_replace() 
     }
     assert!(checked > 15, "only {checked} files were seen");
 }
+
+/// A default method that a wrapper forgets loses the inner one's better version, and nothing else would notice.
+#[test]
+fn a_shared_provider_forwards_every_method_of_the_trait() {
+    let (_, code) = sources().into_iter().find(|(path, _)| path == "kek/mod.rs").unwrap();
+    let methods = |head: &str| {
+        let block = code.split(head).nth(1).unwrap().split("\n}").next().unwrap();
+        let names = block.split("\n    fn ").skip(1).map(|rest| rest.split(['(', '<']).next().unwrap().to_owned());
+        names.collect::<Vec<_>>()
+    };
+    let of_the_trait = methods("pub trait KekProvider");
+    assert!(of_the_trait.len() > 9, "{of_the_trait:?}");
+    assert_eq!(methods("KekProvider for Arc<P>"), of_the_trait);
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::kek::{CallAdvice, KekErrorClass, KekProvider};
 use waxseal::{
     BreakerState, Builder, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event,
     KekStatistics, Limits, ManualClock, Observer, StartUp,
@@ -293,6 +293,61 @@ async fn no_more_calls_are_made_per_second_than_the_budget_says_and_several_enve
         }
     }
     // 60 a second for opening: 16 at once, 30 within the deadline of 500 ms, and whatever the start took.
+    let (made, elapsed) = (200 - throttled, start.elapsed().as_secs_f64());
+    assert!(f64::from(made) <= 16.0 + 60.0 * (elapsed + 0.5) + 1.0, "{made} calls in {elapsed} s");
+    assert!((16..=60).contains(&made), "{made} calls in {elapsed} s");
+}
+
+// --- what a provider advises
+
+#[tokio::test]
+async fn a_provider_s_advice_counts_where_the_policy_leaves_it_open_and_may_change() {
+    let policy = || CallPolicy::default().breaker_failures(1000);
+    let stage = Stage::with(1, |builder| builder.call_policy(policy()));
+    stage.kek().advise(CallAdvice::default().tries(5).backoff(ms(2)).timeout(ms(40)));
+    stage.kek().fail_with(Unavailable);
+    let error = stage.open_another().await.unwrap_err();
+    assert!(error.to_string().contains("5 tries"), "{error}");
+    stage.kek().fail_with(None);
+    stage.kek().script([Act::Hang; 5]);
+    let (start, error) = (Instant::now(), stage.open_another().await.unwrap_err());
+    assert!(error.to_string().contains("40ms"), "{error}");
+    assert!(start.elapsed() < ms(1900), "not the default of 2 s");
+    stage.kek().advise(CallAdvice::default().tries(1));
+    stage.kek().fail_with(Unavailable);
+    let before = stage.calls();
+    stage.open_another().await.unwrap_err();
+    assert_eq!(stage.calls() - before, 1);
+
+    let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(2).backoff(ms(2))));
+    stage.kek().advise(CallAdvice::default().tries(5));
+    stage.kek().fail_with(Unavailable);
+    stage.open_another().await.unwrap_err();
+    assert_eq!(stage.calls(), 2, "the user has chosen");
+}
+
+#[tokio::test]
+async fn keks_that_share_a_store_share_its_budget_whatever_their_envelopes() {
+    let store = CallBudget::new(80, 1000).unwrap();
+    let stages: Vec<_> = (0..2)
+        .map(|_| Arc::new(Stage::with(1, |builder| builder.call_policy(policy().deadline(ms(500)).timeout(ms(500))))))
+        .collect();
+    let mut calls = Vec::new();
+    for stage in &stages {
+        for _ in 0..100 {
+            let (stage, sealed) = (stage.clone(), stage.sealed().await);
+            calls.push(async move { stage.open(&sealed).await });
+        }
+        stage.kek().advise(CallAdvice::default().budget(store.clone()));
+    }
+    let start = Instant::now();
+    let mut throttled = 0;
+    for call in calls.into_iter().map(tokio::spawn).collect::<Vec<_>>() {
+        if let Err(error) = call.await.unwrap() {
+            assert_eq!(error.kind(), ErrorKind::Throttled, "{error}");
+            throttled += 1;
+        }
+    }
     let (made, elapsed) = (200 - throttled, start.elapsed().as_secs_f64());
     assert!(f64::from(made) <= 16.0 + 60.0 * (elapsed + 0.5) + 1.0, "{made} calls in {elapsed} s");
     assert!((16..=60).contains(&made), "{made} calls in {elapsed} s");

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+pub use call::CallAdvice;
 pub use error::{KekError, KekErrorClass};
 
 use crate::context::EncryptionContext;
@@ -129,6 +130,12 @@ pub trait KekProvider: Send + Sync {
             }
             results
         })
+    }
+
+    /// What this key service's calls should keep to where the envelope's [`CallPolicy`](crate::CallPolicy) leaves it open. Asked before each call. By default
+    /// nothing of its own.
+    fn call_advice(&self) -> CallAdvice {
+        CallAdvice::default()
     }
 
     /// Whether the KEK could be used now. An error says in its class why not.
@@ -241,6 +248,10 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
     ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
         (**self).rewrap_many(items)
+    }
+
+    fn call_advice(&self) -> CallAdvice {
+        (**self).call_advice()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

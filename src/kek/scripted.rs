@@ -6,7 +6,9 @@ use std::fmt;
 use std::time::Duration;
 
 use super::local::LocalKek;
-use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{
+    BoxFuture, CallAdvice, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek,
+};
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -47,6 +49,7 @@ struct Script {
     acts: VecDeque<Act>,
     failure: Option<KekErrorClass>,
     wait: Option<Wait>,
+    advice: CallAdvice,
 }
 
 /// What one call to a [`ScriptedKek`] does.
@@ -135,6 +138,11 @@ impl ScriptedKek {
         self.script_lock().wait = None;
     }
 
+    /// What it advises about its calls from now on.
+    pub fn advise(&self, advice: CallAdvice) {
+        self.script_lock().advice = advice;
+    }
+
     /// How often it was asked.
     #[must_use]
     pub fn calls(&self) -> Calls {
@@ -219,6 +227,10 @@ impl KekProvider for ScriptedKek {
             self.act(&self.0.rewraps).await?;
             self.0.kek.rewrap(context, wrapped).await
         })
+    }
+
+    fn call_advice(&self) -> CallAdvice {
+        self.script_lock().advice.clone()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, CallAdvice, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Backend, Dek, EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
 
 pub use pollster::block_on;
@@ -166,6 +166,10 @@ impl KekProvider for Probe {
                 lie => Ok(foreign(self.kek.rewrap(context, wrapped).await?, lie)),
             }
         })
+    }
+
+    fn call_advice(&self) -> CallAdvice {
+        self.kek.call_advice()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

@@ -2,14 +2,23 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+#[cfg(feature = "xks")]
+use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 
 use super::super::KekError;
-use super::client::{Client, Overrides, SdkConfig, Service, Source};
+#[cfg(feature = "xks")]
+use super::super::call::CallBudget;
+use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
 use super::errors::Failure;
-use super::{AwsKms, Discovery, Keys};
+#[cfg(feature = "xks")]
+use super::xks::Store;
+use super::{AwsKms, Discovery, Inner, Keys};
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::format::kms::KeyArn;
@@ -32,7 +41,11 @@ pub struct AwsKmsBuilder {
     former_keys: Vec<String>,
     regions: Vec<String>,
     grant_tokens: Vec<String>,
-    key_max_age: Duration,
+    key_max_age: Option<Duration>,
+    #[cfg(feature = "xks")]
+    external_key_store: Option<String>,
+    #[cfg(feature = "xks")]
+    external_key_store_budget: Option<CallBudget>,
 }
 
 enum What {
@@ -50,7 +63,11 @@ impl AwsKmsBuilder {
             former_keys: Vec::new(),
             regions: Vec::new(),
             grant_tokens: Vec::new(),
-            key_max_age: DEFAULT_KEY_MAX_AGE,
+            key_max_age: None,
+            #[cfg(feature = "xks")]
+            external_key_store: None,
+            #[cfg(feature = "xks")]
+            external_key_store_budget: None,
         }
     }
 
@@ -129,7 +146,24 @@ impl AwsKmsBuilder {
     /// How long it is believed which key material is the current one, before `DescribeKey` is asked again in the background of a wrap. 1 s to
     /// 24 h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
-        self.key_max_age = age;
+        self.key_max_age = Some(age);
+        self
+    }
+
+    /// The external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`: it is then called as such from the first call on. Not needed where
+    /// `DescribeKey` is allowed, from whose first answer the provider learns it. What a key there cannot be or do is refused at build: a multi-Region key, and
+    /// `key_max_age`, since KMS knows of no key material of it. If the key is elsewhere, `health` and [`AwsKms::read_key`] say *misconfigured*.
+    #[cfg(feature = "xks")]
+    pub fn external_key_store(mut self, id: impl Into<String>) -> Self {
+        self.external_key_store = Some(id.into());
+        self
+    }
+
+    /// What the keys of the external key store share: give the same to every provider of that store. By default one of 450 calls per second and 64 in flight
+    /// for each store in this process, which is a quarter of the quota that a store has by default for all hosts together.
+    #[cfg(feature = "xks")]
+    pub fn external_key_store_budget(mut self, budget: CallBudget) -> Self {
+        self.external_key_store_budget = Some(budget);
         self
     }
 
@@ -142,8 +176,13 @@ impl AwsKmsBuilder {
         let runtime = Handle::try_current().map_err(|_| {
             invalid("build: the provider works on a tokio runtime and has to be built in one".to_owned())
         })?;
-        if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&self.key_max_age) {
-            return Err(invalid(format!("key_max_age: {:?}, 1 s to 24 h are allowed", self.key_max_age)));
+        let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
+        if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
+            return Err(invalid(format!("key_max_age: {key_max_age:?}, 1 s to 24 h are allowed")));
+        }
+        #[cfg(feature = "xks")]
+        if let Some(store) = &self.external_key_store {
+            check_store(store)?;
         }
         check_grant_tokens(&self.grant_tokens)?;
         let mut overrides = self.overrides;
@@ -171,6 +210,10 @@ impl AwsKmsBuilder {
                 (Keys::One { arn: key, related: self.related_keys, former: Vec::new() }, asked_for)
             }
             What::Discovery { partition, accounts } => {
+                #[cfg(feature = "xks")]
+                if self.external_key_store.is_some() || self.external_key_store_budget.is_some() {
+                    return Err(invalid("external_key_store: not with discovery".to_owned()));
+                }
                 if !self.former_keys.is_empty() {
                     return Err(invalid("former_keys: not with discovery".to_owned()));
                 }
@@ -180,10 +223,23 @@ impl AwsKmsBuilder {
             }
         };
         let service = Service::new(self.source, overrides).await?;
-        let id = match &keys {
-            Keys::One { arn, .. } if asked_for.is_none() => arn.clone(),
-            Keys::One { arn, .. } => resolve(&service, arn, &self.grant_tokens).await?,
-            Keys::Discovered(discovery) => discovery.id(),
+        let described = match asked_for {
+            Some(key) => Some(resolve(&service, &key, &self.grant_tokens).await?),
+            None => None,
+        };
+        let id = match (&keys, &described) {
+            (Keys::Discovered(discovery), _) => discovery.id(),
+            (Keys::One { .. }, Some(described)) => described.arn.clone(),
+            (Keys::One { arn, .. }, None) => arn.clone(),
+        };
+        #[cfg(feature = "xks")]
+        let store = {
+            let found = described.map(|described| described.external_key_store);
+            let options = OptionsOfStandardKeys { related_keys: self.related_keys, key_max_age: self.key_max_age };
+            match store_of(&id, self.external_key_store, found, options)? {
+                Some(store) => Some(Store::new(store, &id, self.external_key_store_budget.clone())?.into()),
+                None => None,
+            }
         };
         let keys = match keys {
             Keys::One { related, .. } => Keys::One {
@@ -193,8 +249,65 @@ impl AwsKmsBuilder {
             },
             Keys::Discovered(discovery) => Keys::Discovered(discovery.in_region_at_least(service.region())),
         };
-        Ok(AwsKms::new(KekId::new(id)?, keys, service, runtime, self.grant_tokens, self.key_max_age))
+        Ok(AwsKms(Arc::new(Inner {
+            id: KekId::new(id)?,
+            keys,
+            service,
+            runtime,
+            grant_tokens: ArcSwap::from_pointee(self.grant_tokens),
+            key_max_age,
+            #[cfg(feature = "xks")]
+            store: ArcSwapOption::new(store),
+            #[cfg(feature = "xks")]
+            store_budget: self.external_key_store_budget,
+            known: Mutex::default(),
+            first: async_lock::Mutex::new(()),
+            asking_in_background: AtomicBool::new(false),
+        })))
     }
+}
+
+/// What only keys whose material KMS holds can do.
+#[cfg(feature = "xks")]
+struct OptionsOfStandardKeys {
+    related_keys: bool,
+    key_max_age: Option<Duration>,
+}
+
+#[cfg(feature = "xks")]
+fn check_store(store: &str) -> Result<(), Error> {
+    let rest = store.strip_prefix("cks-").unwrap_or_default();
+    if (1..=60).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(());
+    }
+    Err(invalid(format!("external_key_store: {store:?} is no id of a custom key store, such as cks-1234567890abcdef0")))
+}
+
+/// The external key store that the user named, or KMS where it was asked, if the key may be in one.
+#[cfg(feature = "xks")]
+fn store_of(
+    key_arn: &str,
+    named: Option<String>,
+    described: Option<Option<String>>,
+    options: OptionsOfStandardKeys,
+) -> Result<Option<String>, Error> {
+    let store = match (named, described) {
+        (Some(named), Some(found)) if found.as_ref() != Some(&named) => {
+            let found = found.as_deref().unwrap_or("no external key store");
+            return Err(invalid(format!("external_key_store: {key_arn} is in {found}, not in {named}")));
+        }
+        (Some(store), _) | (None, Some(Some(store))) => store,
+        (None, _) => return Ok(None),
+    };
+    if options.related_keys || KeyArn::read(key_arn).is_some_and(|arn| arn.is_multi_region()) {
+        return Err(invalid("external_key_store: a key there cannot be a multi-Region key".to_owned()));
+    }
+    if options.key_max_age.is_some() {
+        let detail =
+            "key_max_age: KMS knows of no key material of a key in an external key store; its rotation is not seen";
+        return Err(invalid(detail.to_owned()));
+    }
+    Ok(Some(store))
 }
 
 pub(super) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
@@ -254,12 +367,12 @@ fn region_of(key: &str) -> Option<&str> {
 }
 
 /// The key that an id or alias means now.
-async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Result<String, Error> {
+async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Result<Description, Error> {
     let found = tokio::time::timeout(RESOLVE_TIMEOUT, service.describe(key, grant_tokens.to_vec())).await;
     let late = || KekError::unavailable(format!("DescribeKey: no answer within {RESOLVE_TIMEOUT:?}"));
     let found = found.map_err(|_| late())?.map_err(KekError::from)?;
     match KeyArn::read(&found.arn) {
-        Some(_) => Ok(found.arn),
+        Some(_) => Ok(found),
         None => Err(KekError::from(Failure::not_understood("DescribeKey")).into()),
     }
 }

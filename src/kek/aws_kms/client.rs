@@ -18,10 +18,12 @@ use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, Ide
 use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType};
+use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType, OriginType};
 
 use super::super::{KekErrorClass, UnwrappedDek};
 use super::errors::Failure;
+#[cfg(feature = "xks")]
+use super::xks::ExternalKeyStore;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::kms::KeyMaterialId;
@@ -76,6 +78,16 @@ pub(super) struct Description {
     pub(super) material: Option<KeyMaterialId>,
     /// When imported key material is deleted by KMS.
     pub(super) expires: Option<SystemTime>,
+    /// Of a key whose origin is `EXTERNAL_KEY_STORE`.
+    pub(super) external_key_store: Option<String>,
+    pub(super) external_key: Option<String>,
+}
+
+impl Description {
+    pub(super) fn check_usable(&self) -> Result<(), Failure> {
+        let text = |class| Failure::new(class, format!("{} is in state {}", self.arn, self.state.name));
+        self.state.usable.map_err(text)
+    }
 }
 
 /// A key's state, in the words of KMS, and whether it can be used.
@@ -224,12 +236,30 @@ impl Service {
         let call = call.set_grant_tokens((!grant_tokens.is_empty()).then_some(grant_tokens));
         let output = self.send("DescribeKey", call.send()).await?;
         let key = output.key_metadata.ok_or_else(|| Failure::not_understood("DescribeKey"))?;
+        let is_external = key.origin == Some(OriginType::ExternalKeyStore);
         Ok(Description {
             arn: key.arn.ok_or_else(|| Failure::not_understood("DescribeKey"))?,
             state: state(key.key_state.as_ref(), key.enabled),
             is_for_encryption: key.key_usage.is_none_or(|usage| usage == KeyUsageType::EncryptDecrypt),
             material: key.current_key_material_id.as_deref().and_then(KeyMaterialId::read),
             expires: key.valid_to.and_then(|time| SystemTime::try_from(time).ok()),
+            external_key_store: key.custom_key_store_id.filter(|_| is_external),
+            external_key: key.xks_key_configuration.and_then(|external| external.id),
+        })
+    }
+
+    #[cfg(feature = "xks")]
+    pub(super) async fn describe_store(&self, id: &str) -> Result<ExternalKeyStore, Failure> {
+        const OPERATION: &str = "DescribeCustomKeyStores";
+        let call = self.client(&self.region)?.describe_custom_key_stores().custom_key_store_id(id);
+        let stores = self.send(OPERATION, call.send()).await?.custom_key_stores.unwrap_or_default();
+        let store = stores.into_iter().find(|store| store.custom_key_store_id() == Some(id));
+        let store = store.ok_or_else(|| Failure::not_understood(OPERATION))?;
+        let connection_state = store.connection_state.ok_or_else(|| Failure::not_understood(OPERATION))?;
+        Ok(ExternalKeyStore {
+            id: id.to_owned(),
+            connection_state: connection_state.as_str().to_owned(),
+            connection_error: store.connection_error_code.map(|code| code.as_str().to_owned()),
         })
     }
 }

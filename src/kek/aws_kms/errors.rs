@@ -1,7 +1,8 @@
 //! What the answers of AWS KMS mean: one table, by exception and, where that says too little, by message.
 //!
 //! Sources: the errors of `Encrypt`, `Decrypt`, `GenerateDataKey`, `ReEncrypt` and `DescribeKey` and the common errors in the AWS KMS API Reference;
-//! "Key states of AWS KMS keys" in the AWS KMS Developer Guide.
+//! "Key states of AWS KMS keys" and "Troubleshooting external key stores" in the AWS KMS Developer Guide; the exception messages in "Error codes" of the External Key
+//! Store Proxy API Specification, version 1.
 #![forbid(unsafe_code)]
 
 use super::super::{KekError, KekErrorClass};
@@ -10,8 +11,8 @@ use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
 /// An exception, what its message contains (in lower case; nothing: any message), and what that means. The first row that fits counts.
 ///
-/// `KMSInvalidStateException` is one name for many things, of which only the message tells: the rows of keys in external key stores
-/// belong here too.
+/// `KMSInvalidStateException` is one name for many things, of which only the message tells: every failure of an external key store is one of
+/// them, whether or not the feature `xks` is on. `docs/xks.md` shows those rows; a test holds the two together.
 const TABLE: &[(&str, &str, KekErrorClass)] = &[
     // The key, or the right to use it.
     ("AccessDeniedException", "", Denied),
@@ -22,6 +23,26 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("KMSInvalidStateException", "is pending replica deletion", Denied),
     ("KMSInvalidStateException", "is unavailable", Denied),
     ("KMSInvalidStateException", "is disabled", Denied),
+    // The proxy of an external key store, or what is behind it, did not answer, or not with sense.
+    ("KMSInvalidStateException", "did not respond in time", Unavailable),
+    ("KMSInvalidStateException", "in the time allotted", Unavailable),
+    ("KMSInvalidStateException", "cannot communicate with the external key store proxy", Unavailable),
+    ("KMSInvalidStateException", "cannot communicate with the external key manager", Unavailable),
+    ("KMSInvalidStateException", "cannot interpret the response", Unavailable),
+    ("KMSInvalidStateException", "unhealthy state", Unavailable),
+    ("KMSInvalidStateException", "very high request rate", Throttled),
+    // An operator of the external key store.
+    ("KMSInvalidStateException", "not connected to its external key store proxy", Misconfigured),
+    ("KMSInvalidStateException", "could not authenticate aws kms", Misconfigured),
+    ("KMSInvalidStateException", "invalid uri path", Misconfigured),
+    ("KMSInvalidStateException", "cannot establish a tls connection", Misconfigured),
+    ("KMSInvalidStateException", "does not support the requested operation", Misconfigured),
+    // Its owner does not want it.
+    ("KMSInvalidStateException", "denied access to the operation", Denied),
+    ("KMSInvalidStateException", "not enabled in the external key manager", Denied),
+    ("KMSInvalidStateException", "was not found", Denied),
+    ("KMSInvalidStateException", "could not find the external key", Denied),
+    ("KMSInvalidStateException", "corrupted, missing, or otherwise invalid", Invalid),
     // Passing states of the key, and whatever message is not known: never taken for a refusal.
     ("KMSInvalidStateException", "", Unavailable),
     // This ciphertext, or this encryption context with it.
@@ -62,6 +83,7 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("InvalidKeyUsageException", "", Misconfigured),
     ("InvalidArnException", "", Misconfigured),
     ("UnsupportedOperationException", "", Misconfigured),
+    ("CustomKeyStoreNotFoundException", "", Misconfigured),
 ];
 
 /// A refusal to know who is calling: new credentials may be at hand that the SDK has not fetched, since the old ones looked good.
@@ -166,6 +188,102 @@ mod tests {
         assert_eq!(state("The key is updating."), Unavailable);
         assert_eq!(state("Something that nobody has read before"), Unavailable);
         assert_eq!(state(""), Unavailable);
+    }
+
+    /// The messages of KMS in the table of "Error codes" of the specification, and in "Troubleshooting external key stores".
+    #[test]
+    fn every_published_message_of_an_external_key_store_has_its_class() {
+        let unhealthy = "The external key store proxy is in an unhealthy state. If you see this message repeatedly, notify your external key store proxy administrator.";
+        for (class, message) in [
+            (
+                Unavailable,
+                "AWS KMS cannot interpret the response from the external key store proxy. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+            (
+                Unavailable,
+                "The external key store proxy did not respond to the request in the time allotted. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+            (
+                Unavailable,
+                "AWS KMS rejected the request because the external key store proxy did not respond in time. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+            (
+                Unavailable,
+                "The external key store proxy rejected the request because it cannot communicate with the external key manager. Verify that the external key store proxy configuration is correct and that the external key manager is available.",
+            ),
+            (
+                Unavailable,
+                "AWS KMS cannot communicate with the external key store proxy. This might be a transient network issue. If you see this error repeatedly, verify that your external key store proxy is active and is connected to the network, and that its endpoint URI is correct in your external keystore.",
+            ),
+            (Unavailable, unhealthy),
+            (
+                Throttled,
+                "The external key store proxy rejected the request due to a very high request rate. Reduce the frequency of your calls using KMS keys in this external key store.",
+            ),
+            (
+                Misconfigured,
+                "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary.",
+            ),
+            (
+                Misconfigured,
+                "The external key store proxy rejected the request because of an invalid URI path. Verify the URI path for your external key store and update if necessary.",
+            ),
+            (
+                Misconfigured,
+                "The external key store proxy rejected the request because it does not support the requested operation. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+            (
+                Misconfigured,
+                "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify the TLS configuration, including its certificate.",
+            ),
+            (
+                Misconfigured,
+                "This KMS key is in a custom key store that is not connected to its external key store proxy. Connect the external key store and try the request again.",
+            ),
+            (
+                Misconfigured,
+                "The external key associated with this KMS key in an external key store does not support the requested operation. Enable the operation on the key in your external key manager, and try the request again.",
+            ),
+            (
+                Denied,
+                "The external key store proxy denied access to the operation. Verify that the user and the external key are both authorized for this operation, and try the request again.",
+            ),
+            (
+                Denied,
+                "The external key associated with this KMS key in an external key store is not enabled in the external key manager. Enable the external key in the external key manager and retry the request.",
+            ),
+            (
+                Denied,
+                "The external key associated with this KMS key in an external key store was not found in its external key manager. If the external key ID associated with this KMS key is incorrect, create a new KMS key with the correct external key ID.",
+            ),
+            (
+                Invalid,
+                "The external key store proxy rejected the request because the specified ciphertext or encryption context is corrupted, missing, or otherwise invalid.",
+            ),
+            (
+                Invalid,
+                "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid.",
+            ),
+        ] {
+            assert_eq!(classify(400, Some("KMSInvalidStateException"), message), class, "{message}");
+        }
+    }
+
+    #[test]
+    fn the_docs_show_the_table_that_is_in_force() {
+        let docs = include_str!("../../../docs/xks.md");
+        let mut shown = Vec::new();
+        for (class, row) in docs.lines().filter_map(|line| line.strip_prefix("| **")?.split_once("** | ")) {
+            shown.extend(row.split('`').skip(1).step_by(2).map(|part| (part.to_lowercase(), class.to_owned())));
+        }
+        let mut in_force: Vec<_> = TABLE
+            .iter()
+            .filter(|(exception, part, _)| *exception == "KMSInvalidStateException" && !part.is_empty())
+            .map(|(_, part, class)| ((*part).to_owned(), class.to_string()))
+            .collect();
+        in_force.sort();
+        shown.sort();
+        assert_eq!(shown, in_force);
     }
 
     #[test]

@@ -36,6 +36,8 @@
 mod builder;
 mod client;
 mod errors;
+#[cfg(feature = "xks")]
+mod xks;
 
 use std::fmt;
 use std::future::Future;
@@ -46,11 +48,17 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+#[cfg(feature = "xks")]
+use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 pub use builder::AwsKmsBuilder;
+#[cfg(feature = "xks")]
+pub use xks::ExternalKeyStore;
 
+#[cfg(feature = "xks")]
+use super::CallAdvice;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -78,6 +86,11 @@ struct Inner {
     runtime: Handle,
     grant_tokens: ArcSwap<Vec<String>>,
     key_max_age: Duration,
+    /// Known from the builder, or from `DescribeKey` once that was answered.
+    #[cfg(feature = "xks")]
+    store: ArcSwapOption<xks::Store>,
+    #[cfg(feature = "xks")]
+    store_budget: Option<super::call::CallBudget>,
     known: Mutex<Option<Known>>,
     /// Held by the one who asks before anything is known.
     first: async_lock::Mutex<()>,
@@ -124,6 +137,10 @@ pub struct KeyInfo {
     pub state: String,
     /// When KMS deletes its imported key material.
     pub expires: Option<SystemTime>,
+    /// The external key store that holds it, such as `cks-1234567890abcdef0`.
+    pub external_key_store: Option<String>,
+    /// The id of the external key in that store's key manager.
+    pub external_key: Option<String>,
 }
 
 impl AwsKms {
@@ -146,27 +163,6 @@ impl AwsKms {
         AwsKmsBuilder::discovery(partition.into(), accounts.into_iter().map(Into::into).collect())
     }
 
-    fn new(
-        id: KekId,
-        keys: Keys,
-        service: Service,
-        runtime: Handle,
-        grant_tokens: Vec<String>,
-        key_max_age: Duration,
-    ) -> Self {
-        Self(Arc::new(Inner {
-            id,
-            keys,
-            service,
-            runtime,
-            grant_tokens: ArcSwap::from_pointee(grant_tokens),
-            key_max_age,
-            known: Mutex::default(),
-            first: async_lock::Mutex::new(()),
-            asking_in_background: AtomicBool::new(false),
-        }))
-    }
-
     /// Other grant tokens for every call from now on; none, once the grant is known everywhere.
     ///
     /// # Errors
@@ -186,7 +182,13 @@ impl AwsKms {
     pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
         let inner = self.0.clone();
         let key = self.on_runtime(async move { inner.describe().await }).await?;
-        Ok(KeyInfo { arn: key.arn, state: key.state.name, expires: key.expires })
+        Ok(KeyInfo {
+            arn: key.arn,
+            state: key.state.name,
+            expires: key.expires,
+            external_key_store: key.external_key_store,
+            external_key: key.external_key,
+        })
     }
 
     /// Runs on the runtime of the builder, whoever polls; ends there when it is dropped here.
@@ -304,6 +306,8 @@ impl Inner {
         if !key.is_for_encryption {
             return Err(Failure::new(KekErrorClass::Misconfigured, format!("{own} is not a key for encryption")));
         }
+        #[cfg(feature = "xks")]
+        self.learn_store(&key)?;
         // A key that is not ready yet names no material: soon it may.
         let good_for = if key.state.usable.is_ok() { self.key_max_age } else { DESCRIBE_PAUSE.min(self.key_max_age) };
         self.learn(Known { material: key.material, asked, good_for });
@@ -312,6 +316,11 @@ impl Inner {
 
     /// The current key material, from before whatever is asked next. A call is waited for only when nothing is known yet, and not long.
     async fn material(self: &Arc<Self>) -> Option<KeyMaterialId> {
+        // An external key's versions are its key manager's own matter: there is nothing to ask for.
+        #[cfg(feature = "xks")]
+        if self.store.load().is_some() {
+            return None;
+        }
         if self.known().is_none() {
             let _alone = self.first.lock().await;
             if self.known().is_none() {
@@ -393,9 +402,11 @@ impl Inner {
             return Ok(Health::Ready);
         }
         let key = self.describe().await?;
-        if let Err(class) = key.state.usable {
-            return Err(Failure::new(class, format!("{} is in state {}", key.arn, key.state.name)));
+        #[cfg(feature = "xks")]
+        if let Some(store) = &*self.store.load() {
+            return self.health_with_store(store, &key).await;
         }
+        key.check_usable()?;
         let left = key.expires.map(|expires| expires.duration_since(SystemTime::now()).unwrap_or_default());
         Ok(match left {
             Some(left) if left < EXPIRES_SOON => Health::Degraded(format!(
@@ -469,8 +480,15 @@ impl KekProvider for AwsKms {
         Box::pin(self.on_runtime(self.0.clone().rewrap(context.clone(), wrapped.clone())))
     }
 
-    /// Asks `DescribeKey`, and so needs the permission for it; *degraded* in the last two weeks of imported key material. With discovery there is
-    /// no key to ask about, and the answer is always *ready*.
+    /// For a key in an external key store, once that is known: less time and one more try than for KMS's own keys, and a budget that the store's keys
+    /// share (docs/xks.md).
+    #[cfg(feature = "xks")]
+    fn call_advice(&self) -> CallAdvice {
+        self.0.store.load().as_ref().map(|store| store.advice()).unwrap_or_default()
+    }
+
+    /// Asks `DescribeKey`, and so needs the permission for it; *degraded* in the last two weeks of imported key material. For a key in an external key store it
+    /// asks `DescribeCustomKeyStores` too. With discovery there is no key to ask about, and the answer is always *ready*.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(self.on_runtime(self.0.clone().health()))
     }

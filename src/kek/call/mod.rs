@@ -2,7 +2,7 @@
 //! service is asked at all.
 //!
 //! ```text
-//!  question ──► retries ──► breaker ──► budget ──► timeout ──► provider (tries once)
+//!  question ──► retries ──► breaker ──► budgets ──► timeout ──► provider (tries once)
 //! ```
 #![forbid(unsafe_code)]
 
@@ -22,10 +22,11 @@ use rand::RngExt;
 pub use breaker::BreakerState;
 use breaker::{Breaker, Change};
 pub use budget::CallBudget;
+use budget::Place;
 pub(crate) use budget::Share;
 use latency::Latency;
-pub use policy::CallPolicy;
 pub(crate) use policy::PolicyInForce;
+pub use policy::{CallAdvice, CallPolicy};
 
 use super::{Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
@@ -114,6 +115,12 @@ impl Caller {
         self.provider.is_current(wrapped)
     }
 
+    /// Asked anew for each call: a provider may learn what it advises from its key service.
+    fn policy(&self) -> (PolicyInForce, Option<CallBudget>) {
+        let advice = self.provider.call_advice();
+        (self.terms.policy.advised(&advice), advice.budget)
+    }
+
     pub(crate) fn breaker(&self) -> BreakerState {
         self.breaker.state()
     }
@@ -170,7 +177,7 @@ impl Caller {
 
     /// One try, whatever the breaker says: whoever asks for the health wants to know.
     pub(crate) async fn health(&self) -> Result<Health, KekError> {
-        let limit = self.terms.policy.timeout;
+        let limit = self.policy().0.timeout;
         let answer = AssertUnwindSafe(self.provider.health()).catch_unwind();
         self.terms
             .timer
@@ -203,7 +210,7 @@ impl Caller {
 
     /// Waits before the next try; `false` if there is none.
     pub(crate) async fn pause(&self, question: Question, tries: u32, error: &KekError) -> bool {
-        let (policy, timer) = (&self.terms.policy, &self.terms.timer);
+        let ((policy, _), timer) = (self.policy(), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
             return false;
         }
@@ -219,7 +226,7 @@ impl Caller {
 
     /// How long to wait for this KEK before another is asked as well; `None`: as long as it takes.
     pub(crate) fn hedge_after(&self) -> Option<Duration> {
-        let policy = &self.terms.policy;
+        let (policy, _) = self.policy();
         let percentile = policy.hedge_percentile.filter(|_| self.terms.timer.can_wait())?;
         // Until there are enough answers to go by: half the timeout leaves the next KEK its time.
         Some(self.latency.percentile(percentile).unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
@@ -233,25 +240,32 @@ impl Caller {
         self.terms.timer.can_wait().then(|| self.terms.clock.now().until(question.ends))
     }
 
+    async fn enter(&self, budget: &CallBudget, question: Question) -> Result<Place, KekError> {
+        let place = budget.enter(question.share, &self.terms.timer, self.time_left(question)).await;
+        place.ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).not_asked())
+    }
+
     async fn once<T>(
         &self,
         question: Question,
         operation: Operation,
         work: impl Future<Output = Result<T, KekError>>,
     ) -> Result<T, KekError> {
-        let CallTerms { policy, budget, timer, clock, observers } = &self.terms;
+        let CallTerms { budget, timer, clock, observers, .. } = &self.terms;
         self.breaker.admit()?;
-        let left = self.time_left(question);
-        let place = budget
-            .enter(question.share, timer, left)
-            .await
-            .ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).not_asked())?;
+        let (policy, shared) = self.policy();
+        // The scarcer one first: nobody holds a place of the envelope's while he waits for it.
+        let shared = match &shared {
+            Some(shared) => Some(self.enter(shared, question).await?),
+            None => None,
+        };
+        let places = (shared, self.enter(budget, question).await?);
         self.calls.fetch_add(1, Ordering::Relaxed);
         let began = clock.now();
         let limit = self.time_left(question).map_or(policy.timeout, |left| left.min(policy.timeout));
         // A provider that panics is one that fails: whoever shares the call learns of it as of any failure.
         let answer = timer.within(Some(limit), AssertUnwindSafe(work).catch_unwind()).await;
-        drop(place);
+        drop(places);
         let elapsed = clock.now().since(began);
         let answer = answer.map_or_else(|| Err(no_answer(limit)), |answer| answer.unwrap_or_else(|_| Err(panicked())));
         self.learn_from(answer.as_ref().err(), elapsed);

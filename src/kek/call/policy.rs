@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::CallBudget;
 use crate::error::{Error, ErrorKind};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -122,6 +123,7 @@ impl CallPolicy {
         }
         let failures = self.breaker_failures.unwrap_or(DEFAULT_BREAKER_FAILURES);
         let policy = PolicyInForce {
+            chosen: *self,
             timeout,
             deadline,
             tries,
@@ -162,9 +164,55 @@ pub(super) fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
+/// What a [`KekProvider`](crate::kek::KekProvider) knows of its key service that the defaults do not. It counts where the envelope's
+/// [`CallPolicy`] leaves the option open; a value outside the policy's ranges is brought into them.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct CallAdvice {
+    /// As [`CallPolicy::timeout`].
+    pub timeout: Option<Duration>,
+    /// As [`CallPolicy::tries`].
+    pub tries: Option<u32>,
+    /// As [`CallPolicy::backoff`].
+    pub backoff: Option<Duration>,
+    /// A budget that calls of this provider keep to besides the envelope's: for what several KEKs share.
+    pub budget: Option<CallBudget>,
+}
+
+impl CallAdvice {
+    /// See [`CallPolicy::timeout`].
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// See [`CallPolicy::tries`].
+    #[must_use]
+    pub fn tries(mut self, tries: u32) -> Self {
+        self.tries = Some(tries);
+        self
+    }
+
+    /// See [`CallPolicy::backoff`].
+    #[must_use]
+    pub fn backoff(mut self, backoff: Duration) -> Self {
+        self.backoff = Some(backoff);
+        self
+    }
+
+    /// See [`CallAdvice::budget`](field@CallAdvice::budget).
+    #[must_use]
+    pub fn budget(mut self, budget: CallBudget) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+}
+
 /// [`CallPolicy`] with every default filled in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PolicyInForce {
+    chosen: CallPolicy,
     pub(super) timeout: Duration,
     pub(super) deadline: Duration,
     pub(super) tries: u32,
@@ -177,5 +225,48 @@ pub(crate) struct PolicyInForce {
 impl PolicyInForce {
     pub(crate) fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    /// With a provider's advice where the user has chosen nothing.
+    pub(super) fn advised(mut self, advice: &CallAdvice) -> Self {
+        const SHORTEST: Duration = Duration::from_millis(1);
+        if let (None, Some(timeout)) = (self.chosen.timeout, advice.timeout) {
+            self.timeout = timeout.max(SHORTEST).min(self.deadline);
+        }
+        if let (None, Some(tries)) = (self.chosen.tries, advice.tries) {
+            self.tries = tries.clamp(1, MOST_TRIES);
+        }
+        if let (None, Some(backoff)) = (self.chosen.backoff, advice.backoff) {
+            self.backoff = backoff.max(SHORTEST).min(LONGEST_BACKOFF).min(self.deadline / 2);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_provider_s_advice_counts_where_the_user_chose_nothing() {
+        let advice = CallAdvice::default().timeout(SECOND).tries(4).backoff(SECOND / 10);
+        let open = CallPolicy::default().check(true).unwrap().advised(&advice);
+        assert_eq!((open.timeout, open.tries, open.backoff), (SECOND, 4, SECOND / 10));
+        assert_eq!((open.deadline, open.breaker_failures), (DEFAULT_DEADLINE, DEFAULT_BREAKER_FAILURES));
+        let chosen = CallPolicy::default().timeout(3 * SECOND).tries(2).backoff(SECOND / 2);
+        let chosen = chosen.check(true).unwrap().advised(&advice);
+        assert_eq!((chosen.timeout, chosen.tries, chosen.backoff), (3 * SECOND, 2, SECOND / 2));
+    }
+
+    #[test]
+    fn advice_never_leaves_the_ranges_of_the_policy() {
+        let greedy = CallAdvice::default().timeout(1000 * SECOND).tries(1000).backoff(1000 * SECOND);
+        let policy = CallPolicy::default().deadline(SECOND).check(true).unwrap().advised(&greedy);
+        assert_eq!((policy.timeout, policy.tries, policy.backoff), (SECOND, MOST_TRIES, SECOND / 2));
+        let nothing = CallAdvice::default().timeout(Duration::ZERO).tries(0).backoff(Duration::ZERO);
+        let policy = CallPolicy::default().check(true).unwrap().advised(&nothing);
+        assert_eq!((policy.timeout, policy.tries, policy.backoff), (SECOND / 1000, 1, SECOND / 1000));
     }
 }
