@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 #[cfg(feature = "tokio")]
 use std::sync::Arc;
+#[cfg(feature = "tokio")]
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 #[cfg(feature = "tokio")]
@@ -41,8 +43,7 @@ impl Runtime for Tokio {
         }
         let task = Task(self.0.spawn(async move { tokio::time::sleep(duration).await }));
         Box::pin(async move {
-            let mut task = task;
-            if (&mut task.0).await.is_err() {
+            if task.await.is_err() {
                 sleep_on_a_thread(duration).await;
             }
         })
@@ -51,10 +52,19 @@ impl Runtime for Tokio {
 
 /// Ends with whoever waits for it.
 #[cfg(feature = "tokio")]
-struct Task(tokio::task::JoinHandle<()>);
+pub(crate) struct Task<T>(pub(crate) tokio::task::JoinHandle<T>);
 
 #[cfg(feature = "tokio")]
-impl Drop for Task {
+impl<T> Future for Task<T> {
+    type Output = Result<T, tokio::task::JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<T> Drop for Task<T> {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -10,6 +10,8 @@ pub(crate) mod call;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;
+#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
+mod home;
 pub mod local;
 #[cfg(feature = "conformance")]
 pub mod scripted;

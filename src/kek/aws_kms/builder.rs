@@ -9,11 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 #[cfg(feature = "xks")]
 use arc_swap::ArcSwapOption;
-use tokio::runtime::Handle;
 
 use super::super::KekError;
 #[cfg(feature = "xks")]
 use super::super::call::CallBudget;
+use super::super::home::Home;
 use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
 use super::errors::Failure;
 #[cfg(feature = "xks")]
@@ -173,7 +173,7 @@ impl AwsKmsBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime. For a key that has to be asked for: those of KMS.
     pub async fn build(self) -> Result<AwsKms, Error> {
-        let runtime = Handle::try_current().map_err(|_| {
+        let home = Home::current().ok_or_else(|| {
             invalid("build: the provider works on a tokio runtime and has to be built in one".to_owned())
         })?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
@@ -253,7 +253,7 @@ impl AwsKmsBuilder {
             id: KekId::new(id)?,
             keys,
             service,
-            runtime,
+            home,
             grant_tokens: ArcSwap::from_pointee(self.grant_tokens),
             key_max_age,
             #[cfg(feature = "xks")]

@@ -40,18 +40,13 @@ mod errors;
 mod xks;
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 #[cfg(feature = "xks")]
 use arc_swap::ArcSwapOption;
-use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
 
 pub use builder::AwsKmsBuilder;
 #[cfg(feature = "xks")]
@@ -59,6 +54,7 @@ pub use xks::ExternalKeyStore;
 
 #[cfg(feature = "xks")]
 use super::CallAdvice;
+use super::home::Home;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -83,7 +79,7 @@ struct Inner {
     id: KekId,
     keys: Keys,
     service: Service,
-    runtime: Handle,
+    home: Home,
     grant_tokens: ArcSwap<Vec<String>>,
     key_max_age: Duration,
     /// Known from the builder, or from `DescribeKey` once that was answered.
@@ -181,7 +177,7 @@ impl AwsKms {
     /// Those of KMS; *misconfigured* for a key that is not for encryption, and with discovery.
     pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
         let inner = self.0.clone();
-        let key = self.on_runtime(async move { inner.describe().await }).await?;
+        let key = self.0.home.run(async move { inner.describe().await }).await?;
         Ok(KeyInfo {
             arn: key.arn,
             state: key.state.name,
@@ -189,34 +185,6 @@ impl AwsKms {
             external_key_store: key.external_key_store,
             external_key: key.external_key,
         })
-    }
-
-    /// Runs on the runtime of the builder, whoever polls; ends there when it is dropped here.
-    async fn on_runtime<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, KekError> {
-        match Task(self.0.runtime.spawn(work)).await {
-            Ok(result) => result.map_err(KekError::from),
-            Err(_) => Err(KekError::unavailable("the tokio runtime in which the provider was built has ended")),
-        }
-    }
-}
-
-/// Ends its task when it is dropped.
-struct Task<T>(JoinHandle<T>);
-
-impl<T> Future for Task<T> {
-    type Output = Result<T, tokio::task::JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -333,7 +301,7 @@ impl Inner {
         let known = self.known()?;
         if known.asked.elapsed() >= known.good_for && !self.asking_in_background.swap(true, Ordering::Relaxed) {
             let inner = self.clone();
-            self.runtime.spawn(async move {
+            self.home.spawn(async move {
                 let _asking = Asking(&inner.asking_in_background);
                 if !matches!(tokio::time::timeout(Duration::from_secs(10), inner.describe()).await, Ok(Ok(_))) {
                     inner.pause();
@@ -453,7 +421,7 @@ impl KekProvider for AwsKms {
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let dek = Dek::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK"))?;
-            self.on_runtime(self.0.clone().wrap(context.clone(), dek)).await
+            self.0.home.run(self.0.clone().wrap(context.clone(), dek)).await
         })
     }
 
@@ -462,14 +430,14 @@ impl KekProvider for AwsKms {
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(self.on_runtime(self.0.clone().unwrap(context.clone(), wrapped.clone())))
+        Box::pin(self.0.home.run(self.0.clone().unwrap(context.clone(), wrapped.clone())))
     }
 
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
-        Box::pin(self.on_runtime(self.0.clone().generate(context.clone())))
+        Box::pin(self.0.home.run(self.0.clone().generate(context.clone())))
     }
 
     fn rewrap<'a>(
@@ -477,7 +445,7 @@ impl KekProvider for AwsKms {
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        Box::pin(self.on_runtime(self.0.clone().rewrap(context.clone(), wrapped.clone())))
+        Box::pin(self.0.home.run(self.0.clone().rewrap(context.clone(), wrapped.clone())))
     }
 
     /// For a key in an external key store, once that is known: less time and one more try than for KMS's own keys, and a budget that the store's keys
@@ -490,7 +458,7 @@ impl KekProvider for AwsKms {
     /// Asks `DescribeKey`, and so needs the permission for it; *degraded* in the last two weeks of imported key material. For a key in an external key store it
     /// asks `DescribeCustomKeyStores` too. With discovery there is no key to ask about, and the answer is always *ready*.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        Box::pin(self.on_runtime(self.0.clone().health()))
+        Box::pin(self.0.home.run(self.0.clone().health()))
     }
 }
 

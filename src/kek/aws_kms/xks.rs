@@ -102,19 +102,21 @@ impl AwsKms {
     /// Those of KMS; *misconfigured* for a key that is in no external key store.
     pub async fn read_external_key_store(&self) -> Result<ExternalKeyStore, KekError> {
         let inner = self.0.clone();
-        self.on_runtime(async move {
-            if inner.store.load().is_none() {
-                inner.describe().await?;
-            }
-            match &*inner.store.load() {
-                Some(store) => inner.service.describe_store(&store.id).await,
-                None => Err(Failure::new(
-                    KekErrorClass::Misconfigured,
-                    format!("{} is in no external key store", inner.own()?),
-                )),
-            }
-        })
-        .await
+        self.0
+            .home
+            .run(async move {
+                if inner.store.load().is_none() {
+                    inner.describe().await?;
+                }
+                match &*inner.store.load() {
+                    Some(store) => inner.service.describe_store(&store.id).await,
+                    None => Err(Failure::new(
+                        KekErrorClass::Misconfigured,
+                        format!("{} is in no external key store", inner.own()?),
+                    )),
+                }
+            })
+            .await
     }
 }
 

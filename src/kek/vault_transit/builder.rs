@@ -4,16 +4,20 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use reqwest::header::HeaderValue;
 use reqwest::{Certificate, Identity, Proxy, Url};
-use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::auth::VaultAuth;
+use super::super::home::Home;
+use super::auth::{Authenticator, VaultAuth};
 use super::transport::{ProxyChoice, Transport, TransportOptions};
-use super::{ContextBinding, VaultTransit};
+use super::{ContextBinding, Inner, VaultTransit};
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 
@@ -199,7 +203,7 @@ impl VaultTransitBuilder {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
         }
-        let runtime = Handle::try_current().map_err(|_| invalid("build: call it within a tokio runtime"))?;
+        let home = Home::current().ok_or_else(|| invalid("build: call it within a tokio runtime"))?;
         if !is_segment(&self.cluster) {
             return Err(invalid(format!("cluster {:?}: letters, digits, '.', '_' and '-' are allowed", self.cluster)));
         }
@@ -247,7 +251,22 @@ impl VaultTransitBuilder {
         };
         let transport = Transport::new(options)
             .map_err(|error| invalid("the HTTPS client cannot be set up").with_source(error.without_url()))?;
-        Ok(VaultTransit::new(id, self.mount, self.key, self.binding, self.key_max_age, transport, auth, runtime))
+        let transport = Arc::new(transport);
+        Ok(VaultTransit(Arc::new(Inner {
+            id,
+            mount: self.mount,
+            key: self.key,
+            chosen: self.binding,
+            key_max_age: self.key_max_age,
+            auth: Authenticator::new(auth, transport.clone(), home.handle().clone()),
+            transport,
+            home,
+            known: ArcSwapOption::empty(),
+            reading: Mutex::default(),
+            reading_in_background: AtomicBool::new(false),
+            in_doubt: AtomicBool::new(false),
+            latest_version: AtomicU32::new(0),
+        })))
     }
 }
 

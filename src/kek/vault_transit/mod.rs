@@ -34,28 +34,23 @@ mod errors;
 mod transport;
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use base64ct::{Base64, Encoding};
 use rustify::endpoint::Endpoint;
-use tokio::runtime::Handle;
 use tokio::sync::Mutex;
-use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 pub use auth::VaultAuth;
 pub use builder::VaultTransitBuilder;
 
+use super::home::Home;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::format::vault::VaultCiphertext;
-use crate::memory::fork;
 use auth::Authenticator;
 use endpoints::{
     Item, KeyConfiguration, SecretText, ServerHealth, Wrapped, WrappedBatch, data_key, many, one, read_key,
@@ -111,9 +106,7 @@ struct Inner {
     key_max_age: Duration,
     transport: Arc<Transport>,
     auth: Arc<Authenticator>,
-    runtime: Handle,
-    /// Of the process in which it was built.
-    generation: u64,
+    home: Home,
     known: ArcSwapOption<Known>,
     /// Held by the one who reads the key; when that failed last, and how.
     reading: Mutex<Option<(Instant, Failure)>>,
@@ -184,37 +177,6 @@ impl VaultTransit {
         VaultTransitBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the builder's last step")]
-    fn new(
-        id: KekId,
-        mount: String,
-        key: String,
-        chosen: Option<ContextBinding>,
-        key_max_age: Duration,
-        transport: Transport,
-        auth: VaultAuth,
-        runtime: Handle,
-    ) -> Self {
-        let transport = Arc::new(transport);
-        let auth = Authenticator::new(auth, transport.clone(), runtime.clone());
-        Self(Arc::new(Inner {
-            id,
-            mount,
-            key,
-            chosen,
-            key_max_age,
-            transport,
-            auth,
-            runtime,
-            generation: fork::generation(),
-            known: ArcSwapOption::empty(),
-            reading: Mutex::default(),
-            reading_in_background: AtomicBool::new(false),
-            in_doubt: AtomicBool::new(false),
-            latest_version: AtomicU32::new(0),
-        }))
-    }
-
     /// Logs in if need be and reads the key now: at the start of a service, to fail early, and before a run that
     /// rewraps, so that [`is_current`](KekProvider::is_current) knows the latest version.
     ///
@@ -222,35 +184,19 @@ impl VaultTransit {
     /// Those of the server; *misconfigured* for a key that cannot be used as it is.
     pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
         let inner = self.0.clone();
-        let known = self.on_runtime(async move { inner.read_key_now().await }).await?;
+        let known = self.0.home.run(async move { inner.read_key_now().await }).await?;
         Ok(known.info)
-    }
-
-    /// Runs on the runtime of the builder, whoever polls; ends there when it is dropped here.
-    async fn on_runtime<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
-    ) -> Result<T, KekError> {
-        if self.0.generation != fork::generation() {
-            // Its runtime's threads stayed with the parent: a request would wait for ever.
-            return Err(KekError::misconfigured(
-                "the process forked since the provider was built; build it anew in the child",
-            ));
-        }
-        match Task(self.0.runtime.spawn(work)).await {
-            Ok(result) => result.map_err(KekError::from),
-            Err(_) => Err(KekError::unavailable("the tokio runtime in which the provider was built has ended")),
-        }
     }
 
     async fn single(&self, operation: Operation, input: Input) -> Result<Wrapped, KekError> {
         let inner = self.0.clone();
-        self.on_runtime(async move { inner.single(operation, &input).await }).await
+        self.0.home.run(async move { inner.single(operation, &input).await }).await
     }
 
     async fn batch(&self, operation: Operation, inputs: Vec<Input>) -> Vec<Result<Wrapped, Failure>> {
         let (inner, len) = (self.0.clone(), inputs.len());
-        match self.on_runtime(async move { Ok(inner.batch(operation, &inputs).await) }).await {
+        let work = async move { Ok::<_, KekError>(inner.batch(operation, &inputs).await) };
+        match self.0.home.run(work).await {
             Ok(results) => results,
             Err(error) => (0..len).map(|_| Err(Failure::new(error.class(), error.to_string()))).collect(),
         }
@@ -280,25 +226,8 @@ impl VaultTransit {
     /// Whether ciphertexts of this key can be rewrapped on the server.
     async fn rewraps_on_the_server(&self) -> Result<bool, KekError> {
         let inner = self.0.clone();
-        let known = self.on_runtime(async move { inner.known().await }).await?;
+        let known = self.0.home.run(async move { inner.known().await }).await?;
         Ok(known.binding != Binding::AssociatedData)
-    }
-}
-
-/// Ends its task when it is dropped.
-struct Task<T>(JoinHandle<T>);
-
-impl<T> Future for Task<T> {
-    type Output = Result<T, tokio::task::JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(context)
-    }
-}
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -356,10 +285,9 @@ impl Inner {
     }
 
     fn read_key_in_background(self: &Arc<Self>) {
-        let is_of_this_process = self.generation == fork::generation();
-        if is_of_this_process && !self.reading_in_background.swap(true, Ordering::Relaxed) {
+        if self.home.is_of_this_process() && !self.reading_in_background.swap(true, Ordering::Relaxed) {
             let inner = self.clone();
-            self.runtime.spawn(async move {
+            self.home.spawn(async move {
                 // A failure changes nothing: whoever needs the key meets it too.
                 let _ = inner.read_key_now().await;
                 inner.reading_in_background.store(false, Ordering::Relaxed);
@@ -623,7 +551,7 @@ impl KekProvider for VaultTransit {
                 return Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped));
             }
             let (inner, context) = (self.0.clone(), context.clone());
-            let made = self.on_runtime(async move { inner.generate(&context).await }).await?;
+            let made = self.0.home.run(async move { inner.generate(&context).await }).await?;
             let wrapped = self.0.wrapped("generate", made.ciphertext.as_deref())?;
             let dek = decode(made.plaintext.as_ref()).ok_or_else(|| Failure::not_understood("generate"))?;
             Ok((dek, wrapped))
@@ -699,7 +627,7 @@ impl KekProvider for VaultTransit {
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let inner = self.0.clone();
-            self.on_runtime(async move { inner.health().await }).await
+            self.0.home.run(async move { inner.health().await }).await
         })
     }
 }
