@@ -192,13 +192,14 @@ async fn where_moto_and_the_front_differ_real_kms_agrees_with_the_front() {
     let on_moto = answers(&moto.client()).await;
     let login = front.admin();
     let on_front = answers(&front.client(REGION, &login)).await;
-    // The encryption context: all three agree ("Decrypt", InvalidCiphertextException, in the API Reference).
+    // The encryption context: all three agree. "Otherwise, the request to decrypt fails with an InvalidCiphertextException" (API Reference, Encrypt; the
+    // same in the list of errors of Decrypt).
     assert_eq!((&on_moto[0], &on_front[0]), (&Failed(KekErrorClass::Invalid), &Failed(KekErrorClass::Invalid)));
-    // Another key than the one that made it: "If you specify a different KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference,
+    // Another key than the one that made it: "If you identify a different KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference,
     // Decrypt, KeyId). moto says AccessDeniedException.
     assert_eq!((&on_moto[1], &on_front[1]), (&Failed(KekErrorClass::Denied), &Failed(KekErrorClass::Invalid)));
-    // A disabled key, and one that is scheduled for deletion: "Key states of AWS KMS keys" in the Developer Guide, table, rows Decrypt: DisabledException and
-    // KMSInvalidStateException. moto serves them.
+    // A disabled key, and one that is scheduled for deletion: "Key states of AWS KMS keys" in the Developer Guide, "Key state table", row Decrypt: [1]
+    // DisabledException; [2] DisabledException or [3] KMSInvalidStateException. moto serves them.
     assert_eq!((&on_moto[2], &on_front[2]), (&Served, &Failed(KekErrorClass::Denied)));
     assert_eq!((&on_moto[3], &on_front[3]), (&Served, &Failed(KekErrorClass::Denied)));
 }

@@ -332,7 +332,8 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
     Some(fault.effect.clone())
 }
 
-/// The errors are those of "Common Error Types" in the API Reference.
+/// `ExpiredTokenException` and `UnrecognizedClientException` are in "Common Error Types" of the API Reference, there with status 403 as a rule; the other
+/// names are what AWS services with this protocol send, and that page does not list them.
 fn authenticate(shared: &Shared, request: &Request<'_>) -> Result<Caller, KmsError> {
     let claim = Claim::read(request, "kms").map_err(refused)?;
     let world = shared.world.lock().unwrap();

@@ -1,7 +1,10 @@
 //! Key policies and identity policies, as far as the documentation of this project uses them.
 //!
-//! Sources: "Policy evaluation logic" and "IAM JSON policy elements: Condition operators" in the IAM User Guide; "Condition keys for AWS KMS" and "Key policies in
+//! Sources: "Policy evaluation logic" and "IAM JSON policy elements: Condition operators" in the IAM User Guide; "AWS KMS condition keys" and "Key policies in
 //! AWS KMS" in the AWS KMS Developer Guide. An element that is not known here is refused when the policy is set, never ignored.
+//!
+//! KMS compares NAME in `kms:EncryptionContext:NAME` without regard to case ("Case sensitivity of the encryption context condition" in the Guide) and refuses
+//! a policy that locks out whoever sets it ("Default key policy"); here the case counts and nobody is kept from locking himself out.
 
 use std::collections::BTreeMap;
 
@@ -107,7 +110,7 @@ fn holds(question: &Question<'_>, operator: &str, key: &str, wanted: &Value) -> 
     match operator {
         "StringEquals" | "ForAnyValue:StringEquals" => found.iter().any(is_wanted),
         "StringNotEquals" => !found.iter().any(is_wanted),
-        // True also when the key is absent: the trap of the IAM User Guide's "Multivalued context keys".
+        // True also when the key is absent: "It doesn't require any encryption context keys" (the Guide, "kms:EncryptionContextKeys").
         "ForAllValues:StringEquals" => found.iter().all(is_wanted),
         "StringLike" => found.iter().any(|value| wanted_list.iter().any(|pattern| like(pattern, value))),
         "Bool" => found.iter().any(|value| *value == wanted.as_str().map_or_else(|| wanted.to_string(), str::to_owned)),

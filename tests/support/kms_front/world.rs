@@ -24,8 +24,10 @@ pub enum State {
     Disabled,
     PendingDeletion,
     PendingImport,
-    /// As while a multi-Region key is replicated or its primary changes.
+    /// While the primary of a multi-Region key changes. KMS itself goes on serving cryptographic operations then ("Key state table" in the Guide;
+    /// UpdatePrimaryRegion in the API Reference).
     Updating,
+    /// A replica that is being made.
     Creating,
     /// A custom key store that was disconnected.
     Unavailable,
@@ -117,7 +119,7 @@ pub struct World {
     aliases: BTreeMap<(String, String), String>,
     pub principals: BTreeMap<String, Principal>,
     grants: Vec<Grant>,
-    /// New grants work for nobody who does not show the token ("Grant tokens" in the Guide: eventual consistency).
+    /// New grants work for nobody who does not show the token ("Grants in AWS KMS" in the Guide: "Grant token", "Eventual consistency (for grants)").
     pub grants_are_slow: bool,
     /// How far the clock of KMS is ahead of this machine's.
     pub ahead: Duration,
@@ -146,7 +148,7 @@ fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
     for (name, value) in body[name].as_object().into_iter().flatten() {
         context.insert(name.clone(), value.as_str().ok_or_else(|| KmsError::validation("context".into()))?.to_owned());
     }
-    // "cannot exceed 8192 bytes" (the Guide, "Encryption context").
+    // No page of KMS gives a limit; 8192 bytes of additional authenticated data are what its specification asks of a proxy of an external key store.
     if context.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > 8192 {
         return Err(KmsError::validation("encryption context exceeds 8192 bytes".into()));
     }
@@ -154,11 +156,11 @@ fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
 }
 
 fn invalid_ciphertext() -> KmsError {
-    // KMS answers with no message: "InvalidCiphertextException: null" is what clients show.
+    // KMS answers with no message: clients of it show nothing after "when calling the Decrypt operation:".
     KmsError::new(400, "InvalidCiphertextException", "")
 }
 
-/// "All symmetric encryption operations take an encryption context", used "as additional authenticated data" (the Guide).
+/// "AWS KMS uses the encryption context as additional authenticated data (AAD)" (the Guide, "Encryption context").
 fn aad(header: &[u8], context: &Context) -> Vec<u8> {
     let context = serde_json::to_vec(context).unwrap();
     [&header.len().to_be_bytes()[..], header, &context].concat()
@@ -193,7 +195,7 @@ impl World {
             account: account.to_owned(),
             id: id.to_owned(),
             state: if material.is_some() { State::Enabled } else { State::PendingImport },
-            // "Default key policy" of the Guide: the account decides by its identity policies.
+            // "Default key policy" of the Guide, for a key that is not made in the console: the account decides by its identity policies.
             policy: json!({ "Version": "2012-10-17", "Statement": [{
                 "Sid": "Enable IAM User Permissions", "Effect": "Allow",
                 "Principal": { "AWS": format!("arn:aws:iam::{account}:root") }, "Action": "kms:*", "Resource": "*",
@@ -213,7 +215,8 @@ impl World {
     }
 
     /// What ImportKeyMaterial comes to, without the envelope of RSA in which it travels. Importing the same again makes
-    /// the key usable again; another material is refused ("Importing key material" in the Guide).
+    /// the key usable again; another material is refused (ImportKeyMaterial with ImportType EXISTING_KEY_MATERIAL, the default after the first
+    /// import, and IncorrectKeyMaterialException in the API Reference). KMS wants every material of a rotated key back, this front the last one.
     pub fn import(&mut self, arn: &str, material: [u8; 32], valid_to: Option<f64>) -> Result<(), KmsError> {
         let key = self.key(arn);
         let new = Material::new(&key.id, material, false);
@@ -324,7 +327,8 @@ impl World {
         })
     }
 
-    /// "Key states of AWS KMS keys" in the Guide: which state fails which operation, and how.
+    /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11] and [14]: which state fails which operation, and how.
+    /// [15], the key being updated, is for managing it only.
     fn usable(key: &Key) -> Result<(), KmsError> {
         let invalid = |what: &str| Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)));
         match key.state {
@@ -378,8 +382,8 @@ impl World {
         Ok((plaintext, HEXLOWER.encode(&material)))
     }
 
-    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else the one in the ciphertext. "If you specify a different
-    /// KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference).
+    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else the one in the ciphertext. "If you identify a different
+    /// KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference, Decrypt, KeyId).
     fn key_of(&self, caller: &Caller, named: &Value, blob: &[u8]) -> Result<&Key, KmsError> {
         let named = named.as_str().map(|name| self.find(caller, name)).transpose()?;
         if blob.get(..4) != Some(&MAGIC[..]) || blob.len() < FIXED {
@@ -457,7 +461,7 @@ impl World {
         self.authorise(caller, "Encrypt", key, body, &context, None)?;
         Self::usable(key)?;
         let (blob, _) = Self::seal(key, &context, &bytes(body, "Plaintext", 4096)?);
-        // No KeyMaterialId here ("Response Elements" of Encrypt in the API Reference).
+        // No KeyMaterialId here (API Reference, Encrypt, "Response Elements"), unlike in the answers of the other three.
         Ok(
             json!({ "CiphertextBlob": BASE64.encode(&blob), "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT" }),
         )
@@ -492,7 +496,7 @@ impl World {
         }))
     }
 
-    /// Needs kms:ReEncryptFrom on the one key and kms:ReEncryptTo on the other ("ReEncrypt" in the API Reference).
+    /// Needs kms:ReEncryptFrom on the one key and kms:ReEncryptTo on the other (API Reference, ReEncrypt, "Required permissions").
     fn re_encrypt(&self, caller: &Caller, body: &Value) -> Answer {
         let blob = bytes(body, "CiphertextBlob", 6144)?;
         let to = self.find(caller, text(body, "DestinationKeyId")?)?;
@@ -535,14 +539,15 @@ impl World {
             "EnableKey" => self.key(&arn).state = State::Enabled,
             "DisableKey" => self.key(&arn).state = State::Disabled,
             "ScheduleKeyDeletion" => self.key(&arn).state = State::PendingDeletion,
-            // "the KMS key is Disabled" afterwards (API Reference).
+            // "When this operation succeeds, the key state of the KMS key is Disabled" (API Reference, CancelKeyDeletion).
             "CancelKeyDeletion" => self.key(&arn).state = State::Disabled,
             "PutKeyPolicy" => {
                 let policy: Value = serde_json::from_str(text(body, "Policy")?).unwrap_or_default();
                 policy::check(&policy).map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
                 self.key(&arn).policy = policy;
             }
-            // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
+            // Imported material does not rotate by itself (API Reference, EnableKeyRotation), and on demand only to what was imported for it
+            // (RotateKeyOnDemand). Which exception says so is not documented.
             "EnableKeyRotation" if is_imported => {
                 return Err(KmsError::new(400, "UnsupportedOperationException", "imported key material"));
             }
@@ -561,7 +566,8 @@ impl World {
         Ok(json!({ "KeyId": arn }))
     }
 
-    /// The replica has the id and the key material of the primary ("Multi-Region keys in AWS KMS" in the Guide).
+    /// The replica has the id and the key material of the primary (API Reference, ReplicateKey), but for imported material, which is imported there anew.
+    /// KMS would give it the default key policy; here it has the primary's.
     fn replicate_key(&mut self, caller: &Caller, body: &Value) -> Answer {
         let key = self.administer(caller, "ReplicateKey", body, "KeyId")?;
         if !key.is_multi_region() {
