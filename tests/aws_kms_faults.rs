@@ -150,7 +150,7 @@ fn cases() -> Vec<Case> {
         },
         Case {
             end: |g| key_state(g, State::Enabled),
-            ..by_answer("being updated", Unavailable, |g| key_state(g, State::Updating))
+            ..by_answer("being created", Unavailable, |g| key_state(g, State::Creating))
         },
         on_the_line("reset", |g| g.proxy.set(fault_proxy::Fault::Reset)),
         on_the_line("cut off", |g| g.proxy.set(fault_proxy::Fault::Truncate(30))),
@@ -213,7 +213,6 @@ async fn messages_tell_key_states_apart() {
         (State::PendingDeletion, "is pending deletion"),
         (State::PendingImport, "is pending import"),
         (State::Unavailable, "is unavailable"),
-        (State::Updating, "is updating"),
         (State::Creating, "is creating"),
     ] {
         key_state(&ground, state);

@@ -314,7 +314,8 @@ fn plaintext(operation: &str, blob: Option<Blob>) -> Result<UnwrappedDek, Failur
 fn state(state: Option<&KeyState>, enabled: bool) -> State {
     use KekErrorClass::{Denied, Unavailable};
     let usable = match state {
-        Some(KeyState::Enabled) => Ok(()),
+        // KMS goes on serving while the primary key of related keys changes ("Key states of AWS KMS keys").
+        Some(KeyState::Enabled | KeyState::Updating) => Ok(()),
         None if enabled => Ok(()),
         Some(
             KeyState::Disabled
@@ -323,7 +324,7 @@ fn state(state: Option<&KeyState>, enabled: bool) -> State {
             | KeyState::PendingReplicaDeletion
             | KeyState::Unavailable,
         ) => Err(Denied),
-        // Creating, Updating, and what is not known yet.
+        // Creating, and what is not known yet.
         _ => Err(Unavailable),
     };
     State { name: state.map_or_else(|| "unknown".to_owned(), |state| state.as_str().to_owned()), usable }

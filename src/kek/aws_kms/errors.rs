@@ -16,6 +16,7 @@ use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 const TABLE: &[(&str, &str, KekErrorClass)] = &[
     // The key, or the right to use it.
     ("AccessDeniedException", "", Denied),
+    ("NotAuthorized", "", Denied),
     ("DisabledException", "", Denied),
     ("NotFoundException", "", Denied),
     ("KMSInvalidStateException", "is pending deletion", Denied),
@@ -37,6 +38,7 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("KMSInvalidStateException", "invalid uri path", Misconfigured),
     ("KMSInvalidStateException", "cannot establish a tls connection", Misconfigured),
     ("KMSInvalidStateException", "does not support the requested operation", Misconfigured),
+    ("KMSInvalidStateException", "does not support the requested cryptographic operation", Misconfigured),
     // Its owner does not want it.
     ("KMSInvalidStateException", "denied access to the operation", Denied),
     ("KMSInvalidStateException", "not enabled in the external key manager", Denied),
@@ -49,6 +51,7 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("InvalidCiphertextException", "", Invalid),
     ("IncorrectKeyException", "", Invalid),
     ("ValidationException", "", Invalid),
+    ("ValidationError", "", Invalid),
     // Fewer calls, please.
     ("ThrottlingException", "", Throttled),
     ("Throttling", "", Throttled),
@@ -231,6 +234,20 @@ mod tests {
             (
                 Misconfigured,
                 "The external key store proxy rejected the request because it does not support the requested operation. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+            (
+                Misconfigured,
+                "The external key store proxy rejected the request because it does not support the requested cryptographic operation.",
+            ),
+            (
+                Denied,
+                "The external key store proxy rejected the request because the external key is not enabled in the external key manager.",
+            ),
+            (Denied, "The external key store proxy rejected the request because it could not find the external key."),
+            (Denied, "arn:aws:kms:eu-west-1:111122223333:key/11112222-3333-4444-5555-666677778888 is unavailable."),
+            (
+                Invalid,
+                "The external key store proxy rejected the request because the specified ciphertext or additional authenticated data is corrupted, missing, or otherwise invalid.",
             ),
             (
                 Misconfigured,

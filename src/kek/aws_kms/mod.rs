@@ -131,7 +131,7 @@ pub struct KeyInfo {
     pub arn: String,
     /// Its state, in the words of KMS, such as `Enabled` or `PendingDeletion`.
     pub state: String,
-    /// When KMS deletes its imported key material.
+    /// When KMS deletes its imported key material, the first of it to expire.
     pub expires: Option<SystemTime>,
     /// The external key store that holds it, such as `cks-1234567890abcdef0`.
     pub external_key_store: Option<String>,

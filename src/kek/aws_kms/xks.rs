@@ -18,7 +18,8 @@ use super::{AwsKms, Inner};
 use crate::error::Error;
 use crate::format::kms::KeyArn;
 
-/// KMS gives the proxy 250 ms, connection included (specification, "KMS Considerations" of each operation): an answer that takes four times as long does not come.
+/// KMS gives the proxy 250 ms, connection included, and asks it once more after a network timeout ("Monitor external key stores", latency): what has not
+/// come after twice those 500 ms does not come.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// One more than of KMS itself: most failures are 250 ms that were too short, and the AWS SDK would not try again at all. They fit into the default deadline of 5 s.
 const TRIES: u32 = 4;

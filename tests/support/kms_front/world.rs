@@ -332,13 +332,12 @@ impl World {
     fn usable(key: &Key) -> Result<(), KmsError> {
         let invalid = |what: &str| Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)));
         match key.state {
-            State::Enabled => {}
+            State::Enabled | State::Updating => {}
             State::Disabled => {
                 return Err(KmsError::new(400, "DisabledException", format!("{} is disabled.", key.arn)));
             }
             State::PendingDeletion => return invalid("is pending deletion"),
             State::PendingImport => return invalid("is pending import"),
-            State::Updating => return invalid("is updating"),
             State::Creating => return invalid("is creating"),
             State::Unavailable => return invalid("is unavailable"),
         }
