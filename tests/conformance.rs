@@ -100,10 +100,10 @@ impl KekProvider for WrongProvider {
         self.is(Wrong::RecognisesEverything) || self.probe.recognises(kek_id)
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.wrong {
-            Some(Wrong::AlwaysCurrent) => true,
-            Some(Wrong::NeverCurrent) => false,
+            Some(Wrong::AlwaysCurrent) => Some(true),
+            Some(Wrong::NeverCurrent) => Some(false),
             _ => self.probe.is_current(wrapped),
         }
     }

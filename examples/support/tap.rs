@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, CallAdvice, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
 /// Calls `before` with the number of DEKs in each call, then lets the call through.
@@ -27,8 +27,12 @@ impl<P: KekProvider> KekProvider for Tap<P> {
         self.inner.recognises(kek_id)
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.inner.is_current(wrapped)
+    }
+
+    fn call_advice(&self) -> CallAdvice {
+        self.inner.call_advice()
     }
 
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {

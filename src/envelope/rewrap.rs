@@ -38,9 +38,9 @@ impl Envelope {
     pub fn needs_rewrap_keys(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
         keys.entries().len() != writing.len()
-            || writing
-                .iter()
-                .any(|kek| !keys.entries().iter().any(|entry| entry.kek_id() == kek.id() && kek.is_current(entry)))
+            || writing.iter().any(|kek| {
+                !keys.entries().iter().any(|entry| entry.kek_id() == kek.id() && kek.is_current(entry) != Some(false))
+            })
     }
 
     /// The same message, wrapped by the current versions of the writing KEKs and by no other. Nonce, ciphertext and tag are copied
@@ -136,7 +136,7 @@ impl Job<'_> {
     async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
         let Self { keks, question, kek, context, dek_id, .. } = self;
         let Some(old) = old_entry(kek, keys) else { return Ok(None) };
-        let entry = if old.kek_id() == kek.id() && kek.is_current(old) {
+        let entry = if old.kek_id() == kek.id() && kek.is_current(old) == Some(true) {
             old.clone()
         } else {
             let rewrapped = keks.rewrap(*question, kek, context, dek_id, old).await;

@@ -47,11 +47,11 @@ pub trait KekProvider: Send + Sync {
         kek_id == self.id()
     }
 
-    /// Whether `wrapped` was made by the KEK's current version, as far as the bytes tell; no call is made. `true` where they do
-    /// not tell. By default `true`.
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    /// Whether `wrapped` was made by the KEK's current version; no call is made. `None` where the bytes do not tell, or the current version is not known:
+    /// then [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, and [`rewrap`](crate::Envelope::rewrap) wraps anew all the same. By default `None`.
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let _ = wrapped;
-        true
+        None
     }
 
     /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can.
@@ -200,7 +200,7 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         (**self).recognises(kek_id)
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         (**self).is_current(wrapped)
     }
 

@@ -186,7 +186,7 @@ impl KekProvider for ScriptedKek {
         self.0.kek.id()
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.0.kek.is_current(wrapped)
     }
 

@@ -185,7 +185,7 @@ impl KekProvider for Spy {
         self.kek.id()
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.kek.is_current(wrapped)
     }
 

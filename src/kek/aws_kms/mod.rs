@@ -30,7 +30,7 @@
 //! KMS keeps the earlier material of a rotated key and unwraps by it without a word. The metadata of a wrapped key holds the `KeyMaterialId` (32 bytes), so
 //! [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped. `GenerateDataKey` and `ReEncrypt` say which one they used;
 //! `Encrypt` does not, so there it is the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and is then rewrapped once for
-//! nothing, but never looks new while it is old. Without permission for `DescribeKey` such wrapped keys carry no metadata and count as current.
+//! nothing, but never looks new while it is old. Without permission for `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and `rewrap` wraps them anew.
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -410,12 +410,10 @@ impl KekProvider for AwsKms {
         self.0.target(kek_id).is_some()
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
-        let current = self.0.known().and_then(|known| known.material);
-        match (KeyMaterialId::of_meta(wrapped.meta()), current) {
-            (Some(by), Some(current)) => by == current,
-            _ => true,
-        }
+    /// By the `KeyMaterialId` in the metadata. `None` for a wrapped key without one, while the current one is not known, and for keys in external key stores.
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        let current = self.0.known().and_then(|known| known.material)?;
+        KeyMaterialId::of_meta(wrapped.meta()).map(|by| by == current)
     }
 
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {

@@ -111,7 +111,7 @@ impl Caller {
         self.provider.recognises(kek_id)
     }
 
-    pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.provider.is_current(wrapped)
     }
 

@@ -297,8 +297,8 @@ impl KekProvider for LocalKek {
         &self.0.id
     }
 
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
-        LocalWrapped::read(wrapped.wrapped()).is_some_and(|parts| parts.version == self.current_version())
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        Some(LocalWrapped::read(wrapped.wrapped()).is_some_and(|parts| parts.version == self.current_version()))
     }
 
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {

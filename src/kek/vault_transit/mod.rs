@@ -511,14 +511,15 @@ impl KekProvider for VaultTransit {
     }
 
     /// From the version in the text, against the latest one that is known: from the key ([`VaultTransit::read_key`], and again when that is older than
-    /// [`key_max_age`](VaultTransitBuilder::key_max_age)) or from an answer. `true` while none is known; the first question starts a reading.
-    fn is_current(&self, wrapped: &WrappedDek) -> bool {
+    /// [`key_max_age`](VaultTransitBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {
             Some(known) => self.0.look_ahead(&known),
             None => self.0.read_key_in_background(),
         }
         let latest = self.0.latest_version.load(Ordering::Relaxed);
-        VaultCiphertext::read(wrapped.wrapped()).is_none_or(|ciphertext| ciphertext.version >= latest)
+        let ciphertext = VaultCiphertext::read(wrapped.wrapped()).filter(|_| latest > 0)?;
+        Some(ciphertext.version >= latest)
     }
 
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
