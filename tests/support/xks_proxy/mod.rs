@@ -353,7 +353,7 @@ impl XksProxy {
         self.cut();
     }
 
-    /// Ends every open connection.
+    /// Ends every open connection. A client that keeps connections may see so only at its next request, which then fails.
     pub fn cut(&self) {
         self.shared.cut.send_replace(());
     }
@@ -445,8 +445,9 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let (shared, transit) = (shared.clone(), transit.clone());
-        let tls = TlsAcceptor::from(shared.tls.lock().unwrap().clone());
+        // In this order: who is not shown the new certificate is cut.
         let mut cut = shared.cut.subscribe();
+        let tls = TlsAcceptor::from(shared.tls.lock().unwrap().clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let connection = async {
