@@ -968,13 +968,17 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
         let answer = kms.encrypt(KEY, DEK, None).await;
         assert_eq!(answer.error(), ErrorName::Internal, "{data}: {:?}", proxy.calls().pop());
     }
-    // A ciphertext that does not decrypt: without the trial it would be passed on (Appendix C).
-    let made_up = format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#, BASE64.encode(&[0; 60]));
-    network.set(answer(&format!(r#"{{"data":{made_up}}}"#)));
-    kms.encrypt(KEY, DEK, None).await.good();
-    let mut parameters = to_encrypt(DEK, None);
-    parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
-    assert_eq!(kms.call(Operation::Encrypt, KEY, parameters).await.error(), ErrorName::Internal);
+    // A ciphertext that does not decrypt, or to something else: without the trial it would be passed on (Appendix C).
+    for plaintext in [&b""[..], &[7; 32]] {
+        let (made_up, plaintext) = (BASE64.encode(&[0; 60]), BASE64.encode(plaintext));
+        let all =
+            format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{made_up}","plaintext":"{plaintext}"}}"#);
+        network.set(answer(&format!(r#"{{"data":{all}}}"#)));
+        kms.encrypt(KEY, DEK, None).await.good();
+        let mut parameters = to_encrypt(DEK, None);
+        parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
+        assert_eq!(kms.call(Operation::Encrypt, KEY, parameters).await.error(), ErrorName::Internal);
+    }
     network.set(fault_proxy::Fault::None);
     network.cut();
     assert_eq!(kms.decrypt(KEY, &encrypted, None).await.plaintext(), DEK, "the control");
