@@ -79,14 +79,16 @@ pub struct ExternalKeyStore {
 }
 
 impl ExternalKeyStore {
-    /// Whether its keys can be used, as far as KMS knows.
+    /// Whether its keys can be used, as far as KMS knows; if not, what a use would come to.
     ///
     /// Whatever the error code of a failed connection is: KMS does not try again until an operator disconnects and connects the store, so it is no outage.
     fn usable(&self) -> Result<(), Failure> {
         let Self { id, connection_state, connection_error } = self;
         let class = match connection_state.as_str() {
             "CONNECTED" => return Ok(()),
-            "FAILED" | "DISCONNECTED" | "DISCONNECTING" => KekErrorClass::Misconfigured,
+            // On purpose, and so the key's state is *Unavailable*.
+            "DISCONNECTED" => KekErrorClass::Denied,
+            "FAILED" | "DISCONNECTING" => KekErrorClass::Misconfigured,
             // CONNECTING, and what is not known yet.
             _ => KekErrorClass::Unavailable,
         };
@@ -188,9 +190,10 @@ mod tests {
             store.usable().map_err(|failure| (failure.class, failure.text))
         };
         assert_eq!(usable("CONNECTED", None), Ok(()));
-        for state in ["FAILED", "DISCONNECTED", "DISCONNECTING"] {
+        for state in ["FAILED", "DISCONNECTING"] {
             assert_eq!(usable(state, None).unwrap_err().0, KekErrorClass::Misconfigured, "{state}");
         }
+        assert_eq!(usable("DISCONNECTED", None).unwrap_err().0, KekErrorClass::Denied);
         for state in ["CONNECTING", "SOMETHING_NEW"] {
             assert_eq!(usable(state, None).unwrap_err().0, KekErrorClass::Unavailable, "{state}");
         }
