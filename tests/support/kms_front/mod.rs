@@ -1,5 +1,7 @@
 //! A stand-in for AWS KMS: AWS JSON 1.1 over HTTP, signatures checked, keys whose states and policies are enforced, real AES-GCM.
 //!
+//! Keys of its own it keeps in memory; keys in an external key store it reaches through an XKS proxy, over TLS, as KMS does.
+//!
 //! It is as strict as the published API, and where that leaves something open, stricter than a client would like. What it does is said, with its source,
 //! where it does it. It serves every Region on one port: which one is meant stands in the signature's scope.
 //!
@@ -8,10 +10,13 @@
 #![allow(missing_docs, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+pub mod crypto;
 pub mod policy;
 #[path = "../sigv4.rs"]
 pub mod sigv4;
+pub mod stores;
 pub mod world;
+pub mod xks;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -31,6 +36,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use sigv4::{Claim, Refusal, Request};
+pub use stores::Connection;
 pub use world::{ACCOUNT, Caller, Principal, State, World};
 
 pub fn random<const N: usize>() -> [u8; N] {
@@ -111,7 +117,9 @@ pub struct Call {
     pub operation: String,
     pub region: String,
     pub principal: String,
-    /// The request without plaintexts and ciphertexts.
+    /// As in the header `x-amzn-requestid` and in what a proxy is told.
+    pub request_id: String,
+    /// The request without plaintexts, ciphertexts and credentials.
     pub request: Value,
     /// `None` if it went well.
     pub error: Option<&'static str>,
@@ -119,7 +127,7 @@ pub struct Call {
 
 #[derive(Default)]
 struct Shared {
-    world: Mutex<World>,
+    world: Arc<Mutex<World>>,
     faults: Mutex<Vec<Fault>>,
     calls: Mutex<Vec<Call>>,
     arrived: Mutex<Vec<String>>,
@@ -180,6 +188,11 @@ impl KmsFront {
 
     pub fn create_key(&self, region: &str) -> String {
         self.world().create_key(region, false)
+    }
+
+    /// Proxies of external key stores are believed whose certificate is of this authority (PEM).
+    pub fn trust(&self, authority: &str) {
+        self.world().network.write().unwrap().trust(authority);
     }
 
     /// A principal who may do these things, as its identity policies say.
@@ -283,8 +296,9 @@ async fn answer(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
+    let id = world::uuid();
     let (parts, body) = request.into_parts();
-    let Ok(body) = body.collect().await else { return Ok(response(400, Bytes::new())) };
+    let Ok(body) = body.collect().await else { return Ok(response(400, &id, Bytes::new())) };
     let body = body.to_bytes();
     let headers: Vec<_> = parts
         .headers
@@ -299,25 +313,38 @@ async fn answer(
     if let Some(effect) = fault_for(&shared, &operation, &input) {
         match effect {
             Effect::Error(error) => {
-                log(&shared, &operation, None, &input, Some(error.code));
-                return Ok(failed(&error));
+                log(&shared, &operation, &id, None, &input, Some(error.code));
+                return Ok(failed(&error, &id));
             }
-            Effect::Raw(status, text) => return Ok(response(status, Bytes::from_static(text.as_bytes()))),
+            Effect::Raw(status, text) => return Ok(response(status, &id, Bytes::from_static(text.as_bytes()))),
             Effect::Delay(pause) => tokio::time::sleep(pause).await,
             Effect::Hang => std::future::pending().await,
         }
     }
-    let caller = authenticate(&shared, &request);
+    let caller = authenticate(&shared, &request, &id);
     let answer = match &caller {
-        Ok(caller) => shared.world.lock().unwrap().answer(caller, &operation, &input),
+        Ok(caller) => perform(&shared.world, caller, &operation, &input).await,
         Err(error) => Err(error.clone()),
     };
-    log(&shared, &operation, caller.ok(), &input, answer.as_ref().err().map(|error| error.code));
+    log(&shared, &operation, &id, caller.ok(), &input, answer.as_ref().err().map(|error| error.code));
     Ok(match answer {
-        Ok(Value::Null) => response(200, Bytes::new()),
-        Ok(answer) => response(200, serde_json::to_vec(&answer).unwrap().into()),
-        Err(error) => failed(&error),
+        Ok(Value::Null) => response(200, &id, Bytes::new()),
+        Ok(answer) => response(200, &id, serde_json::to_vec(&answer).unwrap().into()),
+        Err(error) => failed(&error, &id),
     })
+}
+
+/// What may need the network, or time, has the world's lock only while it looks something up.
+async fn perform(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str, input: &Value) -> world::Answer {
+    match operation {
+        "Encrypt" => crypto::encrypt(world, caller, input).await,
+        "GenerateDataKey" => crypto::generate_data_key(world, caller, input).await,
+        "Decrypt" => crypto::decrypt(world, caller, input).await,
+        "ReEncrypt" => crypto::re_encrypt(world, caller, input).await,
+        "CreateKey" if !input["CustomKeyStoreId"].is_null() => stores::answer(world, caller, operation, input).await,
+        _ if operation.contains("CustomKeyStore") => stores::answer(world, caller, operation, input).await,
+        _ => world.lock().unwrap().answer(caller, operation, input),
+    }
 }
 
 fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> {
@@ -334,7 +361,7 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
 
 /// `ExpiredTokenException` and `UnrecognizedClientException` are in "Common Error Types" of the API Reference, there with status 403 as a rule; the other
 /// names are what AWS services with this protocol send, and that page does not list them.
-fn authenticate(shared: &Shared, request: &Request<'_>) -> Result<Caller, KmsError> {
+fn authenticate(shared: &Shared, request: &Request<'_>, request_id: &str) -> Result<Caller, KmsError> {
     let claim = Claim::read(request, "kms").map_err(refused)?;
     let world = shared.world.lock().unwrap();
     let unknown =
@@ -351,7 +378,12 @@ fn authenticate(shared: &Shared, request: &Request<'_>) -> Result<Caller, KmsErr
             "The security token included in the request is expired",
         ));
     }
-    Ok(Caller { principal: principal.arn.clone(), account: principal.account.clone(), region: claim.region })
+    Ok(Caller {
+        principal: principal.arn.clone(),
+        account: principal.account.clone(),
+        region: claim.region,
+        request_id: request_id.to_owned(),
+    })
 }
 
 fn refused(refusal: Refusal) -> KmsError {
@@ -364,28 +396,38 @@ fn refused(refusal: Refusal) -> KmsError {
     KmsError::new(400, code, message)
 }
 
-fn log(shared: &Shared, operation: &str, caller: Option<Caller>, input: &Value, error: Option<&'static str>) {
+fn log(
+    shared: &Shared,
+    operation: &str,
+    request_id: &str,
+    caller: Option<Caller>,
+    input: &Value,
+    error: Option<&'static str>,
+) {
     let mut request = input.clone();
     if let Some(fields) = request.as_object_mut() {
-        fields.retain(|name, _| name != "Plaintext" && name != "CiphertextBlob");
+        fields.retain(|name, _| {
+            !["Plaintext", "CiphertextBlob", "XksProxyAuthenticationCredential"].contains(&&name[..])
+        });
     }
     let (principal, region) = caller.map(|caller| (caller.principal, caller.region)).unwrap_or_default();
-    shared.calls.lock().unwrap().push(Call { operation: operation.to_owned(), region, principal, request, error });
+    let (operation, request_id) = (operation.to_owned(), request_id.to_owned());
+    shared.calls.lock().unwrap().push(Call { operation, region, principal, request_id, request, error });
 }
 
-fn failed(error: &KmsError) -> hyper::Response<Full<Bytes>> {
+fn failed(error: &KmsError, request_id: &str) -> hyper::Response<Full<Bytes>> {
     let mut body = BTreeMap::from([("__type", error.code)]);
     if !error.message.is_empty() {
         body.insert("message", &error.message);
     }
-    response(error.status, serde_json::to_vec(&body).unwrap().into())
+    response(error.status, request_id, serde_json::to_vec(&body).unwrap().into())
 }
 
-fn response(status: u16, body: Bytes) -> hyper::Response<Full<Bytes>> {
+fn response(status: u16, request_id: &str, body: Bytes) -> hyper::Response<Full<Bytes>> {
     hyper::Response::builder()
         .status(status)
         .header("content-type", "application/x-amz-json-1.1")
-        .header("x-amzn-requestid", HEXLOWER.encode(&random::<16>()))
+        .header("x-amzn-requestid", request_id)
         .body(Full::new(body))
         .unwrap()
 }

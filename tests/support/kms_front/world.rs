@@ -1,22 +1,22 @@
 //! The keys of the front and what can be done with them. The API Reference is that of AWS KMS (2014-11-01), the Guide the AWS KMS Developer Guide.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, SystemTime};
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::{AeadInOut, KeyInit};
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
+use super::crypto::{Backing, External, Material, Usable, invalid_ciphertext, made_by};
 use super::policy::{self, Question, Verdict};
+use super::stores::{Connection, KeyStore};
+use super::xks::{Asker, Failure, Network};
 use super::{KmsError, random};
 
 pub const ACCOUNT: &str = "111122223333";
 
-type Answer = Result<Value, KmsError>;
-type Context = BTreeMap<String, String>;
+pub type Answer = Result<Value, KmsError>;
+pub type Context = BTreeMap<String, String>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
@@ -31,26 +31,6 @@ pub enum State {
     Creating,
     /// A custom key store that was disconnected.
     Unavailable,
-}
-
-/// What does the cryptography of a key. Keys in external key stores will be another kind.
-#[derive(Clone)]
-pub enum Backing {
-    /// Every key material there ever was, the current one last; related multi-Region keys share them.
-    Materials(Arc<Mutex<Vec<Material>>>),
-}
-
-pub struct Material {
-    pub id: [u8; 32],
-    key: [u8; 32],
-    on_demand: bool,
-}
-
-impl Material {
-    fn new(key_id: &str, key: [u8; 32], on_demand: bool) -> Self {
-        let id = Sha256::new().chain_update(b"material").chain_update(key_id).chain_update(key).finalize().into();
-        Self { id, key, on_demand }
-    }
 }
 
 pub struct Key {
@@ -75,13 +55,23 @@ impl Key {
         self.id.starts_with("mrk-")
     }
 
-    fn materials<T>(&self, look: impl FnOnce(&mut Vec<Material>) -> T) -> T {
-        let Backing::Materials(materials) = &self.backing;
-        look(&mut materials.lock().unwrap())
+    /// Of a key whose cryptography is done here.
+    fn materials<T>(&self, look: impl FnOnce(&mut Vec<Material>) -> T) -> Option<T> {
+        match &self.backing {
+            Backing::Materials(materials) => Some(look(&mut materials.lock().unwrap())),
+            Backing::External(_) => None,
+        }
     }
 
     pub fn current_material(&self) -> Option<String> {
-        self.materials(|materials| materials.last().map(|material| HEXLOWER.encode(&material.id)))
+        self.materials(|materials| materials.last().map(|material| HEXLOWER.encode(&material.id))).flatten()
+    }
+
+    /// "origin is EXTERNAL which is not valid for this operation": the Guide's words in "Key states of AWS KMS keys", where it says too that a key in a custom
+    /// key store is refused with the same exception.
+    fn unsupported(&self) -> KmsError {
+        let detail = format!("{} origin is {} which is not valid for this operation.", self.arn, self.origin);
+        KmsError::new(400, "UnsupportedOperationException", detail)
     }
 }
 
@@ -111,11 +101,17 @@ pub struct Caller {
     pub principal: String,
     pub account: String,
     pub region: String,
+    pub request_id: String,
 }
 
 #[derive(Default)]
 pub struct World {
     pub keys: Vec<Key>,
+    pub stores: Vec<KeyStore>,
+    /// How KMS reaches the proxies of external key stores.
+    pub network: Arc<RwLock<Network>>,
+    /// How long it takes to connect a key store, or to disconnect it: minutes in KMS.
+    pub connecting_takes: Duration,
     aliases: BTreeMap<(String, String), String>,
     pub principals: BTreeMap<String, Principal>,
     grants: Vec<Grant>,
@@ -125,13 +121,13 @@ pub struct World {
     pub ahead: Duration,
 }
 
-fn text<'a>(body: &'a Value, name: &str) -> Result<&'a str, KmsError> {
+pub fn text<'a>(body: &'a Value, name: &str) -> Result<&'a str, KmsError> {
     body[name].as_str().ok_or_else(|| {
         KmsError::validation(format!("Value null at '{name}' failed to satisfy constraint: Member must not be null"))
     })
 }
 
-fn bytes(body: &Value, name: &str, most: usize) -> Result<Vec<u8>, KmsError> {
+pub fn bytes(body: &Value, name: &str, most: usize) -> Result<Vec<u8>, KmsError> {
     let bytes = BASE64
         .decode(text(body, name)?.as_bytes())
         .map_err(|_| KmsError::new(400, "SerializationException", "base64"))?;
@@ -143,7 +139,7 @@ fn bytes(body: &Value, name: &str, most: usize) -> Result<Vec<u8>, KmsError> {
     Ok(bytes)
 }
 
-fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
+pub fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
     let mut context = Context::new();
     for (name, value) in body[name].as_object().into_iter().flatten() {
         context.insert(name.clone(), value.as_str().ok_or_else(|| KmsError::validation("context".into()))?.to_owned());
@@ -155,57 +151,46 @@ fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
     Ok(context)
 }
 
-fn invalid_ciphertext() -> KmsError {
-    // KMS answers with no message: clients of it show nothing after "when calling the Decrypt operation:".
-    KmsError::new(400, "InvalidCiphertextException", "")
-}
-
-/// "AWS KMS uses the encryption context as additional authenticated data (AAD)" (the Guide, "Encryption context").
-fn aad(header: &[u8], context: &Context) -> Vec<u8> {
-    let context = serde_json::to_vec(context).unwrap();
-    [&header.len().to_be_bytes()[..], header, &context].concat()
-}
-
-const MAGIC: [u8; 4] = [1, 2, 2, 0];
-/// Magic, key, key material.
-const FIXED: usize = 4 + 32 + 32;
-
 impl World {
     pub fn now(&self) -> SystemTime {
         SystemTime::now() + self.ahead
     }
 
     pub fn create_key(&mut self, region: &str, multi_region: bool) -> String {
-        let id = HEXLOWER.encode(&random::<16>());
-        let id = if multi_region {
-            format!("mrk-{id}")
-        } else {
-            [&id[..8], &id[8..12], &id[12..16], &id[16..20], &id[20..]].join("-")
-        };
+        let id = if multi_region { format!("mrk-{}", HEXLOWER.encode(&random::<16>())) } else { uuid() };
         self.insert_key(region, ACCOUNT, &id, Some(random()))
     }
 
     /// A key with this id and, unless it waits for an import, this material.
     pub fn insert_key(&mut self, region: &str, account: &str, id: &str, material: Option<[u8; 32]>) -> String {
-        let arn = format!("arn:aws:kms:{region}:{account}:key/{id}");
         let materials = material.map(|key| Material::new(id, key, false)).into_iter().collect();
+        let backing = Backing::Materials(Arc::new(Mutex::new(materials)));
+        let arn = self.insert(region, account, id, if material.is_some() { "AWS_KMS" } else { "EXTERNAL" }, backing);
+        if material.is_none() {
+            self.key(&arn).state = State::PendingImport;
+        }
+        arn
+    }
+
+    pub fn insert(&mut self, region: &str, account: &str, id: &str, origin: &'static str, backing: Backing) -> String {
+        let arn = format!("arn:aws:kms:{region}:{account}:key/{id}");
         self.keys.push(Key {
             arn: arn.clone(),
             region: region.to_owned(),
             account: account.to_owned(),
             id: id.to_owned(),
-            state: if material.is_some() { State::Enabled } else { State::PendingImport },
+            state: State::Enabled,
             // "Default key policy" of the Guide, for a key that is not made in the console: the account decides by its identity policies.
             policy: json!({ "Version": "2012-10-17", "Statement": [{
                 "Sid": "Enable IAM User Permissions", "Effect": "Allow",
                 "Principal": { "AWS": format!("arn:aws:iam::{account}:root") }, "Action": "kms:*", "Resource": "*",
             }] }),
-            origin: if material.is_some() { "AWS_KMS" } else { "EXTERNAL" },
+            origin,
             usage: "ENCRYPT_DECRYPT",
             valid_to: None,
             next: None,
             rotates: false,
-            backing: Backing::Materials(Arc::new(Mutex::new(materials))),
+            backing,
         });
         arn
     }
@@ -220,14 +205,15 @@ impl World {
     pub fn import(&mut self, arn: &str, material: [u8; 32], valid_to: Option<f64>) -> Result<(), KmsError> {
         let key = self.key(arn);
         let new = Material::new(&key.id, material, false);
-        key.materials(|materials| match materials.last() {
+        let imported = key.materials(|materials| match materials.last() {
             Some(old) if old.id != new.id => Err(KmsError::new(400, "IncorrectKeyMaterialException", "other material")),
             Some(_) => Ok(()),
             None => {
                 materials.push(new);
                 Ok(())
             }
-        })?;
+        });
+        imported.ok_or_else(|| key.unsupported())??;
         (key.state, key.valid_to) = (State::Enabled, valid_to);
         Ok(())
     }
@@ -240,7 +226,8 @@ impl World {
     pub fn rotate(&mut self, arn: &str, on_demand: bool) {
         let key = self.key(arn);
         let (id, material) = (key.id.clone(), key.next.take().unwrap_or_else(random));
-        key.materials(|materials| materials.push(Material::new(&id, material, on_demand)));
+        let rotated = key.materials(|materials| materials.push(Material::new(&id, material, on_demand)));
+        assert!(rotated.is_some(), "the external key manager rotates {arn}");
     }
 
     pub fn delete(&mut self, arn: &str) {
@@ -252,7 +239,7 @@ impl World {
     }
 
     /// "To specify a KMS key, use its key ID, key ARN, alias name, or alias ARN" (API Reference); of this Region only.
-    fn find(&self, caller: &Caller, name: &str) -> Result<&Key, KmsError> {
+    pub fn find(&self, caller: &Caller, name: &str) -> Result<&Key, KmsError> {
         let not_found = || {
             let what = if name.contains("alias/") { "Alias" } else { "Key" };
             KmsError::new(400, "NotFoundException", format!("{what} '{name}' does not exist"))
@@ -273,7 +260,7 @@ impl World {
     }
 
     /// Key policy, identity policies and grants, in the order of the IAM User Guide.
-    fn authorise(
+    pub fn authorise(
         &self,
         caller: &Caller,
         action: &str,
@@ -291,9 +278,7 @@ impl World {
             same_key,
         };
         let by_key = policy::evaluate(&key.policy, &question);
-        let identity: Vec<_> =
-            self.principals.values().filter(|p| p.arn == caller.principal).flat_map(|p| &p.policies).collect();
-        let by_identity: Vec<_> = identity.iter().map(|policy| policy::evaluate(policy, &question)).collect();
+        let by_identity = self.by_identity(&question);
         let is_denied = by_key == Verdict::Denied || by_identity.contains(&Verdict::Denied);
         let is_allowed = by_key == Verdict::Allowed
             || by_key == Verdict::LeftToTheAccount && by_identity.contains(&Verdict::Allowed)
@@ -305,6 +290,33 @@ impl World {
         let (who, what) = (&caller.principal, &question.action);
         let detail = format!("User: {who} is not authorized to perform: {what} on resource: {} {why}", key.arn);
         Err(KmsError::new(400, "AccessDeniedException", detail))
+    }
+
+    /// For operations on no key: identity policies alone, and "Resource": "*" in them ("AWS KMS permissions" in the Guide).
+    pub fn authorise_account(&self, caller: &Caller, action: &str) -> Result<(), KmsError> {
+        let action = &format!("kms:{action}");
+        let question = Question {
+            principal: &caller.principal,
+            account: &caller.account,
+            action,
+            resource: "*",
+            context: &Context::new(),
+            same_key: None,
+        };
+        let verdicts = self.by_identity(&question);
+        if verdicts.contains(&Verdict::Allowed) && !verdicts.contains(&Verdict::Denied) {
+            return Ok(());
+        }
+        let detail = format!(
+            "User: {} is not authorized to perform: {action} on resource: * because no identity-based policy allows the {action} action",
+            caller.principal
+        );
+        Err(KmsError::new(400, "AccessDeniedException", detail))
+    }
+
+    fn by_identity(&self, question: &Question<'_>) -> Vec<Verdict> {
+        let own = self.principals.values().filter(|principal| principal.arn == question.principal);
+        own.flat_map(|principal| &principal.policies).map(|policy| policy::evaluate(policy, question)).collect()
     }
 
     fn is_granted(&self, caller: &Caller, action: &str, key: &Key, body: &Value, context: &Context) -> bool {
@@ -327,11 +339,24 @@ impl World {
         })
     }
 
+    fn store_of(&self, key: &Key) -> Option<&KeyStore> {
+        let Backing::External(External { store, .. }) = &key.backing else { return None };
+        self.stores.iter().find(|candidate| candidate.id == *store)
+    }
+
+    /// A key in a key store that was disconnected is Unavailable until it is connected again, and has its old state then; a deletion stays pending ("Key states
+    /// of AWS KMS keys" in the Guide, and "Key state errors" of its troubleshooting).
+    fn state_of(&self, key: &Key) -> State {
+        let is_connected = self.store_of(key).is_none_or(|store| store.connection == Connection::Connected);
+        if is_connected || key.state == State::PendingDeletion { key.state } else { State::Unavailable }
+    }
+
     /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11] and [14]: which state fails which operation, and how.
     /// [15], the key being updated, is for managing it only.
-    fn usable(key: &Key) -> Result<(), KmsError> {
+    pub fn usable(&self, caller: &Caller, operation: &str, key: &Key) -> Result<Usable, KmsError> {
         let invalid = |what: &str| Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)));
-        match key.state {
+        let store = self.store_of(key);
+        match self.state_of(key) {
             State::Enabled | State::Updating => {}
             State::Disabled => {
                 return Err(KmsError::new(400, "DisabledException", format!("{} is disabled.", key.arn)));
@@ -339,81 +364,86 @@ impl World {
             State::PendingDeletion => return invalid("is pending deletion"),
             State::PendingImport => return invalid("is pending import"),
             State::Creating => return invalid("is creating"),
-            State::Unavailable => return invalid("is unavailable"),
+            // The Guide has two texts for a key store that is not connected and does not say when it gives which. The front says "is unavailable" where it was
+            // disconnected on purpose, and the specification's text ("Custom key store is not in CONNECTED state") on the way there and back.
+            State::Unavailable => {
+                return match store.map(|store| store.connection) {
+                    None | Some(Connection::Disconnected) => invalid("is unavailable"),
+                    Some(_) => Err(Failure::NotConnected.of_cryptography()),
+                };
+            }
         }
         if key.usage != "ENCRYPT_DECRYPT" {
             let detail = format!("{} key usage is {} which is not valid for this operation.", key.arn, key.usage);
             return Err(KmsError::new(400, "InvalidKeyUsageException", detail));
         }
-        Ok(())
+        store.map_or(Ok(()), KeyStore::count)?;
+        let asker = Asker { key_arn: Some(key.arn.clone()), ..self.asker(caller, operation) };
+        Ok(Usable { arn: key.arn.clone(), id: key.id.clone(), backing: key.backing.clone(), asker })
     }
 
-    fn seal(key: &Key, context: &Context, plaintext: &[u8]) -> (Vec<u8>, String) {
-        let handle: [u8; 32] = Sha256::digest(&key.id).into();
-        let (id, secret) = key.materials(|materials| materials.last().map(|m| (m.id, m.key)).unwrap());
-        // 167 to 184 bytes for a DEK: nobody is to rely on a length.
-        let padding = 38 + random::<1>()[0] % 18;
-        let mut blob = [&MAGIC[..], &handle, &id, &[padding]].concat();
-        blob.resize(blob.len() + usize::from(padding), padding);
-        let nonce = random::<12>();
-        let aad = aad(&blob, context);
-        let mut sealed = plaintext.to_vec();
-        let cipher = Aes256Gcm::new((&secret).into());
-        let tag = cipher.encrypt_inout_detached((&nonce).into(), &aad, sealed.as_mut_slice().into()).unwrap();
-        blob.extend_from_slice(&nonce);
-        blob.extend_from_slice(&sealed);
-        blob.extend_from_slice(&tag);
-        (blob, HEXLOWER.encode(&id))
-    }
-
-    fn open(key: &Key, context: &Context, blob: &[u8]) -> Result<(Vec<u8>, String), KmsError> {
-        let padding = usize::from(*blob.get(FIXED).ok_or_else(invalid_ciphertext)?);
-        let (header, rest) = blob.split_at_checked(FIXED + 1 + padding).ok_or_else(invalid_ciphertext)?;
-        let (nonce, sealed) = rest.split_at_checked(12).ok_or_else(invalid_ciphertext)?;
-        let material = header[36..68].to_vec();
-        let secret = key.materials(|all| all.iter().find(|m| m.id[..] == material[..]).map(|m| m.key));
-        let cipher = Aes256Gcm::new((&secret.ok_or_else(invalid_ciphertext)?).into());
-        let (sealed, tag) = sealed.split_last_chunk::<16>().ok_or_else(invalid_ciphertext)?;
-        let (nonce, mut plaintext): (&[u8; 12], _) = (nonce.try_into().unwrap(), sealed.to_vec());
-        cipher
-            .decrypt_inout_detached(nonce.into(), &aad(header, context), plaintext.as_mut_slice().into(), tag.into())
-            .map_err(|_| invalid_ciphertext())?;
-        Ok((plaintext, HEXLOWER.encode(&material)))
-    }
-
-    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else the one in the ciphertext. "If you identify a different
-    /// KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference, Decrypt, KeyId).
-    fn key_of(&self, caller: &Caller, named: &Value, blob: &[u8]) -> Result<&Key, KmsError> {
-        let named = named.as_str().map(|name| self.find(caller, name)).transpose()?;
-        if blob.get(..4) != Some(&MAGIC[..]) || blob.len() < FIXED {
-            return Err(invalid_ciphertext());
+    pub fn asker(&self, caller: &Caller, operation: &str) -> Asker {
+        Asker {
+            principal: Some(caller.principal.clone()),
+            key_arn: None,
+            operation: operation.to_owned(),
+            request_id: caller.request_id.clone(),
+            now: self.now(),
         }
-        let made_by = |key: &Key| Sha256::digest(&key.id)[..] == blob[4..36];
+    }
+
+    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else the one in the ciphertext. "If you specify a different
+    /// KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference).
+    pub fn key_of(&self, caller: &Caller, named: &Value, blob: &[u8]) -> Result<&Key, KmsError> {
+        let named = named.as_str().map(|name| self.find(caller, name)).transpose()?;
+        let made_by = made_by(blob).ok_or_else(invalid_ciphertext)?;
         match named {
-            Some(key) if made_by(key) => Ok(key),
-            Some(_) if self.keys.iter().any(made_by) => {
+            Some(key) if made_by(&key.id) => Ok(key),
+            Some(_) if self.keys.iter().any(|key| made_by(&key.id)) => {
                 let detail = "The key ID in the request does not identify a CMK that can perform this operation.";
                 Err(KmsError::new(400, "IncorrectKeyException", detail))
             }
             Some(_) => Err(invalid_ciphertext()),
             None => {
                 let mut keys = self.keys.iter();
-                keys.find(|key| key.region == caller.region && made_by(key)).ok_or_else(invalid_ciphertext)
+                keys.find(|key| key.region == caller.region && made_by(&key.id)).ok_or_else(invalid_ciphertext)
             }
         }
     }
 
-    /// One request. `Err` is the answer of KMS to a request that fails.
+    /// A request that computes nothing and needs no network. `Err` is the answer of KMS to one that fails.
     pub fn answer(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {
         match operation {
-            "Encrypt" => self.encrypt(caller, body),
-            "GenerateDataKey" => self.generate_data_key(caller, body),
-            "Decrypt" => self.decrypt(caller, body),
-            "ReEncrypt" => self.re_encrypt(caller, body),
             "DescribeKey" => self.describe_key(caller, body),
             "CreateKey" => {
+                self.authorise_account(caller, operation)?;
                 let arn = self.create_key(&caller.region, body["MultiRegion"] == true);
-                Ok(json!({ "KeyMetadata": metadata(self.key(&arn)) }))
+                Ok(json!({ "KeyMetadata": self.metadata(&arn) }))
+            }
+            "GetKeyPolicy" => {
+                let key = self.administer(caller, operation, body, "KeyId")?;
+                Ok(json!({ "Policy": key.policy.to_string(), "PolicyName": "default" }))
+            }
+            "GetKeyRotationStatus" => {
+                let key = self.administer(caller, operation, body, "KeyId")?;
+                if key.origin == "EXTERNAL_KEY_STORE" {
+                    return Err(key.unsupported());
+                }
+                // "While a KMS key is pending deletion, its key rotation status is false"; a period only where there is rotation (API Reference).
+                let rotates = key.rotates && key.state != State::PendingDeletion;
+                let mut status = json!({ "KeyId": key.arn, "KeyRotationEnabled": rotates });
+                if rotates {
+                    status["RotationPeriodInDays"] = json!(365);
+                }
+                Ok(status)
+            }
+            // What the front has of importing is in `import`; the API is there to be refused.
+            "GetParametersForImport" | "ImportKeyMaterial" => {
+                let key = self.administer(caller, operation, body, "KeyId")?;
+                match key.origin {
+                    "EXTERNAL" => Err(KmsError::new(400, "UnknownOperationException", "the front imports by `import`")),
+                    _ => Err(key.unsupported()),
+                }
             }
             "CreateAlias" | "UpdateAlias" => {
                 let arn = self.administer(caller, operation, body, "TargetKeyId")?.arn.clone();
@@ -438,6 +468,7 @@ impl World {
             | "ScheduleKeyDeletion"
             | "CancelKeyDeletion"
             | "EnableKeyRotation"
+            | "DisableKeyRotation"
             | "RotateKeyOnDemand"
             | "PutKeyPolicy"
             | "DeleteImportedKeyMaterial" => self.change(caller, operation, body),
@@ -447,78 +478,18 @@ impl World {
                     let kind = if m.on_demand { "ON_DEMAND" } else { "AUTOMATIC" };
                     json!({ "KeyId": key.arn, "KeyMaterialId": HEXLOWER.encode(&m.id), "RotationType": kind })
                 };
-                let rotations: Vec<_> = key.materials(|all| all.iter().skip(1).map(entry).collect());
+                let rotations: Option<Vec<_>> = key.materials(|all| all.iter().skip(1).map(entry).collect());
+                let rotations = rotations.ok_or_else(|| key.unsupported())?;
                 Ok(json!({ "Rotations": rotations, "Truncated": false }))
             }
             other => Err(KmsError::new(400, "UnknownOperationException", format!("the front does not serve {other}"))),
         }
     }
 
-    fn encrypt(&self, caller: &Caller, body: &Value) -> Answer {
-        let key = self.find(caller, text(body, "KeyId")?)?;
-        let context = context(body, "EncryptionContext")?;
-        self.authorise(caller, "Encrypt", key, body, &context, None)?;
-        Self::usable(key)?;
-        let (blob, _) = Self::seal(key, &context, &bytes(body, "Plaintext", 4096)?);
-        // No KeyMaterialId here (API Reference, Encrypt, "Response Elements"), unlike in the answers of the other three.
-        Ok(
-            json!({ "CiphertextBlob": BASE64.encode(&blob), "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT" }),
-        )
-    }
-
-    fn generate_data_key(&self, caller: &Caller, body: &Value) -> Answer {
-        let key = self.find(caller, text(body, "KeyId")?)?;
-        let context = context(body, "EncryptionContext")?;
-        self.authorise(caller, "GenerateDataKey", key, body, &context, None)?;
-        Self::usable(key)?;
-        if body["KeySpec"] != "AES_256" {
-            return Err(KmsError::validation("the front makes AES_256 data keys".into()));
-        }
-        let plaintext = random::<32>();
-        let (blob, material) = Self::seal(key, &context, &plaintext);
-        Ok(json!({
-            "CiphertextBlob": BASE64.encode(&blob), "Plaintext": BASE64.encode(&plaintext),
-            "KeyId": key.arn, "KeyMaterialId": material,
-        }))
-    }
-
-    fn decrypt(&self, caller: &Caller, body: &Value) -> Answer {
-        let blob = bytes(body, "CiphertextBlob", 6144)?;
-        let key = self.key_of(caller, &body["KeyId"], &blob)?;
-        let context = context(body, "EncryptionContext")?;
-        self.authorise(caller, "Decrypt", key, body, &context, None)?;
-        Self::usable(key)?;
-        let (plaintext, material) = Self::open(key, &context, &blob)?;
-        Ok(json!({
-            "Plaintext": BASE64.encode(&plaintext), "KeyId": key.arn, "KeyMaterialId": material,
-            "EncryptionAlgorithm": "SYMMETRIC_DEFAULT",
-        }))
-    }
-
-    /// Needs kms:ReEncryptFrom on the one key and kms:ReEncryptTo on the other (API Reference, ReEncrypt, "Required permissions").
-    fn re_encrypt(&self, caller: &Caller, body: &Value) -> Answer {
-        let blob = bytes(body, "CiphertextBlob", 6144)?;
-        let to = self.find(caller, text(body, "DestinationKeyId")?)?;
-        let from = self.key_of(caller, &body["SourceKeyId"], &blob)?;
-        let (before, after) =
-            (context(body, "SourceEncryptionContext")?, context(body, "DestinationEncryptionContext")?);
-        let same = Some(from.arn == to.arn);
-        self.authorise(caller, "ReEncryptFrom", from, body, &before, same)?;
-        self.authorise(caller, "ReEncryptTo", to, body, &after, same)?;
-        Self::usable(from)?;
-        Self::usable(to)?;
-        let (plaintext, source_material) = Self::open(from, &before, &blob)?;
-        let (blob, material) = Self::seal(to, &after, &plaintext);
-        Ok(json!({
-            "CiphertextBlob": BASE64.encode(&blob), "SourceKeyId": from.arn, "KeyId": to.arn,
-            "SourceKeyMaterialId": source_material, "DestinationKeyMaterialId": material,
-        }))
-    }
-
     fn describe_key(&self, caller: &Caller, body: &Value) -> Answer {
         let key = self.find(caller, text(body, "KeyId")?)?;
         self.authorise(caller, "DescribeKey", key, body, &Context::new(), None)?;
-        Ok(json!({ "KeyMetadata": metadata(key) }))
+        Ok(json!({ "KeyMetadata": self.metadata(&key.arn) }))
     }
 
     fn administer(&self, caller: &Caller, operation: &str, body: &Value, field: &str) -> Result<&Key, KmsError> {
@@ -530,6 +501,7 @@ impl World {
     fn change(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {
         let key = self.administer(caller, operation, body, "KeyId")?;
         let (arn, state, is_imported) = (key.arn.clone(), key.state, key.origin == "EXTERNAL");
+        let (is_external, unsupported) = (key.origin == "EXTERNAL_KEY_STORE", key.unsupported());
         let pending = || Err(KmsError::new(400, "KMSInvalidStateException", format!("{arn} is pending deletion.")));
         if state == State::PendingDeletion && operation != "CancelKeyDeletion" {
             return pending();
@@ -545,20 +517,18 @@ impl World {
                 policy::check(&policy).map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
                 self.key(&arn).policy = policy;
             }
-            // Imported material does not rotate by itself (API Reference, EnableKeyRotation), and on demand only to what was imported for it
-            // (RotateKeyOnDemand). Which exception says so is not documented.
-            "EnableKeyRotation" if is_imported => {
-                return Err(KmsError::new(400, "UnsupportedOperationException", "imported key material"));
-            }
+            // "To rotate": "manually", by the external key manager or with another KMS key (the Guide, "Rotate AWS KMS keys").
+            "EnableKeyRotation" | "DisableKeyRotation" | "RotateKeyOnDemand" if is_external => return Err(unsupported),
+            // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
+            "EnableKeyRotation" if is_imported => return Err(unsupported),
             "RotateKeyOnDemand" if is_imported && self.key(&arn).next.is_none() => {
                 let detail = format!("{arn} has no key material that is pending rotation.");
                 return Err(KmsError::new(400, "KMSInvalidStateException", detail));
             }
             "EnableKeyRotation" => self.key(&arn).rotates = true,
+            "DisableKeyRotation" => self.key(&arn).rotates = false,
             "RotateKeyOnDemand" => self.rotate(&arn, true),
-            "DeleteImportedKeyMaterial" if !is_imported => {
-                return Err(KmsError::new(400, "UnsupportedOperationException", "no imported key material"));
-            }
+            "DeleteImportedKeyMaterial" if !is_imported => return Err(unsupported),
             "DeleteImportedKeyMaterial" => self.key(&arn).state = State::PendingImport,
             _ => unreachable!("{operation}"),
         }
@@ -569,6 +539,9 @@ impl World {
     /// KMS would give it the default key policy; here it has the primary's.
     fn replicate_key(&mut self, caller: &Caller, body: &Value) -> Answer {
         let key = self.administer(caller, "ReplicateKey", body, "KeyId")?;
+        if key.origin == "EXTERNAL_KEY_STORE" {
+            return Err(key.unsupported());
+        }
         if !key.is_multi_region() {
             return Err(KmsError::new(400, "UnsupportedOperationException", "not a multi-Region primary key"));
         }
@@ -577,7 +550,7 @@ impl World {
         let arn = self.insert_key(text(body, "ReplicaRegion")?, &account, &id, Some([0; 32]));
         let replica = self.key(&arn);
         (replica.backing, replica.policy) = (backing, policy);
-        Ok(json!({ "ReplicaKeyMetadata": metadata(self.key(&arn)) }))
+        Ok(json!({ "ReplicaKeyMetadata": self.metadata(&arn) }))
     }
 
     fn create_grant(&mut self, caller: &Caller, body: &Value) -> Answer {
@@ -597,19 +570,36 @@ impl World {
         self.grants.push(grant);
         Ok(answer)
     }
+
+    pub fn metadata(&self, arn: &str) -> Value {
+        let key = self.keys.iter().find(|key| key.arn == arn).unwrap();
+        let state = self.state_of(key);
+        let mut metadata = json!({
+            "AWSAccountId": key.account, "KeyId": key.id, "Arn": key.arn, "Enabled": state == State::Enabled,
+            "KeyState": format!("{state:?}"), "KeyUsage": key.usage, "KeySpec": "SYMMETRIC_DEFAULT",
+            "Origin": key.origin, "KeyManager": "CUSTOMER", "MultiRegion": key.is_multi_region(), "CreationDate": 1.7e9,
+        });
+        match &key.backing {
+            Backing::Materials(_) if key.state != State::PendingImport => {
+                metadata["CurrentKeyMaterialId"] = json!(key.current_material());
+            }
+            Backing::Materials(_) => {}
+            // The specification has KMS ask the proxy for keyStatus and keyUsage here; KeyMetadata of the API Reference has no place for them, and DescribeKey
+            // works while a key store is disconnected. The front does not ask.
+            Backing::External(External { store, key, .. }) => {
+                metadata["CustomKeyStoreId"] = json!(store);
+                metadata["XksKeyConfiguration"] = json!({ "Id": key });
+            }
+        }
+        if let Some(valid_to) = key.valid_to {
+            metadata["ValidTo"] = json!(valid_to);
+        }
+        metadata
+    }
 }
 
-fn metadata(key: &Key) -> Value {
-    let mut metadata = json!({
-        "AWSAccountId": key.account, "KeyId": key.id, "Arn": key.arn, "Enabled": key.state == State::Enabled,
-        "KeyState": format!("{:?}", key.state), "KeyUsage": key.usage, "KeySpec": "SYMMETRIC_DEFAULT",
-        "Origin": key.origin, "KeyManager": "CUSTOMER", "MultiRegion": key.is_multi_region(), "CreationDate": 1.7e9,
-    });
-    if key.state != State::PendingImport {
-        metadata["CurrentKeyMaterialId"] = json!(key.current_material());
-    }
-    if let Some(valid_to) = key.valid_to {
-        metadata["ValidTo"] = json!(valid_to);
-    }
-    metadata
+/// The form of key ids and of request ids.
+pub fn uuid() -> String {
+    let hex = HEXLOWER.encode(&random::<16>());
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
