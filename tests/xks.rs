@@ -24,8 +24,8 @@ use waxseal::kek::aws_kms::AwsKms;
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::{BoxFuture, Health, KekErrorClass, KekId, KekProvider, WrappedDek};
 use waxseal::{CallBudget, DekOrigin, Envelope, ErrorKind, Limits, inspect};
-use xks_path::{KEY, REGION, XksPath};
-use xks_proxy::{ErrorName, Fault, Operation};
+use xks_path::{AMPLE, KEY, KMS_PATIENCE, REGION, XksPath};
+use xks_proxy::{Effect, ErrorName, Fault, Operation};
 
 // --- conformance
 
@@ -57,7 +57,7 @@ impl Subject for OverThePath {
 
     fn fail_with(&self, class: KekErrorClass) -> BoxFuture<'_, Step> {
         match class {
-            KekErrorClass::Unavailable => self.path.to_proxy.set(fault_proxy::Fault::Reset),
+            KekErrorClass::Unavailable => self.path.proxy.kill(),
             KekErrorClass::Throttled => self.path.proxy.fail(Fault::error(ErrorName::Throttling)),
             KekErrorClass::Denied => self.path.proxy.deny(&self.principal),
             KekErrorClass::Invalid => self.path.proxy.fail(Fault::error(ErrorName::InvalidCiphertext)),
@@ -67,7 +67,9 @@ impl Subject for OverThePath {
     }
 
     fn restore(&self) -> BoxFuture<'_, Step> {
-        self.path.to_proxy.set(fault_proxy::Fault::None);
+        if self.path.proxy.is_killed() {
+            self.path.proxy.restart();
+        }
         self.path.proxy.recover();
         self.path.proxy.allow(&self.principal);
         Box::pin(async { Step::Done })
@@ -304,7 +306,10 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
         ("XKS_PROXY_INVALID_CONFIGURATION", |path| path.proxy.fail(Fault::error(ErrorName::InvalidUriPath))),
         ("XKS_PROXY_INVALID_TLS_CONFIGURATION", |path| path.proxy.present(xks_proxy::Certificate::Expired)),
         ("XKS_PROXY_INVALID_RESPONSE", |path| path.proxy.fail(Fault::error(ErrorName::Validation))),
-        ("XKS_PROXY_TIMED_OUT", |path| path.to_proxy.set(fault_proxy::Fault::Silence)),
+        ("XKS_PROXY_TIMED_OUT", |path| {
+            path.kms_waits(KMS_PATIENCE);
+            path.proxy.fail(Fault::new(Effect::Hang));
+        }),
     ] {
         begin(&path);
         path.try_to_connect().await;
@@ -315,7 +320,7 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
         assert_eq!((&*store.connection_state, store.connection_error.as_deref()), ("FAILED", Some(code)));
         path.proxy.recover();
         path.proxy.present(xks_proxy::Certificate::Right);
-        path.to_proxy.set(fault_proxy::Fault::None);
+        path.kms_waits(AMPLE);
         path.disconnect().await;
     }
     path.connect().await;

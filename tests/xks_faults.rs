@@ -23,7 +23,7 @@ use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 use support::context;
 use waxseal::{BreakerState, CallPolicy, Envelope, ErrorKind, Limits, ManualClock};
-use xks_path::{KEY, XksPath};
+use xks_path::{AMPLE, KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::{Certificate, Effect, ErrorName, Fault, Quota};
 
 use ErrorKind::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -39,6 +39,8 @@ struct Case {
     /// As in the table of docs/xks.md.
     name: &'static str,
     kind: ErrorKind,
+    /// KMS is given no more than its 250 ms meanwhile, and we are not patient.
+    is_slow: bool,
     begin: Hand,
     end: Hand,
 }
@@ -55,7 +57,11 @@ macro_rules! hand {
 }
 
 fn by_the_proxy(name: &'static str, kind: ErrorKind, begin: Hand) -> Case {
-    Case { name, kind, begin, end: hand!(|path| path.proxy.recover()) }
+    Case { name, kind, is_slow: false, begin, end: hand!(|path| path.proxy.recover()) }
+}
+
+fn slow(name: &'static str, begin: Hand) -> Case {
+    Case { is_slow: true, ..by_the_proxy(name, Unavailable, begin) }
 }
 
 fn cases() -> Vec<Case> {
@@ -64,42 +70,49 @@ fn cases() -> Vec<Case> {
         Case {
             name: "KMS: connection reset",
             kind: Unavailable,
+            is_slow: false,
             begin: hand!(|path| path.to_kms.set(fault_proxy::Fault::Reset)),
             end: hand!(|path| path.to_kms.set(fault_proxy::Fault::None)),
         },
         Case {
             name: "KMS: no answer",
             kind: Unavailable,
+            is_slow: true,
             begin: hand!(|path| path.to_kms.set(fault_proxy::Fault::Silence)),
             end: hand!(|path| path.to_kms.set(fault_proxy::Fault::None)),
         },
         Case {
             name: "KMS: credentials expired",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| expire(path, true)),
             end: hand!(|path| expire(path, false)),
         },
         Case {
             name: "KMS: key disabled",
             kind: Denied,
+            is_slow: false,
             begin: hand!(|path| path.front.world().key(&path.arn).state = kms_front::State::Disabled),
             end: hand!(|path| path.front.world().key(&path.arn).state = kms_front::State::Enabled),
         },
         Case {
             name: "KMS: quota of the store used up",
             kind: Throttled,
+            is_slow: false,
             begin: hand!(|path| path.front.world().store(&path.store).quota = 0),
             end: hand!(|path| path.front.world().store(&path.store).quota = 1800),
         },
         Case {
             name: "KMS: store disconnected",
             kind: Denied,
+            is_slow: false,
             begin: hand!(|path| path.disconnect().await),
             end: hand!(|path| path.connect().await),
         },
         Case {
             name: "KMS: store could not be connected again",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| {
                 path.disconnect().await;
                 path.proxy.fail(Fault::error(ErrorName::AuthenticationFailed));
@@ -115,24 +128,20 @@ fn cases() -> Vec<Case> {
         Case {
             name: "proxy: connection refused",
             kind: Unavailable,
+            is_slow: false,
             begin: hand!(|path| path.proxy.kill()),
             end: hand!(|path| path.proxy.restart()),
         },
-        Case {
-            name: "proxy: connection reset",
-            kind: Unavailable,
-            begin: hand!(|path| path.to_proxy.set(fault_proxy::Fault::Reset)),
-            end: hand!(|path| path.to_proxy.set(fault_proxy::Fault::None)),
-        },
-        Case {
-            name: "proxy: stopped",
-            kind: Unavailable,
-            begin: hand!(|path| path.to_proxy.set(fault_proxy::Fault::Silence)),
-            end: hand!(|path| path.to_proxy.set(fault_proxy::Fault::None)),
-        },
         by_the_proxy(
-            "proxy: slower than 250 ms",
+            "proxy: connection ends without an answer",
             Unavailable,
+            hand!(|path| {
+                path.proxy.fail(Fault::new(Effect::Close));
+            }),
+        ),
+        slow("proxy: stopped", hand!(|path| path.proxy.fail(Fault::new(Effect::Hang)))),
+        slow(
+            "proxy: slower than 250 ms",
             hand!(|path| {
                 path.proxy.fail(Fault::new(Effect::Delay(Duration::from_millis(400))));
             }),
@@ -150,26 +159,40 @@ fn cases() -> Vec<Case> {
             }),
         ),
         Case {
+            name: "proxy: connection reset in the TLS handshake",
+            kind: Misconfigured,
+            is_slow: false,
+            begin: hand!(|path| {
+                path.go_through_the_breaker().await;
+                path.to_proxy.set(fault_proxy::Fault::Reset);
+            }),
+            end: hand!(|path| path.to_proxy.set(fault_proxy::Fault::None)),
+        },
+        Case {
             name: "proxy: certificate expired",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| path.proxy.present(Certificate::Expired)),
             end: hand!(|path| path.proxy.present(Certificate::Right)),
         },
         Case {
             name: "proxy: certificate for another name",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| path.proxy.present(Certificate::OtherName)),
             end: hand!(|path| path.proxy.present(Certificate::Right)),
         },
         Case {
             name: "proxy: certificate of another authority",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| path.proxy.present(Certificate::OtherAuthority)),
             end: hand!(|path| path.proxy.present(Certificate::Right)),
         },
         Case {
             name: "proxy: credential changed without KMS",
             kind: Misconfigured,
+            is_slow: false,
             begin: hand!(|path| {
                 let old = path.proxy.credential();
                 path.proxy.add_credential();
@@ -189,6 +212,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "proxy: rate limit",
             kind: Throttled,
+            is_slow: false,
             begin: hand!(|path| path.proxy.limit(Some(Quota { requests: 0, window: Duration::from_secs(3600) }))),
             end: hand!(|path| path.proxy.limit(None)),
         },
@@ -210,6 +234,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "policy: denies the principal",
             kind: Denied,
+            is_slow: false,
             begin: hand!(|path| path.proxy.deny(&principal(path))),
             end: hand!(|path| path.proxy.allow(&principal(path))),
         },
@@ -217,24 +242,28 @@ fn cases() -> Vec<Case> {
         Case {
             name: "key manager: connection reset",
             kind: Unavailable,
+            is_slow: false,
             begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Reset)),
             end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
         },
         Case {
             name: "key manager: no answer",
             kind: Unavailable,
+            is_slow: true,
             begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Silence)),
             end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
         },
         Case {
             name: "key manager: sealed",
             kind: Unavailable,
+            is_slow: false,
             begin: hand!(|path| path.bao.seal().await),
             end: hand!(|path| path.bao.unseal().await),
         },
         Case {
             name: "key manager: rate limit",
             kind: Throttled,
+            is_slow: false,
             begin: hand!(|path| {
                 path.bao
                     .put("sys/quotas/rate-limit/none", json!({ "path": "transit", "rate": 0.001, "interval": "1h" }))
@@ -249,15 +278,17 @@ fn cases() -> Vec<Case> {
         Case {
             name: "key manager: key disabled",
             kind: Denied,
+            is_slow: false,
             begin: hand!(|path| path.proxy.key(KEY).disable()),
             end: hand!(|path| path.proxy.key(KEY).enable()),
         },
         Case {
             name: "key manager: key deleted",
             kind: Denied,
+            is_slow: false,
             begin: hand!(|path| {
                 let soft = format!("transit/keys/{KEY}/soft-delete");
-                path.bao.put(&soft, json!({})).await;
+                path.bao.ask("DELETE", &soft, serde_json::Value::Null).await;
             }),
             end: hand!(|path| {
                 let restore = format!("transit/keys/{KEY}/soft-delete-restore");
@@ -275,9 +306,10 @@ fn expire(path: &XksPath, expired: bool) {
     path.front.world().principals.get_mut(&path.login.access_key).unwrap().expired = expired;
 }
 
-fn policy() -> CallPolicy {
+fn policy(is_slow: bool) -> CallPolicy {
     let ms = Duration::from_millis;
-    CallPolicy::default().timeout(ms(600)).deadline(ms(20_000)).backoff(ms(1)).breaker_failures(1000)
+    let timeout = if is_slow { ms(600) } else { AMPLE };
+    CallPolicy::default().timeout(timeout).deadline(ms(60_000)).backoff(ms(1)).breaker_failures(1000)
 }
 
 async fn envelope(path: &XksPath, clock: &ManualClock, policy: CallPolicy) -> Envelope {
@@ -297,20 +329,23 @@ async fn each_fault_on_each_hop_has_its_class_its_tries_and_its_recovery() {
 }
 
 async fn met(case: Case) {
-    let Case { name, kind, begin, end } = case;
+    let Case { name, kind, is_slow, begin, end } = case;
     let path = XksPath::start().await;
     let clock = ManualClock::new();
     let (alice, bob) = (context("alice"), context("bob"));
-    let writer = envelope(&path, &clock, policy()).await;
+    let writer = envelope(&path, &clock, policy(is_slow)).await;
     let cold = writer.encrypt(&alice, b"", b"cold").await.unwrap();
     let warm = writer.encrypt(&bob, b"", b"warm").await.unwrap();
-    let reader = envelope(&path, &clock, policy()).await;
+    let reader = envelope(&path, &clock, policy(is_slow)).await;
     reader.decrypt(&bob, b"", &warm).await.unwrap();
-    let guarded = envelope(&path, &clock, policy().tries(1).breaker_failures(3)).await;
+    let guarded = envelope(&path, &clock, policy(is_slow).tries(1).breaker_failures(3)).await;
     let before = path.front.arrived("Decrypt");
     begin(&path).await;
+    if is_slow {
+        path.kms_waits(KMS_PATIENCE);
+    }
 
-    let error = reader.decrypt(&alice, b"", &cold).await.unwrap_err();
+    let error = reader.decrypt(&alice, b"", &cold).await.err().unwrap_or_else(|| panic!("{name}: no error"));
     assert_eq!(error.kind(), kind, "{name}: {error}");
     let tries = if matches!(kind, Unavailable | Throttled) { TRIES } else { 1 };
     assert_eq!(path.front.arrived("Decrypt") - before, tries, "{name}: tries");
@@ -335,6 +370,7 @@ async fn met(case: Case) {
     assert_eq!(state(&guarded) != BreakerState::Closed, opens, "{name}: the breaker is {:?}", state(&guarded));
 
     end(&path).await;
+    path.kms_waits(AMPLE);
     let recovered = reader.decrypt(&alice, b"", &cold).await;
     assert_eq!(recovered.as_deref().unwrap_or_else(|error| panic!("{name}: {error}")), b"cold", "{name}");
     assert_eq!(&*reader.decrypt(&bob, b"", &warm).await.unwrap(), b"warm", "{name}");

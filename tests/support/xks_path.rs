@@ -18,6 +18,10 @@ use crate::openbao::{self, OpenBao};
 use crate::xks_proxy::{Credential, Options, TransitOptions, XksProxy};
 
 pub const REGION: &str = "eu-west-1";
+/// What KMS gives the proxy.
+pub const KMS_PATIENCE: Duration = Duration::from_millis(250);
+/// For all that is not about time: a busy test machine does not keep 250 ms.
+pub const AMPLE: Duration = Duration::from_secs(10);
 /// The external key that the KMS key stands for.
 pub const KEY: &str = "orders";
 
@@ -45,7 +49,7 @@ impl XksPath {
         let to_bao = FaultProxy::start(bao.port());
         let transit = TransitOptions::prepare(&bao.address(), None, bao.root_token()).await;
         let transit = TransitOptions { address: format!("http://127.0.0.1:{}", to_bao.port()), ..transit };
-        let proxy = XksProxy::start(Options::new(transit));
+        let proxy = XksProxy::start(Options { budget: AMPLE / 2, ..Options::new(transit) });
         let to_proxy = FaultProxy::start(proxy.port());
         let front = KmsFront::start();
         front.world().network.write().unwrap().trust(proxy.ca_pem());
@@ -53,10 +57,16 @@ impl XksPath {
         let login = front.admin();
         let (store, arn) = (String::new(), String::new());
         let mut path = Self { bao, to_bao, proxy, to_proxy, front, to_kms, login, store, arn };
+        path.kms_waits(AMPLE);
         path.store = path.create_store("orders").await;
         path.connect().await;
         path.arn = path.create_key(KEY).await;
         path
+    }
+
+    /// How long KMS waits for the proxy.
+    pub fn kms_waits(&self, patience: Duration) {
+        self.front.world().network.write().unwrap().patience = patience;
     }
 
     /// An operator's, who goes to KMS directly.
@@ -82,7 +92,7 @@ impl XksPath {
         let call = call
             .custom_key_store_type(CustomKeyStoreType::ExternalKeyStore)
             .xks_proxy_connectivity(XksProxyConnectivityType::PublicEndpoint)
-            .xks_proxy_uri_endpoint(format!("https://localhost:{}", self.to_proxy.port()))
+            .xks_proxy_uri_endpoint(self.proxy.url())
             .xks_proxy_uri_path(self.proxy.uri_path())
             .xks_proxy_authentication_credential(Self::credential(&self.proxy.credential()));
         call.send().await.unwrap().custom_key_store_id.unwrap()
@@ -106,6 +116,15 @@ impl XksPath {
     pub async fn disconnect(&self) {
         self.operator().disconnect_custom_key_store().custom_key_store_id(&self.store).send().await.unwrap();
         assert_eq!(self.settled().await, ConnectionStateType::Disconnected);
+    }
+
+    /// From now on KMS goes through what breaks connections on their way to the proxy.
+    pub async fn go_through_the_breaker(&self) {
+        self.disconnect().await;
+        let call = self.operator().update_custom_key_store().custom_key_store_id(&self.store);
+        let endpoint = format!("https://localhost:{}", self.to_proxy.port());
+        call.xks_proxy_uri_endpoint(endpoint).send().await.unwrap();
+        self.connect().await;
     }
 
     async fn settled(&self) -> ConnectionStateType {

@@ -376,6 +376,10 @@ impl XksProxy {
         }
     }
 
+    pub fn is_killed(&self) -> bool {
+        self.running.lock().unwrap().is_none()
+    }
+
     /// Starts what was killed, on the same port, with everything as it was.
     pub fn restart(&self) {
         let mut running = self.running.lock().unwrap();
