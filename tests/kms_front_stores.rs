@@ -401,7 +401,7 @@ impl Ground {
 
 #[tokio::test]
 async fn a_proxy_that_cannot_be_reached_or_trusted_gives_its_own_code_and_text() {
-    let (ground, store, key) = Ground::with_key().await;
+    let (mut ground, store, key) = Ground::with_key().await;
     let blob = ground.encrypt(&key, b"text").await.unwrap();
     ground.disconnect(&store).await;
     let stranger = Authority::new();
@@ -430,7 +430,7 @@ async fn a_proxy_that_cannot_be_reached_or_trusted_gives_its_own_code_and_text()
         ground.disconnect(&store).await;
     }
     ground.connect(&store).await;
-    ground.endpoint.stop();
+    ground.endpoint.stop().await;
     ground.assert_cryptography_fails(&key, &blob, NOT_REACHABLE, "nobody listens").await;
     ground.disconnect(&store).await;
     assert_eq!(ground.failed_connect(&store).await, "XKS_PROXY_NOT_REACHABLE");
@@ -554,8 +554,17 @@ async fn keys_are_unavailable_until_their_key_store_is_connected_and_then_what_t
     assert_eq!(ground.settled(&store).await.connection_state, Some(ConnectionStateType::Failed));
     assert_eq!(states().await, unavailable);
     ground.assert_cryptography_fails(&key, &blob, NOT_CONNECTED, "failed").await;
-    ground.endpoint.act(Act::Honest);
     ground.disconnect(&store).await;
+    ground.endpoint.act(Act::Late(Duration::from_millis(200)));
+    let asked = ground.endpoint.asked("/health").len();
+    ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
+    while ground.endpoint.asked("/health").len() == asked {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    ground.disconnect(&store).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Disconnected));
+    ground.endpoint.act(Act::Honest);
     ground.connect(&store).await;
     assert_eq!(states().await, [KeyState::Enabled, KeyState::Disabled, KeyState::PendingDeletion]);
     assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");

@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::context;
 use waxseal::{BreakerState, CallPolicy, Envelope, ErrorKind, Limits, ManualClock};
 use xks_path::{AMPLE, KEY, KMS_PATIENCE, XksPath};
@@ -269,10 +269,10 @@ fn cases() -> Vec<Case> {
                     .put("sys/quotas/rate-limit/none", json!({ "path": "transit", "rate": 0.001, "interval": "1h" }))
                     .await;
                 // The first request still fits.
-                path.bao.ask("GET", &format!("transit/keys/{KEY}"), serde_json::Value::Null).await;
+                path.bao.ask("GET", &format!("transit/keys/{KEY}"), Value::Null).await;
             }),
             end: hand!(|path| {
-                path.bao.ask("DELETE", "sys/quotas/rate-limit/none", serde_json::Value::Null).await;
+                path.bao.ask("DELETE", "sys/quotas/rate-limit/none", Value::Null).await;
             }),
         },
         Case {
@@ -283,16 +283,32 @@ fn cases() -> Vec<Case> {
             end: hand!(|path| path.proxy.key(KEY).enable()),
         },
         Case {
-            name: "key manager: key deleted",
+            name: "key manager: key soft-deleted",
             kind: Denied,
             is_slow: false,
             begin: hand!(|path| {
                 let soft = format!("transit/keys/{KEY}/soft-delete");
-                path.bao.ask("DELETE", &soft, serde_json::Value::Null).await;
+                path.bao.ask("DELETE", &soft, Value::Null).await;
             }),
             end: hand!(|path| {
                 let restore = format!("transit/keys/{KEY}/soft-delete-restore");
                 path.bao.put(&restore, json!({})).await;
+            }),
+        },
+        Case {
+            name: "key manager: key missing",
+            kind: Denied,
+            is_slow: false,
+            begin: hand!(|path| {
+                let config = json!({ "deletion_allowed": true, "exportable": true, "allow_plaintext_backup": true });
+                path.bao.put(&format!("transit/keys/{KEY}/config"), config).await;
+                let backup = path.bao.get(&format!("transit/backup/{KEY}")).await;
+                path.bao.file("backup", backup["data"].to_string());
+                path.bao.ask("DELETE", &format!("transit/keys/{KEY}"), Value::Null).await;
+            }),
+            end: hand!(|path| {
+                let backup = std::fs::read(path.bao.audit_file().with_file_name("backup")).unwrap();
+                path.bao.put(&format!("transit/restore/{KEY}"), serde_json::from_slice(&backup).unwrap()).await;
             }),
         },
     ]
@@ -308,7 +324,7 @@ fn expire(path: &XksPath, expired: bool) {
 
 fn policy(is_slow: bool) -> CallPolicy {
     let ms = Duration::from_millis;
-    let timeout = if is_slow { ms(600) } else { AMPLE };
+    let timeout = if is_slow { ms(2000) } else { AMPLE };
     CallPolicy::default().timeout(timeout).deadline(ms(60_000)).backoff(ms(1)).breaker_failures(1000)
 }
 
@@ -347,6 +363,7 @@ async fn met(case: Case) {
 
     let error = reader.decrypt(&alice, b"", &cold).await.err().unwrap_or_else(|| panic!("{name}: no error"));
     assert_eq!(error.kind(), kind, "{name}: {error}");
+    println!("{name}: {error}");
     let tries = if matches!(kind, Unavailable | Throttled) { TRIES } else { 1 };
     assert_eq!(path.front.arrived("Decrypt") - before, tries, "{name}: tries");
     if kind != Invalid {

@@ -142,6 +142,7 @@ impl Endpoint {
                 let shared = for_task.clone();
                 tokio::spawn(async move {
                     tokio::select! {
+                        biased;
                         _ = generation.changed() => {}
                         () = shared.serve(stream) => {}
                     }
@@ -186,9 +187,10 @@ impl Endpoint {
         self.shared.generation.send_modify(|generation| *generation += 1);
     }
 
-    /// For good.
-    pub fn stop(&self) {
+    /// For good: afterwards nobody listens.
+    pub async fn stop(&mut self) {
         self.listening.abort();
+        let _ = (&mut self.listening).await;
         self.hang_up();
     }
 
@@ -205,7 +207,8 @@ impl Endpoint {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.stop();
+        self.listening.abort();
+        self.hang_up();
     }
 }
 
