@@ -468,6 +468,9 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
     let mut other = to_decrypt(&encrypted, None);
     other["encryptionAlgorithm"] = json!("AES_SIV");
     assert_eq!(kms.call(Operation::Decrypt, KEY, other).await.error(), ErrorName::Validation);
+    let endless = json!({ "requestMetadata": kms.metadata(), "padding": "x".repeat(2_000_000) }).to_string();
+    let path = format!("{}/health", proxy.uri_path());
+    kms.signed("POST", &path, endless.as_bytes()).send().await.unwrap_err();
     // The metadata: what is REQUIRED of each operation has to be there, what is not listed may be, and kmsOperation may say anything.
     let metadata = kms.metadata();
     for (operation, required) in [
@@ -509,7 +512,6 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
     }
     // Another content type.
     let body = json!({ "requestMetadata": metadata }).to_string();
-    let path = format!("{}/health", proxy.uri_path());
     let plain = kms.signed("POST", &path, body.as_bytes()).build().unwrap();
     let mut headers = plain.headers().clone();
     headers.insert("content-type", "text/plain".parse().unwrap());
@@ -933,12 +935,19 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
         let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
         fault_proxy::Fault::Replace((head + text).into_bytes())
     };
+    let elsewhere = format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nlocation: {}/v1/transit/decrypt/{KEY}\r\n\
+         connection: close\r\ncontent-length: 0\r\n\r\n",
+        server.address()
+    );
     for (fault, name) in [
         (fault_proxy::Fault::Silence, ErrorName::DependencyTimeout),
         (fault_proxy::Fault::Trickle(Duration::from_millis(100)), ErrorName::DependencyTimeout),
         (fault_proxy::Fault::Reset, ErrorName::Internal),
         (fault_proxy::Fault::Truncate(40), ErrorName::Internal),
         (fault_proxy::Fault::Replace(b"garbage".to_vec()), ErrorName::Internal),
+        // To where a good answer would come from: it is not followed, and the token not sent there.
+        (fault_proxy::Fault::Replace(elsewhere.into_bytes()), ErrorName::Internal),
         (answer(""), ErrorName::Internal),
         (answer("[]"), ErrorName::Internal),
         (answer(r#"{"data":{"plaintext":"&"}}"#), ErrorName::Internal),
