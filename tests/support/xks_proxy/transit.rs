@@ -80,13 +80,7 @@ impl Transit {
         let failed = |error: reqwest::Error| {
             ErrorName::Internal.because(format!("Transit cannot be reached: {}", error.without_url()))
         };
-        // That an idle connection was closed meanwhile shows when it is used: once more then, on another. No operation here is harmed by being done twice.
-        let again = request.try_clone();
-        let answer = match (request.send().await, again) {
-            (Err(_), Some(again)) => again.send().await,
-            (answer, _) => answer,
-        };
-        let answer = answer.map_err(failed)?;
+        let answer = request.send().await.map_err(failed)?;
         let status = answer.status().as_u16();
         let bytes = answer.bytes().await.map_err(failed)?;
         Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
