@@ -87,7 +87,7 @@ impl OpenBao {
         }
         server.launch();
         if server.options.tls {
-            server.wait_for(&server.ca_file());
+            server.wait_for_certificate(&server.ca_file());
             let ca = reqwest::Certificate::from_pem_bundle(&fs::read(server.ca_file()).unwrap()).unwrap();
             server.client = reqwest::Client::builder().no_proxy().tls_certs_only(ca).build().unwrap();
         }
@@ -105,9 +105,10 @@ impl OpenBao {
         self.directory.path().join(name)
     }
 
-    fn wait_for(&self, path: &Path) {
+    /// The whole file: it exists for a moment before anything is in it.
+    fn wait_for_certificate(&self, path: &Path) {
         let start = Instant::now();
-        while !path.exists() {
+        while !fs::read_to_string(path).is_ok_and(|pem| pem.contains("-----END CERTIFICATE-----")) {
             assert!(start.elapsed() < Duration::from_secs(30), "{} does not come", path.display());
             std::thread::sleep(Duration::from_millis(20));
         }
