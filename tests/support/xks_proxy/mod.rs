@@ -581,6 +581,7 @@ async fn perform(
         return Err(ErrorName::KeyNotFound.because("the key for health checks is no external key"));
     }
     let switches = shared.keys.lock().unwrap().get(&call.key).copied().unwrap_or_default();
+    let transit = &transit.on_behalf_of(&call.kms_request_id);
     let work = async {
         match operation {
             Operation::GetHealthStatus => health(transit).await,

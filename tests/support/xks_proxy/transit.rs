@@ -61,21 +61,34 @@ pub struct ServerStatus {
     pub version: String,
 }
 
+/// The header in which Transit is told for which request to KMS it works. An operator can have it in OpenBao's audit log.
+pub const REQUEST_ID: &str = "x-kms-request-id";
+
+#[derive(Clone)]
 pub struct Transit {
     options: TransitOptions,
     client: reqwest::Client,
+    kms_request_id: String,
 }
 
 impl Transit {
     /// In the runtime that will use it: connections belong to the runtime they were made in.
     pub fn new(options: TransitOptions) -> Self {
         let client = TransitOptions::client(options.ca_pem.as_deref());
-        Self { options, client }
+        Self { options, client, kms_request_id: String::new() }
+    }
+
+    /// The same, on behalf of a request to KMS ("to allow a customer to correlate AWS CloudTrail entries with log entries", "Logging").
+    pub fn on_behalf_of(&self, kms_request_id: &str) -> Self {
+        // "opaque string": not all of those can stand in a header.
+        let printable = kms_request_id.chars().filter(char::is_ascii_graphic).take(128).collect();
+        Self { kms_request_id: printable, ..self.clone() }
     }
 
     async fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Result<(u16, Value), Refused> {
         let request = self.client.request(method, format!("{}/v1/{path}", self.options.address));
         let request = request.header("x-vault-token", &self.options.token);
+        let request = request.header(REQUEST_ID, &self.kms_request_id);
         let request = if let Some(body) = body { request.json(&body) } else { request };
         let failed = |error: reqwest::Error| {
             ErrorName::Internal.because(format!("Transit cannot be reached: {}", error.without_url()))
