@@ -468,6 +468,9 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
     let mut other = to_decrypt(&encrypted, None);
     other["encryptionAlgorithm"] = json!("AES_SIV");
     assert_eq!(kms.call(Operation::Decrypt, KEY, other).await.error(), ErrorName::Validation);
+    let endless = json!({ "requestMetadata": kms.metadata(), "padding": "x".repeat(2_000_000) }).to_string();
+    let path = format!("{}/health", proxy.uri_path());
+    kms.signed("POST", &path, endless.as_bytes()).send().await.unwrap_err();
     // The metadata: what is REQUIRED of each operation has to be there, what is not listed may be, and kmsOperation may say anything.
     let metadata = kms.metadata();
     for (operation, required) in [
@@ -509,7 +512,6 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
     }
     // Another content type.
     let body = json!({ "requestMetadata": metadata }).to_string();
-    let path = format!("{}/health", proxy.uri_path());
     let plain = kms.signed("POST", &path, body.as_bytes()).build().unwrap();
     let mut headers = plain.headers().clone();
     headers.insert("content-type", "text/plain".parse().unwrap());
@@ -933,12 +935,19 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
         let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
         fault_proxy::Fault::Replace((head + text).into_bytes())
     };
+    let elsewhere = format!(
+        "HTTP/1.1 307 Temporary Redirect\r\nlocation: {}/v1/transit/decrypt/{KEY}\r\n\
+         connection: close\r\ncontent-length: 0\r\n\r\n",
+        server.address()
+    );
     for (fault, name) in [
         (fault_proxy::Fault::Silence, ErrorName::DependencyTimeout),
         (fault_proxy::Fault::Trickle(Duration::from_millis(100)), ErrorName::DependencyTimeout),
         (fault_proxy::Fault::Reset, ErrorName::Internal),
         (fault_proxy::Fault::Truncate(40), ErrorName::Internal),
         (fault_proxy::Fault::Replace(b"garbage".to_vec()), ErrorName::Internal),
+        // To where a good answer would come from: it is not followed, and the token not sent there.
+        (fault_proxy::Fault::Replace(elsewhere.into_bytes()), ErrorName::Internal),
         (answer(""), ErrorName::Internal),
         (answer("[]"), ErrorName::Internal),
         (answer(r#"{"data":{"plaintext":"&"}}"#), ErrorName::Internal),
@@ -968,13 +977,17 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
         let answer = kms.encrypt(KEY, DEK, None).await;
         assert_eq!(answer.error(), ErrorName::Internal, "{data}: {:?}", proxy.calls().pop());
     }
-    // A ciphertext that does not decrypt: without the trial it would be passed on (Appendix C).
-    let made_up = format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#, BASE64.encode(&[0; 60]));
-    network.set(answer(&format!(r#"{{"data":{made_up}}}"#)));
-    kms.encrypt(KEY, DEK, None).await.good();
-    let mut parameters = to_encrypt(DEK, None);
-    parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
-    assert_eq!(kms.call(Operation::Encrypt, KEY, parameters).await.error(), ErrorName::Internal);
+    // A ciphertext that does not decrypt, or to something else: without the trial it would be passed on (Appendix C).
+    for plaintext in [&b""[..], &[7; 32]] {
+        let (made_up, plaintext) = (BASE64.encode(&[0; 60]), BASE64.encode(plaintext));
+        let all =
+            format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{made_up}","plaintext":"{plaintext}"}}"#);
+        network.set(answer(&format!(r#"{{"data":{all}}}"#)));
+        kms.encrypt(KEY, DEK, None).await.good();
+        let mut parameters = to_encrypt(DEK, None);
+        parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
+        assert_eq!(kms.call(Operation::Encrypt, KEY, parameters).await.error(), ErrorName::Internal);
+    }
     network.set(fault_proxy::Fault::None);
     network.cut();
     assert_eq!(kms.decrypt(KEY, &encrypted, None).await.plaintext(), DEK, "the control");
@@ -1064,9 +1077,16 @@ async fn faults_strike_the_operation_and_key_they_are_meant_for_as_often_as_they
 
     let before = proxy.arrived(Operation::GetHealthStatus);
     proxy.fail(Fault::new(Effect::Hang).on(Operation::GetHealthStatus));
-    let hanging = tokio::time::timeout(Duration::from_millis(300), kms.health()).await;
-    assert!(hanging.is_err(), "{hanging:?}");
-    assert_eq!(proxy.arrived(Operation::GetHealthStatus), before + 1);
+    let hanging = tokio::spawn({
+        let kms = kms.clone();
+        async move { kms.health().await }
+    });
+    while proxy.arrived(Operation::GetHealthStatus) == before {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!hanging.is_finished());
+    hanging.abort();
     proxy.recover();
 
     let pause = Duration::from_millis(300);
@@ -1106,6 +1126,16 @@ async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_a
         proxy.present(Certificate::Right);
     }
     fresh().health().await.good();
+    // Whoever is connected already is cut off, so that it has to look at the certificate.
+    proxy.fail(Fault::new(Effect::Hang).on(Operation::GetKeyMetadata));
+    let path = format!("{}/keys/{KEY}/metadata", proxy.uri_path());
+    let connected = tokio::spawn(fresh().signed("POST", &path, b"{}").send());
+    while proxy.arrived(Operation::GetKeyMetadata) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    proxy.present(Certificate::OtherName);
+    let error = connected.await.unwrap().unwrap_err();
+    assert!(!error.is_timeout(), "{error:?}");
 }
 
 #[tokio::test]
@@ -1138,6 +1168,8 @@ async fn a_proxy_that_is_killed_refuses_connections_and_comes_back_as_it_was() {
     }
     proxy.kill();
     hanging.await.unwrap().unwrap_err();
+    // A client with no connection left from before.
+    let kms = Kms { client: client(&proxy, |builder| builder), ..kms };
     let path = format!("{}/health", proxy.uri_path());
     assert!(kms.signed("POST", &path, b"{}").send().await.unwrap_err().is_connect());
     proxy.restart();

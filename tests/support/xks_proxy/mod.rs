@@ -505,11 +505,12 @@ async fn answer(
     }
     let outcome = match outcome {
         Some(outcome) => outcome,
-        None => match Limited::new(body, MOST_BODY).collect().await {
-            Ok(body) => perform(&shared, &transit, &parts, &body.to_bytes(), &mut call).await,
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+        // Much more than that is not even read: the connection ends.
+        None => match Limited::new(body, 16 * MOST_BODY).collect().await.map(|body| body.to_bytes()) {
+            Ok(body) if body.len() > MOST_BODY => {
                 Err(ErrorName::UnsupportedOperation.because(format!("a body of more than {MOST_BODY} bytes")))
             }
+            Ok(body) => perform(&shared, &transit, &parts, &body, &mut call).await,
             Err(error) => return Err(io::Error::other(error)),
         },
     };
