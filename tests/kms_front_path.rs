@@ -378,7 +378,7 @@ async fn every_error_of_the_proxy_is_told_and_so_are_its_quota_and_its_silence()
     ground.proxy.limit(Some(Quota { requests: 0, window: Duration::from_secs(3600) }));
     ground.assert_fails(&blob, THROTTLED).await;
     ground.proxy.limit(None);
-    ground.front.world().network.write().unwrap().patience = Duration::from_millis(250);
+    ground.front.world().network.write().unwrap().patience = Duration::from_secs(1);
     ground.proxy.fail(Fault::new(Effect::Hang));
     ground.assert_fails(&blob, TIMED_OUT).await;
     assert_eq!(ground.reconnect().await, "XKS_PROXY_TIMED_OUT");
