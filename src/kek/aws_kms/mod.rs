@@ -10,7 +10,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Policies, rotation, several Regions, quotas and what CloudTrail shows are in `docs/aws-kms.md`.
+//! Policies, rotation, several Regions, quotas and what CloudTrail shows are in `docs/aws-kms.md`. A key in an external key store is used in the same way; what
+//! differs (feature `xks`) is in `docs/xks.md`.
 //!
 //! # What KMS gets
 //!
