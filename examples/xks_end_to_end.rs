@@ -18,12 +18,13 @@ mod xks_proxy;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use openbao::OpenBao;
 use serde_json::{Value, json};
 use waxseal::{DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect};
 use xks_path::{KEY, KMS_PATIENCE, XksPath};
+use xks_proxy::sigv4::timestamp;
 use xks_proxy::transit::REQUEST_ID;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -45,6 +46,7 @@ struct Pages {
 }
 
 struct Line {
+    at: SystemTime,
     dek: Option<DekId>,
     operation: String,
     outcome: String,
@@ -68,8 +70,8 @@ impl Observer for Journal {
         match event {
             Event::Called { operation, kind, elapsed, .. } => {
                 let outcome = kind.map_or("ok", |kind| kind.as_str()).to_owned();
-                let line = Line { dek: pages.about, operation: format!("{operation:?}"), outcome, elapsed: *elapsed };
-                pages.calls.push(line);
+                let (at, dek, operation) = (SystemTime::now(), pages.about, format!("{operation:?}"));
+                pages.calls.push(Line { at, dek, operation, outcome, elapsed: *elapsed });
             }
             // A DEK that was made a moment ago has its name only now.
             Event::Wrapped { dek_id, .. } => {
@@ -135,8 +137,11 @@ fn say(text: &str) {
     println!("  {text}");
 }
 
-fn kind<T>(result: Result<T, waxseal::Error>) -> &'static str {
-    result.map_or_else(|error| error.kind().as_str(), |_| "opened")
+/// Says how an opening went, if it went as it should.
+fn tell(what: &str, found: Result<Vec<u8>, waxseal::Error>, right: Result<(), ErrorKind>) -> Outcome<()> {
+    let found = found.map(|_| ()).map_err(|error| error.kind());
+    say(&format!("{what}: {}", found.map_or_else(|kind| kind.as_str(), |()| "opened")));
+    expect(what, found == right)
 }
 
 fn expect(what: &str, right: bool) -> Outcome<()> {
@@ -228,7 +233,7 @@ impl Story {
         );
         let stranger = self.seal(&writer, "alice", b"hers").await?;
         let refused = self.open(&reader, "bob", &stranger).await?;
-        say(&format!("alice's message in bob's context: {}", kind(refused)));
+        tell("alice's message in bob's context", refused, Err(ErrorKind::Invalid))?;
         self.end_of("seal and open");
         Ok(())
     }
@@ -263,9 +268,10 @@ impl Story {
             decrypts.take(COLD_READS).map(|line| line.took).collect()
         };
         let sealed = self.seal(&writer, "tenant 0", &[7; 1024]).await?;
+        let context = tenant("tenant 0")?;
         let start = Instant::now();
         for _ in 0..100_000 {
-            std::hint::black_box(writer.decrypt(&tenant("tenant 0")?, b"row 17", &sealed).await?);
+            std::hint::black_box(writer.decrypt(&context, b"row 17", &sealed).await?);
         }
         let warm = start.elapsed() / 100_000;
         let [whole, calls, proxy, manager] = [whole, calls, proxy, manager].map(median);
@@ -296,34 +302,21 @@ impl Story {
         self.open(&service, "alice", &order).await??;
         let only_invoices = json!([{ "principals": [self.principal], "keys": ["invoices"], "operations": ["*"], "kms_operations": ["*"] }]);
         self.path.proxy.set_grants(only_invoices);
-        say(&format!(
-            "the policy takes {KEY} away from the service; its DEK is at hand: {}",
-            kind(self.open(&service, "alice", &order).await?)
-        ));
+        say(&format!("the policy takes {KEY} away from the service"));
+        tell("its DEK is at hand", self.open(&service, "alice", &order).await?, Ok(()))?;
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
-        let denied = self.open(&service, "alice", &order).await?;
-        expect("denied in spite of the grace", denied.as_ref().is_err_and(|error| error.kind() == ErrorKind::Denied))?;
-        say(&format!("past max_age ({MAX_AGE:?}), with an outage grace of a minute: {}", kind(denied)));
+        let past = format!("past max_age ({MAX_AGE:?}), with an outage grace of a minute");
+        tell(&past, self.open(&service, "alice", &order).await?, Err(ErrorKind::Denied))?;
         let asked = self.uses_of_kms().len();
-        say(&format!(
-            "asked again at once: {}, with {} more calls to KMS",
-            kind(self.open(&service, "alice", &order).await?),
-            self.uses_of_kms().len() - asked
-        ));
-        say(&format!(
-            "another key of the same store, in the same service: {}",
-            kind(self.open(&other, "alice", &invoice).await?)
-        ));
-        self.path
-            .proxy
-            .set_grants(json!([{ "principals": ["*"], "keys": ["*"], "operations": ["*"], "kms_operations": ["*"] }]));
-        say(&format!(
-            "allowed again, seen by a process that starts now: {}",
-            kind({
-                let cold = self.cold().await?;
-                self.open(&cold, "alice", &order).await?
-            })
-        ));
+        tell("once more, at once", self.open(&service, "alice", &order).await?, Err(ErrorKind::Denied))?;
+        expect("nobody was asked", self.uses_of_kms().len() == asked)?;
+        say("(that was remembered: nobody was asked)");
+        let untouched = self.open(&other, "alice", &invoice).await?;
+        tell("another key of the same store, in the same service", untouched, Ok(()))?;
+        let everybody = json!([{ "principals": ["*"], "keys": ["*"], "operations": ["*"], "kms_operations": ["*"] }]);
+        self.path.proxy.set_grants(everybody);
+        let cold = self.cold().await?;
+        tell("allowed again, in a process that starts now", self.open(&cold, "alice", &order).await?, Ok(()))?;
         self.end_of("deny by policy");
         Ok(())
     }
@@ -337,23 +330,17 @@ impl Story {
         self.open(&strict, "alice", &sealed).await??;
         self.open(&patient, "alice", &sealed).await??;
         self.path.bao.seal().await;
-        let at_hand = self.open(&strict, "alice", &sealed).await?;
-        expect("what is at hand is served", at_hand.is_ok())?;
-        say(&format!("sealed; the DEK is at hand: {}", kind(at_hand)));
+        tell("sealed; the DEK is at hand", self.open(&strict, "alice", &sealed).await?, Ok(()))?;
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
         let before = self.journal.pages().served_past_age;
-        let (without, with) =
-            (self.open(&strict, "alice", &sealed).await?, self.open(&patient, "alice", &sealed).await?);
-        expect(
-            "unavailable without a grace",
-            without.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable),
-        )?;
-        expect("served within the grace", with.is_ok())?;
-        if let Err(error) = &without {
-            say(&format!("past max_age, without a grace: {error}"));
-        }
+        let without = self.open(&strict, "alice", &sealed).await?;
+        let why = without.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        tell("past max_age, without a grace", without, Err(ErrorKind::Unavailable))?;
+        say(&format!("({why})"));
+        let with = self.open(&patient, "alice", &sealed).await?;
+        tell("past max_age, with a grace of a minute", with, Ok(()))?;
         let told = self.journal.pages().served_past_age - before;
-        say(&format!("past max_age, with a grace of a minute: {}; observers were told {told} time(s)", kind(with)));
+        say(&format!("(observers were told so, {told} time(s))"));
         self.path.bao.kill();
         self.path.bao.restart().await;
         let start = Instant::now();
@@ -371,22 +358,16 @@ impl Story {
         let old = self.seal(&writer, "alice", b"text").await?;
         self.path.bao.rotate(KEY).await;
         let reader = self.cold().await?;
-        say(&format!(
-            "a message from before: {}; neither KMS nor the service noticed",
-            kind(self.open(&reader, "alice", &old).await?)
-        ));
+        let before = self.open(&reader, "alice", &old).await?;
+        tell("a message from before, without KMS or the service having noticed", before, Ok(()))?;
         self.journal.about(&old)?;
         let moved = reader.rewrap(&tenant("alice")?, &old).await?;
         let oldest = json!({ "min_decryption_version": 2 });
         self.path.bao.put(&format!("transit/keys/{KEY}/config"), oldest).await;
         let (one, another) = (self.cold().await?, self.cold().await?);
-        let (new, copy) = (self.open(&one, "alice", &moved).await?, self.open(&another, "alice", &old).await?);
-        expect("only what was rewrapped is opened", new.is_ok() && copy.is_err())?;
-        say(&format!(
-            "rewrapped, and the first version forbidden: the message {}, its copy from before: {}",
-            kind(new),
-            kind(copy)
-        ));
+        say("rewrapped, and the first version forbidden");
+        tell("the message", self.open(&one, "alice", &moved).await?, Ok(()))?;
+        tell("its copy from before", self.open(&another, "alice", &old).await?, Err(ErrorKind::Denied))?;
         self.end_of("rotate behind the id");
         Ok(())
     }
@@ -404,7 +385,7 @@ impl Story {
         expect("the payload is not touched", is_same)?;
         say("rewrapped by ReEncrypt: no DEK in the process, and not a byte of the payload touched");
         let reader = self.envelope(&new_arn, Limits::default()).await?;
-        say(&format!("by a process that knows the new key only: {}", kind(self.open(&reader, "alice", &moved).await?)));
+        tell("by a process that knows only the new key", self.open(&reader, "alice", &moved).await?, Ok(()))?;
         self.end_of("rewrap to a new key");
         Ok(())
     }
@@ -419,10 +400,8 @@ impl Story {
         let sealed = self.seal(&service, "alice", b"text").await?;
         self.open(&service, "alice", &sealed).await??;
         self.path.disconnect().await;
-        say(&format!(
-            "the key store is disconnected; the DEK is at hand: {}",
-            kind(self.open(&service, "alice", &sealed).await?)
-        ));
+        say("the key store is disconnected");
+        tell("the DEK is at hand", self.open(&service, "alice", &sealed).await?, Ok(()))?;
         for (_, health) in service.health().await {
             if let Err(error) = health {
                 say(&format!("health: {error}"));
@@ -430,14 +409,10 @@ impl Story {
         }
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
         let gone = self.open(&service, "alice", &sealed).await?;
-        expect("gone, whatever the grace", gone.is_err())?;
-        say(&format!("past max_age, whatever the grace: {}", kind(gone)));
+        tell("past max_age, whatever the grace", gone, Err(ErrorKind::Denied))?;
         self.path.connect().await;
         let cold = self.cold().await?;
-        say(&format!(
-            "connected again, a process that starts now: {}",
-            kind(self.open(&cold, "alice", &sealed).await?)
-        ));
+        tell("connected again, in a process that starts now", self.open(&cold, "alice", &sealed).await?, Ok(()))?;
         self.end_of("pull the plug");
         Ok(())
     }
@@ -464,8 +439,8 @@ impl Story {
         let rows: Vec<_> = calls.iter().zip(&pages.calls).collect();
         let skipped = rows.len().saturating_sub(LAST_ROWS);
         println!(
-            "  {:<9} {:<20} {:<28} {:<9} {:<32} OpenBao's audit log",
-            "DEK", "service", "KMS", "request", "XKS proxy"
+            "  {:<7} {:<9} {:<20} {:<28} {:<9} {:<32} OpenBao's audit log",
+            "UTC", "DEK", "service", "KMS", "request", "XKS proxy"
         );
         for (call, line) in rows.into_iter().skip(skipped) {
             let dek = line.dek.map(|id| id.to_string()).unwrap_or_default();
@@ -480,7 +455,9 @@ impl Story {
             let kms = format!("{} {}", call.operation, outcome.trim_end_matches("Exception"));
             let service = format!("{} {}", line.operation, line.outcome);
             let (dek, request) = (dek.get(..8).unwrap_or_default(), call.request_id.get(..8).unwrap_or_default());
-            println!("  {dek:<9} {service:<20} {kms:<28} {request:<9} {hop:<32} {audited}");
+            let at = timestamp(line.at);
+            let at = at.get(9..15).unwrap_or_default();
+            println!("  {at:<7} {dek:<9} {service:<20} {kms:<28} {request:<9} {hop:<32} {audited}");
         }
         println!("  ({skipped} calls before these are left out)");
         Ok(())
