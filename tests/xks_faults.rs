@@ -75,6 +75,13 @@ fn cases() -> Vec<Case> {
             end: hand!(|path| path.to_kms.set(fault_proxy::Fault::None)),
         },
         Case {
+            name: "KMS: garbage",
+            kind: Unavailable,
+            is_slow: false,
+            begin: hand!(|path| path.to_kms.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
+            end: hand!(|path| path.to_kms.set(fault_proxy::Fault::None)),
+        },
+        Case {
             name: "KMS: no answer",
             kind: Unavailable,
             is_slow: true,
@@ -245,6 +252,27 @@ fn cases() -> Vec<Case> {
             is_slow: false,
             begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Reset)),
             end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
+        },
+        Case {
+            name: "key manager: garbage",
+            kind: Unavailable,
+            is_slow: false,
+            begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
+            end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
+        },
+        Case {
+            name: "key manager: slower than 250 ms",
+            kind: Unavailable,
+            is_slow: true,
+            begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Delay(Duration::from_millis(400)))),
+            end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
+        },
+        Case {
+            name: "key manager: stopped",
+            kind: Unavailable,
+            is_slow: true,
+            begin: hand!(|path| path.bao.stop()),
+            end: hand!(|path| path.bao.go_on()),
         },
         Case {
             name: "key manager: no answer",

@@ -134,8 +134,8 @@ pub trait KekProvider: Send + Sync {
         })
     }
 
-    /// What this key service's calls should keep to where the envelope's [`CallPolicy`](crate::CallPolicy) leaves it open. Asked before each call. By default
-    /// nothing of its own.
+    /// What calls that wrap and unwrap should keep to where the envelope's [`CallPolicy`](crate::CallPolicy) leaves it open. Asked before each call. By
+    /// default nothing of its own.
     fn call_advice(&self) -> CallAdvice {
         CallAdvice::default()
     }

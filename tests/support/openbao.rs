@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -268,6 +269,20 @@ impl OpenBao {
     pub async fn secret_id(&self) -> String {
         let answer = self.put("auth/approle/role/orders/secret-id", json!({})).await;
         answer["data"]["secret_id"].as_str().unwrap().to_owned()
+    }
+
+    /// SIGSTOP: it keeps its connections and does nothing.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
     }
 
     /// `kill -9`.

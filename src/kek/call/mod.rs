@@ -175,9 +175,9 @@ impl Caller {
         self.retrying(question, Operation::Rewrap, || self.provider.rewrap(context, wrapped)).await
     }
 
-    /// One try, whatever the breaker says: whoever asks for the health wants to know.
+    /// One try, whatever the breaker says: whoever asks for the health wants to know. What the provider advises is about using the KEK.
     pub(crate) async fn health(&self) -> Result<Health, KekError> {
-        let limit = self.policy().0.timeout;
+        let limit = self.terms.policy.timeout;
         let answer = AssertUnwindSafe(self.provider.health()).catch_unwind();
         self.terms
             .timer
