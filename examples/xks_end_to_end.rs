@@ -94,12 +94,34 @@ struct Audited {
     took: Duration,
 }
 
+/// What each hop saw.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    messages: usize,
+    kms: usize,
+    proxy: usize,
+    denied: usize,
+    manager: usize,
+}
+
+impl Counts {
+    fn since(self, before: Self) -> Self {
+        Self {
+            messages: self.messages - before.messages,
+            kms: self.kms - before.kms,
+            proxy: self.proxy - before.proxy,
+            denied: self.denied - before.denied,
+            manager: self.manager - before.manager,
+        }
+    }
+}
+
 struct Story {
     path: XksPath,
     journal: Journal,
     principal: String,
-    steps: Vec<(&'static str, [usize; 5])>,
-    seen: [usize; 5],
+    chapters: Vec<(&'static str, Counts)>,
+    seen: Counts,
     messages: usize,
 }
 
@@ -115,9 +137,9 @@ async fn main() -> Outcome<()> {
     println!("AWS KMS       a stand-in at {}, key store {}", path.front.url(), path.store);
     println!("KMS key       {}", path.arn);
 
-    let principal = path.front.world().principals[&path.login.access_key].arn.clone();
-    let mut story =
-        Story { path, journal: Journal::default(), principal, steps: Vec::new(), seen: [0; 5], messages: 0 };
+    let principal = path.principal();
+    let journal = Journal::default();
+    let mut story = Story { path, journal, principal, chapters: Vec::new(), seen: Counts::default(), messages: 0 };
     story.seen = story.counts();
     story.seal_and_open().await?;
     story.latency().await?;
@@ -156,20 +178,16 @@ impl Story {
     /// Keeps what each hop saw since the last chapter.
     fn end_of(&mut self, chapter: &'static str) {
         let now = self.counts();
-        let mut since = now;
-        for (since, before) in since.iter_mut().zip(self.seen) {
-            *since -= before;
-        }
-        self.steps.push((chapter, since));
+        self.chapters.push((chapter, now.since(self.seen)));
         self.seen = now;
     }
 
-    /// Messages, calls to KMS, requests to the proxy, denials of the policy, requests to the key manager.
-    fn counts(&self) -> [usize; 5] {
-        let proxy = self.path.proxy.calls();
-        let denied = proxy.iter().filter(|call| call.error == Some(xks_proxy::ErrorName::AccessDenied)).count();
-        let uses = proxy.iter().filter(|call| call.operation.is_some_and(is_use)).count();
-        [self.messages, self.uses_of_kms().len(), uses, denied, self.audit_log().len()]
+    fn counts(&self) -> Counts {
+        let asked = self.path.proxy.calls();
+        let denied = asked.iter().filter(|call| call.error == Some(xks_proxy::ErrorName::AccessDenied)).count();
+        let proxy = asked.iter().filter(|call| call.operation.is_some_and(is_use)).count();
+        let (kms, manager) = (self.uses_of_kms().len(), self.audit_log().len());
+        Counts { messages: self.messages, kms, proxy, denied, manager }
     }
 
     fn uses_of_kms(&self) -> Vec<kms_front::Call> {
@@ -219,15 +237,9 @@ impl Story {
                 expect("what was sealed is opened", opened == b"4111 1111 1111 1111")?;
             }
         }
-        let before = self.seen;
-        let now = self.counts();
-        let since = |at: usize| now[at] - before[at];
-        say(&format!(
-            "3,000 messages of three tenants sealed by one process and opened by another: {} calls to KMS, {} to the proxy, {} to the key manager",
-            since(1),
-            since(2),
-            since(4)
-        ));
+        let Counts { kms, proxy, manager, .. } = self.counts().since(self.seen);
+        say("3,000 messages of three tenants sealed by one process and opened by another:");
+        say(&format!("{kms} calls to KMS, {proxy} to the proxy, {manager} to the key manager"));
         say(
             "(to wrap, this proxy asks the key manager three times: for the key's version, to encrypt, and to try the decryption before it vouches for it)",
         );
@@ -254,7 +266,7 @@ impl Story {
         }
         let calls: Vec<_> = {
             let pages = self.journal.pages();
-            let reads = pages.calls[from..].iter().filter(|line| line.operation == "Unwrap");
+            let reads = pages.calls.iter().skip(from).filter(|line| line.operation == "Unwrap");
             reads.map(|line| line.elapsed).collect()
         };
         let proxy: Vec<_> = {
@@ -420,10 +432,9 @@ impl Story {
     /// Who used which key when: each call of the last chapters, from the DEK to the key manager's own log.
     fn ledger(&self) -> Outcome<()> {
         Self::chapter("What each hop saw");
-        let head = ["messages", "KMS", "proxy", "denied", "key manager"];
-        println!("  {:<24}{}", "", head.map(|name| format!("{name:>13}")).concat());
-        for (chapter, counts) in &self.steps {
-            println!("  {chapter:<24}{}", counts.map(|count| format!("{count:>13}")).concat());
+        println!("  {:<22}{:>10}{:>8}{:>8}{:>8}{:>13}", "", "messages", "KMS", "proxy", "denied", "key manager");
+        for (chapter, Counts { messages, kms, proxy, denied, manager }) in &self.chapters {
+            println!("  {chapter:<22}{messages:>10}{kms:>8}{proxy:>8}{denied:>8}{manager:>13}");
         }
 
         Self::chapter("Who used which key when");
@@ -481,21 +492,17 @@ fn audit_log(bao: &OpenBao, of: &[kms_front::Call]) -> Vec<Audited> {
     let mut began = BTreeMap::new();
     let mut lines = Vec::new();
     for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
-        let request = &line["request"];
-        let id = request["headers"][REQUEST_ID][0].as_str().unwrap_or_default().to_owned();
-        let time = time(&line);
-        if line["type"] == "request" {
-            began.insert(request["id"].to_string(), time);
+        let id = text(&line, &format!("/request/headers/{REQUEST_ID}/0"));
+        let (request, time) = (text(&line, "/request/id"), time(&line));
+        if text(&line, "/type") == "request" {
+            began.insert(request, time);
         } else if ours.contains(id.as_str()) {
-            let began = began.get(&request["id"].to_string()).copied().unwrap_or(time);
-            let text = |value: &Value| {
-                value.as_str().unwrap_or_default().lines().next_back().unwrap_or_default().trim().to_owned()
-            };
+            let began = began.get(&request).copied().unwrap_or(time);
             lines.push(Audited {
                 kms_request_id: id,
-                operation: text(&request["operation"]),
-                path: text(&request["path"]),
-                error: text(&line["error"]),
+                operation: text(&line, "/request/operation"),
+                path: text(&line, "/request/path"),
+                error: text(&line, "/error").lines().next_back().unwrap_or_default().trim().to_owned(),
                 took: time.saturating_sub(began),
             });
         }
@@ -503,9 +510,13 @@ fn audit_log(bao: &OpenBao, of: &[kms_front::Call]) -> Vec<Audited> {
     lines
 }
 
+fn text(line: &Value, pointer: &str) -> String {
+    line.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
 /// The time of an entry within its day, which is enough for differences.
 fn time(line: &Value) -> Duration {
-    let text = line["time"].as_str().unwrap_or_default();
+    let text = text(line, "/time");
     let clock = text.split('T').nth(1).unwrap_or_default().trim_end_matches('Z');
     clock.split(':').fold(Duration::ZERO, |sum, part| sum * 60 + Duration::from_secs_f64(part.parse().unwrap_or(0.0)))
 }

@@ -41,7 +41,7 @@ impl OverThePath {
         let path = XksPath::start().await;
         let other = path.create_key("invoices").await;
         let (kek, other) = (path.kek().await, path.builder(&other).build().await.unwrap());
-        let principal = path.front.world().principals[&path.login.access_key].arn.clone();
+        let principal = path.principal();
         Self { path, kek, other, principal }
     }
 }
@@ -398,7 +398,7 @@ async fn messages_move_in_from_a_standard_key_to_another_external_key_and_out_ag
 async fn what_the_policy_denies_is_evicted_and_refused_and_nobody_else_notices() {
     let path = XksPath::start().await;
     let other = path.create_key("invoices").await;
-    let principal = path.front.world().principals[&path.login.access_key].arn.clone();
+    let principal = path.principal();
     let alice = context("alice");
     let limits = || {
         let ms = Duration::from_millis;

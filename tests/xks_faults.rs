@@ -242,8 +242,8 @@ fn cases() -> Vec<Case> {
             name: "policy: denies the principal",
             kind: Denied,
             is_slow: false,
-            begin: hand!(|path| path.proxy.deny(&principal(path))),
-            end: hand!(|path| path.proxy.allow(&principal(path))),
+            begin: hand!(|path| path.proxy.deny(&path.principal())),
+            end: hand!(|path| path.proxy.allow(&path.principal())),
         },
         // --- XKS proxy ─► key manager
         Case {
@@ -340,10 +340,6 @@ fn cases() -> Vec<Case> {
             }),
         },
     ]
-}
-
-fn principal(path: &XksPath) -> String {
-    path.front.world().principals[&path.login.access_key].arn.clone()
 }
 
 fn expire(path: &XksPath, expired: bool) {

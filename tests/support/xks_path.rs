@@ -69,6 +69,11 @@ impl XksPath {
         self.front.world().network.write().unwrap().patience = patience;
     }
 
+    /// The service, as KMS and the proxy see it.
+    pub fn principal(&self) -> String {
+        self.front.world().principals[&self.login.access_key].arn.clone()
+    }
+
     /// An operator's, who goes to KMS directly.
     pub fn operator(&self) -> Client {
         self.front.client(REGION, &self.login)

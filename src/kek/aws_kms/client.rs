@@ -22,8 +22,6 @@ use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType, OriginType};
 
 use super::super::{KekErrorClass, UnwrappedDek};
 use super::errors::Failure;
-#[cfg(feature = "xks")]
-use super::xks::ExternalKeyStore;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::kms::KeyMaterialId;
@@ -248,19 +246,17 @@ impl Service {
         })
     }
 
+    /// A custom key store's connection state, and the error code of a failed one.
     #[cfg(feature = "xks")]
-    pub(super) async fn describe_store(&self, id: &str) -> Result<ExternalKeyStore, Failure> {
+    pub(super) async fn describe_store(&self, id: &str) -> Result<(String, Option<String>), Failure> {
         const OPERATION: &str = "DescribeCustomKeyStores";
         let call = self.client(&self.region)?.describe_custom_key_stores().custom_key_store_id(id);
         let stores = self.send(OPERATION, call.send()).await?.custom_key_stores.unwrap_or_default();
         let store = stores.into_iter().find(|store| store.custom_key_store_id() == Some(id));
         let store = store.ok_or_else(|| Failure::not_understood(OPERATION))?;
         let connection_state = store.connection_state.ok_or_else(|| Failure::not_understood(OPERATION))?;
-        Ok(ExternalKeyStore {
-            id: id.to_owned(),
-            connection_state: connection_state.as_str().to_owned(),
-            connection_error: store.connection_error_code.map(|code| code.as_str().to_owned()),
-        })
+        let code = store.connection_error_code.map(|code| code.as_str().to_owned());
+        Ok((connection_state.as_str().to_owned(), code))
     }
 }
 

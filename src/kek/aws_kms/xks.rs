@@ -112,7 +112,7 @@ impl AwsKms {
                     inner.describe().await?;
                 }
                 match &*inner.store.load() {
-                    Some(store) => inner.service.describe_store(&store.id).await,
+                    Some(store) => inner.read_store(store).await,
                     None => Err(Failure::new(
                         KekErrorClass::Misconfigured,
                         format!("{} is in no external key store", inner.own()?),
@@ -143,9 +143,14 @@ impl Inner {
         Ok(())
     }
 
+    async fn read_store(&self, store: &Store) -> Result<ExternalKeyStore, Failure> {
+        let (connection_state, connection_error) = self.service.describe_store(&store.id).await?;
+        Ok(ExternalKeyStore { id: store.id.clone(), connection_state, connection_error })
+    }
+
     /// Key and store together; the store first, since it says more than the key's *Unavailable*.
     pub(super) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
-        let found = match self.service.describe_store(&store.id).await {
+        let found = match self.read_store(store).await {
             Ok(found) => found.usable().map(|()| Health::Ready),
             Err(failure) if failure.class == KekErrorClass::Denied => Ok(Health::Degraded(format!(
                 "the state of external key store {} cannot be seen: {}",

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::endpoints::{
     AppRoleLogin, Auth, CertificateLogin, KubernetesLogin, SecretText, TokenState, app_role_login, certificate_login,
-    kubernetes_login, lookup_self, renew_self,
+    is_path, kubernetes_login, lookup_self, renew_self,
 };
 use super::errors::Failure;
 use super::transport::{SMALL, Token, Transport};
@@ -141,7 +141,7 @@ impl VaultAuth {
         match &self.0 {
             Method::Unusable(why) => Err(why),
             Method::AppRole { mount, .. } | Method::Kubernetes { mount, .. } | Method::Certificate { mount, .. }
-                if !super::builder::is_path(mount) =>
+                if !is_path(mount) =>
             {
                 Err("the mount of the login method is not a path")
             }

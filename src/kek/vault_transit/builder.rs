@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::super::home::Home;
 use super::auth::{Authenticator, VaultAuth};
+use super::endpoints::{is_path, is_segment};
 use super::transport::{ProxyChoice, Transport, TransportOptions};
 use super::{ContextBinding, Inner, VaultTransit};
 use crate::error::{Error, ErrorKind};
@@ -286,18 +287,6 @@ impl fmt::Debug for VaultTransitBuilder {
 
 fn invalid(detail: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOption, detail.into())
-}
-
-/// A name that means the same in a path, in a URL and in a KEK id.
-fn is_segment(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 128
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
-        && name.bytes().any(|byte| byte != b'.')
-}
-
-pub(super) fn is_path(path: &str) -> bool {
-    path.split('/').all(is_segment)
 }
 
 fn address(text: &str, plain_http: bool) -> Result<Url, Error> {

@@ -13,6 +13,18 @@ use vaultrs::api::token::requests::LookupTokenSelfRequest;
 use vaultrs::api::transit::requests::{DataKeyType, GenerateDataKeyRequest, ReadKeyRequest};
 use zeroize::Zeroizing;
 
+/// A name that means the same in a path, in a URL and in a KEK id.
+pub(super) fn is_segment(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 128
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name.bytes().any(|byte| byte != b'.')
+}
+
+pub(super) fn is_path(path: &str) -> bool {
+    path.split('/').all(is_segment)
+}
+
 /// Text that is wiped when it is dropped.
 pub(super) struct SecretText(pub(super) Zeroizing<String>);
 
