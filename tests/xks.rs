@@ -108,6 +108,21 @@ async fn the_store_is_named_or_found_in_the_first_answer_about_the_key() {
     assert_eq!(kek.read_external_key_store().await.unwrap_err().class(), KekErrorClass::Misconfigured);
 }
 
+/// A store of AWS CloudHSM clusters is a custom key store too, but no proxy and no quota of 1,800 stand behind it.
+#[tokio::test]
+async fn a_key_in_a_cloudhsm_cluster_is_no_external_key() {
+    const DESCRIPTION: &str = r#"{"KeyMetadata":{"KeyId":"1","Arn":"arn:aws:kms:eu-west-1:111122223333:key/1","Enabled":true,
+        "KeyState":"Enabled","KeyUsage":"ENCRYPT_DECRYPT","Origin":"AWS_CLOUDHSM","CustomKeyStoreId":"cks-1"}}"#;
+    let front = kms_front::KmsFront::start();
+    let login = front.admin();
+    front.fail(kms_front::Fault::new(kms_front::Effect::Raw(200, DESCRIPTION)).on("DescribeKey"));
+    let arn = "arn:aws:kms:eu-west-1:111122223333:key/1";
+    let kek = AwsKms::builder(arn).client(front.client(REGION, &login)).build().await.unwrap();
+    assert_eq!(kek.read_key().await.unwrap().external_key_store, None);
+    assert!(kek.call_advice().budget.is_none());
+    assert_eq!(kek.health().await.unwrap(), Health::Ready);
+}
+
 #[tokio::test]
 async fn once_the_store_is_known_no_wrap_asks_for_key_material() {
     let path = XksPath::start().await;
