@@ -1,32 +1,31 @@
 //! The XKS protocol, end to end, on one machine: the AWS SDK -> the KMS front -> TLS -> the XKS proxy -> its policy -> Transit of a real OpenBao. How the front
 //! takes what no honest proxy answers is in `kms_front_stores.rs`.
-#![cfg(feature = "aws-kms")]
+#![cfg(feature = "xks")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+#[path = "support/fault_proxy.rs"]
+mod fault_proxy;
 #[path = "support/kms_front/mod.rs"]
 mod kms_front;
 #[path = "support/openbao.rs"]
 mod openbao;
+#[path = "support/xks_path.rs"]
+mod xks_path;
 #[path = "support/xks_proxy/mod.rs"]
 mod xks_proxy;
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::{
-    ConnectionStateType, CustomKeyStoreType, DataKeySpec, OriginType, XksProxyAuthenticationCredentialType,
-    XksProxyConnectivityType,
-};
-use kms_front::KmsFront;
-use openbao::OpenBao;
+use aws_sdk_kms::types::{DataKeySpec, OriginType};
 use serde_json::json;
-use xks_proxy::{Certificate, Credential, Effect, ErrorName, Fault, Operation, Quota, TransitOptions, XksProxy};
+use xks_path::{AMPLE, KEY, REGION, XksPath};
+use xks_proxy::{Certificate, Effect, ErrorName, Fault, Operation, Quota};
 
-const REGION: &str = "eu-west-1";
-const KEY: &str = "orders";
 const DEK: &[u8] = b"thirty-two bytes of a secret key";
 
 // What each text says and no other does: the whole texts are in `kms_front_stores.rs`.
@@ -44,13 +43,24 @@ const NOT_REACHABLE: &str = "AWS KMS cannot communicate with the external key st
 const NO_TLS: &str = "AWS KMS cannot establish a TLS connection";
 const NOT_INTERPRETED: &str = "AWS KMS cannot interpret the response";
 
+/// The path, called by the SDK itself.
 struct Ground {
-    server: OpenBao,
-    proxy: XksProxy,
-    front: KmsFront,
+    path: XksPath,
     kms: Client,
-    store: String,
-    key: String,
+}
+
+impl Deref for Ground {
+    type Target = XksPath;
+
+    fn deref(&self) -> &XksPath {
+        &self.path
+    }
+}
+
+impl DerefMut for Ground {
+    fn deref_mut(&mut self) -> &mut XksPath {
+        &mut self.path
+    }
 }
 
 type Refused = (String, String);
@@ -59,46 +69,15 @@ fn refusal<T, E: ProvideErrorMetadata, R>(answer: Result<T, SdkError<E, R>>) -> 
     answer.map_err(|error| (error.code().unwrap_or("no code").to_owned(), error.message().unwrap_or("").to_owned()))
 }
 
-fn for_kms(credential: &Credential) -> XksProxyAuthenticationCredentialType {
-    XksProxyAuthenticationCredentialType::builder()
-        .access_key_id(&credential.access_key_id)
-        .raw_secret_access_key(&credential.secret_access_key)
-        .build()
-        .unwrap()
-}
-
 impl Ground {
     async fn start() -> Self {
-        Self::over(OpenBao::start().await).await
+        Self::with(openbao::Options::default()).await
     }
 
-    async fn over(server: OpenBao) -> Self {
-        server.create_key(KEY, false).await;
-        let transit = TransitOptions::prepare(&server.address(), None, server.root_token()).await;
-        // This machine may be busy: whose time it is to give up is for a test of its own.
-        let patient = xks_proxy::Options {
-            budget: Duration::from_secs(10),
-            path_prefix: "tenants/one".to_owned(),
-            ..xks_proxy::Options::new(transit)
-        };
-        let proxy = XksProxy::start(patient);
-        let front = KmsFront::start();
-        front.trust(proxy.ca_pem());
-        front.world().network.write().unwrap().patience = Duration::from_secs(20);
-        let kms = front.client(REGION, &front.admin());
-        let store = kms
-            .create_custom_key_store()
-            .custom_key_store_name("store")
-            .custom_key_store_type(CustomKeyStoreType::ExternalKeyStore)
-            .xks_proxy_connectivity(XksProxyConnectivityType::PublicEndpoint)
-            .xks_proxy_uri_endpoint(proxy.url())
-            .xks_proxy_uri_path(proxy.uri_path())
-            .xks_proxy_authentication_credential(for_kms(&proxy.credential()));
-        let store = refusal(store.send().await).unwrap().custom_key_store_id.unwrap();
-        let mut ground = Self { server, proxy, front, kms, store, key: String::new() };
-        assert_eq!(ground.connect().await, "CONNECTED");
-        ground.key = ground.create_key(KEY).await.unwrap();
-        ground
+    async fn with(options: openbao::Options) -> Self {
+        let path = XksPath::with(options).await;
+        let kms = path.operator();
+        Self { path, kms }
     }
 
     async fn create_key(&self, external: &str) -> Result<String, Refused> {
@@ -107,33 +86,13 @@ impl Ground {
         answer.map(|answer| answer.key_metadata.unwrap().arn.unwrap())
     }
 
-    /// What came of it: the connection state, or the connection error code.
-    async fn connect(&self) -> String {
-        refusal(self.kms.connect_custom_key_store().custom_key_store_id(&self.store).send().await).unwrap();
-        self.settled().await
-    }
-
     async fn reconnect(&self) -> String {
-        refusal(self.kms.disconnect_custom_key_store().custom_key_store_id(&self.store).send().await).unwrap();
-        assert_eq!(self.settled().await, "DISCONNECTED");
-        self.connect().await
-    }
-
-    async fn settled(&self) -> String {
-        for _ in 0..2000 {
-            let answer = self.kms.describe_custom_key_stores().custom_key_store_id(&self.store).send().await.unwrap();
-            let entry = answer.custom_key_stores.unwrap().remove(0);
-            let state = entry.connection_state.unwrap();
-            if ![ConnectionStateType::Connecting, ConnectionStateType::Disconnecting].contains(&state) {
-                return entry.connection_error_code.map_or(state.as_str().to_owned(), |code| code.as_str().to_owned());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        panic!("the key store stays on its way");
+        self.disconnect().await;
+        self.try_to_connect().await
     }
 
     async fn encrypt(&self) -> Result<Vec<u8>, Refused> {
-        let request = self.kms.encrypt().key_id(&self.key).plaintext(Blob::new(DEK)).encryption_context("tenant", "a");
+        let request = self.kms.encrypt().key_id(&self.arn).plaintext(Blob::new(DEK)).encryption_context("tenant", "a");
         refusal(request.send().await).map(|answer| answer.ciphertext_blob.unwrap().into_inner())
     }
 
@@ -142,7 +101,7 @@ impl Ground {
     }
 
     async fn decrypt_for(&self, kms: &Client, tenant: &str, blob: &[u8]) -> Result<Vec<u8>, Refused> {
-        let request = kms.decrypt().key_id(&self.key).ciphertext_blob(Blob::new(blob));
+        let request = kms.decrypt().key_id(&self.arn).ciphertext_blob(Blob::new(blob));
         let answer = refusal(request.encryption_context("tenant", tenant).send().await);
         answer.map(|answer| answer.plaintext.unwrap().into_inner())
     }
@@ -170,23 +129,23 @@ fn assert_refused(answer: Result<Vec<u8>, Refused>, text: &str) {
 #[tokio::test]
 async fn a_dek_is_wrapped_by_both_and_every_request_is_found_in_the_log_of_the_proxy() {
     let ground = Ground::start().await;
-    let made = ground.kms.generate_data_key().key_id(&ground.key).key_spec(DataKeySpec::Aes256);
+    let made = ground.kms.generate_data_key().key_id(&ground.arn).key_spec(DataKeySpec::Aes256);
     let made = made.encryption_context("tenant", "a").send().await.unwrap();
     let blob = made.ciphertext_blob.unwrap().into_inner();
     assert_eq!(ground.decrypt(&blob).await.unwrap(), made.plaintext.unwrap().into_inner());
     assert_refused(ground.decrypt_for(&ground.kms, "b", &blob).await, INVALID);
     let largest = vec![7; 4096];
     let request =
-        ground.kms.encrypt().key_id(&ground.key).plaintext(Blob::new(&*largest)).encryption_context("tenant", "a");
+        ground.kms.encrypt().key_id(&ground.arn).plaintext(Blob::new(&*largest)).encryption_context("tenant", "a");
     let blob = request.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
     assert_eq!(ground.decrypt(&blob).await.unwrap(), largest);
 
     // There and back: a standard key, and another external key.
-    ground.server.create_key("other", false).await;
+    ground.bao.create_key("other", false).await;
     let other = ground.create_key("other").await.unwrap();
     let standard = ground.front.create_key(REGION);
     let mut blob = ground.encrypt().await.unwrap();
-    for to in [&standard, &other, &ground.key] {
+    for to in [&standard, &other, &ground.arn] {
         let moved = ground.kms.re_encrypt().ciphertext_blob(Blob::new(&*blob)).destination_key_id(to);
         let moved = moved.source_encryption_context("tenant", "a").destination_encryption_context("tenant", "a");
         blob = moved.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
@@ -210,10 +169,10 @@ async fn a_dek_is_wrapped_by_both_and_every_request_is_found_in_the_log_of_the_p
 async fn a_rotation_in_the_key_manager_is_invisible_until_old_versions_are_switched_off() {
     let ground = Ground::start().await;
     let old = ground.encrypt().await.unwrap();
-    ground.server.rotate(KEY).await;
+    ground.bao.rotate(KEY).await;
     ground.assert_works(&old).await;
     let new = ground.encrypt().await.unwrap();
-    ground.server.put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
+    ground.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
     assert_refused(ground.decrypt(&old).await, NOT_ENABLED);
     ground.assert_works(&new).await;
 }
@@ -268,31 +227,31 @@ async fn what_is_switched_for_an_external_key_is_what_its_kms_key_says() {
     let code = async |external: &str| ground.create_key(external).await.unwrap_err().0;
     assert_eq!(code(KEY).await, "XksKeyAlreadyInUseException");
     assert_eq!(code("none").await, "XksKeyNotFoundException");
-    ground.server.put("transit/keys/small", json!({ "type": "aes128-gcm96" })).await;
+    ground.bao.put("transit/keys/small", json!({ "type": "aes128-gcm96" })).await;
     assert_eq!(code("small").await, "XksKeyInvalidConfigurationException");
-    ground.server.create_key("asleep", false).await;
+    ground.bao.create_key("asleep", false).await;
     ground.proxy.key("asleep").disable();
     assert_eq!(code("asleep").await, "XksKeyInvalidConfigurationException");
     ground.proxy.key("asleep").enable();
     ground.proxy.key("asleep").restrict(true, false);
     assert_eq!(code("asleep").await, "XksKeyInvalidConfigurationException");
 
-    ground.server.put(&format!("transit/keys/{KEY}/config"), json!({ "deletion_allowed": true })).await;
-    ground.server.ask("DELETE", &format!("transit/keys/{KEY}"), json!({})).await;
+    ground.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "deletion_allowed": true })).await;
+    ground.bao.ask("DELETE", &format!("transit/keys/{KEY}"), json!({})).await;
     ground.assert_fails(&blob, NOT_FOUND).await;
 }
 
 #[tokio::test]
 async fn outages_of_the_proxy_and_of_the_key_manager_are_told_apart_and_end_by_themselves() {
-    let mut ground = Ground::over(OpenBao::with(openbao::Options { durable: true, ..Default::default() }).await).await;
+    let mut ground = Ground::with(openbao::Options { durable: true, ..Default::default() }).await;
     let blob = ground.encrypt().await.unwrap();
     ground.proxy.kill();
     ground.assert_fails(&blob, NOT_REACHABLE).await;
     ground.proxy.restart();
     ground.assert_works(&blob).await;
-    ground.server.kill();
+    ground.bao.kill();
     ground.assert_fails(&blob, NO_MANAGER).await;
-    ground.server.restart().await;
+    ground.bao.restart().await;
     ground.assert_works(&blob).await;
     ground.proxy.kill();
     assert_eq!(ground.reconnect().await, "XKS_PROXY_NOT_REACHABLE");
@@ -305,10 +264,10 @@ async fn outages_of_the_proxy_and_of_the_key_manager_are_told_apart_and_end_by_t
 async fn a_sealed_key_manager_is_no_failure_of_the_key() {
     let ground = Ground::start().await;
     let blob = ground.encrypt().await.unwrap();
-    ground.server.seal().await;
+    ground.bao.seal().await;
     ground.assert_fails(&blob, NO_MANAGER).await;
     assert_eq!(ground.reconnect().await, "XKS_PROXY_INVALID_RESPONSE");
-    ground.server.unseal().await;
+    ground.bao.unseal().await;
     assert_eq!(ground.reconnect().await, "CONNECTED");
     ground.assert_works(&blob).await;
 }
@@ -321,7 +280,7 @@ async fn credentials_of_the_proxy_are_rotated_without_a_failure() {
     let new = ground.proxy.add_credential();
     ground.assert_works(&blob).await;
     let update = ground.kms.update_custom_key_store().custom_key_store_id(&ground.store);
-    refusal(update.xks_proxy_authentication_credential(for_kms(&new)).send().await).unwrap();
+    refusal(update.xks_proxy_authentication_credential(XksPath::credential(&new)).send().await).unwrap();
     ground.proxy.remove_credential(&old.access_key_id);
     ground.assert_works(&blob).await;
     // Forgotten at KMS.
@@ -378,12 +337,12 @@ async fn every_error_of_the_proxy_is_told_and_so_are_its_quota_and_its_silence()
     ground.proxy.limit(Some(Quota { requests: 0, window: Duration::from_secs(3600) }));
     ground.assert_fails(&blob, THROTTLED).await;
     ground.proxy.limit(None);
-    ground.front.world().network.write().unwrap().patience = Duration::from_secs(1);
+    ground.kms_waits(Duration::from_secs(1));
     ground.proxy.fail(Fault::new(Effect::Hang));
     ground.assert_fails(&blob, TIMED_OUT).await;
     assert_eq!(ground.reconnect().await, "XKS_PROXY_TIMED_OUT");
     ground.proxy.recover();
-    ground.front.world().network.write().unwrap().patience = Duration::from_secs(20);
+    ground.kms_waits(AMPLE);
     assert_eq!(ground.reconnect().await, "CONNECTED");
     ground.assert_works(&blob).await;
 }

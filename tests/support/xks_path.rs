@@ -49,10 +49,14 @@ impl XksPath {
         let to_bao = FaultProxy::start(bao.port());
         let transit = TransitOptions::prepare(&bao.address(), None, bao.root_token()).await;
         let transit = TransitOptions { address: format!("http://127.0.0.1:{}", to_bao.port()), ..transit };
-        let proxy = XksProxy::start(Options { budget: AMPLE / 2, ..Options::new(transit) });
+        let proxy = XksProxy::start(Options {
+            budget: AMPLE / 2,
+            path_prefix: "tenants/one".to_owned(),
+            ..Options::new(transit)
+        });
         let to_proxy = FaultProxy::start(proxy.port());
         let front = KmsFront::start();
-        front.world().network.write().unwrap().trust(proxy.ca_pem());
+        front.trust(proxy.ca_pem());
         let to_kms = FaultProxy::start(front.port());
         let login = front.admin();
         let (store, arn) = (String::new(), String::new());
@@ -103,24 +107,19 @@ impl XksPath {
         call.send().await.unwrap().custom_key_store_id.unwrap()
     }
 
-    pub async fn state(&self) -> ConnectionStateType {
-        let call = self.operator().describe_custom_key_stores().custom_key_store_id(&self.store);
-        call.send().await.unwrap().custom_key_stores()[0].connection_state().unwrap().clone()
-    }
-
     /// Asks KMS to connect the store, and waits for what comes of it.
-    pub async fn try_to_connect(&self) -> ConnectionStateType {
+    pub async fn try_to_connect(&self) -> String {
         self.operator().connect_custom_key_store().custom_key_store_id(&self.store).send().await.unwrap();
         self.settled().await
     }
 
     pub async fn connect(&self) {
-        assert_eq!(self.try_to_connect().await, ConnectionStateType::Connected);
+        assert_eq!(self.try_to_connect().await, "CONNECTED");
     }
 
     pub async fn disconnect(&self) {
         self.operator().disconnect_custom_key_store().custom_key_store_id(&self.store).send().await.unwrap();
-        assert_eq!(self.settled().await, ConnectionStateType::Disconnected);
+        assert_eq!(self.settled().await, "DISCONNECTED");
     }
 
     /// From now on KMS goes through what breaks connections on their way to the proxy.
@@ -132,12 +131,15 @@ impl XksPath {
         self.connect().await;
     }
 
-    async fn settled(&self) -> ConnectionStateType {
+    /// The connection state once it is none on the way to another, or the error code of a connection that failed.
+    async fn settled(&self) -> String {
         let start = Instant::now();
         loop {
-            match self.state().await {
-                ConnectionStateType::Connecting | ConnectionStateType::Disconnecting => {}
-                state => return state,
+            let call = self.operator().describe_custom_key_stores().custom_key_store_id(&self.store);
+            let store = call.send().await.unwrap().custom_key_stores.unwrap().remove(0);
+            let state = store.connection_state.unwrap().as_str().to_owned();
+            if !["CONNECTING", "DISCONNECTING"].contains(&state.as_str()) {
+                return store.connection_error_code.map_or(state, |code| code.as_str().to_owned());
             }
             assert!(start.elapsed() < Duration::from_secs(30), "KMS does not settle on a state of the store");
             tokio::time::sleep(Duration::from_millis(5)).await;
