@@ -217,7 +217,8 @@ impl Caller {
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
         let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
         let pause = longest.mul_f64(rand::rng().random_range(0.0..=1.0)).max(error.retry_after().unwrap_or_default());
-        if self.time_left(question).is_some_and(|left| left <= pause) {
+        // A key service that answers at all does so in a tenth of the timeout: a try with less left is a call for nothing.
+        if self.time_left(question).is_some_and(|left| left <= pause + policy.timeout / 10) {
             return false;
         }
         timer.sleep(pause).await;

@@ -64,7 +64,8 @@ impl CallPolicy {
         self
     }
 
-    /// How often each key service is tried for one question: 1 to 10, by default 3. Only *unavailable* and *throttled* are tried again.
+    /// How often each key service is tried for one question: 1 to 10, by default 3. Only *unavailable* and *throttled* are tried again, and only while at
+    /// least a tenth of `timeout` is left.
     #[must_use]
     pub const fn tries(mut self, tries: u32) -> Self {
         self.tries = Some(tries);
