@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_kms::Client;
 use aws_sdk_kms::types::{
-    ConnectionStateType, CustomKeyStoreType, OriginType, XksProxyAuthenticationCredentialType, XksProxyConnectivityType,
+    CustomKeyStoreType, OriginType, XksProxyAuthenticationCredentialType, XksProxyConnectivityType,
 };
 use waxseal::kek::aws_kms::{AwsKms, AwsKmsBuilder};
 
