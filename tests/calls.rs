@@ -298,6 +298,16 @@ async fn no_more_calls_are_made_per_second_than_the_budget_says_and_several_enve
     assert!((16..=60).contains(&made), "{made} calls in {elapsed} s");
 }
 
+#[tokio::test]
+async fn no_try_is_begun_with_less_than_a_tenth_of_its_timeout_left() {
+    let stage = Stage::with(1, |builder| {
+        builder.call_policy(policy().tries(10).timeout(ms(400)).deadline(ms(430)).backoff(ms(1)))
+    });
+    stage.kek().script([Act::Hang; 10]);
+    stage.open_another().await.unwrap_err();
+    assert_eq!(stage.calls(), 1, "30 ms were left");
+}
+
 // --- what a provider advises
 
 #[tokio::test]

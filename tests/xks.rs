@@ -345,6 +345,15 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
 }
 
 #[tokio::test]
+async fn the_health_of_a_key_in_another_account_s_store_is_degraded_and_no_failure() {
+    let path = XksPath::start().await;
+    let not_found = kms_front::Fault::error(400, "CustomKeyStoreNotFoundException", "no such store in this account");
+    path.front.fail(not_found.on("DescribeCustomKeyStores"));
+    let Health::Degraded(why) = path.kek().await.health().await.unwrap() else { panic!("not degraded") };
+    assert!(why.contains(&path.store), "{why}");
+}
+
+#[tokio::test]
 async fn without_leave_to_see_the_store_health_is_degraded() {
     let path = XksPath::start().await;
     let login = path.front.principal(

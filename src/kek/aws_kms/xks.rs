@@ -28,6 +28,8 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// A quarter of a store's default quota of 1,800 requests a second (specification, `GetHealthStatus`), which all keys, accounts and hosts share.
 const STORE_PER_SECOND: u32 = 450;
 const STORE_IN_FLIGHT: u32 = 64;
+/// `DescribeCustomKeyStores` knows of the stores of the caller's own account only.
+const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
 
 /// The default budgets, by store: whichever envelope and whichever key, it is the same in this process.
 static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new());
@@ -152,10 +154,13 @@ impl Inner {
     pub(super) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
         let found = match self.read_store(store).await {
             Ok(found) => found.usable().map(|()| Health::Ready),
-            Err(failure) if failure.class == KekErrorClass::Denied => Ok(Health::Degraded(format!(
-                "the state of external key store {} cannot be seen: {}",
-                store.id, failure.text
-            ))),
+            // No leave, or the store is another account's: `DescribeKey` vouches that there is one.
+            Err(failure) if failure.class == KekErrorClass::Denied || failure.code.as_deref() == Some(NOT_FOUND) => {
+                Ok(Health::Degraded(format!(
+                    "the state of external key store {} cannot be seen: {}",
+                    store.id, failure.text
+                )))
+            }
             Err(failure) => Err(failure),
         };
         let health = found?;
