@@ -34,10 +34,10 @@ const MAX_AGE: Duration = Duration::from_secs(5);
 const COLD_READS: usize = 200;
 
 /// What the library says of itself: one line for each call to KMS.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Journal(Arc<Mutex<Pages>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Pages {
     /// What the next call is about, where the DEK has a name already.
     about: Option<DekId>,
@@ -45,6 +45,7 @@ struct Pages {
     served_past_age: usize,
 }
 
+#[derive(Debug)]
 struct Line {
     at: SystemTime,
     dek: Option<DekId>,

@@ -1,6 +1,7 @@
 //! What the library needs of an async runtime: to wait, and to work ahead of time.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 #[cfg(feature = "tokio")]
@@ -17,7 +18,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Runs futures in the background and waits. Without one nothing is ever waited for: DEKs are renewed by the callers that find
 /// them due, and calls to a key service have no timeout, no retry and no hedge.
-pub trait Runtime: Send + Sync {
+pub trait Runtime: fmt::Debug + Send + Sync {
     /// Runs `future` to its end, some time.
     fn spawn(&self, future: BoxFuture<'static, ()>);
 
@@ -27,6 +28,7 @@ pub trait Runtime: Send + Sync {
 
 /// The tokio runtime, caught when an [`Envelope`](crate::Envelope) is built within it.
 #[cfg(feature = "tokio")]
+#[derive(Debug)]
 pub(crate) struct Tokio(pub(crate) tokio::runtime::Handle);
 
 #[cfg(feature = "tokio")]

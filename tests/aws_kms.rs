@@ -85,6 +85,7 @@ impl Subject for OnTheFront {
             KekErrorClass::Denied => (400, "AccessDeniedException", "no"),
             KekErrorClass::Invalid => (400, "InvalidCiphertextException", ""),
             KekErrorClass::Misconfigured => (400, "ExpiredTokenException", "expired"),
+            _ => return Box::pin(async { Step::NotApplicable }),
         };
         self.ground.front.fail(Fault::error(status, code, message));
         Box::pin(async { Step::Done })

@@ -23,7 +23,7 @@ fn ms(ms: u64) -> Duration {
 }
 
 /// Writes down events, as text.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Log {
@@ -598,6 +598,7 @@ async fn the_start_needs_the_key_service_or_does_without_as_configured() {
 
 #[tokio::test]
 async fn a_key_service_that_hangs_does_not_keep_the_start() {
+    #[derive(Debug)]
     struct Hanging(ScriptedKek);
     impl KekProvider for Hanging {
         fn id(&self) -> &waxseal::KekId {

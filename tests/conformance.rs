@@ -78,6 +78,7 @@ enum Wrong {
     WrapsTheSameTwice,
 }
 
+#[derive(Debug)]
 struct WrongProvider {
     probe: Arc<Probe>,
     wrong: Option<Wrong>,

@@ -343,6 +343,7 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
 }
 
 /// Names the method that was called.
+#[derive(Debug)]
 struct Named(waxseal::KekId);
 
 impl KekProvider for Named {

@@ -28,7 +28,7 @@ fn secs(secs: u64) -> Duration {
 }
 
 /// Writes down the names of events.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Observer for Log {

@@ -138,6 +138,12 @@ struct PanicAt {
     found: Found,
 }
 
+impl std::fmt::Debug for PanicAt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PanicAt")
+    }
+}
+
 impl Observer for PanicAt {
     fn event(&self, event: &Event<'_>) {
         if (self.at)(event) {

@@ -136,7 +136,7 @@ impl World {
                 Some(KekErrorClass::Denied) => ErrorKind::Denied,
                 Some(KekErrorClass::Invalid) => ErrorKind::Invalid,
                 Some(KekErrorClass::Misconfigured) => ErrorKind::Misconfigured,
-                None => panic!("{what}"),
+                _ => panic!("{what}"),
             };
             assert_eq!(error.kind(), expected, "{what}");
         }

@@ -201,6 +201,7 @@ fn refuse(call: libc::c_long, third: Option<u32>) {
 }
 
 /// Counts the messages to an operator.
+#[derive(Debug)]
 struct Told(Arc<AtomicUsize>);
 
 impl Observer for Told {

@@ -30,7 +30,7 @@ fn short_lived() -> Limits {
     Limits::default().max_age(millis(500)).refuse_for(millis(100))
 }
 
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct PastAge(Arc<AtomicU64>);
 
 impl Observer for PastAge {

@@ -62,6 +62,7 @@ impl Subject for OverThePath {
             KekErrorClass::Denied => self.path.proxy.deny(&self.principal),
             KekErrorClass::Invalid => self.path.proxy.fail(Fault::error(ErrorName::InvalidCiphertext)),
             KekErrorClass::Misconfigured => self.path.proxy.fail(Fault::error(ErrorName::AuthenticationFailed)),
+            _ => return Box::pin(async { Step::NotApplicable }),
         }
         Box::pin(async { Step::Done })
     }
@@ -89,7 +90,7 @@ async fn the_provider_conforms_over_the_whole_path() {
 #[tokio::test]
 async fn the_store_is_named_or_found_in_the_first_answer_about_the_key() {
     let path = XksPath::start().await;
-    let advises = |kek: &AwsKms| kek.call_advice().timeout.is_some();
+    let advises = |kek: &AwsKms| kek.target(kek.id()).advice().timeout.is_some();
     assert!(advises(&path.kek().await), "named");
     path.front.world().point_alias(REGION, "alias/orders", &path.arn);
     assert!(advises(&path.builder("alias/orders").build().await.unwrap()), "KMS was asked for the alias");
@@ -119,7 +120,7 @@ async fn a_key_in_a_cloudhsm_cluster_is_no_external_key() {
     let arn = "arn:aws:kms:eu-west-1:111122223333:key/1";
     let kek = AwsKms::builder(arn).client(front.client(REGION, &login)).build().await.unwrap();
     assert_eq!(kek.read_key().await.unwrap().external_key_store, None);
-    assert!(kek.call_advice().budget.is_none());
+    assert!(kek.target(kek.id()).advice().budget.is_none());
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use waxseal::kek::{BoxFuture, CallAdvice, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
 /// Calls `before` with the number of DEKs in each call, then lets the call through.
@@ -10,6 +10,12 @@ use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 pub struct Tap<P> {
     inner: P,
     before: Arc<dyn Fn(usize) + Send + Sync>,
+}
+
+impl<P: std::fmt::Debug> std::fmt::Debug for Tap<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tap").field("inner", &self.inner).finish_non_exhaustive()
+    }
 }
 
 impl<P> Tap<P> {
@@ -27,12 +33,20 @@ impl<P: KekProvider> KekProvider for Tap<P> {
         self.inner.recognises(kek_id)
     }
 
+    fn context_binding(&self) -> ContextBinding {
+        self.inner.context_binding()
+    }
+
+    fn rewraps_in_service(&self) -> bool {
+        self.inner.rewraps_in_service()
+    }
+
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.inner.is_current(wrapped)
     }
 
-    fn call_advice(&self) -> CallAdvice {
-        self.inner.call_advice()
+    fn target(&self, kek_id: &KekId) -> CallTarget {
+        self.inner.target(kek_id)
     }
 
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
@@ -88,6 +102,10 @@ impl<P: KekProvider> KekProvider for Tap<P> {
     ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
         (self.before)(items.len());
         self.inner.rewrap_many(items)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.inner.close()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

@@ -8,8 +8,8 @@ use crate::context::EncryptionContext;
 use crate::dek::{DekOrigin, DekSource, Keks, Limits, SourceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
-use crate::kek::KekProvider;
 use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
+use crate::kek::{ContextBinding, KekProvider};
 use crate::memory::clock::Clock;
 #[cfg(any(test, feature = "conformance"))]
 use crate::memory::clock::ManualClock;
@@ -48,6 +48,7 @@ pub struct Builder {
     observers: Vec<Box<dyn Observer>>,
     start_up: StartUp,
     warm_up: Vec<EncryptionContext>,
+    unauthenticated: Vec<KekId>,
 }
 
 impl Builder {
@@ -62,6 +63,14 @@ impl Builder {
     /// A KEK that only unwraps: an old one, or another service's. Asked after those of [`write_to`](Self::write_to).
     pub fn read_from(mut self, provider: impl KekProvider + 'static) -> Self {
         self.read_from.push(Arc::new(provider));
+        self
+    }
+
+    /// Accepts a KEK whose wrapping is [unauthenticated](ContextBinding::Unauthenticated): anyone who has its public key can wrap a
+    /// DEK of their own and seal messages that this envelope opens, and nobody can be kept from writing by a key policy.
+    /// Such a provider is refused at build unless its id is named here.
+    pub fn allow_unauthenticated_wrapping(mut self, kek_id: KekId) -> Self {
+        self.unauthenticated.push(kek_id);
         self
     }
 
@@ -160,6 +169,16 @@ impl Builder {
         refuse_twice("write_to", &self.write_to)?;
         let reading: Vec<_> = self.write_to.iter().chain(&self.read_from).cloned().collect();
         refuse_twice("read_from", &reading)?;
+        let unauthenticated = |provider: &&Arc<dyn KekProvider>| {
+            provider.context_binding() == ContextBinding::Unauthenticated
+                && !self.unauthenticated.contains(provider.id())
+        };
+        if let Some(provider) = reading.iter().find(unauthenticated) {
+            let id = provider.id();
+            return Err(invalid(format!(
+                "{id}: anyone can wrap under it; allow_unauthenticated_wrapping accepts that"
+            )));
+        }
         let runtime = self.runtime.or_else(ambient_runtime);
         if self.call_budget.is_some() && runtime.is_none() {
             return Err(invalid("call_budget: nothing can wait without a runtime".to_owned()));

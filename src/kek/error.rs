@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind};
 /// on providers getting this right.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
 pub enum KekErrorClass {
     /// Not reachable, not answering, or answering with something unknown. May be retried, may be ridden out.
     Unavailable,
@@ -57,7 +58,7 @@ pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
-    /// The key service was asked, and not kept from being asked.
+    /// The key service was asked: this is its answer, or its silence.
     asked: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
@@ -113,6 +114,21 @@ impl KekError {
         self.retry_after
     }
 
+    /// Says that the key service was not asked: the provider decided this by itself, from the bytes or from what it
+    /// knew before. Such a failure is no sign that the service is alive or down. Without it, an error counts as
+    /// the service's own answer, or as its silence.
+    #[must_use]
+    pub fn without_asking(mut self) -> Self {
+        self.asked = false;
+        self
+    }
+
+    /// Whether the key service was asked: see [`without_asking`](Self::without_asking).
+    #[must_use]
+    pub fn was_asked(&self) -> bool {
+        self.asked
+    }
+
     /// What the failure means.
     #[must_use]
     pub fn class(&self) -> KekErrorClass {
@@ -121,12 +137,6 @@ impl KekError {
 }
 
 impl KekError {
-    /// For a call that was not made.
-    pub(crate) fn not_asked(mut self) -> Self {
-        self.asked = false;
-        self
-    }
-
     pub(crate) fn is_worth_a_retry(&self) -> bool {
         self.asked && matches!(self.class, KekErrorClass::Unavailable | KekErrorClass::Throttled)
     }

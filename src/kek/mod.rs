@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-pub use call::CallAdvice;
+pub use call::{CallAdvice, CallTarget};
 pub use error::{KekError, KekErrorClass};
 
 use crate::context::EncryptionContext;
@@ -38,13 +38,33 @@ pub use crate::suite::Dek;
 /// provider's documentation allows.
 ///
 /// A wrapper around another provider forwards **every** method; the default ones too, or the inner one's better version is lost.
-pub trait KekProvider: Send + Sync {
+pub trait KekProvider: fmt::Debug + Send + Sync {
     /// The KEK that [`wrap`](Self::wrap) uses.
     fn id(&self) -> &KekId;
 
     /// Whether this provider can unwrap what was wrapped under `kek_id`. By default only its own id.
     fn recognises(&self, kek_id: &KekId) -> bool {
         kek_id == self.id()
+    }
+
+    /// What answers a call about `kek_id`, which is the provider's own id or one that it
+    /// [recognises](Self::recognises): a provider behind which there are several keys, Regions or stores names them, so
+    /// that one that is down does not keep calls from the others. Asked before each call, and makes none. By
+    /// default one target, named like the provider's own id.
+    fn target(&self, kek_id: &KekId) -> CallTarget {
+        let _ = kek_id;
+        CallTarget::new(self.id().as_str())
+    }
+
+    /// How the key service binds a wrapped key to its encryption context. By default
+    /// [`Checked`](ContextBinding::Checked), the weaker of the two that are safe.
+    fn context_binding(&self) -> ContextBinding {
+        ContextBinding::Checked
+    }
+
+    /// Whether [`rewrap`](Self::rewrap) is done in the key service, so that no DEK comes into the process. By default not.
+    fn rewraps_in_service(&self) -> bool {
+        false
     }
 
     /// Whether `wrapped` was made by the KEK's current version; no call is made. `None` where the bytes do not tell, or the current version is not known:
@@ -134,14 +154,31 @@ pub trait KekProvider: Send + Sync {
         })
     }
 
-    /// What calls that wrap and unwrap should keep to where the envelope's [`CallPolicy`](crate::CallPolicy) leaves it open. Asked before each call. By
-    /// default nothing of its own.
-    fn call_advice(&self) -> CallAdvice {
-        CallAdvice::default()
-    }
-
     /// Whether the KEK could be used now. An error says in its class why not.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>>;
+
+    /// Gives up what the provider holds at the key service, such as a login, when an envelope is
+    /// [shut down](crate::Envelope::shut_down). A provider may serve other envelopes too: the next call takes it up again.
+    /// By default nothing.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// How a key service binds a wrapped DEK to its encryption context.
+///
+/// In every case the DEK id commits to the context, so no message opens in another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum ContextBinding {
+    /// The key service refuses to unwrap in another context.
+    Enforced,
+    /// The key service unwraps in any context. The DEK is released to this process and then refused, since its id does not match.
+    Checked,
+    /// Wrapping is **unauthenticated**: it takes a public key only, so anyone can wrap a DEK of their own and seal messages
+    /// that a reader accepts. Refused by the [builder](crate::Builder::allow_unauthenticated_wrapping) unless it is asked for by name.
+    Unauthenticated,
 }
 
 /// What a provider's [`health`](KekProvider::health) found.
@@ -200,6 +237,18 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         (**self).recognises(kek_id)
     }
 
+    fn target(&self, kek_id: &KekId) -> CallTarget {
+        (**self).target(kek_id)
+    }
+
+    fn context_binding(&self) -> ContextBinding {
+        (**self).context_binding()
+    }
+
+    fn rewraps_in_service(&self) -> bool {
+        (**self).rewraps_in_service()
+    }
+
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         (**self).is_current(wrapped)
     }
@@ -252,11 +301,11 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         (**self).rewrap_many(items)
     }
 
-    fn call_advice(&self) -> CallAdvice {
-        (**self).call_advice()
-    }
-
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         (**self).health()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        (**self).close()
     }
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::local::LocalKek;
 use super::{
-    BoxFuture, CallAdvice, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek,
+    BoxFuture, CallAdvice, CallTarget, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider,
+    UnwrappedDek, WrappedDek,
 };
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -186,6 +187,14 @@ impl KekProvider for ScriptedKek {
         self.0.kek.id()
     }
 
+    fn target(&self, _: &KekId) -> CallTarget {
+        CallTarget::new(self.id().as_str()).with_advice(self.script_lock().advice.clone())
+    }
+
+    fn context_binding(&self) -> ContextBinding {
+        self.0.kek.context_binding()
+    }
+
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.0.kek.is_current(wrapped)
     }
@@ -227,10 +236,6 @@ impl KekProvider for ScriptedKek {
             self.act(&self.0.rewraps).await?;
             self.0.kek.rewrap(context, wrapped).await
         })
-    }
-
-    fn call_advice(&self) -> CallAdvice {
-        self.script_lock().advice.clone()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

@@ -6,6 +6,7 @@ mod metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ use crate::suite::DekId;
 /// It is called where the event happens, often on the path of a request: be quick, and do not call the
 /// [`Envelope`](crate::Envelope) from it. No event carries a secret. It is not called for each message: those that are sealed and opened with a DEK
 /// at hand are only counted ([`Envelope::statistics`](crate::Envelope::statistics)).
-pub trait Observer: Send + Sync {
+pub trait Observer: fmt::Debug + Send + Sync {
     /// One event.
     fn event(&self, event: &Event<'_>);
 }

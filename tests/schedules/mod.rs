@@ -118,7 +118,7 @@ static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
 });
 
 /// A key service whose DEKs are the same in every schedule.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 struct ToyKek(Arc<Toy>);
 
 struct Toy {
@@ -209,7 +209,7 @@ impl KekProvider for ToyKek {
 }
 
 /// Counts events by name, and for each DEK.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default)]
 struct Log(Arc<Mutex<HashMap<(&'static str, Option<DekId>), usize>>>);
 
 impl Observer for Log {

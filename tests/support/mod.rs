@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, CallAdvice, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, CallTarget, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Backend, Dek, EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
 
 pub use pollster::block_on;
@@ -51,6 +51,7 @@ pub enum Lie {
 }
 
 /// A local KEK that counts what it is asked, and lies on request.
+#[derive(Debug)]
 pub struct Probe {
     pub kek: LocalKek,
     pub wraps: AtomicUsize,
@@ -168,8 +169,8 @@ impl KekProvider for Probe {
         })
     }
 
-    fn call_advice(&self) -> CallAdvice {
-        self.kek.call_advice()
+    fn target(&self, kek_id: &KekId) -> CallTarget {
+        self.kek.target(kek_id)
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

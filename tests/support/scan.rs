@@ -163,6 +163,12 @@ pub(crate) struct Spy {
     on_dek: OnDek,
 }
 
+impl std::fmt::Debug for Spy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spy").field("kek", &self.kek).finish_non_exhaustive()
+    }
+}
+
 impl Spy {
     pub(crate) fn new(kek: LocalKek, on_dek: impl Fn(&[u8]) -> BoxFuture<'static, ()> + Send + Sync + 'static) -> Self {
         Self { kek, on_dek: Arc::new(on_dek) }

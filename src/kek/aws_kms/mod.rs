@@ -54,7 +54,7 @@ pub use builder::AwsKmsBuilder;
 pub use xks::ExternalKeyStore;
 
 #[cfg(feature = "xks")]
-use super::CallAdvice;
+use super::CallTarget;
 use super::home::Home;
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
@@ -450,8 +450,9 @@ impl KekProvider for AwsKms {
     /// For a key in an external key store, once that is known: less time and one more try than for KMS's own keys, and a budget that the store's keys
     /// share (docs/xks.md).
     #[cfg(feature = "xks")]
-    fn call_advice(&self) -> CallAdvice {
-        self.0.store.load().as_ref().map(|store| store.advice()).unwrap_or_default()
+    fn target(&self, _: &KekId) -> CallTarget {
+        let advice = self.0.store.load().as_ref().map(|store| store.advice()).unwrap_or_default();
+        CallTarget::new(self.id().as_str()).with_advice(advice)
     }
 
     /// Asks `DescribeKey`, and so needs the permission for it; *degraded* in the last two weeks of imported key material. For a key in an external key store it

@@ -81,7 +81,7 @@ impl Breaker {
         let now = self.clock.now();
         if !now.is_past(open.next_probe) {
             let why = format!("circuit breaker open, since: {}", open.why);
-            return Err(KekError::new(open.class, why).not_asked());
+            return Err(KekError::new(open.class, why).without_asking());
         }
         // A probe that hangs does not keep the next one away.
         open.next_probe = now.plus(self.probe_every);

@@ -26,7 +26,7 @@ use budget::Place;
 pub(crate) use budget::Share;
 use latency::Latency;
 pub(crate) use policy::PolicyInForce;
-pub use policy::{CallAdvice, CallPolicy};
+pub use policy::{CallAdvice, CallPolicy, CallTarget};
 
 use super::{Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
@@ -117,8 +117,8 @@ impl Caller {
 
     /// Asked anew for each call: a provider may learn what it advises from its key service.
     fn policy(&self) -> (PolicyInForce, Option<CallBudget>) {
-        let advice = self.provider.call_advice();
-        (self.terms.policy.advised(&advice), advice.budget)
+        let target = self.provider.target(self.id());
+        (self.terms.policy.advised(target.advice()), target.advice().budget.clone())
     }
 
     pub(crate) fn breaker(&self) -> BreakerState {
@@ -243,7 +243,7 @@ impl Caller {
 
     async fn enter(&self, budget: &CallBudget, question: Question) -> Result<Place, KekError> {
         let place = budget.enter(question.share, &self.terms.timer, self.time_left(question)).await;
-        place.ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).not_asked())
+        place.ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).without_asking())
     }
 
     async fn once<T>(

@@ -165,8 +165,9 @@ pub(super) fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-/// What a [`KekProvider`](crate::kek::KekProvider) knows of its key service that the defaults do not. It counts where the envelope's
-/// [`CallPolicy`] leaves the option open; a value outside the policy's ranges is brought into them.
+/// What a [`KekProvider`](crate::kek::KekProvider) knows of its key service that the defaults do not, part of a
+/// [`CallTarget`]. It counts where the envelope's [`CallPolicy`] leaves the option open; a value outside the policy's
+/// ranges is brought into them.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CallAdvice {
@@ -207,6 +208,41 @@ impl CallAdvice {
     pub fn budget(mut self, budget: CallBudget) -> Self {
         self.budget = Some(budget);
         self
+    }
+}
+
+/// What answers a call: one key, Region or key store. Calls to one target share a circuit breaker, latencies and advice;
+/// a target that is down does not keep calls from another.
+#[derive(Clone, Debug)]
+pub struct CallTarget {
+    name: Box<str>,
+    advice: CallAdvice,
+}
+
+impl CallTarget {
+    /// A target without advice. The name tells the targets of one provider apart; it is shown to operators.
+    #[must_use]
+    pub fn new(name: impl Into<Box<str>>) -> Self {
+        Self { name: name.into(), advice: CallAdvice::default() }
+    }
+
+    /// Adds what is known of calls to this target.
+    #[must_use]
+    pub fn with_advice(mut self, advice: CallAdvice) -> Self {
+        self.advice = advice;
+        self
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of calls to it.
+    #[must_use]
+    pub fn advice(&self) -> &CallAdvice {
+        &self.advice
     }
 }
 

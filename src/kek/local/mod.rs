@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{BoxFuture, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{BoxFuture, ContextBinding, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::local::{KeyFile, LocalWrapped};
@@ -293,6 +293,10 @@ fn first_version(name: &str) -> Result<KeyFile, Error> {
 }
 
 impl KekProvider for LocalKek {
+    fn context_binding(&self) -> ContextBinding {
+        ContextBinding::Enforced
+    }
+
     fn id(&self) -> &KekId {
         &self.0.id
     }
