@@ -151,6 +151,13 @@ impl ErrorKind {
     }
 }
 
+impl ErrorKind {
+    /// The key service could not be asked, or asked to be left alone.
+    pub(crate) fn is_outage(self) -> bool {
+        matches!(self, Self::Unavailable | Self::Throttled)
+    }
+}
+
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text().0)
@@ -183,7 +190,7 @@ impl Error {
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Unavailable | ErrorKind::Throttled)
+        self.0.kind.is_outage()
     }
 }
 

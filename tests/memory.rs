@@ -172,12 +172,14 @@ fn no_key_survives_a_panic_of_an_observer() {
             let found = Found::default();
             let observer = PanicAt { at, dek, found: found.clone() };
             let envelope = Envelope::builder().write_to(spy).backend(*backend).observer(observer).build().unwrap();
-            panics(|| match name {
-                "Made" => drop(block_on(envelope.encrypt(&alice, b"", b"x"))),
-                _ => drop(block_on(envelope.decrypt(&alice, b"", &sealed))),
+            // The panic changes nothing: the call succeeds, and its DEK is cached and wiped as any other.
+            quietly(|| match name {
+                "Made" => drop(block_on(envelope.encrypt(&alice, b"", b"x")).unwrap()),
+                _ => drop(block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap()),
             });
             let (before, keys) = found.lock().unwrap().take().unwrap();
             assert!(before.iter().sum::<usize>() >= 1, "{backend:?} {name}: the control");
+            on_a_stack_of_its_own(|| envelope.clear());
             assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
         }
     }

@@ -46,6 +46,7 @@ impl Random {
 struct Dek {
     yes_at: Option<u64>,
     no_until: u64,
+    no_is_invalid: bool,
     /// When it was last renewed in vain, and whether that was for an outage.
     failed_at: Option<(u64, bool)>,
 }
@@ -130,6 +131,7 @@ impl World {
         }
         if let Err(error) = result {
             let expected = match failure {
+                _ if now < dek.no_until && dek.no_is_invalid => ErrorKind::Invalid,
                 _ if self.revoked || now < dek.no_until => ErrorKind::Denied,
                 Some(KekErrorClass::Unavailable) => ErrorKind::Unavailable,
                 Some(KekErrorClass::Throttled) => ErrorKind::Throttled,
@@ -143,13 +145,20 @@ impl World {
 
         if asked == 1 {
             match failure {
-                None => *dek = Dek { yes_at: Some(now), no_until: 0, failed_at: None },
-                Some(KekErrorClass::Denied) => *dek = Dek { yes_at: None, no_until: now + REFUSE_FOR, failed_at: None },
-                Some(_) => dek.failed_at = Some((now, outage)),
+                None => *dek = Dek { yes_at: Some(now), ..Dek::default() },
+                Some(KekErrorClass::Denied) => *dek = Dek { no_until: now + REFUSE_FOR, ..Dek::default() },
+                Some(class) => {
+                    dek.failed_at = Some((now, outage));
+                    if class == KekErrorClass::Invalid {
+                        (dek.no_until, dek.no_is_invalid) = (now + REFUSE_FOR, true);
+                    }
+                }
             }
         } else if self.revoked && !serves {
             // A revocation is remembered as a denial.
-            dek.no_until = dek.no_until.max(if now >= dek.no_until { now + REFUSE_FOR } else { 0 });
+            if now >= dek.no_until {
+                (dek.no_until, dek.no_is_invalid) = (now + REFUSE_FOR, false);
+            }
         }
     }
 

@@ -10,12 +10,15 @@ use futures_util::future::{Either, select};
 use quick_cache::sync::Cache;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
 
-use super::flight::{Answer, Flights};
+use super::flight::Flights;
 use super::lease::{Age, Lease, Request, shut_down};
-use super::wiper::{Mortal, Registry, end_now};
+use super::registry::{Mortal, Registry, end_all, end_later};
+use super::revocations::Revocations;
+use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
 use crate::context::EncryptionContext;
 use crate::error::Error;
+use crate::format::{KekId, WrappedDek};
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
 use crate::memory::slot::shards;
@@ -34,39 +37,16 @@ pub(crate) struct DekCache {
     writing: Bounded<[u8; 32], Arc<WritingDek>>,
     /// One entry per suite: a message that names another suite has another key.
     reading: Bounded<(DekId, Suite), Arc<ReadingDek>>,
-    /// Exact questions that were denied, and until when they are not asked again.
-    denied: Bounded<Request, (Moment, Error)>,
+    /// Exact questions that were denied or found invalid, and until when they are not asked again.
+    refused: Bounded<Request, (Moment, Error)>,
     registry: Arc<Registry>,
     pub(super) flights: Flights,
-    /// Counts what an operator revoked or cleared: the answer to a question asked before does not count after.
-    epoch: AtomicU64,
+    /// What an operator revoked or cleared: the answer to a question asked before does not count after.
+    pub(super) revocations: Revocations,
     /// Set when the source is shut down: calls that are on their way end.
     closed: OnceCell<()>,
     refuse_for: Duration,
     clock: Clock,
-}
-
-/// What a look-up found.
-pub(super) enum Hit<D> {
-    Fresh(Arc<D>),
-    /// Serves, and should be renewed.
-    Due(Arc<D>),
-    /// Past its age: serves only while the key service is unavailable.
-    Grace(Arc<D>),
-    /// The id commits to another context than the caller's, so no key service has to be asked.
-    OtherContext,
-    None,
-}
-
-impl<D: Mortal> Hit<D> {
-    fn of(dek: Arc<D>) -> Self {
-        match dek.lease().age() {
-            Age::Fresh => Self::Fresh(dek),
-            Age::Due => Self::Due(dek),
-            Age::Grace => Self::Grace(dek),
-            Age::Gone => Self::None,
-        }
-    }
 }
 
 impl DekCache {
@@ -80,10 +60,10 @@ impl DekCache {
             generation: fork::generation(),
             writing: bounded(limits.max_entries),
             reading: bounded(limits.max_entries),
-            denied: bounded(limits.max_entries),
+            refused: bounded(limits.max_entries),
             registry: Registry::new(clock.clone()),
             flights: Flights::default(),
-            epoch: AtomicU64::new(0),
+            revocations: Revocations::default(),
             closed: OnceCell::new(),
             refuse_for: limits.refuse_for,
             clock,
@@ -94,127 +74,154 @@ impl DekCache {
         self.generation == fork::generation()
     }
 
-    /// Uses the DEK for reading that this thread used last, if it is fresh.
+    /// Uses the DEK for reading that this thread used last, if it `serves`.
     pub(super) fn with_remembered_reading<R>(
         &self,
         context: &EncryptionContext,
         id: &DekId,
         suite: Suite,
+        serves: impl FnOnce(&ReadingDek) -> bool,
         work: impl FnOnce(&Arc<ReadingDek>) -> R,
     ) -> Option<R> {
-        let mine = |dek: &ReadingDek| {
-            dek.lease.id == *id && dek.lease.suite == suite && dek.lease.context == *context && !dek.is_used_up()
+        let serves = |dek: &ReadingDek| {
+            dek.lease.id == *id
+                && dek.lease.suite == suite
+                && dek.lease.context == *context
+                && !dek.is_used_up()
+                && serves(dek)
         };
-        with_remembered(&READING, self.number, id.as_bytes(), mine, work)
+        with_remembered(&READING, self.number, id.as_bytes(), serves, work)
     }
 
-    /// Uses the DEK for writing that this thread used last, if it is fresh.
+    /// Uses the DEK for writing that this thread used last, if it `serves`.
     pub(super) fn with_remembered_writing<R>(
         &self,
         context: &EncryptionContext,
+        serves: impl FnOnce(&WritingDek) -> bool,
         work: impl FnOnce(&Arc<WritingDek>) -> R,
     ) -> Option<R> {
-        let mine = |dek: &WritingDek| dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up();
-        with_remembered(&WRITING, self.number, context.digest(), mine, work)
+        let serves = |dek: &WritingDek| {
+            dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up() && serves(dek)
+        };
+        with_remembered(&WRITING, self.number, context.digest(), serves, work)
     }
 
-    /// Does the id of a hit belong to the caller's context? Nothing else would notice a wrong tenant as early.
-    pub(super) fn reading(&self, context: &EncryptionContext, id: &DekId, suite: Suite) -> Hit<ReadingDek> {
-        let Some(dek) = self.reading.get(&(*id, suite)) else { return Hit::None };
+    /// For the next look-ups of this thread.
+    pub(super) fn remember_reading(&self, dek: &Arc<ReadingDek>) {
+        remember(&READING, self.number, dek.lease.id.as_bytes(), dek);
+    }
+
+    /// For the next look-ups of this thread.
+    pub(super) fn remember_writing(&self, dek: &Arc<WritingDek>) {
+        remember(&WRITING, self.number, dek.lease.context.digest(), dek);
+    }
+
+    /// The DEK for reading, of whatever age.
+    ///
+    /// # Errors
+    /// The id commits to another context than the caller's, so no key service has to be asked. Nothing else would notice a
+    /// wrong tenant as early.
+    pub(super) fn reading(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+    ) -> Result<Option<Arc<ReadingDek>>, Error> {
+        let Some(dek) = self.reading.get(&(*id, suite)) else { return Ok(None) };
         if dek.lease.context != *context {
-            return Hit::OtherContext;
+            return Err(Error::invalid());
         }
-        if dek.is_used_up() {
-            return Hit::None;
+        if dek.lease.age(self.clock.now()) == Age::Gone {
+            let is_gone = |dek: &Arc<ReadingDek>| dek.lease.age(self.clock.now()) == Age::Gone;
+            drop(self.reading.remove_if(&(*id, suite), is_gone));
+            return Ok(None);
         }
-        let hit = Hit::of(dek);
-        match &hit {
-            Hit::Fresh(dek) => remember(&READING, self.number, id.as_bytes(), dek),
-            Hit::None => drop(self.reading.remove_if(&(*id, suite), |dek| dek.lease.age() == Age::Gone)),
-            _ => {}
-        }
-        hit
+        Ok(Some(dek).filter(|dek| !dek.is_used_up()))
     }
 
-    pub(super) fn writing(&self, context: &EncryptionContext) -> Hit<WritingDek> {
-        let dek = self.writing.get(context.digest());
-        let usable =
-            |dek: &Arc<WritingDek>| dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up();
-        let Some(dek) = dek.filter(usable) else { return Hit::None };
-        match Hit::of(dek) {
-            Hit::Fresh(dek) if dek.is_nearly_used_up() => Hit::Due(dek),
-            hit => {
-                if let Hit::Fresh(dek) = &hit {
-                    remember(&WRITING, self.number, context.digest(), dek);
-                }
-                hit
-            }
-        }
+    /// The DEK for writing, of whatever age.
+    pub(super) fn writing(&self, context: &EncryptionContext) -> Option<Arc<WritingDek>> {
+        let dek = self.writing.get(context.digest())?;
+        let usable = dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up();
+        usable.then_some(dek)
     }
 
     pub(super) fn put_writing(&self, dek: &Arc<WritingDek>) {
-        self.register(dek);
+        look_after(&self.registry, dek);
+        if dek.lease.is_late() {
+            return;
+        }
         let mut evicted = EvictedNow::default();
         self.writing.insert_with_lifecycle(*dek.lease.context.digest(), dek.clone(), &mut evicted);
-        evicted.0.retain(|old| old.lease.context != dek.lease.context);
+        evicted.0.retain(|old| old.lease.context != dek.lease.context || Arc::ptr_eq(old, dek));
     }
 
     pub(super) fn put_reading(&self, dek: &Arc<ReadingDek>) {
-        self.register(dek);
+        look_after(&self.registry, dek);
+        if dek.lease.is_late() {
+            return;
+        }
         let mut evicted = EvictedNow::default();
         self.reading.insert_with_lifecycle((dek.lease.id, dek.lease.suite), dek.clone(), &mut evicted);
-        evicted.0.retain(|old| (old.lease.id, old.lease.suite) != (dek.lease.id, dek.lease.suite));
+        let of_this_dek = |old: &Arc<ReadingDek>| (old.lease.id, old.lease.suite) == (dek.lease.id, dek.lease.suite);
+        evicted.0.retain(|old| !of_this_dek(old) || Arc::ptr_eq(old, dek));
     }
 
-    fn register<D: Mortal + 'static>(&self, dek: &Arc<D>) {
-        let weak = Arc::downgrade(dek);
-        self.registry.add(weak, dek.lease().gone());
-    }
-
-    /// The denial of exactly this question, while it is remembered.
-    pub(super) fn denial(&self, request: &Request) -> Option<Error> {
-        let (until, error) = self.denied.get(request)?;
+    /// What the key service said no to, exactly this question, while it is remembered.
+    pub(super) fn refusal(&self, request: &Request) -> Option<Error> {
+        let (until, error) = self.refused.get(request)?;
         if self.clock.now().is_past(until) {
-            self.denied.remove(request);
+            self.refused.remove(request);
             return None;
         }
         Some(error)
     }
 
-    /// Remembers a denial.
-    pub(super) fn remember_denial(&self, request: Request, error: &Error) {
+    /// Remembers a denial, or that a wrapped key and its context do not belong together.
+    pub(super) fn remember_refusal(&self, request: Request, error: &Error) {
         if !self.refuse_for.is_zero() {
-            self.denied.insert(request, (self.clock.now().plus(self.refuse_for), error.clone()));
+            self.refused.insert(request, (self.clock.now().plus(self.refuse_for), error.clone()));
         }
     }
 
-    /// Ends the DEKs for reading that were the answer to this question. Whoever asked another one about the same DEK is untouched.
-    pub(super) fn end_reading(&self, id: &DekId, suite: Suite, request: Request) -> bool {
-        let answer = self.reading.get(&(*id, suite)).filter(|dek| dek.lease.request == request);
-        if answer.is_some() {
-            self.reading.remove(&(*id, suite));
-            self.end_where(|lease| lease.request == request);
-        }
-        answer.is_some()
-    }
-
-    /// Ends the DEKs for writing of a context.
-    pub(super) fn end_writing(&self, context: &EncryptionContext, request: Request) {
-        if self.writing.get(context.digest()).is_some() {
-            self.writing.remove(context.digest());
-            self.end_where(|lease| lease.request == request);
+    /// A KEK denied one wrapped key of a DEK; what became of the others is not known yet.
+    pub(super) fn denied(&self, id: &DekId, provider: &KekId, entry: &WrappedDek) {
+        for dek in self.registry.of_dek(id).iter().filter(|dek| dek.is_for_reading()) {
+            dek.lease().hear_denial(provider, entry);
         }
     }
 
-    /// Ends the DEKs that `which` picks, wherever they are, and waits until their keys are gone.
-    fn end_where(&self, which: impl Fn(&Lease) -> bool) {
-        self.registry.end_where(which);
+    /// Ends the DEKs for reading of this id that `which` picks, handles included.
+    pub(super) fn end_reading(&self, id: &DekId, which: impl Fn(&Lease) -> bool) {
+        let mut deks = self.registry.of_dek(id);
+        deks.retain(|dek| dek.is_for_reading() && which(dek.lease()));
+        end_all(&deks);
     }
 
-    /// For an operator's hand: as [`end_where`](Self::end_where), and no answer that is on its way counts.
-    pub(super) fn revoke_where(&self, which: impl Fn(&Lease) -> bool) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
-        self.end_where(which);
+    /// Ends the DEKs for writing of a context, handles included.
+    pub(super) fn end_writing(&self, context: &EncryptionContext) {
+        self.writing.remove(context.digest());
+        let mut deks = self.registry.of_context(context);
+        deks.retain(|dek| !dek.is_for_reading());
+        end_all(&deks);
+    }
+
+    /// For an operator's hand, as the two below: ends DEKs, waits until their keys are gone, and lets no answer count that is on its way.
+    pub(super) fn revoke_kek(&self, kek_id: &KekId) {
+        self.revocations.of_kek(kek_id);
+        let mut deks = self.registry.all();
+        deks.retain(|dek| dek.lease().is_vouched_for_by(kek_id));
+        end_all(&deks);
+    }
+
+    pub(super) fn revoke_context(&self, context: &EncryptionContext) {
+        self.revocations.of_context(context);
+        end_all(&self.registry.of_context(context));
+    }
+
+    pub(super) fn revoke_all(&self) {
+        self.revocations.of_everything();
+        end_all(&self.registry.all());
     }
 
     pub(super) fn close(&self) {
@@ -223,30 +230,32 @@ impl DekCache {
     }
 
     /// The answer, or an error as soon as the source is shut down.
-    pub(super) async fn unless_closed<D>(&self, answer: impl Future<Output = Answer<D>>) -> Answer<D> {
+    pub(super) async fn unless_closed<T, E: From<Error>>(
+        &self,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         match select(std::pin::pin!(answer), std::pin::pin!(self.closed.wait())).await {
             Either::Left((answer, _)) => answer,
-            Either::Right(_) => Err(shut_down()),
+            Either::Right(_) => Err(shut_down().into()),
         }
     }
 
-    pub(super) fn forget_denials(&self) {
-        self.denied.clear();
-    }
-
-    pub(super) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::SeqCst)
+    pub(super) fn forget_refusals(&self) {
+        self.refused.clear();
     }
 
     /// How many DEKs there are, for reading and for writing.
     pub(super) fn counts(&self) -> (usize, usize) {
-        let alive = |lease: &Lease| lease.age() != Age::Gone;
+        let now = self.clock.now();
+        let alive = |lease: &Lease| lease.age(now) != Age::Gone;
         let reading = self.reading.iter().filter(|(_, dek)| alive(&dek.lease)).count();
         (reading, self.writing.iter().filter(|(_, dek)| alive(&dek.lease)).count())
     }
 
     /// In the child of a fork, where other threads' locks may be held for ever: ends what it can of the parent's DEKs.
     pub(super) fn abandon(&self) {
+        forget(&READING, |dek| dek.lease.end());
+        forget(&WRITING, |dek| dek.lease.end());
         self.registry.try_end_all();
     }
 }
@@ -254,7 +263,7 @@ impl DekCache {
 impl Drop for DekCache {
     fn drop(&mut self) {
         if self.is_of_this_process() {
-            self.end_where(|_| true);
+            end_later(&self.registry.all());
         }
     }
 }
@@ -302,8 +311,13 @@ trait Evicted {
 impl<D: Mortal> Evicted for Arc<D> {
     fn make_room(&self) {
         let Lease { id, context, observers, .. } = self.lease();
-        observers.tell(&Event::Evicted { dek_id: id, context });
-        end_now(&**self);
+        if let Some(observers) = observers.upgrade() {
+            observers.tell(&Event::Evicted { dek_id: id, context });
+        }
+        // Whoever waited for this very DEK may still use it once.
+        if self.lease().evict() {
+            end_all(std::slice::from_ref(self));
+        }
     }
 }
 
@@ -347,30 +361,40 @@ fn with_remembered<D: Mortal, R>(
     memo: &'static LocalKey<RefCell<Memo<D>>>,
     cache: u64,
     key: &[u8; 32],
-    mine: impl FnOnce(&D) -> bool,
+    serves: impl FnOnce(&D) -> bool,
     work: impl FnOnce(&Arc<D>) -> R,
 ) -> Option<R> {
-    memo.with(|memo| {
+    // A thread that is ending has no memo any more; then the cache answers.
+    memo.try_with(|memo| {
         // Busy if the caller's own code runs within `work`, which it does not; then the cache answers.
         let mut memo = memo.try_borrow_mut().ok()?;
         let remembered = memo.slot(key)?.as_mut()?;
-        if remembered.cache != cache || remembered.hits == HITS_PER_LOOKUP || !mine(&remembered.dek) {
-            return None;
-        }
-        if remembered.dek.lease().age() != Age::Fresh {
+        if remembered.cache != cache || remembered.hits == HITS_PER_LOOKUP || !serves(&remembered.dek) {
             return None;
         }
         remembered.hits += 1;
         Some(work(&remembered.dek))
     })
+    .ok()
+    .flatten()
 }
 
 fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, cache: u64, key: &[u8; 32], dek: &Arc<D>) {
-    memo.with(|memo| {
-        if let Ok(mut memo) = memo.try_borrow_mut()
-            && let Some(slot) = memo.slot(key)
-        {
-            *slot = Some(Remembered { cache, hits: 0, dek: dek.clone() });
-        }
+    // What it replaces is dropped when nothing is borrowed any more.
+    let replaced = memo.try_with(|memo| {
+        let mut memo = memo.try_borrow_mut().ok()?;
+        memo.slot(key)?.replace(Remembered { cache, hits: 0, dek: dek.clone() })
     });
+    drop(replaced);
+}
+
+/// Ends what this thread remembers, and forgets it.
+fn forget<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, end: impl Fn(&D) -> bool) {
+    let forgotten = memo.try_with(|memo| {
+        let mut memo = memo.try_borrow_mut().ok()?;
+        Some(std::mem::replace(&mut *memo, Memo([const { None }; MEMO_LEN])))
+    });
+    if let Ok(Some(Memo(remembered))) = forgotten {
+        remembered.iter().flatten().for_each(|remembered| _ = end(&remembered.dek));
+    }
 }

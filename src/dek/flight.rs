@@ -10,15 +10,17 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{Shared, WeakShared};
 
+use super::keks::Failure;
 use super::lease::Request;
+use super::pinned::Pinned;
+use super::registry::Mortal;
 use super::{ReadingDek, WritingDek};
-use crate::error::Error;
 use crate::kek::BoxFuture;
 use crate::memory::clock::Moment;
 use crate::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// What a question gives, to everybody who asked it.
-pub(super) type Answer<D> = Result<Arc<D>, Error>;
+pub(crate) type Answer<D> = Result<Arc<Pinned<D>>, Failure>;
 type Call<D> = BoxFuture<'static, Answer<D>>;
 
 /// The questions that are being asked. A call lives as long as somebody waits for it: each waiter can drive it, so one that goes away
@@ -29,9 +31,9 @@ pub(super) struct Flights {
     writing: Questions<WritingDek>,
 }
 
-struct Questions<D>(Mutex<HashMap<Request, Flight<D>>>);
+struct Questions<D: Mortal + 'static>(Mutex<HashMap<Request, Flight<D>>>);
 
-struct Flight<D> {
+struct Flight<D: Mortal + 'static> {
     began: Moment,
     call: WeakShared<Call<D>>,
     everybody: Everybody,
@@ -46,13 +48,13 @@ type Everybody = Arc<OnceLock<Waker>>;
 
 /// One caller's part in a call. Who leaves before the answer wakes the others: what woke the call may have reached only the one that leaves,
 /// since a `Shared` wakes those that wait at that moment, and not who comes while the call is being polled.
-pub(super) struct Part<D> {
+pub(crate) struct Part<D: Mortal + 'static> {
     call: Shared<Call<D>>,
     everybody: Everybody,
     answered: bool,
 }
 
-impl<D> Future for Part<D> {
+impl<D: Mortal> Future for Part<D> {
     type Output = Answer<D>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
@@ -62,7 +64,7 @@ impl<D> Future for Part<D> {
     }
 }
 
-impl<D> Drop for Part<D> {
+impl<D: Mortal> Drop for Part<D> {
     fn drop(&mut self) {
         if !self.answered
             && let Some(everybody) = self.everybody.get()
@@ -72,7 +74,7 @@ impl<D> Drop for Part<D> {
     }
 }
 
-impl<D> Default for Questions<D> {
+impl<D: Mortal> Default for Questions<D> {
     fn default() -> Self {
         Self(Mutex::default())
     }
@@ -94,7 +96,7 @@ impl Flights {
     }
 }
 
-impl<D> Questions<D> {
+impl<D: Mortal> Questions<D> {
     /// The call that is under way, or a new one. A call that has its answer is not joined any more.
     fn join<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<D>
     where

@@ -4,7 +4,7 @@
 use super::LimitsInForce;
 use super::budget::Budget;
 use super::lease::Lease;
-use super::wiper::{Mortal, announce};
+use super::registry::{Mortal, announce_later};
 use crate::error::Error;
 
 /// The keys of a DEK for reading, of one suite, within its time.
@@ -18,13 +18,17 @@ impl Mortal for ReadingDek {
     fn lease(&self) -> &Lease {
         &self.lease
     }
+
+    fn is_for_reading(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody has it any more: it was replaced, and its keys go with it.
 impl Drop for ReadingDek {
     fn drop(&mut self) {
         self.lease.end();
-        announce(self);
+        announce_later(self);
     }
 }
 

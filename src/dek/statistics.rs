@@ -27,6 +27,10 @@ pub struct Statistics {
     pub reading_deks: u64,
     /// DEKs for writing at hand now.
     pub writing_deks: u64,
+    /// How often an observer panicked.
+    pub observer_panics: u64,
+    /// Events that were never told, because an observer blocked for so long that too many waited.
+    pub events_lost: u64,
     /// Every KEK, in order of preference.
     pub keks: Vec<KekStatistics>,
 }
@@ -54,7 +58,7 @@ pub(super) struct Counters(Box<[Group]>);
 struct Group([AtomicU64; 5]);
 
 #[derive(Clone, Copy)]
-pub(super) enum Counted {
+pub(crate) enum Counted {
     ReadingAtHand,
     ReadingAsked,
     WritingAtHand,
@@ -78,7 +82,12 @@ impl Counters {
         counters.map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
 
-    pub(super) fn statistics(&self, deks: (usize, usize), keks: Vec<KekStatistics>) -> Statistics {
+    pub(super) fn statistics(
+        &self,
+        deks: (usize, usize),
+        keks: Vec<KekStatistics>,
+        (observer_panics, events_lost): (u64, u64),
+    ) -> Statistics {
         let number = |deks: usize| u64::try_from(deks).unwrap_or(u64::MAX);
         Statistics {
             reading_at_hand: self.sum(Counted::ReadingAtHand),
@@ -88,6 +97,8 @@ impl Counters {
             served_past_age: self.sum(Counted::ServedPastAge),
             reading_deks: number(deks.0),
             writing_deks: number(deks.1),
+            observer_panics,
+            events_lost,
             keks,
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::LimitsInForce;
 use super::budget::Budget;
 use super::lease::{Lease, expired};
-use super::wiper::{Mortal, announce};
+use super::registry::{Mortal, announce_later};
 use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
@@ -30,13 +30,17 @@ impl Mortal for WritingDek {
     fn lease(&self) -> &Lease {
         &self.lease
     }
+
+    fn is_for_reading(&self) -> bool {
+        false
+    }
 }
 
 /// Nobody has it any more: it was replaced, and its keys go with it.
 impl Drop for WritingDek {
     fn drop(&mut self) {
         self.lease.end();
-        announce(self);
+        announce_later(self);
     }
 }
 

@@ -22,7 +22,7 @@ pub use plaintext::Plaintext;
 pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, ReadingDek, Reservation, Statistics, WritingDek, named};
+use crate::dek::{DekSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named};
 use crate::error::Error;
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::call::Caller;
@@ -165,10 +165,11 @@ impl Envelope {
             opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad, payload, tag)).map(|_| ())
         };
         // The wrapped keys stand in the buffer, so they are copied if the key service has to be asked.
-        let at_hand = self.0.with_reading_at_hand(context, &id, suite, &mut |dek| in_place(&mut *buffer, dek))?;
-        if at_hand.is_none() {
+        let cached = ReadingQuestion { context, id: &id, suite, wrapped_keys: None };
+        if self.0.with_cached(cached, |dek| in_place(&mut *buffer, dek))?.is_none() {
             let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
-            self.0.with_reading(context, &id, suite, &wrapped_keys, |dek| in_place(&mut *buffer, dek)).await?;
+            let question = ReadingQuestion { wrapped_keys: Some(&wrapped_keys), ..cached };
+            self.0.with(question, |dek| in_place(&mut *buffer, dek)).await?;
         }
         Ok(opened.payload_of(buffer))
     }
@@ -201,8 +202,8 @@ impl Envelope {
         sealed: &[u8],
     ) -> Result<Option<Plaintext>, Error> {
         let message = Message::parse(sealed)?;
-        let (id, suite) = (&message.header.dek_id, message.header.suite);
-        self.0.with_reading_at_hand(context, id, suite, &mut |dek| open(dek, aad, sealed, &message))
+        let question = question(context, &message, message.wrapped_keys);
+        self.0.with_cached(question, |dek| open(dek, aad, sealed, &message))
     }
 
     /// A lease on the DEK that seals for `context`.
@@ -210,12 +211,9 @@ impl Envelope {
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
     pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
-        if let Some(dek) = self.0.fresh_writing(context) {
-            return Ok(SealingKey::new(dek, false, self.0.clone()));
-        }
-        let dek = self.0.writing(context).await?;
+        let dek = self.0.get(WritingQuestion { context }).await?;
         let in_grace = dek.lease.is_in_grace();
-        Ok(SealingKey::new(dek, in_grace, self.0.clone()))
+        Ok(SealingKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -247,13 +245,9 @@ impl Envelope {
         message: &Message<'_>,
         wrapped_keys: &[u8],
     ) -> Result<OpeningKey, Error> {
-        let (id, suite) = (&message.header.dek_id, message.header.suite);
-        if let Some(dek) = self.0.fresh_reading(context, id, suite) {
-            return Ok(OpeningKey::new(dek, false, self.0.clone()));
-        }
-        let dek = self.0.reading(context, id, suite, wrapped_keys).await?;
+        let dek = self.0.get(question(context, message, wrapped_keys)).await?;
         let in_grace = dek.lease.is_in_grace();
-        Ok(OpeningKey::new(dek, in_grace, self.0.clone()))
+        Ok(OpeningKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 
     async fn open_with(
@@ -263,7 +257,7 @@ impl Envelope {
         wrapped_keys: &[u8],
         open: impl FnMut(&ReadingDek) -> Result<Plaintext, Error>,
     ) -> Result<Plaintext, Error> {
-        self.0.with_reading(context, &message.header.dek_id, message.header.suite, wrapped_keys, open).await
+        self.0.with(question(context, message, wrapped_keys), open).await
     }
 
     /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that
@@ -280,7 +274,7 @@ impl Envelope {
 
     /// Wipes every DEK of a context, ends its handles, and lets no answer count that is on its way. The next call asks the key service.
     pub fn revoke_context(&self, context: &EncryptionContext) {
-        self.0.end_context(context);
+        self.0.revoke_context(context);
     }
 
     /// Wipes every DEK, ends every handle, and forgets what was denied.
@@ -295,13 +289,19 @@ impl Envelope {
         self.0.shut_down();
     }
 
+    /// [`shut_down`](Self::shut_down), and waits while the providers give up what they hold at their key services, such as logins; each for
+    /// the time of one try at most. `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it is not done.
+    pub async fn close(&self) {
+        self.0.close().await;
+    }
+
     /// Makes a DEK for writing for each of these contexts, all at once, unless it is at hand: so that the first request does not
     /// wait for one. For reading, [`opening_key`](Self::opening_key) with any message of a DEK does the same.
     ///
     /// # Errors
     /// The first failure, after all were tried.
     pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
-        let all = join_all(contexts.into_iter().map(|context| self.0.writing(context)));
+        let all = join_all(contexts.into_iter().map(|context| self.0.get(WritingQuestion { context })));
         all.await.into_iter().try_for_each(|answer| answer.map(|_| ()))
     }
 
@@ -319,6 +319,15 @@ impl Envelope {
     pub fn statistics(&self) -> Statistics {
         self.0.statistics()
     }
+}
+
+fn question<'q>(
+    context: &'q EncryptionContext,
+    message: &'q Message<'_>,
+    wrapped_keys: &'q [u8],
+) -> ReadingQuestion<'q> {
+    let (id, suite) = (&message.header.dek_id, message.header.suite);
+    ReadingQuestion { context, id, suite, wrapped_keys: Some(wrapped_keys) }
 }
 
 fn keys_of<'k>(message: &Message<'k>, apart: &'k WrappedKeys) -> &'k [u8] {

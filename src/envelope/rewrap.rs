@@ -98,7 +98,16 @@ impl Envelope {
         keys: &WrappedKeys,
         check: Check,
     ) -> Result<WrappedKeys, Error> {
-        self.source().check_open()?;
+        self.source().obeying(context, || self.rewrap_entries(context, dek_id, keys, check)).await
+    }
+
+    async fn rewrap_entries(
+        &self,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        keys: &WrappedKeys,
+        check: Check,
+    ) -> Result<WrappedKeys, Error> {
         let keks = self.source().keks();
         let mut entries = Vec::new();
         for kek in &keks.writing {
@@ -107,7 +116,8 @@ impl Envelope {
             let entry = match job.renew(keys).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let (dek, _) = keks.unwrap_any(job.question, context, dek_id, keys).await?;
+                    let unwrapped = keks.unwrap_any(job.question, context, dek_id, keys, &|_, _| {}).await;
+                    let dek = unwrapped.map_err(|failure| failure.error)?.dek;
                     let entry = keks.wrap(job.question, kek, context, dek_id, &dek).await?;
                     job.verify(&entry).await.map_err(|error| named(kek, error))?;
                     entry

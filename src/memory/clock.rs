@@ -31,8 +31,8 @@ impl Moment {
         self.boot
     }
 
-    pub(crate) fn cmp_by_boot(self, other: Self) -> std::cmp::Ordering {
-        self.boot.cmp(&other.boot)
+    pub(crate) fn wall_nanos(self) -> i64 {
+        self.wall
     }
 
     /// How long ago `earlier` was, by the clock since boot.

@@ -4,7 +4,11 @@
 //! the system has no such page, the process id is compared at each look, which costs a system call.
 #![forbid(unsafe_code)]
 
+use std::ops::Deref;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
 
 use super::pages::ForkMark;
 
@@ -47,6 +51,59 @@ fn by_process_id(seen: &AtomicU64, process: u32) -> u64 {
         Ok(_) => next,
         // Another thread of this process was quicker.
         Err(generation) => generation,
+    }
+}
+
+/// A value that every process makes for itself. The child of a fork neither touches nor drops its parent's: a thread that the
+/// fork left behind may hold its locks.
+pub(crate) struct PerProcess<T>(ArcSwapOption<OfProcess<T>>);
+
+/// What [`PerProcess`] gives out.
+pub(crate) struct OfProcess<T> {
+    generation: u64,
+    value: T,
+}
+
+impl<T> PerProcess<T> {
+    pub(crate) const fn new() -> Self {
+        Self(ArcSwapOption::const_empty())
+    }
+
+    pub(crate) fn get_or_init(&self, init: impl FnOnce() -> T) -> Arc<OfProcess<T>> {
+        let generation = generation();
+        let old = self.0.load_full();
+        if let Some(ours) = old.as_ref().filter(|old| old.generation == generation) {
+            return ours.clone();
+        }
+        let ours = Arc::new(OfProcess { generation, value: init() });
+        let before = self.0.compare_and_swap(&old, Some(ours.clone()));
+        if let Some(other) = before.as_ref().filter(|other| other.generation == generation) {
+            return other.clone();
+        }
+        std::mem::forget(old);
+        ours
+    }
+}
+
+impl<T> Default for PerProcess<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Drop for PerProcess<T> {
+    fn drop(&mut self) {
+        if let Some(parents) = self.0.swap(None).filter(|value| value.generation != generation()) {
+            std::mem::forget(parents);
+        }
+    }
+}
+
+impl<T> Deref for OfProcess<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
     }
 }
 

@@ -19,6 +19,7 @@ use super::{Event, Observer};
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek` |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
+/// | `waxseal_observers_panicked_total` | counter | |
 ///
 /// How often DEKs were at hand is in [`Envelope::statistics`](crate::Envelope::statistics): an event for each message would cost more than the message.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,6 +55,7 @@ impl Observer for MetricsObserver {
             Event::BreakerOpened { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(1),
             Event::BreakerClosed { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(0),
             Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
+            Event::ObserverPanicked { .. } => counter!("waxseal_observers_panicked_total").increment(1),
             Event::StartedWithout { kek_id, kind } => {
                 let kek = kek_id.to_string();
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str()).increment(1);

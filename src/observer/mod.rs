@@ -1,14 +1,18 @@
 //! A DEK's life, seen from outside.
+//!
+//! Observers are other people's code: one that panics or blocks changes nothing for the library. `delivery` holds that.
 #![forbid(unsafe_code)]
 
+mod delivery;
 #[cfg(feature = "metrics")]
 mod metrics;
 #[cfg(feature = "tracing")]
 mod tracing;
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
+
+pub(crate) use delivery::{LaterEvent, Observers, WeakObservers};
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;
@@ -17,13 +21,16 @@ pub use self::tracing::TracingObserver;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
-use crate::memory::{MemoryProtection, protection_notice};
+use crate::memory::MemoryProtection;
 use crate::suite::DekId;
 
 /// Gets every event of every DEK's life: for an audit trail, for metrics, for alarms.
 ///
 /// It is called where the event happens, often on the path of a request: be quick, and do not call the
-/// [`Envelope`](crate::Envelope) from it. No event carries a secret. It is not called for each message: those that are sealed and opened with a DEK
+/// [`Envelope`](crate::Envelope) from it. A caller waits for an observer that blocks, and so does whoever shares its call to the
+/// key service; wiping does not. [`Wiped`](Event::Wiped) events of DEKs that end by themselves come from a thread named
+/// `waxseal-events`. A panic in an observer is caught and counted ([`Statistics::observer_panics`](crate::Statistics::observer_panics)),
+/// and the other observers are told the first time. No event carries a secret. It is not called for each message: those that are sealed and opened with a DEK
 /// at hand are only counted ([`Envelope::statistics`](crate::Envelope::statistics)).
 pub trait Observer: fmt::Debug + Send + Sync {
     /// One event.
@@ -77,7 +84,8 @@ pub enum Event<'a> {
         /// Why.
         kind: ErrorKind,
     },
-    /// Past `max_age`, while the key service is unavailable: served within the outage grace.
+    /// Past `max_age`, while the key service is unavailable: served within the outage grace. Told once for each DEK and
+    /// retry interval, however many messages there are; [`Statistics::served_past_age`](crate::Statistics::served_past_age) counts them all.
     ServedPastAge {
         /// The DEK.
         dek_id: &'a DekId,
@@ -134,6 +142,12 @@ pub enum Event<'a> {
         /// What is not in force; its `Display` is a message for an operator.
         protection: &'a MemoryProtection,
     },
+    /// Another observer panicked in an event. Told once for each observer that does; later panics are only counted, in
+    /// [`Statistics::observer_panics`](crate::Statistics::observer_panics).
+    ObserverPanicked {
+        /// Which one, counted from zero in the order of [`Builder::observer`](crate::Builder::observer).
+        observer: usize,
+    },
     /// The key service could not be reached when the envelope was started, and it was started all the same.
     StartedWithout {
         /// The KEK.
@@ -167,31 +181,6 @@ impl Operation {
             Self::Unwrap => "unwrap",
             Self::Generate => "generate",
             Self::Rewrap => "rewrap",
-        }
-    }
-}
-
-/// All who want to know.
-#[derive(Clone, Default)]
-pub(crate) struct Observers(Arc<[Box<dyn Observer>]>);
-
-impl Observers {
-    pub(crate) fn new(observers: Vec<Box<dyn Observer>>) -> Self {
-        Self(observers.into())
-    }
-
-    /// For whoever has just made keys, which may have taken memory that the system does not protect.
-    pub(crate) fn tell_of_unprotected_memory(&self) {
-        if !self.0.is_empty()
-            && let Some(protection) = protection_notice()
-        {
-            self.tell(&Event::MemoryNotProtected { protection: &protection });
-        }
-    }
-
-    pub(crate) fn tell(&self, event: &Event<'_>) {
-        for observer in &*self.0 {
-            observer.event(event);
         }
     }
 }

@@ -90,6 +90,9 @@ impl Observer for TracingObserver {
             Event::MemoryNotProtected { protection } => {
                 warn!(target: "waxseal", event = "memory_not_protected", "{protection}");
             }
+            Event::ObserverPanicked { observer } => {
+                warn!(target: "waxseal", event = "observer_panicked", observer, "an observer panicked");
+            }
             Event::StartedWithout { kek_id, kind } => {
                 warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
             }

@@ -179,10 +179,14 @@ pub(crate) mod thread {
         pub(crate) fn spawn(self, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
             STARTED.set(STARTED.get() + 1);
             let until_over = move || {
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-                    let panic: Box<dyn Any + Send> = panic;
-                    if !panic.is::<Over>() {
-                        resume_unwind(panic);
+                match catch_unwind(AssertUnwindSafe(work)) {
+                    // It ended by itself: nobody waits until it waits.
+                    Ok(()) => STARTED.set(STARTED.get() - 1),
+                    Err(panic) => {
+                        let panic: Box<dyn Any + Send> = panic;
+                        if !panic.is::<Over>() {
+                            resume_unwind(panic);
+                        }
                     }
                 }
             };

@@ -3,6 +3,9 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+#[cfg(feature = "conformance")]
+pub mod stage;
+
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +34,32 @@ pub fn local(name: &str) -> LocalKek {
 
 pub fn envelope(kek: &LocalKek) -> Envelope {
     Envelope::builder().write_to(kek.clone()).build().unwrap()
+}
+
+/// A runtime of plain threads, one for each task and each sleep.
+#[derive(Debug)]
+pub struct Threads;
+
+impl waxseal::Runtime for Threads {
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        std::thread::spawn(move || block_on(future));
+    }
+
+    fn sleep(&self, duration: std::time::Duration) -> BoxFuture<'static, ()> {
+        let over = Arc::new(Mutex::new((false, None::<std::task::Waker>)));
+        let thread = over.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(duration);
+            let mut over = thread.lock().unwrap();
+            over.0 = true;
+            over.1.take().into_iter().for_each(std::task::Waker::wake);
+        });
+        Box::pin(std::future::poll_fn(move |cx| {
+            let mut over = over.lock().unwrap();
+            over.1 = Some(cx.waker().clone());
+            if over.0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        }))
+    }
 }
 
 /// How a [`Probe`] answers instead of the truth.

@@ -28,7 +28,7 @@ use latency::Latency;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
 
-use super::{Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::memory::clock::{Clock, Moment};
 use crate::observer::{Event, Observers, Operation};
@@ -184,6 +184,15 @@ impl Caller {
             .within(Some(limit), answer)
             .await
             .map_or_else(|| Err(no_answer(limit)), |answer| answer.unwrap_or_else(|_| Err(panicked())))
+    }
+
+    /// Lets the provider give up what it holds, within the time of one try.
+    pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let limit = self.terms.policy.timeout;
+            let closing = AssertUnwindSafe(async { self.provider.close().await }).catch_unwind();
+            self.terms.timer.within(Some(limit), closing).await;
+        })
     }
 
     async fn retrying<T, F>(

@@ -1,0 +1,234 @@
+//! The DEKs of one source: by the end of their last possible use, by id and by context, so that ending some costs nothing for the others.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+
+use super::lease::Lease;
+use crate::context::EncryptionContext;
+use crate::memory::clock::{Clock, Moment};
+use crate::memory::fork;
+use crate::observer::{Event, LaterEvent};
+use crate::suite::DekId;
+use crate::sync::atomic::AtomicBool;
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
+
+/// Whatever has keys to be destroyed at a moment.
+pub(crate) trait Mortal: Send + Sync {
+    fn lease(&self) -> &Lease;
+
+    fn is_for_reading(&self) -> bool;
+}
+
+/// Holds its DEKs weakly, and so does whoever wipes them.
+pub(super) struct Registry {
+    generation: u64,
+    clock: Clock,
+    deks: Mutex<Deks>,
+    /// The wiper has it.
+    pub(super) known: AtomicBool,
+}
+
+#[derive(Default)]
+struct Deks {
+    last: u64,
+    entries: HashMap<u64, Entry>,
+    /// By each clock, since either may be the one that gets there first.
+    by_boot: BTreeSet<(i64, u64)>,
+    by_wall: BTreeSet<(i64, u64)>,
+    by_dek: HashMap<DekId, Vec<u64>>,
+    by_context: HashMap<[u8; 32], HashSet<DekId>>,
+}
+
+struct Entry {
+    dek: Weak<dyn Mortal>,
+    gone: Moment,
+    id: DekId,
+    context: [u8; 32],
+}
+
+/// A DEK's place in the registry, given up with the DEK.
+pub(super) struct Seat {
+    registry: Weak<Registry>,
+    number: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(registry) = self.registry.upgrade()
+            && registry.generation == fork::generation()
+        {
+            let entry = registry.lock().remove(self.number);
+            drop(entry);
+        }
+    }
+}
+
+impl Deks {
+    fn insert(&mut self, entry: Entry) -> u64 {
+        self.last += 1;
+        let number = self.last;
+        self.by_boot.insert((entry.gone.boot_nanos(), number));
+        self.by_wall.insert((entry.gone.wall_nanos(), number));
+        self.by_dek.entry(entry.id).or_default().push(number);
+        self.by_context.entry(entry.context).or_default().insert(entry.id);
+        self.entries.insert(number, entry);
+        number
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Entry> {
+        let entry = self.entries.remove(&number)?;
+        self.by_boot.remove(&(entry.gone.boot_nanos(), number));
+        self.by_wall.remove(&(entry.gone.wall_nanos(), number));
+        let numbers = self.by_dek.get_mut(&entry.id)?;
+        numbers.retain(|other| *other != number);
+        if numbers.is_empty() {
+            self.by_dek.remove(&entry.id);
+            let ids = self.by_context.get_mut(&entry.context)?;
+            ids.remove(&entry.id);
+            if ids.is_empty() {
+                self.by_context.remove(&entry.context);
+            }
+        }
+        Some(entry)
+    }
+
+    fn alive<'a>(&self, numbers: impl IntoIterator<Item = &'a u64>) -> Vec<Arc<dyn Mortal>> {
+        numbers.into_iter().filter_map(|number| self.entries.get(number)?.dek.upgrade()).collect()
+    }
+
+    /// What is past its end by either clock.
+    fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Mortal>)> {
+        let past = |by: &BTreeSet<(i64, u64)>, now: i64| -> Vec<u64> {
+            by.iter().take_while(|(gone, _)| *gone <= now).map(|(_, number)| *number).collect()
+        };
+        let mut numbers = past(&self.by_boot, now.boot_nanos());
+        numbers.extend(past(&self.by_wall, now.wall_nanos()));
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers.iter().filter_map(|number| Some((*number, self.entries.get(number)?.dek.clone()))).collect()
+    }
+
+    fn next(&self, now: Moment) -> Option<Duration> {
+        let first = |by: &BTreeSet<(i64, u64)>| Some(now.until(self.entries.get(&by.first()?.1)?.gone));
+        first(&self.by_boot).into_iter().chain(first(&self.by_wall)).min()
+    }
+}
+
+impl Registry {
+    pub(super) fn new(clock: Clock) -> Arc<Self> {
+        let (deks, known) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { generation: fork::generation(), clock, deks, known })
+    }
+
+    /// Whoever holds this drops no DEK: its seat would want the lock too.
+    fn lock(&self) -> MutexGuard<'_, Deks> {
+        self.deks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From here on the DEK is wiped on time. How long until then.
+    pub(super) fn add<D: Mortal + 'static>(self: &Arc<Self>, dek: &Arc<D>) -> Duration {
+        let lease = dek.lease();
+        let (gone, weak) = (lease.gone(), Arc::downgrade(dek));
+        let entry = Entry { dek: weak, gone, id: lease.id, context: *lease.context.digest() };
+        let number = self.lock().insert(entry);
+        lease.take_seat(Seat { registry: Arc::downgrade(self), number });
+        self.clock.now().until(gone)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().entries.is_empty()
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<dyn Mortal>> {
+        let deks = self.lock();
+        deks.alive(deks.entries.keys())
+    }
+
+    pub(super) fn of_dek(&self, id: &DekId) -> Vec<Arc<dyn Mortal>> {
+        let deks = self.lock();
+        deks.by_dek.get(id).map(|numbers| deks.alive(numbers)).unwrap_or_default()
+    }
+
+    pub(super) fn of_context(&self, context: &EncryptionContext) -> Vec<Arc<dyn Mortal>> {
+        let deks = self.lock();
+        let ids = deks.by_context.get(context.digest());
+        deks.alive(ids.into_iter().flatten().filter_map(|id| deks.by_dek.get(id)).flatten())
+    }
+
+    /// Ends every DEK, unless somebody holds the lock who may be gone: for the child of a fork.
+    pub(super) fn try_end_all(&self) {
+        let Ok(deks) = self.deks.try_lock() else { return };
+        for dek in deks.alive(deks.entries.keys()) {
+            dek.lease().end();
+        }
+    }
+
+    /// Ends what is due; when to look again, if there is anything left.
+    pub(super) fn sweep(&self, retry: Duration) -> Option<Duration> {
+        let due = self.lock().due(self.clock.now());
+        let (mut over, mut in_use) = (Vec::new(), false);
+        for (number, dek) in due {
+            match dek.upgrade() {
+                Some(dek) if !dek.lease().end() => in_use = true,
+                dek => over.push((number, dek)),
+            }
+        }
+        let next = {
+            let mut deks = self.lock();
+            for (number, _) in &over {
+                drop(deks.remove(*number));
+            }
+            deks.next(self.clock.now())
+        };
+        for dek in over.iter().filter_map(|(_, dek)| dek.as_ref()) {
+            announce_later(&**dek);
+        }
+        if in_use { Some(retry) } else { next }
+    }
+}
+
+/// Ends DEKs, waits for whoever is in the middle of using one, and tells when all keys are gone.
+pub(super) fn end_all<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+    end_and_wait(deks);
+    for dek in deks {
+        announce(&**dek);
+    }
+}
+
+/// As [`end_all`], from a destructor.
+pub(super) fn end_later<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+    end_and_wait(deks);
+    for dek in deks {
+        announce_later(&**dek);
+    }
+}
+
+fn end_and_wait<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+    // All at once first: no new use of any begins while another one is waited for.
+    let mut left: Vec<&Arc<D>> = deks.iter().filter(|dek| !dek.lease().end()).collect();
+    while !left.is_empty() {
+        thread::sleep(Duration::from_micros(50));
+        left.retain(|dek| !dek.lease().end());
+    }
+}
+
+/// Tells that the keys of a DEK are gone, once.
+fn announce(dek: &(impl Mortal + ?Sized)) {
+    let lease = dek.lease();
+    if lease.is_first_to_announce_the_end()
+        && let Some(observers) = lease.observers.upgrade()
+    {
+        observers.tell(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
+    }
+}
+
+/// As [`announce`], from a destructor or from where nobody may wait.
+pub(super) fn announce_later(dek: &(impl Mortal + ?Sized)) {
+    let lease = dek.lease();
+    if lease.is_first_to_announce_the_end()
+        && let Some(observers) = lease.observers.upgrade()
+    {
+        observers.tell_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
+    }
+}

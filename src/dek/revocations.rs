@@ -1,0 +1,132 @@
+//! What was revoked when: an answer of a key service is held against what was revoked since the question was asked, and against nothing else.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use super::keks::Voucher;
+use crate::context::EncryptionContext;
+use crate::format::KekId;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How many names are kept. When there are more, questions from before are asked again, whatever was revoked.
+const MOST_NAMES: usize = 4096;
+
+/// Where a question stands in the order of revocations.
+#[derive(Clone, Copy)]
+pub(super) struct Mark(u64);
+
+#[derive(Default)]
+pub(super) struct Revocations(Mutex<Log>);
+
+#[derive(Default)]
+struct Log {
+    latest: u64,
+    /// The latest revocation of everything, or of what is not known by name any more.
+    everything: u64,
+    contexts: HashMap<[u8; 32], u64>,
+    keks: HashMap<KekId, u64>,
+    latest_kek: u64,
+}
+
+impl Log {
+    fn next(&mut self) -> u64 {
+        self.latest += 1;
+        if self.contexts.len() + self.keks.len() >= MOST_NAMES {
+            self.contexts.clear();
+            self.keks.clear();
+            self.everything = self.latest;
+        }
+        self.latest
+    }
+}
+
+impl Revocations {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Taken before a question is asked.
+    pub(super) fn mark(&self) -> Mark {
+        Mark(self.lock().latest)
+    }
+
+    pub(super) fn of_everything(&self) {
+        let mut log = self.lock();
+        log.everything = log.next();
+    }
+
+    pub(super) fn of_context(&self, context: &EncryptionContext) {
+        let mut log = self.lock();
+        let number = log.next();
+        log.contexts.insert(*context.digest(), number);
+    }
+
+    pub(super) fn of_kek(&self, kek_id: &KekId) {
+        let mut log = self.lock();
+        let number = log.next();
+        log.keks.insert(kek_id.clone(), number);
+        log.latest_kek = number;
+    }
+
+    /// Whether an answer to a question asked at `mark` came too late: its context was revoked since, or a KEK that it came by.
+    pub(super) fn concern(&self, Mark(mark): Mark, context: &EncryptionContext, vouchers: &[Voucher]) -> bool {
+        let log = self.lock();
+        let since = |number: Option<&u64>| number.is_some_and(|number| *number > mark);
+        log.everything > mark
+            || since(log.contexts.get(context.digest()))
+            || vouchers
+                .iter()
+                .any(|Voucher { provider, entry }| since(log.keks.get(provider)) || since(log.keks.get(entry)))
+    }
+
+    /// As [`concern`](Self::concern), where any KEK may have had a part in the answer.
+    pub(super) fn may_concern(&self, mark: Mark, context: &EncryptionContext) -> bool {
+        self.concern(mark, context, &[]) || self.lock().latest_kek > mark.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(tenant: &str) -> EncryptionContext {
+        EncryptionContext::new([("tenant", tenant)]).unwrap()
+    }
+
+    fn voucher(provider: &str, entry: &str) -> Voucher {
+        Voucher { provider: KekId::new(provider).unwrap(), entry: KekId::new(entry).unwrap() }
+    }
+
+    #[test]
+    fn a_revocation_concerns_what_it_names_and_nothing_else() {
+        let (log, alice, bob) = (Revocations::default(), context("alice"), context("bob"));
+        let vouchers = [voucher("eu", "us")];
+        let mark = log.mark();
+        log.of_context(&bob);
+        assert!(log.concern(mark, &bob, &[]) && !log.concern(mark, &alice, &vouchers));
+        for (kek, concerned) in [("asia", false), ("us", true), ("eu", true)] {
+            let mark = log.mark();
+            log.of_kek(&KekId::new(kek).unwrap());
+            assert_eq!(log.concern(mark, &alice, &vouchers), concerned, "{kek}");
+            assert!(log.may_concern(mark, &alice));
+        }
+        let mark = log.mark();
+        assert!(!log.may_concern(mark, &alice));
+        log.of_everything();
+        assert!(log.concern(mark, &alice, &[]));
+        assert!(!log.concern(log.mark(), &alice, &vouchers), "what was asked later is as good as new");
+    }
+
+    #[test]
+    fn what_is_forgotten_by_name_concerns_everybody_who_asked_before() {
+        let (log, alice) = (Revocations::default(), context("alice"));
+        let mark = log.mark();
+        log.of_context(&alice);
+        for i in 0..MOST_NAMES {
+            log.of_context(&context(&format!("tenant {i}")));
+        }
+        assert!(log.concern(mark, &alice, &[]));
+        assert!(log.0.lock().unwrap().contexts.len() <= MOST_NAMES);
+        assert!(!log.concern(log.mark(), &alice, &[]));
+    }
+}

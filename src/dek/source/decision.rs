@@ -1,0 +1,79 @@
+//! The one decision of a look-up, which docs/lifetimes.md has as a table.
+#![forbid(unsafe_code)]
+
+use super::super::lease::Age;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Decision {
+    /// The cached DEK serves.
+    Serve,
+    /// The cached DEK serves, and this caller's question renews it.
+    ServeAndRenew,
+    /// The key service has to be asked first.
+    Ask,
+    /// The key service said no to this very question a moment ago.
+    Refuse,
+}
+
+/// `outage_is_known`: of the KEKs that vouched for the DEK. `is_turn`: this caller's question may renew it now.
+/// `is_refused`: this caller's question was denied or found invalid a moment ago.
+pub(super) fn decide(age: Age, outage_is_known: bool, is_turn: bool, is_refused: impl FnOnce() -> bool) -> Decision {
+    let serves = match age {
+        Age::Fresh => return Decision::Serve,
+        Age::Due => true,
+        Age::Grace => outage_is_known,
+        Age::Gone => false,
+    };
+    match serves {
+        true if is_turn => Decision::ServeAndRenew,
+        true => Decision::Serve,
+        false if is_refused() => Decision::Refuse,
+        false => Decision::Ask,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Decision::{Ask, Refuse, Serve, ServeAndRenew};
+    use super::*;
+
+    /// docs/lifetimes.md says the same, row by row.
+    #[test]
+    fn the_table_of_the_documentation_is_the_function() {
+        let page = include_str!("../../../docs/lifetimes.md");
+        let table = page.split("| age | outage known |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let mut rows = 0;
+        for row in table.lines().skip(2) {
+            let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let age = match cells[0] {
+                "fresh" => Age::Fresh,
+                "due" => Age::Due,
+                "past `max_age`, within the grace" => Age::Grace,
+                "none, or past its end" => Age::Gone,
+                other => panic!("{other}"),
+            };
+            let either = |cell: &str| match cell {
+                "yes" => vec![true],
+                "no" => vec![false],
+                "any" => vec![true, false],
+                other => panic!("{other}"),
+            };
+            let expected = match cells[4] {
+                "serve" => Serve,
+                "serve and renew" => ServeAndRenew,
+                "ask" => Ask,
+                "refuse" => Refuse,
+                other => panic!("{other}"),
+            };
+            for outage in either(cells[1]) {
+                for turn in either(cells[2]) {
+                    for refused in either(cells[3]) {
+                        assert_eq!(decide(age, outage, turn, || refused), expected, "{row}");
+                        rows += 1;
+                    }
+                }
+            }
+        }
+        assert_eq!(rows, 4 * 8, "every case stands in the table, once");
+    }
+}

@@ -1,0 +1,688 @@
+//! The look-up of a DEK: whether the cached one serves, and when the KEKs are asked.
+//!
+//! Reading and writing differ in what they ask ([`Question`]); the look-up is one.
+#![forbid(unsafe_code)]
+
+mod decision;
+mod reading;
+mod writing;
+
+use std::future::Future;
+use std::ops::Deref;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+
+use super::cache::DekCache;
+use super::flight::{Answer, Part};
+use super::keks::{DekOrigin, Failure, Keks};
+use super::lease::{Age, Lease, Request, Whose, shut_down};
+use super::pinned::Pinned;
+use super::registry::{Mortal, end_all};
+use super::statistics::{Counted, Counters, KekStatistics, Statistics};
+use super::writing::{check_len, max_len};
+use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::kek::call::{Caller, Question as CallBounds, Share};
+use crate::kek::{BoxFuture, Dek, KekId};
+use crate::memory::clock::{Clock, Moment};
+use crate::observer::{Event, Observers};
+use crate::runtime::Runtime;
+use crate::suite::{AeadKey, Backend, Nonces, Suite, derive_message_key};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use decision::{Decision, decide};
+pub(crate) use reading::ReadingQuestion;
+pub(crate) use writing::WritingQuestion;
+
+pub(crate) struct SourceOptions {
+    pub(crate) suite: Suite,
+    pub(crate) backend: Backend,
+    pub(crate) nonces: Nonces,
+    pub(crate) origin: DekOrigin,
+    pub(crate) limits: LimitsInForce,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Option<Arc<dyn Runtime>>,
+    pub(crate) observers: Observers,
+}
+
+pub(crate) struct DekSource {
+    /// The cache of this process; the child of a fork puts its own in its place. First, so that it is dropped while the observers are
+    /// there to be told.
+    cache: ArcSwap<DekCache>,
+    keks: Keks,
+    options: SourceOptions,
+    /// Shut down: nothing is asked any more.
+    closed: AtomicBool,
+    counters: Counters,
+}
+
+/// How often a call is begun again because its DEK was taken away between the look-up and the use, or its answer was revoked.
+const ATTEMPTS: usize = 3;
+
+/// How long a caller waits for the key service when the cached DEK is past its age and within the outage grace: a service that takes
+/// longer than this, as none does that is well, is not felt.
+const PATIENCE_IN_GRACE: Duration = Duration::from_millis(250);
+
+/// What differs between DEKs for reading and for writing.
+pub(crate) trait Kind: 'static {
+    type Dek: Mortal + 'static;
+    /// What is asked, without its caller.
+    type Owned: Send + Sync + 'static;
+    const SERVED: Counted;
+    const ASKED: Counted;
+    const ASKED_BY: Share;
+
+    fn age(dek: &Self::Dek, now: Moment) -> Age;
+
+    fn remember(cache: &DekCache, dek: &Arc<Self::Dek>);
+
+    fn find(cache: &DekCache, owned: &Self::Owned) -> Result<Option<Arc<Self::Dek>>, Error>;
+
+    fn context(owned: &Self::Owned) -> &EncryptionContext;
+
+    /// Shares the call of all who ask the same.
+    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<Self::Dek>
+    where
+        F: Future<Output = Answer<Self::Dek>> + Send + 'static;
+
+    /// Asks the KEKs.
+    fn ask(
+        source: &DekSource,
+        cache: &DekCache,
+        owned: &Self::Owned,
+        bounds: CallBounds,
+    ) -> impl Future<Output = Result<Vouched<Self::Dek>, Failure>> + Send;
+
+    fn put(cache: &DekCache, vouched: &Vouched<Self::Dek>);
+
+    /// Ends what the denial concerns, and tells.
+    fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
+}
+
+/// What a caller asks for.
+pub(crate) trait Question: Copy {
+    type Kind: Kind;
+
+    /// The cached DEK, whatever its age.
+    fn find(&self, cache: &DekCache) -> Result<Option<Arc<DekOf<Self>>>, Error>;
+
+    fn with_remembered<R>(
+        &self,
+        cache: &DekCache,
+        serves: impl FnOnce(&DekOf<Self>) -> bool,
+        work: impl FnOnce(&Arc<DekOf<Self>>) -> R,
+    ) -> Option<R>;
+
+    /// Whether a cached DEK is the answer to this very question.
+    fn whose(&self, lease: &Lease) -> Whose;
+
+    /// Whether it may be the turn of this question to renew a cached DEK.
+    fn is_turn(&self, lease: &Lease, now: Moment) -> bool;
+
+    /// Whether there is anything to ask with.
+    fn can_be_asked(&self) -> bool;
+
+    /// Whether the question reaches a KEK that vouched for a cached DEK.
+    fn is_about(&self, lease: &Lease) -> bool;
+
+    fn request(&self) -> Request;
+
+    fn to_owned(&self) -> Result<<Self::Kind as Kind>::Owned, Error>;
+}
+
+type DekOf<Q> = <<Q as Question>::Kind as Kind>::Dek;
+
+/// What a key service just vouched for.
+pub(crate) struct Vouched<D> {
+    dek: Arc<D>,
+    /// The same keys, where a new DEK was made.
+    for_reading_too: Option<Arc<ReadingDek>>,
+}
+
+/// A DEK that a look-up gave.
+pub(crate) enum Held<D: Mortal + 'static> {
+    Cached(Arc<D>),
+    /// The caller waited for it.
+    Awaited(Arc<Pinned<D>>),
+}
+
+impl<D: Mortal> Deref for Held<D> {
+    type Target = Arc<D>;
+
+    fn deref(&self) -> &Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => pinned,
+        }
+    }
+}
+
+/// The right to renew a DEK, given back if whoever has it goes away.
+struct Claim<D: Mortal> {
+    dek: Arc<D>,
+    whose: Whose,
+    is_settled: bool,
+}
+
+impl<D: Mortal> Claim<D> {
+    fn on(dek: &Arc<D>, whose: Whose) -> Option<Self> {
+        dek.lease().claim_renewal(whose).then(|| Self { dek: dek.clone(), whose, is_settled: false })
+    }
+
+    fn settle(mut self, answer: Result<(), &Failure>) {
+        self.is_settled = true;
+        if let Err(failure) = answer {
+            self.dek.lease().renewal_failed(self.whose, failure);
+        }
+    }
+}
+
+impl<D: Mortal> Drop for Claim<D> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.dek.lease().give_back(self.whose);
+        }
+    }
+}
+
+/// Who makes a renewal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Renewer {
+    /// The runtime, in the background.
+    Runtime,
+    /// The runtime; the caller where there is none, or none that works.
+    RuntimeOrCaller,
+}
+
+impl DekSource {
+    pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
+        let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
+        Arc::new(Self { cache, keks, options, closed: AtomicBool::new(false), counters: Counters::new() })
+    }
+
+    pub(crate) fn keks(&self) -> &Keks {
+        &self.keks
+    }
+
+    fn cache(&self) -> Arc<DekCache> {
+        let cache = self.cache.load_full();
+        if cache.is_of_this_process() {
+            return cache;
+        }
+        let ours = Arc::new(DekCache::new(&self.options.limits, self.options.clock.clone()));
+        let before = self.cache.compare_and_swap(&cache, ours.clone());
+        if !Arc::ptr_eq(&before, &cache) {
+            return self.cache.load_full();
+        }
+        cache.abandon();
+        // Its locks may be held by threads that the fork left behind: it is never dropped.
+        std::mem::forget(cache);
+        ours
+    }
+
+    pub(crate) fn tell(&self, event: &Event<'_>) {
+        self.options.observers.tell(event);
+    }
+
+    // --- the look-up
+
+    /// Runs `work` with the DEK, asking the key service where that is needed.
+    pub(crate) async fn with<Q: Question, R>(
+        self: &Arc<Self>,
+        question: Q,
+        mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        if let Some(result) = self.with_remembered(question, |dek| work(dek))
+            && let Some(result) = still_there(result)?
+        {
+            return Ok(result);
+        }
+        let mut taken_away = 0;
+        while taken_away < ATTEMPTS {
+            // The second time round, an eviction in between takes nothing away any more.
+            let held = self.held(question, taken_away > 0).await?;
+            match work(&held) {
+                // Others used it up: they got on, and the next one is for whoever is quick.
+                Err(error) if error.kind() == ErrorKind::Exhausted => {}
+                result => match still_there(result)? {
+                    Some(result) => return Ok(result),
+                    None => taken_away += 1,
+                },
+            }
+        }
+        Err(overtaken())
+    }
+
+    /// Runs `work` with the cached DEK, if it serves, without waiting for anybody. One that is due is renewed in the background.
+    ///
+    /// # Errors
+    /// The id is known to belong to another context.
+    pub(crate) fn with_cached<Q: Question, R>(
+        self: &Arc<Self>,
+        question: Q,
+        mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        if let Some(result) = self.with_remembered(question, |dek| work(dek)) {
+            return still_there(result);
+        }
+        let cache = self.cache();
+        let Some(dek) = question.find(&cache)? else { return Ok(None) };
+        let now = self.options.clock.now();
+        match self.decide(question, &dek, now, || true) {
+            Decision::Serve => {}
+            Decision::ServeAndRenew if !question.can_be_asked() => return Ok(None),
+            Decision::ServeAndRenew => drop(self.renew(&dek, question, Renewer::Runtime)),
+            Decision::Ask | Decision::Refuse => return Ok(None),
+        }
+        self.serve::<Q>(&cache, &dek, now);
+        still_there(work(&dek))
+    }
+
+    /// The DEK, for a handle.
+    pub(crate) async fn get<Q: Question>(self: &Arc<Self>, question: Q) -> Result<Held<DekOf<Q>>, Error> {
+        match self.with_remembered(question, Arc::clone) {
+            Some(dek) => Ok(Held::Cached(dek)),
+            None => self.held(question, false).await,
+        }
+    }
+
+    /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
+    fn with_remembered<Q: Question, R>(&self, question: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
+        let cache = self.cache.load();
+        if !cache.is_of_this_process() {
+            return None;
+        }
+        let now = self.options.clock.now();
+        let serves = |dek: &DekOf<Q>| self.decide(question, dek, now, || true) == Decision::Serve;
+        question.with_remembered(&cache, serves, |dek| {
+            self.count_served::<Q>(dek, now);
+            work(dek)
+        })
+    }
+
+    fn decide<Q: Question>(
+        &self,
+        question: Q,
+        dek: &DekOf<Q>,
+        now: Moment,
+        is_refused: impl FnOnce() -> bool,
+    ) -> Decision {
+        let (age, lease) = (Q::Kind::age(dek, now), dek.lease());
+        if age == Age::Fresh {
+            return Decision::Serve;
+        }
+        let outage_is_known = age == Age::Grace && lease.outage(now).is_some();
+        let serves = age == Age::Due || outage_is_known;
+        let is_turn = serves && lease.is_renewal_open(now) && question.is_turn(lease, now);
+        decide(age, outage_is_known, is_turn, is_refused)
+    }
+
+    /// The DEK, pinned if the caller wants that.
+    async fn held<Q: Question>(self: &Arc<Self>, question: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
+        let cache = self.cache();
+        let hold = |dek: Arc<DekOf<Q>>| match pinned {
+            true => Held::Awaited(Arc::new(Pinned::new(dek))),
+            false => Held::Cached(dek),
+        };
+        let now = self.options.clock.now();
+        let cached = question.find(&cache)?;
+        if let Some(dek) = &cached {
+            match self.decide(question, dek, now, || false) {
+                Decision::Serve => {
+                    self.serve::<Q>(&cache, dek, now);
+                    return Ok(hold(dek.clone()));
+                }
+                Decision::ServeAndRenew => {
+                    let Some(renewal) = self.renew(dek, question, Renewer::RuntimeOrCaller) else {
+                        self.serve::<Q>(&cache, dek, now);
+                        return Ok(hold(dek.clone()));
+                    };
+                    return match renewal.await {
+                        Ok(renewed) => {
+                            self.counters.count(Q::Kind::SERVED);
+                            Ok(Held::Awaited(renewed))
+                        }
+                        Err(failure) => self.despite::<Q>(&cache, dek, failure).map(hold),
+                    };
+                }
+                Decision::Ask | Decision::Refuse => {}
+            }
+        }
+        let in_grace = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Grace);
+        self.counters.count(Q::Kind::ASKED);
+        let owned = Arc::new(question.to_owned()?);
+        let answer = match self.ask::<Q::Kind>(&cache, question.request(), &owned, Q::Kind::ASKED_BY) {
+            Ok(call) => self.answer(call, question, in_grace.as_ref()).await,
+            Err(failure) => Err(failure),
+        };
+        match (answer, in_grace) {
+            (Ok(pinned), _) => Ok(Held::Awaited(pinned)),
+            (Err(failure), Some(dek)) => {
+                dek.lease().renewal_failed(question.whose(dek.lease()), &failure);
+                self.despite::<Q>(&cache, &dek, failure).map(hold)
+            }
+            (Err(failure), None) => Err(failure.error),
+        }
+    }
+
+    /// The cached DEK, if it still serves although this caller's question failed; else why it failed.
+    fn despite<Q: Question>(
+        &self,
+        cache: &DekCache,
+        dek: &Arc<DekOf<Q>>,
+        failure: Failure,
+    ) -> Result<Arc<DekOf<Q>>, Error> {
+        let now = self.options.clock.now();
+        match decide(Q::Kind::age(dek, now), dek.lease().outage(now).is_some(), false, || true) {
+            Decision::Serve => {
+                self.serve::<Q>(cache, dek, now);
+                Ok(dek.clone())
+            }
+            _ => Err(failure.error),
+        }
+    }
+
+    fn serve<Q: Question>(&self, cache: &DekCache, dek: &Arc<DekOf<Q>>, now: Moment) {
+        self.count_served::<Q>(dek, now);
+        Q::Kind::remember(cache, dek);
+    }
+
+    /// Counts, and says now and then that a DEK serves past its age.
+    fn count_served<Q: Question>(&self, dek: &DekOf<Q>, now: Moment) {
+        self.counters.count(Q::Kind::SERVED);
+        let lease = dek.lease();
+        if Q::Kind::age(dek, now) != Age::Grace {
+            return;
+        }
+        self.counters.count(Counted::ServedPastAge);
+        if lease.is_turn_to_tell_of_its_age(now)
+            && let Some(kind) = lease.outage(now)
+        {
+            self.tell(&Event::ServedPastAge { dek_id: &lease.id, context: &lease.context, kind });
+        }
+    }
+
+    // --- asking
+
+    /// Asks the key service, once for all who ask the same at the same time.
+    fn ask<K: Kind>(
+        self: &Arc<Self>,
+        cache: &Arc<DekCache>,
+        request: Request,
+        owned: &Arc<K::Owned>,
+        share: Share,
+    ) -> Result<Part<K::Dek>, Failure> {
+        self.check_open()?;
+        if let Some(refusal) = cache.refusal(&request) {
+            return Err(refusal.into());
+        }
+        Ok(K::join(cache, self.options.clock.now(), request, || {
+            let (source, cache, owned) = (self.clone(), cache.clone(), owned.clone());
+            let bounds = self.keks.question(share);
+            async move {
+                let answer = source.ask_until_it_counts::<K>(&cache, request, &owned, bounds);
+                cache.unless_closed(answer).await
+            }
+        }))
+    }
+
+    async fn ask_until_it_counts<K: Kind>(
+        &self,
+        cache: &DekCache,
+        request: Request,
+        owned: &K::Owned,
+        bounds: CallBounds,
+    ) -> Answer<K::Dek> {
+        // The same question may have been answered between the caller's look-up and this call.
+        if let Some(dek) = K::find(cache, owned)? {
+            let pinned = Pinned::new(dek);
+            if K::age(&pinned, self.options.clock.now()) == Age::Fresh {
+                return Ok(Arc::new(pinned));
+            }
+        }
+        if let Some(refusal) = cache.refusal(&request) {
+            return Err(refusal.into());
+        }
+        let context = K::context(owned);
+        for _ in 0..ATTEMPTS {
+            let mark = cache.revocations.mark();
+            // In this order: who shuts down closes first, and counts then.
+            self.check_open()?;
+            match K::ask(self, cache, owned, bounds).await {
+                Ok(vouched) => {
+                    // Before it is put where an eviction may find it.
+                    let pinned = Arc::new(Pinned::new(vouched.dek.clone()));
+                    K::put(cache, &vouched);
+                    if !cache.revocations.concern(mark, context, vouched.dek.lease().vouchers()) {
+                        return Ok(pinned);
+                    }
+                    end_all(vouched.for_reading_too.as_slice());
+                    end_all(std::slice::from_ref(&vouched.dek));
+                }
+                // An operator revoked it meanwhile: what was asked before does not count.
+                Err(_) if cache.revocations.concern(mark, context, &[]) => {}
+                Err(failure) => {
+                    match failure.error.kind() {
+                        ErrorKind::Denied => {
+                            cache.remember_refusal(request, &failure.error);
+                            K::was_denied(self, cache, owned, &failure);
+                        }
+                        ErrorKind::Invalid => cache.remember_refusal(request, &failure.error),
+                        _ => {}
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        Err(overtaken().into())
+    }
+
+    /// Waits for an answer; while a cached DEK may still serve in an outage of who is asked, not for long. The call then goes on in the
+    /// background.
+    async fn answer<Q: Question>(
+        &self,
+        call: Part<DekOf<Q>>,
+        question: Q,
+        in_grace: Option<&Arc<DekOf<Q>>>,
+    ) -> Answer<DekOf<Q>> {
+        let lease = in_grace.map(|dek| dek.lease()).filter(|lease| lease.has_grace() && question.is_about(lease));
+        let (Some(runtime), Some(lease)) = (&self.options.runtime, lease) else { return call.await };
+        match select(call, runtime.sleep(PATIENCE_IN_GRACE)).await {
+            Either::Left((answer, _)) => answer,
+            // Who vouched for it denied already, and only others keep the answer waiting.
+            Either::Right(((), call)) if !lease.has_grace() => call.await,
+            Either::Right(((), call)) => {
+                runtime.spawn(Box::pin(call.map(drop)));
+                lease.assume_outage();
+                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE_IN_GRACE:?}")).into())
+            }
+        }
+    }
+
+    // --- renewal
+
+    /// Renews a DEK that is due, while it goes on serving. `None` if somebody else does; otherwise the renewal, for this caller to make.
+    fn renew<Q: Question>(
+        self: &Arc<Self>,
+        dek: &Arc<DekOf<Q>>,
+        question: Q,
+        renewer: Renewer,
+    ) -> Option<BoxFuture<'static, Answer<DekOf<Q>>>> {
+        let runtime = self.options.runtime.as_ref();
+        if runtime.is_none() && renewer == Renewer::Runtime {
+            return None;
+        }
+        let whose = question.whose(dek.lease());
+        let claim = Claim::on(dek, whose)?;
+        let owned = match question.to_owned() {
+            Ok(owned) => Arc::new(owned),
+            // Wrapped keys that are none: there is nothing to ask.
+            Err(error) => {
+                claim.settle(Err(&error.into()));
+                return None;
+            }
+        };
+        let request = question.request();
+        let Some(runtime) = runtime else {
+            return Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request, owned)));
+        };
+        let renewal = self.clone().renewal::<Q::Kind>(claim, request, owned.clone());
+        runtime.spawn(Box::pin(renewal.map(drop)));
+        // A runtime that has ended drops what it is given, and the claim comes back.
+        let lease = dek.lease();
+        if !lease.is_turn(whose, lease.now()) {
+            return None;
+        }
+        let claim = Claim::on(dek, whose)?;
+        match renewer {
+            Renewer::RuntimeOrCaller => Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request, owned))),
+            Renewer::Runtime => {
+                claim.settle(Err(&Error::new(ErrorKind::Unavailable, "the runtime has ended").into()));
+                None
+            }
+        }
+    }
+
+    async fn renewal<K: Kind>(
+        self: Arc<Self>,
+        claim: Claim<K::Dek>,
+        request: Request,
+        owned: Arc<K::Owned>,
+    ) -> Answer<K::Dek> {
+        let dek = claim.dek.clone();
+        let answer = match self.ask::<K>(&self.cache(), request, &owned, Share::Reserved) {
+            Ok(call) => call.await,
+            Err(failure) => Err(failure),
+        };
+        claim.settle(answer.as_ref().map(drop));
+        let Lease { id: dek_id, context, .. } = dek.lease();
+        match &answer {
+            Ok(_) => self.tell(&Event::Refreshed { dek_id, context }),
+            Err(failure) => {
+                let kind = failure.error.kind();
+                self.tell(&Event::RenewalFailed { dek_id, context, kind });
+            }
+        }
+        answer
+    }
+
+    fn message_key(&self, dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Arc<AeadKey>, Error> {
+        AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
+    }
+
+    // --- writing
+
+    /// Runs `work` with the right to seal one message of `len` bytes.
+    pub(crate) async fn with_writing<R>(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
+        len: usize,
+        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        check_len(len, max_len(&self.options.limits))?;
+        let reserve = |dek: &WritingDek| Reservation::new(dek, len).and_then(|reservation| work(&reservation));
+        self.with(WritingQuestion { context }, reserve).await
+    }
+
+    // --- an operator's hand
+
+    /// Ends every DEK that `kek_id` vouches for, and uses that KEK no more.
+    pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
+        self.keks.revoke(kek_id);
+        self.cache().revoke_kek(kek_id);
+    }
+
+    pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
+        self.keks.reinstate(kek_id);
+        self.cache().forget_refusals();
+    }
+
+    pub(crate) fn revoke_context(&self, context: &EncryptionContext) {
+        self.cache().revoke_context(context);
+    }
+
+    pub(crate) fn clear(&self) {
+        let cache = self.cache();
+        cache.revoke_all();
+        cache.forget_refusals();
+    }
+
+    /// Ends every DEK, every handle and every call, for good. What the providers hold at their key services is given up in the
+    /// background, where there is a runtime.
+    pub(crate) fn shut_down(&self) {
+        if self.end() {
+            let Some(runtime) = &self.options.runtime else { return };
+            for closing in self.keks.closing() {
+                runtime.spawn(closing);
+            }
+        }
+    }
+
+    /// As [`shut_down`](Self::shut_down), and waits for the providers.
+    pub(crate) async fn close(&self) {
+        if self.end() {
+            futures_util::future::join_all(self.keks.closing()).await;
+        }
+    }
+
+    /// `false` if it was done already.
+    fn end(&self) -> bool {
+        let is_first = !self.closed.swap(true, Ordering::SeqCst);
+        let cache = self.cache();
+        cache.close();
+        cache.revoke_all();
+        is_first
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(shut_down()),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs `work`, which asks KEKs about a DEK of this context, as a look-up would: a shut-down ends it, and what an operator revoked
+    /// meanwhile makes it begin again.
+    pub(crate) async fn obeying<R, F>(&self, context: &EncryptionContext, work: impl Fn() -> F) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, Error>>,
+    {
+        let cache = self.cache();
+        for _ in 0..ATTEMPTS {
+            let mark = cache.revocations.mark();
+            self.check_open()?;
+            let answer = cache.unless_closed(work()).await;
+            if !cache.revocations.may_concern(mark, context) || self.check_open().is_err() {
+                return answer;
+            }
+        }
+        Err(overtaken())
+    }
+
+    pub(crate) fn statistics(&self) -> Statistics {
+        let of = |kek: &Arc<Caller>| {
+            let (calls, failures) = kek.counts();
+            KekStatistics { kek_id: kek.id().clone(), breaker: kek.breaker(), calls, failures }
+        };
+        let keks = self.keks.reading.iter().map(of).collect();
+        self.counters.statistics(self.cache().counts(), keks, self.options.observers.failures())
+    }
+}
+
+/// `None` if the DEK was taken away, or used up by others, between look-up and use.
+fn still_there<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(error) if matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Revocations came faster than answers.
+fn overtaken() -> Error {
+    Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
+}

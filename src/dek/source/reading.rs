@@ -1,0 +1,189 @@
+//! DEKs for reading: by the wrapped keys of a message.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+
+use super::super::ReadingDek;
+use super::super::cache::DekCache;
+use super::super::flight::Part;
+use super::super::keks::{Failure, Unwrapped, Voucher};
+use super::super::lease::{Age, Lease, Request, Terms, Whose};
+use super::super::statistics::Counted;
+use super::{Answer, DekSource, Kind, Question, SourceOptions, Vouched};
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::format::{KekId, WrappedDek, WrappedKeys};
+use crate::kek::call::{Question as CallBounds, Share};
+use crate::memory::clock::Moment;
+use crate::observer::Event;
+use crate::suite::{AeadKey, DekId, Suite};
+use crate::sync::Arc;
+
+/// DEKs that open messages.
+pub(crate) enum Reading {}
+
+/// The question for the DEK of a message.
+#[derive(Clone, Copy)]
+pub(crate) struct ReadingQuestion<'a> {
+    pub(crate) context: &'a EncryptionContext,
+    pub(crate) id: &'a DekId,
+    pub(crate) suite: Suite,
+    /// As they stand in the message, or are kept for it; empty if there are none. `None` for a caller that looks them up only if
+    /// they are needed.
+    pub(crate) wrapped_keys: Option<&'a [u8]>,
+}
+
+impl ReadingQuestion<'_> {
+    fn known_keys(&self) -> Option<&[u8]> {
+        self.wrapped_keys.filter(|keys| !keys.is_empty())
+    }
+}
+
+/// One that outlives its caller.
+pub(crate) struct Owned {
+    context: EncryptionContext,
+    id: DekId,
+    suite: Suite,
+    wrapped_keys: WrappedKeys,
+}
+
+impl Question for ReadingQuestion<'_> {
+    type Kind = Reading;
+
+    fn find(&self, cache: &DekCache) -> Result<Option<Arc<ReadingDek>>, Error> {
+        cache.reading(self.context, self.id, self.suite)
+    }
+
+    fn with_remembered<R>(
+        &self,
+        cache: &DekCache,
+        serves: impl FnOnce(&ReadingDek) -> bool,
+        work: impl FnOnce(&Arc<ReadingDek>) -> R,
+    ) -> Option<R> {
+        cache.with_remembered_reading(self.context, self.id, self.suite, serves, work)
+    }
+
+    fn whose(&self, lease: &Lease) -> Whose {
+        lease.whose(self.wrapped_keys.unwrap_or_default())
+    }
+
+    fn is_turn(&self, lease: &Lease, now: Moment) -> bool {
+        match self.wrapped_keys {
+            Some([]) => false,
+            Some(keys) => lease.is_turn(lease.whose(keys), now),
+            // It may be: the caller comes again with the keys.
+            None => true,
+        }
+    }
+
+    fn is_about(&self, lease: &Lease) -> bool {
+        let keys = WrappedKeys::try_from(self.wrapped_keys.unwrap_or_default());
+        keys.is_ok_and(|keys| lease.is_asked_about_by(&keys))
+    }
+
+    fn request(&self) -> Request {
+        Request::unwrap(self.context, self.id, self.suite, self.wrapped_keys.unwrap_or_default())
+    }
+
+    fn to_owned(&self) -> Result<Owned, Error> {
+        let missing = || Error::new(ErrorKind::MissingWrappedKeys, self.id.to_string());
+        let keys = self.known_keys().ok_or_else(missing)?;
+        Ok(Owned::new(self.context, *self.id, self.suite, WrappedKeys::try_from(keys)?))
+    }
+
+    fn can_be_asked(&self) -> bool {
+        self.known_keys().is_some()
+    }
+}
+
+impl Kind for Reading {
+    type Dek = ReadingDek;
+    type Owned = Owned;
+    const SERVED: Counted = Counted::ReadingAtHand;
+    const ASKED: Counted = Counted::ReadingAsked;
+    /// Whoever can hand in a message can cause it.
+    const ASKED_BY: Share = Share::Ordinary;
+
+    fn age(dek: &ReadingDek, now: Moment) -> Age {
+        dek.lease.age(now)
+    }
+
+    fn remember(cache: &DekCache, dek: &Arc<ReadingDek>) {
+        cache.remember_reading(dek);
+    }
+
+    fn find(cache: &DekCache, owned: &Owned) -> Result<Option<Arc<ReadingDek>>, Error> {
+        cache.reading(&owned.context, &owned.id, owned.suite)
+    }
+
+    fn context(owned: &Owned) -> &EncryptionContext {
+        &owned.context
+    }
+
+    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<ReadingDek>
+    where
+        F: Future<Output = Answer<ReadingDek>> + Send + 'static,
+    {
+        cache.flights.reading(now, request, ask)
+    }
+
+    async fn ask(
+        source: &DekSource,
+        cache: &DekCache,
+        owned: &Owned,
+        bounds: CallBounds,
+    ) -> Result<Vouched<ReadingDek>, Failure> {
+        let Owned { context, id, suite, wrapped_keys } = owned;
+        let heard = |provider: &KekId, entry: &WrappedDek| cache.denied(id, provider, entry);
+        let Unwrapped { dek, voucher, asked } =
+            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &heard).await?;
+        let key = source.message_key(&dek, context, *suite)?;
+        drop(dek);
+        let dek = source.new_reading(owned, asked, Box::new([voucher]), &key);
+        Ok(Vouched { dek, for_reading_too: None })
+    }
+
+    fn put(cache: &DekCache, vouched: &Vouched<ReadingDek>) {
+        cache.put_reading(&vouched.dek);
+    }
+
+    fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
+        let Owned { context, id, wrapped_keys, .. } = owned;
+        // Also by other wrapped keys of the message, if the KEK denied the very one that the DEK came by.
+        cache
+            .end_reading(id, |lease| lease.whose(wrapped_keys.as_bytes()) == Whose::Own || lease.is_denied_by(failure));
+        source.tell(&Event::Denied { dek_id: Some(id), context });
+    }
+}
+
+impl DekSource {
+    pub(super) fn new_reading(
+        &self,
+        owned: &Owned,
+        asked: Moment,
+        vouchers: Box<[Voucher]>,
+        key: &Arc<AeadKey>,
+    ) -> Arc<ReadingDek> {
+        let SourceOptions { limits, clock, observers, .. } = &self.options;
+        observers.tell_of_unprotected_memory();
+        let terms = Terms {
+            context: &owned.context,
+            id: owned.id,
+            suite: owned.suite,
+            wrapped_keys: owned.wrapped_keys.clone(),
+            vouchers,
+            asked,
+            grace: limits.outage_grace_reading,
+            deadline: self.keks.deadline(),
+            clock,
+            observers: observers.downgrade(),
+        };
+        Arc::new(ReadingDek::new(Lease::new(terms, key, limits), limits))
+    }
+}
+
+impl Owned {
+    pub(super) fn new(context: &EncryptionContext, id: DekId, suite: Suite, wrapped_keys: WrappedKeys) -> Self {
+        Self { context: context.clone(), id, suite, wrapped_keys }
+    }
+}

@@ -1,0 +1,152 @@
+//! DEKs for writing: this process makes them, for a context.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+
+use super::super::WritingDek;
+use super::super::cache::DekCache;
+use super::super::flight::Part;
+use super::super::keks::{Failure, Made};
+use super::super::lease::{Age, Lease, Request, Terms, Whose};
+use super::super::statistics::Counted;
+use super::reading::Owned as ReadingOwned;
+use super::{Answer, DekSource, Kind, Question, SourceOptions, Vouched};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+use crate::kek::call::{Question as CallBounds, Share};
+use crate::memory::clock::Moment;
+use crate::memory::fork;
+use crate::observer::Event;
+use crate::suite::derive_dek_id;
+use crate::sync::Arc;
+
+/// DEKs that encrypt messages.
+pub(crate) enum Writing {}
+
+/// The question for a DEK to encrypt with.
+#[derive(Clone, Copy)]
+pub(crate) struct WritingQuestion<'a> {
+    pub(crate) context: &'a EncryptionContext,
+}
+
+impl Question for WritingQuestion<'_> {
+    type Kind = Writing;
+
+    fn find(&self, cache: &DekCache) -> Result<Option<Arc<WritingDek>>, Error> {
+        Ok(cache.writing(self.context))
+    }
+
+    fn with_remembered<R>(
+        &self,
+        cache: &DekCache,
+        serves: impl FnOnce(&WritingDek) -> bool,
+        work: impl FnOnce(&Arc<WritingDek>) -> R,
+    ) -> Option<R> {
+        cache.with_remembered_writing(self.context, serves, work)
+    }
+
+    fn whose(&self, _: &Lease) -> Whose {
+        Whose::Own
+    }
+
+    fn is_turn(&self, lease: &Lease, now: Moment) -> bool {
+        lease.is_turn(Whose::Own, now)
+    }
+
+    fn can_be_asked(&self) -> bool {
+        true
+    }
+
+    fn is_about(&self, _: &Lease) -> bool {
+        true
+    }
+
+    fn request(&self) -> Request {
+        Request::wrap(self.context)
+    }
+
+    fn to_owned(&self) -> Result<EncryptionContext, Error> {
+        Ok(self.context.clone())
+    }
+}
+
+impl Kind for Writing {
+    type Dek = WritingDek;
+    type Owned = EncryptionContext;
+    const SERVED: Counted = Counted::WritingAtHand;
+    const ASKED: Counted = Counted::WritingAsked;
+    const ASKED_BY: Share = Share::Reserved;
+
+    /// A DEK that is nearly used up is due too.
+    fn age(dek: &WritingDek, now: Moment) -> Age {
+        match dek.lease.age(now) {
+            Age::Fresh if dek.is_nearly_used_up() => Age::Due,
+            age => age,
+        }
+    }
+
+    fn remember(cache: &DekCache, dek: &Arc<WritingDek>) {
+        cache.remember_writing(dek);
+    }
+
+    fn find(cache: &DekCache, context: &EncryptionContext) -> Result<Option<Arc<WritingDek>>, Error> {
+        Ok(cache.writing(context))
+    }
+
+    fn context(context: &EncryptionContext) -> &EncryptionContext {
+        context
+    }
+
+    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<WritingDek>
+    where
+        F: Future<Output = Answer<WritingDek>> + Send + 'static,
+    {
+        cache.flights.writing(now, request, ask)
+    }
+
+    async fn ask(
+        source: &DekSource,
+        _: &DekCache,
+        context: &EncryptionContext,
+        bounds: CallBounds,
+    ) -> Result<Vouched<WritingDek>, Failure> {
+        let SourceOptions { suite, nonces, origin, limits, clock, observers, .. } = &source.options;
+        // Before the DEK is drawn, so that a fork while the key service is asked is noticed.
+        let generation = fork::generation();
+        let Made { dek, wrapped_keys, vouchers, asked } = source.keks.make(bounds, context, *origin).await?;
+        let id = derive_dek_id(&dek, context)?;
+        let key = source.message_key(&dek, context, *suite)?;
+        drop(dek);
+        let reading = ReadingOwned::new(context, id, *suite, wrapped_keys.clone());
+        let reading = source.new_reading(&reading, asked, vouchers.clone(), &key);
+        let terms = Terms {
+            context,
+            id,
+            suite: *suite,
+            wrapped_keys: wrapped_keys.clone(),
+            vouchers,
+            asked,
+            grace: limits.outage_grace_writing,
+            deadline: source.keks.deadline(),
+            clock,
+            observers: observers.downgrade(),
+        };
+        let lease = Lease::new(terms, &key, limits);
+        let dek = Arc::new(WritingDek::new(lease, wrapped_keys, *nonces, limits, generation)?);
+        source.tell(&Event::Made { dek_id: &id, context, kek_ids: &dek.lease.kek_ids() });
+        Ok(Vouched { dek, for_reading_too: Some(reading) })
+    }
+
+    /// What this process writes it can read without asking, no longer than anything else.
+    fn put(cache: &DekCache, vouched: &Vouched<WritingDek>) {
+        if let Some(reading) = &vouched.for_reading_too {
+            cache.put_reading(reading);
+        }
+        cache.put_writing(&vouched.dek);
+    }
+
+    fn was_denied(source: &DekSource, cache: &DekCache, context: &EncryptionContext, _: &Failure) {
+        cache.end_writing(context);
+        source.tell(&Event::Denied { dek_id: None, context });
+    }
+}
