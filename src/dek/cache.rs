@@ -20,6 +20,7 @@ use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
 use crate::memory::slot::shards;
 use crate::observer::Event;
+use crate::runtime::Runtime;
 use crate::suite::{DekId, Suite};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::LocalKey;
@@ -70,7 +71,7 @@ impl<D: Mortal> Hit<D> {
 }
 
 impl DekCache {
-    pub(super) fn new(limits: &LimitsInForce, clock: Clock) -> Self {
+    pub(super) fn new(limits: &LimitsInForce, clock: Clock, runtime: Option<Arc<dyn Runtime>>) -> Self {
         process_static! {
             static NUMBER: AtomicU64 = AtomicU64::new(1);
         }
@@ -82,7 +83,7 @@ impl DekCache {
             reading: bounded(limits.max_entries),
             denied: bounded(limits.max_entries),
             registry: Registry::new(clock.clone()),
-            flights: Flights::default(),
+            flights: Flights::new(runtime),
             epoch: AtomicU64::new(0),
             closed: OnceCell::new(),
             refuse_for: limits.refuse_for,

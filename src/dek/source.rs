@@ -67,7 +67,8 @@ const PATIENCE_IN_GRACE: Duration = Duration::from_millis(250);
 
 impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
-        let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
+        let cache =
+            ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone(), options.runtime.clone()));
         Arc::new(Self { keks, options, cache, closed: AtomicBool::new(false), counters: Counters::new() })
     }
 
@@ -80,7 +81,8 @@ impl DekSource {
         if cache.is_of_this_process() {
             return cache;
         }
-        let ours = Arc::new(DekCache::new(&self.options.limits, self.options.clock.clone()));
+        let SourceOptions { limits, clock, runtime, .. } = &self.options;
+        let ours = Arc::new(DekCache::new(limits, clock.clone(), runtime.clone()));
         let before = self.cache.compare_and_swap(&cache, ours.clone());
         if !Arc::ptr_eq(&before, &cache) {
             return self.cache.load_full();
