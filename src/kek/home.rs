@@ -142,3 +142,162 @@ impl Drop for Turn {
         self.0.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::runtime::{Builder, Runtime as TokioRuntime};
+
+    use super::*;
+    use crate::kek::KekErrorClass;
+
+    fn one_thread() -> TokioRuntime {
+        Builder::new_current_thread().enable_all().build().unwrap()
+    }
+
+    fn threads() -> TokioRuntime {
+        Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+    }
+
+    fn home_in(runtime: &TokioRuntime) -> Home {
+        let _inside = runtime.enter();
+        Home::current().unwrap()
+    }
+
+    /// The runtime on which it ran, after it used that runtime's timers.
+    async fn whereabouts() -> Result<tokio::runtime::Id, KekError> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok(Handle::current().id())
+    }
+
+    fn class<T>(answer: Result<T, KekError>) -> Option<(KekErrorClass, String)> {
+        answer.err().map(|error| (error.class(), error.to_string()))
+    }
+
+    #[test]
+    fn work_runs_at_home_whoever_polls() {
+        let (at_home, elsewhere) = (threads(), threads());
+        let home = home_in(&at_home);
+        let id = at_home.handle().id();
+        assert_eq!(pollster::block_on(home.run(whereabouts())).unwrap(), id);
+        assert_eq!(elsewhere.block_on(home.run(whereabouts())).unwrap(), id);
+    }
+
+    #[test]
+    fn a_caller_s_runtime_takes_the_place_of_one_that_ended() {
+        let (at_home, next, last) = (threads(), threads(), one_thread());
+        let home = home_in(&at_home);
+        drop(at_home);
+        let Some((class_said, first)) = class(pollster::block_on(home.run(whereabouts()))) else { panic!("it ran") };
+        assert_eq!(class_said, KekErrorClass::Unavailable);
+        let id = next.handle().id();
+        assert_eq!(next.block_on(home.run(whereabouts())).unwrap(), id);
+        assert_eq!(pollster::block_on(home.run(whereabouts())).unwrap(), id, "it is at home there now");
+        drop(next);
+        assert_eq!(last.block_on(home.run(whereabouts())).unwrap(), last.handle().id());
+        drop(last);
+        assert_eq!(
+            class(pollster::block_on(home.run(whereabouts()))),
+            Some((class_said, first)),
+            "one text, one class"
+        );
+    }
+
+    #[test]
+    fn a_caller_s_runtime_takes_the_place_of_one_that_nobody_drives() {
+        let (idle, driven) = (one_thread(), threads());
+        let home = home_in(&idle);
+        let refused = class(pollster::block_on(home.run(whereabouts()))).unwrap();
+        assert!(refused.0 == KekErrorClass::Unavailable && refused.1.contains("nobody drives it"), "{refused:?}");
+        assert_eq!(driven.block_on(home.run(whereabouts())).unwrap(), driven.handle().id());
+        // What it was given at first is not done twice.
+        let times = Arc::new(AtomicUsize::new(0));
+        let home = home_in(&idle);
+        let its = times.clone();
+        let once = async move {
+            its.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, KekError>(())
+        };
+        driven.block_on(home.run(once)).unwrap();
+        idle.block_on(tokio::task::yield_now());
+        assert_eq!(times.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn blocking_the_only_thread_of_the_home_is_an_error_that_says_so() {
+        let only = one_thread();
+        let home = home_in(&only);
+        let refused = only.block_on(async { class(pollster::block_on(home.run(whereabouts()))) }).unwrap();
+        assert!(refused.0 == KekErrorClass::Unavailable && refused.1.contains("only thread"), "{refused:?}");
+        assert_eq!(only.block_on(home.run(whereabouts())).unwrap(), only.handle().id(), "and passes");
+    }
+
+    #[test]
+    fn a_runtime_that_ends_in_the_middle_is_unavailable_and_the_next_call_goes_elsewhere() {
+        let (ends, next) = (threads(), threads());
+        let home = Arc::new(home_in(&ends));
+        let begun = Arc::new(AtomicBool::new(false));
+        let (its, tells) = (home.clone(), begun.clone());
+        let never = async move {
+            tells.store(true, Ordering::SeqCst);
+            std::future::pending::<Result<(), KekError>>().await
+        };
+        let call = next.spawn(async move { class(its.run(never).await) });
+        while !begun.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(ends);
+        assert_eq!(next.block_on(call).unwrap().unwrap().0, KekErrorClass::Unavailable);
+        assert_eq!(next.block_on(home.run(whereabouts())).unwrap(), next.handle().id());
+    }
+
+    #[test]
+    fn a_runtime_that_cannot_do_it_takes_no_place_and_is_no_home() {
+        let (ended, lame) = (threads(), Builder::new_current_thread().enable_time().build().unwrap());
+        let home = home_in(&ended);
+        drop(ended);
+        assert!(lame.block_on(home.run(whereabouts())).is_err());
+        let _inside = lame.enter();
+        assert!(Home::current().is_err_and(|why| why.contains("enable_io")));
+        let without = Builder::new_current_thread().build().unwrap();
+        let _inside = without.enter();
+        assert!(Home::current().is_err_and(|why| why.contains("enable_time")));
+    }
+
+    #[test]
+    fn what_is_done_in_the_background_is_done_by_one_and_begun_again_when_its_runtime_ended() {
+        let (ends, next) = (one_thread(), threads());
+        let home = home_in(&ends);
+        let (busy, times) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let times = times.clone();
+            async move {
+                times.fetch_add(1, Ordering::SeqCst);
+            }
+        };
+        home.spawn_one(&busy, work());
+        home.spawn_one(&busy, work());
+        drop(ends);
+        assert_eq!((times.load(Ordering::SeqCst), busy.load(Ordering::SeqCst)), (0, false));
+        let _inside = next.enter();
+        home.spawn_one(&busy, work());
+        while times.load(Ordering::SeqCst) == 0 || busy.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        assert_eq!(times.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_panic_at_home_is_told_as_what_it_is() {
+        let at_home = threads();
+        let home = home_in(&at_home);
+        let bad = async {
+            if true {
+                std::panic::resume_unwind(Box::new("by script"));
+            }
+            Ok::<(), KekError>(())
+        };
+        assert!(class(pollster::block_on(home.run(bad))).unwrap().1.contains("panicked"));
+    }
+}
