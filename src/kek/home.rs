@@ -87,8 +87,8 @@ impl Home {
                     runtime = self.other_than(&tried).ok_or_else(nowhere)?;
                     tried.push(runtime.id());
                 }
-                // The next try finds another one.
-                Err(Unstarted::EndedMeanwhile) => return Err(nowhere()),
+                // The service may have been asked. The next try finds another runtime.
+                Err(Unstarted::EndedMeanwhile) => return Err(KekError::unavailable(NOWHERE)),
                 Err(Unstarted::Panicked) => return Err(KekError::unavailable("the provider panicked")),
             }
         }
@@ -122,10 +122,11 @@ impl Home {
 }
 
 /// *Unavailable*: it says nothing of the key, DEKs at hand may ride it out, and the next caller on a runtime that lives ends it.
+const NOWHERE: &str = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, \
+                       or a task blocks its only thread), and the caller runs on no other that could take its place";
+
 fn nowhere() -> KekError {
-    let text = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, or a task blocks \
-                its only thread), and the caller runs on no other that could take its place";
-    KekError::unavailable(text).without_asking()
+    KekError::unavailable(NOWHERE).without_asking()
 }
 
 /// The right to do something that one at a time does in the background; given back when it is done, or dropped undone.
