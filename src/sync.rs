@@ -2,15 +2,13 @@
 //!
 //! In every build but that of the schedule tests (`--cfg shuttle`, see tests/schedules) these are the standard library's own types.
 //! There they are shuttle's, which gives control away at each operation. Not seen by it, and not in need of it since they never wait
-//! while another thread is in the middle of something: `arc-swap` (lock-free), `async-lock` and the `Shared` future (their locks are held
+//! while another thread is in the middle of something: `arc-swap` (lock-free), `async-lock` (its locks are held
 //! only within a call that gives no control away), the fork mark. Memory orderings weaker than `SeqCst` are not explored.
 #![forbid(unsafe_code)]
 
 #[cfg(not(all(test, shuttle)))]
 mod imp {
-    pub(crate) use std::sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, TryLockError, Weak, atomic,
-    };
+    pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak, atomic};
     pub(crate) use std::{thread, thread_local};
 
     /// A static of the process.

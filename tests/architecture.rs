@@ -102,7 +102,6 @@ fn each_cryptographic_crate_is_named_in_one_file() {
         ("aws_config", "kek/aws_kms/client.rs"),
         ("quick_cache", "dek/cache.rs"),
         ("vaultrs", "kek/vault_transit/endpoints.rs"),
-        ("futures_util::future::{Shared", "dek/flight.rs"),
     ] {
         let naming: Vec<_> = sources()
             .into_iter()

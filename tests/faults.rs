@@ -17,7 +17,9 @@ use std::time::Duration;
 use support::context;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, WrappedDek};
+use waxseal::{
+    CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime, WrappedDek,
+};
 
 /// The unit of virtual time: nothing here happens between two ticks.
 const TICK: Duration = Duration::from_millis(1);
@@ -50,6 +52,20 @@ enum State {
     PastAge,
     /// It does not, and there is one.
     PastAgeWithGrace,
+}
+
+/// The envelope waits in the runtime's virtual time. By itself it waits in real time, whatever becomes of a runtime.
+#[derive(Debug)]
+struct VirtualTime;
+
+impl Runtime for VirtualTime {
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        drop(tokio::spawn(future));
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
 }
 
 /// A key service with a fault, and when it last vouched for each DEK.
@@ -164,6 +180,7 @@ fn run(fault: Fault, state: State) -> Outcome {
             .write_to(faulty.clone())
             .limits(limits)
             .clock(clock.clone())
+            .runtime(VirtualTime)
             // In real time, of which next to none goes by.
             .call_budget(CallBudget::new(1_000_000, 65_536).unwrap())
             .build()

@@ -23,6 +23,7 @@ use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
 use crate::memory::slot::shards;
 use crate::observer::Event;
+use crate::runtime::Runtime;
 use crate::suite::{DekId, Suite};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::thread::LocalKey;
@@ -50,7 +51,7 @@ pub(crate) struct DekCache {
 }
 
 impl DekCache {
-    pub(super) fn new(limits: &LimitsInForce, clock: Clock) -> Self {
+    pub(super) fn new(limits: &LimitsInForce, clock: Clock, runtime: Option<Arc<dyn Runtime>>) -> Self {
         process_static! {
             static NUMBER: AtomicU64 = AtomicU64::new(1);
         }
@@ -62,7 +63,7 @@ impl DekCache {
             reading: bounded(limits.max_entries),
             refused: bounded(limits.max_entries),
             registry: Registry::new(clock.clone()),
-            flights: Flights::default(),
+            flights: Flights::new(runtime),
             revocations: Revocations::default(),
             closed: OnceCell::new(),
             refuse_for: limits.refuse_for,

@@ -2,133 +2,426 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
-
-use futures_util::FutureExt;
-use futures_util::future::{Shared, WeakShared};
 
 use super::keks::Failure;
 use super::lease::Request;
 use super::pinned::Pinned;
 use super::registry::Mortal;
 use super::{ReadingDek, WritingDek};
+use crate::error::{Error, ErrorKind};
 use crate::kek::BoxFuture;
+use crate::kek::call::Wire;
 use crate::memory::clock::Moment;
-use crate::sync::{Arc, Mutex, OnceLock, PoisonError};
+use crate::runtime::{Runtime, unconstrained};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What a question gives, to everybody who asked it.
 pub(crate) type Answer<D> = Result<Arc<Pinned<D>>, Failure>;
-type Call<D> = BoxFuture<'static, Answer<D>>;
+type Work<D> = BoxFuture<'static, Answer<D>>;
 
-/// The questions that are being asked. A call lives as long as somebody waits for it: each waiter can drive it, so one that goes away
-/// leaves the others their call, and the last one cancels it.
-#[derive(Default)]
+/// A call that has been on its way for longer is not joined: whoever asks now asks anew, and does not wait for an
+/// answer that a key service which hung will never give. So a service that is back is noticed within a second.
+const JOINED_WITHIN: Duration = Duration::from_millis(750);
+/// How often calls that ended, or that nobody drives, are looked for.
+const SWEEP_EVERY: Duration = Duration::from_millis(250);
+
+/// The questions that are being asked.
+///
+/// Every caller who waits for a call can drive it, so none depends on another one's runtime, patience or being polled.
+/// Where the envelope has a runtime, a task there drives it too. It finishes the request that is on its way when
+/// the last caller leaves, so that a key service slower than every caller's patience still gets its answer through.
+/// Without that task, and while no request is on its way, the last caller who leaves cancels the call.
 pub(super) struct Flights {
     reading: Questions<ReadingDek>,
     writing: Questions<WritingDek>,
-}
-
-struct Questions<D: Mortal + 'static>(Mutex<HashMap<Request, Flight<D>>>);
-
-struct Flight<D: Mortal + 'static> {
-    began: Moment,
-    call: WeakShared<Call<D>>,
-    everybody: Everybody,
-}
-
-/// A call that has been on its way for longer is not joined: whoever asks now asks anew, and does not wait for an answer that a key
-/// service which hung will never give. So a service that is back is noticed within a second.
-const JOINED_WITHIN: Duration = Duration::from_millis(750);
-
-/// What wakes all who wait for a call, once it was polled.
-type Everybody = Arc<OnceLock<Waker>>;
-
-/// One caller's part in a call. Who leaves before the answer wakes the others: what woke the call may have reached only the one that leaves,
-/// since a `Shared` wakes those that wait at that moment, and not who comes while the call is being polled.
-pub(crate) struct Part<D: Mortal + 'static> {
-    call: Shared<Call<D>>,
-    everybody: Everybody,
-    answered: bool,
-}
-
-impl<D: Mortal> Future for Part<D> {
-    type Output = Answer<D>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
-        let answer = self.call.poll_unpin(cx);
-        self.answered = answer.is_ready();
-        answer
-    }
-}
-
-impl<D: Mortal> Drop for Part<D> {
-    fn drop(&mut self) {
-        if !self.answered
-            && let Some(everybody) = self.everybody.get()
-        {
-            everybody.wake_by_ref();
-        }
-    }
-}
-
-impl<D: Mortal> Default for Questions<D> {
-    fn default() -> Self {
-        Self(Mutex::default())
-    }
+    runtime: Option<Arc<dyn Runtime>>,
 }
 
 impl Flights {
+    pub(super) fn new(runtime: Option<Arc<dyn Runtime>>) -> Self {
+        Self { reading: Questions::default(), writing: Questions::default(), runtime }
+    }
+
     pub(super) fn reading<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
-        self.reading.join(now, request, ask)
+        self.reading.join(now, request, || Call::new(ask(), self.runtime.clone()))
     }
 
     pub(super) fn writing<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
-        self.writing.join(now, request, ask)
+        self.writing.join(now, request, || Call::new(ask(), self.runtime.clone()))
     }
 }
 
+struct Questions<D: Mortal + 'static>(Mutex<Asked<D>>);
+
+struct Asked<D: Mortal + 'static> {
+    flights: HashMap<Request, Flight<D>>,
+    sweep_at: Option<Moment>,
+}
+
+/// The calls for one question.
+struct Flight<D: Mortal + 'static> {
+    began: Moment,
+    newest: Weak<Call<D>>,
+    /// One that was on its way for too long to be joined, and may still bring an answer. At most this one and the
+    /// newest go on without callers, so a service that hangs is not asked again and again in the background.
+    oldest: Weak<Call<D>>,
+}
+
+impl<D: Mortal> Default for Questions<D> {
+    fn default() -> Self {
+        Self(Mutex::new(Asked { flights: HashMap::new(), sweep_at: None }))
+    }
+}
+
+/// What must be dropped outside the lock: a call's work, and a DEK in its answer, may tell observers of their end.
+type Leftovers<D> = Vec<(Arc<Call<D>>, Option<Work<D>>)>;
+
 impl<D: Mortal> Questions<D> {
     /// The call that is under way, or a new one. A call that has its answer is not joined any more.
-    fn join<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<D>
-    where
-        F: Future<Output = Answer<D>> + Send + 'static,
-    {
-        let mut calls = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let under_way = calls.get(&request).filter(|flight| !now.is_past(flight.began.plus(JOINED_WITHIN)));
-        if let Some(Flight { call, everybody, .. }) = under_way
-            && let Some(call) = call.upgrade()
-            && call.peek().is_none()
-        {
-            return Part { call, everybody: everybody.clone(), answered: false };
-        }
-        // Now and then, so that the map does not grow with what nobody waits for any more.
-        if calls.len() >= 64 && calls.len().is_power_of_two() {
-            calls.retain(|_, flight| flight.call.upgrade().is_some());
-        }
-        let everybody = Everybody::default();
-        let (call, all) = (ask(), everybody.clone());
-        let call = async move {
-            let mut call = pin!(call);
-            poll_fn(|cx| {
-                // The same waker at each poll, whoever polls.
-                all.get_or_init(|| cx.waker().clone());
-                call.as_mut().poll(cx)
-            })
-            .await
+    fn join(&self, now: Moment, request: Request, ask: impl FnOnce() -> Arc<Call<D>>) -> Part<D> {
+        let mut leftovers = Leftovers::new();
+        let part = {
+            let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = asked.flights.get(&request).map(|flight| (flight.began, flight.calls()));
+            let under_way = match &before {
+                Some((began, [Some(newest), _])) if !now.is_past(began.plus(JOINED_WITHIN)) => newest.join(),
+                _ => None,
+            };
+            let part = under_way.unwrap_or_else(|| {
+                asked.sweep(now, &mut leftovers);
+                let (call, part) = Part::first(ask());
+                let oldest = match before.as_ref().map(|(_, calls)| calls) {
+                    Some([newest, Some(oldest)]) if oldest.is_under_way() => {
+                        leftovers.extend(newest.as_ref().map(|newest| (newest.clone(), newest.end_with_callers())));
+                        Arc::downgrade(oldest)
+                    }
+                    Some([Some(newest), _]) => Arc::downgrade(newest),
+                    _ => Weak::new(),
+                };
+                asked.flights.insert(request, Flight { began: now, newest: Arc::downgrade(&call), oldest });
+                part
+            });
+            leftovers.extend(before.into_iter().flat_map(|(_, calls)| calls).flatten().map(|call| (call, None)));
+            part
         };
-        let call: Shared<Call<D>> = FutureExt::boxed(call).shared();
-        calls.extend(
-            call.downgrade().map(|weak| (request, Flight { began: now, call: weak, everybody: everybody.clone() })),
-        );
-        Part { call, everybody, answered: false }
+        leftovers.into_iter().for_each(|(call, work)| call.discard(work));
+        part
+    }
+}
+
+impl<D: Mortal> Flight<D> {
+    fn calls(&self) -> [Option<Arc<Call<D>>>; 2] {
+        [self.newest.upgrade(), self.oldest.upgrade()]
+    }
+}
+
+impl<D: Mortal> Asked<D> {
+    /// Now and then, so that the map does not grow with what ended, nor the budget shrink by what nobody drives.
+    fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<D>) {
+        let many = self.flights.len() >= 64 && self.flights.len().is_power_of_two();
+        if !many && self.sweep_at.is_some_and(|at| !now.is_past(at)) {
+            return;
+        }
+        self.sweep_at = Some(now.plus(SWEEP_EVERY));
+        self.flights.retain(|_, flight| {
+            let mut under_way = false;
+            for call in flight.calls().into_iter().flatten() {
+                let ended = call.end_if_undriven();
+                under_way |= call.is_under_way();
+                leftovers.push((call, ended));
+            }
+            under_way
+        });
+    }
+}
+
+struct Call<D: Mortal + 'static> {
+    bell: Arc<Bell>,
+    wire: Wire,
+    state: Mutex<State<D>>,
+}
+
+struct State<D: Mortal + 'static> {
+    /// Taken out by whoever polls it, so that no lock is held meanwhile.
+    work: Option<Work<D>>,
+    /// There when the call is over. An error if it was cancelled, which nobody waits for.
+    answer: Option<Answer<D>>,
+    callers: usize,
+    /// Until the first poll that leaves the call unanswered, which starts the task there.
+    runtime: Option<Arc<dyn Runtime>>,
+    /// That task is there and has been polled: a runtime that nobody drives cannot be relied on.
+    task_drives: bool,
+    /// Others took its place, so it ends with its callers.
+    ends_with_callers: bool,
+    /// It had been woken, and nobody had polled it, when it was looked at.
+    neglected: bool,
+}
+
+impl<D: Mortal> State<D> {
+    /// Ends it if it is of no use. What is left of it is to be discarded outside the lock. While it is being polled
+    /// that is for whoever polls it to decide.
+    fn end_unless_wanted(&mut self, wire: &Wire) -> Option<Work<D>> {
+        let goes_on = self.task_drives && !self.ends_with_callers && wire.is_busy();
+        if self.work.is_none() || self.callers > 0 || goes_on {
+            return None;
+        }
+        self.end()
+    }
+
+    fn end(&mut self) -> Option<Work<D>> {
+        self.answer = Some(Err(Error::new(ErrorKind::Unavailable, "nobody waited for the answer").into()));
+        self.work.take()
+    }
+}
+
+impl<D: Mortal> Call<D> {
+    fn new(work: impl Future<Output = Answer<D>> + Send + 'static, runtime: Option<Arc<dyn Runtime>>) -> Arc<Self> {
+        let state = State {
+            work: Some(Box::pin(unconstrained(work))),
+            answer: None,
+            callers: 0,
+            runtime,
+            task_drives: false,
+            ends_with_callers: false,
+            neglected: false,
+        };
+        Arc::new(Self { bell: Bell::rung(), wire: Wire::default(), state: Mutex::new(state) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<D>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.lock().answer.is_none()
+    }
+
+    /// One more caller, if it is under way.
+    fn join(self: &Arc<Self>) -> Option<Part<D>> {
+        let mut state = self.lock();
+        if state.answer.is_some() {
+            return None;
+        }
+        state.callers += 1;
+        drop(state);
+        Some(Part::new(self.clone(), Role::Caller))
+    }
+
+    fn end_with_callers(&self) -> Option<Work<D>> {
+        let mut state = self.lock();
+        state.ends_with_callers = true;
+        state.end_unless_wanted(&self.wire)
+    }
+
+    /// Ends a call without callers whose task does not poll it though it was woken: its runtime is not driven any more.
+    fn end_if_undriven(&self) -> Option<Work<D>> {
+        let mut state = self.lock();
+        if state.work.is_none() || state.callers > 0 || !self.bell.is_rung() {
+            return None;
+        }
+        if !std::mem::replace(&mut state.neglected, true) {
+            return None;
+        }
+        state.end()
+    }
+
+    /// Drops what is left of a call that ended, and lets its task know.
+    fn discard(&self, work: Option<Work<D>>) {
+        if work.is_some() {
+            // A provider whose future panics when it is dropped harms nobody.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
+            self.bell.wake_all();
+        }
+    }
+
+    /// Polls the work, unless somebody else does, or nothing has happened since it was polled last.
+    fn drive(&self, role: Role) -> Poll<Answer<D>> {
+        let mut work = {
+            let mut state = self.lock();
+            state.task_drives |= role == Role::Task;
+            if let Some(answer) = &state.answer {
+                return Poll::Ready(answer.clone());
+            }
+            // Whoever polls it now looks at the bell afterwards, and wakes the others if it rang.
+            let Some(work) = state.work.take_if(|_| self.bell.is_rung()) else { return Poll::Pending };
+            self.bell.rung.store(false, Ordering::SeqCst);
+            state.neglected = false;
+            work
+        };
+        let waker = Waker::from(self.bell.clone());
+        let mut poll = || self.wire.scope(|| work.as_mut().poll(&mut Context::from_waker(&waker)));
+        let polled = catch_unwind(AssertUnwindSafe(&mut poll)).unwrap_or_else(|_| Poll::Ready(Err(panicked())));
+        match polled {
+            Poll::Ready(answer) => {
+                // Before the answer is there, so that nothing of the call outlives what its callers do next.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
+                self.lock().answer = Some(answer.clone());
+                self.bell.wake_all();
+                Poll::Ready(answer)
+            }
+            Poll::Pending => {
+                let mut state = self.lock();
+                state.work = Some(work);
+                let ended = state.end_unless_wanted(&self.wire);
+                let answer = state.answer.clone();
+                drop(state);
+                self.discard(ended);
+                if self.bell.is_rung() {
+                    self.bell.wake_all();
+                }
+                answer.map_or(Poll::Pending, Poll::Ready)
+            }
+        }
+    }
+
+    /// Starts the task that drives it as well, once.
+    fn start_task(self: &Arc<Self>) {
+        let mut state = self.lock();
+        let Some(runtime) = state.runtime.take() else { return };
+        drop(state);
+        let task = Part::new(self.clone(), Role::Task);
+        let spawn = || runtime.spawn(Box::pin(async move { drop(task.await) }));
+        // Without the task its callers drive it.
+        let _ = catch_unwind(AssertUnwindSafe(spawn));
+    }
+}
+
+fn panicked() -> Failure {
+    Error::new(ErrorKind::Unavailable, "the call panicked").into()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Caller,
+    Task,
+}
+
+/// One caller's part in a call, or that of the task that goes on with it.
+pub(crate) struct Part<D: Mortal + 'static> {
+    call: Arc<Call<D>>,
+    role: Role,
+    place: usize,
+}
+
+impl<D: Mortal> Part<D> {
+    fn new(call: Arc<Call<D>>, role: Role) -> Self {
+        let place = call.bell.enter();
+        Self { call, role, place }
+    }
+
+    /// Of a new call.
+    fn first(call: Arc<Call<D>>) -> (Arc<Call<D>>, Self) {
+        call.lock().callers += 1;
+        (call.clone(), Self::new(call, Role::Caller))
+    }
+}
+
+impl<D: Mortal> Future for Part<D> {
+    type Output = Answer<D>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
+        // Before it looks, so that whatever happens from here on wakes it.
+        self.call.bell.listen(self.place, cx.waker());
+        let answer = self.call.drive(self.role);
+        if answer.is_pending() && self.role == Role::Caller {
+            self.call.start_task();
+        }
+        answer
+    }
+}
+
+impl<D: Mortal> Drop for Part<D> {
+    fn drop(&mut self) {
+        self.call.bell.leave(self.place);
+        let mut state = self.call.lock();
+        match self.role {
+            Role::Caller => state.callers = state.callers.saturating_sub(1),
+            Role::Task => state.task_drives = false,
+        }
+        let ended = state.end_unless_wanted(&self.call.wire);
+        drop(state);
+        self.call.discard(ended);
+    }
+}
+
+/// The waker of a call's work. It wakes all who wait: one that is not polled holds up nobody.
+struct Bell {
+    /// Something happened since the work was polled last.
+    rung: AtomicBool,
+    places: Mutex<Places>,
+}
+
+#[derive(Default)]
+struct Places {
+    wakers: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Bell {
+    /// Of work that has to be polled.
+    fn rung() -> Arc<Self> {
+        Arc::new(Self { rung: AtomicBool::new(true), places: Mutex::default() })
+    }
+
+    fn is_rung(&self) -> bool {
+        self.rung.load(Ordering::SeqCst)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self) -> usize {
+        let mut places = self.lock();
+        if let Some(place) = places.free.pop() {
+            return place;
+        }
+        places.wakers.push(None);
+        places.wakers.len() - 1
+    }
+
+    fn listen(&self, place: usize, waker: &Waker) {
+        let waker = waker.clone();
+        // The one that was there is dropped outside the lock: it may be the last that holds a task.
+        let _before = self.lock().wakers.get_mut(place).and_then(|at| at.replace(waker));
+    }
+
+    fn leave(&self, place: usize) {
+        let mut places = self.lock();
+        let waker = places.wakers.get_mut(place).and_then(Option::take);
+        places.free.push(place);
+        drop(places);
+        drop(waker);
+    }
+
+    fn wake_all(&self) {
+        let wakers: Vec<Waker> = self.lock().wakers.iter_mut().filter_map(Option::take).collect();
+        for waker in wakers {
+            // One that panics keeps none of the others asleep.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::SeqCst);
+        self.wake_all();
     }
 }

@@ -104,9 +104,11 @@ impl Builder {
         self
     }
 
-    /// What waits, and where DEKs are renewed ahead of time. With the feature `tokio`, by default the tokio runtime in which
-    /// [`build`](Self::build) is called, if there is one. Without a runtime, the caller that finds a DEK due renews it, and calls to key
-    /// services have no timeout and no retry.
+    /// What waits, and where work goes on in the background: DEKs are renewed ahead of time, and requests that are on
+    /// their way when the last caller loses patience are finished. With the feature `tokio`, by default the tokio
+    /// runtime in which [`build`](Self::build) is called, if there is one; waiting then takes a thread of this library's,
+    /// so deadlines are kept when that runtime ends or nobody drives it. Without a runtime, the caller that finds a DEK
+    /// due renews it, and calls to key services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
         self.runtime = Some(Arc::new(runtime));
         self
@@ -155,7 +157,8 @@ impl Builder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option: no provider at all, more than 16 for writing, two with one KEK id, a limit
-    /// or an option out of its range, two that contradict each other, or one that needs a runtime where there is none.
+    /// or an option out of its range, two that contradict each other, or one that needs a runtime where there is none. Also within a
+    /// tokio runtime without timers, unless another [`runtime`](Self::runtime) is given.
     pub fn build(self) -> Result<Envelope, Error> {
         let limits = self.limits.check(self.suite)?;
         if self.write_to.is_empty() && self.read_from.is_empty() {
@@ -179,7 +182,10 @@ impl Builder {
                 "{id}: anyone can wrap under it; allow_unauthenticated_wrapping accepts that"
             )));
         }
-        let runtime = self.runtime.or_else(ambient_runtime);
+        let runtime = match self.runtime {
+            Some(runtime) => Some(runtime),
+            None => ambient_runtime()?,
+        };
         if self.call_budget.is_some() && runtime.is_none() {
             return Err(invalid("call_budget: nothing can wait without a runtime".to_owned()));
         }
@@ -230,15 +236,19 @@ impl Builder {
     }
 }
 
+/// The tokio runtime of the caller, if there is one.
 #[cfg(feature = "tokio")]
-fn ambient_runtime() -> Option<Arc<dyn Runtime>> {
-    let handle = tokio::runtime::Handle::try_current().ok()?;
-    Some(Arc::new(crate::runtime::Tokio(handle)))
+fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
+    match crate::runtime::tokio::Tokio::current() {
+        None => Ok(None),
+        Some(Ok(runtime)) => Ok(Some(Arc::new(runtime))),
+        Some(Err(why)) => Err(invalid(format!("runtime: {why}; build elsewhere, or give another one"))),
+    }
 }
 
 #[cfg(not(feature = "tokio"))]
-fn ambient_runtime() -> Option<Arc<dyn Runtime>> {
-    None
+fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
+    Ok(None)
 }
 
 fn refuse_twice(option: &str, providers: &[Arc<dyn KekProvider>]) -> Result<(), Error> {

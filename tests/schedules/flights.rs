@@ -202,3 +202,155 @@ fn no_more_messages_are_sealed_than_a_dek_may() {
         stage.end();
     });
 }
+
+/// Polls as often as said, waits until `until`, and leaves.
+fn leaves_when(stage: Stage, polls: usize, until: impl Fn(&Stage) -> bool) {
+    let mut reading = Box::pin(stage.read_of(&ALICE, &MESSAGES[0]));
+    for _ in 0..polls {
+        let polled = block_on(std::future::poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))));
+        if let Poll::Ready(answer) = polled {
+            answer.unwrap();
+            return;
+        }
+        shuttle::thread::yield_now();
+    }
+    while !until(&stage) {
+        shuttle::thread::yield_now();
+    }
+}
+
+#[test]
+fn callers_leave_at_every_point_and_the_one_that_stays_is_served() {
+    messages();
+    for with_runtime in [false, true] {
+        explore(move || {
+            let runtime = ToyRuntime::default();
+            let its = runtime.clone();
+            let stage = Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
+            let leave: Vec<_> = (0..3)
+                .map(|_| {
+                    let polls = shuttle::rand::thread_rng().gen_range(0..4);
+                    stage.spawn(move |stage| leaves_when(stage, polls, |_| true))
+                })
+                .collect();
+            let stays = stage.spawn(|stage| stage.read());
+            stays.join().unwrap().unwrap();
+            join(leave);
+            runtime.settle();
+            stage.end();
+        });
+    }
+}
+
+#[test]
+fn a_caller_that_is_not_polled_any_more_holds_up_nobody() {
+    messages();
+    for with_runtime in [false, true] {
+        explore(move || {
+            let runtime = ToyRuntime::default();
+            let its = runtime.clone();
+            let stage = Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
+            stage.kek.0.gate.shut();
+            let done = Arc::new(AtomicBool::new(false));
+            let stuck = {
+                let done = done.clone();
+                stage.spawn(move |stage| leaves_when(stage, 2, |_| done.load(SeqCst)))
+            };
+            let reads = stage.spawn(|stage| stage.read());
+            let opens = stage.spawn(|stage| stage.kek.0.gate.open());
+            reads.join().unwrap().unwrap();
+            done.store(true, SeqCst);
+            join([stuck, opens]);
+            runtime.settle();
+            stage.end();
+        });
+    }
+}
+
+#[test]
+fn with_a_runtime_a_call_gets_on_though_no_caller_is_polled() {
+    messages();
+    explore(|| {
+        let runtime = ToyRuntime::default();
+        let its = runtime.clone();
+        let stage = Stage::new(|builder| builder.runtime(its));
+        // Its first poll leaves it without an answer, whatever the key service does.
+        stage.kek.0.gate.shut();
+        let stuck = stage.spawn(|stage| leaves_when(stage, 1, |stage| stage.log.count("unwrapped") == 1));
+        let opens = stage.spawn(|stage| stage.kek.0.gate.open());
+        join([stuck, opens]);
+        stage.read().unwrap();
+        assert_eq!(stage.kek.unwraps(), 1);
+        runtime.settle();
+        stage.end();
+    });
+}
+
+#[test]
+fn a_request_that_is_on_its_way_outlives_its_last_caller() {
+    messages();
+    explore(|| {
+        let runtime = ToyRuntime::default();
+        let (its, polls) = (runtime.clone(), runtime.polls.clone());
+        let stage = Stage::new(|builder| builder.runtime(its));
+        stage.kek.0.gate.shut();
+        // The task has been seen to work.
+        leaves_when(stage.clone(), 1, |stage| stage.kek.unwraps() == 1 && polls.load(SeqCst) > 0);
+        assert!(stage.envelope.decrypt_cached(&ALICE, b"", &MESSAGES[0]).unwrap().is_none());
+        stage.kek.0.gate.open();
+        stage.read().unwrap();
+        assert_eq!(stage.kek.unwraps(), 1, "the first request brought the answer");
+        runtime.settle();
+        stage.end();
+    });
+}
+
+#[test]
+fn a_call_without_callers_ends_where_nobody_drives_the_runtime() {
+    messages();
+    explore(|| {
+        let runtime = ToyRuntime { idle: true, ..ToyRuntime::default() };
+        let spawned = runtime.spawned.clone();
+        let stage = Stage::new(|builder| builder.runtime(runtime));
+        stage.kek.0.gate.shut();
+        join((0..2).map(|_| stage.spawn(|stage| leaves_when(stage, 2, |_| true))));
+        stage.kek.0.gate.open();
+        stage.read().unwrap();
+        spawned.lock().unwrap().clear();
+        // Nothing of the abandoned calls is left, so the last envelope wipes all.
+        stage.end();
+    });
+}
+
+#[test]
+fn a_panic_in_a_shared_call_is_an_answer_for_all_and_over_with_it() {
+    #[derive(Debug, Default)]
+    struct PanicsOnce(AtomicBool);
+
+    impl Observer for PanicsOnce {
+        fn event(&self, event: &Event<'_>) {
+            if matches!(event, Event::Unwrapped { .. }) && !self.0.swap(true, SeqCst) {
+                std::panic::resume_unwind(Box::new("by script"));
+            }
+        }
+    }
+
+    messages();
+    for with_runtime in [false, true] {
+        explore(move || {
+            let runtime = ToyRuntime::default();
+            let its = runtime.clone();
+            let stage = Stage::new(|builder| {
+                let builder = builder.observer(PanicsOnce::default());
+                if with_runtime { builder.runtime(its) } else { builder }
+            });
+            let leaves = stage.spawn(|stage| drop(block_on(poll_at_most(2, stage.read_of(&ALICE, &MESSAGES[0])))));
+            for answer in join((0..2).map(|_| stage.spawn(|stage| stage.read()))) {
+                assert!(kind(&answer).is_none_or(|kind| kind == ErrorKind::Unavailable), "{answer:?}");
+            }
+            leaves.join().unwrap();
+            stage.read().unwrap();
+            runtime.settle();
+        });
+    }
+}

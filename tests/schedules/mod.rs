@@ -21,7 +21,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock, Mutex};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use shuttle::future::block_on;
@@ -38,7 +38,7 @@ use crate::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, Unwrap
 use crate::sync;
 use crate::{
     Builder, Dek, DekId, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits, ManualClock,
-    Observer, WrappedDek,
+    Observer, Runtime, WrappedDek,
 };
 
 const SCHEDULES: usize = 2_000;
@@ -133,6 +133,7 @@ struct Toy {
     unwraps: AtomicU64,
     generates: AtomicU64,
     down: AtomicBool,
+    gate: Gate,
     /// What is refused, by context and wrapped bytes.
     denies: Mutex<Option<fn(&EncryptionContext, &[u8]) -> bool>>,
 }
@@ -145,6 +146,7 @@ impl ToyKek {
             unwraps: AtomicU64::new(0),
             generates: AtomicU64::new(0),
             down: AtomicBool::new(false),
+            gate: Gate::default(),
             denies: Mutex::new(None),
         }))
     }
@@ -161,6 +163,7 @@ impl ToyKek {
     async fn answer(&self, calls: &AtomicU64, context: &EncryptionContext, wrapped: &[u8]) -> Result<(), KekError> {
         calls.fetch_add(1, SeqCst);
         answers_some_time().await;
+        self.0.gate.pass().await;
         let denies = self.0.denies.lock().unwrap().is_some_and(|denies| denies(context, wrapped));
         match () {
             () if self.0.down.load(SeqCst) => Err(KekError::new(KekErrorClass::Unavailable, "by script")),
@@ -211,6 +214,95 @@ impl KekProvider for ToyKek {
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async { Ok(Health::Ready) })
+    }
+}
+
+/// Open at first. Calls wait while it is shut.
+#[derive(Debug, Default)]
+struct Gate(Mutex<Shut>);
+
+#[derive(Debug, Default)]
+struct Shut {
+    shut: bool,
+    waiting: Vec<Waker>,
+}
+
+impl Gate {
+    fn shut(&self) {
+        self.0.lock().unwrap().shut = true;
+    }
+
+    fn open(&self) {
+        let waiting = {
+            let mut gate = self.0.lock().unwrap();
+            gate.shut = false;
+            std::mem::take(&mut gate.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+
+    async fn pass(&self) {
+        std::future::poll_fn(|cx| {
+            let mut gate = self.0.lock().unwrap();
+            if !gate.shut {
+                return Poll::Ready(());
+            }
+            gate.waiting.push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// A runtime of shuttle's threads. What sleeps there sleeps for ever: no call takes too long in these tests.
+#[derive(Clone, Debug, Default)]
+struct ToyRuntime {
+    polls: Arc<AtomicU64>,
+    alive: Arc<AtomicU64>,
+    /// Nobody drives it: what is spawned stays where it is.
+    idle: bool,
+    spawned: Arc<Mutex<Vec<Undriven>>>,
+}
+
+struct Undriven(#[allow(dead_code)] BoxFuture<'static, ()>);
+
+impl std::fmt::Debug for Undriven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Undriven")
+    }
+}
+
+impl ToyRuntime {
+    /// Waits until nothing goes on there any more.
+    fn settle(&self) {
+        while self.alive.load(SeqCst) > 0 {
+            shuttle::thread::yield_now();
+        }
+    }
+}
+
+impl Runtime for ToyRuntime {
+    fn spawn(&self, mut future: BoxFuture<'static, ()>) {
+        if self.idle {
+            self.spawned.lock().unwrap().push(Undriven(future));
+            return;
+        }
+        let (polls, alive) = (self.polls.clone(), self.alive.clone());
+        alive.fetch_add(1, SeqCst);
+        drop(shuttle::future::spawn(async move {
+            std::future::poll_fn(|cx| {
+                let polled = future.as_mut().poll(cx);
+                polls.fetch_add(1, SeqCst);
+                polled
+            })
+            .await;
+            drop(future);
+            alive.fetch_sub(1, SeqCst);
+        }));
+    }
+
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
     }
 }
 

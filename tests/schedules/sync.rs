@@ -9,8 +9,6 @@ use std::time::Duration;
 
 pub(crate) use shuttle::sync::{Mutex, MutexGuard, RwLock};
 pub(crate) use shuttle::thread_local;
-/// Only what is initialised without giving control away is kept in one.
-pub(crate) use std::sync::OnceLock;
 pub(crate) use std::sync::{Arc, PoisonError, TryLockError, Weak};
 
 pub(crate) mod atomic {

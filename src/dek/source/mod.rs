@@ -200,7 +200,8 @@ enum Renewer {
 
 impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
-        let cache = ArcSwap::from_pointee(DekCache::new(&options.limits, options.clock.clone()));
+        let SourceOptions { limits, clock, runtime, .. } = &options;
+        let cache = ArcSwap::from_pointee(DekCache::new(limits, clock.clone(), runtime.clone()));
         Arc::new(Self { cache, keks, options, closed: AtomicBool::new(false), counters: Counters::new() })
     }
 
@@ -213,7 +214,8 @@ impl DekSource {
         if cache.is_of_this_process() {
             return cache;
         }
-        let ours = Arc::new(DekCache::new(&self.options.limits, self.options.clock.clone()));
+        let SourceOptions { limits, clock, runtime, .. } = &self.options;
+        let ours = Arc::new(DekCache::new(limits, clock.clone(), runtime.clone()));
         let before = self.cache.compare_and_swap(&cache, ours.clone());
         if !Arc::ptr_eq(&before, &cache) {
             return self.cache.load_full();

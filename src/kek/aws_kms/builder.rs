@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -173,9 +172,7 @@ impl AwsKmsBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime. For a key that has to be asked for: those of KMS.
     pub async fn build(self) -> Result<AwsKms, Error> {
-        let home = Home::current().ok_or_else(|| {
-            invalid("build: the provider works on a tokio runtime and has to be built in one".to_owned())
-        })?;
+        let home = Home::current().map_err(|why| invalid(format!("build: {why}")))?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
         if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
             return Err(invalid(format!("key_max_age: {key_max_age:?}, 1 s to 24 h are allowed")));
@@ -262,7 +259,7 @@ impl AwsKmsBuilder {
             store_budget: self.external_key_store_budget,
             known: Mutex::default(),
             first: async_lock::Mutex::new(()),
-            asking_in_background: AtomicBool::new(false),
+            asking_in_background: Arc::default(),
         })))
     }
 }

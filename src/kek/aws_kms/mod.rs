@@ -41,7 +41,7 @@ mod errors;
 mod xks;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -91,7 +91,7 @@ struct Inner {
     known: Mutex<Option<Known>>,
     /// Held by the one who asks before anything is known.
     first: async_lock::Mutex<()>,
-    asking_in_background: AtomicBool,
+    asking_in_background: Arc<AtomicBool>,
 }
 
 /// Which keys are used.
@@ -300,10 +300,9 @@ impl Inner {
             }
         }
         let known = self.known()?;
-        if known.asked.elapsed() >= known.good_for && !self.asking_in_background.swap(true, Ordering::Relaxed) {
+        if known.asked.elapsed() >= known.good_for {
             let inner = self.clone();
-            self.home.spawn(async move {
-                let _asking = Asking(&inner.asking_in_background);
+            self.home.spawn_one(&self.asking_in_background, async move {
                 if !matches!(tokio::time::timeout(Duration::from_secs(10), inner.describe()).await, Ok(Ok(_))) {
                     inner.pause();
                 }
@@ -385,15 +384,6 @@ impl Inner {
             )),
             _ => Health::Ready,
         })
-    }
-}
-
-/// The background question has ended, however it did.
-struct Asking<'a>(&'a AtomicBool);
-
-impl Drop for Asking<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
     }
 }
 

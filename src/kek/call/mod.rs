@@ -10,6 +10,7 @@ mod breaker;
 mod budget;
 mod latency;
 mod policy;
+mod wire;
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -27,6 +28,8 @@ pub(crate) use budget::Share;
 use latency::Latency;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
+use wire::OnItsWay;
+pub(crate) use wire::Wire;
 
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
@@ -273,9 +276,10 @@ impl Caller {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let began = clock.now();
         let limit = self.time_left(question).map_or(policy.timeout, |left| left.min(policy.timeout));
+        let on_its_way = OnItsWay::begin();
         // A provider that panics is one that fails: whoever shares the call learns of it as of any failure.
         let answer = timer.within(Some(limit), AssertUnwindSafe(work).catch_unwind()).await;
-        drop(places);
+        drop((on_its_way, places));
         let elapsed = clock.now().since(began);
         let answer = answer.map_or_else(|| Err(no_answer(limit)), |answer| answer.unwrap_or_else(|_| Err(panicked())));
         self.learn_from(answer.as_ref().err(), elapsed);

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
 use zeroize::Zeroizing;
 
 use super::endpoints::{
@@ -219,8 +219,7 @@ pub(super) struct Authenticator {
     gate: Mutex<Gate>,
     /// Wakes the task that keeps the token alive.
     changed: Arc<Notify>,
-    keeper: StdMutex<bool>,
-    runtime: Handle,
+    keeper: StdMutex<Option<JoinHandle<()>>>,
     /// Why the token could not be kept alive the last time, for an operator.
     trouble: StdMutex<Option<String>>,
 }
@@ -241,15 +240,14 @@ enum Refused {
 }
 
 impl Authenticator {
-    pub(super) fn new(auth: VaultAuth, transport: Arc<Transport>, runtime: Handle) -> Arc<Self> {
+    pub(super) fn new(auth: VaultAuth, transport: Arc<Transport>) -> Arc<Self> {
         Arc::new(Self {
             auth,
             transport,
             current: ArcSwapOption::empty(),
             gate: Mutex::default(),
             changed: Arc::default(),
-            keeper: StdMutex::new(false),
-            runtime,
+            keeper: StdMutex::default(),
             trouble: StdMutex::default(),
         })
     }
@@ -336,9 +334,9 @@ impl Authenticator {
         self.set_trouble(None);
         self.changed.notify_one();
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        if session.lease.is_some() && !*keeper {
-            *keeper = true;
-            self.runtime.spawn(keep_alive(Arc::downgrade(self), self.changed.clone()));
+        // A task that ended with the runtime it was on is followed by one on the runtime that the provider works on now.
+        if session.lease.is_some() && keeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            *keeper = Some(tokio::spawn(keep_alive(Arc::downgrade(self), self.changed.clone())));
         }
         session
     }
@@ -425,7 +423,7 @@ impl Authenticator {
 
     async fn read_file(&self, path: &Path) -> Result<SecretText, Failure> {
         let wanted = path.to_owned();
-        let read = self.runtime.spawn_blocking(move || read_secret(&wanted)).await;
+        let read = tokio::task::spawn_blocking(move || read_secret(&wanted)).await;
         read.ok().flatten().ok_or_else(|| file_failure(path, "cannot be read as a short text"))
     }
 

@@ -204,7 +204,7 @@ impl VaultTransitBuilder {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
         }
-        let home = Home::current().ok_or_else(|| invalid("build: call it within a tokio runtime"))?;
+        let home = Home::current().map_err(|why| invalid(format!("build: {why}")))?;
         if !is_segment(&self.cluster) {
             return Err(invalid(format!("cluster {:?}: letters, digits, '.', '_' and '-' are allowed", self.cluster)));
         }
@@ -259,12 +259,12 @@ impl VaultTransitBuilder {
             key: self.key,
             chosen: self.binding,
             key_max_age: self.key_max_age,
-            auth: Authenticator::new(auth, transport.clone(), home.handle().clone()),
+            auth: Authenticator::new(auth, transport.clone()),
             transport,
             home,
             known: ArcSwapOption::empty(),
             reading: Mutex::default(),
-            reading_in_background: AtomicBool::new(false),
+            reading_in_background: Arc::default(),
             in_doubt: AtomicBool::new(false),
             latest_version: AtomicU32::new(0),
         })))

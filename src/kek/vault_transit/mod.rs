@@ -110,7 +110,7 @@ struct Inner {
     known: ArcSwapOption<Known>,
     /// Held by the one who reads the key; when that failed last, and how.
     reading: Mutex<Option<(Instant, Failure)>>,
-    reading_in_background: AtomicBool,
+    reading_in_background: Arc<AtomicBool>,
     /// A refusal might have come of an outdated idea of the key.
     in_doubt: AtomicBool,
     /// The highest version seen, in the key or in an answer; 0 before the first.
@@ -285,14 +285,11 @@ impl Inner {
     }
 
     fn read_key_in_background(self: &Arc<Self>) {
-        if self.home.is_of_this_process() && !self.reading_in_background.swap(true, Ordering::Relaxed) {
-            let inner = self.clone();
-            self.home.spawn(async move {
-                // A failure changes nothing: whoever needs the key meets it too.
-                let _ = inner.read_key_now().await;
-                inner.reading_in_background.store(false, Ordering::Relaxed);
-            });
-        }
+        let inner = self.clone();
+        self.home.spawn_one(&self.reading_in_background, async move {
+            // A failure changes nothing: whoever needs the key meets it too.
+            let _ = inner.read_key_now().await;
+        });
     }
 
     async fn read_key_now(&self) -> Result<Arc<Known>, Failure> {

@@ -1,0 +1,157 @@
+//! The tokio runtime of whoever builds an envelope or a provider.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::panic::catch_unwind;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{BoxFuture, Runtime, timer, unconstrained};
+
+/// The tokio runtime, caught when an [`Envelope`](crate::Envelope) is built within it.
+#[derive(Debug)]
+pub(crate) struct Tokio(Handle);
+
+impl Tokio {
+    #[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.0
+    }
+
+    /// That of the caller. `None` outside of one.
+    ///
+    /// # Errors
+    /// It has no timers.
+    pub(crate) fn current() -> Option<Result<Self, &'static str>> {
+        let handle = Handle::try_current().ok()?;
+        Some(match has_timers() {
+            true => Ok(Self(handle)),
+            false => Err("the tokio runtime has no timers, which `enable_time` on its builder turns on"),
+        })
+    }
+}
+
+impl Runtime for Tokio {
+    /// An envelope may outlast the runtime in which it was built. Then the caller's own does.
+    fn spawn(&self, future: BoxFuture<'static, ()>) {
+        let Err(future) = spawn_on(&self.0, future) else { return };
+        if let Ok(current) = Handle::try_current() {
+            let _ = spawn_on(&current, future);
+        }
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        let (sleep, runtime) = (timer::sleep(duration), self.0.clone());
+        Box::pin(async move {
+            let mut sleep = sleep;
+            if (&mut sleep).await.is_err() {
+                // There is no thread to be had. The wait is over early if that runtime ended too, rather than never.
+                let left = sleep.left();
+                let _ = Handed::new(async move { tokio::time::sleep(left).await }, &runtime).await;
+            }
+        })
+    }
+}
+
+/// Whether the runtime of the caller has timers. Asking prints what a panic prints where it has none, and only there.
+pub(crate) fn has_timers() -> bool {
+    catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
+}
+
+/// Work that was given to a runtime, and comes back if that one does not begin it. Ends with whoever waits for it.
+pub(crate) struct Handed<F: Future> {
+    work: Arc<Mutex<Option<F>>>,
+    task: JoinHandle<Option<F::Output>>,
+}
+
+/// Why there is no answer.
+pub(crate) enum Unstarted<F> {
+    /// The runtime did not begin the work.
+    Work(F),
+    /// The runtime ended in the middle of it.
+    EndedMeanwhile,
+    Panicked,
+}
+
+impl<F: Future> Handed<F> {
+    pub(crate) fn new(work: F, runtime: &Handle) -> Self
+    where
+        F: Send + 'static,
+        F::Output: Send,
+    {
+        let work = Arc::new(Mutex::new(Some(work)));
+        let task = runtime.spawn(begin(work.clone()));
+        Self { work, task }
+    }
+
+    /// The work, if it has not begun.
+    pub(crate) fn take_back(&self) -> Option<F> {
+        take(&self.work)
+    }
+}
+
+fn take<F>(work: &Mutex<Option<F>>) -> Option<F> {
+    work.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// `None` if the work was taken back.
+async fn begin<F: Future>(work: Arc<Mutex<Option<F>>>) -> Option<F::Output> {
+    let begun = take(&work);
+    drop(work);
+    Some(begun?.await)
+}
+
+impl<F: Future> Future for Handed<F> {
+    type Output = Result<F::Output, Unstarted<F>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = std::task::ready!(pin!(unconstrained(&mut self.task)).poll(cx));
+        Poll::Ready(match (answer, self.take_back()) {
+            (Ok(Some(answer)), _) => Ok(answer),
+            (_, Some(work)) => Err(Unstarted::Work(work)),
+            (Err(error), None) if error.is_panic() => Err(Unstarted::Panicked),
+            (_, None) => Err(Unstarted::EndedMeanwhile),
+        })
+    }
+}
+
+impl<F: Future> Drop for Handed<F> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Runs `work` in the background, or gives it back if the runtime has ended, which drops whatever it is given.
+pub(crate) fn spawn_on<F>(runtime: &Handle, work: F) -> Result<(), F>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let work = Arc::new(Mutex::new(Some(work)));
+    let task = runtime.spawn(begin(work.clone()));
+    match task.is_finished().then(|| take(&work)).flatten() {
+        Some(work) => Err(work),
+        None => Ok(()),
+    }
+}
+
+/// Whether the runtime of the caller has an IO driver, which needs a socket to ask. As with [`has_timers`], asking prints only
+/// where it has none.
+#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
+pub(crate) fn has_io() -> bool {
+    #[cfg(unix)]
+    let ask = || drop(tokio::net::UnixDatagram::unbound());
+    #[cfg(not(unix))]
+    let ask = || {
+        if let Ok(socket) =
+            std::net::UdpSocket::bind(("127.0.0.1", 0)).and_then(|s| s.set_nonblocking(true).map(|()| s))
+        {
+            drop(tokio::net::UdpSocket::from_std(socket));
+        }
+    };
+    catch_unwind(ask).is_ok()
+}
