@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
 use sha2::{Digest, Sha256};
 
 use super::LimitsInForce;
@@ -13,7 +12,7 @@ use crate::format::KekId;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::slot::Slot;
 use crate::observer::Observers;
-use crate::suite::{AeadKey, DekId, Suite};
+use crate::suite::{AeadKey, DekId, Suite, spread};
 use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Mutex, PoisonError};
 
@@ -108,7 +107,7 @@ impl Lease {
             ended: AtomicBool::new(false),
             announced: AtomicBool::new(false),
             // Up to a tenth earlier, so that what was made together does not fall due together.
-            refresh_at: now.plus(limits.refresh_after.mul_f64(rand::rng().random_range(0.9..=1.0))),
+            refresh_at: now.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * spread())),
             expires,
             gone: expires.plus(terms.grace),
             renewal: AtomicI64::new(i64::MIN),
