@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Shown};
 
 /// What the failure of a key service means for the DEKs that depend on it. The whole handling of outages and revocations rests
 /// on providers getting this right.
@@ -51,9 +51,10 @@ impl fmt::Display for KekErrorClass {
 
 /// The failure of one call to a key service.
 ///
-/// The message is shown to operators: it holds no key bytes and no credential.
+/// The message is shown to operators: it holds no key bytes and no credential. It may quote a server: what is not printable is
+/// escaped in Display and in Debug.
 #[derive(Debug, thiserror::Error)]
-#[error("{class}: {message}")]
+#[error("{class}: {}", Shown(message))]
 pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
