@@ -38,10 +38,6 @@ impl Subject for Stage {
         Arc::new(self.other.clone())
     }
 
-    fn enforces_context(&self) -> bool {
-        self.enforced
-    }
-
     fn rotate(&self) -> BoxFuture<'_, Step> {
         Box::pin(async {
             self.server.rotate("orders").await;
