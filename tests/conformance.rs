@@ -99,7 +99,7 @@ enum Wrong {
     ChecksTheContextItself,
     SaysTheContextIsChecked,
     ClaimsToHaveAsked,
-    JudgesForAServiceThatIsDown,
+    JudgesInTheNameOfTheService,
     SaysItRewrapsInTheService,
     HidesThatItRewrapsInTheService,
     BelievesAVersionInFront,
@@ -262,7 +262,7 @@ impl KekProvider for WrongProvider {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
-            if self.is(Wrong::JudgesForAServiceThatIsDown) && wrapped.wrapped().len() != 76 {
+            if self.is(Wrong::JudgesInTheNameOfTheService) && wrapped.wrapped().len() != 76 {
                 return Err(KekError::invalid("too long or too short"));
             }
             self.log_in()?;
@@ -464,7 +464,7 @@ fn what_a_provider_says_of_itself_is_held_against_what_it_does_by_one_check_each
         (Wrong::ChecksTheContextItself, "binds_the_context_as_it_says"),
         (Wrong::SaysTheContextIsChecked, "binds_the_context_as_it_says"),
         (Wrong::ClaimsToHaveAsked, "says_where_it_did_not_ask"),
-        (Wrong::JudgesForAServiceThatIsDown, "says_where_it_did_not_ask"),
+        (Wrong::JudgesInTheNameOfTheService, "says_where_it_did_not_ask"),
         (Wrong::SaysItRewrapsInTheService, "rewraps_where_it_says"),
         (Wrong::HidesThatItRewrapsInTheService, "rewraps_where_it_says"),
         (Wrong::BelievesAVersionInFront, "believes_no_version_that_anybody_could_write"),
