@@ -220,9 +220,10 @@ impl From<getrandom::Error> for Error {
     }
 }
 
-/// A text that may come from a message or from a server, as it is shown to people: control characters, line and paragraph
-/// separators, and whatever else is invisible or changes the direction of text are escaped, so that it can neither begin a line
-/// of a log, nor move a cursor, nor show as another text. Shown twice, it is the same.
+/// A text that may come from a message or from a server, as it is shown to people: control
+/// characters, line and paragraph separators, and whatever else is invisible or changes the
+/// direction of text are escaped, so that it can neither begin a line of a log, nor move a cursor,
+/// nor show as another text. Shown twice, it is the same.
 pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shown<'_> {

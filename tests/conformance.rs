@@ -491,7 +491,8 @@ fn deterministic_wrapping_is_accepted_from_a_subject_that_says_so() {
     assert!(block_on(conformance::run(&Scripted { deterministic: true, ..scripted(None) })).is_conformant());
 }
 
-/// The key service knows no contexts: it releases, and the DEK id or the provider finds what is wrong.
+/// The key service knows no contexts: it releases, and the DEK id or the provider finds what is
+/// wrong.
 #[derive(Debug)]
 struct Releases {
     kek: LocalKek,

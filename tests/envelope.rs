@@ -339,6 +339,21 @@ fn what_a_server_answers_can_write_into_no_log() {
 }
 
 #[test]
+fn while_a_dek_is_cached_its_messages_open_whatever_became_of_their_wrapped_keys() {
+    for sample in samples().into_iter().filter(|sample| sample.wrapped_keys.is_none()) {
+        let mut damaged = sample.sealed.clone();
+        damaged[sample.wrapped_range()].fill(0xFF);
+        let reader = sample.cold(Backend::default());
+        assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
+        sample.open(&reader, &sample.sealed).unwrap();
+        assert_eq!(sample.open(&reader, &damaged).unwrap(), sample.plaintext, "{}", sample.name);
+        assert_eq!(kind(block_on(reader.rewrap(&sample.context, &damaged))), ErrorKind::Malformed, "a rewrap looks");
+        reader.clear();
+        assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
+    }
+}
+
+#[test]
 fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
     let probe = Probe::new("kek");
     let alice = context("alice");
@@ -526,7 +541,8 @@ fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
     assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
 }
 
-/// A KEK that tells its version from the metadata alone, as one must whose service's wrapped keys are opaque.
+/// A KEK that tells its version from the metadata alone, as one must whose service's wrapped keys
+/// are opaque.
 #[derive(Debug)]
 struct VersionInMeta {
     probe: Arc<Probe>,

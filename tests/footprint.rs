@@ -1,7 +1,9 @@
-//! What a cached DEK takes: the figures in docs/performance.md, measured over 4,096 of them, the default bound.
+//! What a cached DEK takes: the figures in docs/performance.md, measured over 4,096 of them, the
+//! default bound.
 //!
-//! `cargo test --features aws-lc --test footprint -- --nocapture` prints them. Counted are the bytes in use in the C library's
-//! allocator, so that what aws-lc keeps in C is seen too; one test, so that nothing else allocates meanwhile.
+//! `cargo test --features aws-lc --test footprint -- --nocapture` prints them. Counted are the
+//! bytes in use in the C library's allocator, so that what aws-lc keeps in C is seen too; one test,
+//! so that nothing else allocates meanwhile.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

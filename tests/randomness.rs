@@ -8,7 +8,8 @@ mod support;
 use support::{block_on, context, envelope, local};
 use waxseal::{Envelope, ErrorKind, Nonces};
 
-/// Runs `work` in a thread to which the kernel gives no random bytes; `None` where the C library has its own store of them.
+/// Runs `work` in a thread to which the kernel gives no random bytes; `None` where the C library
+/// has its own store of them.
 fn without_randomness<R: Send>(work: impl FnOnce() -> R + Send) -> Option<R> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -31,7 +32,8 @@ fn refuse_randomness() {
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
-    // SAFETY: the filter and its program live until the kernel has copied them; both calls concern this thread only.
+    // SAFETY: the filter and its program live until the kernel has copied them; both calls concern
+    // this thread only.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
         assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);

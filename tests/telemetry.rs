@@ -149,7 +149,8 @@ fn every_event_is_counted() {
     }
 }
 
-/// Recognises and unwraps entries under every id, as a provider does that knows its keys by another sign.
+/// Recognises and unwraps entries under every id, as a provider does that knows its keys by another
+/// sign.
 #[derive(Debug)]
 struct TakesAny(LocalKek);
 

@@ -91,7 +91,8 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes back a reservation of one message without bytes. Whoever was refused meanwhile was refused for nothing.
+    /// Takes back a reservation of one message without bytes. Whoever was refused meanwhile was
+    /// refused for nothing.
     pub(super) fn give_back(&self) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         rest.messages = rest.messages.saturating_add(1);

@@ -95,8 +95,8 @@ impl Envelope {
     /// leave room for it and use [`SealingKey::seal_in_place`].
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, and nowhere in its spare capacity, unless the AEAD
-    /// itself failed: then it is wiped.
+    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, and nowhere in its
+    /// spare capacity, unless the AEAD itself failed: then it is wiped.
     pub async fn encrypt_in_place(
         &self,
         context: &EncryptionContext,
@@ -110,8 +110,9 @@ impl Envelope {
             buffer.copy_within(..len, prefix_len);
             let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
             if sealed.is_err() {
-                // Back to where it was: the DEK was taken away in between, and the next one may have a longer prefix. What is
-                // cut off would stay in the buffer's spare room, where nobody looks for it.
+                // Back to where it was: the DEK was taken away in between, and the next one may
+                // have a longer prefix. What is cut off would stay in the buffer's spare room,
+                // where nobody looks for it.
                 buffer.copy_within(prefix_len..prefix_len + len, 0);
                 wipe(buffer.get_mut(len..).unwrap_or_default());
                 buffer.truncate(len);

@@ -1,7 +1,9 @@
-//! Durations as people write them in configuration: a number and its unit, `"300s"`, `"5m"`, `"1h30m"`, `"250ms"`.
+//! Durations as people write them in configuration: a number and its unit, `"300s"`, `"5m"`,
+//! `"1h30m"`, `"250ms"`.
 //!
-//! For `#[serde(with = "...")]` on an `Option<Duration>`. A number without a unit is refused: it may have been meant in seconds or in
-//! milliseconds. Stricter than the crate for this, humantime, which takes `"1 5s"` for 15 seconds and `"5M"` for five months.
+//! For `#[serde(with = "...")]` on an `Option<Duration>`. A number without a unit is refused: it
+//! may have been meant in seconds or in milliseconds. Stricter than the crate for this, humantime,
+//! which takes `"1 5s"` for 15 seconds and `"5M"` for five months.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,7 +12,8 @@ use std::time::Duration;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::ser::Serializer;
 
-/// The units, the longest first, with the names that are read and, in front, the one that is written.
+/// The units, the longest first, with the names that are read and, in front, the one that is
+/// written.
 const UNITS: [(u64, &[&str]); 7] = [
     (86_400_000_000_000, &["d", "day", "days"]),
     (3_600_000_000_000, &["h", "hr", "hrs", "hour", "hours"]),
@@ -23,8 +26,8 @@ const UNITS: [(u64, &[&str]); 7] = [
 
 const EXPECTED: &str = "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
 
-/// Numbers with units, each unit once and the longer ones first; spaces may stand between. The last number may have a decimal
-/// fraction, if it is a whole number of nanoseconds.
+/// Numbers with units, each unit once and the longer ones first; spaces may stand between. The last
+/// number may have a decimal fraction, if it is a whole number of nanoseconds.
 fn read(text: &str) -> Option<Duration> {
     let mut rest = text.trim_matches(' ');
     if rest.is_empty() {

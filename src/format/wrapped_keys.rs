@@ -31,7 +31,8 @@ impl KekId {
         Ok(Self(id.into()))
     }
 
-    /// The exact text. Out of a message, it is whatever the message's writer put there: for logs, use `Display`.
+    /// The exact text. Out of a message, it is whatever the message's writer put there: for logs,
+    /// use `Display`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -44,8 +45,8 @@ impl Borrow<str> for KekId {
     }
 }
 
-/// For people and logs: characters that are not printable are escaped, since whoever writes a message chooses them. The exact text
-/// is in [`as_str`](KekId::as_str).
+/// For people and logs: characters that are not printable are escaped, since whoever writes a
+/// message chooses them. The exact text is in [`as_str`](KekId::as_str).
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Shown(&self.0).fmt(f)

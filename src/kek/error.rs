@@ -51,8 +51,8 @@ impl fmt::Display for KekErrorClass {
 
 /// The failure of one call to a key service.
 ///
-/// The message is shown to operators: it holds no key bytes and no credential. It may quote a server: what is not printable is
-/// escaped in Display and in Debug.
+/// The message is shown to operators: it holds no key bytes and no credential. It may quote a
+/// server: what is not printable is escaped in Display and in Debug.
 #[derive(Debug, thiserror::Error)]
 #[error("{class}: {}", Shown(message))]
 pub struct KekError {

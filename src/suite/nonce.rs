@@ -16,7 +16,8 @@ use crate::memory::fork;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Nonces {
-    /// A ChaCha12 generator per thread, seeded by the operating system, again after every 64 KiB and after a fork. The default.
+    /// A ChaCha12 generator per thread, seeded by the operating system, again after every 64 KiB
+    /// and after a fork. The default.
     ///
     /// **A virtual machine that is resumed twice from one snapshot repeats its nonces with this**, whatever the suite: use
     /// [`Nonces::System`] where that can happen.
@@ -71,7 +72,8 @@ fn system(bytes: &mut [u8]) -> Result<(), Error> {
     Ok(getrandom::fill(bytes)?)
 }
 
-/// A number between 0 and 1 to spread what must not happen together. In the middle where the system gives no randomness.
+/// A number between 0 and 1 to spread what must not happen together. In the middle where the system
+/// gives no randomness.
 pub(crate) fn spread() -> f64 {
     let mut bytes = [0; 4];
     match fill_from_thread(&mut bytes) {
@@ -80,7 +82,8 @@ pub(crate) fn spread() -> f64 {
     }
 }
 
-/// What `rand`'s own generator of a thread does, which panics where the system gives no randomness, and does not notice a fork.
+/// What `rand`'s own generator of a thread does, which panics where the system gives no randomness,
+/// and does not notice a fork.
 struct Generator {
     rng: Option<StdRng>,
     /// The fork generation in which it was seeded.
@@ -93,7 +96,8 @@ impl Generator {
         Self { rng: None, generation: 0, left: 0 }
     }
 
-    /// Where a seed is due and cannot be had, nothing is given: an old generator never goes on instead.
+    /// Where a seed is due and cannot be had, nothing is given: an old generator never goes on
+    /// instead.
     fn fill(&mut self, bytes: &mut [u8], seed: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<(), Error> {
         let generation = fork::generation();
         let rng = match &mut self.rng {

@@ -28,7 +28,8 @@ const DEFAULT_HEDGE: u8 = 95;
 /// let policy = CallPolicy::default().timeout(Duration::from_millis(500)).tries(4);
 /// ```
 ///
-/// In configuration (feature `serde`) a duration is a text with its unit, `"2s"` or `"500ms"`; a number alone is refused.
+/// In configuration (feature `serde`) a duration is a text with its unit, `"2s"` or `"500ms"`; a
+/// number alone is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]

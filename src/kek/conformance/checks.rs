@@ -159,7 +159,8 @@ async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dyn Subject) 
             "the target of one KEK id changes from one look to the next",
         )?;
     }
-    // Whoever writes messages chooses ids that look like this KEK's: no target may come into being for each of them.
+    // Whoever writes messages chooses ids that look like this KEK's: no target may come into being
+    // for each of them.
     let mut names = HashSet::new();
     let mut look_at = |made_up: String| {
         if let Some(made_up) = KekId::new(made_up).ok().filter(|made_up| provider.recognises(made_up)) {
@@ -413,7 +414,8 @@ async fn believes_no_version_that_anybody_could_write(subject: &dyn Subject) -> 
         ok("rewrap of an old DEK with the metadata of a new one", provider.rewrap(&context, &claims_to_be_new).await)?;
     ensure(provider.is_current(&rewrapped) != Some(false), "what was rewrapped is not current")?;
     unwraps_to(&*provider, &context, &rewrapped, &dek).await?;
-    // A byte that says which version it is, and that unwrapping does not look at, would keep a DEK under an old version for ever.
+    // A byte that says which version it is, and that unwrapping does not look at, would keep a DEK
+    // under an old version for ever.
     let mut asked = 0;
     for at in 0..bare.wrapped().len() {
         for value in 0..=u8::MAX {
