@@ -237,9 +237,72 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// An error that somebody else made, and its causes, as [`Shown`]: nothing is known of what their
+/// texts quote.
+pub(crate) struct ShownCause {
+    text: String,
+    debug: String,
+    source: Option<Box<Self>>,
+}
+
+impl ShownCause {
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::of_chain(error, MOST_CAUSES)
+    }
+
+    fn of_chain(error: &(dyn std::error::Error + 'static), most: usize) -> Self {
+        let source = error.source().filter(|_| most > 1).map(|source| Box::new(Self::of_chain(source, most - 1)));
+        Self { text: Shown(&error.to_string()).to_string(), debug: Shown(&format!("{error:?}")).to_string(), source }
+    }
+}
+
+/// More causes than that are not shown: an error may be its own cause.
+const MOST_CAUSES: usize = 16;
+
+impl fmt::Display for ShownCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for ShownCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.debug)
+    }
+}
+
+impl std::error::Error for ShownCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Error, ErrorKind, Shown};
+    use super::{Error, ErrorKind, Shown, ShownCause};
+
+    #[test]
+    fn an_error_that_is_its_own_cause_is_shown_all_the_same() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("again")]
+        struct Again;
+        #[derive(Debug)]
+        struct Itself;
+        impl std::fmt::Display for Itself {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("itself\n")
+            }
+        }
+        impl std::error::Error for Itself {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(self)
+            }
+        }
+        let causes = |cause: &ShownCause| std::iter::successors(Some(cause), |cause| cause.source.as_deref()).count();
+        let shown = ShownCause::of(&Itself);
+        assert_eq!((causes(&shown), shown.to_string().as_str()), (16, "itself\\n"));
+        assert_eq!(causes(&ShownCause::of(&Again)), 1);
+    }
 
     #[test]
     fn what_a_message_or_a_server_wrote_is_shown_on_one_line_and_as_what_it_is() {

@@ -240,7 +240,10 @@ impl KekProvider for TakesAny {
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
             match self.fails {
-                Some((class, text)) => Err(KekError::new(class, text).with_source(KekError::new(class, text))),
+                Some((class, text)) => {
+                    let answer = std::io::Error::other(std::io::Error::other(text));
+                    Err(KekError::new(class, text).with_source(answer))
+                }
                 None => self.kek.unwrap(context, wrapped).await,
             }
         })
@@ -259,10 +262,27 @@ impl KekProvider for TakesAny {
 
 const UNFIT_FOR_A_LOG: &str = "x\n2026-11-25T00:00:00Z  INFO auth: user admin logged in\r\u{1b}[2J\u{9b}H\u{7}\u{202e}txt\u{2066}\u{2028}\u{2029}\u{85}\u{200b}\u{feff}\0";
 
+/// An error whose Debug is as careless as its Display.
+struct RawInDebug;
+
+impl std::fmt::Debug for RawInDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(UNFIT_FOR_A_LOG)
+    }
+}
+
+impl std::fmt::Display for RawInDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(UNFIT_FOR_A_LOG)
+    }
+}
+
+impl std::error::Error for RawInDebug {}
+
 /// What anybody could have made of the error who shows it, its causes included.
-fn every_text(error: &Error) -> Vec<String> {
+fn every_text(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
     let mut texts = vec![format!("{error}"), format!("{error:?}")];
-    let mut cause = std::error::Error::source(error);
+    let mut cause = error.source();
     while let Some(error) = cause {
         texts.extend([format!("{error}"), format!("{error:?}")]);
         cause = error.source();
@@ -320,8 +340,9 @@ fn what_a_server_answers_can_write_into_no_log() {
         [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured, KekErrorClass::Invalid]
     {
         let provider = TakesAny { kek: kek.clone(), fails: Some((class, UNFIT_FOR_A_LOG)) };
-        let error = KekError::new(class, UNFIT_FOR_A_LOG);
-        [format!("{error}"), format!("{error:?}")].iter().for_each(|text| assert_is_fit_for_a_log(text));
+        let error = KekError::new(class, UNFIT_FOR_A_LOG).with_source(RawInDebug);
+        every_text(&error).iter().for_each(|text| assert_is_fit_for_a_log(text));
+        assert!(error.cause().unwrap().is::<RawInDebug>(), "whoever knows its type gets it as it is");
         if class != KekErrorClass::Invalid {
             every_text(&Error::from(error)).iter().for_each(|text| assert_is_fit_for_a_log(text));
         }
