@@ -200,7 +200,7 @@ impl fmt::Display for Error {
         if self.0.detail.is_empty() {
             write!(f, "{what}; {advice}")
         } else {
-            write!(f, "{what}: {}; {advice}", self.0.detail)
+            write!(f, "{what}: {}; {advice}", Shown(&self.0.detail))
         }
     }
 }
@@ -227,9 +227,110 @@ impl From<getrandom::Error> for Error {
     }
 }
 
+/// A text that may come from a message or from a server, as it is shown to people: control
+/// characters, line and paragraph separators, and whatever else is invisible or changes the
+/// direction of text are escaped, so that it can neither begin a line of a log, nor move a cursor,
+/// nor show as another text. Shown twice, it is the same.
+pub(crate) struct Shown<'a>(pub(crate) &'a str);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What `Debug` of a text escapes beyond that is quotes and backslashes.
+        for part in self.0.split_inclusive(['"', '\'', '\\']) {
+            let text = part.trim_end_matches(['"', '\'', '\\']);
+            write!(f, "{}{}", text.escape_debug(), part.get(text.len()..).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+}
+
+/// An error that somebody else made, and its causes, as [`Shown`]: nothing is known of what their
+/// texts quote.
+pub(crate) struct ShownCause {
+    text: String,
+    debug: String,
+    source: Option<Box<Self>>,
+}
+
+impl ShownCause {
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::of_chain(error, MOST_CAUSES)
+    }
+
+    fn of_chain(error: &(dyn std::error::Error + 'static), most: usize) -> Self {
+        let source = error.source().filter(|_| most > 1).map(|source| Box::new(Self::of_chain(source, most - 1)));
+        Self { text: Shown(&error.to_string()).to_string(), debug: Shown(&format!("{error:?}")).to_string(), source }
+    }
+}
+
+/// More causes than that are not shown: an error may be its own cause.
+const MOST_CAUSES: usize = 16;
+
+impl fmt::Display for ShownCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for ShownCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.debug)
+    }
+}
+
+impl std::error::Error for ShownCause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Error, ErrorKind};
+    use super::{Error, ErrorKind, Shown, ShownCause};
+
+    #[test]
+    fn an_error_that_is_its_own_cause_is_shown_all_the_same() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("again")]
+        struct Again;
+        #[derive(Debug)]
+        struct Itself;
+        impl std::fmt::Display for Itself {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("itself\n")
+            }
+        }
+        impl std::error::Error for Itself {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                Some(self)
+            }
+        }
+        let causes = |cause: &ShownCause| std::iter::successors(Some(cause), |cause| cause.source.as_deref()).count();
+        let shown = ShownCause::of(&Itself);
+        assert_eq!((causes(&shown), shown.to_string().as_str()), (16, "itself\\n"));
+        assert_eq!(causes(&ShownCause::of(&Again)), 1);
+    }
+
+    #[test]
+    fn what_a_message_or_a_server_wrote_is_shown_on_one_line_and_as_what_it_is() {
+        for (text, shown) in [
+            ("arn:aws:kms:eu-west-1:111122223333:key/1", "arn:aws:kms:eu-west-1:111122223333:key/1"),
+            (
+                "a \"quoted\" one, d\u{e9}j\u{e0} vu, \u{939}\u{93f}\u{928}\u{94d}, C:\\new",
+                "a \"quoted\" one, d\u{e9}j\u{e0} vu, \u{939}\u{93f}\u{928}\u{94d}, C:\\new",
+            ),
+            ("a\r\nb\tc\0", "a\\r\\nb\\tc\\0"),
+            ("\u{1b}[2J\u{9b}2J\u{7f}", "\\u{1b}[2J\\u{9b}2J\\u{7f}"),
+            ("a\u{2028}b\u{2029}c\u{85}", "a\\u{2028}b\\u{2029}c\\u{85}"),
+            ("\u{202e}evil\u{2066}\u{200b}\u{feff}\u{e0041}", "\\u{202e}evil\\u{2066}\\u{200b}\\u{feff}\\u{e0041}"),
+            ("", ""),
+        ] {
+            assert_eq!(Shown(text).to_string(), shown);
+            assert_eq!(Shown(shown).to_string(), shown, "shown twice");
+            let error = Error::new(ErrorKind::Unavailable, text.to_owned());
+            assert!(error.to_string().contains(shown), "{error}");
+        }
+    }
 
     #[test]
     fn the_text_says_what_happened_and_what_to_do() {

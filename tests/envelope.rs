@@ -132,13 +132,50 @@ fn inspection_and_configuration_go_through_serde() {
     assert_eq!(json["dek_id"], inspect(&sample.sealed).unwrap().dek_id.to_string());
     assert_eq!(json["keks"][0]["kek_id"], "local:kek-0");
 
-    let limits: Limits = serde_json::from_str(r#"{"max_messages": 5, "max_age": {"secs": 60, "nanos": 0}}"#).unwrap();
+    let limits: Limits = serde_json::from_str(r#"{"max_messages": 5, "max_age": "60s"}"#).unwrap();
     assert_eq!(limits, Limits::default().max_messages(5).max_age(Duration::from_secs(60)));
     assert!(serde_json::from_str::<Limits>(r#"{"max_message": 5}"#).is_err(), "a misspelt field is refused");
     for suite in SUITES {
         let text = serde_json::to_string(&suite).unwrap();
         assert_eq!(serde_json::from_str::<Suite>(&text).unwrap(), suite);
     }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_refused_without() {
+    use waxseal::CallPolicy;
+    let limits = ["max_age", "refresh_after", "outage_grace_reading", "outage_grace_writing", "refuse_for"];
+    let policy = ["timeout", "deadline", "backoff", "breaker_probe"];
+    let through = |field: &str, json: &str| -> Result<String, serde_json::Error> {
+        let json = format!(r#"{{"{field}": {json}}}"#);
+        let written = match limits.contains(&field) {
+            true => serde_json::to_value(serde_json::from_str::<Limits>(&json)?)?,
+            false => serde_json::to_value(serde_json::from_str::<CallPolicy>(&json)?)?,
+        };
+        Ok(written[field].to_string())
+    };
+    for field in limits.into_iter().chain(policy) {
+        for (read, written) in [
+            (r#""5m""#, r#""5m""#),
+            (r#""300s""#, r#""5m""#),
+            (r#""90 min""#, r#""1h30m""#),
+            (r#""250ms""#, r#""250ms""#),
+            (r#""1.5s""#, r#""1s500ms""#),
+            (r#""0s""#, r#""0s""#),
+            ("null", "null"),
+        ] {
+            assert_eq!(through(field, read).unwrap(), written, "{field}");
+        }
+        for bad in
+            ["300", "0", "1.5", r#""300""#, r#""5M""#, r#""PT5M""#, r#"{"secs": 300, "nanos": 0}"#, "true", "[5]"]
+        {
+            let error = through(field, bad).unwrap_err().to_string();
+            assert!(error.contains(r#"a duration with its unit, such as "300s""#), "{field} {bad}: {error}");
+        }
+    }
+    let both = Limits::default().max_age(Duration::from_secs(90)).max_uses(3);
+    assert_eq!(serde_json::from_str::<Limits>(&serde_json::to_string(&both).unwrap()).unwrap(), both);
 }
 
 #[test]
@@ -174,6 +211,205 @@ fn a_message_that_carries_its_wrapped_keys_is_opened_with_those() {
     assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &sealed, &others)).unwrap(), b"x");
     let key = block_on(envelope(&kek).opening_key_compact(&alice, &sealed, &others)).unwrap();
     assert_eq!(&*key.open(b"", &sealed).unwrap(), b"x");
+}
+
+/// A KEK that takes every entry for its own, and fails as it is told.
+#[derive(Debug)]
+struct TakesAny {
+    kek: waxseal::kek::local::LocalKek,
+    fails: Option<(KekErrorClass, &'static str)>,
+}
+
+impl KekProvider for TakesAny {
+    fn id(&self) -> &waxseal::KekId {
+        self.kek.id()
+    }
+
+    fn recognises(&self, _: &waxseal::KekId) -> bool {
+        true
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        self.kek.wrap(context, dek)
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move {
+            match self.fails {
+                Some((class, text)) => {
+                    let answer = std::io::Error::other(std::io::Error::other(text));
+                    Err(KekError::new(class, text).with_source(answer))
+                }
+                None => self.kek.unwrap(context, wrapped).await,
+            }
+        })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async {
+            match self.fails {
+                Some((KekErrorClass::Invalid, text)) => Ok(Health::Degraded(text.to_owned())),
+                Some((class, text)) => Err(KekError::new(class, text)),
+                None => Ok(Health::Ready),
+            }
+        })
+    }
+}
+
+const UNFIT_FOR_A_LOG: &str = "x\n2026-11-25T00:00:00Z  INFO auth: user admin logged in\r\u{1b}[2J\u{9b}H\u{7}\u{202e}txt\u{2066}\u{2028}\u{2029}\u{85}\u{200b}\u{feff}\0";
+
+/// An error whose Debug is as careless as its Display.
+struct RawInDebug;
+
+impl std::fmt::Debug for RawInDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(UNFIT_FOR_A_LOG)
+    }
+}
+
+impl std::fmt::Display for RawInDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(UNFIT_FOR_A_LOG)
+    }
+}
+
+impl std::error::Error for RawInDebug {}
+
+/// What anybody could have made of the error who shows it, its causes included.
+fn every_text(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
+    let mut texts = vec![format!("{error}"), format!("{error:?}")];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        texts.extend([format!("{error}"), format!("{error:?}")]);
+        cause = error.source();
+    }
+    texts
+}
+
+fn assert_is_fit_for_a_log(text: &str) {
+    let unfit = |c: char| c.is_control() || "\u{202e}\u{2066}\u{2028}\u{2029}\u{200b}\u{feff}".contains(c);
+    assert!(!text.contains(unfit), "{text:?}");
+    assert!(text.contains("admin logged in"), "what it was about is still shown: {text}");
+}
+
+#[test]
+fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
+    let kek = local("kek");
+    let alice = context("alice");
+    let compact = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"x")).unwrap();
+    let forged_id = waxseal::KekId::new(UNFIT_FOR_A_LOG).unwrap();
+    let wrapped = compact.wrapped_keys.entries()[0].wrapped();
+    let forged = WrappedDek::new(forged_id.clone(), wrapped).unwrap();
+    let keys = WrappedKeys::new([forged.clone()]).unwrap();
+    let read = |envelope: &Envelope| block_on(envelope.decrypt_compact(&alice, b"", &compact.message, &keys));
+
+    for text in [format!("{forged_id}"), format!("{forged_id:?}"), format!("{forged:?}"), format!("{keys:?}")] {
+        assert_is_fit_for_a_log(&text);
+    }
+    assert_eq!(forged_id.as_str(), UNFIT_FOR_A_LOG, "the id itself is what it is");
+    let twice = WrappedKeys::new([forged.clone(), forged.clone()]).unwrap_err();
+    every_text(&twice).iter().for_each(|text| assert_is_fit_for_a_log(text));
+
+    let unknown = read(&envelope(&kek)).unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::UnknownKek);
+    every_text(&unknown).iter().for_each(|text| assert_is_fit_for_a_log(text));
+
+    for class in [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured] {
+        let fails = Some((class, "not today, admin logged in"));
+        let provider = TakesAny { kek: kek.clone(), fails };
+        let service = Envelope::builder().read_from(provider).build().unwrap();
+        every_text(&read(&service).unwrap_err()).iter().for_each(|text| assert_is_fit_for_a_log(text));
+    }
+
+    let mut message = compact.message.clone();
+    message[6..8].copy_from_slice(&u16::try_from(keys.as_bytes().len()).unwrap().to_le_bytes());
+    message.splice(52..52, keys.as_bytes().iter().copied());
+    assert_is_fit_for_a_log(&format!("{:?}", inspect(&message).unwrap()));
+}
+
+#[test]
+fn what_a_server_answers_can_write_into_no_log() {
+    let kek = local("kek");
+    let alice = context("alice");
+    let sealed = block_on(envelope(&kek).encrypt(&alice, b"", b"x")).unwrap();
+    for class in
+        [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured, KekErrorClass::Invalid]
+    {
+        let provider = TakesAny { kek: kek.clone(), fails: Some((class, UNFIT_FOR_A_LOG)) };
+        let error = KekError::new(class, UNFIT_FOR_A_LOG).with_source(RawInDebug);
+        every_text(&error).iter().for_each(|text| assert_is_fit_for_a_log(text));
+        assert!(error.cause().unwrap().is::<RawInDebug>(), "whoever knows its type gets it as it is");
+        if class != KekErrorClass::Invalid {
+            every_text(&Error::from(error)).iter().for_each(|text| assert_is_fit_for_a_log(text));
+        }
+        let service = Envelope::builder().read_from(provider).build().unwrap();
+        let failed = block_on(service.decrypt(&alice, b"", &sealed)).unwrap_err();
+        if class != KekErrorClass::Invalid {
+            every_text(&failed).iter().for_each(|text| assert_is_fit_for_a_log(text));
+        }
+        match block_on(service.health()).remove(0).1 {
+            Ok(Health::Degraded(why)) => assert_is_fit_for_a_log(&why),
+            Ok(health) => panic!("{health:?}"),
+            Err(error) => every_text(&error).iter().for_each(|text| assert_is_fit_for_a_log(text)),
+        }
+    }
+}
+
+#[test]
+fn while_a_dek_is_cached_its_messages_open_whatever_became_of_their_wrapped_keys() {
+    for sample in samples().into_iter().filter(|sample| sample.wrapped_keys.is_none()) {
+        let mut damaged = sample.sealed.clone();
+        damaged[sample.wrapped_range()].fill(0xFF);
+        let reader = sample.cold(Backend::default());
+        assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
+        sample.open(&reader, &sample.sealed).unwrap();
+        assert_eq!(sample.open(&reader, &damaged).unwrap(), sample.plaintext, "{}", sample.name);
+        assert_eq!(kind(block_on(reader.rewrap(&sample.context, &damaged))), ErrorKind::Malformed, "a rewrap looks");
+        reader.clear();
+        assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
+    }
+}
+
+#[test]
+fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
+    let probe = Probe::new("kek");
+    let alice = context("alice");
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().write_to(probe.clone()).limits(Limits::default().max_uses(50)).build().unwrap();
+    let mut forged = sealed.clone();
+    *forged.last_mut().unwrap() ^= 1;
+    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
+    let handle = block_on(service.opening_key(&alice, &sealed)).unwrap();
+    for _ in 0..1000 {
+        assert_eq!(kind(block_on(service.decrypt(&alice, b"", &forged))), ErrorKind::Invalid);
+        assert_eq!(kind(service.decrypt_cached(&alice, b"", &forged)), ErrorKind::Invalid);
+        assert_eq!(kind(block_on(service.decrypt_in_place(&alice, b"", &mut forged.clone()))), ErrorKind::Invalid);
+        assert_eq!(kind(handle.open(b"", &forged)), ErrorKind::Invalid);
+        assert_eq!(kind(handle.open(b"another AAD", &sealed)), ErrorKind::Invalid);
+    }
+    assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
+    // Forged and genuine ones at once, on one handle: 49 uses are left, and each of them is used.
+    let opened: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| {
+                    let genuine = (0..2000).filter(|i| {
+                        let _ = handle.open(b"", &forged).unwrap_err();
+                        i % 20 == 0 && handle.open(b"", &sealed).is_ok()
+                    });
+                    genuine.count()
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let rest = (0..100).filter(|_| handle.open(b"", &sealed).is_ok()).count();
+    assert_eq!(opened + rest, 49);
+    assert_eq!(kind(handle.open(b"", &sealed)), ErrorKind::Exhausted);
 }
 
 #[test]
@@ -324,6 +560,98 @@ fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
     let healed = block_on(both.rewrap_keys(&alice, &dek_id, &keys)).unwrap();
     assert_eq!(&*block_on(envelope(&a).decrypt_compact(&alice, b"", &compact.message, &healed)).unwrap(), b"x");
     assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
+}
+
+/// A KEK that tells its version from the metadata alone, as one must whose service's wrapped keys
+/// are opaque.
+#[derive(Debug)]
+struct VersionInMeta {
+    probe: Arc<Probe>,
+    current: std::sync::atomic::AtomicU8,
+}
+
+impl VersionInMeta {
+    fn marked(&self, wrapped: WrappedDek) -> WrappedDek {
+        wrapped.with_meta([self.current.load(Ordering::SeqCst)]).unwrap()
+    }
+}
+
+impl KekProvider for VersionInMeta {
+    fn id(&self) -> &waxseal::KekId {
+        self.probe.id()
+    }
+
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        wrapped.meta().first().map(|by| *by == self.current.load(Ordering::SeqCst))
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move { Ok(self.marked(self.probe.wrap(context, dek).await?)) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        self.probe.unwrap(context, wrapped)
+    }
+
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move { Ok(self.marked(self.probe.rewrap(context, wrapped).await?)) })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        self.probe.health()
+    }
+}
+
+#[test]
+fn a_rewrap_does_not_believe_metadata_that_anybody_can_write() {
+    let probe = Probe::new("kek");
+    let kek = Arc::new(VersionInMeta { probe: probe.clone(), current: 1.into() });
+    let alice = context("alice");
+    let service = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let compact = block_on(service.encrypt_compact(&alice, b"", b"x")).unwrap();
+    probe.kek.rotate().unwrap();
+    kek.current.store(2, Ordering::SeqCst);
+    let old = &compact.wrapped_keys.entries()[0];
+    let claims = |meta: &[u8]| WrappedKeys::new([old.clone().with_meta(meta).unwrap()]).unwrap();
+    let dek_id = inspect(&compact.message).unwrap().dek_id;
+    for (meta, hint) in [(&[2][..], false), (&[1], true), (&[], false), (&[7; 64], true)] {
+        let keys = claims(meta);
+        assert_eq!(service.needs_rewrap_keys(&keys), hint, "a hint, from the bytes");
+        let rewrapped = block_on(service.rewrap_keys(&alice, &dek_id, &keys)).unwrap();
+        assert!(probe.kek.is_current(&rewrapped.entries()[0]) == Some(true), "{meta:?}");
+    }
+    probe.kek.retire(1).unwrap();
+    let error = block_on(service.rewrap_keys(&alice, &dek_id, &claims(&[2])));
+    assert_eq!(kind(error), ErrorKind::Denied, "it is not kept unseen either");
+}
+
+#[test]
+fn a_rewrap_that_may_not_unwrap_keeps_nothing_on_the_word_of_whoever_wrote_it() {
+    let [a, b] = [Probe::new("a"), Probe::new("b")];
+    let alice = context("alice");
+    let both = Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
+    let sealed = block_on(both.encrypt(&alice, b"", b"x")).unwrap();
+    // An entry that says it is current, and is nobody's: kept, it would be all that is left.
+    let compact = block_on(both.encrypt_compact(&alice, b"", b"x")).unwrap();
+    let mut bytes = compact.wrapped_keys.entries()[0].wrapped().to_vec();
+    bytes[70] ^= 1;
+    let damaged = WrappedDek::new(a.id().clone(), bytes).unwrap();
+    let keys = WrappedKeys::new([damaged, compact.wrapped_keys.entries()[1].clone()]).unwrap();
+    let mut forged = sealed.clone();
+    let w = usize::from(u16::from_le_bytes([sealed[6], sealed[7]]));
+    assert_eq!(w, keys.as_bytes().len());
+    forged[52..52 + w].copy_from_slice(keys.as_bytes());
+    let only_a = Envelope::builder().write_to(a.clone()).read_from(b.clone()).build().unwrap();
+    let rewrapped = block_on(only_a.rewrap_unverified(&alice, &forged)).unwrap();
+    assert_eq!(&*block_on(envelope(&a.kek).decrypt(&alice, b"", &rewrapped)).unwrap(), b"x");
 }
 
 #[test]

@@ -12,9 +12,13 @@ use std::time::Duration;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{block_on, context};
-use waxseal::kek::KekErrorClass;
+use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::{CallPolicy, Envelope, Limits, ManualClock, MetricsObserver, Observer, StartUp, TracingObserver};
+use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::{
+    CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver, Observer, StartUp,
+    TracingObserver, WrappedDek, WrappedKeys,
+};
 
 /// A life in which everything happens that an observer can be told.
 fn a_whole_life(observer: impl Observer + 'static) {
@@ -64,6 +68,11 @@ impl Write for Written {
 
 /// Under a subscriber of the process: some events come from a thread of the library's own.
 fn traced(observer: TracingObserver) -> String {
+    written(|| a_whole_life(observer))
+}
+
+fn written(work: impl FnOnce()) -> String {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     static WRITTEN: LazyLock<Written> = LazyLock::new(|| {
         let written = Written::default();
         let writer = written.clone();
@@ -75,8 +84,9 @@ fn traced(observer: TracingObserver) -> String {
         tracing::subscriber::set_global_default(subscriber).unwrap();
         written
     });
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     WRITTEN.0.lock().unwrap().clear();
-    a_whole_life(observer);
+    work();
     let bytes = WRITTEN.0.lock().unwrap().clone();
     String::from_utf8(bytes).unwrap()
 }
@@ -145,4 +155,61 @@ fn every_event_is_counted() {
     ] {
         assert!(seen.contains_key(name), "{name} in {seen:#?}");
     }
+}
+
+/// Recognises and unwraps entries under every id, as a provider does that knows its keys by another
+/// sign.
+#[derive(Debug)]
+struct TakesAny(LocalKek);
+
+impl KekProvider for TakesAny {
+    fn id(&self) -> &KekId {
+        self.0.id()
+    }
+
+    fn recognises(&self, _: &KekId) -> bool {
+        true
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        self.0.wrap(context, dek)
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move {
+            let own = WrappedDek::new(self.id().clone(), wrapped.wrapped()).unwrap();
+            self.0.unwrap(context, &own).await
+        })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        self.0.health()
+    }
+}
+
+#[test]
+fn a_kek_id_of_a_forged_message_begins_no_line_of_the_log() {
+    let kek = support::local("kek");
+    let alice = context("alice");
+    let compact = block_on(support::envelope(&kek).encrypt_compact(&alice, b"", b"x")).unwrap();
+    let id = KekId::new("x\n2026-11-25T00:00:00Z  INFO auth: admin logged in\u{1b}[2J\u{202e}\u{2028}").unwrap();
+    let entry = WrappedDek::new(id, compact.wrapped_keys.entries()[0].wrapped()).unwrap();
+    let keys = WrappedKeys::new([entry]).unwrap();
+    let text = written(|| {
+        let service = Envelope::builder().read_from(TakesAny(kek.clone())).observer(TracingObserver::new());
+        let service = service.build().unwrap();
+        block_on(service.decrypt_compact(&alice, b"", &compact.message, &keys)).unwrap();
+        let error = block_on(support::envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &keys));
+        let error = error.unwrap_err();
+        tracing::error!(%error, cause = &error as &dyn std::error::Error, "{error}");
+    });
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("admin logged in")).collect();
+    assert!(lines.iter().any(|line| line.contains("event=\"unwrapped\"")), "{text}");
+    assert!(lines.iter().any(|line| line.contains("ERROR")), "{text}");
+    assert!(lines.iter().all(|line| !line.starts_with("2026-11-25T00:00:00Z")), "{text}");
+    assert!(!text.contains(['\u{1b}', '\u{202e}', '\u{2028}']), "{text:?}");
 }

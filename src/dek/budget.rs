@@ -91,6 +91,14 @@ impl Budget {
         Ok(())
     }
 
+    /// Takes back a reservation of one message without bytes. Whoever was refused meanwhile was
+    /// refused for nothing.
+    pub(super) fn give_back(&self) {
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        rest.messages = rest.messages.saturating_add(1);
+        self.used_up.store(false, Ordering::Relaxed);
+    }
+
     /// Whether nothing at all can be sealed any more.
     pub(super) fn is_used_up(&self) -> bool {
         self.used_up.load(Ordering::Relaxed)
@@ -121,6 +129,36 @@ mod tests {
             });
             assert_eq!(taken, expected, "{messages} messages, {bytes} bytes");
         }
+    }
+
+    #[test]
+    fn what_is_given_back_is_there_again_and_no_more_than_that() {
+        let budget = Budget::new(1000, u64::MAX);
+        let used: u64 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut used = 0;
+                        for round in 0..4000 {
+                            let reserved = budget.reserve(0).is_ok();
+                            if reserved && round % 4 == 0 {
+                                used += 1;
+                            } else if reserved {
+                                budget.give_back();
+                            }
+                        }
+                        used
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        let left: u64 = (0..2000).map(|_| u64::from(budget.reserve(0).is_ok())).sum();
+        assert_eq!(used + left, 1000);
+        assert!(budget.is_used_up());
+        budget.give_back();
+        assert!(!budget.is_used_up());
+        assert!(budget.reserve(0).is_ok() && budget.reserve(0).is_err());
     }
 
     #[test]

@@ -14,10 +14,9 @@ use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::slot::Slot;
 use crate::observer::WeakObservers;
-use crate::suite::{AeadKey, DekId, Suite};
-use crate::sync::Arc;
+use crate::suite::{AeadKey, DekId, Suite, spread};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
-use crate::sync::{Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.
 const SOONEST_RETRY: Duration = Duration::from_millis(10);
@@ -146,7 +145,7 @@ impl Lease {
             announced: AtomicBool::new(false),
             seat: Mutex::new(None),
             // Up to a tenth earlier, so that what was made together does not fall due together.
-            refresh_at: asked.plus(limits.refresh_after.mul_f64(jitter())),
+            refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * spread())),
             expires,
             gone,
             renewal: [AtomicI64::new(NEVER), AtomicI64::new(NEVER)],
@@ -389,15 +388,6 @@ impl Lease {
         self.ended.store(true, Ordering::Release);
         self.key.destroy()
     }
-}
-
-/// Between 0.9 and 1. From the system: a thread that is ending has no generator of its own any more.
-fn jitter() -> f64 {
-    let mut byte = [0];
-    // Without randomness all fall due together, and nothing worse.
-    let _ = getrandom::fill(&mut byte);
-    let [byte] = byte;
-    1.0 - f64::from(byte) / 2550.0
 }
 
 pub(super) fn expired() -> Error {

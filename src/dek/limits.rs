@@ -29,19 +29,27 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 ///
 /// let limits = Limits::default().max_age(Duration::from_secs(60)).max_messages(1 << 20);
 /// ```
+///
+/// In configuration (feature `serde`) a duration is a text with its unit, `"5m"`, `"300s"`,
+/// `"1h30m"` or `"250ms"`; a number alone is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Limits {
     /// See [`Limits::max_age`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub max_age: Option<Duration>,
     /// See [`Limits::refresh_after`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub refresh_after: Option<Duration>,
     /// See [`Limits::outage_grace_reading`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub outage_grace_reading: Option<Duration>,
     /// See [`Limits::outage_grace_writing`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub outage_grace_writing: Option<Duration>,
     /// See [`Limits::refuse_for`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub refuse_for: Option<Duration>,
     /// See [`Limits::max_entries`].
     pub max_entries: Option<u64>,
@@ -94,8 +102,9 @@ impl Limits {
         self
     }
 
-    /// How many DEKs are kept, for reading and for writing each: 1 to 1,048,576, by default 4,096. One of them takes
-    /// about 2 KiB.
+    /// How many DEKs are kept, for reading and for writing each: 1 to 1,048,576, by default 4,096.
+    /// One for reading takes about 2.5 KB, one for writing, which is kept for reading too, about 4
+    /// KB (docs/performance.md): a full cache of the default size takes 17 MB.
     #[must_use]
     pub const fn max_entries(mut self, max_entries: u64) -> Self {
         self.max_entries = Some(max_entries);

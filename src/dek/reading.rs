@@ -48,11 +48,18 @@ impl ReadingDek {
     }
 
     /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with
-    /// `payload` untouched, if it was taken away since; exhausted, as untouched, if `max_uses` is reached.
+    /// `payload` untouched, if it was taken away since; exhausted, as untouched, if `max_uses` is
+    /// reached. Only what is authentic counts as a use.
     pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
         if let Some(uses) = &self.uses {
             uses.reserve(0)?;
         }
-        self.lease.with_key(|key| key.open(nonce, aad, payload, tag))?
+        let opened = self.lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten();
+        if let (Err(_), Some(uses)) = (&opened, &self.uses) {
+            // Nothing was opened: forged messages must not use up what is there for the genuine
+            // ones.
+            uses.give_back();
+        }
+        opened
     }
 }

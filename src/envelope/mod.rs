@@ -23,7 +23,7 @@ pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
 use crate::dek::{DekSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named};
-use crate::error::Error;
+use crate::error::{Error, Shown};
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::call::Caller;
 use crate::kek::{Health, KekId};
@@ -95,7 +95,8 @@ impl Envelope {
     /// leave room for it and use [`SealingKey::seal_in_place`].
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, unless the AEAD itself failed: then it is wiped.
+    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, and nowhere in its
+    /// spare capacity, unless the AEAD itself failed: then it is wiped.
     pub async fn encrypt_in_place(
         &self,
         context: &EncryptionContext,
@@ -109,8 +110,11 @@ impl Envelope {
             buffer.copy_within(..len, prefix_len);
             let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
             if sealed.is_err() {
-                // Back to where it was: the DEK was taken away in between, and the next one may have a longer prefix.
+                // Back to where it was: the DEK was taken away in between, and the next one may
+                // have a longer prefix. What is cut off would stay in the buffer's spare room,
+                // where nobody looks for it.
                 buffer.copy_within(prefix_len..prefix_len + len, 0);
+                wipe(buffer.get_mut(len..).unwrap_or_default());
                 buffer.truncate(len);
             }
             sealed
@@ -308,7 +312,10 @@ impl Envelope {
     /// Asks every KEK whether it could be used now, in order of preference, also those whose circuit breaker is open.
     pub async fn health(&self) -> Vec<(KekId, Result<Health, Error>)> {
         let ask = async |kek: &Arc<Caller>| {
-            let health = kek.health().await.map_err(|error| named(kek, error));
+            let health = match kek.health().await {
+                Ok(Health::Degraded(why)) => Ok(Health::Degraded(Shown(&why).to_string())),
+                health => health.map_err(|error| named(kek, error)),
+            };
             (kek.id().clone(), health)
         };
         join_all(self.0.keks().reading.iter().map(ask)).await

@@ -20,8 +20,12 @@ enum Check {
 
 impl Envelope {
     /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
-    /// its current version, and no other. From the bytes alone. Always `false` for a compact message: ask
+    /// its current version, and no other. Always `false` for a compact message: ask
     /// [`needs_rewrap_keys`](Self::needs_rewrap_keys).
+    ///
+    /// From the bytes alone, of which the metadata is not authenticated: **a hint**, to skip what
+    /// need not be done. Whoever can write messages can make it say `false`. Before an old version
+    /// of a KEK is destroyed, [`rewrap`](Self::rewrap) every message, whatever this says of it.
     ///
     /// # Errors
     /// The kinds that say that the bytes are not a message.
@@ -45,6 +49,10 @@ impl Envelope {
 
     /// The same message, wrapped by the current versions of the writing KEKs and by no other. Nonce, ciphertext and tag are copied
     /// as they are.
+    ///
+    /// No metadata is believed: an entry whose `wrapped` alone does not show that it is current is
+    /// wrapped anew, so that under AWS KMS every call costs one `ReEncrypt`.
+    /// [`needs_rewrap`](Self::needs_rewrap) tells which messages most likely need it.
     ///
     /// Every entry of the result, kept or new, has been unwrapped and held against the DEK id before an old one is dropped,
     /// so the caller needs the right to unwrap. [`rewrap_unverified`](Self::rewrap_unverified) does without.
@@ -146,7 +154,7 @@ impl Job<'_> {
     async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
         let Self { keks, question, kek, context, dek_id, .. } = self;
         let Some(old) = old_entry(kek, keys) else { return Ok(None) };
-        let entry = if old.kek_id() == kek.id() && kek.is_current(old) == Some(true) {
+        let entry = if self.is_proven_current(old) {
             old.clone()
         } else {
             let rewrapped = keks.rewrap(*question, kek, context, dek_id, old).await;
@@ -154,6 +162,15 @@ impl Job<'_> {
         };
         self.verify(&entry).await.map_err(|error| self.failed(error))?;
         Ok(Some(entry))
+    }
+
+    /// Whether `old` may be kept. Anyone can write metadata, so only what `wrapped` itself says
+    /// counts, and that only because the entry is unwrapped before it is kept; unseen, nothing is.
+    /// What that leaves open, the key service settles by wrapping anew.
+    fn is_proven_current(&self, old: &WrappedDek) -> bool {
+        self.check == Check::UnwrapEach
+            && old.kek_id() == self.kek.id()
+            && self.kek.is_current(&old.without_meta()) == Some(true)
     }
 
     fn failed(&self, error: KekError) -> Renewal {

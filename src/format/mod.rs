@@ -5,6 +5,8 @@
 #![forbid(unsafe_code)]
 
 mod context;
+#[cfg(feature = "serde")]
+pub(crate) mod duration;
 #[cfg(feature = "aws-kms")]
 pub(crate) mod kms;
 pub(crate) mod limits;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::reader::Reader;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Shown};
 
 /// Names a key encryption key, in every system at once: the ARN of a KMS key, `vault:CLUSTER/MOUNT/KEY`, `local:NAME`.
 ///
@@ -31,7 +31,8 @@ impl KekId {
         Ok(Self(id.into()))
     }
 
-    /// The text.
+    /// The exact text. Out of a message, it is whatever the message's writer put there: for logs,
+    /// use `Display`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -44,9 +45,11 @@ impl Borrow<str> for KekId {
     }
 }
 
+/// For people and logs: characters that are not printable are escaped, since whoever writes a
+/// message chooses them. The exact text is in [`as_str`](KekId::as_str).
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Shown(&self.0).fmt(f)
     }
 }
 
@@ -101,6 +104,11 @@ impl WrappedDek {
             return Err(Error::new(ErrorKind::Provider, detail));
         }
         Ok(self)
+    }
+
+    /// The same without metadata: what its KEK, by unwrapping it, can vouch for.
+    pub(crate) fn without_meta(&self) -> Self {
+        Self { meta: Box::default(), ..self.clone() }
     }
 
     /// The KEK that wrapped it, or so the entry says.
@@ -279,7 +287,7 @@ mod tests {
     }
 
     fn plain(keys: &WrappedKeys) -> Plain {
-        keys.entries().iter().map(|e| (e.kek_id.to_string(), e.wrapped.to_vec(), e.meta.to_vec())).collect()
+        keys.entries().iter().map(|e| (e.kek_id.as_str().to_owned(), e.wrapped.to_vec(), e.meta.to_vec())).collect()
     }
 
     #[test]

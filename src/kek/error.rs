@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Shown, ShownCause};
 
 /// What the failure of a key service means for the DEKs that depend on it. The whole handling of outages and revocations rests
 /// on providers getting this right.
@@ -51,22 +51,38 @@ impl fmt::Display for KekErrorClass {
 
 /// The failure of one call to a key service.
 ///
-/// The message is shown to operators: it holds no key bytes and no credential.
-#[derive(Debug, thiserror::Error)]
-#[error("{class}: {message}")]
+/// The message is shown to operators: it holds no key bytes and no credential. It may quote a
+/// server: what is not printable is escaped in Display and in Debug.
+#[derive(thiserror::Error)]
+#[error("{class}: {}", Shown(message))]
 pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
     /// The key service was asked: this is its answer, or its silence.
     asked: bool,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// The cause as whoever prints the chain of sources gets to see it.
+    #[source]
+    shown_cause: Option<Box<ShownCause>>,
+}
+
+impl fmt::Debug for KekError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KekError")
+            .field("class", &self.class)
+            .field("message", &self.message)
+            .field("retry_after", &self.retry_after)
+            .field("asked", &self.asked)
+            .field("source", &self.shown_cause)
+            .finish()
+    }
 }
 
 impl KekError {
     /// An error of this class.
     pub fn new(class: KekErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, message: message.into(), retry_after: None, asked: true, source: None }
+        Self { class, message: message.into(), retry_after: None, asked: true, cause: None, shown_cause: None }
     }
 
     /// [`KekErrorClass::Unavailable`].
@@ -94,11 +110,21 @@ impl KekError {
         Self::new(KekErrorClass::Misconfigured, message)
     }
 
-    /// Adds the cause. Its Debug and Display must be as free of secrets as the message.
+    /// Adds the cause. Its Debug and Display must be as free of secrets as the message. As a
+    /// [`source`](std::error::Error::source) it is shown with what is not printable escaped;
+    /// [`cause`](Self::cause) gives it as it is.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        let cause = source.into();
+        self.shown_cause = Some(Box::new(ShownCause::of(&*cause)));
+        self.cause = Some(cause);
         self
+    }
+
+    /// The cause itself, for whoever knows its type.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.cause.as_deref()
     }
 
     /// How long the key service wants to be left alone before another try.

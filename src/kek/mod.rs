@@ -67,8 +67,15 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether `wrapped` was made by the KEK's current version; no call is made. `None` where the bytes do not tell, or the current version is not known:
-    /// then [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, and [`rewrap`](crate::Envelope::rewrap) wraps anew all the same. By default `None`.
+    /// Whether `wrapped` was made by the KEK's current version; no call is made. `None` where the
+    /// bytes do not tell, or the current version is not known: then
+    /// [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, and
+    /// [`rewrap`](crate::Envelope::rewrap) wraps anew all the same. By default `None`.
+    ///
+    /// The metadata may be read for it, though anyone can have written it. A rewrap does not
+    /// believe it: it asks once more, for the entry without metadata, and keeps it only where that
+    /// is `Some(true)` too and [`unwrap`](Self::unwrap) then takes it. So what is told from
+    /// [`WrappedDek::wrapped`] must be what `unwrap` goes by.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let _ = wrapped;
         None

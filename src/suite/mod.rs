@@ -17,6 +17,7 @@ pub use derive::{Dek, DekId};
 pub(crate) use derive::{derive_dek_id, derive_local_wrap_key, derive_message_key};
 pub(crate) use nonce::Nonce;
 pub use nonce::Nonces;
+pub(crate) use nonce::spread;
 
 use std::sync::Arc;
 

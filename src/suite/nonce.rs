@@ -1,12 +1,14 @@
 //! Random nonces that a fork does not make repeat.
 #![forbid(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::RefCell;
 
-use rand::Rng;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use zeroize::Zeroizing;
 
 use super::Suite;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::memory::fork;
 
 /// Where nonces come from.
@@ -14,7 +16,8 @@ use crate::memory::fork;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Nonces {
-    /// A ChaCha12 generator per thread, seeded by the operating system and seeded anew after a fork. The default.
+    /// A ChaCha12 generator per thread, seeded by the operating system, again after every 64 KiB
+    /// and after a fork. The default.
     ///
     /// **A virtual machine that is resumed twice from one snapshot repeats its nonces with this**, whatever the suite: use
     /// [`Nonces::System`] where that can happen.
@@ -24,9 +27,11 @@ pub enum Nonces {
     System,
 }
 
+/// How many bytes a thread's generator gives before it is seeded anew.
+const RESEED_AFTER: usize = 64 * 1024;
+
 thread_local! {
-    /// The fork generation that this thread's generator was last seeded in.
-    static SEEDED_IN: Cell<u64> = const { Cell::new(0) };
+    static GENERATOR: RefCell<Generator> = const { RefCell::new(Generator::unseeded()) };
 }
 
 /// A nonce of the length its suite wants.
@@ -52,19 +57,68 @@ impl Nonce {
 }
 
 fn fill_from_thread(bytes: &mut [u8]) -> Result<(), Error> {
-    let generation = fork::generation();
-    let mut rng = rand::rng();
-    if SEEDED_IN.get() != generation {
-        rng.reseed().map_err(|source| Error::new(ErrorKind::Randomness, "").with_source(source))?;
-        SEEDED_IN.set(generation);
+    let filled = GENERATOR.try_with(|generator| match generator.try_borrow_mut() {
+        Ok(mut generator) => Some(generator.fill(bytes, system)),
+        Err(_) => None,
+    });
+    match filled {
+        Ok(Some(result)) => result,
+        // The thread ends, and its generator is gone.
+        _ => system(bytes),
     }
-    rng.fill_bytes(bytes);
-    Ok(())
+}
+
+fn system(bytes: &mut [u8]) -> Result<(), Error> {
+    Ok(getrandom::fill(bytes)?)
+}
+
+/// A number between 0 and 1 to spread what must not happen together. In the middle where the system
+/// gives no randomness.
+pub(crate) fn spread() -> f64 {
+    let mut bytes = [0; 4];
+    match fill_from_thread(&mut bytes) {
+        Ok(()) => bytes.iter().rev().fold(0.0, |below, byte| (below + f64::from(*byte)) / 256.0),
+        Err(_) => 0.5,
+    }
+}
+
+/// What `rand`'s own generator of a thread does, which panics where the system gives no randomness,
+/// and does not notice a fork.
+struct Generator {
+    rng: Option<StdRng>,
+    /// The fork generation in which it was seeded.
+    generation: u64,
+    left: usize,
+}
+
+impl Generator {
+    const fn unseeded() -> Self {
+        Self { rng: None, generation: 0, left: 0 }
+    }
+
+    /// Where a seed is due and cannot be had, nothing is given: an old generator never goes on
+    /// instead.
+    fn fill(&mut self, bytes: &mut [u8], seed: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<(), Error> {
+        let generation = fork::generation();
+        let rng = match &mut self.rng {
+            Some(rng) if self.generation == generation && self.left >= bytes.len() => rng,
+            rng => {
+                let mut fresh = Zeroizing::new([0; 32]);
+                seed(&mut *fresh)?;
+                (self.generation, self.left) = (generation, RESEED_AFTER);
+                rng.insert(StdRng::from_seed(*fresh))
+            }
+        };
+        self.left = self.left.saturating_sub(bytes.len());
+        rng.fill_bytes(bytes);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn nonces_have_the_suites_length_and_do_not_repeat() {
@@ -78,5 +132,36 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_generator_that_cannot_be_seeded_gives_an_error_and_nothing_else() {
+        let fails = |_: &mut [u8]| Err(Error::new(ErrorKind::Randomness, ""));
+        let mut generator = Generator::unseeded();
+        let mut bytes = [0; 24];
+        assert_eq!(generator.fill(&mut bytes, fails).unwrap_err().kind(), ErrorKind::Randomness);
+        let mut seeds = 0;
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..10 * RESEED_AFTER / bytes.len() {
+            let before = bytes;
+            let seed = |fresh: &mut [u8]| {
+                seeds += 1;
+                if seeds % 2 == 0 { fails(fresh) } else { system(fresh) }
+            };
+            match generator.fill(&mut bytes, seed) {
+                Ok(()) => assert!(seen.insert(bytes)),
+                Err(error) => assert_eq!((error.kind(), bytes), (ErrorKind::Randomness, before), "nothing was given"),
+            }
+        }
+        assert!((18..=20).contains(&seeds), "{seeds} times in 640 KiB, every other time in vain");
+        generator.generation += 1;
+        assert!(generator.fill(&mut bytes, fails).is_err(), "seeded in another process");
+    }
+
+    #[test]
+    fn what_is_spread_lies_between_0_and_1_and_is_not_always_the_same() {
+        let all: Vec<f64> = (0..1000).map(|_| spread()).collect();
+        assert!(all.iter().all(|at| (0.0..1.0).contains(at)));
+        assert!(all.iter().any(|at| *at < 0.1) && all.iter().any(|at| *at > 0.9));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, CallTarget, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Backend, Dek, EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
 
 pub use pollster::block_on;
@@ -200,6 +200,10 @@ impl KekProvider for Probe {
 
     fn target(&self, kek_id: &KekId) -> CallTarget {
         self.kek.target(kek_id)
+    }
+
+    fn context_binding(&self) -> ContextBinding {
+        self.kek.context_binding()
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
-use rand::RngExt;
 
 pub use breaker::BreakerState;
 use breaker::{Breaker, Change};
@@ -36,6 +35,7 @@ use crate::context::EncryptionContext;
 use crate::memory::clock::{Clock, Moment};
 use crate::observer::{Event, Observers, Operation};
 use crate::runtime::Runtime;
+use crate::suite::spread;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -228,7 +228,7 @@ impl Caller {
         }
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
         let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
-        let pause = longest.mul_f64(rand::rng().random_range(0.0..=1.0)).max(error.retry_after().unwrap_or_default());
+        let pause = longest.mul_f64(spread()).max(error.retry_after().unwrap_or_default());
         // A key service that answers at all does so in a tenth of the timeout: a try with less left is a call for nothing.
         if self.time_left(question).is_some_and(|left| left <= pause + policy.timeout / 10) {
             return false;

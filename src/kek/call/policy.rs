@@ -27,23 +27,30 @@ const DEFAULT_HEDGE: u8 = 95;
 ///
 /// let policy = CallPolicy::default().timeout(Duration::from_millis(500)).tries(4);
 /// ```
+///
+/// In configuration (feature `serde`) a duration is a text with its unit, `"2s"` or `"500ms"`; a
+/// number alone is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct CallPolicy {
     /// See [`CallPolicy::timeout`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub timeout: Option<Duration>,
     /// See [`CallPolicy::deadline`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub deadline: Option<Duration>,
     /// See [`CallPolicy::tries`].
     pub tries: Option<u32>,
     /// See [`CallPolicy::backoff`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub backoff: Option<Duration>,
     /// See [`CallPolicy::hedge_percentile`].
     pub hedge_percentile: Option<u8>,
     /// See [`CallPolicy::breaker_failures`].
     pub breaker_failures: Option<u32>,
     /// See [`CallPolicy::breaker_probe`].
+    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
     pub breaker_probe: Option<Duration>,
 }
 

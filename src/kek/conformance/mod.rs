@@ -1,7 +1,10 @@
 //! A conformance suite that every [`KekProvider`] runs, this crate's own and yours.
 //!
-//! Give it a [`Subject`]: the provider, another KEK of the same service, and what it takes to rotate the KEK or to make the service fail.
-//! It needs no runtime of its own: run it under the executor that your provider wants.
+//! Give it a [`Subject`]: the provider, another KEK of the same service, and what it takes to
+//! rotate the KEK or to make the service or its credentials fail. What the provider says of itself,
+//! its [`target`](KekProvider::target), its [`context_binding`](KekProvider::context_binding) and
+//! whether it [rewraps in the service](KekProvider::rewraps_in_service), is held against what it
+//! does. It needs no runtime of its own: run it under the executor that your provider wants.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -37,10 +40,12 @@ pub trait Subject: Send + Sync {
     /// A provider for another KEK of the same key service, which the first does not recognise.
     fn other(&self) -> Arc<dyn KekProvider>;
 
-    /// Whether the key service itself refuses a wrong encryption context. Where it does not, the DEK id still finds the mistake, but
-    /// only after the DEK was released. By default `true`.
-    fn enforces_context(&self) -> bool {
-        true
+    /// Whether the KEK gives the same bytes when it wraps the same DEK twice, as key wrapping
+    /// without a nonce does (RFC 3394, RFC 5649). Whoever sees two such wrapped keys can tell that
+    /// their DEKs are equal, which the DEK ids say anyway. By default `false`: wrapping is
+    /// randomised.
+    fn wraps_deterministically(&self) -> bool {
+        false
     }
 
     /// Makes a new version of the KEK, which wraps from now on. By default not applicable.
@@ -54,7 +59,22 @@ pub trait Subject: Send + Sync {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Ends what [`fail_with`](Self::fail_with) began.
+    /// Takes away the source of the provider's credentials (a login, a token service, an instance's
+    /// metadata) and the credentials that the provider has, so that its next call needs the source,
+    /// until [`restore`](Self::restore). The key service itself stays up. By default not
+    /// applicable: there are no credentials, or no source that could be down.
+    fn fail_credentials(&self) -> BoxFuture<'_, Step> {
+        Box::pin(async { Step::NotApplicable })
+    }
+
+    /// Takes away the provider's permission to unwrap, and leaves it the one to rewrap, until
+    /// [`restore`](Self::restore). By default not applicable.
+    fn forbid_unwrapping(&self) -> BoxFuture<'_, Step> {
+        Box::pin(async { Step::NotApplicable })
+    }
+
+    /// Ends what [`fail_with`](Self::fail_with), [`fail_credentials`](Self::fail_credentials) or
+    /// [`forbid_unwrapping`](Self::forbid_unwrapping) began.
     fn restore(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }

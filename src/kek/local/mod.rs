@@ -266,10 +266,10 @@ impl LocalKek {
 
     fn unwrap_now(&self, context: &EncryptionContext, wrapped: &WrappedDek) -> Result<UnwrappedDek, KekError> {
         if !self.recognises(wrapped.kek_id()) {
-            return Err(KekError::invalid("wrapped by another KEK"));
+            return Err(KekError::invalid("wrapped by another KEK").without_asking());
         }
-        let parts =
-            LocalWrapped::read(wrapped.wrapped()).ok_or_else(|| KekError::invalid("not a local wrapped key"))?;
+        let parts = LocalWrapped::read(wrapped.wrapped())
+            .ok_or_else(|| KekError::invalid("not a local wrapped key").without_asking())?;
         self.follow_file();
         let key = self.key(parts.version)?;
         let mut dek = UnwrappedDek::new(parts.dek.to_vec());

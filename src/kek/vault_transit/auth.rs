@@ -18,6 +18,7 @@ use super::endpoints::{
 use super::errors::Failure;
 use super::transport::{SMALL, Token, Transport};
 use crate::kek::KekErrorClass;
+use crate::suite::spread;
 
 /// How this process proves to the server who it is. Nothing secret is in its Debug text.
 ///
@@ -197,7 +198,7 @@ impl Session {
 
     /// When to see to it: after about half of the lease, not all processes at once.
     fn due_in(&self) -> Option<Duration> {
-        let spread = f64::from(rand::random::<u8>()) / 255.0 * 0.1;
+        let spread = spread() * 0.1;
         self.lease.map(|lease| lease.mul_f64(0.6 - spread).saturating_sub(self.since.elapsed()))
     }
 
