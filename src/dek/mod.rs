@@ -21,5 +21,5 @@ pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{DekSource, SourceOptions};
-pub use statistics::{KekStatistics, Statistics};
+pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

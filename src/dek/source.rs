@@ -12,7 +12,7 @@ use super::cache::{DekCache, Hit};
 use super::flight::{Answer, Part};
 use super::keks::{DekOrigin, Keks};
 use super::lease::{Lease, Request, Terms, expired, shut_down};
-use super::statistics::{Counted, Counters, KekStatistics, Statistics};
+use super::statistics::{Counted, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::wiper::{Mortal, end_now};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
@@ -594,8 +594,9 @@ impl DekSource {
 
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<Caller>| {
-            let (calls, failures) = kek.counts();
-            KekStatistics { kek_id: kek.id().clone(), breaker: kek.breaker(), calls, failures }
+            let ((calls, failures), (breaker, targets)) = (kek.counts(), kek.breakers());
+            let targets = targets.into_iter().map(|(name, breaker)| TargetStatistics { name, breaker }).collect();
+            KekStatistics { kek_id: kek.id().clone(), breaker, targets, calls, failures }
         };
         self.counters.statistics(self.cache().counts(), self.keks.reading.iter().map(of).collect())
     }
