@@ -17,7 +17,7 @@ mod suite;
 mod sync;
 
 pub use context::EncryptionContext;
-pub use dek::{DekOrigin, KekStatistics, Limits, Statistics};
+pub use dek::{DekOrigin, KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
     Builder, CompactMessage, Envelope, Inspection, KekEntry, OpeningKey, Plaintext, SealingKey, StartUp, inspect,
 };

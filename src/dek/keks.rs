@@ -12,8 +12,8 @@ use futures_util::stream::FuturesUnordered;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
-use crate::kek::call::{CallTerms, Caller, Question, Share};
-use crate::kek::{BoxFuture, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::kek::call::{CallTerms, Caller, Question, Share, Turn};
+use crate::kek::{BoxFuture, CallTarget, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::memory::clock::{Clock, Moment};
 use crate::observer::{Event, Observers};
 use crate::suite::{DekId, derive_dek_id};
@@ -137,6 +137,11 @@ impl Keks {
         Question { ends: self.clock.now().plus(self.deadline), share }
     }
 
+    /// How many questions of one caller are asked at the same time, so that none waits for its turn past its deadline.
+    pub(crate) fn at_once(&self) -> usize {
+        self.writing.iter().map(|kek| kek.at_once()).min().unwrap_or(1)
+    }
+
     /// A new DEK, wrapped by every writing KEK.
     pub(super) async fn make(
         &self,
@@ -238,6 +243,9 @@ impl Keks {
     /// Any success serves. The KEKs are asked in order of preference, for the entries that they recognise: the next one when the one
     /// before it failed, or takes longer than it mostly does. All that may still succeed are asked again after a pause.
     ///
+    /// Of several entries that one KEK recognises, its own comes first. Another is asked for only where that may help, and no
+    /// more than [`MOST_ASKED`] are: whoever can forge a message writes its list. See [`Ways::is_worth_asking`].
+    ///
     /// Each denial is reported to `heard` when it comes, since other KEKs may keep the answer waiting.
     pub(crate) async fn unwrap_any(
         &self,
@@ -247,10 +255,13 @@ impl Keks {
         keys: &WrappedKeys,
         heard: Heard<'_>,
     ) -> Result<Unwrapped, Failure> {
-        let mut ways = Vec::new();
+        let mut ways = Ways(Vec::new());
         for kek in &self.reading {
-            for entry in keys.entries().iter().filter(|entry| kek.recognises(entry.kek_id())) {
-                ways.push(Way { kek, entry, failure: None });
+            let recognised = keys.entries().iter().filter(|entry| kek.recognises(entry.kek_id()));
+            let (own, other): (Vec<_>, Vec<_>) = recognised.partition(|entry| entry.kek_id() == kek.id());
+            for entry in own.into_iter().chain(other) {
+                let target = kek.target(entry.kek_id());
+                ways.0.push(Way { kek, entry, target, state: State::NotAsked, failure: None });
             }
         }
         let mut tries = 0;
@@ -259,63 +270,63 @@ impl Keks {
                 return Ok(found);
             }
             tries += 1;
-            let hopeful = ways.iter().filter_map(|way| Some((way.kek, way.failure.as_ref()?)));
+            let hopeful = ways.0.iter().filter_map(|way| Some((way, way.failure.as_ref()?)));
             let hopeful =
                 hopeful.filter(|(_, failure)| failure.is_worth_a_retry()).min_by_key(|(_, failure)| failure.hope());
             match hopeful {
-                Some((kek, failure)) if kek.pause(question, tries, failure).await => {}
+                Some((way, failure)) if way.kek.pause(question, tries, failure, way.entry.kek_id()).await => {}
                 _ => return Err(all_failed(keys, ways, tries)),
             }
         }
     }
 
-    /// One try of every way that has not failed for good.
+    /// One try of every way that is worth it.
     async fn try_each(
         &self,
         question: Question,
         context: &EncryptionContext,
         id: &DekId,
-        ways: &mut [Way<'_>],
+        ways: &mut Ways<'_>,
         heard: Heard<'_>,
     ) -> Option<Unwrapped> {
-        let mut waiting: VecDeque<&mut Way<'_>> =
-            ways.iter_mut().filter(|way| way.failure.as_ref().is_none_or(KekError::is_worth_a_retry)).collect();
+        let mut waiting = ways.begin_round();
         let mut asked = FuturesUnordered::new();
-        let mut latest = waiting.front()?.kek;
+        let mut latest = None;
         loop {
-            if let Some(way) = waiting.pop_front() {
-                latest = way.kek;
+            if let Some((at, turn)) = ways.next_of(&mut waiting)
+                && let Some(way) = ways.0.get_mut(at)
+            {
+                way.state = State::Asked;
+                let (kek, entry) = (way.kek, way.entry);
+                latest = kek.hedge_after(&way.target).map(|wait| (kek, wait));
+                let tries = Tries::One(turn);
                 asked.push(async move {
-                    let asked = self.clock.now();
-                    let answer = self.unwrap_entry(question, way.kek, context, id, way.entry, Tries::One).await;
-                    match answer {
-                        Ok(dek) => {
-                            let voucher = Voucher { provider: way.kek.id().clone(), entry: way.entry.kek_id().clone() };
-                            Some(Unwrapped { dek, voucher, asked })
-                        }
-                        Err(failure) => {
-                            if failure.class() == KekErrorClass::Denied {
-                                heard(way.kek.id(), way.entry);
-                            }
-                            way.failure = Some(failure);
-                            None
-                        }
-                    }
+                    let sent = self.clock.now();
+                    (at, sent, self.unwrap_entry(question, kek, context, id, entry, tries).await)
                 });
             }
-            let answer = match latest.hedge_after().filter(|_| !waiting.is_empty()) {
-                Some(wait) => match select(asked.next(), std::pin::pin!(latest.sleep(wait))).await {
+            let answer = match latest.filter(|_| ways.has_next(&waiting)) {
+                Some((kek, wait)) => match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
                     Either::Left((answer, _)) => answer,
                     // It takes longer than usual: the next one as well.
                     Either::Right(_) => continue,
                 },
                 None => asked.next().await,
             };
+            let (at, sent, answer) = answer?;
+            let Some(way) = ways.0.get_mut(at) else { continue };
             match answer {
-                Some(Some(found)) => return Some(found),
+                Ok(dek) => {
+                    let voucher = Voucher { provider: way.kek.id().clone(), entry: way.entry.kek_id().clone() };
+                    return Some(Unwrapped { dek, voucher, asked: sent });
+                }
                 // That one failed; another one is asked, or on its way.
-                Some(None) => {}
-                None => return None,
+                Err(failure) => {
+                    if failure.class() == KekErrorClass::Denied {
+                        heard(way.kek.id(), way.entry);
+                    }
+                    way.failure = Some(failure);
+                }
             }
         }
     }
@@ -335,7 +346,7 @@ impl Keks {
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
         let unwrapped: UnwrappedDek = match tries {
-            Tries::One => kek.unwrap_once(question, context, entry).await?,
+            Tries::One(turn) => kek.unwrap_once(question, turn, context, entry).await?,
             Tries::ByPolicy => kek.unwrap(question, context, entry).await?,
         };
         let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
@@ -387,15 +398,83 @@ pub(crate) type Heard<'a> = &'a (dyn Fn(&KekId, &WrappedDek) + Sync);
 /// How often an entry is tried before it counts as failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tries {
-    One,
+    One(Turn),
     ByPolicy,
 }
+
+/// Of how many entries one KEK is asked in a try at most. A message that was sealed here has one, one more while KEKs are changed, and
+/// with a provider that finds keys by itself one for each of its keys.
+const MOST_ASKED: usize = 3;
 
 /// One of the ways to a DEK: an entry of its wrapped keys, and who unwraps it.
 struct Way<'a> {
     kek: &'a Caller,
     entry: &'a WrappedDek,
+    target: CallTarget,
+    state: State,
     failure: Option<KekError>,
+}
+
+/// In the try that goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    NotAsked,
+    Asked,
+}
+
+/// All ways, in order of preference.
+struct Ways<'a>(Vec<Way<'a>>);
+
+impl Ways<'_> {
+    /// Those that have not failed for good, in the order in which they are asked: whoever was late so often comes last.
+    fn begin_round(&mut self) -> VecDeque<(usize, Turn)> {
+        let (mut waiting, mut last) = (VecDeque::new(), VecDeque::new());
+        for (at, way) in self.0.iter_mut().enumerate() {
+            way.state = State::NotAsked;
+            if way.failure.as_ref().is_none_or(KekError::is_worth_a_retry) {
+                match way.kek.turn(&way.target) {
+                    Turn::Last => last.push_back((at, Turn::Last)),
+                    turn => waiting.push_back((at, turn)),
+                }
+            }
+        }
+        waiting.append(&mut last);
+        waiting
+    }
+
+    fn next_of(&self, waiting: &mut VecDeque<(usize, Turn)>) -> Option<(usize, Turn)> {
+        std::iter::from_fn(|| waiting.pop_front()).find(|(at, _)| self.is_worth_asking(*at))
+    }
+
+    fn has_next(&self, waiting: &VecDeque<(usize, Turn)>) -> bool {
+        waiting.iter().any(|(at, _)| self.is_worth_asking(*at))
+    }
+
+    /// Whether an answer to this entry may be another than the KEK's answers to the entries before it. It is not
+    ///
+    /// - once the key service has called one of them invalid: such a message is forged or damaged;
+    /// - while its target is asked, or has not answered;
+    /// - for an id that was denied.
+    fn is_worth_asking(&self, at: usize) -> bool {
+        let Some(way) = self.0.get(at) else { return false };
+        let mut asked = 0;
+        for other in self.0.iter().filter(|other| std::ptr::eq(other.kek, way.kek) && !std::ptr::eq(*other, way)) {
+            let answer = other.failure.as_ref().filter(|failure| failure.was_asked()).map(KekError::class);
+            let is_denied = answer == Some(KekErrorClass::Denied);
+            if answer == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == way.entry.kek_id()) {
+                return false;
+            }
+            // Neither asked in this try, nor failed without a call.
+            if other.state == State::NotAsked || (other.failure.is_some() && answer.is_none()) {
+                continue;
+            }
+            asked += 1;
+            if !is_denied && other.target.name() == way.target.name() {
+                return false;
+            }
+        }
+        asked < MOST_ASKED
+    }
 }
 
 /// An entry that its own provider would not take back is never written into a message.
@@ -422,8 +501,9 @@ fn failed_wrap(kek: &Caller, error: KekError) -> Failure {
 }
 
 /// One error for several failures: the one that leaves most hope decides, and every KEK is named.
-fn all_failed(keys: &WrappedKeys, ways: Vec<Way<'_>>, tries: u32) -> Failure {
+fn all_failed(keys: &WrappedKeys, ways: Ways<'_>, tries: u32) -> Failure {
     let failures: Vec<(Way<'_>, KekError)> = ways
+        .0
         .into_iter()
         .filter_map(|mut way| {
             let failure = way.failure.take()?.after(tries);

@@ -24,5 +24,5 @@ pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{DekSource, ReadingQuestion, SourceOptions, WritingQuestion};
-pub use statistics::{KekStatistics, Statistics};
+pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

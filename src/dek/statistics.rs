@@ -42,12 +42,26 @@ pub struct Statistics {
 pub struct KekStatistics {
     /// The KEK.
     pub kek_id: KekId,
-    /// Whether it is asked.
+    /// Whether it is asked: the worst of its targets.
     pub breaker: BreakerState,
+    /// Its targets that are not asked, or only probed, by name. Where the KEK has several (keys, Regions, stores), the others are as they
+    /// should be.
+    pub targets: Vec<TargetStatistics>,
     /// Calls made, retries and probes included.
     pub calls: u64,
     /// How many of them failed.
     pub failures: u64,
+}
+
+/// One key, Region or store behind a KEK.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct TargetStatistics {
+    /// As its provider names it: see [`CallTarget`](crate::kek::CallTarget).
+    pub name: Box<str>,
+    /// Whether it is asked.
+    pub breaker: BreakerState,
 }
 
 /// Counted apart for each group of threads, so that two threads do not write to the same cache line.

@@ -13,7 +13,9 @@ mod sealing;
 use std::fmt;
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 
 pub use builder::{Builder, StartUp};
 pub use inspect::{Inspection, KekEntry, inspect};
@@ -299,14 +301,32 @@ impl Envelope {
         self.0.close().await;
     }
 
-    /// Makes a DEK for writing for each of these contexts, all at once, unless it is at hand: so that the first request does not
-    /// wait for one. For reading, [`opening_key`](Self::opening_key) with any message of a DEK does the same.
+    /// Makes a DEK for writing for each of these contexts, unless it is cached: so that the first request does not wait for one.
+    /// For reading, [`opening_key`](Self::opening_key) with any message of a DEK does the same.
+    ///
+    /// As many are made at the same time as the call budget has calls in flight, and each has the
+    /// [`deadline`](crate::CallPolicy::deadline) for itself: the whole takes as long as it takes. It goes on past a failure.
     ///
     /// # Errors
-    /// The first failure, after all were tried.
+    /// The failure of the first context that has one, after all were tried.
     pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
-        let all = join_all(contexts.into_iter().map(|context| self.0.get(WritingQuestion { context })));
-        all.await.into_iter().try_for_each(|answer| answer.map(|_| ()))
+        let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
+        let (mut asked, at_once) = (FuturesUnordered::new(), self.0.keks().at_once());
+        let mut first_failure: Option<(usize, Error)> = None;
+        loop {
+            while asked.len() < at_once
+                && let Some((n, context)) = waiting.next()
+            {
+                asked.push(async move { (n, self.0.get(WritingQuestion { context }).await.err()) });
+            }
+            match asked.next().await {
+                None => return first_failure.map_or(Ok(()), |(_, error)| Err(error)),
+                Some((n, Some(error))) if first_failure.as_ref().is_none_or(|(first, _)| n < *first) => {
+                    first_failure = Some((n, error));
+                }
+                Some(_) => {}
+            }
+        }
     }
 
     /// Asks every KEK whether it could be used now, in order of preference, also those whose circuit breaker is open.

@@ -52,19 +52,32 @@ struct Queue {
 
 /// An event that is told later, by a thread that exists for that.
 pub(crate) enum LaterEvent {
-    Wiped { dek_id: DekId, context: EncryptionContext },
-    Called { kek_id: KekId, operation: Operation, elapsed: Duration, kind: Option<ErrorKind> },
-    BreakerOpened { kek_id: KekId },
+    Wiped {
+        dek_id: DekId,
+        context: EncryptionContext,
+    },
+    /// A call that nobody waited for any more.
+    Abandoned {
+        kek_id: KekId,
+        operation: Operation,
+        elapsed: Duration,
+        kind: ErrorKind,
+    },
+    BreakerOpened {
+        kek_id: KekId,
+        target: Option<Box<str>>,
+    },
 }
 
 impl LaterEvent {
     fn as_event(&self) -> Event<'_> {
         match self {
             Self::Wiped { dek_id, context } => Event::Wiped { dek_id, context },
-            Self::Called { kek_id, operation, elapsed, kind } => {
-                Event::Called { kek_id, operation: *operation, elapsed: *elapsed, kind: *kind }
+            Self::Abandoned { kek_id, operation, elapsed, kind } => {
+                let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));
+                Event::Called { kek_id, operation, elapsed, kind, abandoned: true }
             }
-            Self::BreakerOpened { kek_id } => Event::BreakerOpened { kek_id },
+            Self::BreakerOpened { kek_id, target } => Event::BreakerOpened { kek_id, target: target.as_deref() },
         }
     }
 }

@@ -4,6 +4,7 @@
 use metrics::{counter, gauge, histogram};
 
 use super::{Event, Observer};
+use crate::format::KekId;
 
 /// Counts every event in the [`metrics`] facade. DEK ids and contexts are no labels: there are too many of them.
 ///
@@ -16,7 +17,7 @@ use super::{Event, Observer};
 /// | `waxseal_denied_total` | counter | |
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
-/// | `waxseal_breaker_open` | gauge (0, 1) | `kek` |
+/// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 /// | `waxseal_observers_panicked_total` | counter | |
@@ -45,15 +46,15 @@ impl Observer for MetricsObserver {
             Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),
             Event::Evicted { .. } => counter!("waxseal_deks_evicted_total").increment(1),
             Event::Wiped { .. } => counter!("waxseal_deks_wiped_total").increment(1),
-            Event::Called { kek_id, operation, elapsed, kind } => {
+            Event::Called { kek_id, operation, elapsed, kind, abandoned: _ } => {
                 let (kek, outcome) = (kek_id.to_string(), kind.map_or("ok", |kind| kind.as_str()));
                 let operation = operation.as_str();
                 counter!("waxseal_calls_total", "kek" => kek.clone(), "operation" => operation, "outcome" => outcome)
                     .increment(1);
                 histogram!("waxseal_call_seconds", "kek" => kek, "operation" => operation).record(elapsed);
             }
-            Event::BreakerOpened { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(1),
-            Event::BreakerClosed { kek_id } => gauge!("waxseal_breaker_open", "kek" => kek_id.to_string()).set(0),
+            Event::BreakerOpened { kek_id, target } => breaker_gauge(kek_id, target).set(1),
+            Event::BreakerClosed { kek_id, target } => breaker_gauge(kek_id, target).set(0),
             Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
             Event::ObserverPanicked { .. } => counter!("waxseal_observers_panicked_total").increment(1),
             Event::StartedWithout { kek_id, kind } => {
@@ -61,5 +62,13 @@ impl Observer for MetricsObserver {
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str()).increment(1);
             }
         }
+    }
+}
+
+fn breaker_gauge(kek_id: &KekId, target: Option<&str>) -> metrics::Gauge {
+    let kek = kek_id.to_string();
+    match target {
+        Some(target) => gauge!("waxseal_breaker_open", "kek" => kek, "target" => target.to_owned()),
+        None => gauge!("waxseal_breaker_open", "kek" => kek),
     }
 }

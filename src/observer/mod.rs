@@ -115,7 +115,8 @@ pub enum Event<'a> {
         /// What it was for.
         context: &'a EncryptionContext,
     },
-    /// One call to a key service ended, retries and probes included; those that nobody waited for any more are not told.
+    /// One call to a key service ended, retries and probes included. One that nobody waited for any more is told only if it took unusually
+    /// long.
     Called {
         /// The KEK.
         kek_id: &'a KekId,
@@ -125,16 +126,24 @@ pub enum Event<'a> {
         elapsed: Duration,
         /// The kind of its failure, `None` for a success.
         kind: Option<ErrorKind>,
+        /// Nobody waited any more: another KEK was quicker, or the caller left. Then `kind` is *unavailable*, and `elapsed` the time
+        /// without an answer.
+        abandoned: bool,
     },
-    /// A KEK failed so often that it is no longer asked, but for a probe now and then.
+    /// A KEK failed so often that it is no longer asked, but for a probe now and then; or was late so often that others are asked
+    /// first.
     BreakerOpened {
         /// The KEK.
         kek_id: &'a KekId,
+        /// Which of its targets (key, Region, store), unless it is the one with the KEK's own name.
+        target: Option<&'a str>,
     },
     /// A KEK answered again after its breaker was open.
     BreakerClosed {
         /// The KEK.
         kek_id: &'a KekId,
+        /// As in [`BreakerOpened`](Event::BreakerOpened).
+        target: Option<&'a str>,
     },
     /// The operating system refuses part of the protection of the memory that secrets live in: told once per process, by the first
     /// envelope with an observer that meets it. Nothing fails for it.

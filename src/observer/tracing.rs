@@ -6,8 +6,8 @@ use tracing::{debug, info, warn};
 use super::{Event, Observer};
 use crate::context::EncryptionContext;
 
-/// Tells every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`, `kek_id`, `kind`, `operation` and
-/// `elapsed_ms` where they apply.
+/// Tells every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`, `kek_id`, `kind`, `operation`,
+/// `elapsed_ms`, `abandoned` and `call_target` where they apply.
 ///
 /// At level *warn* is what somebody should look at (denials, failed renewals, DEKs served past their age, open breakers), at *info* who
 /// used which KEK for which DEK, at *debug* the rest. Encryption contexts may name customers, so they are left out unless
@@ -76,16 +76,16 @@ impl Observer for TracingObserver {
                 let context = self.shown(context);
                 debug!(target: "waxseal", event = "wiped", %dek_id, context, "keys of the DEK wiped");
             }
-            Event::Called { kek_id, operation, elapsed, kind } => {
+            Event::Called { kek_id, operation, elapsed, kind, abandoned } => {
                 let (operation, elapsed_ms) = (operation.as_str(), elapsed.as_secs_f64() * 1e3);
                 let kind = kind.map(crate::error::ErrorKind::as_str);
-                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, "key service called");
+                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, abandoned, "key service called");
             }
-            Event::BreakerOpened { kek_id } => {
-                warn!(target: "waxseal", event = "breaker_opened", %kek_id, "circuit breaker opened");
+            Event::BreakerOpened { kek_id, target } => {
+                warn!(target: "waxseal", event = "breaker_opened", %kek_id, call_target = target, "circuit breaker opened");
             }
-            Event::BreakerClosed { kek_id } => {
-                info!(target: "waxseal", event = "breaker_closed", %kek_id, "circuit breaker closed");
+            Event::BreakerClosed { kek_id, target } => {
+                info!(target: "waxseal", event = "breaker_closed", %kek_id, call_target = target, "circuit breaker closed");
             }
             Event::MemoryNotProtected { protection } => {
                 warn!(target: "waxseal", event = "memory_not_protected", "{protection}");

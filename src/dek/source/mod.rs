@@ -21,7 +21,7 @@ use super::keks::{DekOrigin, Failure, Keks};
 use super::lease::{Age, Lease, Request, Whose, shut_down};
 use super::pinned::Pinned;
 use super::registry::{Mortal, end_all};
-use super::statistics::{Counted, Counters, KekStatistics, Statistics};
+use super::statistics::{Counted, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::context::EncryptionContext;
@@ -667,8 +667,9 @@ impl DekSource {
 
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<Caller>| {
-            let (calls, failures) = kek.counts();
-            KekStatistics { kek_id: kek.id().clone(), breaker: kek.breaker(), calls, failures }
+            let ((calls, failures), (breaker, targets)) = (kek.counts(), kek.breakers());
+            let targets = targets.into_iter().map(|(name, breaker)| TargetStatistics { name, breaker }).collect();
+            KekStatistics { kek_id: kek.id().clone(), breaker, targets, calls, failures }
         };
         let keks = self.keks.reading.iter().map(of).collect();
         self.counters.statistics(self.cache().counts(), keks, self.options.observers.failures())

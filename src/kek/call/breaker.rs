@@ -10,8 +10,10 @@ use crate::sync::{Mutex, MutexGuard, TryLockError};
 
 /// A streak of failures shorter than this is left to the retries: many calls that fail at one moment are one failure.
 const SHORTEST_STREAK: Duration = Duration::from_millis(200);
+/// How many calls in a row have to be late before others are asked first. One in twenty is late of a service that is well.
+const LATE_IN_A_ROW: u32 = 5;
 
-/// Whether a KEK is asked.
+/// Whether a key service is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
@@ -24,7 +26,7 @@ pub enum BreakerState {
     HalfOpen,
 }
 
-/// The circuit breaker of one KEK.
+/// The circuit breaker of one target.
 pub(super) struct Breaker {
     clock: Clock,
     failures_to_open: u32,
@@ -34,10 +36,13 @@ pub(super) struct Breaker {
     streak: Mutex<Streak>,
 }
 
-/// The failures since the last success.
+/// The failures since the last sign of life.
 #[derive(Default)]
 struct Streak {
     failures: u32,
+    /// Calls that were dropped while they took longer than usual. Alone they are no reason to refuse a call that nobody else can answer: a
+    /// service that has become slower than another one is such a case.
+    late: u32,
     began: Option<Moment>,
     open: Option<Open>,
 }
@@ -46,6 +51,26 @@ struct Open {
     class: KekErrorClass,
     why: String,
     next_probe: Moment,
+    /// It only stands back for others: see `Streak::late`.
+    for_others: bool,
+}
+
+/// A call that may go through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Passage {
+    Free,
+    /// The one that may in this interval.
+    Probe,
+}
+
+/// When a target is asked, among others that may answer as well.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    Usual,
+    /// As usual, to see whether it is no longer late.
+    Probe,
+    /// After the others: it was late so often.
+    Last,
 }
 
 /// What an answer changed.
@@ -75,17 +100,41 @@ impl Breaker {
     }
 
     /// Whether a call may go through; if not, the class and the text of the latest failure.
-    pub(super) fn admit(&self) -> Result<(), KekError> {
-        let Some(mut streak) = self.streak() else { return Ok(()) };
-        let Some(open) = &mut streak.open else { return Ok(()) };
-        let now = self.clock.now();
-        if !now.is_past(open.next_probe) {
-            let why = format!("circuit breaker open, since: {}", open.why);
-            return Err(KekError::new(open.class, why).without_asking());
+    pub(super) fn admit(&self) -> Result<Passage, KekError> {
+        let Some(mut streak) = self.streak() else { return Ok(Passage::Free) };
+        let Some(open) = streak.open.as_mut().filter(|open| !open.for_others) else { return Ok(Passage::Free) };
+        if self.is_probe(open) {
+            return Ok(Passage::Probe);
         }
-        // A probe that hangs does not keep the next one away.
-        open.next_probe = now.plus(self.probe_every);
-        Ok(())
+        let why = format!("circuit breaker open, since: {}", open.why);
+        Err(KekError::new(open.class, why).without_asking())
+    }
+
+    /// When it is asked, where there are others.
+    pub(super) fn turn_among_others(&self) -> Turn {
+        let Some(mut streak) = self.streak() else { return Turn::Usual };
+        let Some(open) = streak.open.as_mut().filter(|open| open.for_others) else { return Turn::Usual };
+        if self.is_probe(open) { Turn::Probe } else { Turn::Last }
+    }
+
+    fn is_probe(&self, open: &mut Open) -> bool {
+        let now = self.clock.now();
+        let is_due = now.is_past(open.next_probe);
+        if is_due {
+            // A probe that hangs does not keep the next one away.
+            open.next_probe = now.plus(self.probe_every);
+        }
+        is_due
+    }
+
+    /// The call that went through came to nothing that says anything of the key service: if it was a probe, the next one is another.
+    pub(super) fn give_back(&self, passage: Passage) {
+        if passage == Passage::Probe
+            && let Some(mut streak) = self.streak()
+            && let Some(open) = &mut streak.open
+        {
+            open.next_probe = self.clock.now();
+        }
     }
 
     /// The key service answered, with a success or a refusal of its own.
@@ -98,22 +147,40 @@ impl Breaker {
     }
 
     pub(super) fn failed(&self, error: &KekError) -> Change {
+        self.lengthen(error, |streak| streak.failures = streak.failures.saturating_add(1))
+    }
+
+    /// It took longer than usual, and nobody waited for the end.
+    pub(super) fn late(&self, error: &KekError) -> Change {
+        self.lengthen(error, |streak| streak.late = streak.late.saturating_add(1))
+    }
+
+    fn lengthen(&self, error: &KekError, count: impl FnOnce(&mut Streak)) -> Change {
         let (class, why) = (error.class(), error.to_string());
         let Some(mut streak) = self.streak() else { return Change::None };
         let now = self.clock.now();
-        streak.failures = streak.failures.saturating_add(1);
+        count(&mut streak);
         let began = *streak.began.get_or_insert(now);
+        // One failure is as good as many where one is enough.
+        let lasts = now.is_past(began.plus(SHORTEST_STREAK));
+        let fails = streak.failures >= self.failures_to_open && (lasts || self.failures_to_open == 1);
+        let all = streak.failures.saturating_add(streak.late);
+        let is_late = all >= self.failures_to_open.max(LATE_IN_A_ROW) && lasts;
         if let Some(open) = &mut streak.open {
             (open.class, open.why) = (class, why);
+            open.for_others &= !fails;
             return Change::None;
         }
-        // One failure is as good as many where one is enough.
-        let long_enough = self.failures_to_open == 1 || now.is_past(began.plus(SHORTEST_STREAK));
-        if streak.failures < self.failures_to_open || !long_enough {
+        if !fails && !is_late {
             return Change::None;
         }
-        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every) });
+        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every), for_others: !fails });
         Change::Opened
+    }
+
+    /// Whether there is something to forget.
+    pub(super) fn has_streak(&self) -> bool {
+        self.streak().is_none_or(|streak| streak.began.is_some())
     }
 
     pub(super) fn state(&self) -> BreakerState {
@@ -136,7 +203,7 @@ mod tests {
     const REFUSED: fn() -> KekError = || KekError::misconfigured("login refused");
 
     fn admit(breaker: &Breaker) -> Result<(), KekErrorClass> {
-        breaker.admit().map_err(|error| error.class())
+        breaker.admit().map(|_| ()).map_err(|error| error.class())
     }
 
     fn breaker(failures: u32) -> (Breaker, ManualClock) {

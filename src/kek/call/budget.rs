@@ -2,32 +2,39 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::future::poll_fn;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use async_lock::{Semaphore, SemaphoreGuardArc};
 
 use super::Timer;
 use super::policy::invalid;
+use super::queue::{Look, Queue, Terms, Ticket, nanos};
 use crate::error::Error;
 use crate::memory::clock::Clock;
 use crate::memory::fork;
-use crate::sync::Arc;
-use crate::sync::atomic::{AtomicI64, Ordering};
+use crate::runtime::BoxFuture;
+use crate::sync::{Arc, Mutex, PoisonError};
 
 const DEFAULT_PER_SECOND: u32 = 1000;
 const DEFAULT_IN_FLIGHT: u32 = 64;
 const MOST_PER_SECOND: u32 = 1_000_000;
 const MOST_IN_FLIGHT: u32 = 65_536;
-/// How much is saved up while nobody calls.
-const BURST: Duration = Duration::from_millis(250);
+/// A place is not waited for longer than its call can take and this.
+const SLACK: Duration = Duration::from_millis(100);
+/// How much earlier than the clock says a timer may be.
+const EARLY: i64 = 100_000;
 
 /// A limit on calls to key services, per second and in flight. A clone is the same budget: give it to several envelopes and they share
 /// it.
 ///
-/// A quarter of it is kept for renewals and for sealing, so that a flood of messages to open, forged ones too, does not stop either.
-/// Calls wait for their turn, in order, as long as their deadline lets them, and fail as *throttled* if it does not. Up to a quarter
-/// of a second's calls may go at once after a pause.
+/// A quarter of it is kept for renewals and for sealing, so that a flood of messages to open, forged ones too, does not stop either;
+/// what opening leaves of its own share they may use as well. With one call in flight the two take turns.
+/// Calls wait for their turn as long as their deadline lets them. One whose turn would come too late fails at once, as
+/// *throttled*. Turns come in order; while more is asked than the budget lets through, so that callers give up or wait for
+/// more than 250 ms, whoever came last is served first: those who have waited longest are about to leave, and calls for
+/// them would help nobody. Up to a quarter of a second's calls may go at once after a pause.
 ///
 /// By default each envelope has its own of 1,000 calls per second and 64 in flight: far above what a service with a warm cache
 /// needs, and too little to use up a key service's quota (AWS KMS: 10,000 or more per second, account and Region; an external key store: 1,800).
@@ -43,13 +50,14 @@ struct Inner {
 
 struct Lanes {
     generation: u64,
-    ordinary: Lane,
-    reserved: Lane,
+    state: Mutex<State>,
 }
 
-struct Lane {
-    pace: Pace,
-    in_flight: Arc<Semaphore>,
+/// Locked for a few instructions, never across a wait.
+struct State {
+    queue: Queue,
+    /// How far timers are ahead of the clock: in a test whose runtime only pretends to wait.
+    ahead: i64,
 }
 
 /// Who pays for a call.
@@ -61,22 +69,24 @@ pub(crate) enum Share {
     Reserved,
 }
 
-/// A place among the calls in flight, given back on drop.
+/// A place among the calls in flight, given back on drop; with its turn, if no call began.
 pub(super) struct Place {
-    _guard: SemaphoreGuardArc,
+    lanes: Arc<Lanes>,
+    ticket: Ticket,
+    began: bool,
 }
 
 impl CallBudget {
-    /// A budget of 4 to 1,000,000 calls per second with 4 to 65,536 in flight.
+    /// A budget of 1 to 1,000,000 calls per second with 1 to 65,536 in flight.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) outside these ranges.
     pub fn new(per_second: u32, in_flight: u32) -> Result<Self, Error> {
         let within = |option: &str, value: u32, most: u32| {
-            if (4..=most).contains(&value) {
+            if (1..=most).contains(&value) {
                 return Ok(());
             }
-            Err(invalid(format!("{option} is {value}, 4 to {most} are allowed")))
+            Err(invalid(format!("{option} is {value}, 1 to {most} are allowed")))
         };
         within("call budget per_second", per_second, MOST_PER_SECOND)?;
         within("call budget in_flight", in_flight, MOST_IN_FLIGHT)?;
@@ -88,6 +98,19 @@ impl CallBudget {
         Self(Arc::new(Inner { per_second, in_flight, lanes }))
     }
 
+    /// How many questions whoever has many may ask at the same time, so that each has its turn within a `deadline`, also where only the
+    /// reserved share is left for it.
+    pub(super) fn at_once(&self, deadline: Duration) -> usize {
+        let turns = u128::from(self.0.per_second).saturating_mul(deadline.as_millis()) / 4000;
+        let at_once = turns.min(u128::from(self.0.in_flight)).max(1);
+        usize::try_from(at_once).unwrap_or(usize::MAX)
+    }
+
+    /// Whether both are handles to one budget.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The same for two handles to one budget.
     #[cfg(all(test, feature = "xks"))]
     pub(crate) fn identity(&self) -> *const () {
@@ -96,35 +119,43 @@ impl CallBudget {
 
     fn lanes(&self) -> Arc<Lanes> {
         let lanes = self.0.lanes.load_full();
-        if lanes.generation == fork::generation() {
+        if lanes.is_of_this_process() {
             return lanes;
         }
         let ours = Arc::new(Lanes::new(self.0.per_second, self.0.in_flight));
         let before = self.0.lanes.compare_and_swap(&lanes, ours);
         if Arc::ptr_eq(&before, &lanes) {
-            // A thread that the fork left behind may hold its locks.
+            // A thread that the fork left behind may hold its lock.
             std::mem::forget(lanes);
         }
         self.0.lanes.load_full()
     }
 
-    /// Waits for a turn, `patience` at most; `None` if it does not come within that.
-    pub(super) async fn enter(&self, share: Share, timer: &Timer, patience: Option<Duration>) -> Option<Place> {
+    /// Waits for a turn, `patience` at most, and takes a place for a call that ends within `hold`; `None` if the turn does not come
+    /// within that.
+    pub(super) async fn enter(
+        &self,
+        share: Share,
+        timer: &Timer,
+        patience: Option<Duration>,
+        hold: Duration,
+    ) -> Option<Place> {
         let lanes = self.lanes();
-        let now = now();
-        let lane = match share {
-            // Its own share first; if that is busy and the rest is not, as everybody else.
-            Share::Reserved if lanes.reserved.is_free(now) || !lanes.ordinary.is_free(now) => &lanes.reserved,
-            Share::Reserved | Share::Ordinary => &lanes.ordinary,
-        };
-        if timer.can_wait() {
-            let turn = lane.pace.take(now, patience)?;
-            if !turn.is_zero() {
-                timer.sleep(turn).await;
+        let patience = patience.filter(|_| timer.can_wait());
+        let hold = nanos(hold.saturating_add(SLACK));
+        let (terms, look) = lanes.with(|queue, now, woken| {
+            let terms = Terms { share, latest: patience.map(|patience| now.saturating_add(nanos(patience))), hold };
+            (terms, queue.arrive(now, terms, woken))
+        });
+        match look {
+            Look::Enter(ticket) => Some(Place { lanes, ticket, began: false }),
+            Look::Refused => None,
+            Look::Wait(id, _) => {
+                let mut wait = Wait { lanes: lanes.clone(), terms, id, over: false, sleep: None };
+                let ticket = poll_fn(|cx| wait.poll(timer, cx)).await?;
+                Some(Place { lanes, ticket, began: false })
             }
         }
-        let left = patience.map(|patience| patience.saturating_sub(Duration::from_nanos(since(now))));
-        timer.within(left, lane.in_flight.acquire_arc()).await.map(|guard| Place { _guard: guard })
     }
 }
 
@@ -143,68 +174,109 @@ impl fmt::Debug for CallBudget {
     }
 }
 
-/// Budgets are shared by envelopes whose clocks a test may have set apart, and the pauses they make are real.
-fn now() -> i64 {
-    Clock::System.now().boot_nanos()
-}
-
-fn since(then: i64) -> u64 {
-    u64::try_from(now().saturating_sub(then)).unwrap_or(0)
-}
-
 impl Lanes {
     fn new(per_second: u32, in_flight: u32) -> Self {
-        let lane = |per_second: u32, in_flight: u32| Lane {
-            pace: Pace::new(per_second),
-            in_flight: Arc::new(Semaphore::new(usize::try_from(in_flight).unwrap_or(usize::MAX))),
+        let state = State { queue: Queue::new(per_second, in_flight), ahead: 0 };
+        Self { generation: fork::generation(), state: Mutex::new(state) }
+    }
+
+    fn is_of_this_process(&self) -> bool {
+        self.generation == fork::generation()
+    }
+
+    fn with<R>(&self, work: impl FnOnce(&mut Queue, i64, &mut Vec<Waker>) -> R) -> R {
+        let mut woken = Vec::new();
+        let result = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = state.now();
+            work(&mut state.queue, now, &mut woken)
         };
-        Self {
-            generation: fork::generation(),
-            ordinary: lane(per_second - per_second / 4, in_flight - in_flight / 4),
-            reserved: lane(per_second / 4, in_flight / 4),
+        // Not under the lock: whoever is woken may be polled at once.
+        woken.into_iter().for_each(Waker::wake);
+        result
+    }
+
+    /// A timer that was set for this moment is over.
+    fn timer_over(&self, at: i64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let early = at.saturating_sub(state.now());
+        if early > EARLY {
+            state.ahead = state.ahead.saturating_add(early);
         }
     }
 }
 
-impl Lane {
-    fn is_free(&self, now: i64) -> bool {
-        // Whoever is given the place gives it back at once.
-        self.pace.is_free(now) && self.in_flight.try_acquire().is_some()
+impl State {
+    /// Budgets are shared by envelopes whose clocks a test may have set apart, so the time is that of their timers.
+    fn now(&self) -> i64 {
+        Clock::System.now().boot_nanos().saturating_add(self.ahead)
     }
 }
 
-/// The generic cell rate algorithm, with turns that are reserved: who comes first is let through first, and nobody wakes up in vain.
-struct Pace {
-    /// Nanoseconds between two calls.
-    interval: i64,
-    /// When the next call would be if all had kept the interval.
-    next: AtomicI64,
+/// A place in line, which is given up on drop.
+struct Wait {
+    lanes: Arc<Lanes>,
+    terms: Terms,
+    id: u64,
+    over: bool,
+    sleep: Option<(i64, BoxFuture<'static, ()>)>,
 }
 
-impl Pace {
-    fn new(per_second: u32) -> Self {
-        Self { interval: 1_000_000_000 / i64::from(per_second.max(1)), next: AtomicI64::new(i64::MIN) }
-    }
-
-    /// The turn that is next, as the time to wait for it; none is taken if it is later than `patience`.
-    fn take(&self, now: i64, patience: Option<Duration>) -> Option<Duration> {
-        let latest = patience.map_or(i64::MAX, |patience| now.saturating_add(nanos(patience)));
-        let turn = |next: i64| next.max(now.saturating_sub(nanos(BURST)));
-        self.next
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
-                (turn(next) <= latest).then(|| turn(next).saturating_add(self.interval))
-            })
-            .ok()
-            .map(|next| Duration::from_nanos(u64::try_from(turn(next).saturating_sub(now)).unwrap_or(0)))
-    }
-
-    fn is_free(&self, now: i64) -> bool {
-        self.next.load(Ordering::Relaxed) <= now
+impl Wait {
+    fn poll(&mut self, timer: &Timer, cx: &mut Context<'_>) -> Poll<Option<Ticket>> {
+        loop {
+            if let Some((at, sleep)) = &mut self.sleep
+                && sleep.as_mut().poll(cx).is_ready()
+            {
+                self.lanes.timer_over(*at);
+                self.sleep = None;
+            }
+            let (terms, id) = (self.terms, self.id);
+            let look = |queue: &mut Queue, now, woken: &mut Vec<Waker>| {
+                (queue.look(now, terms, id, Some(cx.waker()), woken), now)
+            };
+            let (look, now) = self.lanes.with(look);
+            let ticket = match look {
+                Look::Enter(ticket) => Some(ticket),
+                Look::Refused => None,
+                Look::Wait(_, again) => {
+                    // A timer that ends earlier is left as it is.
+                    let Some(again) = again.filter(|again| self.sleep.as_ref().is_none_or(|(at, _)| at > again)) else {
+                        return Poll::Pending;
+                    };
+                    let pause = Duration::from_nanos(u64::try_from(again.saturating_sub(now)).unwrap_or(0));
+                    self.sleep = timer.sleep_boxed(pause).map(|sleep| (again, sleep));
+                    // Once more: the timer has to be polled to be set.
+                    continue;
+                }
+            };
+            self.over = true;
+            return Poll::Ready(ticket);
+        }
     }
 }
 
-fn nanos(duration: Duration) -> i64 {
-    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if !self.over && self.lanes.is_of_this_process() {
+            self.lanes.with(|queue, now, woken| queue.leave(now, self.terms.share, self.id, woken));
+        }
+    }
+}
+
+impl Place {
+    /// Its call begins, and uses up the turn.
+    pub(super) fn begin(&mut self) {
+        self.began = true;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.lanes.is_of_this_process() {
+            self.lanes.with(|queue, now, woken| queue.release(now, self.ticket, !self.began, woken));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -212,31 +284,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_keep_the_pace_after_the_burst() {
-        let pace = Pace::new(100);
-        let waits: Vec<_> = (0..126).map(|_| pace.take(1_000_000_000_000, None).unwrap()).collect();
-        assert!(waits.iter().take(26).all(Duration::is_zero), "a quarter of a second's calls are saved up");
-        assert_eq!(waits.last(), Some(&Duration::from_secs(1)), "and a hundred more take a second");
-    }
-
-    #[test]
-    fn a_turn_that_comes_too_late_is_not_taken() {
-        let pace = Pace::new(4);
-        let now = 1_000_000_000_000;
-        while pace.take(now, Some(Duration::ZERO)).is_some() {}
-        assert_eq!(pace.take(now, Some(Duration::from_millis(200))), None);
-        assert_eq!(pace.take(now, Some(Duration::from_millis(300))), Some(Duration::from_millis(250)));
-        assert_eq!(pace.take(now + 250_000_000, Some(Duration::ZERO)), None, "it was the next one's");
-        assert_eq!(pace.take(now + 500_000_000, Some(Duration::ZERO)), Some(Duration::ZERO));
-    }
-
-    #[test]
     fn a_budget_outside_its_range_is_refused() {
-        for (per_second, in_flight) in [(3, 64), (1_000_001, 64), (1000, 3), (1000, 65_537)] {
+        for (per_second, in_flight) in [(0, 64), (1_000_001, 64), (1000, 0), (1000, 65_537)] {
             let error = CallBudget::new(per_second, in_flight).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::InvalidOption, "{error}");
         }
-        assert!(CallBudget::new(4, 4).is_ok());
+        assert!(CallBudget::new(1, 1).is_ok());
         assert!(CallBudget::new(1_000_000, 65_536).is_ok());
     }
 }

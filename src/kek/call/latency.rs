@@ -9,39 +9,42 @@ const SAMPLES: usize = 128;
 /// Fewer say nothing about a tail.
 const ENOUGH: usize = 20;
 
-/// The latest answers of one KEK. The lock is only ever tried: a sample more or less does not matter, and the child of a fork may inherit
-/// it locked.
+/// The latest answers of one target. The lock is only ever tried: a sample more or less does not matter, and the child of a fork may
+/// inherit it locked.
+#[derive(Default)]
 pub(super) struct Latency(Mutex<Ring>);
 
+#[derive(Default)]
 struct Ring {
-    samples: [Duration; SAMPLES],
+    /// In microseconds; grows up to `SAMPLES`.
+    samples: Vec<u32>,
     seen: usize,
 }
 
 impl Latency {
-    pub(super) fn new() -> Self {
-        Self(Mutex::new(Ring { samples: [Duration::ZERO; SAMPLES], seen: 0 }))
-    }
-
     pub(super) fn record(&self, elapsed: Duration) {
+        let sample = u32::try_from(elapsed.as_micros()).unwrap_or(u32::MAX);
         if let Ok(mut ring) = self.0.try_lock() {
             let at = ring.seen % SAMPLES;
-            if let Some(sample) = ring.samples.get_mut(at) {
-                *sample = elapsed;
+            match ring.samples.get_mut(at) {
+                Some(oldest) => *oldest = sample,
+                None => ring.samples.push(sample),
             }
             ring.seen = ring.seen.saturating_add(1);
         }
     }
 
+    /// Whether there was ever an answer.
+    pub(super) fn is_known(&self) -> bool {
+        self.0.try_lock().map_or(true, |ring| ring.seen > 0)
+    }
+
     /// The smallest latency that `percent` of the latest answers did not exceed; `None` while there are too few.
     pub(super) fn percentile(&self, percent: u8) -> Option<Duration> {
-        let (mut samples, len) = {
-            let ring = self.0.try_lock().ok()?;
-            (ring.samples, ring.seen.min(SAMPLES))
-        };
-        let samples = samples.get_mut(..len).filter(|samples| samples.len() >= ENOUGH)?;
-        let rank = (len * usize::from(percent)).div_ceil(100).saturating_sub(1);
-        Some(*samples.select_nth_unstable(rank.min(len - 1)).1)
+        let mut samples = self.0.try_lock().ok().filter(|ring| ring.samples.len() >= ENOUGH)?.samples.clone();
+        let rank = (samples.len() * usize::from(percent)).div_ceil(100).saturating_sub(1);
+        let rank = rank.min(samples.len().saturating_sub(1));
+        Some(Duration::from_micros(u64::from(*samples.select_nth_unstable(rank).1)))
     }
 }
 
@@ -51,7 +54,7 @@ mod tests {
 
     #[test]
     fn the_percentile_is_that_of_the_latest_answers() {
-        let latency = Latency::new();
+        let latency = Latency::default();
         for ms in 1..=19 {
             latency.record(Duration::from_millis(ms));
             assert_eq!(latency.percentile(95), None, "too few");

@@ -2,7 +2,7 @@
 //! service is asked at all.
 //!
 //! ```text
-//!  question ──► retries ──► breaker ──► budgets ──► timeout ──► provider (tries once)
+//!  question ──► retries ──► breaker of the target ──► budgets ──► timeout ──► provider (tries once)
 //! ```
 #![forbid(unsafe_code)]
 
@@ -10,30 +10,34 @@ mod breaker;
 mod budget;
 mod latency;
 mod policy;
+mod queue;
+mod target;
 mod wire;
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 pub use breaker::BreakerState;
-use breaker::{Breaker, Change};
+pub(crate) use breaker::Turn;
+use breaker::{Change, Passage};
 pub use budget::CallBudget;
 use budget::Place;
 pub(crate) use budget::Share;
-use latency::Latency;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
+use target::{Target, Targets};
 use wire::OnItsWay;
 pub(crate) use wire::Wire;
 
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
+use crate::error::ErrorKind;
 use crate::memory::clock::{Clock, Moment};
-use crate::observer::{Event, Observers, Operation};
+use crate::observer::{Event, LaterEvent, Observers, Operation};
 use crate::runtime::Runtime;
 use crate::suite::spread;
 use crate::sync::Arc;
@@ -42,6 +46,12 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// How much longer the pause before another try is after *throttled*.
 const THROTTLED_FACTOR: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The part of the timeout that a call must have left to begin: a key service that answers at all does so in a tenth of it.
+const SHORTEST_TRY: u32 = 10;
+/// The part of the timeout after which a call that was dropped counts as one that had no answer.
+const NO_ANSWER: u32 = 4;
+/// What is unusually long where the policy knows no hedge.
+const LATE_PERCENTILE: u8 = 95;
 
 /// What a question may cost in all: until when it may be asked, and whose share of the budget pays.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +74,13 @@ impl Timer {
     }
 
     async fn sleep(&self, duration: Duration) {
-        if let Some(runtime) = &self.0 {
-            runtime.sleep(duration).await;
+        if let Some(sleep) = self.sleep_boxed(duration) {
+            sleep.await;
         }
+    }
+
+    fn sleep_boxed(&self, duration: Duration) -> Option<BoxFuture<'static, ()>> {
+        self.0.as_ref().map(|runtime| runtime.sleep(duration))
     }
 
     /// Runs `work` to its end, `limit` at most; without a runtime, to its end.
@@ -93,17 +107,24 @@ pub(crate) struct CallTerms {
 pub(crate) struct Caller {
     provider: Arc<dyn KekProvider>,
     terms: CallTerms,
-    breaker: Breaker,
-    latency: Latency,
+    targets: Targets,
     calls: AtomicU64,
     failures: AtomicU64,
 }
 
+/// A call: what is asked, and about which KEK ids. A rewrap has two, the old entry's and the provider's own.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    operation: Operation,
+    about: &'a KekId,
+    also: Option<&'a KekId>,
+}
+
 impl Caller {
     pub(crate) fn new(provider: Arc<dyn KekProvider>, terms: CallTerms) -> Self {
-        let breaker = Breaker::new(&terms.policy, terms.clock.clone());
+        let targets = Targets::new(terms.policy, terms.clock.clone());
         let (calls, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { provider, terms, breaker, latency: Latency::new(), calls, failures }
+        Self { provider, terms, targets, calls, failures }
     }
 
     pub(crate) fn id(&self) -> &KekId {
@@ -111,26 +132,40 @@ impl Caller {
     }
 
     pub(crate) fn recognises(&self, kek_id: &KekId) -> bool {
-        self.provider.recognises(kek_id)
+        unless_it_panics(|| self.provider.recognises(kek_id)).unwrap_or(false)
     }
 
     pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
-        self.provider.is_current(wrapped)
+        unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
     }
 
-    /// Asked anew for each call: a provider may learn what it advises from its key service.
-    fn policy(&self) -> (PolicyInForce, Option<CallBudget>) {
-        let target = self.provider.target(self.id());
-        (self.terms.policy.advised(target.advice()), target.advice().budget.clone())
+    /// What answers a call about `kek_id`. Asked anew for each call: a provider may learn what it advises from its key service.
+    pub(crate) fn target(&self, kek_id: &KekId) -> CallTarget {
+        unless_it_panics(|| self.provider.target(kek_id)).unwrap_or_else(|| CallTarget::new(self.id().as_str()))
     }
 
-    pub(crate) fn breaker(&self) -> BreakerState {
-        self.breaker.state()
+    fn policy(&self, target: &CallTarget) -> PolicyInForce {
+        self.terms.policy.advised(target.advice())
+    }
+
+    /// The worst of its targets, and those whose breaker is not closed.
+    pub(crate) fn breakers(&self) -> (BreakerState, Vec<(Box<str>, BreakerState)>) {
+        let targets = self.targets.not_closed();
+        let is = |state: BreakerState| targets.iter().any(|(_, of_target)| *of_target == state);
+        let worst = [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(|state| is(*state));
+        (worst.unwrap_or(BreakerState::Closed), targets)
     }
 
     /// Calls made, and how many of them failed.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    }
+
+    /// How many questions the budgets let whoever has many ask at the same time.
+    pub(crate) fn at_once(&self) -> usize {
+        let (deadline, target) = (self.terms.policy.deadline, self.target(self.id()));
+        let budgets = target.advice().budget.iter().chain([&self.terms.budget]);
+        budgets.map(|budget| budget.at_once(deadline)).min().unwrap_or(1)
     }
 
     pub(crate) async fn wrap(
@@ -139,7 +174,7 @@ impl Caller {
         context: &EncryptionContext,
         dek: &Dek,
     ) -> Result<WrappedDek, KekError> {
-        self.retrying(question, Operation::Wrap, || self.provider.wrap(context, dek)).await
+        self.retrying(question, self.own(Operation::Wrap), || self.provider.wrap(context, dek)).await
     }
 
     pub(crate) async fn unwrap(
@@ -148,17 +183,20 @@ impl Caller {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
-        self.retrying(question, Operation::Unwrap, || self.provider.unwrap(context, wrapped)).await
+        let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
+        self.retrying(question, call, || self.provider.unwrap(context, wrapped)).await
     }
 
     /// For whoever has another KEK to ask, and decides by itself about the next try.
     pub(crate) async fn unwrap_once(
         &self,
         question: Question,
+        turn: Turn,
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
-        self.once(question, Operation::Unwrap, self.provider.unwrap(context, wrapped)).await
+        let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
+        self.once(question, call, turn, || self.provider.unwrap(context, wrapped)).await
     }
 
     pub(crate) async fn generate(
@@ -166,7 +204,7 @@ impl Caller {
         question: Question,
         context: &EncryptionContext,
     ) -> Result<(UnwrappedDek, WrappedDek), KekError> {
-        self.retrying(question, Operation::Generate, || self.provider.generate(context)).await
+        self.retrying(question, self.own(Operation::Generate), || self.provider.generate(context)).await
     }
 
     pub(crate) async fn rewrap(
@@ -175,18 +213,30 @@ impl Caller {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<WrappedDek, KekError> {
-        self.retrying(question, Operation::Rewrap, || self.provider.rewrap(context, wrapped)).await
+        let call = Call { operation: Operation::Rewrap, about: wrapped.kek_id(), also: Some(self.id()) };
+        self.retrying(question, call, || self.provider.rewrap(context, wrapped)).await
+    }
+
+    fn own(&self, operation: Operation) -> Call<'_> {
+        Call { operation, about: self.id(), also: None }
     }
 
     /// One try, whatever the breaker says: whoever asks for the health wants to know. What the provider advises is about using the KEK.
     pub(crate) async fn health(&self) -> Result<Health, KekError> {
         let limit = self.terms.policy.timeout;
-        let answer = AssertUnwindSafe(self.provider.health()).catch_unwind();
-        self.terms
-            .timer
-            .within(Some(limit), answer)
-            .await
-            .map_or_else(|| Err(no_answer(limit)), |answer| answer.unwrap_or_else(|_| Err(panicked())))
+        self.answer_within(limit, || self.provider.health()).await
+    }
+
+    /// A provider that panics, before its future is there or later, is one that fails: whoever shares the call learns of it as of any failure.
+    async fn answer_within<T, F>(&self, limit: Duration, work: impl FnOnce() -> F) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
+        let answer = AssertUnwindSafe(async move { work().await }).catch_unwind();
+        match self.terms.timer.within(Some(limit), answer).await {
+            None => Err(no_answer(limit)),
+            Some(answer) => answer.unwrap_or_else(|_| Err(panicked())),
+        }
     }
 
     /// Lets the provider give up what it holds, within the time of one try.
@@ -201,7 +251,7 @@ impl Caller {
     async fn retrying<T, F>(
         &self,
         question: Question,
-        operation: Operation,
+        call: Call<'_>,
         mut work: impl FnMut() -> F,
     ) -> Result<T, KekError>
     where
@@ -209,40 +259,48 @@ impl Caller {
     {
         let mut tries = 0;
         loop {
-            let error = match self.once(question, operation, work()).await {
+            let error = match self.once(question, call, Turn::Usual, &mut work).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             tries += 1;
-            if !self.pause(question, tries, &error).await {
+            if !self.pause(question, tries, &error, call.about).await {
                 return Err(error.after(tries));
             }
         }
     }
 
-    /// Waits before the next try; `false` if there is none.
-    pub(crate) async fn pause(&self, question: Question, tries: u32, error: &KekError) -> bool {
-        let ((policy, _), timer) = (self.policy(), &self.terms.timer);
+    /// Waits before the next try of a call about `kek_id`; `false` if there is none.
+    pub(crate) async fn pause(&self, question: Question, tries: u32, error: &KekError, kek_id: &KekId) -> bool {
+        let (policy, timer) = (self.policy(&self.target(kek_id)), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
             return false;
         }
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
         let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
         let pause = longest.mul_f64(spread()).max(error.retry_after().unwrap_or_default());
-        // A key service that answers at all does so in a tenth of the timeout: a try with less left is a call for nothing.
-        if self.time_left(question).is_some_and(|left| left <= pause + policy.timeout / 10) {
+        // A try with less left is a call for nothing.
+        let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
+        if self.time_left(question).is_some_and(|left| left <= needed) {
             return false;
         }
         timer.sleep(pause).await;
         true
     }
 
-    /// How long to wait for this KEK before another is asked as well; `None`: as long as it takes.
-    pub(crate) fn hedge_after(&self) -> Option<Duration> {
-        let (policy, _) = self.policy();
+    /// How long to wait for this target before another is asked as well; `None`: as long as it takes.
+    pub(crate) fn hedge_after(&self, target: &CallTarget) -> Option<Duration> {
+        let policy = self.policy(target);
         let percentile = policy.hedge_percentile.filter(|_| self.terms.timer.can_wait())?;
+        let usual = self.targets.find(target.name()).and_then(|target| target.latency.percentile(percentile));
         // Until there are enough answers to go by: half the timeout leaves the next KEK its time.
-        Some(self.latency.percentile(percentile).unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
+        Some(usual.unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
+    }
+
+    /// Whether this target is asked before others, or after them, since it was late so often.
+    pub(crate) fn turn(&self, target: &CallTarget) -> Turn {
+        let known = self.targets.find(target.name());
+        known.map_or(Turn::Usual, |target| target.breaker.turn_among_others())
     }
 
     pub(crate) async fn sleep(&self, duration: Duration) {
@@ -253,63 +311,197 @@ impl Caller {
         self.terms.timer.can_wait().then(|| self.terms.clock.now().until(question.ends))
     }
 
-    async fn enter(&self, budget: &CallBudget, question: Question) -> Result<Place, KekError> {
-        let place = budget.enter(question.share, &self.terms.timer, self.time_left(question)).await;
+    /// Waits for a turn and a place of `budget`, as long as there is `needed` left for the call.
+    async fn enter(&self, budget: &CallBudget, question: Question, needed: Duration) -> Result<Place, KekError> {
+        let left = self.time_left(question);
+        let patience = left.map(|left| left.saturating_sub(needed));
+        let hold = left.unwrap_or(Duration::MAX);
+        let place = budget.enter(question.share, &self.terms.timer, patience, hold).await;
         place.ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).without_asking())
     }
 
-    async fn once<T>(
+    async fn once<T, F>(
         &self,
         question: Question,
-        operation: Operation,
-        work: impl Future<Output = Result<T, KekError>>,
-    ) -> Result<T, KekError> {
-        let CallTerms { budget, timer, clock, observers, .. } = &self.terms;
-        self.breaker.admit()?;
-        let (policy, shared) = self.policy();
-        // The scarcer one first: nobody holds a place of the envelope's while he waits for it.
-        let shared = match &shared {
-            Some(shared) => Some(self.enter(shared, question).await?),
-            None => None,
-        };
-        let places = (shared, self.enter(budget, question).await?);
+        call: Call<'_>,
+        turn: Turn,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
+        let target = self.target(call.about);
+        let also = call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
+        let policy = self.policy(&target);
+        let mut passages = Passages(Vec::new());
+        for target in std::iter::once(&target).chain(&also) {
+            self.admit(target, turn, &mut passages)?;
+        }
+        // The scarcer ones first: nobody holds a place of the envelope's while it waits for them.
+        let mut budgets: Vec<&CallBudget> = Vec::new();
+        let of_targets = [Some(&target), also.as_ref()].into_iter().flatten();
+        for budget in of_targets.filter_map(|target| target.advice().budget.as_ref()).chain([&self.terms.budget]) {
+            if !budgets.iter().any(|entered| entered.is_same(budget)) {
+                budgets.push(budget);
+            }
+        }
+        let half = self.targets.find(target.name()).and_then(|target| target.latency.percentile(50));
+        let needed = half.unwrap_or_default().max(policy.timeout / SHORTEST_TRY);
+        let mut places = Vec::new();
+        for budget in budgets {
+            places.push(self.enter(budget, question, needed).await?);
+        }
+        places.iter_mut().for_each(Place::begin);
         self.calls.fetch_add(1, Ordering::Relaxed);
-        let began = clock.now();
+        let began = self.terms.clock.now();
+        let (target, also) = (&target, also.as_ref());
+        let underway = Underway { caller: self, call, policy, target, also, began, passages, over: false };
         let limit = self.time_left(question).map_or(policy.timeout, |left| left.min(policy.timeout));
         let on_its_way = OnItsWay::begin();
-        // A provider that panics is one that fails: whoever shares the call learns of it as of any failure.
-        let answer = timer.within(Some(limit), AssertUnwindSafe(work).catch_unwind()).await;
+        let answer = self.answer_within(limit, work).await;
         drop((on_its_way, places));
-        let elapsed = clock.now().since(began);
-        let answer = answer.map_or_else(|| Err(no_answer(limit)), |answer| answer.unwrap_or_else(|_| Err(panicked())));
-        self.learn_from(answer.as_ref().err(), elapsed);
-        let kind = answer.as_ref().err().map(|error| error.class().kind());
-        observers.tell(&Event::Called { kek_id: self.id(), operation, elapsed, kind });
+        underway.ended(answer.as_ref().err());
         answer
     }
 
-    fn learn_from(&self, failure: Option<&KekError>, elapsed: Duration) {
-        if failure.is_some() {
-            self.failures.fetch_add(1, Ordering::Relaxed);
-        }
-        let change = match failure.map(|error| (error, error.class())) {
-            None => {
-                self.latency.record(elapsed);
-                self.breaker.alive()
-            }
-            // It answered, and with authority.
-            Some((_, KekErrorClass::Denied | KekErrorClass::Throttled)) => self.breaker.alive(),
-            // Says nothing of the key service: a provider may know by itself that a wrapped key is none.
-            Some((_, KekErrorClass::Invalid)) => Change::None,
-            Some((error, KekErrorClass::Unavailable | KekErrorClass::Misconfigured)) => self.breaker.failed(error),
+    fn admit(&self, target: &CallTarget, turn: Turn, passages: &mut Passages) -> Result<(), KekError> {
+        let Some(target) = self.targets.find(target.name()) else { return Ok(()) };
+        let passage = match target.breaker.admit()? {
+            Passage::Free if turn == Turn::Probe => Passage::Probe,
+            passage => passage,
         };
+        passages.0.push((target, passage));
+        Ok(())
+    }
+
+    fn tell_of(&self, change: Change, target: &Target) {
         let kek_id = self.id();
+        // The one that has the KEK's own name needs no other.
+        let target = Some(&*target.name).filter(|name| *name != kek_id.as_str());
         match change {
             Change::None => {}
-            Change::Opened => self.terms.observers.tell(&Event::BreakerOpened { kek_id }),
-            Change::Closed => self.terms.observers.tell(&Event::BreakerClosed { kek_id }),
+            Change::Opened => self.terms.observers.tell(&Event::BreakerOpened { kek_id, target }),
+            Change::Closed => self.terms.observers.tell(&Event::BreakerClosed { kek_id, target }),
         }
     }
+
+    /// As [`tell_of`](Self::tell_of), from a destructor. It closes no breaker.
+    fn tell_later_of(&self, change: Change, target: &Target) {
+        let kek_id = self.id().clone();
+        let target = Some(target.name.clone()).filter(|name| **name != *kek_id.as_str());
+        if change == Change::Opened {
+            self.terms.observers.tell_later(LaterEvent::BreakerOpened { kek_id, target });
+        }
+    }
+}
+
+/// What breakers let through: given back on drop, so that what says nothing of a key service does not use up its probe.
+struct Passages(Vec<(Arc<Target>, Passage)>);
+
+impl Drop for Passages {
+    fn drop(&mut self) {
+        for (target, passage) in &self.0 {
+            target.breaker.give_back(*passage);
+        }
+    }
+}
+
+/// A call on its way. If it is dropped there, that may say as much as an answer.
+struct Underway<'a> {
+    caller: &'a Caller,
+    call: Call<'a>,
+    policy: PolicyInForce,
+    target: &'a CallTarget,
+    /// The other one of a call that has two. Of a failure nobody knows then which of them it was.
+    also: Option<&'a CallTarget>,
+    began: Moment,
+    passages: Passages,
+    over: bool,
+}
+
+impl Underway<'_> {
+    fn ended(mut self, failure: Option<&KekError>) {
+        self.over = true;
+        let (elapsed, targets) = (self.elapsed(), &self.caller.targets);
+        let class = failure.map(KekError::class);
+        match failure {
+            None => {
+                let target = targets.listed(self.target.name());
+                target.latency.record(elapsed);
+                self.caller.tell_of(target.breaker.alive(), &target);
+                if let Some(also) = self.also.and_then(|also| targets.find(also.name())) {
+                    self.caller.tell_of(also.breaker.alive(), &also);
+                }
+            }
+            // The provider decided it by itself, which says nothing of the key service.
+            Some(error) if !error.was_asked() || self.also.is_some() => {}
+            Some(error) => match error.class() {
+                KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
+                    let (change, target) = self.failed(|target| target.breaker.failed(error));
+                    self.caller.tell_of(change, &target);
+                }
+                // It answered, and refused this caller or this message.
+                KekErrorClass::Denied | KekErrorClass::Throttled | KekErrorClass::Invalid => {
+                    if let Some(target) = targets.find(self.target.name()) {
+                        self.caller.tell_of(target.breaker.alive(), &target);
+                    }
+                }
+            },
+        }
+        let Self { caller, call, .. } = &self;
+        if class.is_some() {
+            caller.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        let (kek_id, operation, kind) = (caller.id(), call.operation, class.map(KekErrorClass::kind));
+        caller.terms.observers.tell(&Event::Called { kek_id, operation, elapsed, kind, abandoned: false });
+    }
+
+    fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
+        let target = self.caller.targets.listed(self.target.name());
+        // If it was a probe, it was a good one.
+        self.passages.0.clear();
+        (learn(&target), target)
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.caller.terms.clock.now().since(self.began)
+    }
+}
+
+/// Nobody waits any more, since another KEK was quicker or the caller left. A service that hangs is seen by this alone, where nobody waits
+/// for the timeout.
+impl Drop for Underway<'_> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let (elapsed, policy) = (self.elapsed(), &self.policy);
+        let percentile = policy.hedge_percentile.unwrap_or(LATE_PERCENTILE);
+        let known = self.caller.targets.find(self.target.name());
+        let usual = known.and_then(|target| target.latency.percentile(percentile));
+        let usual = usual.map(|usual| usual.max(Duration::from_millis(1)));
+        let is_silent = elapsed >= (policy.timeout / NO_ANSWER).max(usual.unwrap_or_default());
+        let is_late = usual.is_some_and(|usual| elapsed >= usual);
+        if !is_silent && !is_late {
+            return;
+        }
+        if self.also.is_none() {
+            let error = KekError::unavailable(format!("no answer within {elapsed:?}, when nobody waited any more"));
+            let learn =
+                |target: &Target| if is_silent { target.breaker.failed(&error) } else { target.breaker.late(&error) };
+            let (change, target) = self.failed(learn);
+            self.caller.tell_later_of(change, &target);
+        }
+        let Self { caller, call, .. } = self;
+        caller.failures.fetch_add(1, Ordering::Relaxed);
+        let (kek_id, operation, kind) = (caller.id().clone(), call.operation, ErrorKind::Unavailable);
+        caller.terms.observers.tell_later(LaterEvent::Abandoned { kek_id, operation, elapsed, kind });
+    }
+}
+
+/// What a provider's method gives, or `None` if it panics.
+fn unless_it_panics<T>(ask: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(ask)).ok()
 }
 
 fn no_answer(limit: Duration) -> KekError {

@@ -1,0 +1,122 @@
+//! What is known of each target of a KEK: its breaker and its latencies.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use arc_swap::ArcSwap;
+
+use super::PolicyInForce;
+use super::breaker::{Breaker, BreakerState};
+use super::latency::Latency;
+use crate::memory::clock::Clock;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicI64, Ordering};
+
+/// How many targets of one KEK are known at the same time. A provider that finds keys by itself may be asked about ids that
+/// somebody made up.
+const MOST_TARGETS: usize = 256;
+
+/// One key, Region or store that answers calls.
+pub(super) struct Target {
+    pub(super) name: Box<str>,
+    pub(super) breaker: Breaker,
+    pub(super) latency: Latency,
+    used: AtomicI64,
+}
+
+/// The targets of one KEK of which there is something to know: those that answered a call, or failed one. Behind a pointer and not
+/// a lock, which a fork could inherit locked.
+pub(super) struct Targets {
+    known: ArcSwap<HashMap<Box<str>, Arc<Target>>>,
+    policy: PolicyInForce,
+    clock: Clock,
+}
+
+impl Targets {
+    pub(super) fn new(policy: PolicyInForce, clock: Clock) -> Self {
+        Self { known: ArcSwap::default(), policy, clock }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<Arc<Target>> {
+        let target = self.known.load().get(name).cloned()?;
+        target.used.store(self.clock.now().boot_nanos(), Ordering::Relaxed);
+        Some(target)
+    }
+
+    /// The target of that name, known from now on. Where there are too many, one makes room that never answered, before one that did; of
+    /// these, one with no failures to remember, before one that was not used for longest. So ids that somebody made up push out each other.
+    pub(super) fn listed(&self, name: &str) -> Arc<Target> {
+        if let Some(target) = self.find(name) {
+            return target;
+        }
+        let ours = Arc::new(Target {
+            name: name.into(),
+            breaker: Breaker::new(&self.policy, self.clock.clone()),
+            latency: Latency::default(),
+            used: AtomicI64::new(self.clock.now().boot_nanos()),
+        });
+        let mut listed = ours.clone();
+        self.known.rcu(|known| {
+            if let Some(target) = known.get(name) {
+                listed = target.clone();
+                return Arc::clone(known);
+            }
+            listed = ours.clone();
+            let mut known = HashMap::clone(known);
+            while known.len() >= MOST_TARGETS {
+                let worth = |target: &Target| {
+                    let (answered, fails) = (target.latency.is_known(), target.breaker.has_streak());
+                    (answered, fails, target.used.load(Ordering::Relaxed))
+                };
+                let least = known.values().min_by_key(|target| worth(target)).map(|target| target.name.clone());
+                known.remove(&least.unwrap_or_default());
+            }
+            known.insert(name.into(), ours.clone());
+            Arc::new(known)
+        });
+        listed
+    }
+
+    /// The targets whose breaker is not closed, by name.
+    pub(super) fn not_closed(&self) -> Vec<(Box<str>, BreakerState)> {
+        let known = self.known.load();
+        let states = known.values().map(|target| (target.name.clone(), target.breaker.state()));
+        let mut states: Vec<_> = states.filter(|(_, state)| *state != BreakerState::Closed).collect();
+        states.sort_by(|(one, _), (other, _)| one.cmp(other));
+        states
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::CallPolicy;
+    use crate::kek::KekError;
+    use crate::memory::clock::ManualClock;
+
+    #[test]
+    fn made_up_targets_are_bounded_and_push_out_neither_those_that_answered_nor_open_breakers() {
+        let clock = ManualClock::new();
+        let policy = CallPolicy::default().breaker_failures(1).check(true).unwrap();
+        let targets = Targets::new(policy, Clock::Manual(clock.clone()));
+        let down = KekError::unavailable("down");
+        targets.listed("answered").latency.record(Duration::from_millis(5));
+        targets.listed("answered").breaker.failed(&down);
+        targets.listed("never answered").breaker.failed(&down);
+        for n in 0..10 * MOST_TARGETS {
+            clock.advance(Duration::from_millis(1));
+            targets.listed(&format!("made up {n}"));
+            assert!(targets.known.load().len() <= MOST_TARGETS);
+        }
+        let open: Vec<_> = targets.not_closed().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(open, ["answered".into(), "never answered".into()]);
+        for n in 0..10 * MOST_TARGETS {
+            clock.advance(Duration::from_millis(1));
+            targets.listed(&format!("made up and failing {n}")).breaker.failed(&down);
+        }
+        assert!(targets.known.load().len() <= MOST_TARGETS);
+        assert!(targets.find("answered").is_some());
+    }
+}
