@@ -246,8 +246,9 @@ impl<D: Mortal> Call<D> {
         }
     }
 
-    /// Polls the work, unless somebody else does, or nothing has happened since it was polled last.
-    fn drive(&self, role: Role) -> Poll<Answer<D>> {
+    /// Polls the work, unless somebody else does, or nothing has happened since it was polled last. A waiter that the bell did not
+    /// wake has reasons of its own to look.
+    fn drive(&self, role: Role, was_woken: bool) -> Poll<Answer<D>> {
         let mut work = {
             let mut state = self.lock();
             state.task_drives |= role == Role::Task;
@@ -255,7 +256,7 @@ impl<D: Mortal> Call<D> {
                 return Poll::Ready(answer.clone());
             }
             // Whoever polls it now looks at the bell afterwards, and wakes the others if it rang.
-            let Some(work) = state.work.take_if(|_| self.bell.is_rung()) else { return Poll::Pending };
+            let Some(work) = state.work.take_if(|_| self.bell.is_rung() || !was_woken) else { return Poll::Pending };
             self.bell.rung.store(false, Ordering::SeqCst);
             state.neglected = false;
             work
@@ -333,8 +334,8 @@ impl<D: Mortal> Future for Part<D> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
         // Before it looks, so that whatever happens from here on wakes it.
-        self.call.bell.listen(self.place, cx.waker());
-        let answer = self.call.drive(self.role);
+        let was_woken = self.call.bell.listen(self.place, cx.waker());
+        let answer = self.call.drive(self.role, was_woken);
         if answer.is_pending() && self.role == Role::Caller {
             self.call.start_task();
         }
@@ -392,10 +393,12 @@ impl Bell {
         places.wakers.len() - 1
     }
 
-    fn listen(&self, place: usize, waker: &Waker) {
+    /// `true` unless the place was listening already, and nobody had woken it.
+    fn listen(&self, place: usize, waker: &Waker) -> bool {
         let waker = waker.clone();
         // The one that was there is dropped outside the lock: it may be the last that holds a task.
-        let _before = self.lock().wakers.get_mut(place).and_then(|at| at.replace(waker));
+        let before = self.lock().wakers.get_mut(place).and_then(|at| at.replace(waker));
+        before.is_none()
     }
 
     fn leave(&self, place: usize) {

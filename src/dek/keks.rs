@@ -224,6 +224,8 @@ impl Keks {
         id: &DekId,
         old: &WrappedDek,
     ) -> Result<Result<WrappedDek, Error>, KekError> {
+        self.check_not_revoked(kek.id())?;
+        self.check_not_revoked(old.kek_id())?;
         let wrapped = kek.rewrap(question, context, old).await?;
         Ok(self.wrapped_by(kek, context, id, wrapped))
     }

@@ -658,7 +658,8 @@ impl DekSource {
             let mark = cache.revocations.mark();
             self.check_open()?;
             let answer = cache.unless_closed(work()).await;
-            if !cache.revocations.may_concern(mark, context) || self.check_open().is_err() {
+            self.check_open()?;
+            if !cache.revocations.may_concern(mark, context) {
                 return answer;
             }
         }
