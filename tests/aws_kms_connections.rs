@@ -60,7 +60,8 @@ fn two_tries() -> CallPolicy {
     CallPolicy::default().timeout(ms(600)).deadline(ms(10_000)).tries(2).backoff(ms(1)).breaker_failures(1000)
 }
 
-/// After a pool of so many connections died, so many callers at once are served within two tries each.
+/// After a pool of so many connections died, so many callers at once are served within two tries
+/// each.
 async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
     let front = KmsFront::start();
     let (login, arn) = (front.admin(), front.create_key(REGION));
@@ -177,6 +178,29 @@ async fn plain_http_to_another_machine_is_refused_wherever_the_endpoint_comes_fr
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains("endpoint") && !error.to_string().contains("hunter2"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_nobody_vouches_for_is_an_operator_s_matter() {
+    let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider);
+    let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+    let config = config.with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = acceptor.accept(stream).await;
+        }
+    });
+    let login = Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
+    let kek = AwsKms::builder(arn()).client(client_at(&url, REGION, &login)).build().await.unwrap();
+    let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
+    assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
+    assert!(error.to_string().contains("certificate"), "{error}");
 }
 
 /// Changes its mind after a while.

@@ -1,4 +1,5 @@
-//! Credentials: what an outage of those who give them out means, those that come late, and those that end before their time.
+//! Credentials: what an outage of those who give them out means, those that come late, and those
+//! that end before their time.
 #![cfg(all(feature = "aws-kms", feature = "conformance"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -1,5 +1,5 @@
-//! A NAT gateway or load balancer that forgets: connections that are open go silent for ever, without an end and without a reset. New
-//! ones work.
+//! A NAT gateway or load balancer that forgets: connections that are open go silent for ever,
+//! without an end and without a reset. New ones work.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]

@@ -86,9 +86,10 @@ impl AwsKmsBuilder {
         Self::new(What::Discovery { partition, accounts })
     }
 
-    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts. Its retries are not used:
-    /// [`CallPolicy`](crate::CallPolicy) decides about those. Nor is its identity cache: credentials are kept until shortly
-    /// before they end (15 minutes where they do not say), renewed ahead, and fetched anew when KMS refuses them.
+    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts.
+    /// Its retries are not used: [`CallPolicy`](crate::CallPolicy) decides about those. Nor is its
+    /// identity cache: credentials are kept until shortly before they end (15 minutes where they do
+    /// not say), renewed ahead, and fetched anew when KMS refuses them.
     pub fn client(mut self, client: Client) -> Self {
         self.source = Source::Client(client);
         self
@@ -106,8 +107,8 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// Another endpoint, such as that of a VPC. It has to be `https`, except on this machine itself; so has one that comes from the
-    /// configuration or the environment.
+    /// Another endpoint, such as that of a VPC. It has to be `https`, except on this machine
+    /// itself; so has one that comes from the configuration or the environment.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.overrides.endpoint_url = Some(url.into());
         self
@@ -139,9 +140,9 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// Former keys that are in an external key store, which are called as keys of that store: within its budget. As
-    /// [`former_keys`](Self::former_keys) otherwise. Not needed where `DescribeKey` is allowed for them: it is asked after
-    /// a former key's first use.
+    /// Former keys that are in an external key store, which are called as keys of that store:
+    /// within its budget. As [`former_keys`](Self::former_keys) otherwise. Not needed where
+    /// `DescribeKey` is allowed for them: it is asked after a former key's first use.
     #[cfg(feature = "xks")]
     pub fn external_former_keys<S: Into<String>>(
         mut self,
@@ -153,14 +154,15 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// What [`health`](crate::kek::KekProvider::health) does. By default [`HealthCheck::Describe`], which does not see whether the key may
-    /// be used.
+    /// What [`health`](crate::kek::KekProvider::health) does. By default [`HealthCheck::Describe`],
+    /// which does not see whether the key may be used.
     pub fn health_check(mut self, check: HealthCheck) -> Self {
         self.health_check = check;
         self
     }
 
-    /// The encryption context of a [health check](Self::health_check) that uses the key, where a policy demands one. By default empty.
+    /// The encryption context of a [health check](Self::health_check) that uses the key, where a
+    /// policy demands one. By default empty.
     pub fn health_context(mut self, context: EncryptionContext) -> Self {
         self.health_context = context;
         self
@@ -179,8 +181,9 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// How long it is believed which key material is the current one, before `DescribeKey` is asked again in the background of a wrap; and how
-    /// long it is left alone after a denial. 1 s to 24 h, by default 5 minutes.
+    /// How long it is believed which key material is the current one, before `DescribeKey` is asked
+    /// again in the background of a wrap; and how long it is left alone after a denial. 1 s to 24
+    /// h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.key_max_age = Some(age);
         self

@@ -36,6 +36,17 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How the SDK says that a client was made without credentials, in an error that has no public type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
 
+/// What TLS says where a certificate is at fault, the server's or the client's own.
+const CERTIFICATE: &[&str] = &[
+    "invalid peer certificate",
+    "alert: BadCertificate",
+    "alert: UnsupportedCertificate",
+    "alert: CertificateRevoked",
+    "alert: CertificateExpired",
+    "alert: CertificateUnknown",
+    "alert: CertificateRequired",
+];
+
 /// Where clients come from.
 pub(super) enum Source {
     /// The SDK's default chains, looked up at build.
@@ -132,7 +143,8 @@ impl Under {
 }
 
 impl Service {
-    /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike. So is its identity cache: see `credentials`.
+    /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike. So is
+    /// its identity cache: see `credentials`.
     pub(super) async fn new(source: Source, overrides: Overrides) -> Result<Self, Error> {
         let mut config = match source {
             Source::Client(client) => client.config().to_builder(),
@@ -209,9 +221,12 @@ impl Service {
         Ok(slot)
     }
 
-    /// A call to this Region is on its way, for whoever may drop it: what is spawned is dropped too late for the next try.
+    /// A call to this Region is on its way, for whoever may drop it: what is spawned is dropped too
+    /// late for the next try. `None` while no client is there in which connections may wait; none
+    /// is made here, since the caller may be on any runtime.
     pub(super) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
-        self.slot(region).ok().map(|slot| OnItsWay::new(slot.pool))
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(region).map(|slot| OnItsWay::new(slot.pool.clone()))
     }
 
     /// One call; once more with other credentials where KMS refuses those that looked good.
@@ -454,7 +469,10 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
         let detail = format!("{operation}: no credentials are configured");
         return Failure::unasked(KekErrorClass::Misconfigured, detail);
     }
-    Failure::new(KekErrorClass::Unavailable, format!("{operation}: {}", texts.join(": ")))
+    // Also that of a proxy. An operator has to act, as in every provider.
+    let is_certificate = texts.iter().any(|text| CERTIFICATE.iter().any(|words| text.contains(words)));
+    let class = if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
+    Failure::new(class, format!("{operation}: {}", texts.join(": ")))
 }
 
 /// What a failure to load credentials comes to; `None` for any other.
@@ -488,8 +506,8 @@ fn check_roots() -> Result<(), Error> {
     if transport::has_roots() { Ok(()) } else { Err(Error::new(ErrorKind::InvalidOption, transport::NO_ROOTS)) }
 }
 
-/// Where calls of this client go, whoever said so: builder, configuration, environment, profile. Nothing is sent. `None` where the SDK
-/// does not find one: then the call says why.
+/// Where calls of this client go, whoever said so: builder, configuration, environment, profile.
+/// Nothing is sent. `None` where the SDK does not find one: then the call says why.
 async fn endpoint_of(client: &Client) -> Option<String> {
     let probe = Arc::new(Probe::default());
     let nobody = Credentials::new("none", "none", None, None, "none");

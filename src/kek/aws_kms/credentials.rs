@@ -1,11 +1,13 @@
-//! Whom KMS sees: credentials that are kept, renewed ahead and loaded apart from the calls that wait for them, and what a
-//! failure to load them means.
+//! Whom KMS sees: credentials that are kept, renewed ahead and loaded apart from the calls that
+//! wait for them, and what a failure to load them means.
 //!
-//! The SDK's own cache loads within the call that first needs the credentials, and gives up when that call does: credentials
-//! that take longer than one try would never come. Here a task of its own loads them.
+//! The SDK's own cache loads within the call that first needs the credentials, and gives up when
+//! that call does: credentials that take longer than one try would never come. Here a task of its
+//! own loads them.
 //!
-//! Sources: `CredentialsError` in aws-credential-types; the common errors of the AWS STS, IAM Identity Center and SSO OIDC API
-//! References; what the credential providers of aws-config answer, in their source.
+//! Sources: `CredentialsError` in aws-credential-types; the common errors of the AWS STS, IAM
+//! Identity Center and SSO OIDC API References; what the credential providers of aws-config answer,
+//! in their source.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -44,8 +46,10 @@ const WITHOUT_END: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LOAD: Duration = Duration::from_secs(60);
 /// One that takes so long may hang: whoever comes then has another begun beside it.
 const SLOW_LOAD: Duration = Duration::from_secs(15);
-/// In the background, and after a refusal by KMS, they are not loaded more often than this.
-const AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// After a refusal by KMS they are not loaded more often than this.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// Nor in the background more often than this.
+const IN_BACKGROUND: Duration = Duration::from_secs(10);
 /// An AWS client has one source of credentials, or two with other signatures.
 const MOST_SOURCES: usize = 16;
 
@@ -120,7 +124,8 @@ impl Keeper {
         self.state().generation
     }
 
-    /// KMS refused the credentials of that generation, which look good. Whether there are others now.
+    /// KMS refused the credentials of that generation, which look good. Whether there are others
+    /// now.
     ///
     /// # Errors
     /// The failure to load them.
@@ -130,7 +135,7 @@ impl Keeper {
             if state.generation != refused {
                 return Ok(true);
             }
-            state.sources.iter_mut().filter_map(|(id, source)| self.again(*id, source)).collect()
+            state.sources.iter_mut().filter_map(|(id, source)| self.again(*id, source, AFTER_REFUSAL)).collect()
         };
         for load in loads {
             load.wait().await?;
@@ -139,9 +144,9 @@ impl Keeper {
     }
 
     /// Loads what is at hand anew; `None` if that was done just now.
-    fn again(&self, id: IdentityCachePartition, source: &mut Source) -> Option<Loading> {
+    fn again(&self, id: IdentityCachePartition, source: &mut Source, pause: Duration) -> Option<Loading> {
         if source.loading.is_none() {
-            if source.tried.is_some_and(|tried| tried.elapsed() < AT_MOST_EVERY) {
+            if source.tried.is_some_and(|tried| tried.elapsed() < pause) {
                 return None;
             }
             source.tried = Some(Instant::now());
@@ -213,7 +218,7 @@ impl Keeper {
         match at_hand.map(|held| (held.identity.clone(), now >= held.renew_from)) {
             Some((identity, is_due)) => {
                 if is_due {
-                    self.again(id, source);
+                    self.again(id, source, IN_BACKGROUND);
                 }
                 (Some(identity), None)
             }
@@ -283,7 +288,8 @@ async fn load(resolver: &SharedIdentityResolver, components: &RuntimeComponents)
 
 // --- what a failure means
 
-/// How those who give out credentials refuse, and how they say that they are in trouble. What is in no row is an outage.
+/// How those who give out credentials refuse, and how they say that they are in trouble. What is in
+/// no row is an outage.
 const CODES: &[(&str, KekErrorClass)] = &[
     ("AccessDenied", Misconfigured),
     ("AccessDeniedException", Misconfigured),
@@ -347,7 +353,8 @@ const WORDS: &[(&str, KekErrorClass, &str)] = &[
 /// What is known of a failure to load credentials.
 pub(super) struct Refusal {
     pub(super) class: KekErrorClass,
-    /// Fixed words, a code and a status: never what a source says of itself, which may be the output of a program.
+    /// Fixed words, a code and a status: never what a source says of itself, which may be the
+    /// output of a program.
     pub(super) text: String,
     /// Somebody was asked for credentials.
     pub(super) was_asked: bool,

@@ -13,9 +13,11 @@ use super::{Inner, Key};
 /// Imported key material that expires within this time makes `health` say so.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// How [`health`](crate::kek::KekProvider::health), and with it [`start`](crate::Builder::start), finds out whether a key is in order.
+/// How [`health`](crate::kek::KekProvider::health), and with it [`start`](crate::Builder::start),
+/// finds out whether a key is in order.
 ///
-/// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know that, the check has to use it.
+/// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know
+/// that, the check has to use it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum HealthCheck {
@@ -27,7 +29,8 @@ pub enum HealthCheck {
     /// Has KMS make a throw-away DEK too (`GenerateDataKey`): for who writes with
     /// [`DekOrigin::KeyService`](crate::DekOrigin::KeyService).
     TryGenerate,
-    /// Has KMS wrap a throw-away DEK and unwrap it again (`Encrypt`, `Decrypt`): for who writes and reads.
+    /// Has KMS wrap a throw-away DEK and unwrap it again (`Encrypt`, `Decrypt`): for who writes and
+    /// reads.
     TryUse,
 }
 

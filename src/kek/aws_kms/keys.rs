@@ -1,5 +1,5 @@
-//! Which keys a provider uses, and where: its own, one after another where an alias moves; those that only unwrap; or those that
-//! messages name, within bounds.
+//! Which keys a provider uses, and where: its own, one after another where an alias moves; those
+//! that only unwrap; or those that messages name, within bounds.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -22,7 +22,8 @@ pub(super) enum Keys {
     Discovered(Discovery),
 }
 
-/// Where a wrapped key is to be unwrapped: whatever it says itself, in one of the configured places.
+/// Where a wrapped key is to be unwrapped: whatever it says itself, in one of the configured
+/// places.
 #[derive(PartialEq, Eq, Debug)]
 pub(super) struct Target {
     pub(super) region: String,
@@ -45,7 +46,8 @@ pub(super) struct Key {
 #[derive(Clone, Copy)]
 pub(super) struct Known {
     pub(super) material: Option<KeyMaterialId>,
-    /// When the question was asked, not when the answer came: a late answer does not replace a newer one.
+    /// When the question was asked, not when the answer came: a late answer does not replace a
+    /// newer one.
     pub(super) asked: Instant,
     pub(super) good_for: Duration,
 }
@@ -194,7 +196,8 @@ impl Keys {
     }
 }
 
-/// What `Decrypt` said about the key material of entries that do not say it themselves, or say another one.
+/// What `Decrypt` said about the key material of entries that do not say it themselves, or say
+/// another one.
 #[derive(Default)]
 pub(super) struct Settled(Mutex<SettledEntries>);
 

@@ -28,11 +28,15 @@
 //!
 //! # Which key material wrapped a DEK
 //!
-//! KMS keeps the earlier material of a rotated key and unwraps by it without a word. The metadata of a wrapped key holds the `KeyMaterialId` (32 bytes), so
-//! [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped. `GenerateDataKey` and `ReEncrypt` say which one they used;
-//! `Encrypt` does not, so there it is the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and is then rewrapped once for
-//! nothing, but never looks new while it is old. Without permission for `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and `rewrap` wraps them anew.
-//! `Decrypt` says which material it used, so an entry that this process unwrapped is settled by that.
+//! KMS keeps the earlier material of a rotated key and unwraps by it without a word. The metadata
+//! of a wrapped key holds the `KeyMaterialId` (32 bytes), so
+//! [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped.
+//! `GenerateDataKey` and `ReEncrypt` say which one they used; `Encrypt` does not, so there it is
+//! the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and
+//! is then rewrapped once for nothing, but never looks new while it is old. Without permission for
+//! `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and
+//! `rewrap` wraps them anew. `Decrypt` says which material it used, so an entry that this process
+//! unwrapped is settled by that.
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -124,9 +128,10 @@ pub struct KeyInfo {
 impl AwsKms {
     /// Starts the configuration for a key: its ARN, its id, or an alias (`alias/NAME`, or its ARN).
     ///
-    /// **An alias is looked up at build, and again when KMS refuses the key that it meant** (disabled, deleted, no permission). Messages
-    /// carry the ARN of the key. An alias that is pointed elsewhere while the earlier key works takes effect when the provider
-    /// is built anew. Keys that it meant since the provider was built still unwrap; those from before are
+    /// **An alias is looked up at build, and again when KMS refuses the key that it meant**
+    /// (disabled, deleted, no permission). Messages carry the ARN of the key. An alias that is
+    /// pointed elsewhere while the earlier key works takes effect when the provider is built anew.
+    /// Keys that it meant since the provider was built still unwrap; those from before are
     /// [`former_keys`](AwsKmsBuilder::former_keys).
     pub fn builder(key: impl Into<String>) -> AwsKmsBuilder {
         AwsKmsBuilder::key(key.into())
@@ -171,7 +176,8 @@ impl AwsKms {
         })
     }
 
-    /// Runs a call to this Region at home. Dropped here without an answer, it is held against the connections at once.
+    /// Runs a call to this Region at home. Dropped here without an answer, it is held against the
+    /// connections at once.
     async fn call<T: Send + 'static>(
         &self,
         region: &str,
@@ -277,7 +283,8 @@ impl Inner {
         &own.current().id != key
     }
 
-    /// Whoever may not ask is not to ask again and again: each refusal is one in the logs of the account.
+    /// Whoever may not ask is not to ask again and again: each refusal is one in the logs of the
+    /// account.
     fn pause_after(&self, failure: &Failure) -> Duration {
         match failure.class {
             KekErrorClass::Denied => self.key_max_age,
@@ -423,8 +430,8 @@ fn another_kek() -> Failure {
 }
 
 impl KekProvider for AwsKms {
-    /// The ARN of the key that wraps, which for an alias is the one that it means now; with discovery
-    /// `aws-kms-discovery:PARTITION:ACCOUNTS`, which stands in no message.
+    /// The ARN of the key that wraps, which for an alias is the one that it means now; with
+    /// discovery `aws-kms-discovery:PARTITION:ACCOUNTS`, which stands in no message.
     fn id(&self) -> &KekId {
         self.0.keys.id()
     }
@@ -433,8 +440,9 @@ impl KekProvider for AwsKms {
         self.0.target(kek_id).is_some()
     }
 
-    /// The key that is asked, which is the one of this Region for a related key. One in an external key store, once that is known,
-    /// comes with less time and one more try than KMS's own keys, and with a budget that the store's keys share (docs/xks.md).
+    /// The key that is asked, which is the one of this Region for a related key. One in an external
+    /// key store, once that is known, comes with less time and one more try than KMS's own keys,
+    /// and with a budget that the store's keys share (docs/xks.md).
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let target = self.0.target(kek_id);
         let arn = target.as_ref().map_or_else(|| self.id().as_str(), |target| target.arn.as_str());
@@ -462,8 +470,9 @@ impl KekProvider for AwsKms {
         matches!(self.0.keys, Keys::One(_))
     }
 
-    /// By the `KeyMaterialId` that `Decrypt` named in this process, else the one in the metadata. `None` for a wrapped key without either, while the current one is
-    /// not known, and for keys in external key stores.
+    /// By the `KeyMaterialId` that `Decrypt` named in this process, else the one in the metadata.
+    /// `None` for a wrapped key without either, while the current one is not known, and for keys in
+    /// external key stores.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let Keys::One(own) = &self.0.keys else { return None };
         let current = own.current().known().and_then(|known| known.material)?;
@@ -503,8 +512,10 @@ impl KekProvider for AwsKms {
         Box::pin(self.call(self.0.service.region(), self.0.clone().rewrap(context.clone(), wrapped.clone())))
     }
 
-    /// As [`HealthCheck`] says: by default asks `DescribeKey`, and so needs the permission for it; *degraded* in the last two weeks of imported key material. For a key in an
-    /// external key store it asks `DescribeCustomKeyStores` too. With discovery there is no key to ask about, and the answer is always *ready*.
+    /// As [`HealthCheck`] says: by default asks `DescribeKey`, and so needs the permission for it;
+    /// *degraded* in the last two weeks of imported key material. For a key in an external key
+    /// store it asks `DescribeCustomKeyStores` too. With discovery there is no key to ask about,
+    /// and the answer is always *ready*.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(self.call(self.0.service.region(), self.0.clone().health()))
     }

@@ -1,9 +1,10 @@
-//! How KMS is reached: over connections that are believed in no longer than they deserve it, and never in the clear to another
-//! machine.
+//! How KMS is reached: over connections that are believed in no longer than they deserve it, and
+//! never in the clear to another machine.
 //!
-//! A connection that waits in the SDK's pool may be dead without anybody knowing: a NAT gateway or load balancer forgot it, and
-//! sends nothing for it. A call that draws it hears nothing until it is given up, and the next call draws the next
-//! one. So after a call that was not answered, the pool from which it drew is left, and a new one is made.
+//! A connection that waits in the SDK's pool may be dead without anybody knowing: a NAT gateway or
+//! load balancer forgot it, and sends nothing for it. A call that draws it hears nothing until it
+//! is given up, and the next call draws the next one. So after a call that was not answered, the
+//! pool from which it drew is left, and a new one is made.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -23,7 +24,8 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::timeout::TimeoutConfig;
 
-/// A call that was given up counts as not answered once it took several times as long as calls do, within these bounds.
+/// A call that was given up counts as not answered once it took several times as long as calls do,
+/// within these bounds.
 const SHORTEST_SILENCE: Duration = Duration::from_millis(25);
 const LONGEST_SILENCE: Duration = Duration::from_millis(400);
 const SILENCE_FACTOR: u32 = 8;
@@ -56,7 +58,8 @@ pub(super) fn is_plain(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
 }
 
-/// Holds back every request that would go to another machine in the clear, wherever its endpoint came from.
+/// Holds back every request that would go to another machine in the clear, wherever its endpoint
+/// came from.
 #[derive(Debug)]
 pub(super) struct PlainTextGuard;
 
@@ -118,7 +121,8 @@ impl Intercept for ProbeHandle {
     }
 }
 
-/// Whether the system has root certificates. The SDK does not say so when there are none: it panics, or trusts nobody.
+/// Whether the system has root certificates. The SDK does not say so when there are none: it
+/// panics, or trusts nobody.
 pub(super) fn has_roots() -> bool {
     static FOUND: OnceLock<()> = OnceLock::new();
     if FOUND.get().is_some() {
@@ -133,8 +137,9 @@ pub(super) fn has_roots() -> bool {
     has_roots
 }
 
-/// The SDK's HTTP client with a pool of its own. A proxy of the environment (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`) is used, but not for
-/// what goes in the clear: that stays on this machine.
+/// The SDK's HTTP client with a pool of its own. A proxy of the environment (`HTTPS_PROXY`,
+/// `ALL_PROXY`, `NO_PROXY`) is used, but not for what goes in the clear: that stays on this
+/// machine.
 pub(super) fn http_client(in_the_clear: bool) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let rustls = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
@@ -149,7 +154,8 @@ pub(super) fn http_client(in_the_clear: bool) -> SharedHttpClient {
     })
 }
 
-/// For an HTTP client that was handed in: those of the SDK keep a pool for each connect timeout, so another one is another pool.
+/// For an HTTP client that was handed in: those of the SDK keep a pool for each connect timeout, so
+/// another one is another pool.
 pub(super) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> TimeoutConfig {
     let timeouts = timeouts.cloned().unwrap_or_else(|| TimeoutConfig::builder().build());
     let connect = timeouts.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
@@ -160,7 +166,8 @@ pub(super) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> T
 /// What is known of the connections of one client.
 #[derive(Debug)]
 pub(super) struct Pool {
-    /// A pool in which nothing was answered holds no connection that waits: nothing in it can be worse than a new one.
+    /// A pool in which nothing was answered holds no connection that waits: nothing in it can be
+    /// worse than a new one.
     has_answered: AtomicBool,
     /// How long answers take, in microseconds, smoothed.
     usual: AtomicU64,

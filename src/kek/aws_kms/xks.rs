@@ -32,7 +32,8 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// A quarter of a store's default quota of 1,800 requests a second (specification, `GetHealthStatus`), which all keys, accounts and hosts share.
 const STORE_PER_SECOND: u32 = 450;
 const STORE_IN_FLIGHT: u32 = 64;
-/// Keys of which it is known, or asked, where they are: messages name them where there is discovery.
+/// Keys of which it is known, or asked, where they are: messages name them where there is
+/// discovery.
 const MOST_KEYS: usize = 1024;
 /// What every failure of an external key store is called.
 const INVALID_STATE: &str = "KMSInvalidStateException";
@@ -112,8 +113,8 @@ impl Stores {
         }
     }
 
-    /// How a former or discovered key is called. While it is not known whether it is in the store whose budget was given, it is called
-    /// within that.
+    /// How a former or discovered key is called. While it is not known whether it is in the store
+    /// whose budget was given, it is called within that.
     pub(super) fn advice_for_other(&self, arn: &str) -> CallAdvice {
         match (self.keys.load().get(arn), &self.budget) {
             (Some(Place::Store(store)), _) => store.advice(),
@@ -147,7 +148,8 @@ impl Stores {
         Ok(())
     }
 
-    /// Holds what `DescribeKey` says of the key that wraps against what the user said, or learns from it.
+    /// Holds what `DescribeKey` says of the key that wraps against what the user said, or learns
+    /// from it.
     pub(super) fn learn_own(&self, key: &Description) -> Result<(), Failure> {
         let found = key.external_key_store.as_deref();
         if let Some(named) = self.named.as_deref().filter(|named| found != Some(named)) {
@@ -233,8 +235,9 @@ impl AwsKms {
 }
 
 impl Inner {
-    /// After a call to `target`: asks in the background where the key is, if it is a former or a discovered one of which that is not
-    /// known. A failure asks only if it is one that keys in stores have: messages may name keys that do not exist.
+    /// After a call to `target`: asks in the background where the key is, if it is a former or a
+    /// discovered one of which that is not known. A failure asks only if it is one that keys in
+    /// stores have: messages may name keys that do not exist.
     pub(super) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
         if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
             || self.own().is_ok_and(|own| own.current().arn() == target.arn)
