@@ -57,7 +57,7 @@ async fn messages(front: &KmsFront, login: &Login, arn: &str, count: usize) -> V
 
 /// Two tries and no more; no circuit breaker.
 fn two_tries() -> CallPolicy {
-    CallPolicy::default().timeout(ms(600)).deadline(ms(10_000)).tries(2).backoff(ms(1)).breaker_failures(1000)
+    CallPolicy::default().timeout(ms(2000)).deadline(ms(20_000)).tries(2).backoff(ms(1)).breaker_failures(1000)
 }
 
 /// After a pool of so many connections died, so many callers at once are served within two tries
@@ -94,7 +94,7 @@ async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
         let start = Instant::now();
         let answer = reader.decrypt(&late.0, b"", &late.1).await;
         assert_eq!(&*answer.unwrap(), b"text", "round {round}");
-        assert!(start.elapsed() < ms(5000));
+        assert!(start.elapsed() < ms(15_000));
     }
 }
 
