@@ -8,14 +8,15 @@ mod kms_front;
 mod support;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kms_front::{Fault, KmsFront, Login, State};
 use serde_json::json;
 use support::context;
-use waxseal::kek::aws_kms::{AwsKms, AwsKmsBuilder};
+use waxseal::kek::aws_kms::{AwsKms, AwsKmsBuilder, HealthCheck};
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
-use waxseal::kek::{BoxFuture, Health, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, WrappedDek, inspect};
+use waxseal::kek::{BoxFuture, ContextBinding, Health, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::{Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect};
 
 const REGION: &str = "eu-west-1";
 const OTHER_REGION: &str = "us-east-1";
@@ -176,6 +177,193 @@ async fn an_alias_that_is_pointed_elsewhere_takes_effect_at_the_next_build() {
     ground.front.world().point_alias(REGION, "alias/orders", &new);
     assert_eq!(running.wrap(&context("alice"), &dek()).await.unwrap().kek_id().as_str(), old);
     assert_eq!(ground.kek("alias/orders").await.id().as_str(), new);
+}
+
+#[tokio::test]
+async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
+    type Break = fn(&Ground, &str);
+    let disable: Break = |ground, arn| ground.front.world().key(arn).state = State::Disabled;
+    let schedule: Break = |ground, arn| ground.front.world().key(arn).state = State::PendingDeletion;
+    for end_of_the_old in [disable, schedule] {
+        for origin in [DekOrigin::Local, DekOrigin::KeyService] {
+            let ground = Ground::new();
+            let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+            ground.front.world().point_alias(REGION, "alias/orders", &old);
+            let kek = ground.kek("alias/orders").await;
+            let builder = || Envelope::builder().write_to(kek.clone()).dek_origin(origin);
+            let limits = || Limits::default().max_age(Duration::from_millis(100)).refuse_for(Duration::from_millis(10));
+            let running = builder().limits(limits()).build().unwrap();
+            let alice = context("alice");
+            let before = running.encrypt(&alice, b"", b"text").await.unwrap();
+            ground.front.world().point_alias(REGION, "alias/orders", &new);
+            end_of_the_old(&ground, &old);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let after = running.encrypt(&alice, b"", b"text").await.unwrap();
+            assert_eq!(inspect(&after).unwrap().keks[0].kek_id.as_str(), new);
+            assert_eq!(kek.id().as_str(), new);
+            assert_eq!(kek.health().await.unwrap(), Health::Ready);
+            let reader = builder().build().unwrap();
+            assert_eq!(&*reader.decrypt(&alice, b"", &after).await.unwrap(), b"text");
+            assert_eq!(reader.decrypt(&alice, b"", &before).await.unwrap_err().kind(), ErrorKind::Denied);
+            // The earlier key is one that still unwraps, and from which DEKs move.
+            ground.front.world().key(&old).state = State::Enabled;
+            let reader = builder().build().unwrap();
+            assert_eq!(&*reader.decrypt(&alice, b"", &before).await.unwrap(), b"text");
+            assert!(reader.needs_rewrap(&before).unwrap() && !reader.needs_rewrap(&after).unwrap());
+            let moved = reader.rewrap(&alice, &before).await.unwrap();
+            assert_eq!(inspect(&moved).unwrap().keks[0].kek_id.as_str(), new);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_alias_is_not_asked_for_with_every_refusal() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.world().point_alias(REGION, "alias/orders", &arn);
+    let kek = ground.kek("alias/orders").await;
+    let by_arn = ground.kek(&arn).await;
+    kek.wrap(&context("alice"), &dek()).await.unwrap();
+    by_arn.wrap(&context("alice"), &dek()).await.unwrap();
+    let before = ground.front.arrived("DescribeKey");
+    ground.front.world().key(&arn).state = State::Disabled;
+    for _ in 0..20 {
+        for kek in [&kek, &by_arn] {
+            assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Denied);
+        }
+    }
+    let asked = ground.front.arrived("DescribeKey") - before;
+    assert!((1..=8).contains(&asked), "{asked}: at most one a second, and none for a key that is named by its ARN");
+}
+
+#[tokio::test]
+async fn health_sees_of_a_key_that_it_may_be_used_only_where_it_is_asked_to_try() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let may = |name: &str, actions: &[&str]| {
+        ground.front.principal(
+            name,
+            vec![json!({ "Version": "2012-10-17", "Statement": [
+                { "Effect": "Allow", "Action": actions, "Resource": "*",
+                  "Condition": { "StringEquals": { "kms:EncryptionContext:tenant": "alice" } } },
+                { "Effect": "Allow", "Action": if name == "blind" { "kms:ListKeys" } else { "kms:DescribeKey" }, "Resource": "*" },
+            ] })],
+        )
+    };
+    let describer = may("describer", &["kms:ListKeys"]);
+    let writer = may("writer", &["kms:Encrypt"]);
+    let generator = may("generator", &["kms:GenerateDataKey"]);
+    let user = may("user", &["kms:Encrypt", "kms:Decrypt"]);
+    let blind = may("blind", &["kms:Encrypt", "kms:Decrypt"]);
+    for (login, check, expected) in [
+        (&describer, HealthCheck::Describe, Ok(())),
+        (&describer, HealthCheck::TryUse, Err(ErrorKind::Denied)),
+        (&describer, HealthCheck::TryWrap, Err(ErrorKind::Denied)),
+        (&describer, HealthCheck::TryGenerate, Err(ErrorKind::Denied)),
+        (&writer, HealthCheck::TryWrap, Ok(())),
+        (&writer, HealthCheck::TryUse, Err(ErrorKind::Denied)),
+        (&generator, HealthCheck::TryGenerate, Ok(())),
+        (&generator, HealthCheck::TryWrap, Err(ErrorKind::Denied)),
+        (&user, HealthCheck::TryUse, Ok(())),
+        (&blind, HealthCheck::TryUse, Ok(())),
+        (&blind, HealthCheck::Describe, Err(ErrorKind::Denied)),
+    ] {
+        let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, login));
+        let kek = builder.health_check(check).health_context(context("alice")).build().await.unwrap();
+        let started = Envelope::builder().write_to(kek).start().await;
+        assert_eq!(started.map(drop).map_err(|error| error.kind()), expected, "{check:?}");
+    }
+    // The context that a policy asks for is the user's to give.
+    let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, &user)).health_check(HealthCheck::TryUse);
+    assert_eq!(builder.build().await.unwrap().health().await.unwrap_err().class(), KekErrorClass::Denied);
+}
+
+#[tokio::test]
+async fn whoever_may_not_describe_the_key_is_not_denied_again_and_again() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
+    let kek = ground.builder(&arn).key_max_age(Duration::from_secs(3600)).build().await.unwrap();
+    let start = std::time::Instant::now();
+    // Longer than the pause after a failure of another kind.
+    while start.elapsed() < Duration::from_secs(11) {
+        kek.wrap(&context("alice"), &dek()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ground.front.arrived("DescribeKey"), 1);
+}
+
+#[tokio::test]
+async fn an_unwrap_settles_whether_an_entry_without_metadata_is_current() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let alice = context("alice");
+    // A writer without leave to describe the key.
+    ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
+    let writer = ground.kek(&arn).await;
+    let old = writer.wrap(&alice, &dek()).await.unwrap();
+    assert!(old.meta().is_empty());
+    ground.front.recover();
+    let kek = ground.kek(&arn).await;
+    kek.read_key().await.unwrap();
+    assert_eq!(kek.is_current(&old), None);
+    kek.unwrap(&alice, &old).await.unwrap();
+    assert_eq!(kek.is_current(&old), Some(true));
+    ground.front.world().rotate(&arn, true);
+    kek.read_key().await.unwrap();
+    assert_eq!(kek.is_current(&old), Some(false), "KMS said which material it was");
+    // What an entry says of itself counts less than what KMS said of it.
+    let current = ground.front.world().key(&arn).current_material().unwrap();
+    let current = data_encoding::HEXLOWER.decode(current.as_bytes()).unwrap();
+    let lying = old.with_meta(current).unwrap();
+    assert_eq!(kek.is_current(&lying), Some(false));
+}
+
+#[tokio::test]
+async fn each_key_is_a_target_of_its_own_and_a_related_one_that_of_this_region() {
+    let ground = Ground::new();
+    let id = |arn: &str| KekId::new(arn).unwrap();
+    let here = ground.front.world().create_key(REGION, true);
+    let there = here.replace(REGION, OTHER_REGION);
+    let (old, older) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+    let kek = ground.builder(&here).related_keys(true).former_keys([&*old, &*older]).build().await.unwrap();
+    for (entry, target) in [(&here, &here), (&there, &here), (&old, &old), (&older, &older)] {
+        assert_eq!(kek.target(&id(entry)).name(), target);
+    }
+    let client = ground.front.client(REGION, &ground.login);
+    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client);
+    let discovered = discovered.build().await.unwrap();
+    for arn in [&here, &there, &old] {
+        assert_eq!(discovered.target(&id(arn)).name(), arn);
+    }
+    assert_eq!(discovered.target(discovered.id()).name(), discovered.id().as_str());
+    for (kek, rewraps) in [(&kek, true), (&discovered, false)] {
+        assert_eq!((kek.context_binding(), kek.rewraps_in_service()), (ContextBinding::Enforced, rewraps));
+    }
+}
+
+#[tokio::test]
+async fn what_the_provider_decides_by_itself_is_no_answer_of_kms() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    let client = ground.front.client(REGION, &ground.login);
+    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let alice = context("alice");
+    let foreign = WrappedDek::new(KekId::new("another").unwrap(), vec![1]).unwrap();
+    for error in [
+        kek.unwrap(&alice, &foreign).await.unwrap_err(),
+        kek.rewrap(&alice, &foreign).await.unwrap_err(),
+        discovered.unwrap(&alice, &foreign).await.unwrap_err(),
+        discovered.wrap(&alice, &dek()).await.unwrap_err(),
+        discovered.generate(&alice).await.unwrap_err(),
+        discovered.read_key().await.unwrap_err(),
+    ] {
+        assert!(!error.was_asked(), "{error}");
+    }
+    assert_eq!(ground.front.calls().len(), 0);
+    let damaged = WrappedDek::new(kek.id().clone(), vec![1]).unwrap();
+    assert!(kek.unwrap(&alice, &damaged).await.unwrap_err().was_asked());
 }
 
 #[tokio::test]

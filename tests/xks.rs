@@ -117,6 +117,51 @@ async fn the_store_is_named_or_found_in_the_first_answer_about_the_key() {
     assert_eq!(kek.read_external_key_store().await.unwrap_err().class(), KekErrorClass::Misconfigured);
 }
 
+#[tokio::test]
+async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itself_is_not() {
+    let path = XksPath::start().await;
+    let id = |arn: &str| KekId::new(arn).unwrap();
+    let alice = context("alice");
+    let standard = path.front.create_key(REGION);
+    let other_standard = path.front.create_key(REGION);
+    let wrapped = path.kek().await.wrap(&alice, &a_dek()).await.unwrap();
+    let others = path.builder(&other_standard).build().await.unwrap().wrap(&alice, &a_dek()).await.unwrap();
+    let budget = CallBudget::new(7, 7).unwrap();
+    // Found out after its first use.
+    let builder = path.builder(&standard).former_keys([&path.arn, &other_standard]);
+    let found = builder.external_key_store_budget(budget).build().await.unwrap();
+    let of_former = found.target(&id(&path.arn)).advice().budget.clone();
+    assert!(of_former.is_some(), "it may be there: within the budget that was given");
+    for wrapped in [&wrapped, &others] {
+        found.unwrap(&alice, wrapped).await.unwrap();
+    }
+    let start = std::time::Instant::now();
+    let is_known = || {
+        let advice = |arn: &str| found.target(&id(arn)).advice().clone();
+        advice(&path.arn).timeout.is_some() && advice(&other_standard).budget.is_none()
+    };
+    while !is_known() {
+        assert!(start.elapsed() < Duration::from_secs(10), "the store is not found");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Named: nobody is asked.
+    let before = path.front.arrived("DescribeKey");
+    let builder = path.builder(&standard).former_keys([&other_standard]).external_former_keys(&path.store, [&path.arn]);
+    let named = builder.build().await.unwrap();
+    assert_eq!(path.front.arrived("DescribeKey"), before);
+    for kek in [&found, &named] {
+        let advice = |arn: &str| kek.target(&id(arn)).advice().clone();
+        assert!(advice(&path.arn).budget.is_some() && advice(&path.arn).timeout.is_some());
+        for own in [&standard, &other_standard] {
+            assert!(advice(own).budget.is_none() && advice(own).timeout.is_none(), "{own}");
+        }
+        kek.unwrap(&alice, &wrapped).await.unwrap();
+        kek.rewrap(&alice, &wrapped).await.unwrap();
+    }
+    let error = path.builder(&standard).external_former_keys("orders", [&path.arn]).build().await.unwrap_err();
+    assert!(error.to_string().contains("external_former_keys"), "{error}");
+}
+
 /// A store of AWS CloudHSM clusters is a custom key store too, but no proxy and no quota of 1,800 stand behind it.
 #[tokio::test]
 async fn a_key_in_a_cloudhsm_cluster_is_no_external_key() {

@@ -2,12 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-#[cfg(feature = "xks")]
-use arc_swap::ArcSwapOption;
 
 use super::super::KekError;
 #[cfg(feature = "xks")]
@@ -15,9 +13,11 @@ use super::super::call::CallBudget;
 use super::super::home::Home;
 use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
 use super::errors::Failure;
+use super::keys::{Discovery, Keys, Own, Settled};
 #[cfg(feature = "xks")]
-use super::xks::Store;
-use super::{AwsKms, Discovery, Inner, Keys};
+use super::xks::Stores;
+use super::{AwsKms, HealthCheck, Inner, transport};
+use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::format::kms::KeyArn;
@@ -41,6 +41,10 @@ pub struct AwsKmsBuilder {
     regions: Vec<String>,
     grant_tokens: Vec<String>,
     key_max_age: Option<Duration>,
+    health_check: HealthCheck,
+    health_context: EncryptionContext,
+    #[cfg(feature = "xks")]
+    external_former_keys: Vec<(String, String)>,
     #[cfg(feature = "xks")]
     external_key_store: Option<String>,
     #[cfg(feature = "xks")]
@@ -63,6 +67,10 @@ impl AwsKmsBuilder {
             regions: Vec::new(),
             grant_tokens: Vec::new(),
             key_max_age: None,
+            health_check: HealthCheck::default(),
+            health_context: EncryptionContext::default(),
+            #[cfg(feature = "xks")]
+            external_former_keys: Vec::new(),
             #[cfg(feature = "xks")]
             external_key_store: None,
             #[cfg(feature = "xks")]
@@ -78,8 +86,10 @@ impl AwsKmsBuilder {
         Self::new(What::Discovery { partition, accounts })
     }
 
-    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts. Its retries are not used:
-    /// [`CallPolicy`](crate::CallPolicy) decides about those.
+    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts.
+    /// Its retries are not used: [`CallPolicy`](crate::CallPolicy) decides about those. Nor is its
+    /// identity cache: credentials are kept until shortly before they end (15 minutes where they do
+    /// not say), renewed ahead, and fetched anew when KMS refuses them.
     pub fn client(mut self, client: Client) -> Self {
         self.source = Source::Client(client);
         self
@@ -97,7 +107,8 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// Another endpoint, such as that of a VPC. It has to be `https`, but on this machine itself.
+    /// Another endpoint, such as that of a VPC. It has to be `https`, except on this machine
+    /// itself; so has one that comes from the configuration or the environment.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.overrides.endpoint_url = Some(url.into());
         self
@@ -129,6 +140,34 @@ impl AwsKmsBuilder {
         self
     }
 
+    /// Former keys that are in an external key store, which are called as keys of that store:
+    /// within its budget. As [`former_keys`](Self::former_keys) otherwise. Not needed where
+    /// `DescribeKey` is allowed for them: it is asked after a former key's first use.
+    #[cfg(feature = "xks")]
+    pub fn external_former_keys<S: Into<String>>(
+        mut self,
+        store: impl Into<String>,
+        arns: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let store = store.into();
+        self.external_former_keys.extend(arns.into_iter().map(|arn| (store.clone(), arn.into())));
+        self
+    }
+
+    /// What [`health`](crate::kek::KekProvider::health) does. By default [`HealthCheck::Describe`],
+    /// which does not see whether the key may be used.
+    pub fn health_check(mut self, check: HealthCheck) -> Self {
+        self.health_check = check;
+        self
+    }
+
+    /// The encryption context of a [health check](Self::health_check) that uses the key, where a
+    /// policy demands one. By default empty.
+    pub fn health_context(mut self, context: EncryptionContext) -> Self {
+        self.health_context = context;
+        self
+    }
+
     /// For discovery: the Regions whose keys are used. By default the configured one.
     pub fn regions<S: Into<String>>(mut self, regions: impl IntoIterator<Item = S>) -> Self {
         self.regions = regions.into_iter().map(Into::into).collect();
@@ -142,8 +181,9 @@ impl AwsKmsBuilder {
         self
     }
 
-    /// How long it is believed which key material is the current one, before `DescribeKey` is asked again in the background of a wrap. 1 s to
-    /// 24 h, by default 5 minutes.
+    /// How long it is believed which key material is the current one, before `DescribeKey` is asked
+    /// again in the background of a wrap; and how long it is left alone after a denial. 1 s to 24
+    /// h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.key_max_age = Some(age);
         self
@@ -179,7 +219,7 @@ impl AwsKmsBuilder {
         }
         #[cfg(feature = "xks")]
         if let Some(store) = &self.external_key_store {
-            check_store(store)?;
+            check_store("external_key_store", store)?;
         }
         check_grant_tokens(&self.grant_tokens)?;
         let mut overrides = self.overrides;
@@ -187,7 +227,7 @@ impl AwsKmsBuilder {
         if let Some(region) = &overrides.region {
             check_region("region", region)?;
         }
-        let (keys, asked_for) = match self.what {
+        let (what, asked_for) = match self.what {
             What::Key(key) => {
                 let asked_for = match KeyArn::read(&key) {
                     Some(_) => None,
@@ -204,62 +244,77 @@ impl AwsKmsBuilder {
                 if !self.regions.is_empty() {
                     return Err(invalid("regions: only with discovery".to_owned()));
                 }
-                (Keys::One { arn: key, related: self.related_keys, former: Vec::new() }, asked_for)
+                (What::Key(key), asked_for)
             }
             What::Discovery { partition, accounts } => {
                 #[cfg(feature = "xks")]
                 if self.external_key_store.is_some() || self.external_key_store_budget.is_some() {
                     return Err(invalid("external_key_store: not with discovery".to_owned()));
                 }
+                #[cfg(feature = "xks")]
+                if !self.external_former_keys.is_empty() {
+                    return Err(invalid("external_former_keys: not with discovery".to_owned()));
+                }
                 if !self.former_keys.is_empty() {
                     return Err(invalid("former_keys: not with discovery".to_owned()));
                 }
-                let discovery = Discovery { partition, accounts, regions: self.regions, related: self.related_keys };
-                check_discovery(&discovery)?;
-                (Keys::Discovered(discovery), None)
+                check_discovery(&partition, &accounts, &self.regions)?;
+                (What::Discovery { partition, accounts }, None)
             }
         };
         let service = Service::new(self.source, overrides).await?;
-        let described = match asked_for {
-            Some(key) => Some(resolve(&service, &key, &self.grant_tokens).await?),
+        let described = match &asked_for {
+            Some(key) => Some(resolve(&service, key, &self.grant_tokens).await?),
             None => None,
         };
-        let id = match (&keys, &described) {
-            (Keys::Discovered(discovery), _) => discovery.id(),
-            (Keys::One { .. }, Some(described)) => described.arn.clone(),
-            (Keys::One { arn, .. }, None) => arn.clone(),
-        };
         #[cfg(feature = "xks")]
-        let store = {
-            let found = described.map(|described| described.external_key_store);
-            let options = OptionsOfStandardKeys { related_keys: self.related_keys, key_max_age: self.key_max_age };
-            match store_of(&id, self.external_key_store, found, options)? {
-                Some(store) => Some(Store::new(store, &id, self.external_key_store_budget.clone())?.into()),
-                None => None,
+        let stores = Stores::new(self.external_key_store.clone(), self.external_key_store_budget);
+        let keys = match what {
+            What::Key(key) => {
+                let id = described.as_ref().map_or(key, |described| described.arn.clone());
+                let alias = asked_for.filter(|name| is_alias(name));
+                #[cfg_attr(not(feature = "xks"), expect(unused_mut))]
+                let mut former = former_keys("former_keys", &id, self.former_keys)?;
+                #[cfg(feature = "xks")]
+                {
+                    let found = described.map(|described| described.external_key_store);
+                    let options =
+                        OptionsOfStandardKeys { related_keys: self.related_keys, key_max_age: self.key_max_age };
+                    if let Some(store) = store_of(&id, self.external_key_store, found, options)? {
+                        stores.learn(&id, Some(&store))?;
+                    }
+                    for (store, arn) in self.external_former_keys {
+                        check_store("external_former_keys", &store)?;
+                        stores.learn(&arn, Some(&store))?;
+                        former.extend(former_keys("external_former_keys", &id, vec![arn])?);
+                    }
+                }
+                let related = check_related(&id, self.related_keys)?;
+                Keys::One(Own::new(KekId::new(id)?, alias, related, former))
+            }
+            What::Discovery { partition, accounts } => {
+                let id = KekId::new(Discovery::id_for(&partition, &accounts))?;
+                let mut regions = self.regions;
+                if regions.is_empty() {
+                    regions.push(service.region().to_owned());
+                }
+                Keys::Discovered(Discovery { id, partition, accounts, regions, related: self.related_keys })
             }
         };
-        let keys = match keys {
-            Keys::One { related, .. } => Keys::One {
-                former: former_keys(&id, self.former_keys)?,
-                related: check_related(&id, related)?,
-                arn: id.clone(),
-            },
-            Keys::Discovered(discovery) => Keys::Discovered(discovery.in_region_at_least(service.region())),
-        };
         Ok(AwsKms(Arc::new(Inner {
-            id: KekId::new(id)?,
             keys,
             service,
             home,
             grant_tokens: ArcSwap::from_pointee(self.grant_tokens),
             key_max_age,
+            health_check: self.health_check,
+            health_context: self.health_context,
             #[cfg(feature = "xks")]
-            store: ArcSwapOption::new(store),
-            #[cfg(feature = "xks")]
-            store_budget: self.external_key_store_budget,
-            known: Mutex::default(),
+            stores,
+            settled: Settled::default(),
             first: async_lock::Mutex::new(()),
             asking_in_background: Arc::default(),
+            follow_from: async_lock::Mutex::new(None),
         })))
     }
 }
@@ -272,12 +327,12 @@ struct OptionsOfStandardKeys {
 }
 
 #[cfg(feature = "xks")]
-fn check_store(store: &str) -> Result<(), Error> {
+fn check_store(option: &str, store: &str) -> Result<(), Error> {
     let rest = store.strip_prefix("cks-").unwrap_or_default();
     if (1..=60).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Ok(());
     }
-    Err(invalid(format!("external_key_store: {store:?} is no id of a custom key store, such as cks-1234567890abcdef0")))
+    Err(invalid(format!("{option}: {store:?} is no id of a custom key store, such as cks-1234567890abcdef0")))
 }
 
 /// The external key store that the user named, or KMS where it was asked, if the key may be in one.
@@ -323,15 +378,7 @@ fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
     if overrides.fips == Some(true) || overrides.dual_stack == Some(true) {
         return Err(invalid("endpoint_url: contradicts fips and dual_stack, which choose another endpoint".to_owned()));
     }
-    let (scheme, rest) = url.split_once("://").unwrap_or_default();
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
-        _ => authority,
-    };
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    let is_here = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
-    if host.is_empty() || authority.contains('@') || !(scheme == "https" || scheme == "http" && is_here) {
+    if !transport::is_private(url) {
         return Err(invalid("endpoint_url: not an https URL".to_owned()));
     }
     Ok(())
@@ -343,16 +390,16 @@ fn check_region(option: &str, region: &str) -> Result<(), Error> {
     if is_name { Ok(()) } else { Err(invalid(format!("{option}: {region:?} is no Region"))) }
 }
 
-fn check_discovery(discovery: &Discovery) -> Result<(), Error> {
+fn check_discovery(partition: &str, accounts: &[String], regions: &[String]) -> Result<(), Error> {
     let is_account = |account: &String| account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
-    if discovery.accounts.is_empty() || !discovery.accounts.iter().all(is_account) {
+    if accounts.is_empty() || !accounts.iter().all(is_account) {
         return Err(invalid("discovery: name at least one account, of 12 digits".to_owned()));
     }
     let is_partition = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
-    if !discovery.partition.starts_with("aws") || !discovery.partition.bytes().all(is_partition) {
+    if !partition.starts_with("aws") || !partition.bytes().all(is_partition) {
         return Err(invalid("discovery: name the partition, such as \"aws\"".to_owned()));
     }
-    discovery.regions.iter().try_for_each(|region| check_region("regions", region))
+    regions.iter().try_for_each(|region| check_region("regions", region))
 }
 
 /// The Region in the ARN of a key or of an alias.
@@ -363,9 +410,14 @@ fn region_of(key: &str) -> Option<&str> {
     key.split(':').nth(3)
 }
 
+/// `alias/NAME`, or its ARN: what may mean another key later.
+fn is_alias(key: &str) -> bool {
+    key.starts_with("alias/") || key.split(':').nth(5).is_some_and(|resource| resource.starts_with("alias/"))
+}
+
 /// The key that an id or alias means now.
 async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Result<Description, Error> {
-    let found = tokio::time::timeout(RESOLVE_TIMEOUT, service.describe(key, grant_tokens.to_vec())).await;
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, service.describe(service.region(), key, grant_tokens)).await;
     let late = || KekError::unavailable(format!("DescribeKey: no answer within {RESOLVE_TIMEOUT:?}"));
     let found = found.map_err(|_| late())?.map_err(KekError::from)?;
     match KeyArn::read(&found.arn) {
@@ -383,13 +435,13 @@ fn check_related(id: &str, related: bool) -> Result<bool, Error> {
     }
 }
 
-fn former_keys(id: &str, arns: Vec<String>) -> Result<Vec<KekId>, Error> {
+fn former_keys(option: &str, id: &str, arns: Vec<String>) -> Result<Vec<KekId>, Error> {
     let own = KeyArn::read(id);
     let mut former = Vec::with_capacity(arns.len());
     for arn in arns {
         match (KeyArn::read(&arn), own) {
             (Some(key), Some(own)) if key.region == own.region && arn != id => former.push(KekId::new(&arn)?),
-            _ => return Err(invalid(format!("former_keys: {arn:?} is not the ARN of another key in the same Region"))),
+            _ => return Err(invalid(format!("{option}: {arn:?} is not the ARN of another key in the same Region"))),
         }
     }
     Ok(former)

@@ -5,32 +5,47 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error as StdError;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::panic::AssertUnwindSafe;
-use std::sync::{PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
 
 pub(super) use aws_config::SdkConfig;
-use aws_credential_types::provider::error::CredentialsError;
+pub(super) use aws_config::meta::ProviderChainError;
 pub(super) use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, IdentityCache, Region};
+use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, Credentials, IdentityCache, Region};
 use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType, OriginType};
 
 use super::super::{KekErrorClass, UnwrappedDek};
+use super::credentials::{self, Keeper};
 use super::errors::Failure;
+use super::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::kms::KeyMaterialId;
 
-/// New credentials are fetched after a refusal, but not more often than this.
-const STALE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// Nothing goes over the network while the endpoint is looked up.
+const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the SDK says that a client was made without credentials, in an error that has no public type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
+
+/// What TLS says where a certificate is at fault, the server's or the client's own.
+const CERTIFICATE: &[&str] = &[
+    "invalid peer certificate",
+    "alert: BadCertificate",
+    "alert: UnsupportedCertificate",
+    "alert: CertificateRevoked",
+    "alert: CertificateExpired",
+    "alert: CertificateUnknown",
+    "alert: CertificateRequired",
+];
 
 /// Where clients come from.
 pub(super) enum Source {
@@ -53,18 +68,31 @@ pub(super) struct Overrides {
 pub(super) struct Service {
     config: Config,
     region: String,
-    clients: RwLock<Clients>,
+    keeper: Keeper,
+    /// The HTTP client was handed in.
+    foreign_http: bool,
+    /// The endpoint is plain http, on this machine.
+    in_the_clear: bool,
+    clients: RwLock<BTreeMap<String, Slot>>,
+    pools: AtomicU64,
 }
 
-struct Clients {
-    by_region: BTreeMap<String, Client>,
-    renewed: Option<Instant>,
+#[derive(Clone)]
+struct Slot {
+    client: Client,
+    pool: Arc<Pool>,
 }
 
 /// A wrapped DEK as KMS gave it.
 pub(super) struct Wrapped {
     pub(super) key_arn: String,
     pub(super) blob: Vec<u8>,
+    pub(super) material: Option<KeyMaterialId>,
+}
+
+/// A DEK, and the key material that had wrapped it, where KMS says so.
+pub(super) struct Unwrapped {
+    pub(super) dek: UnwrappedDek,
     pub(super) material: Option<KeyMaterialId>,
 }
 
@@ -115,12 +143,16 @@ impl Under {
 }
 
 impl Service {
-    /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike.
+    /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike. So is
+    /// its identity cache: see `credentials`.
     pub(super) async fn new(source: Source, overrides: Overrides) -> Result<Self, Error> {
         let mut config = match source {
             Source::Client(client) => client.config().to_builder(),
             Source::SdkConfig(shared) => from_shared(&shared),
-            Source::Defaults => from_shared(&load_defaults(&overrides).await),
+            Source::Defaults => {
+                check_roots()?;
+                from_shared(&load_defaults(&overrides).await)
+            }
         };
         if let Some(region) = overrides.region {
             config.set_region(Some(Region::new(region)));
@@ -134,105 +166,172 @@ impl Service {
         if overrides.dual_stack.is_some() {
             config.set_use_dual_stack(overrides.dual_stack);
         }
-        let config = config.retry_config(RetryConfig::disabled()).build();
+        let keeper = Keeper::default();
+        let config = config.retry_config(RetryConfig::disabled()).identity_cache(keeper.clone());
+        let config = config.interceptor(PlainTextGuard).build();
         let Some(region) = config.region().map(ToString::to_string) else {
             let detail = "region: neither the key's ARN, nor the builder, nor the AWS configuration names one";
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         };
-        let client = client(config.clone())?;
-        let clients = Clients { by_region: BTreeMap::from([(region.clone(), client)]), renewed: None };
-        Ok(Self { config, region, clients: RwLock::new(clients) })
+        let foreign_http = config.http_client().is_some();
+        if !foreign_http {
+            check_roots()?;
+        }
+        let clients = RwLock::default();
+        let mut service =
+            Self { config, region, keeper, foreign_http, in_the_clear: false, clients, pools: AtomicU64::new(0) };
+        let slot = service.make(&service.region)?;
+        if let Some(endpoint) = endpoint_of(&slot.client).await {
+            if !transport::is_private(&endpoint) {
+                return Err(in_the_clear(&endpoint));
+            }
+            service.in_the_clear = transport::is_plain(&endpoint);
+        }
+        Ok(service)
     }
 
     pub(super) fn region(&self) -> &str {
         &self.region
     }
 
-    fn client(&self, region: &str) -> Result<Client, Failure> {
-        if let Some(client) = self.clients.read().unwrap_or_else(PoisonError::into_inner).by_region.get(region) {
-            return Ok(client.clone());
-        }
-        let config = self.config.to_builder().region(Region::new(region.to_owned())).build();
-        let client = client(config).map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))?;
-        let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(clients.by_region.entry(region.to_owned()).or_insert(client).clone())
+    fn make(&self, region: &str) -> Result<Slot, Error> {
+        let number = self.pools.fetch_add(1, Ordering::Relaxed);
+        let config = self.config.to_builder().region(Region::new(region.to_owned()));
+        let config = if self.foreign_http {
+            config.timeout_config(transport::timeouts_of_pool(self.config.timeout_config(), number))
+        } else {
+            config.http_client(transport::http_client(self.in_the_clear))
+        };
+        Ok(Slot { client: client(config.build())?, pool: Arc::new(Pool::new()) })
     }
 
-    /// What the SDK holds as good credentials was refused: forget it, so that the next call fetches them anew.
-    fn forget_credentials(&self) {
+    /// A client whose pool is believed in.
+    fn slot(&self, region: &str) -> Result<Slot, Failure> {
+        let fit = |slot: &&Slot| !slot.pool.is_left();
+        if let Some(slot) = self.clients.read().unwrap_or_else(PoisonError::into_inner).get(region).filter(fit) {
+            return Ok(slot.clone());
+        }
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
-        if clients.renewed.is_some_and(|renewed| renewed.elapsed() < STALE_AT_MOST_EVERY) {
-            return;
+        if let Some(slot) = clients.get(region).filter(fit) {
+            return Ok(slot.clone());
         }
-        clients.renewed = Some(Instant::now());
-        for slot in clients.by_region.values_mut() {
-            let config = slot.config().to_builder().identity_cache(IdentityCache::lazy().build()).build();
-            if let Ok(fresh) = client(config) {
-                *slot = fresh;
-            }
-        }
+        let slot = self.make(region);
+        let slot = slot.map_err(|error| Failure::unasked(KekErrorClass::Misconfigured, error.to_string()))?;
+        clients.insert(region.to_owned(), slot.clone());
+        Ok(slot)
     }
 
-    async fn send<T, E>(
-        &self,
-        operation: &str,
-        call: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
-    ) -> Result<T, Failure>
+    /// A call to this Region is on its way, for whoever may drop it: what is spawned is dropped too
+    /// late for the next try. `None` while no client is there in which connections may wait; none
+    /// is made here, since the caller may be on any runtime.
+    pub(super) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(region).map(|slot| OnItsWay::new(slot.pool.clone()))
+    }
+
+    /// One call; once more with other credentials where KMS refuses those that looked good.
+    async fn send<T, E, F>(&self, region: &str, operation: &str, call: impl Fn(&Client) -> F) -> Result<T, Failure>
     where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
-        let failure = match call.await {
-            Ok(output) => return Ok(output),
-            Err(error) => failure(operation, &error),
+        let before = self.keeper.generation();
+        let failure = match self.send_once(region, operation, &call).await {
+            Err(failure) if failure.is_of_stale_credentials() => failure,
+            answer => return answer,
         };
-        if failure.is_of_stale_credentials() {
-            self.forget_credentials();
+        // The first load is the call's own.
+        let refused = if before == 0 { self.keeper.generation() } else { before };
+        match self.keeper.renew(refused).await {
+            Ok(true) => self.send_once(region, operation, &call).await,
+            Ok(false) => Err(failure),
+            Err(error) => Err(not_loaded(operation, &*error).unwrap_or(failure)),
         }
-        Err(failure)
+    }
+
+    async fn send_once<T, E, F>(
+        &self,
+        region: &str,
+        operation: &str,
+        call: &impl Fn(&Client) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+        E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
+    {
+        let Slot { client, pool } = self.slot(region)?;
+        let on_its_way = OnItsWay::new(pool.clone());
+        let answer = call(&client).await;
+        match &answer {
+            Ok(_) | Err(SdkError::ServiceError(_) | SdkError::ResponseError(_)) => pool.answered(on_its_way.elapsed()),
+            Err(SdkError::TimeoutError(_)) => pool.leave(),
+            Err(SdkError::DispatchFailure(dispatch)) if dispatch.as_connector_error().is_some_and(is_of_a_line) => {
+                pool.leave();
+            }
+            Err(_) => {}
+        }
+        on_its_way.over();
+        answer.map_err(|error| failure(operation, &error))
     }
 
     pub(super) async fn encrypt(&self, under: Under, dek: &[u8]) -> Result<Wrapped, Failure> {
-        let call = self.client(&self.region)?.encrypt();
-        let call = call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens());
-        let output = self.send("Encrypt", call.key_id(under.key).plaintext(Blob::new(dek)).send()).await?;
+        let call = |client: &Client| {
+            let call = client.encrypt().key_id(&under.key).plaintext(Blob::new(dek));
+            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+        };
+        let output = self.send(&self.region, "Encrypt", call).await?;
         wrapped("Encrypt", output.key_id, output.ciphertext_blob, None)
     }
 
     pub(super) async fn generate(&self, under: Under) -> Result<(UnwrappedDek, Wrapped), Failure> {
-        let call = self.client(&self.region)?.generate_data_key().key_spec(DataKeySpec::Aes256);
-        let call = call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens());
-        let output = self.send("GenerateDataKey", call.key_id(under.key).send()).await?;
+        let call = |client: &Client| {
+            let call = client.generate_data_key().key_id(&under.key).key_spec(DataKeySpec::Aes256);
+            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+        };
+        let output = self.send(&self.region, "GenerateDataKey", call).await?;
         let dek = plaintext("GenerateDataKey", output.plaintext)?;
         let material = output.key_material_id.as_deref().and_then(KeyMaterialId::read);
         Ok((dek, wrapped("GenerateDataKey", output.key_id, output.ciphertext_blob, material)?))
     }
 
     /// The key is named in every call: the ciphertext names one too, and KMS would believe it.
-    pub(super) async fn decrypt(&self, region: &str, under: Under, blob: Vec<u8>) -> Result<UnwrappedDek, Failure> {
-        let call = self.client(region)?.decrypt().ciphertext_blob(Blob::new(blob));
-        let call = call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens());
-        let output = self.send("Decrypt", call.key_id(&under.key).send()).await?;
+    pub(super) async fn decrypt(&self, region: &str, under: Under, blob: &[u8]) -> Result<Unwrapped, Failure> {
+        let call = |client: &Client| {
+            let call = client.decrypt().key_id(&under.key).ciphertext_blob(Blob::new(blob));
+            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+        };
+        let output = self.send(region, "Decrypt", call).await?;
         let dek = plaintext("Decrypt", output.plaintext)?;
+        let material = output.key_material_id.as_deref().and_then(KeyMaterialId::read);
         match output.key_id {
-            Some(key) if key == under.key => Ok(dek),
+            Some(key) if key == under.key => Ok(Unwrapped { dek, material }),
             // KMS never does that; whoever does is not believed, and says nothing of other wrapped keys.
             _ => Err(Failure::new(KekErrorClass::Invalid, "Decrypt: the answer is another key's")),
         }
     }
 
-    pub(super) async fn re_encrypt(&self, from: String, under: Under, blob: Vec<u8>) -> Result<Wrapped, Failure> {
-        let call = self.client(&self.region)?.re_encrypt().ciphertext_blob(Blob::new(blob));
-        let call = call.set_source_encryption_context(under.context()).source_key_id(from);
-        let call = call.set_destination_encryption_context(under.context()).set_grant_tokens(under.grant_tokens());
-        let output = self.send("ReEncrypt", call.destination_key_id(under.key).send()).await?;
+    pub(super) async fn re_encrypt(&self, from: &str, under: Under, blob: &[u8]) -> Result<Wrapped, Failure> {
+        let call = |client: &Client| {
+            let call = client.re_encrypt().ciphertext_blob(Blob::new(blob)).source_key_id(from);
+            let call = call.destination_key_id(&under.key).set_source_encryption_context(under.context());
+            call.set_destination_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+        };
+        let output = self.send(&self.region, "ReEncrypt", call).await?;
         let material = output.destination_key_material_id.as_deref().and_then(KeyMaterialId::read);
         wrapped("ReEncrypt", output.key_id, output.ciphertext_blob, material)
     }
 
-    pub(super) async fn describe(&self, key: &str, grant_tokens: Vec<String>) -> Result<Description, Failure> {
-        let call = self.client(&self.region)?.describe_key().key_id(key);
-        let call = call.set_grant_tokens((!grant_tokens.is_empty()).then_some(grant_tokens));
-        let output = self.send("DescribeKey", call.send()).await?;
+    pub(super) async fn describe(
+        &self,
+        region: &str,
+        key: &str,
+        grant_tokens: &[String],
+    ) -> Result<Description, Failure> {
+        let call = |client: &Client| {
+            let tokens = (!grant_tokens.is_empty()).then(|| grant_tokens.to_vec());
+            client.describe_key().key_id(key).set_grant_tokens(tokens).send()
+        };
+        let output = self.send(region, "DescribeKey", call).await?;
         let key = output.key_metadata.ok_or_else(|| Failure::not_understood("DescribeKey"))?;
         let is_external = key.origin == Some(OriginType::ExternalKeyStore);
         Ok(Description {
@@ -250,8 +349,9 @@ impl Service {
     #[cfg(feature = "xks")]
     pub(super) async fn describe_store(&self, id: &str) -> Result<(String, Option<String>), Failure> {
         const OPERATION: &str = "DescribeCustomKeyStores";
-        let call = self.client(&self.region)?.describe_custom_key_stores().custom_key_store_id(id);
-        let stores = self.send(OPERATION, call.send()).await?.custom_key_stores.unwrap_or_default();
+        let call = |client: &Client| client.describe_custom_key_stores().custom_key_store_id(id).send();
+        let output = self.send(&self.region, OPERATION, call).await?;
+        let stores = output.custom_key_stores.unwrap_or_default();
         let store = stores.into_iter().find(|store| store.custom_key_store_id() == Some(id));
         let store = store.ok_or_else(|| Failure::not_understood(OPERATION))?;
         let connection_state = store.connection_state.ok_or_else(|| Failure::not_understood(OPERATION))?;
@@ -345,43 +445,83 @@ where
             Failure::new(KekErrorClass::Unavailable, format!("{operation}: no answer in time"))
         }
         SdkError::DispatchFailure(dispatch) => not_sent(operation, dispatch.as_connector_error()),
-        _ => Failure::new(KekErrorClass::Misconfigured, format!("{operation}: the request cannot be made")),
+        _ => Failure::unasked(KekErrorClass::Misconfigured, format!("{operation}: the request cannot be made")),
     }
 }
 
 /// Not answered: for want of credentials, or of a connection.
 fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
-    let mut cause: Option<&(dyn StdError + 'static)> = error.map(|error| error as _);
-    let (mut texts, mut class) = (Vec::new(), KekErrorClass::Unavailable);
+    let error: Option<&(dyn StdError + 'static)> = error.map(|error| error as _);
+    if let Some(failure) = error.and_then(|error| not_loaded(operation, error)) {
+        return failure;
+    }
+    let (mut texts, mut cause) = (Vec::new(), error);
     while let Some(error) = cause {
-        if let Some(credentials) = error.downcast_ref::<CredentialsError>() {
-            class = of_credentials(credentials);
-            // What a credential provider says is not shown: it may be the output of a program.
-            texts = vec![credentials.to_string()];
-            break;
+        if error.is::<InTheClear>() {
+            let detail = format!("{operation}: endpoint: {}", transport::IN_THE_CLEAR);
+            return Failure::unasked(KekErrorClass::Misconfigured, detail);
         }
         texts.push(error.to_string());
         cause = error.source();
     }
     texts.dedup();
     if texts.iter().any(|text| text.contains(NO_CREDENTIALS)) {
-        class = KekErrorClass::Misconfigured;
-        texts = vec!["no credentials are configured".to_owned()];
+        let detail = format!("{operation}: no credentials are configured");
+        return Failure::unasked(KekErrorClass::Misconfigured, detail);
     }
+    // Also that of a proxy. An operator has to act, as in every provider.
+    let is_certificate = texts.iter().any(|text| CERTIFICATE.iter().any(|words| text.contains(words)));
+    let class = if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
     Failure::new(class, format!("{operation}: {}", texts.join(": ")))
 }
 
-/// Whether the way to the credentials is out of order, or what is at its end.
-fn of_credentials(error: &CredentialsError) -> KekErrorClass {
-    if matches!(error, CredentialsError::ProviderTimedOut(_)) {
-        return KekErrorClass::Unavailable;
+/// What a failure to load credentials comes to; `None` for any other.
+fn not_loaded(operation: &str, error: &(dyn StdError + 'static)) -> Option<Failure> {
+    let credentials::Refusal { class, text, was_asked } = credentials::refusal(error)?;
+    let text = format!("{operation}: {text}");
+    Some(if was_asked { Failure::new(class, text) } else { Failure::unasked(class, text) })
+}
+
+/// Whether a connection failed that was there: those that wait beside it may be no better.
+fn is_of_a_line(error: &ConnectorError) -> bool {
+    if credentials::refusal(error).is_some() {
+        return false;
     }
-    let mut cause = error.source();
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
     while let Some(error) = cause {
-        if error.downcast_ref::<ConnectorError>().is_some_and(|error| error.is_io() || error.is_timeout()) {
-            return KekErrorClass::Unavailable;
+        if error.is::<InTheClear>() || error.to_string().contains(NO_CREDENTIALS) {
+            return false;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return false;
         }
         cause = error.source();
     }
-    KekErrorClass::Misconfigured
+    true
+}
+
+fn check_roots() -> Result<(), Error> {
+    if transport::has_roots() { Ok(()) } else { Err(Error::new(ErrorKind::InvalidOption, transport::NO_ROOTS)) }
+}
+
+/// Where calls of this client go, whoever said so: builder, configuration, environment, profile.
+/// Nothing is sent. `None` where the SDK does not find one: then the call says why.
+async fn endpoint_of(client: &Client) -> Option<String> {
+    let probe = Arc::new(Probe::default());
+    let nobody = Credentials::new("none", "none", None, None, "none");
+    let nobody = Config::builder().credentials_provider(nobody).identity_cache(IdentityCache::no_cache());
+    let call = client.describe_key().key_id("none").customize().config_override(nobody);
+    let call = call.interceptor(ProbeHandle(probe.clone())).send();
+    let _ = tokio::time::timeout(ENDPOINT_TIMEOUT, call).await;
+    probe.found()
+}
+
+fn in_the_clear(endpoint: &str) -> Error {
+    let place = endpoint.split(['?', '#']).next().unwrap_or_default();
+    // Whatever stands before an @ may be a password.
+    let place = if place.contains('@') { "" } else { place.trim_end_matches('/') };
+    let from = "it comes from the builder, the client, or the AWS configuration (AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_KMS, a profile)";
+    Error::new(ErrorKind::InvalidOption, format!("endpoint {place}: {}; {from}", transport::IN_THE_CLEAR))
 }

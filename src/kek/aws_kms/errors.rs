@@ -109,11 +109,18 @@ pub(super) struct Failure {
     /// The exception, where the service named one.
     pub(super) code: Option<String>,
     pub(super) text: String,
+    /// KMS, or whoever gives out credentials, was asked.
+    asked: bool,
 }
 
 impl Failure {
     pub(super) fn new(class: KekErrorClass, text: impl Into<String>) -> Self {
-        Self { class, code: None, text: text.into() }
+        Self { class, code: None, text: text.into(), asked: true }
+    }
+
+    /// What the provider knows by itself: nobody was asked.
+    pub(super) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
+        Self { asked: false, ..Self::new(class, text) }
     }
 
     /// The service's own answer.
@@ -124,7 +131,7 @@ impl Failure {
             Some(message) => format!("{operation}: {what}: {}", tidy(message)),
             None => format!("{operation}: {what}"),
         };
-        Self { class, code: code.map(tidy), text }
+        Self { class, code: code.map(tidy), text, asked: true }
     }
 
     pub(super) fn not_understood(operation: &str) -> Self {
@@ -147,7 +154,8 @@ impl Failure {
 
 impl From<Failure> for KekError {
     fn from(failure: Failure) -> Self {
-        Self::new(failure.class, failure.text)
+        let error = Self::new(failure.class, failure.text);
+        if failure.asked { error } else { error.without_asking() }
     }
 }
 

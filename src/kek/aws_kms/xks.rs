@@ -6,15 +6,19 @@
 //! Sources: "External key stores" in the AWS KMS Developer Guide; `DescribeCustomKeyStores` in the AWS KMS API Reference; External Key Store Proxy API Specification, version 1.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
 
 use super::super::call::{CallAdvice, CallBudget};
 use super::super::{Health, KekError, KekErrorClass};
 use super::client::Description;
 use super::errors::Failure;
-use super::{AwsKms, Inner};
+use super::keys::Target;
+use super::{AwsKms, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
 use crate::error::Error;
 use crate::format::kms::KeyArn;
 
@@ -28,6 +32,11 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// A quarter of a store's default quota of 1,800 requests a second (specification, `GetHealthStatus`), which all keys, accounts and hosts share.
 const STORE_PER_SECOND: u32 = 450;
 const STORE_IN_FLIGHT: u32 = 64;
+/// Keys of which it is known, or asked, where they are: messages name them where there is
+/// discovery.
+const MOST_KEYS: usize = 1024;
+/// What every failure of an external key store is called.
+const INVALID_STATE: &str = "KMSInvalidStateException";
 /// `DescribeCustomKeyStores` knows of the stores of the caller's own account only.
 const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
 
@@ -66,6 +75,105 @@ fn shared_budget(store: &str, key_arn: &str) -> Result<CallBudget, Error> {
     let budget = CallBudget::new(STORE_PER_SECOND, STORE_IN_FLIGHT)?;
     budgets.insert(name, budget.clone());
     Ok(budget)
+}
+
+/// Which of the keys that a provider uses are in external key stores, as far as it is known.
+pub(super) struct Stores {
+    /// Of the key that wraps, as the user said.
+    named: Option<String>,
+    budget: Option<CallBudget>,
+    /// By the key's ARN. Read without a lock: a forked child may be asked too.
+    keys: ArcSwap<HashMap<String, Place>>,
+    /// One at a time is looked for in the background.
+    looking: Arc<AtomicBool>,
+}
+
+/// Where a key is.
+#[derive(Clone)]
+enum Place {
+    Store(Arc<Store>),
+    /// KMS holds it, or does not say.
+    Elsewhere,
+    /// Nobody has answered yet: not to be asked before this.
+    Asked {
+        again: Instant,
+    },
+}
+
+impl Stores {
+    pub(super) fn new(named: Option<String>, budget: Option<CallBudget>) -> Self {
+        Self { named, budget, keys: ArcSwap::default(), looking: Arc::default() }
+    }
+
+    /// The store of this key.
+    pub(super) fn of(&self, arn: &str) -> Option<Arc<Store>> {
+        match self.keys.load().get(arn)? {
+            Place::Store(store) => Some(store.clone()),
+            Place::Elsewhere | Place::Asked { .. } => None,
+        }
+    }
+
+    /// How a former or discovered key is called. While it is not known whether it is in the store
+    /// whose budget was given, it is called within that.
+    pub(super) fn advice_for_other(&self, arn: &str) -> CallAdvice {
+        match (self.keys.load().get(arn), &self.budget) {
+            (Some(Place::Store(store)), _) => store.advice(),
+            (Some(Place::Elsewhere), _) | (_, None) => CallAdvice::default(),
+            (_, Some(budget)) => CallAdvice::default().budget(budget.clone()),
+        }
+    }
+
+    fn put(&self, arn: &str, place: &Place) {
+        self.keys.rcu(|keys| {
+            let mut keys = HashMap::clone(keys);
+            if keys.len() >= MOST_KEYS && !keys.contains_key(arn) {
+                keys.retain(|_, place| matches!(place, Place::Store(_)));
+            }
+            if keys.len() < MOST_KEYS {
+                keys.insert(arn.to_owned(), place.clone());
+            }
+            keys
+        });
+    }
+
+    /// This key is there.
+    pub(super) fn learn(&self, arn: &str, store: Option<&str>) -> Result<(), Error> {
+        let place = match (store, self.keys.load().get(arn)) {
+            (Some(store), Some(Place::Store(known))) if known.id == store => return Ok(()),
+            (None, Some(Place::Elsewhere)) => return Ok(()),
+            (Some(store), _) => Place::Store(Store::new(store.to_owned(), arn, self.budget.clone())?.into()),
+            (None, _) => Place::Elsewhere,
+        };
+        self.put(arn, &place);
+        Ok(())
+    }
+
+    /// Holds what `DescribeKey` says of the key that wraps against what the user said, or learns
+    /// from it.
+    pub(super) fn learn_own(&self, key: &Description) -> Result<(), Failure> {
+        let found = key.external_key_store.as_deref();
+        if let Some(named) = self.named.as_deref().filter(|named| found != Some(named)) {
+            let found = found.unwrap_or("no external key store");
+            let detail = format!("external_key_store: {} is in {found}, not in {named}", key.arn);
+            return Err(Failure::new(KekErrorClass::Misconfigured, detail));
+        }
+        self.learn(&key.arn, found).map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))
+    }
+
+    /// Whether it is to be asked now where this key is: not again soon.
+    fn is_to_be_asked(&self, arn: &str, pause: Duration) -> bool {
+        let now = Instant::now();
+        let is_to_be = match self.keys.load().get(arn) {
+            Some(Place::Store(_) | Place::Elsewhere) => false,
+            Some(Place::Asked { again }) => now >= *again,
+            None => true,
+        };
+        // Two that ask at once cost one call more.
+        if is_to_be && let Some(again) = now.checked_add(pause) {
+            self.put(arn, &Place::Asked { again });
+        }
+        is_to_be
+    }
 }
 
 /// What [`AwsKms::read_external_key_store`] found.
@@ -110,15 +218,16 @@ impl AwsKms {
         self.0
             .home
             .run(async move {
-                if inner.store.load().is_none() {
+                let own = inner.own()?;
+                if inner.stores.of(own.current().arn()).is_none() {
                     inner.describe().await?;
                 }
-                match &*inner.store.load() {
-                    Some(store) => inner.read_store(store).await,
-                    None => Err(Failure::new(
-                        KekErrorClass::Misconfigured,
-                        format!("{} is in no external key store", inner.own()?),
-                    )),
+                let arn = own.current().arn();
+                match inner.stores.of(arn) {
+                    Some(store) => inner.read_store(&store).await,
+                    None => {
+                        Err(Failure::new(KekErrorClass::Misconfigured, format!("{arn} is in no external key store")))
+                    }
                 }
             })
             .await
@@ -126,23 +235,29 @@ impl AwsKms {
 }
 
 impl Inner {
-    /// Holds what `DescribeKey` says against what the user said, or learns from it.
-    pub(super) fn learn_store(&self, key: &Description) -> Result<(), Failure> {
-        let found = key.external_key_store.as_ref();
-        match (&*self.store.load(), found) {
-            (Some(known), found) if found != Some(&known.id) => {
-                let found = found.map_or("no external key store", String::as_str);
-                let detail = format!("external_key_store: {} is in {found}, not in {}", key.arn, known.id);
-                return Err(Failure::new(KekErrorClass::Misconfigured, detail));
-            }
-            (None, Some(found)) => {
-                let store = Store::new(found.clone(), &key.arn, self.store_budget.clone());
-                let store = store.map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))?;
-                self.store.store(Some(store.into()));
-            }
-            _ => {}
+    /// After a call to `target`: asks in the background where the key is, if it is a former or a
+    /// discovered one of which that is not known. A failure asks only if it is one that keys in
+    /// stores have: messages may name keys that do not exist.
+    pub(super) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
+        if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
+            || self.own().is_ok_and(|own| own.current().arn() == target.arn)
+            || !self.stores.is_to_be_asked(&target.arn, DESCRIBE_PAUSE.max(BACKGROUND_TIMEOUT))
+        {
+            return;
         }
-        Ok(())
+        let (inner, region, arn) = (self.clone(), target.region.clone(), target.arn.clone());
+        self.home.spawn_one(&self.stores.looking, async move {
+            let tokens = inner.grant_tokens.load();
+            let work = inner.service.describe(&region, &arn, &tokens);
+            let found = match tokio::time::timeout(BACKGROUND_TIMEOUT, work).await {
+                Ok(Ok(key)) => key.external_key_store,
+                // Who may not ask does not ask again.
+                Ok(Err(failure)) if failure.class == KekErrorClass::Denied => None,
+                _ => return,
+            };
+            // Only a budget that is out of range fails here, and the default is not.
+            let _ = inner.stores.learn(&arn, found.as_deref());
+        });
     }
 
     async fn read_store(&self, store: &Store) -> Result<ExternalKeyStore, Failure> {

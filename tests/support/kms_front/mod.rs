@@ -14,6 +14,7 @@ pub mod crypto;
 pub mod policy;
 #[path = "../sigv4.rs"]
 pub mod sigv4;
+pub mod sources;
 pub mod stores;
 pub mod world;
 pub mod xks;
