@@ -32,10 +32,11 @@ fn the_environment_configures_it_and_a_named_ca_replaces_the_systems() {
         (server, stranger, token)
     });
     let (alice, dek) = (context("alice"), a_dek());
-    set("VAULT_ADDR", server.address());
+    set("BAO_ADDR", server.address());
+    set("VAULT_ADDR", "https://overruled.example");
     set("VAULT_TOKEN", &token);
-    set("VAULT_NAMESPACE", "team");
-    set("VAULT_CACERT", server.ca_file());
+    set("BAO_NAMESPACE", "team");
+    set("BAO_CACERT", server.ca_file());
     runtime.block_on(async {
         let kek = VaultTransit::from_env("test", "orders").build().unwrap();
         let wrapped = kek.wrap(&alice, &dek).await.unwrap();
@@ -54,7 +55,7 @@ fn the_environment_configures_it_and_a_named_ca_replaces_the_systems() {
         };
         builder().build().unwrap().wrap(&alice, &dek).await.unwrap();
         let error = builder().ca_file(stranger.ca_file()).build().unwrap().wrap(&alice, &dek).await.unwrap_err();
-        assert_eq!(error.class(), KekErrorClass::Unavailable);
+        assert_eq!(error.class(), KekErrorClass::Misconfigured);
         assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     });
 }

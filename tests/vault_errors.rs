@@ -216,17 +216,33 @@ async fn sealed_uninitialised_and_standby_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_standby_is_degraded() {
-    // Only the answer about health is put in; the calls behind it go to the server.
+async fn health_is_what_the_key_says_whichever_node_a_load_balancer_leads_to() {
+    // Only the answer about health is put in, another one each time; the calls behind it go to the server.
     let server = OpenBao::start().await;
     server.create_key("orders", true).await;
-    for (status, standby, performance) in [(429, true, false), (473, false, true)] {
-        let body =
-            json!({ "initialized": true, "sealed": false, "standby": standby, "performance_standby": performance });
-        let answer = http(status, &body.to_string());
-        let port = front(server.port(), move |path| path.starts_with("/v1/sys/health").then(|| answer.clone()));
-        let kek = builder(port, server.root_token()).build().unwrap();
-        assert!(matches!(kek.health().await.unwrap(), Health::Degraded(why) if why.contains("standby")));
+    let state = |sealed: bool, standby: bool, performance: bool, dr: &str| {
+        let state = json!({
+            "initialized": true, "sealed": sealed, "standby": standby, "performance_standby": performance,
+            "replication_dr_mode": dr,
+        });
+        state.to_string()
+    };
+    let nodes = [
+        http(200, &state(false, false, false, "disabled")),
+        http(429, &state(false, true, false, "disabled")),
+        http(473, &state(false, false, true, "disabled")),
+        http(503, &state(true, true, false, "disabled")),
+        http(472, &state(false, true, false, "secondary")),
+        http(502, "<html>"),
+    ];
+    let turn = std::sync::atomic::AtomicUsize::new(0);
+    let port = front(server.port(), move |path| {
+        let turn = || turn.fetch_add(1, std::sync::atomic::Ordering::SeqCst) % nodes.len();
+        path.starts_with("/v1/sys/health").then(|| nodes[turn()].clone())
+    });
+    let kek = builder(port, server.root_token()).build().unwrap();
+    for _ in 0..12 {
+        assert_eq!(kek.health().await.unwrap(), Health::Ready);
     }
 }
 
@@ -281,14 +297,18 @@ async fn statuses_that_no_free_server_gives_are_read_all_the_same() {
         (473, String::new(), Unavailable, "(473)"),
         (500, errors("internal error"), Unavailable, "internal error"),
         (500, errors("cipher: message authentication failed"), Invalid, "wrong context"),
-        (502, "<html>Bad Gateway</html>".to_owned(), Unavailable, "(502)"),
+        (502, "<html>Bad Gateway</html>".to_owned(), Unavailable, "(502: <html>Bad Gateway</html>)"),
         (503, errors("Vault is sealed"), Unavailable, "sealed"),
         (503, String::new(), Unavailable, "(503)"),
         (504, String::new(), Unavailable, "(504)"),
         (302, String::new(), Unavailable, "(302)"),
         // A gateway's own refusals: no DEK ends by them.
-        (403, "<html>Forbidden</html>".to_owned(), Misconfigured, "(403"),
-        (404, "<html>Not Found</html>".to_owned(), Misconfigured, "(404"),
+        (400, "<html>400 Bad Request</html>".to_owned(), Misconfigured, "400 Bad Request"),
+        (400, String::new(), Misconfigured, "(400)"),
+        (403, "<html>Forbidden</html>".to_owned(), Misconfigured, "Forbidden"),
+        (404, "<html>Not Found</html>".to_owned(), Misconfigured, "Not Found"),
+        (413, "<html>Too Large</html>".to_owned(), Misconfigured, "Too Large"),
+        (503, errors("API access to this namespace has been locked by an administrator - \"a/\""), Denied, "locked"),
     ] {
         stage.proxy.set(Fault::Replace(http(status, &body)));
         fails(stage.unwrap().await, class, text);
@@ -427,11 +447,11 @@ async fn a_server_that_tls_does_not_vouch_for_is_never_sent_the_token() {
         // The certificate is not for this name.
         (format!("https://127.0.0.2:{}", elsewhere.port()), server.ca_file(), "not valid for"),
     ] {
-        fails(at(address, ca).wrap(&alice, &dek).await, Unavailable, text);
+        fails(at(address, ca).wrap(&alice, &dek).await, Misconfigured, text);
     }
     // A CA that was named is the only one: the system's roots do not vouch for it either.
     let system = builder(1, server.root_token()).address(server.address()).build().unwrap();
-    fails(system.wrap(&alice, &dek).await, Unavailable, "UnknownIssuer");
+    fails(system.wrap(&alice, &dek).await, Misconfigured, "UnknownIssuer");
     let plain = OpenBao::start().await;
     fails(at(plain.address().replace("http", "https"), server.ca_file()).wrap(&alice, &dek).await, Unavailable, "");
 }

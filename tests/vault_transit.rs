@@ -283,6 +283,110 @@ async fn a_namespace_and_another_mount_are_asked_where_they_are() {
     assert_eq!(class(elsewhere.wrap(&alice, &dek).await), KekErrorClass::Misconfigured, "nothing is mounted there");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_server_takes_as_the_name_of_a_mount_a_key_or_a_namespace_can_be_used() {
+    let server = OpenBao::start().await;
+    let encoded = |path: &str| {
+        let byte = |byte: u8| match byte {
+            b'/' => "/".to_owned(),
+            _ => format!("%{byte:02x}"),
+        };
+        path.bytes().map(byte).collect::<String>()
+    };
+    let (alice, dek) = (context("alice"), a_dek());
+    let mut refused = 0;
+    for mount in [
+        "a/b/transit",
+        "transit-v2.1",
+        "my transit",
+        " a",
+        "a ",
+        "tränsit",
+        "日本",
+        "tra\u{308}nsit",
+        "a+b",
+        "transit@eu",
+        "prod:transit",
+        "a%2fb",
+        "a%b",
+        "a?b",
+        "a#b",
+        "a*b",
+        "a~b",
+        "a\\b",
+        "a\"b",
+        "a'b",
+        "a;b",
+        "a&b=c,d",
+        "(a)[b]{c}<d>",
+        "a|b^c`d$e!f",
+        "-a",
+        &*"x".repeat(300),
+        "a\tb",
+        "a\u{7f}b",
+        "a\u{202e}b",
+        "a\u{a0}b",
+    ] {
+        let path = format!("sys/mounts/{}", encoded(mount));
+        let is_taken = server.ask("POST", &path, json!({ "type": "transit" })).await.0 == 204;
+        let built = as_root(&server, "orders").mount(mount).build();
+        assert_eq!(built.is_ok(), is_taken, "{mount:?}");
+        refused += usize::from(!is_taken);
+        let Ok(kek) = built else { continue };
+        server.put(&format!("{}/keys/orders", encoded(mount)), json!({ "derived": true })).await;
+        let wrapped = kek.wrap(&alice, &dek).await.unwrap();
+        let rewrapped = kek.rewrap(&alice, &wrapped).await.unwrap();
+        assert_eq!(kek.unwrap(&alice, &rewrapped).await.unwrap().expose(), dek.expose(), "{mount:?}");
+        let (made, wrapped) = kek.generate(&alice).await.unwrap();
+        assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), made.expose(), "{mount:?}");
+        assert_eq!(kek.id().as_str(), format!("vault:test/{mount}/orders"));
+    }
+    assert_eq!(refused, 4, "the server was asked about those too");
+
+    for key in ["a.b", "a..b", "a_b", "_ab", "ab_", "A-1", "1", &*"k".repeat(300)] {
+        server.create_key(key, true).await;
+        let kek = as_root(&server, key).build().unwrap();
+        kek.unwrap(&alice, &kek.wrap(&alice, &dek).await.unwrap()).await.unwrap();
+    }
+    for namespace in ["ä", "a@b", "a:b", "A~b", "a.b"] {
+        let at = encoded(namespace);
+        server.put(&format!("sys/namespaces/{at}"), json!({})).await;
+        server.put(&format!("{at}/sys/mounts/my%20transit"), json!({ "type": "transit" })).await;
+        server.put(&format!("{at}/my%20transit/keys/orders"), json!({ "derived": true })).await;
+        let kek = as_root(&server, "orders").namespace(namespace).mount("my transit").build().unwrap();
+        kek.unwrap(&alice, &kek.wrap(&alice, &dek).await.unwrap()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_says_what_its_key_enforces_before_and_after_it_was_read() {
+    use waxseal::kek::ContextBinding::{Checked, Enforced};
+    let server = OpenBao::start().await;
+    server.create_key("derived", true).await;
+    server.create_key("plain", false).await;
+    let (associated, unbound) = (ContextBinding::AssociatedData, ContextBinding::Unbound);
+    for (key, chosen, before, after) in [
+        ("derived", None, (Enforced, true), (Enforced, true)),
+        ("derived", Some(associated), (Enforced, false), (Enforced, true)),
+        ("derived", Some(unbound), (Checked, true), (Enforced, true)),
+        ("plain", Some(associated), (Enforced, false), (Enforced, false)),
+        ("plain", Some(unbound), (Checked, true), (Checked, true)),
+    ] {
+        let builder = as_root(&server, key);
+        let kek = match chosen {
+            Some(chosen) => builder.binding(chosen).build().unwrap(),
+            None => builder.build().unwrap(),
+        };
+        let says = || (kek.context_binding(), kek.rewraps_in_service());
+        assert_eq!(says(), before, "{key}, {chosen:?}");
+        let wrapped = kek.wrap(&context("alice"), &a_dek()).await.unwrap();
+        assert_eq!(says(), after, "{key}, {chosen:?}");
+        // And so it is.
+        let released = kek.unwrap(&context("bob"), &wrapped).await.is_ok();
+        assert_eq!(released, after.0 == Checked, "{key}, {chosen:?}");
+    }
+}
+
 // --- batches
 
 #[tokio::test(flavor = "multi_thread")]

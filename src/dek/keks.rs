@@ -211,7 +211,7 @@ impl Keks {
         id: &DekId,
         dek: &Dek,
     ) -> Result<WrappedDek, Error> {
-        let wrapped = kek.wrap(question, context, dek).await.map_err(|error| named(kek, error))?;
+        let wrapped = kek.wrap(question, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
         self.wrapped_by(kek, context, id, wrapped)
     }
 
@@ -499,7 +499,13 @@ pub(crate) fn named(kek: &Caller, error: KekError) -> Error {
 
 fn failed_wrap(kek: &Caller, error: KekError) -> Failure {
     let part = FailedPart { provider: kek.id().clone(), entry: None, kind: error.class().kind() };
-    Failure { error: named(kek, error), parts: Arc::new([part]) }
+    Failure { error: not_wrapped(kek, error), parts: Arc::new([part]) }
+}
+
+/// As [`named`], for a DEK that was not wrapped.
+fn not_wrapped(kek: &Caller, error: KekError) -> Error {
+    let detail = format!("{}: {error}", kek.id());
+    error.into_error_of_wrapping(detail)
 }
 
 /// One error for several failures: the one that leaves most hope decides, and every KEK is named.

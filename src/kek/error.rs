@@ -186,6 +186,12 @@ impl KekError {
         self
     }
 
+    /// As [`into_error`](Self::into_error), for what wraps a new DEK: there is no message yet that an answer could tell anything
+    /// of, so *invalid* keeps its text.
+    pub(crate) fn into_error_of_wrapping(self, detail: String) -> Error {
+        Error::new(self.class.kind(), detail).with_source(self)
+    }
+
     pub(crate) fn into_error(self, detail: String) -> Error {
         match self.class {
             // Opaque, like every other way of not belonging together.

@@ -1,182 +1,44 @@
-//! Who this process is to the server: logging in, keeping the token alive in the background, and logging in anew.
+//! One session for all callers: logging in, keeping the token alive in the background, logging in anew, and what a 403 says of the
+//! token and what of the policy.
+//!
+//! # A refused call
+//! A 403 may concern the token, which another login helps against, or the policy, which is a denial that ends DEKs. Belief is
+//! never in "a login that did not help" as such: it is bound to one token and one path.
+//!
+//! | the token | is refused at a path | then |
+//! |---|---|---|
+//! | is not the session's any more | | the call is tried with the session's |
+//! | has an end elsewhere (a file) | | the file is read; another token in it is tried |
+//! | was seen to live when it was refused there | in words that concern a policy | *denied*, nobody asked |
+//! | comes of a login, and no login was in vain lately | | a new login, and the call with it |
+//! | | | the server is asked about the token: it lives: *denied*, or *unavailable* if the 403 said that it does not; it is dead: a new login, or *misconfigured* where there is none |
+//!
+//! A login is in vain while the path that led to it stays refused; until the next one then passes a time that doubles.
 #![forbid(unsafe_code)]
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError, Weak};
+use std::collections::HashSet;
+use std::hash::RandomState;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
-use zeroize::Zeroizing;
 
-use super::endpoints::{
-    AppRoleLogin, Auth, CertificateLogin, KubernetesLogin, SecretText, TokenState, app_role_login, certificate_login,
-    is_path, kubernetes_login, lookup_self, renew_self,
-};
-use super::errors::Failure;
+use super::endpoints::{Auth, TokenState, lookup_self, renew_self, revoke_self};
+use super::errors::{Failure, Refusal};
+use super::login::{Credentials, Desk, Kept, VaultAuth, login_failure};
 use super::transport::{SMALL, Token, Transport};
 use crate::kek::KekErrorClass;
+use crate::memory::fork;
 use crate::suite::spread;
-
-/// How this process proves to the server who it is. Nothing secret is in its Debug text.
-///
-/// Whatever is read from a file is read anew at each login, so an orchestrator can replace it.
-pub struct VaultAuth(Method);
-
-enum Method {
-    Token(Token),
-    TokenFile(PathBuf),
-    AppRole {
-        mount: String,
-        role_id: String,
-        secret_id: Option<Source>,
-    },
-    Kubernetes {
-        mount: String,
-        role: String,
-        jwt: PathBuf,
-    },
-    Certificate {
-        mount: String,
-        role: Option<String>,
-    },
-    /// A text that can never be a token; refused at build.
-    Unusable(&'static str),
-}
-
-enum Source {
-    Value(SecretText),
-    File(PathBuf),
-}
-
-const KUBERNETES_JWT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-const MAX_FILE: u64 = 64 * 1024;
-
-impl VaultAuth {
-    /// This token. It is renewed as long as the server allows; when it ends there is no way to another, and every call fails as
-    /// *misconfigured*. For development, or where something else ends the process in time.
-    #[must_use]
-    pub fn token(token: impl Into<String>) -> Self {
-        match Token::new(SecretText::new(token.into())) {
-            Some(token) => Self(Method::Token(token)),
-            None => Self(Method::Unusable("the token is empty or has a character that a token cannot have")),
-        }
-    }
-
-    /// The token in this file, such as the sink of a Vault agent. The file is read again when its token is refused or ends.
-    #[must_use]
-    pub fn token_file(path: impl Into<PathBuf>) -> Self {
-        Self(Method::TokenFile(path.into()))
-    }
-
-    /// AppRole with this role id, at the mount `approle`. Add the secret id, if the role wants one.
-    #[must_use]
-    pub fn app_role(role_id: impl Into<String>) -> Self {
-        Self(Method::AppRole { mount: "approle".to_owned(), role_id: role_id.into(), secret_id: None })
-    }
-
-    /// AppRole's secret id. Without effect on other methods.
-    #[must_use]
-    pub fn secret_id(mut self, secret_id: impl Into<String>) -> Self {
-        if let Method::AppRole { secret_id: own, .. } = &mut self.0 {
-            *own = Some(Source::Value(SecretText::new(secret_id.into())));
-        }
-        self
-    }
-
-    /// The file with AppRole's secret id. Without effect on other methods.
-    #[must_use]
-    pub fn secret_id_file(mut self, path: impl Into<PathBuf>) -> Self {
-        if let Method::AppRole { secret_id: own, .. } = &mut self.0 {
-            *own = Some(Source::File(path.into()));
-        }
-        self
-    }
-
-    /// Kubernetes with this role, at the mount `kubernetes`, by the token of the pod's service account.
-    #[must_use]
-    pub fn kubernetes(role: impl Into<String>) -> Self {
-        Self(Method::Kubernetes { mount: "kubernetes".to_owned(), role: role.into(), jwt: KUBERNETES_JWT.into() })
-    }
-
-    /// Another file for the service account's token. Without effect on other methods.
-    #[must_use]
-    pub fn jwt_file(mut self, path: impl Into<PathBuf>) -> Self {
-        if let Method::Kubernetes { jwt, .. } = &mut self.0 {
-            *jwt = path.into();
-        }
-        self
-    }
-
-    /// The TLS client certificate of the connection, at the mount `cert`, for whichever role matches it.
-    #[must_use]
-    pub fn certificate() -> Self {
-        Self(Method::Certificate { mount: "cert".to_owned(), role: None })
-    }
-
-    /// Only this role of the certificate method. Without effect on other methods.
-    #[must_use]
-    pub fn certificate_role(mut self, name: impl Into<String>) -> Self {
-        if let Method::Certificate { role, .. } = &mut self.0 {
-            *role = Some(name.into());
-        }
-        self
-    }
-
-    /// Where the method is mounted. Without effect on tokens.
-    #[must_use]
-    pub fn mount(mut self, path: impl Into<String>) -> Self {
-        match &mut self.0 {
-            Method::AppRole { mount, .. } | Method::Kubernetes { mount, .. } | Method::Certificate { mount, .. } => {
-                *mount = path.into();
-            }
-            Method::Token(_) | Method::TokenFile(_) | Method::Unusable(_) => {}
-        }
-        self
-    }
-
-    /// What is wrong with it, as far as can be told without asking.
-    pub(super) fn check(&self, has_certificate: bool) -> Result<(), &'static str> {
-        match &self.0 {
-            Method::Unusable(why) => Err(why),
-            Method::AppRole { mount, .. } | Method::Kubernetes { mount, .. } | Method::Certificate { mount, .. }
-                if !is_path(mount) =>
-            {
-                Err("the mount of the login method is not a path")
-            }
-            Method::Certificate { .. } if !has_certificate => Err("a login by certificate wants client_certificate"),
-            _ => Ok(()),
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self.0 {
-            Method::Token(_) => "token",
-            Method::TokenFile(_) => "token file",
-            Method::AppRole { .. } => "AppRole",
-            Method::Kubernetes { .. } => "Kubernetes",
-            Method::Certificate { .. } => "certificate",
-            Method::Unusable(_) => "unusable",
-        }
-    }
-
-    /// Whether logging in again gives another token.
-    fn makes_tokens(&self) -> bool {
-        matches!(self.0, Method::AppRole { .. } | Method::Kubernetes { .. } | Method::Certificate { .. })
-    }
-}
-
-impl fmt::Debug for VaultAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VaultAuth({})", self.name())
-    }
-}
 
 /// A token and how long it lives.
 pub(super) struct Session {
-    pub(super) token: Token,
+    /// `None` where something on the way adds it.
+    pub(super) token: Option<Token>,
     /// Before the request that gave it, so that it never ends earlier than is believed here.
     since: Instant,
     /// `None`: for ever, or nobody knows.
@@ -184,12 +46,21 @@ pub(super) struct Session {
     /// The lease that the login gave; a renewal that gives less has met the token's last end.
     first_lease: Option<Duration>,
     renewable: bool,
+    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed any more.
+    is_ours: bool,
+    /// A call with it succeeded.
+    worked: AtomicBool,
 }
 
 impl Session {
-    fn new(token: Token, since: Instant, seconds: u64, renewable: bool) -> Self {
+    fn new(token: Option<Token>, since: Instant, seconds: u64, renewable: bool) -> Self {
         let lease = (seconds > 0).then(|| Duration::from_secs(seconds));
-        Self { token, since, lease, first_lease: lease, renewable }
+        let worked = AtomicBool::new(false);
+        Self { token, since, lease, first_lease: lease, renewable, is_ours: false, worked }
+    }
+
+    fn has_token_of(&self, other: &Self) -> bool {
+        is_same(self.token.as_ref(), other.token.as_ref())
     }
 
     fn is_over(&self) -> bool {
@@ -207,10 +78,27 @@ impl Session {
     }
 }
 
-/// How long after a new login that did not help a 403 is believed without another.
+fn is_same(one: Option<&Token>, other: Option<&Token>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
+/// How long a denial is believed where no login could help.
 const BELIEVED_FOR: Duration = Duration::from_secs(10);
+/// Between two logins that were made because of a refused call, and did not help.
+const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Between two logins that were refused, with the same credentials.
+const FIRST_REFUSED_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
 const SOONEST_RETRY: Duration = Duration::from_millis(100);
 const LATEST_RETRY: Duration = Duration::from_secs(10);
+/// How long the calls on their way with a token hold up its end.
+const GIVEN_BACK_AFTER: Duration = Duration::from_secs(30);
+const GIVEN_BACK_AT_CLOSE_AFTER: Duration = Duration::from_secs(1);
 
 /// Keeps one session for all callers.
 pub(super) struct Authenticator {
@@ -218,9 +106,19 @@ pub(super) struct Authenticator {
     transport: Arc<Transport>,
     current: ArcSwapOption<Session>,
     gate: Mutex<Gate>,
+    denials: StdMutex<Denials>,
+    /// Tokens of this login may look themselves up: then words alone do not make one that is refused that a living one.
+    looks_up: AtomicBool,
+    /// There is something in `denials`.
+    any_denial: AtomicBool,
     /// Wakes the task that keeps the token alive.
     changed: Arc<Notify>,
     keeper: StdMutex<Option<JoinHandle<()>>>,
+    /// Where the last token came in, so that it can be given back when nobody polls any more.
+    runtime: StdMutex<Option<Handle>>,
+    /// Of the process in which it was built.
+    process: u64,
+    hasher: RandomState,
     /// Why the token could not be kept alive the last time, for an operator.
     trouble: StdMutex<Option<String>>,
 }
@@ -229,15 +127,90 @@ pub(super) struct Authenticator {
 #[derive(Default)]
 struct Gate {
     last_failure: Option<(Instant, Failure)>,
-    believe_until: Option<Instant>,
+    refused: Option<RefusedLogin>,
+    kept: Option<Kept>,
 }
 
-/// What led to a login.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Refused {
-    Nothing,
-    /// The token in use, or the policy behind it.
-    ACall,
+/// A login that was refused is not tried again at once, unless with other credentials.
+struct RefusedLogin {
+    with: u64,
+    until: Instant,
+    pause: Duration,
+    failure: Failure,
+}
+
+/// What is believed of policies.
+#[derive(Default)]
+struct Denials {
+    /// The token that was refused while it was seen to live.
+    whose: Option<Token>,
+    /// The paths where it was, and until when that is believed.
+    believed: Vec<(String, Instant)>,
+    /// Paths because of which a login was made, and that have not worked since.
+    in_vain: HashSet<String>,
+    pause: Duration,
+    /// No login because of a refused call before then.
+    next_login: Option<Instant>,
+}
+
+impl Denials {
+    fn are_believed(&self, token: Option<&Token>, path: &str) -> bool {
+        let now = Instant::now();
+        is_same(self.whose.as_ref(), token)
+            && self.believed.iter().any(|(denied, until)| denied == path && now < *until)
+    }
+
+    fn believe(&mut self, token: Option<&Token>, path: &str, makes_tokens: bool) {
+        let until = match self.next_login {
+            Some(next) if makes_tokens => next,
+            _ => Instant::now() + BELIEVED_FOR,
+        };
+        if !is_same(self.whose.as_ref(), token) {
+            (self.whose, self.believed) = (token.map(Token::share), Vec::new());
+        }
+        self.believed.retain(|(denied, _)| denied != path);
+        self.believed.push((path.to_owned(), until));
+    }
+
+    fn may_log_in(&self) -> bool {
+        self.next_login.is_none_or(|next| Instant::now() >= next)
+    }
+
+    /// A login because of a refusal at `path` is about to be made.
+    fn log_in_because_of(&mut self, path: &str) {
+        self.in_vain.insert(path.to_owned());
+        self.pause = if self.pause.is_zero() { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+        self.next_login = Some(Instant::now() + self.pause);
+    }
+
+    fn worked(&mut self, path: &str) {
+        self.believed.retain(|(denied, _)| denied != path);
+        if self.in_vain.remove(path) && self.in_vain.is_empty() {
+            (self.pause, self.next_login) = (Duration::ZERO, None);
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.in_vain.is_empty() && self.believed.is_empty()
+    }
+}
+
+/// After a 403.
+pub(super) enum Verdict {
+    /// Another try, with this.
+    Again(Arc<Session>),
+    /// It is the policy.
+    Denied,
+}
+
+/// What the server says of a token when it is asked.
+enum Life {
+    Lives,
+    /// It is refused that, in words that concern a policy.
+    LivesByItsWords,
+    Ended,
+    /// It may not be asked.
+    Unknown,
 }
 
 impl Authenticator {
@@ -247,8 +220,14 @@ impl Authenticator {
             transport,
             current: ArcSwapOption::empty(),
             gate: Mutex::default(),
+            denials: StdMutex::default(),
+            looks_up: AtomicBool::new(false),
+            any_denial: AtomicBool::new(false),
             changed: Arc::default(),
             keeper: StdMutex::default(),
+            runtime: StdMutex::default(),
+            process: fork::generation(),
+            hasher: RandomState::new(),
             trouble: StdMutex::default(),
         })
     }
@@ -265,6 +244,14 @@ impl Authenticator {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
+    fn denials(&self) -> MutexGuard<'_, Denials> {
+        self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn desk(&self) -> Desk<'_> {
+        Desk { auth: &self.auth, transport: &self.transport, hasher: &self.hasher }
+    }
+
     fn usable(&self) -> Option<Arc<Session>> {
         self.current.load_full().filter(|session| !session.is_over())
     }
@@ -279,47 +266,118 @@ impl Authenticator {
         if let Some(session) = self.usable() {
             return Ok(session);
         }
-        match &gate.last_failure {
-            Some((at, failure)) if *at >= asked => Err(failure.clone()),
-            _ => self.log_in_now(&mut gate, Refused::Nothing).await,
+        self.log_in_shared(&mut gate, asked).await
+    }
+
+    /// A call with it succeeded.
+    pub(super) fn worked(&self, session: &Session, path: &str) {
+        if !session.worked.load(Ordering::Relaxed) {
+            session.worked.store(true, Ordering::Relaxed);
+        }
+        if self.any_denial.load(Ordering::Relaxed) {
+            let mut denials = self.denials();
+            denials.worked(path);
+            self.any_denial.store(!denials.is_empty(), Ordering::Relaxed);
         }
     }
 
-    /// After a 403: the session to try once more with, or `None` where the refusal stands.
-    pub(super) async fn after_refusal(self: &Arc<Self>, refused: &Session) -> Result<Option<Arc<Session>>, Failure> {
+    /// What follows from the server's 403 at `path`. See the [module](self).
+    pub(super) async fn after_refusal(
+        self: &Arc<Self>,
+        refused: &Arc<Session>,
+        path: &str,
+        reason: Refusal,
+    ) -> Result<Verdict, Failure> {
+        let is_believed = || reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path);
+        if is_believed() {
+            return Ok(Verdict::Denied);
+        }
         let asked = Instant::now();
         let mut gate = self.gate.lock().await;
-        if let Some(session) = self.usable()
-            && !session.token.is(&refused.token)
-        {
-            return Ok(Some(session));
+        match self.usable() {
+            Some(session) if !session.has_token_of(refused) => return Ok(Verdict::Again(session)),
+            Some(_) if is_believed() => return Ok(Verdict::Denied),
+            Some(_) => {}
+            // It ended meanwhile, or was given back.
+            None => return self.log_in_shared(&mut gate, asked).await.map(Verdict::Again),
         }
-        if gate.believe_until.is_some_and(|until| Instant::now() < until) {
-            return Ok(None);
+        let mut no_login = None;
+        if self.auth.is_a_file() {
+            if let Credentials::Token(token) = self.desk().credentials().await?
+                && !is_same(token.as_ref(), refused.token.as_ref())
+            {
+                return Ok(Verdict::Again(self.put(self.adopt(token, Instant::now()).await?)));
+            }
+        } else if self.auth.makes_tokens() && self.denials().may_log_in() {
+            self.denials().log_in_because_of(path);
+            self.any_denial.store(true, Ordering::Relaxed);
+            match self.log_in_shared(&mut gate, asked).await {
+                Ok(session) => return Ok(Verdict::Again(session)),
+                Err(failure) if failure.is_passing() || failure.locked => return Err(failure),
+                // The token at hand may live all the same.
+                Err(failure) => no_login = Some(failure),
+            }
         }
-        if let Some((at, failure)) = &gate.last_failure
-            && *at >= asked
-        {
-            return Err(failure.clone());
+        let life = match self.look_up(refused.token.as_ref()).await?.0 {
+            Life::LivesByItsWords if !self.looks_up.load(Ordering::Relaxed) => Life::Lives,
+            // What did nothing yet comes of a login just now: it is not dead, its tokens are not what they were.
+            Life::LivesByItsWords if !refused.worked.load(Ordering::Relaxed) => {
+                self.looks_up.store(false, Ordering::Relaxed);
+                Life::Lives
+            }
+            Life::LivesByItsWords => Life::Ended,
+            life => life,
+        };
+        match life {
+            Life::Lives => self.denied(refused, path, reason),
+            Life::Unknown if reason == Refusal::Policy => self.denied(refused, path, reason),
+            Life::Ended if self.auth.makes_tokens() && no_login.is_none() => {
+                self.replace(&mut gate, refused).await.map(Verdict::Again)
+            }
+            Life::Ended | Life::LivesByItsWords | Life::Unknown => Err(no_login.unwrap_or_else(|| {
+                Failure::misconfigured(format!("{}: the token has ended or was revoked (403)", self.desk().operation()))
+            })),
         }
-        let session = self.log_in_now(&mut gate, Refused::ACall).await?;
-        if session.token.is(&refused.token) {
-            // It is good, and still refused.
-            gate.believe_until = Some(Instant::now() + BELIEVED_FOR);
-            return Ok(None);
-        }
-        Ok(Some(session))
     }
 
-    /// A new login did not help: it is the policy.
-    pub(super) async fn refused_again(&self) {
-        self.gate.lock().await.believe_until = Some(Instant::now() + BELIEVED_FOR);
+    /// The token lives, and is refused.
+    fn denied(&self, session: &Session, path: &str, reason: Refusal) -> Result<Verdict, Failure> {
+        if reason == Refusal::InvalidToken {
+            let message = "one node calls the token invalid, another knows it (403)";
+            return Err(Failure::unavailable(format!("{}: {message}", self.desk().operation())));
+        }
+        session.worked.store(true, Ordering::Relaxed);
+        self.denials().believe(session.token.as_ref(), path, self.auth.makes_tokens());
+        self.any_denial.store(true, Ordering::Relaxed);
+        Ok(Verdict::Denied)
     }
 
-    async fn log_in_now(self: &Arc<Self>, gate: &mut Gate, refused: Refused) -> Result<Arc<Session>, Failure> {
-        match self.log_in(refused).await {
+    /// The token is dead, whatever the policy says.
+    async fn replace(self: &Arc<Self>, gate: &mut Gate, dead: &Arc<Session>) -> Result<Arc<Session>, Failure> {
+        self.current.store(None);
+        if !dead.worked.load(Ordering::Relaxed) {
+            // Another would end like this one.
+            let message = format!("{}: the server does not know the token that it gave (403)", self.desk().operation());
+            let failure = Failure::misconfigured(message);
+            let credentials = self.desk().credentials().await?;
+            gate.refuse(self.desk().fingerprint(&credentials), &failure);
+            return Err(failure);
+        }
+        self.log_in_now(gate).await
+    }
+
+    /// A login, or the failure of one that was made since `asked`.
+    async fn log_in_shared(self: &Arc<Self>, gate: &mut Gate, asked: Instant) -> Result<Arc<Session>, Failure> {
+        match &gate.last_failure {
+            Some((at, failure)) if *at >= asked => Err(failure.clone()),
+            _ => self.log_in_now(gate).await,
+        }
+    }
+
+    async fn log_in_now(self: &Arc<Self>, gate: &mut Gate) -> Result<Arc<Session>, Failure> {
+        match self.log_in(gate).await {
             Ok(session) => {
-                gate.last_failure = None;
+                (gate.last_failure, gate.refused) = (None, None);
                 Ok(self.put(session))
             }
             Err(failure) => {
@@ -329,9 +387,77 @@ impl Authenticator {
         }
     }
 
+    async fn log_in(&self, gate: &mut Gate) -> Result<Session, Failure> {
+        let since = Instant::now();
+        let desk = self.desk();
+        let credentials = desk.credentials().await?;
+        let with = desk.fingerprint(&credentials);
+        if let Some(refused) = gate.refused.as_ref().filter(|refused| refused.with == with)
+            && since < refused.until
+        {
+            return Err(refused.failure.clone().without_asking());
+        }
+        if let Credentials::Token(token) = credentials {
+            return self.adopt(token, since).await;
+        }
+        match desk.log_in(credentials, &mut gate.kept).await {
+            Ok(auth) => self.session_of(auth, since).ok_or_else(|| Failure::not_understood(&desk.operation())),
+            Err(failure) => {
+                if failure.class == KekErrorClass::Misconfigured && failure.asked {
+                    gate.refuse(with, &failure);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn session_of(&self, auth: Auth, since: Instant) -> Option<Session> {
+        let is_ours = auth.token_type != "batch";
+        let token = Token::new(auth.client_token)?;
+        Some(Session { is_ours, ..Session::new(Some(token), since, auth.lease_duration, auth.renewable) })
+    }
+
+    /// A token that was handed to us: used whatever the server says of it when it is asked, since a good one may be refused
+    /// that. The next call shows.
+    async fn adopt(&self, token: Option<Token>, since: Instant) -> Result<Session, Failure> {
+        if token.is_none() {
+            return Ok(Session::new(None, since, 0, false));
+        }
+        let (_, state) = self.look_up(token.as_ref()).await?;
+        let (seconds, renewable) = state.map_or((0, false), |state| (state.ttl, state.renewable));
+        Ok(Session::new(token, since, seconds, renewable))
+    }
+
+    /// Asks the server about a token.
+    async fn look_up(&self, token: Option<&Token>) -> Result<(Life, Option<TokenState>), Failure> {
+        let operation = self.desk().operation();
+        let reply = self.transport.send(&operation, &lookup_self(), token, SMALL).await?;
+        if reply.is_success() {
+            let answer = reply.success::<TokenState>(&operation)?;
+            let state = answer.data.ok_or_else(|| Failure::not_understood(&operation))?;
+            self.looks_up.store(true, Ordering::Relaxed);
+            return Ok((Life::Lives, Some(state)));
+        }
+        match reply.refusal() {
+            Some(Refusal::Policy) => Ok((Life::LivesByItsWords, None)),
+            Some(Refusal::Bare | Refusal::InvalidToken) => Ok((Life::Ended, None)),
+            None => {
+                // An agent or a gateway that does not let this through says nothing of the token.
+                match matches!(reply.status, 403..=405) && !reply.is_the_servers() {
+                    true => Ok((Life::Unknown, None)),
+                    false => Err(login_failure(reply.failure(&operation))),
+                }
+            }
+        }
+    }
+
     fn put(self: &Arc<Self>, session: Session) -> Arc<Session> {
         let session = Arc::new(session);
-        self.current.store(Some(session.clone()));
+        let superseded = self.current.swap(Some(session.clone()));
+        if let Some(old) = superseded.filter(|old| old.is_ours && !old.has_token_of(&session)) {
+            tokio::spawn(give_back(self.transport.clone(), old, GIVEN_BACK_AFTER));
+        }
+        *self.runtime.lock().unwrap_or_else(PoisonError::into_inner) = Some(Handle::current());
         self.set_trouble(None);
         self.changed.notify_one();
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
@@ -342,97 +468,41 @@ impl Authenticator {
         session
     }
 
-    async fn log_in(&self, refused: Refused) -> Result<Session, Failure> {
-        let since = Instant::now();
-        let token = match &self.auth.0 {
-            Method::Token(token) => token.share(),
-            Method::TokenFile(path) => {
-                let text = self.read_file(path).await?;
-                Token::new(text).ok_or_else(|| file_failure(path, "holds no token"))?
-            }
-            Method::AppRole { mount, role_id, secret_id } => {
-                let from_file;
-                let secret_id = match secret_id {
-                    None => None,
-                    Some(Source::Value(value)) => Some(value.0.as_str()),
-                    Some(Source::File(path)) => {
-                        from_file = self.read_file(path).await?;
-                        Some(from_file.0.as_str())
-                    }
-                };
-                let request = app_role_login(mount, AppRoleLogin { role_id, secret_id });
-                return self.log_in_with(&request, since).await;
-            }
-            Method::Kubernetes { mount, role, jwt } => {
-                let jwt = self.read_file(jwt).await?;
-                let request = kubernetes_login(mount, KubernetesLogin { role, jwt: &jwt.0 });
-                return self.log_in_with(&request, since).await;
-            }
-            Method::Certificate { mount, role } => {
-                return self
-                    .log_in_with(&certificate_login(mount, CertificateLogin { name: role.as_deref() }), since)
-                    .await;
-            }
-            Method::Unusable(why) => return Err(Failure::misconfigured(*why)),
-        };
-        self.look_up(token, since, refused).await
-    }
-
-    async fn log_in_with<E: rustify::endpoint::Endpoint>(
-        &self,
-        request: &E,
-        since: Instant,
-    ) -> Result<Session, Failure> {
-        let operation = format!("login ({})", self.auth.name());
-        let reply = self.transport.send(&operation, request, None, SMALL).await?;
-        match reply.success::<serde::de::IgnoredAny>(&operation) {
-            Ok(answer) => {
-                answer.auth.and_then(|auth| session_of(auth, since)).ok_or_else(|| Failure::not_understood(&operation))
-            }
-            Err(failure) => Err(login_failure(failure)),
-        }
-    }
-
-    /// What the server knows of a token that was handed to us.
-    async fn look_up(&self, token: Token, since: Instant, refused: Refused) -> Result<Session, Failure> {
-        let operation = format!("login ({})", self.auth.name());
-        let reply = self.transport.send(&operation, &lookup_self(), Some(&token), SMALL).await?;
-        match reply.success::<TokenState>(&operation) {
-            Ok(answer) => match answer.data {
-                Some(state) => Ok(Session::new(token, since, state.ttl, state.renewable)),
-                None => Err(Failure::not_understood(&operation)),
-            },
-            // Without the default policy a good token may be refused here too: the next call will show.
-            Err(_) if reply.status == 403 && refused == Refused::Nothing => Ok(Session::new(token, since, 0, false)),
-            Err(_) if reply.status == 403 => {
-                let message =
-                    format!("{operation}: the token has ended or was revoked, or may not look itself up (403)");
-                Err(Failure::misconfigured(message))
-            }
-            Err(failure) => Err(login_failure(failure)),
+    /// Gives the token back, if a login of ours made it. The next call logs in anew.
+    pub(super) async fn close(&self) {
+        // Whoever is logging in is waited for, or its token would stay.
+        let gate = self.gate.lock().await;
+        let session = self.current.swap(None);
+        drop(gate);
+        self.changed.notify_one();
+        if let Some(session) = session.filter(|session| session.is_ours) {
+            give_back(self.transport.clone(), session, GIVEN_BACK_AT_CLOSE_AFTER).await;
         }
     }
 
     async fn renew(&self, session: &Session) -> Result<Session, Failure> {
         let since = Instant::now();
-        let reply = self.transport.send("renewal of the token", &renew_self(), Some(&session.token), SMALL).await?;
-        let auth = reply.success::<serde::de::IgnoredAny>("renewal of the token")?.auth;
-        let auth = auth.ok_or_else(|| Failure::not_understood("renewal of the token"))?;
-        let renewed = Session::new(session.token.share(), since, auth.lease_duration, auth.renewable);
-        Ok(Session { first_lease: session.first_lease, ..renewed })
+        let operation = "renewal of the token";
+        let reply = self.transport.send(operation, &renew_self(), session.token.as_ref(), SMALL).await?;
+        let auth = reply.success::<serde::de::IgnoredAny>(operation)?.auth;
+        let auth = auth.ok_or_else(|| Failure::not_understood(operation))?;
+        let token = session.token.as_ref().map(Token::share);
+        let renewed = Session::new(token, since, auth.lease_duration, auth.renewable);
+        let worked = AtomicBool::new(session.worked.load(Ordering::Relaxed));
+        Ok(Session { first_lease: session.first_lease, is_ours: session.is_ours, worked, ..renewed })
     }
 
-    async fn read_file(&self, path: &Path) -> Result<SecretText, Failure> {
-        let wanted = path.to_owned();
-        let read = tokio::task::spawn_blocking(move || read_secret(&wanted)).await;
-        read.ok().flatten().ok_or_else(|| file_failure(path, "cannot be read as a short text"))
+    /// Whether this is still the token in use.
+    fn uses(&self, session: &Session) -> bool {
+        self.current.load().as_ref().is_some_and(|current| current.has_token_of(session))
     }
 
     /// One step of keeping the token alive: whatever keeps it longest. `Err` if it is to be tried again.
     async fn look_after(self: &Arc<Self>, session: &Arc<Session>) -> Result<(), Failure> {
-        if let Method::TokenFile(_) = self.auth.0
-            && let Ok(fresh) = self.log_in(Refused::ACall).await
-            && !fresh.token.is(&session.token)
+        if self.auth.is_a_file()
+            && let Ok(Credentials::Token(token)) = self.desk().credentials().await
+            && !is_same(token.as_ref(), session.token.as_ref())
+            && let Ok(fresh) = self.adopt(token, Instant::now()).await
         {
             self.put(fresh);
             return Ok(());
@@ -442,27 +512,59 @@ impl Authenticator {
                 Ok(renewed) => {
                     let ends_soon = renewed.lease < renewed.first_lease;
                     // Somebody may have logged in meanwhile.
-                    if self.current.load().as_ref().is_some_and(|current| current.token.is(&renewed.token)) {
+                    if self.uses(&renewed) {
                         self.put(renewed);
                     }
                     if !ends_soon || !self.auth.makes_tokens() {
                         return Ok(());
                     }
                 }
-                Err(failure) if is_passing(&failure) || !self.auth.makes_tokens() => return Err(failure),
+                Err(failure) if failure.is_passing() || !self.auth.makes_tokens() => return Err(failure),
                 Err(_) => {}
             }
         } else if !self.auth.makes_tokens() {
             return Err(Failure::misconfigured("the token cannot be renewed"));
         }
         let mut gate = self.gate.lock().await;
-        self.log_in_now(&mut gate, Refused::Nothing).await.map(|_| ())
+        if !self.uses(session) {
+            return Ok(());
+        }
+        self.log_in_now(&mut gate).await.map(|_| ())
+    }
+}
+
+impl Gate {
+    fn refuse(&mut self, with: u64, failure: &Failure) {
+        let pause = match &self.refused {
+            Some(refused) if refused.with == with => (refused.pause * 2).min(LONGEST_REFUSED_PAUSE),
+            _ => FIRST_REFUSED_PAUSE,
+        };
+        self.refused = Some(RefusedLogin { with, until: Instant::now() + pause, pause, failure: failure.clone() });
+    }
+}
+
+/// So that tokens do not pile up at the server: `revoke-self`, when the calls on their way with it are done. Nobody is helped by
+/// knowing that it failed; the token's lease ends by itself.
+async fn give_back(transport: Arc<Transport>, session: Arc<Session>, patience: Duration) {
+    let start = Instant::now();
+    while Arc::strong_count(&session) > 1 && start.elapsed() < patience {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    if !session.is_over() {
+        let _ = transport.send("giving back the token", &revoke_self(), session.token.as_ref(), SMALL).await;
     }
 }
 
 impl Drop for Authenticator {
     fn drop(&mut self) {
         self.changed.notify_one();
+        // After a fork the runtime is the parent's, and so is the token.
+        if self.process == fork::generation()
+            && let Some(session) = self.current.swap(None).filter(|session| session.is_ours)
+            && let Some(runtime) = self.runtime.get_mut().unwrap_or_else(PoisonError::into_inner)
+        {
+            runtime.spawn(give_back(self.transport.clone(), session, GIVEN_BACK_AFTER));
+        }
     }
 }
 
@@ -501,39 +603,4 @@ async fn keep_alive(authenticator: Weak<Authenticator>, changed: Arc<Notify>) {
             }
         };
     }
-}
-
-fn session_of(auth: Auth, since: Instant) -> Option<Session> {
-    Some(Session::new(Token::new(auth.client_token)?, since, auth.lease_duration, auth.renewable))
-}
-
-fn is_passing(failure: &Failure) -> bool {
-    matches!(failure.class, KekErrorClass::Unavailable | KekErrorClass::Throttled)
-}
-
-/// A login that is refused says nothing of the key: an operator has to act.
-fn login_failure(failure: Failure) -> Failure {
-    if is_passing(&failure) { failure } else { Failure::misconfigured(failure.message) }
-}
-
-fn file_failure(path: &Path, what: &str) -> Failure {
-    Failure::misconfigured(format!("login: {} {what}", path.display()))
-}
-
-/// A short text without the white space around it; `None` if it is not one.
-fn read_secret(path: &Path) -> Option<SecretText> {
-    use std::io::Read;
-
-    let file = std::fs::File::open(path).ok()?;
-    let mut bytes = Zeroizing::new(vec![0; usize::try_from(MAX_FILE + 1).ok()?]);
-    let mut len = 0;
-    let mut file = file.take(MAX_FILE + 1);
-    loop {
-        match file.read(bytes.get_mut(len..)?).ok()? {
-            0 => break,
-            read => len += read,
-        }
-    }
-    let text = std::str::from_utf8(bytes.get(..len)?).ok()?.trim();
-    (!text.is_empty() && u64::try_from(len).ok()? <= MAX_FILE).then(|| SecretText::new(text.to_owned()))
 }

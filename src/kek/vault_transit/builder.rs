@@ -3,22 +3,23 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use reqwest::header::HeaderValue;
-use reqwest::{Certificate, Identity, Proxy, Url};
+use reqwest::{Proxy, Url};
 use tokio::sync::Mutex;
-use zeroize::Zeroizing;
 
 use super::super::home::Home;
-use super::auth::{Authenticator, VaultAuth};
-use super::endpoints::{is_path, is_segment};
-use super::transport::{ProxyChoice, Transport, TransportOptions};
-use super::{ContextBinding, Inner, VaultTransit};
+use super::auth::Authenticator;
+use super::endpoints::{is_key, is_path, is_segment};
+use super::login::VaultAuth;
+use super::tls::{Client, Roots, TlsSources};
+use super::transport::{ProxyChoice, Transport, TransportOptions, Unusable};
+use super::{ContextBinding, Inner, VaultTransit, environment};
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 
@@ -38,8 +39,9 @@ pub struct VaultTransitBuilder {
     mount: String,
     address: Option<String>,
     namespace: Option<String>,
-    ca_file: Option<PathBuf>,
-    client_certificate: Option<(PathBuf, PathBuf)>,
+    tls: TlsSources,
+    server_name: Option<String>,
+    follow_redirects: bool,
     proxy: Option<String>,
     environment_proxy: bool,
     connect_timeout: Duration,
@@ -60,8 +62,9 @@ impl VaultTransitBuilder {
             mount: "transit".to_owned(),
             address: None,
             namespace: None,
-            ca_file: None,
-            client_certificate: None,
+            tls: TlsSources::default(),
+            server_name: None,
+            follow_redirects: true,
             proxy: None,
             environment_proxy: false,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
@@ -76,46 +79,20 @@ impl VaultTransitBuilder {
 
     /// `variable` stands for the environment.
     pub(super) fn variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
-        let mut refused = None;
-        let mut text = |name: &str| {
-            let value = variable(name)?.into_string();
-            if value.is_err() {
-                refused = Some(format!("{name} is not UTF-8"));
-            }
-            value.ok().filter(|value| !value.is_empty())
-        };
-        self.address = text("VAULT_ADDR");
-        self.namespace = text("VAULT_NAMESPACE");
-        self.auth = text("VAULT_TOKEN").map(VaultAuth::token);
-        self.proxy = text("VAULT_PROXY_ADDR").or_else(|| text("VAULT_HTTP_PROXY"));
-        let timeout = text("VAULT_CLIENT_TIMEOUT");
-        let skip_verify = text("VAULT_SKIP_VERIFY");
-        let path = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        self.ca_file = path("VAULT_CACERT");
-        self.client_certificate = path("VAULT_CLIENT_CERT").zip(path("VAULT_CLIENT_KEY"));
         self.environment_proxy = true;
-        if let Some(timeout) = timeout {
-            match go_duration(&timeout) {
-                Some(timeout) => self.timeout = timeout,
-                None => {
-                    refused = Some(format!(
-                        "VAULT_CLIENT_TIMEOUT is {timeout:?}, seconds or a duration such as 30s are allowed"
-                    ))
-                }
+        match environment::read(variable) {
+            Ok(found) => {
+                self.address = found.address;
+                self.namespace = found.namespace;
+                self.auth = found.token.map(VaultAuth::token);
+                self.tls = TlsSources { roots: found.roots, client: found.client };
+                self.server_name = found.server_name;
+                self.proxy = found.proxy;
+                self.timeout = found.timeout.unwrap_or(self.timeout);
+                self.follow_redirects = !found.no_redirects;
             }
+            Err(refused) => self.refused = Some(refused),
         }
-        if skip_verify.is_some_and(|value| !matches!(&*value.to_ascii_lowercase(), "0" | "f" | "false")) {
-            refused =
-                Some("VAULT_SKIP_VERIFY: certificates are always verified; name the CA with VAULT_CACERT".to_owned());
-        }
-        for name in ["VAULT_CAPATH", "VAULT_TLS_SERVER_NAME"] {
-            if path(name).is_some() {
-                refused = Some(format!(
-                    "{name} is not supported; use VAULT_CACERT and an address with the name in the certificate"
-                ));
-            }
-        }
-        self.refused = refused;
         self
     }
 
@@ -138,15 +115,30 @@ impl VaultTransitBuilder {
         self
     }
 
-    /// A PEM file with the certificates of the CAs to trust, **instead of** the system's. Read at build.
+    /// A PEM file with the certificates of the CAs to trust, **instead of** the system's. Read at build, and anew when it changes: the next
+    /// request has a new connection then. A file that cannot be read, half written say, changes nothing but the health.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.ca_file = Some(path.into());
+        self.tls.roots = Some(Roots::File(path.into()));
         self
     }
 
-    /// PEM files with the client's certificate chain and its private key. Read at build.
+    /// As [`ca_file`](Self::ca_file), with every file of a directory.
+    pub fn ca_directory(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tls.roots = Some(Roots::Directory(path.into()));
+        self
+    }
+
+    /// PEM files with the client's certificate chain and its private key. Read at build, and anew when one of them changes, as
+    /// [`ca_file`](Self::ca_file).
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.client_certificate = Some((certificate.into(), key.into()));
+        self.tls.client = Some(Client::Files(certificate.into(), key.into()));
+        self
+    }
+
+    /// The name in the server's certificate, where it is not the address's: for an address that is a number, or a load balancer's. Not
+    /// together with a proxy.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
         self
     }
 
@@ -175,7 +167,7 @@ impl VaultTransitBuilder {
         self
     }
 
-    /// Who this process is. Required, unless `VAULT_TOKEN` is read by [`VaultTransit::from_env`].
+    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`VaultTransit::from_env`].
     pub fn auth(mut self, auth: VaultAuth) -> Self {
         self.auth = Some(auth);
         self
@@ -210,16 +202,16 @@ impl VaultTransitBuilder {
         }
         if !is_path(&self.mount) {
             return Err(invalid(format!(
-                "mount {:?}: segments of letters, digits, '.', '_' and '-' are allowed",
+                "mount {:?}: a path without empty segments, '.', '..' and invisible characters is wanted",
                 self.mount
             )));
         }
-        if !is_segment(&self.key) {
+        if !is_key(&self.key) {
             return Err(invalid(format!("key {:?}: letters, digits, '.', '_' and '-' are allowed", self.key)));
         }
         let id = KekId::new(format!("vault:{}/{}/{}", self.cluster, self.mount, self.key))?;
         let auth = self.auth.ok_or_else(|| invalid("auth: say who this process is"))?;
-        auth.check(self.client_certificate.is_some()).map_err(|why| invalid(format!("auth: {why}")))?;
+        auth.check(self.tls.client.is_some()).map_err(|why| invalid(format!("auth: {why}")))?;
         for (option, timeout) in [("connect_timeout", self.connect_timeout), ("timeout", self.timeout)] {
             if !TIMEOUTS.contains(&timeout) {
                 return Err(invalid(format!(
@@ -233,25 +225,30 @@ impl VaultTransitBuilder {
             let (from, to) = (KEY_MAX_AGES.start(), KEY_MAX_AGES.end());
             return Err(invalid(format!("key_max_age is {:?}, {from:?} to {to:?} are allowed", self.key_max_age)));
         }
+        if let Some(name) = &self.server_name {
+            check_server_name(name)?;
+            if self.proxy.is_some() || (self.environment_proxy && PROXIES.iter().any(|name| is_set(name))) {
+                return Err(invalid("server_name: does not work through a proxy"));
+            }
+        }
         let options = TransportOptions {
             address: address(self.address.as_deref().unwrap_or(DEFAULT_ADDRESS), self.plain_http)?,
+            server_name: self.server_name,
             namespace: self.namespace.as_deref().map(namespace).transpose()?,
-            ca: self.ca_file.as_deref().map(certificates).transpose()?,
-            identity: self
-                .client_certificate
-                .as_ref()
-                .map(|(certificate, key)| identity(certificate, key))
-                .transpose()?,
+            tls: self.tls,
             proxy: match &self.proxy {
                 Some(url) => ProxyChoice::This(Box::new(proxy(url)?)),
                 None if self.environment_proxy => ProxyChoice::Environment,
                 None => ProxyChoice::None,
             },
+            follow_redirects: self.follow_redirects,
             connect_timeout: self.connect_timeout,
             timeout: self.timeout,
         };
-        let transport = Transport::new(options)
-            .map_err(|error| invalid("the HTTPS client cannot be set up").with_source(error.without_url()))?;
+        let transport = Transport::new(options).map_err(|unusable| match unusable {
+            Unusable::Files(error) => error,
+            Unusable::Client(error) => invalid("the HTTPS client cannot be set up").with_source(error.without_url()),
+        })?;
         let transport = Arc::new(transport);
         Ok(VaultTransit(Arc::new(Inner {
             id,
@@ -313,8 +310,30 @@ fn is_this_machine(url: &Url) -> bool {
 
 fn namespace(text: &str) -> Result<HeaderValue, Error> {
     match is_path(text.trim_end_matches('/')) {
-        true => HeaderValue::from_str(text).map_err(|_| invalid("namespace: not a header value")),
-        false => Err(invalid(format!("namespace {text:?}: segments of letters, digits, '.', '_' and '-' are allowed"))),
+        true => HeaderValue::from_bytes(text.as_bytes()).map_err(|_| invalid("namespace: not a header value")),
+        false => Err(invalid(format!(
+            "namespace {text:?}: a path without empty segments, '.', '..' and invisible characters is wanted"
+        ))),
+    }
+}
+
+const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+fn check_server_name(name: &str) -> Result<(), Error> {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let is_number = name.parse::<std::net::IpAddr>().is_ok()
+        || name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    match name.len() <= 253 && name.split('.').all(is_label) && !is_number {
+        true => Ok(()),
+        false => Err(invalid(format!("server_name {name:?}: the name of a host is wanted"))),
     }
 }
 
@@ -324,60 +343,6 @@ fn proxy(text: &str) -> Result<Proxy, Error> {
         return Err(invalid("proxy: a URL with http:// or https:// and a host is wanted"));
     }
     Proxy::all(url).map_err(|_| invalid("proxy: not usable"))
-}
-
-fn read(option: &str, path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    std::fs::read(path).map(Zeroizing::new).map_err(|error| {
-        Error::new(ErrorKind::Io, format!("{option}: {} cannot be read", path.display())).with_source(error)
-    })
-}
-
-fn certificates(path: &Path) -> Result<Vec<Certificate>, Error> {
-    match Certificate::from_pem_bundle(&read("ca_file", path)?) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(invalid(format!("ca_file: {} holds no PEM certificate", path.display()))),
-    }
-}
-
-fn identity(certificate: &Path, key: &Path) -> Result<Identity, Error> {
-    let mut pem = read("client_certificate", certificate)?;
-    let key_pem = read("client_certificate", key)?;
-    let mut both = Zeroizing::new(Vec::with_capacity(pem.len() + 1 + key_pem.len()));
-    both.append(&mut pem);
-    both.push(b'\n');
-    both.extend_from_slice(&key_pem);
-    Identity::from_pem(&both).map_err(|_| {
-        invalid(format!(
-            "client_certificate: {} and {} hold no PEM certificate and key",
-            certificate.display(),
-            key.display()
-        ))
-    })
-}
-
-/// Seconds, or a sum of such parts as `1m`, `30s`, `500ms`.
-fn go_duration(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
-    }
-    let mut rest = text;
-    let mut sum = Duration::ZERO;
-    while !rest.is_empty() {
-        let (digits, behind) = rest.split_at_checked(rest.find(|c: char| !c.is_ascii_digit())?)?;
-        let unit_len = behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len());
-        let (unit, behind) = behind.split_at_checked(unit_len)?;
-        let number: u64 = digits.parse().ok()?;
-        let part = match unit {
-            "ms" => Duration::from_millis(number),
-            "s" => Duration::from_secs(number),
-            "m" => Duration::from_secs(number.checked_mul(60)?),
-            "h" => Duration::from_secs(number.checked_mul(3600)?),
-            _ => return None,
-        };
-        sum = sum.checked_add(part)?;
-        rest = behind;
-    }
-    (!text.is_empty()).then_some(sum)
 }
 
 #[cfg(test)]
@@ -408,7 +373,7 @@ mod tests {
 
     #[test]
     fn names_that_would_mean_something_else_in_a_path_are_refused() {
-        for name in ["", "a/b", "..", ".", "a b", "a\nb", "a%2fb", "a?b", "a#b", "ä", &"k".repeat(129)] {
+        for name in ["", "a/b", "..", ".", "a b", "a\nb", "a%2fb", "a?b", "a#b", "ä"] {
             assert!(
                 refusal(VaultTransitBuilder::new(name, "k").auth(VaultAuth::token("t"))).contains("cluster"),
                 "{name:?}"
@@ -417,15 +382,23 @@ mod tests {
                 refusal(VaultTransitBuilder::new("c", name).auth(VaultAuth::token("t"))).contains("key"),
                 "{name:?}"
             );
-            if name != "a/b" {
-                assert!(refusal(builder().mount(name)).contains("mount"), "{name:?}");
-                assert!(refusal(builder().namespace(name)).contains("namespace"), "{name:?}");
-                assert!(refusal(builder().auth(VaultAuth::app_role("r").mount(name))).contains("mount"), "{name:?}");
-            }
         }
-        for path in ["/transit", "transit/", "a//b", "a/../b"] {
+        let (long, longer) = ("k".repeat(300), "k".repeat(600));
+        for path in
+            ["", ".", "..", "/transit", "a//b", "a/../b", "a\nb", "a\tb", "a\u{7f}b", "a\u{202e}b", "a\u{a0}b", &longer]
+        {
             assert!(refusal(builder().mount(path)).contains("mount"), "{path:?}");
+            assert!(refusal(builder().namespace(path)).contains("namespace"), "{path:?}");
+            assert!(refusal(builder().auth(VaultAuth::app_role("r").mount(path))).contains("mount"), "{path:?}");
         }
+        assert!(refusal(builder().mount("transit/")).contains("mount"));
+        for mount in
+            ["my transit", "tränsit", "tra\u{308}nsit", "a+b", "transit@eu", "prod:transit", "a%2fb", "a?b#c", &long]
+        {
+            let kek = within(|| builder().mount(mount).build()).unwrap();
+            assert_eq!(crate::kek::KekProvider::id(&kek).as_str(), format!("vault:prod/{mount}/orders"));
+        }
+        within(|| VaultTransitBuilder::new("prod", &*long).auth(VaultAuth::none()).build()).unwrap();
     }
 
     #[test]
@@ -496,34 +469,21 @@ mod tests {
             VaultTransitBuilder::new("prod", "orders")
                 .variables(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
         };
-        let all = set(&[
-            ("VAULT_ADDR", "https://vault.example:8200"),
-            ("VAULT_TOKEN", "s.secret-token"),
-            ("VAULT_NAMESPACE", "team/a"),
-            ("VAULT_CACERT", "/ca.pem"),
-            ("VAULT_CLIENT_CERT", "/cert.pem"),
-            ("VAULT_CLIENT_KEY", "/key.pem"),
-            ("VAULT_CLIENT_TIMEOUT", "1m30s"),
-            ("VAULT_HTTP_PROXY", "http://proxy:3128"),
-            ("VAULT_SKIP_VERIFY", "false"),
-        ]);
+        let all = set(&[("BAO_ADDR", "https://vault.example:8200"), ("VAULT_TOKEN", "s.secret-token")]);
         assert_eq!(all.address.as_deref(), Some("https://vault.example:8200"));
-        assert_eq!(all.namespace.as_deref(), Some("team/a"));
-        assert_eq!(all.ca_file.as_deref(), Some(Path::new("/ca.pem")));
-        assert_eq!(all.client_certificate, Some(("/cert.pem".into(), "/key.pem".into())));
-        assert_eq!(all.timeout, Duration::from_secs(90));
-        assert_eq!(all.proxy.as_deref(), Some("http://proxy:3128"));
         assert!(all.auth.is_some() && all.refused.is_none() && all.environment_proxy);
         assert!(!format!("{all:?}").contains("secret-token"));
+        within(|| all.build()).unwrap();
 
         assert!(set(&[]).auth.is_none());
         within(|| set(&[("VAULT_TOKEN", "t"), ("VAULT_ADDR", "")]).build()).unwrap();
         for (pairs, name) in [
             (&[("VAULT_SKIP_VERIFY", "1")][..], "VAULT_SKIP_VERIFY"),
-            (&[("VAULT_CLIENT_TIMEOUT", "soon")], "VAULT_CLIENT_TIMEOUT"),
-            (&[("VAULT_CLIENT_TIMEOUT", "s")], "VAULT_CLIENT_TIMEOUT"),
-            (&[("VAULT_CAPATH", "/certs")], "VAULT_CAPATH"),
-            (&[("VAULT_TLS_SERVER_NAME", "vault")], "VAULT_TLS_SERVER_NAME"),
+            (&[("BAO_CLIENT_CERT", "/cert.pem")], "CLIENT_KEY"),
+            (&[("BAO_CAPATH", "/no-such-directory")], "ca_directory"),
+            (&[("BAO_CACERT_BYTES", "no certificate")], "ca_file"),
+            (&[("BAO_TLS_SERVER_NAME", "10.0.0.1")], "server_name"),
+            (&[("BAO_TLS_SERVER_NAME", "vault"), ("BAO_PROXY_ADDR", "http://proxy")], "server_name"),
         ] {
             assert!(refusal(set(pairs).auth(VaultAuth::token("t"))).contains(name), "{name}");
         }

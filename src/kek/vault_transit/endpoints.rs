@@ -15,14 +15,26 @@ use zeroize::Zeroizing;
 
 /// A name that means the same in a path, in a URL and in a KEK id.
 pub(super) fn is_segment(name: &str) -> bool {
+    name.len() <= 128 && is_key(name)
+}
+
+/// What the Transit engine takes as a key's name, and a little more that it refuses by itself.
+pub(super) fn is_key(name: &str) -> bool {
     !name.is_empty()
-        && name.len() <= 128
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && name.bytes().any(|byte| byte != b'.')
 }
 
+/// What the server takes as the path of a mount or a namespace: segments of whatever is visible, and blanks.
 pub(super) fn is_path(path: &str) -> bool {
-    path.split('/').all(is_segment)
+    let is_segment = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(is_shown);
+    path.len() <= 512 && path.split('/').all(is_segment)
+}
+
+fn is_shown(c: char) -> bool {
+    // Marks, which join the character before them, are shown; so there is one before.
+    let escaped = |text: String| text.escape_debug().count() > 2;
+    matches!(c, ' ' | '\'' | '"' | '\\') || (!c.is_whitespace() && !escaped(format!("a{c}")))
 }
 
 /// Text that is wiped when it is dropped.
@@ -152,6 +164,25 @@ pub(super) fn renew_self() -> Post<Nothing> {
     Post { path: "auth/token/renew-self".to_owned(), body: Nothing {} }
 }
 
+pub(super) fn revoke_self() -> Post<Nothing> {
+    Post { path: "auth/token/revoke-self".to_owned(), body: Nothing {} }
+}
+
+#[derive(Serialize)]
+pub(super) struct WrappingToken<'a> {
+    token: &'a str,
+}
+
+/// What a wrapping token was made for. Does not use it up.
+pub(super) fn wrapping_lookup(token: &str) -> Post<WrappingToken<'_>> {
+    Post { path: "sys/wrapping/lookup".to_owned(), body: WrappingToken { token } }
+}
+
+/// Gives what was wrapped, once. The wrapping token is the request's own.
+pub(super) fn wrapping_unwrap() -> Post<Nothing> {
+    Post { path: "sys/wrapping/unwrap".to_owned(), body: Nothing {} }
+}
+
 #[derive(Serialize)]
 pub(super) struct AppRoleLogin<'a> {
     pub(super) role_id: &'a str,
@@ -170,6 +201,33 @@ pub(super) struct KubernetesLogin<'a> {
 }
 
 pub(super) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> Post<KubernetesLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
+}
+
+#[derive(Serialize)]
+pub(super) struct JwtLogin<'a> {
+    /// The role; the method's default one, if there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<&'a str>,
+    pub(super) jwt: &'a str,
+}
+
+pub(super) fn jwt_login<'a>(mount: &str, login: JwtLogin<'a>) -> Post<JwtLogin<'a>> {
+    Post { path: format!("auth/{mount}/login"), body: login }
+}
+
+/// A request to AWS STS that is signed and not sent: the server sends it, and so learns who signed it. All in base64.
+#[derive(Serialize)]
+pub(super) struct AwsLogin<'a> {
+    pub(super) role: &'a str,
+    pub(super) iam_http_request_method: &'static str,
+    pub(super) iam_request_url: String,
+    pub(super) iam_request_body: String,
+    /// JSON: every header with a list of its values.
+    pub(super) iam_request_headers: SecretText,
+}
+
+pub(super) fn aws_login<'a>(mount: &str, login: AwsLogin<'a>) -> Post<AwsLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
@@ -209,6 +267,19 @@ pub(super) struct Auth {
     /// Seconds; 0 is for ever.
     pub(super) lease_duration: u64,
     pub(super) renewable: bool,
+    /// `service` or `batch`; a batch token cannot be revoked.
+    #[serde(default)]
+    pub(super) token_type: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Unwrapped {
+    pub(super) secret_id: SecretText,
+}
+
+#[derive(Deserialize)]
+pub(super) struct WrappingState {
+    pub(super) creation_path: String,
 }
 
 #[derive(Deserialize)]
@@ -236,9 +307,6 @@ pub(super) struct TokenState {
 pub(super) struct ServerHealth {
     pub(super) initialized: bool,
     pub(super) sealed: bool,
-    pub(super) standby: bool,
-    #[serde(default)]
-    pub(super) performance_standby: bool,
     #[serde(default)]
     pub(super) replication_dr_mode: String,
 }
