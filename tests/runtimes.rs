@@ -237,7 +237,11 @@ fn code_that_blocks_within_a_task_gets_on_for_ever() {
         threads(2).block_on(async move {
             let envelope = Envelope::builder().write_to(kek).build().unwrap();
             let task = async move {
-                all.iter().filter(|(context, sealed)| block_on(envelope.decrypt(context, b"", sealed)).is_ok()).count()
+                let works = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
+                    block_on(envelope.decrypt(context, b"", sealed)).is_ok()
+                        && block_on(envelope.rewrap(context, sealed)).is_ok()
+                };
+                all.iter().filter(works).count()
             };
             tokio::spawn(task).await.unwrap()
         })
