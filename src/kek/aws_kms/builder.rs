@@ -210,7 +210,7 @@ impl AwsKmsBuilder {
     /// starts without KMS.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime. For a key that has to be asked for: those of KMS.
+    /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime, and in one without timers or IO. For a key that has to be asked for: those of KMS.
     pub async fn build(self) -> Result<AwsKms, Error> {
         let home = Home::current().map_err(|why| invalid(format!("build: {why}")))?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);

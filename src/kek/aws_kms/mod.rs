@@ -87,7 +87,8 @@ const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// One key of AWS KMS, or with [`discover`](Self::discover) whichever a message names, as a [`KekProvider`]. A clone is another handle to the same.
 ///
-/// Its id is the key's ARN. It works on the tokio runtime in which it was built, whoever polls its futures.
+/// Its id is the key's ARN. It works on the tokio runtime in which it was built, whoever polls its futures, and on
+/// that of a later caller once the first one has ended.
 #[derive(Clone)]
 pub struct AwsKms(Arc<Inner>);
 

@@ -38,7 +38,7 @@ use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::memory::clock::{Clock, Moment};
 use crate::observer::{Event, LaterEvent, Observers, Operation};
-use crate::runtime::Runtime;
+use crate::runtime::{Runtime, unconstrained};
 use crate::suite::spread;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -232,7 +232,7 @@ impl Caller {
     where
         F: Future<Output = Result<T, KekError>>,
     {
-        let answer = AssertUnwindSafe(async move { work().await }).catch_unwind();
+        let answer = AssertUnwindSafe(unconstrained(async move { work().await })).catch_unwind();
         match self.terms.timer.within(Some(limit), answer).await {
             None => Err(no_answer(limit)),
             Some(answer) => answer.unwrap_or_else(|_| Err(panicked())),

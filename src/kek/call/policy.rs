@@ -64,7 +64,8 @@ impl CallPolicy {
     }
 
     /// How long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and no less than `timeout`, by default
-    /// 5 s. A caller that wants to wait less drops its future; the call goes on while somebody waits for it.
+    /// 5 s. A caller that wants to wait less drops its future; the call goes on while somebody waits for it, and a request that is on its way is
+    /// finished.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);

@@ -188,10 +188,11 @@ impl VaultTransitBuilder {
     }
 
     /// Checks everything that can be checked without asking the server, and keeps the tokio runtime in which it is called: every
-    /// request runs there, so the provider can be used from other executors too, as long as that runtime lives.
+    /// request runs there, so the provider can be used from other executors too. When that runtime has ended or nobody drives it, the
+    /// runtime of a later caller takes its place.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime. [`ErrorKind::Io`] for a file that cannot be read.
+    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one without timers or IO. [`ErrorKind::Io`] for a file that cannot be read.
     pub fn build(self) -> Result<VaultTransit, Error> {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
