@@ -111,7 +111,7 @@ mod tests {
             assert!(targets.known.load().len() <= MOST_TARGETS);
         }
         let open: Vec<_> = targets.not_closed().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(open, ["answered".into(), "never answered".into()]);
+        assert_eq!(open, [Box::from("answered"), Box::from("never answered")]);
         for n in 0..10 * MOST_TARGETS {
             clock.advance(Duration::from_millis(1));
             targets.listed(&format!("made up and failing {n}")).breaker.failed(&down);
