@@ -84,6 +84,8 @@ struct World {
     revokes: Option<usize>,
     panics: bool,
     runtime_works: bool,
+    /// When a call was last begun that is never answered: for a while others join it.
+    hung_at: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -130,7 +132,13 @@ impl Judge {
             (world.now, world.order, world.random.below(3))
         };
         pause(pauses).await;
-        if self.shared.world().hangs[self.number] {
+        let hangs = {
+            let mut world = self.shared.world();
+            let hangs = world.hangs[self.number];
+            world.hung_at = if hangs { Some(world.now) } else { world.hung_at };
+            hangs
+        };
+        if hangs {
             std::future::pending::<()>().await;
         }
         let revoked = self.shared.world().revokes.take();
@@ -248,6 +256,7 @@ impl Model {
             revokes: None,
             panics: true,
             runtime_works: true,
+            hung_at: None,
         };
         let clock = ManualClock::new();
         let shared = Shared(Arc::new((Mutex::new(world), clock.clone(), OnceLock::new())));
@@ -276,7 +285,10 @@ impl Model {
         let builder = builder.observer(SometimesPanics(shared.clone()));
         let policy = CallPolicy::default().breaker_failures(1000);
         let builder = match with_runtime {
-            true => builder.runtime(SometimesEnds(shared.clone())).call_policy(policy.tries(1).hedge_percentile(100)),
+            true => builder
+                .runtime(SometimesEnds(shared.clone()))
+                .call_budget(waxseal::CallBudget::new(1_000_000, 65_536).unwrap())
+                .call_policy(policy.tries(1).hedge_percentile(100)),
             false => builder.call_policy(policy),
         };
         let envelope = builder.build().unwrap();
@@ -323,7 +335,8 @@ impl Model {
         match result {
             None => {
                 self.given_up += 1;
-                assert!(polls.is_some() || hangs.contains(&true), "{what}: never ready");
+                let hung = self.shared.world().hung_at.is_some_and(|at| now - at < 1_000);
+                assert!(polls.is_some() || hangs.contains(&true) || hung, "{what}: never ready");
             }
             Some(Ok(())) => {
                 let in_grace = self.is_justified(of, now).unwrap_or_else(|why| panic!("{what}: served, but {why}"));
@@ -347,16 +360,21 @@ impl Model {
         for answer in &answers {
             let known = &mut self.known[answer.context];
             let kek = answer.kek;
+            // Whether the envelope saw it is not known of a call that was given up.
+            let is_seen = result.is_some();
             match answer.failure {
                 None => {
                     known.yes[kek] = Some(*answer);
-                    (known.outage_at[kek], known.denied[kek]) = (None, false);
+                    if is_seen {
+                        (known.outage_at[kek], known.denied[kek]) = (None, false);
+                    }
                 }
                 Some(Unavailable | Throttled) => known.outage_at[kek] = Some(answer.at),
-                Some(class) => {
+                Some(class) if is_seen => {
                     known.outage_at[kek] = None;
                     known.denied[kek] |= class == Denied;
                 }
+                Some(_) => {}
             }
         }
         let known = &mut self.known[of];

@@ -8,8 +8,9 @@ mod support;
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use support::stage::{Stage, entries_of, kind, ms, secs, with_entries};
@@ -456,6 +457,37 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
         let deks = envelope.statistics();
         assert!(deks.reading_deks <= entries && deks.writing_deks <= entries, "{deks:?}");
     }
+}
+
+#[test]
+fn a_denial_in_another_context_ends_nothing_and_takes_no_grace() {
+    let stage = Stage::new(with_grace());
+    // Anybody can ask for somebody's wrapped key in a context of their own, before its rightful reader does.
+    let mallory = context("mallory");
+    let go = Arc::new(AtomicBool::new(false));
+    let wait = go.clone();
+    stage.kek.wait_for(move || {
+        let wait = wait.clone();
+        Box::pin(std::future::poll_fn(move |cx| {
+            cx.waker().wake_by_ref();
+            if wait.load(SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+        }))
+    });
+    let mut forged = pin!(stage.envelope.decrypt(&mallory, b"", &stage.sealed));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(forged.as_mut().poll(&mut cx).is_pending());
+    stage.kek.wait_no_more();
+    stage.read().unwrap();
+    let key = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
+    stage.kek.fail_with(Denied);
+    go.store(true, SeqCst);
+    let Poll::Ready(Err(error)) = forged.as_mut().poll(&mut cx) else { panic!("not answered") };
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    key.open(b"", &stage.sealed).unwrap();
+    stage.read().unwrap();
+    stage.kek.fail_with(Unavailable);
+    stage.clock.advance(secs(101));
+    stage.read().unwrap();
 }
 
 #[test]

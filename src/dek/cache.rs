@@ -186,16 +186,23 @@ impl DekCache {
     }
 
     /// A KEK denied one wrapped key of a DEK; what became of the others is not known yet.
-    pub(super) fn denied(&self, id: &DekId, provider: &KekId, entry: &WrappedDek) {
-        for dek in self.registry.of_dek(id).iter().filter(|dek| dek.is_for_reading()) {
+    pub(super) fn denied(&self, context: &EncryptionContext, id: &DekId, provider: &KekId, entry: &WrappedDek) {
+        for dek in self.reading_of(context, id) {
             dek.lease().hear_denial(provider, entry);
         }
     }
 
-    /// Ends the DEKs for reading of this id that `which` picks, handles included.
-    pub(super) fn end_reading(&self, id: &DekId, which: impl Fn(&Lease) -> bool) {
+    /// The DEKs for reading of this id and context. A denial in another context, which anybody can ask for, concerns none of them.
+    fn reading_of(&self, context: &EncryptionContext, id: &DekId) -> Vec<Arc<dyn Mortal>> {
         let mut deks = self.registry.of_dek(id);
-        deks.retain(|dek| dek.is_for_reading() && which(dek.lease()));
+        deks.retain(|dek| dek.is_for_reading() && dek.lease().context == *context);
+        deks
+    }
+
+    /// Ends the DEKs for reading of this id that `which` picks, handles included.
+    pub(super) fn end_reading(&self, context: &EncryptionContext, id: &DekId, which: impl Fn(&Lease) -> bool) {
+        let mut deks = self.reading_of(context, id);
+        deks.retain(|dek| which(dek.lease()));
         end_all(&deks);
     }
 

@@ -134,7 +134,7 @@ impl Kind for Reading {
         bounds: CallBounds,
     ) -> Result<Vouched<ReadingDek>, Failure> {
         let Owned { context, id, suite, wrapped_keys } = owned;
-        let heard = |provider: &KekId, entry: &WrappedDek| cache.denied(id, provider, entry);
+        let heard = |provider: &KekId, entry: &WrappedDek| cache.denied(context, id, provider, entry);
         let Unwrapped { dek, voucher, asked } =
             source.keks.unwrap_any(bounds, context, id, wrapped_keys, &heard).await?;
         let key = source.message_key(&dek, context, *suite)?;
@@ -150,8 +150,9 @@ impl Kind for Reading {
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
         // Also by other wrapped keys of the message, if the KEK denied the very one that the DEK came by.
-        cache
-            .end_reading(id, |lease| lease.whose(wrapped_keys.as_bytes()) == Whose::Own || lease.is_denied_by(failure));
+        cache.end_reading(context, id, |lease| {
+            lease.whose(wrapped_keys.as_bytes()) == Whose::Own || lease.is_denied_by(failure)
+        });
         source.tell(&Event::Denied { dek_id: Some(id), context });
     }
 }
