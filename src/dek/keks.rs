@@ -379,7 +379,7 @@ impl Keks {
 
     pub(crate) fn check_not_revoked(&self, kek_id: &KekId) -> Result<(), KekError> {
         match self.revoked.load().contains(kek_id) {
-            true => Err(KekError::denied("revoked in this process")),
+            true => Err(KekError::denied("revoked in this process").without_asking()),
             false => Ok(()),
         }
     }
@@ -454,20 +454,21 @@ impl Ways<'_> {
 
     /// Whether an answer to this entry may be another than the KEK's answers to the entries before it. It is not
     ///
-    /// - once the key service has called one of them invalid: such a message is forged or damaged;
+    /// - once one of them was invalid, as the key service or the provider itself says: such a message is forged or damaged;
     /// - while its target is asked, or has not answered;
     /// - for an id that was denied.
     fn is_worth_asking(&self, at: usize) -> bool {
         let Some(way) = self.0.get(at) else { return false };
         let mut asked = 0;
         for other in self.0.iter().filter(|other| std::ptr::eq(other.kek, way.kek) && !std::ptr::eq(*other, way)) {
-            let answer = other.failure.as_ref().filter(|failure| failure.was_asked()).map(KekError::class);
-            let is_denied = answer == Some(KekErrorClass::Denied);
-            if answer == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == way.entry.kek_id()) {
+            let class = other.failure.as_ref().map(KekError::class);
+            let is_denied = class == Some(KekErrorClass::Denied);
+            if class == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == way.entry.kek_id()) {
                 return false;
             }
+            let without_a_call = other.failure.as_ref().is_some_and(|failure| !failure.was_asked());
             // Neither asked in this try, nor failed without a call.
-            if other.state == State::NotAsked || (other.failure.is_some() && answer.is_none()) {
+            if other.state == State::NotAsked || without_a_call {
                 continue;
             }
             asked += 1;

@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod flights;
+mod places;
 mod revocation;
 mod runs;
 mod wiping;

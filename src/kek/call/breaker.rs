@@ -255,4 +255,35 @@ mod tests {
         assert_eq!(admit(&breaker), Ok(()));
         assert_eq!(breaker.state(), BreakerState::Closed);
     }
+
+    #[test]
+    fn calls_that_were_late_in_a_row_put_others_first_and_refuse_nobody() {
+        let (breaker, clock) = breaker(1);
+        for n in 0..10 {
+            let change = breaker.late(&DOWN());
+            assert_eq!(change == Change::Opened, n == 5, "{n}: five of them, over a while");
+            assert_eq!(admit(&breaker), Ok(()));
+            clock.advance(SHORTEST_STREAK / 5);
+        }
+        assert_eq!((breaker.state(), breaker.turn_among_others()), (BreakerState::Open, Turn::Last));
+        clock.advance(Duration::from_millis(500));
+        assert_eq!((breaker.turn_among_others(), breaker.turn_among_others()), (Turn::Probe, Turn::Last));
+        assert_eq!(breaker.failed(&DOWN()), Change::None, "it is open");
+        assert_eq!(admit(&breaker), Err(KekErrorClass::Unavailable), "a failure is one");
+        assert_eq!(breaker.alive(), Change::Closed);
+        assert_eq!((admit(&breaker), breaker.turn_among_others()), (Ok(()), Turn::Usual));
+    }
+
+    #[test]
+    fn a_probe_that_came_to_nothing_leaves_the_next_one_its_place() {
+        let (breaker, clock) = breaker(1);
+        breaker.failed(&DOWN());
+        clock.advance(Duration::from_millis(500));
+        for _ in 0..3 {
+            let passage = breaker.admit().unwrap();
+            assert_eq!((passage, admit(&breaker)), (Passage::Probe, Err(KekErrorClass::Unavailable)));
+            breaker.give_back(passage);
+        }
+        assert_eq!(admit(&breaker), Ok(()));
+    }
 }

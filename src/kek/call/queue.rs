@@ -723,19 +723,26 @@ mod tests {
         assert!(scene.is_empty());
     }
 
-    /// At `load` times the pace for ten seconds, then half the pace: what was served of what could have been, and what was not
+    /// At `load` percent of the pace for ten seconds, then half the pace: what was served of what could have been, and what was not
     /// served of what came when the load had fallen for a second.
-    fn goodput(load: f64, service: i64, told: i64, patience: i64, stays: bool) -> (f64, usize) {
-        const PACE: f64 = 75.0;
-        let mut scene = Scene::new(100, 64, service);
+    fn goodput(
+        (per_second, in_flight): (u32, u32),
+        load: i64,
+        service: i64,
+        told: i64,
+        patience: i64,
+        stays: bool,
+    ) -> (f64, usize) {
+        const PACE: i64 = 75;
+        let mut scene = Scene::new(per_second, in_flight, service);
         let mut random = 1_u64;
         let (mut at, mut after) = (0, Vec::new());
         while at < 15 * SECOND {
             let falls = at >= 10 * SECOND;
-            let rate = PACE * if falls { 0.5 } else { load };
+            let interval = SECOND * 100 / (PACE * if falls { 50 } else { load });
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // Evenly spread around the mean.
-            at += (SECOND as f64 / rate * 2.0 * ((random >> 11) as f64 / (1_u64 << 53) as f64)) as i64;
+            at += i64::try_from(random >> 33).unwrap() % (2 * interval);
             let caller = scene.caller(at, Share::Ordinary, told, patience);
             if at > 11 * SECOND {
                 after.push(caller);
@@ -743,14 +750,14 @@ mod tests {
         }
         scene.stays = stays;
         scene.run();
-        let share = scene.served(SECOND, 10 * SECOND) as f64 / (PACE * 9.0);
+        let share = scene.served(SECOND, 10 * SECOND) as f64 / (PACE * 9) as f64;
         let lost = after.iter().filter(|n| !matches!(scene.callers[**n].outcome, Some(Outcome::Served(_))));
         (share, lost.count())
     }
 
     #[test]
     fn under_overload_the_calls_that_the_pace_allows_are_made_for_callers_that_wait_for_them() {
-        for load in [1.1, 1.5, 3.0] {
+        for load in [110, 150, 300] {
             for service in [5 * MILLISECOND, 80 * MILLISECOND] {
                 let short = [service * 5 / 4 + 10 * MILLISECOND, 2 * service + 10 * MILLISECOND];
                 for patience in short.into_iter().chain([SECOND / 2, SECOND, 30 * SECOND]) {
@@ -759,16 +766,28 @@ mod tests {
                     let told = (patience - service).min(5 * SECOND);
                     for (told, stays) in [(told, false), (5 * SECOND, false), (5 * SECOND, true)] {
                         let is_short = patience < SECOND / 4;
-                        if is_short && (stays || (load < 1.5 && told == 5 * SECOND)) {
+                        if is_short && (stays || (load < 150 && told == 5 * SECOND)) {
                             // With as little patience as the pace has between two calls, no order of unknown callers serves all.
                             continue;
                         }
-                        let (share, lost) = goodput(load, service, told, patience, stays);
+                        let (share, lost) = goodput((100, 64), load, service, told, patience, stays);
                         let case = format!("load {load}, service {service}, patience {patience}, {told} {stays}");
                         assert!(share >= 0.9, "{case}: {share:.2} of the pace");
                         assert!(lost == 0, "{case}: {lost} lost after the load had fallen");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn under_overload_no_place_in_flight_is_wasted_on_callers_that_are_about_to_leave() {
+        // Six places of 80 ms: 75 a second.
+        for load in [150, 300] {
+            for patience in [130 * MILLISECOND, 200 * MILLISECOND, SECOND / 2, SECOND, 30 * SECOND] {
+                let (share, lost) = goodput((10_000, 8), load, 80 * MILLISECOND, 5 * SECOND, patience, false);
+                println!("load {load}, patience {patience}: {share:.2}, {lost} lost");
+                assert!(share >= 0.9 && lost == 0, "load {load}, patience {patience}: {share:.2}, {lost} lost");
             }
         }
     }
