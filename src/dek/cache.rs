@@ -17,7 +17,7 @@ use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
 use crate::context::EncryptionContext;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek};
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
@@ -185,10 +185,19 @@ impl DekCache {
         }
     }
 
-    /// A KEK denied one wrapped key of a DEK; what became of the others is not known yet.
-    pub(super) fn denied(&self, context: &EncryptionContext, id: &DekId, provider: &KekId, entry: &WrappedDek) {
-        for dek in self.reading_of(context, id) {
-            dek.lease().hear_denial(provider, entry);
+    /// A KEK failed at one wrapped key of a DEK; what becomes of the others is not known yet.
+    pub(super) fn hear(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        provider: &KekId,
+        entry: &WrappedDek,
+        kind: ErrorKind,
+    ) {
+        if !kind.is_outage() {
+            for dek in self.reading_of(context, id) {
+                dek.lease().hear_refusal(provider, entry, kind);
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! One call for many callers: whoever asks the same question while it is being asked shares the answer.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -66,7 +66,7 @@ impl Flights {
 struct Questions<D: Mortal + 'static>(Mutex<Asked<D>>);
 
 struct Asked<D: Mortal + 'static> {
-    flights: HashMap<Request, Flight<D>>,
+    flights: BTreeMap<Request, Flight<D>>,
     sweep_at: Option<Moment>,
 }
 
@@ -81,7 +81,7 @@ struct Flight<D: Mortal + 'static> {
 
 impl<D: Mortal> Default for Questions<D> {
     fn default() -> Self {
-        Self(Mutex::new(Asked { flights: HashMap::new(), sweep_at: None }))
+        Self(Mutex::new(Asked { flights: BTreeMap::new(), sweep_at: None }))
     }
 }
 

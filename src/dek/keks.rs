@@ -61,12 +61,21 @@ struct FailedPart {
     /// `None` where a new DEK was to be wrapped.
     entry: Option<WrappedDek>,
     kind: ErrorKind,
+    at: Moment,
+}
+
+impl FailedPart {
+    /// `None` if it says nothing of the KEK.
+    fn new(kek: &Caller, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
+        let part = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
+        (!error.is_over_budget()).then(part)
+    }
 }
 
 impl Failure {
-    /// What befell these vouchers of a DEK with these wrapped keys: an outage of any of them, or else a refusal. `None` if nothing that
-    /// is known.
-    pub(crate) fn about(&self, vouchers: &[Voucher], wrapped_keys: &WrappedKeys) -> Option<ErrorKind> {
+    /// What befell these vouchers of a DEK with these wrapped keys, and when: an outage of any of them, or else a refusal. `None` if
+    /// nothing that is known.
+    pub(crate) fn about(&self, vouchers: &[Voucher], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
         let is_about = |part: &&FailedPart| {
             vouchers.iter().any(|voucher| {
                 voucher.provider == part.provider
@@ -84,7 +93,7 @@ impl Failure {
             ErrorKind::Denied => 1,
             _ => 2,
         };
-        self.parts.iter().filter(is_about).map(|part| part.kind).min_by_key(rank)
+        self.parts.iter().filter(is_about).map(|part| (part.kind, part.at)).min_by_key(|(kind, _)| rank(kind))
     }
 }
 
@@ -154,13 +163,15 @@ impl Keks {
         let first =
             writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "write_to: no KEK for writing"))?;
         for kek in writing {
-            self.check_not_revoked(kek.id()).map_err(|error| failed_wrap(kek, error))?;
+            self.check_not_revoked(kek.id()).map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }
         let (new, made) = match origin {
             DekOrigin::Local => (Dek::random()?, None),
             DekOrigin::KeyService => {
-                let (dek, wrapped) =
-                    first.generate(question, context).await.map_err(|error| failed_wrap(first, error))?;
+                let (dek, wrapped) = first
+                    .generate(question, context)
+                    .await
+                    .map_err(|error| failed_wrap(first, error, self.clock.now()))?;
                 let dek = dek.to_dek().ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
                 (dek, Some(own_entry(first, wrapped)?))
             }
@@ -176,7 +187,8 @@ impl Keks {
         let mut entries: Vec<_> = made.into_iter().collect();
         let (id, dek) = (&id, &new);
         let ask = async |kek: &'_ Arc<Caller>| {
-            let wrapped = kek.wrap(question, context, dek).await.map_err(|error| failed_wrap(kek, error))?;
+            let wrapped =
+                kek.wrap(question, context, dek).await.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped)?;
             Ok::<_, Failure>((voucher(kek, &entry), entry))
         };
@@ -248,7 +260,7 @@ impl Keks {
     /// Of several entries that one KEK recognises, its own comes first. Another is asked for only where that may help, and no
     /// more than [`MOST_ASKED`] are: whoever can forge a message writes its list. See [`Ways::is_worth_asking`].
     ///
-    /// Each denial is reported to `heard` when it comes, since other KEKs may keep the answer waiting.
+    /// Each failure is reported to `heard` when it comes, since other KEKs may keep the answer waiting, or give it.
     pub(crate) async fn unwrap_any(
         &self,
         question: Question,
@@ -263,7 +275,7 @@ impl Keks {
             let (own, other): (Vec<_>, Vec<_>) = recognised.partition(|entry| entry.kek_id() == kek.id());
             for entry in own.into_iter().chain(other) {
                 let target = kek.target(entry.kek_id());
-                ways.0.push(Way { kek, entry, target, state: State::NotAsked, failure: None });
+                ways.0.push(Way { kek, entry, target, state: State::NotAsked, failure: None, failed_at: None });
             }
         }
         let mut tries = 0;
@@ -324,10 +336,8 @@ impl Keks {
                 }
                 // That one failed; another one is asked, or on its way.
                 Err(failure) => {
-                    if failure.class() == KekErrorClass::Denied {
-                        heard(way.kek.id(), way.entry);
-                    }
-                    way.failure = Some(failure);
+                    heard(way.kek.id(), way.entry, failure.class().kind());
+                    (way.failure, way.failed_at) = (Some(failure), Some(self.clock.now()));
                 }
             }
         }
@@ -394,8 +404,8 @@ pub(super) struct Made {
     pub(super) asked: Moment,
 }
 
-/// Called with the provider and the wrapped key that it denied.
-pub(crate) type Heard<'a> = &'a (dyn Fn(&KekId, &WrappedDek) + Sync);
+/// Called with the provider, the wrapped key and what befell it.
+pub(crate) type Heard<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
 
 /// How often an entry is tried before it counts as failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -415,6 +425,8 @@ struct Way<'a> {
     target: CallTarget,
     state: State,
     failure: Option<KekError>,
+    /// When that was known.
+    failed_at: Option<Moment>,
 }
 
 /// In the try that goes on.
@@ -498,9 +510,9 @@ pub(crate) fn named(kek: &Caller, error: KekError) -> Error {
     error.into_error(detail)
 }
 
-fn failed_wrap(kek: &Caller, error: KekError) -> Failure {
-    let part = FailedPart { provider: kek.id().clone(), entry: None, kind: error.class().kind() };
-    Failure { error: not_wrapped(kek, error), parts: Arc::new([part]) }
+fn failed_wrap(kek: &Caller, error: KekError, at: Moment) -> Failure {
+    let parts = FailedPart::new(kek, None, &error, at).into_iter().collect();
+    Failure { error: not_wrapped(kek, error), parts }
 }
 
 /// As [`named`], for a DEK that was not wrapped.
@@ -519,12 +531,8 @@ fn all_failed(keys: &WrappedKeys, ways: Ways<'_>, tries: u32) -> Failure {
             Some((way, failure))
         })
         .collect();
-    let part = |(way, error): &(Way<'_>, KekError)| FailedPart {
-        provider: way.kek.id().clone(),
-        entry: Some(way.entry.clone()),
-        kind: error.class().kind(),
-    };
-    let parts = failures.iter().map(part).collect();
+    let part = |(way, error): &(Way<'_>, KekError)| FailedPart::new(way.kek, Some(way.entry), error, way.failed_at?);
+    let parts = failures.iter().filter_map(part).collect();
     let text = |(way, error): &(Way<'_>, KekError)| format!("{}: {error}", way.entry.kek_id());
     let detail = failures.iter().map(text).collect::<Vec<_>>().join("; ");
     let error = match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::hope) {

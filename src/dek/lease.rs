@@ -65,7 +65,7 @@ pub(crate) struct Lease {
 }
 
 /// One exact question to the key services. What is remembered of its answer concerns nobody who asks another one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Request([u8; 32]);
 
 impl Request {
@@ -246,21 +246,24 @@ impl Lease {
     /// befell other KEKs says nothing.
     pub(super) fn learn_from(&self, failure: &Failure) {
         match failure.about(&self.vouchers, &self.wrapped_keys) {
-            Some(kind) if kind.is_outage() => {
+            Some((kind, at)) if kind.is_outage() => {
                 self.outage_is_throttling.store(kind == ErrorKind::Throttled, Ordering::Relaxed);
-                self.outage_until.store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
+                self.outage_until.store(at.plus(self.known_for).boot_nanos(), Ordering::Release);
             }
-            Some(ErrorKind::Denied) => self.lose_grace(),
+            Some((ErrorKind::Denied, _)) => self.lose_grace(),
             Some(_) => self.outage_until.store(NEVER, Ordering::Release),
             None => {}
         }
     }
 
-    /// A KEK denied a wrapped key. If it is the one that vouches, an outage of others prolongs nothing.
-    pub(super) fn hear_denial(&self, provider: &KekId, entry: &WrappedDek) {
-        let vouches = self.vouchers.iter().any(|voucher| voucher.provider == *provider) && self.has_wrapped_key(entry);
-        if vouches {
-            self.lose_grace();
+    /// A KEK answered about a wrapped key, and not with an outage. If it is the one that vouches, an outage of others prolongs nothing.
+    pub(super) fn hear_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
+        if !self.vouchers.iter().any(|voucher| voucher.provider == *provider) || !self.has_wrapped_key(entry) {
+            return;
+        }
+        match kind {
+            ErrorKind::Denied => self.lose_grace(),
+            _ => self.outage_until.store(NEVER, Ordering::Release),
         }
     }
 
@@ -344,7 +347,7 @@ impl Lease {
 
     /// Whether the denial is one by who vouches for it.
     pub(super) fn is_denied_by(&self, failure: &Failure) -> bool {
-        failure.about(&self.vouchers, &self.wrapped_keys) == Some(ErrorKind::Denied)
+        matches!(failure.about(&self.vouchers, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
     }
 
     pub(super) fn vouchers(&self) -> &[Voucher] {

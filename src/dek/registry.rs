@@ -8,7 +8,7 @@ use super::lease::Lease;
 use crate::context::EncryptionContext;
 use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
-use crate::observer::{Event, LaterEvent};
+use crate::observer::{Event, LaterEvent, Observers};
 use crate::suite::DekId;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
@@ -169,8 +169,10 @@ impl Registry {
         let due = self.lock().due(self.clock.now());
         let (mut over, mut in_use) = (Vec::new(), false);
         for (number, dek) in due {
-            match dek.upgrade() {
-                Some(dek) if !dek.lease().end() => in_use = true,
+            // Before its end: if the envelope is dropped meanwhile, one of the two tells.
+            let dek = dek.upgrade().map(|dek| (dek.lease().observers.upgrade(), dek));
+            match dek {
+                Some((_, dek)) if !dek.lease().end() => in_use = true,
                 dek => over.push((number, dek)),
             }
         }
@@ -181,8 +183,8 @@ impl Registry {
             }
             deks.next(self.clock.now())
         };
-        for dek in over.iter().filter_map(|(_, dek)| dek.as_ref()) {
-            announce_later(&**dek);
+        for (observers, dek) in over.into_iter().filter_map(|(_, dek)| dek) {
+            announce_later_to(observers, &*dek);
         }
         if in_use { Some(retry) } else { next }
     }
@@ -216,8 +218,8 @@ fn end_and_wait<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
 /// Tells that the keys of a DEK are gone, once.
 fn announce(dek: &(impl Mortal + ?Sized)) {
     let lease = dek.lease();
-    if lease.is_first_to_announce_the_end()
-        && let Some(observers) = lease.observers.upgrade()
+    if let Some(observers) = lease.observers.upgrade()
+        && lease.is_first_to_announce_the_end()
     {
         observers.tell(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
     }
@@ -225,9 +227,13 @@ fn announce(dek: &(impl Mortal + ?Sized)) {
 
 /// As [`announce`], from a destructor or from where nobody may wait.
 pub(super) fn announce_later(dek: &(impl Mortal + ?Sized)) {
+    announce_later_to(dek.lease().observers.upgrade(), dek);
+}
+
+fn announce_later_to(observers: Option<Observers>, dek: &(impl Mortal + ?Sized)) {
     let lease = dek.lease();
-    if lease.is_first_to_announce_the_end()
-        && let Some(observers) = lease.observers.upgrade()
+    if let Some(observers) = observers
+        && lease.is_first_to_announce_the_end()
     {
         observers.tell_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
     }

@@ -124,7 +124,7 @@ impl Envelope {
             let entry = match job.renew(keys).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let unwrapped = keks.unwrap_any(job.question, context, dek_id, keys, &|_, _| {}).await;
+                    let unwrapped = keks.unwrap_any(job.question, context, dek_id, keys, &|_, _, _| {}).await;
                     let dek = unwrapped.map_err(|failure| failure.error)?.dek;
                     let entry = keks.wrap(job.question, kek, context, dek_id, &dek).await?;
                     job.verify(&entry).await.map_err(|error| named(kek, error))?;

@@ -61,6 +61,8 @@ pub struct KekError {
     retry_after: Option<Duration>,
     /// The key service was asked: this is its answer, or its silence.
     asked: bool,
+    /// This process made no call because it makes as many as it may.
+    over_budget: bool,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// The cause as whoever prints the chain of sources gets to see it.
     #[source]
@@ -82,7 +84,15 @@ impl fmt::Debug for KekError {
 impl KekError {
     /// An error of this class.
     pub fn new(class: KekErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, message: message.into(), retry_after: None, asked: true, cause: None, shown_cause: None }
+        Self {
+            class,
+            message: message.into(),
+            retry_after: None,
+            asked: true,
+            over_budget: false,
+            cause: None,
+            shown_cause: None,
+        }
     }
 
     /// [`KekErrorClass::Unavailable`].
@@ -163,6 +173,16 @@ impl KekError {
 }
 
 impl KekError {
+    /// For a call that was not made because of a [`CallBudget`](crate::CallBudget).
+    pub(crate) fn over_budget(message: String) -> Self {
+        Self { over_budget: true, ..Self::throttled(message).without_asking() }
+    }
+
+    /// Says nothing of the key service: it is this process that was too busy.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        self.over_budget
+    }
+
     pub(crate) fn is_worth_a_retry(&self) -> bool {
         self.asked && matches!(self.class, KekErrorClass::Unavailable | KekErrorClass::Throttled)
     }

@@ -134,7 +134,7 @@ impl Kind for Reading {
         bounds: CallBounds,
     ) -> Result<Vouched<ReadingDek>, Failure> {
         let Owned { context, id, suite, wrapped_keys } = owned;
-        let heard = |provider: &KekId, entry: &WrappedDek| cache.denied(context, id, provider, entry);
+        let heard = |provider: &KekId, entry: &WrappedDek, kind| cache.hear(context, id, provider, entry, kind);
         let Unwrapped { dek, voucher, asked } =
             source.keks.unwrap_any(bounds, context, id, wrapped_keys, &heard).await?;
         let key = source.message_key(&dek, context, *suite)?;

@@ -317,7 +317,7 @@ impl Caller {
         let patience = left.map(|left| left.saturating_sub(needed));
         let hold = left.unwrap_or(Duration::MAX);
         let place = budget.enter(question.share, &self.terms.timer, patience, hold).await;
-        place.ok_or_else(|| KekError::throttled(format!("{budget:?} of this process used up")).without_asking())
+        place.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process used up")))
     }
 
     async fn once<T, F>(
