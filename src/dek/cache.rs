@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use async_lock::OnceCell;
 use futures_util::future::{Either, select};
+#[cfg(not(all(test, shuttle)))]
+use quick_cache::DefaultHashBuilder as Hashing;
 use quick_cache::sync::Cache;
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, UnitWeighter};
+use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
 use super::lease::{Age, Lease, Request, shut_down};
@@ -285,7 +287,11 @@ impl Drop for DekCache {
     }
 }
 
-type Bounded<K, V> = Cache<K, V, UnitWeighter, DefaultHashBuilder, EndEvicted>;
+/// The same in every run, since the order in which a cache drops its DEKs is seen by a schedule.
+#[cfg(all(test, shuttle))]
+type Hashing = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
+
+type Bounded<K, V> = Cache<K, V, UnitWeighter, Hashing, EndEvicted>;
 
 fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bounded<K, V> {
     let capacity = usize::try_from(max_entries).unwrap_or(usize::MAX);
@@ -296,9 +302,9 @@ fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bou
         .weight_capacity(max_entries)
         .build();
     match options {
-        Ok(options) => Cache::with_options(options, UnitWeighter, DefaultHashBuilder::default(), EndEvicted),
+        Ok(options) => Cache::with_options(options, UnitWeighter, Hashing::default(), EndEvicted),
         // Nothing that the options need is left out.
-        Err(_) => Cache::with(capacity.min(64), max_entries, UnitWeighter, DefaultHashBuilder::default(), EndEvicted),
+        Err(_) => Cache::with(capacity.min(64), max_entries, UnitWeighter, Hashing::default(), EndEvicted),
     }
 }
 

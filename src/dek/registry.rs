@@ -1,7 +1,7 @@
 //! The DEKs of one source: by the end of their last possible use, by id and by context, so that ending some costs nothing for the others.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::lease::Lease;
@@ -29,15 +29,16 @@ pub(super) struct Registry {
     pub(super) known: AtomicBool,
 }
 
+/// What is walked through is in order, so that a schedule of the tests can be replayed.
 #[derive(Default)]
 struct Deks {
     last: u64,
-    entries: HashMap<u64, Entry>,
+    entries: BTreeMap<u64, Entry>,
     /// By each clock, since either may be the one that gets there first.
     by_boot: BTreeSet<(i64, u64)>,
     by_wall: BTreeSet<(i64, u64)>,
     by_dek: HashMap<DekId, Vec<u64>>,
-    by_context: HashMap<[u8; 32], HashSet<DekId>>,
+    by_context: HashMap<[u8; 32], BTreeSet<DekId>>,
 }
 
 struct Entry {

@@ -1,7 +1,7 @@
 //! Destroys keys on time, in an idle process too: one thread per process, started by the first DEK.
 #![forbid(unsafe_code)]
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use super::registry::{Mortal, Registry};
@@ -65,21 +65,16 @@ pub(super) fn ensure_alive(registry: &Registry) {
     }
     let its = wiper.clone();
     let started = thread::Builder::new().name("waxseal-wiper".to_owned()).spawn(move || {
-        let _alive = Alive(&its);
-        its.run();
+        // However it ends, the next DEK starts another.
+        let end = catch_unwind(AssertUnwindSafe(|| its.run()));
+        its.is_alive.store(false, Ordering::SeqCst);
+        if let Err(panic) = end {
+            resume_unwind(panic);
+        }
     });
     if started.is_err() {
         wiper.is_alive.store(false, Ordering::SeqCst);
         registry.sweep(RETRY);
-    }
-}
-
-/// However the thread ends, the next DEK starts another.
-struct Alive<'a>(&'a Wiper);
-
-impl Drop for Alive<'_> {
-    fn drop(&mut self) {
-        self.0.is_alive.store(false, Ordering::SeqCst);
     }
 }
 

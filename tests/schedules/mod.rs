@@ -50,6 +50,8 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let in_schedule = Arc::new(move || {
         sync::begin_schedule();
         scenario();
+        // What is told by a thread of the library's own is told first.
+        sync::settle();
         sync::end_of_schedule();
     });
     let run = |scheduler: Box<dyn Scheduler + Send>| {
