@@ -1,5 +1,6 @@
-//! Everything at once for a while: eight workers, three key services with seeded faults, an operator who revokes and clears. No wrong byte,
-//! flat memory, no task or thread left behind.
+//! Everything at once for a while: eight workers, three key services with seeded faults, an operator who revokes and clears, an observer that
+//! panics, runtimes that come and end with callers in them, callers without patience, rows with an entry that somebody added. No wrong
+//! byte, flat memory, no task or thread left behind.
 //!
 //! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats one.
 #![cfg(all(feature = "conformance", feature = "tokio", target_os = "linux"))]
@@ -17,9 +18,10 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use support::context;
+use support::stage::{entries_of, with_entries};
 use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
+use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, WrappedDek};
 
 const WORKERS: u64 = 8;
 const TENANTS: usize = 40;
@@ -35,8 +37,34 @@ fn resident_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+/// But those of the process that stay.
 fn threads() -> usize {
-    fs::read_dir("/proc/self/task").unwrap().count()
+    let stays = |task: &std::io::Result<fs::DirEntry>| {
+        let name = fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
+        matches!(name.trim(), "waxseal-wiper" | "waxseal-timer")
+    };
+    fs::read_dir("/proc/self/task").unwrap().filter(|task| !stays(task)).count()
+}
+
+/// Panics now and then, as observers do.
+#[derive(Debug, Default)]
+struct Fragile(AtomicU64);
+
+impl Observer for Fragile {
+    fn event(&self, _: &Event<'_>) {
+        if self.0.fetch_add(1, Ordering::Relaxed) % 97 == 96 {
+            panic!("by script");
+        }
+    }
+}
+
+/// The same message with one entry more, which somebody added who can write to the table.
+fn with_junk(sealed: &[u8]) -> Vec<u8> {
+    let junk = WrappedDek::new(KekId::new("local:somebody").unwrap(), vec![7; 76]).unwrap();
+    let mut entries = entries_of(sealed);
+    entries.retain(|entry| entry.kek_id() != junk.kek_id());
+    entries.push(junk);
+    with_entries(sealed, entries)
 }
 
 #[derive(Clone)]
@@ -100,7 +128,8 @@ impl World {
                 }
                 (30..80, Some(it)) => {
                     let context = &self.contexts[it.tenant];
-                    let open = self.envelope.decrypt(context, &it.aad, &it.sealed);
+                    let sealed = if rng.random_ratio(1, 5) { with_junk(&it.sealed) } else { it.sealed.clone() };
+                    let open = self.envelope.decrypt(context, &it.aad, &sealed);
                     // Some callers do not wait.
                     let patience = if rng.random_ratio(1, 10) { 1 } else { 10_000 };
                     match tokio::time::timeout(Duration::from_millis(patience), open).await {
@@ -145,6 +174,29 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
+    }
+}
+
+/// Runtimes that end while their callers share calls with everybody else.
+fn come_and_go(world: &World, mut rng: StdRng) {
+    while !world.over.load(Ordering::Relaxed) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        for _ in 0..10 {
+            let stored = world.stored.lock().unwrap();
+            let Some(it) = (!stored.is_empty()).then(|| stored[rng.random_range(0..stored.len())].clone()) else {
+                break;
+            };
+            drop(stored);
+            let (envelope, context) = (world.envelope.clone(), world.contexts[it.tenant].clone());
+            runtime.spawn(async move {
+                if let Ok(plaintext) = envelope.decrypt(&context, &it.aad, &it.sealed).await {
+                    assert_eq!(*plaintext, *it.plaintext, "a wrong byte");
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..20)));
+        runtime.shutdown_background();
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..100)));
     }
 }
 
@@ -217,7 +269,7 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         let _inside = runtime.enter();
         let builder =
             Envelope::builder().write_to(keks[0].clone()).write_to(keks[1].clone()).read_from(keks[2].clone());
-        builder.limits(limits).call_policy(policy).build().unwrap()
+        builder.limits(limits).call_policy(policy).observer(Fragile::default()).build().unwrap()
     };
     let world = Arc::new(World {
         envelope,
@@ -232,6 +284,9 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         (0..WORKERS).map(|_| runtime.spawn(world.clone().work(StdRng::seed_from_u64(rng.random())))).collect();
     tasks.push(runtime.spawn(break_things(world.clone(), keks.clone(), StdRng::seed_from_u64(rng.random()))));
 
+    let (goes, seed) = (world.clone(), rng.random());
+    let coming_and_going = std::thread::spawn(move || come_and_go(&goes, StdRng::seed_from_u64(seed)));
+
     // A third of the time for everything to reach its size.
     let start = Instant::now();
     let mut sizes = Vec::new();
@@ -243,6 +298,7 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         assert!(!tasks.iter().any(tokio::task::JoinHandle::is_finished), "a worker gave up");
     }
     world.over.store(true, Ordering::Relaxed);
+    coming_and_going.join().unwrap();
     runtime.block_on(async {
         for task in tasks {
             task.await.unwrap();
@@ -268,6 +324,7 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
             }
         }
         assert!(stored.len() > 100);
+        assert!(world.envelope.statistics().observer_panics > 0);
         world.envelope.shut_down();
         let deadline = Instant::now() + Duration::from_secs(10);
         while tokio::runtime::Handle::current().metrics().num_alive_tasks() > 0 {
@@ -276,7 +333,12 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         }
     });
     drop(runtime);
-    assert_eq!(threads(), threads_before, "a thread is left behind");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Those that told the last events, and those of the runtimes that ended.
+    while threads() > threads_before {
+        assert!(Instant::now() < deadline, "a thread is left behind");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 
     let (first, last) = sizes.split_at(sizes.len() / 2);
     let median = |sizes: &[u64]| {

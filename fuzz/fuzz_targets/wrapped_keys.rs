@@ -18,7 +18,8 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(keys) => {
             assert_eq!(keys.as_bytes(), bytes);
             let entries = keys.entries().iter();
-            let plain = entries.clone().map(|e| (e.kek_id().as_str().to_owned(), e.wrapped().to_vec(), e.meta().to_vec()));
+            let plain =
+                entries.clone().map(|e| (e.kek_id().as_str().to_owned(), e.wrapped().to_vec(), e.meta().to_vec()));
             assert_eq!(Some(plain.collect()), expected);
             let rebuilt = WrappedKeys::new(entries.rev().cloned()).unwrap();
             assert_eq!(rebuilt, keys);

@@ -62,7 +62,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// How long a DEK serves, for reading and for writing, counted from when the key service had answered: 1 ms to 24 hours, by
+    /// How long a DEK serves, for reading and for writing, counted from before the key service was asked: 1 ms to 24 hours, by
     /// default 5 minutes. It is also the longest time that a revoked KEK goes on working in this process.
     #[must_use]
     pub const fn max_age(mut self, max_age: Duration) -> Self {
@@ -94,7 +94,7 @@ impl Limits {
         self
     }
 
-    /// How long a denial is remembered: the same wrapped key in the same context is refused without asking again. 0 to 5 minutes, by
+    /// How long a denial, or an *invalid* answer, is remembered: the same wrapped keys in the same context are refused without asking again. 0 to 5 minutes, by
     /// default 5 seconds. It is also the longest that a permission given back takes to be noticed.
     #[must_use]
     pub const fn refuse_for(mut self, refuse_for: Duration) -> Self {
