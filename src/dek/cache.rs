@@ -149,8 +149,13 @@ impl DekCache {
         usable.then_some(dek)
     }
 
-    pub(super) fn put_writing(&self, dek: &Arc<WritingDek>) {
+    /// From here on the DEK is wiped on time, and an operator's hand reaches it.
+    pub(super) fn look_after<D: Mortal + 'static>(&self, dek: &Arc<D>) {
         look_after(&self.registry, dek);
+    }
+
+    /// One that is looked after.
+    pub(super) fn put_writing(&self, dek: &Arc<WritingDek>) {
         if dek.lease.is_late() {
             return;
         }
@@ -159,8 +164,8 @@ impl DekCache {
         evicted.0.retain(|old| old.lease.context != dek.lease.context || Arc::ptr_eq(old, dek));
     }
 
+    /// One that is looked after.
     pub(super) fn put_reading(&self, dek: &Arc<ReadingDek>) {
-        look_after(&self.registry, dek);
         if dek.lease.is_late() {
             return;
         }
@@ -241,6 +246,12 @@ impl DekCache {
     pub(super) fn revoke_all(&self) {
         self.revocations.of_everything();
         end_all(&self.registry.all());
+    }
+
+    /// As [`revoke_all`](Self::revoke_all), from a destructor.
+    pub(super) fn end_all_later(&self) {
+        self.revocations.of_everything();
+        end_later(&self.registry.all());
     }
 
     pub(super) fn close(&self) {

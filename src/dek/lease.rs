@@ -56,6 +56,8 @@ pub(crate) struct Lease {
     /// An outage of who vouches for it is known until then, on the clock since boot.
     outage_until: AtomicI64,
     outage_is_throttling: AtomicBool,
+    /// An outage was assumed, and nothing has been heard since of who vouches for it.
+    is_assumed: AtomicBool,
     /// Who vouched for it denies: an outage does not prolong it any more.
     grace_lost: AtomicBool,
     /// How long a claim to renew it, and the knowledge of an outage, last at most.
@@ -152,6 +154,7 @@ impl Lease {
             retry_after,
             outage_until: AtomicI64::new(NEVER),
             outage_is_throttling: AtomicBool::new(false),
+            is_assumed: AtomicBool::new(false),
             grace_lost: AtomicBool::new(false),
             known_for: retry_after.saturating_add(terms.deadline),
             past_age_told: AtomicI64::new(NEVER),
@@ -245,7 +248,11 @@ impl Lease {
     /// An outage of who vouches for it is known from here on for a while; a denial by who vouches ends its grace for good. What
     /// befell other KEKs says nothing.
     pub(super) fn learn_from(&self, failure: &Failure) {
-        match failure.about(&self.vouchers, &self.wrapped_keys) {
+        let about = failure.about(&self.vouchers, &self.wrapped_keys);
+        if about.is_some() {
+            self.is_assumed.store(false, Ordering::Release);
+        }
+        match about {
             Some((kind, at)) if kind.is_outage() => {
                 self.outage_is_throttling.store(kind == ErrorKind::Throttled, Ordering::Relaxed);
                 self.outage_until.store(at.plus(self.known_for).boot_nanos(), Ordering::Release);
@@ -261,6 +268,7 @@ impl Lease {
         if !self.vouchers.iter().any(|voucher| voucher.provider == *provider) || !self.has_wrapped_key(entry) {
             return;
         }
+        self.is_assumed.store(false, Ordering::Release);
         match kind {
             ErrorKind::Denied => self.lose_grace(),
             _ => self.outage_until.store(NEVER, Ordering::Release),
@@ -281,8 +289,15 @@ impl Lease {
 
     /// Who vouches for it does not answer in the time that a caller has.
     pub(super) fn assume_outage(&self) {
+        self.is_assumed.store(true, Ordering::Release);
         self.outage_is_throttling.store(false, Ordering::Relaxed);
         self.outage_until.store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
+    }
+
+    /// Whether an outage may be assumed. Not twice in a row: if nothing came of the call that was left to the background, nobody may
+    /// be there to hear a denial, so the next caller waits for the answer.
+    pub(super) fn may_assume_outage(&self) -> bool {
+        self.has_grace() && !self.is_assumed.load(Ordering::Acquire)
     }
 
     /// The outage of who vouches for it, while it is known.

@@ -23,6 +23,6 @@ pub(crate) use keks::{Keks, Tries, named};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
-pub(crate) use source::{DekSource, ReadingQuestion, SourceOptions, WritingQuestion};
+pub(crate) use source::{DekSource, OwnedSource, ReadingQuestion, SourceOptions, WritingQuestion};
 pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

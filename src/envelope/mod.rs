@@ -24,7 +24,7 @@ pub use plaintext::Plaintext;
 pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named};
+use crate::dek::{DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named};
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::call::Caller;
@@ -55,7 +55,7 @@ use opening::Opened;
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Envelope(Arc<DekSource>);
+pub struct Envelope(Arc<OwnedSource>);
 
 /// A message in compact form, and what has to be stored apart from it to open it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,7 +74,7 @@ impl Envelope {
     }
 
     fn new(source: Arc<DekSource>) -> Self {
-        Self(source)
+        Self(OwnedSource::new(source))
     }
 
     fn source(&self) -> &DekSource {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Plaintext;
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, ReadingDek};
+use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
 use crate::memory::wipe;
@@ -24,11 +24,11 @@ pub struct OpeningKey {
     /// It was given out past `max_age`, during an outage.
     in_grace: bool,
     /// The DEKs end with the last envelope or handle.
-    _source: Arc<DekSource>,
+    _source: Arc<OwnedSource>,
 }
 
 impl OpeningKey {
-    pub(super) fn new(dek: Arc<ReadingDek>, in_grace: bool, source: Arc<DekSource>) -> Self {
+    pub(super) fn new(dek: Arc<ReadingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
         Self { dek, in_grace, _source: source }
     }
 

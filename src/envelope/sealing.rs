@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, Reservation, WritingDek};
+use crate::dek::{OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
@@ -26,11 +26,11 @@ pub struct SealingKey {
     /// It was given out past `max_age`, during an outage.
     in_grace: bool,
     /// The DEKs end with the last envelope or handle.
-    _source: Arc<DekSource>,
+    _source: Arc<OwnedSource>,
 }
 
 impl SealingKey {
-    pub(super) fn new(dek: Arc<WritingDek>, in_grace: bool, source: Arc<DekSource>) -> Self {
+    pub(super) fn new(dek: Arc<WritingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
         Self { dek, form: Form::Embedded, in_grace, _source: source }
     }
 

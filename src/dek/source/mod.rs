@@ -57,7 +57,37 @@ pub(crate) struct DekSource {
     options: SourceOptions,
     /// Shut down: nothing is asked any more.
     closed: AtomicBool,
+    /// The providers have given up what they held.
+    given_up: Arc<AtomicBool>,
     counters: Counters,
+}
+
+/// A source as envelopes and handles have it: when the last of them is gone, so are its DEKs, though a call on its way keeps the source
+/// for its own time.
+pub(crate) struct OwnedSource(Arc<DekSource>);
+
+impl OwnedSource {
+    pub(crate) fn new(source: Arc<DekSource>) -> Arc<Self> {
+        Arc::new(Self(source))
+    }
+}
+
+impl Deref for OwnedSource {
+    type Target = Arc<DekSource>;
+
+    fn deref(&self) -> &Arc<DekSource> {
+        &self.0
+    }
+}
+
+impl Drop for OwnedSource {
+    fn drop(&mut self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+        let cache = self.0.cache.load_full();
+        if cache.is_of_this_process() {
+            cache.end_all_later();
+        }
+    }
 }
 
 /// How often a call is begun again because its DEK was taken away between the look-up and the use, or its answer was revoked.
@@ -202,7 +232,7 @@ impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let cache = ArcSwap::from_pointee(DekCache::new(limits, clock.clone(), runtime.clone()));
-        Arc::new(Self { cache, keks, options, closed: AtomicBool::new(false), counters: Counters::new() })
+        Arc::new(Self { cache, keks, options, closed: AtomicBool::new(false), given_up: Arc::default(), counters: Counters::new() })
     }
 
     pub(crate) fn keks(&self) -> &Keks {
@@ -458,8 +488,11 @@ impl DekSource {
                 Ok(vouched) => {
                     // Before it is put where an eviction may find it.
                     let pinned = Arc::new(Pinned::new(vouched.dek.clone()));
-                    K::put(cache, &vouched);
+                    // What is revoked from here on ends it, and what was revoked before is seen below. It is not at hand until then.
+                    cache.look_after(&vouched.dek);
+                    vouched.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
                     if !cache.revocations.concern(mark, context, vouched.dek.lease().vouchers()) {
+                        K::put(cache, &vouched);
                         return Ok(pinned);
                     }
                     end_all(vouched.for_reading_too.as_slice());
@@ -491,15 +524,22 @@ impl DekSource {
         question: Q,
         in_grace: Option<&Arc<DekOf<Q>>>,
     ) -> Answer<DekOf<Q>> {
-        let lease = in_grace.map(|dek| dek.lease()).filter(|lease| lease.has_grace() && question.is_about(lease));
-        let (Some(runtime), Some(lease)) = (&self.options.runtime, lease) else { return call.await };
+        let in_grace = in_grace.filter(|dek| dek.lease().may_assume_outage() && question.is_about(dek.lease()));
+        let (Some(runtime), Some(dek)) = (&self.options.runtime, in_grace) else { return call.await };
+        let lease = dek.lease();
         match select(call, runtime.sleep(PATIENCE_IN_GRACE)).await {
             Either::Left((answer, _)) => answer,
             // Who vouched for it denied already, and only others keep the answer waiting.
             Either::Right(((), call)) if !lease.has_grace() => call.await,
             Either::Right(((), call)) => {
-                runtime.spawn(Box::pin(call.map(drop)));
+                // Before anything can be heard of the call.
                 lease.assume_outage();
+                let dek = dek.clone();
+                runtime.spawn(Box::pin(call.map(move |answer| {
+                    if let Err(failure) = answer {
+                        dek.lease().learn_from(&failure);
+                    }
+                })));
                 Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE_IN_GRACE:?}")).into())
             }
         }
@@ -618,17 +658,23 @@ impl DekSource {
     pub(crate) fn shut_down(&self) {
         if self.end() {
             let Some(runtime) = &self.options.runtime else { return };
-            for closing in self.keks.closing() {
-                runtime.spawn(closing);
-            }
+            runtime.spawn(Box::pin(self.give_up()));
         }
     }
 
     /// As [`shut_down`](Self::shut_down), and waits for the providers.
     pub(crate) async fn close(&self) {
-        if self.end() {
-            futures_util::future::join_all(self.keks.closing()).await;
+        // Also after a `shut_down`, whose runtime may be none or gone, and after a `close` whose caller went away: what a provider has
+        // given up already it does not give up again.
+        self.end();
+        if !self.given_up.load(Ordering::SeqCst) {
+            self.give_up().await;
         }
+    }
+
+    fn give_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (closing, given_up) = (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
+        closing.map(move |_| given_up.store(true, Ordering::SeqCst))
     }
 
     /// `false` if it was done already.

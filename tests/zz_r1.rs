@@ -1,0 +1,233 @@
+//! Review r1.
+#![cfg(all(feature = "conformance", feature = "tokio"))]
+#![allow(missing_docs, dead_code)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use support::stage::{Stage, entries_of, ms, secs, with_entries};
+use support::{block_on, context};
+use waxseal::kek::scripted::ScriptedKek;
+use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek, ContextBinding};
+use waxseal::{CallBudget, Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
+
+fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
+    move || waxseal::Runtime::sleep(&support::Threads, wait)
+}
+
+/// Built in a tokio runtime that has ended; callers on plain threads. The KEK denies, but takes 400 ms.
+#[test]
+fn t1a_ended_runtime_slow_denial_in_grace() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let stage = {
+        let _in = runtime.enter();
+        Stage::new(Limits::default().outage_grace_reading(secs(3600)))
+    };
+    drop(runtime);
+    stage.read().unwrap();
+    stage.kek.fail_with(KekErrorClass::Denied);
+    stage.kek.wait_for(slow(ms(400)));
+    stage.clock.advance(secs(101));
+    let mut served = 0;
+    for _ in 0..6 {
+        served += usize::from(stage.read().is_ok());
+        std::thread::sleep(ms(800));
+        stage.clock.advance(secs(120));
+    }
+    println!("t1a served {served} of 6 with the KEK denying, unwraps {}", stage.calls().0);
+    assert!(served <= 1, "served {served}");
+}
+
+/// The runtime is there, and nobody drives it.
+#[test]
+fn t1b_undriven_runtime_slow_denial_in_grace() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stage = runtime.block_on(async { Stage::new(Limits::default().outage_grace_reading(secs(3600))) });
+    stage.read().unwrap();
+    stage.kek.fail_with(KekErrorClass::Denied);
+    stage.kek.wait_for(slow(ms(400)));
+    stage.clock.advance(secs(101));
+    let mut served = 0;
+    for _ in 0..6 {
+        served += usize::from(stage.read().is_ok());
+        std::thread::sleep(ms(800));
+        stage.clock.advance(secs(120));
+    }
+    println!("t1b served {served} of 6 with the KEK denying, unwraps {}", stage.calls().0);
+    assert!(served <= 1, "served {served}");
+}
+
+/// Forged messages keep the ordinary places taken; the KEK denies the rightful DEK, at once, if only it were asked.
+#[test]
+fn t2_flood_prolongs() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let stage = {
+        let _in = runtime.enter();
+        Stage::with(Limits::default().outage_grace_reading(secs(3600)), |b| {
+            b.call_budget(CallBudget::new(20, 4).unwrap())
+        })
+    };
+    let stage = Arc::new(stage);
+    stage.read().unwrap();
+    stage.kek.fail_with(KekErrorClass::Denied);
+    stage.clock.advance(secs(101));
+    let stop = Arc::new(AtomicBool::new(false));
+    let n = Arc::new(AtomicUsize::new(0));
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        let (stage, stop, n) = (stage.clone(), stop.clone(), n.clone());
+        flood.push(runtime.spawn(async move {
+            let mine = entries_of(&stage.sealed)[0].clone();
+            while !stop.load(Ordering::SeqCst) {
+                // Another DEK id each time, junk wrapped.
+                let i = n.fetch_add(1, Ordering::SeqCst);
+                let mut junk = mine.wrapped().to_vec();
+                junk[20..28].copy_from_slice(&i.to_le_bytes());
+                let mut sealed = with_entries(&stage.sealed, [WrappedDek::new(mine.kek_id().clone(), junk).unwrap()]);
+                sealed[8..16].copy_from_slice(&i.to_le_bytes());
+                let _ = stage.envelope.decrypt(&stage.alice, b"", &sealed).await;
+                tokio::time::sleep(ms(1)).await;
+            }
+        }));
+    }
+    std::thread::sleep(ms(1500));
+    let mut served = Vec::new();
+    for _ in 0..5 {
+        let before = Instant::now();
+        let answer = stage.read();
+        served.push((answer.is_ok(), before.elapsed(), answer.err().map(|e| e.to_string())));
+        stage.clock.advance(secs(60));
+    }
+    stop.store(true, Ordering::SeqCst);
+    println!("t2 {served:?} unwraps {}", stage.calls().0);
+    let ok = served.iter().filter(|s| s.0).count();
+    assert!(ok <= 1, "{served:?}");
+}
+
+#[derive(Debug, Clone, Default)]
+struct Wiped(Arc<AtomicUsize>);
+impl Observer for Wiped {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Wiped { .. }) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// The last envelope is dropped while a renewal hangs in the background: are the keys gone?
+#[test]
+fn t3_drop_with_a_background_call() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let wiped = Wiped::default();
+    let stage = {
+        let _in = runtime.enter();
+        Stage::with(Limits::default(), |b| b.observer(wiped.clone()))
+    };
+    stage.read().unwrap();
+    stage.kek.wait_for(|| Box::pin(std::future::pending()));
+    stage.clock.advance(secs(81));
+    stage.read().unwrap();
+    std::thread::sleep(ms(100));
+    drop(stage.envelope);
+    std::thread::sleep(ms(500));
+    let now = wiped.0.load(Ordering::SeqCst);
+    let began = Instant::now();
+    while wiped.0.load(Ordering::SeqCst) == 0 && began.elapsed() < secs(40) {
+        std::thread::sleep(ms(50));
+    }
+    println!("t3 wiped half a second after the drop: {now}; after {:?}: {}", began.elapsed(), wiped.0.load(Ordering::SeqCst));
+    assert_eq!(now, 1);
+}
+
+#[derive(Debug, Clone)]
+struct Closing(ScriptedKek, Arc<AtomicUsize>);
+impl KekProvider for Closing {
+    fn id(&self) -> &KekId {
+        self.0.id()
+    }
+    fn context_binding(&self) -> ContextBinding {
+        self.0.context_binding()
+    }
+    fn wrap<'a>(&'a self, c: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        self.0.wrap(c, dek)
+    }
+    fn unwrap<'a>(&'a self, c: &'a EncryptionContext, w: &'a WrappedDek) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        self.0.unwrap(c, w)
+    }
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        self.0.health()
+    }
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            waxseal::Runtime::sleep(&support::Threads, ms(100)).await;
+            self.1.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+}
+
+#[test]
+fn t4_close_after_shut_down() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
+    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    envelope.shut_down();
+    block_on(envelope.close());
+    println!("t4a closed {}", closed.load(Ordering::SeqCst));
+    let one = closed.swap(0, Ordering::SeqCst);
+
+    let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
+    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    {
+        let mut closing = Box::pin(envelope.close());
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(closing.as_mut().poll(&mut cx).is_pending());
+    }
+    block_on(envelope.close());
+    let two = closed.load(Ordering::SeqCst);
+    println!("t4b closed {two}");
+    assert_eq!((one, two), (1, 1));
+}
+
+/// Holds up the first `Evicted` until it is let go.
+#[derive(Debug, Clone, Default)]
+struct Holds { held: Arc<AtomicBool>, go: Arc<AtomicBool> }
+impl Observer for Holds {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::Evicted { .. }) && !self.held.swap(true, Ordering::SeqCst) {
+            while !self.go.load(Ordering::SeqCst) {
+                std::thread::sleep(ms(1));
+            }
+        }
+    }
+}
+
+/// An answer on its way when its context is revoked is put at hand before it is held against the revocation.
+#[test]
+fn t5_a_revoked_answer_serves_while_an_observer_is_told() {
+    let holds = Holds::default();
+    let stage = Stage::with(Limits::default().max_entries(1), |b| b.observer(holds.clone()));
+    let stage = Arc::new(stage);
+    let bob = context("bob");
+    let other = block_on(support::envelope(stage.kek.local()).encrypt(&bob, b"", b"bob")).unwrap();
+    block_on(stage.envelope.decrypt(&bob, b"", &other)).unwrap();
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = go.clone();
+    stage.kek.wait_for(move || { let gate = gate.clone(); Box::pin(async move { gate.acquire().await.unwrap().forget() }) });
+    let reader = { let stage = stage.clone(); std::thread::spawn(move || stage.read()) };
+    while stage.calls().0 < 2 { std::thread::sleep(ms(1)); }
+    stage.envelope.revoke_context(&stage.alice);
+    go.add_permits(1);
+    let began = Instant::now();
+    while !holds.held.load(Ordering::SeqCst) && stage.calls().0 < 3 && began.elapsed() < secs(5) { std::thread::sleep(ms(1)); }
+    println!("t5 held {}", holds.held.load(Ordering::SeqCst));
+    let after = stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed);
+    println!("t5 after revoke_context: {after:?}");
+    holds.go.store(true, Ordering::SeqCst);
+    go.add_permits(10);
+    println!("{:?}", reader.join().unwrap());
+    assert!(!matches!(after, Ok(Some(_))), "opened after revoke_context, by an answer from before");
+}
