@@ -5,14 +5,14 @@
 
 mod support;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use support::stage::{Stage, entries_of, ms, secs, with_entries};
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek, ContextBinding};
+use waxseal::kek::{BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{CallBudget, Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
 
 fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
@@ -139,7 +139,11 @@ fn t3_drop_with_a_background_call() {
     while wiped.0.load(Ordering::SeqCst) == 0 && began.elapsed() < secs(40) {
         std::thread::sleep(ms(50));
     }
-    println!("t3 wiped half a second after the drop: {now}; after {:?}: {}", began.elapsed(), wiped.0.load(Ordering::SeqCst));
+    println!(
+        "t3 wiped half a second after the drop: {now}; after {:?}: {}",
+        began.elapsed(),
+        wiped.0.load(Ordering::SeqCst)
+    );
     assert_eq!(now, 1);
 }
 
@@ -155,7 +159,11 @@ impl KekProvider for Closing {
     fn wrap<'a>(&'a self, c: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.0.wrap(c, dek)
     }
-    fn unwrap<'a>(&'a self, c: &'a EncryptionContext, w: &'a WrappedDek) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+    fn unwrap<'a>(
+        &'a self,
+        c: &'a EncryptionContext,
+        w: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         self.0.unwrap(c, w)
     }
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
@@ -194,7 +202,10 @@ fn t4_close_after_shut_down() {
 
 /// Holds up the first `Evicted` until it is let go.
 #[derive(Debug, Clone, Default)]
-struct Holds { held: Arc<AtomicBool>, go: Arc<AtomicBool> }
+struct Holds {
+    held: Arc<AtomicBool>,
+    go: Arc<AtomicBool>,
+}
 impl Observer for Holds {
     fn event(&self, event: &Event<'_>) {
         if matches!(event, Event::Evicted { .. }) && !self.held.swap(true, Ordering::SeqCst) {
@@ -216,13 +227,23 @@ fn t5_a_revoked_answer_serves_while_an_observer_is_told() {
     block_on(stage.envelope.decrypt(&bob, b"", &other)).unwrap();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
     let gate = go.clone();
-    stage.kek.wait_for(move || { let gate = gate.clone(); Box::pin(async move { gate.acquire().await.unwrap().forget() }) });
-    let reader = { let stage = stage.clone(); std::thread::spawn(move || stage.read()) };
-    while stage.calls().0 < 2 { std::thread::sleep(ms(1)); }
+    stage.kek.wait_for(move || {
+        let gate = gate.clone();
+        Box::pin(async move { gate.acquire().await.unwrap().forget() })
+    });
+    let reader = {
+        let stage = stage.clone();
+        std::thread::spawn(move || stage.read())
+    };
+    while stage.calls().0 < 2 {
+        std::thread::sleep(ms(1));
+    }
     stage.envelope.revoke_context(&stage.alice);
     go.add_permits(1);
     let began = Instant::now();
-    while !holds.held.load(Ordering::SeqCst) && stage.calls().0 < 3 && began.elapsed() < secs(5) { std::thread::sleep(ms(1)); }
+    while !holds.held.load(Ordering::SeqCst) && stage.calls().0 < 3 && began.elapsed() < secs(5) {
+        std::thread::sleep(ms(1));
+    }
     println!("t5 held {}", holds.held.load(Ordering::SeqCst));
     let after = stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed);
     println!("t5 after revoke_context: {after:?}");

@@ -282,9 +282,8 @@ impl Lease {
 
     /// Whether it came by this wrapped key.
     fn has_wrapped_key(&self, entry: &WrappedDek) -> bool {
-        let own = self.wrapped_keys.entries();
         self.vouchers.iter().any(|voucher| voucher.entry == *entry.kek_id())
-            && own.iter().any(|own| own.kek_id() == entry.kek_id() && own.wrapped() == entry.wrapped())
+            && self.wrapped_keys.entries().contains(entry)
     }
 
     /// Who vouches for it does not answer in the time that a caller has.

@@ -24,7 +24,9 @@ pub use plaintext::Plaintext;
 pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named};
+use crate::dek::{
+    DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named,
+};
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::call::Caller;

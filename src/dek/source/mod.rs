@@ -232,7 +232,14 @@ impl DekSource {
     pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let cache = ArcSwap::from_pointee(DekCache::new(limits, clock.clone(), runtime.clone()));
-        Arc::new(Self { cache, keks, options, closed: AtomicBool::new(false), given_up: Arc::default(), counters: Counters::new() })
+        Arc::new(Self {
+            cache,
+            keks,
+            options,
+            closed: AtomicBool::new(false),
+            given_up: Arc::default(),
+            counters: Counters::new(),
+        })
     }
 
     pub(crate) fn keks(&self) -> &Keks {
@@ -596,7 +603,9 @@ impl DekSource {
         owned: Arc<K::Owned>,
     ) -> Answer<K::Dek> {
         let dek = claim.dek.clone();
-        let answer = match self.ask::<K>(&self.cache(), request, &owned, Share::Reserved) {
+        // The reserved share is for what is in use, which wrapped keys that somebody added are not.
+        let share = if claim.whose == Whose::Own { Share::Reserved } else { K::ASKED_BY };
+        let answer = match self.ask::<K>(&self.cache(), request, &owned, share) {
             Ok(call) => call.await,
             Err(failure) => Err(failure),
         };
