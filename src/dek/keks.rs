@@ -145,7 +145,7 @@ impl Keks {
 
     /// How many questions of one caller are asked at the same time, so that none waits for its turn past its deadline.
     pub(crate) fn at_once(&self) -> usize {
-        self.writing.iter().map(|kek| kek.at_once()).min().unwrap_or(1)
+        self.writing.iter().map(|kek| kek.at_once(self.writing.len())).min().unwrap_or(1)
     }
 
     /// A new DEK, wrapped by every writing KEK.

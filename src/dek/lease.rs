@@ -349,7 +349,13 @@ impl Lease {
     }
 
     pub(crate) fn is_in_grace(&self) -> bool {
-        self.age(self.clock.now()) == Age::Grace
+        // Only an outage that is known lets it serve then.
+        self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Grace
+    }
+
+    /// For one that serves.
+    pub(super) fn is_past_its_age(&self, now: Moment) -> bool {
+        now.is_past(self.expires)
     }
 
     // --- the end

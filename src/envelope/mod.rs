@@ -219,8 +219,7 @@ impl Envelope {
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
     pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
-        let dek = self.0.get(WritingQuestion { context }).await?;
-        let in_grace = dek.lease.is_in_grace();
+        let (dek, in_grace) = self.0.get(WritingQuestion { context }).await?;
         Ok(SealingKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 
@@ -253,8 +252,7 @@ impl Envelope {
         message: &Message<'_>,
         wrapped_keys: &[u8],
     ) -> Result<OpeningKey, Error> {
-        let dek = self.0.get(question(context, message, wrapped_keys)).await?;
-        let in_grace = dek.lease.is_in_grace();
+        let (dek, in_grace) = self.0.get(question(context, message, wrapped_keys)).await?;
         Ok(OpeningKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 

@@ -63,6 +63,8 @@ pub struct KekError {
     asked: bool,
     /// This process made no call because it makes as many as it may.
     over_budget: bool,
+    /// Something between this process and the key service refused this one request.
+    from_the_way: bool,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// The cause as whoever prints the chain of sources gets to see it.
     #[source]
@@ -90,6 +92,7 @@ impl KekError {
             retry_after: None,
             asked: true,
             over_budget: false,
+            from_the_way: false,
             cause: None,
             shown_cause: None,
         }
@@ -176,6 +179,18 @@ impl KekError {
     /// For a call that was not made because of a [`CallBudget`](crate::CallBudget).
     pub(crate) fn over_budget(message: String) -> Self {
         Self { over_budget: true, ..Self::throttled(message).without_asking() }
+    }
+
+    /// Said by something on the way to the key service, of this request: whoever writes messages may have chosen what is in it.
+    #[cfg(feature = "vault-transit")]
+    pub(crate) fn from_the_way(mut self) -> Self {
+        self.from_the_way = true;
+        self
+    }
+
+    /// Says nothing of the key service, whether it is alive or down.
+    pub(crate) fn is_from_the_way(&self) -> bool {
+        self.from_the_way
     }
 
     /// Says nothing of the key service: it is this process that was too busy.

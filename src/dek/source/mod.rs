@@ -321,12 +321,14 @@ impl DekSource {
         still_there(work(&dek))
     }
 
-    /// The DEK, for a handle.
-    pub(crate) async fn get<Q: Question>(self: &Arc<Self>, question: Q) -> Result<Held<DekOf<Q>>, Error> {
-        match self.with_remembered(question, Arc::clone) {
-            Some(dek) => Ok(Held::Cached(dek)),
-            None => self.held(question, false).await,
-        }
+    /// The DEK, for a handle, and whether it is past its age.
+    pub(crate) async fn get<Q: Question>(self: &Arc<Self>, question: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
+        let held = match self.with_remembered(question, Arc::clone) {
+            Some(dek) => Held::Cached(dek),
+            None => self.held(question, false).await?,
+        };
+        let in_grace = held.lease().is_in_grace();
+        Ok((held, in_grace))
     }
 
     /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
@@ -336,7 +338,10 @@ impl DekSource {
             return None;
         }
         let now = self.options.clock.now();
-        let serves = |dek: &DekOf<Q>| self.decide(question, dek, now, || true) == Decision::Serve;
+        // That a DEK is nearly used up is left to the look-ups of the cache.
+        let serves = |dek: &DekOf<Q>| {
+            dek.lease().age(now) == Age::Fresh || self.decide(question, dek, now, || true) == Decision::Serve
+        };
         question.with_remembered(&cache, serves, |dek| {
             self.count_served::<Q>(dek, now);
             work(dek)
@@ -434,7 +439,7 @@ impl DekSource {
     fn count_served<Q: Question>(&self, dek: &DekOf<Q>, now: Moment) {
         self.counters.count(Q::Kind::SERVED);
         let lease = dek.lease();
-        if Q::Kind::age(dek, now) != Age::Grace {
+        if !lease.is_past_its_age(now) {
             return;
         }
         self.counters.count(Counted::ServedPastAge);

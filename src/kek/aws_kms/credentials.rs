@@ -93,6 +93,8 @@ struct Source {
 
 struct Held {
     identity: Identity,
+    /// When its load began: one that was slow does not replace what a later one brought.
+    asked: Instant,
     renew_from: SystemTime,
     ends: SystemTime,
 }
@@ -164,26 +166,31 @@ impl Keeper {
             let runtime = tokio::runtime::Handle::try_current().ok()?;
             let (tell, answer) = watch::channel(None);
             let (resolver, components) = (source.resolver.clone(), source.components.clone());
-            let keeper = self.clone();
+            let (keeper, began) = (self.clone(), Instant::now());
             runtime.spawn(async move {
                 let loaded = load(&resolver, &components).await;
-                keeper.keep(id, &components, &loaded);
+                keeper.keep(id, &components, began, &loaded);
                 tell.send_replace(Some(loaded));
             });
-            source.loading = Some(Loading { answer, began: Instant::now() });
+            source.loading = Some(Loading { answer, began });
         } else {
             source.loading = on_its_way;
         }
         source.loading.clone()
     }
 
-    fn keep(&self, id: IdentityCachePartition, components: &RuntimeComponents, loaded: &Answer) {
+    fn keep(&self, id: IdentityCachePartition, components: &RuntimeComponents, asked: Instant, loaded: &Answer) {
         let now = now(components);
         let mut state = self.state();
         let State { sources, generation } = &mut *state;
         let Some(source) = sources.get_mut(&id) else { return };
-        source.loading = None;
+        if source.loading.as_ref().is_some_and(|loading| loading.began <= asked) {
+            source.loading = None;
+        }
         let Ok(identity) = loaded else { return };
+        if source.held.as_ref().is_some_and(|held| held.asked > asked && now + TOO_LATE < held.ends) {
+            return;
+        }
         if source.held.as_ref().is_none_or(|held| !is_same(&held.identity, identity)) {
             *generation += 1;
         }
@@ -192,7 +199,7 @@ impl Keeper {
         // What does not say when it ends does not end: it is only looked at again.
         let ahead = if identity.expiration().is_some() { AHEAD.min(life / 4).max(TOO_LATE) } else { TOO_LATE };
         let renew_from = ends.checked_sub(ahead).unwrap_or(now);
-        source.held = Some(Held { identity: identity.clone(), renew_from, ends });
+        source.held = Some(Held { identity: identity.clone(), asked, renew_from, ends });
     }
 
     /// What is at hand at `now`, and what there is to wait for where nothing is.
@@ -226,11 +233,12 @@ impl Keeper {
         }
     }
 
-    /// In their last seconds, where no others can be had: better than none.
+    /// In their last seconds, or where they do not say when they end, and no others can be had: better than none.
     fn nearly_ended(&self, id: IdentityCachePartition, now: SystemTime) -> Option<Identity> {
         let state = self.state();
         let held = state.sources.get(&id)?.held.as_ref()?;
-        (now < held.ends).then(|| held.identity.clone())
+        let has_no_end = held.identity.expiration().is_none();
+        (has_no_end || now < held.ends).then(|| held.identity.clone())
     }
 }
 

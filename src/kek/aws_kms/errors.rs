@@ -142,6 +142,10 @@ impl Failure {
         self.code.as_deref().is_some_and(|code| STALE_CREDENTIALS.contains(&code))
     }
 
+    pub(super) fn is_not_found(&self) -> bool {
+        self.code.as_deref() == Some("NotFoundException")
+    }
+
     /// Where a message named the key, only the message can be wrong about it: no operator, and no breaker, is called for that.
     pub(super) fn of_a_message_s_key(mut self) -> Self {
         let about_the_key = ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];

@@ -277,6 +277,8 @@ impl Inner {
             return false;
         }
         let pause = match self.describe_as(alias, |found| self.move_to(own, &found.arn)).await {
+            // An alias that does not exist at the moment may be made anew, as deployments do.
+            Err(failure) if failure.is_not_found() => DESCRIBE_PAUSE.min(self.key_max_age),
             Err(failure) if failure.class == KekErrorClass::Denied => self.key_max_age,
             _ => FOLLOW_AT_MOST_EVERY,
         };

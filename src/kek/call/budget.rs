@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use arc_swap::ArcSwap;
 
 use super::Timer;
 use super::policy::invalid;
-use super::queue::{Look, Queue, Terms, Ticket, nanos};
+use super::queue::{LONG_WAIT, Look, Queue, Terms, Ticket, nanos};
 use crate::error::Error;
 use crate::memory::clock::Clock;
 use crate::memory::fork;
@@ -98,10 +99,13 @@ impl CallBudget {
         Self(Arc::new(Inner { per_second, in_flight, lanes }))
     }
 
-    /// How many questions whoever has many may ask at the same time, so that each has its turn within a `deadline`, also where only the
-    /// reserved share is left for it.
-    pub(super) fn at_once(&self, deadline: Duration) -> usize {
-        let turns = u128::from(self.0.per_second).saturating_mul(deadline.as_millis()) / 4000;
+    /// How many questions of so many calls each whoever has many may ask at the same time, so that each has its turns before the
+    /// newest are served first, also where only the reserved share is left for it. Whoever asks the next question when one is
+    /// answered would else keep its own first ones waiting until their `deadline`. Half of that is for the calls themselves.
+    pub(super) fn at_once(&self, deadline: Duration, calls: usize) -> usize {
+        let calls = u128::try_from(calls).unwrap_or(u128::MAX).max(1);
+        let within = (deadline / 2).min(Duration::from_nanos(LONG_WAIT.unsigned_abs()));
+        let turns = u128::from(self.0.per_second).saturating_mul(within.as_millis()) / 4000 / calls;
         let at_once = turns.min(u128::from(self.0.in_flight)).max(1);
         usize::try_from(at_once).unwrap_or(usize::MAX)
     }
@@ -194,13 +198,20 @@ impl Lanes {
 
     fn with<R>(&self, work: impl FnOnce(&mut Queue, i64, &mut Vec<Waker>) -> R) -> R {
         let mut woken = Vec::new();
-        let result = {
+        let (result, discarded) = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             let now = state.now();
-            work(&mut state.queue, now, &mut woken)
+            (work(&mut state.queue, now, &mut woken), state.queue.take_discarded())
         };
-        // Not under the lock: whoever is woken may be polled at once.
-        woken.into_iter().for_each(Waker::wake);
+        // Not under the lock: whoever is woken may be polled at once, and what a waker was the last to hold may be in line too.
+        // A waker belongs to somebody's executor. One that panics keeps none of the others asleep, and whoever leaves, who may
+        // be unwinding, does not meet it.
+        for waker in woken {
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+        for waker in discarded {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(waker)));
+        }
         result
     }
 

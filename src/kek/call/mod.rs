@@ -161,11 +161,11 @@ impl Caller {
         (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
 
-    /// How many questions the budgets let whoever has many ask at the same time.
-    pub(crate) fn at_once(&self) -> usize {
+    /// How many questions of so many calls the budgets let whoever has many ask at the same time.
+    pub(crate) fn at_once(&self, calls: usize) -> usize {
         let (deadline, target) = (self.terms.policy.deadline, self.target(self.id()));
         let budgets = target.advice().budget.iter().chain([&self.terms.budget]);
-        budgets.map(|budget| budget.at_once(deadline)).min().unwrap_or(1)
+        budgets.map(|budget| budget.at_once(deadline, calls)).min().unwrap_or(1)
     }
 
     pub(crate) async fn wrap(
@@ -433,8 +433,8 @@ impl Underway<'_> {
                     self.caller.tell_of(also.breaker.alive(), &also);
                 }
             }
-            // The provider decided it by itself, which says nothing of the key service.
-            Some(error) if !error.was_asked() || self.also.is_some() => {}
+            // The provider decided it by itself, or something on the way did, which says nothing of the key service.
+            Some(error) if !error.was_asked() || error.is_from_the_way() || self.also.is_some() => {}
             Some(error) => match error.class() {
                 KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
                     let (change, target) = self.failed(|target| target.breaker.failed(error));

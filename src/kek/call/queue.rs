@@ -23,7 +23,7 @@ use super::Share;
 /// How much is saved up while nobody calls.
 pub(super) const BURST: i64 = 250 * MILLISECOND;
 /// After how long the newest is served before the one that has waited this long.
-const LONG_WAIT: i64 = 250 * MILLISECOND;
+pub(super) const LONG_WAIT: i64 = 250 * MILLISECOND;
 /// For how long the newest is served first after somebody gave up.
 const PRESSED_FOR: i64 = 1000 * MILLISECOND;
 /// How long the first in line may leave a turn that was offered.
@@ -46,6 +46,9 @@ pub(super) struct Queue {
     /// Those that no timer wakes.
     untimed: BTreeMap<u64, Option<Waker>>,
     next_id: u64,
+    /// Wakers that are not needed any more. One may be the last that holds a task, which may be in line itself: whoever holds the lock
+    /// must not drop it.
+    discarded: Vec<Waker>,
 }
 
 /// What a share of the budget allows.
@@ -125,7 +128,13 @@ impl Queue {
             served_last: Share::Reserved,
             untimed: BTreeMap::new(),
             next_id: 0,
+            discarded: Vec::new(),
         }
+    }
+
+    /// What is to be dropped when the lock is free.
+    pub(super) fn take_discarded(&mut self) -> Vec<Waker> {
+        std::mem::take(&mut self.discarded)
     }
 
     fn lane(&self, of: Share) -> &Lane {
@@ -207,15 +216,16 @@ impl Queue {
         }
         let Some(waiter) = line.present.get_mut(&id) else { return Look::Refused };
         if now > latest {
-            line.present.remove(&id);
+            let late = line.present.remove(&id);
             line.pressed(now);
+            self.discarded.extend(late.and_then(|waiter| waiter.waker));
             self.settle(now, None, woken);
             return Look::Refused;
         }
         if let Some(waker) = waker {
-            match &mut waiter.waker {
-                Some(known) => known.clone_from(waker),
-                none => *none = Some(waker.clone()),
+            if !waiter.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+                let before = waiter.waker.replace(waker.clone());
+                self.discarded.extend(before);
             }
         }
         self.settle(now, Some(id), woken);
@@ -223,7 +233,8 @@ impl Queue {
             if share == Share::Reserved { &[Share::Reserved, Share::Ordinary] } else { &[Share::Ordinary] };
         for lane in lanes {
             if self.is_free(*lane, now) && self.may_take(*lane, now, share, id, woken) {
-                self.line_mut(share).present.remove(&id);
+                let entered = self.line_mut(share).present.remove(&id);
+                self.discarded.extend(entered.and_then(|waiter| waiter.waker));
                 let ticket = self.enter(*lane, share, id, now.saturating_add(hold), Some(now));
                 self.settle(now, None, woken);
                 return Look::Enter(ticket);
@@ -236,11 +247,13 @@ impl Queue {
     fn look_untimed(&mut self, share: Share, id: u64, waker: Option<&Waker>) -> Look {
         for lane in [share, Share::Ordinary] {
             if self.has_place(lane) {
-                self.untimed.remove(&id);
+                let entered = self.untimed.remove(&id);
+                self.discarded.extend(entered.flatten());
                 return Look::Enter(self.enter(lane, share, id, i64::MAX, None));
             }
         }
-        self.untimed.insert(id, waker.cloned());
+        let before = self.untimed.insert(id, waker.cloned());
+        self.discarded.extend(before.flatten());
         Look::Wait(id, None)
     }
 
@@ -258,11 +271,13 @@ impl Queue {
 
     /// Whoever waits under `id` goes away.
     pub(super) fn leave(&mut self, now: i64, share: Share, id: u64, woken: &mut Vec<Waker>) {
-        self.untimed.remove(&id);
+        let untimed = self.untimed.remove(&id).flatten();
         let line = self.line_mut(share);
-        if line.present.remove(&id).is_some() | line.absent.remove(&id).is_some() {
+        let left = [line.present.remove(&id), line.absent.remove(&id)];
+        if left.iter().any(Option::is_some) {
             line.pressed(now);
         }
+        self.discarded.extend(left.into_iter().flatten().filter_map(|waiter| waiter.waker).chain(untimed));
         self.settle(now, None, woken);
     }
 

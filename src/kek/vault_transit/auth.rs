@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
+use std::future::Future;
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError, Weak};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 
 use super::endpoints::{Auth, TokenState, lookup_self, renew_self, revoke_self};
@@ -105,7 +106,7 @@ pub(super) struct Authenticator {
     auth: VaultAuth,
     transport: Arc<Transport>,
     current: ArcSwapOption<Session>,
-    gate: Mutex<Gate>,
+    gate: Arc<Mutex<Gate>>,
     denials: StdMutex<Denials>,
     /// Tokens of this login may look themselves up: then words alone do not make one that is refused that a living one.
     looks_up: AtomicBool,
@@ -219,7 +220,7 @@ impl Authenticator {
             auth,
             transport,
             current: ArcSwapOption::empty(),
-            gate: Mutex::default(),
+            gate: Arc::default(),
             denials: StdMutex::default(),
             looks_up: AtomicBool::new(false),
             any_denial: AtomicBool::new(false),
@@ -262,11 +263,12 @@ impl Authenticator {
             return Ok(session);
         }
         let asked = Instant::now();
-        let mut gate = self.gate.lock().await;
+        let mut gate = self.gate.clone().lock_owned().await;
         if let Some(session) = self.usable() {
             return Ok(session);
         }
-        self.log_in_shared(&mut gate, asked).await
+        let its = self.clone();
+        apart(async move { its.log_in_shared(&mut gate, asked).await }).await
     }
 
     /// A call with it succeeded.
@@ -293,7 +295,20 @@ impl Authenticator {
             return Ok(Verdict::Denied);
         }
         let asked = Instant::now();
-        let mut gate = self.gate.lock().await;
+        let gate = self.gate.clone().lock_owned().await;
+        let (its, refused, path) = (self.clone(), refused.clone(), path.to_owned());
+        apart(async move { its.judge(gate, asked, &refused, &path, reason).await }).await
+    }
+
+    async fn judge(
+        self: &Arc<Self>,
+        mut gate: OwnedMutexGuard<Gate>,
+        asked: Instant,
+        refused: &Arc<Session>,
+        path: &str,
+        reason: Refusal,
+    ) -> Result<Verdict, Failure> {
+        let is_believed = || reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path);
         match self.usable() {
             Some(session) if !session.has_token_of(refused) => return Ok(Verdict::Again(session)),
             Some(_) if is_believed() => return Ok(Verdict::Denied),
@@ -540,6 +555,19 @@ impl Gate {
             _ => FIRST_REFUSED_PAUSE,
         };
         self.refused = Some(RefusedLogin { with, until: Instant::now() + pause, pause, failure: failure.clone() });
+    }
+}
+
+/// Logs in apart from whoever needs it. A login may take longer than one try of a call: it would never come to its end within
+/// one, and leave a token behind at the server each time.
+async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    // Whoever holds the gate waits for nobody, so there is one such task.
+    match tokio::spawn(work).await {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => Err(Failure::unavailable("login: the provider panicked")),
+        Err(_) => Err(Failure::unavailable("login: the runtime ended")),
     }
 }
 

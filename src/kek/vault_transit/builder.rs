@@ -18,7 +18,7 @@ use super::auth::Authenticator;
 use super::endpoints::{is_key, is_path, is_segment};
 use super::login::VaultAuth;
 use super::tls::{Client, Roots, TlsSources};
-use super::transport::{ProxyChoice, Transport, TransportOptions, Unusable};
+use super::transport::{ProxyChoice, Transport, TransportOptions, Unusable, is_this_machine};
 use super::{ContextBinding, Inner, VaultTransit, environment};
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
@@ -232,17 +232,21 @@ impl VaultTransitBuilder {
                 return Err(invalid("server_name: does not work through a proxy"));
             }
         }
+        let address = address(self.address.as_deref().unwrap_or(DEFAULT_ADDRESS), self.plain_http)?;
+        let is_here = is_this_machine(&address);
         let options = TransportOptions {
-            address: address(self.address.as_deref().unwrap_or(DEFAULT_ADDRESS), self.plain_http)?,
+            address,
             server_name: self.server_name,
             namespace: self.namespace.as_deref().map(namespace).transpose()?,
             tls: self.tls,
             proxy: match &self.proxy {
                 Some(url) => ProxyChoice::This(Box::new(proxy(url)?)),
-                None if self.environment_proxy => ProxyChoice::Environment,
+                // As Go's clients: an agent on this machine is not reached through another one, where plain http would be read.
+                None if self.environment_proxy && !is_here => ProxyChoice::Environment,
                 None => ProxyChoice::None,
             },
             follow_redirects: self.follow_redirects,
+            plain_http: self.plain_http,
             connect_timeout: self.connect_timeout,
             timeout: self.timeout,
         };
@@ -302,11 +306,6 @@ fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
         ));
     }
     Ok(url)
-}
-
-fn is_this_machine(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn namespace(text: &str) -> Result<HeaderValue, Error> {

@@ -17,11 +17,13 @@ pub(super) struct Failure {
     pub(super) asked: bool,
     /// Said of everything behind a namespace, so a login that fails by it says as much of the key as a call does.
     pub(super) locked: bool,
+    /// Something on the way refused this request. The next one may pass: it is no sign of the server.
+    pub(super) on_the_way: bool,
 }
 
 impl Failure {
     pub(super) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), retry_after: None, asked: true, locked: false }
+        Self { class, message: message.into(), retry_after: None, asked: true, locked: false, on_the_way: false }
     }
 
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
@@ -56,6 +58,7 @@ impl From<Failure> for KekError {
     fn from(failure: Failure) -> Self {
         let error = KekError::new(failure.class, failure.message);
         let error = if failure.asked { error } else { error.without_asking() };
+        let error = if failure.on_the_way { error.from_the_way() } else { error };
         match failure.retry_after {
             Some(wait) => error.with_retry_after(wait),
             None => error,
@@ -150,7 +153,12 @@ pub(super) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     };
     let separator = if texts.is_empty() { "" } else { ": " };
     let locked = status == 503 && class == Denied;
-    Failure { locked, ..Failure::new(class, format!("{operation}: {meaning} ({status}{separator}{texts})")) }
+    let on_the_way = matches!((row, said), (Some((_, _, Denied | Invalid, _)), Said::BySomethingElse(_)));
+    Failure {
+        locked,
+        on_the_way,
+        ..Failure::new(class, format!("{operation}: {meaning} ({status}{separator}{texts})"))
+    }
 }
 
 /// The meaning of what one item of a batch says, whatever the status of the whole.

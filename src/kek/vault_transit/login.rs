@@ -458,7 +458,7 @@ pub(super) fn login_failure(failure: Failure) -> Failure {
     if failure.is_passing() || failure.locked {
         return failure;
     }
-    Failure { class: crate::kek::KekErrorClass::Misconfigured, ..failure }
+    Failure { class: crate::kek::KekErrorClass::Misconfigured, on_the_way: false, ..failure }
 }
 
 /// No credentials of AWS: their source's outage is one, and whatever else it says concerns them only.

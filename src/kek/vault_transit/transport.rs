@@ -62,6 +62,8 @@ pub(super) struct TransportOptions {
     pub(super) tls: TlsSources,
     pub(super) proxy: ProxyChoice,
     pub(super) follow_redirects: bool,
+    /// Plain http may go to another machine.
+    pub(super) plain_http: bool,
     pub(super) connect_timeout: Duration,
     pub(super) timeout: Duration,
 }
@@ -97,6 +99,7 @@ struct Recipe {
     plain: bool,
     proxy: ProxyChoice,
     follow_redirects: bool,
+    plain_http: bool,
     connect_timeout: Duration,
     timeout: Duration,
     resolver: Option<Arc<Elsewhere>>,
@@ -149,7 +152,11 @@ impl Recipe {
             .tls_backend_rustls()
             .connect_timeout(self.connect_timeout)
             .timeout(self.timeout)
-            .redirect(if self.follow_redirects { to_the_active_node() } else { redirect::Policy::none() })
+            .redirect(if self.follow_redirects {
+                to_the_active_node(self.plain_http)
+            } else {
+                redirect::Policy::none()
+            })
             .referer(false)
             .user_agent(concat!("waxseal/", env!("CARGO_PKG_VERSION")));
         client = match &material.roots {
@@ -234,6 +241,7 @@ impl Transport {
             plain: url.scheme() == "http",
             proxy: options.proxy,
             follow_redirects: options.follow_redirects,
+            plain_http: options.plain_http,
             connect_timeout: options.connect_timeout,
             timeout: options.timeout,
             resolver,
@@ -537,17 +545,23 @@ fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
 }
 
 /// A standby that does not forward names the active node.
-fn to_the_active_node() -> redirect::Policy {
-    redirect::Policy::custom(|attempt| match is_followed(attempt.previous(), attempt.url()) {
+fn to_the_active_node(plain_http: bool) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| match is_followed(attempt.previous(), attempt.url(), plain_http) {
         true => attempt.follow(),
         false => attempt.stop(),
     })
 }
 
 /// Once, and never to where anybody could read along.
-fn is_followed(previous: &[Url], next: &Url) -> bool {
+fn is_followed(previous: &[Url], next: &Url, plain_http: bool) -> bool {
     let was_private = previous.iter().any(|url| url.scheme() == "https");
-    previous.len() == 1 && (next.scheme() == "https" || !was_private)
+    let is_private = next.scheme() == "https" || (!was_private && (plain_http || is_this_machine(next)));
+    previous.len() == 1 && is_private
+}
+
+pub(super) fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// What TLS says where a certificate is at fault, the server's or the client's own. An operator has to act, as in every provider.
@@ -618,11 +632,13 @@ mod tests {
             (&["https://a"][..], "https://b", true),
             (&["http://127.0.0.1"], "http://127.0.0.2", true),
             (&["http://127.0.0.1"], "https://b", true),
+            (&["http://127.0.0.1"], "http://b", false),
+            (&["http://127.0.0.1"], "http://10.0.0.1", false),
             (&["https://a"], "http://b", false),
             (&["https://a"], "http://a", false),
             (&["https://a", "https://b"], "https://c", false),
         ] {
-            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0]), followed, "{previous:?} to {next}");
+            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0], false), followed, "{previous:?} to {next}");
         }
     }
 
