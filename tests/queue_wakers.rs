@@ -122,8 +122,7 @@ async fn warm(keks: usize, busy: bool, per_second: u32) -> Result<(), waxseal::E
     tokio::time::sleep(ms(600)).await;
     let contexts: Vec<_> = (0..24).map(|n| context(&n.to_string())).collect();
     let start = Instant::now();
-    let answer = envelope.warm_up(&contexts).await;
-    answer
+    envelope.warm_up(&contexts).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -64,7 +64,7 @@ pub struct KekError {
     /// This process made no call because it makes as many as it may.
     over_budget: bool,
     /// Something between this process and the key service refused this one request.
-    from_the_way: bool,
+    on_the_way: bool,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// The cause as whoever prints the chain of sources gets to see it.
     #[source]
@@ -92,7 +92,7 @@ impl KekError {
             retry_after: None,
             asked: true,
             over_budget: false,
-            from_the_way: false,
+            on_the_way: false,
             cause: None,
             shown_cause: None,
         }
@@ -183,14 +183,14 @@ impl KekError {
 
     /// Said by something on the way to the key service, of this request: whoever writes messages may have chosen what is in it.
     #[cfg(feature = "vault-transit")]
-    pub(crate) fn from_the_way(mut self) -> Self {
-        self.from_the_way = true;
+    pub(crate) fn on_the_way(mut self) -> Self {
+        self.on_the_way = true;
         self
     }
 
     /// Says nothing of the key service, whether it is alive or down.
     pub(crate) fn is_from_the_way(&self) -> bool {
-        self.from_the_way
+        self.on_the_way
     }
 
     /// Says nothing of the key service: it is this process that was too busy.

@@ -222,11 +222,11 @@ impl Queue {
             self.settle(now, None, woken);
             return Look::Refused;
         }
-        if let Some(waker) = waker {
-            if !waiter.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-                let before = waiter.waker.replace(waker.clone());
-                self.discarded.extend(before);
-            }
+        if let Some(waker) = waker
+            && !waiter.waker.as_ref().is_some_and(|known| known.will_wake(waker))
+        {
+            let before = waiter.waker.replace(waker.clone());
+            self.discarded.extend(before);
         }
         self.settle(now, Some(id), woken);
         let lanes: &[Share] =

@@ -58,7 +58,7 @@ impl From<Failure> for KekError {
     fn from(failure: Failure) -> Self {
         let error = KekError::new(failure.class, failure.message);
         let error = if failure.asked { error } else { error.without_asking() };
-        let error = if failure.on_the_way { error.from_the_way() } else { error };
+        let error = if failure.on_the_way { error.on_the_way() } else { error };
         match failure.retry_after {
             Some(wait) => error.with_retry_after(wait),
             None => error,
