@@ -199,3 +199,19 @@ fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     let Poll::Ready(Ok(sealed)) = call.as_mut().poll(&mut waker) else { panic!("the parent goes on") };
     assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
 }
+
+#[test]
+fn what_a_thread_remembers_of_the_parents_deks_is_not_used_in_the_child() {
+    let envelope = support::envelope(&local("kek"));
+    let alice = context("alice");
+    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    // Twice, so that this thread remembers the DEK.
+    for _ in 0..2 {
+        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
+    }
+    in_child(|_| {
+        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_none(), "the parent's DEK");
+        assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+    });
+    assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
+}
