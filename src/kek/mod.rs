@@ -7,6 +7,8 @@
 #[cfg(feature = "aws-kms")]
 pub mod aws_kms;
 pub(crate) mod call;
+#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
+mod certificates;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod error;

@@ -22,7 +22,7 @@ use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType, OriginType};
 
-use super::super::{KekErrorClass, UnwrappedDek};
+use super::super::{KekErrorClass, UnwrappedDek, certificates};
 use super::credentials::{self, Keeper};
 use super::errors::Failure;
 use super::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
@@ -35,17 +35,6 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How the SDK says that a client was made without credentials, in an error that has no public type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
-
-/// What TLS says where a certificate is at fault, the server's or the client's own.
-const CERTIFICATE: &[&str] = &[
-    "invalid peer certificate",
-    "alert: BadCertificate",
-    "alert: UnsupportedCertificate",
-    "alert: CertificateRevoked",
-    "alert: CertificateExpired",
-    "alert: CertificateUnknown",
-    "alert: CertificateRequired",
-];
 
 /// Where clients come from.
 pub(super) enum Source {
@@ -470,7 +459,7 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
         return Failure::unasked(KekErrorClass::Misconfigured, detail);
     }
     // Also that of a proxy. An operator has to act, as in every provider.
-    let is_certificate = texts.iter().any(|text| CERTIFICATE.iter().any(|words| text.contains(words)));
+    let is_certificate = texts.iter().any(|text| certificates::blamed_in(text));
     let class = if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
     Failure::new(class, format!("{operation}: {}", texts.join(": ")))
 }

@@ -19,6 +19,7 @@ use rustify::endpoint::Endpoint;
 use serde::de::DeserializeOwned;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::super::certificates;
 use super::endpoints::{Answer, SecretText};
 use super::errors::{Failure, Refusal, Said, classify, presentable, refusal};
 use super::tls::{Signature, TlsMaterial, TlsSources};
@@ -564,21 +565,6 @@ pub(super) fn is_this_machine(url: &Url) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// What TLS says where a certificate is at fault, the server's or the client's own. An operator has to act, as in every provider.
-const CERTIFICATE: &[&str] = &[
-    "invalid peer certificate",
-    "alert: BadCertificate",
-    "alert: UnsupportedCertificate",
-    "alert: CertificateRevoked",
-    "alert: CertificateExpired",
-    "alert: CertificateUnknown",
-    "alert: CertificateRequired",
-    "alert: UnknownCA",
-    "alert: AccessDenied",
-    // A signature that does not verify: the issuer's, say.
-    "alert: DecryptError",
-];
-
 /// Why there is no answer, in words: neither address nor body is in it.
 fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
     let mut cause = error.source();
@@ -586,7 +572,7 @@ fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
     let mut certificate = false;
     while let Some(error) = cause {
         let text = error.to_string();
-        certificate |= CERTIFICATE.iter().any(|wanted| text.contains(wanted));
+        certificate |= certificates::blamed_in(&text);
         last = presentable(&text);
         cause = error.source();
     }
