@@ -1,14 +1,17 @@
 #![doc = include_str!("../docs/crate.md")]
 #![deny(unsafe_code)]
 
+mod clock;
 mod context;
 mod dek;
+#[cfg(feature = "serde")]
+pub(crate) mod duration;
 mod envelope;
 mod error;
 mod format;
 pub mod kek;
 mod memory;
-mod observer;
+mod observe;
 mod runtime;
 #[cfg(all(test, shuttle))]
 #[path = "../tests/schedules/mod.rs"]
@@ -16,22 +19,23 @@ mod schedules;
 mod suite;
 mod sync;
 
+#[cfg(any(test, feature = "conformance"))]
+pub use clock::ManualClock;
 pub use context::EncryptionContext;
-pub use dek::{DekOrigin, KekStatistics, Limits, Statistics, TargetStatistics};
+pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
     Builder, CompactMessage, Envelope, Inspection, KekEntry, OpeningKey, Plaintext, SealingKey, StartUp, inspect,
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
+pub use kek::DekOrigin;
 pub use kek::call::{BreakerState, CallBudget, CallPolicy};
-#[cfg(any(test, feature = "conformance"))]
-pub use memory::clock::ManualClock;
 pub use memory::{MemoryProtection, memory_protection};
 #[cfg(feature = "metrics")]
-pub use observer::MetricsObserver;
+pub use observe::MetricsObserver;
 #[cfg(feature = "tracing")]
-pub use observer::TracingObserver;
-pub use observer::{Event, Observer, Operation};
+pub use observe::TracingObserver;
+pub use observe::{Event, Observer, Operation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 

@@ -2,8 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, ErrorKind};
-use crate::memory::slot::{shard, shards};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::shards::{shard, shards};
 use crate::sync::{Mutex, PoisonError};
 
 /// Messages and bytes, handed out to groups of threads in small portions, so that two threads do not fight over one counter. Never

@@ -8,15 +8,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use super::keks::Failure;
 use super::lease::Request;
 use super::pinned::Pinned;
 use super::registry::Mortal;
 use super::{ReadingDek, WritingDek};
+use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::kek::BoxFuture;
 use crate::kek::call::Wire;
-use crate::memory::clock::Moment;
+use crate::kek::set::Failure;
 use crate::runtime::{Runtime, unconstrained};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

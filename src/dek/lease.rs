@@ -6,16 +6,16 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::LimitsInForce;
-use super::keks::{Failure, Voucher};
 use super::registry::Seat;
+use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
-use crate::memory::clock::{Clock, Moment};
-use crate::memory::slot::Slot;
-use crate::observer::WeakObservers;
+use crate::kek::set::{Failure, Voucher};
+use crate::observe::WeakObservers;
 use crate::suite::{AeadKey, DekId, Suite, spread};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError};
 
 /// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.

@@ -37,19 +37,19 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 #[non_exhaustive]
 pub struct Limits {
     /// See [`Limits::max_age`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub max_age: Option<Duration>,
     /// See [`Limits::refresh_after`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub refresh_after: Option<Duration>,
     /// See [`Limits::outage_grace_reading`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub outage_grace_reading: Option<Duration>,
     /// See [`Limits::outage_grace_writing`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub outage_grace_writing: Option<Duration>,
     /// See [`Limits::refuse_for`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub refuse_for: Option<Duration>,
     /// See [`Limits::max_entries`].
     pub max_entries: Option<u64>,

@@ -6,7 +6,6 @@
 mod budget;
 mod cache;
 mod flight;
-mod keks;
 mod lease;
 mod limits;
 mod pinned;
@@ -18,8 +17,6 @@ mod statistics;
 mod wiper;
 mod writing;
 
-pub use keks::DekOrigin;
-pub(crate) use keks::{Keks, Tries, named};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;

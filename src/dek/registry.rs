@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use super::lease::Lease;
+use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
-use crate::memory::clock::{Clock, Moment};
 use crate::memory::fork;
-use crate::observer::{Event, LaterEvent, Observers};
+use crate::observe::{Event, LaterEvent, Observers};
 use crate::suite::DekId;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};

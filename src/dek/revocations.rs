@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
-use super::keks::Voucher;
 use crate::context::EncryptionContext;
 use crate::format::KekId;
+use crate::kek::set::Voucher;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many names are kept. When there are more, questions from before are asked again, whatever was revoked.

@@ -3,8 +3,8 @@
 
 use crate::kek::KekId;
 use crate::kek::call::BreakerState;
-use crate::memory::slot::{shard, shards};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::shards::{shard, shards};
 
 /// What an [`Envelope`](crate::Envelope) did since it was built. Use through handles is not counted.
 ///

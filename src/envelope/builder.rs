@@ -4,16 +4,16 @@
 use std::sync::Arc;
 
 use super::Envelope;
+use crate::clock::Clock;
+#[cfg(any(test, feature = "conformance"))]
+use crate::clock::ManualClock;
 use crate::context::EncryptionContext;
-use crate::dek::{DekOrigin, DekSource, Keks, Limits, SourceOptions};
+use crate::dek::{DekSource, Limits, SourceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
-use crate::kek::{ContextBinding, KekProvider};
-use crate::memory::clock::Clock;
-#[cfg(any(test, feature = "conformance"))]
-use crate::memory::clock::ManualClock;
-use crate::observer::{Event, Observer, Observers};
+use crate::kek::{ContextBinding, DekOrigin, KekProvider, KekSet};
+use crate::observe::{Event, Observer, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{Backend, Nonces, Suite};
 
@@ -207,7 +207,7 @@ impl Builder {
             runtime,
             observers,
         };
-        Ok(Envelope::new(DekSource::new(Keks::new(self.write_to, self.read_from, &terms), options)))
+        Ok(Envelope::new(DekSource::new(KekSet::new(self.write_to, self.read_from, &terms), options)))
     }
 
     /// [`build`](Self::build), then asks every KEK whether it could be used now, and makes the DEKs of [`warm_up`](Self::warm_up).

@@ -25,12 +25,12 @@ pub use sealing::SealingKey;
 
 use crate::context::EncryptionContext;
 use crate::dek::{
-    DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion, named,
+    DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion,
 };
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message, WrappedKeys};
 use crate::kek::call::Caller;
-use crate::kek::{Health, KekId};
+use crate::kek::{Health, KekId, named};
 use crate::memory::wipe;
 use crate::suite::TAG_LEN;
 use opening::Opened;

@@ -4,19 +4,10 @@
 
 use super::Envelope;
 use crate::context::EncryptionContext;
-use crate::dek::{Keks, Tries, named};
 use crate::error::{Error, ErrorKind};
-use crate::format::{Form, Message, WrappedDek, WrappedKeys, with_wrapped_keys};
-use crate::kek::call::{Caller, Question, Share};
-use crate::kek::{KekError, KekErrorClass};
+use crate::format::{Form, Message, WrappedKeys, with_wrapped_keys};
+use crate::kek::rewrap::Check;
 use crate::suite::DekId;
-
-/// Whether old entries are dropped on the new ones' word or on proof.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Check {
-    UnwrapEach,
-    None,
-}
 
 impl Envelope {
     /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
@@ -106,104 +97,7 @@ impl Envelope {
         keys: &WrappedKeys,
         check: Check,
     ) -> Result<WrappedKeys, Error> {
-        self.source().obeying(context, || self.rewrap_entries(context, dek_id, keys, check)).await
-    }
-
-    async fn rewrap_entries(
-        &self,
-        context: &EncryptionContext,
-        dek_id: &DekId,
-        keys: &WrappedKeys,
-        check: Check,
-    ) -> Result<WrappedKeys, Error> {
         let keks = self.source().keks();
-        let mut entries = Vec::new();
-        for kek in &keks.writing {
-            keks.check_not_revoked(kek.id())?;
-            let job = Job { keks, question: keks.question(Share::Ordinary), kek, context, dek_id, check };
-            let entry = match job.renew(keys).await {
-                // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
-                Ok(None) | Err(Renewal::Lost) => {
-                    let unwrapped = keks.unwrap_any(job.question, context, dek_id, keys, &|_, _, _| {}).await;
-                    let dek = unwrapped.map_err(|failure| failure.error)?.dek;
-                    let entry = keks.wrap(job.question, kek, context, dek_id, &dek).await?;
-                    job.verify(&entry).await.map_err(|error| named(kek, error))?;
-                    entry
-                }
-                Ok(Some(entry)) => entry,
-                Err(Renewal::Failed(error)) => return Err(error),
-            };
-            entries.push(entry);
-        }
-        WrappedKeys::new(entries)
+        self.source().obeying(context, || keks.rewrap_all_entries(context, dek_id, keys, check)).await
     }
-}
-
-/// One DEK's entry for one KEK.
-struct Job<'a> {
-    keks: &'a Keks,
-    question: Question,
-    kek: &'a Caller,
-    context: &'a EncryptionContext,
-    dek_id: &'a DekId,
-    check: Check,
-}
-
-impl Job<'_> {
-    /// The entry of the KEK out of its old one, without another KEK's help; `None` if it has no old one.
-    async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
-        let Self { keks, question, kek, context, dek_id, .. } = self;
-        let Some(old) = old_entry(kek, keys) else { return Ok(None) };
-        let entry = if self.is_proven_current(old) {
-            old.clone()
-        } else {
-            let rewrapped = keks.rewrap(*question, kek, context, dek_id, old).await;
-            rewrapped.map_err(|error| self.failed(error))?.map_err(Renewal::Failed)?
-        };
-        self.verify(&entry).await.map_err(|error| self.failed(error))?;
-        Ok(Some(entry))
-    }
-
-    /// Whether `old` may be kept. Anyone can write metadata, so only what `wrapped` itself says
-    /// counts, and that only because the entry is unwrapped before it is kept; unseen, nothing is.
-    /// What that leaves open, the key service settles by wrapping anew.
-    fn is_proven_current(&self, old: &WrappedDek) -> bool {
-        self.check == Check::UnwrapEach
-            && old.kek_id() == self.kek.id()
-            && self.kek.is_current(&old.without_meta()) == Some(true)
-    }
-
-    fn failed(&self, error: KekError) -> Renewal {
-        match error.class() {
-            KekErrorClass::Invalid | KekErrorClass::Denied => Renewal::Lost,
-            _ => Renewal::Failed(named(self.kek, error)),
-        }
-    }
-
-    async fn verify(&self, entry: &WrappedDek) -> Result<(), KekError> {
-        let Self { keks, question, kek, context, dek_id, check } = self;
-        match check {
-            Check::UnwrapEach => {
-                keks.unwrap_entry(*question, kek, context, dek_id, entry, Tries::ByPolicy).await.map(|_| ())
-            }
-            Check::None => Ok(()),
-        }
-    }
-}
-
-/// Why an old entry gave no new one.
-enum Renewal {
-    /// This entry will not come back.
-    Lost,
-    /// It may be good: nothing is to be dropped on this.
-    Failed(Error),
-}
-
-/// The entry that `kek` can rewrap: its own, or one that it recognises.
-fn old_entry<'k>(kek: &Caller, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
-    let entries = keys.entries();
-    entries
-        .iter()
-        .find(|entry| entry.kek_id() == kek.id())
-        .or_else(|| entries.iter().find(|entry| kek.recognises(entry.kek_id())))
 }

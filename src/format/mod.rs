@@ -5,14 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod context;
-#[cfg(feature = "serde")]
-pub(crate) mod duration;
 #[cfg(feature = "aws-kms")]
 pub(crate) mod kms;
 pub(crate) mod limits;
-pub(crate) mod local;
 mod message;
-mod reader;
+pub(crate) mod reader;
 #[cfg(feature = "vault-transit")]
 pub(crate) mod vault;
 mod wrapped_keys;

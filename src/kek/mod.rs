@@ -15,8 +15,10 @@ mod error;
 #[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
 mod home;
 pub mod local;
+pub(crate) mod rewrap;
 #[cfg(feature = "conformance")]
 pub mod scripted;
+pub(crate) mod set;
 #[cfg(feature = "vault-transit")]
 pub mod vault_transit;
 
@@ -27,6 +29,8 @@ use zeroize::Zeroizing;
 
 pub use call::{CallAdvice, CallTarget};
 pub use error::{KekError, KekErrorClass};
+pub use set::DekOrigin;
+pub(crate) use set::{KekSet, named};
 
 use crate::context::EncryptionContext;
 pub use crate::format::{KekId, WrappedDek};

@@ -11,19 +11,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwapOption;
 
 use super::pages::Page;
-use super::protection::Record;
+use super::protection::{MemoryProtection, Record};
 use super::{fork, wipe};
 
 type Bytes = &'static mut [u8; 32];
 
 /// Thirty-two bytes on loan, zeroed at first.
-pub(super) struct Slot {
+pub(super) struct Loan {
     pub(super) bytes: Bytes,
     locked: bool,
     generation: u64,
 }
 
-impl Slot {
+impl Loan {
     pub(super) fn is_of_this_process(&self) -> bool {
         self.generation == fork::generation()
     }
@@ -46,15 +46,15 @@ struct Pieces {
 /// Behind a pointer that is swapped and not behind a lock: a lock could have been held by a thread that a fork left behind.
 static ARENA: ArcSwapOption<Arena> = ArcSwapOption::const_empty();
 
-pub(super) fn lend() -> Slot {
+pub(super) fn lend() -> Loan {
     let arena = current();
     let (bytes, locked) = arena.lock().take();
-    Slot { bytes, locked, generation: arena.generation }
+    Loan { bytes, locked, generation: arena.generation }
 }
 
 /// Wipes the bytes and keeps them for the next loan.
-pub(super) fn give_back(slot: Slot) {
-    let Slot { bytes, locked, generation } = slot;
+pub(super) fn give_back(loan: Loan) {
+    let Loan { bytes, locked, generation } = loan;
     wipe(bytes);
     // In the child of a fork, a page of the parent's is neither locked nor counted: it is left alone.
     if let Some(arena) = &*ARENA.load()
@@ -67,9 +67,30 @@ pub(super) fn give_back(slot: Slot) {
 }
 
 /// Looks at what the system said, after the first page at the latest.
-pub(super) fn with_record<R>(look: impl FnOnce(&mut Record) -> R) -> R {
-    drop(super::Secret32::zeroed());
+fn with_record<R>(look: impl FnOnce(&mut Record) -> R) -> R {
+    give_back(lend());
     look(&mut current().lock().record)
+}
+
+/// What the system does for the memory that this process keeps secrets in. The first page is asked for if there is none yet, so a
+/// service can log the answer when it starts; later pages can meet the limit that the first one did not.
+///
+/// ```
+/// let protection = waxseal::memory_protection();
+/// if !protection.is_complete() {
+///     eprintln!("{protection}");
+/// }
+/// ```
+#[must_use]
+pub fn memory_protection() -> MemoryProtection {
+    with_record(|record| record.protection())
+}
+
+/// The protection, the first time in this process that it is asked for and not complete.
+///
+/// For whoever makes DEKs to call after it: pages are asked for as they are needed, and any of them may be the first to be refused.
+pub(crate) fn protection_notice() -> Option<MemoryProtection> {
+    with_record(Record::notice)
 }
 
 /// The arena of this process.
@@ -151,7 +172,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::pages::forked::{in_child, limit_locked_memory};
-    use super::super::protection::{memory_protection, protection_notice};
     use super::super::{Secret32, fork};
     use super::*;
 

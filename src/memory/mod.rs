@@ -4,15 +4,14 @@
 #![deny(unsafe_code)]
 
 mod arena;
-pub(crate) mod clock;
 pub(crate) mod fork;
 mod pages;
 mod protection;
 mod secret;
-pub(crate) mod slot;
 
-pub(crate) use protection::protection_notice;
-pub use protection::{MemoryProtection, memory_protection};
+pub use arena::memory_protection;
+pub(crate) use arena::protection_notice;
+pub use protection::MemoryProtection;
 pub(crate) use secret::Secret32;
 
 /// Overwrites `bytes` with zeros at the speed of `memset`; the compiler may not leave it out.

@@ -4,8 +4,6 @@
 use std::fmt;
 use std::io;
 
-use super::arena;
-
 /// What the operating system does for the memory in which this process keeps DEKs, derived keys and KEKs.
 ///
 /// A refusal fails nothing: secrets are wiped when they are dropped all the same. `Display` is a message for an operator, in one line:
@@ -58,27 +56,6 @@ impl fmt::Display for MemoryProtection {
     }
 }
 
-/// What the system does for the memory that this process keeps secrets in. The first page is asked for if there is none yet, so a
-/// service can log the answer when it starts; later pages can meet the limit that the first one did not.
-///
-/// ```
-/// let protection = waxseal::memory_protection();
-/// if !protection.is_complete() {
-///     eprintln!("{protection}");
-/// }
-/// ```
-#[must_use]
-pub fn memory_protection() -> MemoryProtection {
-    arena::with_record(|record| record.protection())
-}
-
-/// The protection, the first time in this process that it is asked for and not complete.
-///
-/// For whoever makes DEKs to call after it: pages are asked for as they are needed, and any of them may be the first to be refused.
-pub(crate) fn protection_notice() -> Option<MemoryProtection> {
-    arena::with_record(Record::notice)
-}
-
 /// What was asked of the system so far, and what it refused first.
 #[derive(Default)]
 pub(super) struct Record {
@@ -113,7 +90,7 @@ impl Record {
         self.bytes / 32
     }
 
-    fn protection(&self) -> MemoryProtection {
+    pub(super) fn protection(&self) -> MemoryProtection {
         let locked = self.lock.as_ref().map(|why| format!("{why}, {} of {} bytes are", self.locked_bytes, self.bytes));
         let why: Vec<&str> = [&locked, &self.dump, &self.fork].into_iter().flatten().map(String::as_str).collect();
         MemoryProtection {
@@ -124,7 +101,7 @@ impl Record {
         }
     }
 
-    fn notice(&mut self) -> Option<MemoryProtection> {
+    pub(super) fn notice(&mut self) -> Option<MemoryProtection> {
         let protection = self.protection();
         let first = !protection.is_complete() && !self.told;
         self.told |= first;

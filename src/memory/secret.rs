@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::arena::{self, Slot};
+use super::arena::{self, Loan};
 
 /// A 256-bit secret, in the memory that [`arena`] looks after: moving the handle copies no key byte, and it is wiped when dropped.
 ///
@@ -11,7 +11,7 @@ use super::arena::{self, Slot};
 /// derives or expands a key asks [`is_of_this_process`](Self::is_of_this_process) first.
 pub(crate) struct Secret32(
     /// Taken by `drop` only.
-    Option<Slot>,
+    Option<Loan>,
 );
 
 impl Secret32 {
@@ -41,11 +41,11 @@ impl Secret32 {
     }
 
     pub(crate) fn is_of_this_process(&self) -> bool {
-        self.0.as_ref().is_some_and(Slot::is_of_this_process)
+        self.0.as_ref().is_some_and(Loan::is_of_this_process)
     }
 
     pub(crate) fn expose(&self) -> &[u8; 32] {
-        self.0.as_ref().map_or(&[0; 32], |slot| slot.bytes)
+        self.0.as_ref().map_or(&[0; 32], |loan| loan.bytes)
     }
 
     pub(crate) fn expose_mut(&mut self) -> &mut [u8; 32] {
@@ -55,8 +55,8 @@ impl Secret32 {
 
 impl Drop for Secret32 {
     fn drop(&mut self) {
-        if let Some(slot) = self.0.take() {
-            arena::give_back(slot);
+        if let Some(loan) = self.0.take() {
+            arena::give_back(loan);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use hkdf::Hkdf;
-use sha2::{Digest, Sha256};
+use sha2::Sha256;
 
 use super::Suite;
 use crate::context::EncryptionContext;
@@ -16,7 +16,6 @@ const LABEL: [u8; 10] = *b"waxseal.v1";
 
 const USE_DEK_ID: u8 = 0x00;
 const USE_MESSAGE_KEY: u8 = 0x01;
-const USE_LOCAL_WRAP_KEY: u8 = 0x10;
 
 /// A data encryption key: 32 uniformly random bytes from which everything else is derived.
 ///
@@ -134,16 +133,8 @@ pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: 
     Ok(key)
 }
 
-/// The key under which the local provider wraps: bound to the KEK's id instead of a context.
-pub(crate) fn derive_local_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Result<Secret32, Error> {
-    let mut key = Secret32::zeroed();
-    let digest: [u8; 32] = Sha256::digest(kek_id).into();
-    derive(kek_secret, USE_LOCAL_WRAP_KEY, Suite::Xaes256Gcm.id(), &digest, key.expose_mut())?;
-    Ok(key)
-}
-
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
-fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
+pub(crate) fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
     check_not_forked(prk)?;
     // HMAC's state after the padded key is as good as the key, and its crate leaves it on the stack.
     leaving_no_trace_on_the_stack(|| expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out))
@@ -190,11 +181,7 @@ mod tests {
                 assert!(seen.insert(*derive_message_key(&dek(), context, suite).unwrap().expose()));
             }
         }
-        let secret = Secret32::from_slice(dek().expose()).unwrap();
-        for id in ["local:a", "local:b"] {
-            assert!(seen.insert(*derive_local_wrap_key(&secret, id).unwrap().expose()));
-        }
-        assert_eq!(seen.len(), 10);
+        assert_eq!(seen.len(), 8);
     }
 
     #[test]

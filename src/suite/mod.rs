@@ -14,7 +14,7 @@ mod vectors;
 
 use derive::check_not_forked;
 pub use derive::{Dek, DekId};
-pub(crate) use derive::{derive_dek_id, derive_local_wrap_key, derive_message_key};
+pub(crate) use derive::{derive, derive_dek_id, derive_message_key};
 pub(crate) use nonce::Nonce;
 pub use nonce::Nonces;
 pub(crate) use nonce::spread;

@@ -1,7 +1,7 @@
 //! Keys leave memory on time, once, and under nobody's hands.
 
 use super::*;
-use crate::memory::slot::Slot;
+use crate::sync::slot::Slot;
 
 #[test]
 fn a_key_in_use_stays_whole_and_a_destroyed_one_is_used_no_more() {

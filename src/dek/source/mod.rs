@@ -17,19 +17,19 @@ use futures_util::future::{Either, select};
 
 use super::cache::DekCache;
 use super::flight::{Answer, Part};
-use super::keks::{DekOrigin, Failure, Keks};
 use super::lease::{Age, Lease, Request, Whose, shut_down};
 use super::pinned::Pinned;
 use super::registry::{Mortal, end_all};
 use super::statistics::{Counted, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
+use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::call::{Caller, Question as CallBounds, Share};
+use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::kek::{BoxFuture, Dek, KekId};
-use crate::memory::clock::{Clock, Moment};
-use crate::observer::{Event, Observers};
+use crate::observe::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, Nonces, Suite, derive_message_key};
 use crate::sync::Arc;
@@ -53,7 +53,7 @@ pub(crate) struct DekSource {
     /// The cache of this process; the child of a fork puts its own in its place. First, so that it is dropped while the observers are
     /// there to be told.
     cache: ArcSwap<DekCache>,
-    keks: Keks,
+    keks: KekSet,
     options: SourceOptions,
     /// Shut down: nothing is asked any more.
     closed: AtomicBool,
@@ -229,7 +229,7 @@ enum Renewer {
 }
 
 impl DekSource {
-    pub(crate) fn new(keks: Keks, options: SourceOptions) -> Arc<Self> {
+    pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let cache = ArcSwap::from_pointee(DekCache::new(limits, clock.clone(), runtime.clone()));
         Arc::new(Self {
@@ -242,7 +242,7 @@ impl DekSource {
         })
     }
 
-    pub(crate) fn keks(&self) -> &Keks {
+    pub(crate) fn keks(&self) -> &KekSet {
         &self.keks
     }
 

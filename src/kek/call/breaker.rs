@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::PolicyInForce;
+use crate::clock::{Clock, Moment};
 use crate::kek::{KekError, KekErrorClass};
-use crate::memory::clock::{Clock, Moment};
 use crate::sync::{Mutex, MutexGuard, TryLockError};
 
 /// A streak of failures shorter than this is left to the retries: many calls that fail at one moment are one failure.
@@ -197,7 +197,7 @@ impl Breaker {
 mod tests {
     use super::*;
     use crate::CallPolicy;
-    use crate::memory::clock::ManualClock;
+    use crate::clock::ManualClock;
 
     const DOWN: fn() -> KekError = || KekError::unavailable("down");
     const REFUSED: fn() -> KekError = || KekError::misconfigured("login refused");

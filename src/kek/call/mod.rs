@@ -34,10 +34,10 @@ use wire::OnItsWay;
 pub(crate) use wire::Wire;
 
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
-use crate::memory::clock::{Clock, Moment};
-use crate::observer::{Event, LaterEvent, Observers, Operation};
+use crate::observe::{Event, LaterEvent, Observers, Operation};
 use crate::runtime::{Runtime, unconstrained};
 use crate::suite::spread;
 use crate::sync::Arc;

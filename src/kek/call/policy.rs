@@ -35,22 +35,22 @@ const DEFAULT_HEDGE: u8 = 95;
 #[non_exhaustive]
 pub struct CallPolicy {
     /// See [`CallPolicy::timeout`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub timeout: Option<Duration>,
     /// See [`CallPolicy::deadline`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub deadline: Option<Duration>,
     /// See [`CallPolicy::tries`].
     pub tries: Option<u32>,
     /// See [`CallPolicy::backoff`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub backoff: Option<Duration>,
     /// See [`CallPolicy::hedge_percentile`].
     pub hedge_percentile: Option<u8>,
     /// See [`CallPolicy::breaker_failures`].
     pub breaker_failures: Option<u32>,
     /// See [`CallPolicy::breaker_probe`].
-    #[cfg_attr(feature = "serde", serde(with = "crate::format::duration"))]
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     pub breaker_probe: Option<Duration>,
 }
 

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use super::PolicyInForce;
 use super::breaker::{Breaker, BreakerState};
 use super::latency::Latency;
-use crate::memory::clock::Clock;
+use crate::clock::Clock;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicI64, Ordering};
 
@@ -93,8 +93,8 @@ mod tests {
     use std::time::Duration;
 
     use crate::CallPolicy;
+    use crate::clock::ManualClock;
     use crate::kek::KekError;
-    use crate::memory::clock::ManualClock;
 
     #[test]
     fn made_up_targets_are_bounded_and_push_out_neither_those_that_answered_nor_open_breakers() {

@@ -9,8 +9,8 @@ use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
+use super::format::{KeyFile, MAX_KEY_FILE};
 use crate::error::{Error, ErrorKind};
-use crate::format::local::{KeyFile, MAX_KEY_FILE};
 
 /// A key file's path, and what its content looked like from outside when it was last read.
 pub(super) struct FileOnDisk {

@@ -5,6 +5,7 @@
 //! for machines whose disk is the trust boundary anyway.
 #![forbid(unsafe_code)]
 
+mod format;
 mod key_file;
 
 use std::collections::BTreeMap;
@@ -15,9 +16,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::{BoxFuture, ContextBinding, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::format::local::{KeyFile, LocalWrapped};
+use sha2::{Digest, Sha256};
+
 use crate::memory::Secret32;
-use crate::suite::{AeadKey, Backend, Nonce, Nonces, Suite, derive_local_wrap_key};
+use crate::suite::{AeadKey, Backend, Nonce, Nonces, Suite, derive};
+use format::{KeyFile, LocalWrapped};
 use key_file::FileOnDisk;
 
 /// A KEK held by this process.
@@ -61,7 +64,7 @@ impl KeyRing {
         for (version, secret) in file.versions {
             let key = match secret {
                 Some(secret) => {
-                    let wrap_key = derive_local_wrap_key(&secret, id.as_str())?;
+                    let wrap_key = derive_wrap_key(&secret, id.as_str())?;
                     let wrap_key = AeadKey::expand(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
                     Some(Arc::new(VersionKey { secret, wrap_key }))
                 }
@@ -330,5 +333,32 @@ impl KekProvider for LocalKek {
 impl fmt::Debug for LocalKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalKek").field("id", &self.0.id).field("versions", &self.versions()).finish()
+    }
+}
+
+/// Use 10 of the derivation (docs/format.md, "Derivation").
+const USE_WRAP_KEY: u8 = 0x10;
+
+/// The key under which the KEK wraps: bound to the KEK's id instead of a context.
+fn derive_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Result<Secret32, Error> {
+    let mut key = Secret32::zeroed();
+    let digest: [u8; 32] = Sha256::digest(kek_id).into();
+    derive(kek_secret, USE_WRAP_KEY, Suite::Xaes256Gcm.id(), &digest, key.expose_mut())?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::derive_dek_id;
+
+    #[test]
+    fn the_wrap_key_is_bound_to_the_kek_s_id_and_is_no_other_key_of_the_secret() {
+        let dek = Dek::from_slice(&[7; 32]).unwrap();
+        let secret = Secret32::from_slice(dek.expose()).unwrap();
+        let of = |id: &str| *derive_wrap_key(&secret, id).unwrap().expose();
+        let id = *derive_dek_id(&dek, &EncryptionContext::empty()).unwrap().as_bytes();
+        assert!(of("local:a") != of("local:b") && of("local:a") != id);
+        assert_eq!(of("local:a"), of("local:a"));
     }
 }

@@ -6,6 +6,9 @@
 //! only within a call that gives no control away), the fork mark. Memory orderings weaker than `SeqCst` are not explored.
 #![forbid(unsafe_code)]
 
+pub(crate) mod shards;
+pub(crate) mod slot;
+
 #[cfg(not(all(test, shuttle)))]
 mod imp {
     pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak, atomic};
@@ -22,7 +25,7 @@ mod imp {
 }
 
 #[cfg(all(test, shuttle))]
-#[path = "../tests/schedules/sync.rs"]
+#[path = "../../tests/schedules/sync.rs"]
 mod imp;
 
 pub(crate) use imp::*;

@@ -1,8 +1,8 @@
 //! A secret that many threads use at once without touching the same cache line, and that one thread can destroy under them.
 #![forbid(unsafe_code)]
 
-use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, PoisonError, RwLock, TryLockError, process_static, thread, thread_local};
+use super::shards::{shard, shards};
+use super::{Arc, PoisonError, RwLock, TryLockError};
 
 /// Holds a value until it is [destroyed](Slot::destroy).
 ///
@@ -42,35 +42,9 @@ impl<T> Slot<T> {
     }
 }
 
-/// How many groups of threads there are.
-pub(crate) fn shards() -> usize {
-    // Not behind a `Once`: if a thread was counting while another forked, the child would wait for it for ever.
-    process_static! {
-        static SHARDS: AtomicUsize = AtomicUsize::new(0);
-    }
-    match SHARDS.load(Ordering::Relaxed) {
-        0 => {
-            let count = thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16);
-            let first = SHARDS.compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
-            first.map_or_else(|first| first, |_| count)
-        }
-        count => count,
-    }
-}
-
-/// The group of this thread.
-pub(crate) fn shard() -> usize {
-    process_static! {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-    }
-    thread_local! {
-        static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed) & (shards() - 1);
-    }
-    MINE.with(|mine| *mine)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::atomic::{AtomicUsize, Ordering};
     use super::*;
 
     #[test]

@@ -4,7 +4,7 @@
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::reader::Reader;
+use crate::format::reader::Reader;
 use crate::memory::Secret32;
 
 /// Bytes of a DEK as the local provider wraps it: version, nonce, encrypted DEK, tag.

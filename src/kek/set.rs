@@ -9,13 +9,13 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, select, select_all};
 use futures_util::stream::FuturesUnordered;
 
+use super::call::{CallTerms, Caller, Question, Share, Turn};
+use super::{BoxFuture, CallTarget, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
-use crate::kek::call::{CallTerms, Caller, Question, Share, Turn};
-use crate::kek::{BoxFuture, CallTarget, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
-use crate::memory::clock::{Clock, Moment};
-use crate::observer::{Event, Observers};
+use crate::observe::{Event, Observers};
 use crate::suite::{DekId, derive_dek_id};
 use crate::sync::Arc;
 
@@ -101,7 +101,7 @@ impl From<Error> for Failure {
 }
 
 /// The KEKs of one envelope, in order of preference.
-pub(crate) struct Keks {
+pub(crate) struct KekSet {
     /// Every new DEK is wrapped by all of these.
     pub(crate) writing: Vec<Arc<Caller>>,
     /// The writing ones, and those for reading only.
@@ -114,7 +114,7 @@ pub(crate) struct Keks {
     observers: Observers,
 }
 
-impl Keks {
+impl KekSet {
     pub(crate) fn new(
         write_to: Vec<Arc<dyn KekProvider>>,
         read_from: Vec<Arc<dyn KekProvider>>,
@@ -129,12 +129,12 @@ impl Keks {
         Self { writing, reading, revoked: ArcSwap::default(), deadline, clock, observers }
     }
 
-    pub(super) fn deadline(&self) -> Duration {
+    pub(crate) fn deadline(&self) -> Duration {
         self.deadline
     }
 
     /// What every provider gives up when its envelope ends.
-    pub(super) fn closing(&self) -> Vec<BoxFuture<'static, ()>> {
+    pub(crate) fn closing(&self) -> Vec<BoxFuture<'static, ()>> {
         self.reading.iter().map(|kek| kek.clone().close()).collect()
     }
 
@@ -149,7 +149,7 @@ impl Keks {
     }
 
     /// A new DEK, wrapped by every writing KEK.
-    pub(super) async fn make(
+    pub(crate) async fn make(
         &self,
         question: Question,
         context: &EncryptionContext,
@@ -368,7 +368,7 @@ impl Keks {
         }
     }
 
-    pub(super) fn revoke(&self, kek_id: &KekId) {
+    pub(crate) fn revoke(&self, kek_id: &KekId) {
         self.revoked.rcu(|revoked| {
             let mut revoked = HashSet::clone(revoked);
             revoked.insert(kek_id.clone());
@@ -376,7 +376,7 @@ impl Keks {
         });
     }
 
-    pub(super) fn reinstate(&self, kek_id: &KekId) {
+    pub(crate) fn reinstate(&self, kek_id: &KekId) {
         self.revoked.rcu(|revoked| {
             let mut revoked = HashSet::clone(revoked);
             revoked.remove(kek_id);
@@ -393,12 +393,12 @@ impl Keks {
 }
 
 /// A new DEK, wrapped by every writing KEK.
-pub(super) struct Made {
-    pub(super) dek: Dek,
-    pub(super) wrapped_keys: WrappedKeys,
-    pub(super) vouchers: Box<[Voucher]>,
+pub(crate) struct Made {
+    pub(crate) dek: Dek,
+    pub(crate) wrapped_keys: WrappedKeys,
+    pub(crate) vouchers: Box<[Voucher]>,
     /// Before the first question was sent.
-    pub(super) asked: Moment,
+    pub(crate) asked: Moment,
 }
 
 /// Called with the provider, the wrapped key and what befell it.
