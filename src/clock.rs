@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 use crate::sync::Arc;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 use crate::sync::atomic::{AtomicI64, Ordering};
 
 /// A reading of two clocks, in nanoseconds: the one since boot, which goes on while the machine is suspended, and the wall clock,
@@ -52,7 +52,7 @@ impl Moment {
 pub(crate) enum Clock {
     #[default]
     System,
-    #[cfg(any(test, feature = "conformance"))]
+    #[cfg(any(test, feature = "test-util"))]
     Manual(ManualClock),
 }
 
@@ -60,7 +60,7 @@ impl Clock {
     pub(crate) fn now(&self) -> Moment {
         match self {
             Self::System => system(),
-            #[cfg(any(test, feature = "conformance"))]
+            #[cfg(any(test, feature = "test-util"))]
             Self::Manual(clock) => clock.now(),
         }
     }
@@ -90,11 +90,11 @@ fn system() -> Moment {
 }
 
 /// A clock that moves only when a test says so. Clones are the same clock.
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock(Arc<[AtomicI64; 2]>);
 
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 impl ManualClock {
     /// A clock that stands at zero.
     #[must_use]

@@ -165,11 +165,14 @@ impl fmt::Display for ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+    /// An error of this kind. The detail names what is wrong, without a secret in it.
+    pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner { kind, detail: detail.into(), source: None }))
     }
 
-    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    /// Adds the cause. Its Debug and Display must be free of secrets.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             inner.source = Some(source.into());
         }

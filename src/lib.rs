@@ -5,7 +5,7 @@ mod clock;
 mod context;
 mod dek;
 #[cfg(feature = "serde")]
-pub(crate) mod duration;
+mod duration;
 mod envelope;
 mod error;
 mod format;
@@ -19,7 +19,7 @@ mod schedules;
 mod suite;
 mod sync;
 
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 pub use clock::ManualClock;
 pub use context::EncryptionContext;
 pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};

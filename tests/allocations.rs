@@ -4,11 +4,10 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use allocation_counter::measure;
 use support::{SUITES, block_on, context, local};
 use waxseal::{Backend, Envelope};
+use waxseal_testing::support;
 
 #[test]
 fn in_place_through_a_handle_nothing_is_allocated() {

@@ -2,9 +2,8 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::cast_possible_truncation)]
 
-mod support;
-
 use std::sync::atomic::Ordering;
+use waxseal_testing::support;
 
 use support::{Lie, Probe, SUITES, Sample, block_on, context, envelope, local, samples};
 use waxseal::kek::KekErrorClass;

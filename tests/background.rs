@@ -1,13 +1,11 @@
 //! Calls that go on in the background: what they may still change.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs, dead_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use support::stage::{Stage, ms, secs};
 use support::{block_on, context};

@@ -1,12 +1,10 @@
 //! How key services are called: timeouts, retries, the budget, circuit breakers, several KEKs, the start and the end.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};

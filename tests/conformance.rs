@@ -1,14 +1,12 @@
 //! The providers of this crate against the conformance suite, and the suite against providers that are wrong.
-#![cfg(feature = "conformance")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use waxseal_testing::support;
 
 use support::{Lie, Probe, block_on, local};
 use waxseal::kek::conformance::{self, Outcome, Report, Step, Subject};

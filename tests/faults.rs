@@ -3,16 +3,14 @@
 //!
 //! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a clock that follows it. So the figures are
 //! the same on every machine. `cargo test --all-features --test faults -- --nocapture` prints them.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use waxseal_testing::support;
 
 use support::context;
 use waxseal::kek::scripted::ScriptedKek;

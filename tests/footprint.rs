@@ -8,10 +8,9 @@
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use support::{SUITES, block_on, context, local};
 use waxseal::{Backend, Envelope, Limits};
+use waxseal_testing::support;
 
 const DEKS: usize = 4096;
 

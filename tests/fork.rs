@@ -3,12 +3,11 @@
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::sync::Mutex;
+use waxseal_testing::support;
 
 use rustix::process::{WaitOptions, waitpid};
 use support::{SUITES, block_on, context, local};
@@ -168,7 +167,7 @@ fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
     assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
 }
 
-#[cfg(feature = "conformance")]
+#[cfg(feature = "test-util")]
 #[test]
 fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     use std::pin::pin;

@@ -1,12 +1,10 @@
 //! At hand and gone: what a DEK serves at which age, what the key service's failures do to it, and who pays for a call.
-#![cfg(feature = "conformance")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use support::stage::{Log, Stage, kind, secs};
 use support::{block_on, context};

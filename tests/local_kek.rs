@@ -3,11 +3,10 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
+use waxseal_testing::support;
 
 use support::{block_on, context, envelope};
 use waxseal::kek::local::LocalKek;

@@ -1,17 +1,14 @@
 //! The process's own memory, searched for keys: found while they may be used, and nowhere after.
-#![cfg(all(target_os = "linux", feature = "conformance"))]
+#![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-#[path = "support/scan.rs"]
-mod scan;
-mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
+use waxseal_testing::{scan, support};
 
 use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};

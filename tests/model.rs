@@ -1,11 +1,9 @@
 //! A million random steps of lifetimes against a simple model, with a clock that the test moves.
-#![cfg(feature = "conformance")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use std::time::Duration;
+use waxseal_testing::support;
 
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;

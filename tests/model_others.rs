@@ -1,11 +1,8 @@
 //! A million random steps of what *other people* do: several lists of wrapped keys for one DEK, two KEKs with outages and denials of
 //! their own, callers that give up at every await, observers that panic, runtimes that end, revocations in the middle of calls, answers that
 //! are seen late. Held against rules that are simple because they look at nothing but what the KEKs were asked and answered.
-#![cfg(feature = "conformance")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use waxseal_testing::support;
 
 use support::stage::{entries_of, with_entries};
 use support::{block_on, context};

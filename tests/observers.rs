@@ -1,15 +1,13 @@
 //! Observers that panic or block, threads that end, and a wiping thread that cannot be had: none of it changes what the library does.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::cell::RefCell;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
+use waxseal_testing::support;
 
 use support::stage::{Log, Stage, ms, secs};
 use support::{block_on, context, local};

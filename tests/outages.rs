@@ -1,9 +1,6 @@
 //! Whose outage prolongs a DEK, for how long it is known, and who renews: whatever other callers, runtimes and forged messages do.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::fmt;
 use std::future::Future;
@@ -12,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use waxseal_testing::support;
 
 use support::stage::{Stage, entries_of, kind, ms, secs, with_entries};
 use support::{block_on, context};

@@ -1,13 +1,11 @@
 //! More calls than the budget lets through: whose turn it is, and who does not wait for one.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use futures_util::StreamExt;
 use support::context;

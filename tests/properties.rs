@@ -2,11 +2,10 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use proptest::prelude::*;
 use support::{SUITES, block_on, local};
 use waxseal::{EncryptionContext, Envelope, WrappedKeys, inspect, is_sealed};
+use waxseal_testing::support;
 
 /// Valid pairs, unsorted, names made distinct by a number.
 fn pairs() -> impl Strategy<Value = Vec<(String, String)>> {

@@ -1,13 +1,9 @@
 //! The memory that secrets live in, from outside: core dumps, the kernel's own list, and systems that refuse.
 //!
 //! Each test begins itself again as a child, which says in lines of `key=value` what it found.
-#![cfg(all(target_os = "linux", feature = "conformance"))]
+#![cfg(target_os = "linux")]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-#[path = "support/scan.rs"]
-mod scan;
-mod support;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -18,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Waker};
 use std::time::Duration;
+use waxseal_testing::{scan, support};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use scan::{Keys, Needle, Spy, in_bytes, on_a_stack_of_its_own};

@@ -1,7 +1,5 @@
 //! Wakers in the queue, and warm-ups with several KEKs.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, unused)]
-mod support;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -10,6 +8,7 @@ use std::time::{Duration, Instant};
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::{CallBudget, CallPolicy, Envelope};
+use waxseal_testing::support;
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

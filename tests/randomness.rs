@@ -3,10 +3,9 @@
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-mod support;
-
 use support::{block_on, context, envelope, local};
 use waxseal::{Envelope, ErrorKind, Nonces};
+use waxseal_testing::support;
 
 /// Runs `work` in a thread to which the kernel gives no random bytes; `None` where the C library
 /// has its own store of them.

@@ -1,13 +1,11 @@
 //! What an operator revokes: what it names ends, whichever name it has, and nothing else is touched.
-#![cfg(feature = "conformance")]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
+use waxseal_testing::support;
 
 use support::stage::{Stage, entries_of, kind, secs, with_entries};
 use support::{block_on, context};

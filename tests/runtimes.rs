@@ -1,10 +1,8 @@
 //! Runtimes that end, that nobody drives, or whose only thread is blocked; callers that are impatient, or not polled: none of it changes
 //! what another caller gets.
-#![cfg(all(target_os = "linux", feature = "conformance", feature = "tokio"))]
+#![cfg(all(target_os = "linux", feature = "test-util", feature = "tokio"))]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -12,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 use support::{block_on, context};

@@ -3,17 +3,16 @@
 //! byte, flat memory, no task or thread left behind.
 //!
 //! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats one.
-#![cfg(all(feature = "conformance", feature = "tokio", target_os = "linux"))]
+#![cfg(all(feature = "test-util", feature = "tokio", target_os = "linux"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};

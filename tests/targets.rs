@@ -1,13 +1,11 @@
 //! What is learned from calls, and of whom: several keys behind one KEK, calls that nobody waits for, and messages that somebody forged.
-#![cfg(all(feature = "conformance", feature = "tokio"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use waxseal_testing::support;
 
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};

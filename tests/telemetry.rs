@@ -1,14 +1,12 @@
 //! What the observers for the facades `tracing` and `metrics` tell, and what they do not.
-#![cfg(all(feature = "conformance", feature = "metrics", feature = "tracing"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
-
-mod support;
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
+use waxseal_testing::support;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{block_on, context};

@@ -2,11 +2,9 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-#[path = "support/python.rs"]
-mod python;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use waxseal_testing::python;
 
 use data_encoding::HEXLOWER;
 use pollster::block_on;

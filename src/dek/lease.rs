@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::kek::set::{Failure, Voucher};
 use crate::observe::WeakObservers;
-use crate::suite::{AeadKey, DekId, Suite, spread};
+use crate::suite::{AeadKey, DekId, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError};
@@ -147,7 +147,7 @@ impl Lease {
             announced: AtomicBool::new(false),
             seat: Mutex::new(None),
             // Up to a tenth earlier, so that what was made together does not fall due together.
-            refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * spread())),
+            refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * jitter())),
             expires,
             gone,
             renewal: [AtomicI64::new(NEVER), AtomicI64::new(NEVER)],

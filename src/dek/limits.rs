@@ -36,29 +36,20 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct Limits {
-    /// See [`Limits::max_age`].
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub max_age: Option<Duration>,
-    /// See [`Limits::refresh_after`].
+    max_age: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub refresh_after: Option<Duration>,
-    /// See [`Limits::outage_grace_reading`].
+    refresh_after: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub outage_grace_reading: Option<Duration>,
-    /// See [`Limits::outage_grace_writing`].
+    outage_grace_reading: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub outage_grace_writing: Option<Duration>,
-    /// See [`Limits::refuse_for`].
+    outage_grace_writing: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub refuse_for: Option<Duration>,
-    /// See [`Limits::max_entries`].
-    pub max_entries: Option<u64>,
-    /// See [`Limits::max_messages`].
-    pub max_messages: Option<u64>,
-    /// See [`Limits::max_bytes`].
-    pub max_bytes: Option<u64>,
-    /// See [`Limits::max_uses`].
-    pub max_uses: Option<u64>,
+    refuse_for: Option<Duration>,
+    max_entries: Option<u64>,
+    max_messages: Option<u64>,
+    max_bytes: Option<u64>,
+    max_uses: Option<u64>,
 }
 
 impl Limits {

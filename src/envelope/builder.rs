@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Envelope;
 use crate::clock::Clock;
-#[cfg(any(test, feature = "conformance"))]
+#[cfg(any(test, feature = "test-util"))]
 use crate::clock::ManualClock;
 use crate::context::EncryptionContext;
 use crate::dek::{DekSource, Limits, SourceOptions};
@@ -147,7 +147,7 @@ impl Builder {
     }
 
     /// A clock that a test moves. Keys are still wiped by the process's wiping thread, which looks at it once a second.
-    #[cfg(any(test, feature = "conformance"))]
+    #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.clock = Clock::Manual(clock);
         self

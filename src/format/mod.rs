@@ -5,13 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod context;
-#[cfg(feature = "aws-kms")]
-pub(crate) mod kms;
 pub(crate) mod limits;
 mod message;
 pub(crate) mod reader;
-#[cfg(feature = "vault-transit")]
-pub(crate) mod vault;
 mod wrapped_keys;
 
 pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};

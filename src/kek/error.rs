@@ -182,8 +182,8 @@ impl KekError {
     }
 
     /// Said by something on the way to the key service, of this request: whoever writes messages may have chosen what is in it.
-    #[cfg(feature = "vault-transit")]
-    pub(crate) fn on_the_way(mut self) -> Self {
+    #[must_use]
+    pub fn on_the_way(mut self) -> Self {
         self.on_the_way = true;
         self
     }

@@ -4,23 +4,16 @@
 //! between several KEKs are made above it, in one place for all.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "aws-kms")]
-pub mod aws_kms;
 pub(crate) mod call;
-#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
-mod certificates;
-#[cfg(feature = "conformance")]
+#[cfg(feature = "test-util")]
 pub mod conformance;
 mod error;
-#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
-mod home;
 pub mod local;
 pub(crate) mod rewrap;
-#[cfg(feature = "conformance")]
+#[cfg(feature = "test-util")]
 pub mod scripted;
 pub(crate) mod set;
-#[cfg(feature = "vault-transit")]
-pub mod vault_transit;
+pub mod toolkit;
 
 use std::fmt;
 use std::sync::Arc;
@@ -222,8 +215,8 @@ impl UnwrappedDek {
         &self.0
     }
 
-    /// For a provider that decrypts in place.
-    pub(crate) fn expose_mut(&mut self) -> &mut [u8] {
+    /// The bytes, for a provider that decrypts in place.
+    pub fn expose_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 

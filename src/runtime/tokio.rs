@@ -18,7 +18,6 @@ use super::{BoxFuture, Runtime, timer, unconstrained};
 pub(crate) struct Tokio(Handle);
 
 impl Tokio {
-    #[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
     pub(crate) fn handle(&self) -> &Handle {
         &self.0
     }
@@ -141,7 +140,6 @@ where
 
 /// Whether the runtime of the caller has an IO driver, which needs a socket to ask. As with [`has_timers`], asking prints only
 /// where it has none.
-#[cfg(any(feature = "aws-kms", feature = "vault-transit"))]
 pub(crate) fn has_io() -> bool {
     #[cfg(unix)]
     let ask = || drop(tokio::net::UnixDatagram::unbound());

@@ -26,13 +26,18 @@ impl Dek {
     /// Bytes of a DEK.
     pub const LEN: usize = 32;
 
-    pub(crate) fn random() -> Result<Self, Error> {
+    /// A new DEK from the operating system's generator.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Randomness`](crate::ErrorKind::Randomness).
+    pub fn random() -> Result<Self, Error> {
         Ok(Self(Secret32::random()?))
     }
 
     /// `None` unless exactly 32 bytes. HMAC pads keys with zeros, so a shorter DEK and the same with a zero behind it would share
     /// an id; that is why no other length gets as far as a derivation.
-    pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Secret32::from_slice(bytes).map(Self)
     }
 

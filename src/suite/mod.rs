@@ -17,7 +17,7 @@ pub use derive::{Dek, DekId};
 pub(crate) use derive::{derive, derive_dek_id, derive_message_key};
 pub(crate) use nonce::Nonce;
 pub use nonce::Nonces;
-pub(crate) use nonce::spread;
+pub use nonce::jitter;
 
 use std::sync::Arc;
 

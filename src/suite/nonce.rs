@@ -74,7 +74,8 @@ fn system(bytes: &mut [u8]) -> Result<(), Error> {
 
 /// A number between 0 and 1 to spread what must not happen together. In the middle where the system
 /// gives no randomness.
-pub(crate) fn spread() -> f64 {
+#[must_use]
+pub fn jitter() -> f64 {
     let mut bytes = [0; 4];
     match fill_from_thread(&mut bytes) {
         Ok(()) => bytes.iter().rev().fold(0.0, |below, byte| (below + f64::from(*byte)) / 256.0),
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn what_is_spread_lies_between_0_and_1_and_is_not_always_the_same() {
-        let all: Vec<f64> = (0..1000).map(|_| spread()).collect();
+        let all: Vec<f64> = (0..1000).map(|_| jitter()).collect();
         assert!(all.iter().all(|at| (0.0..1.0).contains(at)));
         assert!(all.iter().any(|at| *at < 0.1) && all.iter().any(|at| *at > 0.9));
     }

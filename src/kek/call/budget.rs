@@ -111,14 +111,9 @@ impl CallBudget {
     }
 
     /// Whether both are handles to one budget.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    /// The same for two handles to one budget.
-    #[cfg(all(test, feature = "xks"))]
-    pub(crate) fn identity(&self) -> *const () {
-        Arc::as_ptr(&self.0).cast()
     }
 
     fn lanes(&self) -> Arc<Lanes> {

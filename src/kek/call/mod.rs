@@ -39,7 +39,7 @@ use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::observe::{Event, LaterEvent, Observers, Operation};
 use crate::runtime::{Runtime, unconstrained};
-use crate::suite::spread;
+use crate::suite::jitter;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -278,7 +278,7 @@ impl Caller {
         }
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
         let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
-        let pause = longest.mul_f64(spread()).max(error.retry_after().unwrap_or_default());
+        let pause = longest.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
         // A try with less left is a call for nothing.
         let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
         if self.time_left(question).is_some_and(|left| left <= needed) {

@@ -34,24 +34,17 @@ const DEFAULT_HEDGE: u8 = 95;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
 pub struct CallPolicy {
-    /// See [`CallPolicy::timeout`].
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub timeout: Option<Duration>,
-    /// See [`CallPolicy::deadline`].
+    timeout: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub deadline: Option<Duration>,
-    /// See [`CallPolicy::tries`].
-    pub tries: Option<u32>,
-    /// See [`CallPolicy::backoff`].
+    deadline: Option<Duration>,
+    tries: Option<u32>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub backoff: Option<Duration>,
-    /// See [`CallPolicy::hedge_percentile`].
-    pub hedge_percentile: Option<u8>,
-    /// See [`CallPolicy::breaker_failures`].
-    pub breaker_failures: Option<u32>,
-    /// See [`CallPolicy::breaker_probe`].
+    backoff: Option<Duration>,
+    hedge_percentile: Option<u8>,
+    breaker_failures: Option<u32>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    pub breaker_probe: Option<Duration>,
+    breaker_probe: Option<Duration>,
 }
 
 impl CallPolicy {
@@ -179,14 +172,10 @@ pub(super) fn invalid(detail: String) -> Error {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CallAdvice {
-    /// As [`CallPolicy::timeout`].
-    pub timeout: Option<Duration>,
-    /// As [`CallPolicy::tries`].
-    pub tries: Option<u32>,
-    /// As [`CallPolicy::backoff`].
-    pub backoff: Option<Duration>,
-    /// A budget that calls of this provider keep to besides the envelope's: for what several KEKs share.
-    pub budget: Option<CallBudget>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) tries: Option<u32>,
+    pub(super) backoff: Option<Duration>,
+    pub(super) budget: Option<CallBudget>,
 }
 
 impl CallAdvice {
@@ -211,11 +200,17 @@ impl CallAdvice {
         self
     }
 
-    /// See [`CallAdvice::budget`](field@CallAdvice::budget).
+    /// A budget that calls of this provider keep to besides the envelope's: for what several KEKs share.
     #[must_use]
     pub fn budget(mut self, budget: CallBudget) -> Self {
         self.budget = Some(budget);
         self
+    }
+
+    /// The [`budget`](Self::budget) of this advice.
+    #[must_use]
+    pub fn call_budget(&self) -> Option<&CallBudget> {
+        self.budget.as_ref()
     }
 }
 

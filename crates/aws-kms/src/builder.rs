@@ -1,0 +1,447 @@
+//! Puts an [`AwsKms`] together.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
+use super::errors::Failure;
+use super::keys::{Discovery, Keys, Own, Settled};
+use super::xks::Stores;
+use super::{AwsKms, HealthCheck, Inner, transport};
+use crate::format::KeyArn;
+use waxseal::CallBudget;
+use waxseal::EncryptionContext;
+use waxseal::KekId;
+use waxseal::kek::KekError;
+use waxseal::kek::toolkit::Spawner;
+use waxseal::{Error, ErrorKind};
+
+const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
+const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// For the one question that is asked at build, which no policy of an envelope bounds yet.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// KMS takes no more in a call.
+const MOST_GRANT_TOKENS: usize = 10;
+const LONGEST_GRANT_TOKEN: usize = 8192;
+
+/// Configures an [`AwsKms`]. Nothing but the key is needed: credentials and Region then come from where the AWS SDK looks by default.
+#[must_use = "nothing happens until `build`"]
+pub struct AwsKmsBuilder {
+    what: What,
+    source: Source,
+    overrides: Overrides,
+    related_keys: bool,
+    former_keys: Vec<String>,
+    regions: Vec<String>,
+    grant_tokens: Vec<String>,
+    key_max_age: Option<Duration>,
+    health_check: HealthCheck,
+    health_context: EncryptionContext,
+    external_former_keys: Vec<(String, String)>,
+    external_key_store: Option<String>,
+    external_key_store_budget: Option<CallBudget>,
+}
+
+enum What {
+    Key(String),
+    Discovery { partition: String, accounts: Vec<String> },
+}
+
+impl AwsKmsBuilder {
+    fn new(what: What) -> Self {
+        Self {
+            what,
+            source: Source::Defaults,
+            overrides: Overrides::default(),
+            related_keys: false,
+            former_keys: Vec::new(),
+            regions: Vec::new(),
+            grant_tokens: Vec::new(),
+            key_max_age: None,
+            health_check: HealthCheck::default(),
+            health_context: EncryptionContext::default(),
+            external_former_keys: Vec::new(),
+            external_key_store: None,
+            external_key_store_budget: None,
+        }
+    }
+
+    pub(super) fn key(key: String) -> Self {
+        Self::new(What::Key(key))
+    }
+
+    pub(super) fn discovery(partition: String, accounts: Vec<String>) -> Self {
+        Self::new(What::Discovery { partition, accounts })
+    }
+
+    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts.
+    /// Its retries are not used: [`CallPolicy`](waxseal::CallPolicy) decides about those. Nor is its
+    /// identity cache: credentials are kept until shortly before they end (15 minutes where they do
+    /// not say), renewed ahead, and fetched anew when KMS refuses them.
+    pub fn client(mut self, client: Client) -> Self {
+        self.source = Source::Client(client);
+        self
+    }
+
+    /// The service's own AWS configuration. As [`client`](Self::client), of which the one set last counts.
+    pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
+        self.source = Source::SdkConfig(Box::new(config.clone()));
+        self
+    }
+
+    /// The Region to call. By default that of the key's ARN, else that of the configuration.
+    pub fn region(mut self, region: impl Into<String>) -> Self {
+        self.overrides.region = Some(region.into());
+        self
+    }
+
+    /// Another endpoint, such as that of a VPC. It has to be `https`, except on this machine
+    /// itself; so has one that comes from the configuration or the environment.
+    pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
+        self.overrides.endpoint_url = Some(url.into());
+        self
+    }
+
+    /// Whether to call the FIPS endpoint. By default as in the configuration.
+    pub fn fips(mut self, fips: bool) -> Self {
+        self.overrides.fips = Some(fips);
+        self
+    }
+
+    /// Whether to call the endpoint that has IPv4 and IPv6. By default as in the configuration.
+    pub fn dual_stack(mut self, dual_stack: bool) -> Self {
+        self.overrides.dual_stack = Some(dual_stack);
+        self
+    }
+
+    /// Also unwraps what the related keys of this multi-Region key wrapped in other Regions, by this key in this Region. With discovery, by
+    /// the related key in the configured Region. By default off.
+    pub fn related_keys(mut self, related_keys: bool) -> Self {
+        self.related_keys = related_keys;
+        self
+    }
+
+    /// ARNs of earlier keys, of the same Region: they still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this
+    /// key within KMS. By default none.
+    pub fn former_keys<S: Into<String>>(mut self, arns: impl IntoIterator<Item = S>) -> Self {
+        self.former_keys = arns.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Former keys that are in an external key store, which are called as keys of that store:
+    /// within its budget. As [`former_keys`](Self::former_keys) otherwise. Not needed where
+    /// `DescribeKey` is allowed for them: it is asked after a former key's first use.
+    pub fn external_former_keys<S: Into<String>>(
+        mut self,
+        store: impl Into<String>,
+        arns: impl IntoIterator<Item = S>,
+    ) -> Self {
+        let store = store.into();
+        self.external_former_keys.extend(arns.into_iter().map(|arn| (store.clone(), arn.into())));
+        self
+    }
+
+    /// What [`health`](waxseal::kek::KekProvider::health) does. By default [`HealthCheck::Describe`],
+    /// which does not see whether the key may be used.
+    pub fn health_check(mut self, check: HealthCheck) -> Self {
+        self.health_check = check;
+        self
+    }
+
+    /// The encryption context of a [health check](Self::health_check) that uses the key, where a
+    /// policy demands one. By default empty.
+    pub fn health_context(mut self, context: EncryptionContext) -> Self {
+        self.health_context = context;
+        self
+    }
+
+    /// For discovery: the Regions whose keys are used. By default the configured one.
+    pub fn regions<S: Into<String>>(mut self, regions: impl IntoIterator<Item = S>) -> Self {
+        self.regions = regions.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Grant tokens for every call, at most 10: a grant that was just made is known everywhere only after a few minutes, except to
+    /// whoever shows its token. [`AwsKms::set_grant_tokens`] changes them later.
+    pub fn grant_tokens<S: Into<String>>(mut self, tokens: impl IntoIterator<Item = S>) -> Self {
+        self.grant_tokens = tokens.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How long it is believed which key material is the current one, before `DescribeKey` is asked
+    /// again in the background of a wrap; and how long it is left alone after a denial. 1 s to 24
+    /// h, by default 5 minutes.
+    pub fn key_max_age(mut self, age: Duration) -> Self {
+        self.key_max_age = Some(age);
+        self
+    }
+
+    /// The external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`: it is then called as such from the first call on. Not needed where
+    /// `DescribeKey` is allowed, from whose first answer the provider learns it. What a key there cannot be or do is refused at build: a multi-Region key, and
+    /// `key_max_age`, since KMS knows of no key material of it. If the key is elsewhere, `health` and [`AwsKms::read_key`] say *misconfigured*.
+    pub fn external_key_store(mut self, id: impl Into<String>) -> Self {
+        self.external_key_store = Some(id.into());
+        self
+    }
+
+    /// What the keys of the external key store share: give the same to every provider of that store. By default one of 450 calls per second and 64 in flight
+    /// for each store in this process, which is a quarter of the quota that a store has by default for all hosts together.
+    pub fn external_key_store_budget(mut self, budget: CallBudget) -> Self {
+        self.external_key_store_budget = Some(budget);
+        self
+    }
+
+    /// Checks the options. KMS is asked only for a key that is not named by its ARN (`DescribeKey`), so a service that names the ARN
+    /// starts without KMS.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime, and in one without timers or IO. For a key that has to be asked for: those of KMS.
+    pub async fn build(self) -> Result<AwsKms, Error> {
+        let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
+        let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
+        if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
+            return Err(invalid(format!("key_max_age: {key_max_age:?}, 1 s to 24 h are allowed")));
+        }
+        if let Some(store) = &self.external_key_store {
+            check_store("external_key_store", store)?;
+        }
+        check_grant_tokens(&self.grant_tokens)?;
+        let mut overrides = self.overrides;
+        check_endpoint(&overrides)?;
+        if let Some(region) = &overrides.region {
+            check_region("region", region)?;
+        }
+        let (what, asked_for) = match self.what {
+            What::Key(key) => {
+                let asked_for = match KeyArn::read(&key) {
+                    Some(_) => None,
+                    None => Some(key.clone()),
+                };
+                // An alias may be given by its ARN too.
+                if let Some(region) = region_of(&key) {
+                    if overrides.region.as_deref().is_some_and(|other| other != region) {
+                        return Err(invalid(format!("region: {key} is in another Region")));
+                    }
+                    check_region("key", region)?;
+                    overrides.region = Some(region.to_owned());
+                }
+                if !self.regions.is_empty() {
+                    return Err(invalid("regions: only with discovery".to_owned()));
+                }
+                (What::Key(key), asked_for)
+            }
+            What::Discovery { partition, accounts } => {
+                if self.external_key_store.is_some() || self.external_key_store_budget.is_some() {
+                    return Err(invalid("external_key_store: not with discovery".to_owned()));
+                }
+                if !self.external_former_keys.is_empty() {
+                    return Err(invalid("external_former_keys: not with discovery".to_owned()));
+                }
+                if !self.former_keys.is_empty() {
+                    return Err(invalid("former_keys: not with discovery".to_owned()));
+                }
+                check_discovery(&partition, &accounts, &self.regions)?;
+                (What::Discovery { partition, accounts }, None)
+            }
+        };
+        let service = Service::new(self.source, overrides).await?;
+        let described = match &asked_for {
+            Some(key) => Some(resolve(&service, key, &self.grant_tokens).await?),
+            None => None,
+        };
+        let stores = Stores::new(self.external_key_store.clone(), self.external_key_store_budget);
+        let keys = match what {
+            What::Key(key) => {
+                let id = described.as_ref().map_or(key, |described| described.arn.clone());
+                let alias = asked_for.filter(|name| is_alias(name));
+                let mut former = former_keys("former_keys", &id, self.former_keys)?;
+                {
+                    let found = described.map(|described| described.external_key_store);
+                    let options =
+                        OptionsOfStandardKeys { related_keys: self.related_keys, key_max_age: self.key_max_age };
+                    if let Some(store) = store_of(&id, self.external_key_store, found, options)? {
+                        stores.learn(&id, Some(&store))?;
+                    }
+                    for (store, arn) in self.external_former_keys {
+                        check_store("external_former_keys", &store)?;
+                        stores.learn(&arn, Some(&store))?;
+                        former.extend(former_keys("external_former_keys", &id, vec![arn])?);
+                    }
+                }
+                let related = check_related(&id, self.related_keys)?;
+                Keys::One(Own::new(KekId::new(id)?, alias, related, former))
+            }
+            What::Discovery { partition, accounts } => {
+                let id = KekId::new(Discovery::id_for(&partition, &accounts))?;
+                let mut regions = self.regions;
+                if regions.is_empty() {
+                    regions.push(service.region().to_owned());
+                }
+                Keys::Discovered(Discovery { id, partition, accounts, regions, related: self.related_keys })
+            }
+        };
+        Ok(AwsKms(Arc::new(Inner {
+            keys,
+            service,
+            spawner,
+            grant_tokens: ArcSwap::from_pointee(self.grant_tokens),
+            key_max_age,
+            health_check: self.health_check,
+            health_context: self.health_context,
+            stores,
+            settled: Settled::default(),
+            first: async_lock::Mutex::new(()),
+            asking_in_background: Arc::default(),
+            follow_from: async_lock::Mutex::new(None),
+        })))
+    }
+}
+
+/// What only keys whose material KMS holds can do.
+struct OptionsOfStandardKeys {
+    related_keys: bool,
+    key_max_age: Option<Duration>,
+}
+
+fn check_store(option: &str, store: &str) -> Result<(), Error> {
+    let rest = store.strip_prefix("cks-").unwrap_or_default();
+    if (1..=60).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(());
+    }
+    Err(invalid(format!("{option}: {store:?} is no id of a custom key store, such as cks-1234567890abcdef0")))
+}
+
+/// The external key store that the user named, or KMS where it was asked, if the key may be in one.
+fn store_of(
+    key_arn: &str,
+    named: Option<String>,
+    described: Option<Option<String>>,
+    options: OptionsOfStandardKeys,
+) -> Result<Option<String>, Error> {
+    let store = match (named, described) {
+        (Some(named), Some(found)) if found.as_ref() != Some(&named) => {
+            let found = found.as_deref().unwrap_or("no external key store");
+            return Err(invalid(format!("external_key_store: {key_arn} is in {found}, not in {named}")));
+        }
+        (Some(store), _) | (None, Some(Some(store))) => store,
+        (None, _) => return Ok(None),
+    };
+    if options.related_keys || KeyArn::read(key_arn).is_some_and(|arn| arn.is_multi_region()) {
+        return Err(invalid("external_key_store: a key there cannot be a multi-Region key".to_owned()));
+    }
+    if options.key_max_age.is_some() {
+        let detail =
+            "key_max_age: KMS knows of no key material of a key in an external key store; its rotation is not seen";
+        return Err(invalid(detail.to_owned()));
+    }
+    Ok(Some(store))
+}
+
+pub(super) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
+    if tokens.len() > MOST_GRANT_TOKENS {
+        return Err(invalid(format!("grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed", tokens.len())));
+    }
+    if tokens.iter().any(|token| token.is_empty() || token.len() > LONGEST_GRANT_TOKEN) {
+        return Err(invalid(format!("grant_tokens: a token has 1 to {LONGEST_GRANT_TOKEN} bytes")));
+    }
+    Ok(())
+}
+
+/// A DEK goes over the line in both directions.
+fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
+    let Some(url) = &overrides.endpoint_url else { return Ok(()) };
+    if overrides.fips == Some(true) || overrides.dual_stack == Some(true) {
+        return Err(invalid("endpoint_url: contradicts fips and dual_stack, which choose another endpoint".to_owned()));
+    }
+    if !transport::is_private(url) {
+        return Err(invalid("endpoint_url: not an https URL".to_owned()));
+    }
+    Ok(())
+}
+
+fn check_region(option: &str, region: &str) -> Result<(), Error> {
+    let is_name = (1..=64).contains(&region.len())
+        && region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if is_name { Ok(()) } else { Err(invalid(format!("{option}: {region:?} is no Region"))) }
+}
+
+fn check_discovery(partition: &str, accounts: &[String], regions: &[String]) -> Result<(), Error> {
+    let is_account = |account: &String| account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    if accounts.is_empty() || !accounts.iter().all(is_account) {
+        return Err(invalid("discovery: name at least one account, of 12 digits".to_owned()));
+    }
+    let is_partition = |byte: u8| byte.is_ascii_lowercase() || byte == b'-';
+    if !partition.starts_with("aws") || !partition.bytes().all(is_partition) {
+        return Err(invalid("discovery: name the partition, such as \"aws\"".to_owned()));
+    }
+    regions.iter().try_for_each(|region| check_region("regions", region))
+}
+
+/// The Region in the ARN of a key or of an alias.
+fn region_of(key: &str) -> Option<&str> {
+    if !key.starts_with("arn:") {
+        return None;
+    }
+    key.split(':').nth(3)
+}
+
+/// `alias/NAME`, or its ARN: what may mean another key later.
+fn is_alias(key: &str) -> bool {
+    key.starts_with("alias/") || key.split(':').nth(5).is_some_and(|resource| resource.starts_with("alias/"))
+}
+
+/// The key that an id or alias means now.
+async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Result<Description, Error> {
+    let found = tokio::time::timeout(RESOLVE_TIMEOUT, service.describe(service.region(), key, grant_tokens)).await;
+    let late = || KekError::unavailable(format!("DescribeKey: no answer within {RESOLVE_TIMEOUT:?}"));
+    let found = found.map_err(|_| late())?.map_err(KekError::from)?;
+    match KeyArn::read(&found.arn) {
+        Some(_) => Ok(found),
+        None => Err(KekError::from(Failure::not_understood("DescribeKey")).into()),
+    }
+}
+
+fn check_related(id: &str, related: bool) -> Result<bool, Error> {
+    match KeyArn::read(id) {
+        Some(arn) if related && !arn.is_multi_region() => {
+            Err(invalid(format!("related_keys: {id} is no multi-Region key")))
+        }
+        _ => Ok(related),
+    }
+}
+
+fn former_keys(option: &str, id: &str, arns: Vec<String>) -> Result<Vec<KekId>, Error> {
+    let own = KeyArn::read(id);
+    let mut former = Vec::with_capacity(arns.len());
+    for arn in arns {
+        match (KeyArn::read(&arn), own) {
+            (Some(key), Some(own)) if key.region == own.region && arn != id => former.push(KekId::new(&arn)?),
+            _ => return Err(invalid(format!("{option}: {arn:?} is not the ARN of another key in the same Region"))),
+        }
+    }
+    Ok(former)
+}
+
+fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}
+
+impl fmt::Debug for AwsKmsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut debug = f.debug_struct("AwsKmsBuilder");
+        match &self.what {
+            What::Key(key) => debug.field("key", key),
+            What::Discovery { partition, accounts } => debug.field("partition", partition).field("accounts", accounts),
+        };
+        debug
+            .field("region", &self.overrides.region)
+            .field("endpoint_url", &self.overrides.endpoint_url)
+            .field("former_keys", &self.former_keys)
+            .field("related_keys", &self.related_keys)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,879 @@
+//! A KEK in AWS KMS, on the project's own KMS front.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::sync::Arc;
+use std::time::Duration;
+use waxseal_testing::{kms_front, support};
+
+use kms_front::{Fault, KmsFront, Login, State};
+use serde_json::json;
+use support::context;
+use waxseal::kek::conformance::{self, Outcome, Step, Subject};
+use waxseal::kek::{BoxFuture, ContextBinding, Health, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::{Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect};
+use waxseal_aws_kms::{AwsKms, AwsKmsBuilder, HealthCheck};
+
+const REGION: &str = "eu-west-1";
+const OTHER_REGION: &str = "us-east-1";
+
+struct Ground {
+    front: KmsFront,
+    login: Login,
+}
+
+impl Ground {
+    fn new() -> Self {
+        let front = KmsFront::start();
+        let login = front.admin();
+        Self { front, login }
+    }
+
+    fn builder(&self, key: &str) -> AwsKmsBuilder {
+        AwsKms::builder(key).client(self.front.client(REGION, &self.login))
+    }
+
+    async fn kek(&self, key: &str) -> AwsKms {
+        self.builder(key).build().await.unwrap()
+    }
+}
+
+struct OnTheFront {
+    ground: Ground,
+    arn: String,
+    kek: AwsKms,
+    other: AwsKms,
+}
+
+impl OnTheFront {
+    async fn new() -> Self {
+        let ground = Ground::new();
+        let arn = ground.front.create_key(REGION);
+        let other = ground.front.create_key(REGION);
+        let (kek, other) = (ground.kek(&arn).await, ground.kek(&other).await);
+        Self { ground, arn, kek, other }
+    }
+}
+
+impl Subject for OnTheFront {
+    fn provider(&self) -> Arc<dyn KekProvider> {
+        Arc::new(self.kek.clone())
+    }
+
+    fn other(&self) -> Arc<dyn KekProvider> {
+        Arc::new(self.other.clone())
+    }
+
+    fn rotate(&self) -> BoxFuture<'_, Step> {
+        Box::pin(async {
+            self.ground.front.world().rotate(&self.arn, true);
+            // `Encrypt` does not say which key material it used: the provider learns of a rotation when it asks.
+            match self.kek.read_key().await {
+                Ok(_) => Step::Done,
+                Err(error) => Step::Failed(error.to_string()),
+            }
+        })
+    }
+
+    fn fail_with(&self, class: KekErrorClass) -> BoxFuture<'_, Step> {
+        let (status, code, message) = match class {
+            KekErrorClass::Unavailable => (500, "KMSInternalException", ""),
+            KekErrorClass::Throttled => (400, "ThrottlingException", "Rate exceeded"),
+            KekErrorClass::Denied => (400, "AccessDeniedException", "no"),
+            KekErrorClass::Invalid => (400, "InvalidCiphertextException", ""),
+            KekErrorClass::Misconfigured => (400, "ExpiredTokenException", "expired"),
+            _ => return Box::pin(async { Step::NotApplicable }),
+        };
+        self.ground.front.fail(Fault::error(status, code, message));
+        Box::pin(async { Step::Done })
+    }
+
+    fn forbid_unwrapping(&self) -> BoxFuture<'_, Step> {
+        self.ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("Decrypt"));
+        Box::pin(async { Step::Done })
+    }
+
+    fn restore(&self) -> BoxFuture<'_, Step> {
+        self.ground.front.recover();
+        Box::pin(async { Step::Done })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_provider_conforms_on_the_front() {
+    let subject = OnTheFront::new().await;
+    let report = conformance::run(&subject).await;
+    let unseen: Vec<_> =
+        report.checks().filter(|(_, outcome)| **outcome != Outcome::Passed).map(|(name, _)| name).collect();
+    assert!(report.is_conformant(), "{report}");
+    assert_eq!(unseen, ["takes_a_source_of_credentials_that_is_down_for_an_outage"], "its credentials have no source");
+}
+
+#[test]
+fn the_provider_conforms_whoever_polls_it() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let subject = runtime.block_on(OnTheFront::new());
+    let report = support::block_on(conformance::run(&subject));
+    assert!(report.is_conformant(), "{report}");
+}
+
+fn dek() -> Dek {
+    UnwrappedDek::new(kms_front::random::<32>().to_vec()).to_dek().unwrap()
+}
+
+async fn denied_or_invalid(kek: &AwsKms, context: &EncryptionContext, wrapped: &WrappedDek) -> KekErrorClass {
+    kek.unwrap(context, wrapped).await.unwrap_err().class()
+}
+
+// --- which key
+
+#[tokio::test]
+async fn a_key_is_named_by_arn_id_or_alias_and_messages_carry_the_arn() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.world().point_alias(REGION, "alias/orders", &arn);
+    let id = arn.rsplit('/').next().unwrap();
+    let alias_arn = format!("arn:aws:kms:{REGION}:{}:alias/orders", kms_front::ACCOUNT);
+    for name in [&arn, id, "alias/orders", &alias_arn] {
+        let kek = ground.kek(name).await;
+        assert_eq!(kek.id().as_str(), arn, "{name}");
+        let envelope = Envelope::builder().write_to(kek).build().unwrap();
+        let sealed = envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+        assert_eq!(inspect(&sealed).unwrap().keks[0].kek_id.as_str(), arn, "{name}");
+    }
+    let asked: Vec<_> = ground.front.calls().into_iter().filter(|call| call.operation == "Encrypt").collect();
+    assert!(asked.iter().all(|call| call.request["KeyId"] == arn.as_str()), "{asked:?}");
+}
+
+#[tokio::test]
+async fn a_key_named_by_its_arn_needs_no_kms_to_start() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.fail(Fault::error(503, "ServiceUnavailable", ""));
+    let kek = ground.kek(&arn).await;
+    assert_eq!(ground.front.calls().len(), 0);
+    assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Unavailable);
+    let error = ground.builder("alias/orders").build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "an alias has to be looked up");
+}
+
+#[tokio::test]
+async fn an_alias_or_key_that_is_missing_is_told_at_build() {
+    let ground = Ground::new();
+    assert_eq!(ground.builder("alias/none").build().await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(ground.builder("").build().await.unwrap_err().kind(), ErrorKind::Denied);
+}
+
+#[tokio::test]
+async fn an_alias_that_is_pointed_elsewhere_takes_effect_at_the_next_build() {
+    let ground = Ground::new();
+    let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+    ground.front.world().point_alias(REGION, "alias/orders", &old);
+    let running = ground.kek("alias/orders").await;
+    ground.front.world().point_alias(REGION, "alias/orders", &new);
+    assert_eq!(running.wrap(&context("alice"), &dek()).await.unwrap().kek_id().as_str(), old);
+    assert_eq!(ground.kek("alias/orders").await.id().as_str(), new);
+}
+
+#[tokio::test]
+async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
+    type Break = fn(&Ground, &str);
+    let disable: Break = |ground, arn| ground.front.world().key(arn).state = State::Disabled;
+    let schedule: Break = |ground, arn| ground.front.world().key(arn).state = State::PendingDeletion;
+    for end_of_the_old in [disable, schedule] {
+        for origin in [DekOrigin::Local, DekOrigin::KeyService] {
+            let ground = Ground::new();
+            let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+            ground.front.world().point_alias(REGION, "alias/orders", &old);
+            let kek = ground.kek("alias/orders").await;
+            let builder = || Envelope::builder().write_to(kek.clone()).dek_origin(origin);
+            let limits = || Limits::default().max_age(Duration::from_millis(100)).refuse_for(Duration::from_millis(10));
+            let running = builder().limits(limits()).build().unwrap();
+            let alice = context("alice");
+            let before = running.encrypt(&alice, b"", b"text").await.unwrap();
+            ground.front.world().point_alias(REGION, "alias/orders", &new);
+            end_of_the_old(&ground, &old);
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let after = running.encrypt(&alice, b"", b"text").await.unwrap();
+            assert_eq!(inspect(&after).unwrap().keks[0].kek_id.as_str(), new);
+            assert_eq!(kek.id().as_str(), new);
+            assert_eq!(kek.health().await.unwrap(), Health::Ready);
+            let reader = builder().build().unwrap();
+            assert_eq!(&*reader.decrypt(&alice, b"", &after).await.unwrap(), b"text");
+            assert_eq!(reader.decrypt(&alice, b"", &before).await.unwrap_err().kind(), ErrorKind::Denied);
+            // The earlier key is one that still unwraps, and from which DEKs move.
+            ground.front.world().key(&old).state = State::Enabled;
+            let reader = builder().build().unwrap();
+            assert_eq!(&*reader.decrypt(&alice, b"", &before).await.unwrap(), b"text");
+            assert!(reader.needs_rewrap(&before).unwrap() && !reader.needs_rewrap(&after).unwrap());
+            let moved = reader.rewrap(&alice, &before).await.unwrap();
+            assert_eq!(inspect(&moved).unwrap().keks[0].kek_id.as_str(), new);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_alias_is_not_asked_for_with_every_refusal() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.world().point_alias(REGION, "alias/orders", &arn);
+    let kek = ground.kek("alias/orders").await;
+    let by_arn = ground.kek(&arn).await;
+    kek.wrap(&context("alice"), &dek()).await.unwrap();
+    by_arn.wrap(&context("alice"), &dek()).await.unwrap();
+    let before = ground.front.arrived("DescribeKey");
+    ground.front.world().key(&arn).state = State::Disabled;
+    for _ in 0..20 {
+        for kek in [&kek, &by_arn] {
+            assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Denied);
+        }
+    }
+    let asked = ground.front.arrived("DescribeKey") - before;
+    assert!((1..=8).contains(&asked), "{asked}: at most one a second, and none for a key that is named by its ARN");
+}
+
+#[tokio::test]
+async fn health_sees_of_a_key_that_it_may_be_used_only_where_it_is_asked_to_try() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let may = |name: &str, actions: &[&str]| {
+        ground.front.principal(
+            name,
+            vec![json!({ "Version": "2012-10-17", "Statement": [
+                { "Effect": "Allow", "Action": actions, "Resource": "*",
+                  "Condition": { "StringEquals": { "kms:EncryptionContext:tenant": "alice" } } },
+                { "Effect": "Allow", "Action": if name == "blind" { "kms:ListKeys" } else { "kms:DescribeKey" }, "Resource": "*" },
+            ] })],
+        )
+    };
+    let describer = may("describer", &["kms:ListKeys"]);
+    let writer = may("writer", &["kms:Encrypt"]);
+    let generator = may("generator", &["kms:GenerateDataKey"]);
+    let user = may("user", &["kms:Encrypt", "kms:Decrypt"]);
+    let blind = may("blind", &["kms:Encrypt", "kms:Decrypt"]);
+    for (login, check, expected) in [
+        (&describer, HealthCheck::Describe, Ok(())),
+        (&describer, HealthCheck::TryUse, Err(ErrorKind::Denied)),
+        (&describer, HealthCheck::TryWrap, Err(ErrorKind::Denied)),
+        (&describer, HealthCheck::TryGenerate, Err(ErrorKind::Denied)),
+        (&writer, HealthCheck::TryWrap, Ok(())),
+        (&writer, HealthCheck::TryUse, Err(ErrorKind::Denied)),
+        (&generator, HealthCheck::TryGenerate, Ok(())),
+        (&generator, HealthCheck::TryWrap, Err(ErrorKind::Denied)),
+        (&user, HealthCheck::TryUse, Ok(())),
+        (&blind, HealthCheck::TryUse, Ok(())),
+        (&blind, HealthCheck::Describe, Err(ErrorKind::Denied)),
+    ] {
+        let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, login));
+        let kek = builder.health_check(check).health_context(context("alice")).build().await.unwrap();
+        let started = Envelope::builder().write_to(kek).start().await;
+        assert_eq!(started.map(drop).map_err(|error| error.kind()), expected, "{check:?}");
+    }
+    // The context that a policy asks for is the user's to give.
+    let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, &user)).health_check(HealthCheck::TryUse);
+    assert_eq!(builder.build().await.unwrap().health().await.unwrap_err().class(), KekErrorClass::Denied);
+}
+
+#[tokio::test]
+async fn whoever_may_not_describe_the_key_is_not_denied_again_and_again() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
+    let kek = ground.builder(&arn).key_max_age(Duration::from_secs(3600)).build().await.unwrap();
+    let start = std::time::Instant::now();
+    // Longer than the pause after a failure of another kind.
+    while start.elapsed() < Duration::from_secs(11) {
+        kek.wrap(&context("alice"), &dek()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(ground.front.arrived("DescribeKey"), 1);
+}
+
+#[tokio::test]
+async fn an_unwrap_settles_whether_an_entry_without_metadata_is_current() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let alice = context("alice");
+    // A writer without leave to describe the key.
+    ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
+    let writer = ground.kek(&arn).await;
+    let old = writer.wrap(&alice, &dek()).await.unwrap();
+    assert!(old.meta().is_empty());
+    ground.front.recover();
+    let kek = ground.kek(&arn).await;
+    kek.read_key().await.unwrap();
+    assert_eq!(kek.is_current(&old), None);
+    kek.unwrap(&alice, &old).await.unwrap();
+    assert_eq!(kek.is_current(&old), Some(true));
+    ground.front.world().rotate(&arn, true);
+    kek.read_key().await.unwrap();
+    assert_eq!(kek.is_current(&old), Some(false), "KMS said which material it was");
+    // What an entry says of itself counts less than what KMS said of it.
+    let current = ground.front.world().key(&arn).current_material().unwrap();
+    let current = data_encoding::HEXLOWER.decode(current.as_bytes()).unwrap();
+    let lying = old.with_meta(current).unwrap();
+    assert_eq!(kek.is_current(&lying), Some(false));
+}
+
+#[tokio::test]
+async fn each_key_is_a_target_of_its_own_and_a_related_one_that_of_this_region() {
+    let ground = Ground::new();
+    let id = |arn: &str| KekId::new(arn).unwrap();
+    let here = ground.front.world().create_key(REGION, true);
+    let there = here.replace(REGION, OTHER_REGION);
+    let (old, older) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+    let kek = ground.builder(&here).related_keys(true).former_keys([&*old, &*older]).build().await.unwrap();
+    for (entry, target) in [(&here, &here), (&there, &here), (&old, &old), (&older, &older)] {
+        assert_eq!(kek.target(&id(entry)).name(), target);
+    }
+    let client = ground.front.client(REGION, &ground.login);
+    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client);
+    let discovered = discovered.build().await.unwrap();
+    for arn in [&here, &there, &old] {
+        assert_eq!(discovered.target(&id(arn)).name(), arn);
+    }
+    assert_eq!(discovered.target(discovered.id()).name(), discovered.id().as_str());
+    for (kek, rewraps) in [(&kek, true), (&discovered, false)] {
+        assert_eq!((kek.context_binding(), kek.rewraps_in_service()), (ContextBinding::Enforced, rewraps));
+    }
+}
+
+#[tokio::test]
+async fn what_the_provider_decides_by_itself_is_no_answer_of_kms() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    let client = ground.front.client(REGION, &ground.login);
+    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let alice = context("alice");
+    let foreign = WrappedDek::new(KekId::new("another").unwrap(), vec![1]).unwrap();
+    for error in [
+        kek.unwrap(&alice, &foreign).await.unwrap_err(),
+        kek.rewrap(&alice, &foreign).await.unwrap_err(),
+        discovered.unwrap(&alice, &foreign).await.unwrap_err(),
+        discovered.wrap(&alice, &dek()).await.unwrap_err(),
+        discovered.generate(&alice).await.unwrap_err(),
+        discovered.read_key().await.unwrap_err(),
+    ] {
+        assert!(!error.was_asked(), "{error}");
+    }
+    assert_eq!(ground.front.calls().len(), 0);
+    let damaged = WrappedDek::new(kek.id().clone(), vec![1]).unwrap();
+    assert!(kek.unwrap(&alice, &damaged).await.unwrap_err().was_asked());
+}
+
+#[tokio::test]
+async fn every_call_names_the_key_and_the_encryption_context() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    let context = context("alice");
+    let wrapped = kek.wrap(&context, &dek()).await.unwrap();
+    kek.generate(&context).await.unwrap();
+    kek.unwrap(&context, &wrapped).await.unwrap();
+    kek.rewrap(&context, &wrapped).await.unwrap();
+    let pairs = json!({ "table": "cards", "tenant": "alice" });
+    let mut seen = Vec::new();
+    for call in ground.front.calls() {
+        let (keys, contexts) = match call.operation.as_str() {
+            "DescribeKey" => continue,
+            "ReEncrypt" => (
+                vec!["SourceKeyId", "DestinationKeyId"],
+                vec!["SourceEncryptionContext", "DestinationEncryptionContext"],
+            ),
+            _ => (vec!["KeyId"], vec!["EncryptionContext"]),
+        };
+        assert!(keys.iter().all(|key| call.request[key] == arn.as_str()), "{call:?}");
+        assert!(contexts.iter().all(|field| call.request[field] == pairs), "{call:?}");
+        seen.push(call.operation);
+    }
+    assert_eq!(seen, ["Encrypt", "GenerateDataKey", "Decrypt", "ReEncrypt"]);
+}
+
+#[tokio::test]
+async fn what_another_key_of_the_account_wrapped_is_not_opened_under_this_one_s_name() {
+    let ground = Ground::new();
+    let (own, other) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+    let (kek, other) = (ground.kek(&own).await, ground.kek(&other).await);
+    let context = context("alice");
+    let foreign = other.wrap(&context, &dek()).await.unwrap();
+    let relabelled = WrappedDek::new(kek.id().clone(), foreign.wrapped()).unwrap();
+    assert_eq!(denied_or_invalid(&kek, &context, &relabelled).await, KekErrorClass::Invalid);
+    assert_eq!(kek.rewrap(&context, &relabelled).await.unwrap_err().class(), KekErrorClass::Invalid);
+}
+
+// --- where a DEK is made, and what KMS says of its key material
+
+#[tokio::test]
+async fn a_dek_is_made_here_or_by_kms_as_the_user_chooses() {
+    for (origin, operation) in [(DekOrigin::Local, "Encrypt"), (DekOrigin::KeyService, "GenerateDataKey")] {
+        let ground = Ground::new();
+        let arn = ground.front.create_key(REGION);
+        let builder = Envelope::builder().dek_origin(origin);
+        let envelope = builder.write_to(ground.kek(&arn).await).build().unwrap();
+        let sealed = envelope.encrypt(&context("alice"), b"aad", b"text").await.unwrap();
+        let reader = Envelope::builder().read_from(ground.kek(&arn).await).build().unwrap();
+        assert_eq!(&*reader.decrypt(&context("alice"), b"aad", &sealed).await.unwrap(), b"text");
+        for other in ["Encrypt", "GenerateDataKey"] {
+            assert_eq!(ground.front.count(other), usize::from(other == operation), "{origin:?}: {other}");
+        }
+        let material = ground.front.world().key(&arn).current_material().unwrap();
+        let meta = &inspect(&sealed).unwrap().keks[0].meta;
+        assert_eq!(data_encoding::HEXLOWER.encode(meta), material, "{origin:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_leave_to_describe_the_key_everything_works_and_no_material_is_claimed() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
+    let kek = ground.kek(&arn).await;
+    let context = context("alice");
+    let (first, second) = (kek.wrap(&context, &dek()).await.unwrap(), kek.wrap(&context, &dek()).await.unwrap());
+    assert!(first.meta().is_empty() && second.meta().is_empty());
+    assert_eq!(ground.front.count("DescribeKey"), 1, "asked once, not with every wrap");
+    assert_eq!(kek.is_current(&first), None);
+    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let sealed = envelope.encrypt(&context, b"", b"text").await.unwrap();
+    assert!(!envelope.needs_rewrap(&sealed).unwrap(), "nobody knows of a need");
+    let moved = envelope.rewrap(&context, &sealed).await.unwrap();
+    assert_eq!(
+        (ground.front.count("ReEncrypt"), inspect(&moved).unwrap().keks[0].meta.len()),
+        (1, 32),
+        "whoever asks for it gets it"
+    );
+    let (_, generated) = kek.generate(&context).await.unwrap();
+    assert_eq!(generated.meta().len(), 32, "GenerateDataKey says it by itself");
+    ground.front.world().rotate(&arn, false);
+    let rewrapped = kek.rewrap(&context, &generated).await.unwrap();
+    assert!(
+        kek.is_current(&rewrapped) == Some(true) && kek.is_current(&generated) == Some(false),
+        "and so does ReEncrypt"
+    );
+}
+
+#[tokio::test]
+async fn a_describe_key_that_hangs_does_not_keep_a_dek_from_being_wrapped() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.fail(Fault::new(kms_front::Effect::Hang).on("DescribeKey"));
+    let envelope = Envelope::builder().write_to(ground.kek(&arn).await).build().unwrap();
+    envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rotation_is_walked_through_automatic_and_on_demand() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let context = context("alice");
+    let admin = ground.front.client(REGION, &ground.login);
+    let mut sealed = envelope.encrypt(&context, b"row 1", b"text").await.unwrap();
+    assert!(!envelope.needs_rewrap(&sealed).unwrap());
+    for on_demand in [true, false] {
+        if on_demand {
+            admin.rotate_key_on_demand().key_id(&arn).send().await.unwrap();
+        } else {
+            admin.enable_key_rotation().key_id(&arn).send().await.unwrap();
+            ground.front.world().rotate(&arn, false);
+        }
+        // KMS opens what the earlier material wrapped, and nobody notices anything.
+        let reader = Envelope::builder().read_from(ground.kek(&arn).await).build().unwrap();
+        assert_eq!(&*reader.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text");
+        kek.read_key().await.unwrap();
+        let calls = ground.front.calls().len();
+        assert!(envelope.needs_rewrap(&sealed).unwrap());
+        assert_eq!(ground.front.calls().len(), calls, "without a call");
+        let decrypts = ground.front.count("Decrypt");
+        sealed = envelope.rewrap_unverified(&context, &sealed).await.unwrap();
+        assert_eq!(ground.front.count("Decrypt"), decrypts, "no DEK came into the process");
+        assert!(!envelope.needs_rewrap(&sealed).unwrap());
+        let material = ground.front.world().key(&arn).current_material().unwrap();
+        assert_eq!(data_encoding::HEXLOWER.encode(&inspect(&sealed).unwrap().keks[0].meta), material);
+    }
+    assert_eq!(ground.front.count("ReEncrypt"), 2);
+    let reader = Envelope::builder().read_from(kek).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text");
+    let rotations = admin.list_key_rotations().key_id(&arn).send().await.unwrap();
+    assert_eq!(rotations.rotations().len(), 2);
+}
+
+#[tokio::test]
+async fn a_rewrap_is_verified_by_default() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let sealed = envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    ground.front.world().rotate(&arn, true);
+    kek.read_key().await.unwrap();
+    envelope.rewrap(&context("alice"), &sealed).await.unwrap();
+    assert_eq!((ground.front.count("ReEncrypt"), ground.front.count("Decrypt")), (1, 1));
+}
+
+#[tokio::test]
+async fn deks_move_from_one_key_to_another_within_kms() {
+    let ground = Ground::new();
+    let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
+    let before = Envelope::builder().write_to(ground.kek(&old).await).build().unwrap();
+    let context = context("alice");
+    let sealed = before.encrypt(&context, b"row 1", b"text").await.unwrap();
+
+    let moved_to = ground.builder(&new).former_keys([old.as_str()]).build().await.unwrap();
+    let envelope = Envelope::builder().write_to(moved_to).build().unwrap();
+    assert_eq!(&*envelope.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text", "the former key still unwraps");
+    assert!(envelope.needs_rewrap(&sealed).unwrap());
+    let decrypts = ground.front.count("Decrypt");
+    let moved = envelope.rewrap_unverified(&context, &sealed).await.unwrap();
+    assert_eq!(ground.front.count("Decrypt"), decrypts);
+    let keks = inspect(&moved).unwrap().keks;
+    assert_eq!((keks.len(), keks[0].kek_id.as_str()), (1, new.as_str()));
+    assert!(!envelope.needs_rewrap(&moved).unwrap());
+
+    // The old key can go.
+    ground.front.world().key(&old).state = State::PendingDeletion;
+    let reader = Envelope::builder().read_from(ground.kek(&new).await).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context, b"row 1", &moved).await.unwrap(), b"text");
+    let reader = Envelope::builder().read_from(ground.kek(&new).await).build().unwrap();
+    assert_eq!(reader.decrypt(&context, b"row 1", &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+}
+
+// --- Regions, discovery, grants
+
+/// A primary in one Region and its replica in the other.
+async fn related(ground: &Ground) -> (String, String) {
+    let primary = ground.front.world().create_key(REGION, true);
+    let admin = ground.front.client(REGION, &ground.login);
+    admin.replicate_key().key_id(&primary).replica_region(OTHER_REGION).send().await.unwrap();
+    (primary.clone(), primary.replace(REGION, OTHER_REGION))
+}
+
+#[tokio::test]
+async fn what_one_region_sealed_the_related_key_of_another_opens_when_it_is_told_to() {
+    let ground = Ground::new();
+    let (here, there) = related(&ground).await;
+    let context = context("alice");
+    let writer = Envelope::builder().write_to(ground.kek(&here).await).build().unwrap();
+    let sealed = writer.encrypt(&context, b"", b"text").await.unwrap();
+    let elsewhere = || AwsKms::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login));
+
+    let untold = Envelope::builder().read_from(elsewhere().build().await.unwrap()).build().unwrap();
+    assert_eq!(untold.decrypt(&context, b"", &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+
+    let kek = elsewhere().related_keys(true).build().await.unwrap();
+    let reader = Envelope::builder().read_from(kek).build().unwrap();
+    // The first Region is gone; nothing is asked of it.
+    ground.front.world().delete(&here);
+    assert_eq!(&*reader.decrypt(&context, b"", &sealed).await.unwrap(), b"text");
+    let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
+    assert_eq!((call.region.as_str(), call.request["KeyId"].as_str()), (OTHER_REGION, Some(there.as_str())));
+}
+
+#[tokio::test]
+async fn related_keys_share_their_key_material_and_a_rewrap_moves_a_dek_to_this_region() {
+    let ground = Ground::new();
+    let (here, there) = related(&ground).await;
+    let context = context("alice");
+    let wrapped = ground.kek(&here).await.wrap(&context, &dek()).await.unwrap();
+    let client = ground.front.client(OTHER_REGION, &ground.login);
+    let kek = AwsKms::builder(&there).client(client).related_keys(true).build().await.unwrap();
+    kek.read_key().await.unwrap();
+    assert!(kek.is_current(&wrapped) == Some(true));
+    let moved = kek.rewrap(&context, &wrapped).await.unwrap();
+    assert_eq!((moved.kek_id().as_str(), moved.meta()), (there.as_str(), wrapped.meta()));
+}
+
+#[tokio::test]
+async fn keys_that_only_look_related_are_not_taken_for_it() {
+    let ground = Ground::new();
+    let (here, there) = related(&ground).await;
+    let kek = ground.builder(&here).related_keys(true).build().await.unwrap();
+    let recognised = |arn: &str| kek.recognises(&KekId::new(arn).unwrap());
+    assert!(recognised(&here) && recognised(&there));
+    for arn in [
+        there.replace(kms_front::ACCOUNT, "444455556666"),
+        there.replace("arn:aws:", "arn:aws-cn:"),
+        format!("{there}0"),
+        there.replace("key/", "alias/"),
+        there.replace("mrk-", ""),
+    ] {
+        assert!(!recognised(&arn), "{arn}");
+    }
+    let single = ground.front.create_key(REGION);
+    let error = ground.builder(&single).related_keys(true).build().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption, "a key of one Region has no related keys");
+}
+
+#[tokio::test]
+async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
+    let ground = Ground::new();
+    let context = context("alice");
+    let here = ground.front.create_key(REGION);
+    let wrapped = ground.kek(&here).await.wrap(&context, &dek()).await.unwrap();
+    let client = || ground.front.client(REGION, &ground.login);
+    let kek = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client()).build().await.unwrap();
+    kek.unwrap(&context, &wrapped).await.unwrap();
+    let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
+    assert_eq!(call.request["KeyId"], here.as_str(), "the key is named all the same");
+
+    let recognised = |kek: &AwsKms, arn: &str| kek.recognises(&KekId::new(arn).unwrap());
+    for outside in [
+        here.replace(kms_front::ACCOUNT, "444455556666"),
+        here.replace(REGION, OTHER_REGION),
+        here.replace("arn:aws:", "arn:aws-us-gov:"),
+        "local:orders".into(),
+        here.replace("key/", "alias/"),
+    ] {
+        assert!(!recognised(&kek, &outside), "{outside}");
+    }
+    let calls = ground.front.calls().len();
+    let outside = WrappedDek::new(KekId::new(here.replace(REGION, OTHER_REGION)).unwrap(), wrapped.wrapped()).unwrap();
+    assert_eq!(denied_or_invalid(&kek, &context, &outside).await, KekErrorClass::Invalid);
+    assert_eq!(ground.front.calls().len(), calls, "nobody was asked");
+
+    // With both Regions named, each is asked at home.
+    let there = ground.front.create_key(OTHER_REGION);
+    let other = AwsKms::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login)).build().await.unwrap();
+    let over_there = other.wrap(&context, &dek()).await.unwrap();
+    let both = AwsKms::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client());
+    let both = both.build().await.unwrap();
+    both.unwrap(&context, &wrapped).await.unwrap();
+    both.unwrap(&context, &over_there).await.unwrap();
+    let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
+    assert_eq!(call.region, OTHER_REGION);
+}
+
+#[tokio::test]
+async fn discovery_writes_nothing_and_asks_for_its_bounds() {
+    let ground = Ground::new();
+    let discover = |partition: &str, accounts: &[&str]| {
+        AwsKms::discover(partition, accounts.iter().copied()).client(ground.front.client(REGION, &ground.login))
+    };
+    let kek = discover("aws", &[kms_front::ACCOUNT]).build().await.unwrap();
+    assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Misconfigured);
+    assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Misconfigured);
+    for (partition, accounts) in [("aws", &[][..]), ("aws", &["*"]), ("", &["111122223333"]), ("*", &["111122223333"])]
+    {
+        let error = discover(partition, accounts).build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{partition} {accounts:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_a_forged_message_names_calls_no_operator() {
+    let ground = Ground::new();
+    let client = ground.front.client(REGION, &ground.login);
+    let kek = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let arn = ground.front.create_key(REGION);
+    let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
+    ground.front.world().key(&arn).usage = "SIGN_VERIFY";
+    assert_eq!(denied_or_invalid(&kek, &context("alice"), &wrapped).await, KekErrorClass::Invalid);
+    let named = ground.kek(&arn).await;
+    assert_eq!(denied_or_invalid(&named, &context("alice"), &wrapped).await, KekErrorClass::Misconfigured);
+}
+
+#[tokio::test]
+async fn a_grant_token_makes_a_new_grant_work_at_once() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    ground.front.world().grants_are_slow = true;
+    let reader = ground.front.principal("reader", vec![]);
+    let admin = ground.front.client(REGION, &ground.login);
+    let grant =
+        admin.create_grant().key_id(&arn).grantee_principal(format!("arn:aws:iam::{}:user/reader", kms_front::ACCOUNT));
+    let grant = grant.operations(aws_sdk_kms::types::GrantOperation::Decrypt).send().await.unwrap();
+    let token = grant.grant_token().unwrap();
+    let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
+    let builder = || AwsKms::builder(&arn).client(ground.front.client(REGION, &reader));
+
+    let kek = builder().build().await.unwrap();
+    assert_eq!(denied_or_invalid(&kek, &context("alice"), &wrapped).await, KekErrorClass::Denied);
+    kek.set_grant_tokens([token]).unwrap();
+    kek.unwrap(&context("alice"), &wrapped).await.unwrap();
+    let kek = builder().grant_tokens([token]).build().await.unwrap();
+    kek.unwrap(&context("alice"), &wrapped).await.unwrap();
+    assert!(!format!("{kek:?}{:?}", builder().grant_tokens([token])).contains(token));
+    assert!(kek.set_grant_tokens(["x"; 11]).is_err());
+    assert!(kek.set_grant_tokens([""]).is_err());
+}
+
+// --- options
+
+#[tokio::test]
+async fn each_option_out_of_range_or_in_contradiction_is_refused_by_name() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let cases: Vec<(&str, AwsKmsBuilder)> = vec![
+        ("region", ground.builder(&arn).region(OTHER_REGION)),
+        ("region", ground.builder("alias/x").region("eu west")),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("http://kms.example")),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("kms.example")),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("https://user@kms.example")),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("http://127.0.0.1.example")),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("https://kms.example").fips(true)),
+        ("endpoint_url", ground.builder(&arn).endpoint_url("https://kms.example").dual_stack(true)),
+        ("regions", ground.builder(&arn).regions([REGION])),
+        ("former_keys", ground.builder(&arn).former_keys([arn.as_str()])),
+        ("former_keys", ground.builder(&arn).former_keys([arn.replace(REGION, OTHER_REGION)])),
+        ("former_keys", ground.builder(&arn).former_keys(["alias/old"])),
+        ("grant_tokens", ground.builder(&arn).grant_tokens(["t"; 11])),
+        ("key_max_age", ground.builder(&arn).key_max_age(std::time::Duration::from_millis(999))),
+        ("key_max_age", ground.builder(&arn).key_max_age(std::time::Duration::from_secs(86_401))),
+    ];
+    for (option, builder) in cases {
+        let shown = format!("{builder:?}");
+        let error = builder.build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{option}: {shown}");
+        assert!(error.to_string().contains(option), "{error} does not name {option}");
+    }
+    for url in ["https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", "http://localhost:1", "http://[::1]:1/"] {
+        assert!(ground.builder(&arn).endpoint_url(url).build().await.is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn outside_a_tokio_runtime_the_build_is_refused() {
+    let error = support::block_on(AwsKms::builder("alias/x").build()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+}
+
+/// Writes down where requests go and which retries they were to have, and lets none out.
+#[derive(Debug, Clone, Default)]
+struct Watch(Arc<std::sync::Mutex<Vec<String>>>);
+
+impl aws_sdk_kms::config::Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "Watch"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &aws_sdk_kms::config::interceptors::BeforeTransmitInterceptorContextRef<'_>,
+        _: &aws_sdk_kms::config::RuntimeComponents,
+        _: &mut aws_sdk_kms::config::ConfigBag,
+    ) -> Result<(), aws_sdk_kms::error::BoxError> {
+        self.0.lock().unwrap().push(context.request().uri().to_owned());
+        Err("not to be sent".into())
+    }
+}
+
+#[tokio::test]
+async fn region_endpoint_fips_and_dual_stack_decide_who_is_called() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let watch = Watch::default();
+    let config = aws_sdk_kms::Config::builder()
+        .behavior_version(aws_sdk_kms::config::BehaviorVersion::latest())
+        .credentials_provider(ground.login.credentials())
+        .interceptor(watch.clone())
+        .build();
+    let client = aws_sdk_kms::Client::from_conf(config);
+    let builder = |key: &str| AwsKms::builder(key).client(client.clone());
+    for (builder, uri) in [
+        (builder(&arn), "https://kms.eu-west-1.amazonaws.com/"),
+        (builder(&arn).fips(true), "https://kms-fips.eu-west-1.amazonaws.com/"),
+        (builder(&arn).dual_stack(true), "https://kms.eu-west-1.api.aws/"),
+        (builder(&arn).fips(true).dual_stack(true), "https://kms-fips.eu-west-1.api.aws/"),
+        (builder(&arn).endpoint_url("https://vpce-1.example/kms"), "https://vpce-1.example/kms/"),
+    ] {
+        let kek = builder.build().await.unwrap();
+        assert!(kek.generate(&context("alice")).await.is_err());
+        assert_eq!(watch.0.lock().unwrap().drain(..).collect::<Vec<_>>(), [uri]);
+    }
+    // An alias says no Region.
+    assert_eq!(builder("alias/x").build().await.unwrap_err().kind(), ErrorKind::InvalidOption);
+    assert!(builder("alias/x").region("eu-central-1").build().await.is_err());
+    assert_eq!(watch.0.lock().unwrap().pop().unwrap(), "https://kms.eu-central-1.amazonaws.com/");
+}
+
+#[tokio::test]
+async fn an_sdk_config_serves_as_well_as_a_client() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    // Without a behaviour version, which a client alone would panic over.
+    let config = aws_config::SdkConfig::builder()
+        .endpoint_url(ground.front.url())
+        .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(ground.login.credentials()))
+        .build();
+    let kek = AwsKms::builder(&arn).sdk_config(&config).build().await.unwrap();
+    let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
+    kek.unwrap(&context("alice"), &wrapped).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_sdk_itself_tries_once() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let client = ground.front.client(REGION, &ground.login);
+    let retries = aws_sdk_kms::config::retry::RetryConfig::standard().with_max_attempts(5);
+    let config = client.config().to_builder().retry_config(retries).build();
+    let kek = AwsKms::builder(&arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    ground.front.fail(Fault::error(500, "KMSInternalException", ""));
+    kek.generate(&context("alice")).await.unwrap_err();
+    assert_eq!(ground.front.count("GenerateDataKey"), 1);
+}
+
+// --- health and imported key material
+
+#[tokio::test]
+async fn health_tells_key_states_apart() {
+    let ground = Ground::new();
+    let arn = ground.front.create_key(REGION);
+    let kek = ground.kek(&arn).await;
+    assert_eq!(kek.health().await.unwrap(), Health::Ready);
+    ground.front.world().key(&arn).state = State::Updating;
+    assert_eq!(kek.health().await.unwrap(), Health::Ready, "KMS serves while it updates");
+    for (state, class) in [
+        (State::Disabled, KekErrorClass::Denied),
+        (State::PendingDeletion, KekErrorClass::Denied),
+        (State::PendingImport, KekErrorClass::Denied),
+        (State::Unavailable, KekErrorClass::Denied),
+        (State::Creating, KekErrorClass::Unavailable),
+    ] {
+        ground.front.world().key(&arn).state = state;
+        let error = kek.health().await.unwrap_err();
+        assert_eq!(error.class(), class, "{state:?}");
+        assert!(error.to_string().contains(&format!("{state:?}")), "{error}");
+    }
+    ground.front.world().delete(&arn);
+    assert_eq!(kek.health().await.unwrap_err().class(), KekErrorClass::Denied);
+    let signing = ground.front.create_key(REGION);
+    ground.front.world().key(&signing).usage = "SIGN_VERIFY";
+    assert_eq!(ground.kek(&signing).await.health().await.unwrap_err().class(), KekErrorClass::Misconfigured);
+}
+
+#[tokio::test]
+async fn imported_key_material_comes_goes_and_comes_back() {
+    let ground = Ground::new();
+    let arn = ground.front.world().insert_key(REGION, kms_front::ACCOUNT, "11112222-3333-4444-5555-666677778888", None);
+    let kek = ground.kek(&arn).await;
+    let context = context("alice");
+    let error = kek.wrap(&context, &dek()).await.unwrap_err();
+    assert_eq!(error.class(), KekErrorClass::Denied);
+    assert!(error.to_string().contains("is pending import"), "{error}");
+
+    let in_an_hour = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64() + 3600.5;
+    ground.front.world().import(&arn, [7; 32], Some(in_an_hour)).unwrap();
+    kek.read_key().await.unwrap();
+    let wrapped = kek.wrap(&context, &dek()).await.unwrap();
+    assert!(matches!(kek.health().await.unwrap(), Health::Degraded(why) if why.contains("in 1 h")));
+
+    let admin = ground.front.client(REGION, &ground.login);
+    admin.delete_imported_key_material().key_id(&arn).send().await.unwrap();
+    assert_eq!(denied_or_invalid(&kek, &context, &wrapped).await, KekErrorClass::Denied);
+    assert!(ground.front.world().import(&arn, [8; 32], None).is_err(), "only the same material opens what it wrapped");
+    ground.front.world().import(&arn, [7; 32], None).unwrap();
+    kek.unwrap(&context, &wrapped).await.unwrap();
+    assert_eq!(kek.health().await.unwrap(), Health::Ready);
+
+    // A rotation to other material, which is imported first.
+    assert!(admin.rotate_key_on_demand().key_id(&arn).send().await.is_err());
+    ground.front.world().import_next(&arn, [9; 32]);
+    admin.rotate_key_on_demand().key_id(&arn).send().await.unwrap();
+    kek.read_key().await.unwrap();
+    let (_, generated) = kek.generate(&context).await.unwrap();
+    assert!(kek.is_current(&generated) == Some(true) && kek.is_current(&wrapped) == Some(false));
+    kek.unwrap(&context, &wrapped).await.unwrap();
+}

@@ -1,0 +1,37 @@
+//! Servers, stand-ins and tools of waxseal's tests.
+//!
+//! Without features: what the tests of the library itself share. With the feature `servers`: a real
+//! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, and what breaks the
+//! connections to them. What tests these stand-ins is in `tests/` of this crate.
+#![allow(missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
+
+pub mod python;
+pub mod scan;
+pub mod support;
+
+#[cfg(feature = "servers")]
+pub mod fault_proxy;
+#[cfg(feature = "servers")]
+pub mod kms_child;
+#[cfg(feature = "servers")]
+pub mod kms_front;
+#[cfg(feature = "servers")]
+pub mod middlebox;
+#[cfg(feature = "servers")]
+pub mod openbao;
+#[cfg(feature = "servers")]
+pub mod sigv4;
+#[cfg(feature = "servers")]
+pub mod vault_front;
+#[cfg(feature = "servers")]
+pub mod xks_path;
+#[cfg(feature = "servers")]
+pub mod xks_proxy;
+#[cfg(feature = "servers")]
+pub mod xks_script;
+
+/// The workspace's `target` directory, where servers are installed once.
+pub fn target_directory() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
+}

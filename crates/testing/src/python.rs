@@ -1,0 +1,33 @@
+//! A Python virtual environment under `target/`, made once for all tests.
+#![allow(dead_code)]
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The interpreter of an environment that has what `requirements` lists. Panics, and so fails the test, when it cannot be made.
+pub fn interpreter(requirements: &Path) -> PathBuf {
+    interpreter_in("second-reader", requirements)
+}
+
+/// The same, in an environment of this name.
+pub fn interpreter_in(name: &str, requirements: &Path) -> PathBuf {
+    let wanted = fs::read_to_string(requirements).unwrap();
+    let directory = crate::target_directory().join(name);
+    fs::create_dir_all(&directory).unwrap();
+    let lock = File::create(directory.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let (python, installed) = (directory.join("venv/bin/python"), directory.join("installed"));
+    if fs::read_to_string(&installed).is_ok_and(|done| done == wanted) && python.exists() {
+        return python;
+    }
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(directory.join("venv")));
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements));
+    fs::write(installed, wanted).unwrap();
+    python
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,1140 @@
+//! External key stores of the project's own KMS front: their management by the AWS SDK, and the cryptography of their keys over an XKS endpoint that does what a
+//! test tells it. Sources stand with the behaviours in `support/kms_front`.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::collections::HashMap;
+use std::time::Duration;
+use waxseal_testing::{kms_front, xks_script};
+
+use aws_sdk_kms::Client;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::{
+    ConnectionStateType, CustomKeyStoreType, CustomKeyStoresListEntry, DataKeySpec, KeyMetadata, KeyState, OriginType,
+    XksProxyAuthenticationCredentialType, XksProxyConnectivityType,
+};
+use kms_front::{ACCOUNT, KmsFront, Login};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use xks_script::{Act, Authority, Endpoint};
+
+const REGION: &str = "eu-west-1";
+const CANNOT_INTERPRET: &str = "AWS KMS cannot interpret the response from the external key store proxy. If you see this error repeatedly, report it to your external key store proxy administrator.";
+const NOT_REACHABLE: &str = "AWS KMS cannot communicate with the external key store proxy. This might be a transient network issue. If you see this error repeatedly, verify that your external key store proxy is active and is connected to the network, and that its endpoint URI is correct in your external keystore.";
+const NO_TLS: &str = "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify the TLS configuration, including its certificate.";
+const TIMED_OUT: &str = "AWS KMS rejected the request because the external key store proxy did not respond in time. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.";
+const NOT_CONNECTED: &str = "This KMS key is in a custom key store that is not connected to its external key store proxy. Connect the external key store and try the request again.";
+
+struct Ground {
+    front: KmsFront,
+    login: Login,
+    kms: Client,
+    authority: Authority,
+    endpoint: Endpoint,
+}
+
+impl Ground {
+    /// A front that trusts the endpoint's authority and has no key store yet.
+    async fn bare() -> Self {
+        let front = KmsFront::start();
+        let login = front.admin();
+        let kms = front.client(REGION, &login);
+        let authority = Authority::new();
+        front.trust(&authority.pem);
+        // The 250 ms of KMS are for tests of them: this machine may be busy.
+        front.world().network.write().unwrap().patience = Duration::from_secs(20);
+        let endpoint = Endpoint::start(authority.identity("localhost")).await;
+        Self { front, login, kms, authority, endpoint }
+    }
+
+    /// With a key store that is connected.
+    async fn new() -> (Self, String) {
+        let ground = Self::bare().await;
+        let store = ground.create(&ground.kms, "store").await.unwrap();
+        ground.connect(&store).await;
+        (ground, store)
+    }
+
+    /// With a key too.
+    async fn with_key() -> (Self, String, String) {
+        let (ground, store) = Self::new().await;
+        let key = ground.create_key(&store, "one").await.unwrap();
+        (ground, store, key.arn.unwrap())
+    }
+
+    fn request(&self, kms: &Client, name: &str) -> CreateStore {
+        kms.create_custom_key_store()
+            .custom_key_store_name(name)
+            .custom_key_store_type(CustomKeyStoreType::ExternalKeyStore)
+            .xks_proxy_connectivity(XksProxyConnectivityType::PublicEndpoint)
+            .xks_proxy_uri_endpoint(self.endpoint.url())
+            .xks_proxy_uri_path(xks_script::PATH)
+            .xks_proxy_authentication_credential(credential(xks_script::ACCESS_KEY, xks_script::SECRET))
+    }
+
+    async fn create(&self, kms: &Client, name: &str) -> Result<String, Refused> {
+        refusal(self.request(kms, name).send().await).map(|created| created.custom_key_store_id.unwrap())
+    }
+
+    async fn describe(&self, store: &str) -> CustomKeyStoresListEntry {
+        let answer = self.kms.describe_custom_key_stores().custom_key_store_id(store).send().await.unwrap();
+        answer.custom_key_stores.unwrap().remove(0)
+    }
+
+    /// Waits until a change of the connection is over.
+    async fn settled(&self, store: &str) -> CustomKeyStoresListEntry {
+        for _ in 0..1000 {
+            let entry = self.describe(store).await;
+            let state = entry.connection_state.clone().unwrap();
+            if ![ConnectionStateType::Connecting, ConnectionStateType::Disconnecting].contains(&state) {
+                return entry;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the key store stays on its way");
+    }
+
+    async fn connect(&self, store: &str) {
+        refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await).unwrap();
+        let state = self.settled(store).await.connection_state;
+        assert_eq!(state, Some(ConnectionStateType::Connected));
+    }
+
+    async fn disconnect(&self, store: &str) {
+        refusal(self.kms.disconnect_custom_key_store().custom_key_store_id(store).send().await).unwrap();
+        let state = self.settled(store).await.connection_state;
+        assert_eq!(state, Some(ConnectionStateType::Disconnected));
+    }
+
+    async fn create_key(&self, store: &str, external: &str) -> Result<KeyMetadata, Refused> {
+        let request = self.kms.create_key().custom_key_store_id(store).xks_key_id(external);
+        refusal(request.origin(OriginType::ExternalKeyStore).send().await).map(|answer| answer.key_metadata.unwrap())
+    }
+
+    async fn metadata(&self, key: &str) -> KeyMetadata {
+        self.kms.describe_key().key_id(key).send().await.unwrap().key_metadata.unwrap()
+    }
+
+    async fn encrypt(&self, key: &str, plaintext: &[u8]) -> Result<Vec<u8>, Refused> {
+        let request = self.kms.encrypt().key_id(key).plaintext(Blob::new(plaintext)).encryption_context("tenant", "a");
+        refusal(request.send().await).map(|answer| answer.ciphertext_blob.unwrap().into_inner())
+    }
+
+    async fn decrypt(&self, key: &str, tenant: &str, blob: &[u8]) -> Result<Vec<u8>, Refused> {
+        let request = self.kms.decrypt().key_id(key).ciphertext_blob(Blob::new(blob));
+        let answer = refusal(request.encryption_context("tenant", tenant).send().await);
+        answer.map(|answer| answer.plaintext.unwrap().into_inner())
+    }
+
+    /// Encrypt, Decrypt and GenerateDataKey have to fail with KMSInvalidStateException and this text.
+    async fn assert_cryptography_fails(&self, key: &str, blob: &[u8], text: &str, case: &str) {
+        let wanted = Err(refused("KMSInvalidStateException", text));
+        assert_eq!(self.encrypt(key, b"text").await, wanted, "Encrypt, {case}");
+        assert_eq!(self.decrypt(key, "a", blob).await, wanted, "Decrypt, {case}");
+        let generated = self.kms.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256).send().await;
+        assert_eq!(refusal(generated).map(|_| Vec::new()), wanted, "GenerateDataKey, {case}");
+    }
+}
+
+type CreateStore = aws_sdk_kms::operation::create_custom_key_store::builders::CreateCustomKeyStoreFluentBuilder;
+
+fn credential(access_key: &str, secret: &str) -> XksProxyAuthenticationCredentialType {
+    XksProxyAuthenticationCredentialType::builder()
+        .access_key_id(access_key)
+        .raw_secret_access_key(secret)
+        .build()
+        .unwrap()
+}
+
+type Bend = fn(&mut Value);
+
+/// Code and message.
+type Refused = (String, String);
+
+fn refused(code: &str, message: &str) -> Refused {
+    (code.to_owned(), message.to_owned())
+}
+
+fn refusal<T, E: ProvideErrorMetadata, R>(answer: Result<T, SdkError<E, R>>) -> Result<T, Refused> {
+    answer.map_err(|error| refused(error.code().unwrap_or("no code"), error.message().unwrap_or_default()))
+}
+
+fn code<T: std::fmt::Debug>(answer: Result<T, Refused>) -> String {
+    answer.unwrap_err().0
+}
+
+// --- key stores
+
+#[tokio::test]
+async fn a_key_store_is_created_connected_disconnected_and_deleted() {
+    let ground = Ground::bare().await;
+    let kms = &ground.kms;
+    let store = ground.create(kms, "store").await.unwrap();
+    let entry = ground.describe(&store).await;
+    assert_eq!(entry.connection_state, Some(ConnectionStateType::Disconnected));
+    assert_eq!(entry.custom_key_store_type, Some(CustomKeyStoreType::ExternalKeyStore));
+    assert_eq!(entry.connection_error_code, None);
+    let proxy = entry.xks_proxy_configuration.unwrap();
+    assert_eq!(proxy.connectivity, Some(XksProxyConnectivityType::PublicEndpoint));
+    assert_eq!(proxy.uri_endpoint.unwrap(), ground.endpoint.url());
+    assert_eq!(proxy.uri_path.unwrap(), xks_script::PATH);
+    assert_eq!(proxy.access_key_id.unwrap(), xks_script::ACCESS_KEY);
+
+    let connect = || kms.connect_custom_key_store().custom_key_store_id(&store);
+    let disconnect = || kms.disconnect_custom_key_store().custom_key_store_id(&store);
+    let delete = || kms.delete_custom_key_store().custom_key_store_id(&store);
+    assert_eq!(code(refusal(disconnect().send().await)), "CustomKeyStoreInvalidStateException");
+    ground.connect(&store).await;
+    refusal(connect().send().await).unwrap();
+    assert_eq!(ground.settled(&store).await.connection_state, Some(ConnectionStateType::Connected));
+    assert_eq!(code(refusal(delete().send().await)), "CustomKeyStoreInvalidStateException");
+    ground.disconnect(&store).await;
+    refusal(delete().send().await).unwrap();
+    for gone in [
+        refusal(delete().send().await).map(|_| ()),
+        refusal(connect().send().await).map(|_| ()),
+        refusal(disconnect().send().await).map(|_| ()),
+        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.update_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        ground.create_key(&store, "one").await.map(|_| ()),
+    ] {
+        assert_eq!(code(gone), "CustomKeyStoreNotFoundException");
+    }
+
+    let health: Vec<_> = ground.endpoint.asked("/health");
+    let operations: Vec<_> = health.iter().map(|body| body["requestMetadata"]["kmsOperation"].clone()).collect();
+    assert_eq!(operations, ["CreateCustomKeyStore", "ConnectCustomKeyStore"]);
+    let created = ground.front.calls().into_iter().find(|call| call.operation == "CreateCustomKeyStore").unwrap();
+    assert_eq!(
+        health[0],
+        json!({ "requestMetadata": { "kmsOperation": "CreateCustomKeyStore", "kmsRequestId": created.request_id } })
+    );
+    assert!(!format!("{:?}", ground.front.calls()).contains(xks_script::SECRET));
+}
+
+#[tokio::test]
+async fn key_stores_are_found_by_id_or_name_page_by_page_and_only_in_their_region() {
+    let ground = Ground::bare().await;
+    let one = ground.create(&ground.kms, "one").await.unwrap();
+    let settings = ground.endpoint.other_path("/two");
+    let request = ground.request(&ground.kms, "two").xks_proxy_uri_path(&settings);
+    let two = request.send().await.unwrap().custom_key_store_id.unwrap();
+
+    let describe = || ground.kms.describe_custom_key_stores();
+    let by_name = describe().custom_key_store_name("two").send().await.unwrap().custom_key_stores.unwrap();
+    assert_eq!(by_name[0].custom_key_store_id.as_deref(), Some(two.as_str()));
+    let both = describe().custom_key_store_name("two").custom_key_store_id(&two).send().await;
+    assert_eq!(code(refusal(both)), "ValidationException");
+    let unknown = describe().custom_key_store_name("three").send().await;
+    assert_eq!(code(refusal(unknown)), "CustomKeyStoreNotFoundException");
+    let page = describe().limit(1).send().await.unwrap();
+    assert!(page.truncated);
+    assert_eq!(page.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(), Some(one.as_str()));
+    let last = describe().limit(1).marker(page.next_marker.unwrap()).send().await.unwrap();
+    assert!(!last.truncated);
+    assert_eq!(last.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(), Some(two.as_str()));
+    assert_eq!(code(refusal(describe().marker("x").send().await)), "InvalidMarkerException");
+
+    let elsewhere = ground.front.client("us-east-1", &ground.login);
+    assert!(elsewhere.describe_custom_key_stores().send().await.unwrap().custom_key_stores.unwrap().is_empty());
+    let gone = elsewhere.describe_custom_key_stores().custom_key_store_id(&one).send().await;
+    assert_eq!(code(refusal(gone)), "CustomKeyStoreNotFoundException");
+    ground.create(&elsewhere, "one").await.unwrap();
+}
+
+#[tokio::test]
+async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource() {
+    let (ground, store) = Ground::new().await;
+    let policy = |action: &str, resource: &str| json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": action, "Resource": resource }] });
+    let describe = async |name: &str, policies: Vec<Value>| {
+        let kms = ground.front.client(REGION, &ground.front.principal(name, policies));
+        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await).map(|_| ())
+    };
+    let keys = format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/*");
+    let denied = describe("none", vec![]).await.unwrap_err();
+    assert_eq!(denied.0, "AccessDeniedException");
+    let told = "is not authorized to perform: kms:DescribeCustomKeyStores on resource: * because no identity-based policy allows";
+    assert!(denied.1.contains(told), "{denied:?}");
+    assert_eq!(code(describe("keys", vec![policy("kms:*", &keys)]).await), "AccessDeniedException");
+    assert_eq!(code(describe("other", vec![policy("kms:DescribeKey", "*")]).await), "AccessDeniedException");
+    describe("right", vec![policy("kms:DescribeCustomKeyStores", "*")]).await.unwrap();
+    let deny = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Deny", "Action": "kms:DescribeCustomKeyStores", "Resource": "*" }] });
+    assert_eq!(code(describe("both", vec![policy("kms:*", "*"), deny]).await), "AccessDeniedException");
+
+    let kms = ground.front.client(REGION, &ground.front.principal("nobody", vec![]));
+    for denied in [
+        refusal(ground.request(&kms, "x").send().await).map(|_| ()),
+        refusal(kms.update_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.connect_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.disconnect_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.delete_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.create_key().send().await).map(|_| ()),
+        refusal(kms.create_key().custom_key_store_id(&store).xks_key_id("one").send().await).map(|_| ()),
+    ] {
+        assert_eq!(code(denied), "AccessDeniedException");
+    }
+}
+
+#[tokio::test]
+async fn settings_that_kms_does_not_take_are_refused() {
+    let ground = Ground::bare().await;
+    let request = || ground.request(&ground.kms, "x");
+    let in_the_clear = ground.endpoint.url().replace("https", "http");
+    let secret = xks_script::SECRET;
+    for (case, request) in [
+        ("no TLS", request().xks_proxy_uri_endpoint(in_the_clear)),
+        ("a slash", request().xks_proxy_uri_endpoint(format!("{}/", ground.endpoint.url()))),
+        ("no server", request().xks_proxy_uri_endpoint("https://")),
+        ("no port", request().xks_proxy_uri_endpoint("https://localhost:")),
+        ("no path", request().xks_proxy_uri_path("/")),
+        ("other version", request().xks_proxy_uri_path("/kms/xks/v2")),
+        ("dots", request().xks_proxy_uri_path("/../kms/xks/v1")),
+        ("long path", request().xks_proxy_uri_path(format!("/{}/kms/xks/v1", "a".repeat(117)))),
+        ("short key", request().xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS", secret))),
+        ("small key", request().xks_proxy_authentication_credential(credential("abcdefghijklmnopqrst", secret))),
+        ("digits", request().xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS1", secret))),
+        ("short secret", request().xks_proxy_authentication_credential(credential(xks_script::ACCESS_KEY, "short"))),
+        ("CloudHSM", request().custom_key_store_type(CustomKeyStoreType::AwsCloudhsm)),
+    ] {
+        assert_eq!(code(refusal(request.send().await)), "ValidationException", "{case}");
+    }
+    let service = request().xks_proxy_connectivity(XksProxyConnectivityType::VpcEndpointService);
+    assert_eq!(code(refusal(service.send().await)), "XksProxyVpcEndpointServiceNotFoundException");
+    assert!(ground.endpoint.asked("/health").is_empty());
+
+    ground.create(&ground.kms, "x").await.unwrap();
+    assert_eq!(code(ground.create(&ground.kms, "y").await), "XksProxyUriInUseException");
+    let other = ground.endpoint.other_path("/two");
+    let taken = request().xks_proxy_uri_path(&other).send().await;
+    assert_eq!(code(refusal(taken)), "CustomKeyStoreNameInUseException");
+}
+
+/// What can be wrong with a proxy, with the exception of CreateCustomKeyStore, the connection error code and the text.
+#[tokio::test]
+async fn a_proxy_that_is_not_well_gives_the_exception_and_the_connection_error_code_of_its_trouble() {
+    let ground = Ground::bare().await;
+    let store = ground.create(&ground.kms, "store").await.unwrap();
+    let other_path = ground.endpoint.other_path("/two");
+    let of = |name: &'static str, status| Act::Error(status, name);
+    let bent = |bend: Bend| Act::Bend(bend);
+    let unreachable = "XksProxyUriUnreachableException";
+    let response = "XksProxyInvalidResponseException";
+    let cases = [
+        (
+            "401",
+            of("AuthenticationFailedException", 401),
+            "XksProxyIncorrectAuthenticationCredentialException",
+            "INVALID_CREDENTIALS",
+        ),
+        ("403", of("AccessDeniedException", 403), response, "XKS_PROXY_ACCESS_DENIED"),
+        (
+            "path",
+            of("InvalidUriPathException", 404),
+            "XksProxyInvalidConfigurationException",
+            "XKS_PROXY_INVALID_CONFIGURATION",
+        ),
+        ("503", of("DependencyTimeoutException", 503), unreachable, "XKS_PROXY_TIMED_OUT"),
+        ("429", of("ThrottlingException", 429), unreachable, "XKS_PROXY_NOT_REACHABLE"),
+        ("500", of("InternalException", 500), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("400", of("ValidationException", 400), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("501", of("UnsupportedOperationException", 501), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("state", of("InvalidStateException", 400), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("no JSON", Act::Raw(502, "<html>".into()), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("no HTTP", Act::Bytes(b"SSH-2.0\r\n\r\n".to_vec()), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("hangs up", Act::Bytes(Vec::new()), unreachable, "NETWORK_ERRORS"),
+        ("no fleet", bent(|health| health["xksProxyFleetSize"] = json!(0)), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("no vendor", bent(|health| health["ekmVendor"] = Value::Null), response, "XKS_PROXY_INVALID_RESPONSE"),
+        ("no managers", bent(|health| health["ekmFleetDetails"] = json!([])), response, "XKS_PROXY_INVALID_RESPONSE"),
+        (
+            "eleven",
+            bent(|health| {
+                let one = health["ekmFleetDetails"][0].clone();
+                health["ekmFleetDetails"] = json!(vec![one; 11]);
+            }),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
+        (
+            "strange status",
+            bent(|health| health["ekmFleetDetails"][0]["healthStatus"] = json!("FINE")),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
+        (
+            "no manager serves",
+            bent(|health| health["ekmFleetDetails"][0]["healthStatus"] = json!("UNAVAILABLE")),
+            unreachable,
+            "XKS_PROXY_NOT_REACHABLE",
+        ),
+    ];
+    for (case, act, exception, error_code) in cases {
+        ground.endpoint.act(act);
+        let created = ground.request(&ground.kms, "two").xks_proxy_uri_path(&other_path).send().await;
+        assert_eq!(code(refusal(created)), exception, "{case}");
+        assert_eq!(ground.failed_connect(&store).await, error_code, "{case}");
+    }
+    ground.endpoint.act(bent(|health| health["ekmFleetDetails"][0]["healthStatus"] = json!("DEGRADED")));
+    ground.connect(&store).await;
+}
+
+impl Ground {
+    /// Connects in vain: the error code. The key store has to be disconnected before the next attempt.
+    async fn failed_connect(&self, store: &str) -> String {
+        let connect = async || refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await);
+        connect().await.unwrap();
+        let entry = self.settled(store).await;
+        assert_eq!(entry.connection_state, Some(ConnectionStateType::Failed));
+        assert_eq!(code(connect().await), "CustomKeyStoreInvalidStateException");
+        let renamed = self.kms.update_custom_key_store().custom_key_store_id(store).new_custom_key_store_name("new");
+        assert_eq!(code(refusal(renamed.send().await)), "CustomKeyStoreInvalidStateException");
+        self.disconnect(store).await;
+        assert_eq!(self.describe(store).await.connection_error_code, None);
+        entry.connection_error_code.unwrap().as_str().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_cannot_be_reached_or_trusted_gives_its_own_code_and_text() {
+    let (mut ground, store, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    ground.disconnect(&store).await;
+    let stranger = Authority::new();
+    let cases = [
+        ("another authority", Some(stranger.identity("localhost")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
+        ("another name", Some(ground.authority.identity("elsewhere")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
+        ("expired", Some(ground.authority.expired("localhost")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
+        ("no TLS", None, NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
+    ];
+    for (case, identity, text, error_code) in cases {
+        ground.endpoint.identify(identity);
+        assert_eq!(ground.failed_connect(&store).await, error_code, "{case}");
+        ground.endpoint.identify(Some(ground.authority.identity("localhost")));
+        ground.connect(&store).await;
+        ground.encrypt(&key, b"text").await.unwrap();
+        // A connection that is kept has been checked; the next one is checked again.
+        ground.endpoint.hang_up();
+        ground.endpoint.identify(match case {
+            "another authority" => Some(stranger.identity("localhost")),
+            "another name" => Some(ground.authority.identity("elsewhere")),
+            "expired" => Some(ground.authority.expired("localhost")),
+            _ => None,
+        });
+        ground.assert_cryptography_fails(&key, &blob, text, case).await;
+        ground.endpoint.identify(Some(ground.authority.identity("localhost")));
+        ground.disconnect(&store).await;
+    }
+    ground.connect(&store).await;
+    ground.endpoint.stop().await;
+    ground.assert_cryptography_fails(&key, &blob, NOT_REACHABLE, "nobody listens").await;
+    ground.disconnect(&store).await;
+    assert_eq!(ground.failed_connect(&store).await, "XKS_PROXY_NOT_REACHABLE");
+}
+
+#[tokio::test]
+async fn kms_waits_for_a_proxy_until_its_time_is_over_and_that_is_250_ms() {
+    let (ground, store, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    let fresh = KmsFront::start();
+    let default = fresh.world().network.read().unwrap().patience;
+    assert_eq!(default, Duration::from_millis(250));
+    // Not so short here that a busy machine has no time to connect.
+    ground.front.world().network.write().unwrap().patience = Duration::from_secs(1);
+    // Each of these answers would be right in the end.
+    for (case, act) in [
+        ("silence", Act::Late(Duration::from_secs(600))),
+        ("one byte a time", Act::Trickle(Duration::from_millis(300))),
+        ("a handshake that does not end", Act::Late(Duration::from_secs(600))),
+    ] {
+        ground.endpoint.act(act);
+        if case.starts_with("a handshake") {
+            ground.endpoint.hang_up();
+            ground.endpoint.identify_silently();
+        }
+        ground.assert_cryptography_fails(&key, &blob, TIMED_OUT, case).await;
+    }
+    ground.disconnect(&store).await;
+    assert_eq!(ground.failed_connect(&store).await, "XKS_PROXY_TIMED_OUT");
+}
+
+#[tokio::test]
+async fn credentials_and_path_change_while_connected_and_the_endpoint_only_while_disconnected() {
+    let (ground, store, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    let update = || ground.kms.update_custom_key_store().custom_key_store_id(&store);
+    refusal(update().new_custom_key_store_name("renamed").send().await).unwrap();
+    assert_eq!(ground.describe(&store).await.custom_key_store_name.as_deref(), Some("renamed"));
+
+    let (access_key, secret) = ("NEWACCESSKEYABCDEFGH", xks_script::SECRET.to_lowercase());
+    let new = || update().xks_proxy_authentication_credential(credential(access_key, &secret));
+    assert_eq!(
+        refusal(new().send().await).map(|_| ()).unwrap_err(),
+        refused(
+            "XksProxyIncorrectAuthenticationCredentialException",
+            "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary."
+        )
+    );
+    ground.decrypt(&key, "a", &blob).await.unwrap();
+    // As "SigV4 credentials rotation" in the specification: both at once, then the new one alone.
+    ground.endpoint.accept(&[(xks_script::ACCESS_KEY, xks_script::SECRET), (access_key, &secret)]);
+    refusal(new().send().await).unwrap();
+    ground.endpoint.accept(&[(access_key, &secret)]);
+    ground.decrypt(&key, "a", &blob).await.unwrap();
+    assert_eq!(
+        ground.endpoint.asked("/health").last().unwrap()["requestMetadata"]["kmsOperation"],
+        "UpdateCustomKeyStore"
+    );
+
+    let other = ground.endpoint.other_path("/two");
+    refusal(update().xks_proxy_uri_path(&other).send().await).unwrap();
+    ground.decrypt(&key, "a", &blob).await.unwrap();
+    let wrong = update().xks_proxy_uri_path("/none/kms/xks/v1").send().await;
+    assert_eq!(code(refusal(wrong)), "XksProxyInvalidConfigurationException");
+    let moved = ground.endpoint.url().replace("localhost", "LOCALHOST");
+    let move_it = || update().xks_proxy_uri_endpoint(&moved);
+    assert_eq!(code(refusal(move_it().send().await)), "CustomKeyStoreInvalidStateException");
+    ground.disconnect(&store).await;
+    refusal(move_it().send().await).unwrap();
+    ground.connect(&store).await;
+    ground.decrypt(&key, "a", &blob).await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_unavailable_until_their_key_store_is_connected_and_then_what_they_were() {
+    let (ground, store, key) = Ground::with_key().await;
+    let disabled = ground.create_key(&store, "two").await.unwrap().arn.unwrap();
+    let doomed = ground.create_key(&store, "three").await.unwrap().arn.unwrap();
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    ground.kms.disable_key().key_id(&disabled).send().await.unwrap();
+    ground.kms.schedule_key_deletion().key_id(&doomed).send().await.unwrap();
+    let states = async || {
+        let mut states = Vec::new();
+        for key in [&key, &disabled, &doomed] {
+            states.push(ground.metadata(key).await.key_state.unwrap());
+        }
+        states
+    };
+    let unavailable = [KeyState::Unavailable, KeyState::Unavailable, KeyState::PendingDeletion];
+
+    // The way down, held on: then down, then the way up.
+    ground.front.world().connecting_takes = Duration::from_secs(3600);
+    ground.kms.disconnect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
+    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Disconnecting));
+    let connected = ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await;
+    assert_eq!(code(refusal(connected)), "CustomKeyStoreInvalidStateException");
+    assert_eq!(states().await, unavailable);
+    ground.assert_cryptography_fails(&key, &blob, NOT_CONNECTED, "on the way down").await;
+    ground.front.world().store(&store).connection = kms_front::Connection::Disconnected;
+    let text = format!("{key} is unavailable.");
+    ground.assert_cryptography_fails(&key, &blob, &text, "disconnected").await;
+    assert_eq!(
+        ground.create_key(&store, "four").await.unwrap_err(),
+        refused("CustomKeyStoreInvalidStateException", NOT_CONNECTED)
+    );
+    let delete = ground.kms.delete_custom_key_store().custom_key_store_id(&store).send().await;
+    assert_eq!(code(refusal(delete)), "CustomKeyStoreHasCMKsException");
+    ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
+    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Connecting));
+    assert_eq!(states().await, unavailable);
+    ground.assert_cryptography_fails(&key, &blob, NOT_CONNECTED, "on the way up").await;
+    assert_eq!(
+        ground.encrypt(&doomed, b"text").await.unwrap_err(),
+        refused("KMSInvalidStateException", &format!("{doomed} is pending deletion."))
+    );
+
+    // Disconnecting is possible at any time before, and overtakes the attempt to connect.
+    ground.front.world().connecting_takes = Duration::ZERO;
+    ground.disconnect(&store).await;
+    ground.endpoint.act(Act::Raw(200, "{}".into()));
+    ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
+    assert_eq!(ground.settled(&store).await.connection_state, Some(ConnectionStateType::Failed));
+    assert_eq!(states().await, unavailable);
+    ground.assert_cryptography_fails(&key, &blob, NOT_CONNECTED, "failed").await;
+    ground.disconnect(&store).await;
+    ground.endpoint.act(Act::Late(Duration::from_millis(200)));
+    let asked = ground.endpoint.asked("/health").len();
+    ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
+    while ground.endpoint.asked("/health").len() == asked {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    ground.disconnect(&store).await;
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Disconnected));
+    ground.endpoint.act(Act::Honest);
+    ground.connect(&store).await;
+    assert_eq!(states().await, [KeyState::Enabled, KeyState::Disabled, KeyState::PendingDeletion]);
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
+}
+
+// --- keys
+
+#[tokio::test]
+async fn a_key_says_where_its_external_key_is_and_has_no_key_material_of_its_own() {
+    let (ground, store) = Ground::new().await;
+    let created = ground.create_key(&store, "External-key_1.0").await.unwrap();
+    let described = ground.metadata(created.arn.as_ref().unwrap()).await;
+    assert_eq!(created, described);
+    assert_eq!(described.origin, Some(OriginType::ExternalKeyStore));
+    assert_eq!(described.custom_key_store_id.as_deref(), Some(store.as_str()));
+    assert_eq!(described.xks_key_configuration.unwrap().id.as_deref(), Some("External-key_1.0"));
+    assert_eq!(described.key_state, Some(KeyState::Enabled));
+    assert_eq!(described.current_key_material_id, None);
+    let asked = ground.endpoint.asked("/keys/External-key_1.0/metadata");
+    assert_eq!(asked.len(), 1, "DescribeKey asks nothing of the proxy");
+    let call = ground.front.calls().into_iter().find(|call| call.operation == "CreateKey").unwrap();
+    assert_eq!(
+        asked[0],
+        json!({ "requestMetadata": {
+            "awsPrincipalArn": call.principal, "kmsOperation": "CreateKey", "kmsRequestId": call.request_id,
+        } })
+    );
+}
+
+#[tokio::test]
+async fn an_external_key_has_to_fit_and_belongs_to_one_key() {
+    let (ground, store) = Ground::new().await;
+    let invalid = "XksKeyInvalidConfigurationException";
+    let of = |name: &'static str, status| Act::Error(status, name);
+    let bent = |bend: Bend| Act::Bend(bend);
+    let cases = [
+        (
+            bent(|key| key["keySpec"] = json!("AES_128")),
+            invalid,
+            "The key spec of the external key must be AES_256. The key spec of specified external key is AES_128.",
+        ),
+        (
+            bent(|key| key["keyStatus"] = json!("DISABLED")),
+            invalid,
+            "The status of the external key must be ENABLED. The status of specified external key is DISABLED.",
+        ),
+        (
+            bent(|key| key["keyUsage"] = json!(["ENCRYPT"])),
+            invalid,
+            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is ENCRYPT.",
+        ),
+        (
+            bent(|key| key["keyUsage"] = json!(["DECRYPT", "SIGN"])),
+            invalid,
+            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is DECRYPT, SIGN.",
+        ),
+        (
+            bent(|key| key["keyUsage"] = json!(vec!["ENCRYPT"; 11])),
+            "CustomKeyStoreInvalidStateException",
+            CANNOT_INTERPRET,
+        ),
+        (bent(|key| key["keyStatus"] = json!("ASLEEP")), "CustomKeyStoreInvalidStateException", CANNOT_INTERPRET),
+        (bent(|key| key["keySpec"] = Value::Null), "CustomKeyStoreInvalidStateException", CANNOT_INTERPRET),
+        (of("KeyNotFoundException", 404), "XksKeyNotFoundException", text_of("KeyNotFoundException")),
+        (of("InvalidStateException", 400), invalid, text_of("InvalidStateException")),
+        (of("InvalidKeyUsageException", 400), invalid, text_of("InvalidKeyUsageException")),
+        (of("AccessDeniedException", 403), "KMSInvalidStateException", text_of("AccessDeniedException")),
+        (
+            of("UnsupportedOperationException", 501),
+            "XksKeyInvalidResponseException",
+            text_of("UnsupportedOperationException"),
+        ),
+        (
+            of("AuthenticationFailedException", 401),
+            "CustomKeyStoreInvalidStateException",
+            text_of("AuthenticationFailedException"),
+        ),
+        (of("InternalException", 500), "CustomKeyStoreInvalidStateException", text_of("InternalException")),
+        (Act::Bytes(Vec::new()), "CustomKeyStoreInvalidStateException", NOT_REACHABLE),
+    ];
+    for (act, exception, text) in cases {
+        let case = format!("{act:?}");
+        ground.endpoint.act(act);
+        assert_eq!(ground.create_key(&store, "one").await.unwrap_err(), refused(exception, text), "{case}");
+    }
+    ground.endpoint.act(Act::Honest);
+    ground.create_key(&store, "one").await.unwrap();
+    assert_eq!(code(ground.create_key(&store, "one").await), "XksKeyAlreadyInUseException");
+    ground.create_key(&store, "two").await.unwrap();
+
+    let create = || ground.kms.create_key().custom_key_store_id(&store).origin(OriginType::ExternalKeyStore);
+    let in_many_regions = create().xks_key_id("three").multi_region(true).send().await;
+    assert_eq!(code(refusal(in_many_regions)), "UnsupportedOperationException");
+    let asymmetric = create().xks_key_id("three").key_spec(aws_sdk_kms::types::KeySpec::Rsa2048).send().await;
+    assert_eq!(code(refusal(asymmetric)), "UnsupportedOperationException");
+    assert_eq!(code(refusal(create().send().await)), "ValidationException");
+    assert_eq!(code(ground.create_key(&store, "a/b").await), "ValidationException");
+    let here = ground.kms.create_key().custom_key_store_id(&store).xks_key_id("three").origin(OriginType::AwsKms);
+    assert_eq!(code(refusal(here.send().await)), "ValidationException");
+}
+
+#[tokio::test]
+async fn what_such_keys_cannot_do_is_refused_as_unsupported() {
+    let (ground, _, key) = Ground::with_key().await;
+    let kms = &ground.kms;
+    let text = format!("{key} origin is EXTERNAL_KEY_STORE which is not valid for this operation.");
+    let wanted = refused("UnsupportedOperationException", &text);
+    let algorithm = aws_sdk_kms::types::AlgorithmSpec::RsaesOaepSha256;
+    let spec = aws_sdk_kms::types::WrappingKeySpec::Rsa2048;
+    for answer in [
+        refusal(kms.enable_key_rotation().key_id(&key).send().await).map(|_| ()),
+        refusal(kms.disable_key_rotation().key_id(&key).send().await).map(|_| ()),
+        refusal(kms.rotate_key_on_demand().key_id(&key).send().await).map(|_| ()),
+        refusal(kms.get_key_rotation_status().key_id(&key).send().await).map(|_| ()),
+        refusal(kms.list_key_rotations().key_id(&key).send().await).map(|_| ()),
+        refusal(kms.replicate_key().key_id(&key).replica_region("us-east-1").send().await).map(|_| ()),
+        refusal(kms.delete_imported_key_material().key_id(&key).send().await).map(|_| ()),
+        refusal(
+            kms.get_parameters_for_import()
+                .key_id(&key)
+                .wrapping_algorithm(algorithm)
+                .wrapping_key_spec(spec)
+                .send()
+                .await,
+        )
+        .map(|_| ()),
+        refusal(
+            kms.import_key_material()
+                .key_id(&key)
+                .import_token(Blob::new(*b"token"))
+                .encrypted_key_material(Blob::new(*b"material"))
+                .send()
+                .await,
+        )
+        .map(|_| ()),
+    ] {
+        assert_eq!(answer.unwrap_err(), wanted);
+    }
+}
+
+#[tokio::test]
+async fn a_key_policy_and_a_rotation_status_are_read_back() {
+    let (ground, store, external) = Ground::with_key().await;
+    let standard = ground.front.create_key(REGION);
+    let policy = json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Principal": { "AWS": "*" }, "Action": "kms:*", "Resource": "*" },
+    ] });
+    for key in [&standard, &external] {
+        let before = ground.kms.get_key_policy().key_id(key).send().await.unwrap();
+        assert!(before.policy.unwrap().contains("Enable IAM User Permissions"));
+        assert_eq!(before.policy_name.as_deref(), Some("default"));
+        ground.kms.put_key_policy().key_id(key).policy(policy.to_string()).send().await.unwrap();
+        let after = ground.kms.get_key_policy().key_id(key).send().await.unwrap().policy.unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&after).unwrap(), policy);
+    }
+    let created = ground.kms.create_key().custom_key_store_id(&store).xks_key_id("two").policy(policy.to_string());
+    let created = created.origin(OriginType::ExternalKeyStore).send().await.unwrap().key_metadata.unwrap().arn.unwrap();
+    let own = ground.kms.get_key_policy().key_id(created).send().await.unwrap().policy.unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&own).unwrap(), policy);
+
+    let status = async || ground.kms.get_key_rotation_status().key_id(&standard).send().await.unwrap();
+    assert!(!status().await.key_rotation_enabled);
+    assert_eq!(status().await.rotation_period_in_days, None);
+    ground.kms.enable_key_rotation().key_id(&standard).send().await.unwrap();
+    assert!(status().await.key_rotation_enabled);
+    assert_eq!(status().await.rotation_period_in_days, Some(365));
+    assert_eq!(status().await.key_id.as_deref(), Some(standard.as_str()));
+    ground.kms.disable_key_rotation().key_id(&standard).send().await.unwrap();
+    assert!(!status().await.key_rotation_enabled);
+    let nobody = ground.front.client(REGION, &ground.front.principal("nobody", vec![]));
+    ground.front.world().key(&standard).policy["Statement"] = json!([]);
+    assert_eq!(code(refusal(nobody.get_key_policy().key_id(&standard).send().await)), "AccessDeniedException");
+    assert_eq!(code(refusal(nobody.get_key_rotation_status().key_id(&standard).send().await)), "AccessDeniedException");
+}
+
+// --- cryptography
+
+#[tokio::test]
+async fn keys_encrypt_and_decrypt_in_both_places() {
+    let (ground, store, key) = Ground::with_key().await;
+    let kms = &ground.kms;
+    for len in [1, 32, 4096] {
+        let plaintext = vec![7; len];
+        let blob = ground.encrypt(&key, &plaintext).await.unwrap();
+        assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), plaintext);
+        // What is encrypted, and the tenant, are not the proxy's to see.
+        for asked in ground.endpoint.asked("/keys/one/encrypt") {
+            let sent = data_encoding::BASE64.decode(asked["plaintext"].as_str().unwrap().as_bytes()).unwrap();
+            assert!(sent.len() <= 4300 && sent.len() > 28, "{}", sent.len());
+            assert!(!sent.windows(8).any(|window| window == [7; 8]));
+        }
+    }
+    let made = kms.generate_data_key().key_id(&key).key_spec(DataKeySpec::Aes256).encryption_context("tenant", "a");
+    let made = made.send().await.unwrap();
+    let blob = made.ciphertext_blob.unwrap().into_inner();
+    assert_eq!(made.key_material_id, None);
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), made.plaintext.unwrap().into_inner());
+    assert_eq!(made.key_id.as_deref(), Some(key.as_str()));
+
+    // The key need not be named, another key is an error, another context is for the proxy to notice.
+    let unnamed =
+        kms.decrypt().ciphertext_blob(Blob::new(&*blob)).encryption_context("tenant", "a").send().await.unwrap();
+    assert_eq!(unnamed.key_id.as_deref(), Some(key.as_str()));
+    let other = ground.create_key(&store, "two").await.unwrap().arn.unwrap();
+    assert_eq!(code(ground.decrypt(&other, "a", &blob).await), "IncorrectKeyException");
+    let invalid = refused("KMSInvalidStateException", text_of("InvalidCiphertextException"));
+    assert_eq!(ground.decrypt(&key, "b", &blob).await.unwrap_err(), invalid);
+    kms.disable_key().key_id(&key).send().await.unwrap();
+    assert_eq!(code(ground.decrypt(&key, "a", &blob).await), "DisabledException");
+}
+
+#[tokio::test]
+async fn a_ciphertext_moves_from_and_to_an_external_key_store() {
+    let (ground, store, external) = Ground::with_key().await;
+    let standard = ground.front.create_key(REGION);
+    let other = ground.create_key(&store, "two").await.unwrap().arn.unwrap();
+    let mut blob = ground.encrypt(&standard, b"text").await.unwrap();
+    let mut at = &standard;
+    for to in [&external, &other, &standard, &external] {
+        let request =
+            ground.kms.re_encrypt().ciphertext_blob(Blob::new(&*blob)).source_key_id(at).destination_key_id(to);
+        let moved =
+            request.source_encryption_context("tenant", "a").destination_encryption_context("tenant", "a").send().await;
+        let moved = moved.unwrap();
+        assert_eq!(moved.source_key_material_id.is_some(), at == &standard);
+        assert_eq!(moved.destination_key_material_id.is_some(), to == &standard);
+        blob = moved.ciphertext_blob.unwrap().into_inner();
+        assert_eq!(ground.decrypt(to, "a", &blob).await.unwrap(), b"text");
+        at = to;
+    }
+    let of = |path: &str| {
+        let asked = ground.endpoint.asked(path).into_iter();
+        asked.map(|body| body["requestMetadata"].clone()).find(|asked| asked["kmsOperation"] == "ReEncrypt").unwrap()
+    };
+    let (encrypted, decrypted) = (of("/keys/two/encrypt"), of("/keys/one/decrypt"));
+    assert_eq!(encrypted["kmsRequestId"], decrypted["kmsRequestId"]);
+    assert_eq!((&encrypted["kmsKeyArn"], &decrypted["kmsKeyArn"]), (&json!(other), &json!(external)));
+}
+
+#[tokio::test]
+async fn the_proxy_is_told_who_asks_what_of_which_key_and_gets_an_aad_that_binds_the_context() {
+    let (ground, _, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    ground.decrypt(&key, "a", &blob).await.unwrap();
+    let _ = ground.decrypt(&key, "b", &blob).await;
+    let calls = ground.front.calls();
+    let call = |operation: &str| calls.iter().find(|call| call.operation == operation).unwrap();
+    let encrypt = &ground.endpoint.asked("/keys/one/encrypt")[0];
+    let decrypt = ground.endpoint.asked("/keys/one/decrypt");
+    for (body, call) in [(encrypt, call("Encrypt")), (&decrypt[0], call("Decrypt"))] {
+        assert_eq!(
+            body["requestMetadata"],
+            json!({
+                "awsPrincipalArn": call.principal, "kmsKeyArn": key, "kmsOperation": call.operation,
+                "kmsRequestId": call.request_id,
+            })
+        );
+        assert_eq!(body["encryptionAlgorithm"], "AES_GCM");
+    }
+    assert_eq!(encrypt["ciphertextDataIntegrityValueAlgorithm"], "SHA_256");
+    assert_eq!(encrypt["additionalAuthenticatedData"], decrypt[0]["additionalAuthenticatedData"]);
+    assert_ne!(decrypt[0]["additionalAuthenticatedData"], decrypt[1]["additionalAuthenticatedData"]);
+    assert_eq!(decrypt[0]["ciphertextMetadata"], data_encoding::BASE64.encode(xks_script::METADATA));
+
+    // A context of the largest size is bound too, though the proxy's limit for the AAD is the same.
+    let long = "v".repeat(8192 - 6);
+    let request = ground.kms.encrypt().key_id(&key).plaintext(Blob::new(*b"text")).encryption_context("tenant", &long);
+    let blob = request.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
+    assert_eq!(ground.decrypt(&key, &long, &blob).await.unwrap(), b"text");
+    assert!(ground.decrypt(&key, &long.replacen('v', "w", 1), &blob).await.is_err());
+}
+
+/// The table of the specification ("Error codes", "KMS Considerations").
+fn text_of(error_name: &str) -> &'static str {
+    texts()[error_name].1
+}
+
+fn texts() -> HashMap<&'static str, (u16, &'static str)> {
+    HashMap::from([
+        ("ValidationException", (400, CANNOT_INTERPRET)),
+        (
+            "InvalidStateException",
+            (
+                400,
+                "The external key associated with this KMS key in an external key store is not enabled in the external key manager. Enable the external key in the external key manager and retry the request.",
+            ),
+        ),
+        (
+            "InvalidCiphertextException",
+            (
+                400,
+                "The external key store proxy rejected the request because the specified ciphertext or encryption context is corrupted, missing, or otherwise invalid.",
+            ),
+        ),
+        (
+            "InvalidKeyUsageException",
+            (
+                400,
+                "The external key associated with this KMS key in an external key store does not support the requested operation. Enable the operation on the key in your external key manager, and try the request again.",
+            ),
+        ),
+        (
+            "AuthenticationFailedException",
+            (
+                401,
+                "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary.",
+            ),
+        ),
+        (
+            "AccessDeniedException",
+            (
+                403,
+                "The external key store proxy denied access to the operation. Verify that the user and the external key are both authorized for this operation, and try the request again.",
+            ),
+        ),
+        (
+            "KeyNotFoundException",
+            (
+                404,
+                "The external key associated with this KMS key in an external key store was not found in its external key manager. If the external key ID associated with this KMS key is incorrect, create a new KMS key with the correct external key ID.",
+            ),
+        ),
+        (
+            "InvalidUriPathException",
+            (
+                404,
+                "The external key store proxy rejected the request because of an invalid URI path. Verify the URI path for your external key store and update if necessary.",
+            ),
+        ),
+        (
+            "UnsupportedOperationException",
+            (
+                501,
+                "The external key store proxy rejected the request because it does not support the requested operation. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+        ),
+        (
+            "DependencyTimeoutException",
+            (
+                503,
+                "The external key store proxy did not respond to the request in the time allotted. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.",
+            ),
+        ),
+        (
+            "ThrottlingException",
+            (
+                429,
+                "The external key store proxy rejected the request due to a very high request rate. Reduce the frequency of your calls using KMS keys in this external key store.",
+            ),
+        ),
+        (
+            "InternalException",
+            (
+                500,
+                "The external key store proxy rejected the request because it cannot communicate with the external key manager. Verify that the external key store proxy configuration is correct and that the external key manager is available.",
+            ),
+        ),
+        ("SomethingElseException", (400, CANNOT_INTERPRET)),
+    ])
+}
+
+#[tokio::test]
+async fn every_error_of_a_proxy_becomes_an_invalid_state_with_its_own_text() {
+    let (ground, _, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    for (name, (status, text)) in texts() {
+        ground.endpoint.act(Act::Error(status, name));
+        ground.assert_cryptography_fails(&key, &blob, text, name).await;
+        // The name counts, not the status.
+        ground.endpoint.act(Act::Error(500, name));
+        ground.assert_cryptography_fails(&key, &blob, text, name).await;
+    }
+    ground.endpoint.act(Act::Bytes(Vec::new()));
+    ground.assert_cryptography_fails(&key, &blob, NOT_REACHABLE, "hangs up").await;
+    ground.endpoint.act(Act::Honest);
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted() {
+    let (ground, _, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    let long = "x".repeat(100_000);
+    for (case, act) in [
+        ("an error with 200", Act::Error(200, "InternalException")),
+        ("no name", Act::Raw(500, "{}".into())),
+        ("no JSON", Act::Raw(200, "plain".into())),
+        ("an array", Act::Raw(200, "[]".into())),
+        ("empty", Act::Raw(200, String::new())),
+        ("long", Act::Raw(200, format!("{{\"plaintext\":\"{long}\"}}"))),
+        ("moved", Act::Bytes(b"HTTP/1.1 307 Moved\r\nlocation: /\r\ncontent-length: 0\r\n\r\n".to_vec())),
+        ("cut off", Act::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_vec())),
+    ] {
+        ground.endpoint.act(act);
+        ground.assert_cryptography_fails(&key, &blob, CANNOT_INTERPRET, case).await;
+    }
+    let wanted = refused("KMSInvalidStateException", CANNOT_INTERPRET);
+    // With the integrity value of the honest answer.
+    let bends: [(&str, Bend); _] = [
+        ("no ciphertext", |a| drop(a.as_object_mut().unwrap().remove("ciphertext"))),
+        ("no IV", |a| drop(a.as_object_mut().unwrap().remove("initializationVector"))),
+        ("no tag", |a| drop(a.as_object_mut().unwrap().remove("authenticationTag"))),
+        ("no integrity value", |a| drop(a.as_object_mut().unwrap().remove("ciphertextDataIntegrityValue"))),
+        ("no base64", |a| a["ciphertext"] = json!("???")),
+        ("a number", |a| a["ciphertext"] = json!(7)),
+        ("another integrity value", |a| {
+            a["ciphertextDataIntegrityValue"] = json!("qHA/ImC9h5HsLRXqCyPmWgYx7tzyoTplzILbP0fPXsc=")
+        }),
+        ("another tag", |a| a["authenticationTag"] = json!("vBxN2ncH1oEkR8WVXpmyYQ==")),
+        ("no metadata", |a| drop(a.as_object_mut().unwrap().remove("ciphertextMetadata"))),
+    ];
+    for (case, bend) in bends {
+        ground.endpoint.act(Act::Bend(bend));
+        assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), wanted, "{case}");
+    }
+    // With one that fits.
+    let sizes: [(&str, Bend); _] = [
+        ("metadata of 21 bytes", |a| xks_script::resize(a, "ciphertextMetadata", 21)),
+        ("an IV of 13 bytes", |a| xks_script::resize(a, "initializationVector", 13)),
+        ("a tag of 15 bytes", |a| xks_script::resize(a, "authenticationTag", 15)),
+        ("a tag of 17 bytes", |a| xks_script::resize(a, "authenticationTag", 17)),
+        ("a longer ciphertext", |a| xks_script::resize(a, "ciphertext", 60)),
+        ("a shorter ciphertext", |a| xks_script::resize(a, "ciphertext", 10)),
+    ];
+    for (case, size) in sizes {
+        ground.endpoint.act(Act::Consistent(size));
+        assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), wanted, "{case}");
+    }
+    for (case, bend) in [
+        ("no plaintext", (|a| a["plaintext"] = Value::Null) as Bend),
+        ("a shorter plaintext", |a| xks_script::resize(a, "plaintext", 31)),
+        ("a longer plaintext", |a| xks_script::resize(a, "plaintext", 33)),
+    ] {
+        ground.endpoint.act(Act::Bend(bend));
+        assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap_err(), wanted, "{case}");
+    }
+    // The right length and not what KMS had encrypted.
+    ground.endpoint.act(Act::Bend(|a| a["plaintext"] = json!(data_encoding::BASE64.encode(&[0; 32]))));
+    let text = "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid.";
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap_err(), refused("KMSInvalidStateException", text));
+    // What is at the limit, with an integrity value that fits, is taken.
+    ground.endpoint.act(Act::Metadata(20));
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    ground.endpoint.act(Act::Honest);
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
+    ground.endpoint.act(Act::Metadata(0));
+    let blob = ground.encrypt(&key, b"text").await.unwrap();
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
+    assert!(ground.endpoint.asked("/keys/one/decrypt").last().unwrap().get("ciphertextMetadata").is_none());
+    ground.endpoint.act(Act::Metadata(21));
+    assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), wanted);
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_any_byte_of_a_ciphertext_is_refused() {
+    let (ground, _, key) = Ground::with_key().await;
+    let blob = ground.encrypt(&key, b"thirty-two bytes of a secret key").await.unwrap();
+    for at in 0..blob.len() {
+        let mut flipped = blob.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let refused = ground.decrypt(&key, "a", &flipped).await.unwrap_err();
+        let invalid = ["InvalidCiphertextException", "KMSInvalidStateException"].contains(&refused.0.as_str());
+        assert!(invalid, "byte {at}: {refused:?}");
+        assert!(refused.1.is_empty() || refused.1 == text_of("InvalidCiphertextException"), "byte {at}: {refused:?}");
+    }
+    for len in [0, 3, 67, 68, 69, 120, blob.len() - 33, blob.len() - 1] {
+        assert!(ground.decrypt(&key, "a", &blob[..len]).await.is_err(), "{len} bytes");
+    }
+    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"thirty-two bytes of a secret key");
+}
+
+#[tokio::test]
+async fn connections_are_kept_and_one_that_the_proxy_closed_is_no_failure() {
+    let (ground, _, key) = Ground::with_key().await;
+    let before = ground.endpoint.connections();
+    for _ in 0..20 {
+        ground.encrypt(&key, b"text").await.unwrap();
+    }
+    assert_eq!(ground.endpoint.connections(), before);
+    for _ in 0..5 {
+        ground.endpoint.hang_up();
+        ground.encrypt(&key, b"text").await.unwrap();
+    }
+    // The request is read, and then the connection ends.
+    ground.endpoint.act(Act::Once(Vec::new()));
+    ground.encrypt(&key, b"text").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_answer_delays_nobody_else() {
+    let (ground, store, key) = Ground::with_key().await;
+    let standard = ground.front.create_key(REGION);
+    ground.front.world().network.write().unwrap().patience = Duration::from_secs(600);
+    ground.endpoint.act(Act::Late(Duration::from_secs(600)));
+    let slow = ground.encrypt(&key, b"text");
+    let others = async {
+        while ground.endpoint.asked("/keys/one/encrypt").is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let blob = ground.encrypt(&standard, b"text").await.unwrap();
+        assert_eq!(ground.decrypt(&standard, "a", &blob).await.unwrap(), b"text");
+        ground.describe(&store).await;
+        ground.metadata(&key).await;
+    };
+    tokio::select! {
+        early = slow => panic!("{early:?}"),
+        () = others => {}
+    }
+}
+
+#[tokio::test]
+async fn a_key_store_has_a_quota_of_its_own() {
+    let (ground, store, key) = Ground::with_key().await;
+    let standard = ground.front.create_key(REGION);
+    assert_eq!(ground.front.world().store(&store).quota, 1800);
+    ground.front.world().store(&store).quota = 0;
+    let asked = ground.endpoint.asked("/keys/one/encrypt").len();
+    let text = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.";
+    assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), refused("ThrottlingException", text));
+    assert_eq!(ground.endpoint.asked("/keys/one/encrypt").len(), asked);
+    ground.encrypt(&standard, b"text").await.unwrap();
+    ground.metadata(&key).await;
+    // Within one second so many and no more; the SDK tries again, and the next second has its own.
+    ground.front.world().store(&store).quota = 2;
+    let before = ground.front.count("Encrypt");
+    for _ in 0..8 {
+        while ground.encrypt(&key, b"text").await.is_err() {}
+    }
+    assert!(ground.front.count("Encrypt") - before > 8, "nothing was throttled");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the endpoint answers: as HTTP or not, as JSON or not.
+    #[test]
+    fn any_answer_at_all_is_an_invalid_state_and_the_front_lives_on(answers in answers()) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (ground, _, key) = Ground::with_key().await;
+            let blob = ground.encrypt(&key, b"text").await.unwrap();
+            // Some answers leave the connection open and say that more is to come.
+            ground.front.world().network.write().unwrap().patience = Duration::from_millis(100);
+            for act in answers {
+                ground.endpoint.act(act.clone());
+                let (encrypted, decrypted) =
+                    tokio::join!(ground.encrypt(&key, b"text"), ground.decrypt(&key, "a", &blob));
+                for refused in [encrypted.unwrap_err(), decrypted.unwrap_err()] {
+                    assert_eq!(refused.0, "KMSInvalidStateException", "{act:?}: {refused:?}");
+                }
+            }
+            ground.front.world().network.write().unwrap().patience = Duration::from_secs(20);
+            ground.endpoint.act(Act::Honest);
+            assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
+        });
+    }
+}
+
+fn answers() -> impl Strategy<Value = Vec<Act>> {
+    let text = prop_oneof![
+        ".{0,40}".prop_map(|text| text),
+        Just(r#"{"plaintext":"AAAA","ciphertext":"","initializationVector":"AAAAAAAAAAAAAAAA"}"#.to_owned()),
+        (any::<Vec<u8>>(), any::<Vec<u8>>(), any::<Vec<u8>>()).prop_map(|(a, b, c)| {
+            let [a, b, c] = [a, b, c].map(|bytes| data_encoding::BASE64.encode(&bytes));
+            json!({ "plaintext": a, "ciphertext": a, "authenticationTag": b, "initializationVector": c, "ciphertextDataIntegrityValue": b }).to_string()
+        }),
+        r#"\{"errorName":"[A-Za-z]{0,20}"\}"#.prop_map(|text| text),
+    ];
+    let act = prop_oneof![
+        any::<Vec<u8>>().prop_map(Act::Bytes),
+        any::<Vec<u8>>().prop_map(|bytes| Act::Bytes([b"HTTP/1.1 200 OK\r\n", &bytes[..]].concat())),
+        any::<Vec<u8>>()
+            .prop_map(|bytes| Act::Bytes([b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", &bytes[..]].concat())),
+        (100_u16..1000, text).prop_map(|(status, text)| Act::Raw(status, text)),
+    ];
+    proptest::collection::vec(act, 4)
+}

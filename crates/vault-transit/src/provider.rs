@@ -1,0 +1,248 @@
+//! The key as a provider: what the library asks, put into requests, and answers put back.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::Ordering;
+
+use zeroize::Zeroizing;
+
+use super::endpoints::Wrapped;
+use super::errors::Failure;
+use super::key::Binding;
+use super::requests::{Input, Operation, decode, encode_dek};
+use super::{ContextBinding, VaultTransit};
+use crate::format::VaultCiphertext;
+use waxseal::EncryptionContext;
+use waxseal::kek::{
+    BoxFuture, ContextBinding as Bound, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek,
+};
+
+impl KekProvider for VaultTransit {
+    fn id(&self) -> &KekId {
+        &self.0.id
+    }
+
+    /// [`Enforced`](Bound::Enforced), but for a key that is not derived under [`ContextBinding::Unbound`], or may be one.
+    fn context_binding(&self) -> Bound {
+        match (self.0.known.load().as_ref().map(|known| known.binding), self.0.chosen) {
+            (Some(Binding::Derived | Binding::AssociatedData), _) => Bound::Enforced,
+            (Some(Binding::Unbound), _) | (None, Some(ContextBinding::Unbound)) => Bound::Checked,
+            // A key that does not bind is refused.
+            (None, _) => Bound::Enforced,
+        }
+    }
+
+    /// Unless the key is bound by [`ContextBinding::AssociatedData`], or may be.
+    fn rewraps_in_service(&self) -> bool {
+        match (self.0.known.load().as_ref().map(|known| known.binding), self.0.chosen) {
+            (Some(binding), _) => binding != Binding::AssociatedData,
+            (None, chosen) => chosen != Some(ContextBinding::AssociatedData),
+        }
+    }
+
+    /// From the version in the text, against the latest one that is known: from the key ([`VaultTransit::read_key`], and again when that is older than
+    /// [`key_max_age`](super::VaultTransitBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        match self.0.known.load_full() {
+            Some(known) => self.0.look_ahead(&known),
+            None => self.0.read_key_in_background(),
+        }
+        let latest = self.0.latest_version.load(Ordering::Relaxed);
+        let ciphertext = VaultCiphertext::read(wrapped.wrapped()).filter(|_| latest > 0)?;
+        Some(ciphertext.version >= latest)
+    }
+
+    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move {
+            let input = Input { text: encode_dek(dek), context: context.clone() };
+            self.wrapped(Operation::Wrap, self.single(Operation::Wrap, input).await?)
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move {
+            let input = self.ciphertext(context, wrapped)?;
+            Self::unwrapped(self.single(Operation::Unwrap, input).await?)
+        })
+    }
+
+    /// By Transit's `datakey`; under [`ContextBinding::AssociatedData`], which that does not take, made here and wrapped.
+    fn generate<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        Box::pin(async move {
+            if !self.rewraps_on_the_server().await? {
+                let dek = Dek::random()
+                    .map_err(|error| KekError::unavailable("no randomness").without_asking().with_source(error))?;
+                let wrapped = self.wrap(context, &dek).await?;
+                return Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped));
+            }
+            let (inner, context) = (self.0.clone(), context.clone());
+            let made = self.0.spawner.run(async move { inner.generate(&context).await }).await?;
+            let wrapped = self.0.wrapped("generate", made.ciphertext.as_deref())?;
+            let dek = decode(made.plaintext.as_ref()).ok_or_else(|| Failure::not_understood("generate"))?;
+            Ok((dek, wrapped))
+        })
+    }
+
+    /// On the server; under [`ContextBinding::AssociatedData`] here.
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move {
+            let input = self.ciphertext(context, wrapped)?;
+            if !self.rewraps_on_the_server().await? {
+                let dek = Self::unwrapped(self.single(Operation::Unwrap, input).await?)?;
+                let dek = dek.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+                return self.wrap(context, &dek).await;
+            }
+            self.wrapped(Operation::Rewrap, self.single(Operation::Rewrap, input).await?)
+        })
+    }
+
+    fn wrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a Dek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let inputs = items
+                .iter()
+                .map(|(context, dek)| Ok(Input { text: encode_dek(dek), context: (*context).clone() }))
+                .collect();
+            self.each(Operation::Wrap, inputs, |result| self.wrapped(Operation::Wrap, result)).await
+        })
+    }
+
+    fn unwrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
+        Box::pin(async move {
+            let inputs = items.iter().map(|(context, wrapped)| self.ciphertext(context, wrapped)).collect();
+            self.each(Operation::Unwrap, inputs, Self::unwrapped).await
+        })
+    }
+
+    /// One request; under [`ContextBinding::AssociatedData`] two, and the DEKs pass through this process.
+    fn rewrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let on_the_server = self.rewraps_on_the_server().await;
+            if !matches!(on_the_server, Ok(false)) {
+                let inputs = items.iter().map(|(context, wrapped)| self.ciphertext(context, wrapped)).collect();
+                return self.each(Operation::Rewrap, inputs, |result| self.wrapped(Operation::Rewrap, result)).await;
+            }
+            let unwrapped = self.unwrap_many(items).await;
+            let inputs = items
+                .iter()
+                .zip(unwrapped)
+                .map(|((context, _), unwrapped)| {
+                    let dek =
+                        unwrapped?.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+                    Ok(Input { text: encode_dek(&dek), context: (*context).clone() })
+                })
+                .collect();
+            self.each(Operation::Wrap, inputs, |result| self.wrapped(Operation::Wrap, result)).await
+        })
+    }
+
+    /// Sealed, not initialised and standby are told apart; then the login, the policy for reading the key, and the key itself are tried.
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async move {
+            let inner = self.0.clone();
+            self.0.spawner.run(async move { inner.health().await }).await
+        })
+    }
+
+    /// Gives back the token that the last login gave (`revoke-self`); a token that was handed to the provider is not its to end.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let auth = self.0.auth.clone();
+            let work = async move {
+                auth.close().await;
+                Ok::<_, KekError>(())
+            };
+            // Where its runtime is gone there is nothing to be done either.
+            let _ = self.0.spawner.run(work).await;
+        })
+    }
+}
+
+impl VaultTransit {
+    async fn single(&self, operation: Operation, input: Input) -> Result<Wrapped, KekError> {
+        let inner = self.0.clone();
+        self.0.spawner.run(async move { inner.single(operation, &input).await }).await
+    }
+
+    async fn batch(&self, operation: Operation, inputs: Vec<Input>) -> Vec<Result<Wrapped, Failure>> {
+        let (inner, len) = (self.0.clone(), inputs.len());
+        let work = async move { Ok::<_, KekError>(inner.batch(operation, &inputs).await) };
+        match self.0.spawner.run(work).await {
+            Ok(results) => results,
+            Err(error) => {
+                let failure = Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.to_string()) };
+                (0..len).map(|_| Err(failure.clone())).collect()
+            }
+        }
+    }
+
+    /// The ciphertext of an entry of this key, if it can be one.
+    fn ciphertext(&self, context: &EncryptionContext, wrapped: &WrappedDek) -> Result<Input, KekError> {
+        if wrapped.kek_id() != &self.0.id {
+            return Err(KekError::invalid("wrapped by another KEK").without_asking());
+        }
+        match VaultCiphertext::read(wrapped.wrapped()) {
+            Some(ciphertext) => {
+                Ok(Input { text: Zeroizing::new(ciphertext.text.to_owned()), context: context.clone() })
+            }
+            None => Err(KekError::invalid("not a ciphertext of Vault's Transit engine").without_asking()),
+        }
+    }
+
+    fn wrapped(&self, operation: Operation, result: Wrapped) -> Result<WrappedDek, KekError> {
+        self.0.wrapped(operation.name(), result.ciphertext.as_deref()).map_err(KekError::from)
+    }
+
+    fn unwrapped(result: Wrapped) -> Result<UnwrappedDek, KekError> {
+        decode(result.plaintext.as_ref()).ok_or_else(|| Failure::not_understood("unwrap").into())
+    }
+
+    /// Whether ciphertexts of this key can be rewrapped on the server.
+    async fn rewraps_on_the_server(&self) -> Result<bool, KekError> {
+        let inner = self.0.clone();
+        let known = self.0.spawner.run(async move { inner.known().await }).await?;
+        Ok(known.binding != Binding::AssociatedData)
+    }
+
+    /// Sends the items that can be sent, and puts every result in its place.
+    async fn each<T>(
+        &self,
+        operation: Operation,
+        inputs: Vec<Result<Input, KekError>>,
+        finish: impl Fn(Wrapped) -> Result<T, KekError>,
+    ) -> Vec<Result<T, KekError>> {
+        let mut good = Vec::with_capacity(inputs.len());
+        let places: Vec<Result<(), KekError>> =
+            inputs.into_iter().map(|input| input.map(|input| good.push(input))).collect();
+        let answers = if good.is_empty() { Vec::new() } else { self.batch(operation, good).await };
+        let mut answers = answers.into_iter();
+        places
+            .into_iter()
+            .map(|place| {
+                place?;
+                match answers.next() {
+                    Some(answer) => finish(answer?),
+                    None => Err(Failure::not_understood(operation.name()).into()),
+                }
+            })
+            .collect()
+    }
+}

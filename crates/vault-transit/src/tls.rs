@@ -1,0 +1,179 @@
+//! Whom to trust and what to show: certificates and keys from files, which are read anew when they change.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use reqwest::{Certificate, Identity};
+use zeroize::Zeroizing;
+
+use waxseal::{Error, ErrorKind};
+
+/// Where the certificates of the CAs come from. They replace the system's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Roots {
+    File(PathBuf),
+    /// Every file in it.
+    Directory(PathBuf),
+    /// PEM text.
+    Text(String),
+}
+
+/// The client's certificate chain and private key, in PEM.
+pub(super) enum Client {
+    Files(PathBuf, PathBuf),
+    Texts(Zeroizing<String>, Zeroizing<String>),
+}
+
+/// Where it comes from.
+#[derive(Default)]
+pub(super) struct TlsSources {
+    pub(super) roots: Option<Roots>,
+    pub(super) client: Option<Client>,
+}
+
+/// What was read.
+#[derive(Clone, Default)]
+pub(super) struct TlsMaterial {
+    /// Instead of the system's roots, if there are any.
+    pub(super) roots: Option<Vec<Certificate>>,
+    pub(super) identity: Option<Identity>,
+}
+
+/// What tells one state of the files from another, without reading them.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub(super) struct Signature(Vec<(PathBuf, Option<FileState>)>);
+
+/// When it was changed, its length, and which file it is.
+type FileState = (SystemTime, u64, u64);
+
+/// Longest certificate, key or bundle.
+const MAX_FILE: u64 = 8 * 1024 * 1024;
+
+impl TlsSources {
+    pub(super) fn has_files(&self) -> bool {
+        matches!(self.roots, Some(Roots::File(_) | Roots::Directory(_)))
+            || matches!(self.client, Some(Client::Files(..)))
+    }
+
+    pub(super) fn signature(&self) -> Signature {
+        let mut paths = Vec::new();
+        match &self.roots {
+            Some(Roots::File(path)) => paths.push(path.clone()),
+            Some(Roots::Directory(path)) => paths.extend(files_in(path).unwrap_or_default()),
+            Some(Roots::Text(_)) | None => {}
+        }
+        if let Some(Client::Files(certificate, key)) = &self.client {
+            paths.extend([certificate.clone(), key.clone()]);
+        }
+        let state = |path: &Path| {
+            let metadata = std::fs::metadata(path).ok()?;
+            Some((metadata.modified().ok()?, metadata.len(), file_number(&metadata)))
+        };
+        Signature(paths.into_iter().map(|path| (path.clone(), state(&path))).collect())
+    }
+
+    pub(super) fn read(&self) -> Result<TlsMaterial, Error> {
+        Ok(TlsMaterial {
+            roots: self.roots.as_ref().map(read_roots).transpose()?,
+            identity: self.client.as_ref().map(read_identity).transpose()?,
+        })
+    }
+}
+
+#[cfg(unix)]
+fn file_number(metadata: &std::fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(metadata)
+}
+
+#[cfg(not(unix))]
+fn file_number(_: &std::fs::Metadata) -> u64 {
+    0
+}
+
+fn read_roots(roots: &Roots) -> Result<Vec<Certificate>, Error> {
+    let certificates = match roots {
+        Roots::File(path) => bundle(&read(path)?, &path.display())?,
+        Roots::Text(pem) => bundle(pem.as_bytes(), &"the text")?,
+        Roots::Directory(path) => {
+            let files = files_in(path).map_err(|error| unreadable("ca_directory", path, error))?;
+            let mut certificates = Vec::new();
+            for file in files {
+                certificates.extend(bundle(&read(&file)?, &file.display())?);
+            }
+            if certificates.is_empty() {
+                return Err(invalid(format!("ca_directory: {} holds no file", path.display())));
+            }
+            certificates
+        }
+    };
+    Ok(certificates)
+}
+
+fn bundle(pem: &[u8], whose: &dyn std::fmt::Display) -> Result<Vec<Certificate>, Error> {
+    match Certificate::from_pem_bundle(pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(invalid(format!("ca_file: {whose} holds no PEM certificate"))),
+    }
+}
+
+/// The files of a directory and of those in it, in order. What is reached by a link counts; hidden names, in which
+/// Kubernetes keeps what its links point to, do not.
+fn files_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let mut rest = vec![(directory.to_owned(), 0)];
+    while let Some((directory, depth)) = rest.pop() {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            if hidden {
+                continue;
+            }
+            if !path.is_dir() {
+                files.push(path);
+            } else if depth < MAX_DEPTH {
+                rest.push((path, depth + 1));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+const MAX_DEPTH: usize = 8;
+
+fn read_identity(client: &Client) -> Result<Identity, Error> {
+    let (certificate, key, whose) = match client {
+        Client::Files(certificate, key) => {
+            (read(certificate)?, read(key)?, format!("{} and {}", certificate.display(), key.display()))
+        }
+        Client::Texts(certificate, key) => (
+            Zeroizing::new(certificate.as_bytes().to_vec()),
+            Zeroizing::new(key.as_bytes().to_vec()),
+            "the texts".to_owned(),
+        ),
+    };
+    let mut both = Zeroizing::new(Vec::with_capacity(certificate.len() + 1 + key.len()));
+    both.extend_from_slice(&certificate);
+    both.push(b'\n');
+    both.extend_from_slice(&key);
+    Identity::from_pem(&both)
+        .map_err(|_| invalid(format!("client_certificate: {whose} hold no PEM certificate and key")))
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let failed = |error| unreadable("ca_file or client_certificate", path, error);
+    let length = std::fs::metadata(path).map_err(failed)?.len();
+    if length > MAX_FILE {
+        return Err(invalid(format!("ca_file or client_certificate: {} is larger than 8 MiB", path.display())));
+    }
+    std::fs::read(path).map(Zeroizing::new).map_err(failed)
+}
+
+fn unreadable(option: &str, path: &Path, error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, format!("{option}: {} cannot be read", path.display())).with_source(error)
+}
+
+fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}

@@ -1,0 +1,654 @@
+//! Sends one request, once, and reads a bounded answer: TLS, proxy, time limits. It knows nothing of Transit.
+//!
+//! The client of vaultrs itself is not used: it cannot trust a private CA *instead of* the system's, sends the token wherever a redirection points, panics on
+//! a token or a namespace that is no header value, reads answers of any size, and its errors carry the body, a DEK included.
+#![forbid(unsafe_code)]
+
+use std::error::Error as _;
+use std::net::ToSocketAddrs;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Method, Proxy, Url, redirect};
+use rustify::endpoint::Endpoint;
+use serde::de::DeserializeOwned;
+use zeroize::{Zeroize, Zeroizing};
+
+use super::endpoints::{Answer, SecretText};
+use super::errors::{Failure, Refusal, Said, classify, presentable, refusal};
+use super::tls::{Signature, TlsMaterial, TlsSources};
+use waxseal::kek::toolkit::certificates;
+
+/// A token as it goes into requests: its bytes are wiped when the last request that carries it is done.
+pub(super) struct Token(HeaderValue);
+
+impl Token {
+    /// `None` if it has bytes that no header can carry.
+    pub(super) fn new(text: SecretText) -> Option<Self> {
+        let mut text = text.0;
+        let bytes = Bytes::from_owner(Zeroizing::new(std::mem::take(&mut *text).into_bytes()));
+        if bytes.is_empty() || bytes.iter().any(|byte| !byte.is_ascii_graphic()) {
+            return None;
+        }
+        let mut value = HeaderValue::from_maybe_shared(bytes).ok()?;
+        value.set_sensitive(true);
+        Some(Self(value))
+    }
+
+    /// Another handle to the same bytes.
+    pub(super) fn share(&self) -> Self {
+        Self(self.0.clone())
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// Where the server is, whom to trust and how long to wait.
+pub(super) struct TransportOptions {
+    pub(super) address: Url,
+    /// The name in the server's certificate, where it is not the address's.
+    pub(super) server_name: Option<String>,
+    pub(super) namespace: Option<HeaderValue>,
+    pub(super) tls: TlsSources,
+    pub(super) proxy: ProxyChoice,
+    pub(super) follow_redirects: bool,
+    /// Plain http may go to another machine.
+    pub(super) plain_http: bool,
+    pub(super) connect_timeout: Duration,
+    pub(super) timeout: Duration,
+}
+
+pub(super) enum ProxyChoice {
+    None,
+    /// `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
+    Environment,
+    This(Box<Proxy>),
+}
+
+pub(super) struct Transport {
+    recipe: Arc<Recipe>,
+    current: ArcSwap<Generation>,
+    /// Held by the one who makes the next client.
+    renewing: tokio::sync::Mutex<()>,
+    /// How long the server takes to answer, smoothed, in microseconds; 0 before the first answer.
+    typical: AtomicU64,
+    /// Why the files could not be read anew, for an operator.
+    trouble: StdMutex<Option<String>>,
+    /// Without a path.
+    origin: String,
+    /// What stands before the API's own path: empty, or that of a gateway.
+    prefix: String,
+    /// The `Host` header, where it is not the URL's.
+    host: Option<HeaderValue>,
+    namespace: Option<HeaderValue>,
+}
+
+/// How a client is made.
+struct Recipe {
+    tls: TlsSources,
+    plain: bool,
+    proxy: ProxyChoice,
+    follow_redirects: bool,
+    plain_http: bool,
+    connect_timeout: Duration,
+    timeout: Duration,
+    resolver: Option<Arc<Elsewhere>>,
+}
+
+/// A client and the connections in its pool.
+///
+/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it vanishes. Nothing tells such
+/// a connection from a good one but silence. So the pool in which one was silent is not used any more: what is on its way
+/// there ends there, and the next request has a new client, which has no connection yet.
+struct Generation {
+    number: u64,
+    client: Client,
+    born: Instant,
+    material: TlsMaterial,
+    signature: Signature,
+    distrusted: AtomicBool,
+}
+
+/// A pool this young has no connection that anybody could have forgotten, and a server that is slow for everybody is not helped
+/// by new connections: several times what an answer takes, within these bounds.
+const YOUNG_IN_ANSWERS: u64 = 10;
+const LEAST_YOUNG: Duration = Duration::from_millis(500);
+const MOST_YOUNG: Duration = Duration::from_secs(1);
+/// A request that was given up counts as unanswered after several times what an answer takes, within these bounds.
+const PATIENCE_IN_ANSWERS: u64 = 3;
+const LEAST_PATIENCE: Duration = Duration::from_millis(20);
+const MOST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes of an answer that is not a batch.
+pub(super) const SMALL: usize = 256 * 1024;
+
+/// What came back, whatever its status.
+pub(super) struct Reply {
+    pub(super) status: u16,
+    /// Retry-After in seconds (RFC 9110, section 10.2.3); a date is not read.
+    retry_after: Option<Duration>,
+    body: Zeroizing<Vec<u8>>,
+    /// What it was asked with.
+    token: Option<Token>,
+}
+
+/// Bytes of an answer in another form than the server's that an operator may see.
+const MOST_SHOWN: usize = 1024;
+
+impl Recipe {
+    /// May take a while: the system's roots are read. Not to be called where others are polled.
+    fn client(&self, material: &TlsMaterial) -> Result<Client, reqwest::Error> {
+        let mut client = Client::builder()
+            .tls_backend_rustls()
+            .connect_timeout(self.connect_timeout)
+            .timeout(self.timeout)
+            .redirect(if self.follow_redirects {
+                to_the_active_node(self.plain_http)
+            } else {
+                redirect::Policy::none()
+            })
+            .referer(false)
+            .user_agent(concat!("waxseal/", env!("CARGO_PKG_VERSION")));
+        client = match &material.roots {
+            Some(roots) => client.tls_certs_only(roots.iter().cloned()),
+            // Nothing is to be verified, and a machine without any roots can talk to a local agent.
+            None if self.plain => client.tls_certs_only([]),
+            None => client,
+        };
+        if let Some(identity) = &material.identity {
+            client = client.identity(identity.clone());
+        }
+        client = match &self.proxy {
+            ProxyChoice::None => client.no_proxy(),
+            ProxyChoice::Environment => client,
+            ProxyChoice::This(proxy) => client.proxy(Proxy::clone(proxy)),
+        };
+        if let Some(resolver) = &self.resolver {
+            client = client.dns_resolver(resolver.clone());
+        }
+        client.build()
+    }
+
+    /// The client after `old`; with new material, if the files changed and can be read, else with the old. And what to tell an operator.
+    fn next(&self, old: &Generation) -> (Option<Generation>, Option<String>) {
+        let signature = self.tls.signature();
+        let changed = signature != old.signature;
+        let mut trouble = None;
+        if changed {
+            let read = self.tls.read().map_err(|error| error.to_string());
+            let made = read.and_then(|material| {
+                let client = self.client(&material).map_err(|error| {
+                    let why = error.without_url().source().map(|cause| presentable(&cause.to_string()));
+                    format!("the certificate, key and CA files cannot be used: {}", why.unwrap_or_default())
+                })?;
+                Ok(Generation::new(old.number + 1, client, material, signature))
+            });
+            match made {
+                Ok(next) => return (Some(next), None),
+                // Half of them was written, say: what was good until now goes on.
+                Err(why) => trouble = Some(why),
+            }
+        }
+        if !old.distrusted.load(Ordering::Relaxed) {
+            return (None, trouble);
+        }
+        let next = self
+            .client(&old.material)
+            .ok()
+            .map(|client| Generation::new(old.number + 1, client, old.material.clone(), old.signature.clone()));
+        (next, trouble)
+    }
+}
+
+impl Generation {
+    fn new(number: u64, client: Client, material: TlsMaterial, signature: Signature) -> Self {
+        Self { number, client, born: Instant::now(), material, signature, distrusted: AtomicBool::new(false) }
+    }
+}
+
+/// Why a transport cannot be set up.
+pub(super) enum Unusable {
+    Files(waxseal::Error),
+    Client(reqwest::Error),
+}
+
+impl Transport {
+    pub(super) fn new(options: TransportOptions) -> Result<Self, Unusable> {
+        let mut url = options.address;
+        let mut host = None;
+        let mut resolver = None;
+        if let Some(name) = options.server_name {
+            let real = url.host_str().unwrap_or_default().to_owned();
+            let authority = url.port().map_or_else(|| real.clone(), |port| format!("{real}:{port}"));
+            host = HeaderValue::from_str(&authority).ok();
+            // The URL's host is what the certificate is held against; where it leads is decided by the resolver.
+            if url.set_host(Some(&name)).is_ok() {
+                resolver = Some(Arc::new(Elsewhere { name, real: real.trim_matches(['[', ']']).to_owned() }));
+            }
+        }
+        let recipe = Recipe {
+            tls: options.tls,
+            plain: url.scheme() == "http",
+            proxy: options.proxy,
+            follow_redirects: options.follow_redirects,
+            plain_http: options.plain_http,
+            connect_timeout: options.connect_timeout,
+            timeout: options.timeout,
+            resolver,
+        };
+        let signature = recipe.tls.signature();
+        let material = recipe.tls.read().map_err(Unusable::Files)?;
+        let client = recipe.client(&material).map_err(Unusable::Client)?;
+        Ok(Self {
+            recipe: Arc::new(recipe),
+            current: ArcSwap::from_pointee(Generation::new(1, client, material, signature)),
+            renewing: tokio::sync::Mutex::default(),
+            typical: AtomicU64::new(0),
+            trouble: StdMutex::default(),
+            origin: url.origin().ascii_serialization(),
+            prefix: url.path().trim_end_matches('/').to_owned(),
+            host,
+            namespace: options.namespace,
+        })
+    }
+
+    /// What an operator should know of the certificate, key and CA files.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes when the client's certificate may have changed.
+    pub(super) async fn generation(&self) -> u64 {
+        self.trusted().await.number
+    }
+
+    /// The client to use, a new one if that is due.
+    async fn trusted(&self) -> Arc<Generation> {
+        let current = self.current.load_full();
+        let due = async |current: &Arc<Generation>| {
+            if current.distrusted.load(Ordering::Relaxed) {
+                return true;
+            }
+            if !self.recipe.tls.has_files() {
+                return false;
+            }
+            let (recipe, generation) = (self.recipe.clone(), current.clone());
+            let changed = tokio::task::spawn_blocking(move || recipe.tls.signature() != generation.signature);
+            changed.await.unwrap_or(false)
+        };
+        if !due(&current).await {
+            return current;
+        }
+        let _gate = self.renewing.lock().await;
+        let current = self.current.load_full();
+        // Somebody may have made the next one meanwhile.
+        if !due(&current).await {
+            return current;
+        }
+        let (recipe, old) = (self.recipe.clone(), current.clone());
+        let Ok((next, trouble)) = tokio::task::spawn_blocking(move || recipe.next(&old)).await else { return current };
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        let Some(next) = next else { return current };
+        let next = Arc::new(next);
+        self.current.store(next.clone());
+        next
+    }
+
+    fn in_answers(&self, times: u64, least: Duration, most: Duration) -> Duration {
+        let typical = self.typical.load(Ordering::Relaxed);
+        Duration::from_micros(typical.saturating_mul(times)).clamp(least, most)
+    }
+
+    /// A request on one of its connections was not answered.
+    fn distrust(&self, generation: &Generation) {
+        if generation.born.elapsed() >= self.in_answers(YOUNG_IN_ANSWERS, LEAST_YOUNG, MOST_YOUNG) {
+            generation.distrusted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn answered_after(&self, time: Duration) {
+        let now = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
+        let smoothed = |old: u64| if old == 0 { now } else { old - old / 8 + now / 8 };
+        let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(smoothed(old)));
+    }
+
+    /// Sends `endpoint` with `token`, in the configured namespace.
+    pub(super) async fn send<E: Endpoint>(
+        &self,
+        operation: &str,
+        endpoint: &E,
+        token: Option<&Token>,
+        most: usize,
+    ) -> Result<Reply, Failure> {
+        self.send_to(operation, endpoint, token, self.namespace.as_ref(), most).await
+    }
+
+    /// As [`send`](Self::send), for what exists once for all namespaces, and without a token.
+    pub(super) async fn send_to_root<E: Endpoint>(&self, operation: &str, endpoint: &E) -> Result<Reply, Failure> {
+        self.send_to(operation, endpoint, None, None, SMALL).await
+    }
+
+    async fn send_to<E: Endpoint>(
+        &self,
+        operation: &str,
+        endpoint: &E,
+        token: Option<&Token>,
+        namespace: Option<&HeaderValue>,
+        most: usize,
+    ) -> Result<Reply, Failure> {
+        let unsent = || Failure::invalid(format!("{operation}: the request cannot be built")).without_asking();
+        let method: Method = endpoint.method().into();
+        let body = Zeroizing::new(endpoint.body().map_err(|_| unsent())?.unwrap_or_default());
+        let query = endpoint.query().map_err(|_| unsent())?.filter(|query| !query.is_empty());
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+        let url = format!(
+            "{}{}/v1/{}{query}",
+            self.origin,
+            self.prefix,
+            encode_path(endpoint.path().trim_start_matches('/'))
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("x-vault-request", HeaderValue::from_static("true"));
+        if !body.is_empty() {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(host) = &self.host {
+            headers.insert(HOST, host.clone());
+        }
+        if let Some(token) = token {
+            headers.insert("x-vault-token", token.0.clone());
+        }
+        if let Some(namespace) = namespace {
+            headers.insert("x-vault-namespace", namespace.clone());
+        }
+        // Wiped when the connection is done with it.
+        let body = Bytes::from_owner(body);
+        let generation = self.trusted().await;
+        let request = generation.client.request(method, url).headers(headers).body(body);
+        let asking = Asking { transport: self, generation: &generation, start: Instant::now(), over: false };
+        let (status, retry_after, body) = asking.answer(operation, request, most).await?;
+        Ok(Reply { status, retry_after, body, token: token.map(Token::share) })
+    }
+}
+
+/// A request on its way. Where its caller leaves without an answer, the pool that it used is judged.
+struct Asking<'a> {
+    transport: &'a Transport,
+    generation: &'a Generation,
+    start: Instant,
+    over: bool,
+}
+
+impl Asking<'_> {
+    async fn answer(
+        mut self,
+        operation: &str,
+        request: reqwest::RequestBuilder,
+        most: usize,
+    ) -> Result<(u16, Option<Duration>, Zeroizing<Vec<u8>>), Failure> {
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Err(self.failed(operation, &error)),
+        };
+        self.transport.answered_after(self.start.elapsed());
+        let status = response.status().as_u16();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
+        let mut body = Zeroizing::new(Vec::new());
+        loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => return Err(self.failed(operation, &error)),
+            };
+            let fits = body.len() + chunk.len() <= most;
+            if fits {
+                append(&mut body, &chunk);
+            }
+            // Where nobody else holds the buffer; what the connection's own buffers keep is out of reach.
+            if let Ok(mut chunk) = chunk.try_into_mut() {
+                chunk.zeroize();
+            }
+            if !fits {
+                self.over = true;
+                return Err(Failure::unavailable(format!("{operation}: an answer of more than {most} bytes")));
+            }
+        }
+        self.over = true;
+        Ok((status, retry_after, body))
+    }
+
+    fn failed(&mut self, operation: &str, error: &reqwest::Error) -> Failure {
+        self.over = true;
+        // Where no connection came about, none was forgotten.
+        if !error.is_connect() {
+            self.transport.distrust(self.generation);
+        }
+        unreachable(operation, error)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.over
+            && self.start.elapsed() >= self.transport.in_answers(PATIENCE_IN_ANSWERS, LEAST_PATIENCE, MOST_PATIENCE)
+        {
+            self.transport.distrust(self.generation);
+        }
+    }
+}
+
+/// Leads from the name in the server's certificate to where the server is.
+struct Elsewhere {
+    name: String,
+    real: String,
+}
+
+impl Resolve for Elsewhere {
+    fn resolve(&self, name: Name) -> Resolving {
+        let host = if name.as_str().eq_ignore_ascii_case(&self.name) { &self.real } else { name.as_str() }.to_owned();
+        Box::pin(async move {
+            let found = tokio::task::spawn_blocking(move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter));
+            let addresses: Addrs = Box::new(found.await??.into_iter());
+            Ok(addresses)
+        })
+    }
+}
+
+/// Every byte that could mean something else than itself, in hexadecimal; segments stay segments.
+fn encode_path(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            _ if byte.is_ascii_alphanumeric() => encoded.push(char::from(byte)),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
+}
+
+impl Reply {
+    /// Who says it, if this is not a success.
+    fn said(&self) -> Said {
+        let answer: Option<Answer<serde::de::IgnoredAny>> = serde_json::from_slice(&self.body).ok();
+        match answer.and_then(|answer| answer.errors) {
+            Some(texts) => Said::ByTheServer(texts),
+            None => {
+                // Some show what they were sent.
+                let start = String::from_utf8_lossy(self.body.get(..MOST_SHOWN).unwrap_or(&self.body));
+                Said::BySomethingElse(match self.token.as_ref().map(Token::bytes) {
+                    Some(token) => start.replace(&*String::from_utf8_lossy(token), "[…]"),
+                    None => start.into_owned(),
+                })
+            }
+        }
+    }
+
+    /// Whether an error is worded as the server does.
+    pub(super) fn is_the_servers(&self) -> bool {
+        matches!(self.said(), Said::ByTheServer(_))
+    }
+
+    pub(super) fn is_success(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The reason of the server's own 403.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        match self.said() {
+            Said::ByTheServer(texts) if self.status == 403 => Some(refusal(&texts)),
+            _ => None,
+        }
+    }
+
+    /// What an answer means that is no success.
+    pub(super) fn failure(&self, operation: &str) -> Failure {
+        let failure = classify(operation, self.status, &self.said());
+        Failure { retry_after: self.retry_after, ..failure }
+    }
+
+    /// Reads the answer in whatever form it is.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
+        serde_json::from_slice(&self.body).ok()
+    }
+
+    /// The answer to a success, else what it means.
+    pub(super) fn success<T: DeserializeOwned>(&self, operation: &str) -> Result<Answer<T>, Failure> {
+        match self.is_success() {
+            true => self.read().ok_or_else(|| Failure::not_understood(operation)),
+            false => Err(self.failure(operation)),
+        }
+    }
+}
+
+/// Appends without leaving a copy behind.
+fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
+    if body.capacity() - body.len() < more.len() {
+        let mut larger =
+            Zeroizing::new(Vec::with_capacity((body.len() + more.len()).max(2 * body.capacity()).max(1024)));
+        larger.extend_from_slice(body);
+        *body = larger;
+    }
+    body.extend_from_slice(more);
+}
+
+/// A standby that does not forward names the active node.
+fn to_the_active_node(plain_http: bool) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| match is_followed(attempt.previous(), attempt.url(), plain_http) {
+        true => attempt.follow(),
+        false => attempt.stop(),
+    })
+}
+
+/// Once, and never to where anybody could read along.
+fn is_followed(previous: &[Url], next: &Url, plain_http: bool) -> bool {
+    let was_private = previous.iter().any(|url| url.scheme() == "https");
+    let is_private = next.scheme() == "https" || (!was_private && (plain_http || is_this_machine(next)));
+    previous.len() == 1 && is_private
+}
+
+pub(super) fn is_this_machine(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// Why there is no answer, in words: neither address nor body is in it.
+fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
+    let mut cause = error.source();
+    let mut last = String::new();
+    let mut certificate = false;
+    while let Some(error) = cause {
+        let text = error.to_string();
+        certificate |= certificates::blamed_in(&text);
+        last = presentable(&text);
+        cause = error.source();
+    }
+    let what = if certificate {
+        "a certificate is not accepted"
+    } else if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_dns() {
+        "the server's name cannot be resolved"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the answer broke off"
+    };
+    let separator = if last.is_empty() { "" } else { ": " };
+    let message = format!("{operation}: {what}{separator}{last}");
+    if certificate { Failure::misconfigured(message) } else { Failure::unavailable(message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_that_no_header_can_carry_is_refused() {
+        let token = |text: &str| Token::new(SecretText::new(text.to_owned()));
+        for text in ["", "a b", "a\nb", "a\r\nX-Other: 1", "é", "\u{7f}"] {
+            assert!(token(text).is_none(), "{text:?}");
+        }
+        assert!(token("hvs.CAES").is_some());
+    }
+
+    #[test]
+    fn a_token_is_in_no_debug_text() {
+        let token = Token::new(SecretText::new("hvs.secret".to_owned())).unwrap();
+        assert!(!format!("{:?}", token.0).contains("secret"));
+    }
+
+    #[test]
+    fn a_redirection_is_followed_once_and_never_out_of_tls() {
+        let urls = |texts: &[&str]| texts.iter().map(|text| Url::parse(text).unwrap()).collect::<Vec<_>>();
+        for (previous, next, followed) in [
+            (&["https://a"][..], "https://b", true),
+            (&["http://127.0.0.1"], "http://127.0.0.2", true),
+            (&["http://127.0.0.1"], "https://b", true),
+            (&["http://127.0.0.1"], "http://b", false),
+            (&["http://127.0.0.1"], "http://10.0.0.1", false),
+            (&["https://a"], "http://b", false),
+            (&["https://a"], "http://a", false),
+            (&["https://a", "https://b"], "https://c", false),
+        ] {
+            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0], false), followed, "{previous:?} to {next}");
+        }
+    }
+
+    #[test]
+    fn a_path_means_itself_whatever_is_in_it() {
+        for (path, encoded) in [
+            ("transit/keys/orders-1.2_x~", "transit/keys/orders-1.2_x~"),
+            ("my transit/keys/a", "my%20transit/keys/a"),
+            ("a%2fb?c#d", "a%252fb%3Fc%23d"),
+            ("ä", "%C3%A4"),
+        ] {
+            assert_eq!(encode_path(path), encoded);
+            let url = Url::parse(&format!("https://vault/v1/{encoded}")).unwrap();
+            assert_eq!(url.path(), format!("/v1/{encoded}"), "nothing is left for a parser to change");
+        }
+    }
+
+    #[test]
+    fn an_answer_grows_and_keeps_its_bytes() {
+        let mut body = Zeroizing::new(Vec::new());
+        let whole: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+        for chunk in whole.chunks(333) {
+            append(&mut body, chunk);
+        }
+        assert_eq!(*body, whole);
+    }
+}
