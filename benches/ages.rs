@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::{EncryptionContext, Envelope, KekId, Limits, ManualClock, WrappedDek, WrappedKeys};
+use waxseal::{Aad, EncryptionContext, Envelope, KekId, Limits, ManualClock, WrappedDek, WrappedKeys};
 
 const ROUNDS: usize = 201;
 const READS: u32 = 500;
@@ -27,17 +27,17 @@ impl Reader {
     fn new(age: Duration, extra: usize) -> Self {
         let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
         let alice = EncryptionContext::new([("tenant", "alice")]).unwrap();
-        let elsewhere = Envelope::builder().write_to(kek.local().clone()).build().unwrap();
-        let compact = block_on(elsewhere.encrypt_compact(&alice, b"", &[7; 64])).unwrap();
+        let elsewhere = Envelope::builder().wrap_with(kek.local().clone()).build().unwrap();
+        let compact = block_on(elsewhere.encrypt_compact(&alice, Aad::empty(), &[7; 64])).unwrap();
         let junk = (0..extra.div_ceil(6000))
             .map(|i| WrappedDek::new(KekId::new(format!("x{i:02}")).unwrap(), vec![1; extra.min(6000)]).unwrap());
-        let keys = WrappedKeys::new(compact.wrapped_keys.entries().iter().cloned().chain(junk)).unwrap();
+        let keys = WrappedKeys::new(compact.wrapped_keys().entries().iter().cloned().chain(junk)).unwrap();
         let len = u16::try_from(keys.as_bytes().len()).unwrap().to_le_bytes();
-        let message = &compact.message;
+        let message = compact.as_bytes();
         let sealed = [&message[..6], &len, &message[8..52], keys.as_bytes(), &message[52..]].concat();
         let limits =
-            Limits::default().max_age(Duration::from_secs(100)).outage_grace_reading(Duration::from_secs(80_000));
-        let builder = Envelope::builder().read_from(kek.clone()).limits(limits).clock(clock.clone());
+            Limits::default().max_age(Duration::from_secs(100)).stale_if_error_reading(Duration::from_secs(80_000));
+        let builder = Envelope::builder().unwrap_with(kek.clone()).limits(limits).clock(clock.clone());
         let envelope = builder.build().unwrap();
         let reader = Self { _kek: kek.clone(), envelope, alice, sealed };
         reader.read();
@@ -49,7 +49,7 @@ impl Reader {
     }
 
     fn read(&self) {
-        block_on(self.envelope.decrypt(&self.alice, b"", &self.sealed)).unwrap();
+        block_on(self.envelope.decrypt(&self.alice, Aad::empty(), &self.sealed)).unwrap();
     }
 
     fn time(&self) -> Duration {

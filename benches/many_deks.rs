@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::{EncryptionContext, Envelope, Limits, ManualClock};
+use waxseal::{Aad, EncryptionContext, Envelope, Limits, ManualClock};
 
 struct Filled {
     kek: ScriptedKek,
@@ -22,15 +22,15 @@ struct Filled {
 fn filled(count: usize, one_tenant: bool) -> Filled {
     let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
     let limits = Limits::default().max_entries(1 << 20).max_age(Duration::from_secs(100));
-    let envelope = Envelope::builder().write_to(kek.clone()).limits(limits).clock(clock.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone()).build().unwrap();
     // A DEK for each message.
-    let elsewhere = Envelope::builder().write_to(kek.local().clone()).limits(Limits::default().max_messages(1));
+    let elsewhere = Envelope::builder().wrap_with(kek.local().clone()).limits(Limits::default().max_messages(1));
     let elsewhere = elsewhere.build().unwrap();
     let message = |i| {
         let tenant = if one_tenant { "alice".to_owned() } else { format!("tenant {i}") };
         let context = EncryptionContext::new([("tenant", tenant)]).unwrap();
-        let sealed = block_on(elsewhere.encrypt(&context, b"", b"payload")).unwrap();
-        block_on(envelope.decrypt(&context, b"", &sealed)).unwrap();
+        let sealed = block_on(elsewhere.encrypt(&context, Aad::empty(), b"payload")).unwrap();
+        block_on(envelope.decrypt(&context, Aad::empty(), &sealed)).unwrap();
         (context, sealed)
     };
     let messages = (0..count).map(message).collect();
@@ -43,7 +43,7 @@ fn deny(count: usize, one_tenant: bool) -> Duration {
     clock.advance(Duration::from_secs(90));
     let start = Instant::now();
     for (context, sealed) in &messages {
-        block_on(envelope.decrypt(context, b"", sealed)).unwrap_err();
+        block_on(envelope.decrypt(context, Aad::empty(), sealed)).unwrap_err();
     }
     start.elapsed()
 }
@@ -52,7 +52,7 @@ fn revoke(count: usize) -> Duration {
     let Filled { envelope, messages, .. } = filled(count, false);
     let start = Instant::now();
     for (context, _) in &messages {
-        envelope.revoke_context(context);
+        envelope.evict_context(context);
     }
     start.elapsed()
 }

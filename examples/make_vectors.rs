@@ -13,7 +13,7 @@ use hkdf::Hkdf;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use waxseal::kek::local::LocalKek;
-use waxseal::{EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
+use waxseal::{Aad, EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
 
 type Pairs = Vec<(String, String)>;
 /// A KEK's versions and their secrets.
@@ -144,13 +144,13 @@ fn seal(
     plaintext: &[u8],
 ) -> Result<Message, waxseal::Error> {
     let builder = Envelope::builder().suite(suite);
-    let envelope = keks.iter().fold(builder, |builder, kek| builder.write_to(kek.clone())).build()?;
+    let envelope = keks.iter().fold(builder, |builder, kek| builder.wrap_with(kek.clone())).build()?;
     let encoded = EncryptionContext::new(context.iter().map(|(name, value)| (name, value)))?;
     let (sealed, wrapped_keys) = if compact {
-        let sealed = pollster::block_on(envelope.encrypt_compact(&encoded, aad, plaintext))?;
-        (sealed.message, Some(sealed.wrapped_keys.as_bytes().to_vec()))
+        let sealed = pollster::block_on(envelope.encrypt_compact(&encoded, Aad::from(aad), plaintext))?;
+        (sealed.as_bytes().to_vec(), Some(sealed.wrapped_keys().as_bytes().to_vec()))
     } else {
-        (pollster::block_on(envelope.encrypt(&encoded, aad, plaintext))?, None)
+        (pollster::block_on(envelope.encrypt(&encoded, Aad::from(aad), plaintext))?, None)
     };
     let name = format!("suite {}: {name}", suite.id());
     let (aad, plaintext) = (aad.to_vec(), plaintext.to_vec());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use pollster::block_on;
 use tap::Tap;
 use waxseal::kek::local::LocalKek;
-use waxseal::{EncryptionContext, Envelope, inspect};
+use waxseal::{Aad, EncryptionContext, Envelope, inspect};
 
 /// How many records are opened with nothing at hand, to time it.
 const UNCACHED: usize = 200;
@@ -48,7 +48,7 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
     });
 
     // One envelope for the whole service; clones of it share the DEKs.
-    let envelope = Envelope::builder().write_to(provider.clone()).build()?;
+    let envelope = Envelope::builder().wrap_with(provider.clone()).build()?;
 
     // The encryption context says what the key is for: one DEK for each. The AAD, here the line number, belongs to one record.
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")])?;
@@ -59,7 +59,7 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut sealed = Vec::with_capacity(records.len());
     for (line, record) in records.iter().enumerate() {
-        sealed.push(block_on(envelope.encrypt(&context, &aad(line), record))?);
+        sealed.push(block_on(envelope.encrypt(&context, Aad::from(&aad(line)), record))?);
     }
     let sealing = start.elapsed();
     let calls_to_seal = calls.load(Ordering::Relaxed);
@@ -68,7 +68,7 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
     let start = Instant::now();
     let mut opened = 0;
     for (line, (message, record)) in sealed.iter().zip(&records).enumerate() {
-        let plaintext = block_on(envelope.decrypt(&context, &aad(line), message))?;
+        let plaintext = block_on(envelope.decrypt(&context, Aad::from(&aad(line)), message))?;
         if &*plaintext != *record {
             return Err(format!("line {line} came back changed").into());
         }
@@ -86,11 +86,11 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
 
     // The same with nothing at hand: an envelope for each record, made beforehand.
     let cold: Vec<Envelope> = (0..UNCACHED.min(records.len()))
-        .map(|_| Envelope::builder().read_from(kek.clone()).build())
+        .map(|_| Envelope::builder().unwrap_with(kek.clone()).build())
         .collect::<Result<_, _>>()?;
     let start = Instant::now();
     for (line, (envelope, message)) in cold.iter().zip(&sealed).enumerate() {
-        block_on(envelope.decrypt(&context, &aad(line), message))?;
+        block_on(envelope.decrypt(&context, Aad::from(&aad(line)), message))?;
     }
     let uncached = start.elapsed();
 
@@ -119,7 +119,7 @@ fn refusals(envelope: &Envelope, context: &EncryptionContext, message: &[u8]) ->
     let bob = EncryptionContext::new([("tenant", "bob"), ("table", "customers")])?;
     let first = 0_u64.to_be_bytes();
     for (what, context, message) in [("one bit changed", context, &tampered[..]), ("tenant bob", &bob, message)] {
-        match block_on(envelope.decrypt(context, &first, message)) {
+        match block_on(envelope.decrypt(context, Aad::from(&first), message)) {
             Err(error) => println!("  {what}: refused ({error})"),
             Ok(_) => return Err(format!("{what}: opened").into()),
         }
@@ -136,12 +136,12 @@ fn rotation(
     record: &[u8],
 ) -> Result<(), Box<dyn Error>> {
     let version = kek.rotate()?;
-    let envelope = Envelope::builder().write_to(provider.clone()).build()?;
+    let envelope = Envelope::builder().wrap_with(provider.clone()).build()?;
     if !envelope.needs_rewrap(message)? {
         return Err("an old version went unnoticed".into());
     }
     let rewrapped = block_on(envelope.rewrap(context, message))?;
-    let plaintext = block_on(envelope.decrypt(context, &0_u64.to_be_bytes(), &rewrapped))?;
+    let plaintext = block_on(envelope.decrypt(context, Aad::from(&0_u64.to_be_bytes()), &rewrapped))?;
     if envelope.needs_rewrap(&rewrapped)? || &*plaintext != record {
         return Err("the rewrapped record is not the same".into());
     }

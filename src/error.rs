@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// What went wrong, and what to do about it.
+/// What went wrong.
 ///
-/// Ask [`kind`](Error::kind) to decide, [`is_retryable`](Error::is_retryable) before trying again; the `Display` text is for
-/// a person and may change. An error never carries key bytes, plaintext or AAD, and a failed authentication does not say which
+/// Match on [`kind`](Error::kind); ask [`is_retryable`](Error::is_retryable) before a retry; show
+/// [`ErrorKind::advice`] to a person. The `Display` text is for people and may change. It does not
+/// repeat the text of [`source`](std::error::Error::source). An error never carries key bytes, plaintext or AAD, and a failed authentication does not say which
 /// part failed: that would help whoever is trying.
 ///
 /// A clone is a pointer: callers who waited for the same answer share the same error.
@@ -23,6 +24,7 @@ struct Inner {
 
 /// The kinds of [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The bytes do not begin as a sealed value does. They are never returned as if they were one.
@@ -57,7 +59,7 @@ pub enum ErrorKind {
     InvalidOption,
     /// A plaintext, or a list of wrapped keys, is larger than the format or a limit allows.
     TooLarge,
-    /// A buffer given for an operation in place has not the room that the operation needs.
+    /// The buffer is too small for the in-place operation.
     BufferSize,
     /// The handle reached its cap on messages or bytes. Get a new one.
     Exhausted,
@@ -67,7 +69,7 @@ pub enum ErrorKind {
     OtherDek,
     /// The envelope was shut down.
     ShutDown,
-    /// The operating system gave no randomness.
+    /// The operating system's random number generator failed.
     Randomness,
     /// A file of the local provider could not be read, written or locked.
     Io,
@@ -104,49 +106,53 @@ impl ErrorKind {
         }
     }
 
+    /// What to do about it, in a few words for a person.
+    ///
+    /// ```
+    /// assert_eq!(waxseal::ErrorKind::Throttled.advice(), "retry after a longer delay, or raise the quota");
+    /// ```
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        self.text().1
+    }
+
+    /// What happened, and what to do about it.
     fn text(self) -> (&'static str, &'static str) {
         match self {
-            Self::NotSealed => {
-                ("not a sealed value", "check where the bytes come from; plain values are never passed through")
-            }
-            Self::UnsupportedVersion => ("unknown format version", "open it with a newer release of the library"),
-            Self::UnsupportedSuite => ("unknown suite", "open it with a newer release of the library"),
-            Self::UnsupportedKind => ("unsupported kind of sealed value", "use the call that is made for this kind"),
-            Self::Malformed => {
-                ("malformed sealed value", "the bytes were cut or changed; restore them from where they were stored")
-            }
+            Self::NotSealed => ("not a sealed value", "check where the bytes come from"),
+            Self::UnsupportedVersion => ("unknown format version", "use a newer release of the library"),
+            Self::UnsupportedSuite => ("unknown suite", "use a newer release of the library"),
+            Self::UnsupportedKind => ("unsupported kind of sealed value", "use the call for this kind"),
+            Self::Malformed => ("malformed sealed value", "the bytes were cut or changed: restore them from a backup"),
             Self::MissingWrappedKeys => {
-                ("compact message without wrapped keys", "hand over the wrapped keys that belong to its DEK id")
+                ("compact message without wrapped keys", "pass its wrapped keys with Sealed::compact")
             }
             Self::UnknownKek => {
-                ("no provider for any KEK of this message", "add the provider that holds one of them with read_from")
+                ("no provider for any KEK of this message", "add the provider of one of them with unwrap_with")
             }
             Self::Invalid => (
                 "message, wrapped keys, context and AAD do not belong together",
                 "check the encryption context and the AAD; if both are right, the value was changed",
             ),
-            Self::Unavailable => ("key service unavailable", "try again with a delay"),
-            Self::Throttled => ("key service throttled the call", "try again with a longer delay, or raise the quota"),
+            Self::Unavailable => ("key service unavailable", "retry after a delay"),
+            Self::Throttled => ("key service throttled the call", "retry after a longer delay, or raise the quota"),
             Self::Denied => {
                 ("key service denied the use of the KEK", "check the key's state and the caller's permission")
             }
-            Self::Misconfigured => (
-                "key service not usable as configured",
-                "an operator has to act: credentials, connection, configuration",
-            ),
-            Self::Provider => ("key provider broke its contract", "report it to whoever maintains the provider"),
-            Self::InvalidContext => ("invalid encryption context", "change the name or value that is named"),
-            Self::InvalidOption => ("invalid configuration", "change the option that is named"),
-            Self::TooLarge => ("too large", "split the payload, or raise the limit that is named"),
-            Self::BufferSize => ("buffer of the wrong size", "size it with the lengths that the handle gives"),
+            Self::Misconfigured => {
+                ("key service not usable as configured", "check credentials, connection and configuration")
+            }
+            Self::Provider => ("key provider broke its contract", "report it to the maintainer of the provider"),
+            Self::InvalidContext => ("invalid encryption context", "change the pair that the error names"),
+            Self::InvalidOption => ("invalid configuration", "change the option that the error names"),
+            Self::TooLarge => ("too large", "split the payload, or raise the limit that the error names"),
+            Self::BufferSize => ("buffer of the wrong size", "size it with prefix_len and tag_len of the encryptor"),
             Self::Exhausted => ("handle exhausted", "get a new handle"),
             Self::Expired => ("handle expired", "get a new handle"),
             Self::OtherDek => ("handle is for another DEK", "get a handle for this message"),
-            Self::ShutDown => ("envelope shut down", "build another one"),
-            Self::Randomness => {
-                ("no randomness from the operating system", "nothing was sealed; the system is not fit to run on")
-            }
-            Self::Io => ("key file could not be used", "check the path, its owner, its mode and its lock"),
+            Self::ShutDown => ("envelope shut down", "build a new one"),
+            Self::Randomness => ("no randomness from the operating system", "nothing was encrypted: repair the system"),
+            Self::Io => ("key file could not be used", "check its path, owner, mode and lock"),
         }
     }
 }
@@ -199,12 +205,8 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (what, advice) = self.0.kind.text();
-        if self.0.detail.is_empty() {
-            write!(f, "{what}; {advice}")
-        } else {
-            write!(f, "{what}: {}; {advice}", Shown(&self.0.detail))
-        }
+        let what = self.0.kind.text().0;
+        if self.0.detail.is_empty() { f.write_str(what) } else { write!(f, "{what}: {}", Shown(&self.0.detail)) }
     }
 }
 
@@ -338,10 +340,8 @@ mod tests {
     #[test]
     fn the_text_says_what_happened_and_what_to_do() {
         let error = Error::new(ErrorKind::TooLarge, "max_bytes is 10");
-        assert_eq!(
-            error.to_string(),
-            "too large: max_bytes is 10; split the payload, or raise the limit that is named"
-        );
+        assert_eq!(error.to_string(), "too large: max_bytes is 10");
+        assert_eq!(error.kind().advice(), "split the payload, or raise the limit that the error names");
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
 

@@ -24,10 +24,11 @@ pub use clock::ManualClock;
 pub use context::EncryptionContext;
 pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
-    Builder, CompactMessage, Envelope, Inspection, KekEntry, OpeningKey, Plaintext, SealingKey, StartUp, inspect,
+    Aad, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder, Inspection, KekEntry, Plaintext,
+    Sealed, StartOptions, StartUp, inspect,
 };
 pub use error::{Error, ErrorKind};
-pub use format::{KekId, Kind, WrappedDek, WrappedKeys, is_sealed};
+pub use format::{KekId, MessageKind, WrappedDek, WrappedKeys, is_sealed};
 pub use kek::DekOrigin;
 pub use kek::call::{BreakerState, CallBudget, CallPolicy};
 pub use memory::{MemoryProtection, memory_protection};

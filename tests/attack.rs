@@ -7,7 +7,9 @@ use waxseal_testing::support;
 
 use support::{Lie, Probe, SUITES, Sample, block_on, context, envelope, local, samples};
 use waxseal::kek::KekErrorClass;
-use waxseal::{Backend, DekOrigin, Envelope, ErrorKind, KekId, WrappedDek, WrappedKeys, inspect, is_sealed};
+use waxseal::{
+    Aad, Backend, DekOrigin, Envelope, ErrorKind, KekId, Sealed, WrappedDek, WrappedKeys, inspect, is_sealed,
+};
 
 /// Opens a changed message with nothing at hand, and with its DEK at hand.
 fn open_both_ways(sample: &Sample, warm: &Envelope, backend: Backend, changed: &[u8], what: &str, may_open: bool) {
@@ -74,8 +76,8 @@ fn every_truncation_and_every_lengthening_is_refused() {
 fn parts_of_two_messages_never_make_a_third() {
     let kek = local("kek");
     let seal = |suite, tenant: &str, aad: &[u8], plaintext: &[u8]| {
-        let envelope = Envelope::builder().write_to(kek.clone()).suite(suite).build().unwrap();
-        block_on(envelope.encrypt(&context(tenant), aad, plaintext)).unwrap()
+        let envelope = Envelope::builder().wrap_with(kek.clone()).suite(suite).build().unwrap();
+        block_on(envelope.encrypt(&context(tenant), Aad::from(aad), plaintext)).unwrap()
     };
     let mut messages = Vec::new();
     for suite in SUITES {
@@ -120,10 +122,10 @@ fn parts_of_two_messages_never_make_a_third() {
                 bytes[6..8].copy_from_slice(&u16::try_from(wrapped).unwrap().to_le_bytes());
                 for envelope in [&envelope(&kek), &{
                     let warm = envelope(&kek);
-                    block_on(warm.decrypt(&context(tenant), aad, a)).unwrap();
+                    block_on(warm.decrypt(&context(tenant), Aad::from(aad), a)).unwrap();
                     warm
                 }] {
-                    match block_on(envelope.decrypt(&context(tenant), aad, &bytes)) {
+                    match block_on(envelope.decrypt(&context(tenant), Aad::from(aad), &bytes)) {
                         // Another message's wrapped keys in front of the DEK at hand; or a part that was the same in both.
                         Ok(opened) => assert!(&*opened == *plaintext && (part == 5 || bytes == *a), "part {part}"),
                         Err(error) => assert!(!error.is_retryable()),
@@ -181,26 +183,36 @@ fn sample_of(sample: &Sample) -> Sample {
 fn the_forms_are_not_exchangeable() {
     let kek = local("kek");
     let alice = context("alice");
-    let compact = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"payload")).unwrap();
+    let compact = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"payload")).unwrap();
     let cold = envelope(&kek);
-    let error = block_on(cold.decrypt(&alice, b"", &compact.message)).unwrap_err();
+    let error = block_on(cold.decrypt(&alice, Aad::empty(), compact.as_bytes())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingWrappedKeys);
 
     // The wrapped keys put behind the nonce, with and without the length field that says so.
-    let mut embedded = compact.message.clone();
-    embedded.splice(52..52, compact.wrapped_keys.as_bytes().iter().copied());
+    let mut embedded = compact.as_bytes().to_vec();
+    embedded.splice(52..52, compact.wrapped_keys().as_bytes().iter().copied());
     assert_eq!(
-        block_on(cold.decrypt_compact(&alice, b"", &embedded, &compact.wrapped_keys)).unwrap_err().kind(),
+        block_on(cold.decrypt(&alice, Aad::empty(), Sealed::compact(&embedded, compact.wrapped_keys())))
+            .unwrap_err()
+            .kind(),
         ErrorKind::Invalid
     );
-    let len = u16::try_from(compact.wrapped_keys.as_bytes().len()).unwrap();
+    let len = u16::try_from(compact.wrapped_keys().as_bytes().len()).unwrap();
     embedded[6..8].copy_from_slice(&len.to_le_bytes());
-    assert_eq!(&*block_on(cold.decrypt(&alice, b"", &embedded)).unwrap(), b"payload", "that is what embedding means");
+    assert_eq!(
+        &*block_on(cold.decrypt(&alice, Aad::empty(), &embedded)).unwrap(),
+        b"payload",
+        "that is what embedding means"
+    );
 
     // A compact message with the wrapped keys of another DEK.
-    let other = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"payload")).unwrap();
-    let error =
-        block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &other.wrapped_keys)).unwrap_err();
+    let other = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"payload")).unwrap();
+    let error = block_on(envelope(&kek).decrypt(
+        &alice,
+        Aad::empty(),
+        Sealed::compact(compact.as_bytes(), other.wrapped_keys()),
+    ))
+    .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid);
 }
 
@@ -229,16 +241,24 @@ fn lengths_at_their_extremes_are_refused_without_allocating_for_them() {
 fn a_lying_key_service_is_an_error_and_never_another_plaintext() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"payload")).unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     for lie in [Lie::OtherDek, Lie::ShortDek, Lie::LongDek] {
         probe.lie(lie);
-        let cold = Envelope::builder().write_to(probe.clone()).build().unwrap();
-        assert_eq!(block_on(cold.decrypt(&alice, b"", &sealed)).unwrap_err().kind(), ErrorKind::Invalid, "{lie:?}");
-        assert!(cold.decrypt_cached(&alice, b"", &sealed).unwrap().is_none(), "{lie:?}: a lie was kept");
+        let cold = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+        assert_eq!(
+            block_on(cold.decrypt(&alice, Aad::empty(), &sealed)).unwrap_err().kind(),
+            ErrorKind::Invalid,
+            "{lie:?}"
+        );
+        assert!(cold.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(), "{lie:?}: a lie was kept");
         probe.lie(None);
         // That the answer was wrong is remembered for a while.
-        cold.clear();
-        assert_eq!(&*block_on(cold.decrypt(&alice, b"", &sealed)).unwrap(), b"payload", "{lie:?}: no harm stays");
+        cold.evict_all();
+        assert_eq!(
+            &*block_on(cold.decrypt(&alice, Aad::empty(), &sealed)).unwrap(),
+            b"payload",
+            "{lie:?}: no harm stays"
+        );
     }
 }
 
@@ -253,27 +273,34 @@ fn a_lie_at_sealing_is_found_before_anything_is_sealed() {
     ] {
         let probe = Probe::new("kek");
         probe.lie(lie);
-        let envelope = Envelope::builder().write_to(probe.clone()).dek_origin(origin).build().unwrap();
-        assert_eq!(block_on(envelope.encrypt(&alice, b"", b"x")).unwrap_err().kind(), kind, "{origin:?} {lie:?}");
+        let envelope = Envelope::builder().wrap_with(probe.clone()).dek_origin(origin).build().unwrap();
+        assert_eq!(
+            block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap_err().kind(),
+            kind,
+            "{origin:?} {lie:?}"
+        );
     }
     // A generated DEK that is not the wrapped one cannot be noticed by the writer, and is by every reader.
     let probe = Probe::new("kek");
     probe.lie(Lie::OtherDek);
-    let writer = Envelope::builder().write_to(probe.clone()).dek_origin(DekOrigin::KeyService).build().unwrap();
-    let sealed = block_on(writer.encrypt(&alice, b"", b"x")).unwrap();
-    assert_eq!(block_on(envelope(&probe.kek).decrypt(&alice, b"", &sealed)).unwrap_err().kind(), ErrorKind::Invalid);
+    let writer = Envelope::builder().wrap_with(probe.clone()).dek_origin(DekOrigin::KeyService).build().unwrap();
+    let sealed = block_on(writer.encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    assert_eq!(
+        block_on(envelope(&probe.kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
 }
 
 #[test]
 fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let envelope = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let envelope = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     probe.kek.rotate().unwrap();
     probe.lie(Lie::RewrapsOtherDek);
     let rewrapped = block_on(envelope.rewrap(&alice, &sealed)).unwrap();
-    assert_eq!(&*block_on(support::envelope(&probe.kek).decrypt(&alice, b"", &rewrapped)).unwrap(), b"x");
+    assert_eq!(&*block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
     probe.lie(Lie::ForeignEntry);
     assert_eq!(block_on(envelope.rewrap(&alice, &sealed)).unwrap_err().kind(), ErrorKind::Provider);
 
@@ -281,7 +308,7 @@ fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
     probe.lie(Lie::RewrapsOtherDek);
     let broken = block_on(envelope.rewrap_unverified(&alice, &sealed)).unwrap();
     assert_eq!(
-        block_on(support::envelope(&probe.kek).decrypt(&alice, b"", &broken)).unwrap_err().kind(),
+        block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &broken)).unwrap_err().kind(),
         ErrorKind::Invalid
     );
 }
@@ -290,17 +317,17 @@ fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
 fn a_forged_message_does_not_disturb_the_rightful_reader() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let reader = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"payload")).unwrap();
-    block_on(reader.decrypt(&alice, b"", &sealed)).unwrap();
+    let reader = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     let calls = probe.calls();
 
     let mallory = context("mallory");
     let mut garbage = sealed.clone();
     garbage[60..].fill(0xEE);
     for (context, forged) in [(&mallory, &sealed), (&alice, &garbage), (&mallory, &garbage)] {
-        assert!(block_on(reader.decrypt(context, b"", forged)).is_err());
-        assert_eq!(&*reader.decrypt_cached(&alice, b"", &sealed).unwrap().unwrap(), b"payload", "evicted");
+        assert!(block_on(reader.decrypt(context, Aad::empty(), forged)).is_err());
+        assert_eq!(&*reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().unwrap(), b"payload", "evicted");
     }
     assert_eq!(probe.calls(), calls, "a forged message cost a call");
 }
@@ -310,9 +337,9 @@ fn plain_bytes_are_never_passed_through() {
     let envelope = envelope(&local("kek"));
     for plain in [&b""[..], b"plain", &[0; 100], &[0xC1; 100], b"\xC1WX"] {
         assert!(!is_sealed(plain) && inspect(plain).is_err());
-        assert!(block_on(envelope.decrypt(&context("alice"), b"", plain)).is_err());
+        assert!(block_on(envelope.decrypt(&context("alice"), Aad::empty(), plain)).is_err());
         let mut buffer = plain.to_vec();
-        assert!(block_on(envelope.decrypt_in_place(&context("alice"), b"", &mut buffer)).is_err());
+        assert!(block_on(envelope.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer)).is_err());
         assert_eq!(buffer, plain, "bytes that are no message were changed");
     }
 }
@@ -324,13 +351,14 @@ fn a_failed_opening_in_place_wipes_only_what_it_decrypted() {
             let envelope = sample.cold(*backend);
             let payload = sample.wrapped_range().end..sample.sealed.len() - 16;
             let mut buffer = sample.sealed.clone();
-            let error = block_on(envelope.decrypt_in_place(&sample.context, b"wrong", &mut buffer)).unwrap_err();
+            let error =
+                block_on(envelope.decrypt_in_place(&sample.context, Aad::from(b"wrong"), &mut buffer)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(buffer[payload.clone()].iter().all(|byte| *byte == 0), "{}: {backend:?}", sample.name);
             assert_eq!(buffer[..payload.start], sample.sealed[..payload.start]);
 
             let mut buffer = sample.sealed.clone();
-            assert!(block_on(envelope.decrypt_in_place(&context("bob"), &sample.aad, &mut buffer)).is_err());
+            assert!(block_on(envelope.decrypt_in_place(&context("bob"), Aad::from(&sample.aad), &mut buffer)).is_err());
             assert_eq!(buffer, sample.sealed, "{}: the key was not found, so nothing was touched", sample.name);
         }
     }
@@ -343,10 +371,10 @@ fn the_error_of_several_keks_leaves_the_most_hope() {
     let probes = [Probe::new("a"), Probe::new("b")];
     let alice = context("alice");
     let build = || {
-        let builder = Envelope::builder().write_to(probes[0].clone()).write_to(probes[1].clone());
+        let builder = Envelope::builder().wrap_with(probes[0].clone()).wrap_with(probes[1].clone());
         builder.build().unwrap()
     };
-    let sealed = block_on(build().encrypt(&alice, b"", b"x")).unwrap();
+    let sealed = block_on(build().encrypt(&alice, Aad::empty(), b"x")).unwrap();
     for (first, second, kind) in [
         (Denied, Unavailable, ErrorKind::Unavailable),
         (Invalid, Throttled, ErrorKind::Throttled),
@@ -357,9 +385,13 @@ fn the_error_of_several_keks_leaves_the_most_hope() {
         for (a, b) in [(first, second), (second, first)] {
             probes[0].lie(Lie::Fails(a));
             probes[1].lie(Lie::Fails(b));
-            assert_eq!(block_on(build().decrypt(&alice, b"", &sealed)).unwrap_err().kind(), kind, "{a} and {b}");
+            assert_eq!(
+                block_on(build().decrypt(&alice, Aad::empty(), &sealed)).unwrap_err().kind(),
+                kind,
+                "{a} and {b}"
+            );
             probes[1].lie(None);
-            assert_eq!(&*block_on(build().decrypt(&alice, b"", &sealed)).unwrap(), b"x", "any success serves");
+            assert_eq!(&*block_on(build().decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x", "any success serves");
         }
     }
     assert!(probes[1].unwraps.load(Ordering::SeqCst) > 0);
@@ -367,8 +399,8 @@ fn the_error_of_several_keks_leaves_the_most_hope() {
 
 #[test]
 fn an_entry_of_an_unknown_kek_is_named() {
-    let sealed = block_on(envelope(&local("theirs")).encrypt(&context("alice"), b"", b"x")).unwrap();
-    let error = block_on(envelope(&local("ours")).decrypt(&context("alice"), b"", &sealed)).unwrap_err();
+    let sealed = block_on(envelope(&local("theirs")).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+    let error = block_on(envelope(&local("ours")).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownKek);
     assert!(error.to_string().contains("local:theirs"), "{error}");
 }
@@ -377,9 +409,12 @@ fn an_entry_of_an_unknown_kek_is_named() {
 fn one_good_entry_among_bad_ones_is_enough() {
     let kek = local("kek");
     let alice = context("alice");
-    let compact = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"x")).unwrap();
+    let compact = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     let bad = |id: &str| WrappedDek::new(KekId::new(id).unwrap(), vec![7; 76]).unwrap();
-    let good = compact.wrapped_keys.entries()[0].clone();
+    let good = compact.wrapped_keys().entries()[0].clone();
     let list = WrappedKeys::new([bad("a"), good, bad("z")]).unwrap();
-    assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &list)).unwrap(), b"x");
+    assert_eq!(
+        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &list))).unwrap(),
+        b"x"
+    );
 }

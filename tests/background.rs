@@ -11,7 +11,7 @@ use support::stage::{Stage, ms, secs};
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
+use waxseal::{Aad, Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
 
 fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
     move || waxseal::Runtime::sleep(&support::Threads, wait)
@@ -23,7 +23,7 @@ fn a_slow_denial_is_heard_though_the_runtime_has_ended() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let stage = {
         let _in = runtime.enter();
-        Stage::new(Limits::default().outage_grace_reading(secs(3600)))
+        Stage::new(Limits::default().stale_if_error_reading(secs(3600)))
     };
     drop(runtime);
     stage.read().unwrap();
@@ -43,7 +43,7 @@ fn a_slow_denial_is_heard_though_the_runtime_has_ended() {
 #[test]
 fn a_slow_denial_is_heard_though_nobody_drives_the_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let stage = runtime.block_on(async { Stage::new(Limits::default().outage_grace_reading(secs(3600))) });
+    let stage = runtime.block_on(async { Stage::new(Limits::default().stale_if_error_reading(secs(3600))) });
     stage.read().unwrap();
     stage.kek.fail_with(KekErrorClass::Denied);
     stage.kek.wait_for(slow(ms(400)));
@@ -130,13 +130,13 @@ impl KekProvider for Closing {
 fn close_gives_up_what_providers_hold_though_shut_down_came_before() {
     let closed = Arc::new(AtomicUsize::new(0));
     let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
-    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     envelope.shut_down();
     block_on(envelope.close());
     let one = closed.swap(0, Ordering::SeqCst);
 
     let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
-    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     {
         let mut closing = Box::pin(envelope.close());
         let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
@@ -170,8 +170,8 @@ fn a_revoked_answer_is_never_at_hand_while_an_observer_blocks() {
     let stage = Stage::with(Limits::default().max_entries(1), |b| b.observer(holds.clone()));
     let stage = Arc::new(stage);
     let bob = context("bob");
-    let other = block_on(support::envelope(stage.kek.local()).encrypt(&bob, b"", b"bob")).unwrap();
-    block_on(stage.envelope.decrypt(&bob, b"", &other)).unwrap();
+    let other = block_on(support::envelope(stage.kek.local()).encrypt(&bob, Aad::empty(), b"bob")).unwrap();
+    block_on(stage.envelope.decrypt(&bob, Aad::empty(), &other)).unwrap();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
     let gate = go.clone();
     stage.kek.wait_for(move || {
@@ -185,14 +185,14 @@ fn a_revoked_answer_is_never_at_hand_while_an_observer_blocks() {
     while stage.calls().0 < 2 {
         std::thread::sleep(ms(1));
     }
-    stage.envelope.revoke_context(&stage.alice);
+    stage.envelope.evict_context(&stage.alice);
     go.add_permits(1);
     let began = Instant::now();
     while !holds.held.load(Ordering::SeqCst) && stage.calls().0 < 3 && began.elapsed() < secs(5) {
         std::thread::sleep(ms(1));
     }
-    let after = stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed);
+    let after = stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed);
     holds.go.store(true, Ordering::SeqCst);
     go.add_permits(10);
-    assert!(!matches!(after, Ok(Some(_))), "opened after revoke_context, by an answer from before");
+    assert!(!matches!(after, Ok(Some(_))), "opened after evict_context, by an answer from before");
 }

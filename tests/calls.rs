@@ -10,8 +10,8 @@ use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{CallAdvice, KekErrorClass, KekProvider};
 use waxseal::{
-    BreakerState, Builder, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event,
-    KekStatistics, Limits, ManualClock, Observer, StartUp,
+    Aad, BreakerState, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error,
+    ErrorKind, Event, KekStatistics, Limits, ManualClock, Observer, StartOptions, StartUp,
 };
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -54,10 +54,10 @@ impl Stage {
     }
 
     /// Some KEKs, in order of preference.
-    fn with(keks: usize, more: impl FnOnce(Builder) -> Builder) -> Self {
+    fn with(keks: usize, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let keks: Vec<_> = (0..keks).map(|n| ScriptedKek::new(&format!("kek{n}")).unwrap()).collect();
         let log = Log::default();
-        let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.write_to(kek.clone()));
+        let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.clone()));
         let envelope = more(builder.observer(log.clone())).build().unwrap();
         Self { keks, log, envelope, alice: context("alice") }
     }
@@ -68,12 +68,15 @@ impl Stage {
 
     /// A message that was sealed elsewhere, under a DEK of its own.
     async fn sealed(&self) -> Vec<u8> {
-        let builder = self.keks.iter().fold(Envelope::builder(), |builder, kek| builder.write_to(kek.local().clone()));
-        builder.build().unwrap().encrypt(&self.alice, b"", b"payload").await.unwrap()
+        let builder = self.keks.iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.local().clone()));
+        builder.build().unwrap().encrypt(&self.alice, Aad::empty(), b"payload").await.unwrap()
     }
 
     async fn open(&self, sealed: &[u8]) -> Result<(), Error> {
-        self.envelope.decrypt(&self.alice, b"", sealed).await.map(|plaintext| assert_eq!(&*plaintext, b"payload"))
+        self.envelope
+            .decrypt(&self.alice, Aad::empty(), sealed)
+            .await
+            .map(|plaintext| assert_eq!(&*plaintext, b"payload"))
     }
 
     async fn open_another(&self) -> Result<(), Error> {
@@ -81,7 +84,7 @@ impl Stage {
     }
 
     async fn seal_for(&self, tenant: &str) -> Result<(), Error> {
-        self.envelope.encrypt(&context(tenant), b"", b"x").await.map(|_| ())
+        self.envelope.encrypt(&context(tenant), Aad::empty(), b"x").await.map(|_| ())
     }
 
     fn calls(&self) -> u64 {
@@ -468,14 +471,14 @@ async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_
     keks[1].fail_with(Denied);
     keks[2].fail_with(Unavailable);
     keks.iter().for_each(|kek| kek.wait_for(|| Box::pin(tokio::time::sleep(ms(100)))));
-    let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.read_from(kek.clone()));
+    let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.unwrap_with(kek.clone()));
     let envelope = builder.call_policy(policy().timeout(ms(60_000)).deadline(ms(60_000)).tries(1)).build().unwrap();
     let alice = context("alice");
 
     let mut calls = Vec::new();
     for dek in 0..100 {
         let kek = [0, 0, 0, 1, 2][dek % 5];
-        let sealed = support::envelope(keks[kek].local()).encrypt(&alice, b"", b"payload").await.unwrap();
+        let sealed = support::envelope(keks[kek].local()).encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
         let mut damaged = sealed.clone();
         damaged[120] ^= 1;
         let expected = [None, Some(ErrorKind::Denied), Some(ErrorKind::Unavailable)][kek];
@@ -487,7 +490,7 @@ async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_
                 (0, 7) => (alice.clone(), damaged.clone(), Some(ErrorKind::Invalid)),
                 _ => (alice.clone(), sealed.clone(), expected),
             };
-            let call = tokio::spawn(async move { envelope.decrypt(&context, b"", &sealed).await.map(|_| ()) });
+            let call = tokio::spawn(async move { envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ()) });
             calls.push((call, expected, caller));
         }
     }
@@ -535,9 +538,9 @@ async fn whoever_comes_later_does_not_wait_for_a_call_that_hung() {
 async fn in_grace_a_slow_key_service_is_not_waited_for_and_its_answer_counts_all_the_same() {
     let clock = ManualClock::new();
     let second = ms(1000);
-    let limits = Limits::default().max_age(100 * second).outage_grace_reading(50 * second);
+    let limits = Limits::default().max_age(100 * second).stale_if_error_reading(50 * second);
     let stage = Stage::with(1, |builder| {
-        let limits = limits.outage_grace_writing(50 * second);
+        let limits = limits.stale_if_error_writing(50 * second);
         builder.limits(limits).clock(clock.clone()).call_policy(CallPolicy::default())
     });
     let sealed = stage.sealed().await;
@@ -553,12 +556,12 @@ async fn in_grace_a_slow_key_service_is_not_waited_for_and_its_answer_counts_all
             stage.open(&sealed).await.unwrap()
         }
         assert!(start.elapsed() < ms(900), "it waited for the answer");
-        assert_eq!(stage.log.count("ServedPastAge"), n + 1);
+        assert_eq!(stage.log.count("ServedStale"), n + 1);
     }
     tokio::time::sleep(ms(1500)).await;
     stage.open(&sealed).await.unwrap();
     stage.seal_for("bob").await.unwrap();
-    assert_eq!((stage.log.count("ServedPastAge"), stage.calls()), (2, 4), "the answers came meanwhile, and serve");
+    assert_eq!((stage.log.count("ServedStale"), stage.calls()), (2, 4), "the answers came meanwhile, and serve");
 }
 
 // --- start, warm-up, end
@@ -572,25 +575,30 @@ async fn the_start_needs_the_key_service_or_does_without_as_configured() {
         kek.fail_with(class);
         let start = |how| {
             let log = Log::default();
-            let builder = Envelope::builder().write_to(kek.clone()).observer(log.clone()).start_up(how);
-            (builder.call_policy(policy()).warm_up(context("alice")), log)
+            let builder = Envelope::builder().wrap_with(kek.clone()).observer(log.clone());
+            let options = StartOptions::default().start_up(how).warm_up([&context("alice")]);
+            (builder.call_policy(policy()).start(options), log)
         };
         let (builder, _) = start(StartUp::RequireKeyServices);
-        assert!(builder.start().await.is_err(), "{class}");
+        assert!(builder.await.is_err(), "{class}");
         let (builder, log) = start(StartUp::TolerateOutage);
-        let started = builder.start().await;
+        let started = builder.await;
         assert_eq!(started.is_ok(), tolerated, "{class}");
         assert_eq!(log.count("StartedWithout"), usize::from(tolerated));
         if let Ok(envelope) = started {
-            assert!(envelope.encrypt(&context("alice"), b"", b"x").await.unwrap_err().is_retryable());
+            assert!(envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err().is_retryable());
             kek.fail_with(None);
-            envelope.encrypt(&context("alice"), b"", b"x").await.unwrap();
+            envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
         }
     }
     let kek = ScriptedKek::new("kek").unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).warm_up(context("alice")).start().await.unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(kek.clone())
+        .start(StartOptions::default().warm_up([&context("alice")]))
+        .await
+        .unwrap();
     assert_eq!(kek.calls().wraps, 1);
-    envelope.encrypt(&context("alice"), b"", b"x").await.unwrap();
+    envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
     assert_eq!(kek.calls().wraps, 1, "it was warm");
 }
 
@@ -621,7 +629,8 @@ async fn a_key_service_that_hangs_does_not_keep_the_start() {
         }
     }
     let kek = Hanging(ScriptedKek::new("kek").unwrap());
-    let error = Envelope::builder().write_to(kek).call_policy(policy()).start().await.unwrap_err();
+    let error =
+        Envelope::builder().wrap_with(kek).call_policy(policy()).start(StartOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
@@ -646,8 +655,8 @@ async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
     let sealed = stage.sealed().await;
     stage.open(&sealed).await.unwrap();
     stage.seal_for("alice").await.unwrap();
-    let sealing = stage.envelope.sealing_key(&stage.alice).await.unwrap();
-    let opening = stage.envelope.opening_key(&stage.alice, &sealed).await.unwrap();
+    let sealing = stage.envelope.encryptor(&stage.alice).await.unwrap();
+    let opening = stage.envelope.decryptor(&stage.alice, &sealed).await.unwrap();
     stage.kek().script([Act::Hang, Act::Hang]);
     let hanging: Vec<_> = [false, true]
         .into_iter()
@@ -663,12 +672,12 @@ async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
         let ended = tokio::time::timeout(ms(10_000), call).await.expect("it hangs").unwrap();
         assert_eq!(kind(ended), Some(ErrorKind::ShutDown));
     }
-    assert_eq!(kind(sealing.seal(b"", b"x")), Some(ErrorKind::Expired));
-    assert_eq!(kind(opening.open(b"", &sealed)), Some(ErrorKind::Expired));
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), Some(ErrorKind::Expired));
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &sealed)), Some(ErrorKind::Expired));
     assert_eq!(kind(stage.open(&sealed).await), Some(ErrorKind::ShutDown));
     assert_eq!(kind(stage.seal_for("alice").await), Some(ErrorKind::ShutDown));
     assert_eq!(kind(stage.envelope.rewrap(&stage.alice, &sealed).await), Some(ErrorKind::ShutDown));
-    assert!(stage.envelope.clone().decrypt_cached(&stage.alice, b"", &sealed).unwrap().is_none());
+    assert!(stage.envelope.clone().decrypt_cached(&stage.alice, Aad::empty(), &sealed).unwrap().is_none());
     assert_eq!(stage.log.count("Wiped"), 3, "one for reading; one for writing, and the same for reading");
 }
 
@@ -709,7 +718,7 @@ async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
         (CallPolicy::default().breaker_probe(ms(0)), "breaker_probe"),
         (CallPolicy::default().breaker_probe(ms(60_001)), "breaker_probe"),
     ] {
-        let error = Envelope::builder().write_to(support::local("kek")).call_policy(policy).build().unwrap_err();
+        let error = Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains(option), "{option}: {error}");
     }
@@ -720,13 +729,13 @@ async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
         CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000)).backoff(ms(10_000)).tries(10),
         CallPolicy::default().timeout(ms(2)).deadline(ms(2)).tries(1).hedge_percentile(50).breaker_failures(1000),
     ] {
-        Envelope::builder().write_to(support::local("kek")).call_policy(policy).build().unwrap();
+        Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build().unwrap();
     }
 }
 
 #[test]
 fn an_option_that_has_to_wait_is_refused_without_a_runtime() {
-    let build = |policy| Envelope::builder().write_to(support::local("kek")).call_policy(policy).build();
+    let build = |policy| Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build();
     for (policy, option) in [
         (CallPolicy::default().timeout(ms(100)), "timeout"),
         (CallPolicy::default().deadline(ms(100)), "deadline"),
@@ -740,7 +749,7 @@ fn an_option_that_has_to_wait_is_refused_without_a_runtime() {
     }
     build(CallPolicy::default().tries(1).hedge_percentile(100).breaker_failures(3).breaker_probe(ms(100))).unwrap();
     let budget = CallBudget::new(100, 100).unwrap();
-    let error = Envelope::builder().write_to(support::local("kek")).call_budget(budget).build().unwrap_err();
+    let error = Envelope::builder().wrap_with(support::local("kek")).call_budget(budget).build().unwrap_err();
     assert!(error.to_string().contains("call_budget"), "{error}");
 }
 
@@ -754,10 +763,10 @@ async fn a_dek_opens_no_more_messages_than_max_uses_before_it_is_unwrapped_again
         stage.open(&sealed).await.unwrap();
     }
     assert_eq!(stage.kek().calls().unwraps, 10);
-    let key = stage.envelope.opening_key(&stage.alice, &sealed).await.unwrap();
-    let opened = (0..100).filter(|_| key.open(b"", &sealed).is_ok()).count();
+    let key = stage.envelope.decryptor(&stage.alice, &sealed).await.unwrap();
+    let opened = (0..100).filter(|_| key.decrypt(Aad::empty(), &sealed).is_ok()).count();
     assert!(opened <= 10, "{opened}");
-    assert_eq!(kind(key.open(b"", &sealed)), Some(ErrorKind::Exhausted));
+    assert_eq!(kind(key.decrypt(Aad::empty(), &sealed)), Some(ErrorKind::Exhausted));
     // Many at once: as many unwraps as it takes, and every message is opened.
     let stage = Arc::new(stage);
     let before = stage.kek().calls().unwraps;
@@ -784,11 +793,11 @@ async fn statistics_count_what_was_at_hand_and_what_was_asked() {
     stage.kek().fail_with(Denied);
     assert!(stage.open_another().await.is_err());
     let statistics = stage.envelope.statistics();
-    assert_eq!((statistics.reading_asked, statistics.reading_at_hand), (2, 99));
-    assert_eq!((statistics.writing_asked, statistics.writing_at_hand), (1, 99));
+    assert_eq!((statistics.reading_misses, statistics.reading_hits), (2, 99));
+    assert_eq!((statistics.writing_misses, statistics.writing_hits), (1, 99));
     assert_eq!((statistics.reading_deks, statistics.writing_deks), (2, 1));
     assert_eq!((statistics.keks[0].calls, statistics.keks[0].failures), (3, 1));
-    assert_eq!(statistics.served_past_age, 0);
+    assert_eq!(statistics.served_stale, 0);
 }
 
 #[tokio::test]
@@ -801,7 +810,7 @@ async fn every_event_of_a_life_is_told() {
     tokio::time::sleep(ms(20)).await;
     stage.seal_for("bob").await.unwrap();
     tokio::time::sleep(ms(100)).await;
-    stage.envelope.clear();
+    stage.envelope.evict_all();
     stage.open(&sealed).await.unwrap();
     for tenant in ["carol", "dave"] {
         stage.seal_for(tenant).await.unwrap();

@@ -11,8 +11,8 @@ use waxseal_testing::support;
 use support::{Lie, Probe, SUITES, block_on, context, envelope, local, samples};
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Backend, Builder, Dek, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Kind, Limits, Nonces, Suite,
-    WrappedDek, WrappedKeys, inspect, is_sealed,
+    Aad, Backend, Dek, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Limits, MessageKind,
+    Nonces, Sealed, Suite, WrappedDek, WrappedKeys, inspect, is_sealed,
 };
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
@@ -28,32 +28,32 @@ fn what_is_sealed_opens_in_every_way() {
         for suite in SUITES {
             let kek = local("kek");
             let alice = context("alice");
-            let writer = Envelope::builder().write_to(kek.clone()).suite(suite).backend(*backend).build().unwrap();
+            let writer = Envelope::builder().wrap_with(kek.clone()).suite(suite).backend(*backend).build().unwrap();
             for plaintext in [&b""[..], b"x", &[7; 100_000]] {
-                let sealed = block_on(writer.encrypt(&alice, b"aad", plaintext)).unwrap();
+                let sealed = block_on(writer.encrypt(&alice, Aad::from(b"aad"), plaintext)).unwrap();
                 let mut in_place = plaintext.to_vec();
-                block_on(writer.encrypt_in_place(&alice, b"aad", &mut in_place)).unwrap();
-                let key = block_on(writer.sealing_key(&alice)).unwrap();
-                let by_handle = key.seal(b"aad", plaintext).unwrap();
+                block_on(writer.encrypt_in_place(&alice, Aad::from(b"aad"), &mut in_place)).unwrap();
+                let key = block_on(writer.encryptor(&alice)).unwrap();
+                let by_handle = key.encrypt(Aad::from(b"aad"), plaintext).unwrap();
                 let mut room = vec![0; key.prefix_len() + plaintext.len() + key.tag_len()];
                 room[key.prefix_len()..][..plaintext.len()].copy_from_slice(plaintext);
-                key.seal_in_place(b"aad", &mut room).unwrap();
+                key.encrypt_in_place(Aad::from(b"aad"), &mut room).unwrap();
                 assert_eq!((key.suite(), key.context()), (suite, &alice));
 
                 for sealed in [sealed, in_place, by_handle, room] {
                     assert!(is_sealed(&sealed));
                     assert_eq!(sealed.len(), key.prefix_len() + plaintext.len() + key.tag_len());
                     let cold = envelope(&kek);
-                    assert!(cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().is_none());
-                    assert_eq!(&*block_on(cold.decrypt(&alice, b"aad", &sealed)).unwrap(), plaintext);
-                    assert_eq!(&*cold.decrypt_cached(&alice, b"aad", &sealed).unwrap().unwrap(), plaintext);
+                    assert!(cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().is_none());
+                    assert_eq!(&*block_on(cold.decrypt(&alice, Aad::from(b"aad"), &sealed)).unwrap(), plaintext);
+                    assert_eq!(&*cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().unwrap(), plaintext);
                     assert_eq!(
-                        *block_on(cold.decrypt_in_place(&alice, b"aad", &mut sealed.clone())).unwrap(),
+                        *block_on(cold.decrypt_in_place(&alice, Aad::from(b"aad"), &mut sealed.clone())).unwrap(),
                         *plaintext
                     );
-                    let key = block_on(envelope(&kek).opening_key(&alice, &sealed)).unwrap();
-                    assert_eq!(&*key.open(b"aad", &sealed).unwrap(), plaintext);
-                    assert_eq!(*key.open_in_place(b"aad", &mut sealed.clone()).unwrap(), *plaintext);
+                    let key = block_on(envelope(&kek).decryptor(&alice, &sealed)).unwrap();
+                    assert_eq!(&*key.decrypt(Aad::from(b"aad"), &sealed).unwrap(), plaintext);
+                    assert_eq!(*key.decrypt_in_place(Aad::from(b"aad"), &mut sealed.clone()).unwrap(), *plaintext);
                     assert_eq!((key.suite(), key.context()), (suite, &alice));
                 }
             }
@@ -73,24 +73,24 @@ fn the_backends_open_each_others_messages() {
 #[test]
 fn many_messages_of_one_context_cost_one_call_and_other_contexts_one_each() {
     let probe = Probe::new("kek");
-    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
     let mut sealed = Vec::new();
     for row in 0..100_u32 {
         let aad = row.to_le_bytes();
-        sealed.push((aad, block_on(service.encrypt(&context("alice"), &aad, b"x")).unwrap()));
+        sealed.push((aad, block_on(service.encrypt(&context("alice"), Aad::from(&aad), b"x")).unwrap()));
     }
     for (aad, sealed) in &sealed {
-        block_on(service.decrypt(&context("alice"), aad, sealed)).unwrap();
+        block_on(service.decrypt(&context("alice"), Aad::from(aad), sealed)).unwrap();
     }
     assert_eq!(probe.calls(), 1, "and what it wrote itself it reads without asking");
     for tenant in ["bob", "carol"] {
-        block_on(service.encrypt(&context(tenant), b"", b"x")).unwrap();
+        block_on(service.encrypt(&context(tenant), Aad::empty(), b"x")).unwrap();
     }
     assert_eq!(probe.wraps.load(Ordering::SeqCst), 3);
 
-    let reader = Envelope::builder().read_from(probe.clone()).build().unwrap();
+    let reader = Envelope::builder().unwrap_with(probe.clone()).build().unwrap();
     for (aad, sealed) in &sealed {
-        block_on(reader.decrypt(&context("alice"), aad, sealed)).unwrap();
+        block_on(reader.decrypt(&context("alice"), Aad::from(aad), sealed)).unwrap();
     }
     assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
 }
@@ -99,10 +99,10 @@ fn many_messages_of_one_context_cost_one_call_and_other_contexts_one_each() {
 fn a_dek_that_was_unwrapped_never_seals() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
-    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
-    let ours = block_on(service.encrypt(&alice, b"", b"y")).unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+    let ours = block_on(service.encrypt(&alice, Aad::empty(), b"y")).unwrap();
     assert_ne!(inspect(&ours).unwrap().dek_id, inspect(&sealed).unwrap().dek_id);
     assert_eq!(probe.wraps.load(Ordering::SeqCst), 1);
 }
@@ -111,7 +111,7 @@ fn a_dek_that_was_unwrapped_never_seals() {
 fn inspection_says_what_the_bytes_claim() {
     for sample in samples() {
         let inspection = inspect(&sample.sealed).unwrap();
-        assert_eq!((inspection.version, inspection.suite, inspection.kind), (1, sample.suite, Kind::Message));
+        assert_eq!((inspection.version, inspection.suite, inspection.kind), (1, sample.suite, MessageKind::Message));
         assert_eq!(inspection.plaintext_len, Some(sample.plaintext.len()), "{}", sample.name);
         let expected: Vec<_> = match sample.wrapped_keys {
             None => sample.keks.iter().map(|kek| kek.id().clone()).collect(),
@@ -144,7 +144,7 @@ fn inspection_and_configuration_go_through_serde() {
 #[test]
 fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_refused_without() {
     use waxseal::CallPolicy;
-    let limits = ["max_age", "refresh_after", "outage_grace_reading", "outage_grace_writing", "refuse_for"];
+    let limits = ["max_age", "refresh_after", "stale_if_error_reading", "stale_if_error_writing", "denial_ttl"];
     let policy = ["timeout", "deadline", "backoff", "breaker_probe"];
     let through = |field: &str, json: &str| -> Result<String, serde_json::Error> {
         let json = format!(r#"{{"{field}": {json}}}"#);
@@ -182,22 +182,36 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
     for suite in SUITES {
         let kek = local("kek");
         let alice = context("alice");
-        let writer = Envelope::builder().write_to(kek.clone()).suite(suite).build().unwrap();
-        let compact = block_on(writer.encrypt_compact(&alice, b"aad", b"payload")).unwrap();
-        assert_eq!(compact.message.len(), 7 + 56 + suite.nonce_len());
+        let writer = Envelope::builder().wrap_with(kek.clone()).suite(suite).build().unwrap();
+        let compact = block_on(writer.encrypt_compact(&alice, Aad::from(b"aad"), b"payload")).unwrap();
+        assert_eq!(compact.as_bytes().len(), 7 + 56 + suite.nonce_len());
         // Stored as bytes and read back, as a service would.
-        let keys = WrappedKeys::try_from(compact.wrapped_keys.as_bytes()).unwrap();
+        let keys = WrappedKeys::try_from(compact.wrapped_keys().as_bytes()).unwrap();
         let cold = envelope(&kek);
-        assert_eq!(kind(block_on(cold.decrypt(&alice, b"aad", &compact.message))), ErrorKind::MissingWrappedKeys);
-        assert_eq!(&*block_on(cold.decrypt_compact(&alice, b"aad", &compact.message, &keys)).unwrap(), b"payload");
-        assert_eq!(&*block_on(cold.decrypt(&alice, b"aad", &compact.message)).unwrap(), b"payload", "at hand by now");
+        assert_eq!(
+            kind(block_on(cold.decrypt(&alice, Aad::from(b"aad"), compact.as_bytes()))),
+            ErrorKind::MissingWrappedKeys
+        );
+        assert_eq!(
+            &*block_on(cold.decrypt(&alice, Aad::from(b"aad"), Sealed::compact(compact.as_bytes(), &keys))).unwrap(),
+            b"payload"
+        );
+        assert_eq!(
+            kind(block_on(cold.decrypt(&alice, Aad::from(b"aad"), compact.as_bytes()))),
+            ErrorKind::MissingWrappedKeys,
+            "also while the DEK is cached"
+        );
+        assert_eq!(
+            kind(cold.decrypt_cached(&alice, Aad::from(b"aad"), compact.as_bytes())),
+            ErrorKind::MissingWrappedKeys
+        );
 
-        let key = block_on(writer.sealing_key(&alice)).unwrap().compact();
+        let key = block_on(writer.encryptor(&alice)).unwrap().compact();
         assert_eq!(key.wrapped_keys(), &keys);
-        let again = key.seal(b"aad", b"again").unwrap();
-        let opening = block_on(envelope(&kek).opening_key_compact(&alice, &again, &keys)).unwrap();
-        assert_eq!(&*opening.open(b"aad", &again).unwrap(), b"again");
-        assert_eq!(&*opening.open(b"aad", &compact.message).unwrap(), b"payload");
+        let again = key.encrypt(Aad::from(b"aad"), b"again").unwrap();
+        let opening = block_on(envelope(&kek).decryptor(&alice, Sealed::compact(again.as_bytes(), &keys))).unwrap();
+        assert_eq!(&*opening.decrypt(Aad::from(b"aad"), &again).unwrap(), b"again");
+        assert_eq!(&*opening.decrypt(Aad::from(b"aad"), compact.as_bytes()).unwrap(), b"payload");
     }
 }
 
@@ -205,11 +219,14 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
 fn a_message_that_carries_its_wrapped_keys_is_opened_with_those() {
     let kek = local("kek");
     let alice = context("alice");
-    let sealed = block_on(envelope(&kek).encrypt(&alice, b"", b"x")).unwrap();
-    let others = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"y")).unwrap().wrapped_keys;
-    assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &sealed, &others)).unwrap(), b"x");
-    let key = block_on(envelope(&kek).opening_key_compact(&alice, &sealed, &others)).unwrap();
-    assert_eq!(&*key.open(b"", &sealed).unwrap(), b"x");
+    let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let others = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"y")).unwrap().into_parts().1;
+    assert_eq!(
+        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(&sealed, &others))).unwrap(),
+        b"x"
+    );
+    let key = block_on(envelope(&kek).decryptor(&alice, Sealed::compact(&sealed, &others))).unwrap();
+    assert_eq!(&*key.decrypt(Aad::empty(), &sealed).unwrap(), b"x");
 }
 
 /// A KEK that takes every entry for its own, and fails as it is told.
@@ -299,12 +316,14 @@ fn assert_is_fit_for_a_log(text: &str) {
 fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
     let kek = local("kek");
     let alice = context("alice");
-    let compact = block_on(envelope(&kek).encrypt_compact(&alice, b"", b"x")).unwrap();
+    let compact = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     let forged_id = waxseal::KekId::new(UNFIT_FOR_A_LOG).unwrap();
-    let wrapped = compact.wrapped_keys.entries()[0].wrapped();
+    let wrapped = compact.wrapped_keys().entries()[0].wrapped();
     let forged = WrappedDek::new(forged_id.clone(), wrapped).unwrap();
     let keys = WrappedKeys::new([forged.clone()]).unwrap();
-    let read = |envelope: &Envelope| block_on(envelope.decrypt_compact(&alice, b"", &compact.message, &keys));
+    let read = |envelope: &Envelope| {
+        block_on(envelope.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)))
+    };
 
     for text in [format!("{forged_id}"), format!("{forged_id:?}"), format!("{forged:?}"), format!("{keys:?}")] {
         assert_is_fit_for_a_log(&text);
@@ -320,11 +339,11 @@ fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
     for class in [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured] {
         let fails = Some((class, "not today, admin logged in"));
         let provider = TakesAny { kek: kek.clone(), fails };
-        let service = Envelope::builder().read_from(provider).build().unwrap();
+        let service = Envelope::builder().unwrap_with(provider).build().unwrap();
         every_text(&read(&service).unwrap_err()).iter().for_each(|text| assert_is_fit_for_a_log(text));
     }
 
-    let mut message = compact.message.clone();
+    let mut message = compact.as_bytes().to_vec();
     message[6..8].copy_from_slice(&u16::try_from(keys.as_bytes().len()).unwrap().to_le_bytes());
     message.splice(52..52, keys.as_bytes().iter().copied());
     assert_is_fit_for_a_log(&format!("{:?}", inspect(&message).unwrap()));
@@ -334,7 +353,7 @@ fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
 fn what_a_server_answers_can_write_into_no_log() {
     let kek = local("kek");
     let alice = context("alice");
-    let sealed = block_on(envelope(&kek).encrypt(&alice, b"", b"x")).unwrap();
+    let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
     for class in
         [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured, KekErrorClass::Invalid]
     {
@@ -345,8 +364,8 @@ fn what_a_server_answers_can_write_into_no_log() {
         if class != KekErrorClass::Invalid {
             every_text(&Error::from(error)).iter().for_each(|text| assert_is_fit_for_a_log(text));
         }
-        let service = Envelope::builder().read_from(provider).build().unwrap();
-        let failed = block_on(service.decrypt(&alice, b"", &sealed)).unwrap_err();
+        let service = Envelope::builder().unwrap_with(provider).build().unwrap();
+        let failed = block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap_err();
         if class != KekErrorClass::Invalid {
             every_text(&failed).iter().for_each(|text| assert_is_fit_for_a_log(text));
         }
@@ -368,7 +387,7 @@ fn while_a_dek_is_cached_its_messages_open_whatever_became_of_their_wrapped_keys
         sample.open(&reader, &sample.sealed).unwrap();
         assert_eq!(sample.open(&reader, &damaged).unwrap(), sample.plaintext, "{}", sample.name);
         assert_eq!(kind(block_on(reader.rewrap(&sample.context, &damaged))), ErrorKind::Malformed, "a rewrap looks");
-        reader.clear();
+        reader.evict_all();
         assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
     }
 }
@@ -377,18 +396,21 @@ fn while_a_dek_is_cached_its_messages_open_whatever_became_of_their_wrapped_keys
 fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
-    let service = Envelope::builder().write_to(probe.clone()).limits(Limits::default().max_uses(50)).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).limits(Limits::default().max_uses(50)).build().unwrap();
     let mut forged = sealed.clone();
     *forged.last_mut().unwrap() ^= 1;
-    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
-    let handle = block_on(service.opening_key(&alice, &sealed)).unwrap();
+    block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+    let handle = block_on(service.decryptor(&alice, &sealed)).unwrap();
     for _ in 0..1000 {
-        assert_eq!(kind(block_on(service.decrypt(&alice, b"", &forged))), ErrorKind::Invalid);
-        assert_eq!(kind(service.decrypt_cached(&alice, b"", &forged)), ErrorKind::Invalid);
-        assert_eq!(kind(block_on(service.decrypt_in_place(&alice, b"", &mut forged.clone()))), ErrorKind::Invalid);
-        assert_eq!(kind(handle.open(b"", &forged)), ErrorKind::Invalid);
-        assert_eq!(kind(handle.open(b"another AAD", &sealed)), ErrorKind::Invalid);
+        assert_eq!(kind(block_on(service.decrypt(&alice, Aad::empty(), &forged))), ErrorKind::Invalid);
+        assert_eq!(kind(service.decrypt_cached(&alice, Aad::empty(), &forged)), ErrorKind::Invalid);
+        assert_eq!(
+            kind(block_on(service.decrypt_in_place(&alice, Aad::empty(), &mut forged.clone()))),
+            ErrorKind::Invalid
+        );
+        assert_eq!(kind(handle.decrypt(Aad::empty(), &forged)), ErrorKind::Invalid);
+        assert_eq!(kind(handle.decrypt(Aad::from(b"another AAD"), &sealed)), ErrorKind::Invalid);
     }
     assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
     // Forged and genuine ones at once, on one handle: 49 uses are left, and each of them is used.
@@ -397,8 +419,8 @@ fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
             .map(|_| {
                 scope.spawn(|| {
                     let genuine = (0..2000).filter(|i| {
-                        let _ = handle.open(b"", &forged).unwrap_err();
-                        i % 20 == 0 && handle.open(b"", &sealed).is_ok()
+                        let _ = handle.decrypt(Aad::empty(), &forged).unwrap_err();
+                        i % 20 == 0 && handle.decrypt(Aad::empty(), &sealed).is_ok()
                     });
                     genuine.count()
                 })
@@ -406,32 +428,34 @@ fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    let rest = (0..100).filter(|_| handle.open(b"", &sealed).is_ok()).count();
+    let rest = (0..100).filter(|_| handle.decrypt(Aad::empty(), &sealed).is_ok()).count();
     assert_eq!(opened + rest, 49);
-    assert_eq!(kind(handle.open(b"", &sealed)), ErrorKind::Exhausted);
+    assert_eq!(kind(handle.decrypt(Aad::empty(), &sealed)), ErrorKind::Exhausted);
 }
 
 #[test]
 fn a_handle_refuses_messages_of_another_dek_and_says_which() {
     let alice = context("alice");
     let (a, b) = (envelope(&local("a")), envelope(&local("b")));
-    let (mine, other) =
-        (block_on(a.encrypt(&alice, b"", b"x")).unwrap(), block_on(b.encrypt(&alice, b"", b"x")).unwrap());
-    let key = block_on(a.opening_key(&alice, &mine)).unwrap();
-    let error = key.open(b"", &other).unwrap_err();
+    let (mine, other) = (
+        block_on(a.encrypt(&alice, Aad::empty(), b"x")).unwrap(),
+        block_on(b.encrypt(&alice, Aad::empty(), b"x")).unwrap(),
+    );
+    let key = block_on(a.decryptor(&alice, &mine)).unwrap();
+    let error = key.decrypt(Aad::empty(), &other).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OtherDek);
     assert!(error.to_string().contains(&inspect(&other).unwrap().dek_id.to_string()));
     let mut buffer = other.clone();
-    assert_eq!(kind(key.open_in_place(b"", &mut buffer)), ErrorKind::OtherDek);
+    assert_eq!(kind(key.decrypt_in_place(Aad::empty(), &mut buffer)), ErrorKind::OtherDek);
     assert_eq!(buffer, other);
 }
 
 #[test]
 fn a_buffer_without_room_is_refused_and_keeps_its_plaintext() {
-    let key = block_on(envelope(&local("kek")).sealing_key(&context("alice"))).unwrap();
+    let key = block_on(envelope(&local("kek")).encryptor(&context("alice"))).unwrap();
     for len in [0, 1, key.prefix_len(), key.prefix_len() + key.tag_len() - 1] {
         let mut buffer = vec![9; len];
-        assert_eq!(kind(key.seal_in_place(b"", &mut buffer)), ErrorKind::BufferSize);
+        assert_eq!(kind(key.encrypt_in_place(Aad::empty(), &mut buffer)), ErrorKind::BufferSize);
         assert_eq!(buffer, vec![9; len]);
     }
 }
@@ -439,14 +463,16 @@ fn a_buffer_without_room_is_refused_and_keeps_its_plaintext() {
 #[test]
 fn a_failed_call_leaves_the_callers_buffer_alone() {
     let probe = Probe::new("kek");
-    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), b"", b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     probe.lie(Lie::Fails(KekErrorClass::Unavailable));
     let mut plain = b"payload".to_vec();
-    let error = block_on(service.encrypt_in_place(&context("alice"), b"", &mut plain)).unwrap_err();
+    let error = block_on(service.encrypt_in_place(&context("alice"), Aad::empty(), &mut plain)).unwrap_err();
     assert!(error.is_retryable() && plain == b"payload");
     let mut buffer = sealed.clone();
-    assert!(block_on(service.decrypt_in_place(&context("alice"), b"", &mut buffer)).unwrap_err().is_retryable());
+    assert!(
+        block_on(service.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer)).unwrap_err().is_retryable()
+    );
     assert_eq!(buffer, sealed);
 }
 
@@ -460,11 +486,11 @@ fn each_class_of_a_key_services_failure_has_its_kind() {
         (KekErrorClass::Invalid, ErrorKind::Invalid),
     ] {
         let probe = Probe::new("kek");
-        let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), b"", b"x")).unwrap();
+        let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         probe.lie(Lie::Fails(class));
-        let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
-        assert_eq!(kind(block_on(service.encrypt(&context("alice"), b"", b"x"))), expected);
-        assert_eq!(kind(block_on(service.decrypt(&context("alice"), b"", &sealed))), expected);
+        let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+        assert_eq!(kind(block_on(service.encrypt(&context("alice"), Aad::empty(), b"x"))), expected);
+        assert_eq!(kind(block_on(service.decrypt(&context("alice"), Aad::empty(), &sealed))), expected);
         assert_eq!(probe.calls(), 2, "one try each");
     }
 }
@@ -475,24 +501,24 @@ fn each_class_of_a_key_services_failure_has_its_kind() {
 fn every_writing_kek_opens_alone_and_all_are_needed_to_write() {
     let [a, b] = [Probe::new("a"), Probe::new("b")];
     let alice = context("alice");
-    let both = || Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
-    let sealed = block_on(both().encrypt(&alice, b"", b"x")).unwrap();
+    let both = || Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).build().unwrap();
+    let sealed = block_on(both().encrypt(&alice, Aad::empty(), b"x")).unwrap();
     for kek in [&a.kek, &b.kek] {
-        assert_eq!(&*block_on(envelope(kek).decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+        assert_eq!(&*block_on(envelope(kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
     }
     b.lie(Lie::Fails(KekErrorClass::Unavailable));
-    assert_eq!(kind(block_on(both().encrypt(&alice, b"", b"x"))), ErrorKind::Unavailable);
-    assert_eq!(&*block_on(both().decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+    assert_eq!(kind(block_on(both().encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::Unavailable);
+    assert_eq!(&*block_on(both().decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
 }
 
 #[test]
 fn keks_are_asked_in_their_order_and_only_until_one_serves() {
     let [a, b] = [Probe::new("a"), Probe::new("b")];
     let alice = context("alice");
-    let writer = Envelope::builder().write_to(a.kek.clone()).write_to(b.kek.clone()).build().unwrap();
-    let sealed = block_on(writer.encrypt(&alice, b"", b"x")).unwrap();
-    let reader = Envelope::builder().read_from(b.clone()).read_from(a.clone()).build().unwrap();
-    block_on(reader.decrypt(&alice, b"", &sealed)).unwrap();
+    let writer = Envelope::builder().wrap_with(a.kek.clone()).wrap_with(b.kek.clone()).build().unwrap();
+    let sealed = block_on(writer.encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let reader = Envelope::builder().unwrap_with(b.clone()).unwrap_with(a.clone()).build().unwrap();
+    block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     assert_eq!((a.calls(), b.calls()), (0, 1));
 }
 
@@ -500,8 +526,8 @@ fn keks_are_asked_in_their_order_and_only_until_one_serves() {
 fn rewrap_moves_a_message_from_one_kek_to_another_and_touches_no_payload() {
     let [old, new] = [Probe::new("old"), Probe::new("new")];
     let alice = context("alice");
-    let sealed = block_on(envelope(&old.kek).encrypt(&alice, b"", b"x")).unwrap();
-    let mover = Envelope::builder().write_to(new.clone()).read_from(old.clone()).build().unwrap();
+    let sealed = block_on(envelope(&old.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let mover = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
     assert!(mover.needs_rewrap(&sealed).unwrap());
     let moved = block_on(mover.rewrap(&alice, &sealed)).unwrap();
     assert!(!mover.needs_rewrap(&moved).unwrap());
@@ -509,29 +535,29 @@ fn rewrap_moves_a_message_from_one_kek_to_another_and_touches_no_payload() {
     let (from, to) = (inspect(&sealed).unwrap(), inspect(&moved).unwrap());
     assert_eq!((from.dek_id, from.plaintext_len), (to.dek_id, to.plaintext_len));
     assert_eq!(moved[moved.len() - 17..], sealed[sealed.len() - 17..]);
-    assert_eq!(&*block_on(envelope(&new.kek).decrypt(&alice, b"", &moved)).unwrap(), b"x");
-    assert_eq!(kind(block_on(envelope(&old.kek).decrypt(&alice, b"", &moved))), ErrorKind::UnknownKek);
+    assert_eq!(&*block_on(envelope(&new.kek).decrypt(&alice, Aad::empty(), &moved)).unwrap(), b"x");
+    assert_eq!(kind(block_on(envelope(&old.kek).decrypt(&alice, Aad::empty(), &moved))), ErrorKind::UnknownKek);
 }
 
 #[test]
 fn rewrap_without_the_right_to_unwrap_asks_for_no_unwrap() {
     let probe = Probe::new("kek");
     let alice = context("alice");
-    let service = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
     probe.kek.rotate().unwrap();
     let rewrapped = block_on(service.rewrap_unverified(&alice, &sealed)).unwrap();
     assert_eq!((probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst)), (1, 0));
     assert!(!service.needs_rewrap(&rewrapped).unwrap());
-    assert_eq!(&*block_on(envelope(&probe.kek).decrypt(&alice, b"", &rewrapped)).unwrap(), b"x");
+    assert_eq!(&*block_on(envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
 }
 
 #[test]
 fn rewrap_drops_nothing_it_could_not_replace() {
     let [old, new] = [Probe::new("old"), Probe::new("new")];
     let alice = context("alice");
-    let sealed = block_on(envelope(&old.kek).encrypt(&alice, b"", b"x")).unwrap();
-    let mover = Envelope::builder().write_to(new.clone()).read_from(old.clone()).build().unwrap();
+    let sealed = block_on(envelope(&old.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let mover = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
     for (probe, class, expected) in [
         (&old, KekErrorClass::Unavailable, ErrorKind::Unavailable),
         (&old, KekErrorClass::Denied, ErrorKind::Denied),
@@ -548,16 +574,19 @@ fn rewrap_drops_nothing_it_could_not_replace() {
 fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
     let [a, b] = [local("a"), local("b")];
     let alice = context("alice");
-    let both = Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
-    let compact = block_on(both.encrypt_compact(&alice, b"", b"x")).unwrap();
-    let [entry_a, entry_b] = compact.wrapped_keys.entries() else { panic!() };
+    let both = Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).build().unwrap();
+    let compact = block_on(both.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
+    let [entry_a, entry_b] = compact.wrapped_keys().entries() else { panic!() };
     let mut bytes = entry_a.wrapped().to_vec();
     bytes[70] ^= 1;
     let damaged = waxseal::WrappedDek::new(entry_a.kek_id().clone(), bytes).unwrap();
     let keys = WrappedKeys::new([damaged, entry_b.clone()]).unwrap();
-    let dek_id = inspect(&compact.message).unwrap().dek_id;
-    let healed = block_on(both.rewrap_keys(&alice, &dek_id, &keys)).unwrap();
-    assert_eq!(&*block_on(envelope(&a).decrypt_compact(&alice, b"", &compact.message, &healed)).unwrap(), b"x");
+    let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
+    let healed = block_on(both.rewrap_wrapped_keys(&alice, &dek_id, &keys)).unwrap();
+    assert_eq!(
+        &*block_on(envelope(&a).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &healed))).unwrap(),
+        b"x"
+    );
     assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
 }
 
@@ -614,21 +643,21 @@ fn a_rewrap_does_not_believe_metadata_that_anybody_can_write() {
     let probe = Probe::new("kek");
     let kek = Arc::new(VersionInMeta { probe: probe.clone(), current: 1.into() });
     let alice = context("alice");
-    let service = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let compact = block_on(service.encrypt_compact(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     probe.kek.rotate().unwrap();
     kek.current.store(2, Ordering::SeqCst);
-    let old = &compact.wrapped_keys.entries()[0];
+    let old = &compact.wrapped_keys().entries()[0];
     let claims = |meta: &[u8]| WrappedKeys::new([old.clone().with_meta(meta).unwrap()]).unwrap();
-    let dek_id = inspect(&compact.message).unwrap().dek_id;
+    let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
     for (meta, hint) in [(&[2][..], false), (&[1], true), (&[], false), (&[7; 64], true)] {
         let keys = claims(meta);
-        assert_eq!(service.needs_rewrap_keys(&keys), hint, "a hint, from the bytes");
-        let rewrapped = block_on(service.rewrap_keys(&alice, &dek_id, &keys)).unwrap();
+        assert_eq!(service.wrapped_keys_need_rewrap(&keys), hint, "a hint, from the bytes");
+        let rewrapped = block_on(service.rewrap_wrapped_keys(&alice, &dek_id, &keys)).unwrap();
         assert!(probe.kek.is_current(&rewrapped.entries()[0]) == Some(true), "{meta:?}");
     }
     probe.kek.retire(1).unwrap();
-    let error = block_on(service.rewrap_keys(&alice, &dek_id, &claims(&[2])));
+    let error = block_on(service.rewrap_wrapped_keys(&alice, &dek_id, &claims(&[2])));
     assert_eq!(kind(error), ErrorKind::Denied, "it is not kept unseen either");
 }
 
@@ -636,21 +665,21 @@ fn a_rewrap_does_not_believe_metadata_that_anybody_can_write() {
 fn a_rewrap_that_may_not_unwrap_keeps_nothing_on_the_word_of_whoever_wrote_it() {
     let [a, b] = [Probe::new("a"), Probe::new("b")];
     let alice = context("alice");
-    let both = Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
-    let sealed = block_on(both.encrypt(&alice, b"", b"x")).unwrap();
+    let both = Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).build().unwrap();
+    let sealed = block_on(both.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     // An entry that says it is current, and is nobody's: kept, it would be all that is left.
-    let compact = block_on(both.encrypt_compact(&alice, b"", b"x")).unwrap();
-    let mut bytes = compact.wrapped_keys.entries()[0].wrapped().to_vec();
+    let compact = block_on(both.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
+    let mut bytes = compact.wrapped_keys().entries()[0].wrapped().to_vec();
     bytes[70] ^= 1;
     let damaged = WrappedDek::new(a.id().clone(), bytes).unwrap();
-    let keys = WrappedKeys::new([damaged, compact.wrapped_keys.entries()[1].clone()]).unwrap();
+    let keys = WrappedKeys::new([damaged, compact.wrapped_keys().entries()[1].clone()]).unwrap();
     let mut forged = sealed.clone();
     let w = usize::from(u16::from_le_bytes([sealed[6], sealed[7]]));
     assert_eq!(w, keys.as_bytes().len());
     forged[52..52 + w].copy_from_slice(keys.as_bytes());
-    let only_a = Envelope::builder().write_to(a.clone()).read_from(b.clone()).build().unwrap();
+    let only_a = Envelope::builder().wrap_with(a.clone()).unwrap_with(b.clone()).build().unwrap();
     let rewrapped = block_on(only_a.rewrap_unverified(&alice, &forged)).unwrap();
-    assert_eq!(&*block_on(envelope(&a.kek).decrypt(&alice, b"", &rewrapped)).unwrap(), b"x");
+    assert_eq!(&*block_on(envelope(&a.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
 }
 
 #[test]
@@ -658,15 +687,20 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     let kek = local("kek");
     let alice = context("alice");
     let service = envelope(&kek);
-    let compact = block_on(service.encrypt_compact(&alice, b"", b"x")).unwrap();
-    assert_eq!(kind(block_on(service.rewrap(&alice, &compact.message))), ErrorKind::MissingWrappedKeys);
-    assert!(!service.needs_rewrap(&compact.message).unwrap() && !service.needs_rewrap_keys(&compact.wrapped_keys));
+    let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
+    assert_eq!(kind(block_on(service.rewrap(&alice, compact.as_bytes()))), ErrorKind::MissingWrappedKeys);
+    assert!(
+        !service.needs_rewrap(compact.as_bytes()).unwrap() && !service.wrapped_keys_need_rewrap(compact.wrapped_keys())
+    );
     kek.rotate().unwrap();
-    assert!(service.needs_rewrap_keys(&compact.wrapped_keys));
-    let dek_id = inspect(&compact.message).unwrap().dek_id;
-    let keys = block_on(service.rewrap_keys(&alice, &dek_id, &compact.wrapped_keys)).unwrap();
+    assert!(service.wrapped_keys_need_rewrap(compact.wrapped_keys()));
+    let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
+    let keys = block_on(service.rewrap_wrapped_keys(&alice, &dek_id, compact.wrapped_keys())).unwrap();
     kek.retire(1).unwrap();
-    assert_eq!(&*block_on(envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &keys)).unwrap(), b"x");
+    assert_eq!(
+        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys))).unwrap(),
+        b"x"
+    );
 }
 
 /// Names the method that was called.
@@ -753,8 +787,8 @@ fn a_shared_provider_forwards_every_method() {
     assert_eq!(text(block_on(shared.unwrap_many(&[])).remove(0)), "invalid: unwrap_many");
     assert_eq!(text(block_on(shared.rewrap_many(&[])).remove(0)), "invalid: rewrap_many");
     assert_eq!(text(block_on(shared.health())), "invalid: health");
-    let envelope = Envelope::builder().write_to(shared).build().unwrap();
-    assert_eq!(kind(block_on(envelope.encrypt(&none, b"", b"x"))), ErrorKind::Invalid, "wrap");
+    let envelope = Envelope::builder().wrap_with(shared).build().unwrap();
+    assert_eq!(kind(block_on(envelope.encrypt(&none, Aad::empty(), b"x"))), ErrorKind::Invalid, "wrap");
 }
 
 // --- each option, and its nonsense
@@ -763,25 +797,25 @@ fn a_shared_provider_forwards_every_method() {
 fn write_to_and_read_from_say_who_wraps_and_who_only_unwraps() {
     let [a, b] = [local("a"), local("b")];
     let alice = context("alice");
-    let service = Envelope::builder().write_to(a.clone()).read_from(b.clone()).build().unwrap();
-    let sealed = block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(a.clone()).unwrap_with(b.clone()).build().unwrap();
+    let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().keks.len(), 1);
-    assert_eq!(kind(block_on(envelope(&b).decrypt(&alice, b"", &sealed))), ErrorKind::UnknownKek);
-    let old = block_on(envelope(&b).encrypt(&alice, b"", b"old")).unwrap();
-    assert_eq!(&*block_on(service.decrypt(&alice, b"", &old)).unwrap(), b"old");
-    let reader = Envelope::builder().read_from(a).build().unwrap();
-    assert_eq!(kind(block_on(reader.encrypt(&alice, b"", b"x"))), ErrorKind::InvalidOption);
-    assert_eq!(kind(block_on(reader.sealing_key(&alice))), ErrorKind::InvalidOption);
+    assert_eq!(kind(block_on(envelope(&b).decrypt(&alice, Aad::empty(), &sealed))), ErrorKind::UnknownKek);
+    let old = block_on(envelope(&b).encrypt(&alice, Aad::empty(), b"old")).unwrap();
+    assert_eq!(&*block_on(service.decrypt(&alice, Aad::empty(), &old)).unwrap(), b"old");
+    let reader = Envelope::builder().unwrap_with(a).build().unwrap();
+    assert_eq!(kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::InvalidOption);
+    assert_eq!(kind(block_on(reader.encryptor(&alice))), ErrorKind::InvalidOption);
 }
 
 #[test]
 fn suite_is_the_one_of_new_messages() {
     for suite in SUITES {
-        let service = Envelope::builder().write_to(local("kek")).suite(suite).build().unwrap();
-        let sealed = block_on(service.encrypt(&context("alice"), b"", b"x")).unwrap();
+        let service = Envelope::builder().wrap_with(local("kek")).suite(suite).build().unwrap();
+        let sealed = block_on(service.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         assert_eq!(inspect(&sealed).unwrap().suite, suite);
     }
-    let sealed = block_on(envelope(&local("kek")).encrypt(&context("alice"), b"", b"x")).unwrap();
+    let sealed = block_on(envelope(&local("kek")).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().suite, Suite::Aes256Gcm, "the default");
 }
 
@@ -789,10 +823,11 @@ fn suite_is_the_one_of_new_messages() {
 fn nonces_are_random_from_either_source() {
     for nonces in [Nonces::Thread, Nonces::System] {
         for suite in SUITES {
-            let service = Envelope::builder().write_to(local("kek")).suite(suite).nonces(nonces).build().unwrap();
-            let key = block_on(service.sealing_key(&context("alice"))).unwrap();
-            let seen: HashSet<_> =
-                (0..500).map(|_| key.seal(b"", b"x").unwrap()[40..40 + suite.nonce_len()].to_vec()).collect();
+            let service = Envelope::builder().wrap_with(local("kek")).suite(suite).nonces(nonces).build().unwrap();
+            let key = block_on(service.encryptor(&context("alice"))).unwrap();
+            let seen: HashSet<_> = (0..500)
+                .map(|_| key.encrypt(Aad::empty(), b"x").unwrap()[40..40 + suite.nonce_len()].to_vec())
+                .collect();
             assert_eq!(seen.len(), 500);
         }
     }
@@ -802,13 +837,13 @@ fn nonces_are_random_from_either_source() {
 fn dek_origin_says_who_makes_deks() {
     for (origin, generates, wraps) in [(DekOrigin::Local, 0, 2), (DekOrigin::KeyService, 1, 1)] {
         let [a, b] = [Probe::new("a"), Probe::new("b")];
-        let service = Envelope::builder().write_to(a.clone()).write_to(b.clone()).dek_origin(origin).build().unwrap();
-        let sealed = block_on(service.encrypt(&context("alice"), b"", b"x")).unwrap();
+        let service = Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).dek_origin(origin).build().unwrap();
+        let sealed = block_on(service.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         let made = a.generates.load(Ordering::SeqCst) + b.generates.load(Ordering::SeqCst);
         let wrapped = a.wraps.load(Ordering::SeqCst) + b.wraps.load(Ordering::SeqCst);
         assert_eq!((made, wrapped), (generates, wraps), "{origin:?}");
         for kek in [&a.kek, &b.kek] {
-            assert_eq!(&*block_on(envelope(kek).decrypt(&context("alice"), b"", &sealed)).unwrap(), b"x");
+            assert_eq!(&*block_on(envelope(kek).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap(), b"x");
         }
     }
 }
@@ -818,25 +853,25 @@ fn max_age_ends_deks_and_handles() {
     let probe = Probe::new("kek");
     let alice = context("alice");
     let limits = Limits::default().max_age(Duration::from_millis(1000));
-    let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
-    let sealed = block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
+    let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let (sealing, opening) =
-        (block_on(service.sealing_key(&alice)).unwrap(), block_on(service.opening_key(&alice, &sealed)).unwrap());
+        (block_on(service.encryptor(&alice)).unwrap(), block_on(service.decryptor(&alice, &sealed)).unwrap());
     std::thread::sleep(Duration::from_millis(1050));
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
-    assert_eq!(kind(opening.open(b"", &sealed)), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &sealed)), ErrorKind::Expired);
     let mut buffer = sealed.clone();
-    assert_eq!(kind(opening.open_in_place(b"", &mut buffer)), ErrorKind::Expired);
-    assert!(service.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
-    block_on(service.decrypt(&alice, b"", &sealed)).unwrap();
+    assert_eq!(kind(opening.decrypt_in_place(Aad::empty(), &mut buffer)), ErrorKind::Expired);
+    assert!(service.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
+    block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     assert_eq!(probe.unwraps.load(Ordering::SeqCst), 1);
-    block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     assert_eq!(probe.wraps.load(Ordering::SeqCst), 2);
 
-    let long = Envelope::builder().write_to(probe.clone()).build().unwrap();
-    let key = block_on(long.sealing_key(&alice)).unwrap();
+    let long = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let key = block_on(long.encryptor(&alice)).unwrap();
     std::thread::sleep(Duration::from_millis(1050));
-    key.seal(b"", b"x").unwrap();
+    key.encrypt(Aad::empty(), b"x").unwrap();
 }
 
 #[test]
@@ -845,24 +880,24 @@ fn max_entries_bounds_the_deks_at_hand() {
     let messages: Vec<_> = (0..50)
         .map(|i| {
             let context = context(&format!("tenant-{i}"));
-            let sealed = block_on(envelope(&probe.kek).encrypt(&context, b"", b"x")).unwrap();
+            let sealed = block_on(envelope(&probe.kek).encrypt(&context, Aad::empty(), b"x")).unwrap();
             (context, sealed)
         })
         .collect();
     for (max_entries, at_most) in [(1, 1), (10, 10), (4096, 50)] {
         let limits = Limits::default().max_entries(max_entries);
-        let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+        let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
         for (context, sealed) in &messages {
-            block_on(service.decrypt(context, b"", sealed)).unwrap();
+            block_on(service.decrypt(context, Aad::empty(), sealed)).unwrap();
         }
         // The cache settles its bounds now and then, not at once: that is its documented way.
         std::thread::sleep(Duration::from_millis(400));
         for (context, sealed) in &messages {
-            let _ = service.decrypt_cached(context, b"", sealed).unwrap();
+            let _ = service.decrypt_cached(context, Aad::empty(), sealed).unwrap();
         }
         std::thread::sleep(Duration::from_millis(400));
         let at_hand = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
-            service.decrypt_cached(context, b"", sealed).unwrap().is_some()
+            service.decrypt_cached(context, Aad::empty(), sealed).unwrap().is_some()
         };
         let kept = messages.iter().filter(at_hand).count();
         assert!(kept <= at_most && kept > 0, "max_entries {max_entries}: {kept} at hand");
@@ -874,21 +909,21 @@ fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
     let alice = context("alice");
     for (limits, per_dek) in [(Limits::default().max_messages(3), 3), (Limits::default().max_bytes(25), 2)] {
         let probe = Probe::new("kek");
-        let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
+        let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
         for _ in 0..per_dek * 4 {
-            block_on(service.encrypt(&alice, b"", b"ten bytes.")).unwrap();
+            block_on(service.encrypt(&alice, Aad::empty(), b"ten bytes.")).unwrap();
         }
         assert_eq!(probe.wraps.load(Ordering::SeqCst), 4, "{limits:?}");
 
-        let key = block_on(service.sealing_key(&alice)).unwrap();
-        let key = if key.seal(b"", b"ten bytes.").is_ok() {
+        let key = block_on(service.encryptor(&alice)).unwrap();
+        let key = if key.encrypt(Aad::empty(), b"ten bytes.").is_ok() {
             key
         } else {
-            block_on(service.sealing_key(&context("bob"))).unwrap()
+            block_on(service.encryptor(&context("bob"))).unwrap()
         };
-        let more = (0..10).take_while(|_| key.clone().seal(b"", b"ten bytes.").is_ok()).count();
+        let more = (0..10).take_while(|_| key.clone().encrypt(Aad::empty(), b"ten bytes.").is_ok()).count();
         assert!(more <= per_dek, "clones share the caps");
-        assert_eq!(kind(key.seal(b"", b"ten bytes.")), ErrorKind::Exhausted);
+        assert_eq!(kind(key.encrypt(Aad::empty(), b"ten bytes.")), ErrorKind::Exhausted);
     }
 }
 
@@ -896,20 +931,21 @@ fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
 fn a_payload_that_no_dek_may_seal_is_refused_before_anybody_is_asked() {
     let probe = Probe::new("kek");
     let limits = Limits::default().max_bytes(10);
-    let service = Envelope::builder().write_to(probe.clone()).limits(limits).build().unwrap();
-    assert_eq!(kind(block_on(service.encrypt(&context("alice"), b"", &[0; 11]))), ErrorKind::TooLarge);
+    let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
+    assert_eq!(kind(block_on(service.encrypt(&context("alice"), Aad::empty(), &[0; 11]))), ErrorKind::TooLarge);
     assert_eq!(probe.calls(), 0);
-    block_on(service.encrypt(&context("alice"), b"", &[0; 10])).unwrap();
+    block_on(service.encrypt(&context("alice"), Aad::empty(), &[0; 10])).unwrap();
 }
 
 #[test]
 fn caps_hold_among_threads() {
     let limits = Limits::default().max_messages(1000);
-    let service = Envelope::builder().write_to(local("kek")).limits(limits).build().unwrap();
-    let key = block_on(service.sealing_key(&context("alice"))).unwrap();
+    let service = Envelope::builder().wrap_with(local("kek")).limits(limits).build().unwrap();
+    let key = block_on(service.encryptor(&context("alice"))).unwrap();
     let sealed: usize = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..8).map(|_| scope.spawn(|| (0..500).filter(|_| key.seal(b"", b"x").is_ok()).count())).collect();
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| (0..500).filter(|_| key.encrypt(Aad::empty(), b"x").is_ok()).count()))
+            .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(sealed, 1000);
@@ -917,13 +953,13 @@ fn caps_hold_among_threads() {
 
 #[test]
 fn nonsense_is_refused_at_build_with_the_option_named() {
-    let good = || Envelope::builder().write_to(local("kek"));
+    let good = || Envelope::builder().wrap_with(local("kek"));
     let limits = Limits::default();
-    let cases: Vec<(Builder, &str)> = vec![
-        (Envelope::builder(), "write_to"),
-        ((0..17).fold(Envelope::builder(), |builder, i| builder.write_to(local(&format!("{i}")))), "write_to"),
-        (good().write_to(local("kek")), "write_to"),
-        (good().read_from(local("kek")), "read_from"),
+    let cases: Vec<(EnvelopeBuilder, &str)> = vec![
+        (Envelope::builder(), "wrap_with"),
+        ((0..17).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}")))), "wrap_with"),
+        (good().wrap_with(local("kek")), "wrap_with"),
+        (good().unwrap_with(local("kek")), "unwrap_with"),
         (good().limits(limits.max_age(Duration::ZERO)), "max_age"),
         (good().limits(limits.max_age(Duration::from_nanos(1))), "max_age"),
         (good().limits(limits.max_age(Duration::from_secs(24 * 3600 + 1))), "max_age"),
@@ -954,7 +990,7 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
 
 #[test]
 fn sixteen_writing_keks_are_allowed() {
-    let builder = (0..16).fold(Envelope::builder(), |builder, i| builder.write_to(local(&format!("{i}"))));
-    let sealed = block_on(builder.build().unwrap().encrypt(&context("alice"), b"", b"x")).unwrap();
+    let builder = (0..16).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}"))));
+    let sealed = block_on(builder.build().unwrap().encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().keks.len(), 16);
 }

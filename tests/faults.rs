@@ -16,7 +16,8 @@ use support::context;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime, WrappedDek,
+    Aad, CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime, Sealed,
+    WrappedDek,
 };
 
 /// The unit of virtual time: nothing here happens between two ticks.
@@ -171,11 +172,11 @@ fn run(fault: Fault, state: State) -> Outcome {
         let grace = if state == State::PastAgeWithGrace { GRACE } else { Duration::ZERO };
         let limits = Limits::default()
             .max_age(MAX_AGE)
-            .outage_grace_reading(grace)
-            .refuse_for(Duration::from_millis(500))
+            .stale_if_error_reading(grace)
+            .denial_ttl(Duration::from_millis(500))
             .max_entries(1 << 20);
         let envelope = Envelope::builder()
-            .write_to(faulty.clone())
+            .wrap_with(faulty.clone())
             .limits(limits)
             .clock(clock.clone())
             .runtime(VirtualTime)
@@ -188,12 +189,15 @@ fn run(fault: Fault, state: State) -> Outcome {
         let local = faulty.kek.local().clone();
         let new_message = move |alice: EncryptionContext| {
             let elsewhere = support::envelope(&local);
-            async move { elsewhere.encrypt_compact(&alice, b"", b"payload").await.unwrap() }
+            async move { elsewhere.encrypt_compact(&alice, Aad::empty(), b"payload").await.unwrap() }
         };
         let mut known = Vec::new();
         for _ in 0..DEKS {
             let sealed = new_message(alice.clone()).await;
-            envelope.decrypt_compact(&alice, b"", &sealed.message, &sealed.wrapped_keys).await.unwrap();
+            envelope
+                .decrypt(&alice, Aad::empty(), Sealed::compact(sealed.as_bytes(), sealed.wrapped_keys()))
+                .await
+                .unwrap();
             known.push(sealed);
         }
         *faulty.fault.lock().unwrap() = Some(fault);
@@ -219,9 +223,11 @@ fn run(fault: Fault, state: State) -> Outcome {
                             return;
                         }
                         let seen = if began < end { &during } else { &after };
-                        let (message, keys) = (&sealed.message, &sealed.wrapped_keys);
-                        let answer =
-                            envelope.decrypt_compact(&alice, b"", message, keys).await.map(|plain| plain.to_vec());
+                        let (message, keys) = (sealed.as_bytes(), sealed.wrapped_keys());
+                        let answer = envelope
+                            .decrypt(&alice, Aad::empty(), Sealed::compact(message, keys))
+                            .await
+                            .map(|plain| plain.to_vec());
                         seen.lock().unwrap().note(&faulty, keys.entries()[0].wrapped(), began, answer, MAX_AGE + grace);
                     }
                 })

@@ -9,7 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use support::{SUITES, block_on, context, local};
-use waxseal::{Backend, Envelope, Limits};
+use waxseal::{Aad, Backend, Envelope, Limits};
 use waxseal_testing::support;
 
 const DEKS: usize = 4096;
@@ -34,22 +34,23 @@ fn a_cached_dek_takes_what_the_documentation_says() {
         for suite in SUITES {
             // Twice the room, so that none makes room for another.
             let limits = Limits::default().max_entries(2 * DEKS as u64);
-            let builder = || Envelope::builder().write_to(kek.clone()).backend(*backend).suite(suite).limits(limits);
+            let builder = || Envelope::builder().wrap_with(kek.clone()).backend(*backend).suite(suite).limits(limits);
             let (writer, reader) = (builder().build().unwrap(), builder().build().unwrap());
             let mut messages = Vec::with_capacity(DEKS);
             let writing = per_dek(|| {
                 for i in 0..DEKS {
                     let context = context(&format!("tenant-{i:06}"));
-                    block_on(writer.sealing_key(&context)).unwrap();
+                    block_on(writer.encryptor(&context)).unwrap();
                 }
             });
             for i in 0..DEKS {
-                messages.push(block_on(writer.encrypt(&context(&format!("tenant-{i:06}")), b"", b"x")).unwrap());
+                messages
+                    .push(block_on(writer.encrypt(&context(&format!("tenant-{i:06}")), Aad::empty(), b"x")).unwrap());
             }
             let reading = per_dek(|| {
                 for (i, message) in messages.iter().enumerate() {
                     let context = context(&format!("tenant-{i:06}"));
-                    assert_eq!(&*block_on(reader.decrypt(&context, b"", message)).unwrap(), b"x");
+                    assert_eq!(&*block_on(reader.decrypt(&context, Aad::empty(), message)).unwrap(), b"x");
                 }
             });
             let (w, r) = (writer.statistics(), reader.statistics());

@@ -11,7 +11,7 @@ use waxseal_testing::support;
 
 use rustix::process::{WaitOptions, waitpid};
 use support::{SUITES, block_on, context, local};
-use waxseal::{Backend, Envelope, ErrorKind, Nonces, inspect};
+use waxseal::{Aad, Backend, Envelope, ErrorKind, Nonces, inspect};
 
 /// Forks, runs `work` in the child, and gives what it wrote.
 fn in_child(work: impl FnOnce(&mut File)) -> Vec<u8> {
@@ -52,10 +52,10 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
     for backend in Backend::all() {
         for nonces in [Nonces::Thread, Nonces::System] {
             for suite in SUITES {
-                let builder = Envelope::builder().write_to(local("kek")).backend(*backend).nonces(nonces).suite(suite);
+                let builder = Envelope::builder().wrap_with(local("kek")).backend(*backend).nonces(nonces).suite(suite);
                 let envelope = builder.build().unwrap();
                 let alice = context("alice");
-                let seal = || block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+                let seal = || block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
                 // Warm: DEK at hand, generator seeded and used.
                 let before = seal();
                 let child = in_child(|pipe| {
@@ -80,16 +80,16 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
 #[test]
 fn a_million_messages_across_a_fork_repeat_no_nonce_under_one_key() {
     const EACH: usize = 500_000;
-    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
     let alice = context("alice");
     // DEK id and nonce of each message.
     let seal = |sink: &mut dyn FnMut(&[u8])| {
         for _ in 0..EACH {
-            let message = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+            let message = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
             sink(&message[8..52]);
         }
     };
-    block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let mut all = in_child(|pipe| {
         let mut pipe = std::io::BufWriter::with_capacity(1 << 20, pipe);
         seal(&mut |part| pipe.write_all(part).unwrap());
@@ -103,9 +103,9 @@ fn a_million_messages_across_a_fork_repeat_no_nonce_under_one_key() {
 
 #[test]
 fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
-    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
     let alice = context("alice");
-    let seal = || block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let seal = || block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let len = seal().len();
     let mut seen = HashSet::new();
     for _ in 0..2 {
@@ -133,20 +133,20 @@ fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
 
 #[test]
 fn a_sealing_key_ends_at_a_fork_and_an_opening_key_does_not() {
-    let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
     let alice = context("alice");
-    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
-    let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
-    let opening = block_on(envelope.opening_key(&alice, &sealed)).unwrap();
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
+    let sealing = block_on(envelope.encryptor(&alice)).unwrap();
+    let opening = block_on(envelope.decryptor(&alice, &sealed)).unwrap();
     let child = in_child(|pipe| {
-        let error = sealing.seal(b"", b"x").unwrap_err();
+        let error = sealing.encrypt(Aad::empty(), b"x").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Expired);
-        assert_eq!(&*opening.open(b"", &sealed).unwrap(), b"x");
-        let key = block_on(envelope.sealing_key(&alice)).unwrap();
-        pipe.write_all(&key.seal(b"", b"by the child").unwrap()).unwrap();
+        assert_eq!(&*opening.decrypt(Aad::empty(), &sealed).unwrap(), b"x");
+        let key = block_on(envelope.encryptor(&alice)).unwrap();
+        pipe.write_all(&key.encrypt(Aad::empty(), b"by the child").unwrap()).unwrap();
     });
-    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
-    sealing.seal(b"", b"x").unwrap();
+    assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(), b"by the child");
+    sealing.encrypt(Aad::empty(), b"x").unwrap();
 }
 
 #[test]
@@ -154,17 +154,17 @@ fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
     let kek = local("kek");
     let envelope = support::envelope(&kek);
     let alice = context("alice");
-    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let child = in_child(|pipe| {
         // Its versions would be made from secrets that are wiped here.
         assert_eq!(kek.rotate().unwrap_err().kind(), ErrorKind::Expired);
         assert_eq!(kek.versions(), [(1, true)]);
         let envelope = support::envelope(&kek);
-        assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
-        pipe.write_all(&block_on(envelope.encrypt(&alice, b"", b"by the child")).unwrap()).unwrap();
+        assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
+        pipe.write_all(&block_on(envelope.encrypt(&alice, Aad::empty(), b"by the child")).unwrap()).unwrap();
     });
     assert_eq!(kek.rotate().unwrap(), 2);
-    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &child)).unwrap(), b"by the child");
+    assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(), b"by the child");
 }
 
 #[cfg(feature = "test-util")]
@@ -184,9 +184,9 @@ fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
             move |_| if wait.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending },
         ))
     });
-    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     let alice = context("alice");
-    let mut call = pin!(envelope.encrypt(&alice, b"", b"x"));
+    let mut call = pin!(envelope.encrypt(&alice, Aad::empty(), b"x"));
     let mut waker = Context::from_waker(Waker::noop());
     assert!(call.as_mut().poll(&mut waker).is_pending());
     in_child(|_| {
@@ -196,21 +196,21 @@ fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     });
     go.store(true, Ordering::SeqCst);
     let Poll::Ready(Ok(sealed)) = call.as_mut().poll(&mut waker) else { panic!("the parent goes on") };
-    assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+    assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
 }
 
 #[test]
 fn what_a_thread_remembers_of_the_parents_deks_is_not_used_in_the_child() {
     let envelope = support::envelope(&local("kek"));
     let alice = context("alice");
-    let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     // Twice, so that this thread remembers the DEK.
     for _ in 0..2 {
-        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
+        assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
     }
     in_child(|_| {
-        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_none(), "the parent's DEK");
-        assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+        assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(), "the parent's DEK");
+        assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
     });
-    assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
+    assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
 }

@@ -10,7 +10,7 @@ use support::stage::{Log, Stage, kind, secs};
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
 
 const CLASSES: [KekErrorClass; 5] = [
     KekErrorClass::Unavailable,
@@ -55,23 +55,23 @@ fn a_dek_in_use_is_renewed_ahead_of_its_age_by_one_call() {
         }
         assert_eq!(stage.calls(), (1 + round, 1 + round));
     }
-    assert_eq!(stage.log.count("ServedPastAge"), 0);
+    assert_eq!(stage.log.count("ServedStale"), 0);
 }
 
 #[test]
 fn a_renewal_leaves_handles_the_time_they_had() {
     let stage = Stage::new(Limits::default());
-    let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
-    let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+    let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
+    let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
     stage.clock.advance(secs(81));
     stage.read().unwrap();
     stage.write().unwrap();
     assert_eq!(stage.calls(), (2, 2));
-    opening.open(b"", &stage.sealed).unwrap();
-    sealing.seal(b"", b"x").unwrap();
+    opening.decrypt(Aad::empty(), &stage.sealed).unwrap();
+    sealing.encrypt(Aad::empty(), b"x").unwrap();
     stage.clock.advance(secs(19));
-    assert_eq!(kind(opening.open(b"", &stage.sealed)), ErrorKind::Expired);
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     stage.read().unwrap();
     assert_eq!(stage.calls(), (2, 2), "the renewed one has its own time");
 }
@@ -118,14 +118,14 @@ fn a_failed_renewal_leaves_the_dek_its_age_and_is_not_repeated_at_once() {
 #[test]
 fn past_its_age_only_an_outage_is_ridden_out_and_only_within_the_grace() {
     for class in CLASSES {
-        let stage = Stage::new(Limits::default().outage_grace_reading(secs(50)).outage_grace_writing(secs(20)));
+        let stage = Stage::new(Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(20)));
         stage.read().unwrap();
         stage.write().unwrap();
         stage.kek.fail_with(class);
         let outage = matches!(class, KekErrorClass::Unavailable | KekErrorClass::Throttled);
         stage.clock.advance(secs(101));
         assert_eq!((stage.read().is_ok(), stage.write().is_ok()), (outage, outage), "{class} at 101 s");
-        assert_eq!(stage.log.count("ServedPastAge"), if outage { 2 } else { 0 });
+        assert_eq!(stage.log.count("ServedStale"), if outage { 2 } else { 0 });
         stage.clock.advance(secs(19));
         assert_eq!((stage.read().is_ok(), stage.write().is_ok()), (outage, false), "{class} at 120 s");
         stage.clock.advance(secs(30));
@@ -142,12 +142,12 @@ fn without_a_grace_nothing_serves_past_its_age() {
     stage.clock.advance(secs(100));
     assert_eq!(kind(stage.read()), ErrorKind::Unavailable);
     assert_eq!(kind(stage.write()), ErrorKind::Unavailable);
-    assert!(stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_none());
+    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
 }
 
 #[test]
 fn during_a_known_outage_one_call_a_second_asks_and_nobody_else_waits() {
-    let limits = Limits::default().outage_grace_reading(secs(1000)).outage_grace_writing(secs(1000));
+    let limits = Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000));
     let stage = Stage::new(limits);
     stage.read().unwrap();
     stage.write().unwrap();
@@ -161,14 +161,14 @@ fn during_a_known_outage_one_call_a_second_asks_and_nobody_else_waits() {
         assert_eq!(stage.calls(), (1 + second, 1 + second));
         stage.clock.advance(secs(1));
     }
-    assert_eq!(stage.log.count("ServedPastAge"), 20, "told once for each DEK and retry interval");
-    assert_eq!(stage.envelope.statistics().served_past_age, 1000);
+    assert_eq!(stage.log.count("ServedStale"), 20, "told once for each DEK and retry interval");
+    assert_eq!(stage.envelope.statistics().served_stale, 1000);
 }
 
 #[test]
 fn an_outage_that_turns_into_a_misconfiguration_or_a_denial_is_ridden_out_no_more() {
     for class in [KekErrorClass::Misconfigured, KekErrorClass::Invalid, KekErrorClass::Denied] {
-        let stage = Stage::new(Limits::default().outage_grace_reading(secs(1000)).outage_grace_writing(secs(1000)));
+        let stage = Stage::new(Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000)));
         stage.read().unwrap();
         stage.write().unwrap();
         stage.kek.fail_with(KekErrorClass::Unavailable);
@@ -184,12 +184,12 @@ fn an_outage_that_turns_into_a_misconfiguration_or_a_denial_is_ridden_out_no_mor
 
 #[test]
 fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_and_an_older_one_does_not() {
-    let stage = Stage::new(Limits::default().outage_grace_reading(secs(50)).outage_grace_writing(secs(50)));
+    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(50)));
     let handles = || {
-        let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
-        let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+        let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
+        let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
         let sealed = stage.sealed.clone();
-        move || (opening.open(b"", &sealed).is_ok(), sealing.seal(b"", b"x").is_ok())
+        move || (opening.decrypt(Aad::empty(), &sealed).is_ok(), sealing.encrypt(Aad::empty(), b"x").is_ok())
     };
     let older = handles();
     stage.kek.fail_with(KekErrorClass::Unavailable);
@@ -210,24 +210,24 @@ fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_
 
 #[test]
 fn a_handle_in_the_grace_ends_when_nobody_knows_any_more_whether_the_outage_lasts() {
-    let stage = Stage::new(Limits::default().outage_grace_reading(secs(10_000)).outage_grace_writing(secs(10_000)));
+    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(10_000)).stale_if_error_writing(secs(10_000)));
     stage.read().unwrap();
     stage.write().unwrap();
     stage.kek.fail_with(KekErrorClass::Unavailable);
     stage.clock.advance(secs(101));
-    let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
-    let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+    let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
+    let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
     stage.kek.fail_with(KekErrorClass::Denied);
     // The retry interval, and the deadline of a call.
     stage.clock.advance(secs(7));
-    assert_eq!(kind(opening.open(b"", &stage.sealed)), ErrorKind::Expired);
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
-    assert_eq!(kind(block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed))), ErrorKind::Denied);
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
+    assert_eq!(kind(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed))), ErrorKind::Denied);
 }
 
 #[test]
 fn a_service_back_from_an_outage_is_used_within_a_second() {
-    let stage = Stage::new(Limits::default().outage_grace_reading(secs(1000)));
+    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(1000)));
     stage.read().unwrap();
     stage.kek.fail_with(KekErrorClass::Unavailable);
     stage.clock.advance(secs(200));
@@ -244,19 +244,19 @@ fn a_service_back_from_an_outage_is_used_within_a_second() {
 #[test]
 fn a_denial_evicts_at_once_and_is_remembered_for_a_while() {
     let stage = Stage::new(
-        Limits::default().refuse_for(secs(5)).outage_grace_reading(secs(1000)).outage_grace_writing(secs(1000)),
+        Limits::default().denial_ttl(secs(5)).stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000)),
     );
     stage.read().unwrap();
     stage.write().unwrap();
-    let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
-    let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+    let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
+    let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
     stage.clock.advance(secs(81));
     stage.kek.fail_with(KekErrorClass::Denied);
     // The very calls whose renewal is denied are refused.
     assert_eq!(kind(stage.read()), ErrorKind::Denied);
     assert_eq!(kind(stage.write()), ErrorKind::Denied);
-    assert_eq!(kind(opening.open(b"", &stage.sealed)), ErrorKind::Expired);
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     let calls = stage.calls();
     for _ in 0..20 {
         assert_eq!(kind(stage.read()), ErrorKind::Denied);
@@ -275,7 +275,7 @@ fn a_denial_evicts_at_once_and_is_remembered_for_a_while() {
 
 #[test]
 fn without_refuse_for_every_call_asks() {
-    let stage = Stage::new(Limits::default().refuse_for(Duration::ZERO));
+    let stage = Stage::new(Limits::default().denial_ttl(Duration::ZERO));
     stage.kek.fail_with(KekErrorClass::Denied);
     for call in 1..5 {
         assert_eq!(kind(stage.read()), ErrorKind::Denied);
@@ -285,7 +285,7 @@ fn without_refuse_for_every_call_asks() {
 
 #[test]
 fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
-    let stage = Stage::new(Limits::default().outage_grace_reading(secs(1000)));
+    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(1000)));
     stage.read().unwrap();
     // Somebody writes messages that name the same DEK: with a damaged wrapped key, one of a retired version, a foreign one.
     let wrapped = 52..52 + usize::from(u16::from_le_bytes([stage.sealed[6], stage.sealed[7]]));
@@ -299,22 +299,22 @@ fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
         .collect();
     let at_hand = stage.calls().0;
     for message in &forged {
-        let _ = block_on(stage.envelope.decrypt(&stage.alice, b"", message));
+        let _ = block_on(stage.envelope.decrypt(&stage.alice, Aad::empty(), message));
     }
     assert_eq!(stage.calls().0, at_hand, "the DEK is at hand, nobody was asked");
     stage.clock.advance(secs(81));
     for message in &forged {
-        let _ = block_on(stage.envelope.decrypt(&stage.alice, b"", message));
+        let _ = block_on(stage.envelope.decrypt(&stage.alice, Aad::empty(), message));
     }
     assert_eq!(stage.calls().0, at_hand, "a forged message renews nothing");
     stage.read().unwrap();
     assert_eq!(stage.calls().0, at_hand + 1, "and delays no renewal");
     stage.clock.advance(secs(81));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_some(), "evicted");
+    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some(), "evicted");
     stage.clock.advance(secs(20));
     stage.kek.fail_with(KekErrorClass::Denied);
     for message in &forged {
-        assert!(block_on(stage.envelope.decrypt(&stage.alice, b"", message)).is_err());
+        assert!(block_on(stage.envelope.decrypt(&stage.alice, Aad::empty(), message)).is_err());
     }
     stage.kek.fail_with(None);
     stage.read().unwrap();
@@ -328,14 +328,14 @@ fn a_pause_that_only_one_clock_shows_counts_as_age() {
     stage.read().unwrap();
     stage.write().unwrap();
     stage.clock.set_wall_forward(secs(101));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_none());
+    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
     stage.read().unwrap();
     stage.write().unwrap();
     assert_eq!(stage.calls(), (2, 2));
     stage.clock.set_wall_back(secs(10_000));
     stage.clock.advance(secs(101));
     assert!(
-        stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_none(),
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none(),
         "set back, nothing is prolonged"
     );
 }
@@ -357,13 +357,13 @@ fn a_revoked_kek_ends_everything_it_vouched_for_until_it_is_reinstated() {
     let stage = Stage::new(Limits::default());
     stage.read().unwrap();
     stage.write().unwrap();
-    let opening = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
-    let sealing = block_on(stage.envelope.sealing_key(&stage.alice)).unwrap();
+    let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
+    let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
     let calls = stage.calls();
     stage.envelope.revoke_kek(stage.kek.id());
     assert_eq!(deks_at_hand(&stage.envelope), (0, 0));
-    assert_eq!(kind(opening.open(b"", &stage.sealed)), ErrorKind::Expired);
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
+    assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     assert_eq!(kind(stage.read()), ErrorKind::Denied);
     assert_eq!(kind(stage.write()), ErrorKind::Denied);
     assert_eq!(stage.calls(), calls, "and it is not asked");
@@ -377,30 +377,30 @@ fn a_revoked_kek_ends_everything_it_vouched_for_until_it_is_reinstated() {
 fn a_dek_that_another_kek_unwraps_survives_the_revocation_of_one() {
     let [a, b] = ["a", "b"].map(|name| ScriptedKek::new(name).unwrap());
     let alice = context("alice");
-    let both = || Envelope::builder().write_to(a.clone()).write_to(b.clone()).build().unwrap();
-    let sealed = block_on(both().encrypt(&alice, b"", b"x")).unwrap();
+    let both = || Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).build().unwrap();
+    let sealed = block_on(both().encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let reader = both();
-    block_on(reader.decrypt(&alice, b"", &sealed)).unwrap();
+    block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     reader.revoke_kek(b.id());
-    assert!(reader.decrypt_cached(&alice, b"", &sealed).unwrap().is_some(), "it came through the other");
+    assert!(reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some(), "it came through the other");
     reader.reinstate_kek(b.id());
     reader.revoke_kek(a.id());
-    assert!(reader.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
-    block_on(reader.decrypt(&alice, b"", &sealed)).unwrap();
-    assert_eq!(kind(block_on(reader.encrypt(&alice, b"", b"x"))), ErrorKind::Denied, "writing needs them all");
+    assert!(reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
+    block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+    assert_eq!(kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::Denied, "writing needs them all");
 }
 
 #[test]
 fn a_revoked_context_is_asked_for_again_and_no_other_is() {
     let stage = Stage::new(Limits::default());
     let bob = context("bob");
-    let of_bob = block_on(stage.envelope.encrypt(&bob, b"", b"x")).unwrap();
+    let of_bob = block_on(stage.envelope.encrypt(&bob, Aad::empty(), b"x")).unwrap();
     stage.read().unwrap();
-    stage.envelope.revoke_context(&stage.alice);
-    assert!(stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_none());
-    assert!(stage.envelope.decrypt_cached(&bob, b"", &of_bob).unwrap().is_some());
+    stage.envelope.evict_context(&stage.alice);
+    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
+    assert!(stage.envelope.decrypt_cached(&bob, Aad::empty(), &of_bob).unwrap().is_some());
     stage.read().unwrap();
-    stage.envelope.clear();
+    stage.envelope.evict_all();
     assert_eq!(deks_at_hand(&stage.envelope), (0, 0));
     stage.read().unwrap();
     assert_eq!(stage.calls().0, 3);
@@ -418,8 +418,8 @@ fn a_revocation_holds_for_an_answer_that_is_on_its_way() {
                 if std::mem::take(&mut *once.lock().unwrap()) {
                     match revoke {
                         0 => envelope.revoke_kek(&kek_id),
-                        1 => envelope.revoke_context(&alice),
-                        _ => envelope.clear(),
+                        1 => envelope.evict_context(&alice),
+                        _ => envelope.evict_all(),
                     }
                 }
             })
@@ -453,9 +453,9 @@ fn ten_thousand_callers_of_one_cold_dek_cost_one_call() {
         let calls: Vec<_> = (0..10_000)
             .map(|_| {
                 let (envelope, alice, sealed) = (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
-                tokio::spawn(
-                    async move { envelope.decrypt(&alice, b"", &sealed).await.map(|plaintext| plaintext.len()) },
-                )
+                tokio::spawn(async move {
+                    envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(|plaintext| plaintext.len())
+                })
             })
             .collect();
         for call in calls {
@@ -471,18 +471,18 @@ fn callers_of_a_hundred_cold_deks_cost_a_hundred_calls_reading_and_writing() {
     let contexts: Vec<_> = (0..100).map(|i| context(&format!("tenant {i}"))).collect();
     let messages: Vec<_> = contexts
         .iter()
-        .map(|context| block_on(support::envelope(kek.local()).encrypt(context, b"", b"payload")).unwrap())
+        .map(|context| block_on(support::envelope(kek.local()).encrypt(context, Aad::empty(), b"payload")).unwrap())
         .collect();
     slow(&kek, Duration::from_millis(100));
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     runtime().block_on(async {
         let mut calls = Vec::new();
         for _ in 0..30 {
             for (context, sealed) in contexts.iter().zip(&messages) {
                 let (envelope, context, sealed) = (envelope.clone(), context.clone(), sealed.clone());
                 calls.push(tokio::spawn(async move {
-                    envelope.decrypt(&context, b"", &sealed).await.unwrap();
-                    envelope.encrypt(&context, b"", b"x").await.unwrap();
+                    envelope.decrypt(&context, Aad::empty(), &sealed).await.unwrap();
+                    envelope.encrypt(&context, Aad::empty(), b"x").await.unwrap();
                 }));
             }
         }
@@ -500,7 +500,7 @@ fn a_cancelled_leader_leaves_its_call_to_the_others() {
     runtime().block_on(async {
         let call = || {
             let (envelope, alice, sealed) = (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
-            tokio::spawn(async move { envelope.decrypt(&alice, b"", &sealed).await.map(|_| ()) })
+            tokio::spawn(async move { envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(|_| ()) })
         };
         let leader = call();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -517,7 +517,7 @@ fn a_cancelled_leader_leaves_its_call_to_the_others() {
         assert_eq!(stage.calls().0, 1);
 
         // When nobody waits any more, the call ends, and the next one begins anew.
-        stage.envelope.clear();
+        stage.envelope.evict_all();
         let lonely = call();
         tokio::time::sleep(Duration::from_millis(50)).await;
         lonely.abort();
@@ -536,7 +536,7 @@ fn a_failure_reaches_all_who_asked_the_same_and_nobody_else() {
     runtime().block_on(async {
         let call = |sealed: &[u8], context: &EncryptionContext| {
             let (envelope, context, sealed) = (stage.envelope.clone(), context.clone(), sealed.to_vec());
-            tokio::spawn(async move { envelope.decrypt(&context, b"", &sealed).await.map(|_| ()) })
+            tokio::spawn(async move { envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ()) })
         };
         let wrong: Vec<_> =
             (0..20).flat_map(|_| [call(&damaged, &stage.alice), call(&stage.sealed, &context("mallory"))]).collect();
@@ -579,10 +579,10 @@ fn with_a_runtime_nobody_waits_for_a_renewal() {
 fn an_idle_process_wipes_on_time() {
     let log = Log::default();
     let kek = ScriptedKek::new("kek").unwrap();
-    let limits = Limits::default().max_age(Duration::from_millis(200)).outage_grace_reading(secs(3));
-    let envelope = Envelope::builder().write_to(kek).limits(limits).observer(log.clone()).build().unwrap();
+    let limits = Limits::default().max_age(Duration::from_millis(200)).stale_if_error_reading(secs(3));
+    let envelope = Envelope::builder().wrap_with(kek).limits(limits).observer(log.clone()).build().unwrap();
     let alice = context("alice");
-    let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
+    let sealing = block_on(envelope.encryptor(&alice)).unwrap();
     assert_eq!(log.count("Wiped"), 0);
     // Generous bounds: this is behaviour, not timing.
     let wait_for = |wiped: usize, most: Duration| {
@@ -594,17 +594,17 @@ fn an_idle_process_wipes_on_time() {
     };
     wait_for(1, secs(2));
     wait_for(2, secs(20));
-    assert_eq!(kind(sealing.seal(b"", b"x")), ErrorKind::Expired);
+    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
 }
 
 #[test]
 fn the_last_envelope_or_handle_takes_the_deks_with_it() {
     let stage = Stage::new(Limits::default());
     stage.read().unwrap();
-    let key = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
+    let key = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
     let Stage { envelope, sealed, log, .. } = stage;
     drop(envelope);
-    key.open(b"", &sealed).unwrap();
+    key.decrypt(Aad::empty(), &sealed).unwrap();
     assert_eq!(log.take().iter().filter(|event| *event == "Wiped").count(), 0);
     drop(key);
     log.wait_for("Wiped", 1);
@@ -630,7 +630,7 @@ fn the_end_of_every_dek_is_told_once() {
 fn what_makes_room_is_wiped() {
     let stage = Stage::new(Limits::default().max_entries(1));
     for tenant in 0..20 {
-        block_on(stage.envelope.encrypt(&context(&format!("{tenant}")), b"", b"x")).unwrap();
+        block_on(stage.envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x")).unwrap();
     }
     assert!(deks_at_hand(&stage.envelope) <= (1, 1), "{:?}", deks_at_hand(&stage.envelope));
     assert!(stage.log.count("Wiped") >= 38, "{}", stage.log.count("Wiped"));
@@ -643,17 +643,17 @@ fn limits_that_contradict_each_other_are_refused_with_the_field_named() {
         (limits.refresh_after(secs(100)), "refresh_after"),
         (limits.refresh_after(secs(101)), "refresh_after"),
         (limits.refresh_after(Duration::ZERO), "refresh_after"),
-        (limits.outage_grace_reading(secs(24 * 3600 + 1)), "outage_grace_reading"),
-        (limits.outage_grace_writing(Duration::MAX), "outage_grace_writing"),
-        (limits.refuse_for(secs(301)), "refuse_for"),
-        (limits.outage_grace_reading(secs(24 * 3600 - 99)), "max_age and outage_grace"),
-        (limits.outage_grace_writing(secs(24 * 3600 - 99)), "max_age and outage_grace"),
+        (limits.stale_if_error_reading(secs(24 * 3600 + 1)), "stale_if_error_reading"),
+        (limits.stale_if_error_writing(Duration::MAX), "stale_if_error_writing"),
+        (limits.denial_ttl(secs(301)), "denial_ttl"),
+        (limits.stale_if_error_reading(secs(24 * 3600 - 99)), "max_age and outage_grace"),
+        (limits.stale_if_error_writing(secs(24 * 3600 - 99)), "max_age and outage_grace"),
         (limits.max_uses(0), "max_uses"),
     ] {
-        let error = Envelope::builder().write_to(support::local("kek")).limits(limits).build().unwrap_err();
+        let error = Envelope::builder().wrap_with(support::local("kek")).limits(limits).build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains(field), "{field}: {error}");
     }
-    let edge = limits.refresh_after(secs(99)).outage_grace_reading(secs(24 * 3600 - 100)).refuse_for(secs(300));
-    Envelope::builder().write_to(support::local("kek")).limits(edge).build().unwrap();
+    let edge = limits.refresh_after(secs(99)).stale_if_error_reading(secs(24 * 3600 - 100)).denial_ttl(secs(300));
+    Envelope::builder().wrap_with(support::local("kek")).limits(edge).build().unwrap();
 }

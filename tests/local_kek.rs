@@ -11,7 +11,7 @@ use waxseal_testing::support;
 use support::{block_on, context, envelope};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{Health, KekProvider};
-use waxseal::{Envelope, ErrorKind};
+use waxseal::{Aad, Envelope, ErrorKind};
 
 struct Dir(tempfile::TempDir);
 
@@ -36,9 +36,9 @@ fn a_key_file_is_made_private_and_opened_again() {
     let kek = dir.kek();
     assert_eq!(fs::metadata(dir.file()).unwrap().mode() & 0o777, 0o600);
     assert_eq!(kek.id().as_str(), "local:orders");
-    let sealed = block_on(envelope(&kek).encrypt(&context("alice"), b"", b"x")).unwrap();
+    let sealed = block_on(envelope(&kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     for again in [LocalKek::open(dir.file()).unwrap(), dir.kek()] {
-        assert_eq!(&*block_on(envelope(&again).decrypt(&context("alice"), b"", &sealed)).unwrap(), b"x");
+        assert_eq!(&*block_on(envelope(&again).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap(), b"x");
     }
 }
 
@@ -119,7 +119,7 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
     let dir = Dir::new();
     let kek = dir.kek();
     let alice = context("alice");
-    let seal = |plaintext: &[u8]| block_on(envelope(&kek).encrypt(&alice, b"", plaintext)).unwrap();
+    let seal = |plaintext: &[u8]| block_on(envelope(&kek).encrypt(&alice, Aad::empty(), plaintext)).unwrap();
     let (kept, lost) = (seal(b"kept"), seal(b"lost"));
     assert_eq!(kek.rotate().unwrap(), 2);
     let service = envelope(&kek);
@@ -141,8 +141,8 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
     for kek in [kek.clone(), LocalKek::open(dir.file()).unwrap()] {
         assert_eq!(kek.versions(), [(1, false), (2, true)]);
         let cold = envelope(&kek);
-        assert_eq!(&*block_on(cold.decrypt(&alice, b"", &rewrapped)).unwrap(), b"kept");
-        assert_eq!(block_on(cold.decrypt(&alice, b"", &lost)).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(&*block_on(cold.decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"kept");
+        assert_eq!(block_on(cold.decrypt(&alice, Aad::empty(), &lost)).unwrap_err().kind(), ErrorKind::Denied);
     }
 }
 
@@ -166,13 +166,13 @@ fn another_process_rotation_and_retirement_are_noticed_without_a_restart() {
     let dir = Dir::new();
     let (ours, theirs) = (dir.kek(), dir.kek());
     let alice = context("alice");
-    let old = block_on(envelope(&theirs).encrypt(&alice, b"", b"old")).unwrap();
+    let old = block_on(envelope(&theirs).encrypt(&alice, Aad::empty(), b"old")).unwrap();
     theirs.rotate().unwrap();
-    let new = block_on(envelope(&theirs).encrypt(&alice, b"", b"new")).unwrap();
-    assert_eq!(&*block_on(envelope(&ours).decrypt(&alice, b"", &new)).unwrap(), b"new");
+    let new = block_on(envelope(&theirs).encrypt(&alice, Aad::empty(), b"new")).unwrap();
+    assert_eq!(&*block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &new)).unwrap(), b"new");
     assert_eq!(ours.current_version(), 2);
     theirs.retire(1).unwrap();
-    assert_eq!(block_on(envelope(&ours).decrypt(&alice, b"", &old)).unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &old)).unwrap_err().kind(), ErrorKind::Denied);
 }
 
 #[test]
@@ -180,10 +180,10 @@ fn a_key_file_that_is_lost_or_spoiled_while_in_use_degrades_and_does_not_stop() 
     let dir = Dir::new();
     let kek = dir.kek();
     let alice = context("alice");
-    let sealed = block_on(envelope(&kek).encrypt(&alice, b"", b"x")).unwrap();
+    let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
     for spoil in [|path: PathBuf| fs::write(path, b"spoiled").unwrap(), |path| fs::remove_file(path).unwrap()] {
         spoil(dir.file());
-        assert_eq!(&*block_on(envelope(&kek).decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+        assert_eq!(&*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
         assert!(matches!(block_on(kek.health()).unwrap(), Health::Degraded(_)));
         assert_eq!(kek.rotate().unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(kek.reload().unwrap_err().kind(), ErrorKind::Io);
@@ -218,9 +218,9 @@ fn many_first_starts_at_once_make_one_kek() {
             let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| dir.kek())).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        let sealed = block_on(envelope(&keks[0]).encrypt(&alice, b"", b"x")).unwrap();
+        let sealed = block_on(envelope(&keks[0]).encrypt(&alice, Aad::empty(), b"x")).unwrap();
         for kek in &keks {
-            assert_eq!(&*block_on(envelope(kek).decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+            assert_eq!(&*block_on(envelope(kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
         }
     }
 }
@@ -229,12 +229,12 @@ fn many_first_starts_at_once_make_one_kek() {
 fn debug_of_everything_that_holds_a_kek_shows_no_secret() {
     let secret = [0xAB; 32];
     let kek = LocalKek::from_secrets("a", [(1, &secret)]).unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let texts = [
         format!("{kek:?}"),
-        format!("{:#?}", Envelope::builder().write_to(kek)),
+        format!("{:#?}", Envelope::builder().wrap_with(kek)),
         format!("{envelope:?}"),
-        format!("{:?}", block_on(envelope.sealing_key(&context("alice"))).unwrap()),
+        format!("{:?}", block_on(envelope.encryptor(&context("alice"))).unwrap()),
     ];
     for text in texts {
         assert!(!text.contains("171") && !text.to_lowercase().contains("abab"), "{text}");

@@ -13,7 +13,7 @@ use waxseal_testing::{scan, support};
 use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
 use waxseal::kek::BoxFuture;
-use waxseal::{Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect};
+use waxseal::{Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect};
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -27,9 +27,9 @@ type End = fn(Envelope, &EncryptionContext);
 /// Seals one message and gives the keys that did it.
 fn set_up(backend: Backend, suite: Suite, limits: Limits) -> (Envelope, EncryptionContext, Vec<u8>, Keys) {
     let (spy, seen) = Spy::that_remembers(support::local("kek"));
-    let envelope = Envelope::builder().write_to(spy).backend(backend).suite(suite).limits(limits).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(spy).backend(backend).suite(suite).limits(limits).build().unwrap();
     let alice = context("alice");
-    let sealed = block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap();
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     assert!(inspect(&sealed).is_ok());
     let dek = seen.lock().unwrap().take().unwrap();
     let keys = Keys::new(dek, &alice, suite);
@@ -57,7 +57,7 @@ fn no_key_outlives_its_deadline_in_an_idle_process() {
                 keys.schedule.occurrences() >= 1,
                 "{backend:?}: the control: the expanded key is there while it serves"
             );
-            assert!(envelope.decrypt_cached(alice, b"", sealed).unwrap().is_some());
+            assert!(envelope.decrypt_cached(alice, Aad::empty(), sealed).unwrap().is_some());
         }
         std::thread::sleep(Duration::from_millis(6500));
         for ((.., keys), suite) in all.iter().zip(SUITES) {
@@ -71,11 +71,11 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for backend in Backend::all() {
         let ways: [(&str, End); 4] = [
-            ("revoke_context", |envelope, alice| envelope.revoke_context(alice)),
-            ("clear", |envelope, _| envelope.clear()),
+            ("evict_context", |envelope, alice| envelope.evict_context(alice)),
+            ("evict_all", |envelope, _| envelope.evict_all()),
             ("eviction", |envelope, _| {
                 for tenant in 0..10 {
-                    block_on(envelope.encrypt(&context(&format!("{tenant}")), b"", b"x")).unwrap();
+                    block_on(envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x")).unwrap();
                 }
             }),
             ("drop", |envelope, _| drop(envelope)),
@@ -113,9 +113,9 @@ fn no_key_survives_a_panic_of_the_code_that_uses_it() {
         let mut left = None;
         panics(|| {
             let (envelope, alice, sealed, keys) = set_up(*backend, Suite::default(), Limits::default());
-            let sealing = block_on(envelope.sealing_key(&alice)).unwrap();
-            let opening = block_on(envelope.opening_key(&alice, &sealed)).unwrap();
-            let plaintext = opening.open(b"", &sealed).unwrap();
+            let sealing = block_on(envelope.encryptor(&alice)).unwrap();
+            let opening = block_on(envelope.decryptor(&alice, &sealed)).unwrap();
+            let plaintext = opening.decrypt(Aad::empty(), &sealed).unwrap();
             left = Some((keys.schedule.occurrences(), keys));
             panic!("with {} bytes of plaintext and {} bytes of a tag", plaintext.len(), sealing.tag_len());
         });
@@ -158,7 +158,7 @@ fn no_key_survives_a_panic_of_an_observer() {
         let (alice, kek) = (context("alice"), support::local("kek"));
         let sealed = on_a_stack_of_its_own(|| {
             let envelope = support::envelope(&kek);
-            block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap()
+            block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap()
         });
         let events: [(&str, Which); 2] = [
             ("Made", |event| matches!(event, Event::Made { .. })),
@@ -168,15 +168,15 @@ fn no_key_survives_a_panic_of_an_observer() {
             let (spy, dek) = Spy::that_remembers(kek.clone());
             let found = Found::default();
             let observer = PanicAt { at, dek, found: found.clone() };
-            let envelope = Envelope::builder().write_to(spy).backend(*backend).observer(observer).build().unwrap();
+            let envelope = Envelope::builder().wrap_with(spy).backend(*backend).observer(observer).build().unwrap();
             // The panic changes nothing: the call succeeds, and its DEK is cached and wiped as any other.
             quietly(|| match name {
-                "Made" => drop(block_on(envelope.encrypt(&alice, b"", b"x")).unwrap()),
-                _ => drop(block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap()),
+                "Made" => drop(block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap()),
+                _ => drop(block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap()),
             });
             let (before, keys) = found.lock().unwrap().take().unwrap();
             assert!(before.iter().sum::<usize>() >= 1, "{backend:?} {name}: the control");
-            on_a_stack_of_its_own(|| envelope.clear());
+            on_a_stack_of_its_own(|| envelope.evict_all());
             assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
         }
     }
@@ -202,7 +202,7 @@ impl Trap {
         spring: fn() -> BoxFuture<'static, ()>,
     ) -> (Envelope, EncryptionContext, Vec<u8>) {
         let (alice, kek) = (context("alice"), support::local("kek"));
-        let sealed = block_on(support::envelope(&kek).encrypt(&alice, b"", b"payload")).unwrap();
+        let sealed = block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
         let trap = self.clone();
         let spy = Spy::new(kek, move |dek| {
             if !trap.armed.load(Ordering::SeqCst) {
@@ -213,7 +213,7 @@ impl Trap {
             *trap.dek.lock().unwrap() = Some(needle);
             spring()
         });
-        (Envelope::builder().write_to(spy).backend(backend).build().unwrap(), alice, sealed)
+        (Envelope::builder().wrap_with(spy).backend(backend).build().unwrap(), alice, sealed)
     }
 
     fn keys(&self, alice: &EncryptionContext) -> Keys {
@@ -230,8 +230,8 @@ fn no_key_survives_a_panic_of_a_provider() {
             let (envelope, alice, sealed) =
                 on_a_stack_of_its_own(|| trap.envelope(*backend, || panic!("in the provider")));
             let call = || match name {
-                "wrapping" => block_on(envelope.encrypt(&alice, b"", b"x")).map(drop),
-                _ => block_on(envelope.decrypt(&alice, b"", &sealed)).map(drop),
+                "wrapping" => block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).map(drop),
+                _ => block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).map(drop),
             };
             // Whoever waits is told of it as of any failure.
             assert_eq!(quietly(call).unwrap_err().kind(), ErrorKind::Unavailable);
@@ -254,8 +254,8 @@ fn no_key_survives_the_last_caller_that_waits_for_a_provider_that_hangs() {
                 on_a_stack_of_its_own(|| trap.envelope(*backend, || Box::pin(std::future::pending())));
             let wait = || -> BoxFuture<'_, ()> {
                 let mut call: BoxFuture<'_, ()> = match name {
-                    "wrapping" => Box::pin(async { drop(envelope.encrypt(&alice, b"", b"x").await) }),
-                    _ => Box::pin(async { drop(envelope.decrypt(&alice, b"", &sealed).await) }),
+                    "wrapping" => Box::pin(async { drop(envelope.encrypt(&alice, Aad::empty(), b"x").await) }),
+                    _ => Box::pin(async { drop(envelope.decrypt(&alice, Aad::empty(), &sealed).await) }),
                 };
                 assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
                 call
@@ -277,7 +277,7 @@ fn no_key_survives_a_rewrap() {
     let (alice, kek) = (context("alice"), support::local("kek"));
     let sealed = on_a_stack_of_its_own(|| {
         let envelope = support::envelope(&kek);
-        block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap()
+        block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap()
     });
     kek.rotate().unwrap();
     let (dek, found) = (Arc::new(Mutex::new(None)), Arc::new(AtomicUsize::new(0)));
@@ -289,7 +289,7 @@ fn no_key_survives_a_rewrap() {
         Box::pin(async {})
     });
     let rewrapped = on_a_stack_of_its_own(|| {
-        let envelope = Envelope::builder().write_to(spy).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(spy).build().unwrap();
         block_on(envelope.rewrap(&alice, &sealed)).unwrap()
     });
     assert_ne!(rewrapped, sealed);

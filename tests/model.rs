@@ -8,7 +8,7 @@ use waxseal_testing::support;
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
 
 const STEPS: usize = 1_000_000;
 const MAX_AGE: u64 = 100_000;
@@ -69,15 +69,15 @@ impl World {
         let contexts: Vec<_> = (0..4).map(|i| context(&format!("{i}"))).collect();
         let elsewhere = support::envelope(kek.local());
         let messages =
-            contexts.iter().map(|context| block_on(elsewhere.encrypt(context, b"", b"x")).unwrap()).collect();
+            contexts.iter().map(|context| block_on(elsewhere.encrypt(context, Aad::empty(), b"x")).unwrap()).collect();
         let limits = Limits::default()
             .max_age(Duration::from_millis(MAX_AGE))
             .refresh_after(Duration::from_millis(REFRESH_AFTER))
-            .outage_grace_reading(Duration::from_millis(GRACE[0]))
-            .outage_grace_writing(Duration::from_millis(GRACE[1]))
-            .refuse_for(Duration::from_millis(REFUSE_FOR));
+            .stale_if_error_reading(Duration::from_millis(GRACE[0]))
+            .stale_if_error_writing(Duration::from_millis(GRACE[1]))
+            .denial_ttl(Duration::from_millis(REFUSE_FOR));
         // The circuit breaker has tests of its own; here it stays closed.
-        let builder = Envelope::builder().write_to(kek.clone()).limits(limits).clock(clock.clone());
+        let builder = Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone());
         let envelope = builder.call_policy(CallPolicy::default().breaker_failures(1000)).build().unwrap();
         let deks = [vec![Dek::default(); contexts.len()], vec![Dek::default(); contexts.len()]];
         Self { kek, clock, envelope, contexts, messages, now: 0, failure: None, revoked: false, deks, asked: 0 }
@@ -87,9 +87,9 @@ impl World {
     fn operate(&mut self, writing: bool, i: usize) {
         let before = self.kek.calls();
         let result = if writing {
-            block_on(self.envelope.encrypt(&self.contexts[i], b"", b"x")).map(|_| ())
+            block_on(self.envelope.encrypt(&self.contexts[i], Aad::empty(), b"x")).map(|_| ())
         } else {
-            block_on(self.envelope.decrypt(&self.contexts[i], b"", &self.messages[i])).map(|_| ())
+            block_on(self.envelope.decrypt(&self.contexts[i], Aad::empty(), &self.messages[i])).map(|_| ())
         };
         let after = self.kek.calls();
         let asked = if writing { after.wraps - before.wraps } else { after.unwraps - before.unwraps };
@@ -189,7 +189,7 @@ impl World {
             }
             995 => {
                 let i = usize::try_from(random.below(4)).unwrap();
-                self.envelope.revoke_context(&self.contexts[i]);
+                self.envelope.evict_context(&self.contexts[i]);
                 self.deks.iter_mut().for_each(|side| side[i].yes_at = None);
             }
             996 => {
@@ -203,7 +203,7 @@ impl World {
                 self.deks.iter_mut().flatten().for_each(|dek| dek.no_until = 0);
             }
             _ => {
-                self.envelope.clear();
+                self.envelope.evict_all();
                 self.forget();
                 self.deks.iter_mut().flatten().for_each(|dek| dek.no_until = 0);
             }

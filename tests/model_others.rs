@@ -19,7 +19,7 @@ use waxseal::kek::KekErrorClass::{self, Denied, Invalid, Misconfigured, Throttle
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{
-    CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits, ManualClock, Observer,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits, ManualClock, Observer,
     Runtime, WrappedDek,
 };
 
@@ -152,7 +152,7 @@ impl Judge {
             revoked
         };
         if let (Some(revoked), Some((envelope, contexts))) = (revoked, self.shared.0.2.get()) {
-            envelope.revoke_context(&contexts[revoked]);
+            envelope.evict_context(&contexts[revoked]);
             self.shared.world().order += 1;
         }
         let late = { self.shared.world().random.below(400) };
@@ -272,10 +272,10 @@ impl Model {
         let shared = Shared(Arc::new((Mutex::new(world), clock.clone(), OnceLock::new())));
         let keks = [support::local("a"), support::local("b")];
         let contexts: Vec<_> = (0..CONTEXTS).map(|i| context(&format!("{i}"))).collect();
-        let elsewhere = Envelope::builder().write_to(keks[0].clone()).write_to(keks[1].clone()).build().unwrap();
+        let elsewhere = Envelope::builder().wrap_with(keks[0].clone()).wrap_with(keks[1].clone()).build().unwrap();
         let junk = |id: &str| WrappedDek::new(KekId::new(id).unwrap(), vec![7; 76]).unwrap();
         let messages = contexts.iter().map(|context| {
-            let sealed = block_on(elsewhere.encrypt(context, b"", b"payload")).unwrap();
+            let sealed = block_on(elsewhere.encrypt(context, Aad::empty(), b"payload")).unwrap();
             let entries = entries_of(&sealed);
             let list = |(number, keks): (usize, &&[usize])| {
                 let named = keks.iter().map(|kek| entries[*kek].clone());
@@ -288,10 +288,10 @@ impl Model {
         let limits = Limits::default()
             .max_age(Duration::from_millis(MAX_AGE))
             .refresh_after(Duration::from_millis(REFRESH_AFTER))
-            .outage_grace_reading(Duration::from_millis(GRACE))
-            .refuse_for(Duration::from_millis(REFUSE_FOR));
+            .stale_if_error_reading(Duration::from_millis(GRACE))
+            .denial_ttl(Duration::from_millis(REFUSE_FOR));
         let judge = |number: usize| Judge { number, kek: keks[number].clone(), shared: shared.clone() };
-        let builder = Envelope::builder().read_from(judge(0)).read_from(judge(1)).limits(limits).clock(clock);
+        let builder = Envelope::builder().unwrap_with(judge(0)).unwrap_with(judge(1)).limits(limits).clock(clock);
         let builder = builder.observer(SometimesPanics(shared.clone()));
         let policy = CallPolicy::default().breaker_failures(1000);
         let builder = match with_runtime {
@@ -326,7 +326,7 @@ impl Model {
         };
         let message = &self.messages[of][list];
         let result: Option<Result<(), Error>> = catch_unwind(AssertUnwindSafe(|| {
-            let call = self.envelope.decrypt(&self.contexts[of], b"", message);
+            let call = self.envelope.decrypt(&self.contexts[of], Aad::empty(), message);
             let mut call = pin!(call);
             let mut cx = Context::from_waker(Waker::noop());
             (0..polls.unwrap_or(40)).find_map(|_| match call.as_mut().poll(&mut cx) {
@@ -498,7 +498,7 @@ impl Model {
                 world.hangs[kek] = world.random.one_in(12);
             }
             980..=985 => {
-                self.envelope.revoke_context(&self.contexts[a]);
+                self.envelope.evict_context(&self.contexts[a]);
                 let order = self.shared.world().order;
                 self.known[a].revoked = order;
                 self.known[a].cached = None;
@@ -520,7 +520,7 @@ impl Model {
                 self.known.iter_mut().for_each(|known| known.refused_until = Default::default());
             }
             _ => {
-                self.envelope.clear();
+                self.envelope.evict_all();
                 let order = self.shared.world().order;
                 for known in &mut self.known {
                     (known.revoked, known.cached, known.refused_until) = (order, None, Default::default());

@@ -13,7 +13,7 @@ use support::stage::{Log, Stage, ms, secs};
 use support::{block_on, context, local};
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::{EncryptionContext, Envelope, Event, Limits, ManualClock, Observer};
+use waxseal::{Aad, EncryptionContext, Envelope, Event, Limits, ManualClock, Observer};
 
 /// Panic hooks and the wiping thread belong to the process.
 fn alone() -> MutexGuard<'static, ()> {
@@ -83,15 +83,15 @@ fn live(stage: &Stage) {
     stage.kek.fail_with(None);
     stage.clock.advance(secs(10));
     for i in 0..4 {
-        block_on(stage.envelope.encrypt(&context(&format!("{i}")), b"", b"x")).unwrap();
+        block_on(stage.envelope.encrypt(&context(&format!("{i}")), Aad::empty(), b"x")).unwrap();
     }
     stage.read().unwrap();
     stage.kek.fail_with(KekErrorClass::Denied);
     stage.clock.advance(secs(101));
     stage.read().unwrap_err();
-    stage.envelope.revoke_context(&stage.alice);
+    stage.envelope.evict_context(&stage.alice);
     stage.envelope.revoke_kek(&"local:other".parse_id());
-    stage.envelope.clear();
+    stage.envelope.evict_all();
 }
 
 trait ParseId {
@@ -108,7 +108,7 @@ impl ParseId for str {
 fn an_observer_that_panics_in_any_event_changes_nothing() {
     let _alone = alone();
     let run = |panics: Panics| {
-        let limits = Limits::default().max_entries(4).outage_grace_reading(secs(1000));
+        let limits = Limits::default().max_entries(4).stale_if_error_reading(secs(1000));
         let stage = Stage::with(limits, |builder| builder.observer(panics));
         live(&stage);
         let (panicked, Stage { envelope, log, .. }) = (stage.envelope.statistics().observer_panics, stage);
@@ -141,15 +141,15 @@ fn an_observer_that_panics_in_any_event_changes_nothing() {
 async fn those_who_share_a_call_get_its_answer_though_an_observer_panics_in_it() {
     let kek = ScriptedKek::new("kek").unwrap();
     let alice = context("alice");
-    let sealed = support::envelope(kek.local()).encrypt(&alice, b"", b"payload").await.unwrap();
+    let sealed = support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     kek.wait_for(|| Box::pin(tokio::time::sleep(ms(50))));
     for name in ["Called", "Unwrapped", ""] {
         let panics = Panics::at(name);
-        let envelope = Envelope::builder().write_to(kek.clone()).observer(panics.clone()).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).observer(panics.clone()).build().unwrap();
         let calls: Vec<_> = (0..16)
             .map(|_| {
                 let (envelope, alice, sealed) = (envelope.clone(), alice.clone(), sealed.clone());
-                tokio::spawn(async move { envelope.decrypt(&alice, b"", &sealed).await.map(drop) })
+                tokio::spawn(async move { envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(drop) })
             })
             .collect();
         for call in calls {
@@ -177,16 +177,16 @@ fn the_wiping_thread_outlives_an_observer_that_panics_and_delays_nothing_for_one
         let blocks = Blocks::default();
         let mut bad = Vec::new();
         for observer in [Box::new(Panics::at("Wiped")) as Box<dyn Observer>, Box::new(blocks.clone())] {
-            let builder = Envelope::builder().write_to(local("bad")).limits(short());
+            let builder = Envelope::builder().wrap_with(local("bad")).limits(short());
             let envelope = builder.observer(Boxed(observer)).build().unwrap();
-            block_on(envelope.encrypt(&context("alice"), b"", b"x")).unwrap();
+            block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
             bad.push(envelope);
         }
         std::thread::sleep(ms(300));
         // Another envelope of the process, and its observer, know nothing of it.
         let log = Log::default();
-        let good = Envelope::builder().write_to(local("good")).limits(short()).observer(log.clone()).build().unwrap();
-        block_on(good.encrypt(&context("bob"), b"", b"x")).unwrap();
+        let good = Envelope::builder().wrap_with(local("good")).limits(short()).observer(log.clone()).build().unwrap();
+        block_on(good.encrypt(&context("bob"), Aad::empty(), b"x")).unwrap();
         log.wait_for("Wiped", 2);
         assert_eq!(wiping_threads(), 1);
         // The blocked observer's own DEKs are wiped too, told of or not.
@@ -233,9 +233,9 @@ impl Observer for ThreadLocalLines {
 fn a_thread_ends_with_a_renewed_dek(observer: impl Observer + 'static, in_thread: impl FnOnce() + Send + 'static) {
     let clock = ManualClock::new();
     let limits = Limits::default().max_age(secs(100));
-    let builder = Envelope::builder().write_to(local("kek")).limits(limits).clock(clock.clone());
+    let builder = Envelope::builder().wrap_with(local("kek")).limits(limits).clock(clock.clone());
     let envelope = builder.observer(observer).build().unwrap();
-    let write = |envelope: &Envelope| drop(block_on(envelope.encrypt(&context("alice"), b"", b"x")).unwrap());
+    let write = |envelope: &Envelope| drop(block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap());
     write(&envelope);
     let (ready, is_ready) = mpsc::channel();
     let (go, may_go) = mpsc::channel::<()>();
@@ -279,11 +279,11 @@ fn in_a_process_threads_end() {
     impl Drop for Late {
         fn drop(&mut self) {
             if let Some((envelope, alice, sealed)) = self.0.take() {
-                assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_some());
-                let again = at_once(envelope.encrypt(&alice, b"", b"x")).unwrap();
-                at_once(envelope.decrypt(&alice, b"", &again)).unwrap();
-                at_once(envelope.encrypt(&context("new"), b"", b"x")).unwrap();
-                envelope.clear();
+                assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
+                let again = at_once(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
+                at_once(envelope.decrypt(&alice, Aad::empty(), &again)).unwrap();
+                at_once(envelope.encrypt(&context("new"), Aad::empty(), b"x")).unwrap();
+                envelope.evict_all();
             }
         }
     }
@@ -299,10 +299,10 @@ fn in_a_process_threads_end() {
                 // Before the library's own thread-locals, so that it is destroyed after them.
                 keep(Late(None));
             }
-            let envelope = Envelope::builder().write_to(local("kek")).observer(ThreadLocalLines).build().unwrap();
+            let envelope = Envelope::builder().wrap_with(local("kek")).observer(ThreadLocalLines).build().unwrap();
             let alice = context("alice");
-            let sealed = block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
-            block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap();
+            let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
+            block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
             keep(Late(Some((envelope, alice, sealed))));
         });
         thread.join().unwrap();
@@ -326,8 +326,8 @@ fn in_a_process_no_thread_can_be_started() {
     }
     assert!(std::thread::Builder::new().spawn(|| {}).is_err(), "the control");
     let log = Log::default();
-    let envelope = Envelope::builder().write_to(local("kek")).limits(short()).observer(log.clone()).build().unwrap();
-    let write = |tenant: &str| drop(block_on(envelope.encrypt(&context(tenant), b"", b"x")).unwrap());
+    let envelope = Envelope::builder().wrap_with(local("kek")).limits(short()).observer(log.clone()).build().unwrap();
+    let write = |tenant: &str| drop(block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"x")).unwrap());
     write("alice");
     assert_eq!(wiping_threads(), 0);
     std::thread::sleep(ms(100));
@@ -369,15 +369,15 @@ impl Drop for Dropped {
 #[test]
 fn observers_are_dropped_with_the_last_envelope_though_threads_remember_its_deks() {
     let (sender, dropped) = mpsc::channel();
-    let envelope = Envelope::builder().write_to(local("kek")).observer(Dropped(sender)).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(local("kek")).observer(Dropped(sender)).build().unwrap();
     let (ready, is_ready) = mpsc::channel();
     let (go, may_go) = mpsc::channel::<()>();
     let of_the_thread = envelope.clone();
     let thread = std::thread::spawn(move || {
-        let sealed = block_on(of_the_thread.encrypt(&context("alice"), b"", b"x")).unwrap();
+        let sealed = block_on(of_the_thread.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         for _ in 0..3 {
-            block_on(of_the_thread.encrypt(&context("alice"), b"", b"x")).unwrap();
-            block_on(of_the_thread.decrypt(&context("alice"), b"", &sealed)).unwrap();
+            block_on(of_the_thread.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+            block_on(of_the_thread.decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap();
         }
         drop(of_the_thread);
         ready.send(()).unwrap();
@@ -395,14 +395,14 @@ fn observers_are_dropped_with_the_last_envelope_though_threads_remember_its_deks
 fn events_that_wait_for_an_observer_that_blocks_are_bounded_and_counted() {
     let blocks = Blocks::default();
     let limits = Limits::default().max_entries(1 << 20);
-    let envelope = Envelope::builder().write_to(local("kek")).limits(limits.max_age(ms(20)));
+    let envelope = Envelope::builder().wrap_with(local("kek")).limits(limits.max_age(ms(20)));
     let envelope = envelope.observer(blocks.clone()).build().unwrap();
     let start = Instant::now();
     let mut tenant = 0;
     while envelope.statistics().events_lost == 0 && start.elapsed() < secs(60) {
         for _ in 0..500 {
             tenant += 1;
-            block_on(envelope.encrypt(&context(&format!("{tenant}")), b"", b"x")).unwrap();
+            block_on(envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x")).unwrap();
         }
     }
     assert!(envelope.statistics().events_lost > 0, "after {tenant} DEKs");

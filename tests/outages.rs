@@ -18,13 +18,14 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{
-    CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime, WrappedDek,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime,
+    WrappedDek,
 };
 
 const DAY: Duration = Duration::from_secs(80_000);
 
 fn with_grace() -> Limits {
-    Limits::default().outage_grace_reading(DAY).outage_grace_writing(DAY)
+    Limits::default().stale_if_error_reading(DAY).stale_if_error_writing(DAY)
 }
 
 /// An entry for a KEK that nobody here has.
@@ -99,8 +100,8 @@ fn a_caller_that_gives_up_its_renewal_leaves_it_to_the_next() {
         met_an_outage(&stage);
         stage.kek.script([Act::Hang]);
         match writing {
-            true => give_up(stage.envelope.encrypt(&stage.alice, b"", b"x")),
-            false => give_up(stage.envelope.decrypt(&stage.alice, b"", &stage.sealed)),
+            true => give_up(stage.envelope.encrypt(&stage.alice, Aad::empty(), b"x")),
+            false => give_up(stage.envelope.decrypt(&stage.alice, Aad::empty(), &stage.sealed)),
         }
         learns_of_the_denial(&stage, writing, "a caller gave up");
 
@@ -112,8 +113,8 @@ fn a_caller_that_gives_up_its_renewal_leaves_it_to_the_next() {
         stage.clock.advance(secs(85));
         stage.kek.script([Act::Hang]);
         match writing {
-            true => give_up(stage.envelope.encrypt(&stage.alice, b"", b"x")),
-            false => give_up(stage.envelope.decrypt(&stage.alice, b"", &stage.sealed)),
+            true => give_up(stage.envelope.encrypt(&stage.alice, Aad::empty(), b"x")),
+            false => give_up(stage.envelope.decrypt(&stage.alice, Aad::empty(), &stage.sealed)),
         }
         stage.clock.advance(secs(1));
         if writing {
@@ -151,7 +152,7 @@ fn a_runtime_that_has_ended_leaves_renewals_ahead_of_time_to_the_callers() {
     // One that cannot wait leaves it to one that can, and does not try again for each message.
     stage.clock.advance(secs(85));
     for _ in 0..10 {
-        stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().unwrap();
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().unwrap();
     }
     assert_eq!(stage.calls(), (2, 2));
 }
@@ -198,7 +199,7 @@ fn wrapped_keys_that_somebody_forged_delay_no_rightful_renewal() {
     let down = ScriptedKek::new("down").unwrap();
     down.fail_with(Unavailable);
     let stage = Stage::with(Limits::default(), |builder| {
-        builder.read_from(down.clone()).call_policy(CallPolicy::default().breaker_failures(1000))
+        builder.unwrap_with(down.clone()).call_policy(CallPolicy::default().breaker_failures(1000))
     });
     stage.read().unwrap();
     stage.clock.advance(secs(85));
@@ -242,17 +243,17 @@ impl Borrowed {
     fn new(outage: impl FnOnce(&ScriptedKek), runtime: bool) -> Self {
         let (denies, down) = (ScriptedKek::new("denies").unwrap(), ScriptedKek::new("down").unwrap());
         let (clock, alice) = (ManualClock::new(), context("alice"));
-        let elsewhere = Envelope::builder().write_to(denies.local().clone()).write_to(down.local().clone());
-        let sealed = block_on(elsewhere.build().unwrap().encrypt(&alice, b"", b"payload")).unwrap();
-        let builder = Envelope::builder().read_from(denies.clone()).read_from(down.clone()).clock(clock.clone());
-        let builder = builder.limits(with_grace().max_age(secs(100)).refuse_for(ms(0)));
+        let elsewhere = Envelope::builder().wrap_with(denies.local().clone()).wrap_with(down.local().clone());
+        let sealed = block_on(elsewhere.build().unwrap().encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let builder = Envelope::builder().unwrap_with(denies.clone()).unwrap_with(down.clone()).clock(clock.clone());
+        let builder = builder.limits(with_grace().max_age(secs(100)).denial_ttl(ms(0)));
         let policy = CallPolicy::default().breaker_failures(1000);
         let builder = match runtime {
             true => builder.runtime(support::Threads).call_policy(policy.timeout(ms(500)).deadline(secs(1)).tries(1)),
             false => builder.call_policy(policy),
         };
         let envelope = builder.build().unwrap();
-        block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap();
+        block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
         assert_eq!((denies.calls().unwraps, down.calls().unwraps), (1, 0), "it came by the first");
         denies.fail_with(Denied);
         outage(&down);
@@ -264,7 +265,7 @@ impl Borrowed {
         let entries = entries_of(&self.sealed);
         let chosen = entries.into_iter().filter(|entry| names.contains(&entry.kek_id().as_str()));
         let sealed = with_entries(&self.sealed, chosen);
-        block_on(self.envelope.decrypt(&self.alice, b"", &sealed)).map(|_| ())
+        block_on(self.envelope.decrypt(&self.alice, Aad::empty(), &sealed)).map(|_| ())
     }
 }
 
@@ -303,14 +304,14 @@ fn a_denial_by_one_writing_kek_is_not_hidden_by_the_outage_of_another() {
         let (down, denies) = (ScriptedKek::new("down").unwrap(), ScriptedKek::new("denies").unwrap());
         let clock = ManualClock::new();
         let keks = if first_is_down { [down.clone(), denies.clone()] } else { [denies.clone(), down.clone()] };
-        let builder = keks.into_iter().fold(Envelope::builder(), |builder, kek| builder.write_to(kek));
+        let builder = keks.into_iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek));
         let envelope = builder.limits(with_grace().max_age(secs(100))).clock(clock.clone()).build().unwrap();
         let alice = context("alice");
-        block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+        block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         down.fail_with(Unavailable);
         denies.fail_with(Denied);
         clock.advance(secs(101));
-        assert_eq!(kind(block_on(envelope.encrypt(&alice, b"", b"x"))), ErrorKind::Denied);
+        assert_eq!(kind(block_on(envelope.encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::Denied);
     }
 }
 
@@ -318,12 +319,12 @@ fn a_denial_by_one_writing_kek_is_not_hidden_by_the_outage_of_another() {
 fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
     let in_place = |stage: &Stage| {
         let mut buffer = stage.sealed.clone();
-        block_on(stage.envelope.decrypt_in_place(&stage.alice, b"", &mut buffer)).unwrap();
+        block_on(stage.envelope.decrypt_in_place(&stage.alice, Aad::empty(), &mut buffer)).unwrap();
     };
-    let handle = |stage: &Stage| drop(block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap());
+    let handle = |stage: &Stage| drop(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap());
     let decrypt = |stage: &Stage| stage.read().unwrap();
     let ways: [fn(&Stage); 3] = [decrypt, in_place, handle];
-    for (name, way) in ["decrypt", "decrypt_in_place", "opening_key"].into_iter().zip(ways) {
+    for (name, way) in ["decrypt", "decrypt_in_place", "decryptor"].into_iter().zip(ways) {
         let stage = Stage::new(Limits::default());
         way(&stage);
         for round in 2..5 {
@@ -337,7 +338,7 @@ fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
     stage.read().unwrap();
     for round in 2..5 {
         stage.clock.advance(secs(85));
-        stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().unwrap();
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().unwrap();
         stage.log.wait_for("Refreshed", round - 1);
         assert_eq!(stage.calls().0, u64::try_from(round).unwrap());
     }
@@ -347,7 +348,7 @@ fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
     stage.kek.fail_with(Unavailable);
     stage.clock.advance(secs(101));
     (0..10).for_each(|_| in_place(&stage));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, b"", &stage.sealed).unwrap().is_some());
+    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some());
     assert_eq!(stage.calls().0, 2);
 }
 
@@ -392,28 +393,28 @@ impl KekProvider for SeenLate {
 #[test]
 fn age_counts_from_before_the_question_was_sent() {
     let (kek, clock, alice) = (support::local("kek"), ManualClock::new(), context("alice"));
-    let sealed = block_on(support::envelope(&kek).encrypt(&alice, b"", b"payload")).unwrap();
+    let sealed = block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     let build = |by| {
         let provider = SeenLate { kek: kek.clone(), clock: clock.clone(), by };
         let limits = Limits::default().max_age(secs(100));
-        Envelope::builder().write_to(provider).limits(limits).clock(clock.clone()).build().unwrap()
+        Envelope::builder().wrap_with(provider).limits(limits).clock(clock.clone()).build().unwrap()
     };
     let envelope = build(secs(60));
-    block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap();
-    let ours = block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap();
-    let key = block_on(envelope.opening_key(&alice, &ours)).unwrap();
+    block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+    let ours = block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    let key = block_on(envelope.decryptor(&alice, &ours)).unwrap();
     clock.advance(secs(39));
-    key.open(b"", &ours).unwrap();
+    key.decrypt(Aad::empty(), &ours).unwrap();
     clock.advance(secs(1));
-    assert_eq!(kind(key.open(b"", &ours)), ErrorKind::Expired, "a hundred seconds after the question");
-    assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
+    assert_eq!(kind(key.decrypt(Aad::empty(), &ours)), ErrorKind::Expired, "a hundred seconds after the question");
+    assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
 
     // An answer that is past its age serves those who waited for it, and is not cached.
     let envelope = build(secs(3600));
     for _ in 0..3 {
-        assert_eq!(&*block_on(envelope.decrypt(&alice, b"", &sealed)).unwrap(), b"payload");
-        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
-        block_on(envelope.encrypt(&alice, b"", b"x")).unwrap();
+        assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"payload");
+        assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
+        block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         assert_eq!(envelope.statistics().writing_deks, 0);
     }
 }
@@ -426,11 +427,11 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
         let mut messages = Vec::new();
         for i in 0..50 {
             let tenant = context(&format!("{i}"));
-            messages.push((elsewhere.encrypt(&tenant, b"", b"payload").await.unwrap(), tenant));
+            messages.push((elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap(), tenant));
         }
         kek.wait_for(|| Box::pin(tokio::time::sleep(ms(1))));
         let budget = waxseal::CallBudget::new(1_000_000, 65_536).unwrap();
-        let builder = Envelope::builder().write_to(kek.clone()).call_budget(budget);
+        let builder = Envelope::builder().wrap_with(kek.clone()).call_budget(budget);
         let envelope = builder.limits(Limits::default().max_entries(entries)).build().unwrap();
         let messages = Arc::new(messages);
         let tasks: Vec<_> = (0..tasks)
@@ -441,9 +442,9 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
                         // Many ask the same at the same time.
                         let (sealed, tenant) = &messages[(i + task / 8) % messages.len()];
                         if i % 3 == 0 {
-                            envelope.encrypt(tenant, b"", b"x").await.unwrap();
+                            envelope.encrypt(tenant, Aad::empty(), b"x").await.unwrap();
                         } else {
-                            assert_eq!(&*envelope.decrypt(tenant, b"", sealed).await.unwrap(), b"payload");
+                            assert_eq!(&*envelope.decrypt(tenant, Aad::empty(), sealed).await.unwrap(), b"payload");
                         }
                     }
                 })
@@ -471,17 +472,17 @@ fn a_denial_in_another_context_ends_nothing_and_takes_no_grace() {
             if wait.load(SeqCst) { Poll::Ready(()) } else { Poll::Pending }
         }))
     });
-    let mut forged = pin!(stage.envelope.decrypt(&mallory, b"", &stage.sealed));
+    let mut forged = pin!(stage.envelope.decrypt(&mallory, Aad::empty(), &stage.sealed));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(forged.as_mut().poll(&mut cx).is_pending());
     stage.kek.wait_no_more();
     stage.read().unwrap();
-    let key = block_on(stage.envelope.opening_key(&stage.alice, &stage.sealed)).unwrap();
+    let key = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
     stage.kek.fail_with(Denied);
     go.store(true, SeqCst);
     let Poll::Ready(Err(error)) = forged.as_mut().poll(&mut cx) else { panic!("not answered") };
     assert_eq!(error.kind(), ErrorKind::Denied);
-    key.open(b"", &stage.sealed).unwrap();
+    key.decrypt(Aad::empty(), &stage.sealed).unwrap();
     stage.read().unwrap();
     stage.kek.fail_with(Unavailable);
     stage.clock.advance(secs(101));
@@ -499,13 +500,13 @@ fn a_poison_message_in_a_loop_costs_one_call() {
     let forged: Vec<_> = forged.collect();
     for _ in 0..100 {
         assert_eq!(kind(stage.read_by(forged.clone())), ErrorKind::Invalid);
-        let other = block_on(stage.envelope.decrypt(&context("bob"), b"", &stage.sealed));
+        let other = block_on(stage.envelope.decrypt(&context("bob"), Aad::empty(), &stage.sealed));
         assert_eq!(kind(other), ErrorKind::Invalid);
     }
     assert_eq!(stage.calls().0, 2, "one for each question");
     stage.clock.advance(secs(5));
     assert_eq!(kind(stage.read_by(forged.clone())), ErrorKind::Invalid);
-    stage.envelope.clear();
+    stage.envelope.evict_all();
     assert_eq!(kind(stage.read_by(forged)), ErrorKind::Invalid);
     assert_eq!(stage.calls().0, 4, "forgotten by and by, or by hand");
 }

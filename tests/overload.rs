@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use support::context;
 use waxseal::kek::CallAdvice;
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::{CallBudget, CallPolicy, EncryptionContext, Envelope, ErrorKind};
+use waxseal::{Aad, CallBudget, CallPolicy, EncryptionContext, Envelope, ErrorKind, StartOptions};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -27,7 +27,7 @@ async fn messages(kek: &ScriptedKek, count: usize) -> Vec<(EncryptionContext, Ve
     let mut sealed = Vec::new();
     for n in 0..count {
         let tenant = context(&n.to_string());
-        sealed.push((tenant.clone(), elsewhere.encrypt(&tenant, b"", b"payload").await.unwrap()));
+        sealed.push((tenant.clone(), elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap()));
     }
     sealed
 }
@@ -38,7 +38,7 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
     let kek = ScriptedKek::new("kek").unwrap();
     slow(&kek, ms(20));
     let budget = CallBudget::new(100, 64).unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).call_budget(budget).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).call_budget(budget).build().unwrap();
     let (mut overload, mut later) = (messages(&kek, 600).await, messages(&kek, 40).await);
     let (served, start) = (Arc::new(AtomicUsize::new(0)), Instant::now());
     let mut callers = Vec::new();
@@ -46,7 +46,7 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
         tokio::time::sleep_until((start + ms(1000) * u32::try_from(n).unwrap() / 150).into()).await;
         let (envelope, served) = (envelope.clone(), served.clone());
         callers.push(tokio::spawn(async move {
-            let answer = tokio::time::timeout(ms(200), envelope.decrypt(&tenant, b"", &sealed)).await;
+            let answer = tokio::time::timeout(ms(200), envelope.decrypt(&tenant, Aad::empty(), &sealed)).await;
             served.fetch_add(usize::from(answer.is_ok_and(|answer| answer.is_ok())), SeqCst);
         }));
     }
@@ -57,7 +57,7 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
     assert!(served.load(SeqCst) >= 210, "{} of 300", served.load(SeqCst));
     // The load has fallen: whoever comes now is served.
     for (tenant, sealed) in later.drain(..) {
-        tokio::time::timeout(ms(3000), envelope.decrypt(&tenant, b"", &sealed)).await.expect("waits").unwrap();
+        tokio::time::timeout(ms(3000), envelope.decrypt(&tenant, Aad::empty(), &sealed)).await.expect("waits").unwrap();
     }
 }
 
@@ -65,13 +65,13 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
 async fn a_burst_that_left_is_forgotten_at_once() {
     let kek = ScriptedKek::new("kek").unwrap();
     let envelope =
-        Envelope::builder().write_to(kek.clone()).call_budget(CallBudget::new(4, 4).unwrap()).build().unwrap();
+        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(4, 4).unwrap()).build().unwrap();
     let mut messages = messages(&kek, 31).await;
     let (tenant, last) = messages.pop().unwrap();
-    let burst = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, b"", sealed));
+    let burst = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
     let _ = tokio::time::timeout(ms(100), futures_util::future::join_all(burst)).await;
     // With the turns of those that left, it would be ten seconds, twice the deadline.
-    envelope.decrypt(&tenant, b"", &last).await.unwrap();
+    envelope.decrypt(&tenant, Aad::empty(), &last).await.unwrap();
 }
 
 #[tokio::test]
@@ -79,11 +79,11 @@ async fn one_whose_turn_would_come_too_late_is_throttled_at_once() {
     let kek = ScriptedKek::new("kek").unwrap();
     let policy = CallPolicy::default().timeout(ms(2000)).deadline(ms(3000));
     let budget = CallBudget::new(4, 64).unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).call_policy(policy).call_budget(budget).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).call_policy(policy).call_budget(budget).build().unwrap();
     let messages = messages(&kek, 60).await;
     let start = Instant::now();
     let mut reads: futures_util::stream::FuturesUnordered<_> =
-        messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, b"", sealed)).collect();
+        messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed)).collect();
     let mut throttled = 0;
     while start.elapsed() < ms(1000)
         && let Ok(Some(answer)) = tokio::time::timeout(ms(1000), reads.next()).await
@@ -99,7 +99,7 @@ async fn a_stream_that_is_not_polled_holds_up_nobody_else() {
     let kek = ScriptedKek::new("kek").unwrap();
     slow(&kek, ms(5));
     let budget = CallBudget::new(10_000, 4).unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).call_budget(budget).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).call_budget(budget).build().unwrap();
     let all = messages(&kek, 80).await;
     kek.local().rotate().unwrap();
     let (rows, details) = all.split_at(40);
@@ -125,16 +125,16 @@ async fn a_warm_up_takes_as_long_as_its_number_needs() {
     let contexts: Vec<_> = (0..400).map(|n| context(&n.to_string())).collect();
     let builder = || {
         let budget = CallBudget::new(1000, 8).unwrap();
-        Envelope::builder().write_to(kek.clone()).call_policy(policy).call_budget(budget)
+        Envelope::builder().wrap_with(kek.clone()).call_policy(policy).call_budget(budget)
     };
     // Two seconds of calls, and half a second for each.
-    let builder = contexts.iter().cloned().fold(builder(), |builder, context| builder.warm_up(context));
-    tokio::spawn(builder.start()).await.unwrap().unwrap();
+    let options = StartOptions::default().warm_up(&contexts);
+    tokio::spawn(builder().start(options)).await.unwrap().unwrap();
     assert_eq!(kek.calls().wraps, 400);
     // So it is with what the store behind a key allows.
     let store = ScriptedKek::new("store").unwrap();
     store.advise(CallAdvice::default().budget(CallBudget::new(20, 64).unwrap()));
-    let envelope = Envelope::builder().write_to(store.clone()).call_policy(policy).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(store.clone()).call_policy(policy).build().unwrap();
     envelope.warm_up(&contexts[..40]).await.unwrap();
 }
 
@@ -144,12 +144,13 @@ async fn with_the_smallest_budgets_messages_are_opened_and_sealed() {
         let kek = ScriptedKek::new("kek").unwrap();
         slow(&kek, ms(5));
         let budget = CallBudget::new(per_second, in_flight).unwrap();
-        let envelope = Envelope::builder().write_to(kek.clone()).call_budget(budget).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).call_budget(budget).build().unwrap();
         let messages = messages(&kek, 2).await;
         let alice = context("alice");
-        let reads = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, b"", sealed));
+        let reads = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
         let reads = async { futures_util::future::try_join_all(reads).await.map(|_| ()) };
-        let both = async { tokio::try_join!(reads, async { envelope.encrypt(&alice, b"", b"x").await.map(|_| ()) }) };
+        let both =
+            async { tokio::try_join!(reads, async { envelope.encrypt(&alice, Aad::empty(), b"x").await.map(|_| ()) }) };
         both.await.unwrap_or_else(|error| panic!("{per_second} a second, {in_flight} in flight: {error}"));
     }
 }
@@ -160,9 +161,9 @@ async fn a_key_service_that_wants_to_be_left_alone_for_ever_is_throttled_and_not
         let kek = ScriptedKek::new("kek").unwrap();
         kek.script([Act::AskLater(Duration::MAX), Act::AskLater(Duration::from_secs(u64::MAX))]);
         let policy = CallPolicy::default().timeout(timeout).deadline(ms(60_000));
-        let envelope = Envelope::builder().write_to(kek.clone()).call_policy(policy).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).call_policy(policy).build().unwrap();
         for _ in 0..2 {
-            let error = envelope.encrypt(&context("alice"), b"", b"x").await.unwrap_err();
+            let error = envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Throttled);
         }
     }

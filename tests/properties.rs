@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use support::{SUITES, block_on, local};
-use waxseal::{EncryptionContext, Envelope, WrappedKeys, inspect, is_sealed};
+use waxseal::{Aad, EncryptionContext, Envelope, Sealed, WrappedKeys, inspect, is_sealed};
 use waxseal_testing::support;
 
 /// Valid pairs, unsorted, names made distinct by a number.
@@ -24,16 +24,16 @@ proptest! {
     ) {
         let kek = local("kek");
         let context = EncryptionContext::new(pairs_of(&pairs)).unwrap();
-        let writer = Envelope::builder().write_to(kek.clone()).suite(SUITES[suite]).build().unwrap();
-        let reader = Envelope::builder().read_from(kek).build().unwrap();
+        let writer = Envelope::builder().wrap_with(kek.clone()).suite(SUITES[suite]).build().unwrap();
+        let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
         if compact {
-            let sealed = block_on(writer.encrypt_compact(&context, &aad, &plaintext)).unwrap();
-            let opened = block_on(reader.decrypt_compact(&context, &aad, &sealed.message, &sealed.wrapped_keys)).unwrap();
+            let sealed = block_on(writer.encrypt_compact(&context, Aad::from(&aad), &plaintext)).unwrap();
+            let opened = block_on(reader.decrypt(&context, Aad::from(&aad), Sealed::compact(sealed.as_bytes(), sealed.wrapped_keys()))).unwrap();
             prop_assert_eq!(&*opened, &plaintext[..]);
         } else {
-            let sealed = block_on(writer.encrypt(&context, &aad, &plaintext)).unwrap();
+            let sealed = block_on(writer.encrypt(&context, Aad::from(&aad), &plaintext)).unwrap();
             prop_assert_eq!(inspect(&sealed).unwrap().plaintext_len, Some(plaintext.len()));
-            prop_assert_eq!(&*block_on(reader.decrypt(&context, &aad, &sealed)).unwrap(), &plaintext[..]);
+            prop_assert_eq!(&*block_on(reader.decrypt(&context, Aad::from(&aad), &sealed)).unwrap(), &plaintext[..]);
         }
     }
 
@@ -70,8 +70,8 @@ proptest! {
         let _ = (is_sealed(&bytes), inspect(&bytes).is_ok());
         let _ = EncryptionContext::try_from(&bytes[..]).map(|context| assert_eq!(context.as_bytes(), bytes));
         let _ = WrappedKeys::try_from(&bytes[..]).map(|keys| assert_eq!(keys.as_bytes(), bytes));
-        let envelope = Envelope::builder().write_to(local("kek")).build().unwrap();
-        prop_assert!(block_on(envelope.decrypt(&EncryptionContext::empty(), b"", &bytes)).is_err());
+        let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
+        prop_assert!(block_on(envelope.decrypt(&EncryptionContext::empty(), Aad::empty(), &bytes)).is_err());
     }
 }
 

@@ -19,7 +19,7 @@ use waxseal_testing::{scan, support};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use scan::{Keys, Needle, Spy, in_bytes, on_a_stack_of_its_own};
 use support::{block_on, context, local};
-use waxseal::{Backend, Envelope, Event, Limits, Observer, Suite, memory_protection};
+use waxseal::{Aad, Backend, Envelope, Event, Limits, Observer, Suite, memory_protection};
 
 const ROLE: &str = "WAXSEAL_TEST_ROLE";
 
@@ -130,8 +130,8 @@ fn address_of_a_dek() -> usize {
         seen.store(dek.as_ptr().addr(), std::sync::atomic::Ordering::SeqCst);
         Box::pin(async {})
     });
-    let envelope = Envelope::builder().write_to(spy).build().unwrap();
-    block_on(envelope.encrypt(&context("alice"), b"", b"x")).unwrap();
+    let envelope = Envelope::builder().wrap_with(spy).build().unwrap();
+    block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     at.load(std::sync::atomic::Ordering::SeqCst)
 }
 
@@ -221,19 +221,19 @@ fn work_hard() -> usize {
         .collect();
     let kek = || waxseal::kek::local::LocalKek::from_secrets("many", (1..).zip(&secrets)).unwrap();
     let told = Arc::new(AtomicUsize::new(0));
-    let observed = || Envelope::builder().write_to(kek()).observer(Told(told.clone())).build().unwrap();
+    let observed = || Envelope::builder().wrap_with(kek()).observer(Told(told.clone())).build().unwrap();
     let (envelope, reader) = (observed(), observed());
     for tenant in 0..200 {
         let tenant = context(&format!("{tenant}"));
-        let sealed = block_on(envelope.encrypt(&tenant, b"row", b"payload")).unwrap();
-        assert_eq!(&*block_on(reader.decrypt(&tenant, b"row", &sealed)).unwrap(), b"payload");
+        let sealed = block_on(envelope.encrypt(&tenant, Aad::from(b"row"), b"payload")).unwrap();
+        assert_eq!(&*block_on(reader.decrypt(&tenant, Aad::from(b"row"), &sealed)).unwrap(), b"payload");
     }
     // Every one of them is still what it was: a new version is made from what is kept of all the others.
     let kek = kek();
     assert_eq!(kek.rotate().unwrap(), 3001);
     let other = waxseal::kek::local::LocalKek::from_secrets("many", [(3000, &secrets[2999])]).unwrap();
-    let sealed = block_on(support::envelope(&other).encrypt(&context("a"), b"", b"x")).unwrap();
-    assert_eq!(&*block_on(support::envelope(&kek).decrypt(&context("a"), b"", &sealed)).unwrap(), b"x");
+    let sealed = block_on(support::envelope(&other).encrypt(&context("a"), Aad::empty(), b"x")).unwrap();
+    assert_eq!(&*block_on(support::envelope(&kek).decrypt(&context("a"), Aad::empty(), &sealed)).unwrap(), b"x");
     told.load(Ordering::SeqCst)
 }
 
@@ -359,11 +359,11 @@ fn a_core_dump_has_no_dek_and_after_the_deadline_nothing() {
     let limits = Limits::default().max_age(Duration::from_secs(600));
     let (envelope, sealed, dek) = on_a_stack_of_its_own(|| {
         let (spy, seen) = Spy::that_remembers(local("kek"));
-        let envelope = Envelope::builder().write_to(spy).backend(backend(&role)).limits(limits);
+        let envelope = Envelope::builder().wrap_with(spy).backend(backend(&role)).limits(limits);
         let clock = waxseal::ManualClock::new();
         let envelope = envelope.clock(clock.clone()).build().unwrap();
-        let sealed = block_on(envelope.encrypt(&context("alice"), b"", b"payload")).unwrap();
-        block_on(envelope.decrypt(&context("alice"), b"", &sealed)).unwrap();
+        let sealed = block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"payload")).unwrap();
+        block_on(envelope.decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap();
         let dek = seen.lock().unwrap().take().unwrap();
         ((envelope, clock), sealed, dek)
     });
@@ -374,9 +374,9 @@ fn a_core_dump_has_no_dek_and_after_the_deadline_nothing() {
         held_sender.send(Needle::of(dek)).unwrap();
         Box::pin(std::future::pending())
     });
-    let holder = Envelope::builder().write_to(holder).backend(backend(&role)).build().unwrap();
+    let holder = Envelope::builder().wrap_with(holder).backend(backend(&role)).build().unwrap();
     let waiting = context("bob");
-    let mut call = Box::pin(holder.encrypt(&waiting, b"", b"x"));
+    let mut call = Box::pin(holder.encrypt(&waiting, Aad::empty(), b"x"));
     assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     let held = held.recv().unwrap();
     // What nobody wipes: some other thirty-two bytes.

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::{CallBudget, CallPolicy, Envelope};
+use waxseal::{Aad, CallBudget, CallPolicy, Envelope};
 use waxseal_testing::support;
 
 fn ms(ms: u64) -> Duration {
@@ -35,11 +35,11 @@ async fn rewraps(n: usize) -> (Envelope, Vec<Fut>) {
     let (old, new) = (ScriptedKek::new("old").unwrap(), ScriptedKek::new("new").unwrap());
     new.wait_for(|| Box::pin(tokio::time::sleep(ms(300))));
     old.wait_for(|| Box::pin(tokio::time::sleep(ms(300))));
-    let sealed = support::envelope(old.local()).encrypt(&context("a"), b"", b"x").await.unwrap();
+    let sealed = support::envelope(old.local()).encrypt(&context("a"), Aad::empty(), b"x").await.unwrap();
     // An envelope each, since what they wait for its end by has a lock of its own (event-listener).
     let budget = CallBudget::new(1000, 1).unwrap();
     let envelope = || {
-        Envelope::builder().write_to(new.clone()).read_from(old.clone()).call_budget(budget.clone()).build().unwrap()
+        Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).call_budget(budget.clone()).build().unwrap()
     };
     let futures = (0..n)
         .map(|_| {
@@ -101,21 +101,21 @@ async fn warm(keks: usize, busy: bool, per_second: u32) -> Result<(), waxseal::E
     if busy {
         for n in 0..900 {
             let c = context(&format!("r{n}"));
-            sealed.push((c.clone(), elsewhere.encrypt(&c, b"", b"x").await.unwrap()));
+            sealed.push((c.clone(), elsewhere.encrypt(&c, Aad::empty(), b"x").await.unwrap()));
         }
     }
     let mut builder = Envelope::builder()
         .call_budget(CallBudget::new(per_second, 64).unwrap())
         .call_policy(CallPolicy::default().deadline(ms(2000)).timeout(ms(1000)));
     for kek in all {
-        builder = builder.write_to(kek);
+        builder = builder.wrap_with(kek);
     }
     let envelope = builder.build().unwrap();
     for (n, (c, s)) in sealed.into_iter().enumerate() {
         let envelope = envelope.clone();
         tokio::spawn(async move {
             tokio::time::sleep(ms(40 * n as u64)).await;
-            let _ = envelope.decrypt(&c, b"", &s).await;
+            let _ = envelope.decrypt(&c, Aad::empty(), &s).await;
         });
     }
     tokio::time::sleep(ms(600)).await;

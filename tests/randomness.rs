@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use support::{block_on, context, envelope, local};
-use waxseal::{Envelope, ErrorKind, Nonces};
+use waxseal::{Aad, Envelope, ErrorKind, Nonces};
 use waxseal_testing::support;
 
 /// Runs `work` in a thread to which the kernel gives no random bytes; `None` where the C library
@@ -42,15 +42,15 @@ fn refuse_randomness() {
 #[test]
 fn sealing_fails_with_an_error_of_its_own_kind_and_opening_goes_on() {
     for nonces in [Nonces::Thread, Nonces::System] {
-        let service = Envelope::builder().write_to(local("kek")).nonces(nonces).build().unwrap();
+        let service = Envelope::builder().wrap_with(local("kek")).nonces(nonces).build().unwrap();
         let alice = context("alice");
-        let key = block_on(service.sealing_key(&alice)).unwrap();
-        let sealed = block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+        let key = block_on(service.encryptor(&alice)).unwrap();
+        let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         let results = without_randomness(|| {
-            let with_the_handle = key.seal(b"", b"y").unwrap_err().kind();
-            let with_the_dek = block_on(service.encrypt(&alice, b"", b"y")).unwrap_err().kind();
-            let with_a_new_dek = block_on(service.encrypt(&context("bob"), b"", b"y")).unwrap_err().kind();
-            assert_eq!(&*block_on(service.decrypt(&alice, b"", &sealed)).unwrap(), b"x");
+            let with_the_handle = key.encrypt(Aad::empty(), b"y").unwrap_err().kind();
+            let with_the_dek = block_on(service.encrypt(&alice, Aad::empty(), b"y")).unwrap_err().kind();
+            let with_a_new_dek = block_on(service.encrypt(&context("bob"), Aad::empty(), b"y")).unwrap_err().kind();
+            assert_eq!(&*block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
             [with_the_handle, with_the_dek, with_a_new_dek]
         });
         if let Some(kinds) = results {
@@ -63,12 +63,12 @@ fn sealing_fails_with_an_error_of_its_own_kind_and_opening_goes_on() {
 fn a_buffer_that_could_not_be_sealed_in_place_has_no_second_copy_of_the_plaintext() {
     let service = envelope(&local("kek"));
     let alice = context("alice");
-    block_on(service.encrypt(&alice, b"", b"x")).unwrap();
+    block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     for room in [0, 4096] {
         let mut buffer = vec![0; 100 + room];
         buffer.truncate(100);
         buffer.fill(0xA5);
-        let result = without_randomness(|| block_on(service.encrypt_in_place(&alice, b"", &mut buffer)));
+        let result = without_randomness(|| block_on(service.encrypt_in_place(&alice, Aad::empty(), &mut buffer)));
         let Some(result) = result else { return };
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Randomness);
         assert_eq!(buffer, [0xA5; 100], "the plaintext is still there");

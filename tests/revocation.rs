@@ -11,7 +11,7 @@ use support::stage::{Stage, entries_of, kind, secs, with_entries};
 use support::{block_on, context};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
-use waxseal::{Dek, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek};
+use waxseal::{Aad, Dek, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek};
 
 /// A provider that unwraps, under its own KEK, what stands under a related one's id.
 #[derive(Debug, Clone)]
@@ -28,7 +28,7 @@ impl Related {
 
     /// A message whose DEK stands under the related id.
     fn message(&self, alice: &EncryptionContext) -> Vec<u8> {
-        let sealed = block_on(support::envelope(&self.own).encrypt(alice, b"", b"payload")).unwrap();
+        let sealed = block_on(support::envelope(&self.own).encrypt(alice, Aad::empty(), b"payload")).unwrap();
         let renamed = |entry: WrappedDek| WrappedDek::new(self.related.clone(), entry.wrapped()).unwrap();
         with_entries(&sealed, entries_of(&sealed).into_iter().map(renamed))
     }
@@ -69,17 +69,17 @@ fn a_kek_is_revoked_by_its_own_id_and_by_the_one_that_stands_in_messages() {
     for by_own_id in [true, false] {
         let (kek, alice) = (Related::new(), context("alice"));
         let sealed = kek.message(&alice);
-        let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
-        let read = || block_on(envelope.decrypt(&alice, b"", &sealed)).map(drop);
+        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        let read = || block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).map(drop);
         read().unwrap();
-        let key = block_on(envelope.opening_key(&alice, &sealed)).unwrap();
+        let key = block_on(envelope.decryptor(&alice, &sealed)).unwrap();
         let calls = kek.unwraps.load(SeqCst);
         envelope.revoke_kek(if by_own_id { kek.id() } else { &kek.related });
-        assert!(envelope.decrypt_cached(&alice, b"", &sealed).unwrap().is_none());
-        assert_eq!(kind(key.open(b"", &sealed)), ErrorKind::Expired);
+        assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
+        assert_eq!(kind(key.decrypt(Aad::empty(), &sealed)), ErrorKind::Expired);
         assert_eq!(kind(read()), ErrorKind::Denied);
         assert_eq!(kind(block_on(envelope.rewrap(&alice, &sealed))), ErrorKind::Denied);
-        envelope.clear();
+        envelope.evict_all();
         assert_eq!(kind(read()), ErrorKind::Denied);
         assert_eq!(kek.unwraps.load(SeqCst), calls, "a revoked key makes no call");
         envelope.reinstate_kek(if by_own_id { kek.id() } else { &kek.related });
@@ -96,7 +96,7 @@ fn a_revocation_in_a_loop_touches_no_answer_about_others() {
     stage.kek.wait_for(move || {
         let (envelope, bob, other) = (envelope.clone(), bob.clone(), other.clone());
         Box::pin(async move {
-            envelope.revoke_context(&bob);
+            envelope.evict_context(&bob);
             envelope.revoke_kek(&other);
         })
     });
@@ -121,8 +121,8 @@ fn an_answer_about_what_was_revoked_meanwhile_does_not_count() {
             Box::pin(async move {
                 match which {
                     _ if !first => {}
-                    0 => envelope.revoke_context(&alice),
-                    1 => envelope.clear(),
+                    0 => envelope.evict_context(&alice),
+                    1 => envelope.evict_all(),
                     _ => envelope.revoke_kek(&kek_id),
                 }
             })
@@ -140,7 +140,7 @@ fn a_rewrap_on_its_way_obeys_what_is_revoked_and_a_shut_down() {
     for (name, expected) in [
         ("shut_down", Err(ErrorKind::ShutDown)),
         ("revoke_kek", Err(ErrorKind::Denied)),
-        ("revoke_context", Ok(())),
+        ("evict_context", Ok(())),
         ("clear", Ok(())),
     ] {
         let stage = Stage::new(Limits::default());
@@ -156,8 +156,8 @@ fn a_rewrap_on_its_way_obeys_what_is_revoked_and_a_shut_down() {
                     _ if !first => {}
                     "shut_down" => envelope.shut_down(),
                     "revoke_kek" => envelope.revoke_kek(&kek_id),
-                    "revoke_context" => envelope.revoke_context(&alice),
-                    _ => envelope.clear(),
+                    "evict_context" => envelope.evict_context(&alice),
+                    _ => envelope.evict_all(),
                 }
             })
         });

@@ -18,7 +18,8 @@ use tokio::runtime::{Builder as Tokio, Runtime as TokioRuntime};
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{BoxFuture, KekErrorClass};
 use waxseal::{
-    Builder, CallBudget, CallPolicy, EncryptionContext, Envelope, Error, ErrorKind, Limits, ManualClock, Runtime,
+    Aad, CallBudget, CallPolicy, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Limits, ManualClock,
+    Runtime,
 };
 
 /// No answer takes as long, and no test waits longer.
@@ -82,10 +83,10 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(more: impl FnOnce(Builder) -> Builder) -> Self {
+    fn new(more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let kek = ScriptedKek::new("kek").unwrap();
         let (alice, sealed) = messages(&kek, 1).remove(0);
-        let envelope = more(Envelope::builder().write_to(kek.clone())).build().unwrap();
+        let envelope = more(Envelope::builder().wrap_with(kek.clone())).build().unwrap();
         Self { kek, alice, sealed, envelope }
     }
 
@@ -115,7 +116,7 @@ fn read(
     sealed: &[u8],
 ) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<> {
     let (envelope, context, sealed) = (envelope.clone(), context.clone(), sealed.to_vec());
-    async move { envelope.decrypt(&context, b"", &sealed).await.map(drop) }
+    async move { envelope.decrypt(&context, Aad::empty(), &sealed).await.map(drop) }
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
@@ -132,7 +133,8 @@ fn messages(kek: &ScriptedKek, number: usize) -> Vec<(EncryptionContext, Vec<u8>
     let apart = std::thread::spawn(move || {
         let elsewhere = support::envelope(&kek);
         let contexts = (0..number).map(|tenant| context(&tenant.to_string()));
-        let sealed = |context: &EncryptionContext| block_on(elsewhere.encrypt(context, b"", b"payload")).unwrap();
+        let sealed =
+            |context: &EncryptionContext| block_on(elsewhere.encrypt(context, Aad::empty(), b"payload")).unwrap();
         contexts.map(|context| (context.clone(), sealed(&context))).collect()
     });
     apart.join().unwrap()
@@ -234,10 +236,10 @@ fn code_that_blocks_within_a_task_gets_on_for_ever() {
         let all = messages(&kek, 400);
         kek.wait_for(|| Box::pin(tokio::time::sleep(ms(1))));
         threads(2).block_on(async move {
-            let envelope = Envelope::builder().write_to(kek).build().unwrap();
+            let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
             let task = async move {
                 let works = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
-                    block_on(envelope.decrypt(context, b"", sealed)).is_ok()
+                    block_on(envelope.decrypt(context, Aad::empty(), sealed)).is_ok()
                         && block_on(envelope.rewrap(context, sealed)).is_ok()
                 };
                 all.iter().filter(works).count()
@@ -254,7 +256,7 @@ fn code_that_blocks_the_only_thread_of_a_runtime_meets_its_deadline() {
         one_thread().block_on(async {
             let stage = Stage::hasty(&one_thread_outside());
             let first = block_on(stage.read());
-            stage.envelope.clear();
+            stage.envelope.evict_all();
             // Its timer is one of the runtime that waits for this very call.
             stage.kek.wait_for(|| Box::pin(tokio::time::sleep(ms(1))));
             (kind(&first), kind(&block_on(stage.read())))
@@ -276,7 +278,7 @@ fn what_is_abandoned_where_nobody_drives_the_runtime_takes_nobody_s_place() {
     let envelope = {
         let _inside = start_up.enter();
         let policy = CallPolicy::default().timeout(ms(300)).deadline(ms(900));
-        Envelope::builder().write_to(kek.clone()).call_policy(policy).build().unwrap()
+        Envelope::builder().wrap_with(kek.clone()).call_policy(policy).build().unwrap()
     };
     kek.wait_for(|| Box::pin(std::future::pending()));
     // As many as fit, driven for a while, and then by nobody.
@@ -287,7 +289,7 @@ fn what_is_abandoned_where_nobody_drives_the_runtime_takes_nobody_s_place() {
     kek.wait_no_more();
     let began = Instant::now();
     let (context, sealed) = &messages(&kek, 1)[0];
-    while let Err(error) = block_on(envelope.decrypt(context, b"", sealed)) {
+    while let Err(error) = block_on(envelope.decrypt(context, Aad::empty(), sealed)) {
         assert!(began.elapsed() < LONG, "{error}");
     }
 }
@@ -322,7 +324,7 @@ fn a_forked_child_keeps_its_deadlines() {
 fn a_tokio_runtime_without_timers_is_refused_at_build() {
     let without = Tokio::new_current_thread().build().unwrap();
     let _inside = without.enter();
-    let error = Envelope::builder().write_to(support::local("kek")).build().unwrap_err();
+    let error = Envelope::builder().wrap_with(support::local("kek")).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
     assert!(error.to_string().contains("runtime") && error.to_string().contains("enable_time"), "{error}");
 }
@@ -374,7 +376,7 @@ fn a_key_service_slower_than_every_caller_is_asked_once_and_its_answer_counts() 
         while tokio::time::timeout(ms(60), stage.read()).await.is_err() {
             assert!(began.elapsed() < LONG, "no progress");
         }
-        while tokio::time::timeout(ms(60), stage.envelope.encrypt(&stage.alice, b"", b"x")).await.is_err() {
+        while tokio::time::timeout(ms(60), stage.envelope.encrypt(&stage.alice, Aad::empty(), b"x")).await.is_err() {
             assert!(began.elapsed() < LONG, "no progress");
         }
     });
@@ -436,7 +438,7 @@ fn a_call_that_waits_for_its_turn_is_not_made_for_callers_that_left() {
     let all = messages(&kek, 100);
     let envelope = {
         let _inside = runtime.enter();
-        Envelope::builder().write_to(kek.clone()).call_budget(CallBudget::new(8, 64).unwrap()).build().unwrap()
+        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(8, 64).unwrap()).build().unwrap()
     };
     runtime.block_on(async {
         let reads = all.iter().map(|(context, sealed)| read(&envelope, context, sealed));
@@ -455,7 +457,7 @@ fn callers_that_are_not_polled_keep_nobody_from_being_served() {
     let all = messages(&kek, 9);
     let envelope = {
         let _inside = runtime.enter();
-        Envelope::builder().write_to(kek.clone()).call_budget(CallBudget::new(1000, 4).unwrap()).build().unwrap()
+        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(1000, 4).unwrap()).build().unwrap()
     };
     kek.wait_for(|| Box::pin(tokio::time::sleep(ms(10))));
     // As a `buffered` stream does with its reads while its consumer makes one of its own: polled once, and then not.

@@ -20,7 +20,7 @@ use support::context;
 use support::stage::{entries_of, with_entries};
 use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, WrappedDek};
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, WrappedDek};
 
 const WORKERS: u64 = 8;
 const TENANTS: usize = 40;
@@ -110,7 +110,7 @@ impl World {
                 (0..30, _) | (_, None) => {
                     let plaintext = vec![rng.random::<u8>(); rng.random_range(0..3000)];
                     let aad = rng.random::<u64>().to_be_bytes().to_vec();
-                    match self.envelope.encrypt(context, &aad, &plaintext).await {
+                    match self.envelope.encrypt(context, Aad::from(&aad), &plaintext).await {
                         Ok(sealed) => {
                             let mut stored = self.stored.lock().unwrap();
                             let new = Stored { tenant, aad, plaintext, sealed };
@@ -128,7 +128,7 @@ impl World {
                 (30..80, Some(it)) => {
                     let context = &self.contexts[it.tenant];
                     let sealed = if rng.random_ratio(1, 5) { with_junk(&it.sealed) } else { it.sealed.clone() };
-                    let open = self.envelope.decrypt(context, &it.aad, &sealed);
+                    let open = self.envelope.decrypt(context, Aad::from(&it.aad), &sealed);
                     // Some callers do not wait.
                     let patience = if rng.random_ratio(1, 10) { 1 } else { 10_000 };
                     match tokio::time::timeout(Duration::from_millis(patience), open).await {
@@ -140,8 +140,8 @@ impl World {
                         Err(_) => {}
                     }
                 }
-                (80..85, Some(it)) => match self.envelope.opening_key(&self.contexts[it.tenant], &it.sealed).await {
-                    Ok(key) => match key.open(&it.aad, &it.sealed) {
+                (80..85, Some(it)) => match self.envelope.decryptor(&self.contexts[it.tenant], &it.sealed).await {
+                    Ok(key) => match key.decrypt(Aad::from(&it.aad), &it.sealed) {
                         Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
                         Err(error) => self.failed(error.kind(), &[ErrorKind::Expired]),
                     },
@@ -149,13 +149,13 @@ impl World {
                 },
                 (85..90, Some(it)) => {
                     let other = (it.tenant + 1 + rng.random_range(0..TENANTS - 1)) % TENANTS;
-                    let answer = self.envelope.decrypt(&self.contexts[other], &it.aad, &it.sealed).await;
+                    let answer = self.envelope.decrypt(&self.contexts[other], Aad::from(&it.aad), &it.sealed).await;
                     self.failed(answer.map(|_| ()).unwrap_err().kind(), &faults);
                 }
                 (90..95, Some(mut it)) => {
                     let at = rng.random_range(0..it.sealed.len());
                     it.sealed[at] ^= 1 << rng.random_range(0..8);
-                    match self.envelope.decrypt(&self.contexts[it.tenant], &it.aad, &it.sealed).await {
+                    match self.envelope.decrypt(&self.contexts[it.tenant], Aad::from(&it.aad), &it.sealed).await {
                         // A bit of one wrapped key: another one opens it.
                         Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
                         Err(error) => {
@@ -188,7 +188,7 @@ fn come_and_go(world: &World, mut rng: StdRng) {
             drop(stored);
             let (envelope, context) = (world.envelope.clone(), world.contexts[it.tenant].clone());
             runtime.spawn(async move {
-                if let Ok(plaintext) = envelope.decrypt(&context, &it.aad, &it.sealed).await {
+                if let Ok(plaintext) = envelope.decrypt(&context, Aad::from(&it.aad), &it.sealed).await {
                     assert_eq!(*plaintext, *it.plaintext, "a wrong byte");
                 }
             });
@@ -224,8 +224,8 @@ async fn break_things(world: Arc<World>, keks: Vec<ScriptedKek>, mut rng: StdRng
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 world.envelope.reinstate_kek(&id);
             }
-            11 => world.envelope.revoke_context(&world.contexts[rng.random_range(0..TENANTS)]),
-            _ => world.envelope.clear(),
+            11 => world.envelope.evict_context(&world.contexts[rng.random_range(0..TENANTS)]),
+            _ => world.envelope.evict_all(),
         }
     }
 }
@@ -246,16 +246,16 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
     let keks: Vec<_> = ["a", "b", "c"].iter().map(|name| ScriptedKek::new(name).unwrap()).collect();
     // The wiping thread is one per process and stays.
     let warm = support::envelope(keks[0].local());
-    support::block_on(warm.encrypt(&context("warm"), b"", b"")).unwrap();
+    support::block_on(warm.encrypt(&context("warm"), Aad::empty(), b"")).unwrap();
     drop(warm);
     let threads_before = threads();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let limits = Limits::default()
         .max_age(Duration::from_millis(400))
-        .outage_grace_reading(Duration::from_millis(300))
-        .outage_grace_writing(Duration::from_millis(100))
-        .refuse_for(Duration::from_millis(50))
+        .stale_if_error_reading(Duration::from_millis(300))
+        .stale_if_error_writing(Duration::from_millis(100))
+        .denial_ttl(Duration::from_millis(50))
         .max_messages(200)
         .max_uses(1000)
         .max_entries(64);
@@ -267,7 +267,7 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
     let envelope = {
         let _inside = runtime.enter();
         let builder =
-            Envelope::builder().write_to(keks[0].clone()).write_to(keks[1].clone()).read_from(keks[2].clone());
+            Envelope::builder().wrap_with(keks[0].clone()).wrap_with(keks[1].clone()).unwrap_with(keks[2].clone());
         builder.limits(limits).call_policy(policy).observer(Fragile::default()).build().unwrap()
     };
     let world = Arc::new(World {
@@ -315,7 +315,7 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         let stored = world.stored.lock().unwrap().clone();
         for it in &stored {
             loop {
-                match world.envelope.decrypt(&world.contexts[it.tenant], &it.aad, &it.sealed).await {
+                match world.envelope.decrypt(&world.contexts[it.tenant], Aad::from(&it.aad), &it.sealed).await {
                     Ok(plaintext) => break assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
                     Err(error) => assert!(Instant::now() < deadline, "{error}"),
                 }

@@ -14,8 +14,8 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver, Observer, StartUp,
-    TracingObserver, WrappedDek, WrappedKeys,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver, Observer, Sealed,
+    StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
 };
 
 /// A life in which everything happens that an observer can be told.
@@ -23,14 +23,14 @@ fn a_whole_life(observer: impl Observer + 'static) {
     let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
     kek.fail_with(KekErrorClass::Throttled);
     let second = Duration::from_secs(1);
-    let limits = Limits::default().max_age(100 * second).outage_grace_reading(100 * second).max_entries(1);
-    let builder = Envelope::builder().write_to(kek.clone()).clock(clock.clone()).limits(limits).observer(observer);
-    let builder = builder.call_policy(CallPolicy::default().breaker_failures(1)).start_up(StartUp::TolerateOutage);
-    let envelope = block_on(builder.start()).unwrap();
+    let limits = Limits::default().max_age(100 * second).stale_if_error_reading(100 * second).max_entries(1);
+    let builder = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).observer(observer);
+    let builder = builder.call_policy(CallPolicy::default().breaker_failures(1));
+    let envelope = block_on(builder.start(StartOptions::default().start_up(StartUp::TolerateOutage))).unwrap();
     kek.fail_with(None);
     let alice = context("alice");
-    let sealed = block_on(support::envelope(kek.local()).encrypt(&alice, b"", b"payload")).unwrap();
-    let read = || block_on(envelope.decrypt(&alice, b"", &sealed)).map(|_| ());
+    let sealed = block_on(support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    let read = || block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).map(|_| ());
     read().unwrap();
     clock.advance(81 * second);
     read().unwrap();
@@ -43,12 +43,12 @@ fn a_whole_life(observer: impl Observer + 'static) {
     clock.advance(second);
     read().unwrap();
     for tenant in ["bob", "carol"] {
-        block_on(envelope.encrypt(&context(tenant), b"", b"payload")).unwrap();
+        block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"payload")).unwrap();
     }
-    envelope.clear();
+    envelope.evict_all();
     kek.fail_with(KekErrorClass::Denied);
     read().unwrap_err();
-    block_on(envelope.encrypt(&alice, b"", b"payload")).unwrap_err();
+    block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap_err();
 }
 
 #[derive(Clone, Default)]
@@ -99,7 +99,7 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
         ("INFO", "made", &["dek_id=", "keks=1"]),
         ("DEBUG", "refreshed", &["dek_id="]),
         ("WARN", "renewal_failed", &["dek_id=", "kind=\"unavailable\""]),
-        ("WARN", "served_past_age", &["dek_id=", "kind=\"unavailable\""]),
+        ("WARN", "served_stale", &["dek_id=", "kind=\"unavailable\""]),
         ("WARN", "denied", &[]),
         ("DEBUG", "evicted", &["dek_id="]),
         ("DEBUG", "wiped", &["dek_id="]),
@@ -193,15 +193,16 @@ impl KekProvider for TakesAny {
 fn a_kek_id_of_a_forged_message_begins_no_line_of_the_log() {
     let kek = support::local("kek");
     let alice = context("alice");
-    let compact = block_on(support::envelope(&kek).encrypt_compact(&alice, b"", b"x")).unwrap();
+    let compact = block_on(support::envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     let id = KekId::new("x\n2026-11-25T00:00:00Z  INFO auth: admin logged in\u{1b}[2J\u{202e}\u{2028}").unwrap();
-    let entry = WrappedDek::new(id, compact.wrapped_keys.entries()[0].wrapped()).unwrap();
+    let entry = WrappedDek::new(id, compact.wrapped_keys().entries()[0].wrapped()).unwrap();
     let keys = WrappedKeys::new([entry]).unwrap();
     let text = written(|| {
-        let service = Envelope::builder().read_from(TakesAny(kek.clone())).observer(TracingObserver::new());
+        let service = Envelope::builder().unwrap_with(TakesAny(kek.clone())).observer(TracingObserver::new());
         let service = service.build().unwrap();
-        block_on(service.decrypt_compact(&alice, b"", &compact.message, &keys)).unwrap();
-        let error = block_on(support::envelope(&kek).decrypt_compact(&alice, b"", &compact.message, &keys));
+        block_on(service.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys))).unwrap();
+        let error =
+            block_on(support::envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)));
         let error = error.unwrap_err();
         tracing::error!(%error, cause = &error as &dyn std::error::Error, "{error}");
     });

@@ -11,7 +11,7 @@ use pollster::block_on;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use waxseal::kek::local::LocalKek;
-use waxseal::{Backend, EncryptionContext, Envelope, Error, ErrorKind, WrappedKeys};
+use waxseal::{Aad, Backend, EncryptionContext, Envelope, Error, ErrorKind, Sealed, WrappedKeys};
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
@@ -37,7 +37,7 @@ fn reader(vectors: &Value, backend: Backend) -> Envelope {
         let secrets: Vec<(u32, [u8; 32])> = (kek["versions"].as_object().unwrap().iter())
             .map(|(version, secret)| (version.parse().unwrap(), hex(secret).try_into().unwrap()))
             .collect();
-        builder = builder.read_from(LocalKek::from_secrets(name, secrets.iter().map(|(v, s)| (*v, s))).unwrap());
+        builder = builder.unwrap_with(LocalKek::from_secrets(name, secrets.iter().map(|(v, s)| (*v, s))).unwrap());
     }
     builder.build().unwrap()
 }
@@ -59,8 +59,12 @@ fn kind_of(name: &str) -> ErrorKind {
 fn open(reader: &Envelope, message: &Value) -> Result<Vec<u8>, Error> {
     let (context, aad, sealed) = (context(&message["context"]), hex(&message["aad"]), hex(&message["sealed"]));
     let opened = match &message["wrapped_keys"] {
-        Value::Null => block_on(reader.decrypt(&context, &aad, &sealed))?,
-        keys => block_on(reader.decrypt_compact(&context, &aad, &sealed, &WrappedKeys::try_from(&hex(keys)[..])?))?,
+        Value::Null => block_on(reader.decrypt(&context, Aad::from(&aad), &sealed))?,
+        keys => block_on(reader.decrypt(
+            &context,
+            Aad::from(&aad),
+            Sealed::compact(&sealed, &WrappedKeys::try_from(&hex(keys)[..])?),
+        ))?,
     };
     Ok(opened.to_vec())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use waxseal::kek::local::LocalKek;
-use waxseal::{Backend, EncryptionContext, Envelope, Limits, OpeningKey, SealingKey};
+use waxseal::{Aad, Backend, Decryptor, EncryptionContext, Encryptor, Envelope, Limits};
 
 pub const AAD: &[u8] = b"row 17";
 const NONCE: [u8; 12] = [7; 12];
@@ -108,19 +108,19 @@ pub struct Ground {
     bare: Bare,
     envelope: Envelope,
     context: EncryptionContext,
-    sealing: SealingKey,
-    opening: OpeningKey,
+    sealing: Encryptor,
+    opening: Decryptor,
 }
 
 impl Ground {
     pub fn new(backend: Backend) -> Self {
         let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
         let kek = LocalKek::in_memory("bench").unwrap();
-        let envelope = Envelope::builder().write_to(kek).backend(backend).limits(limits).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek).backend(backend).limits(limits).build().unwrap();
         let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
-        let sealing = at_once(envelope.sealing_key(&context)).unwrap();
-        let sealed = sealing.seal(AAD, b"").unwrap();
-        let opening = at_once(envelope.opening_key(&context, &sealed)).unwrap();
+        let sealing = at_once(envelope.encryptor(&context)).unwrap();
+        let sealed = sealing.encrypt(Aad::from(AAD), b"").unwrap();
+        let opening = at_once(envelope.decryptor(&context, &sealed)).unwrap();
         Self { bare: Bare::new(backend), envelope, context, sealing, opening }
     }
 
@@ -153,13 +153,13 @@ impl Ground {
 
     /// The library's ways to seal in place.
     pub fn seal(&self, len: usize) -> [Contender<'_>; 3] {
-        let handle = |buffer: &mut Vec<u8>| self.sealing.seal_in_place(AAD, buffer).unwrap();
+        let handle = |buffer: &mut Vec<u8>| self.sealing.encrypt_in_place(Aad::from(AAD), buffer).unwrap();
         let look_up = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.sealing_key(&self.context)).unwrap().seal_in_place(AAD, buffer).unwrap();
+            at_once(self.envelope.encryptor(&self.context)).unwrap().encrypt_in_place(Aad::from(AAD), buffer).unwrap();
         };
         // Moves the plaintext up by the length of the prefix, so its cost grows with the size.
         let moving = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.encrypt_in_place(&self.context, AAD, buffer)).unwrap();
+            at_once(self.envelope.encrypt_in_place(&self.context, Aad::from(AAD), buffer)).unwrap();
         };
         [
             Contender { name: "handle", before: self.message(len), call: Box::new(handle) },
@@ -171,12 +171,12 @@ impl Ground {
     /// The library's ways to open in place.
     pub fn open(&self, len: usize) -> [Contender<'_>; 2] {
         let mut sealed = self.message(len);
-        self.sealing.seal_in_place(AAD, &mut sealed).unwrap();
+        self.sealing.encrypt_in_place(Aad::from(AAD), &mut sealed).unwrap();
         let handle = |buffer: &mut Vec<u8>| {
-            self.opening.open_in_place(AAD, buffer).unwrap();
+            self.opening.decrypt_in_place(Aad::from(AAD), buffer).unwrap();
         };
         let look_up = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.decrypt_in_place(&self.context, AAD, buffer)).unwrap();
+            at_once(self.envelope.decrypt_in_place(&self.context, Aad::from(AAD), buffer)).unwrap();
         };
         [
             Contender { name: "handle", before: sealed.clone(), call: Box::new(handle) },
@@ -187,24 +187,24 @@ impl Ground {
     /// The calls that allocate their result.
     pub fn allocating(&self, len: usize) -> [Contender<'_>; 4] {
         let mut sealed = self.message(len);
-        self.sealing.seal_in_place(AAD, &mut sealed).unwrap();
+        self.sealing.encrypt_in_place(Aad::from(AAD), &mut sealed).unwrap();
         let encrypt = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.encrypt(&self.context, AAD, buffer)).unwrap();
+            at_once(self.envelope.encrypt(&self.context, Aad::from(AAD), &*buffer)).unwrap();
         };
         let decrypt = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.decrypt(&self.context, AAD, buffer)).unwrap();
+            at_once(self.envelope.decrypt(&self.context, Aad::from(AAD), &*buffer)).unwrap();
         };
         let decrypt_cached = |buffer: &mut Vec<u8>| {
-            self.envelope.decrypt_cached(&self.context, AAD, buffer).unwrap().unwrap();
+            self.envelope.decrypt_cached(&self.context, Aad::from(AAD), &*buffer).unwrap().unwrap();
         };
-        let opening_key = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.opening_key(&self.context, buffer)).unwrap();
+        let decryptor = |buffer: &mut Vec<u8>| {
+            at_once(self.envelope.decryptor(&self.context, &*buffer)).unwrap();
         };
         [
             Contender { name: "encrypt", before: vec![7; len], call: Box::new(encrypt) },
             Contender { name: "decrypt", before: sealed.clone(), call: Box::new(decrypt) },
             Contender { name: "decrypt_cached", before: sealed.clone(), call: Box::new(decrypt_cached) },
-            Contender { name: "opening_key", before: sealed, call: Box::new(opening_key) },
+            Contender { name: "decryptor", before: sealed, call: Box::new(decryptor) },
         ]
     }
 }

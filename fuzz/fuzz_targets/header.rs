@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use waxseal::{ErrorKind, Kind, Suite, inspect, is_sealed};
+use waxseal::{ErrorKind, MessageKind, Suite, inspect, is_sealed};
 
 const HEADER_LEN: usize = 40;
 const TAG_LEN: usize = 16;
@@ -37,7 +37,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!([inspection.version, inspection.suite.id()], bytes[3..5]);
     assert_eq!(inspection.dek_id.as_bytes(), &bytes[8..HEADER_LEN]);
     match inspection.kind {
-        Kind::Message => {
+        MessageKind::Message => {
             let wrapped_len = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
             let nonce_len = if inspection.suite == Suite::Xaes256Gcm { 24 } else { 12 };
             let overhead = HEADER_LEN + nonce_len + wrapped_len + TAG_LEN;
@@ -45,7 +45,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(inspection.keks.is_empty(), wrapped_len == 0);
         }
         kind => {
-            assert_eq!(kind, Kind::Stream);
+            assert_eq!(kind, MessageKind::Stream);
             assert_ne!(inspection.suite, Suite::Xaes256Gcm);
             assert!(inspection.plaintext_len.is_none() && inspection.keks.is_empty());
         }

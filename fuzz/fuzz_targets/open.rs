@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use pollster::block_on;
-use waxseal::{EncryptionContext, Envelope, Error, ErrorKind, WrappedKeys};
+use waxseal::{Sealed, Aad, EncryptionContext, Envelope, Error, ErrorKind, WrappedKeys};
 use waxseal_fuzz::{AAD, Genuine, PLAINTEXT, SUITES, context, reader, seal};
 
 const HEADER_LEN: usize = 40;
@@ -83,7 +83,7 @@ impl Fixture {
         }
         let (context, warm) = (context(), reader());
         for Genuine { bytes, wrapped_keys } in &genuine {
-            block_on(warm.decrypt_compact(&context, AAD, bytes, wrapped_keys)).unwrap();
+            block_on(warm.decrypt(&context, Aad::from(AAD), Sealed::compact(bytes, wrapped_keys))).unwrap();
         }
         Self { context, genuine, warm }
     }
@@ -96,10 +96,10 @@ impl Fixture {
         // A cold reader gets the wrapped keys of the DEK that the message names, if there is one.
         let named = |genuine: &&Genuine| message.get(8..HEADER_LEN) == genuine.bytes.get(8..HEADER_LEN);
         let keys = &self.genuine.iter().find(named).unwrap_or(&self.genuine[0]).wrapped_keys;
-        let cold = block_on(reader().decrypt_compact(&self.context, AAD, message, keys));
-        let warm = block_on(self.warm.decrypt(&self.context, AAD, message));
+        let cold = block_on(reader().decrypt(&self.context, Aad::from(AAD), Sealed::compact(message, keys)));
+        let warm = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), message));
         let mut buffer = message.to_vec();
-        let in_place = block_on(self.warm.decrypt_in_place(&self.context, AAD, &mut buffer));
+        let in_place = block_on(self.warm.decrypt_in_place(&self.context, Aad::from(AAD), &mut buffer));
 
         for plaintext in [cold.as_deref().ok(), warm.as_deref().ok(), in_place.as_deref().ok()].into_iter().flatten() {
             assert_eq!(plaintext, PLAINTEXT);

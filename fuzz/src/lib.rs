@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pollster::block_on;
 use waxseal::kek::local::LocalKek;
-use waxseal::{EncryptionContext, Envelope, Limits, Suite, WrappedKeys};
+use waxseal::{Aad, EncryptionContext, Envelope, Limits, Suite, WrappedKeys};
 
 /// Every suite.
 pub const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
@@ -39,7 +39,7 @@ pub fn context() -> EncryptionContext {
 pub fn reader() -> Envelope {
     // No lease may end within a run: the targets take "it cannot be opened" for an answer about the message.
     let limits = Limits::default().max_age(Duration::from_secs(24 * 60 * 60));
-    Envelope::builder().read_from(kek("fuzz", 7)).limits(limits).build().unwrap()
+    Envelope::builder().unwrap_with(kek("fuzz", 7)).limits(limits).build().unwrap()
 }
 
 /// A message that opens.
@@ -57,9 +57,9 @@ pub struct Genuine {
 /// If sealing fails.
 #[must_use]
 pub fn seal(suite: Suite) -> [Genuine; 2] {
-    let writer = Envelope::builder().suite(suite).write_to(kek("fuzz", 7)).write_to(kek("other", 8)).build().unwrap();
-    let embedded = block_on(writer.encrypt(&context(), AAD, PLAINTEXT)).unwrap();
-    let compact = block_on(writer.encrypt_compact(&context(), AAD, PLAINTEXT)).unwrap();
-    let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys.clone() };
-    [genuine(embedded), genuine(compact.message.clone())]
+    let writer = Envelope::builder().suite(suite).wrap_with(kek("fuzz", 7)).wrap_with(kek("other", 8)).build().unwrap();
+    let embedded = block_on(writer.encrypt(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
+    let compact = block_on(writer.encrypt_compact(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
+    let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys().clone() };
+    [genuine(embedded), genuine(compact.as_bytes().clone())]
 }

@@ -48,7 +48,7 @@ pub(crate) struct DekCache {
     pub(super) revocations: Revocations,
     /// Set when the source is shut down: calls that are on their way end.
     closed: OnceCell<()>,
-    refuse_for: Duration,
+    denial_ttl: Duration,
     clock: Clock,
 }
 
@@ -68,7 +68,7 @@ impl DekCache {
             flights: Flights::new(runtime),
             revocations: Revocations::default(),
             closed: OnceCell::new(),
-            refuse_for: limits.refuse_for,
+            denial_ttl: limits.denial_ttl,
             clock,
         }
     }
@@ -187,8 +187,8 @@ impl DekCache {
 
     /// Remembers a denial, or that a wrapped key and its context do not belong together.
     pub(super) fn remember_refusal(&self, request: Request, error: &Error) {
-        if !self.refuse_for.is_zero() {
-            self.refused.insert(request, (self.clock.now().plus(self.refuse_for), error.clone()));
+        if !self.denial_ttl.is_zero() {
+            self.refused.insert(request, (self.clock.now().plus(self.denial_ttl), error.clone()));
         }
     }
 
@@ -238,7 +238,7 @@ impl DekCache {
         end_all(&deks);
     }
 
-    pub(super) fn revoke_context(&self, context: &EncryptionContext) {
+    pub(super) fn evict_context(&self, context: &EncryptionContext) {
         self.revocations.of_context(context);
         end_all(&self.registry.of_context(context));
     }

@@ -41,11 +41,11 @@ pub struct Limits {
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     refresh_after: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    outage_grace_reading: Option<Duration>,
+    stale_if_error_reading: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    outage_grace_writing: Option<Duration>,
+    stale_if_error_writing: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
-    refuse_for: Option<Duration>,
+    denial_ttl: Option<Duration>,
     max_entries: Option<u64>,
     max_messages: Option<u64>,
     max_bytes: Option<u64>,
@@ -73,23 +73,23 @@ impl Limits {
     /// then: 0 to 24 hours, which `max_age` and this may not exceed together; by default 0. It adds to the time that a revoked KEK can go on working here, if its revocation falls into an
     /// outage.
     #[must_use]
-    pub const fn outage_grace_reading(mut self, grace: Duration) -> Self {
-        self.outage_grace_reading = Some(grace);
+    pub const fn stale_if_error_reading(mut self, grace: Duration) -> Self {
+        self.stale_if_error_reading = Some(grace);
         self
     }
 
     /// The same for sealing.
     #[must_use]
-    pub const fn outage_grace_writing(mut self, grace: Duration) -> Self {
-        self.outage_grace_writing = Some(grace);
+    pub const fn stale_if_error_writing(mut self, grace: Duration) -> Self {
+        self.stale_if_error_writing = Some(grace);
         self
     }
 
     /// How long a denial, or an *invalid* answer, is remembered: the same wrapped keys in the same context are refused without asking again. 0 to 5 minutes, by
     /// default 5 seconds. It is also the longest that a permission given back takes to be noticed.
     #[must_use]
-    pub const fn refuse_for(mut self, refuse_for: Duration) -> Self {
-        self.refuse_for = Some(refuse_for);
+    pub const fn denial_ttl(mut self, denial_ttl: Duration) -> Self {
+        self.denial_ttl = Some(denial_ttl);
         self
     }
 
@@ -139,19 +139,19 @@ impl Limits {
             within(field, grace.as_millis(), 0..=HARD_OUTAGE_GRACE.as_millis()).map(|_| grace)
         };
         let (reading, writing) = (
-            grace("outage_grace_reading (milliseconds)", self.outage_grace_reading)?,
-            grace("outage_grace_writing (milliseconds)", self.outage_grace_writing)?,
+            grace("stale_if_error_reading (milliseconds)", self.stale_if_error_reading)?,
+            grace("stale_if_error_writing (milliseconds)", self.stale_if_error_writing)?,
         );
         let longest = max_age + reading.max(writing);
         within("max_age and outage_grace together (milliseconds)", longest.as_millis(), 1..=HARD_LIFETIME.as_millis())?;
-        let refuse_for = self.refuse_for.unwrap_or(DEFAULT_REFUSE_FOR);
-        within("refuse_for (milliseconds)", refuse_for.as_millis(), 0..=MAX_REFUSE_FOR.as_millis())?;
+        let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_REFUSE_FOR);
+        within("denial_ttl (milliseconds)", denial_ttl.as_millis(), 0..=MAX_REFUSE_FOR.as_millis())?;
         Ok(LimitsInForce {
             max_age,
             refresh_after,
-            outage_grace_reading: reading,
-            outage_grace_writing: writing,
-            refuse_for,
+            stale_if_error_reading: reading,
+            stale_if_error_writing: writing,
+            denial_ttl,
             max_entries: within("max_entries", self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES), 1..=HARD_MAX_ENTRIES)?,
             max_messages: within("max_messages", self.max_messages.unwrap_or(default_messages), 1..=hard_messages)?,
             max_bytes: within("max_bytes", self.max_bytes.unwrap_or(default_bytes), 1..=hard_bytes)?,
@@ -173,9 +173,9 @@ fn within<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<
 pub(crate) struct LimitsInForce {
     pub(crate) max_age: Duration,
     pub(crate) refresh_after: Duration,
-    pub(crate) outage_grace_reading: Duration,
-    pub(crate) outage_grace_writing: Duration,
-    pub(crate) refuse_for: Duration,
+    pub(crate) stale_if_error_reading: Duration,
+    pub(crate) stale_if_error_writing: Duration,
+    pub(crate) denial_ttl: Duration,
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,
     pub(crate) max_bytes: u64,

@@ -14,15 +14,15 @@ use crate::sync::shards::{shard, shards};
 #[non_exhaustive]
 pub struct Statistics {
     /// How often a DEK for reading was at hand.
-    pub reading_at_hand: u64,
+    pub reading_hits: u64,
     /// How often a caller had to wait for a key service to unwrap one, with success or not.
-    pub reading_asked: u64,
+    pub reading_misses: u64,
     /// How often a DEK for writing was at hand.
-    pub writing_at_hand: u64,
+    pub writing_hits: u64,
     /// How often a caller had to wait for the key services to wrap one, with success or not.
-    pub writing_asked: u64,
+    pub writing_misses: u64,
     /// How many of those at hand were past `max_age`, within the outage grace.
-    pub served_past_age: u64,
+    pub served_stale: u64,
     /// DEKs for reading at hand now.
     pub reading_deks: u64,
     /// DEKs for writing at hand now.
@@ -77,7 +77,7 @@ pub(crate) enum Counted {
     ReadingAsked,
     WritingAtHand,
     WritingAsked,
-    ServedPastAge,
+    ServedStale,
 }
 
 impl Counters {
@@ -104,11 +104,11 @@ impl Counters {
     ) -> Statistics {
         let number = |deks: usize| u64::try_from(deks).unwrap_or(u64::MAX);
         Statistics {
-            reading_at_hand: self.sum(Counted::ReadingAtHand),
-            reading_asked: self.sum(Counted::ReadingAsked),
-            writing_at_hand: self.sum(Counted::WritingAtHand),
-            writing_asked: self.sum(Counted::WritingAsked),
-            served_past_age: self.sum(Counted::ServedPastAge),
+            reading_hits: self.sum(Counted::ReadingAtHand),
+            reading_misses: self.sum(Counted::ReadingAsked),
+            writing_hits: self.sum(Counted::WritingAtHand),
+            writing_misses: self.sum(Counted::WritingAsked),
+            served_stale: self.sum(Counted::ServedStale),
             reading_deks: number(deks.0),
             writing_deks: number(deks.1),
             observer_panics,

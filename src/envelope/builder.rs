@@ -30,12 +30,35 @@ pub enum StartUp {
     TolerateOutage,
 }
 
-/// Configures an [`Envelope`]. Only [`write_to`](Self::write_to) or [`read_from`](Self::read_from) is needed.
+/// How [`EnvelopeBuilder::start`] starts an envelope.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct StartOptions {
+    start_up: StartUp,
+    warm_up: Vec<EncryptionContext>,
+}
+
+impl StartOptions {
+    /// What to do when a key service cannot be reached. By default [`StartUp::RequireKeyServices`].
+    pub fn start_up(mut self, start_up: StartUp) -> Self {
+        self.start_up = start_up;
+        self
+    }
+
+    /// Makes a DEK for writing for each of these contexts, so that the first request does not wait
+    /// for one. Adds to contexts that were given before.
+    pub fn warm_up<'c>(mut self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Self {
+        self.warm_up.extend(contexts.into_iter().cloned());
+        self
+    }
+}
+
+/// Configures an [`Envelope`]. Only [`wrap_with`](Self::wrap_with) or [`unwrap_with`](Self::unwrap_with) is needed.
 #[derive(Default)]
 #[must_use = "nothing happens until `build`"]
-pub struct Builder {
-    write_to: Vec<Arc<dyn KekProvider>>,
-    read_from: Vec<Arc<dyn KekProvider>>,
+pub struct EnvelopeBuilder {
+    wrap_with: Vec<Arc<dyn KekProvider>>,
+    unwrap_with: Vec<Arc<dyn KekProvider>>,
     suite: Suite,
     backend: Backend,
     nonces: Nonces,
@@ -46,23 +69,21 @@ pub struct Builder {
     call_policy: CallPolicy,
     call_budget: Option<CallBudget>,
     observers: Vec<Box<dyn Observer>>,
-    start_up: StartUp,
-    warm_up: Vec<EncryptionContext>,
     unauthenticated: Vec<KekId>,
 }
 
-impl Builder {
+impl EnvelopeBuilder {
     /// A KEK that wraps every new DEK, and unwraps. Call it several times for several KEKs: each can then open every
     /// message alone, so **revoking one of them revokes nothing while another works**, and while one is down nothing new can be sealed.
     /// The order is the order of preference for reading.
-    pub fn write_to(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.write_to.push(Arc::new(provider));
+    pub fn wrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
+        self.wrap_with.push(Arc::new(provider));
         self
     }
 
-    /// A KEK that only unwraps: an old one, or another service's. Asked after those of [`write_to`](Self::write_to).
-    pub fn read_from(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.read_from.push(Arc::new(provider));
+    /// A KEK that only unwraps: an old one, or another service's. Asked after those of [`wrap_with`](Self::wrap_with).
+    pub fn unwrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
+        self.unwrap_with.push(Arc::new(provider));
         self
     }
 
@@ -133,19 +154,6 @@ impl Builder {
         self
     }
 
-    /// What [`start`](Self::start) does when a key service cannot be reached. By default [`StartUp::RequireKeyServices`].
-    pub fn start_up(mut self, start_up: StartUp) -> Self {
-        self.start_up = start_up;
-        self
-    }
-
-    /// A context for which [`start`](Self::start) makes a DEK for writing, so that the first request does not wait for one. Call it
-    /// several times for several contexts.
-    pub fn warm_up(mut self, context: EncryptionContext) -> Self {
-        self.warm_up.push(context);
-        self
-    }
-
     /// A clock that a test moves. Keys are still wiped by the process's wiping thread, which looks at it once a second.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
@@ -161,17 +169,17 @@ impl Builder {
     /// tokio runtime without timers, unless another [`runtime`](Self::runtime) is given.
     pub fn build(self) -> Result<Envelope, Error> {
         let limits = self.limits.check(self.suite)?;
-        if self.write_to.is_empty() && self.read_from.is_empty() {
-            return Err(invalid("write_to: no KEK, neither for writing nor for reading".to_owned()));
+        if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
+            return Err(invalid("wrap_with: no KEK, neither for writing nor for reading".to_owned()));
         }
-        if self.write_to.len() > WrappedKeys::MAX_ENTRIES {
+        if self.wrap_with.len() > WrappedKeys::MAX_ENTRIES {
             let detail =
-                format!("write_to: {} KEKs, at most {} are allowed", self.write_to.len(), WrappedKeys::MAX_ENTRIES);
+                format!("wrap_with: {} KEKs, at most {} are allowed", self.wrap_with.len(), WrappedKeys::MAX_ENTRIES);
             return Err(invalid(detail));
         }
-        refuse_twice("write_to", &self.write_to)?;
-        let reading: Vec<_> = self.write_to.iter().chain(&self.read_from).cloned().collect();
-        refuse_twice("read_from", &reading)?;
+        refuse_twice("wrap_with", &self.wrap_with)?;
+        let reading: Vec<_> = self.wrap_with.iter().chain(&self.unwrap_with).cloned().collect();
+        refuse_twice("unwrap_with", &reading)?;
         let unauthenticated = |provider: &&Arc<dyn KekProvider>| {
             provider.context_binding() == ContextBinding::Unauthenticated
                 && !self.unauthenticated.contains(provider.id())
@@ -207,18 +215,31 @@ impl Builder {
             runtime,
             observers,
         };
-        Ok(Envelope::new(DekSource::new(KekSet::new(self.write_to, self.read_from, &terms), options)))
+        Ok(Envelope::new(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options)))
     }
 
-    /// [`build`](Self::build), then asks every KEK whether it could be used now, and makes the DEKs of [`warm_up`](Self::warm_up).
+    /// Builds the envelope, asks every KEK whether it can be used now, and makes the DEKs that the
+    /// options name.
     ///
-    /// What happens while a key service is *unavailable* or *throttled* is decided by [`start_up`](Self::start_up). One that denies, or that is not
-    /// usable as configured, is an error in any case: that does not pass by itself, and the start is when somebody looks.
+    /// While a key service is *unavailable* or *throttled*, [`StartOptions::start_up`] decides. A key
+    /// service that denies, or that is not usable as configured, is always an error: that does not
+    /// pass by itself.
+    ///
+    /// ```
+    /// # use waxseal::{EncryptionContext, Envelope, StartOptions, kek::local::LocalKek};
+    /// # pollster::block_on(async {
+    /// # let kek = LocalKek::in_memory("test")?;
+    /// let context = EncryptionContext::new([("tenant", "acme")])?;
+    /// let options = StartOptions::default().warm_up([&context]);
+    /// let envelope = Envelope::builder().wrap_with(kek).start(options).await?;
+    /// assert_eq!(envelope.statistics().writing_deks, 1);
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// Those of [`build`](Self::build), and those of the key services.
-    pub async fn start(mut self) -> Result<Envelope, Error> {
-        let (start_up, contexts) = (self.start_up, std::mem::take(&mut self.warm_up));
+    pub async fn start(self, options: StartOptions) -> Result<Envelope, Error> {
+        let StartOptions { start_up, warm_up } = options;
         let envelope = self.build()?;
         for (kek_id, health) in envelope.health().await {
             match health {
@@ -229,7 +250,7 @@ impl Builder {
                 Err(error) => return Err(error),
             }
         }
-        match envelope.warm_up(&contexts).await {
+        match envelope.warm_up(&warm_up).await {
             Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => Ok(envelope),
             answer => answer.map(|()| envelope),
         }
@@ -264,12 +285,12 @@ fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-impl std::fmt::Debug for Builder {
+impl std::fmt::Debug for EnvelopeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ids = |providers: &[Arc<dyn KekProvider>]| providers.iter().map(|p| p.id().clone()).collect::<Vec<_>>();
-        f.debug_struct("Builder")
-            .field("write_to", &ids(&self.write_to))
-            .field("read_from", &ids(&self.read_from))
+        f.debug_struct("EnvelopeBuilder")
+            .field("wrap_with", &ids(&self.wrap_with))
+            .field("unwrap_with", &ids(&self.unwrap_with))
             .field("suite", &self.suite)
             .field("backend", &self.backend)
             .field("nonces", &self.nonces)
@@ -277,7 +298,6 @@ impl std::fmt::Debug for Builder {
             .field("limits", &self.limits)
             .field("call_policy", &self.call_policy)
             .field("call_budget", &self.call_budget)
-            .field("start_up", &self.start_up)
             .finish_non_exhaustive()
     }
 }

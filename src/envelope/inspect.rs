@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
-use crate::format::{Header, KekId, Kind, Message, WrappedKeys};
+use crate::format::{Header, KekId, Message, MessageKind, WrappedKeys};
 use crate::suite::{DekId, Suite};
 
 /// What [`inspect`] finds. **Nothing of it is authenticated**: it is what the bytes claim.
@@ -15,7 +15,7 @@ pub struct Inspection {
     /// The suite.
     pub suite: Suite,
     /// Message or stream.
-    pub kind: Kind,
+    pub kind: MessageKind,
     /// Which DEK sealed it.
     pub dek_id: DekId,
     /// The KEKs that wrapped the DEK; empty in compact form.
@@ -46,7 +46,7 @@ pub struct KekEntry {
 pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
     let header = Header::of(sealed)?;
     let (keks, plaintext_len) = match header.kind {
-        Kind::Message => {
+        MessageKind::Message => {
             let message = Message::parse(sealed)?;
             let keks = match message.wrapped_keys {
                 [] => Vec::new(),
@@ -54,7 +54,7 @@ pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
             };
             (keks, Some(message.payload.len()))
         }
-        Kind::Stream => (Vec::new(), None),
+        MessageKind::Stream => (Vec::new(), None),
     };
     Ok(Inspection { version: 1, suite: header.suite, kind: header.kind, dek_id: header.dek_id, keks, plaintext_len })
 }

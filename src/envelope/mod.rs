@@ -3,7 +3,9 @@
 //! It puts bytes (`format`) and keys (`dek`) together and knows neither an AEAD nor a key service by name.
 #![forbid(unsafe_code)]
 
+mod aad;
 mod builder;
+mod compact;
 mod inspect;
 mod opening;
 mod plaintext;
@@ -17,18 +19,20 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 
-pub use builder::{Builder, StartUp};
+pub use aad::Aad;
+pub use builder::{EnvelopeBuilder, StartOptions, StartUp};
+pub use compact::{Compact, Sealed};
 pub use inspect::{Inspection, KekEntry, inspect};
-pub use opening::OpeningKey;
+pub use opening::Decryptor;
 pub use plaintext::Plaintext;
-pub use sealing::SealingKey;
+pub use sealing::{CompactEncryptor, Encryptor};
 
 use crate::context::EncryptionContext;
 use crate::dek::{
     DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion,
 };
 use crate::error::{Error, Shown};
-use crate::format::{Form, Message, WrappedKeys};
+use crate::format::{Form, Message};
 use crate::kek::call::Caller;
 use crate::kek::{Health, KekId, named};
 use crate::memory::wipe;
@@ -44,35 +48,25 @@ use opening::Opened;
 /// use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
 ///
 /// # pollster::block_on(async {
-/// let envelope = Envelope::builder().write_to(LocalKek::in_memory("test")?).build()?;
+/// let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
 /// let context = EncryptionContext::new([("tenant", "alice"), ("table", "cards")])?;
 ///
-/// let sealed = envelope.encrypt(&context, b"row 17", b"4111 1111 1111 1111").await?;
-/// let card = envelope.decrypt(&context, b"row 17", &sealed).await?;
+/// let sealed = envelope.encrypt(&context, Aad::from(b"row 17"), b"4111 1111 1111 1111").await?;
+/// let card = envelope.decrypt(&context, Aad::from(b"row 17"), &sealed).await?;
 /// assert_eq!(&*card, b"4111 1111 1111 1111");
 ///
 /// // Another row, another tenant: refused.
-/// assert!(envelope.decrypt(&context, b"row 18", &sealed).await.is_err());
+/// assert!(envelope.decrypt(&context, Aad::from(b"row 18"), &sealed).await.is_err());
 /// # Ok::<(), waxseal::Error>(()) })?;
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct Envelope(Arc<OwnedSource>);
 
-/// A message in compact form, and what has to be stored apart from it to open it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct CompactMessage {
-    /// The message: 68 bytes longer than its plaintext, or 80 under XAES-256-GCM.
-    pub message: Vec<u8>,
-    /// The wrapped keys, the same for all messages of the DEK. Store them, durably and under the DEK id, before the message.
-    pub wrapped_keys: WrappedKeys,
-}
-
 impl Envelope {
     /// Starts the configuration of one.
-    pub fn builder() -> Builder {
-        Builder::default()
+    pub fn builder() -> EnvelopeBuilder {
+        EnvelopeBuilder::default()
     }
 
     fn new(source: Arc<DekSource>) -> Self {
@@ -91,12 +85,12 @@ impl Envelope {
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge); those of the key service where a DEK has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
-    pub async fn encrypt(&self, context: &EncryptionContext, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
+    pub async fn encrypt(&self, context: &EncryptionContext, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
         self.0.with_writing(context, plaintext.len(), |dek| sealing::seal(dek, Form::Embedded, aad, plaintext)).await
     }
 
     /// Seals what is in `buffer`, which is then the message. The plaintext moves up by the length of the prefix; to avoid even that,
-    /// leave room for it and use [`SealingKey::seal_in_place`].
+    /// leave room for it and use [`Encryptor::encrypt_in_place`].
     ///
     /// # Errors
     /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, and nowhere in its
@@ -104,7 +98,7 @@ impl Envelope {
     pub async fn encrypt_in_place(
         &self,
         context: &EncryptionContext,
-        aad: &[u8],
+        aad: Aad<'_>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
         let len = buffer.len();
@@ -133,13 +127,10 @@ impl Envelope {
     pub async fn encrypt_compact(
         &self,
         context: &EncryptionContext,
-        aad: &[u8],
+        aad: Aad<'_>,
         plaintext: &[u8],
-    ) -> Result<CompactMessage, Error> {
-        let seal = |dek: &Reservation<&WritingDek>| {
-            let message = sealing::seal(dek, Form::Compact, aad, plaintext)?;
-            Ok(CompactMessage { message, wrapped_keys: dek.dek().wrapped_keys.clone() })
-        };
+    ) -> Result<Compact, Error> {
+        let seal = |dek: &Reservation<&WritingDek>| sealing::seal_compact(dek, aad, plaintext);
         self.0.with_writing(context, plaintext.len(), seal).await
     }
 
@@ -150,9 +141,15 @@ impl Envelope {
     /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) and the `Unsupported` kinds for bytes that are no message of this format;
     /// [`ErrorKind::UnknownKek`](crate::ErrorKind::UnknownKek) if no provider holds a KEK of the message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact message
     /// whose DEK is not at hand; those of the key service.
-    pub async fn decrypt(&self, context: &EncryptionContext, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
-        let message = Message::parse(sealed)?;
-        self.open_with(context, &message, message.wrapped_keys, |dek| open(dek, aad, sealed, &message)).await
+    pub async fn decrypt<'s>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Plaintext, Error> {
+        let sealed = sealed.into();
+        let message = sealed.parse()?;
+        self.0.with(question(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
     }
 
     /// Opens a message in `buffer` and returns the part of it that is now plaintext.
@@ -163,14 +160,14 @@ impl Envelope {
     pub async fn decrypt_in_place<'b>(
         &self,
         context: &EncryptionContext,
-        aad: &[u8],
+        aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        let message = Message::parse(buffer)?;
+        let message = Sealed::from(&*buffer).parse()?;
         let opened = Opened::of(&message);
         let (id, suite) = (message.header.dek_id, message.header.suite);
         let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
-            opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad, payload, tag)).map(|_| ())
+            opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad.as_bytes(), payload, tag)).map(|_| ())
         };
         // The wrapped keys stand in the buffer, so they are copied if the key service has to be asked.
         let cached = ReadingQuestion { context, id: &id, suite, wrapped_keys: None };
@@ -182,88 +179,44 @@ impl Envelope {
         Ok(opened.payload_of(buffer))
     }
 
-    /// Opens a compact message with the wrapped keys that belong to its DEK id. A message that carries its own is opened with those.
-    ///
-    /// # Errors
-    /// As [`decrypt`](Self::decrypt).
-    pub async fn decrypt_compact(
-        &self,
-        context: &EncryptionContext,
-        aad: &[u8],
-        sealed: &[u8],
-        wrapped_keys: &WrappedKeys,
-    ) -> Result<Plaintext, Error> {
-        let message = Message::parse(sealed)?;
-        let keys = keys_of(&message, wrapped_keys);
-        self.open_with(context, &message, keys, |dek| open(dek, aad, sealed, &message)).await
-    }
-
     /// Opens a message whose DEK is at hand, without suspending. `None`: a key service would have to be asked, so use
     /// [`decrypt`](Self::decrypt).
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt), but none of the key service.
-    pub fn decrypt_cached(
+    pub fn decrypt_cached<'s>(
         &self,
         context: &EncryptionContext,
-        aad: &[u8],
-        sealed: &[u8],
+        aad: Aad<'_>,
+        sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
-        let message = Message::parse(sealed)?;
-        let question = question(context, &message, message.wrapped_keys);
-        self.0.with_cached(question, |dek| open(dek, aad, sealed, &message))
+        let sealed = sealed.into();
+        let message = sealed.parse()?;
+        self.0.with_cached(question(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
     }
 
     /// A lease on the DEK that seals for `context`.
     ///
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
-    pub async fn sealing_key(&self, context: &EncryptionContext) -> Result<SealingKey, Error> {
+    pub async fn encryptor(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
         let (dek, in_grace) = self.0.get(WritingQuestion { context }).await?;
-        Ok(SealingKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
+        Ok(Encryptor::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt), but the payload is not looked at.
-    pub async fn opening_key(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<OpeningKey, Error> {
-        let message = Message::parse(sealed)?;
-        self.opening_key_with(context, &message, message.wrapped_keys).await
-    }
-
-    /// [`opening_key`](Self::opening_key) for a compact message.
-    ///
-    /// # Errors
-    /// As [`decrypt_compact`](Self::decrypt_compact).
-    pub async fn opening_key_compact(
+    pub async fn decryptor<'s>(
         &self,
         context: &EncryptionContext,
-        sealed: &[u8],
-        wrapped_keys: &WrappedKeys,
-    ) -> Result<OpeningKey, Error> {
-        let message = Message::parse(sealed)?;
-        self.opening_key_with(context, &message, keys_of(&message, wrapped_keys)).await
-    }
-
-    async fn opening_key_with(
-        &self,
-        context: &EncryptionContext,
-        message: &Message<'_>,
-        wrapped_keys: &[u8],
-    ) -> Result<OpeningKey, Error> {
-        let (dek, in_grace) = self.0.get(question(context, message, wrapped_keys)).await?;
-        Ok(OpeningKey::new(Arc::clone(&dek), in_grace, self.0.clone()))
-    }
-
-    async fn open_with(
-        &self,
-        context: &EncryptionContext,
-        message: &Message<'_>,
-        wrapped_keys: &[u8],
-        open: impl FnMut(&ReadingDek) -> Result<Plaintext, Error>,
-    ) -> Result<Plaintext, Error> {
-        self.0.with(question(context, message, wrapped_keys), open).await
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Decryptor, Error> {
+        let sealed = sealed.into();
+        let message = sealed.parse()?;
+        let (dek, in_grace) = self.0.get(question(context, &message)).await?;
+        Ok(Decryptor::new(Arc::clone(&dek), in_grace, self.0.clone()))
     }
 
     /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that
@@ -279,13 +232,13 @@ impl Envelope {
     }
 
     /// Wipes every DEK of a context, ends its handles, and lets no answer count that is on its way. The next call asks the key service.
-    pub fn revoke_context(&self, context: &EncryptionContext) {
-        self.0.revoke_context(context);
+    pub fn evict_context(&self, context: &EncryptionContext) {
+        self.0.evict_context(context);
     }
 
     /// Wipes every DEK, ends every handle, and forgets what was denied.
-    pub fn clear(&self) {
-        self.0.clear();
+    pub fn evict_all(&self) {
+        self.0.evict_all();
     }
 
     /// Wipes every DEK, ends every handle and every call that is on its way, and refuses what comes after with
@@ -302,7 +255,7 @@ impl Envelope {
     }
 
     /// Makes a DEK for writing for each of these contexts, unless it is cached: so that the first request does not wait for one.
-    /// For reading, [`opening_key`](Self::opening_key) with any message of a DEK does the same.
+    /// For reading, [`decryptor`](Self::decryptor) with any message of a DEK does the same.
     ///
     /// As many are made at the same time as the call budget has calls in flight, and each has the
     /// [`deadline`](crate::CallPolicy::deadline) for itself: the whole takes as long as it takes. It goes on past a failure.
@@ -348,24 +301,13 @@ impl Envelope {
     }
 }
 
-fn question<'q>(
-    context: &'q EncryptionContext,
-    message: &'q Message<'_>,
-    wrapped_keys: &'q [u8],
-) -> ReadingQuestion<'q> {
+fn question<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> ReadingQuestion<'q> {
     let (id, suite) = (&message.header.dek_id, message.header.suite);
-    ReadingQuestion { context, id, suite, wrapped_keys: Some(wrapped_keys) }
+    ReadingQuestion { context, id, suite, wrapped_keys: Some(message.wrapped_keys) }
 }
 
-fn keys_of<'k>(message: &Message<'k>, apart: &'k WrappedKeys) -> &'k [u8] {
-    match message.form() {
-        Form::Embedded => message.wrapped_keys,
-        Form::Compact => apart.as_bytes(),
-    }
-}
-
-fn open(dek: &ReadingDek, aad: &[u8], sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
-    opening::open(sealed, message, |payload| dek.open_now(message.nonce, aad, payload, message.tag))
+fn open(dek: &ReadingDek, aad: Aad<'_>, sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
+    opening::open(sealed, message, |payload| dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
 }
 
 /// Lengthens `buffer` without leaving its plaintext behind in a block that it outgrew.

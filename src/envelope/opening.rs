@@ -5,7 +5,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Plaintext;
+use super::{Aad, Plaintext, Sealed};
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
@@ -17,9 +17,9 @@ use crate::suite::{DekId, Suite};
 ///
 /// Opening with it is synchronous and asks nobody. After `max_age`, and when the DEK is denied, revoked or evicted, it returns
 /// [`ErrorKind::Expired`]; get another with
-/// [`Envelope::opening_key`](crate::Envelope::opening_key).
+/// [`Envelope::decryptor`](crate::Envelope::decryptor).
 #[derive(Clone)]
-pub struct OpeningKey {
+pub struct Decryptor {
     dek: Arc<ReadingDek>,
     /// It was given out past `max_age`, during an outage.
     in_grace: bool,
@@ -27,7 +27,7 @@ pub struct OpeningKey {
     _source: Arc<OwnedSource>,
 }
 
-impl OpeningKey {
+impl Decryptor {
     pub(super) fn new(dek: Arc<ReadingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
         Self { dek, in_grace, _source: source }
     }
@@ -55,9 +55,10 @@ impl OpeningKey {
     /// # Errors
     /// [`ErrorKind::OtherDek`] for a message of another DEK or suite, [`ErrorKind::Expired`] as above, [`ErrorKind::Invalid`]
     /// if the message or its AAD is not right, and the kinds that say that the bytes are not a message.
-    pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Plaintext, Error> {
+    pub fn decrypt<'s>(&self, aad: Aad<'_>, sealed: impl Into<Sealed<'s>>) -> Result<Plaintext, Error> {
+        let sealed = sealed.into().as_bytes();
         let message = self.message(sealed)?;
-        open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad, payload, message.tag))
+        open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
     }
 
     /// Opens one message in the caller's buffer, without allocating, and returns the part that is now plaintext.
@@ -65,10 +66,10 @@ impl OpeningKey {
     /// When authentication fails, that part of the buffer is wiped; after any other error the buffer is as it was.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_in_place<'b>(&self, aad: &[u8], buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
+    /// As [`decrypt`](Self::decrypt).
+    pub fn decrypt_in_place<'b>(&self, aad: Aad<'_>, buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
         let opened = Opened::of(&self.message(buffer)?);
-        opened.in_place(buffer, |nonce, payload, tag| self.dek.open_now(nonce, aad, payload, tag))?;
+        opened.in_place(buffer, |nonce, payload, tag| self.dek.open_now(nonce, aad.as_bytes(), payload, tag))?;
         Ok(opened.payload_of(buffer))
     }
 
@@ -82,9 +83,9 @@ impl OpeningKey {
     }
 }
 
-impl fmt::Debug for OpeningKey {
+impl fmt::Debug for Decryptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpeningKey")
+        f.debug_struct("Decryptor")
             .field("dek_id", &self.dek.lease.id)
             .field("suite", &self.dek.lease.suite)
             .finish_non_exhaustive()

@@ -2,9 +2,10 @@
 //! do without.
 #![forbid(unsafe_code)]
 
-use super::Envelope;
+use super::compact::missing;
+use super::{Envelope, Sealed};
 use crate::context::EncryptionContext;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::format::{Form, Message, WrappedKeys, with_wrapped_keys};
 use crate::kek::rewrap::Check;
 use crate::suite::DekId;
@@ -12,7 +13,7 @@ use crate::suite::DekId;
 impl Envelope {
     /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
     /// its current version, and no other. Always `false` for a compact message: ask
-    /// [`needs_rewrap_keys`](Self::needs_rewrap_keys).
+    /// [`wrapped_keys_need_rewrap`](Self::wrapped_keys_need_rewrap).
     ///
     /// From the bytes alone, of which the metadata is not authenticated: **a hint**, to skip what
     /// need not be done. Whoever can write messages can make it say `false`. Before an old version
@@ -20,17 +21,14 @@ impl Envelope {
     ///
     /// # Errors
     /// The kinds that say that the bytes are not a message.
-    pub fn needs_rewrap(&self, sealed: &[u8]) -> Result<bool, Error> {
-        let message = Message::parse(sealed)?;
-        match message.form() {
-            Form::Compact => Ok(false),
-            Form::Embedded => Ok(self.needs_rewrap_keys(&WrappedKeys::try_from(message.wrapped_keys)?)),
-        }
+    pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
+        let message = sealed.into().parse()?;
+        Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(message.wrapped_keys)?))
     }
 
     /// [`needs_rewrap`](Self::needs_rewrap) for wrapped keys that are kept apart.
     #[must_use]
-    pub fn needs_rewrap_keys(&self, keys: &WrappedKeys) -> bool {
+    pub fn wrapped_keys_need_rewrap(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
         keys.entries().len() != writing.len()
             || writing.iter().any(|kek| {
@@ -51,7 +49,7 @@ impl Envelope {
     /// # Errors
     /// Those of the key service; [`ErrorKind::Invalid`] if an entry does not give the DEK in this context;
     /// [`ErrorKind::UnsupportedKind`] or others for bytes that are not a message; [`ErrorKind::MissingWrappedKeys`] for
-    /// a compact one: use [`rewrap_keys`](Self::rewrap_keys). The message is as good as before.
+    /// a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as good as before.
     pub async fn rewrap(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
         self.rewrap_message(context, sealed, Check::UnwrapEach).await
     }
@@ -71,7 +69,7 @@ impl Envelope {
     ///
     /// # Errors
     /// As [`rewrap`](Self::rewrap).
-    pub async fn rewrap_keys(
+    pub async fn rewrap_wrapped_keys(
         &self,
         context: &EncryptionContext,
         dek_id: &DekId,
@@ -83,7 +81,7 @@ impl Envelope {
     async fn rewrap_message(&self, context: &EncryptionContext, sealed: &[u8], check: Check) -> Result<Vec<u8>, Error> {
         let message = Message::parse(sealed)?;
         if message.form() == Form::Compact {
-            return Err(Error::new(ErrorKind::MissingWrappedKeys, message.header.dek_id.to_string()));
+            return Err(missing(&message));
         }
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
         let keys = self.rewrap_list(context, &message.header.dek_id, &keys, check).await?;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::{Aad, Compact};
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
@@ -16,30 +17,28 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 ///
 /// Sealing with it is synchronous and asks nobody. It ends with its DEK: after `max_age`, when the DEK is denied, revoked or evicted, and in
 /// the child of a fork, it returns [`ErrorKind::Expired`]; at a cap on messages or bytes, [`ErrorKind::Exhausted`]. Then get another with
-/// [`Envelope::sealing_key`](crate::Envelope::sealing_key).
+/// [`Envelope::encryptor`](crate::Envelope::encryptor).
 ///
 /// A clone shares the caps.
 #[derive(Clone)]
-pub struct SealingKey {
+pub struct Encryptor {
     dek: Arc<WritingDek>,
-    form: Form,
     /// It was given out past `max_age`, during an outage.
     in_grace: bool,
     /// The DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
 }
 
-impl SealingKey {
+impl Encryptor {
     pub(super) fn new(dek: Arc<WritingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, form: Form::Embedded, in_grace, _source: source }
+        Self { dek, in_grace, _source: source }
     }
 
-    /// The same lease, sealing compact messages: without the wrapped keys, which [`wrapped_keys`](Self::wrapped_keys) gives to
-    /// be kept apart. **Store them durably before the first message that needs them.**
+    /// The same lease for messages in compact form: without their wrapped keys, which
+    /// [`wrapped_keys`](CompactEncryptor::wrapped_keys) gives once for all of them.
     #[must_use]
-    pub fn compact(mut self) -> Self {
-        self.form = Form::Compact;
-        self
+    pub fn compact(self) -> CompactEncryptor {
+        CompactEncryptor(self)
     }
 
     /// The DEK's id, as it stands in each message.
@@ -69,7 +68,7 @@ impl SealingKey {
     /// Bytes of a message in front of its ciphertext: header, nonce, wrapped keys.
     #[must_use]
     pub fn prefix_len(&self) -> usize {
-        self.dek.prefix(self.form).len()
+        self.dek.prefix(Form::Embedded).len()
     }
 
     /// Bytes of a message behind its ciphertext.
@@ -82,41 +81,95 @@ impl SealingKey {
     ///
     /// # Errors
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
-    pub fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.in_grace)?, self.form, aad, plaintext)
+    pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
+        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.in_grace)?, Form::Embedded, aad, plaintext)
     }
 
     /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
     /// plaintext, and [`tag_len`](Self::tag_len) bytes of room. The buffer is then the message.
     ///
     /// ```
-    /// # use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
-    /// # let envelope = Envelope::builder().write_to(LocalKek::in_memory("test")?).build()?;
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
     /// # let context = EncryptionContext::empty();
     /// # pollster::block_on(async {
-    /// let key = envelope.sealing_key(&context).await?;
-    /// let mut buffer = vec![0; key.prefix_len() + 5 + key.tag_len()];
-    /// buffer[key.prefix_len()..][..5].copy_from_slice(b"hello");
-    /// key.seal_in_place(b"row 1", &mut buffer)?;
-    /// assert_eq!(&*envelope.decrypt(&context, b"row 1", &buffer).await?, b"hello");
+    /// let encryptor = envelope.encryptor(&context).await?;
+    /// let mut buffer = vec![0; encryptor.prefix_len() + 5 + encryptor.tag_len()];
+    /// buffer[encryptor.prefix_len()..][..5].copy_from_slice(b"hello");
+    /// encryptor.encrypt_in_place(Aad::from(b"row 1"), &mut buffer)?;
+    /// assert_eq!(&*envelope.decrypt(&context, Aad::from(b"row 1"), &buffer).await?, b"hello");
     /// # Ok::<(), waxseal::Error>(()) })?;
     /// # Ok::<(), waxseal::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`seal`](Self::seal), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
-    pub fn seal_in_place(&self, aad: &[u8], buffer: &mut [u8]) -> Result<(), Error> {
-        let len = buffer.len().checked_sub(self.prefix_len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.in_grace)?, self.form, aad, buffer)
+    /// As [`encrypt`](Self::encrypt), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
+    pub fn encrypt_in_place(&self, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
+        self.encrypt_form_in_place(Form::Embedded, aad, buffer)
+    }
+
+    fn encrypt_form_in_place(&self, form: Form, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
+        let len = buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
+        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.in_grace)?, form, aad, buffer)
     }
 }
 
-impl fmt::Debug for SealingKey {
+/// An [`Encryptor`] for messages in compact form.
+///
+/// Store its [wrapped keys](Self::wrapped_keys), durably and under the [DEK id](Self::dek_id), before
+/// the first message.
+#[derive(Clone, Debug)]
+pub struct CompactEncryptor(Encryptor);
+
+impl CompactEncryptor {
+    /// The DEK's id, as it stands in each message.
+    #[must_use]
+    pub fn dek_id(&self) -> DekId {
+        self.0.dek_id()
+    }
+
+    /// The wrapped keys that open every message of this lease.
+    #[must_use]
+    pub fn wrapped_keys(&self) -> &WrappedKeys {
+        self.0.wrapped_keys()
+    }
+
+    /// As [`Encryptor::prefix_len`].
+    #[must_use]
+    pub fn prefix_len(&self) -> usize {
+        self.0.dek.prefix(Form::Compact).len()
+    }
+
+    /// As [`Encryptor::tag_len`].
+    #[must_use]
+    pub fn tag_len(&self) -> usize {
+        self.0.tag_len()
+    }
+
+    /// Encrypts one message.
+    ///
+    /// # Errors
+    /// As [`Encryptor::encrypt`].
+    pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
+        let dek = &*self.0.dek;
+        seal_compact(&Reservation::for_handle(dek, plaintext.len(), self.0.in_grace)?, aad, plaintext)
+    }
+
+    /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt it,
+    /// use [`Sealed::compact`](crate::Sealed::compact) with the [wrapped keys](Self::wrapped_keys).
+    ///
+    /// # Errors
+    /// As [`Encryptor::encrypt_in_place`].
+    pub fn encrypt_in_place(&self, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
+        self.0.encrypt_form_in_place(Form::Compact, aad, buffer)
+    }
+}
+
+impl fmt::Debug for Encryptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SealingKey")
+        f.debug_struct("Encryptor")
             .field("dek_id", &self.dek.lease.id)
             .field("suite", &self.dek.lease.suite)
-            .field("form", &self.form)
             .finish_non_exhaustive()
     }
 }
@@ -129,7 +182,7 @@ fn no_room() -> Error {
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     form: Form,
-    aad: &[u8],
+    aad: Aad<'_>,
     plaintext: &[u8],
 ) -> Result<Vec<u8>, Error> {
     let prefix_len = reservation.dek().prefix(form).len();
@@ -146,15 +199,26 @@ pub(super) fn seal<D: Deref<Target = WritingDek>>(
     }
 }
 
+/// A message in compact form, with its wrapped keys.
+pub(super) fn seal_compact<D: Deref<Target = WritingDek>>(
+    reservation: &Reservation<D>,
+    aad: Aad<'_>,
+    plaintext: &[u8],
+) -> Result<Compact, Error> {
+    let bytes = seal(reservation, Form::Compact, aad, plaintext)?;
+    let dek = reservation.dek();
+    Ok(Compact::new(bytes, dek.lease.id, dek.wrapped_keys.clone()))
+}
+
 /// `buffer` is room for the prefix, the plaintext, and room for the tag.
 pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     form: Form,
-    aad: &[u8],
+    aad: Aad<'_>,
     buffer: &mut [u8],
 ) -> Result<(), Error> {
     let prefix_len = reservation.dek().prefix(form).len();
     let (room, rest) = buffer.split_at_mut_checked(prefix_len).ok_or_else(no_room)?;
     let (payload, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
-    reservation.seal(form, aad, room, payload, tag_room)
+    reservation.seal(form, aad.as_bytes(), room, payload, tag_room)
 }

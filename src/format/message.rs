@@ -19,14 +19,14 @@ const VERSION: u8 = 1;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
-pub enum Kind {
+pub enum MessageKind {
     /// One payload, opened as a whole.
     Message,
     /// A payload in chunks. Its number is reserved; this release neither writes nor opens it.
     Stream,
 }
 
-impl Kind {
+impl MessageKind {
     const fn id(self) -> u8 {
         match self {
             Self::Message => 1,
@@ -63,7 +63,7 @@ pub fn is_sealed(bytes: &[u8]) -> bool {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
     pub(crate) suite: Suite,
-    pub(crate) kind: Kind,
+    pub(crate) kind: MessageKind,
     pub(crate) wrapped_len: u16,
     pub(crate) dek_id: DekId,
 }
@@ -81,8 +81,9 @@ impl Header {
         let suite = reader.u8().ok_or_else(cut)?;
         let suite = Suite::from_id(suite).ok_or_else(|| Error::new(ErrorKind::UnsupportedSuite, format!("{suite}")))?;
         let kind = reader.u8().ok_or_else(cut)?;
-        let kind = Kind::from_id(kind).ok_or_else(|| Error::new(ErrorKind::UnsupportedKind, format!("{kind}")))?;
-        if kind == Kind::Stream && suite == Suite::Xaes256Gcm {
+        let kind =
+            MessageKind::from_id(kind).ok_or_else(|| Error::new(ErrorKind::UnsupportedKind, format!("{kind}")))?;
+        if kind == MessageKind::Stream && suite == Suite::Xaes256Gcm {
             return Err(Error::new(ErrorKind::UnsupportedSuite, "3 in a stream"));
         }
         let wrapped_len = reader.u16().ok_or_else(cut)?;
@@ -116,7 +117,7 @@ impl<'a> Message<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut reader = Reader::new(bytes);
         let header = Header::read(&mut reader)?;
-        if header.kind != Kind::Message {
+        if header.kind != MessageKind::Message {
             return Err(Error::new(ErrorKind::UnsupportedKind, "a stream, where a message is expected"));
         }
         let nonce = reader.take(header.suite.nonce_len()).ok_or_else(cut)?;
@@ -147,7 +148,7 @@ impl Prefix {
     pub(crate) fn new(suite: Suite, dek_id: DekId, wrapped_keys: &[u8]) -> Result<Self, Error> {
         let wrapped_len =
             u16::try_from(wrapped_keys.len()).map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
-        let header = Header { suite, kind: Kind::Message, wrapped_len, dek_id }.to_bytes();
+        let header = Header { suite, kind: MessageKind::Message, wrapped_len, dek_id }.to_bytes();
         Ok(Self { header, nonce_len: suite.nonce_len(), wrapped_keys: wrapped_keys.into() })
     }
 

@@ -11,5 +11,5 @@ pub(crate) mod reader;
 mod wrapped_keys;
 
 pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};
-pub use message::{Kind, is_sealed};
+pub use message::{MessageKind, is_sealed};
 pub use wrapped_keys::{KekId, WrappedDek, WrappedKeys};

@@ -3,6 +3,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use super::reader::Reader;
@@ -39,6 +40,21 @@ impl KekId {
     }
 }
 
+impl FromStr for KekId {
+    type Err = Error;
+
+    /// As [`KekId::new`].
+    fn from_str(id: &str) -> Result<Self, Error> {
+        Self::new(id)
+    }
+}
+
+impl AsRef<str> for KekId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
 impl Borrow<str> for KekId {
     fn borrow(&self) -> &str {
         &self.0
@@ -63,6 +79,14 @@ impl fmt::Debug for KekId {
 impl serde::Serialize for KekId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for KekId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -157,19 +181,20 @@ impl WrappedKeys {
     /// Builds the list from its entries in any order.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for more than 16 entries or 65,535 bytes, [`ErrorKind::Provider`] for none or for two of one KEK.
+    /// [`ErrorKind::TooLarge`] for more than 16 entries or 65,535 bytes, [`ErrorKind::InvalidOption`] for none or
+    /// for two of one KEK.
     pub fn new(entries: impl IntoIterator<Item = WrappedDek>) -> Result<Self, Error> {
         let mut entries: Vec<WrappedDek> = entries.into_iter().collect();
         entries.sort_by(|a, b| a.kek_id.cmp(&b.kek_id));
         if entries.is_empty() {
-            return Err(Error::new(ErrorKind::Provider, "no wrapped key at all"));
+            return Err(Error::new(ErrorKind::InvalidOption, "no wrapped key"));
         }
         if entries.len() > Self::MAX_ENTRIES {
             let detail = format!("{} wrapped keys, at most {} are allowed", entries.len(), Self::MAX_ENTRIES);
             return Err(Error::new(ErrorKind::TooLarge, detail));
         }
         if let Some([twice, _]) = entries.array_windows().find(|[a, b]| a.kek_id == b.kek_id) {
-            return Err(Error::new(ErrorKind::Provider, format!("two wrapped keys of {}", twice.kek_id)));
+            return Err(Error::new(ErrorKind::InvalidOption, format!("two wrapped keys of {}", twice.kek_id)));
         }
         let mut bytes = Vec::new();
         push_varint(&mut bytes, entries.len());

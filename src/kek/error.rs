@@ -224,14 +224,23 @@ impl KekError {
     /// As [`into_error`](Self::into_error), for what wraps a new DEK: there is no message yet that an answer could tell anything
     /// of, so *invalid* keeps its text.
     pub(crate) fn into_error_of_wrapping(self, detail: String) -> Error {
-        Error::new(self.class.kind(), detail).with_source(self)
+        self.into_error_of_kind(detail)
+    }
+
+    /// The detail has the message already, so the cause beneath it is the source.
+    fn into_error_of_kind(self, detail: String) -> Error {
+        let error = Error::new(self.class.kind(), detail);
+        match self.shown_cause {
+            Some(cause) => error.with_source(cause),
+            None => error,
+        }
     }
 
     pub(crate) fn into_error(self, detail: String) -> Error {
         match self.class {
             // Opaque, like every other way of not belonging together.
             KekErrorClass::Invalid => Error::invalid(),
-            class => Error::new(class.kind(), detail).with_source(self),
+            _ => self.into_error_of_kind(detail),
         }
     }
 }

@@ -183,12 +183,17 @@ pub enum ContextBinding {
     /// The key service unwraps in any context. The DEK is released to this process and then refused, since its id does not match.
     Checked,
     /// Wrapping is **unauthenticated**: it takes a public key only, so anyone can wrap a DEK of their own and seal messages
-    /// that a reader accepts. Refused by the [builder](crate::Builder::allow_unauthenticated_wrapping) unless it is asked for by name.
+    /// that a reader accepts. Refused by the [builder](crate::EnvelopeBuilder::allow_unauthenticated_wrapping) unless it is asked for by name.
     Unauthenticated,
 }
 
 /// What a provider's [`health`](KekProvider::health) found.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "kebab-case", tag = "status", content = "detail")
+)]
 #[non_exhaustive]
 pub enum Health {
     /// Wraps and unwraps.

@@ -23,7 +23,7 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// # pollster::block_on(async {
 /// let kek = ScriptedKek::new("test")?;
-/// let envelope = Envelope::builder().write_to(kek.clone()).build()?;
+/// let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
 /// kek.fail_with(KekErrorClass::Unavailable);
 /// let error = envelope.encrypt(&EncryptionContext::empty(), b"", b"x").await.unwrap_err();
 /// assert!(error.is_retryable());

@@ -116,15 +116,15 @@ pub(crate) struct KekSet {
 
 impl KekSet {
     pub(crate) fn new(
-        write_to: Vec<Arc<dyn KekProvider>>,
-        read_from: Vec<Arc<dyn KekProvider>>,
+        wrap_with: Vec<Arc<dyn KekProvider>>,
+        unwrap_with: Vec<Arc<dyn KekProvider>>,
         terms: &CallTerms,
     ) -> Self {
         let callers = |providers: Vec<Arc<dyn KekProvider>>| -> Vec<Arc<Caller>> {
             providers.into_iter().map(|provider| Arc::new(Caller::new(provider, terms.clone()))).collect()
         };
-        let writing = callers(write_to);
-        let reading = writing.iter().cloned().chain(callers(read_from)).collect();
+        let writing = callers(wrap_with);
+        let reading = writing.iter().cloned().chain(callers(unwrap_with)).collect();
         let (deadline, clock, observers) = (terms.policy.deadline(), terms.clock.clone(), terms.observers.clone());
         Self { writing, reading, revoked: ArcSwap::default(), deadline, clock, observers }
     }
@@ -158,7 +158,7 @@ impl KekSet {
         let asked = self.clock.now();
         let writing = &self.writing;
         let first =
-            writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "write_to: no KEK for writing"))?;
+            writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "wrap_with: no KEK for writing"))?;
         for kek in writing {
             self.check_not_revoked(kek.id()).map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }

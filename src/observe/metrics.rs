@@ -40,7 +40,7 @@ impl Observer for MetricsObserver {
             Event::RenewalFailed { kind, .. } => {
                 counter!("waxseal_renewals_failed_total", "kind" => kind.as_str()).increment(1);
             }
-            Event::ServedPastAge { kind, .. } => {
+            Event::ServedStale { kind, .. } => {
                 counter!("waxseal_served_past_age_total", "kind" => kind.as_str()).increment(1);
             }
             Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),

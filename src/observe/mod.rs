@@ -85,8 +85,8 @@ pub enum Event<'a> {
         kind: ErrorKind,
     },
     /// Past `max_age`, while the key service is unavailable: served within the outage grace. Told once for each DEK and
-    /// retry interval, however many messages there are; [`Statistics::served_past_age`](crate::Statistics::served_past_age) counts them all.
-    ServedPastAge {
+    /// retry interval, however many messages there are; [`Statistics::served_stale`](crate::Statistics::served_stale) counts them all.
+    ServedStale {
         /// The DEK.
         dek_id: &'a DekId,
         /// What it is for.
@@ -154,7 +154,7 @@ pub enum Event<'a> {
     /// Another observer panicked in an event. Told once for each observer that does; later panics are only counted, in
     /// [`Statistics::observer_panics`](crate::Statistics::observer_panics).
     ObserverPanicked {
-        /// Which one, counted from zero in the order of [`Builder::observer`](crate::Builder::observer).
+        /// Which one, counted from zero in the order of [`Builder::observer`](crate::EnvelopeBuilder::observer).
         observer: usize,
     },
     /// The key service could not be reached when the envelope was started, and it was started all the same.

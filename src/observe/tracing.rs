@@ -60,9 +60,9 @@ impl Observer for TracingObserver {
                 let context = self.shown(context);
                 warn!(target: "waxseal", event = "renewal_failed", %dek_id, kind = kind.as_str(), context, "DEK could not be renewed");
             }
-            Event::ServedPastAge { dek_id, context, kind } => {
+            Event::ServedStale { dek_id, context, kind } => {
                 let context = self.shown(context);
-                warn!(target: "waxseal", event = "served_past_age", %dek_id, kind = kind.as_str(), context, "DEK served past max_age");
+                warn!(target: "waxseal", event = "served_stale", %dek_id, kind = kind.as_str(), context, "DEK served past max_age");
             }
             Event::Denied { dek_id, context } => {
                 let (dek_id, context) = (dek_id.map(tracing::field::display), self.shown(context));

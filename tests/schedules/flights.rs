@@ -1,6 +1,7 @@
 //! Who asks the key service, and how often.
 
 use super::*;
+use crate::Aad;
 
 /// Asks for the messages before a schedule begins.
 fn messages() {
@@ -55,7 +56,7 @@ fn a_writer_that_gives_up_leaves_the_others_an_answer() {
     explore(|| {
         let stage = Stage::new(|builder| builder);
         let gives_up = stage.spawn(|stage| {
-            let answer = block_on(poll_at_most(1, stage.envelope.encrypt(&ALICE, b"", b"x")));
+            let answer = block_on(poll_at_most(1, stage.envelope.encrypt(&ALICE, Aad::empty(), b"x")));
             assert!(answer.is_none_or(|answer| answer.is_ok()));
         });
         for result in join((0..2).map(|_| stage.spawn(|stage| stage.write()))) {
@@ -88,11 +89,11 @@ fn a_call_that_has_its_answer_is_joined_by_nobody() {
             })
         };
         stage.read().unwrap();
-        stage.envelope.clear();
+        stage.envelope.evict_all();
         stage.read().unwrap();
         done.store(true, SeqCst);
         slow.join().unwrap().unwrap();
-        stage.envelope.clear();
+        stage.envelope.evict_all();
         let answers = stage.log.count("unwrapped");
         stage.read().unwrap();
         assert_eq!(stage.log.count("unwrapped"), answers + 1, "an old answer served");
@@ -169,18 +170,18 @@ fn a_denial_of_one_question_leaves_the_answer_to_another_alone() {
             Some(|context, wrapped| *context == *BOB || wrapped.iter().any(|byte| *byte != wrapped[0]));
         let forger = stage.spawn(move |stage| {
             for _ in 0..2 {
-                let _ = block_on(stage.envelope.decrypt(&ALICE, b"", &forged));
+                let _ = block_on(stage.envelope.decrypt(&ALICE, Aad::empty(), &forged));
             }
         });
         let mallory = stage.spawn(|stage| {
-            assert!(block_on(stage.envelope.decrypt(&BOB, b"", &MESSAGES[0])).is_err());
+            assert!(block_on(stage.envelope.decrypt(&BOB, Aad::empty(), &MESSAGES[0])).is_err());
         });
         let readers: Vec<_> = (0..2).map(|_| stage.spawn(|stage| stage.read())).collect();
         for result in join(readers) {
             result.unwrap();
         }
         join([forger, mallory]);
-        let at_hand = stage.envelope.decrypt_cached(&ALICE, b"", &MESSAGES[0]).unwrap();
+        let at_hand = stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap();
         assert!(at_hand.is_some(), "a denial of something else evicted it");
         stage.end();
     });
@@ -190,11 +191,11 @@ fn a_denial_of_one_question_leaves_the_answer_to_another_alone() {
 fn no_more_messages_are_sealed_than_a_dek_may() {
     explore(|| {
         let stage = Stage::with(Limits::default().max_messages(3), |builder| builder);
-        let key = block_on(stage.envelope.sealing_key(&ALICE)).unwrap();
+        let key = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
         let sealers: Vec<_> = (0..3)
             .map(|_| {
                 let key = key.clone();
-                spawn(move || (0..2).filter(|_| key.seal(b"", b"x").is_ok()).count())
+                spawn(move || (0..2).filter(|_| key.encrypt(Aad::empty(), b"x").is_ok()).count())
             })
             .collect();
         assert_eq!(join(sealers).iter().sum::<usize>(), 3);
@@ -296,7 +297,7 @@ fn a_request_that_is_on_its_way_outlives_its_last_caller() {
         stage.kek.0.gate.shut();
         // The task has been seen to work.
         leaves_when(stage.clone(), 1, |stage| stage.kek.unwraps() == 1 && polls.load(SeqCst) > 0);
-        assert!(stage.envelope.decrypt_cached(&ALICE, b"", &MESSAGES[0]).unwrap().is_none());
+        assert!(stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap().is_none());
         stage.kek.0.gate.open();
         stage.read().unwrap();
         assert_eq!(stage.kek.unwraps(), 1, "the first request brought the answer");

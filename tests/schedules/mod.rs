@@ -38,8 +38,8 @@ use runs::Runs;
 use crate::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use crate::sync;
 use crate::{
-    Builder, Dek, DekId, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits, ManualClock,
-    Observer, Runtime, WrappedDek,
+    Aad, Builder, Dek, DekId, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits,
+    ManualClock, Observer, Runtime, WrappedDek,
 };
 
 const SCHEDULES: usize = 2_000;
@@ -109,7 +109,7 @@ static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
             let stage = Stage::new(|builder| builder);
             stage.kek.0.made.store(100, SeqCst);
             for context in [&*ALICE, &*BOB] {
-                out.lock().unwrap().push(block_on(stage.envelope.encrypt(context, b"", b"payload")).unwrap());
+                out.lock().unwrap().push(block_on(stage.envelope.encrypt(context, Aad::empty(), b"payload")).unwrap());
             }
             drop(stage);
             sync::end_of_schedule();
@@ -357,13 +357,13 @@ impl Stage {
         let (kek, clock, log) = (ToyKek::new(), ManualClock::new(), Log::default());
         // One shard of the cache, whatever the hash.
         let limits = if limits.max_entries.is_some() { limits } else { limits.max_entries(8) };
-        let builder = Envelope::builder().write_to(kek.clone()).dek_origin(DekOrigin::KeyService).limits(limits);
+        let builder = Envelope::builder().wrap_with(kek.clone()).dek_origin(DekOrigin::KeyService).limits(limits);
         let envelope = more(builder.clock(clock.clone()).observer(log.clone())).build().unwrap();
         Self { kek, clock, log, envelope }
     }
 
     async fn read_of(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<(), Error> {
-        let plaintext = self.envelope.decrypt(context, b"", sealed).await?;
+        let plaintext = self.envelope.decrypt(context, Aad::empty(), sealed).await?;
         assert_eq!(&*plaintext, b"payload");
         Ok(())
     }
@@ -373,7 +373,7 @@ impl Stage {
     }
 
     fn write(&self) -> Result<(), Error> {
-        block_on(self.envelope.encrypt(&ALICE, b"", b"x")).map(drop)
+        block_on(self.envelope.encrypt(&ALICE, Aad::empty(), b"x")).map(drop)
     }
 
     fn spawn<T: Send + 'static>(&self, work: impl FnOnce(Self) -> T + Send + 'static) -> JoinHandle<T> {

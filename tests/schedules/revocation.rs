@@ -1,6 +1,7 @@
 //! What holds once a revoking call has returned.
 
 use super::*;
+use crate::Aad;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Hand {
@@ -15,11 +16,11 @@ fn race(hand: Hand) {
     LazyLock::force(&MESSAGES);
     explore(move || {
         let stage = Stage::new(|builder| builder);
-        let opening = block_on(stage.envelope.opening_key(&BOB, &MESSAGES[1])).unwrap();
-        let sealing = block_on(stage.envelope.sealing_key(&ALICE)).unwrap();
+        let opening = block_on(stage.envelope.decryptor(&BOB, &MESSAGES[1])).unwrap();
+        let sealing = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
         if hand == Hand::RevokeContext {
             // The other context's handle is nobody's business then.
-            stage.envelope.clear();
+            stage.envelope.evict_all();
         }
         // What had been asked when the hand came down; what was asked later is as good as new.
         let before: Arc<Mutex<Option<(u64, u64)>>> = Arc::default();
@@ -72,7 +73,10 @@ fn race(hand: Hand) {
             spawn(move || {
                 for _ in 0..2 {
                     let began = *before.lock().unwrap();
-                    let results = [opening.open(b"", &MESSAGES[1]).map(drop), sealing.seal(b"", b"x").map(drop)];
+                    let results = [
+                        opening.decrypt(Aad::empty(), &MESSAGES[1]).map(drop),
+                        sealing.encrypt(Aad::empty(), b"x").map(drop),
+                    ];
                     for result in results {
                         match began {
                             Some(_) => assert_eq!(kind(&result), Some(ErrorKind::Expired), "{result:?}"),
@@ -85,8 +89,8 @@ fn race(hand: Hand) {
         let at_the_beginning = calls(&stage);
         match hand {
             Hand::RevokeKek => stage.envelope.revoke_kek(stage.kek.id()),
-            Hand::RevokeContext => stage.envelope.revoke_context(&ALICE),
-            Hand::Clear => stage.envelope.clear(),
+            Hand::RevokeContext => stage.envelope.evict_context(&ALICE),
+            Hand::Clear => stage.envelope.evict_all(),
             Hand::ShutDown => stage.envelope.shut_down(),
         }
         *before.lock().unwrap() = Some(at_the_beginning);

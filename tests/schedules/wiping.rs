@@ -1,6 +1,7 @@
 //! Keys leave memory on time, once, and under nobody's hands.
 
 use super::*;
+use crate::Aad;
 use crate::sync::slot::Slot;
 
 #[test]
@@ -84,7 +85,7 @@ fn a_wiper_that_falls_asleep_is_woken_by_the_next_dek() {
         // While the wiper finds nothing left to look after, and goes to sleep, another one begins.
         let threads = [
             short.spawn(|stage| stage.pass(ms(210))),
-            short.spawn(|stage| stage.envelope.clear()),
+            short.spawn(|stage| stage.envelope.evict_all()),
             long.spawn(|stage| stage.read().unwrap()),
         ];
         join(threads);
@@ -105,21 +106,21 @@ fn a_key_in_use_at_its_deadline_is_wiped_right_after_and_told_of_once() {
     LazyLock::force(&MESSAGES);
     explore(|| {
         let stage = Stage::new(|builder| builder);
-        let key = block_on(stage.envelope.opening_key(&ALICE, &MESSAGES[0])).unwrap();
+        let key = block_on(stage.envelope.decryptor(&ALICE, &MESSAGES[0])).unwrap();
         let users: Vec<_> = (0..2)
             .map(|_| {
                 let key = key.clone();
                 stage.spawn(move |stage| {
                     for _ in 0..2 {
                         let past = stage.log.count("wiped") > 0;
-                        let result = key.open(b"", &MESSAGES[0]).map(drop);
+                        let result = key.decrypt(Aad::empty(), &MESSAGES[0]).map(drop);
                         assert!(kind(&result).is_none_or(|kind| kind == ErrorKind::Expired), "{result:?}");
                         assert!(!past || result.is_err(), "used after its end was told");
                     }
                 })
             })
             .collect();
-        let clearing = stage.spawn(|stage| stage.envelope.clear());
+        let clearing = stage.spawn(|stage| stage.envelope.evict_all());
         stage.pass(MAX_AGE);
         join(users);
         clearing.join().unwrap();

@@ -8,8 +8,8 @@ use waxseal_testing::kms_front;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use kms_front::KmsFront;
-use waxseal::{EncryptionContext, Envelope};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, EncryptionContext, Envelope};
+use waxseal_aws_kms::AwsKmsKek;
 
 fn decrypt(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -18,19 +18,20 @@ fn decrypt(criterion: &mut Criterion) {
     let client = front.client("eu-west-1", &login);
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "cards")]).unwrap();
     let (envelope, sealed) = runtime.block_on(async {
-        let kek = AwsKms::builder(&arn).client(client).build().await.unwrap();
-        let envelope = Envelope::builder().write_to(kek).build().unwrap();
-        let sealed = envelope.encrypt(&context, b"row 17", &[7; 1024]).await.unwrap();
+        let kek = AwsKmsKek::builder(&arn).client(client).build().await.unwrap();
+        let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
+        let sealed = envelope.encrypt(&context, Aad::from(b"row 17"), &[7; 1024]).await.unwrap();
         (envelope, sealed)
     });
     let mut group = criterion.benchmark_group("aws kms, 1 KiB");
     group.bench_function("decrypt, DEK at hand", |bencher| {
-        bencher.iter(|| runtime.block_on(envelope.decrypt(&context, b"row 17", black_box(&sealed))).unwrap());
+        bencher
+            .iter(|| runtime.block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed))).unwrap());
     });
     group.bench_function("decrypt, asked each time", |bencher| {
         bencher.iter(|| {
-            envelope.clear();
-            runtime.block_on(envelope.decrypt(&context, b"row 17", black_box(&sealed))).unwrap()
+            envelope.evict_all();
+            runtime.block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed))).unwrap()
         });
     });
     group.finish();

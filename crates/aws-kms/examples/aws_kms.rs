@@ -8,35 +8,38 @@ use std::error::Error;
 use waxseal_testing::kms_front;
 
 use kms_front::KmsFront;
-use waxseal::{EncryptionContext, Envelope, inspect};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, EncryptionContext, Envelope, inspect};
+use waxseal_aws_kms::AwsKmsKek;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let (_front, kek) = match std::env::args().nth(1) {
-        Some(key) => (None, AwsKms::builder(key).build().await?),
+        Some(key) => (None, AwsKmsKek::builder(key).build().await?),
         None => {
             let front = KmsFront::start();
             let (login, arn) = (front.admin(), front.create_key("eu-west-1"));
             println!("a throw-away stand-in for AWS KMS listens at {}", front.url());
-            let kek = AwsKms::builder(arn).client(front.client("eu-west-1", &login)).build().await?;
+            let kek = AwsKmsKek::builder(arn).client(front.client("eu-west-1", &login)).build().await?;
             (Some(front), kek)
         }
     };
     let key = kek.read_key().await?;
     println!("{} is in state {}", key.arn, key.state);
 
-    let envelope = Envelope::builder().write_to(kek.clone()).build()?;
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "cards")])?;
-    let sealed = envelope.encrypt(&context, b"row 17", b"4111 1111 1111 1111").await?;
+    let sealed = envelope.encrypt(&context, Aad::from(b"row 17"), b"4111 1111 1111 1111").await?;
     println!("sealed {} bytes, {:?}", sealed.len(), inspect(&sealed)?.keks);
 
     // Another process would have nothing at hand.
-    let reader = Envelope::builder().read_from(kek).build()?;
-    let opened = reader.decrypt(&context, b"row 17", &sealed).await?;
+    let reader = Envelope::builder().unwrap_with(kek).build()?;
+    let opened = reader.decrypt(&context, Aad::from(b"row 17"), &sealed).await?;
     println!("opened {:?}", String::from_utf8_lossy(&opened));
 
-    match reader.decrypt(&EncryptionContext::new([("tenant", "bob"), ("table", "cards")])?, b"row 17", &sealed).await {
+    match reader
+        .decrypt(&EncryptionContext::new([("tenant", "bob"), ("table", "cards")])?, Aad::from(b"row 17"), &sealed)
+        .await
+    {
         Err(error) => println!("as another tenant: {error}"),
         Ok(_) => return Err("another tenant opened it".into()),
     }

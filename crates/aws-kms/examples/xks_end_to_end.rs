@@ -16,7 +16,7 @@ use waxseal_testing::{kms_front, openbao, xks_path, xks_proxy};
 
 use openbao::OpenBao;
 use serde_json::{Value, json};
-use waxseal::{DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect};
+use waxseal::{Aad, DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect};
 use waxseal_testing::sigv4::timestamp;
 use xks_path::{KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::transit::REQUEST_ID;
@@ -36,7 +36,7 @@ struct Pages {
     /// What the next call is about, where the DEK has a name already.
     about: Option<DekId>,
     calls: Vec<Line>,
-    served_past_age: usize,
+    served_stale: usize,
 }
 
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Observer for Journal {
                     line.dek = Some(**dek_id);
                 }
             }
-            Event::ServedPastAge { .. } => pages.served_past_age += 1,
+            Event::ServedStale { .. } => pages.served_stale += 1,
             _ => {}
         }
     }
@@ -197,7 +197,7 @@ impl Story {
 
     async fn envelope(&self, arn: &str, limits: Limits) -> Outcome<Envelope> {
         let kek = self.path.kek_of(arn).await;
-        Ok(Envelope::builder().write_to(kek).limits(limits).observer(self.journal.clone()).build()?)
+        Ok(Envelope::builder().wrap_with(kek).limits(limits).observer(self.journal.clone()).build()?)
     }
 
     /// A process of its own, with nothing at hand.
@@ -208,7 +208,7 @@ impl Story {
     async fn seal(&mut self, with: &Envelope, tenant_name: &str, text: &[u8]) -> Outcome<Vec<u8>> {
         self.journal.pages().about = None;
         self.messages += 1;
-        Ok(with.encrypt(&tenant(tenant_name)?, b"row 17", text).await?)
+        Ok(with.encrypt(&tenant(tenant_name)?, Aad::from(b"row 17"), text).await?)
     }
 
     async fn open(
@@ -219,7 +219,7 @@ impl Story {
     ) -> Outcome<Result<Vec<u8>, waxseal::Error>> {
         self.journal.about(sealed)?;
         self.messages += 1;
-        Ok(with.decrypt(&tenant(tenant_name)?, b"row 17", sealed).await.map(|text| text.to_vec()))
+        Ok(with.decrypt(&tenant(tenant_name)?, Aad::from(b"row 17"), sealed).await.map(|text| text.to_vec()))
     }
 
     async fn seal_and_open(&mut self) -> Outcome<()> {
@@ -253,7 +253,7 @@ impl Story {
         let from = self.journal.pages().calls.len();
         let kek = self.path.kek().await;
         for n in 0..COLD_READS {
-            let reader = Envelope::builder().write_to(kek.clone()).observer(self.journal.clone()).build()?;
+            let reader = Envelope::builder().wrap_with(kek.clone()).observer(self.journal.clone()).build()?;
             let sealed = self.seal(&writer, &format!("tenant {}", n % 7), b"text").await?;
             let start = Instant::now();
             self.open(&reader, &format!("tenant {}", n % 7), &sealed).await??;
@@ -278,7 +278,7 @@ impl Story {
         let context = tenant("tenant 0")?;
         let start = Instant::now();
         for _ in 0..100_000 {
-            std::hint::black_box(writer.decrypt(&context, b"row 17", &sealed).await?);
+            std::hint::black_box(writer.decrypt(&context, Aad::from(b"row 17"), &sealed).await?);
         }
         let warm = start.elapsed() / 100_000;
         let [whole, calls, proxy, manager] = [whole, calls, proxy, manager].map(median);
@@ -300,7 +300,7 @@ impl Story {
         let short = Limits::default()
             .max_age(MAX_AGE)
             .refresh_after(MAX_AGE * 9 / 10)
-            .outage_grace_reading(Duration::from_secs(60));
+            .stale_if_error_reading(Duration::from_secs(60));
         let service = self.envelope(&self.path.arn, short).await?;
         let other_arn = self.path.create_key("invoices").await;
         let other = self.envelope(&other_arn, Limits::default()).await?;
@@ -332,21 +332,21 @@ impl Story {
         Self::chapter("The key manager is sealed");
         let short = Limits::default().max_age(MAX_AGE).refresh_after(MAX_AGE * 9 / 10);
         let strict = self.envelope(&self.path.arn, short).await?;
-        let patient = self.envelope(&self.path.arn, short.outage_grace_reading(Duration::from_secs(60))).await?;
+        let patient = self.envelope(&self.path.arn, short.stale_if_error_reading(Duration::from_secs(60))).await?;
         let sealed = self.seal(&strict, "alice", b"text").await?;
         self.open(&strict, "alice", &sealed).await??;
         self.open(&patient, "alice", &sealed).await??;
         self.path.bao.seal().await;
         tell("sealed; the DEK is at hand", self.open(&strict, "alice", &sealed).await?, Ok(()))?;
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
-        let before = self.journal.pages().served_past_age;
+        let before = self.journal.pages().served_stale;
         let without = self.open(&strict, "alice", &sealed).await?;
         let why = without.as_ref().err().map(ToString::to_string).unwrap_or_default();
         tell("past max_age, without a grace", without, Err(ErrorKind::Unavailable))?;
         say(&format!("({why})"));
         let with = self.open(&patient, "alice", &sealed).await?;
         tell("past max_age, with a grace of a minute", with, Ok(()))?;
-        let told = self.journal.pages().served_past_age - before;
+        let told = self.journal.pages().served_stale - before;
         say(&format!("(observers were told so, {told} time(s))"));
         self.path.bao.kill();
         self.path.bao.restart().await;
@@ -385,7 +385,7 @@ impl Story {
         let old = self.seal(&writer, "alice", b"text").await?;
         let new_arn = self.path.create_key("orders-2027").await;
         let builder = self.path.builder(&new_arn).external_key_store(&self.path.store).former_keys([&self.path.arn]);
-        let mover = Envelope::builder().write_to(builder.build().await?).observer(self.journal.clone()).build()?;
+        let mover = Envelope::builder().wrap_with(builder.build().await?).observer(self.journal.clone()).build()?;
         self.journal.about(&old)?;
         let moved = mover.rewrap_unverified(&tenant("alice")?, &old).await?;
         let is_same = old.iter().rev().zip(moved.iter().rev()).take(20).all(|(a, b)| a == b);
@@ -402,7 +402,7 @@ impl Story {
         let short = Limits::default()
             .max_age(MAX_AGE)
             .refresh_after(MAX_AGE * 9 / 10)
-            .outage_grace_reading(Duration::from_secs(60));
+            .stale_if_error_reading(Duration::from_secs(60));
         let service = self.envelope(&self.path.arn, short).await?;
         let sealed = self.seal(&service, "alice", b"text").await?;
         self.open(&service, "alice", &sealed).await??;

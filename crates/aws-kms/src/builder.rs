@@ -1,4 +1,4 @@
-//! Puts an [`AwsKms`] together.
+//! Puts an [`AwsKmsKek`] together.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -11,7 +11,7 @@ use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
 use super::errors::Failure;
 use super::keys::{Discovery, Keys, Own, Settled};
 use super::xks::Stores;
-use super::{AwsKms, HealthCheck, Inner, transport};
+use super::{AwsKmsKek, HealthCheck, Inner, transport};
 use crate::format::KeyArn;
 use waxseal::CallBudget;
 use waxseal::EncryptionContext;
@@ -28,9 +28,9 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const MOST_GRANT_TOKENS: usize = 10;
 const LONGEST_GRANT_TOKEN: usize = 8192;
 
-/// Configures an [`AwsKms`]. Nothing but the key is needed: credentials and Region then come from where the AWS SDK looks by default.
+/// Configures an [`AwsKmsKek`]. Nothing but the key is needed: credentials and Region then come from where the AWS SDK looks by default.
 #[must_use = "nothing happens until `build`"]
-pub struct AwsKmsBuilder {
+pub struct AwsKmsKekBuilder {
     what: What,
     source: Source,
     overrides: Overrides,
@@ -51,7 +51,7 @@ enum What {
     Discovery { partition: String, accounts: Vec<String> },
 }
 
-impl AwsKmsBuilder {
+impl AwsKmsKekBuilder {
     fn new(what: What) -> Self {
         Self {
             what,
@@ -166,7 +166,7 @@ impl AwsKmsBuilder {
     }
 
     /// Grant tokens for every call, at most 10: a grant that was just made is known everywhere only after a few minutes, except to
-    /// whoever shows its token. [`AwsKms::set_grant_tokens`] changes them later.
+    /// whoever shows its token. [`AwsKmsKek::set_grant_tokens`] changes them later.
     pub fn grant_tokens<S: Into<String>>(mut self, tokens: impl IntoIterator<Item = S>) -> Self {
         self.grant_tokens = tokens.into_iter().map(Into::into).collect();
         self
@@ -182,7 +182,7 @@ impl AwsKmsBuilder {
 
     /// The external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`: it is then called as such from the first call on. Not needed where
     /// `DescribeKey` is allowed, from whose first answer the provider learns it. What a key there cannot be or do is refused at build: a multi-Region key, and
-    /// `key_max_age`, since KMS knows of no key material of it. If the key is elsewhere, `health` and [`AwsKms::read_key`] say *misconfigured*.
+    /// `key_max_age`, since KMS knows of no key material of it. If the key is elsewhere, `health` and [`AwsKmsKek::read_key`] say *misconfigured*.
     pub fn external_key_store(mut self, id: impl Into<String>) -> Self {
         self.external_key_store = Some(id.into());
         self
@@ -200,7 +200,7 @@ impl AwsKmsBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime, and in one without timers or IO. For a key that has to be asked for: those of KMS.
-    pub async fn build(self) -> Result<AwsKms, Error> {
+    pub async fn build(self) -> Result<AwsKmsKek, Error> {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
         if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
@@ -284,7 +284,7 @@ impl AwsKmsBuilder {
                 Keys::Discovered(Discovery { id, partition, accounts, regions, related: self.related_keys })
             }
         };
-        Ok(AwsKms(Arc::new(Inner {
+        Ok(AwsKmsKek(Arc::new(Inner {
             keys,
             service,
             spawner,
@@ -430,9 +430,9 @@ fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-impl fmt::Debug for AwsKmsBuilder {
+impl fmt::Debug for AwsKmsKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut debug = f.debug_struct("AwsKmsBuilder");
+        let mut debug = f.debug_struct("AwsKmsKekBuilder");
         match &self.what {
             What::Key(key) => debug.field("key", key),
             What::Discovery { partition, accounts } => debug.field("partition", partition).field("accounts", accounts),

@@ -13,7 +13,7 @@ use waxseal::kek::{Dek, Health, KekErrorClass};
 /// Imported key material that expires within this time makes `health` say so.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// How [`health`](waxseal::kek::KekProvider::health), and with it [`start`](waxseal::Builder::start),
+/// How [`health`](waxseal::kek::KekProvider::health), and with it [`start`](waxseal::EnvelopeBuilder::start),
 /// finds out whether a key is in order.
 ///
 /// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know

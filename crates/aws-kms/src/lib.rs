@@ -2,11 +2,11 @@
 //!
 //! ```no_run
 //! use waxseal::Envelope;
-//! use waxseal_aws_kms::AwsKms;
+//! use waxseal_aws_kms::AwsKmsKek;
 //!
 //! # async fn start() -> Result<(), waxseal::Error> {
-//! let kek = AwsKms::builder("arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab").build().await?;
-//! let envelope = Envelope::builder().write_to(kek).build()?;
+//! let kek = AwsKmsKek::builder("arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab").build().await?;
+//! let envelope = Envelope::builder().wrap_with(kek).build()?;
 //! # Ok(()) }
 //! ```
 //!
@@ -24,7 +24,7 @@
 //! | `generate`: a DEK made by KMS ([`DekOrigin::KeyService`](waxseal::DekOrigin)) | `GenerateDataKey` |
 //! | `unwrap` | `Decrypt` |
 //! | `rewrap` | `ReEncrypt`; no DEK comes into the process |
-//! | `health`, [`AwsKms::read_key`], and now and then with `wrap` | `DescribeKey`; `health` uses the key too, where [`HealthCheck`] says so |
+//! | `health`, [`AwsKmsKek::read_key`], and now and then with `wrap` | `DescribeKey`; `health` uses the key too, where [`HealthCheck`] says so |
 //!
 //! # Which key material wrapped a DEK
 //!
@@ -57,7 +57,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
-pub use builder::AwsKmsBuilder;
+pub use builder::AwsKmsKekBuilder;
 pub use health::HealthCheck;
 pub use xks::ExternalKeyStore;
 
@@ -88,7 +88,7 @@ const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 /// Its id is the key's ARN. It works on the tokio runtime in which it was built, whoever polls its futures, and on
 /// that of a later caller once the first one has ended.
 #[derive(Clone)]
-pub struct AwsKms(Arc<Inner>);
+pub struct AwsKmsKek(Arc<Inner>);
 
 struct Inner {
     keys: Keys,
@@ -107,7 +107,7 @@ struct Inner {
     follow_from: async_lock::Mutex<Option<Instant>>,
 }
 
-/// What [`AwsKms::read_key`] found.
+/// What [`AwsKmsKek::read_key`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct KeyInfo {
@@ -123,27 +123,27 @@ pub struct KeyInfo {
     pub external_key: Option<String>,
 }
 
-impl AwsKms {
+impl AwsKmsKek {
     /// Starts the configuration for a key: its ARN, its id, or an alias (`alias/NAME`, or its ARN).
     ///
     /// **An alias is looked up at build, and again when KMS refuses the key that it meant**
     /// (disabled, deleted, no permission). Messages carry the ARN of the key. An alias that is
     /// pointed elsewhere while the earlier key works takes effect when the provider is built anew.
     /// Keys that it meant since the provider was built still unwrap; those from before are
-    /// [`former_keys`](AwsKmsBuilder::former_keys).
-    pub fn builder(key: impl Into<String>) -> AwsKmsBuilder {
-        AwsKmsBuilder::key(key.into())
+    /// [`former_keys`](AwsKmsKekBuilder::former_keys).
+    pub fn builder(key: impl Into<String>) -> AwsKmsKekBuilder {
+        AwsKmsKekBuilder::key(key.into())
     }
 
     /// Starts the configuration for reading by whichever key a message names, in these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`)
-    /// and the configured Regions, and no other. It cannot wrap: only [`read_from`](waxseal::Builder::read_from) takes it.
+    /// and the configured Regions, and no other. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes it.
     ///
     /// **Whoever can write messages chooses among all those keys.** Name the keys where you can.
     pub fn discover<S: Into<String>>(
         partition: impl Into<String>,
         accounts: impl IntoIterator<Item = S>,
-    ) -> AwsKmsBuilder {
-        AwsKmsBuilder::discovery(partition.into(), accounts.into_iter().map(Into::into).collect())
+    ) -> AwsKmsKekBuilder {
+        AwsKmsKekBuilder::discovery(partition.into(), accounts.into_iter().map(Into::into).collect())
     }
 
     /// Other grant tokens for every call from now on; none, once the grant is known everywhere.
@@ -208,7 +208,7 @@ impl Inner {
         match &self.keys {
             Keys::One(own) => Ok(own),
             Keys::Discovered(_) => {
-                let detail = "a provider for discovery only unwraps: use read_from";
+                let detail = "a provider for discovery only unwraps: use unwrap_with";
                 Err(Failure::unasked(KekErrorClass::Misconfigured, detail))
             }
         }
@@ -425,7 +425,7 @@ fn another_kek() -> Failure {
     Failure::unasked(KekErrorClass::Invalid, "wrapped by another KEK")
 }
 
-impl KekProvider for AwsKms {
+impl KekProvider for AwsKmsKek {
     /// The ARN of the key that wraps, which for an alias is the one that it means now; with
     /// discovery `aws-kms-discovery:PARTITION:ACCOUNTS`, which stands in no message.
     fn id(&self) -> &KekId {
@@ -512,9 +512,9 @@ impl KekProvider for AwsKms {
     }
 }
 
-impl fmt::Debug for AwsKms {
+impl fmt::Debug for AwsKmsKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let region = self.0.service.region();
-        f.debug_struct("AwsKms").field("id", self.id()).field("region", &region).finish_non_exhaustive()
+        f.debug_struct("AwsKmsKek").field("id", self.id()).field("region", &region).finish_non_exhaustive()
     }
 }

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use super::client::Description;
 use super::errors::Failure;
 use super::keys::Target;
-use super::{AwsKms, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
+use super::{AwsKmsKek, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
 use crate::format::KeyArn;
 use waxseal::CallBudget;
 use waxseal::Error;
@@ -177,7 +177,7 @@ impl Stores {
     }
 }
 
-/// What [`AwsKms::read_external_key_store`] found.
+/// What [`AwsKmsKek::read_external_key_store`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ExternalKeyStore {
@@ -208,7 +208,7 @@ impl ExternalKeyStore {
     }
 }
 
-impl AwsKms {
+impl AwsKmsKek {
     /// Asks KMS for the external key store that holds the key (`DescribeCustomKeyStores`): its connection, and why that failed. *Connected* does not say that
     /// the proxy answers now; KMS's metrics of the store do.
     ///

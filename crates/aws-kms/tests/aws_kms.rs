@@ -11,8 +11,8 @@ use serde_json::json;
 use support::context;
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::{BoxFuture, ContextBinding, Health, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect};
-use waxseal_aws_kms::{AwsKms, AwsKmsBuilder, HealthCheck};
+use waxseal::{Aad, Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect};
+use waxseal_aws_kms::{AwsKmsKek, AwsKmsKekBuilder, HealthCheck};
 
 const REGION: &str = "eu-west-1";
 const OTHER_REGION: &str = "us-east-1";
@@ -29,11 +29,11 @@ impl Ground {
         Self { front, login }
     }
 
-    fn builder(&self, key: &str) -> AwsKmsBuilder {
-        AwsKms::builder(key).client(self.front.client(REGION, &self.login))
+    fn builder(&self, key: &str) -> AwsKmsKekBuilder {
+        AwsKmsKek::builder(key).client(self.front.client(REGION, &self.login))
     }
 
-    async fn kek(&self, key: &str) -> AwsKms {
+    async fn kek(&self, key: &str) -> AwsKmsKek {
         self.builder(key).build().await.unwrap()
     }
 }
@@ -41,8 +41,8 @@ impl Ground {
 struct OnTheFront {
     ground: Ground,
     arn: String,
-    kek: AwsKms,
-    other: AwsKms,
+    kek: AwsKmsKek,
+    other: AwsKmsKek,
 }
 
 impl OnTheFront {
@@ -121,7 +121,7 @@ fn dek() -> Dek {
     UnwrappedDek::new(kms_front::random::<32>().to_vec()).to_dek().unwrap()
 }
 
-async fn denied_or_invalid(kek: &AwsKms, context: &EncryptionContext, wrapped: &WrappedDek) -> KekErrorClass {
+async fn denied_or_invalid(kek: &AwsKmsKek, context: &EncryptionContext, wrapped: &WrappedDek) -> KekErrorClass {
     kek.unwrap(context, wrapped).await.unwrap_err().class()
 }
 
@@ -137,8 +137,8 @@ async fn a_key_is_named_by_arn_id_or_alias_and_messages_carry_the_arn() {
     for name in [&arn, id, "alias/orders", &alias_arn] {
         let kek = ground.kek(name).await;
         assert_eq!(kek.id().as_str(), arn, "{name}");
-        let envelope = Envelope::builder().write_to(kek).build().unwrap();
-        let sealed = envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+        let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
+        let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
         assert_eq!(inspect(&sealed).unwrap().keks[0].kek_id.as_str(), arn, "{name}");
     }
     let asked: Vec<_> = ground.front.calls().into_iter().filter(|call| call.operation == "Encrypt").collect();
@@ -186,25 +186,25 @@ async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
             let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
             ground.front.world().point_alias(REGION, "alias/orders", &old);
             let kek = ground.kek("alias/orders").await;
-            let builder = || Envelope::builder().write_to(kek.clone()).dek_origin(origin);
-            let limits = || Limits::default().max_age(Duration::from_millis(100)).refuse_for(Duration::from_millis(10));
+            let builder = || Envelope::builder().wrap_with(kek.clone()).dek_origin(origin);
+            let limits = || Limits::default().max_age(Duration::from_millis(100)).denial_ttl(Duration::from_millis(10));
             let running = builder().limits(limits()).build().unwrap();
             let alice = context("alice");
-            let before = running.encrypt(&alice, b"", b"text").await.unwrap();
+            let before = running.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
             ground.front.world().point_alias(REGION, "alias/orders", &new);
             end_of_the_old(&ground, &old);
             tokio::time::sleep(Duration::from_millis(150)).await;
-            let after = running.encrypt(&alice, b"", b"text").await.unwrap();
+            let after = running.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
             assert_eq!(inspect(&after).unwrap().keks[0].kek_id.as_str(), new);
             assert_eq!(kek.id().as_str(), new);
             assert_eq!(kek.health().await.unwrap(), Health::Ready);
             let reader = builder().build().unwrap();
-            assert_eq!(&*reader.decrypt(&alice, b"", &after).await.unwrap(), b"text");
-            assert_eq!(reader.decrypt(&alice, b"", &before).await.unwrap_err().kind(), ErrorKind::Denied);
+            assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &after).await.unwrap(), b"text");
+            assert_eq!(reader.decrypt(&alice, Aad::empty(), &before).await.unwrap_err().kind(), ErrorKind::Denied);
             // The earlier key is one that still unwraps, and from which DEKs move.
             ground.front.world().key(&old).state = State::Enabled;
             let reader = builder().build().unwrap();
-            assert_eq!(&*reader.decrypt(&alice, b"", &before).await.unwrap(), b"text");
+            assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &before).await.unwrap(), b"text");
             assert!(reader.needs_rewrap(&before).unwrap() && !reader.needs_rewrap(&after).unwrap());
             let moved = reader.rewrap(&alice, &before).await.unwrap();
             assert_eq!(inspect(&moved).unwrap().keks[0].kek_id.as_str(), new);
@@ -264,13 +264,13 @@ async fn health_sees_of_a_key_that_it_may_be_used_only_where_it_is_asked_to_try(
         (&blind, HealthCheck::TryUse, Ok(())),
         (&blind, HealthCheck::Describe, Err(ErrorKind::Denied)),
     ] {
-        let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, login));
+        let builder = AwsKmsKek::builder(&arn).client(ground.front.client(REGION, login));
         let kek = builder.health_check(check).health_context(context("alice")).build().await.unwrap();
-        let started = Envelope::builder().write_to(kek).start().await;
+        let started = Envelope::builder().wrap_with(kek).start(waxseal::StartOptions::default()).await;
         assert_eq!(started.map(drop).map_err(|error| error.kind()), expected, "{check:?}");
     }
     // The context that a policy asks for is the user's to give.
-    let builder = AwsKms::builder(&arn).client(ground.front.client(REGION, &user)).health_check(HealthCheck::TryUse);
+    let builder = AwsKmsKek::builder(&arn).client(ground.front.client(REGION, &user)).health_check(HealthCheck::TryUse);
     assert_eq!(builder.build().await.unwrap().health().await.unwrap_err().class(), KekErrorClass::Denied);
 }
 
@@ -327,7 +327,7 @@ async fn each_key_is_a_target_of_its_own_and_a_related_one_that_of_this_region()
         assert_eq!(kek.target(&id(entry)).name(), target);
     }
     let client = ground.front.client(REGION, &ground.login);
-    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client);
+    let discovered = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client);
     let discovered = discovered.build().await.unwrap();
     for arn in [&here, &there, &old] {
         assert_eq!(discovered.target(&id(arn)).name(), arn);
@@ -344,7 +344,7 @@ async fn what_the_provider_decides_by_itself_is_no_answer_of_kms() {
     let arn = ground.front.create_key(REGION);
     let kek = ground.kek(&arn).await;
     let client = ground.front.client(REGION, &ground.login);
-    let discovered = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let discovered = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
     let alice = context("alice");
     let foreign = WrappedDek::new(KekId::new("another").unwrap(), vec![1]).unwrap();
     for error in [
@@ -410,10 +410,10 @@ async fn a_dek_is_made_here_or_by_kms_as_the_user_chooses() {
         let ground = Ground::new();
         let arn = ground.front.create_key(REGION);
         let builder = Envelope::builder().dek_origin(origin);
-        let envelope = builder.write_to(ground.kek(&arn).await).build().unwrap();
-        let sealed = envelope.encrypt(&context("alice"), b"aad", b"text").await.unwrap();
-        let reader = Envelope::builder().read_from(ground.kek(&arn).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context("alice"), b"aad", &sealed).await.unwrap(), b"text");
+        let envelope = builder.wrap_with(ground.kek(&arn).await).build().unwrap();
+        let sealed = envelope.encrypt(&context("alice"), Aad::from(b"aad"), b"text").await.unwrap();
+        let reader = Envelope::builder().unwrap_with(ground.kek(&arn).await).build().unwrap();
+        assert_eq!(&*reader.decrypt(&context("alice"), Aad::from(b"aad"), &sealed).await.unwrap(), b"text");
         for other in ["Encrypt", "GenerateDataKey"] {
             assert_eq!(ground.front.count(other), usize::from(other == operation), "{origin:?}: {other}");
         }
@@ -434,8 +434,8 @@ async fn without_leave_to_describe_the_key_everything_works_and_no_material_is_c
     assert!(first.meta().is_empty() && second.meta().is_empty());
     assert_eq!(ground.front.count("DescribeKey"), 1, "asked once, not with every wrap");
     assert_eq!(kek.is_current(&first), None);
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let sealed = envelope.encrypt(&context, b"", b"text").await.unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let sealed = envelope.encrypt(&context, Aad::empty(), b"text").await.unwrap();
     assert!(!envelope.needs_rewrap(&sealed).unwrap(), "nobody knows of a need");
     let moved = envelope.rewrap(&context, &sealed).await.unwrap();
     assert_eq!(
@@ -458,8 +458,8 @@ async fn a_describe_key_that_hangs_does_not_keep_a_dek_from_being_wrapped() {
     let ground = Ground::new();
     let arn = ground.front.create_key(REGION);
     ground.front.fail(Fault::new(kms_front::Effect::Hang).on("DescribeKey"));
-    let envelope = Envelope::builder().write_to(ground.kek(&arn).await).build().unwrap();
-    envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    let envelope = Envelope::builder().wrap_with(ground.kek(&arn).await).build().unwrap();
+    envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
 }
 
 #[tokio::test]
@@ -467,10 +467,10 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
     let ground = Ground::new();
     let arn = ground.front.create_key(REGION);
     let kek = ground.kek(&arn).await;
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let context = context("alice");
     let admin = ground.front.client(REGION, &ground.login);
-    let mut sealed = envelope.encrypt(&context, b"row 1", b"text").await.unwrap();
+    let mut sealed = envelope.encrypt(&context, Aad::from(b"row 1"), b"text").await.unwrap();
     assert!(!envelope.needs_rewrap(&sealed).unwrap());
     for on_demand in [true, false] {
         if on_demand {
@@ -480,8 +480,8 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
             ground.front.world().rotate(&arn, false);
         }
         // KMS opens what the earlier material wrapped, and nobody notices anything.
-        let reader = Envelope::builder().read_from(ground.kek(&arn).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text");
+        let reader = Envelope::builder().unwrap_with(ground.kek(&arn).await).build().unwrap();
+        assert_eq!(&*reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(), b"text");
         kek.read_key().await.unwrap();
         let calls = ground.front.calls().len();
         assert!(envelope.needs_rewrap(&sealed).unwrap());
@@ -494,8 +494,8 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
         assert_eq!(data_encoding::HEXLOWER.encode(&inspect(&sealed).unwrap().keks[0].meta), material);
     }
     assert_eq!(ground.front.count("ReEncrypt"), 2);
-    let reader = Envelope::builder().read_from(kek).build().unwrap();
-    assert_eq!(&*reader.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text");
+    let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(), b"text");
     let rotations = admin.list_key_rotations().key_id(&arn).send().await.unwrap();
     assert_eq!(rotations.rotations().len(), 2);
 }
@@ -505,8 +505,8 @@ async fn a_rewrap_is_verified_by_default() {
     let ground = Ground::new();
     let arn = ground.front.create_key(REGION);
     let kek = ground.kek(&arn).await;
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let sealed = envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     ground.front.world().rotate(&arn, true);
     kek.read_key().await.unwrap();
     envelope.rewrap(&context("alice"), &sealed).await.unwrap();
@@ -517,13 +517,17 @@ async fn a_rewrap_is_verified_by_default() {
 async fn deks_move_from_one_key_to_another_within_kms() {
     let ground = Ground::new();
     let (old, new) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
-    let before = Envelope::builder().write_to(ground.kek(&old).await).build().unwrap();
+    let before = Envelope::builder().wrap_with(ground.kek(&old).await).build().unwrap();
     let context = context("alice");
-    let sealed = before.encrypt(&context, b"row 1", b"text").await.unwrap();
+    let sealed = before.encrypt(&context, Aad::from(b"row 1"), b"text").await.unwrap();
 
     let moved_to = ground.builder(&new).former_keys([old.as_str()]).build().await.unwrap();
-    let envelope = Envelope::builder().write_to(moved_to).build().unwrap();
-    assert_eq!(&*envelope.decrypt(&context, b"row 1", &sealed).await.unwrap(), b"text", "the former key still unwraps");
+    let envelope = Envelope::builder().wrap_with(moved_to).build().unwrap();
+    assert_eq!(
+        &*envelope.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(),
+        b"text",
+        "the former key still unwraps"
+    );
     assert!(envelope.needs_rewrap(&sealed).unwrap());
     let decrypts = ground.front.count("Decrypt");
     let moved = envelope.rewrap_unverified(&context, &sealed).await.unwrap();
@@ -534,10 +538,10 @@ async fn deks_move_from_one_key_to_another_within_kms() {
 
     // The old key can go.
     ground.front.world().key(&old).state = State::PendingDeletion;
-    let reader = Envelope::builder().read_from(ground.kek(&new).await).build().unwrap();
-    assert_eq!(&*reader.decrypt(&context, b"row 1", &moved).await.unwrap(), b"text");
-    let reader = Envelope::builder().read_from(ground.kek(&new).await).build().unwrap();
-    assert_eq!(reader.decrypt(&context, b"row 1", &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+    let reader = Envelope::builder().unwrap_with(ground.kek(&new).await).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context, Aad::from(b"row 1"), &moved).await.unwrap(), b"text");
+    let reader = Envelope::builder().unwrap_with(ground.kek(&new).await).build().unwrap();
+    assert_eq!(reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
 }
 
 // --- Regions, discovery, grants
@@ -555,18 +559,18 @@ async fn what_one_region_sealed_the_related_key_of_another_opens_when_it_is_told
     let ground = Ground::new();
     let (here, there) = related(&ground).await;
     let context = context("alice");
-    let writer = Envelope::builder().write_to(ground.kek(&here).await).build().unwrap();
-    let sealed = writer.encrypt(&context, b"", b"text").await.unwrap();
-    let elsewhere = || AwsKms::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login));
+    let writer = Envelope::builder().wrap_with(ground.kek(&here).await).build().unwrap();
+    let sealed = writer.encrypt(&context, Aad::empty(), b"text").await.unwrap();
+    let elsewhere = || AwsKmsKek::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login));
 
-    let untold = Envelope::builder().read_from(elsewhere().build().await.unwrap()).build().unwrap();
-    assert_eq!(untold.decrypt(&context, b"", &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+    let untold = Envelope::builder().unwrap_with(elsewhere().build().await.unwrap()).build().unwrap();
+    assert_eq!(untold.decrypt(&context, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
 
     let kek = elsewhere().related_keys(true).build().await.unwrap();
-    let reader = Envelope::builder().read_from(kek).build().unwrap();
+    let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
     // The first Region is gone; nothing is asked of it.
     ground.front.world().delete(&here);
-    assert_eq!(&*reader.decrypt(&context, b"", &sealed).await.unwrap(), b"text");
+    assert_eq!(&*reader.decrypt(&context, Aad::empty(), &sealed).await.unwrap(), b"text");
     let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
     assert_eq!((call.region.as_str(), call.request["KeyId"].as_str()), (OTHER_REGION, Some(there.as_str())));
 }
@@ -578,7 +582,7 @@ async fn related_keys_share_their_key_material_and_a_rewrap_moves_a_dek_to_this_
     let context = context("alice");
     let wrapped = ground.kek(&here).await.wrap(&context, &dek()).await.unwrap();
     let client = ground.front.client(OTHER_REGION, &ground.login);
-    let kek = AwsKms::builder(&there).client(client).related_keys(true).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&there).client(client).related_keys(true).build().await.unwrap();
     kek.read_key().await.unwrap();
     assert!(kek.is_current(&wrapped) == Some(true));
     let moved = kek.rewrap(&context, &wrapped).await.unwrap();
@@ -613,12 +617,12 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
     let here = ground.front.create_key(REGION);
     let wrapped = ground.kek(&here).await.wrap(&context, &dek()).await.unwrap();
     let client = || ground.front.client(REGION, &ground.login);
-    let kek = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client()).build().await.unwrap();
+    let kek = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client()).build().await.unwrap();
     kek.unwrap(&context, &wrapped).await.unwrap();
     let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
     assert_eq!(call.request["KeyId"], here.as_str(), "the key is named all the same");
 
-    let recognised = |kek: &AwsKms, arn: &str| kek.recognises(&KekId::new(arn).unwrap());
+    let recognised = |kek: &AwsKmsKek, arn: &str| kek.recognises(&KekId::new(arn).unwrap());
     for outside in [
         here.replace(kms_front::ACCOUNT, "444455556666"),
         here.replace(REGION, OTHER_REGION),
@@ -635,9 +639,10 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
 
     // With both Regions named, each is asked at home.
     let there = ground.front.create_key(OTHER_REGION);
-    let other = AwsKms::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login)).build().await.unwrap();
+    let other =
+        AwsKmsKek::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login)).build().await.unwrap();
     let over_there = other.wrap(&context, &dek()).await.unwrap();
-    let both = AwsKms::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client());
+    let both = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client());
     let both = both.build().await.unwrap();
     both.unwrap(&context, &wrapped).await.unwrap();
     both.unwrap(&context, &over_there).await.unwrap();
@@ -649,7 +654,7 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
 async fn discovery_writes_nothing_and_asks_for_its_bounds() {
     let ground = Ground::new();
     let discover = |partition: &str, accounts: &[&str]| {
-        AwsKms::discover(partition, accounts.iter().copied()).client(ground.front.client(REGION, &ground.login))
+        AwsKmsKek::discover(partition, accounts.iter().copied()).client(ground.front.client(REGION, &ground.login))
     };
     let kek = discover("aws", &[kms_front::ACCOUNT]).build().await.unwrap();
     assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Misconfigured);
@@ -665,7 +670,7 @@ async fn discovery_writes_nothing_and_asks_for_its_bounds() {
 async fn a_key_that_a_forged_message_names_calls_no_operator() {
     let ground = Ground::new();
     let client = ground.front.client(REGION, &ground.login);
-    let kek = AwsKms::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let kek = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
     let arn = ground.front.create_key(REGION);
     let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
     ground.front.world().key(&arn).usage = "SIGN_VERIFY";
@@ -686,7 +691,7 @@ async fn a_grant_token_makes_a_new_grant_work_at_once() {
     let grant = grant.operations(aws_sdk_kms::types::GrantOperation::Decrypt).send().await.unwrap();
     let token = grant.grant_token().unwrap();
     let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
-    let builder = || AwsKms::builder(&arn).client(ground.front.client(REGION, &reader));
+    let builder = || AwsKmsKek::builder(&arn).client(ground.front.client(REGION, &reader));
 
     let kek = builder().build().await.unwrap();
     assert_eq!(denied_or_invalid(&kek, &context("alice"), &wrapped).await, KekErrorClass::Denied);
@@ -705,7 +710,7 @@ async fn a_grant_token_makes_a_new_grant_work_at_once() {
 async fn each_option_out_of_range_or_in_contradiction_is_refused_by_name() {
     let ground = Ground::new();
     let arn = ground.front.create_key(REGION);
-    let cases: Vec<(&str, AwsKmsBuilder)> = vec![
+    let cases: Vec<(&str, AwsKmsKekBuilder)> = vec![
         ("region", ground.builder(&arn).region(OTHER_REGION)),
         ("region", ground.builder("alias/x").region("eu west")),
         ("endpoint_url", ground.builder(&arn).endpoint_url("http://kms.example")),
@@ -735,7 +740,7 @@ async fn each_option_out_of_range_or_in_contradiction_is_refused_by_name() {
 
 #[test]
 fn outside_a_tokio_runtime_the_build_is_refused() {
-    let error = support::block_on(AwsKms::builder("alias/x").build()).unwrap_err();
+    let error = support::block_on(AwsKmsKek::builder("alias/x").build()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
 }
 
@@ -770,7 +775,7 @@ async fn region_endpoint_fips_and_dual_stack_decide_who_is_called() {
         .interceptor(watch.clone())
         .build();
     let client = aws_sdk_kms::Client::from_conf(config);
-    let builder = |key: &str| AwsKms::builder(key).client(client.clone());
+    let builder = |key: &str| AwsKmsKek::builder(key).client(client.clone());
     for (builder, uri) in [
         (builder(&arn), "https://kms.eu-west-1.amazonaws.com/"),
         (builder(&arn).fips(true), "https://kms-fips.eu-west-1.amazonaws.com/"),
@@ -797,7 +802,7 @@ async fn an_sdk_config_serves_as_well_as_a_client() {
         .endpoint_url(ground.front.url())
         .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(ground.login.credentials()))
         .build();
-    let kek = AwsKms::builder(&arn).sdk_config(&config).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&arn).sdk_config(&config).build().await.unwrap();
     let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
     kek.unwrap(&context("alice"), &wrapped).await.unwrap();
 }
@@ -809,7 +814,7 @@ async fn the_sdk_itself_tries_once() {
     let client = ground.front.client(REGION, &ground.login);
     let retries = aws_sdk_kms::config::retry::RetryConfig::standard().with_max_attempts(5);
     let config = client.config().to_builder().retry_config(retries).build();
-    let kek = AwsKms::builder(&arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
     ground.front.fail(Fault::error(500, "KMSInternalException", ""));
     kek.generate(&context("alice")).await.unwrap_err();
     assert_eq!(ground.front.count("GenerateDataKey"), 1);

@@ -17,8 +17,8 @@ use kms_front::{ACCOUNT, Effect, Fault, KmsFront, Login, client_at};
 use middlebox::Middlebox;
 use support::{a_dek, context};
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{CallPolicy, EncryptionContext, Envelope, ErrorKind};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind};
+use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 const KEY: &str = "11112222-3333-4444-5555-666677778888";
@@ -36,12 +36,12 @@ fn arn() -> String {
 
 /// Messages of as many tenants, each under a DEK of its own.
 async fn messages(front: &KmsFront, login: &Login, arn: &str, count: usize) -> Vec<(EncryptionContext, Vec<u8>)> {
-    let kek = AwsKms::builder(arn).client(front.client(REGION, login)).build().await.unwrap();
-    let writer = Envelope::builder().write_to(kek).build().unwrap();
+    let kek = AwsKmsKek::builder(arn).client(front.client(REGION, login)).build().await.unwrap();
+    let writer = Envelope::builder().wrap_with(kek).build().unwrap();
     let mut messages = Vec::new();
     for n in 0..count {
         let tenant = context(&format!("t{n}"));
-        let sealed = writer.encrypt(&tenant, b"", b"text").await.unwrap();
+        let sealed = writer.encrypt(&tenant, Aad::empty(), b"text").await.unwrap();
         messages.push((tenant, sealed));
     }
     messages
@@ -66,12 +66,12 @@ async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
     } else {
         client
     };
-    let kek = AwsKms::builder(&arn).client(client).build().await.unwrap();
-    let reader = Envelope::builder().read_from(kek).call_policy(two_tries()).build().unwrap();
+    let kek = AwsKmsKek::builder(&arn).client(client).build().await.unwrap();
+    let reader = Envelope::builder().unwrap_with(kek).call_policy(two_tries()).build().unwrap();
     let (fill, rest) = messages.split_at(pool);
     // All at once and slowly, so that there are as many connections.
     front.fail(Fault::new(Effect::Delay(ms(200))).on("Decrypt"));
-    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, b"", sealed))).await;
+    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
     assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|answer| answer.is_err()));
     assert!(middlebox.opened() >= pool.min(30), "{} connections", middlebox.opened());
     front.recover();
@@ -79,12 +79,13 @@ async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
         if now {
             middlebox.forget();
             let callers = &rest[..callers];
-            let answers = join_all(callers.iter().map(|(tenant, sealed)| reader.decrypt(tenant, b"", sealed))).await;
+            let answers =
+                join_all(callers.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
             let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
             assert!(failed.is_empty(), "{} of {}: {}", failed.len(), answers.len(), failed[0]);
         }
         let start = Instant::now();
-        let answer = reader.decrypt(&late.0, b"", &late.1).await;
+        let answer = reader.decrypt(&late.0, Aad::empty(), &late.1).await;
         assert_eq!(&*answer.unwrap(), b"text", "round {round}");
         assert!(start.elapsed() < ms(15_000));
     }
@@ -117,16 +118,16 @@ async fn connections_that_are_reset_all_at_once_cost_one_try() {
     let messages = messages(&front, &login, &arn, 22).await;
     let proxy = FaultProxy::start(front.port());
     let client = client_at(&format!("http://127.0.0.1:{}", proxy.port()), REGION, &login);
-    let kek = AwsKms::builder(&arn).client(client).build().await.unwrap();
-    let reader = Envelope::builder().read_from(kek).call_policy(two_tries()).build().unwrap();
+    let kek = AwsKmsKek::builder(&arn).client(client).build().await.unwrap();
+    let reader = Envelope::builder().unwrap_with(kek).call_policy(two_tries()).build().unwrap();
     front.fail(Fault::new(Effect::Delay(ms(200))).on("Decrypt"));
     let (fill, rest) = messages.split_at(20);
-    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, b"", sealed))).await;
+    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
     assert!(answers.iter().all(Result::is_ok));
     front.recover();
     proxy.cut();
     for (tenant, sealed) in rest {
-        reader.decrypt(tenant, b"", sealed).await.unwrap();
+        reader.decrypt(tenant, Aad::empty(), sealed).await.unwrap();
     }
 }
 
@@ -136,7 +137,7 @@ async fn a_service_that_is_slow_keeps_its_connections_from_callers_without_time(
     let (login, arn) = (front.admin(), front.create_key(REGION));
     let proxy = FaultProxy::start(front.port());
     let client = client_at(&format!("http://127.0.0.1:{}", proxy.port()), REGION, &login);
-    let kek = AwsKms::builder(&arn).client(client).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&arn).client(client).build().await.unwrap();
     front.fail(Fault::new(Effect::Delay(ms(60))).on("GenerateDataKey"));
     for _ in 0..5 {
         kek.generate(&context("alice")).await.unwrap();
@@ -161,12 +162,12 @@ async fn plain_http_to_another_machine_is_refused_wherever_the_endpoint_comes_fr
     let credentials = aws_sdk_kms::config::SharedCredentialsProvider::new(login.credentials());
     let with_login = shared().credentials_provider(credentials).build();
     for builder in [
-        AwsKms::builder(arn()).endpoint_url(ELSEWHERE),
-        AwsKms::builder(arn()).sdk_config(&shared().build()),
-        AwsKms::builder(arn()).sdk_config(&with_login),
-        AwsKms::builder(arn()).client(client_at(ELSEWHERE, REGION, &login)),
-        AwsKms::builder(arn()).client(client_at("http://user:hunter2@127.0.0.1.example.com", REGION, &login)),
-        AwsKms::discover("aws", [ACCOUNT]).client(client_at(ELSEWHERE, REGION, &login)),
+        AwsKmsKek::builder(arn()).endpoint_url(ELSEWHERE),
+        AwsKmsKek::builder(arn()).sdk_config(&shared().build()),
+        AwsKmsKek::builder(arn()).sdk_config(&with_login),
+        AwsKmsKek::builder(arn()).client(client_at(ELSEWHERE, REGION, &login)),
+        AwsKmsKek::builder(arn()).client(client_at("http://user:hunter2@127.0.0.1.example.com", REGION, &login)),
+        AwsKmsKek::discover("aws", [ACCOUNT]).client(client_at(ELSEWHERE, REGION, &login)),
     ] {
         let error = builder.build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
@@ -191,7 +192,7 @@ async fn a_certificate_that_nobody_vouches_for_is_an_operator_s_matter() {
         }
     });
     let login = Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
-    let kek = AwsKms::builder(arn()).client(client_at(&url, REGION, &login)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(arn()).client(client_at(&url, REGION, &login)).build().await.unwrap();
     let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
@@ -223,7 +224,7 @@ async fn an_endpoint_that_turns_to_plain_http_later_gets_nothing() {
         .credentials_provider(login.credentials())
         .endpoint_resolver(resolver)
         .build();
-    let kek = AwsKms::builder(arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
     kek.wrap(&context("alice"), &a_dek()).await.unwrap();
     is_elsewhere.store(true, Ordering::SeqCst);
     let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
@@ -239,7 +240,7 @@ fn in_an_environment_of_its_own() {
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        match AwsKms::builder(arn()).build().await {
+        match AwsKmsKek::builder(arn()).build().await {
             Err(error) => println!("build: {error}"),
             Ok(kek) => match kek.wrap(&context("alice"), &a_dek()).await {
                 Err(error) => println!("call: {error}"),

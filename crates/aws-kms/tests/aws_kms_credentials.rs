@@ -20,8 +20,8 @@ use kms_front::sources::{CredentialSource, Reply};
 use kms_front::{Fault, KmsFront, Login, client_at};
 use support::{a_dek, context};
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{Envelope, ErrorKind, Limits, ManualClock};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal_aws_kms::AwsKmsKek;
 
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
@@ -42,11 +42,11 @@ impl Ground {
         Self { front, login, arn }
     }
 
-    async fn kek(&self, credentials: impl ProvideCredentials + 'static) -> AwsKms {
+    async fn kek(&self, credentials: impl ProvideCredentials + 'static) -> AwsKmsKek {
         let client = client_at(&self.front.url(), REGION, &self.login);
         let provider = SharedCredentialsProvider::new(credentials);
         let config = client.config().to_builder().credentials_provider(provider).build();
-        AwsKms::builder(&self.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap()
+        AwsKmsKek::builder(&self.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap()
     }
 }
 
@@ -284,15 +284,16 @@ async fn a_dek_at_hand_rides_out_an_outage_of_sts_and_not_a_refusal() {
         let inner = sts_role(&sts.url(), &ground.login).await;
         let kek = ground.kek(ShortLived(inner)).await;
         let clock = ManualClock::new();
-        let limits = Limits::default().max_age(Duration::from_secs(60)).outage_grace_reading(Duration::from_secs(3600));
-        let envelope = Envelope::builder().write_to(kek).clock(clock.clone()).limits(limits).build().unwrap();
+        let limits =
+            Limits::default().max_age(Duration::from_secs(60)).stale_if_error_reading(Duration::from_secs(3600));
+        let envelope = Envelope::builder().wrap_with(kek).clock(clock.clone()).limits(limits).build().unwrap();
         let alice = context("alice");
-        let sealed = envelope.encrypt(&alice, b"", b"text").await.unwrap();
-        envelope.decrypt(&alice, b"", &sealed).await.unwrap();
+        let sealed = envelope.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
+        envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap();
         sts.set(reply);
         tokio::time::sleep(Duration::from_secs(2)).await;
         clock.advance(Duration::from_secs(61));
-        let answer = envelope.decrypt(&alice, b"", &sealed).await;
+        let answer = envelope.decrypt(&alice, Aad::empty(), &sealed).await;
         match rides {
             true => assert_eq!(&*answer.unwrap(), b"text"),
             false => assert_eq!(answer.unwrap_err().kind(), ErrorKind::Misconfigured),
@@ -321,11 +322,11 @@ async fn credentials_that_take_longer_than_a_try_arrive_and_are_loaded_once_for_
     let ground = Ground::new();
     let source = Own::new(ground.login.credentials()).takes(Duration::from_secs(3));
     let kek = ground.kek(source.clone()).await;
-    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     let start = Instant::now();
     let tenants: Vec<_> = (0..8).map(|n| context(&format!("t{n}"))).collect();
     let all = join_all(tenants.iter().map(|tenant| async {
-        while envelope.encrypt(tenant, b"", b"text").await.is_err() {
+        while envelope.encrypt(tenant, Aad::empty(), b"text").await.is_err() {
             assert!(start.elapsed() < Duration::from_secs(30), "they never come");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

@@ -15,8 +15,8 @@ use kms_child::KmsChild;
 use kms_front::{Effect, Fault, KmsFront, Login, State, client_at};
 use support::context;
 use waxseal::kek::{KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{CallPolicy, Dek, Envelope, ErrorKind, Limits};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, CallPolicy, Dek, Envelope, ErrorKind, Limits};
+use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 const TRIES: usize = 3;
@@ -49,14 +49,14 @@ impl Ground {
         Self { front, proxy, login, arn }
     }
 
-    async fn kek(&self) -> AwsKms {
+    async fn kek(&self) -> AwsKmsKek {
         let client = client_at(&format!("http://127.0.0.1:{}", self.proxy.port()), REGION, &self.login);
-        AwsKms::builder(&self.arn).client(client).build().await.unwrap()
+        AwsKmsKek::builder(&self.arn).client(client).build().await.unwrap()
     }
 
     async fn envelope(&self) -> Envelope {
-        let limits = Limits::default().refuse_for(Duration::ZERO);
-        Envelope::builder().write_to(self.kek().await).limits(limits).call_policy(patient()).build().unwrap()
+        let limits = Limits::default().denial_ttl(Duration::ZERO);
+        Envelope::builder().wrap_with(self.kek().await).limits(limits).call_policy(patient()).build().unwrap()
     }
 }
 
@@ -163,36 +163,36 @@ async fn met(case: Case) {
     let (alice, bob) = (context("alice"), context("bob"));
     let ground = Ground::new();
     let writer = ground.envelope().await;
-    let sealed = writer.encrypt(&alice, b"", b"text").await.unwrap();
-    let served = writer.encrypt(&bob, b"", b"other").await.unwrap();
+    let sealed = writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
+    let served = writer.encrypt(&bob, Aad::empty(), b"other").await.unwrap();
     let reader = ground.envelope().await;
-    reader.decrypt(&bob, b"", &served).await.unwrap();
+    reader.decrypt(&bob, Aad::empty(), &served).await.unwrap();
     let before = ground.front.arrived("Decrypt");
 
     (case.begin)(&ground);
-    let error = reader.decrypt(&alice, b"", &sealed).await.unwrap_err();
+    let error = reader.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), case.kind, "{}: {error}", case.name);
     assert_eq!(ground.front.arrived("Decrypt") - before, case.requests, "{}", case.name);
-    let at_hand = reader.decrypt(&bob, b"", &served).await;
+    let at_hand = reader.decrypt(&bob, Aad::empty(), &served).await;
     assert_eq!(at_hand.as_deref().unwrap(), b"other", "{}: what is at hand", case.name);
     if case.kind != ErrorKind::Invalid {
-        let error = reader.encrypt(&context("carol"), b"", b"text").await.unwrap_err();
+        let error = reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap_err();
         assert_eq!(error.kind(), case.kind, "{}: {error}", case.name);
     }
     (case.end)(&ground);
 
-    let recovered = reader.decrypt(&alice, b"", &sealed).await;
+    let recovered = reader.decrypt(&alice, Aad::empty(), &sealed).await;
     assert_eq!(recovered.as_deref().unwrap_or_else(|e| panic!("{}: {e}", case.name)), b"text", "{}", case.name);
-    reader.encrypt(&context("carol"), b"", b"text").await.unwrap();
+    reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
 }
 
 #[tokio::test]
 async fn a_deleted_key_is_denied() {
     let ground = Ground::new();
     let writer = ground.envelope().await;
-    let sealed = writer.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     ground.front.world().delete(&ground.arn);
-    let error = ground.envelope().await.decrypt(&context("alice"), b"", &sealed).await.unwrap_err();
+    let error = ground.envelope().await.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
 }
 
@@ -219,17 +219,17 @@ async fn what_is_denied_for_one_context_touches_no_other_caller() {
     let ground = Ground::new();
     let (alice, bob) = (context("alice"), context("bob"));
     let writer = ground.envelope().await;
-    let for_alice = writer.encrypt(&alice, b"", b"hers").await.unwrap();
-    let for_bob = writer.encrypt(&bob, b"", b"his").await.unwrap();
+    let for_alice = writer.encrypt(&alice, Aad::empty(), b"hers").await.unwrap();
+    let for_bob = writer.encrypt(&bob, Aad::empty(), b"his").await.unwrap();
     for (status, code) in [(400, "AccessDeniedException"), (400, "InvalidCiphertextException")] {
         let limits = Limits::default().max_age(Duration::from_millis(50)).refresh_after(Duration::from_millis(40));
         let policy = patient().breaker_failures(1);
-        let builder = Envelope::builder().read_from(ground.kek().await).limits(limits).call_policy(policy);
+        let builder = Envelope::builder().unwrap_with(ground.kek().await).limits(limits).call_policy(policy);
         let reader = builder.build().unwrap();
         ground.front.fail(Fault::error(status, code, "").with_context("tenant", "alice"));
         for _ in 0..20 {
-            assert!(reader.decrypt(&alice, b"", &for_alice).await.is_err());
-            assert_eq!(&*reader.decrypt(&bob, b"", &for_bob).await.unwrap(), b"his", "{code}");
+            assert!(reader.decrypt(&alice, Aad::empty(), &for_alice).await.is_err());
+            assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &for_bob).await.unwrap(), b"his", "{code}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         ground.front.recover();
@@ -240,10 +240,10 @@ async fn what_is_denied_for_one_context_touches_no_other_caller() {
 async fn a_wrong_context_is_refused_by_kms_and_nobody_else_notices() {
     let ground = Ground::new();
     let writer = ground.envelope().await;
-    let sealed = writer.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     let reader = ground.envelope().await;
-    assert_eq!(reader.decrypt(&context("bob"), b"", &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
-    reader.decrypt(&context("alice"), b"", &sealed).await.unwrap();
+    assert_eq!(reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+    reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
     let codes: Vec<_> = ground.front.calls().iter().filter(|c| c.operation == "Decrypt").map(|c| c.error).collect();
     assert_eq!(codes, [Some("InvalidCiphertextException"), None]);
 }
@@ -257,17 +257,17 @@ fn the_front_as_a_process_of_its_own() {
 async fn a_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on() {
     let child = KmsChild::start("the_front_as_a_process_of_its_own");
     let client = client_at(child.url(), kms_child::REGION, &kms_child::login());
-    let kek = AwsKms::builder(kms_child::ARN).client(client).build().await.unwrap();
-    let builder = || Envelope::builder().write_to(kek.clone()).call_policy(patient());
+    let kek = AwsKmsKek::builder(kms_child::ARN).client(client).build().await.unwrap();
+    let builder = || Envelope::builder().wrap_with(kek.clone()).call_policy(patient());
     let writer = builder().build().unwrap();
-    let sealed = writer.encrypt(&context("alice"), b"", b"text").await.unwrap();
+    let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     let reader = builder().build().unwrap();
     child.stop();
-    let error = reader.decrypt(&context("alice"), b"", &sealed).await.unwrap_err();
+    let error = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(&*writer.decrypt(&context("alice"), b"", &sealed).await.unwrap(), b"text", "what is at hand");
+    assert_eq!(&*writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text", "what is at hand");
     child.go_on();
-    assert_eq!(&*reader.decrypt(&context("alice"), b"", &sealed).await.unwrap(), b"text");
+    assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text");
 }
 
 // --- credentials
@@ -298,7 +298,7 @@ async fn credentials_that_expire_in_mid_run_are_fetched_anew() {
     let client = client_at(&ground.front.url(), REGION, &ground.login);
     let provider = SharedCredentialsProvider::from(sessions.clone() as Arc<dyn ProvideCredentials>);
     let config = client.config().to_builder().credentials_provider(provider).build();
-    let kek = AwsKms::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
     for _ in 0..5 {
         kek.generate(&context("alice")).await.unwrap();
     }
@@ -340,16 +340,16 @@ async fn no_credentials_are_an_operator_s_matter_and_never_a_denial() {
     let client = client_at(&ground.front.url(), REGION, &ground.login);
     for (slow, class) in [(false, KekErrorClass::Misconfigured), (true, KekErrorClass::Unavailable)] {
         let broken = config(&client).credentials_provider(Broken(slow)).build();
-        let kek = AwsKms::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(broken)).build().await.unwrap();
+        let kek = AwsKmsKek::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(broken)).build().await.unwrap();
         let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");
     }
     let none = aws_config::SdkConfig::builder().endpoint_url(ground.front.url()).build();
-    let kek = AwsKms::builder(&ground.arn).sdk_config(&none).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&ground.arn).sdk_config(&none).build().await.unwrap();
     let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     let wrong = Login { secret: "wrong".into(), ..ground.login.clone() };
-    let kek = AwsKms::builder(&ground.arn).client(ground.front.client(REGION, &wrong)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&ground.arn).client(ground.front.client(REGION, &wrong)).build().await.unwrap();
     let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     assert_eq!(ground.front.calls().last().unwrap().error, Some("InvalidSignatureException"));

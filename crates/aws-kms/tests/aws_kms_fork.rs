@@ -7,7 +7,7 @@ use kms_front::KmsFront;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use support::{a_dek, block_on, context};
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal_aws_kms::AwsKms;
+use waxseal_aws_kms::AwsKmsKek;
 use waxseal_testing::{kms_front, support};
 
 #[test]
@@ -16,7 +16,7 @@ fn a_forked_child_is_told_to_build_its_own() {
     let front = KmsFront::start();
     let client = front.client("eu-west-1", &front.admin());
     let arn = front.create_key("eu-west-1");
-    let kek = runtime.block_on(async { AwsKms::builder(arn).client(client).build().await.unwrap() });
+    let kek = runtime.block_on(async { AwsKmsKek::builder(arn).client(client).build().await.unwrap() });
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
     // SAFETY: the child runs the library and leaves without running anything of the test harness. glibc's allocator is usable in

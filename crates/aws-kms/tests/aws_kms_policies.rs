@@ -10,8 +10,8 @@ use kms_front::{ACCOUNT, KmsFront, Login};
 use serde_json::Value;
 use support::context;
 use waxseal::kek::{KekError, KekErrorClass, KekProvider, UnwrappedDek, WrappedDek};
-use waxseal::{Dek, EncryptionContext, Envelope, ErrorKind};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, Dek, EncryptionContext, Envelope, ErrorKind};
+use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 const KEY: &str = "1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -43,12 +43,12 @@ impl Ground {
         self.front.principal(&format!("role/{name}"), policies)
     }
 
-    async fn kek(&self, login: &Login) -> AwsKms {
-        AwsKms::builder(&self.arn).client(self.front.client(REGION, login)).build().await.unwrap()
+    async fn kek(&self, login: &Login) -> AwsKmsKek {
+        AwsKmsKek::builder(&self.arn).client(self.front.client(REGION, login)).build().await.unwrap()
     }
 
     /// One who may use the key for everything, by the page's key policy.
-    async fn user(&self) -> AwsKms {
+    async fn user(&self) -> AwsKmsKek {
         self.kek(&self.front.admin()).await
     }
 }
@@ -66,7 +66,7 @@ fn allowed<T>(result: Result<T, KekError>) -> bool {
 }
 
 /// wrap, generate, unwrap, rewrap, read_key.
-async fn may(kek: &AwsKms, context: &EncryptionContext, wrapped: &WrappedDek) -> [bool; 5] {
+async fn may(kek: &AwsKmsKek, context: &EncryptionContext, wrapped: &WrappedDek) -> [bool; 5] {
     [
         allowed(kek.wrap(context, &dek()).await),
         allowed(kek.generate(context).await),
@@ -129,15 +129,17 @@ async fn a_reader_of_one_tenant_is_denied_another_s() {
     let ground = Ground::new().await;
     let (alice, bob) = (context("alice"), context("bob"));
     let user = ground.user().await;
-    let writer = Envelope::builder().write_to(user).build().unwrap();
-    let (hers, his) =
-        (writer.encrypt(&alice, b"", b"hers").await.unwrap(), writer.encrypt(&bob, b"", b"his").await.unwrap());
-    let reader = Envelope::builder().read_from(ground.kek(&ground.role("reader")).await).build().unwrap();
-    assert_eq!(&*reader.decrypt(&alice, b"", &hers).await.unwrap(), b"hers");
-    assert_eq!(reader.decrypt(&bob, b"", &his).await.unwrap_err().kind(), ErrorKind::Denied);
+    let writer = Envelope::builder().wrap_with(user).build().unwrap();
+    let (hers, his) = (
+        writer.encrypt(&alice, Aad::empty(), b"hers").await.unwrap(),
+        writer.encrypt(&bob, Aad::empty(), b"his").await.unwrap(),
+    );
+    let reader = Envelope::builder().unwrap_with(ground.kek(&ground.role("reader")).await).build().unwrap();
+    assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &hers).await.unwrap(), b"hers");
+    assert_eq!(reader.decrypt(&bob, Aad::empty(), &his).await.unwrap_err().kind(), ErrorKind::Denied);
     // A false context gets past the policy, and not past the ciphertext.
-    assert_eq!(reader.decrypt(&alice, b"", &his).await.unwrap_err().kind(), ErrorKind::Invalid);
-    assert_eq!(&*reader.decrypt(&alice, b"", &hers).await.unwrap(), b"hers");
+    assert_eq!(reader.decrypt(&alice, Aad::empty(), &his).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &hers).await.unwrap(), b"hers");
 }
 
 #[tokio::test]
@@ -146,22 +148,22 @@ async fn a_rewrapper_rewraps_messages_without_a_dek_and_on_this_key_only() {
     let alice = context("alice");
     let login = ground.role("rewrapper");
     let kek = ground.kek(&login).await;
-    let writer = Envelope::builder().write_to(ground.user().await).build().unwrap();
-    let sealed = writer.encrypt(&alice, b"", b"text").await.unwrap();
+    let writer = Envelope::builder().wrap_with(ground.user().await).build().unwrap();
+    let sealed = writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
     ground.front.world().rotate(&ground.arn, true);
     kek.read_key().await.unwrap();
-    let rewrapper = Envelope::builder().write_to(kek).build().unwrap();
+    let rewrapper = Envelope::builder().wrap_with(kek).build().unwrap();
     assert!(rewrapper.needs_rewrap(&sealed).unwrap());
     let decrypts = ground.front.count("Decrypt");
     let rewrapped = rewrapper.rewrap_unverified(&alice, &sealed).await.unwrap();
     assert_eq!(ground.front.count("Decrypt"), decrypts);
-    let reader = Envelope::builder().read_from(ground.user().await).build().unwrap();
-    assert_eq!(&*reader.decrypt(&alice, b"", &rewrapped).await.unwrap(), b"text");
+    let reader = Envelope::builder().unwrap_with(ground.user().await).build().unwrap();
+    assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &rewrapped).await.unwrap(), b"text");
 
     let another = ground.front.create_key(REGION);
     let client = ground.front.client(REGION, &login);
-    let mover = AwsKms::builder(&another).client(client).former_keys([ground.arn.as_str()]).build().await.unwrap();
-    let mover = Envelope::builder().write_to(mover).build().unwrap();
+    let mover = AwsKmsKek::builder(&another).client(client).former_keys([ground.arn.as_str()]).build().await.unwrap();
+    let mover = Envelope::builder().wrap_with(mover).build().unwrap();
     assert_eq!(mover.rewrap_unverified(&alice, &sealed).await.unwrap_err().kind(), ErrorKind::Denied);
 }
 

@@ -4,28 +4,28 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use waxseal::kek::{Health, KekErrorClass, KekProvider};
-use waxseal::{DekOrigin, EncryptionContext, Envelope, ErrorKind, inspect};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, DekOrigin, EncryptionContext, Envelope, ErrorKind, inspect};
+use waxseal_aws_kms::AwsKmsKek;
 
 #[tokio::test]
 #[ignore = "needs AWS credentials, and a key in WAXSEAL_TEST_AWS_KMS_KEY"]
 async fn the_provider_works_on_aws_kms_itself() {
     let key =
         std::env::var("WAXSEAL_TEST_AWS_KMS_KEY").unwrap_or_else(|_| panic!("name a key in WAXSEAL_TEST_AWS_KMS_KEY"));
-    let kek = AwsKms::builder(&key).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&key).build().await.unwrap();
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     let alice = EncryptionContext::new([("tenant", "alice"), ("test", "provider")]).unwrap();
     let bob = EncryptionContext::new([("tenant", "bob"), ("test", "provider")]).unwrap();
     for origin in [DekOrigin::Local, DekOrigin::KeyService] {
-        let writer = Envelope::builder().dek_origin(origin).write_to(kek.clone()).build().unwrap();
-        let sealed = writer.encrypt(&alice, b"aad", b"text").await.unwrap();
+        let writer = Envelope::builder().dek_origin(origin).wrap_with(kek.clone()).build().unwrap();
+        let sealed = writer.encrypt(&alice, Aad::from(b"aad"), b"text").await.unwrap();
         let entry = &inspect(&sealed).unwrap().keks[0];
         assert_eq!(&entry.kek_id, kek.id());
         assert_eq!(entry.meta.len(), 32, "the KeyMaterialId");
         assert!(!writer.needs_rewrap(&sealed).unwrap());
-        let reader = || Envelope::builder().read_from(kek.clone()).build().unwrap();
-        assert_eq!(&*reader().decrypt(&alice, b"aad", &sealed).await.unwrap(), b"text");
-        assert_eq!(reader().decrypt(&bob, b"aad", &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+        let reader = || Envelope::builder().unwrap_with(kek.clone()).build().unwrap();
+        assert_eq!(&*reader().decrypt(&alice, Aad::from(b"aad"), &sealed).await.unwrap(), b"text");
+        assert_eq!(reader().decrypt(&bob, Aad::from(b"aad"), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
     }
     let (dek, wrapped) = kek.generate(&alice).await.unwrap();
     let rewrapped = kek.rewrap(&alice, &wrapped).await.unwrap();
@@ -39,6 +39,6 @@ async fn the_provider_works_on_aws_kms_itself() {
         assert!(matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied), "byte {at}: {error}");
     }
     let missing = kek.id().as_str().rsplit_once('/').unwrap().0.to_owned() + "/00000000-0000-0000-0000-000000000000";
-    let missing = AwsKms::builder(missing).build().await.unwrap();
+    let missing = AwsKmsKek::builder(missing).build().await.unwrap();
     assert_eq!(missing.generate(&alice).await.unwrap_err().class(), KekErrorClass::Denied);
 }

@@ -13,7 +13,7 @@ use kms_front::KmsFront;
 use support::context;
 use tracing_subscriber::fmt::MakeWriter;
 use waxseal::kek::{KekProvider, UnwrappedDek};
-use waxseal_aws_kms::AwsKms;
+use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 
@@ -72,7 +72,7 @@ async fn the_sdk_s_logs_at_the_level_trace_hold_no_dek() {
     tracing::trace!(body = ?BASE64.encode(&control), "control");
     assert_eq!(log.shows(&control), ["base64"]);
 
-    let kek = AwsKms::builder(&arn).client(client).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&arn).client(client).build().await.unwrap();
     let own = UnwrappedDek::new(kms_front::random::<32>().to_vec()).to_dek().unwrap();
     let context = context("alice");
     let wrapped = kek.wrap(&context, &own).await.unwrap();

@@ -16,8 +16,8 @@ use kms_front::{KmsFront, Login, client_at};
 use support::context;
 use waxseal::kek::conformance::{self, Outcome, Subject};
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{DekOrigin, Envelope, ErrorKind, WrappedDek, WrappedKeys};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, DekOrigin, Envelope, ErrorKind, Sealed, WrappedDek, WrappedKeys};
+use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 
@@ -91,8 +91,8 @@ impl StandIn {
         self.client().create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap()
     }
 
-    async fn kek(&self, arn: &str) -> AwsKms {
-        AwsKms::builder(arn).client(self.client()).build().await.unwrap()
+    async fn kek(&self, arn: &str) -> AwsKmsKek {
+        AwsKmsKek::builder(arn).client(self.client()).build().await.unwrap()
     }
 }
 
@@ -104,8 +104,8 @@ impl Drop for StandIn {
 }
 
 struct OnMoto {
-    kek: AwsKms,
-    other: AwsKms,
+    kek: AwsKmsKek,
+    other: AwsKmsKek,
 }
 
 impl Subject for OnMoto {
@@ -144,13 +144,13 @@ async fn an_envelope_works_on_moto_with_a_dek_of_either_origin_and_rewraps_there
     let (old, new) = (moto.create_key().await, moto.create_key().await);
     let context = context("alice");
     for origin in [DekOrigin::Local, DekOrigin::KeyService] {
-        let writer = Envelope::builder().dek_origin(origin).write_to(moto.kek(&old).await).build().unwrap();
-        let sealed = writer.encrypt(&context, b"aad", b"text").await.unwrap();
-        let kek = AwsKms::builder(&new).client(moto.client()).former_keys([old.as_str()]).build().await.unwrap();
-        let mover = Envelope::builder().write_to(kek).build().unwrap();
+        let writer = Envelope::builder().dek_origin(origin).wrap_with(moto.kek(&old).await).build().unwrap();
+        let sealed = writer.encrypt(&context, Aad::from(b"aad"), b"text").await.unwrap();
+        let kek = AwsKmsKek::builder(&new).client(moto.client()).former_keys([old.as_str()]).build().await.unwrap();
+        let mover = Envelope::builder().wrap_with(kek).build().unwrap();
         let moved = mover.rewrap(&context, &sealed).await.unwrap();
-        let reader = Envelope::builder().read_from(moto.kek(&new).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context, b"aad", &moved).await.unwrap(), b"text", "{origin:?}");
+        let reader = Envelope::builder().unwrap_with(moto.kek(&new).await).build().unwrap();
+        assert_eq!(&*reader.decrypt(&context, Aad::from(b"aad"), &moved).await.unwrap(), b"text", "{origin:?}");
     }
 }
 
@@ -165,7 +165,7 @@ enum Answer {
 async fn answers(client: &Client) -> [Answer; 4] {
     let create = async || client.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap();
     let (own, other) = (create().await, create().await);
-    let kek = |arn: &str| AwsKms::builder(arn).client(client.clone()).build();
+    let kek = |arn: &str| AwsKmsKek::builder(arn).client(client.clone()).build();
     let (kek, other) = (kek(&own).await.unwrap(), kek(&other).await.unwrap());
     let (alice, bob) = (context("alice"), context("bob"));
     let (_, wrapped) = kek.generate(&alice).await.unwrap();
@@ -210,13 +210,16 @@ async fn the_dek_id_catches_a_kms_that_lies() {
     let liar = StandIn::ministack();
     let (own, other) = (liar.create_key().await, liar.create_key().await);
     let context = context("alice");
-    let writer = Envelope::builder().write_to(liar.kek(&own).await).build().unwrap();
-    let sealed = writer.encrypt_compact(&context, b"", b"text").await.unwrap();
-    let entry = &sealed.wrapped_keys.entries()[0];
+    let writer = Envelope::builder().wrap_with(liar.kek(&own).await).build().unwrap();
+    let sealed = writer.encrypt_compact(&context, Aad::empty(), b"text").await.unwrap();
+    let entry = &sealed.wrapped_keys().entries()[0];
     let open = async |arn: &str, entry: WrappedDek| {
-        let reader = Envelope::builder().read_from(liar.kek(arn).await).build().unwrap();
+        let reader = Envelope::builder().unwrap_with(liar.kek(arn).await).build().unwrap();
         let keys = WrappedKeys::new([entry]).unwrap();
-        reader.decrypt_compact(&context, b"", &sealed.message, &keys).await.map(|text| text.to_vec())
+        reader
+            .decrypt(&context, Aad::empty(), Sealed::compact(sealed.as_bytes(), &keys))
+            .await
+            .map(|text| text.to_vec())
     };
     assert_eq!(open(&own, entry.clone()).await.unwrap(), b"text", "the control");
 

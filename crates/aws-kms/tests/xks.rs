@@ -14,8 +14,8 @@ use serde_json::json;
 use support::{a_dek, context};
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::{BoxFuture, Health, KekErrorClass, KekId, KekProvider, WrappedDek};
-use waxseal::{CallBudget, DekOrigin, Envelope, ErrorKind, Limits, inspect};
-use waxseal_aws_kms::AwsKms;
+use waxseal::{Aad, CallBudget, DekOrigin, Envelope, ErrorKind, Limits, inspect};
+use waxseal_aws_kms::AwsKmsKek;
 use xks_path::{AMPLE, KEY, KMS_PATIENCE, REGION, XksPath};
 use xks_proxy::{Effect, ErrorName, Fault, Operation};
 
@@ -23,8 +23,8 @@ use xks_proxy::{Effect, ErrorName, Fault, Operation};
 
 struct OverThePath {
     path: XksPath,
-    kek: AwsKms,
-    other: AwsKms,
+    kek: AwsKmsKek,
+    other: AwsKmsKek,
     principal: String,
 }
 
@@ -90,7 +90,7 @@ async fn the_provider_conforms_over_the_whole_path() {
 #[tokio::test]
 async fn the_store_is_named_or_found_in_the_first_answer_about_the_key() {
     let path = XksPath::start().await;
-    let advises = |kek: &AwsKms| kek.target(kek.id()).advice().call_budget().is_some();
+    let advises = |kek: &AwsKmsKek| kek.target(kek.id()).advice().call_budget().is_some();
     assert!(advises(&path.kek().await), "named");
     path.front.world().point_alias(REGION, "alias/orders", &path.arn);
     assert!(advises(&path.builder("alias/orders").build().await.unwrap()), "KMS was asked for the alias");
@@ -163,7 +163,7 @@ async fn a_key_in_a_cloudhsm_cluster_is_no_external_key() {
     let login = front.admin();
     front.fail(kms_front::Fault::new(kms_front::Effect::Raw(200, DESCRIPTION)).on("DescribeKey"));
     let arn = "arn:aws:kms:eu-west-1:111122223333:key/1";
-    let kek = AwsKms::builder(arn).client(front.client(REGION, &login)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(arn).client(front.client(REGION, &login)).build().await.unwrap();
     assert_eq!(kek.read_key().await.unwrap().external_key_store, None);
     assert!(kek.target(kek.id()).advice().call_budget().is_none());
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
@@ -221,11 +221,11 @@ async fn what_an_external_key_cannot_do_is_refused_at_build() {
         ("external_key_store", named(&path.arn).external_key_store("cks-1/2")),
         (
             "external_key_store",
-            AwsKms::discover("aws", ["111122223333"]).client(path.client()).external_key_store("cks-1"),
+            AwsKmsKek::discover("aws", ["111122223333"]).client(path.client()).external_key_store("cks-1"),
         ),
         (
             "external_key_store",
-            AwsKms::discover("aws", ["111122223333"])
+            AwsKmsKek::discover("aws", ["111122223333"])
                 .client(path.client())
                 .external_key_store_budget(CallBudget::new(4, 4).unwrap()),
         ),
@@ -242,10 +242,10 @@ async fn what_an_external_key_cannot_do_is_refused_at_build() {
 async fn a_thousand_messages_of_one_dek_are_one_call_on_every_hop() {
     let path = XksPath::start().await;
     let alice = context("alice");
-    let writer = Envelope::builder().write_to(path.kek().await).build().unwrap();
+    let writer = Envelope::builder().wrap_with(path.kek().await).build().unwrap();
     let mut messages = Vec::new();
     for n in 0..1000_u32 {
-        messages.push(writer.encrypt(&alice, &n.to_be_bytes(), b"text").await.unwrap());
+        messages.push(writer.encrypt(&alice, Aad::from(&n.to_be_bytes()), b"text").await.unwrap());
     }
     let hops = || {
         let proxy = |operation| path.proxy.arrived(operation);
@@ -253,9 +253,9 @@ async fn a_thousand_messages_of_one_dek_are_one_call_on_every_hop() {
         [kms("Encrypt"), proxy(Operation::Encrypt), kms("Decrypt"), proxy(Operation::Decrypt)]
     };
     assert_eq!(hops(), [1, 1, 0, 0]);
-    let reader = Envelope::builder().read_from(path.kek().await).build().unwrap();
+    let reader = Envelope::builder().unwrap_with(path.kek().await).build().unwrap();
     for (n, message) in (0_u32..).zip(&messages) {
-        assert_eq!(&*reader.decrypt(&alice, &n.to_be_bytes(), message).await.unwrap(), b"text");
+        assert_eq!(&*reader.decrypt(&alice, Aad::from(&n.to_be_bytes()), message).await.unwrap(), b"text");
     }
     assert_eq!(hops(), [1, 1, 1, 1]);
     let calls = path.proxy.calls();
@@ -267,10 +267,10 @@ async fn a_thousand_messages_of_one_dek_are_one_call_on_every_hop() {
 #[tokio::test]
 async fn a_dek_of_the_key_service_s_making_works_too() {
     let path = XksPath::start().await;
-    let envelope = Envelope::builder().write_to(path.kek().await).dek_origin(DekOrigin::KeyService).build().unwrap();
-    let sealed = envelope.encrypt(&context("alice"), b"", b"text").await.unwrap();
-    let reader = Envelope::builder().read_from(path.kek().await).build().unwrap();
-    assert_eq!(&*reader.decrypt(&context("alice"), b"", &sealed).await.unwrap(), b"text");
+    let envelope = Envelope::builder().wrap_with(path.kek().await).dek_origin(DekOrigin::KeyService).build().unwrap();
+    let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
+    let reader = Envelope::builder().unwrap_with(path.kek().await).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text");
     assert_eq!(path.front.count("GenerateDataKey"), 1);
 }
 
@@ -306,10 +306,10 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
     for arn in [&path.arn, &other] {
         let writer = path.kek_of(arn).await;
         let kek = path.builder(arn).external_key_store(&path.store).external_key_store_budget(budget.clone());
-        let reader = Envelope::builder().read_from(kek.build().await.unwrap()).call_policy(policy).build().unwrap();
+        let reader = Envelope::builder().unwrap_with(kek.build().await.unwrap()).call_policy(policy).build().unwrap();
         for _ in 0..20 {
-            let writer = Envelope::builder().write_to(writer.clone()).build().unwrap();
-            questions.push((reader.clone(), writer.encrypt(&alice, b"", b"text").await.unwrap()));
+            let writer = Envelope::builder().wrap_with(writer.clone()).build().unwrap();
+            questions.push((reader.clone(), writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap()));
         }
     }
     let before = path.front.arrived("Decrypt");
@@ -317,7 +317,9 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
         .into_iter()
         .map(|(reader, sealed)| {
             let alice = alice.clone();
-            tokio::spawn(async move { reader.decrypt(&alice, b"", &sealed).await.map_err(|error| error.kind()) })
+            tokio::spawn(
+                async move { reader.decrypt(&alice, Aad::empty(), &sealed).await.map_err(|error| error.kind()) },
+            )
         })
         .collect();
     let mut opened = 0;
@@ -331,8 +333,8 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
     assert!((1..20).contains(&opened), "{opened} of 40 at 6 calls a second for reading");
     let standard = path.front.create_key(REGION);
     let kek = path.builder(&standard).build().await.unwrap();
-    let envelope = Envelope::builder().write_to(kek).call_policy(policy).build().unwrap();
-    envelope.encrypt(&alice, b"", b"text").await.unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).call_policy(policy).build().unwrap();
+    envelope.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
 }
 
 #[tokio::test]
@@ -408,7 +410,7 @@ async fn without_leave_to_see_the_store_health_is_degraded() {
             { "Effect": "Allow", "Action": ["kms:DescribeKey", "kms:Encrypt", "kms:Decrypt"], "Resource": path.arn },
         ] })],
     );
-    let builder = AwsKms::builder(&path.arn).client(path.front.client(REGION, &login));
+    let builder = AwsKmsKek::builder(&path.arn).client(path.front.client(REGION, &login));
     let kek = builder.external_key_store(&path.store).build().await.unwrap();
     let Health::Degraded(why) = kek.health().await.unwrap() else { panic!("not degraded") };
     assert!(why.contains(&path.store) && why.contains("AccessDenied"), "{why}");
@@ -423,18 +425,18 @@ async fn without_leave_to_see_the_store_health_is_degraded() {
 async fn a_rotation_behind_the_same_id_is_followed_and_rewrap_moves_to_the_new_version() {
     let path = XksPath::start().await;
     let alice = context("alice");
-    let envelope = Envelope::builder().write_to(path.kek().await).build().unwrap();
-    let old = envelope.encrypt(&alice, b"", b"text").await.unwrap();
+    let envelope = Envelope::builder().wrap_with(path.kek().await).build().unwrap();
+    let old = envelope.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
     path.bao.rotate(KEY).await;
-    let cold = || async { Envelope::builder().write_to(path.kek().await).build().unwrap() };
-    assert_eq!(&*cold().await.decrypt(&alice, b"", &old).await.unwrap(), b"text");
+    let cold = || async { Envelope::builder().wrap_with(path.kek().await).build().unwrap() };
+    assert_eq!(&*cold().await.decrypt(&alice, Aad::empty(), &old).await.unwrap(), b"text");
     assert!(!envelope.needs_rewrap(&old).unwrap(), "the version does not reach KMS");
     let moved = cold().await.rewrap(&alice, &old).await.unwrap();
     // What the first version wrapped is not opened any more, what was rewrapped is.
     path.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
-    let error = cold().await.decrypt(&alice, b"", &old).await.unwrap_err();
+    let error = cold().await.decrypt(&alice, Aad::empty(), &old).await.unwrap_err();
     assert_ne!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert_eq!(&*cold().await.decrypt(&alice, b"", &moved).await.unwrap(), b"text");
+    assert_eq!(&*cold().await.decrypt(&alice, Aad::empty(), &moved).await.unwrap(), b"text");
 }
 
 #[tokio::test]
@@ -444,20 +446,25 @@ async fn messages_move_in_from_a_standard_key_to_another_external_key_and_out_ag
     let standard = path.front.create_key(REGION);
     let second = path.create_key("orders-2").await;
     let first_writer = path.builder(&standard).build().await.unwrap();
-    let mut message =
-        Envelope::builder().write_to(first_writer).build().unwrap().encrypt(&alice, b"row", b"text").await.unwrap();
+    let mut message = Envelope::builder()
+        .wrap_with(first_writer)
+        .build()
+        .unwrap()
+        .encrypt(&alice, Aad::from(b"row"), b"text")
+        .await
+        .unwrap();
     let payload = message[message.len() - 20..].to_vec();
     for (from, to, external) in [(&standard, &path.arn, true), (&path.arn, &second, true), (&second, &standard, false)]
     {
         let builder = path.builder(to).former_keys([from]);
         let builder = if external { builder.external_key_store(&path.store) } else { builder };
-        let envelope = Envelope::builder().write_to(builder.build().await.unwrap()).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(builder.build().await.unwrap()).build().unwrap();
         assert!(envelope.needs_rewrap(&message).unwrap(), "{from} to {to}");
         let (decrypts, re_encrypts) = (path.front.count("Decrypt"), path.front.count("ReEncrypt"));
         message = envelope.rewrap_unverified(&alice, &message).await.unwrap();
         assert_eq!((path.front.count("Decrypt") - decrypts, path.front.count("ReEncrypt") - re_encrypts), (0, 1));
         assert_eq!(inspect(&message).unwrap().keks[0].kek_id.as_str(), to);
-        assert_eq!(&*envelope.decrypt(&alice, b"row", &message).await.unwrap(), b"text");
+        assert_eq!(&*envelope.decrypt(&alice, Aad::from(b"row"), &message).await.unwrap(), b"text");
         assert!(message.ends_with(&payload), "the payload is not touched");
     }
 }
@@ -472,24 +479,24 @@ async fn what_the_policy_denies_is_evicted_and_refused_and_nobody_else_notices()
     let alice = context("alice");
     let limits = || {
         let ms = Duration::from_millis;
-        Limits::default().max_age(ms(100)).refresh_after(ms(80)).outage_grace_reading(Duration::from_secs(60))
+        Limits::default().max_age(ms(100)).refresh_after(ms(80)).stale_if_error_reading(Duration::from_secs(60))
     };
-    let reader = |kek: AwsKms| Envelope::builder().write_to(kek).limits(limits()).build().unwrap();
+    let reader = |kek: AwsKmsKek| Envelope::builder().wrap_with(kek).limits(limits()).build().unwrap();
     let (orders, invoices) = (reader(path.kek().await), reader(path.kek_of(&other).await));
     let (order, invoice) = (
-        orders.encrypt(&alice, b"", b"order").await.unwrap(),
-        invoices.encrypt(&alice, b"", b"invoice").await.unwrap(),
+        orders.encrypt(&alice, Aad::empty(), b"order").await.unwrap(),
+        invoices.encrypt(&alice, Aad::empty(), b"invoice").await.unwrap(),
     );
     path.proxy.set_grants(
         json!([{ "principals": [principal], "keys": ["invoices"], "operations": ["*"], "kms_operations": ["*"] }]),
     );
     tokio::time::sleep(Duration::from_millis(150)).await;
-    let error = orders.decrypt(&alice, b"", &order).await.unwrap_err();
+    let error = orders.decrypt(&alice, Aad::empty(), &order).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "whatever the grace: {error}");
     let asked = path.proxy.arrived(Operation::Decrypt);
-    assert_eq!(orders.decrypt(&alice, b"", &order).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(orders.decrypt(&alice, Aad::empty(), &order).await.unwrap_err().kind(), ErrorKind::Denied);
     assert_eq!(path.proxy.arrived(Operation::Decrypt), asked, "refused for a while without asking");
-    assert_eq!(&*invoices.decrypt(&alice, b"", &invoice).await.unwrap(), b"invoice");
+    assert_eq!(&*invoices.decrypt(&alice, Aad::empty(), &invoice).await.unwrap(), b"invoice");
     let log = path.proxy.calls();
     assert!(log.iter().any(|call| call.error == Some(ErrorName::AccessDenied) && call.principal == principal));
     assert_eq!(KekId::new(&path.arn).unwrap(), *path.kek().await.id());

@@ -14,7 +14,7 @@ use waxseal_testing::{fault_proxy, kms_front, support, xks_path, xks_proxy};
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Value, json};
 use support::context;
-use waxseal::{BreakerState, CallPolicy, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal::{Aad, BreakerState, CallPolicy, Envelope, ErrorKind, Limits, ManualClock};
 use xks_path::{AMPLE, KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::{Certificate, Effect, ErrorName, Fault, Quota};
 
@@ -348,9 +348,9 @@ async fn envelope(path: &XksPath, clock: &ManualClock, policy: CallPolicy) -> En
     let limits = Limits::default()
         .max_age(MAX_AGE)
         .refresh_after(MAX_AGE - Duration::from_secs(1))
-        .outage_grace_reading(GRACE)
-        .refuse_for(Duration::ZERO);
-    let builder = Envelope::builder().write_to(path.kek().await).limits(limits);
+        .stale_if_error_reading(GRACE)
+        .denial_ttl(Duration::ZERO);
+    let builder = Envelope::builder().wrap_with(path.kek().await).limits(limits);
     builder.call_policy(policy).clock(clock.clone()).build().unwrap()
 }
 
@@ -366,10 +366,10 @@ async fn met(case: Case) {
     let clock = ManualClock::new();
     let (alice, bob) = (context("alice"), context("bob"));
     let writer = envelope(&path, &clock, policy(is_slow)).await;
-    let cold = writer.encrypt(&alice, b"", b"cold").await.unwrap();
-    let warm = writer.encrypt(&bob, b"", b"warm").await.unwrap();
+    let cold = writer.encrypt(&alice, Aad::empty(), b"cold").await.unwrap();
+    let warm = writer.encrypt(&bob, Aad::empty(), b"warm").await.unwrap();
     let reader = envelope(&path, &clock, policy(is_slow)).await;
-    reader.decrypt(&bob, b"", &warm).await.unwrap();
+    reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap();
     let guarded = envelope(&path, &clock, policy(is_slow).tries(1).breaker_failures(3)).await;
     let before = path.front.arrived("Decrypt");
     begin(&path).await;
@@ -377,25 +377,25 @@ async fn met(case: Case) {
         path.kms_waits(KMS_PATIENCE);
     }
 
-    let error = reader.decrypt(&alice, b"", &cold).await.err().unwrap_or_else(|| panic!("{name}: no error"));
+    let error = reader.decrypt(&alice, Aad::empty(), &cold).await.err().unwrap_or_else(|| panic!("{name}: no error"));
     assert_eq!(error.kind(), kind, "{name}: {error}");
     println!("{name}: {error}");
     let tries = if matches!(kind, Unavailable | Throttled) { TRIES } else { 1 };
     assert_eq!(path.front.arrived("Decrypt") - before, tries, "{name}: tries");
     if kind != Invalid {
-        let error = reader.encrypt(&context("carol"), b"", b"text").await.unwrap_err();
+        let error = reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}, writing: {error}");
     }
-    assert_eq!(&*reader.decrypt(&bob, b"", &warm).await.unwrap(), b"warm", "{name}: what is at hand");
+    assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(), b"warm", "{name}: what is at hand");
     clock.advance(2 * MAX_AGE);
-    let late = reader.decrypt(&bob, b"", &warm).await;
+    let late = reader.decrypt(&bob, Aad::empty(), &warm).await;
     match kind {
         Unavailable | Throttled => assert_eq!(&*late.unwrap(), b"warm", "{name}: within the grace"),
         _ => assert_eq!(late.unwrap_err().kind(), kind, "{name}: no grace"),
     }
 
     for _ in 0..5 {
-        assert_eq!(guarded.decrypt(&alice, b"", &cold).await.unwrap_err().kind(), kind, "{name}");
+        assert_eq!(guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap_err().kind(), kind, "{name}");
         clock.advance(Duration::from_millis(100));
     }
     let state = |envelope: &Envelope| envelope.statistics().keks[0].breaker;
@@ -404,12 +404,12 @@ async fn met(case: Case) {
 
     end(&path).await;
     path.kms_waits(AMPLE);
-    let recovered = reader.decrypt(&alice, b"", &cold).await;
+    let recovered = reader.decrypt(&alice, Aad::empty(), &cold).await;
     assert_eq!(recovered.as_deref().unwrap_or_else(|error| panic!("{name}: {error}")), b"cold", "{name}");
-    assert_eq!(&*reader.decrypt(&bob, b"", &warm).await.unwrap(), b"warm", "{name}");
-    reader.encrypt(&context("carol"), b"", b"text").await.unwrap();
+    assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(), b"warm", "{name}");
+    reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
     clock.advance(Duration::from_secs(1));
-    assert_eq!(&*guarded.decrypt(&alice, b"", &cold).await.unwrap(), b"cold", "{name}: the probe");
+    assert_eq!(&*guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap(), b"cold", "{name}: the probe");
     assert_eq!(state(&guarded), BreakerState::Closed, "{name}");
 }
 

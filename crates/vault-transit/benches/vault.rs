@@ -15,8 +15,8 @@ use data_encoding::BASE64;
 use fault_proxy::FaultProxy;
 use openbao::OpenBao;
 use serde_json::{Value, json};
-use waxseal::{EncryptionContext, Envelope, Limits};
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal::{Aad, EncryptionContext, Envelope, Limits};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 const TENANTS: usize = 16;
 const RECORD: [u8; 1024] = [7; 1024];
@@ -48,7 +48,7 @@ impl Reader {
             }
             Self::Enveloped { envelope, records } => {
                 let (context, sealed) = &records[i % TENANTS];
-                assert_eq!(*envelope.decrypt(context, b"", sealed).await.unwrap(), RECORD);
+                assert_eq!(*envelope.decrypt(context, Aad::empty(), sealed).await.unwrap(), RECORD);
             }
         }
     }
@@ -105,18 +105,18 @@ async fn direct(server: &OpenBao, port: u16) -> Reader {
 
 async fn enveloped(server: &OpenBao, port: u16, max_age: Duration) -> Reader {
     let kek = |port: u16| {
-        let builder = VaultTransit::builder("bench", "orders").address(format!("http://127.0.0.1:{port}"));
+        let builder = VaultTransitKek::builder("bench", "orders").address(format!("http://127.0.0.1:{port}"));
         builder.auth(VaultAuth::token(server.root_token())).build().unwrap()
     };
-    let writer = Envelope::builder().write_to(kek(server.port())).build().unwrap();
+    let writer = Envelope::builder().wrap_with(kek(server.port())).build().unwrap();
     let mut records = Vec::new();
     for tenant in 0..TENANTS {
         let context = EncryptionContext::new([("tenant", tenant.to_string())]).unwrap();
-        let sealed = writer.encrypt(&context, b"", &RECORD).await.unwrap();
+        let sealed = writer.encrypt(&context, Aad::empty(), &RECORD).await.unwrap();
         records.push((context, sealed));
     }
     let limits = Limits::default().max_age(max_age);
-    let envelope = Envelope::builder().read_from(kek(port)).limits(limits).build().unwrap();
+    let envelope = Envelope::builder().unwrap_with(kek(port)).limits(limits).build().unwrap();
     Reader::Enveloped { envelope, records: Arc::new(records) }
 }
 

@@ -19,8 +19,8 @@ use std::time::Instant;
 
 use tap::Tap;
 use waxseal::kek::KekProvider;
-use waxseal::{EncryptionContext, Envelope, inspect};
-use waxseal_vault_transit::VaultTransit;
+use waxseal::{Aad, EncryptionContext, Envelope, inspect};
+use waxseal_vault_transit::VaultTransitKek;
 
 const RECORDS: u64 = 1000;
 
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 async fn run() -> Result<(), Box<dyn Error>> {
     let key = std::env::args().nth(1).unwrap_or_else(|| "orders".to_owned());
     // "example" is what this program calls the cluster; the name stands in every message, so choose a lasting one.
-    let kek = VaultTransit::from_env("example", key).build()?;
+    let kek = VaultTransitKek::from_env("example", key).build()?;
     let info = kek.read_key().await?;
     println!("{}: version {}, {:?}", kek.id(), info.latest_version, kek.health().await?);
 
@@ -40,20 +40,21 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let counted = Tap::new(kek.clone(), move |_| {
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let envelope = Envelope::builder().write_to(counted.clone()).build()?;
+    let envelope = Envelope::builder().wrap_with(counted.clone()).build()?;
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")])?;
 
     let mut sealed = Vec::new();
     for row in 0..RECORDS {
-        sealed.push(envelope.encrypt(&context, &row.to_be_bytes(), format!("record {row}").as_bytes()).await?);
+        sealed
+            .push(envelope.encrypt(&context, Aad::from(&row.to_be_bytes()), format!("record {row}").as_bytes()).await?);
     }
     println!("sealed {RECORDS} records with {} call(s) to the server", calls.swap(0, Ordering::Relaxed));
 
     // Another process, which has no DEK at hand.
-    let reader = Envelope::builder().write_to(counted).build()?;
+    let reader = Envelope::builder().wrap_with(counted).build()?;
     let start = Instant::now();
     for (row, message) in (0..RECORDS).zip(&sealed) {
-        let plaintext = reader.decrypt(&context, &row.to_be_bytes(), message).await?;
+        let plaintext = reader.decrypt(&context, Aad::from(&row.to_be_bytes()), message).await?;
         if *plaintext != *format!("record {row}").as_bytes() {
             return Err(format!("record {row} came back changed").into());
         }
@@ -66,8 +67,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
         println!("a message names its KEK, {}, in {} bytes", entry.kek_id, entry.wrapped_len);
     }
     let bob = EncryptionContext::new([("tenant", "bob"), ("table", "customers")])?;
-    let stranger = Envelope::builder().read_from(kek).build()?;
-    match stranger.decrypt(&bob, &0_u64.to_be_bytes(), message).await {
+    let stranger = Envelope::builder().unwrap_with(kek).build()?;
+    match stranger.decrypt(&bob, Aad::from(&0_u64.to_be_bytes()), message).await {
         Err(error) => println!("tenant bob: refused ({error})"),
         Ok(_) => return Err("tenant bob: opened".into()),
     }

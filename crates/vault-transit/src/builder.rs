@@ -1,4 +1,4 @@
-//! Puts a [`VaultTransit`] together, from the caller's options and the usual environment variables.
+//! Puts a [`VaultTransitKek`] together, from the caller's options and the usual environment variables.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -18,7 +18,7 @@ use super::endpoints::{is_key, is_path, is_segment};
 use super::login::VaultAuth;
 use super::tls::{Client, Roots, TlsSources};
 use super::transport::{ProxyChoice, Transport, TransportOptions, Unusable, is_this_machine};
-use super::{ContextBinding, Inner, VaultTransit, environment};
+use super::{ContextBinding, Inner, VaultTransitKek, environment};
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
 use waxseal::{Error, ErrorKind};
@@ -30,10 +30,10 @@ const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
 const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Configures a [`VaultTransit`]. What is not set has its default, or comes from the environment with
-/// [`VaultTransit::from_env`].
+/// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment with
+/// [`VaultTransitKek::from_env`].
 #[must_use = "nothing happens until `build`"]
-pub struct VaultTransitBuilder {
+pub struct VaultTransitKekBuilder {
     cluster: String,
     key: String,
     mount: String,
@@ -54,7 +54,7 @@ pub struct VaultTransitBuilder {
     refused: Option<String>,
 }
 
-impl VaultTransitBuilder {
+impl VaultTransitKekBuilder {
     pub(super) fn new(cluster: impl Into<String>, key: impl Into<String>) -> Self {
         Self {
             cluster: cluster.into(),
@@ -142,7 +142,7 @@ impl VaultTransitBuilder {
         self
     }
 
-    /// An HTTP proxy for every request. Without it, none is used, or that of `HTTPS_PROXY` and `NO_PROXY` with [`VaultTransit::from_env`].
+    /// An HTTP proxy for every request. Without it, none is used, or that of `HTTPS_PROXY` and `NO_PROXY` with [`VaultTransitKek::from_env`].
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(url.into());
         self
@@ -167,7 +167,7 @@ impl VaultTransitBuilder {
         self
     }
 
-    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`VaultTransit::from_env`].
+    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`VaultTransitKek::from_env`].
     pub fn auth(mut self, auth: VaultAuth) -> Self {
         self.auth = Some(auth);
         self
@@ -193,7 +193,7 @@ impl VaultTransitBuilder {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one without timers or IO. [`ErrorKind::Io`] for a file that cannot be read.
-    pub fn build(self) -> Result<VaultTransit, Error> {
+    pub fn build(self) -> Result<VaultTransitKek, Error> {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
         }
@@ -255,7 +255,7 @@ impl VaultTransitBuilder {
             Unusable::Client(error) => invalid("the HTTPS client cannot be set up").with_source(error.without_url()),
         })?;
         let transport = Arc::new(transport);
-        Ok(VaultTransit(Arc::new(Inner {
+        Ok(VaultTransitKek(Arc::new(Inner {
             id,
             mount: self.mount,
             key: self.key,
@@ -273,10 +273,10 @@ impl VaultTransitBuilder {
     }
 }
 
-impl fmt::Debug for VaultTransitBuilder {
+impl fmt::Debug for VaultTransitKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The proxy's URL may hold a password.
-        f.debug_struct("VaultTransitBuilder")
+        f.debug_struct("VaultTransitKekBuilder")
             .field("cluster", &self.cluster)
             .field("mount", &self.mount)
             .field("key", &self.key)
@@ -355,11 +355,11 @@ mod tests {
         work()
     }
 
-    fn builder() -> VaultTransitBuilder {
-        VaultTransitBuilder::new("prod", "orders").auth(VaultAuth::token("s.secret-token"))
+    fn builder() -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new("prod", "orders").auth(VaultAuth::token("s.secret-token"))
     }
 
-    fn refusal(builder: VaultTransitBuilder) -> String {
+    fn refusal(builder: VaultTransitKekBuilder) -> String {
         let error = within(|| builder.build()).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::InvalidOption | ErrorKind::Io), "{error}");
         format!("{error} {error:?}")
@@ -375,11 +375,11 @@ mod tests {
     fn names_that_would_mean_something_else_in_a_path_are_refused() {
         for name in ["", "a/b", "..", ".", "a b", "a\nb", "a%2fb", "a?b", "a#b", "ä"] {
             assert!(
-                refusal(VaultTransitBuilder::new(name, "k").auth(VaultAuth::token("t"))).contains("cluster"),
+                refusal(VaultTransitKekBuilder::new(name, "k").auth(VaultAuth::token("t"))).contains("cluster"),
                 "{name:?}"
             );
             assert!(
-                refusal(VaultTransitBuilder::new("c", name).auth(VaultAuth::token("t"))).contains("key"),
+                refusal(VaultTransitKekBuilder::new("c", name).auth(VaultAuth::token("t"))).contains("key"),
                 "{name:?}"
             );
         }
@@ -398,7 +398,7 @@ mod tests {
             let kek = within(|| builder().mount(mount).build()).unwrap();
             assert_eq!(waxseal::kek::KekProvider::id(&kek).as_str(), format!("vault:prod/{mount}/orders"));
         }
-        within(|| VaultTransitBuilder::new("prod", &*long).auth(VaultAuth::none()).build()).unwrap();
+        within(|| VaultTransitKekBuilder::new("prod", &*long).auth(VaultAuth::none()).build()).unwrap();
     }
 
     #[test]
@@ -456,7 +456,7 @@ mod tests {
             (builder().auth(VaultAuth::token("")), "auth"),
             (builder().auth(VaultAuth::token("two\nlines")), "auth"),
             (builder().auth(VaultAuth::certificate()), "auth"),
-            (VaultTransitBuilder::new("c", "k"), "auth"),
+            (VaultTransitKekBuilder::new("c", "k"), "auth"),
         ] {
             assert!(refusal(builder).contains(option), "{option}");
         }
@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn the_environment_configures_what_the_caller_does_not() {
         let set = |pairs: &'static [(&str, &str)]| {
-            VaultTransitBuilder::new("prod", "orders")
+            VaultTransitKekBuilder::new("prod", "orders")
                 .variables(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
         };
         let all = set(&[("BAO_ADDR", "https://vault.example:8200"), ("VAULT_TOKEN", "s.secret-token")]);

@@ -2,15 +2,15 @@
 //!
 //! ```no_run
 //! use waxseal::Envelope;
-//! use waxseal_vault_transit::{VaultAuth, VaultTransit};
+//! use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 //!
 //! # async fn start() -> Result<(), waxseal::Error> {
-//! let kek = VaultTransit::builder("prod-eu", "orders")
+//! let kek = VaultTransitKek::builder("prod-eu", "orders")
 //!     .address("https://vault.example:8200")
 //!     .ca_file("/etc/ssl/vault-ca.pem")
 //!     .auth(VaultAuth::app_role("orders-service").secret_id_file("/run/secrets/secret-id"))
 //!     .build()?;
-//! let envelope = Envelope::builder().write_to(kek).build()?;
+//! let envelope = Envelope::builder().wrap_with(kek).build()?;
 //! # Ok(()) }
 //! ```
 //!
@@ -51,7 +51,7 @@ use rustify::endpoint::Endpoint;
 use tokio::sync::Mutex;
 
 pub use aws::{AwsCredentials, AwsEnvironment, AwsKeys};
-pub use builder::VaultTransitBuilder;
+pub use builder::VaultTransitKekBuilder;
 pub use login::VaultAuth;
 
 use auth::{Authenticator, Verdict};
@@ -69,7 +69,7 @@ use waxseal::kek::{Health, KekError, KekId};
 ///
 /// A wrapped DEK is Transit's own text, `vault:vN:…`, so other tools can read it too.
 #[derive(Clone)]
-pub struct VaultTransit(Arc<Inner>);
+pub struct VaultTransitKek(Arc<Inner>);
 
 /// How the encryption context binds under a key that is not derived. See the [module's table](self).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -113,10 +113,10 @@ struct Inner {
     latest_version: AtomicU32,
 }
 
-impl VaultTransit {
+impl VaultTransitKek {
     /// Starts the configuration for the key `key` in the cluster that the caller calls `cluster`. Reads no environment variable.
-    pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitBuilder {
-        VaultTransitBuilder::new(cluster, key)
+    pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new(cluster, key)
     }
 
     /// As [`builder`](Self::builder), with what the environment says to the clients of OpenBao and HashiCorp Vault; what is set on the
@@ -126,8 +126,8 @@ impl VaultTransit {
     ///
     /// What cannot be obeyed is refused at build, not ignored: `SKIP_VERIFY`, `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`,
     /// `TOKEN_PATH`, and half of a certificate and its key.
-    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitBuilder {
-        VaultTransitBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
+    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
     }
 
     /// Logs in if need be and reads the key now: at the start of a service, to fail early, and before a run that
@@ -202,8 +202,8 @@ impl Inner {
     }
 }
 
-impl fmt::Debug for VaultTransit {
+impl fmt::Debug for VaultTransitKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VaultTransit({}, {})", self.0.id, self.0.auth.method())
+        write!(f, "VaultTransitKek({}, {})", self.0.id, self.0.auth.method())
     }
 }

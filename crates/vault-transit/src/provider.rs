@@ -9,14 +9,14 @@ use super::endpoints::Wrapped;
 use super::errors::Failure;
 use super::key::Binding;
 use super::requests::{Input, Operation, decode, encode_dek};
-use super::{ContextBinding, VaultTransit};
+use super::{ContextBinding, VaultTransitKek};
 use crate::format::VaultCiphertext;
 use waxseal::EncryptionContext;
 use waxseal::kek::{
     BoxFuture, ContextBinding as Bound, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek,
 };
 
-impl KekProvider for VaultTransit {
+impl KekProvider for VaultTransitKek {
     fn id(&self) -> &KekId {
         &self.0.id
     }
@@ -39,8 +39,8 @@ impl KekProvider for VaultTransit {
         }
     }
 
-    /// From the version in the text, against the latest one that is known: from the key ([`VaultTransit::read_key`], and again when that is older than
-    /// [`key_max_age`](super::VaultTransitBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
+    /// From the version in the text, against the latest one that is known: from the key ([`VaultTransitKek::read_key`], and again when that is older than
+    /// [`key_max_age`](super::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {
             Some(known) => self.0.look_ahead(&known),
@@ -176,7 +176,7 @@ impl KekProvider for VaultTransit {
     }
 }
 
-impl VaultTransit {
+impl VaultTransitKek {
     async fn single(&self, operation: Operation, input: Input) -> Result<Wrapped, KekError> {
         let inner = self.0.clone();
         self.0.spawner.run(async move { inner.single(operation, &input).await }).await

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use support::{a_dek, context};
 use waxseal::kek::KekErrorClass::{Denied, Misconfigured, Unavailable};
 use waxseal::kek::{Health, KekError, KekErrorClass, KekProvider};
-use waxseal_vault_transit::{VaultAuth, VaultTransit, VaultTransitBuilder};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 /// A server with the key `orders` and the smallest policy for it.
 async fn server(options: Options) -> OpenBao {
@@ -27,15 +27,15 @@ async fn server(options: Options) -> OpenBao {
     server
 }
 
-fn at(port: u16, auth: VaultAuth) -> VaultTransit {
-    build(VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{port}")), auth)
+fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
+    build(VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")), auth)
 }
 
-fn build(builder: VaultTransitBuilder, auth: VaultAuth) -> VaultTransit {
+fn build(builder: VaultTransitKekBuilder, auth: VaultAuth) -> VaultTransitKek {
     builder.auth(auth).build().unwrap()
 }
 
-async fn works(kek: &VaultTransit) -> Result<(), KekError> {
+async fn works(kek: &VaultTransitKek) -> Result<(), KekError> {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await?;
     let unwrapped = kek.unwrap(&alice, &wrapped).await?;
@@ -239,7 +239,7 @@ async fn callers_who_wait_for_one_login_share_its_failure() {
     let server = server(Options::default()).await;
     let proxy = FaultProxy::start(server.port());
     let token = server.token(json!({ "policies": ["orders"] })).await;
-    let builder = VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{}", proxy.port()));
+    let builder = VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{}", proxy.port()));
     let kek = build(builder.timeout(Duration::from_secs(1)), VaultAuth::token(token));
     proxy.set(Fault::Silence);
     let start = Instant::now();
@@ -361,7 +361,7 @@ async fn a_client_certificate_logs_in_and_a_foreign_one_does_not() {
     let role = json!({ "certificate": pairs[0].0, "token_policies": ["orders"], "token_ttl": "1h" });
     server.put("auth/cert/certs/orders", role).await;
     let with = |(certificate, key): &(std::path::PathBuf, std::path::PathBuf), auth: VaultAuth| {
-        let builder = VaultTransit::builder("test", "orders").address(server.address()).ca_file(server.ca_file());
+        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).ca_file(server.ca_file());
         build(builder.client_certificate(certificate, key), auth)
     };
     works(&with(&pairs[0].1, VaultAuth::certificate())).await.unwrap();
@@ -385,7 +385,7 @@ async fn no_credential_is_in_any_debug_text_or_error() {
         VaultAuth::kubernetes("orders").jwt_file(jwt),
     ] {
         let mut texts = format!("{auth:?}");
-        let builder = VaultTransit::builder("test", "orders").address(server.address()).auth(auth);
+        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).auth(auth);
         texts += &format!("{builder:?}");
         let kek = builder.build().unwrap();
         texts += &format!("{kek:?}");

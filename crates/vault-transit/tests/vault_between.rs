@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::context;
 use waxseal::kek::KekProvider;
-use waxseal::{CallPolicy, Envelope};
+use waxseal::{Aad, CallPolicy, Envelope};
 use waxseal_testing::support;
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 type Answer = (u16, String, Vec<(String, String)>);
 type Handler = dyn Fn(&str, &str, &str, &[(String, String)]) -> Option<Answer> + Send + Sync;
@@ -116,8 +116,8 @@ fn answer(path: &str, body: &str, log: &Log, login_takes: Duration) -> Answer {
     }
 }
 
-fn kek(port: u16, auth: VaultAuth) -> VaultTransit {
-    VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+fn kek(port: u16, auth: VaultAuth) -> VaultTransitKek {
+    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
 }
 
 /// A login takes longer than a try: 2.5 s with every default.
@@ -126,11 +126,11 @@ async fn a_login_slower_than_a_try_succeeds_and_leaves_no_token_behind() {
     let log = Arc::new(Log::default());
     let port = serve("127.0.0.1", log.clone(), Duration::from_millis(2500), Arc::new(|_, _, _, _| None));
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let start = Instant::now();
     let mut worked = None;
     for n in 0..6 {
-        match envelope.encrypt(&context("alice"), b"", b"x").await {
+        match envelope.encrypt(&context("alice"), Aad::empty(), b"x").await {
             Ok(_) => {
                 worked = Some(start.elapsed());
                 break;
@@ -155,20 +155,20 @@ async fn messages_that_a_firewall_refuses_open_no_breaker() {
     });
     let port = serve("127.0.0.1", log.clone(), Duration::ZERO, waf);
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));
-    let writer = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let honest = writer.encrypt(&context("alice"), b"", b"x").await.unwrap();
-    let honest2 = writer.encrypt(&context("bob"), b"", b"x").await.unwrap();
-    envelope.decrypt(&context("bob"), b"", &honest2).await.unwrap();
+    let writer = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let honest = writer.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
+    let honest2 = writer.encrypt(&context("bob"), Aad::empty(), b"x").await.unwrap();
+    envelope.decrypt(&context("bob"), Aad::empty(), &honest2).await.unwrap();
     for n in 0..12 {
         let mut forged = honest.clone();
         let at = forged.windows(9).position(|w| w == b"vault:v1:").unwrap() + 9;
         forged[at..at + 11].copy_from_slice(b"/etc/passwd");
         forged[at + 20] = b'a' + n;
-        let error = envelope.decrypt(&context("alice"), b"", &forged).await.unwrap_err();
+        let error = envelope.decrypt(&context("alice"), Aad::empty(), &forged).await.unwrap_err();
         tokio::time::sleep(Duration::from_millis(30)).await;
     }
-    envelope.decrypt(&context("alice"), b"", &honest).await.unwrap();
+    envelope.decrypt(&context("alice"), Aad::empty(), &honest).await.unwrap();
 }
 
 /// An agent on this machine, and a proxy in an environment that nobody cleaned.
@@ -197,8 +197,8 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
         return;
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let kek = VaultTransit::from_env("test", "orders").build().unwrap();
-        let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+        let kek = VaultTransitKek::from_env("test", "orders").build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     });
 }
 
@@ -221,14 +221,14 @@ async fn a_forged_message_makes_nobody_depend_on_reading_the_key() {
     });
     let port = serve("127.0.0.1", log.clone(), Duration::ZERO, first);
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));
-    let writer = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let honest = writer.encrypt(&context("alice"), b"", b"x").await.unwrap();
-    let reader = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let writer = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let honest = writer.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
+    let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut forged = honest.clone();
     let at = forged.windows(9).position(|w| w == b"vault:v1:").unwrap() + 9;
     forged[at..at + 12].copy_from_slice(b"AAAAAAAAAAAA");
-    let answer = reader.decrypt(&context("alice"), b"", &honest).await;
+    let answer = reader.decrypt(&context("alice"), Aad::empty(), &honest).await;
     answer.unwrap();
 }
 
@@ -247,12 +247,12 @@ async fn a_token_is_given_back_though_a_call_was_on_its_way() {
     });
     let port = serve("127.0.0.1", log.clone(), Duration::ZERO, slow);
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));
-    let writer = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let reader = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let honest = writer.encrypt(&context("alice"), b"", b"x").await.unwrap();
+    let writer = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let honest = writer.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
     let reading = tokio::spawn({
         let (reader, honest) = (reader.clone(), honest.clone());
-        async move { reader.decrypt(&context("alice"), b"", &honest).await.map(|_| ()) }
+        async move { reader.decrypt(&context("alice"), Aad::empty(), &honest).await.map(|_| ()) }
     });
     tokio::time::sleep(Duration::from_millis(100)).await;
     writer.shut_down();

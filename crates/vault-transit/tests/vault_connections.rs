@@ -17,8 +17,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use support::{a_dek, context};
 use waxseal::kek::KekErrorClass::Misconfigured;
 use waxseal::kek::{Health, KekProvider};
-use waxseal::{CallPolicy, EncryptionContext, Envelope};
-use waxseal_vault_transit::{VaultAuth, VaultTransit, VaultTransitBuilder};
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 /// Connections that are open go silent for ever when it forgets; new ones work.
 struct Middlebox {
@@ -74,19 +74,19 @@ async fn server(tls: bool) -> OpenBao {
     server
 }
 
-fn at(server: &OpenBao, port: u16, tls: bool) -> VaultTransitBuilder {
+fn at(server: &OpenBao, port: u16, tls: bool) -> VaultTransitKekBuilder {
     let scheme = if tls { "https" } else { "http" };
-    let builder = VaultTransit::builder("test", "orders").address(format!("{scheme}://127.0.0.1:{port}"));
+    let builder = VaultTransitKek::builder("test", "orders").address(format!("{scheme}://127.0.0.1:{port}"));
     let builder = builder.auth(VaultAuth::token(server.root_token()));
     if tls { builder.ca_file(server.ca_file()) } else { builder }
 }
 
-async fn messages(kek: VaultTransit, count: usize) -> Vec<(EncryptionContext, Vec<u8>)> {
-    let envelope = Envelope::builder().write_to(kek).build().unwrap();
+async fn messages(kek: VaultTransitKek, count: usize) -> Vec<(EncryptionContext, Vec<u8>)> {
+    let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     let mut messages = Vec::new();
     for i in 0..count {
         let tenant = context(&format!("t{i}"));
-        let sealed = envelope.encrypt(&tenant, b"", b"payload").await.unwrap();
+        let sealed = envelope.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap();
         messages.push((tenant, sealed));
     }
     messages
@@ -101,9 +101,9 @@ async fn after_a_middlebox_forgot(tls: bool, busy: bool) {
     let messages = messages(at(&server, server.port(), tls).build().unwrap(), 2 * POOL + 40).await;
     let kek = at(&server, middlebox.port, tls).build().unwrap();
     let policy = CallPolicy::default().tries(2);
-    let reader = Envelope::builder().read_from(kek.clone()).call_policy(policy).build().unwrap();
+    let reader = Envelope::builder().unwrap_with(kek.clone()).call_policy(policy).build().unwrap();
     let read = async |(tenant, sealed): &(EncryptionContext, Vec<u8>)| {
-        reader.decrypt(tenant, b"", sealed).await.map(|plaintext| assert_eq!(&*plaintext, b"payload"))
+        reader.decrypt(tenant, Aad::empty(), sealed).await.map(|plaintext| assert_eq!(&*plaintext, b"payload"))
     };
     let (pool, rest) = messages.split_at(POOL);
     // As many connections as there are calls at once, by the provider itself: the envelope would have its budget.
@@ -271,7 +271,7 @@ async fn a_ca_file_that_changes_is_read_anew_and_a_broken_one_changes_nothing() 
     let (new_ca, new_certificate, new_key) = authority();
     let front = TlsFront::start(server.port(), config(&certificate, &key, None)).await;
     let path = server.file("cas.pem", &old_ca);
-    let builder = VaultTransit::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
+    let builder = VaultTransitKek::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
     let kek = builder.ca_file(&path).auth(VaultAuth::token(server.root_token())).build().unwrap();
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
@@ -306,7 +306,7 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     let (new_ca, new_certificate, new_key) = authority();
     let front = TlsFront::start(server.port(), config(&certificate, &key, Some(&ca))).await;
     let (certificate_file, key_file) = (server.file("client.pem", &certificate), server.file("client.key", &key));
-    let builder = VaultTransit::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
+    let builder = VaultTransitKek::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
     let builder = builder.ca_file(server.file("ca.pem", &ca)).client_certificate(&certificate_file, &key_file);
     let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
     let (alice, dek) = (context("alice"), a_dek());
@@ -345,7 +345,7 @@ async fn the_name_in_the_certificate_may_be_another_than_the_addresss_and_the_ca
     fs::write(directory.join("more/b.pem"), ca.pem()).unwrap();
     let (alice, dek) = (context("alice"), a_dek());
     let builder = || {
-        let builder = VaultTransit::builder("test", "orders").ca_directory(&directory);
+        let builder = VaultTransitKek::builder("test", "orders").ca_directory(&directory);
         builder.auth(VaultAuth::token(server.root_token()))
     };
     for host in ["127.0.0.1", "localhost"] {

@@ -12,19 +12,19 @@ use support::{a_dek, context};
 use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 use waxseal::kek::{Health, KekError, KekErrorClass, KekProvider};
 use waxseal::{Dek, EncryptionContext, WrappedDek};
-use waxseal_vault_transit::{ContextBinding, VaultAuth, VaultTransit, VaultTransitBuilder};
+use waxseal_vault_transit::{ContextBinding, VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 struct Stage {
     server: OpenBao,
     proxy: FaultProxy,
-    kek: VaultTransit,
+    kek: VaultTransitKek,
     alice: EncryptionContext,
     dek: Dek,
     wrapped: WrappedDek,
 }
 
-fn builder(port: u16, token: &str) -> VaultTransitBuilder {
-    VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(VaultAuth::token(token))
+fn builder(port: u16, token: &str) -> VaultTransitKekBuilder {
+    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(VaultAuth::token(token))
 }
 
 /// A provider with the smallest policy, that has worked once.

@@ -8,7 +8,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use support::{a_dek, block_on, context};
 use waxseal::kek::{KekErrorClass, KekProvider};
 use waxseal_testing::{openbao, support};
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 #[test]
 fn a_forked_child_is_told_to_build_its_own() {
@@ -16,7 +16,7 @@ fn a_forked_child_is_told_to_build_its_own() {
     let (_server, kek) = runtime.block_on(async {
         let server = OpenBao::start().await;
         server.create_key("orders", true).await;
-        let builder = VaultTransit::builder("test", "orders").address(server.address());
+        let builder = VaultTransitKek::builder("test", "orders").address(server.address());
         let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
         (server, kek)
     });

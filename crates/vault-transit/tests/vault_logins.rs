@@ -18,7 +18,7 @@ use support::{a_dek, context};
 use vault_front::in_front_of;
 use waxseal::kek::KekErrorClass::{Denied, Misconfigured, Unavailable};
 use waxseal::kek::{BoxFuture, KekError, KekErrorClass, KekProvider};
-use waxseal_vault_transit::{AwsCredentials, AwsEnvironment, AwsKeys, VaultAuth, VaultTransit};
+use waxseal_vault_transit::{AwsCredentials, AwsEnvironment, AwsKeys, VaultAuth, VaultTransitKek};
 
 async fn server() -> OpenBao {
     let server = OpenBao::start().await;
@@ -27,11 +27,11 @@ async fn server() -> OpenBao {
     server
 }
 
-fn at(port: u16, auth: VaultAuth) -> VaultTransit {
-    VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
+    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
 }
 
-async fn works(kek: &VaultTransit) -> Result<(), KekError> {
+async fn works(kek: &VaultTransitKek) -> Result<(), KekError> {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await?;
     assert_eq!(kek.unwrap(&alice, &wrapped).await?.expose(), dek.expose());
@@ -296,7 +296,7 @@ async fn logins_that_cannot_be_are_refused_at_build() {
         VaultAuth::certificate(),
     ] {
         let name = format!("{auth:?}");
-        let error = VaultTransit::builder("test", "orders").auth(auth).build().unwrap_err();
+        let error = VaultTransitKek::builder("test", "orders").auth(auth).build().unwrap_err();
         assert!(error.to_string().contains("auth"), "{name}: {error}");
     }
 }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use support::context;
 use tokio::task::JoinHandle;
 use waxseal::kek::KekProvider;
-use waxseal::{EncryptionContext, Envelope, Error, ErrorKind, Event, Limits, Observer};
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind, Event, Limits, Observer};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -23,7 +23,7 @@ fn millis(millis: u64) -> Duration {
 
 /// Asks the key service often: a DEK serves for half a second.
 fn short_lived() -> Limits {
-    Limits::default().max_age(millis(500)).refuse_for(millis(100))
+    Limits::default().max_age(millis(500)).denial_ttl(millis(100))
 }
 
 #[derive(Debug, Clone, Default)]
@@ -31,7 +31,7 @@ struct PastAge(Arc<AtomicU64>);
 
 impl Observer for PastAge {
     fn event(&self, event: &Event<'_>) {
-        if matches!(event, Event::ServedPastAge { .. }) {
+        if matches!(event, Event::ServedStale { .. }) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }
     }
@@ -47,29 +47,29 @@ struct Load {
 }
 
 /// A message of each of four contexts.
-async fn messages(kek: &VaultTransit) -> Vec<(EncryptionContext, Vec<u8>)> {
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+async fn messages(kek: &VaultTransitKek) -> Vec<(EncryptionContext, Vec<u8>)> {
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let mut messages = Vec::new();
     for tenant in ["a", "b", "c", "d"] {
         let context = context(tenant);
-        let sealed = envelope.encrypt(&context, b"", b"payload").await.unwrap();
+        let sealed = envelope.encrypt(&context, Aad::empty(), b"payload").await.unwrap();
         messages.push((context, sealed));
     }
     messages
 }
 
 async fn once(envelope: &Envelope, context: &EncryptionContext, sealed: &[u8]) -> Result<(), Error> {
-    assert_eq!(&*envelope.decrypt(context, b"", sealed).await?, b"payload");
-    let mine = envelope.encrypt(context, b"aad", b"mine").await?;
-    assert_eq!(&*envelope.decrypt(context, b"aad", &mine).await?, b"mine");
+    assert_eq!(&*envelope.decrypt(context, Aad::empty(), sealed).await?, b"payload");
+    let mine = envelope.encrypt(context, Aad::from(b"aad"), b"mine").await?;
+    assert_eq!(&*envelope.decrypt(context, Aad::from(b"aad"), &mine).await?, b"mine");
     Ok(())
 }
 
 impl Load {
-    async fn start(kek: &VaultTransit, limits: Limits) -> Self {
+    async fn start(kek: &VaultTransitKek, limits: Limits) -> Self {
         let past_age = PastAge::default();
         let envelope =
-            Envelope::builder().write_to(kek.clone()).limits(limits).observer(past_age.clone()).build().unwrap();
+            Envelope::builder().wrap_with(kek.clone()).limits(limits).observer(past_age.clone()).build().unwrap();
         let messages = Arc::new(messages(kek).await);
         let load =
             Self { over: Arc::default(), done: Arc::default(), failures: Arc::default(), tasks: Vec::new(), past_age };
@@ -152,8 +152,13 @@ async fn server(options: Options) -> OpenBao {
     server
 }
 
-fn at(server: &OpenBao, auth: VaultAuth) -> VaultTransit {
-    VaultTransit::builder("test", "orders").address(server.address()).timeout(millis(2000)).auth(auth).build().unwrap()
+fn at(server: &OpenBao, auth: VaultAuth) -> VaultTransitKek {
+    VaultTransitKek::builder("test", "orders")
+        .address(server.address())
+        .timeout(millis(2000))
+        .auth(auth)
+        .build()
+        .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +195,7 @@ async fn a_server_that_is_killed_is_ridden_out_within_the_grace_and_found_again(
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = at(&server, VaultAuth::app_role(role_id).secret_id(secret_id));
     let minute = Duration::from_secs(60);
-    let graceful = short_lived().outage_grace_reading(minute).outage_grace_writing(minute);
+    let graceful = short_lived().stale_if_error_reading(minute).stale_if_error_writing(minute);
     let with_grace = Load::start(&kek, graceful).await;
     let without = Load::start(&kek, short_lived()).await;
     with_grace.until("work", |load| load.done() > 200).await;
@@ -219,7 +224,8 @@ async fn sealing_is_an_outage_and_unsealing_its_end() {
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = at(&server, VaultAuth::app_role(role_id).secret_id(secret_id));
     let minute = Duration::from_secs(60);
-    let with_grace = Load::start(&kek, short_lived().outage_grace_reading(minute).outage_grace_writing(minute)).await;
+    let with_grace =
+        Load::start(&kek, short_lived().stale_if_error_reading(minute).stale_if_error_writing(minute)).await;
     let without = Load::start(&kek, short_lived()).await;
     without.until("work", |load| load.done() > 200).await;
     server.seal().await;
@@ -249,15 +255,15 @@ async fn rotations_under_load_fail_nothing_and_old_messages_are_rewrapped() {
     }
     // Long enough for every DEK to be made anew.
     tokio::time::sleep(millis(1500)).await;
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     assert_eq!(kek.read_key().await.unwrap().latest_version, 11);
     for (context, sealed) in &old {
         assert!(envelope.needs_rewrap(sealed).unwrap());
         let rewrapped = envelope.rewrap(context, sealed).await.unwrap();
         assert!(!envelope.needs_rewrap(&rewrapped).unwrap());
-        assert_eq!(&*envelope.decrypt(context, b"", &rewrapped).await.unwrap(), b"payload");
+        assert_eq!(&*envelope.decrypt(context, Aad::empty(), &rewrapped).await.unwrap(), b"payload");
     }
-    let fresh = envelope.encrypt(&old[0].0, b"", b"x").await.unwrap();
+    let fresh = envelope.encrypt(&old[0].0, Aad::empty(), b"x").await.unwrap();
     assert!(!envelope.needs_rewrap(&fresh).unwrap(), "new messages are under the new version");
     let (done, failed) = load.end("ten rotations").await;
     assert!(failed.is_empty() && done > 200, "{failed:?}");
@@ -271,7 +277,7 @@ async fn a_revoked_token_is_replaced_where_there_is_a_login_and_ends_service_whe
     let token = server.token(json!({ "policies": ["orders"], "ttl": "1h" })).await;
     let fixed = at(&server, VaultAuth::token(&*token));
     // A grace is for outages only: an ended credential is none.
-    let limits = short_lived().outage_grace_reading(Duration::from_secs(60));
+    let limits = short_lived().stale_if_error_reading(Duration::from_secs(60));
     let loads = [Load::start(&logging_in, limits).await, Load::start(&fixed, limits).await];
     for load in &loads {
         load.until("work", |load| load.done() > 200).await;
@@ -297,7 +303,7 @@ async fn a_deleted_key_ends_every_dek_that_asks_again() {
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = at(&server, VaultAuth::app_role(role_id).secret_id(secret_id));
     let minute = Duration::from_secs(60);
-    let limits = short_lived().outage_grace_reading(minute).outage_grace_writing(minute);
+    let limits = short_lived().stale_if_error_reading(minute).stale_if_error_writing(minute);
     let load = Load::start(&kek, limits).await;
     load.until("work", |load| load.done() > 200).await;
     server.put("transit/keys/orders/config", json!({ "deletion_allowed": true })).await;

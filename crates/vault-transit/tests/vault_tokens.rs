@@ -15,8 +15,8 @@ use support::{a_dek, context};
 use vault_front::in_front_of;
 use waxseal::kek::KekErrorClass::{Denied, Misconfigured, Unavailable};
 use waxseal::kek::{KekError, KekErrorClass, KekProvider};
-use waxseal::{Envelope, ErrorKind, Limits, ManualClock};
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal::{Aad, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 const NO_REWRAP: [&str; 3] = ["keys", "encrypt", "decrypt"];
 
@@ -37,8 +37,8 @@ async fn allow(server: &OpenBao, verbs: &[&str]) {
     server.put("sys/policies/acl/orders", json!({ "policy": policy })).await;
 }
 
-fn at(port: u16, auth: VaultAuth) -> VaultTransit {
-    VaultTransit::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
+    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
 }
 
 async fn app_role(server: &OpenBao) -> VaultAuth {
@@ -46,7 +46,7 @@ async fn app_role(server: &OpenBao) -> VaultAuth {
     VaultAuth::app_role(role_id).secret_id(secret_id)
 }
 
-async fn works(kek: &VaultTransit) -> Result<(), KekError> {
+async fn works(kek: &VaultTransitKek) -> Result<(), KekError> {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await?;
     assert_eq!(kek.unwrap(&alice, &wrapped).await?.expose(), dek.expose());
@@ -108,16 +108,16 @@ async fn a_job_that_may_not_rewrap_ends_no_dek_when_the_tokens_are_revoked() {
     for port in [server.port(), worded(INVALID_TOKEN, POLICY), worded(BARE, BARE), worded(POLICY, POLICY)] {
         let kek = at(port, app_role(&server).await);
         let clock = ManualClock::new();
-        let limits = Limits::default().max_age(Duration::from_secs(60)).refuse_for(Duration::ZERO);
-        let envelope = Envelope::builder().write_to(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
+        let limits = Limits::default().max_age(Duration::from_secs(60)).denial_ttl(Duration::ZERO);
+        let envelope = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
         let alice = context("alice");
-        let sealed = envelope.encrypt(&alice, b"", b"payload").await.unwrap();
+        let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
         let wrapped = kek.wrap(&alice, &a_dek()).await.unwrap();
         for _ in 0..3 {
             fails(kek.rewrap(&alice, &wrapped).await, Denied, "(403");
             revoke_all(&server).await;
             clock.advance(Duration::from_secs(61));
-            assert_eq!(&*envelope.decrypt(&alice, b"", &sealed).await.unwrap(), b"payload");
+            assert_eq!(&*envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
         }
         // The other way round as well: what is refused stays refused.
         revoke_all(&server).await;
@@ -301,7 +301,7 @@ async fn close_gives_the_last_token_back_and_the_next_call_logs_in_anew() {
     let server = server().await;
     let before = live_tokens(&server).await;
     let kek = at(server.port(), app_role(&server).await);
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     works(&kek).await.unwrap();
     assert_eq!(live_tokens(&server).await, before + 1);
     // While others are busy on it.
@@ -327,8 +327,8 @@ async fn close_gives_the_last_token_back_and_the_next_call_logs_in_anew() {
     kek.close().await;
     kek.close().await;
     until("all are given back", async || live_tokens(&server).await == before).await;
-    let sealed = envelope.encrypt(&context("bob"), b"", b"payload").await.unwrap();
-    assert_eq!(&*envelope.decrypt(&context("bob"), b"", &sealed).await.unwrap(), b"payload");
+    let sealed = envelope.encrypt(&context("bob"), Aad::empty(), b"payload").await.unwrap();
+    assert_eq!(&*envelope.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap(), b"payload");
     assert_eq!(live_tokens(&server).await, before + 1);
     // Nobody closes it: it goes with the last handle.
     drop((envelope, kek));
@@ -410,18 +410,18 @@ async fn a_locked_namespace_ends_deks_and_a_sealed_one_is_an_outage() {
     ] {
         server.put(&format!("{namespace}/sys/mounts/transit"), json!({ "type": "transit" })).await;
         server.put(&format!("{namespace}/transit/keys/orders"), json!({ "derived": true })).await;
-        let builder = VaultTransit::builder("test", "orders").address(server.address()).namespace(namespace);
+        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).namespace(namespace);
         let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
         let clock = ManualClock::new();
-        let limits = Limits::default().max_age(Duration::from_secs(60)).refuse_for(Duration::ZERO);
-        let limits = limits.outage_grace_reading(Duration::from_secs(3600));
-        let envelope = Envelope::builder().write_to(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
+        let limits = Limits::default().max_age(Duration::from_secs(60)).denial_ttl(Duration::ZERO);
+        let limits = limits.stale_if_error_reading(Duration::from_secs(3600));
+        let envelope = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
         let alice = context("alice");
-        let sealed = envelope.encrypt(&alice, b"", b"payload").await.unwrap();
-        envelope.decrypt(&alice, b"", &sealed).await.unwrap();
+        let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
+        envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap();
         server.put(stop, json!({})).await;
         clock.advance(Duration::from_secs(120));
-        let read = envelope.decrypt(&alice, b"", &sealed).await;
+        let read = envelope.decrypt(&alice, Aad::empty(), &sealed).await;
         match kind {
             // No grace.
             ErrorKind::Denied => assert_eq!(read.unwrap_err().kind(), kind),
@@ -429,7 +429,7 @@ async fn a_locked_namespace_ends_deks_and_a_sealed_one_is_an_outage() {
         }
         assert_eq!(kek.health().await.unwrap_err().class() == Denied, kind == ErrorKind::Denied);
         // A login that fails by it says the same.
-        let anew = VaultTransit::builder("test", "orders").address(server.address()).namespace(namespace);
+        let anew = VaultTransitKek::builder("test", "orders").address(server.address()).namespace(namespace);
         let anew = anew.auth(VaultAuth::app_role("r").secret_id("s")).build().unwrap();
         assert_eq!(works(&anew).await.unwrap_err().class() == Denied, kind == ErrorKind::Denied);
     }
@@ -454,26 +454,26 @@ async fn an_invalid_answer_to_a_wrap_keeps_its_text_and_a_gateways_is_no_invalid
     let kek = at(port, app_role(&server).await);
     kek.read_key().await.unwrap();
     for origin in [waxseal::DekOrigin::Local, waxseal::DekOrigin::KeyService] {
-        let envelope = Envelope::builder().write_to(kek.clone()).dek_origin(origin).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).dek_origin(origin).build().unwrap();
         turn.store(1, Ordering::SeqCst);
-        let error = envelope.encrypt(&context("alice"), b"", b"x").await.unwrap_err();
+        let error = envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         assert!(error.to_string().contains("the context has a word too many"), "{error}");
         turn.store(0, Ordering::SeqCst);
     }
-    let envelope = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let sealed = envelope.encrypt(&context("bob"), b"", b"x").await.unwrap();
-    let reader = Envelope::builder().read_from(kek).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let sealed = envelope.encrypt(&context("bob"), Aad::empty(), b"x").await.unwrap();
+    let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
     for status in [400, 413] {
         turn.store(status, Ordering::SeqCst);
         for error in [
-            envelope.encrypt(&context("carol"), b"", b"x").await.map(drop).unwrap_err(),
-            reader.decrypt(&context("bob"), b"", &sealed).await.map(drop).unwrap_err(),
+            envelope.encrypt(&context("carol"), Aad::empty(), b"x").await.map(drop).unwrap_err(),
+            reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.map(drop).unwrap_err(),
         ] {
             assert_eq!(error.kind(), ErrorKind::Misconfigured, "{error}");
             assert!(error.to_string().contains("no such luck") && !error.to_string().contains('\u{7}'), "{error}");
         }
     }
     turn.store(0, Ordering::SeqCst);
-    reader.decrypt(&context("bob"), b"", &sealed).await.unwrap();
+    reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap();
 }

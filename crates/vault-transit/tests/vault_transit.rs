@@ -12,13 +12,13 @@ use serde_json::json;
 use support::{a_dek, context};
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider};
-use waxseal::{EncryptionContext, Envelope, ErrorKind, KekId, WrappedDek};
-use waxseal_vault_transit::{ContextBinding, VaultAuth, VaultTransit, VaultTransitBuilder};
+use waxseal::{Aad, EncryptionContext, Envelope, ErrorKind, KekId, WrappedDek};
+use waxseal_vault_transit::{ContextBinding, VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 struct Stage {
     server: OpenBao,
-    kek: VaultTransit,
-    other: VaultTransit,
+    kek: VaultTransitKek,
+    other: VaultTransitKek,
 }
 
 impl Subject for Stage {
@@ -83,7 +83,7 @@ async fn stage(options: Options, derived: bool, binding: Option<ContextBinding>)
     }
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = |key: &str, auth| {
-        let builder = VaultTransit::builder("test", key).address(server.address()).auth(auth);
+        let builder = VaultTransitKek::builder("test", key).address(server.address()).auth(auth);
         let builder = if options.tls { builder.ca_file(server.ca_file()) } else { builder };
         match binding {
             Some(binding) => builder.binding(binding),
@@ -131,8 +131,8 @@ async fn server_with(key: &str, fields: serde_json::Value) -> OpenBao {
     server
 }
 
-fn as_root(server: &OpenBao, key: &str) -> VaultTransitBuilder {
-    VaultTransit::builder("test", key).address(server.address()).auth(VaultAuth::token(server.root_token()))
+fn as_root(server: &OpenBao, key: &str) -> VaultTransitKekBuilder {
+    VaultTransitKek::builder("test", key).address(server.address()).auth(VaultAuth::token(server.root_token()))
 }
 
 fn class<T>(result: Result<T, KekError>) -> KekErrorClass {
@@ -163,11 +163,11 @@ async fn a_key_that_would_not_bind_the_context_is_refused_until_the_caller_choos
 
     // Above the server, the DEK id refuses what an unbound key lets pass.
     let kek = as_root(&server, "plain").binding(ContextBinding::Unbound).build().unwrap();
-    let writer = Envelope::builder().write_to(kek.clone()).build().unwrap();
-    let sealed = writer.encrypt(&alice, b"", b"payload").await.unwrap();
-    let reader = Envelope::builder().read_from(kek).build().unwrap();
-    assert_eq!(reader.decrypt(&context("bob"), b"", &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
-    assert_eq!(&*reader.decrypt(&alice, b"", &sealed).await.unwrap(), b"payload");
+    let writer = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let sealed = writer.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
+    let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
+    assert_eq!(reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -233,32 +233,32 @@ async fn two_clusters_with_a_key_of_the_same_name_are_kept_apart() {
     for (server, cluster) in servers.iter().zip(["east", "west"]) {
         server.create_key("orders", true).await;
         let auth = VaultAuth::token(server.root_token());
-        keks.push(VaultTransit::builder(cluster, "orders").address(server.address()).auth(auth).build().unwrap());
+        keks.push(VaultTransitKek::builder(cluster, "orders").address(server.address()).auth(auth).build().unwrap());
     }
     let [east, west] = &keks[..] else { panic!() };
     assert_eq!(east.id().as_str(), "vault:east/transit/orders");
-    let writer = Envelope::builder().write_to(west.clone()).build().unwrap();
-    let sealed = writer.encrypt(&alice, b"", b"payload").await.unwrap();
+    let writer = Envelope::builder().wrap_with(west.clone()).build().unwrap();
+    let sealed = writer.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     let foreign = waxseal::inspect(&sealed).unwrap();
     assert_eq!(foreign.keks[0].kek_id.as_str(), "vault:west/transit/orders");
 
     // The wrong cluster is not asked, so its refusal cannot be believed.
-    let only_east = Envelope::builder().read_from(east.clone()).build().unwrap();
-    assert_eq!(only_east.decrypt(&alice, b"", &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
-    let both = Envelope::builder().write_to(east.clone()).read_from(west.clone()).build().unwrap();
-    assert_eq!(&*both.decrypt(&alice, b"", &sealed).await.unwrap(), b"payload");
+    let only_east = Envelope::builder().unwrap_with(east.clone()).build().unwrap();
+    assert_eq!(only_east.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+    let both = Envelope::builder().wrap_with(east.clone()).unwrap_with(west.clone()).build().unwrap();
+    assert_eq!(&*both.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
 
     // Not even directly: a third cluster without such a key would call it deleted, which would end the DEK.
     let dek = a_dek();
     let of_west = west.wrap(&alice, &dek).await.unwrap();
     let auth = VaultAuth::token(servers[0].root_token());
-    let third = VaultTransit::builder("third", "none").address(servers[0].address()).auth(auth).build().unwrap();
+    let third = VaultTransitKek::builder("third", "none").address(servers[0].address()).auth(auth).build().unwrap();
     assert_eq!(class(third.unwrap(&alice, &of_west).await), KekErrorClass::Invalid);
     assert_eq!(class(third.rewrap(&alice, &of_west).await), KekErrorClass::Invalid);
 
     // A message moves to the other cluster without its payload being touched.
     let moved = both.rewrap(&alice, &sealed).await.unwrap();
-    assert_eq!(&*only_east.decrypt(&alice, b"", &moved).await.unwrap(), b"payload");
+    assert_eq!(&*only_east.decrypt(&alice, Aad::empty(), &moved).await.unwrap(), b"payload");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -485,34 +485,34 @@ async fn the_key_service_makes_deks_where_it_is_asked_to() {
     let kek = as_root(&server, "orders").address(format!("http://127.0.0.1:{}", proxy.port())).build().unwrap();
     kek.read_key().await.unwrap();
     let envelope =
-        Envelope::builder().write_to(kek.clone()).dek_origin(waxseal::DekOrigin::KeyService).build().unwrap();
+        Envelope::builder().wrap_with(kek.clone()).dek_origin(waxseal::DekOrigin::KeyService).build().unwrap();
     let before = proxy.requests();
-    let sealed = envelope.encrypt(&context("alice"), b"", b"payload").await.unwrap();
+    let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"payload").await.unwrap();
     assert_eq!(proxy.requests(), before + 1, "one datakey");
-    let reader = Envelope::builder().read_from(kek).build().unwrap();
-    assert_eq!(&*reader.decrypt(&context("alice"), b"", &sealed).await.unwrap(), b"payload");
+    let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
+    assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"payload");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rewrap_brings_no_dek_into_the_process_where_the_policy_does_not_allow_decryption() {
     let server = server_with("orders", json!({ "derived": true })).await;
     let writer = as_root(&server, "orders").build().unwrap();
-    let envelope = Envelope::builder().write_to(writer.clone()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(writer.clone()).build().unwrap();
     let alice = context("alice");
-    let sealed = envelope.encrypt(&alice, b"", b"payload").await.unwrap();
+    let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     server.rotate("orders").await;
     let policy = "path \"transit/rewrap/orders\" { capabilities = [\"update\"] }\npath \"transit/keys/orders\" { capabilities = [\"read\"] }";
     server.put("sys/policies/acl/rewrap", json!({ "policy": policy })).await;
     let token = server.token(json!({ "policies": ["rewrap"] })).await;
-    let builder = VaultTransit::builder("test", "orders").address(server.address());
+    let builder = VaultTransitKek::builder("test", "orders").address(server.address());
     let kek = builder.auth(VaultAuth::token(token)).build().unwrap();
     kek.read_key().await.unwrap();
-    let rewrapper = Envelope::builder().write_to(kek).build().unwrap();
+    let rewrapper = Envelope::builder().wrap_with(kek).build().unwrap();
     assert!(rewrapper.needs_rewrap(&sealed).unwrap());
-    assert_eq!(rewrapper.decrypt(&alice, b"", &sealed).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(rewrapper.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Denied);
     let rewrapped = rewrapper.rewrap_unverified(&alice, &sealed).await.unwrap();
     assert!(!rewrapper.needs_rewrap(&rewrapped).unwrap());
-    assert_eq!(&*envelope.decrypt(&alice, b"", &rewrapped).await.unwrap(), b"payload");
+    assert_eq!(&*envelope.decrypt(&alice, Aad::empty(), &rewrapped).await.unwrap(), b"payload");
 }
 
 #[test]

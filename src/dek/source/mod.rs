@@ -442,11 +442,11 @@ impl DekSource {
         if !lease.is_past_its_age(now) {
             return;
         }
-        self.counters.count(Counted::ServedPastAge);
+        self.counters.count(Counted::ServedStale);
         if lease.is_turn_to_tell_of_its_age(now)
             && let Some(kind) = lease.outage(now)
         {
-            self.tell(&Event::ServedPastAge { dek_id: &lease.id, context: &lease.context, kind });
+            self.tell(&Event::ServedStale { dek_id: &lease.id, context: &lease.context, kind });
         }
     }
 
@@ -657,11 +657,11 @@ impl DekSource {
         self.cache().forget_refusals();
     }
 
-    pub(crate) fn revoke_context(&self, context: &EncryptionContext) {
-        self.cache().revoke_context(context);
+    pub(crate) fn evict_context(&self, context: &EncryptionContext) {
+        self.cache().evict_context(context);
     }
 
-    pub(crate) fn clear(&self) {
+    pub(crate) fn evict_all(&self) {
         let cache = self.cache();
         cache.revoke_all();
         cache.forget_refusals();

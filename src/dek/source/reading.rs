@@ -174,7 +174,7 @@ impl DekSource {
             wrapped_keys: owned.wrapped_keys.clone(),
             vouchers,
             asked,
-            grace: limits.outage_grace_reading,
+            grace: limits.stale_if_error_reading,
             deadline: self.keks.deadline(),
             clock,
             observers: observers.downgrade(),

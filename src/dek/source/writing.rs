@@ -126,7 +126,7 @@ impl Kind for Writing {
             wrapped_keys: wrapped_keys.clone(),
             vouchers,
             asked,
-            grace: limits.outage_grace_writing,
+            grace: limits.stale_if_error_writing,
             deadline: source.keks.deadline(),
             clock,
             observers: observers.downgrade(),

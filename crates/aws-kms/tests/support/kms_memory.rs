@@ -5,7 +5,7 @@
 
 use data_encoding::BASE64;
 use waxseal::kek::{KekProvider, UnwrappedDek};
-use waxseal_aws_kms::AwsKms;
+use waxseal_aws_kms::AwsKmsKek;
 use zeroize::Zeroizing;
 
 use waxseal_testing::kms_child::{self, KmsChild};
@@ -37,7 +37,7 @@ pub fn run(child: &str) -> Found {
     };
     let alice = context("alice");
     let client = client_at(front.url(), kms_child::REGION, &kms_child::login());
-    let kek = runtime.block_on(AwsKms::builder(kms_child::ARN).client(client).build()).unwrap();
+    let kek = runtime.block_on(AwsKmsKek::builder(kms_child::ARN).client(client).build()).unwrap();
     let mut unwrapped = Vec::new();
     for _ in 0..DEKS {
         let own = {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Backend, Dek, EncryptionContext, Envelope, KekId, Suite, WrappedDek, WrappedKeys};
+use waxseal::{Aad, Backend, Dek, EncryptionContext, Envelope, KekId, Sealed, Suite, WrappedDek, WrappedKeys};
 
 pub use pollster::block_on;
 
@@ -32,7 +32,7 @@ pub fn local(name: &str) -> LocalKek {
 }
 
 pub fn envelope(kek: &LocalKek) -> Envelope {
-    Envelope::builder().write_to(kek.clone()).build().unwrap()
+    Envelope::builder().wrap_with(kek.clone()).build().unwrap()
 }
 
 /// A runtime of plain threads, one for each task and each sleep.
@@ -227,13 +227,15 @@ impl Sample {
     /// An envelope that has nothing at hand.
     pub fn cold(&self, backend: Backend) -> Envelope {
         let builder = Envelope::builder().backend(backend);
-        self.keks.iter().fold(builder, |builder, kek| builder.read_from(kek.clone())).build().unwrap()
+        self.keks.iter().fold(builder, |builder, kek| builder.unwrap_with(kek.clone())).build().unwrap()
     }
 
     pub fn open(&self, envelope: &Envelope, sealed: &[u8]) -> Result<Vec<u8>, waxseal::Error> {
         let opened = match &self.wrapped_keys {
-            None => block_on(envelope.decrypt(&self.context, &self.aad, sealed)),
-            Some(keys) => block_on(envelope.decrypt_compact(&self.context, &self.aad, sealed, keys)),
+            None => block_on(envelope.decrypt(&self.context, Aad::from(&self.aad), sealed)),
+            Some(keys) => {
+                block_on(envelope.decrypt(&self.context, Aad::from(&self.aad), Sealed::compact(sealed, keys)))
+            }
         };
         opened.map(|plaintext| plaintext.to_vec())
     }
@@ -253,7 +255,7 @@ pub fn samples() -> Vec<Sample> {
         for (keks, compact, len) in [(1, false, 0), (1, false, 33), (3, false, 5), (1, true, 17)] {
             let keks: Vec<_> = (0..keks).map(|i| local(&format!("kek-{i}"))).collect();
             let builder = Envelope::builder().suite(suite);
-            let envelope = keks.iter().fold(builder, |builder, kek| builder.write_to(kek.clone())).build().unwrap();
+            let envelope = keks.iter().fold(builder, |builder, kek| builder.wrap_with(kek.clone())).build().unwrap();
             let context = context("alice");
             let aad = b"row 17".to_vec();
             let plaintext: Vec<u8> = (0..len).collect();
@@ -263,10 +265,13 @@ pub fn samples() -> Vec<Sample> {
                 if compact { "compact" } else { "embedded" }
             );
             let (sealed, wrapped_keys) = if compact {
-                let sealed = block_on(envelope.encrypt_compact(&context, &aad, &plaintext)).unwrap();
-                (sealed.message, Some(sealed.wrapped_keys))
+                let sealed = block_on(envelope.encrypt_compact(&context, Aad::from(&aad), &plaintext)).unwrap();
+                {
+                    let (bytes, keys) = sealed.into_parts();
+                    (bytes, Some(keys))
+                }
             } else {
-                (block_on(envelope.encrypt(&context, &aad, &plaintext)).unwrap(), None)
+                (block_on(envelope.encrypt(&context, Aad::from(&aad), &plaintext)).unwrap(), None)
             };
             samples.push(Sample { name, suite, keks, context, aad, plaintext, sealed, wrapped_keys });
         }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::{
-    Builder, EncryptionContext, Envelope, Error, ErrorKind, Event, Limits, ManualClock, Observer, WrappedDek,
-    WrappedKeys,
+    Aad, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Event, Limits, ManualClock, Observer,
+    WrappedDek, WrappedKeys,
 };
 
 use super::{block_on, context};
@@ -56,22 +56,22 @@ impl Stage {
         Self::with(limits, |builder| builder)
     }
 
-    pub fn with(limits: Limits, more: impl FnOnce(Builder) -> Builder) -> Self {
+    pub fn with(limits: Limits, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let (kek, clock, log) = (ScriptedKek::new("kek").unwrap(), ManualClock::new(), Log::default());
         let alice = context("alice");
-        let sealed = block_on(super::envelope(kek.local()).encrypt(&alice, b"", b"payload")).unwrap();
-        let builder = Envelope::builder().write_to(kek.clone()).limits(limits.max_age(secs(100)));
+        let sealed = block_on(super::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let builder = Envelope::builder().wrap_with(kek.clone()).limits(limits.max_age(secs(100)));
         let envelope = more(builder.clock(clock.clone()).observer(log.clone())).build().unwrap();
         Self { kek, clock, log, envelope, alice, sealed }
     }
 
     pub fn read(&self) -> Result<(), Error> {
-        block_on(self.envelope.decrypt(&self.alice, b"", &self.sealed))
+        block_on(self.envelope.decrypt(&self.alice, Aad::empty(), &self.sealed))
             .map(|plaintext| assert_eq!(&*plaintext, b"payload"))
     }
 
     pub fn write(&self) -> Result<(), Error> {
-        block_on(self.envelope.encrypt(&self.alice, b"", b"x")).map(|_| ())
+        block_on(self.envelope.encrypt(&self.alice, Aad::empty(), b"x")).map(|_| ())
     }
 
     pub fn calls(&self) -> (u64, u64) {
@@ -83,7 +83,7 @@ impl Stage {
     /// Reads the same message with other wrapped keys.
     pub fn read_by(&self, entries: impl IntoIterator<Item = WrappedDek>) -> Result<(), Error> {
         let sealed = with_entries(&self.sealed, entries);
-        block_on(self.envelope.decrypt(&self.alice, b"", &sealed)).map(|_| ())
+        block_on(self.envelope.decrypt(&self.alice, Aad::empty(), &sealed)).map(|_| ())
     }
 }
 

@@ -10,7 +10,7 @@ use waxseal::kek::KekProvider;
 use waxseal_testing::openbao::OpenBao;
 use waxseal_testing::scan::Needle;
 use waxseal_testing::support::{a_dek, context};
-use waxseal_vault_transit::{VaultAuth, VaultTransit};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 const DEKS: usize = 8;
 
@@ -61,7 +61,7 @@ pub fn run() -> Found {
     let alice = context("alice");
     let (held, dropped) = {
         let kek = runtime.block_on(async {
-            let builder = VaultTransit::builder("test", "orders").address(server.address());
+            let builder = VaultTransitKek::builder("test", "orders").address(server.address());
             builder.auth(VaultAuth::token(server.root_token())).build().unwrap()
         });
         let mut unwrapped = Vec::new();

@@ -1,0 +1,102 @@
+//! The compact form: a message without its wrapped keys, which are stored apart.
+#![forbid(unsafe_code)]
+
+use crate::error::{Error, ErrorKind};
+use crate::format::{Form, Message, WrappedKeys};
+use crate::suite::DekId;
+
+/// A message in compact form, with the wrapped keys that open it.
+///
+/// The bytes are 68 longer than the plaintext (80 under XAES-256-GCM). The wrapped keys are the same
+/// for every message of a DEK: store them once, under the [DEK id](Self::dek_id), **durably and
+/// before the message**. To open it later, put both together with [`Sealed::compact`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Compact {
+    bytes: Vec<u8>,
+    dek_id: DekId,
+    wrapped_keys: WrappedKeys,
+}
+
+impl Compact {
+    pub(super) fn new(bytes: Vec<u8>, dek_id: DekId, wrapped_keys: WrappedKeys) -> Self {
+        Self { bytes, dek_id, wrapped_keys }
+    }
+
+    /// The message, without its wrapped keys.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The DEK's id, which stands in the message too.
+    #[must_use]
+    pub fn dek_id(&self) -> DekId {
+        self.dek_id
+    }
+
+    /// The wrapped keys of the DEK.
+    #[must_use]
+    pub fn wrapped_keys(&self) -> &WrappedKeys {
+        &self.wrapped_keys
+    }
+
+    /// The message and its wrapped keys.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<u8>, WrappedKeys) {
+        (self.bytes, self.wrapped_keys)
+    }
+}
+
+/// A message to read: its bytes, and where its wrapped keys are.
+///
+/// Bytes convert into it by themselves; they then carry their wrapped keys. A message in compact form
+/// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Without them it is
+/// refused with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached.
+#[derive(Clone, Copy, Debug)]
+pub struct Sealed<'a> {
+    bytes: &'a [u8],
+    apart: Option<&'a WrappedKeys>,
+}
+
+impl<'a> Sealed<'a> {
+    /// A message in compact form and its wrapped keys. If the bytes carry wrapped keys of their own,
+    /// those are used.
+    #[must_use]
+    pub fn compact(bytes: &'a [u8], wrapped_keys: &'a WrappedKeys) -> Self {
+        Self { bytes, apart: Some(wrapped_keys) }
+    }
+
+    /// The bytes of the message.
+    #[must_use]
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    pub(super) fn parse(self) -> Result<Message<'a>, Error> {
+        let mut message = Message::parse(self.bytes)?;
+        if message.form() == Form::Compact {
+            message.wrapped_keys = match self.apart {
+                Some(wrapped_keys) => wrapped_keys.as_bytes(),
+                None => return Err(missing(&message)),
+            };
+        }
+        Ok(message)
+    }
+}
+
+/// A message whose wrapped keys are nowhere.
+pub(super) fn missing(message: &Message<'_>) -> Error {
+    Error::new(ErrorKind::MissingWrappedKeys, message.header.dek_id.to_string())
+}
+
+impl<'a, B: AsRef<[u8]> + ?Sized> From<&'a B> for Sealed<'a> {
+    fn from(bytes: &'a B) -> Self {
+        Self { bytes: bytes.as_ref(), apart: None }
+    }
+}
+
+impl<'a> From<&'a Compact> for Sealed<'a> {
+    fn from(compact: &'a Compact) -> Self {
+        Self::compact(&compact.bytes, &compact.wrapped_keys)
+    }
+}
