@@ -33,9 +33,8 @@ use crate::sync::{Arc, process_static, thread_local};
 
 /// What one process has at hand for one source. The child of a fork gets another.
 pub(crate) struct DekCache {
-    /// Tells the caches of a process apart in the memos of its threads.
-    number: u64,
-    generation: u64,
+    /// In whose name threads remember its DEKs.
+    owner: MemoOwner,
     /// By the digest of the context.
     writing: Bounded<[u8; 32], Arc<WritingDek>>,
     /// One entry per suite: a message that names another suite has another key.
@@ -53,14 +52,14 @@ pub(crate) struct DekCache {
 }
 
 impl DekCache {
-    pub(super) fn new(limits: &LimitsInForce, clock: Clock, runtime: Option<Arc<dyn Runtime>>) -> Self {
-        process_static! {
-            static NUMBER: AtomicU64 = AtomicU64::new(1);
-        }
-
+    pub(super) fn new(
+        source: SourceNumber,
+        limits: &LimitsInForce,
+        clock: Clock,
+        runtime: Option<Arc<dyn Runtime>>,
+    ) -> Self {
         Self {
-            number: NUMBER.fetch_add(1, Ordering::Relaxed),
-            generation: fork::generation(),
+            owner: MemoOwner::now(source),
             writing: bounded(limits.max_entries),
             reading: bounded(limits.max_entries),
             refused: bounded(limits.max_entries),
@@ -74,49 +73,17 @@ impl DekCache {
     }
 
     pub(super) fn is_of_this_process(&self) -> bool {
-        self.generation == fork::generation()
-    }
-
-    /// Uses the DEK for reading that this thread used last, if it `serves`.
-    pub(super) fn with_remembered_reading<R>(
-        &self,
-        context: &EncryptionContext,
-        id: &DekId,
-        suite: Suite,
-        serves: impl FnOnce(&ReadingDek) -> bool,
-        work: impl FnOnce(&Arc<ReadingDek>) -> R,
-    ) -> Option<R> {
-        let serves = |dek: &ReadingDek| {
-            dek.lease.id == *id
-                && dek.lease.suite == suite
-                && dek.lease.context == *context
-                && !dek.is_used_up()
-                && serves(dek)
-        };
-        with_remembered(&READING, self.number, id.as_bytes(), serves, work)
-    }
-
-    /// Uses the DEK for writing that this thread used last, if it `serves`.
-    pub(super) fn with_remembered_writing<R>(
-        &self,
-        context: &EncryptionContext,
-        serves: impl FnOnce(&WritingDek) -> bool,
-        work: impl FnOnce(&Arc<WritingDek>) -> R,
-    ) -> Option<R> {
-        let serves = |dek: &WritingDek| {
-            dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up() && serves(dek)
-        };
-        with_remembered(&WRITING, self.number, context.digest(), serves, work)
+        self.owner.generation == fork::generation()
     }
 
     /// For the next look-ups of this thread.
     pub(super) fn remember_reading(&self, dek: &Arc<ReadingDek>) {
-        remember(&READING, self.number, dek.lease.id.as_bytes(), dek);
+        remember(&READING, self.owner, dek.lease.id.as_bytes(), dek);
     }
 
     /// For the next look-ups of this thread.
     pub(super) fn remember_writing(&self, dek: &Arc<WritingDek>) {
-        remember(&WRITING, self.number, dek.lease.context.digest(), dek);
+        remember(&WRITING, self.owner, dek.lease.context.digest(), dek);
     }
 
     /// The DEK for reading, of whatever age.
@@ -371,11 +338,71 @@ impl<K, V: Evicted> Lifecycle<K, V> for EndEvicted {
 const HITS_PER_LOOKUP: u8 = 64;
 const MEMO_LEN: usize = 8;
 
+/// Tells the sources of a process apart in the memos of its threads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct SourceNumber(u64);
+
+impl SourceNumber {
+    pub(super) fn next() -> Self {
+        process_static! {
+            static NEXT: AtomicU64 = AtomicU64::new(1);
+        }
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// Whose DEKs a thread remembers: those of one source, in one process. A memo answers by it without a look at the shared cache, and
+/// in a forked child it does not answer with the parent's DEKs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemoOwner {
+    source: SourceNumber,
+    generation: u64,
+}
+
+impl MemoOwner {
+    /// The source, in the process that asks.
+    pub(super) fn now(source: SourceNumber) -> Self {
+        Self { source, generation: fork::generation() }
+    }
+
+    /// Uses the DEK for reading that this thread used last, if it `serves`, which is asked last.
+    pub(super) fn with_reading<R>(
+        self,
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        serves: impl FnOnce(&ReadingDek) -> bool,
+        work: impl FnOnce(&Arc<ReadingDek>) -> R,
+    ) -> Option<R> {
+        let serves = |dek: &ReadingDek| {
+            dek.lease.id == *id
+                && dek.lease.suite == suite
+                && dek.lease.context == *context
+                && !dek.is_used_up()
+                && serves(dek)
+        };
+        with_remembered(&READING, self, id.as_bytes(), serves, work)
+    }
+
+    /// Uses the DEK for writing that this thread used last, if it `serves`, which is asked last.
+    pub(super) fn with_writing<R>(
+        self,
+        context: &EncryptionContext,
+        serves: impl FnOnce(&WritingDek) -> bool,
+        work: impl FnOnce(&Arc<WritingDek>) -> R,
+    ) -> Option<R> {
+        let serves = |dek: &WritingDek| {
+            dek.lease.context == *context && dek.is_of(self.generation) && !dek.is_used_up() && serves(dek)
+        };
+        with_remembered(&WRITING, self, context.digest(), serves, work)
+    }
+}
+
 /// What a thread used last. The keys can be destroyed under it at any time: that a DEK is remembered prolongs nothing.
 struct Memo<D>([Option<Remembered<D>>; MEMO_LEN]);
 
 struct Remembered<D> {
-    cache: u64,
+    owner: MemoOwner,
     hits: u8,
     dek: Arc<D>,
 }
@@ -393,7 +420,7 @@ impl<D> Memo<D> {
 
 fn with_remembered<D: Mortal, R>(
     memo: &'static LocalKey<RefCell<Memo<D>>>,
-    cache: u64,
+    owner: MemoOwner,
     key: &[u8; 32],
     serves: impl FnOnce(&D) -> bool,
     work: impl FnOnce(&Arc<D>) -> R,
@@ -403,7 +430,7 @@ fn with_remembered<D: Mortal, R>(
         // Busy if the caller's own code runs within `work`, which it does not; then the cache answers.
         let mut memo = memo.try_borrow_mut().ok()?;
         let remembered = memo.slot(key)?.as_mut()?;
-        if remembered.cache != cache || remembered.hits == HITS_PER_LOOKUP || !serves(&remembered.dek) {
+        if remembered.owner != owner || remembered.hits == HITS_PER_LOOKUP || !serves(&remembered.dek) {
             return None;
         }
         remembered.hits += 1;
@@ -413,11 +440,11 @@ fn with_remembered<D: Mortal, R>(
     .flatten()
 }
 
-fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, cache: u64, key: &[u8; 32], dek: &Arc<D>) {
+fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, owner: MemoOwner, key: &[u8; 32], dek: &Arc<D>) {
     // What it replaces is dropped when nothing is borrowed any more.
     let replaced = memo.try_with(|memo| {
         let mut memo = memo.try_borrow_mut().ok()?;
-        memo.slot(key)?.replace(Remembered { cache, hits: 0, dek: dek.clone() })
+        memo.slot(key)?.replace(Remembered { owner, hits: 0, dek: dek.clone() })
     });
     drop(replaced);
 }

@@ -66,7 +66,11 @@ impl WritingDek {
     }
 
     pub(super) fn is_of_this_process(&self) -> bool {
-        self.generation == fork::generation()
+        self.is_of(fork::generation())
+    }
+
+    pub(super) fn is_of(&self, generation: u64) -> bool {
+        self.generation == generation
     }
 
     /// A message was refused for the budget.

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
-use super::cache::DekCache;
+use super::cache::{DekCache, MemoOwner, SourceNumber};
 use super::flight::{Answer, Part};
 use super::lease::{Age, Lease, Request, Whose, shut_down};
 use super::pinned::Pinned;
@@ -53,6 +53,7 @@ pub(crate) struct DekSource {
     /// The cache of this process; the child of a fork puts its own in its place. First, so that it is dropped while the observers are
     /// there to be told.
     cache: ArcSwap<DekCache>,
+    number: SourceNumber,
     keks: KekSet,
     options: SourceOptions,
     /// Shut down: nothing is asked any more.
@@ -142,7 +143,7 @@ pub(crate) trait Question: Copy {
 
     fn with_remembered<R>(
         &self,
-        cache: &DekCache,
+        owner: MemoOwner,
         serves: impl FnOnce(&DekOf<Self>) -> bool,
         work: impl FnOnce(&Arc<DekOf<Self>>) -> R,
     ) -> Option<R>;
@@ -231,9 +232,11 @@ enum Renewer {
 impl DekSource {
     pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
-        let cache = ArcSwap::from_pointee(DekCache::new(limits, clock.clone(), runtime.clone()));
+        let number = SourceNumber::next();
+        let cache = ArcSwap::from_pointee(DekCache::new(number, limits, clock.clone(), runtime.clone()));
         Arc::new(Self {
             cache,
+            number,
             keks,
             options,
             closed: AtomicBool::new(false),
@@ -252,7 +255,7 @@ impl DekSource {
             return cache;
         }
         let SourceOptions { limits, clock, runtime, .. } = &self.options;
-        let ours = Arc::new(DekCache::new(limits, clock.clone(), runtime.clone()));
+        let ours = Arc::new(DekCache::new(self.number, limits, clock.clone(), runtime.clone()));
         let before = self.cache.compare_and_swap(&cache, ours.clone());
         if !Arc::ptr_eq(&before, &cache) {
             return self.cache.load_full();
@@ -333,19 +336,20 @@ impl DekSource {
 
     /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
     fn with_remembered<Q: Question, R>(&self, question: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
-        let cache = self.cache.load();
-        if !cache.is_of_this_process() {
-            return None;
-        }
         let now = self.options.clock.now();
-        // That a DEK is nearly used up is left to the look-ups of the cache.
         let serves = |dek: &DekOf<Q>| {
-            dek.lease().age(now) == Age::Fresh || self.decide(question, dek, now, || true) == Decision::Serve
+            // That a DEK is nearly used up is left to the look-ups of the cache.
+            if dek.lease().age(now) == Age::Fresh {
+                self.counters.count(Q::Kind::SERVED);
+                return true;
+            }
+            let serves = self.decide(question, dek, now, || true) == Decision::Serve;
+            if serves {
+                self.count_served::<Q>(dek, now);
+            }
+            serves
         };
-        question.with_remembered(&cache, serves, |dek| {
-            self.count_served::<Q>(dek, now);
-            work(dek)
-        })
+        question.with_remembered(MemoOwner::now(self.number), serves, work)
     }
 
     fn decide<Q: Question>(

@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use super::super::ReadingDek;
-use super::super::cache::DekCache;
+use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Part;
 use super::super::lease::{Age, Lease, Request, Terms, Whose};
 use super::super::statistics::Counted;
@@ -56,11 +56,11 @@ impl Question for ReadingQuestion<'_> {
 
     fn with_remembered<R>(
         &self,
-        cache: &DekCache,
+        owner: MemoOwner,
         serves: impl FnOnce(&ReadingDek) -> bool,
         work: impl FnOnce(&Arc<ReadingDek>) -> R,
     ) -> Option<R> {
-        cache.with_remembered_reading(self.context, self.id, self.suite, serves, work)
+        owner.with_reading(self.context, self.id, self.suite, serves, work)
     }
 
     fn whose(&self, lease: &Lease) -> Whose {

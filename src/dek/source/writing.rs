@@ -4,7 +4,7 @@
 use std::future::Future;
 
 use super::super::WritingDek;
-use super::super::cache::DekCache;
+use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Part;
 use super::super::lease::{Age, Lease, Request, Terms, Whose};
 use super::super::statistics::Counted;
@@ -38,11 +38,11 @@ impl Question for WritingQuestion<'_> {
 
     fn with_remembered<R>(
         &self,
-        cache: &DekCache,
+        owner: MemoOwner,
         serves: impl FnOnce(&WritingDek) -> bool,
         work: impl FnOnce(&Arc<WritingDek>) -> R,
     ) -> Option<R> {
-        cache.with_remembered_writing(self.context, serves, work)
+        owner.with_writing(self.context, serves, work)
     }
 
     fn whose(&self, _: &Lease) -> Whose {
