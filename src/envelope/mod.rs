@@ -201,7 +201,7 @@ impl Envelope {
     /// Those of the key service, where a DEK has to be made.
     pub async fn encryptor(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
         let (dek, in_grace) = self.0.get(WritingQuestion { context }).await?;
-        Ok(Encryptor::new(Arc::clone(&dek), in_grace, self.0.clone()))
+        Ok(Encryptor::new(dek.into_dek(), in_grace, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -216,7 +216,7 @@ impl Envelope {
         let sealed = sealed.into();
         let message = sealed.parse()?;
         let (dek, in_grace) = self.0.get(question(context, &message)).await?;
-        Ok(Decryptor::new(Arc::clone(&dek), in_grace, self.0.clone()))
+        Ok(Decryptor::new(dek.into_dek(), in_grace, self.0.clone()))
     }
 
     /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that

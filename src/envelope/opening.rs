@@ -57,7 +57,8 @@ impl Decryptor {
     /// if the message or its AAD is not right, and the kinds that say that the bytes are not a message.
     pub fn decrypt<'s>(&self, aad: Aad<'_>, sealed: impl Into<Sealed<'s>>) -> Result<Plaintext, Error> {
         let sealed = sealed.into().as_bytes();
-        let message = self.message(sealed)?;
+        let message = Message::parse(sealed)?;
+        self.check(&message)?;
         open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
     }
 
@@ -68,18 +69,19 @@ impl Decryptor {
     /// # Errors
     /// As [`decrypt`](Self::decrypt).
     pub fn decrypt_in_place<'b>(&self, aad: Aad<'_>, buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
-        let opened = Opened::of(&self.message(buffer)?);
+        let message = Message::parse(buffer)?;
+        self.check(&message)?;
+        let opened = Opened::of(&message);
         opened.in_place(buffer, |nonce, payload, tag| self.dek.open_now(nonce, aad.as_bytes(), payload, tag))?;
         Ok(opened.payload_of(buffer))
     }
 
-    fn message<'m>(&self, sealed: &'m [u8]) -> Result<Message<'m>, Error> {
-        let message = Message::parse(sealed)?;
+    /// Whether it opens this message, and now.
+    fn check(&self, message: &Message<'_>) -> Result<(), Error> {
         if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
-        self.dek.check_handle(self.in_grace)?;
-        Ok(message)
+        self.dek.check_handle(self.in_grace)
     }
 }
 

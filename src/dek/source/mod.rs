@@ -181,6 +181,16 @@ pub(crate) enum Held<D: Mortal + 'static> {
     Awaited(Arc<Pinned<D>>),
 }
 
+impl<D: Mortal> Held<D> {
+    /// For a handle, which is not waited for any more: it ends if its DEK had to make room.
+    pub(crate) fn into_dek(self) -> Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => Arc::clone(&pinned),
+        }
+    }
+}
+
 impl<D: Mortal> Deref for Held<D> {
     type Target = Arc<D>;
 
