@@ -45,6 +45,11 @@ impl Portion {
     }
 }
 
+#[cold]
+fn exhausted() -> Error {
+    Error::new(ErrorKind::Exhausted, "")
+}
+
 fn take(left: &AtomicU64, wanted: u64) -> bool {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
 }
@@ -62,12 +67,15 @@ impl Budget {
     }
 
     /// Counts one message of `len` bytes.
+    #[inline]
     pub(super) fn reserve(&self, len: u64) -> Result<(), Error> {
-        let exhausted = || Error::new(ErrorKind::Exhausted, "");
         let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
-        if mine.take(len) {
-            return Ok(());
-        }
+        if mine.take(len) { Ok(()) } else { self.reserve_with_new_portion(mine, len) }
+    }
+
+    /// Once per portion.
+    #[cold]
+    fn reserve_with_new_portion(&self, mine: &Portion, len: u64) -> Result<(), Error> {
         // Under the lock nothing is on its way from one counter to another, so "not enough" means not enough in all.
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         if rest.messages == 0 || rest.bytes < len {

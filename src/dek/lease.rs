@@ -162,6 +162,7 @@ impl Lease {
         }
     }
 
+    #[inline]
     pub(super) fn age(&self, now: Moment) -> Age {
         if self.ended.load(Ordering::Acquire) || self.evicted.load(Ordering::Acquire) {
             return Age::Gone;
@@ -339,6 +340,7 @@ impl Lease {
 
     /// Whether a handle may still use it. One that was given out during an outage serves while the outage is known to last,
     /// others end with `max_age`.
+    #[inline]
     pub(super) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
         let now = self.clock.now();
         match self.age(now) {
@@ -348,6 +350,7 @@ impl Lease {
         }
     }
 
+    #[inline]
     pub(crate) fn is_in_grace(&self) -> bool {
         // Only an outage that is known lets it serve then.
         self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Grace
@@ -413,6 +416,7 @@ impl Lease {
     }
 }
 
+#[cold]
 pub(super) fn expired() -> Error {
     Error::new(ErrorKind::Expired, "")
 }

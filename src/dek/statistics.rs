@@ -85,6 +85,7 @@ impl Counters {
         Self((0..shards()).map(|_| Group::default()).collect())
     }
 
+    #[inline]
     pub(super) fn count(&self, what: Counted) {
         if let Some(counter) = self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize)) {
             counter.fetch_add(1, Ordering::Relaxed);

@@ -96,6 +96,7 @@ pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
     /// For a handle: counts a message of `len` plaintext bytes, unless the DEK's time is over.
+    #[inline]
     pub(crate) fn for_handle(dek: D, len: usize, given_in_grace: bool) -> Result<Self, Error> {
         dek.lease.check_handle(given_in_grace)?;
         Self::new(dek, len)
@@ -140,8 +141,12 @@ pub(super) fn max_len(limits: &LimitsInForce) -> u64 {
     limits.max_bytes.min(MAX_PLAINTEXT)
 }
 
+#[inline]
 pub(super) fn check_len(len: usize, max: u64) -> Result<u64, Error> {
-    u64::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| {
-        Error::new(ErrorKind::TooLarge, format!("{len} bytes of plaintext; max_bytes and the format allow {max}"))
-    })
+    u64::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| too_large(len, max))
+}
+
+#[cold]
+fn too_large(len: usize, max: u64) -> Error {
+    Error::new(ErrorKind::TooLarge, format!("{len} bytes of plaintext; max_bytes and the format allow {max}"))
 }

@@ -174,6 +174,7 @@ impl fmt::Debug for Encryptor {
     }
 }
 
+#[cold]
 fn no_room() -> Error {
     Error::new(ErrorKind::BufferSize, "no room for prefix and tag")
 }

@@ -21,6 +21,7 @@ pub(crate) fn shards() -> usize {
 }
 
 /// The group of this thread.
+#[inline]
 pub(crate) fn shard() -> usize {
     process_static! {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
