@@ -94,8 +94,8 @@ impl Limits {
     }
 
     /// How many DEKs are kept, for reading and for writing each: 1 to 1,048,576, by default 4,096.
-    /// One for reading takes about 3.6 KB, one for writing, which is kept for reading too, about
-    /// 5.2 KB (docs/performance.md): a full cache of the default size takes 22 MB.
+    /// One for reading takes about 3.3 KB, one for writing, which is kept for reading too, about
+    /// 5.0 KB (docs/performance.md): a full cache of the default size takes 21 MB.
     #[must_use]
     pub const fn max_entries(mut self, max_entries: u64) -> Self {
         self.max_entries = Some(max_entries);

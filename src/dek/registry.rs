@@ -1,7 +1,7 @@
 //! The DEKs of one source: by the end of their last possible use, by id and by context, so that ending some costs nothing for the others.
 #![forbid(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::lease::Lease;
@@ -37,8 +37,9 @@ struct Deks {
     /// By each clock, since either may be the one that gets there first.
     by_boot: BTreeSet<(i64, u64)>,
     by_wall: BTreeSet<(i64, u64)>,
-    by_dek: HashMap<DekId, Vec<u64>>,
-    by_context: HashMap<[u8; 32], BTreeSet<DekId>>,
+    /// As the next one a tree of its own, not a map of small collections: those took a tenth of a cached DEK's memory.
+    by_dek: BTreeSet<(DekId, u64)>,
+    by_context: BTreeSet<([u8; 32], u64)>,
 }
 
 struct Entry {
@@ -71,8 +72,8 @@ impl Deks {
         let number = self.last;
         self.by_boot.insert((entry.gone.boot_nanos(), number));
         self.by_wall.insert((entry.gone.wall_nanos(), number));
-        self.by_dek.entry(entry.id).or_default().push(number);
-        self.by_context.entry(entry.context).or_default().insert(entry.id);
+        self.by_dek.insert((entry.id, number));
+        self.by_context.insert((entry.context, number));
         self.entries.insert(number, entry);
         number
     }
@@ -81,16 +82,8 @@ impl Deks {
         let entry = self.entries.remove(&number)?;
         self.by_boot.remove(&(entry.gone.boot_nanos(), number));
         self.by_wall.remove(&(entry.gone.wall_nanos(), number));
-        let numbers = self.by_dek.get_mut(&entry.id)?;
-        numbers.retain(|other| *other != number);
-        if numbers.is_empty() {
-            self.by_dek.remove(&entry.id);
-            let ids = self.by_context.get_mut(&entry.context)?;
-            ids.remove(&entry.id);
-            if ids.is_empty() {
-                self.by_context.remove(&entry.context);
-            }
-        }
+        self.by_dek.remove(&(entry.id, number));
+        self.by_context.remove(&(entry.context, number));
         Some(entry)
     }
 
@@ -148,13 +141,13 @@ impl Registry {
 
     pub(super) fn of_dek(&self, id: &DekId) -> Vec<Arc<dyn Mortal>> {
         let deks = self.lock();
-        deks.by_dek.get(id).map(|numbers| deks.alive(numbers)).unwrap_or_default()
+        deks.alive(deks.by_dek.range((*id, 0)..=(*id, u64::MAX)).map(|(_, number)| number))
     }
 
     pub(super) fn of_context(&self, context: &EncryptionContext) -> Vec<Arc<dyn Mortal>> {
         let deks = self.lock();
-        let ids = deks.by_context.get(context.digest());
-        deks.alive(ids.into_iter().flatten().filter_map(|id| deks.by_dek.get(id)).flatten())
+        let digest = *context.digest();
+        deks.alive(deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number))
     }
 
     /// Ends every DEK, unless somebody holds the lock who may be gone: for the child of a fork.
