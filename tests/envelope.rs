@@ -121,8 +121,6 @@ fn inspection_says_what_the_bytes_claim() {
         assert!(inspection.keks.iter().all(|entry| entry.wrapped_len == 76));
     }
 }
-
-#[cfg(feature = "serde")]
 #[test]
 fn inspection_and_configuration_go_through_serde() {
     let sample = &samples()[0];
@@ -139,8 +137,6 @@ fn inspection_and_configuration_go_through_serde() {
         assert_eq!(serde_json::from_str::<Suite>(&text).unwrap(), suite);
     }
 }
-
-#[cfg(feature = "serde")]
 #[test]
 fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_refused_without() {
     use waxseal::CallPolicy;
@@ -1023,10 +1019,7 @@ fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
     let failed: Vec<_> = (0..results.len()).filter(|n| results[*n].is_err()).collect();
     assert_eq!(failed, [50, 60, 70, 80]);
     let kinds: Vec<_> = failed.iter().map(|n| results[*n].as_ref().unwrap_err().kind()).collect();
-    assert_eq!(
-        kinds,
-        [ErrorKind::MissingWrappedKeys, ErrorKind::NotSealed, ErrorKind::Invalid, ErrorKind::Invalid]
-    );
+    assert_eq!(kinds, [ErrorKind::MissingWrappedKeys, ErrorKind::NotSealed, ErrorKind::Invalid, ErrorKind::Invalid]);
     // Two DEKs, and two questions that fail.
     assert_eq!(probe.rewraps.load(Ordering::SeqCst) - rewraps, 4);
     assert!(probe.unwraps.load(Ordering::SeqCst) - unwraps <= 8);
