@@ -185,6 +185,12 @@ impl Error {
         self
     }
 
+    /// The operating system's random number generator failed. Not a `From` of the crate's error, whose
+    /// version would then be part of the public interface.
+    pub(crate) fn randomness(source: getrandom::Error) -> Self {
+        Self::new(ErrorKind::Randomness, "").with_source(source)
+    }
+
     /// The one answer to every failed authentication: no detail, whatever the cause.
     pub(crate) fn invalid() -> Self {
         Self::new(ErrorKind::Invalid, "")
@@ -223,12 +229,6 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.source.as_ref().map(|source| &**source as _)
-    }
-}
-
-impl From<getrandom::Error> for Error {
-    fn from(source: getrandom::Error) -> Self {
-        Self::new(ErrorKind::Randomness, "").with_source(source)
     }
 }
 

@@ -1,4 +1,6 @@
+#![doc = guide::links!()]
 #![doc = include_str!("../docs/crate.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 mod clock;
@@ -9,6 +11,7 @@ mod duration;
 mod envelope;
 mod error;
 mod format;
+pub mod guide;
 pub mod kek;
 mod memory;
 mod observe;

@@ -121,8 +121,6 @@ fn inspection_says_what_the_bytes_claim() {
         assert!(inspection.keks.iter().all(|entry| entry.wrapped_len == 76));
     }
 }
-
-#[cfg(feature = "serde")]
 #[test]
 fn inspection_and_configuration_go_through_serde() {
     let sample = &samples()[0];
@@ -139,8 +137,6 @@ fn inspection_and_configuration_go_through_serde() {
         assert_eq!(serde_json::from_str::<Suite>(&text).unwrap(), suite);
     }
 }
-
-#[cfg(feature = "serde")]
 #[test]
 fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_refused_without() {
     use waxseal::CallPolicy;
@@ -993,4 +989,50 @@ fn sixteen_writing_keks_are_allowed() {
     let builder = (0..16).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}"))));
     let sealed = block_on(builder.build().unwrap().encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().keks.len(), 16);
+}
+
+#[test]
+fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
+    let probe = Probe::new("kek");
+    let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
+    let (alice, bob) = (context("alice"), context("bob"));
+    let row = |n: u64| n.to_be_bytes();
+    let seal = |context, n| block_on(service.encrypt(context, Aad::from(&row(n)), &row(n))).unwrap();
+    let of_alice: Vec<_> = (0..100).map(|n| seal(&alice, n)).collect();
+    let of_bob: Vec<_> = (100..120).map(|n| seal(&bob, n)).collect();
+    let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
+    let mut damaged = of_bob[0].clone();
+    let at = 52 + damaged.len() - 52 - 16 - 8 - 2;
+    damaged[at] ^= 1;
+    probe.kek.rotate().unwrap();
+
+    let mut messages: Vec<(&EncryptionContext, &[u8])> = of_alice.iter().map(|row| (&alice, &**row)).collect();
+    messages.insert(50, (&alice, compact.as_bytes()));
+    messages.insert(60, (&bob, b"plain text"));
+    messages.insert(70, (&bob, &damaged));
+    // Alice's message in Bob's context is a question of its own, and fails alone.
+    messages.insert(80, (&bob, &of_alice[0]));
+    messages.extend(of_bob.iter().map(|row| (&bob, &**row)));
+    let (rewraps, unwraps) = (probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst));
+    let results = block_on(service.rewrap_all(messages.iter().copied()));
+    assert_eq!(results.len(), messages.len());
+    let failed: Vec<_> = (0..results.len()).filter(|n| results[*n].is_err()).collect();
+    assert_eq!(failed, [50, 60, 70, 80]);
+    let kinds: Vec<_> = failed.iter().map(|n| results[*n].as_ref().unwrap_err().kind()).collect();
+    assert_eq!(kinds, [ErrorKind::MissingWrappedKeys, ErrorKind::NotSealed, ErrorKind::Invalid, ErrorKind::Invalid]);
+    // Two DEKs, and two questions that fail.
+    assert_eq!(probe.rewraps.load(Ordering::SeqCst) - rewraps, 4);
+    assert!(probe.unwraps.load(Ordering::SeqCst) - unwraps <= 8);
+
+    let cold = Envelope::builder().wrap_with(probe.kek.clone()).build().unwrap();
+    let mut opened = 0;
+    for (n, result) in results.iter().enumerate().filter(|(_, result)| result.is_ok()) {
+        let rewrapped = result.as_ref().unwrap();
+        assert!(!service.needs_rewrap(rewrapped).unwrap() && service.needs_rewrap(messages[n].1).unwrap());
+        let plaintext = block_on(cold.decrypt(messages[n].0, Aad::from(&row(opened)), rewrapped)).unwrap();
+        assert_eq!(*plaintext, row(opened));
+        opened += 1;
+    }
+    assert_eq!(opened, 120);
+    assert!(block_on(service.rewrap_all([])).is_empty());
 }

@@ -166,8 +166,6 @@ fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
     assert_eq!(kek.rotate().unwrap(), 2);
     assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(), b"by the child");
 }
-
-#[cfg(feature = "test-util")]
 #[test]
 fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     use std::pin::pin;

@@ -268,7 +268,6 @@ fn at_once<F: std::future::Future>(future: F) -> F::Output {
 #[ignore = "run in a process of its own, by the test below"]
 fn in_a_process_threads_end() {
     a_thread_ends_with_a_renewed_dek(ThreadLocalLines, || LINES.with_borrow_mut(|lines| lines.push(String::new())));
-    #[cfg(feature = "tracing")]
     {
         let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
         tracing::subscriber::set_global_default(subscriber.with_writer(std::io::stderr).finish()).unwrap();

@@ -1,6 +1,6 @@
 //! Runtimes that end, that nobody drives, or whose only thread is blocked; callers that are impatient, or not polled: none of it changes
 //! what another caller gets.
-#![cfg(all(target_os = "linux", feature = "test-util", feature = "tokio"))]
+#![cfg(target_os = "linux")]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

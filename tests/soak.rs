@@ -3,7 +3,7 @@
 //! byte, flat memory, no task or thread left behind.
 //!
 //! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats one.
-#![cfg(all(feature = "test-util", feature = "tokio", target_os = "linux"))]
+#![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -72,6 +72,7 @@ impl<'a> Sealed<'a> {
         self.bytes
     }
 
+    #[inline]
     pub(super) fn parse(self) -> Result<Message<'a>, Error> {
         let mut message = Message::parse(self.bytes)?;
         if message.form() == Form::Compact {

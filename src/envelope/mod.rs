@@ -45,7 +45,7 @@ use opening::Opened;
 /// where a key service has to be asked; while a DEK is at hand they complete at once.
 ///
 /// ```
-/// use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
+/// use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
 ///
 /// # pollster::block_on(async {
 /// let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;

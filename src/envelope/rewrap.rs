@@ -2,6 +2,10 @@
 //! do without.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+
+use futures_util::{StreamExt, stream};
+
 use super::compact::missing;
 use super::{Envelope, Sealed};
 use crate::context::EncryptionContext;
@@ -47,11 +51,61 @@ impl Envelope {
     /// so the caller needs the right to unwrap. [`rewrap_unverified`](Self::rewrap_unverified) does without.
     ///
     /// # Errors
-    /// Those of the key service; [`ErrorKind::Invalid`] if an entry does not give the DEK in this context;
-    /// [`ErrorKind::UnsupportedKind`] or others for bytes that are not a message; [`ErrorKind::MissingWrappedKeys`] for
+    /// Those of the key service; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if an entry does not give the DEK in this context;
+    /// [`ErrorKind::UnsupportedKind`](crate::ErrorKind::UnsupportedKind) or others for bytes that are not a message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for
     /// a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as good as before.
     pub async fn rewrap(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
         self.rewrap_message(context, sealed, Check::UnwrapEach).await
+    }
+
+    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. The key service is asked once for
+    /// each DEK, however many messages it has. Returns one result for each message, in order; a
+    /// message that fails does not keep the others from their results.
+    ///
+    /// Calls run side by side within the [`CallBudget`](crate::CallBudget), and each has the
+    /// [`deadline`](crate::CallPolicy::deadline) for itself. All results are kept in memory until the
+    /// last one is there, so give a large table in batches.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # pollster::block_on(async {
+    /// # let kek = LocalKek::in_memory("test")?;
+    /// # let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// # let mut rows = Vec::new();
+    /// # for row in 0..100_u64 {
+    /// #     rows.push(envelope.encrypt(&context, Aad::from(&row.to_be_bytes()), b"text").await?);
+    /// # }
+    /// # kek.rotate()?;
+    /// // 100 rows of one DEK: one rewrap.
+    /// let rewrapped = envelope.rewrap_all(rows.iter().map(|row| (&context, &**row))).await;
+    /// for row in rewrapped {
+    ///     assert!(!envelope.needs_rewrap(&row?)?);
+    /// }
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    pub async fn rewrap_all<'m>(
+        &self,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
+    ) -> Vec<Result<Vec<u8>, Error>> {
+        let mut lists = Lists::default();
+        let places: Vec<_> = messages
+            .into_iter()
+            .map(|(context, sealed)| {
+                let message = embedded(sealed)?;
+                Ok::<_, Error>((sealed, lists.place_of(context, &message)))
+            })
+            .collect();
+        let waiting = lists.lists.into_iter().map(async |list| {
+            let keys = WrappedKeys::try_from(list.wrapped_keys)?;
+            self.rewrap_list(list.context, &list.dek_id, &keys, Check::UnwrapEach).await
+        });
+        let rewrapped: Vec<_> = stream::iter(waiting).buffered(self.source().keks().at_once()).collect().await;
+        let answer = |place: usize| rewrapped.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
+        places
+            .into_iter()
+            .map(|place| place.and_then(|(sealed, place)| with_wrapped_keys(sealed, answer(place)?.as_bytes())))
+            .collect()
     }
 
     /// As [`rewrap`](Self::rewrap), for a process that may not unwrap: what the key service returns is taken on trust, **and a wrong
@@ -79,10 +133,7 @@ impl Envelope {
     }
 
     async fn rewrap_message(&self, context: &EncryptionContext, sealed: &[u8], check: Check) -> Result<Vec<u8>, Error> {
-        let message = Message::parse(sealed)?;
-        if message.form() == Form::Compact {
-            return Err(missing(&message));
-        }
+        let message = embedded(sealed)?;
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
         let keys = self.rewrap_list(context, &message.header.dek_id, &keys, check).await?;
         with_wrapped_keys(sealed, keys.as_bytes())
@@ -97,5 +148,37 @@ impl Envelope {
     ) -> Result<WrappedKeys, Error> {
         let keks = self.source().keks();
         self.source().obeying(context, || keks.rewrap_all_entries(context, dek_id, keys, check)).await
+    }
+}
+
+/// A message that carries its wrapped keys.
+fn embedded(sealed: &[u8]) -> Result<Message<'_>, Error> {
+    let message = Message::parse(sealed)?;
+    match message.form() {
+        Form::Embedded => Ok(message),
+        Form::Compact => Err(missing(&message)),
+    }
+}
+
+/// The distinct lists of wrapped keys of many messages, in the order of their first message.
+#[derive(Default)]
+struct Lists<'m> {
+    lists: Vec<List<'m>>,
+    places: HashMap<(DekId, [u8; 32], &'m [u8]), usize>,
+}
+
+struct List<'m> {
+    context: &'m EncryptionContext,
+    dek_id: DekId,
+    wrapped_keys: &'m [u8],
+}
+
+impl<'m> Lists<'m> {
+    fn place_of(&mut self, context: &'m EncryptionContext, message: &Message<'m>) -> usize {
+        let (dek_id, wrapped_keys) = (message.header.dek_id, message.wrapped_keys);
+        *self.places.entry((dek_id, *context.digest(), wrapped_keys)).or_insert_with(|| {
+            self.lists.push(List { context, dek_id, wrapped_keys });
+            self.lists.len() - 1
+        })
     }
 }

@@ -19,13 +19,13 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 ///
 /// ```
 /// use waxseal::kek::{KekErrorClass, scripted::ScriptedKek};
-/// use waxseal::{EncryptionContext, Envelope};
+/// use waxseal::{Aad, EncryptionContext, Envelope};
 ///
 /// # pollster::block_on(async {
 /// let kek = ScriptedKek::new("test")?;
 /// let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
 /// kek.fail_with(KekErrorClass::Unavailable);
-/// let error = envelope.encrypt(&EncryptionContext::empty(), b"", b"x").await.unwrap_err();
+/// let error = envelope.encrypt(&EncryptionContext::empty(), Aad::empty(), b"x").await.unwrap_err();
 /// assert!(error.is_retryable());
 /// assert_eq!(kek.calls().wraps, 1);
 /// # Ok::<(), waxseal::Error>(()) })?;

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::arena::{self, Loan};
+use crate::error::Error;
 
 /// A 256-bit secret, in the memory that [`arena`] looks after: moving the handle copies no key byte, and it is wiped when dropped.
 ///
@@ -29,9 +30,9 @@ impl Secret32 {
     }
 
     /// From the operating system's generator, which a fork or a thread's state cannot make repeat itself.
-    pub(crate) fn random() -> Result<Self, getrandom::Error> {
+    pub(crate) fn random() -> Result<Self, Error> {
         let mut secret = Self::zeroed();
-        getrandom::fill(secret.expose_mut())?;
+        getrandom::fill(secret.expose_mut()).map_err(Error::randomness)?;
         Ok(secret)
     }
 

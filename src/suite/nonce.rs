@@ -45,7 +45,7 @@ impl Nonce {
         let mut nonce = Self { bytes: [0; 24], len: suite.nonce_len() };
         let bytes = nonce.bytes.get_mut(..nonce.len).unwrap_or_default();
         match nonces {
-            Nonces::System => getrandom::fill(bytes)?,
+            Nonces::System => getrandom::fill(bytes).map_err(Error::randomness)?,
             Nonces::Thread => fill_from_thread(bytes)?,
         }
         Ok(nonce)
@@ -69,7 +69,7 @@ fn fill_from_thread(bytes: &mut [u8]) -> Result<(), Error> {
 }
 
 fn system(bytes: &mut [u8]) -> Result<(), Error> {
-    Ok(getrandom::fill(bytes)?)
+    getrandom::fill(bytes).map_err(Error::randomness)
 }
 
 /// A number between 0 and 1 to spread what must not happen together. In the middle where the system

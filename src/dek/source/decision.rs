@@ -48,7 +48,7 @@ mod tests {
             let age = match cells[0] {
                 "fresh" => Age::Fresh,
                 "due" => Age::Due,
-                "past `max_age`, within the grace" => Age::Grace,
+                "stale, within `stale_if_error`" => Age::Grace,
                 "none, or past its end" => Age::Gone,
                 other => panic!("{other}"),
             };

@@ -1,6 +1,7 @@
 //! Runs a network provider on the tokio runtime in which it was built, whoever polls its futures.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,12 @@ pub struct Spawner {
     timer: Tokio,
     /// Of the process in which it was built.
     generation: u64,
+}
+
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawner").field("runtime", &self.now.load().id()).finish_non_exhaustive()
+    }
 }
 
 impl Spawner {

@@ -11,7 +11,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 pub mod crypto;
+pub mod key_store;
+pub mod operations;
 pub mod policy;
+pub mod request;
 pub mod sources;
 pub mod stores;
 pub mod world;
@@ -35,7 +38,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 
 use crate::sigv4::{Claim, Refusal, Request};
-pub use stores::Connection;
+pub use key_store::Connection;
 pub use world::{ACCOUNT, Caller, Principal, State, World};
 
 pub fn random<const N: usize>() -> [u8; N] {
@@ -295,7 +298,7 @@ async fn answer(
     shared: Arc<Shared>,
     request: hyper::Request<Incoming>,
 ) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
-    let id = world::uuid();
+    let id = request::uuid();
     let (parts, body) = request.into_parts();
     let Ok(body) = body.collect().await else { return Ok(response(400, &id, Bytes::new())) };
     let body = body.to_bytes();
@@ -334,12 +337,12 @@ async fn answer(
 }
 
 /// What may need the network, or time, has the world's lock only while it looks something up.
-async fn perform(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str, input: &Value) -> world::Answer {
+async fn perform(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str, input: &Value) -> request::Answer {
     match operation {
-        "Encrypt" => crypto::encrypt(world, caller, input).await,
-        "GenerateDataKey" => crypto::generate_data_key(world, caller, input).await,
-        "Decrypt" => crypto::decrypt(world, caller, input).await,
-        "ReEncrypt" => crypto::re_encrypt(world, caller, input).await,
+        "Encrypt" => operations::encrypt(world, caller, input).await,
+        "GenerateDataKey" => operations::generate_data_key(world, caller, input).await,
+        "Decrypt" => operations::decrypt(world, caller, input).await,
+        "ReEncrypt" => operations::re_encrypt(world, caller, input).await,
         "CreateKey" if !input["CustomKeyStoreId"].is_null() => stores::answer(world, caller, operation, input).await,
         _ if operation.contains("CustomKeyStore") => stores::answer(world, caller, operation, input).await,
         _ => world.lock().unwrap().answer(caller, operation, input),

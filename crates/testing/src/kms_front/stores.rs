@@ -9,85 +9,12 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::crypto::{Backing, External};
+use super::key_store::{Connection, KeyStore, not_found};
 use super::policy;
-use super::world::{Answer, Caller, World, text, uuid};
+use super::request::{Answer, text, uuid};
+use super::world::{Caller, World};
 use super::xks::{Asker, Failure, ProxySettings, XksClient};
 use super::{KmsError, random};
-
-/// ConnectionState, and ConnectionErrorCode, which "appears in the response only when the ConnectionState is FAILED".
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Connection {
-    Connected,
-    Connecting,
-    Failed(&'static str),
-    Disconnected,
-    Disconnecting,
-}
-
-impl Connection {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Connected => "CONNECTED",
-            Self::Connecting => "CONNECTING",
-            Self::Failed(_) => "FAILED",
-            Self::Disconnected => "DISCONNECTED",
-            Self::Disconnecting => "DISCONNECTING",
-        }
-    }
-}
-
-pub struct KeyStore {
-    pub id: String,
-    pub name: String,
-    region: String,
-    account: String,
-    created: f64,
-    pub connection: Connection,
-    /// How often it was connected or disconnected: what a later change has overtaken is dropped.
-    change: u64,
-    pub proxy: Arc<XksClient>,
-    /// "1800 operations per second. These quotas are calculated separately for each custom key store" ("Custom key store request quotas" in the Guide).
-    pub quota: u32,
-    /// Since when, and how many.
-    counted: Mutex<(Instant, u32)>,
-}
-
-impl KeyStore {
-    /// One more cryptographic operation. The text is that of "Throttling AWS KMS requests" in the Guide.
-    pub fn count(&self) -> Result<(), KmsError> {
-        let mut counted = self.counted.lock().unwrap();
-        if counted.0.elapsed() >= Duration::from_secs(1) {
-            *counted = (Instant::now(), 0);
-        }
-        counted.1 += 1;
-        if counted.1 <= self.quota {
-            return Ok(());
-        }
-        let detail = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.";
-        Err(KmsError::new(400, "ThrottlingException", detail))
-    }
-
-    fn entry(&self) -> Value {
-        let settings = self.proxy.settings();
-        let mut entry = json!({
-            "CustomKeyStoreId": self.id, "CustomKeyStoreName": self.name, "CustomKeyStoreType": "EXTERNAL_KEY_STORE",
-            "ConnectionState": self.connection.name(), "CreationDate": self.created,
-            "XksProxyConfiguration": {
-                "Connectivity": "PUBLIC_ENDPOINT", "AccessKeyId": settings.access_key_id,
-                "UriEndpoint": settings.endpoint, "UriPath": settings.path,
-            },
-        });
-        if let Connection::Failed(code) = self.connection {
-            entry["ConnectionErrorCode"] = json!(code);
-        }
-        entry
-    }
-
-    fn state_error(&self, operation: &str) -> KmsError {
-        let detail = format!("{operation} is not valid for a custom key store that is {}.", self.connection.name());
-        KmsError::new(400, "CustomKeyStoreInvalidStateException", detail)
-    }
-}
 
 fn health_check(world: &World, caller: &Caller, operation: &str) -> Asker {
     Asker { principal: None, ..world.asker(caller, operation) }
@@ -130,10 +57,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-fn not_found(id: &str) -> KmsError {
-    KmsError::new(400, "CustomKeyStoreNotFoundException", format!("Custom key store {id} does not exist."))
 }
 
 /// Nothing but a public endpoint exists here.

@@ -1,0 +1,53 @@
+//! The guides: the pages of `docs/`, with examples that are compiled.
+//!
+//! | page | what it says |
+//! |---|---|
+//! | [`lifetimes`] | how long a DEK is cached, and what ends it |
+//! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
+//! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
+//! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
+//! | [`format`](mod@format) | every byte of the sealed format, normative |
+//! | [`performance`] | what a call costs, and how to measure it |
+//! | [`security`] | the threat model: what is promised and what is not |
+#![forbid(unsafe_code)]
+
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
+/// and each page brings those that lead from file to file.
+macro_rules! links {
+    () => {
+        "[calls.md]: crate::guide::calls
+[format.md]: crate::guide::format
+[lifetimes.md]: crate::guide::lifetimes
+[performance.md]: crate::guide::performance
+[providers.md]: crate::guide::providers
+[runtimes.md]: crate::guide::runtimes
+[SECURITY.md]: crate::guide::security
+[`KekProvider`]: crate::kek::KekProvider
+[aws-kms.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/aws_kms/
+[xks.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/xks/
+[vault.md]: https://docs.rs/waxseal-vault-transit/latest/waxseal_vault_transit/guide/vault/
+
+"
+    };
+}
+pub(crate) use links;
+
+macro_rules! pages {
+    ($($name:ident: $file:literal,)*) => {
+        $(
+            #[doc = links!()]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    calls: "../../docs/calls.md",
+    format: "../../docs/format.md",
+    lifetimes: "../../docs/lifetimes.md",
+    performance: "../../docs/performance.md",
+    providers: "../../docs/providers.md",
+    runtimes: "../../docs/runtimes.md",
+    security: "../../SECURITY.md",
+}
