@@ -4,7 +4,7 @@
 //! project's own, a policy in Rego, and a real OpenBao server as the key manager (the first run installs it under `target/`: 180 MB). Then it tells what happens to a service when its
 //! key is denied, sealed, rotated, moved and unplugged, and shows what each hop saw.
 
-#[path = "../tests/support/keks.rs"]
+#[path = "../tests/xks/keks.rs"]
 mod keks;
 
 use keks::XksKeks;

@@ -252,7 +252,9 @@ fn in_an_environment_of_its_own() {
 
 fn child(login: &Login, variables: &[(&str, String)]) -> (String, Output) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "in_an_environment_of_its_own", "--nocapture"]).env("WAXSEAL_TEST_CONNECTIONS", "1");
+    command
+        .args(["--exact", "connections::in_an_environment_of_its_own", "--nocapture"])
+        .env("WAXSEAL_TEST_CONNECTIONS", "1");
     for name in
         ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"]
     {

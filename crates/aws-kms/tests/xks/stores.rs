@@ -2,10 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-#[path = "support/keks.rs"]
-mod keks;
-
-use keks::XksKeks;
+use crate::keks::XksKeks;
 use std::sync::Arc;
 use std::time::Duration;
 use waxseal_testing::{kms_front, support, xks_path, xks_proxy};

@@ -2,10 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-#[path = "support/keks.rs"]
-mod keks;
-
-use keks::XksKeks;
+use crate::keks::XksKeks;
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -416,7 +413,7 @@ async fn met(case: Case) {
 /// docs/xks.md shows every case of this file, in order, with its class.
 #[test]
 fn the_docs_show_these_faults() {
-    let docs = include_str!("../docs/xks.md");
+    let docs = include_str!("../../docs/xks.md");
     let section = docs.split("## What an outage of each hop looks like").nth(1).unwrap().split("\n## ").next().unwrap();
     let shown: Vec<_> = section
         .lines()

@@ -255,7 +255,7 @@ fn the_front_as_a_process_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on() {
-    let child = KmsChild::start("the_front_as_a_process_of_its_own");
+    let child = KmsChild::start("faults::the_front_as_a_process_of_its_own");
     let client = client_at(child.url(), kms_child::REGION, &kms_child::login());
     let kek = AwsKmsKek::builder(kms_child::ARN).client(client).build().await.unwrap();
     let builder = || Envelope::builder().wrap_with(kek.clone()).call_policy(patient());

@@ -208,7 +208,9 @@ impl Observer for Boxed {
 fn in_a_process(name: &str) {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", name, "--nocapture", "--ignored"]).env("WAXSEAL_IN_A_PROCESS", "1");
+    command
+        .args(["--exact", &format!("observers::{name}"), "--nocapture", "--ignored"])
+        .env("WAXSEAL_IN_A_PROCESS", "1");
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {}\n{text}", output.status);

@@ -1,0 +1,11 @@
+//! Keys in AWS KMS, on the stand-ins.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod connections;
+mod credentials;
+mod faults;
+mod keys;
+mod policies;
+mod real;
+mod stand_ins;

@@ -1,0 +1,7 @@
+//! The stand-ins themselves: the KMS front, its key stores, the XKS proxy.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod kms_front_path;
+mod kms_front_stores;
+mod xks_proxy;

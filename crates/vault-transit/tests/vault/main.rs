@@ -1,0 +1,12 @@
+//! Keys in the Transit engine of a real OpenBao server, and what stands between.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod auth;
+mod between;
+mod connections;
+mod errors;
+mod logins;
+mod outages;
+mod tokens;
+mod transit;

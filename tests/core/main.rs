@@ -1,0 +1,12 @@
+//! What an envelope does, the format and its vectors, the local KEK, the conformance suite, and the shape of the source.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod architecture;
+mod attack;
+mod conformance;
+mod envelope;
+mod local_kek;
+mod properties;
+mod randomness;
+mod vectors;
