@@ -5,7 +5,7 @@
 //! second mode has something to start from, by an earlier one: the seeds `kept-*`.
 //!
 //! - Whatever opens gives the plaintext that was sealed, and is a genuine message but for its wrapped keys and their length.
-//! - A genuine message opens. What opens without anything at hand opens with its DEK at hand, and in place.
+//! - A genuine message opens. What opens without a cached DEK opens with it, and in place if it carries its wrapped keys.
 //! - A buffer that was not opened is as it was, or its payload is wiped.
 #![no_main]
 
@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use pollster::block_on;
-use waxseal::{Sealed, Aad, EncryptionContext, Envelope, Error, ErrorKind, WrappedKeys};
+use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind, Sealed, WrappedKeys};
 use waxseal_fuzz::{AAD, Genuine, PLAINTEXT, SUITES, context, reader, seal};
 
 const HEADER_LEN: usize = 40;
@@ -24,7 +24,7 @@ const IS_THE_MESSAGE: u8 = 255;
 struct Fixture {
     context: EncryptionContext,
     genuine: Vec<Genuine>,
-    /// An envelope that has the DEK of every genuine message at hand.
+    /// An envelope that has cached the DEK of every genuine message.
     warm: Envelope,
 }
 
@@ -97,16 +97,23 @@ impl Fixture {
         let named = |genuine: &&Genuine| message.get(8..HEADER_LEN) == genuine.bytes.get(8..HEADER_LEN);
         let keys = &self.genuine.iter().find(named).unwrap_or(&self.genuine[0]).wrapped_keys;
         let cold = block_on(reader().decrypt(&self.context, Aad::from(AAD), Sealed::compact(message, keys)));
-        let warm = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), message));
+        let warm = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), Sealed::compact(message, keys)));
+        // A compact message without its wrapped keys is refused, though its DEK is cached.
+        let alone = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), message));
         let mut buffer = message.to_vec();
         let in_place = block_on(self.warm.decrypt_in_place(&self.context, Aad::from(AAD), &mut buffer));
 
-        for plaintext in [cold.as_deref().ok(), warm.as_deref().ok(), in_place.as_deref().ok()].into_iter().flatten() {
+        let plaintexts = [&cold, &warm, &alone].map(|opened| opened.as_deref().ok());
+        for plaintext in plaintexts.into_iter().chain([in_place.as_deref().ok()]).flatten() {
             assert_eq!(plaintext, PLAINTEXT);
             assert!(self.genuine.iter().any(|genuine| same_but_for_keys(&genuine.bytes, message)));
         }
         assert!(cold.is_err() || warm.is_ok());
-        assert_eq!(in_place.as_ref().err().map(Error::kind), warm.as_ref().err().map(Error::kind));
+        assert_eq!(in_place.as_ref().err().map(Error::kind), alone.as_ref().err().map(Error::kind));
+        match alone.as_ref().err().map(Error::kind) {
+            Some(ErrorKind::MissingWrappedKeys) => assert_eq!(message.get(6..8), Some(&[0, 0][..])),
+            kind => assert_eq!(kind, warm.as_ref().err().map(Error::kind)),
+        }
         if self.genuine.iter().any(|genuine| genuine.bytes == message) {
             assert!(cold.is_ok());
         }

@@ -31,7 +31,7 @@ pub fn context() -> EncryptionContext {
     EncryptionContext::new([("tenant", "alice")]).unwrap()
 }
 
-/// An envelope with nothing at hand, which has only one of the two KEKs of [`seal`].
+/// An envelope without a cached DEK, which has only one of the two KEKs of [`seal`].
 ///
 /// # Panics
 /// If the library refuses it.
@@ -61,5 +61,5 @@ pub fn seal(suite: Suite) -> [Genuine; 2] {
     let embedded = block_on(writer.encrypt(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let compact = block_on(writer.encrypt_compact(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys().clone() };
-    [genuine(embedded), genuine(compact.as_bytes().clone())]
+    [genuine(embedded), genuine(compact.as_bytes().to_vec())]
 }
