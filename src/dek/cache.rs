@@ -13,8 +13,8 @@ use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
-use super::lease::{Age, Lease, Request, shut_down};
-use super::registry::{Mortal, Registry, end_all, end_later};
+use super::lease::{Age, Lease, RequestKey, shut_down};
+use super::registry::{Leased, Registry, end_all, end_later};
 use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
@@ -40,7 +40,7 @@ pub(crate) struct DekCache {
     /// One entry per suite: a message that names another suite has another key.
     reading: Bounded<(DekId, Suite), Arc<ReadingDek>>,
     /// Exact questions that were denied or found invalid, and until when they are not asked again.
-    refused: Bounded<Request, (Moment, Error)>,
+    refused: Bounded<RequestKey, (Moment, Error)>,
     registry: Arc<Registry>,
     pub(super) flights: Flights,
     /// What an operator revoked or cleared: the answer to a question asked before does not count after.
@@ -101,8 +101,8 @@ impl DekCache {
         if dek.lease.context != *context {
             return Err(Error::invalid());
         }
-        if dek.lease.age(self.clock.now()) == Age::Gone {
-            let is_gone = |dek: &Arc<ReadingDek>| dek.lease.age(self.clock.now()) == Age::Gone;
+        if dek.lease.age(self.clock.now()) == Age::Ended {
+            let is_gone = |dek: &Arc<ReadingDek>| dek.lease.age(self.clock.now()) == Age::Ended;
             drop(self.reading.remove_if(&(*id, suite), is_gone));
             return Ok(None);
         }
@@ -117,7 +117,7 @@ impl DekCache {
     }
 
     /// From here on the DEK is wiped on time, and an operator's hand reaches it.
-    pub(super) fn look_after<D: Mortal + 'static>(&self, dek: &Arc<D>) {
+    pub(super) fn look_after<D: Leased + 'static>(&self, dek: &Arc<D>) {
         look_after(&self.registry, dek);
     }
 
@@ -143,24 +143,24 @@ impl DekCache {
     }
 
     /// What the key service said no to, exactly this question, while it is remembered.
-    pub(super) fn refusal(&self, request: &Request) -> Option<Error> {
-        let (until, error) = self.refused.get(request)?;
+    pub(super) fn refusal(&self, request_key: &RequestKey) -> Option<Error> {
+        let (until, error) = self.refused.get(request_key)?;
         if self.clock.now().is_past(until) {
-            self.refused.remove(request);
+            self.refused.remove(request_key);
             return None;
         }
         Some(error)
     }
 
     /// Remembers a denial, or that a wrapped key and its context do not belong together.
-    pub(super) fn remember_refusal(&self, request: Request, error: &Error) {
+    pub(super) fn remember_refusal(&self, request_key: RequestKey, error: &Error) {
         if !self.denial_ttl.is_zero() {
-            self.refused.insert(request, (self.clock.now().plus(self.denial_ttl), error.clone()));
+            self.refused.insert(request_key, (self.clock.now().plus(self.denial_ttl), error.clone()));
         }
     }
 
     /// A KEK failed at one wrapped key of a DEK; what becomes of the others is not known yet.
-    pub(super) fn hear(
+    pub(super) fn record_failure(
         &self,
         context: &EncryptionContext,
         id: &DekId,
@@ -170,13 +170,13 @@ impl DekCache {
     ) {
         if !kind.is_outage() {
             for dek in self.reading_of(context, id) {
-                dek.lease().hear_refusal(provider, entry, kind);
+                dek.lease().record_refusal(provider, entry, kind);
             }
         }
     }
 
     /// The DEKs for reading of this id and context. A denial in another context, which anybody can ask for, concerns none of them.
-    fn reading_of(&self, context: &EncryptionContext, id: &DekId) -> Vec<Arc<dyn Mortal>> {
+    fn reading_of(&self, context: &EncryptionContext, id: &DekId) -> Vec<Arc<dyn Leased>> {
         let mut deks = self.registry.of_dek(id);
         deks.retain(|dek| dek.is_for_reading() && dek.lease().context == *context);
         deks
@@ -201,7 +201,7 @@ impl DekCache {
     pub(super) fn revoke_kek(&self, kek_id: &KekId) {
         self.revocations.of_kek(kek_id);
         let mut deks = self.registry.all();
-        deks.retain(|dek| dek.lease().is_vouched_for_by(kek_id));
+        deks.retain(|dek| dek.lease().came_from(kek_id));
         end_all(&deks);
     }
 
@@ -244,7 +244,7 @@ impl DekCache {
     /// How many DEKs there are, for reading and for writing.
     pub(super) fn counts(&self) -> (usize, usize) {
         let now = self.clock.now();
-        let alive = |lease: &Lease| lease.age(now) != Age::Gone;
+        let alive = |lease: &Lease| lease.age(now) != Age::Ended;
         let reading = self.reading.iter().filter(|(_, dek)| alive(&dek.lease)).count();
         (reading, self.writing.iter().filter(|(_, dek)| alive(&dek.lease)).count())
     }
@@ -309,11 +309,11 @@ trait Evicted {
     fn make_room(&self);
 }
 
-impl<D: Mortal> Evicted for Arc<D> {
+impl<D: Leased> Evicted for Arc<D> {
     fn make_room(&self) {
         let Lease { id, context, observers, .. } = self.lease();
         if let Some(observers) = observers.upgrade() {
-            observers.tell(&Event::Evicted { dek_id: id, context });
+            observers.emit(&Event::Evicted { dek_id: id, context });
         }
         // Whoever waited for this very DEK may still use it once.
         if self.lease().evict() {
@@ -418,7 +418,7 @@ impl<D> Memo<D> {
     }
 }
 
-fn with_remembered<D: Mortal, R>(
+fn with_remembered<D: Leased, R>(
     memo: &'static LocalKey<RefCell<Memo<D>>>,
     owner: MemoOwner,
     key: &[u8; 32],

@@ -8,14 +8,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use super::lease::Request;
+use super::lease::RequestKey;
 use super::pinned::Pinned;
-use super::registry::Mortal;
+use super::registry::Leased;
 use super::{ReadingDek, WritingDek};
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::kek::BoxFuture;
-use crate::kek::call::Wire;
+use crate::kek::call::RequestCounter;
 use crate::kek::set::Failure;
 use crate::runtime::{Runtime, unconstrained};
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -38,40 +38,40 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// the last caller leaves, so that a key service slower than every caller's patience still gets its answer through.
 /// Without that task, and while no request is on its way, the last caller who leaves cancels the call.
 pub(super) struct Flights {
-    reading: Questions<ReadingDek>,
-    writing: Questions<WritingDek>,
+    reading: InFlight<ReadingDek>,
+    writing: InFlight<WritingDek>,
     runtime: Option<Arc<dyn Runtime>>,
 }
 
 impl Flights {
     pub(super) fn new(runtime: Option<Arc<dyn Runtime>>) -> Self {
-        Self { reading: Questions::default(), writing: Questions::default(), runtime }
+        Self { reading: InFlight::default(), writing: InFlight::default(), runtime }
     }
 
-    pub(super) fn reading<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<ReadingDek>
+    pub(super) fn reading<F>(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
-        self.reading.join(now, request, || Call::new(ask(), self.runtime.clone()))
+        self.reading.join(now, key, || Call::new(ask(), self.runtime.clone()))
     }
 
-    pub(super) fn writing<F>(&self, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<WritingDek>
+    pub(super) fn writing<F>(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
-        self.writing.join(now, request, || Call::new(ask(), self.runtime.clone()))
+        self.writing.join(now, key, || Call::new(ask(), self.runtime.clone()))
     }
 }
 
-struct Questions<D: Mortal + 'static>(Mutex<Asked<D>>);
+struct InFlight<D: Leased + 'static>(Mutex<Asked<D>>);
 
-struct Asked<D: Mortal + 'static> {
-    flights: BTreeMap<Request, Flight<D>>,
+struct Asked<D: Leased + 'static> {
+    flights: BTreeMap<RequestKey, Flight<D>>,
     sweep_at: Option<Moment>,
 }
 
 /// The calls for one question.
-struct Flight<D: Mortal + 'static> {
+struct Flight<D: Leased + 'static> {
     began: Moment,
     newest: Weak<Call<D>>,
     /// One that was on its way for too long to be joined, and may still bring an answer. At most this one and the
@@ -79,7 +79,7 @@ struct Flight<D: Mortal + 'static> {
     oldest: Weak<Call<D>>,
 }
 
-impl<D: Mortal> Default for Questions<D> {
+impl<D: Leased> Default for InFlight<D> {
     fn default() -> Self {
         Self(Mutex::new(Asked { flights: BTreeMap::new(), sweep_at: None }))
     }
@@ -88,20 +88,20 @@ impl<D: Mortal> Default for Questions<D> {
 /// What must be dropped outside the lock: a call's work, and a DEK in its answer, may tell observers of their end.
 type Leftovers<D> = Vec<(Arc<Call<D>>, Option<Work<D>>)>;
 
-impl<D: Mortal> Questions<D> {
+impl<D: Leased> InFlight<D> {
     /// The call that is under way, or a new one. A call that has its answer is not joined any more.
-    fn join(&self, now: Moment, request: Request, ask: impl FnOnce() -> Arc<Call<D>>) -> Part<D> {
+    fn join(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> Arc<Call<D>>) -> Waiter<D> {
         let mut leftovers = Leftovers::new();
-        let part = {
+        let waiter = {
             let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = asked.flights.get(&request).map(|flight| (flight.began, flight.calls()));
+            let before = asked.flights.get(&key).map(|flight| (flight.began, flight.calls()));
             let under_way = match &before {
                 Some((began, [Some(newest), _])) if !now.is_past(began.plus(JOINED_WITHIN)) => newest.join(),
                 _ => None,
             };
-            let part = under_way.unwrap_or_else(|| {
+            let waiter = under_way.unwrap_or_else(|| {
                 asked.sweep(now, &mut leftovers);
-                let (call, part) = Part::first(ask());
+                let (call, waiter) = Waiter::first(ask());
                 let oldest = match before.as_ref().map(|(_, calls)| calls) {
                     Some([newest, Some(oldest)]) if oldest.is_under_way() => {
                         leftovers.extend(newest.as_ref().map(|newest| (newest.clone(), newest.end_with_callers())));
@@ -110,24 +110,24 @@ impl<D: Mortal> Questions<D> {
                     Some([Some(newest), _]) => Arc::downgrade(newest),
                     _ => Weak::new(),
                 };
-                asked.flights.insert(request, Flight { began: now, newest: Arc::downgrade(&call), oldest });
-                part
+                asked.flights.insert(key, Flight { began: now, newest: Arc::downgrade(&call), oldest });
+                waiter
             });
             leftovers.extend(before.into_iter().flat_map(|(_, calls)| calls).flatten().map(|call| (call, None)));
-            part
+            waiter
         };
         leftovers.into_iter().for_each(|(call, work)| call.discard(work));
-        part
+        waiter
     }
 }
 
-impl<D: Mortal> Flight<D> {
+impl<D: Leased> Flight<D> {
     fn calls(&self) -> [Option<Arc<Call<D>>>; 2] {
         [self.newest.upgrade(), self.oldest.upgrade()]
     }
 }
 
-impl<D: Mortal> Asked<D> {
+impl<D: Leased> Asked<D> {
     /// Now and then, so that the map does not grow with what ended, nor the budget shrink by what nobody drives.
     fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<D>) {
         let many = self.flights.len() >= 64 && self.flights.len().is_power_of_two();
@@ -147,13 +147,13 @@ impl<D: Mortal> Asked<D> {
     }
 }
 
-struct Call<D: Mortal + 'static> {
+struct Call<D: Leased + 'static> {
     bell: Arc<Bell>,
-    wire: Wire,
+    wire: RequestCounter,
     state: Mutex<State<D>>,
 }
 
-struct State<D: Mortal + 'static> {
+struct State<D: Leased + 'static> {
     /// Taken out by whoever polls it, so that no lock is held meanwhile.
     work: Option<Work<D>>,
     /// There when the call is over. An error if it was cancelled, which nobody waits for.
@@ -169,10 +169,10 @@ struct State<D: Mortal + 'static> {
     neglected: bool,
 }
 
-impl<D: Mortal> State<D> {
+impl<D: Leased> State<D> {
     /// Ends it if it is of no use. What is left of it is to be discarded outside the lock. While it is being polled
     /// that is for whoever polls it to decide.
-    fn end_unless_wanted(&mut self, wire: &Wire) -> Option<Work<D>> {
+    fn end_unless_wanted(&mut self, wire: &RequestCounter) -> Option<Work<D>> {
         let goes_on = self.task_drives && !self.ends_with_callers && wire.is_busy();
         if self.work.is_none() || self.callers > 0 || goes_on {
             return None;
@@ -186,7 +186,7 @@ impl<D: Mortal> State<D> {
     }
 }
 
-impl<D: Mortal> Call<D> {
+impl<D: Leased> Call<D> {
     fn new(work: impl Future<Output = Answer<D>> + Send + 'static, runtime: Option<Arc<dyn Runtime>>) -> Arc<Self> {
         let state = State {
             work: Some(Box::pin(unconstrained(work))),
@@ -197,7 +197,7 @@ impl<D: Mortal> Call<D> {
             ends_with_callers: false,
             neglected: false,
         };
-        Arc::new(Self { bell: Bell::rung(), wire: Wire::default(), state: Mutex::new(state) })
+        Arc::new(Self { bell: Bell::rung(), wire: RequestCounter::default(), state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<D>> {
@@ -209,14 +209,14 @@ impl<D: Mortal> Call<D> {
     }
 
     /// One more caller, if it is under way.
-    fn join(self: &Arc<Self>) -> Option<Part<D>> {
+    fn join(self: &Arc<Self>) -> Option<Waiter<D>> {
         let mut state = self.lock();
         if state.answer.is_some() {
             return None;
         }
         state.callers += 1;
         drop(state);
-        Some(Part::new(self.clone(), Role::Caller))
+        Some(Waiter::new(self.clone(), Role::Caller))
     }
 
     fn end_with_callers(&self) -> Option<Work<D>> {
@@ -292,7 +292,7 @@ impl<D: Mortal> Call<D> {
         let mut state = self.lock();
         let Some(runtime) = state.runtime.take() else { return };
         drop(state);
-        let task = Part::new(self.clone(), Role::Task);
+        let task = Waiter::new(self.clone(), Role::Task);
         let spawn = || runtime.spawn(Box::pin(async move { drop(task.await) }));
         // Without the task its callers drive it.
         let _ = catch_unwind(AssertUnwindSafe(spawn));
@@ -310,13 +310,13 @@ enum Role {
 }
 
 /// One caller's part in a call, or that of the task that goes on with it.
-pub(crate) struct Part<D: Mortal + 'static> {
+pub(crate) struct Waiter<D: Leased + 'static> {
     call: Arc<Call<D>>,
     role: Role,
     place: usize,
 }
 
-impl<D: Mortal> Part<D> {
+impl<D: Leased> Waiter<D> {
     fn new(call: Arc<Call<D>>, role: Role) -> Self {
         let place = call.bell.enter();
         Self { call, role, place }
@@ -329,7 +329,7 @@ impl<D: Mortal> Part<D> {
     }
 }
 
-impl<D: Mortal> Future for Part<D> {
+impl<D: Leased> Future for Waiter<D> {
     type Output = Answer<D>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
@@ -343,7 +343,7 @@ impl<D: Mortal> Future for Part<D> {
     }
 }
 
-impl<D: Mortal> Drop for Part<D> {
+impl<D: Leased> Drop for Waiter<D> {
     fn drop(&mut self) {
         self.call.bell.leave(self.place);
         let mut state = self.call.lock();

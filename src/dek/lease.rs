@@ -6,12 +6,12 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::LimitsInForce;
-use super::registry::Seat;
+use super::registry::Registration;
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
-use crate::kek::set::{Failure, Voucher};
+use crate::kek::set::{Failure, SourceKek};
 use crate::observe::WeakObservers;
 use crate::suite::{AeadKey, DekId, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -22,7 +22,7 @@ use crate::sync::{Arc, Mutex, PoisonError};
 const SOONEST_RETRY: Duration = Duration::from_millis(10);
 const LATEST_RETRY: Duration = Duration::from_secs(1);
 /// How long the callers that waited for an answer may use it once, if the answer came past its own end.
-const FOR_THOSE_WHO_WAITED: Duration = Duration::from_secs(1);
+const LATE_RESPONSE_USE: Duration = Duration::from_secs(1);
 
 const NEVER: i64 = i64::MIN;
 
@@ -34,7 +34,7 @@ pub(crate) struct Lease {
     /// The wrapped keys that it came by, or was wrapped to.
     wrapped_keys: WrappedKeys,
     /// Who vouches for it: the KEK that unwrapped it, or all that wrapped it.
-    vouchers: Box<[Voucher]>,
+    source_keks: Box<[SourceKek]>,
     /// Who wants to know of its end. Not kept alive by it: a thread may remember a DEK for longer than the envelope lives.
     pub(super) observers: WeakObservers,
     key: Slot<AeadKey>,
@@ -45,11 +45,11 @@ pub(crate) struct Lease {
     /// How many answers that callers wait for hold it.
     pins: AtomicUsize,
     announced: AtomicBool,
-    seat: Mutex<Option<Seat>>,
+    registration: Mutex<Option<Registration>>,
     refresh_at: Moment,
     expires: Moment,
     /// The end of its last possible use.
-    gone: Moment,
+    wipe_at: Moment,
     /// From when on it may be renewed, on the clock since boot: by the question it is the answer to, and by any other.
     renewal: [AtomicI64; 2],
     retry_after: Duration,
@@ -59,18 +59,18 @@ pub(crate) struct Lease {
     /// An outage was assumed, and nothing has been heard since of who vouches for it.
     is_assumed: AtomicBool,
     /// Who vouched for it denies: an outage does not prolong it any more.
-    grace_lost: AtomicBool,
+    stale_forbidden: AtomicBool,
     /// How long a claim to renew it, and the knowledge of an outage, last at most.
     known_for: Duration,
-    past_age_told: AtomicI64,
+    stale_reported: AtomicI64,
     clock: Clock,
 }
 
 /// One exact question to the key services. What is remembered of its answer concerns nobody who asks another one.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Request([u8; 32]);
+pub(crate) struct RequestKey([u8; 32]);
 
-impl Request {
+impl RequestKey {
     /// To unwrap these wrapped keys to this DEK, in this context, for messages of this suite.
     pub(super) fn unwrap(context: &EncryptionContext, id: &DekId, suite: Suite, wrapped_keys: &[u8]) -> Self {
         let digest = Sha256::new_with_prefix(b"unwrap")
@@ -94,15 +94,15 @@ pub(crate) enum Age {
     /// Serves, and should be renewed.
     Due,
     /// Serves only while the key service is unavailable.
-    Grace,
-    Gone,
+    Stale,
+    Ended,
 }
 
 /// Whose question could renew a DEK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Whose {
+pub(crate) enum KeysMatch {
     /// The one that it is the answer to.
-    Own,
+    Same,
     /// One by other wrapped keys of the same DEK.
     Other,
 }
@@ -113,10 +113,10 @@ pub(super) struct Terms<'a> {
     pub(super) id: DekId,
     pub(super) suite: Suite,
     pub(super) wrapped_keys: WrappedKeys,
-    pub(super) vouchers: Box<[Voucher]>,
+    pub(super) source_keks: Box<[SourceKek]>,
     /// From before the key service was asked.
     pub(super) asked: Moment,
-    pub(super) grace: Duration,
+    pub(super) stale_if_error: Duration,
     /// The longest that one question may take.
     pub(super) deadline: Duration,
     pub(super) clock: &'a Clock,
@@ -129,35 +129,35 @@ impl Lease {
         let expires = asked.plus(limits.max_age);
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
-        let (mut gone, late) = (expires.plus(terms.grace), now.is_past(expires));
+        let (mut wipe_at, late) = (expires.plus(terms.stale_if_error), now.is_past(expires));
         if late {
-            gone = now.plus(FOR_THOSE_WHO_WAITED.min(limits.max_age));
+            wipe_at = now.plus(LATE_RESPONSE_USE.min(limits.max_age));
         }
         Self {
             context: terms.context.clone(),
             id: terms.id,
             suite: terms.suite,
             wrapped_keys: terms.wrapped_keys,
-            vouchers: terms.vouchers,
+            source_keks: terms.source_keks,
             observers: terms.observers,
             key: Slot::new(key),
             ended: AtomicBool::new(false),
             evicted: AtomicBool::new(late),
             pins: AtomicUsize::new(0),
             announced: AtomicBool::new(false),
-            seat: Mutex::new(None),
+            registration: Mutex::new(None),
             // Up to a tenth earlier, so that what was made together does not fall due together.
             refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * jitter())),
             expires,
-            gone,
+            wipe_at,
             renewal: [AtomicI64::new(NEVER), AtomicI64::new(NEVER)],
             retry_after,
             outage_until: AtomicI64::new(NEVER),
             outage_is_throttling: AtomicBool::new(false),
             is_assumed: AtomicBool::new(false),
-            grace_lost: AtomicBool::new(false),
+            stale_forbidden: AtomicBool::new(false),
             known_for: retry_after.saturating_add(terms.deadline),
-            past_age_told: AtomicI64::new(NEVER),
+            stale_reported: AtomicI64::new(NEVER),
             clock: terms.clock.clone(),
         }
     }
@@ -165,16 +165,16 @@ impl Lease {
     #[inline]
     pub(super) fn age(&self, now: Moment) -> Age {
         if self.ended.load(Ordering::Acquire) || self.evicted.load(Ordering::Acquire) {
-            return Age::Gone;
+            return Age::Ended;
         }
         if !now.is_past(self.refresh_at) {
             Age::Fresh
         } else if !now.is_past(self.expires) {
             Age::Due
-        } else if !now.is_past(self.gone) {
-            Age::Grace
+        } else if !now.is_past(self.wipe_at) {
+            Age::Stale
         } else {
-            Age::Gone
+            Age::Ended
         }
     }
 
@@ -195,23 +195,23 @@ impl Lease {
     }
 
     /// Whose question these wrapped keys are. Compared, not hashed.
-    pub(super) fn whose(&self, wrapped_keys: &[u8]) -> Whose {
-        if self.wrapped_keys.as_bytes() == wrapped_keys { Whose::Own } else { Whose::Other }
+    pub(super) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
+        if self.wrapped_keys.as_bytes() == wrapped_keys { KeysMatch::Same } else { KeysMatch::Other }
     }
 
     /// Whether it is the turn of this question to renew it.
-    pub(super) fn is_turn(&self, whose: Whose, now: Moment) -> bool {
-        let [own, other] = &self.renewal;
-        let open_from = if whose == Whose::Own { own } else { other };
+    pub(super) fn is_turn(&self, keys_match: KeysMatch, now: Moment) -> bool {
+        let [same, other] = &self.renewal;
+        let open_from = if keys_match == KeysMatch::Same { same } else { other };
         now.boot_nanos() >= open_from.load(Ordering::Relaxed)
     }
 
     /// The right to renew it, for one caller at a time and for no longer than a question may take. The own question keeps the others
     /// from asking too; another one does not keep the own one, so that no list that somebody forged stands in its way.
-    pub(super) fn claim_renewal(&self, whose: Whose) -> bool {
+    pub(super) fn claim_renewal(&self, keys_match: KeysMatch) -> bool {
         let now = self.clock.now();
-        let [own, other] = &self.renewal;
-        let mine = if whose == Whose::Own { own } else { other };
+        let [same, other] = &self.renewal;
+        let mine = if keys_match == KeysMatch::Same { same } else { other };
         let open_from = mine.load(Ordering::Relaxed);
         let until = now.plus(self.known_for).boot_nanos();
         if now.boot_nanos() < open_from
@@ -219,29 +219,29 @@ impl Lease {
         {
             return false;
         }
-        if whose == Whose::Own {
+        if keys_match == KeysMatch::Same {
             other.fetch_max(until, Ordering::AcqRel);
         }
         true
     }
 
     /// Whoever had claimed the renewal went away: somebody else may try at once.
-    pub(super) fn give_back(&self, whose: Whose) {
-        self.open_renewal(whose, NEVER);
+    pub(super) fn give_back(&self, keys_match: KeysMatch) {
+        self.open_renewal(keys_match, NEVER);
     }
 
-    fn open_renewal(&self, whose: Whose, from: i64) {
-        let [own, other] = &self.renewal;
-        if whose == Whose::Own {
-            own.store(from, Ordering::Release);
+    fn open_renewal(&self, keys_match: KeysMatch, from: i64) {
+        let [same, other] = &self.renewal;
+        if keys_match == KeysMatch::Same {
+            same.store(from, Ordering::Release);
         }
         other.store(from, Ordering::Release);
     }
 
     /// A renewal failed: somebody else may try, but not at once.
-    pub(super) fn renewal_failed(&self, whose: Whose, failure: &Failure) {
+    pub(super) fn renewal_failed(&self, keys_match: KeysMatch, failure: &Failure) {
         self.learn_from(failure);
-        self.open_renewal(whose, self.clock.now().plus(self.retry_after).boot_nanos());
+        self.open_renewal(keys_match, self.clock.now().plus(self.retry_after).boot_nanos());
     }
 
     // --- outages
@@ -249,7 +249,7 @@ impl Lease {
     /// An outage of who vouches for it is known from here on for a while; a denial by who vouches ends its grace for good. What
     /// befell other KEKs says nothing.
     pub(super) fn learn_from(&self, failure: &Failure) {
-        let about = failure.about(&self.vouchers, &self.wrapped_keys);
+        let about = failure.about(&self.source_keks, &self.wrapped_keys);
         if about.is_some() {
             self.is_assumed.store(false, Ordering::Release);
         }
@@ -258,32 +258,32 @@ impl Lease {
                 self.outage_is_throttling.store(kind == ErrorKind::Throttled, Ordering::Relaxed);
                 self.outage_until.store(at.plus(self.known_for).boot_nanos(), Ordering::Release);
             }
-            Some((ErrorKind::Denied, _)) => self.lose_grace(),
+            Some((ErrorKind::Denied, _)) => self.forbid_stale(),
             Some(_) => self.outage_until.store(NEVER, Ordering::Release),
             None => {}
         }
     }
 
     /// A KEK answered about a wrapped key, and not with an outage. If it is the one that vouches, an outage of others prolongs nothing.
-    pub(super) fn hear_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
-        if !self.vouchers.iter().any(|voucher| voucher.provider == *provider) || !self.has_wrapped_key(entry) {
+    pub(super) fn record_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
+        if !self.source_keks.iter().any(|source_kek| source_kek.provider == *provider) || !self.has_wrapped_key(entry) {
             return;
         }
         self.is_assumed.store(false, Ordering::Release);
         match kind {
-            ErrorKind::Denied => self.lose_grace(),
+            ErrorKind::Denied => self.forbid_stale(),
             _ => self.outage_until.store(NEVER, Ordering::Release),
         }
     }
 
-    fn lose_grace(&self) {
-        self.grace_lost.store(true, Ordering::Release);
+    fn forbid_stale(&self) {
+        self.stale_forbidden.store(true, Ordering::Release);
         self.outage_until.store(NEVER, Ordering::Release);
     }
 
     /// Whether it came by this wrapped key.
     fn has_wrapped_key(&self, entry: &WrappedDek) -> bool {
-        self.vouchers.iter().any(|voucher| voucher.entry == *entry.kek_id())
+        self.source_keks.iter().any(|source_kek| source_kek.entry == *entry.kek_id())
             && self.wrapped_keys.entries().contains(entry)
     }
 
@@ -297,12 +297,12 @@ impl Lease {
     /// Whether an outage may be assumed. Not twice in a row: if nothing came of the call that was left to the background, nobody may
     /// be there to hear a denial, so the next caller waits for the answer.
     pub(super) fn may_assume_outage(&self) -> bool {
-        self.has_grace() && !self.is_assumed.load(Ordering::Acquire)
+        self.may_serve_stale() && !self.is_assumed.load(Ordering::Acquire)
     }
 
     /// The outage of who vouches for it, while it is known.
     pub(super) fn outage(&self, now: Moment) -> Option<ErrorKind> {
-        let known = now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.has_grace();
+        let known = now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.may_serve_stale();
         let kind = match self.outage_is_throttling.load(Ordering::Relaxed) {
             true => ErrorKind::Throttled,
             false => ErrorKind::Unavailable,
@@ -311,8 +311,8 @@ impl Lease {
     }
 
     /// Whether an outage could prolong it.
-    pub(super) fn has_grace(&self) -> bool {
-        !self.grace_lost.load(Ordering::Acquire)
+    pub(super) fn may_serve_stale(&self) -> bool {
+        !self.stale_forbidden.load(Ordering::Acquire)
     }
 
     /// Whether a question by these wrapped keys asks who vouches for it.
@@ -321,11 +321,11 @@ impl Lease {
     }
 
     /// `true` now and then, for the one who tells that it serves past its age.
-    pub(super) fn is_turn_to_tell_of_its_age(&self, now: Moment) -> bool {
-        let due = self.past_age_told.load(Ordering::Relaxed);
+    pub(super) fn is_due_to_report_stale(&self, now: Moment) -> bool {
+        let due = self.stale_reported.load(Ordering::Relaxed);
         let next = now.plus(self.retry_after).boot_nanos();
         now.boot_nanos() >= due
-            && self.past_age_told.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && self.stale_reported.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
     // --- use
@@ -341,56 +341,56 @@ impl Lease {
     /// Whether a handle may still use it. One that was given out during an outage serves while the outage is known to last,
     /// others end with `max_age`.
     #[inline]
-    pub(super) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
+    pub(super) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
         let now = self.clock.now();
         match self.age(now) {
             Age::Fresh | Age::Due => Ok(()),
-            Age::Grace if given_in_grace && self.outage(now).is_some() => Ok(()),
-            Age::Grace | Age::Gone => Err(expired()),
+            Age::Stale if given_stale && self.outage(now).is_some() => Ok(()),
+            Age::Stale | Age::Ended => Err(expired()),
         }
     }
 
     #[inline]
-    pub(crate) fn is_in_grace(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         // Only an outage that is known lets it serve then.
-        self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Grace
+        self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Stale
     }
 
     /// For one that serves.
-    pub(super) fn is_past_its_age(&self, now: Moment) -> bool {
+    pub(super) fn is_past_max_age(&self, now: Moment) -> bool {
         now.is_past(self.expires)
     }
 
     // --- the end
 
     /// Whether `kek_id` vouches for it, as the KEK of a provider or of a wrapped key.
-    pub(super) fn is_vouched_for_by(&self, kek_id: &KekId) -> bool {
-        self.vouchers.iter().any(|Voucher { provider, entry }| provider == kek_id || entry == kek_id)
+    pub(super) fn came_from(&self, kek_id: &KekId) -> bool {
+        self.source_keks.iter().any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
     }
 
     /// Whether the denial is one by who vouches for it.
     pub(super) fn is_denied_by(&self, failure: &Failure) -> bool {
-        matches!(failure.about(&self.vouchers, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
+        matches!(failure.about(&self.source_keks, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
     }
 
-    pub(super) fn vouchers(&self) -> &[Voucher] {
-        &self.vouchers
+    pub(super) fn source_keks(&self) -> &[SourceKek] {
+        &self.source_keks
     }
 
     pub(super) fn kek_ids(&self) -> Vec<KekId> {
-        self.vouchers.iter().map(|voucher| voucher.entry.clone()).collect()
+        self.source_keks.iter().map(|source_kek| source_kek.entry.clone()).collect()
     }
 
     pub(super) fn is_first_to_announce_the_end(&self) -> bool {
         !self.announced.swap(true, Ordering::AcqRel)
     }
 
-    pub(super) fn gone(&self) -> Moment {
-        self.gone
+    pub(super) fn wipe_at(&self) -> Moment {
+        self.wipe_at
     }
 
-    pub(super) fn take_seat(&self, seat: Seat) {
-        *self.seat.lock().unwrap_or_else(PoisonError::into_inner) = Some(seat);
+    pub(super) fn set_registration(&self, registration: Registration) {
+        *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(registration);
     }
 
     /// It has to make room: looked up no more. `true` if nobody waits to use it, so that it can be ended.

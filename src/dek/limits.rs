@@ -12,11 +12,11 @@ use crate::suite::Suite;
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 const MIN_MAX_AGE: Duration = Duration::from_millis(1);
 const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-const HARD_OUTAGE_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+const HARD_STALE_IF_ERROR: Duration = Duration::from_secs(24 * 60 * 60);
 /// No key that was revoked goes on working for longer than a day, whatever the options say.
 const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-const DEFAULT_REFUSE_FOR: Duration = Duration::from_secs(5);
-const MAX_REFUSE_FOR: Duration = Duration::from_secs(5 * 60);
+const DEFAULT_DENIAL_TTL: Duration = Duration::from_secs(5);
+const MAX_DENIAL_TTL: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
 const HARD_MAX_ENTRIES: u64 = 1 << 20;
 
@@ -136,16 +136,20 @@ impl Limits {
         within("refresh_after (nanoseconds, below max_age)", refresh_after.as_nanos(), 1..=latest)?;
         let grace = |field, grace: Option<Duration>| {
             let grace = grace.unwrap_or_default();
-            within(field, grace.as_millis(), 0..=HARD_OUTAGE_GRACE.as_millis()).map(|_| grace)
+            within(field, grace.as_millis(), 0..=HARD_STALE_IF_ERROR.as_millis()).map(|_| grace)
         };
         let (reading, writing) = (
             grace("stale_if_error_reading (milliseconds)", self.stale_if_error_reading)?,
             grace("stale_if_error_writing (milliseconds)", self.stale_if_error_writing)?,
         );
         let longest = max_age + reading.max(writing);
-        within("max_age and outage_grace together (milliseconds)", longest.as_millis(), 1..=HARD_LIFETIME.as_millis())?;
-        let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_REFUSE_FOR);
-        within("denial_ttl (milliseconds)", denial_ttl.as_millis(), 0..=MAX_REFUSE_FOR.as_millis())?;
+        within(
+            "max_age and stale_if_error together (milliseconds)",
+            longest.as_millis(),
+            1..=HARD_LIFETIME.as_millis(),
+        )?;
+        let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
+        within("denial_ttl (milliseconds)", denial_ttl.as_millis(), 0..=MAX_DENIAL_TTL.as_millis())?;
         Ok(LimitsInForce {
             max_age,
             refresh_after,

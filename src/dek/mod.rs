@@ -20,6 +20,6 @@ mod writing;
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use reading::ReadingDek;
-pub(crate) use source::{DekSource, OwnedSource, ReadingQuestion, SourceOptions, WritingQuestion};
+pub(crate) use source::{DekSource, OwnedSource, ReadingRequest, SourceOptions, WritingRequest};
 pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

@@ -4,7 +4,7 @@
 use super::LimitsInForce;
 use super::budget::Budget;
 use super::lease::Lease;
-use super::registry::{Mortal, announce_later};
+use super::registry::{Leased, announce_later};
 use crate::error::Error;
 
 /// The keys of a DEK for reading, of one suite, within its time.
@@ -14,7 +14,7 @@ pub(crate) struct ReadingDek {
     uses: Option<Budget>,
 }
 
-impl Mortal for ReadingDek {
+impl Leased for ReadingDek {
     fn lease(&self) -> &Lease {
         &self.lease
     }
@@ -43,8 +43,8 @@ impl ReadingDek {
     }
 
     /// Whether a handle may still open with it.
-    pub(crate) fn check_handle(&self, given_in_grace: bool) -> Result<(), Error> {
-        self.lease.check_handle(given_in_grace)
+    pub(crate) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
+        self.lease.check_handle(given_stale)
     }
 
     /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with

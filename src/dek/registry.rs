@@ -14,7 +14,7 @@ use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
 /// Whatever has keys to be destroyed at a moment.
-pub(crate) trait Mortal: Send + Sync {
+pub(crate) trait Leased: Send + Sync {
     fn lease(&self) -> &Lease;
 
     fn is_for_reading(&self) -> bool;
@@ -43,19 +43,19 @@ struct Deks {
 }
 
 struct Entry {
-    dek: Weak<dyn Mortal>,
-    gone: Moment,
+    dek: Weak<dyn Leased>,
+    wipe_at: Moment,
     id: DekId,
     context: [u8; 32],
 }
 
 /// A DEK's place in the registry, given up with the DEK.
-pub(super) struct Seat {
+pub(super) struct Registration {
     registry: Weak<Registry>,
     number: u64,
 }
 
-impl Drop for Seat {
+impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(registry) = self.registry.upgrade()
             && registry.generation == fork::generation()
@@ -70,8 +70,8 @@ impl Deks {
     fn insert(&mut self, entry: Entry) -> u64 {
         self.last += 1;
         let number = self.last;
-        self.by_boot.insert((entry.gone.boot_nanos(), number));
-        self.by_wall.insert((entry.gone.wall_nanos(), number));
+        self.by_boot.insert((entry.wipe_at.boot_nanos(), number));
+        self.by_wall.insert((entry.wipe_at.wall_nanos(), number));
         self.by_dek.insert((entry.id, number));
         self.by_context.insert((entry.context, number));
         self.entries.insert(number, entry);
@@ -80,21 +80,21 @@ impl Deks {
 
     fn remove(&mut self, number: u64) -> Option<Entry> {
         let entry = self.entries.remove(&number)?;
-        self.by_boot.remove(&(entry.gone.boot_nanos(), number));
-        self.by_wall.remove(&(entry.gone.wall_nanos(), number));
+        self.by_boot.remove(&(entry.wipe_at.boot_nanos(), number));
+        self.by_wall.remove(&(entry.wipe_at.wall_nanos(), number));
         self.by_dek.remove(&(entry.id, number));
         self.by_context.remove(&(entry.context, number));
         Some(entry)
     }
 
-    fn alive<'a>(&self, numbers: impl IntoIterator<Item = &'a u64>) -> Vec<Arc<dyn Mortal>> {
+    fn alive<'a>(&self, numbers: impl IntoIterator<Item = &'a u64>) -> Vec<Arc<dyn Leased>> {
         numbers.into_iter().filter_map(|number| self.entries.get(number)?.dek.upgrade()).collect()
     }
 
     /// What is past its end by either clock.
-    fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Mortal>)> {
+    fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Leased>)> {
         let past = |by: &BTreeSet<(i64, u64)>, now: i64| -> Vec<u64> {
-            by.iter().take_while(|(gone, _)| *gone <= now).map(|(_, number)| *number).collect()
+            by.iter().take_while(|(wipe_at, _)| *wipe_at <= now).map(|(_, number)| *number).collect()
         };
         let mut numbers = past(&self.by_boot, now.boot_nanos());
         numbers.extend(past(&self.by_wall, now.wall_nanos()));
@@ -104,7 +104,7 @@ impl Deks {
     }
 
     fn next(&self, now: Moment) -> Option<Duration> {
-        let first = |by: &BTreeSet<(i64, u64)>| Some(now.until(self.entries.get(&by.first()?.1)?.gone));
+        let first = |by: &BTreeSet<(i64, u64)>| Some(now.until(self.entries.get(&by.first()?.1)?.wipe_at));
         first(&self.by_boot).into_iter().chain(first(&self.by_wall)).min()
     }
 }
@@ -121,30 +121,30 @@ impl Registry {
     }
 
     /// From here on the DEK is wiped on time. How long until then.
-    pub(super) fn add<D: Mortal + 'static>(self: &Arc<Self>, dek: &Arc<D>) -> Duration {
+    pub(super) fn add<D: Leased + 'static>(self: &Arc<Self>, dek: &Arc<D>) -> Duration {
         let lease = dek.lease();
-        let (gone, weak) = (lease.gone(), Arc::downgrade(dek));
-        let entry = Entry { dek: weak, gone, id: lease.id, context: *lease.context.digest() };
+        let (wipe_at, weak) = (lease.wipe_at(), Arc::downgrade(dek));
+        let entry = Entry { dek: weak, wipe_at, id: lease.id, context: *lease.context.digest() };
         let number = self.lock().insert(entry);
-        lease.take_seat(Seat { registry: Arc::downgrade(self), number });
-        self.clock.now().until(gone)
+        lease.set_registration(Registration { registry: Arc::downgrade(self), number });
+        self.clock.now().until(wipe_at)
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.lock().entries.is_empty()
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<dyn Mortal>> {
+    pub(super) fn all(&self) -> Vec<Arc<dyn Leased>> {
         let deks = self.lock();
         deks.alive(deks.entries.keys())
     }
 
-    pub(super) fn of_dek(&self, id: &DekId) -> Vec<Arc<dyn Mortal>> {
+    pub(super) fn of_dek(&self, id: &DekId) -> Vec<Arc<dyn Leased>> {
         let deks = self.lock();
         deks.alive(deks.by_dek.range((*id, 0)..=(*id, u64::MAX)).map(|(_, number)| number))
     }
 
-    pub(super) fn of_context(&self, context: &EncryptionContext) -> Vec<Arc<dyn Mortal>> {
+    pub(super) fn of_context(&self, context: &EncryptionContext) -> Vec<Arc<dyn Leased>> {
         let deks = self.lock();
         let digest = *context.digest();
         deks.alive(deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number))
@@ -185,7 +185,7 @@ impl Registry {
 }
 
 /// Ends DEKs, waits for whoever is in the middle of using one, and tells when all keys are gone.
-pub(super) fn end_all<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
     for dek in deks {
         announce(&**dek);
@@ -193,14 +193,14 @@ pub(super) fn end_all<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
 }
 
 /// As [`end_all`], from a destructor.
-pub(super) fn end_later<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
     for dek in deks {
         announce_later(&**dek);
     }
 }
 
-fn end_and_wait<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
+fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     // All at once first: no new use of any begins while another one is waited for.
     let mut left: Vec<&Arc<D>> = deks.iter().filter(|dek| !dek.lease().end()).collect();
     while !left.is_empty() {
@@ -210,25 +210,25 @@ fn end_and_wait<D: Mortal + ?Sized>(deks: &[Arc<D>]) {
 }
 
 /// Tells that the keys of a DEK are gone, once.
-fn announce(dek: &(impl Mortal + ?Sized)) {
+fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
         && lease.is_first_to_announce_the_end()
     {
-        observers.tell(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
+        observers.emit(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
     }
 }
 
 /// As [`announce`], from a destructor or from where nobody may wait.
-pub(super) fn announce_later(dek: &(impl Mortal + ?Sized)) {
+pub(super) fn announce_later(dek: &(impl Leased + ?Sized)) {
     announce_later_to(dek.lease().observers.upgrade(), dek);
 }
 
-fn announce_later_to(observers: Option<Observers>, dek: &(impl Mortal + ?Sized)) {
+fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = observers
         && lease.is_first_to_announce_the_end()
     {
-        observers.tell_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
+        observers.emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
     }
 }

@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use crate::context::EncryptionContext;
 use crate::format::KekId;
-use crate::kek::set::Voucher;
+use crate::kek::set::SourceKek;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many names are kept. When there are more, questions from before are asked again, whatever was revoked.
-const MOST_NAMES: usize = 4096;
+const MAX_NAMES: usize = 4096;
 
 /// Where a question stands in the order of revocations.
 #[derive(Clone, Copy)]
@@ -31,7 +31,7 @@ struct Log {
 impl Log {
     fn next(&mut self) -> u64 {
         self.latest += 1;
-        if self.contexts.len() + self.keks.len() >= MOST_NAMES {
+        if self.contexts.len() + self.keks.len() >= MAX_NAMES {
             self.contexts.clear();
             self.keks.clear();
             self.everything = self.latest;
@@ -69,14 +69,14 @@ impl Revocations {
     }
 
     /// Whether an answer to a question asked at `mark` came too late: its context was revoked since, or a KEK that it came by.
-    pub(super) fn concern(&self, Mark(mark): Mark, context: &EncryptionContext, vouchers: &[Voucher]) -> bool {
+    pub(super) fn concern(&self, Mark(mark): Mark, context: &EncryptionContext, source_keks: &[SourceKek]) -> bool {
         let log = self.lock();
         let since = |number: Option<&u64>| number.is_some_and(|number| *number > mark);
         log.everything > mark
             || since(log.contexts.get(context.digest()))
-            || vouchers
+            || source_keks
                 .iter()
-                .any(|Voucher { provider, entry }| since(log.keks.get(provider)) || since(log.keks.get(entry)))
+                .any(|SourceKek { provider, entry }| since(log.keks.get(provider)) || since(log.keks.get(entry)))
     }
 
     /// As [`concern`](Self::concern), where any KEK may have had a part in the answer.
@@ -93,28 +93,28 @@ mod tests {
         EncryptionContext::new([("tenant", tenant)]).unwrap()
     }
 
-    fn voucher(provider: &str, entry: &str) -> Voucher {
-        Voucher { provider: KekId::new(provider).unwrap(), entry: KekId::new(entry).unwrap() }
+    fn source_kek(provider: &str, entry: &str) -> SourceKek {
+        SourceKek { provider: KekId::new(provider).unwrap(), entry: KekId::new(entry).unwrap() }
     }
 
     #[test]
     fn a_revocation_concerns_what_it_names_and_nothing_else() {
         let (log, alice, bob) = (Revocations::default(), context("alice"), context("bob"));
-        let vouchers = [voucher("eu", "us")];
+        let source_keks = [source_kek("eu", "us")];
         let mark = log.mark();
         log.of_context(&bob);
-        assert!(log.concern(mark, &bob, &[]) && !log.concern(mark, &alice, &vouchers));
+        assert!(log.concern(mark, &bob, &[]) && !log.concern(mark, &alice, &source_keks));
         for (kek, concerned) in [("asia", false), ("us", true), ("eu", true)] {
             let mark = log.mark();
             log.of_kek(&KekId::new(kek).unwrap());
-            assert_eq!(log.concern(mark, &alice, &vouchers), concerned, "{kek}");
+            assert_eq!(log.concern(mark, &alice, &source_keks), concerned, "{kek}");
             assert!(log.may_concern(mark, &alice));
         }
         let mark = log.mark();
         assert!(!log.may_concern(mark, &alice));
         log.of_everything();
         assert!(log.concern(mark, &alice, &[]));
-        assert!(!log.concern(log.mark(), &alice, &vouchers), "what was asked later is as good as new");
+        assert!(!log.concern(log.mark(), &alice, &source_keks), "what was asked later is as good as new");
     }
 
     #[test]
@@ -122,11 +122,11 @@ mod tests {
         let (log, alice) = (Revocations::default(), context("alice"));
         let mark = log.mark();
         log.of_context(&alice);
-        for i in 0..MOST_NAMES {
+        for i in 0..MAX_NAMES {
             log.of_context(&context(&format!("tenant {i}")));
         }
         assert!(log.concern(mark, &alice, &[]));
-        assert!(log.0.lock().unwrap().contexts.len() <= MOST_NAMES);
+        assert!(log.0.lock().unwrap().contexts.len() <= MAX_NAMES);
         assert!(!log.concern(log.mark(), &alice, &[]));
     }
 }

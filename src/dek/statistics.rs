@@ -72,11 +72,11 @@ pub(super) struct Counters(Box<[Group]>);
 struct Group([AtomicU64; 5]);
 
 #[derive(Clone, Copy)]
-pub(crate) enum Counted {
-    ReadingAtHand,
-    ReadingAsked,
-    WritingAtHand,
-    WritingAsked,
+pub(crate) enum Counter {
+    ReadingHit,
+    ReadingMiss,
+    WritingHit,
+    WritingMiss,
     ServedStale,
 }
 
@@ -86,13 +86,13 @@ impl Counters {
     }
 
     #[inline]
-    pub(super) fn count(&self, what: Counted) {
+    pub(super) fn count(&self, what: Counter) {
         if let Some(counter) = self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize)) {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn sum(&self, what: Counted) -> u64 {
+    fn sum(&self, what: Counter) -> u64 {
         let counters = self.0.iter().filter_map(|Group(counters)| counters.get(what as usize));
         counters.map(|counter| counter.load(Ordering::Relaxed)).sum()
     }
@@ -105,11 +105,11 @@ impl Counters {
     ) -> Statistics {
         let number = |deks: usize| u64::try_from(deks).unwrap_or(u64::MAX);
         Statistics {
-            reading_hits: self.sum(Counted::ReadingAtHand),
-            reading_misses: self.sum(Counted::ReadingAsked),
-            writing_hits: self.sum(Counted::WritingAtHand),
-            writing_misses: self.sum(Counted::WritingAsked),
-            served_stale: self.sum(Counted::ServedStale),
+            reading_hits: self.sum(Counter::ReadingHit),
+            reading_misses: self.sum(Counter::ReadingMiss),
+            writing_hits: self.sum(Counter::WritingHit),
+            writing_misses: self.sum(Counter::WritingMiss),
+            served_stale: self.sum(Counter::ServedStale),
             reading_deks: number(deks.0),
             writing_deks: number(deks.1),
             observer_panics,

@@ -4,7 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use super::registry::{Mortal, Registry};
+use super::registry::{Leased, Registry};
 use crate::memory::fork::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, process_static, thread};
@@ -39,7 +39,7 @@ process_static! {
 }
 
 /// From here on the DEK is wiped on time.
-pub(super) fn look_after<D: Mortal + 'static>(registry: &Arc<Registry>, dek: &Arc<D>) {
+pub(super) fn look_after<D: Leased + 'static>(registry: &Arc<Registry>, dek: &Arc<D>) {
     let left = registry.add(dek);
     let wiper = WIPER.get_or_init(Wiper::default);
     let mut work = wiper.lock();

@@ -6,7 +6,7 @@ use std::ops::Deref;
 use super::LimitsInForce;
 use super::budget::Budget;
 use super::lease::{Lease, expired};
-use super::registry::{Mortal, announce_later};
+use super::registry::{Leased, announce_later};
 use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
@@ -26,7 +26,7 @@ pub(crate) struct WritingDek {
     generation: u64,
 }
 
-impl Mortal for WritingDek {
+impl Leased for WritingDek {
     fn lease(&self) -> &Lease {
         &self.lease
     }
@@ -97,8 +97,8 @@ pub(crate) struct Reservation<D>(D);
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
     /// For a handle: counts a message of `len` plaintext bytes, unless the DEK's time is over.
     #[inline]
-    pub(crate) fn for_handle(dek: D, len: usize, given_in_grace: bool) -> Result<Self, Error> {
-        dek.lease.check_handle(given_in_grace)?;
+    pub(crate) fn for_handle(dek: D, len: usize, given_stale: bool) -> Result<Self, Error> {
+        dek.lease.check_handle(given_stale)?;
         Self::new(dek, len)
     }
 

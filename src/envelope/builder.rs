@@ -245,7 +245,7 @@ impl EnvelopeBuilder {
             match health {
                 Ok(_) => {}
                 Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
-                    envelope.source().tell(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
+                    envelope.source().emit(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
                 }
                 Err(error) => return Err(error),
             }

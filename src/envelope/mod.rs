@@ -29,11 +29,11 @@ pub use sealing::{CompactEncryptor, Encryptor};
 
 use crate::context::EncryptionContext;
 use crate::dek::{
-    DekSource, OwnedSource, ReadingDek, ReadingQuestion, Reservation, Statistics, WritingDek, WritingQuestion,
+    DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek, WritingRequest,
 };
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message};
-use crate::kek::call::Caller;
+use crate::kek::call::GuardedKek;
 use crate::kek::{Health, KekId, named};
 use crate::memory::wipe;
 use crate::suite::TAG_LEN;
@@ -149,7 +149,7 @@ impl Envelope {
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
         let message = sealed.parse()?;
-        self.0.with(question(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
+        self.0.with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
     }
 
     /// Opens a message in `buffer` and returns the part of it that is now plaintext.
@@ -170,11 +170,11 @@ impl Envelope {
             opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad.as_bytes(), payload, tag)).map(|_| ())
         };
         // The wrapped keys stand in the buffer, so they are copied if the key service has to be asked.
-        let cached = ReadingQuestion { context, id: &id, suite, wrapped_keys: None };
+        let cached = ReadingRequest { context, id: &id, suite, wrapped_keys: None };
         if self.0.with_cached(cached, |dek| in_place(&mut *buffer, dek))?.is_none() {
             let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
-            let question = ReadingQuestion { wrapped_keys: Some(&wrapped_keys), ..cached };
-            self.0.with(question, |dek| in_place(&mut *buffer, dek)).await?;
+            let request = ReadingRequest { wrapped_keys: Some(&wrapped_keys), ..cached };
+            self.0.with(request, |dek| in_place(&mut *buffer, dek)).await?;
         }
         Ok(opened.payload_of(buffer))
     }
@@ -192,7 +192,7 @@ impl Envelope {
     ) -> Result<Option<Plaintext>, Error> {
         let sealed = sealed.into();
         let message = sealed.parse()?;
-        self.0.with_cached(question(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
+        self.0.with_cached(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
     }
 
     /// A lease on the DEK that seals for `context`.
@@ -200,8 +200,8 @@ impl Envelope {
     /// # Errors
     /// Those of the key service, where a DEK has to be made.
     pub async fn encryptor(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
-        let (dek, in_grace) = self.0.get(WritingQuestion { context }).await?;
-        Ok(Encryptor::new(dek.into_dek(), in_grace, self.0.clone()))
+        let (dek, stale) = self.0.get(WritingRequest { context }).await?;
+        Ok(Encryptor::new(dek.into_dek(), stale, self.0.clone()))
     }
 
     /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -215,8 +215,8 @@ impl Envelope {
     ) -> Result<Decryptor, Error> {
         let sealed = sealed.into();
         let message = sealed.parse()?;
-        let (dek, in_grace) = self.0.get(question(context, &message)).await?;
-        Ok(Decryptor::new(dek.into_dek(), in_grace, self.0.clone()))
+        let (dek, stale) = self.0.get(request(context, &message)).await?;
+        Ok(Decryptor::new(dek.into_dek(), stale, self.0.clone()))
     }
 
     /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that
@@ -270,7 +270,7 @@ impl Envelope {
             while asked.len() < at_once
                 && let Some((n, context)) = waiting.next()
             {
-                asked.push(async move { (n, self.0.get(WritingQuestion { context }).await.err()) });
+                asked.push(async move { (n, self.0.get(WritingRequest { context }).await.err()) });
             }
             match asked.next().await {
                 None => return first_failure.map_or(Ok(()), |(_, error)| Err(error)),
@@ -284,7 +284,7 @@ impl Envelope {
 
     /// Asks every KEK whether it could be used now, in order of preference, also those whose circuit breaker is open.
     pub async fn health(&self) -> Vec<(KekId, Result<Health, Error>)> {
-        let ask = async |kek: &Arc<Caller>| {
+        let ask = async |kek: &Arc<GuardedKek>| {
             let health = match kek.health().await {
                 Ok(Health::Degraded(why)) => Ok(Health::Degraded(Shown(&why).to_string())),
                 health => health.map_err(|error| named(kek, error)),
@@ -301,9 +301,9 @@ impl Envelope {
     }
 }
 
-fn question<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> ReadingQuestion<'q> {
+fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> ReadingRequest<'q> {
     let (id, suite) = (&message.header.dek_id, message.header.suite);
-    ReadingQuestion { context, id, suite, wrapped_keys: Some(message.wrapped_keys) }
+    ReadingRequest { context, id, suite, wrapped_keys: Some(message.wrapped_keys) }
 }
 
 fn open(dek: &ReadingDek, aad: Aad<'_>, sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
@@ -323,7 +323,7 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
 
 impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids = |keks: &[Arc<Caller>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
+        let ids = |keks: &[Arc<GuardedKek>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
         let keks = self.0.keks();
         f.debug_struct("Envelope")
             .field("writes_to", &ids(&keks.writing))

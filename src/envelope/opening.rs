@@ -22,14 +22,14 @@ use crate::suite::{DekId, Suite};
 pub struct Decryptor {
     dek: Arc<ReadingDek>,
     /// It was given out past `max_age`, during an outage.
-    in_grace: bool,
+    stale: bool,
     /// The DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
 }
 
 impl Decryptor {
-    pub(super) fn new(dek: Arc<ReadingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, in_grace, _source: source }
+    pub(super) fn new(dek: Arc<ReadingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
+        Self { dek, stale, _source: source }
     }
 
     /// The DEK's id.
@@ -81,7 +81,7 @@ impl Decryptor {
         if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
-        self.dek.check_handle(self.in_grace)
+        self.dek.check_handle(self.stale)
     }
 }
 

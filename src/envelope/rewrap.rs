@@ -147,7 +147,7 @@ impl Envelope {
         check: Check,
     ) -> Result<WrappedKeys, Error> {
         let keks = self.source().keks();
-        self.source().obeying(context, || keks.rewrap_all_entries(context, dek_id, keys, check)).await
+        self.source().unless_revoked(context, || keks.rewrap_all_entries(context, dek_id, keys, check)).await
     }
 }
 

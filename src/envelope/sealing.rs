@@ -24,14 +24,14 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 pub struct Encryptor {
     dek: Arc<WritingDek>,
     /// It was given out past `max_age`, during an outage.
-    in_grace: bool,
+    stale: bool,
     /// The DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
 }
 
 impl Encryptor {
-    pub(super) fn new(dek: Arc<WritingDek>, in_grace: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, in_grace, _source: source }
+    pub(super) fn new(dek: Arc<WritingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
+        Self { dek, stale, _source: source }
     }
 
     /// The same lease for messages in compact form: without their wrapped keys, which
@@ -82,7 +82,7 @@ impl Encryptor {
     /// # Errors
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.in_grace)?, Form::Embedded, aad, plaintext)
+        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.stale)?, Form::Embedded, aad, plaintext)
     }
 
     /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
@@ -110,7 +110,7 @@ impl Encryptor {
 
     fn encrypt_form_in_place(&self, form: Form, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
         let len = buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.in_grace)?, form, aad, buffer)
+        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.stale)?, form, aad, buffer)
     }
 }
 
@@ -152,7 +152,7 @@ impl CompactEncryptor {
     /// As [`Encryptor::encrypt`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
         let dek = &*self.0.dek;
-        seal_compact(&Reservation::for_handle(dek, plaintext.len(), self.0.in_grace)?, aad, plaintext)
+        seal_compact(&Reservation::for_handle(dek, plaintext.len(), self.0.stale)?, aad, plaintext)
     }
 
     /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt it,

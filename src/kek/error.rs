@@ -203,7 +203,7 @@ impl KekError {
     }
 
     /// Among several failures: the smallest leaves most hope.
-    pub(crate) fn hope(&self) -> u8 {
+    pub(crate) fn severity_rank(&self) -> u8 {
         match self.class {
             KekErrorClass::Unavailable => 0,
             KekErrorClass::Throttled => 1,

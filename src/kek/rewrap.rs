@@ -1,8 +1,8 @@
 //! The rewrap of one list of wrapped keys: entry by entry, in the key service where it can.
 #![forbid(unsafe_code)]
 
-use super::call::{Caller, Question, Share};
-use super::set::{KekSet, Tries, named};
+use super::call::{CallBounds, GuardedKek, Lane};
+use super::set::{KekSet, RetryMode, named};
 use super::{KekError, KekErrorClass};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -29,13 +29,13 @@ impl KekSet {
         let mut entries = Vec::new();
         for kek in &keks.writing {
             keks.check_not_revoked(kek.id())?;
-            let job = Job { keks, question: keks.question(Share::Ordinary), kek, context, dek_id, check };
+            let job = Job { keks, bounds: keks.bounds(Lane::Ordinary), kek, context, dek_id, check };
             let entry = match job.renew(keys).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let unwrapped = keks.unwrap_any(job.question, context, dek_id, keys, &|_, _, _| {}).await;
+                    let unwrapped = keks.unwrap_any(job.bounds, context, dek_id, keys, &|_, _, _| {}).await;
                     let dek = unwrapped.map_err(|failure| failure.error)?.dek;
-                    let entry = keks.wrap(job.question, kek, context, dek_id, &dek).await?;
+                    let entry = keks.wrap(job.bounds, kek, context, dek_id, &dek).await?;
                     job.verify(&entry).await.map_err(|error| named(kek, error))?;
                     entry
                 }
@@ -51,8 +51,8 @@ impl KekSet {
 /// One DEK's entry for one KEK.
 struct Job<'a> {
     keks: &'a KekSet,
-    question: Question,
-    kek: &'a Caller,
+    bounds: CallBounds,
+    kek: &'a GuardedKek,
     context: &'a EncryptionContext,
     dek_id: &'a DekId,
     check: Check,
@@ -61,12 +61,12 @@ struct Job<'a> {
 impl Job<'_> {
     /// The entry of the KEK out of its old one, without another KEK's help; `None` if it has no old one.
     async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
-        let Self { keks, question, kek, context, dek_id, .. } = self;
+        let Self { keks, bounds, kek, context, dek_id, .. } = self;
         let Some(old) = old_entry(kek, keys) else { return Ok(None) };
         let entry = if self.is_proven_current(old) {
             old.clone()
         } else {
-            let rewrapped = keks.rewrap(*question, kek, context, dek_id, old).await;
+            let rewrapped = keks.rewrap(*bounds, kek, context, dek_id, old).await;
             rewrapped.map_err(|error| self.failed(error))?.map_err(Renewal::Failed)?
         };
         self.verify(&entry).await.map_err(|error| self.failed(error))?;
@@ -90,10 +90,10 @@ impl Job<'_> {
     }
 
     async fn verify(&self, entry: &WrappedDek) -> Result<(), KekError> {
-        let Self { keks, question, kek, context, dek_id, check } = self;
+        let Self { keks, bounds, kek, context, dek_id, check } = self;
         match check {
             Check::UnwrapEach => {
-                keks.unwrap_entry(*question, kek, context, dek_id, entry, Tries::ByPolicy).await.map(|_| ())
+                keks.unwrap_entry(*bounds, kek, context, dek_id, entry, RetryMode::ByPolicy).await.map(|_| ())
             }
             Check::None => Ok(()),
         }
@@ -109,7 +109,7 @@ enum Renewal {
 }
 
 /// The entry that `kek` can rewrap: its own, or one that it recognises.
-fn old_entry<'k>(kek: &Caller, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
+fn old_entry<'k>(kek: &GuardedKek, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
     let entries = keys.entries();
     entries
         .iter()

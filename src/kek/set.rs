@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::future::{Either, select, select_all};
 use futures_util::stream::FuturesUnordered;
 
-use super::call::{CallTerms, Caller, Question, Share, Turn};
+use super::call::{CallBounds, CallTerms, GuardedKek, Lane, Order};
 use super::{BoxFuture, CallTarget, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
@@ -34,7 +34,7 @@ pub enum DekOrigin {
 
 /// Who vouches for a DEK: a provider, by the KEK of a wrapped key that it unwrapped or made.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Voucher {
+pub(crate) struct SourceKek {
     /// The provider's own KEK id.
     pub(crate) provider: KekId,
     /// The KEK id of the wrapped key, which a provider for related keys may call otherwise.
@@ -44,7 +44,7 @@ pub(crate) struct Voucher {
 /// A DEK that a KEK unwrapped.
 pub(crate) struct Unwrapped {
     pub(crate) dek: Dek,
-    pub(crate) voucher: Voucher,
+    pub(crate) source_kek: SourceKek,
     /// Before the question was sent.
     pub(crate) asked: Moment,
 }
@@ -53,10 +53,10 @@ pub(crate) struct Unwrapped {
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    parts: Arc<[FailedPart]>,
+    calls: Arc<[FailedCall]>,
 }
 
-struct FailedPart {
+struct FailedCall {
     provider: KekId,
     /// `None` where a new DEK was to be wrapped.
     entry: Option<WrappedDek>,
@@ -64,24 +64,24 @@ struct FailedPart {
     at: Moment,
 }
 
-impl FailedPart {
+impl FailedCall {
     /// `None` if it says nothing of the KEK.
-    fn new(kek: &Caller, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
-        let part = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
-        (!error.is_over_budget()).then(part)
+    fn new(kek: &GuardedKek, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
+        let call = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
+        (!error.is_over_budget()).then(call)
     }
 }
 
 impl Failure {
     /// What befell these vouchers of a DEK with these wrapped keys, and when: an outage of any of them, or else a refusal. `None` if
     /// nothing that is known.
-    pub(crate) fn about(&self, vouchers: &[Voucher], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
-        let is_about = |part: &&FailedPart| {
-            vouchers.iter().any(|voucher| {
-                voucher.provider == part.provider
-                    && part.entry.as_ref().is_none_or(|entry| {
+    pub(crate) fn about(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
+        let is_about = |call: &&FailedCall| {
+            source_keks.iter().any(|source_kek| {
+                source_kek.provider == call.provider
+                    && call.entry.as_ref().is_none_or(|entry| {
                         // With its metadata: another one may make a provider ask something else.
-                        voucher.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
+                        source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
                     })
             })
         };
@@ -90,22 +90,22 @@ impl Failure {
             ErrorKind::Denied => 1,
             _ => 2,
         };
-        self.parts.iter().filter(is_about).map(|part| (part.kind, part.at)).min_by_key(|(kind, _)| rank(kind))
+        self.calls.iter().filter(is_about).map(|call| (call.kind, call.at)).min_by_key(|(kind, _)| rank(kind))
     }
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, parts: Arc::new([]) }
+        Self { error, calls: Arc::new([]) }
     }
 }
 
 /// The KEKs of one envelope, in order of preference.
 pub(crate) struct KekSet {
     /// Every new DEK is wrapped by all of these.
-    pub(crate) writing: Vec<Arc<Caller>>,
+    pub(crate) writing: Vec<Arc<GuardedKek>>,
     /// The writing ones, and those for reading only.
-    pub(crate) reading: Vec<Arc<Caller>>,
+    pub(crate) reading: Vec<Arc<GuardedKek>>,
     /// Those that an operator revoked. Behind a pointer and not a lock, which a fork could inherit locked.
     revoked: ArcSwap<HashSet<KekId>>,
     /// How long one question may take.
@@ -120,11 +120,11 @@ impl KekSet {
         unwrap_with: Vec<Arc<dyn KekProvider>>,
         terms: &CallTerms,
     ) -> Self {
-        let callers = |providers: Vec<Arc<dyn KekProvider>>| -> Vec<Arc<Caller>> {
-            providers.into_iter().map(|provider| Arc::new(Caller::new(provider, terms.clone()))).collect()
+        let guarded = |providers: Vec<Arc<dyn KekProvider>>| -> Vec<Arc<GuardedKek>> {
+            providers.into_iter().map(|provider| Arc::new(GuardedKek::new(provider, terms.clone()))).collect()
         };
-        let writing = callers(wrap_with);
-        let reading = writing.iter().cloned().chain(callers(unwrap_with)).collect();
+        let writing = guarded(wrap_with);
+        let reading = writing.iter().cloned().chain(guarded(unwrap_with)).collect();
         let (deadline, clock, observers) = (terms.policy.deadline(), terms.clock.clone(), terms.observers.clone());
         Self { writing, reading, revoked: ArcSwap::default(), deadline, clock, observers }
     }
@@ -139,8 +139,8 @@ impl KekSet {
     }
 
     /// A question that is asked from now on.
-    pub(crate) fn question(&self, share: Share) -> Question {
-        Question { ends: self.clock.now().plus(self.deadline), share }
+    pub(crate) fn bounds(&self, lane: Lane) -> CallBounds {
+        CallBounds { ends: self.clock.now().plus(self.deadline), lane }
     }
 
     /// How many questions of one caller are asked at the same time, so that none waits for its turn past its deadline.
@@ -151,7 +151,7 @@ impl KekSet {
     /// A new DEK, wrapped by every writing KEK.
     pub(crate) async fn make(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         origin: DekOrigin,
     ) -> Result<Made, Failure> {
@@ -166,7 +166,7 @@ impl KekSet {
             DekOrigin::Local => (Dek::random()?, None),
             DekOrigin::KeyService => {
                 let (dek, wrapped) = first
-                    .generate(question, context)
+                    .generate(bounds, context)
                     .await
                     .map_err(|error| failed_wrap(first, error, self.clock.now()))?;
                 let dek = dek.to_dek().ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
@@ -175,19 +175,21 @@ impl KekSet {
         };
         let id = derive_dek_id(&new, context)?;
         if made.is_some() {
-            self.observers.tell(&Event::Wrapped { dek_id: &id, context, kek_id: first.id() });
+            self.observers.emit(&Event::Wrapped { dek_id: &id, context, kek_id: first.id() });
         }
         let rest = writing.get(usize::from(made.is_some())..).unwrap_or_default();
-        let voucher =
-            |kek: &Caller, entry: &WrappedDek| Voucher { provider: kek.id().clone(), entry: entry.kek_id().clone() };
-        let mut vouchers: Vec<_> = made.iter().map(|entry| voucher(first, entry)).collect();
+        let source_kek = |kek: &GuardedKek, entry: &WrappedDek| SourceKek {
+            provider: kek.id().clone(),
+            entry: entry.kek_id().clone(),
+        };
+        let mut source_keks: Vec<_> = made.iter().map(|entry| source_kek(first, entry)).collect();
         let mut entries: Vec<_> = made.into_iter().collect();
         let (id, dek) = (&id, &new);
-        let ask = async |kek: &'_ Arc<Caller>| {
+        let ask = async |kek: &'_ Arc<GuardedKek>| {
             let wrapped =
-                kek.wrap(question, context, dek).await.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
+                kek.wrap(bounds, context, dek).await.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped)?;
-            Ok::<_, Failure>((voucher(kek, &entry), entry))
+            Ok::<_, Failure>((source_kek(kek, &entry), entry))
         };
         let mut asking: Vec<_> = rest.iter().map(|kek| Box::pin(ask(kek))).collect();
         let mut failure: Option<Failure> = None;
@@ -195,8 +197,8 @@ impl KekSet {
             let (answer, _, others) = select_all(asking).await;
             asking = others;
             match answer {
-                Ok((voucher, entry)) => {
-                    vouchers.push(voucher);
+                Ok((source_kek, entry)) => {
+                    source_keks.push(source_kek);
                     entries.push(entry);
                 }
                 // One denial is enough. Any other failure waits for the rest: an outage of one KEK hides no denial by another.
@@ -207,47 +209,49 @@ impl KekSet {
         drop(asking);
         match failure {
             Some(failure) => Err(failure),
-            None => Ok(Made { dek: new, wrapped_keys: WrappedKeys::new(entries)?, vouchers: vouchers.into(), asked }),
+            None => {
+                Ok(Made { dek: new, wrapped_keys: WrappedKeys::new(entries)?, source_keks: source_keks.into(), asked })
+            }
         }
     }
 
     /// Has one KEK wrap a DEK.
     pub(crate) async fn wrap(
         &self,
-        question: Question,
-        kek: &Caller,
+        bounds: CallBounds,
+        kek: &GuardedKek,
         context: &EncryptionContext,
         id: &DekId,
         dek: &Dek,
     ) -> Result<WrappedDek, Error> {
-        let wrapped = kek.wrap(question, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
+        let wrapped = kek.wrap(bounds, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
         self.wrapped_by(kek, context, id, wrapped)
     }
 
     /// Has one KEK wrap a DEK anew.
     pub(crate) async fn rewrap(
         &self,
-        question: Question,
-        kek: &Caller,
+        bounds: CallBounds,
+        kek: &GuardedKek,
         context: &EncryptionContext,
         id: &DekId,
         old: &WrappedDek,
     ) -> Result<Result<WrappedDek, Error>, KekError> {
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(old.kek_id())?;
-        let wrapped = kek.rewrap(question, context, old).await?;
+        let wrapped = kek.rewrap(bounds, context, old).await?;
         Ok(self.wrapped_by(kek, context, id, wrapped))
     }
 
     fn wrapped_by(
         &self,
-        kek: &Caller,
+        kek: &GuardedKek,
         context: &EncryptionContext,
         dek_id: &DekId,
         wrapped: WrappedDek,
     ) -> Result<WrappedDek, Error> {
         let wrapped = own_entry(kek, wrapped)?;
-        self.observers.tell(&Event::Wrapped { dek_id, context, kek_id: wrapped.kek_id() });
+        self.observers.emit(&Event::Wrapped { dek_id, context, kek_id: wrapped.kek_id() });
         Ok(wrapped)
     }
 
@@ -255,38 +259,47 @@ impl KekSet {
     /// before it failed, or takes longer than it mostly does. All that may still succeed are asked again after a pause.
     ///
     /// Of several entries that one KEK recognises, its own comes first. Another is asked for only where that may help, and no
-    /// more than [`MOST_ASKED`] are: whoever can forge a message writes its list. See [`Ways::is_worth_asking`].
+    /// more than [`MAX_ENTRIES_PER_KEK`] are: whoever can forge a message writes its list. See [`Candidates::is_worth_asking`].
     ///
     /// Each failure is reported to `heard` when it comes, since other KEKs may keep the answer waiting, or give it.
     pub(crate) async fn unwrap_any(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
         keys: &WrappedKeys,
-        heard: Heard<'_>,
+        on_failure: OnFailure<'_>,
     ) -> Result<Unwrapped, Failure> {
-        let mut ways = Ways(Vec::new());
+        let mut candidates = Candidates(Vec::new());
         for kek in &self.reading {
             let recognised = keys.entries().iter().filter(|entry| kek.recognises(entry.kek_id()));
             let (own, other): (Vec<_>, Vec<_>) = recognised.partition(|entry| entry.kek_id() == kek.id());
             for entry in own.into_iter().chain(other) {
                 let target = kek.target(entry.kek_id());
-                ways.0.push(Way { kek, entry, target, state: State::NotAsked, failure: None, failed_at: None });
+                candidates.0.push(Candidate {
+                    kek,
+                    entry,
+                    target,
+                    state: State::NotAsked,
+                    failure: None,
+                    failed_at: None,
+                });
             }
         }
         let mut tries = 0;
         loop {
-            if let Some(found) = self.try_each(question, context, id, &mut ways, heard).await {
+            if let Some(found) = self.try_each(bounds, context, id, &mut candidates, on_failure).await {
                 return Ok(found);
             }
             tries += 1;
-            let hopeful = ways.0.iter().filter_map(|way| Some((way, way.failure.as_ref()?)));
-            let hopeful =
-                hopeful.filter(|(_, failure)| failure.is_worth_a_retry()).min_by_key(|(_, failure)| failure.hope());
-            match hopeful {
-                Some((way, failure)) if way.kek.pause(question, tries, failure, way.entry.kek_id()).await => {}
-                _ => return Err(all_failed(keys, ways, tries)),
+            let retryable = candidates.0.iter().filter_map(|candidate| Some((candidate, candidate.failure.as_ref()?)));
+            let retryable = retryable
+                .filter(|(_, failure)| failure.is_worth_a_retry())
+                .min_by_key(|(_, failure)| failure.severity_rank());
+            match retryable {
+                Some((candidate, failure))
+                    if candidate.kek.pause(bounds, tries, failure, candidate.entry.kek_id()).await => {}
+                _ => return Err(all_failed(keys, candidates, tries)),
             }
         }
     }
@@ -294,29 +307,29 @@ impl KekSet {
     /// One try of every way that is worth it.
     async fn try_each(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
-        ways: &mut Ways<'_>,
-        heard: Heard<'_>,
+        candidates: &mut Candidates<'_>,
+        on_failure: OnFailure<'_>,
     ) -> Option<Unwrapped> {
-        let mut waiting = ways.begin_round();
+        let mut waiting = candidates.begin_round();
         let mut asked = FuturesUnordered::new();
         let mut latest = None;
         loop {
-            if let Some((at, turn)) = ways.next_of(&mut waiting)
-                && let Some(way) = ways.0.get_mut(at)
+            if let Some((at, order)) = candidates.next_of(&mut waiting)
+                && let Some(candidate) = candidates.0.get_mut(at)
             {
-                way.state = State::Asked;
-                let (kek, entry) = (way.kek, way.entry);
-                latest = kek.hedge_after(&way.target).map(|wait| (kek, wait));
-                let tries = Tries::One(turn);
+                candidate.state = State::Asked;
+                let (kek, entry) = (candidate.kek, candidate.entry);
+                latest = kek.hedge_after(&candidate.target).map(|wait| (kek, wait));
+                let tries = RetryMode::Once(order);
                 asked.push(async move {
                     let sent = self.clock.now();
-                    (at, sent, self.unwrap_entry(question, kek, context, id, entry, tries).await)
+                    (at, sent, self.unwrap_entry(bounds, kek, context, id, entry, tries).await)
                 });
             }
-            let answer = match latest.filter(|_| ways.has_next(&waiting)) {
+            let answer = match latest.filter(|_| candidates.has_next(&waiting)) {
                 Some((kek, wait)) => match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
                     Either::Left((answer, _)) => answer,
                     // It takes longer than usual: the next one as well.
@@ -325,16 +338,17 @@ impl KekSet {
                 None => asked.next().await,
             };
             let (at, sent, answer) = answer?;
-            let Some(way) = ways.0.get_mut(at) else { continue };
+            let Some(candidate) = candidates.0.get_mut(at) else { continue };
             match answer {
                 Ok(dek) => {
-                    let voucher = Voucher { provider: way.kek.id().clone(), entry: way.entry.kek_id().clone() };
-                    return Some(Unwrapped { dek, voucher, asked: sent });
+                    let source_kek =
+                        SourceKek { provider: candidate.kek.id().clone(), entry: candidate.entry.kek_id().clone() };
+                    return Some(Unwrapped { dek, source_kek, asked: sent });
                 }
                 // That one failed; another one is asked, or on its way.
                 Err(failure) => {
-                    heard(way.kek.id(), way.entry, failure.class().kind());
-                    (way.failure, way.failed_at) = (Some(failure), Some(self.clock.now()));
+                    on_failure(candidate.kek.id(), candidate.entry, failure.class().kind());
+                    (candidate.failure, candidate.failed_at) = (Some(failure), Some(self.clock.now()));
                 }
             }
         }
@@ -344,24 +358,24 @@ impl KekSet {
     /// another DEK is an error here, not a garbled payload later.
     pub(crate) async fn unwrap_entry(
         &self,
-        question: Question,
-        kek: &Caller,
+        bounds: CallBounds,
+        kek: &GuardedKek,
         context: &EncryptionContext,
         id: &DekId,
         entry: &WrappedDek,
-        tries: Tries,
+        tries: RetryMode,
     ) -> Result<Dek, KekError> {
         // Either name of the KEK will do: a related key's entry is unwrapped by the provider's own.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
         let unwrapped: UnwrappedDek = match tries {
-            Tries::One(turn) => kek.unwrap_once(question, turn, context, entry).await?,
-            Tries::ByPolicy => kek.unwrap(question, context, entry).await?,
+            RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await?,
+            RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await?,
         };
         let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
         match derive_dek_id(&dek, context) {
             Ok(derived) if derived == *id => {
-                self.observers.tell(&Event::Unwrapped { dek_id: id, context, kek_id: entry.kek_id() });
+                self.observers.emit(&Event::Unwrapped { dek_id: id, context, kek_id: entry.kek_id() });
                 Ok(dek)
             }
             _ => Err(KekError::invalid("the unwrapped DEK is not the one that the DEK id names in this context")),
@@ -396,28 +410,28 @@ impl KekSet {
 pub(crate) struct Made {
     pub(crate) dek: Dek,
     pub(crate) wrapped_keys: WrappedKeys,
-    pub(crate) vouchers: Box<[Voucher]>,
+    pub(crate) source_keks: Box<[SourceKek]>,
     /// Before the first question was sent.
     pub(crate) asked: Moment,
 }
 
 /// Called with the provider, the wrapped key and what befell it.
-pub(crate) type Heard<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
+pub(crate) type OnFailure<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
 
 /// How often an entry is tried before it counts as failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tries {
-    One(Turn),
+pub(crate) enum RetryMode {
+    Once(Order),
     ByPolicy,
 }
 
 /// Of how many entries one KEK is asked in a try at most. A message that was sealed here has one, one more while KEKs are changed, and
 /// with a provider that finds keys by itself one for each of its keys.
-const MOST_ASKED: usize = 3;
+const MAX_ENTRIES_PER_KEK: usize = 3;
 
 /// One of the ways to a DEK: an entry of its wrapped keys, and who unwraps it.
-struct Way<'a> {
-    kek: &'a Caller,
+struct Candidate<'a> {
+    kek: &'a GuardedKek,
     entry: &'a WrappedDek,
     target: CallTarget,
     state: State,
@@ -434,18 +448,18 @@ enum State {
 }
 
 /// All ways, in order of preference.
-struct Ways<'a>(Vec<Way<'a>>);
+struct Candidates<'a>(Vec<Candidate<'a>>);
 
-impl Ways<'_> {
+impl Candidates<'_> {
     /// Those that have not failed for good, in the order in which they are asked: whoever was late so often comes last.
-    fn begin_round(&mut self) -> VecDeque<(usize, Turn)> {
+    fn begin_round(&mut self) -> VecDeque<(usize, Order)> {
         let (mut waiting, mut last) = (VecDeque::new(), VecDeque::new());
-        for (at, way) in self.0.iter_mut().enumerate() {
-            way.state = State::NotAsked;
-            if way.failure.as_ref().is_none_or(KekError::is_worth_a_retry) {
-                match way.kek.turn(&way.target) {
-                    Turn::Last => last.push_back((at, Turn::Last)),
-                    turn => waiting.push_back((at, turn)),
+        for (at, candidate) in self.0.iter_mut().enumerate() {
+            candidate.state = State::NotAsked;
+            if candidate.failure.as_ref().is_none_or(KekError::is_worth_a_retry) {
+                match candidate.kek.order(&candidate.target) {
+                    Order::Last => last.push_back((at, Order::Last)),
+                    order => waiting.push_back((at, order)),
                 }
             }
         }
@@ -453,11 +467,11 @@ impl Ways<'_> {
         waiting
     }
 
-    fn next_of(&self, waiting: &mut VecDeque<(usize, Turn)>) -> Option<(usize, Turn)> {
+    fn next_of(&self, waiting: &mut VecDeque<(usize, Order)>) -> Option<(usize, Order)> {
         std::iter::from_fn(|| waiting.pop_front()).find(|(at, _)| self.is_worth_asking(*at))
     }
 
-    fn has_next(&self, waiting: &VecDeque<(usize, Turn)>) -> bool {
+    fn has_next(&self, waiting: &VecDeque<(usize, Order)>) -> bool {
         waiting.iter().any(|(at, _)| self.is_worth_asking(*at))
     }
 
@@ -467,12 +481,15 @@ impl Ways<'_> {
     /// - while its target is asked, or has not answered;
     /// - for an id that was denied.
     fn is_worth_asking(&self, at: usize) -> bool {
-        let Some(way) = self.0.get(at) else { return false };
+        let Some(candidate) = self.0.get(at) else { return false };
         let mut asked = 0;
-        for other in self.0.iter().filter(|other| std::ptr::eq(other.kek, way.kek) && !std::ptr::eq(*other, way)) {
+        for other in
+            self.0.iter().filter(|other| std::ptr::eq(other.kek, candidate.kek) && !std::ptr::eq(*other, candidate))
+        {
             let class = other.failure.as_ref().map(KekError::class);
             let is_denied = class == Some(KekErrorClass::Denied);
-            if class == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == way.entry.kek_id()) {
+            if class == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == candidate.entry.kek_id())
+            {
                 return false;
             }
             let without_a_call = other.failure.as_ref().is_some_and(|failure| !failure.was_asked());
@@ -481,16 +498,16 @@ impl Ways<'_> {
                 continue;
             }
             asked += 1;
-            if !is_denied && other.target.name() == way.target.name() {
+            if !is_denied && other.target.name() == candidate.target.name() {
                 return false;
             }
         }
-        asked < MOST_ASKED
+        asked < MAX_ENTRIES_PER_KEK
     }
 }
 
 /// An entry that its own provider would not take back is never written into a message.
-fn own_entry(kek: &Caller, wrapped: WrappedDek) -> Result<WrappedDek, Error> {
+fn own_entry(kek: &GuardedKek, wrapped: WrappedDek) -> Result<WrappedDek, Error> {
     if kek.recognises(wrapped.kek_id()) {
         return Ok(wrapped);
     }
@@ -502,42 +519,44 @@ fn contract(kek_id: &KekId, what: &str) -> Error {
 }
 
 /// The failure of one KEK, which its message names.
-pub(crate) fn named(kek: &Caller, error: KekError) -> Error {
+pub(crate) fn named(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error(detail)
 }
 
-fn failed_wrap(kek: &Caller, error: KekError, at: Moment) -> Failure {
-    let parts = FailedPart::new(kek, None, &error, at).into_iter().collect();
-    Failure { error: not_wrapped(kek, error), parts }
+fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
+    let calls = FailedCall::new(kek, None, &error, at).into_iter().collect();
+    Failure { error: not_wrapped(kek, error), calls }
 }
 
 /// As [`named`], for a DEK that was not wrapped.
-fn not_wrapped(kek: &Caller, error: KekError) -> Error {
+fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error_of_wrapping(detail)
 }
 
 /// One error for several failures: the one that leaves most hope decides, and every KEK is named.
-fn all_failed(keys: &WrappedKeys, ways: Ways<'_>, tries: u32) -> Failure {
-    let failures: Vec<(Way<'_>, KekError)> = ways
+fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Failure {
+    let failures: Vec<(Candidate<'_>, KekError)> = candidates
         .0
         .into_iter()
-        .filter_map(|mut way| {
-            let failure = way.failure.take()?.after(tries);
-            Some((way, failure))
+        .filter_map(|mut candidate| {
+            let failure = candidate.failure.take()?.after(tries);
+            Some((candidate, failure))
         })
         .collect();
-    let part = |(way, error): &(Way<'_>, KekError)| FailedPart::new(way.kek, Some(way.entry), error, way.failed_at?);
-    let parts = failures.iter().filter_map(part).collect();
-    let text = |(way, error): &(Way<'_>, KekError)| format!("{}: {error}", way.entry.kek_id());
+    let call = |(candidate, error): &(Candidate<'_>, KekError)| {
+        FailedCall::new(candidate.kek, Some(candidate.entry), error, candidate.failed_at?)
+    };
+    let calls = failures.iter().filter_map(call).collect();
+    let text = |(candidate, error): &(Candidate<'_>, KekError)| format!("{}: {error}", candidate.entry.kek_id());
     let detail = failures.iter().map(text).collect::<Vec<_>>().join("; ");
-    let error = match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::hope) {
+    let error = match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::severity_rank) {
         Some(error) => error.into_error(detail),
         None => {
             let ids = keys.entries().iter().map(|entry| entry.kek_id().as_str()).collect::<Vec<_>>().join(", ");
             Error::new(ErrorKind::UnknownKek, ids)
         }
     };
-    Failure { error, parts }
+    Failure { error, calls }
 }

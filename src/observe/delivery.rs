@@ -19,7 +19,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
 /// How many events wait for an observer that blocks. The oldest are lost first, and counted.
-const MOST_QUEUED: usize = 1 << 14;
+const MAX_QUEUED: usize = 1 << 14;
 
 /// The observers of one envelope.
 #[derive(Clone, Default)]
@@ -104,27 +104,27 @@ impl Observers {
     }
 
     /// For whoever has just made keys, which may have taken memory that the system does not protect.
-    pub(crate) fn tell_of_unprotected_memory(&self) {
+    pub(crate) fn emit_unprotected_memory(&self) {
         if !self.0.observers.is_empty()
             && let Some(protection) = protection_notice()
         {
-            self.tell(&Event::MemoryNotProtected { protection: &protection });
+            self.emit(&Event::MemoryNotProtected { protection: &protection });
         }
     }
 
     /// Tells an event here and now. The caller holds no lock of the library.
-    pub(crate) fn tell(&self, event: &Event<'_>) {
-        self.0.tell(event);
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        self.0.emit(event);
     }
 
     /// Tells an event soon, on another thread: from a destructor, or from where nobody may wait.
-    pub(crate) fn tell_later(&self, event: LaterEvent) {
+    pub(crate) fn emit_later(&self, event: LaterEvent) {
         if self.0.observers.is_empty() {
             return;
         }
         let queue = self.0.queue();
         let mut waiting = lock(&queue);
-        if waiting.events.len() == MOST_QUEUED {
+        if waiting.events.len() == MAX_QUEUED {
             waiting.events.pop_front();
             self.0.lost.fetch_add(1, Ordering::Relaxed);
         }
@@ -155,7 +155,7 @@ impl Inner {
         self.queue.get_or_init(Mutex::default)
     }
 
-    fn tell(&self, event: &Event<'_>) {
+    fn emit(&self, event: &Event<'_>) {
         for (observer, watched) in self.observers.iter().enumerate() {
             if !self.survives(watched, event) && !watched.reported.swap(true, Ordering::Relaxed) {
                 let others = self.observers.iter().enumerate().filter(|(other, _)| *other != observer);
@@ -193,7 +193,7 @@ impl Inner {
                     }
                 }
             };
-            self.tell(&event.as_event());
+            self.emit(&event.as_event());
         }
     }
 }

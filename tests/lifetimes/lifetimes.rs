@@ -646,8 +646,8 @@ fn limits_that_contradict_each_other_are_refused_with_the_field_named() {
         (limits.stale_if_error_reading(secs(24 * 3600 + 1)), "stale_if_error_reading"),
         (limits.stale_if_error_writing(Duration::MAX), "stale_if_error_writing"),
         (limits.denial_ttl(secs(301)), "denial_ttl"),
-        (limits.stale_if_error_reading(secs(24 * 3600 - 99)), "max_age and outage_grace"),
-        (limits.stale_if_error_writing(secs(24 * 3600 - 99)), "max_age and outage_grace"),
+        (limits.stale_if_error_reading(secs(24 * 3600 - 99)), "max_age and stale_if_error"),
+        (limits.stale_if_error_writing(secs(24 * 3600 - 99)), "max_age and stale_if_error"),
         (limits.max_uses(0), "max_uses"),
     ] {
         let error = Envelope::builder().wrap_with(support::local("kek")).limits(limits).build().unwrap_err();

@@ -190,7 +190,7 @@ fn a_denial_of_one_question_leaves_the_answer_to_another_alone() {
 #[test]
 fn no_more_messages_are_sealed_than_a_dek_may() {
     explore(|| {
-        let stage = Stage::with(Limits::default().max_messages(3), |builder| builder);
+        let stage = Stage::with(few_entries().max_messages(3), |builder| builder);
         let key = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
         let sealers: Vec<_> = (0..3)
             .map(|_| {

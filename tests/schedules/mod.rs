@@ -12,7 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod flights;
-mod places;
+mod permits;
 mod revocation;
 mod runs;
 mod wiping;
@@ -38,7 +38,7 @@ use runs::Runs;
 use crate::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use crate::sync;
 use crate::{
-    Aad, Builder, Dek, DekId, DekOrigin, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits,
+    Aad, Dek, DekId, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Event, KekId, Limits,
     ManualClock, Observer, Runtime, WrappedDek,
 };
 
@@ -72,6 +72,11 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     assert_eq!(ran, number);
     // What a schedule does twice it does again in a replay.
     run(Box::new(UncontrolledNondeterminismCheckScheduler::new(RandomScheduler::new(10))));
+}
+
+/// So few entries that the cache has one shard, whatever the hash.
+fn few_entries() -> Limits {
+    Limits::default().max_entries(8)
 }
 
 fn secs(secs: u64) -> Duration {
@@ -349,14 +354,12 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(more: impl FnOnce(Builder) -> Builder) -> Self {
-        Self::with(Limits::default().max_age(MAX_AGE), more)
+    fn new(more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
+        Self::with(few_entries().max_age(MAX_AGE), more)
     }
 
-    fn with(limits: Limits, more: impl FnOnce(Builder) -> Builder) -> Self {
+    fn with(limits: Limits, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let (kek, clock, log) = (ToyKek::new(), ManualClock::new(), Log::default());
-        // One shard of the cache, whatever the hash.
-        let limits = if limits.max_entries.is_some() { limits } else { limits.max_entries(8) };
         let builder = Envelope::builder().wrap_with(kek.clone()).dek_origin(DekOrigin::KeyService).limits(limits);
         let envelope = more(builder.clock(clock.clone()).observer(log.clone())).build().unwrap();
         Self { kek, clock, log, envelope }

@@ -40,8 +40,8 @@ fn a_key_in_use_stays_whole_and_a_destroyed_one_is_used_no_more() {
 
 /// Two envelopes of one clock: what the one keeps is due before the wiper would look by itself, what the other keeps is not.
 fn short_and_long() -> [Stage; 2] {
-    let long = Stage::with(Limits::default().max_age(secs(3)), |builder| builder);
-    let short = Stage::with(Limits::default().max_age(ms(200)), |builder| builder.clock(long.clock.clone()));
+    let long = Stage::with(few_entries().max_age(secs(3)), |builder| builder);
+    let short = Stage::with(few_entries().max_age(ms(200)), |builder| builder.clock(long.clock.clone()));
     [Stage { clock: long.clock.clone(), ..short }, long]
 }
 

@@ -21,8 +21,8 @@ pub(super) fn decide(age: Age, outage_is_known: bool, is_turn: bool, is_refused:
     let serves = match age {
         Age::Fresh => return Decision::Serve,
         Age::Due => true,
-        Age::Grace => outage_is_known,
-        Age::Gone => false,
+        Age::Stale => outage_is_known,
+        Age::Ended => false,
     };
     match serves {
         true if is_turn => Decision::ServeAndRenew,
@@ -48,8 +48,8 @@ mod tests {
             let age = match cells[0] {
                 "fresh" => Age::Fresh,
                 "due" => Age::Due,
-                "stale, within `stale_if_error`" => Age::Grace,
-                "none, or past its end" => Age::Gone,
+                "stale, within `stale_if_error`" => Age::Stale,
+                "none, or past its end" => Age::Ended,
                 other => panic!("{other}"),
             };
             let either = |cell: &str| match cell {

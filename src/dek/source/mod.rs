@@ -1,6 +1,6 @@
 //! The look-up of a DEK: whether the cached one serves, and when the KEKs are asked.
 //!
-//! Reading and writing differ in what they ask ([`Question`]); the look-up is one.
+//! Reading and writing differ in what they ask ([`DekRequest`]); the look-up is one.
 #![forbid(unsafe_code)]
 
 mod decision;
@@ -16,17 +16,17 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 use super::cache::{DekCache, MemoOwner, SourceNumber};
-use super::flight::{Answer, Part};
-use super::lease::{Age, Lease, Request, Whose, shut_down};
+use super::flight::{Answer, Waiter};
+use super::lease::{Age, KeysMatch, Lease, RequestKey, shut_down};
 use super::pinned::Pinned;
-use super::registry::{Mortal, end_all};
-use super::statistics::{Counted, Counters, KekStatistics, Statistics, TargetStatistics};
+use super::registry::{Leased, end_all};
+use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::kek::call::{Caller, Question as CallBounds, Share};
+use crate::kek::call::{CallBounds, GuardedKek, Lane};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::kek::{BoxFuture, Dek, KekId};
 use crate::observe::{Event, Observers};
@@ -35,8 +35,8 @@ use crate::suite::{AeadKey, Backend, Nonces, Suite, derive_message_key};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use decision::{Decision, decide};
-pub(crate) use reading::ReadingQuestion;
-pub(crate) use writing::WritingQuestion;
+pub(crate) use reading::ReadingRequest;
+pub(crate) use writing::WritingRequest;
 
 pub(crate) struct SourceOptions {
     pub(crate) suite: Suite,
@@ -96,16 +96,16 @@ const ATTEMPTS: usize = 3;
 
 /// How long a caller waits for the key service when the cached DEK is past its age and within the outage grace: a service that takes
 /// longer than this, as none does that is well, is not felt.
-const PATIENCE_IN_GRACE: Duration = Duration::from_millis(250);
+const MAX_WAIT_WHILE_STALE: Duration = Duration::from_millis(250);
 
 /// What differs between DEKs for reading and for writing.
 pub(crate) trait Kind: 'static {
-    type Dek: Mortal + 'static;
+    type Dek: Leased + 'static;
     /// What is asked, without its caller.
     type Owned: Send + Sync + 'static;
-    const SERVED: Counted;
-    const ASKED: Counted;
-    const ASKED_BY: Share;
+    const HIT: Counter;
+    const MISS: Counter;
+    const LANE: Lane;
 
     fn age(dek: &Self::Dek, now: Moment) -> Age;
 
@@ -116,7 +116,7 @@ pub(crate) trait Kind: 'static {
     fn context(owned: &Self::Owned) -> &EncryptionContext;
 
     /// Shares the call of all who ask the same.
-    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<Self::Dek>
+    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<Self::Dek>
     where
         F: Future<Output = Answer<Self::Dek>> + Send + 'static;
 
@@ -126,16 +126,16 @@ pub(crate) trait Kind: 'static {
         cache: &DekCache,
         owned: &Self::Owned,
         bounds: CallBounds,
-    ) -> impl Future<Output = Result<Vouched<Self::Dek>, Failure>> + Send;
+    ) -> impl Future<Output = Result<Obtained<Self::Dek>, Failure>> + Send;
 
-    fn put(cache: &DekCache, vouched: &Vouched<Self::Dek>);
+    fn put(cache: &DekCache, obtained: &Obtained<Self::Dek>);
 
     /// Ends what the denial concerns, and tells.
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
 }
 
 /// What a caller asks for.
-pub(crate) trait Question: Copy {
+pub(crate) trait DekRequest: Copy {
     type Kind: Kind;
 
     /// The cached DEK, whatever its age.
@@ -149,7 +149,7 @@ pub(crate) trait Question: Copy {
     ) -> Option<R>;
 
     /// Whether a cached DEK is the answer to this very question.
-    fn whose(&self, lease: &Lease) -> Whose;
+    fn keys_match(&self, lease: &Lease) -> KeysMatch;
 
     /// Whether it may be the turn of this question to renew a cached DEK.
     fn is_turn(&self, lease: &Lease, now: Moment) -> bool;
@@ -160,28 +160,28 @@ pub(crate) trait Question: Copy {
     /// Whether the question reaches a KEK that vouched for a cached DEK.
     fn is_about(&self, lease: &Lease) -> bool;
 
-    fn request(&self) -> Request;
+    fn request_key(&self) -> RequestKey;
 
     fn to_owned(&self) -> Result<<Self::Kind as Kind>::Owned, Error>;
 }
 
-type DekOf<Q> = <<Q as Question>::Kind as Kind>::Dek;
+type DekOf<Q> = <<Q as DekRequest>::Kind as Kind>::Dek;
 
 /// What a key service just vouched for.
-pub(crate) struct Vouched<D> {
+pub(crate) struct Obtained<D> {
     dek: Arc<D>,
     /// The same keys, where a new DEK was made.
     for_reading_too: Option<Arc<ReadingDek>>,
 }
 
 /// A DEK that a look-up gave.
-pub(crate) enum Held<D: Mortal + 'static> {
+pub(crate) enum Held<D: Leased + 'static> {
     Cached(Arc<D>),
     /// The caller waited for it.
     Awaited(Arc<Pinned<D>>),
 }
 
-impl<D: Mortal> Held<D> {
+impl<D: Leased> Held<D> {
     /// For a handle, which is not waited for any more: it ends if its DEK had to make room.
     pub(crate) fn into_dek(self) -> Arc<D> {
         match self {
@@ -191,7 +191,7 @@ impl<D: Mortal> Held<D> {
     }
 }
 
-impl<D: Mortal> Deref for Held<D> {
+impl<D: Leased> Deref for Held<D> {
     type Target = Arc<D>;
 
     fn deref(&self) -> &Arc<D> {
@@ -203,29 +203,29 @@ impl<D: Mortal> Deref for Held<D> {
 }
 
 /// The right to renew a DEK, given back if whoever has it goes away.
-struct Claim<D: Mortal> {
+struct Claim<D: Leased> {
     dek: Arc<D>,
-    whose: Whose,
+    keys_match: KeysMatch,
     is_settled: bool,
 }
 
-impl<D: Mortal> Claim<D> {
-    fn on(dek: &Arc<D>, whose: Whose) -> Option<Self> {
-        dek.lease().claim_renewal(whose).then(|| Self { dek: dek.clone(), whose, is_settled: false })
+impl<D: Leased> Claim<D> {
+    fn on(dek: &Arc<D>, keys_match: KeysMatch) -> Option<Self> {
+        dek.lease().claim_renewal(keys_match).then(|| Self { dek: dek.clone(), keys_match, is_settled: false })
     }
 
     fn settle(mut self, answer: Result<(), &Failure>) {
         self.is_settled = true;
         if let Err(failure) = answer {
-            self.dek.lease().renewal_failed(self.whose, failure);
+            self.dek.lease().renewal_failed(self.keys_match, failure);
         }
     }
 }
 
-impl<D: Mortal> Drop for Claim<D> {
+impl<D: Leased> Drop for Claim<D> {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.dek.lease().give_back(self.whose);
+            self.dek.lease().give_back(self.keys_match);
         }
     }
 }
@@ -276,95 +276,95 @@ impl DekSource {
         ours
     }
 
-    pub(crate) fn tell(&self, event: &Event<'_>) {
-        self.options.observers.tell(event);
+    pub(crate) fn emit(&self, event: &Event<'_>) {
+        self.options.observers.emit(event);
     }
 
     // --- the look-up
 
     /// Runs `work` with the DEK, asking the key service where that is needed.
-    pub(crate) async fn with<Q: Question, R>(
+    pub(crate) async fn with<Q: DekRequest, R>(
         self: &Arc<Self>,
-        question: Q,
+        request: Q,
         mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        if let Some(result) = self.with_remembered(question, |dek| work(dek))
-            && let Some(result) = still_there(result)?
+        if let Some(result) = self.with_remembered(request, |dek| work(dek))
+            && let Some(result) = unless_taken_away(result)?
         {
             return Ok(result);
         }
         let mut taken_away = 0;
         while taken_away < ATTEMPTS {
             // The second time round, an eviction in between takes nothing away any more.
-            let held = self.held(question, taken_away > 0).await?;
+            let held = self.held(request, taken_away > 0).await?;
             match work(&held) {
                 // Others used it up: they got on, and the next one is for whoever is quick.
                 Err(error) if error.kind() == ErrorKind::Exhausted => {}
-                result => match still_there(result)? {
+                result => match unless_taken_away(result)? {
                     Some(result) => return Ok(result),
                     None => taken_away += 1,
                 },
             }
         }
-        Err(overtaken())
+        Err(revoked_meanwhile())
     }
 
     /// Runs `work` with the cached DEK, if it serves, without waiting for anybody. One that is due is renewed in the background.
     ///
     /// # Errors
     /// The id is known to belong to another context.
-    pub(crate) fn with_cached<Q: Question, R>(
+    pub(crate) fn with_cached<Q: DekRequest, R>(
         self: &Arc<Self>,
-        question: Q,
+        request: Q,
         mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
     ) -> Result<Option<R>, Error> {
-        if let Some(result) = self.with_remembered(question, |dek| work(dek)) {
-            return still_there(result);
+        if let Some(result) = self.with_remembered(request, |dek| work(dek)) {
+            return unless_taken_away(result);
         }
         let cache = self.cache();
-        let Some(dek) = question.find(&cache)? else { return Ok(None) };
+        let Some(dek) = request.find(&cache)? else { return Ok(None) };
         let now = self.options.clock.now();
-        match self.decide(question, &dek, now, || true) {
+        match self.decide(request, &dek, now, || true) {
             Decision::Serve => {}
-            Decision::ServeAndRenew if !question.can_be_asked() => return Ok(None),
-            Decision::ServeAndRenew => drop(self.renew(&dek, question, Renewer::Runtime)),
+            Decision::ServeAndRenew if !request.can_be_asked() => return Ok(None),
+            Decision::ServeAndRenew => drop(self.renew(&dek, request, Renewer::Runtime)),
             Decision::Ask | Decision::Refuse => return Ok(None),
         }
         self.serve::<Q>(&cache, &dek, now);
-        still_there(work(&dek))
+        unless_taken_away(work(&dek))
     }
 
     /// The DEK, for a handle, and whether it is past its age.
-    pub(crate) async fn get<Q: Question>(self: &Arc<Self>, question: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
-        let held = match self.with_remembered(question, Arc::clone) {
+    pub(crate) async fn get<Q: DekRequest>(self: &Arc<Self>, request: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
+        let held = match self.with_remembered(request, Arc::clone) {
             Some(dek) => Held::Cached(dek),
-            None => self.held(question, false).await?,
+            None => self.held(request, false).await?,
         };
-        let in_grace = held.lease().is_in_grace();
-        Ok((held, in_grace))
+        let stale = held.lease().is_stale();
+        Ok((held, stale))
     }
 
     /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
-    fn with_remembered<Q: Question, R>(&self, question: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
+    fn with_remembered<Q: DekRequest, R>(&self, request: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
         let now = self.options.clock.now();
         let serves = |dek: &DekOf<Q>| {
             // That a DEK is nearly used up is left to the look-ups of the cache.
             if dek.lease().age(now) == Age::Fresh {
-                self.counters.count(Q::Kind::SERVED);
+                self.counters.count(Q::Kind::HIT);
                 return true;
             }
-            let serves = self.decide(question, dek, now, || true) == Decision::Serve;
+            let serves = self.decide(request, dek, now, || true) == Decision::Serve;
             if serves {
                 self.count_served::<Q>(dek, now);
             }
             serves
         };
-        question.with_remembered(MemoOwner::now(self.number), serves, work)
+        request.with_remembered(MemoOwner::now(self.number), serves, work)
     }
 
-    fn decide<Q: Question>(
+    fn decide<Q: DekRequest>(
         &self,
-        question: Q,
+        request: Q,
         dek: &DekOf<Q>,
         now: Moment,
         is_refused: impl FnOnce() -> bool,
@@ -373,62 +373,62 @@ impl DekSource {
         if age == Age::Fresh {
             return Decision::Serve;
         }
-        let outage_is_known = age == Age::Grace && lease.outage(now).is_some();
+        let outage_is_known = age == Age::Stale && lease.outage(now).is_some();
         let serves = age == Age::Due || outage_is_known;
-        let is_turn = serves && lease.is_renewal_open(now) && question.is_turn(lease, now);
+        let is_turn = serves && lease.is_renewal_open(now) && request.is_turn(lease, now);
         decide(age, outage_is_known, is_turn, is_refused)
     }
 
     /// The DEK, pinned if the caller wants that.
-    async fn held<Q: Question>(self: &Arc<Self>, question: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
+    async fn held<Q: DekRequest>(self: &Arc<Self>, request: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
         let cache = self.cache();
         let hold = |dek: Arc<DekOf<Q>>| match pinned {
             true => Held::Awaited(Arc::new(Pinned::new(dek))),
             false => Held::Cached(dek),
         };
         let now = self.options.clock.now();
-        let cached = question.find(&cache)?;
+        let cached = request.find(&cache)?;
         if let Some(dek) = &cached {
-            match self.decide(question, dek, now, || false) {
+            match self.decide(request, dek, now, || false) {
                 Decision::Serve => {
                     self.serve::<Q>(&cache, dek, now);
                     return Ok(hold(dek.clone()));
                 }
                 Decision::ServeAndRenew => {
-                    let Some(renewal) = self.renew(dek, question, Renewer::RuntimeOrCaller) else {
+                    let Some(renewal) = self.renew(dek, request, Renewer::RuntimeOrCaller) else {
                         self.serve::<Q>(&cache, dek, now);
                         return Ok(hold(dek.clone()));
                     };
                     return match renewal.await {
                         Ok(renewed) => {
-                            self.counters.count(Q::Kind::SERVED);
+                            self.counters.count(Q::Kind::HIT);
                             Ok(Held::Awaited(renewed))
                         }
-                        Err(failure) => self.despite::<Q>(&cache, dek, failure).map(hold),
+                        Err(failure) => self.serve_after_failure::<Q>(&cache, dek, failure).map(hold),
                     };
                 }
                 Decision::Ask | Decision::Refuse => {}
             }
         }
-        let in_grace = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Grace);
-        self.counters.count(Q::Kind::ASKED);
-        let owned = Arc::new(question.to_owned()?);
-        let answer = match self.ask::<Q::Kind>(&cache, question.request(), &owned, Q::Kind::ASKED_BY) {
-            Ok(call) => self.answer(call, question, in_grace.as_ref()).await,
+        let stale = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Stale);
+        self.counters.count(Q::Kind::MISS);
+        let owned = Arc::new(request.to_owned()?);
+        let answer = match self.ask::<Q::Kind>(&cache, request.request_key(), &owned, Q::Kind::LANE) {
+            Ok(call) => self.answer(call, request, stale.as_ref()).await,
             Err(failure) => Err(failure),
         };
-        match (answer, in_grace) {
+        match (answer, stale) {
             (Ok(pinned), _) => Ok(Held::Awaited(pinned)),
             (Err(failure), Some(dek)) => {
-                dek.lease().renewal_failed(question.whose(dek.lease()), &failure);
-                self.despite::<Q>(&cache, &dek, failure).map(hold)
+                dek.lease().renewal_failed(request.keys_match(dek.lease()), &failure);
+                self.serve_after_failure::<Q>(&cache, &dek, failure).map(hold)
             }
             (Err(failure), None) => Err(failure.error),
         }
     }
 
     /// The cached DEK, if it still serves although this caller's question failed; else why it failed.
-    fn despite<Q: Question>(
+    fn serve_after_failure<Q: DekRequest>(
         &self,
         cache: &DekCache,
         dek: &Arc<DekOf<Q>>,
@@ -444,23 +444,23 @@ impl DekSource {
         }
     }
 
-    fn serve<Q: Question>(&self, cache: &DekCache, dek: &Arc<DekOf<Q>>, now: Moment) {
+    fn serve<Q: DekRequest>(&self, cache: &DekCache, dek: &Arc<DekOf<Q>>, now: Moment) {
         self.count_served::<Q>(dek, now);
         Q::Kind::remember(cache, dek);
     }
 
     /// Counts, and says now and then that a DEK serves past its age.
-    fn count_served<Q: Question>(&self, dek: &DekOf<Q>, now: Moment) {
-        self.counters.count(Q::Kind::SERVED);
+    fn count_served<Q: DekRequest>(&self, dek: &DekOf<Q>, now: Moment) {
+        self.counters.count(Q::Kind::HIT);
         let lease = dek.lease();
-        if !lease.is_past_its_age(now) {
+        if !lease.is_past_max_age(now) {
             return;
         }
-        self.counters.count(Counted::ServedStale);
-        if lease.is_turn_to_tell_of_its_age(now)
+        self.counters.count(Counter::ServedStale);
+        if lease.is_due_to_report_stale(now)
             && let Some(kind) = lease.outage(now)
         {
-            self.tell(&Event::ServedStale { dek_id: &lease.id, context: &lease.context, kind });
+            self.emit(&Event::ServedStale { dek_id: &lease.id, context: &lease.context, kind });
         }
     }
 
@@ -470,28 +470,28 @@ impl DekSource {
     fn ask<K: Kind>(
         self: &Arc<Self>,
         cache: &Arc<DekCache>,
-        request: Request,
+        request_key: RequestKey,
         owned: &Arc<K::Owned>,
-        share: Share,
-    ) -> Result<Part<K::Dek>, Failure> {
+        lane: Lane,
+    ) -> Result<Waiter<K::Dek>, Failure> {
         self.check_open()?;
-        if let Some(refusal) = cache.refusal(&request) {
+        if let Some(refusal) = cache.refusal(&request_key) {
             return Err(refusal.into());
         }
-        Ok(K::join(cache, self.options.clock.now(), request, || {
+        Ok(K::join(cache, self.options.clock.now(), request_key, || {
             let (source, cache, owned) = (self.clone(), cache.clone(), owned.clone());
-            let bounds = self.keks.question(share);
+            let bounds = self.keks.bounds(lane);
             async move {
-                let answer = source.ask_until_it_counts::<K>(&cache, request, &owned, bounds);
+                let answer = source.ask_until_current::<K>(&cache, request_key, &owned, bounds);
                 cache.unless_closed(answer).await
             }
         }))
     }
 
-    async fn ask_until_it_counts<K: Kind>(
+    async fn ask_until_current<K: Kind>(
         &self,
         cache: &DekCache,
-        request: Request,
+        request_key: RequestKey,
         owned: &K::Owned,
         bounds: CallBounds,
     ) -> Answer<K::Dek> {
@@ -502,7 +502,7 @@ impl DekSource {
                 return Ok(Arc::new(pinned));
             }
         }
-        if let Some(refusal) = cache.refusal(&request) {
+        if let Some(refusal) = cache.refusal(&request_key) {
             return Err(refusal.into());
         }
         let context = K::context(owned);
@@ -511,52 +511,52 @@ impl DekSource {
             // In this order: who shuts down closes first, and counts then.
             self.check_open()?;
             match K::ask(self, cache, owned, bounds).await {
-                Ok(vouched) => {
+                Ok(obtained) => {
                     // Before it is put where an eviction may find it.
-                    let pinned = Arc::new(Pinned::new(vouched.dek.clone()));
+                    let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
                     // What is revoked from here on ends it, and what was revoked before is seen below. It is not at hand until then.
-                    cache.look_after(&vouched.dek);
-                    vouched.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
-                    if !cache.revocations.concern(mark, context, vouched.dek.lease().vouchers()) {
-                        K::put(cache, &vouched);
+                    cache.look_after(&obtained.dek);
+                    obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
+                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks()) {
+                        K::put(cache, &obtained);
                         return Ok(pinned);
                     }
-                    end_all(vouched.for_reading_too.as_slice());
-                    end_all(std::slice::from_ref(&vouched.dek));
+                    end_all(obtained.for_reading_too.as_slice());
+                    end_all(std::slice::from_ref(&obtained.dek));
                 }
                 // An operator revoked it meanwhile: what was asked before does not count.
                 Err(_) if cache.revocations.concern(mark, context, &[]) => {}
                 Err(failure) => {
                     match failure.error.kind() {
                         ErrorKind::Denied => {
-                            cache.remember_refusal(request, &failure.error);
+                            cache.remember_refusal(request_key, &failure.error);
                             K::was_denied(self, cache, owned, &failure);
                         }
-                        ErrorKind::Invalid => cache.remember_refusal(request, &failure.error),
+                        ErrorKind::Invalid => cache.remember_refusal(request_key, &failure.error),
                         _ => {}
                     }
                     return Err(failure);
                 }
             }
         }
-        Err(overtaken().into())
+        Err(revoked_meanwhile().into())
     }
 
     /// Waits for an answer; while a cached DEK may still serve in an outage of who is asked, not for long. The call then goes on in the
     /// background.
-    async fn answer<Q: Question>(
+    async fn answer<Q: DekRequest>(
         &self,
-        call: Part<DekOf<Q>>,
-        question: Q,
-        in_grace: Option<&Arc<DekOf<Q>>>,
+        call: Waiter<DekOf<Q>>,
+        request: Q,
+        stale: Option<&Arc<DekOf<Q>>>,
     ) -> Answer<DekOf<Q>> {
-        let in_grace = in_grace.filter(|dek| dek.lease().may_assume_outage() && question.is_about(dek.lease()));
-        let (Some(runtime), Some(dek)) = (&self.options.runtime, in_grace) else { return call.await };
+        let stale = stale.filter(|dek| dek.lease().may_assume_outage() && request.is_about(dek.lease()));
+        let (Some(runtime), Some(dek)) = (&self.options.runtime, stale) else { return call.await };
         let lease = dek.lease();
-        match select(call, runtime.sleep(PATIENCE_IN_GRACE)).await {
+        match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
             Either::Left((answer, _)) => answer,
             // Who vouched for it denied already, and only others keep the answer waiting.
-            Either::Right(((), call)) if !lease.has_grace() => call.await,
+            Either::Right(((), call)) if !lease.may_serve_stale() => call.await,
             Either::Right(((), call)) => {
                 // Before anything can be heard of the call.
                 lease.assume_outage();
@@ -566,7 +566,7 @@ impl DekSource {
                         dek.lease().learn_from(&failure);
                     }
                 })));
-                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE_IN_GRACE:?}")).into())
+                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {MAX_WAIT_WHILE_STALE:?}")).into())
             }
         }
     }
@@ -574,19 +574,19 @@ impl DekSource {
     // --- renewal
 
     /// Renews a DEK that is due, while it goes on serving. `None` if somebody else does; otherwise the renewal, for this caller to make.
-    fn renew<Q: Question>(
+    fn renew<Q: DekRequest>(
         self: &Arc<Self>,
         dek: &Arc<DekOf<Q>>,
-        question: Q,
+        request: Q,
         renewer: Renewer,
     ) -> Option<BoxFuture<'static, Answer<DekOf<Q>>>> {
         let runtime = self.options.runtime.as_ref();
         if runtime.is_none() && renewer == Renewer::Runtime {
             return None;
         }
-        let whose = question.whose(dek.lease());
-        let claim = Claim::on(dek, whose)?;
-        let owned = match question.to_owned() {
+        let keys_match = request.keys_match(dek.lease());
+        let claim = Claim::on(dek, keys_match)?;
+        let owned = match request.to_owned() {
             Ok(owned) => Arc::new(owned),
             // Wrapped keys that are none: there is nothing to ask.
             Err(error) => {
@@ -594,20 +594,20 @@ impl DekSource {
                 return None;
             }
         };
-        let request = question.request();
+        let request_key = request.request_key();
         let Some(runtime) = runtime else {
-            return Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request, owned)));
+            return Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned)));
         };
-        let renewal = self.clone().renewal::<Q::Kind>(claim, request, owned.clone());
+        let renewal = self.clone().renewal::<Q::Kind>(claim, request_key, owned.clone());
         runtime.spawn(Box::pin(renewal.map(drop)));
         // A runtime that has ended drops what it is given, and the claim comes back.
         let lease = dek.lease();
-        if !lease.is_turn(whose, lease.now()) {
+        if !lease.is_turn(keys_match, lease.now()) {
             return None;
         }
-        let claim = Claim::on(dek, whose)?;
+        let claim = Claim::on(dek, keys_match)?;
         match renewer {
-            Renewer::RuntimeOrCaller => Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request, owned))),
+            Renewer::RuntimeOrCaller => Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned))),
             Renewer::Runtime => {
                 claim.settle(Err(&Error::new(ErrorKind::Unavailable, "the runtime has ended").into()));
                 None
@@ -618,23 +618,23 @@ impl DekSource {
     async fn renewal<K: Kind>(
         self: Arc<Self>,
         claim: Claim<K::Dek>,
-        request: Request,
+        request_key: RequestKey,
         owned: Arc<K::Owned>,
     ) -> Answer<K::Dek> {
         let dek = claim.dek.clone();
         // The reserved share is for what is in use, which wrapped keys that somebody added are not.
-        let share = if claim.whose == Whose::Own { Share::Reserved } else { K::ASKED_BY };
-        let answer = match self.ask::<K>(&self.cache(), request, &owned, share) {
+        let lane = if claim.keys_match == KeysMatch::Same { Lane::Reserved } else { K::LANE };
+        let answer = match self.ask::<K>(&self.cache(), request_key, &owned, lane) {
             Ok(call) => call.await,
             Err(failure) => Err(failure),
         };
         claim.settle(answer.as_ref().map(drop));
         let Lease { id: dek_id, context, .. } = dek.lease();
         match &answer {
-            Ok(_) => self.tell(&Event::Refreshed { dek_id, context }),
+            Ok(_) => self.emit(&Event::Refreshed { dek_id, context }),
             Err(failure) => {
                 let kind = failure.error.kind();
-                self.tell(&Event::RenewalFailed { dek_id, context, kind });
+                self.emit(&Event::RenewalFailed { dek_id, context, kind });
             }
         }
         answer
@@ -655,7 +655,7 @@ impl DekSource {
     ) -> Result<R, Error> {
         check_len(len, max_len(&self.options.limits))?;
         let reserve = |dek: &WritingDek| Reservation::new(dek, len).and_then(|reservation| work(&reservation));
-        self.with(WritingQuestion { context }, reserve).await
+        self.with(WritingRequest { context }, reserve).await
     }
 
     // --- an operator's hand
@@ -723,7 +723,11 @@ impl DekSource {
 
     /// Runs `work`, which asks KEKs about a DEK of this context, as a look-up would: a shut-down ends it, and what an operator revoked
     /// meanwhile makes it begin again.
-    pub(crate) async fn obeying<R, F>(&self, context: &EncryptionContext, work: impl Fn() -> F) -> Result<R, Error>
+    pub(crate) async fn unless_revoked<R, F>(
+        &self,
+        context: &EncryptionContext,
+        work: impl Fn() -> F,
+    ) -> Result<R, Error>
     where
         F: Future<Output = Result<R, Error>>,
     {
@@ -737,11 +741,11 @@ impl DekSource {
                 return answer;
             }
         }
-        Err(overtaken())
+        Err(revoked_meanwhile())
     }
 
     pub(crate) fn statistics(&self) -> Statistics {
-        let of = |kek: &Arc<Caller>| {
+        let of = |kek: &Arc<GuardedKek>| {
             let ((calls, failures), (breaker, targets)) = (kek.counts(), kek.breakers());
             let targets = targets.into_iter().map(|(name, breaker)| TargetStatistics { name, breaker }).collect();
             KekStatistics { kek_id: kek.id().clone(), breaker, targets, calls, failures }
@@ -752,7 +756,7 @@ impl DekSource {
 }
 
 /// `None` if the DEK was taken away, or used up by others, between look-up and use.
-fn still_there<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
+fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     match result {
         Ok(result) => Ok(Some(result)),
         Err(error) if matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted) => Ok(None),
@@ -761,6 +765,6 @@ fn still_there<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
 }
 
 /// Revocations came faster than answers.
-fn overtaken() -> Error {
+fn revoked_meanwhile() -> Error {
     Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
 }

@@ -5,16 +5,16 @@ use std::future::Future;
 
 use super::super::ReadingDek;
 use super::super::cache::{DekCache, MemoOwner};
-use super::super::flight::Part;
-use super::super::lease::{Age, Lease, Request, Terms, Whose};
-use super::super::statistics::Counted;
-use super::{Answer, DekSource, Kind, Question, SourceOptions, Vouched};
+use super::super::flight::Waiter;
+use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
+use super::super::statistics::Counter;
+use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
-use crate::kek::call::{Question as CallBounds, Share};
-use crate::kek::set::{Failure, Unwrapped, Voucher};
+use crate::kek::call::{CallBounds, Lane};
+use crate::kek::set::{Failure, SourceKek, Unwrapped};
 use crate::observe::Event;
 use crate::suite::{AeadKey, DekId, Suite};
 use crate::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) enum Reading {}
 
 /// The question for the DEK of a message.
 #[derive(Clone, Copy)]
-pub(crate) struct ReadingQuestion<'a> {
+pub(crate) struct ReadingRequest<'a> {
     pub(crate) context: &'a EncryptionContext,
     pub(crate) id: &'a DekId,
     pub(crate) suite: Suite,
@@ -33,7 +33,7 @@ pub(crate) struct ReadingQuestion<'a> {
     pub(crate) wrapped_keys: Option<&'a [u8]>,
 }
 
-impl ReadingQuestion<'_> {
+impl ReadingRequest<'_> {
     fn known_keys(&self) -> Option<&[u8]> {
         self.wrapped_keys.filter(|keys| !keys.is_empty())
     }
@@ -47,7 +47,7 @@ pub(crate) struct Owned {
     wrapped_keys: WrappedKeys,
 }
 
-impl Question for ReadingQuestion<'_> {
+impl DekRequest for ReadingRequest<'_> {
     type Kind = Reading;
 
     fn find(&self, cache: &DekCache) -> Result<Option<Arc<ReadingDek>>, Error> {
@@ -63,14 +63,14 @@ impl Question for ReadingQuestion<'_> {
         owner.with_reading(self.context, self.id, self.suite, serves, work)
     }
 
-    fn whose(&self, lease: &Lease) -> Whose {
-        lease.whose(self.wrapped_keys.unwrap_or_default())
+    fn keys_match(&self, lease: &Lease) -> KeysMatch {
+        lease.keys_match(self.wrapped_keys.unwrap_or_default())
     }
 
     fn is_turn(&self, lease: &Lease, now: Moment) -> bool {
         match self.wrapped_keys {
             Some([]) => false,
-            Some(keys) => lease.is_turn(lease.whose(keys), now),
+            Some(keys) => lease.is_turn(lease.keys_match(keys), now),
             // It may be: the caller comes again with the keys.
             None => true,
         }
@@ -81,8 +81,8 @@ impl Question for ReadingQuestion<'_> {
         keys.is_ok_and(|keys| lease.is_asked_about_by(&keys))
     }
 
-    fn request(&self) -> Request {
-        Request::unwrap(self.context, self.id, self.suite, self.wrapped_keys.unwrap_or_default())
+    fn request_key(&self) -> RequestKey {
+        RequestKey::unwrap(self.context, self.id, self.suite, self.wrapped_keys.unwrap_or_default())
     }
 
     fn to_owned(&self) -> Result<Owned, Error> {
@@ -99,10 +99,10 @@ impl Question for ReadingQuestion<'_> {
 impl Kind for Reading {
     type Dek = ReadingDek;
     type Owned = Owned;
-    const SERVED: Counted = Counted::ReadingAtHand;
-    const ASKED: Counted = Counted::ReadingAsked;
+    const HIT: Counter = Counter::ReadingHit;
+    const MISS: Counter = Counter::ReadingMiss;
     /// Whoever can hand in a message can cause it.
-    const ASKED_BY: Share = Share::Ordinary;
+    const LANE: Lane = Lane::Ordinary;
 
     fn age(dek: &ReadingDek, now: Moment) -> Age {
         dek.lease.age(now)
@@ -120,11 +120,11 @@ impl Kind for Reading {
         &owned.context
     }
 
-    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<ReadingDek>
+    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
-        cache.flights.reading(now, request, ask)
+        cache.flights.reading(now, request_key, ask)
     }
 
     async fn ask(
@@ -132,28 +132,29 @@ impl Kind for Reading {
         cache: &DekCache,
         owned: &Owned,
         bounds: CallBounds,
-    ) -> Result<Vouched<ReadingDek>, Failure> {
+    ) -> Result<Obtained<ReadingDek>, Failure> {
         let Owned { context, id, suite, wrapped_keys } = owned;
-        let heard = |provider: &KekId, entry: &WrappedDek, kind| cache.hear(context, id, provider, entry, kind);
-        let Unwrapped { dek, voucher, asked } =
-            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &heard).await?;
+        let on_failure =
+            |provider: &KekId, entry: &WrappedDek, kind| cache.record_failure(context, id, provider, entry, kind);
+        let Unwrapped { dek, source_kek, asked } =
+            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?;
         let key = source.message_key(&dek, context, *suite)?;
         drop(dek);
-        let dek = source.new_reading(owned, asked, Box::new([voucher]), &key);
-        Ok(Vouched { dek, for_reading_too: None })
+        let dek = source.new_reading(owned, asked, Box::new([source_kek]), &key);
+        Ok(Obtained { dek, for_reading_too: None })
     }
 
-    fn put(cache: &DekCache, vouched: &Vouched<ReadingDek>) {
-        cache.put_reading(&vouched.dek);
+    fn put(cache: &DekCache, obtained: &Obtained<ReadingDek>) {
+        cache.put_reading(&obtained.dek);
     }
 
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
         // Also by other wrapped keys of the message, if the KEK denied the very one that the DEK came by.
         cache.end_reading(context, id, |lease| {
-            lease.whose(wrapped_keys.as_bytes()) == Whose::Own || lease.is_denied_by(failure)
+            lease.keys_match(wrapped_keys.as_bytes()) == KeysMatch::Same || lease.is_denied_by(failure)
         });
-        source.tell(&Event::Denied { dek_id: Some(id), context });
+        source.emit(&Event::Denied { dek_id: Some(id), context });
     }
 }
 
@@ -162,19 +163,19 @@ impl DekSource {
         &self,
         owned: &Owned,
         asked: Moment,
-        vouchers: Box<[Voucher]>,
+        source_keks: Box<[SourceKek]>,
         key: &Arc<AeadKey>,
     ) -> Arc<ReadingDek> {
         let SourceOptions { limits, clock, observers, .. } = &self.options;
-        observers.tell_of_unprotected_memory();
+        observers.emit_unprotected_memory();
         let terms = Terms {
             context: &owned.context,
             id: owned.id,
             suite: owned.suite,
             wrapped_keys: owned.wrapped_keys.clone(),
-            vouchers,
+            source_keks,
             asked,
-            grace: limits.stale_if_error_reading,
+            stale_if_error: limits.stale_if_error_reading,
             deadline: self.keks.deadline(),
             clock,
             observers: observers.downgrade(),

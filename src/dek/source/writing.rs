@@ -5,15 +5,15 @@ use std::future::Future;
 
 use super::super::WritingDek;
 use super::super::cache::{DekCache, MemoOwner};
-use super::super::flight::Part;
-use super::super::lease::{Age, Lease, Request, Terms, Whose};
-use super::super::statistics::Counted;
+use super::super::flight::Waiter;
+use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
+use super::super::statistics::Counter;
 use super::reading::Owned as ReadingOwned;
-use super::{Answer, DekSource, Kind, Question, SourceOptions, Vouched};
+use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::Error;
-use crate::kek::call::{Question as CallBounds, Share};
+use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::{Failure, Made};
 use crate::memory::fork;
 use crate::observe::Event;
@@ -25,11 +25,11 @@ pub(crate) enum Writing {}
 
 /// The question for a DEK to encrypt with.
 #[derive(Clone, Copy)]
-pub(crate) struct WritingQuestion<'a> {
+pub(crate) struct WritingRequest<'a> {
     pub(crate) context: &'a EncryptionContext,
 }
 
-impl Question for WritingQuestion<'_> {
+impl DekRequest for WritingRequest<'_> {
     type Kind = Writing;
 
     fn find(&self, cache: &DekCache) -> Result<Option<Arc<WritingDek>>, Error> {
@@ -45,12 +45,12 @@ impl Question for WritingQuestion<'_> {
         owner.with_writing(self.context, serves, work)
     }
 
-    fn whose(&self, _: &Lease) -> Whose {
-        Whose::Own
+    fn keys_match(&self, _: &Lease) -> KeysMatch {
+        KeysMatch::Same
     }
 
     fn is_turn(&self, lease: &Lease, now: Moment) -> bool {
-        lease.is_turn(Whose::Own, now)
+        lease.is_turn(KeysMatch::Same, now)
     }
 
     fn can_be_asked(&self) -> bool {
@@ -61,8 +61,8 @@ impl Question for WritingQuestion<'_> {
         true
     }
 
-    fn request(&self) -> Request {
-        Request::wrap(self.context)
+    fn request_key(&self) -> RequestKey {
+        RequestKey::wrap(self.context)
     }
 
     fn to_owned(&self) -> Result<EncryptionContext, Error> {
@@ -73,9 +73,9 @@ impl Question for WritingQuestion<'_> {
 impl Kind for Writing {
     type Dek = WritingDek;
     type Owned = EncryptionContext;
-    const SERVED: Counted = Counted::WritingAtHand;
-    const ASKED: Counted = Counted::WritingAsked;
-    const ASKED_BY: Share = Share::Reserved;
+    const HIT: Counter = Counter::WritingHit;
+    const MISS: Counter = Counter::WritingMiss;
+    const LANE: Lane = Lane::Reserved;
 
     /// A DEK that is nearly used up is due too.
     fn age(dek: &WritingDek, now: Moment) -> Age {
@@ -97,11 +97,11 @@ impl Kind for Writing {
         context
     }
 
-    fn join<F>(cache: &DekCache, now: Moment, request: Request, ask: impl FnOnce() -> F) -> Part<WritingDek>
+    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
-        cache.flights.writing(now, request, ask)
+        cache.flights.writing(now, request_key, ask)
     }
 
     async fn ask(
@@ -109,44 +109,44 @@ impl Kind for Writing {
         _: &DekCache,
         context: &EncryptionContext,
         bounds: CallBounds,
-    ) -> Result<Vouched<WritingDek>, Failure> {
+    ) -> Result<Obtained<WritingDek>, Failure> {
         let SourceOptions { suite, nonces, origin, limits, clock, observers, .. } = &source.options;
         // Before the DEK is drawn, so that a fork while the key service is asked is noticed.
         let generation = fork::generation();
-        let Made { dek, wrapped_keys, vouchers, asked } = source.keks.make(bounds, context, *origin).await?;
+        let Made { dek, wrapped_keys, source_keks, asked } = source.keks.make(bounds, context, *origin).await?;
         let id = derive_dek_id(&dek, context)?;
         let key = source.message_key(&dek, context, *suite)?;
         drop(dek);
         let reading = ReadingOwned::new(context, id, *suite, wrapped_keys.clone());
-        let reading = source.new_reading(&reading, asked, vouchers.clone(), &key);
+        let reading = source.new_reading(&reading, asked, source_keks.clone(), &key);
         let terms = Terms {
             context,
             id,
             suite: *suite,
             wrapped_keys: wrapped_keys.clone(),
-            vouchers,
+            source_keks,
             asked,
-            grace: limits.stale_if_error_writing,
+            stale_if_error: limits.stale_if_error_writing,
             deadline: source.keks.deadline(),
             clock,
             observers: observers.downgrade(),
         };
         let lease = Lease::new(terms, &key, limits);
         let dek = Arc::new(WritingDek::new(lease, wrapped_keys, *nonces, limits, generation)?);
-        source.tell(&Event::Made { dek_id: &id, context, kek_ids: &dek.lease.kek_ids() });
-        Ok(Vouched { dek, for_reading_too: Some(reading) })
+        source.emit(&Event::Made { dek_id: &id, context, kek_ids: &dek.lease.kek_ids() });
+        Ok(Obtained { dek, for_reading_too: Some(reading) })
     }
 
     /// What this process writes it can read without asking, no longer than anything else.
-    fn put(cache: &DekCache, vouched: &Vouched<WritingDek>) {
-        if let Some(reading) = &vouched.for_reading_too {
+    fn put(cache: &DekCache, obtained: &Obtained<WritingDek>) {
+        if let Some(reading) = &obtained.for_reading_too {
             cache.put_reading(reading);
         }
-        cache.put_writing(&vouched.dek);
+        cache.put_writing(&obtained.dek);
     }
 
     fn was_denied(source: &DekSource, cache: &DekCache, context: &EncryptionContext, _: &Failure) {
         cache.end_writing(context);
-        source.tell(&Event::Denied { dek_id: None, context });
+        source.emit(&Event::Denied { dek_id: None, context });
     }
 }

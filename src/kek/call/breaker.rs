@@ -52,20 +52,20 @@ struct Open {
     why: String,
     next_probe: Moment,
     /// It only stands back for others: see `Streak::late`.
-    for_others: bool,
+    deprioritized: bool,
 }
 
 /// A call that may go through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Passage {
-    Free,
+pub(super) enum Admission {
+    Regular,
     /// The one that may in this interval.
     Probe,
 }
 
 /// When a target is asked, among others that may answer as well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Turn {
+pub(crate) enum Order {
     Usual,
     /// As usual, to see whether it is no longer late.
     Probe,
@@ -100,21 +100,21 @@ impl Breaker {
     }
 
     /// Whether a call may go through; if not, the class and the text of the latest failure.
-    pub(super) fn admit(&self) -> Result<Passage, KekError> {
-        let Some(mut streak) = self.streak() else { return Ok(Passage::Free) };
-        let Some(open) = streak.open.as_mut().filter(|open| !open.for_others) else { return Ok(Passage::Free) };
+    pub(super) fn admit(&self) -> Result<Admission, KekError> {
+        let Some(mut streak) = self.streak() else { return Ok(Admission::Regular) };
+        let Some(open) = streak.open.as_mut().filter(|open| !open.deprioritized) else { return Ok(Admission::Regular) };
         if self.is_probe(open) {
-            return Ok(Passage::Probe);
+            return Ok(Admission::Probe);
         }
         let why = format!("circuit breaker open, since: {}", open.why);
         Err(KekError::new(open.class, why).without_asking())
     }
 
     /// When it is asked, where there are others.
-    pub(super) fn turn_among_others(&self) -> Turn {
-        let Some(mut streak) = self.streak() else { return Turn::Usual };
-        let Some(open) = streak.open.as_mut().filter(|open| open.for_others) else { return Turn::Usual };
-        if self.is_probe(open) { Turn::Probe } else { Turn::Last }
+    pub(super) fn order(&self) -> Order {
+        let Some(mut streak) = self.streak() else { return Order::Usual };
+        let Some(open) = streak.open.as_mut().filter(|open| open.deprioritized) else { return Order::Usual };
+        if self.is_probe(open) { Order::Probe } else { Order::Last }
     }
 
     fn is_probe(&self, open: &mut Open) -> bool {
@@ -128,8 +128,8 @@ impl Breaker {
     }
 
     /// The call that went through came to nothing that says anything of the key service: if it was a probe, the next one is another.
-    pub(super) fn give_back(&self, passage: Passage) {
-        if passage == Passage::Probe
+    pub(super) fn give_back(&self, admission: Admission) {
+        if admission == Admission::Probe
             && let Some(mut streak) = self.streak()
             && let Some(open) = &mut streak.open
         {
@@ -168,13 +168,13 @@ impl Breaker {
         let is_late = all >= self.failures_to_open.max(LATE_IN_A_ROW) && lasts;
         if let Some(open) = &mut streak.open {
             (open.class, open.why) = (class, why);
-            open.for_others &= !fails;
+            open.deprioritized &= !fails;
             return Change::None;
         }
         if !fails && !is_late {
             return Change::None;
         }
-        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every), for_others: !fails });
+        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every), deprioritized: !fails });
         Change::Opened
     }
 
@@ -265,13 +265,13 @@ mod tests {
             assert_eq!(admit(&breaker), Ok(()));
             clock.advance(SHORTEST_STREAK / 5);
         }
-        assert_eq!((breaker.state(), breaker.turn_among_others()), (BreakerState::Open, Turn::Last));
+        assert_eq!((breaker.state(), breaker.order()), (BreakerState::Open, Order::Last));
         clock.advance(Duration::from_millis(500));
-        assert_eq!((breaker.turn_among_others(), breaker.turn_among_others()), (Turn::Probe, Turn::Last));
+        assert_eq!((breaker.order(), breaker.order()), (Order::Probe, Order::Last));
         assert_eq!(breaker.failed(&DOWN()), Change::None, "it is open");
         assert_eq!(admit(&breaker), Err(KekErrorClass::Unavailable), "a failure is one");
         assert_eq!(breaker.alive(), Change::Closed);
-        assert_eq!((admit(&breaker), breaker.turn_among_others()), (Ok(()), Turn::Usual));
+        assert_eq!((admit(&breaker), breaker.order()), (Ok(()), Order::Usual));
     }
 
     #[test]
@@ -280,9 +280,9 @@ mod tests {
         breaker.failed(&DOWN());
         clock.advance(Duration::from_millis(500));
         for _ in 0..3 {
-            let passage = breaker.admit().unwrap();
-            assert_eq!((passage, admit(&breaker)), (Passage::Probe, Err(KekErrorClass::Unavailable)));
-            breaker.give_back(passage);
+            let admission = breaker.admit().unwrap();
+            assert_eq!((admission, admit(&breaker)), (Admission::Probe, Err(KekErrorClass::Unavailable)));
+            breaker.give_back(admission);
         }
         assert_eq!(admit(&breaker), Ok(()));
     }

@@ -20,8 +20,8 @@ use crate::sync::{Arc, Mutex, PoisonError};
 
 const DEFAULT_PER_SECOND: u32 = 1000;
 const DEFAULT_IN_FLIGHT: u32 = 64;
-const MOST_PER_SECOND: u32 = 1_000_000;
-const MOST_IN_FLIGHT: u32 = 65_536;
+const MAX_PER_SECOND: u32 = 1_000_000;
+const MAX_IN_FLIGHT: u32 = 65_536;
 /// A place is not waited for longer than its call can take and this.
 const SLACK: Duration = Duration::from_millis(100);
 /// How much earlier than the clock says a timer may be.
@@ -46,10 +46,10 @@ struct Inner {
     per_second: u32,
     in_flight: u32,
     /// Of this process: the child of a fork has its own, since nobody would give back what the parent's threads hold.
-    lanes: ArcSwap<Lanes>,
+    queue_of_process: ArcSwap<ProcessQueue>,
 }
 
-struct Lanes {
+struct ProcessQueue {
     generation: u64,
     state: Mutex<State>,
 }
@@ -63,7 +63,7 @@ struct State {
 
 /// Who pays for a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Share {
+pub(crate) enum Lane {
     /// Opening a message that is not at hand: anybody who can hand in a message can cause it.
     Ordinary,
     /// Renewing what is in use, and sealing.
@@ -71,8 +71,8 @@ pub(crate) enum Share {
 }
 
 /// A place among the calls in flight, given back on drop; with its turn, if no call began.
-pub(super) struct Place {
-    lanes: Arc<Lanes>,
+pub(super) struct Permit {
+    queue_of_process: Arc<ProcessQueue>,
     ticket: Ticket,
     began: bool,
 }
@@ -89,14 +89,14 @@ impl CallBudget {
             }
             Err(invalid(format!("{option} is {value}, 1 to {most} are allowed")))
         };
-        within("call budget per_second", per_second, MOST_PER_SECOND)?;
-        within("call budget in_flight", in_flight, MOST_IN_FLIGHT)?;
+        within("call budget per_second", per_second, MAX_PER_SECOND)?;
+        within("call budget in_flight", in_flight, MAX_IN_FLIGHT)?;
         Ok(Self::unchecked(per_second, in_flight))
     }
 
     fn unchecked(per_second: u32, in_flight: u32) -> Self {
-        let lanes = ArcSwap::from_pointee(Lanes::new(per_second, in_flight));
-        Self(Arc::new(Inner { per_second, in_flight, lanes }))
+        let queue_of_process = ArcSwap::from_pointee(ProcessQueue::new(per_second, in_flight));
+        Self(Arc::new(Inner { per_second, in_flight, queue_of_process }))
     }
 
     /// How many questions of so many calls each whoever has many may ask at the same time, so that each has its turns before the
@@ -116,43 +116,44 @@ impl CallBudget {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    fn lanes(&self) -> Arc<Lanes> {
-        let lanes = self.0.lanes.load_full();
-        if lanes.is_of_this_process() {
-            return lanes;
+    fn queue_of_process(&self) -> Arc<ProcessQueue> {
+        let queue_of_process = self.0.queue_of_process.load_full();
+        if queue_of_process.is_of_this_process() {
+            return queue_of_process;
         }
-        let ours = Arc::new(Lanes::new(self.0.per_second, self.0.in_flight));
-        let before = self.0.lanes.compare_and_swap(&lanes, ours);
-        if Arc::ptr_eq(&before, &lanes) {
+        let ours = Arc::new(ProcessQueue::new(self.0.per_second, self.0.in_flight));
+        let before = self.0.queue_of_process.compare_and_swap(&queue_of_process, ours);
+        if Arc::ptr_eq(&before, &queue_of_process) {
             // A thread that the fork left behind may hold its lock.
-            std::mem::forget(lanes);
+            std::mem::forget(queue_of_process);
         }
-        self.0.lanes.load_full()
+        self.0.queue_of_process.load_full()
     }
 
     /// Waits for a turn, `patience` at most, and takes a place for a call that ends within `hold`; `None` if the turn does not come
     /// within that.
     pub(super) async fn enter(
         &self,
-        share: Share,
+        lane: Lane,
         timer: &Timer,
-        patience: Option<Duration>,
+        max_wait: Option<Duration>,
         hold: Duration,
-    ) -> Option<Place> {
-        let lanes = self.lanes();
-        let patience = patience.filter(|_| timer.can_wait());
+    ) -> Option<Permit> {
+        let queue_of_process = self.queue_of_process();
+        let max_wait = max_wait.filter(|_| timer.can_wait());
         let hold = nanos(hold.saturating_add(SLACK));
-        let (terms, look) = lanes.with(|queue, now, woken| {
-            let terms = Terms { share, latest: patience.map(|patience| now.saturating_add(nanos(patience))), hold };
+        let (terms, look) = queue_of_process.with(|queue, now, woken| {
+            let terms =
+                Terms { line: lane, latest: max_wait.map(|max_wait| now.saturating_add(nanos(max_wait))), hold };
             (terms, queue.arrive(now, terms, woken))
         });
         match look {
-            Look::Enter(ticket) => Some(Place { lanes, ticket, began: false }),
+            Look::Enter(ticket) => Some(Permit { queue_of_process, ticket, began: false }),
             Look::Refused => None,
             Look::Wait(id, _) => {
-                let mut wait = Wait { lanes: lanes.clone(), terms, id, over: false, sleep: None };
+                let mut wait = Wait { queue_of_process: queue_of_process.clone(), terms, id, over: false, sleep: None };
                 let ticket = poll_fn(|cx| wait.poll(timer, cx)).await?;
-                Some(Place { lanes, ticket, began: false })
+                Some(Permit { queue_of_process, ticket, began: false })
             }
         }
     }
@@ -161,8 +162,8 @@ impl CallBudget {
 #[cfg(all(test, shuttle))]
 impl CallBudget {
     /// A place, waited for without a timer: the schedules that are explored know no time.
-    pub(crate) async fn place(&self, share: Share) -> Option<impl Sized + use<>> {
-        self.enter(share, &Timer::new(None), None, Duration::MAX).await
+    pub(crate) async fn permit(&self, lane: Lane) -> Option<impl Sized + use<>> {
+        self.enter(lane, &Timer::new(None), None, Duration::MAX).await
     }
 }
 
@@ -181,7 +182,7 @@ impl fmt::Debug for CallBudget {
     }
 }
 
-impl Lanes {
+impl ProcessQueue {
     fn new(per_second: u32, in_flight: u32) -> Self {
         let state = State { queue: Queue::new(per_second, in_flight), ahead: 0 };
         Self { generation: fork::generation(), state: Mutex::new(state) }
@@ -229,7 +230,7 @@ impl State {
 
 /// A place in line, which is given up on drop.
 struct Wait {
-    lanes: Arc<Lanes>,
+    queue_of_process: Arc<ProcessQueue>,
     terms: Terms,
     id: u64,
     over: bool,
@@ -242,14 +243,14 @@ impl Wait {
             if let Some((at, sleep)) = &mut self.sleep
                 && sleep.as_mut().poll(cx).is_ready()
             {
-                self.lanes.timer_over(*at);
+                self.queue_of_process.timer_over(*at);
                 self.sleep = None;
             }
             let (terms, id) = (self.terms, self.id);
             let look = |queue: &mut Queue, now, woken: &mut Vec<Waker>| {
                 (queue.look(now, terms, id, Some(cx.waker()), woken), now)
             };
-            let (look, now) = self.lanes.with(look);
+            let (look, now) = self.queue_of_process.with(look);
             let ticket = match look {
                 Look::Enter(ticket) => Some(ticket),
                 Look::Refused => None,
@@ -272,23 +273,23 @@ impl Wait {
 
 impl Drop for Wait {
     fn drop(&mut self) {
-        if !self.over && self.lanes.is_of_this_process() {
-            self.lanes.with(|queue, now, woken| queue.leave(now, self.terms.share, self.id, woken));
+        if !self.over && self.queue_of_process.is_of_this_process() {
+            self.queue_of_process.with(|queue, now, woken| queue.leave(now, self.terms.line, self.id, woken));
         }
     }
 }
 
-impl Place {
+impl Permit {
     /// Its call begins, and uses up the turn.
     pub(super) fn begin(&mut self) {
         self.began = true;
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if self.lanes.is_of_this_process() {
-            self.lanes.with(|queue, now, woken| queue.release(now, self.ticket, !self.began, woken));
+        if self.queue_of_process.is_of_this_process() {
+            self.queue_of_process.with(|queue, now, woken| queue.release(now, self.ticket, !self.began, woken));
         }
     }
 }

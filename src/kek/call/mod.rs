@@ -11,8 +11,8 @@ mod budget;
 mod latency;
 mod policy;
 mod queue;
+mod request_counter;
 mod target;
-mod wire;
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,16 +22,16 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 pub use breaker::BreakerState;
-pub(crate) use breaker::Turn;
-use breaker::{Change, Passage};
+pub(crate) use breaker::Order;
+use breaker::{Admission, Change};
 pub use budget::CallBudget;
-use budget::Place;
-pub(crate) use budget::Share;
+pub(crate) use budget::Lane;
+use budget::Permit;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
+pub(crate) use request_counter::RequestCounter;
+use request_counter::RequestInFlight;
 use target::{Target, Targets};
-use wire::OnItsWay;
-pub(crate) use wire::Wire;
 
 use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::clock::{Clock, Moment};
@@ -55,9 +55,9 @@ const LATE_PERCENTILE: u8 = 95;
 
 /// What a question may cost in all: until when it may be asked, and whose share of the budget pays.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Question {
+pub(crate) struct CallBounds {
     pub(crate) ends: Moment,
-    pub(crate) share: Share,
+    pub(crate) lane: Lane,
 }
 
 /// Waits, where there is a runtime to do it.
@@ -93,7 +93,7 @@ impl Timer {
     }
 }
 
-/// What [`Caller::new`] takes over, the same for all KEKs of an envelope.
+/// What [`GuardedKek::new`] takes over, the same for all KEKs of an envelope.
 #[derive(Clone)]
 pub(crate) struct CallTerms {
     pub(crate) policy: PolicyInForce,
@@ -104,7 +104,7 @@ pub(crate) struct CallTerms {
 }
 
 /// A provider, called as the policy says.
-pub(crate) struct Caller {
+pub(crate) struct GuardedKek {
     provider: Arc<dyn KekProvider>,
     terms: CallTerms,
     targets: Targets,
@@ -120,7 +120,7 @@ struct Call<'a> {
     also: Option<&'a KekId>,
 }
 
-impl Caller {
+impl GuardedKek {
     pub(crate) fn new(provider: Arc<dyn KekProvider>, terms: CallTerms) -> Self {
         let targets = Targets::new(terms.policy, terms.clock.clone());
         let (calls, failures) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -170,51 +170,51 @@ impl Caller {
 
     pub(crate) async fn wrap(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         dek: &Dek,
     ) -> Result<WrappedDek, KekError> {
-        self.retrying(question, self.own(Operation::Wrap), || self.provider.wrap(context, dek)).await
+        self.retrying(bounds, self.own(Operation::Wrap), || self.provider.wrap(context, dek)).await
     }
 
     pub(crate) async fn unwrap(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
         let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
-        self.retrying(question, call, || self.provider.unwrap(context, wrapped)).await
+        self.retrying(bounds, call, || self.provider.unwrap(context, wrapped)).await
     }
 
     /// For whoever has another KEK to ask, and decides by itself about the next try.
     pub(crate) async fn unwrap_once(
         &self,
-        question: Question,
-        turn: Turn,
+        bounds: CallBounds,
+        order: Order,
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
         let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
-        self.once(question, call, turn, || self.provider.unwrap(context, wrapped)).await
+        self.once(bounds, call, order, || self.provider.unwrap(context, wrapped)).await
     }
 
     pub(crate) async fn generate(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
     ) -> Result<(UnwrappedDek, WrappedDek), KekError> {
-        self.retrying(question, self.own(Operation::Generate), || self.provider.generate(context)).await
+        self.retrying(bounds, self.own(Operation::Generate), || self.provider.generate(context)).await
     }
 
     pub(crate) async fn rewrap(
         &self,
-        question: Question,
+        bounds: CallBounds,
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<WrappedDek, KekError> {
         let call = Call { operation: Operation::Rewrap, about: wrapped.kek_id(), also: Some(self.id()) };
-        self.retrying(question, call, || self.provider.rewrap(context, wrapped)).await
+        self.retrying(bounds, call, || self.provider.rewrap(context, wrapped)).await
     }
 
     fn own(&self, operation: Operation) -> Call<'_> {
@@ -250,7 +250,7 @@ impl Caller {
 
     async fn retrying<T, F>(
         &self,
-        question: Question,
+        bounds: CallBounds,
         call: Call<'_>,
         mut work: impl FnMut() -> F,
     ) -> Result<T, KekError>
@@ -259,19 +259,19 @@ impl Caller {
     {
         let mut tries = 0;
         loop {
-            let error = match self.once(question, call, Turn::Usual, &mut work).await {
+            let error = match self.once(bounds, call, Order::Usual, &mut work).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
             tries += 1;
-            if !self.pause(question, tries, &error, call.about).await {
+            if !self.pause(bounds, tries, &error, call.about).await {
                 return Err(error.after(tries));
             }
         }
     }
 
     /// Waits before the next try of a call about `kek_id`; `false` if there is none.
-    pub(crate) async fn pause(&self, question: Question, tries: u32, error: &KekError, kek_id: &KekId) -> bool {
+    pub(crate) async fn pause(&self, bounds: CallBounds, tries: u32, error: &KekError, kek_id: &KekId) -> bool {
         let (policy, timer) = (self.policy(&self.target(kek_id)), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
             return false;
@@ -281,7 +281,7 @@ impl Caller {
         let pause = longest.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
         // A try with less left is a call for nothing.
         let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
-        if self.time_left(question).is_some_and(|left| left <= needed) {
+        if self.time_left(bounds).is_some_and(|left| left <= needed) {
             return false;
         }
         timer.sleep(pause).await;
@@ -298,33 +298,33 @@ impl Caller {
     }
 
     /// Whether this target is asked before others, or after them, since it was late so often.
-    pub(crate) fn turn(&self, target: &CallTarget) -> Turn {
+    pub(crate) fn order(&self, target: &CallTarget) -> Order {
         let known = self.targets.find(target.name());
-        known.map_or(Turn::Usual, |target| target.breaker.turn_among_others())
+        known.map_or(Order::Usual, |target| target.breaker.order())
     }
 
     pub(crate) async fn sleep(&self, duration: Duration) {
         self.terms.timer.sleep(duration).await;
     }
 
-    fn time_left(&self, question: Question) -> Option<Duration> {
-        self.terms.timer.can_wait().then(|| self.terms.clock.now().until(question.ends))
+    fn time_left(&self, bounds: CallBounds) -> Option<Duration> {
+        self.terms.timer.can_wait().then(|| self.terms.clock.now().until(bounds.ends))
     }
 
     /// Waits for a turn and a place of `budget`, as long as there is `needed` left for the call.
-    async fn enter(&self, budget: &CallBudget, question: Question, needed: Duration) -> Result<Place, KekError> {
-        let left = self.time_left(question);
-        let patience = left.map(|left| left.saturating_sub(needed));
+    async fn enter(&self, budget: &CallBudget, bounds: CallBounds, needed: Duration) -> Result<Permit, KekError> {
+        let left = self.time_left(bounds);
+        let max_wait = left.map(|left| left.saturating_sub(needed));
         let hold = left.unwrap_or(Duration::MAX);
-        let place = budget.enter(question.share, &self.terms.timer, patience, hold).await;
-        place.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process used up")))
+        let permit = budget.enter(bounds.lane, &self.terms.timer, max_wait, hold).await;
+        permit.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process used up")))
     }
 
     async fn once<T, F>(
         &self,
-        question: Question,
+        bounds: CallBounds,
         call: Call<'_>,
-        turn: Turn,
+        order: Order,
         work: impl FnOnce() -> F,
     ) -> Result<T, KekError>
     where
@@ -333,9 +333,9 @@ impl Caller {
         let target = self.target(call.about);
         let also = call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
         let policy = self.policy(&target);
-        let mut passages = Passages(Vec::new());
+        let mut admissions = Admissions(Vec::new());
         for target in std::iter::once(&target).chain(&also) {
-            self.admit(target, turn, &mut passages)?;
+            self.admit(target, order, &mut admissions)?;
         }
         // The scarcer ones first: nobody holds a place of the envelope's while it waits for them.
         let mut budgets: Vec<&CallBudget> = Vec::new();
@@ -347,90 +347,90 @@ impl Caller {
         }
         let half = self.targets.find(target.name()).and_then(|target| target.latency.percentile(50));
         let needed = half.unwrap_or_default().max(policy.timeout / SHORTEST_TRY);
-        let mut places = Vec::new();
+        let mut permits = Vec::new();
         for budget in budgets {
-            places.push(self.enter(budget, question, needed).await?);
+            permits.push(self.enter(budget, bounds, needed).await?);
         }
-        places.iter_mut().for_each(Place::begin);
+        permits.iter_mut().for_each(Permit::begin);
         self.calls.fetch_add(1, Ordering::Relaxed);
         let began = self.terms.clock.now();
         let (target, also) = (&target, also.as_ref());
-        let underway = Underway { caller: self, call, policy, target, also, began, passages, over: false };
-        let limit = self.time_left(question).map_or(policy.timeout, |left| left.min(policy.timeout));
-        let on_its_way = OnItsWay::begin();
+        let underway = Underway { kek: self, call, policy, target, also, began, admissions, over: false };
+        let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
+        let in_flight = RequestInFlight::begin();
         let answer = self.answer_within(limit, work).await;
-        drop((on_its_way, places));
+        drop((in_flight, permits));
         underway.ended(answer.as_ref().err());
         answer
     }
 
-    fn admit(&self, target: &CallTarget, turn: Turn, passages: &mut Passages) -> Result<(), KekError> {
+    fn admit(&self, target: &CallTarget, order: Order, admissions: &mut Admissions) -> Result<(), KekError> {
         let Some(target) = self.targets.find(target.name()) else { return Ok(()) };
-        let passage = match target.breaker.admit()? {
-            Passage::Free if turn == Turn::Probe => Passage::Probe,
-            passage => passage,
+        let admission = match target.breaker.admit()? {
+            Admission::Regular if order == Order::Probe => Admission::Probe,
+            admission => admission,
         };
-        passages.0.push((target, passage));
+        admissions.0.push((target, admission));
         Ok(())
     }
 
-    fn tell_of(&self, change: Change, target: &Target) {
+    fn emit_change(&self, change: Change, target: &Target) {
         let kek_id = self.id();
         // The one that has the KEK's own name needs no other.
         let target = Some(&*target.name).filter(|name| *name != kek_id.as_str());
         match change {
             Change::None => {}
-            Change::Opened => self.terms.observers.tell(&Event::BreakerOpened { kek_id, target }),
-            Change::Closed => self.terms.observers.tell(&Event::BreakerClosed { kek_id, target }),
+            Change::Opened => self.terms.observers.emit(&Event::BreakerOpened { kek_id, target }),
+            Change::Closed => self.terms.observers.emit(&Event::BreakerClosed { kek_id, target }),
         }
     }
 
-    /// As [`tell_of`](Self::tell_of), from a destructor. It closes no breaker.
-    fn tell_later_of(&self, change: Change, target: &Target) {
+    /// As [`emit_change`](Self::emit_change), from a destructor. It closes no breaker.
+    fn emit_change_later(&self, change: Change, target: &Target) {
         let kek_id = self.id().clone();
         let target = Some(target.name.clone()).filter(|name| **name != *kek_id.as_str());
         if change == Change::Opened {
-            self.terms.observers.tell_later(LaterEvent::BreakerOpened { kek_id, target });
+            self.terms.observers.emit_later(LaterEvent::BreakerOpened { kek_id, target });
         }
     }
 }
 
 /// What breakers let through: given back on drop, so that what says nothing of a key service does not use up its probe.
-struct Passages(Vec<(Arc<Target>, Passage)>);
+struct Admissions(Vec<(Arc<Target>, Admission)>);
 
-impl Drop for Passages {
+impl Drop for Admissions {
     fn drop(&mut self) {
-        for (target, passage) in &self.0 {
-            target.breaker.give_back(*passage);
+        for (target, admission) in &self.0 {
+            target.breaker.give_back(*admission);
         }
     }
 }
 
 /// A call on its way. If it is dropped there, that may say as much as an answer.
 struct Underway<'a> {
-    caller: &'a Caller,
+    kek: &'a GuardedKek,
     call: Call<'a>,
     policy: PolicyInForce,
     target: &'a CallTarget,
     /// The other one of a call that has two. Of a failure nobody knows then which of them it was.
     also: Option<&'a CallTarget>,
     began: Moment,
-    passages: Passages,
+    admissions: Admissions,
     over: bool,
 }
 
 impl Underway<'_> {
     fn ended(mut self, failure: Option<&KekError>) {
         self.over = true;
-        let (elapsed, targets) = (self.elapsed(), &self.caller.targets);
+        let (elapsed, targets) = (self.elapsed(), &self.kek.targets);
         let class = failure.map(KekError::class);
         match failure {
             None => {
                 let target = targets.listed(self.target.name());
                 target.latency.record(elapsed);
-                self.caller.tell_of(target.breaker.alive(), &target);
+                self.kek.emit_change(target.breaker.alive(), &target);
                 if let Some(also) = self.also.and_then(|also| targets.find(also.name())) {
-                    self.caller.tell_of(also.breaker.alive(), &also);
+                    self.kek.emit_change(also.breaker.alive(), &also);
                 }
             }
             // The provider decided it by itself, or something on the way did, which says nothing of the key service.
@@ -438,33 +438,33 @@ impl Underway<'_> {
             Some(error) => match error.class() {
                 KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
                     let (change, target) = self.failed(|target| target.breaker.failed(error));
-                    self.caller.tell_of(change, &target);
+                    self.kek.emit_change(change, &target);
                 }
                 // It answered, and refused this caller or this message.
                 KekErrorClass::Denied | KekErrorClass::Throttled | KekErrorClass::Invalid => {
                     if let Some(target) = targets.find(self.target.name()) {
-                        self.caller.tell_of(target.breaker.alive(), &target);
+                        self.kek.emit_change(target.breaker.alive(), &target);
                     }
                 }
             },
         }
-        let Self { caller, call, .. } = &self;
+        let Self { kek, call, .. } = &self;
         if class.is_some() {
-            caller.failures.fetch_add(1, Ordering::Relaxed);
+            kek.failures.fetch_add(1, Ordering::Relaxed);
         }
-        let (kek_id, operation, kind) = (caller.id(), call.operation, class.map(KekErrorClass::kind));
-        caller.terms.observers.tell(&Event::Called { kek_id, operation, elapsed, kind, abandoned: false });
+        let (kek_id, operation, kind) = (kek.id(), call.operation, class.map(KekErrorClass::kind));
+        kek.terms.observers.emit(&Event::Called { kek_id, operation, elapsed, kind, abandoned: false });
     }
 
     fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
-        let target = self.caller.targets.listed(self.target.name());
+        let target = self.kek.targets.listed(self.target.name());
         // If it was a probe, it was a good one.
-        self.passages.0.clear();
+        self.admissions.0.clear();
         (learn(&target), target)
     }
 
     fn elapsed(&self) -> Duration {
-        self.caller.terms.clock.now().since(self.began)
+        self.kek.terms.clock.now().since(self.began)
     }
 }
 
@@ -477,7 +477,7 @@ impl Drop for Underway<'_> {
         }
         let (elapsed, policy) = (self.elapsed(), &self.policy);
         let percentile = policy.hedge_percentile.unwrap_or(LATE_PERCENTILE);
-        let known = self.caller.targets.find(self.target.name());
+        let known = self.kek.targets.find(self.target.name());
         let usual = known.and_then(|target| target.latency.percentile(percentile));
         let usual = usual.map(|usual| usual.max(Duration::from_millis(1)));
         let is_silent = elapsed >= (policy.timeout / NO_ANSWER).max(usual.unwrap_or_default());
@@ -490,12 +490,12 @@ impl Drop for Underway<'_> {
             let learn =
                 |target: &Target| if is_silent { target.breaker.failed(&error) } else { target.breaker.late(&error) };
             let (change, target) = self.failed(learn);
-            self.caller.tell_later_of(change, &target);
+            self.kek.emit_change_later(change, &target);
         }
-        let Self { caller, call, .. } = self;
-        caller.failures.fetch_add(1, Ordering::Relaxed);
-        let (kek_id, operation, kind) = (caller.id().clone(), call.operation, ErrorKind::Unavailable);
-        caller.terms.observers.tell_later(LaterEvent::Abandoned { kek_id, operation, elapsed, kind });
+        let Self { kek, call, .. } = self;
+        kek.failures.fetch_add(1, Ordering::Relaxed);
+        let (kek_id, operation, kind) = (kek.id().clone(), call.operation, ErrorKind::Unavailable);
+        kek.terms.observers.emit_later(LaterEvent::Abandoned { kek_id, operation, elapsed, kind });
     }
 }
 

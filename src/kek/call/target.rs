@@ -14,7 +14,7 @@ use crate::sync::atomic::{AtomicI64, Ordering};
 
 /// How many targets of one KEK are known at the same time. A provider that finds keys by itself may be asked about ids that
 /// somebody made up.
-const MOST_TARGETS: usize = 256;
+const MAX_TARGETS: usize = 256;
 
 /// One key, Region or store that answers calls.
 pub(super) struct Target {
@@ -63,7 +63,7 @@ impl Targets {
             }
             listed = ours.clone();
             let mut known = HashMap::clone(known);
-            while known.len() >= MOST_TARGETS {
+            while known.len() >= MAX_TARGETS {
                 let worth = |target: &Target| {
                     let (answered, fails) = (target.latency.is_known(), target.breaker.has_streak());
                     (answered, fails, target.used.load(Ordering::Relaxed))
@@ -105,18 +105,18 @@ mod tests {
         targets.listed("answered").latency.record(Duration::from_millis(5));
         targets.listed("answered").breaker.failed(&down);
         targets.listed("never answered").breaker.failed(&down);
-        for n in 0..10 * MOST_TARGETS {
+        for n in 0..10 * MAX_TARGETS {
             clock.advance(Duration::from_millis(1));
             targets.listed(&format!("made up {n}"));
-            assert!(targets.known.load().len() <= MOST_TARGETS);
+            assert!(targets.known.load().len() <= MAX_TARGETS);
         }
         let open: Vec<_> = targets.not_closed().into_iter().map(|(name, _)| name).collect();
         assert_eq!(open, [Box::from("answered"), Box::from("never answered")]);
-        for n in 0..10 * MOST_TARGETS {
+        for n in 0..10 * MAX_TARGETS {
             clock.advance(Duration::from_millis(1));
             targets.listed(&format!("made up and failing {n}")).breaker.failed(&down);
         }
-        assert!(targets.known.load().len() <= MOST_TARGETS);
+        assert!(targets.known.load().len() <= MAX_TARGETS);
         assert!(targets.find("answered").is_some());
     }
 }

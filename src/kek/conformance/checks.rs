@@ -168,7 +168,7 @@ async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dyn Subject) 
         }
     };
     for id in ids.map(KekId::as_str) {
-        for i in 0..4 * MOST_TARGETS {
+        for i in 0..4 * MAX_TARGETS {
             look_at(format!("{id}{i:04x}"));
             look_at(format!("{i:04x}{id}"));
             let end = id.char_indices().rev().nth(3).map_or(0, |(at, _)| at);
@@ -182,11 +182,11 @@ async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dyn Subject) 
             }
         }
     }
-    ensure(names.len() <= MOST_TARGETS, format!("{} targets for ids that somebody made up", names.len()))
+    ensure(names.len() <= MAX_TARGETS, format!("{} targets for ids that somebody made up", names.len()))
 }
 
 /// As many keys, Regions or stores as a provider may have behind it.
-const MOST_TARGETS: usize = 64;
+const MAX_TARGETS: usize = 64;
 
 async fn unwraps_what_it_wrapped(subject: &dyn Subject) -> Result<(), Stop> {
     let provider = subject.provider();

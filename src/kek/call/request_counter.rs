@@ -1,7 +1,7 @@
 //! Whether a request of a shared call is on its way to a key service, or the call only waits for its turn.
 //!
 //! A call that nobody waits for any more finishes the request that is on its way, and begins no other. Who shares calls is above this
-//! layer, so it lends its counter to whatever is polled within [`Wire::scope`].
+//! layer, so it lends its counter to whatever is polled within [`RequestCounter::scope`].
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -10,14 +10,14 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Arc, thread_local};
 
 thread_local! {
-    static CURRENT: RefCell<Option<Wire>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<RequestCounter>> = const { RefCell::new(None) };
 }
 
 /// Counts the requests of one call that are on their way.
 #[derive(Clone, Default)]
-pub(crate) struct Wire(Arc<AtomicUsize>);
+pub(crate) struct RequestCounter(Arc<AtomicUsize>);
 
-impl Wire {
+impl RequestCounter {
     pub(crate) fn is_busy(&self) -> bool {
         self.0.load(Ordering::SeqCst) > 0
     }
@@ -32,7 +32,7 @@ impl Wire {
 }
 
 /// Puts back what was current before, also when the work panics.
-struct Restored(Option<Wire>);
+struct Restored(Option<RequestCounter>);
 
 impl Drop for Restored {
     fn drop(&mut self) {
@@ -42,9 +42,9 @@ impl Drop for Restored {
 }
 
 /// A request that is on its way until this is dropped.
-pub(super) struct OnItsWay(Option<Wire>);
+pub(super) struct RequestInFlight(Option<RequestCounter>);
 
-impl OnItsWay {
+impl RequestInFlight {
     pub(super) fn begin() -> Self {
         let wire = CURRENT.try_with(|current| current.borrow().clone()).ok().flatten();
         if let Some(wire) = &wire {
@@ -54,7 +54,7 @@ impl OnItsWay {
     }
 }
 
-impl Drop for OnItsWay {
+impl Drop for RequestInFlight {
     fn drop(&mut self) {
         if let Some(wire) = &self.0 {
             wire.0.fetch_sub(1, Ordering::SeqCst);
