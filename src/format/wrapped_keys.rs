@@ -382,8 +382,8 @@ mod tests {
     #[test]
     fn limits_bite_at_their_edges() {
         let kind = |result: Result<WrappedKeys, Error>| result.unwrap_err().kind();
-        assert_eq!(kind(WrappedKeys::new([])), ErrorKind::Provider);
-        assert_eq!(kind(WrappedKeys::new([entry("a", 1, 0), entry("a", 2, 0)])), ErrorKind::Provider);
+        assert_eq!(kind(WrappedKeys::new([])), ErrorKind::InvalidOption);
+        assert_eq!(kind(WrappedKeys::new([entry("a", 1, 0), entry("a", 2, 0)])), ErrorKind::InvalidOption);
         assert_eq!(kind(WrappedKeys::new((0..17).map(|i| entry(&format!("{i}"), 1, 0)))), ErrorKind::TooLarge);
         assert!(WrappedKeys::new((0..10).map(|i| entry(&format!("{i}"), 6144, 64))).is_ok());
         assert_eq!(kind(WrappedKeys::new((0..11).map(|i| entry(&format!("{i}"), 6144, 64)))), ErrorKind::TooLarge);
