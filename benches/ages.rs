@@ -1,7 +1,7 @@
 //! What a read costs while its DEK is fresh, due (and cannot be renewed), and in an outage past its age: the last two against the first,
 //! interleaved, medians.
 //!
-//!     cargo bench --features aws-lc,conformance --bench ages
+//!     cargo bench -p waxseal-benches --features aws-lc,test-util --bench ages
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

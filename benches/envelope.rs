@@ -1,6 +1,6 @@
 //! The hot path beside the bare AEAD, and cached against uncached reading.
 //!
-//!     cargo bench --features aws-lc
+//!     cargo bench -p waxseal-benches --features aws-lc
 //!
 //! Compare within one run only. `bare` is the AEAD in place with its key expanded; the other rows do the same work through the library.
 //! What exactly it adds is what `overhead` measures.

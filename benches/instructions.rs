@@ -1,7 +1,7 @@
 //! Holds the instructions of the library's own code against stored figures, under valgrind's callgrind, on x86-64 Linux.
 //!
-//!     cargo bench --features aws-lc --bench instructions               fails if a figure went up or down
-//!     cargo bench --features aws-lc --bench instructions -- --store    stores what it sees
+//!     cargo bench -p waxseal-benches --features aws-lc --bench instructions               fails if a figure went up or down
+//!     cargo bench -p waxseal-benches --features aws-lc --bench instructions -- --store    stores what it sees
 //!
 //! Instructions do not depend on what else the machine does, as times do. Counted is what runs between the call of a function of the library and its return,
 //! in this program: the library and the Rust crates that it uses. Not counted are the AEAD (aws-lc picks its code by processor, and valgrind knows fewer
@@ -193,7 +193,7 @@ fn main() -> ExitCode {
         run(scenario, calls.parse().unwrap());
         return ExitCode::SUCCESS;
     }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.txt");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.txt");
     let ground = Ground::new(Backend::default());
     let seen: Vec<_> = scenarios(&ground).into_iter().map(|(name, _)| (measure(&name), name)).collect();
 
@@ -234,7 +234,7 @@ fn main() -> ExitCode {
     println!(
         "\n{failures} figures are not within {TOLERANCE} % of what is stored. This is {}, stored was:\n{}\n\
          If the change is meant, or the compiler's, store the new figures and say why in the commit:\n\
-         cargo bench --features aws-lc --bench instructions -- --store",
+         cargo bench -p waxseal-benches --features aws-lc --bench instructions -- --store",
         compiler(),
         text.lines().next().unwrap_or_default(),
     );

@@ -1,6 +1,6 @@
 //! What it takes to deny, revoke and wipe many DEKs: a DEK's share must not grow with their number.
 //!
-//!     cargo bench --features conformance --bench many_deks
+//!     cargo bench -p waxseal-benches --features test-util --bench many_deks
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

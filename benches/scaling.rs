@@ -1,6 +1,6 @@
 //! What a second thread brings: the library's gain from it, by the bare AEAD's own gain on the same machine at the same time.
 //!
-//!     cargo bench --features aws-lc --bench scaling
+//!     cargo bench -p waxseal-benches --features aws-lc --bench scaling
 //!
 //! Both threads use one envelope, one DEK and one handle, each on buffers of its own: 1 KiB, in place. The *gain* is the calls a second of two
 //! threads by those of one. A pair is the gain of the bare AEAD and that of the library, measured right after each other; the ratio is

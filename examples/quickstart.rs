@@ -21,7 +21,7 @@ use waxseal::{Aad, EncryptionContext, Envelope, inspect};
 const UNCACHED: usize = 200;
 
 fn main() -> ExitCode {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/customers.csv");
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/data/customers.csv");
     let path = std::env::args_os().nth(1).unwrap_or_else(|| default.into());
     let path = std::path::Path::new(&path);
     let result = match std::fs::read(path) {

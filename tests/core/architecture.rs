@@ -168,50 +168,17 @@ fn the_public_interface_shows_no_type_of_a_dependency_below_1() {
         .map(|line| line.split(" = ").next().unwrap().replace('-', "_"))
         .collect();
     assert!(young.iter().any(|name| name == "getrandom") && young.len() > 9, "{young:?}");
-    for src in ["src"].into_iter().chain(PROVIDERS) {
-        for (path, code) in sources_of(src) {
-            let imported = imported_names(&code, &young);
-            for head in public_heads(&code) {
-                let words = head.split(|c: char| !is_name(c));
-                let shown = words.clone().find(|word| young.iter().any(|name| name == word) || imported.contains(word));
-                assert_eq!(shown, None, "{src}/{path}: {head}");
-            }
+    for krate in ["waxseal", "waxseal-aws-kms", "waxseal-vault-transit"] {
+        // CI holds the listing against the code.
+        let listing = fs::read_to_string(root().join(format!(".ci/api/{krate}.txt"))).unwrap();
+        assert!(listing.lines().count() > 50, "{krate}");
+        for line in listing.lines() {
+            let shown = young.iter().find(|name| {
+                line.split(|c: char| !is_name(c) && c != ':').any(|path| path.starts_with(&format!("{name}::")))
+            });
+            assert_eq!(shown, None, "{line}");
         }
     }
-}
-
-/// What the code brings into scope from these crates.
-fn imported_names<'c>(code: &'c str, crates: &[String]) -> Vec<&'c str> {
-    let uses = code.split(";\n").filter_map(|statement| statement.trim_start().strip_prefix("use "));
-    let from = uses.filter(|path| crates.iter().any(|name| first_name(path) == name));
-    from.flat_map(|path| path.split(|c: char| !is_name(c)).filter(|word| word.starts_with(char::is_uppercase)))
-        .collect()
-}
-
-/// The heads of what is `pub`, and of trait implementations between public types, up to the body.
-fn public_heads(code: &str) -> Vec<String> {
-    let mut heads = Vec::new();
-    let lines: Vec<_> = code.lines().collect();
-    for (at, line) in lines.iter().enumerate() {
-        let line = line.trim_start();
-        let is_impl = line.starts_with("impl") && line.contains("From<");
-        if !is_impl && !line.starts_with("pub ")
-            || line.starts_with("pub use self::")
-            || line.starts_with("pub use crate::")
-        {
-            continue;
-        }
-        let mut head = String::new();
-        for line in &lines[at..] {
-            let end = line.find(" {").unwrap_or(line.len());
-            head.push_str(&line[..end]);
-            if line.trim_end().ends_with(['{', ';', ',', '}']) && !line.trim_end().ends_with("(,") {
-                break;
-            }
-        }
-        heads.push(head);
-    }
-    heads
 }
 
 #[test]

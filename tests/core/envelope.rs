@@ -685,11 +685,15 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     let service = envelope(&kek);
     let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     assert_eq!(kind(block_on(service.rewrap(&alice, compact.as_bytes()))), ErrorKind::MissingWrappedKeys);
-    assert!(
-        !service.needs_rewrap(compact.as_bytes()).unwrap() && !service.wrapped_keys_need_rewrap(compact.wrapped_keys())
-    );
+    assert_eq!(kind(service.needs_rewrap(compact.as_bytes())), ErrorKind::MissingWrappedKeys);
+    let needs_rewrap = || {
+        let (message, keys) = (service.needs_rewrap(&compact).unwrap(), compact.wrapped_keys());
+        assert_eq!(message, service.wrapped_keys_need_rewrap(keys));
+        message
+    };
+    assert!(!needs_rewrap());
     kek.rotate().unwrap();
-    assert!(service.wrapped_keys_need_rewrap(compact.wrapped_keys()));
+    assert!(needs_rewrap());
     let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
     let keys = block_on(service.rewrap_wrapped_keys(&alice, &dek_id, compact.wrapped_keys())).unwrap();
     kek.retire(1).unwrap();

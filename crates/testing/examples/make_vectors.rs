@@ -1,6 +1,6 @@
 //! Makes `tests/vectors/messages.json`, whose form `tests/vectors/README.md` describes.
 //!
-//!     cargo run --example make_vectors > tests/vectors/messages.json
+//!     cargo run -p waxseal-testing --example make_vectors > tests/vectors/messages.json
 //!
 //! DEKs and nonces are random, so every run makes other bytes: a published vector is kept, and new ones are added beside it.
 
