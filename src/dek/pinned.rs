@@ -32,3 +32,31 @@ impl<D: Leased> Drop for Pinned<D> {
         }
     }
 }
+
+/// A DEK that a look-up gave.
+pub(crate) enum Held<D: Leased + 'static> {
+    Cached(Arc<D>),
+    /// The caller waited for it.
+    Awaited(Arc<Pinned<D>>),
+}
+
+impl<D: Leased> Held<D> {
+    /// For a handle, which is not waited for any more: it ends if its DEK had to make room.
+    pub(crate) fn into_dek(self) -> Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => Arc::clone(&pinned),
+        }
+    }
+}
+
+impl<D: Leased> Deref for Held<D> {
+    type Target = Arc<D>;
+
+    fn deref(&self) -> &Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => pinned,
+        }
+    }
+}

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub(crate) mod call;
+mod candidates;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod error;
