@@ -1,4 +1,5 @@
-//! Unwraps a DEK by any of its wrapped keys: which KEK is asked for which entry, and in which order.
+//! Unwraps a DEK by any of its wrapped keys: which KEK is asked for which entry, and in which
+//! order.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -16,17 +17,20 @@ use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
 use crate::suite::DekId;
 
-/// Called with the provider, the wrapped key and what befell it.
+/// Called with the provider, the wrapped key and the kind of failure.
 pub(crate) type OnFailure<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
 
 impl KekSet {
-    /// Any success serves. The KEKs are asked in order of preference, for the entries that they recognise: the next one when the one
-    /// before it failed, or takes longer than it mostly does. All that may still succeed are asked again after a pause.
+    /// Unwraps the DEK by any of the KEKs. They are asked in order of preference for the entries
+    /// that they recognise. The next one is asked when the one before it failed or takes longer
+    /// than usual. All that may still succeed are asked again after a pause.
     ///
-    /// Of several entries that one KEK recognises, its own comes first. Another is asked for only where that may help, and no
-    /// more than [`MAX_ENTRIES_PER_KEK`] are: whoever can forge a message writes its list. See [`Candidates::is_worth_asking`].
+    /// Of several entries that one KEK recognises, its own comes first. Another is asked for only
+    /// if that may help, and at most [`MAX_ENTRIES_PER_KEK`] are, since whoever forges a message
+    /// writes its list. See [`Candidates::is_worth_asking`].
     ///
-    /// Each failure is reported to `heard` when it comes, since other KEKs may keep the answer waiting, or give it.
+    /// Each failure is passed to `on_failure` when it arrives, since other KEKs may delay the
+    /// response or succeed.
     pub(crate) async fn unwrap_any(
         &self,
         bounds: CallBounds,
@@ -69,7 +73,7 @@ impl KekSet {
         }
     }
 
-    /// One try of every way that is worth it.
+    /// Tries every candidate that is worth it once.
     async fn try_each(
         &self,
         bounds: CallBounds,
@@ -97,7 +101,7 @@ impl KekSet {
             let answer = match latest.filter(|_| candidates.has_next(&waiting)) {
                 Some((kek, wait)) => match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
                     Either::Left((answer, _)) => answer,
-                    // It takes longer than usual: the next one as well.
+                    // It takes longer than usual, so ask the next one as well.
                     Either::Right(_) => continue,
                 },
                 None => asked.next().await,
@@ -110,7 +114,7 @@ impl KekSet {
                         SourceKek { provider: candidate.kek.id().clone(), entry: candidate.entry.kek_id().clone() };
                     return Some(Unwrapped { dek, source_kek, asked: sent });
                 }
-                // That one failed; another one is asked, or on its way.
+                // It failed. Another is asked or in flight.
                 Err(failure) => {
                     on_failure(candidate.kek.id(), candidate.entry, failure.class().kind());
                     (candidate.failure, candidate.failed_at) = (Some(failure), Some(self.clock.now()));
@@ -120,33 +124,35 @@ impl KekSet {
     }
 }
 
-/// Of how many entries one KEK is asked in a try at most. A message that was sealed here has one, one more while KEKs are changed, and
-/// with a provider that finds keys by itself one for each of its keys.
+/// The most entries that one KEK is asked for in one try. A message made by this library has one
+/// entry per KEK, one more while KEKs are replaced, and one per key with a provider that finds keys
+/// by itself.
 const MAX_ENTRIES_PER_KEK: usize = 3;
 
-/// One of the ways to a DEK: an entry of its wrapped keys, and who unwraps it.
+/// A way to obtain the DEK: an entry of its wrapped keys, and the KEK that unwraps it.
 struct Candidate<'a> {
     kek: &'a GuardedKek,
     entry: &'a WrappedDek,
     target: CallTarget,
     state: State,
     failure: Option<KekError>,
-    /// When that was known.
+    /// When the failure was known.
     failed_at: Option<Moment>,
 }
 
-/// In the try that goes on.
+/// The state in the current try.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     NotAsked,
     Asked,
 }
 
-/// All ways, in order of preference.
+/// All candidates, in order of preference.
 struct Candidates<'a>(Vec<Candidate<'a>>);
 
 impl Candidates<'_> {
-    /// Those that have not failed for good, in the order in which they are asked: whoever was late so often comes last.
+    /// Returns the candidates that have not failed for good, in the order in which they are asked.
+    /// Those that were late too often come last.
     fn begin_round(&mut self) -> VecDeque<(usize, Order)> {
         let (mut waiting, mut last) = (VecDeque::new(), VecDeque::new());
         for (at, candidate) in self.0.iter_mut().enumerate() {
@@ -170,11 +176,13 @@ impl Candidates<'_> {
         waiting.iter().any(|(at, _)| self.is_worth_asking(*at))
     }
 
-    /// Whether an answer to this entry may be another than the KEK's answers to the entries before it. It is not
+    /// Whether this entry may have another outcome than the KEK's entries before it. It does not
     ///
-    /// - once one of them was invalid, as the key service or the provider itself says: such a message is forged or damaged;
+    /// - once one of them was invalid, as the key service or the provider says: such a message is
+    ///   forged or damaged;
     /// - while its target is asked, or has not answered;
     /// - for an id that was denied.
+    ///
     fn is_worth_asking(&self, at: usize) -> bool {
         let Some(candidate) = self.0.get(at) else { return false };
         let mut asked = 0;
@@ -188,7 +196,7 @@ impl Candidates<'_> {
                 return false;
             }
             let without_a_call = other.failure.as_ref().is_some_and(|failure| !failure.was_asked());
-            // Neither asked in this try, nor failed without a call.
+            // Not asked in this try, or failed without a call.
             if other.state == State::NotAsked || without_a_call {
                 continue;
             }
@@ -201,7 +209,7 @@ impl Candidates<'_> {
     }
 }
 
-/// One error for several failures: the one that leaves most hope decides, and every KEK is named.
+/// Returns one error for several failures. The least severe one decides, and every KEK is named.
 fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Failure {
     let failures: Vec<(Candidate<'_>, KekError)> = candidates
         .0

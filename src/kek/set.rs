@@ -1,4 +1,5 @@
-//! Asks the KEKs: to wrap a new DEK, all for writing; to unwrap one, any that the message names.
+//! The KEKs of one envelope: all of them wrap a new DEK, and any that the message names unwraps
+//! one.
 #![forbid(unsafe_code)]
 
 use std::collections::HashSet;
@@ -17,25 +18,26 @@ use crate::observe::{Event, Observers};
 use crate::suite::{DekId, derive_dek_id};
 use crate::sync::Arc;
 
-/// Who makes a DEK.
+/// Where a new DEK is made.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum DekOrigin {
-    /// This process, from the operating system's generator. The default.
+    /// In this process, by the operating system's generator. The default.
     #[default]
     Local,
-    /// The key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of every DEK then rests on that service,
-    /// and the DEK crosses the network once more than with `Local`.
+    /// In the key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of
+    /// every DEK then rests on that service, and the DEK crosses the network once more than with
+    /// `Local`.
     KeyService,
 }
 
-/// Who vouches for a DEK: a provider, by the KEK of a wrapped key that it unwrapped or made.
+/// A source of a DEK: the provider, and the KEK of the wrapped key that it unwrapped or made.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SourceKek {
     /// The provider's own KEK id.
     pub(crate) provider: KekId,
-    /// The KEK id of the wrapped key, which a provider for related keys may call otherwise.
+    /// The KEK id of the wrapped key. A provider for related keys may use another id than its own.
     pub(crate) entry: KekId,
 }
 
@@ -43,11 +45,11 @@ pub(crate) struct SourceKek {
 pub(crate) struct Unwrapped {
     pub(crate) dek: Dek,
     pub(crate) source_kek: SourceKek,
-    /// Before the question was sent.
+    /// When the request was sent.
     pub(crate) asked: Moment,
 }
 
-/// Why a question failed, and what befell which KEK.
+/// Why a request failed, and the failure of each KEK.
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
@@ -56,14 +58,14 @@ pub(crate) struct Failure {
 
 pub(super) struct FailedCall {
     provider: KekId,
-    /// `None` where a new DEK was to be wrapped.
+    /// `None` if a new DEK was to be wrapped.
     entry: Option<WrappedDek>,
     kind: ErrorKind,
     at: Moment,
 }
 
 impl FailedCall {
-    /// `None` if it says nothing of the KEK.
+    /// Returns `None` if the error says nothing about the KEK.
     pub(super) fn new(kek: &GuardedKek, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
         let call = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
         (!error.is_over_budget()).then(call)
@@ -71,14 +73,15 @@ impl FailedCall {
 }
 
 impl Failure {
-    /// What befell these vouchers of a DEK with these wrapped keys, and when: an outage of any of them, or else a refusal. `None` if
-    /// nothing that is known.
+    /// Returns the failure of these source KEKs with these wrapped keys, and its time: an outage of
+    /// any of them, or else a refusal. `None` if none is known.
     pub(crate) fn about(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
         let is_about = |call: &&FailedCall| {
             source_keks.iter().any(|source_kek| {
                 source_kek.provider == call.provider
                     && call.entry.as_ref().is_none_or(|entry| {
-                        // With its metadata: another one may make a provider ask something else.
+                        // Compared with its metadata, since a provider may ask something else for
+                        // another one.
                         source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
                     })
             })
@@ -104,9 +107,9 @@ pub(crate) struct KekSet {
     pub(crate) writing: Vec<Arc<GuardedKek>>,
     /// The writing ones, and those for reading only.
     pub(crate) reading: Vec<Arc<GuardedKek>>,
-    /// Those that an operator revoked. Behind a pointer and not a lock, which a fork could inherit locked.
+    /// Revoked by an operator. In a pointer and not a lock, which a fork could inherit locked.
     revoked: ArcSwap<HashSet<KekId>>,
-    /// How long one question may take.
+    /// How long one request may take.
     deadline: Duration,
     pub(super) clock: Clock,
     observers: Observers,
@@ -131,22 +134,23 @@ impl KekSet {
         self.deadline
     }
 
-    /// What every provider gives up when its envelope ends.
+    /// Closes every provider, when the envelope ends.
     pub(crate) fn closing(&self) -> Vec<BoxFuture<'static, ()>> {
         self.reading.iter().map(|kek| kek.clone().close()).collect()
     }
 
-    /// A question that is asked from now on.
+    /// Returns the bounds of a request that begins now.
     pub(crate) fn bounds(&self, lane: Lane) -> CallBounds {
         CallBounds { ends: self.clock.now().plus(self.deadline), lane }
     }
 
-    /// How many questions of one caller are asked at the same time, so that none waits for its turn past its deadline.
+    /// Returns how many requests one caller may make at the same time, so that none waits for its
+    /// turn past its deadline.
     pub(crate) fn at_once(&self) -> usize {
         self.writing.iter().map(|kek| kek.at_once(self.writing.len())).min().unwrap_or(1)
     }
 
-    /// A new DEK, wrapped by every writing KEK.
+    /// Makes a new DEK, wrapped by every writing KEK.
     pub(crate) async fn make(
         &self,
         bounds: CallBounds,
@@ -199,7 +203,8 @@ impl KekSet {
                     source_keks.push(source_kek);
                     entries.push(entry);
                 }
-                // One denial is enough. Any other failure waits for the rest: an outage of one KEK hides no denial by another.
+                // One denial is enough. Any other failure waits for the rest, so that an outage of
+                // one KEK hides no denial by another.
                 Err(denied) if denied.error.kind() == ErrorKind::Denied => return Err(denied),
                 Err(other) => failure = Some(failure.unwrap_or(other)),
             }
@@ -226,7 +231,7 @@ impl KekSet {
         self.wrapped_by(kek, context, id, wrapped)
     }
 
-    /// Has one KEK wrap a DEK anew.
+    /// Has one KEK rewrap a DEK.
     pub(crate) async fn rewrap(
         &self,
         bounds: CallBounds,
@@ -253,8 +258,9 @@ impl KekSet {
         Ok(wrapped)
     }
 
-    /// Unwraps one entry and holds the DEK against the id, which commits to it and to the context: a key service that gives
-    /// another DEK is an error here, not a garbled payload later.
+    /// Unwraps one entry and checks the DEK against the id, which commits to it and to the context.
+    /// If a key service returns another DEK, that is an error here and not a failed decryption
+    /// later.
     pub(crate) async fn unwrap_entry(
         &self,
         bounds: CallBounds,
@@ -264,7 +270,7 @@ impl KekSet {
         entry: &WrappedDek,
         tries: RetryMode,
     ) -> Result<Dek, KekError> {
-        // Either name of the KEK will do: a related key's entry is unwrapped by the provider's own.
+        // Checked by both ids of the KEK: the provider's own unwraps the entry of a related key.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
         let unwrapped: UnwrappedDek = match tries {
@@ -305,12 +311,12 @@ impl KekSet {
     }
 }
 
-/// A new DEK, wrapped by every writing KEK.
+/// Makes a new DEK, wrapped by every writing KEK.
 pub(crate) struct Made {
     pub(crate) dek: Dek,
     pub(crate) wrapped_keys: WrappedKeys,
     pub(crate) source_keks: Box<[SourceKek]>,
-    /// Before the first question was sent.
+    /// When the first request was sent.
     pub(crate) asked: Moment,
 }
 
@@ -321,7 +327,8 @@ pub(crate) enum RetryMode {
     ByPolicy,
 }
 
-/// An entry that its own provider would not take back is never written into a message.
+/// Refuses an entry that its own provider would not recognise, so that it is never written into a
+/// message.
 fn own_entry(kek: &GuardedKek, wrapped: WrappedDek) -> Result<WrappedDek, Error> {
     if kek.recognises(wrapped.kek_id()) {
         return Ok(wrapped);
@@ -333,7 +340,7 @@ fn contract(kek_id: &KekId, what: &str) -> Error {
     Error::new(ErrorKind::Provider, format!("{kek_id} {what}"))
 }
 
-/// The failure of one KEK, which its message names.
+/// Returns the failure of one KEK, with the KEK's id in its message.
 pub(crate) fn named(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error(detail)

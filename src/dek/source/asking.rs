@@ -1,4 +1,5 @@
-//! Asks the key services: once for all callers of the same request, and again if the answer was revoked meanwhile.
+//! Asks the key services: once for all callers of the same request, and again if the answer was
+//! revoked meanwhile.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -18,12 +19,12 @@ use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::Failure;
 use crate::sync::Arc;
 
-/// How long a caller waits for the key service when the cached DEK is past its age and within the outage grace: a service that takes
-/// longer than this, as none does that is well, is not felt.
+/// How long a caller waits for the key service while a stale DEK may serve. A healthy service
+/// answers within this time, and a slower one does not delay callers for longer.
 const MAX_WAIT_WHILE_STALE: Duration = Duration::from_millis(250);
 
 impl DekSource {
-    /// Asks the key service, once for all who ask the same at the same time.
+    /// Asks the key service, once for all that make the same request at the same time.
     pub(super) fn ask<K: Kind>(
         self: &Arc<Self>,
         cache: &Arc<DekCache>,
@@ -52,7 +53,7 @@ impl DekSource {
         owned: &K::Owned,
         bounds: CallBounds,
     ) -> Answer<K::Dek> {
-        // The same question may have been answered between the caller's look-up and this call.
+        // The same request may have been answered between the caller's look-up and this call.
         if let Some(dek) = K::find(cache, owned)? {
             let pinned = Pinned::new(dek);
             if K::age(&pinned, self.options.clock.now()) == Age::Fresh {
@@ -65,13 +66,14 @@ impl DekSource {
         let context = K::context(owned);
         for _ in 0..ATTEMPTS {
             let mark = cache.revocations.mark();
-            // In this order: who shuts down closes first, and counts then.
+            // In this order: shut-down closes first and takes its mark then.
             self.check_open()?;
             match K::ask(self, cache, owned, bounds).await {
                 Ok(obtained) => {
-                    // Before it is put where an eviction may find it.
+                    // Pinned before an eviction can find it.
                     let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
-                    // What is revoked from here on ends it, and what was revoked before is seen below. It is not at hand until then.
+                    // A revocation from here on ends it, and an earlier one is seen below. It is
+                    // not cached until then.
                     cache.look_after(&obtained.dek);
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
                     if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks()) {
@@ -81,7 +83,7 @@ impl DekSource {
                     end_all(obtained.for_reading_too.as_slice());
                     end_all(std::slice::from_ref(&obtained.dek));
                 }
-                // An operator revoked it meanwhile: what was asked before does not count.
+                // An operator revoked it meanwhile, so the response does not count.
                 Err(_) if cache.revocations.concern(mark, context, &[]) => {}
                 Err(failure) => {
                     match failure.error.kind() {
@@ -99,8 +101,8 @@ impl DekSource {
         Err(revoked_meanwhile().into())
     }
 
-    /// Waits for an answer; while a cached DEK may still serve in an outage of who is asked, not for long. The call then goes on in the
-    /// background.
+    /// Waits for a response. While a stale DEK may serve in an outage of the KEKs that are asked,
+    /// it waits only briefly, and the call continues in the background.
     pub(super) async fn answer<Q: DekRequest>(
         &self,
         call: Waiter<DekOf<Q>>,
@@ -112,10 +114,10 @@ impl DekSource {
         let lease = dek.lease();
         match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
             Either::Left((answer, _)) => answer,
-            // Who vouched for it denied already, and only others keep the answer waiting.
+            // A source KEK has denied already, and only other KEKs delay the response.
             Either::Right(((), call)) if !lease.may_serve_stale() => call.await,
             Either::Right(((), call)) => {
-                // Before anything can be heard of the call.
+                // Before the call can report anything.
                 lease.assume_outage();
                 let dek = dek.clone();
                 runtime.spawn(Box::pin(call.map(move |answer| {

@@ -13,7 +13,7 @@ use crate::kek::KekId;
 use crate::sync::atomic::Ordering;
 
 impl DekSource {
-    /// Ends every DEK that `kek_id` vouches for, and uses that KEK no more.
+    /// Ends every DEK that came from `kek_id`, and stops using that KEK.
     pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
         self.keks.revoke(kek_id);
         self.cache().revoke_kek(kek_id);
@@ -34,8 +34,8 @@ impl DekSource {
         cache.forget_refusals();
     }
 
-    /// Ends every DEK, every handle and every call, for good. What the providers hold at their key services is given up in the
-    /// background, where there is a runtime.
+    /// Ends every DEK, every handle and every call for good. Where there is a runtime, the
+    /// providers release what they hold in the background.
     pub(crate) fn shut_down(&self) {
         if self.end() {
             let Some(runtime) = &self.options.runtime else { return };
@@ -45,8 +45,8 @@ impl DekSource {
 
     /// As [`shut_down`](Self::shut_down), and waits for the providers.
     pub(crate) async fn close(&self) {
-        // Also after a `shut_down`, whose runtime may be none or gone, and after a `close` whose caller went away: what a provider has
-        // given up already it does not give up again.
+        // Also after a `shut_down` without a working runtime, and after a `close` whose caller went
+        // away. A provider does not release anything twice.
         self.end();
         if !self.given_up.load(Ordering::SeqCst) {
             self.give_up().await;
@@ -58,7 +58,7 @@ impl DekSource {
         closing.map(move |_| given_up.store(true, Ordering::SeqCst))
     }
 
-    /// `false` if it was done already.
+    /// Returns `false` if it was done already.
     fn end(&self) -> bool {
         let is_first = !self.closed.swap(true, Ordering::SeqCst);
         let cache = self.cache();
@@ -74,8 +74,8 @@ impl DekSource {
         }
     }
 
-    /// Runs `work`, which asks KEKs about a DEK of this context, as a look-up would: a shut-down ends it, and what an operator revoked
-    /// meanwhile makes it begin again.
+    /// Runs `work`, which asks KEKs about a DEK of this context, with the rules of a look-up:
+    /// shut-down ends it, and a revocation meanwhile repeats it.
     pub(crate) async fn unless_revoked<R, F>(
         &self,
         context: &EncryptionContext,

@@ -20,7 +20,7 @@ use crate::sync::Arc;
 /// What differs between DEKs for reading and for writing.
 pub(crate) trait Kind: 'static {
     type Dek: Leased + 'static;
-    /// What is asked, without its caller.
+    /// The request without its caller's borrows.
     type Owned: Send + Sync + 'static;
     const HIT: Counter;
     const MISS: Counter;
@@ -34,7 +34,7 @@ pub(crate) trait Kind: 'static {
 
     fn context(owned: &Self::Owned) -> &EncryptionContext;
 
-    /// Shares the call of all who ask the same.
+    /// Joins the call of all that make the same request.
     fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<Self::Dek>
     where
         F: Future<Output = Answer<Self::Dek>> + Send + 'static;
@@ -49,15 +49,15 @@ pub(crate) trait Kind: 'static {
 
     fn put(cache: &DekCache, obtained: &Obtained<Self::Dek>);
 
-    /// Ends what the denial concerns, and tells.
+    /// Ends what the denial affects, and reports it.
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
 }
 
-/// What a caller asks for.
+/// A caller's request for a DEK.
 pub(crate) trait DekRequest: Copy {
     type Kind: Kind;
 
-    /// The cached DEK, whatever its age.
+    /// Returns the cached DEK, whatever its age.
     fn find(&self, cache: &DekCache) -> Result<Option<Arc<DekOf<Self>>>, Error>;
 
     fn with_remembered<R>(
@@ -67,16 +67,16 @@ pub(crate) trait DekRequest: Copy {
         work: impl FnOnce(&Arc<DekOf<Self>>) -> R,
     ) -> Option<R>;
 
-    /// Whether a cached DEK is the answer to this very question.
+    /// Whether a cached DEK came from the wrapped keys of this request.
     fn keys_match(&self, lease: &Lease) -> KeysMatch;
 
-    /// Whether it may be the turn of this question to renew a cached DEK.
+    /// Whether this request may renew a cached DEK now.
     fn is_turn(&self, lease: &Lease, now: Moment) -> bool;
 
-    /// Whether there is anything to ask with.
+    /// Whether there are wrapped keys to ask with.
     fn can_be_asked(&self) -> bool;
 
-    /// Whether the question reaches a KEK that vouched for a cached DEK.
+    /// Whether the request reaches a source KEK of a cached DEK.
     fn is_about(&self, lease: &Lease) -> bool;
 
     fn request_key(&self) -> RequestKey;
@@ -86,9 +86,9 @@ pub(crate) trait DekRequest: Copy {
 
 pub(super) type DekOf<Q> = <<Q as DekRequest>::Kind as Kind>::Dek;
 
-/// What a key service just vouched for.
+/// A DEK just obtained from a key service.
 pub(crate) struct Obtained<D> {
     pub(super) dek: Arc<D>,
-    /// The same keys, where a new DEK was made.
+    /// The same keys for reading, if the DEK is new.
     pub(super) for_reading_too: Option<Arc<ReadingDek>>,
 }

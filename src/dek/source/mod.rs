@@ -1,6 +1,7 @@
-//! The look-up of a DEK: whether the cached one serves, and when the KEKs are asked.
+//! The look-up of a DEK: whether a cached one serves, and when the KEKs are asked.
 //!
-//! Reading and writing differ in what they ask ([`DekRequest`]); the look-up is one.
+//! Requests for reading and for writing differ in what they ask ([`DekRequest`]). The look-up is
+//! the same.
 #![forbid(unsafe_code)]
 
 mod asking;
@@ -52,21 +53,21 @@ pub(crate) struct SourceOptions {
 }
 
 pub(crate) struct DekSource {
-    /// The cache of this process; the child of a fork puts its own in its place. First, so that it is dropped while the observers are
-    /// there to be told.
+    /// The cache of this process. The child of a fork replaces it by its own. It is the first
+    /// field, so that it is dropped while the observers still exist.
     cache: ArcSwap<DekCache>,
     number: SourceNumber,
     keks: KekSet,
     options: SourceOptions,
-    /// Shut down: nothing is asked any more.
+    /// Set at shut-down. No key service is asked after it.
     closed: AtomicBool,
-    /// The providers have given up what they held.
+    /// The providers have released what they held.
     given_up: Arc<AtomicBool>,
     counters: Counters,
 }
 
-/// A source as envelopes and handles have it: when the last of them is gone, so are its DEKs, though a call on its way keeps the source
-/// for its own time.
+/// The source as envelopes and handles own it. Its DEKs end with the last of them, although a call
+/// in flight keeps the source itself until it ends.
 pub(crate) struct OwnedSource(Arc<DekSource>);
 
 impl OwnedSource {
@@ -93,7 +94,8 @@ impl Drop for OwnedSource {
     }
 }
 
-/// How often a call is begun again because its DEK was taken away between the look-up and the use, or its answer was revoked.
+/// How often a call is repeated because its DEK was taken away between look-up and use, or its
+/// response was revoked.
 const ATTEMPTS: usize = 3;
 
 impl DekSource {
@@ -128,7 +130,7 @@ impl DekSource {
             return self.cache.load_full();
         }
         cache.abandon();
-        // Its locks may be held by threads that the fork left behind: it is never dropped.
+        // It is never dropped: threads that the fork left behind may hold its locks.
         std::mem::forget(cache);
         ours
     }
@@ -137,7 +139,7 @@ impl DekSource {
         self.options.observers.emit(event);
     }
 
-    /// Runs `work` with the DEK, asking the key service where that is needed.
+    /// Runs `work` with the DEK. Asks the key service if necessary.
     pub(crate) async fn with<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
@@ -150,10 +152,11 @@ impl DekSource {
         }
         let mut taken_away = 0;
         while taken_away < ATTEMPTS {
-            // The second time round, an eviction in between takes nothing away any more.
+            // From the second attempt on the DEK is pinned, so that an eviction does not take it
+            // away.
             let held = self.held(request, taken_away > 0).await?;
             match work(&held) {
-                // Others used it up: they got on, and the next one is for whoever is quick.
+                // Other callers used it up. Look up the next one.
                 Err(error) if error.kind() == ErrorKind::Exhausted => {}
                 result => match unless_taken_away(result)? {
                     Some(result) => return Ok(result),
@@ -164,7 +167,8 @@ impl DekSource {
         Err(revoked_meanwhile())
     }
 
-    /// Runs `work` with the cached DEK, if it serves, without waiting for anybody. One that is due is renewed in the background.
+    /// Runs `work` with the cached DEK if it serves, without waiting. A DEK that is due is renewed
+    /// in the background.
     ///
     /// # Errors
     /// The id is known to belong to another context.
@@ -189,7 +193,7 @@ impl DekSource {
         unless_taken_away(work(&dek))
     }
 
-    /// The DEK, for a handle, and whether it is past its age.
+    /// Returns the DEK for a handle, and whether it is stale.
     pub(crate) async fn get<Q: DekRequest>(self: &Arc<Self>, request: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
         let held = match self.with_remembered(request, Arc::clone) {
             Some(dek) => Held::Cached(dek),
@@ -199,11 +203,12 @@ impl DekSource {
         Ok((held, stale))
     }
 
-    /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
+    /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
+    /// have to renew it.
     fn with_remembered<Q: DekRequest, R>(&self, request: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
         let now = self.options.clock.now();
         let serves = |dek: &DekOf<Q>| {
-            // That a DEK is nearly used up is left to the look-ups of the cache.
+            // Whether a DEK is nearly used up is left to the look-ups in the cache.
             if dek.lease().age(now) == Age::Fresh {
                 self.counters.count(Q::Kind::HIT);
                 return true;
@@ -234,7 +239,7 @@ impl DekSource {
         decide(age, outage_is_known, is_turn, is_refused)
     }
 
-    /// The DEK, pinned if the caller wants that.
+    /// Returns the DEK, pinned if the caller asks for that.
     async fn held<Q: DekRequest>(self: &Arc<Self>, request: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
         let cache = self.cache();
         let hold = |dek: Arc<DekOf<Q>>| match pinned {
@@ -282,7 +287,8 @@ impl DekSource {
         }
     }
 
-    /// The cached DEK, if it still serves although this caller's question failed; else why it failed.
+    /// Returns the cached DEK if it still serves although this caller's request failed, or else the
+    /// failure.
     fn serve_after_failure<Q: DekRequest>(
         &self,
         cache: &DekCache,
@@ -304,7 +310,7 @@ impl DekSource {
         Q::Kind::remember(cache, dek);
     }
 
-    /// Counts, and says now and then that a DEK serves past its age.
+    /// Counts a hit, and reports now and then that a DEK is served stale.
     fn count_served<Q: DekRequest>(&self, dek: &DekOf<Q>, now: Moment) {
         self.counters.count(Q::Kind::HIT);
         let lease = dek.lease();
@@ -323,7 +329,7 @@ impl DekSource {
         AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
     }
 
-    /// Runs `work` with the right to seal one message of `len` bytes.
+    /// Runs `work` with the right to encrypt one message of `len` bytes.
     pub(crate) async fn with_writing<R>(
         self: &Arc<Self>,
         context: &EncryptionContext,
@@ -346,7 +352,7 @@ impl DekSource {
     }
 }
 
-/// `None` if the DEK was taken away, or used up by others, between look-up and use.
+/// Returns `None` if the DEK was taken away, or used up by others, between look-up and use.
 fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     match result {
         Ok(result) => Ok(Some(result)),
@@ -355,7 +361,7 @@ fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     }
 }
 
-/// Revocations came faster than answers.
+/// Revocations came faster than responses.
 fn revoked_meanwhile() -> Error {
     Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
 }

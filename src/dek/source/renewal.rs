@@ -15,7 +15,7 @@ use crate::kek::set::Failure;
 use crate::observe::Event;
 use crate::sync::Arc;
 
-/// The right to renew a DEK, given back if whoever has it goes away.
+/// The right to renew a DEK, given back if its owner is dropped.
 struct Claim<D: Leased> {
     dek: Arc<D>,
     keys_match: KeysMatch,
@@ -43,17 +43,18 @@ impl<D: Leased> Drop for Claim<D> {
     }
 }
 
-/// Who makes a renewal.
+/// Who performs a renewal.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Renewer {
     /// The runtime, in the background.
     Runtime,
-    /// The runtime; the caller where there is none, or none that works.
+    /// The runtime, or the caller if there is no runtime or it has ended.
     RuntimeOrCaller,
 }
 
 impl DekSource {
-    /// Renews a DEK that is due, while it goes on serving. `None` if somebody else does; otherwise the renewal, for this caller to make.
+    /// Renews a DEK that is due while it goes on serving. Returns `None` if another request renews
+    /// it, or else the renewal for this caller to perform.
     pub(super) fn renew<Q: DekRequest>(
         self: &Arc<Self>,
         dek: &Arc<DekOf<Q>>,
@@ -68,7 +69,7 @@ impl DekSource {
         let claim = Claim::on(dek, keys_match)?;
         let owned = match request.to_owned() {
             Ok(owned) => Arc::new(owned),
-            // Wrapped keys that are none: there is nothing to ask.
+            // The wrapped keys are malformed, so there is nothing to ask.
             Err(error) => {
                 claim.settle(Err(&error.into()));
                 return None;
@@ -80,7 +81,7 @@ impl DekSource {
         };
         let renewal = self.clone().renewal::<Q::Kind>(claim, request_key, owned.clone());
         runtime.spawn(Box::pin(renewal.map(drop)));
-        // A runtime that has ended drops what it is given, and the claim comes back.
+        // A runtime that has ended drops the task, which gives back the claim.
         let lease = dek.lease();
         if !lease.is_turn(keys_match, lease.now()) {
             return None;
@@ -102,7 +103,8 @@ impl DekSource {
         owned: Arc<K::Owned>,
     ) -> Answer<K::Dek> {
         let dek = claim.dek.clone();
-        // The reserved share is for what is in use, which wrapped keys that somebody added are not.
+        // The reserved lane is for DEKs in use. Wrapped keys that an attacker may have added do not
+        // qualify.
         let lane = if claim.keys_match == KeysMatch::Same { Lane::Reserved } else { K::LANE };
         let answer = match self.ask::<K>(&self.cache(), request_key, &owned, lane) {
             Ok(call) => call.await,

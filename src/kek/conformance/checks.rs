@@ -1,4 +1,4 @@
-//! The checks, each a sentence of what a provider does.
+//! The checks. Each is named like a sentence about the provider.
 #![forbid(unsafe_code)]
 
 mod failures;
@@ -87,7 +87,7 @@ fn failed<T>(why: impl Display) -> Result<T, Stop> {
     Err(Stop::Failed(why.to_string()))
 }
 
-/// The value of a call that has to succeed.
+/// Returns the value of a call that has to succeed.
 fn ok<T, E: Display>(what: &str, result: Result<T, E>) -> Result<T, Stop> {
     result.map_err(|error| Stop::Failed(format!("{what}: {error}")))
 }
@@ -96,8 +96,8 @@ fn ensure(holds: bool, why: impl Display) -> Result<(), Stop> {
     if holds { Ok(()) } else { failed(why) }
 }
 
-/// A refusal that blames the wrapped key or the context. Any other class would let whoever writes messages disturb everybody's
-/// use of the KEK.
+/// Expects a refusal that blames the wrapped key or the context. With any other class, whoever
+/// writes messages could disturb every user of the KEK.
 fn refused<T: Debug>(what: impl Display, result: &Result<T, KekError>) -> Result<(), Stop> {
     match result {
         Err(error) if matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied) => Ok(()),
@@ -106,7 +106,7 @@ fn refused<T: Debug>(what: impl Display, result: &Result<T, KekError>) -> Result
     }
 }
 
-/// A refusal, or the very same DEK: some encodings have bits that mean nothing.
+/// Expects a refusal, or the same DEK, since some encodings have bits without meaning.
 fn refused_or_same(what: impl Display, result: &Result<UnwrappedDek, KekError>, dek: &Dek) -> Result<(), Stop> {
     match result {
         Ok(unwrapped) if unwrapped.expose() == dek.expose() => Ok(()),
@@ -131,7 +131,7 @@ fn bob() -> Result<EncryptionContext, Stop> {
     context(&[("tenant", "bob"), ("table", "cards")])
 }
 
-/// The same entry with other bytes.
+/// Returns the same entry with other bytes.
 fn with_bytes(entry: &WrappedDek, wrapped: Vec<u8>) -> Result<WrappedDek, Stop> {
     let changed = ok("a changed entry", WrappedDek::new(entry.kek_id().clone(), wrapped))?;
     ok("its metadata", changed.with_meta(entry.meta()))

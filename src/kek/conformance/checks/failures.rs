@@ -26,7 +26,7 @@ pub(super) async fn reports_each_class_of_failure_and_recovers(subject: &dyn Sub
         let wrap = provider.wrap(&context, &dek).await.map(|_| ());
         step(subject.restore().await)?;
         let mut results = vec![("unwrap", unwrapped)];
-        // What is invalid is one wrapped key; wrapping another DEK has nothing to do with it.
+        // Invalid concerns one wrapped key. Wrapping another DEK has nothing to do with it.
         if class != Invalid {
             results.push(("wrap", wrap));
         }
@@ -54,7 +54,7 @@ pub(super) async fn takes_a_source_of_credentials_that_is_down_for_an_outage(
     step(subject.restore().await)?;
     for (call, result) in [("unwrap", unwrap), ("wrap", wrap), ("health", health)] {
         match result {
-            // Denied would evict every DEK, and neither that nor misconfigured may be ridden out.
+            // Denied would evict every DEK, and with misconfigured no DEK is served stale either.
             Err(error) if matches!(error.class(), KekErrorClass::Unavailable | KekErrorClass::Throttled) => {}
             Err(error) => return failed(format!("{call} without a source of credentials: {error}")),
             Ok(()) if call == "health" => {}
@@ -89,7 +89,8 @@ pub(super) async fn keeps_the_dek_out_of_its_debug(subject: &dyn Subject) -> Res
     ensure(!shows(&text, &dek), "Debug shows the DEK")
 }
 
-/// The DEK as people and derived implementations write bytes.
+/// Whether the text shows the DEK in one of the forms in which people and derived implementations
+/// write bytes.
 fn shows(text: &str, dek: &Dek) -> bool {
     let hex: String = dek.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     let list = format!("{:?}", dek.expose());

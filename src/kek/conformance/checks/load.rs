@@ -98,7 +98,7 @@ pub(super) async fn works_after_it_was_closed(subject: &dyn Subject) -> Result<(
         provider.close().await;
         provider.close().await;
         unwraps_to(&*provider, &context, &wrapped, &dek).await?;
-        // The last envelope may go while its shut-down is not awaited.
+        // The last envelope may be dropped while its shut-down is not awaited.
         let mut close = provider.close();
         poll_fn(|task| {
             let _ = close.as_mut().poll(task).is_ready();

@@ -57,7 +57,7 @@ pub(super) async fn says_where_it_did_not_ask(subject: &dyn Subject) -> Result<(
         with_bytes(&wrapped, vec![0])?,
         with_bytes(&wrapped, vec![0xFF; WrappedDek::MAX_WRAPPED])?,
     ];
-    // Without credentials nothing can be asked, so whatever is judged is judged by the provider.
+    // Without credentials the service cannot be asked, so the provider itself decides.
     match subject.fail_credentials().await {
         Step::Done => {}
         Step::NotApplicable => return Ok(()),

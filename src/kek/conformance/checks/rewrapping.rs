@@ -86,8 +86,8 @@ pub(super) async fn believes_no_version_that_anybody_could_write(subject: &dyn S
         ok("rewrap of an old DEK with the metadata of a new one", provider.rewrap(&context, &claims_to_be_new).await)?;
     ensure(provider.is_current(&rewrapped) != Some(false), "what was rewrapped is not current")?;
     unwraps_to(&*provider, &context, &rewrapped, &dek).await?;
-    // A byte that says which version it is, and that unwrapping does not look at, would keep a DEK
-    // under an old version for ever.
+    // If a byte named the version and unwrapping ignored it, that byte could keep a DEK under an
+    // old version for ever.
     let mut asked = 0;
     for at in 0..bare.wrapped().len() {
         for value in 0..=u8::MAX {
@@ -106,5 +106,5 @@ pub(super) async fn believes_no_version_that_anybody_could_write(subject: &dyn S
     Ok(())
 }
 
-/// More are not asked about, for the sake of key services that are far away.
+/// The most forged versions that are tried, for the sake of distant key services.
 const MOST_FORGED_VERSIONS: usize = 32;

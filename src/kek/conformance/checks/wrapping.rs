@@ -30,8 +30,8 @@ pub(super) async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dy
             "the target of one KEK id changes from one look to the next",
         )?;
     }
-    // Whoever writes messages chooses ids that look like this KEK's: no target may come into being
-    // for each of them.
+    // Whoever writes messages can make up ids that look like this KEK's. They must not create a
+    // target each.
     let mut names = HashSet::new();
     let mut look_at = |made_up: String| {
         if let Some(made_up) = KekId::new(made_up).ok().filter(|made_up| provider.recognises(made_up)) {
@@ -56,7 +56,7 @@ pub(super) async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dy
     ensure(names.len() <= MAX_TARGETS, format!("{} targets for ids that somebody made up", names.len()))
 }
 
-/// As many keys, Regions or stores as a provider may have behind it.
+/// The most keys, Regions or stores that a provider may have behind it.
 const MAX_TARGETS: usize = 64;
 
 pub(super) async fn unwraps_what_it_wrapped(subject: &dyn Subject) -> Result<(), Stop> {
@@ -119,7 +119,7 @@ pub(super) async fn binds_the_context_as_it_says(subject: &dyn Subject) -> Resul
         }
         match unwrapped {
             Ok(unwrapped) => ensure(unwrapped.expose() == dek.expose(), "a wrong context gives another DEK")?,
-            // What the key service released, the provider may hold against the context by itself.
+            // The provider may check what the key service released against the context by itself.
             Err(error) if error.class() == KekErrorClass::Invalid && !error.was_asked() => {}
             Err(error) => return failed(format!("says {binding:?}: unwrap in {wrong:?}: {error}")),
         }
