@@ -8,7 +8,8 @@ use super::client::Description;
 use super::errors::Failure;
 use super::keys::Keys;
 use super::{Inner, Key};
-use waxseal::kek::{Dek, Health, KekErrorClass};
+use waxseal::Dek;
+use waxseal::kek::{Health, KekErrorClass};
 
 /// Imported key material that expires within this time makes `health` say so.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);

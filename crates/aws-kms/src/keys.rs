@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::format::{KeyArn, KeyMaterialId};
-use waxseal::kek::{KekId, WrappedDek};
+use waxseal::{KekId, WrappedDek};
 
 /// An alias is followed to so many keys; then the provider has to be built anew.
 const MOST_MOVES: usize = 64;

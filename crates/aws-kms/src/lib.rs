@@ -69,10 +69,8 @@ use waxseal::EncryptionContext;
 use waxseal::Error;
 use waxseal::kek::CallAdvice;
 use waxseal::kek::toolkit::Spawner;
-use waxseal::kek::{
-    BoxFuture, CallTarget, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek,
-    WrappedDek,
-};
+use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::{Dek, KekId, WrappedDek};
 
 /// A wrap waits this long for `DescribeKey`, and only before anything is known: what it says is a hint.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(500);

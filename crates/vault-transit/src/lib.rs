@@ -59,8 +59,9 @@ use endpoints::ServerHealth;
 use errors::Failure;
 use key::Known;
 use transport::{Reply, Transport};
+use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
-use waxseal::kek::{Health, KekError, KekId};
+use waxseal::kek::{Health, KekError};
 
 /// One key of a Transit engine, as a [`KekProvider`](waxseal::kek::KekProvider). A clone is another handle to the same.
 ///

@@ -12,9 +12,8 @@ use super::requests::{Input, Operation, decode, encode_dek};
 use super::{ContextBinding, VaultTransitKek};
 use crate::format::VaultCiphertext;
 use waxseal::EncryptionContext;
-use waxseal::kek::{
-    BoxFuture, ContextBinding as Bound, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek,
-};
+use waxseal::kek::{BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::{Dek, KekId, WrappedDek};
 
 impl KekProvider for VaultTransitKek {
     fn id(&self) -> &KekId {

@@ -14,7 +14,8 @@ use super::key::Binding;
 use super::transport::SMALL;
 use crate::format::VaultCiphertext;
 use waxseal::EncryptionContext;
-use waxseal::kek::{Dek, UnwrappedDek, WrappedDek};
+use waxseal::kek::UnwrappedDek;
+use waxseal::{Dek, WrappedDek};
 
 /// Items of one request: the server's default limit is 1,000 strings, and an item has six.
 const BATCH_ITEMS: usize = 128;
