@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::time::Duration;
 
-use async_lock::OnceCell;
 use futures_util::future::{Either, select};
 #[cfg(not(all(test, shuttle)))]
 use quick_cache::DefaultHashBuilder as Hashing;
@@ -29,6 +28,7 @@ use crate::suite::{DekId, Suite};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::shards::shards;
 use crate::sync::thread::LocalKey;
+use crate::sync::wakers::Latch;
 use crate::sync::{Arc, process_static, thread_local};
 
 /// What one process has at hand for one source. The child of a fork gets another.
@@ -46,7 +46,7 @@ pub(crate) struct DekCache {
     /// What an operator revoked or cleared: the answer to a question asked before does not count after.
     pub(super) revocations: Revocations,
     /// Set when the source is shut down: calls that are on their way end.
-    closed: OnceCell<()>,
+    closed: Latch,
     denial_ttl: Duration,
     clock: Clock,
 }
@@ -66,7 +66,7 @@ impl DekCache {
             registry: Registry::new(clock.clone()),
             flights: Flights::new(runtime),
             revocations: Revocations::default(),
-            closed: OnceCell::new(),
+            closed: Latch::default(),
             denial_ttl: limits.denial_ttl,
             clock,
         }
@@ -222,8 +222,7 @@ impl DekCache {
     }
 
     pub(super) fn close(&self) {
-        // An error says that it is closed already.
-        let _ = self.closed.set_blocking(());
+        self.closed.set();
     }
 
     /// The answer, or an error as soon as the source is shut down.

@@ -19,6 +19,7 @@ use crate::kek::call::RequestCounter;
 use crate::kek::set::Failure;
 use crate::runtime::{Runtime, unconstrained};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::wakers::Wakers;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What a question gives, to everybody who asked it.
@@ -148,7 +149,7 @@ impl<D: Leased> Asked<D> {
 }
 
 struct Call<D: Leased + 'static> {
-    bell: Arc<Bell>,
+    waker: Arc<CallWaker>,
     wire: RequestCounter,
     state: Mutex<State<D>>,
 }
@@ -197,7 +198,7 @@ impl<D: Leased> Call<D> {
             ends_with_callers: false,
             neglected: false,
         };
-        Arc::new(Self { bell: Bell::rung(), wire: RequestCounter::default(), state: Mutex::new(state) })
+        Arc::new(Self { waker: CallWaker::woken(), wire: RequestCounter::default(), state: Mutex::new(state) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<D>> {
@@ -228,7 +229,7 @@ impl<D: Leased> Call<D> {
     /// Ends a call without callers whose task does not poll it though it was woken: its runtime is not driven any more.
     fn end_if_undriven(&self) -> Option<Work<D>> {
         let mut state = self.lock();
-        if state.work.is_none() || state.callers > 0 || !self.bell.is_rung() {
+        if state.work.is_none() || state.callers > 0 || !self.waker.is_woken() {
             return None;
         }
         if !std::mem::replace(&mut state.neglected, true) {
@@ -242,7 +243,7 @@ impl<D: Leased> Call<D> {
         if work.is_some() {
             // A provider whose future panics when it is dropped harms nobody.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
-            self.bell.wake_all();
+            self.waker.wakers.wake_all();
         }
     }
 
@@ -256,12 +257,12 @@ impl<D: Leased> Call<D> {
                 return Poll::Ready(answer.clone());
             }
             // Whoever polls it now looks at the bell afterwards, and wakes the others if it rang.
-            let Some(work) = state.work.take_if(|_| self.bell.is_rung() || !was_woken) else { return Poll::Pending };
-            self.bell.rung.store(false, Ordering::SeqCst);
+            let Some(work) = state.work.take_if(|_| self.waker.is_woken() || !was_woken) else { return Poll::Pending };
+            self.waker.woken.store(false, Ordering::SeqCst);
             state.neglected = false;
             work
         };
-        let waker = Waker::from(self.bell.clone());
+        let waker = Waker::from(self.waker.clone());
         let mut poll = || self.wire.scope(|| work.as_mut().poll(&mut Context::from_waker(&waker)));
         let polled = catch_unwind(AssertUnwindSafe(&mut poll)).unwrap_or_else(|_| Poll::Ready(Err(panicked())));
         match polled {
@@ -269,7 +270,7 @@ impl<D: Leased> Call<D> {
                 // Before the answer is there, so that nothing of the call outlives what its callers do next.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
                 self.lock().answer = Some(answer.clone());
-                self.bell.wake_all();
+                self.waker.wakers.wake_all();
                 Poll::Ready(answer)
             }
             Poll::Pending => {
@@ -279,8 +280,8 @@ impl<D: Leased> Call<D> {
                 let answer = state.answer.clone();
                 drop(state);
                 self.discard(ended);
-                if self.bell.is_rung() {
-                    self.bell.wake_all();
+                if self.waker.is_woken() {
+                    self.waker.wakers.wake_all();
                 }
                 answer.map_or(Poll::Pending, Poll::Ready)
             }
@@ -313,13 +314,13 @@ enum Role {
 pub(crate) struct Waiter<D: Leased + 'static> {
     call: Arc<Call<D>>,
     role: Role,
-    place: usize,
+    slot: usize,
 }
 
 impl<D: Leased> Waiter<D> {
     fn new(call: Arc<Call<D>>, role: Role) -> Self {
-        let place = call.bell.enter();
-        Self { call, role, place }
+        let slot = call.waker.wakers.add();
+        Self { call, role, slot }
     }
 
     /// Of a new call.
@@ -334,7 +335,7 @@ impl<D: Leased> Future for Waiter<D> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
         // Before it looks, so that whatever happens from here on wakes it.
-        let was_woken = self.call.bell.listen(self.place, cx.waker());
+        let was_woken = self.call.waker.wakers.register(self.slot, cx.waker());
         let answer = self.call.drive(self.role, was_woken);
         if answer.is_pending() && self.role == Role::Caller {
             self.call.start_task();
@@ -345,7 +346,7 @@ impl<D: Leased> Future for Waiter<D> {
 
 impl<D: Leased> Drop for Waiter<D> {
     fn drop(&mut self) {
-        self.call.bell.leave(self.place);
+        self.call.waker.wakers.remove(self.slot);
         let mut state = self.call.lock();
         match self.role {
             Role::Caller => state.callers = state.callers.saturating_sub(1),
@@ -357,74 +358,31 @@ impl<D: Leased> Drop for Waiter<D> {
     }
 }
 
-/// The waker of a call's work. It wakes all who wait: one that is not polled holds up nobody.
-struct Bell {
+/// The waker of a call's work. It wakes all that wait for the call.
+struct CallWaker {
     /// Something happened since the work was polled last.
-    rung: AtomicBool,
-    places: Mutex<Places>,
+    woken: AtomicBool,
+    wakers: Wakers,
 }
 
-#[derive(Default)]
-struct Places {
-    wakers: Vec<Option<Waker>>,
-    free: Vec<usize>,
-}
-
-impl Bell {
-    /// Of work that has to be polled.
-    fn rung() -> Arc<Self> {
-        Arc::new(Self { rung: AtomicBool::new(true), places: Mutex::default() })
+impl CallWaker {
+    /// For new work, which has to be polled.
+    fn woken() -> Arc<Self> {
+        Arc::new(Self { woken: AtomicBool::new(true), wakers: Wakers::default() })
     }
 
-    fn is_rung(&self) -> bool {
-        self.rung.load(Ordering::SeqCst)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Places> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enter(&self) -> usize {
-        let mut places = self.lock();
-        if let Some(place) = places.free.pop() {
-            return place;
-        }
-        places.wakers.push(None);
-        places.wakers.len() - 1
-    }
-
-    /// `true` unless the place was listening already, and nobody had woken it.
-    fn listen(&self, place: usize, waker: &Waker) -> bool {
-        let waker = waker.clone();
-        // The one that was there is dropped outside the lock: it may be the last that holds a task.
-        let before = self.lock().wakers.get_mut(place).and_then(|at| at.replace(waker));
-        before.is_none()
-    }
-
-    fn leave(&self, place: usize) {
-        let mut places = self.lock();
-        let waker = places.wakers.get_mut(place).and_then(Option::take);
-        places.free.push(place);
-        drop(places);
-        drop(waker);
-    }
-
-    fn wake_all(&self) {
-        let wakers: Vec<Waker> = self.lock().wakers.iter_mut().filter_map(Option::take).collect();
-        for waker in wakers {
-            // One that panics keeps none of the others asleep.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        }
+    fn is_woken(&self) -> bool {
+        self.woken.load(Ordering::SeqCst)
     }
 }
 
-impl Wake for Bell {
+impl Wake for CallWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.rung.store(true, Ordering::SeqCst);
-        self.wake_all();
+        self.woken.store(true, Ordering::SeqCst);
+        self.wakers.wake_all();
     }
 }

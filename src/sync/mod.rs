@@ -1,13 +1,13 @@
-//! What threads share and wait on, from one place, so that the tests can put a schedule explorer in the threads' place.
+//! What threads share and wait on, in one place, so that tests can replace threads with a schedule explorer.
 //!
 //! In every build but that of the schedule tests (`--cfg shuttle`, see tests/schedules) these are the standard library's own types.
-//! There they are shuttle's, which gives control away at each operation. Not seen by it, and not in need of it since they never wait
-//! while another thread is in the middle of something: `arc-swap` (lock-free), `async-lock` (its locks are held
-//! only within a call that gives no control away), the fork mark. Memory orderings weaker than `SeqCst` are not explored.
+//! There they are shuttle's, which may switch threads at each operation. Shuttle does not see `arc-swap`, which is lock-free, and the
+//! fork mark. Neither waits for another thread, so they need not be seen. Memory orderings weaker than `SeqCst` are not explored.
 #![forbid(unsafe_code)]
 
 pub(crate) mod shards;
 pub(crate) mod slot;
+pub(crate) mod wakers;
 
 #[cfg(not(all(test, shuttle)))]
 mod imp {
