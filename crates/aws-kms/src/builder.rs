@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
-use super::errors::Failure;
-use super::keys::{Discovery, Keys, Own, Settled};
-use super::xks::Stores;
-use super::{AwsKmsKek, HealthCheck, Inner, transport};
+use crate::client::{Client, Description, Overrides, SdkConfig, Service, Source};
+use crate::errors::Failure;
 use crate::format::KeyArn;
+use crate::health::HealthCheck;
+use crate::keys::{Discovery, Keys, Own, Settled};
+use crate::provider::{AwsKmsKek, Inner};
+use crate::transport;
+use crate::xks::Stores;
 use waxseal::CallBudget;
 use waxseal::EncryptionContext;
 use waxseal::KekId;
@@ -70,11 +72,11 @@ impl AwsKmsKekBuilder {
         }
     }
 
-    pub(super) fn key(key: String) -> Self {
+    pub(crate) fn key(key: String) -> Self {
         Self::new(What::Key(key))
     }
 
-    pub(super) fn discovery(partition: String, accounts: Vec<String>) -> Self {
+    pub(crate) fn discovery(partition: String, accounts: Vec<String>) -> Self {
         Self::new(What::Discovery { partition, accounts })
     }
 
@@ -341,7 +343,7 @@ fn store_of(
     Ok(Some(store))
 }
 
-pub(super) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
+pub(crate) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
     if tokens.len() > MOST_GRANT_TOKENS {
         return Err(invalid(format!("grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed", tokens.len())));
     }

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::client::Description;
-use super::errors::Failure;
-use super::keys::Keys;
-use super::{Inner, Key};
+use crate::client::Description;
+use crate::errors::Failure;
+use crate::keys::{Key, Keys};
+use crate::provider::Inner;
+
 use waxseal::kek::{Dek, Health, KekErrorClass};
 
 /// Imported key material that expires within this time makes `health` say so.
@@ -35,7 +36,7 @@ pub enum HealthCheck {
 }
 
 impl Inner {
-    pub(super) async fn health(self: Arc<Self>) -> Result<Health, Failure> {
+    pub(crate) async fn health(self: Arc<Self>) -> Result<Health, Failure> {
         let Keys::One(own) = &self.keys else { return Ok(Health::Ready) };
         let key = own.current();
         if self.health_check == HealthCheck::Describe {
