@@ -20,6 +20,7 @@ use waxseal::EncryptionContext;
 use waxseal::KekId;
 use waxseal::kek::KekError;
 use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::uri::without_user;
 use waxseal::{Error, ErrorKind};
 
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
@@ -432,6 +433,7 @@ fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
+/// Shows no grant token, and no password in the endpoint.
 impl fmt::Debug for AwsKmsKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("AwsKmsKekBuilder");
@@ -439,11 +441,20 @@ impl fmt::Debug for AwsKmsKekBuilder {
             What::Key(key) => debug.field("key", key),
             What::Discovery { partition, accounts } => debug.field("partition", partition).field("accounts", accounts),
         };
+        let Overrides { region, endpoint_url, fips, dual_stack } = &self.overrides;
         debug
-            .field("region", &self.overrides.region)
-            .field("endpoint_url", &self.overrides.endpoint_url)
-            .field("former_keys", &self.former_keys)
+            .field("region", region)
+            .field("endpoint_url", &endpoint_url.as_deref().map(|url| without_user(url).0))
+            .field("fips", fips)
+            .field("dual_stack", dual_stack)
             .field("related_keys", &self.related_keys)
+            .field("former_keys", &self.former_keys)
+            .field("regions", &self.regions)
+            .field("key_max_age", &self.key_max_age)
+            .field("health_check", &self.health_check)
+            .field("health_context", &self.health_context)
+            .field("external_key_store", &self.external_key_store)
+            .field("external_former_keys", &self.external_former_keys)
             .finish_non_exhaustive()
     }
 }

@@ -20,6 +20,7 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 /// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know
 /// that, the check has to use it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum HealthCheck {
     /// Asks `DescribeKey` only.
@@ -33,6 +34,20 @@ pub enum HealthCheck {
     /// Has KMS wrap a throw-away DEK and unwrap it again (`Encrypt`, `Decrypt`): for who writes and
     /// reads.
     TryUse,
+}
+
+impl HealthCheck {
+    pub(crate) const ALL: [Self; 4] = [Self::Describe, Self::TryWrap, Self::TryGenerate, Self::TryUse];
+
+    /// Its name in configuration.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Describe => "describe",
+            Self::TryWrap => "try-wrap",
+            Self::TryGenerate => "try-generate",
+            Self::TryUse => "try-use",
+        }
+    }
 }
 
 impl Inner {

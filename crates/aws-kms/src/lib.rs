@@ -41,6 +41,7 @@
 
 mod builder;
 mod client;
+mod config;
 mod credentials;
 mod errors;
 mod format;
@@ -52,6 +53,7 @@ mod transport;
 mod xks;
 
 pub use builder::AwsKmsKekBuilder;
+pub use config::Config;
 pub use health::HealthCheck;
 pub use provider::{AwsKmsKek, KeyInfo};
 pub use xks::ExternalKeyStore;

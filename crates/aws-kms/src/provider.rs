@@ -58,6 +58,7 @@ pub(crate) struct Inner {
 
 /// What [`AwsKmsKek::read_key`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct KeyInfo {
     /// The key's ARN.

@@ -179,6 +179,7 @@ impl Stores {
 
 /// What [`AwsKmsKek::read_external_key_store`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ExternalKeyStore {
     /// Its id, such as `cks-1234567890abcdef0`.
