@@ -6,7 +6,6 @@
 mod clock;
 mod context;
 mod dek;
-#[cfg(feature = "serde")]
 mod duration;
 mod envelope;
 mod error;
