@@ -1,16 +1,15 @@
 //! Durations as people write them in configuration: a number and its unit, `"300s"`, `"5m"`,
 //! `"1h30m"`, `"250ms"`.
 //!
-//! For `#[serde(with = "...")]` on an `Option<Duration>`. A number without a unit is refused: it
-//! may have been meant in seconds or in milliseconds. Stricter than the crate for this, humantime,
+//! With the feature `serde`, for `#[serde(with = "...")]` on an `Option<Duration>`. A number without
+//! a unit is refused: it may have been meant in seconds or in milliseconds. Stricter than the crate for this, humantime,
 //! which takes `"1 5s"` for 15 seconds and `"5M"` for five months.
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::time::Duration;
 
-use serde::de::{Deserializer, Error, Unexpected, Visitor};
-use serde::ser::Serializer;
+#[cfg(feature = "serde")]
+pub use text::{deserialize, serialize};
 
 /// The units, the longest first, with the names that are read and, in front, the one that is
 /// written.
@@ -24,11 +23,15 @@ const UNITS: [(u64, &[&str]); 7] = [
     (1, &["ns", "nsec", "nanos", "nanosecond", "nanoseconds"]),
 ];
 
-const EXPECTED: &str = "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
+/// What is expected, for an error.
+pub const EXPECTED: &str = "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
 
+/// Reads a duration; `None` for anything that could be meant in two ways.
+///
 /// Numbers with units, each unit once and the longer ones first; spaces may stand between. The last
 /// number may have a decimal fraction, if it is a whole number of nanoseconds.
-fn read(text: &str) -> Option<Duration> {
+#[must_use]
+pub fn read(text: &str) -> Option<Duration> {
     let mut rest = text.trim_matches(' ');
     if rest.is_empty() {
         return None;
@@ -66,8 +69,9 @@ fn split_digits(text: &str) -> Option<(&str, &str)> {
     text.split_at_checked(end).filter(|(digits, _)| !digits.is_empty())
 }
 
-/// As [`read`] reads it back.
-fn write(duration: Duration) -> String {
+/// Writes a duration as [`read`] reads it back.
+#[must_use]
+pub fn write(duration: Duration) -> String {
     let mut nanos = duration.as_nanos();
     let mut text = String::new();
     for (unit, names) in UNITS {
@@ -80,63 +84,75 @@ fn write(duration: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// Writes a duration with its largest unit that leaves no fraction.
-///
-/// # Errors
-/// Those of the serializer.
-pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => serializer.serialize_some(&write(*duration)),
-        None => serializer.serialize_none(),
-    }
-}
+/// Durations in serde's data model.
+#[cfg(feature = "serde")]
+mod text {
+    use std::fmt;
+    use std::time::Duration;
 
-/// Reads a duration with its unit.
-///
-/// # Errors
-/// For anything else, a number without a unit included.
-pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    deserializer.deserialize_option(Optional)
-}
+    use serde::de::{Deserializer, Error, Unexpected, Visitor};
+    use serde::ser::Serializer;
 
-struct Optional;
+    use super::{EXPECTED, read, write};
 
-impl<'de> Visitor<'de> for Optional {
-    type Value = Option<Duration>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
+    /// Writes a duration with its largest unit that leaves no fraction.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => serializer.serialize_some(&write(*duration)),
+            None => serializer.serialize_none(),
+        }
     }
 
-    fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+    /// Reads a duration with its unit.
+    ///
+    /// # Errors
+    /// For anything else, a number without a unit included.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        deserializer.deserialize_option(Optional)
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+    struct Optional;
+
+    impl<'de> Visitor<'de> for Optional {
+        type Value = Option<Duration>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(EXPECTED)
+        }
+
+        fn visit_none<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+            deserializer.deserialize_str(Text).map(Some)
+        }
+
+        /// From a format that does not mark what is there.
+        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+            Text.visit_str(text).map(Some)
+        }
     }
 
-    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(Text).map(Some)
-    }
+    struct Text;
 
-    /// From a format that does not mark what is there.
-    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-        Text.visit_str(text).map(Some)
-    }
-}
+    impl Visitor<'_> for Text {
+        type Value = Duration;
 
-struct Text;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(EXPECTED)
+        }
 
-impl Visitor<'_> for Text {
-    type Value = Duration;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(EXPECTED)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
-        read(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+            read(text).ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+        }
     }
 }
 

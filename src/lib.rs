@@ -6,7 +6,6 @@
 mod clock;
 mod context;
 mod dek;
-#[cfg(feature = "serde")]
 mod duration;
 mod envelope;
 mod error;
@@ -32,8 +31,8 @@ pub use envelope::{
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, MessageKind, WrappedDek, WrappedKeys, is_sealed};
-pub use kek::DekOrigin;
 pub use kek::call::{BreakerState, CallBudget, CallPolicy};
+pub use kek::set::DekOrigin;
 pub use memory::{MemoryProtection, memory_protection};
 #[cfg(feature = "metrics")]
 pub use observe::MetricsObserver;

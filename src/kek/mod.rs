@@ -23,13 +23,13 @@ use zeroize::Zeroizing;
 
 pub use call::{CallAdvice, CallTarget};
 pub use error::{KekError, KekErrorClass};
-pub use set::DekOrigin;
+
 pub(crate) use set::{KekSet, named};
 
 use crate::context::EncryptionContext;
-pub use crate::format::{KekId, WrappedDek};
+pub(crate) use crate::format::{KekId, WrappedDek};
 pub use crate::runtime::BoxFuture;
-pub use crate::suite::Dek;
+pub(crate) use crate::suite::Dek;
 
 /// One key encryption key in one key service.
 ///

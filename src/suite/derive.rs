@@ -29,7 +29,7 @@ impl Dek {
     /// A new DEK from the operating system's generator.
     ///
     /// # Errors
-    /// [`ErrorKind::Randomness`](crate::ErrorKind::Randomness).
+    /// [`ErrorKind::Randomness`].
     pub fn random() -> Result<Self, Error> {
         Ok(Self(Secret32::random()?))
     }

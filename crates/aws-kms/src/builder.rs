@@ -7,17 +7,20 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use super::client::{Client, Description, Overrides, SdkConfig, Service, Source};
-use super::errors::Failure;
-use super::keys::{Discovery, Keys, Own, Settled};
-use super::xks::Stores;
-use super::{AwsKmsKek, HealthCheck, Inner, transport};
+use crate::client::{Client, Description, Overrides, SdkConfig, Service, Source};
+use crate::errors::Failure;
 use crate::format::KeyArn;
+use crate::health::HealthCheck;
+use crate::keys::{Discovery, Keys, Own, Settled};
+use crate::provider::{AwsKmsKek, Inner};
+use crate::transport;
+use crate::xks::Stores;
 use waxseal::CallBudget;
 use waxseal::EncryptionContext;
 use waxseal::KekId;
 use waxseal::kek::KekError;
 use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::uri::without_user;
 use waxseal::{Error, ErrorKind};
 
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
@@ -70,11 +73,11 @@ impl AwsKmsKekBuilder {
         }
     }
 
-    pub(super) fn key(key: String) -> Self {
+    pub(crate) fn key(key: String) -> Self {
         Self::new(What::Key(key))
     }
 
-    pub(super) fn discovery(partition: String, accounts: Vec<String>) -> Self {
+    pub(crate) fn discovery(partition: String, accounts: Vec<String>) -> Self {
         Self::new(What::Discovery { partition, accounts })
     }
 
@@ -341,7 +344,7 @@ fn store_of(
     Ok(Some(store))
 }
 
-pub(super) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
+pub(crate) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
     if tokens.len() > MOST_GRANT_TOKENS {
         return Err(invalid(format!("grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed", tokens.len())));
     }
@@ -430,6 +433,7 @@ fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
+/// Shows no grant token, and no password in the endpoint.
 impl fmt::Debug for AwsKmsKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut debug = f.debug_struct("AwsKmsKekBuilder");
@@ -437,11 +441,20 @@ impl fmt::Debug for AwsKmsKekBuilder {
             What::Key(key) => debug.field("key", key),
             What::Discovery { partition, accounts } => debug.field("partition", partition).field("accounts", accounts),
         };
+        let Overrides { region, endpoint_url, fips, dual_stack } = &self.overrides;
         debug
-            .field("region", &self.overrides.region)
-            .field("endpoint_url", &self.overrides.endpoint_url)
-            .field("former_keys", &self.former_keys)
+            .field("region", region)
+            .field("endpoint_url", &endpoint_url.as_deref().map(|url| without_user(url).0))
+            .field("fips", fips)
+            .field("dual_stack", dual_stack)
             .field("related_keys", &self.related_keys)
+            .field("former_keys", &self.former_keys)
+            .field("regions", &self.regions)
+            .field("key_max_age", &self.key_max_age)
+            .field("health_check", &self.health_check)
+            .field("health_context", &self.health_context)
+            .field("external_key_store", &self.external_key_store)
+            .field("external_former_keys", &self.external_former_keys)
             .finish_non_exhaustive()
     }
 }

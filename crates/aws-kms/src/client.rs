@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-pub(super) use aws_config::SdkConfig;
-pub(super) use aws_config::meta::ProviderChainError;
-pub(super) use aws_sdk_kms::Client;
+pub(crate) use aws_config::SdkConfig;
+pub(crate) use aws_config::meta::ProviderChainError;
+pub(crate) use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, Credentials, IdentityCache, Region};
@@ -22,10 +22,11 @@ use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{DataKeySpec, KeyState, KeyUsageType, OriginType};
 
-use super::credentials::{self, Keeper};
-use super::errors::Failure;
-use super::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
+use crate::credentials::Keeper;
+use crate::errors::Failure;
 use crate::format::KeyMaterialId;
+use crate::refusals::{Refusal, refusal};
+use crate::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
 use waxseal::EncryptionContext;
 use waxseal::kek::toolkit::certificates;
 use waxseal::kek::{KekErrorClass, UnwrappedDek};
@@ -38,7 +39,7 @@ const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
 
 /// Where clients come from.
-pub(super) enum Source {
+pub(crate) enum Source {
     /// The SDK's default chains, looked up at build.
     Defaults,
     SdkConfig(Box<SdkConfig>),
@@ -47,15 +48,15 @@ pub(super) enum Source {
 
 /// What is laid over the source's own configuration.
 #[derive(Default)]
-pub(super) struct Overrides {
-    pub(super) region: Option<String>,
-    pub(super) endpoint_url: Option<String>,
-    pub(super) fips: Option<bool>,
-    pub(super) dual_stack: Option<bool>,
+pub(crate) struct Overrides {
+    pub(crate) region: Option<String>,
+    pub(crate) endpoint_url: Option<String>,
+    pub(crate) fips: Option<bool>,
+    pub(crate) dual_stack: Option<bool>,
 }
 
 /// KMS in one Region, and in others where discovery may go there.
-pub(super) struct Service {
+pub(crate) struct Service {
     config: Config,
     region: String,
     keeper: Keeper,
@@ -74,51 +75,51 @@ struct Slot {
 }
 
 /// A wrapped DEK as KMS gave it.
-pub(super) struct Wrapped {
-    pub(super) key_arn: String,
-    pub(super) blob: Vec<u8>,
-    pub(super) material: Option<KeyMaterialId>,
+pub(crate) struct Wrapped {
+    pub(crate) key_arn: String,
+    pub(crate) blob: Vec<u8>,
+    pub(crate) material: Option<KeyMaterialId>,
 }
 
 /// A DEK, and the key material that had wrapped it, where KMS says so.
-pub(super) struct Unwrapped {
-    pub(super) dek: UnwrappedDek,
-    pub(super) material: Option<KeyMaterialId>,
+pub(crate) struct Unwrapped {
+    pub(crate) dek: UnwrappedDek,
+    pub(crate) material: Option<KeyMaterialId>,
 }
 
 /// What `DescribeKey` said.
-pub(super) struct Description {
-    pub(super) arn: String,
-    pub(super) state: State,
-    pub(super) is_for_encryption: bool,
-    pub(super) material: Option<KeyMaterialId>,
+pub(crate) struct Description {
+    pub(crate) arn: String,
+    pub(crate) state: State,
+    pub(crate) is_for_encryption: bool,
+    pub(crate) material: Option<KeyMaterialId>,
     /// When imported key material is deleted by KMS.
-    pub(super) expires: Option<SystemTime>,
+    pub(crate) expires: Option<SystemTime>,
     /// Of a key whose origin is `EXTERNAL_KEY_STORE`.
-    pub(super) external_key_store: Option<String>,
-    pub(super) external_key: Option<String>,
+    pub(crate) external_key_store: Option<String>,
+    pub(crate) external_key: Option<String>,
 }
 
 impl Description {
-    pub(super) fn check_usable(&self) -> Result<(), Failure> {
+    pub(crate) fn check_usable(&self) -> Result<(), Failure> {
         let text = |class| Failure::new(class, format!("{} is in state {}", self.arn, self.state.name));
         self.state.usable.map_err(text)
     }
 }
 
 /// A key's state, in the words of KMS, and whether it can be used.
-pub(super) struct State {
-    pub(super) name: String,
+pub(crate) struct State {
+    pub(crate) name: String,
     /// `Ok` if it can be used; else what a use would come to.
-    pub(super) usable: Result<(), KekErrorClass>,
+    pub(crate) usable: Result<(), KekErrorClass>,
 }
 
 /// Key, encryption context and grant tokens: what every call names.
 #[derive(Clone)]
-pub(super) struct Under {
-    pub(super) key: String,
-    pub(super) context: EncryptionContext,
-    pub(super) grant_tokens: Vec<String>,
+pub(crate) struct Under {
+    pub(crate) key: String,
+    pub(crate) context: EncryptionContext,
+    pub(crate) grant_tokens: Vec<String>,
 }
 
 impl Under {
@@ -135,7 +136,7 @@ impl Under {
 impl Service {
     /// The SDK's own retries are switched off: `kek::call` decides, for all providers alike. So is
     /// its identity cache: see `credentials`.
-    pub(super) async fn new(source: Source, overrides: Overrides) -> Result<Self, Error> {
+    pub(crate) async fn new(source: Source, overrides: Overrides) -> Result<Self, Error> {
         let mut config = match source {
             Source::Client(client) => client.config().to_builder(),
             Source::SdkConfig(shared) => from_shared(&shared),
@@ -180,7 +181,7 @@ impl Service {
         Ok(service)
     }
 
-    pub(super) fn region(&self) -> &str {
+    pub(crate) fn region(&self) -> &str {
         &self.region
     }
 
@@ -214,7 +215,7 @@ impl Service {
     /// A call to this Region is on its way, for whoever may drop it: what is spawned is dropped too
     /// late for the next try. `None` while no client is there in which connections may wait; none
     /// is made here, since the caller may be on any runtime.
-    pub(super) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
+    pub(crate) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
         let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
         clients.get(region).map(|slot| OnItsWay::new(slot.pool.clone()))
     }
@@ -264,7 +265,7 @@ impl Service {
         answer.map_err(|error| failure(operation, &error))
     }
 
-    pub(super) async fn encrypt(&self, under: Under, dek: &[u8]) -> Result<Wrapped, Failure> {
+    pub(crate) async fn encrypt(&self, under: Under, dek: &[u8]) -> Result<Wrapped, Failure> {
         let call = |client: &Client| {
             let call = client.encrypt().key_id(&under.key).plaintext(Blob::new(dek));
             call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
@@ -273,7 +274,7 @@ impl Service {
         wrapped("Encrypt", output.key_id, output.ciphertext_blob, None)
     }
 
-    pub(super) async fn generate(&self, under: Under) -> Result<(UnwrappedDek, Wrapped), Failure> {
+    pub(crate) async fn generate(&self, under: Under) -> Result<(UnwrappedDek, Wrapped), Failure> {
         let call = |client: &Client| {
             let call = client.generate_data_key().key_id(&under.key).key_spec(DataKeySpec::Aes256);
             call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
@@ -285,7 +286,7 @@ impl Service {
     }
 
     /// The key is named in every call: the ciphertext names one too, and KMS would believe it.
-    pub(super) async fn decrypt(&self, region: &str, under: Under, blob: &[u8]) -> Result<Unwrapped, Failure> {
+    pub(crate) async fn decrypt(&self, region: &str, under: Under, blob: &[u8]) -> Result<Unwrapped, Failure> {
         let call = |client: &Client| {
             let call = client.decrypt().key_id(&under.key).ciphertext_blob(Blob::new(blob));
             call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
@@ -300,7 +301,7 @@ impl Service {
         }
     }
 
-    pub(super) async fn re_encrypt(&self, from: &str, under: Under, blob: &[u8]) -> Result<Wrapped, Failure> {
+    pub(crate) async fn re_encrypt(&self, from: &str, under: Under, blob: &[u8]) -> Result<Wrapped, Failure> {
         let call = |client: &Client| {
             let call = client.re_encrypt().ciphertext_blob(Blob::new(blob)).source_key_id(from);
             let call = call.destination_key_id(&under.key).set_source_encryption_context(under.context());
@@ -311,7 +312,7 @@ impl Service {
         wrapped("ReEncrypt", output.key_id, output.ciphertext_blob, material)
     }
 
-    pub(super) async fn describe(
+    pub(crate) async fn describe(
         &self,
         region: &str,
         key: &str,
@@ -336,7 +337,7 @@ impl Service {
     }
 
     /// A custom key store's connection state, and the error code of a failed one.
-    pub(super) async fn describe_store(&self, id: &str) -> Result<(String, Option<String>), Failure> {
+    pub(crate) async fn describe_store(&self, id: &str) -> Result<(String, Option<String>), Failure> {
         const OPERATION: &str = "DescribeCustomKeyStores";
         let call = |client: &Client| client.describe_custom_key_stores().custom_key_store_id(id).send();
         let output = self.send(&self.region, OPERATION, call).await?;
@@ -466,14 +467,14 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
 
 /// What a failure to load credentials comes to; `None` for any other.
 fn not_loaded(operation: &str, error: &(dyn StdError + 'static)) -> Option<Failure> {
-    let credentials::Refusal { class, text, was_asked } = credentials::refusal(error)?;
+    let Refusal { class, text, was_asked } = refusal(error)?;
     let text = format!("{operation}: {text}");
     Some(if was_asked { Failure::new(class, text) } else { Failure::unasked(class, text) })
 }
 
 /// Whether a connection failed that was there: those that wait beside it may be no better.
 fn is_of_a_line(error: &ConnectorError) -> bool {
-    if credentials::refusal(error).is_some() {
+    if refusal(error).is_some() {
         return false;
     }
     let mut cause: Option<&(dyn StdError + 'static)> = Some(error);

@@ -104,27 +104,27 @@ const MOST_TEXT: usize = 500;
 
 /// How a call failed, without a byte of request or answer but the service's own words.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
-    pub(super) class: KekErrorClass,
+pub(crate) struct Failure {
+    pub(crate) class: KekErrorClass,
     /// The exception, where the service named one.
-    pub(super) code: Option<String>,
-    pub(super) text: String,
+    pub(crate) code: Option<String>,
+    pub(crate) text: String,
     /// KMS, or whoever gives out credentials, was asked.
     asked: bool,
 }
 
 impl Failure {
-    pub(super) fn new(class: KekErrorClass, text: impl Into<String>) -> Self {
+    pub(crate) fn new(class: KekErrorClass, text: impl Into<String>) -> Self {
         Self { class, code: None, text: text.into(), asked: true }
     }
 
     /// What the provider knows by itself: nobody was asked.
-    pub(super) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
+    pub(crate) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
         Self { asked: false, ..Self::new(class, text) }
     }
 
     /// The service's own answer.
-    pub(super) fn answered(operation: &str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
+    pub(crate) fn answered(operation: &str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
         let class = classify(status, code, message.unwrap_or_default());
         let what = code.map_or_else(|| format!("status {status}"), tidy);
         let text = match message.filter(|message| !message.is_empty()) {
@@ -134,20 +134,20 @@ impl Failure {
         Self { class, code: code.map(tidy), text, asked: true }
     }
 
-    pub(super) fn not_understood(operation: &str) -> Self {
+    pub(crate) fn not_understood(operation: &str) -> Self {
         Self::new(Unavailable, format!("{operation}: the answer could not be understood"))
     }
 
-    pub(super) fn is_of_stale_credentials(&self) -> bool {
+    pub(crate) fn is_of_stale_credentials(&self) -> bool {
         self.code.as_deref().is_some_and(|code| STALE_CREDENTIALS.contains(&code))
     }
 
-    pub(super) fn is_not_found(&self) -> bool {
+    pub(crate) fn is_not_found(&self) -> bool {
         self.code.as_deref() == Some("NotFoundException")
     }
 
     /// Where a message named the key, only the message can be wrong about it: no operator, and no breaker, is called for that.
-    pub(super) fn of_a_message_s_key(mut self) -> Self {
+    pub(crate) fn of_a_message_s_key(mut self) -> Self {
         let about_the_key = ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
         if self.code.as_deref().is_some_and(|code| about_the_key.contains(&code)) {
             self.class = Invalid;

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::client::Description;
-use super::errors::Failure;
-use super::keys::Keys;
-use super::{Inner, Key};
-use waxseal::kek::{Dek, Health, KekErrorClass};
+use crate::client::Description;
+use crate::errors::Failure;
+use crate::keys::{Key, Keys};
+use crate::provider::Inner;
+
+use waxseal::Dek;
+use waxseal::kek::{Health, KekErrorClass};
 
 /// Imported key material that expires within this time makes `health` say so.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -19,6 +21,7 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 /// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know
 /// that, the check has to use it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum HealthCheck {
     /// Asks `DescribeKey` only.
@@ -34,8 +37,22 @@ pub enum HealthCheck {
     TryUse,
 }
 
+impl HealthCheck {
+    pub(crate) const ALL: [Self; 4] = [Self::Describe, Self::TryWrap, Self::TryGenerate, Self::TryUse];
+
+    /// Its name in configuration.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Describe => "describe",
+            Self::TryWrap => "try-wrap",
+            Self::TryGenerate => "try-generate",
+            Self::TryUse => "try-use",
+        }
+    }
+}
+
 impl Inner {
-    pub(super) async fn health(self: Arc<Self>) -> Result<Health, Failure> {
+    pub(crate) async fn health(self: Arc<Self>) -> Result<Health, Failure> {
         let Keys::One(own) = &self.keys else { return Ok(Health::Ready) };
         let key = own.current();
         if self.health_check == HealthCheck::Describe {

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::format::{KeyArn, KeyMaterialId};
-use waxseal::kek::{KekId, WrappedDek};
+use waxseal::{KekId, WrappedDek};
 
 /// An alias is followed to so many keys; then the provider has to be built anew.
 const MOST_MOVES: usize = 64;
 /// Entries whose key material is known from `Decrypt` alone.
 const MOST_SETTLED: usize = 4096;
 
-pub(super) enum Keys {
+pub(crate) enum Keys {
     One(Own),
     Discovered(Discovery),
 }
@@ -25,9 +25,9 @@ pub(super) enum Keys {
 /// Where a wrapped key is to be unwrapped: whatever it says itself, in one of the configured
 /// places.
 #[derive(PartialEq, Eq, Debug)]
-pub(super) struct Target {
-    pub(super) region: String,
-    pub(super) arn: String,
+pub(crate) struct Target {
+    pub(crate) region: String,
+    pub(crate) arn: String,
 }
 
 impl Target {
@@ -37,27 +37,27 @@ impl Target {
 }
 
 /// A key that wraps, and what is known of its key material.
-pub(super) struct Key {
-    pub(super) id: KekId,
+pub(crate) struct Key {
+    pub(crate) id: KekId,
     known: Mutex<Option<Known>>,
 }
 
 /// The current key material, as far as anybody said.
 #[derive(Clone, Copy)]
-pub(super) struct Known {
-    pub(super) material: Option<KeyMaterialId>,
+pub(crate) struct Known {
+    pub(crate) material: Option<KeyMaterialId>,
     /// When the question was asked, not when the answer came: a late answer does not replace a
     /// newer one.
-    pub(super) asked: Instant,
-    pub(super) good_for: Duration,
+    pub(crate) asked: Instant,
+    pub(crate) good_for: Duration,
 }
 
 impl Key {
-    pub(super) fn new(id: KekId) -> Self {
+    pub(crate) fn new(id: KekId) -> Self {
         Self { id, known: Mutex::default() }
     }
 
-    pub(super) fn arn(&self) -> &str {
+    pub(crate) fn arn(&self) -> &str {
         self.id.as_str()
     }
 
@@ -65,11 +65,11 @@ impl Key {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn known(&self) -> Option<Known> {
+    pub(crate) fn known(&self) -> Option<Known> {
         *self.lock()
     }
 
-    pub(super) fn learn(&self, new: Known) {
+    pub(crate) fn learn(&self, new: Known) {
         let mut known = self.lock();
         if known.is_none_or(|known| known.asked <= new.asked) {
             *known = Some(new);
@@ -77,7 +77,7 @@ impl Key {
     }
 
     /// What is known stays, and nothing is asked for a while.
-    pub(super) fn pause(&self, good_for: Duration) {
+    pub(crate) fn pause(&self, good_for: Duration) {
         let mut known = self.lock();
         let material = known.and_then(|known| known.material);
         *known = Some(Known { material, asked: Instant::now(), good_for });
@@ -85,7 +85,7 @@ impl Key {
 }
 
 /// The one key that wraps now, and those that unwrap besides.
-pub(super) struct Own {
+pub(crate) struct Own {
     /// What is asked for where the key was named by an alias, which may be pointed elsewhere.
     alias: Option<String>,
     first: Key,
@@ -98,19 +98,19 @@ pub(super) struct Own {
 }
 
 impl Own {
-    pub(super) fn new(id: KekId, alias: Option<String>, related: bool, former: Vec<KekId>) -> Self {
+    pub(crate) fn new(id: KekId, alias: Option<String>, related: bool, former: Vec<KekId>) -> Self {
         let moves = if alias.is_some() { MOST_MOVES } else { 0 };
         let later = std::iter::repeat_with(OnceLock::new).take(moves).collect();
         Self { alias, first: Key::new(id), later, current: AtomicUsize::new(0), related, former }
     }
 
     /// The key that wraps now.
-    pub(super) fn current(&self) -> &Key {
+    pub(crate) fn current(&self) -> &Key {
         let later = self.current.load(Ordering::Acquire).checked_sub(1).and_then(|index| self.later.get(index)?.get());
         later.unwrap_or(&self.first)
     }
 
-    pub(super) fn alias(&self) -> Option<&str> {
+    pub(crate) fn alias(&self) -> Option<&str> {
         self.alias.as_deref()
     }
 
@@ -120,7 +120,7 @@ impl Own {
     }
 
     /// The alias points to this key now; `false` if it has been pointed to too many.
-    pub(super) fn move_to(&self, id: &KekId) -> bool {
+    pub(crate) fn move_to(&self, id: &KekId) -> bool {
         if &self.first.id == id {
             self.current.store(0, Ordering::Release);
             return true;
@@ -135,7 +135,7 @@ impl Own {
     }
 
     /// `here` is the Region that the provider calls.
-    pub(super) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
+    pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         if self.ids().any(|id| id == kek_id) || self.former.contains(kek_id) {
             return Some(Target::new(here, kek_id.as_str()));
         }
@@ -149,21 +149,21 @@ impl Own {
 }
 
 /// The bounds of discovery.
-pub(super) struct Discovery {
+pub(crate) struct Discovery {
     /// No ARN, so it can stand in no message.
-    pub(super) id: KekId,
-    pub(super) partition: String,
-    pub(super) accounts: Vec<String>,
-    pub(super) regions: Vec<String>,
-    pub(super) related: bool,
+    pub(crate) id: KekId,
+    pub(crate) partition: String,
+    pub(crate) accounts: Vec<String>,
+    pub(crate) regions: Vec<String>,
+    pub(crate) related: bool,
 }
 
 impl Discovery {
-    pub(super) fn id_for(partition: &str, accounts: &[String]) -> String {
+    pub(crate) fn id_for(partition: &str, accounts: &[String]) -> String {
         format!("aws-kms-discovery:{partition}:{}", accounts.join(","))
     }
 
-    pub(super) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
+    pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         let key = KeyArn::read(kek_id.as_str())?;
         let is_allowed = key.partition == self.partition && self.accounts.iter().any(|account| account == key.account);
         if !is_allowed {
@@ -180,7 +180,7 @@ impl Discovery {
 
 impl Keys {
     /// The KEK that wraps now.
-    pub(super) fn id(&self) -> &KekId {
+    pub(crate) fn id(&self) -> &KekId {
         match self {
             Self::One(own) => &own.current().id,
             Self::Discovered(discovery) => &discovery.id,
@@ -188,7 +188,7 @@ impl Keys {
     }
 
     /// Where to unwrap what says that `kek_id` wrapped it; `None` if that is not for this provider.
-    pub(super) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
+    pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         match self {
             Self::One(own) => own.target(kek_id, here),
             Self::Discovered(discovery) => discovery.target(kek_id, here),
@@ -199,7 +199,7 @@ impl Keys {
 /// What `Decrypt` said about the key material of entries that do not say it themselves, or say
 /// another one.
 #[derive(Default)]
-pub(super) struct Settled(Mutex<SettledEntries>);
+pub(crate) struct Settled(Mutex<SettledEntries>);
 
 #[derive(Default)]
 struct SettledEntries {
@@ -213,7 +213,7 @@ impl Settled {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn learn(&self, wrapped: &WrappedDek, material: Option<KeyMaterialId>) {
+    pub(crate) fn learn(&self, wrapped: &WrappedDek, material: Option<KeyMaterialId>) {
         let Some(material) = material.filter(|material| KeyMaterialId::of_meta(wrapped.meta()) != Some(*material))
         else {
             return;
@@ -231,7 +231,7 @@ impl Settled {
     }
 
     /// Which key material wrapped this entry: what KMS said of it, else what it says itself.
-    pub(super) fn material_of(&self, wrapped: &WrappedDek) -> Option<KeyMaterialId> {
+    pub(crate) fn material_of(&self, wrapped: &WrappedDek) -> Option<KeyMaterialId> {
         let settled = {
             let settled = self.lock();
             if settled.by_entry.is_empty() { None } else { settled.by_entry.get(&digest(wrapped)).copied() }

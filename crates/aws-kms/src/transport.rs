@@ -34,12 +34,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 /// Pools of an HTTP client that is not ours are told apart by so many connect timeouts.
 const POOLS: u64 = 64;
 
-pub(super) const IN_THE_CLEAR: &str = "plain http to another machine: a DEK would cross the network in the clear";
-pub(super) const NO_ROOTS: &str = "no root certificates are found on this system (SSL_CERT_FILE and SSL_CERT_DIR name other places), so no \
+pub(crate) const IN_THE_CLEAR: &str = "plain http to another machine: a DEK would cross the network in the clear";
+pub(crate) const NO_ROOTS: &str = "no root certificates are found on this system (SSL_CERT_FILE and SSL_CERT_DIR name other places), so no \
      server can be trusted; install them, or hand in a client with an HTTP client of its own";
 
 /// Whether what goes to this URL can be read by nobody else: TLS, or it stays on this machine.
-pub(super) fn is_private(url: &str) -> bool {
+pub(crate) fn is_private(url: &str) -> bool {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
     let host = match authority.rsplit_once(':') {
@@ -54,18 +54,18 @@ pub(super) fn is_private(url: &str) -> bool {
     scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") && is_here
 }
 
-pub(super) fn is_plain(url: &str) -> bool {
+pub(crate) fn is_plain(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
 }
 
 /// Holds back every request that would go to another machine in the clear, wherever its endpoint
 /// came from.
 #[derive(Debug)]
-pub(super) struct PlainTextGuard;
+pub(crate) struct PlainTextGuard;
 
 /// Why it did.
 #[derive(Debug)]
-pub(super) struct InTheClear;
+pub(crate) struct InTheClear;
 
 impl fmt::Display for InTheClear {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,17 +92,17 @@ impl Intercept for PlainTextGuard {
 
 /// Takes down where a request would go, and lets none go.
 #[derive(Debug, Default)]
-pub(super) struct Probe(Mutex<Option<String>>);
+pub(crate) struct Probe(Mutex<Option<String>>);
 
 impl Probe {
-    pub(super) fn found(&self) -> Option<String> {
+    pub(crate) fn found(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// For the SDK, which takes interceptors over.
 #[derive(Debug, Clone)]
-pub(super) struct ProbeHandle(pub(super) Arc<Probe>);
+pub(crate) struct ProbeHandle(pub(crate) Arc<Probe>);
 
 impl Intercept for ProbeHandle {
     fn name(&self) -> &'static str {
@@ -123,7 +123,7 @@ impl Intercept for ProbeHandle {
 
 /// Whether the system has root certificates. The SDK does not say so when there are none: it
 /// panics, or trusts nobody.
-pub(super) fn has_roots() -> bool {
+pub(crate) fn has_roots() -> bool {
     static FOUND: OnceLock<()> = OnceLock::new();
     if FOUND.get().is_some() {
         return true;
@@ -140,7 +140,7 @@ pub(super) fn has_roots() -> bool {
 /// The SDK's HTTP client with a pool of its own. A proxy of the environment (`HTTPS_PROXY`,
 /// `ALL_PROXY`, `NO_PROXY`) is used, but not for what goes in the clear: that stays on this
 /// machine.
-pub(super) fn http_client(in_the_clear: bool) -> SharedHttpClient {
+pub(crate) fn http_client(in_the_clear: bool) -> SharedHttpClient {
     Builder::new().build_with_connector_fn(move |settings, components| {
         let rustls = tls::Provider::Rustls(tls::rustls_provider::CryptoMode::AwsLc);
         let mut connector = ConnectorBuilder::default().tls_provider(rustls);
@@ -156,7 +156,7 @@ pub(super) fn http_client(in_the_clear: bool) -> SharedHttpClient {
 
 /// For an HTTP client that was handed in: those of the SDK keep a pool for each connect timeout, so
 /// another one is another pool.
-pub(super) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> TimeoutConfig {
+pub(crate) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> TimeoutConfig {
     let timeouts = timeouts.cloned().unwrap_or_else(|| TimeoutConfig::builder().build());
     let connect = timeouts.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
     let connect = connect.saturating_add(Duration::from_nanos(pool % POOLS));
@@ -165,7 +165,7 @@ pub(super) fn timeouts_of_pool(timeouts: Option<&TimeoutConfig>, pool: u64) -> T
 
 /// What is known of the connections of one client.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
     /// A pool in which nothing was answered holds no connection that waits: nothing in it can be
     /// worse than a new one.
     has_answered: AtomicBool,
@@ -175,12 +175,12 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { has_answered: AtomicBool::new(false), usual: AtomicU64::new(0), is_left: AtomicBool::new(false) }
     }
 
     /// An answer came over one of its connections.
-    pub(super) fn answered(&self, elapsed: Duration) {
+    pub(crate) fn answered(&self, elapsed: Duration) {
         let elapsed = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min(1 << 32);
         // A lost update costs nothing.
         let usual = match self.usual.load(Ordering::Relaxed) {
@@ -192,14 +192,14 @@ impl Pool {
     }
 
     /// No answer came: what waits in it is not drawn any more.
-    pub(super) fn leave(&self) {
+    pub(crate) fn leave(&self) {
         if self.has_answered.load(Ordering::Acquire) {
             self.is_left.store(true, Ordering::Release);
         }
     }
 
     /// A call was given up that had begun at `began`.
-    pub(super) fn given_up(&self, began: Instant) {
+    pub(crate) fn given_up(&self, began: Instant) {
         let usual = Duration::from_micros(self.usual.load(Ordering::Relaxed));
         let silence = usual.saturating_mul(SILENCE_FACTOR).clamp(SHORTEST_SILENCE, LONGEST_SILENCE);
         if began.elapsed() >= silence {
@@ -207,28 +207,28 @@ impl Pool {
         }
     }
 
-    pub(super) fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         self.is_left.load(Ordering::Acquire)
     }
 }
 
 /// A call that is on its way: if it is dropped without an answer, the pool learns of it at once.
-pub(super) struct OnItsWay {
+pub(crate) struct OnItsWay {
     pool: Option<Arc<Pool>>,
     began: Instant,
 }
 
 impl OnItsWay {
-    pub(super) fn new(pool: Arc<Pool>) -> Self {
+    pub(crate) fn new(pool: Arc<Pool>) -> Self {
         Self { pool: Some(pool), began: Instant::now() }
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
     /// It was answered, or failed in a way that is told otherwise.
-    pub(super) fn over(mut self) {
+    pub(crate) fn over(mut self) {
         self.pool = None;
     }
 }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use super::client::Description;
-use super::errors::Failure;
-use super::keys::Target;
-use super::{AwsKmsKek, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
+use crate::client::Description;
+use crate::errors::Failure;
 use crate::format::KeyArn;
+use crate::keys::Target;
+use crate::provider::{AwsKmsKek, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
 use waxseal::CallBudget;
 use waxseal::Error;
 use waxseal::kek::CallAdvice;
@@ -46,13 +46,13 @@ static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new()
 
 /// The external key store that holds the key.
 #[derive(Debug)]
-pub(super) struct Store {
+pub(crate) struct Store {
     id: String,
     advice: CallAdvice,
 }
 
 impl Store {
-    pub(super) fn new(id: String, key_arn: &str, budget: Option<CallBudget>) -> Result<Self, Error> {
+    pub(crate) fn new(id: String, key_arn: &str, budget: Option<CallBudget>) -> Result<Self, Error> {
         let budget = match budget {
             Some(budget) => budget,
             None => shared_budget(&id, key_arn)?,
@@ -61,7 +61,7 @@ impl Store {
         Ok(Self { id, advice })
     }
 
-    pub(super) fn advice(&self) -> CallAdvice {
+    pub(crate) fn advice(&self) -> CallAdvice {
         self.advice.clone()
     }
 }
@@ -79,7 +79,7 @@ fn shared_budget(store: &str, key_arn: &str) -> Result<CallBudget, Error> {
 }
 
 /// Which of the keys that a provider uses are in external key stores, as far as it is known.
-pub(super) struct Stores {
+pub(crate) struct Stores {
     /// Of the key that wraps, as the user said.
     named: Option<String>,
     budget: Option<CallBudget>,
@@ -102,12 +102,12 @@ enum Place {
 }
 
 impl Stores {
-    pub(super) fn new(named: Option<String>, budget: Option<CallBudget>) -> Self {
+    pub(crate) fn new(named: Option<String>, budget: Option<CallBudget>) -> Self {
         Self { named, budget, keys: ArcSwap::default(), looking: Arc::default() }
     }
 
     /// The store of this key.
-    pub(super) fn of(&self, arn: &str) -> Option<Arc<Store>> {
+    pub(crate) fn of(&self, arn: &str) -> Option<Arc<Store>> {
         match self.keys.load().get(arn)? {
             Place::Store(store) => Some(store.clone()),
             Place::Elsewhere | Place::Asked { .. } => None,
@@ -116,7 +116,7 @@ impl Stores {
 
     /// How a former or discovered key is called. While it is not known whether it is in the store
     /// whose budget was given, it is called within that.
-    pub(super) fn advice_for_other(&self, arn: &str) -> CallAdvice {
+    pub(crate) fn advice_for_other(&self, arn: &str) -> CallAdvice {
         match (self.keys.load().get(arn), &self.budget) {
             (Some(Place::Store(store)), _) => store.advice(),
             (Some(Place::Elsewhere), _) | (_, None) => CallAdvice::default(),
@@ -138,7 +138,7 @@ impl Stores {
     }
 
     /// This key is there.
-    pub(super) fn learn(&self, arn: &str, store: Option<&str>) -> Result<(), Error> {
+    pub(crate) fn learn(&self, arn: &str, store: Option<&str>) -> Result<(), Error> {
         let place = match (store, self.keys.load().get(arn)) {
             (Some(store), Some(Place::Store(known))) if known.id == store => return Ok(()),
             (None, Some(Place::Elsewhere)) => return Ok(()),
@@ -151,7 +151,7 @@ impl Stores {
 
     /// Holds what `DescribeKey` says of the key that wraps against what the user said, or learns
     /// from it.
-    pub(super) fn learn_own(&self, key: &Description) -> Result<(), Failure> {
+    pub(crate) fn learn_own(&self, key: &Description) -> Result<(), Failure> {
         let found = key.external_key_store.as_deref();
         if let Some(named) = self.named.as_deref().filter(|named| found != Some(named)) {
             let found = found.unwrap_or("no external key store");
@@ -179,6 +179,7 @@ impl Stores {
 
 /// What [`AwsKmsKek::read_external_key_store`] found.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ExternalKeyStore {
     /// Its id, such as `cks-1234567890abcdef0`.
@@ -239,7 +240,7 @@ impl Inner {
     /// After a call to `target`: asks in the background where the key is, if it is a former or a
     /// discovered one of which that is not known. A failure asks only if it is one that keys in
     /// stores have: messages may name keys that do not exist.
-    pub(super) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
+    pub(crate) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
         if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
             || self.own().is_ok_and(|own| own.current().arn() == target.arn)
             || !self.stores.is_to_be_asked(&target.arn, DESCRIBE_PAUSE.max(BACKGROUND_TIMEOUT))
@@ -267,7 +268,7 @@ impl Inner {
     }
 
     /// Key and store together; the store first, since it says more than the key's *Unavailable*.
-    pub(super) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
+    pub(crate) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
         let found = match self.read_store(store).await {
             Ok(found) => found.usable().map(|()| Health::Ready),
             // No leave, or the store is another account's: `DescribeKey` vouches that there is one.

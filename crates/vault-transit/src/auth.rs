@@ -16,7 +16,6 @@
 //! A login is in vain while the path that led to it stays refused; until the next one then passes a time that doubles.
 #![forbid(unsafe_code)]
 
-use std::collections::HashSet;
 use std::future::Future;
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,70 +27,15 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinHandle;
 
-use super::endpoints::{Auth, TokenState, lookup_self, renew_self, revoke_self};
-use super::errors::{Failure, Refusal};
-use super::login::{Credentials, Desk, Kept, VaultAuth, login_failure};
-use super::transport::{SMALL, Token, Transport};
+use crate::denials::Denials;
+use crate::endpoints::{Auth, TokenState, lookup_self, renew_self, revoke_self};
+use crate::errors::{Failure, Refusal};
+use crate::login::{Credentials, Desk, Kept, VaultAuth, login_failure};
+use crate::session::{Session, is_same};
+use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::KekErrorClass;
-use waxseal::kek::toolkit::jitter;
 use waxseal::kek::toolkit::process_generation;
 
-/// A token and how long it lives.
-pub(super) struct Session {
-    /// `None` where something on the way adds it.
-    pub(super) token: Option<Token>,
-    /// Before the request that gave it, so that it never ends earlier than is believed here.
-    since: Instant,
-    /// `None`: for ever, or nobody knows.
-    lease: Option<Duration>,
-    /// The lease that the login gave; a renewal that gives less has met the token's last end.
-    first_lease: Option<Duration>,
-    renewable: bool,
-    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed any more.
-    is_ours: bool,
-    /// A call with it succeeded.
-    worked: AtomicBool,
-}
-
-impl Session {
-    fn new(token: Option<Token>, since: Instant, seconds: u64, renewable: bool) -> Self {
-        let lease = (seconds > 0).then(|| Duration::from_secs(seconds));
-        let worked = AtomicBool::new(false);
-        Self { token, since, lease, first_lease: lease, renewable, is_ours: false, worked }
-    }
-
-    fn has_token_of(&self, other: &Self) -> bool {
-        is_same(self.token.as_ref(), other.token.as_ref())
-    }
-
-    fn is_over(&self) -> bool {
-        self.lease.is_some_and(|lease| self.since.elapsed() >= lease)
-    }
-
-    /// When to see to it: after about half of the lease, not all processes at once.
-    fn due_in(&self) -> Option<Duration> {
-        let spread = jitter() * 0.1;
-        self.lease.map(|lease| lease.mul_f64(0.6 - spread).saturating_sub(self.since.elapsed()))
-    }
-
-    fn left(&self) -> Duration {
-        self.lease.map_or(Duration::MAX, |lease| lease.saturating_sub(self.since.elapsed()))
-    }
-}
-
-fn is_same(one: Option<&Token>, other: Option<&Token>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => one.is(other),
-        (None, None) => true,
-        _ => false,
-    }
-}
-
-/// How long a denial is believed where no login could help.
-const BELIEVED_FOR: Duration = Duration::from_secs(10);
-/// Between two logins that were made because of a refused call, and did not help.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Between two logins that were refused, with the same credentials.
 const FIRST_REFUSED_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_REFUSED_PAUSE: Duration = Duration::from_secs(30);
@@ -102,7 +46,7 @@ const GIVEN_BACK_AFTER: Duration = Duration::from_secs(30);
 const GIVEN_BACK_AT_CLOSE_AFTER: Duration = Duration::from_secs(1);
 
 /// Keeps one session for all callers.
-pub(super) struct Authenticator {
+pub(crate) struct Authenticator {
     auth: VaultAuth,
     transport: Arc<Transport>,
     current: ArcSwapOption<Session>,
@@ -140,64 +84,8 @@ struct RefusedLogin {
     failure: Failure,
 }
 
-/// What is believed of policies.
-#[derive(Default)]
-struct Denials {
-    /// The token that was refused while it was seen to live.
-    whose: Option<Token>,
-    /// The paths where it was, and until when that is believed.
-    believed: Vec<(String, Instant)>,
-    /// Paths because of which a login was made, and that have not worked since.
-    in_vain: HashSet<String>,
-    pause: Duration,
-    /// No login because of a refused call before then.
-    next_login: Option<Instant>,
-}
-
-impl Denials {
-    fn are_believed(&self, token: Option<&Token>, path: &str) -> bool {
-        let now = Instant::now();
-        is_same(self.whose.as_ref(), token)
-            && self.believed.iter().any(|(denied, until)| denied == path && now < *until)
-    }
-
-    fn believe(&mut self, token: Option<&Token>, path: &str, makes_tokens: bool) {
-        let until = match self.next_login {
-            Some(next) if makes_tokens => next,
-            _ => Instant::now() + BELIEVED_FOR,
-        };
-        if !is_same(self.whose.as_ref(), token) {
-            (self.whose, self.believed) = (token.map(Token::share), Vec::new());
-        }
-        self.believed.retain(|(denied, _)| denied != path);
-        self.believed.push((path.to_owned(), until));
-    }
-
-    fn may_log_in(&self) -> bool {
-        self.next_login.is_none_or(|next| Instant::now() >= next)
-    }
-
-    /// A login because of a refusal at `path` is about to be made.
-    fn log_in_because_of(&mut self, path: &str) {
-        self.in_vain.insert(path.to_owned());
-        self.pause = if self.pause.is_zero() { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-        self.next_login = Some(Instant::now() + self.pause);
-    }
-
-    fn worked(&mut self, path: &str) {
-        self.believed.retain(|(denied, _)| denied != path);
-        if self.in_vain.remove(path) && self.in_vain.is_empty() {
-            (self.pause, self.next_login) = (Duration::ZERO, None);
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.in_vain.is_empty() && self.believed.is_empty()
-    }
-}
-
 /// After a 403.
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// Another try, with this.
     Again(Arc<Session>),
     /// It is the policy.
@@ -215,7 +103,7 @@ enum Life {
 }
 
 impl Authenticator {
-    pub(super) fn new(auth: VaultAuth, transport: Arc<Transport>) -> Arc<Self> {
+    pub(crate) fn new(auth: VaultAuth, transport: Arc<Transport>) -> Arc<Self> {
         Arc::new(Self {
             auth,
             transport,
@@ -233,11 +121,11 @@ impl Authenticator {
         })
     }
 
-    pub(super) fn method(&self) -> &'static str {
+    pub(crate) fn method(&self) -> &'static str {
         self.auth.name()
     }
 
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -258,7 +146,7 @@ impl Authenticator {
     }
 
     /// The session to use, after a login if there is none: one login for all who wait.
-    pub(super) async fn session(self: &Arc<Self>) -> Result<Arc<Session>, Failure> {
+    pub(crate) async fn session(self: &Arc<Self>) -> Result<Arc<Session>, Failure> {
         if let Some(session) = self.usable() {
             return Ok(session);
         }
@@ -272,7 +160,7 @@ impl Authenticator {
     }
 
     /// A call with it succeeded.
-    pub(super) fn worked(&self, session: &Session, path: &str) {
+    pub(crate) fn worked(&self, session: &Session, path: &str) {
         if !session.worked.load(Ordering::Relaxed) {
             session.worked.store(true, Ordering::Relaxed);
         }
@@ -284,7 +172,7 @@ impl Authenticator {
     }
 
     /// What follows from the server's 403 at `path`. See the [module](self).
-    pub(super) async fn after_refusal(
+    pub(crate) async fn after_refusal(
         self: &Arc<Self>,
         refused: &Arc<Session>,
         path: &str,
@@ -484,7 +372,7 @@ impl Authenticator {
     }
 
     /// Gives the token back, if a login of ours made it. The next call logs in anew.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         // Whoever is logging in is waited for, or its token would stay.
         let gate = self.gate.lock().await;
         let session = self.current.swap(None);

@@ -13,7 +13,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use super::endpoints::{AwsLogin, SecretText};
+use crate::endpoints::{AwsLogin, SecretText};
 use waxseal::kek::{BoxFuture, KekError};
 
 /// Where a login by AWS IAM gets its keys from, anew each time: credentials of AWS end.
@@ -73,7 +73,7 @@ impl AwsKeys {
         self
     }
 
-    pub(super) fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
@@ -144,7 +144,7 @@ fn host(region: Option<&str>) -> String {
 ///
 /// `server_id` is the value of `X-Vault-AWS-IAM-Server-ID`, which the server may insist on: with it a request that was signed for one server
 /// is of no use at another.
-pub(super) fn login<'a>(
+pub(crate) fn login<'a>(
     role: &'a str,
     keys: &AwsKeys,
     region: Option<&str>,

@@ -13,12 +13,15 @@ use reqwest::header::HeaderValue;
 use reqwest::{Proxy, Url};
 use tokio::sync::Mutex;
 
-use super::auth::Authenticator;
-use super::endpoints::{is_key, is_path, is_segment};
-use super::login::VaultAuth;
-use super::tls::{Client, Roots, TlsSources};
-use super::transport::{ProxyChoice, Transport, TransportOptions, Unusable, is_this_machine};
-use super::{ContextBinding, Inner, VaultTransitKek, environment};
+use crate::auth::Authenticator;
+use crate::client::{ProxyChoice, is_this_machine};
+use crate::endpoints::{is_key, is_path, is_segment};
+use crate::environment;
+use crate::key::ContextBinding;
+use crate::login::VaultAuth;
+use crate::provider::{Inner, VaultTransitKek};
+use crate::tls::{Client, Roots, TlsSources};
+use crate::transport::{Transport, TransportOptions, Unusable};
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
 use waxseal::{Error, ErrorKind};
@@ -55,7 +58,7 @@ pub struct VaultTransitKekBuilder {
 }
 
 impl VaultTransitKekBuilder {
-    pub(super) fn new(cluster: impl Into<String>, key: impl Into<String>) -> Self {
+    pub(crate) fn new(cluster: impl Into<String>, key: impl Into<String>) -> Self {
         Self {
             cluster: cluster.into(),
             key: key.into(),
@@ -78,7 +81,7 @@ impl VaultTransitKekBuilder {
     }
 
     /// `variable` stands for the environment.
-    pub(super) fn variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
+    pub(crate) fn variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         self.environment_proxy = true;
         match environment::read(variable) {
             Ok(found) => {

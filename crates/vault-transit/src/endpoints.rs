@@ -14,19 +14,19 @@ use vaultrs::api::transit::requests::{DataKeyType, GenerateDataKeyRequest, ReadK
 use zeroize::Zeroizing;
 
 /// A name that means the same in a path, in a URL and in a KEK id.
-pub(super) fn is_segment(name: &str) -> bool {
+pub(crate) fn is_segment(name: &str) -> bool {
     name.len() <= 128 && is_key(name)
 }
 
 /// What the Transit engine takes as a key's name, and a little more that it refuses by itself.
-pub(super) fn is_key(name: &str) -> bool {
+pub(crate) fn is_key(name: &str) -> bool {
     !name.is_empty()
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && name.bytes().any(|byte| byte != b'.')
 }
 
 /// What the server takes as the path of a mount or a namespace: segments of whatever is visible, and blanks.
-pub(super) fn is_path(path: &str) -> bool {
+pub(crate) fn is_path(path: &str) -> bool {
     let is_segment = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(is_shown);
     path.len() <= 512 && path.split('/').all(is_segment)
 }
@@ -38,10 +38,10 @@ fn is_shown(c: char) -> bool {
 }
 
 /// Text that is wiped when it is dropped.
-pub(super) struct SecretText(pub(super) Zeroizing<String>);
+pub(crate) struct SecretText(pub(crate) Zeroizing<String>);
 
 impl SecretText {
-    pub(super) fn new(text: String) -> Self {
+    pub(crate) fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
     }
 }
@@ -61,7 +61,7 @@ impl Serialize for SecretText {
 // --- requests
 
 /// A POST with a JSON body that is written once, into a buffer of its size.
-pub(super) struct Post<B> {
+pub(crate) struct Post<B> {
     path: String,
     body: B,
 }
@@ -105,35 +105,35 @@ impl std::io::Write for Length {
 
 /// One DEK of a Transit request. Exactly one of `plaintext` and `ciphertext`, at most one of `context` and `associated_data`; base64.
 #[derive(Serialize)]
-pub(super) struct Item<'a> {
+pub(crate) struct Item<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) plaintext: Option<&'a str>,
+    pub(crate) plaintext: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ciphertext: Option<&'a str>,
+    pub(crate) ciphertext: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) context: Option<&'a str>,
+    pub(crate) context: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) associated_data: Option<&'a str>,
+    pub(crate) associated_data: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) reference: Option<String>,
+    pub(crate) reference: Option<String>,
 }
 
 #[derive(Serialize)]
-pub(super) struct Batch<'a> {
+pub(crate) struct Batch<'a> {
     batch_input: Vec<Item<'a>>,
 }
 
 /// `encrypt`, `decrypt` or `rewrap` of one.
-pub(super) fn one<'a>(mount: &str, verb: &str, key: &str, item: Item<'a>) -> Post<Item<'a>> {
+pub(crate) fn one<'a>(mount: &str, verb: &str, key: &str, item: Item<'a>) -> Post<Item<'a>> {
     Post { path: format!("{mount}/{verb}/{key}"), body: item }
 }
 
 /// `encrypt`, `decrypt` or `rewrap` of several.
-pub(super) fn many<'a>(mount: &str, verb: &str, key: &str, items: Vec<Item<'a>>) -> Post<Batch<'a>> {
+pub(crate) fn many<'a>(mount: &str, verb: &str, key: &str, items: Vec<Item<'a>>) -> Post<Batch<'a>> {
     Post { path: format!("{mount}/{verb}/{key}"), body: Batch { batch_input: items } }
 }
 
-pub(super) fn data_key(mount: &str, key: &str, context: Option<String>) -> GenerateDataKeyRequest {
+pub(crate) fn data_key(mount: &str, key: &str, context: Option<String>) -> GenerateDataKeyRequest {
     GenerateDataKeyRequest {
         mount: mount.to_owned(),
         name: key.to_owned(),
@@ -144,102 +144,102 @@ pub(super) fn data_key(mount: &str, key: &str, context: Option<String>) -> Gener
     }
 }
 
-pub(super) fn read_key(mount: &str, key: &str) -> ReadKeyRequest {
+pub(crate) fn read_key(mount: &str, key: &str) -> ReadKeyRequest {
     ReadKeyRequest { mount: mount.to_owned(), name: key.to_owned() }
 }
 
-pub(super) fn health() -> ReadHealthRequest {
+pub(crate) fn health() -> ReadHealthRequest {
     ReadHealthRequest::default()
 }
 
-pub(super) fn lookup_self() -> LookupTokenSelfRequest {
+pub(crate) fn lookup_self() -> LookupTokenSelfRequest {
     LookupTokenSelfRequest {}
 }
 
 #[derive(Serialize)]
-pub(super) struct Nothing {}
+pub(crate) struct Nothing {}
 
 /// vaultrs's type has a tab in its path.
-pub(super) fn renew_self() -> Post<Nothing> {
+pub(crate) fn renew_self() -> Post<Nothing> {
     Post { path: "auth/token/renew-self".to_owned(), body: Nothing {} }
 }
 
-pub(super) fn revoke_self() -> Post<Nothing> {
+pub(crate) fn revoke_self() -> Post<Nothing> {
     Post { path: "auth/token/revoke-self".to_owned(), body: Nothing {} }
 }
 
 #[derive(Serialize)]
-pub(super) struct WrappingToken<'a> {
+pub(crate) struct WrappingToken<'a> {
     token: &'a str,
 }
 
 /// What a wrapping token was made for. Does not use it up.
-pub(super) fn wrapping_lookup(token: &str) -> Post<WrappingToken<'_>> {
+pub(crate) fn wrapping_lookup(token: &str) -> Post<WrappingToken<'_>> {
     Post { path: "sys/wrapping/lookup".to_owned(), body: WrappingToken { token } }
 }
 
 /// Gives what was wrapped, once. The wrapping token is the request's own.
-pub(super) fn wrapping_unwrap() -> Post<Nothing> {
+pub(crate) fn wrapping_unwrap() -> Post<Nothing> {
     Post { path: "sys/wrapping/unwrap".to_owned(), body: Nothing {} }
 }
 
 #[derive(Serialize)]
-pub(super) struct AppRoleLogin<'a> {
-    pub(super) role_id: &'a str,
+pub(crate) struct AppRoleLogin<'a> {
+    pub(crate) role_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) secret_id: Option<&'a str>,
+    pub(crate) secret_id: Option<&'a str>,
 }
 
-pub(super) fn app_role_login<'a>(mount: &str, login: AppRoleLogin<'a>) -> Post<AppRoleLogin<'a>> {
+pub(crate) fn app_role_login<'a>(mount: &str, login: AppRoleLogin<'a>) -> Post<AppRoleLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
 #[derive(Serialize)]
-pub(super) struct KubernetesLogin<'a> {
-    pub(super) role: &'a str,
-    pub(super) jwt: &'a str,
+pub(crate) struct KubernetesLogin<'a> {
+    pub(crate) role: &'a str,
+    pub(crate) jwt: &'a str,
 }
 
-pub(super) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> Post<KubernetesLogin<'a>> {
+pub(crate) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> Post<KubernetesLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
 #[derive(Serialize)]
-pub(super) struct JwtLogin<'a> {
+pub(crate) struct JwtLogin<'a> {
     /// The role; the method's default one, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) role: Option<&'a str>,
-    pub(super) jwt: &'a str,
+    pub(crate) role: Option<&'a str>,
+    pub(crate) jwt: &'a str,
 }
 
-pub(super) fn jwt_login<'a>(mount: &str, login: JwtLogin<'a>) -> Post<JwtLogin<'a>> {
+pub(crate) fn jwt_login<'a>(mount: &str, login: JwtLogin<'a>) -> Post<JwtLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
 /// A request to AWS STS that is signed and not sent: the server sends it, and so learns who signed it. All in base64.
 #[derive(Serialize)]
-pub(super) struct AwsLogin<'a> {
-    pub(super) role: &'a str,
-    pub(super) iam_http_request_method: &'static str,
-    pub(super) iam_request_url: String,
-    pub(super) iam_request_body: String,
+pub(crate) struct AwsLogin<'a> {
+    pub(crate) role: &'a str,
+    pub(crate) iam_http_request_method: &'static str,
+    pub(crate) iam_request_url: String,
+    pub(crate) iam_request_body: String,
     /// JSON: every header with a list of its values.
-    pub(super) iam_request_headers: SecretText,
+    pub(crate) iam_request_headers: SecretText,
 }
 
-pub(super) fn aws_login<'a>(mount: &str, login: AwsLogin<'a>) -> Post<AwsLogin<'a>> {
+pub(crate) fn aws_login<'a>(mount: &str, login: AwsLogin<'a>) -> Post<AwsLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
 #[derive(Serialize)]
-pub(super) struct CertificateLogin<'a> {
+pub(crate) struct CertificateLogin<'a> {
     /// The role; any that matches the certificate, if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) name: Option<&'a str>,
+    pub(crate) name: Option<&'a str>,
 }
 
 /// vaultrs's type sends the role under a name that the server does not know, and so lets every role match.
-pub(super) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
+pub(crate) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
@@ -248,12 +248,12 @@ pub(super) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) ->
 /// The frame of every answer, errors included.
 #[derive(Deserialize)]
 #[serde(bound = "T: Deserialize<'de>")]
-pub(super) struct Answer<T> {
+pub(crate) struct Answer<T> {
     #[serde(default = "none")]
-    pub(super) data: Option<T>,
-    pub(super) auth: Option<Auth>,
+    pub(crate) data: Option<T>,
+    pub(crate) auth: Option<Auth>,
     #[serde(default)]
-    pub(super) errors: Option<Vec<String>>,
+    pub(crate) errors: Option<Vec<String>>,
 }
 
 fn none<T>() -> Option<T> {
@@ -262,66 +262,66 @@ fn none<T>() -> Option<T> {
 
 /// What a login or a renewal gives.
 #[derive(Deserialize)]
-pub(super) struct Auth {
-    pub(super) client_token: SecretText,
+pub(crate) struct Auth {
+    pub(crate) client_token: SecretText,
     /// Seconds; 0 is for ever.
-    pub(super) lease_duration: u64,
-    pub(super) renewable: bool,
+    pub(crate) lease_duration: u64,
+    pub(crate) renewable: bool,
     /// `service` or `batch`; a batch token cannot be revoked.
     #[serde(default)]
-    pub(super) token_type: String,
+    pub(crate) token_type: String,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Unwrapped {
-    pub(super) secret_id: SecretText,
+pub(crate) struct Unwrapped {
+    pub(crate) secret_id: SecretText,
 }
 
 #[derive(Deserialize)]
-pub(super) struct WrappingState {
-    pub(super) creation_path: String,
+pub(crate) struct WrappingState {
+    pub(crate) creation_path: String,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Wrapped {
-    pub(super) ciphertext: Option<String>,
-    pub(super) plaintext: Option<SecretText>,
-    pub(super) error: Option<String>,
-    pub(super) reference: Option<String>,
+pub(crate) struct Wrapped {
+    pub(crate) ciphertext: Option<String>,
+    pub(crate) plaintext: Option<SecretText>,
+    pub(crate) error: Option<String>,
+    pub(crate) reference: Option<String>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct WrappedBatch {
-    pub(super) batch_results: Vec<Wrapped>,
+pub(crate) struct WrappedBatch {
+    pub(crate) batch_results: Vec<Wrapped>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct TokenState {
+pub(crate) struct TokenState {
     /// Seconds; 0 is for ever.
-    pub(super) ttl: u64,
+    pub(crate) ttl: u64,
     #[serde(default)]
-    pub(super) renewable: bool,
+    pub(crate) renewable: bool,
 }
 
 #[derive(Deserialize)]
-pub(super) struct ServerHealth {
-    pub(super) initialized: bool,
-    pub(super) sealed: bool,
+pub(crate) struct ServerHealth {
+    pub(crate) initialized: bool,
+    pub(crate) sealed: bool,
     #[serde(default)]
-    pub(super) replication_dr_mode: String,
+    pub(crate) replication_dr_mode: String,
 }
 
 #[derive(Deserialize)]
-pub(super) struct KeyConfiguration {
+pub(crate) struct KeyConfiguration {
     #[serde(rename = "type")]
-    pub(super) key_type: String,
+    pub(crate) key_type: String,
     #[serde(default)]
-    pub(super) derived: bool,
+    pub(crate) derived: bool,
     #[serde(default)]
-    pub(super) convergent_encryption: bool,
-    pub(super) latest_version: u32,
+    pub(crate) convergent_encryption: bool,
+    pub(crate) latest_version: u32,
     #[serde(default)]
-    pub(super) min_decryption_version: u32,
+    pub(crate) min_decryption_version: u32,
     #[serde(default)]
-    pub(super) soft_deleted: bool,
+    pub(crate) soft_deleted: bool,
 }

@@ -8,20 +8,20 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::tls::{Client, Roots};
+use crate::tls::{Client, Roots};
 
 /// What was found.
 #[derive(Default)]
-pub(super) struct Environment {
-    pub(super) address: Option<String>,
-    pub(super) namespace: Option<String>,
-    pub(super) token: Option<String>,
-    pub(super) roots: Option<Roots>,
-    pub(super) client: Option<Client>,
-    pub(super) server_name: Option<String>,
-    pub(super) proxy: Option<String>,
-    pub(super) timeout: Option<Duration>,
-    pub(super) no_redirects: bool,
+pub(crate) struct Environment {
+    pub(crate) address: Option<String>,
+    pub(crate) namespace: Option<String>,
+    pub(crate) token: Option<String>,
+    pub(crate) roots: Option<Roots>,
+    pub(crate) client: Option<Client>,
+    pub(crate) server_name: Option<String>,
+    pub(crate) proxy: Option<String>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) no_redirects: bool,
 }
 
 /// Set, and of no use here.
@@ -34,7 +34,7 @@ const REFUSED: &[(&str, &str)] = &[
 ];
 
 /// Reads them; `variable` stands for the environment. The error names the one that cannot be obeyed.
-pub(super) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Environment, String> {
+pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Environment, String> {
     let find = |name: &str| {
         ["BAO_", "VAULT_"].iter().find_map(|prefix| {
             let name = format!("{prefix}{name}");

@@ -9,47 +9,47 @@ use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
 /// A failure that can be told to several callers.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
-    pub(super) class: KekErrorClass,
-    pub(super) message: String,
-    pub(super) retry_after: Option<Duration>,
+pub(crate) struct Failure {
+    pub(crate) class: KekErrorClass,
+    pub(crate) message: String,
+    pub(crate) retry_after: Option<Duration>,
     /// A server was asked: this is its answer, or its silence.
-    pub(super) asked: bool,
+    pub(crate) asked: bool,
     /// Said of everything behind a namespace, so a login that fails by it says as much of the key as a call does.
-    pub(super) locked: bool,
+    pub(crate) locked: bool,
     /// Something on the way refused this request. The next one may pass: it is no sign of the server.
-    pub(super) on_the_way: bool,
+    pub(crate) on_the_way: bool,
 }
 
 impl Failure {
-    pub(super) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
+    pub(crate) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
         Self { class, message: message.into(), retry_after: None, asked: true, locked: false, on_the_way: false }
     }
 
-    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(Unavailable, message)
     }
 
-    pub(super) fn misconfigured(message: impl Into<String>) -> Self {
+    pub(crate) fn misconfigured(message: impl Into<String>) -> Self {
         Self::new(Misconfigured, message)
     }
 
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Invalid, message)
     }
 
     /// Decided here: no server was asked.
-    pub(super) fn without_asking(self) -> Self {
+    pub(crate) fn without_asking(self) -> Self {
         Self { asked: false, ..self }
     }
 
     /// A server answered, but not as this API does.
-    pub(super) fn not_understood(operation: &str) -> Self {
+    pub(crate) fn not_understood(operation: &str) -> Self {
         Self::unavailable(format!("{operation}: the answer cannot be understood"))
     }
 
     /// Whether the same may succeed later without anybody acting.
-    pub(super) fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         matches!(self.class, Unavailable | Throttled)
     }
 }
@@ -67,7 +67,7 @@ impl From<Failure> for KekError {
 }
 
 /// What an answer that is no success says.
-pub(super) enum Said {
+pub(crate) enum Said {
     /// In the server's own form.
     ByTheServer(Vec<String>),
     /// By something on the way: how its text starts.
@@ -77,7 +77,7 @@ pub(super) enum Said {
 /// What the server's own 403 says of its reason. Evidence, not proof: OpenBao answers a bare `permission denied` for a
 /// token and a list with `permission denied` for a policy; HashiCorp Vault adds `invalid token` to the list for a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// The server names the token.
     InvalidToken,
     /// As OpenBao words it for a token that it does not know.
@@ -86,7 +86,7 @@ pub(super) enum Refusal {
     Policy,
 }
 
-pub(super) fn refusal(texts: &[String]) -> Refusal {
+pub(crate) fn refusal(texts: &[String]) -> Refusal {
     if texts.iter().any(|text| text.contains("invalid token")) {
         Refusal::InvalidToken
     } else if texts.iter().any(|text| text.trim() == "permission denied") {
@@ -132,7 +132,7 @@ const LOCKED: &str = "locked by an administrator";
 ///
 /// Only the server itself denies, and only the server knows a ciphertext: a gateway or a firewall in front of it, which may
 /// answer 400, 403, 404 or 413 during somebody's rollout, ends no DEK and says nothing of a message.
-pub(super) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
+pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     let texts: &[String] = match said {
         Said::ByTheServer(texts) => texts,
         Said::BySomethingElse(_) => &[],
@@ -162,7 +162,7 @@ pub(super) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
 }
 
 /// The meaning of what one item of a batch says, whatever the status of the whole.
-pub(super) fn classify_item(operation: &str, text: &str) -> Failure {
+pub(crate) fn classify_item(operation: &str, text: &str) -> Failure {
     classify(operation, 400, &Said::ByTheServer(vec![text.to_owned()]))
 }
 
@@ -171,7 +171,7 @@ const LONGEST_WORD: usize = 23;
 
 /// A server's text for an operator's eyes: bounded, on one line, without control characters or others that do not show,
 /// and without words as long as a token or an encoded key, whoever put them there.
-pub(super) fn presentable(text: &str) -> String {
+pub(crate) fn presentable(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();
     for word in words {

@@ -5,23 +5,46 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::endpoints::{KeyConfiguration, read_key};
-use super::errors::{Failure, presentable};
-use super::transport::SMALL;
-use super::{ContextBinding, Inner, KeyInfo};
+use crate::endpoints::{KeyConfiguration, read_key};
+use crate::errors::{Failure, presentable};
+use crate::provider::Inner;
+use crate::transport::SMALL;
 use waxseal::kek::KekErrorClass;
+
+/// How the encryption context binds under a key that is not derived. See the [module's table](self).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum ContextBinding {
+    /// As `associated_data`: Vault enforces it, and cannot rewrap on the server.
+    AssociatedData,
+    /// Not at Vault, which releases the DEK for any context; the DEK id finds a wrong one after that. Vault rewraps on the server.
+    Unbound,
+}
+
+/// What the server says of a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct KeyInfo {
+    /// Whether the encryption context is bound by derivation.
+    pub derived: bool,
+    /// The version that wraps.
+    pub latest_version: u32,
+    /// The oldest version that unwraps.
+    pub min_decryption_version: u32,
+}
 
 /// How the context goes into requests, decided from the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Binding {
+pub(crate) enum Binding {
     Derived,
     AssociatedData,
     Unbound,
 }
 
-pub(super) struct Known {
-    pub(super) info: KeyInfo,
-    pub(super) binding: Binding,
+pub(crate) struct Known {
+    pub(crate) info: KeyInfo,
+    pub(crate) binding: Binding,
     at: Instant,
 }
 
@@ -30,7 +53,7 @@ const DOUBT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// What is known of the key; read first if nothing is, or if it is in doubt.
-    pub(super) async fn known(self: &Arc<Self>) -> Result<Arc<Known>, Failure> {
+    pub(crate) async fn known(self: &Arc<Self>) -> Result<Arc<Known>, Failure> {
         match self.known.load_full() {
             Some(known) if !self.is_in_doubt(&known) => {
                 self.look_ahead(&known);
@@ -67,13 +90,13 @@ impl Inner {
     }
 
     /// Reads the key in the background when what is known of it is old.
-    pub(super) fn look_ahead(self: &Arc<Self>, known: &Known) {
+    pub(crate) fn look_ahead(self: &Arc<Self>, known: &Known) {
         if known.at.elapsed() >= self.key_max_age {
             self.read_key_in_background();
         }
     }
 
-    pub(super) fn read_key_in_background(self: &Arc<Self>) {
+    pub(crate) fn read_key_in_background(self: &Arc<Self>) {
         let inner = self.clone();
         self.spawner.spawn_one(&self.reading_in_background, async move {
             // A failure changes nothing: whoever needs the key meets it too.
@@ -81,7 +104,7 @@ impl Inner {
         });
     }
 
-    pub(super) async fn read_key_now(&self) -> Result<Arc<Known>, Failure> {
+    pub(crate) async fn read_key_now(&self) -> Result<Arc<Known>, Failure> {
         let at = Instant::now();
         let reply = self.call("read the key", &read_key(&self.mount, &self.key), SMALL).await?;
         let answer = reply.success::<KeyConfiguration>("read the key");
@@ -130,7 +153,7 @@ impl Inner {
     }
 
     /// A refusal of this kind may come of a key that is not what it was.
-    pub(super) fn note(&self, failure: Failure) -> Failure {
+    pub(crate) fn note(&self, failure: Failure) -> Failure {
         if matches!(failure.class, KekErrorClass::Invalid | KekErrorClass::Denied) {
             self.in_doubt.store(true, Ordering::Relaxed);
         }

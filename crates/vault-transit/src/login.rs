@@ -9,14 +9,14 @@ use std::time::SystemTime;
 
 use zeroize::Zeroizing;
 
-use super::aws::{self, AwsCredentials, AwsKeys};
-use super::endpoints::{
+use crate::aws::{self, AwsCredentials, AwsKeys};
+use crate::endpoints::{
     AppRoleLogin, Auth, CertificateLogin, JwtLogin, KubernetesLogin, SecretText, Unwrapped, WrappingState,
     app_role_login, aws_login, certificate_login, is_path, jwt_login, kubernetes_login, wrapping_lookup,
     wrapping_unwrap,
 };
-use super::errors::Failure;
-use super::transport::{SMALL, Token, Transport};
+use crate::errors::Failure;
+use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::KekError;
 
 /// How this process proves to the server who it is. Nothing secret is in its Debug text.
@@ -259,7 +259,7 @@ impl VaultAuth {
     }
 
     /// What is wrong with it, as far as can be told without asking.
-    pub(super) fn check(&self, has_certificate: bool) -> Result<(), &'static str> {
+    pub(crate) fn check(&self, has_certificate: bool) -> Result<(), &'static str> {
         let is_name =
             |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         match &self.0 {
@@ -278,7 +278,7 @@ impl VaultAuth {
         }
     }
 
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self.0 {
             Method::Nothing => "none",
             Method::Token(_) => "token",
@@ -293,12 +293,12 @@ impl VaultAuth {
     }
 
     /// Whether logging in again gives another token.
-    pub(super) fn makes_tokens(&self) -> bool {
+    pub(crate) fn makes_tokens(&self) -> bool {
         self.its_mount().is_some()
     }
 
     /// Whether another token may come from elsewhere.
-    pub(super) fn is_a_file(&self) -> bool {
+    pub(crate) fn is_a_file(&self) -> bool {
         matches!(self.0, Method::TokenFile(_))
     }
 }
@@ -310,7 +310,7 @@ impl fmt::Debug for VaultAuth {
 }
 
 /// What is shown at a login, as it was read for this one.
-pub(super) enum Credentials {
+pub(crate) enum Credentials {
     /// A token that needs no login, or none at all.
     Token(Option<Token>),
     AppRole {
@@ -323,20 +323,20 @@ pub(super) enum Credentials {
 }
 
 /// A secret id out of a wrapped response: the response can be looked into once.
-pub(super) struct Kept {
+pub(crate) struct Kept {
     token: SecretText,
     secret_id: SecretText,
 }
 
 /// Who is asked, and where files are read.
-pub(super) struct Desk<'a> {
-    pub(super) auth: &'a VaultAuth,
-    pub(super) transport: &'a Transport,
-    pub(super) hasher: &'a RandomState,
+pub(crate) struct Desk<'a> {
+    pub(crate) auth: &'a VaultAuth,
+    pub(crate) transport: &'a Transport,
+    pub(crate) hasher: &'a RandomState,
 }
 
 impl Desk<'_> {
-    pub(super) async fn credentials(&self) -> Result<Credentials, Failure> {
+    pub(crate) async fn credentials(&self) -> Result<Credentials, Failure> {
         Ok(match &self.auth.0 {
             Method::Nothing => Credentials::Token(None),
             Method::Token(token) => Credentials::Token(Some(token.share())),
@@ -359,7 +359,7 @@ impl Desk<'_> {
     }
 
     /// Tells one set of credentials from another.
-    pub(super) fn fingerprint(&self, credentials: &Credentials) -> u64 {
+    pub(crate) fn fingerprint(&self, credentials: &Credentials) -> u64 {
         match credentials {
             Credentials::Token(token) => self.hasher.hash_one(token.as_ref().map(Token::bytes)),
             Credentials::AppRole { role_id, secret_id } => {
@@ -372,7 +372,7 @@ impl Desk<'_> {
     }
 
     /// Logs in with what was read. For a method that makes tokens only.
-    pub(super) async fn log_in(&self, credentials: Credentials, kept: &mut Option<Kept>) -> Result<Auth, Failure> {
+    pub(crate) async fn log_in(&self, credentials: Credentials, kept: &mut Option<Kept>) -> Result<Auth, Failure> {
         match (&self.auth.0, credentials) {
             (Method::AppRole { mount, wrapped, .. }, Credentials::AppRole { role_id, secret_id }) => {
                 let secret_id = match secret_id {
@@ -403,7 +403,7 @@ impl Desk<'_> {
         }
     }
 
-    pub(super) fn operation(&self) -> String {
+    pub(crate) fn operation(&self) -> String {
         format!("login ({})", self.auth.name())
     }
 
@@ -454,7 +454,7 @@ impl Desk<'_> {
 }
 
 /// A login that is refused says nothing of the key: an operator has to act. Only a locked namespace is closed to everybody.
-pub(super) fn login_failure(failure: Failure) -> Failure {
+pub(crate) fn login_failure(failure: Failure) -> Failure {
     if failure.is_passing() || failure.locked {
         return failure;
     }

@@ -1,20 +1,145 @@
-//! The key as a provider: what the library asks, put into requests, and answers put back.
+//! The provider: what the library asks of a KEK, put into requests, and the answers put back.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::Ordering;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+use rustify::endpoint::Endpoint;
+use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use super::endpoints::Wrapped;
-use super::errors::Failure;
-use super::key::Binding;
-use super::requests::{Input, Operation, decode, encode_dek};
-use super::{ContextBinding, VaultTransitKek};
+use crate::auth::{Authenticator, Verdict};
+use crate::builder::VaultTransitKekBuilder;
+use crate::endpoints::{self, ServerHealth, Wrapped};
+use crate::errors::Failure;
 use crate::format::VaultCiphertext;
+use crate::key::{Binding, ContextBinding, KeyInfo, Known};
+use crate::requests::{Input, Operation, decode, encode_dek};
+use crate::transport::{Reply, Transport};
 use waxseal::EncryptionContext;
-use waxseal::kek::{
-    BoxFuture, ContextBinding as Bound, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek,
-};
+use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::{BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::{Dek, KekId, WrappedDek};
+
+/// One key of a Transit engine, as a [`KekProvider`](waxseal::kek::KekProvider). A clone is another handle to the same.
+///
+/// Its id is `vault:CLUSTER/MOUNT/KEY`. The cluster's name is the caller's: two clusters may both have `transit/orders`, and their names, which
+/// stand in every sealed message, tell them apart. A namespace is not part of the id: give the same key in two namespaces two cluster names.
+///
+/// A wrapped DEK is Transit's own text, `vault:vN:…`, so other tools can read it too.
+#[derive(Clone)]
+pub struct VaultTransitKek(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) id: KekId,
+    pub(crate) mount: String,
+    pub(crate) key: String,
+    pub(crate) chosen: Option<ContextBinding>,
+    pub(crate) key_max_age: Duration,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) spawner: Spawner,
+    pub(crate) known: ArcSwapOption<Known>,
+    /// Held by the one who reads the key; when that failed last, and how.
+    pub(crate) reading: Mutex<Option<(Instant, Failure)>>,
+    pub(crate) reading_in_background: Arc<AtomicBool>,
+    /// A refusal might have come of an outdated idea of the key.
+    pub(crate) in_doubt: AtomicBool,
+    /// The highest version seen, in the key or in an answer; 0 before the first.
+    pub(crate) latest_version: AtomicU32,
+}
+
+impl VaultTransitKek {
+    /// Starts the configuration for the key `key` in the cluster that the caller calls `cluster`. Reads no environment variable.
+    pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new(cluster, key)
+    }
+
+    /// As [`builder`](Self::builder), with what the environment says to the clients of OpenBao and HashiCorp Vault; what is set on the
+    /// builder wins. Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it), `TOKEN`, `NAMESPACE`, `CACERT`,
+    /// `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or
+    /// `HTTP_PROXY`, `DISABLE_REDIRECTS`; also `HTTPS_PROXY` and its kin.
+    ///
+    /// What cannot be obeyed is refused at build, not ignored: `SKIP_VERIFY`, `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`,
+    /// `TOKEN_PATH`, and half of a certificate and its key.
+    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
+    }
+
+    /// Logs in if need be and reads the key now: at the start of a service, to fail early, and before a run that
+    /// rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current) knows the latest version.
+    ///
+    /// # Errors
+    /// Those of the server; *misconfigured* for a key that cannot be used as it is.
+    pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
+        let inner = self.0.clone();
+        let known = self.0.spawner.run(async move { inner.read_key_now().await }).await?;
+        Ok(known.info)
+    }
+}
+
+/// Tokens that one call is tried with: each was replaced while the call was on its way.
+const MOST_SESSIONS: u32 = 4;
+
+impl Inner {
+    /// One request with the session's token; once more after a new login, if it was the token that was refused.
+    pub(crate) async fn call<E: Endpoint>(&self, operation: &str, endpoint: &E, most: usize) -> Result<Reply, Failure> {
+        let path = endpoint.path();
+        let mut session = self.auth.session().await?;
+        for _ in 0..MOST_SESSIONS {
+            let reply = self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
+            let Some(reason) = reply.refusal() else {
+                // Bad input was looked at, so the path was open.
+                if reply.is_success() || reply.status == 400 {
+                    self.auth.worked(&session, &path);
+                }
+                return Ok(reply);
+            };
+            session = match self.auth.after_refusal(&session, &path, reason).await? {
+                Verdict::Again(session) => session,
+                Verdict::Denied => return Ok(reply),
+            };
+        }
+        Err(Failure::unavailable(format!("{operation}: the token is replaced faster than it can be used")))
+    }
+
+    /// Whether the key can be used now, which is what counts: the node that a load balancer leads to may be another one for each
+    /// request, so what one node says of itself only explains a failure.
+    async fn health(self: &Arc<Self>) -> Result<Health, Failure> {
+        if let Err(failure) = self.read_key_now().await {
+            return Err(self.explained(failure).await);
+        }
+        let troubles = [
+            self.auth.trouble().map(|trouble| format!("the token cannot be kept alive: {trouble}")),
+            self.transport.trouble(),
+        ];
+        match troubles.into_iter().flatten().collect::<Vec<_>>() {
+            troubles if troubles.is_empty() => Ok(Health::Ready),
+            troubles => Ok(Health::Degraded(troubles.join("; "))),
+        }
+    }
+
+    /// A failure that may pass, with what the server says of itself.
+    async fn explained(&self, failure: Failure) -> Failure {
+        if !failure.is_passing() {
+            return failure;
+        }
+        let Ok(reply) = self.transport.send_to_root("health", &endpoints::health()).await else { return failure };
+        let Some(state) = reply.read::<ServerHealth>() else { return failure };
+        if !state.initialized {
+            Failure::misconfigured("health: the server is not initialised")
+        } else if state.sealed {
+            Failure::unavailable("health: the server is sealed")
+        } else if state.replication_dr_mode == "secondary" {
+            Failure::unavailable("health: the node is a disaster-recovery secondary")
+        } else {
+            failure
+        }
+    }
+}
 
 impl KekProvider for VaultTransitKek {
     fn id(&self) -> &KekId {
@@ -40,7 +165,7 @@ impl KekProvider for VaultTransitKek {
     }
 
     /// From the version in the text, against the latest one that is known: from the key ([`VaultTransitKek::read_key`], and again when that is older than
-    /// [`key_max_age`](super::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
+    /// [`key_max_age`](VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {
             Some(known) => self.0.look_ahead(&known),
@@ -244,5 +369,11 @@ impl VaultTransitKek {
                 }
             })
             .collect()
+    }
+}
+
+impl fmt::Debug for VaultTransitKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VaultTransitKek({}, {})", self.0.id, self.0.auth.method())
     }
 }

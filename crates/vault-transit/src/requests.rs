@@ -7,14 +7,15 @@ use std::sync::atomic::Ordering;
 use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
 
-use super::Inner;
-use super::endpoints::{Answer, Item, SecretText, Wrapped, WrappedBatch, data_key, many, one};
-use super::errors::{Failure, classify_item};
-use super::key::Binding;
-use super::transport::SMALL;
+use crate::endpoints::{Answer, Item, SecretText, Wrapped, WrappedBatch, data_key, many, one};
+use crate::errors::{Failure, classify_item};
 use crate::format::VaultCiphertext;
+use crate::key::Binding;
+use crate::provider::Inner;
+use crate::transport::SMALL;
 use waxseal::EncryptionContext;
-use waxseal::kek::{Dek, UnwrappedDek, WrappedDek};
+use waxseal::kek::UnwrappedDek;
+use waxseal::{Dek, WrappedDek};
 
 /// Items of one request: the server's default limit is 1,000 strings, and an item has six.
 const BATCH_ITEMS: usize = 128;
@@ -22,14 +23,14 @@ const BATCH_ITEMS: usize = 128;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Operation {
+pub(crate) enum Operation {
     Wrap,
     Unwrap,
     Rewrap,
 }
 
 impl Operation {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Wrap => "wrap",
             Self::Unwrap => "unwrap",
@@ -47,13 +48,13 @@ impl Operation {
 }
 
 /// What goes into one item of a request: a DEK in base64, or a ciphertext.
-pub(super) struct Input {
-    pub(super) text: Zeroizing<String>,
-    pub(super) context: EncryptionContext,
+pub(crate) struct Input {
+    pub(crate) text: Zeroizing<String>,
+    pub(crate) context: EncryptionContext,
 }
 
 impl Inner {
-    pub(super) async fn single(self: &Arc<Self>, operation: Operation, input: &Input) -> Result<Wrapped, Failure> {
+    pub(crate) async fn single(self: &Arc<Self>, operation: Operation, input: &Input) -> Result<Wrapped, Failure> {
         let binding = self.known().await?.binding;
         let encoded = encode_context(binding, &input.context);
         let request =
@@ -63,7 +64,7 @@ impl Inner {
         answer.data.ok_or_else(|| Failure::not_understood(operation.name()))
     }
 
-    pub(super) async fn batch(
+    pub(crate) async fn batch(
         self: &Arc<Self>,
         operation: Operation,
         inputs: &[Input],
@@ -120,7 +121,7 @@ impl Inner {
         Ok(batch.batch_results.into_iter().map(result).collect())
     }
 
-    pub(super) async fn generate(self: &Arc<Self>, context: &EncryptionContext) -> Result<Wrapped, Failure> {
+    pub(crate) async fn generate(self: &Arc<Self>, context: &EncryptionContext) -> Result<Wrapped, Failure> {
         let binding = self.known().await?.binding;
         let request = data_key(&self.mount, &self.key, encode_context(binding, context));
         let reply = self.call("generate", &request, SMALL).await?;
@@ -129,7 +130,7 @@ impl Inner {
     }
 
     /// The entry for a ciphertext that the server returned. What it says of the key's version is believed.
-    pub(super) fn wrapped(&self, operation: &str, ciphertext: Option<&str>) -> Result<WrappedDek, Failure> {
+    pub(crate) fn wrapped(&self, operation: &str, ciphertext: Option<&str>) -> Result<WrappedDek, Failure> {
         let not_understood = || Failure::not_understood(operation);
         let bytes = ciphertext.ok_or_else(not_understood)?.as_bytes();
         let version = VaultCiphertext::read(bytes).ok_or_else(not_understood)?.version;
@@ -168,12 +169,12 @@ fn encode_context(binding: Binding, context: &EncryptionContext) -> Option<Strin
 }
 
 /// A DEK in base64, in a buffer of its size.
-pub(super) fn encode_dek(dek: &Dek) -> Zeroizing<String> {
+pub(crate) fn encode_dek(dek: &Dek) -> Zeroizing<String> {
     Zeroizing::new(Base64::encode_string(dek.expose()))
 }
 
 /// A DEK of whatever length out of base64; nobody has checked it yet.
-pub(super) fn decode(text: Option<&SecretText>) -> Option<UnwrappedDek> {
+pub(crate) fn decode(text: Option<&SecretText>) -> Option<UnwrappedDek> {
     let text = text?;
     let mut bytes = UnwrappedDek::new(vec![0; text.0.len() / 4 * 3]);
     let len = Base64::decode(text.0.as_bytes(), bytes.expose_mut()).ok()?.len();

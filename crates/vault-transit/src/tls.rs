@@ -11,7 +11,7 @@ use waxseal::{Error, ErrorKind};
 
 /// Where the certificates of the CAs come from. They replace the system's.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Roots {
+pub(crate) enum Roots {
     File(PathBuf),
     /// Every file in it.
     Directory(PathBuf),
@@ -20,29 +20,29 @@ pub(super) enum Roots {
 }
 
 /// The client's certificate chain and private key, in PEM.
-pub(super) enum Client {
+pub(crate) enum Client {
     Files(PathBuf, PathBuf),
     Texts(Zeroizing<String>, Zeroizing<String>),
 }
 
 /// Where it comes from.
 #[derive(Default)]
-pub(super) struct TlsSources {
-    pub(super) roots: Option<Roots>,
-    pub(super) client: Option<Client>,
+pub(crate) struct TlsSources {
+    pub(crate) roots: Option<Roots>,
+    pub(crate) client: Option<Client>,
 }
 
 /// What was read.
 #[derive(Clone, Default)]
-pub(super) struct TlsMaterial {
+pub(crate) struct TlsMaterial {
     /// Instead of the system's roots, if there are any.
-    pub(super) roots: Option<Vec<Certificate>>,
-    pub(super) identity: Option<Identity>,
+    pub(crate) roots: Option<Vec<Certificate>>,
+    pub(crate) identity: Option<Identity>,
 }
 
 /// What tells one state of the files from another, without reading them.
 #[derive(Clone, PartialEq, Eq, Default)]
-pub(super) struct Signature(Vec<(PathBuf, Option<FileState>)>);
+pub(crate) struct Signature(Vec<(PathBuf, Option<FileState>)>);
 
 /// When it was changed, its length, and which file it is.
 type FileState = (SystemTime, u64, u64);
@@ -51,12 +51,12 @@ type FileState = (SystemTime, u64, u64);
 const MAX_FILE: u64 = 8 * 1024 * 1024;
 
 impl TlsSources {
-    pub(super) fn has_files(&self) -> bool {
+    pub(crate) fn has_files(&self) -> bool {
         matches!(self.roots, Some(Roots::File(_) | Roots::Directory(_)))
             || matches!(self.client, Some(Client::Files(..)))
     }
 
-    pub(super) fn signature(&self) -> Signature {
+    pub(crate) fn signature(&self) -> Signature {
         let mut paths = Vec::new();
         match &self.roots {
             Some(Roots::File(path)) => paths.push(path.clone()),
@@ -73,7 +73,7 @@ impl TlsSources {
         Signature(paths.into_iter().map(|path| (path.clone(), state(&path))).collect())
     }
 
-    pub(super) fn read(&self) -> Result<TlsMaterial, Error> {
+    pub(crate) fn read(&self) -> Result<TlsMaterial, Error> {
         Ok(TlsMaterial {
             roots: self.roots.as_ref().map(read_roots).transpose()?,
             identity: self.client.as_ref().map(read_identity).transpose()?,

@@ -5,31 +5,30 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error as _;
-use std::net::ToSocketAddrs;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Method, Proxy, Url, redirect};
+use reqwest::{Method, Url};
 use rustify::endpoint::Endpoint;
 use serde::de::DeserializeOwned;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::endpoints::{Answer, SecretText};
-use super::errors::{Failure, Refusal, Said, classify, presentable, refusal};
-use super::tls::{Signature, TlsMaterial, TlsSources};
+use crate::client::{Elsewhere, Generation, ProxyChoice, Recipe};
+use crate::endpoints::{Answer, SecretText};
+use crate::errors::{Failure, Refusal, Said, classify, presentable, refusal};
+use crate::tls::TlsSources;
 use waxseal::kek::toolkit::certificates;
 
 /// A token as it goes into requests: its bytes are wiped when the last request that carries it is done.
-pub(super) struct Token(HeaderValue);
+pub(crate) struct Token(HeaderValue);
 
 impl Token {
     /// `None` if it has bytes that no header can carry.
-    pub(super) fn new(text: SecretText) -> Option<Self> {
+    pub(crate) fn new(text: SecretText) -> Option<Self> {
         let mut text = text.0;
         let bytes = Bytes::from_owner(Zeroizing::new(std::mem::take(&mut *text).into_bytes()));
         if bytes.is_empty() || bytes.iter().any(|byte| !byte.is_ascii_graphic()) {
@@ -41,42 +40,35 @@ impl Token {
     }
 
     /// Another handle to the same bytes.
-    pub(super) fn share(&self) -> Self {
+    pub(crate) fn share(&self) -> Self {
         Self(self.0.clone())
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub(crate) fn is(&self, other: &Self) -> bool {
         self.0 == other.0
     }
 }
 
 /// Where the server is, whom to trust and how long to wait.
-pub(super) struct TransportOptions {
-    pub(super) address: Url,
+pub(crate) struct TransportOptions {
+    pub(crate) address: Url,
     /// The name in the server's certificate, where it is not the address's.
-    pub(super) server_name: Option<String>,
-    pub(super) namespace: Option<HeaderValue>,
-    pub(super) tls: TlsSources,
-    pub(super) proxy: ProxyChoice,
-    pub(super) follow_redirects: bool,
+    pub(crate) server_name: Option<String>,
+    pub(crate) namespace: Option<HeaderValue>,
+    pub(crate) tls: TlsSources,
+    pub(crate) proxy: ProxyChoice,
+    pub(crate) follow_redirects: bool,
     /// Plain http may go to another machine.
-    pub(super) plain_http: bool,
-    pub(super) connect_timeout: Duration,
-    pub(super) timeout: Duration,
+    pub(crate) plain_http: bool,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
-pub(super) enum ProxyChoice {
-    None,
-    /// `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
-    Environment,
-    This(Box<Proxy>),
-}
-
-pub(super) struct Transport {
+pub(crate) struct Transport {
     recipe: Arc<Recipe>,
     current: ArcSwap<Generation>,
     /// Held by the one who makes the next client.
@@ -94,32 +86,6 @@ pub(super) struct Transport {
     namespace: Option<HeaderValue>,
 }
 
-/// How a client is made.
-struct Recipe {
-    tls: TlsSources,
-    plain: bool,
-    proxy: ProxyChoice,
-    follow_redirects: bool,
-    plain_http: bool,
-    connect_timeout: Duration,
-    timeout: Duration,
-    resolver: Option<Arc<Elsewhere>>,
-}
-
-/// A client and the connections in its pool.
-///
-/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it vanishes. Nothing tells such
-/// a connection from a good one but silence. So the pool in which one was silent is not used any more: what is on its way
-/// there ends there, and the next request has a new client, which has no connection yet.
-struct Generation {
-    number: u64,
-    client: Client,
-    born: Instant,
-    material: TlsMaterial,
-    signature: Signature,
-    distrusted: AtomicBool,
-}
-
 /// A pool this young has no connection that anybody could have forgotten, and a server that is slow for everybody is not helped
 /// by new connections: several times what an answer takes, within these bounds.
 const YOUNG_IN_ANSWERS: u64 = 10;
@@ -131,11 +97,11 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes of an answer that is not a batch.
-pub(super) const SMALL: usize = 256 * 1024;
+pub(crate) const SMALL: usize = 256 * 1024;
 
 /// What came back, whatever its status.
-pub(super) struct Reply {
-    pub(super) status: u16,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
     /// Retry-After in seconds (RFC 9110, section 10.2.3); a date is not read.
     retry_after: Option<Duration>,
     body: Zeroizing<Vec<u8>>,
@@ -146,85 +112,14 @@ pub(super) struct Reply {
 /// Bytes of an answer in another form than the server's that an operator may see.
 const MOST_SHOWN: usize = 1024;
 
-impl Recipe {
-    /// May take a while: the system's roots are read. Not to be called where others are polled.
-    fn client(&self, material: &TlsMaterial) -> Result<Client, reqwest::Error> {
-        let mut client = Client::builder()
-            .tls_backend_rustls()
-            .connect_timeout(self.connect_timeout)
-            .timeout(self.timeout)
-            .redirect(if self.follow_redirects {
-                to_the_active_node(self.plain_http)
-            } else {
-                redirect::Policy::none()
-            })
-            .referer(false)
-            .user_agent(concat!("waxseal/", env!("CARGO_PKG_VERSION")));
-        client = match &material.roots {
-            Some(roots) => client.tls_certs_only(roots.iter().cloned()),
-            // Nothing is to be verified, and a machine without any roots can talk to a local agent.
-            None if self.plain => client.tls_certs_only([]),
-            None => client,
-        };
-        if let Some(identity) = &material.identity {
-            client = client.identity(identity.clone());
-        }
-        client = match &self.proxy {
-            ProxyChoice::None => client.no_proxy(),
-            ProxyChoice::Environment => client,
-            ProxyChoice::This(proxy) => client.proxy(Proxy::clone(proxy)),
-        };
-        if let Some(resolver) = &self.resolver {
-            client = client.dns_resolver(resolver.clone());
-        }
-        client.build()
-    }
-
-    /// The client after `old`; with new material, if the files changed and can be read, else with the old. And what to tell an operator.
-    fn next(&self, old: &Generation) -> (Option<Generation>, Option<String>) {
-        let signature = self.tls.signature();
-        let changed = signature != old.signature;
-        let mut trouble = None;
-        if changed {
-            let read = self.tls.read().map_err(|error| error.to_string());
-            let made = read.and_then(|material| {
-                let client = self.client(&material).map_err(|error| {
-                    let why = error.without_url().source().map(|cause| presentable(&cause.to_string()));
-                    format!("the certificate, key and CA files cannot be used: {}", why.unwrap_or_default())
-                })?;
-                Ok(Generation::new(old.number + 1, client, material, signature))
-            });
-            match made {
-                Ok(next) => return (Some(next), None),
-                // Half of them was written, say: what was good until now goes on.
-                Err(why) => trouble = Some(why),
-            }
-        }
-        if !old.distrusted.load(Ordering::Relaxed) {
-            return (None, trouble);
-        }
-        let next = self
-            .client(&old.material)
-            .ok()
-            .map(|client| Generation::new(old.number + 1, client, old.material.clone(), old.signature.clone()));
-        (next, trouble)
-    }
-}
-
-impl Generation {
-    fn new(number: u64, client: Client, material: TlsMaterial, signature: Signature) -> Self {
-        Self { number, client, born: Instant::now(), material, signature, distrusted: AtomicBool::new(false) }
-    }
-}
-
 /// Why a transport cannot be set up.
-pub(super) enum Unusable {
+pub(crate) enum Unusable {
     Files(waxseal::Error),
     Client(reqwest::Error),
 }
 
 impl Transport {
-    pub(super) fn new(options: TransportOptions) -> Result<Self, Unusable> {
+    pub(crate) fn new(options: TransportOptions) -> Result<Self, Unusable> {
         let mut url = options.address;
         let mut host = None;
         let mut resolver = None;
@@ -264,12 +159,12 @@ impl Transport {
     }
 
     /// What an operator should know of the certificate, key and CA files.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(crate) fn trouble(&self) -> Option<String> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes when the client's certificate may have changed.
-    pub(super) async fn generation(&self) -> u64 {
+    pub(crate) async fn generation(&self) -> u64 {
         self.trusted().await.number
     }
 
@@ -324,7 +219,7 @@ impl Transport {
     }
 
     /// Sends `endpoint` with `token`, in the configured namespace.
-    pub(super) async fn send<E: Endpoint>(
+    pub(crate) async fn send<E: Endpoint>(
         &self,
         operation: &str,
         endpoint: &E,
@@ -335,7 +230,7 @@ impl Transport {
     }
 
     /// As [`send`](Self::send), for what exists once for all namespaces, and without a token.
-    pub(super) async fn send_to_root<E: Endpoint>(&self, operation: &str, endpoint: &E) -> Result<Reply, Failure> {
+    pub(crate) async fn send_to_root<E: Endpoint>(&self, operation: &str, endpoint: &E) -> Result<Reply, Failure> {
         self.send_to(operation, endpoint, None, None, SMALL).await
     }
 
@@ -450,23 +345,6 @@ impl Drop for Asking<'_> {
     }
 }
 
-/// Leads from the name in the server's certificate to where the server is.
-struct Elsewhere {
-    name: String,
-    real: String,
-}
-
-impl Resolve for Elsewhere {
-    fn resolve(&self, name: Name) -> Resolving {
-        let host = if name.as_str().eq_ignore_ascii_case(&self.name) { &self.real } else { name.as_str() }.to_owned();
-        Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter));
-            let addresses: Addrs = Box::new(found.await??.into_iter());
-            Ok(addresses)
-        })
-    }
-}
-
 /// Every byte that could mean something else than itself, in hexadecimal; segments stay segments.
 fn encode_path(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
@@ -498,16 +376,16 @@ impl Reply {
     }
 
     /// Whether an error is worded as the server does.
-    pub(super) fn is_the_servers(&self) -> bool {
+    pub(crate) fn is_the_servers(&self) -> bool {
         matches!(self.said(), Said::ByTheServer(_))
     }
 
-    pub(super) fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 
     /// The reason of the server's own 403.
-    pub(super) fn refusal(&self) -> Option<Refusal> {
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self.said() {
             Said::ByTheServer(texts) if self.status == 403 => Some(refusal(&texts)),
             _ => None,
@@ -515,18 +393,18 @@ impl Reply {
     }
 
     /// What an answer means that is no success.
-    pub(super) fn failure(&self, operation: &str) -> Failure {
+    pub(crate) fn failure(&self, operation: &str) -> Failure {
         let failure = classify(operation, self.status, &self.said());
         Failure { retry_after: self.retry_after, ..failure }
     }
 
     /// Reads the answer in whatever form it is.
-    pub(super) fn read<T: DeserializeOwned>(&self) -> Option<T> {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
     }
 
     /// The answer to a success, else what it means.
-    pub(super) fn success<T: DeserializeOwned>(&self, operation: &str) -> Result<Answer<T>, Failure> {
+    pub(crate) fn success<T: DeserializeOwned>(&self, operation: &str) -> Result<Answer<T>, Failure> {
         match self.is_success() {
             true => self.read().ok_or_else(|| Failure::not_understood(operation)),
             false => Err(self.failure(operation)),
@@ -543,26 +421,6 @@ fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
         *body = larger;
     }
     body.extend_from_slice(more);
-}
-
-/// A standby that does not forward names the active node.
-fn to_the_active_node(plain_http: bool) -> redirect::Policy {
-    redirect::Policy::custom(move |attempt| match is_followed(attempt.previous(), attempt.url(), plain_http) {
-        true => attempt.follow(),
-        false => attempt.stop(),
-    })
-}
-
-/// Once, and never to where anybody could read along.
-fn is_followed(previous: &[Url], next: &Url, plain_http: bool) -> bool {
-    let was_private = previous.iter().any(|url| url.scheme() == "https");
-    let is_private = next.scheme() == "https" || (!was_private && (plain_http || is_this_machine(next)));
-    previous.len() == 1 && is_private
-}
-
-pub(super) fn is_this_machine(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Why there is no answer, in words: neither address nor body is in it.
@@ -609,23 +467,6 @@ mod tests {
     fn a_token_is_in_no_debug_text() {
         let token = Token::new(SecretText::new("hvs.secret".to_owned())).unwrap();
         assert!(!format!("{:?}", token.0).contains("secret"));
-    }
-
-    #[test]
-    fn a_redirection_is_followed_once_and_never_out_of_tls() {
-        let urls = |texts: &[&str]| texts.iter().map(|text| Url::parse(text).unwrap()).collect::<Vec<_>>();
-        for (previous, next, followed) in [
-            (&["https://a"][..], "https://b", true),
-            (&["http://127.0.0.1"], "http://127.0.0.2", true),
-            (&["http://127.0.0.1"], "https://b", true),
-            (&["http://127.0.0.1"], "http://b", false),
-            (&["http://127.0.0.1"], "http://10.0.0.1", false),
-            (&["https://a"], "http://b", false),
-            (&["https://a"], "http://a", false),
-            (&["https://a", "https://b"], "https://c", false),
-        ] {
-            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0], false), followed, "{previous:?} to {next}");
-        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! for machines whose disk is the trust boundary anyway.
 #![forbid(unsafe_code)]
 
+mod config;
 mod format;
 mod key_file;
 
@@ -20,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::memory::Secret32;
 use crate::suite::{AeadKey, Backend, Nonce, Nonces, Suite, derive};
+pub use config::Config;
 use format::{KeyFile, LocalWrapped};
 use key_file::FileOnDisk;
 
@@ -110,10 +112,7 @@ impl LocalKek {
         check_name(name)?;
         let disk = FileOnDisk::new(path.as_ref())?;
         let file = disk.read_or_create(|| first_version(name))?;
-        if &*file.name != name {
-            let detail = format!("name: the key file is for {:?}, not for {name:?}", file.name);
-            return Err(Error::new(ErrorKind::InvalidOption, detail));
-        }
+        check_same_name(&file.name, name)?;
         Self::from_file(file, Some(disk))
     }
 
@@ -289,6 +288,14 @@ fn check_name(name: &str) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::InvalidOption, detail));
     }
     Ok(())
+}
+
+fn check_same_name(found: &str, name: &str) -> Result<(), Error> {
+    if found == name {
+        return Ok(());
+    }
+    let detail = format!("name: the key file is for {found:?}, not for {name:?}");
+    Err(Error::new(ErrorKind::InvalidOption, detail))
 }
 
 fn first_version(name: &str) -> Result<KeyFile, Error> {

@@ -1,33 +1,39 @@
-//! What implementors of [`KekProvider`](super::KekProvider) need, beside the trait: the providers of
-//! this project are made of the same.
+//! What an implementation of [`KekProvider`](super::KekProvider) needs beside the trait.
+//!
+//! The providers of this project use nothing else of the library's inside.
 //!
 //! - [`Spawner`] runs a network client on the tokio runtime in which the provider was built.
-//! - [`certificates`] tells a certificate at fault from a server that is down.
-//! - [`process_generation`] tells a forked child from its parent.
-//! - [`jitter`] spreads what must not happen together.
-//! - [`duration`] reads `"5m"` and its kin in configuration.
+//! - [`certificates`] recognises a failed connection whose cause is a certificate.
+//! - [`process_generation`] distinguishes a forked child from its parent.
+//! - [`jitter`] spreads out work that should not happen in all processes at once.
+//! - [`duration`] reads and writes durations such as `"5m"` in configuration.
+//! - [`uri`] reads and writes a provider's configuration as a URI.
 //!
-//! Errors are made with [`Error::new`](crate::Error::new) and
-//! [`KekError::new`](super::KekError::new), DEKs with [`Dek::from_slice`](crate::Dek::from_slice) and
+//! Make errors with [`Error::new`](crate::Error::new) and [`KekError::new`](super::KekError::new),
+//! DEKs with [`Dek::from_slice`](crate::Dek::from_slice) and
 //! [`UnwrappedDek::expose_mut`](super::UnwrappedDek::expose_mut).
 #![forbid(unsafe_code)]
 
 pub mod certificates;
-/// Reads and writes `"300s"`, `"5m"`, `"1h30m"` and `"250ms"`, for `#[serde(with = "…")]` on an
-/// `Option<Duration>`. A number without a unit is refused.
-#[cfg(feature = "serde")]
+/// Durations in configuration: `"300s"`, `"5m"`, `"1h30m"`, `"250ms"`. A number without a unit is
+/// refused.
+///
+/// With the feature `serde`, the module is for `#[serde(with = "…")]` on an `Option<Duration>`.
 pub mod duration {
+    pub use crate::duration::{EXPECTED, read, write};
+    #[cfg(feature = "serde")]
     pub use crate::duration::{deserialize, serialize};
 }
 #[cfg(feature = "tokio")]
 mod spawn;
+pub mod uri;
 
 pub use crate::suite::jitter;
 #[cfg(feature = "tokio")]
 pub use spawn::Spawner;
 
-/// A number that changes in the child of a fork. Connections, threads and leases that were made under
-/// another one belong to an ancestor.
+/// Returns a number that changes in the child of a fork. Connections, threads and leases made under
+/// another number belong to an ancestor of this process.
 #[must_use]
 pub fn process_generation() -> u64 {
     crate::memory::fork::generation()

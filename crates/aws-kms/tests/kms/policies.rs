@@ -9,7 +9,8 @@ use waxseal_testing::{kms_front, support};
 use kms_front::{ACCOUNT, KmsFront, Login};
 use serde_json::Value;
 use support::context;
-use waxseal::kek::{KekError, KekErrorClass, KekProvider, UnwrappedDek, WrappedDek};
+use waxseal::WrappedDek;
+use waxseal::kek::{KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Aad, Dek, EncryptionContext, Envelope, ErrorKind};
 use waxseal_aws_kms::AwsKmsKek;
 

@@ -194,11 +194,13 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
             .unwrap();
         assert!(proxy_log.paths.lock().unwrap().is_empty(), "token and DEK in the clear at the proxy");
         assert!(run.success());
+        assert!(!log.paths.lock().unwrap().is_empty(), "the control: the agent was asked");
         return;
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let kek = VaultTransitKek::from_env("test", "orders").build().unwrap();
-        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
+        envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
     });
 }
 
@@ -228,8 +230,9 @@ async fn a_forged_message_makes_nobody_depend_on_reading_the_key() {
     let mut forged = honest.clone();
     let at = forged.windows(9).position(|w| w == b"vault:v1:").unwrap() + 9;
     forged[at..at + 12].copy_from_slice(b"AAAAAAAAAAAA");
-    let answer = reader.decrypt(&context("alice"), Aad::empty(), &honest).await;
-    answer.unwrap();
+    reader.decrypt(&context("alice"), Aad::empty(), &forged).await.unwrap_err();
+    reader.decrypt(&context("alice"), Aad::empty(), &honest).await.unwrap();
+    assert!(reads.load(SeqCst) > 1, "the doubt was looked into");
 }
 
 /// The envelope ends while a call is on its way that takes a while: is the token given back?

@@ -1,0 +1,59 @@
+//! A token and how long it lives.
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use crate::transport::Token;
+use waxseal::kek::toolkit::jitter;
+
+/// A token and how long it lives.
+pub(crate) struct Session {
+    /// `None` where something on the way adds it.
+    pub(crate) token: Option<Token>,
+    /// Before the request that gave it, so that it never ends earlier than is believed here.
+    pub(crate) since: Instant,
+    /// `None`: for ever, or nobody knows.
+    pub(crate) lease: Option<Duration>,
+    /// The lease that the login gave; a renewal that gives less has met the token's last end.
+    pub(crate) first_lease: Option<Duration>,
+    pub(crate) renewable: bool,
+    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed any more.
+    pub(crate) is_ours: bool,
+    /// A call with it succeeded.
+    pub(crate) worked: AtomicBool,
+}
+
+impl Session {
+    pub(crate) fn new(token: Option<Token>, since: Instant, seconds: u64, renewable: bool) -> Self {
+        let lease = (seconds > 0).then(|| Duration::from_secs(seconds));
+        let worked = AtomicBool::new(false);
+        Self { token, since, lease, first_lease: lease, renewable, is_ours: false, worked }
+    }
+
+    pub(crate) fn has_token_of(&self, other: &Self) -> bool {
+        is_same(self.token.as_ref(), other.token.as_ref())
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.lease.is_some_and(|lease| self.since.elapsed() >= lease)
+    }
+
+    /// When to see to it: after about half of the lease, not all processes at once.
+    pub(crate) fn due_in(&self) -> Option<Duration> {
+        let spread = jitter() * 0.1;
+        self.lease.map(|lease| lease.mul_f64(0.6 - spread).saturating_sub(self.since.elapsed()))
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.lease.map_or(Duration::MAX, |lease| lease.saturating_sub(self.since.elapsed()))
+    }
+}
+
+pub(crate) fn is_same(one: Option<&Token>, other: Option<&Token>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => one.is(other),
+        (None, None) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,487 @@
+//! The URI form of a provider's configuration: `SCHEME:PLACE?name=value&name=value`.
+//!
+//! [`Uri`] takes a URI apart and [`UriWriter`] puts one together that reads back the same. Errors
+//! name the part that is wrong. They never show a value, because someone may have put a secret
+//! there.
+//!
+//! ```
+//! use waxseal::kek::toolkit::uri::{Uri, UriWriter};
+//!
+//! let mut writer = UriWriter::new("example://", "vault.example/orders");
+//! writer.text("namespace", Some("team a"));
+//! let text = writer.finish();
+//! assert_eq!(text, "example://vault.example/orders?namespace=team%20a");
+//!
+//! let uri = Uri::read(&text, "example://", &["namespace", "ca-file"])?;
+//! assert_eq!(uri.place(), "vault.example/orders");
+//! assert_eq!(uri.text("namespace")?.as_deref(), Some("team a"));
+//!
+//! let error = Uri::read("example://x?namespcae=a", "example://", &["namespace"]).unwrap_err();
+//! assert!(error.to_string().contains("`namespcae` is unknown; did you mean `namespace`?"));
+//! # Ok::<(), waxseal::Error>(())
+//! ```
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::duration;
+use crate::error::{Error, ErrorKind};
+
+/// A URI, taken apart. The parts are still percent-encoded; the methods decode them.
+#[derive(Clone)]
+pub struct Uri<'a> {
+    prefix: &'static str,
+    place: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Uri<'a> {
+    /// Takes `text` apart, which has to begin with `prefix`, such as `vault-transit://` or `local:`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for another scheme, a fragment, white space or control
+    /// characters, and for a parameter that is not among `known`, occurs twice or has no value.
+    pub fn read(text: &'a str, prefix: &'static str, known: &[&str]) -> Result<Self, Error> {
+        let mut uri = Self { prefix, place: "", parameters: Vec::new() };
+        let begin = text.get(..prefix.len()).filter(|begin| begin.eq_ignore_ascii_case(prefix));
+        let Some(rest) = begin.and_then(|begin| text.get(begin.len()..)) else {
+            return Err(uri.error(format!("it does not begin with `{prefix}`")));
+        };
+        if rest.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(uri.error("white space and control characters must be percent-encoded"));
+        }
+        if rest.contains('#') {
+            return Err(uri.error("it has a fragment; write # as %23"));
+        }
+        let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+        uri.place = place;
+        for parameter in query.into_iter().flat_map(|query| query.split('&')) {
+            let (name, value) = match parameter.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (parameter, None),
+            };
+            if !known.contains(&name) {
+                return Err(uri.error(unknown(name, known)));
+            }
+            let Some(value) = value else { return Err(uri.error(format!("parameter `{name}` has no value"))) };
+            if uri.raw(name).is_some() {
+                return Err(uri.error(format!("parameter `{name}` occurs twice")));
+            }
+            uri.parameters.push((name, value));
+        }
+        Ok(uri)
+    }
+
+    /// Returns what stands between the prefix and the parameters, still percent-encoded.
+    #[must_use]
+    pub fn place(&self) -> &'a str {
+        self.place
+    }
+
+    /// Makes an error that begins with the URI's scheme. The detail must not show a value.
+    pub fn error(&self, detail: impl fmt::Display) -> Error {
+        let scheme = self.prefix.split(':').next().unwrap_or_default();
+        Error::new(ErrorKind::InvalidOption, format!("{scheme} URI: {detail}"))
+    }
+
+    fn raw(&self, name: &str) -> Option<&'a str> {
+        self.parameters.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
+    }
+
+    /// Returns whether the parameter is there.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.raw(name).is_some()
+    }
+
+    /// Decodes a part of the URI, which errors call `part`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for a broken percent-encoding and for bytes that are not UTF-8.
+    pub fn decode(&self, part: &str, encoded: &str) -> Result<String, Error> {
+        String::from_utf8(self.bytes(part, encoded)?).map_err(|_| self.error(format!("{part} is not UTF-8")))
+    }
+
+    /// Decodes a path. As [`decode`](Self::decode), but on Unix the bytes need not be UTF-8.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn decode_path(&self, part: &str, encoded: &str) -> Result<PathBuf, Error> {
+        #[cfg(unix)]
+        let path: OsString = std::os::unix::ffi::OsStringExt::from_vec(self.bytes(part, encoded)?);
+        #[cfg(not(unix))]
+        let path: OsString = self.decode(part, encoded)?.into();
+        Ok(path.into())
+    }
+
+    fn bytes(&self, part: &str, encoded: &str) -> Result<Vec<u8>, Error> {
+        decoded(encoded).ok_or_else(|| self.error(format!("{part} has a % without two hexadecimal digits behind it")))
+    }
+
+    /// Returns the text of a parameter.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn text(&self, name: &str) -> Result<Option<String>, Error> {
+        self.raw(name).map(|value| self.decode(&parameter(name), value)).transpose()
+    }
+
+    /// Returns the path in a parameter.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn path(&self, name: &str) -> Result<Option<PathBuf>, Error> {
+        self.raw(name).map(|value| self.decode_path(&parameter(name), value)).transpose()
+    }
+
+    /// Returns the items of a parameter, which are separated by commas.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode).
+    pub fn list(&self, name: &str) -> Result<Vec<String>, Error> {
+        let items = self.raw(name).into_iter().flat_map(|value| value.split(','));
+        items.map(|item| self.decode(&parameter(name), item)).collect()
+    }
+
+    /// Returns the pairs of a parameter, which are separated by commas, and in each the left and the
+    /// right side of `separator`.
+    ///
+    /// # Errors
+    /// As [`decode`](Self::decode); also for an item without the separator.
+    pub fn pairs(&self, name: &str, separator: char) -> Result<Vec<(String, String)>, Error> {
+        let part = parameter(name);
+        let items = self.raw(name).into_iter().flat_map(|value| value.split(','));
+        let pair = |item: &str| {
+            let (left, right) = item
+                .split_once(separator)
+                .ok_or_else(|| self.error(format!("{part}: an item has no `{separator}`")))?;
+            Ok((self.decode(&part, left)?, self.decode(&part, right)?))
+        };
+        items.map(pair).collect()
+    }
+
+    /// Returns the value of a parameter that is `true` or `false`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for anything else.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>, Error> {
+        match self.raw(name) {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(self.error(format!("parameter `{name}` is neither true nor false"))),
+        }
+    }
+
+    /// Returns the duration in a parameter, such as `5m` or `250ms`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for anything else, a number without a unit included.
+    pub fn duration(&self, name: &str) -> Result<Option<Duration>, Error> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let duration = duration::read(&text);
+        let wrong = || self.error(format!("parameter `{name}` is not {}", duration::EXPECTED));
+        duration.map(Some).ok_or_else(wrong)
+    }
+}
+
+/// Shows no value.
+impl fmt::Debug for Uri<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.parameters.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Uri").field("prefix", &self.prefix).field("parameters", &names).finish_non_exhaustive()
+    }
+}
+
+fn parameter(name: &str) -> String {
+    format!("parameter `{name}`")
+}
+
+/// Longest name of a parameter that an error repeats.
+const LONGEST_NAME: usize = 32;
+
+/// What to say of a parameter that is not known. A name is repeated only where it cannot be a token
+/// or a key that was pasted in the wrong place.
+fn unknown(name: &str, known: &[&str]) -> String {
+    let is_shown = (1..=LONGEST_NAME).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(&byte));
+    if !is_shown {
+        return "a parameter has no valid name".to_owned();
+    }
+    let plain = name.to_ascii_lowercase().replace('_', "-");
+    let file = format!("{plain}-file");
+    if let Some(file) = known.iter().find(|known| **known == file) {
+        return format!("parameter `{name}` would put a secret into the URI; name a file with `{file}`");
+    }
+    if ["token", "secret", "password", "passphrase", "credential"].iter().any(|word| plain.contains(word)) {
+        return format!("parameter `{name}` is unknown, and a secret must not be in the URI");
+    }
+    let nearest = known.iter().map(|known| (distance(&plain, known), known)).min();
+    match nearest {
+        Some((distance, known)) if distance <= 2 => format!("parameter `{name}` is unknown; did you mean `{known}`?"),
+        _ => format!("parameter `{name}` is unknown; known are {}", known.join(", ")),
+    }
+}
+
+/// How many letters have to be changed, added or left out (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (b, above) in other.bytes().zip(row.iter_mut().skip(1)) {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = *above;
+            left = replaced.min(*above + 1).min(left + 1);
+            *above = left;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let mut digit = || char::from(rest.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            bytes.push(digit()? << 4 | digit()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    Some(bytes)
+}
+
+/// Percent-encodes what is not a letter, a digit, or one of `-._~:/`.
+#[must_use]
+pub fn encode(text: impl AsRef<[u8]>) -> String {
+    encode_all_but(text.as_ref(), b"-._~:/")
+}
+
+/// Percent-encodes one segment of a path: as [`encode`], and `/` too.
+#[must_use]
+pub fn encode_segment(text: impl AsRef<[u8]>) -> String {
+    encode_all_but(text.as_ref(), b"-._~:")
+}
+
+fn encode_all_but(bytes: &[u8], plain: &[u8]) -> String {
+    let mut encoded = String::with_capacity(bytes.len());
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || plain.contains(byte) {
+            encoded.push(char::from(*byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// Writes a URI that [`Uri`] reads back. What is `None` or empty is left out.
+#[derive(Clone, Debug)]
+pub struct UriWriter {
+    text: String,
+    next: char,
+}
+
+impl UriWriter {
+    /// Begins with the prefix and the place, which is written as it is: [`encode`] its parts.
+    #[must_use]
+    pub fn new(prefix: &str, place: &str) -> Self {
+        Self { text: format!("{prefix}{place}"), next: '?' }
+    }
+
+    fn put(&mut self, name: &str, encoded: &str) {
+        self.text.push(self.next);
+        self.text.push_str(&format!("{name}={encoded}"));
+        self.next = '&';
+    }
+
+    /// Adds a text.
+    pub fn text(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.put(name, &encode(value));
+        }
+    }
+
+    /// Adds a path.
+    pub fn path(&mut self, name: &str, value: Option<&Path>) {
+        if let Some(value) = value {
+            self.put(name, &encode(value.as_os_str().as_encoded_bytes()));
+        }
+    }
+
+    /// Adds a list.
+    pub fn list<'t>(&mut self, name: &str, items: impl IntoIterator<Item = &'t str>) {
+        let items: Vec<_> = items.into_iter().map(encode).collect();
+        if !items.is_empty() {
+            self.put(name, &items.join(","));
+        }
+    }
+
+    /// Adds pairs, the sides of each with `separator` between them.
+    pub fn pairs<'t>(&mut self, name: &str, separator: char, pairs: impl IntoIterator<Item = (&'t str, &'t str)>) {
+        let pair = |(left, right): (&str, &str)| format!("{}{separator}{}", encode_segment(left), encode(right));
+        let pairs: Vec<_> = pairs.into_iter().map(pair).collect();
+        if !pairs.is_empty() {
+            self.put(name, &pairs.join(","));
+        }
+    }
+
+    /// Adds `true` or `false`.
+    pub fn flag(&mut self, name: &str, value: Option<bool>) {
+        if let Some(value) = value {
+            self.put(name, if value { "true" } else { "false" });
+        }
+    }
+
+    /// Adds a duration.
+    pub fn duration(&mut self, name: &str, value: Option<Duration>) {
+        self.text(name, value.map(duration::write).as_deref());
+    }
+
+    /// Returns the URI.
+    #[must_use]
+    pub fn finish(self) -> String {
+        self.text
+    }
+}
+
+/// Returns `url` with `[redacted]` in place of a user and password, and whether there were any.
+///
+/// For options that hold a URL: whatever stands before the `@` may be a secret.
+#[must_use]
+pub fn without_user(url: &str) -> (String, bool) {
+    let start = url.find("//").map_or(0, |slashes| slashes + 2);
+    let (scheme, rest) = url.split_at_checked(start).unwrap_or(("", url));
+    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
+    match rest.get(..end).and_then(|authority| authority.rfind('@')) {
+        Some(at) => (format!("{scheme}[redacted]{}", rest.get(at..).unwrap_or_default()), true),
+        // A password may have any character, so a later @ is not trusted either.
+        None if rest.contains('@') => (format!("{scheme}[redacted]"), true),
+        None => (url.to_owned(), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const KNOWN: [&str; 5] = ["region", "regions", "token-file", "fips", "key-max-age"];
+
+    fn refusal(text: &str) -> String {
+        let read = |text| {
+            let uri = Uri::read(text, "test://", &KNOWN)?;
+            uri.text("region")?;
+            uri.flag("fips")?;
+            uri.duration("key-max-age")?;
+            uri.pairs("regions", '=')
+        };
+        read(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_error_names_the_part_and_shows_no_value() {
+        for (text, part) in [
+            ("", "does not begin with `test://`"),
+            ("other://hunter2", "does not begin with `test://`"),
+            ("test:/x", "does not begin with `test://`"),
+            ("test://a b", "white space"),
+            ("test://a\u{7f}", "control characters"),
+            ("test://a#hunter2", "fragment"),
+            ("test://a?regin=hunter2", "`regin` is unknown; did you mean `region`?"),
+            ("test://a?REGION=hunter2", "`REGION` is unknown; did you mean `region`?"),
+            ("test://a?key_max_age=hunter2", "did you mean `key-max-age`?"),
+            ("test://a?colour=hunter2", "`colour` is unknown; known are region, regions"),
+            ("test://a?token=hunter2", "`token` would put a secret into the URI; name a file with `token-file`"),
+            ("test://a?Password=hunter2", "`Password` is unknown, and a secret must not be"),
+            ("test://a?hvs.hunter2", "a parameter has no valid name"),
+            ("test://a?db02de05-fa39-4855-059b-hunter2=1", "a parameter has no valid name"),
+            ("test://a?", "a parameter has no valid name"),
+            ("test://a?region=x&", "a parameter has no valid name"),
+            ("test://a?region", "`region` has no value"),
+            ("test://a?region=hunter2&region=x", "`region` occurs twice"),
+            ("test://a?region=hunter2%2", "`region` has a % without two"),
+            ("test://a?region=%zz", "`region` has a % without two"),
+            ("test://a?region=%FF", "`region` is not UTF-8"),
+            ("test://a?fips=hunter2", "`fips` is neither true nor false"),
+            ("test://a?key-max-age=5", "`key-max-age` is not a duration"),
+            ("test://a?regions=hunter2", "`regions`: an item has no `=`"),
+        ] {
+            let error = refusal(text);
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("hunter2") && !error.contains("db02"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_user_and_a_password_in_a_url_are_redacted() {
+        for (url, shown) in [
+            ("https://vault.example:8200/x", None),
+            ("https://u:p@vault:1/x@y", Some("https://[redacted]@vault:1/x@y")),
+            ("https://u:p@q@vault", Some("https://[redacted]@vault")),
+            ("u:p@vault", Some("[redacted]@vault")),
+            ("https://u:p/w@vault", Some("https://[redacted]")),
+        ] {
+            let (text, redacted) = without_user(url);
+            assert_eq!((text.as_str(), redacted), (shown.unwrap_or(url), shown.is_some()));
+        }
+    }
+
+    #[test]
+    fn letters_that_differ_are_counted() {
+        for (one, other, letters) in [("", "", 0), ("a", "", 1), ("region", "regin", 1), ("abc", "cba", 2)] {
+            assert_eq!((distance(one, other), distance(other, one)), (letters, letters));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(
+            place in ".*",
+            text in ".*",
+            list in prop::collection::vec(".*", 1..4),
+            secs in any::<u64>(),
+            fips in any::<bool>(),
+        ) {
+            let mut writer = UriWriter::new("test://", &encode(&place));
+            writer.text("region", Some(&text));
+            writer.list("regions", list.iter().map(String::as_str));
+            writer.path("token-file", Some(Path::new(&text)));
+            writer.flag("fips", Some(fips));
+            writer.duration("key-max-age", Some(Duration::from_secs(secs)));
+            let written = writer.finish();
+            let uri = Uri::read(&written, "test://", &KNOWN).unwrap();
+            prop_assert_eq!(uri.decode("place", uri.place()).unwrap(), place);
+            prop_assert_eq!(uri.text("region").unwrap().unwrap(), text.clone());
+            prop_assert_eq!(uri.list("regions").unwrap(), list);
+            prop_assert_eq!(uri.path("token-file").unwrap().unwrap(), Path::new(&text));
+            prop_assert_eq!(uri.flag("fips").unwrap(), Some(fips));
+            prop_assert_eq!(uri.duration("key-max-age").unwrap(), Some(Duration::from_secs(secs)));
+        }
+
+        #[test]
+        fn pairs_are_read_back(pairs in prop::collection::vec((".*", ".*"), 0..4)) {
+            let mut writer = UriWriter::new("test://", "");
+            writer.pairs("regions", '/', pairs.iter().map(|(left, right)| (left.as_str(), right.as_str())));
+            let written = writer.finish();
+            prop_assert_eq!(Uri::read(&written, "test://", &KNOWN).unwrap().pairs("regions", '/').unwrap(), pairs);
+        }
+
+        #[test]
+        fn nothing_that_is_read_panics(text in "\\PC*|test:/{0,3}[a-z%0-9:@/?&=,#]{0,60}") {
+            if let Ok(uri) = Uri::read(&text, "test://", &KNOWN) {
+                let _ = (uri.text("region"), uri.list("regions"), uri.pairs("regions", '='), uri.flag("fips"));
+            }
+            let _ = without_user(&text);
+        }
+    }
+}
