@@ -154,7 +154,9 @@ impl ErrorKind {
             Self::Expired => ("handle expired", "get a new handle"),
             Self::OtherDek => ("handle is for another DEK", "get a handle for this message"),
             Self::ShutDown => ("envelope shut down", "build a new one"),
-            Self::Randomness => ("no randomness from the operating system", "nothing was encrypted: repair the system"),
+            Self::Randomness => {
+                ("the system's random number generator failed", "nothing was encrypted: repair the system")
+            }
             Self::Io => ("key file could not be used", "check its path, owner, mode and lock"),
         }
     }

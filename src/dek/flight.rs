@@ -187,7 +187,7 @@ impl<D: Leased> State<D> {
     }
 
     fn end(&mut self) -> Option<Work<D>> {
-        self.answer = Some(Err(Error::new(ErrorKind::Unavailable, "nobody waited for the answer").into()));
+        self.answer = Some(Err(Error::new(ErrorKind::Unavailable, "no caller waited for the response").into()));
         self.work.take()
     }
 }

@@ -1,4 +1,4 @@
-//! Puts an [`Envelope`] together.
+//! Builds and starts an [`Envelope`].
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -18,20 +18,21 @@ use crate::observe::{Event, Observer, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{Backend, Nonces, Suite};
 
-/// What the start of an envelope makes of a key service that cannot be reached.
+/// What the start of an envelope does about a key service that cannot be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum StartUp {
-    /// The start fails: a service that cannot open or seal anything is not let into a load balancer. The default.
+    /// The start fails, so that a service that cannot decrypt or encrypt does not enter a load
+    /// balancer. The default.
     #[default]
     RequireKeyServices,
-    /// The start succeeds, the observers are told, and each call asks again: for a service that does other work too, or that must come
-    /// up while a key service is down.
+    /// The start succeeds, observers are told, and each call asks again. For a service that does
+    /// other work too, or must come up while a key service is down.
     TolerateOutage,
 }
 
-/// How [`EnvelopeBuilder::start`] starts an envelope.
+/// Options of [`EnvelopeBuilder::start`].
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct StartOptions {
@@ -40,21 +41,23 @@ pub struct StartOptions {
 }
 
 impl StartOptions {
-    /// What to do when a key service cannot be reached. By default [`StartUp::RequireKeyServices`].
+    /// Sets what to do when a key service cannot be reached. By default
+    /// [`StartUp::RequireKeyServices`].
     pub fn start_up(mut self, start_up: StartUp) -> Self {
         self.start_up = start_up;
         self
     }
 
     /// Makes a DEK for writing for each of these contexts, so that the first request does not wait
-    /// for one. Adds to contexts that were given before.
+    /// for one. Adds to the contexts of earlier calls.
     pub fn warm_up<'c>(mut self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Self {
         self.warm_up.extend(contexts.into_iter().cloned());
         self
     }
 }
 
-/// Configures an [`Envelope`]. Only [`wrap_with`](Self::wrap_with) or [`unwrap_with`](Self::unwrap_with) is needed.
+/// Configures an [`Envelope`]. Only [`wrap_with`](Self::wrap_with) or
+/// [`unwrap_with`](Self::unwrap_with) is needed.
 #[derive(Default)]
 #[must_use = "nothing happens until `build`"]
 pub struct EnvelopeBuilder {
@@ -74,100 +77,108 @@ pub struct EnvelopeBuilder {
 }
 
 impl EnvelopeBuilder {
-    /// A KEK that wraps every new DEK, and unwraps. Call it several times for several KEKs: each can then open every
-    /// message alone, so **revoking one of them revokes nothing while another works**, and while one is down nothing new can be sealed.
-    /// The order is the order of preference for reading.
+    /// Adds a KEK that wraps every new DEK, and unwraps. Call it once for each KEK. Each of several
+    /// KEKs can decrypt every message alone, so **revoking one of them revokes nothing while
+    /// another works**. While one is down, no new DEK can be made. The order is the order of
+    /// preference for reading.
     pub fn wrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
         self.wrap_with.push(Arc::new(provider));
         self
     }
 
-    /// A KEK that only unwraps: an old one, or another service's. Asked after those of [`wrap_with`](Self::wrap_with).
+    /// Adds a KEK that only unwraps: an old one, or another service's. It is asked after those of
+    /// [`wrap_with`](Self::wrap_with).
     pub fn unwrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
         self.unwrap_with.push(Arc::new(provider));
         self
     }
 
-    /// Accepts a KEK whose wrapping is [unauthenticated](ContextBinding::Unauthenticated): anyone who has its public key can wrap a
-    /// DEK of their own and seal messages that this envelope opens, and nobody can be kept from writing by a key policy.
-    /// Such a provider is refused at build unless its id is named here.
+    /// Accepts a KEK whose wrapping is [unauthenticated](ContextBinding::Unauthenticated). Anyone
+    /// who has its public key can wrap a DEK of their own and make messages that this envelope
+    /// decrypts, and no key policy can prevent that. `build` refuses such a provider unless its id
+    /// is named here.
     pub fn allow_unauthenticated_wrapping(mut self, kek_id: KekId) -> Self {
         self.unauthenticated.push(kek_id);
         self
     }
 
-    /// The suite of new messages; those of every suite are opened. By default [`Suite::Aes256Gcm`].
+    /// Sets the suite of new messages. Messages of every suite are decrypted. By default
+    /// [`Suite::Aes256Gcm`].
     pub fn suite(mut self, suite: Suite) -> Self {
         self.suite = suite;
         self
     }
 
-    /// Whose cryptography runs. By default the fastest of this build.
+    /// Sets the implementation of the cryptography. By default the fastest of this build.
     pub fn backend(mut self, backend: Backend) -> Self {
         self.backend = backend;
         self
     }
 
-    /// Where nonces come from. By default [`Nonces::Thread`].
+    /// Sets where nonces come from. By default [`Nonces::Thread`].
     pub fn nonces(mut self, nonces: Nonces) -> Self {
         self.nonces = nonces;
         self
     }
 
-    /// Who makes DEKs. By default [`DekOrigin::Local`].
+    /// Sets where DEKs are made. By default [`DekOrigin::Local`].
     pub fn dek_origin(mut self, origin: DekOrigin) -> Self {
         self.dek_origin = origin;
         self
     }
 
-    /// How much and how long a DEK is used, and how many are kept.
+    /// Sets how much and for how long a DEK is used, and how many are cached.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// What waits, and where work goes on in the background: DEKs are renewed ahead of time, and requests that are on
-    /// their way when the last caller loses patience are finished. With the feature `tokio`, by default the tokio
-    /// runtime in which [`build`](Self::build) is called, if there is one; waiting then takes a thread of this library's,
-    /// so deadlines are kept when that runtime ends or nobody drives it. Without a runtime, the caller that finds a DEK
-    /// due renews it, and calls to key services have no timeout and no retry.
+    /// Sets the runtime, which provides timers and background tasks: it renews DEKs ahead of time,
+    /// and finishes requests in flight after the last caller left. With the feature `tokio`, the
+    /// default is the tokio runtime in which [`build`](Self::build) is called, if there is one.
+    /// Timers then run on a thread of this library, so deadlines hold when that runtime ends or
+    /// stalls. Without a runtime, the caller that finds a DEK due renews it, and calls to key
+    /// services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
         self.runtime = Some(Arc::new(runtime));
         self
     }
 
-    /// How key services are called: timeouts, retries, circuit breakers.
+    /// Sets how key services are called: timeouts, retries, circuit breakers.
     pub fn call_policy(mut self, policy: CallPolicy) -> Self {
         self.call_policy = policy;
         self
     }
 
-    /// How many calls are made, per second and in flight. By default a budget of its own; give several envelopes one to share it. Without a
-    /// runtime only the number in flight is limited, and giving a budget is refused.
+    /// Sets how many calls are made, per second and in flight. By default each envelope has its own
+    /// budget. Give one budget to several envelopes to share it. Without a runtime only the number
+    /// in flight is limited, and setting a budget is refused.
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
         self.call_budget = Some(budget);
         self
     }
 
-    /// Who gets every event of every DEK's life. Call it several times for several observers. By default nobody.
+    /// Adds an observer, which receives every event of every DEK's life. Call it once for each
+    /// observer. By default there is none.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.observers.push(Box::new(observer));
         self
     }
 
-    /// A clock that a test moves. Keys are still wiped by the process's wiping thread, which looks at it once a second.
+    /// Sets a clock that a test moves. The process's wiping thread reads it once a second.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.clock = Clock::Manual(clock);
         self
     }
 
-    /// Checks everything that can be checked without asking a key service.
+    /// Builds the envelope. Checks everything that can be checked without a call to a key service.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option: no provider at all, more than 16 for writing, two with one KEK id, a limit
-    /// or an option out of its range, two that contradict each other, or one that needs a runtime where there is none. Also within a
-    /// tokio runtime without timers, unless another [`runtime`](Self::runtime) is given.
+    /// [`ErrorKind::InvalidOption`], naming the option: no provider at all, more than 16 for
+    /// writing, two with one KEK id, a limit or an option out of range, two that contradict each
+    /// other, or one that needs a runtime when there is none. Also in a tokio runtime without
+    /// timers, unless another [`runtime`](Self::runtime) is set.
     pub fn build(self) -> Result<Envelope, Error> {
         let limits = self.limits.check(self.suite)?;
         if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
@@ -196,7 +207,7 @@ impl EnvelopeBuilder {
             None => ambient_runtime()?,
         };
         if self.call_budget.is_some() && runtime.is_none() {
-            return Err(invalid("call_budget: nothing can wait without a runtime".to_owned()));
+            return Err(invalid("call_budget needs a runtime".to_owned()));
         }
         let observers = Observers::new(self.observers);
         let terms = CallTerms {
@@ -219,12 +230,12 @@ impl EnvelopeBuilder {
         Ok(Envelope::new(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options)))
     }
 
-    /// Builds the envelope, asks every KEK whether it can be used now, and makes the DEKs that the
+    /// Builds the envelope, checks that every KEK can be used now, and makes the DEKs that the
     /// options name.
     ///
-    /// While a key service is *unavailable* or *throttled*, [`StartOptions::start_up`] decides. A key
-    /// service that denies, or that is not usable as configured, is always an error: that does not
-    /// pass by itself.
+    /// If a key service is *unavailable* or *throttled*, [`StartOptions::start_up`] decides. A key
+    /// service that denies access or cannot be used as configured is always an error, since that
+    /// does not pass by itself.
     ///
     /// ```
     /// # use waxseal::{EncryptionContext, Envelope, StartOptions, kek::local::LocalKek};
@@ -258,7 +269,7 @@ impl EnvelopeBuilder {
     }
 }
 
-/// The tokio runtime of the caller, if there is one.
+/// Returns the caller's tokio runtime, if there is one.
 #[cfg(feature = "tokio")]
 fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
     match crate::runtime::tokio::Tokio::current() {

@@ -1,11 +1,11 @@
-//! What a sealed value says of itself, to whoever has no key.
+//! Reads what a sealed value says about itself, without a key.
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
 use crate::format::{Header, KekId, Message, MessageKind, WrappedKeys};
 use crate::suite::{DekId, Suite};
 
-/// What [`inspect`] finds. **Nothing of it is authenticated**: it is what the bytes claim.
+/// The result of [`inspect`]. **Nothing in it is authenticated**: it is what the bytes claim.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -16,11 +16,11 @@ pub struct Inspection {
     pub suite: Suite,
     /// Message or stream.
     pub kind: MessageKind,
-    /// Which DEK sealed it.
+    /// The id of its DEK.
     pub dek_id: DekId,
-    /// The KEKs that wrapped the DEK; empty in compact form.
+    /// The KEKs that wrapped the DEK. Empty in compact form.
     pub keks: Vec<KekEntry>,
-    /// Bytes of the plaintext; `None` for a stream.
+    /// The length of the plaintext in bytes. `None` for a stream.
     pub plaintext_len: Option<usize>,
 }
 
@@ -31,17 +31,18 @@ pub struct Inspection {
 pub struct KekEntry {
     /// The KEK.
     pub kek_id: KekId,
-    /// Bytes of the wrapped DEK.
+    /// The length of the wrapped DEK in bytes.
     pub wrapped_len: usize,
     /// The provider's hint, such as which key material wrapped it.
     pub meta: Vec<u8>,
 }
 
-/// Looks at a sealed value: no keys, no calls.
+/// Inspects a sealed value. It needs no key and makes no call.
 ///
 /// # Errors
-/// The kinds that say that the bytes are not a sealed value of this format:
-/// [`NotSealed`](crate::ErrorKind::NotSealed), [`UnsupportedVersion`](crate::ErrorKind::UnsupportedVersion) and its siblings,
+/// The kinds for bytes that are not a sealed value of this format:
+/// [`NotSealed`](crate::ErrorKind::NotSealed),
+/// [`UnsupportedVersion`](crate::ErrorKind::UnsupportedVersion) and its siblings,
 /// [`Malformed`](crate::ErrorKind::Malformed).
 pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
     let header = Header::of(sealed)?;

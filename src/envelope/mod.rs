@@ -1,6 +1,6 @@
-//! What users touch: [`Envelope`], its handles, and what can be said of a sealed value without a key.
+//! The public interface: [`Envelope`], its handles, and what a sealed value tells without a key.
 //!
-//! It puts bytes (`format`) and keys (`dek`) together and knows neither an AEAD nor a key service by name.
+//! It combines bytes (`format`) and keys (`dek`). It names no AEAD and no key service.
 #![forbid(unsafe_code)]
 
 mod aad;
@@ -39,10 +39,10 @@ use crate::memory::wipe;
 use crate::suite::TAG_LEN;
 use opening::Opened;
 
-/// Seals and opens messages under DEKs that its KEKs wrap.
+/// Encrypts and decrypts messages under DEKs that its KEKs wrap.
 ///
-/// Build one per set of KEKs and share it: a clone is a pointer, and all clones share the DEKs. `async` calls suspend only
-/// where a key service has to be asked; while a DEK is at hand they complete at once.
+/// Build one per set of KEKs and share it. A clone is a pointer, and all clones share the DEKs.
+/// `async` calls suspend only to ask a key service. With a cached DEK they complete at once.
 ///
 /// ```
 /// use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -64,7 +64,7 @@ use opening::Opened;
 pub struct Envelope(Arc<OwnedSource>);
 
 impl Envelope {
-    /// Starts the configuration of one.
+    /// Returns a builder.
     pub fn builder() -> EnvelopeBuilder {
         EnvelopeBuilder::default()
     }
@@ -77,24 +77,27 @@ impl Envelope {
         &self.0
     }
 
-    /// Seals `plaintext`.
+    /// Encrypts `plaintext`.
     ///
-    /// `context` says what the DEK is for and goes to the key service; `aad` belongs to this one message, is authenticated with it and
-    /// goes nowhere. The same two are needed to open it. Many messages with one context and a different `aad` each share
-    /// one DEK, and so one call to the key service.
+    /// `context` says what the DEK is for and goes to the key service. `aad` belongs to this one
+    /// message, is authenticated with it and never leaves the process. Decryption needs the same
+    /// two. Many messages with one context, each with its own `aad`, share one DEK and so one call
+    /// to the key service.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge); those of the key service where a DEK has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge), and those of the key service if a DEK
+    /// has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
     pub async fn encrypt(&self, context: &EncryptionContext, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
         self.0.with_writing(context, plaintext.len(), |dek| sealing::seal(dek, Form::Embedded, aad, plaintext)).await
     }
 
-    /// Seals what is in `buffer`, which is then the message. The plaintext moves up by the length of the prefix; to avoid even that,
-    /// leave room for it and use [`Encryptor::encrypt_in_place`].
+    /// Encrypts the content of `buffer`, which is then the message. The plaintext moves up by the
+    /// length of the prefix. To avoid that, leave room for it and use
+    /// [`Encryptor::encrypt_in_place`].
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); the plaintext is then still in the buffer, and nowhere in its
-    /// spare capacity, unless the AEAD itself failed: then it is wiped.
+    /// As [`encrypt`](Self::encrypt). The plaintext is then still in the buffer and not in its
+    /// spare capacity. If the AEAD itself failed, the plaintext is wiped.
     pub async fn encrypt_in_place(
         &self,
         context: &EncryptionContext,
@@ -108,9 +111,9 @@ impl Envelope {
             buffer.copy_within(..len, prefix_len);
             let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
             if sealed.is_err() {
-                // Back to where it was: the DEK was taken away in between, and the next one may
-                // have a longer prefix. What is cut off would stay in the buffer's spare room,
-                // where nobody looks for it.
+                // Move it back: the DEK was taken away in between, and the next one may have a
+                // longer prefix. Wipe what is cut off, which would stay in the spare capacity
+                // unnoticed.
                 buffer.copy_within(prefix_len..prefix_len + len, 0);
                 wipe(buffer.get_mut(len..).unwrap_or_default());
                 buffer.truncate(len);
@@ -120,7 +123,8 @@ impl Envelope {
         self.0.with_writing(context, len, seal).await
     }
 
-    /// Seals `plaintext` in compact form: the wrapped keys are not in the message, which makes it a few hundred bytes shorter.
+    /// Encrypts `plaintext` in compact form. The message does not carry the wrapped keys, which
+    /// makes it a few hundred bytes shorter.
     ///
     /// # Errors
     /// As [`encrypt`](Self::encrypt).
@@ -134,13 +138,16 @@ impl Envelope {
         self.0.with_writing(context, plaintext.len(), seal).await
     }
 
-    /// Opens a message.
+    /// Decrypts a message.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if message, context and AAD do not belong together; [`ErrorKind::NotSealed`](crate::ErrorKind::NotSealed),
-    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) and the `Unsupported` kinds for bytes that are no message of this format;
-    /// [`ErrorKind::UnknownKek`](crate::ErrorKind::UnknownKek) if no provider holds a KEK of the message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact message
-    /// whose DEK is not at hand; those of the key service.
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if message, context and AAD do not match.
+    /// [`ErrorKind::NotSealed`](crate::ErrorKind::NotSealed),
+    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) and the `Unsupported` kinds for bytes
+    /// that are not a message of this format.
+    /// [`ErrorKind::UnknownKek`](crate::ErrorKind::UnknownKek) if no provider has a KEK of the
+    /// message. [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a
+    /// compact message without its wrapped keys. Those of the key service.
     pub async fn decrypt<'s>(
         &self,
         context: &EncryptionContext,
@@ -152,11 +159,11 @@ impl Envelope {
         self.0.with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
     }
 
-    /// Opens a message in `buffer` and returns the part of it that is now plaintext.
+    /// Decrypts a message in `buffer` and returns the part of it that is now plaintext.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt). When authentication fails, that part of the buffer is wiped; after any other error, an
-    /// unavailable key service among them, the buffer is as it was.
+    /// As [`decrypt`](Self::decrypt). If authentication fails, that part of the buffer is wiped.
+    /// After any other error, such as an unavailable key service, the buffer is unchanged.
     pub async fn decrypt_in_place<'b>(
         &self,
         context: &EncryptionContext,
@@ -169,7 +176,8 @@ impl Envelope {
         let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
             opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad.as_bytes(), payload, tag)).map(|_| ())
         };
-        // The wrapped keys stand in the buffer, so they are copied if the key service has to be asked.
+        // The wrapped keys are in the buffer, so they are copied if the key service has to be
+        // asked.
         let cached = ReadingRequest { context, id: &id, suite, wrapped_keys: None };
         if self.0.with_cached(cached, |dek| in_place(&mut *buffer, dek))?.is_none() {
             let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
@@ -179,8 +187,8 @@ impl Envelope {
         Ok(opened.payload_of(buffer))
     }
 
-    /// Opens a message whose DEK is at hand, without suspending. `None`: a key service would have to be asked, so use
-    /// [`decrypt`](Self::decrypt).
+    /// Decrypts a message whose DEK is cached, without suspending. Returns `None` if a key service
+    /// would have to be asked: then use [`decrypt`](Self::decrypt).
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt), but none of the key service.
@@ -195,19 +203,19 @@ impl Envelope {
         self.0.with_cached(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
     }
 
-    /// A lease on the DEK that seals for `context`.
+    /// Returns a lease on the DEK that encrypts for `context`.
     ///
     /// # Errors
-    /// Those of the key service, where a DEK has to be made.
+    /// Those of the key service if a DEK has to be made.
     pub async fn encryptor(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
         let (dek, stale) = self.0.get(WritingRequest { context }).await?;
         Ok(Encryptor::new(dek.into_dek(), stale, self.0.clone()))
     }
 
-    /// A lease on the DEK of `sealed`, for it and every other message of that DEK.
+    /// Returns a lease on the DEK of `sealed`, for it and every other message of that DEK.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt), but the payload is not looked at.
+    /// As [`decrypt`](Self::decrypt), but the payload is not checked.
     pub async fn decryptor<'s>(
         &self,
         context: &EncryptionContext,
@@ -219,49 +227,56 @@ impl Envelope {
         Ok(Decryptor::new(dek.into_dek(), stale, self.0.clone()))
     }
 
-    /// Takes a KEK out of use in this process, at once: every DEK that it vouches for is wiped, handles end, answers that
-    /// are on their way do not count, and nothing is wrapped or unwrapped by it until [`reinstate_kek`](Self::reinstate_kek). A DEK that
-    /// another KEK of the message unwraps goes on.
+    /// Stops using a KEK in this process, at once. Wipes every DEK obtained through it, ends their
+    /// handles, and discards responses still in flight. Nothing is wrapped or unwrapped by it until
+    /// [`reinstate_kek`](Self::reinstate_kek). A DEK that another KEK of the message unwraps can
+    /// still be used.
     pub fn revoke_kek(&self, kek_id: &KekId) {
         self.0.revoke_kek(kek_id);
     }
 
-    /// Takes back a [`revoke_kek`](Self::revoke_kek).
+    /// Reverts a [`revoke_kek`](Self::revoke_kek).
     pub fn reinstate_kek(&self, kek_id: &KekId) {
         self.0.reinstate_kek(kek_id);
     }
 
-    /// Wipes every DEK of a context, ends its handles, and lets no answer count that is on its way. The next call asks the key service.
+    /// Wipes every DEK of a context, ends its handles, and discards responses still in flight. The
+    /// next call asks the key service.
     pub fn evict_context(&self, context: &EncryptionContext) {
         self.0.evict_context(context);
     }
 
-    /// Wipes every DEK, ends every handle, and forgets what was denied.
+    /// Wipes every DEK, ends every handle, and forgets denials.
     pub fn evict_all(&self) {
         self.0.evict_all();
     }
 
-    /// Wipes every DEK, ends every handle and every call that is on its way, and refuses what comes after with
-    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). All clones are shut down. Without it, the same is done when the last clone and the last handle
-    /// are dropped, but for calls on their way, which end in their own time.
+    /// Wipes every DEK, ends every handle and every call in flight, and refuses later calls with
+    /// [`ErrorKind::ShutDown`](crate::ErrorKind::ShutDown). All clones are shut down. Without this
+    /// call the same happens when the last clone and the last handle are dropped, except that calls
+    /// in flight end in their own time.
     pub fn shut_down(&self) {
         self.0.shut_down();
     }
 
-    /// [`shut_down`](Self::shut_down), and waits while the providers give up what they hold at their key services, such as logins; each for
-    /// the time of one try at most. `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it is not done.
+    /// Shuts down as [`shut_down`](Self::shut_down) does, and waits until the providers have
+    /// released what they hold at their key services, such as logins. Each has the time of one try.
+    /// `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it does
+    /// not happen.
     pub async fn close(&self) {
         self.0.close().await;
     }
 
-    /// Makes a DEK for writing for each of these contexts, unless it is cached: so that the first request does not wait for one.
-    /// For reading, [`decryptor`](Self::decryptor) with any message of a DEK does the same.
+    /// Makes a DEK for writing for each of these contexts, unless one is cached, so that the first
+    /// request does not wait. For reading, [`decryptor`](Self::decryptor) with any message of a DEK
+    /// does the same.
     ///
-    /// As many are made at the same time as the call budget has calls in flight, and each has the
-    /// [`deadline`](crate::CallPolicy::deadline) for itself: the whole takes as long as it takes. It goes on past a failure.
+    /// As many are made at the same time as the call budget has calls in flight. Each has the full
+    /// [`deadline`](crate::CallPolicy::deadline), and the whole has none. It continues after a
+    /// failure.
     ///
     /// # Errors
-    /// The failure of the first context that has one, after all were tried.
+    /// The failure of the first context that failed, after all were tried.
     pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
         let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
         let (mut asked, at_once) = (FuturesUnordered::new(), self.0.keks().at_once());
@@ -282,7 +297,8 @@ impl Envelope {
         }
     }
 
-    /// Asks every KEK whether it could be used now, in order of preference, also those whose circuit breaker is open.
+    /// Checks whether every KEK can be used now, in order of preference, including those whose
+    /// circuit breaker is open.
     pub async fn health(&self) -> Vec<(KekId, Result<Health, Error>)> {
         let ask = async |kek: &Arc<GuardedKek>| {
             let health = match kek.health().await {
@@ -294,7 +310,8 @@ impl Envelope {
         join_all(self.0.keks().reading.iter().map(ask)).await
     }
 
-    /// How often DEKs were at hand, how many are, and what the calls to the KEKs came to.
+    /// Returns how often DEKs were cached, how many are cached now, and the number of calls to the
+    /// KEKs.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.0.statistics()
@@ -310,7 +327,7 @@ fn open(dek: &ReadingDek, aad: Aad<'_>, sealed: &[u8], message: &Message<'_>) ->
     opening::open(sealed, message, |payload| dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
 }
 
-/// Lengthens `buffer` without leaving its plaintext behind in a block that it outgrew.
+/// Extends `buffer` without leaving its plaintext behind in a block that it outgrew.
 fn grow(buffer: &mut Vec<u8>, len: usize) {
     if buffer.capacity() < len {
         let mut larger = Vec::with_capacity(len);

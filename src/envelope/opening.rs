@@ -1,4 +1,4 @@
-//! Opening messages: the handle, and how plaintext comes out of a message.
+//! Decryption: the handle, and how plaintext is taken from a message.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -13,17 +13,18 @@ use crate::format::Message;
 use crate::memory::wipe;
 use crate::suite::{DekId, Suite};
 
-/// A lease on the DEK of a message: opens every message of that DEK, for loops and blocking code.
+/// A lease on the DEK of a message. It decrypts every message of that DEK, for loops and blocking
+/// code.
 ///
-/// Opening with it is synchronous and asks nobody. After `max_age`, and when the DEK is denied, revoked or evicted, it returns
-/// [`ErrorKind::Expired`]; get another with
+/// Decrypting with it is synchronous and makes no call. After `max_age`, and when the DEK is
+/// denied, revoked or evicted, it returns [`ErrorKind::Expired`]. Get another with
 /// [`Envelope::decryptor`](crate::Envelope::decryptor).
 #[derive(Clone)]
 pub struct Decryptor {
     dek: Arc<ReadingDek>,
-    /// It was given out past `max_age`, during an outage.
+    /// It was issued past `max_age`, during an outage.
     stale: bool,
-    /// The DEKs end with the last envelope or handle.
+    /// Keeps the source alive: the DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
 }
 
@@ -32,29 +33,30 @@ impl Decryptor {
         Self { dek, stale, _source: source }
     }
 
-    /// The DEK's id.
+    /// Returns the DEK's id.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
         self.dek.lease.id
     }
 
-    /// The suite of the messages it opens.
+    /// Returns the suite of the messages that it decrypts.
     #[must_use]
     pub fn suite(&self) -> Suite {
         self.dek.lease.suite
     }
 
-    /// The context that the DEK is bound to.
+    /// Returns the context that the DEK is bound to.
     #[must_use]
     pub fn context(&self) -> &EncryptionContext {
         &self.dek.lease.context
     }
 
-    /// Opens one message.
+    /// Decrypts one message.
     ///
     /// # Errors
-    /// [`ErrorKind::OtherDek`] for a message of another DEK or suite, [`ErrorKind::Expired`] as above, [`ErrorKind::Invalid`]
-    /// if the message or its AAD is not right, and the kinds that say that the bytes are not a message.
+    /// [`ErrorKind::OtherDek`] for a message of another DEK or suite, [`ErrorKind::Expired`] as
+    /// above, [`ErrorKind::Invalid`] if the message or its AAD is wrong, and the kinds for bytes
+    /// that are not a message.
     pub fn decrypt<'s>(&self, aad: Aad<'_>, sealed: impl Into<Sealed<'s>>) -> Result<Plaintext, Error> {
         let sealed = sealed.into().as_bytes();
         let message = Message::parse(sealed)?;
@@ -62,9 +64,11 @@ impl Decryptor {
         open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
     }
 
-    /// Opens one message in the caller's buffer, without allocating, and returns the part that is now plaintext.
+    /// Decrypts one message in the caller's buffer, without allocating, and returns the part that
+    /// is now plaintext.
     ///
-    /// When authentication fails, that part of the buffer is wiped; after any other error the buffer is as it was.
+    /// If authentication fails, that part of the buffer is wiped. After any other error the buffer
+    /// is unchanged.
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt).
@@ -76,7 +80,7 @@ impl Decryptor {
         Ok(opened.payload_of(buffer))
     }
 
-    /// Whether it opens this message, and now.
+    /// Checks that it decrypts this message, and now.
     fn check(&self, message: &Message<'_>) -> Result<(), Error> {
         if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
@@ -110,7 +114,7 @@ pub(super) fn open(
     }
 }
 
-/// What is kept of a message while its buffer is borrowed for writing.
+/// What is kept of a message while its buffer is mutably borrowed.
 pub(super) struct Opened {
     nonce: [u8; 24],
     nonce_len: usize,

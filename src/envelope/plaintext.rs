@@ -1,4 +1,4 @@
-//! What an opened message gives.
+//! The plaintext of a decrypted message.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -6,9 +6,10 @@ use std::ops::Deref;
 
 use crate::memory::wipe;
 
-/// An opened payload: authenticated, readable as a slice, wiped on drop.
+/// A decrypted payload: authenticated, readable as a slice, wiped on drop.
 ///
-/// No Clone, no serde, and its Debug shows the length only. A copy that you make of its bytes is yours to wipe.
+/// No Clone, no serde, and its Debug shows the length only. A copy that you make of its bytes is
+/// yours to wipe.
 pub struct Plaintext(Vec<u8>);
 
 impl Plaintext {
@@ -16,7 +17,7 @@ impl Plaintext {
         Self(bytes)
     }
 
-    /// Hands the bytes over. Nothing wipes them from here on.
+    /// Returns the bytes. From now on nothing wipes them.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
         std::mem::take(&mut self.0)

@@ -1,5 +1,5 @@
-//! New wrapped keys for old messages: the payload is not touched, and no DEK comes into the process where the key service can
-//! do without.
+//! Makes new wrapped keys for old messages. The payload is not touched, and no DEK enters the
+//! process if the key service can rewrap.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -15,22 +15,24 @@ use crate::kek::rewrap::Check;
 use crate::suite::DekId;
 
 impl Envelope {
-    /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
-    /// its current version, and no other. Always `false` for a compact message: ask
-    /// [`wrapped_keys_need_rewrap`](Self::wrapped_keys_need_rewrap).
+    /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message. It
+    /// makes an entry for each writing KEK, by its current version, and no other. For a compact
+    /// message see [`wrapped_keys_need_rewrap`](Self::wrapped_keys_need_rewrap).
     ///
-    /// From the bytes alone, of which the metadata is not authenticated: **a hint**, to skip what
-    /// need not be done. Whoever can write messages can make it say `false`. Before an old version
-    /// of a KEK is destroyed, [`rewrap`](Self::rewrap) every message, whatever this says of it.
+    /// This is **a hint** from the bytes alone, whose metadata is not authenticated. Use it to skip
+    /// unnecessary work. Whoever can write messages can make it return `false`. Before you destroy
+    /// an old version of a KEK, [`rewrap`](Self::rewrap) every message, whatever this returns.
     ///
     /// # Errors
-    /// The kinds that say that the bytes are not a message.
+    /// The kinds for bytes that are not a message, and
+    /// [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact one
+    /// without its wrapped keys.
     pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
         let message = sealed.into().parse()?;
         Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(message.wrapped_keys)?))
     }
 
-    /// [`needs_rewrap`](Self::needs_rewrap) for wrapped keys that are kept apart.
+    /// As [`needs_rewrap`](Self::needs_rewrap), for wrapped keys that are kept apart.
     #[must_use]
     pub fn wrapped_keys_need_rewrap(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
@@ -40,31 +42,35 @@ impl Envelope {
             })
     }
 
-    /// The same message, wrapped by the current versions of the writing KEKs and by no other. Nonce, ciphertext and tag are copied
-    /// as they are.
+    /// Returns the same message, wrapped by the current versions of the writing KEKs and by no
+    /// other. Nonce, ciphertext and tag are copied unchanged.
     ///
-    /// No metadata is believed: an entry whose `wrapped` alone does not show that it is current is
-    /// wrapped anew, so that under AWS KMS every call costs one `ReEncrypt`.
-    /// [`needs_rewrap`](Self::needs_rewrap) tells which messages most likely need it.
+    /// Metadata is not trusted. An entry is wrapped again unless its `wrapped` bytes alone show
+    /// that it is current, so that under AWS KMS every call costs one `ReEncrypt`.
+    /// [`needs_rewrap`](Self::needs_rewrap) says which messages most likely need it.
     ///
-    /// Every entry of the result, kept or new, has been unwrapped and held against the DEK id before an old one is dropped,
-    /// so the caller needs the right to unwrap. [`rewrap_unverified`](Self::rewrap_unverified) does without.
+    /// Every entry of the result, kept or new, is unwrapped and checked against the DEK id before
+    /// an old one is dropped, so the caller needs permission to unwrap.
+    /// [`rewrap_unverified`](Self::rewrap_unverified) does not need it.
     ///
     /// # Errors
-    /// Those of the key service; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if an entry does not give the DEK in this context;
-    /// [`ErrorKind::UnsupportedKind`](crate::ErrorKind::UnsupportedKind) or others for bytes that are not a message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for
-    /// a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as good as before.
+    /// Those of the key service; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if an entry does
+    /// not give the DEK in this context;
+    /// [`ErrorKind::UnsupportedKind`](crate::ErrorKind::UnsupportedKind) or others for bytes that
+    /// are not a message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys)
+    /// for a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as
+    /// good as before.
     pub async fn rewrap(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
         self.rewrap_message(context, sealed, Check::UnwrapEach).await
     }
 
-    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. The key service is asked once for
-    /// each DEK, however many messages it has. Returns one result for each message, in order; a
+    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. The key service is asked once
+    /// for each DEK, however many messages it has. Returns one result for each message, in order; a
     /// message that fails does not keep the others from their results.
     ///
     /// Calls run side by side within the [`CallBudget`](crate::CallBudget), and each has the
-    /// [`deadline`](crate::CallPolicy::deadline) for itself. All results are kept in memory until the
-    /// last one is there, so give a large table in batches.
+    /// [`deadline`](crate::CallPolicy::deadline) for itself. All results are kept in memory until
+    /// the last one is there, so give a large table in batches.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -108,10 +114,11 @@ impl Envelope {
             .collect()
     }
 
-    /// As [`rewrap`](Self::rewrap), for a process that may not unwrap: what the key service returns is taken on trust, **and a wrong
-    /// answer makes the message unreadable for ever** once the old bytes are gone. Keep them until somebody has read the new ones.
+    /// As [`rewrap`](Self::rewrap), for a process that may not unwrap. It trusts what the key
+    /// service returns, **and a wrong response makes the message unreadable for ever** once the old
+    /// bytes are gone. Keep them until the new ones have been read.
     ///
-    /// A KEK that has no entry yet gets one only where some other entry can be unwrapped after all.
+    /// A KEK without an entry gets one only if some other entry can be unwrapped after all.
     ///
     /// # Errors
     /// As [`rewrap`](Self::rewrap).
@@ -119,7 +126,7 @@ impl Envelope {
         self.rewrap_message(context, sealed, Check::None).await
     }
 
-    /// [`rewrap`](Self::rewrap) for the wrapped keys of compact messages, of the DEK `dek_id`.
+    /// As [`rewrap`](Self::rewrap), for the wrapped keys of compact messages of the DEK `dek_id`.
     ///
     /// # Errors
     /// As [`rewrap`](Self::rewrap).

@@ -1,4 +1,4 @@
-//! Sealing messages: the handle, and how the bytes of a message come together.
+//! Encryption: the handle, and how the bytes of a message are put together.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -13,19 +13,21 @@ use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
 use crate::suite::{DekId, Suite, TAG_LEN};
 
-/// A lease on the DEK that seals for one encryption context: for loops, streams of records and blocking code.
+/// A lease on the DEK that encrypts for one encryption context, for loops, streams of records and
+/// blocking code.
 ///
-/// Sealing with it is synchronous and asks nobody. It ends with its DEK: after `max_age`, when the DEK is denied, revoked or evicted, and in
-/// the child of a fork, it returns [`ErrorKind::Expired`]; at a cap on messages or bytes, [`ErrorKind::Exhausted`]. Then get another with
-/// [`Envelope::encryptor`](crate::Envelope::encryptor).
+/// Encrypting with it is synchronous and makes no call. It ends with its DEK. After `max_age`, when
+/// the DEK is denied, revoked or evicted, and in the child of a fork it returns
+/// [`ErrorKind::Expired`]. At a cap on messages or bytes it returns [`ErrorKind::Exhausted`]. Then
+/// get another with [`Envelope::encryptor`](crate::Envelope::encryptor).
 ///
 /// A clone shares the caps.
 #[derive(Clone)]
 pub struct Encryptor {
     dek: Arc<WritingDek>,
-    /// It was given out past `max_age`, during an outage.
+    /// It was issued past `max_age`, during an outage.
     stale: bool,
-    /// The DEKs end with the last envelope or handle.
+    /// Keeps the source alive: the DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
 }
 
@@ -34,59 +36,62 @@ impl Encryptor {
         Self { dek, stale, _source: source }
     }
 
-    /// The same lease for messages in compact form: without their wrapped keys, which
-    /// [`wrapped_keys`](CompactEncryptor::wrapped_keys) gives once for all of them.
+    /// Returns the same lease for messages in compact form. They do not carry their wrapped keys,
+    /// which [`wrapped_keys`](CompactEncryptor::wrapped_keys) returns once for all of them.
     #[must_use]
     pub fn compact(self) -> CompactEncryptor {
         CompactEncryptor(self)
     }
 
-    /// The DEK's id, as it stands in each message.
+    /// Returns the DEK's id, which each message carries.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
         self.dek.lease.id
     }
 
-    /// The suite of each message.
+    /// Returns the suite of each message.
     #[must_use]
     pub fn suite(&self) -> Suite {
         self.dek.lease.suite
     }
 
-    /// The context that the DEK is bound to.
+    /// Returns the context that the DEK is bound to.
     #[must_use]
     pub fn context(&self) -> &EncryptionContext {
         &self.dek.lease.context
     }
 
-    /// The wrapped forms of the DEK.
+    /// Returns the wrapped forms of the DEK.
     #[must_use]
     pub fn wrapped_keys(&self) -> &WrappedKeys {
         &self.dek.wrapped_keys
     }
 
-    /// Bytes of a message in front of its ciphertext: header, nonce, wrapped keys.
+    /// Returns the length of what precedes the ciphertext in a message: header, nonce, wrapped
+    /// keys.
     #[must_use]
     pub fn prefix_len(&self) -> usize {
         self.dek.prefix(Form::Embedded).len()
     }
 
-    /// Bytes of a message behind its ciphertext.
+    /// Returns the length of what follows the ciphertext in a message.
     #[must_use]
     pub fn tag_len(&self) -> usize {
         TAG_LEN
     }
 
-    /// Seals one message.
+    /// Encrypts one message.
     ///
     /// # Errors
-    /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`], [`ErrorKind::Randomness`].
+    /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`],
+    /// [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
         seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.stale)?, Form::Embedded, aad, plaintext)
     }
 
-    /// Seals one message in the caller's buffer, without allocating: [`prefix_len`](Self::prefix_len) bytes of room, the
-    /// plaintext, and [`tag_len`](Self::tag_len) bytes of room. The buffer is then the message.
+    /// Encrypts one message in the caller's buffer, without allocating. The buffer has
+    /// [`prefix_len`](Self::prefix_len) bytes of room, the plaintext, and
+    /// [`tag_len`](Self::tag_len) bytes of room. Afterwards the buffer is the message.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -103,7 +108,8 @@ impl Encryptor {
     /// ```
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt), and [`ErrorKind::BufferSize`] for a buffer without that room; the plaintext is then still there.
+    /// As [`encrypt`](Self::encrypt), and [`ErrorKind::BufferSize`] for a buffer without that room.
+    /// The plaintext is then still there.
     pub fn encrypt_in_place(&self, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
         self.encrypt_form_in_place(Form::Embedded, aad, buffer)
     }
@@ -116,19 +122,19 @@ impl Encryptor {
 
 /// An [`Encryptor`] for messages in compact form.
 ///
-/// Store its [wrapped keys](Self::wrapped_keys), durably and under the [DEK id](Self::dek_id), before
-/// the first message.
+/// Store its [wrapped keys](Self::wrapped_keys), durably and under the [DEK id](Self::dek_id),
+/// before the first message.
 #[derive(Clone, Debug)]
 pub struct CompactEncryptor(Encryptor);
 
 impl CompactEncryptor {
-    /// The DEK's id, as it stands in each message.
+    /// Returns the DEK's id, which each message carries.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
         self.0.dek_id()
     }
 
-    /// The wrapped keys that open every message of this lease.
+    /// Returns the wrapped keys of every message of this lease.
     #[must_use]
     pub fn wrapped_keys(&self) -> &WrappedKeys {
         self.0.wrapped_keys()
@@ -155,8 +161,9 @@ impl CompactEncryptor {
         seal_compact(&Reservation::for_handle(dek, plaintext.len(), self.0.stale)?, aad, plaintext)
     }
 
-    /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt it,
-    /// use [`Sealed::compact`](crate::Sealed::compact) with the [wrapped keys](Self::wrapped_keys).
+    /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt
+    /// it, use [`Sealed::compact`](crate::Sealed::compact) with the
+    /// [wrapped keys](Self::wrapped_keys).
     ///
     /// # Errors
     /// As [`Encryptor::encrypt_in_place`].
@@ -176,10 +183,10 @@ impl fmt::Debug for Encryptor {
 
 #[cold]
 fn no_room() -> Error {
-    Error::new(ErrorKind::BufferSize, "no room for prefix and tag")
+    Error::new(ErrorKind::BufferSize, "the buffer has no room for prefix and tag")
 }
 
-/// A message in a buffer of its own: one allocation, one copy of the plaintext.
+/// Makes a message in a new buffer, with one allocation and one copy of the plaintext.
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     form: Form,
@@ -200,7 +207,7 @@ pub(super) fn seal<D: Deref<Target = WritingDek>>(
     }
 }
 
-/// A message in compact form, with its wrapped keys.
+/// Makes a message in compact form, with its wrapped keys.
 pub(super) fn seal_compact<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     aad: Aad<'_>,

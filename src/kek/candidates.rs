@@ -182,7 +182,6 @@ impl Candidates<'_> {
     ///   forged or damaged;
     /// - while its target is asked, or has not answered;
     /// - for an id that was denied.
-    ///
     fn is_worth_asking(&self, at: usize) -> bool {
         let Some(candidate) = self.0.get(at) else { return false };
         let mut asked = 0;

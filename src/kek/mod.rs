@@ -104,7 +104,8 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         context: &'a EncryptionContext,
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async move {
-            let dek = Dek::random().map_err(|error| KekError::unavailable("no randomness").with_source(error))?;
+            let dek = Dek::random()
+                .map_err(|error| KekError::unavailable("the random number generator failed").with_source(error))?;
             let wrapped = self.wrap(context, &dek).await?;
             Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped))
         })

@@ -363,5 +363,5 @@ fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
 
 /// Revocations came faster than responses.
 fn revoked_meanwhile() -> Error {
-    Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
+    Error::new(ErrorKind::Unavailable, "DEKs were revoked during the request")
 }

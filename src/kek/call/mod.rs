@@ -325,7 +325,7 @@ impl GuardedKek {
         let max_wait = left.map(|left| left.saturating_sub(needed));
         let hold = left.unwrap_or(Duration::MAX);
         let permit = budget.enter(bounds.lane, &self.terms.timer, max_wait, hold).await;
-        permit.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process used up")))
+        permit.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process is used up")))
     }
 
     async fn once<T, F>(
@@ -496,7 +496,7 @@ impl Drop for Underway<'_> {
             return;
         }
         if self.also.is_none() {
-            let error = KekError::unavailable(format!("no answer within {elapsed:?}, when nobody waited any more"));
+            let error = KekError::unavailable(format!("no answer within {elapsed:?}, and no caller waited any longer"));
             let learn =
                 |target: &Target| if is_silent { target.breaker.failed(&error) } else { target.breaker.late(&error) };
             let (change, target) = self.failed(learn);

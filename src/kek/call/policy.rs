@@ -148,7 +148,7 @@ impl CallPolicy {
             ("hedge_percentile", self.hedge_percentile.is_some_and(|percentile| percentile < 100)),
         ];
         match needs_timers.iter().find(|(_, set)| *set && !has_timers) {
-            Some((option, _)) => Err(invalid(format!("{option}: nothing can wait without a runtime"))),
+            Some((option, _)) => Err(invalid(format!("{option} needs a runtime"))),
             None => Ok(policy),
         }
     }

@@ -12,7 +12,7 @@
 //!   it.
 //! - Lines are served in order. Under overload, which is when callers give up or one has waited for
 //!   [`LONG_WAIT`], the newest is served first. The caller that has waited longest is the next to
-//!   give up, so serving in order would make calls for nobody.
+//!   give up, so calls in order would be wasted.
 //! - A turn is offered to the first in line. If the first does not take it within [`UNANSWERED`],
 //!   the callers ahead of the one that looks are passed over until they look again.
 #![forbid(unsafe_code)]

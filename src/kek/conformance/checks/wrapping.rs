@@ -53,7 +53,7 @@ pub(super) async fn names_few_targets_and_the_same_for_the_same_kek(subject: &dy
             }
         }
     }
-    ensure(names.len() <= MAX_TARGETS, format!("{} targets for ids that somebody made up", names.len()))
+    ensure(names.len() <= MAX_TARGETS, format!("{} targets for made-up ids", names.len()))
 }
 
 /// The most keys, Regions or stores that a provider may have behind it.
