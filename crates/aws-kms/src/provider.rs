@@ -36,6 +36,31 @@ const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 ///
 /// Its id is the key's ARN. It works on the tokio runtime in which it was built, whoever polls its futures, and on
 /// that of a later caller once the first one has ended.
+///
+/// # What KMS gets
+///
+/// The encryption context, pair by pair, with every call, so key policies and grants can demand it, and CloudTrail shows it **in the clear**.
+/// `Decrypt` and `ReEncrypt` always name the key: a ciphertext alone would have KMS use any key that the caller may use.
+///
+/// | of the provider | call |
+/// |---|---|
+/// | `wrap`: a DEK made here ([`DekOrigin::Local`](waxseal::DekOrigin), the default) | `Encrypt` |
+/// | `generate`: a DEK made by KMS ([`DekOrigin::KeyService`](waxseal::DekOrigin)) | `GenerateDataKey` |
+/// | `unwrap` | `Decrypt` |
+/// | `rewrap` | `ReEncrypt`; no DEK comes into the process |
+/// | `health`, [`AwsKmsKek::read_key`], and now and then with `wrap` | `DescribeKey`; `health` uses the key too, where [`HealthCheck`] says so |
+///
+/// # Which key material wrapped a DEK
+///
+/// KMS keeps the earlier material of a rotated key and goes on unwrapping with it. The metadata
+/// of a wrapped key holds the `KeyMaterialId` (32 bytes), so
+/// [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped.
+/// `GenerateDataKey` and `ReEncrypt` say which one they used; `Encrypt` does not, so there it is
+/// the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and
+/// is then rewrapped once for nothing, but never looks new while it is old. Without permission for
+/// `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and
+/// `rewrap` wraps them anew. `Decrypt` says which material it used, so an entry that this process
+/// unwrapped is settled by that.
 #[derive(Clone)]
 pub struct AwsKmsKek(pub(crate) Arc<Inner>);
 

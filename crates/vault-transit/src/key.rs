@@ -11,7 +11,8 @@ use crate::provider::Inner;
 use crate::transport::SMALL;
 use waxseal::kek::KekErrorClass;
 
-/// How the encryption context binds under a key that is not derived. See the [module's table](self).
+/// How the encryption context binds under a key that is not derived. See the table at
+/// [`VaultTransitKek`](crate::VaultTransitKek).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]

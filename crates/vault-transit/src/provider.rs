@@ -30,6 +30,16 @@ use waxseal::{Dek, KekId, WrappedDek};
 /// stand in every sealed message, tell them apart. A namespace is not part of the id: give the same key in two namespaces two cluster names.
 ///
 /// A wrapped DEK is Transit's own text, `vault:vN:…`, so other tools can read it too.
+///
+/// # How the encryption context binds
+///
+/// | key | what Vault gets | Vault enforces the context | rewrap and datakey on the server |
+/// |---|---|---|---|
+/// | derived (recommended) | the context's canonical bytes as `context` | yes | yes |
+/// | not derived, [`ContextBinding::AssociatedData`] | the same as `associated_data` | yes | no: Transit cannot rewrap such ciphertexts, so this process unwraps and wraps |
+/// | not derived, [`ContextBinding::Unbound`] | nothing | no; the DEK id still commits to it, so a wrong context is found here, after Vault released the DEK | yes |
+///
+/// Which of the first and the others applies is read from the key itself: Transit ignores a `context` under a key that is not derived.
 #[derive(Clone)]
 pub struct VaultTransitKek(pub(crate) Arc<Inner>);
 
