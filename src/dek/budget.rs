@@ -1,4 +1,4 @@
-//! How often a DEK may still be used, counted before it is.
+//! Counts how often a DEK may still be used, before each use.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, ErrorKind};
@@ -6,8 +6,8 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::shards::{shard, shards};
 use crate::sync::{Mutex, PoisonError};
 
-/// Messages and bytes, handed out to groups of threads in small portions, so that two threads do not fight over one counter. Never
-/// more than the limits in all.
+/// Messages and bytes, handed out to groups of threads in small portions, so that threads do not
+/// contend for one counter. Never hands out more than the limits in all.
 pub(super) struct Budget {
     /// What no group has been given yet.
     rest: Mutex<Rest>,
@@ -15,7 +15,7 @@ pub(super) struct Budget {
     portion: Rest,
     /// When this little is left, the next DEK is made ahead of time.
     low: Rest,
-    /// A message was refused: the next DEK's turn has come.
+    /// A message was refused. The next DEK is needed.
     used_up: AtomicBool,
 }
 
@@ -76,7 +76,8 @@ impl Budget {
     /// Once per portion.
     #[cold]
     fn reserve_with_new_portion(&self, mine: &Portion, len: u64) -> Result<(), Error> {
-        // Under the lock nothing is on its way from one counter to another, so "not enough" means not enough in all.
+        // Under the lock nothing is on its way from one counter to another, so "not enough" means
+        // not enough in all.
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         if rest.messages == 0 || rest.bytes < len {
             for other in &self.groups {
@@ -99,8 +100,7 @@ impl Budget {
         Ok(())
     }
 
-    /// Takes back a reservation of one message without bytes. Whoever was refused meanwhile was
-    /// refused for nothing.
+    /// Returns a reservation of one message without bytes.
     pub(super) fn give_back(&self) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         rest.messages = rest.messages.saturating_add(1);
@@ -112,7 +112,8 @@ impl Budget {
         self.used_up.load(Ordering::Relaxed)
     }
 
-    /// Whether the next DEK should be made. Looks at what no group has yet, and does not wait for it.
+    /// Whether the next DEK should be made. Looks at what no group has yet, and does not wait for
+    /// it.
     pub(super) fn is_low(&self) -> bool {
         match self.rest.try_lock() {
             Ok(rest) => rest.messages <= self.low.messages || rest.bytes <= self.low.bytes,

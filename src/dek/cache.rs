@@ -1,4 +1,5 @@
-//! The DEKs at hand: bounded in number by quick_cache, in time by their leases, and looked up without touching what another thread writes.
+//! The cached DEKs. quick_cache bounds their number and their leases bound their time. A look-up
+//! reads nothing that another thread writes.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -31,21 +32,21 @@ use crate::sync::thread::LocalKey;
 use crate::sync::wakers::Latch;
 use crate::sync::{Arc, process_static, thread_local};
 
-/// What one process has at hand for one source. The child of a fork gets another.
+/// The cached DEKs of one source in one process. The child of a fork gets a cache of its own.
 pub(crate) struct DekCache {
-    /// In whose name threads remember its DEKs.
+    /// The owner under which threads remember its DEKs.
     owner: MemoOwner,
-    /// By the digest of the context.
+    /// Indexed by the digest of the context.
     writing: Bounded<[u8; 32], Arc<WritingDek>>,
-    /// One entry per suite: a message that names another suite has another key.
+    /// Indexed by DEK id and suite: a message of another suite has another key.
     reading: Bounded<(DekId, Suite), Arc<ReadingDek>>,
-    /// Exact questions that were denied or found invalid, and until when they are not asked again.
+    /// Requests that were denied or found invalid, and until when they are refused without a call.
     refused: Bounded<RequestKey, (Moment, Error)>,
     registry: Arc<Registry>,
     pub(super) flights: Flights,
-    /// What an operator revoked or cleared: the answer to a question asked before does not count after.
+    /// What an operator revoked or evicted. A response to an earlier request is discarded.
     pub(super) revocations: Revocations,
-    /// Set when the source is shut down: calls that are on their way end.
+    /// Set at shut-down. It ends calls that are in flight.
     closed: Latch,
     denial_ttl: Duration,
     clock: Clock,
@@ -76,21 +77,21 @@ impl DekCache {
         self.owner.generation == fork::generation()
     }
 
-    /// For the next look-ups of this thread.
+    /// Remembers the DEK for the next look-ups of this thread.
     pub(super) fn remember_reading(&self, dek: &Arc<ReadingDek>) {
         remember(&READING, self.owner, dek.lease.id.as_bytes(), dek);
     }
 
-    /// For the next look-ups of this thread.
+    /// Remembers the DEK for the next look-ups of this thread.
     pub(super) fn remember_writing(&self, dek: &Arc<WritingDek>) {
         remember(&WRITING, self.owner, dek.lease.context.digest(), dek);
     }
 
-    /// The DEK for reading, of whatever age.
+    /// Returns the DEK for reading, whatever its age.
     ///
     /// # Errors
-    /// The id commits to another context than the caller's, so no key service has to be asked. Nothing else would notice a
-    /// wrong tenant as early.
+    /// The id commits to another context than the caller's, so no key service is asked. This is the
+    /// earliest check that notices a wrong tenant.
     pub(super) fn reading(
         &self,
         context: &EncryptionContext,
@@ -109,19 +110,19 @@ impl DekCache {
         Ok(Some(dek).filter(|dek| !dek.is_used_up()))
     }
 
-    /// The DEK for writing, of whatever age.
+    /// Returns the DEK for writing, whatever its age.
     pub(super) fn writing(&self, context: &EncryptionContext) -> Option<Arc<WritingDek>> {
         let dek = self.writing.get(context.digest())?;
         let usable = dek.lease.context == *context && dek.is_of_this_process() && !dek.is_used_up();
         usable.then_some(dek)
     }
 
-    /// From here on the DEK is wiped on time, and an operator's hand reaches it.
+    /// From now on the DEK is wiped on time and can be revoked.
     pub(super) fn look_after<D: Leased + 'static>(&self, dek: &Arc<D>) {
         look_after(&self.registry, dek);
     }
 
-    /// One that is looked after.
+    /// Caches a DEK that is looked after.
     pub(super) fn put_writing(&self, dek: &Arc<WritingDek>) {
         if dek.lease.is_late() {
             return;
@@ -131,7 +132,7 @@ impl DekCache {
         evicted.0.retain(|old| old.lease.context != dek.lease.context || Arc::ptr_eq(old, dek));
     }
 
-    /// One that is looked after.
+    /// Caches a DEK that is looked after.
     pub(super) fn put_reading(&self, dek: &Arc<ReadingDek>) {
         if dek.lease.is_late() {
             return;
@@ -142,7 +143,7 @@ impl DekCache {
         evicted.0.retain(|old| !of_this_dek(old) || Arc::ptr_eq(old, dek));
     }
 
-    /// What the key service said no to, exactly this question, while it is remembered.
+    /// Returns the refusal of this exact request while it is remembered.
     pub(super) fn refusal(&self, request_key: &RequestKey) -> Option<Error> {
         let (until, error) = self.refused.get(request_key)?;
         if self.clock.now().is_past(until) {
@@ -159,7 +160,8 @@ impl DekCache {
         }
     }
 
-    /// A KEK failed at one wrapped key of a DEK; what becomes of the others is not known yet.
+    /// Records that a KEK failed at one wrapped key of a DEK. The outcome of the others is not
+    /// known yet.
     pub(super) fn record_failure(
         &self,
         context: &EncryptionContext,
@@ -175,7 +177,8 @@ impl DekCache {
         }
     }
 
-    /// The DEKs for reading of this id and context. A denial in another context, which anybody can ask for, concerns none of them.
+    /// Returns the DEKs for reading of this id and context. Anyone can cause a denial in another
+    /// context, so that affects none of them.
     fn reading_of(&self, context: &EncryptionContext, id: &DekId) -> Vec<Arc<dyn Leased>> {
         let mut deks = self.registry.of_dek(id);
         deks.retain(|dek| dek.is_for_reading() && dek.lease().context == *context);
@@ -197,7 +200,8 @@ impl DekCache {
         end_all(&deks);
     }
 
-    /// For an operator's hand, as the two below: ends DEKs, waits until their keys are gone, and lets no answer count that is on its way.
+    /// Revokes a KEK. As in the two methods below, the DEKs end, the call waits until their keys
+    /// are gone, and responses in flight are discarded.
     pub(super) fn revoke_kek(&self, kek_id: &KekId) {
         self.revocations.of_kek(kek_id);
         let mut deks = self.registry.all();
@@ -225,7 +229,7 @@ impl DekCache {
         self.closed.set();
     }
 
-    /// The answer, or an error as soon as the source is shut down.
+    /// Returns the response, or an error as soon as the source is shut down.
     pub(super) async fn unless_closed<T, E: From<Error>>(
         &self,
         answer: impl Future<Output = Result<T, E>>,
@@ -240,7 +244,7 @@ impl DekCache {
         self.refused.clear();
     }
 
-    /// How many DEKs there are, for reading and for writing.
+    /// Returns the number of DEKs, for reading and for writing.
     pub(super) fn counts(&self) -> (usize, usize) {
         let now = self.clock.now();
         let alive = |lease: &Lease| lease.age(now) != Age::Ended;
@@ -248,7 +252,8 @@ impl DekCache {
         (reading, self.writing.iter().filter(|(_, dek)| alive(&dek.lease)).count())
     }
 
-    /// In the child of a fork, where other threads' locks may be held for ever: ends what it can of the parent's DEKs.
+    /// Ends as many of the parent's DEKs as it can, in the child of a fork. Threads of the parent
+    /// may hold locks for ever.
     pub(super) fn abandon(&self) {
         forget(&READING, |dek| dek.lease.end());
         forget(&WRITING, |dek| dek.lease.end());
@@ -264,7 +269,7 @@ impl Drop for DekCache {
     }
 }
 
-/// The same in every run, since the order in which a cache drops its DEKs is seen by a schedule.
+/// The same in every run: the order in which the cache evicts shows in a schedule.
 #[cfg(all(test, shuttle))]
 type Hashing = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
@@ -272,7 +277,7 @@ type Bounded<K, V> = Cache<K, V, UnitWeighter, Hashing, EndEvicted>;
 
 fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bounded<K, V> {
     let capacity = usize::try_from(max_entries).unwrap_or(usize::MAX);
-    // A shard has its part of the capacity, so few entries want few shards.
+    // Each shard has its part of the capacity, so few entries need few shards.
     let options = OptionsBuilder::new()
         .shards(shards().min(capacity / 64).max(1))
         .estimated_items_capacity(capacity.min(64))
@@ -280,16 +285,17 @@ fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bou
         .build();
     match options {
         Ok(options) => Cache::with_options(options, UnitWeighter, Hashing::default(), EndEvicted),
-        // Nothing that the options need is left out.
+        // No required option is missing.
         Err(_) => Cache::with(capacity.min(64), max_entries, UnitWeighter, Hashing::default(), EndEvicted),
     }
 }
 
-/// Ends what had to make room, handles included. What is replaced by a newer one is taken out before, and lives on for those who have it.
+/// Ends evicted DEKs and their handles. A DEK that a newer one replaces is taken out before, and
+/// lives on for those who have it.
 #[derive(Clone)]
 struct EndEvicted;
 
-/// Collects what was evicted while the cache's lock was held, and ends it when the lock is free again.
+/// Collects what was evicted under the cache's lock, and ends it when the lock is released.
 struct EvictedNow<V: Evicted>(Vec<V>);
 
 impl<V: Evicted> Default for EvictedNow<V> {
@@ -314,7 +320,7 @@ impl<D: Leased> Evicted for Arc<D> {
         if let Some(observers) = observers.upgrade() {
             observers.emit(&Event::Evicted { dek_id: id, context });
         }
-        // Whoever waited for this very DEK may still use it once.
+        // Callers that waited for this DEK may still use it once.
         if self.lease().evict() {
             end_all(std::slice::from_ref(self));
         }
@@ -333,11 +339,12 @@ impl<K, V: Evicted> Lifecycle<K, V> for EndEvicted {
     }
 }
 
-/// How many look-ups a thread answers itself for each one that the cache sees, which has to know what is in use.
+/// How many look-ups a thread answers from its memo for each one that reaches the cache, which has
+/// to know what is in use.
 const HITS_PER_LOOKUP: u8 = 64;
 const MEMO_LEN: usize = 8;
 
-/// Tells the sources of a process apart in the memos of its threads.
+/// Distinguishes the sources of a process in the memos of its threads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct SourceNumber(u64);
 
@@ -350,8 +357,8 @@ impl SourceNumber {
     }
 }
 
-/// Whose DEKs a thread remembers: those of one source, in one process. A memo answers by it without a look at the shared cache, and
-/// in a forked child it does not answer with the parent's DEKs.
+/// The owner of remembered DEKs: one source in one process. A memo needs no look at the shared
+/// cache, and does not answer with the parent's DEKs in a forked child.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoOwner {
     source: SourceNumber,
@@ -359,12 +366,13 @@ pub(crate) struct MemoOwner {
 }
 
 impl MemoOwner {
-    /// The source, in the process that asks.
+    /// The source, in the current process.
     pub(super) fn now(source: SourceNumber) -> Self {
         Self { source, generation: fork::generation() }
     }
 
-    /// Uses the DEK for reading that this thread used last, if it `serves`, which is asked last.
+    /// Uses the DEK for reading that this thread used last, if it matches and `serves`. `serves` is
+    /// checked last.
     pub(super) fn with_reading<R>(
         self,
         context: &EncryptionContext,
@@ -383,7 +391,8 @@ impl MemoOwner {
         with_remembered(&READING, self, id.as_bytes(), serves, work)
     }
 
-    /// Uses the DEK for writing that this thread used last, if it `serves`, which is asked last.
+    /// Uses the DEK for writing that this thread used last, if it matches and `serves`. `serves` is
+    /// checked last.
     pub(super) fn with_writing<R>(
         self,
         context: &EncryptionContext,
@@ -397,7 +406,8 @@ impl MemoOwner {
     }
 }
 
-/// What a thread used last. The keys can be destroyed under it at any time: that a DEK is remembered prolongs nothing.
+/// The DEKs that a thread used last. Their keys can be destroyed at any time: a remembered DEK
+/// lives no longer.
 struct Memo<D>([Option<Remembered<D>>; MEMO_LEN]);
 
 struct Remembered<D> {
@@ -424,9 +434,9 @@ fn with_remembered<D: Leased, R>(
     serves: impl FnOnce(&D) -> bool,
     work: impl FnOnce(&Arc<D>) -> R,
 ) -> Option<R> {
-    // A thread that is ending has no memo any more; then the cache answers.
+    // A thread that is ending has no memo, so the cache answers.
     memo.try_with(|memo| {
-        // Busy if the caller's own code runs within `work`, which it does not; then the cache answers.
+        // The memo is busy if `work` calls back into it, which it does not. Then the cache answers.
         let mut memo = memo.try_borrow_mut().ok()?;
         let remembered = memo.slot(key)?.as_mut()?;
         if remembered.owner != owner || remembered.hits == HITS_PER_LOOKUP || !serves(&remembered.dek) {
@@ -440,7 +450,7 @@ fn with_remembered<D: Leased, R>(
 }
 
 fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, owner: MemoOwner, key: &[u8; 32], dek: &Arc<D>) {
-    // What it replaces is dropped when nothing is borrowed any more.
+    // The replaced entry is dropped after the borrow ends.
     let replaced = memo.try_with(|memo| {
         let mut memo = memo.try_borrow_mut().ok()?;
         memo.slot(key)?.replace(Remembered { owner, hits: 0, dek: dek.clone() })
@@ -448,7 +458,7 @@ fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, owner: MemoOw
     drop(replaced);
 }
 
-/// Ends what this thread remembers, and forgets it.
+/// Ends and forgets what this thread remembers.
 fn forget<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, end: impl Fn(&D) -> bool) {
     let forgotten = memo.try_with(|memo| {
         let mut memo = memo.try_borrow_mut().ok()?;

@@ -1,4 +1,4 @@
-//! One call for many callers: whoever asks the same question while it is being asked shares the answer.
+//! One call for many callers: those that make the same request at the same time share the response.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -22,22 +22,23 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::wakers::Wakers;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// What a question gives, to everybody who asked it.
+/// The outcome of a request, for all callers that made it.
 pub(crate) type Answer<D> = Result<Arc<Pinned<D>>, Failure>;
 type Work<D> = BoxFuture<'static, Answer<D>>;
 
-/// A call that has been on its way for longer is not joined: whoever asks now asks anew, and does not wait for an
-/// answer that a key service which hung will never give. So a service that is back is noticed within a second.
+/// A call that has been in flight for longer is not joined. A later caller starts a new one, so it
+/// does not wait for a service that hung, and a service that recovers is noticed within a second.
 const JOINED_WITHIN: Duration = Duration::from_millis(750);
-/// How often calls that ended, or that nobody drives, are looked for.
+/// How often calls that ended, or that no task polls, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 
-/// The questions that are being asked.
+/// The requests in flight.
 ///
-/// Every caller who waits for a call can drive it, so none depends on another one's runtime, patience or being polled.
-/// Where the envelope has a runtime, a task there drives it too. It finishes the request that is on its way when
-/// the last caller leaves, so that a key service slower than every caller's patience still gets its answer through.
-/// Without that task, and while no request is on its way, the last caller who leaves cancels the call.
+/// Every waiting caller can poll the call, so none depends on another caller's runtime, timeout or
+/// executor. Where the envelope has a runtime, a task there polls it too. That task finishes the
+/// request in flight after the last caller left, so that a key service slower than every caller's
+/// timeout still gets its response through. Without that task, and between two requests, the call
+/// is cancelled when the last caller leaves.
 pub(super) struct Flights {
     reading: InFlight<ReadingDek>,
     writing: InFlight<WritingDek>,
@@ -71,12 +72,13 @@ struct Asked<D: Leased + 'static> {
     sweep_at: Option<Moment>,
 }
 
-/// The calls for one question.
+/// The calls for one request.
 struct Flight<D: Leased + 'static> {
     began: Moment,
     newest: Weak<Call<D>>,
-    /// One that was on its way for too long to be joined, and may still bring an answer. At most this one and the
-    /// newest go on without callers, so a service that hangs is not asked again and again in the background.
+    /// A call that is too old to be joined and may still bring a response. Only this one and the
+    /// newest continue without callers, so a service that hangs is not asked again and again in the
+    /// background.
     oldest: Weak<Call<D>>,
 }
 
@@ -86,11 +88,12 @@ impl<D: Leased> Default for InFlight<D> {
     }
 }
 
-/// What must be dropped outside the lock: a call's work, and a DEK in its answer, may tell observers of their end.
+/// What must be dropped outside the lock: a call's work, and a DEK in its response, may report to
+/// observers.
 type Leftovers<D> = Vec<(Arc<Call<D>>, Option<Work<D>>)>;
 
 impl<D: Leased> InFlight<D> {
-    /// The call that is under way, or a new one. A call that has its answer is not joined any more.
+    /// Joins the call in flight or starts a new one. A call that has its response is not joined.
     fn join(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> Arc<Call<D>>) -> Waiter<D> {
         let mut leftovers = Leftovers::new();
         let waiter = {
@@ -129,7 +132,8 @@ impl<D: Leased> Flight<D> {
 }
 
 impl<D: Leased> Asked<D> {
-    /// Now and then, so that the map does not grow with what ended, nor the budget shrink by what nobody drives.
+    /// Removes calls that ended now and then, so that the map does not grow, and ends calls that no
+    /// task polls, so that they do not hold the budget.
     fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<D>) {
         let many = self.flights.len() >= 64 && self.flights.len().is_power_of_two();
         if !many && self.sweep_at.is_some_and(|at| !now.is_past(at)) {
@@ -155,24 +159,25 @@ struct Call<D: Leased + 'static> {
 }
 
 struct State<D: Leased + 'static> {
-    /// Taken out by whoever polls it, so that no lock is held meanwhile.
+    /// Taken out while it is polled, so that no lock is held meanwhile.
     work: Option<Work<D>>,
-    /// There when the call is over. An error if it was cancelled, which nobody waits for.
+    /// Present when the call is over. It is an error if the call was cancelled, which no caller
+    /// sees.
     answer: Option<Answer<D>>,
     callers: usize,
-    /// Until the first poll that leaves the call unanswered, which starts the task there.
+    /// Present until the first poll without a response, which starts the task there.
     runtime: Option<Arc<dyn Runtime>>,
-    /// That task is there and has been polled: a runtime that nobody drives cannot be relied on.
+    /// The task exists and has been polled. A runtime that does not run cannot be relied on.
     task_drives: bool,
-    /// Others took its place, so it ends with its callers.
+    /// It was replaced, so it ends with its callers.
     ends_with_callers: bool,
-    /// It had been woken, and nobody had polled it, when it was looked at.
+    /// At the last sweep it had been woken and not polled.
     neglected: bool,
 }
 
 impl<D: Leased> State<D> {
-    /// Ends it if it is of no use. What is left of it is to be discarded outside the lock. While it is being polled
-    /// that is for whoever polls it to decide.
+    /// Ends it if it is no longer needed. The caller discards what is returned outside the lock.
+    /// While the work is being polled, the poller decides.
     fn end_unless_wanted(&mut self, wire: &RequestCounter) -> Option<Work<D>> {
         let goes_on = self.task_drives && !self.ends_with_callers && wire.is_busy();
         if self.work.is_none() || self.callers > 0 || goes_on {
@@ -209,7 +214,7 @@ impl<D: Leased> Call<D> {
         self.lock().answer.is_none()
     }
 
-    /// One more caller, if it is under way.
+    /// Adds a caller if the call is in flight.
     fn join(self: &Arc<Self>) -> Option<Waiter<D>> {
         let mut state = self.lock();
         if state.answer.is_some() {
@@ -226,7 +231,8 @@ impl<D: Leased> Call<D> {
         state.end_unless_wanted(&self.wire)
     }
 
-    /// Ends a call without callers whose task does not poll it though it was woken: its runtime is not driven any more.
+    /// Ends a call without callers whose task does not poll it although it was woken: its runtime
+    /// has stopped.
     fn end_if_undriven(&self) -> Option<Work<D>> {
         let mut state = self.lock();
         if state.work.is_none() || state.callers > 0 || !self.waker.is_woken() {
@@ -238,17 +244,17 @@ impl<D: Leased> Call<D> {
         state.end()
     }
 
-    /// Drops what is left of a call that ended, and lets its task know.
+    /// Drops what is left of a call that ended, and wakes its task.
     fn discard(&self, work: Option<Work<D>>) {
         if work.is_some() {
-            // A provider whose future panics when it is dropped harms nobody.
+            // A provider whose future panics on drop affects no caller.
             let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
             self.waker.wakers.wake_all();
         }
     }
 
-    /// Polls the work, unless somebody else does, or nothing has happened since it was polled last. A waiter that the bell did not
-    /// wake has reasons of its own to look.
+    /// Polls the work, unless another caller does, or nothing has happened since the last poll. A
+    /// waiter that was not woken by the call polls anyway, since it has reasons of its own.
     fn drive(&self, role: Role, was_woken: bool) -> Poll<Answer<D>> {
         let mut work = {
             let mut state = self.lock();
@@ -256,7 +262,7 @@ impl<D: Leased> Call<D> {
             if let Some(answer) = &state.answer {
                 return Poll::Ready(answer.clone());
             }
-            // Whoever polls it now looks at the bell afterwards, and wakes the others if it rang.
+            // The poller checks the flag afterwards, and wakes the others if it was set.
             let Some(work) = state.work.take_if(|_| self.waker.is_woken() || !was_woken) else { return Poll::Pending };
             self.waker.woken.store(false, Ordering::SeqCst);
             state.neglected = false;
@@ -267,7 +273,7 @@ impl<D: Leased> Call<D> {
         let polled = catch_unwind(AssertUnwindSafe(&mut poll)).unwrap_or_else(|_| Poll::Ready(Err(panicked())));
         match polled {
             Poll::Ready(answer) => {
-                // Before the answer is there, so that nothing of the call outlives what its callers do next.
+                // Before the response is published, so that nothing of the call outlives it.
                 let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
                 self.lock().answer = Some(answer.clone());
                 self.waker.wakers.wake_all();
@@ -288,14 +294,14 @@ impl<D: Leased> Call<D> {
         }
     }
 
-    /// Starts the task that drives it as well, once.
+    /// Starts the task that polls it as well, once.
     fn start_task(self: &Arc<Self>) {
         let mut state = self.lock();
         let Some(runtime) = state.runtime.take() else { return };
         drop(state);
         let task = Waiter::new(self.clone(), Role::Task);
         let spawn = || runtime.spawn(Box::pin(async move { drop(task.await) }));
-        // Without the task its callers drive it.
+        // Without the task the callers poll it.
         let _ = catch_unwind(AssertUnwindSafe(spawn));
     }
 }
@@ -310,7 +316,7 @@ enum Role {
     Task,
 }
 
-/// One caller's part in a call, or that of the task that goes on with it.
+/// One caller of a call, or the task that continues it.
 pub(crate) struct Waiter<D: Leased + 'static> {
     call: Arc<Call<D>>,
     role: Role,
@@ -323,7 +329,7 @@ impl<D: Leased> Waiter<D> {
         Self { call, role, slot }
     }
 
-    /// Of a new call.
+    /// Returns the first waiter of a new call.
     fn first(call: Arc<Call<D>>) -> (Arc<Call<D>>, Self) {
         call.lock().callers += 1;
         (call.clone(), Self::new(call, Role::Caller))
@@ -334,7 +340,7 @@ impl<D: Leased> Future for Waiter<D> {
     type Output = Answer<D>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
-        // Before it looks, so that whatever happens from here on wakes it.
+        // Registered before the poll, so that anything that happens from here on wakes it.
         let was_woken = self.call.waker.wakers.register(self.slot, cx.waker());
         let answer = self.call.drive(self.role, was_woken);
         if answer.is_pending() && self.role == Role::Caller {

@@ -1,4 +1,5 @@
-//! What reading and writing DEKs have in common: keys that can be used for a while, and destroyed at any time.
+//! What DEKs for reading and for writing share: keys that serve for a bounded time and can be
+//! destroyed at any moment.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -18,60 +19,64 @@ use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError};
 
-/// How soon after a failed renewal the next is tried: a twentieth of `max_age`, within these. A service that is back is noticed that soon.
+/// The pause after a failed renewal: a twentieth of `max_age`, within these bounds. A service that
+/// recovers is noticed after this pause.
 const SOONEST_RETRY: Duration = Duration::from_millis(10);
 const LATEST_RETRY: Duration = Duration::from_secs(1);
-/// How long the callers that waited for an answer may use it once, if the answer came past its own end.
+/// How long waiting callers may use a response that arrived after its own end.
 const LATE_RESPONSE_USE: Duration = Duration::from_secs(1);
 
 const NEVER: i64 = i64::MIN;
 
-/// The keys of a DEK in one suite, within their time.
+/// The keys of a DEK in one suite, with their deadlines.
 pub(crate) struct Lease {
     pub(crate) context: EncryptionContext,
     pub(crate) id: DekId,
     pub(crate) suite: Suite,
-    /// The wrapped keys that it came by, or was wrapped to.
+    /// The wrapped keys that it was unwrapped from, or was wrapped to.
     wrapped_keys: WrappedKeys,
-    /// Who vouches for it: the KEK that unwrapped it, or all that wrapped it.
+    /// The KEKs it came from: the one that unwrapped it, or all that wrapped it.
     source_keks: Box<[SourceKek]>,
-    /// Who wants to know of its end. Not kept alive by it: a thread may remember a DEK for longer than the envelope lives.
+    /// The observers of its end. The reference is weak because a thread may remember a DEK for
+    /// longer than the envelope lives.
     pub(super) observers: WeakObservers,
     key: Slot<AeadKey>,
-    /// Set before the keys are taken away: no new use begins after it.
+    /// Set before the keys are destroyed. No use begins after it.
     ended: AtomicBool,
-    /// It had to make room: only those who waited for it may still use it.
+    /// It was evicted. Only callers that waited for it may still use it.
     evicted: AtomicBool,
-    /// How many answers that callers wait for hold it.
+    /// The number of responses that hold it for waiting callers.
     pins: AtomicUsize,
     announced: AtomicBool,
     registration: Mutex<Option<Registration>>,
     refresh_at: Moment,
     expires: Moment,
-    /// The end of its last possible use.
+    /// When the keys are destroyed, at the end of the last possible use.
     wipe_at: Moment,
-    /// From when on it may be renewed, on the clock since boot: by the question it is the answer to, and by any other.
+    /// The boot-clock time from which it may be renewed: by a request with the same wrapped keys,
+    /// and by any other.
     renewal: [AtomicI64; 2],
     retry_after: Duration,
-    /// An outage of who vouches for it is known until then, on the clock since boot.
+    /// The boot-clock time until which an outage of its source KEKs counts as known.
     outage_until: AtomicI64,
     outage_is_throttling: AtomicBool,
-    /// An outage was assumed, and nothing has been heard since of who vouches for it.
+    /// An outage was assumed, and no response of its source KEKs has arrived since.
     is_assumed: AtomicBool,
-    /// Who vouched for it denies: an outage does not prolong it any more.
+    /// Its source KEK denied access, so it is no longer served stale.
     stale_forbidden: AtomicBool,
-    /// How long a claim to renew it, and the knowledge of an outage, last at most.
+    /// The longest time that a claim to renew it, or the knowledge of an outage, lasts.
     known_for: Duration,
     stale_reported: AtomicI64,
     clock: Clock,
 }
 
-/// One exact question to the key services. What is remembered of its answer concerns nobody who asks another one.
+/// Identifies one exact request to the key services. What is remembered of its outcome affects no
+/// other request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RequestKey([u8; 32]);
 
 impl RequestKey {
-    /// To unwrap these wrapped keys to this DEK, in this context, for messages of this suite.
+    /// The key of a request to unwrap these wrapped keys to this DEK, in this context and suite.
     pub(super) fn unwrap(context: &EncryptionContext, id: &DekId, suite: Suite, wrapped_keys: &[u8]) -> Self {
         let digest = Sha256::new_with_prefix(b"unwrap")
             .chain_update([suite.id()])
@@ -81,43 +86,43 @@ impl RequestKey {
         Self(digest.finalize().into())
     }
 
-    /// To wrap a new DEK for this context.
+    /// The key of a request to make and wrap a new DEK for this context.
     pub(super) fn wrap(context: &EncryptionContext) -> Self {
         Self(Sha256::new_with_prefix(b"wrap").chain_update(context.digest()).finalize().into())
     }
 }
 
-/// How far a DEK is in its life.
+/// The age of a DEK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Age {
     Fresh,
-    /// Serves, and should be renewed.
+    /// It serves and should be renewed.
     Due,
-    /// Serves only while the key service is unavailable.
+    /// It is past `max_age`, and serves only while the key service is unavailable.
     Stale,
     Ended,
 }
 
-/// Whose question could renew a DEK.
+/// Whether a request has the wrapped keys that a cached DEK came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum KeysMatch {
-    /// The one that it is the answer to.
+    /// It has the same wrapped keys.
     Same,
-    /// One by other wrapped keys of the same DEK.
+    /// It has other wrapped keys of the same DEK.
     Other,
 }
 
-/// What [`Lease::new`] takes over.
+/// The parameters of [`Lease::new`].
 pub(super) struct Terms<'a> {
     pub(super) context: &'a EncryptionContext,
     pub(super) id: DekId,
     pub(super) suite: Suite,
     pub(super) wrapped_keys: WrappedKeys,
     pub(super) source_keks: Box<[SourceKek]>,
-    /// From before the key service was asked.
+    /// When the request began.
     pub(super) asked: Moment,
     pub(super) stale_if_error: Duration,
-    /// The longest that one question may take.
+    /// The longest time that one request takes.
     pub(super) deadline: Duration,
     pub(super) clock: &'a Clock,
     pub(super) observers: WeakObservers,
@@ -146,7 +151,7 @@ impl Lease {
             pins: AtomicUsize::new(0),
             announced: AtomicBool::new(false),
             registration: Mutex::new(None),
-            // Up to a tenth earlier, so that what was made together does not fall due together.
+            // Up to a tenth earlier, so that DEKs made together do not fall due together.
             refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * jitter())),
             expires,
             wipe_at,
@@ -182,32 +187,35 @@ impl Lease {
         self.clock.now()
     }
 
-    /// The answer came past its own end: it is for those who waited, and for nobody else.
+    /// The response arrived after its own end. It serves the callers that waited for it and no
+    /// others.
     pub(super) fn is_late(&self) -> bool {
         self.evicted.load(Ordering::Acquire)
     }
 
     // --- renewal
 
-    /// Whether somebody may renew it now.
+    /// Whether any request may renew it now.
     pub(super) fn is_renewal_open(&self, now: Moment) -> bool {
         self.renewal.iter().any(|open_from| now.boot_nanos() >= open_from.load(Ordering::Relaxed))
     }
 
-    /// Whose question these wrapped keys are. Compared, not hashed.
+    /// Whether these are the wrapped keys that it came from. The bytes are compared, not a digest.
     pub(super) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
         if self.wrapped_keys.as_bytes() == wrapped_keys { KeysMatch::Same } else { KeysMatch::Other }
     }
 
-    /// Whether it is the turn of this question to renew it.
+    /// Whether a request with these wrapped keys may renew it now.
     pub(super) fn is_turn(&self, keys_match: KeysMatch, now: Moment) -> bool {
         let [same, other] = &self.renewal;
         let open_from = if keys_match == KeysMatch::Same { same } else { other };
         now.boot_nanos() >= open_from.load(Ordering::Relaxed)
     }
 
-    /// The right to renew it, for one caller at a time and for no longer than a question may take. The own question keeps the others
-    /// from asking too; another one does not keep the own one, so that no list that somebody forged stands in its way.
+    /// Claims the right to renew it, for one caller at a time and for no longer than a request
+    /// takes. A request with the same wrapped keys keeps the others from asking. A request with
+    /// other wrapped keys does not keep the right one from asking, so a forged list cannot block a
+    /// renewal.
     pub(super) fn claim_renewal(&self, keys_match: KeysMatch) -> bool {
         let now = self.clock.now();
         let [same, other] = &self.renewal;
@@ -225,7 +233,7 @@ impl Lease {
         true
     }
 
-    /// Whoever had claimed the renewal went away: somebody else may try at once.
+    /// Gives back a claim whose owner went away. Another request may renew at once.
     pub(super) fn give_back(&self, keys_match: KeysMatch) {
         self.open_renewal(keys_match, NEVER);
     }
@@ -238,7 +246,7 @@ impl Lease {
         other.store(from, Ordering::Release);
     }
 
-    /// A renewal failed: somebody else may try, but not at once.
+    /// A renewal failed. The next may begin after a pause.
     pub(super) fn renewal_failed(&self, keys_match: KeysMatch, failure: &Failure) {
         self.learn_from(failure);
         self.open_renewal(keys_match, self.clock.now().plus(self.retry_after).boot_nanos());
@@ -246,8 +254,8 @@ impl Lease {
 
     // --- outages
 
-    /// An outage of who vouches for it is known from here on for a while; a denial by who vouches ends its grace for good. What
-    /// befell other KEKs says nothing.
+    /// Learns from a failed request. An outage of its source KEKs is known for a while from now on.
+    /// A denial by one of them ends serving stale for good. Failures of other KEKs do not count.
     pub(super) fn learn_from(&self, failure: &Failure) {
         let about = failure.about(&self.source_keks, &self.wrapped_keys);
         if about.is_some() {
@@ -264,7 +272,8 @@ impl Lease {
         }
     }
 
-    /// A KEK answered about a wrapped key, and not with an outage. If it is the one that vouches, an outage of others prolongs nothing.
+    /// Learns that a KEK answered about a wrapped key with something other than an outage. If it is
+    /// a source KEK, an outage of others no longer prolongs this DEK.
     pub(super) fn record_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
         if !self.source_keks.iter().any(|source_kek| source_kek.provider == *provider) || !self.has_wrapped_key(entry) {
             return;
@@ -281,26 +290,26 @@ impl Lease {
         self.outage_until.store(NEVER, Ordering::Release);
     }
 
-    /// Whether it came by this wrapped key.
+    /// Whether it came from this wrapped key.
     fn has_wrapped_key(&self, entry: &WrappedDek) -> bool {
         self.source_keks.iter().any(|source_kek| source_kek.entry == *entry.kek_id())
             && self.wrapped_keys.entries().contains(entry)
     }
 
-    /// Who vouches for it does not answer in the time that a caller has.
+    /// Assumes an outage, since its source KEKs did not answer in the time that a caller has.
     pub(super) fn assume_outage(&self) {
         self.is_assumed.store(true, Ordering::Release);
         self.outage_is_throttling.store(false, Ordering::Relaxed);
         self.outage_until.store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
     }
 
-    /// Whether an outage may be assumed. Not twice in a row: if nothing came of the call that was left to the background, nobody may
-    /// be there to hear a denial, so the next caller waits for the answer.
+    /// Whether an outage may be assumed. It is not assumed twice in a row: a denial may get lost
+    /// when a call is left to the background, so the next caller waits for the response.
     pub(super) fn may_assume_outage(&self) -> bool {
         self.may_serve_stale() && !self.is_assumed.load(Ordering::Acquire)
     }
 
-    /// The outage of who vouches for it, while it is known.
+    /// Returns the outage of its source KEKs while it is known.
     pub(super) fn outage(&self, now: Moment) -> Option<ErrorKind> {
         let known = now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.may_serve_stale();
         let kind = match self.outage_is_throttling.load(Ordering::Relaxed) {
@@ -310,17 +319,17 @@ impl Lease {
         known.then_some(kind)
     }
 
-    /// Whether an outage could prolong it.
+    /// Whether it may be served stale in an outage.
     pub(super) fn may_serve_stale(&self) -> bool {
         !self.stale_forbidden.load(Ordering::Acquire)
     }
 
-    /// Whether a question by these wrapped keys asks who vouches for it.
+    /// Whether a request with these wrapped keys reaches one of its source KEKs.
     pub(super) fn is_asked_about_by(&self, wrapped_keys: &WrappedKeys) -> bool {
         wrapped_keys.entries().iter().any(|entry| self.has_wrapped_key(entry))
     }
 
-    /// `true` now and then, for the one who tells that it serves past its age.
+    /// Returns `true` now and then, to the caller that reports that it is served stale.
     pub(super) fn is_due_to_report_stale(&self, now: Moment) -> bool {
         let due = self.stale_reported.load(Ordering::Relaxed);
         let next = now.plus(self.retry_after).boot_nanos();
@@ -330,7 +339,7 @@ impl Lease {
 
     // --- use
 
-    /// Uses the key, for a caller who has just looked at the age.
+    /// Uses the key. The caller has just checked the age.
     pub(super) fn with_key<R>(&self, work: impl FnOnce(&AeadKey) -> R) -> Result<R, Error> {
         if self.ended.load(Ordering::Acquire) {
             return Err(expired());
@@ -338,8 +347,8 @@ impl Lease {
         self.key.with(work).ok_or_else(expired)
     }
 
-    /// Whether a handle may still use it. One that was given out during an outage serves while the outage is known to last,
-    /// others end with `max_age`.
+    /// Checks whether a handle may still use it. A handle that was issued during an outage serves
+    /// while the outage is known to last. All others end with `max_age`.
     #[inline]
     pub(super) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
         let now = self.clock.now();
@@ -352,23 +361,23 @@ impl Lease {
 
     #[inline]
     pub(crate) fn is_stale(&self) -> bool {
-        // Only an outage that is known lets it serve then.
+        // It is served stale only in a known outage.
         self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Stale
     }
 
-    /// For one that serves.
+    /// Whether a DEK that serves is past `max_age`.
     pub(super) fn is_past_max_age(&self, now: Moment) -> bool {
         now.is_past(self.expires)
     }
 
     // --- the end
 
-    /// Whether `kek_id` vouches for it, as the KEK of a provider or of a wrapped key.
+    /// Whether it came from `kek_id`, as the KEK of a provider or of a wrapped key.
     pub(super) fn came_from(&self, kek_id: &KekId) -> bool {
         self.source_keks.iter().any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
     }
 
-    /// Whether the denial is one by who vouches for it.
+    /// Whether the denial is by one of its source KEKs.
     pub(super) fn is_denied_by(&self, failure: &Failure) -> bool {
         matches!(failure.about(&self.source_keks, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
     }
@@ -393,7 +402,8 @@ impl Lease {
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(registration);
     }
 
-    /// It has to make room: looked up no more. `true` if nobody waits to use it, so that it can be ended.
+    /// Marks it as evicted, so that it is no longer found. Returns `true` if no caller waits to use
+    /// it, so that it can be ended.
     pub(super) fn evict(&self) -> bool {
         self.evicted.store(true, Ordering::SeqCst);
         self.pins.load(Ordering::SeqCst) == 0
@@ -403,13 +413,13 @@ impl Lease {
         self.pins.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// `true` if it was evicted meanwhile and this was the last who waited to use it.
+    /// Returns `true` if it was evicted meanwhile and no other caller waits to use it.
     pub(super) fn unpin(&self) -> bool {
         self.pins.fetch_sub(1, Ordering::SeqCst) == 1 && self.evicted.load(Ordering::SeqCst)
     }
 
-    /// Ends every use that has not begun, and destroys the keys as far as nobody is using them right now; `false` if somebody is:
-    /// call again.
+    /// Prevents any further use and destroys the keys that are not in use right now. Returns
+    /// `false` if some are in use: call it again.
     pub(super) fn end(&self) -> bool {
         self.ended.store(true, Ordering::Release);
         self.key.destroy()

@@ -1,4 +1,4 @@
-//! How much and how long a DEK may be used.
+//! How much and for how long a DEK may be used.
 #![forbid(unsafe_code)]
 
 use std::fmt::Display;
@@ -13,15 +13,15 @@ const DEFAULT_MAX_AGE: Duration = Duration::from_secs(5 * 60);
 const MIN_MAX_AGE: Duration = Duration::from_millis(1);
 const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HARD_STALE_IF_ERROR: Duration = Duration::from_secs(24 * 60 * 60);
-/// No key that was revoked goes on working for longer than a day, whatever the options say.
+/// A revoked key works for a day at most, whatever the options say.
 const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_DENIAL_TTL: Duration = Duration::from_secs(5);
 const MAX_DENIAL_TTL: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
 const HARD_MAX_ENTRIES: u64 = 1 << 20;
 
-/// The limits of the DEKs of one [`Envelope`](crate::Envelope). What is not set has its default; what is out of range is refused at
-/// build.
+/// Limits the DEKs of one [`Envelope`](crate::Envelope). Options that are not set have their
+/// defaults. A value out of range is refused by `build`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,8 +30,8 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 /// let limits = Limits::default().max_age(Duration::from_secs(60)).max_messages(1 << 20);
 /// ```
 ///
-/// In configuration (feature `serde`) a duration is a text with its unit, `"5m"`, `"300s"`,
-/// `"1h30m"` or `"250ms"`; a number alone is refused.
+/// In configuration (feature `serde`) a duration is text with a unit, such as `"5m"`, `"300s"`,
+/// `"1h30m"` or `"250ms"`. A plain number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
@@ -53,72 +53,80 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// How long a DEK serves, for reading and for writing, counted from before the key service was asked: 1 ms to 24 hours, by
-    /// default 5 minutes. It is also the longest time that a revoked KEK goes on working in this process.
+    /// Sets how long a DEK serves, for reading and for writing, counted from the start of the
+    /// request to the key service. 1 ms to 24 hours, by default 5 minutes. It is also the longest
+    /// time that a revoked KEK keeps working in this process.
     #[must_use]
     pub const fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
     }
 
-    /// From what age a DEK that is in use is renewed while it goes on serving: unwrapped again for reading, replaced by the next
-    /// one for writing. Less than `max_age`, by default four fifths of it. A random tenth earlier, so that not everything falls due at once.
+    /// Sets the age from which a DEK in use is renewed while it goes on serving: unwrapped again
+    /// for reading, replaced by the next one for writing. It is less than `max_age`, by default
+    /// four fifths of it. Each DEK is renewed up to a tenth earlier, at random, so that not all
+    /// fall due at once.
     #[must_use]
     pub const fn refresh_after(mut self, refresh_after: Duration) -> Self {
         self.refresh_after = Some(refresh_after);
         self
     }
 
-    /// How much longer than `max_age` a DEK goes on opening messages while the key service is *unavailable* or *throttled*, and only
-    /// then: 0 to 24 hours, which `max_age` and this may not exceed together; by default 0. It adds to the time that a revoked KEK can go on working here, if its revocation falls into an
-    /// outage.
+    /// Sets how much longer than `max_age` a DEK decrypts messages while the key service is
+    /// *unavailable* or *throttled*, and only then (stale-if-error of RFC 5861). 0 to 24 hours, and
+    /// at most 24 hours together with `max_age`; by default 0. A revoked KEK keeps working for this
+    /// much longer if its revocation coincides with an outage.
     #[must_use]
     pub const fn stale_if_error_reading(mut self, grace: Duration) -> Self {
         self.stale_if_error_reading = Some(grace);
         self
     }
 
-    /// The same for sealing.
+    /// As [`stale_if_error_reading`](Self::stale_if_error_reading), for encryption.
     #[must_use]
     pub const fn stale_if_error_writing(mut self, grace: Duration) -> Self {
         self.stale_if_error_writing = Some(grace);
         self
     }
 
-    /// How long a denial, or an *invalid* answer, is remembered: the same wrapped keys in the same context are refused without asking again. 0 to 5 minutes, by
-    /// default 5 seconds. It is also the longest that a permission given back takes to be noticed.
+    /// Sets how long a denial, or an *invalid* response, is remembered. Until then the same wrapped
+    /// keys in the same context are refused without a call. 0 to 5 minutes, by default 5 seconds. A
+    /// restored permission takes this long at most to be noticed.
     #[must_use]
     pub const fn denial_ttl(mut self, denial_ttl: Duration) -> Self {
         self.denial_ttl = Some(denial_ttl);
         self
     }
 
-    /// How many DEKs are kept, for reading and for writing each: 1 to 1,048,576, by default 4,096.
-    /// One for reading takes about 3.3 KB, one for writing, which is kept for reading too, about
-    /// 5.0 KB (docs/performance.md): a full cache of the default size takes 21 MB.
+    /// Sets the number of cached DEKs, for reading and for writing each: 1 to 1,048,576, by default
+    /// 4,096. A DEK for reading takes about 3.3 KB. A DEK for writing, which is cached for reading
+    /// too, takes about 5.0 KB (docs/performance.md). A full cache of the default size takes 21 MB.
     #[must_use]
     pub const fn max_entries(mut self, max_entries: u64) -> Self {
         self.max_entries = Some(max_entries);
         self
     }
 
-    /// How many messages one DEK seals. Suites with 96-bit nonces: 1 to 2^32, by default 2^24, which keeps the probability of a
-    /// repeated nonce below 2^-49 per DEK. XAES-256-GCM: up to 2^64 - 1, by default 2^40.
+    /// Sets the number of messages that one DEK encrypts. For suites with 96-bit nonces 1 to 2^32,
+    /// by default 2^24, which keeps the probability of a repeated nonce below 2^-49 per DEK. For
+    /// XAES-256-GCM up to 2^64 - 1, by default 2^40.
     #[must_use]
     pub const fn max_messages(mut self, max_messages: u64) -> Self {
         self.max_messages = Some(max_messages);
         self
     }
 
-    /// How many bytes of plaintext one DEK seals: 1 to 2^50, by default 2^40. XAES-256-GCM: no limit unless one is set.
+    /// Sets the number of plaintext bytes that one DEK encrypts: 1 to 2^50, by default 2^40.
+    /// XAES-256-GCM has no limit unless one is set.
     #[must_use]
     pub const fn max_bytes(mut self, max_bytes: u64) -> Self {
         self.max_bytes = Some(max_bytes);
         self
     }
 
-    /// How many messages a DEK opens before it is unwrapped again: at least 1, by default without limit. Each of those calls can
-    /// be seen at the key service, which is why one may want it.
+    /// Sets the number of messages that a DEK decrypts before it is unwrapped again: at least 1, by
+    /// default unlimited. Set it only if reads must show at the key service in proportion. A
+    /// message that fails authentication does not count.
     #[must_use]
     pub const fn max_uses(mut self, max_uses: u64) -> Self {
         self.max_uses = Some(max_uses);

@@ -1,6 +1,8 @@
-//! Where a DEK comes from, and how long it is at hand: made or unwrapped by the source, kept by the cache, wiped on time.
+//! Where DEKs come from and how long they are cached. The source makes or unwraps a DEK, the cache
+//! holds it, and the wiper destroys it on time.
 //!
-//! A `WritingDek` was made by this process and seals; a `ReadingDek` opens. There is no way from the second to the first.
+//! This process made a `WritingDek`, which encrypts. A `ReadingDek` decrypts and never encrypts:
+//! the types offer no way from one to the other.
 #![forbid(unsafe_code)]
 
 mod budget;

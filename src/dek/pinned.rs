@@ -1,4 +1,4 @@
-//! A DEK for those who waited for it: it serves them though it had to make room meanwhile.
+//! A DEK for the callers that waited for it. It serves them although it was evicted meanwhile.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
@@ -7,7 +7,8 @@ use std::slice;
 use super::registry::{Leased, end_later};
 use crate::sync::Arc;
 
-/// Keeps the keys of a DEK from being destroyed by an eviction. It prolongs no time, and a revocation or a denial ends it all the same.
+/// Keeps an eviction from destroying the keys of a DEK. Its time is not prolonged, and a revocation
+/// or a denial ends it all the same.
 pub(crate) struct Pinned<D: Leased + 'static>(Arc<D>);
 
 impl<D: Leased> Pinned<D> {
@@ -29,6 +30,34 @@ impl<D: Leased> Drop for Pinned<D> {
     fn drop(&mut self) {
         if self.0.lease().unpin() {
             end_later(slice::from_ref(&self.0));
+        }
+    }
+}
+
+/// The DEK that a look-up returns.
+pub(crate) enum Held<D: Leased + 'static> {
+    Cached(Arc<D>),
+    /// The caller waited for it.
+    Awaited(Arc<Pinned<D>>),
+}
+
+impl<D: Leased> Held<D> {
+    /// Returns the DEK for a handle. A handle does not pin: it ends if its DEK is evicted.
+    pub(crate) fn into_dek(self) -> Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => Arc::clone(&pinned),
+        }
+    }
+}
+
+impl<D: Leased> Deref for Held<D> {
+    type Target = Arc<D>;
+
+    fn deref(&self) -> &Arc<D> {
+        match self {
+            Self::Cached(dek) => dek,
+            Self::Awaited(pinned) => pinned,
         }
     }
 }

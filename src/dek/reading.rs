@@ -1,4 +1,4 @@
-//! A DEK that opens messages and never seals one.
+//! A DEK that decrypts messages and never encrypts one.
 #![forbid(unsafe_code)]
 
 use super::LimitsInForce;
@@ -7,10 +7,10 @@ use super::lease::Lease;
 use super::registry::{Leased, announce_later};
 use crate::error::Error;
 
-/// The keys of a DEK for reading, of one suite, within its time.
+/// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
     pub(crate) lease: Lease,
-    /// How often it may still open, where that is limited.
+    /// How often it may still decrypt, where that is limited.
     uses: Option<Budget>,
 }
 
@@ -24,7 +24,7 @@ impl Leased for ReadingDek {
     }
 }
 
-/// Nobody has it any more: it was replaced, and its keys go with it.
+/// The last owner is gone: it was replaced, and its keys end with it.
 impl Drop for ReadingDek {
     fn drop(&mut self) {
         self.lease.end();
@@ -37,27 +37,26 @@ impl ReadingDek {
         Self { lease, uses: limits.max_uses.map(|uses| Budget::new(uses, u64::MAX)) }
     }
 
-    /// A message was not opened for it had no use left.
+    /// A message was refused because no use was left.
     pub(super) fn is_used_up(&self) -> bool {
         self.uses.as_ref().is_some_and(Budget::is_used_up)
     }
 
-    /// Whether a handle may still open with it.
+    /// Checks whether a handle may still decrypt with it.
     pub(crate) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
         self.lease.check_handle(given_stale)
     }
 
-    /// Decrypts in place, for a call that has just been given the DEK or has checked its handle. Expired, with
-    /// `payload` untouched, if it was taken away since; exhausted, as untouched, if `max_uses` is
-    /// reached. Only what is authentic counts as a use.
+    /// Decrypts in place. The caller has just obtained the DEK or checked its handle. Returns
+    /// *expired*, with `payload` untouched, if the DEK was taken away since, and *exhausted*, also
+    /// untouched, if `max_uses` is reached. Only authentic messages count as uses.
     pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
         if let Some(uses) = &self.uses {
             uses.reserve(0)?;
         }
         let opened = self.lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten();
         if let (Err(_), Some(uses)) = (&opened, &self.uses) {
-            // Nothing was opened: forged messages must not use up what is there for the genuine
-            // ones.
+            // Forged messages must not use up what is left for genuine ones.
             uses.give_back();
         }
         opened

@@ -1,4 +1,5 @@
-//! The DEKs of one source: by the end of their last possible use, by id and by context, so that ending some costs nothing for the others.
+//! All DEKs of one source, indexed by deadline, id and context, so that ending some does not cost a
+//! walk through all.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,31 +14,32 @@ use crate::suite::DekId;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
-/// Whatever has keys to be destroyed at a moment.
+/// A DEK whose keys end with a lease.
 pub(crate) trait Leased: Send + Sync {
     fn lease(&self) -> &Lease;
 
     fn is_for_reading(&self) -> bool;
 }
 
-/// Holds its DEKs weakly, and so does whoever wipes them.
+/// Holds weak references to its DEKs, as the wiper does.
 pub(super) struct Registry {
     generation: u64,
     clock: Clock,
     deks: Mutex<Deks>,
-    /// The wiper has it.
+    /// The wiper knows it.
     pub(super) known: AtomicBool,
 }
 
-/// What is walked through is in order, so that a schedule of the tests can be replayed.
+/// Ordered collections, so that a schedule of the tests can be replayed.
 #[derive(Default)]
 struct Deks {
     last: u64,
     entries: BTreeMap<u64, Entry>,
-    /// By each clock, since either may be the one that gets there first.
+    /// Indexed by each clock, since either may pass the deadline first.
     by_boot: BTreeSet<(i64, u64)>,
     by_wall: BTreeSet<(i64, u64)>,
-    /// As the next one a tree of its own, not a map of small collections: those took a tenth of a cached DEK's memory.
+    /// Like the next one a tree of its own. A map of small collections took a tenth of a cached
+    /// DEK's memory.
     by_dek: BTreeSet<(DekId, u64)>,
     by_context: BTreeSet<([u8; 32], u64)>,
 }
@@ -49,7 +51,7 @@ struct Entry {
     context: [u8; 32],
 }
 
-/// A DEK's place in the registry, given up with the DEK.
+/// A DEK's entry in the registry, removed with the DEK.
 pub(super) struct Registration {
     registry: Weak<Registry>,
     number: u64,
@@ -91,7 +93,7 @@ impl Deks {
         numbers.into_iter().filter_map(|number| self.entries.get(number)?.dek.upgrade()).collect()
     }
 
-    /// What is past its end by either clock.
+    /// Returns what is past its end by either clock.
     fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Leased>)> {
         let past = |by: &BTreeSet<(i64, u64)>, now: i64| -> Vec<u64> {
             by.iter().take_while(|(wipe_at, _)| *wipe_at <= now).map(|(_, number)| *number).collect()
@@ -115,12 +117,12 @@ impl Registry {
         Arc::new(Self { generation: fork::generation(), clock, deks, known })
     }
 
-    /// Whoever holds this drops no DEK: its seat would want the lock too.
+    /// No DEK may be dropped under this lock: its registration takes the lock too.
     fn lock(&self) -> MutexGuard<'_, Deks> {
         self.deks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From here on the DEK is wiped on time. How long until then.
+    /// From now on the DEK is wiped on time. Returns the time until then.
     pub(super) fn add<D: Leased + 'static>(self: &Arc<Self>, dek: &Arc<D>) -> Duration {
         let lease = dek.lease();
         let (wipe_at, weak) = (lease.wipe_at(), Arc::downgrade(dek));
@@ -150,7 +152,8 @@ impl Registry {
         deks.alive(deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number))
     }
 
-    /// Ends every DEK, unless somebody holds the lock who may be gone: for the child of a fork.
+    /// Ends every DEK, in the child of a fork, unless the lock is held by a thread that no longer
+    /// exists.
     pub(super) fn try_end_all(&self) {
         let Ok(deks) = self.deks.try_lock() else { return };
         for dek in deks.alive(deks.entries.keys()) {
@@ -158,12 +161,13 @@ impl Registry {
         }
     }
 
-    /// Ends what is due; when to look again, if there is anything left.
+    /// Ends what is due. Returns when to look again, if DEKs are left.
     pub(super) fn sweep(&self, retry: Duration) -> Option<Duration> {
         let due = self.lock().due(self.clock.now());
         let (mut over, mut in_use) = (Vec::new(), false);
         for (number, dek) in due {
-            // Before its end: if the envelope is dropped meanwhile, one of the two tells.
+            // Taken before the end, so that one of the two reports it if the envelope is dropped
+            // meanwhile.
             let dek = dek.upgrade().map(|dek| (dek.lease().observers.upgrade(), dek));
             match dek {
                 Some((_, dek)) if !dek.lease().end() => in_use = true,
@@ -184,7 +188,7 @@ impl Registry {
     }
 }
 
-/// Ends DEKs, waits for whoever is in the middle of using one, and tells when all keys are gone.
+/// Ends DEKs, waits for uses in progress, and reports when all keys are gone.
 pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
     for dek in deks {
@@ -201,7 +205,7 @@ pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 }
 
 fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
-    // All at once first: no new use of any begins while another one is waited for.
+    // All are ended first, so that no use begins while another is waited for.
     let mut left: Vec<&Arc<D>> = deks.iter().filter(|dek| !dek.lease().end()).collect();
     while !left.is_empty() {
         thread::sleep(Duration::from_micros(50));
@@ -209,7 +213,7 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
-/// Tells that the keys of a DEK are gone, once.
+/// Reports, once, that the keys of a DEK are gone.
 fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
@@ -219,7 +223,7 @@ fn announce(dek: &(impl Leased + ?Sized)) {
     }
 }
 
-/// As [`announce`], from a destructor or from where nobody may wait.
+/// As [`announce`], from a destructor or a thread that must not wait.
 pub(super) fn announce_later(dek: &(impl Leased + ?Sized)) {
     announce_later_to(dek.lease().observers.upgrade(), dek);
 }

@@ -1,4 +1,5 @@
-//! What was revoked when: an answer of a key service is held against what was revoked since the question was asked, and against nothing else.
+//! The log of revocations. A response is discarded if what it depends on was revoked after its
+//! request began.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -8,10 +9,10 @@ use crate::format::KekId;
 use crate::kek::set::SourceKek;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many names are kept. When there are more, questions from before are asked again, whatever was revoked.
+/// How many names are kept. Above that number all earlier requests are repeated.
 const MAX_NAMES: usize = 4096;
 
-/// Where a question stands in the order of revocations.
+/// The position of a request in the order of revocations.
 #[derive(Clone, Copy)]
 pub(super) struct Mark(u64);
 
@@ -21,7 +22,7 @@ pub(super) struct Revocations(Mutex<Log>);
 #[derive(Default)]
 struct Log {
     latest: u64,
-    /// The latest revocation of everything, or of what is not known by name any more.
+    /// The latest revocation of everything, or of a name that is no longer kept.
     everything: u64,
     contexts: HashMap<[u8; 32], u64>,
     keks: HashMap<KekId, u64>,
@@ -45,7 +46,7 @@ impl Revocations {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Taken before a question is asked.
+    /// Returns the current position. It is taken before a request.
     pub(super) fn mark(&self) -> Mark {
         Mark(self.lock().latest)
     }
@@ -68,7 +69,8 @@ impl Revocations {
         log.latest_kek = number;
     }
 
-    /// Whether an answer to a question asked at `mark` came too late: its context was revoked since, or a KEK that it came by.
+    /// Whether a response to a request of `mark` came too late: its context, or a KEK that it came
+    /// from, was revoked since.
     pub(super) fn concern(&self, Mark(mark): Mark, context: &EncryptionContext, source_keks: &[SourceKek]) -> bool {
         let log = self.lock();
         let since = |number: Option<&u64>| number.is_some_and(|number| *number > mark);
@@ -79,7 +81,7 @@ impl Revocations {
                 .any(|SourceKek { provider, entry }| since(log.keks.get(provider)) || since(log.keks.get(entry)))
     }
 
-    /// As [`concern`](Self::concern), where any KEK may have had a part in the answer.
+    /// As [`concern`](Self::concern), where any KEK may have contributed to the response.
     pub(super) fn may_concern(&self, mark: Mark, context: &EncryptionContext) -> bool {
         self.concern(mark, context, &[]) || self.lock().latest_kek > mark.0
     }

@@ -1,4 +1,4 @@
-//! How often DEKs were at hand.
+//! How often DEKs were cached.
 #![forbid(unsafe_code)]
 
 use crate::kek::KekId;
@@ -6,30 +6,31 @@ use crate::kek::call::BreakerState;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::shards::{shard, shards};
 
-/// What an [`Envelope`](crate::Envelope) did since it was built. Use through handles is not counted.
+/// Counts what an [`Envelope`](crate::Envelope) did since it was built. Use through handles is not
+/// counted.
 ///
-/// The numbers are read one after the other while other threads go on.
+/// The numbers are read one after the other while other threads continue.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Statistics {
-    /// How often a DEK for reading was at hand.
+    /// How often a cached DEK for reading was used.
     pub reading_hits: u64,
-    /// How often a caller had to wait for a key service to unwrap one, with success or not.
+    /// How often a caller waited for a key service to unwrap one, successfully or not.
     pub reading_misses: u64,
-    /// How often a DEK for writing was at hand.
+    /// How often a cached DEK for writing was used.
     pub writing_hits: u64,
-    /// How often a caller had to wait for the key services to wrap one, with success or not.
+    /// How often a caller waited for the key services to wrap one, successfully or not.
     pub writing_misses: u64,
-    /// How many of those at hand were past `max_age`, within the outage grace.
+    /// How often a cached DEK was used stale: past `max_age`, within `stale_if_error`.
     pub served_stale: u64,
-    /// DEKs for reading at hand now.
+    /// The number of cached DEKs for reading.
     pub reading_deks: u64,
-    /// DEKs for writing at hand now.
+    /// The number of cached DEKs for writing.
     pub writing_deks: u64,
     /// How often an observer panicked.
     pub observer_panics: u64,
-    /// Events that were never told, because an observer blocked for so long that too many waited.
+    /// Events that were lost because an observer blocked for so long that too many waited.
     pub events_lost: u64,
     /// Every KEK, in order of preference.
     pub keks: Vec<KekStatistics>,
@@ -42,10 +43,10 @@ pub struct Statistics {
 pub struct KekStatistics {
     /// The KEK.
     pub kek_id: KekId,
-    /// Whether it is asked: the worst of its targets.
+    /// The state of its circuit breaker: the worst of its targets.
     pub breaker: BreakerState,
-    /// Its targets that are not asked, or only probed, by name. Where the KEK has several (keys, Regions, stores), the others are as they
-    /// should be.
+    /// Its targets whose breaker is not closed, by name. Where the KEK has several targets (keys,
+    /// Regions, stores), the others are well.
     pub targets: Vec<TargetStatistics>,
     /// Calls made, retries and probes included.
     pub calls: u64,
@@ -58,13 +59,14 @@ pub struct KekStatistics {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct TargetStatistics {
-    /// As its provider names it: see [`CallTarget`](crate::kek::CallTarget).
+    /// The provider's name for it: see [`CallTarget`](crate::kek::CallTarget).
     pub name: Box<str>,
-    /// Whether it is asked.
+    /// The state of its circuit breaker.
     pub breaker: BreakerState,
 }
 
-/// Counted apart for each group of threads, so that two threads do not write to the same cache line.
+/// Counts separately for each group of threads, so that threads do not write to the same cache
+/// line.
 pub(super) struct Counters(Box<[Group]>);
 
 #[repr(align(128))]

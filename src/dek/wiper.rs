@@ -1,4 +1,5 @@
-//! Destroys keys on time, in an idle process too: one thread per process, started by the first DEK.
+//! Destroys keys on time, also in an idle process. There is one thread per process, started by the
+//! first DEK.
 #![forbid(unsafe_code)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,28 +10,29 @@ use crate::memory::fork::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, process_static, thread};
 
-/// The longest time between two looks while there are DEKs: a suspended machine, or a clock that was set, is noticed this long after.
+/// The longest time between two looks while there are DEKs. A suspended machine, or a clock that
+/// was set, is noticed after at most this time.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// The shortest, so that many deadlines are met in one look.
+/// The shortest time between two looks, so that one look meets many deadlines.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
-/// How soon keys that were in use at their deadline are tried again.
+/// The pause before keys that were in use at their deadline are tried again.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// The thread of this process, and what it looks after.
+/// The wiping thread of this process and the registries that it looks after.
 #[derive(Default)]
 struct Wiper {
     work: Mutex<Work>,
     woken: Condvar,
-    /// The thread is there, or is being started.
+    /// The thread runs or is being started.
     is_alive: AtomicBool,
 }
 
 #[derive(Default)]
 struct Work {
     registries: Vec<Weak<Registry>>,
-    /// Something was added that does not wait for the next look.
+    /// An added DEK needs a look before the next regular one.
     pressing: bool,
-    /// There was nothing to look after, so there is no next look.
+    /// There are no DEKs, so no next look is planned.
     asleep: bool,
 }
 
@@ -38,7 +40,7 @@ process_static! {
     static WIPER: PerProcess<Wiper> = PerProcess::new();
 }
 
-/// From here on the DEK is wiped on time.
+/// From now on the DEK is wiped on time.
 pub(super) fn look_after<D: Leased + 'static>(registry: &Arc<Registry>, dek: &Arc<D>) {
     let left = registry.add(dek);
     let wiper = WIPER.get_or_init(Wiper::default);
@@ -56,8 +58,8 @@ pub(super) fn look_after<D: Leased + 'static>(registry: &Arc<Registry>, dek: &Ar
     ensure_alive(registry);
 }
 
-/// Starts the thread where it is missing: it could not be started before, or it is gone. Whoever cannot start it either does its
-/// work for one registry.
+/// Starts the thread if it could not be started before or has ended. If it cannot be started now
+/// either, sweeps this registry in its place.
 pub(super) fn ensure_alive(registry: &Registry) {
     let wiper = WIPER.get_or_init(Wiper::default);
     if wiper.is_alive.load(Ordering::Relaxed) || wiper.is_alive.swap(true, Ordering::SeqCst) {
@@ -65,7 +67,7 @@ pub(super) fn ensure_alive(registry: &Registry) {
     }
     let its = wiper.clone();
     let started = thread::Builder::new().name("waxseal-wiper".to_owned()).spawn(move || {
-        // However it ends, the next DEK starts another.
+        // However the thread ends, the next DEK starts another.
         let end = catch_unwind(AssertUnwindSafe(|| its.run()));
         its.is_alive.store(false, Ordering::SeqCst);
         if let Err(panic) = end {
@@ -91,12 +93,12 @@ impl Wiper {
                 work.registries.retain(|registry| registry.strong_count() > 0);
                 work.registries.iter().filter_map(Weak::upgrade).collect()
             };
-            // A panic in one registry keeps no other's keys in memory.
+            // A panic in one registry does not keep the keys of others in memory.
             let sweep = |registry: &Arc<Registry>| {
                 catch_unwind(AssertUnwindSafe(|| registry.sweep(RETRY))).unwrap_or(Some(LONGEST_WAIT))
             };
             let next = known.iter().filter_map(sweep).min();
-            // A source that was dropped meanwhile goes with this, outside every lock.
+            // The last reference to a source may be dropped here, outside every lock.
             drop(known);
             let mut work = self.lock();
             match next {
@@ -105,7 +107,7 @@ impl Wiper {
                     drop(self.woken.wait_timeout_while(work, next, |work| !work.pressing));
                 }
                 None => {
-                    // What was added since the look is not lost: it found the wiper awake, so look once more.
+                    // A DEK that was added since the look found the wiper awake, so look once more.
                     work.asleep = work
                         .registries
                         .iter()

@@ -1,4 +1,4 @@
-//! A DEK that this process made, and what it may still seal.
+//! A DEK that this process made, and how much it may still encrypt.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
@@ -22,7 +22,7 @@ pub(crate) struct WritingDek {
     nonces: Nonces,
     budget: Budget,
     max_len: u64,
-    /// The process that made it: in a forked child it seals nothing.
+    /// The process that made it. In a forked child it encrypts nothing.
     generation: u64,
 }
 
@@ -36,7 +36,7 @@ impl Leased for WritingDek {
     }
 }
 
-/// Nobody has it any more: it was replaced, and its keys go with it.
+/// The last owner is gone: it was replaced, and its keys end with it.
 impl Drop for WritingDek {
     fn drop(&mut self) {
         self.lease.end();
@@ -45,7 +45,8 @@ impl Drop for WritingDek {
 }
 
 impl WritingDek {
-    /// `generation` was taken before the DEK was drawn, so that a fork while the key service was asked is noticed.
+    /// `generation` is taken before the DEK is drawn, so that a fork during the call to the key
+    /// service is noticed.
     pub(super) fn new(
         lease: Lease,
         wrapped_keys: WrappedKeys,
@@ -73,7 +74,7 @@ impl WritingDek {
         self.generation == generation
     }
 
-    /// A message was refused for the budget.
+    /// A message was refused because the budget was used up.
     pub(super) fn is_used_up(&self) -> bool {
         self.budget.is_used_up()
     }
@@ -82,7 +83,7 @@ impl WritingDek {
         self.budget.is_low()
     }
 
-    /// What stands in front of the ciphertext of each of its messages.
+    /// Returns what precedes the ciphertext of each of its messages.
     pub(crate) fn prefix(&self, form: Form) -> &Prefix {
         match form {
             Form::Embedded => &self.embedded,
@@ -91,18 +92,18 @@ impl WritingDek {
     }
 }
 
-/// The right to seal one message, already counted.
+/// The right to encrypt one message, already counted.
 pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
-    /// For a handle: counts a message of `len` plaintext bytes, unless the DEK's time is over.
+    /// Counts a message of `len` plaintext bytes for a handle, unless the DEK's time is over.
     #[inline]
     pub(crate) fn for_handle(dek: D, len: usize, given_stale: bool) -> Result<Self, Error> {
         dek.lease.check_handle(given_stale)?;
         Self::new(dek, len)
     }
 
-    /// For the call that has just been given the DEK.
+    /// Counts a message for a call that has just obtained the DEK.
     pub(super) fn new(dek: D, len: usize) -> Result<Self, Error> {
         if !dek.is_of_this_process() {
             return Err(expired());
@@ -116,8 +117,8 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         &self.0
     }
 
-    /// Encrypts `payload` in place under a nonce of its own, and fills `prefix` and `tag` around it. Expired, with everything
-    /// untouched, if the DEK was taken away since.
+    /// Encrypts `payload` in place under a new nonce, and fills `prefix` and `tag` around it.
+    /// Returns *expired*, with everything untouched, if the DEK was taken away since.
     pub(crate) fn seal(
         &self,
         form: Form,
@@ -136,7 +137,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
     }
 }
 
-/// The longest message that a DEK which sealed nothing yet may seal.
+/// The longest message that an unused DEK may encrypt.
 pub(super) fn max_len(limits: &LimitsInForce) -> u64 {
     limits.max_bytes.min(MAX_PLAINTEXT)
 }

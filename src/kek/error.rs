@@ -1,4 +1,4 @@
-//! What a provider says went wrong.
+//! Errors of providers.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -7,19 +7,21 @@ use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Shown, ShownCause};
 
-/// What the failure of a key service means for the DEKs that depend on it. The whole handling of outages and revocations rests
-/// on providers getting this right.
+/// What the failure of a key service means for the DEKs that depend on it. The handling of outages
+/// and revocations rests on providers getting this right.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum KekErrorClass {
-    /// Not reachable, not answering, or answering with something unknown. May be retried, may be ridden out.
+    /// Not reachable, not answering, or answering with something unknown. It may be retried, and
+    /// DEKs may be served stale.
     Unavailable,
-    /// Asked for fewer calls. As unavailable, but retried more slowly.
+    /// The service asked for fewer calls. As unavailable, but retried more slowly.
     Throttled,
-    /// Refused: no permission, KEK disabled, pending deletion or deleted. Never ridden out.
+    /// Refused: no permission, KEK disabled, pending deletion or deleted. DEKs are never served
+    /// stale.
     Denied,
-    /// This wrapped key, or this context with it, is not right. Says nothing about any other.
+    /// This wrapped key, or this context with it, is wrong. Says nothing about any other.
     Invalid,
     /// An operator must act: login refused, credentials expired, store disconnected by mistake.
     Misconfigured,
@@ -51,22 +53,22 @@ impl fmt::Display for KekErrorClass {
 
 /// The failure of one call to a key service.
 ///
-/// The message is shown to operators: it holds no key bytes and no credential. It may quote a
-/// server: what is not printable is escaped in Display and in Debug.
+/// The message is shown to operators. It holds no key bytes and no credential. It may quote a
+/// server: unprintable characters are escaped in Display and in Debug.
 #[derive(thiserror::Error)]
 #[error("{class}: {}", Shown(message))]
 pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
-    /// The key service was asked: this is its answer, or its silence.
+    /// The key service was asked. This is its response, or there was none.
     asked: bool,
-    /// This process made no call because it makes as many as it may.
+    /// This process made no call because its budget was used up.
     over_budget: bool,
     /// Something between this process and the key service refused this one request.
     on_the_way: bool,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
-    /// The cause as whoever prints the chain of sources gets to see it.
+    /// The cause as it appears in the chain of sources.
     #[source]
     shown_cause: Option<Box<ShownCause>>,
 }
@@ -84,7 +86,7 @@ impl fmt::Debug for KekError {
 }
 
 impl KekError {
-    /// An error of this class.
+    /// Makes an error of this class.
     pub fn new(class: KekErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             class,
@@ -98,34 +100,34 @@ impl KekError {
         }
     }
 
-    /// [`KekErrorClass::Unavailable`].
+    /// Makes an error of the class [`KekErrorClass::Unavailable`].
     pub fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(KekErrorClass::Unavailable, message)
     }
 
-    /// [`KekErrorClass::Throttled`].
+    /// Makes an error of the class [`KekErrorClass::Throttled`].
     pub fn throttled(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(KekErrorClass::Throttled, message)
     }
 
-    /// [`KekErrorClass::Denied`].
+    /// Makes an error of the class [`KekErrorClass::Denied`].
     pub fn denied(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(KekErrorClass::Denied, message)
     }
 
-    /// [`KekErrorClass::Invalid`].
+    /// Makes an error of the class [`KekErrorClass::Invalid`].
     pub fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(KekErrorClass::Invalid, message)
     }
 
-    /// [`KekErrorClass::Misconfigured`].
+    /// Makes an error of the class [`KekErrorClass::Misconfigured`].
     pub fn misconfigured(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(KekErrorClass::Misconfigured, message)
     }
 
     /// Adds the cause. Its Debug and Display must be as free of secrets as the message. As a
-    /// [`source`](std::error::Error::source) it is shown with what is not printable escaped;
-    /// [`cause`](Self::cause) gives it as it is.
+    /// [`source`](std::error::Error::source) it is shown with unprintable characters escaped.
+    /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         let cause = source.into();
@@ -134,41 +136,41 @@ impl KekError {
         self
     }
 
-    /// The cause itself, for whoever knows its type.
+    /// Returns the cause itself, to be downcast.
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// How long the key service wants to be left alone before another try.
+    /// Sets how long the key service asks to wait before another try.
     #[must_use]
     pub fn with_retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
     }
 
-    /// How long the key service wants to be left alone, if it said so.
+    /// Returns how long the key service asks to wait, if it said so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Says that the key service was not asked: the provider decided this by itself, from the bytes or from what it
-    /// knew before. Such a failure is no sign that the service is alive or down. Without it, an error counts as
-    /// the service's own answer, or as its silence.
+    /// Says that the key service was not asked: the provider decided this by itself, from the bytes
+    /// or from what it knew. Such a failure does not show whether the service is up. Without this
+    /// call, an error counts as the service's own response, or as its silence.
     #[must_use]
     pub fn without_asking(mut self) -> Self {
         self.asked = false;
         self
     }
 
-    /// Whether the key service was asked: see [`without_asking`](Self::without_asking).
+    /// Returns whether the key service was asked: see [`without_asking`](Self::without_asking).
     #[must_use]
     pub fn was_asked(&self) -> bool {
         self.asked
     }
 
-    /// What the failure means.
+    /// Returns what the failure means.
     #[must_use]
     pub fn class(&self) -> KekErrorClass {
         self.class
@@ -176,24 +178,25 @@ impl KekError {
 }
 
 impl KekError {
-    /// For a call that was not made because of a [`CallBudget`](crate::CallBudget).
+    /// Makes the error of a call that was not made because of a [`CallBudget`](crate::CallBudget).
     pub(crate) fn over_budget(message: String) -> Self {
         Self { over_budget: true, ..Self::throttled(message).without_asking() }
     }
 
-    /// Said by something on the way to the key service, of this request: whoever writes messages may have chosen what is in it.
+    /// Says that something between this process and the key service refused this one request. The
+    /// content of a request may come from an attacker, so this does not count against the service.
     #[must_use]
     pub fn on_the_way(mut self) -> Self {
         self.on_the_way = true;
         self
     }
 
-    /// Says nothing of the key service, whether it is alive or down.
+    /// Whether an intermediary caused it, so that it does not show whether the service is up.
     pub(crate) fn is_from_the_way(&self) -> bool {
         self.on_the_way
     }
 
-    /// Says nothing of the key service: it is this process that was too busy.
+    /// Whether this process was too busy, so that it says nothing about the key service.
     pub(crate) fn is_over_budget(&self) -> bool {
         self.over_budget
     }
@@ -202,7 +205,7 @@ impl KekError {
         self.asked && matches!(self.class, KekErrorClass::Unavailable | KekErrorClass::Throttled)
     }
 
-    /// Among several failures: the smallest leaves most hope.
+    /// Ranks failures. The lowest rank is the least severe, and decides among several.
     pub(crate) fn severity_rank(&self) -> u8 {
         match self.class {
             KekErrorClass::Unavailable => 0,
@@ -213,7 +216,7 @@ impl KekError {
         }
     }
 
-    /// Says how often it was tried, where that was more than once.
+    /// Adds the number of tries to the message if there was more than one.
     pub(crate) fn after(mut self, tries: u32) -> Self {
         if tries > 1 {
             self.message = format!("{} ({tries} tries)", self.message).into();
@@ -221,13 +224,13 @@ impl KekError {
         self
     }
 
-    /// As [`into_error`](Self::into_error), for what wraps a new DEK: there is no message yet that an answer could tell anything
-    /// of, so *invalid* keeps its text.
+    /// As [`into_error`](Self::into_error), for wrapping a new DEK. No message exists yet that the
+    /// text could reveal anything about, so *invalid* keeps its text.
     pub(crate) fn into_error_of_wrapping(self, detail: String) -> Error {
         self.into_error_of_kind(detail)
     }
 
-    /// The detail has the message already, so the cause beneath it is the source.
+    /// The detail contains the message already, so the source is the cause beneath it.
     fn into_error_of_kind(self, detail: String) -> Error {
         let error = Error::new(self.class.kind(), detail);
         match self.shown_cause {
@@ -238,7 +241,7 @@ impl KekError {
 
     pub(crate) fn into_error(self, detail: String) -> Error {
         match self.class {
-            // Opaque, like every other way of not belonging together.
+            // Opaque, like every other mismatch.
             KekErrorClass::Invalid => Error::invalid(),
             _ => self.into_error_of_kind(detail),
         }

@@ -1,10 +1,11 @@
-//! Who wraps DEKs: the [`KekProvider`] trait and its implementations.
+//! The [`KekProvider`] trait, which wraps and unwraps DEKs, and its implementations.
 //!
-//! A provider knows one key service. It tries each call once and classifies what went wrong; retries, caching and the choice
-//! between several KEKs are made above it, in one place for all.
+//! A provider knows one key service. It tries each call once and classifies failures. Retries,
+//! caching and the choice between several KEKs happen above it, in one place for all providers.
 #![forbid(unsafe_code)]
 
 pub(crate) mod call;
+mod candidates;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod error;
@@ -32,66 +33,72 @@ pub(crate) use crate::suite::Dek;
 
 /// One key encryption key in one key service.
 ///
-/// Implementations try once, keep no DEK, and say with [`KekErrorClass`] what a failure means; they run
-/// [`conformance`](crate::kek) in their tests. They need no runtime of their own: a future may be polled by any executor that the
-/// provider's documentation allows.
+/// Implementations try once, keep no DEK, and say with [`KekErrorClass`] what a failure means. They
+/// run the conformance suite ([`conformance`](crate::kek)) in their tests. They need no runtime of
+/// their own: any executor that the provider's documentation allows may poll a future.
 ///
-/// A wrapper around another provider forwards **every** method; the default ones too, or the inner one's better version is lost.
+/// A wrapper around another provider forwards **every** method, the default ones too. Otherwise it
+/// loses the better version of the inner provider.
 pub trait KekProvider: fmt::Debug + Send + Sync {
-    /// The KEK that [`wrap`](Self::wrap) uses.
+    /// Returns the id of the KEK that [`wrap`](Self::wrap) uses.
     fn id(&self) -> &KekId;
 
-    /// Whether this provider can unwrap what was wrapped under `kek_id`. By default only its own id.
+    /// Returns whether this provider can unwrap what was wrapped under `kek_id`. By default only
+    /// its own id.
     fn recognises(&self, kek_id: &KekId) -> bool {
         kek_id == self.id()
     }
 
-    /// What answers a call about `kek_id`, which is the provider's own id or one that it
-    /// [recognises](Self::recognises): a provider behind which there are several keys, Regions or stores names them, so
-    /// that one that is down does not keep calls from the others. Asked before each call, and makes none. By
-    /// default one target, named like the provider's own id.
+    /// Returns what answers a call about `kek_id`, which is the provider's own id or one that it
+    /// [recognises](Self::recognises). A provider with several keys, Regions or stores behind it
+    /// names each, so that one that is down does not stop calls to the others. It is called before
+    /// each call and makes no call itself. By default there is one target, named like the
+    /// provider's own id.
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let _ = kek_id;
         CallTarget::new(self.id().as_str())
     }
 
-    /// How the key service binds a wrapped key to its encryption context. By default
-    /// [`Checked`](ContextBinding::Checked), the weaker of the two that are safe.
+    /// Returns how the key service binds a wrapped key to its encryption context. By default
+    /// [`Checked`](ContextBinding::Checked), the weaker of the two safe ways.
     fn context_binding(&self) -> ContextBinding {
         ContextBinding::Checked
     }
 
-    /// Whether [`rewrap`](Self::rewrap) is done in the key service, so that no DEK comes into the process. By default not.
+    /// Returns whether [`rewrap`](Self::rewrap) happens in the key service, so that no DEK enters
+    /// the process. By default `false`.
     fn rewraps_in_service(&self) -> bool {
         false
     }
 
-    /// Whether `wrapped` was made by the KEK's current version; no call is made. `None` where the
-    /// bytes do not tell, or the current version is not known: then
+    /// Returns whether the KEK's current version made `wrapped`, without a call. `None` if the
+    /// bytes do not say, or the current version is unknown. Then
     /// [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, and
-    /// [`rewrap`](crate::Envelope::rewrap) wraps anew all the same. By default `None`.
+    /// [`rewrap`](crate::Envelope::rewrap) wraps again all the same. By default `None`.
     ///
-    /// The metadata may be read for it, though anyone can have written it. A rewrap does not
-    /// believe it: it asks once more, for the entry without metadata, and keeps it only where that
-    /// is `Some(true)` too and [`unwrap`](Self::unwrap) then takes it. So what is told from
-    /// [`WrappedDek::wrapped`] must be what `unwrap` goes by.
+    /// It may read the metadata, although anyone can have written it. A rewrap does not trust the
+    /// metadata: it asks once more for the entry without it, and keeps the entry only if that
+    /// returns `Some(true)` too and [`unwrap`](Self::unwrap) then accepts it. So the version that
+    /// is read from [`WrappedDek::wrapped`] must be the one that `unwrap` uses.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let _ = wrapped;
         None
     }
 
-    /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can.
+    /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can do
+    /// that.
     fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>>;
 
-    /// Unwraps. Whatever comes back is held against the DEK id before it is used.
+    /// Unwraps a DEK. The library checks what is returned against the DEK id before it is used.
     fn unwrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>>;
 
-    /// Has the key service make a DEK (AWS KMS: `GenerateDataKey`). The security of its messages then rests on the service's
-    /// generator. By default a DEK is made here and wrapped.
+    /// Has the key service make a DEK (AWS KMS: `GenerateDataKey`). The security of its messages
+    /// then rests on the service's generator. By default the DEK is made in this process and
+    /// wrapped.
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -103,8 +110,8 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Wraps anew under the KEK's current version, in the key service where it can, so that no DEK comes into the process. By
-    /// default unwraps and wraps.
+    /// Wraps again under the KEK's current version, in the key service where possible, so that no
+    /// DEK enters the process. By default unwraps and wraps.
     fn rewrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -117,8 +124,8 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// [`wrap`](Self::wrap) for many, in one request where the service can. One result per item, in order; a bad item fails alone.
-    /// By default one after the other.
+    /// Wraps many DEKs, in one request where the service can. Returns one result per item, in
+    /// order. A bad item fails alone. By default one after the other.
     fn wrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a Dek)],
@@ -132,7 +139,7 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// [`unwrap`](Self::unwrap) for many, as [`wrap_many`](Self::wrap_many).
+    /// Unwraps many DEKs, as [`wrap_many`](Self::wrap_many).
     fn unwrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -146,7 +153,7 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// [`rewrap`](Self::rewrap) for many, as [`wrap_many`](Self::wrap_many).
+    /// Rewraps many DEKs, as [`wrap_many`](Self::wrap_many).
     fn rewrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -160,12 +167,12 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Whether the KEK could be used now. An error says in its class why not.
+    /// Checks whether the KEK can be used now. The class of an error says why not.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>>;
 
-    /// Gives up what the provider holds at the key service, such as a login, when an envelope is
-    /// [shut down](crate::Envelope::shut_down). A provider may serve other envelopes too: the next call takes it up again.
-    /// By default nothing.
+    /// Releases what the provider holds at the key service, such as a login, when an envelope is
+    /// [shut down](crate::Envelope::shut_down). A provider may serve other envelopes too: the next
+    /// call acquires it again. By default does nothing.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
@@ -173,21 +180,24 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
 
 /// How a key service binds a wrapped DEK to its encryption context.
 ///
-/// In every case the DEK id commits to the context, so no message opens in another one.
+/// In every case the DEK id commits to the context, so no message decrypts in another one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ContextBinding {
     /// The key service refuses to unwrap in another context.
     Enforced,
-    /// The key service unwraps in any context. The DEK is released to this process and then refused, since its id does not match.
+    /// The key service unwraps in any context. This process receives the DEK and refuses it, since
+    /// its id does not match.
     Checked,
-    /// Wrapping is **unauthenticated**: it takes a public key only, so anyone can wrap a DEK of their own and seal messages
-    /// that a reader accepts. Refused by the [builder](crate::EnvelopeBuilder::allow_unauthenticated_wrapping) unless it is asked for by name.
+    /// Wrapping is **unauthenticated**: it needs only a public key, so anyone can wrap a DEK of
+    /// their own and make messages that a reader accepts. The
+    /// [builder](crate::EnvelopeBuilder::allow_unauthenticated_wrapping) refuses such a KEK unless
+    /// it is allowed by name.
     Unauthenticated,
 }
 
-/// What a provider's [`health`](KekProvider::health) found.
+/// The result of a provider's [`health`](KekProvider::health) check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -196,36 +206,36 @@ pub enum ContextBinding {
 )]
 #[non_exhaustive]
 pub enum Health {
-    /// Wraps and unwraps.
+    /// It wraps and unwraps.
     Ready,
-    /// Works, with something an operator should look at.
+    /// It works, with something that an operator should look at.
     Degraded(String),
 }
 
-/// A DEK as a key service returned it: of a length and content that nobody has checked yet.
+/// A DEK as a key service returned it. Its length and content are unchecked.
 ///
-/// Wiped on drop; no Clone, no serde, nothing in Debug.
+/// It is wiped on drop, has no Clone and no serde, and shows nothing in Debug.
 pub struct UnwrappedDek(Zeroizing<Vec<u8>>);
 
 impl UnwrappedDek {
-    /// Takes over the bytes that the service returned.
+    /// Takes ownership of the bytes that the service returned.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
 
-    /// The bytes, for a provider that decrypts in place.
+    /// Returns the bytes, for a provider that decrypts in place.
     pub fn expose_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 
-    /// The DEK, if there are exactly 32 bytes.
+    /// Returns the DEK if there are exactly 32 bytes.
     #[must_use]
     pub fn to_dek(&self) -> Option<Dek> {
         Dek::from_slice(&self.0)
@@ -238,7 +248,7 @@ impl fmt::Debug for UnwrappedDek {
     }
 }
 
-/// So that a provider can be shared, and a service can keep a handle to the one it gave away.
+/// Lets a provider be shared, so that a service can keep a handle to one that it handed over.
 impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
     fn id(&self) -> &KekId {
         (**self).id()

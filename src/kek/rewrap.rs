@@ -1,4 +1,4 @@
-//! The rewrap of one list of wrapped keys: entry by entry, in the key service where it can.
+//! Rewraps one list of wrapped keys, entry by entry, in the key service where possible.
 #![forbid(unsafe_code)]
 
 use super::call::{CallBounds, GuardedKek, Lane};
@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::format::{WrappedDek, WrappedKeys};
 use crate::suite::DekId;
 
-/// Whether old entries are dropped on the new ones' word or on proof.
+/// What has to be known before old entries are dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     UnwrapEach,
@@ -17,7 +17,7 @@ pub(crate) enum Check {
 }
 
 impl KekSet {
-    /// The list that the writing KEKs would make now, out of the old one.
+    /// Returns the list that the writing KEKs would make now, made from the old one.
     pub(crate) async fn rewrap_all_entries(
         &self,
         context: &EncryptionContext,
@@ -31,7 +31,8 @@ impl KekSet {
             keks.check_not_revoked(kek.id())?;
             let job = Job { keks, bounds: keks.bounds(Lane::Ordinary), kek, context, dek_id, check };
             let entry = match job.renew(keys).await {
-                // The KEK's own entry is missing, damaged or refused, but another KEK's may serve.
+                // The KEK's own entry is missing, damaged or refused, but another KEK's entry may
+                // serve.
                 Ok(None) | Err(Renewal::Lost) => {
                     let unwrapped = keks.unwrap_any(job.bounds, context, dek_id, keys, &|_, _, _| {}).await;
                     let dek = unwrapped.map_err(|failure| failure.error)?.dek;
@@ -59,7 +60,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// The entry of the KEK out of its old one, without another KEK's help; `None` if it has no old one.
+    /// Makes the KEK's entry from its old one, without another KEK's help. Returns `None` if there
+    /// is no old one.
     async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
         let Self { keks, bounds, kek, context, dek_id, .. } = self;
         let Some(old) = old_entry(kek, keys) else { return Ok(None) };
@@ -73,9 +75,9 @@ impl Job<'_> {
         Ok(Some(entry))
     }
 
-    /// Whether `old` may be kept. Anyone can write metadata, so only what `wrapped` itself says
-    /// counts, and that only because the entry is unwrapped before it is kept; unseen, nothing is.
-    /// What that leaves open, the key service settles by wrapping anew.
+    /// Whether `old` may be kept. Anyone can write metadata, so only `wrapped` itself counts, and
+    /// only because the entry is unwrapped before it is kept. If this leaves doubt, the key service
+    /// wraps again.
     fn is_proven_current(&self, old: &WrappedDek) -> bool {
         self.check == Check::UnwrapEach
             && old.kek_id() == self.kek.id()
@@ -100,15 +102,15 @@ impl Job<'_> {
     }
 }
 
-/// Why an old entry gave no new one.
+/// Why there is no new entry from an old one.
 enum Renewal {
-    /// This entry will not come back.
+    /// This entry is lost for good.
     Lost,
-    /// It may be good: nothing is to be dropped on this.
+    /// The entry may be good, so nothing may be dropped.
     Failed(Error),
 }
 
-/// The entry that `kek` can rewrap: its own, or one that it recognises.
+/// Returns the entry that `kek` can rewrap: its own, or one that it recognises.
 fn old_entry<'k>(kek: &GuardedKek, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
     let entries = keys.entries();
     entries

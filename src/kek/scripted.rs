@@ -1,4 +1,5 @@
-//! A KEK that does what a test tells it to: fail in a class, wait, and count what it was asked. For tests of services too.
+//! A KEK that a test scripts: it fails in a class, waits, and counts its calls. For tests of
+//! services too.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -15,7 +16,7 @@ use crate::error::Error;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A [`LocalKek`] in memory behind a script. A clone is another handle to the same.
+/// A [`LocalKek`] in memory behind a script. A clone is another handle to the same KEK.
 ///
 /// ```
 /// use waxseal::kek::{KekErrorClass, scripted::ScriptedKek};
@@ -57,19 +58,19 @@ struct Script {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Act {
-    /// Does as it should.
+    /// It succeeds.
     Succeed,
-    /// Fails in this class.
+    /// It fails in this class.
     Fail(KekErrorClass),
-    /// Is throttled, and told how long to stay away.
+    /// It is throttled and told how long to wait.
     AskLater(Duration),
-    /// Never answers.
+    /// It never returns.
     Hang,
-    /// Panics.
+    /// It panics.
     Panic,
 }
 
-/// How often a [`ScriptedKek`] was asked, failed calls included.
+/// How often a [`ScriptedKek`] was called, failed calls included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Calls {
@@ -84,7 +85,7 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// All of them.
+    /// All calls.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.wraps + self.unwraps + self.generates + self.rewraps
@@ -92,7 +93,7 @@ impl Calls {
 }
 
 impl ScriptedKek {
-    /// A KEK with the id `local:NAME` that does as it should.
+    /// Makes a KEK with the id `local:NAME` that succeeds.
     ///
     /// # Errors
     /// As [`LocalKek::in_memory`].
@@ -100,7 +101,7 @@ impl ScriptedKek {
         Ok(Self::over(LocalKek::in_memory(name)?))
     }
 
-    /// A script in front of an existing KEK.
+    /// Puts a script in front of an existing KEK.
     #[must_use]
     pub fn over(kek: LocalKek) -> Self {
         Self(Arc::new(Inner {
@@ -113,38 +114,39 @@ impl ScriptedKek {
         }))
     }
 
-    /// The KEK behind the script.
+    /// Returns the KEK behind the script.
     #[must_use]
     pub fn local(&self) -> &LocalKek {
         &self.0.kek
     }
 
-    /// From now on every call fails like this, or none with `None`. What a call does is decided when its wait is over.
+    /// Makes every call fail in this class from now on, or no call with `None`. It is decided when
+    /// a call's wait is over.
     pub fn fail_with(&self, class: impl Into<Option<KekErrorClass>>) {
         self.script_lock().failure = class.into();
     }
 
-    /// What the next calls do, in order; after that, what [`fail_with`](Self::fail_with) says.
+    /// Sets what the next calls do, in order. After them, [`fail_with`](Self::fail_with) decides.
     pub fn script(&self, acts: impl IntoIterator<Item = Act>) {
         self.script_lock().acts.extend(acts);
     }
 
-    /// From now on every call first waits for what `wait` gives.
+    /// Makes every call wait for the future of `wait` first, from now on.
     pub fn wait_for(&self, wait: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
         self.script_lock().wait = Some(Arc::new(wait));
     }
 
-    /// From now on no call waits.
+    /// Makes no call wait from now on.
     pub fn wait_no_more(&self) {
         self.script_lock().wait = None;
     }
 
-    /// What it advises about its calls from now on.
+    /// Sets the advice about its calls from now on.
     pub fn advise(&self, advice: CallAdvice) {
         self.script_lock().advice = advice;
     }
 
-    /// How often it was asked.
+    /// Returns how often it was called.
     #[must_use]
     pub fn calls(&self) -> Calls {
         let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);

@@ -1,16 +1,15 @@
-//! Asks the KEKs: to wrap a new DEK, all for writing; to unwrap one, any that the message names.
+//! The KEKs of one envelope: all of them wrap a new DEK, and any that the message names unwraps
+//! one.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::StreamExt;
-use futures_util::future::{Either, select, select_all};
-use futures_util::stream::FuturesUnordered;
+use futures_util::future::select_all;
 
 use super::call::{CallBounds, CallTerms, GuardedKek, Lane, Order};
-use super::{BoxFuture, CallTarget, Dek, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{BoxFuture, Dek, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
@@ -19,25 +18,26 @@ use crate::observe::{Event, Observers};
 use crate::suite::{DekId, derive_dek_id};
 use crate::sync::Arc;
 
-/// Who makes a DEK.
+/// Where a new DEK is made.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum DekOrigin {
-    /// This process, from the operating system's generator. The default.
+    /// In this process, by the operating system's generator. The default.
     #[default]
     Local,
-    /// The key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of every DEK then rests on that service,
-    /// and the DEK crosses the network once more than with `Local`.
+    /// In the key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of
+    /// every DEK then rests on that service, and the DEK crosses the network once more than with
+    /// `Local`.
     KeyService,
 }
 
-/// Who vouches for a DEK: a provider, by the KEK of a wrapped key that it unwrapped or made.
+/// A source of a DEK: the provider, and the KEK of the wrapped key that it unwrapped or made.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct SourceKek {
     /// The provider's own KEK id.
     pub(crate) provider: KekId,
-    /// The KEK id of the wrapped key, which a provider for related keys may call otherwise.
+    /// The KEK id of the wrapped key. A provider for related keys may use another id than its own.
     pub(crate) entry: KekId,
 }
 
@@ -45,42 +45,43 @@ pub(crate) struct SourceKek {
 pub(crate) struct Unwrapped {
     pub(crate) dek: Dek,
     pub(crate) source_kek: SourceKek,
-    /// Before the question was sent.
+    /// When the request was sent.
     pub(crate) asked: Moment,
 }
 
-/// Why a question failed, and what befell which KEK.
+/// Why a request failed, and the failure of each KEK.
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    calls: Arc<[FailedCall]>,
+    pub(super) calls: Arc<[FailedCall]>,
 }
 
-struct FailedCall {
+pub(super) struct FailedCall {
     provider: KekId,
-    /// `None` where a new DEK was to be wrapped.
+    /// `None` if a new DEK was to be wrapped.
     entry: Option<WrappedDek>,
     kind: ErrorKind,
     at: Moment,
 }
 
 impl FailedCall {
-    /// `None` if it says nothing of the KEK.
-    fn new(kek: &GuardedKek, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
+    /// Returns `None` if the error says nothing about the KEK.
+    pub(super) fn new(kek: &GuardedKek, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
         let call = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
         (!error.is_over_budget()).then(call)
     }
 }
 
 impl Failure {
-    /// What befell these vouchers of a DEK with these wrapped keys, and when: an outage of any of them, or else a refusal. `None` if
-    /// nothing that is known.
+    /// Returns the failure of these source KEKs with these wrapped keys, and its time: an outage of
+    /// any of them, or else a refusal. `None` if none is known.
     pub(crate) fn about(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
         let is_about = |call: &&FailedCall| {
             source_keks.iter().any(|source_kek| {
                 source_kek.provider == call.provider
                     && call.entry.as_ref().is_none_or(|entry| {
-                        // With its metadata: another one may make a provider ask something else.
+                        // Compared with its metadata, since a provider may ask something else for
+                        // another one.
                         source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
                     })
             })
@@ -106,11 +107,11 @@ pub(crate) struct KekSet {
     pub(crate) writing: Vec<Arc<GuardedKek>>,
     /// The writing ones, and those for reading only.
     pub(crate) reading: Vec<Arc<GuardedKek>>,
-    /// Those that an operator revoked. Behind a pointer and not a lock, which a fork could inherit locked.
+    /// Revoked by an operator. In a pointer and not a lock, which a fork could inherit locked.
     revoked: ArcSwap<HashSet<KekId>>,
-    /// How long one question may take.
+    /// How long one request may take.
     deadline: Duration,
-    clock: Clock,
+    pub(super) clock: Clock,
     observers: Observers,
 }
 
@@ -133,22 +134,23 @@ impl KekSet {
         self.deadline
     }
 
-    /// What every provider gives up when its envelope ends.
+    /// Closes every provider, when the envelope ends.
     pub(crate) fn closing(&self) -> Vec<BoxFuture<'static, ()>> {
         self.reading.iter().map(|kek| kek.clone().close()).collect()
     }
 
-    /// A question that is asked from now on.
+    /// Returns the bounds of a request that begins now.
     pub(crate) fn bounds(&self, lane: Lane) -> CallBounds {
         CallBounds { ends: self.clock.now().plus(self.deadline), lane }
     }
 
-    /// How many questions of one caller are asked at the same time, so that none waits for its turn past its deadline.
+    /// Returns how many requests one caller may make at the same time, so that none waits for its
+    /// turn past its deadline.
     pub(crate) fn at_once(&self) -> usize {
         self.writing.iter().map(|kek| kek.at_once(self.writing.len())).min().unwrap_or(1)
     }
 
-    /// A new DEK, wrapped by every writing KEK.
+    /// Makes a new DEK, wrapped by every writing KEK.
     pub(crate) async fn make(
         &self,
         bounds: CallBounds,
@@ -201,7 +203,8 @@ impl KekSet {
                     source_keks.push(source_kek);
                     entries.push(entry);
                 }
-                // One denial is enough. Any other failure waits for the rest: an outage of one KEK hides no denial by another.
+                // One denial is enough. Any other failure waits for the rest, so that an outage of
+                // one KEK hides no denial by another.
                 Err(denied) if denied.error.kind() == ErrorKind::Denied => return Err(denied),
                 Err(other) => failure = Some(failure.unwrap_or(other)),
             }
@@ -228,7 +231,7 @@ impl KekSet {
         self.wrapped_by(kek, context, id, wrapped)
     }
 
-    /// Has one KEK wrap a DEK anew.
+    /// Has one KEK rewrap a DEK.
     pub(crate) async fn rewrap(
         &self,
         bounds: CallBounds,
@@ -255,107 +258,9 @@ impl KekSet {
         Ok(wrapped)
     }
 
-    /// Any success serves. The KEKs are asked in order of preference, for the entries that they recognise: the next one when the one
-    /// before it failed, or takes longer than it mostly does. All that may still succeed are asked again after a pause.
-    ///
-    /// Of several entries that one KEK recognises, its own comes first. Another is asked for only where that may help, and no
-    /// more than [`MAX_ENTRIES_PER_KEK`] are: whoever can forge a message writes its list. See [`Candidates::is_worth_asking`].
-    ///
-    /// Each failure is reported to `heard` when it comes, since other KEKs may keep the answer waiting, or give it.
-    pub(crate) async fn unwrap_any(
-        &self,
-        bounds: CallBounds,
-        context: &EncryptionContext,
-        id: &DekId,
-        keys: &WrappedKeys,
-        on_failure: OnFailure<'_>,
-    ) -> Result<Unwrapped, Failure> {
-        let mut candidates = Candidates(Vec::new());
-        for kek in &self.reading {
-            let recognised = keys.entries().iter().filter(|entry| kek.recognises(entry.kek_id()));
-            let (own, other): (Vec<_>, Vec<_>) = recognised.partition(|entry| entry.kek_id() == kek.id());
-            for entry in own.into_iter().chain(other) {
-                let target = kek.target(entry.kek_id());
-                candidates.0.push(Candidate {
-                    kek,
-                    entry,
-                    target,
-                    state: State::NotAsked,
-                    failure: None,
-                    failed_at: None,
-                });
-            }
-        }
-        let mut tries = 0;
-        loop {
-            if let Some(found) = self.try_each(bounds, context, id, &mut candidates, on_failure).await {
-                return Ok(found);
-            }
-            tries += 1;
-            let retryable = candidates.0.iter().filter_map(|candidate| Some((candidate, candidate.failure.as_ref()?)));
-            let retryable = retryable
-                .filter(|(_, failure)| failure.is_worth_a_retry())
-                .min_by_key(|(_, failure)| failure.severity_rank());
-            match retryable {
-                Some((candidate, failure))
-                    if candidate.kek.pause(bounds, tries, failure, candidate.entry.kek_id()).await => {}
-                _ => return Err(all_failed(keys, candidates, tries)),
-            }
-        }
-    }
-
-    /// One try of every way that is worth it.
-    async fn try_each(
-        &self,
-        bounds: CallBounds,
-        context: &EncryptionContext,
-        id: &DekId,
-        candidates: &mut Candidates<'_>,
-        on_failure: OnFailure<'_>,
-    ) -> Option<Unwrapped> {
-        let mut waiting = candidates.begin_round();
-        let mut asked = FuturesUnordered::new();
-        let mut latest = None;
-        loop {
-            if let Some((at, order)) = candidates.next_of(&mut waiting)
-                && let Some(candidate) = candidates.0.get_mut(at)
-            {
-                candidate.state = State::Asked;
-                let (kek, entry) = (candidate.kek, candidate.entry);
-                latest = kek.hedge_after(&candidate.target).map(|wait| (kek, wait));
-                let tries = RetryMode::Once(order);
-                asked.push(async move {
-                    let sent = self.clock.now();
-                    (at, sent, self.unwrap_entry(bounds, kek, context, id, entry, tries).await)
-                });
-            }
-            let answer = match latest.filter(|_| candidates.has_next(&waiting)) {
-                Some((kek, wait)) => match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
-                    Either::Left((answer, _)) => answer,
-                    // It takes longer than usual: the next one as well.
-                    Either::Right(_) => continue,
-                },
-                None => asked.next().await,
-            };
-            let (at, sent, answer) = answer?;
-            let Some(candidate) = candidates.0.get_mut(at) else { continue };
-            match answer {
-                Ok(dek) => {
-                    let source_kek =
-                        SourceKek { provider: candidate.kek.id().clone(), entry: candidate.entry.kek_id().clone() };
-                    return Some(Unwrapped { dek, source_kek, asked: sent });
-                }
-                // That one failed; another one is asked, or on its way.
-                Err(failure) => {
-                    on_failure(candidate.kek.id(), candidate.entry, failure.class().kind());
-                    (candidate.failure, candidate.failed_at) = (Some(failure), Some(self.clock.now()));
-                }
-            }
-        }
-    }
-
-    /// Unwraps one entry and holds the DEK against the id, which commits to it and to the context: a key service that gives
-    /// another DEK is an error here, not a garbled payload later.
+    /// Unwraps one entry and checks the DEK against the id, which commits to it and to the context.
+    /// If a key service returns another DEK, that is an error here and not a failed decryption
+    /// later.
     pub(crate) async fn unwrap_entry(
         &self,
         bounds: CallBounds,
@@ -365,7 +270,7 @@ impl KekSet {
         entry: &WrappedDek,
         tries: RetryMode,
     ) -> Result<Dek, KekError> {
-        // Either name of the KEK will do: a related key's entry is unwrapped by the provider's own.
+        // Checked by both ids of the KEK: the provider's own unwraps the entry of a related key.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
         let unwrapped: UnwrappedDek = match tries {
@@ -406,17 +311,14 @@ impl KekSet {
     }
 }
 
-/// A new DEK, wrapped by every writing KEK.
+/// Makes a new DEK, wrapped by every writing KEK.
 pub(crate) struct Made {
     pub(crate) dek: Dek,
     pub(crate) wrapped_keys: WrappedKeys,
     pub(crate) source_keks: Box<[SourceKek]>,
-    /// Before the first question was sent.
+    /// When the first request was sent.
     pub(crate) asked: Moment,
 }
-
-/// Called with the provider, the wrapped key and what befell it.
-pub(crate) type OnFailure<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
 
 /// How often an entry is tried before it counts as failed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -425,88 +327,8 @@ pub(crate) enum RetryMode {
     ByPolicy,
 }
 
-/// Of how many entries one KEK is asked in a try at most. A message that was sealed here has one, one more while KEKs are changed, and
-/// with a provider that finds keys by itself one for each of its keys.
-const MAX_ENTRIES_PER_KEK: usize = 3;
-
-/// One of the ways to a DEK: an entry of its wrapped keys, and who unwraps it.
-struct Candidate<'a> {
-    kek: &'a GuardedKek,
-    entry: &'a WrappedDek,
-    target: CallTarget,
-    state: State,
-    failure: Option<KekError>,
-    /// When that was known.
-    failed_at: Option<Moment>,
-}
-
-/// In the try that goes on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    NotAsked,
-    Asked,
-}
-
-/// All ways, in order of preference.
-struct Candidates<'a>(Vec<Candidate<'a>>);
-
-impl Candidates<'_> {
-    /// Those that have not failed for good, in the order in which they are asked: whoever was late so often comes last.
-    fn begin_round(&mut self) -> VecDeque<(usize, Order)> {
-        let (mut waiting, mut last) = (VecDeque::new(), VecDeque::new());
-        for (at, candidate) in self.0.iter_mut().enumerate() {
-            candidate.state = State::NotAsked;
-            if candidate.failure.as_ref().is_none_or(KekError::is_worth_a_retry) {
-                match candidate.kek.order(&candidate.target) {
-                    Order::Last => last.push_back((at, Order::Last)),
-                    order => waiting.push_back((at, order)),
-                }
-            }
-        }
-        waiting.append(&mut last);
-        waiting
-    }
-
-    fn next_of(&self, waiting: &mut VecDeque<(usize, Order)>) -> Option<(usize, Order)> {
-        std::iter::from_fn(|| waiting.pop_front()).find(|(at, _)| self.is_worth_asking(*at))
-    }
-
-    fn has_next(&self, waiting: &VecDeque<(usize, Order)>) -> bool {
-        waiting.iter().any(|(at, _)| self.is_worth_asking(*at))
-    }
-
-    /// Whether an answer to this entry may be another than the KEK's answers to the entries before it. It is not
-    ///
-    /// - once one of them was invalid, as the key service or the provider itself says: such a message is forged or damaged;
-    /// - while its target is asked, or has not answered;
-    /// - for an id that was denied.
-    fn is_worth_asking(&self, at: usize) -> bool {
-        let Some(candidate) = self.0.get(at) else { return false };
-        let mut asked = 0;
-        for other in
-            self.0.iter().filter(|other| std::ptr::eq(other.kek, candidate.kek) && !std::ptr::eq(*other, candidate))
-        {
-            let class = other.failure.as_ref().map(KekError::class);
-            let is_denied = class == Some(KekErrorClass::Denied);
-            if class == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == candidate.entry.kek_id())
-            {
-                return false;
-            }
-            let without_a_call = other.failure.as_ref().is_some_and(|failure| !failure.was_asked());
-            // Neither asked in this try, nor failed without a call.
-            if other.state == State::NotAsked || without_a_call {
-                continue;
-            }
-            asked += 1;
-            if !is_denied && other.target.name() == candidate.target.name() {
-                return false;
-            }
-        }
-        asked < MAX_ENTRIES_PER_KEK
-    }
-}
-
-/// An entry that its own provider would not take back is never written into a message.
+/// Refuses an entry that its own provider would not recognise, so that it is never written into a
+/// message.
 fn own_entry(kek: &GuardedKek, wrapped: WrappedDek) -> Result<WrappedDek, Error> {
     if kek.recognises(wrapped.kek_id()) {
         return Ok(wrapped);
@@ -518,7 +340,7 @@ fn contract(kek_id: &KekId, what: &str) -> Error {
     Error::new(ErrorKind::Provider, format!("{kek_id} {what}"))
 }
 
-/// The failure of one KEK, which its message names.
+/// Returns the failure of one KEK, with the KEK's id in its message.
 pub(crate) fn named(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error(detail)
@@ -533,30 +355,4 @@ fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
 fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error_of_wrapping(detail)
-}
-
-/// One error for several failures: the one that leaves most hope decides, and every KEK is named.
-fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Failure {
-    let failures: Vec<(Candidate<'_>, KekError)> = candidates
-        .0
-        .into_iter()
-        .filter_map(|mut candidate| {
-            let failure = candidate.failure.take()?.after(tries);
-            Some((candidate, failure))
-        })
-        .collect();
-    let call = |(candidate, error): &(Candidate<'_>, KekError)| {
-        FailedCall::new(candidate.kek, Some(candidate.entry), error, candidate.failed_at?)
-    };
-    let calls = failures.iter().filter_map(call).collect();
-    let text = |(candidate, error): &(Candidate<'_>, KekError)| format!("{}: {error}", candidate.entry.kek_id());
-    let detail = failures.iter().map(text).collect::<Vec<_>>().join("; ");
-    let error = match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::severity_rank) {
-        Some(error) => error.into_error(detail),
-        None => {
-            let ids = keys.entries().iter().map(|entry| entry.kek_id().as_str()).collect::<Vec<_>>().join(", ");
-            Error::new(ErrorKind::UnknownKek, ids)
-        }
-    };
-    Failure { error, calls }
 }

@@ -1,4 +1,4 @@
-//! The one decision of a look-up, which docs/lifetimes.md has as a table.
+//! The decision of a look-up. docs/lifetimes.md has it as a table.
 #![forbid(unsafe_code)]
 
 use super::super::lease::Age;
@@ -7,16 +7,17 @@ use super::super::lease::Age;
 pub(super) enum Decision {
     /// The cached DEK serves.
     Serve,
-    /// The cached DEK serves, and this caller's question renews it.
+    /// The cached DEK serves, and this request renews it.
     ServeAndRenew,
-    /// The key service has to be asked first.
+    /// The key service is asked first.
     Ask,
-    /// The key service said no to this very question a moment ago.
+    /// The key service refused this exact request a moment ago.
     Refuse,
 }
 
-/// `outage_is_known`: of the KEKs that vouched for the DEK. `is_turn`: this caller's question may renew it now.
-/// `is_refused`: this caller's question was denied or found invalid a moment ago.
+/// Decides what a look-up does. `outage_is_known` concerns the source KEKs of the DEK. `is_turn`
+/// says that this request may renew it now, and `is_refused` that it was denied or found invalid a
+/// moment ago.
 pub(super) fn decide(age: Age, outage_is_known: bool, is_turn: bool, is_refused: impl FnOnce() -> bool) -> Decision {
     let serves = match age {
         Age::Fresh => return Decision::Serve,

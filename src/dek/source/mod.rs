@@ -1,41 +1,44 @@
-//! The look-up of a DEK: whether the cached one serves, and when the KEKs are asked.
+//! The look-up of a DEK: whether a cached one serves, and when the KEKs are asked.
 //!
-//! Reading and writing differ in what they ask ([`DekRequest`]); the look-up is one.
+//! Requests for reading and for writing differ in what they ask ([`DekRequest`]). The look-up is
+//! the same.
 #![forbid(unsafe_code)]
 
+mod asking;
+mod control;
 mod decision;
+mod kind;
 mod reading;
+mod renewal;
 mod writing;
 
-use std::future::Future;
 use std::ops::Deref;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::FutureExt;
-use futures_util::future::{Either, select};
 
 use super::cache::{DekCache, MemoOwner, SourceNumber};
-use super::flight::{Answer, Waiter};
-use super::lease::{Age, KeysMatch, Lease, RequestKey, shut_down};
-use super::pinned::Pinned;
-use super::registry::{Leased, end_all};
+use super::flight::Answer;
+use super::lease::Age;
+use super::pinned::{Held, Pinned};
+use super::registry::Leased;
 use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::writing::{check_len, max_len};
-use super::{LimitsInForce, ReadingDek, Reservation, WritingDek};
+use super::{LimitsInForce, Reservation, WritingDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::kek::call::{CallBounds, GuardedKek, Lane};
+use crate::kek::Dek;
+use crate::kek::call::GuardedKek;
 use crate::kek::set::{DekOrigin, Failure, KekSet};
-use crate::kek::{BoxFuture, Dek, KekId};
 use crate::observe::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::suite::{AeadKey, Backend, Nonces, Suite, derive_message_key};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use decision::{Decision, decide};
+use kind::{DekOf, DekRequest, Kind, Obtained};
 pub(crate) use reading::ReadingRequest;
+use renewal::Renewer;
 pub(crate) use writing::WritingRequest;
 
 pub(crate) struct SourceOptions {
@@ -50,21 +53,21 @@ pub(crate) struct SourceOptions {
 }
 
 pub(crate) struct DekSource {
-    /// The cache of this process; the child of a fork puts its own in its place. First, so that it is dropped while the observers are
-    /// there to be told.
+    /// The cache of this process. The child of a fork replaces it by its own. It is the first
+    /// field, so that it is dropped while the observers still exist.
     cache: ArcSwap<DekCache>,
     number: SourceNumber,
     keks: KekSet,
     options: SourceOptions,
-    /// Shut down: nothing is asked any more.
+    /// Set at shut-down. No key service is asked after it.
     closed: AtomicBool,
-    /// The providers have given up what they held.
+    /// The providers have released what they held.
     given_up: Arc<AtomicBool>,
     counters: Counters,
 }
 
-/// A source as envelopes and handles have it: when the last of them is gone, so are its DEKs, though a call on its way keeps the source
-/// for its own time.
+/// The source as envelopes and handles own it. Its DEKs end with the last of them, although a call
+/// in flight keeps the source itself until it ends.
 pub(crate) struct OwnedSource(Arc<DekSource>);
 
 impl OwnedSource {
@@ -91,153 +94,9 @@ impl Drop for OwnedSource {
     }
 }
 
-/// How often a call is begun again because its DEK was taken away between the look-up and the use, or its answer was revoked.
+/// How often a call is repeated because its DEK was taken away between look-up and use, or its
+/// response was revoked.
 const ATTEMPTS: usize = 3;
-
-/// How long a caller waits for the key service when the cached DEK is past its age and within the outage grace: a service that takes
-/// longer than this, as none does that is well, is not felt.
-const MAX_WAIT_WHILE_STALE: Duration = Duration::from_millis(250);
-
-/// What differs between DEKs for reading and for writing.
-pub(crate) trait Kind: 'static {
-    type Dek: Leased + 'static;
-    /// What is asked, without its caller.
-    type Owned: Send + Sync + 'static;
-    const HIT: Counter;
-    const MISS: Counter;
-    const LANE: Lane;
-
-    fn age(dek: &Self::Dek, now: Moment) -> Age;
-
-    fn remember(cache: &DekCache, dek: &Arc<Self::Dek>);
-
-    fn find(cache: &DekCache, owned: &Self::Owned) -> Result<Option<Arc<Self::Dek>>, Error>;
-
-    fn context(owned: &Self::Owned) -> &EncryptionContext;
-
-    /// Shares the call of all who ask the same.
-    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<Self::Dek>
-    where
-        F: Future<Output = Answer<Self::Dek>> + Send + 'static;
-
-    /// Asks the KEKs.
-    fn ask(
-        source: &DekSource,
-        cache: &DekCache,
-        owned: &Self::Owned,
-        bounds: CallBounds,
-    ) -> impl Future<Output = Result<Obtained<Self::Dek>, Failure>> + Send;
-
-    fn put(cache: &DekCache, obtained: &Obtained<Self::Dek>);
-
-    /// Ends what the denial concerns, and tells.
-    fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
-}
-
-/// What a caller asks for.
-pub(crate) trait DekRequest: Copy {
-    type Kind: Kind;
-
-    /// The cached DEK, whatever its age.
-    fn find(&self, cache: &DekCache) -> Result<Option<Arc<DekOf<Self>>>, Error>;
-
-    fn with_remembered<R>(
-        &self,
-        owner: MemoOwner,
-        serves: impl FnOnce(&DekOf<Self>) -> bool,
-        work: impl FnOnce(&Arc<DekOf<Self>>) -> R,
-    ) -> Option<R>;
-
-    /// Whether a cached DEK is the answer to this very question.
-    fn keys_match(&self, lease: &Lease) -> KeysMatch;
-
-    /// Whether it may be the turn of this question to renew a cached DEK.
-    fn is_turn(&self, lease: &Lease, now: Moment) -> bool;
-
-    /// Whether there is anything to ask with.
-    fn can_be_asked(&self) -> bool;
-
-    /// Whether the question reaches a KEK that vouched for a cached DEK.
-    fn is_about(&self, lease: &Lease) -> bool;
-
-    fn request_key(&self) -> RequestKey;
-
-    fn to_owned(&self) -> Result<<Self::Kind as Kind>::Owned, Error>;
-}
-
-type DekOf<Q> = <<Q as DekRequest>::Kind as Kind>::Dek;
-
-/// What a key service just vouched for.
-pub(crate) struct Obtained<D> {
-    dek: Arc<D>,
-    /// The same keys, where a new DEK was made.
-    for_reading_too: Option<Arc<ReadingDek>>,
-}
-
-/// A DEK that a look-up gave.
-pub(crate) enum Held<D: Leased + 'static> {
-    Cached(Arc<D>),
-    /// The caller waited for it.
-    Awaited(Arc<Pinned<D>>),
-}
-
-impl<D: Leased> Held<D> {
-    /// For a handle, which is not waited for any more: it ends if its DEK had to make room.
-    pub(crate) fn into_dek(self) -> Arc<D> {
-        match self {
-            Self::Cached(dek) => dek,
-            Self::Awaited(pinned) => Arc::clone(&pinned),
-        }
-    }
-}
-
-impl<D: Leased> Deref for Held<D> {
-    type Target = Arc<D>;
-
-    fn deref(&self) -> &Arc<D> {
-        match self {
-            Self::Cached(dek) => dek,
-            Self::Awaited(pinned) => pinned,
-        }
-    }
-}
-
-/// The right to renew a DEK, given back if whoever has it goes away.
-struct Claim<D: Leased> {
-    dek: Arc<D>,
-    keys_match: KeysMatch,
-    is_settled: bool,
-}
-
-impl<D: Leased> Claim<D> {
-    fn on(dek: &Arc<D>, keys_match: KeysMatch) -> Option<Self> {
-        dek.lease().claim_renewal(keys_match).then(|| Self { dek: dek.clone(), keys_match, is_settled: false })
-    }
-
-    fn settle(mut self, answer: Result<(), &Failure>) {
-        self.is_settled = true;
-        if let Err(failure) = answer {
-            self.dek.lease().renewal_failed(self.keys_match, failure);
-        }
-    }
-}
-
-impl<D: Leased> Drop for Claim<D> {
-    fn drop(&mut self) {
-        if !self.is_settled {
-            self.dek.lease().give_back(self.keys_match);
-        }
-    }
-}
-
-/// Who makes a renewal.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Renewer {
-    /// The runtime, in the background.
-    Runtime,
-    /// The runtime; the caller where there is none, or none that works.
-    RuntimeOrCaller,
-}
 
 impl DekSource {
     pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
@@ -271,7 +130,7 @@ impl DekSource {
             return self.cache.load_full();
         }
         cache.abandon();
-        // Its locks may be held by threads that the fork left behind: it is never dropped.
+        // It is never dropped: threads that the fork left behind may hold its locks.
         std::mem::forget(cache);
         ours
     }
@@ -280,9 +139,7 @@ impl DekSource {
         self.options.observers.emit(event);
     }
 
-    // --- the look-up
-
-    /// Runs `work` with the DEK, asking the key service where that is needed.
+    /// Runs `work` with the DEK. Asks the key service if necessary.
     pub(crate) async fn with<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
@@ -295,10 +152,11 @@ impl DekSource {
         }
         let mut taken_away = 0;
         while taken_away < ATTEMPTS {
-            // The second time round, an eviction in between takes nothing away any more.
+            // From the second attempt on the DEK is pinned, so that an eviction does not take it
+            // away.
             let held = self.held(request, taken_away > 0).await?;
             match work(&held) {
-                // Others used it up: they got on, and the next one is for whoever is quick.
+                // Other callers used it up. Look up the next one.
                 Err(error) if error.kind() == ErrorKind::Exhausted => {}
                 result => match unless_taken_away(result)? {
                     Some(result) => return Ok(result),
@@ -309,7 +167,8 @@ impl DekSource {
         Err(revoked_meanwhile())
     }
 
-    /// Runs `work` with the cached DEK, if it serves, without waiting for anybody. One that is due is renewed in the background.
+    /// Runs `work` with the cached DEK if it serves, without waiting. A DEK that is due is renewed
+    /// in the background.
     ///
     /// # Errors
     /// The id is known to belong to another context.
@@ -334,7 +193,7 @@ impl DekSource {
         unless_taken_away(work(&dek))
     }
 
-    /// The DEK, for a handle, and whether it is past its age.
+    /// Returns the DEK for a handle, and whether it is stale.
     pub(crate) async fn get<Q: DekRequest>(self: &Arc<Self>, request: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
         let held = match self.with_remembered(request, Arc::clone) {
             Some(dek) => Held::Cached(dek),
@@ -344,11 +203,12 @@ impl DekSource {
         Ok((held, stale))
     }
 
-    /// Runs `work` with the DEK that this thread used last, if it serves and nobody's turn has come to renew it.
+    /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
+    /// have to renew it.
     fn with_remembered<Q: DekRequest, R>(&self, request: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
         let now = self.options.clock.now();
         let serves = |dek: &DekOf<Q>| {
-            // That a DEK is nearly used up is left to the look-ups of the cache.
+            // Whether a DEK is nearly used up is left to the look-ups in the cache.
             if dek.lease().age(now) == Age::Fresh {
                 self.counters.count(Q::Kind::HIT);
                 return true;
@@ -379,7 +239,7 @@ impl DekSource {
         decide(age, outage_is_known, is_turn, is_refused)
     }
 
-    /// The DEK, pinned if the caller wants that.
+    /// Returns the DEK, pinned if the caller asks for that.
     async fn held<Q: DekRequest>(self: &Arc<Self>, request: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
         let cache = self.cache();
         let hold = |dek: Arc<DekOf<Q>>| match pinned {
@@ -427,7 +287,8 @@ impl DekSource {
         }
     }
 
-    /// The cached DEK, if it still serves although this caller's question failed; else why it failed.
+    /// Returns the cached DEK if it still serves although this caller's request failed, or else the
+    /// failure.
     fn serve_after_failure<Q: DekRequest>(
         &self,
         cache: &DekCache,
@@ -449,7 +310,7 @@ impl DekSource {
         Q::Kind::remember(cache, dek);
     }
 
-    /// Counts, and says now and then that a DEK serves past its age.
+    /// Counts a hit, and reports now and then that a DEK is served stale.
     fn count_served<Q: DekRequest>(&self, dek: &DekOf<Q>, now: Moment) {
         self.counters.count(Q::Kind::HIT);
         let lease = dek.lease();
@@ -464,189 +325,11 @@ impl DekSource {
         }
     }
 
-    // --- asking
-
-    /// Asks the key service, once for all who ask the same at the same time.
-    fn ask<K: Kind>(
-        self: &Arc<Self>,
-        cache: &Arc<DekCache>,
-        request_key: RequestKey,
-        owned: &Arc<K::Owned>,
-        lane: Lane,
-    ) -> Result<Waiter<K::Dek>, Failure> {
-        self.check_open()?;
-        if let Some(refusal) = cache.refusal(&request_key) {
-            return Err(refusal.into());
-        }
-        Ok(K::join(cache, self.options.clock.now(), request_key, || {
-            let (source, cache, owned) = (self.clone(), cache.clone(), owned.clone());
-            let bounds = self.keks.bounds(lane);
-            async move {
-                let answer = source.ask_until_current::<K>(&cache, request_key, &owned, bounds);
-                cache.unless_closed(answer).await
-            }
-        }))
-    }
-
-    async fn ask_until_current<K: Kind>(
-        &self,
-        cache: &DekCache,
-        request_key: RequestKey,
-        owned: &K::Owned,
-        bounds: CallBounds,
-    ) -> Answer<K::Dek> {
-        // The same question may have been answered between the caller's look-up and this call.
-        if let Some(dek) = K::find(cache, owned)? {
-            let pinned = Pinned::new(dek);
-            if K::age(&pinned, self.options.clock.now()) == Age::Fresh {
-                return Ok(Arc::new(pinned));
-            }
-        }
-        if let Some(refusal) = cache.refusal(&request_key) {
-            return Err(refusal.into());
-        }
-        let context = K::context(owned);
-        for _ in 0..ATTEMPTS {
-            let mark = cache.revocations.mark();
-            // In this order: who shuts down closes first, and counts then.
-            self.check_open()?;
-            match K::ask(self, cache, owned, bounds).await {
-                Ok(obtained) => {
-                    // Before it is put where an eviction may find it.
-                    let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
-                    // What is revoked from here on ends it, and what was revoked before is seen below. It is not at hand until then.
-                    cache.look_after(&obtained.dek);
-                    obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
-                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks()) {
-                        K::put(cache, &obtained);
-                        return Ok(pinned);
-                    }
-                    end_all(obtained.for_reading_too.as_slice());
-                    end_all(std::slice::from_ref(&obtained.dek));
-                }
-                // An operator revoked it meanwhile: what was asked before does not count.
-                Err(_) if cache.revocations.concern(mark, context, &[]) => {}
-                Err(failure) => {
-                    match failure.error.kind() {
-                        ErrorKind::Denied => {
-                            cache.remember_refusal(request_key, &failure.error);
-                            K::was_denied(self, cache, owned, &failure);
-                        }
-                        ErrorKind::Invalid => cache.remember_refusal(request_key, &failure.error),
-                        _ => {}
-                    }
-                    return Err(failure);
-                }
-            }
-        }
-        Err(revoked_meanwhile().into())
-    }
-
-    /// Waits for an answer; while a cached DEK may still serve in an outage of who is asked, not for long. The call then goes on in the
-    /// background.
-    async fn answer<Q: DekRequest>(
-        &self,
-        call: Waiter<DekOf<Q>>,
-        request: Q,
-        stale: Option<&Arc<DekOf<Q>>>,
-    ) -> Answer<DekOf<Q>> {
-        let stale = stale.filter(|dek| dek.lease().may_assume_outage() && request.is_about(dek.lease()));
-        let (Some(runtime), Some(dek)) = (&self.options.runtime, stale) else { return call.await };
-        let lease = dek.lease();
-        match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
-            Either::Left((answer, _)) => answer,
-            // Who vouched for it denied already, and only others keep the answer waiting.
-            Either::Right(((), call)) if !lease.may_serve_stale() => call.await,
-            Either::Right(((), call)) => {
-                // Before anything can be heard of the call.
-                lease.assume_outage();
-                let dek = dek.clone();
-                runtime.spawn(Box::pin(call.map(move |answer| {
-                    if let Err(failure) = answer {
-                        dek.lease().learn_from(&failure);
-                    }
-                })));
-                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {MAX_WAIT_WHILE_STALE:?}")).into())
-            }
-        }
-    }
-
-    // --- renewal
-
-    /// Renews a DEK that is due, while it goes on serving. `None` if somebody else does; otherwise the renewal, for this caller to make.
-    fn renew<Q: DekRequest>(
-        self: &Arc<Self>,
-        dek: &Arc<DekOf<Q>>,
-        request: Q,
-        renewer: Renewer,
-    ) -> Option<BoxFuture<'static, Answer<DekOf<Q>>>> {
-        let runtime = self.options.runtime.as_ref();
-        if runtime.is_none() && renewer == Renewer::Runtime {
-            return None;
-        }
-        let keys_match = request.keys_match(dek.lease());
-        let claim = Claim::on(dek, keys_match)?;
-        let owned = match request.to_owned() {
-            Ok(owned) => Arc::new(owned),
-            // Wrapped keys that are none: there is nothing to ask.
-            Err(error) => {
-                claim.settle(Err(&error.into()));
-                return None;
-            }
-        };
-        let request_key = request.request_key();
-        let Some(runtime) = runtime else {
-            return Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned)));
-        };
-        let renewal = self.clone().renewal::<Q::Kind>(claim, request_key, owned.clone());
-        runtime.spawn(Box::pin(renewal.map(drop)));
-        // A runtime that has ended drops what it is given, and the claim comes back.
-        let lease = dek.lease();
-        if !lease.is_turn(keys_match, lease.now()) {
-            return None;
-        }
-        let claim = Claim::on(dek, keys_match)?;
-        match renewer {
-            Renewer::RuntimeOrCaller => Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned))),
-            Renewer::Runtime => {
-                claim.settle(Err(&Error::new(ErrorKind::Unavailable, "the runtime has ended").into()));
-                None
-            }
-        }
-    }
-
-    async fn renewal<K: Kind>(
-        self: Arc<Self>,
-        claim: Claim<K::Dek>,
-        request_key: RequestKey,
-        owned: Arc<K::Owned>,
-    ) -> Answer<K::Dek> {
-        let dek = claim.dek.clone();
-        // The reserved share is for what is in use, which wrapped keys that somebody added are not.
-        let lane = if claim.keys_match == KeysMatch::Same { Lane::Reserved } else { K::LANE };
-        let answer = match self.ask::<K>(&self.cache(), request_key, &owned, lane) {
-            Ok(call) => call.await,
-            Err(failure) => Err(failure),
-        };
-        claim.settle(answer.as_ref().map(drop));
-        let Lease { id: dek_id, context, .. } = dek.lease();
-        match &answer {
-            Ok(_) => self.emit(&Event::Refreshed { dek_id, context }),
-            Err(failure) => {
-                let kind = failure.error.kind();
-                self.emit(&Event::RenewalFailed { dek_id, context, kind });
-            }
-        }
-        answer
-    }
-
     fn message_key(&self, dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Arc<AeadKey>, Error> {
         AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
     }
 
-    // --- writing
-
-    /// Runs `work` with the right to seal one message of `len` bytes.
+    /// Runs `work` with the right to encrypt one message of `len` bytes.
     pub(crate) async fn with_writing<R>(
         self: &Arc<Self>,
         context: &EncryptionContext,
@@ -656,92 +339,6 @@ impl DekSource {
         check_len(len, max_len(&self.options.limits))?;
         let reserve = |dek: &WritingDek| Reservation::new(dek, len).and_then(|reservation| work(&reservation));
         self.with(WritingRequest { context }, reserve).await
-    }
-
-    // --- an operator's hand
-
-    /// Ends every DEK that `kek_id` vouches for, and uses that KEK no more.
-    pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
-        self.keks.revoke(kek_id);
-        self.cache().revoke_kek(kek_id);
-    }
-
-    pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
-        self.keks.reinstate(kek_id);
-        self.cache().forget_refusals();
-    }
-
-    pub(crate) fn evict_context(&self, context: &EncryptionContext) {
-        self.cache().evict_context(context);
-    }
-
-    pub(crate) fn evict_all(&self) {
-        let cache = self.cache();
-        cache.revoke_all();
-        cache.forget_refusals();
-    }
-
-    /// Ends every DEK, every handle and every call, for good. What the providers hold at their key services is given up in the
-    /// background, where there is a runtime.
-    pub(crate) fn shut_down(&self) {
-        if self.end() {
-            let Some(runtime) = &self.options.runtime else { return };
-            runtime.spawn(Box::pin(self.give_up()));
-        }
-    }
-
-    /// As [`shut_down`](Self::shut_down), and waits for the providers.
-    pub(crate) async fn close(&self) {
-        // Also after a `shut_down`, whose runtime may be none or gone, and after a `close` whose caller went away: what a provider has
-        // given up already it does not give up again.
-        self.end();
-        if !self.given_up.load(Ordering::SeqCst) {
-            self.give_up().await;
-        }
-    }
-
-    fn give_up(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (closing, given_up) = (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
-        closing.map(move |_| given_up.store(true, Ordering::SeqCst))
-    }
-
-    /// `false` if it was done already.
-    fn end(&self) -> bool {
-        let is_first = !self.closed.swap(true, Ordering::SeqCst);
-        let cache = self.cache();
-        cache.close();
-        cache.revoke_all();
-        is_first
-    }
-
-    pub(crate) fn check_open(&self) -> Result<(), Error> {
-        match self.closed.load(Ordering::SeqCst) {
-            true => Err(shut_down()),
-            false => Ok(()),
-        }
-    }
-
-    /// Runs `work`, which asks KEKs about a DEK of this context, as a look-up would: a shut-down ends it, and what an operator revoked
-    /// meanwhile makes it begin again.
-    pub(crate) async fn unless_revoked<R, F>(
-        &self,
-        context: &EncryptionContext,
-        work: impl Fn() -> F,
-    ) -> Result<R, Error>
-    where
-        F: Future<Output = Result<R, Error>>,
-    {
-        let cache = self.cache();
-        for _ in 0..ATTEMPTS {
-            let mark = cache.revocations.mark();
-            self.check_open()?;
-            let answer = cache.unless_closed(work()).await;
-            self.check_open()?;
-            if !cache.revocations.may_concern(mark, context) {
-                return answer;
-            }
-        }
-        Err(revoked_meanwhile())
     }
 
     pub(crate) fn statistics(&self) -> Statistics {
@@ -755,7 +352,7 @@ impl DekSource {
     }
 }
 
-/// `None` if the DEK was taken away, or used up by others, between look-up and use.
+/// Returns `None` if the DEK was taken away, or used up by others, between look-up and use.
 fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     match result {
         Ok(result) => Ok(Some(result)),
@@ -764,7 +361,7 @@ fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     }
 }
 
-/// Revocations came faster than answers.
+/// Revocations came faster than responses.
 fn revoked_meanwhile() -> Error {
     Error::new(ErrorKind::Unavailable, "DEKs were revoked while the key service was asked")
 }

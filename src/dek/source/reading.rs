@@ -1,4 +1,4 @@
-//! DEKs for reading: by the wrapped keys of a message.
+//! DEKs for reading, obtained from the wrapped keys of a message.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -19,17 +19,17 @@ use crate::observe::Event;
 use crate::suite::{AeadKey, DekId, Suite};
 use crate::sync::Arc;
 
-/// DEKs that open messages.
+/// DEKs that decrypt messages.
 pub(crate) enum Reading {}
 
-/// The question for the DEK of a message.
+/// The request for the DEK of a message.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadingRequest<'a> {
     pub(crate) context: &'a EncryptionContext,
     pub(crate) id: &'a DekId,
     pub(crate) suite: Suite,
-    /// As they stand in the message, or are kept for it; empty if there are none. `None` for a caller that looks them up only if
-    /// they are needed.
+    /// The bytes from the message, or kept apart for it. Empty if there are none. `None` for a
+    /// caller that looks them up only if necessary.
     pub(crate) wrapped_keys: Option<&'a [u8]>,
 }
 
@@ -39,7 +39,7 @@ impl ReadingRequest<'_> {
     }
 }
 
-/// One that outlives its caller.
+/// A request that outlives its caller.
 pub(crate) struct Owned {
     context: EncryptionContext,
     id: DekId,
@@ -71,7 +71,7 @@ impl DekRequest for ReadingRequest<'_> {
         match self.wrapped_keys {
             Some([]) => false,
             Some(keys) => lease.is_turn(lease.keys_match(keys), now),
-            // It may be: the caller comes again with the keys.
+            // Unknown: the caller comes again with the keys.
             None => true,
         }
     }
@@ -101,7 +101,7 @@ impl Kind for Reading {
     type Owned = Owned;
     const HIT: Counter = Counter::ReadingHit;
     const MISS: Counter = Counter::ReadingMiss;
-    /// Whoever can hand in a message can cause it.
+    /// Anyone who can submit a message can cause such a call.
     const LANE: Lane = Lane::Ordinary;
 
     fn age(dek: &ReadingDek, now: Moment) -> Age {
@@ -150,7 +150,8 @@ impl Kind for Reading {
 
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
-        // Also by other wrapped keys of the message, if the KEK denied the very one that the DEK came by.
+        // Also DEKs from other wrapped keys of the message, if the KEK denied the entry that they
+        // came from.
         cache.end_reading(context, id, |lease| {
             lease.keys_match(wrapped_keys.as_bytes()) == KeysMatch::Same || lease.is_denied_by(failure)
         });

@@ -1,4 +1,4 @@
-//! DEKs for writing: this process makes them, for a context.
+//! DEKs for writing, which this process makes for a context.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -23,7 +23,7 @@ use crate::sync::Arc;
 /// DEKs that encrypt messages.
 pub(crate) enum Writing {}
 
-/// The question for a DEK to encrypt with.
+/// The request for a DEK to encrypt with.
 #[derive(Clone, Copy)]
 pub(crate) struct WritingRequest<'a> {
     pub(crate) context: &'a EncryptionContext,
@@ -111,7 +111,7 @@ impl Kind for Writing {
         bounds: CallBounds,
     ) -> Result<Obtained<WritingDek>, Failure> {
         let SourceOptions { suite, nonces, origin, limits, clock, observers, .. } = &source.options;
-        // Before the DEK is drawn, so that a fork while the key service is asked is noticed.
+        // Taken before the DEK is drawn, so that a fork during the call is noticed.
         let generation = fork::generation();
         let Made { dek, wrapped_keys, source_keks, asked } = source.keks.make(bounds, context, *origin).await?;
         let id = derive_dek_id(&dek, context)?;
@@ -137,7 +137,7 @@ impl Kind for Writing {
         Ok(Obtained { dek, for_reading_too: Some(reading) })
     }
 
-    /// What this process writes it can read without asking, no longer than anything else.
+    /// What this process writes it can read without a call, for no longer than any other DEK.
     fn put(cache: &DekCache, obtained: &Obtained<WritingDek>) {
         if let Some(reading) = &obtained.for_reading_too {
             cache.put_reading(reading);

@@ -1,4 +1,4 @@
-//! Stops asking a key service that does not answer, and notices when it does again.
+//! Stops calls to a key service that does not respond, and notices when it is back.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -8,12 +8,14 @@ use crate::clock::{Clock, Moment};
 use crate::kek::{KekError, KekErrorClass};
 use crate::sync::{Mutex, MutexGuard, TryLockError};
 
-/// A streak of failures shorter than this is left to the retries: many calls that fail at one moment are one failure.
+/// A shorter streak of failures is left to the retries: many calls that fail at one moment are one
+/// failure.
 const SHORTEST_STREAK: Duration = Duration::from_millis(200);
-/// How many calls in a row have to be late before others are asked first. One in twenty is late of a service that is well.
+/// How many calls in a row must be late before other targets are asked first. One call in twenty is
+/// late at a healthy service.
 const LATE_IN_A_ROW: u32 = 5;
 
-/// Whether a key service is asked.
+/// Whether calls go to a key service.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
@@ -22,7 +24,7 @@ pub enum BreakerState {
     Closed,
     /// Calls fail at once, with the class of the failure that opened it.
     Open,
-    /// As open, but the next call goes through as a probe, or one is on its way.
+    /// As open, but the next call goes through as a probe, or one is in flight.
     HalfOpen,
 }
 
@@ -31,17 +33,18 @@ pub(super) struct Breaker {
     clock: Clock,
     failures_to_open: u32,
     probe_every: Duration,
-    /// Held for a few instructions, never across a wait. Only ever tried: the child of a fork may inherit it locked, and whoever finds it
-    /// busy may as well go on.
+    /// Locked for a few instructions, never across a wait. The lock is only ever tried: the child
+    /// of a fork may inherit it locked, and a caller that finds it busy may continue without it.
     streak: Mutex<Streak>,
 }
 
-/// The failures since the last sign of life.
+/// The failures since the last success.
 #[derive(Default)]
 struct Streak {
     failures: u32,
-    /// Calls that were dropped while they took longer than usual. Alone they are no reason to refuse a call that nobody else can answer: a
-    /// service that has become slower than another one is such a case.
+    /// Calls that were dropped because they took longer than usual. Alone they are no reason to
+    /// refuse a call that no other target can answer, such as one to a service that became slower
+    /// than another.
     late: u32,
     began: Option<Moment>,
     open: Option<Open>,
@@ -51,29 +54,29 @@ struct Open {
     class: KekErrorClass,
     why: String,
     next_probe: Moment,
-    /// It only stands back for others: see `Streak::late`.
+    /// It is only asked after other targets: see `Streak::late`.
     deprioritized: bool,
 }
 
-/// A call that may go through.
+/// How a call goes through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Admission {
     Regular,
-    /// The one that may in this interval.
+    /// The one call that may in this interval.
     Probe,
 }
 
-/// When a target is asked, among others that may answer as well.
+/// The order in which a target is asked, among others that may respond as well.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Order {
     Usual,
-    /// As usual, to see whether it is no longer late.
+    /// In the usual order, to see whether it is still late.
     Probe,
-    /// After the others: it was late so often.
+    /// After the others, since it was late too often.
     Last,
 }
 
-/// What an answer changed.
+/// How a response changed the breaker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Change {
     None,
@@ -99,7 +102,7 @@ impl Breaker {
         }
     }
 
-    /// Whether a call may go through; if not, the class and the text of the latest failure.
+    /// Admits a call, or returns the class and the text of the latest failure.
     pub(super) fn admit(&self) -> Result<Admission, KekError> {
         let Some(mut streak) = self.streak() else { return Ok(Admission::Regular) };
         let Some(open) = streak.open.as_mut().filter(|open| !open.deprioritized) else { return Ok(Admission::Regular) };
@@ -110,7 +113,7 @@ impl Breaker {
         Err(KekError::new(open.class, why).without_asking())
     }
 
-    /// When it is asked, where there are others.
+    /// Returns the order in which it is asked.
     pub(super) fn order(&self) -> Order {
         let Some(mut streak) = self.streak() else { return Order::Usual };
         let Some(open) = streak.open.as_mut().filter(|open| open.deprioritized) else { return Order::Usual };
@@ -121,13 +124,14 @@ impl Breaker {
         let now = self.clock.now();
         let is_due = now.is_past(open.next_probe);
         if is_due {
-            // A probe that hangs does not keep the next one away.
+            // A probe that hangs does not delay the next one.
             open.next_probe = now.plus(self.probe_every);
         }
         is_due
     }
 
-    /// The call that went through came to nothing that says anything of the key service: if it was a probe, the next one is another.
+    /// Gives back an admission whose call says nothing about the key service. If it was a probe,
+    /// the next call is one.
     pub(super) fn give_back(&self, admission: Admission) {
         if admission == Admission::Probe
             && let Some(mut streak) = self.streak()
@@ -137,7 +141,7 @@ impl Breaker {
         }
     }
 
-    /// The key service answered, with a success or a refusal of its own.
+    /// The key service responded, with a success or a refusal of its own.
     pub(super) fn alive(&self) -> Change {
         let Some(mut streak) = self.streak() else { return Change::None };
         match std::mem::take(&mut *streak).open {
@@ -150,7 +154,7 @@ impl Breaker {
         self.lengthen(error, |streak| streak.failures = streak.failures.saturating_add(1))
     }
 
-    /// It took longer than usual, and nobody waited for the end.
+    /// It took longer than usual, and its caller did not wait for the end.
     pub(super) fn late(&self, error: &KekError) -> Change {
         self.lengthen(error, |streak| streak.late = streak.late.saturating_add(1))
     }
@@ -161,7 +165,7 @@ impl Breaker {
         let now = self.clock.now();
         count(&mut streak);
         let began = *streak.began.get_or_insert(now);
-        // One failure is as good as many where one is enough.
+        // Where one failure is enough, its duration does not matter.
         let lasts = now.is_past(began.plus(SHORTEST_STREAK));
         let fails = streak.failures >= self.failures_to_open && (lasts || self.failures_to_open == 1);
         let all = streak.failures.saturating_add(streak.late);
@@ -178,7 +182,7 @@ impl Breaker {
         Change::Opened
     }
 
-    /// Whether there is something to forget.
+    /// Whether there are failures to remember.
     pub(super) fn has_streak(&self) -> bool {
         self.streak().is_none_or(|streak| streak.began.is_some())
     }

@@ -1,4 +1,4 @@
-//! How many calls a process makes.
+//! Limits the calls that a process makes.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -22,30 +22,35 @@ const DEFAULT_PER_SECOND: u32 = 1000;
 const DEFAULT_IN_FLIGHT: u32 = 64;
 const MAX_PER_SECOND: u32 = 1_000_000;
 const MAX_IN_FLIGHT: u32 = 65_536;
-/// A place is not waited for longer than its call can take and this.
+/// Added to the longest time that a call holds its permit.
 const SLACK: Duration = Duration::from_millis(100);
-/// How much earlier than the clock says a timer may be.
+/// How much earlier than the clock a timer may fire.
 const EARLY: i64 = 100_000;
 
-/// A limit on calls to key services, per second and in flight. A clone is the same budget: give it to several envelopes and they share
-/// it.
+/// Limits calls to key services, per second and in flight. Clones share one budget: give a clone to
+/// several envelopes and they share the limit.
 ///
-/// A quarter of it is kept for renewals and for sealing, so that a flood of messages to open, forged ones too, does not stop either;
-/// what opening leaves of its own share they may use as well. With one call in flight the two take turns.
-/// Calls wait for their turn as long as their deadline lets them. One whose turn would come too late fails at once, as
-/// *throttled*. Turns come in order; while more is asked than the budget lets through, so that callers give up or wait for
-/// more than 250 ms, whoever came last is served first: those who have waited longest are about to leave, and calls for
-/// them would help nobody. Up to a quarter of a second's calls may go at once after a pause.
+/// A quarter of it is reserved for renewals and encryption, so that a flood of messages to decrypt,
+/// forged ones included, stops neither. They may also use what decryption leaves of its own part.
+/// With one call in flight the two take turns.
 ///
-/// By default each envelope has its own of 1,000 calls per second and 64 in flight: far above what a service with a warm cache
-/// needs, and too little to use up a key service's quota (AWS KMS: 10,000 or more per second, account and Region; an external key store: 1,800).
+/// Calls wait for their turn as long as their deadline allows. A call whose turn would come too late
+/// fails at once, as *throttled*. Turns come in order. Under overload, when callers give up or wait
+/// for more than 250 ms, the newest is served first: those that have waited longest are about to
+/// give up, and calls for them would be wasted. After a pause, up to a quarter of a second's calls
+/// may start at once.
+///
+/// By default each envelope has its own budget of 1,000 calls per second and 64 in flight. That is
+/// far more than a service with a warm cache needs, and too little to use up a key service's quota
+/// (AWS KMS: 10,000 or more per second, account and Region; an external key store: 1,800).
 #[derive(Clone)]
 pub struct CallBudget(Arc<Inner>);
 
 struct Inner {
     per_second: u32,
     in_flight: u32,
-    /// Of this process: the child of a fork has its own, since nobody would give back what the parent's threads hold.
+    /// The state of this process. The child of a fork has its own, since the permits of the
+    /// parent's threads would never be released.
     queue_of_process: ArcSwap<ProcessQueue>,
 }
 
@@ -57,20 +62,21 @@ struct ProcessQueue {
 /// Locked for a few instructions, never across a wait.
 struct State {
     queue: Queue,
-    /// How far timers are ahead of the clock: in a test whose runtime only pretends to wait.
+    /// How far timers are ahead of the clock, in a test whose runtime only simulates waiting.
     ahead: i64,
 }
 
-/// Who pays for a call.
+/// The part of a budget that a call uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Lane {
-    /// Opening a message that is not at hand: anybody who can hand in a message can cause it.
+    /// Decryption of a message whose DEK is not cached. Anyone who can submit a message can cause
+    /// such calls.
     Ordinary,
-    /// Renewing what is in use, and sealing.
+    /// Renewal of DEKs in use, and encryption.
     Reserved,
 }
 
-/// A place among the calls in flight, given back on drop; with its turn, if no call began.
+/// A permit for one call in flight, released on drop. If no call began, its turn is given back too.
 pub(super) struct Permit {
     queue_of_process: Arc<ProcessQueue>,
     ticket: Ticket,
@@ -78,7 +84,7 @@ pub(super) struct Permit {
 }
 
 impl CallBudget {
-    /// A budget of 1 to 1,000,000 calls per second with 1 to 65,536 in flight.
+    /// Makes a budget of 1 to 1,000,000 calls per second with 1 to 65,536 in flight.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) outside these ranges.
@@ -99,9 +105,10 @@ impl CallBudget {
         Self(Arc::new(Inner { per_second, in_flight, queue_of_process }))
     }
 
-    /// How many questions of so many calls each whoever has many may ask at the same time, so that each has its turns before the
-    /// newest are served first, also where only the reserved share is left for it. Whoever asks the next question when one is
-    /// answered would else keep its own first ones waiting until their `deadline`. Half of that is for the calls themselves.
+    /// Returns how many requests of so many calls each one caller may make at the same time, so
+    /// that each gets its turns before the newest are served first, even if only the reserved lane
+    /// is left. A caller that made more would keep its own first requests waiting until their
+    /// `deadline`. Half of the deadline is for the calls themselves.
     pub(super) fn at_once(&self, deadline: Duration, calls: usize) -> usize {
         let calls = u128::try_from(calls).unwrap_or(u128::MAX).max(1);
         let within = (deadline / 2).min(Duration::from_nanos(LONG_WAIT.unsigned_abs()));
@@ -110,7 +117,7 @@ impl CallBudget {
         usize::try_from(at_once).unwrap_or(usize::MAX)
     }
 
-    /// Whether both are handles to one budget.
+    /// Returns whether both are handles to one budget.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -130,8 +137,8 @@ impl CallBudget {
         self.0.queue_of_process.load_full()
     }
 
-    /// Waits for a turn, `patience` at most, and takes a place for a call that ends within `hold`; `None` if the turn does not come
-    /// within that.
+    /// Waits for a turn, at most `max_wait`, and takes a permit for a call that ends within `hold`.
+    /// Returns `None` if the turn does not come in time.
     pub(super) async fn enter(
         &self,
         lane: Lane,
@@ -161,7 +168,7 @@ impl CallBudget {
 
 #[cfg(all(test, shuttle))]
 impl CallBudget {
-    /// A place, waited for without a timer: the schedules that are explored know no time.
+    /// Takes a permit without a timer: explored schedules have no time.
     pub(crate) async fn permit(&self, lane: Lane) -> Option<impl Sized + use<>> {
         self.enter(lane, &Timer::new(None), None, Duration::MAX).await
     }
@@ -199,9 +206,9 @@ impl ProcessQueue {
             let now = state.now();
             (work(&mut state.queue, now, &mut woken), state.queue.take_discarded())
         };
-        // Not under the lock: whoever is woken may be polled at once, and what a waker was the last to hold may be in line too.
-        // A waker belongs to somebody's executor. One that panics keeps none of the others asleep, and whoever leaves, who may
-        // be unwinding, does not meet it.
+        // Not under the lock: a woken task may be polled at once, and a dropped waker may be the
+        // last owner of a task in line. A waker belongs to a foreign executor. If it panics, the
+        // others are woken all the same, and the caller, which may be unwinding, is not affected.
         for waker in woken {
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
@@ -211,7 +218,7 @@ impl ProcessQueue {
         result
     }
 
-    /// A timer that was set for this moment is over.
+    /// A timer that was set for this moment has fired.
     fn timer_over(&self, at: i64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let early = at.saturating_sub(state.now());
@@ -222,13 +229,14 @@ impl ProcessQueue {
 }
 
 impl State {
-    /// Budgets are shared by envelopes whose clocks a test may have set apart, so the time is that of their timers.
+    /// Envelopes that share a budget may have different clocks in a test, so the time is that of
+    /// their timers.
     fn now(&self) -> i64 {
         Clock::System.now().boot_nanos().saturating_add(self.ahead)
     }
 }
 
-/// A place in line, which is given up on drop.
+/// A position in line, given up on drop.
 struct Wait {
     queue_of_process: Arc<ProcessQueue>,
     terms: Terms,
@@ -255,13 +263,13 @@ impl Wait {
                 Look::Enter(ticket) => Some(ticket),
                 Look::Refused => None,
                 Look::Wait(_, again) => {
-                    // A timer that ends earlier is left as it is.
+                    // A timer that fires earlier is kept.
                     let Some(again) = again.filter(|again| self.sleep.as_ref().is_none_or(|(at, _)| at > again)) else {
                         return Poll::Pending;
                     };
                     let pause = Duration::from_nanos(u64::try_from(again.saturating_sub(now)).unwrap_or(0));
                     self.sleep = timer.sleep_boxed(pause).map(|sleep| (again, sleep));
-                    // Once more: the timer has to be polled to be set.
+                    // Loop once more: the timer has to be polled to be set.
                     continue;
                 }
             };
@@ -280,7 +288,7 @@ impl Drop for Wait {
 }
 
 impl Permit {
-    /// Its call begins, and uses up the turn.
+    /// The call begins and uses up the turn.
     pub(super) fn begin(&mut self) {
         self.began = true;
     }

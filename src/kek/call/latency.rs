@@ -1,4 +1,4 @@
-//! How long a key service takes to answer, lately.
+//! The recent latencies of a key service.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use crate::sync::Mutex;
 
 const SAMPLES: usize = 128;
-/// Fewer say nothing about a tail.
+/// Fewer samples say nothing about a tail.
 const ENOUGH: usize = 20;
 
-/// The latest answers of one target. The lock is only ever tried: a sample more or less does not matter, and the child of a fork may
-/// inherit it locked.
+/// The latest latencies of one target. The lock is only ever tried: one sample more or less does
+/// not matter, and the child of a fork may inherit it locked.
 #[derive(Default)]
 pub(super) struct Latency(Mutex<Ring>);
 
 #[derive(Default)]
 struct Ring {
-    /// In microseconds; grows up to `SAMPLES`.
+    /// In microseconds. Grows up to `SAMPLES`.
     samples: Vec<u32>,
     seen: usize,
 }
@@ -39,7 +39,8 @@ impl Latency {
         self.0.try_lock().map_or(true, |ring| ring.seen > 0)
     }
 
-    /// The smallest latency that `percent` of the latest answers did not exceed; `None` while there are too few.
+    /// Returns the smallest latency that `percent` of the latest responses did not exceed, or
+    /// `None` if there are too few.
     pub(super) fn percentile(&self, percent: u8) -> Option<Duration> {
         let mut samples = self.0.try_lock().ok().filter(|ring| ring.samples.len() >= ENOUGH)?.samples.clone();
         let rank = (samples.len() * usize::from(percent)).div_ceil(100).saturating_sub(1);

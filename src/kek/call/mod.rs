@@ -1,8 +1,8 @@
-//! The one place that decides how a provider is called: how long a try may take, whether there is another, and whether the key
-//! service is asked at all.
+//! Decides how a provider is called: how long a try may take, whether there is another, and whether
+//! the key service is asked at all.
 //!
 //! ```text
-//!  question ──► retries ──► breaker of the target ──► budgets ──► timeout ──► provider (tries once)
+//!   request ──► retries ──► breaker of the target ──► budgets ──► timeout ──► provider (tries once)
 //! ```
 #![forbid(unsafe_code)]
 
@@ -46,21 +46,22 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// How much longer the pause before another try is after *throttled*.
 const THROTTLED_FACTOR: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The part of the timeout that a call must have left to begin: a key service that answers at all does so in a tenth of it.
+/// The part of the timeout that a call must have left to begin. A healthy key service answers in a
+/// tenth of it.
 const SHORTEST_TRY: u32 = 10;
-/// The part of the timeout after which a call that was dropped counts as one that had no answer.
+/// The part of the timeout after which a dropped call counts as unanswered.
 const NO_ANSWER: u32 = 4;
-/// What is unusually long where the policy knows no hedge.
+/// The latency that counts as late if the policy has no hedge.
 const LATE_PERCENTILE: u8 = 95;
 
-/// What a question may cost in all: until when it may be asked, and whose share of the budget pays.
+/// The bounds of one request: until when it may make calls, and which lane of the budget they use.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallBounds {
     pub(crate) ends: Moment,
     pub(crate) lane: Lane,
 }
 
-/// Waits, where there is a runtime to do it.
+/// Waits if there is a runtime.
 #[derive(Clone)]
 pub(crate) struct Timer(Option<Arc<dyn Runtime>>);
 
@@ -83,7 +84,7 @@ impl Timer {
         self.0.as_ref().map(|runtime| runtime.sleep(duration))
     }
 
-    /// Runs `work` to its end, `limit` at most; without a runtime, to its end.
+    /// Runs `work` for at most `limit`, or without a runtime to its end.
     async fn within<T>(&self, limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
         let (Some(runtime), Some(limit)) = (&self.0, limit) else { return Some(work.await) };
         match select(std::pin::pin!(work), runtime.sleep(limit)).await {
@@ -93,7 +94,7 @@ impl Timer {
     }
 }
 
-/// What [`GuardedKek::new`] takes over, the same for all KEKs of an envelope.
+/// The parameters of [`GuardedKek::new`], the same for all KEKs of an envelope.
 #[derive(Clone)]
 pub(crate) struct CallTerms {
     pub(crate) policy: PolicyInForce,
@@ -103,7 +104,7 @@ pub(crate) struct CallTerms {
     pub(crate) observers: Observers,
 }
 
-/// A provider, called as the policy says.
+/// A provider behind the call policy: timeout, retries, budget and circuit breakers.
 pub(crate) struct GuardedKek {
     provider: Arc<dyn KekProvider>,
     terms: CallTerms,
@@ -112,7 +113,8 @@ pub(crate) struct GuardedKek {
     failures: AtomicU64,
 }
 
-/// A call: what is asked, and about which KEK ids. A rewrap has two, the old entry's and the provider's own.
+/// One call: the operation and the KEK ids. A rewrap has two, the old entry's and the provider's
+/// own.
 #[derive(Clone, Copy)]
 struct Call<'a> {
     operation: Operation,
@@ -139,7 +141,8 @@ impl GuardedKek {
         unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
     }
 
-    /// What answers a call about `kek_id`. Asked anew for each call: a provider may learn what it advises from its key service.
+    /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
+    /// may learn its advice from its key service.
     pub(crate) fn target(&self, kek_id: &KekId) -> CallTarget {
         unless_it_panics(|| self.provider.target(kek_id)).unwrap_or_else(|| CallTarget::new(self.id().as_str()))
     }
@@ -148,7 +151,7 @@ impl GuardedKek {
         self.terms.policy.advised(target.advice())
     }
 
-    /// The worst of its targets, and those whose breaker is not closed.
+    /// Returns the worst breaker state of its targets, and the targets whose breaker is not closed.
     pub(crate) fn breakers(&self) -> (BreakerState, Vec<(Box<str>, BreakerState)>) {
         let targets = self.targets.not_closed();
         let is = |state: BreakerState| targets.iter().any(|(_, of_target)| *of_target == state);
@@ -156,12 +159,13 @@ impl GuardedKek {
         (worst.unwrap_or(BreakerState::Closed), targets)
     }
 
-    /// Calls made, and how many of them failed.
+    /// Returns the number of calls and of failed calls.
     pub(crate) fn counts(&self) -> (u64, u64) {
         (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
     }
 
-    /// How many questions of so many calls the budgets let whoever has many ask at the same time.
+    /// Returns how many requests of so many calls each the budgets allow one caller at the same
+    /// time.
     pub(crate) fn at_once(&self, calls: usize) -> usize {
         let (deadline, target) = (self.terms.policy.deadline, self.target(self.id()));
         let budgets = target.advice().budget.iter().chain([&self.terms.budget]);
@@ -187,7 +191,7 @@ impl GuardedKek {
         self.retrying(bounds, call, || self.provider.unwrap(context, wrapped)).await
     }
 
-    /// For whoever has another KEK to ask, and decides by itself about the next try.
+    /// Tries once, for a caller that has other KEKs to ask and decides about the next try itself.
     pub(crate) async fn unwrap_once(
         &self,
         bounds: CallBounds,
@@ -221,13 +225,15 @@ impl GuardedKek {
         Call { operation, about: self.id(), also: None }
     }
 
-    /// One try, whatever the breaker says: whoever asks for the health wants to know. What the provider advises is about using the KEK.
+    /// Tries once, whatever the state of the breaker. The provider's advice does not apply: it is
+    /// about using the KEK.
     pub(crate) async fn health(&self) -> Result<Health, KekError> {
         let limit = self.terms.policy.timeout;
         self.answer_within(limit, || self.provider.health()).await
     }
 
-    /// A provider that panics, before its future is there or later, is one that fails: whoever shares the call learns of it as of any failure.
+    /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
+    /// call see that failure.
     async fn answer_within<T, F>(&self, limit: Duration, work: impl FnOnce() -> F) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
@@ -239,7 +245,7 @@ impl GuardedKek {
         }
     }
 
-    /// Lets the provider give up what it holds, within the time of one try.
+    /// Closes the provider within the time of one try.
     pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let limit = self.terms.policy.timeout;
@@ -270,7 +276,7 @@ impl GuardedKek {
         }
     }
 
-    /// Waits before the next try of a call about `kek_id`; `false` if there is none.
+    /// Waits before the next try of a call about `kek_id`. Returns `false` if there is none.
     pub(crate) async fn pause(&self, bounds: CallBounds, tries: u32, error: &KekError, kek_id: &KekId) -> bool {
         let (policy, timer) = (self.policy(&self.target(kek_id)), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
@@ -279,7 +285,7 @@ impl GuardedKek {
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
         let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
         let pause = longest.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
-        // A try with less left is a call for nothing.
+        // A try with less time left would be wasted.
         let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
         if self.time_left(bounds).is_some_and(|left| left <= needed) {
             return false;
@@ -288,16 +294,18 @@ impl GuardedKek {
         true
     }
 
-    /// How long to wait for this target before another is asked as well; `None`: as long as it takes.
+    /// Returns how long to wait for this target before another is asked as well. `None` means
+    /// without limit.
     pub(crate) fn hedge_after(&self, target: &CallTarget) -> Option<Duration> {
         let policy = self.policy(target);
         let percentile = policy.hedge_percentile.filter(|_| self.terms.timer.can_wait())?;
         let usual = self.targets.find(target.name()).and_then(|target| target.latency.percentile(percentile));
-        // Until there are enough answers to go by: half the timeout leaves the next KEK its time.
+        // Until there are enough samples, half the timeout leaves the next KEK its time.
         Some(usual.unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
     }
 
-    /// Whether this target is asked before others, or after them, since it was late so often.
+    /// Returns whether this target is asked in the usual order, or last because it was late too
+    /// often.
     pub(crate) fn order(&self, target: &CallTarget) -> Order {
         let known = self.targets.find(target.name());
         known.map_or(Order::Usual, |target| target.breaker.order())
@@ -311,7 +319,7 @@ impl GuardedKek {
         self.terms.timer.can_wait().then(|| self.terms.clock.now().until(bounds.ends))
     }
 
-    /// Waits for a turn and a place of `budget`, as long as there is `needed` left for the call.
+    /// Waits for a turn and a permit of `budget`, as long as `needed` is left for the call.
     async fn enter(&self, budget: &CallBudget, bounds: CallBounds, needed: Duration) -> Result<Permit, KekError> {
         let left = self.time_left(bounds);
         let max_wait = left.map(|left| left.saturating_sub(needed));
@@ -337,7 +345,8 @@ impl GuardedKek {
         for target in std::iter::once(&target).chain(&also) {
             self.admit(target, order, &mut admissions)?;
         }
-        // The scarcer ones first: nobody holds a place of the envelope's while it waits for them.
+        // The scarcer budgets first, so that no permit of the envelope is held while waiting for
+        // them.
         let mut budgets: Vec<&CallBudget> = Vec::new();
         let of_targets = [Some(&target), also.as_ref()].into_iter().flatten();
         for budget in of_targets.filter_map(|target| target.advice().budget.as_ref()).chain([&self.terms.budget]) {
@@ -376,7 +385,7 @@ impl GuardedKek {
 
     fn emit_change(&self, change: Change, target: &Target) {
         let kek_id = self.id();
-        // The one that has the KEK's own name needs no other.
+        // A target with the KEK's own name needs no other.
         let target = Some(&*target.name).filter(|name| *name != kek_id.as_str());
         match change {
             Change::None => {}
@@ -395,7 +404,8 @@ impl GuardedKek {
     }
 }
 
-/// What breakers let through: given back on drop, so that what says nothing of a key service does not use up its probe.
+/// The admissions of a call by its breakers. They are given back on drop, so that a call that says
+/// nothing about a key service does not use up its probe.
 struct Admissions(Vec<(Arc<Target>, Admission)>);
 
 impl Drop for Admissions {
@@ -406,13 +416,13 @@ impl Drop for Admissions {
     }
 }
 
-/// A call on its way. If it is dropped there, that may say as much as an answer.
+/// A call in flight. A drop before its response can say as much as a response.
 struct Underway<'a> {
     kek: &'a GuardedKek,
     call: Call<'a>,
     policy: PolicyInForce,
     target: &'a CallTarget,
-    /// The other one of a call that has two. Of a failure nobody knows then which of them it was.
+    /// The second target of a call that has two. Then a failure cannot be attributed to either.
     also: Option<&'a CallTarget>,
     began: Moment,
     admissions: Admissions,
@@ -433,14 +443,14 @@ impl Underway<'_> {
                     self.kek.emit_change(also.breaker.alive(), &also);
                 }
             }
-            // The provider decided it by itself, or something on the way did, which says nothing of the key service.
+            // The provider or an intermediary decided it, which says nothing about the key service.
             Some(error) if !error.was_asked() || error.is_from_the_way() || self.also.is_some() => {}
             Some(error) => match error.class() {
                 KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
                     let (change, target) = self.failed(|target| target.breaker.failed(error));
                     self.kek.emit_change(change, &target);
                 }
-                // It answered, and refused this caller or this message.
+                // It responded and refused this caller or this message.
                 KekErrorClass::Denied | KekErrorClass::Throttled | KekErrorClass::Invalid => {
                     if let Some(target) = targets.find(self.target.name()) {
                         self.kek.emit_change(target.breaker.alive(), &target);
@@ -458,7 +468,7 @@ impl Underway<'_> {
 
     fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
         let target = self.kek.targets.listed(self.target.name());
-        // If it was a probe, it was a good one.
+        // If it was a probe, it did its work.
         self.admissions.0.clear();
         (learn(&target), target)
     }
@@ -468,8 +478,8 @@ impl Underway<'_> {
     }
 }
 
-/// Nobody waits any more, since another KEK was quicker or the caller left. A service that hangs is seen by this alone, where nobody waits
-/// for the timeout.
+/// The caller left, or another KEK was quicker. If no caller waits for the timeout, only this shows
+/// that a service hangs.
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
         if self.over {
@@ -499,7 +509,7 @@ impl Drop for Underway<'_> {
     }
 }
 
-/// What a provider's method gives, or `None` if it panics.
+/// Returns the result of a provider's method, or `None` if it panics.
 fn unless_it_panics<T>(ask: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(ask)).ok()
 }

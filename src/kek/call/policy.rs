@@ -1,4 +1,4 @@
-//! How patiently key services are called.
+//! Timeouts, retries and breakers of calls to key services.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -18,8 +18,9 @@ const MOST_BREAKER_FAILURES: u32 = 1000;
 const DEFAULT_BREAKER_PROBE: Duration = Duration::from_millis(500);
 const DEFAULT_HEDGE: u8 = 95;
 
-/// How key services are called. What is not set has its default; what is out of range, or contradicts another option, is refused
-/// at build. The options of time need a [`Runtime`](crate::Runtime), and are refused without one.
+/// Sets how key services are called. Options that are not set have their defaults. A value that is
+/// out of range, or contradicts another option, is refused by `build`. Options of time need a
+/// [`Runtime`](crate::Runtime) and are refused without one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,8 +29,8 @@ const DEFAULT_HEDGE: u8 = 95;
 /// let policy = CallPolicy::default().timeout(Duration::from_millis(500)).tries(4);
 /// ```
 ///
-/// In configuration (feature `serde`) a duration is a text with its unit, `"2s"` or `"500ms"`; a
-/// number alone is refused.
+/// In configuration (feature `serde`) a duration is text with a unit, such as `"2s"` or `"500ms"`.
+/// A plain number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
 #[non_exhaustive]
@@ -48,59 +49,64 @@ pub struct CallPolicy {
 }
 
 impl CallPolicy {
-    /// How long one try may take: 1 ms to 60 s, by default 2 s. A key service that answers at all does so in a tenth of that, and two tries fit
-    /// into the default deadline.
+    /// Sets how long one try may take: 1 ms to 60 s, by default 2 s. A healthy key service answers
+    /// in a tenth of that, and two tries fit into the default deadline.
     #[must_use]
     pub const fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// How long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and no less than `timeout`, by default
-    /// 5 s. A caller that wants to wait less drops its future; the call goes on while somebody waits for it, and a request that is on its way is
-    /// finished.
+    /// Sets how long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and
+    /// no less than `timeout`, by default 5 s. A caller that wants to wait less drops its future.
+    /// The call continues while another caller waits for it, and a request in flight is finished.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// How often each key service is tried for one question: 1 to 10, by default 3. Only *unavailable* and *throttled* are tried again, and only while at
-    /// least a tenth of `timeout` is left.
+    /// Sets how often each key service is tried for one request: 1 to 10, by default 3. Only
+    /// *unavailable* and *throttled* are retried, and only while at least a tenth of `timeout` is
+    /// left.
     #[must_use]
     pub const fn tries(mut self, tries: u32) -> Self {
         self.tries = Some(tries);
         self
     }
 
-    /// The longest pause before the second try: 1 ms to 10 s and below `deadline`, by default 50 ms. It doubles with each try and is
-    /// four times as long after *throttled*; the pause is drawn evenly between nothing and that ("full jitter"), so that those who
-    /// failed together do not come back together. A key service that says how long to wait is obeyed.
+    /// Sets the longest pause before the second try: 1 ms to 10 s and below `deadline`, by default
+    /// 50 ms. It doubles with each try and is four times as long after *throttled*. The pause is
+    /// drawn evenly between zero and that ("full jitter"), so that calls that failed together are
+    /// not repeated together. If a key service says how long to wait, that applies.
     #[must_use]
     pub const fn backoff(mut self, backoff: Duration) -> Self {
         self.backoff = Some(backoff);
         self
     }
 
-    /// With several KEKs to unwrap by: when the preferred one has not answered within this percentile of its own latest answers,
-    /// the next is asked as well, and the first answer counts. 50 to 99, by default 95: one question in twenty costs a second call.
-    /// 100: never, the next one is asked only after a failure.
+    /// Sets when a second KEK is asked, where several can unwrap: when the preferred one has not
+    /// responded within this percentile of its own recent latencies. The first response counts. 50
+    /// to 99, by default 95: one request in twenty costs a second call. With 100 the next KEK is
+    /// asked only after a failure.
     #[must_use]
     pub const fn hedge_percentile(mut self, percentile: u8) -> Self {
         self.hedge_percentile = Some(percentile);
         self
     }
 
-    /// After how many failures in a row, over at least 200 ms, a KEK's circuit breaker opens: 1 to 1,000, by default 5. Failures are
-    /// *unavailable* and *misconfigured*; what concerns one caller (*invalid*, *denied*) and *throttled* never count.
+    /// Sets after how many failures in a row, over at least 200 ms, a KEK's circuit breaker opens:
+    /// 1 to 1,000, by default 5. Failures are *unavailable* and *misconfigured*. Those that concern
+    /// one caller (*invalid*, *denied*) and *throttled* do not count.
     #[must_use]
     pub const fn breaker_failures(mut self, failures: u32) -> Self {
         self.breaker_failures = Some(failures);
         self
     }
 
-    /// How often an open breaker lets one call through to see whether the key service is back: 1 ms to 60 s, by default 500 ms, so that
-    /// a service that is back is in use again within a second.
+    /// Sets how often an open breaker lets one call through to see whether the key service is back:
+    /// 1 ms to 60 s, by default 500 ms, so that a service that recovers is used again within a
+    /// second.
     #[must_use]
     pub const fn breaker_probe(mut self, every: Duration) -> Self {
         self.breaker_probe = Some(every);
@@ -166,9 +172,9 @@ pub(super) fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-/// What a [`KekProvider`](crate::kek::KekProvider) knows of its key service that the defaults do not, part of a
-/// [`CallTarget`]. It counts where the envelope's [`CallPolicy`] leaves the option open; a value outside the policy's
-/// ranges is brought into them.
+/// What a [`KekProvider`](crate::kek::KekProvider) knows about its key service, as part of a
+/// [`CallTarget`]. It applies where the envelope's [`CallPolicy`] leaves an option unset. A value
+/// outside the policy's range is brought into it.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CallAdvice {
@@ -200,22 +206,23 @@ impl CallAdvice {
         self
     }
 
-    /// A budget that calls of this provider keep to besides the envelope's: for what several KEKs share.
+    /// Sets a budget for calls of this provider besides the envelope's, for a limit that several
+    /// KEKs share.
     #[must_use]
     pub fn budget(mut self, budget: CallBudget) -> Self {
         self.budget = Some(budget);
         self
     }
 
-    /// The [`budget`](Self::budget) of this advice.
+    /// Returns the [`budget`](Self::budget) of this advice.
     #[must_use]
     pub fn call_budget(&self) -> Option<&CallBudget> {
         self.budget.as_ref()
     }
 }
 
-/// What answers a call: one key, Region or key store. Calls to one target share a circuit breaker, latencies and advice;
-/// a target that is down does not keep calls from another.
+/// What answers a call: one key, Region or key store. Calls to one target share a circuit breaker,
+/// latencies and advice. A target that is down does not stop calls to another.
 #[derive(Clone, Debug)]
 pub struct CallTarget {
     name: Box<str>,
@@ -223,26 +230,27 @@ pub struct CallTarget {
 }
 
 impl CallTarget {
-    /// A target without advice. The name tells the targets of one provider apart; it is shown to operators.
+    /// Makes a target without advice. The name distinguishes the targets of one provider, and is
+    /// shown to operators.
     #[must_use]
     pub fn new(name: impl Into<Box<str>>) -> Self {
         Self { name: name.into(), advice: CallAdvice::default() }
     }
 
-    /// Adds what is known of calls to this target.
+    /// Adds advice about calls to this target.
     #[must_use]
     pub fn with_advice(mut self, advice: CallAdvice) -> Self {
         self.advice = advice;
         self
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// What is known of calls to it.
+    /// Returns the advice about calls to it.
     #[must_use]
     pub fn advice(&self) -> &CallAdvice {
         &self.advice
@@ -267,7 +275,7 @@ impl PolicyInForce {
         self.deadline
     }
 
-    /// With a provider's advice where the user has chosen nothing.
+    /// Applies a provider's advice where the user has set nothing.
     pub(super) fn advised(mut self, advice: &CallAdvice) -> Self {
         const SHORTEST: Duration = Duration::from_millis(1);
         if let (None, Some(timeout)) = (self.chosen.timeout, advice.timeout) {

@@ -1,5 +1,6 @@
-//! Decides which caller may call next: a pace for each lane, permits for the calls in flight, and the callers that wait. The queue
-//! knows no timer and no lock. A caller looks when it is woken, and at the time that its latest look returned.
+//! Decides which caller may call next: a pace for each lane, permits for the calls in flight, and
+//! the callers that wait. The queue knows no timer and no lock. A caller looks when it is woken,
+//! and at the time that its latest look returned.
 //!
 //! ```text
 //!  arrive ──► wait in line ──► look: a turn of the pace and a permit ──► call ──► release
@@ -7,11 +8,13 @@
 //!     └─ refused: its turn would come too late
 //! ```
 //!
-//! - A turn is taken when it comes, never ahead of time. A caller that leaves takes no turn with it.
-//! - Lines are served in order. Under overload, which is when callers give up or one has waited for [`LONG_WAIT`], the newest is
-//!   served first. The caller that has waited longest is the next to give up, so serving in order would make calls for nobody.
-//! - A turn is offered to the first in line. If the first does not take it within [`UNANSWERED`], the callers ahead of the one that
-//!   looks are passed over until they look again.
+//! - A turn is taken when it comes, never ahead of time. A caller that leaves takes no turn with
+//!   it.
+//! - Lines are served in order. Under overload, which is when callers give up or one has waited for
+//!   [`LONG_WAIT`], the newest is served first. The caller that has waited longest is the next to
+//!   give up, so serving in order would make calls for nobody.
+//! - A turn is offered to the first in line. If the first does not take it within [`UNANSWERED`],
+//!   the callers ahead of the one that looks are passed over until they look again.
 #![forbid(unsafe_code)]
 
 mod line;
@@ -49,8 +52,8 @@ pub(super) struct Queue {
     /// Callers without a timer.
     untimed: BTreeMap<u64, Option<Waker>>,
     next_id: u64,
-    /// Wakers that are no longer needed. They must not be dropped under the lock: one may be the last owner of a task that is in line
-    /// itself.
+    /// Wakers that are no longer needed. They must not be dropped under the lock: one may be the
+    /// last owner of a task that is in line itself.
     discarded: Vec<Waker>,
 }
 
@@ -86,7 +89,8 @@ pub(super) enum Look {
     Enter(Ticket),
     /// The turn would come too late.
     Refused,
-    /// The caller waits under this id. It looks again when it is woken, and at this time if there is one.
+    /// The caller waits under this id. It looks again when it is woken, and at this time if there
+    /// is one.
     Wait(u64, Option<i64>),
 }
 
@@ -94,7 +98,8 @@ pub(super) enum Look {
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) line: Lane,
-    /// Until when the caller may wait. `None` without a timer: then it waits for a permit only, and no pace applies.
+    /// Until when the caller may wait. `None` without a timer: then it waits for a permit only, and
+    /// no pace applies.
     pub(super) latest: Option<i64>,
     /// The longest time that its call takes.
     pub(super) hold: i64,
@@ -145,7 +150,8 @@ impl Queue {
         if of == Lane::Ordinary { ordinary } else { reserved }
     }
 
-    /// A caller arrives. It enters at once, waits, or is refused because its turn would come too late.
+    /// A caller arrives. It enters at once, waits, or is refused because its turn would come too
+    /// late.
     pub(super) fn arrive(&mut self, now: i64, terms: Terms, woken: &mut Vec<Waker>) -> Look {
         let id = self.next_id;
         self.next_id += 1;
@@ -176,7 +182,8 @@ impl Queue {
         }
     }
 
-    /// Refuses callers whose turn would come too late. While the newest is served first, the oldest has all others ahead of it.
+    /// Refuses callers whose turn would come too late. While the newest is served first, the oldest
+    /// has all others ahead of it.
     fn refuse_late(&mut self, now: i64, line: Lane, woken: &mut Vec<Waker>) {
         self.line_mut(line).drop_late(now, woken);
         while let Some((id, latest)) = self.line(line).present.first_key_value().map(|(id, first)| (*id, first.latest))
@@ -295,9 +302,11 @@ impl Queue {
         }
     }
 
-    /// Takes back the permits of calls that must have ended, and wakes the first of each line for its turn.
+    /// Takes back the permits of calls that must have ended, and wakes the first of each line for
+    /// its turn.
     fn settle(&mut self, now: i64, looking: Option<u64>, woken: &mut Vec<Waker>) {
-        // A call whose future is not polled keeps its permit no longer than the call could have taken.
+        // A call whose future is not polled keeps its permit no longer than the call could have
+        // taken.
         while let Some(((ends, _), lane)) = self.in_flight.first_key_value().map(|(key, lane)| (*key, *lane))
             && ends < now
         {
@@ -352,7 +361,8 @@ impl Queue {
             && (self.served_last == Lane::Reserved || !waits(Lane::Reserved))
     }
 
-    /// Returns the lines that a lane serves, the first one first. The ordinary lane also serves the reserved line when its own is empty.
+    /// Returns the lines that a lane serves, the first one first. The ordinary lane also serves the
+    /// reserved line when its own is empty.
     fn lines_of(&self, lane: Lane, now: i64) -> &'static [Lane] {
         match lane {
             Lane::Reserved => &[Lane::Reserved],
@@ -400,7 +410,8 @@ impl Queue {
             let is_first = self.first(*lane, now).is_some_and(|(_, first)| first == id);
             let permit = match self.has_permit(*lane) {
                 true => now,
-                // A call that ends wakes the first. One that does not end gives its permit back at the latest time.
+                // A call that ends wakes the first. One that does not end gives its permit back at
+                // the latest time.
                 false => self.in_flight.first_key_value().map_or(i64::MAX, |((ends, _), _)| ends.saturating_add(1)),
             };
             let turn = permit.max(self.lane(*lane).pace.turn(now, 0));

@@ -1,7 +1,7 @@
-//! Whether a request of a shared call is on its way to a key service, or the call only waits for its turn.
+//! Counts the requests of a shared call that are in flight, as opposed to waiting for a turn.
 //!
-//! A call that nobody waits for any more finishes the request that is on its way, and begins no other. Who shares calls is above this
-//! layer, so it lends its counter to whatever is polled within [`RequestCounter::scope`].
+//! A call without callers finishes the request in flight and begins no other. Calls are shared
+//! above this layer, so it lends its counter to what is polled within [`RequestCounter::scope`].
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -13,7 +13,7 @@ thread_local! {
     static CURRENT: RefCell<Option<RequestCounter>> = const { RefCell::new(None) };
 }
 
-/// Counts the requests of one call that are on their way.
+/// Counts the requests of one call that are in flight.
 #[derive(Clone, Default)]
 pub(crate) struct RequestCounter(Arc<AtomicUsize>);
 
@@ -22,16 +22,17 @@ impl RequestCounter {
         self.0.load(Ordering::SeqCst) > 0
     }
 
-    /// Runs `work`. Requests that it begins count here.
+    /// Runs `work`. Requests that begin in it count here.
     pub(crate) fn scope<R>(&self, work: impl FnOnce() -> R) -> R {
-        // In the destructors of a thread the place may be gone already. Then nothing counts.
+        // While a thread's locals are destroyed there may be no current counter. Then nothing
+        // counts.
         let before = CURRENT.try_with(|current| current.replace(Some(self.clone())));
         let _restored = before.ok().map(Restored);
         work()
     }
 }
 
-/// Puts back what was current before, also when the work panics.
+/// Restores the previous counter, also when the work panics.
 struct Restored(Option<RequestCounter>);
 
 impl Drop for Restored {
@@ -41,7 +42,7 @@ impl Drop for Restored {
     }
 }
 
-/// A request that is on its way until this is dropped.
+/// A request that is in flight until this is dropped.
 pub(super) struct RequestInFlight(Option<RequestCounter>);
 
 impl RequestInFlight {

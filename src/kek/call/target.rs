@@ -1,4 +1,4 @@
-//! What is known of each target of a KEK: its breaker and its latencies.
+//! The state of each target of a KEK: its breaker and its latencies.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -12,8 +12,8 @@ use crate::clock::Clock;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicI64, Ordering};
 
-/// How many targets of one KEK are known at the same time. A provider that finds keys by itself may be asked about ids that
-/// somebody made up.
+/// How many targets of one KEK are kept. A provider that finds keys by itself may be asked about
+/// made-up ids.
 const MAX_TARGETS: usize = 256;
 
 /// One key, Region or store that answers calls.
@@ -24,8 +24,8 @@ pub(super) struct Target {
     used: AtomicI64,
 }
 
-/// The targets of one KEK of which there is something to know: those that answered a call, or failed one. Behind a pointer and not
-/// a lock, which a fork could inherit locked.
+/// The targets of one KEK that have a state: those that answered or failed a call. In a pointer and
+/// not a lock, which a fork could inherit locked.
 pub(super) struct Targets {
     known: ArcSwap<HashMap<Box<str>, Arc<Target>>>,
     policy: PolicyInForce,
@@ -43,8 +43,9 @@ impl Targets {
         Some(target)
     }
 
-    /// The target of that name, known from now on. Where there are too many, one makes room that never answered, before one that did; of
-    /// these, one with no failures to remember, before one that was not used for longest. So ids that somebody made up push out each other.
+    /// Returns the target of that name, and keeps it. If there are too many, one is removed: a
+    /// target that never answered before one that did, then one without failures before one with,
+    /// then the one unused for longest. So made-up ids push out only each other.
     pub(super) fn listed(&self, name: &str) -> Arc<Target> {
         if let Some(target) = self.find(name) {
             return target;
@@ -77,7 +78,7 @@ impl Targets {
         listed
     }
 
-    /// The targets whose breaker is not closed, by name.
+    /// Returns the targets whose breaker is not closed, by name.
     pub(super) fn not_closed(&self) -> Vec<(Box<str>, BreakerState)> {
         let known = self.known.load();
         let states = known.values().map(|target| (target.name.clone(), target.breaker.state()));

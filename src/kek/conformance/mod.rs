@@ -1,10 +1,10 @@
-//! A conformance suite that every [`KekProvider`] runs, this crate's own and yours.
+//! A conformance suite for every [`KekProvider`]: those of this project, and yours.
 //!
-//! Give it a [`Subject`]: the provider, another KEK of the same service, and what it takes to
-//! rotate the KEK or to make the service or its credentials fail. What the provider says of itself,
-//! its [`target`](KekProvider::target), its [`context_binding`](KekProvider::context_binding) and
-//! whether it [rewraps in the service](KekProvider::rewraps_in_service), is held against what it
-//! does. It needs no runtime of its own: run it under the executor that your provider wants.
+//! Give it a [`Subject`]: the provider, another KEK of the same service, and ways to rotate the KEK
+//! or to make the service or its credentials fail. The suite checks what the provider says about
+//! itself ([`target`](KekProvider::target), [`context_binding`](KekProvider::context_binding),
+//! [`rewraps_in_service`](KekProvider::rewraps_in_service)) against what it does. The suite needs
+//! no runtime: run it under the executor that your provider needs.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -32,18 +32,18 @@ use std::sync::Arc;
 
 use super::{BoxFuture, KekErrorClass, KekProvider};
 
-/// What the suite is run on.
+/// What the suite runs on.
 pub trait Subject: Send + Sync {
-    /// The provider under test.
+    /// Returns the provider under test.
     fn provider(&self) -> Arc<dyn KekProvider>;
 
-    /// A provider for another KEK of the same key service, which the first does not recognise.
+    /// Returns a provider for another KEK of the same key service, which the first does not
+    /// recognise.
     fn other(&self) -> Arc<dyn KekProvider>;
 
-    /// Whether the KEK gives the same bytes when it wraps the same DEK twice, as key wrapping
-    /// without a nonce does (RFC 3394, RFC 5649). Whoever sees two such wrapped keys can tell that
-    /// their DEKs are equal, which the DEK ids say anyway. By default `false`: wrapping is
-    /// randomised.
+    /// Returns whether the KEK gives the same bytes when it wraps the same DEK twice, as key
+    /// wrapping without a nonce does (RFC 3394, RFC 5649). Two such wrapped keys show that their
+    /// DEKs are equal, which the DEK ids show anyway. By default `false`: wrapping is randomised.
     fn wraps_deterministically(&self) -> bool {
         false
     }
@@ -53,21 +53,22 @@ pub trait Subject: Send + Sync {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Makes every call to the service fail in this way, until [`restore`](Self::restore). By default not applicable.
+    /// Makes every call to the service fail in this way, until [`restore`](Self::restore). By
+    /// default not applicable.
     fn fail_with(&self, class: KekErrorClass) -> BoxFuture<'_, Step> {
         let _ = class;
         Box::pin(async { Step::NotApplicable })
     }
 
     /// Takes away the source of the provider's credentials (a login, a token service, an instance's
-    /// metadata) and the credentials that the provider has, so that its next call needs the source,
-    /// until [`restore`](Self::restore). The key service itself stays up. By default not
-    /// applicable: there are no credentials, or no source that could be down.
+    /// metadata) and its current credentials, until [`restore`](Self::restore). The next call then
+    /// needs the source. The key service itself stays up. By default not applicable: there are no
+    /// credentials, or no source that could be down.
     fn fail_credentials(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Takes away the provider's permission to unwrap, and leaves it the one to rewrap, until
+    /// Takes away the provider's permission to unwrap, but not the one to rewrap, until
     /// [`restore`](Self::restore). By default not applicable.
     fn forbid_unwrapping(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
@@ -80,40 +81,40 @@ pub trait Subject: Send + Sync {
     }
 }
 
-/// How a step that the suite asked its [`Subject`] for went.
+/// The outcome of a step that the suite asked its [`Subject`] for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// It is so now.
+    /// It is done.
     Done,
-    /// This service, or this set-up, has no such thing.
+    /// This service, or this set-up, cannot do it.
     NotApplicable,
-    /// It should have worked and did not: the check fails.
+    /// It failed, and so does the check.
     Failed(String),
 }
 
 /// The result of one check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// As it should be.
+    /// It passed.
     Passed,
-    /// The subject has no such thing.
+    /// The subject cannot do what the check needs.
     NotApplicable,
-    /// What was wrong.
+    /// It failed, for this reason.
     Failed(String),
 }
 
-/// What [`run`] found; its Display is a line per check.
+/// The results of [`run`]. Display has a line per check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report(Vec<(&'static str, Outcome)>);
 
 impl Report {
-    /// Whether no check failed.
+    /// Returns whether no check failed.
     #[must_use]
     pub fn is_conformant(&self) -> bool {
         !self.0.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
     }
 
-    /// Every check by name, in the order of the run.
+    /// Returns every check by name, in the order of the run.
     pub fn checks(&self) -> impl Iterator<Item = (&'static str, &Outcome)> {
         self.0.iter().map(|(name, outcome)| (*name, outcome))
     }
@@ -132,7 +133,8 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs every check, whether or not earlier ones passed. The provider is asked a few hundred times.
+/// Runs every check, whether or not earlier ones passed. It makes a few hundred calls to the
+/// provider.
 pub async fn run(subject: &dyn Subject) -> Report {
     let mut results = Vec::new();
     for (name, check) in checks::ALL {

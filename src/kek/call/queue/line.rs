@@ -13,8 +13,8 @@ const OVERLOADED_FOR: i64 = 1000 * MILLISECOND;
 #[derive(Default)]
 pub(super) struct Line {
     pub(super) present: BTreeMap<u64, Waiter>,
-    /// Callers that did not take an offered turn because their future is not polled. They keep their position and return when they are
-    /// polled again.
+    /// Callers that did not take an offered turn because their future is not polled. They keep
+    /// their position and return when they are polled again.
     pub(super) absent: BTreeMap<u64, Waiter>,
     overloaded_until: i64,
 }
@@ -52,7 +52,8 @@ impl Line {
         first.map(|(id, _)| *id)
     }
 
-    /// Marks all callers before `id`, or all callers, as absent until they look again, and wakes them.
+    /// Marks all callers before `id`, or all callers, as absent until they look again, and wakes
+    /// them.
     pub(super) fn pass_over(&mut self, now: i64, id: Option<u64>, woken: &mut Vec<Waker>) {
         let mut before = match id {
             None => std::mem::take(&mut self.present),

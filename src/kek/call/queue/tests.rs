@@ -88,7 +88,8 @@ impl Scene {
         Self { queue, now: START, events, callers, woken, service, entered: Vec::new(), stays: false }
     }
 
-    /// A caller that arrives `at`, tells the queue that it waits for `told`, and leaves after `max_wait`.
+    /// A caller that arrives `at`, tells the queue that it waits for `told`, and leaves after
+    /// `max_wait`.
     fn caller(&mut self, at: i64, line: Lane, told: i64, max_wait: i64) -> usize {
         let (n, at) = (self.callers.len(), START + at);
         let caller =
@@ -226,8 +227,9 @@ fn who_leaves_takes_no_turn_along() {
     assert!(scene.is_empty());
 }
 
-/// Ten seconds at `load` percent of the pace, then half the pace. Returns the part of the possible calls that were served, and how
-/// many callers were not served of those that arrived a second or more after the load had fallen.
+/// Ten seconds at `load` percent of the pace, then half the pace. Returns the part of the possible
+/// calls that were served, and how many callers were not served of those that arrived a second or
+/// more after the load had fallen.
 fn goodput(
     (per_second, in_flight): (u32, u32),
     load: i64,
@@ -264,14 +266,14 @@ fn under_overload_the_calls_that_the_pace_allows_are_made_for_callers_that_wait_
         for service in [5 * MILLISECOND, 80 * MILLISECOND] {
             let short = [service * 5 / 4 + 10 * MILLISECOND, 2 * service + 10 * MILLISECOND];
             for max_wait in short.into_iter().chain([SECOND / 2, SECOND, 30 * SECOND]) {
-                // What the queue knows: how long they wait for their turn; the longest that anybody waits, and when they
-                // leave; or not even that.
+                // What the queue knows: how long they wait for their turn; the longest that anybody
+                // waits, and when they leave; or not even that.
                 let told = (max_wait - service).min(5 * SECOND);
                 for (told, stays) in [(told, false), (5 * SECOND, false), (5 * SECOND, true)] {
                     let is_short = max_wait < SECOND / 4;
                     if is_short && (stays || (load < 150 && told == 5 * SECOND)) {
-                        // Callers that wait no longer than the pace has between two calls cannot all be served
-                        // in any order.
+                        // Callers that wait no longer than the pace has between two calls cannot
+                        // all be served in any order.
                         continue;
                     }
                     let (share, lost) = goodput((100, 64), load, service, told, max_wait, stays);

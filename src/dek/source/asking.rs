@@ -1,0 +1,132 @@
+//! Asks the key services: once for all callers of the same request, and again if the answer was
+//! revoked meanwhile.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{Either, select};
+
+use super::super::cache::DekCache;
+use super::super::flight::{Answer, Waiter};
+use super::super::lease::{Age, RequestKey};
+use super::super::pinned::Pinned;
+use super::super::registry::{Leased, end_all};
+use super::kind::{DekOf, DekRequest, Kind};
+use super::{ATTEMPTS, DekSource, revoked_meanwhile};
+use crate::error::{Error, ErrorKind};
+use crate::kek::call::{CallBounds, Lane};
+use crate::kek::set::Failure;
+use crate::sync::Arc;
+
+/// How long a caller waits for the key service while a stale DEK may serve. A healthy service
+/// answers within this time, and a slower one does not delay callers for longer.
+const MAX_WAIT_WHILE_STALE: Duration = Duration::from_millis(250);
+
+impl DekSource {
+    /// Asks the key service, once for all that make the same request at the same time.
+    pub(super) fn ask<K: Kind>(
+        self: &Arc<Self>,
+        cache: &Arc<DekCache>,
+        request_key: RequestKey,
+        owned: &Arc<K::Owned>,
+        lane: Lane,
+    ) -> Result<Waiter<K::Dek>, Failure> {
+        self.check_open()?;
+        if let Some(refusal) = cache.refusal(&request_key) {
+            return Err(refusal.into());
+        }
+        Ok(K::join(cache, self.options.clock.now(), request_key, || {
+            let (source, cache, owned) = (self.clone(), cache.clone(), owned.clone());
+            let bounds = self.keks.bounds(lane);
+            async move {
+                let answer = source.ask_until_current::<K>(&cache, request_key, &owned, bounds);
+                cache.unless_closed(answer).await
+            }
+        }))
+    }
+
+    async fn ask_until_current<K: Kind>(
+        &self,
+        cache: &DekCache,
+        request_key: RequestKey,
+        owned: &K::Owned,
+        bounds: CallBounds,
+    ) -> Answer<K::Dek> {
+        // The same request may have been answered between the caller's look-up and this call.
+        if let Some(dek) = K::find(cache, owned)? {
+            let pinned = Pinned::new(dek);
+            if K::age(&pinned, self.options.clock.now()) == Age::Fresh {
+                return Ok(Arc::new(pinned));
+            }
+        }
+        if let Some(refusal) = cache.refusal(&request_key) {
+            return Err(refusal.into());
+        }
+        let context = K::context(owned);
+        for _ in 0..ATTEMPTS {
+            let mark = cache.revocations.mark();
+            // In this order: shut-down closes first and takes its mark then.
+            self.check_open()?;
+            match K::ask(self, cache, owned, bounds).await {
+                Ok(obtained) => {
+                    // Pinned before an eviction can find it.
+                    let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
+                    // A revocation from here on ends it, and an earlier one is seen below. It is
+                    // not cached until then.
+                    cache.look_after(&obtained.dek);
+                    obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
+                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks()) {
+                        K::put(cache, &obtained);
+                        return Ok(pinned);
+                    }
+                    end_all(obtained.for_reading_too.as_slice());
+                    end_all(std::slice::from_ref(&obtained.dek));
+                }
+                // An operator revoked it meanwhile, so the response does not count.
+                Err(_) if cache.revocations.concern(mark, context, &[]) => {}
+                Err(failure) => {
+                    match failure.error.kind() {
+                        ErrorKind::Denied => {
+                            cache.remember_refusal(request_key, &failure.error);
+                            K::was_denied(self, cache, owned, &failure);
+                        }
+                        ErrorKind::Invalid => cache.remember_refusal(request_key, &failure.error),
+                        _ => {}
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        Err(revoked_meanwhile().into())
+    }
+
+    /// Waits for a response. While a stale DEK may serve in an outage of the KEKs that are asked,
+    /// it waits only briefly, and the call continues in the background.
+    pub(super) async fn answer<Q: DekRequest>(
+        &self,
+        call: Waiter<DekOf<Q>>,
+        request: Q,
+        stale: Option<&Arc<DekOf<Q>>>,
+    ) -> Answer<DekOf<Q>> {
+        let stale = stale.filter(|dek| dek.lease().may_assume_outage() && request.is_about(dek.lease()));
+        let (Some(runtime), Some(dek)) = (&self.options.runtime, stale) else { return call.await };
+        let lease = dek.lease();
+        match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
+            Either::Left((answer, _)) => answer,
+            // A source KEK has denied already, and only other KEKs delay the response.
+            Either::Right(((), call)) if !lease.may_serve_stale() => call.await,
+            Either::Right(((), call)) => {
+                // Before the call can report anything.
+                lease.assume_outage();
+                let dek = dek.clone();
+                runtime.spawn(Box::pin(call.map(move |answer| {
+                    if let Err(failure) = answer {
+                        dek.lease().learn_from(&failure);
+                    }
+                })));
+                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {MAX_WAIT_WHILE_STALE:?}")).into())
+            }
+        }
+    }
+}

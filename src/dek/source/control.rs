@@ -1,0 +1,99 @@
+//! What an operator does: revocation, eviction and shut-down.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+
+use futures_util::FutureExt;
+
+use super::super::lease::shut_down;
+use super::{ATTEMPTS, DekSource, revoked_meanwhile};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+use crate::kek::KekId;
+use crate::sync::atomic::Ordering;
+
+impl DekSource {
+    /// Ends every DEK that came from `kek_id`, and stops using that KEK.
+    pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
+        self.keks.revoke(kek_id);
+        self.cache().revoke_kek(kek_id);
+    }
+
+    pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
+        self.keks.reinstate(kek_id);
+        self.cache().forget_refusals();
+    }
+
+    pub(crate) fn evict_context(&self, context: &EncryptionContext) {
+        self.cache().evict_context(context);
+    }
+
+    pub(crate) fn evict_all(&self) {
+        let cache = self.cache();
+        cache.revoke_all();
+        cache.forget_refusals();
+    }
+
+    /// Ends every DEK, every handle and every call for good. Where there is a runtime, the
+    /// providers release what they hold in the background.
+    pub(crate) fn shut_down(&self) {
+        if self.end() {
+            let Some(runtime) = &self.options.runtime else { return };
+            runtime.spawn(Box::pin(self.give_up()));
+        }
+    }
+
+    /// As [`shut_down`](Self::shut_down), and waits for the providers.
+    pub(crate) async fn close(&self) {
+        // Also after a `shut_down` without a working runtime, and after a `close` whose caller went
+        // away. A provider does not release anything twice.
+        self.end();
+        if !self.given_up.load(Ordering::SeqCst) {
+            self.give_up().await;
+        }
+    }
+
+    fn give_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let (closing, given_up) = (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
+        closing.map(move |_| given_up.store(true, Ordering::SeqCst))
+    }
+
+    /// Returns `false` if it was done already.
+    fn end(&self) -> bool {
+        let is_first = !self.closed.swap(true, Ordering::SeqCst);
+        let cache = self.cache();
+        cache.close();
+        cache.revoke_all();
+        is_first
+    }
+
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        match self.closed.load(Ordering::SeqCst) {
+            true => Err(shut_down()),
+            false => Ok(()),
+        }
+    }
+
+    /// Runs `work`, which asks KEKs about a DEK of this context, with the rules of a look-up:
+    /// shut-down ends it, and a revocation meanwhile repeats it.
+    pub(crate) async fn unless_revoked<R, F>(
+        &self,
+        context: &EncryptionContext,
+        work: impl Fn() -> F,
+    ) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, Error>>,
+    {
+        let cache = self.cache();
+        for _ in 0..ATTEMPTS {
+            let mark = cache.revocations.mark();
+            self.check_open()?;
+            let answer = cache.unless_closed(work()).await;
+            self.check_open()?;
+            if !cache.revocations.may_concern(mark, context) {
+                return answer;
+            }
+        }
+        Err(revoked_meanwhile())
+    }
+}
