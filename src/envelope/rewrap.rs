@@ -15,16 +15,16 @@ use crate::kek::rewrap::Check;
 use crate::suite::DekId;
 
 impl Envelope {
-    /// Whether the wrapped keys of a message are other than [`rewrap`](Self::rewrap) would make them: an entry for each writing KEK, by
-    /// its current version, and no other. Always `false` for a compact message: ask
-    /// [`wrapped_keys_need_rewrap`](Self::wrapped_keys_need_rewrap).
+    /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message: it would
+    /// make an entry for each writing KEK, by its current version, and no other.
     ///
-    /// From the bytes alone, of which the metadata is not authenticated: **a hint**, to skip what
-    /// need not be done. Whoever can write messages can make it say `false`. Before an old version
-    /// of a KEK is destroyed, [`rewrap`](Self::rewrap) every message, whatever this says of it.
+    /// This is **a hint**, to skip what need not be done. It goes by the bytes alone, whose metadata is
+    /// not authenticated, so anyone who can write messages can make it return `false`. Before an old
+    /// version of a KEK is destroyed, rewrap every message, whatever this says of it.
     ///
     /// # Errors
-    /// The kinds that say that the bytes are not a message.
+    /// [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact message
+    /// without them, and the kinds that say that the bytes are not a message.
     pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
         let message = sealed.into().parse()?;
         Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(message.wrapped_keys)?))
