@@ -1,4 +1,4 @@
-//! Time as a deadline needs it: a suspended machine and a clock that was set count as time that went by.
+//! Time for deadlines. A suspended machine and a clock that was set count as elapsed time.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -8,8 +8,9 @@ use crate::sync::Arc;
 #[cfg(any(test, feature = "test-util"))]
 use crate::sync::atomic::{AtomicI64, Ordering};
 
-/// A reading of two clocks, in nanoseconds: the one since boot, which goes on while the machine is suspended, and the wall clock,
-/// which catches what the first cannot see, such as a virtual machine that was paused.
+/// A reading of two clocks, in nanoseconds: the clock since boot, which runs while the machine is
+/// suspended, and the wall clock, which catches what the first misses, such as a paused virtual
+/// machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Moment {
     boot: i64,
@@ -22,7 +23,7 @@ impl Moment {
         Self { boot: self.boot.saturating_add(nanos), wall: self.wall.saturating_add(nanos) }
     }
 
-    /// Whether `deadline` has passed by either clock: what counts is the one that went further.
+    /// Whether `deadline` has passed by either clock. The one that advanced further counts.
     pub(crate) fn is_past(self, deadline: Self) -> bool {
         self.boot >= deadline.boot || self.wall >= deadline.wall
     }
@@ -35,19 +36,19 @@ impl Moment {
         self.wall
     }
 
-    /// How long ago `earlier` was, by the clock since boot.
+    /// Returns how long ago `earlier` was, by the clock since boot.
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(u64::try_from(self.boot.saturating_sub(earlier.boot)).unwrap_or(0))
     }
 
-    /// How long until `deadline`, by the clock that gets there first.
+    /// Returns how long until `deadline`, by the clock that gets there first.
     pub(crate) fn until(self, deadline: Self) -> Duration {
         let nanos = (deadline.boot.saturating_sub(self.boot)).min(deadline.wall.saturating_sub(self.wall));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
     }
 }
 
-/// Where moments come from.
+/// A source of moments.
 #[derive(Clone, Debug, Default)]
 pub(crate) enum Clock {
     #[default]
@@ -72,11 +73,13 @@ fn system() -> Moment {
 
     let nanos = |clock| {
         let time = clock_gettime(clock);
-        // Checked, which is cheaper than saturating: every use of a DEK reads the clock.
+        // Checked arithmetic is cheaper than saturating here, and every use of a DEK reads the
+        // clock.
         let seconds = time.tv_sec.checked_mul(1_000_000_000);
         seconds.and_then(|nanos| nanos.checked_add(time.tv_nsec)).unwrap_or(i64::MAX)
     };
-    // The coarse wall clock is a few milliseconds behind and costs a fraction of a read of the exact one.
+    // The coarse wall clock is a few milliseconds behind and costs a fraction of a read of the
+    // exact one.
     Moment { boot: nanos(ClockId::Boottime), wall: nanos(ClockId::RealtimeCoarse) }
 }
 
@@ -98,18 +101,19 @@ pub struct ManualClock(Arc<[AtomicI64; 2]>);
 
 #[cfg(any(test, feature = "test-util"))]
 impl ManualClock {
-    /// A clock that stands at zero.
+    /// Makes a clock at zero.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lets time go by on both clocks.
+    /// Advances both clocks.
     pub fn advance(&self, duration: Duration) {
         self.move_by([duration, duration]);
     }
 
-    /// Sets the wall clock forward, as after a machine was paused; the clock since boot has seen nothing.
+    /// Sets the wall clock forward, as after a machine was paused. The clock since boot does not
+    /// move.
     pub fn set_wall_forward(&self, duration: Duration) {
         self.move_by([Duration::ZERO, duration]);
     }

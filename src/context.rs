@@ -12,13 +12,14 @@ use crate::error::{Error, ErrorKind};
 /// First bytes of an encoded encryption context: `WXC` and the version of the encoding.
 pub(crate) const CONTEXT_MAGIC: [u8; 4] = *b"WXC\x01";
 
-/// Name/value pairs that say what a DEK is for: tenant, table, purpose.
+/// Name/value pairs that say what a DEK is for, such as tenant, table and purpose.
 ///
-/// They go to the key service with every wrap and unwrap (AWS KMS logs them **in the clear**: no secrets and no personal data
-/// here), they are bound into every key, and they partition the DEK cache. What belongs to one message only, such as a
-/// row's primary key, is the AAD instead.
+/// They go to the key service with every wrap and unwrap. AWS KMS logs them **in the clear**, so
+/// put no secrets and no personal data in them. They are bound into every key and partition the DEK
+/// cache. What belongs to a single message, such as a row's primary key, goes into the AAD instead.
 ///
-/// Immutable; the canonical bytes and their SHA-256 are made once, so keep a context and clone it: a clone is a pointer.
+/// A context is immutable. Its canonical bytes and their SHA-256 are computed once, so keep a
+/// context and clone it. A clone is a pointer.
 ///
 /// ```
 /// use waxseal::EncryptionContext;
@@ -40,22 +41,24 @@ struct Inner {
 }
 
 impl EncryptionContext {
-    /// Most bytes of the canonical encoding.
+    /// The most bytes of the canonical encoding.
     pub const MAX_BYTES: usize = 8192;
-    /// Most pairs.
+    /// The most pairs.
     pub const MAX_PAIRS: usize = 64;
-    /// Most bytes of a name; the least is 1.
+    /// The most bytes of a name. The least is 1.
     pub const MAX_NAME_BYTES: usize = 256;
-    /// Most bytes of a value; the least is 1.
+    /// The most bytes of a value. The least is 1.
     pub const MAX_VALUE_BYTES: usize = 4096;
 
     /// Builds a context from pairs in any order.
     ///
-    /// Names and values are UTF-8 without control characters (U+0000 to U+001F, U+007F) and are taken as they are, without Unicode
-    /// normalisation. Names are unique, also when ASCII case is ignored, and do not start with `waxseal` in any case.
+    /// Names and values are UTF-8 without control characters (U+0000 to U+001F, U+007F). They are
+    /// used as given, without Unicode normalisation. Names are unique, also when ASCII case is
+    /// ignored, and do not start with `waxseal` in any case.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidContext`], naming what is wrong, for a pair that breaks one of these rules or a limit above.
+    /// [`ErrorKind::InvalidContext`], naming what is wrong, for a pair that breaks one of these
+    /// rules or a limit above.
     pub fn new<N, V>(pairs: impl IntoIterator<Item = (N, V)>) -> Result<Self, Error>
     where
         N: AsRef<str>,
@@ -81,7 +84,7 @@ impl EncryptionContext {
         Self::from_sorted(owned.into_boxed_slice())
     }
 
-    /// The context without pairs. It has canonical bytes of its own.
+    /// Returns the context without pairs. It has canonical bytes of its own.
     #[must_use]
     pub fn empty() -> Self {
         let bytes: Box<[u8]> = Box::new([CONTEXT_MAGIC[0], CONTEXT_MAGIC[1], CONTEXT_MAGIC[2], CONTEXT_MAGIC[3], 0, 0]);
@@ -106,30 +109,30 @@ impl EncryptionContext {
         Ok(Self(Arc::new(Inner { pairs, bytes: bytes.into_boxed_slice(), digest })))
     }
 
-    /// The canonical bytes: the same for the same pairs, in whatever order they were given.
+    /// Returns the canonical bytes. They are the same for the same pairs in any order.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.bytes
     }
 
-    /// SHA-256 of the canonical bytes.
+    /// Returns the SHA-256 of the canonical bytes.
     #[must_use]
     pub fn digest(&self) -> &[u8; 32] {
         &self.0.digest
     }
 
-    /// The pairs, ascending by name bytes.
+    /// Returns the pairs, ascending by name bytes.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &str)> + '_ {
         self.0.pairs.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// The value of `name`, compared byte for byte.
+    /// Returns the value of `name`, compared byte for byte.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find_map(|(other, value)| (other == name).then_some(value))
     }
 
-    /// Whether there are no pairs.
+    /// Returns whether there are no pairs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.pairs.is_empty()

@@ -1,9 +1,9 @@
 //! Durations as people write them in configuration: a number and its unit, `"300s"`, `"5m"`,
 //! `"1h30m"`, `"250ms"`.
 //!
-//! With the feature `serde`, for `#[serde(with = "...")]` on an `Option<Duration>`. A number without
-//! a unit is refused: it may have been meant in seconds or in milliseconds. Stricter than the crate for this, humantime,
-//! which takes `"1 5s"` for 15 seconds and `"5M"` for five months.
+//! With the feature `serde`, for `#[serde(with = "...")]` on an `Option<Duration>`. A number
+//! without a unit is refused, since it could mean seconds or milliseconds. This is stricter than
+//! the crate humantime, which reads `"1 5s"` as 15 seconds and `"5M"` as five months.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -11,8 +11,7 @@ use std::time::Duration;
 #[cfg(feature = "serde")]
 pub use text::{deserialize, serialize};
 
-/// The units, the longest first, with the names that are read and, in front, the one that is
-/// written.
+/// The units, longest first. Each has the names that are read, the first of which is written.
 const UNITS: [(u64, &[&str]); 7] = [
     (86_400_000_000_000, &["d", "day", "days"]),
     (3_600_000_000_000, &["h", "hr", "hrs", "hour", "hours"]),
@@ -23,13 +22,13 @@ const UNITS: [(u64, &[&str]); 7] = [
     (1, &["ns", "nsec", "nanos", "nanosecond", "nanoseconds"]),
 ];
 
-/// What is expected, for an error.
+/// The expected form, for error texts.
 pub const EXPECTED: &str = "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
 
-/// Reads a duration; `None` for anything that could be meant in two ways.
+/// Reads a duration. Returns `None` for anything ambiguous.
 ///
-/// Numbers with units, each unit once and the longer ones first; spaces may stand between. The last
-/// number may have a decimal fraction, if it is a whole number of nanoseconds.
+/// Numbers with units, each unit once, longer ones first. Spaces may separate them. The last number
+/// may have a decimal fraction if it is a whole number of nanoseconds.
 #[must_use]
 pub fn read(text: &str) -> Option<Duration> {
     let mut rest = text.trim_matches(' ');
@@ -63,7 +62,7 @@ pub fn read(text: &str) -> Option<Duration> {
     Some(Duration::new(u64::try_from(nanos / second).ok()?, u32::try_from(nanos % second).ok()?))
 }
 
-/// The digits in front, of which there is at least one, and what comes behind them.
+/// Returns the leading digits, at least one, and the rest.
 fn split_digits(text: &str) -> Option<(&str, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     text.split_at_checked(end).filter(|(digits, _)| !digits.is_empty())
@@ -98,7 +97,7 @@ mod text {
     /// Writes a duration with its largest unit that leaves no fraction.
     ///
     /// # Errors
-    /// Those of the serializer.
+    /// Errors of the serializer.
     pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
         match duration {
             Some(duration) => serializer.serialize_some(&write(*duration)),
@@ -109,7 +108,7 @@ mod text {
     /// Reads a duration with its unit.
     ///
     /// # Errors
-    /// For anything else, a number without a unit included.
+    /// Anything else, including a number without a unit.
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
         deserializer.deserialize_option(Optional)
     }
@@ -135,7 +134,7 @@ mod text {
             deserializer.deserialize_str(Text).map(Some)
         }
 
-        /// From a format that does not mark what is there.
+        /// From a format that does not mark optional values.
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
             Text.visit_str(text).map(Some)
         }

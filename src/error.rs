@@ -1,18 +1,19 @@
-//! The one error of the public interface.
+//! The error of the public interface.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// What went wrong.
+/// Says what went wrong.
 ///
-/// Match on [`kind`](Error::kind); ask [`is_retryable`](Error::is_retryable) before a retry; show
-/// [`ErrorKind::advice`] to a person. The `Display` text is for people and may change. It does not
-/// repeat the text of [`source`](std::error::Error::source). An error never carries key bytes, plaintext or AAD, and a failed authentication does not say which
-/// part failed: that would help whoever is trying.
+/// Match on [`kind`](Error::kind), ask [`is_retryable`](Error::is_retryable) before a retry, and
+/// show [`ErrorKind::advice`] to people. The `Display` text is for people and may change. It does
+/// not repeat the text of [`source`](std::error::Error::source). An error never carries key bytes,
+/// plaintext or AAD. A failed authentication does not say which part failed, since that would help
+/// an attacker.
 ///
-/// A clone is a pointer: callers who waited for the same answer share the same error.
+/// A clone is a pointer: callers that waited for the same response share the same error.
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
@@ -27,7 +28,7 @@ struct Inner {
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The bytes do not begin as a sealed value does. They are never returned as if they were one.
+    /// The bytes do not begin like a sealed value. Such bytes are never returned as plaintext.
     NotSealed,
     /// Sealed under a format version that this build does not know.
     UnsupportedVersion,
@@ -37,11 +38,11 @@ pub enum ErrorKind {
     UnsupportedKind,
     /// The bytes break a rule of the format: too short, too long, not in canonical form.
     Malformed,
-    /// The message is in compact form and its wrapped keys were not handed over.
+    /// The message is in compact form and its wrapped keys were not supplied.
     MissingWrappedKeys,
     /// No configured provider recognises a KEK id of this message.
     UnknownKek,
-    /// Message, wrapped keys, encryption context and AAD do not belong together, or were changed.
+    /// Message, wrapped keys, encryption context and AAD do not match, or were changed.
     Invalid,
     /// The key service could not be reached or could not answer. Retryable.
     Unavailable,
@@ -49,13 +50,14 @@ pub enum ErrorKind {
     Throttled,
     /// The key service refuses the use of the KEK.
     Denied,
-    /// The key service cannot be used until an operator acts: credentials, connection, configuration.
+    /// The key service cannot be used until an operator acts: credentials, connection,
+    /// configuration.
     Misconfigured,
-    /// The key service, or its provider, answered with something that no correct one does.
+    /// The key service, or its provider, broke its contract.
     Provider,
-    /// An encryption context that breaks a limit or uses a reserved name.
+    /// An encryption context breaks a limit or uses a reserved name.
     InvalidContext,
-    /// A configuration value outside its range, or two that contradict each other.
+    /// A configuration value is out of range, or two contradict each other.
     InvalidOption,
     /// A plaintext, or a list of wrapped keys, is larger than the format or a limit allows.
     TooLarge,
@@ -63,7 +65,8 @@ pub enum ErrorKind {
     BufferSize,
     /// The handle reached its cap on messages or bytes. Get a new one.
     Exhausted,
-    /// The handle passed the end of its lease, or the process forked since it was made. Get a new one.
+    /// The handle passed the end of its lease, or the process forked since it was made. Get a new
+    /// one.
     Expired,
     /// The handle is for another DEK or suite than this message. Get one for this message.
     OtherDek,
@@ -76,7 +79,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Its name in lower case, for logs and labels.
+    /// Returns its name in lower case, for logs and labels.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -106,7 +109,7 @@ impl ErrorKind {
         }
     }
 
-    /// What to do about it, in a few words for a person.
+    /// Returns what to do about it, in a few words for people.
     ///
     /// ```
     /// assert_eq!(waxseal::ErrorKind::Throttled.advice(), "retry after a longer delay, or raise the quota");
@@ -116,7 +119,7 @@ impl ErrorKind {
         self.text().1
     }
 
-    /// What happened, and what to do about it.
+    /// Returns what happened, and what to do about it.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NotSealed => ("not a sealed value", "check where the bytes come from"),
@@ -158,7 +161,7 @@ impl ErrorKind {
 }
 
 impl ErrorKind {
-    /// The key service could not be asked, or asked to be left alone.
+    /// Whether the key service could not be reached, or is throttling.
     pub(crate) fn is_outage(self) -> bool {
         matches!(self, Self::Unavailable | Self::Throttled)
     }
@@ -171,7 +174,7 @@ impl fmt::Display for ErrorKind {
 }
 
 impl Error {
-    /// An error of this kind. The detail names what is wrong, without a secret in it.
+    /// Makes an error of this kind. The detail names what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner { kind, detail: detail.into(), source: None }))
     }
@@ -185,24 +188,24 @@ impl Error {
         self
     }
 
-    /// The operating system's random number generator failed. Not a `From` of the crate's error, whose
-    /// version would then be part of the public interface.
+    /// The operating system's random number generator failed. This is not a `From` of the generator
+    /// crate's error, whose version would then be part of the public interface.
     pub(crate) fn randomness(source: getrandom::Error) -> Self {
         Self::new(ErrorKind::Randomness, "").with_source(source)
     }
 
-    /// The one answer to every failed authentication: no detail, whatever the cause.
+    /// The error of every failed authentication. It has no detail, whatever the cause.
     pub(crate) fn invalid() -> Self {
         Self::new(ErrorKind::Invalid, "")
     }
 
-    /// What kind of failure this is.
+    /// Returns the kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Returns whether the same call may succeed later without any change.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.0.kind.is_outage()
@@ -232,15 +235,15 @@ impl std::error::Error for Error {
     }
 }
 
-/// A text that may come from a message or from a server, as it is shown to people: control
-/// characters, line and paragraph separators, and whatever else is invisible or changes the
-/// direction of text are escaped, so that it can neither begin a line of a log, nor move a cursor,
-/// nor show as another text. Shown twice, it is the same.
+/// Text that may come from a message or from a server, as it is shown to people. Control
+/// characters, line and paragraph separators, and all else that is invisible or changes the
+/// direction of text are escaped. So it cannot begin a line of a log, move a cursor, or appear as
+/// other text. Showing it twice gives the same text.
 pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What `Debug` of a text escapes beyond that is quotes and backslashes.
+        // `Debug` of a text also escapes quotes and backslashes.
         for part in self.0.split_inclusive(['"', '\'', '\\']) {
             let text = part.trim_end_matches(['"', '\'', '\\']);
             write!(f, "{}{}", text.escape_debug(), part.get(text.len()..).unwrap_or_default())?;
@@ -249,8 +252,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// An error that somebody else made, and its causes, as [`Shown`]: nothing is known of what their
-/// texts quote.
+/// A foreign error and its causes, as [`Shown`], since their texts may quote anything.
 pub(crate) struct ShownCause {
     text: String,
     debug: String,
@@ -268,7 +270,7 @@ impl ShownCause {
     }
 }
 
-/// More causes than that are not shown: an error may be its own cause.
+/// More causes are not shown: an error may be its own cause.
 const MOST_CAUSES: usize = 16;
 
 impl fmt::Display for ShownCause {

@@ -146,11 +146,9 @@ fn every_event_is_counted() {
     ] {
         assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
     }
-    for name in [
-        "waxseal_deks_evicted_total{}",
-        "waxseal_deks_wiped_total{}",
-        "waxseal_served_past_age_total{kind=unavailable}",
-    ] {
+    for name in
+        ["waxseal_deks_evicted_total{}", "waxseal_deks_wiped_total{}", "waxseal_served_stale_total{kind=unavailable}"]
+    {
         assert!(seen.contains_key(name), "{name} in {seen:#?}");
     }
 }

@@ -1,14 +1,16 @@
-//! Reads the canonical bytes of an encryption context back.
+//! Reads the canonical bytes of an encryption context.
 #![forbid(unsafe_code)]
 
 use super::reader::Reader;
 use crate::context::{CONTEXT_MAGIC, EncryptionContext};
 use crate::error::{Error, ErrorKind};
 
-/// Reads [`EncryptionContext::as_bytes`] back; anything but the one canonical encoding of a valid context is refused.
+/// Reads [`EncryptionContext::as_bytes`]. Anything but the one canonical encoding of a valid
+/// context is refused.
 ///
 /// # Errors
-/// [`ErrorKind::Malformed`] for bytes that are not such an encoding, [`ErrorKind::InvalidContext`] for pairs that no context may have.
+/// [`ErrorKind::Malformed`] for bytes that are not such an encoding, [`ErrorKind::InvalidContext`]
+/// for pairs that no context may have.
 impl TryFrom<&[u8]> for EncryptionContext {
     type Error = Error;
 

@@ -3,12 +3,13 @@
 
 use crate::suite::Suite;
 
-/// Most bytes of one message's plaintext: the limit of AES-GCM (NIST SP 800-38D, section 5.2.1.1).
+/// The most plaintext bytes of one message: the limit of AES-GCM (NIST SP 800-38D, section
+/// 5.2.1.1).
 pub(crate) const MAX_PLAINTEXT: u64 = (1 << 36) - 32;
 
 /// Default and hard cap on the messages of one DEK.
 ///
-/// With random 96-bit nonces the probability that n messages hold a repeated one is about n^2/2^97.
+/// With random 96-bit nonces the probability of a repeated one in n messages is about n^2/2^97.
 pub(crate) const fn messages(suite: Suite) -> (u64, u64) {
     match suite {
         Suite::Aes256Gcm | Suite::ChaCha20Poly1305 => (1 << 24, 1 << 32),
@@ -16,7 +17,8 @@ pub(crate) const fn messages(suite: Suite) -> (u64, u64) {
     }
 }
 
-/// Default and hard cap on the plaintext bytes of one DEK. XAES-256-GCM has a key per message, so only the message count bounds it.
+/// Default and hard cap on the plaintext bytes of one DEK. XAES-256-GCM has a key per message, so
+/// only the number of messages is bounded.
 pub(crate) const fn bytes(suite: Suite) -> (u64, u64) {
     match suite {
         Suite::Aes256Gcm | Suite::ChaCha20Poly1305 => (1 << 40, 1 << 50),

@@ -8,21 +8,21 @@ use super::reader::Reader;
 use crate::error::{Error, ErrorKind};
 use crate::suite::{DekId, Suite, TAG_LEN};
 
-/// Bytes of the common header.
+/// The length of the common header in bytes.
 const HEADER_LEN: usize = 40;
 
-/// First bytes of a sealed value, whatever its version. C1 occurs in no UTF-8 text.
+/// The first bytes of a sealed value of any version. C1 occurs in no UTF-8 text.
 const MAGIC: [u8; 3] = [0xC1, b'W', b'X'];
 const VERSION: u8 = 1;
 
-/// What a sealed value is.
+/// The kind of a sealed value.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum MessageKind {
-    /// One payload, opened as a whole.
+    /// One payload, decrypted as a whole.
     Message,
-    /// A payload in chunks. Its number is reserved; this release neither writes nor opens it.
+    /// A payload in chunks. Its number is reserved: this release neither writes nor reads it.
     Stream,
 }
 
@@ -50,16 +50,17 @@ pub(crate) enum Form {
     Compact,
 }
 
-/// Whether `bytes` begin with the whole fixed header of a sealed value that this build knows.
+/// Returns whether `bytes` begin with the whole fixed header of a sealed value that this build
+/// knows.
 ///
-/// It looks at 40 bytes and at nothing behind them. **Never** write "sealed? then open, else take as it is": whoever can write to
-/// the table could then replace a sealed value by a plain one.
+/// It reads only the first 40 bytes. **Never** write "sealed? then decrypt, else use as plaintext":
+/// whoever can write to the table could then replace a sealed value by a plain one.
 #[must_use]
 pub fn is_sealed(bytes: &[u8]) -> bool {
     Header::read(&mut Reader::new(bytes)).is_ok()
 }
 
-/// The 40 bytes in front of every sealed value.
+/// The first 40 bytes of every sealed value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Header {
     pub(crate) suite: Suite,
@@ -91,7 +92,7 @@ impl Header {
         Ok(Self { suite, kind, wrapped_len, dek_id })
     }
 
-    /// Reads the header alone, of any kind.
+    /// Reads only the header, of any kind.
     pub(crate) fn of(bytes: &[u8]) -> Result<Self, Error> {
         Self::read(&mut Reader::new(bytes))
     }
@@ -101,12 +102,12 @@ fn cut() -> Error {
     Error::new(ErrorKind::Malformed, "shorter than its header says")
 }
 
-/// A message, taken apart but not opened.
+/// A message, parsed but not decrypted.
 #[derive(Clone, Debug)]
 pub(crate) struct Message<'a> {
     pub(crate) header: Header,
     pub(crate) nonce: &'a [u8],
-    /// Empty in compact form; not looked into.
+    /// Empty in compact form. Not parsed.
     pub(crate) wrapped_keys: &'a [u8],
     /// The ciphertext without its tag.
     pub(crate) payload: Range<usize>,
@@ -135,7 +136,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What stands in front of a message's ciphertext, for one DEK: all of it but the nonce is the same for every message.
+/// What precedes a message's ciphertext, for one DEK. Only the nonce differs between messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
     header: [u8; HEADER_LEN],
@@ -144,7 +145,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// `wrapped_keys` is encoded, or empty for the compact form.
+    /// `wrapped_keys` is the encoded list, or empty for the compact form.
     pub(crate) fn new(suite: Suite, dek_id: DekId, wrapped_keys: &[u8]) -> Result<Self, Error> {
         let wrapped_len =
             u16::try_from(wrapped_keys.len()).map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
@@ -184,7 +185,8 @@ impl Header {
     }
 }
 
-/// The same message with other wrapped keys (encoded, or empty for the compact form); nonce, ciphertext and tag are copied as they are.
+/// Returns the same message with other wrapped keys (encoded, or empty for the compact form).
+/// Nonce, ciphertext and tag are copied unchanged.
 pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::parse(sealed)?;
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;

@@ -1,7 +1,7 @@
 //! A cursor over untrusted bytes.
 #![forbid(unsafe_code)]
 
-/// Takes from the front; `None` where there is not enough.
+/// Takes bytes from the front. Returns `None` if there are too few.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a>(&'a [u8]);
 

@@ -1,4 +1,5 @@
-//! The list of wrapped keys (docs/format.md, "Wrapped keys"): the layout of bincode's `standard()` configuration, in one canonical form.
+//! The list of wrapped keys (docs/format.md, "Wrapped keys"): the layout of bincode's `standard()`
+//! configuration, in one canonical form.
 #![forbid(unsafe_code)]
 
 use std::borrow::Borrow;
@@ -9,17 +10,18 @@ use std::sync::Arc;
 use super::reader::Reader;
 use crate::error::{Error, ErrorKind, Shown};
 
-/// Names a key encryption key, in every system at once: the ARN of a KMS key, `vault:CLUSTER/MOUNT/KEY`, `local:NAME`.
+/// The id of a key encryption key, in every system: the ARN of a KMS key,
+/// `vault:CLUSTER/MOUNT/KEY`, `local:NAME`.
 ///
-/// 1 to 512 bytes of UTF-8, compared byte for byte. A clone is a pointer.
+/// It has 1 to 512 bytes of UTF-8 and is compared byte for byte. A clone is a pointer.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KekId(Arc<str>);
 
 impl KekId {
-    /// Most bytes of a KEK id.
+    /// The most bytes of a KEK id.
     pub const MAX_LEN: usize = 512;
 
-    /// A KEK id from its text.
+    /// Makes a KEK id from its text.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] unless it has 1 to 512 bytes.
@@ -32,8 +34,8 @@ impl KekId {
         Ok(Self(id.into()))
     }
 
-    /// The exact text. Out of a message, it is whatever the message's writer put there: for logs,
-    /// use `Display`.
+    /// Returns the exact text. If the id comes from a message, whoever wrote the message chose it.
+    /// For logs, use `Display`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -61,8 +63,8 @@ impl Borrow<str> for KekId {
     }
 }
 
-/// For people and logs: characters that are not printable are escaped, since whoever writes a
-/// message chooses them. The exact text is in [`as_str`](KekId::as_str).
+/// Writes the id for people and logs. Unprintable characters are escaped, since whoever writes a
+/// message chooses them. [`as_str`](KekId::as_str) returns the exact text.
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Shown(&self.0).fmt(f)
@@ -99,12 +101,13 @@ pub struct WrappedDek {
 }
 
 impl WrappedDek {
-    /// Most bytes of a wrapped DEK.
+    /// The most bytes of a wrapped DEK.
     pub const MAX_WRAPPED: usize = 6144;
-    /// Most bytes of the metadata.
+    /// The most bytes of the metadata.
     pub const MAX_META: usize = 64;
 
-    /// What a provider's `wrap` gives: the KEK's id and the wrapped bytes, without metadata.
+    /// Makes the result of a provider's `wrap`: the KEK's id and the wrapped bytes, without
+    /// metadata.
     ///
     /// # Errors
     /// [`ErrorKind::Provider`] unless `wrapped` has 1 to 6,144 bytes.
@@ -117,7 +120,8 @@ impl WrappedDek {
         Ok(Self { kek_id, wrapped, meta: Box::default() })
     }
 
-    /// Adds metadata: a hint for the provider, such as which key material wrapped the DEK. Nothing authenticates it.
+    /// Adds metadata, a hint for the provider such as which key material wrapped the DEK. It is not
+    /// authenticated.
     ///
     /// # Errors
     /// [`ErrorKind::Provider`] for more than 64 bytes.
@@ -130,24 +134,24 @@ impl WrappedDek {
         Ok(self)
     }
 
-    /// The same without metadata: what its KEK, by unwrapping it, can vouch for.
+    /// Returns the same without metadata: only what the KEK proves by unwrapping it.
     pub(crate) fn without_meta(&self) -> Self {
         Self { meta: Box::default(), ..self.clone() }
     }
 
-    /// The KEK that wrapped it, or so the entry says.
+    /// Returns the KEK that the entry names.
     #[must_use]
     pub fn kek_id(&self) -> &KekId {
         &self.kek_id
     }
 
-    /// The bytes that the KEK's service made.
+    /// Returns the bytes that the KEK's service made.
     #[must_use]
     pub fn wrapped(&self) -> &[u8] {
         &self.wrapped
     }
 
-    /// The provider's hint; never a ground for a security decision.
+    /// Returns the provider's hint. Never base a security decision on it.
     #[must_use]
     pub fn meta(&self) -> &[u8] {
         &self.meta
@@ -160,10 +164,12 @@ impl fmt::Debug for WrappedDek {
     }
 }
 
-/// All the wrapped forms of one DEK: what an embedded message carries, and what is kept apart from a compact one.
+/// All wrapped forms of one DEK. An embedded message carries them. For a compact message they are
+/// kept apart.
 ///
-/// 1 to 16 entries, ascending by KEK id, no id twice. The wrapped keys are not secret, and nothing but the KEKs and the DEK id
-/// authenticates them: changing them makes a message unreadable, never readable as something else. A clone is a pointer.
+/// There are 1 to 16 entries, ascending by KEK id, no id twice. They are not secret. Only the KEKs
+/// and the DEK id authenticate them: changing them makes a message unreadable, but never readable
+/// as another. A clone is a pointer.
 #[derive(Clone)]
 pub struct WrappedKeys(Arc<List>);
 
@@ -173,16 +179,16 @@ struct List {
 }
 
 impl WrappedKeys {
-    /// Most entries.
+    /// The most entries.
     pub const MAX_ENTRIES: usize = 16;
-    /// Most bytes of an encoded list.
+    /// The most bytes of an encoded list.
     pub const MAX_BYTES: usize = 65_535;
 
     /// Builds the list from its entries in any order.
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for more than 16 entries or 65,535 bytes, [`ErrorKind::InvalidOption`] for none or
-    /// for two of one KEK.
+    /// [`ErrorKind::TooLarge`] for more than 16 entries or 65,535 bytes,
+    /// [`ErrorKind::InvalidOption`] for none or for two of one KEK.
     pub fn new(entries: impl IntoIterator<Item = WrappedDek>) -> Result<Self, Error> {
         let mut entries: Vec<WrappedDek> = entries.into_iter().collect();
         entries.sort_by(|a, b| a.kek_id.cmp(&b.kek_id));
@@ -211,13 +217,13 @@ impl WrappedKeys {
         Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
     }
 
-    /// The encoded list.
+    /// Returns the encoded list.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0.bytes
     }
 
-    /// The entries, ascending by KEK id.
+    /// Returns the entries, ascending by KEK id.
     #[must_use]
     pub fn entries(&self) -> &[WrappedDek] {
         &self.0.entries
@@ -239,7 +245,8 @@ impl fmt::Debug for WrappedKeys {
     }
 }
 
-/// Reads [`WrappedKeys::as_bytes`] back; anything but the one canonical encoding of a valid list is refused.
+/// Reads [`WrappedKeys::as_bytes`]. Anything but the one canonical encoding of a valid list is
+/// refused.
 ///
 /// # Errors
 /// [`ErrorKind::Malformed`].
@@ -274,19 +281,21 @@ fn read_entries(bytes: &[u8]) -> Option<Vec<WrappedDek>> {
     reader.is_empty().then_some(entries)
 }
 
-/// bincode's variable-length integer, as far as a length here can go: one byte up to 250, else 251 and a `u16`.
+/// bincode's variable-length integer, up to the lengths here: one byte up to 250, otherwise 251 and
+/// a `u16`.
 fn push_varint(bytes: &mut Vec<u8>, value: usize) {
     match u8::try_from(value) {
         Ok(byte @ ..=250) => bytes.push(byte),
         _ => {
-            // Every caller has checked its length against a limit below 2^16; a longer one would fail the size check of the list.
+            // Every caller has checked its length against a limit below 2^16. A longer one would
+            // fail the size check of the list.
             bytes.push(251);
             bytes.extend_from_slice(&u16::try_from(value).unwrap_or(u16::MAX).to_le_bytes());
         }
     }
 }
 
-/// Only the shortest form is accepted, and only a value within `min..=max`.
+/// Accepts only the shortest form, and only a value within `min..=max`.
 fn read_varint(reader: &mut Reader<'_>, min: usize, max: usize) -> Option<usize> {
     let value = match reader.u8()? {
         byte @ ..=250 => usize::from(byte),
@@ -306,7 +315,7 @@ mod tests {
 
     type Plain = Vec<(String, Vec<u8>, Vec<u8>)>;
 
-    /// What bincode 2.0.1, with a limit, makes of the bytes.
+    /// Returns what bincode 2.0.1, with a limit, reads from the bytes.
     fn bincode_decode(bytes: &[u8]) -> Result<(Plain, usize), bincode::error::DecodeError> {
         bincode::decode_from_slice(bytes, bincode::config::standard().with_limit::<65_535>())
     }

@@ -1,8 +1,10 @@
-//! Where secrets live: pieces of 32 bytes in pages that are locked, kept out of core dumps and wiped in forked children, as far as
-//! the system allows. Where it does not, they live in what there is, and [`protection`](super::protection) tells.
+//! Holds secrets in slots of 32 bytes, in pages that are locked, kept out of core dumps and wiped
+//! in forked children, as far as the system allows. Where it does not, secrets are in ordinary
+//! memory, and [`protection`](super::protection) says so.
 //!
-//! Pages are never given back to the system, so that a piece is a plain `&'static mut` that is lent and returned. A forked child
-//! begins its own arena; what it inherited of its parent's secrets is never lent again.
+//! Pages are never returned to the system, so that a slot is a plain `&'static mut` that is lent
+//! and returned. A forked child begins its own arena. What it inherited of its parent's secrets is
+//! never lent again.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -34,7 +36,7 @@ struct Arena {
     pieces: Mutex<Pieces>,
 }
 
-/// What is free, all of it zeros, and what the system said to each page.
+/// The free slots, all zeros, and the protection of each page.
 #[derive(Default)]
 struct Pieces {
     /// Lent before the others.
@@ -43,7 +45,8 @@ struct Pieces {
     record: Record,
 }
 
-/// Behind a pointer that is swapped and not behind a lock: a lock could have been held by a thread that a fork left behind.
+/// In a pointer that is swapped and not in a lock, which a thread that a fork left behind could
+/// hold.
 static ARENA: ArcSwapOption<Arena> = ArcSwapOption::const_empty();
 
 pub(super) fn lend() -> Loan {
@@ -56,7 +59,8 @@ pub(super) fn lend() -> Loan {
 pub(super) fn give_back(loan: Loan) {
     let Loan { bytes, locked, generation } = loan;
     wipe(bytes);
-    // In the child of a fork, a page of the parent's is neither locked nor counted: it is left alone.
+    // In the child of a fork, the parent's pages are neither locked nor counted, and are left
+    // alone.
     if let Some(arena) = &*ARENA.load()
         && arena.generation == generation
         && generation == fork::generation()
@@ -66,14 +70,15 @@ pub(super) fn give_back(loan: Loan) {
     }
 }
 
-/// Looks at what the system said, after the first page at the latest.
+/// Looks at the protection, after the first page at the latest.
 fn with_record<R>(look: impl FnOnce(&mut Record) -> R) -> R {
     give_back(lend());
     look(&mut current().lock().record)
 }
 
-/// What the system does for the memory that this process keeps secrets in. The first page is asked for if there is none yet, so a
-/// service can log the answer when it starts; later pages can meet the limit that the first one did not.
+/// Returns what the system does for the memory in which this process keeps secrets. The first page
+/// is requested if there is none yet, so a service can log the answer when it starts. Later pages
+/// may meet a limit that the first one did not.
 ///
 /// ```
 /// let protection = waxseal::memory_protection();
@@ -86,9 +91,10 @@ pub fn memory_protection() -> MemoryProtection {
     with_record(|record| record.protection())
 }
 
-/// The protection, the first time in this process that it is asked for and not complete.
+/// Returns the protection, the first time in this process that it is incomplete.
 ///
-/// For whoever makes DEKs to call after it: pages are asked for as they are needed, and any of them may be the first to be refused.
+/// It is called after DEKs are made: pages are requested as needed, and any of them may be the
+/// first to be refused.
 pub(crate) fn protection_notice() -> Option<MemoryProtection> {
     with_record(Record::notice)
 }
@@ -106,7 +112,8 @@ fn current() -> Arc<Arena> {
 fn begin(generation: u64, old: Option<Arc<Arena>>) -> Arc<Arena> {
     let arena = Arc::new(Arena { generation, pieces: Mutex::default() });
     let before = ARENA.compare_and_swap(&old, Some(arena.clone()));
-    // After a fork the old one's lists may be in the middle of a change: it is never dropped, so that nobody touches them.
+    // After a fork the old arena's lists may be inconsistent. It is never dropped, so that it is
+    // never touched.
     std::mem::forget(old);
     match before.as_ref() {
         Some(other) if other.generation == generation => other.clone(),
@@ -150,7 +157,7 @@ impl Pieces {
             }
         };
         let free = if locked { &mut self.locked } else { &mut self.unlocked };
-        // Room for every piece there is, so that giving one back never allocates.
+        // Room for every slot, so that returning one never allocates.
         free.reserve(self.record.pieces());
         let mut bytes = bytes.iter_mut();
         match bytes.next() {
@@ -239,7 +246,7 @@ mod tests {
                 Step::MakeMany(byte) => (0..150).for_each(|_| make(live, *byte)),
                 Step::Drop(which) if !live.is_empty() => drop(live.swap_remove(which.index(live.len()))),
                 Step::Drop(_) => {}
-                // The child goes on with the same steps, and with all of the parent's secrets in its hands.
+                // The child continues the same steps, with all of the parent's secrets.
                 Step::Fork if forks > 0 => in_child(|| run(&steps[i + 1..], live, forks - 1)),
                 Step::Fork => {}
             }
@@ -322,7 +329,7 @@ mod tests {
                     [false, true, true]
                 );
                 assert!(protection.detail.contains(&format!("{locked} of ")), "{protection}");
-                // What is locked is lent first.
+                // Locked slots are lent first.
                 live.clear();
                 let next = arena_slot_is_locked();
                 assert_eq!(next, locked > 0);

@@ -1,7 +1,8 @@
-//! A number that changes in the child of a fork, for the price of one memory read.
+//! A number that changes in the child of a fork and costs one memory read.
 //!
-//! On Linux it stands in a page that the kernel gives a forked child as zeros: a zero says "nobody has looked since the fork". Where
-//! the system has no such page, the process id is compared at each look, which costs a system call.
+//! On Linux it is in a page that the kernel gives a forked child as zeros. Zero means that no
+//! thread has looked since the fork. Where the system has no such page, each look compares the
+//! process id, which costs a system call.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
@@ -12,16 +13,18 @@ use arc_swap::ArcSwapOption;
 
 use super::pages::ForkMark;
 
-/// The last generation that was handed out. Some are skipped when threads race for the first look after a fork.
+/// The last generation that was assigned. Some are skipped when threads race for the first look
+/// after a fork.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
-/// The generation of this process, and zero after a fork.
+/// The generation of this process. It is zero after a fork.
 static MARK: ForkMark = ForkMark::new();
 
-/// For systems without the mark: the process id in the upper half, and how often it was seen to change.
+/// For systems without the mark: the process id in the upper half, and the number of its changes.
 static PROCESS: AtomicU64 = AtomicU64::new(0);
 
-/// The fork generation of this process, never zero. What was made under another one belongs to an ancestor.
+/// Returns the fork generation of this process, which is never zero. What was made under another
+/// one belongs to an ancestor.
 pub(crate) fn generation() -> u64 {
     match MARK.get() {
         Some(mark) => match mark.load(Ordering::Acquire) {
@@ -54,11 +57,11 @@ fn by_process_id(seen: &AtomicU64, process: u32) -> u64 {
     }
 }
 
-/// A value that every process makes for itself. The child of a fork neither touches nor drops its parent's: a thread that the
-/// fork left behind may hold its locks.
+/// A value that every process makes for itself. The child of a fork neither touches nor drops its
+/// parent's value, whose locks may be held by a thread that the fork left behind.
 pub(crate) struct PerProcess<T>(ArcSwapOption<OfProcess<T>>);
 
-/// What [`PerProcess`] gives out.
+/// The value of [`PerProcess`].
 pub(crate) struct OfProcess<T> {
     generation: u64,
     value: T,

@@ -1,6 +1,6 @@
-//! What the library does to memory itself: wiping, protected memory for secrets that wipe themselves, and noticing a fork.
+//! Wiping, protected memory for secrets that wipe themselves, and noticing a fork.
 //!
-//! The bottom of the tree: it imports nothing of the crate. `pages` is the only file with `unsafe` in it.
+//! The bottom of the tree: it imports nothing of the crate. `pages` is the only file with `unsafe`.
 #![deny(unsafe_code)]
 
 mod arena;
@@ -14,15 +14,16 @@ pub(crate) use arena::protection_notice;
 pub use protection::MemoryProtection;
 pub(crate) use secret::Secret32;
 
-/// Overwrites `bytes` with zeros at the speed of `memset`; the compiler may not leave it out.
+/// Overwrites `bytes` with zeros at the speed of `memset`. The compiler may not remove it.
 ///
-/// `Zeroize` writes byte by byte, which for bulk plaintext costs more than decrypting it did.
+/// `Zeroize` writes byte by byte, which for bulk plaintext costs more than its decryption.
 pub(crate) fn wipe(bytes: &mut [u8]) {
     bytes.fill(0);
     zeroize::optimization_barrier(bytes);
 }
 
-/// Runs `work` and then overwrites the stack that it used: a value that is made on the stack and moved leaves a copy where it was made.
+/// Runs `work` and then overwrites the stack that it used. A value that is made on the stack and
+/// moved leaves a copy there.
 pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
     #[inline(never)]
     fn apart<R>(work: impl FnOnce() -> R) -> R {
@@ -49,7 +50,8 @@ mod tests {
     fn what_was_on_the_stack_is_overwritten() {
         use std::os::unix::fs::FileExt;
 
-        // Leaves a pattern on the stack, much deeper than what looks for it reaches, and says where.
+        // Leaves a pattern on the stack, far deeper than the search for it reaches, and returns its
+        // place.
         fn leave() -> usize {
             let secret = std::hint::black_box([0xA7_u8; 16 * 1024]);
             std::hint::black_box(&secret).as_ptr().addr()

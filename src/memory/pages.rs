@@ -1,6 +1,8 @@
-//! Pages of memory of their own: mapped, locked, kept out of dumps, wiped in a forked child. The only file with `unsafe` in it.
+//! Maps pages of memory: locked, kept out of dumps, wiped in a forked child. This is the only file
+//! with `unsafe`.
 //!
-//! What a page can do is asked for one by one, since a system may refuse any of it; what to make of a refusal is decided above.
+//! Each protection is requested separately, since a system may refuse any of it. The caller decides
+//! about a refusal.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -19,7 +21,7 @@ mod linux {
 
     use super::{AtomicU64, io};
 
-    /// A mapping of one page, zeroed, that nothing else refers to; unmapped on drop.
+    /// A mapping of one page, zeroed and referenced from nowhere else. Unmapped on drop.
     pub(in super::super) struct Page {
         at: NonNull<[u8; 32]>,
         len: usize,
@@ -29,7 +31,8 @@ mod linux {
         pub(in super::super) fn map() -> io::Result<Self> {
             let len = rustix::param::page_size();
             let access = ProtFlags::READ | ProtFlags::WRITE;
-            // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice aliases nothing.
+            // SAFETY: a fresh private anonymous mapping at an address of the kernel's choice
+            // aliases nothing.
             let at = unsafe { mmap_anonymous(ptr::null_mut(), len, access, MapFlags::PRIVATE) }?;
             let at = NonNull::new(at.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
             Ok(Self { at, len })
@@ -46,35 +49,41 @@ mod linux {
             self.advise(Advice::LinuxDontDump)
         }
 
-        /// Has the kernel give a forked child zeros in its place (madvise(2), `MADV_WIPEONFORK`, since Linux 4.14).
+        /// Has the kernel give a forked child zeros in its place (madvise(2), `MADV_WIPEONFORK`,
+        /// since Linux 4.14).
         pub(in super::super) fn wipe_on_fork(&self) -> io::Result<()> {
             self.advise(Advice::LinuxWipeOnFork)
         }
 
         fn advise(&self, advice: Advice) -> io::Result<()> {
-            // SAFETY: the range is exactly this mapping, and neither advice changes a byte of it in this process. In a child the
-            // kernel's zeroing comes before any of its instructions, and zeros are valid for all that is ever placed here.
+            // SAFETY: the range is exactly this mapping, and neither advice changes a byte of it in
+            // this process. In a child the kernel's zeroing comes before any of its instructions,
+            // and zeros are valid for all that is ever placed here.
             Ok(unsafe { madvise(self.at.as_ptr().cast(), self.len, advice) }?)
         }
 
-        /// The page in pieces of 32 bytes; from here on it stays mapped for ever.
+        /// Splits the page into slots of 32 bytes. From now on it stays mapped for ever.
         pub(in super::super) fn into_secrets(self) -> &'static mut [[u8; 32]] {
             let page = std::mem::ManuallyDrop::new(self);
-            // SAFETY: page-aligned, zeroed, writable memory of this length that is never unmapped, and nobody else has its address.
+            // SAFETY: page-aligned, zeroed, writable memory of this length that is never unmapped,
+            // and nobody else has its address.
             unsafe { std::slice::from_raw_parts_mut(page.at.as_ptr(), page.len / 32) }
         }
 
-        /// The start of the page as a number, zero at first; from here on it stays mapped for ever.
+        /// Returns the start of the page as a number, zero at first. From now on the page stays
+        /// mapped for ever.
         pub(super) fn into_counter(self) -> &'static AtomicU64 {
             let page = std::mem::ManuallyDrop::new(self);
-            // SAFETY: page-aligned, zeroed, writable memory that is never unmapped is a valid `AtomicU64` for ever.
+            // SAFETY: page-aligned, zeroed, writable memory that is never unmapped is a valid
+            // `AtomicU64` for ever.
             unsafe { AtomicU64::from_ptr(page.at.as_ptr().cast()) }
         }
     }
 
     impl Drop for Page {
         fn drop(&mut self) {
-            // SAFETY: the range is exactly this mapping, and nothing refers into it: `into_secrets` and `into_counter` do not come here.
+            // SAFETY: the range is exactly this mapping, and nothing refers into it: `into_secrets`
+            // and `into_counter` do not come here.
             let _ = unsafe { munmap(self.at.as_ptr().cast(), self.len) };
         }
     }
@@ -84,7 +93,7 @@ mod linux {
 mod other {
     use super::{AtomicU64, io};
 
-    /// There is none.
+    /// There is no page.
     pub(in super::super) enum Page {}
 
     impl Page {
@@ -114,12 +123,13 @@ mod other {
     }
 }
 
-/// A number that is zero in a forked child, whatever its parent wrote there; mapped at the first look.
+/// A number that is zero in a forked child, whatever its parent wrote there. Mapped at the first
+/// look.
 ///
-/// There is no lock in it: one that another thread held at the moment of a fork would be held for ever in the child.
+/// It has no lock: one that another thread holds at a fork would be held for ever in the child.
 pub(super) struct ForkMark(AtomicPtr<AtomicU64>);
 
-/// What a [`ForkMark`] points to where the system has none. Never written.
+/// The target of a [`ForkMark`] where the system has no such page. Never written.
 static NONE: AtomicU64 = AtomicU64::new(0);
 
 impl ForkMark {
@@ -127,7 +137,7 @@ impl ForkMark {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 
-    /// `None` where the system does not wipe pages on fork.
+    /// Returns `None` where the system does not wipe pages on fork.
     pub(super) fn get(&self) -> Option<&'static AtomicU64> {
         let mut at = self.0.load(Ordering::Acquire);
         if at.is_null() {
@@ -137,7 +147,7 @@ impl ForkMark {
         (!std::ptr::eq(at, &NONE)).then(|| unsafe { &*at })
     }
 
-    /// Threads that race here each map a page, and all use the first one's.
+    /// Threads that race here each map a page, and all use the first one.
     #[cold]
     fn map(&self) -> *mut AtomicU64 {
         let page = Page::map().and_then(|page| page.wipe_on_fork().map(|()| page));
@@ -149,7 +159,7 @@ impl ForkMark {
     }
 }
 
-/// For the tests of this folder: a forked child.
+/// Runs tests in a forked child.
 #[cfg(test)]
 pub(super) mod forked {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -159,11 +169,12 @@ pub(super) mod forked {
     /// Runs `work` in a forked child and fails if it panics there, or hangs.
     #[allow(clippy::unwrap_used, clippy::panic)]
     pub(in super::super) fn in_child(work: impl FnOnce()) {
-        // SAFETY: the child runs `work` and leaves without running anything of the test harness. glibc's allocator is usable in the
-        // child of a threaded process.
+        // SAFETY: the child runs `work` and leaves without running anything of the test harness.
+        // glibc's allocator is usable in the child of a threaded process.
         match unsafe { libc::fork() } {
             0 => {
-                // SAFETY: has no effect but to end this process if it hangs, on a lock that the fork left behind for example.
+                // SAFETY: has no effect but to end this process if it hangs, on a lock that the
+                // fork left behind for example.
                 unsafe { libc::alarm(120) };
                 let worked = catch_unwind(AssertUnwindSafe(work));
                 // SAFETY: ends this process at once; nothing of it is needed any more.
@@ -177,14 +188,15 @@ pub(super) mod forked {
         }
     }
 
-    /// Takes from this process what lets root lock memory without limit, and leaves `bytes`.
+    /// Takes away the right to lock memory without limit, and leaves `bytes`.
     #[allow(clippy::unwrap_used)]
     pub(in super::super) fn limit_locked_memory(bytes: u64) {
         use rustix::process::{Resource, Rlimit, setrlimit};
 
         setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum: Some(bytes) }).unwrap();
         if rustix::process::geteuid().is_root() {
-            // SAFETY: changes the user of this process, a child that only this test has, to one without rights.
+            // SAFETY: changes the user of this process, a child that only this test has, to one
+            // without rights.
             assert_eq!(unsafe { libc::setresuid(65_534, 65_534, 65_534) }, 0);
         }
     }
@@ -204,7 +216,7 @@ mod tests {
         let secrets = page.into_secrets();
         assert_eq!(secrets.as_flattened().len(), rustix::param::page_size());
         assert!(secrets.as_flattened().iter().all(|byte| *byte == 0));
-        // Neighbours are merged into one line of the list, so what is counted is the size of it all.
+        // Neighbouring mappings are merged into one line of the list, so the total size is counted.
         let mapped = || {
             let status = std::fs::read_to_string("/proc/self/statm").unwrap();
             status.split(' ').next().unwrap().parse::<usize>().unwrap()

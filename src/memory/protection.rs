@@ -1,31 +1,32 @@
-//! What the system does for the memory that secrets live in, and how an operator is told where it does not.
+//! The protection of the memory that holds secrets, and how an operator learns what is missing.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::io;
 
-/// What the operating system does for the memory in which this process keeps DEKs, derived keys and KEKs.
+/// What the operating system does for the memory in which this process keeps DEKs, derived keys and
+/// KEKs.
 ///
-/// A refusal fails nothing: secrets are wiped when they are dropped all the same. `Display` is a message for an operator, in one line:
-/// what is not in force, the limit that was found, and what to do about it.
+/// A refusal fails nothing: secrets are wiped on drop all the same. `Display` is a message for an
+/// operator, in one line: what is not in force, the limit that was found, and what to do about it.
 ///
-/// It speaks of the library's own 32-byte secrets. The expanded keys that messages are sealed with are in ordinary memory, in the
-/// hands of the AEAD backend (SECURITY.md, "Memory").
+/// It covers the library's own 32-byte secrets. The AEAD backend holds expanded message keys in
+/// ordinary memory (SECURITY.md, "Memory").
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct MemoryProtection {
-    /// All of it is locked, and so never written to swap: mlock(2).
+    /// All of it is locked, so it is never written to swap: mlock(2).
     pub locked: bool,
-    /// None of it gets into a core dump: `MADV_DONTDUMP` of madvise(2).
+    /// None of it is in core dumps: `MADV_DONTDUMP` of madvise(2).
     pub excluded_from_dumps: bool,
     /// A forked child finds zeros in its place: `MADV_WIPEONFORK` of madvise(2).
     pub wiped_on_fork: bool,
-    /// Why something is not in force, in the system's words; empty if everything is.
+    /// Why something is not in force, in the system's words. Empty if everything is.
     pub detail: String,
 }
 
 impl MemoryProtection {
-    /// Whether everything is in force.
+    /// Returns whether everything is in force.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.locked && self.excluded_from_dumps && self.wiped_on_fork
@@ -56,7 +57,7 @@ impl fmt::Display for MemoryProtection {
     }
 }
 
-/// What was asked of the system so far, and what it refused first.
+/// What was requested from the system so far, and what it refused first.
 #[derive(Default)]
 pub(super) struct Record {
     bytes: usize,
@@ -68,7 +69,7 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Takes the answers for one more piece of memory.
+    /// Adds the results for one more page.
     pub(super) fn add(&mut self, bytes: usize, lock: io::Result<()>, dump: io::Result<()>, fork: io::Result<()>) {
         self.bytes += bytes;
         match lock {
@@ -85,7 +86,7 @@ impl Record {
         }
     }
 
-    /// How many secrets there is room for.
+    /// The number of secrets that fit.
     pub(super) fn pieces(&self) -> usize {
         self.bytes / 32
     }

@@ -1,4 +1,4 @@
-//! Thirty-two secret bytes with one address for life.
+//! Secrets of 32 bytes with a fixed address.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -6,22 +6,24 @@ use std::fmt;
 use super::arena::{self, Loan};
 use crate::error::Error;
 
-/// A 256-bit secret, in the memory that [`arena`] looks after: moving the handle copies no key byte, and it is wiped when dropped.
+/// A 256-bit secret in the memory of [`arena`]. Moving the handle copies no key byte, and the
+/// secret is wiped on drop.
 ///
-/// It belongs to the process that made it. In the child of a fork it reads as zeros where the system wipes pages on fork: whoever
-/// derives or expands a key asks [`is_of_this_process`](Self::is_of_this_process) first.
+/// It belongs to the process that made it. In the child of a fork it reads as zeros where the
+/// system wipes pages on fork. Check [`is_of_this_process`](Self::is_of_this_process) before
+/// deriving or expanding a key.
 pub(crate) struct Secret32(
     /// Taken by `drop` only.
     Option<Loan>,
 );
 
 impl Secret32 {
-    /// Zeros, to be filled in place.
+    /// Makes zeros, to be filled in place.
     pub(crate) fn zeroed() -> Self {
         Self(Some(arena::lend()))
     }
 
-    /// `None` unless `bytes` is exactly 32 long.
+    /// Returns `None` unless `bytes` is exactly 32 long.
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 32] = bytes.try_into().ok()?;
         let mut secret = Self::zeroed();
@@ -29,14 +31,15 @@ impl Secret32 {
         Some(secret)
     }
 
-    /// From the operating system's generator, which a fork or a thread's state cannot make repeat itself.
+    /// Draws from the operating system's generator, whose output neither a fork nor a thread's
+    /// state repeats.
     pub(crate) fn random() -> Result<Self, Error> {
         let mut secret = Self::zeroed();
         getrandom::fill(secret.expose_mut()).map_err(Error::randomness)?;
         Ok(secret)
     }
 
-    /// Another copy; `None` in the child of a fork, where there is nothing to copy.
+    /// Makes another copy. `None` in the child of a fork, where there is nothing to copy.
     pub(crate) fn try_clone(&self) -> Option<Self> {
         self.is_of_this_process().then(|| Self::from_slice(self.expose())).flatten()
     }

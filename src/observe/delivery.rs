@@ -1,7 +1,7 @@
-//! Brings events to observers, so that nothing that an observer does changes what the library does.
+//! Delivers events to observers, so that no observer changes what the library does.
 //!
-//! Most events are told where they happen. Those that arise in a destructor, which may be a thread's last, or on the wiping
-//! thread are queued and delivered by a thread of their own.
+//! Most events are emitted where they happen. Those from a destructor, which may be a thread's
+//! last, or from the wiping thread are queued and delivered by a thread of their own.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -18,14 +18,14 @@ use crate::suite::DekId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
-/// How many events wait for an observer that blocks. The oldest are lost first, and counted.
+/// How many events are queued for an observer that blocks. The oldest are lost first, and counted.
 const MAX_QUEUED: usize = 1 << 14;
 
 /// The observers of one envelope.
 #[derive(Clone, Default)]
 pub(crate) struct Observers(Arc<Inner>);
 
-/// For what may outlive the envelope: it does not keep the observers alive.
+/// A weak reference, for what may outlive the envelope.
 #[derive(Clone)]
 pub(crate) struct WeakObservers(Weak<Inner>);
 
@@ -39,24 +39,24 @@ struct Inner {
 
 struct Watched {
     observer: Box<dyn Observer>,
-    /// The others know that it panicked.
+    /// Its panic was reported to the others.
     reported: AtomicBool,
 }
 
 #[derive(Default)]
 struct Queue {
     events: VecDeque<LaterEvent>,
-    /// A thread is at it.
+    /// A thread delivers the queue.
     is_delivered: bool,
 }
 
-/// An event that is told later, by a thread that exists for that.
+/// An event that is delivered later, by a thread of its own.
 pub(crate) enum LaterEvent {
     Wiped {
         dek_id: DekId,
         context: EncryptionContext,
     },
-    /// A call that nobody waited for any more.
+    /// A call that no caller waited for any more.
     Abandoned {
         kek_id: KekId,
         operation: Operation,
@@ -98,12 +98,13 @@ impl Observers {
         WeakObservers(Arc::downgrade(&self.0))
     }
 
-    /// How often an observer panicked, and how many events were lost because one blocked.
+    /// Returns how often an observer panicked, and how many events were lost because one blocked.
     pub(crate) fn failures(&self) -> (u64, u64) {
         (self.0.panics.load(Ordering::Relaxed), self.0.lost.load(Ordering::Relaxed))
     }
 
-    /// For whoever has just made keys, which may have taken memory that the system does not protect.
+    /// Reports unprotected memory. It is called after keys are made, which may have taken such
+    /// memory.
     pub(crate) fn emit_unprotected_memory(&self) {
         if !self.0.observers.is_empty()
             && let Some(protection) = protection_notice()
@@ -112,12 +113,13 @@ impl Observers {
         }
     }
 
-    /// Tells an event here and now. The caller holds no lock of the library.
+    /// Emits an event here and now. The caller holds no lock of the library.
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.0.emit(event);
     }
 
-    /// Tells an event soon, on another thread: from a destructor, or from where nobody may wait.
+    /// Emits an event soon, on another thread: from a destructor, or from a thread that must not
+    /// wait.
     pub(crate) fn emit_later(&self, event: LaterEvent) {
         if self.0.observers.is_empty() {
             return;
@@ -133,18 +135,19 @@ impl Observers {
             return;
         }
         drop(waiting);
-        // With a pointer of its own: what is queued when the envelope is dropped is still told.
+        // The thread owns a reference, so that queued events are delivered after the envelope is
+        // dropped.
         let inner = self.0.clone();
         let started = thread::Builder::new().name("waxseal-events".to_owned()).spawn(move || inner.deliver());
         if started.is_err() {
-            // What waits is told with the next event, if a thread can be had then.
+            // The queue is delivered with the next event, if a thread can be started then.
             lock(&queue).is_delivered = false;
         }
     }
 }
 
 impl WeakObservers {
-    /// The observers, unless the envelope and with it they are gone.
+    /// Returns the observers, unless they are gone with the envelope.
     pub(crate) fn upgrade(&self) -> Option<Observers> {
         self.0.upgrade().map(Observers)
     }
@@ -166,12 +169,12 @@ impl Inner {
         }
     }
 
-    /// The one place where other people's code is called with an event.
+    /// Calls an observer. This is the only place that runs foreign code with an event.
     fn survives(&self, Watched { observer, .. }: &Watched, event: &Event<'_>) -> bool {
         match catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
             Ok(()) => true,
             Err(panic) => {
-                // Not dropped: its destructor is other people's code too.
+                // Not dropped: its destructor is foreign code too.
                 std::mem::forget(panic);
                 self.panics.fetch_add(1, Ordering::Relaxed);
                 false
@@ -179,7 +182,7 @@ impl Inner {
         }
     }
 
-    /// Delivers until nothing waits.
+    /// Delivers until the queue is empty.
     fn deliver(&self) {
         let queue = self.queue();
         loop {

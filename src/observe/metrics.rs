@@ -1,4 +1,4 @@
-//! Every event, counted in the `metrics` facade.
+//! Counts every event in the `metrics` facade.
 #![forbid(unsafe_code)]
 
 use metrics::{counter, gauge, histogram};
@@ -6,14 +6,15 @@ use metrics::{counter, gauge, histogram};
 use super::{Event, Observer};
 use crate::format::KekId;
 
-/// Counts every event in the [`metrics`] facade. DEK ids and contexts are no labels: there are too many of them.
+/// Counts every event in the [`metrics`] facade. DEK ids and contexts are not labels, since there
+/// are too many of them.
 ///
 /// | name | kind | labels |
 /// |---|---|---|
 /// | `waxseal_deks_made_total` | counter | |
 /// | `waxseal_deks_wrapped_total`, `waxseal_deks_unwrapped_total` | counter | `kek` |
 /// | `waxseal_deks_refreshed_total`, `waxseal_deks_evicted_total`, `waxseal_deks_wiped_total` | counter | |
-/// | `waxseal_renewals_failed_total`, `waxseal_served_past_age_total` | counter | `kind` |
+/// | `waxseal_renewals_failed_total`, `waxseal_served_stale_total` | counter | `kind` |
 /// | `waxseal_denied_total` | counter | |
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
@@ -22,7 +23,8 @@ use crate::format::KekId;
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 /// | `waxseal_observers_panicked_total` | counter | |
 ///
-/// How often DEKs were at hand is in [`Envelope::statistics`](crate::Envelope::statistics): an event for each message would cost more than the message.
+/// [`Envelope::statistics`](crate::Envelope::statistics) has how often DEKs were cached: an event
+/// for each message would cost more than the message.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MetricsObserver;
 
@@ -41,7 +43,7 @@ impl Observer for MetricsObserver {
                 counter!("waxseal_renewals_failed_total", "kind" => kind.as_str()).increment(1);
             }
             Event::ServedStale { kind, .. } => {
-                counter!("waxseal_served_past_age_total", "kind" => kind.as_str()).increment(1);
+                counter!("waxseal_served_stale_total", "kind" => kind.as_str()).increment(1);
             }
             Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),
             Event::Evicted { .. } => counter!("waxseal_deks_evicted_total").increment(1),

@@ -1,6 +1,7 @@
-//! A DEK's life, seen from outside.
+//! Events of a DEK's life, for observers.
 //!
-//! Observers are other people's code: one that panics or blocks changes nothing for the library. `delivery` holds that.
+//! Observers are foreign code. One that panics or blocks does not change what the library does:
+//! `delivery` ensures that.
 #![forbid(unsafe_code)]
 
 mod delivery;
@@ -24,16 +25,19 @@ use crate::format::KekId;
 use crate::memory::MemoryProtection;
 use crate::suite::DekId;
 
-/// Gets every event of every DEK's life: for an audit trail, for metrics, for alarms.
+/// Receives every event of every DEK's life: for an audit trail, for metrics, for alerts.
 ///
-/// It is called where the event happens, often on the path of a request: be quick, and do not call the
-/// [`Envelope`](crate::Envelope) from it. A caller waits for an observer that blocks, and so does whoever shares its call to the
-/// key service; wiping does not. [`Wiped`](Event::Wiped) events of DEKs that end by themselves come from a thread named
-/// `waxseal-events`. A panic in an observer is caught and counted ([`Statistics::observer_panics`](crate::Statistics::observer_panics)),
-/// and the other observers are told the first time. No event carries a secret. It is not called for each message: those that are sealed and opened with a DEK
-/// at hand are only counted ([`Envelope::statistics`](crate::Envelope::statistics)).
+/// It is called where the event happens, often on the path of a request. Be quick, and do not call
+/// the [`Envelope`](crate::Envelope) from it. A caller waits for an observer that blocks, and so do
+/// all that share its call to the key service. Wiping does not wait.
+///
+/// [`Wiped`](Event::Wiped) events of DEKs that end by themselves come from a thread named
+/// `waxseal-events`. A panic in an observer is caught and counted
+/// ([`Statistics::observer_panics`](crate::Statistics::observer_panics)), and the first one is
+/// reported to the other observers. No event carries a secret. Messages with a cached DEK cause no
+/// event and are only counted ([`Envelope::statistics`](crate::Envelope::statistics)).
 pub trait Observer: fmt::Debug + Send + Sync {
-    /// One event.
+    /// Receives one event.
     fn event(&self, event: &Event<'_>);
 }
 
@@ -50,7 +54,7 @@ pub enum Event<'a> {
         /// Every KEK that wrapped it.
         kek_ids: &'a [KekId],
     },
-    /// A KEK wrapped a DEK: a new one, or anew in a rewrap.
+    /// A KEK wrapped a DEK, a new one or in a rewrap.
     Wrapped {
         /// The DEK.
         dek_id: &'a DekId,
@@ -59,7 +63,7 @@ pub enum Event<'a> {
         /// The KEK.
         kek_id: &'a KekId,
     },
-    /// A KEK unwrapped a DEK, and what came back was held against the DEK id.
+    /// A KEK unwrapped a DEK, and it matched the DEK id.
     Unwrapped {
         /// The DEK.
         dek_id: &'a DekId,
@@ -68,14 +72,15 @@ pub enum Event<'a> {
         /// The KEK.
         kek_id: &'a KekId,
     },
-    /// A DEK in use was renewed ahead of time: unwrapped again for reading, or replaced by the next one for writing.
+    /// A DEK in use was renewed ahead of time: unwrapped again for reading, or replaced by the next
+    /// one for writing.
     Refreshed {
         /// The DEK that was due.
         dek_id: &'a DekId,
         /// What it is for.
         context: &'a EncryptionContext,
     },
-    /// A renewal ahead of time failed; the DEK goes on to its `max_age`.
+    /// A renewal ahead of time failed. The DEK serves until `max_age`.
     RenewalFailed {
         /// The DEK.
         dek_id: &'a DekId,
@@ -84,8 +89,9 @@ pub enum Event<'a> {
         /// Why.
         kind: ErrorKind,
     },
-    /// Past `max_age`, while the key service is unavailable: served within the outage grace. Told once for each DEK and
-    /// retry interval, however many messages there are; [`Statistics::served_stale`](crate::Statistics::served_stale) counts them all.
+    /// A DEK past `max_age` was served stale while the key service is unavailable, within
+    /// `stale_if_error`. Emitted once per DEK and retry interval, however many messages there are.
+    /// [`Statistics::served_stale`](crate::Statistics::served_stale) counts all of them.
     ServedStale {
         /// The DEK.
         dek_id: &'a DekId,
@@ -94,70 +100,76 @@ pub enum Event<'a> {
         /// Why it could not be renewed.
         kind: ErrorKind,
     },
-    /// The key service, or an operator, denies: nothing more is opened or sealed with this DEK here.
+    /// The key service, or an operator, denies access. Nothing more is decrypted or encrypted with
+    /// this DEK here.
     Denied {
-        /// The DEK; `None` where a new one could not be wrapped.
+        /// The DEK. `None` if a new one could not be wrapped.
         dek_id: Option<&'a DekId>,
         /// What it is for.
         context: &'a EncryptionContext,
     },
-    /// A DEK had to make room for another: `max_entries` is reached. It is wiped next.
+    /// A DEK was evicted to make room for another, since `max_entries` is reached. It is wiped
+    /// next.
     Evicted {
         /// The DEK.
         dek_id: &'a DekId,
         /// What it was for.
         context: &'a EncryptionContext,
     },
-    /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted, revoked or cleared.
+    /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
+    /// or revoked.
     Wiped {
         /// The DEK.
         dek_id: &'a DekId,
         /// What it was for.
         context: &'a EncryptionContext,
     },
-    /// One call to a key service ended, retries and probes included. One that nobody waited for any more is told only if it took unusually
-    /// long.
+    /// One call to a key service ended, retries and probes included. An abandoned call is reported
+    /// only if it took unusually long.
     Called {
         /// The KEK.
         kek_id: &'a KekId,
-        /// What it was asked.
+        /// The operation.
         operation: Operation,
-        /// How long the answer took.
+        /// How long the response took.
         elapsed: Duration,
         /// The kind of its failure, `None` for a success.
         kind: Option<ErrorKind>,
-        /// Nobody waited any more: another KEK was quicker, or the caller left. Then `kind` is *unavailable*, and `elapsed` the time
-        /// without an answer.
+        /// No caller waited any more: another KEK was quicker, or the caller left. Then `kind` is
+        /// *unavailable*, and `elapsed` the time without a response.
         abandoned: bool,
     },
-    /// A KEK failed so often that it is no longer asked, but for a probe now and then; or was late so often that others are asked
-    /// first.
+    /// A KEK failed so often that it is only probed now and then, or was late so often that others
+    /// are asked first.
     BreakerOpened {
         /// The KEK.
         kek_id: &'a KekId,
         /// Which of its targets (key, Region, store), unless it is the one with the KEK's own name.
         target: Option<&'a str>,
     },
-    /// A KEK answered again after its breaker was open.
+    /// A KEK responded again after its breaker was open.
     BreakerClosed {
         /// The KEK.
         kek_id: &'a KekId,
         /// As in [`BreakerOpened`](Event::BreakerOpened).
         target: Option<&'a str>,
     },
-    /// The operating system refuses part of the protection of the memory that secrets live in: told once per process, by the first
-    /// envelope with an observer that meets it. Nothing fails for it.
+    /// The operating system refuses part of the protection of the memory that holds secrets.
+    /// Emitted once per process, by the first envelope with an observer that meets it. No call
+    /// fails for it.
     MemoryNotProtected {
-        /// What is not in force; its `Display` is a message for an operator.
+        /// What is not in force. Its `Display` is a message for an operator.
         protection: &'a MemoryProtection,
     },
-    /// Another observer panicked in an event. Told once for each observer that does; later panics are only counted, in
-    /// [`Statistics::observer_panics`](crate::Statistics::observer_panics).
+    /// Another observer panicked. Emitted once for each observer that does. Later panics are only
+    /// counted, in [`Statistics::observer_panics`](crate::Statistics::observer_panics).
     ObserverPanicked {
-        /// Which one, counted from zero in the order of [`Builder::observer`](crate::EnvelopeBuilder::observer).
+        /// Which one, counted from zero in the order of
+        /// [`Builder::observer`](crate::EnvelopeBuilder::observer).
         observer: usize,
     },
-    /// The key service could not be reached when the envelope was started, and it was started all the same.
+    /// The key service could not be reached when the envelope was started, and the start succeeded
+    /// all the same.
     StartedWithout {
         /// The KEK.
         kek_id: &'a KekId,
@@ -166,7 +178,7 @@ pub enum Event<'a> {
     },
 }
 
-/// What a key service is asked to do.
+/// An operation of a key service.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
@@ -177,12 +189,12 @@ pub enum Operation {
     Unwrap,
     /// Make a DEK and wrap it.
     Generate,
-    /// Wrap a DEK anew.
+    /// Rewrap a DEK.
     Rewrap,
 }
 
 impl Operation {
-    /// Its name, in lower case.
+    /// Returns its name in lower case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! Every event, told to the `tracing` facade.
+//! Emits every event to the `tracing` facade.
 #![forbid(unsafe_code)]
 
 use tracing::{debug, info, warn};
@@ -6,19 +6,19 @@ use tracing::{debug, info, warn};
 use super::{Event, Observer};
 use crate::context::EncryptionContext;
 
-/// Tells every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`, `kek_id`, `kind`, `operation`,
-/// `elapsed_ms`, `abandoned` and `call_target` where they apply.
+/// Emits every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`,
+/// `kek_id`, `kind`, `operation`, `elapsed_ms`, `abandoned` and `call_target` where they apply.
 ///
-/// At level *warn* is what somebody should look at (denials, failed renewals, DEKs served past their age, open breakers), at *info* who
-/// used which KEK for which DEK, at *debug* the rest. Encryption contexts may name customers, so they are left out unless
-/// [`with_context`](Self::with_context) asks for them.
+/// Level *warn* has what needs attention (denials, failed renewals, stale DEKs, open breakers),
+/// *info* which KEK was used for which DEK, and *debug* the rest. Encryption contexts may name
+/// customers, so they are left out unless [`with_context`](Self::with_context) adds them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingObserver {
     with_context: bool,
 }
 
 impl TracingObserver {
-    /// One that leaves encryption contexts out.
+    /// Makes an observer that leaves encryption contexts out.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

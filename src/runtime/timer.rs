@@ -1,7 +1,8 @@
-//! Time that goes by whatever becomes of a caller's runtime: one thread per process that wakes whoever sleeps, started by the first.
+//! A timer that depends on no caller's runtime: one thread per process, started by the first
+//! sleeper.
 //!
-//! A timer of tokio's lives and dies with one runtime, stands still while nobody drives that runtime, and counts against the budget of
-//! the task that polls it. A deadline that others rely on can depend on none of this.
+//! A tokio timer ends with its runtime, stalls while that runtime does not run, and counts against
+//! the budget of the task that polls it. A shared deadline can depend on none of this.
 #![forbid(unsafe_code)]
 
 use std::cmp::{Ordering, Reverse};
@@ -17,7 +18,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::memory::fork;
 
-/// The thread of this process and what it waits for.
+/// The timer thread of this process and the sleepers that it wakes.
 struct Timer {
     generation: u64,
     queue: Mutex<Queue>,
@@ -27,9 +28,10 @@ struct Timer {
 #[derive(Default)]
 struct Queue {
     entries: BinaryHeap<Reverse<Entry>>,
-    /// When the thread looks next; `None` while it is busy, and looks again anyway, or waits for the first entry.
+    /// When the thread looks next. `None` while it is busy and will look again, or waits for the
+    /// first entry.
     looks_at: Option<Instant>,
-    /// The thread ended, which only a fault of this file can cause.
+    /// The thread ended, which only a bug in this file can cause.
     gone: bool,
 }
 
@@ -58,7 +60,7 @@ impl Ord for Entry {
     }
 }
 
-/// One that sleeps.
+/// One sleeper.
 struct Sleeper {
     generation: u64,
     bed: Mutex<Bed>,
@@ -82,13 +84,14 @@ impl Sleeper {
             bed.waker.take()
         };
         if let Some(waker) = waker {
-            // It belongs to somebody's executor, and everybody else's time depends on this thread.
+            // The waker belongs to a foreign executor, and all timers depend on this thread.
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 }
 
-/// Behind a pointer that is swapped and not behind a lock: a lock could have been held by a thread that a fork left behind.
+/// In a pointer that is swapped and not in a lock, which a thread that a fork left behind could
+/// hold.
 static TIMER: ArcSwapOption<Timer> = ArcSwapOption::const_empty();
 
 impl Timer {
@@ -96,7 +99,7 @@ impl Timer {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// That of this process, with its thread. `None` if none can be started now.
+    /// Returns the timer of this process, with its thread. `None` if no thread can be started now.
     fn of_this_process() -> Option<Arc<Self>> {
         let generation = fork::generation();
         match TIMER.load_full() {
@@ -109,7 +112,8 @@ impl Timer {
     fn start(generation: u64, old: Option<Arc<Self>>) -> Option<Arc<Self>> {
         let timer = Arc::new(Self { generation, queue: Mutex::default(), changed: Condvar::new() });
         let its = timer.clone();
-        // Before anybody else can see it, so that nobody relies on a thread that could not be started.
+        // Started before it is published, so that no sleeper relies on a thread that could not be
+        // started.
         std::thread::Builder::new().name("waxseal-timer".to_owned()).spawn(move || its.run()).ok()?;
         let before = TIMER.compare_and_swap(&old, Some(timer.clone()));
         let ours = match (before.as_ref(), &old) {
@@ -120,7 +124,7 @@ impl Timer {
         if let Some(old) = old
             && old.generation != generation
         {
-            // Its lock may be held for ever. It is never dropped, so that nobody touches it.
+            // Its lock may be held for ever. It is never dropped, so that it is never touched.
             std::mem::forget(old);
         }
         if ours {
@@ -134,7 +138,7 @@ impl Timer {
 
     fn add(&self, at: Instant, sleeper: &Arc<Sleeper>) {
         let mut queue = self.lock();
-        // Now and then, so that the heap does not grow with those who left long before their time.
+        // Removes sleepers that left early now and then, so that the heap does not grow.
         if queue.entries.len() >= 1024 && queue.entries.len().is_power_of_two() {
             queue.entries.retain(|Reverse(entry)| entry.sleeper.strong_count() > 0);
         }
@@ -174,7 +178,7 @@ impl Timer {
     }
 }
 
-/// Wakes whoever still sleeps when the thread ends: each looks for another one.
+/// Wakes all sleepers when the thread ends. Each then looks for another thread.
 struct Gone<'a>(&'a Timer);
 
 impl Drop for Gone<'_> {
@@ -188,18 +192,18 @@ impl Drop for Gone<'_> {
     }
 }
 
-/// No thread could be started to wake anybody.
+/// No timer thread could be started.
 #[derive(Debug)]
 pub(super) struct NoThread;
 
-/// Completes when the time has come. It costs nothing until it is polled.
+/// Completes at its time. It costs nothing until it is polled.
 pub(super) struct Sleep {
     at: Option<Instant>,
     sleeper: Option<Arc<Sleeper>>,
 }
 
 pub(super) fn sleep(duration: Duration) -> Sleep {
-    // What is beyond the clock's range never comes.
+    // A time beyond the clock's range never comes.
     Sleep { at: Instant::now().checked_add(duration), sleeper: None }
 }
 
@@ -228,7 +232,7 @@ impl Future for Sleep {
                 return Poll::Pending;
             }
         }
-        // For the first time, in the child of a fork, or woken before its time because the thread ended.
+        // The first poll, a poll in the child of a fork, or a wake-up because the thread ended.
         let Some(timer) = Timer::of_this_process() else { return Poll::Ready(Err(NoThread)) };
         let bed = Bed { woken: false, waker: Some(cx.waker().clone()) };
         let sleeper = Arc::new(Sleeper { generation: timer.generation, bed: Mutex::new(bed) });
@@ -236,7 +240,7 @@ impl Future for Sleep {
         if let Some(before) = self.sleeper.replace(sleeper)
             && before.generation != timer.generation
         {
-            // Its lock may be held for ever by a thread that the fork left behind.
+            // A thread that the fork left behind may hold its lock for ever.
             std::mem::forget(before);
         }
         Poll::Pending

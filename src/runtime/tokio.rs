@@ -1,4 +1,4 @@
-//! The tokio runtime of whoever builds an envelope or a provider.
+//! The tokio runtime in which an envelope or a provider is built.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::{BoxFuture, Runtime, timer, unconstrained};
 
-/// The tokio runtime, caught when an [`Envelope`](crate::Envelope) is built within it.
+/// The tokio runtime in which an [`Envelope`](crate::Envelope) was built.
 #[derive(Debug)]
 pub(crate) struct Tokio(Handle);
 
@@ -22,10 +22,10 @@ impl Tokio {
         &self.0
     }
 
-    /// That of the caller. `None` outside of one.
+    /// Returns the caller's runtime, or `None` outside of one.
     ///
     /// # Errors
-    /// It has no timers.
+    /// The runtime has no timers.
     pub(crate) fn current() -> Option<Result<Self, &'static str>> {
         let handle = Handle::try_current().ok()?;
         Some(match has_timers() {
@@ -36,7 +36,8 @@ impl Tokio {
 }
 
 impl Runtime for Tokio {
-    /// An envelope may outlast the runtime in which it was built. Then the caller's own does.
+    /// An envelope may outlast the runtime in which it was built. Then the caller's own runtime is
+    /// used.
     fn spawn(&self, future: BoxFuture<'static, ()>) {
         let Err(future) = spawn_on(&self.0, future) else { return };
         if let Ok(current) = Handle::try_current() {
@@ -49,7 +50,8 @@ impl Runtime for Tokio {
         Box::pin(async move {
             let mut sleep = sleep;
             if (&mut sleep).await.is_err() {
-                // There is no thread to be had. The wait is over early if that runtime ended too, rather than never.
+                // No thread can be started. The wait ends early if that runtime has ended too,
+                // instead of never.
                 let left = sleep.left();
                 let _ = Handed::new(async move { tokio::time::sleep(left).await }, &runtime).await;
             }
@@ -57,18 +59,19 @@ impl Runtime for Tokio {
     }
 }
 
-/// Whether the runtime of the caller has timers. Asking prints what a panic prints where it has none, and only there.
+/// Whether the caller's runtime has timers. If not, the check prints a panic message.
 pub(crate) fn has_timers() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
-/// Work that was given to a runtime, and comes back if that one does not begin it. Ends with whoever waits for it.
+/// Work that was given to a runtime, and is returned if that runtime does not begin it. It ends
+/// when its waiter is dropped.
 pub(crate) struct Handed<F: Future> {
     work: Arc<Mutex<Option<F>>>,
     task: JoinHandle<Option<F::Output>>,
 }
 
-/// Why there is no answer.
+/// Why there is no result.
 pub(crate) enum Unstarted<F> {
     /// The runtime did not begin the work.
     Work(F),
@@ -88,7 +91,7 @@ impl<F: Future> Handed<F> {
         Self { work, task }
     }
 
-    /// The work, if it has not begun.
+    /// Returns the work if it has not begun.
     pub(crate) fn take_back(&self) -> Option<F> {
         take(&self.work)
     }
@@ -98,7 +101,7 @@ fn take<F>(work: &Mutex<Option<F>>) -> Option<F> {
     work.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// `None` if the work was taken back.
+/// Returns `None` if the work was taken back.
 async fn begin<F: Future>(work: Arc<Mutex<Option<F>>>) -> Option<F::Output> {
     let begun = take(&work);
     drop(work);
@@ -125,7 +128,7 @@ impl<F: Future> Drop for Handed<F> {
     }
 }
 
-/// Runs `work` in the background, or gives it back if the runtime has ended, which drops whatever it is given.
+/// Runs `work` in the background, or returns it if the runtime has ended and drops tasks.
 pub(crate) fn spawn_on<F>(runtime: &Handle, work: F) -> Result<(), F>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -138,8 +141,8 @@ where
     }
 }
 
-/// Whether the runtime of the caller has an IO driver, which needs a socket to ask. As with [`has_timers`], asking prints only
-/// where it has none.
+/// Whether the caller's runtime has an IO driver, which takes a socket to find out. As with
+/// [`has_timers`], the check prints only if there is none.
 pub(crate) fn has_io() -> bool {
     #[cfg(unix)]
     let ask = || drop(tokio::net::UnixDatagram::unbound());

@@ -1,4 +1,5 @@
-//! The suites from aws-lc-rs. It has no XAES-256-GCM, so that one is put together here from its AES and its AES-256-GCM.
+//! The suites from aws-lc-rs. It has no XAES-256-GCM, so this file builds that from its AES and its
+//! AES-256-GCM.
 #![forbid(unsafe_code)]
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -66,7 +67,8 @@ pub(crate) struct Xaes256Gcm {
 }
 
 impl Xaes256Gcm {
-    /// Steps 1 and 2: `L = AES-256_K(0^128)`; `K1 = L << 1`, XOR `0^120 10000111` if the bit shifted out was set.
+    /// Steps 1 and 2: `L = AES-256_K(0^128)`; `K1 = L << 1`, XOR `0^120 10000111` if the bit
+    /// shifted out was set.
     fn new(key: &[u8; 32]) -> Result<Self, AeadFailure> {
         let aes = UnboundCipherKey::new(&AES_256, key).and_then(EncryptingKey::ecb).map_err(|_| AeadFailure)?;
         let mut l = Zeroizing::new([0; 16]);
@@ -76,8 +78,9 @@ impl Xaes256Gcm {
         Ok(Self { aes, k1: Zeroizing::new(((shifted << 1) ^ carry).to_be_bytes()) })
     }
 
-    /// Steps 3 to 5, with N the nonce: `Kx = AES-256_K(M1 ^ K1) || AES-256_K(M2 ^ K1)`, `Mi = 0x00 || i || "X" || 0x00 || N[:12]`;
-    /// the rest is AES-256-GCM under `Kx` with the nonce `N[12:]`.
+    /// Steps 3 to 5, with N the nonce: `Kx = AES-256_K(M1 ^ K1) || AES-256_K(M2 ^ K1)`,
+    /// `Mi = 0x00 || i || "X" || 0x00 || N[:12]`; the rest is AES-256-GCM under `Kx` with the nonce
+    /// `N[12:]`.
     fn for_nonce<'n>(&self, nonce: &'n [u8]) -> Result<(LessSafeKey, &'n [u8]), AeadFailure> {
         let (head, tail) = nonce.split_first_chunk::<12>().ok_or(AeadFailure)?;
         let mut kx = Zeroizing::new([0_u8; 32]);

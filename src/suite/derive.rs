@@ -1,4 +1,4 @@
-//! From a DEK and a context to the DEK id and the keys (docs/format.md, "Derivation").
+//! Derives the DEK id and the keys from a DEK and a context (docs/format.md, "Derivation").
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,14 +19,15 @@ const USE_MESSAGE_KEY: u8 = 0x01;
 
 /// A data encryption key: 32 uniformly random bytes from which everything else is derived.
 ///
-/// A [`KekProvider`](crate::kek::KekProvider) gets one to wrap. Wiped on drop; no Clone, no serde, nothing in Debug.
+/// A [`KekProvider`](crate::kek::KekProvider) wraps it. It is wiped on drop, has no Clone and no
+/// serde, and shows nothing in Debug.
 pub struct Dek(Secret32);
 
 impl Dek {
-    /// Bytes of a DEK.
+    /// The length of a DEK in bytes.
     pub const LEN: usize = 32;
 
-    /// A new DEK from the operating system's generator.
+    /// Makes a new DEK with the operating system's generator.
     ///
     /// # Errors
     /// [`ErrorKind::Randomness`].
@@ -34,16 +35,19 @@ impl Dek {
         Ok(Self(Secret32::random()?))
     }
 
-    /// `None` unless exactly 32 bytes. HMAC pads keys with zeros, so a shorter DEK and the same with a zero behind it would share
-    /// an id; that is why no other length gets as far as a derivation.
+    /// Returns `None` unless there are exactly 32 bytes. HMAC pads keys with zeros, so a shorter
+    /// DEK and the same DEK with a zero appended would share an id. No other length reaches a
+    /// derivation.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Secret32::from_slice(bytes).map(Self)
     }
 
-    /// The key's bytes, for a provider that hands them to a key service. Do not keep a copy that nothing wipes.
+    /// Returns the key's bytes, for a provider that passes them to a key service. Do not keep a
+    /// copy that is not wiped.
     ///
-    /// A DEK ends at a fork: in the child, one of the parent's may read as zeros, and the library derives nothing from it.
+    /// A DEK ends at a fork. In the child a DEK of the parent may read as zeros, and the library
+    /// derives nothing from it.
     #[must_use]
     pub fn expose(&self) -> &[u8; Self::LEN] {
         self.0.expose()
@@ -56,27 +60,27 @@ impl fmt::Debug for Dek {
     }
 }
 
-/// Names a DEK in public, and commits to it and to its encryption context.
+/// The public name of a DEK, which commits to it and to its encryption context.
 ///
-/// It stands in the header of every message and is what an audit trail refers to.
+/// It is in the header of every message, and audit trails refer to it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DekId([u8; 32]);
 
 impl DekId {
-    /// The id from its bytes, as they stand in a header.
+    /// Makes the id from its bytes, as they are in a header.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }
 
-/// 64 lower-case hexadecimal digits; `{:.8}` gives the first eight.
+/// Writes 64 lower-case hexadecimal digits. `{:.8}` writes the first eight.
 impl fmt::Display for DekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
@@ -141,11 +145,13 @@ pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
 pub(crate) fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
     check_not_forked(prk)?;
-    // HMAC's state after the padded key is as good as the key, and its crate leaves it on the stack.
+    // HMAC's state after the padded key is as sensitive as the key, and its crate leaves it on the
+    // stack.
     leaving_no_trace_on_the_stack(|| expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out))
 }
 
-/// In the child of a fork a secret of the parent's may be zeros, and nothing is derived from zeros.
+/// In the child of a fork a secret of the parent may be zeros, and nothing may be derived from
+/// zeros.
 pub(super) fn check_not_forked(secret: &Secret32) -> Result<(), Error> {
     match secret.is_of_this_process() {
         true => Ok(()),

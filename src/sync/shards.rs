@@ -1,12 +1,13 @@
-//! Groups of threads, so that what all threads count or lock is not one cache line.
+//! Groups of threads, so that not all threads count or lock in one cache line.
 #![forbid(unsafe_code)]
 
 use super::atomic::{AtomicUsize, Ordering};
 use super::{process_static, thread, thread_local};
 
-/// How many groups of threads there are.
+/// Returns the number of groups.
 pub(crate) fn shards() -> usize {
-    // Not behind a `Once`: if a thread was counting while another forked, the child would wait for it for ever.
+    // Not in a `Once`: if a thread counts while another forks, the child would wait for it for
+    // ever.
     process_static! {
         static SHARDS: AtomicUsize = AtomicUsize::new(0);
     }
@@ -20,7 +21,7 @@ pub(crate) fn shards() -> usize {
     }
 }
 
-/// The group of this thread.
+/// Returns the group of this thread.
 #[inline]
 pub(crate) fn shard() -> usize {
     process_static! {

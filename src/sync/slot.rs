@@ -1,4 +1,5 @@
-//! A secret that many threads use at once without touching the same cache line, and that one thread can destroy under them.
+//! A secret that many threads use at once without sharing a cache line, and that one thread can
+//! destroy.
 #![forbid(unsafe_code)]
 
 use super::shards::{shard, shards};
@@ -6,11 +7,12 @@ use super::{Arc, PoisonError, RwLock, TryLockError};
 
 /// Holds a value until it is [destroyed](Slot::destroy).
 ///
-/// There is a lock per group of threads, each with its own pointer to the one value. Using the value takes the lock of one's own
-/// group for reading, which no other group's threads write to; destroying it takes them all.
+/// There is one lock per group of threads, each with its own pointer to the one value. A use takes
+/// the lock of its own group for reading, and threads of other groups do not write to it.
+/// Destroying takes all locks.
 pub(crate) struct Slot<T>(Box<[Shard<T>]>);
 
-/// Two cache lines: processors fetch them in pairs.
+/// Two cache lines, since processors fetch them in pairs.
 #[repr(align(128))]
 struct Shard<T>(RwLock<Option<Arc<T>>>);
 
@@ -19,14 +21,15 @@ impl<T> Slot<T> {
         Self((0..shards()).map(|_| Shard(RwLock::new(Some(value.clone())))).collect())
     }
 
-    /// Runs `work` on the value, unless it is gone. It cannot go while `work` runs.
+    /// Runs `work` on the value unless it is gone. The value stays while `work` runs.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
         let Shard(lock) = self.0.get(shard())?;
         let value = lock.read().unwrap_or_else(PoisonError::into_inner);
         value.as_deref().map(work)
     }
 
-    /// Takes the value away from whoever is not using it right now. `true` when nobody has it any more; else call again.
+    /// Takes the value away from all groups that are not using it right now. Returns `true` when
+    /// none has it any more. Otherwise call it again.
     pub(crate) fn destroy(&self) -> bool {
         self.0.iter().fold(true, |all, Shard(lock)| match lock.try_write() {
             Ok(mut value) => {

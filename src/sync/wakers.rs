@@ -9,7 +9,8 @@ use std::task::{Context, Poll, Waker};
 use super::atomic::{AtomicBool, Ordering};
 use super::{Mutex, MutexGuard, PoisonError};
 
-/// The wakers of all callers that wait for one thing. All of them are woken, so one that is not polled holds up no other.
+/// The wakers of all callers that wait for one thing. All of them are woken, so one that is not
+/// polled holds up no other.
 #[derive(Default)]
 pub(crate) struct Wakers(Mutex<Slots>);
 
@@ -48,7 +49,8 @@ impl Wakers {
         }
     }
 
-    /// Registers the waker of a caller. Returns `false` if it already had one that was not woken since.
+    /// Registers the waker of a caller. Returns `false` if it already had one that was not woken
+    /// since.
     pub(crate) fn register(&self, slot: usize, waker: &Waker) -> bool {
         let waker = waker.clone();
         // The previous one is dropped outside the lock: it may be the last owner of a task.
