@@ -24,6 +24,7 @@ use crate::tls::{Client, Roots, TlsSources};
 use crate::transport::{Transport, TransportOptions, Unusable};
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::uri::without_user;
 use waxseal::{Error, ErrorKind};
 
 const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
@@ -34,7 +35,7 @@ const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
 const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment with
-/// [`VaultTransitKek::from_env`].
+/// [`from_env`](Self::from_env).
 #[must_use = "nothing happens until `build`"]
 pub struct VaultTransitKekBuilder {
     cluster: String,
@@ -53,7 +54,8 @@ pub struct VaultTransitKekBuilder {
     auth: Option<VaultAuth>,
     binding: Option<ContextBinding>,
     key_max_age: Duration,
-    /// The first variable of the environment that cannot be obeyed.
+    /// Why the build fails: the first variable of the environment, or option of a `Config`, that cannot
+    /// be obeyed.
     refused: Option<String>,
 }
 
@@ -78,6 +80,27 @@ impl VaultTransitKekBuilder {
             key_max_age: DEFAULT_KEY_MAX_AGE,
             refused: None,
         }
+    }
+
+    /// Starts the configuration as [`VaultTransitKek::builder`] does, with what the environment says to
+    /// the clients of OpenBao and HashiCorp Vault. What is set on the builder replaces it.
+    ///
+    /// Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it),
+    /// `TOKEN`, `NAMESPACE`, `CACERT`, `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or
+    /// both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or `HTTP_PROXY`,
+    /// `DISABLE_REDIRECTS`. `HTTPS_PROXY` and its kin are read too.
+    ///
+    /// Variables that cannot be obeyed are refused at build, not ignored: `SKIP_VERIFY`,
+    /// `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`, `TOKEN_PATH`, and a certificate
+    /// without its key or a key without its certificate.
+    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> Self {
+        Self::new(cluster, key).variables(|name| std::env::var_os(name))
+    }
+
+    /// Makes the build fail with this text.
+    pub(crate) fn refuse(mut self, why: impl Into<String>) -> Self {
+        self.refused.get_or_insert(why.into());
+        self
     }
 
     /// `variable` stands for the environment.
@@ -145,7 +168,7 @@ impl VaultTransitKekBuilder {
         self
     }
 
-    /// An HTTP proxy for every request. Without it, none is used, or that of `HTTPS_PROXY` and `NO_PROXY` with [`VaultTransitKek::from_env`].
+    /// An HTTP proxy for every request. Without it, none is used, or that of `HTTPS_PROXY` and `NO_PROXY` with [`from_env`](Self::from_env).
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(url.into());
         self
@@ -170,7 +193,7 @@ impl VaultTransitKekBuilder {
         self
     }
 
-    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`VaultTransitKek::from_env`].
+    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`from_env`](Self::from_env).
     pub fn auth(mut self, auth: VaultAuth) -> Self {
         self.auth = Some(auth);
         self
@@ -276,16 +299,23 @@ impl VaultTransitKekBuilder {
     }
 }
 
+/// Shows no secret of the login, and no password in the address or the proxy.
 impl fmt::Debug for VaultTransitKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The proxy's URL may hold a password.
+        let shown = |url: &Option<String>| url.as_deref().map(|url| without_user(url).0);
         f.debug_struct("VaultTransitKekBuilder")
             .field("cluster", &self.cluster)
             .field("mount", &self.mount)
             .field("key", &self.key)
+            .field("address", &shown(&self.address))
             .field("namespace", &self.namespace)
+            .field("server_name", &self.server_name)
+            .field("proxy", &shown(&self.proxy))
             .field("auth", &self.auth)
             .field("binding", &self.binding)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("timeout", &self.timeout)
+            .field("key_max_age", &self.key_max_age)
             .finish_non_exhaustive()
     }
 }

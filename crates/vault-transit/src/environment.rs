@@ -108,6 +108,15 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
     })
 }
 
+/// The token alone.
+pub(crate) fn token(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, String> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
+    match ["BAO_TOKEN", "VAULT_TOKEN"].into_iter().find_map(set) {
+        Some((name, value)) => value.into_string().map(Some).map_err(|_| format!("{name} is not UTF-8")),
+        None => Ok(None),
+    }
+}
+
 /// What Go's `strconv.ParseBool` reads.
 fn go_bool(text: &str) -> Option<bool> {
     match text {

@@ -148,7 +148,10 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
         (None, _) => (Unavailable, "the server failed"),
     };
     let texts = match said {
-        Said::ByTheServer(texts) => texts.iter().map(|text| presentable(text)).collect::<Vec<_>>().join("; "),
+        Said::ByTheServer(texts) => {
+            let new = texts.iter().filter(|text| bare(text) != meaning);
+            new.map(|text| presentable(text)).collect::<Vec<_>>().join("; ")
+        }
         Said::BySomethingElse(start) => presentable(start),
     };
     let separator = if texts.is_empty() { "" } else { ": " };
@@ -159,6 +162,12 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
         on_the_way,
         ..Failure::new(class, format!("{operation}: {meaning} ({status}{separator}{texts})"))
     }
+}
+
+/// A server's text without the words that Go's multierror puts around a single error.
+fn bare(text: &str) -> &str {
+    let text = text.trim();
+    text.strip_prefix("1 error occurred:").map_or(text, |rest| rest.trim().trim_start_matches("* "))
 }
 
 /// The meaning of what one item of a batch says, whatever the status of the whole.

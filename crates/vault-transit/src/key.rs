@@ -25,6 +25,7 @@ pub enum ContextBinding {
 
 /// What the server says of a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct KeyInfo {
     /// Whether the encryption context is bound by derivation.

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod auth;
+mod auth_config;
 mod aws;
 mod builder;
 mod client;
+mod config;
 mod denials;
 mod endpoints;
 mod environment;
@@ -21,8 +23,10 @@ mod session;
 mod tls;
 mod transport;
 
+pub use auth_config::AuthConfig;
 pub use aws::{AwsCredentials, AwsEnvironment, AwsKeys};
 pub use builder::VaultTransitKekBuilder;
+pub use config::Config;
 pub use key::{ContextBinding, KeyInfo};
 pub use login::VaultAuth;
 pub use provider::VaultTransitKek;

@@ -463,7 +463,7 @@ pub(crate) fn login_failure(failure: Failure) -> Failure {
 
 /// No credentials of AWS: their source's outage is one, and whatever else it says concerns them only.
 fn of_aws(error: KekError) -> Failure {
-    let message = format!("login (AWS IAM): {error}");
+    let message = format!("login (AWS IAM): {}", error.message());
     let failure =
         Failure { retry_after: error.retry_after(), asked: error.was_asked(), ..Failure::new(error.class(), message) };
     login_failure(failure)

@@ -68,15 +68,10 @@ impl VaultTransitKek {
         VaultTransitKekBuilder::new(cluster, key)
     }
 
-    /// As [`builder`](Self::builder), with what the environment says to the clients of OpenBao and HashiCorp Vault; what is set on the
-    /// builder wins. Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it), `TOKEN`, `NAMESPACE`, `CACERT`,
-    /// `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or
-    /// `HTTP_PROXY`, `DISABLE_REDIRECTS`; also `HTTPS_PROXY` and its kin.
-    ///
-    /// What cannot be obeyed is refused at build, not ignored: `SKIP_VERIFY`, `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`,
-    /// `TOKEN_PATH`, and half of a certificate and its key.
+    /// Use [`VaultTransitKekBuilder::from_env`].
+    #[doc(hidden)]
     pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
-        VaultTransitKekBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
+        VaultTransitKekBuilder::from_env(cluster, key)
     }
 
     /// Logs in if need be and reads the key now: at the start of a service, to fail early, and before a run that
@@ -323,7 +318,8 @@ impl VaultTransitKek {
         match self.0.spawner.run(work).await {
             Ok(results) => results,
             Err(error) => {
-                let failure = Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.to_string()) };
+                let failure =
+                    Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.message().to_owned()) };
                 (0..len).map(|_| Err(failure.clone())).collect()
             }
         }
