@@ -10,13 +10,14 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Policies, rotation, several Regions, quotas and what CloudTrail shows are in `docs/aws-kms.md`. A key in an external key store is used in the same way; what
-//! differs (feature `xks`) is in `docs/xks.md`.
+//! Policies, rotation, several Regions, quotas and what CloudTrail shows are in `docs/aws-kms.md`.
+//! A key in an external key store is used in the same way; what differs is in `docs/xks.md`.
 //!
 //! # What KMS gets
 //!
-//! The encryption context, pair by pair, with every call, so key policies and grants can demand it, and CloudTrail shows it **in the clear**.
-//! `Decrypt` and `ReEncrypt` always name the key: a ciphertext alone would have KMS use any key that the caller may use.
+//! The encryption context, pair by pair, with every call, so key policies and grants can require
+//! it, and CloudTrail shows it **in the clear**. `Decrypt` and `ReEncrypt` always name the key: a
+//! ciphertext alone would have KMS use any key that the caller may use.
 //!
 //! | of the provider | call |
 //! |---|---|
@@ -30,7 +31,7 @@
 //!
 //! KMS keeps the earlier material of a rotated key and unwraps by it without a word. The metadata
 //! of a wrapped key holds the `KeyMaterialId` (32 bytes), so
-//! [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped.
+//! [`is_current`](waxseal::kek::KekProvider::is_current) tells without a call what an earlier material wrapped.
 //! `GenerateDataKey` and `ReEncrypt` say which one they used; `Encrypt` does not, so there it is
 //! the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and
 //! is then rewrapped once for nothing, but never looks new while it is old. Without permission for

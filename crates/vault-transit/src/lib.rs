@@ -14,7 +14,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! How to create the key, the smallest policy, rotation, and what an operator sees are in `docs/vault.md`.
+//! How to create the key, the smallest policy, rotation, and what an operator sees are in
+//! `docs/vault.md`.
 //!
 //! # How the encryption context binds
 //!
@@ -24,7 +25,8 @@
 //! | not derived, [`ContextBinding::AssociatedData`] | the same as `associated_data` | yes | no: Transit cannot rewrap such ciphertexts, so this process unwraps and wraps |
 //! | not derived, [`ContextBinding::Unbound`] | nothing | no; the DEK id still commits to it, so a wrong context is found here, after Vault released the DEK | yes |
 //!
-//! Which of the first and the others applies is read from the key itself: Transit ignores a `context` under a key that is not derived, without a word.
+//! Which of the first and the others applies is read from the key itself: Transit ignores a
+//! `context` under a key that is not derived, without a word.
 #![forbid(unsafe_code)]
 
 mod auth;
