@@ -9,8 +9,8 @@ use crate::login::VaultAuth;
 use waxseal::kek::toolkit::uri::{Uri, UriWriter};
 use waxseal::{Error, ErrorKind};
 
-/// A login as data, for a [`Config`](crate::Config). It says where a secret is, never what it is; what
-/// else there is needs code, [`VaultAuth`].
+/// A login as data, for a [`Config`](crate::Config). It says where a secret is, never what it is;
+/// what else there is needs code, [`VaultAuth`].
 ///
 /// | `method` in a file, `auth` in a URI | is | with |
 /// |---|---|---|
@@ -23,8 +23,8 @@ use waxseal::{Error, ErrorKind};
 /// | `certificate` | [`VaultAuth::certificate`] | `role` |
 /// | `aws-iam` | [`VaultAuth::aws_iam`] with [`AwsEnvironment`] | `role`; `aws_region`, `aws_server_id` |
 ///
-/// All but the first three take `mount`, which in a URI is `auth-mount`. In a URI, `token-file=PATH`
-/// without `auth` is enough.
+/// All but the first three take `mount`, which in a URI is `auth-mount`. In a URI,
+/// `token-file=PATH` without `auth` is enough.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -139,19 +139,19 @@ impl AuthConfig {
         })
     }
 
-    /// No token: something in front of the server adds its own.
+    /// Sends no token: something in front of the server adds its own.
     #[must_use]
     pub fn none() -> Self {
         Self::of(Method::None)
     }
 
-    /// The token in `BAO_TOKEN`, or else in `VAULT_TOKEN`.
+    /// Uses the token in `BAO_TOKEN`, or else in `VAULT_TOKEN`.
     #[must_use]
     pub fn environment() -> Self {
         Self::of(Method::Environment)
     }
 
-    /// The token in a file.
+    /// Uses the token in a file.
     #[must_use]
     pub fn token_file(path: impl Into<PathBuf>) -> Self {
         let mut auth = Self::of(Method::TokenFile);
@@ -159,7 +159,7 @@ impl AuthConfig {
         auth
     }
 
-    /// AppRole with this role id. Add the file with the secret id.
+    /// Logs in by AppRole with this role id. Add the file with the secret id.
     #[must_use]
     pub fn app_role(role_id: impl Into<String>) -> Self {
         let mut auth = Self::of(Method::AppRole);
@@ -167,7 +167,7 @@ impl AuthConfig {
         auth
     }
 
-    /// AppRole with the role id in a file. Add the file with the secret id.
+    /// Logs in by AppRole with the role id in a file. Add the file with the secret id.
     #[must_use]
     pub fn app_role_file(path: impl Into<PathBuf>) -> Self {
         let mut auth = Self::of(Method::AppRole);
@@ -175,25 +175,25 @@ impl AuthConfig {
         auth
     }
 
-    /// Kubernetes with this role.
+    /// Logs in by Kubernetes with this role.
     #[must_use]
     pub fn kubernetes(role: impl Into<String>) -> Self {
         Self::of(Method::Kubernetes).role(role)
     }
 
-    /// The JSON web token in a file.
+    /// Logs in with the JSON web token in a file.
     #[must_use]
     pub fn jwt(path: impl Into<PathBuf>) -> Self {
         Self::of(Method::Jwt).jwt_file(path)
     }
 
-    /// The TLS client certificate of the connection.
+    /// Logs in by the connection's TLS client certificate.
     #[must_use]
     pub fn certificate() -> Self {
         Self::of(Method::Certificate)
     }
 
-    /// AWS IAM with this role and the keys in the environment.
+    /// Logs in by AWS IAM with this role and the keys in the environment.
     #[must_use]
     pub fn aws_iam(role: impl Into<String>) -> Self {
         Self::of(Method::AwsIam).role(role)

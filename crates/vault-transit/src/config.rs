@@ -139,8 +139,8 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Config {
-    /// Configures a provider for the key `key` at the mount `transit` in the cluster that the caller
-    /// calls `cluster`. See [`VaultTransitKek::builder`].
+    /// Configures a provider for the key `key` at the mount `transit` in the cluster that the
+    /// caller calls `cluster`. See [`VaultTransitKek::builder`].
     pub fn new(cluster: impl Into<String>, key: impl Into<String>) -> Self {
         Self(Fields {
             cluster: cluster.into(),
@@ -170,8 +170,8 @@ impl Config {
         self
     }
 
-    /// Sets the server's URL. See [`VaultTransitKekBuilder::address`]. A user and a password in it are
-    /// not kept, and make the build fail.
+    /// Sets the server's URL. See [`VaultTransitKekBuilder::address`]. A user and a password in it
+    /// are not kept, and make the build fail.
     #[must_use]
     pub fn address(mut self, url: impl AsRef<str>) -> Self {
         self.0.address = Some(without_user(url.as_ref()).0);
@@ -200,7 +200,8 @@ impl Config {
     }
 
     /// Sets the files with the client's certificate chain and its private key: the fields
-    /// `client_certificate` and `client_key_file`. See [`VaultTransitKekBuilder::client_certificate`].
+    /// `client_certificate` and `client_key_file`. See
+    /// [`VaultTransitKekBuilder::client_certificate`].
     #[must_use]
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
         (self.0.client_certificate, self.0.client_key_file) = (Some(certificate.into()), Some(key_file.into()));
@@ -214,8 +215,8 @@ impl Config {
         self
     }
 
-    /// Sets the HTTP proxy. See [`VaultTransitKekBuilder::proxy`]. A user and a password in it are not
-    /// kept, and make the build fail: only the builder takes those.
+    /// Sets the HTTP proxy. See [`VaultTransitKekBuilder::proxy`]. A user and a password in it are
+    /// not kept, and make the build fail: only the builder takes those.
     #[must_use]
     pub fn proxy(mut self, url: impl AsRef<str>) -> Self {
         self.0.proxy = Some(without_user(url.as_ref()).0);
@@ -321,7 +322,7 @@ impl VaultTransitKek {
         }
         if let Some(url) = fields.proxy {
             builder = if without_user(&url).1 {
-                builder.refuse("proxy: a user and a password do not belong into a Config; set them on the builder")
+                builder.refuse("proxy: a Config must not contain a user or a password; set them on the builder")
             } else {
                 builder.proxy(url)
             };
@@ -360,7 +361,7 @@ impl FromStr for Config {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         let (host, path) = uri.place().split_once('/').unwrap_or((uri.place(), ""));
         if host.contains('@') {
-            return Err(uri.error("a user or a password does not belong before the host"));
+            return Err(uri.error("there must be no user or password before the host"));
         }
         let is_host = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte));
         if !is_host {

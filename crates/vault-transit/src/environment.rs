@@ -1,5 +1,6 @@
-//! The variables that the clients of OpenBao and HashiCorp Vault read, with the meaning that they have there: `BAO_…` first, then `VAULT_…`;
-//! one that is empty is not set. One that would be ignored is an error.
+//! The variables that the clients of OpenBao and HashiCorp Vault read, with the meaning that they
+//! have there: `BAO_…` first, then `VAULT_…`; one that is empty is not set. One that would be
+//! ignored is an error.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -33,7 +34,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("TOKEN_PATH", "use VaultAuth::token_file"),
 ];
 
-/// Reads them; `variable` stands for the environment. The error names the one that cannot be obeyed.
+/// Reads them; `variable` stands for the environment. The error names the one that cannot be
+/// obeyed.
 pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Environment, String> {
     let find = |name: &str| {
         ["BAO_", "VAULT_"].iter().find_map(|prefix| {

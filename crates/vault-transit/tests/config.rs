@@ -161,7 +161,7 @@ fn an_error_names_the_part_and_shows_no_secret() {
         ("vault-transit://vault/orders?cluster=c".to_owned(), "the path is not MOUNT/KEY"),
         ("vault-transit://vault/transit/?cluster=c".to_owned(), "the key is missing"),
         ("vault-transit://vault/transit/orders".to_owned(), "parameter `cluster` is missing"),
-        ("vault-transit://u:hunter2@vault/transit/orders?cluster=c".to_owned(), "a user or a password"),
+        ("vault-transit://u:hunter2@vault/transit/orders?cluster=c".to_owned(), "no user or password before the host"),
         ("vault-transit://hvs%2Ehunter2/transit/orders?cluster=c".to_owned(), "the host has a character"),
         (format!("{plain}&address=https://a"), "parameter `address`: not together with a host"),
         (
