@@ -12,6 +12,7 @@ mod lease;
 mod limits;
 mod pinned;
 mod reading;
+mod registration;
 mod registry;
 mod revocations;
 mod source;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::lease::Lease;
+use super::registration::{Entries, Registration};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::memory::fork;
@@ -51,20 +52,15 @@ struct Entry {
     context: [u8; 32],
 }
 
-/// A DEK's entry in the registry, removed with the DEK.
-pub(super) struct Registration {
-    registry: Weak<Registry>,
-    number: u64,
-}
+impl Entries for Registry {
+    fn is_of_this_process(&self) -> bool {
+        self.generation == fork::generation()
+    }
 
-impl Drop for Registration {
-    fn drop(&mut self) {
-        if let Some(registry) = self.registry.upgrade()
-            && registry.generation == fork::generation()
-        {
-            let entry = registry.lock().remove(self.number);
-            drop(entry);
-        }
+    fn remove(&self, number: u64) {
+        let entry = self.lock().remove(number);
+        // Outside the lock.
+        drop(entry);
     }
 }
 
@@ -128,7 +124,8 @@ impl Registry {
         let (wipe_at, weak) = (lease.wipe_at(), Arc::downgrade(dek));
         let entry = Entry { dek: weak, wipe_at, id: lease.id, context: *lease.context.digest() };
         let number = self.lock().insert(entry);
-        lease.set_registration(Registration { registry: Arc::downgrade(self), number });
+        let entries: Weak<dyn Entries> = Arc::<Self>::downgrade(self);
+        lease.set_registration(Registration::new(entries, number));
         self.clock.now().until(wipe_at)
     }
 

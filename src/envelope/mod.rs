@@ -159,7 +159,8 @@ impl Envelope {
         self.0.with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
     }
 
-    /// Decrypts a message in `buffer` and returns the part of it that is now plaintext.
+    /// Decrypts a message in `buffer` and returns the part of it that is now plaintext. For a compact
+    /// message, use [`Decryptor::decrypt_in_place`].
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt). If authentication fails, that part of the buffer is wiped.

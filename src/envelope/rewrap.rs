@@ -16,8 +16,7 @@ use crate::suite::DekId;
 
 impl Envelope {
     /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message. It
-    /// makes an entry for each writing KEK, by its current version, and no other. For a compact
-    /// message see [`wrapped_keys_need_rewrap`](Self::wrapped_keys_need_rewrap).
+    /// makes an entry for each writing KEK, by its current version, and no other.
     ///
     /// This is **a hint** from the bytes alone, whose metadata is not authenticated. Use it to skip
     /// unnecessary work. Whoever can write messages can make it return `false`. Before you destroy

@@ -170,6 +170,13 @@ impl KekError {
         self.asked
     }
 
+    /// Returns the message without the class that `Display` puts before it, for a provider that puts
+    /// the failure of something else into its own. What is not printable in it is not escaped.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Returns what the failure means.
     #[must_use]
     pub fn class(&self) -> KekErrorClass {

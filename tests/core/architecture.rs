@@ -75,13 +75,16 @@ fn imports<'c>(path: &str, code: &'c str) -> Vec<&'c str> {
     assert!(!code.contains("crate::{"), "write one `use` per module, so that this test can read it: {path}");
     let depth = module_of(path).len();
     let mut found: Vec<_> = code.split("crate::").skip(1).map(first_name).collect();
-    // `super` in a module within the file leads one step less far; no such module names what is above the file.
+    let within = inline_modules(code);
     let mut rest = code;
     while let Some(at) = rest.find("super::") {
         let chain = &rest[at..];
         let supers = chain.len() - chain.trim_start_matches("super::").len();
         let behind = chain.trim_start_matches("super::");
         let is_path = rest[..at].chars().next_back().is_none_or(|before| !is_name(before) && before != ':');
+        let here = code.len() - chain.len();
+        // `super` in a module within the file leads one step less far.
+        let depth = depth + within.iter().filter(|module| module.contains(&here)).count();
         if is_path && supers / "super::".len() >= depth {
             assert!(!behind.starts_with('{'), "write one `use` per module, so that this test can read it: {path}");
             found.push(first_name(behind));
@@ -89,6 +92,23 @@ fn imports<'c>(path: &str, code: &'c str) -> Vec<&'c str> {
         rest = behind;
     }
     found
+}
+
+/// Where modules are written out within the file.
+fn inline_modules(code: &str) -> Vec<std::ops::Range<usize>> {
+    let starts = code.match_indices("mod ").filter(|(at, _)| {
+        let name = first_name(&code[at + 4..]);
+        !name.is_empty() && code[at + 4 + name.len()..].starts_with(" {")
+    });
+    let end = |start: usize| {
+        let mut open = 0;
+        let closes = |(at, c): (usize, char)| {
+            open += i32::from(c == '{') - i32::from(c == '}');
+            (c == '}' && open == 0).then_some(start + at)
+        };
+        code[start..].char_indices().find_map(closes).unwrap_or(code.len())
+    };
+    starts.map(|(start, _)| start..end(start)).collect()
 }
 
 #[test]
@@ -123,6 +143,12 @@ fn the_import_rule_sees_super_as_it_sees_crate() {
         ("kek/mod.rs", "use super::envelope::Aad;", &["envelope"]),
         ("error.rs", "fn f() -> super::dek::Limits;", &["dek"]),
         ("suite/derive.rs", "use crate::memory::Secret32;", &["memory"]),
+        (
+            "duration.rs",
+            "fn f() { if true {} }\nmod optional {\n    use super::read;\n    use super::super::dek;\n}",
+            &["dek"],
+        ),
+        ("duration.rs", "mod optional {}\nuse super::dek;", &["dek"]),
     ] {
         assert_eq!(imports(path, code), seen, "{path}: {code}");
     }

@@ -1,4 +1,4 @@
-//! Puts an [`AwsKmsKek`] together.
+//! Builds an [`AwsKmsKek`]: its options, and what is checked before KMS is asked.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -25,13 +25,15 @@ use waxseal::{Error, ErrorKind};
 
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
 const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
-/// For the one question that is asked at build, which no policy of an envelope bounds yet.
+/// For `DescribeKey` at build, which no policy of an envelope bounds yet.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// KMS takes no more in a call.
+/// The limit of KMS.
 const MOST_GRANT_TOKENS: usize = 10;
 const LONGEST_GRANT_TOKEN: usize = 8192;
 
-/// Configures an [`AwsKmsKek`]. Nothing but the key is needed: credentials and Region then come from where the AWS SDK looks by default.
+/// Configures an [`AwsKmsKek`]. Only the key is required. Credentials, Region and endpoint come
+/// from where the AWS SDK looks by default, its environment variables included, so there is no
+/// `from_env`.
 #[must_use = "nothing happens until `build`"]
 pub struct AwsKmsKekBuilder {
     what: What,
@@ -81,63 +83,68 @@ impl AwsKmsKekBuilder {
         Self::new(What::Discovery { partition, accounts })
     }
 
-    /// A client of the service's own, with its credentials, HTTP client, interceptors and timeouts.
-    /// Its retries are not used: [`CallPolicy`](waxseal::CallPolicy) decides about those. Nor is its
-    /// identity cache: credentials are kept until shortly before they end (15 minutes where they do
-    /// not say), renewed ahead, and fetched anew when KMS refuses them.
+    /// Uses a client of your own, with its credentials, HTTP client, interceptors and timeouts.
+    ///
+    /// Its retries are switched off: [`CallPolicy`](waxseal::CallPolicy) decides about those. So is
+    /// its identity cache: the provider keeps credentials until shortly before they end (15 minutes
+    /// if they name no end), renews them ahead of time, and loads them again when KMS refuses them.
     pub fn client(mut self, client: Client) -> Self {
         self.source = Source::Client(client);
         self
     }
 
-    /// The service's own AWS configuration. As [`client`](Self::client), of which the one set last counts.
+    /// Uses an AWS configuration of your own. Of this and [`client`](Self::client), the one set
+    /// last counts.
     pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
         self.source = Source::SdkConfig(Box::new(config.clone()));
         self
     }
 
-    /// The Region to call. By default that of the key's ARN, else that of the configuration.
+    /// Sets the Region to call. By default the one in the key's ARN, or else that of the AWS
+    /// configuration.
     pub fn region(mut self, region: impl Into<String>) -> Self {
         self.overrides.region = Some(region.into());
         self
     }
 
-    /// Another endpoint, such as that of a VPC. It has to be `https`, except on this machine
-    /// itself; so has one that comes from the configuration or the environment.
+    /// Sets another endpoint, such as that of a VPC. It must be `https`, except on this machine
+    /// itself. The same holds for an endpoint from the AWS configuration or the environment.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.overrides.endpoint_url = Some(url.into());
         self
     }
 
-    /// Whether to call the FIPS endpoint. By default as in the configuration.
+    /// Sets whether to call the FIPS endpoint. By default as in the AWS configuration.
     pub fn fips(mut self, fips: bool) -> Self {
         self.overrides.fips = Some(fips);
         self
     }
 
-    /// Whether to call the endpoint that has IPv4 and IPv6. By default as in the configuration.
+    /// Sets whether to call the endpoint that has IPv4 and IPv6. By default as in the AWS
+    /// configuration.
     pub fn dual_stack(mut self, dual_stack: bool) -> Self {
         self.overrides.dual_stack = Some(dual_stack);
         self
     }
 
-    /// Also unwraps what the related keys of this multi-Region key wrapped in other Regions, by this key in this Region. With discovery, by
-    /// the related key in the configured Region. By default off.
+    /// Also unwraps what related multi-Region keys wrapped in other Regions. This key unwraps it in
+    /// this Region; with discovery, the related key in the configured Region does. By default off.
     pub fn related_keys(mut self, related_keys: bool) -> Self {
         self.related_keys = related_keys;
         self
     }
 
-    /// ARNs of earlier keys, of the same Region: they still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this
-    /// key within KMS. By default none.
+    /// Sets the ARNs of earlier keys in the same Region. They still unwrap, and
+    /// [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this key within KMS. By default
+    /// none.
     pub fn former_keys<S: Into<String>>(mut self, arns: impl IntoIterator<Item = S>) -> Self {
         self.former_keys = arns.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Former keys that are in an external key store, which are called as keys of that store:
-    /// within its budget. As [`former_keys`](Self::former_keys) otherwise. Not needed where
-    /// `DescribeKey` is allowed for them: it is asked after a former key's first use.
+    /// Adds [former keys](Self::former_keys) that are in an external key store. They are called
+    /// within that store's budget. Not needed if `DescribeKey` is allowed for them: it is called
+    /// after the first use of a former key.
     pub fn external_former_keys<S: Into<String>>(
         mut self,
         store: impl Into<String>,
@@ -148,61 +155,68 @@ impl AwsKmsKekBuilder {
         self
     }
 
-    /// What [`health`](waxseal::kek::KekProvider::health) does. By default [`HealthCheck::Describe`],
-    /// which does not see whether the key may be used.
+    /// Sets what [`health`](waxseal::kek::KekProvider::health) does. By default
+    /// [`HealthCheck::Describe`], which does not show whether the caller may use the key.
     pub fn health_check(mut self, check: HealthCheck) -> Self {
         self.health_check = check;
         self
     }
 
-    /// The encryption context of a [health check](Self::health_check) that uses the key, where a
+    /// Sets the encryption context of a [health check](Self::health_check) that uses the key, if a
     /// policy demands one. By default empty.
     pub fn health_context(mut self, context: EncryptionContext) -> Self {
         self.health_context = context;
         self
     }
 
-    /// For discovery: the Regions whose keys are used. By default the configured one.
+    /// Sets the Regions whose keys discovery uses. By default the configured one.
     pub fn regions<S: Into<String>>(mut self, regions: impl IntoIterator<Item = S>) -> Self {
         self.regions = regions.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Grant tokens for every call, at most 10: a grant that was just made is known everywhere only after a few minutes, except to
-    /// whoever shows its token. [`AwsKmsKek::set_grant_tokens`] changes them later.
+    /// Sets grant tokens for every call, at most 10. KMS takes minutes to apply a new grant
+    /// everywhere; a call that carries its token may use it at once.
+    /// [`AwsKmsKek::set_grant_tokens`] changes them later.
     pub fn grant_tokens<S: Into<String>>(mut self, tokens: impl IntoIterator<Item = S>) -> Self {
         self.grant_tokens = tokens.into_iter().map(Into::into).collect();
         self
     }
 
-    /// How long it is believed which key material is the current one, before `DescribeKey` is asked
-    /// again in the background of a wrap; and how long it is left alone after a denial. 1 s to 24
-    /// h, by default 5 minutes.
+    /// Sets how long the answer of `DescribeKey` is used, which names the current key material.
+    /// After that, a wrap calls it again in the background. It is also the pause after a denial. 1
+    /// s to 24 h, by default 5 minutes.
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.key_max_age = Some(age);
         self
     }
 
-    /// The external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`: it is then called as such from the first call on. Not needed where
-    /// `DescribeKey` is allowed, from whose first answer the provider learns it. What a key there cannot be or do is refused at build: a multi-Region key, and
-    /// `key_max_age`, since KMS knows of no key material of it. If the key is elsewhere, `health` and [`AwsKmsKek::read_key`] say *misconfigured*.
+    /// Names the external key store (XKS) that holds the key, such as `cks-1234567890abcdef0`, so
+    /// that even the first call has the store's timeouts and budget.
+    ///
+    /// Not needed if `DescribeKey` is allowed: the provider learns it from the first answer. Build
+    /// refuses what such a key cannot be or do: a multi-Region key, and `key_max_age`, because KMS
+    /// has no key material of it. If the key is elsewhere, `health` and [`AwsKmsKek::read_key`]
+    /// return *misconfigured*.
     pub fn external_key_store(mut self, id: impl Into<String>) -> Self {
         self.external_key_store = Some(id.into());
         self
     }
 
-    /// What the keys of the external key store share: give the same to every provider of that store. By default one of 450 calls per second and 64 in flight
-    /// for each store in this process, which is a quarter of the quota that a store has by default for all hosts together.
+    /// Sets the call budget that all keys of the external key store share. Give the same budget to
+    /// every provider of that store. By default 450 calls per second and 64 in flight for each
+    /// store in this process. That is a quarter of a store's default quota for all hosts together.
     pub fn external_key_store_budget(mut self, budget: CallBudget) -> Self {
         self.external_key_store_budget = Some(budget);
         self
     }
 
-    /// Checks the options. KMS is asked only for a key that is not named by its ARN (`DescribeKey`), so a service that names the ARN
-    /// starts without KMS.
+    /// Checks the options and builds the provider. Only a key that is not named by its ARN needs a
+    /// call to KMS (`DescribeKey`), so a service that names the ARN starts without KMS.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; outside a tokio runtime, and in one without timers or IO. For a key that has to be asked for: those of KMS.
+    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
+    /// without timers or IO. For a key that has to be looked up: those of KMS.
     pub async fn build(self) -> Result<AwsKmsKek, Error> {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
@@ -315,7 +329,7 @@ fn check_store(option: &str, store: &str) -> Result<(), Error> {
     if (1..=60).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Ok(());
     }
-    Err(invalid(format!("{option}: {store:?} is no id of a custom key store, such as cks-1234567890abcdef0")))
+    Err(invalid(format!("{option}: {store:?} is not the id of a custom key store, such as cks-1234567890abcdef0")))
 }
 
 /// The external key store that the user named, or KMS where it was asked, if the key may be in one.
@@ -369,7 +383,7 @@ fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
 fn check_region(option: &str, region: &str) -> Result<(), Error> {
     let is_name = (1..=64).contains(&region.len())
         && region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-    if is_name { Ok(()) } else { Err(invalid(format!("{option}: {region:?} is no Region"))) }
+    if is_name { Ok(()) } else { Err(invalid(format!("{option}: {region:?} is not a Region"))) }
 }
 
 fn check_discovery(partition: &str, accounts: &[String], regions: &[String]) -> Result<(), Error> {
@@ -411,7 +425,7 @@ async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Resul
 fn check_related(id: &str, related: bool) -> Result<bool, Error> {
     match KeyArn::read(id) {
         Some(arn) if related && !arn.is_multi_region() => {
-            Err(invalid(format!("related_keys: {id} is no multi-Region key")))
+            Err(invalid(format!("related_keys: {id} is not a multi-Region key")))
         }
         _ => Ok(related),
     }

@@ -35,7 +35,8 @@ use waxseal::{Error, ErrorKind};
 /// Nothing goes over the network while the endpoint is looked up.
 const ENDPOINT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the SDK says that a client was made without credentials, in an error that has no public type.
+/// How the SDK says that a client was made without credentials, in an error that has no public
+/// type.
 const NO_CREDENTIALS: &str = "failed to select an auth scheme";
 
 /// Where clients come from.
@@ -212,9 +213,9 @@ impl Service {
         Ok(slot)
     }
 
-    /// A call to this Region is on its way, for whoever may drop it: what is spawned is dropped too
-    /// late for the next try. `None` while no client is there in which connections may wait; none
-    /// is made here, since the caller may be on any runtime.
+    /// Notes that a call to this Region is in flight, for a caller that may drop it: the spawned
+    /// task is dropped too late for the next try. `None` while there is no client with pooled
+    /// connections. None is made here, because the caller may be on any runtime.
     pub(crate) fn on_its_way(&self, region: &str) -> Option<OnItsWay> {
         let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
         clients.get(region).map(|slot| OnItsWay::new(slot.pool.clone()))
@@ -296,7 +297,7 @@ impl Service {
         let material = output.key_material_id.as_deref().and_then(KeyMaterialId::read);
         match output.key_id {
             Some(key) if key == under.key => Ok(Unwrapped { dek, material }),
-            // KMS never does that; whoever does is not believed, and says nothing of other wrapped keys.
+            // KMS never does that. Such an answer says nothing about other wrapped keys.
             _ => Err(Failure::new(KekErrorClass::Invalid, "Decrypt: the answer is another key's")),
         }
     }
@@ -374,7 +375,8 @@ async fn load_defaults(overrides: &Overrides) -> SdkConfig {
     }
 }
 
-/// A client; what the SDK answers with a panic, such as a configuration without a way to sleep, is an error here.
+/// A client; what the SDK answers with a panic, such as a configuration without a way to sleep, is
+/// an error here.
 fn client(config: Config) -> Result<Client, Error> {
     std::panic::catch_unwind(AssertUnwindSafe(|| Client::from_conf(config)))
         .map_err(|_| Error::new(ErrorKind::InvalidOption, "the AWS SDK refuses the client's configuration"))
@@ -400,7 +402,8 @@ fn plaintext(operation: &str, blob: Option<Blob>) -> Result<UnwrappedDek, Failur
 fn state(state: Option<&KeyState>, enabled: bool) -> State {
     use KekErrorClass::{Denied, Unavailable};
     let usable = match state {
-        // KMS goes on serving while the primary key of related keys changes ("Key states of AWS KMS keys").
+        // KMS goes on serving while the primary key of related keys changes ("Key states of AWS KMS
+        // keys").
         Some(KeyState::Enabled | KeyState::Updating) => Ok(()),
         None if enabled => Ok(()),
         Some(
@@ -496,7 +499,7 @@ fn check_roots() -> Result<(), Error> {
     if transport::has_roots() { Ok(()) } else { Err(Error::new(ErrorKind::InvalidOption, transport::NO_ROOTS)) }
 }
 
-/// Where calls of this client go, whoever said so: builder, configuration, environment, profile.
+/// Where calls of this client go, whether builder, configuration, environment or profile say so.
 /// Nothing is sent. `None` where the SDK does not find one: then the call says why.
 async fn endpoint_of(client: &Client) -> Option<String> {
     let probe = Arc::new(Probe::default());

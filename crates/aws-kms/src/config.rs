@@ -127,8 +127,8 @@ impl Config {
         self
     }
 
-    /// Sets the endpoint. See [`AwsKmsKekBuilder::endpoint_url`]. A user and a password in it are not
-    /// kept, and make the build fail.
+    /// Sets the endpoint. See [`AwsKmsKekBuilder::endpoint_url`]. A user and a password in it are
+    /// not kept, and make the build fail.
     #[must_use]
     pub fn endpoint_url(mut self, url: impl AsRef<str>) -> Self {
         self.0.endpoint_url = Some(without_user(url.as_ref()).0);
@@ -237,9 +237,9 @@ impl Config {
 }
 
 impl AwsKmsKek {
-    /// Starts a builder with what `config` says. What is set on the builder replaces it, and only the
-    /// builder takes a [client](AwsKmsKekBuilder::client), an SDK configuration, grant tokens and a
-    /// shared budget.
+    /// Starts a builder with what `config` says. What is set on the builder replaces it, and only
+    /// the builder takes a [client](AwsKmsKekBuilder::client), an SDK configuration, grant tokens
+    /// and a shared budget.
     pub fn from_config(config: &Config) -> AwsKmsKekBuilder {
         let fields = config.0.clone();
         let mut builder = match fields.key {
@@ -289,7 +289,7 @@ impl FromStr for Config {
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
         if uri.place().contains('@') {
-            return Err(uri.error("a user or a password does not belong before the key"));
+            return Err(uri.error("there must be no user or password before the key"));
         }
         let key = Some(uri.decode("the key", uri.place())?).filter(|key| !key.is_empty());
         if key.as_deref().is_some_and(|key| !is_key(key)) {

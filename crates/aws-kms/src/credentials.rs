@@ -32,7 +32,7 @@ const AHEAD: Duration = Duration::from_secs(300);
 const WITHOUT_END: Duration = Duration::from_secs(15 * 60);
 /// No load takes longer.
 const LONGEST_LOAD: Duration = Duration::from_secs(60);
-/// One that takes so long may hang: whoever comes then has another begun beside it.
+/// A load that takes so long may hang: the next caller starts another beside it.
 const SLOW_LOAD: Duration = Duration::from_secs(15);
 /// After a refusal by KMS they are not loaded more often than this.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
@@ -59,7 +59,7 @@ impl StdError for Failed {
     }
 }
 
-/// The credentials at hand, by where they come from. A clone is another handle to the same.
+/// Keeps credentials by their source. A clone is another handle to the same.
 #[derive(Clone, Default)]
 pub(crate) struct Keeper(Arc<Mutex<State>>);
 
@@ -133,7 +133,7 @@ impl Keeper {
         Ok(self.generation() != refused)
     }
 
-    /// Loads what is at hand anew; `None` if that was done just now.
+    /// Loads the kept credentials again; `None` if that was done a moment ago.
     fn again(&self, id: IdentityCachePartition, source: &mut Source, pause: Duration) -> Option<Loading> {
         if source.loading.is_none() {
             if source.tried.is_some_and(|tried| tried.elapsed() < pause) {
@@ -190,7 +190,7 @@ impl Keeper {
         source.held = Some(Held { identity: identity.clone(), asked, renew_from, ends });
     }
 
-    /// What is at hand at `now`, and what there is to wait for where nothing is.
+    /// The credentials that are good at `now`, or else the load to wait for.
     fn look(
         &self,
         resolver: SharedIdentityResolver,
@@ -221,7 +221,8 @@ impl Keeper {
         }
     }
 
-    /// In their last seconds, or where they do not say when they end, and no others can be had: better than none.
+    /// In their last seconds, or where they do not say when they end, and no others can be had:
+    /// better than none.
     fn nearly_ended(&self, id: IdentityCachePartition, now: SystemTime) -> Option<Identity> {
         let state = self.state();
         let held = state.sources.get(&id)?.held.as_ref()?;

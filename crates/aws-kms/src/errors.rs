@@ -1,18 +1,22 @@
-//! What the answers of AWS KMS mean: one table, by exception and, where that says too little, by message.
+//! What the answers of AWS KMS mean: one table, by exception and, where that says too little, by
+//! message.
 //!
-//! Sources: the errors of `Encrypt`, `Decrypt`, `GenerateDataKey`, `ReEncrypt` and `DescribeKey` and the common errors in the AWS KMS API Reference;
-//! "Key states of AWS KMS keys" and "Troubleshooting external key stores" in the AWS KMS Developer Guide; the exception messages in "Error codes" of the External Key
-//! Store Proxy API Specification, version 1.
+//! Sources: the errors of `Encrypt`, `Decrypt`, `GenerateDataKey`, `ReEncrypt` and `DescribeKey`
+//! and the common errors in the AWS KMS API Reference; "Key states of AWS KMS keys" and
+//! "Troubleshooting external key stores" in the AWS KMS Developer Guide; the exception messages in
+//! "Error codes" of the External Key Store Proxy API Specification, version 1.
 #![forbid(unsafe_code)]
 
 use waxseal::kek::{KekError, KekErrorClass};
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// An exception, what its message contains (in lower case; nothing: any message), and what that means. The first row that fits counts.
+/// An exception, what its message contains (in lower case; nothing: any message), and what that
+/// means. The first row that fits counts.
 ///
-/// `KMSInvalidStateException` is one name for many things, of which only the message tells: every failure of an external key store is one of
-/// them, whether or not the feature `xks` is on. `docs/xks.md` shows those rows; a test holds the two together.
+/// `KMSInvalidStateException` is one name for many things, of which only the message tells: every
+/// failure of an external key store is one of them. `docs/xks.md` shows those rows; a test holds
+/// the two together.
 const TABLE: &[(&str, &str, KekErrorClass)] = &[
     // The key, or the right to use it.
     ("AccessDeniedException", "", Denied),
@@ -89,7 +93,8 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("CustomKeyStoreNotFoundException", "", Misconfigured),
 ];
 
-/// A refusal to know who is calling: new credentials may be at hand that the SDK has not fetched, since the old ones looked good.
+/// KMS does not accept the caller's identity. There may be new credentials that were not loaded
+/// yet, because the old ones looked good.
 const STALE_CREDENTIALS: &[&str] = &[
     "ExpiredTokenException",
     "ExpiredToken",
@@ -109,7 +114,7 @@ pub(crate) struct Failure {
     /// The exception, where the service named one.
     pub(crate) code: Option<String>,
     pub(crate) text: String,
-    /// KMS, or whoever gives out credentials, was asked.
+    /// KMS, or a source of credentials, was asked.
     asked: bool,
 }
 
@@ -135,7 +140,7 @@ impl Failure {
     }
 
     pub(crate) fn not_understood(operation: &str) -> Self {
-        Self::new(Unavailable, format!("{operation}: the answer could not be understood"))
+        Self::new(Unavailable, format!("{operation}: the answer cannot be understood"))
     }
 
     pub(crate) fn is_of_stale_credentials(&self) -> bool {
@@ -146,7 +151,8 @@ impl Failure {
         self.code.as_deref() == Some("NotFoundException")
     }
 
-    /// Where a message named the key, only the message can be wrong about it: no operator, and no breaker, is called for that.
+    /// Where a message named the key, only the message can be wrong about it: no operator, and no
+    /// breaker, is called for that.
     pub(crate) fn of_a_message_s_key(mut self) -> Self {
         let about_the_key = ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
         if self.code.as_deref().is_some_and(|code| about_the_key.contains(&code)) {
@@ -205,7 +211,8 @@ mod tests {
         assert_eq!(state(""), Unavailable);
     }
 
-    /// The messages of KMS in the table of "Error codes" of the specification, and in "Troubleshooting external key stores".
+    /// The messages of KMS in the table of "Error codes" of the specification, and in
+    /// "Troubleshooting external key stores".
     #[test]
     fn every_published_message_of_an_external_key_store_has_its_class() {
         let unhealthy = "The external key store proxy is in an unhealthy state. If you see this message repeatedly, notify your external key store proxy administrator.";

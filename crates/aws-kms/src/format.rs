@@ -31,7 +31,8 @@ impl<'a> KeyArn<'a> {
         well_formed.then_some(Self { partition, region, account, key })
     }
 
-    /// A multi-Region key: related keys have the same id in several Regions, and can open what one of them wrapped.
+    /// A multi-Region key: related keys have the same id in several Regions, and can open what one
+    /// of them wrapped.
     pub(crate) fn is_multi_region(&self) -> bool {
         self.key.starts_with("mrk-")
     }
@@ -49,7 +50,8 @@ impl<'a> KeyArn<'a> {
     }
 }
 
-/// Which key material of a KMS key wrapped a DEK: the 64 hexadecimal digits of a `KeyMaterialId`, as bytes.
+/// Which key material of a KMS key wrapped a DEK: the 64 hexadecimal digits of a `KeyMaterialId`,
+/// as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyMaterialId(pub(crate) [u8; 32]);
 

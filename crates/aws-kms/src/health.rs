@@ -15,8 +15,8 @@ use waxseal::kek::{Health, KekErrorClass};
 /// Imported key material that expires within this time makes `health` say so.
 const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 
-/// How [`health`](waxseal::kek::KekProvider::health), and with it [`start`](waxseal::EnvelopeBuilder::start),
-/// finds out whether a key is in order.
+/// Says how [`health`](waxseal::kek::KekProvider::health), and with it
+/// [`start`](waxseal::EnvelopeBuilder::start), checks a key.
 ///
 /// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know
 /// that, the check has to use it.
@@ -24,16 +24,16 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum HealthCheck {
-    /// Asks `DescribeKey` only.
+    /// Only calls `DescribeKey`.
     #[default]
     Describe,
-    /// Has KMS wrap a throw-away DEK too (`Encrypt`): for who only writes.
+    /// Also wraps a throw-away DEK (`Encrypt`). For a service that only writes.
     TryWrap,
-    /// Has KMS make a throw-away DEK too (`GenerateDataKey`): for who writes with
+    /// Also has KMS make a throw-away DEK (`GenerateDataKey`). For a service that writes with
     /// [`DekOrigin::KeyService`](waxseal::DekOrigin::KeyService).
     TryGenerate,
-    /// Has KMS wrap a throw-away DEK and unwrap it again (`Encrypt`, `Decrypt`): for who writes and
-    /// reads.
+    /// Also wraps a throw-away DEK and unwraps it (`Encrypt`, `Decrypt`). For a service that writes
+    /// and reads.
     TryUse,
 }
 
@@ -104,7 +104,8 @@ impl Inner {
         if self.health_check == HealthCheck::TryGenerate {
             return self.generate_by(key, context).await.map(drop);
         }
-        let no_randomness = |_| Failure::unasked(KekErrorClass::Unavailable, "no randomness");
+        let no_randomness =
+            |_| Failure::unasked(KekErrorClass::Unavailable, "no DEK could be made: the system has no randomness");
         let dek = Dek::random().map_err(no_randomness)?;
         let wrapped = self.wrap_by(key, None, context, &dek).await?;
         if self.health_check == HealthCheck::TryWrap {

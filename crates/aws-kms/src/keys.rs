@@ -187,7 +187,7 @@ impl Keys {
         }
     }
 
-    /// Where to unwrap what says that `kek_id` wrapped it; `None` if that is not for this provider.
+    /// Where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
     pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         match self {
             Self::One(own) => own.target(kek_id, here),

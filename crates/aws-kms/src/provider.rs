@@ -23,19 +23,46 @@ use waxseal::kek::{
 use waxseal::{Dek, KekId, WrappedDek};
 use waxseal::{EncryptionContext, Error};
 
-/// A wrap waits this long for `DescribeKey`, and only before anything is known: what it says is a hint.
+/// A wrap waits this long for `DescribeKey`, and only before its first answer, which is a hint.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(500);
 /// In the background there is more time.
 pub(crate) const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(10);
-/// After a failure it is not asked again for so long; after a refusal for `key_max_age`.
+/// The pause after a failed `DescribeKey`. After a denial it is `key_max_age`.
 pub(crate) const DESCRIBE_PAUSE: Duration = Duration::from_secs(10);
-/// While KMS refuses the key of an alias, it is not asked more often where the alias points.
+/// How often an alias whose key KMS refuses is looked up at most.
 const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// One key of AWS KMS, or with [`discover`](Self::discover) whichever a message names, as a [`KekProvider`]. A clone is another handle to the same.
+/// Wraps DEKs by one key of AWS KMS, or with [`discover`](Self::discover) unwraps by the key that a
+/// message names. A clone is another handle to the same provider.
 ///
-/// Its id is the key's ARN. It works on the tokio runtime in which it was built, whoever polls its futures, and on
-/// that of a later caller once the first one has ended.
+/// Its id is the key's ARN. Its calls run on the tokio runtime in which it was built, on whatever
+/// executor its futures are polled. When that runtime has ended, they run on that of a later
+/// caller.
+///
+/// # What KMS gets
+///
+/// The encryption context, pair by pair, with every call, so key policies and grants can demand it, and CloudTrail shows it **in the clear**.
+/// `Decrypt` and `ReEncrypt` always name the key: a ciphertext alone would have KMS use any key that the caller may use.
+///
+/// | of the provider | call |
+/// |---|---|
+/// | `wrap`: a DEK made here ([`DekOrigin::Local`](waxseal::DekOrigin), the default) | `Encrypt` |
+/// | `generate`: a DEK made by KMS ([`DekOrigin::KeyService`](waxseal::DekOrigin)) | `GenerateDataKey` |
+/// | `unwrap` | `Decrypt` |
+/// | `rewrap` | `ReEncrypt`; no DEK comes into the process |
+/// | `health`, [`AwsKmsKek::read_key`], and now and then with `wrap` | `DescribeKey`; `health` uses the key too, where [`HealthCheck`] says so |
+///
+/// # Which key material wrapped a DEK
+///
+/// KMS keeps the earlier material of a rotated key and goes on unwrapping with it. The metadata
+/// of a wrapped key holds the `KeyMaterialId` (32 bytes), so
+/// [`is_current`](KekProvider::is_current) tells without a call what an earlier material wrapped.
+/// `GenerateDataKey` and `ReEncrypt` say which one they used; `Encrypt` does not, so there it is
+/// the one that `DescribeKey` named **before**: a DEK wrapped during a rotation may look old, and
+/// is then rewrapped once for nothing, but never looks new while it is old. Without permission for
+/// `DescribeKey` such wrapped keys carry no metadata: `needs_rewrap` sees no need for them, and
+/// `rewrap` wraps them anew. `Decrypt` says which material it used, so an entry that this process
+/// unwrapped is settled by that.
 #[derive(Clone)]
 pub struct AwsKmsKek(pub(crate) Arc<Inner>);
 
@@ -56,7 +83,7 @@ pub(crate) struct Inner {
     pub(crate) follow_from: async_lock::Mutex<Option<Instant>>,
 }
 
-/// What [`AwsKmsKek::read_key`] found.
+/// Describes a key, as [`AwsKmsKek::read_key`] found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -85,10 +112,12 @@ impl AwsKmsKek {
         AwsKmsKekBuilder::key(key.into())
     }
 
-    /// Starts the configuration for reading by whichever key a message names, in these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`)
-    /// and the configured Regions, and no other. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes it.
+    /// Starts the configuration for reading by the key that a message names, as long as it is in
+    /// one of these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`) and in a configured
+    /// Region. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes
+    /// it.
     ///
-    /// **Whoever can write messages chooses among all those keys.** Name the keys where you can.
+    /// **Anyone who can write messages chooses among all those keys.** Name the keys if you can.
     pub fn discover<S: Into<String>>(
         partition: impl Into<String>,
         accounts: impl IntoIterator<Item = S>,
@@ -96,10 +125,12 @@ impl AwsKmsKek {
         AwsKmsKekBuilder::discovery(partition.into(), accounts.into_iter().map(Into::into).collect())
     }
 
-    /// Other grant tokens for every call from now on; none, once the grant is known everywhere.
+    /// Replaces the grant tokens of every later call. Remove them once the grant is effective
+    /// everywhere.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for more than 10, or one that is empty or longer than 8,192 bytes.
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for more than 10, or one
+    /// that is empty or longer than 8,192 bytes.
     pub fn set_grant_tokens<S: Into<String>>(&self, tokens: impl IntoIterator<Item = S>) -> Result<(), Error> {
         let tokens: Vec<String> = tokens.into_iter().map(Into::into).collect();
         builder::check_grant_tokens(&tokens)?;
@@ -107,8 +138,9 @@ impl AwsKmsKek {
         Ok(())
     }
 
-    /// Asks KMS for the key now (`DescribeKey`): at the start of a service, to fail early, and before a run that rewraps, so
-    /// that [`is_current`](KekProvider::is_current) knows the current key material.
+    /// Calls `DescribeKey` now. Useful at the start of a service, to fail early, and before a run
+    /// that rewraps, so that [`is_current`](KekProvider::is_current) knows the current key
+    /// material.
     ///
     /// # Errors
     /// Those of KMS; *misconfigured* for a key that is not for encryption, and with discovery.
@@ -124,14 +156,14 @@ impl AwsKmsKek {
         })
     }
 
-    /// Runs a call to this Region on the provider's runtime. Dropped here without an answer, it is held against the
-    /// connections at once.
+    /// Runs a call to this Region on the provider's runtime. If the future is dropped before the
+    /// answer, the connections that it used are suspected at once.
     async fn call<T: Send + 'static>(
         &self,
         region: &str,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
     ) -> Result<T, KekError> {
-        // In a forked child the locks of the parent's threads are held for ever.
+        // In a forked child, locks that other threads of the parent held are never released.
         let is_same_process = self.0.spawner.is_of_this_process();
         let on_its_way = if is_same_process { self.0.service.on_its_way(region) } else { None };
         let answer = self.0.spawner.run(work).await;
@@ -143,7 +175,7 @@ impl AwsKmsKek {
 }
 
 impl Inner {
-    /// Where to unwrap what says that `kek_id` wrapped it; `None` if that is not for this provider.
+    /// Where to unwrap an entry of `kek_id`; `None` if it is not for this provider.
     fn target(&self, kek_id: &KekId) -> Option<Target> {
         self.keys.target(kek_id, self.service.region())
     }
@@ -232,8 +264,8 @@ impl Inner {
         &own.current().id != key
     }
 
-    /// Whoever may not ask is not to ask again and again: each refusal is one in the logs of the
-    /// account.
+    /// A caller without permission does not ask again and again: each denial shows in the account's
+    /// logs.
     fn pause_after(&self, failure: &Failure) -> Duration {
         match failure.class {
             KekErrorClass::Denied => self.key_max_age,
@@ -241,7 +273,8 @@ impl Inner {
         }
     }
 
-    /// The current key material, from before whatever is asked next. A call is waited for only when nothing is known yet, and not long.
+    /// The current key material, as it was before the call that follows. Waits for a call only
+    /// before the first answer, and not long.
     async fn material(self: &Arc<Self>, own: &Own) -> Option<KeyMaterialId> {
         // An external key's versions are its key manager's own matter: there is nothing to ask for.
         if self.stores.of(own.current().arn()).is_some() {
@@ -265,7 +298,7 @@ impl Inner {
         own.current().known()?.material
     }
 
-    /// Asks `DescribeKey`. After a failure, what is known stays, and it is left alone for a while.
+    /// Calls `DescribeKey`. After a failure, what is known stays, and there is a pause.
     async fn ask(&self, own: &Own, limit: Duration) {
         match tokio::time::timeout(limit, self.describe()).await {
             Ok(Ok(_)) => {}
@@ -364,7 +397,7 @@ impl Inner {
     }
 }
 
-/// What a message carries: the ARN of the reply, which has to be the one that was asked.
+/// The entry for a message. The ARN in the reply must be the one that was called.
 fn entry(key: &Key, operation: &str, wrapped: Wrapped) -> Result<WrappedDek, Failure> {
     let not_understood = |_| Failure::not_understood(operation);
     if wrapped.key_arn != key.arn() {

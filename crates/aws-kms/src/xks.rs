@@ -1,9 +1,12 @@
-//! A key in an external key store (XKS): to its callers a KMS key whose origin is `EXTERNAL_KEY_STORE`, for which KMS asks a proxy that the key's owner runs.
+//! A key in an external key store (XKS): to its callers a KMS key whose origin is
+//! `EXTERNAL_KEY_STORE`, for which KMS asks a proxy that the key's owner runs.
 //!
-//! What such a key's failures mean is in `errors`, with all others. Here is what differs besides: how patiently it is called, the quota that all keys of a
-//! store share, and a state that the store has of its own.
+//! What such a key's failures mean is in `errors`, with all others. Here is what differs besides:
+//! its timeout and retries, the quota that all keys of a store share, and a state that the store
+//! has of its own.
 //!
-//! Sources: "External key stores" in the AWS KMS Developer Guide; `DescribeCustomKeyStores` in the AWS KMS API Reference; External Key Store Proxy API Specification, version 1.
+//! Sources: "External key stores" in the AWS KMS Developer Guide; `DescribeCustomKeyStores` in the
+//! AWS KMS API Reference; External Key Store Proxy API Specification, version 1.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,14 +26,17 @@ use waxseal::Error;
 use waxseal::kek::CallAdvice;
 use waxseal::kek::{Health, KekError, KekErrorClass};
 
-/// KMS gives the proxy 250 ms, connection included, and asks it once more after a network timeout ("Monitor external key stores", latency): what has not
-/// come after twice those 500 ms does not come.
+/// KMS gives the proxy 250 ms, connection included, and asks it once more after a network timeout
+/// ("Monitor external key stores", latency): what has not come after twice those 500 ms does not
+/// come.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// One more than of KMS itself: most failures are 250 ms that were too short, and the AWS SDK would not try again at all. They fit into the default deadline of 5 s.
+/// One more than of KMS itself: most failures are 250 ms that were too short, and the AWS SDK would
+/// not try again at all. They fit into the default deadline of 5 s.
 const TRIES: u32 = 4;
 /// Twice that of KMS itself: behind the proxy is one key manager, not a fleet.
 const BACKOFF: Duration = Duration::from_millis(100);
-/// A quarter of a store's default quota of 1,800 requests a second (specification, `GetHealthStatus`), which all keys, accounts and hosts share.
+/// A quarter of a store's default quota of 1,800 requests a second (specification,
+/// `GetHealthStatus`), which all keys, accounts and hosts share.
 const STORE_PER_SECOND: u32 = 450;
 const STORE_IN_FLIGHT: u32 = 64;
 /// Keys of which it is known, or asked, where they are: messages name them where there is
@@ -41,7 +47,8 @@ const INVALID_STATE: &str = "KMSInvalidStateException";
 /// `DescribeCustomKeyStores` knows of the stores of the caller's own account only.
 const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
 
-/// The default budgets, by store: whichever envelope and whichever key, it is the same in this process.
+/// The default budgets, by store: whichever envelope and whichever key, it is the same in this
+/// process.
 static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new());
 
 /// The external key store that holds the key.
@@ -177,7 +184,7 @@ impl Stores {
     }
 }
 
-/// What [`AwsKmsKek::read_external_key_store`] found.
+/// Describes an external key store, as [`AwsKmsKek::read_external_key_store`] found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -193,7 +200,8 @@ pub struct ExternalKeyStore {
 impl ExternalKeyStore {
     /// Whether its keys can be used, as far as KMS knows; if not, what a use would come to.
     ///
-    /// Whatever the error code of a failed connection is: KMS does not try again until an operator disconnects and connects the store, so it is no outage.
+    /// Whatever the error code of a failed connection is: KMS does not try again until an operator
+    /// disconnects and connects the store, so it is no outage.
     fn usable(&self) -> Result<(), Failure> {
         let Self { id, connection_state, connection_error } = self;
         let class = match connection_state.as_str() {
@@ -210,8 +218,9 @@ impl ExternalKeyStore {
 }
 
 impl AwsKmsKek {
-    /// Asks KMS for the external key store that holds the key (`DescribeCustomKeyStores`): its connection, and why that failed. *Connected* does not say that
-    /// the proxy answers now; KMS's metrics of the store do.
+    /// Calls `DescribeCustomKeyStores` for the external key store that holds the key. It tells the
+    /// state of the connection, and why it failed. *Connected* does not mean that the proxy answers
+    /// now; the store's metrics in CloudWatch show that.
     ///
     /// # Errors
     /// Those of KMS; *misconfigured* for a key that is in no external key store.
@@ -253,7 +262,7 @@ impl Inner {
             let work = inner.service.describe(&region, &arn, &tokens);
             let found = match tokio::time::timeout(BACKGROUND_TIMEOUT, work).await {
                 Ok(Ok(key)) => key.external_key_store,
-                // Who may not ask does not ask again.
+                // Without permission, it is not asked again.
                 Ok(Err(failure)) if failure.class == KekErrorClass::Denied => None,
                 _ => return,
             };
@@ -271,7 +280,8 @@ impl Inner {
     pub(crate) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
         let found = match self.read_store(store).await {
             Ok(found) => found.usable().map(|()| Health::Ready),
-            // No leave, or the store is another account's: `DescribeKey` vouches that there is one.
+            // No permission, or the store belongs to another account. `DescribeKey` said that it
+            // exists.
             Err(failure) if failure.class == KekErrorClass::Denied || failure.code.as_deref() == Some(NOT_FOUND) => {
                 Ok(Health::Degraded(format!(
                     "the state of external key store {} cannot be seen: {}",

@@ -159,7 +159,7 @@ fn an_error_names_the_part_and_shows_no_secret() {
         (format!("aws-kms://{ARN}?accounts=1"), "key: not together with partition and accounts"),
         ("aws-kms:///arn".to_owned(), "the key is neither an ARN, an id, nor an alias"),
         ("aws-kms://hunter2%20".to_owned(), "the key is neither an ARN, an id, nor an alias"),
-        (format!("aws-kms://AKIA:hunter2@{ARN}"), "a user or a password does not belong"),
+        (format!("aws-kms://AKIA:hunter2@{ARN}"), "no user or password before the key"),
         (format!("aws-kms://{ARN}?endpoint=https://u:hunter2@kms"), "endpoint_url: must not contain a user"),
         (format!("aws-kms://{ARN}?endpoint=https://a&endpoint-url=https://a"), "are the same"),
         (format!("aws-kms://{ARN}?regin=eu-west-1"), "parameter `regin` is unknown; did you mean `region`?"),

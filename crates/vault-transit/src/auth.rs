@@ -1,9 +1,9 @@
-//! One session for all callers: logging in, keeping the token alive in the background, logging in anew, and what a 403 says of the
-//! token and what of the policy.
+//! One session for all callers: logs in, keeps the token alive in the background, logs in again,
+//! and tells whether a 403 is about the token or about the policy.
 //!
 //! # A refused call
-//! A 403 may concern the token, which another login helps against, or the policy, which is a denial that ends DEKs. Belief is
-//! never in "a login that did not help" as such: it is bound to one token and one path.
+//! A 403 may concern the token, which another login can mend, or the policy, which is a denial that
+//! ends DEKs. What is concluded holds for one token and one path only.
 //!
 //! | the token | is refused at a path | then |
 //! |---|---|---|
@@ -13,7 +13,8 @@
 //! | comes of a login, and no login was in vain lately | | a new login, and the call with it |
 //! | | | the server is asked about the token: it lives: *denied*, or *unavailable* if the 403 said that it does not; it is dead: a new login, or *misconfigured* where there is none |
 //!
-//! A login is in vain while the path that led to it stays refused; until the next one then passes a time that doubles.
+//! A login is in vain while the path that led to it stays refused; until the next one then passes a
+//! time that doubles.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -52,7 +53,8 @@ pub(crate) struct Authenticator {
     current: ArcSwapOption<Session>,
     gate: Arc<Mutex<Gate>>,
     denials: StdMutex<Denials>,
-    /// Tokens of this login may look themselves up: then words alone do not make one that is refused that a living one.
+    /// Tokens of this login may look themselves up: then words alone do not make one that is
+    /// refused that a living one.
     looks_up: AtomicBool,
     /// There is something in `denials`.
     any_denial: AtomicBool,
@@ -217,13 +219,14 @@ impl Authenticator {
             match self.log_in_shared(&mut gate, asked).await {
                 Ok(session) => return Ok(Verdict::Again(session)),
                 Err(failure) if failure.is_passing() || failure.locked => return Err(failure),
-                // The token at hand may live all the same.
+                // The current token may still be good.
                 Err(failure) => no_login = Some(failure),
             }
         }
         let life = match self.look_up(refused.token.as_ref()).await?.0 {
             Life::LivesByItsWords if !self.looks_up.load(Ordering::Relaxed) => Life::Lives,
-            // What did nothing yet comes of a login just now: it is not dead, its tokens are not what they were.
+            // What did nothing yet comes of a login just now: it is not dead, its tokens are not
+            // what they were.
             Life::LivesByItsWords if !refused.worked.load(Ordering::Relaxed) => {
                 self.looks_up.store(false, Ordering::Relaxed);
                 Life::Lives
@@ -320,8 +323,8 @@ impl Authenticator {
         Some(Session { is_ours, ..Session::new(Some(token), since, auth.lease_duration, auth.renewable) })
     }
 
-    /// A token that was handed to us: used whatever the server says of it when it is asked, since a good one may be refused
-    /// that. The next call shows.
+    /// A token that was handed to us: used whatever the server says of it when it is asked, since a
+    /// good one may be refused that. The next call shows.
     async fn adopt(&self, token: Option<Token>, since: Instant) -> Result<Session, Failure> {
         if token.is_none() {
             return Ok(Session::new(None, since, 0, false));
@@ -364,7 +367,8 @@ impl Authenticator {
         self.set_trouble(None);
         self.changed.notify_one();
         let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        // A task that ended with the runtime it was on is followed by one on the runtime that the provider works on now.
+        // A task that ended with the runtime it was on is followed by one on the runtime that the
+        // provider works on now.
         if session.lease.is_some() && keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             *keeper = Some(tokio::spawn(keep_alive(Arc::downgrade(self), self.changed.clone())));
         }
@@ -373,7 +377,7 @@ impl Authenticator {
 
     /// Gives the token back, if a login of ours made it. The next call logs in anew.
     pub(crate) async fn close(&self) {
-        // Whoever is logging in is waited for, or its token would stay.
+        // Waits for a login in progress, or its token would stay.
         let gate = self.gate.lock().await;
         let session = self.current.swap(None);
         drop(gate);
@@ -400,7 +404,8 @@ impl Authenticator {
         self.current.load().as_ref().is_some_and(|current| current.has_token_of(session))
     }
 
-    /// One step of keeping the token alive: whatever keeps it longest. `Err` if it is to be tried again.
+    /// One step of keeping the token alive: whatever keeps it longest. `Err` if it is to be tried
+    /// again.
     async fn look_after(self: &Arc<Self>, session: &Arc<Session>) -> Result<(), Failure> {
         if self.auth.is_a_file()
             && let Ok(Credentials::Token(token)) = self.desk().credentials().await
@@ -446,12 +451,12 @@ impl Gate {
     }
 }
 
-/// Logs in apart from whoever needs it. A login may take longer than one try of a call: it would never come to its end within
-/// one, and leave a token behind at the server each time.
+/// Logs in within a task of its own. A login may take longer than one try of a call. Within the
+/// call it would never finish, and would leave a token at the server each time.
 async fn apart<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
-    // Whoever holds the gate waits for nobody, so there is one such task.
+    // The holder of the gate waits for no other holder, so there is one such task.
     match tokio::spawn(work).await {
         Ok(answer) => answer,
         Err(error) if error.is_panic() => Err(Failure::unavailable("login: the provider panicked")),
@@ -459,11 +464,11 @@ async fn apart<T: Send + 'static>(
     }
 }
 
-/// So that tokens do not pile up at the server: `revoke-self`, when the calls on their way with it are done. Nobody is helped by
-/// knowing that it failed; the token's lease ends by itself.
-async fn give_back(transport: Arc<Transport>, session: Arc<Session>, patience: Duration) {
+/// So that tokens do not pile up at the server: `revoke-self`, when the calls on their way with it
+/// are done. Nobody is helped by knowing that it failed; the token's lease ends by itself.
+async fn give_back(transport: Arc<Transport>, session: Arc<Session>, longest: Duration) {
     let start = Instant::now();
-    while Arc::strong_count(&session) > 1 && start.elapsed() < patience {
+    while Arc::strong_count(&session) > 1 && start.elapsed() < longest {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     if !session.is_over() {
@@ -484,7 +489,8 @@ impl Drop for Authenticator {
     }
 }
 
-/// Runs as long as the provider: sees to the token well before its end, and waits for the next one when it could not be saved.
+/// Runs as long as the provider: sees to the token well before its end, and waits for the next one
+/// when it could not be saved.
 async fn keep_alive(authenticator: Weak<Authenticator>, changed: Arc<Notify>) {
     let mut retry: Option<Duration> = None;
     loop {

@@ -1,7 +1,7 @@
 //! A login by AWS IAM: a signed request to STS that is handed to the server instead of being sent.
 //!
-//! Source: "Create a signed AWS API request", AWS Identity and Access Management User Guide (Signature Version 4); "AWS auth
-//! method (API)", HashiCorp Vault.
+//! Source: "Create a signed AWS API request", AWS Identity and Access Management User Guide
+//! (Signature Version 4); "AWS auth method (API)", HashiCorp Vault.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -16,10 +16,11 @@ use zeroize::Zeroizing;
 use crate::endpoints::{AwsLogin, SecretText};
 use waxseal::kek::{BoxFuture, KekError};
 
-/// Where a login by AWS IAM gets its keys from, anew each time: credentials of AWS end.
+/// Supplies the keys for a login by AWS IAM. It is asked at each login, because AWS credentials
+/// end.
 ///
-/// [`AwsKeys`] is one that always gives the same, [`AwsEnvironment`] reads the usual variables. Whatever else there is (a profile, a
-/// container, an instance) is known to the AWS SDK:
+/// [`AwsKeys`] always gives the same keys. [`AwsEnvironment`] reads the usual variables. For other
+/// sources (a profile, a container, an instance), use the AWS SDK:
 ///
 /// ```
 /// # mod aws { pub struct Credentials; impl Credentials {
@@ -48,11 +49,11 @@ use waxseal::kek::{BoxFuture, KekError};
 /// }
 /// ```
 pub trait AwsCredentials: fmt::Debug + Send + Sync {
-    /// The keys to sign with now.
+    /// Returns the keys to sign with now.
     fn keys(&self) -> BoxFuture<'_, Result<AwsKeys, KekError>>;
 }
 
-/// An access key of AWS. Nothing secret is in its Debug text.
+/// Holds an AWS access key. Its Debug text has no secret.
 pub struct AwsKeys {
     id: String,
     secret: Zeroizing<String>,
@@ -60,13 +61,13 @@ pub struct AwsKeys {
 }
 
 impl AwsKeys {
-    /// Access key id and secret access key.
+    /// Takes the access key id and the secret access key.
     #[must_use]
     pub fn new(id: impl Into<String>, secret: impl Into<String>) -> Self {
         Self { id: id.into(), secret: Zeroizing::new(secret.into()), session_token: None }
     }
 
-    /// The session token that belongs to temporary keys.
+    /// Adds the session token of temporary keys.
     #[must_use]
     pub fn session_token(mut self, token: impl Into<String>) -> Self {
         self.session_token = Some(Zeroizing::new(token.into()));
@@ -100,7 +101,7 @@ impl AwsCredentials for AwsKeys {
     }
 }
 
-/// `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`, as they are at the login.
+/// Reads `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN` at each login.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AwsEnvironment;
 
@@ -142,8 +143,8 @@ fn host(region: Option<&str>) -> String {
 
 /// What the server wants to know of who signed. `None` for keys that no header can carry.
 ///
-/// `server_id` is the value of `X-Vault-AWS-IAM-Server-ID`, which the server may insist on: with it a request that was signed for one server
-/// is of no use at another.
+/// `server_id` is the value of `X-Vault-AWS-IAM-Server-ID`, which the server may insist on: with it
+/// a request that was signed for one server is of no use at another.
 pub(crate) fn login<'a>(
     role: &'a str,
     keys: &AwsKeys,
@@ -264,7 +265,8 @@ mod tests {
         assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(1)), None);
     }
 
-    /// The key, time and scope of the example in AWS's guide; the expected value is of an independent implementation.
+    /// The key, time and scope of the example in AWS's guide; the expected value is of an
+    /// independent implementation.
     #[test]
     fn the_signing_key_is_the_one_of_the_guides_example() {
         let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";

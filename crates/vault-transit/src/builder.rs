@@ -1,4 +1,4 @@
-//! Puts a [`VaultTransitKek`] together, from the caller's options and the usual environment variables.
+//! Builds a [`VaultTransitKek`] from the caller's options and the usual environment variables.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -24,6 +24,7 @@ use crate::tls::{Client, Roots, TlsSources};
 use crate::transport::{Transport, TransportOptions, Unusable};
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::uri::without_user;
 use waxseal::{Error, ErrorKind};
 
 const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
@@ -33,8 +34,8 @@ const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
 const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
 
-/// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment with
-/// [`VaultTransitKek::from_env`].
+/// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment
+/// with [`from_env`](Self::from_env).
 #[must_use = "nothing happens until `build`"]
 pub struct VaultTransitKekBuilder {
     cluster: String,
@@ -53,7 +54,8 @@ pub struct VaultTransitKekBuilder {
     auth: Option<VaultAuth>,
     binding: Option<ContextBinding>,
     key_max_age: Duration,
-    /// The first variable of the environment that cannot be obeyed.
+    /// Why the build fails: the first variable of the environment, or option of a `Config`, that
+    /// cannot be obeyed.
     refused: Option<String>,
 }
 
@@ -80,6 +82,27 @@ impl VaultTransitKekBuilder {
         }
     }
 
+    /// Starts the configuration as [`VaultTransitKek::builder`] does, with what the environment
+    /// says to the clients of OpenBao and HashiCorp Vault. What is set on the builder replaces it.
+    ///
+    /// Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it),
+    /// `TOKEN`, `NAMESPACE`, `CACERT`, `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or
+    /// both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or `HTTP_PROXY`,
+    /// `DISABLE_REDIRECTS`. `HTTPS_PROXY` and its kin are read too.
+    ///
+    /// Variables that cannot be obeyed are refused at build, not ignored: `SKIP_VERIFY`,
+    /// `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`, `TOKEN_PATH`, and a
+    /// certificate without its key or a key without its certificate.
+    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> Self {
+        Self::new(cluster, key).variables(|name| std::env::var_os(name))
+    }
+
+    /// Makes the build fail with this text.
+    pub(crate) fn refuse(mut self, why: impl Into<String>) -> Self {
+        self.refused.get_or_insert(why.into());
+        self
+    }
+
     /// `variable` stands for the environment.
     pub(crate) fn variables(mut self, variable: impl Fn(&str) -> Option<OsString>) -> Self {
         self.environment_proxy = true;
@@ -99,103 +122,114 @@ impl VaultTransitKekBuilder {
         self
     }
 
-    /// The path of the Transit engine. By default `transit`.
+    /// Sets the path of the Transit engine. By default `transit`.
     pub fn mount(mut self, path: impl Into<String>) -> Self {
         self.mount = path.into();
         self
     }
 
-    /// The server, or an agent or load balancer in front of it: `https://vault.example:8200`. Plain `http` goes to this machine only, unless
-    /// [`allow_plain_http`](Self::allow_plain_http). By default `https://127.0.0.1:8200`.
+    /// Sets the URL of the server, or of an agent or load balancer in front of it:
+    /// `https://vault.example:8200`. Plain `http` is allowed to this machine only, unless
+    /// [`allow_plain_http`](Self::allow_plain_http) is set. By default `https://127.0.0.1:8200`.
     pub fn address(mut self, url: impl Into<String>) -> Self {
         self.address = Some(url.into());
         self
     }
 
-    /// The namespace (Vault Enterprise, OpenBao) for the engine and the login.
+    /// Sets the namespace (Vault Enterprise, OpenBao) of the engine and the login.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = Some(namespace.into());
         self
     }
 
-    /// A PEM file with the certificates of the CAs to trust, **instead of** the system's. Read at build, and anew when it changes: the next
-    /// request has a new connection then. A file that cannot be read, half written say, changes nothing but the health.
+    /// Sets a PEM file with the CA certificates to trust, **instead of** the system's. It is read
+    /// at build, and again when it changes: the next request then uses a new connection. If it
+    /// cannot be read, for example half written, only the health changes.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots = Some(Roots::File(path.into()));
         self
     }
 
-    /// As [`ca_file`](Self::ca_file), with every file of a directory.
+    /// Trusts the certificates in every file of a directory. Otherwise as
+    /// [`ca_file`](Self::ca_file).
     pub fn ca_directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.tls.roots = Some(Roots::Directory(path.into()));
         self
     }
 
-    /// PEM files with the client's certificate chain and its private key. Read at build, and anew when one of them changes, as
-    /// [`ca_file`](Self::ca_file).
+    /// Sets PEM files with the client's certificate chain and its private key. They are read at
+    /// build, and again when one of them changes, as [`ca_file`](Self::ca_file) is.
     pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.tls.client = Some(Client::Files(certificate.into(), key.into()));
         self
     }
 
-    /// The name in the server's certificate, where it is not the address's: for an address that is a number, or a load balancer's. Not
-    /// together with a proxy.
+    /// Sets the name in the server's certificate, if it is not the one in the address, as with an
+    /// IP address or a load balancer. Not together with a proxy.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// An HTTP proxy for every request. Without it, none is used, or that of `HTTPS_PROXY` and `NO_PROXY` with [`VaultTransitKek::from_env`].
+    /// Sets an HTTP proxy for every request. Without it, none is used, or with
+    /// [`from_env`](Self::from_env).
     pub fn proxy(mut self, url: impl Into<String>) -> Self {
         self.proxy = Some(url.into());
         self
     }
 
-    /// How long connecting may take, TLS included: 1 ms to 10 minutes, by default 3 seconds.
+    /// Sets how long connecting may take, TLS included: 1 ms to 10 minutes, by default 3 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// How long one request may take in all: 1 ms to 10 minutes, by default 15 seconds. The last resort; what an
-    /// [`Envelope`](waxseal::Envelope) waits for a call is its own, shorter limit.
+    /// Sets how long one request may take in all: 1 ms to 10 minutes, by default 15 seconds. This
+    /// is a last resort. An [`Envelope`](waxseal::Envelope) has a shorter limit of its own for each
+    /// call.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Lets tokens and DEKs travel unencrypted to another machine. For where a service mesh encrypts on the way.
+    /// Allows tokens and DEKs to travel unencrypted to another machine. For use where a service
+    /// mesh encrypts the traffic.
     pub fn allow_plain_http(mut self) -> Self {
         self.plain_http = true;
         self
     }
 
-    /// Who this process is. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by [`VaultTransitKek::from_env`].
+    /// Sets how this process logs in. Required, unless `BAO_TOKEN` or `VAULT_TOKEN` is read by
+    /// [`from_env`](Self::from_env).
     pub fn auth(mut self, auth: VaultAuth) -> Self {
         self.auth = Some(auth);
         self
     }
 
-    /// How the encryption context binds under a key that is **not** derived. Without effect on a derived key, which always binds it.
-    /// There is no default: a key that is not derived is refused until this is chosen.
+    /// Sets how the encryption context binds under a key that is **not** derived. It has no effect
+    /// on a derived key, which always binds it. There is no default: a key that is not derived is
+    /// refused until you choose.
     pub fn binding(mut self, binding: ContextBinding) -> Self {
         self.binding = Some(binding);
         self
     }
 
-    /// How old may be what is known of the key: whether it is derived, its latest version. 100 ms to 1 hour, by default 60 seconds. When it is
-    /// older, the next call reads it anew in the background.
+    /// Sets how long the description of the key is used (whether it is derived, its latest
+    /// version): 100 ms to 1 hour, by default 60 seconds. After that, the next call reads it again
+    /// in the background.
     pub fn key_max_age(mut self, age: Duration) -> Self {
         self.key_max_age = age;
         self
     }
 
-    /// Checks everything that can be checked without asking the server, and keeps the tokio runtime in which it is called: every
-    /// request runs there, so the provider can be used from other executors too. When that runtime has ended or nobody drives it, the
-    /// runtime of a later caller takes its place.
+    /// Checks everything that can be checked without the server, and builds the provider. Every
+    /// request runs on the tokio runtime in which this is called, so the provider can be used from
+    /// other executors too. If that runtime ends, or nothing drives it, the runtime of a later
+    /// caller takes its place.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one without timers or IO. [`ErrorKind::Io`] for a file that cannot be read.
+    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
+    /// without timers or IO. [`ErrorKind::Io`] for a file that cannot be read.
     pub fn build(self) -> Result<VaultTransitKek, Error> {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
@@ -206,7 +240,7 @@ impl VaultTransitKekBuilder {
         }
         if !is_path(&self.mount) {
             return Err(invalid(format!(
-                "mount {:?}: a path without empty segments, '.', '..' and invisible characters is wanted",
+                "mount {:?}: expected a path without empty segments, '.', '..' or invisible characters",
                 self.mount
             )));
         }
@@ -214,7 +248,7 @@ impl VaultTransitKekBuilder {
             return Err(invalid(format!("key {:?}: letters, digits, '.', '_' and '-' are allowed", self.key)));
         }
         let id = KekId::new(format!("vault:{}/{}/{}", self.cluster, self.mount, self.key))?;
-        let auth = self.auth.ok_or_else(|| invalid("auth: say who this process is"))?;
+        let auth = self.auth.ok_or_else(|| invalid("auth: choose how this process logs in"))?;
         auth.check(self.tls.client.is_some()).map_err(|why| invalid(format!("auth: {why}")))?;
         for (option, timeout) in [("connect_timeout", self.connect_timeout), ("timeout", self.timeout)] {
             if !TIMEOUTS.contains(&timeout) {
@@ -244,7 +278,8 @@ impl VaultTransitKekBuilder {
             tls: self.tls,
             proxy: match &self.proxy {
                 Some(url) => ProxyChoice::This(Box::new(proxy(url)?)),
-                // As Go's clients: an agent on this machine is not reached through another one, where plain http would be read.
+                // As Go's clients: an agent on this machine is not reached through another one,
+                // where plain http would be read.
                 None if self.environment_proxy && !is_here => ProxyChoice::Environment,
                 None => ProxyChoice::None,
             },
@@ -276,16 +311,23 @@ impl VaultTransitKekBuilder {
     }
 }
 
+/// Shows no secret of the login, and no password in the address or the proxy.
 impl fmt::Debug for VaultTransitKekBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The proxy's URL may hold a password.
+        let shown = |url: &Option<String>| url.as_deref().map(|url| without_user(url).0);
         f.debug_struct("VaultTransitKekBuilder")
             .field("cluster", &self.cluster)
             .field("mount", &self.mount)
             .field("key", &self.key)
+            .field("address", &shown(&self.address))
             .field("namespace", &self.namespace)
+            .field("server_name", &self.server_name)
+            .field("proxy", &shown(&self.proxy))
             .field("auth", &self.auth)
             .field("binding", &self.binding)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("timeout", &self.timeout)
+            .field("key_max_age", &self.key_max_age)
             .finish_non_exhaustive()
     }
 }
@@ -298,10 +340,10 @@ fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
     // The text is not shown: it may hold a password.
     let url = Url::parse(text).map_err(|error| invalid(format!("address: {error}")))?;
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid("address: a URL with https:// and a host is wanted"));
+        return Err(invalid("address: expected a URL with https:// and a host"));
     }
     if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-        return Err(invalid("address: neither user, password, query nor fragment belongs into it"));
+        return Err(invalid("address: must not contain a user, password, query or fragment"));
     }
     if url.scheme() == "http" && !plain_http && !is_this_machine(&url) {
         return Err(invalid(
@@ -315,7 +357,7 @@ fn namespace(text: &str) -> Result<HeaderValue, Error> {
     match is_path(text.trim_end_matches('/')) {
         true => HeaderValue::from_bytes(text.as_bytes()).map_err(|_| invalid("namespace: not a header value")),
         false => Err(invalid(format!(
-            "namespace {text:?}: a path without empty segments, '.', '..' and invisible characters is wanted"
+            "namespace {text:?}: expected a path without empty segments, '.', '..' or invisible characters"
         ))),
     }
 }
@@ -336,14 +378,14 @@ fn check_server_name(name: &str) -> Result<(), Error> {
         || name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     match name.len() <= 253 && name.split('.').all(is_label) && !is_number {
         true => Ok(()),
-        false => Err(invalid(format!("server_name {name:?}: the name of a host is wanted"))),
+        false => Err(invalid(format!("server_name {name:?}: expected the name of a host"))),
     }
 }
 
 fn proxy(text: &str) -> Result<Proxy, Error> {
     let url = Url::parse(text).map_err(|error| invalid(format!("proxy: {error}")))?;
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid("proxy: a URL with http:// or https:// and a host is wanted"));
+        return Err(invalid("proxy: expected a URL with http:// or https:// and a host"));
     }
     Proxy::all(url).map_err(|_| invalid("proxy: not usable"))
 }

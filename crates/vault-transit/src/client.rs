@@ -34,9 +34,10 @@ pub(crate) struct Recipe {
 
 /// A client and the connections in its pool.
 ///
-/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it vanishes. Nothing tells such
-/// a connection from a good one but silence. So the pool in which one was silent is not used any more: what is on its way
-/// there ends there, and the next request has a new client, which has no connection yet.
+/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it
+/// vanishes. Nothing tells such a connection from a good one but silence. So the pool in which one
+/// was silent is not used any more: what is on its way there ends there, and the next request has a
+/// new client, which has no connection yet.
 pub(crate) struct Generation {
     pub(crate) number: u64,
     pub(crate) client: Client,
@@ -80,7 +81,8 @@ impl Recipe {
         client.build()
     }
 
-    /// The client after `old`; with new material, if the files changed and can be read, else with the old. And what to tell an operator.
+    /// The client after `old`; with new material, if the files changed and can be read, else with
+    /// the old. And what to tell an operator.
     pub(crate) fn next(&self, old: &Generation) -> (Option<Generation>, Option<String>) {
         let signature = self.tls.signature();
         let changed = signature != old.signature;

@@ -1,5 +1,6 @@
-//! The requests: vaultrs's own types where it has them and they hold no secret, ours where it has none (batches, associated data) or would leave
-//! copies of a DEK or a credential behind; and what is read from the answers.
+//! The requests: vaultrs's own types where it has them and they hold no secret, ours where it has
+//! none (batches, associated data) or would leave copies of a DEK or a credential behind; and what
+//! is read from the answers.
 //!
 //! The only file that names vaultrs.
 #![forbid(unsafe_code)]
@@ -25,7 +26,8 @@ pub(crate) fn is_key(name: &str) -> bool {
         && name.bytes().any(|byte| byte != b'.')
 }
 
-/// What the server takes as the path of a mount or a namespace: segments of whatever is visible, and blanks.
+/// What the server takes as the path of a mount or a namespace: segments of whatever is visible,
+/// and blanks.
 pub(crate) fn is_path(path: &str) -> bool {
     let is_segment = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(is_shown);
     path.len() <= 512 && path.split('/').all(is_segment)
@@ -103,7 +105,8 @@ impl std::io::Write for Length {
     }
 }
 
-/// One DEK of a Transit request. Exactly one of `plaintext` and `ciphertext`, at most one of `context` and `associated_data`; base64.
+/// One DEK of a Transit request. Exactly one of `plaintext` and `ciphertext`, at most one of
+/// `context` and `associated_data`; base64.
 #[derive(Serialize)]
 pub(crate) struct Item<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,7 +219,8 @@ pub(crate) fn jwt_login<'a>(mount: &str, login: JwtLogin<'a>) -> Post<JwtLogin<'
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
-/// A request to AWS STS that is signed and not sent: the server sends it, and so learns who signed it. All in base64.
+/// A request to AWS STS that is signed and not sent: the server sends it, and so learns who signed
+/// it. All in base64.
 #[derive(Serialize)]
 pub(crate) struct AwsLogin<'a> {
     pub(crate) role: &'a str,
@@ -238,7 +242,8 @@ pub(crate) struct CertificateLogin<'a> {
     pub(crate) name: Option<&'a str>,
 }
 
-/// vaultrs's type sends the role under a name that the server does not know, and so lets every role match.
+/// vaultrs's type sends the role under a name that the server does not know, and so lets every role
+/// match.
 pub(crate) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }

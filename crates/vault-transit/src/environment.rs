@@ -1,5 +1,6 @@
-//! The variables that the clients of OpenBao and HashiCorp Vault read, with the meaning that they have there: `BAO_…` first, then `VAULT_…`;
-//! one that is empty is not set. One that would be ignored is an error.
+//! The variables that the clients of OpenBao and HashiCorp Vault read, with the meaning that they
+//! have there: `BAO_…` first, then `VAULT_…`; one that is empty is not set. One that would be
+//! ignored is an error.
 #![forbid(unsafe_code)]
 
 use std::ffi::OsString;
@@ -33,7 +34,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("TOKEN_PATH", "use VaultAuth::token_file"),
 ];
 
-/// Reads them; `variable` stands for the environment. The error names the one that cannot be obeyed.
+/// Reads them; `variable` stands for the environment. The error names the one that cannot be
+/// obeyed.
 pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Environment, String> {
     let find = |name: &str| {
         ["BAO_", "VAULT_"].iter().find_map(|prefix| {
@@ -106,6 +108,15 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
         timeout: timeout.filter(|timeout| !timeout.is_zero()),
         no_redirects: flag("DISABLE_REDIRECTS")?.1,
     })
+}
+
+/// The token alone.
+pub(crate) fn token(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, String> {
+    let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
+    match ["BAO_TOKEN", "VAULT_TOKEN"].into_iter().find_map(set) {
+        Some((name, value)) => value.into_string().map(Some).map_err(|_| format!("{name} is not UTF-8")),
+        None => Ok(None),
+    }
 }
 
 /// What Go's `strconv.ParseBool` reads.

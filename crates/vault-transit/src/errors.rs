@@ -15,9 +15,11 @@ pub(crate) struct Failure {
     pub(crate) retry_after: Option<Duration>,
     /// A server was asked: this is its answer, or its silence.
     pub(crate) asked: bool,
-    /// Said of everything behind a namespace, so a login that fails by it says as much of the key as a call does.
+    /// Said of everything behind a namespace, so a login that fails by it says as much of the key
+    /// as a call does.
     pub(crate) locked: bool,
-    /// Something on the way refused this request. The next one may pass: it is no sign of the server.
+    /// Something on the way refused this request. The next one may pass: it is no sign of the
+    /// server.
     pub(crate) on_the_way: bool,
 }
 
@@ -74,8 +76,9 @@ pub(crate) enum Said {
     BySomethingElse(String),
 }
 
-/// What the server's own 403 says of its reason. Evidence, not proof: OpenBao answers a bare `permission denied` for a
-/// token and a list with `permission denied` for a policy; HashiCorp Vault adds `invalid token` to the list for a token.
+/// What the server's own 403 says of its reason. Evidence, not proof: OpenBao answers a bare
+/// `permission denied` for a token and a list with `permission denied` for a policy; HashiCorp
+/// Vault adds `invalid token` to the list for a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Refusal {
     /// The server names the token.
@@ -96,10 +99,12 @@ pub(crate) fn refusal(texts: &[String]) -> Refusal {
     }
 }
 
-/// By status, then by the first text that the answer contains; an empty text matches every answer of its status.
+/// By status, then by the first text that the answer contains; an empty text matches every answer
+/// of its status.
 ///
-/// What is said of one ciphertext or one context is *invalid*; what is said of the key itself, or of everything behind a
-/// namespace, is *denied*. A 403 counts only where it is not the token that was refused.
+/// What is said of one ciphertext or one context is *invalid*; what is said of the key itself, or
+/// of everything behind a namespace, is *denied*. A 403 counts only where it is not the token that
+/// was refused.
 const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (400, "encryption key not found", Denied, "the key does not exist"),
     (400, "soft-deleted", Denied, "the key is soft-deleted"),
@@ -107,13 +112,13 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (400, "message authentication failed", Invalid, "wrong context, or a damaged or foreign ciphertext"),
     (400, "invalid ciphertext", Invalid, "not a ciphertext of this key"),
     (400, "", Invalid, "refused as bad input"),
-    (401, "", Misconfigured, "something in front of the server wants other credentials"),
+    (401, "", Misconfigured, "something in front of the server requires other credentials"),
     (403, "", Denied, "permission denied"),
     (404, "no handler for route", Misconfigured, "nothing is mounted at this path"),
     (404, "namespace not found", Denied, "the namespace does not exist"),
-    (404, "", Denied, "there is no such thing"),
+    (404, "", Denied, "not found"),
     (405, "", Misconfigured, "the server does not support the operation at this path"),
-    (407, "", Misconfigured, "the proxy wants credentials"),
+    (407, "", Misconfigured, "the proxy requires credentials"),
     (412, "", Unavailable, "this node has not yet seen what it is asked about"),
     (413, "", Invalid, "the request is larger than the server allows"),
     (429, "", Throttled, "a quota is used up"),
@@ -130,8 +135,9 @@ const LOCKED: &str = "locked by an administrator";
 
 /// The meaning of an answer that is not a success.
 ///
-/// Only the server itself denies, and only the server knows a ciphertext: a gateway or a firewall in front of it, which may
-/// answer 400, 403, 404 or 413 during somebody's rollout, ends no DEK and says nothing of a message.
+/// Only the server itself denies, and only the server knows a ciphertext: a gateway or a firewall
+/// in front of it, which may answer 400, 403, 404 or 413 during somebody's rollout, ends no DEK and
+/// says nothing of a message.
 pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     let texts: &[String] = match said {
         Said::ByTheServer(texts) => texts,
@@ -148,7 +154,10 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
         (None, _) => (Unavailable, "the server failed"),
     };
     let texts = match said {
-        Said::ByTheServer(texts) => texts.iter().map(|text| presentable(text)).collect::<Vec<_>>().join("; "),
+        Said::ByTheServer(texts) => {
+            let new = texts.iter().filter(|text| bare(text) != meaning);
+            new.map(|text| presentable(text)).collect::<Vec<_>>().join("; ")
+        }
         Said::BySomethingElse(start) => presentable(start),
     };
     let separator = if texts.is_empty() { "" } else { ": " };
@@ -161,6 +170,12 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     }
 }
 
+/// A server's text without the words that Go's multierror puts around a single error.
+fn bare(text: &str) -> &str {
+    let text = text.trim();
+    text.strip_prefix("1 error occurred:").map_or(text, |rest| rest.trim().trim_start_matches("* "))
+}
+
 /// The meaning of what one item of a batch says, whatever the status of the whole.
 pub(crate) fn classify_item(operation: &str, text: &str) -> Failure {
     classify(operation, 400, &Said::ByTheServer(vec![text.to_owned()]))
@@ -169,8 +184,8 @@ pub(crate) fn classify_item(operation: &str, text: &str) -> Failure {
 const MAX_TEXT: usize = 240;
 const LONGEST_WORD: usize = 23;
 
-/// A server's text for an operator's eyes: bounded, on one line, without control characters or others that do not show,
-/// and without words as long as a token or an encoded key, whoever put them there.
+/// A server's text for an operator's eyes: bounded, on one line, without control characters or
+/// others that do not show, and without words as long as a token or an encoded key.
 pub(crate) fn presentable(text: &str) -> String {
     let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();

@@ -1,4 +1,5 @@
-//! The text in which Vault's Transit engine hands out a wrapped DEK: `vault:vN:BASE64`, N the version of the key.
+//! The text in which Vault's Transit engine hands out a wrapped DEK: `vault:vN:BASE64`, N the
+//! version of the key.
 #![forbid(unsafe_code)]
 
 /// A ciphertext of the Transit engine, looked at from outside.
@@ -12,7 +13,8 @@ pub(crate) struct VaultCiphertext<'a> {
 const MIN_BYTES: usize = 12 + 16;
 
 impl<'a> VaultCiphertext<'a> {
-    /// `None` unless it has that form, with a version from 1 on and without a byte that the server would skip.
+    /// `None` unless it has that form, with a version from 1 on and without a byte that the server
+    /// would skip.
     pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (digits, base64) = text.strip_prefix("vault:v")?.split_once(':')?;

@@ -11,19 +11,22 @@ use crate::provider::Inner;
 use crate::transport::SMALL;
 use waxseal::kek::KekErrorClass;
 
-/// How the encryption context binds under a key that is not derived. See the [module's table](self).
+/// Says how the encryption context binds under a key that is not derived. See the table at
+/// [`VaultTransitKek`](crate::VaultTransitKek).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ContextBinding {
     /// As `associated_data`: Vault enforces it, and cannot rewrap on the server.
     AssociatedData,
-    /// Not at Vault, which releases the DEK for any context; the DEK id finds a wrong one after that. Vault rewraps on the server.
+    /// Not at Vault, which releases the DEK for any context. The DEK id reveals a wrong context
+    /// after that. Vault rewraps on the server.
     Unbound,
 }
 
-/// What the server says of a key.
+/// Describes a key, as the server does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct KeyInfo {
     /// Whether the encryption context is bound by derivation.
@@ -48,7 +51,8 @@ pub(crate) struct Known {
     at: Instant,
 }
 
-/// After a refusal the key is read anew, but not more often than this: refusals can be provoked by whoever writes messages.
+/// After a refusal the key is read again, but not more often than this: anyone who writes messages
+/// can provoke refusals.
 const DOUBT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 impl Inner {
@@ -65,7 +69,8 @@ impl Inner {
                 // Somebody may have read it meanwhile, or failed to.
                 match (self.known.load_full(), &*last_failure) {
                     (Some(known), _) if !self.is_in_doubt(&known) => Ok(known),
-                    // Whoever writes messages can cause doubt, and that must not make others depend on one more request.
+                    // Anyone who writes messages can cause doubt. Others must not depend on one
+                    // more request for it.
                     (Some(known), Some((at, failure)))
                         if failure.is_passing() && at.elapsed() < DOUBT_AT_MOST_EVERY =>
                     {
@@ -99,7 +104,7 @@ impl Inner {
     pub(crate) fn read_key_in_background(self: &Arc<Self>) {
         let inner = self.clone();
         self.spawner.spawn_one(&self.reading_in_background, async move {
-            // A failure changes nothing: whoever needs the key meets it too.
+            // A failure changes nothing: the next caller that needs the key meets it too.
             let _ = inner.read_key_now().await;
         });
     }
@@ -124,7 +129,8 @@ impl Inner {
         Ok(known)
     }
 
-    /// Decides from the key's own configuration how the context binds. What an earlier reading decided is forgotten when it does not hold any more.
+    /// Decides from the key's own configuration how the context binds. What an earlier reading
+    /// decided is forgotten when it does not hold any more.
     fn binding_of(&self, key: &KeyConfiguration) -> Result<Binding, Failure> {
         let refused = |class, why: &str| {
             self.known.store(None);
@@ -136,7 +142,7 @@ impl Inner {
             _ if key.soft_deleted => refused(KekErrorClass::Denied, "is soft-deleted"),
             _ if !is_usable => {
                 let why =
-                    format!("has the type {}; aes256-gcm96 or chacha20-poly1305 is wanted", presentable(&key.key_type));
+                    format!("has the type {}; expected aes256-gcm96 or chacha20-poly1305", presentable(&key.key_type));
                 refused(KekErrorClass::Misconfigured, &why)
             }
             _ if key.convergent_encryption => {

@@ -1,4 +1,5 @@
-//! The ways to prove to a server who this process is, and what each of them sends. It keeps nothing between two logins.
+//! The ways to prove to a server who this process is, and what each of them sends. It keeps nothing
+//! between two logins.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,9 +20,9 @@ use crate::errors::Failure;
 use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::KekError;
 
-/// How this process proves to the server who it is. Nothing secret is in its Debug text.
+/// Says how this process logs in. Its Debug text has no secret.
 ///
-/// Whatever is read from a file is read anew at each login, so an orchestrator can replace it.
+/// Files are read again at each login, so an orchestrator can replace them.
 pub struct VaultAuth(Method);
 
 enum Method {
@@ -76,15 +77,15 @@ const KUBERNETES_JWT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/toke
 const MAX_FILE: u64 = 64 * 1024;
 
 impl VaultAuth {
-    /// No token at all: for an agent or a proxy in front of the server that adds its own to each request. What it may do is up to
-    /// whoever runs it; a token of its that has ended is *misconfigured*.
+    /// Sends no token, for an agent or a proxy in front of the server that adds its own to each
+    /// request. If that token has ended, calls fail as *misconfigured*.
     #[must_use]
     pub fn none() -> Self {
         Self(Method::Nothing)
     }
 
-    /// This token. It is renewed as long as the server allows; when it ends there is no way to another, and every call fails as
-    /// *misconfigured*. For development, or where something else ends the process in time.
+    /// Uses this token. It is renewed as long as the server allows. When it ends, every call fails
+    /// as *misconfigured*. For development, or where the process ends before the token does.
     #[must_use]
     pub fn token(token: impl Into<String>) -> Self {
         match Token::new(SecretText::new(token.into())) {
@@ -93,19 +94,21 @@ impl VaultAuth {
         }
     }
 
-    /// The token in this file, such as the sink of a Vault agent. The file is read again when its token is refused or ends.
+    /// Uses the token in this file, such as the sink of a Vault agent. The file is read again when
+    /// its token is refused or ends.
     #[must_use]
     pub fn token_file(path: impl Into<PathBuf>) -> Self {
         Self(Method::TokenFile(path.into()))
     }
 
-    /// AppRole with this role id, at the mount `approle`. Add the secret id, if the role wants one.
+    /// Logs in by AppRole with this role id, at the mount `approle`. Add the secret id if the role
+    /// demands one.
     #[must_use]
     pub fn app_role(role_id: impl Into<String>) -> Self {
         Self::of_app_role(Source::value(role_id))
     }
 
-    /// As [`app_role`](Self::app_role), with the role id in this file.
+    /// Logs in by AppRole with the role id in this file. Otherwise as [`app_role`](Self::app_role).
     #[must_use]
     pub fn app_role_file(path: impl Into<PathBuf>) -> Self {
         Self::of_app_role(Source::File(path.into()))
@@ -115,28 +118,31 @@ impl VaultAuth {
         Self(Method::AppRole { mount: "approle".to_owned(), role_id, secret_id: None, wrapped: false })
     }
 
-    /// AppRole's secret id. Without effect on other methods.
+    /// Sets AppRole's secret id. Has no effect on other methods.
     #[must_use]
     pub fn secret_id(self, secret_id: impl Into<String>) -> Self {
         self.with_secret_id(Source::value(secret_id), false)
     }
 
-    /// The file with AppRole's secret id. Without effect on other methods.
+    /// Sets the file with AppRole's secret id. Has no effect on other methods.
     #[must_use]
     pub fn secret_id_file(self, path: impl Into<PathBuf>) -> Self {
         self.with_secret_id(Source::File(path.into()), false)
     }
 
-    /// The token of a [wrapped response](https://openbao.org/docs/concepts/response-wrapping/) that holds AppRole's secret id.
-    /// It is good for one look: the secret id is kept for later logins, in this process. A token that something else than
-    /// the making of a secret id gave is refused, and one that was used before is *misconfigured*: somebody else may have the
-    /// secret id. Without effect on other methods.
+    /// Sets the token of a [wrapped response](https://openbao.org/docs/concepts/response-wrapping/)
+    /// that holds AppRole's secret id. Has no effect on other methods.
+    ///
+    /// The response can be opened once, so this process keeps the secret id for later logins. A
+    /// response that does not come from the creation of a secret id is refused. A token that was
+    /// used before is *misconfigured*: someone else may have the secret id.
     #[must_use]
     pub fn wrapped_secret_id(self, token: impl Into<String>) -> Self {
         self.with_secret_id(Source::value(token), true)
     }
 
-    /// As [`wrapped_secret_id`](Self::wrapped_secret_id), with the token in this file. A new token in it is looked into at the next login.
+    /// Sets the file with the token of a wrapped response. Otherwise as
+    /// [`wrapped_secret_id`](Self::wrapped_secret_id). A new token in it is used at the next login.
     #[must_use]
     pub fn wrapped_secret_id_file(self, path: impl Into<PathBuf>) -> Self {
         self.with_secret_id(Source::File(path.into()), true)
@@ -149,20 +155,22 @@ impl VaultAuth {
         self
     }
 
-    /// Kubernetes with this role, at the mount `kubernetes`, by the token of the pod's service account.
+    /// Logs in by Kubernetes with this role, at the mount `kubernetes`, with the token of the pod's
+    /// service account.
     #[must_use]
     pub fn kubernetes(role: impl Into<String>) -> Self {
         Self(Method::Kubernetes { mount: "kubernetes".to_owned(), role: role.into(), jwt: KUBERNETES_JWT.into() })
     }
 
-    /// A JSON web token in this file, at the mount `jwt`, for the method's default role. OpenID Connect is the same with its
-    /// mount: a service has a token of its issuer already and no browser.
+    /// Logs in with the JSON web token in this file, at the mount `jwt`, for the method's default
+    /// role. For OpenID Connect, set its mount: a service has its issuer's token already and needs
+    /// no browser.
     #[must_use]
     pub fn jwt(path: impl Into<PathBuf>) -> Self {
         Self(Method::Jwt { mount: "jwt".to_owned(), role: None, jwt: path.into() })
     }
 
-    /// This role of the JWT method. Without effect on other methods.
+    /// Sets the role of the JWT method. Has no effect on other methods.
     #[must_use]
     pub fn jwt_role(mut self, name: impl Into<String>) -> Self {
         if let Method::Jwt { role, .. } = &mut self.0 {
@@ -171,7 +179,7 @@ impl VaultAuth {
         self
     }
 
-    /// Another file for the web token. Without effect on methods without one.
+    /// Sets another file for the web token. Has no effect on methods without one.
     #[must_use]
     pub fn jwt_file(mut self, path: impl Into<PathBuf>) -> Self {
         if let Method::Kubernetes { jwt, .. } | Method::Jwt { jwt, .. } = &mut self.0 {
@@ -180,13 +188,14 @@ impl VaultAuth {
         self
     }
 
-    /// The TLS client certificate of the connection, at the mount `cert`, for whichever role matches it.
+    /// Logs in by the connection's TLS client certificate, at the mount `cert`, for the role that
+    /// matches it.
     #[must_use]
     pub fn certificate() -> Self {
         Self(Method::Certificate { mount: "cert".to_owned(), role: None })
     }
 
-    /// Only this role of the certificate method. Without effect on other methods.
+    /// Restricts the certificate method to this role. Has no effect on other methods.
     #[must_use]
     pub fn certificate_role(mut self, name: impl Into<String>) -> Self {
         if let Method::Certificate { role, .. } = &mut self.0 {
@@ -195,8 +204,9 @@ impl VaultAuth {
         self
     }
 
-    /// AWS IAM with this role, at the mount `aws`: HashiCorp Vault only, OpenBao has no such method. Nothing is sent to AWS
-    /// from here; the request to STS that proves who signed it goes to the server.
+    /// Logs in by AWS IAM with this role, at the mount `aws`. HashiCorp Vault only: OpenBao has no
+    /// such method. Nothing is sent to AWS from here; the server gets a signed request to STS that
+    /// proves who signed it.
     #[must_use]
     pub fn aws_iam(role: impl Into<String>, credentials: impl AwsCredentials + 'static) -> Self {
         Self(Method::AwsIam {
@@ -208,8 +218,8 @@ impl VaultAuth {
         })
     }
 
-    /// The Region whose STS the server asks; by default the global endpoint. It has to be the server's `sts_endpoint`. Without
-    /// effect on other methods.
+    /// Sets the Region whose STS the server asks. By default the global endpoint. It must match the
+    /// server's `sts_endpoint`. Has no effect on other methods.
     #[must_use]
     pub fn aws_region(mut self, name: impl Into<String>) -> Self {
         if let Method::AwsIam { region, .. } = &mut self.0 {
@@ -218,7 +228,8 @@ impl VaultAuth {
         self
     }
 
-    /// The value that the server wants for `X-Vault-AWS-IAM-Server-ID`. Without effect on other methods.
+    /// Sets the value that the server demands for `X-Vault-AWS-IAM-Server-ID`. Has no effect on
+    /// other methods.
     #[must_use]
     pub fn aws_server_id(mut self, value: impl Into<String>) -> Self {
         if let Method::AwsIam { server_id, .. } = &mut self.0 {
@@ -227,7 +238,7 @@ impl VaultAuth {
         self
     }
 
-    /// Where the method is mounted. Without effect on tokens.
+    /// Sets where the method is mounted. Has no effect on tokens.
     #[must_use]
     pub fn mount(mut self, path: impl Into<String>) -> Self {
         if let Some(mount) = self.mount_mut() {
@@ -267,7 +278,7 @@ impl VaultAuth {
             _ if self.its_mount().is_some_and(|mount| !is_path(mount)) => {
                 Err("the mount of the login method is not a path")
             }
-            Method::Certificate { .. } if !has_certificate => Err("a login by certificate wants client_certificate"),
+            Method::Certificate { .. } if !has_certificate => Err("a login by certificate needs client_certificate"),
             Method::AwsIam { region: Some(region), .. } if !is_name(region) => Err("aws_region is not a Region's name"),
             Method::AwsIam { server_id: Some(id), .. }
                 if id.is_empty() || !id.bytes().all(|b| b.is_ascii_graphic()) =>
@@ -453,7 +464,8 @@ impl Desk<'_> {
     }
 }
 
-/// A login that is refused says nothing of the key: an operator has to act. Only a locked namespace is closed to everybody.
+/// A login that is refused says nothing of the key: an operator has to act. Only a locked namespace
+/// is closed to everybody.
 pub(crate) fn login_failure(failure: Failure) -> Failure {
     if failure.is_passing() || failure.locked {
         return failure;
@@ -461,9 +473,10 @@ pub(crate) fn login_failure(failure: Failure) -> Failure {
     Failure { class: waxseal::kek::KekErrorClass::Misconfigured, on_the_way: false, ..failure }
 }
 
-/// No credentials of AWS: their source's outage is one, and whatever else it says concerns them only.
+/// No credentials of AWS: their source's outage is one, and whatever else it says concerns them
+/// only.
 fn of_aws(error: KekError) -> Failure {
-    let message = format!("login (AWS IAM): {error}");
+    let message = format!("login (AWS IAM): {}", error.message());
     let failure =
         Failure { retry_after: error.retry_after(), asked: error.was_asked(), ..Failure::new(error.class(), message) };
     login_failure(failure)

@@ -24,12 +24,23 @@ use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{Dek, KekId, WrappedDek};
 
-/// One key of a Transit engine, as a [`KekProvider`](waxseal::kek::KekProvider). A clone is another handle to the same.
+/// Wraps DEKs by one key of a Transit engine. A clone is another handle to the same provider.
 ///
-/// Its id is `vault:CLUSTER/MOUNT/KEY`. The cluster's name is the caller's: two clusters may both have `transit/orders`, and their names, which
-/// stand in every sealed message, tell them apart. A namespace is not part of the id: give the same key in two namespaces two cluster names.
+/// Its id is `vault:CLUSTER/MOUNT/KEY`. You choose the cluster's name. Two clusters may both have
+/// `transit/orders`; their names, which are in every sealed message, distinguish them. A namespace
+/// is not part of the id: give the same key in two namespaces two cluster names.
 ///
 /// A wrapped DEK is Transit's own text, `vault:vN:…`, so other tools can read it too.
+///
+/// # How the encryption context binds
+///
+/// | key | what Vault gets | Vault enforces the context | rewrap and datakey on the server |
+/// |---|---|---|---|
+/// | derived (recommended) | the context's canonical bytes as `context` | yes | yes |
+/// | not derived, [`ContextBinding::AssociatedData`] | the same as `associated_data` | yes | no: Transit cannot rewrap such ciphertexts, so this process unwraps and wraps |
+/// | not derived, [`ContextBinding::Unbound`] | nothing | no; the DEK id still commits to it, so a wrong context is found here, after Vault released the DEK | yes |
+///
+/// Which of the first and the others applies is read from the key itself: Transit ignores a `context` under a key that is not derived.
 #[derive(Clone)]
 pub struct VaultTransitKek(pub(crate) Arc<Inner>);
 
@@ -53,24 +64,21 @@ pub(crate) struct Inner {
 }
 
 impl VaultTransitKek {
-    /// Starts the configuration for the key `key` in the cluster that the caller calls `cluster`. Reads no environment variable.
+    /// Starts the configuration for the key `key` in the cluster that you name `cluster`. Reads no
+    /// environment variable.
     pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
         VaultTransitKekBuilder::new(cluster, key)
     }
 
-    /// As [`builder`](Self::builder), with what the environment says to the clients of OpenBao and HashiCorp Vault; what is set on the
-    /// builder wins. Each of these is read as `BAO_…`, then as `VAULT_…`: `ADDR` (`AGENT_ADDR` comes before it), `TOKEN`, `NAMESPACE`, `CACERT`,
-    /// `CACERT_BYTES`, `CAPATH`, `CLIENT_CERT` and `CLIENT_KEY` (or both with `_BYTES`), `TLS_SERVER_NAME`, `CLIENT_TIMEOUT`, `PROXY_ADDR` or
-    /// `HTTP_PROXY`, `DISABLE_REDIRECTS`; also `HTTPS_PROXY` and its kin.
-    ///
-    /// What cannot be obeyed is refused at build, not ignored: `SKIP_VERIFY`, `SRV_LOOKUP`, `MFA`, `WRAP_TTL`, `RATE_LIMIT`, `MAX_RETRIES`,
-    /// `TOKEN_PATH`, and half of a certificate and its key.
+    /// Use [`VaultTransitKekBuilder::from_env`].
+    #[doc(hidden)]
     pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
-        VaultTransitKekBuilder::new(cluster, key).variables(|name| std::env::var_os(name))
+        VaultTransitKekBuilder::from_env(cluster, key)
     }
 
-    /// Logs in if need be and reads the key now: at the start of a service, to fail early, and before a run that
-    /// rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current) knows the latest version.
+    /// Logs in if necessary and reads the key now. Useful at the start of a service, to fail early,
+    /// and before a run that rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current)
+    /// knows the latest version.
     ///
     /// # Errors
     /// Those of the server; *misconfigured* for a key that cannot be used as it is.
@@ -85,7 +93,8 @@ impl VaultTransitKek {
 const MOST_SESSIONS: u32 = 4;
 
 impl Inner {
-    /// One request with the session's token; once more after a new login, if it was the token that was refused.
+    /// Sends a request with the session's token, and once more after a new login if the token was
+    /// refused.
     pub(crate) async fn call<E: Endpoint>(&self, operation: &str, endpoint: &E, most: usize) -> Result<Reply, Failure> {
         let path = endpoint.path();
         let mut session = self.auth.session().await?;
@@ -106,8 +115,9 @@ impl Inner {
         Err(Failure::unavailable(format!("{operation}: the token is replaced faster than it can be used")))
     }
 
-    /// Whether the key can be used now, which is what counts: the node that a load balancer leads to may be another one for each
-    /// request, so what one node says of itself only explains a failure.
+    /// Whether the key can be used now, which is what counts: the node that a load balancer leads
+    /// to may be another one for each request, so what one node says of itself only explains a
+    /// failure.
     async fn health(self: &Arc<Self>) -> Result<Health, Failure> {
         if let Err(failure) = self.read_key_now().await {
             return Err(self.explained(failure).await);
@@ -146,7 +156,8 @@ impl KekProvider for VaultTransitKek {
         &self.0.id
     }
 
-    /// [`Enforced`](Bound::Enforced), but for a key that is not derived under [`ContextBinding::Unbound`], or may be one.
+    /// [`Enforced`](Bound::Enforced), but for a key that is not derived under
+    /// [`ContextBinding::Unbound`], or may be one.
     fn context_binding(&self) -> Bound {
         match (self.0.known.load().as_ref().map(|known| known.binding), self.0.chosen) {
             (Some(Binding::Derived | Binding::AssociatedData), _) => Bound::Enforced,
@@ -164,8 +175,10 @@ impl KekProvider for VaultTransitKek {
         }
     }
 
-    /// From the version in the text, against the latest one that is known: from the key ([`VaultTransitKek::read_key`], and again when that is older than
-    /// [`key_max_age`](VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none is known; the first question starts a reading.
+    /// From the version in the text, against the latest one that is known: from the key
+    /// ([`VaultTransitKek::read_key`], and again when that is older than
+    /// [`key_max_age`](VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none
+    /// is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {
             Some(known) => self.0.look_ahead(&known),
@@ -194,15 +207,17 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// By Transit's `datakey`; under [`ContextBinding::AssociatedData`], which that does not take, made here and wrapped.
+    /// By Transit's `datakey`; under [`ContextBinding::AssociatedData`], which that does not take,
+    /// made here and wrapped.
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async move {
             if !self.rewraps_on_the_server().await? {
-                let dek = Dek::random()
-                    .map_err(|error| KekError::unavailable("no randomness").without_asking().with_source(error))?;
+                let dek = Dek::random().map_err(|error| {
+                    KekError::unavailable("no DEK could be made").without_asking().with_source(error)
+                })?;
                 let wrapped = self.wrap(context, &dek).await?;
                 return Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped));
             }
@@ -254,7 +269,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// One request; under [`ContextBinding::AssociatedData`] two, and the DEKs pass through this process.
+    /// One request; under [`ContextBinding::AssociatedData`] two, and the DEKs pass through this
+    /// process.
     fn rewrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -279,7 +295,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// Sealed, not initialised and standby are told apart; then the login, the policy for reading the key, and the key itself are tried.
+    /// Sealed, not initialised and standby are told apart; then the login, the policy for reading
+    /// the key, and the key itself are tried.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let inner = self.0.clone();
@@ -287,7 +304,8 @@ impl KekProvider for VaultTransitKek {
         })
     }
 
-    /// Gives back the token that the last login gave (`revoke-self`); a token that was handed to the provider is not its to end.
+    /// Gives back the token that the last login gave (`revoke-self`); a token that was handed to
+    /// the provider is not its to end.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let auth = self.0.auth.clone();
@@ -313,7 +331,8 @@ impl VaultTransitKek {
         match self.0.spawner.run(work).await {
             Ok(results) => results,
             Err(error) => {
-                let failure = Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.to_string()) };
+                let failure =
+                    Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.message().to_owned()) };
                 (0..len).map(|_| Err(failure.clone())).collect()
             }
         }

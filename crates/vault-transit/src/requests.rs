@@ -129,7 +129,8 @@ impl Inner {
         answer.data.ok_or_else(|| Failure::not_understood("generate"))
     }
 
-    /// The entry for a ciphertext that the server returned. What it says of the key's version is believed.
+    /// The entry for a ciphertext that the server returned. What it says of the key's version is
+    /// believed.
     pub(crate) fn wrapped(&self, operation: &str, ciphertext: Option<&str>) -> Result<WrappedDek, Failure> {
         let not_understood = || Failure::not_understood(operation);
         let bytes = ciphertext.ok_or_else(not_understood)?.as_bytes();

@@ -18,7 +18,8 @@ pub(crate) struct Session {
     /// The lease that the login gave; a renewal that gives less has met the token's last end.
     pub(crate) first_lease: Option<Duration>,
     pub(crate) renewable: bool,
-    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed any more.
+    /// A login of ours gave it and nobody else has it, so it is given back when it is not needed
+    /// any more.
     pub(crate) is_ours: bool,
     /// A call with it succeeded.
     pub(crate) worked: AtomicBool,

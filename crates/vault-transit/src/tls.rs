@@ -1,4 +1,5 @@
-//! Whom to trust and what to show: certificates and keys from files, which are read anew when they change.
+//! Whom to trust and what to show: certificates and keys from files, which are read anew when they
+//! change.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -117,8 +118,8 @@ fn bundle(pem: &[u8], whose: &dyn std::fmt::Display) -> Result<Vec<Certificate>,
     }
 }
 
-/// The files of a directory and of those in it, in order. What is reached by a link counts; hidden names, in which
-/// Kubernetes keeps what its links point to, do not.
+/// The files of a directory and of those in it, in order. What is reached by a link counts; hidden
+/// names, in which Kubernetes keeps what its links point to, do not.
 fn files_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut rest = vec![(directory.to_owned(), 0)];

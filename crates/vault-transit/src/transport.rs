@@ -1,7 +1,9 @@
-//! Sends one request, once, and reads a bounded answer: TLS, proxy, time limits. It knows nothing of Transit.
+//! Sends one request, once, and reads a bounded answer: TLS, proxy, time limits. It knows nothing
+//! of Transit.
 //!
-//! The client of vaultrs itself is not used: it cannot trust a private CA *instead of* the system's, sends the token wherever a redirection points, panics on
-//! a token or a namespace that is no header value, reads answers of any size, and its errors carry the body, a DEK included.
+//! The client of vaultrs itself is not used: it cannot trust a private CA *instead of* the
+//! system's, sends the token wherever a redirection points, panics on a token or a namespace that
+//! is no header value, reads answers of any size, and its errors carry the body, a DEK included.
 #![forbid(unsafe_code)]
 
 use std::error::Error as _;
@@ -23,7 +25,8 @@ use crate::errors::{Failure, Refusal, Said, classify, presentable, refusal};
 use crate::tls::TlsSources;
 use waxseal::kek::toolkit::certificates;
 
-/// A token as it goes into requests: its bytes are wiped when the last request that carries it is done.
+/// A token as it goes into requests: its bytes are wiped when the last request that carries it is
+/// done.
 pub(crate) struct Token(HeaderValue);
 
 impl Token {
@@ -86,15 +89,17 @@ pub(crate) struct Transport {
     namespace: Option<HeaderValue>,
 }
 
-/// A pool this young has no connection that anybody could have forgotten, and a server that is slow for everybody is not helped
-/// by new connections: several times what an answer takes, within these bounds.
+/// A pool this young has no connection that anybody could have forgotten, and a server that is slow
+/// for everybody is not helped by new connections: several times what an answer takes, within these
+/// bounds.
 const YOUNG_IN_ANSWERS: u64 = 10;
 const LEAST_YOUNG: Duration = Duration::from_millis(500);
 const MOST_YOUNG: Duration = Duration::from_secs(1);
-/// A request that was given up counts as unanswered after several times what an answer takes, within these bounds.
-const PATIENCE_IN_ANSWERS: u64 = 3;
-const LEAST_PATIENCE: Duration = Duration::from_millis(20);
-const MOST_PATIENCE: Duration = Duration::from_secs(1);
+/// A request that was given up counts as unanswered after several times what an answer takes,
+/// within these bounds.
+const SILENCE_IN_ANSWERS: u64 = 3;
+const SHORTEST_SILENCE: Duration = Duration::from_millis(20);
+const LONGEST_SILENCE: Duration = Duration::from_secs(1);
 
 /// Bytes of an answer that is not a batch.
 pub(crate) const SMALL: usize = 256 * 1024;
@@ -127,7 +132,8 @@ impl Transport {
             let real = url.host_str().unwrap_or_default().to_owned();
             let authority = url.port().map_or_else(|| real.clone(), |port| format!("{real}:{port}"));
             host = HeaderValue::from_str(&authority).ok();
-            // The URL's host is what the certificate is held against; where it leads is decided by the resolver.
+            // The URL's host is what the certificate is held against; where it leads is decided by
+            // the resolver.
             if url.set_host(Some(&name)).is_ok() {
                 resolver = Some(Arc::new(Elsewhere { name, real: real.trim_matches(['[', ']']).to_owned() }));
             }
@@ -277,7 +283,8 @@ impl Transport {
     }
 }
 
-/// A request on its way. Where its caller leaves without an answer, the pool that it used is judged.
+/// A request on its way. Where its caller leaves without an answer, the pool that it used is
+/// judged.
 struct Asking<'a> {
     transport: &'a Transport,
     generation: &'a Generation,
@@ -312,7 +319,8 @@ impl Asking<'_> {
             if fits {
                 append(&mut body, &chunk);
             }
-            // Where nobody else holds the buffer; what the connection's own buffers keep is out of reach.
+            // Where nobody else holds the buffer; what the connection's own buffers keep is out of
+            // reach.
             if let Ok(mut chunk) = chunk.try_into_mut() {
                 chunk.zeroize();
             }
@@ -338,7 +346,7 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if !self.over
-            && self.start.elapsed() >= self.transport.in_answers(PATIENCE_IN_ANSWERS, LEAST_PATIENCE, MOST_PATIENCE)
+            && self.start.elapsed() >= self.transport.in_answers(SILENCE_IN_ANSWERS, SHORTEST_SILENCE, LONGEST_SILENCE)
         {
             self.transport.distrust(self.generation);
         }

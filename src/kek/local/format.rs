@@ -1,4 +1,5 @@
-//! What the local provider writes: its wrapped DEK and its key file (docs/format.md, "Local wrapped key" and "Local key file").
+//! What the local provider writes: its wrapped DEK and its key file (docs/format.md, "Local wrapped
+//! key" and "Local key file").
 #![forbid(unsafe_code)]
 
 use sha2::{Digest, Sha256};

@@ -1,4 +1,5 @@
-//! The key file on disk: who may read it, how it is replaced, and how two writers keep out of each other's way.
+//! The key file on disk: who may read it, how it is replaced, and how two writers keep out of each
+//! other's way.
 #![forbid(unsafe_code)]
 
 use std::fs::{File, Metadata};
@@ -93,7 +94,8 @@ impl FileOnDisk {
             return Err(self.error("is not a regular file", io::ErrorKind::InvalidInput.into()));
         }
         self.check_private(&metadata)?;
-        // Room for the whole file at once: a growing buffer would leave secrets behind in the blocks it outgrew.
+        // Room for the whole file at once: a growing buffer would leave secrets behind in the
+        // blocks it outgrew.
         let len = usize::try_from(metadata.len().min(MAX_KEY_FILE)).unwrap_or(0);
         let mut bytes = Zeroizing::new(Vec::with_capacity(len + 64));
         file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(|error| self.error("cannot be read", error))?;
@@ -121,8 +123,8 @@ impl FileOnDisk {
         Ok(())
     }
 
-    /// Writes beside the file, then renames over it: a reader sees the old content or the new, and so does the next start after
-    /// a power failure.
+    /// Writes beside the file, then renames over it: a reader sees the old content or the new, and
+    /// so does the next start after a power failure.
     fn replace(&self, file: &KeyFile) -> Result<(), Error> {
         let bytes =
             file.to_bytes().ok_or_else(|| Error::new(ErrorKind::TooLarge, "the key file has too many versions"))?;
@@ -137,7 +139,8 @@ impl FileOnDisk {
         Ok(())
     }
 
-    /// Waits for the lock, which is a file beside the key file: the key file itself is replaced by every writer.
+    /// Waits for the lock, which is a file beside the key file: the key file itself is replaced by
+    /// every writer.
     fn lock(&self) -> Result<File, Error> {
         let mut path = self.path.clone().into_os_string();
         path.push(".lock");

@@ -1,8 +1,9 @@
-//! The embedded default: a KEK in a key file, or in memory for tests.
+//! A KEK in a key file, or in memory for tests.
 //!
-//! **It is no replacement for a key service.** Whoever can read the file has the KEK, nobody else decides on its use, no use of it
-//! is logged, and revoking it means deleting a file that may have been copied. It is for development, for tests, and
-//! for machines whose disk is the trust boundary anyway.
+//! **It does not replace a key service.** Anyone who can read the file has the KEK. No policy
+//! limits its use, no use is logged, and revoking it means deleting a file that may have been
+//! copied. Use it for development, for tests, and on machines whose disk is the trust boundary
+//! anyway.
 #![forbid(unsafe_code)]
 
 mod config;
@@ -25,10 +26,11 @@ pub use config::Config;
 use format::{KeyFile, LocalWrapped};
 use key_file::FileOnDisk;
 
-/// A KEK held by this process.
+/// Wraps DEKs by a key that this process holds.
 ///
-/// Its id is `local:NAME`. It has versions: [`rotate`](Self::rotate) adds one that wraps from then on, while the older ones go on
-/// unwrapping until they are [`retired`](Self::retire). A clone is another handle to the same KEK.
+/// Its id is `local:NAME`. It has versions. [`rotate`](Self::rotate) adds one that wraps from then
+/// on; older ones still unwrap until they are [retired](Self::retire). A clone is another handle to
+/// the same KEK.
 ///
 /// ```
 /// use waxseal::kek::local::LocalKek;
@@ -95,19 +97,20 @@ impl LocalKek {
     /// Opens a key file.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if it is missing, is no regular file, can be read or written by anyone but its owner (mode beyond 0600),
-    /// is not a key file, or was changed.
+    /// [`ErrorKind::Io`] if it is missing, is no regular file, can be read or written by anyone but
+    /// its owner (mode beyond 0600), is not a key file, or was changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let disk = FileOnDisk::new(path.as_ref())?;
         let file = disk.read()?;
         Self::from_file(file, Some(disk))
     }
 
-    /// Opens a key file, or makes one with a first version if there is none. Two processes that do so at once get the same KEK.
+    /// Opens a key file, or creates one with a first version if it is missing. Two processes that
+    /// do so at the same time get the same KEK.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes or that differs from the
-    /// name in an existing file.
+    /// As [`open`](Self::open); [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes
+    /// or that differs from the name in an existing file.
     pub fn open_or_create(path: impl AsRef<Path>, name: &str) -> Result<Self, Error> {
         check_name(name)?;
         let disk = FileOnDisk::new(path.as_ref())?;
@@ -116,7 +119,7 @@ impl LocalKek {
         Self::from_file(file, Some(disk))
     }
 
-    /// A KEK that lives and dies with this process: for tests.
+    /// Makes a KEK that exists only in this process, for tests.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes.
@@ -125,10 +128,12 @@ impl LocalKek {
         Self::from_file(first_version(name)?, None)
     }
 
-    /// A KEK from secrets that are kept elsewhere (32 uniformly random bytes a version), the highest version being the current one.
+    /// Makes a KEK from secrets that you keep elsewhere, 32 uniformly random bytes for each
+    /// version. The highest version is the current one.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes, for no version, and for one given twice.
+    /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes, for no version, and for
+    /// one given twice.
     pub fn from_secrets<'a>(name: &str, secrets: impl IntoIterator<Item = (u32, &'a [u8; 32])>) -> Result<Self, Error> {
         check_name(name)?;
         let mut versions = Vec::new();
@@ -148,22 +153,24 @@ impl LocalKek {
         Ok(Self(Arc::new(Inner { id, file: disk, ring })))
     }
 
-    /// The version that wraps.
+    /// Returns the version that wraps.
     #[must_use]
     pub fn current_version(&self) -> u32 {
         self.read(|ring| ring.current)
     }
 
-    /// All versions, ascending, and whether each still unwraps.
+    /// Returns all versions, ascending, and whether each still unwraps.
     #[must_use]
     pub fn versions(&self) -> Vec<(u32, bool)> {
         self.read(|ring| ring.keys.iter().map(|(version, key)| (*version, key.is_some())).collect())
     }
 
-    /// Makes a new version, which wraps from now on, and returns its number. The older ones go on unwrapping.
+    /// Makes a new version, which wraps from now on, and returns its number. Older versions still
+    /// unwrap.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the key file cannot be locked, read or replaced; the KEK is then unchanged.
+    /// [`ErrorKind::Io`] if the key file cannot be locked, read or replaced; the KEK is then
+    /// unchanged.
     pub fn rotate(&self) -> Result<u32, Error> {
         self.change(|file| {
             let last = file.versions.last().map_or(0, |(version, _)| *version);
@@ -173,11 +180,12 @@ impl LocalKek {
         })
     }
 
-    /// Destroys the secret of an old version: **what is still wrapped by it can never be opened again.** Rewrap first.
+    /// Destroys the secret of an old version: **DEKs that it wrapped can never be unwrapped
+    /// again.** Rewrap first.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for the current version and for one that does not exist; [`ErrorKind::Io`] as
-    /// [`rotate`](Self::rotate). Retiring a retired version changes nothing.
+    /// [`ErrorKind::InvalidOption`] for the current version and for one that does not exist;
+    /// [`ErrorKind::Io`] as [`rotate`](Self::rotate). Retiring a retired version changes nothing.
     pub fn retire(&self, version: u32) -> Result<(), Error> {
         self.change(|file| {
             if file.versions.last().is_some_and(|(current, _)| *current == version) {
@@ -191,8 +199,8 @@ impl LocalKek {
         })
     }
 
-    /// Reads the key file again. Wrapping and unwrapping do so by themselves when another process has replaced the file;
-    /// this tells whether it could be read.
+    /// Reads the key file again. Wrapping and unwrapping do so on their own when another process
+    /// has replaced the file. This method reports whether it could be read.
     ///
     /// # Errors
     /// As [`open`](Self::open); the KEK is then unchanged.
@@ -237,8 +245,8 @@ impl LocalKek {
         look(&self.0.ring.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes notice of what another process did to the key file. While the file cannot be read, the KEK goes on with what it
-    /// knows, and `health` says so.
+    /// Reads the key file if another process replaced it. While it cannot be read, the KEK
+    /// continues with the versions in memory, and `health` reports that.
     fn follow_file(&self) {
         if self.0.file.as_ref().is_some_and(FileOnDisk::has_changed) {
             let _ = self.reload();

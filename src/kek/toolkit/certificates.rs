@@ -1,8 +1,9 @@
-//! How a provider knows that a certificate stands between it and its key service.
+//! Recognises a connection that failed because of a certificate.
 
 #![forbid(unsafe_code)]
 
-/// What TLS says where a certificate is at fault, the server's or the client's own. No type tells it through an HTTP client.
+/// The texts of TLS errors in which the server's or the client's certificate is at fault. HTTP
+/// clients hide the type.
 const AT_FAULT: &[&str] = &[
     "invalid peer certificate",
     "alert: BadCertificate",
@@ -17,7 +18,8 @@ const AT_FAULT: &[&str] = &[
     "alert: DecryptError",
 ];
 
-/// Whether `text`, one error of a failed connection, blames a certificate: an operator has to act.
+/// Returns whether `text`, one error of a failed connection, blames a certificate, so that an
+/// operator has to act.
 #[must_use]
 pub fn blamed_in(text: &str) -> bool {
     AT_FAULT.iter().any(|words| text.contains(words))

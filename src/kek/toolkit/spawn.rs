@@ -1,4 +1,5 @@
-//! Runs a network provider on the tokio runtime in which it was built, whoever polls its futures.
+//! Runs a network provider on the tokio runtime in which it was built, on whatever executor its
+//! futures are polled.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -16,14 +17,17 @@ use crate::memory::fork;
 use crate::runtime::Runtime;
 use crate::runtime::tokio::{Handed, Tokio, Unstarted, has_io, has_timers, spawn_on};
 
-/// A runtime that is well begins what it is given far sooner. One that does not is driven by nobody, or its only thread is blocked.
+/// A healthy runtime starts a task far sooner. If it does not, nothing drives it, or its only
+/// thread is blocked.
 const BEGINS_WITHIN: Duration = Duration::from_secs(1);
 
-/// The tokio runtime in which a provider was built, or that of a later caller once the first one ended or began nothing.
+/// Runs work on the tokio runtime in which a provider was built, or on that of a later caller once
+/// the first one has ended or starts no task.
 ///
-/// An HTTP client can follow: its connections are tasks of the runtime on which they were made. They close when it ends, and the
-/// client makes new ones wherever it is polled. Connections of a runtime that nobody drives stay open and do not answer; the
-/// first request that meets its time limit on one gives it up.
+/// An HTTP client can follow: its connections are tasks of the runtime on which they were made.
+/// They close when it ends, and the client makes new ones wherever it is polled. Connections of a
+/// runtime that nothing drives stay open and do not answer. The first request that times out on one
+/// abandons it.
 pub struct Spawner {
     built_in: Handle,
     now: ArcSwap<Handle>,
@@ -53,12 +57,15 @@ impl Spawner {
         Ok(Self { now: ArcSwap::from_pointee(built_in.clone()), built_in, timer, generation })
     }
 
-    /// After a fork the runtime's threads and connections are the parent's: whatever is given to it in the child waits for ever.
+    /// Returns whether this is still the process in which the provider was built. After a fork the
+    /// runtime's threads and connections are the parent's, and a task given to it in the child
+    /// never runs.
     pub fn is_of_this_process(&self) -> bool {
         self.generation == fork::generation()
     }
 
-    /// Runs `work` there, whoever polls; ends it there when it is dropped here.
+    /// Runs `work` on the runtime, on whatever executor this future is polled. Dropping the future
+    /// ends the work.
     pub async fn run<T, E>(&self, work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, KekError>
     where
         T: Send + 'static,
@@ -98,8 +105,9 @@ impl Spawner {
         }
     }
 
-    /// Runs `work` in the background, there or where the caller is, unless it is being done. It is given up where neither
-    /// takes it, or the runtime ends: the next one begins it again.
+    /// Runs `work` in the background, on the provider's runtime or the caller's, unless `busy` says
+    /// that it is running. If neither runtime takes it, or the runtime ends, the next call starts
+    /// it again.
     pub fn spawn_one(&self, busy: &Arc<AtomicBool>, work: impl Future<Output = ()> + Send + 'static) {
         if !self.is_of_this_process() {
             return;
@@ -117,7 +125,7 @@ impl Spawner {
         }
     }
 
-    /// The runtime of whoever calls, if it is fit, or the first one.
+    /// The caller's runtime, if it has timers and IO, or the first one.
     fn other_than(&self, tried: &[tokio::runtime::Id]) -> Option<Handle> {
         let current = Handle::try_current().ok().filter(|current| !tried.contains(&current.id()));
         let fit = current.filter(|_| has_timers() && has_io());
@@ -125,7 +133,14 @@ impl Spawner {
     }
 }
 
-/// *Unavailable*: it says nothing of the key, DEKs at hand may ride it out, and the next caller on a runtime that lives ends it.
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawner").field("runtime", &self.now.load().id()).finish_non_exhaustive()
+    }
+}
+
+/// *Unavailable*: it says nothing about the key, cached DEKs may be served stale, and the next
+/// caller on a live runtime ends it.
 const NOWHERE: &str = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, \
                        or a task blocks its only thread), and the caller runs on no other that could take its place";
 
@@ -133,7 +148,7 @@ fn nowhere() -> KekError {
     KekError::unavailable(NOWHERE).without_asking()
 }
 
-/// The right to do something that one at a time does in the background; given back when it is done, or dropped undone.
+/// The right to do work that runs once at a time. It is returned when the work is done or dropped.
 struct Turn(Arc<AtomicBool>);
 
 impl Turn {

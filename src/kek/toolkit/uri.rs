@@ -39,7 +39,8 @@ pub struct Uri<'a> {
 }
 
 impl<'a> Uri<'a> {
-    /// Takes `text` apart, which has to begin with `prefix`, such as `vault-transit://` or `local:`.
+    /// Takes `text` apart, which has to begin with `prefix`, such as `vault-transit://` or
+    /// `local:`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another scheme, a fragment, white space or control
@@ -146,8 +147,8 @@ impl<'a> Uri<'a> {
         items.map(|item| self.decode(&parameter(name), item)).collect()
     }
 
-    /// Returns the pairs of a parameter, which are separated by commas, and in each the left and the
-    /// right side of `separator`.
+    /// Returns the pairs of a parameter, which are separated by commas, and in each the left and
+    /// the right side of `separator`.
     ///
     /// # Errors
     /// As [`decode`](Self::decode); also for an item without the separator.

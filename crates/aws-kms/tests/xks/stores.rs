@@ -300,7 +300,7 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
     let budget = CallBudget::new(8, 8).unwrap();
     let alice = context("alice");
     let mut questions = Vec::new();
-    let policy = waxseal::CallPolicy::default().deadline(Duration::from_millis(300)).tries(1);
+    let policy = waxseal::CallPolicy::default().deadline(Duration::from_secs(1)).tries(1);
     for arn in [&path.arn, &other] {
         let writer = path.kek_of(arn).await;
         let kek = path.builder(arn).external_key_store(&path.store).external_key_store_budget(budget.clone());

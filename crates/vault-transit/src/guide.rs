@@ -1,0 +1,37 @@
+//! The pages for operators, with examples that are compiled.
+//!
+//! | page | what it says |
+//! |---|---|
+//! | [`vault`] | key, policy, logins, rotation, what the audit log shows |
+#![forbid(unsafe_code)]
+
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
+/// and each page brings those that lead from file to file.
+macro_rules! links {
+    () => {
+        "[calls.md]: waxseal::guide::calls
+[format.md]: waxseal::guide::format
+[lifetimes.md]: waxseal::guide::lifetimes
+[performance.md]: waxseal::guide::performance
+[runtimes.md]: waxseal::guide::runtimes
+[SECURITY.md]: waxseal::guide::security
+[vault.md]: crate::guide::vault
+
+"
+    };
+}
+pub(crate) use links;
+
+macro_rules! pages {
+    ($($name:ident: $file:literal,)*) => {
+        $(
+            #[doc = links!()]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    vault: "../docs/vault.md",
+}
