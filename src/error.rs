@@ -183,11 +183,14 @@ impl Error {
 
     /// Adds the cause. Its Debug and Display must be free of secrets.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.0) {
-            inner.source = Some(source.into());
-        }
-        self
+    pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let source = Some(source.into());
+        let inner = match Arc::try_unwrap(self.0) {
+            Ok(inner) => Inner { source, ..inner },
+            // Others hold it: this one becomes an error of its own.
+            Err(shared) => Inner { kind: shared.kind, detail: shared.detail.clone(), source },
+        };
+        Self(Arc::new(inner))
     }
 
     /// The operating system's random number generator failed. This is not a `From` of the generator

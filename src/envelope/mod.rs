@@ -277,10 +277,13 @@ impl Envelope {
     /// failure.
     ///
     /// # Errors
-    /// The failure of the first context that failed, after all were tried.
+    /// The failure of the first context that failed, after all were tried. A failure that a retry may mend
+    /// is returned only if there is no other.
     pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
         let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
         let (mut asked, at_once) = (FuturesUnordered::new(), self.0.keks().at_once());
+        // One that a retry does not mend comes before those that it may.
+        let rank = |n: usize, error: &Error| (error.is_retryable(), n);
         let mut first_failure: Option<(usize, Error)> = None;
         loop {
             while asked.len() < at_once
@@ -290,7 +293,9 @@ impl Envelope {
             }
             match asked.next().await {
                 None => return first_failure.map_or(Ok(()), |(_, error)| Err(error)),
-                Some((n, Some(error))) if first_failure.as_ref().is_none_or(|(first, _)| n < *first) => {
+                Some((n, Some(error)))
+                    if first_failure.as_ref().is_none_or(|(at, first)| rank(n, &error) < rank(*at, first)) =>
+                {
                     first_failure = Some((n, error));
                 }
                 Some(_) => {}

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::call::{CallBounds, GuardedKek, Lane};
-use super::set::{KekSet, RetryMode, named};
+use super::set::{KekSet, RetryMode, named, no_writing_kek};
 use super::{KekError, KekErrorClass};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -26,6 +26,9 @@ impl KekSet {
         check: Check,
     ) -> Result<WrappedKeys, Error> {
         let keks = self;
+        if keks.writing.is_empty() {
+            return Err(no_writing_kek());
+        }
         let mut entries = Vec::new();
         for kek in &keks.writing {
             keks.check_not_revoked(kek.id())?;

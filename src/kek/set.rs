@@ -159,8 +159,7 @@ impl KekSet {
     ) -> Result<Made, Failure> {
         let asked = self.clock.now();
         let writing = &self.writing;
-        let first =
-            writing.first().ok_or_else(|| Error::new(ErrorKind::InvalidOption, "wrap_with: no KEK for writing"))?;
+        let first = writing.first().ok_or_else(no_writing_kek)?;
         for kek in writing {
             self.check_not_revoked(kek.id()).map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }
@@ -338,6 +337,9 @@ fn own_entry(kek: &GuardedKek, wrapped: WrappedDek) -> Result<WrappedDek, Error>
 
 fn contract(kek_id: &KekId, what: &str) -> Error {
     Error::new(ErrorKind::Provider, format!("{kek_id} {what}"))
+}
+pub(super) fn no_writing_kek() -> Error {
+    Error::new(ErrorKind::InvalidOption, "wrap_with: no KEK for writing")
 }
 
 /// Returns the failure of one KEK, with the KEK's id in its message.

@@ -111,6 +111,17 @@ fn inline_modules(code: &str) -> Vec<std::ops::Range<usize>> {
     starts.map(|(start, _)| start..end(start)).collect()
 }
 
+/// A way to write an import that [`imports`] does not see.
+fn hidden_import(code: &str) -> Option<&'static str> {
+    let ways = ["crate as ", "super as ", "{super", "\nuse {", "extern crate", "include!(", "self::super"];
+    // The schedule tests stand in for the facade, and read what the library does not.
+    let is_path =
+        |(at, head): (usize, &str)| !code[at + head.len()..].split('"').next().unwrap().contains("tests/schedules/");
+    let elsewhere = code.match_indices("#[path = \"").any(is_path);
+    let code = format!("\n{code}");
+    ways.into_iter().find(|way| code.contains(way)).or_else(|| elsewhere.then_some("#[path]"))
+}
+
 #[test]
 fn a_file_imports_only_from_layers_below_its_own() {
     let mut checked = 0;
@@ -151,6 +162,27 @@ fn the_import_rule_sees_super_as_it_sees_crate() {
         ("duration.rs", "mod optional {}\nuse super::dek;", &["dek"]),
     ] {
         assert_eq!(imports(path, code), seen, "{path}: {code}");
+    }
+}
+
+/// What would hide an import from [`imports`].
+#[test]
+fn no_import_is_written_so_that_the_import_rule_cannot_read_it() {
+    for code in [
+        "use crate as root; root::envelope::Aad::empty()",
+        "use super::super as up;",
+        "use super as up;",
+        "use super::{super::dek::Lease, KekError};",
+        "use {super::super::dek::Lease};",
+        "use self::super::envelope::Aad;",
+        "extern crate self as waxseal;",
+        "#[path = \"../envelope/aad.rs\"] mod aad;",
+        "include!(\"../envelope/aad.rs\");",
+    ] {
+        assert!(hidden_import(code).is_some(), "{code}");
+    }
+    for (path, code) in sources() {
+        assert_eq!(hidden_import(&code), None, "{path}");
     }
 }
 

@@ -9,4 +9,5 @@ mod envelope;
 mod local_kek;
 mod properties;
 mod randomness;
+mod review;
 mod vectors;

@@ -35,7 +35,7 @@ pub struct AuthConfig(Fields);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
-enum Method {
+enum AuthMethod {
     None,
     Environment,
     TokenFile,
@@ -46,7 +46,7 @@ enum Method {
     AwsIam,
 }
 
-impl Method {
+impl AuthMethod {
     const ALL: [Self; 8] = [
         Self::None,
         Self::Environment,
@@ -99,7 +99,7 @@ impl Method {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 struct Fields {
-    method: Method,
+    method: AuthMethod,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     mount: Option<String>,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
@@ -123,7 +123,7 @@ struct Fields {
 }
 
 impl AuthConfig {
-    fn of(method: Method) -> Self {
+    fn of(method: AuthMethod) -> Self {
         Self(Fields {
             method,
             mount: None,
@@ -142,19 +142,19 @@ impl AuthConfig {
     /// Sends no token: something in front of the server adds its own.
     #[must_use]
     pub fn none() -> Self {
-        Self::of(Method::None)
+        Self::of(AuthMethod::None)
     }
 
     /// Uses the token in `BAO_TOKEN`, or else in `VAULT_TOKEN`.
     #[must_use]
     pub fn environment() -> Self {
-        Self::of(Method::Environment)
+        Self::of(AuthMethod::Environment)
     }
 
     /// Uses the token in a file.
     #[must_use]
     pub fn token_file(path: impl Into<PathBuf>) -> Self {
-        let mut auth = Self::of(Method::TokenFile);
+        let mut auth = Self::of(AuthMethod::TokenFile);
         auth.0.token_file = Some(path.into());
         auth
     }
@@ -162,7 +162,7 @@ impl AuthConfig {
     /// Logs in by AppRole with this role id. Add the file with the secret id.
     #[must_use]
     pub fn app_role(role_id: impl Into<String>) -> Self {
-        let mut auth = Self::of(Method::AppRole);
+        let mut auth = Self::of(AuthMethod::AppRole);
         auth.0.role_id = Some(role_id.into());
         auth
     }
@@ -170,7 +170,7 @@ impl AuthConfig {
     /// Logs in by AppRole with the role id in a file. Add the file with the secret id.
     #[must_use]
     pub fn app_role_file(path: impl Into<PathBuf>) -> Self {
-        let mut auth = Self::of(Method::AppRole);
+        let mut auth = Self::of(AuthMethod::AppRole);
         auth.0.role_id_file = Some(path.into());
         auth
     }
@@ -178,25 +178,25 @@ impl AuthConfig {
     /// Logs in by Kubernetes with this role.
     #[must_use]
     pub fn kubernetes(role: impl Into<String>) -> Self {
-        Self::of(Method::Kubernetes).role(role)
+        Self::of(AuthMethod::Kubernetes).role(role)
     }
 
     /// Logs in with the JSON web token in a file.
     #[must_use]
     pub fn jwt(path: impl Into<PathBuf>) -> Self {
-        Self::of(Method::Jwt).jwt_file(path)
+        Self::of(AuthMethod::Jwt).jwt_file(path)
     }
 
     /// Logs in by the connection's TLS client certificate.
     #[must_use]
     pub fn certificate() -> Self {
-        Self::of(Method::Certificate)
+        Self::of(AuthMethod::Certificate)
     }
 
     /// Logs in by AWS IAM with this role and the keys in the environment.
     #[must_use]
     pub fn aws_iam(role: impl Into<String>) -> Self {
-        Self::of(Method::AwsIam).role(role)
+        Self::of(AuthMethod::AwsIam).role(role)
     }
 
     /// Sets where the method is mounted.
@@ -292,13 +292,13 @@ impl AuthConfig {
         self.check()?;
         let fields = self.0;
         let auth = match fields.method {
-            Method::None => VaultAuth::none(),
-            Method::Environment => {
+            AuthMethod::None => VaultAuth::none(),
+            AuthMethod::Environment => {
                 let found = environment::token(|name| std::env::var_os(name))?;
                 VaultAuth::token(found.ok_or("auth: neither BAO_TOKEN nor VAULT_TOKEN is set")?)
             }
-            Method::TokenFile => VaultAuth::token_file(fields.token_file.unwrap_or_default()),
-            Method::AppRole => {
+            AuthMethod::TokenFile => VaultAuth::token_file(fields.token_file.unwrap_or_default()),
+            AuthMethod::AppRole => {
                 let auth = match (fields.role_id, fields.role_id_file) {
                     (Some(id), _) => VaultAuth::app_role(id),
                     (None, path) => VaultAuth::app_role_file(path.unwrap_or_default()),
@@ -309,16 +309,18 @@ impl AuthConfig {
                     (None, None) => auth,
                 }
             }
-            Method::Kubernetes => {
+            AuthMethod::Kubernetes => {
                 let auth = VaultAuth::kubernetes(fields.role.unwrap_or_default());
                 fields.jwt_file.into_iter().fold(auth, VaultAuth::jwt_file)
             }
-            Method::Jwt => {
+            AuthMethod::Jwt => {
                 let auth = VaultAuth::jwt(fields.jwt_file.unwrap_or_default());
                 fields.role.into_iter().fold(auth, VaultAuth::jwt_role)
             }
-            Method::Certificate => fields.role.into_iter().fold(VaultAuth::certificate(), VaultAuth::certificate_role),
-            Method::AwsIam => {
+            AuthMethod::Certificate => {
+                fields.role.into_iter().fold(VaultAuth::certificate(), VaultAuth::certificate_role)
+            }
+            AuthMethod::AwsIam => {
                 let auth = VaultAuth::aws_iam(fields.role.unwrap_or_default(), AwsEnvironment);
                 let auth = fields.aws_region.into_iter().fold(auth, VaultAuth::aws_region);
                 fields.aws_server_id.into_iter().fold(auth, VaultAuth::aws_server_id)
@@ -331,11 +333,11 @@ impl AuthConfig {
     pub(crate) fn read(uri: &Uri<'_>) -> Result<Option<Self>, Error> {
         let method = match uri.text("auth")? {
             Some(name) => {
-                let names = Method::ALL.map(Method::as_str).join(", ");
-                let known = Method::ALL.into_iter().find(|method| method.as_str() == name);
+                let names = AuthMethod::ALL.map(AuthMethod::as_str).join(", ");
+                let known = AuthMethod::ALL.into_iter().find(|method| method.as_str() == name);
                 Some(known.ok_or_else(|| uri.error(format!("parameter `auth` is none of {names}")))?)
             }
-            None if uri.has("token-file") => Some(Method::TokenFile),
+            None if uri.has("token-file") => Some(AuthMethod::TokenFile),
             None => None,
         };
         let options = OPTIONS.iter().find(|option| uri.has(option));

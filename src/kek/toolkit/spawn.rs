@@ -36,12 +36,6 @@ pub struct Spawner {
     generation: u64,
 }
 
-impl fmt::Debug for Spawner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawner").field("runtime", &self.now.load().id()).finish_non_exhaustive()
-    }
-}
-
 impl Spawner {
     /// # Errors
     /// Outside a tokio runtime, or in one without timers or IO.
