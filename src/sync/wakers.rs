@@ -58,7 +58,9 @@ impl Wakers {
             Some(Slot::Taken(registered)) => registered.replace(waker),
             _ => None,
         };
-        before.is_none()
+        let is_first = before.is_none();
+        discard(before);
+        is_first
     }
 
     /// Removes a caller. Its slot may be used again.
@@ -70,7 +72,7 @@ impl Wakers {
             all.first_free = slot;
             removed
         };
-        drop(removed);
+        discard(removed);
     }
 
     pub(crate) fn wake_all(&self) {
@@ -80,6 +82,12 @@ impl Wakers {
             let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
+}
+
+/// Drops a waker, or what holds one. One that panics then stops neither its caller from leaving nor
+/// the unwinding of another panic.
+fn discard<T>(waker: T) {
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(waker)));
 }
 
 impl Slot {
@@ -197,6 +205,33 @@ mod tests {
         }
         wakers.wake_all();
         assert_eq!(counts.0.load(Ordering::SeqCst), 1);
+    }
+
+    struct PanicsOnDrop;
+
+    impl Wake for PanicsOnDrop {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("a waker that panics on drop"));
+        }
+    }
+
+    #[test]
+    fn a_waker_that_panics_on_drop_keeps_no_caller_from_leaving() {
+        let (wakers, slot) = (Wakers::default(), 0);
+        assert_eq!(wakers.add(), slot);
+        for _ in 0..2 {
+            let waker = Waker::from(Arc::new(PanicsOnDrop));
+            wakers.register(slot, &waker);
+            // What is registered is the last owner.
+            discard(waker);
+        }
+        wakers.remove(slot);
+        assert_eq!(wakers.add(), slot);
+        wakers.wake_all();
     }
 
     #[test]
