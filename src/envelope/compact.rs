@@ -50,8 +50,9 @@ impl Compact {
 /// A message to read: its bytes, and where its wrapped keys are.
 ///
 /// Bytes convert into it by themselves; they then carry their wrapped keys. A message in compact form
-/// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Without them it is
-/// refused with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached.
+/// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Without them an
+/// envelope refuses it with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached. A
+/// [`Decryptor`](crate::Decryptor) has the DEK and needs no wrapped keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
     bytes: &'a [u8],
