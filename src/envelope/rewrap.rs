@@ -63,8 +63,9 @@ impl Envelope {
         self.rewrap_message(context, sealed, Check::UnwrapEach).await
     }
 
-    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. The key service is asked once
-    /// for each DEK, however many messages it has. Returns one result for each message, in order; a
+    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. Messages of
+    /// one DEK that have the same wrapped keys, as all of them have until some are rewrapped, cost
+    /// the calls of one. Returns one result for each message, in order; a
     /// message that fails does not keep the others from their results.
     ///
     /// Calls run side by side within the [`CallBudget`](crate::CallBudget), and each has the
