@@ -67,6 +67,7 @@ impl KmsChild {
 
     pub fn stop(&self) {
         self.signal(Signal::STOP);
+        crate::wait_until_stopped(self.child.id());
     }
 
     pub fn go_on(&self) {

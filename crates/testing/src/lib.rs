@@ -35,3 +35,16 @@ pub mod xks_script;
 pub fn target_directory() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
 }
+
+/// Waits until every thread of a process that was sent SIGSTOP stands still: until then it may answer.
+pub fn wait_until_stopped(process: u32) {
+    let threads = format!("/proc/{process}/task");
+    let stands_still = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+        // The state comes behind the name, which is in brackets. A thread that ended has none.
+        stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+    };
+    while !std::fs::read_dir(&threads).unwrap().all(stands_still) {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}

@@ -263,15 +263,7 @@ impl OpenBao {
     /// Returns when every thread of the server stands still: until then it may answer.
     pub fn stop(&self) {
         self.signal(Signal::STOP);
-        let threads = format!("/proc/{}/task", self.child.as_ref().unwrap().id());
-        let stands_still = |thread: std::io::Result<fs::DirEntry>| {
-            let stat = fs::read_to_string(thread.unwrap().path().join("stat"));
-            // The state comes behind the name, which is in brackets. A thread that ended has none.
-            stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
-        };
-        while !fs::read_dir(&threads).unwrap().all(stands_still) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        crate::wait_until_stopped(self.child.as_ref().unwrap().id());
     }
 
     /// SIGCONT.
