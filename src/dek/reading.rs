@@ -10,7 +10,8 @@ use crate::error::Error;
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
     pub(crate) lease: Lease,
-    /// How often it may still decrypt, where that is limited.
+    /// How often it may still decrypt. Without `max_uses` there is no budget, and a use costs a
+    /// comparison.
     uses: Option<Budget>,
 }
 

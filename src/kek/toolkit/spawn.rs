@@ -127,12 +127,6 @@ impl Spawner {
     }
 }
 
-impl fmt::Debug for Spawner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Spawner").field("runtime", &self.now.load().id()).finish_non_exhaustive()
-    }
-}
-
 /// *Unavailable*: it says nothing about the key, cached DEKs may be served stale, and the next
 /// caller on a live runtime ends it.
 const NOWHERE: &str = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, \
