@@ -33,8 +33,12 @@ fn hot_path(criterion: &mut Criterion) {
     for backend in Backend::all() {
         let kek = LocalKek::in_memory("bench").unwrap();
         // One DEK for the whole run.
-        let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
-        let envelope = Envelope::builder().wrap_with(kek).backend(*backend).limits(limits).build().unwrap();
+        let limits = Limits::default()
+            .max_messages(1 << 32)
+            .max_bytes(1 << 50)
+            .max_age(Duration::from_secs(24 * 3600));
+        let envelope =
+            Envelope::builder().wrap_with(kek).backend(*backend).limits(limits).build().unwrap();
         let context = context();
         let bare = Bare::new(*backend);
 
@@ -43,7 +47,9 @@ fn hot_path(criterion: &mut Criterion) {
             group.throughput(Throughput::Bytes(size.try_into().unwrap()));
             let plaintext = vec![7; size];
             let mut payload = plaintext.clone();
-            group.bench_function(BenchmarkId::new("bare", size), |b| b.iter(|| black_box(bare.seal(&mut payload))));
+            group.bench_function(BenchmarkId::new("bare", size), |b| {
+                b.iter(|| black_box(bare.seal(&mut payload)))
+            });
             let key = block_on(envelope.encryptor(&context)).unwrap();
             let mut buffer = vec![0; key.prefix_len() + size + key.tag_len()];
             group.bench_function(BenchmarkId::new("handle, in place", size), |b| {
@@ -61,7 +67,9 @@ fn hot_path(criterion: &mut Criterion) {
                 b.iter(|| key.encrypt(Aad::from(AAD), &plaintext).unwrap())
             });
             group.bench_function(BenchmarkId::new("plain call", size), |b| {
-                b.iter(|| block_on(envelope.encrypt(&context, Aad::from(AAD), &plaintext)).unwrap());
+                b.iter(|| {
+                    block_on(envelope.encrypt(&context, Aad::from(AAD), &plaintext)).unwrap()
+                });
             });
         }
         group.finish();
@@ -69,13 +77,18 @@ fn hot_path(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(format!("open/{backend:?}"));
         for size in SIZES {
             group.throughput(Throughput::Bytes(size.try_into().unwrap()));
-            let sealed = block_on(envelope.encrypt(&context, Aad::from(AAD), &vec![7; size])).unwrap();
+            let sealed =
+                block_on(envelope.encrypt(&context, Aad::from(AAD), &vec![7; size])).unwrap();
             let mut payload = vec![7; size];
             let tag = bare.seal(&mut payload);
             // In place each opening needs a sealed buffer again; copying one in is not timed.
             let fresh = || (payload.clone(), sealed.clone());
             group.bench_function(BenchmarkId::new("bare", size), |b| {
-                b.iter_batched_ref(fresh, |(payload, _)| bare.open(payload, &tag), BatchSize::SmallInput);
+                b.iter_batched_ref(
+                    fresh,
+                    |(payload, _)| bare.open(payload, &tag),
+                    BatchSize::SmallInput,
+                );
             });
             let key = block_on(envelope.decryptor(&context, &sealed)).unwrap();
             group.bench_function(BenchmarkId::new("handle, in place", size), |b| {
@@ -88,7 +101,11 @@ fn hot_path(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new("lookup, in place", size), |b| {
                 b.iter_batched_ref(
                     fresh,
-                    |(_, sealed)| block_on(envelope.decrypt_in_place(&context, Aad::from(AAD), sealed)).unwrap().len(),
+                    |(_, sealed)| {
+                        block_on(envelope.decrypt_in_place(&context, Aad::from(AAD), sealed))
+                            .unwrap()
+                            .len()
+                    },
                     BatchSize::SmallInput,
                 );
             });

@@ -42,10 +42,19 @@ fn scenarios(ground: &Ground) -> Vec<(String, Contender<'_>)> {
     let mut scenarios = Vec::new();
     // In place, the size must not matter.
     for (len, size) in [(64, "64 B"), (16 * 1024, "16 KiB")] {
-        scenarios.extend(ground.seal(len).map(|contender| (format!("seal {size}, {}", contender.name), contender)));
-        scenarios.extend(ground.open(len).map(|contender| (format!("open {size}, {}", contender.name), contender)));
+        scenarios.extend(
+            ground
+                .seal(len)
+                .map(|contender| (format!("seal {size}, {}", contender.name), contender)),
+        );
+        scenarios.extend(
+            ground
+                .open(len)
+                .map(|contender| (format!("open {size}, {}", contender.name), contender)),
+        );
     }
-    scenarios.extend(ground.allocating(1024).map(|contender| (contender.name.to_owned(), contender)));
+    scenarios
+        .extend(ground.allocating(1024).map(|contender| (contender.name.to_owned(), contender)));
     scenarios
 }
 
@@ -106,7 +115,8 @@ impl Profile {
         let (mut called_object, mut is_inclusive) = (None, false);
         let (mut instructions, mut calls, mut functions) = (0.0, 0.0, BTreeMap::new());
         for line in text.lines() {
-            let is_ours = object == program && !file.contains("/aws-lc/") && !function.starts_with("aws_lc_");
+            let is_ours =
+                object == program && !file.contains("/aws-lc/") && !function.starts_with("aws_lc_");
             match line.split_once('=') {
                 Some(("ob", value)) => object = name('o', value),
                 Some(("fl", value)) => file = name('f', value),
@@ -123,7 +133,8 @@ impl Profile {
                 }
                 // A cost line: position and instructions. After `calls` it is what the called function cost.
                 _ if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) => {
-                    let cost: f64 = line.split(' ').nth(1).map_or(0.0, |cost| cost.parse().unwrap());
+                    let cost: f64 =
+                        line.split(' ').nth(1).map_or(0.0, |cost| cost.parse().unwrap());
                     if !std::mem::take(&mut is_inclusive) && is_ours {
                         instructions += cost;
                         *functions.entry(function.clone()).or_default() += cost;
@@ -146,14 +157,28 @@ fn measure(scenario: &str) -> Profile {
         let mut valgrind = Command::new("valgrind");
         valgrind.args(["--tool=callgrind", "--quiet", "--collect-atstart=no", "--compress-pos=no"]);
         valgrind.arg(format!("--callgrind-out-file={}", file.display()));
-        valgrind.args([COUNTED].iter().chain(&NOT_COUNTED).map(|function| format!("--toggle-collect={function}")));
+        valgrind.args(
+            [COUNTED]
+                .iter()
+                .chain(&NOT_COUNTED)
+                .map(|function| format!("--toggle-collect={function}")),
+        );
         valgrind.arg(&program).args(["--run", scenario, &calls.to_string()]).stderr(Stdio::piped());
         let child = valgrind.spawn();
-        (file, child.unwrap_or_else(|error| panic!("valgrind cannot be started (apt-get install valgrind): {error}")))
+        (
+            file,
+            child.unwrap_or_else(|error| {
+                panic!("valgrind cannot be started (apt-get install valgrind): {error}")
+            }),
+        )
     });
     let [few, all] = runs.map(|(file, child)| {
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{scenario}:\n{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{scenario}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Profile::of(&fs::read_to_string(file).unwrap(), &program)
     });
     let per_call = |few: f64, all: f64| (all - few) / f64::from(MORE);
@@ -163,13 +188,16 @@ fn measure(scenario: &str) -> Profile {
     };
     assert!(total.instructions > 50.0, "{scenario}: nothing was counted");
     let of_few = |function: &String| few.functions.get(function).copied().unwrap_or_default();
-    let functions = all.functions.into_iter().map(|(name, cost)| (name.clone(), per_call(of_few(&name), cost)));
+    let functions =
+        all.functions.into_iter().map(|(name, cost)| (name.clone(), per_call(of_few(&name), cost)));
     Profile { total, functions: functions.collect() }
 }
 
 fn compiler() -> String {
-    let output =
-        Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version").output().unwrap();
+    let output = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .arg("--version")
+        .output()
+        .unwrap();
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -179,7 +207,8 @@ fn read(text: &str) -> BTreeMap<String, Figures> {
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let (rest, calls) = line.rsplit_once(' ').unwrap();
         let (scenario, instructions) = rest.trim().rsplit_once(' ').unwrap();
-        let figures = Figures { instructions: instructions.parse().unwrap(), calls: calls.parse().unwrap() };
+        let figures =
+            Figures { instructions: instructions.parse().unwrap(), calls: calls.parse().unwrap() };
         stored.insert(scenario.trim().to_owned(), figures);
     }
     stored
@@ -195,10 +224,14 @@ fn main() -> ExitCode {
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("instructions.txt");
     let ground = Ground::new(Backend::default());
-    let seen: Vec<_> = scenarios(&ground).into_iter().map(|(name, _)| (measure(&name), name)).collect();
+    let seen: Vec<_> =
+        scenarios(&ground).into_iter().map(|(name, _)| (measure(&name), name)).collect();
 
     if arguments.iter().any(|argument| argument == "--store") {
-        let mut text = format!("# {}. Per call: instructions of our own code, calls into the C library.\n", compiler());
+        let mut text = format!(
+            "# {}. Per call: instructions of our own code, calls into the C library.\n",
+            compiler()
+        );
         seen.iter().for_each(|(profile, name)| text += &format!("{name:<32} {}\n", profile.total));
         fs::write(&file, &text).unwrap();
         print!("{text}");
@@ -216,12 +249,19 @@ fn main() -> ExitCode {
             continue;
         };
         let differ = profile.total.differ_from(before);
-        println!("{name:<32} {before}   {}{}", profile.total, if differ { "   DIFFERS" } else { "" });
+        println!(
+            "{name:<32} {before}   {}{}",
+            profile.total,
+            if differ { "   DIFFERS" } else { "" }
+        );
         if differ {
             failures += 1;
             let mut functions: Vec<_> = profile.functions.iter().collect();
             functions.sort_by(|a, b| b.1.total_cmp(a.1));
-            functions.iter().take(12).for_each(|(function, cost)| println!("    {cost:>8.1}  {function}"));
+            functions
+                .iter()
+                .take(12)
+                .for_each(|(function, cost)| println!("    {cost:>8.1}  {function}"));
         }
     }
     for name in stored.keys() {

@@ -22,9 +22,16 @@ struct Filled {
 fn filled(count: usize, one_tenant: bool) -> Filled {
     let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
     let limits = Limits::default().max_entries(1 << 20).max_age(Duration::from_secs(100));
-    let envelope = Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone()).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(kek.clone())
+        .limits(limits)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
     // A DEK for each message.
-    let elsewhere = Envelope::builder().wrap_with(kek.local().clone()).limits(Limits::default().max_messages(1));
+    let elsewhere = Envelope::builder()
+        .wrap_with(kek.local().clone())
+        .limits(Limits::default().max_messages(1));
     let elsewhere = elsewhere.build().unwrap();
     let message = |i| {
         let tenant = if one_tenant { "alice".to_owned() } else { format!("tenant {i}") };

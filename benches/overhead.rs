@@ -24,7 +24,8 @@ fn row(title: &str, unit: &Contender<'_>, contenders: &[Contender<'_>]) {
     let [bare, others @ ..] = contenders else { return };
     let (mut unit_buffers, mut buffers) = (unit.buffers(), bare.buffers());
     let calls = |buffers: &[Vec<u8>]| f64::from(u32::try_from(buffers.len()).unwrap_or(u32::MAX));
-    let (mut units, mut bares, mut added) = (Vec::new(), Vec::new(), vec![Vec::new(); others.len()]);
+    let (mut units, mut bares, mut added) =
+        (Vec::new(), Vec::new(), vec![Vec::new(); others.len()]);
     let mut times = vec![0.0; contenders.len()];
     let mut order: Vec<_> = (0..contenders.len()).collect();
     let start = Instant::now();
@@ -45,7 +46,8 @@ fn row(title: &str, unit: &Contender<'_>, contenders: &[Contender<'_>]) {
         let middle = median(added);
         // Between these ranks the true median lies in 95 of 100 runs.
         let reach = added.len().isqrt().min(added.len() / 2);
-        let interval = added[(added.len() / 2 + reach).min(added.len() - 1)] - added[added.len() / 2 - reach];
+        let interval =
+            added[(added.len() / 2 + reach).min(added.len() - 1)] - added[added.len() / 2 - reach];
         print!(" | {} {:.2} ±{:.2}", contender.name, middle / unit, interval / 2.0 / unit);
     }
     println!();
@@ -56,12 +58,14 @@ fn main() {
         let ground = Ground::new(*backend);
         for len in SIZES {
             let control = ground.bare_seal(len).named("control");
-            let contenders: Vec<_> = [ground.bare_seal(len), control].into_iter().chain(ground.seal(len)).collect();
+            let contenders: Vec<_> =
+                [ground.bare_seal(len), control].into_iter().chain(ground.seal(len)).collect();
             row(&format!("{backend:?}, seal {len:>7} B"), &ground.bare_seal(1024), &contenders);
         }
         for len in SIZES {
             let control = ground.bare_open(len).named("control");
-            let contenders: Vec<_> = [ground.bare_open(len), control].into_iter().chain(ground.open(len)).collect();
+            let contenders: Vec<_> =
+                [ground.bare_open(len), control].into_iter().chain(ground.open(len)).collect();
             row(&format!("{backend:?}, open {len:>7} B"), &ground.bare_open(1024), &contenders);
         }
     }

@@ -63,7 +63,9 @@ fn row(title: &str, bare: &Contender<'_>, ours: &Contender<'_>) {
     }
     let (ratio, bare, gain) = (median(&mut ratios), median(&mut bares), median(&mut gains));
     let (low, high) = (ratios[PAIRS / 4], ratios[PAIRS - 1 - PAIRS / 4]);
-    println!("{title:<34} | gain: bare {bare:.2}, ours {gain:.2} | ratio {ratio:.3} (quartiles {low:.3}, {high:.3})");
+    println!(
+        "{title:<34} | gain: bare {bare:.2}, ours {gain:.2} | ratio {ratio:.3} (quartiles {low:.3}, {high:.3})"
+    );
 }
 
 fn main() {

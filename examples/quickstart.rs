@@ -111,14 +111,20 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
 }
 
 /// A changed byte and another context are refused.
-fn refusals(envelope: &Envelope, context: &EncryptionContext, message: &[u8]) -> Result<(), Box<dyn Error>> {
+fn refusals(
+    envelope: &Envelope,
+    context: &EncryptionContext,
+    message: &[u8],
+) -> Result<(), Box<dyn Error>> {
     let mut tampered = message.to_vec();
     if let Some(last) = tampered.last_mut() {
         *last ^= 1;
     }
     let bob = EncryptionContext::new([("tenant", "bob"), ("table", "customers")])?;
     let first = 0_u64.to_be_bytes();
-    for (what, context, message) in [("one bit changed", context, &tampered[..]), ("tenant bob", &bob, message)] {
+    for (what, context, message) in
+        [("one bit changed", context, &tampered[..]), ("tenant bob", &bob, message)]
+    {
         match block_on(envelope.decrypt(context, Aad::from(&first), message)) {
             Err(error) => println!("  {what}: refused ({error})"),
             Ok(_) => return Err(format!("{what}: opened").into()),
@@ -141,7 +147,8 @@ fn rotation(
         return Err("an old version went unnoticed".into());
     }
     let rewrapped = block_on(envelope.rewrap(context, message))?;
-    let plaintext = block_on(envelope.decrypt(context, Aad::from(&0_u64.to_be_bytes()), &rewrapped))?;
+    let plaintext =
+        block_on(envelope.decrypt(context, Aad::from(&0_u64.to_be_bytes()), &rewrapped))?;
     if envelope.needs_rewrap(&rewrapped)? || &*plaintext != record {
         return Err("the rewrapped record is not the same".into());
     }

@@ -43,7 +43,8 @@ impl Moment {
 
     /// Returns how long until `deadline`, by the clock that gets there first.
     pub(crate) fn until(self, deadline: Self) -> Duration {
-        let nanos = (deadline.boot.saturating_sub(self.boot)).min(deadline.wall.saturating_sub(self.wall));
+        let nanos =
+            (deadline.boot.saturating_sub(self.boot)).min(deadline.wall.saturating_sub(self.wall));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
     }
 }
@@ -89,7 +90,8 @@ fn system() -> Moment {
     use std::time::{Instant, SystemTime};
 
     static START: OnceLock<Instant> = OnceLock::new();
-    let boot = i64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(i64::MAX);
+    let boot =
+        i64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(i64::MAX);
     let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Moment { boot, wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) }
 }

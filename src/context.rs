@@ -69,14 +69,21 @@ impl EncryptionContext {
             let (name, value) = (name.as_ref(), value.as_ref());
             check_text("name", name, Self::MAX_NAME_BYTES)?;
             check_text("value", value, Self::MAX_VALUE_BYTES)?;
-            if name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal")) {
-                return Err(invalid(format!("name {name:?} is reserved (it starts with \"waxseal\")")));
+            if name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal"))
+            {
+                return Err(invalid(format!(
+                    "name {name:?} is reserved (it starts with \"waxseal\")"
+                )));
             }
             if owned.len() == Self::MAX_PAIRS {
                 return Err(invalid(format!("more than {} pairs", Self::MAX_PAIRS)));
             }
-            if let Some((other, _)) = owned.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
-                return Err(invalid(format!("names {other:?} and {name:?} are the same when case is ignored")));
+            if let Some((other, _)) =
+                owned.iter().find(|(other, _)| other.eq_ignore_ascii_case(name))
+            {
+                return Err(invalid(format!(
+                    "names {other:?} and {name:?} are the same when case is ignored"
+                )));
             }
             owned.push((name.into(), value.into()));
         }
@@ -87,7 +94,14 @@ impl EncryptionContext {
     /// Returns the context without pairs. It has canonical bytes of its own.
     #[must_use]
     pub fn empty() -> Self {
-        let bytes: Box<[u8]> = Box::new([CONTEXT_MAGIC[0], CONTEXT_MAGIC[1], CONTEXT_MAGIC[2], CONTEXT_MAGIC[3], 0, 0]);
+        let bytes: Box<[u8]> = Box::new([
+            CONTEXT_MAGIC[0],
+            CONTEXT_MAGIC[1],
+            CONTEXT_MAGIC[2],
+            CONTEXT_MAGIC[3],
+            0,
+            0,
+        ]);
         let digest = Sha256::digest(&bytes).into();
         Self(Arc::new(Inner { pairs: Box::default(), bytes, digest }))
     }
@@ -103,7 +117,11 @@ impl EncryptionContext {
             }
         }
         if bytes.len() > Self::MAX_BYTES {
-            return Err(invalid(format!("{} bytes encoded, at most {} are allowed", bytes.len(), Self::MAX_BYTES)));
+            return Err(invalid(format!(
+                "{} bytes encoded, at most {} are allowed",
+                bytes.len(),
+                Self::MAX_BYTES
+            )));
         }
         let digest = Sha256::digest(&bytes).into();
         Ok(Self(Arc::new(Inner { pairs, bytes: bytes.into_boxed_slice(), digest })))
@@ -154,7 +172,8 @@ fn check_text(what: &str, text: &str, max: usize) -> Result<(), Error> {
 }
 
 fn push_u16(bytes: &mut Vec<u8>, value: usize) -> Result<(), Error> {
-    let value = u16::try_from(value).map_err(|_| invalid("longer than a length field can say".to_owned()))?;
+    let value = u16::try_from(value)
+        .map_err(|_| invalid("longer than a length field can say".to_owned()))?;
     bytes.extend_from_slice(&value.to_le_bytes());
     Ok(())
 }
@@ -225,9 +244,16 @@ mod tests {
 
     #[test]
     fn names_are_unique_without_case_and_not_reserved() {
-        assert_eq!(kind_of(EncryptionContext::new([("Tenant", "a"), ("tenant", "b")])), ErrorKind::InvalidContext);
+        assert_eq!(
+            kind_of(EncryptionContext::new([("Tenant", "a"), ("tenant", "b")])),
+            ErrorKind::InvalidContext
+        );
         for name in ["waxseal", "WAXSEAL-x", "WaxSealed"] {
-            assert_eq!(kind_of(EncryptionContext::new([(name, "v")])), ErrorKind::InvalidContext, "{name}");
+            assert_eq!(
+                kind_of(EncryptionContext::new([(name, "v")])),
+                ErrorKind::InvalidContext,
+                "{name}"
+            );
         }
         assert!(EncryptionContext::new([("waxsea", "v"), ("a-waxseal", "v")]).is_ok());
     }

@@ -23,7 +23,8 @@ const UNITS: [(u64, &[&str]); 7] = [
 ];
 
 /// The expected form, for error texts.
-pub const EXPECTED: &str = "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
+pub const EXPECTED: &str =
+    "a duration with its unit, such as \"300s\", \"5m\", \"1h30m\" or \"250ms\"";
 
 /// Reads a duration. Returns `None` for anything ambiguous.
 ///
@@ -44,7 +45,9 @@ pub fn read(text: &str) -> Option<Duration> {
             None => ("", behind),
         };
         let behind = behind.trim_start_matches(' ');
-        let name = behind.find(|c: char| !c.is_alphabetic()).map_or(Some(behind), |end| behind.get(..end))?;
+        let name = behind
+            .find(|c: char| !c.is_alphabetic())
+            .map_or(Some(behind), |end| behind.get(..end))?;
         let (unit, _) = units.find(|(_, names)| names.contains(&name))?;
         let unit = u128::from(*unit);
         nanos = nanos.checked_add(whole.parse::<u128>().ok()?.checked_mul(unit)?)?;
@@ -98,7 +101,10 @@ mod text {
     ///
     /// # Errors
     /// Errors of the serializer.
-    pub fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(
+        duration: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         match duration {
             Some(duration) => serializer.serialize_some(&write(*duration)),
             None => serializer.serialize_none(),
@@ -109,7 +115,9 @@ mod text {
     ///
     /// # Errors
     /// Anything else, including a number without a unit.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
         deserializer.deserialize_option(Optional)
     }
 
@@ -130,7 +138,10 @@ mod text {
             Ok(None)
         }
 
-        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        fn visit_some<D: Deserializer<'de>>(
+            self,
+            deserializer: D,
+        ) -> Result<Self::Value, D::Error> {
             deserializer.deserialize_str(Text).map(Some)
         }
 

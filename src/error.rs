@@ -123,40 +123,64 @@ impl ErrorKind {
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NotSealed => ("not a sealed value", "check where the bytes come from"),
-            Self::UnsupportedVersion => ("unknown format version", "use a newer release of the library"),
+            Self::UnsupportedVersion => {
+                ("unknown format version", "use a newer release of the library")
+            }
             Self::UnsupportedSuite => ("unknown suite", "use a newer release of the library"),
-            Self::UnsupportedKind => ("unsupported kind of sealed value", "use the call for this kind"),
-            Self::Malformed => ("malformed sealed value", "the bytes were cut or changed: restore them from a backup"),
-            Self::MissingWrappedKeys => {
-                ("compact message without wrapped keys", "pass its wrapped keys with Sealed::compact")
+            Self::UnsupportedKind => {
+                ("unsupported kind of sealed value", "use the call for this kind")
             }
-            Self::UnknownKek => {
-                ("no provider for any KEK of this message", "add the provider of one of them with unwrap_with")
-            }
+            Self::Malformed => (
+                "malformed sealed value",
+                "the bytes were cut or changed: restore them from a backup",
+            ),
+            Self::MissingWrappedKeys => (
+                "compact message without wrapped keys",
+                "pass its wrapped keys with Sealed::compact",
+            ),
+            Self::UnknownKek => (
+                "no provider for any KEK of this message",
+                "add the provider of one of them with unwrap_with",
+            ),
             Self::Invalid => (
                 "message, wrapped keys, context and AAD do not belong together",
                 "check the encryption context and the AAD; if both are right, the value was changed",
             ),
             Self::Unavailable => ("key service unavailable", "retry after a delay"),
-            Self::Throttled => ("key service throttled the call", "retry after a longer delay, or raise the quota"),
-            Self::Denied => {
-                ("key service denied the use of the KEK", "check the key's state and the caller's permission")
+            Self::Throttled => {
+                ("key service throttled the call", "retry after a longer delay, or raise the quota")
             }
-            Self::Misconfigured => {
-                ("key service not usable as configured", "check credentials, connection and configuration")
+            Self::Denied => (
+                "key service denied the use of the KEK",
+                "check the key's state and the caller's permission",
+            ),
+            Self::Misconfigured => (
+                "key service not usable as configured",
+                "check credentials, connection and configuration",
+            ),
+            Self::Provider => {
+                ("key provider broke its contract", "report it to the maintainer of the provider")
             }
-            Self::Provider => ("key provider broke its contract", "report it to the maintainer of the provider"),
-            Self::InvalidContext => ("invalid encryption context", "change the pair that the error names"),
-            Self::InvalidOption => ("invalid configuration", "change the option that the error names"),
-            Self::TooLarge => ("too large", "split the payload, or raise the limit that the error names"),
-            Self::BufferSize => ("buffer of the wrong size", "size it with prefix_len and tag_len of the encryptor"),
+            Self::InvalidContext => {
+                ("invalid encryption context", "change the pair that the error names")
+            }
+            Self::InvalidOption => {
+                ("invalid configuration", "change the option that the error names")
+            }
+            Self::TooLarge => {
+                ("too large", "split the payload, or raise the limit that the error names")
+            }
+            Self::BufferSize => {
+                ("buffer of the wrong size", "size it with prefix_len and tag_len of the encryptor")
+            }
             Self::Exhausted => ("handle exhausted", "get a new handle"),
             Self::Expired => ("handle expired", "get a new handle"),
             Self::OtherDek => ("handle is for another DEK", "get a handle for this message"),
             Self::ShutDown => ("envelope shut down", "build a new one"),
-            Self::Randomness => {
-                ("the system's random number generator failed", "nothing was encrypted: repair the system")
-            }
+            Self::Randomness => (
+                "the system's random number generator failed",
+                "nothing was encrypted: repair the system",
+            ),
             Self::Io => ("key file could not be used", "check its path, owner, mode and lock"),
         }
     }
@@ -220,7 +244,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = self.0.kind.text().0;
-        if self.0.detail.is_empty() { f.write_str(what) } else { write!(f, "{what}: {}", Shown(&self.0.detail)) }
+        if self.0.detail.is_empty() {
+            f.write_str(what)
+        } else {
+            write!(f, "{what}: {}", Shown(&self.0.detail))
+        }
     }
 }
 
@@ -270,8 +298,15 @@ impl ShownCause {
     }
 
     fn of_chain(error: &(dyn std::error::Error + 'static), most: usize) -> Self {
-        let source = error.source().filter(|_| most > 1).map(|source| Box::new(Self::of_chain(source, most - 1)));
-        Self { text: Shown(&error.to_string()).to_string(), debug: Shown(&format!("{error:?}")).to_string(), source }
+        let source = error
+            .source()
+            .filter(|_| most > 1)
+            .map(|source| Box::new(Self::of_chain(source, most - 1)));
+        Self {
+            text: Shown(&error.to_string()).to_string(),
+            debug: Shown(&format!("{error:?}")).to_string(),
+            source,
+        }
     }
 }
 
@@ -317,7 +352,9 @@ mod tests {
                 Some(self)
             }
         }
-        let causes = |cause: &ShownCause| std::iter::successors(Some(cause), |cause| cause.source.as_deref()).count();
+        let causes = |cause: &ShownCause| {
+            std::iter::successors(Some(cause), |cause| cause.source.as_deref()).count()
+        };
         let shown = ShownCause::of(&Itself);
         assert_eq!((causes(&shown), shown.to_string().as_str()), (16, "itself\\n"));
         assert_eq!(causes(&ShownCause::of(&Again)), 1);
@@ -326,7 +363,10 @@ mod tests {
     #[test]
     fn what_a_message_or_a_server_wrote_is_shown_on_one_line_and_as_what_it_is() {
         for (text, shown) in [
-            ("arn:aws:kms:eu-west-1:111122223333:key/1", "arn:aws:kms:eu-west-1:111122223333:key/1"),
+            (
+                "arn:aws:kms:eu-west-1:111122223333:key/1",
+                "arn:aws:kms:eu-west-1:111122223333:key/1",
+            ),
             (
                 "a \"quoted\" one, d\u{e9}j\u{e0} vu, \u{939}\u{93f}\u{928}\u{94d}, C:\\new",
                 "a \"quoted\" one, d\u{e9}j\u{e0} vu, \u{939}\u{93f}\u{928}\u{94d}, C:\\new",
@@ -334,7 +374,10 @@ mod tests {
             ("a\r\nb\tc\0", "a\\r\\nb\\tc\\0"),
             ("\u{1b}[2J\u{9b}2J\u{7f}", "\\u{1b}[2J\\u{9b}2J\\u{7f}"),
             ("a\u{2028}b\u{2029}c\u{85}", "a\\u{2028}b\\u{2029}c\\u{85}"),
-            ("\u{202e}evil\u{2066}\u{200b}\u{feff}\u{e0041}", "\\u{202e}evil\\u{2066}\\u{200b}\\u{feff}\\u{e0041}"),
+            (
+                "\u{202e}evil\u{2066}\u{200b}\u{feff}\u{e0041}",
+                "\\u{202e}evil\\u{2066}\\u{200b}\\u{feff}\\u{e0041}",
+            ),
             ("", ""),
         ] {
             assert_eq!(Shown(text).to_string(), shown);
@@ -348,7 +391,10 @@ mod tests {
     fn the_text_says_what_happened_and_what_to_do() {
         let error = Error::new(ErrorKind::TooLarge, "max_bytes is 10");
         assert_eq!(error.to_string(), "too large: max_bytes is 10");
-        assert_eq!(error.kind().advice(), "split the payload, or raise the limit that the error names");
+        assert_eq!(
+            error.kind().advice(),
+            "split the payload, or raise the limit that the error names"
+        );
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
 
@@ -356,9 +402,13 @@ mod tests {
     fn only_an_unavailable_or_throttled_key_service_is_worth_a_retry() {
         assert!(Error::new(ErrorKind::Unavailable, "").is_retryable());
         assert!(Error::new(ErrorKind::Throttled, "").is_retryable());
-        for kind in
-            [ErrorKind::Denied, ErrorKind::Invalid, ErrorKind::Misconfigured, ErrorKind::Expired, ErrorKind::Malformed]
-        {
+        for kind in [
+            ErrorKind::Denied,
+            ErrorKind::Invalid,
+            ErrorKind::Misconfigured,
+            ErrorKind::Expired,
+            ErrorKind::Malformed,
+        ] {
             assert!(!Error::new(kind, "").is_retryable(), "{kind}");
         }
     }

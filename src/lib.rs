@@ -26,8 +26,8 @@ pub use clock::ManualClock;
 pub use context::EncryptionContext;
 pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
-    Aad, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder, Inspection, KekEntry, Plaintext,
-    Sealed, StartOptions, StartUp, inspect,
+    Aad, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder, Inspection,
+    KekEntry, Plaintext, Sealed, StartOptions, StartUp, inspect,
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, MessageKind, WrappedDek, WrappedKeys, is_sealed};

@@ -15,8 +15,12 @@ fn in_place_through_a_handle_nothing_is_allocated() {
         for suite in SUITES {
             for len in [0, 64, 1024, 100_000] {
                 let calls = if len > 10_000 { 20 } else { 2000 };
-                let envelope =
-                    Envelope::builder().wrap_with(local("kek")).suite(suite).backend(*backend).build().unwrap();
+                let envelope = Envelope::builder()
+                    .wrap_with(local("kek"))
+                    .suite(suite)
+                    .backend(*backend)
+                    .build()
+                    .unwrap();
                 let alice = context("alice");
                 let sealing = block_on(envelope.encryptor(&alice)).unwrap();
                 let mut buffer = vec![0; sealing.prefix_len() + len + sealing.tag_len()];
@@ -39,14 +43,16 @@ fn in_place_through_a_handle_nothing_is_allocated() {
 #[test]
 fn in_place_with_the_look_up_nothing_is_allocated_either() {
     for backend in Backend::all() {
-        let envelope = Envelope::builder().wrap_with(local("kek")).backend(*backend).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(local("kek")).backend(*backend).build().unwrap();
         let alice = context("alice");
         let sealed = block_on(envelope.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap();
         let mut buffer = sealed.clone();
         let info = measure(|| {
             for _ in 0..50_000 {
                 buffer.copy_from_slice(&sealed);
-                block_on(envelope.decrypt_in_place(&alice, Aad::from(b"row 1"), &mut buffer)).unwrap();
+                block_on(envelope.decrypt_in_place(&alice, Aad::from(b"row 1"), &mut buffer))
+                    .unwrap();
             }
         });
         assert_eq!(info.count_total, 0, "{backend:?} opening");
@@ -55,7 +61,8 @@ fn in_place_with_the_look_up_nothing_is_allocated_either() {
             for _ in 0..50_000 {
                 buffer.clear();
                 buffer.resize(1024, 7);
-                block_on(envelope.encrypt_in_place(&alice, Aad::from(b"row 1"), &mut buffer)).unwrap();
+                block_on(envelope.encrypt_in_place(&alice, Aad::from(b"row 1"), &mut buffer))
+                    .unwrap();
             }
         });
         assert_eq!(info.count_total, 0, "{backend:?} sealing");
@@ -65,7 +72,8 @@ fn in_place_with_the_look_up_nothing_is_allocated_either() {
 #[test]
 fn a_whole_message_costs_one_allocation_of_its_size() {
     for backend in Backend::all() {
-        let envelope = Envelope::builder().wrap_with(local("kek")).backend(*backend).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(local("kek")).backend(*backend).build().unwrap();
         let alice = context("alice");
         let key = block_on(envelope.encryptor(&alice)).unwrap();
         let plaintext = vec![7; 50_000];
@@ -73,7 +81,11 @@ fn a_whole_message_costs_one_allocation_of_its_size() {
         let opening = block_on(envelope.decryptor(&alice, &sealed)).unwrap();
 
         let seal = measure(|| drop(key.encrypt(Aad::empty(), &plaintext).unwrap()));
-        assert_eq!((seal.count_total, seal.bytes_total), (1, u64::try_from(sealed.len()).unwrap()), "{backend:?}");
+        assert_eq!(
+            (seal.count_total, seal.bytes_total),
+            (1, u64::try_from(sealed.len()).unwrap()),
+            "{backend:?}"
+        );
         let open = measure(|| drop(opening.decrypt(Aad::empty(), &sealed).unwrap()));
         assert_eq!((open.count_total, open.bytes_total), (1, 50_000), "{backend:?}");
     }
@@ -84,10 +96,12 @@ fn a_whole_message_costs_one_allocation_of_its_size() {
 fn every_other_call_allocates_exactly_this_often() {
     for backend in Backend::all() {
         let kek = local("kek");
-        let envelope = Envelope::builder().wrap_with(kek.clone()).backend(*backend).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek.clone()).backend(*backend).build().unwrap();
         let alice = context("alice");
         let sealed = block_on(envelope.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap();
-        let compact = block_on(envelope.encrypt_compact(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap();
+        let compact =
+            block_on(envelope.encrypt_compact(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap();
         let cold = || Envelope::builder().wrap_with(kek.clone()).backend(*backend).build().unwrap();
 
         let check = |name: &str, expected: u64, call: &mut dyn FnMut()| {
@@ -96,19 +110,30 @@ fn every_other_call_allocates_exactly_this_often() {
         };
         check("encryptor", 0, &mut || drop(block_on(envelope.encryptor(&alice)).unwrap()));
         check("decryptor", 0, &mut || drop(block_on(envelope.decryptor(&alice, &sealed)).unwrap()));
-        check("encrypt", 1, &mut || drop(block_on(envelope.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap()));
-        check("encrypt_compact", 1, &mut || {
-            drop(block_on(envelope.encrypt_compact(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap());
+        check("encrypt", 1, &mut || {
+            drop(block_on(envelope.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap())
         });
-        check("decrypt", 1, &mut || drop(block_on(envelope.decrypt(&alice, Aad::from(b"row 1"), &sealed)).unwrap()));
+        check("encrypt_compact", 1, &mut || {
+            drop(
+                block_on(envelope.encrypt_compact(&alice, Aad::from(b"row 1"), &[7; 1024]))
+                    .unwrap(),
+            );
+        });
+        check("decrypt", 1, &mut || {
+            drop(block_on(envelope.decrypt(&alice, Aad::from(b"row 1"), &sealed)).unwrap())
+        });
         check("decrypt_cached", 1, &mut || {
             drop(envelope.decrypt_cached(&alice, Aad::from(b"row 1"), &sealed).unwrap())
         });
         check("decrypt_compact", 1, &mut || {
             let keys = compact.wrapped_keys();
             drop(
-                block_on(envelope.decrypt(&alice, Aad::from(b"row 1"), Sealed::compact(compact.as_bytes(), keys)))
-                    .unwrap(),
+                block_on(envelope.decrypt(
+                    &alice,
+                    Aad::from(b"row 1"),
+                    Sealed::compact(compact.as_bytes(), keys),
+                ))
+                .unwrap(),
             );
         });
         let mut forged = sealed.clone();
@@ -121,9 +146,13 @@ fn every_other_call_allocates_exactly_this_often() {
         let least = |call: &dyn Fn(&Envelope)| {
             (0..10).map(|_| cold()).map(|envelope| measure(|| call(&envelope)).count_total).min()
         };
-        let decrypt = least(&|cold| drop(block_on(cold.decrypt(&alice, Aad::from(b"row 1"), &sealed)).unwrap()));
+        let decrypt = least(&|cold| {
+            drop(block_on(cold.decrypt(&alice, Aad::from(b"row 1"), &sealed)).unwrap())
+        });
         assert_eq!(decrypt, Some(46), "{backend:?} decrypt, nothing at hand");
-        let encrypt = least(&|cold| drop(block_on(cold.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap()));
+        let encrypt = least(&|cold| {
+            drop(block_on(cold.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap())
+        });
         assert_eq!(encrypt, Some(53), "{backend:?} encrypt, nothing at hand");
     }
 }

@@ -34,7 +34,13 @@ fn a_cached_dek_takes_what_the_documentation_says() {
         for suite in SUITES {
             // Twice the room, so that none makes room for another.
             let limits = Limits::default().max_entries(2 * DEKS as u64);
-            let builder = || Envelope::builder().wrap_with(kek.clone()).backend(*backend).suite(suite).limits(limits);
+            let builder = || {
+                Envelope::builder()
+                    .wrap_with(kek.clone())
+                    .backend(*backend)
+                    .suite(suite)
+                    .limits(limits)
+            };
             let (writer, reader) = (builder().build().unwrap(), builder().build().unwrap());
             let mut messages = Vec::with_capacity(DEKS);
             let writing = per_dek(|| {
@@ -44,20 +50,38 @@ fn a_cached_dek_takes_what_the_documentation_says() {
                 }
             });
             for i in 0..DEKS {
-                messages
-                    .push(block_on(writer.encrypt(&context(&format!("tenant-{i:06}")), Aad::empty(), b"x")).unwrap());
+                messages.push(
+                    block_on(writer.encrypt(
+                        &context(&format!("tenant-{i:06}")),
+                        Aad::empty(),
+                        b"x",
+                    ))
+                    .unwrap(),
+                );
             }
             let reading = per_dek(|| {
                 for (i, message) in messages.iter().enumerate() {
                     let context = context(&format!("tenant-{i:06}"));
-                    assert_eq!(&*block_on(reader.decrypt(&context, Aad::empty(), message)).unwrap(), b"x");
+                    assert_eq!(
+                        &*block_on(reader.decrypt(&context, Aad::empty(), message)).unwrap(),
+                        b"x"
+                    );
                 }
             });
             let (w, r) = (writer.statistics(), reader.statistics());
-            assert_eq!((w.writing_deks, w.reading_deks, r.reading_deks), (4096, 4096, 4096), "all are cached");
-            println!("{backend:?} {suite:?}: {reading} bytes to open, {writing} bytes to seal and open");
+            assert_eq!(
+                (w.writing_deks, w.reading_deks, r.reading_deks),
+                (4096, 4096, 4096),
+                "all are cached"
+            );
+            println!(
+                "{backend:?} {suite:?}: {reading} bytes to open, {writing} bytes to seal and open"
+            );
             most = (most.0.max(reading), most.1.max(writing));
         }
     }
-    assert!(most.0 <= 4 * 1024 && most.1 <= 6 * 1024, "docs/performance.md and Limits::max_entries say less: {most:?}");
+    assert!(
+        most.0 <= 4 * 1024 && most.1 <= 6 * 1024,
+        "docs/performance.md and Limits::max_entries say less: {most:?}"
+    );
 }

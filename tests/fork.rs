@@ -24,7 +24,8 @@ fn in_child(work: impl FnOnce(&mut File)) -> Vec<u8> {
     match unsafe { libc::fork() } {
         0 => {
             let mut write = File::from(write);
-            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut write)));
+            let worked =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&mut write)));
             // SAFETY: ends this process at once; nothing of it is needed any more.
             unsafe { libc::_exit(i32::from(worked.is_err())) }
         }
@@ -44,7 +45,10 @@ fn in_child(work: impl FnOnce(&mut File)) -> Vec<u8> {
 /// DEK id and nonce of each message.
 fn parts(messages: &[u8], len: usize, nonce_len: usize) -> Vec<([u8; 32], Vec<u8>)> {
     assert!(!messages.is_empty() && messages.len().is_multiple_of(len));
-    messages.chunks(len).map(|m| (*inspect(m).unwrap().dek_id.as_bytes(), m[40..40 + nonce_len].to_vec())).collect()
+    messages
+        .chunks(len)
+        .map(|m| (*inspect(m).unwrap().dek_id.as_bytes(), m[40..40 + nonce_len].to_vec()))
+        .collect()
 }
 
 #[test]
@@ -52,7 +56,11 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
     for backend in Backend::all() {
         for nonces in [Nonces::Thread, Nonces::System] {
             for suite in SUITES {
-                let builder = Envelope::builder().wrap_with(local("kek")).backend(*backend).nonces(nonces).suite(suite);
+                let builder = Envelope::builder()
+                    .wrap_with(local("kek"))
+                    .backend(*backend)
+                    .nonces(nonces)
+                    .suite(suite);
                 let envelope = builder.build().unwrap();
                 let alice = context("alice");
                 let seal = || block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
@@ -65,11 +73,21 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
                 });
                 let parent: Vec<u8> = (0..200).flat_map(|_| seal()).collect();
                 let (len, nonce_len) = (before.len(), suite.nonce_len());
-                let (parent, child) = (parts(&parent, len, nonce_len), parts(&child, len, nonce_len));
-                let deks = |parts: &[([u8; 32], Vec<u8>)]| parts.iter().map(|(dek, _)| *dek).collect::<HashSet<_>>();
-                assert_eq!(deks(&parent), deks(&parts(&before, len, nonce_len)), "the parent goes on with its DEK");
+                let (parent, child) =
+                    (parts(&parent, len, nonce_len), parts(&child, len, nonce_len));
+                let deks = |parts: &[([u8; 32], Vec<u8>)]| {
+                    parts.iter().map(|(dek, _)| *dek).collect::<HashSet<_>>()
+                };
+                assert_eq!(
+                    deks(&parent),
+                    deks(&parts(&before, len, nonce_len)),
+                    "the parent goes on with its DEK"
+                );
                 assert_eq!(deks(&child).len(), 1);
-                assert!(deks(&parent).is_disjoint(&deks(&child)), "{backend:?} {nonces:?} {suite:?}: one DEK");
+                assert!(
+                    deks(&parent).is_disjoint(&deks(&child)),
+                    "{backend:?} {nonces:?} {suite:?}: one DEK"
+                );
                 let all: HashSet<_> = parent.iter().chain(&child).map(|(_, nonce)| nonce).collect();
                 assert_eq!(all.len(), 400, "{backend:?} {nonces:?} {suite:?}: a nonce twice");
             }
@@ -98,7 +116,11 @@ fn a_million_messages_across_a_fork_repeat_no_nonce_under_one_key() {
     seal(&mut |part| all.extend_from_slice(part));
     let distinct: HashSet<&[u8]> = all.chunks(44).collect();
     assert_eq!(distinct.len(), 2 * EACH);
-    assert_eq!(all.chunks(44).map(|part| &part[..32]).collect::<HashSet<_>>().len(), 2, "a DEK for each process");
+    assert_eq!(
+        all.chunks(44).map(|part| &part[..32]).collect::<HashSet<_>>().len(),
+        2,
+        "a DEK for each process"
+    );
 }
 
 #[test]
@@ -145,7 +167,10 @@ fn a_sealing_key_ends_at_a_fork_and_an_opening_key_does_not() {
         let key = block_on(envelope.encryptor(&alice)).unwrap();
         pipe.write_all(&key.encrypt(Aad::empty(), b"by the child").unwrap()).unwrap();
     });
-    assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(), b"by the child");
+    assert_eq!(
+        &*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(),
+        b"by the child"
+    );
     sealing.encrypt(Aad::empty(), b"x").unwrap();
 }
 
@@ -161,10 +186,14 @@ fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
         assert_eq!(kek.versions(), [(1, true)]);
         let envelope = support::envelope(&kek);
         assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
-        pipe.write_all(&block_on(envelope.encrypt(&alice, Aad::empty(), b"by the child")).unwrap()).unwrap();
+        pipe.write_all(&block_on(envelope.encrypt(&alice, Aad::empty(), b"by the child")).unwrap())
+            .unwrap();
     });
     assert_eq!(kek.rotate().unwrap(), 2);
-    assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(), b"by the child");
+    assert_eq!(
+        &*block_on(envelope.decrypt(&alice, Aad::empty(), &child)).unwrap(),
+        b"by the child"
+    );
 }
 #[test]
 fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
@@ -178,9 +207,9 @@ fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     let wait = go.clone();
     kek.wait_for(move || {
         let wait = wait.clone();
-        Box::pin(std::future::poll_fn(
-            move |_| if wait.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending },
-        ))
+        Box::pin(std::future::poll_fn(move |_| {
+            if wait.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+        }))
     });
     let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     let alice = context("alice");
@@ -193,7 +222,9 @@ fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Expired);
     });
     go.store(true, Ordering::SeqCst);
-    let Poll::Ready(Ok(sealed)) = call.as_mut().poll(&mut waker) else { panic!("the parent goes on") };
+    let Poll::Ready(Ok(sealed)) = call.as_mut().poll(&mut waker) else {
+        panic!("the parent goes on")
+    };
     assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
 }
 
@@ -207,7 +238,10 @@ fn what_a_thread_remembers_of_the_parents_deks_is_not_used_in_the_child() {
         assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
     }
     in_child(|_| {
-        assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(), "the parent's DEK");
+        assert!(
+            envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(),
+            "the parent's DEK"
+        );
         assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
     });
     assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());

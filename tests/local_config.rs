@@ -39,13 +39,17 @@ fn a_file_and_a_uri_say_the_same() {
     let config: Config = uri.parse().unwrap();
     assert_eq!(toml::from_str::<Config>(toml).unwrap(), config);
     assert_eq!(config.to_string(), uri);
-    assert_eq!((config.path(), config.name()), (PathBuf::from("/var/lib/app/cards v1.kek").as_path(), "cards"));
+    assert_eq!(
+        (config.path(), config.name()),
+        (PathBuf::from("/var/lib/app/cards v1.kek").as_path(), "cards")
+    );
 }
 
 #[cfg(unix)]
 #[test]
 fn a_path_that_is_not_utf_8_is_read_back() {
-    let path: std::ffi::OsString = std::os::unix::ffi::OsStringExt::from_vec(b"/k\xFF?#%.kek".to_vec());
+    let path: std::ffi::OsString =
+        std::os::unix::ffi::OsStringExt::from_vec(b"/k\xFF?#%.kek".to_vec());
     let config = Config::new(path, "cards");
     assert_eq!(config.to_string(), "local:/k%FF%3F%23%25.kek?name=cards");
     assert_eq!(config.to_string().parse::<Config>().unwrap(), config);
@@ -84,11 +88,19 @@ fn every_option_reaches_the_kek() {
     LocalKek::from_config(&config.clone().create(false)).unwrap();
 
     for create in [false, true] {
-        let error = LocalKek::from_config(&Config::new(&path, "orders").create(create)).unwrap_err();
-        assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().contains("name"), "{error}");
+        let error =
+            LocalKek::from_config(&Config::new(&path, "orders").create(create)).unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidOption && error.to_string().contains("name"),
+            "{error}"
+        );
         let error = LocalKek::from_config(&Config::new(&path, "").create(create)).unwrap_err();
-        assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().contains("name"), "{error}");
-        let error = LocalKek::from_config(&Config::new(directory.path(), "cards").create(create)).unwrap_err();
+        assert!(
+            error.kind() == ErrorKind::InvalidOption && error.to_string().contains("name"),
+            "{error}"
+        );
+        let error = LocalKek::from_config(&Config::new(directory.path(), "cards").create(create))
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     }
 }
@@ -98,9 +110,12 @@ fn a_kek_of_a_uri_seals_and_opens() {
     let directory = tempfile::tempdir().unwrap();
     let uri = format!("local:{}?name=cards", directory.path().join("cards.kek").display());
     let config: Config = uri.parse().unwrap();
-    let envelope = || Envelope::builder().wrap_with(LocalKek::from_config(&config).unwrap()).build().unwrap();
+    let envelope =
+        || Envelope::builder().wrap_with(LocalKek::from_config(&config).unwrap()).build().unwrap();
     let context = EncryptionContext::new([("table", "cards")]).unwrap();
-    let sealed = pollster::block_on(envelope().encrypt(&context, Aad::from(b"row 17"), b"4111")).unwrap();
-    let card = pollster::block_on(envelope().decrypt(&context, Aad::from(b"row 17"), &sealed)).unwrap();
+    let sealed =
+        pollster::block_on(envelope().encrypt(&context, Aad::from(b"row 17"), b"4111")).unwrap();
+    let card =
+        pollster::block_on(envelope().decrypt(&context, Aad::from(b"row 17"), &sealed)).unwrap();
     assert_eq!(&*card, b"4111");
 }

@@ -13,7 +13,9 @@ use waxseal_testing::{scan, support};
 use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
 use waxseal::kek::BoxFuture;
-use waxseal::{Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect};
+use waxseal::{
+    Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect,
+};
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -25,9 +27,19 @@ const NOTHING: [usize; 5] = [0; 5];
 type End = fn(Envelope, &EncryptionContext);
 
 /// Seals one message and gives the keys that did it.
-fn set_up(backend: Backend, suite: Suite, limits: Limits) -> (Envelope, EncryptionContext, Vec<u8>, Keys) {
+fn set_up(
+    backend: Backend,
+    suite: Suite,
+    limits: Limits,
+) -> (Envelope, EncryptionContext, Vec<u8>, Keys) {
     let (spy, seen) = Spy::that_remembers(support::local("kek"));
-    let envelope = Envelope::builder().wrap_with(spy).backend(backend).suite(suite).limits(limits).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(spy)
+        .backend(backend)
+        .suite(suite)
+        .limits(limits)
+        .build()
+        .unwrap();
     let alice = context("alice");
     let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     assert!(inspect(&sealed).is_ok());
@@ -50,8 +62,10 @@ fn no_key_outlives_its_deadline_in_an_idle_process() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for backend in Backend::all() {
         let limits = Limits::default().max_age(Duration::from_secs(5));
-        let all: Vec<_> =
-            SUITES.into_iter().map(|suite| on_a_stack_of_its_own(|| set_up(*backend, suite, limits))).collect();
+        let all: Vec<_> = SUITES
+            .into_iter()
+            .map(|suite| on_a_stack_of_its_own(|| set_up(*backend, suite, limits)))
+            .collect();
         for (envelope, alice, sealed, keys) in &all {
             assert!(
                 keys.schedule.occurrences() >= 1,
@@ -75,14 +89,16 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
             ("evict_all", |envelope, _| envelope.evict_all()),
             ("eviction", |envelope, _| {
                 for tenant in 0..10 {
-                    block_on(envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x")).unwrap();
+                    block_on(envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x"))
+                        .unwrap();
                 }
             }),
             ("drop", |envelope, _| drop(envelope)),
         ];
         for (name, end) in ways {
             let limits = Limits::default().max_entries(1);
-            let (envelope, alice, _, keys) = on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), limits));
+            let (envelope, alice, _, keys) =
+                on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), limits));
             assert!(keys.schedule.occurrences() >= 1, "{backend:?} {name}: the control");
             // A handle and another clone have no say in it, except that they keep the envelope from being dropped.
             let clone = (name != "drop").then(|| envelope.clone());
@@ -112,12 +128,17 @@ fn no_key_survives_a_panic_of_the_code_that_uses_it() {
     for backend in Backend::all() {
         let mut left = None;
         panics(|| {
-            let (envelope, alice, sealed, keys) = set_up(*backend, Suite::default(), Limits::default());
+            let (envelope, alice, sealed, keys) =
+                set_up(*backend, Suite::default(), Limits::default());
             let sealing = block_on(envelope.encryptor(&alice)).unwrap();
             let opening = block_on(envelope.decryptor(&alice, &sealed)).unwrap();
             let plaintext = opening.decrypt(Aad::empty(), &sealed).unwrap();
             left = Some((keys.schedule.occurrences(), keys));
-            panic!("with {} bytes of plaintext and {} bytes of a tag", plaintext.len(), sealing.tag_len());
+            panic!(
+                "with {} bytes of plaintext and {} bytes of a tag",
+                plaintext.len(),
+                sealing.tag_len()
+            );
         });
         let (before, keys) = left.unwrap();
         assert!(before >= 1, "{backend:?}: the control");
@@ -144,7 +165,11 @@ impl std::fmt::Debug for PanicAt {
 impl Observer for PanicAt {
     fn event(&self, event: &Event<'_>) {
         if (self.at)(event) {
-            let keys = Keys::new(self.dek.lock().unwrap().take().unwrap(), &context("alice"), Suite::default());
+            let keys = Keys::new(
+                self.dek.lock().unwrap().take().unwrap(),
+                &context("alice"),
+                Suite::default(),
+            );
             *self.found.lock().unwrap() = Some((keys.occurrences(), keys));
             panic!("in the observer");
         }
@@ -168,7 +193,12 @@ fn no_key_survives_a_panic_of_an_observer() {
             let (spy, dek) = Spy::that_remembers(kek.clone());
             let found = Found::default();
             let observer = PanicAt { at, dek, found: found.clone() };
-            let envelope = Envelope::builder().wrap_with(spy).backend(*backend).observer(observer).build().unwrap();
+            let envelope = Envelope::builder()
+                .wrap_with(spy)
+                .backend(*backend)
+                .observer(observer)
+                .build()
+                .unwrap();
             // The panic changes nothing: the call succeeds, and its DEK is cached and wiped as any other.
             quietly(|| match name {
                 "Made" => drop(block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap()),
@@ -192,7 +222,11 @@ struct Trap {
 
 impl Trap {
     fn new() -> Arc<Self> {
-        Arc::new(Self { armed: AtomicBool::new(true), dek: Mutex::new(None), found: AtomicUsize::new(0) })
+        Arc::new(Self {
+            armed: AtomicBool::new(true),
+            dek: Mutex::new(None),
+            found: AtomicUsize::new(0),
+        })
     }
 
     /// An envelope whose KEK springs the trap, with nothing at hand, and a message that it can open.
@@ -202,7 +236,8 @@ impl Trap {
         spring: fn() -> BoxFuture<'static, ()>,
     ) -> (Envelope, EncryptionContext, Vec<u8>) {
         let (alice, kek) = (context("alice"), support::local("kek"));
-        let sealed = block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let sealed =
+            block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
         let trap = self.clone();
         let spy = Spy::new(kek, move |dek| {
             if !trap.armed.load(Ordering::SeqCst) {
@@ -250,21 +285,32 @@ fn no_key_survives_the_last_caller_that_waits_for_a_provider_that_hangs() {
     for backend in Backend::all() {
         for name in ["wrapping", "unwrapping"] {
             let trap = Trap::new();
-            let (envelope, alice, sealed) =
-                on_a_stack_of_its_own(|| trap.envelope(*backend, || Box::pin(std::future::pending())));
+            let (envelope, alice, sealed) = on_a_stack_of_its_own(|| {
+                trap.envelope(*backend, || Box::pin(std::future::pending()))
+            });
             let wait = || -> BoxFuture<'_, ()> {
                 let mut call: BoxFuture<'_, ()> = match name {
-                    "wrapping" => Box::pin(async { drop(envelope.encrypt(&alice, Aad::empty(), b"x").await) }),
-                    _ => Box::pin(async { drop(envelope.decrypt(&alice, Aad::empty(), &sealed).await) }),
+                    "wrapping" => {
+                        Box::pin(async { drop(envelope.encrypt(&alice, Aad::empty(), b"x").await) })
+                    }
+                    _ => Box::pin(async {
+                        drop(envelope.decrypt(&alice, Aad::empty(), &sealed).await)
+                    }),
                 };
                 assert!(call.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
                 call
             };
             let (first, last) = on_a_stack_of_its_own(|| (wait(), wait()));
             let keys = trap.keys(&alice);
-            assert!(keys.dek.occurrences() >= 1, "{backend:?} {name}: the control, while they wait");
+            assert!(
+                keys.dek.occurrences() >= 1,
+                "{backend:?} {name}: the control, while they wait"
+            );
             drop(first);
-            assert!(keys.dek.occurrences() >= 1, "{backend:?} {name}: the control, while one waits");
+            assert!(
+                keys.dek.occurrences() >= 1,
+                "{backend:?} {name}: the control, while one waits"
+            );
             drop(last);
             assert_eq!(keys.occurrences(), NOTHING, "{backend:?} {name}");
         }

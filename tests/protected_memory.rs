@@ -44,7 +44,8 @@ impl Other {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (stdin, lines) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        let (stdin, lines) =
+            (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         Self { child, stdin, lines }
     }
 
@@ -103,7 +104,8 @@ fn flags_at(address: usize) -> Vec<String> {
     let mut inside = false;
     for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
         if let Some((from, to)) = line.split(' ').next().unwrap().split_once('-') {
-            let range = usize::from_str_radix(from, 16).ok().zip(usize::from_str_radix(to, 16).ok());
+            let range =
+                usize::from_str_radix(from, 16).ok().zip(usize::from_str_radix(to, 16).ok());
             if let Some((from, to)) = range {
                 inside = (from..to).contains(&address);
             }
@@ -137,7 +139,8 @@ fn address_of_a_dek() -> usize {
 
 #[test]
 fn under_a_usual_limit_a_dek_lies_in_memory_that_is_locked_not_dumped_and_wiped_on_fork() {
-    const NAME: &str = "under_a_usual_limit_a_dek_lies_in_memory_that_is_locked_not_dumped_and_wiped_on_fork";
+    const NAME: &str =
+        "under_a_usual_limit_a_dek_lies_in_memory_that_is_locked_not_dumped_and_wiped_on_fork";
     if role().is_none() {
         let mut other = Other::start(NAME, "child");
         let said = other.until_pause();
@@ -146,7 +149,10 @@ fn under_a_usual_limit_a_dek_lies_in_memory_that_is_locked_not_dumped_and_wiped_
             assert!(flags.contains(&flag), "{flag} is not among {flags:?}");
         }
         let ordinary: Vec<_> = words(&said, "ordinary").split(' ').collect();
-        assert!(!["lo", "dd", "wf"].iter().any(|flag| ordinary.contains(flag)), "the control: {ordinary:?}");
+        assert!(
+            !["lo", "dd", "wf"].iter().any(|flag| ordinary.contains(flag)),
+            "the control: {ordinary:?}"
+        );
         assert_eq!(words(&said, "before"), "0");
         assert_ne!(words(&said, "locked"), "0");
         assert_eq!(words(&said, "complete"), "true", "{}", words(&said, "message"));
@@ -174,7 +180,8 @@ fn limit_locked_memory(bytes: u64) {
 
 /// Has the kernel refuse a system call from here on, if its third argument is `third`, with EPERM (seccomp(2)).
 fn refuse(call: libc::c_long, third: Option<u32>) {
-    let statement = |code: u32, k: u32| libc::sock_filter { code: code.try_into().unwrap(), jt: 0, jf: 0, k };
+    let statement =
+        |code: u32, k: u32| libc::sock_filter { code: code.try_into().unwrap(), jt: 0, jf: 0, k };
     let jump = |k: u32, jt: u8, jf: u8| libc::sock_filter {
         jt,
         jf,
@@ -182,18 +189,25 @@ fn refuse(call: libc::c_long, third: Option<u32>) {
     };
     let load = |at: u32| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, at);
     let allow = statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW);
-    let eperm = statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap());
+    let eperm = statement(
+        libc::BPF_RET | libc::BPF_K,
+        libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).unwrap(),
+    );
     // The number of the call is at 0 of `seccomp_data`, the low half of its third argument at 32.
     let call = u32::try_from(call).unwrap();
     let mut program = match third {
         None => vec![load(0), jump(call, 1, 0), allow, eperm],
         Some(third) => vec![load(0), jump(call, 0, 2), load(32), jump(third, 1, 0), allow, eperm],
     };
-    let filter = libc::sock_fprog { len: program.len().try_into().unwrap(), filter: program.as_mut_ptr() };
+    let filter =
+        libc::sock_fprog { len: program.len().try_into().unwrap(), filter: program.as_mut_ptr() };
     // SAFETY: the filter is valid for the time of the call, which copies it; it binds this thread, and the threads that it starts.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter),
+            0
+        );
     }
 }
 
@@ -221,19 +235,28 @@ fn work_hard() -> usize {
         .collect();
     let kek = || waxseal::kek::local::LocalKek::from_secrets("many", (1..).zip(&secrets)).unwrap();
     let told = Arc::new(AtomicUsize::new(0));
-    let observed = || Envelope::builder().wrap_with(kek()).observer(Told(told.clone())).build().unwrap();
+    let observed =
+        || Envelope::builder().wrap_with(kek()).observer(Told(told.clone())).build().unwrap();
     let (envelope, reader) = (observed(), observed());
     for tenant in 0..200 {
         let tenant = context(&format!("{tenant}"));
         let sealed = block_on(envelope.encrypt(&tenant, Aad::from(b"row"), b"payload")).unwrap();
-        assert_eq!(&*block_on(reader.decrypt(&tenant, Aad::from(b"row"), &sealed)).unwrap(), b"payload");
+        assert_eq!(
+            &*block_on(reader.decrypt(&tenant, Aad::from(b"row"), &sealed)).unwrap(),
+            b"payload"
+        );
     }
     // Every one of them is still what it was: a new version is made from what is kept of all the others.
     let kek = kek();
     assert_eq!(kek.rotate().unwrap(), 3001);
-    let other = waxseal::kek::local::LocalKek::from_secrets("many", [(3000, &secrets[2999])]).unwrap();
-    let sealed = block_on(support::envelope(&other).encrypt(&context("a"), Aad::empty(), b"x")).unwrap();
-    assert_eq!(&*block_on(support::envelope(&kek).decrypt(&context("a"), Aad::empty(), &sealed)).unwrap(), b"x");
+    let other =
+        waxseal::kek::local::LocalKek::from_secrets("many", [(3000, &secrets[2999])]).unwrap();
+    let sealed =
+        block_on(support::envelope(&other).encrypt(&context("a"), Aad::empty(), b"x")).unwrap();
+    assert_eq!(
+        &*block_on(support::envelope(&kek).decrypt(&context("a"), Aad::empty(), &sealed)).unwrap(),
+        b"x"
+    );
     told.load(Ordering::SeqCst)
 }
 
@@ -265,8 +288,12 @@ fn what_a_system_refuses_is_said_and_everything_works_without_it() {
         "limit 65536" => limit_locked_memory(65_536),
         "limit 0" => limit_locked_memory(0),
         "no mlock" => refuse(libc::SYS_mlock, None),
-        "no MADV_DONTDUMP" => refuse(libc::SYS_madvise, Some(libc::MADV_DONTDUMP.try_into().unwrap())),
-        "no MADV_WIPEONFORK" => refuse(libc::SYS_madvise, Some(libc::MADV_WIPEONFORK.try_into().unwrap())),
+        "no MADV_DONTDUMP" => {
+            refuse(libc::SYS_madvise, Some(libc::MADV_DONTDUMP.try_into().unwrap()))
+        }
+        "no MADV_WIPEONFORK" => {
+            refuse(libc::SYS_madvise, Some(libc::MADV_WIPEONFORK.try_into().unwrap()))
+        }
         "nothing" => {
             refuse(libc::SYS_mlock, None);
             refuse(libc::SYS_madvise, None);
@@ -294,8 +321,16 @@ fn gcore() -> PathBuf {
         let root = rustix::process::geteuid().is_root();
         let mut command = if root { Command::new("sh") } else { Command::new("sudo") };
         let command = if root { &mut command } else { command.args(["-n", "sh"]) };
-        let status = command.arg("-c").arg(install).env("DEBIAN_FRONTEND", "noninteractive").status().unwrap();
-        assert!(status.success(), "gdb, whose gcore this test needs, could not be installed: {install}");
+        let status = command
+            .arg("-c")
+            .arg(install)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .status()
+            .unwrap();
+        assert!(
+            status.success(),
+            "gdb, whose gcore this test needs, could not be installed: {install}"
+        );
     }
     assert!(path.exists(), "gcore is not at {}", path.display());
     path
@@ -305,10 +340,13 @@ fn gcore() -> PathBuf {
 fn core_dump(of: &Child) -> Vec<u8> {
     let directory = tempfile::tempdir().unwrap();
     let prefix = directory.path().join("core");
-    let output = Command::new(gcore()).arg("-o").arg(&prefix).arg(of.id().to_string()).output().unwrap();
+    let output =
+        Command::new(gcore()).arg("-o").arg(&prefix).arg(of.id().to_string()).output().unwrap();
     let path = directory.path().join(format!("core.{}", of.id()));
     let dump = fs::read(&path);
-    dump.unwrap_or_else(|error| panic!("no core dump ({error}): {}", String::from_utf8_lossy(&output.stderr)))
+    dump.unwrap_or_else(|error| {
+        panic!("no core dump ({error}): {}", String::from_utf8_lossy(&output.stderr))
+    })
 }
 
 fn backend(name: &str) -> Backend {
@@ -335,11 +373,22 @@ fn a_core_dump_has_no_dek_and_after_the_deadline_nothing() {
             other.go_on();
 
             let said = other.until_pause();
-            assert_ne!(words(&said, "held in memory"), "0", "{backend:?}: the control: the DEK is being wrapped");
+            assert_ne!(
+                words(&said, "held in memory"),
+                "0",
+                "{backend:?}: the control: the DEK is being wrapped"
+            );
             let dump = core_dump(&other.child);
-            assert_eq!(in_bytes(&dump, [&keys.dek, &held]), [0, 0], "{backend:?}: the DEKs at hand and being wrapped");
+            assert_eq!(
+                in_bytes(&dump, [&keys.dek, &held]),
+                [0, 0],
+                "{backend:?}: the DEKs at hand and being wrapped"
+            );
             let [schedule] = in_bytes(&dump, [&keys.schedule]);
-            assert!(schedule >= 1, "{backend:?}: while it serves, the backend's key schedule is in the dump");
+            assert!(
+                schedule >= 1,
+                "{backend:?}: while it serves, the backend's key schedule is in the dump"
+            );
             drop(dump);
             other.go_on();
             let said = other.until_pause();
@@ -362,7 +411,8 @@ fn a_core_dump_has_no_dek_and_after_the_deadline_nothing() {
         let envelope = Envelope::builder().wrap_with(spy).backend(backend(&role)).limits(limits);
         let clock = waxseal::ManualClock::new();
         let envelope = envelope.clock(clock.clone()).build().unwrap();
-        let sealed = block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"payload")).unwrap();
+        let sealed =
+            block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"payload")).unwrap();
         block_on(envelope.decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap();
         let dek = seen.lock().unwrap().take().unwrap();
         ((envelope, clock), sealed, dek)

@@ -18,8 +18,8 @@ use tokio::runtime::{Builder as Tokio, Runtime as TokioRuntime};
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{BoxFuture, KekErrorClass};
 use waxseal::{
-    Aad, CallBudget, CallPolicy, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Limits, ManualClock,
-    Runtime,
+    Aad, CallBudget, CallPolicy, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind,
+    Limits, ManualClock, Runtime,
 };
 
 /// No answer takes as long, and no test waits longer.
@@ -42,7 +42,10 @@ fn kind<T>(result: &Result<T, Error>) -> Option<ErrorKind> {
 }
 
 /// What `work` gives on a thread of its own, which may hang.
-fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+fn within<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     let (done, over) = mpsc::channel();
     std::thread::spawn(move || done.send(work()));
     over.recv_timeout(limit).ok()
@@ -93,7 +96,9 @@ impl Stage {
     /// Built in `runtime`, with a short deadline.
     fn hasty(runtime: &TokioRuntime) -> Self {
         let _inside = runtime.enter();
-        Self::new(|builder| builder.call_policy(CallPolicy::default().timeout(ms(300)).deadline(ms(900)).tries(2)))
+        Self::new(|builder| {
+            builder.call_policy(CallPolicy::default().timeout(ms(300)).deadline(ms(900)).tries(2))
+        })
     }
 
     fn read(&self) -> impl Future<Output = Result<(), Error>> + Send + 'static + use<> {
@@ -133,8 +138,9 @@ fn messages(kek: &ScriptedKek, number: usize) -> Vec<(EncryptionContext, Vec<u8>
     let apart = std::thread::spawn(move || {
         let elsewhere = support::envelope(&kek);
         let contexts = (0..number).map(|tenant| context(&tenant.to_string()));
-        let sealed =
-            |context: &EncryptionContext| block_on(elsewhere.encrypt(context, Aad::empty(), b"payload")).unwrap();
+        let sealed = |context: &EncryptionContext| {
+            block_on(elsewhere.encrypt(context, Aad::empty(), b"payload")).unwrap()
+        };
         contexts.map(|context| (context.clone(), sealed(&context))).collect()
     });
     apart.join().unwrap()
@@ -326,7 +332,10 @@ fn a_tokio_runtime_without_timers_is_refused_at_build() {
     let _inside = without.enter();
     let error = Envelope::builder().wrap_with(support::local("kek")).build().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidOption);
-    assert!(error.to_string().contains("runtime") && error.to_string().contains("enable_time"), "{error}");
+    assert!(
+        error.to_string().contains("runtime") && error.to_string().contains("enable_time"),
+        "{error}"
+    );
 }
 
 /// One that is given is believed.
@@ -376,7 +385,10 @@ fn a_key_service_slower_than_every_caller_is_asked_once_and_its_answer_counts() 
         while tokio::time::timeout(ms(60), stage.read()).await.is_err() {
             assert!(began.elapsed() < LONG, "no progress");
         }
-        while tokio::time::timeout(ms(60), stage.envelope.encrypt(&stage.alice, Aad::empty(), b"x")).await.is_err() {
+        while tokio::time::timeout(ms(60), stage.envelope.encrypt(&stage.alice, Aad::empty(), b"x"))
+            .await
+            .is_err()
+        {
             assert!(began.elapsed() < LONG, "no progress");
         }
     });
@@ -399,7 +411,9 @@ fn without_a_runtime_the_last_caller_that_leaves_ends_the_call() {
         let mut first = pin!(stage.read());
         let mut second = pin!(stage.read());
         let mut cx = Context::from_waker(Waker::noop());
-        assert!(first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending());
+        assert!(
+            first.as_mut().poll(&mut cx).is_pending() && second.as_mut().poll(&mut cx).is_pending()
+        );
         assert_eq!((stage.kek.calls().unwraps, Arc::strong_count(&dropped)), (1, 3));
     }
     assert_eq!(Arc::strong_count(&dropped), 2, "what it held is gone");
@@ -410,7 +424,9 @@ fn a_service_that_hangs_is_not_asked_more_and_more_for_callers_that_left() {
     let runtime = threads(2);
     let stage = {
         let _inside = runtime.enter();
-        Stage::new(|builder| builder.call_policy(CallPolicy::default().timeout(LONG).deadline(LONG)))
+        Stage::new(|builder| {
+            builder.call_policy(CallPolicy::default().timeout(LONG).deadline(LONG))
+        })
     };
     let going_on = Arc::new(());
     let held = going_on.clone();
@@ -428,7 +444,11 @@ fn a_service_that_hangs_is_not_asked_more_and_more_for_callers_that_left() {
     });
     assert!(stage.kek.calls().unwraps >= 4, "a service that is back is noticed");
     // One is the test's own, one the script's. The oldest call goes on, and the newest.
-    assert!(Arc::strong_count(&going_on) <= 2 + 2, "{} calls go on", Arc::strong_count(&going_on) - 2);
+    assert!(
+        Arc::strong_count(&going_on) <= 2 + 2,
+        "{} calls go on",
+        Arc::strong_count(&going_on) - 2
+    );
 }
 
 #[test]
@@ -438,7 +458,11 @@ fn a_call_that_waits_for_its_turn_is_not_made_for_callers_that_left() {
     let all = messages(&kek, 100);
     let envelope = {
         let _inside = runtime.enter();
-        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(8, 64).unwrap()).build().unwrap()
+        Envelope::builder()
+            .wrap_with(kek.clone())
+            .call_budget(CallBudget::new(8, 64).unwrap())
+            .build()
+            .unwrap()
     };
     runtime.block_on(async {
         let reads = all.iter().map(|(context, sealed)| read(&envelope, context, sealed));
@@ -457,12 +481,18 @@ fn callers_that_are_not_polled_keep_nobody_from_being_served() {
     let all = messages(&kek, 9);
     let envelope = {
         let _inside = runtime.enter();
-        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(1000, 4).unwrap()).build().unwrap()
+        Envelope::builder()
+            .wrap_with(kek.clone())
+            .call_budget(CallBudget::new(1000, 4).unwrap())
+            .build()
+            .unwrap()
     };
     kek.wait_for(|| Box::pin(tokio::time::sleep(ms(10))));
     // As a `buffered` stream does with its reads while its consumer makes one of its own: polled once, and then not.
-    let mut waiting: Vec<_> =
-        all[..8].iter().map(|(context, sealed)| Box::pin(read(&envelope, context, sealed))).collect();
+    let mut waiting: Vec<_> = all[..8]
+        .iter()
+        .map(|(context, sealed)| Box::pin(read(&envelope, context, sealed)))
+        .collect();
     let _inside = runtime.enter();
     for read in &mut waiting {
         assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());

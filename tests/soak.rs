@@ -20,7 +20,10 @@ use support::context;
 use support::stage::{entries_of, with_entries};
 use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, WrappedDek};
+use waxseal::{
+    Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer,
+    WrappedDek,
+};
 
 const WORKERS: u64 = 8;
 const TENANTS: usize = 40;
@@ -39,7 +42,8 @@ fn resident_kib() -> u64 {
 /// But those of the process that stay.
 fn threads() -> usize {
     let stays = |task: &std::io::Result<fs::DirEntry>| {
-        let name = fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
+        let name =
+            fs::read_to_string(task.as_ref().unwrap().path().join("comm")).unwrap_or_default();
         matches!(name.trim(), "waxseal-wiper" | "waxseal-timer")
     };
     fs::read_dir("/proc/self/task").unwrap().filter(|task| !stays(task)).count()
@@ -127,7 +131,11 @@ impl World {
                 }
                 (30..80, Some(it)) => {
                     let context = &self.contexts[it.tenant];
-                    let sealed = if rng.random_ratio(1, 5) { with_junk(&it.sealed) } else { it.sealed.clone() };
+                    let sealed = if rng.random_ratio(1, 5) {
+                        with_junk(&it.sealed)
+                    } else {
+                        it.sealed.clone()
+                    };
                     let open = self.envelope.decrypt(context, Aad::from(&it.aad), &sealed);
                     // Some callers do not wait.
                     let patience = if rng.random_ratio(1, 10) { 1 } else { 10_000 };
@@ -140,33 +148,49 @@ impl World {
                         Err(_) => {}
                     }
                 }
-                (80..85, Some(it)) => match self.envelope.decryptor(&self.contexts[it.tenant], &it.sealed).await {
-                    Ok(key) => match key.decrypt(Aad::from(&it.aad), &it.sealed) {
-                        Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
-                        Err(error) => self.failed(error.kind(), &[ErrorKind::Expired]),
-                    },
-                    Err(error) => self.failed(error.kind(), &faults),
-                },
+                (80..85, Some(it)) => {
+                    match self.envelope.decryptor(&self.contexts[it.tenant], &it.sealed).await {
+                        Ok(key) => match key.decrypt(Aad::from(&it.aad), &it.sealed) {
+                            Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
+                            Err(error) => self.failed(error.kind(), &[ErrorKind::Expired]),
+                        },
+                        Err(error) => self.failed(error.kind(), &faults),
+                    }
+                }
                 (85..90, Some(it)) => {
                     let other = (it.tenant + 1 + rng.random_range(0..TENANTS - 1)) % TENANTS;
-                    let answer = self.envelope.decrypt(&self.contexts[other], Aad::from(&it.aad), &it.sealed).await;
+                    let answer = self
+                        .envelope
+                        .decrypt(&self.contexts[other], Aad::from(&it.aad), &it.sealed)
+                        .await;
                     self.failed(answer.map(|_| ()).unwrap_err().kind(), &faults);
                 }
                 (90..95, Some(mut it)) => {
                     let at = rng.random_range(0..it.sealed.len());
                     it.sealed[at] ^= 1 << rng.random_range(0..8);
-                    match self.envelope.decrypt(&self.contexts[it.tenant], Aad::from(&it.aad), &it.sealed).await {
+                    match self
+                        .envelope
+                        .decrypt(&self.contexts[it.tenant], Aad::from(&it.aad), &it.sealed)
+                        .await
+                    {
                         // A bit of one wrapped key: another one opens it.
                         Ok(plaintext) => assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
                         Err(error) => {
-                            *self.failed.lock().unwrap().entry(error.kind().as_str()).or_default() += 1;
+                            *self
+                                .failed
+                                .lock()
+                                .unwrap()
+                                .entry(error.kind().as_str())
+                                .or_default() += 1;
                         }
                     }
                 }
-                (_, Some(it)) => match self.envelope.rewrap(&self.contexts[it.tenant], &it.sealed).await {
-                    Ok(sealed) => self.stored.lock().unwrap().push(Stored { sealed, ..it }),
-                    Err(error) => self.failed(error.kind(), &faults),
-                },
+                (_, Some(it)) => {
+                    match self.envelope.rewrap(&self.contexts[it.tenant], &it.sealed).await {
+                        Ok(sealed) => self.stored.lock().unwrap().push(Stored { sealed, ..it }),
+                        Err(error) => self.failed(error.kind(), &faults),
+                    }
+                }
             }
             self.stored.lock().unwrap().truncate(STORED);
             if rng.random_ratio(1, 20) {
@@ -179,16 +203,24 @@ impl World {
 /// Runtimes that end while their callers share calls with everybody else.
 fn come_and_go(world: &World, mut rng: StdRng) {
     while !world.over.load(Ordering::Relaxed) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_time()
+            .build()
+            .unwrap();
         for _ in 0..10 {
             let stored = world.stored.lock().unwrap();
-            let Some(it) = (!stored.is_empty()).then(|| stored[rng.random_range(0..stored.len())].clone()) else {
+            let Some(it) =
+                (!stored.is_empty()).then(|| stored[rng.random_range(0..stored.len())].clone())
+            else {
                 break;
             };
             drop(stored);
             let (envelope, context) = (world.envelope.clone(), world.contexts[it.tenant].clone());
             runtime.spawn(async move {
-                if let Ok(plaintext) = envelope.decrypt(&context, Aad::from(&it.aad), &it.sealed).await {
+                if let Ok(plaintext) =
+                    envelope.decrypt(&context, Aad::from(&it.aad), &it.sealed).await
+                {
                     assert_eq!(*plaintext, *it.plaintext, "a wrong byte");
                 }
             });
@@ -252,7 +284,11 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
     drop(warm);
     let threads_before = threads();
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap();
     let limits = Limits::default()
         .max_age(Duration::from_millis(400))
         .stale_if_error_reading(Duration::from_millis(300))
@@ -268,8 +304,10 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         .breaker_probe(Duration::from_millis(50));
     let envelope = {
         let _inside = runtime.enter();
-        let builder =
-            Envelope::builder().wrap_with(keks[0].clone()).wrap_with(keks[1].clone()).unwrap_with(keks[2].clone());
+        let builder = Envelope::builder()
+            .wrap_with(keks[0].clone())
+            .wrap_with(keks[1].clone())
+            .unwrap_with(keks[2].clone());
         builder.limits(limits).call_policy(policy).observer(Fragile::default()).build().unwrap()
     };
     let world = Arc::new(World {
@@ -281,12 +319,18 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         failed: Mutex::default(),
     });
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut tasks: Vec<_> =
-        (0..WORKERS).map(|_| runtime.spawn(world.clone().work(StdRng::seed_from_u64(rng.random())))).collect();
-    tasks.push(runtime.spawn(break_things(world.clone(), keks.clone(), StdRng::seed_from_u64(rng.random()))));
+    let mut tasks: Vec<_> = (0..WORKERS)
+        .map(|_| runtime.spawn(world.clone().work(StdRng::seed_from_u64(rng.random()))))
+        .collect();
+    tasks.push(runtime.spawn(break_things(
+        world.clone(),
+        keks.clone(),
+        StdRng::seed_from_u64(rng.random()),
+    )));
 
     let (goes, seed) = (world.clone(), rng.random());
-    let coming_and_going = std::thread::spawn(move || come_and_go(&goes, StdRng::seed_from_u64(seed)));
+    let coming_and_going =
+        std::thread::spawn(move || come_and_go(&goes, StdRng::seed_from_u64(seed)));
 
     // A third of the time for everything to reach its size.
     let start = Instant::now();
@@ -317,7 +361,11 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
         let stored = world.stored.lock().unwrap().clone();
         for it in &stored {
             loop {
-                match world.envelope.decrypt(&world.contexts[it.tenant], Aad::from(&it.aad), &it.sealed).await {
+                match world
+                    .envelope
+                    .decrypt(&world.contexts[it.tenant], Aad::from(&it.aad), &it.sealed)
+                    .await
+                {
                     Ok(plaintext) => break assert_eq!(*plaintext, *it.plaintext, "a wrong byte"),
                     Err(error) => assert!(Instant::now() < deadline, "{error}"),
                 }

@@ -14,8 +14,8 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver, Observer, Sealed,
-    StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver,
+    Observer, Sealed, StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
 };
 
 /// A life in which everything happens that an observer can be told.
@@ -23,13 +23,20 @@ fn a_whole_life(observer: impl Observer + 'static) {
     let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
     kek.fail_with(KekErrorClass::Throttled);
     let second = Duration::from_secs(1);
-    let limits = Limits::default().max_age(100 * second).stale_if_error_reading(100 * second).max_entries(1);
-    let builder = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).observer(observer);
+    let limits =
+        Limits::default().max_age(100 * second).stale_if_error_reading(100 * second).max_entries(1);
+    let builder = Envelope::builder()
+        .wrap_with(kek.clone())
+        .clock(clock.clone())
+        .limits(limits)
+        .observer(observer);
     let builder = builder.call_policy(CallPolicy::default().breaker_failures(1));
-    let envelope = block_on(builder.start(StartOptions::default().start_up(StartUp::TolerateOutage))).unwrap();
+    let envelope =
+        block_on(builder.start(StartOptions::default().start_up(StartUp::TolerateOutage))).unwrap();
     kek.fail_with(None);
     let alice = context("alice");
-    let sealed = block_on(support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    let sealed =
+        block_on(support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     let read = || block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).map(|_| ());
     read().unwrap();
     clock.advance(81 * second);
@@ -108,7 +115,10 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
         ("INFO", "breaker_closed", &["kek_id=local:kek"]),
     ] {
         let named = format!("event=\"{event}\"");
-        let line = text.lines().find(|line| line.contains(&named)).unwrap_or_else(|| panic!("{event}\n{text}"));
+        let line = text
+            .lines()
+            .find(|line| line.contains(&named))
+            .unwrap_or_else(|| panic!("{event}\n{text}"));
         assert!(line.contains(level) && line.contains(" waxseal: "), "{line}");
         assert!(fields.iter().all(|field| line.contains(field)), "{line}");
     }
@@ -124,7 +134,8 @@ fn every_event_is_counted() {
     metrics::with_local_recorder(&recorder, || a_whole_life(MetricsObserver));
     let mut seen = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
-        let labels: Vec<_> = key.key().labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        let labels: Vec<_> =
+            key.key().labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         let value = match value {
             DebugValue::Counter(count) => count.to_string(),
             DebugValue::Gauge(value) => value.to_string(),
@@ -146,9 +157,11 @@ fn every_event_is_counted() {
     ] {
         assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
     }
-    for name in
-        ["waxseal_deks_evicted_total{}", "waxseal_deks_wiped_total{}", "waxseal_served_stale_total{kind=unavailable}"]
-    {
+    for name in [
+        "waxseal_deks_evicted_total{}",
+        "waxseal_deks_wiped_total{}",
+        "waxseal_served_stale_total{kind=unavailable}",
+    ] {
         assert!(seen.contains_key(name), "{name} in {seen:#?}");
     }
 }
@@ -167,7 +180,11 @@ impl KekProvider for TakesAny {
         true
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.0.wrap(context, dek)
     }
 
@@ -191,16 +208,24 @@ impl KekProvider for TakesAny {
 fn a_kek_id_of_a_forged_message_begins_no_line_of_the_log() {
     let kek = support::local("kek");
     let alice = context("alice");
-    let compact = block_on(support::envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
-    let id = KekId::new("x\n2026-11-25T00:00:00Z  INFO auth: admin logged in\u{1b}[2J\u{202e}\u{2028}").unwrap();
+    let compact =
+        block_on(support::envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
+    let id =
+        KekId::new("x\n2026-11-25T00:00:00Z  INFO auth: admin logged in\u{1b}[2J\u{202e}\u{2028}")
+            .unwrap();
     let entry = WrappedDek::new(id, compact.wrapped_keys().entries()[0].wrapped()).unwrap();
     let keys = WrappedKeys::new([entry]).unwrap();
     let text = written(|| {
-        let service = Envelope::builder().unwrap_with(TakesAny(kek.clone())).observer(TracingObserver::new());
+        let service =
+            Envelope::builder().unwrap_with(TakesAny(kek.clone())).observer(TracingObserver::new());
         let service = service.build().unwrap();
-        block_on(service.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys))).unwrap();
-        let error =
-            block_on(support::envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)));
+        block_on(service.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)))
+            .unwrap();
+        let error = block_on(support::envelope(&kek).decrypt(
+            &alice,
+            Aad::empty(),
+            Sealed::compact(compact.as_bytes(), &keys),
+        ));
         let error = error.unwrap_err();
         tracing::error!(%error, cause = &error as &dyn std::error::Error, "{error}");
     });

@@ -29,7 +29,9 @@ impl Bare {
             #[cfg(feature = "aws-lc")]
             Backend::AwsLc => {
                 use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
-                Self::AwsLc(Box::new(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).unwrap())))
+                Self::AwsLc(Box::new(LessSafeKey::new(
+                    UnboundKey::new(&AES_256_GCM, &KEY).unwrap(),
+                )))
             }
             _ => Self::RustCrypto(Box::new(aes_gcm::Aes256Gcm::new(&KEY.into()))),
         }
@@ -38,11 +40,15 @@ impl Bare {
     /// Encrypts in place and gives the tag.
     pub fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
         match self {
-            Self::RustCrypto(key) => key.encrypt_inout_detached(&NONCE.into(), AAD, payload.into()).unwrap().into(),
+            Self::RustCrypto(key) => {
+                key.encrypt_inout_detached(&NONCE.into(), AAD, payload.into()).unwrap().into()
+            }
             #[cfg(feature = "aws-lc")]
             Self::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
-                let tag = key.seal_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), payload).unwrap();
+                let tag = key
+                    .seal_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), payload)
+                    .unwrap();
                 tag.as_ref().try_into().unwrap()
             }
         }
@@ -57,7 +63,8 @@ impl Bare {
             #[cfg(feature = "aws-lc")]
             Self::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
-                key.open_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), tag, payload).unwrap();
+                key.open_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), tag, payload)
+                    .unwrap();
             }
         }
     }
@@ -114,10 +121,15 @@ pub struct Ground {
 
 impl Ground {
     pub fn new(backend: Backend) -> Self {
-        let limits = Limits::default().max_messages(1 << 32).max_bytes(1 << 50).max_age(Duration::from_secs(24 * 3600));
+        let limits = Limits::default()
+            .max_messages(1 << 32)
+            .max_bytes(1 << 50)
+            .max_age(Duration::from_secs(24 * 3600));
         let kek = LocalKek::in_memory("bench").unwrap();
-        let envelope = Envelope::builder().wrap_with(kek).backend(backend).limits(limits).build().unwrap();
-        let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek).backend(backend).limits(limits).build().unwrap();
+        let context =
+            EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
         let sealing = at_once(envelope.encryptor(&context)).unwrap();
         let sealed = sealing.encrypt(Aad::from(AAD), b"").unwrap();
         let opening = at_once(envelope.decryptor(&context, &sealed)).unwrap();
@@ -153,9 +165,13 @@ impl Ground {
 
     /// The library's ways to seal in place.
     pub fn seal(&self, len: usize) -> [Contender<'_>; 3] {
-        let handle = |buffer: &mut Vec<u8>| self.sealing.encrypt_in_place(Aad::from(AAD), buffer).unwrap();
+        let handle =
+            |buffer: &mut Vec<u8>| self.sealing.encrypt_in_place(Aad::from(AAD), buffer).unwrap();
         let look_up = |buffer: &mut Vec<u8>| {
-            at_once(self.envelope.encryptor(&self.context)).unwrap().encrypt_in_place(Aad::from(AAD), buffer).unwrap();
+            at_once(self.envelope.encryptor(&self.context))
+                .unwrap()
+                .encrypt_in_place(Aad::from(AAD), buffer)
+                .unwrap();
         };
         // Moves the plaintext up by the length of the prefix, so its cost grows with the size.
         let moving = |buffer: &mut Vec<u8>| {
@@ -203,7 +219,11 @@ impl Ground {
         [
             Contender { name: "encrypt", before: vec![7; len], call: Box::new(encrypt) },
             Contender { name: "decrypt", before: sealed.clone(), call: Box::new(decrypt) },
-            Contender { name: "decrypt_cached", before: sealed.clone(), call: Box::new(decrypt_cached) },
+            Contender {
+                name: "decrypt_cached",
+                before: sealed.clone(),
+                call: Box::new(decrypt_cached),
+            },
             Contender { name: "decryptor", before: sealed, call: Box::new(decryptor) },
         ]
     }

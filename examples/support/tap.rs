@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::kek::{
+    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, UnwrappedDek,
+};
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
 /// Calls `before` with the number of DEKs in each call, then lets the call through.
@@ -49,7 +51,11 @@ impl<P: KekProvider> KekProvider for Tap<P> {
         self.inner.target(kek_id)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         (self.before)(1);
         self.inner.wrap(context, dek)
     }

@@ -59,8 +59,13 @@ impl Budget {
         let portion = |max: u64, most: u64| (max / 1024).clamp(1, most);
         Self {
             rest: Mutex::new(Rest { messages: max_messages, bytes: max_bytes }),
-            groups: (0..shards()).map(|_| Portion { messages: AtomicU64::new(0), bytes: AtomicU64::new(0) }).collect(),
-            portion: Rest { messages: portion(max_messages, 1 << 10), bytes: portion(max_bytes, 1 << 24) },
+            groups: (0..shards())
+                .map(|_| Portion { messages: AtomicU64::new(0), bytes: AtomicU64::new(0) })
+                .collect(),
+            portion: Rest {
+                messages: portion(max_messages, 1 << 10),
+                bytes: portion(max_bytes, 1 << 24),
+            },
             low: Rest { messages: max_messages / 8, bytes: max_bytes / 8 },
             used_up: AtomicBool::new(false),
         }
@@ -91,8 +96,10 @@ impl Budget {
         }
         rest.messages -= 1;
         rest.bytes -= len;
-        let more =
-            Rest { messages: rest.messages.min(self.portion.messages), bytes: rest.bytes.min(self.portion.bytes) };
+        let more = Rest {
+            messages: rest.messages.min(self.portion.messages),
+            bytes: rest.bytes.min(self.portion.bytes),
+        };
         rest.messages -= more.messages;
         rest.bytes -= more.bytes;
         mine.messages.fetch_add(more.messages, Ordering::Relaxed);
@@ -128,11 +135,17 @@ mod tests {
 
     #[test]
     fn exactly_the_limit_is_handed_out_among_threads() {
-        for (messages, bytes, expected) in [(5000, u64::MAX, 5000), (u64::MAX, 50_000, 5000), (1, 10, 1), (3, 9, 0)] {
+        for (messages, bytes, expected) in
+            [(5000, u64::MAX, 5000), (u64::MAX, 50_000, 5000), (1, 10, 1), (3, 9, 0)]
+        {
             let budget = Budget::new(messages, bytes);
             let taken: u64 = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..8)
-                    .map(|_| scope.spawn(|| (0..2000).map(|_| u64::from(budget.reserve(10).is_ok())).sum::<u64>()))
+                    .map(|_| {
+                        scope.spawn(|| {
+                            (0..2000).map(|_| u64::from(budget.reserve(10).is_ok())).sum::<u64>()
+                        })
+                    })
                     .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });

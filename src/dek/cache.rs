@@ -138,8 +138,14 @@ impl DekCache {
             return;
         }
         let mut evicted = EvictedNow::default();
-        self.reading.insert_with_lifecycle((dek.lease.id, dek.lease.suite), dek.clone(), &mut evicted);
-        let of_this_dek = |old: &Arc<ReadingDek>| (old.lease.id, old.lease.suite) == (dek.lease.id, dek.lease.suite);
+        self.reading.insert_with_lifecycle(
+            (dek.lease.id, dek.lease.suite),
+            dek.clone(),
+            &mut evicted,
+        );
+        let of_this_dek = |old: &Arc<ReadingDek>| {
+            (old.lease.id, old.lease.suite) == (dek.lease.id, dek.lease.suite)
+        };
         evicted.0.retain(|old| !of_this_dek(old) || Arc::ptr_eq(old, dek));
     }
 
@@ -156,7 +162,8 @@ impl DekCache {
     /// Remembers a denial, or that a wrapped key and its context do not belong together.
     pub(super) fn remember_refusal(&self, request_key: RequestKey, error: &Error) {
         if !self.denial_ttl.is_zero() {
-            self.refused.insert(request_key, (self.clock.now().plus(self.denial_ttl), error.clone()));
+            self.refused
+                .insert(request_key, (self.clock.now().plus(self.denial_ttl), error.clone()));
         }
     }
 
@@ -186,7 +193,12 @@ impl DekCache {
     }
 
     /// Ends the DEKs for reading of this id that `which` picks, handles included.
-    pub(super) fn end_reading(&self, context: &EncryptionContext, id: &DekId, which: impl Fn(&Lease) -> bool) {
+    pub(super) fn end_reading(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        which: impl Fn(&Lease) -> bool,
+    ) {
         let mut deks = self.reading_of(context, id);
         deks.retain(|dek| which(dek.lease()));
         end_all(&deks);
@@ -286,7 +298,9 @@ fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bou
     match options {
         Ok(options) => Cache::with_options(options, UnitWeighter, Hashing::default(), EndEvicted),
         // No required option is missing.
-        Err(_) => Cache::with(capacity.min(64), max_entries, UnitWeighter, Hashing::default(), EndEvicted),
+        Err(_) => {
+            Cache::with(capacity.min(64), max_entries, UnitWeighter, Hashing::default(), EndEvicted)
+        }
     }
 }
 
@@ -400,7 +414,10 @@ impl MemoOwner {
         work: impl FnOnce(&Arc<WritingDek>) -> R,
     ) -> Option<R> {
         let serves = |dek: &WritingDek| {
-            dek.lease.context == *context && dek.is_of(self.generation) && !dek.is_used_up() && serves(dek)
+            dek.lease.context == *context
+                && dek.is_of(self.generation)
+                && !dek.is_used_up()
+                && serves(dek)
         };
         with_remembered(&WRITING, self, context.digest(), serves, work)
     }
@@ -439,7 +456,10 @@ fn with_remembered<D: Leased, R>(
         // The memo is busy if `work` calls back into it, which it does not. Then the cache answers.
         let mut memo = memo.try_borrow_mut().ok()?;
         let remembered = memo.slot(key)?.as_mut()?;
-        if remembered.owner != owner || remembered.hits == HITS_PER_LOOKUP || !serves(&remembered.dek) {
+        if remembered.owner != owner
+            || remembered.hits == HITS_PER_LOOKUP
+            || !serves(&remembered.dek)
+        {
             return None;
         }
         remembered.hits += 1;
@@ -449,7 +469,12 @@ fn with_remembered<D: Leased, R>(
     .flatten()
 }
 
-fn remember<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, owner: MemoOwner, key: &[u8; 32], dek: &Arc<D>) {
+fn remember<D: 'static>(
+    memo: &'static LocalKey<RefCell<Memo<D>>>,
+    owner: MemoOwner,
+    key: &[u8; 32],
+    dek: &Arc<D>,
+) {
     // The replaced entry is dropped after the borrow ends.
     let replaced = memo.try_with(|memo| {
         let mut memo = memo.try_borrow_mut().ok()?;

@@ -50,14 +50,24 @@ impl Flights {
         Self { reading: InFlight::default(), writing: InFlight::default(), runtime }
     }
 
-    pub(super) fn reading<F>(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<ReadingDek>
+    pub(super) fn reading<F>(
+        &self,
+        now: Moment,
+        key: RequestKey,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
         self.reading.join(now, key, || Call::new(ask(), self.runtime.clone()))
     }
 
-    pub(super) fn writing<F>(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<WritingDek>
+    pub(super) fn writing<F>(
+        &self,
+        now: Moment,
+        key: RequestKey,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
@@ -100,7 +110,9 @@ impl<D: Leased> InFlight<D> {
             let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let before = asked.flights.get(&key).map(|flight| (flight.began, flight.calls()));
             let under_way = match &before {
-                Some((began, [Some(newest), _])) if !now.is_past(began.plus(JOINED_WITHIN)) => newest.join(),
+                Some((began, [Some(newest), _])) if !now.is_past(began.plus(JOINED_WITHIN)) => {
+                    newest.join()
+                }
                 _ => None,
             };
             let waiter = under_way.unwrap_or_else(|| {
@@ -108,16 +120,24 @@ impl<D: Leased> InFlight<D> {
                 let (call, waiter) = Waiter::first(ask());
                 let oldest = match before.as_ref().map(|(_, calls)| calls) {
                     Some([newest, Some(oldest)]) if oldest.is_under_way() => {
-                        leftovers.extend(newest.as_ref().map(|newest| (newest.clone(), newest.end_with_callers())));
+                        leftovers.extend(
+                            newest
+                                .as_ref()
+                                .map(|newest| (newest.clone(), newest.end_with_callers())),
+                        );
                         Arc::downgrade(oldest)
                     }
                     Some([Some(newest), _]) => Arc::downgrade(newest),
                     _ => Weak::new(),
                 };
-                asked.flights.insert(key, Flight { began: now, newest: Arc::downgrade(&call), oldest });
+                asked
+                    .flights
+                    .insert(key, Flight { began: now, newest: Arc::downgrade(&call), oldest });
                 waiter
             });
-            leftovers.extend(before.into_iter().flat_map(|(_, calls)| calls).flatten().map(|call| (call, None)));
+            leftovers.extend(
+                before.into_iter().flat_map(|(_, calls)| calls).flatten().map(|call| (call, None)),
+            );
             waiter
         };
         leftovers.into_iter().for_each(|(call, work)| call.discard(work));
@@ -187,13 +207,19 @@ impl<D: Leased> State<D> {
     }
 
     fn end(&mut self) -> Option<Work<D>> {
-        self.answer = Some(Err(Error::new(ErrorKind::Unavailable, "no caller waited for the response").into()));
+        self.answer =
+            Some(Err(
+                Error::new(ErrorKind::Unavailable, "no caller waited for the response").into()
+            ));
         self.work.take()
     }
 }
 
 impl<D: Leased> Call<D> {
-    fn new(work: impl Future<Output = Answer<D>> + Send + 'static, runtime: Option<Arc<dyn Runtime>>) -> Arc<Self> {
+    fn new(
+        work: impl Future<Output = Answer<D>> + Send + 'static,
+        runtime: Option<Arc<dyn Runtime>>,
+    ) -> Arc<Self> {
         let state = State {
             work: Some(Box::pin(unconstrained(work))),
             answer: None,
@@ -203,7 +229,11 @@ impl<D: Leased> Call<D> {
             ends_with_callers: false,
             neglected: false,
         };
-        Arc::new(Self { waker: CallWaker::woken(), wire: RequestCounter::default(), state: Mutex::new(state) })
+        Arc::new(Self {
+            waker: CallWaker::woken(),
+            wire: RequestCounter::default(),
+            state: Mutex::new(state),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<D>> {
@@ -263,14 +293,17 @@ impl<D: Leased> Call<D> {
                 return Poll::Ready(answer.clone());
             }
             // The poller checks the flag afterwards, and wakes the others if it was set.
-            let Some(work) = state.work.take_if(|_| self.waker.is_woken() || !was_woken) else { return Poll::Pending };
+            let Some(work) = state.work.take_if(|_| self.waker.is_woken() || !was_woken) else {
+                return Poll::Pending;
+            };
             self.waker.woken.store(false, Ordering::SeqCst);
             state.neglected = false;
             work
         };
         let waker = Waker::from(self.waker.clone());
         let mut poll = || self.wire.scope(|| work.as_mut().poll(&mut Context::from_waker(&waker)));
-        let polled = catch_unwind(AssertUnwindSafe(&mut poll)).unwrap_or_else(|_| Poll::Ready(Err(panicked())));
+        let polled = catch_unwind(AssertUnwindSafe(&mut poll))
+            .unwrap_or_else(|_| Poll::Ready(Err(panicked())));
         match polled {
             Poll::Ready(answer) => {
                 // Before the response is published, so that nothing of the call outlives it.

@@ -77,7 +77,12 @@ pub(crate) struct RequestKey([u8; 32]);
 
 impl RequestKey {
     /// The key of a request to unwrap these wrapped keys to this DEK, in this context and suite.
-    pub(super) fn unwrap(context: &EncryptionContext, id: &DekId, suite: Suite, wrapped_keys: &[u8]) -> Self {
+    pub(super) fn unwrap(
+        context: &EncryptionContext,
+        id: &DekId,
+        suite: Suite,
+        wrapped_keys: &[u8],
+    ) -> Self {
         let digest = Sha256::new_with_prefix(b"unwrap")
             .chain_update([suite.id()])
             .chain_update(context.digest())
@@ -202,7 +207,11 @@ impl Lease {
 
     /// Whether these are the wrapped keys that it came from. The bytes are compared, not a digest.
     pub(super) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
-        if self.wrapped_keys.as_bytes() == wrapped_keys { KeysMatch::Same } else { KeysMatch::Other }
+        if self.wrapped_keys.as_bytes() == wrapped_keys {
+            KeysMatch::Same
+        } else {
+            KeysMatch::Other
+        }
     }
 
     /// Whether a request with these wrapped keys may renew it now.
@@ -275,7 +284,9 @@ impl Lease {
     /// Learns that a KEK answered about a wrapped key with something other than an outage. If it is
     /// a source KEK, an outage of others no longer prolongs this DEK.
     pub(super) fn record_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
-        if !self.source_keks.iter().any(|source_kek| source_kek.provider == *provider) || !self.has_wrapped_key(entry) {
+        if !self.source_keks.iter().any(|source_kek| source_kek.provider == *provider)
+            || !self.has_wrapped_key(entry)
+        {
             return;
         }
         self.is_assumed.store(false, Ordering::Release);
@@ -300,7 +311,8 @@ impl Lease {
     pub(super) fn assume_outage(&self) {
         self.is_assumed.store(true, Ordering::Release);
         self.outage_is_throttling.store(false, Ordering::Relaxed);
-        self.outage_until.store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
+        self.outage_until
+            .store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
     }
 
     /// Whether an outage may be assumed. It is not assumed twice in a row: a denial may get lost
@@ -311,7 +323,8 @@ impl Lease {
 
     /// Returns the outage of its source KEKs while it is known.
     pub(super) fn outage(&self, now: Moment) -> Option<ErrorKind> {
-        let known = now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.may_serve_stale();
+        let known =
+            now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.may_serve_stale();
         let kind = match self.outage_is_throttling.load(Ordering::Relaxed) {
             true => ErrorKind::Throttled,
             false => ErrorKind::Unavailable,
@@ -334,7 +347,10 @@ impl Lease {
         let due = self.stale_reported.load(Ordering::Relaxed);
         let next = now.plus(self.retry_after).boot_nanos();
         now.boot_nanos() >= due
-            && self.stale_reported.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+            && self
+                .stale_reported
+                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     // --- use
@@ -362,7 +378,8 @@ impl Lease {
     #[inline]
     pub(crate) fn is_stale(&self) -> bool {
         // It is served stale only in a known outage.
-        self.outage_until.load(Ordering::Acquire) != NEVER && self.age(self.clock.now()) == Age::Stale
+        self.outage_until.load(Ordering::Acquire) != NEVER
+            && self.age(self.clock.now()) == Age::Stale
     }
 
     /// Whether a DEK that serves is past `max_age`.
@@ -374,7 +391,9 @@ impl Lease {
 
     /// Whether it came from `kek_id`, as the KEK of a provider or of a wrapped key.
     pub(super) fn came_from(&self, kek_id: &KekId) -> bool {
-        self.source_keks.iter().any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
+        self.source_keks
+            .iter()
+            .any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
     }
 
     /// Whether the denial is by one of its source KEKs.

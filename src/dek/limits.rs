@@ -33,7 +33,11 @@ const HARD_MAX_ENTRIES: u64 = 1 << 20;
 /// In configuration (feature `serde`) a duration is text with a unit, such as `"5m"`, `"300s"`,
 /// `"1h30m"` or `"250ms"`. A plain number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct Limits {
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
@@ -157,22 +161,45 @@ impl Limits {
             1..=HARD_LIFETIME.as_millis(),
         )?;
         let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
-        within("denial_ttl (milliseconds)", denial_ttl.as_millis(), 0..=MAX_DENIAL_TTL.as_millis())?;
+        within(
+            "denial_ttl (milliseconds)",
+            denial_ttl.as_millis(),
+            0..=MAX_DENIAL_TTL.as_millis(),
+        )?;
         Ok(LimitsInForce {
             max_age,
             refresh_after,
             stale_if_error_reading: reading,
             stale_if_error_writing: writing,
             denial_ttl,
-            max_entries: within("max_entries", self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES), 1..=HARD_MAX_ENTRIES)?,
-            max_messages: within("max_messages", self.max_messages.unwrap_or(default_messages), 1..=hard_messages)?,
-            max_bytes: within("max_bytes", self.max_bytes.unwrap_or(default_bytes), 1..=hard_bytes)?,
-            max_uses: self.max_uses.map(|uses| within("max_uses", uses, 1..=u64::MAX)).transpose()?,
+            max_entries: within(
+                "max_entries",
+                self.max_entries.unwrap_or(DEFAULT_MAX_ENTRIES),
+                1..=HARD_MAX_ENTRIES,
+            )?,
+            max_messages: within(
+                "max_messages",
+                self.max_messages.unwrap_or(default_messages),
+                1..=hard_messages,
+            )?,
+            max_bytes: within(
+                "max_bytes",
+                self.max_bytes.unwrap_or(default_bytes),
+                1..=hard_bytes,
+            )?,
+            max_uses: self
+                .max_uses
+                .map(|uses| within("max_uses", uses, 1..=u64::MAX))
+                .transpose()?,
         })
     }
 }
 
-fn within<T: PartialOrd + Display>(field: &str, value: T, range: RangeInclusive<T>) -> Result<T, Error> {
+fn within<T: PartialOrd + Display>(
+    field: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> Result<T, Error> {
     if range.contains(&value) {
         return Ok(value);
     }

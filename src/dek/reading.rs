@@ -51,7 +51,13 @@ impl ReadingDek {
     /// Decrypts in place. The caller has just obtained the DEK or checked its handle. Returns
     /// *expired*, with `payload` untouched, if the DEK was taken away since, and *exhausted*, also
     /// untouched, if `max_uses` is reached. Only authentic messages count as uses.
-    pub(crate) fn open_now(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+    pub(crate) fn open_now(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+        tag: &[u8],
+    ) -> Result<(), Error> {
         if let Some(uses) = &self.uses {
             uses.reserve(0)?;
         }

@@ -92,17 +92,24 @@ impl Deks {
     /// Returns what is past its end by either clock.
     fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Leased>)> {
         let past = |by: &BTreeSet<(i64, u64)>, now: i64| -> Vec<u64> {
-            by.iter().take_while(|(wipe_at, _)| *wipe_at <= now).map(|(_, number)| *number).collect()
+            by.iter()
+                .take_while(|(wipe_at, _)| *wipe_at <= now)
+                .map(|(_, number)| *number)
+                .collect()
         };
         let mut numbers = past(&self.by_boot, now.boot_nanos());
         numbers.extend(past(&self.by_wall, now.wall_nanos()));
         numbers.sort_unstable();
         numbers.dedup();
-        numbers.iter().filter_map(|number| Some((*number, self.entries.get(number)?.dek.clone()))).collect()
+        numbers
+            .iter()
+            .filter_map(|number| Some((*number, self.entries.get(number)?.dek.clone())))
+            .collect()
     }
 
     fn next(&self, now: Moment) -> Option<Duration> {
-        let first = |by: &BTreeSet<(i64, u64)>| Some(now.until(self.entries.get(&by.first()?.1)?.wipe_at));
+        let first =
+            |by: &BTreeSet<(i64, u64)>| Some(now.until(self.entries.get(&by.first()?.1)?.wipe_at));
         first(&self.by_boot).into_iter().chain(first(&self.by_wall)).min()
     }
 }
@@ -146,7 +153,9 @@ impl Registry {
     pub(super) fn of_context(&self, context: &EncryptionContext) -> Vec<Arc<dyn Leased>> {
         let deks = self.lock();
         let digest = *context.digest();
-        deks.alive(deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number))
+        deks.alive(
+            deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number),
+        )
     }
 
     /// Ends every DEK, in the child of a fork, unless the lock is held by a thread that no longer
@@ -230,6 +239,7 @@ fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized))
     if let Some(observers) = observers
         && lease.is_first_to_announce_the_end()
     {
-        observers.emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
+        observers
+            .emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
     }
 }

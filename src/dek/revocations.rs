@@ -71,14 +71,19 @@ impl Revocations {
 
     /// Whether a response to a request of `mark` came too late: its context, or a KEK that it came
     /// from, was revoked since.
-    pub(super) fn concern(&self, Mark(mark): Mark, context: &EncryptionContext, source_keks: &[SourceKek]) -> bool {
+    pub(super) fn concern(
+        &self,
+        Mark(mark): Mark,
+        context: &EncryptionContext,
+        source_keks: &[SourceKek],
+    ) -> bool {
         let log = self.lock();
         let since = |number: Option<&u64>| number.is_some_and(|number| *number > mark);
         log.everything > mark
             || since(log.contexts.get(context.digest()))
-            || source_keks
-                .iter()
-                .any(|SourceKek { provider, entry }| since(log.keks.get(provider)) || since(log.keks.get(entry)))
+            || source_keks.iter().any(|SourceKek { provider, entry }| {
+                since(log.keks.get(provider)) || since(log.keks.get(entry))
+            })
     }
 
     /// As [`concern`](Self::concern), where any KEK may have contributed to the response.
@@ -116,7 +121,10 @@ mod tests {
         assert!(!log.may_concern(mark, &alice));
         log.of_everything();
         assert!(log.concern(mark, &alice, &[]));
-        assert!(!log.concern(log.mark(), &alice, &source_keks), "what was asked later is as good as new");
+        assert!(
+            !log.concern(log.mark(), &alice, &source_keks),
+            "what was asked later is as good as new"
+        );
     }
 
     #[test]

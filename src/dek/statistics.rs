@@ -89,7 +89,9 @@ impl Counters {
 
     #[inline]
     pub(super) fn count(&self, what: Counter) {
-        if let Some(counter) = self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize)) {
+        if let Some(counter) =
+            self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize))
+        {
             counter.fetch_add(1, Ordering::Relaxed);
         }
     }

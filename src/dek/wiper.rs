@@ -95,7 +95,8 @@ impl Wiper {
             };
             // A panic in one registry does not keep the keys of others in memory.
             let sweep = |registry: &Arc<Registry>| {
-                catch_unwind(AssertUnwindSafe(|| registry.sweep(RETRY))).unwrap_or(Some(LONGEST_WAIT))
+                catch_unwind(AssertUnwindSafe(|| registry.sweep(RETRY)))
+                    .unwrap_or(Some(LONGEST_WAIT))
             };
             let next = known.iter().filter_map(sweep).min();
             // The last reference to a source may be dropped here, outside every lock.
@@ -103,15 +104,15 @@ impl Wiper {
             let mut work = self.lock();
             match next {
                 Some(next) => {
-                    let next = if next == RETRY { next } else { next.clamp(SHORTEST_WAIT, LONGEST_WAIT) };
+                    let next =
+                        if next == RETRY { next } else { next.clamp(SHORTEST_WAIT, LONGEST_WAIT) };
                     drop(self.woken.wait_timeout_while(work, next, |work| !work.pressing));
                 }
                 None => {
                     // A DEK that was added since the look found the wiper awake, so look once more.
-                    work.asleep = work
-                        .registries
-                        .iter()
-                        .all(|registry| registry.upgrade().is_none_or(|registry| registry.is_empty()));
+                    work.asleep = work.registries.iter().all(|registry| {
+                        registry.upgrade().is_none_or(|registry| registry.is_empty())
+                    });
                     if work.asleep {
                         drop(self.woken.wait_while(work, |work| !work.pressing));
                     }

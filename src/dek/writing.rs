@@ -149,5 +149,8 @@ pub(super) fn check_len(len: usize, max: u64) -> Result<u64, Error> {
 
 #[cold]
 fn too_large(len: usize, max: u64) -> Error {
-    Error::new(ErrorKind::TooLarge, format!("{len} bytes of plaintext; max_bytes and the format allow {max}"))
+    Error::new(
+        ErrorKind::TooLarge,
+        format!("{len} bytes of plaintext; max_bytes and the format allow {max}"),
+    )
 }

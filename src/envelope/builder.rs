@@ -20,7 +20,11 @@ use crate::suite::{Backend, Nonces, Suite};
 
 /// What the start of an envelope does about a key service that cannot be reached.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum StartUp {
     /// The start fails, so that a service that cannot decrypt or encrypt does not enter a load
@@ -50,7 +54,10 @@ impl StartOptions {
 
     /// Makes a DEK for writing for each of these contexts, so that the first request does not wait
     /// for one. Adds to the contexts of earlier calls.
-    pub fn warm_up<'c>(mut self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Self {
+    pub fn warm_up<'c>(
+        mut self,
+        contexts: impl IntoIterator<Item = &'c EncryptionContext>,
+    ) -> Self {
         self.warm_up.extend(contexts.into_iter().cloned());
         self
     }
@@ -182,11 +189,16 @@ impl EnvelopeBuilder {
     pub fn build(self) -> Result<Envelope, Error> {
         let limits = self.limits.check(self.suite)?;
         if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
-            return Err(invalid("wrap_with: no KEK, neither for writing nor for reading".to_owned()));
+            return Err(invalid(
+                "wrap_with: no KEK, neither for writing nor for reading".to_owned(),
+            ));
         }
         if self.wrap_with.len() > WrappedKeys::MAX_ENTRIES {
-            let detail =
-                format!("wrap_with: {} KEKs, at most {} are allowed", self.wrap_with.len(), WrappedKeys::MAX_ENTRIES);
+            let detail = format!(
+                "wrap_with: {} KEKs, at most {} are allowed",
+                self.wrap_with.len(),
+                WrappedKeys::MAX_ENTRIES
+            );
             return Err(invalid(detail));
         }
         refuse_twice("wrap_with", &self.wrap_with)?;
@@ -227,7 +239,10 @@ impl EnvelopeBuilder {
             runtime,
             observers,
         };
-        Ok(Envelope::new(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options)))
+        Ok(Envelope::new(DekSource::new(
+            KekSet::new(self.wrap_with, self.unwrap_with, &terms),
+            options,
+        )))
     }
 
     /// Builds the envelope, checks that every KEK can be used now, and makes the DEKs that the
@@ -257,13 +272,17 @@ impl EnvelopeBuilder {
             match health {
                 Ok(_) => {}
                 Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
-                    envelope.source().emit(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
+                    envelope
+                        .source()
+                        .emit(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
                 }
                 Err(error) => return Err(error),
             }
         }
         match envelope.warm_up(&warm_up).await {
-            Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => Ok(envelope),
+            Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
+                Ok(envelope)
+            }
             answer => answer.map(|()| envelope),
         }
     }
@@ -275,7 +294,9 @@ fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
     match crate::runtime::tokio::Tokio::current() {
         None => Ok(None),
         Some(Ok(runtime)) => Ok(Some(Arc::new(runtime))),
-        Some(Err(why)) => Err(invalid(format!("runtime: {why}; build elsewhere, or give another one"))),
+        Some(Err(why)) => {
+            Err(invalid(format!("runtime: {why}; build elsewhere, or give another one")))
+        }
     }
 }
 
@@ -299,7 +320,9 @@ fn invalid(detail: String) -> Error {
 
 impl std::fmt::Debug for EnvelopeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ids = |providers: &[Arc<dyn KekProvider>]| providers.iter().map(|p| p.id().clone()).collect::<Vec<_>>();
+        let ids = |providers: &[Arc<dyn KekProvider>]| {
+            providers.iter().map(|p| p.id().clone()).collect::<Vec<_>>()
+        };
         f.debug_struct("EnvelopeBuilder")
             .field("wrap_with", &ids(&self.wrap_with))
             .field("unwrap_with", &ids(&self.unwrap_with))

@@ -57,9 +57,20 @@ pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
         }
         MessageKind::Stream => (Vec::new(), None),
     };
-    Ok(Inspection { version: 1, suite: header.suite, kind: header.kind, dek_id: header.dek_id, keks, plaintext_len })
+    Ok(Inspection {
+        version: 1,
+        suite: header.suite,
+        kind: header.kind,
+        dek_id: header.dek_id,
+        keks,
+        plaintext_len,
+    })
 }
 
 fn entry(wrapped: &crate::format::WrappedDek) -> KekEntry {
-    KekEntry { kek_id: wrapped.kek_id().clone(), wrapped_len: wrapped.wrapped().len(), meta: wrapped.meta().to_vec() }
+    KekEntry {
+        kek_id: wrapped.kek_id().clone(),
+        wrapped_len: wrapped.wrapped().len(),
+        meta: wrapped.meta().to_vec(),
+    }
 }

@@ -29,7 +29,8 @@ pub use sealing::{CompactEncryptor, Encryptor};
 
 use crate::context::EncryptionContext;
 use crate::dek::{
-    DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek, WritingRequest,
+    DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek,
+    WritingRequest,
 };
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message};
@@ -87,8 +88,17 @@ impl Envelope {
     /// # Errors
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge), and those of the key service if a DEK
     /// has to be made: [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and its siblings.
-    pub async fn encrypt(&self, context: &EncryptionContext, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        self.0.with_writing(context, plaintext.len(), |dek| sealing::seal(dek, Form::Embedded, aad, plaintext)).await
+    pub async fn encrypt(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        self.0
+            .with_writing(context, plaintext.len(), |dek| {
+                sealing::seal(dek, Form::Embedded, aad, plaintext)
+            })
+            .await
     }
 
     /// Encrypts the content of `buffer`, which is then the message. The plaintext moves up by the
@@ -156,7 +166,9 @@ impl Envelope {
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
         let message = sealed.parse()?;
-        self.0.with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message)).await
+        self.0
+            .with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
+            .await
     }
 
     /// Decrypts a message in `buffer` and returns the part of it that is now plaintext. For a compact
@@ -175,7 +187,11 @@ impl Envelope {
         let opened = Opened::of(&message);
         let (id, suite) = (message.header.dek_id, message.header.suite);
         let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
-            opened.in_place(buffer, |nonce, payload, tag| dek.open_now(nonce, aad.as_bytes(), payload, tag)).map(|_| ())
+            opened
+                .in_place(buffer, |nonce, payload, tag| {
+                    dek.open_now(nonce, aad.as_bytes(), payload, tag)
+                })
+                .map(|_| ())
         };
         // The wrapped keys are in the buffer, so they are copied if the key service has to be
         // asked.
@@ -201,7 +217,9 @@ impl Envelope {
     ) -> Result<Option<Plaintext>, Error> {
         let sealed = sealed.into();
         let message = sealed.parse()?;
-        self.0.with_cached(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
+        self.0.with_cached(request(context, &message), |dek| {
+            open(dek, aad, sealed.as_bytes(), &message)
+        })
     }
 
     /// Returns a lease on the DEK that encrypts for `context`.
@@ -279,7 +297,10 @@ impl Envelope {
     /// # Errors
     /// The failure of the first context that failed, after all were tried. A failure that a retry may mend
     /// is returned only if there is no other.
-    pub async fn warm_up<'c>(&self, contexts: impl IntoIterator<Item = &'c EncryptionContext>) -> Result<(), Error> {
+    pub async fn warm_up<'c>(
+        &self,
+        contexts: impl IntoIterator<Item = &'c EncryptionContext>,
+    ) -> Result<(), Error> {
         let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
         let (mut asked, at_once) = (FuturesUnordered::new(), self.0.keks().at_once());
         // One that a retry does not mend comes before those that it may.
@@ -294,7 +315,9 @@ impl Envelope {
             match asked.next().await {
                 None => return first_failure.map_or(Ok(()), |(_, error)| Err(error)),
                 Some((n, Some(error)))
-                    if first_failure.as_ref().is_none_or(|(at, first)| rank(n, &error) < rank(*at, first)) =>
+                    if first_failure
+                        .as_ref()
+                        .is_none_or(|(at, first)| rank(n, &error) < rank(*at, first)) =>
                 {
                     first_failure = Some((n, error));
                 }
@@ -329,8 +352,15 @@ fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> Read
     ReadingRequest { context, id, suite, wrapped_keys: Some(message.wrapped_keys) }
 }
 
-fn open(dek: &ReadingDek, aad: Aad<'_>, sealed: &[u8], message: &Message<'_>) -> Result<Plaintext, Error> {
-    opening::open(sealed, message, |payload| dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
+fn open(
+    dek: &ReadingDek,
+    aad: Aad<'_>,
+    sealed: &[u8],
+    message: &Message<'_>,
+) -> Result<Plaintext, Error> {
+    opening::open(sealed, message, |payload| {
+        dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
+    })
 }
 
 /// Extends `buffer` without leaving its plaintext behind in a block that it outgrew.
@@ -346,7 +376,8 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
 
 impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids = |keks: &[Arc<GuardedKek>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
+        let ids =
+            |keks: &[Arc<GuardedKek>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
         let keks = self.0.keks();
         f.debug_struct("Envelope")
             .field("writes_to", &ids(&keks.writing))

@@ -57,11 +57,17 @@ impl Decryptor {
     /// [`ErrorKind::OtherDek`] for a message of another DEK or suite, [`ErrorKind::Expired`] as
     /// above, [`ErrorKind::Invalid`] if the message or its AAD is wrong, and the kinds for bytes
     /// that are not a message.
-    pub fn decrypt<'s>(&self, aad: Aad<'_>, sealed: impl Into<Sealed<'s>>) -> Result<Plaintext, Error> {
+    pub fn decrypt<'s>(
+        &self,
+        aad: Aad<'_>,
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Plaintext, Error> {
         let sealed = sealed.into().as_bytes();
         let message = Message::parse(sealed)?;
         self.check(&message)?;
-        open(sealed, &message, |payload| self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag))
+        open(sealed, &message, |payload| {
+            self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
+        })
     }
 
     /// Decrypts one message in the caller's buffer, without allocating, and returns the part that
@@ -72,17 +78,25 @@ impl Decryptor {
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt).
-    pub fn decrypt_in_place<'b>(&self, aad: Aad<'_>, buffer: &'b mut [u8]) -> Result<&'b mut [u8], Error> {
+    pub fn decrypt_in_place<'b>(
+        &self,
+        aad: Aad<'_>,
+        buffer: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
         let message = Message::parse(buffer)?;
         self.check(&message)?;
         let opened = Opened::of(&message);
-        opened.in_place(buffer, |nonce, payload, tag| self.dek.open_now(nonce, aad.as_bytes(), payload, tag))?;
+        opened.in_place(buffer, |nonce, payload, tag| {
+            self.dek.open_now(nonce, aad.as_bytes(), payload, tag)
+        })?;
         Ok(opened.payload_of(buffer))
     }
 
     /// Checks that it decrypts this message, and now.
     fn check(&self, message: &Message<'_>) -> Result<(), Error> {
-        if (message.header.dek_id, message.header.suite) != (self.dek.lease.id, self.dek.lease.suite) {
+        if (message.header.dek_id, message.header.suite)
+            != (self.dek.lease.id, self.dek.lease.suite)
+        {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
         self.dek.check_handle(self.stale)
@@ -128,7 +142,12 @@ impl Opened {
         for (to, from) in nonce.iter_mut().zip(message.nonce) {
             *to = *from;
         }
-        Self { nonce, nonce_len: message.nonce.len(), payload: message.payload.clone(), tag: *message.tag }
+        Self {
+            nonce,
+            nonce_len: message.nonce.len(),
+            payload: message.payload.clone(),
+            tag: *message.tag,
+        }
     }
 
     pub(super) fn in_place(
@@ -136,7 +155,11 @@ impl Opened {
         buffer: &mut [u8],
         decrypt: impl FnOnce(&[u8], &mut [u8], &[u8]) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        decrypt(self.nonce.get(..self.nonce_len).unwrap_or_default(), self.payload_of(buffer), &self.tag)
+        decrypt(
+            self.nonce.get(..self.nonce_len).unwrap_or_default(),
+            self.payload_of(buffer),
+            &self.tag,
+        )
     }
 
     pub(super) fn payload_of<'b>(&self, buffer: &'b mut [u8]) -> &'b mut [u8] {

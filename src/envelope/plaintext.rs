@@ -56,7 +56,10 @@ mod tests {
 
     #[test]
     fn debug_shows_the_length_and_no_byte() {
-        assert_eq!(format!("{:?}", Plaintext::new(b"secret".to_vec())), "Plaintext([redacted; 6 bytes])");
+        assert_eq!(
+            format!("{:?}", Plaintext::new(b"secret".to_vec())),
+            "Plaintext([redacted; 6 bytes])"
+        );
         assert_eq!(Plaintext::new(b"secret".to_vec()).into_vec(), b"secret");
     }
 }

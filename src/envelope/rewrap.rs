@@ -37,7 +37,10 @@ impl Envelope {
         let writing = &self.source().keks().writing;
         keys.entries().len() != writing.len()
             || writing.iter().any(|kek| {
-                !keys.entries().iter().any(|entry| entry.kek_id() == kek.id() && kek.is_current(entry) != Some(false))
+                !keys
+                    .entries()
+                    .iter()
+                    .any(|entry| entry.kek_id() == kek.id() && kek.is_current(entry) != Some(false))
             })
     }
 
@@ -59,7 +62,11 @@ impl Envelope {
     /// are not a message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys)
     /// for a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as
     /// good as before.
-    pub async fn rewrap(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+    pub async fn rewrap(
+        &self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         self.rewrap_message(context, sealed, Check::UnwrapEach).await
     }
 
@@ -106,11 +113,17 @@ impl Envelope {
             let keys = WrappedKeys::try_from(list.wrapped_keys)?;
             self.rewrap_list(list.context, &list.dek_id, &keys, Check::UnwrapEach).await
         });
-        let rewrapped: Vec<_> = stream::iter(waiting).buffered(self.source().keks().at_once()).collect().await;
-        let answer = |place: usize| rewrapped.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
+        let rewrapped: Vec<_> =
+            stream::iter(waiting).buffered(self.source().keks().at_once()).collect().await;
+        let answer =
+            |place: usize| rewrapped.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
         places
             .into_iter()
-            .map(|place| place.and_then(|(sealed, place)| with_wrapped_keys(sealed, answer(place)?.as_bytes())))
+            .map(|place| {
+                place.and_then(|(sealed, place)| {
+                    with_wrapped_keys(sealed, answer(place)?.as_bytes())
+                })
+            })
             .collect()
     }
 
@@ -122,7 +135,11 @@ impl Envelope {
     ///
     /// # Errors
     /// As [`rewrap`](Self::rewrap).
-    pub async fn rewrap_unverified(&self, context: &EncryptionContext, sealed: &[u8]) -> Result<Vec<u8>, Error> {
+    pub async fn rewrap_unverified(
+        &self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, Error> {
         self.rewrap_message(context, sealed, Check::None).await
     }
 
@@ -139,7 +156,12 @@ impl Envelope {
         self.rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
     }
 
-    async fn rewrap_message(&self, context: &EncryptionContext, sealed: &[u8], check: Check) -> Result<Vec<u8>, Error> {
+    async fn rewrap_message(
+        &self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+        check: Check,
+    ) -> Result<Vec<u8>, Error> {
         let message = embedded(sealed)?;
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
         let keys = self.rewrap_list(context, &message.header.dek_id, &keys, check).await?;
@@ -154,7 +176,9 @@ impl Envelope {
         check: Check,
     ) -> Result<WrappedKeys, Error> {
         let keks = self.source().keks();
-        self.source().unless_revoked(context, || keks.rewrap_all_entries(context, dek_id, keys, check)).await
+        self.source()
+            .unless_revoked(context, || keks.rewrap_all_entries(context, dek_id, keys, check))
+            .await
     }
 }
 

@@ -86,7 +86,12 @@ impl Encryptor {
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`],
     /// [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(&Reservation::for_handle(&*self.dek, plaintext.len(), self.stale)?, Form::Embedded, aad, plaintext)
+        seal(
+            &Reservation::for_handle(&*self.dek, plaintext.len(), self.stale)?,
+            Form::Embedded,
+            aad,
+            plaintext,
+        )
     }
 
     /// Encrypts one message in the caller's buffer, without allocating. The buffer has
@@ -114,8 +119,14 @@ impl Encryptor {
         self.encrypt_form_in_place(Form::Embedded, aad, buffer)
     }
 
-    fn encrypt_form_in_place(&self, form: Form, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
-        let len = buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
+    fn encrypt_form_in_place(
+        &self,
+        form: Form,
+        aad: Aad<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
+        let len =
+            buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
         seal_in_place(&Reservation::for_handle(&*self.dek, len, self.stale)?, form, aad, buffer)
     }
 }

@@ -56,7 +56,9 @@ mod tests {
 
     #[test]
     fn reads_back_what_was_written() {
-        for pairs in [vec![], vec![("tenant", "alice")], vec![("b", "2"), ("a", "1"), ("ab", "\u{20ac}")]] {
+        for pairs in
+            [vec![], vec![("tenant", "alice")], vec![("b", "2"), ("a", "1"), ("ab", "\u{20ac}")]]
+        {
             let context = EncryptionContext::new(pairs).unwrap();
             assert_eq!(EncryptionContext::try_from(context.as_bytes()).unwrap(), context);
         }
@@ -73,7 +75,11 @@ mod tests {
         assert!(EncryptionContext::try_from(&long[..]).is_err(), "one byte more");
         let swapped = b"WXC\x01\x02\x00\x01\x00b\x01\x002\x01\x00a\x01\x001";
         assert_eq!(swapped.len(), good.len());
-        assert_eq!(EncryptionContext::try_from(&swapped[..]).unwrap_err().kind(), ErrorKind::Malformed, "out of order");
+        assert_eq!(
+            EncryptionContext::try_from(&swapped[..]).unwrap_err().kind(),
+            ErrorKind::Malformed,
+            "out of order"
+        );
         assert!(EncryptionContext::try_from(&[0; 9000][..]).is_err());
     }
 }

@@ -80,10 +80,11 @@ impl Header {
             return Err(Error::new(ErrorKind::UnsupportedVersion, format!("{version}")));
         }
         let suite = reader.u8().ok_or_else(cut)?;
-        let suite = Suite::from_id(suite).ok_or_else(|| Error::new(ErrorKind::UnsupportedSuite, format!("{suite}")))?;
+        let suite = Suite::from_id(suite)
+            .ok_or_else(|| Error::new(ErrorKind::UnsupportedSuite, format!("{suite}")))?;
         let kind = reader.u8().ok_or_else(cut)?;
-        let kind =
-            MessageKind::from_id(kind).ok_or_else(|| Error::new(ErrorKind::UnsupportedKind, format!("{kind}")))?;
+        let kind = MessageKind::from_id(kind)
+            .ok_or_else(|| Error::new(ErrorKind::UnsupportedKind, format!("{kind}")))?;
         if kind == MessageKind::Stream && suite == Suite::Xaes256Gcm {
             return Err(Error::new(ErrorKind::UnsupportedSuite, "3 in a stream"));
         }
@@ -119,7 +120,10 @@ impl<'a> Message<'a> {
         let mut reader = Reader::new(bytes);
         let header = Header::read(&mut reader)?;
         if header.kind != MessageKind::Message {
-            return Err(Error::new(ErrorKind::UnsupportedKind, "a stream, where a message is expected"));
+            return Err(Error::new(
+                ErrorKind::UnsupportedKind,
+                "a stream, where a message is expected",
+            ));
         }
         let nonce = reader.take(header.suite.nonce_len()).ok_or_else(cut)?;
         let wrapped_keys = reader.take(header.wrapped_len.into()).ok_or_else(cut)?;
@@ -147,8 +151,8 @@ pub(crate) struct Prefix {
 impl Prefix {
     /// `wrapped_keys` is the encoded list, or empty for the compact form.
     pub(crate) fn new(suite: Suite, dek_id: DekId, wrapped_keys: &[u8]) -> Result<Self, Error> {
-        let wrapped_len =
-            u16::try_from(wrapped_keys.len()).map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
+        let wrapped_len = u16::try_from(wrapped_keys.len())
+            .map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
         let header = Header { suite, kind: MessageKind::Message, wrapped_len, dek_id }.to_bytes();
         Ok(Self { header, nonce_len: suite.nonce_len(), wrapped_keys: wrapped_keys.into() })
     }
@@ -177,7 +181,8 @@ impl Header {
     fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let [low, high] = self.wrapped_len.to_le_bytes();
-        let fixed = [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
+        let fixed =
+            [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
         for (byte, value) in bytes.iter_mut().zip(fixed.iter().chain(self.dek_id.as_bytes())) {
             *byte = *value;
         }

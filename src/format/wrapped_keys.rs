@@ -28,7 +28,8 @@ impl KekId {
     pub fn new(id: impl AsRef<str>) -> Result<Self, Error> {
         let id = id.as_ref();
         if id.is_empty() || id.len() > Self::MAX_LEN {
-            let detail = format!("a KEK id has {} bytes, 1 to {} are allowed", id.len(), Self::MAX_LEN);
+            let detail =
+                format!("a KEK id has {} bytes, 1 to {} are allowed", id.len(), Self::MAX_LEN);
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         }
         Ok(Self(id.into()))
@@ -114,7 +115,11 @@ impl WrappedDek {
     pub fn new(kek_id: KekId, wrapped: impl Into<Box<[u8]>>) -> Result<Self, Error> {
         let wrapped = wrapped.into();
         if wrapped.is_empty() || wrapped.len() > Self::MAX_WRAPPED {
-            let detail = format!("a wrapped DEK of {} bytes, 1 to {} are allowed", wrapped.len(), Self::MAX_WRAPPED);
+            let detail = format!(
+                "a wrapped DEK of {} bytes, 1 to {} are allowed",
+                wrapped.len(),
+                Self::MAX_WRAPPED
+            );
             return Err(Error::new(ErrorKind::Provider, detail));
         }
         Ok(Self { kek_id, wrapped, meta: Box::default() })
@@ -128,7 +133,11 @@ impl WrappedDek {
     pub fn with_meta(mut self, meta: impl Into<Box<[u8]>>) -> Result<Self, Error> {
         self.meta = meta.into();
         if self.meta.len() > Self::MAX_META {
-            let detail = format!("metadata of {} bytes, at most {} are allowed", self.meta.len(), Self::MAX_META);
+            let detail = format!(
+                "metadata of {} bytes, at most {} are allowed",
+                self.meta.len(),
+                Self::MAX_META
+            );
             return Err(Error::new(ErrorKind::Provider, detail));
         }
         Ok(self)
@@ -160,7 +169,13 @@ impl WrappedDek {
 
 impl fmt::Debug for WrappedDek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "WrappedDek({}, {} bytes, {} of metadata)", self.kek_id, self.wrapped.len(), self.meta.len())
+        write!(
+            f,
+            "WrappedDek({}, {} bytes, {} of metadata)",
+            self.kek_id,
+            self.wrapped.len(),
+            self.meta.len()
+        )
     }
 }
 
@@ -196,11 +211,18 @@ impl WrappedKeys {
             return Err(Error::new(ErrorKind::InvalidOption, "no wrapped key"));
         }
         if entries.len() > Self::MAX_ENTRIES {
-            let detail = format!("{} wrapped keys, at most {} are allowed", entries.len(), Self::MAX_ENTRIES);
+            let detail = format!(
+                "{} wrapped keys, at most {} are allowed",
+                entries.len(),
+                Self::MAX_ENTRIES
+            );
             return Err(Error::new(ErrorKind::TooLarge, detail));
         }
         if let Some([twice, _]) = entries.array_windows().find(|[a, b]| a.kek_id == b.kek_id) {
-            return Err(Error::new(ErrorKind::InvalidOption, format!("two wrapped keys of {}", twice.kek_id)));
+            return Err(Error::new(
+                ErrorKind::InvalidOption,
+                format!("two wrapped keys of {}", twice.kek_id),
+            ));
         }
         let mut bytes = Vec::new();
         push_varint(&mut bytes, entries.len());
@@ -211,7 +233,11 @@ impl WrappedKeys {
             }
         }
         if bytes.len() > Self::MAX_BYTES {
-            let detail = format!("wrapped keys of {} bytes, at most {} are allowed", bytes.len(), Self::MAX_BYTES);
+            let detail = format!(
+                "wrapped keys of {} bytes, at most {} are allowed",
+                bytes.len(),
+                Self::MAX_BYTES
+            );
             return Err(Error::new(ErrorKind::TooLarge, detail));
         }
         Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
@@ -254,7 +280,8 @@ impl TryFrom<&[u8]> for WrappedKeys {
     type Error = Error;
 
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
-        let entries = read_entries(bytes).ok_or_else(|| Error::new(ErrorKind::Malformed, "wrapped keys"))?;
+        let entries =
+            read_entries(bytes).ok_or_else(|| Error::new(ErrorKind::Malformed, "wrapped keys"))?;
         Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
     }
 }
@@ -276,7 +303,11 @@ fn read_entries(bytes: &[u8]) -> Option<Vec<WrappedDek>> {
         let wrapped = reader.take(len)?;
         let len = read_varint(&mut reader, 0, WrappedDek::MAX_META)?;
         let meta = reader.take(len)?;
-        entries.push(WrappedDek { kek_id: KekId(kek_id.into()), wrapped: wrapped.into(), meta: meta.into() });
+        entries.push(WrappedDek {
+            kek_id: KekId(kek_id.into()),
+            wrapped: wrapped.into(),
+            meta: meta.into(),
+        });
     }
     reader.is_empty().then_some(entries)
 }
@@ -310,7 +341,10 @@ mod tests {
     use super::*;
 
     fn entry(id: &str, wrapped: usize, meta: usize) -> WrappedDek {
-        WrappedDek::new(KekId::new(id).unwrap(), vec![0xAA; wrapped]).unwrap().with_meta(vec![0xBB; meta]).unwrap()
+        WrappedDek::new(KekId::new(id).unwrap(), vec![0xAA; wrapped])
+            .unwrap()
+            .with_meta(vec![0xBB; meta])
+            .unwrap()
     }
 
     type Plain = Vec<(String, Vec<u8>, Vec<u8>)>;
@@ -321,7 +355,10 @@ mod tests {
     }
 
     fn plain(keys: &WrappedKeys) -> Plain {
-        keys.entries().iter().map(|e| (e.kek_id.as_str().to_owned(), e.wrapped.to_vec(), e.meta.to_vec())).collect()
+        keys.entries()
+            .iter()
+            .map(|e| (e.kek_id.as_str().to_owned(), e.wrapped.to_vec(), e.meta.to_vec()))
+            .collect()
     }
 
     #[test]
@@ -332,15 +369,22 @@ mod tests {
             (0..16).map(|i| entry(&format!("kek-{i}"), 184, 16)).collect(),
         ] {
             let keys = WrappedKeys::new(entries).unwrap();
-            assert_eq!(bincode_decode(keys.as_bytes()).unwrap(), (plain(&keys), keys.as_bytes().len()));
-            assert_eq!(bincode::encode_to_vec(plain(&keys), bincode::config::standard()).unwrap(), keys.as_bytes());
+            assert_eq!(
+                bincode_decode(keys.as_bytes()).unwrap(),
+                (plain(&keys), keys.as_bytes().len())
+            );
+            assert_eq!(
+                bincode::encode_to_vec(plain(&keys), bincode::config::standard()).unwrap(),
+                keys.as_bytes()
+            );
             assert_eq!(WrappedKeys::try_from(keys.as_bytes()).unwrap(), keys);
         }
     }
 
     #[test]
     fn whatever_is_accepted_is_canonical_for_bincode_too() {
-        let good = WrappedKeys::new([entry("a", 3, 2), entry("b", 252, 0)]).unwrap().as_bytes().to_vec();
+        let good =
+            WrappedKeys::new([entry("a", 3, 2), entry("b", 252, 0)]).unwrap().as_bytes().to_vec();
         let mut accepted = 0;
         for at in 0..good.len() {
             for value in 0..=255 {
@@ -349,8 +393,14 @@ mod tests {
                 let Ok(keys) = WrappedKeys::try_from(&bytes[..]) else { continue };
                 accepted += 1;
                 assert_eq!(bincode_decode(&bytes).unwrap(), (plain(&keys), bytes.len()));
-                assert_eq!(bincode::encode_to_vec(plain(&keys), bincode::config::standard()).unwrap(), bytes);
-                assert_eq!(WrappedKeys::new(keys.entries().iter().cloned()).unwrap().as_bytes(), bytes);
+                assert_eq!(
+                    bincode::encode_to_vec(plain(&keys), bincode::config::standard()).unwrap(),
+                    bytes
+                );
+                assert_eq!(
+                    WrappedKeys::new(keys.entries().iter().cloned()).unwrap().as_bytes(),
+                    bytes
+                );
             }
         }
         assert!(accepted > good.len(), "the test reached the accepting path {accepted} times");
@@ -392,13 +442,29 @@ mod tests {
     fn limits_bite_at_their_edges() {
         let kind = |result: Result<WrappedKeys, Error>| result.unwrap_err().kind();
         assert_eq!(kind(WrappedKeys::new([])), ErrorKind::InvalidOption);
-        assert_eq!(kind(WrappedKeys::new([entry("a", 1, 0), entry("a", 2, 0)])), ErrorKind::InvalidOption);
-        assert_eq!(kind(WrappedKeys::new((0..17).map(|i| entry(&format!("{i}"), 1, 0)))), ErrorKind::TooLarge);
+        assert_eq!(
+            kind(WrappedKeys::new([entry("a", 1, 0), entry("a", 2, 0)])),
+            ErrorKind::InvalidOption
+        );
+        assert_eq!(
+            kind(WrappedKeys::new((0..17).map(|i| entry(&format!("{i}"), 1, 0)))),
+            ErrorKind::TooLarge
+        );
         assert!(WrappedKeys::new((0..10).map(|i| entry(&format!("{i}"), 6144, 64))).is_ok());
-        assert_eq!(kind(WrappedKeys::new((0..11).map(|i| entry(&format!("{i}"), 6144, 64)))), ErrorKind::TooLarge);
-        assert!(KekId::new("").is_err() && KekId::new("k".repeat(513)).is_err() && KekId::new("k".repeat(512)).is_ok());
+        assert_eq!(
+            kind(WrappedKeys::new((0..11).map(|i| entry(&format!("{i}"), 6144, 64)))),
+            ErrorKind::TooLarge
+        );
+        assert!(
+            KekId::new("").is_err()
+                && KekId::new("k".repeat(513)).is_err()
+                && KekId::new("k".repeat(512)).is_ok()
+        );
         let id = KekId::new("a").unwrap();
-        assert!(WrappedDek::new(id.clone(), vec![]).is_err() && WrappedDek::new(id.clone(), vec![0; 6145]).is_err());
+        assert!(
+            WrappedDek::new(id.clone(), vec![]).is_err()
+                && WrappedDek::new(id.clone(), vec![0; 6145]).is_err()
+        );
         assert!(WrappedDek::new(id, vec![0]).unwrap().with_meta(vec![0; 65]).is_err());
     }
 }

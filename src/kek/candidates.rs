@@ -42,7 +42,8 @@ impl KekSet {
         let mut candidates = Candidates(Vec::new());
         for kek in &self.reading {
             let recognised = keys.entries().iter().filter(|entry| kek.recognises(entry.kek_id()));
-            let (own, other): (Vec<_>, Vec<_>) = recognised.partition(|entry| entry.kek_id() == kek.id());
+            let (own, other): (Vec<_>, Vec<_>) =
+                recognised.partition(|entry| entry.kek_id() == kek.id());
             for entry in own.into_iter().chain(other) {
                 let target = kek.target(entry.kek_id());
                 candidates.0.push(Candidate {
@@ -57,17 +58,25 @@ impl KekSet {
         }
         let mut tries = 0;
         loop {
-            if let Some(found) = self.try_each(bounds, context, id, &mut candidates, on_failure).await {
+            if let Some(found) =
+                self.try_each(bounds, context, id, &mut candidates, on_failure).await
+            {
                 return Ok(found);
             }
             tries += 1;
-            let retryable = candidates.0.iter().filter_map(|candidate| Some((candidate, candidate.failure.as_ref()?)));
+            let retryable = candidates
+                .0
+                .iter()
+                .filter_map(|candidate| Some((candidate, candidate.failure.as_ref()?)));
             let retryable = retryable
                 .filter(|(_, failure)| failure.is_worth_a_retry())
                 .min_by_key(|(_, failure)| failure.severity_rank());
             match retryable {
                 Some((candidate, failure))
-                    if candidate.kek.pause(bounds, tries, failure, candidate.entry.kek_id()).await => {}
+                    if candidate
+                        .kek
+                        .pause(bounds, tries, failure, candidate.entry.kek_id())
+                        .await => {}
                 _ => return Err(all_failed(keys, candidates, tries)),
             }
         }
@@ -99,25 +108,30 @@ impl KekSet {
                 });
             }
             let answer = match latest.filter(|_| candidates.has_next(&waiting)) {
-                Some((kek, wait)) => match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
-                    Either::Left((answer, _)) => answer,
-                    // It takes longer than usual, so ask the next one as well.
-                    Either::Right(_) => continue,
-                },
+                Some((kek, wait)) => {
+                    match select(asked.next(), std::pin::pin!(kek.sleep(wait))).await {
+                        Either::Left((answer, _)) => answer,
+                        // It takes longer than usual, so ask the next one as well.
+                        Either::Right(_) => continue,
+                    }
+                }
                 None => asked.next().await,
             };
             let (at, sent, answer) = answer?;
             let Some(candidate) = candidates.0.get_mut(at) else { continue };
             match answer {
                 Ok(dek) => {
-                    let source_kek =
-                        SourceKek { provider: candidate.kek.id().clone(), entry: candidate.entry.kek_id().clone() };
+                    let source_kek = SourceKek {
+                        provider: candidate.kek.id().clone(),
+                        entry: candidate.entry.kek_id().clone(),
+                    };
                     return Some(Unwrapped { dek, source_kek, asked: sent });
                 }
                 // It failed. Another is asked or in flight.
                 Err(failure) => {
                     on_failure(candidate.kek.id(), candidate.entry, failure.class().kind());
-                    (candidate.failure, candidate.failed_at) = (Some(failure), Some(self.clock.now()));
+                    (candidate.failure, candidate.failed_at) =
+                        (Some(failure), Some(self.clock.now()));
                 }
             }
         }
@@ -185,12 +199,13 @@ impl Candidates<'_> {
     fn is_worth_asking(&self, at: usize) -> bool {
         let Some(candidate) = self.0.get(at) else { return false };
         let mut asked = 0;
-        for other in
-            self.0.iter().filter(|other| std::ptr::eq(other.kek, candidate.kek) && !std::ptr::eq(*other, candidate))
-        {
+        for other in self.0.iter().filter(|other| {
+            std::ptr::eq(other.kek, candidate.kek) && !std::ptr::eq(*other, candidate)
+        }) {
             let class = other.failure.as_ref().map(KekError::class);
             let is_denied = class == Some(KekErrorClass::Denied);
-            if class == Some(KekErrorClass::Invalid) || (is_denied && other.entry.kek_id() == candidate.entry.kek_id())
+            if class == Some(KekErrorClass::Invalid)
+                || (is_denied && other.entry.kek_id() == candidate.entry.kek_id())
             {
                 return false;
             }
@@ -222,14 +237,22 @@ fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Fai
         FailedCall::new(candidate.kek, Some(candidate.entry), error, candidate.failed_at?)
     };
     let calls = failures.iter().filter_map(call).collect();
-    let text = |(candidate, error): &(Candidate<'_>, KekError)| format!("{}: {error}", candidate.entry.kek_id());
-    let detail = failures.iter().map(text).collect::<Vec<_>>().join("; ");
-    let error = match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::severity_rank) {
-        Some(error) => error.into_error(detail),
-        None => {
-            let ids = keys.entries().iter().map(|entry| entry.kek_id().as_str()).collect::<Vec<_>>().join(", ");
-            Error::new(ErrorKind::UnknownKek, ids)
-        }
+    let text = |(candidate, error): &(Candidate<'_>, KekError)| {
+        format!("{}: {error}", candidate.entry.kek_id())
     };
+    let detail = failures.iter().map(text).collect::<Vec<_>>().join("; ");
+    let error =
+        match failures.into_iter().map(|(_, error)| error).min_by_key(KekError::severity_rank) {
+            Some(error) => error.into_error(detail),
+            None => {
+                let ids = keys
+                    .entries()
+                    .iter()
+                    .map(|entry| entry.kek_id().as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                Error::new(ErrorKind::UnknownKek, ids)
+            }
+        };
     Failure { error, calls }
 }

@@ -129,7 +129,10 @@ impl KekError {
     /// [`source`](std::error::Error::source) it is shown with unprintable characters escaped.
     /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub fn with_source(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
         let cause = source.into();
         self.shown_cause = Some(Box::new(ShownCause::of(&*cause)));
         self.cause = Some(cause);

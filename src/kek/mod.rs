@@ -87,7 +87,11 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
 
     /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can do
     /// that.
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>>;
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>>;
 
     /// Unwraps a DEK. The library checks what is returned against the DEK id before it is used.
     fn unwrap<'a>(
@@ -104,8 +108,9 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         context: &'a EncryptionContext,
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async move {
-            let dek = Dek::random()
-                .map_err(|error| KekError::unavailable("the random number generator failed").with_source(error))?;
+            let dek = Dek::random().map_err(|error| {
+                KekError::unavailable("the random number generator failed").with_source(error)
+            })?;
             let wrapped = self.wrap(context, &dek).await?;
             Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped))
         })
@@ -120,7 +125,9 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let dek = self.unwrap(context, wrapped).await?;
-            let dek = dek.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+            let dek = dek
+                .to_dek()
+                .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
             self.wrap(context, &dek).await
         })
     }
@@ -275,7 +282,11 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         (**self).is_current(wrapped)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         (**self).wrap(context, dek)
     }
 

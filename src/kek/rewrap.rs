@@ -32,12 +32,14 @@ impl KekSet {
         let mut entries = Vec::new();
         for kek in &keks.writing {
             keks.check_not_revoked(kek.id())?;
-            let job = Job { keks, bounds: keks.bounds(Lane::Ordinary), kek, context, dek_id, check };
+            let job =
+                Job { keks, bounds: keks.bounds(Lane::Ordinary), kek, context, dek_id, check };
             let entry = match job.renew(keys).await {
                 // The KEK's own entry is missing, damaged or refused, but another KEK's entry may
                 // serve.
                 Ok(None) | Err(Renewal::Lost) => {
-                    let unwrapped = keks.unwrap_any(job.bounds, context, dek_id, keys, &|_, _, _| {}).await;
+                    let unwrapped =
+                        keks.unwrap_any(job.bounds, context, dek_id, keys, &|_, _, _| {}).await;
                     let dek = unwrapped.map_err(|failure| failure.error)?.dek;
                     let entry = keks.wrap(job.bounds, kek, context, dek_id, &dek).await?;
                     job.verify(&entry).await.map_err(|error| named(kek, error))?;
@@ -97,9 +99,10 @@ impl Job<'_> {
     async fn verify(&self, entry: &WrappedDek) -> Result<(), KekError> {
         let Self { keks, bounds, kek, context, dek_id, check } = self;
         match check {
-            Check::UnwrapEach => {
-                keks.unwrap_entry(*bounds, kek, context, dek_id, entry, RetryMode::ByPolicy).await.map(|_| ())
-            }
+            Check::UnwrapEach => keks
+                .unwrap_entry(*bounds, kek, context, dek_id, entry, RetryMode::ByPolicy)
+                .await
+                .map(|_| ()),
             Check::None => Ok(()),
         }
     }

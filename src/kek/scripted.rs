@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::local::LocalKek;
 use super::{
-    BoxFuture, CallAdvice, CallTarget, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider,
-    UnwrappedDek, WrappedDek,
+    BoxFuture, CallAdvice, CallTarget, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId,
+    KekProvider, UnwrappedDek, WrappedDek,
 };
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -201,7 +201,11 @@ impl KekProvider for ScriptedKek {
         self.0.kek.is_current(wrapped)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.act(&self.0.wraps).await?;
             self.0.kek.wrap(context, dek).await
@@ -252,6 +256,9 @@ impl KekProvider for ScriptedKek {
 
 impl fmt::Debug for ScriptedKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ScriptedKek").field("id", self.id()).field("calls", &self.calls()).finish_non_exhaustive()
+        f.debug_struct("ScriptedKek")
+            .field("id", self.id())
+            .field("calls", &self.calls())
+            .finish_non_exhaustive()
     }
 }

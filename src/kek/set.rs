@@ -20,7 +20,11 @@ use crate::sync::Arc;
 
 /// Where a new DEK is made.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum DekOrigin {
     /// In this process, by the operating system's generator. The default.
@@ -66,8 +70,18 @@ pub(super) struct FailedCall {
 
 impl FailedCall {
     /// Returns `None` if the error says nothing about the KEK.
-    pub(super) fn new(kek: &GuardedKek, entry: Option<&WrappedDek>, error: &KekError, at: Moment) -> Option<Self> {
-        let call = || Self { provider: kek.id().clone(), entry: entry.cloned(), kind: error.class().kind(), at };
+    pub(super) fn new(
+        kek: &GuardedKek,
+        entry: Option<&WrappedDek>,
+        error: &KekError,
+        at: Moment,
+    ) -> Option<Self> {
+        let call = || Self {
+            provider: kek.id().clone(),
+            entry: entry.cloned(),
+            kind: error.class().kind(),
+            at,
+        };
         (!error.is_over_budget()).then(call)
     }
 }
@@ -75,14 +89,19 @@ impl FailedCall {
 impl Failure {
     /// Returns the failure of these source KEKs with these wrapped keys, and its time: an outage of
     /// any of them, or else a refusal. `None` if none is known.
-    pub(crate) fn about(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> Option<(ErrorKind, Moment)> {
+    pub(crate) fn about(
+        &self,
+        source_keks: &[SourceKek],
+        wrapped_keys: &WrappedKeys,
+    ) -> Option<(ErrorKind, Moment)> {
         let is_about = |call: &&FailedCall| {
             source_keks.iter().any(|source_kek| {
                 source_kek.provider == call.provider
                     && call.entry.as_ref().is_none_or(|entry| {
                         // Compared with its metadata, since a provider may ask something else for
                         // another one.
-                        source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
+                        source_kek.entry == *entry.kek_id()
+                            && wrapped_keys.entries().contains(entry)
                     })
             })
         };
@@ -91,7 +110,11 @@ impl Failure {
             ErrorKind::Denied => 1,
             _ => 2,
         };
-        self.calls.iter().filter(is_about).map(|call| (call.kind, call.at)).min_by_key(|(kind, _)| rank(kind))
+        self.calls
+            .iter()
+            .filter(is_about)
+            .map(|call| (call.kind, call.at))
+            .min_by_key(|(kind, _)| rank(kind))
     }
 }
 
@@ -122,11 +145,15 @@ impl KekSet {
         terms: &CallTerms,
     ) -> Self {
         let guarded = |providers: Vec<Arc<dyn KekProvider>>| -> Vec<Arc<GuardedKek>> {
-            providers.into_iter().map(|provider| Arc::new(GuardedKek::new(provider, terms.clone()))).collect()
+            providers
+                .into_iter()
+                .map(|provider| Arc::new(GuardedKek::new(provider, terms.clone())))
+                .collect()
         };
         let writing = guarded(wrap_with);
         let reading = writing.iter().cloned().chain(guarded(unwrap_with)).collect();
-        let (deadline, clock, observers) = (terms.policy.deadline(), terms.clock.clone(), terms.observers.clone());
+        let (deadline, clock, observers) =
+            (terms.policy.deadline(), terms.clock.clone(), terms.observers.clone());
         Self { writing, reading, revoked: ArcSwap::default(), deadline, clock, observers }
     }
 
@@ -161,7 +188,8 @@ impl KekSet {
         let writing = &self.writing;
         let first = writing.first().ok_or_else(no_writing_kek)?;
         for kek in writing {
-            self.check_not_revoked(kek.id()).map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
+            self.check_not_revoked(kek.id())
+                .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }
         let (new, made) = match origin {
             DekOrigin::Local => (Dek::random()?, None),
@@ -170,7 +198,9 @@ impl KekSet {
                     .generate(bounds, context)
                     .await
                     .map_err(|error| failed_wrap(first, error, self.clock.now()))?;
-                let dek = dek.to_dek().ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
+                let dek = dek
+                    .to_dek()
+                    .ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
                 (dek, Some(own_entry(first, wrapped)?))
             }
         };
@@ -187,8 +217,10 @@ impl KekSet {
         let mut entries: Vec<_> = made.into_iter().collect();
         let (id, dek) = (&id, &new);
         let ask = async |kek: &'_ Arc<GuardedKek>| {
-            let wrapped =
-                kek.wrap(bounds, context, dek).await.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
+            let wrapped = kek
+                .wrap(bounds, context, dek)
+                .await
+                .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped)?;
             Ok::<_, Failure>((source_kek(kek, &entry), entry))
         };
@@ -211,9 +243,12 @@ impl KekSet {
         drop(asking);
         match failure {
             Some(failure) => Err(failure),
-            None => {
-                Ok(Made { dek: new, wrapped_keys: WrappedKeys::new(entries)?, source_keks: source_keks.into(), asked })
-            }
+            None => Ok(Made {
+                dek: new,
+                wrapped_keys: WrappedKeys::new(entries)?,
+                source_keks: source_keks.into(),
+                asked,
+            }),
         }
     }
 
@@ -226,7 +261,8 @@ impl KekSet {
         id: &DekId,
         dek: &Dek,
     ) -> Result<WrappedDek, Error> {
-        let wrapped = kek.wrap(bounds, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
+        let wrapped =
+            kek.wrap(bounds, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
         self.wrapped_by(kek, context, id, wrapped)
     }
 
@@ -276,13 +312,21 @@ impl KekSet {
             RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await?,
             RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await?,
         };
-        let dek = unwrapped.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+        let dek = unwrapped
+            .to_dek()
+            .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
         match derive_dek_id(&dek, context) {
             Ok(derived) if derived == *id => {
-                self.observers.emit(&Event::Unwrapped { dek_id: id, context, kek_id: entry.kek_id() });
+                self.observers.emit(&Event::Unwrapped {
+                    dek_id: id,
+                    context,
+                    kek_id: entry.kek_id(),
+                });
                 Ok(dek)
             }
-            _ => Err(KekError::invalid("the unwrapped DEK is not the one that the DEK id names in this context")),
+            _ => Err(KekError::invalid(
+                "the unwrapped DEK is not the one that the DEK id names in this context",
+            )),
         }
     }
 
@@ -332,7 +376,10 @@ fn own_entry(kek: &GuardedKek, wrapped: WrappedDek) -> Result<WrappedDek, Error>
     if kek.recognises(wrapped.kek_id()) {
         return Ok(wrapped);
     }
-    Err(contract(kek.id(), &format!("wrapped under {}, which it does not recognise", wrapped.kek_id())))
+    Err(contract(
+        kek.id(),
+        &format!("wrapped under {}, which it does not recognise", wrapped.kek_id()),
+    ))
 }
 
 fn contract(kek_id: &KekId, what: &str) -> Error {

@@ -144,14 +144,16 @@ impl Pieces {
         let (bytes, locked) = match Page::map() {
             Ok(page) => {
                 let lock = page.lock();
-                let (locked, dump, fork) = (lock.is_ok(), page.exclude_from_dumps(), page.wipe_on_fork());
+                let (locked, dump, fork) =
+                    (lock.is_ok(), page.exclude_from_dumps(), page.wipe_on_fork());
                 let bytes = page.into_secrets();
                 self.record.add(bytes.as_flattened().len(), lock, dump, fork);
                 (bytes, locked)
             }
             Err(error) => {
                 let bytes: &'static mut [[u8; 32]] = Box::leak(Box::new([[0; 32]; 64]));
-                let refused = || Err(io::Error::new(error.kind(), format!("no page for secrets: {error}")));
+                let refused =
+                    || Err(io::Error::new(error.kind(), format!("no page for secrets: {error}")));
                 self.record.add(bytes.as_flattened().len(), refused(), refused(), refused());
                 (bytes, false)
             }
@@ -219,7 +221,9 @@ mod tests {
     fn check(live: &[Live]) {
         let mut places = HashSet::new();
         let mut place = |bytes: &[u8; 32]| {
-            assert!(bytes.as_ptr().addr().is_multiple_of(32) && places.insert(bytes.as_ptr().addr()))
+            assert!(
+                bytes.as_ptr().addr().is_multiple_of(32) && places.insert(bytes.as_ptr().addr())
+            )
         };
         for Live { secret, content, generation } in live {
             place(secret.expose());
@@ -244,7 +248,9 @@ mod tests {
             match step {
                 Step::Make(byte) => make(live, *byte),
                 Step::MakeMany(byte) => (0..150).for_each(|_| make(live, *byte)),
-                Step::Drop(which) if !live.is_empty() => drop(live.swap_remove(which.index(live.len()))),
+                Step::Drop(which) if !live.is_empty() => {
+                    drop(live.swap_remove(which.index(live.len())))
+                }
                 Step::Drop(_) => {}
                 // The child continues the same steps, with all of the parent's secrets.
                 Step::Fork if forks > 0 => in_child(|| run(&steps[i + 1..], live, forks - 1)),

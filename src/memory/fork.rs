@@ -130,11 +130,15 @@ mod tests {
         for _ in 0..200 {
             let (mark, seen) = (AtomicU64::new(0), AtomicU64::new(0));
             let looks: Vec<_> = std::thread::scope(|scope| {
-                let threads: Vec<_> =
-                    (0..4).map(|_| scope.spawn(|| (first_look(&mark), by_process_id(&seen, 7)))).collect();
+                let threads: Vec<_> = (0..4)
+                    .map(|_| scope.spawn(|| (first_look(&mark), by_process_id(&seen, 7))))
+                    .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
-            assert!(looks.iter().all(|look| *look == looks[0] && look.0 != 0 && look.1 != 0), "{looks:?}");
+            assert!(
+                looks.iter().all(|look| *look == looks[0] && look.0 != 0 && look.1 != 0),
+                "{looks:?}"
+            );
         }
     }
 
@@ -147,6 +151,10 @@ mod tests {
             generation
         });
         let distinct: std::collections::HashSet<_> = generations.into_iter().collect();
-        assert_eq!(distinct.len(), 4, "an id that comes again is not the same process: {generations:?}");
+        assert_eq!(
+            distinct.len(),
+            4,
+            "an id that comes again is not the same process: {generations:?}"
+        );
     }
 }

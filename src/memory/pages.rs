@@ -152,7 +152,12 @@ impl ForkMark {
     fn map(&self) -> *mut AtomicU64 {
         let page = Page::map().and_then(|page| page.wipe_on_fork().map(|()| page));
         let mine = std::ptr::from_ref(page.map_or(&NONE, Page::into_counter)).cast_mut();
-        match self.0.compare_exchange(std::ptr::null_mut(), mine, Ordering::AcqRel, Ordering::Acquire) {
+        match self.0.compare_exchange(
+            std::ptr::null_mut(),
+            mine,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => mine,
             Err(first) => first,
         }
@@ -181,7 +186,8 @@ pub(super) mod forked {
                 unsafe { libc::_exit(i32::from(worked.is_err())) }
             }
             child if child > 0 => {
-                let (_, status) = waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap().unwrap();
+                let (_, status) =
+                    waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap().unwrap();
                 assert_eq!(status.exit_status(), Some(0), "the child failed, or hung");
             }
             _ => panic!("fork failed"),
@@ -193,7 +199,8 @@ pub(super) mod forked {
     pub(in super::super) fn limit_locked_memory(bytes: u64) {
         use rustix::process::{Resource, Rlimit, setrlimit};
 
-        setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum: Some(bytes) }).unwrap();
+        setrlimit(Resource::Memlock, Rlimit { current: Some(bytes), maximum: Some(bytes) })
+            .unwrap();
         if rustix::process::geteuid().is_root() {
             // SAFETY: changes the user of this process, a child that only this test has, to one
             // without rights.
@@ -232,8 +239,9 @@ mod tests {
     fn a_mark_is_zero_in_a_child_and_the_same_to_every_thread() {
         let mark = ForkMark::new();
         let marks: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| std::ptr::from_ref(mark.get().unwrap()).addr())).collect();
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| std::ptr::from_ref(mark.get().unwrap()).addr()))
+                .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(marks.iter().all(|at| *at == marks[0]));

@@ -48,7 +48,9 @@ impl fmt::Display for MemoryProtection {
             )?;
         }
         if !self.excluded_from_dumps {
-            f.write_str(" it is in core dumps (switch them off with `ulimit -c 0` or `LimitCORE=0`);")?;
+            f.write_str(
+                " it is in core dumps (switch them off with `ulimit -c 0` or `LimitCORE=0`);",
+            )?;
         }
         if !self.wiped_on_fork {
             f.write_str(" a forked child keeps a copy (open envelopes after forking);")?;
@@ -70,12 +72,20 @@ pub(super) struct Record {
 
 impl Record {
     /// Adds the results for one more page.
-    pub(super) fn add(&mut self, bytes: usize, lock: io::Result<()>, dump: io::Result<()>, fork: io::Result<()>) {
+    pub(super) fn add(
+        &mut self,
+        bytes: usize,
+        lock: io::Result<()>,
+        dump: io::Result<()>,
+        fork: io::Result<()>,
+    ) {
         self.bytes += bytes;
         match lock {
             Ok(()) => self.locked_bytes += bytes,
             Err(error) => {
-                self.lock.get_or_insert_with(|| format!("mlock: {error}, the limit is {}", lock_limit()));
+                self.lock.get_or_insert_with(|| {
+                    format!("mlock: {error}, the limit is {}", lock_limit())
+                });
             }
         }
         if let Err(error) = dump {
@@ -92,8 +102,12 @@ impl Record {
     }
 
     pub(super) fn protection(&self) -> MemoryProtection {
-        let locked = self.lock.as_ref().map(|why| format!("{why}, {} of {} bytes are", self.locked_bytes, self.bytes));
-        let why: Vec<&str> = [&locked, &self.dump, &self.fork].into_iter().flatten().map(String::as_str).collect();
+        let locked = self
+            .lock
+            .as_ref()
+            .map(|why| format!("{why}, {} of {} bytes are", self.locked_bytes, self.bytes));
+        let why: Vec<&str> =
+            [&locked, &self.dump, &self.fork].into_iter().flatten().map(String::as_str).collect();
         MemoryProtection {
             locked: self.lock.is_none(),
             excluded_from_dumps: self.dump.is_none(),
@@ -135,7 +149,11 @@ mod tests {
 
     #[test]
     fn each_refusal_is_named_with_what_to_do_and_the_others_are_not() {
-        let words = [["mlock", "ulimit -l"], ["MADV_DONTDUMP", "ulimit -c"], ["MADV_WIPEONFORK", "after forking"]];
+        let words = [
+            ["mlock", "ulimit -l"],
+            ["MADV_DONTDUMP", "ulimit -c"],
+            ["MADV_WIPEONFORK", "after forking"],
+        ];
         for mask in 0..8 {
             let asked = |bit: u8| if mask >> bit & 1 == 1 { refused() } else { Ok(()) };
             let mut record = Record::default();

@@ -77,7 +77,9 @@ impl LaterEvent {
                 let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));
                 Event::Called { kek_id, operation, elapsed, kind, abandoned: true }
             }
-            Self::BreakerOpened { kek_id, target } => Event::BreakerOpened { kek_id, target: target.as_deref() },
+            Self::BreakerOpened { kek_id, target } => {
+                Event::BreakerOpened { kek_id, target: target.as_deref() }
+            }
         }
     }
 }
@@ -138,7 +140,8 @@ impl Observers {
         // The thread owns a reference, so that queued events are delivered after the envelope is
         // dropped.
         let inner = self.0.clone();
-        let started = thread::Builder::new().name("waxseal-events".to_owned()).spawn(move || inner.deliver());
+        let started =
+            thread::Builder::new().name("waxseal-events".to_owned()).spawn(move || inner.deliver());
         if started.is_err() {
             // The queue is delivered with the next event, if a thread can be started then.
             lock(&queue).is_delivered = false;
@@ -161,7 +164,8 @@ impl Inner {
     fn emit(&self, event: &Event<'_>) {
         for (observer, watched) in self.observers.iter().enumerate() {
             if !self.survives(watched, event) && !watched.reported.swap(true, Ordering::Relaxed) {
-                let others = self.observers.iter().enumerate().filter(|(other, _)| *other != observer);
+                let others =
+                    self.observers.iter().enumerate().filter(|(other, _)| *other != observer);
                 for (_, other) in others {
                     self.survives(other, &Event::ObserverPanicked { observer });
                 }

@@ -53,15 +53,19 @@ impl Observer for MetricsObserver {
                 let operation = operation.as_str();
                 counter!("waxseal_calls_total", "kek" => kek.clone(), "operation" => operation, "outcome" => outcome)
                     .increment(1);
-                histogram!("waxseal_call_seconds", "kek" => kek, "operation" => operation).record(elapsed);
+                histogram!("waxseal_call_seconds", "kek" => kek, "operation" => operation)
+                    .record(elapsed);
             }
             Event::BreakerOpened { kek_id, target } => breaker_gauge(kek_id, target).set(1),
             Event::BreakerClosed { kek_id, target } => breaker_gauge(kek_id, target).set(0),
             Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
-            Event::ObserverPanicked { .. } => counter!("waxseal_observers_panicked_total").increment(1),
+            Event::ObserverPanicked { .. } => {
+                counter!("waxseal_observers_panicked_total").increment(1)
+            }
             Event::StartedWithout { kek_id, kind } => {
                 let kek = kek_id.to_string();
-                counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str()).increment(1);
+                counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str())
+                    .increment(1);
             }
         }
     }

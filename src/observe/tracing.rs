@@ -31,7 +31,10 @@ impl TracingObserver {
         self
     }
 
-    fn shown<'a>(&self, context: &'a EncryptionContext) -> Option<tracing::field::DebugValue<&'a EncryptionContext>> {
+    fn shown<'a>(
+        &self,
+        context: &'a EncryptionContext,
+    ) -> Option<tracing::field::DebugValue<&'a EncryptionContext>> {
         self.with_context.then(|| tracing::field::debug(context))
     }
 }

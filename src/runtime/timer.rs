@@ -114,7 +114,10 @@ impl Timer {
         let its = timer.clone();
         // Started before it is published, so that no sleeper relies on a thread that could not be
         // started.
-        std::thread::Builder::new().name("waxseal-timer".to_owned()).spawn(move || its.run()).ok()?;
+        std::thread::Builder::new()
+            .name("waxseal-timer".to_owned())
+            .spawn(move || its.run())
+            .ok()?;
         let before = TIMER.compare_and_swap(&old, Some(timer.clone()));
         let ours = match (before.as_ref(), &old) {
             (None, None) => true,
@@ -162,14 +165,17 @@ impl Timer {
             if !due.is_empty() {
                 queue.looks_at = None;
                 drop(queue);
-                due.iter().filter_map(|Reverse(entry)| entry.sleeper.upgrade()).for_each(|sleeper| sleeper.wake());
+                due.iter()
+                    .filter_map(|Reverse(entry)| entry.sleeper.upgrade())
+                    .for_each(|sleeper| sleeper.wake());
                 queue = self.lock();
                 continue;
             }
             queue.looks_at = queue.entries.peek().map(|Reverse(entry)| entry.at);
             queue = match queue.looks_at {
                 Some(at) => {
-                    let waited = self.changed.wait_timeout(queue, at.saturating_duration_since(now));
+                    let waited =
+                        self.changed.wait_timeout(queue, at.saturating_duration_since(now));
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
@@ -188,7 +194,10 @@ impl Drop for Gone<'_> {
             queue.gone = true;
             std::mem::take(&mut queue.entries)
         };
-        entries.iter().filter_map(|Reverse(entry)| entry.sleeper.upgrade()).for_each(|sleeper| sleeper.wake());
+        entries
+            .iter()
+            .filter_map(|Reverse(entry)| entry.sleeper.upgrade())
+            .for_each(|sleeper| sleeper.wake());
     }
 }
 
@@ -285,7 +294,10 @@ mod tests {
         let waker = Waker::from(Arc::new(Bad));
         assert!(Pin::new(&mut bad).poll(&mut Context::from_waker(&waker)).is_pending());
         pollster::block_on(sleep(ms(50))).unwrap();
-        assert!(matches!(Pin::new(&mut bad).poll(&mut Context::from_waker(&waker)), Poll::Ready(Ok(()))));
+        assert!(matches!(
+            Pin::new(&mut bad).poll(&mut Context::from_waker(&waker)),
+            Poll::Ready(Ok(()))
+        ));
     }
 
     #[test]
@@ -303,7 +315,9 @@ mod tests {
     fn those_who_left_are_forgotten() {
         for _ in 0..4000 {
             let mut sleeper = sleep(Duration::from_secs(3600));
-            assert!(Pin::new(&mut sleeper).poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(
+                Pin::new(&mut sleeper).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+            );
         }
         let timer = Timer::of_this_process().unwrap();
         assert!(timer.lock().entries.len() < 3000);

@@ -30,7 +30,9 @@ impl Tokio {
         let handle = Handle::try_current().ok()?;
         Some(match has_timers() {
             true => Ok(Self(handle)),
-            false => Err("the tokio runtime has no timers, which `enable_time` on its builder turns on"),
+            false => {
+                Err("the tokio runtime has no timers, which `enable_time` on its builder turns on")
+            }
         })
     }
 }
@@ -148,8 +150,8 @@ pub(crate) fn has_io() -> bool {
     let ask = || drop(tokio::net::UnixDatagram::unbound());
     #[cfg(not(unix))]
     let ask = || {
-        if let Ok(socket) =
-            std::net::UdpSocket::bind(("127.0.0.1", 0)).and_then(|s| s.set_nonblocking(true).map(|()| s))
+        if let Ok(socket) = std::net::UdpSocket::bind(("127.0.0.1", 0))
+            .and_then(|s| s.set_nonblocking(true).map(|()| s))
         {
             drop(tokio::net::UdpSocket::from_std(socket));
         }

@@ -2,7 +2,9 @@
 //! AES-256-GCM.
 #![forbid(unsafe_code)]
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{
+    AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use zeroize::Zeroizing;
 
@@ -24,7 +26,12 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+    pub(super) fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], AeadFailure> {
         match self {
             Self::Direct(key) => seal(key, nonce, aad, payload),
             Self::Xaes256Gcm(key) => {
@@ -34,7 +41,13 @@ impl Key {
         }
     }
 
-    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+    pub(super) fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+        tag: &[u8],
+    ) -> Result<(), AeadFailure> {
         match self {
             Self::Direct(key) => open(key, nonce, aad, payload, tag),
             Self::Xaes256Gcm(key) => {
@@ -49,15 +62,29 @@ fn expand(algorithm: &'static Algorithm, key: &[u8; 32]) -> Result<LessSafeKey, 
     UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| AeadFailure)
 }
 
-fn seal(key: &LessSafeKey, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+fn seal(
+    key: &LessSafeKey,
+    nonce: &[u8],
+    aad: &[u8],
+    payload: &mut [u8],
+) -> Result<[u8; TAG_LEN], AeadFailure> {
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
-    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload).map_err(|_| AeadFailure)?;
+    let tag =
+        key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload).map_err(|_| AeadFailure)?;
     tag.as_ref().try_into().map_err(|_| AeadFailure)
 }
 
-fn open(key: &LessSafeKey, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+fn open(
+    key: &LessSafeKey,
+    nonce: &[u8],
+    aad: &[u8],
+    payload: &mut [u8],
+    tag: &[u8],
+) -> Result<(), AeadFailure> {
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
-    key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload).map(|_| ()).map_err(|_| AeadFailure)
+    key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload)
+        .map(|_| ())
+        .map_err(|_| AeadFailure)
 }
 
 /// XAES-256-GCM (C2SP, "The XAES-256-GCM extended-nonce AEAD").
@@ -70,7 +97,9 @@ impl Xaes256Gcm {
     /// Steps 1 and 2: `L = AES-256_K(0^128)`; `K1 = L << 1`, XOR `0^120 10000111` if the bit
     /// shifted out was set.
     fn new(key: &[u8; 32]) -> Result<Self, AeadFailure> {
-        let aes = UnboundCipherKey::new(&AES_256, key).and_then(EncryptingKey::ecb).map_err(|_| AeadFailure)?;
+        let aes = UnboundCipherKey::new(&AES_256, key)
+            .and_then(EncryptingKey::ecb)
+            .map_err(|_| AeadFailure)?;
         let mut l = Zeroizing::new([0; 16]);
         encrypt_blocks(&aes, &mut *l)?;
         let shifted = u128::from_be_bytes(*l);

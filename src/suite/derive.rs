@@ -83,8 +83,10 @@ impl DekId {
 /// Writes 64 lower-case hexadecimal digits. `{:.8}` writes the first eight.
 impl fmt::Display for DekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
-        let digits: String = self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect();
+        let digit =
+            |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
+        let digits: String =
+            self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect();
         f.pad(&digits)
     }
 }
@@ -100,7 +102,8 @@ impl FromStr for DekId {
 
     /// Reads what [`Display`](fmt::Display) writes.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let malformed = || Error::new(ErrorKind::Malformed, "a DEK id is 64 lower-case hexadecimal digits");
+        let malformed =
+            || Error::new(ErrorKind::Malformed, "a DEK id is 64 lower-case hexadecimal digits");
         let digits: &[u8; 64] = text.as_bytes().try_into().map_err(|_| malformed())?;
         let mut id = [0; 32];
         for (byte, [high, low]) in id.iter_mut().zip(digits.as_chunks::<2>().0) {
@@ -109,7 +112,10 @@ impl FromStr for DekId {
                 b'a'..=b'f' => Some(d - b'a' + 10),
                 _ => None,
             };
-            *byte = digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low).ok_or_else(malformed)?;
+            *byte = digit(*high)
+                .zip(digit(*low))
+                .map(|(high, low)| high << 4 | low)
+                .ok_or_else(malformed)?;
         }
         Ok(Self(id))
     }
@@ -136,14 +142,24 @@ pub(crate) fn derive_dek_id(dek: &Dek, context: &EncryptionContext) -> Result<De
     Ok(DekId(id))
 }
 
-pub(crate) fn derive_message_key(dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Secret32, Error> {
+pub(crate) fn derive_message_key(
+    dek: &Dek,
+    context: &EncryptionContext,
+    suite: Suite,
+) -> Result<Secret32, Error> {
     let mut key = Secret32::zeroed();
     derive(&dek.0, USE_MESSAGE_KEY, suite.id(), context.digest(), key.expose_mut())?;
     Ok(key)
 }
 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
-pub(crate) fn derive(prk: &Secret32, use_: u8, suite: u8, digest: &[u8; 32], out: &mut [u8; 32]) -> Result<(), Error> {
+pub(crate) fn derive(
+    prk: &Secret32,
+    use_: u8,
+    suite: u8,
+    digest: &[u8; 32],
+    out: &mut [u8; 32],
+) -> Result<(), Error> {
     check_not_forked(prk)?;
     // HMAC's state after the padded key is as sensitive as the key, and its crate leaves it on the
     // stack.
@@ -162,7 +178,10 @@ pub(super) fn check_not_forked(secret: &Secret32) -> Result<(), Error> {
 /// HKDF-Expand with SHA-256 (RFC 5869, section 2.3).
 fn expand(prk: &[u8; 32], info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
     let too_long = || Error::new(ErrorKind::TooLarge, "HKDF output");
-    Hkdf::<Sha256>::from_prk(prk).map_err(|_| too_long())?.expand_multi_info(info, out).map_err(|_| too_long())
+    Hkdf::<Sha256>::from_prk(prk)
+        .map_err(|_| too_long())?
+        .expand_multi_info(info, out)
+        .map_err(|_| too_long())
 }
 
 #[cfg(test)]
@@ -177,14 +196,18 @@ mod tests {
     fn the_known_answer_of_the_format_page_holds() {
         let context = EncryptionContext::new([("tenant", "alice")]).unwrap();
         let id = derive_dek_id(&dek(), &context).unwrap();
-        assert_eq!(id.to_string(), "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615");
+        assert_eq!(
+            id.to_string(),
+            "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615"
+        );
         assert_eq!(id.to_string().parse::<DekId>().unwrap(), id);
         assert_eq!(format!("{id:.8}"), "f33d9a48");
     }
 
     #[test]
     fn every_use_suite_and_context_has_a_key_of_its_own() {
-        let contexts = [EncryptionContext::empty(), EncryptionContext::new([("tenant", "alice")]).unwrap()];
+        let contexts =
+            [EncryptionContext::empty(), EncryptionContext::new([("tenant", "alice")]).unwrap()];
         let mut seen = std::collections::HashSet::new();
         for context in &contexts {
             assert!(seen.insert(*derive_dek_id(&dek(), context).unwrap().as_bytes()));
@@ -198,7 +221,9 @@ mod tests {
     #[test]
     fn a_dek_id_is_read_back_only_in_its_one_form() {
         let text = "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615";
-        for bad in ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &text.replace('f', "g")] {
+        for bad in
+            ["", &text[1..], &text.to_uppercase(), &format!("{text}0"), &text.replace('f', "g")]
+        {
             assert_eq!(bad.parse::<DekId>().unwrap_err().kind(), ErrorKind::Malformed, "{bad}");
         }
     }

@@ -33,7 +33,11 @@ pub(crate) const TAG_LEN: usize = 16;
 /// is authenticated, which is weaker (SECURITY.md). The DEK id commits to the DEK and the
 /// encryption context.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum Suite {
     /// AES-256-GCM, NIST SP 800-38D, nonce of 12 bytes. The default.
@@ -81,7 +85,11 @@ impl Suite {
 
 /// The implementation of the suites. The bytes are the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum Backend {
     /// The RustCrypto crates: pure Rust, always available.
@@ -127,7 +135,11 @@ pub(crate) enum AeadKey {
 
 impl AeadKey {
     /// Expands `key` in the place where the schedule stays.
-    pub(crate) fn expand(backend: Backend, suite: Suite, key: &Secret32) -> Result<Arc<Self>, Error> {
+    pub(crate) fn expand(
+        backend: Backend,
+        suite: Suite,
+        key: &Secret32,
+    ) -> Result<Arc<Self>, Error> {
         leaving_no_trace_on_the_stack(|| Self::new(backend, suite, key).map(Arc::new))
     }
 
@@ -136,15 +148,22 @@ impl AeadKey {
         match backend {
             Backend::RustCrypto => Ok(Self::RustCrypto(rustcrypto::Key::new(suite, key.expose()))),
             #[cfg(feature = "aws-lc")]
-            Backend::AwsLc => aws_lc::Key::new(suite, key.expose())
-                .map(Self::AwsLc)
-                .map_err(|AeadFailure| Error::new(ErrorKind::Misconfigured, "aws-lc refuses to make a key")),
+            Backend::AwsLc => {
+                aws_lc::Key::new(suite, key.expose()).map(Self::AwsLc).map_err(|AeadFailure| {
+                    Error::new(ErrorKind::Misconfigured, "aws-lc refuses to make a key")
+                })
+            }
         }
     }
 
     /// Encrypts `payload` in place and returns its tag. On an error `payload` is unchanged or
     /// wiped, never partly encrypted.
-    pub(crate) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
+    pub(crate) fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], Error> {
         let sealed = match self {
             Self::RustCrypto(key) => key.seal(nonce, aad, payload),
             #[cfg(feature = "aws-lc")]
@@ -158,7 +177,13 @@ impl AeadKey {
 
     /// Decrypts `payload` in place. If the tag does not match, `payload` is wiped. So nothing
     /// unauthenticated is released, and both backends leave the same behind.
-    pub(crate) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+    pub(crate) fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+        tag: &[u8],
+    ) -> Result<(), Error> {
         let opened = match self {
             Self::RustCrypto(key) => key.open(nonce, aad, payload, tag),
             #[cfg(feature = "aws-lc")]

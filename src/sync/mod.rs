@@ -14,7 +14,9 @@ pub(crate) mod wakers;
 
 #[cfg(not(all(test, shuttle)))]
 mod imp {
-    pub(crate) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak, atomic};
+    pub(crate) use std::sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, TryLockError, Weak, atomic,
+    };
     pub(crate) use std::{thread, thread_local};
 
     /// A static of the process.

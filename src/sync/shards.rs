@@ -13,7 +13,8 @@ pub(crate) fn shards() -> usize {
     }
     match SHARDS.load(Ordering::Relaxed) {
         0 => {
-            let count = thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16);
+            let count =
+                thread::available_parallelism().map_or(1, usize::from).next_power_of_two().min(16);
             let first = SHARDS.compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
             first.map_or_else(|first| first, |_| count)
         }

@@ -68,7 +68,8 @@ impl Wakers {
         let removed = {
             let mut all = self.lock();
             let next = all.first_free;
-            let removed = all.slots.get_mut(slot).map(|taken| std::mem::replace(taken, Slot::Free { next }));
+            let removed =
+                all.slots.get_mut(slot).map(|taken| std::mem::replace(taken, Slot::Free { next }));
             all.first_free = slot;
             removed
         };
@@ -240,10 +241,15 @@ mod tests {
         let (counts, waker) = counter();
         let cx = &mut Context::from_waker(&waker);
         let (mut waits, mut left) = (latch.wait(), latch.wait());
-        assert!(Pin::new(&mut waits).poll(cx).is_pending() && Pin::new(&mut left).poll(cx).is_pending());
+        assert!(
+            Pin::new(&mut waits).poll(cx).is_pending() && Pin::new(&mut left).poll(cx).is_pending()
+        );
         drop(left);
         latch.set();
         assert_eq!(counts.0.load(Ordering::SeqCst), 1);
-        assert!(Pin::new(&mut waits).poll(cx).is_ready() && Pin::new(&mut latch.wait()).poll(cx).is_ready());
+        assert!(
+            Pin::new(&mut waits).poll(cx).is_ready()
+                && Pin::new(&mut latch.wait()).poll(cx).is_ready()
+        );
     }
 }

@@ -10,8 +10,9 @@ use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{CallAdvice, KekErrorClass, KekProvider};
 use waxseal::{
-    Aad, BreakerState, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error,
-    ErrorKind, Event, KekStatistics, Limits, ManualClock, Observer, StartOptions, StartUp,
+    Aad, BreakerState, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope,
+    EnvelopeBuilder, Error, ErrorKind, Event, KekStatistics, Limits, ManualClock, Observer,
+    StartOptions, StartUp,
 };
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -55,9 +56,11 @@ impl Stage {
 
     /// Some KEKs, in order of preference.
     fn with(keks: usize, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
-        let keks: Vec<_> = (0..keks).map(|n| ScriptedKek::new(&format!("kek{n}")).unwrap()).collect();
+        let keks: Vec<_> =
+            (0..keks).map(|n| ScriptedKek::new(&format!("kek{n}")).unwrap()).collect();
         let log = Log::default();
-        let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.clone()));
+        let builder =
+            keks.iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.clone()));
         let envelope = more(builder.observer(log.clone())).build().unwrap();
         Self { keks, log, envelope, alice: context("alice") }
     }
@@ -68,7 +71,10 @@ impl Stage {
 
     /// A message that was sealed elsewhere, under a DEK of its own.
     async fn sealed(&self) -> Vec<u8> {
-        let builder = self.keks.iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.local().clone()));
+        let builder = self
+            .keks
+            .iter()
+            .fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek.local().clone()));
         builder.build().unwrap().encrypt(&self.alice, Aad::empty(), b"payload").await.unwrap()
     }
 
@@ -139,7 +145,9 @@ async fn a_provider_that_panics_is_one_that_fails() {
 
 #[tokio::test]
 async fn only_an_outage_is_tried_again_and_so_often() {
-    for (class, calls) in [(Unavailable, 4), (Throttled, 4), (Denied, 1), (Invalid, 1), (Misconfigured, 1)] {
+    for (class, calls) in
+        [(Unavailable, 4), (Throttled, 4), (Denied, 1), (Invalid, 1), (Misconfigured, 1)]
+    {
         let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(4)));
         stage.kek().fail_with(class);
         let error = stage.open_another().await.unwrap_err();
@@ -157,7 +165,8 @@ async fn a_failure_that_passes_is_not_felt() {
     stage.kek().script([Act::Fail(Unavailable), Act::Fail(Throttled), Act::Succeed, Act::Hang]);
     stage.open_another().await.unwrap();
     stage.seal_for("bob").await.unwrap();
-    let stage = Stage::with(1, |builder| builder.call_policy(policy()).dek_origin(DekOrigin::KeyService));
+    let stage =
+        Stage::with(1, |builder| builder.call_policy(policy()).dek_origin(DekOrigin::KeyService));
     stage.kek().script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
     stage.seal_for("bob").await.unwrap();
     assert_eq!(stage.kek().calls().generates, 3);
@@ -176,11 +185,16 @@ async fn the_deadline_bounds_all_tries_and_pauses() {
     assert!(start.elapsed() < ms(5000));
 
     let stage = Stage::with(1, |builder| {
-        builder.call_policy(policy().timeout(ms(300)).deadline(ms(400)).backoff(ms(1)).breaker_failures(1000))
+        builder.call_policy(
+            policy().timeout(ms(300)).deadline(ms(400)).backoff(ms(1)).breaker_failures(1000),
+        )
     });
     stage.kek().script([Act::Hang; 20]);
     let error = stage.open_another().await.unwrap_err().to_string();
-    assert!(error.contains("(2 tries)") && !error.contains("300ms"), "the second has what is left: {error}");
+    assert!(
+        error.contains("(2 tries)") && !error.contains("300ms"),
+        "the second has what is left: {error}"
+    );
 }
 
 #[tokio::test]
@@ -191,7 +205,11 @@ async fn a_key_service_that_says_when_is_obeyed_if_there_is_time() {
     stage.open_another().await.unwrap();
     assert!(start.elapsed() >= ms(300));
     stage.kek().script([Act::AskLater(ms(60_000))]);
-    assert_eq!(kind(stage.open_another().await), Some(ErrorKind::Throttled), "later than the deadline: no second try");
+    assert_eq!(
+        kind(stage.open_another().await),
+        Some(ErrorKind::Throttled),
+        "later than the deadline: no second try"
+    );
 }
 
 // --- breaker
@@ -225,7 +243,8 @@ async fn an_open_breaker_fails_at_once_keeps_the_class_and_lets_probes_through()
 #[tokio::test]
 async fn what_concerns_one_caller_never_opens_a_breaker() {
     for class in [Invalid, Denied, Throttled] {
-        let stage = Stage::with(1, |builder| builder.call_policy(policy().tries(1).breaker_failures(2)));
+        let stage =
+            Stage::with(1, |builder| builder.call_policy(policy().tries(1).breaker_failures(2)));
         stage.kek().fail_with(class);
         let start = Instant::now();
         while start.elapsed() < ms(500) {
@@ -242,7 +261,9 @@ async fn what_concerns_one_caller_never_opens_a_breaker() {
 #[tokio::test]
 async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_share_of_its_own() {
     let budget = CallBudget::new(100_000, 8).unwrap();
-    let stage = Arc::new(Stage::with(1, |builder| builder.call_policy(policy().tries(1)).call_budget(budget)));
+    let stage = Arc::new(Stage::with(1, |builder| {
+        builder.call_policy(policy().tries(1)).call_budget(budget)
+    }));
     let mut messages = Vec::new();
     for _ in 0..50 {
         messages.push(stage.sealed().await);
@@ -259,7 +280,11 @@ async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_shar
     tokio::time::sleep(ms(50)).await;
     assert_eq!(stage.calls(), 6, "three quarters of eight");
     stage.seal_for("bob").await.unwrap();
-    assert_eq!((stage.kek().calls().wraps, stage.calls()), (1, 7), "sealing does not wait for them");
+    assert_eq!(
+        (stage.kek().calls().wraps, stage.calls()),
+        (1, 7),
+        "sealing does not wait for them"
+    );
     let mut failed = 0;
     for call in flood {
         failed += usize::from(call.await.unwrap().is_err());
@@ -268,7 +293,9 @@ async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_shar
 }
 
 /// 200 openings, of which no more are let through than a budget of 80 a second leaves to them within half a second; the others are throttled.
-async fn keep_to_eighty_a_second(calls: Vec<impl Future<Output = Result<(), Error>> + Send + 'static>) {
+async fn keep_to_eighty_a_second(
+    calls: Vec<impl Future<Output = Result<(), Error>> + Send + 'static>,
+) {
     assert_eq!(calls.len(), 200);
     let start = Instant::now();
     let mut throttled = 0;
@@ -285,7 +312,8 @@ async fn keep_to_eighty_a_second(calls: Vec<impl Future<Output = Result<(), Erro
 }
 
 #[tokio::test]
-async fn no_more_calls_are_made_per_second_than_the_budget_says_and_several_envelopes_can_share_it() {
+async fn no_more_calls_are_made_per_second_than_the_budget_says_and_several_envelopes_can_share_it()
+{
     let budget = CallBudget::new(80, 1000).unwrap();
     let stages: Vec<_> = (0..2)
         .map(|_| {
@@ -347,7 +375,11 @@ async fn a_provider_s_advice_counts_where_the_policy_leaves_it_open_and_may_chan
 async fn keks_that_share_a_store_share_its_budget_whatever_their_envelopes() {
     let store = CallBudget::new(80, 1000).unwrap();
     let stages: Vec<_> = (0..2)
-        .map(|_| Arc::new(Stage::with(1, |builder| builder.call_policy(policy().deadline(ms(500)).timeout(ms(500))))))
+        .map(|_| {
+            Arc::new(Stage::with(1, |builder| {
+                builder.call_policy(policy().deadline(ms(500)).timeout(ms(500)))
+            }))
+        })
         .collect();
     let mut calls = Vec::new();
     for stage in &stages {
@@ -371,7 +403,11 @@ async fn the_preferred_kek_is_asked_and_the_next_one_when_it_fails() {
         let before = stage.keks[1].calls().unwraps;
         stage.keks[0].script([Act::Fail(class)]);
         stage.open_another().await.unwrap();
-        assert_eq!(stage.keks[1].calls().unwraps, before + 1, "{class}: no pause, no second try of the first");
+        assert_eq!(
+            stage.keks[1].calls().unwraps,
+            before + 1,
+            "{class}: no pause, no second try of the first"
+        );
     }
     let before = stage.keks[1].calls().unwraps;
     stage.open_another().await.unwrap();
@@ -384,7 +420,11 @@ async fn all_that_may_still_succeed_are_tried_again() {
     stage.keks[0].script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
     stage.keks[1].script([Act::Fail(Denied)]);
     stage.open_another().await.unwrap();
-    assert_eq!((stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps), (3, 1), "a denial is not asked again");
+    assert_eq!(
+        (stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps),
+        (3, 1),
+        "a denial is not asked again"
+    );
 }
 
 #[tokio::test]
@@ -440,7 +480,9 @@ async fn a_preferred_kek_that_is_slower_than_it_mostly_is_gets_company() {
     assert!(start.elapsed() < ms(5000), "it did not wait for the timeout");
     assert_eq!(stage.keks[1].calls().unwraps, before + 1);
 
-    let never = Stage::with(2, |builder| builder.call_policy(patient.timeout(ms(300)).hedge_percentile(100)));
+    let never = Stage::with(2, |builder| {
+        builder.call_policy(patient.timeout(ms(300)).hedge_percentile(100))
+    });
     for _ in 0..30 {
         never.open_another().await.unwrap();
     }
@@ -459,7 +501,10 @@ async fn writing_needs_every_kek_and_each_has_its_retries() {
     stage.seal_for("bob").await.unwrap();
     stage.keks[2].fail_with(Unavailable);
     let error = stage.seal_for("carol").await.unwrap_err();
-    assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("local:kek2"), "{error}");
+    assert!(
+        error.kind() == ErrorKind::Unavailable && error.to_string().contains("local:kek2"),
+        "{error}"
+    );
 }
 
 // --- calls that are shared
@@ -471,14 +516,21 @@ async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_
     keks[1].fail_with(Denied);
     keks[2].fail_with(Unavailable);
     keks.iter().for_each(|kek| kek.wait_for(|| Box::pin(tokio::time::sleep(ms(100)))));
-    let builder = keks.iter().fold(Envelope::builder(), |builder, kek| builder.unwrap_with(kek.clone()));
-    let envelope = builder.call_policy(policy().timeout(ms(60_000)).deadline(ms(60_000)).tries(1)).build().unwrap();
+    let builder =
+        keks.iter().fold(Envelope::builder(), |builder, kek| builder.unwrap_with(kek.clone()));
+    let envelope = builder
+        .call_policy(policy().timeout(ms(60_000)).deadline(ms(60_000)).tries(1))
+        .build()
+        .unwrap();
     let alice = context("alice");
 
     let mut calls = Vec::new();
     for dek in 0..100 {
         let kek = [0, 0, 0, 1, 2][dek % 5];
-        let sealed = support::envelope(keks[kek].local()).encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
+        let sealed = support::envelope(keks[kek].local())
+            .encrypt(&alice, Aad::empty(), b"payload")
+            .await
+            .unwrap();
         let mut damaged = sealed.clone();
         damaged[120] ^= 1;
         let expected = [None, Some(ErrorKind::Denied), Some(ErrorKind::Unavailable)][kek];
@@ -490,7 +542,9 @@ async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_
                 (0, 7) => (alice.clone(), damaged.clone(), Some(ErrorKind::Invalid)),
                 _ => (alice.clone(), sealed.clone(), expected),
             };
-            let call = tokio::spawn(async move { envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ()) });
+            let call = tokio::spawn(async move {
+                envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ())
+            });
             calls.push((call, expected, caller));
         }
     }
@@ -521,14 +575,20 @@ async fn whoever_comes_later_does_not_wait_for_a_call_that_hung() {
     stage.kek().script([Act::Hang, Act::Hang]);
     let ask = |seals| {
         let (stage, sealed) = (stage.clone(), sealed.clone());
-        tokio::spawn(async move { if seals { stage.seal_for("bob").await } else { stage.open(&sealed).await } })
+        tokio::spawn(async move {
+            if seals { stage.seal_for("bob").await } else { stage.open(&sealed).await }
+        })
     };
     let hung = [ask(false), ask(true), ask(false), ask(true)];
     tokio::time::sleep(ms(300)).await;
     assert_eq!(stage.calls(), 2, "at first they share");
     tokio::time::sleep(ms(600)).await;
     for seals in [false, true] {
-        tokio::time::timeout(ms(20_000), ask(seals)).await.expect("it waits for the one that hung").unwrap().unwrap();
+        tokio::time::timeout(ms(20_000), ask(seals))
+            .await
+            .expect("it waits for the one that hung")
+            .unwrap()
+            .unwrap();
     }
     assert_eq!(stage.calls(), 4);
     hung.iter().for_each(tokio::task::JoinHandle::abort);
@@ -561,16 +621,24 @@ async fn in_grace_a_slow_key_service_is_not_waited_for_and_its_answer_counts_all
     tokio::time::sleep(ms(1500)).await;
     stage.open(&sealed).await.unwrap();
     stage.seal_for("bob").await.unwrap();
-    assert_eq!((stage.log.count("ServedStale"), stage.calls()), (2, 4), "the answers came meanwhile, and serve");
+    assert_eq!(
+        (stage.log.count("ServedStale"), stage.calls()),
+        (2, 4),
+        "the answers came meanwhile, and serve"
+    );
 }
 
 // --- start, warm-up, end
 
 #[tokio::test]
 async fn the_start_needs_the_key_service_or_does_without_as_configured() {
-    for (class, tolerated) in
-        [(Unavailable, true), (Throttled, true), (Denied, false), (Misconfigured, false), (Invalid, false)]
-    {
+    for (class, tolerated) in [
+        (Unavailable, true),
+        (Throttled, true),
+        (Denied, false),
+        (Misconfigured, false),
+        (Invalid, false),
+    ] {
         let kek = ScriptedKek::new("kek").unwrap();
         kek.fail_with(class);
         let start = |how| {
@@ -586,7 +654,13 @@ async fn the_start_needs_the_key_service_or_does_without_as_configured() {
         assert_eq!(started.is_ok(), tolerated, "{class}");
         assert_eq!(log.count("StartedWithout"), usize::from(tolerated));
         if let Ok(envelope) = started {
-            assert!(envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err().is_retryable());
+            assert!(
+                envelope
+                    .encrypt(&context("alice"), Aad::empty(), b"x")
+                    .await
+                    .unwrap_err()
+                    .is_retryable()
+            );
             kek.fail_with(None);
             envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
         }
@@ -614,23 +688,32 @@ async fn a_key_service_that_hangs_does_not_keep_the_start() {
             &'a self,
             context: &'a EncryptionContext,
             dek: &'a waxseal::Dek,
-        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::WrappedDek, waxseal::kek::KekError>> {
+        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::WrappedDek, waxseal::kek::KekError>>
+        {
             self.0.wrap(context, dek)
         }
         fn unwrap<'a>(
             &'a self,
             context: &'a EncryptionContext,
             wrapped: &'a waxseal::WrappedDek,
-        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::kek::UnwrappedDek, waxseal::kek::KekError>> {
+        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::kek::UnwrappedDek, waxseal::kek::KekError>>
+        {
             self.0.unwrap(context, wrapped)
         }
-        fn health(&self) -> waxseal::kek::BoxFuture<'_, Result<waxseal::kek::Health, waxseal::kek::KekError>> {
+        fn health(
+            &self,
+        ) -> waxseal::kek::BoxFuture<'_, Result<waxseal::kek::Health, waxseal::kek::KekError>>
+        {
             Box::pin(std::future::pending())
         }
     }
     let kek = Hanging(ScriptedKek::new("kek").unwrap());
-    let error =
-        Envelope::builder().wrap_with(kek).call_policy(policy()).start(StartOptions::default()).await.unwrap_err();
+    let error = Envelope::builder()
+        .wrap_with(kek)
+        .call_policy(policy())
+        .start(StartOptions::default())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
 
@@ -662,7 +745,9 @@ async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
         .into_iter()
         .map(|seals| {
             let stage = stage.clone();
-            tokio::spawn(async move { if seals { stage.seal_for("bob").await } else { stage.open_another().await } })
+            tokio::spawn(async move {
+                if seals { stage.seal_for("bob").await } else { stage.open_another().await }
+            })
         })
         .collect();
     tokio::time::sleep(ms(50)).await;
@@ -677,8 +762,19 @@ async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
     assert_eq!(kind(stage.open(&sealed).await), Some(ErrorKind::ShutDown));
     assert_eq!(kind(stage.seal_for("alice").await), Some(ErrorKind::ShutDown));
     assert_eq!(kind(stage.envelope.rewrap(&stage.alice, &sealed).await), Some(ErrorKind::ShutDown));
-    assert!(stage.envelope.clone().decrypt_cached(&stage.alice, Aad::empty(), &sealed).unwrap().is_none());
-    assert_eq!(stage.log.count("Wiped"), 3, "one for reading; one for writing, and the same for reading");
+    assert!(
+        stage
+            .envelope
+            .clone()
+            .decrypt_cached(&stage.alice, Aad::empty(), &sealed)
+            .unwrap()
+            .is_none()
+    );
+    assert_eq!(
+        stage.log.count("Wiped"),
+        3,
+        "one for reading; one for writing, and the same for reading"
+    );
 }
 
 #[test]
@@ -718,7 +814,11 @@ async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
         (CallPolicy::default().breaker_probe(ms(0)), "breaker_probe"),
         (CallPolicy::default().breaker_probe(ms(60_001)), "breaker_probe"),
     ] {
-        let error = Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build().unwrap_err();
+        let error = Envelope::builder()
+            .wrap_with(support::local("kek"))
+            .call_policy(policy)
+            .build()
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains(option), "{option}: {error}");
     }
@@ -726,8 +826,17 @@ async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
         CallPolicy::default(),
         CallPolicy::default().deadline(ms(1000)),
         CallPolicy::default().timeout(ms(10_000)),
-        CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000)).backoff(ms(10_000)).tries(10),
-        CallPolicy::default().timeout(ms(2)).deadline(ms(2)).tries(1).hedge_percentile(50).breaker_failures(1000),
+        CallPolicy::default()
+            .timeout(ms(60_000))
+            .deadline(ms(60_000))
+            .backoff(ms(10_000))
+            .tries(10),
+        CallPolicy::default()
+            .timeout(ms(2))
+            .deadline(ms(2))
+            .tries(1)
+            .hedge_percentile(50)
+            .breaker_failures(1000),
     ] {
         Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build().unwrap();
     }
@@ -735,7 +844,8 @@ async fn a_policy_that_contradicts_itself_is_refused_with_the_option_named() {
 
 #[test]
 fn an_option_that_has_to_wait_is_refused_without_a_runtime() {
-    let build = |policy| Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build();
+    let build =
+        |policy| Envelope::builder().wrap_with(support::local("kek")).call_policy(policy).build();
     for (policy, option) in [
         (CallPolicy::default().timeout(ms(100)), "timeout"),
         (CallPolicy::default().deadline(ms(100)), "deadline"),
@@ -744,12 +854,26 @@ fn an_option_that_has_to_wait_is_refused_without_a_runtime() {
         (CallPolicy::default().hedge_percentile(95), "hedge_percentile"),
     ] {
         let error = build(policy).unwrap_err();
-        assert!(error.kind() == ErrorKind::InvalidOption && error.to_string().contains(option), "{option}: {error}");
+        assert!(
+            error.kind() == ErrorKind::InvalidOption && error.to_string().contains(option),
+            "{option}: {error}"
+        );
         assert!(error.to_string().contains("runtime"), "{error}");
     }
-    build(CallPolicy::default().tries(1).hedge_percentile(100).breaker_failures(3).breaker_probe(ms(100))).unwrap();
+    build(
+        CallPolicy::default()
+            .tries(1)
+            .hedge_percentile(100)
+            .breaker_failures(3)
+            .breaker_probe(ms(100)),
+    )
+    .unwrap();
     let budget = CallBudget::new(100, 100).unwrap();
-    let error = Envelope::builder().wrap_with(support::local("kek")).call_budget(budget).build().unwrap_err();
+    let error = Envelope::builder()
+        .wrap_with(support::local("kek"))
+        .call_budget(budget)
+        .build()
+        .unwrap_err();
     assert!(error.to_string().contains("call_budget"), "{error}");
 }
 

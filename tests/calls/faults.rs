@@ -16,8 +16,8 @@ use support::context;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime, Sealed,
-    WrappedDek,
+    Aad, CallBudget, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits,
+    ManualClock, Runtime, Sealed, WrappedDek,
 };
 
 /// The unit of virtual time: nothing here happens between two ticks.
@@ -107,7 +107,11 @@ impl KekProvider for Faulty {
         self.kek.id()
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.act().await?;
             self.kek.wrap(context, dek).await
@@ -153,7 +157,11 @@ struct Outcome {
 
 /// Runs one row of the table.
 fn run(fault: Fault, state: State) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let clock = ManualClock::new();
         let follows = clock.clone();
@@ -327,7 +335,9 @@ fn faults_are_felt_no_more_than_the_limits_say_and_are_over_within_a_second() {
             )
             .unwrap();
             wrong.extend(
-                expectations(fault, state, &seen).into_iter().map(|what| format!("{fault:?} {state:?}: {what}")),
+                expectations(fault, state, &seen)
+                    .into_iter()
+                    .map(|what| format!("{fault:?} {state:?}: {what}")),
             );
         }
     }
@@ -360,7 +370,12 @@ fn expectations(fault: Fault, state: State, seen: &Outcome) -> Vec<&'static str>
     check(seen.recovered <= Duration::from_secs(1), "recovered too late");
     check(!ridden_out || seen.share == 1.0, "felt, though within the limits");
     let patience = Duration::from_millis(if state == State::PastAgeWithGrace { 260 } else { 0 });
-    check(!matches!(state, State::Warm | State::PastAgeWithGrace) || !outage || seen.slowest <= patience, "slow");
+    check(
+        !matches!(state, State::Warm | State::PastAgeWithGrace)
+            || !outage
+            || seen.slowest <= patience,
+        "slow",
+    );
     check(ridden_out || fault == Fault::Flapping || seen.share < 1.0, "the fault was not there");
     check(seen.kinds.iter().all(|seen| Some(*seen) == kind), "another class");
     // 20 clients asking every 20 ms for 8 s would be 8,000 calls, three times as many with retries.

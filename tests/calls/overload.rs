@@ -27,7 +27,10 @@ async fn messages(kek: &ScriptedKek, count: usize) -> Vec<(EncryptionContext, Ve
     let mut sealed = Vec::new();
     for n in 0..count {
         let tenant = context(&n.to_string());
-        sealed.push((tenant.clone(), elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap()));
+        sealed.push((
+            tenant.clone(),
+            elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap(),
+        ));
     }
     sealed
 }
@@ -46,7 +49,9 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
         tokio::time::sleep_until((start + ms(1000) * u32::try_from(n).unwrap() / 150).into()).await;
         let (envelope, served) = (envelope.clone(), served.clone());
         callers.push(tokio::spawn(async move {
-            let answer = tokio::time::timeout(ms(200), envelope.decrypt(&tenant, Aad::empty(), &sealed)).await;
+            let answer =
+                tokio::time::timeout(ms(200), envelope.decrypt(&tenant, Aad::empty(), &sealed))
+                    .await;
             served.fetch_add(usize::from(answer.is_ok_and(|answer| answer.is_ok())), SeqCst);
         }));
     }
@@ -57,18 +62,25 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
     assert!(served.load(SeqCst) >= 210, "{} of 300", served.load(SeqCst));
     // The load has fallen: whoever comes now is served.
     for (tenant, sealed) in later.drain(..) {
-        tokio::time::timeout(ms(3000), envelope.decrypt(&tenant, Aad::empty(), &sealed)).await.expect("waits").unwrap();
+        tokio::time::timeout(ms(3000), envelope.decrypt(&tenant, Aad::empty(), &sealed))
+            .await
+            .expect("waits")
+            .unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_burst_that_left_is_forgotten_at_once() {
     let kek = ScriptedKek::new("kek").unwrap();
-    let envelope =
-        Envelope::builder().wrap_with(kek.clone()).call_budget(CallBudget::new(4, 4).unwrap()).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(kek.clone())
+        .call_budget(CallBudget::new(4, 4).unwrap())
+        .build()
+        .unwrap();
     let mut messages = messages(&kek, 31).await;
     let (tenant, last) = messages.pop().unwrap();
-    let burst = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
+    let burst =
+        messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
     let _ = tokio::time::timeout(ms(100), futures_util::future::join_all(burst)).await;
     // With the turns of those that left, it would be ten seconds, twice the deadline.
     envelope.decrypt(&tenant, Aad::empty(), &last).await.unwrap();
@@ -79,11 +91,18 @@ async fn one_whose_turn_would_come_too_late_is_throttled_at_once() {
     let kek = ScriptedKek::new("kek").unwrap();
     let policy = CallPolicy::default().timeout(ms(2000)).deadline(ms(3000));
     let budget = CallBudget::new(4, 64).unwrap();
-    let envelope = Envelope::builder().wrap_with(kek.clone()).call_policy(policy).call_budget(budget).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(kek.clone())
+        .call_policy(policy)
+        .call_budget(budget)
+        .build()
+        .unwrap();
     let messages = messages(&kek, 60).await;
     let start = Instant::now();
-    let mut reads: futures_util::stream::FuturesUnordered<_> =
-        messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed)).collect();
+    let mut reads: futures_util::stream::FuturesUnordered<_> = messages
+        .iter()
+        .map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed))
+        .collect();
     let mut throttled = 0;
     while start.elapsed() < ms(1000)
         && let Ok(Some(answer)) = tokio::time::timeout(ms(1000), reads.next()).await
@@ -134,7 +153,8 @@ async fn a_warm_up_takes_as_long_as_its_number_needs() {
     // So it is with what the store behind a key allows.
     let store = ScriptedKek::new("store").unwrap();
     store.advise(CallAdvice::default().budget(CallBudget::new(20, 64).unwrap()));
-    let envelope = Envelope::builder().wrap_with(store.clone()).call_policy(policy).build().unwrap();
+    let envelope =
+        Envelope::builder().wrap_with(store.clone()).call_policy(policy).build().unwrap();
     envelope.warm_up(&contexts[..40]).await.unwrap();
 }
 
@@ -144,14 +164,21 @@ async fn with_the_smallest_budgets_messages_are_opened_and_sealed() {
         let kek = ScriptedKek::new("kek").unwrap();
         slow(&kek, ms(5));
         let budget = CallBudget::new(per_second, in_flight).unwrap();
-        let envelope = Envelope::builder().wrap_with(kek.clone()).call_budget(budget).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek.clone()).call_budget(budget).build().unwrap();
         let messages = messages(&kek, 2).await;
         let alice = context("alice");
-        let reads = messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
+        let reads =
+            messages.iter().map(|(tenant, sealed)| envelope.decrypt(tenant, Aad::empty(), sealed));
         let reads = async { futures_util::future::try_join_all(reads).await.map(|_| ()) };
-        let both =
-            async { tokio::try_join!(reads, async { envelope.encrypt(&alice, Aad::empty(), b"x").await.map(|_| ()) }) };
-        both.await.unwrap_or_else(|error| panic!("{per_second} a second, {in_flight} in flight: {error}"));
+        let both = async {
+            tokio::try_join!(reads, async {
+                envelope.encrypt(&alice, Aad::empty(), b"x").await.map(|_| ())
+            })
+        };
+        both.await.unwrap_or_else(|error| {
+            panic!("{per_second} a second, {in_flight} in flight: {error}")
+        });
     }
 }
 
@@ -161,7 +188,8 @@ async fn a_key_service_that_wants_to_be_left_alone_for_ever_is_throttled_and_not
         let kek = ScriptedKek::new("kek").unwrap();
         kek.script([Act::AskLater(Duration::MAX), Act::AskLater(Duration::from_secs(u64::MAX))]);
         let policy = CallPolicy::default().timeout(timeout).deadline(ms(60_000));
-        let envelope = Envelope::builder().wrap_with(kek.clone()).call_policy(policy).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek.clone()).call_policy(policy).build().unwrap();
         for _ in 0..2 {
             let error = envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Throttled);

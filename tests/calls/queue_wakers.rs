@@ -35,11 +35,17 @@ async fn rewraps(n: usize) -> (Envelope, Vec<Fut>) {
     let (old, new) = (ScriptedKek::new("old").unwrap(), ScriptedKek::new("new").unwrap());
     new.wait_for(|| Box::pin(tokio::time::sleep(ms(300))));
     old.wait_for(|| Box::pin(tokio::time::sleep(ms(300))));
-    let sealed = support::envelope(old.local()).encrypt(&context("a"), Aad::empty(), b"x").await.unwrap();
+    let sealed =
+        support::envelope(old.local()).encrypt(&context("a"), Aad::empty(), b"x").await.unwrap();
     // An envelope each, since what they wait for its end by has a lock of its own (event-listener).
     let budget = CallBudget::new(1000, 1).unwrap();
     let envelope = || {
-        Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).call_budget(budget.clone()).build().unwrap()
+        Envelope::builder()
+            .wrap_with(new.clone())
+            .unwrap_with(old.clone())
+            .call_budget(budget.clone())
+            .build()
+            .unwrap()
     };
     let futures = (0..n)
         .map(|_| {

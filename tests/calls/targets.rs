@@ -9,10 +9,12 @@ use waxseal_testing::support;
 
 use support::context;
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::kek::{BoxFuture, CallAdvice, CallTarget, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{
+    BoxFuture, CallAdvice, CallTarget, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek,
+};
 use waxseal::{
-    Aad, BreakerState, CallBudget, CallPolicy, Compact, Dek, EncryptionContext, Envelope, EnvelopeBuilder, Error,
-    ErrorKind, Event, KekId, Observer, Sealed, WrappedDek, WrappedKeys,
+    Aad, BreakerState, CallBudget, CallPolicy, Compact, Dek, EncryptionContext, Envelope,
+    EnvelopeBuilder, Error, ErrorKind, Event, KekId, Observer, Sealed, WrappedDek, WrappedKeys,
 };
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
@@ -22,7 +24,12 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn policy() -> CallPolicy {
-    CallPolicy::default().timeout(ms(200)).deadline(ms(2000)).backoff(ms(10)).breaker_probe(ms(100)).tries(1)
+    CallPolicy::default()
+        .timeout(ms(200))
+        .deadline(ms(2000))
+        .backoff(ms(10))
+        .breaker_probe(ms(100))
+        .tries(1)
 }
 
 #[derive(Debug, Clone, Default)]
@@ -36,14 +43,23 @@ impl Observer for Log {
 
 impl Log {
     fn count(&self, name: &str, with: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|event| event.starts_with(name) && event.contains(with)).count()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|event| event.starts_with(name) && event.contains(with))
+            .count()
     }
 
     /// What a destructor tells is told by another thread.
     async fn wait_for(&self, name: &str, with: &str, count: usize) {
         let start = Instant::now();
         while self.count(name, with) < count {
-            assert!(start.elapsed() < ms(10_000), "{name} {with}: {} of {count}", self.count(name, with));
+            assert!(
+                start.elapsed() < ms(10_000),
+                "{name} {with}: {} of {count}",
+                self.count(name, with)
+            );
             tokio::time::sleep(ms(5)).await;
         }
     }
@@ -68,7 +84,10 @@ impl Branches {
     }
 
     fn key(&self, kek_id: &KekId) -> Option<&ScriptedKek> {
-        self.keys.iter().find(|key| key.id() == kek_id).or(self.keys.first().filter(|_| self.discovers))
+        self.keys
+            .iter()
+            .find(|key| key.id() == kek_id)
+            .or(self.keys.first().filter(|_| self.discovers))
     }
 
     fn unwraps(&self) -> u64 {
@@ -95,7 +114,11 @@ impl KekProvider for Branches {
         CallTarget::new(name.as_str()).with_advice(key.target(kek_id).advice().clone())
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.keys[0].wrap(context, dek)
     }
 
@@ -129,19 +152,30 @@ impl Stage {
 
     fn with(branches: Branches, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let log = Log::default();
-        let envelope = more(Envelope::builder().wrap_with(branches.clone()).observer(log.clone())).build().unwrap();
+        let envelope = more(Envelope::builder().wrap_with(branches.clone()).observer(log.clone()))
+            .build()
+            .unwrap();
         Self { branches, envelope, log, alice: context("alice") }
     }
 
     /// A message of a new DEK, wrapped by these keys.
     async fn sealed(&self, keys: &[usize]) -> Compact {
-        let builder =
-            keys.iter().fold(Envelope::builder(), |b, key| b.wrap_with(self.branches.keys[*key].local().clone()));
-        builder.build().unwrap().encrypt_compact(&self.alice, Aad::empty(), b"payload").await.unwrap()
+        let builder = keys.iter().fold(Envelope::builder(), |b, key| {
+            b.wrap_with(self.branches.keys[*key].local().clone())
+        });
+        builder
+            .build()
+            .unwrap()
+            .encrypt_compact(&self.alice, Aad::empty(), b"payload")
+            .await
+            .unwrap()
     }
 
     async fn open_with(&self, sealed: &Compact, keys: &WrappedKeys) -> Result<(), Error> {
-        self.envelope.decrypt(&self.alice, Aad::empty(), Sealed::compact(sealed.as_bytes(), keys)).await.map(drop)
+        self.envelope
+            .decrypt(&self.alice, Aad::empty(), Sealed::compact(sealed.as_bytes(), keys))
+            .await
+            .map(drop)
     }
 
     /// Opens a message of a new DEK.
@@ -216,7 +250,8 @@ async fn each_target_s_advice_and_budget_are_its_own() {
     let stage = Stage::with(Branches::new(&["new", "former"]), |builder| builder);
     let store = CallBudget::new(1, 1).unwrap();
     stage.branches.keys[1].advise(CallAdvice::default().budget(store).tries(1));
-    let (former, start) = (async { [stage.open(&[1]).await, stage.open(&[1]).await] }, Instant::now());
+    let (former, start) =
+        (async { [stage.open(&[1]).await, stage.open(&[1]).await] }, Instant::now());
     let others = async {
         for _ in 0..20 {
             stage.open(&[0]).await.unwrap();
@@ -234,10 +269,17 @@ async fn each_target_s_advice_and_budget_are_its_own() {
 async fn a_preferred_kek_that_hangs_is_asked_last_and_that_is_told() {
     let (hung, other) = (ScriptedKek::new("hung").unwrap(), ScriptedKek::new("other").unwrap());
     let log = Log::default();
-    let builder = Envelope::builder().wrap_with(hung.clone()).wrap_with(other.clone()).observer(log.clone());
-    let envelope = builder.call_policy(CallPolicy::default().breaker_probe(ms(60_000))).build().unwrap();
-    let elsewhere =
-        || Envelope::builder().wrap_with(hung.local().clone()).wrap_with(other.local().clone()).build().unwrap();
+    let builder =
+        Envelope::builder().wrap_with(hung.clone()).wrap_with(other.clone()).observer(log.clone());
+    let envelope =
+        builder.call_policy(CallPolicy::default().breaker_probe(ms(60_000))).build().unwrap();
+    let elsewhere = || {
+        Envelope::builder()
+            .wrap_with(hung.local().clone())
+            .wrap_with(other.local().clone())
+            .build()
+            .unwrap()
+    };
     let alice = context("alice");
     let read = async || {
         let sealed = elsewhere().encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
@@ -264,7 +306,12 @@ async fn a_preferred_kek_that_hangs_is_asked_last_and_that_is_told() {
     assert!(asked < 10, "it is asked first all the same: {asked} of 20");
     let failures = envelope.statistics().keks[0].failures;
     assert!(failures >= 5, "{failures}");
-    log.wait_for("Called", "kind: Some(Unavailable), abandoned: true", usize::try_from(failures).unwrap()).await;
+    log.wait_for(
+        "Called",
+        "kind: Some(Unavailable), abandoned: true",
+        usize::try_from(failures).unwrap(),
+    )
+    .await;
     log.wait_for("BreakerOpened", "local:hung", 1).await;
     // Where it is the only one left, it is asked. So a service that has only become slower is not refused.
     hung.wait_for(|| Box::pin(tokio::time::sleep(ms(100))));
@@ -277,7 +324,11 @@ async fn a_preferred_kek_that_hangs_is_asked_last_and_that_is_told() {
 async fn rewraps_given_up(stage: &Stage, patience: Duration, count: usize) {
     for _ in 0..count {
         let sealed = stage.sealed(&[0]).await;
-        let rewrap = stage.envelope.rewrap_wrapped_keys(&stage.alice, dek_id(&sealed), sealed.wrapped_keys());
+        let rewrap = stage.envelope.rewrap_wrapped_keys(
+            &stage.alice,
+            dek_id(&sealed),
+            sealed.wrapped_keys(),
+        );
         let _ = tokio::time::timeout(patience, rewrap).await;
     }
 }
@@ -296,7 +347,10 @@ async fn a_hang_counts_though_every_caller_leaves_before_the_timeout() {
     stage.until_open(async || rewraps_given_up(&stage, patience, 1).await).await;
     let statistics = stage.envelope.statistics().keks[0].clone();
     assert!(statistics.failures >= 5 && statistics.failures == statistics.calls, "{statistics:?}");
-    stage.log.wait_for("Called", "abandoned: true", usize::try_from(statistics.failures).unwrap()).await;
+    stage
+        .log
+        .wait_for("Called", "abandoned: true", usize::try_from(statistics.failures).unwrap())
+        .await;
     assert!(stage.seal().await.unwrap_err().to_string().contains("circuit breaker open"));
 }
 
@@ -368,7 +422,10 @@ async fn a_forged_list_costs_one_call_however_long_it_is() {
             stage.branches.fail_with(class);
             stage.open_forged((0..16).map(|id| junk(format!("local:made-up-{class}-{id}")))).await;
             let calls = stage.branches.unwraps() - before;
-            assert!(calls <= most && (apart || class == Denied || calls == 1), "{class}: {calls} calls");
+            assert!(
+                calls <= most && (apart || class == Denied || calls == 1),
+                "{class}: {calls} calls"
+            );
         }
     }
 }
@@ -423,7 +480,11 @@ impl KekProvider for Panics {
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         self.check().is_current(wrapped)
     }
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.check().wrap(context, dek)
     }
     fn unwrap<'a>(
@@ -456,15 +517,26 @@ async fn a_provider_that_panics_before_there_is_a_future_is_one_that_fails() {
     for origin in [waxseal::DekOrigin::Local, waxseal::DekOrigin::KeyService] {
         let (kek, now) = (ScriptedKek::new("kek").unwrap(), Arc::new(AtomicBool::new(false)));
         let provider = Panics { kek: kek.clone(), now: now.clone() };
-        let envelope =
-            Envelope::builder().wrap_with(provider).call_policy(policy()).dek_origin(origin).build().unwrap();
+        let envelope = Envelope::builder()
+            .wrap_with(provider)
+            .call_policy(policy())
+            .dek_origin(origin)
+            .build()
+            .unwrap();
         let alice = context("alice");
-        let sealed = support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"x").await.unwrap();
+        let sealed =
+            support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"x").await.unwrap();
         now.store(true, SeqCst);
         let error = envelope.encrypt(&alice, Aad::empty(), b"x").await.unwrap_err();
-        assert!(error.kind() == ErrorKind::Unavailable && error.to_string().contains("panicked"), "{error}");
+        assert!(
+            error.kind() == ErrorKind::Unavailable && error.to_string().contains("panicked"),
+            "{error}"
+        );
         // It may be asked for nothing that it does not say it recognises.
-        assert_eq!(envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+        assert_eq!(
+            envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(),
+            ErrorKind::UnknownKek
+        );
         assert!(!envelope.needs_rewrap(&sealed).unwrap());
         envelope.rewrap(&alice, &sealed).await.unwrap_err();
         assert!(envelope.health().await[0].1.is_err());

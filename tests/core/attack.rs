@@ -1,6 +1,11 @@
 //! Whatever is done to a message: an error or the original plaintext, never anything else, and never a panic.
 #![allow(missing_docs)]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::cast_possible_truncation
+)]
 
 use std::sync::atomic::Ordering;
 use waxseal_testing::support;
@@ -8,11 +13,19 @@ use waxseal_testing::support;
 use support::{Lie, Probe, SUITES, Sample, block_on, context, envelope, local, samples};
 use waxseal::kek::KekErrorClass;
 use waxseal::{
-    Aad, Backend, DekOrigin, Envelope, ErrorKind, KekId, Sealed, WrappedDek, WrappedKeys, inspect, is_sealed,
+    Aad, Backend, DekOrigin, Envelope, ErrorKind, KekId, Sealed, WrappedDek, WrappedKeys, inspect,
+    is_sealed,
 };
 
 /// Opens a changed message with nothing at hand, and with its DEK at hand.
-fn open_both_ways(sample: &Sample, warm: &Envelope, backend: Backend, changed: &[u8], what: &str, may_open: bool) {
+fn open_both_ways(
+    sample: &Sample,
+    warm: &Envelope,
+    backend: Backend,
+    changed: &[u8],
+    what: &str,
+    may_open: bool,
+) {
     for envelope in [&sample.cold(backend), warm] {
         match sample.open(envelope, changed) {
             Ok(plaintext) => {
@@ -26,7 +39,12 @@ fn open_both_ways(sample: &Sample, warm: &Envelope, backend: Backend, changed: &
 
 fn warm(sample: &Sample, backend: Backend) -> Envelope {
     let envelope = sample.cold(backend);
-    assert_eq!(sample.open(&envelope, &sample.sealed).unwrap(), sample.plaintext, "{}", sample.name);
+    assert_eq!(
+        sample.open(&envelope, &sample.sealed).unwrap(),
+        sample.plaintext,
+        "{}",
+        sample.name
+    );
     envelope
 }
 
@@ -41,7 +59,14 @@ fn every_flipped_bit_is_refused_or_changes_nothing() {
                     let mut changed = sample.sealed.clone();
                     changed[at] ^= 1 << bit;
                     let what = format!("bit {bit} of byte {at}");
-                    open_both_ways(&sample, &warm, *backend, &changed, &what, wrapped.contains(&at));
+                    open_both_ways(
+                        &sample,
+                        &warm,
+                        *backend,
+                        &changed,
+                        &what,
+                        wrapped.contains(&at),
+                    );
                 }
             }
         }
@@ -54,7 +79,14 @@ fn every_truncation_and_every_lengthening_is_refused() {
         for sample in samples() {
             let warm = warm(&sample, *backend);
             for len in 0..sample.sealed.len() {
-                open_both_ways(&sample, &warm, *backend, &sample.sealed[..len], &format!("cut to {len}"), false);
+                open_both_ways(
+                    &sample,
+                    &warm,
+                    *backend,
+                    &sample.sealed[..len],
+                    &format!("cut to {len}"),
+                    false,
+                );
                 open_both_ways(
                     &sample,
                     &warm,
@@ -66,7 +98,14 @@ fn every_truncation_and_every_lengthening_is_refused() {
             }
             for more in [&[0][..], &[0; 16], &sample.sealed] {
                 let longer = [&sample.sealed, more].concat();
-                open_both_ways(&sample, &warm, *backend, &longer, &format!("{} bytes more", more.len()), false);
+                open_both_ways(
+                    &sample,
+                    &warm,
+                    *backend,
+                    &longer,
+                    &format!("{} bytes more", more.len()),
+                    false,
+                );
             }
         }
     }
@@ -112,13 +151,16 @@ fn parts_of_two_messages_never_make_a_third() {
             // One part of the one message in place of the other's, the length field made to fit.
             for part in 0..8 {
                 let mut bytes: Vec<u8> = Vec::new();
-                for (i, (from_a, from_b)) in cut(*suite_a, a).into_iter().zip(cut(*suite_b, b)).enumerate() {
+                for (i, (from_a, from_b)) in
+                    cut(*suite_a, a).into_iter().zip(cut(*suite_b, b)).enumerate()
+                {
                     if i == 3 {
                         bytes.extend([0, 0]);
                     }
                     bytes.extend(if i == part { &b[from_b] } else { &a[from_a] });
                 }
-                let wrapped = if part == 5 { cut(*suite_b, b)[5].len() } else { cut(*suite_a, a)[5].len() };
+                let wrapped =
+                    if part == 5 { cut(*suite_b, b)[5].len() } else { cut(*suite_a, a)[5].len() };
                 bytes[6..8].copy_from_slice(&u16::try_from(wrapped).unwrap().to_le_bytes());
                 for envelope in [&envelope(&kek), &{
                     let warm = envelope(&kek);
@@ -127,7 +169,10 @@ fn parts_of_two_messages_never_make_a_third() {
                 }] {
                     match block_on(envelope.decrypt(&context(tenant), Aad::from(aad), &bytes)) {
                         // Another message's wrapped keys in front of the DEK at hand; or a part that was the same in both.
-                        Ok(opened) => assert!(&*opened == *plaintext && (part == 5 || bytes == *a), "part {part}"),
+                        Ok(opened) => assert!(
+                            &*opened == *plaintext && (part == 5 || bytes == *a),
+                            "part {part}"
+                        ),
                         Err(error) => assert!(!error.is_retryable()),
                     }
                 }
@@ -162,7 +207,11 @@ fn a_message_opens_only_under_its_context_and_its_aad() {
                 );
             }
         }
-        assert_eq!(sample.open(&warm, &sample.sealed).unwrap(), sample.plaintext, "the rightful reader is untouched");
+        assert_eq!(
+            sample.open(&warm, &sample.sealed).unwrap(),
+            sample.plaintext,
+            "the rightful reader is untouched"
+        );
     }
 }
 
@@ -183,7 +232,8 @@ fn sample_of(sample: &Sample) -> Sample {
 fn the_forms_are_not_exchangeable() {
     let kek = local("kek");
     let alice = context("alice");
-    let compact = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"payload")).unwrap();
+    let compact =
+        block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"payload")).unwrap();
     let cold = envelope(&kek);
     let error = block_on(cold.decrypt(&alice, Aad::empty(), compact.as_bytes())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingWrappedKeys);
@@ -192,9 +242,13 @@ fn the_forms_are_not_exchangeable() {
     let mut embedded = compact.as_bytes().to_vec();
     embedded.splice(52..52, compact.wrapped_keys().as_bytes().iter().copied());
     assert_eq!(
-        block_on(cold.decrypt(&alice, Aad::empty(), Sealed::compact(&embedded, compact.wrapped_keys())))
-            .unwrap_err()
-            .kind(),
+        block_on(cold.decrypt(
+            &alice,
+            Aad::empty(),
+            Sealed::compact(&embedded, compact.wrapped_keys())
+        ))
+        .unwrap_err()
+        .kind(),
         ErrorKind::Invalid
     );
     let len = u16::try_from(compact.wrapped_keys().as_bytes().len()).unwrap();
@@ -223,16 +277,26 @@ fn lengths_at_their_extremes_are_refused_without_allocating_for_them() {
     for claimed in [1, 100, u16::MAX - 1, u16::MAX] {
         let mut changed = sample.sealed.clone();
         changed[6..8].copy_from_slice(&claimed.to_le_bytes());
-        let info = allocation_counter::measure(|| assert!(sample.open(&envelope, &changed).is_err()));
+        let info =
+            allocation_counter::measure(|| assert!(sample.open(&envelope, &changed).is_err()));
         assert!(info.bytes_max < 16 * 1024, "W = {claimed}: {} bytes at the peak", info.bytes_max);
     }
     // Every variable-length integer of the wrapped keys, as large as it can be written.
-    for huge in [&[251, 255, 255][..], &[252, 255, 255, 255, 255], &[253, 255, 255, 255, 255, 255, 255, 255, 255]] {
+    for huge in [
+        &[251, 255, 255][..],
+        &[252, 255, 255, 255, 255],
+        &[253, 255, 255, 255, 255, 255, 255, 255, 255],
+    ] {
         for at in 0..12 {
             let mut list = sample.sealed[sample.wrapped_range()].to_vec();
             list.splice(at..at + 1, huge.iter().copied());
-            let info = allocation_counter::measure(|| assert!(WrappedKeys::try_from(&list[..]).is_err()));
-            assert!(info.bytes_max < 16 * 1024, "integer at {at}: {} bytes at the peak", info.bytes_max);
+            let info =
+                allocation_counter::measure(|| assert!(WrappedKeys::try_from(&list[..]).is_err()));
+            assert!(
+                info.bytes_max < 16 * 1024,
+                "integer at {at}: {} bytes at the peak",
+                info.bytes_max
+            );
         }
     }
 }
@@ -250,7 +314,10 @@ fn a_lying_key_service_is_an_error_and_never_another_plaintext() {
             ErrorKind::Invalid,
             "{lie:?}"
         );
-        assert!(cold.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(), "{lie:?}: a lie was kept");
+        assert!(
+            cold.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(),
+            "{lie:?}: a lie was kept"
+        );
         probe.lie(None);
         // That the answer was wrong is remembered for a while.
         cold.evict_all();
@@ -273,7 +340,8 @@ fn a_lie_at_sealing_is_found_before_anything_is_sealed() {
     ] {
         let probe = Probe::new("kek");
         probe.lie(lie);
-        let envelope = Envelope::builder().wrap_with(probe.clone()).dek_origin(origin).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(probe.clone()).dek_origin(origin).build().unwrap();
         assert_eq!(
             block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap_err().kind(),
             kind,
@@ -283,7 +351,11 @@ fn a_lie_at_sealing_is_found_before_anything_is_sealed() {
     // A generated DEK that is not the wrapped one cannot be noticed by the writer, and is by every reader.
     let probe = Probe::new("kek");
     probe.lie(Lie::OtherDek);
-    let writer = Envelope::builder().wrap_with(probe.clone()).dek_origin(DekOrigin::KeyService).build().unwrap();
+    let writer = Envelope::builder()
+        .wrap_with(probe.clone())
+        .dek_origin(DekOrigin::KeyService)
+        .build()
+        .unwrap();
     let sealed = block_on(writer.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     assert_eq!(
         block_on(envelope(&probe.kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap_err().kind(),
@@ -300,7 +372,11 @@ fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
     probe.kek.rotate().unwrap();
     probe.lie(Lie::RewrapsOtherDek);
     let rewrapped = block_on(envelope.rewrap(&alice, &sealed)).unwrap();
-    assert_eq!(&*block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
+    assert_eq!(
+        &*block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped))
+            .unwrap(),
+        b"x"
+    );
     probe.lie(Lie::ForeignEntry);
     assert_eq!(block_on(envelope.rewrap(&alice, &sealed)).unwrap_err().kind(), ErrorKind::Provider);
 
@@ -308,7 +384,9 @@ fn a_lie_at_rewrapping_is_found_before_the_old_entry_is_dropped() {
     probe.lie(Lie::RewrapsOtherDek);
     let broken = block_on(envelope.rewrap_unverified(&alice, &sealed)).unwrap();
     assert_eq!(
-        block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &broken)).unwrap_err().kind(),
+        block_on(support::envelope(&probe.kek).decrypt(&alice, Aad::empty(), &broken))
+            .unwrap_err()
+            .kind(),
         ErrorKind::Invalid
     );
 }
@@ -327,7 +405,11 @@ fn a_forged_message_does_not_disturb_the_rightful_reader() {
     garbage[60..].fill(0xEE);
     for (context, forged) in [(&mallory, &sealed), (&alice, &garbage), (&mallory, &garbage)] {
         assert!(block_on(reader.decrypt(context, Aad::empty(), forged)).is_err());
-        assert_eq!(&*reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().unwrap(), b"payload", "evicted");
+        assert_eq!(
+            &*reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().unwrap(),
+            b"payload",
+            "evicted"
+        );
     }
     assert_eq!(probe.calls(), calls, "a forged message cost a call");
 }
@@ -339,7 +421,10 @@ fn plain_bytes_are_never_passed_through() {
         assert!(!is_sealed(plain) && inspect(plain).is_err());
         assert!(block_on(envelope.decrypt(&context("alice"), Aad::empty(), plain)).is_err());
         let mut buffer = plain.to_vec();
-        assert!(block_on(envelope.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer)).is_err());
+        assert!(
+            block_on(envelope.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer))
+                .is_err()
+        );
         assert_eq!(buffer, plain, "bytes that are no message were changed");
     }
 }
@@ -351,15 +436,34 @@ fn a_failed_opening_in_place_wipes_only_what_it_decrypted() {
             let envelope = sample.cold(*backend);
             let payload = sample.wrapped_range().end..sample.sealed.len() - 16;
             let mut buffer = sample.sealed.clone();
-            let error =
-                block_on(envelope.decrypt_in_place(&sample.context, Aad::from(b"wrong"), &mut buffer)).unwrap_err();
+            let error = block_on(envelope.decrypt_in_place(
+                &sample.context,
+                Aad::from(b"wrong"),
+                &mut buffer,
+            ))
+            .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid);
-            assert!(buffer[payload.clone()].iter().all(|byte| *byte == 0), "{}: {backend:?}", sample.name);
+            assert!(
+                buffer[payload.clone()].iter().all(|byte| *byte == 0),
+                "{}: {backend:?}",
+                sample.name
+            );
             assert_eq!(buffer[..payload.start], sample.sealed[..payload.start]);
 
             let mut buffer = sample.sealed.clone();
-            assert!(block_on(envelope.decrypt_in_place(&context("bob"), Aad::from(&sample.aad), &mut buffer)).is_err());
-            assert_eq!(buffer, sample.sealed, "{}: the key was not found, so nothing was touched", sample.name);
+            assert!(
+                block_on(envelope.decrypt_in_place(
+                    &context("bob"),
+                    Aad::from(&sample.aad),
+                    &mut buffer
+                ))
+                .is_err()
+            );
+            assert_eq!(
+                buffer, sample.sealed,
+                "{}: the key was not found, so nothing was touched",
+                sample.name
+            );
         }
     }
 }
@@ -391,7 +495,11 @@ fn the_error_of_several_keks_leaves_the_most_hope() {
                 "{a} and {b}"
             );
             probes[1].lie(None);
-            assert_eq!(&*block_on(build().decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x", "any success serves");
+            assert_eq!(
+                &*block_on(build().decrypt(&alice, Aad::empty(), &sealed)).unwrap(),
+                b"x",
+                "any success serves"
+            );
         }
     }
     assert!(probes[1].unwraps.load(Ordering::SeqCst) > 0);
@@ -399,8 +507,12 @@ fn the_error_of_several_keks_leaves_the_most_hope() {
 
 #[test]
 fn an_entry_of_an_unknown_kek_is_named() {
-    let sealed = block_on(envelope(&local("theirs")).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
-    let error = block_on(envelope(&local("ours")).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap_err();
+    let sealed =
+        block_on(envelope(&local("theirs")).encrypt(&context("alice"), Aad::empty(), b"x"))
+            .unwrap();
+    let error =
+        block_on(envelope(&local("ours")).decrypt(&context("alice"), Aad::empty(), &sealed))
+            .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnknownKek);
     assert!(error.to_string().contains("local:theirs"), "{error}");
 }
@@ -414,7 +526,12 @@ fn one_good_entry_among_bad_ones_is_enough() {
     let good = compact.wrapped_keys().entries()[0].clone();
     let list = WrappedKeys::new([bad("a"), good, bad("z")]).unwrap();
     assert_eq!(
-        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &list))).unwrap(),
+        &*block_on(envelope(&kek).decrypt(
+            &alice,
+            Aad::empty(),
+            Sealed::compact(compact.as_bytes(), &list)
+        ))
+        .unwrap(),
         b"x"
     );
 }

@@ -11,7 +11,10 @@ use waxseal_testing::support;
 use support::{Lie, Probe, block_on, local};
 use waxseal::kek::conformance::{self, Outcome, Report, Step, Subject};
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{
+    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider,
+    UnwrappedDek,
+};
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
 struct Local {
@@ -42,8 +45,11 @@ impl Subject for Local {
 fn the_local_provider_in_memory_conforms() {
     let report = block_on(conformance::run(&Local { kek: local("a"), other: local("b") }));
     assert!(report.is_conformant(), "{report}");
-    let not_applicable: Vec<_> =
-        report.checks().filter(|(_, outcome)| **outcome == Outcome::NotApplicable).map(|(name, _)| name).collect();
+    let not_applicable: Vec<_> = report
+        .checks()
+        .filter(|(_, outcome)| **outcome == Outcome::NotApplicable)
+        .map(|(name, _)| name)
+        .collect();
     let it_asks_no_service = [
         "rewraps_where_it_says",
         "reports_each_class_of_failure_and_recovers",
@@ -143,15 +149,18 @@ impl WrongProvider {
         }
         Err(match self.wrong {
             Some(Wrong::CallsMissingCredentialsDenied) => KekError::denied("no credentials"),
-            Some(Wrong::CallsMissingCredentialsMisconfigured) => KekError::misconfigured("no credentials"),
+            Some(Wrong::CallsMissingCredentialsMisconfigured) => {
+                KekError::misconfigured("no credentials")
+            }
             _ => KekError::unavailable("no credentials"),
         })
     }
 
     fn rewraps_by_itself(&self) -> bool {
         use Wrong::{
-            BelievesAVersionInFront, ChecksTheContextItself, IgnoresContext, IgnoresKekId, ReturnsShortDeks,
-            RewrapsToAnother, SaysItRewrapsInTheService, ShowsTheDek, WrapsTheSameTwice,
+            BelievesAVersionInFront, ChecksTheContextItself, IgnoresContext, IgnoresKekId,
+            ReturnsShortDeks, RewrapsToAnother, SaysItRewrapsInTheService, ShowsTheDek,
+            WrapsTheSameTwice,
         };
         [
             BelievesAVersionInFront,
@@ -169,16 +178,26 @@ impl WrongProvider {
     }
 
     /// The context that the service gets to see.
-    fn seen<'a>(&self, context: &'a EncryptionContext, none: &'a EncryptionContext) -> &'a EncryptionContext {
+    fn seen<'a>(
+        &self,
+        context: &'a EncryptionContext,
+        none: &'a EncryptionContext,
+    ) -> &'a EncryptionContext {
         let hidden = self.is(Wrong::IgnoresContext) || self.is(Wrong::ChecksTheContextItself);
         if hidden { none } else { context }
     }
 
     fn renamed(&self, error: KekError) -> KekError {
         match (self.wrong, error.class()) {
-            (Some(Wrong::CallsDamageUnavailable), KekErrorClass::Invalid) => KekError::unavailable("damage"),
-            (Some(Wrong::CallsThrottledUnavailable), KekErrorClass::Throttled) => KekError::unavailable("slow down"),
-            (Some(Wrong::ClaimsToHaveAsked), KekErrorClass::Invalid) => KekError::invalid("another KEK's"),
+            (Some(Wrong::CallsDamageUnavailable), KekErrorClass::Invalid) => {
+                KekError::unavailable("damage")
+            }
+            (Some(Wrong::CallsThrottledUnavailable), KekErrorClass::Throttled) => {
+                KekError::unavailable("slow down")
+            }
+            (Some(Wrong::ClaimsToHaveAsked), KekErrorClass::Invalid) => {
+                KekError::invalid("another KEK's")
+            }
             _ => error,
         }
     }
@@ -209,7 +228,11 @@ impl KekProvider for WrongProvider {
     }
 
     fn context_binding(&self) -> ContextBinding {
-        if self.is(Wrong::SaysTheContextIsChecked) { ContextBinding::Checked } else { ContextBinding::Enforced }
+        if self.is(Wrong::SaysTheContextIsChecked) {
+            ContextBinding::Checked
+        } else {
+            ContextBinding::Enforced
+        }
     }
 
     fn rewraps_in_service(&self) -> bool {
@@ -231,11 +254,19 @@ impl KekProvider for WrongProvider {
         }
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.log_in()?;
             let none = EncryptionContext::empty();
-            let entry = self.probe.wrap(self.seen(context, &none), dek).await.map_err(|error| self.renamed(error))?;
+            let entry = self
+                .probe
+                .wrap(self.seen(context, &none), dek)
+                .await
+                .map_err(|error| self.renamed(error))?;
             let mut last = self.last.lock().unwrap();
             if self.is(Wrong::WrapsTheSameTwice) {
                 let same = |(d, c, entry): &&([u8; 32], EncryptionContext, WrappedDek)| {
@@ -248,7 +279,11 @@ impl KekProvider for WrongProvider {
             last.push((*dek.expose(), context.clone(), entry.clone()));
             if self.is(Wrong::BelievesAVersionInFront) {
                 let version = u8::try_from(self.probe.kek.current_version()).unwrap();
-                return Ok(WrappedDek::new(self.id().clone(), [&[version], entry.wrapped()].concat()).unwrap());
+                return Ok(WrappedDek::new(
+                    self.id().clone(),
+                    [&[version], entry.wrapped()].concat(),
+                )
+                .unwrap());
             }
             Ok(entry)
         })
@@ -272,7 +307,9 @@ impl KekProvider for WrongProvider {
             let behind_the_version;
             if self.is(Wrong::BelievesAVersionInFront) && self.recognises(wrapped.kek_id()) {
                 behind_the_version = WrappedDek::new(self.id().clone(), &wrapped.wrapped()[1..]);
-                wrapped = behind_the_version.as_ref().map_err(|_| KekError::invalid("too short").without_asking())?;
+                wrapped = behind_the_version
+                    .as_ref()
+                    .map_err(|_| KekError::invalid("too short").without_asking())?;
             }
             let none = EncryptionContext::empty();
             match self.probe.unwrap(self.seen(context, &none), wrapped).await {
@@ -283,7 +320,9 @@ impl KekProvider for WrongProvider {
                     Err(KekError::new(error.class(), format!("{dek:?} is not it")))
                 }
                 Err(error) => Err(self.renamed(error)),
-                Ok(dek) if self.is(Wrong::ReturnsShortDeks) => Ok(UnwrappedDek::new(dek.expose()[..31].to_vec())),
+                Ok(dek) if self.is(Wrong::ReturnsShortDeks) => {
+                    Ok(UnwrappedDek::new(dek.expose()[..31].to_vec()))
+                }
                 Ok(dek) if self.is(Wrong::ChecksTheContextItself) => {
                     let last = self.last.lock().unwrap();
                     match last.iter().any(|(d, c, _)| d == dek.expose() && c == context) {
@@ -304,7 +343,11 @@ impl KekProvider for WrongProvider {
         Box::pin(async move {
             if !self.rewraps_by_itself() {
                 self.log_in()?;
-                return self.probe.rewrap(context, wrapped).await.map_err(|error| self.renamed(error));
+                return self
+                    .probe
+                    .rewrap(context, wrapped)
+                    .await
+                    .map_err(|error| self.renamed(error));
             }
             let dek = self.unwrap(context, wrapped).await?;
             if self.is(Wrong::RewrapsToAnother) {
@@ -448,7 +491,11 @@ fn each_way_of_being_wrong_is_found_by_the_check_that_names_it() {
 }
 
 fn failed(report: &Report) -> Vec<&'static str> {
-    report.checks().filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_))).map(|(name, _)| name).collect()
+    report
+        .checks()
+        .filter(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
+        .map(|(name, _)| name)
+        .collect()
 }
 
 #[test]
@@ -465,8 +512,14 @@ fn what_a_provider_says_of_itself_is_held_against_what_it_does_by_one_check_each
         (Wrong::HidesThatItRewrapsInTheService, "rewraps_where_it_says"),
         (Wrong::BelievesAVersionInFront, "believes_no_version_that_anybody_could_write"),
         (Wrong::StaysClosed, "works_after_it_was_closed"),
-        (Wrong::CallsMissingCredentialsDenied, "takes_a_source_of_credentials_that_is_down_for_an_outage"),
-        (Wrong::CallsMissingCredentialsMisconfigured, "takes_a_source_of_credentials_that_is_down_for_an_outage"),
+        (
+            Wrong::CallsMissingCredentialsDenied,
+            "takes_a_source_of_credentials_that_is_down_for_an_outage",
+        ),
+        (
+            Wrong::CallsMissingCredentialsMisconfigured,
+            "takes_a_source_of_credentials_that_is_down_for_an_outage",
+        ),
         (
             Wrong::CallsMissingCredentialsMisconfiguredInItsHealth,
             "takes_a_source_of_credentials_that_is_down_for_an_outage",
@@ -481,10 +534,15 @@ fn what_a_provider_says_of_itself_is_held_against_what_it_does_by_one_check_each
 
 #[test]
 fn deterministic_wrapping_is_accepted_from_a_subject_that_says_so() {
-    let report =
-        block_on(conformance::run(&Scripted { deterministic: true, ..scripted(Some(Wrong::WrapsTheSameTwice)) }));
+    let report = block_on(conformance::run(&Scripted {
+        deterministic: true,
+        ..scripted(Some(Wrong::WrapsTheSameTwice))
+    }));
     assert!(report.checks().all(|(_, outcome)| *outcome == Outcome::Passed), "{report}");
-    assert!(block_on(conformance::run(&Scripted { deterministic: true, ..scripted(None) })).is_conformant());
+    assert!(
+        block_on(conformance::run(&Scripted { deterministic: true, ..scripted(None) }))
+            .is_conformant()
+    );
 }
 
 /// The key service knows no contexts: it releases, and the DEK id or the provider finds what is
@@ -506,7 +564,11 @@ impl KekProvider for Releases {
         self.says
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let wrapped = self.kek.wrap(&EncryptionContext::empty(), dek).await?;
             self.made.lock().unwrap().insert((wrapped.wrapped().to_vec(), context.clone()));
@@ -521,7 +583,8 @@ impl KekProvider for Releases {
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
             let dek = self.kek.unwrap(&EncryptionContext::empty(), wrapped).await?;
-            let made_here = self.made.lock().unwrap().contains(&(wrapped.wrapped().to_vec(), context.clone()));
+            let made_here =
+                self.made.lock().unwrap().contains(&(wrapped.wrapped().to_vec(), context.clone()));
             match made_here || !self.checks {
                 true => Ok(dek),
                 false => Err(KekError::invalid("the context inside is another").without_asking()),
@@ -558,7 +621,11 @@ fn a_service_that_knows_no_contexts_conforms_if_its_provider_says_so() {
     ] {
         let provider = Releases { kek: local("kek"), says, checks, made: Mutex::default() };
         let report = block_on(conformance::run(&ReleasesFor(Arc::new(provider))));
-        assert_eq!(report.is_conformant(), conforms, "{says:?}, the provider checks: {checks}\n{report}");
+        assert_eq!(
+            report.is_conformant(),
+            conforms,
+            "{says:?}, the provider checks: {checks}\n{report}"
+        );
         let found = failed(&report);
         assert!(conforms || found.contains(&"binds_the_context_as_it_says"), "{found:?}");
     }

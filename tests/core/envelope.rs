@@ -11,8 +11,8 @@ use waxseal_testing::support;
 use support::{Lie, Probe, SUITES, block_on, context, envelope, local, samples};
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, Backend, Dek, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Limits, MessageKind,
-    Nonces, Sealed, Suite, WrappedDek, WrappedKeys, inspect, is_sealed,
+    Aad, Backend, Dek, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind,
+    Limits, MessageKind, Nonces, Sealed, Suite, WrappedDek, WrappedKeys, inspect, is_sealed,
 };
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
@@ -28,11 +28,18 @@ fn what_is_sealed_opens_in_every_way() {
         for suite in SUITES {
             let kek = local("kek");
             let alice = context("alice");
-            let writer = Envelope::builder().wrap_with(kek.clone()).suite(suite).backend(*backend).build().unwrap();
+            let writer = Envelope::builder()
+                .wrap_with(kek.clone())
+                .suite(suite)
+                .backend(*backend)
+                .build()
+                .unwrap();
             for plaintext in [&b""[..], b"x", &[7; 100_000]] {
-                let sealed = block_on(writer.encrypt(&alice, Aad::from(b"aad"), plaintext)).unwrap();
+                let sealed =
+                    block_on(writer.encrypt(&alice, Aad::from(b"aad"), plaintext)).unwrap();
                 let mut in_place = plaintext.to_vec();
-                block_on(writer.encrypt_in_place(&alice, Aad::from(b"aad"), &mut in_place)).unwrap();
+                block_on(writer.encrypt_in_place(&alice, Aad::from(b"aad"), &mut in_place))
+                    .unwrap();
                 let key = block_on(writer.encryptor(&alice)).unwrap();
                 let by_handle = key.encrypt(Aad::from(b"aad"), plaintext).unwrap();
                 let mut room = vec![0; key.prefix_len() + plaintext.len() + key.tag_len()];
@@ -44,16 +51,32 @@ fn what_is_sealed_opens_in_every_way() {
                     assert!(is_sealed(&sealed));
                     assert_eq!(sealed.len(), key.prefix_len() + plaintext.len() + key.tag_len());
                     let cold = envelope(&kek);
-                    assert!(cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().is_none());
-                    assert_eq!(&*block_on(cold.decrypt(&alice, Aad::from(b"aad"), &sealed)).unwrap(), plaintext);
-                    assert_eq!(&*cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().unwrap(), plaintext);
+                    assert!(
+                        cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().is_none()
+                    );
                     assert_eq!(
-                        *block_on(cold.decrypt_in_place(&alice, Aad::from(b"aad"), &mut sealed.clone())).unwrap(),
+                        &*block_on(cold.decrypt(&alice, Aad::from(b"aad"), &sealed)).unwrap(),
+                        plaintext
+                    );
+                    assert_eq!(
+                        &*cold.decrypt_cached(&alice, Aad::from(b"aad"), &sealed).unwrap().unwrap(),
+                        plaintext
+                    );
+                    assert_eq!(
+                        *block_on(cold.decrypt_in_place(
+                            &alice,
+                            Aad::from(b"aad"),
+                            &mut sealed.clone()
+                        ))
+                        .unwrap(),
                         *plaintext
                     );
                     let key = block_on(envelope(&kek).decryptor(&alice, &sealed)).unwrap();
                     assert_eq!(&*key.decrypt(Aad::from(b"aad"), &sealed).unwrap(), plaintext);
-                    assert_eq!(*key.decrypt_in_place(Aad::from(b"aad"), &mut sealed.clone()).unwrap(), *plaintext);
+                    assert_eq!(
+                        *key.decrypt_in_place(Aad::from(b"aad"), &mut sealed.clone()).unwrap(),
+                        *plaintext
+                    );
                     assert_eq!((key.suite(), key.context()), (suite, &alice));
                 }
             }
@@ -65,7 +88,12 @@ fn what_is_sealed_opens_in_every_way() {
 fn the_backends_open_each_others_messages() {
     for from in Backend::all() {
         for sample in samples() {
-            assert_eq!(sample.open(&sample.cold(*from), &sample.sealed).unwrap(), sample.plaintext, "{}", sample.name);
+            assert_eq!(
+                sample.open(&sample.cold(*from), &sample.sealed).unwrap(),
+                sample.plaintext,
+                "{}",
+                sample.name
+            );
         }
     }
 }
@@ -77,7 +105,10 @@ fn many_messages_of_one_context_cost_one_call_and_other_contexts_one_each() {
     let mut sealed = Vec::new();
     for row in 0..100_u32 {
         let aad = row.to_le_bytes();
-        sealed.push((aad, block_on(service.encrypt(&context("alice"), Aad::from(&aad), b"x")).unwrap()));
+        sealed.push((
+            aad,
+            block_on(service.encrypt(&context("alice"), Aad::from(&aad), b"x")).unwrap(),
+        ));
     }
     for (aad, sealed) in &sealed {
         block_on(service.decrypt(&context("alice"), Aad::from(aad), sealed)).unwrap();
@@ -111,13 +142,19 @@ fn a_dek_that_was_unwrapped_never_seals() {
 fn inspection_says_what_the_bytes_claim() {
     for sample in samples() {
         let inspection = inspect(&sample.sealed).unwrap();
-        assert_eq!((inspection.version, inspection.suite, inspection.kind), (1, sample.suite, MessageKind::Message));
+        assert_eq!(
+            (inspection.version, inspection.suite, inspection.kind),
+            (1, sample.suite, MessageKind::Message)
+        );
         assert_eq!(inspection.plaintext_len, Some(sample.plaintext.len()), "{}", sample.name);
         let expected: Vec<_> = match sample.wrapped_keys {
             None => sample.keks.iter().map(|kek| kek.id().clone()).collect(),
             Some(_) => Vec::new(),
         };
-        assert_eq!(inspection.keks.iter().map(|entry| entry.kek_id.clone()).collect::<Vec<_>>(), expected);
+        assert_eq!(
+            inspection.keks.iter().map(|entry| entry.kek_id.clone()).collect::<Vec<_>>(),
+            expected
+        );
         assert!(inspection.keks.iter().all(|entry| entry.wrapped_len == 76));
     }
 }
@@ -131,7 +168,10 @@ fn inspection_and_configuration_go_through_serde() {
 
     let limits: Limits = serde_json::from_str(r#"{"max_messages": 5, "max_age": "60s"}"#).unwrap();
     assert_eq!(limits, Limits::default().max_messages(5).max_age(Duration::from_secs(60)));
-    assert!(serde_json::from_str::<Limits>(r#"{"max_message": 5}"#).is_err(), "a misspelt field is refused");
+    assert!(
+        serde_json::from_str::<Limits>(r#"{"max_message": 5}"#).is_err(),
+        "a misspelt field is refused"
+    );
     for suite in SUITES {
         let text = serde_json::to_string(&suite).unwrap();
         assert_eq!(serde_json::from_str::<Suite>(&text).unwrap(), suite);
@@ -140,7 +180,13 @@ fn inspection_and_configuration_go_through_serde() {
 #[test]
 fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_refused_without() {
     use waxseal::CallPolicy;
-    let limits = ["max_age", "refresh_after", "stale_if_error_reading", "stale_if_error_writing", "denial_ttl"];
+    let limits = [
+        "max_age",
+        "refresh_after",
+        "stale_if_error_reading",
+        "stale_if_error_writing",
+        "denial_ttl",
+    ];
     let policy = ["timeout", "deadline", "backoff", "breaker_probe"];
     let through = |field: &str, json: &str| -> Result<String, serde_json::Error> {
         let json = format!(r#"{{"{field}": {json}}}"#);
@@ -162,15 +208,29 @@ fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_ref
         ] {
             assert_eq!(through(field, read).unwrap(), written, "{field}");
         }
-        for bad in
-            ["300", "0", "1.5", r#""300""#, r#""5M""#, r#""PT5M""#, r#"{"secs": 300, "nanos": 0}"#, "true", "[5]"]
-        {
+        for bad in [
+            "300",
+            "0",
+            "1.5",
+            r#""300""#,
+            r#""5M""#,
+            r#""PT5M""#,
+            r#"{"secs": 300, "nanos": 0}"#,
+            "true",
+            "[5]",
+        ] {
             let error = through(field, bad).unwrap_err().to_string();
-            assert!(error.contains(r#"a duration with its unit, such as "300s""#), "{field} {bad}: {error}");
+            assert!(
+                error.contains(r#"a duration with its unit, such as "300s""#),
+                "{field} {bad}: {error}"
+            );
         }
     }
     let both = Limits::default().max_age(Duration::from_secs(90)).max_uses(3);
-    assert_eq!(serde_json::from_str::<Limits>(&serde_json::to_string(&both).unwrap()).unwrap(), both);
+    assert_eq!(
+        serde_json::from_str::<Limits>(&serde_json::to_string(&both).unwrap()).unwrap(),
+        both
+    );
 }
 
 #[test]
@@ -179,7 +239,8 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
         let kek = local("kek");
         let alice = context("alice");
         let writer = Envelope::builder().wrap_with(kek.clone()).suite(suite).build().unwrap();
-        let compact = block_on(writer.encrypt_compact(&alice, Aad::from(b"aad"), b"payload")).unwrap();
+        let compact =
+            block_on(writer.encrypt_compact(&alice, Aad::from(b"aad"), b"payload")).unwrap();
         assert_eq!(compact.as_bytes().len(), 7 + 56 + suite.nonce_len());
         // Stored as bytes and read back, as a service would.
         let keys = WrappedKeys::try_from(compact.wrapped_keys().as_bytes()).unwrap();
@@ -189,7 +250,12 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
             ErrorKind::MissingWrappedKeys
         );
         assert_eq!(
-            &*block_on(cold.decrypt(&alice, Aad::from(b"aad"), Sealed::compact(compact.as_bytes(), &keys))).unwrap(),
+            &*block_on(cold.decrypt(
+                &alice,
+                Aad::from(b"aad"),
+                Sealed::compact(compact.as_bytes(), &keys)
+            ))
+            .unwrap(),
             b"payload"
         );
         assert_eq!(
@@ -205,7 +271,9 @@ fn a_compact_message_is_68_bytes_longer_and_opens_with_its_wrapped_keys_only() {
         let key = block_on(writer.encryptor(&alice)).unwrap().compact();
         assert_eq!(key.wrapped_keys(), &keys);
         let again = key.encrypt(Aad::from(b"aad"), b"again").unwrap();
-        let opening = block_on(envelope(&kek).decryptor(&alice, Sealed::compact(again.as_bytes(), &keys))).unwrap();
+        let opening =
+            block_on(envelope(&kek).decryptor(&alice, Sealed::compact(again.as_bytes(), &keys)))
+                .unwrap();
         assert_eq!(&*opening.decrypt(Aad::from(b"aad"), &again).unwrap(), b"again");
         assert_eq!(&*opening.decrypt(Aad::from(b"aad"), compact.as_bytes()).unwrap(), b"payload");
     }
@@ -216,12 +284,17 @@ fn a_message_that_carries_its_wrapped_keys_is_opened_with_those() {
     let kek = local("kek");
     let alice = context("alice");
     let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    let others = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"y")).unwrap().into_parts().1;
+    let others = block_on(envelope(&kek).encrypt_compact(&alice, Aad::empty(), b"y"))
+        .unwrap()
+        .into_parts()
+        .1;
     assert_eq!(
-        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(&sealed, &others))).unwrap(),
+        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(&sealed, &others)))
+            .unwrap(),
         b"x"
     );
-    let key = block_on(envelope(&kek).decryptor(&alice, Sealed::compact(&sealed, &others))).unwrap();
+    let key =
+        block_on(envelope(&kek).decryptor(&alice, Sealed::compact(&sealed, &others))).unwrap();
     assert_eq!(&*key.decrypt(Aad::empty(), &sealed).unwrap(), b"x");
 }
 
@@ -241,7 +314,11 @@ impl KekProvider for TakesAny {
         true
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.kek.wrap(context, dek)
     }
 
@@ -303,7 +380,8 @@ fn every_text(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
 }
 
 fn assert_is_fit_for_a_log(text: &str) {
-    let unfit = |c: char| c.is_control() || "\u{202e}\u{2066}\u{2028}\u{2029}\u{200b}\u{feff}".contains(c);
+    let unfit =
+        |c: char| c.is_control() || "\u{202e}\u{2066}\u{2028}\u{2029}\u{200b}\u{feff}".contains(c);
     assert!(!text.contains(unfit), "{text:?}");
     assert!(text.contains("admin logged in"), "what it was about is still shown: {text}");
 }
@@ -321,7 +399,12 @@ fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
         block_on(envelope.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)))
     };
 
-    for text in [format!("{forged_id}"), format!("{forged_id:?}"), format!("{forged:?}"), format!("{keys:?}")] {
+    for text in [
+        format!("{forged_id}"),
+        format!("{forged_id:?}"),
+        format!("{forged:?}"),
+        format!("{keys:?}"),
+    ] {
         assert_is_fit_for_a_log(&text);
     }
     assert_eq!(forged_id.as_str(), UNFIT_FOR_A_LOG, "the id itself is what it is");
@@ -336,7 +419,9 @@ fn a_kek_id_of_a_forged_message_can_write_into_no_log() {
         let fails = Some((class, "not today, admin logged in"));
         let provider = TakesAny { kek: kek.clone(), fails };
         let service = Envelope::builder().unwrap_with(provider).build().unwrap();
-        every_text(&read(&service).unwrap_err()).iter().for_each(|text| assert_is_fit_for_a_log(text));
+        every_text(&read(&service).unwrap_err())
+            .iter()
+            .for_each(|text| assert_is_fit_for_a_log(text));
     }
 
     let mut message = compact.as_bytes().to_vec();
@@ -350,13 +435,19 @@ fn what_a_server_answers_can_write_into_no_log() {
     let kek = local("kek");
     let alice = context("alice");
     let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    for class in
-        [KekErrorClass::Unavailable, KekErrorClass::Denied, KekErrorClass::Misconfigured, KekErrorClass::Invalid]
-    {
+    for class in [
+        KekErrorClass::Unavailable,
+        KekErrorClass::Denied,
+        KekErrorClass::Misconfigured,
+        KekErrorClass::Invalid,
+    ] {
         let provider = TakesAny { kek: kek.clone(), fails: Some((class, UNFIT_FOR_A_LOG)) };
         let error = KekError::new(class, UNFIT_FOR_A_LOG).with_source(RawInDebug);
         every_text(&error).iter().for_each(|text| assert_is_fit_for_a_log(text));
-        assert!(error.cause().unwrap().is::<RawInDebug>(), "whoever knows its type gets it as it is");
+        assert!(
+            error.cause().unwrap().is::<RawInDebug>(),
+            "whoever knows its type gets it as it is"
+        );
         if class != KekErrorClass::Invalid {
             every_text(&Error::from(error)).iter().for_each(|text| assert_is_fit_for_a_log(text));
         }
@@ -382,7 +473,11 @@ fn while_a_dek_is_cached_its_messages_open_whatever_became_of_their_wrapped_keys
         assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
         sample.open(&reader, &sample.sealed).unwrap();
         assert_eq!(sample.open(&reader, &damaged).unwrap(), sample.plaintext, "{}", sample.name);
-        assert_eq!(kind(block_on(reader.rewrap(&sample.context, &damaged))), ErrorKind::Malformed, "a rewrap looks");
+        assert_eq!(
+            kind(block_on(reader.rewrap(&sample.context, &damaged))),
+            ErrorKind::Malformed,
+            "a rewrap looks"
+        );
         reader.evict_all();
         assert_eq!(kind(sample.open(&reader, &damaged)), ErrorKind::Malformed, "{}", sample.name);
     }
@@ -393,13 +488,20 @@ fn forged_messages_use_up_no_uses_and_never_more_than_max_uses_are_opened() {
     let probe = Probe::new("kek");
     let alice = context("alice");
     let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    let service = Envelope::builder().wrap_with(probe.clone()).limits(Limits::default().max_uses(50)).build().unwrap();
+    let service = Envelope::builder()
+        .wrap_with(probe.clone())
+        .limits(Limits::default().max_uses(50))
+        .build()
+        .unwrap();
     let mut forged = sealed.clone();
     *forged.last_mut().unwrap() ^= 1;
     block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     let handle = block_on(service.decryptor(&alice, &sealed)).unwrap();
     for _ in 0..1000 {
-        assert_eq!(kind(block_on(service.decrypt(&alice, Aad::empty(), &forged))), ErrorKind::Invalid);
+        assert_eq!(
+            kind(block_on(service.decrypt(&alice, Aad::empty(), &forged))),
+            ErrorKind::Invalid
+        );
         assert_eq!(kind(service.decrypt_cached(&alice, Aad::empty(), &forged)), ErrorKind::Invalid);
         assert_eq!(
             kind(block_on(service.decrypt_in_place(&alice, Aad::empty(), &mut forged.clone()))),
@@ -460,14 +562,18 @@ fn a_buffer_without_room_is_refused_and_keeps_its_plaintext() {
 fn a_failed_call_leaves_the_callers_buffer_alone() {
     let probe = Probe::new("kek");
     let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
-    let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+    let sealed =
+        block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     probe.lie(Lie::Fails(KekErrorClass::Unavailable));
     let mut plain = b"payload".to_vec();
-    let error = block_on(service.encrypt_in_place(&context("alice"), Aad::empty(), &mut plain)).unwrap_err();
+    let error = block_on(service.encrypt_in_place(&context("alice"), Aad::empty(), &mut plain))
+        .unwrap_err();
     assert!(error.is_retryable() && plain == b"payload");
     let mut buffer = sealed.clone();
     assert!(
-        block_on(service.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer)).unwrap_err().is_retryable()
+        block_on(service.decrypt_in_place(&context("alice"), Aad::empty(), &mut buffer))
+            .unwrap_err()
+            .is_retryable()
     );
     assert_eq!(buffer, sealed);
 }
@@ -482,11 +588,18 @@ fn each_class_of_a_key_services_failure_has_its_kind() {
         (KekErrorClass::Invalid, ErrorKind::Invalid),
     ] {
         let probe = Probe::new("kek");
-        let sealed = block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+        let sealed =
+            block_on(envelope(&probe.kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         probe.lie(Lie::Fails(class));
         let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
-        assert_eq!(kind(block_on(service.encrypt(&context("alice"), Aad::empty(), b"x"))), expected);
-        assert_eq!(kind(block_on(service.decrypt(&context("alice"), Aad::empty(), &sealed))), expected);
+        assert_eq!(
+            kind(block_on(service.encrypt(&context("alice"), Aad::empty(), b"x"))),
+            expected
+        );
+        assert_eq!(
+            kind(block_on(service.decrypt(&context("alice"), Aad::empty(), &sealed))),
+            expected
+        );
         assert_eq!(probe.calls(), 2, "one try each");
     }
 }
@@ -511,7 +624,8 @@ fn every_writing_kek_opens_alone_and_all_are_needed_to_write() {
 fn keks_are_asked_in_their_order_and_only_until_one_serves() {
     let [a, b] = [Probe::new("a"), Probe::new("b")];
     let alice = context("alice");
-    let writer = Envelope::builder().wrap_with(a.kek.clone()).wrap_with(b.kek.clone()).build().unwrap();
+    let writer =
+        Envelope::builder().wrap_with(a.kek.clone()).wrap_with(b.kek.clone()).build().unwrap();
     let sealed = block_on(writer.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     let reader = Envelope::builder().unwrap_with(b.clone()).unwrap_with(a.clone()).build().unwrap();
     block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
@@ -523,16 +637,24 @@ fn rewrap_moves_a_message_from_one_kek_to_another_and_touches_no_payload() {
     let [old, new] = [Probe::new("old"), Probe::new("new")];
     let alice = context("alice");
     let sealed = block_on(envelope(&old.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    let mover = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
+    let mover =
+        Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
     assert!(mover.needs_rewrap(&sealed).unwrap());
     let moved = block_on(mover.rewrap(&alice, &sealed)).unwrap();
     assert!(!mover.needs_rewrap(&moved).unwrap());
-    assert_eq!(new.unwraps.load(Ordering::SeqCst), 1, "the new entry was unwrapped before the old one was dropped");
+    assert_eq!(
+        new.unwraps.load(Ordering::SeqCst),
+        1,
+        "the new entry was unwrapped before the old one was dropped"
+    );
     let (from, to) = (inspect(&sealed).unwrap(), inspect(&moved).unwrap());
     assert_eq!((from.dek_id, from.plaintext_len), (to.dek_id, to.plaintext_len));
     assert_eq!(moved[moved.len() - 17..], sealed[sealed.len() - 17..]);
     assert_eq!(&*block_on(envelope(&new.kek).decrypt(&alice, Aad::empty(), &moved)).unwrap(), b"x");
-    assert_eq!(kind(block_on(envelope(&old.kek).decrypt(&alice, Aad::empty(), &moved))), ErrorKind::UnknownKek);
+    assert_eq!(
+        kind(block_on(envelope(&old.kek).decrypt(&alice, Aad::empty(), &moved))),
+        ErrorKind::UnknownKek
+    );
 }
 
 #[test]
@@ -543,9 +665,15 @@ fn rewrap_without_the_right_to_unwrap_asks_for_no_unwrap() {
     let sealed = block_on(envelope(&probe.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
     probe.kek.rotate().unwrap();
     let rewrapped = block_on(service.rewrap_unverified(&alice, &sealed)).unwrap();
-    assert_eq!((probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst)), (1, 0));
+    assert_eq!(
+        (probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst)),
+        (1, 0)
+    );
     assert!(!service.needs_rewrap(&rewrapped).unwrap());
-    assert_eq!(&*block_on(envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
+    assert_eq!(
+        &*block_on(envelope(&probe.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(),
+        b"x"
+    );
 }
 
 #[test]
@@ -553,7 +681,8 @@ fn rewrap_drops_nothing_it_could_not_replace() {
     let [old, new] = [Probe::new("old"), Probe::new("new")];
     let alice = context("alice");
     let sealed = block_on(envelope(&old.kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    let mover = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
+    let mover =
+        Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone()).build().unwrap();
     for (probe, class, expected) in [
         (&old, KekErrorClass::Unavailable, ErrorKind::Unavailable),
         (&old, KekErrorClass::Denied, ErrorKind::Denied),
@@ -563,7 +692,11 @@ fn rewrap_drops_nothing_it_could_not_replace() {
         assert_eq!(kind(block_on(mover.rewrap(&alice, &sealed))), expected);
         probe.lie(None);
     }
-    assert_eq!(kind(block_on(mover.rewrap(&context("bob"), &sealed))), ErrorKind::Invalid, "another context");
+    assert_eq!(
+        kind(block_on(mover.rewrap(&context("bob"), &sealed))),
+        ErrorKind::Invalid,
+        "another context"
+    );
 }
 
 #[test]
@@ -580,7 +713,12 @@ fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
     let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
     let healed = block_on(both.rewrap_wrapped_keys(&alice, &dek_id, &keys)).unwrap();
     assert_eq!(
-        &*block_on(envelope(&a).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &healed))).unwrap(),
+        &*block_on(envelope(&a).decrypt(
+            &alice,
+            Aad::empty(),
+            Sealed::compact(compact.as_bytes(), &healed)
+        ))
+        .unwrap(),
         b"x"
     );
     assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
@@ -609,7 +747,11 @@ impl KekProvider for VersionInMeta {
         wrapped.meta().first().map(|by| *by == self.current.load(Ordering::SeqCst))
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move { Ok(self.marked(self.probe.wrap(context, dek).await?)) })
     }
 
@@ -675,7 +817,10 @@ fn a_rewrap_that_may_not_unwrap_keeps_nothing_on_the_word_of_whoever_wrote_it() 
     forged[52..52 + w].copy_from_slice(keys.as_bytes());
     let only_a = Envelope::builder().wrap_with(a.clone()).unwrap_with(b.clone()).build().unwrap();
     let rewrapped = block_on(only_a.rewrap_unverified(&alice, &forged)).unwrap();
-    assert_eq!(&*block_on(envelope(&a.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"x");
+    assert_eq!(
+        &*block_on(envelope(&a.kek).decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(),
+        b"x"
+    );
 }
 
 #[test]
@@ -684,7 +829,10 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     let alice = context("alice");
     let service = envelope(&kek);
     let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
-    assert_eq!(kind(block_on(service.rewrap(&alice, compact.as_bytes()))), ErrorKind::MissingWrappedKeys);
+    assert_eq!(
+        kind(block_on(service.rewrap(&alice, compact.as_bytes()))),
+        ErrorKind::MissingWrappedKeys
+    );
     assert_eq!(kind(service.needs_rewrap(compact.as_bytes())), ErrorKind::MissingWrappedKeys);
     let needs_rewrap = || {
         let (message, keys) = (service.needs_rewrap(&compact).unwrap(), compact.wrapped_keys());
@@ -695,10 +843,16 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     kek.rotate().unwrap();
     assert!(needs_rewrap());
     let dek_id = inspect(compact.as_bytes()).unwrap().dek_id;
-    let keys = block_on(service.rewrap_wrapped_keys(&alice, &dek_id, compact.wrapped_keys())).unwrap();
+    let keys =
+        block_on(service.rewrap_wrapped_keys(&alice, &dek_id, compact.wrapped_keys())).unwrap();
     kek.retire(1).unwrap();
     assert_eq!(
-        &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys))).unwrap(),
+        &*block_on(envelope(&kek).decrypt(
+            &alice,
+            Aad::empty(),
+            Sealed::compact(compact.as_bytes(), &keys)
+        ))
+        .unwrap(),
         b"x"
     );
 }
@@ -720,7 +874,11 @@ impl KekProvider for Named {
         Some(false)
     }
 
-    fn wrap<'a>(&'a self, _: &'a EncryptionContext, _: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        _: &'a EncryptionContext,
+        _: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async { Err(KekError::invalid("wrap")) })
     }
 
@@ -732,7 +890,10 @@ impl KekProvider for Named {
         Box::pin(async { Err(KekError::invalid("unwrap")) })
     }
 
-    fn generate<'a>(&'a self, _: &'a EncryptionContext) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+    fn generate<'a>(
+        &'a self,
+        _: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async { Err(KekError::invalid("generate")) })
     }
 
@@ -779,7 +940,11 @@ fn a_shared_provider_forwards_every_method() {
     let shared: Arc<dyn KekProvider> = Arc::new(Arc::new(Named(id.clone())));
     let entry = WrappedDek::new(waxseal::KekId::new("other").unwrap(), [1]).unwrap();
     let none = EncryptionContext::empty();
-    assert!(*shared.id() == id && shared.recognises(entry.kek_id()) && shared.is_current(&entry) == Some(false));
+    assert!(
+        *shared.id() == id
+            && shared.recognises(entry.kek_id())
+            && shared.is_current(&entry) == Some(false)
+    );
     assert_eq!(text(block_on(shared.unwrap(&none, &entry))), "invalid: unwrap");
     assert_eq!(text(block_on(shared.generate(&none))), "invalid: generate");
     assert_eq!(text(block_on(shared.rewrap(&none, &entry))), "invalid: rewrap");
@@ -788,7 +953,11 @@ fn a_shared_provider_forwards_every_method() {
     assert_eq!(text(block_on(shared.rewrap_many(&[])).remove(0)), "invalid: rewrap_many");
     assert_eq!(text(block_on(shared.health())), "invalid: health");
     let envelope = Envelope::builder().wrap_with(shared).build().unwrap();
-    assert_eq!(kind(block_on(envelope.encrypt(&none, Aad::empty(), b"x"))), ErrorKind::Invalid, "wrap");
+    assert_eq!(
+        kind(block_on(envelope.encrypt(&none, Aad::empty(), b"x"))),
+        ErrorKind::Invalid,
+        "wrap"
+    );
 }
 
 // --- each option, and its nonsense
@@ -800,11 +969,17 @@ fn write_to_and_read_from_say_who_wraps_and_who_only_unwraps() {
     let service = Envelope::builder().wrap_with(a.clone()).unwrap_with(b.clone()).build().unwrap();
     let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().keks.len(), 1);
-    assert_eq!(kind(block_on(envelope(&b).decrypt(&alice, Aad::empty(), &sealed))), ErrorKind::UnknownKek);
+    assert_eq!(
+        kind(block_on(envelope(&b).decrypt(&alice, Aad::empty(), &sealed))),
+        ErrorKind::UnknownKek
+    );
     let old = block_on(envelope(&b).encrypt(&alice, Aad::empty(), b"old")).unwrap();
     assert_eq!(&*block_on(service.decrypt(&alice, Aad::empty(), &old)).unwrap(), b"old");
     let reader = Envelope::builder().unwrap_with(a).build().unwrap();
-    assert_eq!(kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::InvalidOption);
+    assert_eq!(
+        kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))),
+        ErrorKind::InvalidOption
+    );
     assert_eq!(kind(block_on(reader.encryptor(&alice))), ErrorKind::InvalidOption);
 }
 
@@ -815,7 +990,8 @@ fn suite_is_the_one_of_new_messages() {
         let sealed = block_on(service.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         assert_eq!(inspect(&sealed).unwrap().suite, suite);
     }
-    let sealed = block_on(envelope(&local("kek")).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+    let sealed =
+        block_on(envelope(&local("kek")).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().suite, Suite::Aes256Gcm, "the default");
 }
 
@@ -823,10 +999,17 @@ fn suite_is_the_one_of_new_messages() {
 fn nonces_are_random_from_either_source() {
     for nonces in [Nonces::Thread, Nonces::System] {
         for suite in SUITES {
-            let service = Envelope::builder().wrap_with(local("kek")).suite(suite).nonces(nonces).build().unwrap();
+            let service = Envelope::builder()
+                .wrap_with(local("kek"))
+                .suite(suite)
+                .nonces(nonces)
+                .build()
+                .unwrap();
             let key = block_on(service.encryptor(&context("alice"))).unwrap();
             let seen: HashSet<_> = (0..500)
-                .map(|_| key.encrypt(Aad::empty(), b"x").unwrap()[40..40 + suite.nonce_len()].to_vec())
+                .map(|_| {
+                    key.encrypt(Aad::empty(), b"x").unwrap()[40..40 + suite.nonce_len()].to_vec()
+                })
                 .collect();
             assert_eq!(seen.len(), 500);
         }
@@ -837,13 +1020,22 @@ fn nonces_are_random_from_either_source() {
 fn dek_origin_says_who_makes_deks() {
     for (origin, generates, wraps) in [(DekOrigin::Local, 0, 2), (DekOrigin::KeyService, 1, 1)] {
         let [a, b] = [Probe::new("a"), Probe::new("b")];
-        let service = Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).dek_origin(origin).build().unwrap();
+        let service = Envelope::builder()
+            .wrap_with(a.clone())
+            .wrap_with(b.clone())
+            .dek_origin(origin)
+            .build()
+            .unwrap();
         let sealed = block_on(service.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         let made = a.generates.load(Ordering::SeqCst) + b.generates.load(Ordering::SeqCst);
         let wrapped = a.wraps.load(Ordering::SeqCst) + b.wraps.load(Ordering::SeqCst);
         assert_eq!((made, wrapped), (generates, wraps), "{origin:?}");
         for kek in [&a.kek, &b.kek] {
-            assert_eq!(&*block_on(envelope(kek).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap(), b"x");
+            assert_eq!(
+                &*block_on(envelope(kek).decrypt(&context("alice"), Aad::empty(), &sealed))
+                    .unwrap(),
+                b"x"
+            );
         }
     }
 }
@@ -855,8 +1047,10 @@ fn max_age_ends_deks_and_handles() {
     let limits = Limits::default().max_age(Duration::from_millis(1000));
     let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
     let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    let (sealing, opening) =
-        (block_on(service.encryptor(&alice)).unwrap(), block_on(service.decryptor(&alice, &sealed)).unwrap());
+    let (sealing, opening) = (
+        block_on(service.encryptor(&alice)).unwrap(),
+        block_on(service.decryptor(&alice, &sealed)).unwrap(),
+    );
     std::thread::sleep(Duration::from_millis(1050));
     assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     assert_eq!(kind(opening.decrypt(Aad::empty(), &sealed)), ErrorKind::Expired);
@@ -880,7 +1074,8 @@ fn max_entries_bounds_the_deks_at_hand() {
     let messages: Vec<_> = (0..50)
         .map(|i| {
             let context = context(&format!("tenant-{i}"));
-            let sealed = block_on(envelope(&probe.kek).encrypt(&context, Aad::empty(), b"x")).unwrap();
+            let sealed =
+                block_on(envelope(&probe.kek).encrypt(&context, Aad::empty(), b"x")).unwrap();
             (context, sealed)
         })
         .collect();
@@ -907,7 +1102,9 @@ fn max_entries_bounds_the_deks_at_hand() {
 #[test]
 fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
     let alice = context("alice");
-    for (limits, per_dek) in [(Limits::default().max_messages(3), 3), (Limits::default().max_bytes(25), 2)] {
+    for (limits, per_dek) in
+        [(Limits::default().max_messages(3), 3), (Limits::default().max_bytes(25), 2)]
+    {
         let probe = Probe::new("kek");
         let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
         for _ in 0..per_dek * 4 {
@@ -921,7 +1118,9 @@ fn max_messages_and_max_bytes_end_a_dek_and_the_envelope_makes_the_next() {
         } else {
             block_on(service.encryptor(&context("bob"))).unwrap()
         };
-        let more = (0..10).take_while(|_| key.clone().encrypt(Aad::empty(), b"ten bytes.").is_ok()).count();
+        let more = (0..10)
+            .take_while(|_| key.clone().encrypt(Aad::empty(), b"ten bytes.").is_ok())
+            .count();
         assert!(more <= per_dek, "clones share the caps");
         assert_eq!(kind(key.encrypt(Aad::empty(), b"ten bytes.")), ErrorKind::Exhausted);
     }
@@ -932,7 +1131,10 @@ fn a_payload_that_no_dek_may_seal_is_refused_before_anybody_is_asked() {
     let probe = Probe::new("kek");
     let limits = Limits::default().max_bytes(10);
     let service = Envelope::builder().wrap_with(probe.clone()).limits(limits).build().unwrap();
-    assert_eq!(kind(block_on(service.encrypt(&context("alice"), Aad::empty(), &[0; 11]))), ErrorKind::TooLarge);
+    assert_eq!(
+        kind(block_on(service.encrypt(&context("alice"), Aad::empty(), &[0; 11]))),
+        ErrorKind::TooLarge
+    );
     assert_eq!(probe.calls(), 0);
     block_on(service.encrypt(&context("alice"), Aad::empty(), &[0; 10])).unwrap();
 }
@@ -944,7 +1146,9 @@ fn caps_hold_among_threads() {
     let key = block_on(service.encryptor(&context("alice"))).unwrap();
     let sealed: usize = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..8)
-            .map(|_| scope.spawn(|| (0..500).filter(|_| key.encrypt(Aad::empty(), b"x").is_ok()).count()))
+            .map(|_| {
+                scope.spawn(|| (0..500).filter(|_| key.encrypt(Aad::empty(), b"x").is_ok()).count())
+            })
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
@@ -957,7 +1161,11 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
     let limits = Limits::default();
     let cases: Vec<(EnvelopeBuilder, &str)> = vec![
         (Envelope::builder(), "wrap_with"),
-        ((0..17).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}")))), "wrap_with"),
+        (
+            (0..17)
+                .fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}")))),
+            "wrap_with",
+        ),
         (good().wrap_with(local("kek")), "wrap_with"),
         (good().unwrap_with(local("kek")), "unwrap_with"),
         (good().limits(limits.max_age(Duration::ZERO)), "max_age"),
@@ -968,7 +1176,10 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
         (good().limits(limits.max_entries((1 << 20) + 1)), "max_entries"),
         (good().limits(limits.max_messages(0)), "max_messages"),
         (good().limits(limits.max_messages((1 << 32) + 1)), "max_messages"),
-        (good().suite(Suite::ChaCha20Poly1305).limits(limits.max_messages((1 << 32) + 1)), "max_messages"),
+        (
+            good().suite(Suite::ChaCha20Poly1305).limits(limits.max_messages((1 << 32) + 1)),
+            "max_messages",
+        ),
         (good().limits(limits.max_bytes(0)), "max_bytes"),
         (good().limits(limits.max_bytes((1 << 50) + 1)), "max_bytes"),
     ];
@@ -985,13 +1196,19 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
     ] {
         good().limits(edge).build().unwrap();
     }
-    good().suite(Suite::Xaes256Gcm).limits(limits.max_messages(u64::MAX).max_bytes(u64::MAX)).build().unwrap();
+    good()
+        .suite(Suite::Xaes256Gcm)
+        .limits(limits.max_messages(u64::MAX).max_bytes(u64::MAX))
+        .build()
+        .unwrap();
 }
 
 #[test]
 fn sixteen_writing_keks_are_allowed() {
-    let builder = (0..16).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}"))));
-    let sealed = block_on(builder.build().unwrap().encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+    let builder =
+        (0..16).fold(Envelope::builder(), |builder, i| builder.wrap_with(local(&format!("{i}"))));
+    let sealed =
+        block_on(builder.build().unwrap().encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     assert_eq!(inspect(&sealed).unwrap().keks.len(), 16);
 }
 
@@ -1001,7 +1218,8 @@ fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
     let service = Envelope::builder().wrap_with(probe.clone()).build().unwrap();
     let (alice, bob) = (context("alice"), context("bob"));
     let row = |n: u64| n.to_be_bytes();
-    let seal = |context, n| block_on(service.encrypt(context, Aad::from(&row(n)), &row(n))).unwrap();
+    let seal =
+        |context, n| block_on(service.encrypt(context, Aad::from(&row(n)), &row(n))).unwrap();
     let of_alice: Vec<_> = (0..100).map(|n| seal(&alice, n)).collect();
     let of_bob: Vec<_> = (100..120).map(|n| seal(&bob, n)).collect();
     let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
@@ -1010,20 +1228,30 @@ fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
     damaged[at] ^= 1;
     probe.kek.rotate().unwrap();
 
-    let mut messages: Vec<(&EncryptionContext, &[u8])> = of_alice.iter().map(|row| (&alice, &**row)).collect();
+    let mut messages: Vec<(&EncryptionContext, &[u8])> =
+        of_alice.iter().map(|row| (&alice, &**row)).collect();
     messages.insert(50, (&alice, compact.as_bytes()));
     messages.insert(60, (&bob, b"plain text"));
     messages.insert(70, (&bob, &damaged));
     // Alice's message in Bob's context is a question of its own, and fails alone.
     messages.insert(80, (&bob, &of_alice[0]));
     messages.extend(of_bob.iter().map(|row| (&bob, &**row)));
-    let (rewraps, unwraps) = (probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst));
+    let (rewraps, unwraps) =
+        (probe.rewraps.load(Ordering::SeqCst), probe.unwraps.load(Ordering::SeqCst));
     let results = block_on(service.rewrap_all(messages.iter().copied()));
     assert_eq!(results.len(), messages.len());
     let failed: Vec<_> = (0..results.len()).filter(|n| results[*n].is_err()).collect();
     assert_eq!(failed, [50, 60, 70, 80]);
     let kinds: Vec<_> = failed.iter().map(|n| results[*n].as_ref().unwrap_err().kind()).collect();
-    assert_eq!(kinds, [ErrorKind::MissingWrappedKeys, ErrorKind::NotSealed, ErrorKind::Invalid, ErrorKind::Invalid]);
+    assert_eq!(
+        kinds,
+        [
+            ErrorKind::MissingWrappedKeys,
+            ErrorKind::NotSealed,
+            ErrorKind::Invalid,
+            ErrorKind::Invalid
+        ]
+    );
     // Two DEKs, and two questions that fail.
     assert_eq!(probe.rewraps.load(Ordering::SeqCst) - rewraps, 4);
     assert!(probe.unwraps.load(Ordering::SeqCst) - unwraps <= 8);
@@ -1032,8 +1260,12 @@ fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
     let mut opened = 0;
     for (n, result) in results.iter().enumerate().filter(|(_, result)| result.is_ok()) {
         let rewrapped = result.as_ref().unwrap();
-        assert!(!service.needs_rewrap(rewrapped).unwrap() && service.needs_rewrap(messages[n].1).unwrap());
-        let plaintext = block_on(cold.decrypt(messages[n].0, Aad::from(&row(opened)), rewrapped)).unwrap();
+        assert!(
+            !service.needs_rewrap(rewrapped).unwrap()
+                && service.needs_rewrap(messages[n].1).unwrap()
+        );
+        let plaintext =
+            block_on(cold.decrypt(messages[n].0, Aad::from(&row(opened)), rewrapped)).unwrap();
         assert_eq!(*plaintext, row(opened));
         opened += 1;
     }

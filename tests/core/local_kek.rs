@@ -38,7 +38,10 @@ fn a_key_file_is_made_private_and_opened_again() {
     assert_eq!(kek.id().as_str(), "local:orders");
     let sealed = block_on(envelope(&kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     for again in [LocalKek::open(dir.file()).unwrap(), dir.kek()] {
-        assert_eq!(&*block_on(envelope(&again).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap(), b"x");
+        assert_eq!(
+            &*block_on(envelope(&again).decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap(),
+            b"x"
+        );
     }
 }
 
@@ -64,16 +67,26 @@ fn what_is_no_key_file_is_an_error_and_is_left_as_it_is() {
     for content in [&b""[..], b"not a key file", &[0; 5000]] {
         fs::write(dir.file(), content).unwrap();
         fs::set_permissions(dir.file(), fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(LocalKek::open_or_create(dir.file(), "orders").unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(
+            LocalKek::open_or_create(dir.file(), "orders").unwrap_err().kind(),
+            ErrorKind::Io
+        );
         assert_eq!(fs::read(dir.file()).unwrap(), content);
     }
     fs::remove_file(dir.file()).unwrap();
     fs::create_dir(dir.file()).unwrap();
     assert_eq!(LocalKek::open(dir.file()).unwrap_err().kind(), ErrorKind::Io, "a directory");
-    assert_eq!(LocalKek::open_or_create(dir.0.path().join("no/such/dir"), "orders").unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(
+        LocalKek::open_or_create(dir.0.path().join("no/such/dir"), "orders").unwrap_err().kind(),
+        ErrorKind::Io
+    );
     assert_eq!(LocalKek::open("/").unwrap_err().kind(), ErrorKind::Io);
     symlink(dir.0.path().join("nowhere"), dir.0.path().join("link")).unwrap();
-    assert_eq!(LocalKek::open(dir.0.path().join("link")).unwrap_err().kind(), ErrorKind::Io, "a dangling link");
+    assert_eq!(
+        LocalKek::open(dir.0.path().join("link")).unwrap_err().kind(),
+        ErrorKind::Io,
+        "a dangling link"
+    );
 }
 
 #[test]
@@ -93,7 +106,10 @@ fn every_changed_byte_of_a_key_file_is_noticed() {
 fn a_name_is_part_of_the_key_and_a_key_file_has_one() {
     let dir = Dir::new();
     dir.kek();
-    assert_eq!(LocalKek::open_or_create(dir.file(), "others").unwrap_err().kind(), ErrorKind::InvalidOption);
+    assert_eq!(
+        LocalKek::open_or_create(dir.file(), "others").unwrap_err().kind(),
+        ErrorKind::InvalidOption
+    );
     for name in ["", &"n".repeat(507)] {
         assert_eq!(LocalKek::in_memory(name).unwrap_err().kind(), ErrorKind::InvalidOption);
     }
@@ -119,7 +135,9 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
     let dir = Dir::new();
     let kek = dir.kek();
     let alice = context("alice");
-    let seal = |plaintext: &[u8]| block_on(envelope(&kek).encrypt(&alice, Aad::empty(), plaintext)).unwrap();
+    let seal = |plaintext: &[u8]| {
+        block_on(envelope(&kek).encrypt(&alice, Aad::empty(), plaintext)).unwrap()
+    };
     let (kept, lost) = (seal(b"kept"), seal(b"lost"));
     assert_eq!(kek.rotate().unwrap(), 2);
     let service = envelope(&kek);
@@ -142,7 +160,10 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
         assert_eq!(kek.versions(), [(1, false), (2, true)]);
         let cold = envelope(&kek);
         assert_eq!(&*block_on(cold.decrypt(&alice, Aad::empty(), &rewrapped)).unwrap(), b"kept");
-        assert_eq!(block_on(cold.decrypt(&alice, Aad::empty(), &lost)).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(
+            block_on(cold.decrypt(&alice, Aad::empty(), &lost)).unwrap_err().kind(),
+            ErrorKind::Denied
+        );
     }
 }
 
@@ -157,7 +178,8 @@ fn the_secret_of_a_retired_version_is_not_in_the_file() {
     assert!(holds(&fs::read(dir.file()).unwrap()), "the control");
     kek.retire(1).unwrap();
     assert!(!holds(&fs::read(dir.file()).unwrap()));
-    let names: Vec<_> = fs::read_dir(dir.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> =
+        fs::read_dir(dir.0.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names.len(), 2, "no temporary file is left: {names:?}");
 }
 
@@ -172,7 +194,10 @@ fn another_process_rotation_and_retirement_are_noticed_without_a_restart() {
     assert_eq!(&*block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &new)).unwrap(), b"new");
     assert_eq!(ours.current_version(), 2);
     theirs.retire(1).unwrap();
-    assert_eq!(block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &old)).unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &old)).unwrap_err().kind(),
+        ErrorKind::Denied
+    );
 }
 
 #[test]
@@ -181,9 +206,15 @@ fn a_key_file_that_is_lost_or_spoiled_while_in_use_degrades_and_does_not_stop() 
     let kek = dir.kek();
     let alice = context("alice");
     let sealed = block_on(envelope(&kek).encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    for spoil in [|path: PathBuf| fs::write(path, b"spoiled").unwrap(), |path| fs::remove_file(path).unwrap()] {
+    for spoil in [
+        |path: PathBuf| fs::write(path, b"spoiled").unwrap(),
+        |path| fs::remove_file(path).unwrap(),
+    ] {
         spoil(dir.file());
-        assert_eq!(&*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
+        assert_eq!(
+            &*block_on(envelope(&kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(),
+            b"x"
+        );
         assert!(matches!(block_on(kek.health()).unwrap(), Health::Degraded(_)));
         assert_eq!(kek.rotate().unwrap_err().kind(), ErrorKind::Io);
         assert_eq!(kek.reload().unwrap_err().kind(), ErrorKind::Io);
@@ -220,7 +251,10 @@ fn many_first_starts_at_once_make_one_kek() {
         });
         let sealed = block_on(envelope(&keks[0]).encrypt(&alice, Aad::empty(), b"x")).unwrap();
         for kek in &keks {
-            assert_eq!(&*block_on(envelope(kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
+            assert_eq!(
+                &*block_on(envelope(kek).decrypt(&alice, Aad::empty(), &sealed)).unwrap(),
+                b"x"
+            );
         }
     }
 }

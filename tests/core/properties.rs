@@ -9,9 +9,14 @@ use waxseal_testing::support;
 
 /// Valid pairs, unsorted, names made distinct by a number.
 fn pairs() -> impl Strategy<Value = Vec<(String, String)>> {
-    prop::collection::vec(("[^\\x00-\\x1f\\x7f]{0,20}", "[^\\x00-\\x1f\\x7f]{1,40}"), 0..8).prop_map(|pairs| {
-        pairs.into_iter().enumerate().map(|(i, (name, value))| (format!("{i}{name}"), value)).collect()
-    })
+    prop::collection::vec(("[^\\x00-\\x1f\\x7f]{0,20}", "[^\\x00-\\x1f\\x7f]{1,40}"), 0..8)
+        .prop_map(|pairs| {
+            pairs
+                .into_iter()
+                .enumerate()
+                .map(|(i, (name, value))| (format!("{i}{name}"), value))
+                .collect()
+        })
 }
 
 proptest! {

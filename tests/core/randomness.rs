@@ -21,13 +21,19 @@ fn without_randomness<R: Send>(work: impl FnOnce() -> R + Send) -> Option<R> {
 
 /// For this thread, from now on.
 fn refuse_randomness() {
-    let statement = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
+    let statement =
+        |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap(), jt, jf, k };
     let getrandom = u32::try_from(libc::SYS_getrandom).unwrap();
     let mut program = [
         // The number of the system call is the first word of what the filter gets.
         statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
         statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, getrandom),
-        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EIO.unsigned_abs()),
+        statement(
+            libc::BPF_RET | libc::BPF_K,
+            0,
+            0,
+            libc::SECCOMP_RET_ERRNO | libc::EIO.unsigned_abs(),
+        ),
         statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
     let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
@@ -35,7 +41,10 @@ fn refuse_randomness() {
     // this thread only.
     unsafe {
         assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter), 0);
+        assert_eq!(
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter),
+            0
+        );
     }
 }
 
@@ -48,8 +57,10 @@ fn sealing_fails_with_an_error_of_its_own_kind_and_opening_goes_on() {
         let sealed = block_on(service.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         let results = without_randomness(|| {
             let with_the_handle = key.encrypt(Aad::empty(), b"y").unwrap_err().kind();
-            let with_the_dek = block_on(service.encrypt(&alice, Aad::empty(), b"y")).unwrap_err().kind();
-            let with_a_new_dek = block_on(service.encrypt(&context("bob"), Aad::empty(), b"y")).unwrap_err().kind();
+            let with_the_dek =
+                block_on(service.encrypt(&alice, Aad::empty(), b"y")).unwrap_err().kind();
+            let with_a_new_dek =
+                block_on(service.encrypt(&context("bob"), Aad::empty(), b"y")).unwrap_err().kind();
             assert_eq!(&*block_on(service.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
             [with_the_handle, with_the_dek, with_a_new_dek]
         });
@@ -68,7 +79,9 @@ fn a_buffer_that_could_not_be_sealed_in_place_has_no_second_copy_of_the_plaintex
         let mut buffer = vec![0; 100 + room];
         buffer.truncate(100);
         buffer.fill(0xA5);
-        let result = without_randomness(|| block_on(service.encrypt_in_place(&alice, Aad::empty(), &mut buffer)));
+        let result = without_randomness(|| {
+            block_on(service.encrypt_in_place(&alice, Aad::empty(), &mut buffer))
+        });
         let Some(result) = result else { return };
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Randomness);
         assert_eq!(buffer, [0xA5; 100], "the plaintext is still there");

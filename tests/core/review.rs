@@ -9,8 +9,8 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Sealed, StartOptions, StartUp, WrappedDek,
-    WrappedKeys,
+    Aad, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Sealed, StartOptions, StartUp,
+    WrappedDek, WrappedKeys,
 };
 use waxseal_testing::support::{Probe, block_on, context, envelope, local};
 
@@ -23,7 +23,11 @@ impl KekProvider for ByTenant {
         self.0.id()
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             if *context == self::context("down") {
                 return Err(KekError::unavailable("by tenant"));
@@ -53,7 +57,8 @@ fn a_denial_fails_a_tolerant_start_though_an_outage_of_another_context_comes_fir
     for order in [["down", "denied"], ["denied", "down"]] {
         let contexts = order.map(context);
         let options = StartOptions::default().start_up(StartUp::TolerateOutage).warm_up(&contexts);
-        let started = block_on(Envelope::builder().wrap_with(ByTenant(local("kek"))).start(options));
+        let started =
+            block_on(Envelope::builder().wrap_with(ByTenant(local("kek"))).start(options));
         assert_eq!(started.err().map(|error| error.kind()), Some(ErrorKind::Denied), "{order:?}");
     }
 }
@@ -64,7 +69,8 @@ fn a_rewrap_without_a_kek_for_writing_names_the_option() {
     let sealed = block_on(envelope(&kek).encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
     let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
     let alone = block_on(reader.rewrap(&context("alice"), &sealed)).unwrap_err();
-    let of_many = block_on(reader.rewrap_all([(&context("alice"), &*sealed)])).remove(0).unwrap_err();
+    let of_many =
+        block_on(reader.rewrap_all([(&context("alice"), &*sealed)])).remove(0).unwrap_err();
     for error in [alone, of_many] {
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains("wrap_with"), "{error}");
@@ -76,7 +82,10 @@ fn the_cause_of_an_error_is_kept_though_the_error_was_cloned() {
     let error = Error::new(ErrorKind::Io, "key file");
     let first = error.clone();
     let with_cause = error.with_source(std::io::Error::other("disk"));
-    assert_eq!(std::error::Error::source(&with_cause).map(ToString::to_string), Some("disk".to_owned()));
+    assert_eq!(
+        std::error::Error::source(&with_cause).map(ToString::to_string),
+        Some("disk".to_owned())
+    );
     assert!(std::error::Error::source(&first).is_none());
 }
 
@@ -136,7 +145,11 @@ fn no_change_of_the_form_opens_a_message() {
             for bit in 0..8 {
                 let mut changed = sealed.to_vec();
                 changed[at] ^= 1 << bit;
-                let opened = block_on(service.decrypt(&alice, Aad::empty(), Sealed::compact(&changed, keys)));
+                let opened = block_on(service.decrypt(
+                    &alice,
+                    Aad::empty(),
+                    Sealed::compact(&changed, keys),
+                ));
                 assert!(opened.is_err(), "byte {at}, bit {bit}");
                 assert!(block_on(service.decrypt(&alice, Aad::empty(), &changed)).is_err());
             }
@@ -152,7 +165,8 @@ fn many_are_rewrapped_with_each_verified_and_one_list_asked_once() {
     let seal = |context: &EncryptionContext, row: u64| {
         block_on(service.encrypt(context, Aad::from(&row.to_be_bytes()), b"text")).unwrap()
     };
-    let rows: Vec<_> = (0..2000).map(|row| (if row % 2 == 0 { &alice } else { &bob }, row)).collect();
+    let rows: Vec<_> =
+        (0..2000).map(|row| (if row % 2 == 0 { &alice } else { &bob }, row)).collect();
     let sealed: Vec<_> = rows.iter().map(|(context, row)| seal(context, *row)).collect();
     kek.local().rotate().unwrap();
     let before = kek.calls();
@@ -167,15 +181,25 @@ fn many_are_rewrapped_with_each_verified_and_one_list_asked_once() {
     assert_eq!(results.len(), 2004);
     let after = kek.calls();
     // One group is alice's, one bob's, one alice's message in bob's context.
-    assert!(after.rewraps - before.rewraps <= 3 && after.unwraps - before.unwraps <= 4, "{before:?} {after:?}");
+    assert!(
+        after.rewraps - before.rewraps <= 3 && after.unwraps - before.unwraps <= 4,
+        "{before:?} {after:?}"
+    );
     let cold = Envelope::builder().unwrap_with(kek.local().clone()).build().unwrap();
     for ((context, row), result) in rows.iter().zip(&results) {
         let result = result.as_ref().unwrap();
         assert!(!service.needs_rewrap(result).unwrap());
-        assert_eq!(&*block_on(cold.decrypt(context, Aad::from(&row.to_be_bytes()), result)).unwrap(), b"text");
+        assert_eq!(
+            &*block_on(cold.decrypt(context, Aad::from(&row.to_be_bytes()), result)).unwrap(),
+            b"text"
+        );
     }
-    let kinds: Vec<_> = results[2000..].iter().map(|result| result.as_ref().err().map(Error::kind)).collect();
-    assert_eq!(kinds, [Some(ErrorKind::Invalid), None, Some(ErrorKind::Malformed), Some(ErrorKind::NotSealed)]);
+    let kinds: Vec<_> =
+        results[2000..].iter().map(|result| result.as_ref().err().map(Error::kind)).collect();
+    assert_eq!(
+        kinds,
+        [Some(ErrorKind::Invalid), None, Some(ErrorKind::Malformed), Some(ErrorKind::NotSealed)]
+    );
     assert_eq!(results[2001].as_ref().unwrap(), results[0].as_ref().unwrap());
 }
 
@@ -197,11 +221,21 @@ fn what_a_thread_remembers_serves_after_nothing_that_ends_it() {
         for _ in 0..5 {
             assert!(one.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
         }
-        assert!(other.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(), "{name}: of another envelope");
+        assert!(
+            other.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none(),
+            "{name}: of another envelope"
+        );
         let decryptor = block_on(one.decryptor(&alice, &sealed)).unwrap();
         end(&one);
-        assert!(matches!(one.decrypt_cached(&alice, Aad::empty(), &sealed), Ok(None) | Err(_)), "{name}");
-        assert_eq!(decryptor.decrypt(Aad::empty(), &sealed).unwrap_err().kind(), ErrorKind::Expired, "{name}");
+        assert!(
+            matches!(one.decrypt_cached(&alice, Aad::empty(), &sealed), Ok(None) | Err(_)),
+            "{name}"
+        );
+        assert_eq!(
+            decryptor.decrypt(Aad::empty(), &sealed).unwrap_err().kind(),
+            ErrorKind::Expired,
+            "{name}"
+        );
         let before = probe.calls();
         let opened = block_on(one.decrypt(&alice, Aad::empty(), &sealed));
         match *name {

@@ -27,7 +27,8 @@ fn hex(value: &Value) -> Vec<u8> {
 
 fn context(value: &Value) -> EncryptionContext {
     let pairs = value.as_array().unwrap().iter();
-    EncryptionContext::new(pairs.map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap()))).unwrap()
+    EncryptionContext::new(pairs.map(|pair| (pair[0].as_str().unwrap(), pair[1].as_str().unwrap())))
+        .unwrap()
 }
 
 fn reader(vectors: &Value, backend: Backend) -> Envelope {
@@ -37,7 +38,9 @@ fn reader(vectors: &Value, backend: Backend) -> Envelope {
         let secrets: Vec<(u32, [u8; 32])> = (kek["versions"].as_object().unwrap().iter())
             .map(|(version, secret)| (version.parse().unwrap(), hex(secret).try_into().unwrap()))
             .collect();
-        builder = builder.unwrap_with(LocalKek::from_secrets(name, secrets.iter().map(|(v, s)| (*v, s))).unwrap());
+        builder = builder.unwrap_with(
+            LocalKek::from_secrets(name, secrets.iter().map(|(v, s)| (*v, s))).unwrap(),
+        );
     }
     builder.build().unwrap()
 }
@@ -57,7 +60,8 @@ fn kind_of(name: &str) -> ErrorKind {
 }
 
 fn open(reader: &Envelope, message: &Value) -> Result<Vec<u8>, Error> {
-    let (context, aad, sealed) = (context(&message["context"]), hex(&message["aad"]), hex(&message["sealed"]));
+    let (context, aad, sealed) =
+        (context(&message["context"]), hex(&message["aad"]), hex(&message["sealed"]));
     let opened = match &message["wrapped_keys"] {
         Value::Null => block_on(reader.decrypt(&context, Aad::from(&aad), &sealed))?,
         keys => block_on(reader.decrypt(
@@ -81,11 +85,17 @@ fn the_library_opens_every_vector_and_refuses_every_negative_one() {
             match (open(&reader(&vectors, *backend), message), message["error"].as_str()) {
                 (Ok(plaintext), None) => match &message["plaintext"] {
                     Value::Null => {
-                        assert_eq!(Sha256::digest(plaintext)[..], hex(&message["plaintext_sha256"]), "{name}")
+                        assert_eq!(
+                            Sha256::digest(plaintext)[..],
+                            hex(&message["plaintext_sha256"]),
+                            "{name}"
+                        )
                     }
                     expected => assert_eq!(plaintext, hex(expected), "{name}"),
                 },
-                (Err(error), Some(expected)) => assert_eq!(error.kind(), kind_of(expected), "{name}: {error}"),
+                (Err(error), Some(expected)) => {
+                    assert_eq!(error.kind(), kind_of(expected), "{name}: {error}")
+                }
                 (Ok(_), Some(expected)) => panic!("{name}: opened, where {expected} was expected"),
                 (Err(error), None) => panic!("{name}: {error}"),
             }
@@ -101,14 +111,18 @@ fn the_library_reads_every_valid_encoding_and_no_other() {
     for vector in vectors["contexts"].as_array().unwrap() {
         let bytes = hex(&vector["bytes"]);
         match EncryptionContext::try_from(&bytes[..]) {
-            Ok(context) => assert!(vector["valid"] == true && context.as_bytes() == bytes, "{}", vector["why"]),
+            Ok(context) => {
+                assert!(vector["valid"] == true && context.as_bytes() == bytes, "{}", vector["why"])
+            }
             Err(_) => assert!(vector["valid"] == false, "{}", vector["why"]),
         }
     }
     for vector in vectors["wrapped_keys"].as_array().unwrap() {
         let bytes = hex(&vector["bytes"]);
         match WrappedKeys::try_from(&bytes[..]) {
-            Ok(keys) => assert!(vector["valid"] == true && keys.as_bytes() == bytes, "{}", vector["why"]),
+            Ok(keys) => {
+                assert!(vector["valid"] == true && keys.as_bytes() == bytes, "{}", vector["why"])
+            }
             Err(_) => assert!(vector["valid"] == false, "{}", vector["why"]),
         }
     }
@@ -117,14 +131,19 @@ fn the_library_reads_every_valid_encoding_and_no_other() {
 #[test]
 fn the_second_reader_agrees() {
     let python = python::interpreter(&file("second_reader/requirements.txt"));
-    let output =
-        Command::new(python).arg(file("second_reader/reader.py")).arg(file("vectors/messages.json")).output().unwrap();
+    let output = Command::new(python)
+        .arg(file("second_reader/reader.py"))
+        .arg(file("vectors/messages.json"))
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     // It checked as much as there is: messages, contexts, lists, and the known answer.
     let vectors = vectors();
-    let count: usize =
-        ["messages", "contexts", "wrapped_keys"].iter().map(|part| vectors[part].as_array().unwrap().len()).sum();
+    let count: usize = ["messages", "contexts", "wrapped_keys"]
+        .iter()
+        .map(|part| vectors[part].as_array().unwrap().len())
+        .sum();
     let passed: usize = text.lines().last().unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(passed > count, "{text}");
 }

@@ -10,7 +10,9 @@ use waxseal_testing::support;
 use support::stage::{Stage, ms, secs};
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{
+    BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek,
+};
 use waxseal::{Aad, Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
 
 fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
@@ -35,7 +37,8 @@ fn a_slow_denial_is_heard(stage: &Stage) {
 /// Built in a tokio runtime that has ended.
 #[test]
 fn a_slow_denial_is_heard_though_the_runtime_has_ended() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let stage = {
         let _in = runtime.enter();
         Stage::new(Limits::default().stale_if_error_reading(secs(3600)))
@@ -48,7 +51,8 @@ fn a_slow_denial_is_heard_though_the_runtime_has_ended() {
 #[test]
 fn a_slow_denial_is_heard_though_nobody_drives_the_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let stage = runtime.block_on(async { Stage::new(Limits::default().stale_if_error_reading(secs(3600))) });
+    let stage = runtime
+        .block_on(async { Stage::new(Limits::default().stale_if_error_reading(secs(3600))) });
     a_slow_denial_is_heard(&stage);
 }
 
@@ -65,7 +69,8 @@ impl Observer for Wiped {
 /// The last envelope is dropped while a renewal hangs in the background: are the keys gone?
 #[test]
 fn the_deks_end_with_the_last_envelope_though_a_call_goes_on() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let wiped = Wiped::default();
     let stage = {
         let _in = runtime.enter();
@@ -95,7 +100,11 @@ impl KekProvider for Closing {
     fn context_binding(&self) -> ContextBinding {
         self.0.context_binding()
     }
-    fn wrap<'a>(&'a self, c: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        c: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.0.wrap(c, dek)
     }
     fn unwrap<'a>(
@@ -160,7 +169,8 @@ fn a_revoked_answer_is_never_at_hand_while_an_observer_blocks() {
     let stage = Stage::with(Limits::default().max_entries(1), |b| b.observer(holds.clone()));
     let stage = Arc::new(stage);
     let bob = context("bob");
-    let other = block_on(support::envelope(stage.kek.local()).encrypt(&bob, Aad::empty(), b"bob")).unwrap();
+    let other =
+        block_on(support::envelope(stage.kek.local()).encrypt(&bob, Aad::empty(), b"bob")).unwrap();
     block_on(stage.envelope.decrypt(&bob, Aad::empty(), &other)).unwrap();
     let go = Arc::new(tokio::sync::Semaphore::new(0));
     let gate = go.clone();

@@ -86,9 +86,12 @@ fn a_dek_out_of_use_is_not_renewed() {
 
 #[test]
 fn a_failed_renewal_leaves_the_dek_its_age_and_is_not_repeated_at_once() {
-    for class in
-        [KekErrorClass::Unavailable, KekErrorClass::Throttled, KekErrorClass::Misconfigured, KekErrorClass::Invalid]
-    {
+    for class in [
+        KekErrorClass::Unavailable,
+        KekErrorClass::Throttled,
+        KekErrorClass::Misconfigured,
+        KekErrorClass::Invalid,
+    ] {
         let stage = Stage::new(Limits::default());
         stage.read().unwrap();
         stage.write().unwrap();
@@ -118,18 +121,32 @@ fn a_failed_renewal_leaves_the_dek_its_age_and_is_not_repeated_at_once() {
 #[test]
 fn past_its_age_only_an_outage_is_ridden_out_and_only_within_the_grace() {
     for class in CLASSES {
-        let stage = Stage::new(Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(20)));
+        let stage = Stage::new(
+            Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(20)),
+        );
         stage.read().unwrap();
         stage.write().unwrap();
         stage.kek.fail_with(class);
         let outage = matches!(class, KekErrorClass::Unavailable | KekErrorClass::Throttled);
         stage.clock.advance(secs(101));
-        assert_eq!((stage.read().is_ok(), stage.write().is_ok()), (outage, outage), "{class} at 101 s");
+        assert_eq!(
+            (stage.read().is_ok(), stage.write().is_ok()),
+            (outage, outage),
+            "{class} at 101 s"
+        );
         assert_eq!(stage.log.count("ServedStale"), if outage { 2 } else { 0 });
         stage.clock.advance(secs(19));
-        assert_eq!((stage.read().is_ok(), stage.write().is_ok()), (outage, false), "{class} at 120 s");
+        assert_eq!(
+            (stage.read().is_ok(), stage.write().is_ok()),
+            (outage, false),
+            "{class} at 120 s"
+        );
         stage.clock.advance(secs(30));
-        assert_eq!((stage.read().is_ok(), stage.write().is_ok()), (false, false), "{class} at 150 s");
+        assert_eq!(
+            (stage.read().is_ok(), stage.write().is_ok()),
+            (false, false),
+            "{class} at 150 s"
+        );
     }
 }
 
@@ -142,12 +159,15 @@ fn without_a_grace_nothing_serves_past_its_age() {
     stage.clock.advance(secs(100));
     assert_eq!(kind(stage.read()), ErrorKind::Unavailable);
     assert_eq!(kind(stage.write()), ErrorKind::Unavailable);
-    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
+    assert!(
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none()
+    );
 }
 
 #[test]
 fn during_a_known_outage_one_call_a_second_asks_and_nobody_else_waits() {
-    let limits = Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000));
+    let limits =
+        Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000));
     let stage = Stage::new(limits);
     stage.read().unwrap();
     stage.write().unwrap();
@@ -168,7 +188,9 @@ fn during_a_known_outage_one_call_a_second_asks_and_nobody_else_waits() {
 #[test]
 fn an_outage_that_turns_into_a_misconfiguration_or_a_denial_is_ridden_out_no_more() {
     for class in [KekErrorClass::Misconfigured, KekErrorClass::Invalid, KekErrorClass::Denied] {
-        let stage = Stage::new(Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000)));
+        let stage = Stage::new(
+            Limits::default().stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000)),
+        );
         stage.read().unwrap();
         stage.write().unwrap();
         stage.kek.fail_with(KekErrorClass::Unavailable);
@@ -183,13 +205,21 @@ fn an_outage_that_turns_into_a_misconfiguration_or_a_denial_is_ridden_out_no_mor
 }
 
 #[test]
-fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_and_an_older_one_does_not() {
-    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(50)));
+fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_and_an_older_one_does_not()
+ {
+    let stage = Stage::new(
+        Limits::default().stale_if_error_reading(secs(50)).stale_if_error_writing(secs(50)),
+    );
     let handles = || {
         let opening = block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap();
         let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
         let sealed = stage.sealed.clone();
-        move || (opening.decrypt(Aad::empty(), &sealed).is_ok(), sealing.encrypt(Aad::empty(), b"x").is_ok())
+        move || {
+            (
+                opening.decrypt(Aad::empty(), &sealed).is_ok(),
+                sealing.encrypt(Aad::empty(), b"x").is_ok(),
+            )
+        }
     };
     let older = handles();
     stage.kek.fail_with(KekErrorClass::Unavailable);
@@ -210,7 +240,9 @@ fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_
 
 #[test]
 fn a_handle_in_the_grace_ends_when_nobody_knows_any_more_whether_the_outage_lasts() {
-    let stage = Stage::new(Limits::default().stale_if_error_reading(secs(10_000)).stale_if_error_writing(secs(10_000)));
+    let stage = Stage::new(
+        Limits::default().stale_if_error_reading(secs(10_000)).stale_if_error_writing(secs(10_000)),
+    );
     stage.read().unwrap();
     stage.write().unwrap();
     stage.kek.fail_with(KekErrorClass::Unavailable);
@@ -222,7 +254,10 @@ fn a_handle_in_the_grace_ends_when_nobody_knows_any_more_whether_the_outage_last
     stage.clock.advance(secs(7));
     assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
     assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
-    assert_eq!(kind(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed))), ErrorKind::Denied);
+    assert_eq!(
+        kind(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed))),
+        ErrorKind::Denied
+    );
 }
 
 #[test]
@@ -244,7 +279,10 @@ fn a_service_back_from_an_outage_is_used_within_a_second() {
 #[test]
 fn a_denial_evicts_at_once_and_is_remembered_for_a_while() {
     let stage = Stage::new(
-        Limits::default().denial_ttl(secs(5)).stale_if_error_reading(secs(1000)).stale_if_error_writing(secs(1000)),
+        Limits::default()
+            .denial_ttl(secs(5))
+            .stale_if_error_reading(secs(1000))
+            .stale_if_error_writing(secs(1000)),
     );
     stage.read().unwrap();
     stage.write().unwrap();
@@ -310,7 +348,10 @@ fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
     stage.read().unwrap();
     assert_eq!(stage.calls().0, at_hand + 1, "and delays no renewal");
     stage.clock.advance(secs(81));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some(), "evicted");
+    assert!(
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some(),
+        "evicted"
+    );
     stage.clock.advance(secs(20));
     stage.kek.fail_with(KekErrorClass::Denied);
     for message in &forged {
@@ -319,7 +360,10 @@ fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
     stage.kek.fail_with(None);
     stage.read().unwrap();
     let wiped = stage.log.count("Wiped");
-    assert!(wiped <= 1, "nothing of the rightful reader's ended, but for what was replaced: {wiped}");
+    assert!(
+        wiped <= 1,
+        "nothing of the rightful reader's ended, but for what was replaced: {wiped}"
+    );
 }
 
 #[test]
@@ -328,7 +372,9 @@ fn a_pause_that_only_one_clock_shows_counts_as_age() {
     stage.read().unwrap();
     stage.write().unwrap();
     stage.clock.set_wall_forward(secs(101));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
+    assert!(
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none()
+    );
     stage.read().unwrap();
     stage.write().unwrap();
     assert_eq!(stage.calls(), (2, 2));
@@ -382,12 +428,19 @@ fn a_dek_that_another_kek_unwraps_survives_the_revocation_of_one() {
     let reader = both();
     block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
     reader.revoke_kek(b.id());
-    assert!(reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some(), "it came through the other");
+    assert!(
+        reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some(),
+        "it came through the other"
+    );
     reader.reinstate_kek(b.id());
     reader.revoke_kek(a.id());
     assert!(reader.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
     block_on(reader.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
-    assert_eq!(kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))), ErrorKind::Denied, "writing needs them all");
+    assert_eq!(
+        kind(block_on(reader.encrypt(&alice, Aad::empty(), b"x"))),
+        ErrorKind::Denied,
+        "writing needs them all"
+    );
 }
 
 #[test]
@@ -397,7 +450,9 @@ fn a_revoked_context_is_asked_for_again_and_no_other_is() {
     let of_bob = block_on(stage.envelope.encrypt(&bob, Aad::empty(), b"x")).unwrap();
     stage.read().unwrap();
     stage.envelope.evict_context(&stage.alice);
-    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none());
+    assert!(
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_none()
+    );
     assert!(stage.envelope.decrypt_cached(&bob, Aad::empty(), &of_bob).unwrap().is_some());
     stage.read().unwrap();
     stage.envelope.evict_all();
@@ -410,10 +465,12 @@ fn a_revoked_context_is_asked_for_again_and_no_other_is() {
 fn a_revocation_holds_for_an_answer_that_is_on_its_way() {
     for revoke in [0, 1, 2] {
         let stage = Stage::new(Limits::default());
-        let (envelope, kek_id, alice) = (stage.envelope.clone(), stage.kek.id().clone(), stage.alice.clone());
+        let (envelope, kek_id, alice) =
+            (stage.envelope.clone(), stage.kek.id().clone(), stage.alice.clone());
         let once = Arc::new(Mutex::new(true));
         stage.kek.wait_for(move || {
-            let (envelope, kek_id, alice, once) = (envelope.clone(), kek_id.clone(), alice.clone(), once.clone());
+            let (envelope, kek_id, alice, once) =
+                (envelope.clone(), kek_id.clone(), alice.clone(), once.clone());
             Box::pin(async move {
                 if std::mem::take(&mut *once.lock().unwrap()) {
                     match revoke {
@@ -452,9 +509,13 @@ fn ten_thousand_callers_of_one_cold_dek_cost_one_call() {
     runtime().block_on(async {
         let calls: Vec<_> = (0..10_000)
             .map(|_| {
-                let (envelope, alice, sealed) = (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
+                let (envelope, alice, sealed) =
+                    (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
                 tokio::spawn(async move {
-                    envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(|plaintext| plaintext.len())
+                    envelope
+                        .decrypt(&alice, Aad::empty(), &sealed)
+                        .await
+                        .map(|plaintext| plaintext.len())
                 })
             })
             .collect();
@@ -471,7 +532,10 @@ fn callers_of_a_hundred_cold_deks_cost_a_hundred_calls_reading_and_writing() {
     let contexts: Vec<_> = (0..100).map(|i| context(&format!("tenant {i}"))).collect();
     let messages: Vec<_> = contexts
         .iter()
-        .map(|context| block_on(support::envelope(kek.local()).encrypt(context, Aad::empty(), b"payload")).unwrap())
+        .map(|context| {
+            block_on(support::envelope(kek.local()).encrypt(context, Aad::empty(), b"payload"))
+                .unwrap()
+        })
         .collect();
     slow(&kek, Duration::from_millis(100));
     let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
@@ -479,7 +543,8 @@ fn callers_of_a_hundred_cold_deks_cost_a_hundred_calls_reading_and_writing() {
         let mut calls = Vec::new();
         for _ in 0..30 {
             for (context, sealed) in contexts.iter().zip(&messages) {
-                let (envelope, context, sealed) = (envelope.clone(), context.clone(), sealed.clone());
+                let (envelope, context, sealed) =
+                    (envelope.clone(), context.clone(), sealed.clone());
                 calls.push(tokio::spawn(async move {
                     envelope.decrypt(&context, Aad::empty(), &sealed).await.unwrap();
                     envelope.encrypt(&context, Aad::empty(), b"x").await.unwrap();
@@ -499,8 +564,11 @@ fn a_cancelled_leader_leaves_its_call_to_the_others() {
     slow(&stage.kek, Duration::from_millis(200));
     runtime().block_on(async {
         let call = || {
-            let (envelope, alice, sealed) = (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
-            tokio::spawn(async move { envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(|_| ()) })
+            let (envelope, alice, sealed) =
+                (stage.envelope.clone(), stage.alice.clone(), stage.sealed.clone());
+            tokio::spawn(async move {
+                envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(|_| ())
+            })
         };
         let leader = call();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -535,11 +603,15 @@ fn a_failure_reaches_all_who_asked_the_same_and_nobody_else() {
     damaged[80] ^= 1;
     runtime().block_on(async {
         let call = |sealed: &[u8], context: &EncryptionContext| {
-            let (envelope, context, sealed) = (stage.envelope.clone(), context.clone(), sealed.to_vec());
-            tokio::spawn(async move { envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ()) })
+            let (envelope, context, sealed) =
+                (stage.envelope.clone(), context.clone(), sealed.to_vec());
+            tokio::spawn(async move {
+                envelope.decrypt(&context, Aad::empty(), &sealed).await.map(|_| ())
+            })
         };
-        let wrong: Vec<_> =
-            (0..20).flat_map(|_| [call(&damaged, &stage.alice), call(&stage.sealed, &context("mallory"))]).collect();
+        let wrong: Vec<_> = (0..20)
+            .flat_map(|_| [call(&damaged, &stage.alice), call(&stage.sealed, &context("mallory"))])
+            .collect();
         let right: Vec<_> = (0..20).map(|_| call(&stage.sealed, &stage.alice)).collect();
         for call in wrong {
             assert!(call.await.unwrap().is_err());
@@ -579,8 +651,10 @@ fn with_a_runtime_nobody_waits_for_a_renewal() {
 fn an_idle_process_wipes_on_time() {
     let log = Log::default();
     let kek = ScriptedKek::new("kek").unwrap();
-    let limits = Limits::default().max_age(Duration::from_millis(200)).stale_if_error_reading(secs(3));
-    let envelope = Envelope::builder().wrap_with(kek).limits(limits).observer(log.clone()).build().unwrap();
+    let limits =
+        Limits::default().max_age(Duration::from_millis(200)).stale_if_error_reading(secs(3));
+    let envelope =
+        Envelope::builder().wrap_with(kek).limits(limits).observer(log.clone()).build().unwrap();
     let alice = context("alice");
     let sealing = block_on(envelope.encryptor(&alice)).unwrap();
     assert_eq!(log.count("Wiped"), 0);
@@ -630,7 +704,8 @@ fn the_end_of_every_dek_is_told_once() {
 fn what_makes_room_is_wiped() {
     let stage = Stage::new(Limits::default().max_entries(1));
     for tenant in 0..20 {
-        block_on(stage.envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x")).unwrap();
+        block_on(stage.envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x"))
+            .unwrap();
     }
     assert!(deks_at_hand(&stage.envelope) <= (1, 1), "{:?}", deks_at_hand(&stage.envelope));
     assert!(stage.log.count("Wiped") >= 38, "{}", stage.log.count("Wiped"));
@@ -650,10 +725,17 @@ fn limits_that_contradict_each_other_are_refused_with_the_field_named() {
         (limits.stale_if_error_writing(secs(24 * 3600 - 99)), "max_age and stale_if_error"),
         (limits.max_uses(0), "max_uses"),
     ] {
-        let error = Envelope::builder().wrap_with(support::local("kek")).limits(limits).build().unwrap_err();
+        let error = Envelope::builder()
+            .wrap_with(support::local("kek"))
+            .limits(limits)
+            .build()
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains(field), "{field}: {error}");
     }
-    let edge = limits.refresh_after(secs(99)).stale_if_error_reading(secs(24 * 3600 - 100)).denial_ttl(secs(300));
+    let edge = limits
+        .refresh_after(secs(99))
+        .stale_if_error_reading(secs(24 * 3600 - 100))
+        .denial_ttl(secs(300));
     Envelope::builder().wrap_with(support::local("kek")).limits(edge).build().unwrap();
 }

@@ -68,8 +68,10 @@ impl World {
         let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
         let contexts: Vec<_> = (0..4).map(|i| context(&format!("{i}"))).collect();
         let elsewhere = support::envelope(kek.local());
-        let messages =
-            contexts.iter().map(|context| block_on(elsewhere.encrypt(context, Aad::empty(), b"x")).unwrap()).collect();
+        let messages = contexts
+            .iter()
+            .map(|context| block_on(elsewhere.encrypt(context, Aad::empty(), b"x")).unwrap())
+            .collect();
         let limits = Limits::default()
             .max_age(Duration::from_millis(MAX_AGE))
             .refresh_after(Duration::from_millis(REFRESH_AFTER))
@@ -77,10 +79,23 @@ impl World {
             .stale_if_error_writing(Duration::from_millis(GRACE[1]))
             .denial_ttl(Duration::from_millis(REFUSE_FOR));
         // The circuit breaker has tests of its own; here it stays closed.
-        let builder = Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone());
-        let envelope = builder.call_policy(CallPolicy::default().breaker_failures(1000)).build().unwrap();
+        let builder =
+            Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone());
+        let envelope =
+            builder.call_policy(CallPolicy::default().breaker_failures(1000)).build().unwrap();
         let deks = [vec![Dek::default(); contexts.len()], vec![Dek::default(); contexts.len()]];
-        Self { kek, clock, envelope, contexts, messages, now: 0, failure: None, revoked: false, deks, asked: 0 }
+        Self {
+            kek,
+            clock,
+            envelope,
+            contexts,
+            messages,
+            now: 0,
+            failure: None,
+            revoked: false,
+            deks,
+            asked: 0,
+        }
     }
 
     /// One operation, held against the model.
@@ -89,10 +104,12 @@ impl World {
         let result = if writing {
             block_on(self.envelope.encrypt(&self.contexts[i], Aad::empty(), b"x")).map(|_| ())
         } else {
-            block_on(self.envelope.decrypt(&self.contexts[i], Aad::empty(), &self.messages[i])).map(|_| ())
+            block_on(self.envelope.decrypt(&self.contexts[i], Aad::empty(), &self.messages[i]))
+                .map(|_| ())
         };
         let after = self.kek.calls();
-        let asked = if writing { after.wraps - before.wraps } else { after.unwraps - before.unwraps };
+        let asked =
+            if writing { after.wraps - before.wraps } else { after.unwraps - before.unwraps };
         assert_eq!(after.total() - before.total(), asked, "asked for something else");
         self.asked += asked;
 
@@ -144,7 +161,9 @@ impl World {
         if asked == 1 {
             match failure {
                 None => *dek = Dek { yes_at: Some(now), ..Dek::default() },
-                Some(KekErrorClass::Denied) => *dek = Dek { no_until: now + REFUSE_FOR, ..Dek::default() },
+                Some(KekErrorClass::Denied) => {
+                    *dek = Dek { no_until: now + REFUSE_FOR, ..Dek::default() }
+                }
                 Some(class) => {
                     dek.failed_at = Some((now, outage));
                     if class == KekErrorClass::Invalid {
@@ -172,7 +191,8 @@ impl World {
             }
             900..=969 => {
                 // Mostly a little, now and then past everything.
-                let by = if random.below(10) == 0 { random.below(300_000) } else { random.below(8_000) };
+                let by =
+                    if random.below(10) == 0 { random.below(300_000) } else { random.below(8_000) };
                 if random.below(10) == 0 {
                     self.clock.set_wall_forward(Duration::from_millis(by));
                     // The clock since boot has seen nothing; bring it along, so that the model needs one time only.

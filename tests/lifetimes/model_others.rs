@@ -19,8 +19,8 @@ use waxseal::kek::KekErrorClass::{self, Denied, Invalid, Misconfigured, Throttle
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits, ManualClock, Observer,
-    Runtime, WrappedDek,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, Limits,
+    ManualClock, Observer, Runtime, WrappedDek,
 };
 
 const STEPS: u64 = 1_000_000;
@@ -172,7 +172,11 @@ impl KekProvider for Judge {
         self.kek.id()
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.kek.wrap(context, dek)
     }
 
@@ -272,7 +276,11 @@ impl Model {
         let shared = Shared(Arc::new((Mutex::new(world), clock.clone(), OnceLock::new())));
         let keks = [support::local("a"), support::local("b")];
         let contexts: Vec<_> = (0..CONTEXTS).map(|i| context(&format!("{i}"))).collect();
-        let elsewhere = Envelope::builder().wrap_with(keks[0].clone()).wrap_with(keks[1].clone()).build().unwrap();
+        let elsewhere = Envelope::builder()
+            .wrap_with(keks[0].clone())
+            .wrap_with(keks[1].clone())
+            .build()
+            .unwrap();
         let junk = |id: &str| WrappedDek::new(KekId::new(id).unwrap(), vec![7; 76]).unwrap();
         let messages = contexts.iter().map(|context| {
             let sealed = block_on(elsewhere.encrypt(context, Aad::empty(), b"payload")).unwrap();
@@ -290,8 +298,13 @@ impl Model {
             .refresh_after(Duration::from_millis(REFRESH_AFTER))
             .stale_if_error_reading(Duration::from_millis(GRACE))
             .denial_ttl(Duration::from_millis(REFUSE_FOR));
-        let judge = |number: usize| Judge { number, kek: keks[number].clone(), shared: shared.clone() };
-        let builder = Envelope::builder().unwrap_with(judge(0)).unwrap_with(judge(1)).limits(limits).clock(clock);
+        let judge =
+            |number: usize| Judge { number, kek: keks[number].clone(), shared: shared.clone() };
+        let builder = Envelope::builder()
+            .unwrap_with(judge(0))
+            .unwrap_with(judge(1))
+            .limits(limits)
+            .clock(clock);
         let builder = builder.observer(SometimesPanics(shared.clone()));
         let policy = CallPolicy::default().breaker_failures(1000);
         let builder = match with_runtime {
@@ -330,7 +343,9 @@ impl Model {
             let mut call = pin!(call);
             let mut cx = Context::from_waker(Waker::noop());
             (0..polls.unwrap_or(40)).find_map(|_| match call.as_mut().poll(&mut cx) {
-                Poll::Ready(result) => Some(result.map(|plaintext| assert_eq!(&*plaintext, b"payload"))),
+                Poll::Ready(result) => {
+                    Some(result.map(|plaintext| assert_eq!(&*plaintext, b"payload")))
+                }
                 Poll::Pending => None,
             })
         }))
@@ -358,9 +373,14 @@ impl Model {
                 self.served_in_grace += u64::from(in_grace);
             }
             Some(Err(error)) => {
-                let usable = |kek: &usize| failures[*kek].is_none() && !self.kek_revoked[*kek] && !hangs[*kek];
+                let usable = |kek: &usize| {
+                    failures[*kek].is_none() && !self.kek_revoked[*kek] && !hangs[*kek]
+                };
                 let is_refused = began < known.refused_until[list];
-                assert!(is_refused || !LISTS[list].iter().any(usable), "{what}: failed though a KEK works");
+                assert!(
+                    is_refused || !LISTS[list].iter().any(usable),
+                    "{what}: failed though a KEK works"
+                );
                 assert_ne!(error.kind(), ErrorKind::Expired, "{what}");
             }
         }
@@ -394,8 +414,9 @@ impl Model {
             }
         }
         let known = &mut self.known[of];
-        let last =
-            |kek: &usize| answers.iter().rev().find(|answer| answer.kek == *kek).and_then(|answer| answer.failure);
+        let last = |kek: &usize| {
+            answers.iter().rev().find(|answer| answer.kek == *kek).and_then(|answer| answer.failure)
+        };
         // Nothing is left of a DEK if every KEK of the list denied it.
         if LISTS[list].iter().all(|kek| last(kek) == Some(Denied)) {
             LISTS[list].iter().for_each(|kek| known.yes[*kek] = None);
@@ -408,14 +429,18 @@ impl Model {
             known.refused_until[list] = known.refused_until[list].max(now + REFUSE_FOR);
         }
         if let Some(Ok(())) = result {
-            let yes = answers.iter().rev().find(|answer| answer.context == of && answer.failure.is_none());
+            let yes = answers
+                .iter()
+                .rev()
+                .find(|answer| answer.context == of && answer.failure.is_none());
             if let Some(yes) = yes.filter(|yes| yes.asked > known.revoked) {
                 known.cached = Some(yes.asked_at);
             }
         }
         // What is cached for sure costs no call.
         if known.cached.is_some_and(|at| {
-            now - at < REFRESH_AFTER * 9 / 10 && !answers.iter().any(|a| a.context == of && a.asked_at == at)
+            now - at < REFRESH_AFTER * 9 / 10
+                && !answers.iter().any(|a| a.context == of && a.asked_at == at)
         }) {
             assert!(answers.is_empty(), "asked about a fresh DEK: {answers:?} {known:?}");
         }
@@ -426,10 +451,13 @@ impl Model {
         let mut why = "no KEK said yes".to_owned();
         let mut in_grace = false;
         for kek in 0..2 {
-            let Some(yes) = known.yes[kek].filter(|yes| yes.asked > known.revoked && !self.kek_revoked[kek]) else {
+            let Some(yes) =
+                known.yes[kek].filter(|yes| yes.asked > known.revoked && !self.kek_revoked[kek])
+            else {
                 continue;
             };
-            let answered_now = self.shared.world().answers.iter().any(|answer| answer.asked == yes.asked);
+            let answered_now =
+                self.shared.world().answers.iter().any(|answer| answer.asked == yes.asked);
             if answered_now || now - yes.asked_at < MAX_AGE {
                 return Ok(false);
             }
@@ -437,7 +465,10 @@ impl Model {
             if now - yes.asked_at < MAX_AGE + GRACE && outage_is_known && !known.denied[kek] {
                 in_grace = true;
             }
-            why = format!("KEK {kek} said yes at {}, its outage is known {outage_is_known}", yes.asked_at);
+            why = format!(
+                "KEK {kek} said yes at {}, its outage is known {outage_is_known}",
+                yes.asked_at
+            );
         }
         if in_grace { Ok(true) } else { Err(why) }
     }
@@ -523,7 +554,8 @@ impl Model {
                 self.envelope.evict_all();
                 let order = self.shared.world().order;
                 for known in &mut self.known {
-                    (known.revoked, known.cached, known.refused_until) = (order, None, Default::default());
+                    (known.revoked, known.cached, known.refused_until) =
+                        (order, None, Default::default());
                 }
             }
         }
@@ -545,7 +577,11 @@ fn run(seed: u64, with_runtime: bool, steps: u64) {
     for number in 0..steps {
         model.step(number);
     }
-    assert!(model.served_in_grace > steps / 1000, "only {} reads in the grace", model.served_in_grace);
+    assert!(
+        model.served_in_grace > steps / 1000,
+        "only {} reads in the grace",
+        model.served_in_grace
+    );
     assert!(model.given_up > steps / 1000, "only {} callers gave up", model.given_up);
     assert!(model.envelope.statistics().observer_panics > steps / 10_000);
 }

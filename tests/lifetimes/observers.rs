@@ -111,7 +111,8 @@ fn an_observer_that_panics_in_any_event_changes_nothing() {
         let limits = Limits::default().max_entries(4).stale_if_error_reading(secs(1000));
         let stage = Stage::with(limits, |builder| builder.observer(panics));
         live(&stage);
-        let (panicked, Stage { envelope, log, .. }) = (stage.envelope.statistics().observer_panics, stage);
+        let (panicked, Stage { envelope, log, .. }) =
+            (stage.envelope.statistics().observer_panics, stage);
         drop(envelope);
         log.wait_for("Wiped", 2 * log.count("Made") + log.count("Unwrapped"));
         (panicked, log.take())
@@ -129,7 +130,8 @@ fn an_observer_that_panics_in_any_event_changes_nothing() {
         assert_eq!(reports, 1, "{name}: the other observers are told once");
         // The same events, but for the order of those that come from the library's own thread.
         let sorted = |events: &[String]| {
-            let mut events: Vec<_> = events.iter().filter(|event| *event != "ObserverPanicked").cloned().collect();
+            let mut events: Vec<_> =
+                events.iter().filter(|event| *event != "ObserverPanicked").cloned().collect();
             events.sort();
             events
         };
@@ -141,15 +143,19 @@ fn an_observer_that_panics_in_any_event_changes_nothing() {
 async fn those_who_share_a_call_get_its_answer_though_an_observer_panics_in_it() {
     let kek = ScriptedKek::new("kek").unwrap();
     let alice = context("alice");
-    let sealed = support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
+    let sealed =
+        support::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     kek.wait_for(|| Box::pin(tokio::time::sleep(ms(50))));
     for name in ["Called", "Unwrapped", ""] {
         let panics = Panics::at(name);
-        let envelope = Envelope::builder().wrap_with(kek.clone()).observer(panics.clone()).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek.clone()).observer(panics.clone()).build().unwrap();
         let calls: Vec<_> = (0..16)
             .map(|_| {
                 let (envelope, alice, sealed) = (envelope.clone(), alice.clone(), sealed.clone());
-                tokio::spawn(async move { envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(drop) })
+                tokio::spawn(async move {
+                    envelope.decrypt(&alice, Aad::empty(), &sealed).await.map(drop)
+                })
             })
             .collect();
         for call in calls {
@@ -161,9 +167,13 @@ async fn those_who_share_a_call_get_its_answer_though_an_observer_panics_in_it()
 
 fn wiping_threads() -> usize {
     let named = |task: std::io::Result<std::fs::DirEntry>| {
-        std::fs::read_to_string(task.unwrap().path().join("comm")).is_ok_and(|name| name.trim() == "waxseal-wiper")
+        std::fs::read_to_string(task.unwrap().path().join("comm"))
+            .is_ok_and(|name| name.trim() == "waxseal-wiper")
     };
-    std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| named(task).then_some(())).count()
+    std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|task| named(task).then_some(()))
+        .count()
 }
 
 fn short() -> Limits {
@@ -176,7 +186,9 @@ fn the_wiping_thread_outlives_an_observer_that_panics_and_delays_nothing_for_one
     quietly(|| {
         let blocks = Blocks::default();
         let mut bad = Vec::new();
-        for observer in [Box::new(Panics::at("Wiped")) as Box<dyn Observer>, Box::new(blocks.clone())] {
+        for observer in
+            [Box::new(Panics::at("Wiped")) as Box<dyn Observer>, Box::new(blocks.clone())]
+        {
             let builder = Envelope::builder().wrap_with(local("bad")).limits(short());
             let envelope = builder.observer(Boxed(observer)).build().unwrap();
             block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
@@ -185,7 +197,12 @@ fn the_wiping_thread_outlives_an_observer_that_panics_and_delays_nothing_for_one
         std::thread::sleep(ms(300));
         // Another envelope of the process, and its observer, know nothing of it.
         let log = Log::default();
-        let good = Envelope::builder().wrap_with(local("good")).limits(short()).observer(log.clone()).build().unwrap();
+        let good = Envelope::builder()
+            .wrap_with(local("good"))
+            .limits(short())
+            .observer(log.clone())
+            .build()
+            .unwrap();
         block_on(good.encrypt(&context("bob"), Aad::empty(), b"x")).unwrap();
         log.wait_for("Wiped", 2);
         assert_eq!(wiping_threads(), 1);
@@ -232,12 +249,17 @@ impl Observer for ThreadLocalLines {
 }
 
 /// A thread that ends with the last pointer to a DEK that was renewed meanwhile.
-fn a_thread_ends_with_a_renewed_dek(observer: impl Observer + 'static, in_thread: impl FnOnce() + Send + 'static) {
+fn a_thread_ends_with_a_renewed_dek(
+    observer: impl Observer + 'static,
+    in_thread: impl FnOnce() + Send + 'static,
+) {
     let clock = ManualClock::new();
     let limits = Limits::default().max_age(secs(100));
     let builder = Envelope::builder().wrap_with(local("kek")).limits(limits).clock(clock.clone());
     let envelope = builder.observer(observer).build().unwrap();
-    let write = |envelope: &Envelope| drop(block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap());
+    let write = |envelope: &Envelope| {
+        drop(block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap())
+    };
     write(&envelope);
     let (ready, is_ready) = mpsc::channel();
     let (go, may_go) = mpsc::channel::<()>();
@@ -269,11 +291,17 @@ fn at_once<F: std::future::Future>(future: F) -> F::Output {
 #[test]
 #[ignore = "run in a process of its own, by the test below"]
 fn in_a_process_threads_end() {
-    a_thread_ends_with_a_renewed_dek(ThreadLocalLines, || LINES.with_borrow_mut(|lines| lines.push(String::new())));
+    a_thread_ends_with_a_renewed_dek(ThreadLocalLines, || {
+        LINES.with_borrow_mut(|lines| lines.push(String::new()))
+    });
     {
-        let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
-        tracing::subscriber::set_global_default(subscriber.with_writer(std::io::stderr).finish()).unwrap();
-        a_thread_ends_with_a_renewed_dek(waxseal::TracingObserver::new(), || tracing::info!("a line"));
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
+        tracing::subscriber::set_global_default(subscriber.with_writer(std::io::stderr).finish())
+            .unwrap();
+        a_thread_ends_with_a_renewed_dek(waxseal::TracingObserver::new(), || {
+            tracing::info!("a line")
+        });
     }
     // An envelope that is used, and dropped, when the thread's own destructors run.
     struct Late(Option<(Envelope, EncryptionContext, Vec<u8>)>);
@@ -300,7 +328,11 @@ fn in_a_process_threads_end() {
                 // Before the library's own thread-locals, so that it is destroyed after them.
                 keep(Late(None));
             }
-            let envelope = Envelope::builder().wrap_with(local("kek")).observer(ThreadLocalLines).build().unwrap();
+            let envelope = Envelope::builder()
+                .wrap_with(local("kek"))
+                .observer(ThreadLocalLines)
+                .build()
+                .unwrap();
             let alice = context("alice");
             let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
             block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
@@ -327,8 +359,15 @@ fn in_a_process_no_thread_can_be_started() {
     }
     assert!(std::thread::Builder::new().spawn(|| {}).is_err(), "the control");
     let log = Log::default();
-    let envelope = Envelope::builder().wrap_with(local("kek")).limits(short()).observer(log.clone()).build().unwrap();
-    let write = |tenant: &str| drop(block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"x")).unwrap());
+    let envelope = Envelope::builder()
+        .wrap_with(local("kek"))
+        .limits(short())
+        .observer(log.clone())
+        .build()
+        .unwrap();
+    let write = |tenant: &str| {
+        drop(block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"x")).unwrap())
+    };
     write("alice");
     assert_eq!(wiping_threads(), 0);
     std::thread::sleep(ms(100));
@@ -370,12 +409,14 @@ impl Drop for Dropped {
 #[test]
 fn observers_are_dropped_with_the_last_envelope_though_threads_remember_its_deks() {
     let (sender, dropped) = mpsc::channel();
-    let envelope = Envelope::builder().wrap_with(local("kek")).observer(Dropped(sender)).build().unwrap();
+    let envelope =
+        Envelope::builder().wrap_with(local("kek")).observer(Dropped(sender)).build().unwrap();
     let (ready, is_ready) = mpsc::channel();
     let (go, may_go) = mpsc::channel::<()>();
     let of_the_thread = envelope.clone();
     let thread = std::thread::spawn(move || {
-        let sealed = block_on(of_the_thread.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
+        let sealed =
+            block_on(of_the_thread.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
         for _ in 0..3 {
             block_on(of_the_thread.encrypt(&context("alice"), Aad::empty(), b"x")).unwrap();
             block_on(of_the_thread.decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap();

@@ -18,8 +18,8 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock, Runtime,
-    WrappedDek,
+    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits,
+    ManualClock, Runtime, WrappedDek,
 };
 
 const DAY: Duration = Duration::from_secs(80_000);
@@ -142,7 +142,8 @@ fn a_runtime_that_has_ended_or_that_nobody_drives_prolongs_no_outage() {
 
 #[test]
 fn a_runtime_that_has_ended_leaves_renewals_ahead_of_time_to_the_callers() {
-    let stage = Stage::with(Limits::default(), |builder| builder.runtime(Idle::new(Work::IsDropped)));
+    let stage =
+        Stage::with(Limits::default(), |builder| builder.runtime(Idle::new(Work::IsDropped)));
     stage.read().unwrap();
     stage.write().unwrap();
     stage.clock.advance(secs(85));
@@ -161,7 +162,9 @@ fn a_runtime_that_has_ended_leaves_renewals_ahead_of_time_to_the_callers() {
 fn an_outage_is_known_for_a_retry_interval_and_the_time_of_a_call() {
     // A runtime that takes the renewal and does not begin it.
     let stage = Stage::with(with_grace(), |builder| {
-        builder.runtime(Idle::new(Work::IsLeftLying)).call_policy(CallPolicy::default().deadline(secs(20)))
+        builder
+            .runtime(Idle::new(Work::IsLeftLying))
+            .call_policy(CallPolicy::default().deadline(secs(20)))
     });
     stage.read().unwrap();
     stage.clock.advance(secs(101));
@@ -207,7 +210,11 @@ fn wrapped_keys_that_somebody_forged_delay_no_rightful_renewal() {
     for _ in 0..3 {
         stage.read_by([junk("local:down")]).unwrap();
     }
-    assert_eq!((stage.calls().0, down.calls().unwraps), (1, 1), "it is tried once in a retry interval");
+    assert_eq!(
+        (stage.calls().0, down.calls().unwraps),
+        (1, 1),
+        "it is tried once in a retry interval"
+    );
     stage.read().unwrap();
     assert_eq!(stage.calls().0, 2, "the rightful reader renews at once");
 }
@@ -225,7 +232,11 @@ fn an_outage_that_only_other_wrapped_keys_met_is_not_known_for_those_that_vouche
         stage.kek.fail_with(denied.then_some(Denied));
         stage.clock.advance(secs(10_000));
         assert_eq!(stage.read().is_ok(), !denied);
-        assert_eq!(stage.read_by(entries()).is_ok(), !denied, "the DEK ended, by whichever keys it came");
+        assert_eq!(
+            stage.read_by(entries()).is_ok(),
+            !denied,
+            "the DEK ended, by whichever keys it came"
+        );
     }
 }
 
@@ -241,15 +252,23 @@ struct Borrowed {
 
 impl Borrowed {
     fn new(outage: impl FnOnce(&ScriptedKek), runtime: bool) -> Self {
-        let (denies, down) = (ScriptedKek::new("denies").unwrap(), ScriptedKek::new("down").unwrap());
+        let (denies, down) =
+            (ScriptedKek::new("denies").unwrap(), ScriptedKek::new("down").unwrap());
         let (clock, alice) = (ManualClock::new(), context("alice"));
-        let elsewhere = Envelope::builder().wrap_with(denies.local().clone()).wrap_with(down.local().clone());
-        let sealed = block_on(elsewhere.build().unwrap().encrypt(&alice, Aad::empty(), b"payload")).unwrap();
-        let builder = Envelope::builder().unwrap_with(denies.clone()).unwrap_with(down.clone()).clock(clock.clone());
+        let elsewhere =
+            Envelope::builder().wrap_with(denies.local().clone()).wrap_with(down.local().clone());
+        let sealed =
+            block_on(elsewhere.build().unwrap().encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let builder = Envelope::builder()
+            .unwrap_with(denies.clone())
+            .unwrap_with(down.clone())
+            .clock(clock.clone());
         let builder = builder.limits(with_grace().max_age(secs(100)).denial_ttl(ms(0)));
         let policy = CallPolicy::default().breaker_failures(1000);
         let builder = match runtime {
-            true => builder.runtime(support::Threads).call_policy(policy.timeout(ms(500)).deadline(secs(1)).tries(1)),
+            true => builder
+                .runtime(support::Threads)
+                .call_policy(policy.timeout(ms(500)).deadline(secs(1)).tries(1)),
             false => builder.call_policy(policy),
         };
         let envelope = builder.build().unwrap();
@@ -287,7 +306,11 @@ fn a_kek_that_hangs_does_not_lend_its_outage_to_the_dek_of_one_that_denies() {
     let hang = |down: &ScriptedKek| down.wait_for(|| Box::pin(std::future::pending()));
     let stage = Borrowed::new(hang, true);
     for _ in 0..2 {
-        assert_eq!(kind(stage.read_by(&["local:down"])), ErrorKind::Unavailable, "nobody asked who vouched");
+        assert_eq!(
+            kind(stage.read_by(&["local:down"])),
+            ErrorKind::Unavailable,
+            "nobody asked who vouched"
+        );
     }
     // The question reaches who vouched for the DEK: it says no, and that is remembered of the DEK, whoever else hangs.
     for _ in 0..2 {
@@ -301,11 +324,18 @@ fn a_kek_that_hangs_does_not_lend_its_outage_to_the_dek_of_one_that_denies() {
 #[test]
 fn a_denial_by_one_writing_kek_is_not_hidden_by_the_outage_of_another() {
     for first_is_down in [true, false] {
-        let (down, denies) = (ScriptedKek::new("down").unwrap(), ScriptedKek::new("denies").unwrap());
+        let (down, denies) =
+            (ScriptedKek::new("down").unwrap(), ScriptedKek::new("denies").unwrap());
         let clock = ManualClock::new();
-        let keks = if first_is_down { [down.clone(), denies.clone()] } else { [denies.clone(), down.clone()] };
-        let builder = keks.into_iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek));
-        let envelope = builder.limits(with_grace().max_age(secs(100))).clock(clock.clone()).build().unwrap();
+        let keks = if first_is_down {
+            [down.clone(), denies.clone()]
+        } else {
+            [denies.clone(), down.clone()]
+        };
+        let builder =
+            keks.into_iter().fold(Envelope::builder(), |builder, kek| builder.wrap_with(kek));
+        let envelope =
+            builder.limits(with_grace().max_age(secs(100))).clock(clock.clone()).build().unwrap();
         let alice = context("alice");
         block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         down.fail_with(Unavailable);
@@ -321,7 +351,9 @@ fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
         let mut buffer = stage.sealed.clone();
         block_on(stage.envelope.decrypt_in_place(&stage.alice, Aad::empty(), &mut buffer)).unwrap();
     };
-    let handle = |stage: &Stage| drop(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap());
+    let handle = |stage: &Stage| {
+        drop(block_on(stage.envelope.decryptor(&stage.alice, &stage.sealed)).unwrap())
+    };
     let decrypt = |stage: &Stage| stage.read().unwrap();
     let ways: [fn(&Stage); 3] = [decrypt, in_place, handle];
     for (name, way) in ["decrypt", "decrypt_in_place", "decryptor"].into_iter().zip(ways) {
@@ -348,7 +380,9 @@ fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
     stage.kek.fail_with(Unavailable);
     stage.clock.advance(secs(101));
     (0..10).for_each(|_| in_place(&stage));
-    assert!(stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some());
+    assert!(
+        stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some()
+    );
     assert_eq!(stage.calls().0, 2);
 }
 
@@ -365,7 +399,11 @@ impl KekProvider for SeenLate {
         self.kek.id()
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let answer = self.kek.wrap(context, dek).await;
             self.clock.advance(self.by);
@@ -393,7 +431,8 @@ impl KekProvider for SeenLate {
 #[test]
 fn age_counts_from_before_the_question_was_sent() {
     let (kek, clock, alice) = (support::local("kek"), ManualClock::new(), context("alice"));
-    let sealed = block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    let sealed =
+        block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     let build = |by| {
         let provider = SeenLate { kek: kek.clone(), clock: clock.clone(), by };
         let limits = Limits::default().max_age(secs(100));
@@ -406,13 +445,20 @@ fn age_counts_from_before_the_question_was_sent() {
     clock.advance(secs(39));
     key.decrypt(Aad::empty(), &ours).unwrap();
     clock.advance(secs(1));
-    assert_eq!(kind(key.decrypt(Aad::empty(), &ours)), ErrorKind::Expired, "a hundred seconds after the question");
+    assert_eq!(
+        kind(key.decrypt(Aad::empty(), &ours)),
+        ErrorKind::Expired,
+        "a hundred seconds after the question"
+    );
     assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
 
     // An answer that is past its age serves those who waited for it, and is not cached.
     let envelope = build(secs(3600));
     for _ in 0..3 {
-        assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"payload");
+        assert_eq!(
+            &*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(),
+            b"payload"
+        );
         assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_none());
         block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
         assert_eq!(envelope.statistics().writing_deks, 0);
@@ -427,7 +473,10 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
         let mut messages = Vec::new();
         for i in 0..50 {
             let tenant = context(&format!("{i}"));
-            messages.push((elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap(), tenant));
+            messages.push((
+                elsewhere.encrypt(&tenant, Aad::empty(), b"payload").await.unwrap(),
+                tenant,
+            ));
         }
         kek.wait_for(|| Box::pin(tokio::time::sleep(ms(1))));
         let budget = waxseal::CallBudget::new(1_000_000, 65_536).unwrap();
@@ -444,7 +493,10 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
                         if i % 3 == 0 {
                             envelope.encrypt(tenant, Aad::empty(), b"x").await.unwrap();
                         } else {
-                            assert_eq!(&*envelope.decrypt(tenant, Aad::empty(), sealed).await.unwrap(), b"payload");
+                            assert_eq!(
+                                &*envelope.decrypt(tenant, Aad::empty(), sealed).await.unwrap(),
+                                b"payload"
+                            );
                         }
                     }
                 })

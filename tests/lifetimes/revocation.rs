@@ -23,13 +23,20 @@ struct Related {
 
 impl Related {
     fn new() -> Self {
-        Self { own: support::local("eu"), related: KekId::new("local:us").unwrap(), unwraps: Arc::default() }
+        Self {
+            own: support::local("eu"),
+            related: KekId::new("local:us").unwrap(),
+            unwraps: Arc::default(),
+        }
     }
 
     /// A message whose DEK stands under the related id.
     fn message(&self, alice: &EncryptionContext) -> Vec<u8> {
-        let sealed = block_on(support::envelope(&self.own).encrypt(alice, Aad::empty(), b"payload")).unwrap();
-        let renamed = |entry: WrappedDek| WrappedDek::new(self.related.clone(), entry.wrapped()).unwrap();
+        let sealed =
+            block_on(support::envelope(&self.own).encrypt(alice, Aad::empty(), b"payload"))
+                .unwrap();
+        let renamed =
+            |entry: WrappedDek| WrappedDek::new(self.related.clone(), entry.wrapped()).unwrap();
         with_entries(&sealed, entries_of(&sealed).into_iter().map(renamed))
     }
 }
@@ -43,7 +50,11 @@ impl KekProvider for Related {
         kek_id == self.id() || *kek_id == self.related
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         self.own.wrap(context, dek)
     }
 
@@ -112,7 +123,8 @@ fn a_revocation_in_a_loop_touches_no_answer_about_others() {
 fn an_answer_about_what_was_revoked_meanwhile_does_not_count() {
     for which in 0..3 {
         let stage = Stage::new(Limits::default());
-        let (envelope, alice, kek_id) = (stage.envelope.clone(), stage.alice.clone(), stage.kek.id().clone());
+        let (envelope, alice, kek_id) =
+            (stage.envelope.clone(), stage.alice.clone(), stage.kek.id().clone());
         let once = Arc::new(AtomicU64::new(0));
         let count = once.clone();
         stage.kek.wait_for(move || {
@@ -145,7 +157,8 @@ fn a_rewrap_on_its_way_obeys_what_is_revoked_and_a_shut_down() {
     ] {
         let stage = Stage::new(Limits::default());
         stage.kek.local().rotate().unwrap();
-        let (envelope, alice, kek_id) = (stage.envelope.clone(), stage.alice.clone(), stage.kek.id().clone());
+        let (envelope, alice, kek_id) =
+            (stage.envelope.clone(), stage.alice.clone(), stage.kek.id().clone());
         let count = Arc::new(AtomicU64::new(0));
         let calls = count.clone();
         stage.kek.wait_for(move || {
@@ -175,6 +188,9 @@ fn a_rewrap_on_its_way_obeys_what_is_revoked_and_a_shut_down() {
         std::thread::sleep(Duration::from_millis(100));
         envelope.shut_down();
     });
-    assert_eq!(kind(block_on(stage.envelope.rewrap(&stage.alice, &stage.sealed))), ErrorKind::ShutDown);
+    assert_eq!(
+        kind(block_on(stage.envelope.rewrap(&stage.alice, &stage.sealed))),
+        ErrorKind::ShutDown
+    );
     thread.join().unwrap();
 }

@@ -56,7 +56,8 @@ fn a_writer_that_gives_up_leaves_the_others_an_answer() {
     explore(|| {
         let stage = Stage::new(|builder| builder);
         let gives_up = stage.spawn(|stage| {
-            let answer = block_on(poll_at_most(1, stage.envelope.encrypt(&ALICE, Aad::empty(), b"x")));
+            let answer =
+                block_on(poll_at_most(1, stage.envelope.encrypt(&ALICE, Aad::empty(), b"x")));
             assert!(answer.is_none_or(|answer| answer.is_ok()));
         });
         for result in join((0..2).map(|_| stage.spawn(|stage| stage.write()))) {
@@ -78,7 +79,8 @@ fn a_call_that_has_its_answer_is_joined_by_nobody() {
             let done = done.clone();
             stage.spawn(move |stage| {
                 let mut reading = Box::pin(stage.read_of(&ALICE, &MESSAGES[0]));
-                let first = block_on(std::future::poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))));
+                let first =
+                    block_on(std::future::poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))));
                 while !done.load(SeqCst) {
                     shuttle::thread::yield_now();
                 }
@@ -166,8 +168,9 @@ fn a_denial_of_one_question_leaves_the_answer_to_another_alone() {
         // Within the wrapped key, which then is another one.
         let at = forged.len() - 40;
         forged[at] ^= 1;
-        *stage.kek.0.denies.lock().unwrap() =
-            Some(|context, wrapped| *context == *BOB || wrapped.iter().any(|byte| *byte != wrapped[0]));
+        *stage.kek.0.denies.lock().unwrap() = Some(|context, wrapped| {
+            *context == *BOB || wrapped.iter().any(|byte| *byte != wrapped[0])
+        });
         let forger = stage.spawn(move |stage| {
             for _ in 0..2 {
                 let _ = block_on(stage.envelope.decrypt(&ALICE, Aad::empty(), &forged));
@@ -227,7 +230,8 @@ fn callers_leave_at_every_point_and_the_one_that_stays_is_served() {
         explore(move || {
             let runtime = ToyRuntime::default();
             let its = runtime.clone();
-            let stage = Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
+            let stage =
+                Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
             let leave: Vec<_> = (0..3)
                 .map(|_| {
                     let polls = shuttle::rand::thread_rng().gen_range(0..4);
@@ -250,7 +254,8 @@ fn a_caller_that_is_not_polled_any_more_holds_up_nobody() {
         explore(move || {
             let runtime = ToyRuntime::default();
             let its = runtime.clone();
-            let stage = Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
+            let stage =
+                Stage::new(|builder| if with_runtime { builder.runtime(its) } else { builder });
             stage.kek.0.gate.shut();
             let done = Arc::new(AtomicBool::new(false));
             let stuck = {
@@ -277,7 +282,8 @@ fn with_a_runtime_a_call_gets_on_though_no_caller_is_polled() {
         let stage = Stage::new(|builder| builder.runtime(its));
         // Its first poll leaves it without an answer, whatever the key service does.
         stage.kek.0.gate.shut();
-        let stuck = stage.spawn(|stage| leaves_when(stage, 1, |stage| stage.log.count("unwrapped") == 1));
+        let stuck =
+            stage.spawn(|stage| leaves_when(stage, 1, |stage| stage.log.count("unwrapped") == 1));
         let opens = stage.spawn(|stage| stage.kek.0.gate.open());
         join([stuck, opens]);
         stage.read().unwrap();
@@ -297,7 +303,9 @@ fn a_request_that_is_on_its_way_outlives_its_last_caller() {
         stage.kek.0.gate.shut();
         // The task has been seen to work.
         leaves_when(stage.clone(), 1, |stage| stage.kek.unwraps() == 1 && polls.load(SeqCst) > 0);
-        assert!(stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap().is_none());
+        assert!(
+            stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap().is_none()
+        );
         stage.kek.0.gate.open();
         stage.read().unwrap();
         assert_eq!(stage.kek.unwraps(), 1, "the first request brought the answer");
@@ -345,9 +353,14 @@ fn a_panic_in_a_shared_call_is_an_answer_for_all_and_over_with_it() {
                 let builder = builder.observer(PanicsOnce::default());
                 if with_runtime { builder.runtime(its) } else { builder }
             });
-            let leaves = stage.spawn(|stage| drop(block_on(poll_at_most(2, stage.read_of(&ALICE, &MESSAGES[0])))));
+            let leaves = stage.spawn(|stage| {
+                drop(block_on(poll_at_most(2, stage.read_of(&ALICE, &MESSAGES[0]))))
+            });
             for answer in join((0..2).map(|_| stage.spawn(|stage| stage.read()))) {
-                assert!(kind(&answer).is_none_or(|kind| kind == ErrorKind::Unavailable), "{answer:?}");
+                assert!(
+                    kind(&answer).is_none_or(|kind| kind == ErrorKind::Unavailable),
+                    "{answer:?}"
+                );
             }
             leaves.join().unwrap();
             stage.read().unwrap();

@@ -28,7 +28,8 @@ use std::time::Duration;
 use shuttle::future::block_on;
 use shuttle::rand::Rng;
 use shuttle::scheduler::{
-    PctScheduler, RandomScheduler, ReplayScheduler, Scheduler, UncontrolledNondeterminismCheckScheduler,
+    PctScheduler, RandomScheduler, ReplayScheduler, Scheduler,
+    UncontrolledNondeterminismCheckScheduler,
 };
 use shuttle::thread::{JoinHandle, spawn};
 use shuttle::{Config, MaxSteps, Runner};
@@ -38,8 +39,8 @@ use runs::Runs;
 use crate::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use crate::sync;
 use crate::{
-    Aad, Dek, DekId, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Event, KekId, Limits,
-    ManualClock, Observer, Runtime, WrappedDek,
+    Aad, Dek, DekId, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind,
+    Event, KekId, Limits, ManualClock, Observer, Runtime, WrappedDek,
 };
 
 const SCHEDULES: usize = 2_000;
@@ -66,7 +67,8 @@ fn explore(scenario: impl Fn() + Send + Sync + 'static) {
         run(Box::new(ReplayScheduler::new_from_file(path).unwrap()));
         return;
     }
-    let number = std::env::var("WAXSEAL_SCHEDULES").map_or(SCHEDULES, |number| number.parse().unwrap());
+    let number =
+        std::env::var("WAXSEAL_SCHEDULES").map_or(SCHEDULES, |number| number.parse().unwrap());
     let mut ran = run(Box::new(Runs::new(number.div_ceil(2))));
     ran += run(Box::new(PctScheduler::new(3, number / 2)));
     assert_eq!(ran, number);
@@ -97,8 +99,10 @@ fn kind<T>(result: &Result<T, Error>) -> Option<ErrorKind> {
     result.as_ref().err().map(Error::kind)
 }
 
-static ALICE: LazyLock<EncryptionContext> = LazyLock::new(|| EncryptionContext::new([("tenant", "alice")]).unwrap());
-static BOB: LazyLock<EncryptionContext> = LazyLock::new(|| EncryptionContext::new([("tenant", "bob")]).unwrap());
+static ALICE: LazyLock<EncryptionContext> =
+    LazyLock::new(|| EncryptionContext::new([("tenant", "alice")]).unwrap());
+static BOB: LazyLock<EncryptionContext> =
+    LazyLock::new(|| EncryptionContext::new([("tenant", "bob")]).unwrap());
 
 /// One message of each, sealed elsewhere, so that its DEK has to be unwrapped.
 static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
@@ -114,7 +118,9 @@ static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
             let stage = Stage::new(|builder| builder);
             stage.kek.0.made.store(100, SeqCst);
             for context in [&*ALICE, &*BOB] {
-                out.lock().unwrap().push(block_on(stage.envelope.encrypt(context, Aad::empty(), b"payload")).unwrap());
+                out.lock().unwrap().push(
+                    block_on(stage.envelope.encrypt(context, Aad::empty(), b"payload")).unwrap(),
+                );
             }
             drop(stage);
             sync::end_of_schedule();
@@ -168,13 +174,20 @@ impl ToyKek {
         self.0.generates.load(SeqCst)
     }
 
-    async fn answer(&self, calls: &AtomicU64, context: &EncryptionContext, wrapped: &[u8]) -> Result<(), KekError> {
+    async fn answer(
+        &self,
+        calls: &AtomicU64,
+        context: &EncryptionContext,
+        wrapped: &[u8],
+    ) -> Result<(), KekError> {
         calls.fetch_add(1, SeqCst);
         answers_some_time().await;
         self.0.gate.pass().await;
         let denies = self.0.denies.lock().unwrap().is_some_and(|denies| denies(context, wrapped));
         match () {
-            () if self.0.down.load(SeqCst) => Err(KekError::new(KekErrorClass::Unavailable, "by script")),
+            () if self.0.down.load(SeqCst) => {
+                Err(KekError::new(KekErrorClass::Unavailable, "by script"))
+            }
             () if denies => Err(KekError::new(KekErrorClass::Denied, "by script")),
             () => Ok(()),
         }
@@ -190,7 +203,11 @@ impl KekProvider for ToyKek {
         &self.0.id
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.answer(&self.0.generates, context, &[]).await?;
             Ok(WrappedDek::new(self.0.id.clone(), Self::toggled(dek.expose())).unwrap())
@@ -335,7 +352,13 @@ impl Observer for Log {
 
 impl Log {
     fn count(&self, name: &str) -> usize {
-        self.0.lock().unwrap().iter().filter(|((event, _), _)| *event == name).map(|(_, count)| count).sum()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|((event, _), _)| *event == name)
+            .map(|(_, count)| count)
+            .sum()
     }
 
     /// How many DEKs came into being: a new one is there for reading and for writing.
@@ -360,7 +383,10 @@ impl Stage {
 
     fn with(limits: Limits, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
         let (kek, clock, log) = (ToyKek::new(), ManualClock::new(), Log::default());
-        let builder = Envelope::builder().wrap_with(kek.clone()).dek_origin(DekOrigin::KeyService).limits(limits);
+        let builder = Envelope::builder()
+            .wrap_with(kek.clone())
+            .dek_origin(DekOrigin::KeyService)
+            .limits(limits);
         let envelope = more(builder.clock(clock.clone()).observer(log.clone())).build().unwrap();
         Self { kek, clock, log, envelope }
     }
@@ -379,7 +405,10 @@ impl Stage {
         block_on(self.envelope.encrypt(&ALICE, Aad::empty(), b"x")).map(drop)
     }
 
-    fn spawn<T: Send + 'static>(&self, work: impl FnOnce(Self) -> T + Send + 'static) -> JoinHandle<T> {
+    fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Self) -> T + Send + 'static,
+    ) -> JoinHandle<T> {
         let stage = self.clone();
         spawn(move || work(stage))
     }

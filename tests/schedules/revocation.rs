@@ -26,7 +26,10 @@ fn race(hand: Hand) {
         let before: Arc<Mutex<Option<(u64, u64)>>> = Arc::default();
         let calls = |stage: &Stage| (stage.kek.unwraps(), stage.kek.generates());
 
-        let check = move |stage: &Stage, before: Option<(u64, u64)>, result: &Result<(), Error>, writing: bool| {
+        let check = move |stage: &Stage,
+                          before: Option<(u64, u64)>,
+                          result: &Result<(), Error>,
+                          writing: bool| {
             let Some((unwraps, generates)) = before else {
                 // A call that the hand interrupted may say so; nothing else goes wrong.
                 let denied = [ErrorKind::Denied, ErrorKind::ShutDown];
@@ -79,8 +82,13 @@ fn race(hand: Hand) {
                     ];
                     for result in results {
                         match began {
-                            Some(_) => assert_eq!(kind(&result), Some(ErrorKind::Expired), "{result:?}"),
-                            None => assert!(kind(&result).is_none_or(|kind| kind == ErrorKind::Expired), "{result:?}"),
+                            Some(_) => {
+                                assert_eq!(kind(&result), Some(ErrorKind::Expired), "{result:?}")
+                            }
+                            None => assert!(
+                                kind(&result).is_none_or(|kind| kind == ErrorKind::Expired),
+                                "{result:?}"
+                            ),
                         }
                     }
                 }
@@ -99,7 +107,9 @@ fn race(hand: Hand) {
         let statistics = stage.envelope.statistics();
         let at_hand = (statistics.reading_deks, statistics.writing_deks);
         match hand {
-            Hand::RevokeKek | Hand::ShutDown => assert_eq!(at_hand, (0, 0), "an answer on its way was kept"),
+            Hand::RevokeKek | Hand::ShutDown => {
+                assert_eq!(at_hand, (0, 0), "an answer on its way was kept")
+            }
             Hand::RevokeContext | Hand::Clear => {
                 let result = stage.read();
                 check(&stage, Some(at_the_beginning), &result, false);

@@ -26,11 +26,18 @@ impl Scheduler for Runs {
         self.random.new_execution()
     }
 
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+    fn next_task(
+        &mut self,
+        runnable: &[&Task],
+        current: Option<TaskId>,
+        is_yielding: bool,
+    ) -> Option<TaskId> {
         let length = LENGTHS[self.schedules % LENGTHS.len()];
         let goes_on = current.filter(|current| runnable.iter().any(|task| task.id() == *current));
         match goes_on {
-            Some(current) if !is_yielding && !rand::random::<u64>().is_multiple_of(length) => Some(current),
+            Some(current) if !is_yielding && !rand::random::<u64>().is_multiple_of(length) => {
+                Some(current)
+            }
             _ => self.random.next_task(runnable, current, is_yielding),
         }
     }

@@ -12,7 +12,9 @@ pub(crate) use shuttle::thread_local;
 pub(crate) use std::sync::{Arc, PoisonError, TryLockError, Weak};
 
 pub(crate) mod atomic {
-    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+    pub(crate) use shuttle::sync::atomic::{
+        AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering,
+    };
 }
 
 /// A static of the process, which is a schedule here: each begins with a new one.
@@ -74,7 +76,8 @@ pub(crate) fn end_of_schedule() {
 }
 
 fn wake(which: impl Fn(&Waiting) -> bool) {
-    let woken: Vec<_> = WAITING.with_borrow_mut(|all| all.extract_if(.., |waiting| which(waiting)).collect());
+    let woken: Vec<_> =
+        WAITING.with_borrow_mut(|all| all.extract_if(.., |waiting| which(waiting)).collect());
     woken.into_iter().for_each(|waiting| waiting.condvar.notify_all());
 }
 

@@ -41,7 +41,8 @@ fn a_key_in_use_stays_whole_and_a_destroyed_one_is_used_no_more() {
 /// Two envelopes of one clock: what the one keeps is due before the wiper would look by itself, what the other keeps is not.
 fn short_and_long() -> [Stage; 2] {
     let long = Stage::with(few_entries().max_age(secs(3)), |builder| builder);
-    let short = Stage::with(few_entries().max_age(ms(200)), |builder| builder.clock(long.clock.clone()));
+    let short =
+        Stage::with(few_entries().max_age(ms(200)), |builder| builder.clock(long.clock.clone()));
     [Stage { clock: long.clock.clone(), ..short }, long]
 }
 
@@ -114,7 +115,10 @@ fn a_key_in_use_at_its_deadline_is_wiped_right_after_and_told_of_once() {
                     for _ in 0..2 {
                         let past = stage.log.count("wiped") > 0;
                         let result = key.decrypt(Aad::empty(), &MESSAGES[0]).map(drop);
-                        assert!(kind(&result).is_none_or(|kind| kind == ErrorKind::Expired), "{result:?}");
+                        assert!(
+                            kind(&result).is_none_or(|kind| kind == ErrorKind::Expired),
+                            "{result:?}"
+                        );
                         assert!(!past || result.is_err(), "used after its end was told");
                     }
                 })

@@ -12,7 +12,8 @@ use waxseal::{Aad, EncryptionContext, Envelope};
 use waxseal_aws_kms::AwsKmsKek;
 
 fn decrypt(criterion: &mut Criterion) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let front = KmsFront::start();
     let (login, arn) = (front.admin(), front.create_key("eu-west-1"));
     let client = front.client("eu-west-1", &login);
@@ -25,13 +26,18 @@ fn decrypt(criterion: &mut Criterion) {
     });
     let mut group = criterion.benchmark_group("aws kms, 1 KiB");
     group.bench_function("decrypt, DEK at hand", |bencher| {
-        bencher
-            .iter(|| runtime.block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed))).unwrap());
+        bencher.iter(|| {
+            runtime
+                .block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed)))
+                .unwrap()
+        });
     });
     group.bench_function("decrypt, asked each time", |bencher| {
         bencher.iter(|| {
             envelope.evict_all();
-            runtime.block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed))).unwrap()
+            runtime
+                .block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed)))
+                .unwrap()
         });
     });
     group.finish();

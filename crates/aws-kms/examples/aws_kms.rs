@@ -19,7 +19,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             let front = KmsFront::start();
             let (login, arn) = (front.admin(), front.create_key("eu-west-1"));
             println!("a throw-away stand-in for AWS KMS listens at {}", front.url());
-            let kek = AwsKmsKek::builder(arn).client(front.client("eu-west-1", &login)).build().await?;
+            let kek =
+                AwsKmsKek::builder(arn).client(front.client("eu-west-1", &login)).build().await?;
             (Some(front), kek)
         }
     };
@@ -37,7 +38,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("opened {:?}", String::from_utf8_lossy(&opened));
 
     match reader
-        .decrypt(&EncryptionContext::new([("tenant", "bob"), ("table", "cards")])?, Aad::from(b"row 17"), &sealed)
+        .decrypt(
+            &EncryptionContext::new([("tenant", "bob"), ("table", "cards")])?,
+            Aad::from(b"row 17"),
+            &sealed,
+        )
         .await
     {
         Err(error) => println!("as another tenant: {error}"),

@@ -16,7 +16,9 @@ use waxseal_testing::{kms_front, openbao, xks_path, xks_proxy};
 
 use openbao::OpenBao;
 use serde_json::{Value, json};
-use waxseal::{Aad, DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect};
+use waxseal::{
+    Aad, DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect,
+};
 use waxseal_testing::sigv4::timestamp;
 use xks_path::{KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::transit::REQUEST_ID;
@@ -65,7 +67,8 @@ impl Observer for Journal {
         match event {
             Event::Called { operation, kind, elapsed, .. } => {
                 let outcome = kind.map_or("ok", |kind| kind.as_str()).to_owned();
-                let (at, dek, operation) = (SystemTime::now(), pages.about, format!("{operation:?}"));
+                let (at, dek, operation) =
+                    (SystemTime::now(), pages.about, format!("{operation:?}"));
                 pages.calls.push(Line { at, dek, operation, outcome, elapsed: *elapsed });
             }
             // A DEK that was made a moment ago has its name only now.
@@ -134,7 +137,14 @@ async fn main() -> Outcome<()> {
 
     let principal = path.principal();
     let journal = Journal::default();
-    let mut story = Story { path, journal, principal, chapters: Vec::new(), seen: Counts::default(), messages: 0 };
+    let mut story = Story {
+        path,
+        journal,
+        principal,
+        chapters: Vec::new(),
+        seen: Counts::default(),
+        messages: 0,
+    };
     story.seen = story.counts();
     story.seal_and_open().await?;
     story.latency().await?;
@@ -155,7 +165,11 @@ fn say(text: &str) {
 }
 
 /// Says how an opening went, if it went as it should.
-fn tell(what: &str, found: Result<Vec<u8>, waxseal::Error>, right: Result<(), ErrorKind>) -> Outcome<()> {
+fn tell(
+    what: &str,
+    found: Result<Vec<u8>, waxseal::Error>,
+    right: Result<(), ErrorKind>,
+) -> Outcome<()> {
     let found = found.map(|_| ()).map_err(|error| error.kind());
     say(&format!("{what}: {}", found.map_or_else(|kind| kind.as_str(), |()| "opened")));
     expect(what, found == right)
@@ -179,7 +193,10 @@ impl Story {
 
     fn counts(&self) -> Counts {
         let asked = self.path.proxy.calls();
-        let denied = asked.iter().filter(|call| call.error == Some(xks_proxy::ErrorName::AccessDenied)).count();
+        let denied = asked
+            .iter()
+            .filter(|call| call.error == Some(xks_proxy::ErrorName::AccessDenied))
+            .count();
         let proxy = asked.iter().filter(|call| call.operation.is_some_and(is_use)).count();
         let (kms, manager) = (self.uses_of_kms().len(), self.audit_log().len());
         Counts { messages: self.messages, kms, proxy, denied, manager }
@@ -187,7 +204,12 @@ impl Story {
 
     fn uses_of_kms(&self) -> Vec<kms_front::Call> {
         let uses = ["Encrypt", "Decrypt", "ReEncrypt"];
-        self.path.front.calls().into_iter().filter(|call| uses.contains(&call.operation.as_str())).collect()
+        self.path
+            .front
+            .calls()
+            .into_iter()
+            .filter(|call| uses.contains(&call.operation.as_str()))
+            .collect()
     }
 
     /// Of the proxy's requests for KMS: each with how long OpenBao took.
@@ -197,7 +219,11 @@ impl Story {
 
     async fn envelope(&self, arn: &str, limits: Limits) -> Outcome<Envelope> {
         let kek = self.path.kek_of(arn).await;
-        Ok(Envelope::builder().wrap_with(kek).limits(limits).observer(self.journal.clone()).build()?)
+        Ok(Envelope::builder()
+            .wrap_with(kek)
+            .limits(limits)
+            .observer(self.journal.clone())
+            .build()?)
     }
 
     /// A process of its own, with nothing at hand.
@@ -219,7 +245,10 @@ impl Story {
     ) -> Outcome<Result<Vec<u8>, waxseal::Error>> {
         self.journal.about(sealed)?;
         self.messages += 1;
-        Ok(with.decrypt(&tenant(tenant_name)?, Aad::from(b"row 17"), sealed).await.map(|text| text.to_vec()))
+        Ok(with
+            .decrypt(&tenant(tenant_name)?, Aad::from(b"row 17"), sealed)
+            .await
+            .map(|text| text.to_vec()))
     }
 
     async fn seal_and_open(&mut self) -> Outcome<()> {
@@ -253,7 +282,10 @@ impl Story {
         let from = self.journal.pages().calls.len();
         let kek = self.path.kek().await;
         for n in 0..COLD_READS {
-            let reader = Envelope::builder().wrap_with(kek.clone()).observer(self.journal.clone()).build()?;
+            let reader = Envelope::builder()
+                .wrap_with(kek.clone())
+                .observer(self.journal.clone())
+                .build()?;
             let sealed = self.seal(&writer, &format!("tenant {}", n % 7), b"text").await?;
             let start = Instant::now();
             self.open(&reader, &format!("tenant {}", n % 7), &sealed).await??;
@@ -271,7 +303,8 @@ impl Story {
         };
         let manager: Vec<_> = {
             let log = self.audit_log();
-            let decrypts = log.iter().rev().filter(|line| line.path.starts_with("transit/decrypt/"));
+            let decrypts =
+                log.iter().rev().filter(|line| line.path.starts_with("transit/decrypt/"));
             decrypts.take(COLD_READS).map(|line| line.took).collect()
         };
         let sealed = self.seal(&writer, "tenant 0", &[7; 1024]).await?;
@@ -282,7 +315,9 @@ impl Story {
         }
         let warm = start.elapsed() / 100_000;
         let [whole, calls, proxy, manager] = [whole, calls, proxy, manager].map(median);
-        let row = |hop: &str, took: Duration| say(&format!("{hop:<58} {:>9.1} µs", took.as_secs_f64() * 1e6));
+        let row = |hop: &str, took: Duration| {
+            say(&format!("{hop:<58} {:>9.1} µs", took.as_secs_f64() * 1e6))
+        };
         row("service: opening one message, nothing at hand", whole);
         row("  of that, in the call to KMS", calls);
         row("    of that, in the XKS proxy", proxy);
@@ -304,8 +339,10 @@ impl Story {
         let service = self.envelope(&self.path.arn, short).await?;
         let other_arn = self.path.create_key("invoices").await;
         let other = self.envelope(&other_arn, Limits::default()).await?;
-        let (order, invoice) =
-            (self.seal(&service, "alice", b"order").await?, self.seal(&other, "alice", b"invoice").await?);
+        let (order, invoice) = (
+            self.seal(&service, "alice", b"order").await?,
+            self.seal(&other, "alice", b"invoice").await?,
+        );
         self.open(&service, "alice", &order).await??;
         let only_invoices = json!([{ "principals": [self.principal], "keys": ["invoices"], "operations": ["*"], "kms_operations": ["*"] }]);
         self.path.proxy.set_grants(only_invoices);
@@ -315,7 +352,11 @@ impl Story {
         let past = format!("past max_age ({MAX_AGE:?}), with an outage grace of a minute");
         tell(&past, self.open(&service, "alice", &order).await?, Err(ErrorKind::Denied))?;
         let asked = self.uses_of_kms().len();
-        tell("once more, at once", self.open(&service, "alice", &order).await?, Err(ErrorKind::Denied))?;
+        tell(
+            "once more, at once",
+            self.open(&service, "alice", &order).await?,
+            Err(ErrorKind::Denied),
+        )?;
         expect("nobody was asked", self.uses_of_kms().len() == asked)?;
         say("(that was remembered: nobody was asked)");
         let untouched = self.open(&other, "alice", &invoice).await?;
@@ -323,7 +364,11 @@ impl Story {
         let everybody = json!([{ "principals": ["*"], "keys": ["*"], "operations": ["*"], "kms_operations": ["*"] }]);
         self.path.proxy.set_grants(everybody);
         let cold = self.cold().await?;
-        tell("allowed again, in a process that starts now", self.open(&cold, "alice", &order).await?, Ok(()))?;
+        tell(
+            "allowed again, in a process that starts now",
+            self.open(&cold, "alice", &order).await?,
+            Ok(()),
+        )?;
         self.end_of("deny by policy");
         Ok(())
     }
@@ -332,7 +377,9 @@ impl Story {
         Self::chapter("The key manager is sealed");
         let short = Limits::default().max_age(MAX_AGE).refresh_after(MAX_AGE * 9 / 10);
         let strict = self.envelope(&self.path.arn, short).await?;
-        let patient = self.envelope(&self.path.arn, short.stale_if_error_reading(Duration::from_secs(60))).await?;
+        let patient = self
+            .envelope(&self.path.arn, short.stale_if_error_reading(Duration::from_secs(60)))
+            .await?;
         let sealed = self.seal(&strict, "alice", b"text").await?;
         self.open(&strict, "alice", &sealed).await??;
         self.open(&patient, "alice", &sealed).await??;
@@ -374,7 +421,11 @@ impl Story {
         let (one, another) = (self.cold().await?, self.cold().await?);
         say("rewrapped, and the first version forbidden");
         tell("the message", self.open(&one, "alice", &moved).await?, Ok(()))?;
-        tell("its copy from before", self.open(&another, "alice", &old).await?, Err(ErrorKind::Denied))?;
+        tell(
+            "its copy from before",
+            self.open(&another, "alice", &old).await?,
+            Err(ErrorKind::Denied),
+        )?;
         self.end_of("rotate behind the id");
         Ok(())
     }
@@ -384,15 +435,26 @@ impl Story {
         let writer = self.cold().await?;
         let old = self.seal(&writer, "alice", b"text").await?;
         let new_arn = self.path.create_key("orders-2027").await;
-        let builder = self.path.builder(&new_arn).external_key_store(&self.path.store).former_keys([&self.path.arn]);
-        let mover = Envelope::builder().wrap_with(builder.build().await?).observer(self.journal.clone()).build()?;
+        let builder = self
+            .path
+            .builder(&new_arn)
+            .external_key_store(&self.path.store)
+            .former_keys([&self.path.arn]);
+        let mover = Envelope::builder()
+            .wrap_with(builder.build().await?)
+            .observer(self.journal.clone())
+            .build()?;
         self.journal.about(&old)?;
         let moved = mover.rewrap_unverified(&tenant("alice")?, &old).await?;
         let is_same = old.iter().rev().zip(moved.iter().rev()).take(20).all(|(a, b)| a == b);
         expect("the payload is not touched", is_same)?;
         say("rewrapped by ReEncrypt: no DEK in the process, and not a byte of the payload touched");
         let reader = self.envelope(&new_arn, Limits::default()).await?;
-        tell("by a process that knows only the new key", self.open(&reader, "alice", &moved).await?, Ok(()))?;
+        tell(
+            "by a process that knows only the new key",
+            self.open(&reader, "alice", &moved).await?,
+            Ok(()),
+        )?;
         self.end_of("rewrap to a new key");
         Ok(())
     }
@@ -419,7 +481,11 @@ impl Story {
         tell("past max_age, whatever the grace", gone, Err(ErrorKind::Denied))?;
         self.path.connect().await;
         let cold = self.cold().await?;
-        tell("connected again, in a process that starts now", self.open(&cold, "alice", &sealed).await?, Ok(()))?;
+        tell(
+            "connected again, in a process that starts now",
+            self.open(&cold, "alice", &sealed).await?,
+            Ok(()),
+        )?;
         self.end_of("pull the plug");
         Ok(())
     }
@@ -427,7 +493,10 @@ impl Story {
     /// Who used which key when: each call of the last chapters, from the DEK to the key manager's own log.
     fn ledger(&self) -> Outcome<()> {
         Self::chapter("What each hop saw");
-        println!("  {:<22}{:>10}{:>8}{:>8}{:>8}{:>13}", "", "messages", "KMS", "proxy", "denied", "key manager");
+        println!(
+            "  {:<22}{:>10}{:>8}{:>8}{:>8}{:>13}",
+            "", "messages", "KMS", "proxy", "denied", "key manager"
+        );
         for (chapter, Counts { messages, kms, proxy, denied, manager }) in &self.chapters {
             println!("  {chapter:<22}{messages:>10}{kms:>8}{proxy:>8}{denied:>8}{manager:>13}");
         }
@@ -437,7 +506,8 @@ impl Story {
         expect("the library's calls are those that KMS saw", calls.len() == pages.calls.len())?;
         let mut by_request: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in self.audit_log() {
-            let error = if line.error.is_empty() { String::new() } else { format!(": {}", line.error) };
+            let error =
+                if line.error.is_empty() { String::new() } else { format!(": {}", line.error) };
             let text = format!("{} {}{error}", line.operation, line.path);
             by_request.entry(line.kms_request_id).or_default().push(text);
         }
@@ -451,16 +521,23 @@ impl Story {
         for (call, line) in rows.into_iter().skip(skipped) {
             let dek = line.dek.map(|id| id.to_string()).unwrap_or_default();
             let outcome = call.error.unwrap_or("ok");
-            let asked: Vec<_> = proxy.iter().filter(|asked| asked.kms_request_id == call.request_id).collect();
+            let asked: Vec<_> =
+                proxy.iter().filter(|asked| asked.kms_request_id == call.request_id).collect();
             let hop = asked.iter().map(|asked| {
                 let outcome = asked.error.map_or("ok", |error| error.name());
-                format!("{} {} {outcome}", asked.operation.map_or("", |operation| operation.name()), asked.key)
+                format!(
+                    "{} {} {outcome}",
+                    asked.operation.map_or("", |operation| operation.name()),
+                    asked.key
+                )
             });
             let hop = hop.collect::<Vec<_>>().join(", ");
-            let audited = by_request.get(&call.request_id).map(|lines| lines.join(", ")).unwrap_or_default();
+            let audited =
+                by_request.get(&call.request_id).map(|lines| lines.join(", ")).unwrap_or_default();
             let kms = format!("{} {}", call.operation, outcome.trim_end_matches("Exception"));
             let service = format!("{} {}", line.operation, line.outcome);
-            let (dek, request) = (dek.get(..8).unwrap_or_default(), call.request_id.get(..8).unwrap_or_default());
+            let (dek, request) =
+                (dek.get(..8).unwrap_or_default(), call.request_id.get(..8).unwrap_or_default());
             let at = timestamp(line.at);
             let at = at.get(9..15).unwrap_or_default();
             println!("  {at:<7} {dek:<9} {service:<20} {kms:<28} {request:<9} {hop:<32} {audited}");
@@ -483,7 +560,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 
 fn audit_log(bao: &OpenBao, of: &[kms_front::Call]) -> Vec<Audited> {
     let log = std::fs::read_to_string(bao.audit_file()).unwrap_or_default();
-    let ours: std::collections::BTreeSet<&str> = of.iter().map(|call| call.request_id.as_str()).collect();
+    let ours: std::collections::BTreeSet<&str> =
+        of.iter().map(|call| call.request_id.as_str()).collect();
     let mut began = BTreeMap::new();
     let mut lines = Vec::new();
     for line in log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
@@ -497,7 +575,12 @@ fn audit_log(bao: &OpenBao, of: &[kms_front::Call]) -> Vec<Audited> {
                 kms_request_id: id,
                 operation: text(&line, "/request/operation"),
                 path: text(&line, "/request/path"),
-                error: text(&line, "/error").lines().next_back().unwrap_or_default().trim().to_owned(),
+                error: text(&line, "/error")
+                    .lines()
+                    .next_back()
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned(),
                 took: time.saturating_sub(began),
             });
         }
@@ -513,5 +596,7 @@ fn text(line: &Value, pointer: &str) -> String {
 fn time(line: &Value) -> Duration {
     let text = text(line, "/time");
     let clock = text.split('T').nth(1).unwrap_or_default().trim_end_matches('Z');
-    clock.split(':').fold(Duration::ZERO, |sum, part| sum * 60 + Duration::from_secs_f64(part.parse().unwrap_or(0.0)))
+    clock.split(':').fold(Duration::ZERO, |sum, part| {
+        sum * 60 + Duration::from_secs_f64(part.parse().unwrap_or(0.0))
+    })
 }

@@ -278,8 +278,10 @@ impl AwsKmsKekBuilder {
                 let mut former = former_keys("former_keys", &id, self.former_keys)?;
                 {
                     let found = described.map(|described| described.external_key_store);
-                    let options =
-                        OptionsOfStandardKeys { related_keys: self.related_keys, key_max_age: self.key_max_age };
+                    let options = OptionsOfStandardKeys {
+                        related_keys: self.related_keys,
+                        key_max_age: self.key_max_age,
+                    };
                     if let Some(store) = store_of(&id, self.external_key_store, found, options)? {
                         stores.learn(&id, Some(&store))?;
                     }
@@ -298,7 +300,13 @@ impl AwsKmsKekBuilder {
                 if regions.is_empty() {
                     regions.push(service.region().to_owned());
                 }
-                Keys::Discovered(Discovery { id, partition, accounts, regions, related: self.related_keys })
+                Keys::Discovered(Discovery {
+                    id,
+                    partition,
+                    accounts,
+                    regions,
+                    related: self.related_keys,
+                })
             }
         };
         Ok(AwsKmsKek(Arc::new(Inner {
@@ -329,7 +337,9 @@ fn check_store(option: &str, store: &str) -> Result<(), Error> {
     if (1..=60).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return Ok(());
     }
-    Err(invalid(format!("{option}: {store:?} is not the id of a custom key store, such as cks-1234567890abcdef0")))
+    Err(invalid(format!(
+        "{option}: {store:?} is not the id of a custom key store, such as cks-1234567890abcdef0"
+    )))
 }
 
 /// The external key store that the user named, or KMS where it was asked, if the key may be in one.
@@ -342,17 +352,20 @@ fn store_of(
     let store = match (named, described) {
         (Some(named), Some(found)) if found.as_ref() != Some(&named) => {
             let found = found.as_deref().unwrap_or("no external key store");
-            return Err(invalid(format!("external_key_store: {key_arn} is in {found}, not in {named}")));
+            return Err(invalid(format!(
+                "external_key_store: {key_arn} is in {found}, not in {named}"
+            )));
         }
         (Some(store), _) | (None, Some(Some(store))) => store,
         (None, _) => return Ok(None),
     };
     if options.related_keys || KeyArn::read(key_arn).is_some_and(|arn| arn.is_multi_region()) {
-        return Err(invalid("external_key_store: a key there cannot be a multi-Region key".to_owned()));
+        return Err(invalid(
+            "external_key_store: a key there cannot be a multi-Region key".to_owned(),
+        ));
     }
     if options.key_max_age.is_some() {
-        let detail =
-            "key_max_age: KMS knows of no key material of a key in an external key store; its rotation is not seen";
+        let detail = "key_max_age: KMS knows of no key material of a key in an external key store; its rotation is not seen";
         return Err(invalid(detail.to_owned()));
     }
     Ok(Some(store))
@@ -360,7 +373,10 @@ fn store_of(
 
 pub(crate) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
     if tokens.len() > MOST_GRANT_TOKENS {
-        return Err(invalid(format!("grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed", tokens.len())));
+        return Err(invalid(format!(
+            "grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed",
+            tokens.len()
+        )));
     }
     if tokens.iter().any(|token| token.is_empty() || token.len() > LONGEST_GRANT_TOKEN) {
         return Err(invalid(format!("grant_tokens: a token has 1 to {LONGEST_GRANT_TOKEN} bytes")));
@@ -372,7 +388,10 @@ pub(crate) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
 fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
     let Some(url) = &overrides.endpoint_url else { return Ok(()) };
     if overrides.fips == Some(true) || overrides.dual_stack == Some(true) {
-        return Err(invalid("endpoint_url: contradicts fips and dual_stack, which choose another endpoint".to_owned()));
+        return Err(invalid(
+            "endpoint_url: contradicts fips and dual_stack, which choose another endpoint"
+                .to_owned(),
+        ));
     }
     if !transport::is_private(url) {
         return Err(invalid("endpoint_url: not an https URL".to_owned()));
@@ -382,12 +401,15 @@ fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
 
 fn check_region(option: &str, region: &str) -> Result<(), Error> {
     let is_name = (1..=64).contains(&region.len())
-        && region.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        && region
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
     if is_name { Ok(()) } else { Err(invalid(format!("{option}: {region:?} is not a Region"))) }
 }
 
 fn check_discovery(partition: &str, accounts: &[String], regions: &[String]) -> Result<(), Error> {
-    let is_account = |account: &String| account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    let is_account =
+        |account: &String| account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
     if accounts.is_empty() || !accounts.iter().all(is_account) {
         return Err(invalid("discovery: name at least one account, of 12 digits".to_owned()));
     }
@@ -408,13 +430,23 @@ fn region_of(key: &str) -> Option<&str> {
 
 /// `alias/NAME`, or its ARN: what may mean another key later.
 fn is_alias(key: &str) -> bool {
-    key.starts_with("alias/") || key.split(':').nth(5).is_some_and(|resource| resource.starts_with("alias/"))
+    key.starts_with("alias/")
+        || key.split(':').nth(5).is_some_and(|resource| resource.starts_with("alias/"))
 }
 
 /// The key that an id or alias means now.
-async fn resolve(service: &Service, key: &str, grant_tokens: &[String]) -> Result<Description, Error> {
-    let found = tokio::time::timeout(RESOLVE_TIMEOUT, service.describe(service.region(), key, grant_tokens)).await;
-    let late = || KekError::unavailable(format!("DescribeKey: no answer within {RESOLVE_TIMEOUT:?}"));
+async fn resolve(
+    service: &Service,
+    key: &str,
+    grant_tokens: &[String],
+) -> Result<Description, Error> {
+    let found = tokio::time::timeout(
+        RESOLVE_TIMEOUT,
+        service.describe(service.region(), key, grant_tokens),
+    )
+    .await;
+    let late =
+        || KekError::unavailable(format!("DescribeKey: no answer within {RESOLVE_TIMEOUT:?}"));
     let found = found.map_err(|_| late())?.map_err(KekError::from)?;
     match KeyArn::read(&found.arn) {
         Some(_) => Ok(found),
@@ -436,8 +468,14 @@ fn former_keys(option: &str, id: &str, arns: Vec<String>) -> Result<Vec<KekId>, 
     let mut former = Vec::with_capacity(arns.len());
     for arn in arns {
         match (KeyArn::read(&arn), own) {
-            (Some(key), Some(own)) if key.region == own.region && arn != id => former.push(KekId::new(&arn)?),
-            _ => return Err(invalid(format!("{option}: {arn:?} is not the ARN of another key in the same Region"))),
+            (Some(key), Some(own)) if key.region == own.region && arn != id => {
+                former.push(KekId::new(&arn)?)
+            }
+            _ => {
+                return Err(invalid(format!(
+                    "{option}: {arn:?} is not the ARN of another key in the same Region"
+                )));
+            }
         }
     }
     Ok(former)
@@ -453,7 +491,9 @@ impl fmt::Debug for AwsKmsKekBuilder {
         let mut debug = f.debug_struct("AwsKmsKekBuilder");
         match &self.what {
             What::Key(key) => debug.field("key", key),
-            What::Discovery { partition, accounts } => debug.field("partition", partition).field("accounts", accounts),
+            What::Discovery { partition, accounts } => {
+                debug.field("partition", partition).field("accounts", accounts)
+            }
         };
         let Overrides { region, endpoint_url, fips, dual_stack } = &self.overrides;
         debug

@@ -16,7 +16,9 @@ pub(crate) use aws_config::meta::ProviderChainError;
 pub(crate) use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::{BehaviorVersion, Builder as ConfigBuilder, Config, Credentials, IdentityCache, Region};
+use aws_sdk_kms::config::{
+    BehaviorVersion, Builder as ConfigBuilder, Config, Credentials, IdentityCache, Region,
+};
 use aws_sdk_kms::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::RequestId;
 use aws_sdk_kms::primitives::Blob;
@@ -103,7 +105,8 @@ pub(crate) struct Description {
 
 impl Description {
     pub(crate) fn check_usable(&self) -> Result<(), Failure> {
-        let text = |class| Failure::new(class, format!("{} is in state {}", self.arn, self.state.name));
+        let text =
+            |class| Failure::new(class, format!("{} is in state {}", self.arn, self.state.name));
         self.state.usable.map_err(text)
     }
 }
@@ -170,8 +173,15 @@ impl Service {
             check_roots()?;
         }
         let clients = RwLock::default();
-        let mut service =
-            Self { config, region, keeper, foreign_http, in_the_clear: false, clients, pools: AtomicU64::new(0) };
+        let mut service = Self {
+            config,
+            region,
+            keeper,
+            foreign_http,
+            in_the_clear: false,
+            clients,
+            pools: AtomicU64::new(0),
+        };
         let slot = service.make(&service.region)?;
         if let Some(endpoint) = endpoint_of(&slot.client).await {
             if !transport::is_private(&endpoint) {
@@ -200,7 +210,9 @@ impl Service {
     /// A client whose pool is believed in.
     fn slot(&self, region: &str) -> Result<Slot, Failure> {
         let fit = |slot: &&Slot| !slot.pool.is_left();
-        if let Some(slot) = self.clients.read().unwrap_or_else(PoisonError::into_inner).get(region).filter(fit) {
+        if let Some(slot) =
+            self.clients.read().unwrap_or_else(PoisonError::into_inner).get(region).filter(fit)
+        {
             return Ok(slot.clone());
         }
         let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
@@ -208,7 +220,8 @@ impl Service {
             return Ok(slot.clone());
         }
         let slot = self.make(region);
-        let slot = slot.map_err(|error| Failure::unasked(KekErrorClass::Misconfigured, error.to_string()))?;
+        let slot = slot
+            .map_err(|error| Failure::unasked(KekErrorClass::Misconfigured, error.to_string()))?;
         clients.insert(region.to_owned(), slot.clone());
         Ok(slot)
     }
@@ -222,7 +235,12 @@ impl Service {
     }
 
     /// One call; once more with other credentials where KMS refuses those that looked good.
-    async fn send<T, E, F>(&self, region: &str, operation: &str, call: impl Fn(&Client) -> F) -> Result<T, Failure>
+    async fn send<T, E, F>(
+        &self,
+        region: &str,
+        operation: &str,
+        call: impl Fn(&Client) -> F,
+    ) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
@@ -255,9 +273,13 @@ impl Service {
         let on_its_way = OnItsWay::new(pool.clone());
         let answer = call(&client).await;
         match &answer {
-            Ok(_) | Err(SdkError::ServiceError(_) | SdkError::ResponseError(_)) => pool.answered(on_its_way.elapsed()),
+            Ok(_) | Err(SdkError::ServiceError(_) | SdkError::ResponseError(_)) => {
+                pool.answered(on_its_way.elapsed())
+            }
             Err(SdkError::TimeoutError(_)) => pool.leave(),
-            Err(SdkError::DispatchFailure(dispatch)) if dispatch.as_connector_error().is_some_and(is_of_a_line) => {
+            Err(SdkError::DispatchFailure(dispatch))
+                if dispatch.as_connector_error().is_some_and(is_of_a_line) =>
+            {
                 pool.leave();
             }
             Err(_) => {}
@@ -269,7 +291,9 @@ impl Service {
     pub(crate) async fn encrypt(&self, under: Under, dek: &[u8]) -> Result<Wrapped, Failure> {
         let call = |client: &Client| {
             let call = client.encrypt().key_id(&under.key).plaintext(Blob::new(dek));
-            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+            call.set_encryption_context(under.context())
+                .set_grant_tokens(under.grant_tokens())
+                .send()
         };
         let output = self.send(&self.region, "Encrypt", call).await?;
         wrapped("Encrypt", output.key_id, output.ciphertext_blob, None)
@@ -278,7 +302,9 @@ impl Service {
     pub(crate) async fn generate(&self, under: Under) -> Result<(UnwrappedDek, Wrapped), Failure> {
         let call = |client: &Client| {
             let call = client.generate_data_key().key_id(&under.key).key_spec(DataKeySpec::Aes256);
-            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+            call.set_encryption_context(under.context())
+                .set_grant_tokens(under.grant_tokens())
+                .send()
         };
         let output = self.send(&self.region, "GenerateDataKey", call).await?;
         let dek = plaintext("GenerateDataKey", output.plaintext)?;
@@ -287,10 +313,17 @@ impl Service {
     }
 
     /// The key is named in every call: the ciphertext names one too, and KMS would believe it.
-    pub(crate) async fn decrypt(&self, region: &str, under: Under, blob: &[u8]) -> Result<Unwrapped, Failure> {
+    pub(crate) async fn decrypt(
+        &self,
+        region: &str,
+        under: Under,
+        blob: &[u8],
+    ) -> Result<Unwrapped, Failure> {
         let call = |client: &Client| {
             let call = client.decrypt().key_id(&under.key).ciphertext_blob(Blob::new(blob));
-            call.set_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+            call.set_encryption_context(under.context())
+                .set_grant_tokens(under.grant_tokens())
+                .send()
         };
         let output = self.send(region, "Decrypt", call).await?;
         let dek = plaintext("Decrypt", output.plaintext)?;
@@ -302,11 +335,19 @@ impl Service {
         }
     }
 
-    pub(crate) async fn re_encrypt(&self, from: &str, under: Under, blob: &[u8]) -> Result<Wrapped, Failure> {
+    pub(crate) async fn re_encrypt(
+        &self,
+        from: &str,
+        under: Under,
+        blob: &[u8],
+    ) -> Result<Wrapped, Failure> {
         let call = |client: &Client| {
             let call = client.re_encrypt().ciphertext_blob(Blob::new(blob)).source_key_id(from);
-            let call = call.destination_key_id(&under.key).set_source_encryption_context(under.context());
-            call.set_destination_encryption_context(under.context()).set_grant_tokens(under.grant_tokens()).send()
+            let call =
+                call.destination_key_id(&under.key).set_source_encryption_context(under.context());
+            call.set_destination_encryption_context(under.context())
+                .set_grant_tokens(under.grant_tokens())
+                .send()
         };
         let output = self.send(&self.region, "ReEncrypt", call).await?;
         let material = output.destination_key_material_id.as_deref().and_then(KeyMaterialId::read);
@@ -329,7 +370,9 @@ impl Service {
         Ok(Description {
             arn: key.arn.ok_or_else(|| Failure::not_understood("DescribeKey"))?,
             state: state(key.key_state.as_ref(), key.enabled),
-            is_for_encryption: key.key_usage.is_none_or(|usage| usage == KeyUsageType::EncryptDecrypt),
+            is_for_encryption: key
+                .key_usage
+                .is_none_or(|usage| usage == KeyUsageType::EncryptDecrypt),
             material: key.current_key_material_id.as_deref().and_then(KeyMaterialId::read),
             expires: key.valid_to.and_then(|time| SystemTime::try_from(time).ok()),
             external_key_store: key.custom_key_store_id.filter(|_| is_external),
@@ -338,14 +381,19 @@ impl Service {
     }
 
     /// A custom key store's connection state, and the error code of a failed one.
-    pub(crate) async fn describe_store(&self, id: &str) -> Result<(String, Option<String>), Failure> {
+    pub(crate) async fn describe_store(
+        &self,
+        id: &str,
+    ) -> Result<(String, Option<String>), Failure> {
         const OPERATION: &str = "DescribeCustomKeyStores";
-        let call = |client: &Client| client.describe_custom_key_stores().custom_key_store_id(id).send();
+        let call =
+            |client: &Client| client.describe_custom_key_stores().custom_key_store_id(id).send();
         let output = self.send(&self.region, OPERATION, call).await?;
         let stores = output.custom_key_stores.unwrap_or_default();
         let store = stores.into_iter().find(|store| store.custom_key_store_id() == Some(id));
         let store = store.ok_or_else(|| Failure::not_understood(OPERATION))?;
-        let connection_state = store.connection_state.ok_or_else(|| Failure::not_understood(OPERATION))?;
+        let connection_state =
+            store.connection_state.ok_or_else(|| Failure::not_understood(OPERATION))?;
         let code = store.connection_error_code.map(|code| code.as_str().to_owned());
         Ok((connection_state.as_str().to_owned(), code))
     }
@@ -378,8 +426,9 @@ async fn load_defaults(overrides: &Overrides) -> SdkConfig {
 /// A client; what the SDK answers with a panic, such as a configuration without a way to sleep, is
 /// an error here.
 fn client(config: Config) -> Result<Client, Error> {
-    std::panic::catch_unwind(AssertUnwindSafe(|| Client::from_conf(config)))
-        .map_err(|_| Error::new(ErrorKind::InvalidOption, "the AWS SDK refuses the client's configuration"))
+    std::panic::catch_unwind(AssertUnwindSafe(|| Client::from_conf(config))).map_err(|_| {
+        Error::new(ErrorKind::InvalidOption, "the AWS SDK refuses the client's configuration")
+    })
 }
 
 fn wrapped(
@@ -396,7 +445,8 @@ fn wrapped(
 
 /// Takes the bytes over, so that they are wiped here.
 fn plaintext(operation: &str, blob: Option<Blob>) -> Result<UnwrappedDek, Failure> {
-    blob.map(|blob| UnwrappedDek::new(blob.into_inner())).ok_or_else(|| Failure::not_understood(operation))
+    blob.map(|blob| UnwrappedDek::new(blob.into_inner()))
+        .ok_or_else(|| Failure::not_understood(operation))
 }
 
 fn state(state: Option<&KeyState>, enabled: bool) -> State {
@@ -416,7 +466,10 @@ fn state(state: Option<&KeyState>, enabled: bool) -> State {
         // Creating, and what is not known yet.
         _ => Err(Unavailable),
     };
-    State { name: state.map_or_else(|| "unknown".to_owned(), |state| state.as_str().to_owned()), usable }
+    State {
+        name: state.map_or_else(|| "unknown".to_owned(), |state| state.as_str().to_owned()),
+        usable,
+    }
 }
 
 fn failure<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> Failure
@@ -438,7 +491,10 @@ where
             Failure::new(KekErrorClass::Unavailable, format!("{operation}: no answer in time"))
         }
         SdkError::DispatchFailure(dispatch) => not_sent(operation, dispatch.as_connector_error()),
-        _ => Failure::unasked(KekErrorClass::Misconfigured, format!("{operation}: the request cannot be made")),
+        _ => Failure::unasked(
+            KekErrorClass::Misconfigured,
+            format!("{operation}: the request cannot be made"),
+        ),
     }
 }
 
@@ -464,7 +520,8 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
     }
     // Also that of a proxy. An operator has to act, as in every provider.
     let is_certificate = texts.iter().any(|text| certificates::blamed_in(text));
-    let class = if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
+    let class =
+        if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
     Failure::new(class, format!("{operation}: {}", texts.join(": ")))
 }
 
@@ -496,7 +553,11 @@ fn is_of_a_line(error: &ConnectorError) -> bool {
 }
 
 fn check_roots() -> Result<(), Error> {
-    if transport::has_roots() { Ok(()) } else { Err(Error::new(ErrorKind::InvalidOption, transport::NO_ROOTS)) }
+    if transport::has_roots() {
+        Ok(())
+    } else {
+        Err(Error::new(ErrorKind::InvalidOption, transport::NO_ROOTS))
+    }
 }
 
 /// Where calls of this client go, whether builder, configuration, environment or profile say so.
@@ -504,7 +565,8 @@ fn check_roots() -> Result<(), Error> {
 async fn endpoint_of(client: &Client) -> Option<String> {
     let probe = Arc::new(Probe::default());
     let nobody = Credentials::new("none", "none", None, None, "none");
-    let nobody = Config::builder().credentials_provider(nobody).identity_cache(IdentityCache::no_cache());
+    let nobody =
+        Config::builder().credentials_provider(nobody).identity_cache(IdentityCache::no_cache());
     let call = client.describe_key().key_id("none").customize().config_override(nobody);
     let call = call.interceptor(ProbeHandle(probe.clone())).send();
     let _ = tokio::time::timeout(ENDPOINT_TIMEOUT, call).await;
@@ -516,5 +578,8 @@ fn in_the_clear(endpoint: &str) -> Error {
     // Whatever stands before an @ may be a password.
     let place = if place.contains('@') { "" } else { place.trim_end_matches('/') };
     let from = "it comes from the builder, the client, or the AWS configuration (AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_KMS, a profile)";
-    Error::new(ErrorKind::InvalidOption, format!("endpoint {place}: {}; {from}", transport::IN_THE_CLEAR))
+    Error::new(
+        ErrorKind::InvalidOption,
+        format!("endpoint {place}: {}; {from}", transport::IN_THE_CLEAR),
+    )
 }

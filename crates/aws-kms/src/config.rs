@@ -68,7 +68,11 @@ pub struct Config(Fields);
 
 /// What stands in a file.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 struct Fields {
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     key: Option<String>,
@@ -103,7 +107,10 @@ struct Fields {
     /// By store.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "BTreeMap::is_empty"))]
     external_former_keys: BTreeMap<String, Vec<String>>,
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "EncryptionContext::is_empty", with = "pairs"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(skip_serializing_if = "EncryptionContext::is_empty", with = "pairs")
+    )]
     health_context: EncryptionContext,
 }
 
@@ -115,7 +122,10 @@ impl Config {
 
     /// Configures a provider that reads by the key that a message names. See
     /// [`AwsKmsKek::discover`].
-    pub fn discover<S: Into<String>>(partition: impl Into<String>, accounts: impl IntoIterator<Item = S>) -> Self {
+    pub fn discover<S: Into<String>>(
+        partition: impl Into<String>,
+        accounts: impl IntoIterator<Item = S>,
+    ) -> Self {
         let accounts = accounts.into_iter().map(Into::into).collect();
         Self(Fields { partition: Some(partition.into()), accounts, ..Fields::default() })
     }
@@ -225,9 +235,15 @@ impl Config {
         let invalid = |detail: &'static str| Err(Error::new(ErrorKind::InvalidOption, detail));
         match (&fields.key, &fields.partition, fields.accounts.is_empty()) {
             (Some(_), None, true) | (None, Some(_), false) => {}
-            (None, None, true) => return invalid("key: it is missing, and so is accounts, for discovery"),
+            (None, None, true) => {
+                return invalid("key: it is missing, and so is accounts, for discovery");
+            }
             (None, ..) => return invalid("discovery: needs partition and accounts"),
-            (Some(_), ..) => return invalid("key: not together with partition and accounts, which are for discovery"),
+            (Some(_), ..) => {
+                return invalid(
+                    "key: not together with partition and accounts, which are for discovery",
+                );
+            }
         }
         if fields.endpoint_url.as_deref().is_some_and(|url| without_user(url).1) {
             return invalid("endpoint_url: must not contain a user or a password");
@@ -331,7 +347,8 @@ impl FromStr for Config {
 
 /// Whether this can be the ARN of a key or of an alias, an id, or an alias.
 fn is_key(key: &str) -> bool {
-    !key.starts_with('/') && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:/".contains(&byte))
+    !key.starts_with('/')
+        && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_:/".contains(&byte))
 }
 
 /// Writes the URI.
@@ -350,7 +367,8 @@ impl fmt::Display for Config {
         uri.list("former-keys", fields.former_keys.iter().map(String::as_str));
         uri.text("external-key-store", fields.external_key_store.as_deref());
         let stores = fields.external_former_keys.iter();
-        let external = stores.flat_map(|(store, arns)| arns.iter().map(|arn| (store.as_str(), arn.as_str())));
+        let external =
+            stores.flat_map(|(store, arns)| arns.iter().map(|arn| (store.as_str(), arn.as_str())));
         uri.pairs("external-former-keys", '/', external);
         uri.text("health-check", fields.health_check.map(HealthCheck::as_str));
         uri.pairs("health-context", '=', fields.health_context.iter());
@@ -384,11 +402,17 @@ mod pairs {
     use serde::ser::Serializer;
     use waxseal::EncryptionContext;
 
-    pub(super) fn serialize<S: Serializer>(context: &EncryptionContext, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        context: &EncryptionContext,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_map(context.iter())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EncryptionContext, D::Error> {
-        EncryptionContext::new(BTreeMap::<String, String>::deserialize(deserializer)?).map_err(D::Error::custom)
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<EncryptionContext, D::Error> {
+        EncryptionContext::new(BTreeMap::<String, String>::deserialize(deserializer)?)
+            .map_err(D::Error::custom)
     }
 }

@@ -17,7 +17,8 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::identity::{
-    Identity, IdentityCachePartition, IdentityFuture, ResolveCachedIdentity, ResolveIdentity, SharedIdentityResolver,
+    Identity, IdentityCachePartition, IdentityFuture, ResolveCachedIdentity, ResolveIdentity,
+    SharedIdentityResolver,
 };
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
@@ -125,7 +126,11 @@ impl Keeper {
             if state.generation != refused {
                 return Ok(true);
             }
-            state.sources.iter_mut().filter_map(|(id, source)| self.again(*id, source, AFTER_REFUSAL)).collect()
+            state
+                .sources
+                .iter_mut()
+                .filter_map(|(id, source)| self.again(*id, source, AFTER_REFUSAL))
+                .collect()
         };
         for load in loads {
             load.wait().await?;
@@ -134,7 +139,12 @@ impl Keeper {
     }
 
     /// Loads the kept credentials again; `None` if that was done a moment ago.
-    fn again(&self, id: IdentityCachePartition, source: &mut Source, pause: Duration) -> Option<Loading> {
+    fn again(
+        &self,
+        id: IdentityCachePartition,
+        source: &mut Source,
+        pause: Duration,
+    ) -> Option<Loading> {
         if source.loading.is_none() {
             if source.tried.is_some_and(|tried| tried.elapsed() < pause) {
                 return None;
@@ -167,7 +177,13 @@ impl Keeper {
         source.loading.clone()
     }
 
-    fn keep(&self, id: IdentityCachePartition, components: &RuntimeComponents, asked: Instant, loaded: &Answer) {
+    fn keep(
+        &self,
+        id: IdentityCachePartition,
+        components: &RuntimeComponents,
+        asked: Instant,
+        loaded: &Answer,
+    ) {
         let now = now(components);
         let mut state = self.state();
         let State { sources, generation } = &mut *state;
@@ -176,7 +192,8 @@ impl Keeper {
             source.loading = None;
         }
         let Ok(identity) = loaded else { return };
-        if source.held.as_ref().is_some_and(|held| held.asked > asked && now + TOO_LATE < held.ends) {
+        if source.held.as_ref().is_some_and(|held| held.asked > asked && now + TOO_LATE < held.ends)
+        {
             return;
         }
         if source.held.as_ref().is_none_or(|held| !is_same(&held.identity, identity)) {
@@ -185,7 +202,11 @@ impl Keeper {
         let ends = identity.expiration().unwrap_or(now + WITHOUT_END);
         let life = ends.duration_since(now).unwrap_or_default();
         // What does not say when it ends does not end: it is only looked at again.
-        let ahead = if identity.expiration().is_some() { AHEAD.min(life / 4).max(TOO_LATE) } else { TOO_LATE };
+        let ahead = if identity.expiration().is_some() {
+            AHEAD.min(life / 4).max(TOO_LATE)
+        } else {
+            TOO_LATE
+        };
         let renew_from = ends.checked_sub(ahead).unwrap_or(now);
         source.held = Some(Held { identity: identity.clone(), asked, renew_from, ends });
     }
@@ -245,7 +266,9 @@ impl ResolveCachedIdentity for Keeper {
                 (None, None) => Err("credentials are loaded on a tokio runtime".into()),
                 (None, Some(loading)) => match loading.wait().await {
                     Ok(identity) => Ok(identity),
-                    Err(error) => self.nearly_ended(id, now(components)).ok_or_else(|| error.into()),
+                    Err(error) => {
+                        self.nearly_ended(id, now(components)).ok_or_else(|| error.into())
+                    }
                 },
             }
         })
@@ -265,7 +288,10 @@ fn now(components: &RuntimeComponents) -> SystemTime {
 fn is_same(one: &Identity, other: &Identity) -> bool {
     let keys = |identity: &Identity| {
         let credentials = identity.data::<Credentials>()?;
-        Some((credentials.access_key_id().to_owned(), credentials.session_token().map(ToOwned::to_owned)))
+        Some((
+            credentials.access_key_id().to_owned(),
+            credentials.session_token().map(ToOwned::to_owned),
+        ))
     };
     keys(one).is_some_and(|keys_of_one| keys(other) == Some(keys_of_one))
 }
@@ -278,7 +304,9 @@ async fn load(resolver: &SharedIdentityResolver, components: &RuntimeComponents)
         Ok(Err(_)) => Err(Failed(Arc::new("the source of credentials panicked".into()))),
         Err(_) => match resolver.fallback_on_interrupt() {
             Some(identity) => Ok(identity),
-            None => Err(Failed(Arc::new(CredentialsError::provider_timed_out(LONGEST_LOAD).into()))),
+            None => {
+                Err(Failed(Arc::new(CredentialsError::provider_timed_out(LONGEST_LOAD).into())))
+            }
         },
     }
 }

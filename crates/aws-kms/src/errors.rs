@@ -31,7 +31,11 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     // The proxy of an external key store, or what is behind it, did not answer, or not with sense.
     ("KMSInvalidStateException", "did not respond in time", Unavailable),
     ("KMSInvalidStateException", "in the time allotted", Unavailable),
-    ("KMSInvalidStateException", "cannot communicate with the external key store proxy", Unavailable),
+    (
+        "KMSInvalidStateException",
+        "cannot communicate with the external key store proxy",
+        Unavailable,
+    ),
     ("KMSInvalidStateException", "cannot communicate with the external key manager", Unavailable),
     ("KMSInvalidStateException", "cannot interpret the response", Unavailable),
     ("KMSInvalidStateException", "unhealthy state", Unavailable),
@@ -42,7 +46,11 @@ const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("KMSInvalidStateException", "invalid uri path", Misconfigured),
     ("KMSInvalidStateException", "cannot establish a tls connection", Misconfigured),
     ("KMSInvalidStateException", "does not support the requested operation", Misconfigured),
-    ("KMSInvalidStateException", "does not support the requested cryptographic operation", Misconfigured),
+    (
+        "KMSInvalidStateException",
+        "does not support the requested cryptographic operation",
+        Misconfigured,
+    ),
     // Its owner does not want it.
     ("KMSInvalidStateException", "denied access to the operation", Denied),
     ("KMSInvalidStateException", "not enabled in the external key manager", Denied),
@@ -129,7 +137,12 @@ impl Failure {
     }
 
     /// The service's own answer.
-    pub(crate) fn answered(operation: &str, status: u16, code: Option<&str>, message: Option<&str>) -> Self {
+    pub(crate) fn answered(
+        operation: &str,
+        status: u16,
+        code: Option<&str>,
+        message: Option<&str>,
+    ) -> Self {
         let class = classify(status, code, message.unwrap_or_default());
         let what = code.map_or_else(|| format!("status {status}"), tidy);
         let text = match message.filter(|message| !message.is_empty()) {
@@ -154,7 +167,8 @@ impl Failure {
     /// Where a message named the key, only the message can be wrong about it: no operator, and no
     /// breaker, is called for that.
     pub(crate) fn of_a_message_s_key(mut self) -> Self {
-        let about_the_key = ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
+        let about_the_key =
+            ["InvalidArnException", "InvalidKeyUsageException", "UnsupportedOperationException"];
         if self.code.as_deref().is_some_and(|code| about_the_key.contains(&code)) {
             self.class = Invalid;
         }
@@ -173,7 +187,8 @@ fn classify(status: u16, code: Option<&str>, message: &str) -> KekErrorClass {
     let message = message.to_lowercase();
     let by_table = code.and_then(|code| {
         let mut rows = TABLE.iter();
-        rows.find(|(exception, part, _)| *exception == code && message.contains(part)).map(|(.., class)| *class)
+        rows.find(|(exception, part, _)| *exception == code && message.contains(part))
+            .map(|(.., class)| *class)
     });
     match by_table {
         Some(class) => class,
@@ -195,7 +210,11 @@ mod tests {
     #[test]
     fn every_row_of_the_table_can_be_reached() {
         for (exception, part, class) in TABLE {
-            assert_eq!(classify(400, Some(exception), &format!("The key {part} now")), *class, "{exception} {part}");
+            assert_eq!(
+                classify(400, Some(exception), &format!("The key {part} now")),
+                *class,
+                "{exception} {part}"
+            );
             assert_eq!(part.to_lowercase(), *part);
         }
     }
@@ -262,8 +281,14 @@ mod tests {
                 Denied,
                 "The external key store proxy rejected the request because the external key is not enabled in the external key manager.",
             ),
-            (Denied, "The external key store proxy rejected the request because it could not find the external key."),
-            (Denied, "arn:aws:kms:eu-west-1:111122223333:key/11112222-3333-4444-5555-666677778888 is unavailable."),
+            (
+                Denied,
+                "The external key store proxy rejected the request because it could not find the external key.",
+            ),
+            (
+                Denied,
+                "arn:aws:kms:eu-west-1:111122223333:key/11112222-3333-4444-5555-666677778888 is unavailable.",
+            ),
             (
                 Invalid,
                 "The external key store proxy rejected the request because the specified ciphertext or additional authenticated data is corrupted, missing, or otherwise invalid.",
@@ -301,7 +326,11 @@ mod tests {
                 "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid.",
             ),
         ] {
-            assert_eq!(classify(400, Some("KMSInvalidStateException"), message), class, "{message}");
+            assert_eq!(
+                classify(400, Some("KMSInvalidStateException"), message),
+                class,
+                "{message}"
+            );
         }
     }
 
@@ -309,12 +338,21 @@ mod tests {
     fn the_docs_show_the_table_that_is_in_force() {
         let docs = include_str!("../docs/xks.md");
         let mut shown = Vec::new();
-        for (class, row) in docs.lines().filter_map(|line| line.strip_prefix("| **")?.split_once("** | ")) {
-            shown.extend(row.split('`').skip(1).step_by(2).map(|part| (part.to_lowercase(), class.to_owned())));
+        for (class, row) in
+            docs.lines().filter_map(|line| line.strip_prefix("| **")?.split_once("** | "))
+        {
+            shown.extend(
+                row.split('`')
+                    .skip(1)
+                    .step_by(2)
+                    .map(|part| (part.to_lowercase(), class.to_owned())),
+            );
         }
         let mut in_force: Vec<_> = TABLE
             .iter()
-            .filter(|(exception, part, _)| *exception == "KMSInvalidStateException" && !part.is_empty())
+            .filter(|(exception, part, _)| {
+                *exception == "KMSInvalidStateException" && !part.is_empty()
+            })
             .map(|(_, part, class)| ((*part).to_owned(), class.to_string()))
             .collect();
         in_force.sort();
@@ -324,7 +362,9 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_unavailable_and_keeps_its_text() {
-        for (status, code) in [(400, Some("BrandNewException")), (500, None), (503, None), (302, None), (403, None)] {
+        for (status, code) in
+            [(400, Some("BrandNewException")), (500, None), (503, None), (302, None), (403, None)]
+        {
             let failure = Failure::answered("Decrypt", status, code, Some("the text"));
             assert_eq!(failure.class, Unavailable, "{status} {code:?}");
             assert!(failure.text.contains("the text"));
@@ -334,7 +374,8 @@ mod tests {
 
     #[test]
     fn a_service_s_words_are_cut_and_stripped() {
-        let failure = Failure::answered("Decrypt", 400, Some("A\nB"), Some(&"x\u{1b}[31m".repeat(1000)));
+        let failure =
+            Failure::answered("Decrypt", 400, Some("A\nB"), Some(&"x\u{1b}[31m".repeat(1000)));
         assert!(failure.text.len() < 600);
         assert!(!failure.text.contains(['\n', '\u{1b}']));
     }

@@ -19,7 +19,8 @@ impl<'a> KeyArn<'a> {
             (next()?, next()?, next()?, next()?, next()?, next()?);
         let key = resource.strip_prefix("key/")?;
         let is_word = |word: &str| {
-            (1..=128).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            (1..=128).contains(&word.len())
+                && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         };
         let well_formed = arn == "arn"
             && service == "kms"
@@ -40,7 +41,8 @@ impl<'a> KeyArn<'a> {
     /// The same key, or one related to it.
     pub(crate) fn is_related_to(&self, other: &KeyArn<'_>) -> bool {
         self.is_multi_region()
-            && (self.partition, self.account, self.key) == (other.partition, other.account, other.key)
+            && (self.partition, self.account, self.key)
+                == (other.partition, other.account, other.key)
     }
 
     /// The ARN of the related key in another Region.
@@ -64,7 +66,9 @@ impl KeyMaterialId {
         }
         for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
             let [high, low] = digits else { return None };
-            let digit = |digit: u8| char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok());
+            let digit = |digit: u8| {
+                char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+            };
             *byte = digit(*high)? << 4 | digit(*low)?;
         }
         Some(Self(bytes))
@@ -125,7 +129,9 @@ mod tests {
         let id = KeyMaterialId::read(&text).unwrap();
         assert_eq!(id.0[..4], [0x01, 0x23, 0x45, 0x67]);
         assert_eq!(KeyMaterialId::of_meta(&id.0), Some(id));
-        for other in [&text[1..], &format!("{text}0"), &text.replace('a', "g"), &text.replace("ab", "é"), ""] {
+        for other in
+            [&text[1..], &format!("{text}0"), &text.replace('a', "g"), &text.replace("ab", "é"), ""]
+        {
             assert_eq!(KeyMaterialId::read(other), None, "{other}");
         }
         assert_eq!(KeyMaterialId::of_meta(&[0; 31]), None);

@@ -21,7 +21,11 @@ const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
 /// `DescribeKey` says that a key exists and is enabled, **not that the caller may use it**. To know
 /// that, the check has to use it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum HealthCheck {
     /// Only calls `DescribeKey`.
@@ -38,7 +42,8 @@ pub enum HealthCheck {
 }
 
 impl HealthCheck {
-    pub(crate) const ALL: [Self; 4] = [Self::Describe, Self::TryWrap, Self::TryGenerate, Self::TryUse];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Describe, Self::TryWrap, Self::TryGenerate, Self::TryUse];
 
     /// Its name in configuration.
     pub(crate) fn as_str(self) -> &'static str {
@@ -57,14 +62,19 @@ impl Inner {
         let key = own.current();
         if self.health_check == HealthCheck::Describe {
             return match self.looked_at().await {
-                Err(failure) if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await => {
+                Err(failure)
+                    if failure.class == KekErrorClass::Denied
+                        && self.follow(own, &key.id).await =>
+                {
                     self.looked_at().await
                 }
                 answer => answer,
             };
         }
         match self.try_use(key).await {
-            Err(failure) if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await => {
+            Err(failure)
+                if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await =>
+            {
                 self.try_use(own.current()).await?;
             }
             answer => answer?,
@@ -87,7 +97,9 @@ impl Inner {
             return self.health_with_store(&store, key).await;
         }
         key.check_usable()?;
-        let left = key.expires.map(|expires| expires.duration_since(SystemTime::now()).unwrap_or_default());
+        let left = key
+            .expires
+            .map(|expires| expires.duration_since(SystemTime::now()).unwrap_or_default());
         Ok(match left {
             Some(left) if left < EXPIRES_SOON => Health::Degraded(format!(
                 "KMS deletes the imported key material of {} in {} h",
@@ -104,15 +116,24 @@ impl Inner {
         if self.health_check == HealthCheck::TryGenerate {
             return self.generate_by(key, context).await.map(drop);
         }
-        let no_randomness =
-            |_| Failure::unasked(KekErrorClass::Unavailable, "no DEK could be made: the system has no randomness");
+        let no_randomness = |_| {
+            Failure::unasked(
+                KekErrorClass::Unavailable,
+                "no DEK could be made: the system has no randomness",
+            )
+        };
         let dek = Dek::random().map_err(no_randomness)?;
         let wrapped = self.wrap_by(key, None, context, &dek).await?;
         if self.health_check == HealthCheck::TryWrap {
             return Ok(());
         }
         let under = self.under(key.arn(), context);
-        let unwrapped = self.service.decrypt(self.service.region(), under, wrapped.wrapped()).await?;
-        if unwrapped.dek.expose() == dek.expose() { Ok(()) } else { Err(Failure::not_understood("Decrypt")) }
+        let unwrapped =
+            self.service.decrypt(self.service.region(), under, wrapped.wrapped()).await?;
+        if unwrapped.dek.expose() == dek.expose() {
+            Ok(())
+        } else {
+            Err(Failure::not_understood("Decrypt"))
+        }
     }
 }

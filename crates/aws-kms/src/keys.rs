@@ -106,7 +106,11 @@ impl Own {
 
     /// The key that wraps now.
     pub(crate) fn current(&self) -> &Key {
-        let later = self.current.load(Ordering::Acquire).checked_sub(1).and_then(|index| self.later.get(index)?.get());
+        let later = self
+            .current
+            .load(Ordering::Acquire)
+            .checked_sub(1)
+            .and_then(|index| self.later.get(index)?.get());
         later.unwrap_or(&self.first)
     }
 
@@ -116,7 +120,9 @@ impl Own {
 
     /// All that have wrapped.
     fn ids(&self) -> impl Iterator<Item = &KekId> {
-        std::iter::once(&self.first).chain(self.later.iter().map_while(OnceLock::get)).map(|key| &key.id)
+        std::iter::once(&self.first)
+            .chain(self.later.iter().map_while(OnceLock::get))
+            .map(|key| &key.id)
     }
 
     /// The alias points to this key now; `false` if it has been pointed to too many.
@@ -143,7 +149,8 @@ impl Own {
             return None;
         }
         let other = KeyArn::read(kek_id.as_str())?;
-        let related = |id: &&KekId| KeyArn::read(id.as_str()).is_some_and(|own| own.is_related_to(&other));
+        let related =
+            |id: &&KekId| KeyArn::read(id.as_str()).is_some_and(|own| own.is_related_to(&other));
         self.ids().find(related).map(|id| Target::new(here, id.as_str()))
     }
 }
@@ -165,7 +172,8 @@ impl Discovery {
 
     pub(crate) fn target(&self, kek_id: &KekId, here: &str) -> Option<Target> {
         let key = KeyArn::read(kek_id.as_str())?;
-        let is_allowed = key.partition == self.partition && self.accounts.iter().any(|account| account == key.account);
+        let is_allowed = key.partition == self.partition
+            && self.accounts.iter().any(|account| account == key.account);
         if !is_allowed {
             None
         } else if self.regions.iter().any(|allowed| allowed == key.region) {
@@ -214,7 +222,8 @@ impl Settled {
     }
 
     pub(crate) fn learn(&self, wrapped: &WrappedDek, material: Option<KeyMaterialId>) {
-        let Some(material) = material.filter(|material| KeyMaterialId::of_meta(wrapped.meta()) != Some(*material))
+        let Some(material) =
+            material.filter(|material| KeyMaterialId::of_meta(wrapped.meta()) != Some(*material))
         else {
             return;
         };
@@ -234,7 +243,11 @@ impl Settled {
     pub(crate) fn material_of(&self, wrapped: &WrappedDek) -> Option<KeyMaterialId> {
         let settled = {
             let settled = self.lock();
-            if settled.by_entry.is_empty() { None } else { settled.by_entry.get(&digest(wrapped)).copied() }
+            if settled.by_entry.is_empty() {
+                None
+            } else {
+                settled.by_entry.get(&digest(wrapped)).copied()
+            }
         };
         settled.or_else(|| KeyMaterialId::of_meta(wrapped.meta()))
     }
@@ -267,7 +280,11 @@ mod tests {
             assert_eq!(own.current().id, key(to));
         }
         for id in ["a", "b", "c", "z"] {
-            assert_eq!(own.target(&key(id), HERE), Some(Target::new(HERE, key(id).as_str())), "{id}");
+            assert_eq!(
+                own.target(&key(id), HERE),
+                Some(Target::new(HERE, key(id).as_str())),
+                "{id}"
+            );
         }
         assert_eq!(own.target(&key("d"), HERE), None);
     }
@@ -302,7 +319,8 @@ mod tests {
         let lying = entry(3).with_meta(vec![1; 32]).unwrap();
         settled.learn(&lying, Some(material));
         assert_eq!(settled.material_of(&lying), Some(material));
-        let honest = WrappedDek::new(key("b"), vec![1]).unwrap().with_meta(material.0.to_vec()).unwrap();
+        let honest =
+            WrappedDek::new(key("b"), vec![1]).unwrap().with_meta(material.0.to_vec()).unwrap();
         settled.learn(&honest, Some(material));
         assert_eq!(settled.lock().by_entry.len(), MOST_SETTLED, "what says it itself is not kept");
     }

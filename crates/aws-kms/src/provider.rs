@@ -18,7 +18,8 @@ use crate::keys::{Key, Keys, Known, Own, Settled, Target};
 use crate::xks::Stores;
 use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{
-    BoxFuture, CallAdvice, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek,
+    BoxFuture, CallAdvice, CallTarget, ContextBinding, Health, KekError, KekErrorClass,
+    KekProvider, UnwrappedDek,
 };
 use waxseal::{Dek, KekId, WrappedDek};
 use waxseal::{EncryptionContext, Error};
@@ -122,7 +123,10 @@ impl AwsKmsKek {
         partition: impl Into<String>,
         accounts: impl IntoIterator<Item = S>,
     ) -> AwsKmsKekBuilder {
-        AwsKmsKekBuilder::discovery(partition.into(), accounts.into_iter().map(Into::into).collect())
+        AwsKmsKekBuilder::discovery(
+            partition.into(),
+            accounts.into_iter().map(Into::into).collect(),
+        )
     }
 
     /// Replaces the grant tokens of every later call. Remove them once the grant is effective
@@ -131,7 +135,10 @@ impl AwsKmsKek {
     /// # Errors
     /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for more than 10, or one
     /// that is empty or longer than 8,192 bytes.
-    pub fn set_grant_tokens<S: Into<String>>(&self, tokens: impl IntoIterator<Item = S>) -> Result<(), Error> {
+    pub fn set_grant_tokens<S: Into<String>>(
+        &self,
+        tokens: impl IntoIterator<Item = S>,
+    ) -> Result<(), Error> {
         let tokens: Vec<String> = tokens.into_iter().map(Into::into).collect();
         builder::check_grant_tokens(&tokens)?;
         self.0.grant_tokens.store(Arc::new(tokens));
@@ -217,7 +224,8 @@ impl Inner {
         whose: impl FnOnce(&Description) -> Result<&'a Key, Failure>,
     ) -> Result<Description, Failure> {
         let asked = Instant::now();
-        let found = self.service.describe(self.service.region(), name, &self.grant_tokens.load()).await?;
+        let found =
+            self.service.describe(self.service.region(), name, &self.grant_tokens.load()).await?;
         if !found.is_for_encryption {
             let detail = format!("{} is not a key for encryption", found.arn);
             return Err(Failure::new(KekErrorClass::Misconfigured, detail));
@@ -225,7 +233,11 @@ impl Inner {
         self.stores.learn_own(&found)?;
         let key = whose(&found)?;
         // A key that is not ready yet names no material: soon it may.
-        let good_for = if found.state.usable.is_ok() { self.key_max_age } else { DESCRIBE_PAUSE.min(self.key_max_age) };
+        let good_for = if found.state.usable.is_ok() {
+            self.key_max_age
+        } else {
+            DESCRIBE_PAUSE.min(self.key_max_age)
+        };
         key.learn(Known { material: found.material, asked, good_for });
         Ok(found)
     }
@@ -236,7 +248,10 @@ impl Inner {
             return Ok(own.current());
         }
         let is_here = KeyArn::read(arn).is_some_and(|key| key.region == self.service.region());
-        let id = KekId::new(arn).ok().filter(|_| is_here).ok_or_else(|| Failure::not_understood("DescribeKey"))?;
+        let id = KekId::new(arn)
+            .ok()
+            .filter(|_| is_here)
+            .ok_or_else(|| Failure::not_understood("DescribeKey"))?;
         if own.move_to(&id) {
             return Ok(own.current());
         }
@@ -309,14 +324,21 @@ impl Inner {
 
     // --- the calls
 
-    async fn wrap(self: Arc<Self>, context: EncryptionContext, dek: Dek) -> Result<WrappedDek, Failure> {
+    async fn wrap(
+        self: Arc<Self>,
+        context: EncryptionContext,
+        dek: Dek,
+    ) -> Result<WrappedDek, Failure> {
         let own = self.own()?;
         let before = self.material(own).await;
         let key = own.current();
         match self.wrap_by(key, before, &context, &dek).await {
-            Err(failure) if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await => {
+            Err(failure)
+                if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await =>
+            {
                 let key = own.current();
-                self.wrap_by(key, key.known().and_then(|known| known.material), &context, &dek).await
+                self.wrap_by(key, key.known().and_then(|known| known.material), &context, &dek)
+                    .await
             }
             answer => answer,
         }
@@ -333,11 +355,16 @@ impl Inner {
         entry(key, "Encrypt", Wrapped { material: before, ..wrapped })
     }
 
-    async fn generate(self: Arc<Self>, context: EncryptionContext) -> Result<(UnwrappedDek, WrappedDek), Failure> {
+    async fn generate(
+        self: Arc<Self>,
+        context: EncryptionContext,
+    ) -> Result<(UnwrappedDek, WrappedDek), Failure> {
         let own = self.own()?;
         let key = own.current();
         match self.generate_by(key, &context).await {
-            Err(failure) if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await => {
+            Err(failure)
+                if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await =>
+            {
                 self.generate_by(own.current(), &context).await
             }
             answer => answer,
@@ -355,7 +382,11 @@ impl Inner {
         Ok((dek, entry(key, "GenerateDataKey", wrapped)?))
     }
 
-    async fn unwrap(self: Arc<Self>, context: EncryptionContext, wrapped: WrappedDek) -> Result<UnwrappedDek, Failure> {
+    async fn unwrap(
+        self: Arc<Self>,
+        context: EncryptionContext,
+        wrapped: WrappedDek,
+    ) -> Result<UnwrappedDek, Failure> {
         let Some(target) = self.target(wrapped.kek_id()) else { return Err(another_kek()) };
         let under = self.under(&target.arn, &context);
         let answer = self.service.decrypt(&target.region, under, wrapped.wrapped()).await;
@@ -368,12 +399,18 @@ impl Inner {
         Ok(unwrapped.dek)
     }
 
-    async fn rewrap(self: Arc<Self>, context: EncryptionContext, wrapped: WrappedDek) -> Result<WrappedDek, Failure> {
+    async fn rewrap(
+        self: Arc<Self>,
+        context: EncryptionContext,
+        wrapped: WrappedDek,
+    ) -> Result<WrappedDek, Failure> {
         let own = self.own()?;
         let Some(target) = self.target(wrapped.kek_id()) else { return Err(another_kek()) };
         let key = own.current();
         match self.rewrap_to(key, &target, &context, &wrapped).await {
-            Err(failure) if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await => {
+            Err(failure)
+                if failure.class == KekErrorClass::Denied && self.follow(own, &key.id).await =>
+            {
                 self.rewrap_to(own.current(), &target, &context, &wrapped).await
             }
             answer => answer,
@@ -457,9 +494,14 @@ impl KekProvider for AwsKmsKek {
         self.0.settled.material_of(wrapped).map(|by| by == current)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
-            let dek = Dek::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK").without_asking())?;
+            let dek = Dek::from_slice(dek.expose())
+                .ok_or_else(|| KekError::invalid("not a DEK").without_asking())?;
             self.call(self.0.service.region(), self.0.clone().wrap(context.clone(), dek)).await
         })
     }
@@ -470,7 +512,9 @@ impl KekProvider for AwsKmsKek {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
-            let Some(target) = self.0.target(wrapped.kek_id()) else { return Err(another_kek().into()) };
+            let Some(target) = self.0.target(wrapped.kek_id()) else {
+                return Err(another_kek().into());
+            };
             self.call(&target.region, self.0.clone().unwrap(context.clone(), wrapped.clone())).await
         })
     }
@@ -487,7 +531,12 @@ impl KekProvider for AwsKmsKek {
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        Box::pin(self.call(self.0.service.region(), self.0.clone().rewrap(context.clone(), wrapped.clone())))
+        Box::pin(
+            self.call(
+                self.0.service.region(),
+                self.0.clone().rewrap(context.clone(), wrapped.clone()),
+            ),
+        )
     }
 
     /// As [`HealthCheck`] says: by default asks `DescribeKey`, and so needs the permission for it;
@@ -502,6 +551,9 @@ impl KekProvider for AwsKmsKek {
 impl fmt::Debug for AwsKmsKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let region = self.0.service.region();
-        f.debug_struct("AwsKmsKek").field("id", self.id()).field("region", &region).finish_non_exhaustive()
+        f.debug_struct("AwsKmsKek")
+            .field("id", self.id())
+            .field("region", &region)
+            .finish_non_exhaustive()
     }
 }

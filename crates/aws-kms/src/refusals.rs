@@ -77,7 +77,11 @@ const CODES: &[(&str, KekErrorClass)] = &[
 const WORDS: &[(&str, KekErrorClass, &str)] = &[
     ("token has expired and cannot be refreshed", Misconfigured, "the sign-in has expired"),
     ("token is expired", Misconfigured, "the sign-in has expired"),
-    ("request forbidden: imds is disabled", Misconfigured, "the instance's metadata service forbids it"),
+    (
+        "request forbidden: imds is disabled",
+        Misconfigured,
+        "the instance's metadata service forbids it",
+    ),
 ];
 
 /// What is known of a failure to load credentials.
@@ -188,7 +192,9 @@ impl Signs {
         }
         if let Some(io) = error.downcast_ref::<io::Error>() {
             match self.line.as_mut() {
-                Some(line) if line == "no connection" => *line = format!("no connection: {}", io.kind()),
+                Some(line) if line == "no connection" => {
+                    *line = format!("no connection: {}", io.kind())
+                }
                 Some(_) => {}
                 None => self.file = Some(io.kind()),
             }
@@ -207,7 +213,8 @@ impl Signs {
     fn read_text(&mut self, text: &str) {
         if self.code.is_none() {
             let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
-            let known = words.find_map(|word| class_of(word).map(|class| (word.to_owned(), Some(class))));
+            let known =
+                words.find_map(|word| class_of(word).map(|class| (word.to_owned(), Some(class))));
             self.code = known;
         }
         if self.words.is_none() {
@@ -216,8 +223,9 @@ impl Signs {
             self.words = known.map(|(_, class, shown)| (*class, *shown));
         }
         // "StatusCode(503)" of a container's endpoint, "(code: 503)" of the instance's.
-        self.status =
-            self.status.or_else(|| status_after(text, "StatusCode(").or_else(|| status_after(text, "(code: ")));
+        self.status = self.status.or_else(|| {
+            status_after(text, "StatusCode(").or_else(|| status_after(text, "(code: "))
+        });
         if self.line.is_none() && text.contains("could not communicate with IMDS") {
             self.line = Some("no connection".to_owned());
         }
@@ -241,9 +249,11 @@ impl Signs {
         let signs = [by_code, by_words, by_status, by_line, by_file, otherwise];
         let class = signs.into_iter().flatten().next().unwrap_or(Unavailable);
         let mut text = what.to_owned();
-        let status = self.status.filter(|_| self.code.is_none()).map(|status| format!("status {status}"));
+        let status =
+            self.status.filter(|_| self.code.is_none()).map(|status| format!("status {status}"));
         let file = self.file.map(|kind| kind.to_string());
-        let shown = self.code.map(|(code, _)| code).or(self.words.map(|(_, shown)| shown.to_owned()));
+        let shown =
+            self.code.map(|(code, _)| code).or(self.words.map(|(_, shown)| shown.to_owned()));
         for sign in [shown, status, self.line, file].into_iter().flatten() {
             text = format!("{text}: {sign}");
         }
@@ -256,7 +266,8 @@ fn class_of(code: &str) -> Option<KekErrorClass> {
 }
 
 fn is_code(code: &str) -> bool {
-    (1..=64).contains(&code.len()) && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    (1..=64).contains(&code.len())
+        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
 fn status_after(text: &str, mark: &str) -> Option<u16> {
@@ -280,18 +291,58 @@ mod tests {
     fn an_outage_of_a_source_is_one_and_a_refusal_is_an_operator_s_matter() {
         for (class, shown, error) in [
             (Unavailable, "failed", CredentialsError::provider_error("a 503 from STS")),
-            (Unavailable, "503", CredentialsError::provider_error("Non-success status: StatusCode(503)")),
-            (Unavailable, "500", CredentialsError::provider_error("error response from IMDS (code: 500). x")),
-            (Throttled, "429", CredentialsError::provider_error("Non-success status: StatusCode(429)")),
-            (Misconfigured, "403", CredentialsError::provider_error("Non-success status: StatusCode(403)")),
-            (Unavailable, "no answer in time", CredentialsError::provider_timed_out(Duration::from_secs(5))),
-            (Misconfigured, "AccessDenied", CredentialsError::provider_error("unhandled error (AccessDenied)")),
-            (Misconfigured, "ExpiredToken", CredentialsError::provider_error("failed [ExpiredToken]: it is")),
-            (Throttled, "Throttling", CredentialsError::provider_error("unhandled error (Throttling)")),
-            (Unavailable, "InternalFailure", CredentialsError::provider_error("unhandled error (InternalFailure)")),
+            (
+                Unavailable,
+                "503",
+                CredentialsError::provider_error("Non-success status: StatusCode(503)"),
+            ),
+            (
+                Unavailable,
+                "500",
+                CredentialsError::provider_error("error response from IMDS (code: 500). x"),
+            ),
+            (
+                Throttled,
+                "429",
+                CredentialsError::provider_error("Non-success status: StatusCode(429)"),
+            ),
+            (
+                Misconfigured,
+                "403",
+                CredentialsError::provider_error("Non-success status: StatusCode(403)"),
+            ),
+            (
+                Unavailable,
+                "no answer in time",
+                CredentialsError::provider_timed_out(Duration::from_secs(5)),
+            ),
+            (
+                Misconfigured,
+                "AccessDenied",
+                CredentialsError::provider_error("unhandled error (AccessDenied)"),
+            ),
+            (
+                Misconfigured,
+                "ExpiredToken",
+                CredentialsError::provider_error("failed [ExpiredToken]: it is"),
+            ),
+            (
+                Throttled,
+                "Throttling",
+                CredentialsError::provider_error("unhandled error (Throttling)"),
+            ),
+            (
+                Unavailable,
+                "InternalFailure",
+                CredentialsError::provider_error("unhandled error (InternalFailure)"),
+            ),
             (Misconfigured, "configured", CredentialsError::not_loaded("no role on this machine")),
             (Misconfigured, "valid", CredentialsError::invalid_configuration("a loop of profiles")),
-            (Misconfigured, "not found", CredentialsError::provider_error(io::Error::from(io::ErrorKind::NotFound))),
+            (
+                Misconfigured,
+                "not found",
+                CredentialsError::provider_error(io::Error::from(io::ErrorKind::NotFound)),
+            ),
             (
                 Unavailable,
                 "no connection: connection refused",
@@ -299,8 +350,16 @@ mod tests {
                     io::Error::from(io::ErrorKind::ConnectionRefused).into(),
                 )),
             ),
-            (Unavailable, "no connection", CredentialsError::not_loaded(ConnectorError::io("closed".into()))),
-            (Unavailable, "no answer in time", CredentialsError::unhandled(ConnectorError::timeout("late".into()))),
+            (
+                Unavailable,
+                "no connection",
+                CredentialsError::not_loaded(ConnectorError::io("closed".into())),
+            ),
+            (
+                Unavailable,
+                "no answer in time",
+                CredentialsError::unhandled(ConnectorError::timeout("late".into())),
+            ),
         ] {
             let (found, text) = of(error);
             assert_eq!(found, class, "{text}");
@@ -314,14 +373,22 @@ mod tests {
             let meta = ErrorMetadata::builder().code(code).message("the secret").build();
             of(CredentialsError::provider_error(meta))
         };
-        assert_eq!(named("AccessDenied"), (Misconfigured, "loading credentials failed: AccessDenied".to_owned()));
-        assert_eq!(named("BrandNew"), (Unavailable, "loading credentials failed: BrandNew".to_owned()));
+        assert_eq!(
+            named("AccessDenied"),
+            (Misconfigured, "loading credentials failed: AccessDenied".to_owned())
+        );
+        assert_eq!(
+            named("BrandNew"),
+            (Unavailable, "loading credentials failed: BrandNew".to_owned())
+        );
         assert_eq!(named("a secret\n"), (Unavailable, "loading credentials failed".to_owned()));
     }
 
     #[test]
     fn nothing_that_a_source_says_is_passed_on() {
-        let (_, text) = of(CredentialsError::provider_error("exited with 1. Stderr: token=hunter2 AccessDenied"));
+        let (_, text) = of(CredentialsError::provider_error(
+            "exited with 1. Stderr: token=hunter2 AccessDenied",
+        ));
         assert_eq!(text, "loading credentials failed: AccessDenied");
     }
 

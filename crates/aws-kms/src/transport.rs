@@ -34,7 +34,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(3100);
 /// Pools of an HTTP client that is not ours are told apart by so many connect timeouts.
 const POOLS: u64 = 64;
 
-pub(crate) const IN_THE_CLEAR: &str = "plain http to another machine: a DEK would cross the network in the clear";
+pub(crate) const IN_THE_CLEAR: &str =
+    "plain http to another machine: a DEK would cross the network in the clear";
 pub(crate) const NO_ROOTS: &str = "no root certificates are found on this system (SSL_CERT_FILE and SSL_CERT_DIR name other places), so no \
      server can be trusted; install them, or hand in a client with an HTTP client of its own";
 
@@ -50,7 +51,8 @@ pub(crate) fn is_private(url: &str) -> bool {
         return false;
     }
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    let is_here = host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback());
+    let is_here = host.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.is_loopback());
     scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") && is_here
 }
 
@@ -176,7 +178,11 @@ pub(crate) struct Pool {
 
 impl Pool {
     pub(crate) fn new() -> Self {
-        Self { has_answered: AtomicBool::new(false), usual: AtomicU64::new(0), is_left: AtomicBool::new(false) }
+        Self {
+            has_answered: AtomicBool::new(false),
+            usual: AtomicU64::new(0),
+            is_left: AtomicBool::new(false),
+        }
     }
 
     /// An answer came over one of its connections.
@@ -293,7 +299,10 @@ mod tests {
     fn pools_of_another_s_http_client_are_told_apart_and_bounded() {
         let connect = |timeouts: &TimeoutConfig| timeouts.connect_timeout().unwrap();
         assert_ne!(connect(&timeouts_of_pool(None, 1)), connect(&timeouts_of_pool(None, 2)));
-        assert_eq!(connect(&timeouts_of_pool(None, 1)), connect(&timeouts_of_pool(None, 1 + POOLS)));
+        assert_eq!(
+            connect(&timeouts_of_pool(None, 1)),
+            connect(&timeouts_of_pool(None, 1 + POOLS))
+        );
         let own = TimeoutConfig::builder().connect_timeout(Duration::from_secs(1)).build();
         assert!(connect(&timeouts_of_pool(Some(&own), 5)) < Duration::from_millis(1001));
     }

@@ -59,12 +59,17 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(id: String, key_arn: &str, budget: Option<CallBudget>) -> Result<Self, Error> {
+    pub(crate) fn new(
+        id: String,
+        key_arn: &str,
+        budget: Option<CallBudget>,
+    ) -> Result<Self, Error> {
         let budget = match budget {
             Some(budget) => budget,
             None => shared_budget(&id, key_arn)?,
         };
-        let advice = CallAdvice::default().timeout(TIMEOUT).tries(TRIES).backoff(BACKOFF).budget(budget);
+        let advice =
+            CallAdvice::default().timeout(TIMEOUT).tries(TRIES).backoff(BACKOFF).budget(budget);
         Ok(Self { id, advice })
     }
 
@@ -74,7 +79,8 @@ impl Store {
 }
 
 fn shared_budget(store: &str, key_arn: &str) -> Result<CallBudget, Error> {
-    let place = KeyArn::read(key_arn).map(|arn| format!("{}:{}:{}", arn.partition, arn.region, arn.account));
+    let place = KeyArn::read(key_arn)
+        .map(|arn| format!("{}:{}:{}", arn.partition, arn.region, arn.account));
     let name = format!("{}:{store}", place.unwrap_or_default());
     let mut budgets = BUDGETS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(budget) = budgets.get(&name) {
@@ -149,7 +155,9 @@ impl Stores {
         let place = match (store, self.keys.load().get(arn)) {
             (Some(store), Some(Place::Store(known))) if known.id == store => return Ok(()),
             (None, Some(Place::Elsewhere)) => return Ok(()),
-            (Some(store), _) => Place::Store(Store::new(store.to_owned(), arn, self.budget.clone())?.into()),
+            (Some(store), _) => {
+                Place::Store(Store::new(store.to_owned(), arn, self.budget.clone())?.into())
+            }
             (None, _) => Place::Elsewhere,
         };
         self.put(arn, &place);
@@ -165,7 +173,8 @@ impl Stores {
             let detail = format!("external_key_store: {} is in {found}, not in {named}", key.arn);
             return Err(Failure::new(KekErrorClass::Misconfigured, detail));
         }
-        self.learn(&key.arn, found).map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))
+        self.learn(&key.arn, found)
+            .map_err(|error| Failure::new(KekErrorClass::Misconfigured, error.to_string()))
     }
 
     /// Whether it is to be asked now where this key is: not again soon.
@@ -236,9 +245,10 @@ impl AwsKmsKek {
                 let arn = own.current().arn();
                 match inner.stores.of(arn) {
                     Some(store) => inner.read_store(&store).await,
-                    None => {
-                        Err(Failure::new(KekErrorClass::Misconfigured, format!("{arn} is in no external key store")))
-                    }
+                    None => Err(Failure::new(
+                        KekErrorClass::Misconfigured,
+                        format!("{arn} is in no external key store"),
+                    )),
                 }
             })
             .await
@@ -277,12 +287,19 @@ impl Inner {
     }
 
     /// Key and store together; the store first, since it says more than the key's *Unavailable*.
-    pub(crate) async fn health_with_store(&self, store: &Store, key: &Description) -> Result<Health, Failure> {
+    pub(crate) async fn health_with_store(
+        &self,
+        store: &Store,
+        key: &Description,
+    ) -> Result<Health, Failure> {
         let found = match self.read_store(store).await {
             Ok(found) => found.usable().map(|()| Health::Ready),
             // No permission, or the store belongs to another account. `DescribeKey` said that it
             // exists.
-            Err(failure) if failure.class == KekErrorClass::Denied || failure.code.as_deref() == Some(NOT_FOUND) => {
+            Err(failure)
+                if failure.class == KekErrorClass::Denied
+                    || failure.code.as_deref() == Some(NOT_FOUND) =>
+            {
                 Ok(Health::Degraded(format!(
                     "the state of external key store {} cannot be seen: {}",
                     store.id, failure.text

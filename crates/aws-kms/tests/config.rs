@@ -69,12 +69,18 @@ fn code_a_file_and_a_uri_say_the_same() {
     let uri = FULL.replace("CONTEXT", &in_uri.join(","));
     assert_eq!(full().to_string(), uri);
     assert_eq!(uri.parse::<Config>().unwrap(), full());
-    let in_toml: Vec<_> = context.iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
-    assert_eq!(toml::from_str::<Config>(&FULL_IN_TOML.replace("CONTEXT", &in_toml.join("\n"))).unwrap(), full());
+    let in_toml: Vec<_> =
+        context.iter().map(|(name, value)| format!("{name} = '{value}'")).collect();
+    assert_eq!(
+        toml::from_str::<Config>(&FULL_IN_TOML.replace("CONTEXT", &in_toml.join("\n"))).unwrap(),
+        full()
+    );
     assert_eq!(full().key(), Some(ARN));
 
-    let discovery = Config::discover("aws", ["111122223333", "444455556666"]).regions([REGION, "eu-west-2"]);
-    let uri = "aws-kms://?partition=aws&accounts=111122223333,444455556666&regions=eu-west-1,eu-west-2";
+    let discovery =
+        Config::discover("aws", ["111122223333", "444455556666"]).regions([REGION, "eu-west-2"]);
+    let uri =
+        "aws-kms://?partition=aws&accounts=111122223333,444455556666&regions=eu-west-1,eu-west-2";
     assert_eq!((discovery.to_string().as_str(), discovery.key()), (uri, None));
     assert_eq!(uri.parse::<Config>().unwrap(), discovery);
 }
@@ -84,15 +90,31 @@ fn the_uris_of_peers_are_read() {
     assert_eq!(format!("aws-kms://{ARN}").parse::<Config>().unwrap(), Config::new(ARN));
     let alias = "arn:aws:kms:eu-west-1:111122223333:alias/orders";
     assert_eq!(format!("aws-kms://{alias}").parse::<Config>().unwrap(), Config::new(alias));
-    let config: Config = "aws-kms://alias/orders?region=eu-west-1&endpoint=https://kms.example".parse().unwrap();
-    assert_eq!(config, Config::new("alias/orders").region(REGION).endpoint_url("https://kms.example"));
+    let config: Config =
+        "aws-kms://alias/orders?region=eu-west-1&endpoint=https://kms.example".parse().unwrap();
+    assert_eq!(
+        config,
+        Config::new("alias/orders").region(REGION).endpoint_url("https://kms.example")
+    );
 }
 
 fn any_config() -> impl Strategy<Value = Config> {
     let key = "[A-Za-z0-9_-][A-Za-z0-9:/_-]{0,60}";
     let texts = || prop::collection::vec(".*", 0..3);
-    let checks = [HealthCheck::Describe, HealthCheck::TryWrap, HealthCheck::TryGenerate, HealthCheck::TryUse];
-    let first = (key, prop::option::of("[^@]*"), prop::option::of("[^@]*"), texts(), texts(), any::<bool>());
+    let checks = [
+        HealthCheck::Describe,
+        HealthCheck::TryWrap,
+        HealthCheck::TryGenerate,
+        HealthCheck::TryUse,
+    ];
+    let first = (
+        key,
+        prop::option::of("[^@]*"),
+        prop::option::of("[^@]*"),
+        texts(),
+        texts(),
+        any::<bool>(),
+    );
     let second = (
         prop::collection::vec((".*", texts()), 0..3),
         prop::option::of(prop::sample::select(checks.to_vec())),
@@ -127,7 +149,9 @@ fn any_config() -> impl Strategy<Value = Config> {
             config = config.key_max_age(Duration::from_secs(secs));
         }
         match flags {
-            Some((fips, dual_stack, related)) => config.fips(fips).dual_stack(dual_stack).related_keys(related),
+            Some((fips, dual_stack, related)) => {
+                config.fips(fips).dual_stack(dual_stack).related_keys(related)
+            }
             None => config,
         }
     })
@@ -160,18 +184,33 @@ fn an_error_names_the_part_and_shows_no_secret() {
         ("aws-kms:///arn".to_owned(), "the key is neither an ARN, an id, nor an alias"),
         ("aws-kms://hunter2%20".to_owned(), "the key is neither an ARN, an id, nor an alias"),
         (format!("aws-kms://AKIA:hunter2@{ARN}"), "no user or password before the key"),
-        (format!("aws-kms://{ARN}?endpoint=https://u:hunter2@kms"), "endpoint_url: must not contain a user"),
+        (
+            format!("aws-kms://{ARN}?endpoint=https://u:hunter2@kms"),
+            "endpoint_url: must not contain a user",
+        ),
         (format!("aws-kms://{ARN}?endpoint=https://a&endpoint-url=https://a"), "are the same"),
-        (format!("aws-kms://{ARN}?regin=eu-west-1"), "parameter `regin` is unknown; did you mean `region`?"),
+        (
+            format!("aws-kms://{ARN}?regin=eu-west-1"),
+            "parameter `regin` is unknown; did you mean `region`?",
+        ),
         (format!("aws-kms://{ARN}?external_key_store=x"), "did you mean `external-key-store`?"),
         (format!("aws-kms://{ARN}?secret-access-key=hunter2"), "a secret must not be in the URI"),
         (format!("aws-kms://{ARN}?session-token=hunter2"), "a secret must not be in the URI"),
         (format!("aws-kms://{ARN}?fips=yes"), "parameter `fips` is neither true nor false"),
-        (format!("aws-kms://{ARN}?health-check=try"), "`health-check` is none of describe, try-wrap"),
+        (
+            format!("aws-kms://{ARN}?health-check=try"),
+            "`health-check` is none of describe, try-wrap",
+        ),
         (format!("aws-kms://{ARN}?health-context=purpose"), "`health-context`: an item has no `=`"),
         (format!("aws-kms://{ARN}?health-context=waxseal=x"), "is reserved"),
-        (format!("aws-kms://{ARN}?external-former-keys=cks-1"), "`external-former-keys`: an item has no `/`"),
-        (format!("aws-kms://{ARN}?key-max-age=300"), "`key-max-age` is not a duration with its unit"),
+        (
+            format!("aws-kms://{ARN}?external-former-keys=cks-1"),
+            "`external-former-keys`: an item has no `/`",
+        ),
+        (
+            format!("aws-kms://{ARN}?key-max-age=300"),
+            "`key-max-age` is not a duration with its unit",
+        ),
     ] {
         let error = uri.parse::<Config>().unwrap_err();
         assert!(error.to_string().contains(part), "{uri}: {error}");
@@ -185,10 +224,18 @@ fn an_error_names_the_part_and_shows_no_secret() {
         ("key = 'k'\nhealth_check = 'try'", "try-wrap"),
     ] {
         let error = toml::from_str::<Config>(toml).unwrap_err();
-        assert!(error.message().contains(part) && !error.message().contains("hunter2"), "{toml}: {error}");
+        assert!(
+            error.message().contains(part) && !error.message().contains("hunter2"),
+            "{toml}: {error}"
+        );
     }
-    let error = serde_json::from_str::<Config>(r#"{"key":"k","endpoint_url":"https://u:hunter2@kms"}"#).unwrap_err();
-    assert!(error.to_string().contains("endpoint_url") && !error.to_string().contains("hunter2"), "{error}");
+    let error =
+        serde_json::from_str::<Config>(r#"{"key":"k","endpoint_url":"https://u:hunter2@kms"}"#)
+            .unwrap_err();
+    assert!(
+        error.to_string().contains("endpoint_url") && !error.to_string().contains("hunter2"),
+        "{error}"
+    );
     let config = Config::new("k").endpoint_url("https://u:hunter2@kms");
     let json = serde_json::to_string(&config).unwrap_or_default();
     assert!(!format!("{config} {config:?} {json}").contains("hunter2"));
@@ -239,20 +286,25 @@ async fn a_kek_of_a_uri_wraps_and_unwraps_at_its_endpoint() {
     let uri = format!("aws-kms://{arn}?endpoint={}&former-keys={former}&{health}", front.url());
     let config: Config = uri.parse().unwrap();
     // The client has the credentials, and leads elsewhere.
-    let kek = AwsKmsKek::from_config(&config).client(other.client(REGION, &login)).build().await.unwrap();
+    let kek =
+        AwsKmsKek::from_config(&config).client(other.client(REGION, &login)).build().await.unwrap();
     assert_eq!(kek.id().as_str(), arn);
 
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
     assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
-    let earlier = AwsKmsKek::builder(&former).client(front.client(REGION, &login)).build().await.unwrap();
+    let earlier =
+        AwsKmsKek::builder(&former).client(front.client(REGION, &login)).build().await.unwrap();
     let wrapped = earlier.wrap(&alice, &dek).await.unwrap();
     assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
 
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     let calls = front.calls();
     let used = calls.iter().filter(|call| call.request["EncryptionContext"]["purpose"] == "health");
-    assert_eq!(used.map(|call| call.operation.as_str()).collect::<Vec<_>>(), ["Encrypt", "Decrypt"]);
+    assert_eq!(
+        used.map(|call| call.operation.as_str()).collect::<Vec<_>>(),
+        ["Encrypt", "Decrypt"]
+    );
     assert!(other.calls().is_empty());
 }
 
@@ -266,8 +318,15 @@ async fn discovery_of_a_uri_reads_and_does_not_wrap() {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
     for (regions, reads) in [("eu-west-1,us-east-1", true), ("us-east-1", false)] {
-        let config: Config = format!("aws-kms://?partition=aws&accounts={account}&regions={regions}").parse().unwrap();
-        let kek = AwsKmsKek::from_config(&config).client(front.client(REGION, &login)).build().await.unwrap();
+        let config: Config =
+            format!("aws-kms://?partition=aws&accounts={account}&regions={regions}")
+                .parse()
+                .unwrap();
+        let kek = AwsKmsKek::from_config(&config)
+            .client(front.client(REGION, &login))
+            .build()
+            .await
+            .unwrap();
         assert_eq!(kek.unwrap(&alice, &wrapped).await.is_ok(), reads, "{regions}");
         assert!(kek.wrap(&alice, &dek).await.is_err());
     }
@@ -300,7 +359,8 @@ async fn no_failure_says_anything_twice() {
     let arn = front.create_key(REGION);
     let (alice, dek) = (context("alice"), a_dek());
     let of = async |url: &str, login| {
-        let builder = AwsKmsKek::builder(&arn).client(front.client(REGION, login)).endpoint_url(url);
+        let builder =
+            AwsKmsKek::builder(&arn).client(front.client(REGION, login)).endpoint_url(url);
         let kek = builder.build().await.unwrap();
         let error = kek.wrap(&alice, &dek).await.unwrap_err();
         let text = says_nothing_twice(&error);
@@ -324,7 +384,11 @@ async fn no_failure_says_anything_twice() {
     front.world().key(&arn).state = State::Disabled;
     let text = of(&front.url(), &admin).await;
     assert!(text.contains("DisabledException"), "{text}");
-    let error = AwsKmsKek::builder("alias/none").client(front.client(REGION, &admin)).build().await.unwrap_err();
+    let error = AwsKmsKek::builder("alias/none")
+        .client(front.client(REGION, &admin))
+        .build()
+        .await
+        .unwrap_err();
     assert!(says_nothing_twice(&error).contains("NotFoundException"), "{error}");
 }
 
@@ -333,7 +397,8 @@ async fn debug_of_whatever_is_public_shows_no_secret() {
     let front = KmsFront::start();
     let login = front.admin();
     let arn = front.create_key(REGION);
-    let builder = AwsKmsKek::builder(&arn).client(front.client(REGION, &login)).endpoint_url(front.url());
+    let builder =
+        AwsKmsKek::builder(&arn).client(front.client(REGION, &login)).endpoint_url(front.url());
     let builder = builder.grant_tokens(["grant-hunter2"]);
     let shown = format!("{builder:?}");
     assert!(shown.contains(&arn) && !shown.contains("hunter2"), "{shown}");

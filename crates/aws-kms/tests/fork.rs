@@ -12,11 +12,13 @@ use waxseal_testing::{kms_front, support};
 
 #[test]
 fn a_forked_child_is_told_to_build_its_own() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let front = KmsFront::start();
     let client = front.client("eu-west-1", &front.admin());
     let arn = front.create_key("eu-west-1");
-    let kek = runtime.block_on(async { AwsKmsKek::builder(arn).client(client).build().await.unwrap() });
+    let kek =
+        runtime.block_on(async { AwsKmsKek::builder(arn).client(client).build().await.unwrap() });
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
     // SAFETY: the child runs the library and leaves without running anything of the test harness. glibc's allocator is usable in
@@ -25,7 +27,8 @@ fn a_forked_child_is_told_to_build_its_own() {
         0 => {
             // SAFETY: ends a child that waits, instead of this test's answer.
             unsafe { libc::alarm(30) };
-            let is_told = |error: waxseal::kek::KekError| error.class() == KekErrorClass::Misconfigured;
+            let is_told =
+                |error: waxseal::kek::KekError| error.class() == KekErrorClass::Misconfigured;
             let told = block_on(kek.unwrap(&alice, &wrapped)).is_err_and(is_told)
                 && block_on(kek.wrap(&alice, &dek)).is_err_and(is_told)
                 && block_on(kek.health()).is_err_and(is_told);
@@ -39,5 +42,9 @@ fn a_forked_child_is_told_to_build_its_own() {
         }
         _ => panic!("fork failed"),
     }
-    assert_eq!(block_on(kek.unwrap(&alice, &wrapped)).unwrap().expose(), dek.expose(), "the parent goes on");
+    assert_eq!(
+        block_on(kek.unwrap(&alice, &wrapped)).unwrap().expose(),
+        dek.expose(),
+        "the parent goes on"
+    );
 }

@@ -57,7 +57,8 @@ impl Log {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_sdk_s_logs_at_the_level_trace_hold_no_dek() {
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
     tracing::subscriber::set_global_default(subscriber.with_writer(log.clone()).finish()).unwrap();
     let front = KmsFront::start();
     let (login, arn) = (front.admin(), front.create_key(REGION));

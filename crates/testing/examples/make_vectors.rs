@@ -50,7 +50,10 @@ fn secret(name: &str, version: u32) -> [u8; 32] {
 /// Sixteen KEKs, one of them with the longest name and one with three versions.
 fn keks() -> Vec<(String, Secrets)> {
     let one = |name: String| (name.clone(), vec![(1, secret(&name, 1))]);
-    let mut keks = vec![("orders".to_owned(), (1..=3).map(|version| (version, secret("orders", version))).collect())];
+    let mut keks = vec![(
+        "orders".to_owned(),
+        (1..=3).map(|version| (version, secret("orders", version))).collect(),
+    )];
     keks.push(one("n".repeat(506)));
     keks.extend((0..14).map(|i| one(format!("kek-{i:02}"))));
     keks
@@ -144,17 +147,27 @@ fn seal(
     plaintext: &[u8],
 ) -> Result<Message, waxseal::Error> {
     let builder = Envelope::builder().suite(suite);
-    let envelope = keks.iter().fold(builder, |builder, kek| builder.wrap_with(kek.clone())).build()?;
+    let envelope =
+        keks.iter().fold(builder, |builder, kek| builder.wrap_with(kek.clone())).build()?;
     let encoded = EncryptionContext::new(context.iter().map(|(name, value)| (name, value)))?;
     let (sealed, wrapped_keys) = if compact {
-        let sealed = pollster::block_on(envelope.encrypt_compact(&encoded, Aad::from(aad), plaintext))?;
+        let sealed =
+            pollster::block_on(envelope.encrypt_compact(&encoded, Aad::from(aad), plaintext))?;
         (sealed.as_bytes().to_vec(), Some(sealed.wrapped_keys().as_bytes().to_vec()))
     } else {
         (pollster::block_on(envelope.encrypt(&encoded, Aad::from(aad), plaintext))?, None)
     };
     let name = format!("suite {}: {name}", suite.id());
     let (aad, plaintext) = (aad.to_vec(), plaintext.to_vec());
-    Ok(Message { name, context: context.clone(), aad, plaintext, sealed, wrapped_keys, error: None })
+    Ok(Message {
+        name,
+        context: context.clone(),
+        aad,
+        plaintext,
+        sealed,
+        wrapped_keys,
+        error: None,
+    })
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Pairs {
@@ -184,21 +197,53 @@ fn messages() -> Result<Vec<Value>, Box<dyn Error>> {
             seal("one KEK", suite, &one, false, &alice, b"row 17", b"4111 1111 1111 1111")?,
             seal("three KEKs", suite, &three, false, &alice, b"row 17", b"4111 1111 1111 1111")?,
             seal("compact", suite, &one, true, &alice, b"row 17", b"4111 1111 1111 1111")?,
-            seal("compact, three KEKs", suite, &three, true, &alice, b"row 17", b"4111 1111 1111 1111")?,
+            seal(
+                "compact, three KEKs",
+                suite,
+                &three,
+                true,
+                &alice,
+                b"row 17",
+                b"4111 1111 1111 1111",
+            )?,
             seal("empty payload", suite, &one, false, &alice, b"row 17", b"")?,
             seal("empty payload, AAD and context", suite, &one, false, &Pairs::new(), b"", b"")?,
             seal("compact, empty payload", suite, &one, true, &alice, b"row 17", b"")?,
             seal("100,000 bytes", suite, &one, false, &alice, b"row 17", &large)?,
             seal("AAD longer than a block", suite, &one, false, &alice, &[0xAD; 777], b"payload")?,
-            seal("an old version of the KEK", suite, &[kek("orders", 1)?], false, &alice, b"", b"payload")?,
+            seal(
+                "an old version of the KEK",
+                suite,
+                &[kek("orders", 1)?],
+                false,
+                &alice,
+                b"",
+                b"payload",
+            )?,
         ]);
         for (name, context) in limit_contexts() {
             messages.push(seal(name, suite, &one, false, &context, b"", b"payload")?);
         }
     }
     let sixteen: Vec<_> = keks().iter().map(|(name, _)| kek(name, 1)).collect::<Result<_, _>>()?;
-    messages.push(seal("sixteen KEKs", Suite::Aes256Gcm, &sixteen, false, &alice, b"", b"payload")?);
-    messages.push(seal("a KEK id of 512 bytes", Suite::Aes256Gcm, &sixteen[1..2], false, &alice, b"", b"payload")?);
+    messages.push(seal(
+        "sixteen KEKs",
+        Suite::Aes256Gcm,
+        &sixteen,
+        false,
+        &alice,
+        b"",
+        b"payload",
+    )?);
+    messages.push(seal(
+        "a KEK id of 512 bytes",
+        Suite::Aes256Gcm,
+        &sixteen[1..2],
+        false,
+        &alice,
+        b"",
+        b"payload",
+    )?);
     let mut unsorted = messages[0].clone();
     unsorted.name = "the pairs of the context in another order".into();
     unsorted.context.reverse();
@@ -206,9 +251,18 @@ fn messages() -> Result<Vec<Value>, Box<dyn Error>> {
 
     for suite in SUITES {
         let good = seal("one KEK", suite, &one, false, &alice, b"row 17", b"4111 1111 1111 1111")?;
-        let compact = seal("compact", suite, &one, true, &alice, b"row 17", b"4111 1111 1111 1111")?;
+        let compact =
+            seal("compact", suite, &one, true, &alice, b"row 17", b"4111 1111 1111 1111")?;
         let other = seal("other", suite, &one, true, &alice, b"row 17", b"4111 1111 1111 1111")?;
-        let foreign = seal("foreign", suite, &[kek("unknown", 1)?], true, &alice, b"row 17", b"4111 1111 1111 1111")?;
+        let foreign = seal(
+            "foreign",
+            suite,
+            &[kek("unknown", 1)?],
+            true,
+            &alice,
+            b"row 17",
+            b"4111 1111 1111 1111",
+        )?;
         messages.extend(refused_messages(&good, &compact, &other, &foreign)?);
     }
     Ok(messages.iter().map(Message::to_json).collect())
@@ -241,14 +295,18 @@ fn refused_messages(
         good.refused("suite 4", "unsupported-suite", |m| m.sealed[4] = 4),
         good.refused("kind 0", "unsupported-kind", |m| m.sealed[5] = 0),
         good.refused("kind 3", "unsupported-kind", |m| m.sealed[5] = 3),
-        good.refused("a stream", if suite == 3 { "unsupported-suite" } else { "unsupported-kind" }, |m| {
-            m.sealed[5] = 2
-        }),
+        good.refused(
+            "a stream",
+            if suite == 3 { "unsupported-suite" } else { "unsupported-kind" },
+            |m| m.sealed[5] = 2,
+        ),
         good.refused("the header alone", "malformed", |m| m.sealed.truncate(40)),
         good.refused("half a header", "malformed", |m| m.sealed.truncate(20)),
         good.refused("cut in the nonce", "malformed", |m| m.sealed.truncate(nonce_at + 3)),
         good.refused("cut in the wrapped keys", "malformed", |m| m.sealed.truncate(wrapped_at + 3)),
-        good.refused("cut in the tag of an empty payload", "malformed", |m| m.sealed.truncate(payload_at + 15)),
+        good.refused("cut in the tag of an empty payload", "malformed", |m| {
+            m.sealed.truncate(payload_at + 15)
+        }),
         good.refused("W beyond the end", "malformed", |m| m.sealed[6..8].fill(0xFF)),
         good.refused("W one too small", "malformed", |m| m.sealed[6] -= 1),
         good.refused("W one too large", "malformed", |m| m.sealed[6] += 1),
@@ -260,25 +318,37 @@ fn refused_messages(
         good.refused("last byte of the nonce", "invalid", |m| m.sealed[wrapped_at - 1] ^= 1),
         good.refused("ciphertext", "invalid", |m| m.sealed[payload_at] ^= 1),
         good.refused("tag", "invalid", |m| m.sealed[payload_at + m.plaintext.len()] ^= 1),
-        good.refused("last byte of the tag", "invalid", |m| *m.sealed.last_mut().unwrap_or(&mut 0) ^= 0x80),
+        good.refused("last byte of the tag", "invalid", |m| {
+            *m.sealed.last_mut().unwrap_or(&mut 0) ^= 0x80
+        }),
         good.refused("another AAD", "invalid", |m| m.aad = b"row 18".to_vec()),
         good.refused("no AAD", "invalid", |m| m.aad.clear()),
         good.refused("another value in the context", "invalid", |m| m.context[0].1 = "bob".into()),
-        good.refused("another name in the context", "invalid", |m| m.context[0].0 = "Tenant".into()),
-        good.refused("a pair more in the context", "invalid", |m| m.context.push(("more".into(), "x".into()))),
+        good.refused("another name in the context", "invalid", |m| {
+            m.context[0].0 = "Tenant".into()
+        }),
+        good.refused("a pair more in the context", "invalid", |m| {
+            m.context.push(("more".into(), "x".into()))
+        }),
         good.refused("a pair less in the context", "invalid", |m| m.context.truncate(1)),
         good.refused("no context", "invalid", |m| m.context.clear()),
-        compact.refused("compact without wrapped keys", "missing-wrapped-keys", |m| m.wrapped_keys = None),
+        compact.refused("compact without wrapped keys", "missing-wrapped-keys", |m| {
+            m.wrapped_keys = None
+        }),
         compact.refused("compact with another DEK's wrapped keys", "invalid", |m| {
             m.wrapped_keys = other.wrapped_keys.clone()
         }),
         compact.refused("compact with a foreign KEK's wrapped keys", "unknown-kek", |m| {
             m.wrapped_keys = foreign.wrapped_keys.clone()
         }),
-        good.refused("the compact form of an embedded message, wrapped keys left in place", "invalid", |m| {
-            m.sealed[6..8].fill(0);
-            m.wrapped_keys = Some(m.sealed[wrapped_at..payload_at].to_vec());
-        }),
+        good.refused(
+            "the compact form of an embedded message, wrapped keys left in place",
+            "invalid",
+            |m| {
+                m.sealed[6..8].fill(0);
+                m.wrapped_keys = Some(m.sealed[wrapped_at..payload_at].to_vec());
+            },
+        ),
         good.refused("embedded wrapped keys of another DEK", "invalid", |m| {
             m.embed(other.wrapped_keys.as_deref().unwrap_or_default())
         }),
@@ -287,7 +357,9 @@ fn refused_messages(
         }),
     ];
     if suite != 3 {
-        refused.push(good.refused("the other suite with a nonce of 12 bytes", "invalid", |m| m.sealed[4] = 3 - suite));
+        refused.push(good.refused("the other suite with a nonce of 12 bytes", "invalid", |m| {
+            m.sealed[4] = 3 - suite
+        }));
     }
     let keys = WrappedKeys::try_from(&good.sealed[wrapped_at..payload_at])?;
     let entry = &keys.entries()[0];
@@ -313,9 +385,13 @@ fn refused_messages(
         refused.push(good.refused(name, "invalid", |m| m.embed(&list)));
     }
     for (name, list) in bad_lists()? {
-        refused.push(good.refused(&format!("wrapped keys: {name}"), "malformed", |m| m.embed(&list)));
+        refused
+            .push(good.refused(&format!("wrapped keys: {name}"), "malformed", |m| m.embed(&list)));
     }
-    Ok(refused.into_iter().map(|m| Message { name: format!("suite {suite}: {}", m.name), ..m }).collect())
+    Ok(refused
+        .into_iter()
+        .map(|m| Message { name: format!("suite {suite}: {}", m.name), ..m })
+        .collect())
 }
 
 /// Contexts as bytes, valid and not.
@@ -353,9 +429,17 @@ fn contexts() -> Result<Vec<Value>, waxseal::Error> {
     push("a value of 4,097 bytes", false, raw(&[(b"a", &[b'v'; 4097])]));
     push("8,193 bytes", false, raw(&[(b"a", &[b'v'; 4096]), (b"b", &[b'w'; 4081])]));
     let names: Vec<_> = (0..65).map(|i| format!("n{i:02}")).collect();
-    push("65 pairs", false, raw(&names.iter().map(|name| (name.as_bytes(), &b"v"[..])).collect::<Vec<_>>()));
+    push(
+        "65 pairs",
+        false,
+        raw(&names.iter().map(|name| (name.as_bytes(), &b"v"[..])).collect::<Vec<_>>()),
+    );
     push("a reserved name", false, raw(&[(b"waxseal", b"1")]));
-    push("a name that begins with a reserved one in another case", false, raw(&[(b"WaxSeal-x", b"1")]));
+    push(
+        "a name that begins with a reserved one in another case",
+        false,
+        raw(&[(b"WaxSeal-x", b"1")]),
+    );
     push("a name that only contains a reserved one", true, raw(&[(b"my-waxseal", b"1")]));
     push("a name that is cut off from a reserved one", true, raw(&[(b"waxsea", b"1")]));
     push("a control character in a value", false, raw(&[(b"a", b"x\ny")]));
@@ -393,7 +477,9 @@ fn contexts() -> Result<Vec<Value>, waxseal::Error> {
 fn list(entries: &[(&str, usize, usize)]) -> Result<Vec<u8>, waxseal::Error> {
     let mut list = Vec::new();
     for (id, wrapped, meta) in entries {
-        list.push(WrappedDek::new(KekId::new(id)?, vec![0xAA; *wrapped])?.with_meta(vec![0xBB; *meta])?);
+        list.push(
+            WrappedDek::new(KekId::new(id)?, vec![0xAA; *wrapped])?.with_meta(vec![0xBB; *meta])?,
+        );
     }
     Ok(WrappedKeys::new(list)?.as_bytes().to_vec())
 }
@@ -414,16 +500,25 @@ fn bad_lists() -> Result<Vec<(&'static str, Vec<u8>)>, waxseal::Error> {
         ("cut", good[..good.len() - 1].to_vec()),
         ("a count that is not minimal", vec![251, 1, 0, 1, b'a', 1, 0xAA, 0]),
         ("a length that is not minimal", vec![1, 251, 1, 0, b'a', 1, 0xAA, 0]),
-        ("a length of 250 in three bytes", [&[1, 1, b'a', 251, 250, 0][..], &[0xAA; 250], &[0]].concat()),
+        (
+            "a length of 250 in three bytes",
+            [&[1, 1, b'a', 251, 250, 0][..], &[0xAA; 250], &[0]].concat(),
+        ),
         ("a 32-bit length", vec![1, 1, b'a', 252, 1, 0, 0, 0, 0xAA, 0]),
         ("a 64-bit length", vec![1, 1, b'a', 253, 1, 0, 0, 0, 0, 0, 0, 0, 0xAA, 0]),
-        ("a 128-bit length", vec![1, 1, b'a', 254, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xAA, 0]),
+        (
+            "a 128-bit length",
+            vec![1, 1, b'a', 254, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xAA, 0],
+        ),
         ("first byte 255", vec![255]),
         ("an empty KEK id", vec![1, 0, 1, 0xAA, 0]),
         ("a KEK id that is not UTF-8", vec![1, 1, 0xFF, 1, 0xAA, 0]),
         ("a KEK id of 513 bytes", [&[1, 251, 1, 2][..], &[b'k'; 513], &[1, 0xAA, 0]].concat()),
         ("an empty wrapped key", vec![1, 1, b'a', 0, 0]),
-        ("a wrapped key of 6,145 bytes", [&[1, 1, b'a', 251, 1, 24][..], &[0xAA; 6145], &[0]].concat()),
+        (
+            "a wrapped key of 6,145 bytes",
+            [&[1, 1, b'a', 251, 1, 24][..], &[0xAA; 6145], &[0]].concat(),
+        ),
         ("metadata of 65 bytes", [&[1, 1, b'a', 1, 0xAA, 65][..], &[0xBB; 65]].concat()),
         ("a length beyond the end", vec![1, 1, b'a', 200, 0xAA, 0]),
     ])
@@ -438,7 +533,10 @@ fn wrapped_keys() -> Result<Vec<Value>, waxseal::Error> {
         ("an id that begins another", list(&[("a", 1, 0), ("aa", 1, 0), ("ab", 1, 0)])?),
         ("lengths of 250 and 251", list(&[("a", 250, 0), ("b", 251, 64)])?),
         ("everything at its limit", list(&[(&long, 6144, 64)])?),
-        ("sixteen entries", list(&ids.iter().map(|id| (id.as_str(), 184, 16)).collect::<Vec<_>>())?),
+        (
+            "sixteen entries",
+            list(&ids.iter().map(|id| (id.as_str(), 184, 16)).collect::<Vec<_>>())?,
+        ),
     ];
     let valid = good.into_iter().map(|(why, bytes)| (why, bytes, true));
     let invalid = bad_lists()?.into_iter().map(|(why, bytes)| (why, bytes, false));

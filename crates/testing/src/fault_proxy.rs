@@ -120,7 +120,10 @@ impl Shared {
         for stream in [&client, &server] {
             stream.set_nodelay(true).unwrap();
         }
-        self.open.lock().unwrap().extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
+        self.open
+            .lock()
+            .unwrap()
+            .extend([client.try_clone().unwrap(), server.try_clone().unwrap()]);
         let (from_client, to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
         let shared = self.clone();
         thread::spawn(move || shared.pass_requests(from_client, to_server));
@@ -131,7 +134,8 @@ impl Shared {
         const VERSION: &[u8] = b" HTTP/1.1\r\n";
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(len @ 1..) = client.read(&mut buffer) {
-            let found = buffer[..len].windows(VERSION.len()).filter(|window| *window == VERSION).count();
+            let found =
+                buffer[..len].windows(VERSION.len()).filter(|window| *window == VERSION).count();
             self.requests.fetch_add(found, Ordering::SeqCst);
             if server.write_all(&buffer[..len]).is_err() {
                 break;

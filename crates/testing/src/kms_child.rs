@@ -53,8 +53,14 @@ impl KmsChild {
             .spawn()
             .unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let url = lines.map_while(Result::ok).find_map(|line| line.strip_prefix("front at ").map(str::to_owned));
-        Self { child, url: url.unwrap_or_else(|| panic!("the child says no address: is there a test {test}?")) }
+        let url = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("front at ").map(str::to_owned));
+        Self {
+            child,
+            url: url
+                .unwrap_or_else(|| panic!("the child says no address: is there a test {test}?")),
+        }
     }
 
     pub fn url(&self) -> &str {

@@ -42,7 +42,9 @@ pub fn wait_until_stopped(process: u32) {
     let stands_still = |thread: std::io::Result<std::fs::DirEntry>| {
         let stat = std::fs::read_to_string(thread.unwrap().path().join("stat"));
         // The state comes behind the name, which is in brackets. A thread that ended has none.
-        stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')))
+        stat.map_or(true, |stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        })
     };
     while !std::fs::read_dir(&threads).unwrap().all(stands_still) {
         std::thread::sleep(std::time::Duration::from_millis(1));

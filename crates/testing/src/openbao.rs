@@ -76,12 +76,18 @@ impl OpenBao {
         server.launch();
         if server.options.tls {
             server.wait_for_certificate(&server.ca_file());
-            let ca = reqwest::Certificate::from_pem_bundle(&fs::read(server.ca_file()).unwrap()).unwrap();
-            server.client = reqwest::Client::builder().no_proxy().tls_certs_only(ca).build().unwrap();
+            let ca = reqwest::Certificate::from_pem_bundle(&fs::read(server.ca_file()).unwrap())
+                .unwrap();
+            server.client =
+                reqwest::Client::builder().no_proxy().tls_certs_only(ca).build().unwrap();
         }
         if server.options.durable {
-            server.wait_until("initialised", |status| status == 501 || status == 200 || status == 503).await;
-            let keys = server.put("sys/init", json!({ "recovery_shares": 1, "recovery_threshold": 1 })).await;
+            server
+                .wait_until("initialised", |status| status == 501 || status == 200 || status == 503)
+                .await;
+            let keys = server
+                .put("sys/init", json!({ "recovery_shares": 1, "recovery_threshold": 1 }))
+                .await;
             server.root = keys["root_token"].as_str().unwrap().to_owned();
         }
         server.wait_until_ready().await;
@@ -105,9 +111,16 @@ impl OpenBao {
     fn write_configuration(&self) {
         fs::create_dir_all(self.path("data")).unwrap();
         fs::write(self.path("unseal.key"), [7; 32]).unwrap();
-        let size = self.options.max_request_size.map(|size| format!("max_request_size = {size}")).unwrap_or_default();
+        let size = self
+            .options
+            .max_request_size
+            .map(|size| format!("max_request_size = {size}"))
+            .unwrap_or_default();
         let audit = self.options.audit.then(|| {
-            format!("audit \"file\" \"log\" {{ options {{ file_path = \"{}\" }} }}", self.audit_file().display())
+            format!(
+                "audit \"file\" \"log\" {{ options {{ file_path = \"{}\" }} }}",
+                self.audit_file().display()
+            )
         });
         let configuration = format!(
             "storage \"raft\" {{ path = \"{data}\" node_id = \"one\" }}\n\
@@ -133,10 +146,17 @@ impl OpenBao {
             command.args(["-dev", "-dev-no-store-token", &format!("-dev-root-token-id={ROOT}")]);
             command.arg(format!("-dev-listen-address=127.0.0.1:{}", self.port));
             if self.options.tls {
-                command.arg("-dev-tls").arg(format!("-dev-tls-cert-dir={}", self.directory.path().display()));
+                command
+                    .arg("-dev-tls")
+                    .arg(format!("-dev-tls-cert-dir={}", self.directory.path().display()));
             }
         }
-        let child = command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         self.child = Some(child);
     }
 
@@ -246,10 +266,13 @@ impl OpenBao {
     pub async fn app_role(&self, ttl: &str, max_ttl: &str) -> (String, String) {
         let (status, _) = self.ask("POST", "sys/auth/approle", json!({ "type": "approle" })).await;
         assert!(status == 204 || status == 400, "{status}");
-        let role = json!({ "token_policies": ["orders"], "token_ttl": ttl, "token_max_ttl": max_ttl });
+        let role =
+            json!({ "token_policies": ["orders"], "token_ttl": ttl, "token_max_ttl": max_ttl });
         self.put("auth/approle/role/orders", role).await;
-        let role_id =
-            self.get("auth/approle/role/orders/role-id").await["data"]["role_id"].as_str().unwrap().to_owned();
+        let role_id = self.get("auth/approle/role/orders/role-id").await["data"]["role_id"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         (role_id, self.secret_id().await)
     }
 

@@ -28,14 +28,21 @@ pub fn interpreter_with(name: &str, packages: &str) -> PathBuf {
     let requirements = directory.join("requirements.txt");
     fs::write(&requirements, packages).unwrap();
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(directory.join("venv")));
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(&requirements));
+    run(Command::new(&python)
+        .args(["-m", "pip", "install", "--quiet", "--requirement"])
+        .arg(&requirements));
     fs::write(installed, packages).unwrap();
     python
 }
 
 /// Runs a command and returns what it printed. Panics when it fails.
 pub fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-    assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    assert!(
+        output.status.success(),
+        "{command:?} failed:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }

@@ -53,13 +53,19 @@ pub fn in_own_memory<const N: usize>(needles: [&Needle; N]) -> [usize; N] {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
         // The buffer of the search is not searched; what stands before it and behind it in the same mapping is.
-        let around =
-            if (from..to).contains(&own.start) { [(from, own.start), (own.end, to)] } else { [(from, to), (to, to)] };
+        let around = if (from..to).contains(&own.start) {
+            [(from, own.start), (own.end, to)]
+        } else {
+            [(from, to), (to, to)]
+        };
         for (mut at, to) in around {
             while at + overlap < to {
                 let len = chunk.len().min(to - at);
                 // What cannot be read, such as memory of a device, is not ordinary memory.
-                let Ok(read @ 1..) = memory.read_at(&mut chunk[..len], at.try_into().unwrap()) else { break };
+                let Ok(read @ 1..) = memory.read_at(&mut chunk[..len], at.try_into().unwrap())
+                else {
+                    break;
+                };
                 for (sum, more) in found.iter_mut().zip(in_bytes(&chunk[..read], needles)) {
                     *sum += more;
                 }
@@ -90,7 +96,8 @@ pub fn in_bytes<const N: usize>(bytes: &[u8], needles: [&Needle; N]) -> [usize; 
         }
         for (needle, found) in needles.iter().zip(&mut found) {
             let Some(window) = bytes.get(at..at + needle.0.len()) else { continue };
-            *found += usize::from(window.iter().zip(&needle.0).all(|(byte, turned)| *byte == !turned));
+            *found +=
+                usize::from(window.iter().zip(&needle.0).all(|(byte, turned)| *byte == !turned));
         }
     }
     found
@@ -138,8 +145,16 @@ impl Keys {
 
 /// SHA-256's state after the block that HMAC makes of a key and a padding (RFC 2104), as it stands in memory.
 fn hmac_state(dek: &Needle, pad: u8) -> [u8; 32] {
-    let mut state =
-        [0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A, 0x510E_527F, 0x9B05_688C, 0x1F83_D9AB, 0x5BE0_CD19_u32];
+    let mut state = [
+        0x6A09_E667,
+        0xBB67_AE85,
+        0x3C6E_F372,
+        0xA54F_F53A,
+        0x510E_527F,
+        0x9B05_688C,
+        0x1F83_D9AB,
+        0x5BE0_CD19_u32,
+    ];
     let mut block = [pad; 64];
     for (byte, turned) in block.iter_mut().zip(&dek.0) {
         *byte ^= !turned;
@@ -170,7 +185,10 @@ impl std::fmt::Debug for Spy {
 }
 
 impl Spy {
-    pub fn new(kek: LocalKek, on_dek: impl Fn(&[u8]) -> BoxFuture<'static, ()> + Send + Sync + 'static) -> Self {
+    pub fn new(
+        kek: LocalKek,
+        on_dek: impl Fn(&[u8]) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
         Self { kek, on_dek: Arc::new(on_dek) }
     }
 
@@ -195,7 +213,11 @@ impl KekProvider for Spy {
         self.kek.is_current(wrapped)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             (self.on_dek)(dek.expose()).await;
             self.kek.wrap(context, dek).await

@@ -55,10 +55,16 @@ impl Request<'_> {
         for name in signed_headers.split(';') {
             canonical += &format!("{name}:{}\n", self.header(name)?.trim());
         }
-        canonical += &format!("\n{signed_headers}\n{}", HEXLOWER.encode(&Sha256::digest(self.body)));
+        canonical +=
+            &format!("\n{signed_headers}\n{}", HEXLOWER.encode(&Sha256::digest(self.body)));
         let canonical = HEXLOWER.encode(&Sha256::digest(canonical.as_bytes()));
-        let to_sign = format!("AWS4-HMAC-SHA256\n{}\n{}\n{canonical}", self.header("x-amz-date")?, scope.join("/"));
-        let key = scope.iter().fold(format!("AWS4{secret}").into_bytes(), |key, part| mac(&key, part));
+        let to_sign = format!(
+            "AWS4-HMAC-SHA256\n{}\n{}\n{canonical}",
+            self.header("x-amz-date")?,
+            scope.join("/")
+        );
+        let key =
+            scope.iter().fold(format!("AWS4{secret}").into_bytes(), |key, part| mac(&key, part));
         Some(HEXLOWER.encode(&mac(&key, &to_sign)))
     }
 }
@@ -75,7 +81,9 @@ impl Claim {
         let rest = header.strip_prefix("AWS4-HMAC-SHA256 ").ok_or(Refusal::Missing)?;
         let part = |name: &str| {
             let mut parts = rest.split(',').map(str::trim);
-            parts.find_map(|part| part.strip_prefix(name)?.strip_prefix('=')).ok_or(Refusal::Incomplete)
+            parts
+                .find_map(|part| part.strip_prefix(name)?.strip_prefix('='))
+                .ok_or(Refusal::Incomplete)
         };
         let credential: Vec<&str> = part("Credential")?.split('/').collect();
         let [access_key, date, region, named, "aws4_request"] = credential[..] else {
@@ -95,13 +103,20 @@ impl Claim {
     }
 
     /// `needed` are the headers that have to be signed besides `host` and `x-amz-date`: what a forger could change.
-    pub fn check(&self, request: &Request<'_>, secret: &str, needed: &[&str], now: SystemTime) -> Result<(), Refusal> {
+    pub fn check(
+        &self,
+        request: &Request<'_>,
+        secret: &str,
+        needed: &[&str],
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
         let is_signed = |wanted: &&str| self.signed_headers.split(';').any(|name| name == *wanted);
         let all_signed = ["host", "x-amz-date"].iter().chain(needed).all(is_signed);
         let scope = [self.date.as_str(), &self.region, self.service, "aws4_request"];
         let right = request.signature(secret, &scope, &self.signed_headers);
         let time = request.header("x-amz-date").unwrap_or_default();
-        if !all_signed || right.as_deref() != Some(&self.signature) || !time.starts_with(&self.date) {
+        if !all_signed || right.as_deref() != Some(&self.signature) || !time.starts_with(&self.date)
+        {
             return Err(Refusal::Mismatch);
         }
         let signed_at = time_of(time).ok_or(Refusal::Mismatch)?;
@@ -125,7 +140,12 @@ pub fn sign(
     headers.sort();
     let names = headers.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(";");
     let scope = [&time.1[..8], region, service, "aws4_request"];
-    let dated = Request { method: request.method, path: request.path, headers: &headers, body: request.body };
+    let dated = Request {
+        method: request.method,
+        path: request.path,
+        headers: &headers,
+        body: request.body,
+    };
     let signature = dated.signature(secret, &scope, &names).unwrap();
     let value = format!(
         "AWS4-HMAC-SHA256 Credential={access_key}/{}, SignedHeaders={names}, Signature={signature}",
@@ -134,7 +154,8 @@ pub fn sign(
     [time, ("authorization".to_owned(), value)]
 }
 
-const FORM: &[BorrowedFormatItem<'static>] = format_description!("[year][month][day]T[hour][minute][second]Z");
+const FORM: &[BorrowedFormatItem<'static>] =
+    format_description!("[year][month][day]T[hour][minute][second]Z");
 
 pub fn timestamp(time: SystemTime) -> String {
     OffsetDateTime::from(time).format(FORM).unwrap()

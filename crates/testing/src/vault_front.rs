@@ -43,7 +43,12 @@ pub fn in_front_of(
                 let mut reader = BufReader::new(client.try_clone().unwrap());
                 while let Some((first, headers, body)) = read(&mut reader) {
                     let mut words = first.split(' ').map(str::to_owned);
-                    let asked = Asked { method: words.next().unwrap(), path: words.next().unwrap(), headers, body };
+                    let asked = Asked {
+                        method: words.next().unwrap(),
+                        path: words.next().unwrap(),
+                        headers,
+                        body,
+                    };
                     let (status, body) = own(&asked, &|asked| pass_on(upstream, asked));
                     let head = format!(
                         "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {}",
@@ -91,9 +96,13 @@ fn read(reader: &mut impl BufRead) -> Option<(String, Headers, Vec<u8>)> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let is_chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
+    let is_chunked =
+        headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
     assert!(!is_chunked, "not read here");
-    let len = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, len)| len.parse().unwrap());
+    let len = headers
+        .iter()
+        .find(|(name, _)| name == "content-length")
+        .map_or(0, |(_, len)| len.parse().unwrap());
     let mut body = vec![0; len];
     reader.read_exact(&mut body).ok()?;
     Some((lines[0].clone(), headers, body))

@@ -47,7 +47,8 @@ impl XksPath {
         let bao = OpenBao::with(options).await;
         let to_bao = FaultProxy::start(bao.port());
         let transit = TransitOptions::prepare(&bao.address(), None, bao.root_token()).await;
-        let transit = TransitOptions { address: format!("http://127.0.0.1:{}", to_bao.port()), ..transit };
+        let transit =
+            TransitOptions { address: format!("http://127.0.0.1:{}", to_bao.port()), ..transit };
         let proxy = XksProxy::start(Options {
             budget: AMPLE / 2,
             path_prefix: "tenants/one".to_owned(),
@@ -108,7 +109,12 @@ impl XksPath {
 
     /// Asks KMS to connect the store, and waits for what comes of it.
     pub async fn try_to_connect(&self) -> String {
-        self.operator().connect_custom_key_store().custom_key_store_id(&self.store).send().await.unwrap();
+        self.operator()
+            .connect_custom_key_store()
+            .custom_key_store_id(&self.store)
+            .send()
+            .await
+            .unwrap();
         self.settled().await
     }
 
@@ -117,7 +123,12 @@ impl XksPath {
     }
 
     pub async fn disconnect(&self) {
-        self.operator().disconnect_custom_key_store().custom_key_store_id(&self.store).send().await.unwrap();
+        self.operator()
+            .disconnect_custom_key_store()
+            .custom_key_store_id(&self.store)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(self.settled().await, "DISCONNECTED");
     }
 
@@ -134,13 +145,17 @@ impl XksPath {
     async fn settled(&self) -> String {
         let start = Instant::now();
         loop {
-            let call = self.operator().describe_custom_key_stores().custom_key_store_id(&self.store);
+            let call =
+                self.operator().describe_custom_key_stores().custom_key_store_id(&self.store);
             let store = call.send().await.unwrap().custom_key_stores.unwrap().remove(0);
             let state = store.connection_state.unwrap().as_str().to_owned();
             if !["CONNECTING", "DISCONNECTING"].contains(&state.as_str()) {
                 return store.connection_error_code.map_or(state, |code| code.as_str().to_owned());
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "KMS does not settle on a state of the store");
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "KMS does not settle on a state of the store"
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

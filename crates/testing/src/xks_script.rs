@@ -11,7 +11,10 @@ use std::time::{Duration, SystemTime};
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use data_encoding::BASE64;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,7 +93,10 @@ impl Authority {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap());
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            );
         TlsAcceptor::from(Arc::new(config.unwrap()))
     }
 }
@@ -168,7 +174,8 @@ impl Endpoint {
     }
 
     pub fn accept(&self, credentials: &[(&str, &str)]) {
-        let owned = credentials.iter().map(|(key, secret)| ((*key).to_owned(), (*secret).to_owned()));
+        let owned =
+            credentials.iter().map(|(key, secret)| ((*key).to_owned(), (*secret).to_owned()));
         *self.shared.credentials.lock().unwrap() = owned.collect();
     }
 
@@ -201,7 +208,11 @@ impl Endpoint {
     /// The bodies of the requests to this API.
     pub fn asked(&self, api: &str) -> Vec<Value> {
         let requests = self.shared.requests.lock().unwrap();
-        requests.iter().filter(|(path, _)| path.ends_with(api)).map(|(_, body)| body.clone()).collect()
+        requests
+            .iter()
+            .filter(|(path, _)| path.ends_with(api))
+            .map(|(_, body)| body.clone())
+            .collect()
     }
 }
 
@@ -240,18 +251,25 @@ impl Shared {
                     let _ = stream.shutdown().await;
                     return;
                 }
-                Act::Error(status, name) => {
-                    http(*status, &json!({ "errorName": name, "errorMessage": "by script" }).to_string())
-                }
+                Act::Error(status, name) => http(
+                    *status,
+                    &json!({ "errorName": name, "errorMessage": "by script" }).to_string(),
+                ),
                 Act::Raw(status, body) => http(*status, body),
                 act => {
-                    let metadata = if let Act::Metadata(len) = act { vec![7; *len] } else { METADATA.to_vec() };
-                    let (status, mut answer) = self.honest(&path, &headers, &body, &input, &metadata);
+                    let metadata = if let Act::Metadata(len) = act {
+                        vec![7; *len]
+                    } else {
+                        METADATA.to_vec()
+                    };
+                    let (status, mut answer) =
+                        self.honest(&path, &headers, &body, &input, &metadata);
                     if let Act::Bend(bend) | Act::Consistent(bend) = act {
                         bend(&mut answer);
                     }
                     if matches!(act, Act::Consistent(_)) && answer.get("ciphertext").is_some() {
-                        answer["ciphertextDataIntegrityValue"] = json!(BASE64.encode(&integrity(&input, &answer)));
+                        answer["ciphertextDataIntegrityValue"] =
+                            json!(BASE64.encode(&integrity(&input, &answer)));
                     }
                     http(status, &answer.to_string())
                 }
@@ -270,13 +288,26 @@ impl Shared {
     }
 
     /// As the specification has it.
-    fn honest(&self, path: &str, headers: &Headers, body: &[u8], input: &Value, metadata: &[u8]) -> (u16, Value) {
+    fn honest(
+        &self,
+        path: &str,
+        headers: &Headers,
+        body: &[u8],
+        input: &Value,
+        metadata: &[u8],
+    ) -> (u16, Value) {
         let error = |status, name: &str| (status, json!({ "errorName": name }));
         let request = Request { method: "POST", path, headers, body };
         let Ok(claim) = Claim::read(&request, "kms-xks-proxy") else {
             return error(401, "AuthenticationFailedException");
         };
-        let secret = self.credentials.lock().unwrap().iter().find(|(key, _)| *key == claim.access_key).cloned();
+        let secret = self
+            .credentials
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|(key, _)| *key == claim.access_key)
+            .cloned();
         let is_right = |secret: &str| claim.check(&request, secret, &[], SystemTime::now()).is_ok();
         if !secret.is_some_and(|(_, secret)| is_right(&secret)) {
             return error(401, "AuthenticationFailedException");
@@ -288,9 +319,10 @@ impl Shared {
         let parts: Vec<_> = api.split('/').skip(1).collect();
         match parts[..] {
             ["health"] => (200, health()),
-            ["keys", _, "metadata"] => {
-                (200, json!({ "keySpec": "AES_256", "keyUsage": ["ENCRYPT", "DECRYPT"], "keyStatus": "ENABLED" }))
-            }
+            ["keys", _, "metadata"] => (
+                200,
+                json!({ "keySpec": "AES_256", "keyUsage": ["ENCRYPT", "DECRYPT"], "keyStatus": "ENABLED" }),
+            ),
             ["keys", key, "encrypt"] => (200, encrypt(key, input, metadata)),
             ["keys", key, "decrypt"] => match decrypt(key, input) {
                 Some(plaintext) => (200, json!({ "plaintext": BASE64.encode(&plaintext) })),
@@ -313,7 +345,8 @@ fn cipher(key: &str) -> Aes256Gcm {
 }
 
 fn bytes(body: &Value, name: &str) -> Vec<u8> {
-    body.get(name).map_or_else(Vec::new, |text| BASE64.decode(text.as_str().unwrap().as_bytes()).unwrap())
+    body.get(name)
+        .map_or_else(Vec::new, |text| BASE64.decode(text.as_str().unwrap().as_bytes()).unwrap())
 }
 
 /// With the lengths, as under "ciphertextMetadata" of Encrypt.
@@ -325,7 +358,8 @@ fn aad(aad: &[u8], metadata: &[u8]) -> Vec<u8> {
 fn encrypt(key: &str, input: &Value, metadata: &[u8]) -> Value {
     let (iv, mut text) = (random::<12>(), bytes(input, "plaintext"));
     let aad = aad(&bytes(input, "additionalAuthenticatedData"), metadata);
-    let tag = cipher(key).encrypt_inout_detached((&iv).into(), &aad, text.as_mut_slice().into()).unwrap();
+    let tag =
+        cipher(key).encrypt_inout_detached((&iv).into(), &aad, text.as_mut_slice().into()).unwrap();
     let mut answer = json!({
         "ciphertext": BASE64.encode(&text), "initializationVector": BASE64.encode(&iv),
         "authenticationTag": BASE64.encode(&tag),
@@ -345,11 +379,15 @@ fn integrity(input: &Value, answer: &Value) -> [u8; 32] {
 }
 
 fn decrypt(key: &str, input: &Value) -> Option<Vec<u8>> {
-    let aad = aad(&bytes(input, "additionalAuthenticatedData"), &bytes(input, "ciphertextMetadata"));
+    let aad =
+        aad(&bytes(input, "additionalAuthenticatedData"), &bytes(input, "ciphertextMetadata"));
     let (iv, tag) = (bytes(input, "initializationVector"), bytes(input, "authenticationTag"));
-    let (iv, tag): (&[u8; 12], &[u8; 16]) = (iv.as_slice().try_into().ok()?, tag.as_slice().try_into().ok()?);
+    let (iv, tag): (&[u8; 12], &[u8; 16]) =
+        (iv.as_slice().try_into().ok()?, tag.as_slice().try_into().ok()?);
     let mut text = bytes(input, "ciphertext");
-    cipher(key).decrypt_inout_detached(iv.into(), &aad, text.as_mut_slice().into(), tag.into()).ok()?;
+    cipher(key)
+        .decrypt_inout_detached(iv.into(), &aad, text.as_mut_slice().into(), tag.into())
+        .ok()?;
     Some(text)
 }
 
@@ -398,7 +436,10 @@ async fn read(stream: &mut TlsStream<TcpStream>) -> Option<(String, Headers, Vec
         .map(|line| line.split_once(':').unwrap())
         .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
         .collect();
-    let len = headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, len)| len.parse().unwrap());
+    let len = headers
+        .iter()
+        .find(|(name, _)| name == "content-length")
+        .map_or(0, |(_, len)| len.parse().unwrap());
     let mut body = received.split_off(head + 4);
     while body.len() < len {
         if stream.read_buf(&mut body).await.ok()? == 0 {

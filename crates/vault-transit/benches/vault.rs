@@ -41,9 +41,12 @@ impl Reader {
     async fn read(&self, i: usize) {
         match self {
             Self::Direct { client, url, token, records } => {
-                let request = client.post(url).header("X-Vault-Token", token).json(&records[i % TENANTS]);
+                let request =
+                    client.post(url).header("X-Vault-Token", token).json(&records[i % TENANTS]);
                 let answer: Value = request.send().await.unwrap().json().await.unwrap();
-                let plaintext = BASE64.decode(answer["data"]["plaintext"].as_str().unwrap().as_bytes()).unwrap();
+                let plaintext = BASE64
+                    .decode(answer["data"]["plaintext"].as_str().unwrap().as_bytes())
+                    .unwrap();
                 assert_eq!(plaintext, RECORD);
             }
             Self::Enveloped { envelope, records } => {
@@ -100,12 +103,18 @@ async fn direct(server: &OpenBao, port: u16) -> Reader {
     }
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
     let url = format!("http://127.0.0.1:{port}/v1/transit/decrypt/orders");
-    Reader::Direct { client, url, token: server.root_token().to_owned(), records: Arc::new(records) }
+    Reader::Direct {
+        client,
+        url,
+        token: server.root_token().to_owned(),
+        records: Arc::new(records),
+    }
 }
 
 async fn enveloped(server: &OpenBao, port: u16, max_age: Duration) -> Reader {
     let kek = |port: u16| {
-        let builder = VaultTransitKek::builder("bench", "orders").address(format!("http://127.0.0.1:{port}"));
+        let builder =
+            VaultTransitKek::builder("bench", "orders").address(format!("http://127.0.0.1:{port}"));
         builder.auth(VaultAuth::token(server.root_token())).build().unwrap()
     };
     let writer = Envelope::builder().wrap_with(kek(server.port())).build().unwrap();
@@ -127,7 +136,9 @@ fn main() {
         server.create_key("orders", true).await;
         let proxy = FaultProxy::start(server.port());
         println!("{TENANTS} tenants, records of 1 KiB, {TIME:?} for each figure\n");
-        println!("| tasks | reading | records/s | against direct | requests/s that reach the server |");
+        println!(
+            "| tasks | reading | records/s | against direct | requests/s that reach the server |"
+        );
         println!("|---|---|---|---|---|");
         for tasks in [1, 8] {
             let mut base = None;

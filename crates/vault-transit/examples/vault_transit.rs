@@ -20,7 +20,7 @@ use std::time::Instant;
 use tap::Tap;
 use waxseal::kek::KekProvider;
 use waxseal::{Aad, EncryptionContext, Envelope, inspect};
-use waxseal_vault_transit::VaultTransitKek;
+use waxseal_vault_transit::VaultTransitKekBuilder;
 
 const RECORDS: u64 = 1000;
 
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 async fn run() -> Result<(), Box<dyn Error>> {
     let key = std::env::args().nth(1).unwrap_or_else(|| "orders".to_owned());
     // "example" is what this program calls the cluster; the name stands in every message, so choose a lasting one.
-    let kek = VaultTransitKek::from_env("example", key).build()?;
+    let kek = VaultTransitKekBuilder::from_env("example", key).build()?;
     let info = kek.read_key().await?;
     println!("{}: version {}, {:?}", kek.id(), info.latest_version, kek.health().await?);
 
@@ -45,10 +45,20 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
     let mut sealed = Vec::new();
     for row in 0..RECORDS {
-        sealed
-            .push(envelope.encrypt(&context, Aad::from(&row.to_be_bytes()), format!("record {row}").as_bytes()).await?);
+        sealed.push(
+            envelope
+                .encrypt(
+                    &context,
+                    Aad::from(&row.to_be_bytes()),
+                    format!("record {row}").as_bytes(),
+                )
+                .await?,
+        );
     }
-    println!("sealed {RECORDS} records with {} call(s) to the server", calls.swap(0, Ordering::Relaxed));
+    println!(
+        "sealed {RECORDS} records with {} call(s) to the server",
+        calls.swap(0, Ordering::Relaxed)
+    );
 
     // Another process, which has no DEK at hand.
     let reader = Envelope::builder().wrap_with(counted).build()?;
@@ -60,7 +70,10 @@ async fn run() -> Result<(), Box<dyn Error>> {
         }
     }
     let took = start.elapsed();
-    println!("opened them in another envelope with {} call(s), in {took:.1?}", calls.swap(0, Ordering::Relaxed));
+    println!(
+        "opened them in another envelope with {} call(s), in {took:.1?}",
+        calls.swap(0, Ordering::Relaxed)
+    );
 
     let message = sealed.first().ok_or("no record")?;
     for entry in inspect(message)?.keks {

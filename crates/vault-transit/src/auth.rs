@@ -180,7 +180,9 @@ impl Authenticator {
         path: &str,
         reason: Refusal,
     ) -> Result<Verdict, Failure> {
-        let is_believed = || reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path);
+        let is_believed = || {
+            reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path)
+        };
         if is_believed() {
             return Ok(Verdict::Denied);
         }
@@ -198,7 +200,9 @@ impl Authenticator {
         path: &str,
         reason: Refusal,
     ) -> Result<Verdict, Failure> {
-        let is_believed = || reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path);
+        let is_believed = || {
+            reason == Refusal::Policy && self.denials().are_believed(refused.token.as_ref(), path)
+        };
         match self.usable() {
             Some(session) if !session.has_token_of(refused) => return Ok(Verdict::Again(session)),
             Some(_) if is_believed() => return Ok(Verdict::Denied),
@@ -240,9 +244,14 @@ impl Authenticator {
             Life::Ended if self.auth.makes_tokens() && no_login.is_none() => {
                 self.replace(&mut gate, refused).await.map(Verdict::Again)
             }
-            Life::Ended | Life::LivesByItsWords | Life::Unknown => Err(no_login.unwrap_or_else(|| {
-                Failure::misconfigured(format!("{}: the token has ended or was revoked (403)", self.desk().operation()))
-            })),
+            Life::Ended | Life::LivesByItsWords | Life::Unknown => {
+                Err(no_login.unwrap_or_else(|| {
+                    Failure::misconfigured(format!(
+                        "{}: the token has ended or was revoked (403)",
+                        self.desk().operation()
+                    ))
+                }))
+            }
         }
     }
 
@@ -259,11 +268,18 @@ impl Authenticator {
     }
 
     /// The token is dead, whatever the policy says.
-    async fn replace(self: &Arc<Self>, gate: &mut Gate, dead: &Arc<Session>) -> Result<Arc<Session>, Failure> {
+    async fn replace(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        dead: &Arc<Session>,
+    ) -> Result<Arc<Session>, Failure> {
         self.current.store(None);
         if !dead.worked.load(Ordering::Relaxed) {
             // Another would end like this one.
-            let message = format!("{}: the server does not know the token that it gave (403)", self.desk().operation());
+            let message = format!(
+                "{}: the server does not know the token that it gave (403)",
+                self.desk().operation()
+            );
             let failure = Failure::misconfigured(message);
             let credentials = self.desk().credentials().await?;
             gate.refuse(self.desk().fingerprint(&credentials), &failure);
@@ -273,7 +289,11 @@ impl Authenticator {
     }
 
     /// A login, or the failure of one that was made since `asked`.
-    async fn log_in_shared(self: &Arc<Self>, gate: &mut Gate, asked: Instant) -> Result<Arc<Session>, Failure> {
+    async fn log_in_shared(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        asked: Instant,
+    ) -> Result<Arc<Session>, Failure> {
         match &gate.last_failure {
             Some((at, failure)) if *at >= asked => Err(failure.clone()),
             _ => self.log_in_now(gate).await,
@@ -307,7 +327,9 @@ impl Authenticator {
             return self.adopt(token, since).await;
         }
         match desk.log_in(credentials, &mut gate.kept).await {
-            Ok(auth) => self.session_of(auth, since).ok_or_else(|| Failure::not_understood(&desk.operation())),
+            Ok(auth) => self
+                .session_of(auth, since)
+                .ok_or_else(|| Failure::not_understood(&desk.operation())),
             Err(failure) => {
                 if failure.class == KekErrorClass::Misconfigured && failure.asked {
                     gate.refuse(with, &failure);
@@ -320,7 +342,10 @@ impl Authenticator {
     fn session_of(&self, auth: Auth, since: Instant) -> Option<Session> {
         let is_ours = auth.token_type != "batch";
         let token = Token::new(auth.client_token)?;
-        Some(Session { is_ours, ..Session::new(Some(token), since, auth.lease_duration, auth.renewable) })
+        Some(Session {
+            is_ours,
+            ..Session::new(Some(token), since, auth.lease_duration, auth.renewable)
+        })
     }
 
     /// A token that was handed to us: used whatever the server says of it when it is asked, since a
@@ -390,13 +415,19 @@ impl Authenticator {
     async fn renew(&self, session: &Session) -> Result<Session, Failure> {
         let since = Instant::now();
         let operation = "renewal of the token";
-        let reply = self.transport.send(operation, &renew_self(), session.token.as_ref(), SMALL).await?;
+        let reply =
+            self.transport.send(operation, &renew_self(), session.token.as_ref(), SMALL).await?;
         let auth = reply.success::<serde::de::IgnoredAny>(operation)?.auth;
         let auth = auth.ok_or_else(|| Failure::not_understood(operation))?;
         let token = session.token.as_ref().map(Token::share);
         let renewed = Session::new(token, since, auth.lease_duration, auth.renewable);
         let worked = AtomicBool::new(session.worked.load(Ordering::Relaxed));
-        Ok(Session { first_lease: session.first_lease, is_ours: session.is_ours, worked, ..renewed })
+        Ok(Session {
+            first_lease: session.first_lease,
+            is_ours: session.is_ours,
+            worked,
+            ..renewed
+        })
     }
 
     /// Whether this is still the token in use.
@@ -427,7 +458,9 @@ impl Authenticator {
                         return Ok(());
                     }
                 }
-                Err(failure) if failure.is_passing() || !self.auth.makes_tokens() => return Err(failure),
+                Err(failure) if failure.is_passing() || !self.auth.makes_tokens() => {
+                    return Err(failure);
+                }
                 Err(_) => {}
             }
         } else if !self.auth.makes_tokens() {
@@ -447,7 +480,12 @@ impl Gate {
             Some(refused) if refused.with == with => (refused.pause * 2).min(LONGEST_REFUSED_PAUSE),
             _ => FIRST_REFUSED_PAUSE,
         };
-        self.refused = Some(RefusedLogin { with, until: Instant::now() + pause, pause, failure: failure.clone() });
+        self.refused = Some(RefusedLogin {
+            with,
+            until: Instant::now() + pause,
+            pause,
+            failure: failure.clone(),
+        });
     }
 }
 
@@ -472,7 +510,9 @@ async fn give_back(transport: Arc<Transport>, session: Arc<Session>, longest: Du
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     if !session.is_over() {
-        let _ = transport.send("giving back the token", &revoke_self(), session.token.as_ref(), SMALL).await;
+        let _ = transport
+            .send("giving back the token", &revoke_self(), session.token.as_ref(), SMALL)
+            .await;
     }
 }
 
@@ -497,7 +537,9 @@ async fn keep_alive(authenticator: Weak<Authenticator>, changed: Arc<Notify>) {
         let wait = {
             let Some(authenticator) = authenticator.upgrade() else { return };
             match authenticator.usable() {
-                Some(session) => retry.map(|retry| retry.min(session.left())).or_else(|| session.due_in()),
+                Some(session) => {
+                    retry.map(|retry| retry.min(session.left())).or_else(|| session.due_in())
+                }
                 None => None,
             }
         };

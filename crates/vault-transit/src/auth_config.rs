@@ -34,7 +34,11 @@ use waxseal::{Error, ErrorKind};
 pub struct AuthConfig(Fields);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 enum AuthMethod {
     None,
     Environment,
@@ -76,7 +80,9 @@ impl AuthMethod {
         match self {
             Self::None | Self::Environment => &[],
             Self::TokenFile => &["token_file"],
-            Self::AppRole => &["mount", "role_id", "role_id_file", "secret_id_file", "wrapped_secret_id_file"],
+            Self::AppRole => {
+                &["mount", "role_id", "role_id_file", "secret_id_file", "wrapped_secret_id_file"]
+            }
             Self::Kubernetes | Self::Jwt => &["mount", "role", "jwt_file"],
             Self::Certificate => &["mount", "role"],
             Self::AwsIam => &["mount", "role", "aws_region", "aws_server_id"],
@@ -97,7 +103,11 @@ impl AuthMethod {
 
 /// What stands in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
 struct Fields {
     method: AuthMethod,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
@@ -265,7 +275,9 @@ impl AuthConfig {
         ];
         let method = fields.method;
         let is_set = |name: &str| options.iter().any(|(option, set)| *set && *option == name);
-        if let Some((option, _)) = options.iter().find(|(option, set)| *set && !method.options().contains(option)) {
+        if let Some((option, _)) =
+            options.iter().find(|(option, set)| *set && !method.options().contains(option))
+        {
             return Err(format!("auth: {option} does not go with {}", method.as_str()));
         }
         let needs = method.needs();
@@ -335,7 +347,10 @@ impl AuthConfig {
             Some(name) => {
                 let names = AuthMethod::ALL.map(AuthMethod::as_str).join(", ");
                 let known = AuthMethod::ALL.into_iter().find(|method| method.as_str() == name);
-                Some(known.ok_or_else(|| uri.error(format!("parameter `auth` is none of {names}")))?)
+                Some(
+                    known
+                        .ok_or_else(|| uri.error(format!("parameter `auth` is none of {names}")))?,
+                )
             }
             None if uri.has("token-file") => Some(AuthMethod::TokenFile),
             None => None,
@@ -343,7 +358,9 @@ impl AuthConfig {
         let options = OPTIONS.iter().find(|option| uri.has(option));
         let Some(method) = method else {
             return match options {
-                Some(option) => Err(uri.error(format!("parameter `{option}` needs parameter `auth`"))),
+                Some(option) => {
+                    Err(uri.error(format!("parameter `{option}` needs parameter `auth`")))
+                }
                 None => Ok(None),
             };
         };

@@ -79,13 +79,20 @@ impl AwsKeys {
     }
 
     fn share(&self) -> Self {
-        Self { id: self.id.clone(), secret: self.secret.clone(), session_token: self.session_token.clone() }
+        Self {
+            id: self.id.clone(),
+            secret: self.secret.clone(),
+            session_token: self.session_token.clone(),
+        }
     }
 
     /// What can go into a header.
     fn is_usable(&self) -> bool {
-        let shown = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        shown(&self.id) && shown(&self.secret) && self.session_token.as_ref().is_none_or(|token| shown(token))
+        let shown =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        shown(&self.id)
+            && shown(&self.secret)
+            && self.session_token.as_ref().is_none_or(|token| shown(token))
     }
 }
 
@@ -117,10 +124,10 @@ impl AwsCredentials for AwsEnvironment {
                         None => keys,
                     })
                 }
-                _ => {
-                    Err(KekError::misconfigured("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set")
-                        .without_asking())
-                }
+                _ => Err(KekError::misconfigured(
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set",
+                )
+                .without_asking()),
             }
         })
     }
@@ -187,7 +194,13 @@ pub(crate) fn login<'a>(
     })
 }
 
-fn signature(secret: &str, headers: &[(&str, &str)], names: &str, time: &str, scope: [&str; 4]) -> String {
+fn signature(
+    secret: &str,
+    headers: &[(&str, &str)],
+    names: &str,
+    time: &str,
+    scope: [&str; 4],
+) -> String {
     let mut canonical = Zeroizing::new("POST\n/\n\n".to_owned());
     for (name, value) in headers {
         for part in [name, ":", value.trim(), "\n"] {
@@ -223,7 +236,9 @@ fn timestamp(time: SystemTime) -> Option<String> {
 
 /// The date so many days after 1 January 1970.
 fn date(mut days: u64) -> Option<(u64, u64, u64)> {
-    let leap = |year: u64| (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400);
+    let leap = |year: u64| {
+        (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)
+    };
     let mut year = 1970;
     while days >= 365 + u64::from(leap(year)) {
         days -= 365 + u64::from(leap(year));
@@ -271,17 +286,22 @@ mod tests {
     fn the_signing_key_is_the_one_of_the_guides_example() {
         let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
         let scope = ["20150830", "us-east-1", "iam", "aws4_request"];
-        let key = scope.iter().fold(format!("AWS4{secret}").into_bytes(), |key, part| mac(&key, part));
+        let key =
+            scope.iter().fold(format!("AWS4{secret}").into_bytes(), |key, part| mac(&key, part));
         assert_eq!(hex(&key), "c4afb1cc5771d871763a393e44b703571b55cc28424d1a5e86da6ed3c154a4b9");
     }
 
     #[test]
     fn keys_that_no_header_can_carry_are_refused_and_none_is_shown() {
-        for (id, secret, token) in [("", "s", None), ("i", "", None), ("i", "s\n", None), ("i", "s", Some("two words"))]
+        for (id, secret, token) in
+            [("", "s", None), ("i", "", None), ("i", "s\n", None), ("i", "s", Some("two words"))]
         {
             let keys = AwsKeys::new(id, secret);
             let keys = token.map_or(keys.share(), |token| keys.share().session_token(token));
-            assert!(login("role", &keys, None, None, SystemTime::now()).is_none(), "{id:?} {secret:?} {token:?}");
+            assert!(
+                login("role", &keys, None, None, SystemTime::now()).is_none(),
+                "{id:?} {secret:?} {token:?}"
+            );
         }
         assert_eq!(format!("{:?}", AwsKeys::new("id", "secret")), "AwsKeys([redacted])");
     }

@@ -30,9 +30,11 @@ use waxseal::{Error, ErrorKind};
 const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
-const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(600);
+const TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(600);
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
-const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3600);
+const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 
 /// Configures a [`VaultTransitKek`]. What is not set has its default, or comes from the environment
 /// with [`from_env`](Self::from_env).
@@ -159,7 +161,11 @@ impl VaultTransitKekBuilder {
 
     /// Sets PEM files with the client's certificate chain and its private key. They are read at
     /// build, and again when one of them changes, as [`ca_file`](Self::ca_file) is.
-    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key: impl Into<PathBuf>,
+    ) -> Self {
         self.tls.client = Some(Client::Files(certificate.into(), key.into()));
         self
     }
@@ -236,7 +242,10 @@ impl VaultTransitKekBuilder {
         }
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
         if !is_segment(&self.cluster) {
-            return Err(invalid(format!("cluster {:?}: letters, digits, '.', '_' and '-' are allowed", self.cluster)));
+            return Err(invalid(format!(
+                "cluster {:?}: letters, digits, '.', '_' and '-' are allowed",
+                self.cluster
+            )));
         }
         if !is_path(&self.mount) {
             return Err(invalid(format!(
@@ -245,12 +254,17 @@ impl VaultTransitKekBuilder {
             )));
         }
         if !is_key(&self.key) {
-            return Err(invalid(format!("key {:?}: letters, digits, '.', '_' and '-' are allowed", self.key)));
+            return Err(invalid(format!(
+                "key {:?}: letters, digits, '.', '_' and '-' are allowed",
+                self.key
+            )));
         }
         let id = KekId::new(format!("vault:{}/{}/{}", self.cluster, self.mount, self.key))?;
         let auth = self.auth.ok_or_else(|| invalid("auth: choose how this process logs in"))?;
         auth.check(self.tls.client.is_some()).map_err(|why| invalid(format!("auth: {why}")))?;
-        for (option, timeout) in [("connect_timeout", self.connect_timeout), ("timeout", self.timeout)] {
+        for (option, timeout) in
+            [("connect_timeout", self.connect_timeout), ("timeout", self.timeout)]
+        {
             if !TIMEOUTS.contains(&timeout) {
                 return Err(invalid(format!(
                     "{option} is {timeout:?}, {:?} to {:?} are allowed",
@@ -261,11 +275,16 @@ impl VaultTransitKekBuilder {
         }
         if !KEY_MAX_AGES.contains(&self.key_max_age) {
             let (from, to) = (KEY_MAX_AGES.start(), KEY_MAX_AGES.end());
-            return Err(invalid(format!("key_max_age is {:?}, {from:?} to {to:?} are allowed", self.key_max_age)));
+            return Err(invalid(format!(
+                "key_max_age is {:?}, {from:?} to {to:?} are allowed",
+                self.key_max_age
+            )));
         }
         if let Some(name) = &self.server_name {
             check_server_name(name)?;
-            if self.proxy.is_some() || (self.environment_proxy && PROXIES.iter().any(|name| is_set(name))) {
+            if self.proxy.is_some()
+                || (self.environment_proxy && PROXIES.iter().any(|name| is_set(name)))
+            {
                 return Err(invalid("server_name: does not work through a proxy"));
             }
         }
@@ -290,7 +309,9 @@ impl VaultTransitKekBuilder {
         };
         let transport = Transport::new(options).map_err(|unusable| match unusable {
             Unusable::Files(error) => error,
-            Unusable::Client(error) => invalid("the HTTPS client cannot be set up").with_source(error.without_url()),
+            Unusable::Client(error) => {
+                invalid("the HTTPS client cannot be set up").with_source(error.without_url())
+            }
         })?;
         let transport = Arc::new(transport);
         Ok(VaultTransitKek(Arc::new(Inner {
@@ -342,7 +363,11 @@ fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
     if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
         return Err(invalid("address: expected a URL with https:// and a host"));
     }
-    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+    if !url.username().is_empty()
+        || url.password().is_some()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
         return Err(invalid("address: must not contain a user, password, query or fragment"));
     }
     if url.scheme() == "http" && !plain_http && !is_this_machine(&url) {
@@ -355,7 +380,8 @@ fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
 
 fn namespace(text: &str) -> Result<HeaderValue, Error> {
     match is_path(text.trim_end_matches('/')) {
-        true => HeaderValue::from_bytes(text.as_bytes()).map_err(|_| invalid("namespace: not a header value")),
+        true => HeaderValue::from_bytes(text.as_bytes())
+            .map_err(|_| invalid("namespace: not a header value")),
         false => Err(invalid(format!(
             "namespace {text:?}: expected a path without empty segments, '.', '..' or invisible characters"
         ))),
@@ -375,7 +401,10 @@ fn check_server_name(name: &str) -> Result<(), Error> {
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     let is_number = name.parse::<std::net::IpAddr>().is_ok()
-        || name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+        || name
+            .rsplit('.')
+            .next()
+            .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     match name.len() <= 253 && name.split('.').all(is_label) && !is_number {
         true => Ok(()),
         false => Err(invalid(format!("server_name {name:?}: expected the name of a host"))),
@@ -420,30 +449,58 @@ mod tests {
     fn names_that_would_mean_something_else_in_a_path_are_refused() {
         for name in ["", "a/b", "..", ".", "a b", "a\nb", "a%2fb", "a?b", "a#b", "ä"] {
             assert!(
-                refusal(VaultTransitKekBuilder::new(name, "k").auth(VaultAuth::token("t"))).contains("cluster"),
+                refusal(VaultTransitKekBuilder::new(name, "k").auth(VaultAuth::token("t")))
+                    .contains("cluster"),
                 "{name:?}"
             );
             assert!(
-                refusal(VaultTransitKekBuilder::new("c", name).auth(VaultAuth::token("t"))).contains("key"),
+                refusal(VaultTransitKekBuilder::new("c", name).auth(VaultAuth::token("t")))
+                    .contains("key"),
                 "{name:?}"
             );
         }
         let (long, longer) = ("k".repeat(300), "k".repeat(600));
-        for path in
-            ["", ".", "..", "/transit", "a//b", "a/../b", "a\nb", "a\tb", "a\u{7f}b", "a\u{202e}b", "a\u{a0}b", &longer]
-        {
+        for path in [
+            "",
+            ".",
+            "..",
+            "/transit",
+            "a//b",
+            "a/../b",
+            "a\nb",
+            "a\tb",
+            "a\u{7f}b",
+            "a\u{202e}b",
+            "a\u{a0}b",
+            &longer,
+        ] {
             assert!(refusal(builder().mount(path)).contains("mount"), "{path:?}");
             assert!(refusal(builder().namespace(path)).contains("namespace"), "{path:?}");
-            assert!(refusal(builder().auth(VaultAuth::app_role("r").mount(path))).contains("mount"), "{path:?}");
+            assert!(
+                refusal(builder().auth(VaultAuth::app_role("r").mount(path))).contains("mount"),
+                "{path:?}"
+            );
         }
         assert!(refusal(builder().mount("transit/")).contains("mount"));
-        for mount in
-            ["my transit", "tränsit", "tra\u{308}nsit", "a+b", "transit@eu", "prod:transit", "a%2fb", "a?b#c", &long]
-        {
+        for mount in [
+            "my transit",
+            "tränsit",
+            "tra\u{308}nsit",
+            "a+b",
+            "transit@eu",
+            "prod:transit",
+            "a%2fb",
+            "a?b#c",
+            &long,
+        ] {
             let kek = within(|| builder().mount(mount).build()).unwrap();
-            assert_eq!(waxseal::kek::KekProvider::id(&kek).as_str(), format!("vault:prod/{mount}/orders"));
+            assert_eq!(
+                waxseal::kek::KekProvider::id(&kek).as_str(),
+                format!("vault:prod/{mount}/orders")
+            );
         }
-        within(|| VaultTransitKekBuilder::new("prod", &*long).auth(VaultAuth::none()).build()).unwrap();
+        within(|| VaultTransitKekBuilder::new("prod", &*long).auth(VaultAuth::none()).build())
+            .unwrap();
     }
 
     #[test]
@@ -469,15 +526,21 @@ mod tests {
 
     #[test]
     fn plain_http_goes_to_this_machine_only() {
-        for address in
-            ["http://vault:8200", "http://10.0.0.1:8200", "http://localhost.example", "http://127.0.0.1.example"]
-        {
+        for address in [
+            "http://vault:8200",
+            "http://10.0.0.1:8200",
+            "http://localhost.example",
+            "http://127.0.0.1.example",
+        ] {
             assert!(refusal(builder().address(address)).contains("http"), "{address}");
             within(|| builder().address(address).allow_plain_http().build()).unwrap();
         }
-        for address in
-            ["http://127.0.0.1:8200", "http://localhost:8200", "http://[::1]:8200", "https://vault.example/gateway/"]
-        {
+        for address in [
+            "http://127.0.0.1:8200",
+            "http://localhost:8200",
+            "http://[::1]:8200",
+            "https://vault.example/gateway/",
+        ] {
             within(|| builder().address(address).build()).unwrap();
         }
     }
@@ -511,10 +574,12 @@ mod tests {
     #[test]
     fn the_environment_configures_what_the_caller_does_not() {
         let set = |pairs: &'static [(&str, &str)]| {
-            VaultTransitKekBuilder::new("prod", "orders")
-                .variables(move |name| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value)))
+            VaultTransitKekBuilder::new("prod", "orders").variables(move |name| {
+                pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| OsString::from(value))
+            })
         };
-        let all = set(&[("BAO_ADDR", "https://vault.example:8200"), ("VAULT_TOKEN", "s.secret-token")]);
+        let all =
+            set(&[("BAO_ADDR", "https://vault.example:8200"), ("VAULT_TOKEN", "s.secret-token")]);
         assert_eq!(all.address.as_deref(), Some("https://vault.example:8200"));
         assert!(all.auth.is_some() && all.refused.is_none() && all.environment_proxy);
         assert!(!format!("{all:?}").contains("secret-token"));
@@ -528,7 +593,10 @@ mod tests {
             (&[("BAO_CAPATH", "/no-such-directory")], "ca_directory"),
             (&[("BAO_CACERT_BYTES", "no certificate")], "ca_file"),
             (&[("BAO_TLS_SERVER_NAME", "10.0.0.1")], "server_name"),
-            (&[("BAO_TLS_SERVER_NAME", "vault"), ("BAO_PROXY_ADDR", "http://proxy")], "server_name"),
+            (
+                &[("BAO_TLS_SERVER_NAME", "vault"), ("BAO_PROXY_ADDR", "http://proxy")],
+                "server_name",
+            ),
         ] {
             assert!(refusal(set(pairs).auth(VaultAuth::token("t"))).contains(name), "{name}");
         }

@@ -91,8 +91,12 @@ impl Recipe {
             let read = self.tls.read().map_err(|error| error.to_string());
             let made = read.and_then(|material| {
                 let client = self.client(&material).map_err(|error| {
-                    let why = error.without_url().source().map(|cause| presentable(&cause.to_string()));
-                    format!("the certificate, key and CA files cannot be used: {}", why.unwrap_or_default())
+                    let why =
+                        error.without_url().source().map(|cause| presentable(&cause.to_string()));
+                    format!(
+                        "the certificate, key and CA files cannot be used: {}",
+                        why.unwrap_or_default()
+                    )
                 })?;
                 Ok(Generation::new(old.number + 1, client, material, signature))
             });
@@ -105,17 +109,28 @@ impl Recipe {
         if !old.distrusted.load(Ordering::Relaxed) {
             return (None, trouble);
         }
-        let next = self
-            .client(&old.material)
-            .ok()
-            .map(|client| Generation::new(old.number + 1, client, old.material.clone(), old.signature.clone()));
+        let next = self.client(&old.material).ok().map(|client| {
+            Generation::new(old.number + 1, client, old.material.clone(), old.signature.clone())
+        });
         (next, trouble)
     }
 }
 
 impl Generation {
-    pub(crate) fn new(number: u64, client: Client, material: TlsMaterial, signature: Signature) -> Self {
-        Self { number, client, born: Instant::now(), material, signature, distrusted: AtomicBool::new(false) }
+    pub(crate) fn new(
+        number: u64,
+        client: Client,
+        material: TlsMaterial,
+        signature: Signature,
+    ) -> Self {
+        Self {
+            number,
+            client,
+            born: Instant::now(),
+            material,
+            signature,
+            distrusted: AtomicBool::new(false),
+        }
     }
 }
 
@@ -127,9 +142,13 @@ pub(crate) struct Elsewhere {
 
 impl Resolve for Elsewhere {
     fn resolve(&self, name: Name) -> Resolving {
-        let host = if name.as_str().eq_ignore_ascii_case(&self.name) { &self.real } else { name.as_str() }.to_owned();
+        let host =
+            if name.as_str().eq_ignore_ascii_case(&self.name) { &self.real } else { name.as_str() }
+                .to_owned();
         Box::pin(async move {
-            let found = tokio::task::spawn_blocking(move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter));
+            let found = tokio::task::spawn_blocking(move || {
+                (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter)
+            });
             let addresses: Addrs = Box::new(found.await??.into_iter());
             Ok(addresses)
         })
@@ -138,16 +157,19 @@ impl Resolve for Elsewhere {
 
 /// A standby that does not forward names the active node.
 fn to_the_active_node(plain_http: bool) -> redirect::Policy {
-    redirect::Policy::custom(move |attempt| match is_followed(attempt.previous(), attempt.url(), plain_http) {
-        true => attempt.follow(),
-        false => attempt.stop(),
+    redirect::Policy::custom(move |attempt| {
+        match is_followed(attempt.previous(), attempt.url(), plain_http) {
+            true => attempt.follow(),
+            false => attempt.stop(),
+        }
     })
 }
 
 /// Once, and never to where anybody could read along.
 fn is_followed(previous: &[Url], next: &Url, plain_http: bool) -> bool {
     let was_private = previous.iter().any(|url| url.scheme() == "https");
-    let is_private = next.scheme() == "https" || (!was_private && (plain_http || is_this_machine(next)));
+    let is_private =
+        next.scheme() == "https" || (!was_private && (plain_http || is_this_machine(next)));
     previous.len() == 1 && is_private
 }
 
@@ -162,7 +184,8 @@ mod tests {
 
     #[test]
     fn a_redirection_is_followed_once_and_never_out_of_tls() {
-        let urls = |texts: &[&str]| texts.iter().map(|text| Url::parse(text).unwrap()).collect::<Vec<_>>();
+        let urls =
+            |texts: &[&str]| texts.iter().map(|text| Url::parse(text).unwrap()).collect::<Vec<_>>();
         for (previous, next, followed) in [
             (&["https://a"][..], "https://b", true),
             (&["http://127.0.0.1"], "http://127.0.0.2", true),
@@ -173,7 +196,11 @@ mod tests {
             (&["https://a"], "http://a", false),
             (&["https://a", "https://b"], "https://c", false),
         ] {
-            assert_eq!(is_followed(&urls(previous), &urls(&[next])[0], false), followed, "{previous:?} to {next}");
+            assert_eq!(
+                is_followed(&urls(previous), &urls(&[next])[0], false),
+                followed,
+                "{previous:?} to {next}"
+            );
         }
     }
 }

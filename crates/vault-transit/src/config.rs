@@ -82,7 +82,11 @@ pub struct Config(Fields);
 
 /// What stands in a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
 struct Fields {
     cluster: String,
     #[cfg_attr(feature = "serde", serde(default = "transit"))]
@@ -106,12 +110,20 @@ struct Fields {
     proxy: Option<String>,
     #[cfg_attr(
         feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none", with = "waxseal::kek::toolkit::duration")
+        serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "waxseal::kek::toolkit::duration"
+        )
     )]
     connect_timeout: Option<Duration>,
     #[cfg_attr(
         feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none", with = "waxseal::kek::toolkit::duration")
+        serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "waxseal::kek::toolkit::duration"
+        )
     )]
     timeout: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_false"))]
@@ -120,7 +132,11 @@ struct Fields {
     binding: Option<ContextBinding>,
     #[cfg_attr(
         feature = "serde",
-        serde(default, skip_serializing_if = "Option::is_none", with = "waxseal::kek::toolkit::duration")
+        serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "waxseal::kek::toolkit::duration"
+        )
     )]
     key_max_age: Option<Duration>,
     // Tables come last in TOML.
@@ -203,8 +219,13 @@ impl Config {
     /// `client_certificate` and `client_key_file`. See
     /// [`VaultTransitKekBuilder::client_certificate`].
     #[must_use]
-    pub fn client_certificate(mut self, certificate: impl Into<PathBuf>, key_file: impl Into<PathBuf>) -> Self {
-        (self.0.client_certificate, self.0.client_key_file) = (Some(certificate.into()), Some(key_file.into()));
+    pub fn client_certificate(
+        mut self,
+        certificate: impl Into<PathBuf>,
+        key_file: impl Into<PathBuf>,
+    ) -> Self {
+        (self.0.client_certificate, self.0.client_key_file) =
+            (Some(certificate.into()), Some(key_file.into()));
         self
     }
 
@@ -291,7 +312,9 @@ impl Config {
             return invalid("ca_file: not together with ca_directory".to_owned());
         }
         if fields.client_certificate.is_some() != fields.client_key_file.is_some() {
-            return invalid("client_certificate: needs client_key_file, and the other way round".to_owned());
+            return invalid(
+                "client_certificate: needs client_key_file, and the other way round".to_owned(),
+            );
         }
         Ok(Self(fields))
     }
@@ -314,7 +337,8 @@ impl VaultTransitKek {
         if let Some(path) = fields.ca_directory {
             builder = builder.ca_directory(path);
         }
-        if let (Some(certificate), Some(key)) = (fields.client_certificate, fields.client_key_file) {
+        if let (Some(certificate), Some(key)) = (fields.client_certificate, fields.client_key_file)
+        {
             builder = builder.client_certificate(certificate, key);
         }
         if let Some(name) = fields.server_name {
@@ -363,7 +387,8 @@ impl FromStr for Config {
         if host.contains('@') {
             return Err(uri.error("there must be no user or password before the host"));
         }
-        let is_host = host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte));
+        let is_host =
+            host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte));
         if !is_host {
             return Err(uri.error("the host has a character that no host has"));
         }
@@ -374,7 +399,9 @@ impl FromStr for Config {
             return Err(uri.error("the key is missing behind the mount"));
         }
         let address = match (host.is_empty(), uri.text("address")?) {
-            (false, Some(_)) => return Err(uri.error("parameter `address`: not together with a host")),
+            (false, Some(_)) => {
+                return Err(uri.error("parameter `address`: not together with a host"));
+            }
             (false, None) => Some(format!("https://{host}")),
             (true, address) => address,
         };
@@ -409,8 +436,8 @@ impl FromStr for Config {
 /// The host and port of an address that has nothing else.
 fn host_of(address: &str) -> Option<&str> {
     let host = address.strip_prefix("https://")?;
-    let is_host =
-        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte));
+    let is_host = !host.is_empty()
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte));
     is_host.then_some(host)
 }
 
@@ -420,7 +447,8 @@ impl fmt::Display for Config {
         let fields = &self.0;
         let host = fields.address.as_deref().and_then(host_of);
         let (mount, key) = (encode(&fields.mount), encode_segment(&fields.key));
-        let mut uri = UriWriter::new(PREFIX, &format!("{}/{mount}/{key}", host.unwrap_or_default()));
+        let mut uri =
+            UriWriter::new(PREFIX, &format!("{}/{mount}/{key}", host.unwrap_or_default()));
         uri.text("cluster", Some(&fields.cluster));
         uri.text("address", fields.address.as_deref().filter(|_| host.is_none()));
         uri.text("namespace", fields.namespace.as_deref());

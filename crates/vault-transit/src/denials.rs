@@ -53,7 +53,8 @@ impl Denials {
     /// A login because of a refusal at `path` is about to be made.
     pub(crate) fn log_in_because_of(&mut self, path: &str) {
         self.in_vain.insert(path.to_owned());
-        self.pause = if self.pause.is_zero() { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
+        self.pause =
+            if self.pause.is_zero() { FIRST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
         self.next_login = Some(Instant::now() + self.pause);
     }
 

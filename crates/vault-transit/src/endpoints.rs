@@ -82,7 +82,8 @@ impl<B: Serialize + Send + Sync> Endpoint for Post<B> {
     }
 
     fn body(&self) -> Result<Option<Vec<u8>>, ClientError> {
-        let failed = |error: serde_json::Error| ClientError::DataParseError { source: error.into() };
+        let failed =
+            |error: serde_json::Error| ClientError::DataParseError { source: error.into() };
         // Measured first: a buffer that grows leaves what it held in the blocks that it outgrew.
         let mut len = Length(0);
         serde_json::to_writer(&mut len, &self.body).map_err(failed)?;
@@ -132,7 +133,12 @@ pub(crate) fn one<'a>(mount: &str, verb: &str, key: &str, item: Item<'a>) -> Pos
 }
 
 /// `encrypt`, `decrypt` or `rewrap` of several.
-pub(crate) fn many<'a>(mount: &str, verb: &str, key: &str, items: Vec<Item<'a>>) -> Post<Batch<'a>> {
+pub(crate) fn many<'a>(
+    mount: &str,
+    verb: &str,
+    key: &str,
+    items: Vec<Item<'a>>,
+) -> Post<Batch<'a>> {
     Post { path: format!("{mount}/{verb}/{key}"), body: Batch { batch_input: items } }
 }
 
@@ -203,7 +209,10 @@ pub(crate) struct KubernetesLogin<'a> {
     pub(crate) jwt: &'a str,
 }
 
-pub(crate) fn kubernetes_login<'a>(mount: &str, login: KubernetesLogin<'a>) -> Post<KubernetesLogin<'a>> {
+pub(crate) fn kubernetes_login<'a>(
+    mount: &str,
+    login: KubernetesLogin<'a>,
+) -> Post<KubernetesLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 
@@ -244,7 +253,10 @@ pub(crate) struct CertificateLogin<'a> {
 
 /// vaultrs's type sends the role under a name that the server does not know, and so lets every role
 /// match.
-pub(crate) fn certificate_login<'a>(mount: &str, login: CertificateLogin<'a>) -> Post<CertificateLogin<'a>> {
+pub(crate) fn certificate_login<'a>(
+    mount: &str,
+    login: CertificateLogin<'a>,
+) -> Post<CertificateLogin<'a>> {
     Post { path: format!("auth/{mount}/login"), body: login }
 }
 

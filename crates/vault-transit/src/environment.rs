@@ -66,27 +66,32 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
         }
     }
     if let (name, true) = flag("SKIP_VERIFY")? {
-        return Err(format!("{name}: certificates are always verified; name the CA with BAO_CACERT"));
+        return Err(format!(
+            "{name}: certificates are always verified; name the CA with BAO_CACERT"
+        ));
     }
     if let (name, true) = flag("SRV_LOOKUP")? {
         return Err(format!("{name} is not supported; give an address"));
     }
     let timeout = match text("CLIENT_TIMEOUT")? {
-        Some((name, value)) => Some(
-            go_duration(&value)
-                .ok_or_else(|| format!("{name} is {value:?}, seconds or a duration such as 30s are allowed"))?,
-        ),
+        Some((name, value)) => Some(go_duration(&value).ok_or_else(|| {
+            format!("{name} is {value:?}, seconds or a duration such as 30s are allowed")
+        })?),
         None => None,
     };
     let secret = |name: &str| Ok::<_, String>(value(name)?.map(Zeroizing::new));
     let (certificate, key) = (path("CLIENT_CERT"), path("CLIENT_KEY"));
     let (certificate_text, key_text) = (secret("CLIENT_CERT_BYTES")?, secret("CLIENT_KEY_BYTES")?);
-    let any = certificate.is_some() || key.is_some() || certificate_text.is_some() || key_text.is_some();
+    let any =
+        certificate.is_some() || key.is_some() || certificate_text.is_some() || key_text.is_some();
     let client = match (certificate, key, certificate_text, key_text) {
         (Some(certificate), Some(key), ..) => Some(Client::Files(certificate, key)),
         (_, _, Some(certificate), Some(key)) => Some(Client::Texts(certificate, key)),
         _ if any => {
-            return Err("BAO_CLIENT_CERT and BAO_CLIENT_KEY (or VAULT_…) belong together; one is not set".to_owned());
+            return Err(
+                "BAO_CLIENT_CERT and BAO_CLIENT_KEY (or VAULT_…) belong together; one is not set"
+                    .to_owned(),
+            );
         }
         _ => None,
     };
@@ -114,7 +119,9 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<OsString>) -> Result<Enviro
 pub(crate) fn token(variable: impl Fn(&str) -> Option<OsString>) -> Result<Option<String>, String> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(|value| (name, value));
     match ["BAO_TOKEN", "VAULT_TOKEN"].into_iter().find_map(set) {
-        Some((name, value)) => value.into_string().map(Some).map_err(|_| format!("{name} is not UTF-8")),
+        Some((name, value)) => {
+            value.into_string().map(Some).map_err(|_| format!("{name} is not UTF-8"))
+        }
         None => Ok(None),
     }
 }
@@ -138,7 +145,8 @@ fn go_duration(text: &str) -> Option<Duration> {
     let mut sum = Duration::ZERO;
     while !rest.is_empty() {
         let (digits, behind) = rest.split_at_checked(rest.find(|c| !is_number(c))?)?;
-        let (unit, behind) = behind.split_at_checked(behind.find(is_number).unwrap_or(behind.len()))?;
+        let (unit, behind) =
+            behind.split_at_checked(behind.find(is_number).unwrap_or(behind.len()))?;
         let seconds = match unit {
             "ns" => 1e-9,
             "us" | "µs" => 1e-6,
@@ -191,7 +199,10 @@ mod tests {
             assert_eq!(found.namespace.as_deref(), Some("team/a"));
             assert_eq!(found.roots, Some(Roots::File("/ca.pem".into())));
             let Some(Client::Files(certificate, key)) = &found.client else { panic!() };
-            assert_eq!((certificate.as_path(), key.as_path()), (Path::new("/cert.pem"), Path::new("/key.pem")));
+            assert_eq!(
+                (certificate.as_path(), key.as_path()),
+                (Path::new("/cert.pem"), Path::new("/key.pem"))
+            );
             assert_eq!(found.timeout, Some(Duration::from_secs(90)));
             assert_eq!(found.proxy.as_deref(), Some("http://proxy:3128"));
             assert_eq!(found.server_name.as_deref(), Some("vault.internal"));
@@ -205,12 +216,16 @@ mod tests {
 
     #[test]
     fn one_variable_comes_before_another_as_in_their_own_client() {
-        let agent = with(&[("BAO_ADDR", "https://bao"), ("VAULT_AGENT_ADDR", "http://127.0.0.1:8100")]).unwrap();
+        let agent =
+            with(&[("BAO_ADDR", "https://bao"), ("VAULT_AGENT_ADDR", "http://127.0.0.1:8100")])
+                .unwrap();
         assert_eq!(agent.address.as_deref(), Some("http://127.0.0.1:8100"));
-        let proxy = with(&[("BAO_HTTP_PROXY", "http://a"), ("VAULT_PROXY_ADDR", "http://b")]).unwrap();
+        let proxy =
+            with(&[("BAO_HTTP_PROXY", "http://a"), ("VAULT_PROXY_ADDR", "http://b")]).unwrap();
         assert_eq!(proxy.proxy.as_deref(), Some("http://b"));
         let roots = |pairs: &[(&str, &str)]| with(pairs).unwrap().roots;
-        let (file, text, path) = (("VAULT_CACERT", "/ca"), ("BAO_CACERT_BYTES", "pem"), ("BAO_CAPATH", "/cas"));
+        let (file, text, path) =
+            (("VAULT_CACERT", "/ca"), ("BAO_CACERT_BYTES", "pem"), ("BAO_CAPATH", "/cas"));
         assert_eq!(roots(&[file, text, path]), Some(Roots::File("/ca".into())));
         assert_eq!(roots(&[text, path]), Some(Roots::Text("pem".to_owned())));
         assert_eq!(roots(&[path]), Some(Roots::Directory("/cas".into())));
@@ -241,7 +256,11 @@ mod tests {
             for prefix in ["BAO_", "VAULT_"] {
                 let name = format!("{prefix}{name}");
                 let refusal = with(&[(&name, value)]).err().unwrap_or_default();
-                let shown = if name.contains("CLIENT_KEY") || name.contains("CLIENT_CERT") { "CLIENT_" } else { &name };
+                let shown = if name.contains("CLIENT_KEY") || name.contains("CLIENT_CERT") {
+                    "CLIENT_"
+                } else {
+                    &name
+                };
                 assert!(refusal.contains(shown), "{name}={value}: {refusal:?}");
             }
         }
@@ -249,9 +268,14 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_reads_them() {
-        for (text, millis) in
-            [("30", 30_000), ("30s", 30_000), ("1m30s", 90_000), ("1.5s", 1500), ("250ms", 250), ("1h", 3_600_000)]
-        {
+        for (text, millis) in [
+            ("30", 30_000),
+            ("30s", 30_000),
+            ("1m30s", 90_000),
+            ("1.5s", 1500),
+            ("250ms", 250),
+            ("1h", 3_600_000),
+        ] {
             assert_eq!(go_duration(text), Some(Duration::from_millis(millis)), "{text}");
         }
         for text in ["", "s", "1", "1x", "-1s", "."].iter().filter(|text| **text != "1") {

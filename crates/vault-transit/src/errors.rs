@@ -25,7 +25,14 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
-        Self { class, message: message.into(), retry_after: None, asked: true, locked: false, on_the_way: false }
+        Self {
+            class,
+            message: message.into(),
+            retry_after: None,
+            asked: true,
+            locked: false,
+            on_the_way: false,
+        }
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {
@@ -108,8 +115,18 @@ pub(crate) fn refusal(texts: &[String]) -> Refusal {
 const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (400, "encryption key not found", Denied, "the key does not exist"),
     (400, "soft-deleted", Denied, "the key is soft-deleted"),
-    (400, "disallowed by policy (too old)", Denied, "the key version is below min_decryption_version"),
-    (400, "message authentication failed", Invalid, "wrong context, or a damaged or foreign ciphertext"),
+    (
+        400,
+        "disallowed by policy (too old)",
+        Denied,
+        "the key version is below min_decryption_version",
+    ),
+    (
+        400,
+        "message authentication failed",
+        Invalid,
+        "wrong context, or a damaged or foreign ciphertext",
+    ),
     (400, "invalid ciphertext", Invalid, "not a ciphertext of this key"),
     (400, "", Invalid, "refused as bad input"),
     (401, "", Misconfigured, "something in front of the server requires other credentials"),
@@ -125,7 +142,12 @@ const TABLE: &[(u16, &str, KekErrorClass, &str)] = &[
     (472, "", Unavailable, "the node is a disaster-recovery secondary"),
     (473, "", Unavailable, "the node is a performance standby"),
     // Some versions answered so to a wrong context.
-    (500, "message authentication failed", Invalid, "wrong context, or a damaged or foreign ciphertext"),
+    (
+        500,
+        "message authentication failed",
+        Invalid,
+        "wrong context, or a damaged or foreign ciphertext",
+    ),
     (503, LOCKED, Denied, "the namespace is locked"),
     (503, "sealed", Unavailable, "sealed"),
 ];
@@ -150,7 +172,9 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
             (Misconfigured, "refused by something that does not answer as Vault does")
         }
         (Some((.., class, meaning)), _) => (*class, *meaning),
-        (None, _) if (300..400).contains(&status) => (Unavailable, "a redirection that is not followed"),
+        (None, _) if (300..400).contains(&status) => {
+            (Unavailable, "a redirection that is not followed")
+        }
         (None, _) => (Unavailable, "the server failed"),
     };
     let texts = match said {
@@ -162,7 +186,8 @@ pub(crate) fn classify(operation: &str, status: u16, said: &Said) -> Failure {
     };
     let separator = if texts.is_empty() { "" } else { ": " };
     let locked = status == 503 && class == Denied;
-    let on_the_way = matches!((row, said), (Some((_, _, Denied | Invalid, _)), Said::BySomethingElse(_)));
+    let on_the_way =
+        matches!((row, said), (Some((_, _, Denied | Invalid, _)), Said::BySomethingElse(_)));
     Failure {
         locked,
         on_the_way,
@@ -187,7 +212,8 @@ const LONGEST_WORD: usize = 23;
 /// A server's text for an operator's eyes: bounded, on one line, without control characters or
 /// others that do not show, and without words as long as a token or an encoded key.
 pub(crate) fn presentable(text: &str) -> String {
-    let words = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let words =
+        text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
     let mut line = String::new();
     for word in words {
         if line.len() + word.len().min(LONGEST_WORD) > MAX_TEXT {
@@ -227,7 +253,8 @@ mod tests {
     #[test]
     fn every_row_of_the_table_can_be_reached() {
         for (i, (status, text, class, meaning)) in TABLE.iter().enumerate() {
-            let failure = classify("unwrap", *status, &server(&format!("1 error occurred: {text}")));
+            let failure =
+                classify("unwrap", *status, &server(&format!("1 error occurred: {text}")));
             assert_eq!(failure.class, *class, "row {i}");
             assert!(failure.message.contains(meaning), "row {i}: {}", failure.message);
             assert_eq!(failure.locked, *text == LOCKED, "row {i}");
@@ -249,11 +276,19 @@ mod tests {
 
     #[test]
     fn only_what_has_the_servers_form_can_deny_or_call_a_message_invalid() {
-        let texts = TABLE.iter().map(|(_, text, ..)| *text).chain(["", "message authentication failed", "sealed"]);
+        let texts = TABLE.iter().map(|(_, text, ..)| *text).chain([
+            "",
+            "message authentication failed",
+            "sealed",
+        ]);
         for text in texts {
             for status in 300..600 {
                 let failure = classify("unwrap", status, &other(text));
-                assert!(!matches!(failure.class, Denied | Invalid), "{status} {text}: {}", failure.message);
+                assert!(
+                    !matches!(failure.class, Denied | Invalid),
+                    "{status} {text}: {}",
+                    failure.message
+                );
             }
         }
         let failure = classify("wrap", 413, &other("<html> 413 Request Entity Too Large </html>"));
@@ -265,12 +300,20 @@ mod tests {
     fn no_text_shows_a_word_as_long_as_a_token_or_a_key_or_what_a_terminal_obeys() {
         let token = "s.k5lCZksuvb8Z4EV7ssBKE2xd";
         let key = "Rlz2BsXNCYEZWH5Afrg8bpf6g5rnC7vurBXFOYVVJqM=";
-        let said = format!("bad token {token}, key\n{key} \u{1b}[31mred \u{202e}back \u{200b}\u{0}\r");
+        let said =
+            format!("bad token {token}, key\n{key} \u{1b}[31mred \u{202e}back \u{200b}\u{0}\r");
         for said in [server(&said), other(&said)] {
             let failure = classify("wrap", 500, &said);
-            assert!(!failure.message.contains("5lCZ") && !failure.message.contains("BsXN"), "{}", failure.message);
+            assert!(
+                !failure.message.contains("5lCZ") && !failure.message.contains("BsXN"),
+                "{}",
+                failure.message
+            );
             assert!(failure.message.contains("bad token"));
-            assert!(!failure.message.chars().any(|c| c.is_control() || "\u{202e}\u{200b}".contains(c)), "{failure:?}");
+            assert!(
+                !failure.message.chars().any(|c| c.is_control() || "\u{202e}\u{200b}".contains(c)),
+                "{failure:?}"
+            );
         }
         assert!(presentable(&"word ".repeat(1000)).len() < 300);
         assert!(presentable(&"\u{202e}".repeat(5)).len() < 300);
@@ -281,7 +324,10 @@ mod tests {
         for (texts, reason) in [
             (&["permission denied"][..], Refusal::Bare),
             (&["1 error occurred:\n\t* permission denied\n\n"], Refusal::Policy),
-            (&["2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"], Refusal::InvalidToken),
+            (
+                &["2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"],
+                Refusal::InvalidToken,
+            ),
             (&["permission denied", "invalid token"], Refusal::InvalidToken),
             (&["something else"], Refusal::Policy),
             (&[], Refusal::Policy),

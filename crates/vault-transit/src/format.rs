@@ -26,7 +26,9 @@ impl<'a> VaultCiphertext<'a> {
         let (data, _) = base64.split_at_checked(base64.len().checked_sub(padding)?)?;
         let well_formed = base64.len().is_multiple_of(4)
             && padding <= 2
-            && data.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+            && data
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
             && data.len() / 4 * 3 >= MIN_BYTES - 1;
         well_formed.then_some(Self { text, version })
     }
@@ -36,11 +38,14 @@ impl<'a> VaultCiphertext<'a> {
 mod tests {
     use super::VaultCiphertext;
 
-    const BODY: &str = "0he6x3kMAMBZeESFOFlyHeAkQdwTE5EKgMpkk8Ytuo0KyUSUGJXAYKl8RgKEgfMe8kzXGKezRYS4HWZB";
+    const BODY: &str =
+        "0he6x3kMAMBZeESFOFlyHeAkQdwTE5EKgMpkk8Ytuo0KyUSUGJXAYKl8RgKEgfMe8kzXGKezRYS4HWZB";
 
     #[test]
     fn the_version_is_read_from_the_text() {
-        for (version, text) in [(1, "vault:v1:"), (17, "vault:v17:"), (u32::MAX, "vault:v4294967295:")] {
+        for (version, text) in
+            [(1, "vault:v1:"), (17, "vault:v17:"), (u32::MAX, "vault:v4294967295:")]
+        {
             let text = format!("{text}{BODY}");
             let read = VaultCiphertext::read(text.as_bytes()).unwrap();
             assert_eq!((read.version, read.text), (version, &*text));

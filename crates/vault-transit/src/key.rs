@@ -14,7 +14,11 @@ use waxseal::kek::KekErrorClass;
 /// Says how the encryption context binds under a key that is not derived. See the table at
 /// [`VaultTransitKek`](crate::VaultTransitKek).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "kebab-case"))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
 #[non_exhaustive]
 pub enum ContextBinding {
     /// As `associated_data`: Vault enforces it, and cannot rewrap on the server.
@@ -79,7 +83,8 @@ impl Inner {
                     (_, Some((at, failure))) if *at >= asked => Err(failure.clone()),
                     (before, _) => {
                         let known = self.read_key_now().await;
-                        *last_failure = known.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
+                        *last_failure =
+                            known.as_ref().err().map(|failure| (Instant::now(), failure.clone()));
                         match (known, before) {
                             (Err(failure), Some(before)) if failure.is_passing() => Ok(before),
                             (known, _) => known,
@@ -136,13 +141,17 @@ impl Inner {
             self.known.store(None);
             Err(Failure::new(class, format!("the key {} {why}", self.key)))
         };
-        let is_usable =
-            matches!(&*key.key_type, "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305" | "managed_key");
+        let is_usable = matches!(
+            &*key.key_type,
+            "aes256-gcm96" | "chacha20-poly1305" | "xchacha20-poly1305" | "managed_key"
+        );
         match (key.derived, self.chosen) {
             _ if key.soft_deleted => refused(KekErrorClass::Denied, "is soft-deleted"),
             _ if !is_usable => {
-                let why =
-                    format!("has the type {}; expected aes256-gcm96 or chacha20-poly1305", presentable(&key.key_type));
+                let why = format!(
+                    "has the type {}; expected aes256-gcm96 or chacha20-poly1305",
+                    presentable(&key.key_type)
+                );
                 refused(KekErrorClass::Misconfigured, &why)
             }
             _ if key.convergent_encryption => {

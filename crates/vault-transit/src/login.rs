@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 
 use crate::aws::{self, AwsCredentials, AwsKeys};
 use crate::endpoints::{
-    AppRoleLogin, Auth, CertificateLogin, JwtLogin, KubernetesLogin, SecretText, Unwrapped, WrappingState,
-    app_role_login, aws_login, certificate_login, is_path, jwt_login, kubernetes_login, wrapping_lookup,
-    wrapping_unwrap,
+    AppRoleLogin, Auth, CertificateLogin, JwtLogin, KubernetesLogin, SecretText, Unwrapped,
+    WrappingState, app_role_login, aws_login, certificate_login, is_path, jwt_login,
+    kubernetes_login, wrapping_lookup, wrapping_unwrap,
 };
 use crate::errors::Failure;
 use crate::transport::{SMALL, Token, Transport};
@@ -90,7 +90,9 @@ impl VaultAuth {
     pub fn token(token: impl Into<String>) -> Self {
         match Token::new(SecretText::new(token.into())) {
             Some(token) => Self(Method::Token(token)),
-            None => Self(Method::Unusable("the token is empty or has a character that a token cannot have")),
+            None => Self(Method::Unusable(
+                "the token is empty or has a character that a token cannot have",
+            )),
         }
     }
 
@@ -115,7 +117,12 @@ impl VaultAuth {
     }
 
     fn of_app_role(role_id: Source) -> Self {
-        Self(Method::AppRole { mount: "approle".to_owned(), role_id, secret_id: None, wrapped: false })
+        Self(Method::AppRole {
+            mount: "approle".to_owned(),
+            role_id,
+            secret_id: None,
+            wrapped: false,
+        })
     }
 
     /// Sets AppRole's secret id. Has no effect on other methods.
@@ -159,7 +166,11 @@ impl VaultAuth {
     /// service account.
     #[must_use]
     pub fn kubernetes(role: impl Into<String>) -> Self {
-        Self(Method::Kubernetes { mount: "kubernetes".to_owned(), role: role.into(), jwt: KUBERNETES_JWT.into() })
+        Self(Method::Kubernetes {
+            mount: "kubernetes".to_owned(),
+            role: role.into(),
+            jwt: KUBERNETES_JWT.into(),
+        })
     }
 
     /// Logs in with the JSON web token in this file, at the mount `jwt`, for the method's default
@@ -271,15 +282,21 @@ impl VaultAuth {
 
     /// What is wrong with it, as far as can be told without asking.
     pub(crate) fn check(&self, has_certificate: bool) -> Result<(), &'static str> {
-        let is_name =
-            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let is_name = |text: &str| {
+            !text.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        };
         match &self.0 {
             Method::Unusable(why) => Err(why),
             _ if self.its_mount().is_some_and(|mount| !is_path(mount)) => {
                 Err("the mount of the login method is not a path")
             }
-            Method::Certificate { .. } if !has_certificate => Err("a login by certificate needs client_certificate"),
-            Method::AwsIam { region: Some(region), .. } if !is_name(region) => Err("aws_region is not a Region's name"),
+            Method::Certificate { .. } if !has_certificate => {
+                Err("a login by certificate needs client_certificate")
+            }
+            Method::AwsIam { region: Some(region), .. } if !is_name(region) => {
+                Err("aws_region is not a Region's name")
+            }
             Method::AwsIam { server_id: Some(id), .. }
                 if id.is_empty() || !id.bytes().all(|b| b.is_ascii_graphic()) =>
             {
@@ -362,9 +379,15 @@ impl Desk<'_> {
                     None => None,
                 },
             },
-            Method::Kubernetes { jwt, .. } | Method::Jwt { jwt, .. } => Credentials::Jwt(self.read_file(jwt).await?),
-            Method::Certificate { .. } => Credentials::Certificate(self.transport.generation().await),
-            Method::AwsIam { credentials, .. } => Credentials::Aws(credentials.keys().await.map_err(of_aws)?),
+            Method::Kubernetes { jwt, .. } | Method::Jwt { jwt, .. } => {
+                Credentials::Jwt(self.read_file(jwt).await?)
+            }
+            Method::Certificate { .. } => {
+                Credentials::Certificate(self.transport.generation().await)
+            }
+            Method::AwsIam { credentials, .. } => {
+                Credentials::Aws(credentials.keys().await.map_err(of_aws)?)
+            }
             Method::Unusable(why) => return Err(Failure::misconfigured(*why).without_asking()),
         })
     }
@@ -373,9 +396,9 @@ impl Desk<'_> {
     pub(crate) fn fingerprint(&self, credentials: &Credentials) -> u64 {
         match credentials {
             Credentials::Token(token) => self.hasher.hash_one(token.as_ref().map(Token::bytes)),
-            Credentials::AppRole { role_id, secret_id } => {
-                self.hasher.hash_one((role_id.0.as_str(), secret_id.as_ref().map(|id| id.0.as_str())))
-            }
+            Credentials::AppRole { role_id, secret_id } => self
+                .hasher
+                .hash_one((role_id.0.as_str(), secret_id.as_ref().map(|id| id.0.as_str()))),
             Credentials::Jwt(jwt) => self.hasher.hash_one(jwt.0.as_str()),
             Credentials::Certificate(generation) => *generation,
             Credentials::Aws(keys) => self.hasher.hash_one(keys.id()),
@@ -383,15 +406,23 @@ impl Desk<'_> {
     }
 
     /// Logs in with what was read. For a method that makes tokens only.
-    pub(crate) async fn log_in(&self, credentials: Credentials, kept: &mut Option<Kept>) -> Result<Auth, Failure> {
+    pub(crate) async fn log_in(
+        &self,
+        credentials: Credentials,
+        kept: &mut Option<Kept>,
+    ) -> Result<Auth, Failure> {
         match (&self.auth.0, credentials) {
-            (Method::AppRole { mount, wrapped, .. }, Credentials::AppRole { role_id, secret_id }) => {
+            (
+                Method::AppRole { mount, wrapped, .. },
+                Credentials::AppRole { role_id, secret_id },
+            ) => {
                 let secret_id = match secret_id {
                     Some(token) if *wrapped => Some(self.unwrap(mount, token, kept).await?),
                     other => other,
                 };
                 let secret_id = secret_id.as_ref().map(|id| id.0.as_str());
-                self.ask(&app_role_login(mount, AppRoleLogin { role_id: &role_id.0, secret_id })).await
+                self.ask(&app_role_login(mount, AppRoleLogin { role_id: &role_id.0, secret_id }))
+                    .await
             }
             (Method::Kubernetes { mount, role, .. }, Credentials::Jwt(jwt)) => {
                 self.ask(&kubernetes_login(mount, KubernetesLogin { role, jwt: &jwt.0 })).await
@@ -400,17 +431,30 @@ impl Desk<'_> {
                 self.ask(&jwt_login(mount, JwtLogin { role: role.as_deref(), jwt: &jwt.0 })).await
             }
             (Method::Certificate { mount, role }, _) => {
-                self.ask(&certificate_login(mount, CertificateLogin { name: role.as_deref() })).await
+                self.ask(&certificate_login(mount, CertificateLogin { name: role.as_deref() }))
+                    .await
             }
             (Method::AwsIam { mount, role, region, server_id, .. }, Credentials::Aws(keys)) => {
-                let login = aws::login(role, &keys, region.as_deref(), server_id.as_deref(), SystemTime::now());
+                let login = aws::login(
+                    role,
+                    &keys,
+                    region.as_deref(),
+                    server_id.as_deref(),
+                    SystemTime::now(),
+                );
                 let login = login.ok_or_else(|| {
-                    Failure::misconfigured(format!("{}: the keys cannot be keys of AWS", self.operation()))
-                        .without_asking()
+                    Failure::misconfigured(format!(
+                        "{}: the keys cannot be keys of AWS",
+                        self.operation()
+                    ))
+                    .without_asking()
                 })?;
                 self.ask(&aws_login(mount, login)).await
             }
-            _ => Err(Failure::misconfigured(format!("{}: nothing to log in with", self.operation())).without_asking()),
+            _ => {
+                Err(Failure::misconfigured(format!("{}: nothing to log in with", self.operation()))
+                    .without_asking())
+            }
         }
     }
 
@@ -426,24 +470,33 @@ impl Desk<'_> {
     }
 
     /// The secret id in a wrapped response: what an earlier look gave, if it is the same response.
-    async fn unwrap(&self, mount: &str, token: SecretText, kept: &mut Option<Kept>) -> Result<SecretText, Failure> {
+    async fn unwrap(
+        &self,
+        mount: &str,
+        token: SecretText,
+        kept: &mut Option<Kept>,
+    ) -> Result<SecretText, Failure> {
         let copy = |text: &SecretText| SecretText(text.0.clone());
         if let Some(kept) = kept.as_ref().filter(|kept| kept.token.0 == token.0) {
             return Ok(copy(&kept.secret_id));
         }
         let operation = format!("{}: the wrapped secret id", self.operation());
-        let header = Token::new(copy(&token))
-            .ok_or_else(|| Failure::misconfigured(format!("{operation} is no token")).without_asking())?;
+        let header = Token::new(copy(&token)).ok_or_else(|| {
+            Failure::misconfigured(format!("{operation} is no token")).without_asking()
+        })?;
         // What was put in its place by somebody who took the secret id out was made elsewhere.
-        let state = self.transport.send(&operation, &wrapping_lookup(&token.0), None, SMALL).await?;
+        let state =
+            self.transport.send(&operation, &wrapping_lookup(&token.0), None, SMALL).await?;
         let state = state.success::<WrappingState>(&operation).map_err(login_failure)?;
         let path = state.data.ok_or_else(|| Failure::not_understood(&operation))?.creation_path;
         let of_a_role = path.contains(&format!("auth/{mount}/role/"));
-        if !of_a_role || !["/secret-id", "/custom-secret-id"].iter().any(|end| path.ends_with(end)) {
+        if !of_a_role || !["/secret-id", "/custom-secret-id"].iter().any(|end| path.ends_with(end))
+        {
             let why = "was not made by this method's roles; somebody may have replaced it";
             return Err(Failure::misconfigured(format!("{operation} {why}")));
         }
-        let reply = self.transport.send(&operation, &wrapping_unwrap(), Some(&header), SMALL).await?;
+        let reply =
+            self.transport.send(&operation, &wrapping_unwrap(), Some(&header), SMALL).await?;
         let answer = reply.success::<Unwrapped>(&operation).map_err(login_failure)?;
         let secret_id = answer.data.ok_or_else(|| Failure::not_understood(&operation))?.secret_id;
         *kept = Some(Kept { token, secret_id: copy(&secret_id) });
@@ -477,8 +530,11 @@ pub(crate) fn login_failure(failure: Failure) -> Failure {
 /// only.
 fn of_aws(error: KekError) -> Failure {
     let message = format!("login (AWS IAM): {}", error.message());
-    let failure =
-        Failure { retry_after: error.retry_after(), asked: error.was_asked(), ..Failure::new(error.class(), message) };
+    let failure = Failure {
+        retry_after: error.retry_after(),
+        asked: error.was_asked(),
+        ..Failure::new(error.class(), message)
+    };
     login_failure(failure)
 }
 
@@ -501,5 +557,6 @@ fn read_secret(path: &Path) -> Option<SecretText> {
         }
     }
     let text = std::str::from_utf8(bytes.get(..len)?).ok()?.trim();
-    (!text.is_empty() && u64::try_from(len).ok()? <= MAX_FILE).then(|| SecretText::new(text.to_owned()))
+    (!text.is_empty() && u64::try_from(len).ok()? <= MAX_FILE)
+        .then(|| SecretText::new(text.to_owned()))
 }

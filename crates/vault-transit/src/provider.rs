@@ -21,7 +21,9 @@ use crate::requests::{Input, Operation, decode, encode_dek};
 use crate::transport::{Reply, Transport};
 use waxseal::EncryptionContext;
 use waxseal::kek::toolkit::Spawner;
-use waxseal::kek::{BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::kek::{
+    BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek,
+};
 use waxseal::{Dek, KekId, WrappedDek};
 
 /// Wraps DEKs by one key of a Transit engine. A clone is another handle to the same provider.
@@ -70,12 +72,6 @@ impl VaultTransitKek {
         VaultTransitKekBuilder::new(cluster, key)
     }
 
-    /// Use [`VaultTransitKekBuilder::from_env`].
-    #[doc(hidden)]
-    pub fn from_env(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
-        VaultTransitKekBuilder::from_env(cluster, key)
-    }
-
     /// Logs in if necessary and reads the key now. Useful at the start of a service, to fail early,
     /// and before a run that rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current)
     /// knows the latest version.
@@ -95,11 +91,17 @@ const MOST_SESSIONS: u32 = 4;
 impl Inner {
     /// Sends a request with the session's token, and once more after a new login if the token was
     /// refused.
-    pub(crate) async fn call<E: Endpoint>(&self, operation: &str, endpoint: &E, most: usize) -> Result<Reply, Failure> {
+    pub(crate) async fn call<E: Endpoint>(
+        &self,
+        operation: &str,
+        endpoint: &E,
+        most: usize,
+    ) -> Result<Reply, Failure> {
         let path = endpoint.path();
         let mut session = self.auth.session().await?;
         for _ in 0..MOST_SESSIONS {
-            let reply = self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
+            let reply =
+                self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
             let Some(reason) = reply.refusal() else {
                 // Bad input was looked at, so the path was open.
                 if reply.is_success() || reply.status == 400 {
@@ -112,7 +114,9 @@ impl Inner {
                 Verdict::Denied => return Ok(reply),
             };
         }
-        Err(Failure::unavailable(format!("{operation}: the token is replaced faster than it can be used")))
+        Err(Failure::unavailable(format!(
+            "{operation}: the token is replaced faster than it can be used"
+        )))
     }
 
     /// Whether the key can be used now, which is what counts: the node that a load balancer leads
@@ -137,7 +141,9 @@ impl Inner {
         if !failure.is_passing() {
             return failure;
         }
-        let Ok(reply) = self.transport.send_to_root("health", &endpoints::health()).await else { return failure };
+        let Ok(reply) = self.transport.send_to_root("health", &endpoints::health()).await else {
+            return failure;
+        };
         let Some(state) = reply.read::<ServerHealth>() else { return failure };
         if !state.initialized {
             Failure::misconfigured("health: the server is not initialised")
@@ -189,7 +195,11 @@ impl KekProvider for VaultTransitKek {
         Some(ciphertext.version >= latest)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let input = Input { text: encode_dek(dek), context: context.clone() };
             self.wrapped(Operation::Wrap, self.single(Operation::Wrap, input).await?)
@@ -216,7 +226,9 @@ impl KekProvider for VaultTransitKek {
         Box::pin(async move {
             if !self.rewraps_on_the_server().await? {
                 let dek = Dek::random().map_err(|error| {
-                    KekError::unavailable("no DEK could be made").without_asking().with_source(error)
+                    KekError::unavailable("no DEK could be made")
+                        .without_asking()
+                        .with_source(error)
                 })?;
                 let wrapped = self.wrap(context, &dek).await?;
                 return Ok((UnwrappedDek::new(dek.expose().to_vec()), wrapped));
@@ -224,7 +236,8 @@ impl KekProvider for VaultTransitKek {
             let (inner, context) = (self.0.clone(), context.clone());
             let made = self.0.spawner.run(async move { inner.generate(&context).await }).await?;
             let wrapped = self.0.wrapped("generate", made.ciphertext.as_deref())?;
-            let dek = decode(made.plaintext.as_ref()).ok_or_else(|| Failure::not_understood("generate"))?;
+            let dek = decode(made.plaintext.as_ref())
+                .ok_or_else(|| Failure::not_understood("generate"))?;
             Ok((dek, wrapped))
         })
     }
@@ -239,7 +252,9 @@ impl KekProvider for VaultTransitKek {
             let input = self.ciphertext(context, wrapped)?;
             if !self.rewraps_on_the_server().await? {
                 let dek = Self::unwrapped(self.single(Operation::Unwrap, input).await?)?;
-                let dek = dek.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+                let dek = dek
+                    .to_dek()
+                    .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
                 return self.wrap(context, &dek).await;
             }
             self.wrapped(Operation::Rewrap, self.single(Operation::Rewrap, input).await?)
@@ -253,7 +268,9 @@ impl KekProvider for VaultTransitKek {
         Box::pin(async move {
             let inputs = items
                 .iter()
-                .map(|(context, dek)| Ok(Input { text: encode_dek(dek), context: (*context).clone() }))
+                .map(|(context, dek)| {
+                    Ok(Input { text: encode_dek(dek), context: (*context).clone() })
+                })
                 .collect();
             self.each(Operation::Wrap, inputs, |result| self.wrapped(Operation::Wrap, result)).await
         })
@@ -264,7 +281,8 @@ impl KekProvider for VaultTransitKek {
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
     ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
         Box::pin(async move {
-            let inputs = items.iter().map(|(context, wrapped)| self.ciphertext(context, wrapped)).collect();
+            let inputs =
+                items.iter().map(|(context, wrapped)| self.ciphertext(context, wrapped)).collect();
             self.each(Operation::Unwrap, inputs, Self::unwrapped).await
         })
     }
@@ -278,16 +296,24 @@ impl KekProvider for VaultTransitKek {
         Box::pin(async move {
             let on_the_server = self.rewraps_on_the_server().await;
             if !matches!(on_the_server, Ok(false)) {
-                let inputs = items.iter().map(|(context, wrapped)| self.ciphertext(context, wrapped)).collect();
-                return self.each(Operation::Rewrap, inputs, |result| self.wrapped(Operation::Rewrap, result)).await;
+                let inputs = items
+                    .iter()
+                    .map(|(context, wrapped)| self.ciphertext(context, wrapped))
+                    .collect();
+                return self
+                    .each(Operation::Rewrap, inputs, |result| {
+                        self.wrapped(Operation::Rewrap, result)
+                    })
+                    .await;
             }
             let unwrapped = self.unwrap_many(items).await;
             let inputs = items
                 .iter()
                 .zip(unwrapped)
                 .map(|((context, _), unwrapped)| {
-                    let dek =
-                        unwrapped?.to_dek().ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
+                    let dek = unwrapped?
+                        .to_dek()
+                        .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
                     Ok(Input { text: encode_dek(&dek), context: (*context).clone() })
                 })
                 .collect();
@@ -325,29 +351,43 @@ impl VaultTransitKek {
         self.0.spawner.run(async move { inner.single(operation, &input).await }).await
     }
 
-    async fn batch(&self, operation: Operation, inputs: Vec<Input>) -> Vec<Result<Wrapped, Failure>> {
+    async fn batch(
+        &self,
+        operation: Operation,
+        inputs: Vec<Input>,
+    ) -> Vec<Result<Wrapped, Failure>> {
         let (inner, len) = (self.0.clone(), inputs.len());
         let work = async move { Ok::<_, KekError>(inner.batch(operation, &inputs).await) };
         match self.0.spawner.run(work).await {
             Ok(results) => results,
             Err(error) => {
-                let failure =
-                    Failure { asked: error.was_asked(), ..Failure::new(error.class(), error.message().to_owned()) };
+                let failure = Failure {
+                    asked: error.was_asked(),
+                    ..Failure::new(error.class(), error.message().to_owned())
+                };
                 (0..len).map(|_| Err(failure.clone())).collect()
             }
         }
     }
 
     /// The ciphertext of an entry of this key, if it can be one.
-    fn ciphertext(&self, context: &EncryptionContext, wrapped: &WrappedDek) -> Result<Input, KekError> {
+    fn ciphertext(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Result<Input, KekError> {
         if wrapped.kek_id() != &self.0.id {
             return Err(KekError::invalid("wrapped by another KEK").without_asking());
         }
         match VaultCiphertext::read(wrapped.wrapped()) {
-            Some(ciphertext) => {
-                Ok(Input { text: Zeroizing::new(ciphertext.text.to_owned()), context: context.clone() })
+            Some(ciphertext) => Ok(Input {
+                text: Zeroizing::new(ciphertext.text.to_owned()),
+                context: context.clone(),
+            }),
+            None => {
+                Err(KekError::invalid("not a ciphertext of Vault's Transit engine")
+                    .without_asking())
             }
-            None => Err(KekError::invalid("not a ciphertext of Vault's Transit engine").without_asking()),
         }
     }
 

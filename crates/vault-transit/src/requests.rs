@@ -54,13 +54,22 @@ pub(crate) struct Input {
 }
 
 impl Inner {
-    pub(crate) async fn single(self: &Arc<Self>, operation: Operation, input: &Input) -> Result<Wrapped, Failure> {
+    pub(crate) async fn single(
+        self: &Arc<Self>,
+        operation: Operation,
+        input: &Input,
+    ) -> Result<Wrapped, Failure> {
         let binding = self.known().await?.binding;
         let encoded = encode_context(binding, &input.context);
-        let request =
-            one(&self.mount, operation.verb(), &self.key, item(operation, binding, input, encoded.as_deref(), None));
+        let request = one(
+            &self.mount,
+            operation.verb(),
+            &self.key,
+            item(operation, binding, input, encoded.as_deref(), None),
+        );
         let reply = self.call(operation.name(), &request, SMALL).await?;
-        let answer = reply.success::<Wrapped>(operation.name()).map_err(|failure| self.note(failure))?;
+        let answer =
+            reply.success::<Wrapped>(operation.name()).map_err(|failure| self.note(failure))?;
         answer.data.ok_or_else(|| Failure::not_understood(operation.name()))
     }
 
@@ -94,10 +103,12 @@ impl Inner {
         inputs: &[Input],
     ) -> Result<Vec<Result<Wrapped, Failure>>, Failure> {
         let name = operation.name();
-        let contexts: Vec<_> = inputs.iter().map(|input| encode_context(binding, &input.context)).collect();
+        let contexts: Vec<_> =
+            inputs.iter().map(|input| encode_context(binding, &input.context)).collect();
         let items = inputs.iter().zip(&contexts).enumerate();
-        let items =
-            items.map(|(i, (input, context))| item(operation, binding, input, context.as_deref(), Some(i.to_string())));
+        let items = items.map(|(i, (input, context))| {
+            item(operation, binding, input, context.as_deref(), Some(i.to_string()))
+        });
         let request = many(&self.mount, operation.verb(), &self.key, items.collect());
         let reply = self.call(name, &request, SMALL + inputs.len() * 16 * 1024).await?;
         // Some items failed, or none did; a failure of the whole has no results.
@@ -106,11 +117,9 @@ impl Inner {
             _ if reply.is_success() => return Err(Failure::not_understood(name)),
             _ => return Err(self.note(reply.failure(name))),
         };
-        let in_order = batch
-            .batch_results
-            .iter()
-            .enumerate()
-            .all(|(i, result)| result.reference.as_deref().is_none_or(|reference| reference == i.to_string()));
+        let in_order = batch.batch_results.iter().enumerate().all(|(i, result)| {
+            result.reference.as_deref().is_none_or(|reference| reference == i.to_string())
+        });
         if batch.batch_results.len() != inputs.len() || !in_order {
             return Err(Failure::not_understood(name));
         }
@@ -121,7 +130,10 @@ impl Inner {
         Ok(batch.batch_results.into_iter().map(result).collect())
     }
 
-    pub(crate) async fn generate(self: &Arc<Self>, context: &EncryptionContext) -> Result<Wrapped, Failure> {
+    pub(crate) async fn generate(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
+    ) -> Result<Wrapped, Failure> {
         let binding = self.known().await?.binding;
         let request = data_key(&self.mount, &self.key, encode_context(binding, context));
         let reply = self.call("generate", &request, SMALL).await?;
@@ -131,7 +143,11 @@ impl Inner {
 
     /// The entry for a ciphertext that the server returned. What it says of the key's version is
     /// believed.
-    pub(crate) fn wrapped(&self, operation: &str, ciphertext: Option<&str>) -> Result<WrappedDek, Failure> {
+    pub(crate) fn wrapped(
+        &self,
+        operation: &str,
+        ciphertext: Option<&str>,
+    ) -> Result<WrappedDek, Failure> {
         let not_understood = || Failure::not_understood(operation);
         let bytes = ciphertext.ok_or_else(not_understood)?.as_bytes();
         let version = VaultCiphertext::read(bytes).ok_or_else(not_understood)?.version;
@@ -159,8 +175,10 @@ fn item<'a>(
     reference: Option<String>,
 ) -> Item<'a> {
     let text = Some(input.text.as_str());
-    let (plaintext, ciphertext) = if operation == Operation::Wrap { (text, None) } else { (None, text) };
-    let (context, associated_data) = if binding == Binding::Derived { (context, None) } else { (None, context) };
+    let (plaintext, ciphertext) =
+        if operation == Operation::Wrap { (text, None) } else { (None, text) };
+    let (context, associated_data) =
+        if binding == Binding::Derived { (context, None) } else { (None, context) };
     Item { plaintext, ciphertext, context, associated_data, reference }
 }
 

@@ -126,7 +126,8 @@ fn files_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     while let Some((directory, depth)) = rest.pop() {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
-            let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+            let hidden =
+                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
             if hidden {
                 continue;
             }
@@ -145,9 +146,11 @@ const MAX_DEPTH: usize = 8;
 
 fn read_identity(client: &Client) -> Result<Identity, Error> {
     let (certificate, key, whose) = match client {
-        Client::Files(certificate, key) => {
-            (read(certificate)?, read(key)?, format!("{} and {}", certificate.display(), key.display()))
-        }
+        Client::Files(certificate, key) => (
+            read(certificate)?,
+            read(key)?,
+            format!("{} and {}", certificate.display(), key.display()),
+        ),
         Client::Texts(certificate, key) => (
             Zeroizing::new(certificate.as_bytes().to_vec()),
             Zeroizing::new(key.as_bytes().to_vec()),
@@ -158,21 +161,26 @@ fn read_identity(client: &Client) -> Result<Identity, Error> {
     both.extend_from_slice(&certificate);
     both.push(b'\n');
     both.extend_from_slice(&key);
-    Identity::from_pem(&both)
-        .map_err(|_| invalid(format!("client_certificate: {whose} hold no PEM certificate and key")))
+    Identity::from_pem(&both).map_err(|_| {
+        invalid(format!("client_certificate: {whose} hold no PEM certificate and key"))
+    })
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
     let failed = |error| unreadable("ca_file or client_certificate", path, error);
     let length = std::fs::metadata(path).map_err(failed)?.len();
     if length > MAX_FILE {
-        return Err(invalid(format!("ca_file or client_certificate: {} is larger than 8 MiB", path.display())));
+        return Err(invalid(format!(
+            "ca_file or client_certificate: {} is larger than 8 MiB",
+            path.display()
+        )));
     }
     std::fs::read(path).map(Zeroizing::new).map_err(failed)
 }
 
 fn unreadable(option: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Io, format!("{option}: {} cannot be read", path.display())).with_source(error)
+    Error::new(ErrorKind::Io, format!("{option}: {} cannot be read", path.display()))
+        .with_source(error)
 }
 
 fn invalid(detail: String) -> Error {

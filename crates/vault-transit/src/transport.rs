@@ -130,12 +130,16 @@ impl Transport {
         let mut resolver = None;
         if let Some(name) = options.server_name {
             let real = url.host_str().unwrap_or_default().to_owned();
-            let authority = url.port().map_or_else(|| real.clone(), |port| format!("{real}:{port}"));
+            let authority =
+                url.port().map_or_else(|| real.clone(), |port| format!("{real}:{port}"));
             host = HeaderValue::from_str(&authority).ok();
             // The URL's host is what the certificate is held against; where it leads is decided by
             // the resolver.
             if url.set_host(Some(&name)).is_ok() {
-                resolver = Some(Arc::new(Elsewhere { name, real: real.trim_matches(['[', ']']).to_owned() }));
+                resolver = Some(Arc::new(Elsewhere {
+                    name,
+                    real: real.trim_matches(['[', ']']).to_owned(),
+                }));
             }
         }
         let recipe = Recipe {
@@ -185,7 +189,8 @@ impl Transport {
                 return false;
             }
             let (recipe, generation) = (self.recipe.clone(), current.clone());
-            let changed = tokio::task::spawn_blocking(move || recipe.tls.signature() != generation.signature);
+            let changed =
+                tokio::task::spawn_blocking(move || recipe.tls.signature() != generation.signature);
             changed.await.unwrap_or(false)
         };
         if !due(&current).await {
@@ -198,7 +203,10 @@ impl Transport {
             return current;
         }
         let (recipe, old) = (self.recipe.clone(), current.clone());
-        let Ok((next, trouble)) = tokio::task::spawn_blocking(move || recipe.next(&old)).await else { return current };
+        let Ok((next, trouble)) = tokio::task::spawn_blocking(move || recipe.next(&old)).await
+        else {
+            return current;
+        };
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         let Some(next) = next else { return current };
         let next = Arc::new(next);
@@ -221,7 +229,9 @@ impl Transport {
     fn answered_after(&self, time: Duration) {
         let now = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         let smoothed = |old: u64| if old == 0 { now } else { old - old / 8 + now / 8 };
-        let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(smoothed(old)));
+        let _ = self
+            .typical
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(smoothed(old)));
     }
 
     /// Sends `endpoint` with `token`, in the configured namespace.
@@ -236,7 +246,11 @@ impl Transport {
     }
 
     /// As [`send`](Self::send), for what exists once for all namespaces, and without a token.
-    pub(crate) async fn send_to_root<E: Endpoint>(&self, operation: &str, endpoint: &E) -> Result<Reply, Failure> {
+    pub(crate) async fn send_to_root<E: Endpoint>(
+        &self,
+        operation: &str,
+        endpoint: &E,
+    ) -> Result<Reply, Failure> {
         self.send_to(operation, endpoint, None, None, SMALL).await
     }
 
@@ -248,7 +262,9 @@ impl Transport {
         namespace: Option<&HeaderValue>,
         most: usize,
     ) -> Result<Reply, Failure> {
-        let unsent = || Failure::invalid(format!("{operation}: the request cannot be built")).without_asking();
+        let unsent = || {
+            Failure::invalid(format!("{operation}: the request cannot be built")).without_asking()
+        };
         let method: Method = endpoint.method().into();
         let body = Zeroizing::new(endpoint.body().map_err(|_| unsent())?.unwrap_or_default());
         let query = endpoint.query().map_err(|_| unsent())?.filter(|query| !query.is_empty());
@@ -277,7 +293,8 @@ impl Transport {
         let body = Bytes::from_owner(body);
         let generation = self.trusted().await;
         let request = generation.client.request(method, url).headers(headers).body(body);
-        let asking = Asking { transport: self, generation: &generation, start: Instant::now(), over: false };
+        let asking =
+            Asking { transport: self, generation: &generation, start: Instant::now(), over: false };
         let (status, retry_after, body) = asking.answer(operation, request, most).await?;
         Ok(Reply { status, retry_after, body, token: token.map(Token::share) })
     }
@@ -305,8 +322,10 @@ impl Asking<'_> {
         };
         self.transport.answered_after(self.start.elapsed());
         let status = response.status().as_u16();
-        let retry_after =
-            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
         let mut body = Zeroizing::new(Vec::new());
         loop {
@@ -326,7 +345,9 @@ impl Asking<'_> {
             }
             if !fits {
                 self.over = true;
-                return Err(Failure::unavailable(format!("{operation}: an answer of more than {most} bytes")));
+                return Err(Failure::unavailable(format!(
+                    "{operation}: an answer of more than {most} bytes"
+                )));
             }
         }
         self.over = true;
@@ -346,7 +367,8 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if !self.over
-            && self.start.elapsed() >= self.transport.in_answers(SILENCE_IN_ANSWERS, SHORTEST_SILENCE, LONGEST_SILENCE)
+            && self.start.elapsed()
+                >= self.transport.in_answers(SILENCE_IN_ANSWERS, SHORTEST_SILENCE, LONGEST_SILENCE)
         {
             self.transport.distrust(self.generation);
         }
@@ -374,7 +396,8 @@ impl Reply {
             Some(texts) => Said::ByTheServer(texts),
             None => {
                 // Some show what they were sent.
-                let start = String::from_utf8_lossy(self.body.get(..MOST_SHOWN).unwrap_or(&self.body));
+                let start =
+                    String::from_utf8_lossy(self.body.get(..MOST_SHOWN).unwrap_or(&self.body));
                 Said::BySomethingElse(match self.token.as_ref().map(Token::bytes) {
                     Some(token) => start.replace(&*String::from_utf8_lossy(token), "[…]"),
                     None => start.into_owned(),
@@ -412,7 +435,10 @@ impl Reply {
     }
 
     /// The answer to a success, else what it means.
-    pub(crate) fn success<T: DeserializeOwned>(&self, operation: &str) -> Result<Answer<T>, Failure> {
+    pub(crate) fn success<T: DeserializeOwned>(
+        &self,
+        operation: &str,
+    ) -> Result<Answer<T>, Failure> {
         match self.is_success() {
             true => self.read().ok_or_else(|| Failure::not_understood(operation)),
             false => Err(self.failure(operation)),
@@ -423,8 +449,9 @@ impl Reply {
 /// Appends without leaving a copy behind.
 fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
     if body.capacity() - body.len() < more.len() {
-        let mut larger =
-            Zeroizing::new(Vec::with_capacity((body.len() + more.len()).max(2 * body.capacity()).max(1024)));
+        let mut larger = Zeroizing::new(Vec::with_capacity(
+            (body.len() + more.len()).max(2 * body.capacity()).max(1024),
+        ));
         larger.extend_from_slice(body);
         *body = larger;
     }
@@ -487,7 +514,11 @@ mod tests {
         ] {
             assert_eq!(encode_path(path), encoded);
             let url = Url::parse(&format!("https://vault/v1/{encoded}")).unwrap();
-            assert_eq!(url.path(), format!("/v1/{encoded}"), "nothing is left for a parser to change");
+            assert_eq!(
+                url.path(),
+                format!("/v1/{encoded}"),
+                "nothing is left for a parser to change"
+            );
         }
     }
 

@@ -13,7 +13,8 @@ use waxseal::kek::{BoxFuture, KekError, KekErrorClass, KekProvider};
 use waxseal_testing::openbao::{OpenBao, Options};
 use waxseal_testing::support::{a_dek, context};
 use waxseal_vault_transit::{
-    AuthConfig, AwsCredentials, AwsKeys, Config, ContextBinding, VaultAuth, VaultTransitKek, VaultTransitKekBuilder,
+    AuthConfig, AwsCredentials, AwsKeys, Config, ContextBinding, VaultAuth, VaultTransitKek,
+    VaultTransitKekBuilder,
 };
 
 fn full() -> Config {
@@ -75,7 +76,8 @@ fn code_a_file_and_a_uri_say_the_same() {
     let agent = least.clone().address("http://127.0.0.1:8100").auth(AuthConfig::none());
     let uri = "vault-transit:///transit/orders?cluster=dev&address=http://127.0.0.1:8100&auth=none";
     assert_eq!((agent.to_string().as_str(), uri.parse::<Config>().unwrap()), (uri, agent));
-    let short: Config = "vault-transit:///transit/orders?cluster=dev&token-file=/token".parse().unwrap();
+    let short: Config =
+        "vault-transit:///transit/orders?cluster=dev&token-file=/token".parse().unwrap();
     assert_eq!(short, least.auth(AuthConfig::token_file("/token")));
 }
 
@@ -86,12 +88,15 @@ fn any_auth() -> impl Strategy<Value = AuthConfig> {
         Just(AuthConfig::environment()),
         text().prop_map(AuthConfig::token_file),
         (text(), text()).prop_map(|(id, path)| AuthConfig::app_role(id).secret_id_file(path)),
-        (text(), text()).prop_map(|(id, path)| AuthConfig::app_role_file(id).wrapped_secret_id_file(path)),
+        (text(), text())
+            .prop_map(|(id, path)| AuthConfig::app_role_file(id).wrapped_secret_id_file(path)),
         (text(), text()).prop_map(|(role, path)| AuthConfig::kubernetes(role).jwt_file(path)),
         (text(), text()).prop_map(|(path, role)| AuthConfig::jwt(path).role(role)),
-        (text(), text()).prop_map(|(role, mount)| AuthConfig::certificate().role(role).mount(mount)),
-        (text(), text(), text())
-            .prop_map(|(role, region, id)| AuthConfig::aws_iam(role).aws_region(region).aws_server_id(id)),
+        (text(), text())
+            .prop_map(|(role, mount)| AuthConfig::certificate().role(role).mount(mount)),
+        (text(), text(), text()).prop_map(|(role, region, id)| AuthConfig::aws_iam(role)
+            .aws_region(region)
+            .aws_server_id(id)),
     ]
 }
 
@@ -102,7 +107,10 @@ fn any_config() -> impl Strategy<Value = Config> {
     let rest = (
         prop::option::of((any::<u64>(), any::<u64>(), any::<u64>())),
         any::<bool>(),
-        prop::option::of(prop_oneof![Just(ContextBinding::AssociatedData), Just(ContextBinding::Unbound)]),
+        prop::option::of(prop_oneof![
+            Just(ContextBinding::AssociatedData),
+            Just(ContextBinding::Unbound)
+        ]),
         prop::option::of(any_auth()),
     );
     (names, rest).prop_map(|(names, (times, plain, binding, auth))| {
@@ -161,15 +169,27 @@ fn an_error_names_the_part_and_shows_no_secret() {
         ("vault-transit://vault/orders?cluster=c".to_owned(), "the path is not MOUNT/KEY"),
         ("vault-transit://vault/transit/?cluster=c".to_owned(), "the key is missing"),
         ("vault-transit://vault/transit/orders".to_owned(), "parameter `cluster` is missing"),
-        ("vault-transit://u:hunter2@vault/transit/orders?cluster=c".to_owned(), "no user or password before the host"),
-        ("vault-transit://hvs%2Ehunter2/transit/orders?cluster=c".to_owned(), "the host has a character"),
+        (
+            "vault-transit://u:hunter2@vault/transit/orders?cluster=c".to_owned(),
+            "no user or password before the host",
+        ),
+        (
+            "vault-transit://hvs%2Ehunter2/transit/orders?cluster=c".to_owned(),
+            "the host has a character",
+        ),
         (format!("{plain}&address=https://a"), "parameter `address`: not together with a host"),
         (
             "vault-transit:///transit/orders?cluster=c&address=https://u:hunter2@a".to_owned(),
             "address: must not contain a user or a password",
         ),
-        (format!("{plain}&proxy=http://u:hunter2@proxy"), "proxy: must not contain a user or a password"),
-        (format!("{plain}&token=hunter2"), "`token` would put a secret into the URI; name a file with `token-file`"),
+        (
+            format!("{plain}&proxy=http://u:hunter2@proxy"),
+            "proxy: must not contain a user or a password",
+        ),
+        (
+            format!("{plain}&token=hunter2"),
+            "`token` would put a secret into the URI; name a file with `token-file`",
+        ),
         (format!("{plain}&secret-id=hunter2"), "name a file with `secret-id-file`"),
         (format!("{plain}&password=hunter2"), "a secret must not be in the URI"),
         (format!("{plain}&hvs.hunter2"), "a parameter has no valid name"),
@@ -182,13 +202,19 @@ fn an_error_names_the_part_and_shows_no_secret() {
         (format!("{plain}&auth=userpass"), "`auth` is none of none, environment, token-file"),
         (format!("{plain}&role=x"), "parameter `role` needs parameter `auth`"),
         (format!("{plain}&auth=kubernetes"), "auth: kubernetes needs role"),
-        (format!("{plain}&auth=app-role&role-id=a&role-id-file=/b"), "auth: only one of role_id and role_id_file"),
+        (
+            format!("{plain}&auth=app-role&role-id=a&role-id-file=/b"),
+            "auth: only one of role_id and role_id_file",
+        ),
         (
             format!("{plain}&auth=app-role&role-id=a&secret-id-file=/a&wrapped-secret-id-file=/b"),
             "auth: only one of secret_id_file and wrapped_secret_id_file",
         ),
         (format!("{plain}&auth=none&role=x"), "auth: role does not go with none"),
-        (format!("{plain}&auth=kubernetes&role=a&token-file=/a"), "auth: token_file does not go with kubernetes"),
+        (
+            format!("{plain}&auth=kubernetes&role=a&token-file=/a"),
+            "auth: token_file does not go with kubernetes",
+        ),
     ] {
         let error = uri.parse::<Config>().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
@@ -203,13 +229,20 @@ fn an_error_names_the_part_and_shows_no_secret() {
         (format!("{plain}timeout = 5"), "a duration with its unit"),
         (format!("{plain}address = 'https://u:hunter2@vault'"), "address: must not contain"),
         (format!("{plain}[auth]\nmethod = 'token'\ntoken = 'hunter2'"), "token"),
-        (format!("{plain}[auth]\nmethod = 'app-role'\nrole_id = 'a'\nsecret_id = 'hunter2'"), "secret_id"),
+        (
+            format!("{plain}[auth]\nmethod = 'app-role'\nrole_id = 'a'\nsecret_id = 'hunter2'"),
+            "secret_id",
+        ),
         (format!("{plain}[auth]\nmethod = 'aws-iam'"), "auth: aws-iam needs role"),
     ] {
         let error = toml::from_str::<Config>(&toml).unwrap_err();
-        assert!(error.message().contains(part) && !error.message().contains("hunter2"), "{toml}: {error}");
+        assert!(
+            error.message().contains(part) && !error.message().contains("hunter2"),
+            "{toml}: {error}"
+        );
     }
-    let config = Config::new("c", "k").address("https://u:hunter2@vault").proxy("http://u:hunter2@proxy");
+    let config =
+        Config::new("c", "k").address("https://u:hunter2@vault").proxy("http://u:hunter2@proxy");
     let json = serde_json::to_string(&config).unwrap_or_default();
     let builder = VaultTransitKek::from_config(&config);
     assert!(!format!("{config} {config:?} {json} {builder:?}").contains("hunter2"));
@@ -265,7 +298,10 @@ async fn server(derived: bool) -> OpenBao {
 
 fn uri(server: &OpenBao, more: &str) -> String {
     let host = server.address().replace("https://", "");
-    format!("vault-transit://{host}/transit/orders?cluster=test&ca-file={}{more}", server.ca_file().display())
+    format!(
+        "vault-transit://{host}/transit/orders?cluster=test&ca-file={}{more}",
+        server.ca_file().display()
+    )
 }
 
 #[tokio::test]
@@ -288,7 +324,8 @@ async fn a_kek_of_a_uri_logs_in_wraps_and_unwraps() {
         // Each says something that counts.
         let without_ca = config.clone().ca_directory(token_file.parent().unwrap().join("none"));
         assert!(VaultTransitKek::from_config(&without_ca).build().is_err());
-        let nowhere = VaultTransitKek::from_config(&config.clone().namespace("nowhere")).build().unwrap();
+        let nowhere =
+            VaultTransitKek::from_config(&config.clone().namespace("nowhere")).build().unwrap();
         assert!(nowhere.wrap(&alice, &dek).await.is_err());
     }
     let missing = AuthConfig::app_role(&role_id).secret_id_file("/none");
@@ -303,7 +340,8 @@ async fn the_binding_of_a_uri_counts() {
     let token = server.token(json!({ "policies": ["orders"], "ttl": "1h" })).await;
     let token_file = server.file("token", token);
     let (alice, dek) = (context("alice"), a_dek());
-    for (binding, enforced) in [("", None), ("&binding=associated-data", Some(true)), ("&binding=unbound", Some(false))]
+    for (binding, enforced) in
+        [("", None), ("&binding=associated-data", Some(true)), ("&binding=unbound", Some(false))]
     {
         let uri = uri(&server, &format!("&token-file={}{binding}", token_file.display()));
         let kek = VaultTransitKek::from_config(&uri.parse().unwrap()).build().unwrap();
@@ -312,18 +350,28 @@ async fn the_binding_of_a_uri_counts() {
             assert_eq!(wrapped.unwrap_err().class(), KekErrorClass::Misconfigured);
             continue;
         };
-        assert_eq!(kek.unwrap(&context("bob"), &wrapped.unwrap()).await.is_err(), enforced, "{binding}");
+        assert_eq!(
+            kek.unwrap(&context("bob"), &wrapped.unwrap()).await.is_err(),
+            enforced,
+            "{binding}"
+        );
     }
 }
 
 /// An error and its causes, as anyhow prints them. No part of a line occurs again in it or below.
 fn says_nothing_twice(error: &dyn std::error::Error) -> String {
-    let lines: Vec<_> = std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect();
+    let lines: Vec<_> = std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect();
     for (i, line) in lines.iter().enumerate() {
         for below in lines.iter().skip(i + 1) {
             assert!(!line.contains(below.as_str()), "{lines:#?}");
         }
-        let parts: Vec<_> = line.split([':', ';', '(', ')']).map(str::trim).filter(|part| !part.is_empty()).collect();
+        let parts: Vec<_> = line
+            .split([':', ';', '(', ')'])
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .collect();
         for (n, part) in parts.iter().enumerate() {
             assert!(!parts[n + 1..].contains(part), "{lines:#?}");
         }
@@ -358,7 +406,8 @@ async fn no_failure_says_anything_twice() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = of(builder(format!("http://{closed}")).auth(VaultAuth::token(&*token))).await;
     assert!(text.contains("no connection"), "{text}");
-    let other_ca = builder(server.address()).ca_file(stranger.ca_file()).auth(VaultAuth::token(&*token));
+    let other_ca =
+        builder(server.address()).ca_file(stranger.ca_file()).auth(VaultAuth::token(&*token));
     let text = of(other_ca).await;
     assert!(text.contains("certificate"), "{text}");
     // A login that is refused, and a token that may not.
@@ -370,13 +419,16 @@ async fn no_failure_says_anything_twice() {
     let text = of(good().auth(VaultAuth::token(poor))).await;
     assert!(text.contains("permission denied"), "{text}");
     // The key.
-    let none = VaultTransitKek::builder("test", "none").address(server.address()).ca_file(server.ca_file());
+    let none = VaultTransitKek::builder("test", "none")
+        .address(server.address())
+        .ca_file(server.ca_file());
     let text = of(none.auth(VaultAuth::token(server.root_token()))).await;
     assert!(text.starts_with("denied: "), "{text}");
     // What others said, put into the provider's own words.
     let text = of(good().auth(VaultAuth::aws_iam("orders", NoKeys))).await;
     assert_eq!(text, "misconfigured: login (AWS IAM): the profile is missing");
-    let home = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let home =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let kek = {
         let _inside = home.enter();
         good().auth(VaultAuth::token(&*token)).build().unwrap()

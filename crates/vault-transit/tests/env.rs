@@ -7,7 +7,7 @@ use serde_json::json;
 use support::{a_dek, context};
 use waxseal::kek::{KekErrorClass, KekProvider};
 use waxseal_testing::{openbao, support};
-use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 fn set(name: &str, value: impl AsRef<std::ffi::OsStr>) {
     // SAFETY: the one test of this process sets its variables before it starts anything that reads them at the same time.
@@ -34,11 +34,12 @@ fn the_environment_configures_it_and_a_named_ca_replaces_the_systems() {
     set("BAO_NAMESPACE", "team");
     set("BAO_CACERT", server.ca_file());
     runtime.block_on(async {
-        let kek = VaultTransitKek::from_env("test", "orders").build().unwrap();
+        let kek = VaultTransitKekBuilder::from_env("test", "orders").build().unwrap();
         let wrapped = kek.wrap(&alice, &dek).await.unwrap();
         assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
         // What is set on the builder wins.
-        let other = VaultTransitKek::from_env("test", "orders").namespace("nobody").build().unwrap();
+        let other =
+            VaultTransitKekBuilder::from_env("test", "orders").namespace("nobody").build().unwrap();
         assert!(other.wrap(&alice, &dek).await.is_err());
     });
 
@@ -46,11 +47,19 @@ fn the_environment_configures_it_and_a_named_ca_replaces_the_systems() {
     set("SSL_CERT_FILE", server.ca_file());
     runtime.block_on(async {
         let builder = || {
-            let builder = VaultTransitKek::builder("test", "orders").address(server.address()).namespace("team");
+            let builder = VaultTransitKek::builder("test", "orders")
+                .address(server.address())
+                .namespace("team");
             builder.auth(VaultAuth::token(&*token))
         };
         builder().build().unwrap().wrap(&alice, &dek).await.unwrap();
-        let error = builder().ca_file(stranger.ca_file()).build().unwrap().wrap(&alice, &dek).await.unwrap_err();
+        let error = builder()
+            .ca_file(stranger.ca_file())
+            .build()
+            .unwrap()
+            .wrap(&alice, &dek)
+            .await
+            .unwrap_err();
         assert_eq!(error.class(), KekErrorClass::Misconfigured);
         assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     });

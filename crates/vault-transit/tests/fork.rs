@@ -12,7 +12,8 @@ use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 #[test]
 fn a_forked_child_is_told_to_build_its_own() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (_server, kek) = runtime.block_on(async {
         let server = OpenBao::start().await;
         server.create_key("orders", true).await;
@@ -40,5 +41,9 @@ fn a_forked_child_is_told_to_build_its_own() {
         }
         _ => panic!("fork failed"),
     }
-    assert_eq!(block_on(kek.unwrap(&alice, &wrapped)).unwrap().expose(), dek.expose(), "the parent goes on");
+    assert_eq!(
+        block_on(kek.unwrap(&alice, &wrapped)).unwrap().expose(),
+        dek.expose(),
+        "the parent goes on"
+    );
 }

@@ -76,7 +76,8 @@ impl DekSource {
                     // not cached until then.
                     cache.look_after(&obtained.dek);
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
-                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks()) {
+                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks())
+                    {
                         K::put(cache, &obtained);
                         return Ok(pinned);
                     }
@@ -109,7 +110,8 @@ impl DekSource {
         request: Q,
         stale: Option<&Arc<DekOf<Q>>>,
     ) -> Answer<DekOf<Q>> {
-        let stale = stale.filter(|dek| dek.lease().may_assume_outage() && request.is_about(dek.lease()));
+        let stale =
+            stale.filter(|dek| dek.lease().may_assume_outage() && request.is_about(dek.lease()));
         let (Some(runtime), Some(dek)) = (&self.options.runtime, stale) else { return call.await };
         let lease = dek.lease();
         match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
@@ -125,7 +127,11 @@ impl DekSource {
                         dek.lease().learn_from(&failure);
                     }
                 })));
-                Err(Error::new(ErrorKind::Unavailable, format!("no answer within {MAX_WAIT_WHILE_STALE:?}")).into())
+                Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("no answer within {MAX_WAIT_WHILE_STALE:?}"),
+                )
+                .into())
             }
         }
     }

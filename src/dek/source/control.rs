@@ -54,7 +54,8 @@ impl DekSource {
     }
 
     fn give_up(&self) -> impl Future<Output = ()> + Send + 'static {
-        let (closing, given_up) = (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
+        let (closing, given_up) =
+            (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
         closing.map(move |_| given_up.store(true, Ordering::SeqCst))
     }
 

@@ -18,7 +18,12 @@ pub(super) enum Decision {
 /// Decides what a look-up does. `outage_is_known` concerns the source KEKs of the DEK. `is_turn`
 /// says that this request may renew it now, and `is_refused` that it was denied or found invalid a
 /// moment ago.
-pub(super) fn decide(age: Age, outage_is_known: bool, is_turn: bool, is_refused: impl FnOnce() -> bool) -> Decision {
+pub(super) fn decide(
+    age: Age,
+    outage_is_known: bool,
+    is_turn: bool,
+    is_refused: impl FnOnce() -> bool,
+) -> Decision {
     let serves = match age {
         Age::Fresh => return Decision::Serve,
         Age::Due => true,
@@ -42,7 +47,8 @@ mod tests {
     #[test]
     fn the_table_of_the_documentation_is_the_function() {
         let page = include_str!("../../../docs/lifetimes.md");
-        let table = page.split("| age | outage known |").nth(1).unwrap().split("\n\n").next().unwrap();
+        let table =
+            page.split("| age | outage known |").nth(1).unwrap().split("\n\n").next().unwrap();
         let mut rows = 0;
         for row in table.lines().skip(2) {
             let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();

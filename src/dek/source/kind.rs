@@ -35,7 +35,12 @@ pub(crate) trait Kind: 'static {
     fn context(owned: &Self::Owned) -> &EncryptionContext;
 
     /// Joins the call of all that make the same request.
-    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<Self::Dek>
+    fn join<F>(
+        cache: &DekCache,
+        now: Moment,
+        request_key: RequestKey,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<Self::Dek>
     where
         F: Future<Output = Answer<Self::Dek>> + Send + 'static;
 

@@ -102,7 +102,8 @@ impl DekSource {
     pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let number = SourceNumber::next();
-        let cache = ArcSwap::from_pointee(DekCache::new(number, limits, clock.clone(), runtime.clone()));
+        let cache =
+            ArcSwap::from_pointee(DekCache::new(number, limits, clock.clone(), runtime.clone()));
         Arc::new(Self {
             cache,
             number,
@@ -194,7 +195,10 @@ impl DekSource {
     }
 
     /// Returns the DEK for a handle, and whether it is stale.
-    pub(crate) async fn get<Q: DekRequest>(self: &Arc<Self>, request: Q) -> Result<(Held<DekOf<Q>>, bool), Error> {
+    pub(crate) async fn get<Q: DekRequest>(
+        self: &Arc<Self>,
+        request: Q,
+    ) -> Result<(Held<DekOf<Q>>, bool), Error> {
         let held = match self.with_remembered(request, Arc::clone) {
             Some(dek) => Held::Cached(dek),
             None => self.held(request, false).await?,
@@ -205,7 +209,11 @@ impl DekSource {
 
     /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
     /// have to renew it.
-    fn with_remembered<Q: DekRequest, R>(&self, request: Q, work: impl FnOnce(&Arc<DekOf<Q>>) -> R) -> Option<R> {
+    fn with_remembered<Q: DekRequest, R>(
+        &self,
+        request: Q,
+        work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
+    ) -> Option<R> {
         let now = self.options.clock.now();
         let serves = |dek: &DekOf<Q>| {
             // Whether a DEK is nearly used up is left to the look-ups in the cache.
@@ -240,7 +248,11 @@ impl DekSource {
     }
 
     /// Returns the DEK, pinned if the caller asks for that.
-    async fn held<Q: DekRequest>(self: &Arc<Self>, request: Q, pinned: bool) -> Result<Held<DekOf<Q>>, Error> {
+    async fn held<Q: DekRequest>(
+        self: &Arc<Self>,
+        request: Q,
+        pinned: bool,
+    ) -> Result<Held<DekOf<Q>>, Error> {
         let cache = self.cache();
         let hold = |dek: Arc<DekOf<Q>>| match pinned {
             true => Held::Awaited(Arc::new(Pinned::new(dek))),
@@ -264,7 +276,9 @@ impl DekSource {
                             self.counters.count(Q::Kind::HIT);
                             Ok(Held::Awaited(renewed))
                         }
-                        Err(failure) => self.serve_after_failure::<Q>(&cache, dek, failure).map(hold),
+                        Err(failure) => {
+                            self.serve_after_failure::<Q>(&cache, dek, failure).map(hold)
+                        }
                     };
                 }
                 Decision::Ask | Decision::Refuse => {}
@@ -273,7 +287,8 @@ impl DekSource {
         let stale = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Stale);
         self.counters.count(Q::Kind::MISS);
         let owned = Arc::new(request.to_owned()?);
-        let answer = match self.ask::<Q::Kind>(&cache, request.request_key(), &owned, Q::Kind::LANE) {
+        let answer = match self.ask::<Q::Kind>(&cache, request.request_key(), &owned, Q::Kind::LANE)
+        {
             Ok(call) => self.answer(call, request, stale.as_ref()).await,
             Err(failure) => Err(failure),
         };
@@ -325,7 +340,12 @@ impl DekSource {
         }
     }
 
-    fn message_key(&self, dek: &Dek, context: &EncryptionContext, suite: Suite) -> Result<Arc<AeadKey>, Error> {
+    fn message_key(
+        &self,
+        dek: &Dek,
+        context: &EncryptionContext,
+        suite: Suite,
+    ) -> Result<Arc<AeadKey>, Error> {
         AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
     }
 
@@ -337,14 +357,19 @@ impl DekSource {
         mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
     ) -> Result<R, Error> {
         check_len(len, max_len(&self.options.limits))?;
-        let reserve = |dek: &WritingDek| Reservation::new(dek, len).and_then(|reservation| work(&reservation));
+        let reserve = |dek: &WritingDek| {
+            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+        };
         self.with(WritingRequest { context }, reserve).await
     }
 
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<GuardedKek>| {
             let ((calls, failures), (breaker, targets)) = (kek.counts(), kek.breakers());
-            let targets = targets.into_iter().map(|(name, breaker)| TargetStatistics { name, breaker }).collect();
+            let targets = targets
+                .into_iter()
+                .map(|(name, breaker)| TargetStatistics { name, breaker })
+                .collect();
             KekStatistics { kek_id: kek.id().clone(), breaker, targets, calls, failures }
         };
         let keks = self.keks.reading.iter().map(of).collect();

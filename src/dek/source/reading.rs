@@ -120,7 +120,12 @@ impl Kind for Reading {
         &owned.context
     }
 
-    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<ReadingDek>
+    fn join<F>(
+        cache: &DekCache,
+        now: Moment,
+        request_key: RequestKey,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<ReadingDek>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
@@ -134,8 +139,9 @@ impl Kind for Reading {
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
         let Owned { context, id, suite, wrapped_keys } = owned;
-        let on_failure =
-            |provider: &KekId, entry: &WrappedDek, kind| cache.record_failure(context, id, provider, entry, kind);
+        let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
+            cache.record_failure(context, id, provider, entry, kind)
+        };
         let Unwrapped { dek, source_kek, asked } =
             source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?;
         let key = source.message_key(&dek, context, *suite)?;
@@ -153,7 +159,8 @@ impl Kind for Reading {
         // Also DEKs from other wrapped keys of the message, if the KEK denied the entry that they
         // came from.
         cache.end_reading(context, id, |lease| {
-            lease.keys_match(wrapped_keys.as_bytes()) == KeysMatch::Same || lease.is_denied_by(failure)
+            lease.keys_match(wrapped_keys.as_bytes()) == KeysMatch::Same
+                || lease.is_denied_by(failure)
         });
         source.emit(&Event::Denied { dek_id: Some(id), context });
     }
@@ -186,7 +193,12 @@ impl DekSource {
 }
 
 impl Owned {
-    pub(super) fn new(context: &EncryptionContext, id: DekId, suite: Suite, wrapped_keys: WrappedKeys) -> Self {
+    pub(super) fn new(
+        context: &EncryptionContext,
+        id: DekId,
+        suite: Suite,
+        wrapped_keys: WrappedKeys,
+    ) -> Self {
         Self { context: context.clone(), id, suite, wrapped_keys }
     }
 }

@@ -24,7 +24,11 @@ struct Claim<D: Leased> {
 
 impl<D: Leased> Claim<D> {
     fn on(dek: &Arc<D>, keys_match: KeysMatch) -> Option<Self> {
-        dek.lease().claim_renewal(keys_match).then(|| Self { dek: dek.clone(), keys_match, is_settled: false })
+        dek.lease().claim_renewal(keys_match).then(|| Self {
+            dek: dek.clone(),
+            keys_match,
+            is_settled: false,
+        })
     }
 
     fn settle(mut self, answer: Result<(), &Failure>) {
@@ -88,9 +92,13 @@ impl DekSource {
         }
         let claim = Claim::on(dek, keys_match)?;
         match renewer {
-            Renewer::RuntimeOrCaller => Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned))),
+            Renewer::RuntimeOrCaller => {
+                Some(Box::pin(self.clone().renewal::<Q::Kind>(claim, request_key, owned)))
+            }
             Renewer::Runtime => {
-                claim.settle(Err(&Error::new(ErrorKind::Unavailable, "the runtime has ended").into()));
+                claim.settle(Err(
+                    &Error::new(ErrorKind::Unavailable, "the runtime has ended").into()
+                ));
                 None
             }
         }

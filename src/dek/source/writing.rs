@@ -89,7 +89,10 @@ impl Kind for Writing {
         cache.remember_writing(dek);
     }
 
-    fn find(cache: &DekCache, context: &EncryptionContext) -> Result<Option<Arc<WritingDek>>, Error> {
+    fn find(
+        cache: &DekCache,
+        context: &EncryptionContext,
+    ) -> Result<Option<Arc<WritingDek>>, Error> {
         Ok(cache.writing(context))
     }
 
@@ -97,7 +100,12 @@ impl Kind for Writing {
         context
     }
 
-    fn join<F>(cache: &DekCache, now: Moment, request_key: RequestKey, ask: impl FnOnce() -> F) -> Waiter<WritingDek>
+    fn join<F>(
+        cache: &DekCache,
+        now: Moment,
+        request_key: RequestKey,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<WritingDek>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
@@ -113,7 +121,8 @@ impl Kind for Writing {
         let SourceOptions { suite, nonces, origin, limits, clock, observers, .. } = &source.options;
         // Taken before the DEK is drawn, so that a fork during the call is noticed.
         let generation = fork::generation();
-        let Made { dek, wrapped_keys, source_keks, asked } = source.keks.make(bounds, context, *origin).await?;
+        let Made { dek, wrapped_keys, source_keks, asked } =
+            source.keks.make(bounds, context, *origin).await?;
         let id = derive_dek_id(&dek, context)?;
         let key = source.message_key(&dek, context, *suite)?;
         drop(dek);

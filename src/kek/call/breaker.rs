@@ -105,7 +105,9 @@ impl Breaker {
     /// Admits a call, or returns the class and the text of the latest failure.
     pub(super) fn admit(&self) -> Result<Admission, KekError> {
         let Some(mut streak) = self.streak() else { return Ok(Admission::Regular) };
-        let Some(open) = streak.open.as_mut().filter(|open| !open.deprioritized) else { return Ok(Admission::Regular) };
+        let Some(open) = streak.open.as_mut().filter(|open| !open.deprioritized) else {
+            return Ok(Admission::Regular);
+        };
         if self.is_probe(open) {
             return Ok(Admission::Probe);
         }
@@ -116,7 +118,9 @@ impl Breaker {
     /// Returns the order in which it is asked.
     pub(super) fn order(&self) -> Order {
         let Some(mut streak) = self.streak() else { return Order::Usual };
-        let Some(open) = streak.open.as_mut().filter(|open| open.deprioritized) else { return Order::Usual };
+        let Some(open) = streak.open.as_mut().filter(|open| open.deprioritized) else {
+            return Order::Usual;
+        };
         if self.is_probe(open) { Order::Probe } else { Order::Last }
     }
 
@@ -167,7 +171,8 @@ impl Breaker {
         let began = *streak.began.get_or_insert(now);
         // Where one failure is enough, its duration does not matter.
         let lasts = now.is_past(began.plus(SHORTEST_STREAK));
-        let fails = streak.failures >= self.failures_to_open && (lasts || self.failures_to_open == 1);
+        let fails =
+            streak.failures >= self.failures_to_open && (lasts || self.failures_to_open == 1);
         let all = streak.failures.saturating_add(streak.late);
         let is_late = all >= self.failures_to_open.max(LATE_IN_A_ROW) && lasts;
         if let Some(open) = &mut streak.open {
@@ -178,7 +183,12 @@ impl Breaker {
         if !fails && !is_late {
             return Change::None;
         }
-        streak.open = Some(Open { class, why, next_probe: now.plus(self.probe_every), deprioritized: !fails });
+        streak.open = Some(Open {
+            class,
+            why,
+            next_probe: now.plus(self.probe_every),
+            deprioritized: !fails,
+        });
         Change::Opened
     }
 
@@ -212,7 +222,9 @@ mod tests {
 
     fn breaker(failures: u32) -> (Breaker, ManualClock) {
         let clock = ManualClock::new();
-        let policy = CallPolicy::default().breaker_failures(failures).breaker_probe(Duration::from_millis(500));
+        let policy = CallPolicy::default()
+            .breaker_failures(failures)
+            .breaker_probe(Duration::from_millis(500));
         (Breaker::new(&policy.check(true).unwrap(), Clock::Manual(clock.clone())), clock)
     }
 
@@ -250,7 +262,11 @@ mod tests {
             clock.advance(Duration::from_millis(500));
             assert_eq!(breaker.state(), BreakerState::HalfOpen);
             assert_eq!(admit(&breaker), Ok(()));
-            assert_eq!(admit(&breaker), Err(KekErrorClass::Misconfigured), "the probe is on its way");
+            assert_eq!(
+                admit(&breaker),
+                Err(KekErrorClass::Misconfigured),
+                "the probe is on its way"
+            );
             assert_eq!(breaker.failed(&REFUSED()), Change::None);
         }
         clock.advance(Duration::from_millis(500));
@@ -285,7 +301,10 @@ mod tests {
         clock.advance(Duration::from_millis(500));
         for _ in 0..3 {
             let admission = breaker.admit().unwrap();
-            assert_eq!((admission, admit(&breaker)), (Admission::Probe, Err(KekErrorClass::Unavailable)));
+            assert_eq!(
+                (admission, admit(&breaker)),
+                (Admission::Probe, Err(KekErrorClass::Unavailable))
+            );
             breaker.give_back(admission);
         }
         assert_eq!(admit(&breaker), Ok(()));

@@ -150,15 +150,24 @@ impl CallBudget {
         let max_wait = max_wait.filter(|_| timer.can_wait());
         let hold = nanos(hold.saturating_add(SLACK));
         let (terms, look) = queue_of_process.with(|queue, now, woken| {
-            let terms =
-                Terms { line: lane, latest: max_wait.map(|max_wait| now.saturating_add(nanos(max_wait))), hold };
+            let terms = Terms {
+                line: lane,
+                latest: max_wait.map(|max_wait| now.saturating_add(nanos(max_wait))),
+                hold,
+            };
             (terms, queue.arrive(now, terms, woken))
         });
         match look {
             Look::Enter(ticket) => Some(Permit { queue_of_process, ticket, began: false }),
             Look::Refused => None,
             Look::Wait(id, _) => {
-                let mut wait = Wait { queue_of_process: queue_of_process.clone(), terms, id, over: false, sleep: None };
+                let mut wait = Wait {
+                    queue_of_process: queue_of_process.clone(),
+                    terms,
+                    id,
+                    over: false,
+                    sleep: None,
+                };
                 let ticket = poll_fn(|cx| wait.poll(timer, cx)).await?;
                 Some(Permit { queue_of_process, ticket, began: false })
             }
@@ -264,10 +273,13 @@ impl Wait {
                 Look::Refused => None,
                 Look::Wait(_, again) => {
                     // A timer that fires earlier is kept.
-                    let Some(again) = again.filter(|again| self.sleep.as_ref().is_none_or(|(at, _)| at > again)) else {
+                    let Some(again) =
+                        again.filter(|again| self.sleep.as_ref().is_none_or(|(at, _)| at > again))
+                    else {
                         return Poll::Pending;
                     };
-                    let pause = Duration::from_nanos(u64::try_from(again.saturating_sub(now)).unwrap_or(0));
+                    let pause =
+                        Duration::from_nanos(u64::try_from(again.saturating_sub(now)).unwrap_or(0));
                     self.sleep = timer.sleep_boxed(pause).map(|sleep| (again, sleep));
                     // Loop once more: the timer has to be polled to be set.
                     continue;
@@ -282,7 +294,8 @@ impl Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         if !self.over && self.queue_of_process.is_of_this_process() {
-            self.queue_of_process.with(|queue, now, woken| queue.leave(now, self.terms.line, self.id, woken));
+            self.queue_of_process
+                .with(|queue, now, woken| queue.leave(now, self.terms.line, self.id, woken));
         }
     }
 }
@@ -297,7 +310,8 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if self.queue_of_process.is_of_this_process() {
-            self.queue_of_process.with(|queue, now, woken| queue.release(now, self.ticket, !self.began, woken));
+            self.queue_of_process
+                .with(|queue, now, woken| queue.release(now, self.ticket, !self.began, woken));
         }
     }
 }

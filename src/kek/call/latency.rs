@@ -42,7 +42,8 @@ impl Latency {
     /// Returns the smallest latency that `percent` of the latest responses did not exceed, or
     /// `None` if there are too few.
     pub(super) fn percentile(&self, percent: u8) -> Option<Duration> {
-        let mut samples = self.0.try_lock().ok().filter(|ring| ring.samples.len() >= ENOUGH)?.samples.clone();
+        let mut samples =
+            self.0.try_lock().ok().filter(|ring| ring.samples.len() >= ENOUGH)?.samples.clone();
         let rank = (samples.len() * usize::from(percent)).div_ceil(100).saturating_sub(1);
         let rank = rank.min(samples.len().saturating_sub(1));
         Some(Duration::from_micros(u64::from(*samples.select_nth_unstable(rank).1)))
@@ -67,6 +68,10 @@ mod tests {
         for _ in 0..SAMPLES {
             latency.record(Duration::from_millis(7));
         }
-        assert_eq!(latency.percentile(99), Some(Duration::from_millis(7)), "old answers are forgotten");
+        assert_eq!(
+            latency.percentile(99),
+            Some(Duration::from_millis(7)),
+            "old answers are forgotten"
+        );
     }
 }

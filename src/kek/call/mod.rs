@@ -33,7 +33,9 @@ pub(crate) use request_counter::RequestCounter;
 use request_counter::RequestInFlight;
 use target::{Target, Targets};
 
-use super::{BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{
+    BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek,
+};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
@@ -144,7 +146,8 @@ impl GuardedKek {
     /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
     /// may learn its advice from its key service.
     pub(crate) fn target(&self, kek_id: &KekId) -> CallTarget {
-        unless_it_panics(|| self.provider.target(kek_id)).unwrap_or_else(|| CallTarget::new(self.id().as_str()))
+        unless_it_panics(|| self.provider.target(kek_id))
+            .unwrap_or_else(|| CallTarget::new(self.id().as_str()))
     }
 
     fn policy(&self, target: &CallTarget) -> PolicyInForce {
@@ -155,7 +158,8 @@ impl GuardedKek {
     pub(crate) fn breakers(&self) -> (BreakerState, Vec<(Box<str>, BreakerState)>) {
         let targets = self.targets.not_closed();
         let is = |state: BreakerState| targets.iter().any(|(_, of_target)| *of_target == state);
-        let worst = [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(|state| is(*state));
+        let worst =
+            [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(|state| is(*state));
         (worst.unwrap_or(BreakerState::Closed), targets)
     }
 
@@ -208,7 +212,8 @@ impl GuardedKek {
         bounds: CallBounds,
         context: &EncryptionContext,
     ) -> Result<(UnwrappedDek, WrappedDek), KekError> {
-        self.retrying(bounds, self.own(Operation::Generate), || self.provider.generate(context)).await
+        self.retrying(bounds, self.own(Operation::Generate), || self.provider.generate(context))
+            .await
     }
 
     pub(crate) async fn rewrap(
@@ -217,7 +222,8 @@ impl GuardedKek {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<WrappedDek, KekError> {
-        let call = Call { operation: Operation::Rewrap, about: wrapped.kek_id(), also: Some(self.id()) };
+        let call =
+            Call { operation: Operation::Rewrap, about: wrapped.kek_id(), also: Some(self.id()) };
         self.retrying(bounds, call, || self.provider.rewrap(context, wrapped)).await
     }
 
@@ -234,7 +240,11 @@ impl GuardedKek {
 
     /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
     /// call see that failure.
-    async fn answer_within<T, F>(&self, limit: Duration, work: impl FnOnce() -> F) -> Result<T, KekError>
+    async fn answer_within<T, F>(
+        &self,
+        limit: Duration,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>>,
     {
@@ -277,13 +287,22 @@ impl GuardedKek {
     }
 
     /// Waits before the next try of a call about `kek_id`. Returns `false` if there is none.
-    pub(crate) async fn pause(&self, bounds: CallBounds, tries: u32, error: &KekError, kek_id: &KekId) -> bool {
+    pub(crate) async fn pause(
+        &self,
+        bounds: CallBounds,
+        tries: u32,
+        error: &KekError,
+        kek_id: &KekId,
+    ) -> bool {
         let (policy, timer) = (self.policy(&self.target(kek_id)), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
             return false;
         }
         let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
-        let longest = policy.backoff.saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16))).min(LONGEST_PAUSE);
+        let longest = policy
+            .backoff
+            .saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16)))
+            .min(LONGEST_PAUSE);
         let pause = longest.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
         // A try with less time left would be wasted.
         let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
@@ -299,7 +318,10 @@ impl GuardedKek {
     pub(crate) fn hedge_after(&self, target: &CallTarget) -> Option<Duration> {
         let policy = self.policy(target);
         let percentile = policy.hedge_percentile.filter(|_| self.terms.timer.can_wait())?;
-        let usual = self.targets.find(target.name()).and_then(|target| target.latency.percentile(percentile));
+        let usual = self
+            .targets
+            .find(target.name())
+            .and_then(|target| target.latency.percentile(percentile));
         // Until there are enough samples, half the timeout leaves the next KEK its time.
         Some(usual.unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
     }
@@ -320,12 +342,18 @@ impl GuardedKek {
     }
 
     /// Waits for a turn and a permit of `budget`, as long as `needed` is left for the call.
-    async fn enter(&self, budget: &CallBudget, bounds: CallBounds, needed: Duration) -> Result<Permit, KekError> {
+    async fn enter(
+        &self,
+        budget: &CallBudget,
+        bounds: CallBounds,
+        needed: Duration,
+    ) -> Result<Permit, KekError> {
         let left = self.time_left(bounds);
         let max_wait = left.map(|left| left.saturating_sub(needed));
         let hold = left.unwrap_or(Duration::MAX);
         let permit = budget.enter(bounds.lane, &self.terms.timer, max_wait, hold).await;
-        permit.ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process is used up")))
+        permit
+            .ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process is used up")))
     }
 
     async fn once<T, F>(
@@ -339,7 +367,8 @@ impl GuardedKek {
         F: Future<Output = Result<T, KekError>>,
     {
         let target = self.target(call.about);
-        let also = call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
+        let also =
+            call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
         let policy = self.policy(&target);
         let mut admissions = Admissions(Vec::new());
         for target in std::iter::once(&target).chain(&also) {
@@ -349,12 +378,16 @@ impl GuardedKek {
         // them.
         let mut budgets: Vec<&CallBudget> = Vec::new();
         let of_targets = [Some(&target), also.as_ref()].into_iter().flatten();
-        for budget in of_targets.filter_map(|target| target.advice().budget.as_ref()).chain([&self.terms.budget]) {
+        for budget in of_targets
+            .filter_map(|target| target.advice().budget.as_ref())
+            .chain([&self.terms.budget])
+        {
             if !budgets.iter().any(|entered| entered.is_same(budget)) {
                 budgets.push(budget);
             }
         }
-        let half = self.targets.find(target.name()).and_then(|target| target.latency.percentile(50));
+        let half =
+            self.targets.find(target.name()).and_then(|target| target.latency.percentile(50));
         let needed = half.unwrap_or_default().max(policy.timeout / SHORTEST_TRY);
         let mut permits = Vec::new();
         for budget in budgets {
@@ -364,7 +397,8 @@ impl GuardedKek {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let began = self.terms.clock.now();
         let (target, also) = (&target, also.as_ref());
-        let underway = Underway { kek: self, call, policy, target, also, began, admissions, over: false };
+        let underway =
+            Underway { kek: self, call, policy, target, also, began, admissions, over: false };
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
         let in_flight = RequestInFlight::begin();
         let answer = self.answer_within(limit, work).await;
@@ -373,7 +407,12 @@ impl GuardedKek {
         answer
     }
 
-    fn admit(&self, target: &CallTarget, order: Order, admissions: &mut Admissions) -> Result<(), KekError> {
+    fn admit(
+        &self,
+        target: &CallTarget,
+        order: Order,
+        admissions: &mut Admissions,
+    ) -> Result<(), KekError> {
         let Some(target) = self.targets.find(target.name()) else { return Ok(()) };
         let admission = match target.breaker.admit()? {
             Admission::Regular if order == Order::Probe => Admission::Probe,
@@ -444,7 +483,8 @@ impl Underway<'_> {
                 }
             }
             // The provider or an intermediary decided it, which says nothing about the key service.
-            Some(error) if !error.was_asked() || error.is_from_the_way() || self.also.is_some() => {}
+            Some(error) if !error.was_asked() || error.is_from_the_way() || self.also.is_some() => {
+            }
             Some(error) => match error.class() {
                 KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
                     let (change, target) = self.failed(|target| target.breaker.failed(error));
@@ -463,7 +503,13 @@ impl Underway<'_> {
             kek.failures.fetch_add(1, Ordering::Relaxed);
         }
         let (kek_id, operation, kind) = (kek.id(), call.operation, class.map(KekErrorClass::kind));
-        kek.terms.observers.emit(&Event::Called { kek_id, operation, elapsed, kind, abandoned: false });
+        kek.terms.observers.emit(&Event::Called {
+            kek_id,
+            operation,
+            elapsed,
+            kind,
+            abandoned: false,
+        });
     }
 
     fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
@@ -496,9 +542,12 @@ impl Drop for Underway<'_> {
             return;
         }
         if self.also.is_none() {
-            let error = KekError::unavailable(format!("no answer within {elapsed:?}, and no caller waited any longer"));
-            let learn =
-                |target: &Target| if is_silent { target.breaker.failed(&error) } else { target.breaker.late(&error) };
+            let error = KekError::unavailable(format!(
+                "no answer within {elapsed:?}, and no caller waited any longer"
+            ));
+            let learn = |target: &Target| {
+                if is_silent { target.breaker.failed(&error) } else { target.breaker.late(&error) }
+            };
             let (change, target) = self.failed(learn);
             self.kek.emit_change_later(change, &target);
         }

@@ -32,7 +32,11 @@ const DEFAULT_HEDGE: u8 = 95;
 /// In configuration (feature `serde`) a duration is text with a unit, such as `"2s"` or `"500ms"`.
 /// A plain number is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
 #[non_exhaustive]
 pub struct CallPolicy {
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
@@ -115,14 +119,23 @@ impl CallPolicy {
 
     pub(crate) fn check(&self, has_timers: bool) -> Result<PolicyInForce, Error> {
         let timeout = millis("timeout", self.timeout.unwrap_or(DEFAULT_TIMEOUT), LONGEST)?;
-        let deadline = millis("deadline", self.deadline.unwrap_or(DEFAULT_DEADLINE.max(timeout)), LONGEST)?;
-        let backoff = millis("backoff", self.backoff.unwrap_or(DEFAULT_BACKOFF.min(deadline / 2)), LONGEST_BACKOFF)?;
+        let deadline =
+            millis("deadline", self.deadline.unwrap_or(DEFAULT_DEADLINE.max(timeout)), LONGEST)?;
+        let backoff = millis(
+            "backoff",
+            self.backoff.unwrap_or(DEFAULT_BACKOFF.min(deadline / 2)),
+            LONGEST_BACKOFF,
+        )?;
         let timeout = if self.timeout.is_none() { timeout.min(deadline) } else { timeout };
         if timeout > deadline {
-            return Err(invalid(format!("timeout is {timeout:?}, longer than the deadline of {deadline:?}")));
+            return Err(invalid(format!(
+                "timeout is {timeout:?}, longer than the deadline of {deadline:?}"
+            )));
         }
         if backoff >= deadline {
-            return Err(invalid(format!("backoff is {backoff:?}, not below the deadline of {deadline:?}")));
+            return Err(invalid(format!(
+                "backoff is {backoff:?}, not below the deadline of {deadline:?}"
+            )));
         }
         let tries = number("tries", self.tries.unwrap_or(DEFAULT_TRIES), MOST_TRIES)?;
         let hedge = self.hedge_percentile.unwrap_or(DEFAULT_HEDGE);
@@ -138,7 +151,11 @@ impl CallPolicy {
             backoff,
             hedge_percentile: (hedge < 100).then_some(hedge),
             breaker_failures: number("breaker_failures", failures, MOST_BREAKER_FAILURES)?,
-            breaker_probe: millis("breaker_probe", self.breaker_probe.unwrap_or(DEFAULT_BREAKER_PROBE), LONGEST)?,
+            breaker_probe: millis(
+                "breaker_probe",
+                self.breaker_probe.unwrap_or(DEFAULT_BREAKER_PROBE),
+                LONGEST,
+            )?,
         };
         let needs_timers = [
             ("timeout", self.timeout.is_some()),
@@ -302,7 +319,10 @@ mod tests {
         let advice = CallAdvice::default().timeout(SECOND).tries(4).backoff(SECOND / 10);
         let open = CallPolicy::default().check(true).unwrap().advised(&advice);
         assert_eq!((open.timeout, open.tries, open.backoff), (SECOND, 4, SECOND / 10));
-        assert_eq!((open.deadline, open.breaker_failures), (DEFAULT_DEADLINE, DEFAULT_BREAKER_FAILURES));
+        assert_eq!(
+            (open.deadline, open.breaker_failures),
+            (DEFAULT_DEADLINE, DEFAULT_BREAKER_FAILURES)
+        );
         let chosen = CallPolicy::default().timeout(3 * SECOND).tries(2).backoff(SECOND / 2);
         let chosen = chosen.check(true).unwrap().advised(&advice);
         assert_eq!((chosen.timeout, chosen.tries, chosen.backoff), (3 * SECOND, 2, SECOND / 2));
@@ -310,11 +330,19 @@ mod tests {
 
     #[test]
     fn advice_never_leaves_the_ranges_of_the_policy() {
-        let greedy = CallAdvice::default().timeout(1000 * SECOND).tries(1000).backoff(1000 * SECOND);
+        let greedy =
+            CallAdvice::default().timeout(1000 * SECOND).tries(1000).backoff(1000 * SECOND);
         let policy = CallPolicy::default().deadline(SECOND).check(true).unwrap().advised(&greedy);
-        assert_eq!((policy.timeout, policy.tries, policy.backoff), (SECOND, MOST_TRIES, SECOND / 2));
-        let nothing = CallAdvice::default().timeout(Duration::ZERO).tries(0).backoff(Duration::ZERO);
+        assert_eq!(
+            (policy.timeout, policy.tries, policy.backoff),
+            (SECOND, MOST_TRIES, SECOND / 2)
+        );
+        let nothing =
+            CallAdvice::default().timeout(Duration::ZERO).tries(0).backoff(Duration::ZERO);
         let policy = CallPolicy::default().check(true).unwrap().advised(&nothing);
-        assert_eq!((policy.timeout, policy.tries, policy.backoff), (SECOND / 1000, 1, SECOND / 1000));
+        assert_eq!(
+            (policy.timeout, policy.tries, policy.backoff),
+            (SECOND / 1000, 1, SECOND / 1000)
+        );
     }
 }

@@ -112,7 +112,8 @@ impl Queue {
         let most = usize::try_from(in_flight).unwrap_or(usize::MAX).max(1);
         let reserved = if most == 1 { 0 } else { (most / 4).max(1) };
         let second = 4_000 * MILLISECOND / i64::from(per_second.max(1));
-        let lane = |interval, most| LaneState { pace: Pace::new(interval), most, used: 0, offer: None };
+        let lane =
+            |interval, most| LaneState { pace: Pace::new(interval), most, used: 0, offer: None };
         Self {
             lanes: [lane(second / 3, most - reserved), lane(second, reserved)],
             lines: [Line::default(), Line::default()],
@@ -178,7 +179,9 @@ impl Queue {
         match line {
             Lane::Ordinary => of(Lane::Ordinary, ahead),
             // Three of four turns are in the ordinary lane.
-            Lane::Reserved => of(Lane::Reserved, ahead / 4).min(of(Lane::Ordinary, ahead - ahead / 4)),
+            Lane::Reserved => {
+                of(Lane::Reserved, ahead / 4).min(of(Lane::Ordinary, ahead - ahead / 4))
+            }
         }
     }
 
@@ -186,7 +189,8 @@ impl Queue {
     /// has all others ahead of it.
     fn refuse_late(&mut self, now: i64, line: Lane, woken: &mut Vec<Waker>) {
         self.line_mut(line).drop_late(now, woken);
-        while let Some((id, latest)) = self.line(line).present.first_key_value().map(|(id, first)| (*id, first.latest))
+        while let Some((id, latest)) =
+            self.line(line).present.first_key_value().map(|(id, first)| (*id, first.latest))
             && let ahead @ 1.. = self.line(line).present.len() - 1
             && self.turn(now, line, ahead) > latest
         {
@@ -224,7 +228,11 @@ impl Queue {
             self.discarded.extend(before);
         }
         self.settle(now, Some(id), woken);
-        let lanes: &[Lane] = if line == Lane::Reserved { &[Lane::Reserved, Lane::Ordinary] } else { &[Lane::Ordinary] };
+        let lanes: &[Lane] = if line == Lane::Reserved {
+            &[Lane::Reserved, Lane::Ordinary]
+        } else {
+            &[Lane::Ordinary]
+        };
         for lane in lanes {
             if self.is_free(*lane, now) && self.may_take(*lane, now, line, id, woken) {
                 let entered = self.line_mut(line).present.remove(&id);
@@ -271,12 +279,19 @@ impl Queue {
         if left.iter().any(Option::is_some) {
             waiting.overloaded(now);
         }
-        self.discarded.extend(left.into_iter().flatten().filter_map(|waiter| waiter.waker).chain(untimed));
+        self.discarded
+            .extend(left.into_iter().flatten().filter_map(|waiter| waiter.waker).chain(untimed));
         self.settle(now, None, woken);
     }
 
     /// A call has ended. If it is `unused`, no call was made, and its turn is given back.
-    pub(super) fn release(&mut self, now: i64, ticket: Ticket, unused: bool, woken: &mut Vec<Waker>) {
+    pub(super) fn release(
+        &mut self,
+        now: i64,
+        ticket: Ticket,
+        unused: bool,
+        woken: &mut Vec<Waker>,
+    ) {
         if self.in_flight.remove(&(ticket.ends, ticket.id)).is_some() {
             self.free_permit(ticket.lane);
         }
@@ -307,7 +322,8 @@ impl Queue {
     fn settle(&mut self, now: i64, looking: Option<u64>, woken: &mut Vec<Waker>) {
         // A call whose future is not polled keeps its permit no longer than the call could have
         // taken.
-        while let Some(((ends, _), lane)) = self.in_flight.first_key_value().map(|(key, lane)| (*key, *lane))
+        while let Some(((ends, _), lane)) =
+            self.in_flight.first_key_value().map(|(key, lane)| (*key, *lane))
             && ends < now
         {
             self.in_flight.pop_first();
@@ -382,13 +398,22 @@ impl Queue {
     }
 
     /// Whether `id` is the first, or all callers before it let an offer pass.
-    fn may_take(&mut self, lane: Lane, now: i64, line: Lane, id: u64, woken: &mut Vec<Waker>) -> bool {
+    fn may_take(
+        &mut self,
+        lane: Lane,
+        now: i64,
+        line: Lane,
+        id: u64,
+        woken: &mut Vec<Waker>,
+    ) -> bool {
         let Some((_, first)) = self.first(lane, now) else { return false };
         if first == id {
             return true;
         }
         let offer = self.lane(lane).offer;
-        if offer.is_none_or(|offer| offer.to != first || offer.since.saturating_add(UNANSWERED) > now) {
+        if offer
+            .is_none_or(|offer| offer.to != first || offer.since.saturating_add(UNANSWERED) > now)
+        {
             return false;
         }
         for before in self.lines_of(lane, now) {
@@ -412,7 +437,10 @@ impl Queue {
                 true => now,
                 // A call that ends wakes the first. One that does not end gives its permit back at
                 // the latest time.
-                false => self.in_flight.first_key_value().map_or(i64::MAX, |((ends, _), _)| ends.saturating_add(1)),
+                false => self
+                    .in_flight
+                    .first_key_value()
+                    .map_or(i64::MAX, |((ends, _), _)| ends.saturating_add(1)),
             };
             let turn = permit.max(self.lane(*lane).pace.turn(now, 0));
             when = when.min(match is_first && turn > now {

@@ -66,10 +66,14 @@ impl Targets {
             let mut known = HashMap::clone(known);
             while known.len() >= MAX_TARGETS {
                 let worth = |target: &Target| {
-                    let (answered, fails) = (target.latency.is_known(), target.breaker.has_streak());
+                    let (answered, fails) =
+                        (target.latency.is_known(), target.breaker.has_streak());
                     (answered, fails, target.used.load(Ordering::Relaxed))
                 };
-                let least = known.values().min_by_key(|target| worth(target)).map(|target| target.name.clone());
+                let least = known
+                    .values()
+                    .min_by_key(|target| worth(target))
+                    .map(|target| target.name.clone());
                 known.remove(&least.unwrap_or_default());
             }
             known.insert(name.into(), ours.clone());
@@ -82,7 +86,8 @@ impl Targets {
     pub(super) fn not_closed(&self) -> Vec<(Box<str>, BreakerState)> {
         let known = self.known.load();
         let states = known.values().map(|target| (target.name.clone(), target.breaker.state()));
-        let mut states: Vec<_> = states.filter(|(_, state)| *state != BreakerState::Closed).collect();
+        let mut states: Vec<_> =
+            states.filter(|(_, state)| *state != BreakerState::Closed).collect();
         states.sort_by(|(one, _), (other, _)| one.cmp(other));
         states
     }

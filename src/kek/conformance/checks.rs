@@ -18,28 +18,31 @@ use futures_util::future::join_all;
 use super::{Step, Subject};
 use crate::context::EncryptionContext;
 use crate::kek::{
-    BoxFuture, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek,
+    BoxFuture, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider,
+    UnwrappedDek, WrappedDek,
 };
 
 use failures::{
     is_healthy, keeps_the_dek_out_of_errors, keeps_the_dek_out_of_its_debug,
-    reports_each_class_of_failure_and_recovers, takes_a_source_of_credentials_that_is_down_for_an_outage,
+    reports_each_class_of_failure_and_recovers,
+    takes_a_source_of_credentials_that_is_down_for_an_outage,
 };
 use load::{
-    fails_only_the_bad_items_of_a_batch, keeps_the_order_of_a_batch, serves_many_at_once, survives_cancellation,
-    works_after_it_was_closed,
+    fails_only_the_bad_items_of_a_batch, keeps_the_order_of_a_batch, serves_many_at_once,
+    survives_cancellation, works_after_it_was_closed,
 };
 use refusals::{
-    refuses_a_cut_or_lengthened_wrapped_key, refuses_a_damaged_wrapped_key, refuses_what_another_kek_wrapped,
-    says_where_it_did_not_ask,
+    refuses_a_cut_or_lengthened_wrapped_key, refuses_a_damaged_wrapped_key,
+    refuses_what_another_kek_wrapped, says_where_it_did_not_ask,
 };
 use rewrapping::{
     believes_no_version_that_anybody_could_write, follows_a_rotation, generates_deks_of_32_bytes,
     rewraps_where_it_says, rewraps_without_changing_the_dek,
 };
 use wrapping::{
-    binds_the_context_as_it_says, names_few_targets_and_the_same_for_the_same_kek, never_wraps_to_the_same_bytes_twice,
-    recognises_its_own_kek_and_not_another, takes_contexts_at_their_limits, unwraps_what_it_wrapped,
+    binds_the_context_as_it_says, names_few_targets_and_the_same_for_the_same_kek,
+    never_wraps_to_the_same_bytes_twice, recognises_its_own_kek_and_not_another,
+    takes_contexts_at_their_limits, unwraps_what_it_wrapped,
 };
 
 pub(super) enum Stop {
@@ -100,14 +103,20 @@ fn ensure(holds: bool, why: impl Display) -> Result<(), Stop> {
 /// writes messages could disturb every user of the KEK.
 fn refused<T: Debug>(what: impl Display, result: &Result<T, KekError>) -> Result<(), Stop> {
     match result {
-        Err(error) if matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied) => Ok(()),
+        Err(error) if matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied) => {
+            Ok(())
+        }
         Err(error) => failed(format!("{what}: {} instead of invalid or denied", error.class())),
         Ok(_) => failed(format!("{what}: accepted")),
     }
 }
 
 /// Expects a refusal, or the same DEK, since some encodings have bits without meaning.
-fn refused_or_same(what: impl Display, result: &Result<UnwrappedDek, KekError>, dek: &Dek) -> Result<(), Stop> {
+fn refused_or_same(
+    what: impl Display,
+    result: &Result<UnwrappedDek, KekError>,
+    dek: &Dek,
+) -> Result<(), Stop> {
     match result {
         Ok(unwrapped) if unwrapped.expose() == dek.expose() => Ok(()),
         Ok(_) => failed(format!("{what}: gave another DEK")),

@@ -30,7 +30,11 @@ const PARAMETERS: [&str; 2] = ["name", "create"];
 /// What is not a letter, a digit or one of `-._~:/` in the path or the name may be percent-encoded;
 /// white space, `?`, `#` and `%` have to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(deny_unknown_fields)
+)]
 pub struct Config {
     path: PathBuf,
     name: String,

@@ -22,8 +22,12 @@ pub(crate) struct LocalWrapped<'a> {
 impl<'a> LocalWrapped<'a> {
     pub(crate) fn read(bytes: &'a [u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
-        let wrapped =
-            Self { version: reader.u32()?, nonce: reader.array()?, dek: reader.array()?, tag: reader.array()? };
+        let wrapped = Self {
+            version: reader.u32()?,
+            nonce: reader.array()?,
+            dek: reader.array()?,
+            tag: reader.array()?,
+        };
         reader.is_empty().then_some(wrapped)
     }
 
@@ -85,7 +89,9 @@ impl KeyFile {
     /// `None` if a length does not fit.
     pub(crate) fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
         // One allocation: a growing vector would leave secrets behind in the blocks it outgrew.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(4 + 2 + self.name.len() + 2 + self.versions.len() * 37 + 32));
+        let mut bytes = Zeroizing::new(Vec::with_capacity(
+            4 + 2 + self.name.len() + 2 + self.versions.len() * 37 + 32,
+        ));
         bytes.extend_from_slice(&FILE_MAGIC);
         bytes.extend_from_slice(&u16::try_from(self.name.len()).ok()?.to_le_bytes());
         bytes.extend_from_slice(self.name.as_bytes());
@@ -113,12 +119,18 @@ mod tests {
     #[test]
     fn a_key_file_is_read_back_and_no_changed_byte_of_it_is() {
         let secret = |byte| Secret32::from_slice(&[byte; 32]);
-        let file = KeyFile { name: "orders".into(), versions: vec![(1, None), (2, secret(2)), (7, secret(7))] };
+        let file = KeyFile {
+            name: "orders".into(),
+            versions: vec![(1, None), (2, secret(2)), (7, secret(7))],
+        };
         let bytes = file.to_bytes().unwrap();
         let read = KeyFile::read(&bytes).unwrap();
         assert_eq!(&*read.name, "orders");
         assert_eq!(read.to_bytes().unwrap(), bytes);
-        assert!(read.versions[0].1.is_none() && read.versions[2].1.as_ref().unwrap().expose() == &[7; 32]);
+        assert!(
+            read.versions[0].1.is_none()
+                && read.versions[2].1.as_ref().unwrap().expose() == &[7; 32]
+        );
         for at in 0..bytes.len() {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
@@ -133,6 +145,8 @@ mod tests {
         let wrapped = LocalWrapped::read(&bytes).unwrap();
         assert_eq!(wrapped.version, 0x0302_0100);
         assert_eq!(&*wrapped.to_bytes(), bytes);
-        assert!(LocalWrapped::read(&bytes[..75]).is_none() && LocalWrapped::read(&[0; 77]).is_none());
+        assert!(
+            LocalWrapped::read(&bytes[..75]).is_none() && LocalWrapped::read(&[0; 77]).is_none()
+        );
     }
 }

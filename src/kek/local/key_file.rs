@@ -45,16 +45,23 @@ impl FileOnDisk {
             _ => PathBuf::from("."),
         };
         if path.file_name().is_none() {
-            return Err(Error::new(ErrorKind::Io, format!("{} is not the path of a file", path.display())));
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("{} is not the path of a file", path.display()),
+            ));
         }
         Ok(Self { path: path.to_owned(), directory, seen: Mutex::new(None) })
     }
 
     pub(super) fn read(&self) -> Result<KeyFile, Error> {
-        self.read_if_there()?.ok_or_else(|| self.error("is missing", io::ErrorKind::NotFound.into()))
+        self.read_if_there()?
+            .ok_or_else(|| self.error("is missing", io::ErrorKind::NotFound.into()))
     }
 
-    pub(super) fn read_or_create(&self, first: impl FnOnce() -> Result<KeyFile, Error>) -> Result<KeyFile, Error> {
+    pub(super) fn read_or_create(
+        &self,
+        first: impl FnOnce() -> Result<KeyFile, Error>,
+    ) -> Result<KeyFile, Error> {
         if let Some(file) = self.read_if_there()? {
             return Ok(file);
         }
@@ -68,7 +75,10 @@ impl FileOnDisk {
     }
 
     /// Reads, edits and replaces the file, while no other process does.
-    pub(super) fn update<T>(&self, edit: impl FnOnce(&mut KeyFile) -> Result<T, Error>) -> Result<(KeyFile, T), Error> {
+    pub(super) fn update<T>(
+        &self,
+        edit: impl FnOnce(&mut KeyFile) -> Result<T, Error>,
+    ) -> Result<(KeyFile, T), Error> {
         let _lock = self.lock()?;
         let mut file = self.read()?;
         let result = edit(&mut file)?;
@@ -98,9 +108,12 @@ impl FileOnDisk {
         // blocks it outgrew.
         let len = usize::try_from(metadata.len().min(MAX_KEY_FILE)).unwrap_or(0);
         let mut bytes = Zeroizing::new(Vec::with_capacity(len + 64));
-        file.take(MAX_KEY_FILE + 1).read_to_end(&mut bytes).map_err(|error| self.error("cannot be read", error))?;
-        let file = KeyFile::read(&bytes)
-            .ok_or_else(|| self.error("is not a key file, or was changed", io::ErrorKind::InvalidData.into()))?;
+        file.take(MAX_KEY_FILE + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| self.error("cannot be read", error))?;
+        let file = KeyFile::read(&bytes).ok_or_else(|| {
+            self.error("is not a key file, or was changed", io::ErrorKind::InvalidData.into())
+        })?;
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stamp::of(&metadata));
         Ok(Some(file))
     }
@@ -126,11 +139,15 @@ impl FileOnDisk {
     /// Writes beside the file, then renames over it: a reader sees the old content or the new, and
     /// so does the next start after a power failure.
     fn replace(&self, file: &KeyFile) -> Result<(), Error> {
-        let bytes =
-            file.to_bytes().ok_or_else(|| Error::new(ErrorKind::TooLarge, "the key file has too many versions"))?;
+        let bytes = file
+            .to_bytes()
+            .ok_or_else(|| Error::new(ErrorKind::TooLarge, "the key file has too many versions"))?;
         let failed = |error| self.error("cannot be written", error);
         // Mode 0600 from the start.
-        let mut new = tempfile::Builder::new().prefix(".waxseal-").tempfile_in(&self.directory).map_err(failed)?;
+        let mut new = tempfile::Builder::new()
+            .prefix(".waxseal-")
+            .tempfile_in(&self.directory)
+            .map_err(failed)?;
         new.write_all(&bytes).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
         let file = new.persist(&self.path).map_err(|error| failed(error.error))?;
         File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(failed)?;

@@ -15,7 +15,9 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{BoxFuture, ContextBinding, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{
+    BoxFuture, ContextBinding, Dek, Health, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek,
+};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use sha2::{Digest, Sha256};
@@ -69,7 +71,8 @@ impl KeyRing {
             let key = match secret {
                 Some(secret) => {
                     let wrap_key = derive_wrap_key(&secret, id.as_str())?;
-                    let wrap_key = AeadKey::expand(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
+                    let wrap_key =
+                        AeadKey::expand(Backend::default(), Suite::Xaes256Gcm, &wrap_key)?;
                     Some(Arc::new(VersionKey { secret, wrap_key }))
                 }
                 None => None,
@@ -83,7 +86,12 @@ impl KeyRing {
     }
 
     fn to_file(&self, name: &str) -> Result<KeyFile, Error> {
-        let forked = || Error::new(ErrorKind::Expired, "a KEK in memory cannot be changed in the child of a fork");
+        let forked = || {
+            Error::new(
+                ErrorKind::Expired,
+                "a KEK in memory cannot be changed in the child of a fork",
+            )
+        };
         let mut versions = Vec::new();
         for (version, key) in &self.keys {
             let secret = key.as_ref().map(|key| key.secret.try_clone().ok_or_else(forked));
@@ -134,7 +142,10 @@ impl LocalKek {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes, for no version, and for
     /// one given twice.
-    pub fn from_secrets<'a>(name: &str, secrets: impl IntoIterator<Item = (u32, &'a [u8; 32])>) -> Result<Self, Error> {
+    pub fn from_secrets<'a>(
+        name: &str,
+        secrets: impl IntoIterator<Item = (u32, &'a [u8; 32])>,
+    ) -> Result<Self, Error> {
         check_name(name)?;
         let mut versions = Vec::new();
         for (version, secret) in secrets {
@@ -142,7 +153,10 @@ impl LocalKek {
         }
         versions.sort_by_key(|(version, _)| *version);
         if versions.is_empty() || versions.array_windows().any(|[(a, _), (b, _)]| a == b) {
-            return Err(Error::new(ErrorKind::InvalidOption, "secrets: at least one, and each version once"));
+            return Err(Error::new(
+                ErrorKind::InvalidOption,
+                "secrets: at least one, and each version once",
+            ));
         }
         Self::from_file(KeyFile { name: name.into(), versions }, None)
     }
@@ -174,7 +188,9 @@ impl LocalKek {
     pub fn rotate(&self) -> Result<u32, Error> {
         self.change(|file| {
             let last = file.versions.last().map_or(0, |(version, _)| *version);
-            let next = last.checked_add(1).ok_or_else(|| Error::new(ErrorKind::InvalidOption, "no version left"))?;
+            let next = last
+                .checked_add(1)
+                .ok_or_else(|| Error::new(ErrorKind::InvalidOption, "no version left"))?;
             file.versions.push((next, Some(Secret32::random()?)));
             Ok(next)
         })
@@ -189,11 +205,15 @@ impl LocalKek {
     pub fn retire(&self, version: u32) -> Result<(), Error> {
         self.change(|file| {
             if file.versions.last().is_some_and(|(current, _)| *current == version) {
-                return Err(Error::new(ErrorKind::InvalidOption, "version: the current one cannot be retired"));
+                return Err(Error::new(
+                    ErrorKind::InvalidOption,
+                    "version: the current one cannot be retired",
+                ));
             }
             let entry = file.versions.iter_mut().find(|(existing, _)| *existing == version);
-            let (_, secret) =
-                entry.ok_or_else(|| Error::new(ErrorKind::InvalidOption, format!("version: there is no {version}")))?;
+            let (_, secret) = entry.ok_or_else(|| {
+                Error::new(ErrorKind::InvalidOption, format!("version: there is no {version}"))
+            })?;
             *secret = None;
             Ok(())
         })
@@ -256,7 +276,9 @@ impl LocalKek {
     fn key(&self, version: u32) -> Result<Arc<VersionKey>, KekError> {
         match self.read(|ring| ring.keys.get(&version).cloned()) {
             Some(Some(key)) => Ok(key),
-            Some(None) => Err(KekError::denied(format!("version {version} of {} is retired", self.0.id))),
+            Some(None) => {
+                Err(KekError::denied(format!("version {version} of {} is retired", self.0.id)))
+            }
             None => Err(KekError::invalid(format!("{} has no version {version}", self.0.id))),
         }
     }
@@ -267,14 +289,23 @@ impl LocalKek {
         let version = self.current_version();
         let key = self.key(version)?;
         let nonce = Nonce::random(Nonces::System, Suite::Xaes256Gcm).map_err(failed)?;
-        let mut encrypted = Secret32::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK"))?;
-        let tag = key.wrap_key.seal(nonce.as_bytes(), context.as_bytes(), encrypted.expose_mut()).map_err(failed)?;
+        let mut encrypted =
+            Secret32::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK"))?;
+        let tag = key
+            .wrap_key
+            .seal(nonce.as_bytes(), context.as_bytes(), encrypted.expose_mut())
+            .map_err(failed)?;
         let nonce = nonce.as_bytes().try_into().map_err(|_| KekError::invalid("not a nonce"))?;
-        let wrapped = LocalWrapped { version, nonce, dek: encrypted.expose(), tag: &tag }.to_bytes();
+        let wrapped =
+            LocalWrapped { version, nonce, dek: encrypted.expose(), tag: &tag }.to_bytes();
         WrappedDek::new(self.0.id.clone(), wrapped).map_err(failed)
     }
 
-    fn unwrap_now(&self, context: &EncryptionContext, wrapped: &WrappedDek) -> Result<UnwrappedDek, KekError> {
+    fn unwrap_now(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Result<UnwrappedDek, KekError> {
         if !self.recognises(wrapped.kek_id()) {
             return Err(KekError::invalid("wrapped by another KEK").without_asking());
         }
@@ -320,10 +351,17 @@ impl KekProvider for LocalKek {
     }
 
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
-        Some(LocalWrapped::read(wrapped.wrapped()).is_some_and(|parts| parts.version == self.current_version()))
+        Some(
+            LocalWrapped::read(wrapped.wrapped())
+                .is_some_and(|parts| parts.version == self.current_version()),
+        )
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move { self.wrap_now(context, dek) })
     }
 
@@ -339,7 +377,9 @@ impl KekProvider for LocalKek {
         Box::pin(async move {
             match self.0.file.as_ref().map(FileOnDisk::read) {
                 None | Some(Ok(_)) => Ok(Health::Ready),
-                Some(Err(error)) => Ok(Health::Degraded(format!("in use from memory, but {error}"))),
+                Some(Err(error)) => {
+                    Ok(Health::Degraded(format!("in use from memory, but {error}")))
+                }
             }
         })
     }
@@ -347,7 +387,10 @@ impl KekProvider for LocalKek {
 
 impl fmt::Debug for LocalKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalKek").field("id", &self.0.id).field("versions", &self.versions()).finish()
+        f.debug_struct("LocalKek")
+            .field("id", &self.0.id)
+            .field("versions", &self.versions())
+            .finish()
     }
 }
 

@@ -36,6 +36,12 @@ pub struct Spawner {
     generation: u64,
 }
 
+impl fmt::Debug for Spawner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawner").field("runtime", &self.now.load().id()).finish_non_exhaustive()
+    }
+}
+
 impl Spawner {
     /// # Errors
     /// Outside a tokio runtime, or in one without timers or IO.
@@ -60,13 +66,17 @@ impl Spawner {
 
     /// Runs `work` on the runtime, on whatever executor this future is polled. Dropping the future
     /// ends the work.
-    pub async fn run<T, E>(&self, work: impl Future<Output = Result<T, E>> + Send + 'static) -> Result<T, KekError>
+    pub async fn run<T, E>(
+        &self,
+        work: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Result<T, KekError>
     where
         T: Send + 'static,
         E: Send + 'static + Into<KekError>,
     {
         if !self.is_of_this_process() {
-            let text = "the process forked since the provider was built; build it anew in the child";
+            let text =
+                "the process forked since the provider was built; build it anew in the child";
             return Err(KekError::misconfigured(text).without_asking());
         }
         let (mut runtime, mut work) = (Handle::clone(&self.now.load()), work);
@@ -94,7 +104,9 @@ impl Spawner {
                 }
                 // The service may have been asked. The next try finds another runtime.
                 Err(Unstarted::EndedMeanwhile) => return Err(KekError::unavailable(NOWHERE)),
-                Err(Unstarted::Panicked) => return Err(KekError::unavailable("the provider panicked")),
+                Err(Unstarted::Panicked) => {
+                    return Err(KekError::unavailable("the provider panicked"));
+                }
             }
         }
     }
@@ -102,7 +114,11 @@ impl Spawner {
     /// Runs `work` in the background, on the provider's runtime or the caller's, unless `busy` says
     /// that it is running. If neither runtime takes it, or the runtime ends, the next call starts
     /// it again.
-    pub fn spawn_one(&self, busy: &Arc<AtomicBool>, work: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn_one(
+        &self,
+        busy: &Arc<AtomicBool>,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) {
         if !self.is_of_this_process() {
             return;
         }
@@ -123,7 +139,9 @@ impl Spawner {
     fn other_than(&self, tried: &[tokio::runtime::Id]) -> Option<Handle> {
         let current = Handle::try_current().ok().filter(|current| !tried.contains(&current.id()));
         let fit = current.filter(|_| has_timers() && has_io());
-        fit.or_else(|| Some(self.built_in.clone()).filter(|built_in| !tried.contains(&built_in.id())))
+        fit.or_else(|| {
+            Some(self.built_in.clone()).filter(|built_in| !tried.contains(&built_in.id()))
+        })
     }
 }
 
@@ -197,11 +215,18 @@ mod tests {
         let (at_home, next, last) = (threads(), threads(), one_thread());
         let spawner = spawner_in(&at_home);
         drop(at_home);
-        let Some((class_said, first)) = class(pollster::block_on(spawner.run(whereabouts()))) else { panic!("it ran") };
+        let Some((class_said, first)) = class(pollster::block_on(spawner.run(whereabouts())))
+        else {
+            panic!("it ran")
+        };
         assert_eq!(class_said, KekErrorClass::Unavailable);
         let id = next.handle().id();
         assert_eq!(next.block_on(spawner.run(whereabouts())).unwrap(), id);
-        assert_eq!(pollster::block_on(spawner.run(whereabouts())).unwrap(), id, "it is at spawner there now");
+        assert_eq!(
+            pollster::block_on(spawner.run(whereabouts())).unwrap(),
+            id,
+            "it is at spawner there now"
+        );
         drop(next);
         assert_eq!(last.block_on(spawner.run(whereabouts())).unwrap(), last.handle().id());
         drop(last);
@@ -217,7 +242,10 @@ mod tests {
         let (idle, driven) = (one_thread(), threads());
         let spawner = spawner_in(&idle);
         let refused = class(pollster::block_on(spawner.run(whereabouts()))).unwrap();
-        assert!(refused.0 == KekErrorClass::Unavailable && refused.1.contains("nobody drives it"), "{refused:?}");
+        assert!(
+            refused.0 == KekErrorClass::Unavailable && refused.1.contains("nobody drives it"),
+            "{refused:?}"
+        );
         assert_eq!(driven.block_on(spawner.run(whereabouts())).unwrap(), driven.handle().id());
         // What it was given at first is not done twice.
         let times = Arc::new(AtomicUsize::new(0));
@@ -236,9 +264,17 @@ mod tests {
     fn blocking_the_only_thread_of_the_home_is_an_error_that_says_so() {
         let only = one_thread();
         let spawner = spawner_in(&only);
-        let refused = only.block_on(async { class(pollster::block_on(spawner.run(whereabouts()))) }).unwrap();
-        assert!(refused.0 == KekErrorClass::Unavailable && refused.1.contains("only thread"), "{refused:?}");
-        assert_eq!(only.block_on(spawner.run(whereabouts())).unwrap(), only.handle().id(), "and passes");
+        let refused =
+            only.block_on(async { class(pollster::block_on(spawner.run(whereabouts()))) }).unwrap();
+        assert!(
+            refused.0 == KekErrorClass::Unavailable && refused.1.contains("only thread"),
+            "{refused:?}"
+        );
+        assert_eq!(
+            only.block_on(spawner.run(whereabouts())).unwrap(),
+            only.handle().id(),
+            "and passes"
+        );
     }
 
     #[test]
@@ -262,7 +298,8 @@ mod tests {
 
     #[test]
     fn a_runtime_that_cannot_do_it_takes_no_place_and_is_no_home() {
-        let (ended, lame) = (threads(), Builder::new_current_thread().enable_time().build().unwrap());
+        let (ended, lame) =
+            (threads(), Builder::new_current_thread().enable_time().build().unwrap());
         let spawner = spawner_in(&ended);
         drop(ended);
         assert!(lame.block_on(spawner.run(whereabouts())).is_err());

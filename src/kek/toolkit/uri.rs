@@ -57,7 +57,8 @@ impl<'a> Uri<'a> {
         if rest.contains('#') {
             return Err(uri.error("it has a fragment; write # as %23"));
         }
-        let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
+        let (place, query) =
+            rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
         uri.place = place;
         for parameter in query.into_iter().flat_map(|query| query.split('&')) {
             let (name, value) = match parameter.split_once('=') {
@@ -67,7 +68,9 @@ impl<'a> Uri<'a> {
             if !known.contains(&name) {
                 return Err(uri.error(unknown(name, known)));
             }
-            let Some(value) = value else { return Err(uri.error(format!("parameter `{name}` has no value"))) };
+            let Some(value) = value else {
+                return Err(uri.error(format!("parameter `{name}` has no value")));
+            };
             if uri.raw(name).is_some() {
                 return Err(uri.error(format!("parameter `{name}` occurs twice")));
             }
@@ -103,7 +106,8 @@ impl<'a> Uri<'a> {
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for a broken percent-encoding and for bytes that are not UTF-8.
     pub fn decode(&self, part: &str, encoded: &str) -> Result<String, Error> {
-        String::from_utf8(self.bytes(part, encoded)?).map_err(|_| self.error(format!("{part} is not UTF-8")))
+        String::from_utf8(self.bytes(part, encoded)?)
+            .map_err(|_| self.error(format!("{part} is not UTF-8")))
     }
 
     /// Decodes a path. As [`decode`](Self::decode), but on Unix the bytes need not be UTF-8.
@@ -119,7 +123,9 @@ impl<'a> Uri<'a> {
     }
 
     fn bytes(&self, part: &str, encoded: &str) -> Result<Vec<u8>, Error> {
-        decoded(encoded).ok_or_else(|| self.error(format!("{part} has a % without two hexadecimal digits behind it")))
+        decoded(encoded).ok_or_else(|| {
+            self.error(format!("{part} has a % without two hexadecimal digits behind it"))
+        })
     }
 
     /// Returns the text of a parameter.
@@ -193,7 +199,10 @@ impl<'a> Uri<'a> {
 impl fmt::Debug for Uri<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<_> = self.parameters.iter().map(|(name, _)| name).collect();
-        f.debug_struct("Uri").field("prefix", &self.prefix).field("parameters", &names).finish_non_exhaustive()
+        f.debug_struct("Uri")
+            .field("prefix", &self.prefix)
+            .field("parameters", &names)
+            .finish_non_exhaustive()
     }
 }
 
@@ -215,14 +224,21 @@ fn unknown(name: &str, known: &[&str]) -> String {
     let plain = name.to_ascii_lowercase().replace('_', "-");
     let file = format!("{plain}-file");
     if let Some(file) = known.iter().find(|known| **known == file) {
-        return format!("parameter `{name}` would put a secret into the URI; name a file with `{file}`");
+        return format!(
+            "parameter `{name}` would put a secret into the URI; name a file with `{file}`"
+        );
     }
-    if ["token", "secret", "password", "passphrase", "credential"].iter().any(|word| plain.contains(word)) {
+    if ["token", "secret", "password", "passphrase", "credential"]
+        .iter()
+        .any(|word| plain.contains(word))
+    {
         return format!("parameter `{name}` is unknown, and a secret must not be in the URI");
     }
     let nearest = known.iter().map(|known| (distance(&plain, known), known)).min();
     match nearest {
-        Some((distance, known)) if distance <= 2 => format!("parameter `{name}` is unknown; did you mean `{known}`?"),
+        Some((distance, known)) if distance <= 2 => {
+            format!("parameter `{name}` is unknown; did you mean `{known}`?")
+        }
         _ => format!("parameter `{name}` is unknown; known are {}", known.join(", ")),
     }
 }
@@ -251,7 +267,8 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         if byte == b'%' {
-            let mut digit = || char::from(rest.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+            let mut digit =
+                || char::from(rest.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
             bytes.push(digit()? << 4 | digit()?);
         } else {
             bytes.push(byte);
@@ -327,8 +344,15 @@ impl UriWriter {
     }
 
     /// Adds pairs, the sides of each with `separator` between them.
-    pub fn pairs<'t>(&mut self, name: &str, separator: char, pairs: impl IntoIterator<Item = (&'t str, &'t str)>) {
-        let pair = |(left, right): (&str, &str)| format!("{}{separator}{}", encode_segment(left), encode(right));
+    pub fn pairs<'t>(
+        &mut self,
+        name: &str,
+        separator: char,
+        pairs: impl IntoIterator<Item = (&'t str, &'t str)>,
+    ) {
+        let pair = |(left, right): (&str, &str)| {
+            format!("{}{separator}{}", encode_segment(left), encode(right))
+        };
         let pairs: Vec<_> = pairs.into_iter().map(pair).collect();
         if !pairs.is_empty() {
             self.put(name, &pairs.join(","));
@@ -402,7 +426,10 @@ mod tests {
             ("test://a?REGION=hunter2", "`REGION` is unknown; did you mean `region`?"),
             ("test://a?key_max_age=hunter2", "did you mean `key-max-age`?"),
             ("test://a?colour=hunter2", "`colour` is unknown; known are region, regions"),
-            ("test://a?token=hunter2", "`token` would put a secret into the URI; name a file with `token-file`"),
+            (
+                "test://a?token=hunter2",
+                "`token` would put a secret into the URI; name a file with `token-file`",
+            ),
             ("test://a?Password=hunter2", "`Password` is unknown, and a secret must not be"),
             ("test://a?hvs.hunter2", "a parameter has no valid name"),
             ("test://a?db02de05-fa39-4855-059b-hunter2=1", "a parameter has no valid name"),
@@ -439,7 +466,9 @@ mod tests {
 
     #[test]
     fn letters_that_differ_are_counted() {
-        for (one, other, letters) in [("", "", 0), ("a", "", 1), ("region", "regin", 1), ("abc", "cba", 2)] {
+        for (one, other, letters) in
+            [("", "", 0), ("a", "", 1), ("region", "regin", 1), ("abc", "cba", 2)]
+        {
             assert_eq!((distance(one, other), distance(other, one)), (letters, letters));
         }
     }

@@ -35,7 +35,12 @@ fn arn() -> String {
 // --- connections that are dead
 
 /// Messages of as many tenants, each under a DEK of its own.
-async fn messages(front: &KmsFront, login: &Login, arn: &str, count: usize) -> Vec<(EncryptionContext, Vec<u8>)> {
+async fn messages(
+    front: &KmsFront,
+    login: &Login,
+    arn: &str,
+    count: usize,
+) -> Vec<(EncryptionContext, Vec<u8>)> {
     let kek = AwsKmsKek::builder(arn).client(front.client(REGION, login)).build().await.unwrap();
     let writer = Envelope::builder().wrap_with(kek).build().unwrap();
     let mut messages = Vec::new();
@@ -49,7 +54,12 @@ async fn messages(front: &KmsFront, login: &Login, arn: &str, count: usize) -> V
 
 /// Two tries and no more; no circuit breaker.
 fn two_tries() -> CallPolicy {
-    CallPolicy::default().timeout(ms(2000)).deadline(ms(20_000)).tries(2).backoff(ms(1)).breaker_failures(1000)
+    CallPolicy::default()
+        .timeout(ms(2000))
+        .deadline(ms(20_000))
+        .tries(2)
+        .backoff(ms(1))
+        .breaker_failures(1000)
 }
 
 /// After a pool of so many connections died, so many callers at once are served within two tries
@@ -71,17 +81,28 @@ async fn dead_pool(pool: usize, callers: usize, with_own_http_client: bool) {
     let (fill, rest) = messages.split_at(pool);
     // All at once and slowly, so that there are as many connections.
     front.fail(Fault::new(Effect::Delay(ms(200))).on("Decrypt"));
-    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
-    assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|answer| answer.is_err()));
+    let answers =
+        join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed)))
+            .await;
+    assert!(
+        answers.iter().all(Result::is_ok),
+        "{:?}",
+        answers.iter().find(|answer| answer.is_err())
+    );
     assert!(middlebox.opened() >= pool.min(30), "{} connections", middlebox.opened());
     front.recover();
-    for (round, (late, now)) in rest.split_at(callers).1.iter().zip([true, false, false]).enumerate() {
+    for (round, (late, now)) in
+        rest.split_at(callers).1.iter().zip([true, false, false]).enumerate()
+    {
         if now {
             middlebox.forget();
             let callers = &rest[..callers];
-            let answers =
-                join_all(callers.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
-            let failed: Vec<_> = answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
+            let answers = join_all(
+                callers.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed)),
+            )
+            .await;
+            let failed: Vec<_> =
+                answers.iter().filter_map(|answer| answer.as_ref().err()).collect();
             assert!(failed.is_empty(), "{} of {}: {}", failed.len(), answers.len(), failed[0]);
         }
         let start = Instant::now();
@@ -122,7 +143,9 @@ async fn connections_that_are_reset_all_at_once_cost_one_try() {
     let reader = Envelope::builder().unwrap_with(kek).call_policy(two_tries()).build().unwrap();
     front.fail(Fault::new(Effect::Delay(ms(200))).on("Decrypt"));
     let (fill, rest) = messages.split_at(20);
-    let answers = join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed))).await;
+    let answers =
+        join_all(fill.iter().map(|(tenant, sealed)| reader.decrypt(tenant, Aad::empty(), sealed)))
+            .await;
     assert!(answers.iter().all(Result::is_ok));
     front.recover();
     proxy.cut();
@@ -156,9 +179,13 @@ async fn a_service_that_is_slow_keeps_its_connections_from_callers_without_time(
 
 #[tokio::test]
 async fn plain_http_to_another_machine_is_refused_wherever_the_endpoint_comes_from() {
-    let login = Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
-    let shared =
-        || aws_config::SdkConfig::builder().behavior_version(BehaviorVersion::latest()).endpoint_url(ELSEWHERE);
+    let login =
+        Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
+    let shared = || {
+        aws_config::SdkConfig::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .endpoint_url(ELSEWHERE)
+    };
     let credentials = aws_sdk_kms::config::SharedCredentialsProvider::new(login.credentials());
     let with_login = shared().credentials_provider(credentials).build();
     for builder in [
@@ -166,19 +193,28 @@ async fn plain_http_to_another_machine_is_refused_wherever_the_endpoint_comes_fr
         AwsKmsKek::builder(arn()).sdk_config(&shared().build()),
         AwsKmsKek::builder(arn()).sdk_config(&with_login),
         AwsKmsKek::builder(arn()).client(client_at(ELSEWHERE, REGION, &login)),
-        AwsKmsKek::builder(arn()).client(client_at("http://user:hunter2@127.0.0.1.example.com", REGION, &login)),
+        AwsKmsKek::builder(arn()).client(client_at(
+            "http://user:hunter2@127.0.0.1.example.com",
+            REGION,
+            &login,
+        )),
         AwsKmsKek::discover("aws", [ACCOUNT]).client(client_at(ELSEWHERE, REGION, &login)),
     ] {
         let error = builder.build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
-        assert!(error.to_string().contains("endpoint") && !error.to_string().contains("hunter2"), "{error}");
+        assert!(
+            error.to_string().contains("endpoint") && !error.to_string().contains("hunter2"),
+            "{error}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_that_nobody_vouches_for_is_an_operator_s_matter() {
     let own = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
-    let key = tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let key =
+        tokio_rustls::rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der())
+            .unwrap();
     let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
     let config = tokio_rustls::rustls::ServerConfig::builder_with_provider(provider);
     let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
@@ -191,8 +227,10 @@ async fn a_certificate_that_nobody_vouches_for_is_an_operator_s_matter() {
             let _ = acceptor.accept(stream).await;
         }
     });
-    let login = Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
-    let kek = AwsKmsKek::builder(arn()).client(client_at(&url, REGION, &login)).build().await.unwrap();
+    let login =
+        Login { access_key: "AKIATEST".into(), secret: "secret".into(), session_token: None };
+    let kek =
+        AwsKmsKek::builder(arn()).client(client_at(&url, REGION, &login)).build().await.unwrap();
     let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     assert!(error.to_string().contains("certificate"), "{error}");
@@ -207,7 +245,11 @@ struct Fickle {
 
 impl ResolveEndpoint for Fickle {
     fn resolve_endpoint<'a>(&'a self, _: &'a Params) -> EndpointFuture<'a> {
-        let url = if self.is_elsewhere.load(Ordering::SeqCst) { ELSEWHERE.to_owned() } else { self.url.clone() };
+        let url = if self.is_elsewhere.load(Ordering::SeqCst) {
+            ELSEWHERE.to_owned()
+        } else {
+            self.url.clone()
+        };
         EndpointFuture::ready(Ok(Endpoint::builder().url(url).build()))
     }
 }
@@ -224,7 +266,11 @@ async fn an_endpoint_that_turns_to_plain_http_later_gets_nothing() {
         .credentials_provider(login.credentials())
         .endpoint_resolver(resolver)
         .build();
-    let kek = AwsKmsKek::builder(arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(arn)
+        .client(aws_sdk_kms::Client::from_conf(config))
+        .build()
+        .await
+        .unwrap();
     kek.wrap(&context("alice"), &a_dek()).await.unwrap();
     is_elsewhere.store(true, Ordering::SeqCst);
     let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
@@ -238,7 +284,8 @@ fn in_an_environment_of_its_own() {
     if std::env::var_os("WAXSEAL_TEST_CONNECTIONS").is_none() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         match AwsKmsKek::builder(arn()).build().await {
             Err(error) => println!("build: {error}"),
@@ -255,15 +302,23 @@ fn child(login: &Login, variables: &[(&str, String)]) -> (String, Output) {
     command
         .args(["--exact", "connections::in_an_environment_of_its_own", "--nocapture"])
         .env("WAXSEAL_TEST_CONNECTIONS", "1");
-    for name in
-        ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"]
-    {
+    for name in [
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+    ] {
         command.env_remove(name);
     }
     command.env("AWS_ACCESS_KEY_ID", &login.access_key).env("AWS_SECRET_ACCESS_KEY", &login.secret);
     command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", "/nonexistent");
     command.env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent");
-    let output = command.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap();
+    let output =
+        command.envs(variables.iter().map(|(name, value)| (name, value))).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     (said, output)
 }
@@ -271,7 +326,11 @@ fn child(login: &Login, variables: &[(&str, String)]) -> (String, Output) {
 /// A front that knows the login and the key of the children.
 fn front_for_children() -> (KmsFront, Login) {
     let front = KmsFront::start();
-    let login = Login { access_key: "AKIACHILD".into(), secret: "of the child".into(), session_token: None };
+    let login = Login {
+        access_key: "AKIACHILD".into(),
+        secret: "of the child".into(),
+        session_token: None,
+    };
     let everything = serde_json::json!({ "Version": "2012-10-17", "Statement": [
         { "Effect": "Allow", "Action": "kms:*", "Resource": "*" },
     ] });
@@ -285,7 +344,9 @@ fn plain_http_from_the_environment_or_a_profile_is_refused() {
     let (front, login) = front_for_children();
     let directory = tempfile::tempdir().unwrap();
     let profile = directory.path().join("config");
-    let text = format!("[default]\nservices = local\n[services local]\nkms =\n  endpoint_url = {ELSEWHERE}\n");
+    let text = format!(
+        "[default]\nservices = local\n[services local]\nkms =\n  endpoint_url = {ELSEWHERE}\n"
+    );
     std::fs::write(&profile, text).unwrap();
     for variable in [
         ("AWS_ENDPOINT_URL", ELSEWHERE.to_owned()),
@@ -304,7 +365,8 @@ fn plain_http_from_the_environment_or_a_profile_is_refused() {
 
 #[test]
 fn a_system_without_root_certificates_is_told_and_does_not_panic() {
-    let login = Login { access_key: "AKIACHILD".into(), secret: "secret".into(), session_token: None };
+    let login =
+        Login { access_key: "AKIACHILD".into(), secret: "secret".into(), session_token: None };
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("roots.pem");
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -318,7 +380,10 @@ fn a_system_without_root_certificates_is_told_and_does_not_panic() {
             ],
         );
         let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(said.contains("build: ") && said.contains("no root certificates"), "{content:?}: {said} {errors}");
+        assert!(
+            said.contains("build: ") && said.contains("no root certificates"),
+            "{content:?}: {said} {errors}"
+        );
         assert!(!errors.contains("panicked") && output.status.success(), "{errors}");
     }
 }
@@ -330,7 +395,10 @@ fn a_proxy_of_the_environment_is_used_for_tls_and_never_for_what_is_in_the_clear
     let (said, _) = child(&login, &[("HTTPS_PROXY", proxy.url())]);
     assert!(said.contains("call: unavailable"), "{said}");
     let asked = proxy.requests();
-    assert!(asked.iter().any(|line| line.starts_with("CONNECT kms.eu-west-1.amazonaws.com:443")), "{asked:?}");
+    assert!(
+        asked.iter().any(|line| line.starts_with("CONNECT kms.eu-west-1.amazonaws.com:443")),
+        "{asked:?}"
+    );
     let (said, _) = child(
         &login,
         &[
@@ -343,7 +411,8 @@ fn a_proxy_of_the_environment_is_used_for_tls_and_never_for_what_is_in_the_clear
     assert_eq!(proxy.requests().len(), asked.len(), "an exception is one");
     // A DEK that is meant for this machine does not go to the proxy's.
     let variables = ["HTTP_PROXY", "http_proxy", "ALL_PROXY"].map(|name| (name, proxy.url()));
-    let variables: Vec<_> = variables.into_iter().chain([("AWS_ENDPOINT_URL", front.url())]).collect();
+    let variables: Vec<_> =
+        variables.into_iter().chain([("AWS_ENDPOINT_URL", front.url())]).collect();
     let (said, _) = child(&login, &variables);
     assert!(said.contains("call: done"), "{said}");
     assert_eq!(proxy.requests().len(), asked.len());

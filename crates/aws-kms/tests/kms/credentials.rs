@@ -46,7 +46,11 @@ impl Ground {
         let client = client_at(&self.front.url(), REGION, &self.login);
         let provider = SharedCredentialsProvider::new(credentials);
         let config = client.config().to_builder().credentials_provider(provider).build();
-        AwsKmsKek::builder(&self.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap()
+        AwsKmsKek::builder(&self.arn)
+            .client(aws_sdk_kms::Client::from_conf(config))
+            .build()
+            .await
+            .unwrap()
     }
 }
 
@@ -104,8 +108,11 @@ fn ending(credentials: &Credentials, after: Duration) -> Credentials {
 }
 
 async fn sts_role(url: &str, login: &Login) -> AssumeRoleProvider {
-    let config = aws_config::defaults(aws_config::BehaviorVersion::latest()).region(Region::new(REGION));
-    let config = config.endpoint_url(url).credentials_provider(SharedCredentialsProvider::new(login.credentials()));
+    let config =
+        aws_config::defaults(aws_config::BehaviorVersion::latest()).region(Region::new(REGION));
+    let config = config
+        .endpoint_url(url)
+        .credentials_provider(SharedCredentialsProvider::new(login.credentials()));
     let config = config.load().await;
     AssumeRoleProvider::builder("arn:aws:iam::111122223333:role/orders")
         .session_name("s")
@@ -134,16 +141,40 @@ async fn an_outage_of_sts_is_one_and_its_refusal_is_an_operator_s_matter() {
     let ground = Ground::new();
     let cases = [
         ("503", Some(Reply::status(503)), (Unavailable, "loading credentials failed")),
-        ("500 with a code", Some(Reply::sts_error(500, "InternalFailure")), (Unavailable, "InternalFailure")),
-        ("service unavailable", Some(Reply::sts_error(503, "ServiceUnavailable")), (Unavailable, "ServiceUnavailable")),
-        ("a gateway's page", Some(Reply::Answer(502, "<html>".into())), (Unavailable, "loading credentials failed")),
-        ("a code that nobody knows", Some(Reply::sts_error(400, "BrandNew")), (Unavailable, "BrandNew")),
+        (
+            "500 with a code",
+            Some(Reply::sts_error(500, "InternalFailure")),
+            (Unavailable, "InternalFailure"),
+        ),
+        (
+            "service unavailable",
+            Some(Reply::sts_error(503, "ServiceUnavailable")),
+            (Unavailable, "ServiceUnavailable"),
+        ),
+        (
+            "a gateway's page",
+            Some(Reply::Answer(502, "<html>".into())),
+            (Unavailable, "loading credentials failed"),
+        ),
+        (
+            "a code that nobody knows",
+            Some(Reply::sts_error(400, "BrandNew")),
+            (Unavailable, "BrandNew"),
+        ),
         ("throttled", Some(Reply::sts_error(400, "Throttling")), (Throttled, "Throttling")),
         ("connection ended", Some(Reply::End), (Unavailable, "loading credentials failed")),
         ("connection refused", None, (Unavailable, "no connection: connection refused")),
-        ("access denied", Some(Reply::sts_error(403, "AccessDenied")), (Misconfigured, "AccessDenied")),
+        (
+            "access denied",
+            Some(Reply::sts_error(403, "AccessDenied")),
+            (Misconfigured, "AccessDenied"),
+        ),
         ("expired", Some(Reply::sts_error(403, "ExpiredToken")), (Misconfigured, "ExpiredToken")),
-        ("unknown login", Some(Reply::sts_error(403, "InvalidClientTokenId")), (Misconfigured, "InvalidClientTokenId")),
+        (
+            "unknown login",
+            Some(Reply::sts_error(403, "InvalidClientTokenId")),
+            (Misconfigured, "InvalidClientTokenId"),
+        ),
     ];
     join_all(cases.map(|(name, reply, expected)| {
         let ground = &ground;
@@ -165,15 +196,28 @@ async fn the_codes_of_a_web_identity_are_read_too() {
     std::fs::write(&file, "a.token.of.the.cluster").unwrap();
     let missing = directory.path().join("missing");
     let cases = [
-        (Some(Reply::sts_error(400, "IDPCommunicationError")), &file, (Unavailable, "IDPCommunicationError")),
-        (Some(Reply::sts_error(400, "ExpiredTokenException")), &file, (Misconfigured, "ExpiredTokenException")),
-        (Some(Reply::sts_error(400, "InvalidIdentityToken")), &file, (Misconfigured, "InvalidIdentityToken")),
+        (
+            Some(Reply::sts_error(400, "IDPCommunicationError")),
+            &file,
+            (Unavailable, "IDPCommunicationError"),
+        ),
+        (
+            Some(Reply::sts_error(400, "ExpiredTokenException")),
+            &file,
+            (Misconfigured, "ExpiredTokenException"),
+        ),
+        (
+            Some(Reply::sts_error(400, "InvalidIdentityToken")),
+            &file,
+            (Misconfigured, "InvalidIdentityToken"),
+        ),
         (None, &missing, (Misconfigured, "not found")),
     ];
     for (reply, file, expected) in cases {
         let sts = reply.map(CredentialSource::start);
         let url = sts.as_ref().map_or_else(|| NOBODY.to_owned(), CredentialSource::url);
-        let config = aws_config::provider_config::ProviderConfig::empty().with_region(Some(Region::new(REGION)));
+        let config = aws_config::provider_config::ProviderConfig::empty()
+            .with_region(Some(Region::new(REGION)));
         let http = aws_smithy_http_client::Builder::new().build_http();
         let provider = WebIdentityTokenCredentialsProvider::builder()
             .configure(&config.with_http_client(Rerouted { to: url, inner: http }))
@@ -236,7 +280,8 @@ async fn an_outage_of_the_metadata_service_of_an_instance_is_one() {
         let source = reply.map(CredentialSource::start);
         let url = source.as_ref().map_or_else(|| NOBODY.to_owned(), CredentialSource::url);
         let client = imds::Client::builder().endpoint(url).unwrap().max_attempts(1).build();
-        let provider = imds::credentials::ImdsCredentialsProvider::builder().imds_client(client).build();
+        let provider =
+            imds::credentials::ImdsCredentialsProvider::builder().imds_client(client).build();
         // As the last link of a chain, as in the SDK's default.
         let chain = CredentialsProviderChain::first_try("imds", provider);
         assert_class(&ground, name, chain, expected).await;
@@ -253,7 +298,9 @@ async fn credentials_that_nobody_configured_are_told_as_that() {
         where
             Self: 'a,
         {
-            future::ProvideCredentials::ready(Err(CredentialsError::not_loaded("environment variable not set")))
+            future::ProvideCredentials::ready(Err(CredentialsError::not_loaded(
+                "environment variable not set",
+            )))
         }
     }
     let chain = CredentialsProviderChain::first_try("env", Nothing).or_else("profile", Nothing);
@@ -272,7 +319,9 @@ async fn a_dek_at_hand_rides_out_an_outage_of_sts_and_not_a_refusal() {
         { "Effect": "Allow", "Action": "kms:*", "Resource": "*" },
     ] })],
     );
-    for (reply, rides) in [(Reply::status(503), true), (Reply::sts_error(403, "AccessDenied"), false)] {
+    for (reply, rides) in
+        [(Reply::status(503), true), (Reply::sts_error(403, "AccessDenied"), false)]
+    {
         let sts = CredentialSource::start(Reply::role(&Credentials::new(
             &role.access_key,
             &role.secret,
@@ -284,9 +333,11 @@ async fn a_dek_at_hand_rides_out_an_outage_of_sts_and_not_a_refusal() {
         let inner = sts_role(&sts.url(), &ground.login).await;
         let kek = ground.kek(ShortLived(inner)).await;
         let clock = ManualClock::new();
-        let limits =
-            Limits::default().max_age(Duration::from_secs(60)).stale_if_error_reading(Duration::from_secs(3600));
-        let envelope = Envelope::builder().wrap_with(kek).clock(clock.clone()).limits(limits).build().unwrap();
+        let limits = Limits::default()
+            .max_age(Duration::from_secs(60))
+            .stale_if_error_reading(Duration::from_secs(3600));
+        let envelope =
+            Envelope::builder().wrap_with(kek).clock(clock.clone()).limits(limits).build().unwrap();
         let alice = context("alice");
         let sealed = envelope.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
         envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap();
@@ -332,7 +383,10 @@ async fn credentials_that_take_longer_than_a_try_arrive_and_are_loaded_once_for_
         }
     }));
     all.await;
-    assert_eq!((source.0.begun.load(Ordering::SeqCst), source.0.done.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!(
+        (source.0.begun.load(Ordering::SeqCst), source.0.done.load(Ordering::SeqCst)),
+        (1, 1)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -349,7 +403,8 @@ async fn an_early_end_of_credentials_fails_no_call() {
         // All that find out at once.
         let contexts: Vec<_> = (0..40).map(|n| context(&format!("t{n}"))).collect();
         let answers = join_all(contexts.iter().map(|context| kek.generate(context))).await;
-        let failed: Vec<_> = answers.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
+        let failed: Vec<_> =
+            answers.into_iter().filter_map(Result::err).map(|error| error.to_string()).collect();
         assert!(failed.is_empty(), "{failed:?}");
         assert_eq!(source.0.begun.load(Ordering::SeqCst), 1 + round, "one load for all of them");
         tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -367,7 +422,11 @@ async fn a_refusal_that_fresh_credentials_do_not_cure_is_one_call_each_and_few_l
         assert_eq!(error.class(), Misconfigured);
         assert!(error.to_string().contains("ExpiredTokenException"), "{error}");
     }
-    assert_eq!(ground.front.arrived("GenerateDataKey"), 20, "the same credentials are not tried twice");
+    assert_eq!(
+        ground.front.arrived("GenerateDataKey"),
+        20,
+        "the same credentials are not tried twice"
+    );
     let loads = source.0.begun.load(Ordering::SeqCst);
     assert!((2..=10).contains(&loads), "{loads}: at most one a second");
 }

@@ -45,18 +45,25 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let front = KmsFront::start();
-        let (login, arn, proxy) = (front.admin(), front.create_key(REGION), FaultProxy::start(front.port()));
+        let (login, arn, proxy) =
+            (front.admin(), front.create_key(REGION), FaultProxy::start(front.port()));
         Self { front, proxy, login, arn }
     }
 
     async fn kek(&self) -> AwsKmsKek {
-        let client = client_at(&format!("http://127.0.0.1:{}", self.proxy.port()), REGION, &self.login);
+        let client =
+            client_at(&format!("http://127.0.0.1:{}", self.proxy.port()), REGION, &self.login);
         AwsKmsKek::builder(&self.arn).client(client).build().await.unwrap()
     }
 
     async fn envelope(&self) -> Envelope {
         let limits = Limits::default().denial_ttl(Duration::ZERO);
-        Envelope::builder().wrap_with(self.kek().await).limits(limits).call_policy(patient()).build().unwrap()
+        Envelope::builder()
+            .wrap_with(self.kek().await)
+            .limits(limits)
+            .call_policy(patient())
+            .build()
+            .unwrap()
     }
 }
 
@@ -80,7 +87,13 @@ fn expire(ground: &Ground, expired: bool) {
 /// All that is brought about by an answer.
 fn by_answer(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case {
     let retried = matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled);
-    Case { name, kind, requests: if retried { TRIES } else { 1 }, begin, end: |ground| ground.front.recover() }
+    Case {
+        name,
+        kind,
+        requests: if retried { TRIES } else { 1 },
+        begin,
+        end: |ground| ground.front.recover(),
+    }
 }
 
 fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case {
@@ -91,11 +104,15 @@ fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case {
 fn cases() -> Vec<Case> {
     use ErrorKind::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
     vec![
-        by_answer("internal exception", Unavailable, |g| g.front.fail(Fault::error(500, "KMSInternalException", ""))),
+        by_answer("internal exception", Unavailable, |g| {
+            g.front.fail(Fault::error(500, "KMSInternalException", ""))
+        }),
         by_answer("dependency timeout", Unavailable, |g| {
             g.front.fail(Fault::error(503, "DependencyTimeoutException", ""));
         }),
-        by_answer("key unavailable", Unavailable, |g| g.front.fail(Fault::error(500, "KeyUnavailableException", ""))),
+        by_answer("key unavailable", Unavailable, |g| {
+            g.front.fail(Fault::error(500, "KeyUnavailableException", ""))
+        }),
         by_answer("a bare 503", Unavailable, |g| g.front.fail(Fault::new(Effect::Raw(503, "")))),
         by_answer("a gateway's page", Unavailable, |g| {
             g.front.fail(Fault::new(Effect::Raw(502, "<html>Bad Gateway</html>")));
@@ -103,19 +120,35 @@ fn cases() -> Vec<Case> {
         by_answer("an unknown exception", Unavailable, |g| {
             g.front.fail(Fault::error(400, "BrandNewException", "nobody has read this before"));
         }),
-        by_answer("garbage for an answer", Unavailable, |g| g.front.fail(Fault::new(Effect::Raw(200, "\u{fffd}[}")))),
-        by_answer("an answer without content", Unavailable, |g| g.front.fail(Fault::new(Effect::Raw(200, "{}")))),
+        by_answer("garbage for an answer", Unavailable, |g| {
+            g.front.fail(Fault::new(Effect::Raw(200, "\u{fffd}[}")))
+        }),
+        by_answer("an answer without content", Unavailable, |g| {
+            g.front.fail(Fault::new(Effect::Raw(200, "{}")))
+        }),
         by_answer("an answer that is no base64", Unavailable, |g| {
             let answer = r#"{"Plaintext":"***","KeyId":"x","CiphertextBlob":"***"}"#;
             g.front.fail(Fault::new(Effect::Raw(200, answer)));
         }),
-        by_answer("slow", Unavailable, |g| g.front.fail(Fault::new(Effect::Delay(Duration::from_secs(2))))),
+        by_answer("slow", Unavailable, |g| {
+            g.front.fail(Fault::new(Effect::Delay(Duration::from_secs(2))))
+        }),
         by_answer("no answer", Unavailable, |g| g.front.fail(Fault::new(Effect::Hang))),
-        by_answer("throttled", Throttled, |g| g.front.fail(Fault::error(400, "ThrottlingException", "Rate exceeded"))),
-        by_answer("a 429 without a name", Throttled, |g| g.front.fail(Fault::new(Effect::Raw(429, "")))),
-        by_answer("access denied", Denied, |g| g.front.fail(Fault::error(400, "AccessDeniedException", "no"))),
+        by_answer("throttled", Throttled, |g| {
+            g.front.fail(Fault::error(400, "ThrottlingException", "Rate exceeded"))
+        }),
+        by_answer("a 429 without a name", Throttled, |g| {
+            g.front.fail(Fault::new(Effect::Raw(429, "")))
+        }),
+        by_answer("access denied", Denied, |g| {
+            g.front.fail(Fault::error(400, "AccessDeniedException", "no"))
+        }),
         by_answer("unknown credentials", Misconfigured, |g| {
-            g.front.fail(Fault::error(400, "UnrecognizedClientException", "The security token is invalid"));
+            g.front.fail(Fault::error(
+                400,
+                "UnrecognizedClientException",
+                "The security token is invalid",
+            ));
         }),
         Case {
             end: |g| g.front.world().ahead = Duration::ZERO,
@@ -126,8 +159,13 @@ fn cases() -> Vec<Case> {
         by_answer("wrong context or damage", Invalid, |g| {
             g.front.fail(Fault::error(400, "InvalidCiphertextException", "").on("Decrypt"));
         }),
-        by_answer("wrong key", Invalid, |g| g.front.fail(Fault::error(400, "IncorrectKeyException", "").on("Decrypt"))),
-        Case { end: |g| expire(g, false), ..by_answer("credentials expired", Misconfigured, |g| expire(g, true)) },
+        by_answer("wrong key", Invalid, |g| {
+            g.front.fail(Fault::error(400, "IncorrectKeyException", "").on("Decrypt"))
+        }),
+        Case {
+            end: |g| expire(g, false),
+            ..by_answer("credentials expired", Misconfigured, |g| expire(g, true))
+        },
         Case {
             end: |g| key_state(g, State::Enabled),
             ..by_answer("key disabled", Denied, |g| key_state(g, State::Disabled))
@@ -148,8 +186,12 @@ fn cases() -> Vec<Case> {
         on_the_line("cut off", |g| g.proxy.set(fault_proxy::Fault::Truncate(30))),
         on_the_line("half closed", |g| g.proxy.set(fault_proxy::Fault::HalfClose)),
         on_the_line("silence", |g| g.proxy.set(fault_proxy::Fault::Silence)),
-        on_the_line("not HTTP", |g| g.proxy.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
-        on_the_line("a trickle", |g| g.proxy.set(fault_proxy::Fault::Trickle(Duration::from_millis(100)))),
+        on_the_line("not HTTP", |g| {
+            g.proxy.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))
+        }),
+        on_the_line("a trickle", |g| {
+            g.proxy.set(fault_proxy::Fault::Trickle(Duration::from_millis(100)))
+        }),
     ]
 }
 
@@ -182,7 +224,12 @@ async fn met(case: Case) {
     (case.end)(&ground);
 
     let recovered = reader.decrypt(&alice, Aad::empty(), &sealed).await;
-    assert_eq!(recovered.as_deref().unwrap_or_else(|e| panic!("{}: {e}", case.name)), b"text", "{}", case.name);
+    assert_eq!(
+        recovered.as_deref().unwrap_or_else(|e| panic!("{}: {e}", case.name)),
+        b"text",
+        "{}",
+        case.name
+    );
     reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
 }
 
@@ -192,7 +239,12 @@ async fn a_deleted_key_is_denied() {
     let writer = ground.envelope().await;
     let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     ground.front.world().delete(&ground.arn);
-    let error = ground.envelope().await.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
+    let error = ground
+        .envelope()
+        .await
+        .decrypt(&context("alice"), Aad::empty(), &sealed)
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied);
 }
 
@@ -209,7 +261,10 @@ async fn messages_tell_key_states_apart() {
     ] {
         key_state(&ground, state);
         let error = kek.generate(&context("alice")).await.unwrap_err();
-        assert!(error.to_string().contains(words) && error.to_string().contains(&ground.arn), "{error}");
+        assert!(
+            error.to_string().contains(words) && error.to_string().contains(&ground.arn),
+            "{error}"
+        );
         assert!(error.to_string().contains("(request "), "{error}: an id to ask AWS about");
     }
 }
@@ -222,14 +277,21 @@ async fn what_is_denied_for_one_context_touches_no_other_caller() {
     let for_alice = writer.encrypt(&alice, Aad::empty(), b"hers").await.unwrap();
     let for_bob = writer.encrypt(&bob, Aad::empty(), b"his").await.unwrap();
     for (status, code) in [(400, "AccessDeniedException"), (400, "InvalidCiphertextException")] {
-        let limits = Limits::default().max_age(Duration::from_millis(50)).refresh_after(Duration::from_millis(40));
+        let limits = Limits::default()
+            .max_age(Duration::from_millis(50))
+            .refresh_after(Duration::from_millis(40));
         let policy = patient().breaker_failures(1);
-        let builder = Envelope::builder().unwrap_with(ground.kek().await).limits(limits).call_policy(policy);
+        let builder =
+            Envelope::builder().unwrap_with(ground.kek().await).limits(limits).call_policy(policy);
         let reader = builder.build().unwrap();
         ground.front.fail(Fault::error(status, code, "").with_context("tenant", "alice"));
         for _ in 0..20 {
             assert!(reader.decrypt(&alice, Aad::empty(), &for_alice).await.is_err());
-            assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &for_bob).await.unwrap(), b"his", "{code}");
+            assert_eq!(
+                &*reader.decrypt(&bob, Aad::empty(), &for_bob).await.unwrap(),
+                b"his",
+                "{code}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         ground.front.recover();
@@ -242,9 +304,13 @@ async fn a_wrong_context_is_refused_by_kms_and_nobody_else_notices() {
     let writer = ground.envelope().await;
     let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     let reader = ground.envelope().await;
-    assert_eq!(reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
-    let codes: Vec<_> = ground.front.calls().iter().filter(|c| c.operation == "Decrypt").map(|c| c.error).collect();
+    let codes: Vec<_> =
+        ground.front.calls().iter().filter(|c| c.operation == "Decrypt").map(|c| c.error).collect();
     assert_eq!(codes, [Some("InvalidCiphertextException"), None]);
 }
 
@@ -265,7 +331,11 @@ async fn a_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on()
     child.stop();
     let error = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert_eq!(&*writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text", "what is at hand");
+    assert_eq!(
+        &*writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(),
+        b"text",
+        "what is at hand"
+    );
     child.go_on();
     assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text");
 }
@@ -285,7 +355,13 @@ impl ProvideCredentials for Sessions {
         Self: 'a,
     {
         self.given.fetch_add(1, Ordering::SeqCst);
-        future::ProvideCredentials::ready(Ok(self.access_keys.lock().unwrap().last().unwrap().clone()))
+        future::ProvideCredentials::ready(Ok(self
+            .access_keys
+            .lock()
+            .unwrap()
+            .last()
+            .unwrap()
+            .clone()))
     }
 }
 
@@ -293,12 +369,18 @@ impl ProvideCredentials for Sessions {
 async fn credentials_that_expire_in_mid_run_are_fetched_anew() {
     let ground = Ground::new();
     let second = ground.front.admin();
-    let sessions =
-        Arc::new(Sessions { given: AtomicUsize::new(0), access_keys: Mutex::new(vec![ground.login.credentials()]) });
+    let sessions = Arc::new(Sessions {
+        given: AtomicUsize::new(0),
+        access_keys: Mutex::new(vec![ground.login.credentials()]),
+    });
     let client = client_at(&ground.front.url(), REGION, &ground.login);
     let provider = SharedCredentialsProvider::from(sessions.clone() as Arc<dyn ProvideCredentials>);
     let config = client.config().to_builder().credentials_provider(provider).build();
-    let kek = AwsKmsKek::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&ground.arn)
+        .client(aws_sdk_kms::Client::from_conf(config))
+        .build()
+        .await
+        .unwrap();
     for _ in 0..5 {
         kek.generate(&context("alice")).await.unwrap();
     }
@@ -338,9 +420,14 @@ async fn no_credentials_are_an_operator_s_matter_and_never_a_denial() {
     let ground = Ground::new();
     let config = |client: &aws_sdk_kms::Client| client.config().to_builder();
     let client = client_at(&ground.front.url(), REGION, &ground.login);
-    for (slow, class) in [(false, KekErrorClass::Misconfigured), (true, KekErrorClass::Unavailable)] {
+    for (slow, class) in [(false, KekErrorClass::Misconfigured), (true, KekErrorClass::Unavailable)]
+    {
         let broken = config(&client).credentials_provider(Broken(slow)).build();
-        let kek = AwsKmsKek::builder(&ground.arn).client(aws_sdk_kms::Client::from_conf(broken)).build().await.unwrap();
+        let kek = AwsKmsKek::builder(&ground.arn)
+            .client(aws_sdk_kms::Client::from_conf(broken))
+            .build()
+            .await
+            .unwrap();
         let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");
     }
@@ -349,7 +436,11 @@ async fn no_credentials_are_an_operator_s_matter_and_never_a_denial() {
     let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     let wrong = Login { secret: "wrong".into(), ..ground.login.clone() };
-    let kek = AwsKmsKek::builder(&ground.arn).client(ground.front.client(REGION, &wrong)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&ground.arn)
+        .client(ground.front.client(REGION, &wrong))
+        .build()
+        .await
+        .unwrap();
     let error = kek.wrap(&context("alice"), &dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
     assert_eq!(ground.front.calls().last().unwrap().error, Some("InvalidSignatureException"));
@@ -366,10 +457,22 @@ async fn an_answer_about_another_key_or_of_another_length_is_not_believed() {
     let answer = r#"{"Plaintext":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","CiphertextBlob":"AAAA","KeyId":"arn:aws:kms:eu-west-1:111122223333:key/other"}"#;
     assert!(answer.contains(OTHER));
     ground.front.fail(Fault::new(Effect::Raw(200, answer)));
-    assert_eq!(kek.unwrap(&context("alice"), &wrapped).await.unwrap_err().class(), KekErrorClass::Invalid);
-    assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Unavailable);
-    assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Unavailable);
-    assert_eq!(kek.rewrap(&context("alice"), &wrapped).await.unwrap_err().class(), KekErrorClass::Unavailable);
+    assert_eq!(
+        kek.unwrap(&context("alice"), &wrapped).await.unwrap_err().class(),
+        KekErrorClass::Invalid
+    );
+    assert_eq!(
+        kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(),
+        KekErrorClass::Unavailable
+    );
+    assert_eq!(
+        kek.generate(&context("alice")).await.unwrap_err().class(),
+        KekErrorClass::Unavailable
+    );
+    assert_eq!(
+        kek.rewrap(&context("alice"), &wrapped).await.unwrap_err().class(),
+        KekErrorClass::Unavailable
+    );
 }
 
 #[tokio::test]
@@ -378,7 +481,8 @@ async fn dropping_a_call_leaves_the_provider_usable() {
     let kek = ground.kek().await;
     ground.front.fail(Fault::new(Effect::Hang));
     for _ in 0..20 {
-        let wait = tokio::time::timeout(Duration::from_millis(5), kek.generate(&context("alice"))).await;
+        let wait =
+            tokio::time::timeout(Duration::from_millis(5), kek.generate(&context("alice"))).await;
         assert!(wait.is_err());
     }
     ground.front.recover();

@@ -11,7 +11,9 @@ use serde_json::json;
 use support::context;
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::{BoxFuture, ContextBinding, Health, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Aad, Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect};
+use waxseal::{
+    Aad, Dek, DekOrigin, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek, inspect,
+};
 use waxseal_aws_kms::{AwsKmsKek, AwsKmsKekBuilder, HealthCheck};
 
 const REGION: &str = "eu-west-1";
@@ -103,15 +105,23 @@ impl Subject for OnTheFront {
 async fn the_provider_conforms_on_the_front() {
     let subject = OnTheFront::new().await;
     let report = conformance::run(&subject).await;
-    let unseen: Vec<_> =
-        report.checks().filter(|(_, outcome)| **outcome != Outcome::Passed).map(|(name, _)| name).collect();
+    let unseen: Vec<_> = report
+        .checks()
+        .filter(|(_, outcome)| **outcome != Outcome::Passed)
+        .map(|(name, _)| name)
+        .collect();
     assert!(report.is_conformant(), "{report}");
-    assert_eq!(unseen, ["takes_a_source_of_credentials_that_is_down_for_an_outage"], "its credentials have no source");
+    assert_eq!(
+        unseen,
+        ["takes_a_source_of_credentials_that_is_down_for_an_outage"],
+        "its credentials have no source"
+    );
 }
 
 #[test]
 fn the_provider_conforms_whoever_polls_it() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let subject = runtime.block_on(OnTheFront::new());
     let report = support::block_on(conformance::run(&subject));
     assert!(report.is_conformant(), "{report}");
@@ -121,7 +131,11 @@ fn dek() -> Dek {
     UnwrappedDek::new(kms_front::random::<32>().to_vec()).to_dek().unwrap()
 }
 
-async fn denied_or_invalid(kek: &AwsKmsKek, context: &EncryptionContext, wrapped: &WrappedDek) -> KekErrorClass {
+async fn denied_or_invalid(
+    kek: &AwsKmsKek,
+    context: &EncryptionContext,
+    wrapped: &WrappedDek,
+) -> KekErrorClass {
     kek.unwrap(context, wrapped).await.unwrap_err().class()
 }
 
@@ -141,7 +155,8 @@ async fn a_key_is_named_by_arn_id_or_alias_and_messages_carry_the_arn() {
         let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
         assert_eq!(inspect(&sealed).unwrap().keks[0].kek_id.as_str(), arn, "{name}");
     }
-    let asked: Vec<_> = ground.front.calls().into_iter().filter(|call| call.operation == "Encrypt").collect();
+    let asked: Vec<_> =
+        ground.front.calls().into_iter().filter(|call| call.operation == "Encrypt").collect();
     assert!(asked.iter().all(|call| call.request["KeyId"] == arn.as_str()), "{asked:?}");
 }
 
@@ -152,7 +167,10 @@ async fn a_key_named_by_its_arn_needs_no_kms_to_start() {
     ground.front.fail(Fault::error(503, "ServiceUnavailable", ""));
     let kek = ground.kek(&arn).await;
     assert_eq!(ground.front.calls().len(), 0);
-    assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Unavailable);
+    assert_eq!(
+        kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(),
+        KekErrorClass::Unavailable
+    );
     let error = ground.builder("alias/orders").build().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "an alias has to be looked up");
 }
@@ -179,7 +197,8 @@ async fn an_alias_that_is_pointed_elsewhere_takes_effect_at_the_next_build() {
 async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
     type Break = fn(&Ground, &str);
     let disable: Break = |ground, arn| ground.front.world().key(arn).state = State::Disabled;
-    let schedule: Break = |ground, arn| ground.front.world().key(arn).state = State::PendingDeletion;
+    let schedule: Break =
+        |ground, arn| ground.front.world().key(arn).state = State::PendingDeletion;
     for end_of_the_old in [disable, schedule] {
         for origin in [DekOrigin::Local, DekOrigin::KeyService] {
             let ground = Ground::new();
@@ -187,7 +206,11 @@ async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
             ground.front.world().point_alias(REGION, "alias/orders", &old);
             let kek = ground.kek("alias/orders").await;
             let builder = || Envelope::builder().wrap_with(kek.clone()).dek_origin(origin);
-            let limits = || Limits::default().max_age(Duration::from_millis(100)).denial_ttl(Duration::from_millis(10));
+            let limits = || {
+                Limits::default()
+                    .max_age(Duration::from_millis(100))
+                    .denial_ttl(Duration::from_millis(10))
+            };
             let running = builder().limits(limits()).build().unwrap();
             let alice = context("alice");
             let before = running.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
@@ -200,7 +223,10 @@ async fn a_running_service_follows_an_alias_once_its_key_is_refused() {
             assert_eq!(kek.health().await.unwrap(), Health::Ready);
             let reader = builder().build().unwrap();
             assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &after).await.unwrap(), b"text");
-            assert_eq!(reader.decrypt(&alice, Aad::empty(), &before).await.unwrap_err().kind(), ErrorKind::Denied);
+            assert_eq!(
+                reader.decrypt(&alice, Aad::empty(), &before).await.unwrap_err().kind(),
+                ErrorKind::Denied
+            );
             // The earlier key is one that still unwraps, and from which DEKs move.
             ground.front.world().key(&old).state = State::Enabled;
             let reader = builder().build().unwrap();
@@ -225,11 +251,17 @@ async fn an_alias_is_not_asked_for_with_every_refusal() {
     ground.front.world().key(&arn).state = State::Disabled;
     for _ in 0..20 {
         for kek in [&kek, &by_arn] {
-            assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Denied);
+            assert_eq!(
+                kek.generate(&context("alice")).await.unwrap_err().class(),
+                KekErrorClass::Denied
+            );
         }
     }
     let asked = ground.front.arrived("DescribeKey") - before;
-    assert!((1..=8).contains(&asked), "{asked}: at most one a second, and none for a key that is named by its ARN");
+    assert!(
+        (1..=8).contains(&asked),
+        "{asked}: at most one a second, and none for a key that is named by its ARN"
+    );
 }
 
 #[tokio::test]
@@ -265,13 +297,20 @@ async fn health_sees_of_a_key_that_it_may_be_used_only_where_it_is_asked_to_try(
         (&blind, HealthCheck::Describe, Err(ErrorKind::Denied)),
     ] {
         let builder = AwsKmsKek::builder(&arn).client(ground.front.client(REGION, login));
-        let kek = builder.health_check(check).health_context(context("alice")).build().await.unwrap();
-        let started = Envelope::builder().wrap_with(kek).start(waxseal::StartOptions::default()).await;
+        let kek =
+            builder.health_check(check).health_context(context("alice")).build().await.unwrap();
+        let started =
+            Envelope::builder().wrap_with(kek).start(waxseal::StartOptions::default()).await;
         assert_eq!(started.map(drop).map_err(|error| error.kind()), expected, "{check:?}");
     }
     // The context that a policy asks for is the user's to give.
-    let builder = AwsKmsKek::builder(&arn).client(ground.front.client(REGION, &user)).health_check(HealthCheck::TryUse);
-    assert_eq!(builder.build().await.unwrap().health().await.unwrap_err().class(), KekErrorClass::Denied);
+    let builder = AwsKmsKek::builder(&arn)
+        .client(ground.front.client(REGION, &user))
+        .health_check(HealthCheck::TryUse);
+    assert_eq!(
+        builder.build().await.unwrap().health().await.unwrap_err().class(),
+        KekErrorClass::Denied
+    );
 }
 
 #[tokio::test]
@@ -322,19 +361,30 @@ async fn each_key_is_a_target_of_its_own_and_a_related_one_that_of_this_region()
     let here = ground.front.world().create_key(REGION, true);
     let there = here.replace(REGION, OTHER_REGION);
     let (old, older) = (ground.front.create_key(REGION), ground.front.create_key(REGION));
-    let kek = ground.builder(&here).related_keys(true).former_keys([&*old, &*older]).build().await.unwrap();
+    let kek = ground
+        .builder(&here)
+        .related_keys(true)
+        .former_keys([&*old, &*older])
+        .build()
+        .await
+        .unwrap();
     for (entry, target) in [(&here, &here), (&there, &here), (&old, &old), (&older, &older)] {
         assert_eq!(kek.target(&id(entry)).name(), target);
     }
     let client = ground.front.client(REGION, &ground.login);
-    let discovered = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client);
+    let discovered = AwsKmsKek::discover("aws", [kms_front::ACCOUNT])
+        .regions([REGION, OTHER_REGION])
+        .client(client);
     let discovered = discovered.build().await.unwrap();
     for arn in [&here, &there, &old] {
         assert_eq!(discovered.target(&id(arn)).name(), arn);
     }
     assert_eq!(discovered.target(discovered.id()).name(), discovered.id().as_str());
     for (kek, rewraps) in [(&kek, true), (&discovered, false)] {
-        assert_eq!((kek.context_binding(), kek.rewraps_in_service()), (ContextBinding::Enforced, rewraps));
+        assert_eq!(
+            (kek.context_binding(), kek.rewraps_in_service()),
+            (ContextBinding::Enforced, rewraps)
+        );
     }
 }
 
@@ -344,7 +394,8 @@ async fn what_the_provider_decides_by_itself_is_no_answer_of_kms() {
     let arn = ground.front.create_key(REGION);
     let kek = ground.kek(&arn).await;
     let client = ground.front.client(REGION, &ground.login);
-    let discovered = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let discovered =
+        AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
     let alice = context("alice");
     let foreign = WrappedDek::new(KekId::new("another").unwrap(), vec![1]).unwrap();
     for error in [
@@ -399,23 +450,35 @@ async fn what_another_key_of_the_account_wrapped_is_not_opened_under_this_one_s_
     let foreign = other.wrap(&context, &dek()).await.unwrap();
     let relabelled = WrappedDek::new(kek.id().clone(), foreign.wrapped()).unwrap();
     assert_eq!(denied_or_invalid(&kek, &context, &relabelled).await, KekErrorClass::Invalid);
-    assert_eq!(kek.rewrap(&context, &relabelled).await.unwrap_err().class(), KekErrorClass::Invalid);
+    assert_eq!(
+        kek.rewrap(&context, &relabelled).await.unwrap_err().class(),
+        KekErrorClass::Invalid
+    );
 }
 
 // --- where a DEK is made, and what KMS says of its key material
 
 #[tokio::test]
 async fn a_dek_is_made_here_or_by_kms_as_the_user_chooses() {
-    for (origin, operation) in [(DekOrigin::Local, "Encrypt"), (DekOrigin::KeyService, "GenerateDataKey")] {
+    for (origin, operation) in
+        [(DekOrigin::Local, "Encrypt"), (DekOrigin::KeyService, "GenerateDataKey")]
+    {
         let ground = Ground::new();
         let arn = ground.front.create_key(REGION);
         let builder = Envelope::builder().dek_origin(origin);
         let envelope = builder.wrap_with(ground.kek(&arn).await).build().unwrap();
         let sealed = envelope.encrypt(&context("alice"), Aad::from(b"aad"), b"text").await.unwrap();
         let reader = Envelope::builder().unwrap_with(ground.kek(&arn).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context("alice"), Aad::from(b"aad"), &sealed).await.unwrap(), b"text");
+        assert_eq!(
+            &*reader.decrypt(&context("alice"), Aad::from(b"aad"), &sealed).await.unwrap(),
+            b"text"
+        );
         for other in ["Encrypt", "GenerateDataKey"] {
-            assert_eq!(ground.front.count(other), usize::from(other == operation), "{origin:?}: {other}");
+            assert_eq!(
+                ground.front.count(other),
+                usize::from(other == operation),
+                "{origin:?}: {other}"
+            );
         }
         let material = ground.front.world().key(&arn).current_material().unwrap();
         let meta = &inspect(&sealed).unwrap().keks[0].meta;
@@ -430,7 +493,8 @@ async fn without_leave_to_describe_the_key_everything_works_and_no_material_is_c
     ground.front.fail(Fault::error(400, "AccessDeniedException", "no").on("DescribeKey"));
     let kek = ground.kek(&arn).await;
     let context = context("alice");
-    let (first, second) = (kek.wrap(&context, &dek()).await.unwrap(), kek.wrap(&context, &dek()).await.unwrap());
+    let (first, second) =
+        (kek.wrap(&context, &dek()).await.unwrap(), kek.wrap(&context, &dek()).await.unwrap());
     assert!(first.meta().is_empty() && second.meta().is_empty());
     assert_eq!(ground.front.count("DescribeKey"), 1, "asked once, not with every wrap");
     assert_eq!(kek.is_current(&first), None);
@@ -481,7 +545,10 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
         }
         // KMS opens what the earlier material wrapped, and nobody notices anything.
         let reader = Envelope::builder().unwrap_with(ground.kek(&arn).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(), b"text");
+        assert_eq!(
+            &*reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap(),
+            b"text"
+        );
         kek.read_key().await.unwrap();
         let calls = ground.front.calls().len();
         assert!(envelope.needs_rewrap(&sealed).unwrap());
@@ -491,7 +558,10 @@ async fn a_rotation_is_walked_through_automatic_and_on_demand() {
         assert_eq!(ground.front.count("Decrypt"), decrypts, "no DEK came into the process");
         assert!(!envelope.needs_rewrap(&sealed).unwrap());
         let material = ground.front.world().key(&arn).current_material().unwrap();
-        assert_eq!(data_encoding::HEXLOWER.encode(&inspect(&sealed).unwrap().keks[0].meta), material);
+        assert_eq!(
+            data_encoding::HEXLOWER.encode(&inspect(&sealed).unwrap().keks[0].meta),
+            material
+        );
     }
     assert_eq!(ground.front.count("ReEncrypt"), 2);
     let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
@@ -541,7 +611,10 @@ async fn deks_move_from_one_key_to_another_within_kms() {
     let reader = Envelope::builder().unwrap_with(ground.kek(&new).await).build().unwrap();
     assert_eq!(&*reader.decrypt(&context, Aad::from(b"row 1"), &moved).await.unwrap(), b"text");
     let reader = Envelope::builder().unwrap_with(ground.kek(&new).await).build().unwrap();
-    assert_eq!(reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+    assert_eq!(
+        reader.decrypt(&context, Aad::from(b"row 1"), &sealed).await.unwrap_err().kind(),
+        ErrorKind::UnknownKek
+    );
 }
 
 // --- Regions, discovery, grants
@@ -561,10 +634,15 @@ async fn what_one_region_sealed_the_related_key_of_another_opens_when_it_is_told
     let context = context("alice");
     let writer = Envelope::builder().wrap_with(ground.kek(&here).await).build().unwrap();
     let sealed = writer.encrypt(&context, Aad::empty(), b"text").await.unwrap();
-    let elsewhere = || AwsKmsKek::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login));
+    let elsewhere =
+        || AwsKmsKek::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login));
 
-    let untold = Envelope::builder().unwrap_with(elsewhere().build().await.unwrap()).build().unwrap();
-    assert_eq!(untold.decrypt(&context, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
+    let untold =
+        Envelope::builder().unwrap_with(elsewhere().build().await.unwrap()).build().unwrap();
+    assert_eq!(
+        untold.decrypt(&context, Aad::empty(), &sealed).await.unwrap_err().kind(),
+        ErrorKind::UnknownKek
+    );
 
     let kek = elsewhere().related_keys(true).build().await.unwrap();
     let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
@@ -572,7 +650,10 @@ async fn what_one_region_sealed_the_related_key_of_another_opens_when_it_is_told
     ground.front.world().delete(&here);
     assert_eq!(&*reader.decrypt(&context, Aad::empty(), &sealed).await.unwrap(), b"text");
     let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
-    assert_eq!((call.region.as_str(), call.request["KeyId"].as_str()), (OTHER_REGION, Some(there.as_str())));
+    assert_eq!(
+        (call.region.as_str(), call.request["KeyId"].as_str()),
+        (OTHER_REGION, Some(there.as_str()))
+    );
 }
 
 #[tokio::test]
@@ -617,7 +698,8 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
     let here = ground.front.create_key(REGION);
     let wrapped = ground.kek(&here).await.wrap(&context, &dek()).await.unwrap();
     let client = || ground.front.client(REGION, &ground.login);
-    let kek = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client()).build().await.unwrap();
+    let kek =
+        AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client()).build().await.unwrap();
     kek.unwrap(&context, &wrapped).await.unwrap();
     let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
     assert_eq!(call.request["KeyId"], here.as_str(), "the key is named all the same");
@@ -633,16 +715,23 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
         assert!(!recognised(&kek, &outside), "{outside}");
     }
     let calls = ground.front.calls().len();
-    let outside = WrappedDek::new(KekId::new(here.replace(REGION, OTHER_REGION)).unwrap(), wrapped.wrapped()).unwrap();
+    let outside =
+        WrappedDek::new(KekId::new(here.replace(REGION, OTHER_REGION)).unwrap(), wrapped.wrapped())
+            .unwrap();
     assert_eq!(denied_or_invalid(&kek, &context, &outside).await, KekErrorClass::Invalid);
     assert_eq!(ground.front.calls().len(), calls, "nobody was asked");
 
     // With both Regions named, each is asked at home.
     let there = ground.front.create_key(OTHER_REGION);
-    let other =
-        AwsKmsKek::builder(&there).client(ground.front.client(OTHER_REGION, &ground.login)).build().await.unwrap();
+    let other = AwsKmsKek::builder(&there)
+        .client(ground.front.client(OTHER_REGION, &ground.login))
+        .build()
+        .await
+        .unwrap();
     let over_there = other.wrap(&context, &dek()).await.unwrap();
-    let both = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).regions([REGION, OTHER_REGION]).client(client());
+    let both = AwsKmsKek::discover("aws", [kms_front::ACCOUNT])
+        .regions([REGION, OTHER_REGION])
+        .client(client());
     let both = both.build().await.unwrap();
     both.unwrap(&context, &wrapped).await.unwrap();
     both.unwrap(&context, &over_there).await.unwrap();
@@ -654,12 +743,20 @@ async fn discovery_reads_by_the_keys_of_the_named_accounts_and_regions_only() {
 async fn discovery_writes_nothing_and_asks_for_its_bounds() {
     let ground = Ground::new();
     let discover = |partition: &str, accounts: &[&str]| {
-        AwsKmsKek::discover(partition, accounts.iter().copied()).client(ground.front.client(REGION, &ground.login))
+        AwsKmsKek::discover(partition, accounts.iter().copied())
+            .client(ground.front.client(REGION, &ground.login))
     };
     let kek = discover("aws", &[kms_front::ACCOUNT]).build().await.unwrap();
-    assert_eq!(kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(), KekErrorClass::Misconfigured);
-    assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), KekErrorClass::Misconfigured);
-    for (partition, accounts) in [("aws", &[][..]), ("aws", &["*"]), ("", &["111122223333"]), ("*", &["111122223333"])]
+    assert_eq!(
+        kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(),
+        KekErrorClass::Misconfigured
+    );
+    assert_eq!(
+        kek.generate(&context("alice")).await.unwrap_err().class(),
+        KekErrorClass::Misconfigured
+    );
+    for (partition, accounts) in
+        [("aws", &[][..]), ("aws", &["*"]), ("", &["111122223333"]), ("*", &["111122223333"])]
     {
         let error = discover(partition, accounts).build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{partition} {accounts:?}");
@@ -670,13 +767,17 @@ async fn discovery_writes_nothing_and_asks_for_its_bounds() {
 async fn a_key_that_a_forged_message_names_calls_no_operator() {
     let ground = Ground::new();
     let client = ground.front.client(REGION, &ground.login);
-    let kek = AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
+    let kek =
+        AwsKmsKek::discover("aws", [kms_front::ACCOUNT]).client(client).build().await.unwrap();
     let arn = ground.front.create_key(REGION);
     let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
     ground.front.world().key(&arn).usage = "SIGN_VERIFY";
     assert_eq!(denied_or_invalid(&kek, &context("alice"), &wrapped).await, KekErrorClass::Invalid);
     let named = ground.kek(&arn).await;
-    assert_eq!(denied_or_invalid(&named, &context("alice"), &wrapped).await, KekErrorClass::Misconfigured);
+    assert_eq!(
+        denied_or_invalid(&named, &context("alice"), &wrapped).await,
+        KekErrorClass::Misconfigured
+    );
 }
 
 #[tokio::test]
@@ -686,8 +787,10 @@ async fn a_grant_token_makes_a_new_grant_work_at_once() {
     ground.front.world().grants_are_slow = true;
     let reader = ground.front.principal("reader", vec![]);
     let admin = ground.front.client(REGION, &ground.login);
-    let grant =
-        admin.create_grant().key_id(&arn).grantee_principal(format!("arn:aws:iam::{}:user/reader", kms_front::ACCOUNT));
+    let grant = admin
+        .create_grant()
+        .key_id(&arn)
+        .grantee_principal(format!("arn:aws:iam::{}:user/reader", kms_front::ACCOUNT));
     let grant = grant.operations(aws_sdk_kms::types::GrantOperation::Decrypt).send().await.unwrap();
     let token = grant.grant_token().unwrap();
     let wrapped = ground.kek(&arn).await.wrap(&context("alice"), &dek()).await.unwrap();
@@ -733,7 +836,9 @@ async fn each_option_out_of_range_or_in_contradiction_is_refused_by_name() {
         assert_eq!(error.kind(), ErrorKind::InvalidOption, "{option}: {shown}");
         assert!(error.to_string().contains(option), "{error} does not name {option}");
     }
-    for url in ["https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", "http://localhost:1", "http://[::1]:1/"] {
+    for url in
+        ["https://vpce-1.kms.eu-west-1.vpce.amazonaws.com", "http://localhost:1", "http://[::1]:1/"]
+    {
         assert!(ground.builder(&arn).endpoint_url(url).build().await.is_ok(), "{url}");
     }
 }
@@ -800,7 +905,9 @@ async fn an_sdk_config_serves_as_well_as_a_client() {
     // Without a behaviour version, which a client alone would panic over.
     let config = aws_config::SdkConfig::builder()
         .endpoint_url(ground.front.url())
-        .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(ground.login.credentials()))
+        .credentials_provider(aws_sdk_kms::config::SharedCredentialsProvider::new(
+            ground.login.credentials(),
+        ))
         .build();
     let kek = AwsKmsKek::builder(&arn).sdk_config(&config).build().await.unwrap();
     let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
@@ -814,7 +921,11 @@ async fn the_sdk_itself_tries_once() {
     let client = ground.front.client(REGION, &ground.login);
     let retries = aws_sdk_kms::config::retry::RetryConfig::standard().with_max_attempts(5);
     let config = client.config().to_builder().retry_config(retries).build();
-    let kek = AwsKmsKek::builder(&arn).client(aws_sdk_kms::Client::from_conf(config)).build().await.unwrap();
+    let kek = AwsKmsKek::builder(&arn)
+        .client(aws_sdk_kms::Client::from_conf(config))
+        .build()
+        .await
+        .unwrap();
     ground.front.fail(Fault::error(500, "KMSInternalException", ""));
     kek.generate(&context("alice")).await.unwrap_err();
     assert_eq!(ground.front.count("GenerateDataKey"), 1);
@@ -846,20 +957,30 @@ async fn health_tells_key_states_apart() {
     assert_eq!(kek.health().await.unwrap_err().class(), KekErrorClass::Denied);
     let signing = ground.front.create_key(REGION);
     ground.front.world().key(&signing).usage = "SIGN_VERIFY";
-    assert_eq!(ground.kek(&signing).await.health().await.unwrap_err().class(), KekErrorClass::Misconfigured);
+    assert_eq!(
+        ground.kek(&signing).await.health().await.unwrap_err().class(),
+        KekErrorClass::Misconfigured
+    );
 }
 
 #[tokio::test]
 async fn imported_key_material_comes_goes_and_comes_back() {
     let ground = Ground::new();
-    let arn = ground.front.world().insert_key(REGION, kms_front::ACCOUNT, "11112222-3333-4444-5555-666677778888", None);
+    let arn = ground.front.world().insert_key(
+        REGION,
+        kms_front::ACCOUNT,
+        "11112222-3333-4444-5555-666677778888",
+        None,
+    );
     let kek = ground.kek(&arn).await;
     let context = context("alice");
     let error = kek.wrap(&context, &dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Denied);
     assert!(error.to_string().contains("is pending import"), "{error}");
 
-    let in_an_hour = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64() + 3600.5;
+    let in_an_hour =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64()
+            + 3600.5;
     ground.front.world().import(&arn, [7; 32], Some(in_an_hour)).unwrap();
     kek.read_key().await.unwrap();
     let wrapped = kek.wrap(&context, &dek()).await.unwrap();
@@ -868,7 +989,10 @@ async fn imported_key_material_comes_goes_and_comes_back() {
     let admin = ground.front.client(REGION, &ground.login);
     admin.delete_imported_key_material().key_id(&arn).send().await.unwrap();
     assert_eq!(denied_or_invalid(&kek, &context, &wrapped).await, KekErrorClass::Denied);
-    assert!(ground.front.world().import(&arn, [8; 32], None).is_err(), "only the same material opens what it wrapped");
+    assert!(
+        ground.front.world().import(&arn, [8; 32], None).is_err(),
+        "only the same material opens what it wrapped"
+    );
     ground.front.world().import(&arn, [7; 32], None).unwrap();
     kek.unwrap(&context, &wrapped).await.unwrap();
     assert_eq!(kek.health().await.unwrap(), Health::Ready);

@@ -18,9 +18,11 @@ const REGION: &str = "eu-west-1";
 const KEY: &str = "1234abcd-12ab-34cd-56ef-1234567890ab";
 
 fn policy(name: &str) -> Value {
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/aws-kms.md")).unwrap();
+    let page =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/aws-kms.md")).unwrap();
     let mark = format!("<!-- policy: {name} -->\n```json\n");
-    let (_, rest) = page.split_once(&mark).unwrap_or_else(|| panic!("the page has no policy {name}"));
+    let (_, rest) =
+        page.split_once(&mark).unwrap_or_else(|| panic!("the page has no policy {name}"));
     serde_json::from_str(rest.split("```").next().unwrap()).unwrap()
 }
 
@@ -35,7 +37,13 @@ impl Ground {
         let front = KmsFront::start();
         let arn = front.world().insert_key(REGION, ACCOUNT, KEY, Some([7; 32]));
         let founder = front.client(REGION, &front.admin());
-        founder.put_key_policy().key_id(&arn).policy(policy("key").to_string()).send().await.unwrap();
+        founder
+            .put_key_policy()
+            .key_id(&arn)
+            .policy(policy("key").to_string())
+            .send()
+            .await
+            .unwrap();
         Self { front, arn }
     }
 
@@ -45,7 +53,11 @@ impl Ground {
     }
 
     async fn kek(&self, login: &Login) -> AwsKmsKek {
-        AwsKmsKek::builder(&self.arn).client(self.front.client(REGION, login)).build().await.unwrap()
+        AwsKmsKek::builder(&self.arn)
+            .client(self.front.client(REGION, login))
+            .build()
+            .await
+            .unwrap()
     }
 
     /// One who may use the key for everything, by the page's key policy.
@@ -135,11 +147,18 @@ async fn a_reader_of_one_tenant_is_denied_another_s() {
         writer.encrypt(&alice, Aad::empty(), b"hers").await.unwrap(),
         writer.encrypt(&bob, Aad::empty(), b"his").await.unwrap(),
     );
-    let reader = Envelope::builder().unwrap_with(ground.kek(&ground.role("reader")).await).build().unwrap();
+    let reader =
+        Envelope::builder().unwrap_with(ground.kek(&ground.role("reader")).await).build().unwrap();
     assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &hers).await.unwrap(), b"hers");
-    assert_eq!(reader.decrypt(&bob, Aad::empty(), &his).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        reader.decrypt(&bob, Aad::empty(), &his).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
     // A false context gets past the policy, and not past the ciphertext.
-    assert_eq!(reader.decrypt(&alice, Aad::empty(), &his).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        reader.decrypt(&alice, Aad::empty(), &his).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &hers).await.unwrap(), b"hers");
 }
 
@@ -163,9 +182,17 @@ async fn a_rewrapper_rewraps_messages_without_a_dek_and_on_this_key_only() {
 
     let another = ground.front.create_key(REGION);
     let client = ground.front.client(REGION, &login);
-    let mover = AwsKmsKek::builder(&another).client(client).former_keys([ground.arn.as_str()]).build().await.unwrap();
+    let mover = AwsKmsKek::builder(&another)
+        .client(client)
+        .former_keys([ground.arn.as_str()])
+        .build()
+        .await
+        .unwrap();
     let mover = Envelope::builder().wrap_with(mover).build().unwrap();
-    assert_eq!(mover.rewrap_unverified(&alice, &sealed).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        mover.rewrap_unverified(&alice, &sealed).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
 }
 
 #[tokio::test]
@@ -177,5 +204,8 @@ async fn what_the_log_of_calls_shows_is_the_context_and_no_dek() {
     kek.unwrap(&context("alice"), &wrapped).await.unwrap();
     let call = ground.front.calls().into_iter().rfind(|call| call.operation == "Decrypt").unwrap();
     assert_eq!(call.request["EncryptionContext"]["tenant"], "alice");
-    assert!(!format!("{:?}", ground.front.calls()).contains(&data_encoding::BASE64.encode(own.expose())));
+    assert!(
+        !format!("{:?}", ground.front.calls())
+            .contains(&data_encoding::BASE64.encode(own.expose()))
+    );
 }

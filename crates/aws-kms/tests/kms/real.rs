@@ -10,8 +10,8 @@ use waxseal_aws_kms::AwsKmsKek;
 #[tokio::test]
 #[ignore = "needs AWS credentials, and a key in WAXSEAL_TEST_AWS_KMS_KEY"]
 async fn the_provider_works_on_aws_kms_itself() {
-    let key =
-        std::env::var("WAXSEAL_TEST_AWS_KMS_KEY").unwrap_or_else(|_| panic!("name a key in WAXSEAL_TEST_AWS_KMS_KEY"));
+    let key = std::env::var("WAXSEAL_TEST_AWS_KMS_KEY")
+        .unwrap_or_else(|_| panic!("name a key in WAXSEAL_TEST_AWS_KMS_KEY"));
     let kek = AwsKmsKek::builder(&key).build().await.unwrap();
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     let alice = EncryptionContext::new([("tenant", "alice"), ("test", "provider")]).unwrap();
@@ -25,7 +25,10 @@ async fn the_provider_works_on_aws_kms_itself() {
         assert!(!writer.needs_rewrap(&sealed).unwrap());
         let reader = || Envelope::builder().unwrap_with(kek.clone()).build().unwrap();
         assert_eq!(&*reader().decrypt(&alice, Aad::from(b"aad"), &sealed).await.unwrap(), b"text");
-        assert_eq!(reader().decrypt(&bob, Aad::from(b"aad"), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+        assert_eq!(
+            reader().decrypt(&bob, Aad::from(b"aad"), &sealed).await.unwrap_err().kind(),
+            ErrorKind::Invalid
+        );
     }
     let (dek, wrapped) = kek.generate(&alice).await.unwrap();
     let rewrapped = kek.rewrap(&alice, &wrapped).await.unwrap();
@@ -36,9 +39,13 @@ async fn the_provider_works_on_aws_kms_itself() {
         bytes[at] ^= 1;
         let damaged = waxseal::WrappedDek::new(kek.id().clone(), bytes).unwrap();
         let error = kek.unwrap(&alice, &damaged).await.unwrap_err();
-        assert!(matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied), "byte {at}: {error}");
+        assert!(
+            matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied),
+            "byte {at}: {error}"
+        );
     }
-    let missing = kek.id().as_str().rsplit_once('/').unwrap().0.to_owned() + "/00000000-0000-0000-0000-000000000000";
+    let missing = kek.id().as_str().rsplit_once('/').unwrap().0.to_owned()
+        + "/00000000-0000-0000-0000-000000000000";
     let missing = AwsKmsKek::builder(missing).build().await.unwrap();
     assert_eq!(missing.generate(&alice).await.unwrap_err().class(), KekErrorClass::Denied);
 }

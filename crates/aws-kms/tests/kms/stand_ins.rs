@@ -33,7 +33,8 @@ impl StandIn {
         arguments: fn(u16) -> Vec<String>,
         environment: fn(u16) -> Vec<(&'static str, String)>,
     ) -> Self {
-        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testing/kms_stand_ins.txt");
+        let requirements =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../testing/kms_stand_ins.txt");
         let python = python::interpreter_in("kms-stand-ins", &requirements);
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut child = Command::new(python.with_file_name(command))
@@ -77,13 +78,18 @@ impl StandIn {
     fn ministack() -> Self {
         let environment = |port: u16| {
             let port = port.to_string();
-            vec![("BIND_HOST", "127.0.0.1".to_owned()), ("IOT_MTLS_ENABLED", "0".to_owned()), ("GATEWAY_PORT", port)]
+            vec![
+                ("BIND_HOST", "127.0.0.1".to_owned()),
+                ("IOT_MTLS_ENABLED", "0".to_owned()),
+                ("GATEWAY_PORT", port),
+            ]
         };
         Self::start("ministack", |_| vec![], environment)
     }
 
     fn client(&self) -> Client {
-        let login = Login { access_key: "AKIATEST".into(), secret: "test".into(), session_token: None };
+        let login =
+            Login { access_key: "AKIATEST".into(), secret: "test".into(), session_token: None };
         client_at(&self.url, REGION, &login)
     }
 
@@ -124,8 +130,11 @@ async fn the_provider_conforms_on_moto_as_far_as_moto_goes() {
     let (own, other) = (moto.create_key().await, moto.create_key().await);
     let subject = OnMoto { kek: moto.kek(&own).await, other: moto.kek(&other).await };
     let report = conformance::run(&subject).await;
-    let others: Vec<_> =
-        report.checks().filter(|(_, outcome)| **outcome != Outcome::Passed).map(|(name, _)| name).collect();
+    let others: Vec<_> = report
+        .checks()
+        .filter(|(_, outcome)| **outcome != Outcome::Passed)
+        .map(|(name, _)| name)
+        .collect();
     // moto does not rotate key material, and fails only as it likes.
     assert!(report.is_conformant(), "{report}");
     let not_on_moto = [
@@ -144,13 +153,23 @@ async fn an_envelope_works_on_moto_with_a_dek_of_either_origin_and_rewraps_there
     let (old, new) = (moto.create_key().await, moto.create_key().await);
     let context = context("alice");
     for origin in [DekOrigin::Local, DekOrigin::KeyService] {
-        let writer = Envelope::builder().dek_origin(origin).wrap_with(moto.kek(&old).await).build().unwrap();
+        let writer =
+            Envelope::builder().dek_origin(origin).wrap_with(moto.kek(&old).await).build().unwrap();
         let sealed = writer.encrypt(&context, Aad::from(b"aad"), b"text").await.unwrap();
-        let kek = AwsKmsKek::builder(&new).client(moto.client()).former_keys([old.as_str()]).build().await.unwrap();
+        let kek = AwsKmsKek::builder(&new)
+            .client(moto.client())
+            .former_keys([old.as_str()])
+            .build()
+            .await
+            .unwrap();
         let mover = Envelope::builder().wrap_with(kek).build().unwrap();
         let moved = mover.rewrap(&context, &sealed).await.unwrap();
         let reader = Envelope::builder().unwrap_with(moto.kek(&new).await).build().unwrap();
-        assert_eq!(&*reader.decrypt(&context, Aad::from(b"aad"), &moved).await.unwrap(), b"text", "{origin:?}");
+        assert_eq!(
+            &*reader.decrypt(&context, Aad::from(b"aad"), &moved).await.unwrap(),
+            b"text",
+            "{origin:?}"
+        );
     }
 }
 
@@ -163,7 +182,8 @@ enum Answer {
 
 /// Wrapped, then unwrapped in a changed world.
 async fn answers(client: &Client) -> [Answer; 4] {
-    let create = async || client.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap();
+    let create =
+        async || client.create_key().send().await.unwrap().key_metadata.unwrap().arn.unwrap();
     let (own, other) = (create().await, create().await);
     let kek = |arn: &str| AwsKmsKek::builder(arn).client(client.clone()).build();
     let (kek, other) = (kek(&own).await.unwrap(), kek(&other).await.unwrap());
@@ -195,10 +215,16 @@ async fn where_moto_and_the_front_differ_real_kms_agrees_with_the_front() {
     let on_front = answers(&front.client(REGION, &login)).await;
     // The encryption context: all three agree. "Otherwise, the request to decrypt fails with an InvalidCiphertextException" (API Reference, Encrypt; the
     // same in the list of errors of Decrypt).
-    assert_eq!((&on_moto[0], &on_front[0]), (&Failed(KekErrorClass::Invalid), &Failed(KekErrorClass::Invalid)));
+    assert_eq!(
+        (&on_moto[0], &on_front[0]),
+        (&Failed(KekErrorClass::Invalid), &Failed(KekErrorClass::Invalid))
+    );
     // Another key than the one that made it: "If you identify a different KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference,
     // Decrypt, KeyId). moto says AccessDeniedException.
-    assert_eq!((&on_moto[1], &on_front[1]), (&Failed(KekErrorClass::Denied), &Failed(KekErrorClass::Invalid)));
+    assert_eq!(
+        (&on_moto[1], &on_front[1]),
+        (&Failed(KekErrorClass::Denied), &Failed(KekErrorClass::Invalid))
+    );
     // A disabled key, and one that is scheduled for deletion: "Key states of AWS KMS keys" in the Developer Guide, "Key state table", row Decrypt: [1]
     // DisabledException; [2] DisabledException or [3] KMSInvalidStateException. moto serves them.
     assert_eq!((&on_moto[2], &on_front[2]), (&Served, &Failed(KekErrorClass::Denied)));
@@ -232,7 +258,11 @@ async fn the_dek_id_catches_a_kms_that_lies() {
         // The key service gives another DEK for it, and the envelope does not take it.
         if kek.unwrap(&context, &forged).await.is_ok_and(|other| other.expose() != dek.expose()) {
             lies += 1;
-            assert_eq!(open(&own, forged).await.unwrap_err().kind(), ErrorKind::Invalid, "byte {at}");
+            assert_eq!(
+                open(&own, forged).await.unwrap_err().kind(),
+                ErrorKind::Invalid,
+                "byte {at}"
+            );
         }
     }
     assert!(lies > 0, "it told the truth throughout: is it still a liar?");

@@ -29,7 +29,8 @@ pub struct Found {
 /// Has DEKs wrapped and unwrapped. `child` is the name of the test that plays the front.
 pub fn run(child: &str) -> Found {
     let front = KmsChild::start(child);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut needles: Vec<(Needle, Needle)> = Vec::new();
     let mut add = |dek: &[u8]| {
         let text = Zeroizing::new(BASE64.encode(dek));
@@ -57,7 +58,8 @@ pub fn run(child: &str) -> Found {
         let sum = |look: fn(&(Needle, Needle)) -> usize| needles.iter().map(look).sum();
         (sum(|(bytes, _)| bytes.occurrences()), sum(|(_, text)| text.occurrences()))
     };
-    let text: Vec<_> = unwrapped.iter().map(|dek| Zeroizing::new(BASE64.encode(dek.expose()))).collect();
+    let text: Vec<_> =
+        unwrapped.iter().map(|dek| Zeroizing::new(BASE64.encode(dek.expose()))).collect();
     let held = count();
     drop((text, unwrapped));
     let dropped = count();

@@ -67,7 +67,9 @@ fn cases() -> Vec<Case> {
             name: "KMS: garbage",
             kind: Unavailable,
             is_slow: false,
-            begin: hand!(|path| path.to_kms.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
+            begin: hand!(|path| path
+                .to_kms
+                .set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
             end: hand!(|path| path.to_kms.set(fault_proxy::Fault::None)),
         },
         Case {
@@ -88,7 +90,9 @@ fn cases() -> Vec<Case> {
             name: "KMS: key disabled",
             kind: Denied,
             is_slow: false,
-            begin: hand!(|path| path.front.world().key(&path.arn).state = kms_front::State::Disabled),
+            begin: hand!(
+                |path| path.front.world().key(&path.arn).state = kms_front::State::Disabled
+            ),
             end: hand!(|path| path.front.world().key(&path.arn).state = kms_front::State::Enabled),
         },
         Case {
@@ -196,7 +200,8 @@ fn cases() -> Vec<Case> {
             }),
             end: hand!(|path| {
                 let new = XksPath::credential(&path.proxy.credential());
-                let call = path.operator().update_custom_key_store().custom_key_store_id(&path.store);
+                let call =
+                    path.operator().update_custom_key_store().custom_key_store_id(&path.store);
                 call.xks_proxy_authentication_credential(new).send().await.unwrap();
             }),
         },
@@ -209,7 +214,9 @@ fn cases() -> Vec<Case> {
             name: "proxy: rate limit",
             kind: Throttled,
             is_slow: false,
-            begin: hand!(|path| path.proxy.limit(Some(Quota { requests: 0, window: Duration::from_secs(3600) }))),
+            begin: hand!(|path| path
+                .proxy
+                .limit(Some(Quota { requests: 0, window: Duration::from_secs(3600) }))),
             end: hand!(|path| path.proxy.limit(None)),
         },
         by_the_proxy(
@@ -246,14 +253,18 @@ fn cases() -> Vec<Case> {
             name: "key manager: garbage",
             kind: Unavailable,
             is_slow: false,
-            begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
+            begin: hand!(|path| path
+                .to_bao
+                .set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))),
             end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
         },
         Case {
             name: "key manager: slower than 250 ms",
             kind: Unavailable,
             is_slow: true,
-            begin: hand!(|path| path.to_bao.set(fault_proxy::Fault::Delay(Duration::from_millis(400)))),
+            begin: hand!(|path| path
+                .to_bao
+                .set(fault_proxy::Fault::Delay(Duration::from_millis(400)))),
             end: hand!(|path| path.to_bao.set(fault_proxy::Fault::None)),
         },
         Case {
@@ -283,7 +294,10 @@ fn cases() -> Vec<Case> {
             is_slow: false,
             begin: hand!(|path| {
                 path.bao
-                    .put("sys/quotas/rate-limit/none", json!({ "path": "transit", "rate": 0.001, "interval": "1h" }))
+                    .put(
+                        "sys/quotas/rate-limit/none",
+                        json!({ "path": "transit", "rate": 0.001, "interval": "1h" }),
+                    )
                     .await;
                 // The first request still fits.
                 path.bao.ask("GET", &format!("transit/keys/{KEY}"), Value::Null).await;
@@ -325,7 +339,12 @@ fn cases() -> Vec<Case> {
             }),
             end: hand!(|path| {
                 let backup = std::fs::read(path.bao.audit_file().with_file_name("backup")).unwrap();
-                path.bao.put(&format!("transit/restore/{KEY}"), serde_json::from_slice(&backup).unwrap()).await;
+                path.bao
+                    .put(
+                        &format!("transit/restore/{KEY}"),
+                        serde_json::from_slice(&backup).unwrap(),
+                    )
+                    .await;
             }),
         },
     ]
@@ -338,7 +357,11 @@ fn expire(path: &XksPath, expired: bool) {
 fn policy(is_slow: bool) -> CallPolicy {
     let ms = Duration::from_millis;
     let timeout = if is_slow { ms(2000) } else { AMPLE };
-    CallPolicy::default().timeout(timeout).deadline(ms(60_000)).backoff(ms(1)).breaker_failures(1000)
+    CallPolicy::default()
+        .timeout(timeout)
+        .deadline(ms(60_000))
+        .backoff(ms(1))
+        .breaker_failures(1000)
 }
 
 async fn envelope(path: &XksPath, clock: &ManualClock, policy: CallPolicy) -> Envelope {
@@ -374,7 +397,11 @@ async fn met(case: Case) {
         path.kms_waits(KMS_PATIENCE);
     }
 
-    let error = reader.decrypt(&alice, Aad::empty(), &cold).await.err().unwrap_or_else(|| panic!("{name}: no error"));
+    let error = reader
+        .decrypt(&alice, Aad::empty(), &cold)
+        .await
+        .err()
+        .unwrap_or_else(|| panic!("{name}: no error"));
     assert_eq!(error.kind(), kind, "{name}: {error}");
     println!("{name}: {error}");
     let tries = if matches!(kind, Unavailable | Throttled) { TRIES } else { 1 };
@@ -383,7 +410,11 @@ async fn met(case: Case) {
         let error = reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap_err();
         assert_eq!(error.kind(), kind, "{name}, writing: {error}");
     }
-    assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(), b"warm", "{name}: what is at hand");
+    assert_eq!(
+        &*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(),
+        b"warm",
+        "{name}: what is at hand"
+    );
     clock.advance(2 * MAX_AGE);
     let late = reader.decrypt(&bob, Aad::empty(), &warm).await;
     match kind {
@@ -392,21 +423,38 @@ async fn met(case: Case) {
     }
 
     for _ in 0..5 {
-        assert_eq!(guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap_err().kind(), kind, "{name}");
+        assert_eq!(
+            guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap_err().kind(),
+            kind,
+            "{name}"
+        );
         clock.advance(Duration::from_millis(100));
     }
     let state = |envelope: &Envelope| envelope.statistics().keks[0].breaker;
     let opens = matches!(kind, Unavailable | Misconfigured);
-    assert_eq!(state(&guarded) != BreakerState::Closed, opens, "{name}: the breaker is {:?}", state(&guarded));
+    assert_eq!(
+        state(&guarded) != BreakerState::Closed,
+        opens,
+        "{name}: the breaker is {:?}",
+        state(&guarded)
+    );
 
     end(&path).await;
     path.kms_waits(AMPLE);
     let recovered = reader.decrypt(&alice, Aad::empty(), &cold).await;
-    assert_eq!(recovered.as_deref().unwrap_or_else(|error| panic!("{name}: {error}")), b"cold", "{name}");
+    assert_eq!(
+        recovered.as_deref().unwrap_or_else(|error| panic!("{name}: {error}")),
+        b"cold",
+        "{name}"
+    );
     assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(), b"warm", "{name}");
     reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
     clock.advance(Duration::from_secs(1));
-    assert_eq!(&*guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap(), b"cold", "{name}: the probe");
+    assert_eq!(
+        &*guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap(),
+        b"cold",
+        "{name}: the probe"
+    );
     assert_eq!(state(&guarded), BreakerState::Closed, "{name}");
 }
 
@@ -414,13 +462,23 @@ async fn met(case: Case) {
 #[test]
 fn the_docs_show_these_faults() {
     let docs = include_str!("../../docs/xks.md");
-    let section = docs.split("## What an outage of each hop looks like").nth(1).unwrap().split("\n## ").next().unwrap();
+    let section = docs
+        .split("## What an outage of each hop looks like")
+        .nth(1)
+        .unwrap()
+        .split("\n## ")
+        .next()
+        .unwrap();
     let shown: Vec<_> = section
         .lines()
         .filter_map(|line| line.strip_prefix("| ")?.split_once(" | "))
         .filter_map(|(hop, rest)| Some((hop, rest.split(" | ").next()?)))
         .filter(|(hop, _)| hop.contains(": "))
         .collect();
-    let in_force: Vec<_> = cases().iter().map(|case| (case.name, format!("{:?}", case.kind).to_lowercase())).collect();
-    assert_eq!(shown, in_force.iter().map(|(name, kind)| (*name, kind.as_str())).collect::<Vec<_>>());
+    let in_force: Vec<_> =
+        cases().iter().map(|case| (case.name, format!("{:?}", case.kind).to_lowercase())).collect();
+    assert_eq!(
+        shown,
+        in_force.iter().map(|(name, kind)| (*name, kind.as_str())).collect::<Vec<_>>()
+    );
 }

@@ -50,8 +50,12 @@ impl Subject for OverThePath {
             KekErrorClass::Unavailable => self.path.proxy.kill(),
             KekErrorClass::Throttled => self.path.proxy.fail(Fault::error(ErrorName::Throttling)),
             KekErrorClass::Denied => self.path.proxy.deny(&self.principal),
-            KekErrorClass::Invalid => self.path.proxy.fail(Fault::error(ErrorName::InvalidCiphertext)),
-            KekErrorClass::Misconfigured => self.path.proxy.fail(Fault::error(ErrorName::AuthenticationFailed)),
+            KekErrorClass::Invalid => {
+                self.path.proxy.fail(Fault::error(ErrorName::InvalidCiphertext))
+            }
+            KekErrorClass::Misconfigured => {
+                self.path.proxy.fail(Fault::error(ErrorName::AuthenticationFailed))
+            }
             _ => return Box::pin(async { Step::NotApplicable }),
         }
         Box::pin(async { Step::Done })
@@ -71,8 +75,11 @@ impl Subject for OverThePath {
 async fn the_provider_conforms_over_the_whole_path() {
     let report = conformance::run(&OverThePath::new().await).await;
     assert!(report.is_conformant(), "{report}");
-    let unseen: Vec<_> =
-        report.checks().filter(|(_, outcome)| **outcome != Outcome::Passed).map(|(name, _)| name).collect();
+    let unseen: Vec<_> = report
+        .checks()
+        .filter(|(_, outcome)| **outcome != Outcome::Passed)
+        .map(|(name, _)| name)
+        .collect();
     // The versions of an external key are its key manager's own matter, and permissions are KMS's.
     let not_here = [
         "rewraps_where_it_says",
@@ -91,20 +98,29 @@ async fn the_store_is_named_or_found_in_the_first_answer_about_the_key() {
     let advises = |kek: &AwsKmsKek| kek.target(kek.id()).advice().call_budget().is_some();
     assert!(advises(&path.kek().await), "named");
     path.front.world().point_alias(REGION, "alias/orders", &path.arn);
-    assert!(advises(&path.builder("alias/orders").build().await.unwrap()), "KMS was asked for the alias");
+    assert!(
+        advises(&path.builder("alias/orders").build().await.unwrap()),
+        "KMS was asked for the alias"
+    );
     let kek = path.builder(&path.arn).build().await.unwrap();
     assert!(!advises(&kek), "nobody was asked yet");
     kek.wrap(&context("alice"), &a_dek()).await.unwrap();
     assert!(advises(&kek), "before the first wrap");
     let reader = path.builder(&path.arn).build().await.unwrap();
     let key = reader.read_key().await.unwrap();
-    assert_eq!((key.external_key_store.as_deref(), key.external_key.as_deref()), (Some(&*path.store), Some(KEY)));
+    assert_eq!(
+        (key.external_key_store.as_deref(), key.external_key.as_deref()),
+        (Some(&*path.store), Some(KEY))
+    );
     assert!(advises(&reader));
     let standard = path.front.create_key(REGION);
     let kek = path.builder(&standard).build().await.unwrap();
     kek.wrap(&context("alice"), &a_dek()).await.unwrap();
     assert!(!advises(&kek), "a key that KMS holds");
-    assert_eq!(kek.read_external_key_store().await.unwrap_err().class(), KekErrorClass::Misconfigured);
+    assert_eq!(
+        kek.read_external_key_store().await.unwrap_err().class(),
+        KekErrorClass::Misconfigured
+    );
 }
 
 #[tokio::test]
@@ -115,7 +131,8 @@ async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itse
     let standard = path.front.create_key(REGION);
     let other_standard = path.front.create_key(REGION);
     let wrapped = path.kek().await.wrap(&alice, &a_dek()).await.unwrap();
-    let others = path.builder(&other_standard).build().await.unwrap().wrap(&alice, &a_dek()).await.unwrap();
+    let others =
+        path.builder(&other_standard).build().await.unwrap().wrap(&alice, &a_dek()).await.unwrap();
     let budget = CallBudget::new(7, 7).unwrap();
     // Found out after its first use.
     let builder = path.builder(&standard).former_keys([&path.arn, &other_standard]);
@@ -136,7 +153,10 @@ async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itse
     }
     // Named: nobody is asked.
     let before = path.front.arrived("DescribeKey");
-    let builder = path.builder(&standard).former_keys([&other_standard]).external_former_keys(&path.store, [&path.arn]);
+    let builder = path
+        .builder(&standard)
+        .former_keys([&other_standard])
+        .external_former_keys(&path.store, [&path.arn]);
     let named = builder.build().await.unwrap();
     assert_eq!(path.front.arrived("DescribeKey"), before);
     for kek in [&found, &named] {
@@ -148,7 +168,12 @@ async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itse
         kek.unwrap(&alice, &wrapped).await.unwrap();
         kek.rewrap(&alice, &wrapped).await.unwrap();
     }
-    let error = path.builder(&standard).external_former_keys("orders", [&path.arn]).build().await.unwrap_err();
+    let error = path
+        .builder(&standard)
+        .external_former_keys("orders", [&path.arn])
+        .build()
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("external_former_keys"), "{error}");
 }
 
@@ -194,7 +219,9 @@ async fn a_key_that_is_not_in_the_named_store_is_misconfigured() {
     }
     path.front.world().point_alias(REGION, "alias/orders", &path.arn);
     path.front.world().point_alias(REGION, "alias/standard", &standard);
-    for (alias, store) in [("alias/orders", "cks-0000000000000000f"), ("alias/standard", path.store.as_str())] {
+    for (alias, store) in
+        [("alias/orders", "cks-0000000000000000f"), ("alias/standard", path.store.as_str())]
+    {
         let error = path.builder(alias).external_key_store(store).build().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains("external_key_store"), "{error}");
@@ -205,7 +232,8 @@ async fn a_key_that_is_not_in_the_named_store_is_misconfigured() {
 async fn what_an_external_key_cannot_do_is_refused_at_build() {
     let path = XksPath::start().await;
     path.front.world().point_alias(REGION, "alias/orders", &path.arn);
-    let multi_region = format!("arn:aws:kms:{REGION}:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab");
+    let multi_region =
+        format!("arn:aws:kms:{REGION}:111122223333:key/mrk-1234abcd12ab34cd56ef1234567890ab");
     let hour = Duration::from_secs(3600);
     let named = |arn: &str| path.builder(arn).external_key_store(&path.store);
     for (what, builder) in [
@@ -219,7 +247,9 @@ async fn what_an_external_key_cannot_do_is_refused_at_build() {
         ("external_key_store", named(&path.arn).external_key_store("cks-1/2")),
         (
             "external_key_store",
-            AwsKmsKek::discover("aws", ["111122223333"]).client(path.client()).external_key_store("cks-1"),
+            AwsKmsKek::discover("aws", ["111122223333"])
+                .client(path.client())
+                .external_key_store("cks-1"),
         ),
         (
             "external_key_store",
@@ -253,7 +283,10 @@ async fn a_thousand_messages_of_one_dek_are_one_call_on_every_hop() {
     assert_eq!(hops(), [1, 1, 0, 0]);
     let reader = Envelope::builder().unwrap_with(path.kek().await).build().unwrap();
     for (n, message) in (0_u32..).zip(&messages) {
-        assert_eq!(&*reader.decrypt(&alice, Aad::from(&n.to_be_bytes()), message).await.unwrap(), b"text");
+        assert_eq!(
+            &*reader.decrypt(&alice, Aad::from(&n.to_be_bytes()), message).await.unwrap(),
+            b"text"
+        );
     }
     assert_eq!(hops(), [1, 1, 1, 1]);
     let calls = path.proxy.calls();
@@ -265,7 +298,11 @@ async fn a_thousand_messages_of_one_dek_are_one_call_on_every_hop() {
 #[tokio::test]
 async fn a_dek_of_the_key_service_s_making_works_too() {
     let path = XksPath::start().await;
-    let envelope = Envelope::builder().wrap_with(path.kek().await).dek_origin(DekOrigin::KeyService).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(path.kek().await)
+        .dek_origin(DekOrigin::KeyService)
+        .build()
+        .unwrap();
     let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
     let reader = Envelope::builder().unwrap_with(path.kek().await).build().unwrap();
     assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text");
@@ -285,9 +322,15 @@ async fn a_bit_flipped_in_any_byte_of_the_wrapped_key_is_refused() {
         bytes[at] ^= 1 << (at % 8);
         let bent = WrappedDek::new(wrapped.kek_id().clone(), bytes).unwrap();
         let error = kek.unwrap(&alice, &bent).await.unwrap_err();
-        assert!(matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied), "byte {at}: {error}");
+        assert!(
+            matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied),
+            "byte {at}: {error}"
+        );
     }
-    assert_eq!(kek.unwrap(&context("bob"), &wrapped).await.unwrap_err().class(), KekErrorClass::Invalid);
+    assert_eq!(
+        kek.unwrap(&context("bob"), &wrapped).await.unwrap_err().class(),
+        KekErrorClass::Invalid
+    );
     assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
 }
 
@@ -303,11 +346,21 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
     let policy = waxseal::CallPolicy::default().deadline(Duration::from_secs(1)).tries(1);
     for arn in [&path.arn, &other] {
         let writer = path.kek_of(arn).await;
-        let kek = path.builder(arn).external_key_store(&path.store).external_key_store_budget(budget.clone());
-        let reader = Envelope::builder().unwrap_with(kek.build().await.unwrap()).call_policy(policy).build().unwrap();
+        let kek = path
+            .builder(arn)
+            .external_key_store(&path.store)
+            .external_key_store_budget(budget.clone());
+        let reader = Envelope::builder()
+            .unwrap_with(kek.build().await.unwrap())
+            .call_policy(policy)
+            .build()
+            .unwrap();
         for _ in 0..20 {
             let writer = Envelope::builder().wrap_with(writer.clone()).build().unwrap();
-            questions.push((reader.clone(), writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap()));
+            questions.push((
+                reader.clone(),
+                writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap(),
+            ));
         }
     }
     let before = path.front.arrived("Decrypt");
@@ -315,9 +368,9 @@ async fn all_keys_of_a_store_share_its_budget_and_other_keys_do_not_pay() {
         .into_iter()
         .map(|(reader, sealed)| {
             let alice = alice.clone();
-            tokio::spawn(
-                async move { reader.decrypt(&alice, Aad::empty(), &sealed).await.map_err(|error| error.kind()) },
-            )
+            tokio::spawn(async move {
+                reader.decrypt(&alice, Aad::empty(), &sealed).await.map_err(|error| error.kind())
+            })
         })
         .collect();
     let mut opened = 0;
@@ -351,7 +404,10 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
     let kek = path.kek().await;
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     let store = kek.read_external_key_store().await.unwrap();
-    assert_eq!((&*store.id, &*store.connection_state, store.connection_error), (&*path.store, "CONNECTED", None));
+    assert_eq!(
+        (&*store.id, &*store.connection_state, store.connection_error),
+        (&*path.store, "CONNECTED", None)
+    );
 
     path.disconnect().await;
     let error = kek.health().await.unwrap_err();
@@ -364,8 +420,12 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
             (|path| path.proxy.fail(Fault::error(ErrorName::AuthenticationFailed))) as fn(&XksPath),
         ),
         ("XKS_PROXY_ACCESS_DENIED", |path| path.proxy.fail(Fault::error(ErrorName::AccessDenied))),
-        ("XKS_PROXY_INVALID_CONFIGURATION", |path| path.proxy.fail(Fault::error(ErrorName::InvalidUriPath))),
-        ("XKS_PROXY_INVALID_TLS_CONFIGURATION", |path| path.proxy.present(xks_proxy::Certificate::Expired)),
+        ("XKS_PROXY_INVALID_CONFIGURATION", |path| {
+            path.proxy.fail(Fault::error(ErrorName::InvalidUriPath))
+        }),
+        ("XKS_PROXY_INVALID_TLS_CONFIGURATION", |path| {
+            path.proxy.present(xks_proxy::Certificate::Expired)
+        }),
         ("XKS_PROXY_INVALID_RESPONSE", |path| path.proxy.fail(Fault::error(ErrorName::Validation))),
         ("XKS_PROXY_TIMED_OUT", |path| {
             path.kms_waits(KMS_PATIENCE);
@@ -378,7 +438,10 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
         assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
         assert!(error.to_string().contains(&format!("FAILED: {code}")), "{code}: {error}");
         let store = kek.read_external_key_store().await.unwrap();
-        assert_eq!((&*store.connection_state, store.connection_error.as_deref()), ("FAILED", Some(code)));
+        assert_eq!(
+            (&*store.connection_state, store.connection_error.as_deref()),
+            ("FAILED", Some(code))
+        );
         path.proxy.recover();
         path.proxy.present(xks_proxy::Certificate::Right);
         path.kms_waits(AMPLE);
@@ -393,9 +456,15 @@ async fn health_tells_a_store_that_an_operator_has_to_connect_from_an_outage() {
 #[tokio::test]
 async fn the_health_of_a_key_in_another_account_s_store_is_degraded_and_no_failure() {
     let path = XksPath::start().await;
-    let not_found = kms_front::Fault::error(400, "CustomKeyStoreNotFoundException", "no such store in this account");
+    let not_found = kms_front::Fault::error(
+        400,
+        "CustomKeyStoreNotFoundException",
+        "no such store in this account",
+    );
     path.front.fail(not_found.on("DescribeCustomKeyStores"));
-    let Health::Degraded(why) = path.kek().await.health().await.unwrap() else { panic!("not degraded") };
+    let Health::Degraded(why) = path.kek().await.health().await.unwrap() else {
+        panic!("not degraded")
+    };
     assert!(why.contains(&path.store), "{why}");
 }
 
@@ -431,14 +500,17 @@ async fn a_rotation_behind_the_same_id_is_followed_and_rewrap_moves_to_the_new_v
     assert!(!envelope.needs_rewrap(&old).unwrap(), "the version does not reach KMS");
     let moved = cold().await.rewrap(&alice, &old).await.unwrap();
     // What the first version wrapped is not opened any more, what was rewrapped is.
-    path.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
+    path.bao
+        .put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 }))
+        .await;
     let error = cold().await.decrypt(&alice, Aad::empty(), &old).await.unwrap_err();
     assert_ne!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert_eq!(&*cold().await.decrypt(&alice, Aad::empty(), &moved).await.unwrap(), b"text");
 }
 
 #[tokio::test]
-async fn messages_move_in_from_a_standard_key_to_another_external_key_and_out_again_without_a_dek_in_the_process() {
+async fn messages_move_in_from_a_standard_key_to_another_external_key_and_out_again_without_a_dek_in_the_process()
+ {
     let path = XksPath::start().await;
     let alice = context("alice");
     let standard = path.front.create_key(REGION);
@@ -452,15 +524,20 @@ async fn messages_move_in_from_a_standard_key_to_another_external_key_and_out_ag
         .await
         .unwrap();
     let payload = message[message.len() - 20..].to_vec();
-    for (from, to, external) in [(&standard, &path.arn, true), (&path.arn, &second, true), (&second, &standard, false)]
+    for (from, to, external) in
+        [(&standard, &path.arn, true), (&path.arn, &second, true), (&second, &standard, false)]
     {
         let builder = path.builder(to).former_keys([from]);
         let builder = if external { builder.external_key_store(&path.store) } else { builder };
-        let envelope = Envelope::builder().wrap_with(builder.build().await.unwrap()).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(builder.build().await.unwrap()).build().unwrap();
         assert!(envelope.needs_rewrap(&message).unwrap(), "{from} to {to}");
         let (decrypts, re_encrypts) = (path.front.count("Decrypt"), path.front.count("ReEncrypt"));
         message = envelope.rewrap_unverified(&alice, &message).await.unwrap();
-        assert_eq!((path.front.count("Decrypt") - decrypts, path.front.count("ReEncrypt") - re_encrypts), (0, 1));
+        assert_eq!(
+            (path.front.count("Decrypt") - decrypts, path.front.count("ReEncrypt") - re_encrypts),
+            (0, 1)
+        );
         assert_eq!(inspect(&message).unwrap().keks[0].kek_id.as_str(), to);
         assert_eq!(&*envelope.decrypt(&alice, Aad::from(b"row"), &message).await.unwrap(), b"text");
         assert!(message.ends_with(&payload), "the payload is not touched");
@@ -477,9 +554,13 @@ async fn what_the_policy_denies_is_evicted_and_refused_and_nobody_else_notices()
     let alice = context("alice");
     let limits = || {
         let ms = Duration::from_millis;
-        Limits::default().max_age(ms(100)).refresh_after(ms(80)).stale_if_error_reading(Duration::from_secs(60))
+        Limits::default()
+            .max_age(ms(100))
+            .refresh_after(ms(80))
+            .stale_if_error_reading(Duration::from_secs(60))
     };
-    let reader = |kek: AwsKmsKek| Envelope::builder().wrap_with(kek).limits(limits()).build().unwrap();
+    let reader =
+        |kek: AwsKmsKek| Envelope::builder().wrap_with(kek).limits(limits()).build().unwrap();
     let (orders, invoices) = (reader(path.kek().await), reader(path.kek_of(&other).await));
     let (order, invoice) = (
         orders.encrypt(&alice, Aad::empty(), b"order").await.unwrap(),
@@ -492,10 +573,16 @@ async fn what_the_policy_denies_is_evicted_and_refused_and_nobody_else_notices()
     let error = orders.decrypt(&alice, Aad::empty(), &order).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "whatever the grace: {error}");
     let asked = path.proxy.arrived(Operation::Decrypt);
-    assert_eq!(orders.decrypt(&alice, Aad::empty(), &order).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        orders.decrypt(&alice, Aad::empty(), &order).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
     assert_eq!(path.proxy.arrived(Operation::Decrypt), asked, "refused for a while without asking");
     assert_eq!(&*invoices.decrypt(&alice, Aad::empty(), &invoice).await.unwrap(), b"invoice");
     let log = path.proxy.calls();
-    assert!(log.iter().any(|call| call.error == Some(ErrorName::AccessDenied) && call.principal == principal));
+    assert!(
+        log.iter()
+            .any(|call| call.error == Some(ErrorName::AccessDenied) && call.principal == principal)
+    );
     assert_eq!(KekId::new(&path.arn).unwrap(), *path.kek().await.id());
 }

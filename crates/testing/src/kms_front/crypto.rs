@@ -47,7 +47,12 @@ pub struct Material {
 
 impl Material {
     pub fn new(key_id: &str, key: [u8; 32], on_demand: bool) -> Self {
-        let id = Sha256::new().chain_update(b"material").chain_update(key_id).chain_update(key).finalize().into();
+        let id = Sha256::new()
+            .chain_update(b"material")
+            .chain_update(key_id)
+            .chain_update(key)
+            .finalize()
+            .into();
         Self { id, key, on_demand }
     }
 
@@ -55,7 +60,9 @@ impl Material {
     fn seal(&self, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
         let (nonce, mut sealed) = (random::<12>(), plaintext.to_vec());
         let cipher = Aes256Gcm::new((&self.key).into());
-        let tag = cipher.encrypt_inout_detached((&nonce).into(), aad, sealed.as_mut_slice().into()).unwrap();
+        let tag = cipher
+            .encrypt_inout_detached((&nonce).into(), aad, sealed.as_mut_slice().into())
+            .unwrap();
         [&nonce[..], &sealed, &tag].concat()
     }
 
@@ -64,7 +71,9 @@ impl Material {
         let (sealed, tag) = sealed.split_last_chunk::<16>()?;
         let mut plaintext = sealed.to_vec();
         let cipher = Aes256Gcm::new((&self.key).into());
-        cipher.decrypt_inout_detached(nonce.into(), aad, plaintext.as_mut_slice().into(), tag.into()).ok()?;
+        cipher
+            .decrypt_inout_detached(nonce.into(), aad, plaintext.as_mut_slice().into(), tag.into())
+            .ok()?;
         Some(plaintext)
     }
 }
@@ -96,7 +105,8 @@ fn handle(key_id: &str) -> [u8; 32] {
 
 /// Whether a ciphertext blob was made by this key, and `None` if it is none.
 pub fn made_by<'a>(blob: &'a [u8]) -> Option<impl Fn(&str) -> bool + 'a> {
-    (blob.get(..4) == Some(&MAGIC[..]) && blob.len() >= FIXED).then_some(|id: &str| handle(id)[..] == blob[4..36])
+    (blob.get(..4) == Some(&MAGIC[..]) && blob.len() >= FIXED)
+        .then_some(|id: &str| handle(id)[..] == blob[4..36])
 }
 
 /// The part of a blob in front of what was encrypted: it is authenticated with it.
@@ -144,7 +154,11 @@ pub struct Usable {
 pub type MaterialId = Option<String>;
 
 impl Usable {
-    pub async fn seal(&self, context: &Context, plaintext: &[u8]) -> Result<(Vec<u8>, MaterialId), KmsError> {
+    pub async fn seal(
+        &self,
+        context: &Context,
+        plaintext: &[u8],
+    ) -> Result<(Vec<u8>, MaterialId), KmsError> {
         match &self.backing {
             Backing::Materials(materials) => {
                 let material = materials.lock().unwrap().last().cloned().unwrap();
@@ -163,21 +177,31 @@ impl Usable {
         }
     }
 
-    pub async fn open(&self, context: &Context, blob: &[u8]) -> Result<(Vec<u8>, MaterialId), KmsError> {
+    pub async fn open(
+        &self,
+        context: &Context,
+        blob: &[u8],
+    ) -> Result<(Vec<u8>, MaterialId), KmsError> {
         let padding = usize::from(*blob.get(FIXED).ok_or_else(invalid_ciphertext)?);
-        let (header, sealed) = blob.split_at_checked(FIXED + 1 + padding).ok_or_else(invalid_ciphertext)?;
+        let (header, sealed) =
+            blob.split_at_checked(FIXED + 1 + padding).ok_or_else(invalid_ciphertext)?;
         let (wanted, aad) = (&header[36..68], aad(header, context));
         match &self.backing {
             Backing::Materials(materials) => {
-                let material = materials.lock().unwrap().iter().find(|m| m.id[..] == *wanted).cloned();
+                let material =
+                    materials.lock().unwrap().iter().find(|m| m.id[..] == *wanted).cloned();
                 let plaintext = material.and_then(|material| material.open(&aad, sealed));
                 Ok((plaintext.ok_or_else(invalid_ciphertext)?, Some(HEXLOWER.encode(wanted))))
             }
             Backing::External(External { own, proxy, key, .. }) => {
-                let sealed = embedded(sealed).filter(|_| own.id[..] == *wanted).ok_or_else(invalid_ciphertext)?;
+                let sealed = embedded(sealed)
+                    .filter(|_| own.id[..] == *wanted)
+                    .ok_or_else(invalid_ciphertext)?;
                 let inner = proxy.decrypt(&self.asker, key, &external_aad(&aad), &sealed).await;
                 let inner = inner.map_err(Failure::of_cryptography)?;
-                let plaintext = own.open(&aad, &inner).ok_or_else(|| Failure::ForeignPlaintext.of_cryptography())?;
+                let plaintext = own
+                    .open(&aad, &inner)
+                    .ok_or_else(|| Failure::ForeignPlaintext.of_cryptography())?;
                 Ok((plaintext, None))
             }
         }

@@ -78,11 +78,18 @@ impl KeyStore {
     }
 
     pub fn state_error(&self, operation: &str) -> KmsError {
-        let detail = format!("{operation} is not valid for a custom key store that is {}.", self.connection.name());
+        let detail = format!(
+            "{operation} is not valid for a custom key store that is {}.",
+            self.connection.name()
+        );
         KmsError::new(400, "CustomKeyStoreInvalidStateException", detail)
     }
 }
 
 pub fn not_found(id: &str) -> KmsError {
-    KmsError::new(400, "CustomKeyStoreNotFoundException", format!("Custom key store {id} does not exist."))
+    KmsError::new(
+        400,
+        "CustomKeyStoreNotFoundException",
+        format!("Custom key store {id} does not exist."),
+    )
 }

@@ -165,7 +165,8 @@ impl KmsFront {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let for_thread = shared.clone();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 tokio::select! {
                     _ = stopped => {}
@@ -214,7 +215,10 @@ impl KmsFront {
     /// The same with keys that are given.
     pub fn enroll(&self, name: &str, login: &Login, policies: Vec<Value>) {
         let principal = Principal {
-            arn: format!("arn:aws:iam::{ACCOUNT}:{}{name}", if name.contains('/') { "" } else { "user/" }),
+            arn: format!(
+                "arn:aws:iam::{ACCOUNT}:{}{name}",
+                if name.contains('/') { "" } else { "user/" }
+            ),
             account: ACCOUNT.to_owned(),
             secret: login.secret.clone(),
             session_token: login.session_token.clone(),
@@ -289,7 +293,9 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let service = service_fn(move |request| answer(shared.clone(), request));
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
         });
     }
 }
@@ -305,9 +311,16 @@ async fn answer(
     let headers: Vec<_> = parts
         .headers
         .iter()
-        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+        .map(|(name, value)| {
+            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        })
         .collect();
-    let request = Request { method: parts.method.as_str(), path: parts.uri.path(), headers: &headers, body: &body };
+    let request = Request {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        headers: &headers,
+        body: &body,
+    };
     let target = request.header("x-amz-target").unwrap_or_default();
     let operation = target.strip_prefix("TrentService.").unwrap_or(target).to_owned();
     let input: Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -318,7 +331,9 @@ async fn answer(
                 log(&shared, &operation, &id, None, &input, Some(error.code));
                 return Ok(failed(&error, &id));
             }
-            Effect::Raw(status, text) => return Ok(response(status, &id, Bytes::from_static(text.as_bytes()))),
+            Effect::Raw(status, text) => {
+                return Ok(response(status, &id, Bytes::from_static(text.as_bytes())));
+            }
             Effect::Delay(pause) => tokio::time::sleep(pause).await,
             Effect::Hang => std::future::pending().await,
         }
@@ -328,7 +343,14 @@ async fn answer(
         Ok(caller) => perform(&shared.world, caller, &operation, &input).await,
         Err(error) => Err(error.clone()),
     };
-    log(&shared, &operation, &id, caller.ok(), &input, answer.as_ref().err().map(|error| error.code));
+    log(
+        &shared,
+        &operation,
+        &id,
+        caller.ok(),
+        &input,
+        answer.as_ref().err().map(|error| error.code),
+    );
     Ok(match answer {
         Ok(Value::Null) => response(200, &id, Bytes::new()),
         Ok(answer) => response(200, &id, serde_json::to_vec(&answer).unwrap().into()),
@@ -337,14 +359,23 @@ async fn answer(
 }
 
 /// What may need the network, or time, has the world's lock only while it looks something up.
-async fn perform(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str, input: &Value) -> request::Answer {
+async fn perform(
+    world: &Arc<Mutex<World>>,
+    caller: &Caller,
+    operation: &str,
+    input: &Value,
+) -> request::Answer {
     match operation {
         "Encrypt" => operations::encrypt(world, caller, input).await,
         "GenerateDataKey" => operations::generate_data_key(world, caller, input).await,
         "Decrypt" => operations::decrypt(world, caller, input).await,
         "ReEncrypt" => operations::re_encrypt(world, caller, input).await,
-        "CreateKey" if !input["CustomKeyStoreId"].is_null() => stores::answer(world, caller, operation, input).await,
-        _ if operation.contains("CustomKeyStore") => stores::answer(world, caller, operation, input).await,
+        "CreateKey" if !input["CustomKeyStoreId"].is_null() => {
+            stores::answer(world, caller, operation, input).await
+        }
+        _ if operation.contains("CustomKeyStore") => {
+            stores::answer(world, caller, operation, input).await
+        }
         _ => world.lock().unwrap().answer(caller, operation, input),
     }
 }
@@ -353,9 +384,13 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
     let mut faults = shared.faults.lock().unwrap();
     let fault = faults.iter_mut().find(|fault| {
         let context = fault.context.is_none_or(|(name, value)| {
-            ["EncryptionContext", "SourceEncryptionContext"].iter().any(|field| input[field][name] == value)
+            ["EncryptionContext", "SourceEncryptionContext"]
+                .iter()
+                .any(|field| input[field][name] == value)
         });
-        fault.operation.is_none_or(|wanted| wanted == operation) && context && fault.times != Some(0)
+        fault.operation.is_none_or(|wanted| wanted == operation)
+            && context
+            && fault.times != Some(0)
     })?;
     fault.times = fault.times.map(|times| times - 1);
     Some(fault.effect.clone())
@@ -363,11 +398,20 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
 
 /// `ExpiredTokenException` and `UnrecognizedClientException` are in "Common Error Types" of the API Reference, there with status 403 as a rule; the other
 /// names are what AWS services with this protocol send, and that page does not list them.
-fn authenticate(shared: &Shared, request: &Request<'_>, request_id: &str) -> Result<Caller, KmsError> {
+fn authenticate(
+    shared: &Shared,
+    request: &Request<'_>,
+    request_id: &str,
+) -> Result<Caller, KmsError> {
     let claim = Claim::read(request, "kms").map_err(refused)?;
     let world = shared.world.lock().unwrap();
-    let unknown =
-        || KmsError::new(400, "UnrecognizedClientException", "The security token included in the request is invalid.");
+    let unknown = || {
+        KmsError::new(
+            400,
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid.",
+        )
+    };
     let principal = world.principals.get(&claim.access_key).ok_or_else(unknown)?;
     claim.check(request, &principal.secret, &["x-amz-target"], world.now()).map_err(refused)?;
     if request.header("x-amz-security-token") != principal.session_token.as_deref() {
@@ -391,8 +435,12 @@ fn authenticate(shared: &Shared, request: &Request<'_>, request_id: &str) -> Res
 fn refused(refusal: Refusal) -> KmsError {
     let (code, message) = match refusal {
         Refusal::Missing => ("MissingAuthenticationTokenException", "Missing Authentication Token"),
-        Refusal::Incomplete => ("IncompleteSignatureException", "Authorization header is not complete"),
-        Refusal::Mismatch => ("InvalidSignatureException", "The request signature we calculated does not match"),
+        Refusal::Incomplete => {
+            ("IncompleteSignatureException", "Authorization header is not complete")
+        }
+        Refusal::Mismatch => {
+            ("InvalidSignatureException", "The request signature we calculated does not match")
+        }
         Refusal::Skewed => ("InvalidSignatureException", "Signature expired, or not yet current"),
     };
     KmsError::new(400, code, message)
@@ -409,12 +457,21 @@ fn log(
     let mut request = input.clone();
     if let Some(fields) = request.as_object_mut() {
         fields.retain(|name, _| {
-            !["Plaintext", "CiphertextBlob", "XksProxyAuthenticationCredential"].contains(&&name[..])
+            !["Plaintext", "CiphertextBlob", "XksProxyAuthenticationCredential"]
+                .contains(&&name[..])
         });
     }
-    let (principal, region) = caller.map(|caller| (caller.principal, caller.region)).unwrap_or_default();
+    let (principal, region) =
+        caller.map(|caller| (caller.principal, caller.region)).unwrap_or_default();
     let (operation, request_id) = (operation.to_owned(), request_id.to_owned());
-    shared.calls.lock().unwrap().push(Call { operation, region, principal, request_id, request, error });
+    shared.calls.lock().unwrap().push(Call {
+        operation,
+        region,
+        principal,
+        request_id,
+        request,
+        error,
+    });
 }
 
 fn failed(error: &KmsError, request_id: &str) -> hyper::Response<Full<Bytes>> {

@@ -28,7 +28,9 @@ pub async fn encrypt(world: &Mutex<World>, caller: &Caller, body: &Value) -> Ans
     };
     let (blob, _) = key.seal(&context, &plaintext).await?;
     // No KeyMaterialId here ("Response Elements" of Encrypt in the API Reference).
-    Ok(json!({ "CiphertextBlob": BASE64.encode(&blob), "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT" }))
+    Ok(
+        json!({ "CiphertextBlob": BASE64.encode(&blob), "KeyId": key.arn, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT" }),
+    )
 }
 
 pub async fn generate_data_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
@@ -82,6 +84,11 @@ pub async fn re_encrypt(world: &Mutex<World>, caller: &Caller, body: &Value) -> 
     };
     let (plaintext, source_material) = from.open(&before, &blob).await?;
     let (blob, material) = to.seal(&after, &plaintext).await?;
-    let answer = json!({ "CiphertextBlob": BASE64.encode(&blob), "SourceKeyId": from.arn, "KeyId": to.arn });
-    Ok(with(with(answer, "SourceKeyMaterialId", source_material), "DestinationKeyMaterialId", material))
+    let answer =
+        json!({ "CiphertextBlob": BASE64.encode(&blob), "SourceKeyId": from.arn, "KeyId": to.arn });
+    Ok(with(
+        with(answer, "SourceKeyMaterialId", source_material),
+        "DestinationKeyMaterialId",
+        material,
+    ))
 }

@@ -43,7 +43,8 @@ fn like(pattern: &str, text: &str) -> bool {
     match (pattern.chars().next(), text.chars().next()) {
         (None, None) => true,
         (Some('*'), _) => {
-            like(&pattern[1..], text) || text.chars().next().is_some_and(|c| like(pattern, &text[c.len_utf8()..]))
+            like(&pattern[1..], text)
+                || text.chars().next().is_some_and(|c| like(pattern, &text[c.len_utf8()..]))
         }
         (Some('?'), Some(c)) => like(&pattern[1..], &text[c.len_utf8()..]),
         (Some(p), Some(c)) if p == c => like(&pattern[p.len_utf8()..], &text[c.len_utf8()..]),
@@ -79,7 +80,8 @@ pub fn check(policy: &Value) -> Result<(), String> {
                         }
                         for key in keys.as_object().ok_or("Condition")?.keys() {
                             let known = key.starts_with("kms:EncryptionContext:")
-                                || ["kms:EncryptionContextKeys", "kms:ReEncryptOnSameKey"].contains(&key.as_str());
+                                || ["kms:EncryptionContextKeys", "kms:ReEncryptOnSameKey"]
+                                    .contains(&key.as_str());
                             if !known {
                                 return Err(format!("condition key {key}"));
                             }
@@ -99,7 +101,9 @@ fn values(question: &Question<'_>, key: &str) -> Vec<String> {
     }
     match key {
         "kms:EncryptionContextKeys" => question.context.keys().cloned().collect(),
-        "kms:ReEncryptOnSameKey" => question.same_key.map(|same| same.to_string()).into_iter().collect(),
+        "kms:ReEncryptOnSameKey" => {
+            question.same_key.map(|same| same.to_string()).into_iter().collect()
+        }
         _ => panic!("{key} was not refused when the policy was set"),
     }
 }
@@ -112,8 +116,12 @@ fn holds(question: &Question<'_>, operator: &str, key: &str, wanted: &Value) -> 
         "StringNotEquals" => !found.iter().any(is_wanted),
         // True also when the key is absent: "It doesn't require any encryption context keys" (the Guide, "kms:EncryptionContextKeys").
         "ForAllValues:StringEquals" => found.iter().all(is_wanted),
-        "StringLike" => found.iter().any(|value| wanted_list.iter().any(|pattern| like(pattern, value))),
-        "Bool" => found.iter().any(|value| *value == wanted.as_str().map_or_else(|| wanted.to_string(), str::to_owned)),
+        "StringLike" => {
+            found.iter().any(|value| wanted_list.iter().any(|pattern| like(pattern, value)))
+        }
+        "Bool" => found.iter().any(|value| {
+            *value == wanted.as_str().map_or_else(|| wanted.to_string(), str::to_owned)
+        }),
         "Null" => found.is_empty() == (wanted == "true" || wanted == true),
         _ => panic!("{operator} was not refused when the policy was set"),
     }
@@ -127,14 +135,20 @@ pub fn evaluate(policy: &Value, question: &Question<'_>) -> Verdict {
         let (mut names, mut account) = (true, false);
         if let Some(principal) = statement.get("Principal") {
             let principals = list(principal.get("AWS").unwrap_or(principal));
-            names = principals.iter().any(|principal| *principal == "*" || *principal == question.principal);
+            names = principals
+                .iter()
+                .any(|principal| *principal == "*" || *principal == question.principal);
             account = principals.iter().any(|principal| principal.ends_with(&root));
         }
         let action = list(&statement["Action"]).iter().any(|action| like(action, question.action));
-        let resource = list(&statement["Resource"]).iter().any(|resource| like(resource, question.resource));
+        let resource =
+            list(&statement["Resource"]).iter().any(|resource| like(resource, question.resource));
         let conditions = statement.get("Condition").and_then(Value::as_object);
         let conditions = conditions.into_iter().flatten().all(|(operator, keys)| {
-            keys.as_object().unwrap().iter().all(|(key, wanted)| holds(question, operator, key, wanted))
+            keys.as_object()
+                .unwrap()
+                .iter()
+                .all(|(key, wanted)| holds(question, operator, key, wanted))
         });
         if !action || !resource || !conditions || !(names || account) {
             continue;

@@ -12,7 +12,9 @@ pub type Context = BTreeMap<String, String>;
 
 pub fn text<'a>(body: &'a Value, name: &str) -> Result<&'a str, KmsError> {
     body[name].as_str().ok_or_else(|| {
-        KmsError::validation(format!("Value null at '{name}' failed to satisfy constraint: Member must not be null"))
+        KmsError::validation(format!(
+            "Value null at '{name}' failed to satisfy constraint: Member must not be null"
+        ))
     })
 }
 
@@ -31,7 +33,10 @@ pub fn bytes(body: &Value, name: &str, most: usize) -> Result<Vec<u8>, KmsError>
 pub fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
     let mut context = Context::new();
     for (name, value) in body[name].as_object().into_iter().flatten() {
-        context.insert(name.clone(), value.as_str().ok_or_else(|| KmsError::validation("context".into()))?.to_owned());
+        context.insert(
+            name.clone(),
+            value.as_str().ok_or_else(|| KmsError::validation("context".into()))?.to_owned(),
+        );
     }
     // No page of KMS gives a limit; 8192 bytes of additional authenticated data are what its specification asks of a proxy of an external key store.
     if context.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > 8192 {

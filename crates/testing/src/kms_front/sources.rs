@@ -116,8 +116,10 @@ impl Shared {
         let reply = self.reply.lock().unwrap().clone();
         match reply {
             Reply::Answer(status, body) => {
-                let head =
-                    format!("HTTP/1.1 {status} Status\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 {status} Status\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _ = client.write_all((head + &body).as_bytes());
             }
             Reply::End => {}

@@ -22,11 +22,15 @@ fn health_check(world: &World, caller: &Caller, operation: &str) -> Asker {
 
 impl World {
     pub fn store(&mut self, id: &str) -> &mut KeyStore {
-        self.stores.iter_mut().find(|store| store.id == id).unwrap_or_else(|| panic!("the front has no key store {id}"))
+        self.stores
+            .iter_mut()
+            .find(|store| store.id == id)
+            .unwrap_or_else(|| panic!("the front has no key store {id}"))
     }
 
     fn own_stores(&self, caller: &Caller) -> impl Iterator<Item = &KeyStore> {
-        let own = |store: &&KeyStore| store.region == caller.region && store.account == caller.account;
+        let own =
+            |store: &&KeyStore| store.region == caller.region && store.account == caller.account;
         self.stores.iter().filter(own)
     }
 
@@ -61,7 +65,9 @@ impl World {
 
 /// Nothing but a public endpoint exists here.
 fn check_connectivity(body: &Value) -> Result<(), KmsError> {
-    if body["XksProxyConnectivity"] == "VPC_ENDPOINT_SERVICE" || !body["XksProxyVpcEndpointServiceName"].is_null() {
+    if body["XksProxyConnectivity"] == "VPC_ENDPOINT_SERVICE"
+        || !body["XksProxyVpcEndpointServiceName"].is_null()
+    {
         let detail = "The front has no VPC endpoint services.";
         return Err(KmsError::new(400, "XksProxyVpcEndpointServiceNotFoundException", detail));
     }
@@ -69,7 +75,12 @@ fn check_connectivity(body: &Value) -> Result<(), KmsError> {
 }
 
 /// Each of these operations, but for CreateKey, needs the permission of its name.
-pub async fn answer(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str, body: &Value) -> Answer {
+pub async fn answer(
+    world: &Arc<Mutex<World>>,
+    caller: &Caller,
+    operation: &str,
+    body: &Value,
+) -> Answer {
     world.lock().unwrap().authorise_account(caller, operation)?;
     match operation {
         "CreateCustomKeyStore" => create(world, caller, body).await,
@@ -79,14 +90,20 @@ pub async fn answer(world: &Arc<Mutex<World>>, caller: &Caller, operation: &str,
         "DescribeCustomKeyStores" => describe(world, caller, body),
         "DeleteCustomKeyStore" => delete(world, caller, body),
         "CreateKey" => create_key(world, caller, body).await,
-        other => Err(KmsError::new(400, "UnknownOperationException", format!("the front does not serve {other}"))),
+        other => Err(KmsError::new(
+            400,
+            "UnknownOperationException",
+            format!("the front does not serve {other}"),
+        )),
     }
 }
 
 /// "KMS connects to the external key store proxy while creating the custom key store" where it has a public endpoint (API Reference).
 async fn create(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     if body["CustomKeyStoreType"] != "EXTERNAL_KEY_STORE" {
-        return Err(KmsError::validation("the front has key stores of the type EXTERNAL_KEY_STORE only".into()));
+        return Err(KmsError::validation(
+            "the front has key stores of the type EXTERNAL_KEY_STORE only".into(),
+        ));
     }
     text(body, "XksProxyConnectivity")?;
     check_connectivity(body)?;
@@ -134,14 +151,18 @@ async fn update(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
         let world = world.lock().unwrap();
         let store = world.find_store(caller, body)?;
         check_connectivity(body)?;
-        let needs_rest = ["XksProxyUriEndpoint", "XksProxyConnectivity"].iter().any(|name| !body[name].is_null());
+        let needs_rest = ["XksProxyUriEndpoint", "XksProxyConnectivity"]
+            .iter()
+            .any(|name| !body[name].is_null());
         match store.connection {
             Connection::Disconnected => {}
             Connection::Connected if !needs_rest => {}
             _ => return Err(store.state_error("UpdateCustomKeyStore")),
         }
         let before = store.proxy.settings();
-        let or = |value: &Value, before: &String| value.as_str().map_or_else(|| before.clone(), ToOwned::to_owned);
+        let or = |value: &Value, before: &String| {
+            value.as_str().map_or_else(|| before.clone(), ToOwned::to_owned)
+        };
         let settings = ProxySettings {
             endpoint: or(&body["XksProxyUriEndpoint"], &before.endpoint),
             path: or(&body["XksProxyUriPath"], &before.path),
@@ -152,7 +173,9 @@ async fn update(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
         world.check_unique(caller, Some(&store.id), name, &settings)?;
         let changes = settings != before;
         let asker = health_check(&world, caller, "UpdateCustomKeyStore");
-        let tried = changes.then(|| (XksClient::new(&caller.region, settings.clone(), world.network.clone()), asker));
+        let tried = changes.then(|| {
+            (XksClient::new(&caller.region, settings.clone(), world.network.clone()), asker)
+        });
         (store.id.clone(), settings, tried)
     };
     let changes = tried.is_some();
@@ -161,7 +184,8 @@ async fn update(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     }
     let mut world = world.lock().unwrap();
     world.check_unique(caller, Some(&id), name, &settings)?;
-    let store = world.stores.iter_mut().find(|store| store.id == id).ok_or_else(|| not_found(&id))?;
+    let store =
+        world.stores.iter_mut().find(|store| store.id == id).ok_or_else(|| not_found(&id))?;
     if changes {
         store.proxy.change(settings);
     }
@@ -177,18 +201,23 @@ fn connect(world: &Arc<Mutex<World>>, caller: &Caller, body: &Value) -> Answer {
     let store = locked.find_store(caller, body)?;
     match store.connection {
         Connection::Connected | Connection::Connecting => return Ok(json!({})),
-        Connection::Failed(_) | Connection::Disconnecting => return Err(store.state_error("ConnectCustomKeyStore")),
+        Connection::Failed(_) | Connection::Disconnecting => {
+            return Err(store.state_error("ConnectCustomKeyStore"));
+        }
         Connection::Disconnected => {}
     }
     let (id, proxy) = (store.id.clone(), store.proxy.clone());
-    let (asker, pause) = (health_check(&locked, caller, "ConnectCustomKeyStore"), locked.connecting_takes);
+    let (asker, pause) =
+        (health_check(&locked, caller, "ConnectCustomKeyStore"), locked.connecting_takes);
     let change = locked.begin(&id, Connection::Connecting);
     let world = world.clone();
     tokio::spawn(async move {
         sleep(pause).await;
         let outcome = proxy.health(&asker).await;
-        let connection =
-            outcome.map_or_else(|why| Connection::Failed(why.connection_error_code()), |()| Connection::Connected);
+        let connection = outcome.map_or_else(
+            |why| Connection::Failed(why.connection_error_code()),
+            |()| Connection::Connected,
+        );
         world.lock().unwrap().end(&id, change, connection);
     });
     Ok(json!({}))
@@ -220,7 +249,9 @@ impl World {
     }
 
     fn end(&mut self, id: &str, change: u64, connection: Connection) {
-        if let Some(store) = self.stores.iter_mut().find(|store| store.id == id && store.change == change) {
+        if let Some(store) =
+            self.stores.iter_mut().find(|store| store.id == id && store.change == change)
+        {
             store.connection = connection;
         }
     }
@@ -231,9 +262,13 @@ fn describe(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let world = world.lock().unwrap();
     let (id, name) = (body["CustomKeyStoreId"].as_str(), body["CustomKeyStoreName"].as_str());
     if id.is_some() && name.is_some() {
-        return Err(KmsError::validation("CustomKeyStoreId and CustomKeyStoreName exclude each other".into()));
+        return Err(KmsError::validation(
+            "CustomKeyStoreId and CustomKeyStoreName exclude each other".into(),
+        ));
     }
-    let wanted = |store: &&KeyStore| id.is_none_or(|id| id == store.id) && name.is_none_or(|name| name == store.name);
+    let wanted = |store: &&KeyStore| {
+        id.is_none_or(|id| id == store.id) && name.is_none_or(|name| name == store.name)
+    };
     let found: Vec<_> = world.own_stores(caller).filter(wanted).collect();
     if let Some(name) = id.or(name).filter(|_| found.is_empty()) {
         return Err(not_found(name));
@@ -277,20 +312,29 @@ fn delete(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
 async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let external = text(body, "XksKeyId")?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if body["Origin"] != "EXTERNAL_KEY_STORE" || external.len() > 128 || !external.chars().all(allowed) {
-        return Err(KmsError::validation("Origin and XksKeyId of a key in an external key store".into()));
+    if body["Origin"] != "EXTERNAL_KEY_STORE"
+        || external.len() > 128
+        || !external.chars().all(allowed)
+    {
+        return Err(KmsError::validation(
+            "Origin and XksKeyId of a key in an external key store".into(),
+        ));
     }
     let spec = &body["KeySpec"];
     let usage = &body["KeyUsage"];
-    let is_symmetric =
-        (spec.is_null() || spec == "SYMMETRIC_DEFAULT") && (usage.is_null() || usage == "ENCRYPT_DECRYPT");
+    let is_symmetric = (spec.is_null() || spec == "SYMMETRIC_DEFAULT")
+        && (usage.is_null() || usage == "ENCRYPT_DECRYPT");
     if !is_symmetric || body["MultiRegion"] == true {
-        let detail = "KMS keys in a custom key store are symmetric encryption keys of a single Region.";
+        let detail =
+            "KMS keys in a custom key store are symmetric encryption keys of a single Region.";
         return Err(KmsError::new(400, "UnsupportedOperationException", detail));
     }
-    let policy = body["Policy"].as_str().map(|policy| serde_json::from_str::<Value>(policy).unwrap_or_default());
+    let policy = body["Policy"]
+        .as_str()
+        .map(|policy| serde_json::from_str::<Value>(policy).unwrap_or_default());
     if let Some(policy) = &policy {
-        policy::check(policy).map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
+        policy::check(policy)
+            .map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
     }
     let (store, proxy, asker) = {
         let world = world.lock().unwrap();
@@ -298,7 +342,8 @@ async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answ
         (store.id.clone(), store.proxy.clone(), world.asker(caller, "CreateKey"))
     };
     let found = proxy.key_metadata(&asker, external).await.map_err(Failure::of_create_key)?;
-    let wrong = |detail: String| Err(KmsError::new(400, "XksKeyInvalidConfigurationException", detail));
+    let wrong =
+        |detail: String| Err(KmsError::new(400, "XksKeyInvalidConfigurationException", detail));
     if found.spec != "AES_256" {
         return wrong(format!(
             "The key spec of the external key must be AES_256. The key spec of specified external key is {}.",
@@ -311,7 +356,8 @@ async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answ
             found.status
         ));
     }
-    if !["ENCRYPT", "DECRYPT"].iter().all(|needed| found.usage.iter().any(|usage| usage == needed)) {
+    if !["ENCRYPT", "DECRYPT"].iter().all(|needed| found.usage.iter().any(|usage| usage == needed))
+    {
         return wrong(format!(
             "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is {}.",
             found.usage.join(", ")
@@ -337,7 +383,8 @@ impl World {
         }
         let is_taken = |backing: &Backing| matches!(backing, Backing::External(other) if other.store == store.id && other.key == external);
         if self.keys.iter().any(|key| is_taken(&key.backing)) {
-            let detail = format!("The external key {external} is already associated with another KMS key.");
+            let detail =
+                format!("The external key {external} is already associated with another KMS key.");
             return Err(KmsError::new(400, "XksKeyAlreadyInUseException", detail));
         }
         Ok(store)

@@ -62,13 +62,17 @@ impl Key {
     }
 
     pub fn current_material(&self) -> Option<String> {
-        self.materials(|materials| materials.last().map(|material| HEXLOWER.encode(&material.id))).flatten()
+        self.materials(|materials| materials.last().map(|material| HEXLOWER.encode(&material.id)))
+            .flatten()
     }
 
     /// "origin is EXTERNAL which is not valid for this operation": the Guide's words in "Key states of AWS KMS keys", where it says too that a key in a custom
     /// key store is refused with the same exception.
     fn unsupported(&self) -> KmsError {
-        let detail = format!("{} origin is {} which is not valid for this operation.", self.arn, self.origin);
+        let detail = format!(
+            "{} origin is {} which is not valid for this operation.",
+            self.arn, self.origin
+        );
         KmsError::new(400, "UnsupportedOperationException", detail)
     }
 }
@@ -125,22 +129,42 @@ impl World {
     }
 
     pub fn create_key(&mut self, region: &str, multi_region: bool) -> String {
-        let id = if multi_region { format!("mrk-{}", HEXLOWER.encode(&random::<16>())) } else { uuid() };
+        let id =
+            if multi_region { format!("mrk-{}", HEXLOWER.encode(&random::<16>())) } else { uuid() };
         self.insert_key(region, ACCOUNT, &id, Some(random()))
     }
 
     /// A key with this id and, unless it waits for an import, this material.
-    pub fn insert_key(&mut self, region: &str, account: &str, id: &str, material: Option<[u8; 32]>) -> String {
+    pub fn insert_key(
+        &mut self,
+        region: &str,
+        account: &str,
+        id: &str,
+        material: Option<[u8; 32]>,
+    ) -> String {
         let materials = material.map(|key| Material::new(id, key, false)).into_iter().collect();
         let backing = Backing::Materials(Arc::new(Mutex::new(materials)));
-        let arn = self.insert(region, account, id, if material.is_some() { "AWS_KMS" } else { "EXTERNAL" }, backing);
+        let arn = self.insert(
+            region,
+            account,
+            id,
+            if material.is_some() { "AWS_KMS" } else { "EXTERNAL" },
+            backing,
+        );
         if material.is_none() {
             self.key(&arn).state = State::PendingImport;
         }
         arn
     }
 
-    pub fn insert(&mut self, region: &str, account: &str, id: &str, origin: &'static str, backing: Backing) -> String {
+    pub fn insert(
+        &mut self,
+        region: &str,
+        account: &str,
+        id: &str,
+        origin: &'static str,
+        backing: Backing,
+    ) -> String {
         let arn = format!("arn:aws:kms:{region}:{account}:key/{id}");
         self.keys.push(Key {
             arn: arn.clone(),
@@ -164,17 +188,27 @@ impl World {
     }
 
     pub fn key(&mut self, arn: &str) -> &mut Key {
-        self.keys.iter_mut().find(|key| key.arn == arn).unwrap_or_else(|| panic!("the front has no key {arn}"))
+        self.keys
+            .iter_mut()
+            .find(|key| key.arn == arn)
+            .unwrap_or_else(|| panic!("the front has no key {arn}"))
     }
 
     /// What ImportKeyMaterial comes to, without the envelope of RSA in which it travels. Importing the same again makes
     /// the key usable again; another material is refused (ImportKeyMaterial with ImportType EXISTING_KEY_MATERIAL, the default after the first
     /// import, and IncorrectKeyMaterialException in the API Reference). KMS wants every material of a rotated key back, this front the last one.
-    pub fn import(&mut self, arn: &str, material: [u8; 32], valid_to: Option<f64>) -> Result<(), KmsError> {
+    pub fn import(
+        &mut self,
+        arn: &str,
+        material: [u8; 32],
+        valid_to: Option<f64>,
+    ) -> Result<(), KmsError> {
         let key = self.key(arn);
         let new = Material::new(&key.id, material, false);
         let imported = key.materials(|materials| match materials.last() {
-            Some(old) if old.id != new.id => Err(KmsError::new(400, "IncorrectKeyMaterialException", "other material")),
+            Some(old) if old.id != new.id => {
+                Err(KmsError::new(400, "IncorrectKeyMaterialException", "other material"))
+            }
             Some(_) => Ok(()),
             None => {
                 materials.push(new);
@@ -194,7 +228,8 @@ impl World {
     pub fn rotate(&mut self, arn: &str, on_demand: bool) {
         let key = self.key(arn);
         let (id, material) = (key.id.clone(), key.next.take().unwrap_or_else(random));
-        let rotated = key.materials(|materials| materials.push(Material::new(&id, material, on_demand)));
+        let rotated =
+            key.materials(|materials| materials.push(Material::new(&id, material, on_demand)));
         assert!(rotated.is_some(), "the external key manager rotates {arn}");
     }
 
@@ -213,7 +248,9 @@ impl World {
             KmsError::new(400, "NotFoundException", format!("{what} '{name}' does not exist"))
         };
         let alias = match name.split_once(":alias/") {
-            Some((arn, alias)) if arn.contains(&format!(":{}:", caller.region)) => Some(format!("alias/{alias}")),
+            Some((arn, alias)) if arn.contains(&format!(":{}:", caller.region)) => {
+                Some(format!("alias/{alias}"))
+            }
             _ if name.starts_with("alias/") => Some(name.to_owned()),
             _ => None,
         };
@@ -222,7 +259,8 @@ impl World {
         let mut keys = self.keys.iter();
         // An id or alias means a key of the caller's own account.
         keys.find(|key| {
-            key.region == caller.region && (key.arn == wanted || key.id == wanted && key.account == caller.account)
+            key.region == caller.region
+                && (key.arn == wanted || key.id == wanted && key.account == caller.account)
         })
         .ok_or_else(not_found)
     }
@@ -256,7 +294,10 @@ impl World {
         }
         let why = if is_denied { "with an explicit deny" } else { "because no policy allows it" };
         let (who, what) = (&caller.principal, &question.action);
-        let detail = format!("User: {who} is not authorized to perform: {what} on resource: {} {why}", key.arn);
+        let detail = format!(
+            "User: {who} is not authorized to perform: {what} on resource: {} {why}",
+            key.arn
+        );
         Err(KmsError::new(400, "AccessDeniedException", detail))
     }
 
@@ -284,26 +325,45 @@ impl World {
 
     fn by_identity(&self, question: &Question<'_>) -> Vec<Verdict> {
         let own = self.principals.values().filter(|principal| principal.arn == question.principal);
-        own.flat_map(|principal| &principal.policies).map(|policy| policy::evaluate(policy, question)).collect()
+        own.flat_map(|principal| &principal.policies)
+            .map(|policy| policy::evaluate(policy, question))
+            .collect()
     }
 
-    fn is_granted(&self, caller: &Caller, action: &str, key: &Key, body: &Value, context: &Context) -> bool {
-        let tokens: Vec<_> = body["GrantTokens"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    fn is_granted(
+        &self,
+        caller: &Caller,
+        action: &str,
+        key: &Key,
+        body: &Value,
+        context: &Context,
+    ) -> bool {
+        let tokens: Vec<_> = body["GrantTokens"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         self.grants.iter().any(|grant| {
             let subset = |wanted: &Value| {
                 wanted.as_object().is_some_and(|wanted| {
-                    wanted.iter().all(|(name, value)| context.get(name).map(String::as_str) == value.as_str())
+                    wanted.iter().all(|(name, value)| {
+                        context.get(name).map(String::as_str) == value.as_str()
+                    })
                 })
             };
-            let (equals, part) =
-                (&grant.constraints["EncryptionContextEquals"], &grant.constraints["EncryptionContextSubset"]);
+            let (equals, part) = (
+                &grant.constraints["EncryptionContextEquals"],
+                &grant.constraints["EncryptionContextSubset"],
+            );
             grant.key_arn == key.arn
                 && grant.grantee == caller.principal
                 && grant.operations.contains(action)
                 && (grant.everywhere || tokens.contains(&grant.token.as_str()))
                 && (part.is_null() || subset(part))
                 && (equals.is_null()
-                    || subset(equals) && equals.as_object().map_or(0, serde_json::Map::len) == context.len())
+                    || subset(equals)
+                        && equals.as_object().map_or(0, serde_json::Map::len) == context.len())
         })
     }
 
@@ -315,19 +375,30 @@ impl World {
     /// A key in a key store that was disconnected is Unavailable until it is connected again, and has its old state then; a deletion stays pending ("Key states
     /// of AWS KMS keys" in the Guide, and "Key state errors" of its troubleshooting).
     fn state_of(&self, key: &Key) -> State {
-        let is_connected = self.store_of(key).is_none_or(|store| store.connection == Connection::Connected);
-        if is_connected || key.state == State::PendingDeletion { key.state } else { State::Unavailable }
+        let is_connected =
+            self.store_of(key).is_none_or(|store| store.connection == Connection::Connected);
+        if is_connected || key.state == State::PendingDeletion {
+            key.state
+        } else {
+            State::Unavailable
+        }
     }
 
     /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11] and [14]: which state fails which operation, and how.
     /// [15], the key being updated, is for managing it only.
     pub fn usable(&self, caller: &Caller, operation: &str, key: &Key) -> Result<Usable, KmsError> {
-        let invalid = |what: &str| Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)));
+        let invalid = |what: &str| {
+            Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)))
+        };
         let store = self.store_of(key);
         match self.state_of(key) {
             State::Enabled | State::Updating => {}
             State::Disabled => {
-                return Err(KmsError::new(400, "DisabledException", format!("{} is disabled.", key.arn)));
+                return Err(KmsError::new(
+                    400,
+                    "DisabledException",
+                    format!("{} is disabled.", key.arn),
+                ));
             }
             State::PendingDeletion => return invalid("is pending deletion"),
             State::PendingImport => return invalid("is pending import"),
@@ -342,7 +413,10 @@ impl World {
             }
         }
         if key.usage != "ENCRYPT_DECRYPT" {
-            let detail = format!("{} key usage is {} which is not valid for this operation.", key.arn, key.usage);
+            let detail = format!(
+                "{} key usage is {} which is not valid for this operation.",
+                key.arn, key.usage
+            );
             return Err(KmsError::new(400, "InvalidKeyUsageException", detail));
         }
         store.map_or(Ok(()), KeyStore::count)?;
@@ -374,7 +448,8 @@ impl World {
             Some(_) => Err(invalid_ciphertext()),
             None => {
                 let mut keys = self.keys.iter();
-                keys.find(|key| key.region == caller.region && made_by(&key.id)).ok_or_else(invalid_ciphertext)
+                keys.find(|key| key.region == caller.region && made_by(&key.id))
+                    .ok_or_else(invalid_ciphertext)
             }
         }
     }
@@ -409,7 +484,11 @@ impl World {
             "GetParametersForImport" | "ImportKeyMaterial" => {
                 let key = self.administer(caller, operation, body, "KeyId")?;
                 match key.origin {
-                    "EXTERNAL" => Err(KmsError::new(400, "UnknownOperationException", "the front imports by `import`")),
+                    "EXTERNAL" => Err(KmsError::new(
+                        400,
+                        "UnknownOperationException",
+                        "the front imports by `import`",
+                    )),
                     _ => Err(key.unsupported()),
                 }
             }
@@ -446,11 +525,16 @@ impl World {
                     let kind = if m.on_demand { "ON_DEMAND" } else { "AUTOMATIC" };
                     json!({ "KeyId": key.arn, "KeyMaterialId": HEXLOWER.encode(&m.id), "RotationType": kind })
                 };
-                let rotations: Option<Vec<_>> = key.materials(|all| all.iter().skip(1).map(entry).collect());
+                let rotations: Option<Vec<_>> =
+                    key.materials(|all| all.iter().skip(1).map(entry).collect());
                 let rotations = rotations.ok_or_else(|| key.unsupported())?;
                 Ok(json!({ "Rotations": rotations, "Truncated": false }))
             }
-            other => Err(KmsError::new(400, "UnknownOperationException", format!("the front does not serve {other}"))),
+            other => Err(KmsError::new(
+                400,
+                "UnknownOperationException",
+                format!("the front does not serve {other}"),
+            )),
         }
     }
 
@@ -460,7 +544,13 @@ impl World {
         Ok(json!({ "KeyMetadata": self.metadata(&key.arn) }))
     }
 
-    fn administer(&self, caller: &Caller, operation: &str, body: &Value, field: &str) -> Result<&Key, KmsError> {
+    fn administer(
+        &self,
+        caller: &Caller,
+        operation: &str,
+        body: &Value,
+        field: &str,
+    ) -> Result<&Key, KmsError> {
         let key = self.find(caller, text(body, field)?)?;
         self.authorise(caller, operation, key, body, &Context::new(), None)?;
         Ok(key)
@@ -470,7 +560,13 @@ impl World {
         let key = self.administer(caller, operation, body, "KeyId")?;
         let (arn, state, is_imported) = (key.arn.clone(), key.state, key.origin == "EXTERNAL");
         let (is_external, unsupported) = (key.origin == "EXTERNAL_KEY_STORE", key.unsupported());
-        let pending = || Err(KmsError::new(400, "KMSInvalidStateException", format!("{arn} is pending deletion.")));
+        let pending = || {
+            Err(KmsError::new(
+                400,
+                "KMSInvalidStateException",
+                format!("{arn} is pending deletion."),
+            ))
+        };
         if state == State::PendingDeletion && operation != "CancelKeyDeletion" {
             return pending();
         }
@@ -482,11 +578,14 @@ impl World {
             "CancelKeyDeletion" => self.key(&arn).state = State::Disabled,
             "PutKeyPolicy" => {
                 let policy: Value = serde_json::from_str(text(body, "Policy")?).unwrap_or_default();
-                policy::check(&policy).map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
+                policy::check(&policy)
+                    .map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
                 self.key(&arn).policy = policy;
             }
             // "To rotate": "manually", by the external key manager or with another KMS key (the Guide, "Rotate AWS KMS keys").
-            "EnableKeyRotation" | "DisableKeyRotation" | "RotateKeyOnDemand" if is_external => return Err(unsupported),
+            "EnableKeyRotation" | "DisableKeyRotation" | "RotateKeyOnDemand" if is_external => {
+                return Err(unsupported);
+            }
             // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
             "EnableKeyRotation" if is_imported => return Err(unsupported),
             "RotateKeyOnDemand" if is_imported && self.key(&arn).next.is_none() => {
@@ -511,7 +610,11 @@ impl World {
             return Err(key.unsupported());
         }
         if !key.is_multi_region() {
-            return Err(KmsError::new(400, "UnsupportedOperationException", "not a multi-Region primary key"));
+            return Err(KmsError::new(
+                400,
+                "UnsupportedOperationException",
+                "not a multi-Region primary key",
+            ));
         }
         let (id, account, backing, policy) =
             (key.id.clone(), key.account.clone(), key.backing.clone(), key.policy.clone());
@@ -524,7 +627,8 @@ impl World {
     fn create_grant(&mut self, caller: &Caller, body: &Value) -> Answer {
         let key = self.administer(caller, "CreateGrant", body, "KeyId")?;
         let key_arn = key.arn.clone();
-        let operations = body["Operations"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let operations =
+            body["Operations"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let grant = Grant {
             id: HEXLOWER.encode(&random::<32>()),
             token: BASE64.encode(&random::<96>()),

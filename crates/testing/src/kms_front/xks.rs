@@ -216,11 +216,12 @@ impl Network {
 
     /// TLS 1.2 and 1.3, as KMS has them; no session is resumed, so that each connection checks the certificate.
     fn tls(&self) -> TlsConnector {
-        let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(self.roots.clone())
-            .with_no_client_auth();
+        let mut config =
+            ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(self.roots.clone())
+                .with_no_client_auth();
         config.resumption = Resumption::disabled();
         TlsConnector::from(Arc::new(config))
     }
@@ -239,8 +240,9 @@ pub struct ProxySettings {
 
 impl ProxySettings {
     pub fn check(&self) -> Result<(), KmsError> {
-        let made_of =
-            |text: &str, allowed: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || allowed.contains(c));
+        let made_of = |text: &str, allowed: &str| {
+            text.chars().all(|c| c.is_ascii_alphanumeric() || allowed.contains(c))
+        };
         let invalid = |field: &str| {
             let detail = format!(
                 "Value at '{field}' failed to satisfy constraint: Member must satisfy regular expression pattern"
@@ -252,7 +254,9 @@ impl ProxySettings {
         }
         let prefix = self.path.strip_suffix("/kms/xks/v1");
         if self.path.len() > 128
-            || prefix.is_none_or(|prefix| !made_of(prefix, "/-_") || !(prefix.is_empty() || prefix.starts_with('/')))
+            || prefix.is_none_or(|prefix| {
+                !made_of(prefix, "/-_") || !(prefix.is_empty() || prefix.starts_with('/'))
+            })
         {
             return invalid("xksProxyUriPath");
         }
@@ -290,7 +294,8 @@ pub struct Asker {
 
 impl Asker {
     fn metadata(&self) -> Value {
-        let mut metadata = json!({ "kmsOperation": self.operation, "kmsRequestId": self.request_id });
+        let mut metadata =
+            json!({ "kmsOperation": self.operation, "kmsRequestId": self.request_id });
         if let Some(principal) = &self.principal {
             metadata["awsPrincipalArn"] = json!(principal);
         }
@@ -338,7 +343,12 @@ fn word(answer: &Value, name: &str) -> Result<String, Failure> {
 
 impl XksClient {
     pub fn new(region: &str, settings: ProxySettings, network: Arc<RwLock<Network>>) -> Self {
-        Self { region: region.to_owned(), settings: Mutex::new(settings), network, idle: Mutex::default() }
+        Self {
+            region: region.to_owned(),
+            settings: Mutex::new(settings),
+            network,
+            idle: Mutex::default(),
+        }
     }
 
     pub fn settings(&self) -> ProxySettings {
@@ -382,10 +392,15 @@ impl XksClient {
     }
 
     /// GetKeyMetadata.
-    pub async fn key_metadata(&self, asker: &Asker, external_key: &str) -> Result<ExternalKey, Failure> {
+    pub async fn key_metadata(
+        &self,
+        asker: &Asker,
+        external_key: &str,
+    ) -> Result<ExternalKey, Failure> {
         let answer = self.call(asker, &format!("/keys/{external_key}/metadata"), json!({})).await?;
         let usage = answer["keyUsage"].as_array().ok_or(Failure::Malformed)?;
-        let usage = usage.iter().map(|one| one.as_str().map(ToOwned::to_owned)).collect::<Option<Vec<_>>>();
+        let usage =
+            usage.iter().map(|one| one.as_str().map(ToOwned::to_owned)).collect::<Option<Vec<_>>>();
         let usage = usage.filter(|usage| usage.len() <= 10).ok_or(Failure::Malformed)?;
         let status = word(&answer, "keyStatus")?;
         if status != "ENABLED" && status != "DISABLED" {
@@ -452,12 +467,17 @@ impl XksClient {
         }
         let answer = self.call(asker, &format!("/keys/{external_key}/decrypt"), body).await?;
         let plaintext = field(&answer, "plaintext")?;
-        if plaintext.len() == sealed.ciphertext.len() { Ok(plaintext) } else { Err(Failure::Malformed) }
+        if plaintext.len() == sealed.ciphertext.len() {
+            Ok(plaintext)
+        } else {
+            Err(Failure::Malformed)
+        }
     }
 
     async fn call(&self, asker: &Asker, api: &str, mut body: Value) -> Result<Value, Failure> {
         body["requestMetadata"] = asker.metadata();
-        let (status, answer) = self.post(asker.now, api, serde_json::to_vec(&body).unwrap()).await?;
+        let (status, answer) =
+            self.post(asker.now, api, serde_json::to_vec(&body).unwrap()).await?;
         let answer: Value = serde_json::from_slice(&answer).map_err(|_| Failure::Malformed)?;
         if status == 200 && answer.is_object() {
             return Ok(answer);
@@ -466,7 +486,12 @@ impl XksClient {
     }
 
     /// Everything in the time that KMS allows, from the connection to the last byte.
-    async fn post(&self, now: SystemTime, api: &str, body: Vec<u8>) -> Result<(u16, Bytes), Failure> {
+    async fn post(
+        &self,
+        now: SystemTime,
+        api: &str,
+        body: Vec<u8>,
+    ) -> Result<(u16, Bytes), Failure> {
         let settings = self.settings();
         let (tls, patience) = {
             let network = self.network.read().unwrap();
@@ -480,7 +505,10 @@ impl XksClient {
             let is_kept = kept.is_some();
             let mut connection = match kept {
                 Some(mut connection) => {
-                    match timeout_at(deadline, connection.ready()).await.map_err(|_| Failure::SocketTimeout)? {
+                    match timeout_at(deadline, connection.ready())
+                        .await
+                        .map_err(|_| Failure::SocketTimeout)?
+                    {
                         Ok(()) => connection,
                         // The proxy had closed it: that is no failure.
                         Err(_) => continue,
@@ -489,7 +517,9 @@ impl XksClient {
                 None => {
                     let tcp = timeout_at(deadline, TcpStream::connect((host, port)));
                     let tcp = tcp.await.ok().and_then(Result::ok).ok_or(Failure::NotReachable)?;
-                    timeout_at(deadline, open(tls.clone(), host, tcp)).await.map_err(|_| Failure::SocketTimeout)??
+                    timeout_at(deadline, open(tls.clone(), host, tcp))
+                        .await
+                        .map_err(|_| Failure::SocketTimeout)??
                 }
             };
             let sent = timeout_at(deadline, connection.send_request(request.clone()));
@@ -498,7 +528,8 @@ impl XksClient {
                     let status = answer.status().as_u16();
                     // Far above the largest answer there is: 4,300 bytes in base64.
                     let body = Limited::new(answer.into_body(), 64 * 1024).collect();
-                    let body = timeout_at(deadline, body).await.map_err(|_| Failure::SocketTimeout)?;
+                    let body =
+                        timeout_at(deadline, body).await.map_err(|_| Failure::SocketTimeout)?;
                     let body = body.map_err(|_| Failure::Malformed)?.to_bytes();
                     self.idle.lock().unwrap().push((settings.endpoint, connection));
                     return Ok((status, body));
@@ -545,7 +576,8 @@ async fn open(tls: TlsConnector, host: &str, tcp: TcpStream) -> Result<Connectio
     let _ = tcp.set_nodelay(true);
     let name = ServerName::try_from(host.to_owned()).map_err(|_| Failure::NoTls)?;
     let secured = tls.connect(name, tcp).await.map_err(|_: io::Error| Failure::NoTls)?;
-    let (connection, driver) = http1::handshake(TokioIo::new(secured)).await.map_err(|_| Failure::Interrupted)?;
+    let (connection, driver) =
+        http1::handshake(TokioIo::new(secured)).await.map_err(|_| Failure::Interrupted)?;
     tokio::spawn(async move {
         let _ = driver.await;
     });

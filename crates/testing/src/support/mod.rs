@@ -10,8 +10,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
-use waxseal::{Aad, Backend, Dek, EncryptionContext, Envelope, KekId, Sealed, Suite, WrappedDek, WrappedKeys};
+use waxseal::kek::{
+    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekErrorClass, KekProvider,
+    UnwrappedDek,
+};
+use waxseal::{
+    Aad, Backend, Dek, EncryptionContext, Envelope, KekId, Sealed, Suite, WrappedDek, WrappedKeys,
+};
 
 pub use pollster::block_on;
 
@@ -154,7 +159,11 @@ impl KekProvider for Probe {
         self.kek.is_current(wrapped)
     }
 
-    fn wrap<'a>(&'a self, context: &'a EncryptionContext, dek: &'a Dek) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             let lie = self.count(&self.wraps)?;
             Ok(foreign(self.kek.wrap(context, dek).await?, lie))
@@ -227,15 +236,21 @@ impl Sample {
     /// An envelope that has nothing at hand.
     pub fn cold(&self, backend: Backend) -> Envelope {
         let builder = Envelope::builder().backend(backend);
-        self.keks.iter().fold(builder, |builder, kek| builder.unwrap_with(kek.clone())).build().unwrap()
+        self.keks
+            .iter()
+            .fold(builder, |builder, kek| builder.unwrap_with(kek.clone()))
+            .build()
+            .unwrap()
     }
 
     pub fn open(&self, envelope: &Envelope, sealed: &[u8]) -> Result<Vec<u8>, waxseal::Error> {
         let opened = match &self.wrapped_keys {
             None => block_on(envelope.decrypt(&self.context, Aad::from(&self.aad), sealed)),
-            Some(keys) => {
-                block_on(envelope.decrypt(&self.context, Aad::from(&self.aad), Sealed::compact(sealed, keys)))
-            }
+            Some(keys) => block_on(envelope.decrypt(
+                &self.context,
+                Aad::from(&self.aad),
+                Sealed::compact(sealed, keys),
+            )),
         };
         opened.map(|plaintext| plaintext.to_vec())
     }
@@ -255,7 +270,11 @@ pub fn samples() -> Vec<Sample> {
         for (keks, compact, len) in [(1, false, 0), (1, false, 33), (3, false, 5), (1, true, 17)] {
             let keks: Vec<_> = (0..keks).map(|i| local(&format!("kek-{i}"))).collect();
             let builder = Envelope::builder().suite(suite);
-            let envelope = keks.iter().fold(builder, |builder, kek| builder.wrap_with(kek.clone())).build().unwrap();
+            let envelope = keks
+                .iter()
+                .fold(builder, |builder, kek| builder.wrap_with(kek.clone()))
+                .build()
+                .unwrap();
             let context = context("alice");
             let aad = b"row 17".to_vec();
             let plaintext: Vec<u8> = (0..len).collect();
@@ -265,7 +284,9 @@ pub fn samples() -> Vec<Sample> {
                 if compact { "compact" } else { "embedded" }
             );
             let (sealed, wrapped_keys) = if compact {
-                let sealed = block_on(envelope.encrypt_compact(&context, Aad::from(&aad), &plaintext)).unwrap();
+                let sealed =
+                    block_on(envelope.encrypt_compact(&context, Aad::from(&aad), &plaintext))
+                        .unwrap();
                 {
                     let (bytes, keys) = sealed.into_parts();
                     (bytes, Some(keys))
@@ -273,7 +294,16 @@ pub fn samples() -> Vec<Sample> {
             } else {
                 (block_on(envelope.encrypt(&context, Aad::from(&aad), &plaintext)).unwrap(), None)
             };
-            samples.push(Sample { name, suite, keks, context, aad, plaintext, sealed, wrapped_keys });
+            samples.push(Sample {
+                name,
+                suite,
+                keks,
+                context,
+                aad,
+                plaintext,
+                sealed,
+                wrapped_keys,
+            });
         }
     }
     samples

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::{
-    Aad, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Event, Limits, ManualClock, Observer,
-    WrappedDek, WrappedKeys,
+    Aad, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind, Event, Limits,
+    ManualClock, Observer, WrappedDek, WrappedKeys,
 };
 
 use super::{block_on, context};
@@ -57,9 +57,12 @@ impl Stage {
     }
 
     pub fn with(limits: Limits, more: impl FnOnce(EnvelopeBuilder) -> EnvelopeBuilder) -> Self {
-        let (kek, clock, log) = (ScriptedKek::new("kek").unwrap(), ManualClock::new(), Log::default());
+        let (kek, clock, log) =
+            (ScriptedKek::new("kek").unwrap(), ManualClock::new(), Log::default());
         let alice = context("alice");
-        let sealed = block_on(super::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let sealed =
+            block_on(super::envelope(kek.local()).encrypt(&alice, Aad::empty(), b"payload"))
+                .unwrap();
         let builder = Envelope::builder().wrap_with(kek.clone()).limits(limits.max_age(secs(100)));
         let envelope = more(builder.clock(clock.clone()).observer(log.clone())).build().unwrap();
         Self { kek, clock, log, envelope, alice, sealed }

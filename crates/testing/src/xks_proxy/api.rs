@@ -23,7 +23,8 @@ pub enum Operation {
 }
 
 impl Operation {
-    pub const ALL: [Self; 4] = [Self::GetKeyMetadata, Self::Encrypt, Self::Decrypt, Self::GetHealthStatus];
+    pub const ALL: [Self; 4] =
+        [Self::GetKeyMetadata, Self::Encrypt, Self::Decrypt, Self::GetHealthStatus];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -88,23 +89,37 @@ impl ErrorName {
     /// Status, `errorName` and `errorMessage`. The message says nothing that the name does not: what went wrong in particular stands in the proxy's log.
     pub fn parts(self) -> (u16, &'static str, &'static str) {
         match self {
-            Self::Validation => (400, "ValidationException", "One or more input parameters are invalid."),
-            Self::InvalidState => (400, "InvalidStateException", "The external key or key store is disabled."),
+            Self::Validation => {
+                (400, "ValidationException", "One or more input parameters are invalid.")
+            }
+            Self::InvalidState => {
+                (400, "InvalidStateException", "The external key or key store is disabled.")
+            }
             Self::InvalidCiphertext => (
                 400,
                 "InvalidCiphertextException",
                 "The ciphertext, initialization vector, additional authenticated data or authentication tag is invalid.",
             ),
-            Self::InvalidKeyUsage => (400, "InvalidKeyUsageException", "The key does not support this operation."),
-            Self::AuthenticationFailed => (401, "AuthenticationFailedException", "The signature is invalid."),
-            Self::AccessDenied => (403, "AccessDeniedException", "The operation is not authorized."),
+            Self::InvalidKeyUsage => {
+                (400, "InvalidKeyUsageException", "The key does not support this operation.")
+            }
+            Self::AuthenticationFailed => {
+                (401, "AuthenticationFailedException", "The signature is invalid.")
+            }
+            Self::AccessDenied => {
+                (403, "AccessDeniedException", "The operation is not authorized.")
+            }
             Self::KeyNotFound => (404, "KeyNotFoundException", "The external key is not found."),
             Self::InvalidUriPath => (404, "InvalidUriPathException", "The URI path is not valid."),
             Self::Throttling => (429, "ThrottlingException", "The request rate is too high."),
-            Self::UnsupportedOperation => {
-                (501, "UnsupportedOperationException", "The operation, or a parameter of this size, is not supported.")
+            Self::UnsupportedOperation => (
+                501,
+                "UnsupportedOperationException",
+                "The operation, or a parameter of this size, is not supported.",
+            ),
+            Self::DependencyTimeout => {
+                (503, "DependencyTimeoutException", "The key manager did not answer in time.")
             }
-            Self::DependencyTimeout => (503, "DependencyTimeoutException", "The key manager did not answer in time."),
             Self::Internal => (500, "InternalException", "The key manager could not be used."),
         }
     }
@@ -137,7 +152,8 @@ impl Body {
     /// The table of errors leaves ValidationException out for GetHealthStatus, but the one of KMS has it for CreateCustomKeyStore, which calls nothing else.
     pub fn read(operation: Operation, bytes: &[u8]) -> Result<Self, Refused> {
         let invalid = |what: &str| ErrorName::Validation.because(what);
-        let fields = serde_json::from_slice(bytes).map_err(|_| invalid("the body is no JSON object"))?;
+        let fields =
+            serde_json::from_slice(bytes).map_err(|_| invalid("the body is no JSON object"))?;
         let body = Self { fields };
         let metadata = body.metadata().as_object().ok_or_else(|| invalid("no requestMetadata"))?;
         let required: &[&str] = match operation {
@@ -152,7 +168,9 @@ impl Body {
         let known = ["awsSourceVpc", "awsSourceVpce", "kmsViaService", "kmsKeyArn"];
         let no_string = |name: &&&str| metadata.get(**name).is_some_and(|value| !value.is_string());
         match missing.or_else(|| required.iter().chain(&known).find(no_string)) {
-            Some(name) => Err(ErrorName::Validation.because(format!("{name} is missing or no string"))),
+            Some(name) => {
+                Err(ErrorName::Validation.because(format!("{name} is missing or no string")))
+            }
             None => Ok(body),
         }
     }
@@ -174,7 +192,9 @@ impl Body {
     }
 
     fn needed(&self, name: &str, most: usize, otherwise: ErrorName) -> Result<Vec<u8>, Refused> {
-        let bytes = self.bytes(name, otherwise)?.ok_or_else(|| otherwise.because(format!("{name} is missing")))?;
+        let bytes = self
+            .bytes(name, otherwise)?
+            .ok_or_else(|| otherwise.because(format!("{name} is missing")))?;
         at_most(name, bytes, most)
     }
 
@@ -185,7 +205,11 @@ impl Body {
 
     fn is_aes_gcm(&self) -> Result<(), Refused> {
         let right = self.fields.get("encryptionAlgorithm").is_some_and(|name| name == "AES_GCM");
-        if right { Ok(()) } else { Err(ErrorName::Validation.because("encryptionAlgorithm is not AES_GCM")) }
+        if right {
+            Ok(())
+        } else {
+            Err(ErrorName::Validation.because("encryptionAlgorithm is not AES_GCM"))
+        }
     }
 }
 
@@ -194,7 +218,8 @@ fn at_most(name: &str, bytes: Vec<u8>, most: usize) -> Result<Vec<u8>, Refused> 
     if bytes.len() <= most {
         return Ok(bytes);
     }
-    Err(ErrorName::UnsupportedOperation.because(format!("{name} has {} bytes, of at most {most}", bytes.len())))
+    Err(ErrorName::UnsupportedOperation
+        .because(format!("{name} has {} bytes, of at most {most}", bytes.len())))
 }
 
 /// The parameters of "Encrypt".
@@ -212,7 +237,8 @@ impl ToEncrypt {
             None => false,
             Some(name) if name == "SHA_256" => true,
             Some(_) => {
-                return Err(ErrorName::Validation.because("ciphertextDataIntegrityValueAlgorithm is not SHA_256"));
+                return Err(ErrorName::Validation
+                    .because("ciphertextDataIntegrityValueAlgorithm is not SHA_256"));
             }
         };
         let plaintext = body.needed("plaintext", MOST_PLAINTEXT, ErrorName::Validation)?;
@@ -234,9 +260,13 @@ impl ToDecrypt {
         let ciphertext = body.needed("ciphertext", MOST_PLAINTEXT, WRONG)?;
         let iv = body.needed("initializationVector", usize::MAX, WRONG)?;
         // Exactly: bytes moved from the ciphertext to the end of a longer IV would be the same bytes to Transit.
-        let iv = iv.try_into().map_err(|_| WRONG.because("initializationVector does not have 12 bytes"))?;
+        let iv = iv
+            .try_into()
+            .map_err(|_| WRONG.because("initializationVector does not have 12 bytes"))?;
         let tag = body.needed("authenticationTag", usize::MAX, WRONG)?;
-        let tag = tag.try_into().map_err(|_| WRONG.because("authenticationTag does not have 16 bytes"))?;
+        let tag = tag
+            .try_into()
+            .map_err(|_| WRONG.because("authenticationTag does not have 16 bytes"))?;
         let metadata = body.needed("ciphertextMetadata", usize::MAX, WRONG)?;
         let metadata = CiphertextMetadata::read(&metadata)
             .ok_or_else(|| WRONG.because("ciphertextMetadata is not what this proxy makes"))?;

@@ -80,13 +80,18 @@ pub struct Credential {
 impl Credential {
     /// "20-30 characters, 'A' through 'Z' and '2' through '7' only", and 256 random bits in Base64 ("XKS proxy configuration", Appendix A).
     fn random() -> Self {
-        Self { access_key_id: BASE32.encode(&random::<15>()), secret_access_key: BASE64.encode(&random::<32>()) }
+        Self {
+            access_key_id: BASE32.encode(&random::<15>()),
+            secret_access_key: BASE64.encode(&random::<32>()),
+        }
     }
 }
 
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credential").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+        f.debug_struct("Credential")
+            .field("access_key_id", &self.access_key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -233,10 +238,17 @@ pub struct XksProxy {
 impl XksProxy {
     pub fn start(options: Options) -> Self {
         let prefix = &options.path_prefix;
-        let uri_path = if prefix.is_empty() { "/kms/xks/v1".to_owned() } else { format!("/{prefix}/kms/xks/v1") };
+        let uri_path = if prefix.is_empty() {
+            "/kms/xks/v1".to_owned()
+        } else {
+            format!("/{prefix}/kms/xks/v1")
+        };
         // "MUST NOT exceed 128 characters and MUST NOT include any characters other than ..." ("API operations").
         let allowed = |c: char| c.is_ascii_alphanumeric() || ['/', '-', '_'].contains(&c);
-        assert!(uri_path.len() <= 128 && uri_path.chars().all(allowed), "{uri_path} is no XksProxyUriPath");
+        assert!(
+            uri_path.len() <= 128 && uri_path.chars().all(allowed),
+            "{uri_path} is no XksProxyUriPath"
+        );
         let everybody = json!([{ "principals": ["*"], "keys": ["*"], "operations": ["*"], "kms_operations": ["*"] }]);
         let authority = Authority::new();
         let shared = Arc::new(Shared {
@@ -291,7 +303,11 @@ impl XksProxy {
     }
 
     pub fn remove_credential(&self, access_key_id: &str) {
-        self.shared.credentials.lock().unwrap().retain(|credential| credential.access_key_id != access_key_id);
+        self.shared
+            .credentials
+            .lock()
+            .unwrap()
+            .retain(|credential| credential.access_key_id != access_key_id);
     }
 
     /// The switches of one key. Its material is the Transit key of that name.
@@ -317,16 +333,23 @@ impl XksProxy {
     /// Denies a principal whatever is granted.
     pub fn deny(&self, principal: &str) {
         let denied = |rules: &Rules| [&rules.denied[..], &[principal.to_owned()]].concat();
-        self.change_rules(|rules| Rules::new(&rules.rego, rules.grants.clone(), denied(rules))).unwrap();
+        self.change_rules(|rules| Rules::new(&rules.rego, rules.grants.clone(), denied(rules)))
+            .unwrap();
     }
 
     /// Takes [`deny`](Self::deny) back.
     pub fn allow(&self, principal: &str) {
-        let others = |rules: &Rules| rules.denied.iter().filter(|name| *name != principal).cloned().collect();
-        self.change_rules(|rules| Rules::new(&rules.rego, rules.grants.clone(), others(rules))).unwrap();
+        let others = |rules: &Rules| {
+            rules.denied.iter().filter(|name| *name != principal).cloned().collect()
+        };
+        self.change_rules(|rules| Rules::new(&rules.rego, rules.grants.clone(), others(rules)))
+            .unwrap();
     }
 
-    fn change_rules(&self, change: impl FnOnce(&Rules) -> Result<Rules, String>) -> Result<(), String> {
+    fn change_rules(
+        &self,
+        change: impl FnOnce(&Rules) -> Result<Rules, String>,
+    ) -> Result<(), String> {
         let mut rules = self.shared.rules.lock().unwrap();
         *rules = change(&rules)?;
         Ok(())
@@ -363,7 +386,13 @@ impl XksProxy {
 
     /// Requests that came, answered or not.
     pub fn arrived(&self, operation: Operation) -> usize {
-        self.shared.arrived.lock().unwrap().iter().filter(|arrived| **arrived == Some(operation)).count()
+        self.shared
+            .arrived
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|arrived| **arrived == Some(operation))
+            .count()
     }
 
     /// Ends it in the middle of whatever it does. Connections are refused afterwards.
@@ -454,7 +483,8 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             let _ = stream.set_nodelay(true);
             let connection = async {
                 let Ok(stream) = tls.accept(stream).await else { return };
-                let service = service_fn(move |request| answer(shared.clone(), transit.clone(), request));
+                let service =
+                    service_fn(move |request| answer(shared.clone(), transit.clone(), request));
                 let http = hyper::server::conn::http1::Builder::new();
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;
             };
@@ -473,7 +503,8 @@ async fn answer(
 ) -> Result<hyper::Response<Full<Bytes>>, io::Error> {
     let started = Instant::now();
     let (parts, body) = request.into_parts();
-    let asked = Operation::of_path(&shared.uri_path, parts.uri.path()).filter(|_| parts.uri.query().is_none());
+    let asked = Operation::of_path(&shared.uri_path, parts.uri.path())
+        .filter(|_| parts.uri.query().is_none());
     let operation = asked.map(|(operation, _)| operation);
     shared.arrived.lock().unwrap().push(operation);
     let mut call = Call {
@@ -492,7 +523,9 @@ async fn answer(
     let mut outcome = None;
     match fault_for(&shared, &call) {
         Some(Effect::Error(name)) => outcome = Some(Err(name.because("a fault was asked for"))),
-        Some(Effect::Raw(status, text)) => return Ok(response(status, Bytes::from_static(text.as_bytes()))),
+        Some(Effect::Raw(status, text)) => {
+            return Ok(response(status, Bytes::from_static(text.as_bytes())));
+        }
         Some(Effect::Alter(change)) => alter = Some(change),
         Some(Effect::Delay(pause)) => tokio::time::sleep(pause).await,
         Some(Effect::Hang) => std::future::pending().await,
@@ -508,15 +541,17 @@ async fn answer(
     let outcome = match outcome {
         Some(outcome) => outcome,
         // Much more than that is not even read: the connection ends.
-        None => match Limited::new(body, 16 * MOST_BODY).collect().await.map(|body| body.to_bytes()) {
-            Ok(body) if body.len() > MOST_BODY => {
-                Err(ErrorName::UnsupportedOperation.because(format!("a body of more than {MOST_BODY} bytes")))
+        None => {
+            match Limited::new(body, 16 * MOST_BODY).collect().await.map(|body| body.to_bytes()) {
+                Ok(body) if body.len() > MOST_BODY => Err(ErrorName::UnsupportedOperation
+                    .because(format!("a body of more than {MOST_BODY} bytes"))),
+                Ok(body) => perform(&shared, &transit, &parts, &body, &mut call).await,
+                Err(error) => return Err(io::Error::other(error)),
             }
-            Ok(body) => perform(&shared, &transit, &parts, &body, &mut call).await,
-            Err(error) => return Err(io::Error::other(error)),
-        },
+        }
     };
-    (call.error, call.elapsed) = (outcome.as_ref().err().map(|refused| refused.name), started.elapsed());
+    (call.error, call.elapsed) =
+        (outcome.as_ref().err().map(|refused| refused.name), started.elapsed());
     call.reason = outcome.as_ref().err().map(|refused| refused.reason.clone()).unwrap_or_default();
     shared.calls.lock().unwrap().push(call);
     Ok(match outcome {
@@ -528,7 +563,10 @@ async fn answer(
         }
         Err(Refused { name, .. }) => {
             let (status, name, message) = name.parts();
-            response(status, json!({ "errorName": name, "errorMessage": message }).to_string().into())
+            response(
+                status,
+                json!({ "errorName": name, "errorMessage": message }).to_string().into(),
+            )
         }
     })
 }
@@ -537,7 +575,9 @@ fn fault_for(shared: &Shared, call: &Call) -> Option<Effect> {
     let mut faults = shared.faults.lock().unwrap();
     let fault = faults.iter_mut().find(|fault| {
         let for_this = fault.operation.is_none_or(|wanted| Some(wanted) == call.operation);
-        for_this && fault.key.as_ref().is_none_or(|wanted| *wanted == call.key) && fault.times != Some(0)
+        for_this
+            && fault.key.as_ref().is_none_or(|wanted| *wanted == call.key)
+            && fault.times != Some(0)
     })?;
     fault.times = fault.times.map(|times| times - 1);
     Some(fault.effect.clone())
@@ -551,11 +591,13 @@ async fn perform(
     bytes: &[u8],
     call: &mut Call,
 ) -> Result<Value, Refused> {
-    let operation = call.operation.ok_or_else(|| ErrorName::InvalidUriPath.because("no such path"))?;
+    let operation =
+        call.operation.ok_or_else(|| ErrorName::InvalidUriPath.because("no such path"))?;
     call.access_key_id = authenticate(shared, parts, bytes)?;
     count(shared)?;
     // "MUST be sent as JSON over HTTPS with a Content-Type of application/json" ("API content type").
-    let content_type = parts.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type =
+        parts.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.split(';').next().map(str::trim) != Some("application/json") {
         return Err(ErrorName::Validation.because("the content type is not application/json"));
     }
@@ -584,8 +626,12 @@ async fn perform(
         match operation {
             Operation::GetHealthStatus => health(transit).await,
             Operation::GetKeyMetadata => metadata(transit, &call.key, switches).await,
-            Operation::Encrypt => encrypt(transit, &call.key, switches, &ToEncrypt::read(&body)?).await,
-            Operation::Decrypt => decrypt(transit, &call.key, switches, &ToDecrypt::read(&body)?).await,
+            Operation::Encrypt => {
+                encrypt(transit, &call.key, switches, &ToEncrypt::read(&body)?).await
+            }
+            Operation::Decrypt => {
+                decrypt(transit, &call.key, switches, &ToDecrypt::read(&body)?).await
+            }
         }
     };
     let late = |_| ErrorName::DependencyTimeout.because("Transit did not answer within the budget");
@@ -593,11 +639,22 @@ async fn perform(
 }
 
 /// Appendix A. Gives the access key id.
-fn authenticate(shared: &Shared, parts: &hyper::http::request::Parts, bytes: &[u8]) -> Result<String, Refused> {
+fn authenticate(
+    shared: &Shared,
+    parts: &hyper::http::request::Parts,
+    bytes: &[u8],
+) -> Result<String, Refused> {
     let failed = |reason: String| ErrorName::AuthenticationFailed.because(reason);
-    let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
-    let request = Request { method: parts.method.as_str(), path: parts.uri.path(), headers: &headers, body: bytes };
+    let text =
+        |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers: Vec<_> =
+        parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+    let request = Request {
+        method: parts.method.as_str(),
+        path: parts.uri.path(),
+        headers: &headers,
+        body: bytes,
+    };
     let claim = Claim::read(&request, SERVICE).map_err(|refusal| failed(format!("{refusal:?}")))?;
     let credentials = shared.credentials.lock().unwrap().clone();
     let known = credentials.iter().find(|credential| credential.access_key_id == claim.access_key);
@@ -660,14 +717,21 @@ fn usable(switches: Switches, allowed: bool) -> Result<(), Refused> {
 }
 
 /// "Encrypt". The version has to be known beforehand, since it is in the metadata and so in the AAD.
-async fn encrypt(transit: &Transit, key: &str, switches: Switches, input: &ToEncrypt) -> Result<Value, Refused> {
+async fn encrypt(
+    transit: &Transit,
+    key: &str,
+    switches: Switches,
+    input: &ToEncrypt,
+) -> Result<Value, Refused> {
     usable(switches, switches.encrypts)?;
     let description = transit.describe(key).await?;
     if description.soft_deleted {
         return Err(ErrorName::InvalidState.because("the key is soft-deleted"));
     }
     if description.spec != "AES_256" || !description.usage.contains(&"ENCRYPT") {
-        return Err(ErrorName::InvalidKeyUsage.because(format!("a key of type {}", description.spec)));
+        return Err(
+            ErrorName::InvalidKeyUsage.because(format!("a key of type {}", description.spec))
+        );
     }
     let latest = description.latest;
     let aad = full_aad(&input.aad, latest)?;
@@ -684,7 +748,12 @@ async fn encrypt(transit: &Transit, key: &str, switches: Switches, input: &ToEnc
 }
 
 /// "Decrypt".
-async fn decrypt(transit: &Transit, key: &str, switches: Switches, input: &ToDecrypt) -> Result<Value, Refused> {
+async fn decrypt(
+    transit: &Transit,
+    key: &str,
+    switches: Switches,
+    input: &ToDecrypt,
+) -> Result<Value, Refused> {
     usable(switches, switches.decrypts)?;
     let aad = full_aad(&input.aad, input.metadata)?;
     let plaintext = transit.decrypt(key, input.metadata, &input.sealed, &aad).await?;
@@ -692,9 +761,14 @@ async fn decrypt(transit: &Transit, key: &str, switches: Switches, input: &ToDec
 }
 
 fn full_aad(aad: &[u8], metadata: CiphertextMetadata) -> Result<Vec<u8>, Refused> {
-    composed_aad(aad, &metadata.bytes()).ok_or_else(|| ErrorName::UnsupportedOperation.because("lengths"))
+    composed_aad(aad, &metadata.bytes())
+        .ok_or_else(|| ErrorName::UnsupportedOperation.because("lengths"))
 }
 
 fn response(status: u16, body: Bytes) -> hyper::Response<Full<Bytes>> {
-    hyper::Response::builder().status(status).header("content-type", "application/json").body(Full::new(body)).unwrap()
+    hyper::Response::builder()
+        .status(status)
+        .header("content-type", "application/json")
+        .body(Full::new(body))
+        .unwrap()
 }

@@ -15,7 +15,9 @@ impl Policy {
     pub fn new(rego: &str, data: &serde_json::Value) -> Result<Self, String> {
         let mut engine = Engine::new();
         engine.set_strict_builtin_errors(true);
-        engine.add_policy("policy.rego".to_owned(), rego.to_owned()).map_err(|error| error.to_string())?;
+        engine
+            .add_policy("policy.rego".to_owned(), rego.to_owned())
+            .map_err(|error| error.to_string())?;
         engine.add_data_json(&data.to_string()).map_err(|error| error.to_string())?;
         Ok(Self { engine })
     }
@@ -29,7 +31,10 @@ impl Policy {
             Ok(Value::Bool(true)) => Ok(()),
             Ok(_) => {
                 let reasons = engine.eval_rule("data.xks.deny_reason".to_owned());
-                Err(reasons.map_or_else(|error| format!("no reason: {error}"), |reasons| reasons.to_string()))
+                Err(reasons.map_or_else(
+                    |error| format!("no reason: {error}"),
+                    |reasons| reasons.to_string(),
+                ))
             }
             Err(error) => Err(format!("the policy fails: {error}")),
         }

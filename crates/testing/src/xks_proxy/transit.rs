@@ -26,7 +26,12 @@ impl TransitOptions {
         let ca = ca_pem.map(|pem| reqwest::Certificate::from_pem(pem.as_bytes()).unwrap());
         // A redirect would take the token to somewhere else.
         let no_redirect = reqwest::redirect::Policy::none();
-        reqwest::Client::builder().no_proxy().tls_certs_only(ca).redirect(no_redirect).build().unwrap()
+        reqwest::Client::builder()
+            .no_proxy()
+            .tls_certs_only(ca)
+            .redirect(no_redirect)
+            .build()
+            .unwrap()
     }
 
     /// What an operator does once, with a token that may do everything: the policy, the key for health checks and a token for the proxy. Transit has
@@ -34,13 +39,15 @@ impl TransitOptions {
     pub async fn prepare(address: &str, ca_pem: Option<&str>, root_token: &str) -> Self {
         let client = Self::client(ca_pem);
         let put = async |path: &str, body: Value| {
-            let request = client.post(format!("{address}/v1/{path}")).header("x-vault-token", root_token);
+            let request =
+                client.post(format!("{address}/v1/{path}")).header("x-vault-token", root_token);
             let answer = request.json(&body).send().await.unwrap().error_for_status().unwrap();
             answer.json::<Value>().await.unwrap_or_default()
         };
         put("sys/policies/acl/xks-proxy", json!({ "policy": POLICY })).await;
         put(&format!("transit/keys/{HEALTH_KEY}"), json!({ "type": "aes256-gcm96" })).await;
-        let fields = json!({ "policies": ["xks-proxy"], "no_default_policy": true, "no_parent": true });
+        let fields =
+            json!({ "policies": ["xks-proxy"], "no_default_policy": true, "no_parent": true });
         let token = put("auth/token/create", fields).await;
         let token = token["auth"]["client_token"].as_str().unwrap().to_owned();
         Self { address: address.to_owned(), ca_pem: ca_pem.map(ToOwned::to_owned), token }
@@ -85,13 +92,19 @@ impl Transit {
         Self { kms_request_id: printable, ..self.clone() }
     }
 
-    async fn ask(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> Result<(u16, Value), Refused> {
+    async fn ask(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<Value>,
+    ) -> Result<(u16, Value), Refused> {
         let request = self.client.request(method, format!("{}/v1/{path}", self.options.address));
         let request = request.header("x-vault-token", &self.options.token);
         let request = request.header(REQUEST_ID, &self.kms_request_id);
         let request = if let Some(body) = body { request.json(&body) } else { request };
         let failed = |error: reqwest::Error| {
-            ErrorName::Internal.because(format!("Transit cannot be reached: {}", error.without_url()))
+            ErrorName::Internal
+                .because(format!("Transit cannot be reached: {}", error.without_url()))
         };
         let answer = request.send().await.map_err(failed)?;
         let status = answer.status().as_u16();
@@ -114,17 +127,31 @@ impl Transit {
         let Some(kind) = data["type"].as_str().filter(|_| status == 200) else {
             return Err(refused(status, &answer));
         };
-        let spec = if kind == "aes256-gcm96" { "AES_256".to_owned() } else { kind.to_uppercase().replace('-', "_") };
+        let spec = if kind == "aes256-gcm96" {
+            "AES_256".to_owned()
+        } else {
+            kind.to_uppercase().replace('-', "_")
+        };
         // A derived key works with a derivation context only, which KMS does not know of.
-        let uses =
-            [("supports_encryption", "ENCRYPT"), ("supports_decryption", "DECRYPT"), ("supports_signing", "SIGN")];
+        let uses = [
+            ("supports_encryption", "ENCRYPT"),
+            ("supports_decryption", "DECRYPT"),
+            ("supports_signing", "SIGN"),
+        ];
         let usable = |field: &str| data[field] == true && data["derived"] == false;
-        let latest = data["latest_version"].as_u64().and_then(|version| u32::try_from(version).ok());
+        let latest =
+            data["latest_version"].as_u64().and_then(|version| u32::try_from(version).ok());
         Ok(Description {
             spec,
-            usage: uses.iter().filter(|(field, _)| usable(field)).map(|(_, usage)| *usage).collect(),
+            usage: uses
+                .iter()
+                .filter(|(field, _)| usable(field))
+                .map(|(_, usage)| *usage)
+                .collect(),
             soft_deleted: data["soft_deleted"] == true,
-            latest: CiphertextMetadata { key_version: latest.ok_or_else(|| strange("no latest_version"))? },
+            latest: CiphertextMetadata {
+                key_version: latest.ok_or_else(|| strange("no latest_version"))?,
+            },
         })
     }
 
@@ -141,9 +168,11 @@ impl Transit {
             "key_version": version.key_version,
         });
         let answer = self.use_key("encrypt", key, body).await?;
-        let text = answer["ciphertext"].as_str().and_then(|text| text.strip_prefix(&prefix(version)));
+        let text =
+            answer["ciphertext"].as_str().and_then(|text| text.strip_prefix(&prefix(version)));
         let bytes = text.and_then(|text| BASE64.decode(text.as_bytes()).ok());
-        let bytes = bytes.ok_or_else(|| strange("no ciphertext of the version that was asked for"))?;
+        let bytes =
+            bytes.ok_or_else(|| strange("no ciphertext of the version that was asked for"))?;
         let sealed = bytes.split_first_chunk::<IV>().and_then(|(iv, rest)| {
             let (ciphertext, tag) = rest.split_last_chunk::<TAG>()?;
             Some(Sealed { iv: *iv, ciphertext: ciphertext.to_vec(), tag: *tag })
@@ -165,7 +194,8 @@ impl Transit {
         let ciphertext = prefix(version) + &BASE64.encode(&bytes);
         let body = json!({ "ciphertext": ciphertext, "associated_data": BASE64.encode(aad) });
         let answer = self.use_key("decrypt", key, body).await?;
-        let plaintext = answer["plaintext"].as_str().and_then(|text| BASE64.decode(text.as_bytes()).ok());
+        let plaintext =
+            answer["plaintext"].as_str().and_then(|text| BASE64.decode(text.as_bytes()).ok());
         plaintext
             .filter(|plaintext| plaintext.len() == sealed.ciphertext.len())
             .ok_or_else(|| strange("no plaintext of the ciphertext's length"))
@@ -202,19 +232,28 @@ fn named(key: &str) -> Result<&str, Refused> {
     let outer = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let inner = |c: char| outer(c) || c == '-' || c == '.';
     let possible = key.starts_with(outer) && key.ends_with(outer) && key.chars().all(inner);
-    if possible { Ok(key) } else { Err(ErrorName::KeyNotFound.because("no name that Transit could have")) }
+    if possible {
+        Ok(key)
+    } else {
+        Err(ErrorName::KeyNotFound.because("no name that Transit could have"))
+    }
 }
 
 /// What an answer other than 200 means. The texts are those of OpenBao 2.7.
 fn refused(status: u16, answer: &Value) -> Refused {
-    let errors: Vec<_> = answer["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let errors: Vec<_> =
+        answer["errors"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let says = |text: &str| errors.iter().any(|error| error.contains(text));
     let name = match status {
         400 if says("encryption key not found") => ErrorName::KeyNotFound,
         // "corrupted, missing, or otherwise invalid" ("Error codes"); "invalid ciphertext" is a version that was never made as well.
-        400 if says("message authentication failed") || says("invalid ciphertext") => ErrorName::InvalidCiphertext,
+        400 if says("message authentication failed") || says("invalid ciphertext") => {
+            ErrorName::InvalidCiphertext
+        }
         // "disabled, deactivated or blocked": that of the key which is needed was, by its operator.
-        400 if says("disallowed by policy (too old)") || says("soft-deleted key") => ErrorName::InvalidState,
+        400 if says("disallowed by policy (too old)") || says("soft-deleted key") => {
+            ErrorName::InvalidState
+        }
         400 if says("missing 'context' for key derivation") => ErrorName::InvalidKeyUsage,
         // A key that is not there; with a text, the whole engine is not.
         404 if errors.is_empty() => ErrorName::KeyNotFound,

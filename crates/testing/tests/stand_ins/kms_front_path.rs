@@ -18,7 +18,8 @@ use xks_proxy::{Certificate, Effect, ErrorName, Fault, Operation, Quota};
 const DEK: &[u8] = b"thirty-two bytes of a secret key";
 
 // What each text says and no other does: the whole texts are in `kms_front_stores.rs`.
-const INVALID: &str = "rejected the request because the specified ciphertext or encryption context is corrupted";
+const INVALID: &str =
+    "rejected the request because the specified ciphertext or encryption context is corrupted";
 const NOT_ENABLED: &str = "is not enabled in the external key manager";
 const UNSUITED: &str = "does not support the requested operation. Enable the operation on the key";
 const NOT_FOUND: &str = "was not found in its external key manager";
@@ -27,7 +28,8 @@ const NOT_AUTHENTICATED: &str = "it could not authenticate AWS KMS";
 const NO_MANAGER: &str = "it cannot communicate with the external key manager";
 const THROTTLED: &str = "due to a very high request rate";
 const ALLOTTED: &str = "did not respond to the request in the time allotted";
-const TIMED_OUT: &str = "rejected the request because the external key store proxy did not respond in time";
+const TIMED_OUT: &str =
+    "rejected the request because the external key store proxy did not respond in time";
 const NOT_REACHABLE: &str = "AWS KMS cannot communicate with the external key store proxy";
 const NO_TLS: &str = "AWS KMS cannot establish a TLS connection";
 const NOT_INTERPRETED: &str = "AWS KMS cannot interpret the response";
@@ -55,7 +57,9 @@ impl DerefMut for Ground {
 type Refused = (String, String);
 
 fn refusal<T, E: ProvideErrorMetadata, R>(answer: Result<T, SdkError<E, R>>) -> Result<T, Refused> {
-    answer.map_err(|error| (error.code().unwrap_or("no code").to_owned(), error.message().unwrap_or("").to_owned()))
+    answer.map_err(|error| {
+        (error.code().unwrap_or("no code").to_owned(), error.message().unwrap_or("").to_owned())
+    })
 }
 
 impl Ground {
@@ -81,7 +85,12 @@ impl Ground {
     }
 
     async fn encrypt(&self) -> Result<Vec<u8>, Refused> {
-        let request = self.kms.encrypt().key_id(&self.arn).plaintext(Blob::new(DEK)).encryption_context("tenant", "a");
+        let request = self
+            .kms
+            .encrypt()
+            .key_id(&self.arn)
+            .plaintext(Blob::new(DEK))
+            .encryption_context("tenant", "a");
         refusal(request.send().await).map(|answer| answer.ciphertext_blob.unwrap().into_inner())
     }
 
@@ -89,7 +98,12 @@ impl Ground {
         self.decrypt_for(&self.kms, "a", blob).await
     }
 
-    async fn decrypt_for(&self, kms: &Client, tenant: &str, blob: &[u8]) -> Result<Vec<u8>, Refused> {
+    async fn decrypt_for(
+        &self,
+        kms: &Client,
+        tenant: &str,
+        blob: &[u8],
+    ) -> Result<Vec<u8>, Refused> {
         let request = kms.decrypt().key_id(&self.arn).ciphertext_blob(Blob::new(blob));
         let answer = refusal(request.encryption_context("tenant", tenant).send().await);
         answer.map(|answer| answer.plaintext.unwrap().into_inner())
@@ -124,8 +138,12 @@ async fn a_dek_is_wrapped_by_both_and_every_request_is_found_in_the_log_of_the_p
     assert_eq!(ground.decrypt(&blob).await.unwrap(), made.plaintext.unwrap().into_inner());
     assert_refused(ground.decrypt_for(&ground.kms, "b", &blob).await, INVALID);
     let largest = vec![7; 4096];
-    let request =
-        ground.kms.encrypt().key_id(&ground.arn).plaintext(Blob::new(&*largest)).encryption_context("tenant", "a");
+    let request = ground
+        .kms
+        .encrypt()
+        .key_id(&ground.arn)
+        .plaintext(Blob::new(&*largest))
+        .encryption_context("tenant", "a");
     let blob = request.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
     assert_eq!(ground.decrypt(&blob).await.unwrap(), largest);
 
@@ -135,8 +153,11 @@ async fn a_dek_is_wrapped_by_both_and_every_request_is_found_in_the_log_of_the_p
     let standard = ground.front.create_key(REGION);
     let mut blob = ground.encrypt().await.unwrap();
     for to in [&standard, &other, &ground.arn] {
-        let moved = ground.kms.re_encrypt().ciphertext_blob(Blob::new(&*blob)).destination_key_id(to);
-        let moved = moved.source_encryption_context("tenant", "a").destination_encryption_context("tenant", "a");
+        let moved =
+            ground.kms.re_encrypt().ciphertext_blob(Blob::new(&*blob)).destination_key_id(to);
+        let moved = moved
+            .source_encryption_context("tenant", "a")
+            .destination_encryption_context("tenant", "a");
         blob = moved.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
     }
     assert_eq!(ground.decrypt(&blob).await.unwrap(), DEK);
@@ -161,7 +182,10 @@ async fn a_rotation_in_the_key_manager_is_invisible_until_old_versions_are_switc
     ground.bao.rotate(KEY).await;
     ground.assert_works(&old).await;
     let new = ground.encrypt().await.unwrap();
-    ground.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 })).await;
+    ground
+        .bao
+        .put(&format!("transit/keys/{KEY}/config"), json!({ "min_decryption_version": 2 }))
+        .await;
     assert_refused(ground.decrypt(&old).await, NOT_ENABLED);
     ground.assert_works(&new).await;
 }
@@ -179,15 +203,17 @@ async fn a_flipped_bit_in_any_byte_of_a_ciphertext_is_refused_on_the_whole_path(
         let by_kms = code == "InvalidCiphertextException" && message.is_empty();
         assert!(by_kms || message.contains(INVALID), "byte {at}: {code}, {message}");
     }
-    assert!(ground.proxy.arrived(Operation::Decrypt) > decrypts + 60, "most of it only the key manager can see");
+    assert!(
+        ground.proxy.arrived(Operation::Decrypt) > decrypts + 60,
+        "most of it only the key manager can see"
+    );
     assert_eq!(ground.decrypt(&blob).await.unwrap(), DEK);
 }
 
 #[tokio::test]
 async fn the_policy_of_the_proxy_denies_one_principal_and_not_another() {
     let ground = Ground::start().await;
-    let policy =
-        json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "kms:*", "Resource": "*" }] });
+    let policy = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "kms:*", "Resource": "*" }] });
     let mallory = ground.front.client(REGION, &ground.front.principal("mallory", vec![policy]));
     let blob = ground.encrypt().await.unwrap();
     assert_eq!(ground.decrypt_for(&mallory, "a", &blob).await.unwrap(), DEK);
@@ -225,7 +251,10 @@ async fn what_is_switched_for_an_external_key_is_what_its_kms_key_says() {
     ground.proxy.key("asleep").restrict(true, false);
     assert_eq!(code("asleep").await, "XksKeyInvalidConfigurationException");
 
-    ground.bao.put(&format!("transit/keys/{KEY}/config"), json!({ "deletion_allowed": true })).await;
+    ground
+        .bao
+        .put(&format!("transit/keys/{KEY}/config"), json!({ "deletion_allowed": true }))
+        .await;
     ground.bao.ask("DELETE", &format!("transit/keys/{KEY}"), json!({})).await;
     ground.assert_fails(&blob, NOT_FOUND).await;
 }
@@ -269,7 +298,8 @@ async fn credentials_of_the_proxy_are_rotated_without_a_failure() {
     let new = ground.proxy.add_credential();
     ground.assert_works(&blob).await;
     let update = ground.kms.update_custom_key_store().custom_key_store_id(&ground.store);
-    refusal(update.xks_proxy_authentication_credential(XksPath::credential(&new)).send().await).unwrap();
+    refusal(update.xks_proxy_authentication_credential(XksPath::credential(&new)).send().await)
+        .unwrap();
     ground.proxy.remove_credential(&old.access_key_id);
     ground.assert_works(&blob).await;
     // Forgotten at KMS.
@@ -319,7 +349,9 @@ async fn every_error_of_the_proxy_is_told_and_so_are_its_quota_and_its_silence()
     ground.assert_fails(&blob, NOT_REACHABLE).await;
     ground.proxy.recover();
     // A tag that is changed on the way: the integrity value shows it before the DEK is used.
-    let lie = |answer: &mut serde_json::Value| answer["authenticationTag"] = json!("vBxN2ncH1oEkR8WVXpmyYQ==");
+    let lie = |answer: &mut serde_json::Value| {
+        answer["authenticationTag"] = json!("vBxN2ncH1oEkR8WVXpmyYQ==")
+    };
     ground.proxy.fail(Fault::new(Effect::Alter(lie)).on(Operation::Encrypt));
     assert_refused(ground.encrypt().await, NOT_INTERPRETED);
     ground.proxy.recover();

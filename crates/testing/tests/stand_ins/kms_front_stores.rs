@@ -11,8 +11,8 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{
-    ConnectionStateType, CustomKeyStoreType, CustomKeyStoresListEntry, DataKeySpec, KeyMetadata, KeyState, OriginType,
-    XksProxyAuthenticationCredentialType, XksProxyConnectivityType,
+    ConnectionStateType, CustomKeyStoreType, CustomKeyStoresListEntry, DataKeySpec, KeyMetadata,
+    KeyState, OriginType, XksProxyAuthenticationCredentialType, XksProxyConnectivityType,
 };
 use kms_front::{ACCOUNT, KmsFront, Login};
 use proptest::prelude::*;
@@ -70,15 +70,20 @@ impl Ground {
             .xks_proxy_connectivity(XksProxyConnectivityType::PublicEndpoint)
             .xks_proxy_uri_endpoint(self.endpoint.url())
             .xks_proxy_uri_path(xks_script::PATH)
-            .xks_proxy_authentication_credential(credential(xks_script::ACCESS_KEY, xks_script::SECRET))
+            .xks_proxy_authentication_credential(credential(
+                xks_script::ACCESS_KEY,
+                xks_script::SECRET,
+            ))
     }
 
     async fn create(&self, kms: &Client, name: &str) -> Result<String, Refused> {
-        refusal(self.request(kms, name).send().await).map(|created| created.custom_key_store_id.unwrap())
+        refusal(self.request(kms, name).send().await)
+            .map(|created| created.custom_key_store_id.unwrap())
     }
 
     async fn describe(&self, store: &str) -> CustomKeyStoresListEntry {
-        let answer = self.kms.describe_custom_key_stores().custom_key_store_id(store).send().await.unwrap();
+        let answer =
+            self.kms.describe_custom_key_stores().custom_key_store_id(store).send().await.unwrap();
         answer.custom_key_stores.unwrap().remove(0)
     }
 
@@ -87,7 +92,9 @@ impl Ground {
         for _ in 0..1000 {
             let entry = self.describe(store).await;
             let state = entry.connection_state.clone().unwrap();
-            if ![ConnectionStateType::Connecting, ConnectionStateType::Disconnecting].contains(&state) {
+            if ![ConnectionStateType::Connecting, ConnectionStateType::Disconnecting]
+                .contains(&state)
+            {
                 return entry;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -96,20 +103,23 @@ impl Ground {
     }
 
     async fn connect(&self, store: &str) {
-        refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await).unwrap();
+        refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await)
+            .unwrap();
         let state = self.settled(store).await.connection_state;
         assert_eq!(state, Some(ConnectionStateType::Connected));
     }
 
     async fn disconnect(&self, store: &str) {
-        refusal(self.kms.disconnect_custom_key_store().custom_key_store_id(store).send().await).unwrap();
+        refusal(self.kms.disconnect_custom_key_store().custom_key_store_id(store).send().await)
+            .unwrap();
         let state = self.settled(store).await.connection_state;
         assert_eq!(state, Some(ConnectionStateType::Disconnected));
     }
 
     async fn create_key(&self, store: &str, external: &str) -> Result<KeyMetadata, Refused> {
         let request = self.kms.create_key().custom_key_store_id(store).xks_key_id(external);
-        refusal(request.origin(OriginType::ExternalKeyStore).send().await).map(|answer| answer.key_metadata.unwrap())
+        refusal(request.origin(OriginType::ExternalKeyStore).send().await)
+            .map(|answer| answer.key_metadata.unwrap())
     }
 
     async fn metadata(&self, key: &str) -> KeyMetadata {
@@ -117,7 +127,12 @@ impl Ground {
     }
 
     async fn encrypt(&self, key: &str, plaintext: &[u8]) -> Result<Vec<u8>, Refused> {
-        let request = self.kms.encrypt().key_id(key).plaintext(Blob::new(plaintext)).encryption_context("tenant", "a");
+        let request = self
+            .kms
+            .encrypt()
+            .key_id(key)
+            .plaintext(Blob::new(plaintext))
+            .encryption_context("tenant", "a");
         refusal(request.send().await).map(|answer| answer.ciphertext_blob.unwrap().into_inner())
     }
 
@@ -132,12 +147,14 @@ impl Ground {
         let wanted = Err(refused("KMSInvalidStateException", text));
         assert_eq!(self.encrypt(key, b"text").await, wanted, "Encrypt, {case}");
         assert_eq!(self.decrypt(key, "a", blob).await, wanted, "Decrypt, {case}");
-        let generated = self.kms.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256).send().await;
+        let generated =
+            self.kms.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256).send().await;
         assert_eq!(refusal(generated).map(|_| Vec::new()), wanted, "GenerateDataKey, {case}");
     }
 }
 
-type CreateStore = aws_sdk_kms::operation::create_custom_key_store::builders::CreateCustomKeyStoreFluentBuilder;
+type CreateStore =
+    aws_sdk_kms::operation::create_custom_key_store::builders::CreateCustomKeyStoreFluentBuilder;
 
 fn credential(access_key: &str, secret: &str) -> XksProxyAuthenticationCredentialType {
     XksProxyAuthenticationCredentialType::builder()
@@ -157,7 +174,9 @@ fn refused(code: &str, message: &str) -> Refused {
 }
 
 fn refusal<T, E: ProvideErrorMetadata, R>(answer: Result<T, SdkError<E, R>>) -> Result<T, Refused> {
-    answer.map_err(|error| refused(error.code().unwrap_or("no code"), error.message().unwrap_or_default()))
+    answer.map_err(|error| {
+        refused(error.code().unwrap_or("no code"), error.message().unwrap_or_default())
+    })
 }
 
 fn code<T: std::fmt::Debug>(answer: Result<T, Refused>) -> String {
@@ -195,7 +214,8 @@ async fn a_key_store_is_created_connected_disconnected_and_deleted() {
         refusal(delete().send().await).map(|_| ()),
         refusal(connect().send().await).map(|_| ()),
         refusal(disconnect().send().await).map(|_| ()),
-        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await)
+            .map(|_| ()),
         refusal(kms.update_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
         ground.create_key(&store, "one").await.map(|_| ()),
     ] {
@@ -203,9 +223,15 @@ async fn a_key_store_is_created_connected_disconnected_and_deleted() {
     }
 
     let health: Vec<_> = ground.endpoint.asked("/health");
-    let operations: Vec<_> = health.iter().map(|body| body["requestMetadata"]["kmsOperation"].clone()).collect();
+    let operations: Vec<_> =
+        health.iter().map(|body| body["requestMetadata"]["kmsOperation"].clone()).collect();
     assert_eq!(operations, ["CreateCustomKeyStore", "ConnectCustomKeyStore"]);
-    let created = ground.front.calls().into_iter().find(|call| call.operation == "CreateCustomKeyStore").unwrap();
+    let created = ground
+        .front
+        .calls()
+        .into_iter()
+        .find(|call| call.operation == "CreateCustomKeyStore")
+        .unwrap();
     assert_eq!(
         health[0],
         json!({ "requestMetadata": { "kmsOperation": "CreateCustomKeyStore", "kmsRequestId": created.request_id } })
@@ -222,7 +248,8 @@ async fn key_stores_are_found_by_id_or_name_page_by_page_and_only_in_their_regio
     let two = request.send().await.unwrap().custom_key_store_id.unwrap();
 
     let describe = || ground.kms.describe_custom_key_stores();
-    let by_name = describe().custom_key_store_name("two").send().await.unwrap().custom_key_stores.unwrap();
+    let by_name =
+        describe().custom_key_store_name("two").send().await.unwrap().custom_key_stores.unwrap();
     assert_eq!(by_name[0].custom_key_store_id.as_deref(), Some(two.as_str()));
     let both = describe().custom_key_store_name("two").custom_key_store_id(&two).send().await;
     assert_eq!(code(refusal(both)), "ValidationException");
@@ -230,14 +257,29 @@ async fn key_stores_are_found_by_id_or_name_page_by_page_and_only_in_their_regio
     assert_eq!(code(refusal(unknown)), "CustomKeyStoreNotFoundException");
     let page = describe().limit(1).send().await.unwrap();
     assert!(page.truncated);
-    assert_eq!(page.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(), Some(one.as_str()));
+    assert_eq!(
+        page.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(),
+        Some(one.as_str())
+    );
     let last = describe().limit(1).marker(page.next_marker.unwrap()).send().await.unwrap();
     assert!(!last.truncated);
-    assert_eq!(last.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(), Some(two.as_str()));
+    assert_eq!(
+        last.custom_key_stores.unwrap()[0].custom_key_store_id.as_deref(),
+        Some(two.as_str())
+    );
     assert_eq!(code(refusal(describe().marker("x").send().await)), "InvalidMarkerException");
 
     let elsewhere = ground.front.client("us-east-1", &ground.login);
-    assert!(elsewhere.describe_custom_key_stores().send().await.unwrap().custom_key_stores.unwrap().is_empty());
+    assert!(
+        elsewhere
+            .describe_custom_key_stores()
+            .send()
+            .await
+            .unwrap()
+            .custom_key_stores
+            .unwrap()
+            .is_empty()
+    );
     let gone = elsewhere.describe_custom_key_stores().custom_key_store_id(&one).send().await;
     assert_eq!(code(refusal(gone)), "CustomKeyStoreNotFoundException");
     ground.create(&elsewhere, "one").await.unwrap();
@@ -249,7 +291,8 @@ async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource
     let policy = |action: &str, resource: &str| json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": action, "Resource": resource }] });
     let describe = async |name: &str, policies: Vec<Value>| {
         let kms = ground.front.client(REGION, &ground.front.principal(name, policies));
-        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await).map(|_| ())
+        refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await)
+            .map(|_| ())
     };
     let keys = format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/*");
     let denied = describe("none", vec![]).await.unwrap_err();
@@ -257,20 +300,29 @@ async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource
     let told = "is not authorized to perform: kms:DescribeCustomKeyStores on resource: * because no identity-based policy allows";
     assert!(denied.1.contains(told), "{denied:?}");
     assert_eq!(code(describe("keys", vec![policy("kms:*", &keys)]).await), "AccessDeniedException");
-    assert_eq!(code(describe("other", vec![policy("kms:DescribeKey", "*")]).await), "AccessDeniedException");
+    assert_eq!(
+        code(describe("other", vec![policy("kms:DescribeKey", "*")]).await),
+        "AccessDeniedException"
+    );
     describe("right", vec![policy("kms:DescribeCustomKeyStores", "*")]).await.unwrap();
     let deny = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Deny", "Action": "kms:DescribeCustomKeyStores", "Resource": "*" }] });
-    assert_eq!(code(describe("both", vec![policy("kms:*", "*"), deny]).await), "AccessDeniedException");
+    assert_eq!(
+        code(describe("both", vec![policy("kms:*", "*"), deny]).await),
+        "AccessDeniedException"
+    );
 
     let kms = ground.front.client(REGION, &ground.front.principal("nobody", vec![]));
     for denied in [
         refusal(ground.request(&kms, "x").send().await).map(|_| ()),
         refusal(kms.update_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
-        refusal(kms.connect_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
-        refusal(kms.disconnect_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
+        refusal(kms.connect_custom_key_store().custom_key_store_id(&store).send().await)
+            .map(|_| ()),
+        refusal(kms.disconnect_custom_key_store().custom_key_store_id(&store).send().await)
+            .map(|_| ()),
         refusal(kms.delete_custom_key_store().custom_key_store_id(&store).send().await).map(|_| ()),
         refusal(kms.create_key().send().await).map(|_| ()),
-        refusal(kms.create_key().custom_key_store_id(&store).xks_key_id("one").send().await).map(|_| ()),
+        refusal(kms.create_key().custom_key_store_id(&store).xks_key_id("one").send().await)
+            .map(|_| ()),
     ] {
         assert_eq!(code(denied), "AccessDeniedException");
     }
@@ -291,10 +343,26 @@ async fn settings_that_kms_does_not_take_are_refused() {
         ("other version", request().xks_proxy_uri_path("/kms/xks/v2")),
         ("dots", request().xks_proxy_uri_path("/../kms/xks/v1")),
         ("long path", request().xks_proxy_uri_path(format!("/{}/kms/xks/v1", "a".repeat(117)))),
-        ("short key", request().xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS", secret))),
-        ("small key", request().xks_proxy_authentication_credential(credential("abcdefghijklmnopqrst", secret))),
-        ("digits", request().xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS1", secret))),
-        ("short secret", request().xks_proxy_authentication_credential(credential(xks_script::ACCESS_KEY, "short"))),
+        (
+            "short key",
+            request()
+                .xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS", secret)),
+        ),
+        (
+            "small key",
+            request()
+                .xks_proxy_authentication_credential(credential("abcdefghijklmnopqrst", secret)),
+        ),
+        (
+            "digits",
+            request()
+                .xks_proxy_authentication_credential(credential("ABCDEFGHIJKLMNOPQRS1", secret)),
+        ),
+        (
+            "short secret",
+            request()
+                .xks_proxy_authentication_credential(credential(xks_script::ACCESS_KEY, "short")),
+        ),
         ("CloudHSM", request().custom_key_store_type(CustomKeyStoreType::AwsCloudhsm)),
     ] {
         assert_eq!(code(refusal(request.send().await)), "ValidationException", "{case}");
@@ -312,7 +380,8 @@ async fn settings_that_kms_does_not_take_are_refused() {
 
 /// What can be wrong with a proxy, with the exception of CreateCustomKeyStore, the connection error code and the text.
 #[tokio::test]
-async fn a_proxy_that_is_not_well_gives_the_exception_and_the_connection_error_code_of_its_trouble() {
+async fn a_proxy_that_is_not_well_gives_the_exception_and_the_connection_error_code_of_its_trouble()
+{
     let ground = Ground::bare().await;
     let store = ground.create(&ground.kms, "store").await.unwrap();
     let other_path = ground.endpoint.other_path("/two");
@@ -341,11 +410,31 @@ async fn a_proxy_that_is_not_well_gives_the_exception_and_the_connection_error_c
         ("501", of("UnsupportedOperationException", 501), response, "XKS_PROXY_INVALID_RESPONSE"),
         ("state", of("InvalidStateException", 400), response, "XKS_PROXY_INVALID_RESPONSE"),
         ("no JSON", Act::Raw(502, "<html>".into()), response, "XKS_PROXY_INVALID_RESPONSE"),
-        ("no HTTP", Act::Bytes(b"SSH-2.0\r\n\r\n".to_vec()), response, "XKS_PROXY_INVALID_RESPONSE"),
+        (
+            "no HTTP",
+            Act::Bytes(b"SSH-2.0\r\n\r\n".to_vec()),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
         ("hangs up", Act::Bytes(Vec::new()), unreachable, "NETWORK_ERRORS"),
-        ("no fleet", bent(|health| health["xksProxyFleetSize"] = json!(0)), response, "XKS_PROXY_INVALID_RESPONSE"),
-        ("no vendor", bent(|health| health["ekmVendor"] = Value::Null), response, "XKS_PROXY_INVALID_RESPONSE"),
-        ("no managers", bent(|health| health["ekmFleetDetails"] = json!([])), response, "XKS_PROXY_INVALID_RESPONSE"),
+        (
+            "no fleet",
+            bent(|health| health["xksProxyFleetSize"] = json!(0)),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
+        (
+            "no vendor",
+            bent(|health| health["ekmVendor"] = Value::Null),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
+        (
+            "no managers",
+            bent(|health| health["ekmFleetDetails"] = json!([])),
+            response,
+            "XKS_PROXY_INVALID_RESPONSE",
+        ),
         (
             "eleven",
             bent(|health| {
@@ -370,23 +459,32 @@ async fn a_proxy_that_is_not_well_gives_the_exception_and_the_connection_error_c
     ];
     for (case, act, exception, error_code) in cases {
         ground.endpoint.act(act);
-        let created = ground.request(&ground.kms, "two").xks_proxy_uri_path(&other_path).send().await;
+        let created =
+            ground.request(&ground.kms, "two").xks_proxy_uri_path(&other_path).send().await;
         assert_eq!(code(refusal(created)), exception, "{case}");
         assert_eq!(ground.failed_connect(&store).await, error_code, "{case}");
     }
-    ground.endpoint.act(bent(|health| health["ekmFleetDetails"][0]["healthStatus"] = json!("DEGRADED")));
+    ground
+        .endpoint
+        .act(bent(|health| health["ekmFleetDetails"][0]["healthStatus"] = json!("DEGRADED")));
     ground.connect(&store).await;
 }
 
 impl Ground {
     /// Connects in vain: the error code. The key store has to be disconnected before the next attempt.
     async fn failed_connect(&self, store: &str) -> String {
-        let connect = async || refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await);
+        let connect = async || {
+            refusal(self.kms.connect_custom_key_store().custom_key_store_id(store).send().await)
+        };
         connect().await.unwrap();
         let entry = self.settled(store).await;
         assert_eq!(entry.connection_state, Some(ConnectionStateType::Failed));
         assert_eq!(code(connect().await), "CustomKeyStoreInvalidStateException");
-        let renamed = self.kms.update_custom_key_store().custom_key_store_id(store).new_custom_key_store_name("new");
+        let renamed = self
+            .kms
+            .update_custom_key_store()
+            .custom_key_store_id(store)
+            .new_custom_key_store_name("new");
         assert_eq!(code(refusal(renamed.send().await)), "CustomKeyStoreInvalidStateException");
         self.disconnect(store).await;
         assert_eq!(self.describe(store).await.connection_error_code, None);
@@ -401,9 +499,24 @@ async fn a_proxy_that_cannot_be_reached_or_trusted_gives_its_own_code_and_text()
     ground.disconnect(&store).await;
     let stranger = Authority::new();
     let cases = [
-        ("another authority", Some(stranger.identity("localhost")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
-        ("another name", Some(ground.authority.identity("elsewhere")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
-        ("expired", Some(ground.authority.expired("localhost")), NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
+        (
+            "another authority",
+            Some(stranger.identity("localhost")),
+            NO_TLS,
+            "XKS_PROXY_INVALID_TLS_CONFIGURATION",
+        ),
+        (
+            "another name",
+            Some(ground.authority.identity("elsewhere")),
+            NO_TLS,
+            "XKS_PROXY_INVALID_TLS_CONFIGURATION",
+        ),
+        (
+            "expired",
+            Some(ground.authority.expired("localhost")),
+            NO_TLS,
+            "XKS_PROXY_INVALID_TLS_CONFIGURATION",
+        ),
         ("no TLS", None, NO_TLS, "XKS_PROXY_INVALID_TLS_CONFIGURATION"),
     ];
     for (case, identity, text, error_code) in cases {
@@ -519,7 +632,10 @@ async fn keys_are_unavailable_until_their_key_store_is_connected_and_then_what_t
     // The way down, held on: then down, then the way up.
     ground.front.world().connecting_takes = Duration::from_secs(3600);
     ground.kms.disconnect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
-    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Disconnecting));
+    assert_eq!(
+        ground.describe(&store).await.connection_state,
+        Some(ConnectionStateType::Disconnecting)
+    );
     let connected = ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await;
     assert_eq!(code(refusal(connected)), "CustomKeyStoreInvalidStateException");
     assert_eq!(states().await, unavailable);
@@ -534,7 +650,10 @@ async fn keys_are_unavailable_until_their_key_store_is_connected_and_then_what_t
     let delete = ground.kms.delete_custom_key_store().custom_key_store_id(&store).send().await;
     assert_eq!(code(refusal(delete)), "CustomKeyStoreHasCMKsException");
     ground.kms.connect_custom_key_store().custom_key_store_id(&store).send().await.unwrap();
-    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Connecting));
+    assert_eq!(
+        ground.describe(&store).await.connection_state,
+        Some(ConnectionStateType::Connecting)
+    );
     assert_eq!(states().await, unavailable);
     ground.assert_cryptography_fails(&key, &blob, NOT_CONNECTED, "on the way up").await;
     assert_eq!(
@@ -559,7 +678,10 @@ async fn keys_are_unavailable_until_their_key_store_is_connected_and_then_what_t
     }
     ground.disconnect(&store).await;
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(ground.describe(&store).await.connection_state, Some(ConnectionStateType::Disconnected));
+    assert_eq!(
+        ground.describe(&store).await.connection_state,
+        Some(ConnectionStateType::Disconnected)
+    );
     ground.endpoint.act(Act::Honest);
     ground.connect(&store).await;
     assert_eq!(states().await, [KeyState::Enabled, KeyState::Disabled, KeyState::PendingDeletion]);
@@ -622,12 +744,28 @@ async fn an_external_key_has_to_fit_and_belongs_to_one_key() {
             "CustomKeyStoreInvalidStateException",
             CANNOT_INTERPRET,
         ),
-        (bent(|key| key["keyStatus"] = json!("ASLEEP")), "CustomKeyStoreInvalidStateException", CANNOT_INTERPRET),
-        (bent(|key| key["keySpec"] = Value::Null), "CustomKeyStoreInvalidStateException", CANNOT_INTERPRET),
-        (of("KeyNotFoundException", 404), "XksKeyNotFoundException", text_of("KeyNotFoundException")),
+        (
+            bent(|key| key["keyStatus"] = json!("ASLEEP")),
+            "CustomKeyStoreInvalidStateException",
+            CANNOT_INTERPRET,
+        ),
+        (
+            bent(|key| key["keySpec"] = Value::Null),
+            "CustomKeyStoreInvalidStateException",
+            CANNOT_INTERPRET,
+        ),
+        (
+            of("KeyNotFoundException", 404),
+            "XksKeyNotFoundException",
+            text_of("KeyNotFoundException"),
+        ),
         (of("InvalidStateException", 400), invalid, text_of("InvalidStateException")),
         (of("InvalidKeyUsageException", 400), invalid, text_of("InvalidKeyUsageException")),
-        (of("AccessDeniedException", 403), "KMSInvalidStateException", text_of("AccessDeniedException")),
+        (
+            of("AccessDeniedException", 403),
+            "KMSInvalidStateException",
+            text_of("AccessDeniedException"),
+        ),
         (
             of("UnsupportedOperationException", 501),
             "XksKeyInvalidResponseException",
@@ -638,27 +776,42 @@ async fn an_external_key_has_to_fit_and_belongs_to_one_key() {
             "CustomKeyStoreInvalidStateException",
             text_of("AuthenticationFailedException"),
         ),
-        (of("InternalException", 500), "CustomKeyStoreInvalidStateException", text_of("InternalException")),
+        (
+            of("InternalException", 500),
+            "CustomKeyStoreInvalidStateException",
+            text_of("InternalException"),
+        ),
         (Act::Bytes(Vec::new()), "CustomKeyStoreInvalidStateException", NOT_REACHABLE),
     ];
     for (act, exception, text) in cases {
         let case = format!("{act:?}");
         ground.endpoint.act(act);
-        assert_eq!(ground.create_key(&store, "one").await.unwrap_err(), refused(exception, text), "{case}");
+        assert_eq!(
+            ground.create_key(&store, "one").await.unwrap_err(),
+            refused(exception, text),
+            "{case}"
+        );
     }
     ground.endpoint.act(Act::Honest);
     ground.create_key(&store, "one").await.unwrap();
     assert_eq!(code(ground.create_key(&store, "one").await), "XksKeyAlreadyInUseException");
     ground.create_key(&store, "two").await.unwrap();
 
-    let create = || ground.kms.create_key().custom_key_store_id(&store).origin(OriginType::ExternalKeyStore);
+    let create =
+        || ground.kms.create_key().custom_key_store_id(&store).origin(OriginType::ExternalKeyStore);
     let in_many_regions = create().xks_key_id("three").multi_region(true).send().await;
     assert_eq!(code(refusal(in_many_regions)), "UnsupportedOperationException");
-    let asymmetric = create().xks_key_id("three").key_spec(aws_sdk_kms::types::KeySpec::Rsa2048).send().await;
+    let asymmetric =
+        create().xks_key_id("three").key_spec(aws_sdk_kms::types::KeySpec::Rsa2048).send().await;
     assert_eq!(code(refusal(asymmetric)), "UnsupportedOperationException");
     assert_eq!(code(refusal(create().send().await)), "ValidationException");
     assert_eq!(code(ground.create_key(&store, "a/b").await), "ValidationException");
-    let here = ground.kms.create_key().custom_key_store_id(&store).xks_key_id("three").origin(OriginType::AwsKms);
+    let here = ground
+        .kms
+        .create_key()
+        .custom_key_store_id(&store)
+        .xks_key_id("three")
+        .origin(OriginType::AwsKms);
     assert_eq!(code(refusal(here.send().await)), "ValidationException");
 }
 
@@ -676,7 +829,8 @@ async fn what_such_keys_cannot_do_is_refused_as_unsupported() {
         refusal(kms.rotate_key_on_demand().key_id(&key).send().await).map(|_| ()),
         refusal(kms.get_key_rotation_status().key_id(&key).send().await).map(|_| ()),
         refusal(kms.list_key_rotations().key_id(&key).send().await).map(|_| ()),
-        refusal(kms.replicate_key().key_id(&key).replica_region("us-east-1").send().await).map(|_| ()),
+        refusal(kms.replicate_key().key_id(&key).replica_region("us-east-1").send().await)
+            .map(|_| ()),
         refusal(kms.delete_imported_key_material().key_id(&key).send().await).map(|_| ()),
         refusal(
             kms.get_parameters_for_import()
@@ -716,12 +870,26 @@ async fn a_key_policy_and_a_rotation_status_are_read_back() {
         let after = ground.kms.get_key_policy().key_id(key).send().await.unwrap().policy.unwrap();
         assert_eq!(serde_json::from_str::<Value>(&after).unwrap(), policy);
     }
-    let created = ground.kms.create_key().custom_key_store_id(&store).xks_key_id("two").policy(policy.to_string());
-    let created = created.origin(OriginType::ExternalKeyStore).send().await.unwrap().key_metadata.unwrap().arn.unwrap();
+    let created = ground
+        .kms
+        .create_key()
+        .custom_key_store_id(&store)
+        .xks_key_id("two")
+        .policy(policy.to_string());
+    let created = created
+        .origin(OriginType::ExternalKeyStore)
+        .send()
+        .await
+        .unwrap()
+        .key_metadata
+        .unwrap()
+        .arn
+        .unwrap();
     let own = ground.kms.get_key_policy().key_id(created).send().await.unwrap().policy.unwrap();
     assert_eq!(serde_json::from_str::<Value>(&own).unwrap(), policy);
 
-    let status = async || ground.kms.get_key_rotation_status().key_id(&standard).send().await.unwrap();
+    let status =
+        async || ground.kms.get_key_rotation_status().key_id(&standard).send().await.unwrap();
     assert!(!status().await.key_rotation_enabled);
     assert_eq!(status().await.rotation_period_in_days, None);
     ground.kms.enable_key_rotation().key_id(&standard).send().await.unwrap();
@@ -732,8 +900,14 @@ async fn a_key_policy_and_a_rotation_status_are_read_back() {
     assert!(!status().await.key_rotation_enabled);
     let nobody = ground.front.client(REGION, &ground.front.principal("nobody", vec![]));
     ground.front.world().key(&standard).policy["Statement"] = json!([]);
-    assert_eq!(code(refusal(nobody.get_key_policy().key_id(&standard).send().await)), "AccessDeniedException");
-    assert_eq!(code(refusal(nobody.get_key_rotation_status().key_id(&standard).send().await)), "AccessDeniedException");
+    assert_eq!(
+        code(refusal(nobody.get_key_policy().key_id(&standard).send().await)),
+        "AccessDeniedException"
+    );
+    assert_eq!(
+        code(refusal(nobody.get_key_rotation_status().key_id(&standard).send().await)),
+        "AccessDeniedException"
+    );
 }
 
 // --- cryptography
@@ -748,21 +922,35 @@ async fn keys_encrypt_and_decrypt_in_both_places() {
         assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), plaintext);
         // What is encrypted, and the tenant, are not the proxy's to see.
         for asked in ground.endpoint.asked("/keys/one/encrypt") {
-            let sent = data_encoding::BASE64.decode(asked["plaintext"].as_str().unwrap().as_bytes()).unwrap();
+            let sent = data_encoding::BASE64
+                .decode(asked["plaintext"].as_str().unwrap().as_bytes())
+                .unwrap();
             assert!(sent.len() <= 4300 && sent.len() > 28, "{}", sent.len());
             assert!(!sent.windows(8).any(|window| window == [7; 8]));
         }
     }
-    let made = kms.generate_data_key().key_id(&key).key_spec(DataKeySpec::Aes256).encryption_context("tenant", "a");
+    let made = kms
+        .generate_data_key()
+        .key_id(&key)
+        .key_spec(DataKeySpec::Aes256)
+        .encryption_context("tenant", "a");
     let made = made.send().await.unwrap();
     let blob = made.ciphertext_blob.unwrap().into_inner();
     assert_eq!(made.key_material_id, None);
-    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), made.plaintext.unwrap().into_inner());
+    assert_eq!(
+        ground.decrypt(&key, "a", &blob).await.unwrap(),
+        made.plaintext.unwrap().into_inner()
+    );
     assert_eq!(made.key_id.as_deref(), Some(key.as_str()));
 
     // The key need not be named, another key is an error, another context is for the proxy to notice.
-    let unnamed =
-        kms.decrypt().ciphertext_blob(Blob::new(&*blob)).encryption_context("tenant", "a").send().await.unwrap();
+    let unnamed = kms
+        .decrypt()
+        .ciphertext_blob(Blob::new(&*blob))
+        .encryption_context("tenant", "a")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(unnamed.key_id.as_deref(), Some(key.as_str()));
     let other = ground.create_key(&store, "two").await.unwrap().arn.unwrap();
     assert_eq!(code(ground.decrypt(&other, "a", &blob).await), "IncorrectKeyException");
@@ -780,10 +968,17 @@ async fn a_ciphertext_moves_from_and_to_an_external_key_store() {
     let mut blob = ground.encrypt(&standard, b"text").await.unwrap();
     let mut at = &standard;
     for to in [&external, &other, &standard, &external] {
-        let request =
-            ground.kms.re_encrypt().ciphertext_blob(Blob::new(&*blob)).source_key_id(at).destination_key_id(to);
-        let moved =
-            request.source_encryption_context("tenant", "a").destination_encryption_context("tenant", "a").send().await;
+        let request = ground
+            .kms
+            .re_encrypt()
+            .ciphertext_blob(Blob::new(&*blob))
+            .source_key_id(at)
+            .destination_key_id(to);
+        let moved = request
+            .source_encryption_context("tenant", "a")
+            .destination_encryption_context("tenant", "a")
+            .send()
+            .await;
         let moved = moved.unwrap();
         assert_eq!(moved.source_key_material_id.is_some(), at == &standard);
         assert_eq!(moved.destination_key_material_id.is_some(), to == &standard);
@@ -793,11 +988,17 @@ async fn a_ciphertext_moves_from_and_to_an_external_key_store() {
     }
     let of = |path: &str| {
         let asked = ground.endpoint.asked(path).into_iter();
-        asked.map(|body| body["requestMetadata"].clone()).find(|asked| asked["kmsOperation"] == "ReEncrypt").unwrap()
+        asked
+            .map(|body| body["requestMetadata"].clone())
+            .find(|asked| asked["kmsOperation"] == "ReEncrypt")
+            .unwrap()
     };
     let (encrypted, decrypted) = (of("/keys/two/encrypt"), of("/keys/one/decrypt"));
     assert_eq!(encrypted["kmsRequestId"], decrypted["kmsRequestId"]);
-    assert_eq!((&encrypted["kmsKeyArn"], &decrypted["kmsKeyArn"]), (&json!(other), &json!(external)));
+    assert_eq!(
+        (&encrypted["kmsKeyArn"], &decrypted["kmsKeyArn"]),
+        (&json!(other), &json!(external))
+    );
 }
 
 #[tokio::test]
@@ -822,12 +1023,23 @@ async fn the_proxy_is_told_who_asks_what_of_which_key_and_gets_an_aad_that_binds
     }
     assert_eq!(encrypt["ciphertextDataIntegrityValueAlgorithm"], "SHA_256");
     assert_eq!(encrypt["additionalAuthenticatedData"], decrypt[0]["additionalAuthenticatedData"]);
-    assert_ne!(decrypt[0]["additionalAuthenticatedData"], decrypt[1]["additionalAuthenticatedData"]);
-    assert_eq!(decrypt[0]["ciphertextMetadata"], data_encoding::BASE64.encode(xks_script::METADATA));
+    assert_ne!(
+        decrypt[0]["additionalAuthenticatedData"],
+        decrypt[1]["additionalAuthenticatedData"]
+    );
+    assert_eq!(
+        decrypt[0]["ciphertextMetadata"],
+        data_encoding::BASE64.encode(xks_script::METADATA)
+    );
 
     // A context of the largest size is bound too, though the proxy's limit for the AAD is the same.
     let long = "v".repeat(8192 - 6);
-    let request = ground.kms.encrypt().key_id(&key).plaintext(Blob::new(*b"text")).encryption_context("tenant", &long);
+    let request = ground
+        .kms
+        .encrypt()
+        .key_id(&key)
+        .plaintext(Blob::new(*b"text"))
+        .encryption_context("tenant", &long);
     let blob = request.send().await.unwrap().ciphertext_blob.unwrap().into_inner();
     assert_eq!(ground.decrypt(&key, &long, &blob).await.unwrap(), b"text");
     assert!(ground.decrypt(&key, &long.replacen('v', "w", 1), &blob).await.is_err());
@@ -951,7 +1163,10 @@ async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted()
         ("an array", Act::Raw(200, "[]".into())),
         ("empty", Act::Raw(200, String::new())),
         ("long", Act::Raw(200, format!("{{\"plaintext\":\"{long}\"}}"))),
-        ("moved", Act::Bytes(b"HTTP/1.1 307 Moved\r\nlocation: /\r\ncontent-length: 0\r\n\r\n".to_vec())),
+        (
+            "moved",
+            Act::Bytes(b"HTTP/1.1 307 Moved\r\nlocation: /\r\ncontent-length: 0\r\n\r\n".to_vec()),
+        ),
         ("cut off", Act::Bytes(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_vec())),
     ] {
         ground.endpoint.act(act);
@@ -963,11 +1178,14 @@ async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted()
         ("no ciphertext", |a| drop(a.as_object_mut().unwrap().remove("ciphertext"))),
         ("no IV", |a| drop(a.as_object_mut().unwrap().remove("initializationVector"))),
         ("no tag", |a| drop(a.as_object_mut().unwrap().remove("authenticationTag"))),
-        ("no integrity value", |a| drop(a.as_object_mut().unwrap().remove("ciphertextDataIntegrityValue"))),
+        ("no integrity value", |a| {
+            drop(a.as_object_mut().unwrap().remove("ciphertextDataIntegrityValue"))
+        }),
         ("no base64", |a| a["ciphertext"] = json!("???")),
         ("a number", |a| a["ciphertext"] = json!(7)),
         ("another integrity value", |a| {
-            a["ciphertextDataIntegrityValue"] = json!("qHA/ImC9h5HsLRXqCyPmWgYx7tzyoTplzILbP0fPXsc=")
+            a["ciphertextDataIntegrityValue"] =
+                json!("qHA/ImC9h5HsLRXqCyPmWgYx7tzyoTplzILbP0fPXsc=")
         }),
         ("another tag", |a| a["authenticationTag"] = json!("vBxN2ncH1oEkR8WVXpmyYQ==")),
         ("no metadata", |a| drop(a.as_object_mut().unwrap().remove("ciphertextMetadata"))),
@@ -998,9 +1216,14 @@ async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted()
         assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap_err(), wanted, "{case}");
     }
     // The right length and not what KMS had encrypted.
-    ground.endpoint.act(Act::Bend(|a| a["plaintext"] = json!(data_encoding::BASE64.encode(&[0; 32]))));
+    ground
+        .endpoint
+        .act(Act::Bend(|a| a["plaintext"] = json!(data_encoding::BASE64.encode(&[0; 32]))));
     let text = "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid.";
-    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap_err(), refused("KMSInvalidStateException", text));
+    assert_eq!(
+        ground.decrypt(&key, "a", &blob).await.unwrap_err(),
+        refused("KMSInvalidStateException", text)
+    );
     // What is at the limit, with an integrity value that fits, is taken.
     ground.endpoint.act(Act::Metadata(20));
     let blob = ground.encrypt(&key, b"text").await.unwrap();
@@ -1009,7 +1232,15 @@ async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted()
     ground.endpoint.act(Act::Metadata(0));
     let blob = ground.encrypt(&key, b"text").await.unwrap();
     assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"text");
-    assert!(ground.endpoint.asked("/keys/one/decrypt").last().unwrap().get("ciphertextMetadata").is_none());
+    assert!(
+        ground
+            .endpoint
+            .asked("/keys/one/decrypt")
+            .last()
+            .unwrap()
+            .get("ciphertextMetadata")
+            .is_none()
+    );
     ground.endpoint.act(Act::Metadata(21));
     assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), wanted);
 }
@@ -1022,14 +1253,21 @@ async fn a_flipped_bit_in_any_byte_of_a_ciphertext_is_refused() {
         let mut flipped = blob.clone();
         flipped[at] ^= 1 << (at % 8);
         let refused = ground.decrypt(&key, "a", &flipped).await.unwrap_err();
-        let invalid = ["InvalidCiphertextException", "KMSInvalidStateException"].contains(&refused.0.as_str());
+        let invalid = ["InvalidCiphertextException", "KMSInvalidStateException"]
+            .contains(&refused.0.as_str());
         assert!(invalid, "byte {at}: {refused:?}");
-        assert!(refused.1.is_empty() || refused.1 == text_of("InvalidCiphertextException"), "byte {at}: {refused:?}");
+        assert!(
+            refused.1.is_empty() || refused.1 == text_of("InvalidCiphertextException"),
+            "byte {at}: {refused:?}"
+        );
     }
     for len in [0, 3, 67, 68, 69, 120, blob.len() - 33, blob.len() - 1] {
         assert!(ground.decrypt(&key, "a", &blob[..len]).await.is_err(), "{len} bytes");
     }
-    assert_eq!(ground.decrypt(&key, "a", &blob).await.unwrap(), b"thirty-two bytes of a secret key");
+    assert_eq!(
+        ground.decrypt(&key, "a", &blob).await.unwrap(),
+        b"thirty-two bytes of a secret key"
+    );
 }
 
 #[tokio::test]
@@ -1078,8 +1316,12 @@ async fn a_key_store_has_a_quota_of_its_own() {
     assert_eq!(ground.front.world().store(&store).quota, 1800);
     ground.front.world().store(&store).quota = 0;
     let asked = ground.endpoint.asked("/keys/one/encrypt").len();
-    let text = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.";
-    assert_eq!(ground.encrypt(&key, b"text").await.unwrap_err(), refused("ThrottlingException", text));
+    let text =
+        "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.";
+    assert_eq!(
+        ground.encrypt(&key, b"text").await.unwrap_err(),
+        refused("ThrottlingException", text)
+    );
     assert_eq!(ground.endpoint.asked("/keys/one/encrypt").len(), asked);
     ground.encrypt(&standard, b"text").await.unwrap();
     ground.metadata(&key).await;
@@ -1131,9 +1373,11 @@ fn answers() -> impl Strategy<Value = Vec<Act>> {
     ];
     let act = prop_oneof![
         any::<Vec<u8>>().prop_map(Act::Bytes),
-        any::<Vec<u8>>().prop_map(|bytes| Act::Bytes([b"HTTP/1.1 200 OK\r\n", &bytes[..]].concat())),
         any::<Vec<u8>>()
-            .prop_map(|bytes| Act::Bytes([b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", &bytes[..]].concat())),
+            .prop_map(|bytes| Act::Bytes([b"HTTP/1.1 200 OK\r\n", &bytes[..]].concat())),
+        any::<Vec<u8>>().prop_map(|bytes| Act::Bytes(
+            [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n", &bytes[..]].concat()
+        )),
         (100_u16..1000, text).prop_map(|(status, text)| Act::Raw(status, text)),
     ];
     proptest::collection::vec(act, 4)

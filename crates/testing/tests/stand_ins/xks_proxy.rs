@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use waxseal_testing::sigv4::{Request, sign};
 use xks_proxy::{
-    Call, Certificate, Credential, Effect, ErrorName, Fault, Operation, Options, Quota, TransitOptions, XksProxy, api,
+    Call, Certificate, Credential, Effect, ErrorName, Fault, Operation, Options, Quota,
+    TransitOptions, XksProxy, api,
 };
 
 const KEY: &str = "b42c7fbf-de61-441c-ae24-123456789012";
@@ -110,15 +111,20 @@ impl Kms {
     }
 }
 
-fn client(proxy: &XksProxy, change: fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Client {
+fn client(
+    proxy: &XksProxy,
+    change: fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder,
+) -> reqwest::Client {
     let ca = reqwest::Certificate::from_pem(proxy.ca_pem().as_bytes()).unwrap();
     let here = SocketAddr::from((Ipv4Addr::LOCALHOST, proxy.port()));
-    let builder = reqwest::Client::builder().no_proxy().tls_certs_only([ca]).resolve("localhost", here);
+    let builder =
+        reqwest::Client::builder().no_proxy().tls_certs_only([ca]).resolve("localhost", here);
     change(builder.timeout(Duration::from_secs(60))).build().unwrap()
 }
 
 fn to_encrypt(plaintext: &[u8], aad: Option<&[u8]>) -> Value {
-    let mut parameters = json!({ "plaintext": BASE64.encode(plaintext), "encryptionAlgorithm": "AES_GCM" });
+    let mut parameters =
+        json!({ "plaintext": BASE64.encode(plaintext), "encryptionAlgorithm": "AES_GCM" });
     if let Some(aad) = aad {
         parameters["additionalAuthenticatedData"] = json!(BASE64.encode(aad));
     }
@@ -147,7 +153,10 @@ async fn answer_of(request: reqwest::RequestBuilder) -> Answer {
     if status != 405 {
         assert_eq!(answer.headers()["content-type"], "application/json");
     }
-    Answer { status, body: serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default() }
+    Answer {
+        status,
+        body: serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default(),
+    }
 }
 
 impl Answer {
@@ -161,10 +170,17 @@ impl Answer {
     #[track_caller]
     fn error(self) -> ErrorName {
         let fields = self.body.as_object().unwrap_or_else(|| panic!("{self:?}"));
-        assert!(fields.keys().all(|name| name == "errorName" || name == "errorMessage"), "{self:?}");
+        assert!(
+            fields.keys().all(|name| name == "errorName" || name == "errorMessage"),
+            "{self:?}"
+        );
         let message = self.body["errorMessage"].as_str().unwrap();
-        assert!(message.len() < 512 && message.bytes().all(|byte| (0x20..=0x7e).contains(&byte)), "{message}");
-        let found = ErrorName::ALL.into_iter().find(|name| self.body["errorName"] == name.name()).unwrap();
+        assert!(
+            message.len() < 512 && message.bytes().all(|byte| (0x20..=0x7e).contains(&byte)),
+            "{message}"
+        );
+        let found =
+            ErrorName::ALL.into_iter().find(|name| self.body["errorName"] == name.name()).unwrap();
         assert_eq!(found.parts().0, self.status, "{self:?}");
         found
     }
@@ -172,7 +188,11 @@ impl Answer {
     #[track_caller]
     fn plaintext(self) -> Vec<u8> {
         let body = self.good();
-        assert_eq!(body.as_object().unwrap().len(), 1, "Decrypt answers with a plaintext and nothing else");
+        assert_eq!(
+            body.as_object().unwrap().len(),
+            1,
+            "Decrypt answers with a plaintext and nothing else"
+        );
         field(&body, "plaintext")
     }
 }
@@ -205,7 +225,8 @@ impl Ground {
     async fn over(server: OpenBao, ca: Option<&str>) -> Self {
         server.create_key(KEY, false).await;
         let transit = TransitOptions::prepare(&server.address(), ca, server.root_token()).await;
-        let proxy = XksProxy::start(Options { budget: Duration::from_secs(30), ..Options::new(transit) });
+        let proxy =
+            XksProxy::start(Options { budget: Duration::from_secs(30), ..Options::new(transit) });
         let kms = Kms::of(&proxy);
         Self { server, proxy, kms }
     }
@@ -220,13 +241,19 @@ async fn what_was_encrypted_comes_back_with_the_same_aad_and_with_no_other() {
     let Ground { server: _server, proxy, kms } = Ground::start().await;
     let (most, most_aad) = (vec![0xa5; 4300], vec![0x5a; 8192]);
     for plaintext in [&b""[..], b"Hello World!", DEK, &most] {
-        for aad in [None, Some(&b""[..]), Some(b"project=nile,department=marketing"), Some(&most_aad)] {
+        for aad in
+            [None, Some(&b""[..]), Some(b"project=nile,department=marketing"), Some(&most_aad)]
+        {
             let encrypted = kms.encrypt(KEY, plaintext, aad).await.good();
             assert_eq!(field(&encrypted, "ciphertext").len(), plaintext.len());
             assert_eq!(field(&encrypted, "initializationVector").len(), 12);
             assert_eq!(field(&encrypted, "authenticationTag").len(), 16);
             assert!(field(&encrypted, "ciphertextMetadata").len() <= 20);
-            assert_eq!(encrypted.as_object().unwrap().len(), 4, "no integrity value unless asked: {encrypted}");
+            assert_eq!(
+                encrypted.as_object().unwrap().len(),
+                4,
+                "no integrity value unless asked: {encrypted}"
+            );
             assert_eq!(kms.decrypt(KEY, &encrypted, aad).await.plaintext(), plaintext);
             let other = kms.decrypt(KEY, &encrypted, Some(b"project=other")).await;
             assert_eq!(other.error(), ErrorName::InvalidCiphertext);
@@ -256,7 +283,11 @@ async fn a_flip_of_any_bit_of_metadata_iv_and_tag_and_of_any_byte_of_the_ciphert
                 let mut bytes = field(&encrypted, name);
                 bytes[at] ^= bit;
                 let answer = kms.decrypt(KEY, &with(&encrypted, name, &bytes), aad).await;
-                assert_eq!(answer.error(), ErrorName::InvalidCiphertext, "{name}, byte {at}, bit {bit}");
+                assert_eq!(
+                    answer.error(),
+                    ErrorName::InvalidCiphertext,
+                    "{name}, byte {at}, bit {bit}"
+                );
                 refused += 1;
             }
         }
@@ -270,8 +301,12 @@ async fn a_ciphertext_whose_parts_are_missing_moved_or_of_another_size_is_refuse
     let Ground { server, proxy: _proxy, kms } = Ground::start().await;
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
     let part = |name: &str| field(&encrypted, name);
-    let (iv, ciphertext, tag, metadata) =
-        (part("initializationVector"), part("ciphertext"), part("authenticationTag"), part("ciphertextMetadata"));
+    let (iv, ciphertext, tag, metadata) = (
+        part("initializationVector"),
+        part("ciphertext"),
+        part("authenticationTag"),
+        part("ciphertextMetadata"),
+    );
     let mut wrong = vec![
         with(&encrypted, "initializationVector", &iv[..11]),
         with(&encrypted, "initializationVector", b""),
@@ -301,22 +336,40 @@ async fn a_ciphertext_whose_parts_are_missing_moved_or_of_another_size_is_refuse
         let mut without = encrypted.clone();
         without.as_object_mut().unwrap().remove(name);
         wrong.push(without);
-        for value in [json!("&&&&"), json!("AAA"), json!("AAB="), json!("AA-_"), json!(7), json!([1]), Value::Null] {
+        for value in [
+            json!("&&&&"),
+            json!("AAA"),
+            json!("AAB="),
+            json!("AA-_"),
+            json!(7),
+            json!([1]),
+            Value::Null,
+        ] {
             let mut changed = encrypted.clone();
             changed[name] = value;
             wrong.push(changed);
         }
     }
     for wrong in wrong {
-        assert_eq!(kms.decrypt(KEY, &wrong, None).await.error(), ErrorName::InvalidCiphertext, "{wrong}");
+        assert_eq!(
+            kms.decrypt(KEY, &wrong, None).await.error(),
+            ErrorName::InvalidCiphertext,
+            "{wrong}"
+        );
     }
     // The case of the NOTE in "Encrypt": the metadata given back as AAD.
     let mut without = encrypted.clone();
     without.as_object_mut().unwrap().remove("ciphertextMetadata");
-    assert_eq!(kms.decrypt(KEY, &without, Some(&metadata)).await.error(), ErrorName::InvalidCiphertext);
+    assert_eq!(
+        kms.decrypt(KEY, &without, Some(&metadata)).await.error(),
+        ErrorName::InvalidCiphertext
+    );
     // Another key.
     server.create_key("other.key_1", false).await;
-    assert_eq!(kms.decrypt("other.key_1", &encrypted, None).await.error(), ErrorName::InvalidCiphertext);
+    assert_eq!(
+        kms.decrypt("other.key_1", &encrypted, None).await.error(),
+        ErrorName::InvalidCiphertext
+    );
     assert_eq!(kms.decrypt(KEY, &encrypted, None).await.plaintext(), DEK, "the control");
 }
 
@@ -326,7 +379,8 @@ async fn transit_gets_the_aad_and_the_metadata_each_with_its_length() {
     let encrypted = kms.encrypt(KEY, DEK, Some(b"tenant=7")).await.good();
     let metadata = field(&encrypted, "ciphertextMetadata");
     assert_eq!(metadata, [1, 0, 0, 0, 1], "layout 1, key version 1");
-    let parts = ["initializationVector", "ciphertext", "authenticationTag"].map(|name| field(&encrypted, name));
+    let parts = ["initializationVector", "ciphertext", "authenticationTag"]
+        .map(|name| field(&encrypted, name));
     let ciphertext = format!("vault:v1:{}", BASE64.encode(&parts.concat()));
     let ask = async |aad: &[u8]| {
         let body = json!({ "ciphertext": ciphertext, "associated_data": BASE64.encode(aad) });
@@ -351,7 +405,10 @@ async fn the_integrity_value_is_the_one_of_the_specification() {
     };
     let aad = decode("cHJvamVjdD1uaWxlLGRlcGFydG1lbnQ9bWFya2V0aW5n");
     let value = api::cdiv(&aad, &decode("a2V5X3ZlcnNpb249MQ=="), &sealed);
-    assert_eq!(HEXLOWER.encode(&value), "a8703f2260bd8791ec2d15ea0b23e65a0631eedcf2a13a65cc82db3f47cf5ec7");
+    assert_eq!(
+        HEXLOWER.encode(&value),
+        "a8703f2260bd8791ec2d15ea0b23e65a0631eedcf2a13a65cc82db3f47cf5ec7"
+    );
     assert_eq!(BASE64.encode(&value), "qHA/ImC9h5HsLRXqCyPmWgYx7tzyoTplzILbP0fPXsc=");
 
     let Ground { server: _server, proxy: _proxy, kms } = Ground::start().await;
@@ -359,9 +416,15 @@ async fn the_integrity_value_is_the_one_of_the_specification() {
         let mut parameters = to_encrypt(DEK, aad);
         parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
         let encrypted = kms.call(Operation::Encrypt, KEY, parameters).await.good();
-        let parts = ["ciphertextMetadata", "initializationVector", "ciphertext", "authenticationTag"];
-        let all = [&[aad.unwrap_or_default().to_vec()][..], &parts.map(|name| field(&encrypted, name))].concat();
-        assert_eq!(field(&encrypted, "ciphertextDataIntegrityValue"), Sha256::digest(all.concat())[..]);
+        let parts =
+            ["ciphertextMetadata", "initializationVector", "ciphertext", "authenticationTag"];
+        let all =
+            [&[aad.unwrap_or_default().to_vec()][..], &parts.map(|name| field(&encrypted, name))]
+                .concat();
+        assert_eq!(
+            field(&encrypted, "ciphertextDataIntegrityValue"),
+            Sha256::digest(all.concat())[..]
+        );
         assert_eq!(kms.decrypt(KEY, &encrypted, aad).await.plaintext(), DEK);
     }
 }
@@ -373,7 +436,8 @@ async fn every_error_of_the_table_is_given_where_it_is_meant() {
     let network = FaultProxy::start(server.port());
     let mut transit = TransitOptions::prepare(&server.address(), None, server.root_token()).await;
     transit.address = format!("http://127.0.0.1:{}", network.port());
-    let proxy = XksProxy::start(Options { budget: Duration::from_secs(3), ..Options::new(transit) });
+    let proxy =
+        XksProxy::start(Options { budget: Duration::from_secs(3), ..Options::new(transit) });
     let kms = Kms::of(&proxy);
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
     let key = proxy.key(KEY);
@@ -381,13 +445,19 @@ async fn every_error_of_the_table_is_given_where_it_is_meant() {
 
     let mut wrong_algorithm = to_encrypt(DEK, None);
     wrong_algorithm["encryptionAlgorithm"] = json!("AES_CBC");
-    seen.push((kms.call(Operation::Encrypt, KEY, wrong_algorithm).await.error(), ErrorName::Validation));
+    seen.push((
+        kms.call(Operation::Encrypt, KEY, wrong_algorithm).await.error(),
+        ErrorName::Validation,
+    ));
 
     key.disable();
     seen.push((kms.decrypt(KEY, &encrypted, None).await.error(), ErrorName::InvalidState));
     key.enable();
 
-    seen.push((kms.decrypt(KEY, &encrypted, Some(b"x")).await.error(), ErrorName::InvalidCiphertext));
+    seen.push((
+        kms.decrypt(KEY, &encrypted, Some(b"x")).await.error(),
+        ErrorName::InvalidCiphertext,
+    ));
 
     key.restrict(true, false);
     seen.push((kms.decrypt(KEY, &encrypted, None).await.error(), ErrorName::InvalidKeyUsage));
@@ -443,7 +513,11 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
         ("plaintext", json!(BASE64.encode(&[0; 4301])), ErrorName::UnsupportedOperation),
         ("additionalAuthenticatedData", json!("a b="), ErrorName::Validation),
         ("additionalAuthenticatedData", json!({}), ErrorName::Validation),
-        ("additionalAuthenticatedData", json!(BASE64.encode(&[0; 8193])), ErrorName::UnsupportedOperation),
+        (
+            "additionalAuthenticatedData",
+            json!(BASE64.encode(&[0; 8193])),
+            ErrorName::UnsupportedOperation,
+        ),
         ("encryptionAlgorithm", Value::Null, ErrorName::Validation),
         ("encryptionAlgorithm", json!("aes_gcm"), ErrorName::Validation),
         ("ciphertextDataIntegrityValueAlgorithm", json!("MD5"), ErrorName::Validation),
@@ -461,7 +535,8 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
     let mut other = to_decrypt(&encrypted, None);
     other["encryptionAlgorithm"] = json!("AES_SIV");
     assert_eq!(kms.call(Operation::Decrypt, KEY, other).await.error(), ErrorName::Validation);
-    let endless = json!({ "requestMetadata": kms.metadata(), "padding": "x".repeat(2_000_000) }).to_string();
+    let endless =
+        json!({ "requestMetadata": kms.metadata(), "padding": "x".repeat(2_000_000) }).to_string();
     let path = format!("{}/health", proxy.uri_path());
     kms.signed("POST", &path, endless.as_bytes()).send().await.unwrap_err();
     // The metadata: what is REQUIRED of each operation has to be there, what is not listed may be, and kmsOperation may say anything.
@@ -486,7 +561,11 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
                 assert_eq!(answer.error(), ErrorName::Validation, "{operation:?} without {name}");
                 without["requestMetadata"][name] = json!(["no", "string"]);
                 let answer = kms.call(operation, KEY, without).await;
-                assert_eq!(answer.error(), ErrorName::Validation, "{operation:?}, {name} is no string");
+                assert_eq!(
+                    answer.error(),
+                    ErrorName::Validation,
+                    "{operation:?}, {name} is no string"
+                );
             } else {
                 answer.good();
             }
@@ -497,8 +576,10 @@ async fn a_parameter_that_is_missing_wrong_or_too_large_is_refused_by_its_own_na
         more["requestMetadata"]["awsSourceVpce"] = json!("vpce-1");
         more["requestMetadata"]["sourceIdentity"] = json!({ "of": "a later version" });
         more["requestMetadata"]["kmsRequestId"] = json!("not a UUID, \u{1f9ff}");
-        more["requestMetadata"]["awsPrincipalArn"] = json!(format!("arn:aws:iam::1:user/{}", "p".repeat(2027)));
-        more["requestMetadata"]["kmsKeyArn"] = json!(format!("arn:aws:kms:eu-west-1:1:key/{}", "k".repeat(2020)));
+        more["requestMetadata"]["awsPrincipalArn"] =
+            json!(format!("arn:aws:iam::1:user/{}", "p".repeat(2027)));
+        more["requestMetadata"]["kmsKeyArn"] =
+            json!(format!("arn:aws:kms:eu-west-1:1:key/{}", "k".repeat(2020)));
         kms.call(operation, KEY, more.clone()).await.good();
         more["requestMetadata"]["awsSourceVpce"] = json!(1);
         assert_eq!(kms.call(operation, KEY, more).await.error(), ErrorName::Validation);
@@ -521,7 +602,10 @@ async fn other_methods_are_not_allowed_and_other_paths_not_found() {
     for path in ["/health", "/keys/k/metadata", "/keys/k/encrypt", "/keys/k/decrypt"] {
         for method in ["GET", "PUT", "DELETE", "HEAD"] {
             let answer = kms.signed(method, &below(path), b"").send().await.unwrap();
-            assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"POST".parse().unwrap()));
+            assert_eq!(
+                (answer.status().as_u16(), &answer.headers()["allow"]),
+                (405, &"POST".parse().unwrap())
+            );
         }
     }
     let long = format!("/keys/{}/encrypt", "k".repeat(129));
@@ -569,7 +653,8 @@ async fn a_dot_segment_as_a_key_id_reaches_no_other_path_of_the_key_manager() {
         let path = format!("{}/keys/{id}/metadata", proxy.uri_path());
         let body = json!({ "requestMetadata": kms.metadata() }).to_string();
         let headers = [("host".to_owned(), format!("localhost:{}", proxy.port()))];
-        let request = Request { method: "POST", path: &path, headers: &headers, body: body.as_bytes() };
+        let request =
+            Request { method: "POST", path: &path, headers: &headers, body: body.as_bytes() };
         let Credential { access_key_id, secret_access_key } = &kms.credential;
         let now = SystemTime::now();
         let [date, authorization] =
@@ -585,7 +670,10 @@ async fn a_dot_segment_as_a_key_id_reaches_no_other_path_of_the_key_manager() {
             body.len()
         );
         let answer = raw(&proxy, text.as_bytes()).await;
-        assert!(answer.starts_with("HTTP/1.1 404 ") && answer.contains("KeyNotFoundException"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 404 ") && answer.contains("KeyNotFoundException"),
+            "{answer}"
+        );
     }
 }
 
@@ -598,11 +686,12 @@ async fn raw(proxy: &XksProxy, bytes: &[u8]) -> String {
     use tokio_rustls::rustls::{ClientConfig, RootCertStore};
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(proxy.ca_pem().as_bytes()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(std::sync::Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config =
+        ClientConfig::builder_with_provider(std::sync::Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
     let tcp = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).await.unwrap();
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
     let mut tls = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await.unwrap();
@@ -635,7 +724,10 @@ async fn a_signature_counts_only_if_key_secret_service_body_path_and_time_are_ri
         let before = proxy.calls().len();
         assert_eq!(kms.health().await.error(), ErrorName::AuthenticationFailed);
         let call = proxy.calls()[before].clone();
-        assert!(call.access_key_id.is_empty() && call.kms_request_id.is_empty(), "what is unsigned is not logged");
+        assert!(
+            call.access_key_id.is_empty() && call.kms_request_id.is_empty(),
+            "what is unsigned is not logged"
+        );
         call.reason
     };
     let changed = |change: fn(&mut Kms)| {
@@ -643,8 +735,14 @@ async fn a_signature_counts_only_if_key_secret_service_body_path_and_time_are_ri
         change(&mut kms);
         kms
     };
-    assert_eq!(refused(&changed(|kms| kms.credential.access_key_id.push('A'))).await, "an unknown access key id");
-    assert_eq!(refused(&changed(|kms| kms.credential.secret_access_key.insert(0, 'A'))).await, "Mismatch");
+    assert_eq!(
+        refused(&changed(|kms| kms.credential.access_key_id.push('A'))).await,
+        "an unknown access key id"
+    );
+    assert_eq!(
+        refused(&changed(|kms| kms.credential.secret_access_key.insert(0, 'A'))).await,
+        "Mismatch"
+    );
     // "Any requests more than 5 minutes in the past (or future, due to clock drift)" (Appendix A).
     assert_eq!(refused(&changed(|kms| kms.ahead = 330)).await, "Skewed");
     assert_eq!(refused(&changed(|kms| kms.ahead = -330)).await, "Skewed");
@@ -657,7 +755,8 @@ async fn a_signature_counts_only_if_key_secret_service_body_path_and_time_are_ri
     let signed = || kms.signed("POST", &path, body.as_bytes());
     answer_of(signed()).await.good();
     assert_eq!(answer_of(signed().body(other_body)).await.error(), ErrorName::AuthenticationFailed);
-    let elsewhere = kms.signed("POST", &format!("{}/keys/{KEY}/metadata", proxy.uri_path()), body.as_bytes());
+    let elsewhere =
+        kms.signed("POST", &format!("{}/keys/{KEY}/metadata", proxy.uri_path()), body.as_bytes());
     let mut moved = elsewhere.build().unwrap();
     moved.url_mut().set_path(&path);
     let answer = answer_of(reqwest::RequestBuilder::from_parts(kms.client.clone(), moved)).await;
@@ -666,11 +765,18 @@ async fn a_signature_counts_only_if_key_secret_service_body_path_and_time_are_ri
     let headers = [("host".to_owned(), format!("localhost:{}", proxy.port()))];
     let request = Request { method: "POST", path: &path, headers: &headers, body: body.as_bytes() };
     let Credential { access_key_id, secret_access_key } = &kms.credential;
-    let [date, for_kms] = sign(&request, access_key_id, secret_access_key, "us-east-2", "kms", SystemTime::now());
-    let unsigned = || kms.client.post(format!("{}{path}", proxy.url())).header("content-type", "application/json");
-    let other_service = unsigned().header(date.0, date.1).header(for_kms.0, for_kms.1).body(body.clone());
+    let [date, for_kms] =
+        sign(&request, access_key_id, secret_access_key, "us-east-2", "kms", SystemTime::now());
+    let unsigned = || {
+        kms.client.post(format!("{}{path}", proxy.url())).header("content-type", "application/json")
+    };
+    let other_service =
+        unsigned().header(date.0, date.1).header(for_kms.0, for_kms.1).body(body.clone());
     assert_eq!(answer_of(other_service).await.error(), ErrorName::AuthenticationFailed);
-    assert_eq!(answer_of(unsigned().body(body.clone())).await.error(), ErrorName::AuthenticationFailed);
+    assert_eq!(
+        answer_of(unsigned().body(body.clone())).await.error(),
+        ErrorName::AuthenticationFailed
+    );
     let basic = unsigned().basic_auth(access_key_id, Some(secret_access_key)).body(body.clone());
     assert_eq!(answer_of(basic).await.error(), ErrorName::AuthenticationFailed);
 }
@@ -689,8 +795,14 @@ async fn credentials_rotate_without_a_request_that_fails() {
     assert_eq!(before.health().await.error(), ErrorName::AuthenticationFailed);
     // Appendix A and "XKS proxy configuration in AWS KMS console".
     let Credential { access_key_id, secret_access_key } = &after.credential;
-    assert!((20..=30).contains(&access_key_id.len()) && (43..=64).contains(&secret_access_key.len()));
-    assert!(access_key_id.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte)));
+    assert!(
+        (20..=30).contains(&access_key_id.len()) && (43..=64).contains(&secret_access_key.len())
+    );
+    assert!(
+        access_key_id
+            .bytes()
+            .all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte))
+    );
     assert!(!format!("{:?}", after.credential).contains(secret_access_key.as_str()));
 }
 
@@ -737,7 +849,11 @@ async fn a_key_can_be_kept_for_some_callers_some_operations_and_some_kms_operati
     assert_eq!(reader.decrypt(KEY, &encrypted, None).await.plaintext(), DEK);
     assert_eq!(reader.encrypt(KEY, DEK, None).await.error(), ErrorName::AccessDenied);
     assert_eq!(reader.decrypt("other", &encrypted, None).await.error(), ErrorName::AccessDenied);
-    assert_eq!(kms.decrypt(KEY, &encrypted, None).await.error(), ErrorName::AccessDenied, "GenerateDataKey");
+    assert_eq!(
+        kms.decrypt(KEY, &encrypted, None).await.error(),
+        ErrorName::AccessDenied,
+        "GenerateDataKey"
+    );
     reader.principal = "arn:aws:iam::210987654321:user/Alice";
     assert_eq!(reader.decrypt(KEY, &encrypted, None).await.error(), ErrorName::AccessDenied);
     assert!(proxy.calls().last().unwrap().reason.contains("no grant covers"));
@@ -773,7 +889,11 @@ async fn a_policy_that_fails_denies_and_one_in_the_old_syntax_is_not_taken() {
         proxy.set_policy(failing).unwrap();
         assert_eq!(kms.describe(KEY).await.error(), ErrorName::AccessDenied, "{failing}");
     }
-    proxy.set_policy("package xks\ndefault allow := false\nallow if input.operation == \"GetKeyMetadata\"").unwrap();
+    proxy
+        .set_policy(
+            "package xks\ndefault allow := false\nallow if input.operation == \"GetKeyMetadata\"",
+        )
+        .unwrap();
     kms.describe(KEY).await.good();
     assert_eq!(kms.encrypt(KEY, DEK, None).await.error(), ErrorName::AccessDenied);
 }
@@ -781,7 +901,8 @@ async fn a_policy_that_fails_denies_and_one_in_the_old_syntax_is_not_taken() {
 #[tokio::test]
 async fn metadata_say_what_the_key_is_what_it_is_for_and_whether_it_is_enabled() {
     let Ground { server, proxy, kms } = Ground::start().await;
-    let both = json!({ "keySpec": "AES_256", "keyUsage": ["ENCRYPT", "DECRYPT"], "keyStatus": "ENABLED" });
+    let both =
+        json!({ "keySpec": "AES_256", "keyUsage": ["ENCRYPT", "DECRYPT"], "keyStatus": "ENABLED" });
     assert_eq!(kms.describe(KEY).await.good(), both);
     let key = proxy.key(KEY);
     key.disable();
@@ -794,10 +915,16 @@ async fn metadata_say_what_the_key_is_what_it_is_for_and_whether_it_is_enabled()
     key.restrict(true, true);
     assert_eq!(kms.describe(KEY).await.good(), both);
     // Keys of Transit that KMS cannot use.
-    for (name, kind) in [("chacha", "chacha20-poly1305"), ("small", "aes128-gcm96"), ("sign", "ed25519")] {
+    for (name, kind) in
+        [("chacha", "chacha20-poly1305"), ("small", "aes128-gcm96"), ("sign", "ed25519")]
+    {
         server.put(&format!("transit/keys/{name}"), json!({ "type": kind })).await;
         assert_ne!(kms.describe(name).await.good()["keySpec"], "AES_256");
-        assert_eq!(kms.encrypt(name, DEK, None).await.error(), ErrorName::InvalidKeyUsage, "{kind}");
+        assert_eq!(
+            kms.encrypt(name, DEK, None).await.error(),
+            ErrorName::InvalidKeyUsage,
+            "{kind}"
+        );
     }
     server.create_key("derived", true).await;
     assert_eq!(kms.describe("derived").await.good()["keyUsage"], json!([]));
@@ -838,8 +965,11 @@ async fn an_old_key_version_still_decrypts_until_the_operator_forbids_it() {
 
 #[tokio::test]
 async fn what_the_key_manager_lacks_is_no_fault_of_the_caller() {
-    let mut ground =
-        Ground::over(OpenBao::with(openbao::Options { durable: true, ..Default::default() }).await, None).await;
+    let mut ground = Ground::over(
+        OpenBao::with(openbao::Options { durable: true, ..Default::default() }).await,
+        None,
+    )
+    .await;
     let kms = ground.kms.clone();
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
 
@@ -856,7 +986,9 @@ async fn what_the_key_manager_lacks_is_no_fault_of_the_caller() {
 
     // Down, and back with the keys that it had.
     ground.server.kill();
-    for answer in [kms.decrypt(KEY, &encrypted, None).await, kms.describe(KEY).await, kms.health().await] {
+    for answer in
+        [kms.decrypt(KEY, &encrypted, None).await, kms.describe(KEY).await, kms.health().await]
+    {
         assert_eq!(answer.error(), ErrorName::Internal);
     }
     assert!(ground.last_call().reason.contains("cannot be reached"), "{:?}", ground.last_call());
@@ -898,12 +1030,16 @@ async fn the_proxys_token_may_use_keys_and_nothing_else_and_its_loss_denies_nobo
         ("GET", "auth/token/lookup-self"),
         ("GET", "sys/mounts"),
     ] {
-        let request = outside.request(method.parse().unwrap(), format!("{}/v1/{path}", server.address()));
-        let request = request.header("x-vault-token", &token).json(&json!({ "plaintext": "aGk=", "ciphertext": "x" }));
+        let request =
+            outside.request(method.parse().unwrap(), format!("{}/v1/{path}", server.address()));
+        let request = request
+            .header("x-vault-token", &token)
+            .json(&json!({ "plaintext": "aGk=", "ciphertext": "x" }));
         let status = request.send().await.unwrap().status().as_u16();
         assert_eq!(status, 403, "{method} {path}");
     }
-    let proxy = XksProxy::start(Options { budget: Duration::from_secs(30), ..Options::new(transit) });
+    let proxy =
+        XksProxy::start(Options { budget: Duration::from_secs(30), ..Options::new(transit) });
     let kms = Kms::of(&proxy);
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
     server.revoke(&token).await;
@@ -920,12 +1056,19 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
     let network = FaultProxy::start(server.port());
     let mut transit = TransitOptions::prepare(&server.address(), None, server.root_token()).await;
     transit.address = format!("http://127.0.0.1:{}", network.port());
-    assert!(Options::new(transit.clone()).budget < Duration::from_millis(250), "KMS waits no longer");
-    let proxy = XksProxy::start(Options { budget: Duration::from_secs(2), ..Options::new(transit) });
+    assert!(
+        Options::new(transit.clone()).budget < Duration::from_millis(250),
+        "KMS waits no longer"
+    );
+    let proxy =
+        XksProxy::start(Options { budget: Duration::from_secs(2), ..Options::new(transit) });
     let kms = Kms::of(&proxy);
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
     let answer = |text: &str| {
-        let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", text.len());
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            text.len()
+        );
         fault_proxy::Fault::Replace((head + text).into_bytes())
     };
     let elsewhere = format!(
@@ -961,9 +1104,18 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
         format!(r#"{{{key},"latest_version":0}}"#),
         format!(r#"{{{key},"latest_version":4294967296}}"#),
         // The same answer serves as description and as result.
-        format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v2:{}"}}"#, BASE64.encode(&[0; 60])),
-        format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#, BASE64.encode(&[0; 59])),
-        format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#, BASE64.encode(&[0; 27])),
+        format!(
+            r#"{{{key},"latest_version":1,"ciphertext":"vault:v2:{}"}}"#,
+            BASE64.encode(&[0; 60])
+        ),
+        format!(
+            r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#,
+            BASE64.encode(&[0; 59])
+        ),
+        format!(
+            r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{}"}}"#,
+            BASE64.encode(&[0; 27])
+        ),
         format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:?"}}"#),
     ] {
         network.set(answer(&format!(r#"{{"data":{data}}}"#)));
@@ -973,13 +1125,17 @@ async fn a_key_manager_that_is_slow_or_talks_nonsense_is_reported_within_the_bud
     // A ciphertext that does not decrypt, or to something else: without the trial it would be passed on (Appendix C).
     for plaintext in [&b""[..], &[7; 32]] {
         let (made_up, plaintext) = (BASE64.encode(&[0; 60]), BASE64.encode(plaintext));
-        let all =
-            format!(r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{made_up}","plaintext":"{plaintext}"}}"#);
+        let all = format!(
+            r#"{{{key},"latest_version":1,"ciphertext":"vault:v1:{made_up}","plaintext":"{plaintext}"}}"#
+        );
         network.set(answer(&format!(r#"{{"data":{all}}}"#)));
         kms.encrypt(KEY, DEK, None).await.good();
         let mut parameters = to_encrypt(DEK, None);
         parameters["ciphertextDataIntegrityValueAlgorithm"] = json!("SHA_256");
-        assert_eq!(kms.call(Operation::Encrypt, KEY, parameters).await.error(), ErrorName::Internal);
+        assert_eq!(
+            kms.call(Operation::Encrypt, KEY, parameters).await.error(),
+            ErrorName::Internal
+        );
     }
     network.set(fault_proxy::Fault::None);
     network.cut();
@@ -1012,10 +1168,15 @@ async fn the_log_says_who_asked_what_and_never_a_plaintext() {
     let kms = &ground.kms;
     let encrypted = kms.encrypt(KEY, DEK, None).await.good();
     let call = ground.last_call();
-    assert_eq!((call.operation, call.key.as_str(), call.error), (Some(Operation::Encrypt), KEY, None));
+    assert_eq!(
+        (call.operation, call.key.as_str(), call.error),
+        (Some(Operation::Encrypt), KEY, None)
+    );
     assert_eq!((call.principal.as_str(), call.kms_operation.as_str()), (ALICE, "GenerateDataKey"));
     assert_eq!(call.kms_request_id, "4112f4d6-db54-4af4-ae30-c55a22a8dfae");
-    assert!(call.kms_key_arn.starts_with("arn:aws:kms:us-east-2:") && call.elapsed > Duration::ZERO);
+    assert!(
+        call.kms_key_arn.starts_with("arn:aws:kms:us-east-2:") && call.elapsed > Duration::ZERO
+    );
     kms.decrypt(KEY, &encrypted, None).await.plaintext();
     kms.decrypt(KEY, &encrypted, Some(b"x")).await.error();
     kms.encrypt(KEY, &DEK.repeat(200), None).await.error();
@@ -1050,7 +1211,10 @@ async fn faults_strike_the_operation_and_key_they_are_meant_for_as_often_as_they
     for name in ErrorName::ALL {
         proxy.fail(Fault::error(name).on(Operation::Decrypt).for_key(KEY).times(1));
         kms.encrypt(KEY, DEK, None).await.good();
-        assert_eq!(kms.decrypt("other", &encrypted, None).await.error(), ErrorName::InvalidCiphertext);
+        assert_eq!(
+            kms.decrypt("other", &encrypted, None).await.error(),
+            ErrorName::InvalidCiphertext
+        );
         assert_eq!(kms.decrypt(KEY, &encrypted, None).await.error(), name);
         assert_eq!(kms.decrypt(KEY, &encrypted, None).await.plaintext(), DEK, "only once");
     }
@@ -1059,7 +1223,10 @@ async fn faults_strike_the_operation_and_key_they_are_meant_for_as_often_as_they
     assert_eq!((answer.status, answer.body), (200, Value::Null));
     proxy.recover();
 
-    proxy.fail(Fault::new(Effect::Alter(|answer| answer["plaintext"] = json!("bGll"))).on(Operation::Decrypt));
+    proxy.fail(
+        Fault::new(Effect::Alter(|answer| answer["plaintext"] = json!("bGll")))
+            .on(Operation::Decrypt),
+    );
     assert_eq!(kms.decrypt(KEY, &encrypted, None).await.plaintext(), b"lie");
     proxy.recover();
 
@@ -1101,7 +1268,8 @@ async fn faults_strike_the_operation_and_key_they_are_meant_for_as_often_as_they
 }
 
 #[tokio::test]
-async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_authority_or_another_time() {
+async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_authority_or_another_time()
+ {
     let Ground { server: _server, proxy, kms } = Ground::start().await;
     // Each time a client with no connection left from before.
     let fresh = || Kms { client: client(&proxy, |builder| builder), ..kms.clone() };
@@ -1113,7 +1281,11 @@ async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_a
         fresh().health().await.good();
         proxy.present(certificate);
         let before = proxy.arrived(Operation::GetHealthStatus);
-        let error = fresh().signed("POST", &format!("{}/health", proxy.uri_path()), b"{}").send().await.unwrap_err();
+        let error = fresh()
+            .signed("POST", &format!("{}/health", proxy.uri_path()), b"{}")
+            .send()
+            .await
+            .unwrap_err();
         assert!(format!("{error:?}").contains(complaint), "{certificate:?}: {error:?}");
         assert_eq!(proxy.arrived(Operation::GetHealthStatus), before, "nothing was sent");
         proxy.present(Certificate::Right);
@@ -1135,7 +1307,8 @@ async fn a_client_refuses_the_proxy_with_a_certificate_of_another_name_another_a
 async fn both_versions_of_tls_are_served_and_nothing_in_the_clear() {
     let Ground { server: _server, proxy, kms } = Ground::start().await;
     for change in [
-        (|builder| builder.tls_version_max(reqwest::tls::Version::TLS_1_2)) as fn(reqwest::ClientBuilder) -> _,
+        (|builder| builder.tls_version_max(reqwest::tls::Version::TLS_1_2))
+            as fn(reqwest::ClientBuilder) -> _,
         |builder| builder.tls_version_min(reqwest::tls::Version::TLS_1_3),
     ] {
         Kms { client: client(&proxy, change), ..kms.clone() }.health().await.good();
@@ -1178,29 +1351,40 @@ fn any_json() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         any::<f64>().prop_map(Value::from),
         "\\PC{0,40}".prop_map(Value::from),
-        proptest::collection::vec(any::<u8>(), 0..64).prop_map(|bytes| json!(BASE64.encode(&bytes))),
+        proptest::collection::vec(any::<u8>(), 0..64)
+            .prop_map(|bytes| json!(BASE64.encode(&bytes))),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            proptest::collection::hash_map("[a-zA-Z]{0,12}", inner, 0..4).prop_map(|map| json!(map)),
+            proptest::collection::hash_map("[a-zA-Z]{0,12}", inner, 0..4)
+                .prop_map(|map| json!(map)),
         ]
     })
 }
 
 #[test]
 fn no_body_makes_the_proxy_panic_or_say_yes() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let ground = runtime.block_on(Ground::start());
     let kms = &ground.kms;
     let aad = Some(&b"tenant=7"[..]);
     let encrypted = runtime.block_on(kms.encrypt(KEY, DEK, aad)).good();
-    let paths = ["/health", "/keys/k/metadata", &format!("/keys/{KEY}/encrypt"), &format!("/keys/{KEY}/decrypt")]
-        .map(ToOwned::to_owned);
+    let paths = [
+        "/health",
+        "/keys/k/metadata",
+        &format!("/keys/{KEY}/encrypt"),
+        &format!("/keys/{KEY}/decrypt"),
+    ]
+    .map(ToOwned::to_owned);
     let config = ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() };
     let refused = |answer: Answer| {
         let name = answer.error();
-        prop_assert!(name != ErrorName::Internal && name != ErrorName::DependencyTimeout, "{name:?}");
+        prop_assert!(
+            name != ErrorName::Internal && name != ErrorName::DependencyTimeout,
+            "{name:?}"
+        );
         Ok(())
     };
     proptest!(config.clone(), |(at in 0..4_usize, bytes in proptest::collection::vec(any::<u8>(), 0..300))| {

@@ -51,7 +51,8 @@ pub struct Found {
 
 /// Sends new DEKs to a server and has them sent back. Here, a DEK is only ever in memory of the library's own types.
 pub fn run() -> Found {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let server = runtime.block_on(async {
         let server = OpenBao::start().await;
         server.create_key("orders", true).await;
@@ -74,7 +75,8 @@ pub fn run() -> Found {
             needles.add(made.expose());
             unwrapped.push(made);
         }
-        let text: Vec<_> = unwrapped.iter().map(|dek| Zeroizing::new(BASE64.encode(dek.expose()))).collect();
+        let text: Vec<_> =
+            unwrapped.iter().map(|dek| Zeroizing::new(BASE64.encode(dek.expose()))).collect();
         let held = needles.count();
         drop((text, unwrapped));
         (held, needles.count())

@@ -28,7 +28,10 @@ async fn server(options: Options) -> OpenBao {
 }
 
 fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
-    build(VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")), auth)
+    build(
+        VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")),
+        auth,
+    )
 }
 
 fn build(builder: VaultTransitKekBuilder, auth: VaultAuth) -> VaultTransitKek {
@@ -77,7 +80,11 @@ async fn a_token_serves_until_it_is_revoked_and_then_an_operator_has_to_act() {
             fails(works(&kek).await, Misconfigured, "has ended or was revoked");
         }
     }
-    fails(works(&at(server.port(), VaultAuth::token("s.nonsense"))).await, Misconfigured, "has ended or was revoked");
+    fails(
+        works(&at(server.port(), VaultAuth::token("s.nonsense"))).await,
+        Misconfigured,
+        "has ended or was revoked",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +103,11 @@ async fn a_token_file_is_read_again_when_its_token_is_refused() {
         let path = server.file("bad", content);
         fails(works(&at(server.port(), VaultAuth::token_file(path))).await, Misconfigured, "bad");
     }
-    fails(works(&at(server.port(), VaultAuth::token_file("no-such-file"))).await, Misconfigured, "no-such-file");
+    fails(
+        works(&at(server.port(), VaultAuth::token_file("no-such-file"))).await,
+        Misconfigured,
+        "no-such-file",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -120,7 +131,8 @@ async fn app_role_logs_in_once_for_all_and_once_more_when_its_token_is_revoked()
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let path = server.file("secret-id", &secret_id);
     let kek = at(server.port(), VaultAuth::app_role(role_id).secret_id_file(&path));
-    let logins = || count_in(&fs::read_to_string(server.audit_file()).unwrap(), "auth/approle/login");
+    let logins =
+        || count_in(&fs::read_to_string(server.audit_file()).unwrap(), "auth/approle/login");
     let calls: Vec<_> = (0..100)
         .map(|_| {
             let kek = kek.clone();
@@ -138,7 +150,13 @@ async fn app_role_logs_in_once_for_all_and_once_more_when_its_token_is_revoked()
     );
 
     // All its tokens at once, under load; and another secret id in the file.
-    server.ask("POST", "auth/approle/role/orders/secret-id/destroy", json!({ "secret_id": secret_id })).await;
+    server
+        .ask(
+            "POST",
+            "auth/approle/role/orders/secret-id/destroy",
+            json!({ "secret_id": secret_id }),
+        )
+        .await;
     fs::write(&path, server.secret_id().await).unwrap();
     server.put("sys/leases/revoke-prefix/auth/approle", json!({})).await;
     let calls: Vec<_> = (0..100)
@@ -153,7 +171,12 @@ async fn app_role_logs_in_once_for_all_and_once_more_when_its_token_is_revoked()
     assert_eq!(logins(), 2);
 
     // The policy: one more login, then the answer stands.
-    server.put("sys/policies/acl/orders", json!({ "policy": "path \"other\" { capabilities = [\"read\"] }" })).await;
+    server
+        .put(
+            "sys/policies/acl/orders",
+            json!({ "policy": "path \"other\" { capabilities = [\"read\"] }" }),
+        )
+        .await;
     for _ in 0..5 {
         fails(works(&kek).await, Denied, "(403");
     }
@@ -224,13 +247,17 @@ async fn an_idle_provider_keeps_its_token_and_a_dropped_one_does_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_that_a_token_cannot_be_kept_alive_while_it_still_serves() {
     let server = server(Options::default()).await;
-    let token = server.token(json!({ "policies": ["orders"], "ttl": "6s", "renewable": false })).await;
+    let token =
+        server.token(json!({ "policies": ["orders"], "ttl": "6s", "renewable": false })).await;
     let kek = at(server.port(), VaultAuth::token(token));
     works(&kek).await.unwrap();
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     tokio::time::sleep(Duration::from_millis(4500)).await;
     let health = kek.health().await.unwrap();
-    assert!(matches!(&health, Health::Degraded(why) if why.contains("cannot be renewed")), "{health:?}");
+    assert!(
+        matches!(&health, Health::Degraded(why) if why.contains("cannot be renewed")),
+        "{health:?}"
+    );
     works(&kek).await.unwrap();
 }
 
@@ -239,7 +266,8 @@ async fn callers_who_wait_for_one_login_share_its_failure() {
     let server = server(Options::default()).await;
     let proxy = FaultProxy::start(server.port());
     let token = server.token(json!({ "policies": ["orders"] })).await;
-    let builder = VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{}", proxy.port()));
+    let builder = VaultTransitKek::builder("test", "orders")
+        .address(format!("http://127.0.0.1:{}", proxy.port()));
     let kek = build(builder.timeout(Duration::from_secs(1)), VaultAuth::token(token));
     proxy.set(Fault::Silence);
     let start = Instant::now();
@@ -301,7 +329,12 @@ fn service_account_token(serial: usize) -> String {
         "iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:shop:orders", "exp": 4_000_000_000_u64, "iat": 1_700_000_000, "nbf": 1_700_000_000, "jti": serial.to_string(),
         "aud": ["vault"], "kubernetes.io": { "namespace": "shop", "serviceaccount": account },
     });
-    format!("{}.{}.{}", part(json!({ "alg": "RS256", "kid": "k" })), part(claims), BASE64URL_NOPAD.encode(&[7; 256]))
+    format!(
+        "{}.{}.{}",
+        part(json!({ "alg": "RS256", "kid": "k" })),
+        part(claims),
+        BASE64URL_NOPAD.encode(&[7; 256])
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,11 +378,16 @@ async fn a_client_certificate_logs_in_and_a_foreign_one_does_not() {
     let mut pairs = Vec::new();
     for ca in ["pki", "foreign"] {
         server.put(&format!("sys/mounts/{ca}"), json!({ "type": "pki" })).await;
-        let root =
-            server.put(&format!("{ca}/root/generate/internal"), json!({ "common_name": ca, "ttl": "24h" })).await;
+        let root = server
+            .put(
+                &format!("{ca}/root/generate/internal"),
+                json!({ "common_name": ca, "ttl": "24h" }),
+            )
+            .await;
         let role = json!({ "allow_any_name": true, "enforce_hostnames": false, "client_flag": true, "max_ttl": "1h" });
         server.put(&format!("{ca}/roles/services"), role).await;
-        let leaf = server.put(&format!("{ca}/issue/services"), json!({ "common_name": "orders" })).await;
+        let leaf =
+            server.put(&format!("{ca}/issue/services"), json!({ "common_name": "orders" })).await;
         let text = |field: &str| leaf["data"][field].as_str().unwrap().to_owned();
         let files = (
             server.file(&format!("{ca}.pem"), text("certificate")),
@@ -358,10 +396,13 @@ async fn a_client_certificate_logs_in_and_a_foreign_one_does_not() {
         pairs.push((root["data"]["certificate"].as_str().unwrap().to_owned(), files));
     }
     server.put("sys/auth/cert", json!({ "type": "cert" })).await;
-    let role = json!({ "certificate": pairs[0].0, "token_policies": ["orders"], "token_ttl": "1h" });
+    let role =
+        json!({ "certificate": pairs[0].0, "token_policies": ["orders"], "token_ttl": "1h" });
     server.put("auth/cert/certs/orders", role).await;
     let with = |(certificate, key): &(std::path::PathBuf, std::path::PathBuf), auth: VaultAuth| {
-        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).ca_file(server.ca_file());
+        let builder = VaultTransitKek::builder("test", "orders")
+            .address(server.address())
+            .ca_file(server.ca_file());
         build(builder.client_certificate(certificate, key), auth)
     };
     works(&with(&pairs[0].1, VaultAuth::certificate())).await.unwrap();
@@ -371,7 +412,11 @@ async fn a_client_certificate_logs_in_and_a_foreign_one_does_not() {
         Misconfigured,
         "login (certificate)",
     );
-    fails(works(&with(&pairs[1].1, VaultAuth::certificate())).await, Misconfigured, "login (certificate)");
+    fails(
+        works(&with(&pairs[1].1, VaultAuth::certificate())).await,
+        Misconfigured,
+        "login (certificate)",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -385,7 +430,8 @@ async fn no_credential_is_in_any_debug_text_or_error() {
         VaultAuth::kubernetes("orders").jwt_file(jwt),
     ] {
         let mut texts = format!("{auth:?}");
-        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).auth(auth);
+        let builder =
+            VaultTransitKek::builder("test", "orders").address(server.address()).auth(auth);
         texts += &format!("{builder:?}");
         let kek = builder.build().unwrap();
         texts += &format!("{kek:?}");

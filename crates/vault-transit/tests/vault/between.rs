@@ -11,7 +11,7 @@ use support::context;
 use waxseal::kek::KekProvider;
 use waxseal::{Aad, CallPolicy, Envelope};
 use waxseal_testing::support;
-use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
+use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 type Answer = (u16, String, Vec<(String, String)>);
 type Handler = dyn Fn(&str, &str, &str, &[(String, String)]) -> Option<Answer> + Send + Sync;
@@ -67,7 +67,11 @@ fn one(stream: TcpStream, log: Arc<Log>, login_takes: Duration, first: Arc<Handl
         let body = String::from_utf8(body).ok()?;
         log.paths.lock().unwrap().push((
             path.clone(),
-            headers.iter().find(|(n, _)| n == "x-vault-token").map(|(_, v)| v.clone()).unwrap_or_default(),
+            headers
+                .iter()
+                .find(|(n, _)| n == "x-vault-token")
+                .map(|(_, v)| v.clone())
+                .unwrap_or_default(),
         ));
         let (status, text, more) = match first(&method, &path, &body, &headers) {
             Some(answer) => answer,
@@ -106,25 +110,30 @@ fn answer(path: &str, body: &str, log: &Log, login_takes: Duration) -> Answer {
         "/v1/transit/keys/orders" => ok(
             json!({"data": {"type": "aes256-gcm96", "derived": true, "latest_version": 1, "min_decryption_version": 1}}),
         ),
-        "/v1/transit/encrypt/orders" => {
-            ok(json!({"data": {"ciphertext": format!("vault:v1:{}", body["plaintext"].as_str().unwrap())}}))
-        }
-        "/v1/transit/decrypt/orders" => {
-            ok(json!({"data": {"plaintext": body["ciphertext"].as_str().unwrap().trim_start_matches("vault:v1:")}}))
-        }
+        "/v1/transit/encrypt/orders" => ok(
+            json!({"data": {"ciphertext": format!("vault:v1:{}", body["plaintext"].as_str().unwrap())}}),
+        ),
+        "/v1/transit/decrypt/orders" => ok(
+            json!({"data": {"plaintext": body["ciphertext"].as_str().unwrap().trim_start_matches("vault:v1:")}}),
+        ),
         _ => (404, json!({"errors": ["no handler for route"]}).to_string(), vec![]),
     }
 }
 
 fn kek(port: u16, auth: VaultAuth) -> VaultTransitKek {
-    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+    VaultTransitKek::builder("test", "orders")
+        .address(format!("http://127.0.0.1:{port}"))
+        .auth(auth)
+        .build()
+        .unwrap()
 }
 
 /// A login takes longer than a try: 2.5 s with every default.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_slower_than_a_try_succeeds_and_leaves_no_token_behind() {
     let log = Arc::new(Log::default());
-    let port = serve("127.0.0.1", log.clone(), Duration::from_millis(2500), Arc::new(|_, _, _, _| None));
+    let port =
+        serve("127.0.0.1", log.clone(), Duration::from_millis(2500), Arc::new(|_, _, _, _| None));
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));
     let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let start = Instant::now();
@@ -185,20 +194,26 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
     if std::env::var_os("BAO_ADDR").is_none() {
         // The variables are set for a process of its own.
         let run = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine", "--nocapture"])
+            .args([
+                "a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine",
+                "--nocapture",
+            ])
             .env("BAO_ADDR", format!("http://127.0.0.1:{port}"))
             .env("HTTP_PROXY", format!("http://127.0.0.1:{proxy}"))
             .env("http_proxy", format!("http://127.0.0.1:{proxy}"))
             .env("BAO_TOKEN", "hvs.secret")
             .status()
             .unwrap();
-        assert!(proxy_log.paths.lock().unwrap().is_empty(), "token and DEK in the clear at the proxy");
+        assert!(
+            proxy_log.paths.lock().unwrap().is_empty(),
+            "token and DEK in the clear at the proxy"
+        );
         assert!(run.success());
         assert!(!log.paths.lock().unwrap().is_empty(), "the control: the agent was asked");
         return;
     }
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let kek = VaultTransitKek::from_env("test", "orders").build().unwrap();
+        let kek = VaultTransitKekBuilder::from_env("test", "orders").build().unwrap();
         let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
         envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
     });
@@ -214,12 +229,14 @@ async fn a_forged_message_makes_nobody_depend_on_reading_the_key() {
         if path.ends_with("/keys/orders") && counted.fetch_add(1, SeqCst) > 0 {
             return Some((
                 429,
-                json!({"errors": ["request path \"transit/keys\": rate limit quota exceeded"]}).to_string(),
+                json!({"errors": ["request path \"transit/keys\": rate limit quota exceeded"]})
+                    .to_string(),
                 vec![],
             ));
         }
-        body.contains("AAAAAAAAAAAA")
-            .then(|| (400, json!({"errors": ["cipher: message authentication failed"]}).to_string(), vec![]))
+        body.contains("AAAAAAAAAAAA").then(|| {
+            (400, json!({"errors": ["cipher: message authentication failed"]}).to_string(), vec![])
+        })
     });
     let port = serve("127.0.0.1", log.clone(), Duration::ZERO, first);
     let kek = kek(port, VaultAuth::app_role("r").secret_id("s"));

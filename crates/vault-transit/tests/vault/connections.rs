@@ -31,14 +31,17 @@ impl Middlebox {
     fn start(upstream: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (generation, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (generation, connections) =
+            (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (current, count) = (generation.clone(), connections.clone());
         std::thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let mine = current.load(Ordering::SeqCst);
                 count.fetch_add(1, Ordering::SeqCst);
                 let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)) else { continue };
-                for (from, to) in [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)] {
+                for (from, to) in
+                    [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)]
+                {
                     let current = current.clone();
                     std::thread::spawn(move || pass(from, to, mine, &current));
                 }
@@ -76,7 +79,8 @@ async fn server(tls: bool) -> OpenBao {
 
 fn at(server: &OpenBao, port: u16, tls: bool) -> VaultTransitKekBuilder {
     let scheme = if tls { "https" } else { "http" };
-    let builder = VaultTransitKek::builder("test", "orders").address(format!("{scheme}://127.0.0.1:{port}"));
+    let builder =
+        VaultTransitKek::builder("test", "orders").address(format!("{scheme}://127.0.0.1:{port}"));
     let builder = builder.auth(VaultAuth::token(server.root_token()));
     if tls { builder.ca_file(server.ca_file()) } else { builder }
 }
@@ -103,7 +107,10 @@ async fn after_a_middlebox_forgot(tls: bool, busy: bool) {
     let policy = CallPolicy::default().tries(2);
     let reader = Envelope::builder().unwrap_with(kek.clone()).call_policy(policy).build().unwrap();
     let read = async |(tenant, sealed): &(EncryptionContext, Vec<u8>)| {
-        reader.decrypt(tenant, Aad::empty(), sealed).await.map(|plaintext| assert_eq!(&*plaintext, b"payload"))
+        reader
+            .decrypt(tenant, Aad::empty(), sealed)
+            .await
+            .map(|plaintext| assert_eq!(&*plaintext, b"payload"))
     };
     let (pool, rest) = messages.split_at(POOL);
     // As many connections as there are calls at once, by the provider itself: the envelope would have its budget.
@@ -134,7 +141,11 @@ async fn after_a_middlebox_forgot(tls: bool, busy: bool) {
     for _ in 0..100 {
         kek.unwrap(&alice, &wrapped).await.unwrap();
     }
-    assert!(middlebox.connections() - before <= 3, "{} new connections", middlebox.connections() - before);
+    assert!(
+        middlebox.connections() - before <= 3,
+        "{} new connections",
+        middlebox.connections() - before
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +193,8 @@ async fn a_call_on_its_way_is_not_disturbed_by_another_ones_timeout() {
     };
     // Others give up, and their pool is not used any more.
     for _ in 0..3 {
-        let given_up = tokio::time::timeout(Duration::from_millis(1200), kek.unwrap(&alice, &wrapped)).await;
+        let given_up =
+            tokio::time::timeout(Duration::from_millis(1200), kek.unwrap(&alice, &wrapped)).await;
         assert!(given_up.is_err(), "the server stands still, and yet: {given_up:?}");
     }
     server.go_on();
@@ -209,21 +221,29 @@ struct TlsFront {
     connections: Arc<AtomicUsize>,
 }
 
-fn config(certificate: &str, key: &str, clients: Option<&str>) -> Arc<tokio_rustls::rustls::ServerConfig> {
+fn config(
+    certificate: &str,
+    key: &str,
+    clients: Option<&str>,
+) -> Arc<tokio_rustls::rustls::ServerConfig> {
     use tokio_rustls::rustls::pki_types::pem::PemObject;
     use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
     use tokio_rustls::rustls::server::WebPkiClientVerifier;
     use tokio_rustls::rustls::{RootCertStore, ServerConfig, crypto};
 
     let provider = Arc::new(crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
     let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     let builder = match clients {
         Some(ca) => {
             let mut roots = RootCertStore::empty();
             roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                .build()
+                .unwrap();
             builder.with_client_cert_verifier(verifier)
         }
         None => builder.with_no_client_auth(),
@@ -235,7 +255,8 @@ impl TlsFront {
     async fn start(upstream: u16, first: Arc<tokio_rustls::rustls::ServerConfig>) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (shared, connections) = (Arc::new(std::sync::Mutex::new(first)), Arc::new(AtomicUsize::new(0)));
+        let (shared, connections) =
+            (Arc::new(std::sync::Mutex::new(first)), Arc::new(AtomicUsize::new(0)));
         let (config, count) = (shared.clone(), connections.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -244,7 +265,8 @@ impl TlsFront {
                 tokio::spawn(async move {
                     let Ok(mut client) = acceptor.accept(client).await else { return };
                     count.fetch_add(1, Ordering::SeqCst);
-                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", upstream)).await.unwrap();
+                    let mut server =
+                        tokio::net::TcpStream::connect(("127.0.0.1", upstream)).await.unwrap();
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
                 });
             }
@@ -271,7 +293,8 @@ async fn a_ca_file_that_changes_is_read_anew_and_a_broken_one_changes_nothing() 
     let (new_ca, new_certificate, new_key) = authority();
     let front = TlsFront::start(server.port(), config(&certificate, &key, None)).await;
     let path = server.file("cas.pem", &old_ca);
-    let builder = VaultTransitKek::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
+    let builder = VaultTransitKek::builder("test", "orders")
+        .address(format!("https://127.0.0.1:{}", front.port));
     let kek = builder.ca_file(&path).auth(VaultAuth::token(server.root_token())).build().unwrap();
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
@@ -305,9 +328,13 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     let (ca, certificate, key) = authority();
     let (new_ca, new_certificate, new_key) = authority();
     let front = TlsFront::start(server.port(), config(&certificate, &key, Some(&ca))).await;
-    let (certificate_file, key_file) = (server.file("client.pem", &certificate), server.file("client.key", &key));
-    let builder = VaultTransitKek::builder("test", "orders").address(format!("https://127.0.0.1:{}", front.port));
-    let builder = builder.ca_file(server.file("ca.pem", &ca)).client_certificate(&certificate_file, &key_file);
+    let (certificate_file, key_file) =
+        (server.file("client.pem", &certificate), server.file("client.key", &key));
+    let builder = VaultTransitKek::builder("test", "orders")
+        .address(format!("https://127.0.0.1:{}", front.port));
+    let builder = builder
+        .ca_file(server.file("ca.pem", &ca))
+        .client_certificate(&certificate_file, &key_file);
     let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
@@ -320,7 +347,10 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     write(&key_file, &new_key);
     let connections = front.connections.load(Ordering::SeqCst);
     kek.unwrap(&alice, &wrapped).await.unwrap();
-    assert!(front.connections.load(Ordering::SeqCst) > connections, "shown on a connection of its own");
+    assert!(
+        front.connections.load(Ordering::SeqCst) > connections,
+        "shown on a connection of its own"
+    );
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
 
     // One that the server does not accept is for an operator.
@@ -337,8 +367,12 @@ async fn the_name_in_the_certificate_may_be_another_than_the_addresss_and_the_ca
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["vault.internal".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
-    let front = TlsFront::start(server.port(), config(&leaf.pem(), &key.serialize_pem(), None)).await;
+    let leaf = CertificateParams::new(vec!["vault.internal".to_owned()])
+        .unwrap()
+        .signed_by(&key, &ca)
+        .unwrap();
+    let front =
+        TlsFront::start(server.port(), config(&leaf.pem(), &key.serialize_pem(), None)).await;
     let directory = server.file("x", "").with_file_name("cas");
     fs::create_dir_all(directory.join("more")).unwrap();
     fs::write(directory.join("a.pem"), authority().0).unwrap();
@@ -354,7 +388,8 @@ async fn the_name_in_the_certificate_may_be_another_than_the_addresss_and_the_ca
         let wrapped = named.wrap(&alice, &dek).await.unwrap();
         assert_eq!(named.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
         for other in [builder(), builder().server_name("vault.example")] {
-            let error = other.address(&address).build().unwrap().wrap(&alice, &dek).await.unwrap_err();
+            let error =
+                other.address(&address).build().unwrap().wrap(&alice, &dek).await.unwrap_err();
             assert_eq!(error.class(), Misconfigured, "{error}");
         }
     }

@@ -24,7 +24,9 @@ struct Stage {
 }
 
 fn builder(port: u16, token: &str) -> VaultTransitKekBuilder {
-    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(VaultAuth::token(token))
+    VaultTransitKek::builder("test", "orders")
+        .address(format!("http://127.0.0.1:{port}"))
+        .auth(VaultAuth::token(token))
 }
 
 /// A provider with the smallest policy, that has worked once.
@@ -42,7 +44,10 @@ async fn stage(options: Options) -> Stage {
 
 impl Stage {
     async fn unwrap(&self) -> Result<(), KekError> {
-        self.kek.unwrap(&self.alice, &self.wrapped).await.map(|dek| assert_eq!(dek.expose(), self.dek.expose()))
+        self.kek
+            .unwrap(&self.alice, &self.wrapped)
+            .await
+            .map(|dek| assert_eq!(dek.expose(), self.dek.expose()))
     }
 
     async fn unwraps_again(&self) {
@@ -95,17 +100,30 @@ async fn bad_ciphertexts_and_contexts_are_invalid_alone_and_in_batches() {
         fails(stage.kek.unwrap(context, wrapped).await, Invalid, text);
         fails(stage.kek.rewrap(context, wrapped).await, Invalid, "");
         // Unwrapping answers 400 for the whole, rewrapping 200; the good items are good in both.
-        let items = [(&stage.alice, &stage.wrapped), (context, wrapped), (&stage.alice, &stage.wrapped)];
+        let items =
+            [(&stage.alice, &stage.wrapped), (context, wrapped), (&stage.alice, &stage.wrapped)];
         let unwrapped: Vec<_> = stage.kek.unwrap_many(&items).await;
         let rewrapped: Vec<_> = stage.kek.rewrap_many(&items).await;
-        assert!(matches!(&unwrapped[..], [Ok(_), Err(error), Ok(_)] if error.class() == Invalid), "{unwrapped:?}");
-        assert!(matches!(&rewrapped[..], [Ok(_), Err(error), Ok(_)] if error.class() == Invalid), "{rewrapped:?}");
+        assert!(
+            matches!(&unwrapped[..], [Ok(_), Err(error), Ok(_)] if error.class() == Invalid),
+            "{unwrapped:?}"
+        );
+        assert!(
+            matches!(&rewrapped[..], [Ok(_), Err(error), Ok(_)] if error.class() == Invalid),
+            "{rewrapped:?}"
+        );
     }
     // What cannot be a ciphertext costs no call.
     let before = stage.proxy.requests();
-    for text in ["", "x", "vault:v1:", "vault:v0:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "vault:v1:!!!!"] {
+    for text in
+        ["", "x", "vault:v1:", "vault:v0:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA", "vault:v1:!!!!"]
+    {
         let text = if text.is_empty() { "\u{0}" } else { text };
-        fails(stage.kek.unwrap(&stage.alice, &stage.with_text(text)).await, Invalid, "not a ciphertext");
+        fails(
+            stage.kek.unwrap(&stage.alice, &stage.with_text(text)).await,
+            Invalid,
+            "not a ciphertext",
+        );
     }
     assert_eq!(stage.proxy.requests(), before);
     stage.unwrap().await.unwrap();
@@ -166,18 +184,27 @@ async fn a_mount_that_is_gone_is_misconfigured() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quota_is_throttled() {
     let stage = stage(Options::default()).await;
-    stage.server.put("sys/quotas/rate-limit/all", json!({ "rate": 0.001, "path": "transit/" })).await;
+    stage
+        .server
+        .put("sys/quotas/rate-limit/all", json!({ "rate": 0.001, "path": "transit/" }))
+        .await;
     while stage.server.ask("GET", "transit/keys/orders", json!(null)).await.0 != 429 {}
     fails(stage.unwrap().await, Throttled, "(429");
-    let results = stage.kek.unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)]).await;
-    assert!(results.iter().all(|result| matches!(result, Err(error) if error.class() == Throttled)));
+    let results = stage
+        .kek
+        .unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)])
+        .await;
+    assert!(
+        results.iter().all(|result| matches!(result, Err(error) if error.class() == Throttled))
+    );
     stage.server.ask("DELETE", "sys/quotas/rate-limit/all", json!(null)).await;
     stage.unwraps_again().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_too_large_is_invalid_and_disturbs_no_other() {
-    let stage = stage(Options { durable: true, max_request_size: Some(2048), ..Options::default() }).await;
+    let stage =
+        stage(Options { durable: true, max_request_size: Some(2048), ..Options::default() }).await;
     let large = EncryptionContext::new([("a", "a".repeat(4000))]).unwrap();
     fails(stage.kek.wrap(&large, &stage.dek).await, Invalid, "(413");
     stage.unwrap().await.unwrap();
@@ -254,7 +281,11 @@ fn front(upstream: u16, own: impl Fn(&str) -> Option<Vec<u8>> + Send + Sync + 's
     port
 }
 
-fn serve(mut client: std::net::TcpStream, upstream: u16, own: &dyn Fn(&str) -> Option<Vec<u8>>) -> Option<()> {
+fn serve(
+    mut client: std::net::TcpStream,
+    upstream: u16,
+    own: &dyn Fn(&str) -> Option<Vec<u8>>,
+) -> Option<()> {
     use std::io::{Read, Write};
 
     let mut server = std::net::TcpStream::connect(("127.0.0.1", upstream)).ok()?;
@@ -291,7 +322,12 @@ async fn statuses_that_no_free_server_gives_are_read_all_the_same() {
         (473, String::new(), Unavailable, "(473)"),
         (500, errors("internal error"), Unavailable, "internal error"),
         (500, errors("cipher: message authentication failed"), Invalid, "wrong context"),
-        (502, "<html>Bad Gateway</html>".to_owned(), Unavailable, "(502: <html>Bad Gateway</html>)"),
+        (
+            502,
+            "<html>Bad Gateway</html>".to_owned(),
+            Unavailable,
+            "(502: <html>Bad Gateway</html>)",
+        ),
         (503, errors("Vault is sealed"), Unavailable, "sealed"),
         (503, String::new(), Unavailable, "(503)"),
         (504, String::new(), Unavailable, "(504)"),
@@ -302,11 +338,19 @@ async fn statuses_that_no_free_server_gives_are_read_all_the_same() {
         (403, "<html>Forbidden</html>".to_owned(), Misconfigured, "Forbidden"),
         (404, "<html>Not Found</html>".to_owned(), Misconfigured, "Not Found"),
         (413, "<html>Too Large</html>".to_owned(), Misconfigured, "Too Large"),
-        (503, errors("API access to this namespace has been locked by an administrator - \"a/\""), Denied, "locked"),
+        (
+            503,
+            errors("API access to this namespace has been locked by an administrator - \"a/\""),
+            Denied,
+            "locked",
+        ),
     ] {
         stage.proxy.set(Fault::Replace(http(status, &body)));
         fails(stage.unwrap().await, class, text);
-        let batch = stage.kek.rewrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)]).await;
+        let batch = stage
+            .kek
+            .rewrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)])
+            .await;
         assert!(
             batch.iter().all(|result| matches!(result, Err(error) if error.class() == class)),
             "{status}: {batch:?}"
@@ -318,12 +362,19 @@ async fn statuses_that_no_free_server_gives_are_read_all_the_same() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_or_gateway_that_says_when_to_come_back_is_passed_on() {
     let stage = stage(Options::default()).await;
-    for (header, wait) in [("Retry-After: 7\r\n", Some(7)), ("", None), ("Retry-After: soon\r\n", None)] {
-        let answer = String::from_utf8(http(429, &json!({ "errors": ["too many"] }).to_string())).unwrap();
+    for (header, wait) in
+        [("Retry-After: 7\r\n", Some(7)), ("", None), ("Retry-After: soon\r\n", None)]
+    {
+        let answer =
+            String::from_utf8(http(429, &json!({ "errors": ["too many"] }).to_string())).unwrap();
         let answer = answer.replace("Connection: close", &format!("{header}Connection: close"));
         stage.proxy.set(Fault::Replace(answer.into_bytes()));
         let error = stage.kek.unwrap(&stage.alice, &stage.wrapped).await.unwrap_err();
-        assert_eq!((error.class(), error.retry_after()), (Throttled, wait.map(Duration::from_secs)), "{header}");
+        assert_eq!(
+            (error.class(), error.retry_after()),
+            (Throttled, wait.map(Duration::from_secs)),
+            "{header}"
+        );
     }
 }
 
@@ -353,16 +404,30 @@ async fn answers_that_cannot_be_understood_are_unavailable() {
         assert!(!text.contains("QUFB"), "{text}");
         fails(result, Unavailable, "");
         fails(stage.kek.wrap(&stage.alice, &stage.dek).await, Unavailable, "");
-        let batch = stage.kek.unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)]).await;
-        assert!(batch.iter().all(|result| matches!(result, Err(error) if error.class() == Unavailable)), "{batch:?}");
+        let batch = stage
+            .kek
+            .unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)])
+            .await;
+        assert!(
+            batch.iter().all(|result| matches!(result, Err(error) if error.class() == Unavailable)),
+            "{batch:?}"
+        );
     }
     // A batch with its results in another order, one too few, or one too many.
     let item = |reference: &str| format!(r#"{{"plaintext":"{dek}","reference":"{reference}"}}"#);
-    for items in [vec![item("1"), item("0")], vec![item("0")], vec![item("0"), item("1"), item("2")]] {
+    for items in
+        [vec![item("1"), item("0")], vec![item("0")], vec![item("0"), item("1"), item("2")]]
+    {
         let body = format!(r#"{{"data":{{"batch_results":[{}]}}}}"#, items.join(","));
         stage.proxy.set(Fault::Replace(http(200, &body)));
-        let batch = stage.kek.unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)]).await;
-        assert!(batch.iter().all(|result| matches!(result, Err(error) if error.class() == Unavailable)), "{batch:?}");
+        let batch = stage
+            .kek
+            .unwrap_many(&[(&stage.alice, &stage.wrapped), (&stage.alice, &stage.wrapped)])
+            .await;
+        assert!(
+            batch.iter().all(|result| matches!(result, Err(error) if error.class() == Unavailable)),
+            "{batch:?}"
+        );
     }
     stage.unwraps_again().await;
 }
@@ -387,8 +452,16 @@ async fn every_way_for_the_connection_to_fail_is_unavailable_and_the_next_call_w
         (Fault::Truncate(20), ""),
         (Fault::Truncate(400), ""),
         (Fault::Replace(b"\x16\x03\x01garbage\r\n\r\n".to_vec()), ""),
-        (Fault::Replace(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"data\":{\"pla".to_vec()), "broke off"),
-        (Fault::Replace(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec()), "broke off"),
+        (
+            Fault::Replace(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{\"data\":{\"pla".to_vec(),
+            ),
+            "broke off",
+        ),
+        (
+            Fault::Replace(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".to_vec()),
+            "broke off",
+        ),
         (Fault::Silence, "no answer in time"),
         (Fault::Delay(Duration::from_secs(5)), "no answer in time"),
         (Fault::Trickle(Duration::from_millis(20)), "no answer in time"),
@@ -415,14 +488,20 @@ async fn no_server_no_name_and_no_way_are_unavailable() {
     let nowhere = builder(1, "token").address("https://vault.invalid:8200").build().unwrap();
     fails(nowhere.wrap(&alice, &dek).await, Unavailable, "cannot be resolved");
     // Addresses of documentation (RFC 5737): nobody answers, or the network says so at once.
-    let nobody =
-        builder(1, "token").address("https://192.0.2.1").connect_timeout(Duration::from_millis(300)).build().unwrap();
+    let nobody = builder(1, "token")
+        .address("https://192.0.2.1")
+        .connect_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
     fails(nobody.wrap(&alice, &dek).await, Unavailable, "");
     let proxy = builder(1, "token")
         .address("https://vault.example")
         .proxy(format!("http://user:pass-word@127.0.0.1:{}", free_port()));
     let error = proxy.build().unwrap().wrap(&alice, &dek).await.unwrap_err();
-    assert!(error.class() == Unavailable && !format!("{error:?}").contains("pass-word"), "{error:?}");
+    assert!(
+        error.class() == Unavailable && !format!("{error:?}").contains("pass-word"),
+        "{error:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -447,7 +526,11 @@ async fn a_server_that_tls_does_not_vouch_for_is_never_sent_the_token() {
     let system = builder(1, server.root_token()).address(server.address()).build().unwrap();
     fails(system.wrap(&alice, &dek).await, Misconfigured, "UnknownIssuer");
     let plain = OpenBao::start().await;
-    fails(at(plain.address().replace("http", "https"), server.ca_file()).wrap(&alice, &dek).await, Unavailable, "");
+    fails(
+        at(plain.address().replace("http", "https"), server.ca_file()).wrap(&alice, &dek).await,
+        Unavailable,
+        "",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -457,7 +540,10 @@ async fn a_proxy_is_used_and_a_redirection_leads_to_the_active_node_only_once() 
     let (alice, dek) = (context("alice"), a_dek());
     // A plain proxy for http is asked with the whole URL; here it is the server itself that takes it.
     let proxy = FaultProxy::start(server.port());
-    let kek = builder(1, server.root_token()).proxy(format!("http://127.0.0.1:{}", proxy.port())).build().unwrap();
+    let kek = builder(1, server.root_token())
+        .proxy(format!("http://127.0.0.1:{}", proxy.port()))
+        .build()
+        .unwrap();
     kek.wrap(&alice, &dek).await.unwrap();
     assert!(proxy.requests() >= 3);
 
@@ -469,9 +555,15 @@ async fn a_proxy_is_used_and_a_redirection_leads_to_the_active_node_only_once() 
     let standby = front(server.port(), move |path| Some(redirection(format!("{active}{path}"))));
     let kek = builder(standby, server.root_token()).build().unwrap();
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
-    assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose(), "the body goes along");
+    assert_eq!(
+        kek.unwrap(&alice, &wrapped).await.unwrap().expose(),
+        dek.expose(),
+        "the body goes along"
+    );
 
-    let further = front(server.port(), move |path| Some(redirection(format!("http://127.0.0.1:{standby}{path}"))));
+    let further = front(server.port(), move |path| {
+        Some(redirection(format!("http://127.0.0.1:{standby}{path}")))
+    });
     let kek = builder(further, server.root_token()).build().unwrap();
     fails(kek.read_key().await, Unavailable, "redirection");
 }
@@ -481,7 +573,10 @@ async fn a_gateway_may_put_a_path_in_front() {
     let server = OpenBao::start().await;
     server.create_key("orders", false).await;
     // The server knows no such path; that it says so shows where the request went.
-    let kek = builder(1, server.root_token()).address(format!("{}/gateway/", server.address())).build().unwrap();
+    let kek = builder(1, server.root_token())
+        .address(format!("{}/gateway/", server.address()))
+        .build()
+        .unwrap();
     fails(kek.read_key().await, Misconfigured, "(404");
     let kek = builder(1, server.root_token())
         .address(format!("{}/", server.address()))

@@ -28,7 +28,11 @@ async fn server() -> OpenBao {
 }
 
 fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
-    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+    VaultTransitKek::builder("test", "orders")
+        .address(format!("http://127.0.0.1:{port}"))
+        .auth(auth)
+        .build()
+        .unwrap()
 }
 
 async fn works(kek: &VaultTransitKek) -> Result<(), KekError> {
@@ -50,14 +54,16 @@ fn fails<T>(result: Result<T, KekError>, class: KekErrorClass, text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_adds_its_token_needs_none_of_ours() {
     let server = server().await;
-    let token = Arc::new(std::sync::Mutex::new(server.token(json!({ "policies": ["orders"] })).await));
+    let token =
+        Arc::new(std::sync::Mutex::new(server.token(json!({ "policies": ["orders"] })).await));
     let agent = in_front_of(server.port(), {
         let token = token.clone();
         move |asked, server| {
             assert_eq!(asked.header("x-vault-token"), None, "ours has none");
             let mut headers = asked.headers.clone();
             headers.push(("x-vault-token".to_owned(), token.lock().unwrap().clone()));
-            let (method, path, body) = (asked.method.clone(), asked.path.clone(), asked.body.clone());
+            let (method, path, body) =
+                (asked.method.clone(), asked.path.clone(), asked.body.clone());
             server(&vault_front::Asked { method, path, headers, body })
         }
     });
@@ -73,7 +79,12 @@ async fn an_agent_that_adds_its_token_needs_none_of_ours() {
     *token.lock().unwrap() = fresh;
     works(&kek).await.unwrap();
     // What its policy does not allow is a denial.
-    server.put("sys/policies/acl/orders", json!({ "policy": "path \"other\" { capabilities = [\"read\"] }" })).await;
+    server
+        .put(
+            "sys/policies/acl/orders",
+            json!({ "policy": "path \"other\" { capabilities = [\"read\"] }" }),
+        )
+        .await;
     fails(works(&kek).await, Denied, "(403");
     // And where nobody adds one, nothing works.
     fails(works(&at(server.port(), VaultAuth::none())).await, Misconfigured, "login (none)");
@@ -85,7 +96,8 @@ async fn an_agent_that_adds_its_token_needs_none_of_ours() {
 async fn role_id_and_secret_id_come_from_files_that_may_change() {
     let server = server().await;
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
-    let (role_file, secret_file) = (server.file("role", "wrong\n"), server.file("secret", format!("{secret_id}\n")));
+    let (role_file, secret_file) =
+        (server.file("role", "wrong\n"), server.file("secret", format!("{secret_id}\n")));
     let kek = at(server.port(), VaultAuth::app_role_file(&role_file).secret_id_file(secret_file));
     fails(works(&kek).await, Misconfigured, "login (AppRole)");
     fs::write(&role_file, format!(" {role_id}\n")).unwrap();
@@ -104,9 +116,18 @@ async fn wrapped_secret_id(server: &OpenBao) -> String {
 
 async fn wrapped(server: &OpenBao, path: &str, body: Value) -> String {
     let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-    let request = client.post(format!("{}/v1/{path}", server.address())).header("X-Vault-Token", server.root_token());
-    let answer: Value =
-        request.header("X-Vault-Wrap-TTL", "60s").json(&body).send().await.unwrap().json().await.unwrap();
+    let request = client
+        .post(format!("{}/v1/{path}", server.address()))
+        .header("X-Vault-Token", server.root_token());
+    let answer: Value = request
+        .header("X-Vault-Wrap-TTL", "60s")
+        .json(&body)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
     answer["wrap_info"]["token"].as_str().unwrap().to_owned()
 }
 
@@ -130,7 +151,10 @@ async fn a_wrapped_secret_id_is_looked_into_once_and_kept_for_later_logins() {
     // Somebody has used this one: an operator should know.
     let used = at(server.port(), VaultAuth::app_role(&*role_id).wrapped_secret_id_file(&path));
     fails(works(&used).await, Misconfigured, "wrapping token is not valid");
-    let value = at(server.port(), VaultAuth::app_role(&*role_id).wrapped_secret_id(wrapped_secret_id(&server).await));
+    let value = at(
+        server.port(),
+        VaultAuth::app_role(&*role_id).wrapped_secret_id(wrapped_secret_id(&server).await),
+    );
     works(&value).await.unwrap();
 }
 
@@ -142,7 +166,8 @@ async fn a_wrapped_response_that_somebody_put_in_its_place_is_not_used() {
     let replaced = wrapped(&server, "sys/wrapping/wrap", json!({ "secret_id": secret_id })).await;
     let kek = at(server.port(), VaultAuth::app_role(&*role_id).wrapped_secret_id(&*replaced));
     fails(works(&kek).await, Misconfigured, "somebody may have replaced it");
-    let elsewhere = at(server.port(), VaultAuth::app_role(role_id).wrapped_secret_id(server.root_token()));
+    let elsewhere =
+        at(server.port(), VaultAuth::app_role(role_id).wrapped_secret_id(server.root_token()));
     let error = works(&elsewhere).await.unwrap_err();
     assert_eq!(error.class(), Misconfigured, "{error}");
 }
@@ -153,7 +178,8 @@ async fn a_wrapped_response_that_somebody_put_in_its_place_is_not_used() {
 async fn a_web_token_logs_in_and_the_file_may_change() {
     let server = server().await;
     let pair = rcgen::KeyPair::generate().unwrap();
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pair.serialized_der()).unwrap();
+    let key =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pair.serialized_der()).unwrap();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let token = |subject: &str, expires: u64| {
         let part = |value: Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
@@ -194,7 +220,12 @@ async fn a_web_token_logs_in_and_the_file_may_change() {
 const KEY: (&str, &str) = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
 
 /// What the login method does with a request: it sends it to STS, which checks the signature. `Err` says what is wrong.
-fn sts(login: &Value, host: &str, server_id: Option<&str>, session_token: Option<&str>) -> Result<(), String> {
+fn sts(
+    login: &Value,
+    host: &str,
+    server_id: Option<&str>,
+    session_token: Option<&str>,
+) -> Result<(), String> {
     let text = |field: &str| {
         let bytes = BASE64.decode(login[field].as_str().unwrap().as_bytes()).unwrap();
         String::from_utf8(bytes).unwrap()
@@ -203,12 +234,14 @@ fn sts(login: &Value, host: &str, server_id: Option<&str>, session_token: Option
     assert_eq!(text("iam_request_url"), format!("https://{host}/"));
     let body = text("iam_request_body");
     assert_eq!(body, "Action=GetCallerIdentity&Version=2011-06-15");
-    let headers: serde_json::Map<String, Value> = serde_json::from_str(&text("iam_request_headers")).unwrap();
+    let headers: serde_json::Map<String, Value> =
+        serde_json::from_str(&text("iam_request_headers")).unwrap();
     let headers: Vec<_> = headers
         .into_iter()
         .map(|(name, values)| (name.to_ascii_lowercase(), values[0].as_str().unwrap().to_owned()))
         .collect();
-    let request = sigv4::Request { method: "POST", path: "/", headers: &headers, body: body.as_bytes() };
+    let request =
+        sigv4::Request { method: "POST", path: "/", headers: &headers, body: body.as_bytes() };
     assert_eq!(request.header("host"), Some(host));
     assert_eq!(request.header("x-amz-security-token"), session_token);
     if request.header("x-vault-aws-iam-server-id") != server_id {
@@ -221,7 +254,9 @@ fn sts(login: &Value, host: &str, server_id: Option<&str>, session_token: Option
     if claim.access_key != KEY.0 {
         return Err("InvalidClientTokenId".to_owned());
     }
-    claim.check(&request, KEY.1, &needed, SystemTime::now()).map_err(|refusal| format!("{refusal:?}"))
+    claim
+        .check(&request, KEY.1, &needed, SystemTime::now())
+        .map_err(|refusal| format!("{refusal:?}"))
 }
 
 #[derive(Debug)]
@@ -242,7 +277,9 @@ impl AwsCredentials for Down {
 async fn aws_iam_logs_in_with_a_signed_request_that_the_server_can_send() {
     let server = server().await;
     let token = server.token(json!({ "policies": ["orders"] })).await;
-    let stand_in = |host: &'static str, server_id: Option<&'static str>, session_token: Option<&'static str>| {
+    let stand_in = |host: &'static str,
+                    server_id: Option<&'static str>,
+                    session_token: Option<&'static str>| {
         let token = token.clone();
         in_front_of(server.port(), move |asked, server| {
             if asked.path != "/v1/auth/aws/login" {
@@ -268,9 +305,15 @@ async fn aws_iam_logs_in_with_a_signed_request_that_the_server_can_send() {
     let china = stand_in("sts.cn-north-1.amazonaws.com.cn", None, None);
     works(&at(china, VaultAuth::aws_iam("orders", keys()).aws_region("cn-north-1"))).await.unwrap();
 
-    let wrong = at(global, VaultAuth::aws_iam("orders", AwsKeys::new(KEY.0, "another secret key".replace(' ', "-"))));
+    let wrong = at(
+        global,
+        VaultAuth::aws_iam("orders", AwsKeys::new(KEY.0, "another secret key".replace(' ', "-"))),
+    );
     fails(works(&wrong).await, Misconfigured, "Mismatch");
-    let no_id = at(stand_in("sts.amazonaws.com", Some("vault.example"), None), VaultAuth::aws_iam("orders", keys()));
+    let no_id = at(
+        stand_in("sts.amazonaws.com", Some("vault.example"), None),
+        VaultAuth::aws_iam("orders", keys()),
+    );
     fails(works(&no_id).await, Misconfigured, "missing header");
     let unset = at(global, VaultAuth::aws_iam("orders", AwsEnvironment));
     fails(works(&unset).await, Misconfigured, "AWS_ACCESS_KEY_ID");

@@ -58,7 +58,11 @@ async fn messages(kek: &VaultTransitKek) -> Vec<(EncryptionContext, Vec<u8>)> {
     messages
 }
 
-async fn once(envelope: &Envelope, context: &EncryptionContext, sealed: &[u8]) -> Result<(), Error> {
+async fn once(
+    envelope: &Envelope,
+    context: &EncryptionContext,
+    sealed: &[u8],
+) -> Result<(), Error> {
     assert_eq!(&*envelope.decrypt(context, Aad::empty(), sealed).await?, b"payload");
     let mine = envelope.encrypt(context, Aad::from(b"aad"), b"mine").await?;
     assert_eq!(&*envelope.decrypt(context, Aad::from(b"aad"), &mine).await?, b"mine");
@@ -68,20 +72,34 @@ async fn once(envelope: &Envelope, context: &EncryptionContext, sealed: &[u8]) -
 impl Load {
     async fn start(kek: &VaultTransitKek, limits: Limits) -> Self {
         let past_age = PastAge::default();
-        let envelope =
-            Envelope::builder().wrap_with(kek.clone()).limits(limits).observer(past_age.clone()).build().unwrap();
+        let envelope = Envelope::builder()
+            .wrap_with(kek.clone())
+            .limits(limits)
+            .observer(past_age.clone())
+            .build()
+            .unwrap();
         let messages = Arc::new(messages(kek).await);
-        let load =
-            Self { over: Arc::default(), done: Arc::default(), failures: Arc::default(), tasks: Vec::new(), past_age };
+        let load = Self {
+            over: Arc::default(),
+            done: Arc::default(),
+            failures: Arc::default(),
+            tasks: Vec::new(),
+            past_age,
+        };
         let tasks = (0..8).map(|task: usize| {
             let (envelope, messages) = (envelope.clone(), messages.clone());
-            let (over, done, failures) = (load.over.clone(), load.done.clone(), load.failures.clone());
+            let (over, done, failures) =
+                (load.over.clone(), load.done.clone(), load.failures.clone());
             tokio::spawn(async move {
                 while !over.load(Ordering::SeqCst) {
                     let (context, sealed) = &messages[task % messages.len()];
                     match once(&envelope, context, sealed).await {
                         Ok(()) => drop(done.fetch_add(1, Ordering::SeqCst)),
-                        Err(error) => failures.lock().unwrap().push((Instant::now(), error.kind(), error.to_string())),
+                        Err(error) => failures.lock().unwrap().push((
+                            Instant::now(),
+                            error.kind(),
+                            error.to_string(),
+                        )),
                     }
                     tokio::time::sleep(millis(5)).await;
                 }
@@ -103,7 +121,11 @@ impl Load {
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) -> Duration {
         let start = Instant::now();
         while !holds(self) {
-            assert!(start.elapsed() < Duration::from_secs(30), "{what}: {:?}", self.failures.lock().unwrap().last());
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "{what}: {:?}",
+                self.failures.lock().unwrap().last()
+            );
             tokio::time::sleep(millis(5)).await;
         }
         start.elapsed()
@@ -118,7 +140,11 @@ impl Load {
             if self.done() > done + 16 && self.failed() == failed {
                 return start.elapsed();
             }
-            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", self.failures.lock().unwrap().last());
+            assert!(
+                start.elapsed() < Duration::from_secs(30),
+                "{:?}",
+                self.failures.lock().unwrap().last()
+            );
         }
     }
 
@@ -133,7 +159,10 @@ impl Load {
             *kinds.entry(format!("{kind:?}")).or_default() += 1;
         }
         let past_age = self.past_age.0.load(Ordering::SeqCst);
-        println!("{name}: {} done, {past_age} served past their age, failed: {kinds:?}", self.done());
+        println!(
+            "{name}: {} done, {past_age} served past their age, failed: {kinds:?}",
+            self.done()
+        );
         if let Some((_, _, text)) = failures.last() {
             println!("  last: {text}");
         }
@@ -207,7 +236,10 @@ async fn a_server_that_is_killed_is_ridden_out_within_the_grace_and_found_again(
     server.restart().await;
     let start = Instant::now();
     without.recovers().await;
-    println!("kill -9: noticed after {noticed:.1?}, recovered {:.1?} after the server was back", start.elapsed());
+    println!(
+        "kill -9: noticed after {noticed:.1?}, recovered {:.1?} after the server was back",
+        start.elapsed()
+    );
     let (_, failed) = without.end("kill -9, without grace").await;
     assert!(!failed.is_empty() && only("Unavailable")(&failed), "{failed:?}");
 
@@ -224,8 +256,11 @@ async fn sealing_is_an_outage_and_unsealing_its_end() {
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = at(&server, VaultAuth::app_role(role_id).secret_id(secret_id));
     let minute = Duration::from_secs(60);
-    let with_grace =
-        Load::start(&kek, short_lived().stale_if_error_reading(minute).stale_if_error_writing(minute)).await;
+    let with_grace = Load::start(
+        &kek,
+        short_lived().stale_if_error_reading(minute).stale_if_error_writing(minute),
+    )
+    .await;
     let without = Load::start(&kek, short_lived()).await;
     without.until("work", |load| load.done() > 200).await;
     server.seal().await;
@@ -234,7 +269,10 @@ async fn sealing_is_an_outage_and_unsealing_its_end() {
     server.unseal().await;
     let start = Instant::now();
     without.recovers().await;
-    println!("seal: noticed after {noticed:.1?}, recovered {:.1?} after the unsealing", start.elapsed());
+    println!(
+        "seal: noticed after {noticed:.1?}, recovered {:.1?} after the unsealing",
+        start.elapsed()
+    );
     let (_, failed) = without.end("seal, without grace").await;
     assert!(!failed.is_empty() && only("Unavailable")(&failed), "{failed:?}");
     with_grace.recovers().await;
@@ -261,7 +299,10 @@ async fn rotations_under_load_fail_nothing_and_old_messages_are_rewrapped() {
         assert!(envelope.needs_rewrap(sealed).unwrap());
         let rewrapped = envelope.rewrap(context, sealed).await.unwrap();
         assert!(!envelope.needs_rewrap(&rewrapped).unwrap());
-        assert_eq!(&*envelope.decrypt(context, Aad::empty(), &rewrapped).await.unwrap(), b"payload");
+        assert_eq!(
+            &*envelope.decrypt(context, Aad::empty(), &rewrapped).await.unwrap(),
+            b"payload"
+        );
     }
     let fresh = envelope.encrypt(&old[0].0, Aad::empty(), b"x").await.unwrap();
     assert!(!envelope.needs_rewrap(&fresh).unwrap(), "new messages are under the new version");

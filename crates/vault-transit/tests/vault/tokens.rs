@@ -33,12 +33,17 @@ async fn allow(server: &OpenBao, verbs: &[&str]) {
         let capability = if *verb == "keys" { "read" } else { "update" };
         format!("path \"transit/{verb}/orders\" {{ capabilities = [\"{capability}\"] }}\n")
     };
-    let policy = verbs.iter().map(rule).collect::<String>() + "path \"other\" { capabilities = [\"read\"] }";
+    let policy =
+        verbs.iter().map(rule).collect::<String>() + "path \"other\" { capabilities = [\"read\"] }";
     server.put("sys/policies/acl/orders", json!({ "policy": policy })).await;
 }
 
 fn at(port: u16, auth: VaultAuth) -> VaultTransitKek {
-    VaultTransitKek::builder("test", "orders").address(format!("http://127.0.0.1:{port}")).auth(auth).build().unwrap()
+    VaultTransitKek::builder("test", "orders")
+        .address(format!("http://127.0.0.1:{port}"))
+        .auth(auth)
+        .build()
+        .unwrap()
 }
 
 async fn app_role(server: &OpenBao) -> VaultAuth {
@@ -75,7 +80,9 @@ fn count(server: &OpenBao, path: &str) -> usize {
 }
 
 async fn live_tokens(server: &OpenBao) -> usize {
-    server.ask("LIST", "auth/token/accessors", Value::Null).await.1["data"]["keys"].as_array().map_or(0, Vec::len)
+    server.ask("LIST", "auth/token/accessors", Value::Null).await.1["data"]["keys"]
+        .as_array()
+        .map_or(0, Vec::len)
 }
 
 /// Waits for what happens in the background.
@@ -89,7 +96,8 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 const POLICY: &str = "{\"errors\":[\"1 error occurred:\\n\\t* permission denied\\n\\n\"]}";
 const BARE: &str = "{\"errors\":[\"permission denied\"]}";
-const INVALID_TOKEN: &str = "{\"errors\":[\"2 errors occurred:\\n\\t* permission denied\\n\\t* invalid token\\n\\n\"]}";
+const INVALID_TOKEN: &str =
+    "{\"errors\":[\"2 errors occurred:\\n\\t* permission denied\\n\\t* invalid token\\n\\n\"]}";
 
 // --- the token or the policy
 
@@ -105,11 +113,18 @@ async fn a_job_that_may_not_rewrap_ends_no_dek_when_the_tokens_are_revoked() {
             other => other,
         })
     };
-    for port in [server.port(), worded(INVALID_TOKEN, POLICY), worded(BARE, BARE), worded(POLICY, POLICY)] {
+    for port in
+        [server.port(), worded(INVALID_TOKEN, POLICY), worded(BARE, BARE), worded(POLICY, POLICY)]
+    {
         let kek = at(port, app_role(&server).await);
         let clock = ManualClock::new();
         let limits = Limits::default().max_age(Duration::from_secs(60)).denial_ttl(Duration::ZERO);
-        let envelope = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
+        let envelope = Envelope::builder()
+            .wrap_with(kek.clone())
+            .clock(clock.clone())
+            .limits(limits)
+            .build()
+            .unwrap();
         let alice = context("alice");
         let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
         let wrapped = kek.wrap(&alice, &a_dek()).await.unwrap();
@@ -117,7 +132,10 @@ async fn a_job_that_may_not_rewrap_ends_no_dek_when_the_tokens_are_revoked() {
             fails(kek.rewrap(&alice, &wrapped).await, Denied, "(403");
             revoke_all(&server).await;
             clock.advance(Duration::from_secs(61));
-            assert_eq!(&*envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
+            assert_eq!(
+                &*envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(),
+                b"payload"
+            );
         }
         // The other way round as well: what is refused stays refused.
         revoke_all(&server).await;
@@ -151,7 +169,9 @@ async fn a_policy_taken_away_is_a_denial_though_no_login_works_any_more() {
     let (role_id, secret_id) = server.app_role("1h", "1h").await;
     let kek = at(server.port(), VaultAuth::app_role(role_id).secret_id(&*secret_id));
     works(&kek).await.unwrap();
-    server.put("auth/approle/role/orders/secret-id/destroy", json!({ "secret_id": secret_id })).await;
+    server
+        .put("auth/approle/role/orders/secret-id/destroy", json!({ "secret_id": secret_id }))
+        .await;
     allow(&server, &["keys"]).await;
     fails(works(&kek).await, Denied, "(403");
     // And with its token gone it is the login that is at fault.
@@ -167,7 +187,8 @@ async fn a_token_that_the_server_calls_invalid_is_never_a_denial() {
     let port = in_front_of(server.port(), {
         let (invalid, everywhere) = (invalid.clone(), everywhere.clone());
         move |asked, server| {
-            let is_call = asked.path.starts_with("/v1/transit/") || everywhere.load(Ordering::SeqCst);
+            let is_call =
+                asked.path.starts_with("/v1/transit/") || everywhere.load(Ordering::SeqCst);
             let is_login = asked.path.contains("/login");
             match invalid.load(Ordering::SeqCst) && is_call && !is_login {
                 true => (403, INVALID_TOKEN.to_owned()),
@@ -202,7 +223,13 @@ async fn a_403_that_is_not_the_servers_own_costs_no_login_and_ends_no_dek() {
     let port = in_front_of(server.port(), {
         let blocked = blocked.clone();
         move |asked, server| match blocked.load(Ordering::SeqCst) && asked.path.contains("crypt") {
-            true => (403, format!("<html>\u{1b}[31m blocked: {} </html>", asked.header("x-vault-token").unwrap())),
+            true => (
+                403,
+                format!(
+                    "<html>\u{1b}[31m blocked: {} </html>",
+                    asked.header("x-vault-token").unwrap()
+                ),
+            ),
             false => server(asked),
         }
     });
@@ -214,7 +241,10 @@ async fn a_403_that_is_not_the_servers_own_costs_no_login_and_ends_no_dek() {
         let error = works(&kek).await.unwrap_err();
         assert_eq!(error.class(), Misconfigured, "{error}");
         let text = error.to_string();
-        assert!(text.contains("blocked") && !text.contains('\u{1b}') && !text.contains("s."), "{text}");
+        assert!(
+            text.contains("blocked") && !text.contains('\u{1b}') && !text.contains("s."),
+            "{text}"
+        );
     }
     assert_eq!(count(&server, "auth/approle/login"), logins);
 }
@@ -237,7 +267,8 @@ async fn a_role_whose_tokens_are_good_for_one_call_serves_all_the_same() {
 async fn a_token_file_is_followed_whether_or_not_its_tokens_may_look_themselves_up() {
     let server = server().await;
     for no_default_policy in [false, true] {
-        let fields = json!({ "policies": ["orders"], "no_default_policy": no_default_policy, "ttl": "1h" });
+        let fields =
+            json!({ "policies": ["orders"], "no_default_policy": no_default_policy, "ttl": "1h" });
         let first = server.token(fields.clone()).await;
         let path = server.file("token", &first);
         let kek = at(server.port(), VaultAuth::token_file(&path));
@@ -274,7 +305,10 @@ async fn a_service_that_is_denied_leaves_no_tokens_behind_and_logs_in_ever_more_
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let logins = count(&server, "auth/approle/login");
-    assert!((2..=3).contains(&logins), "the first, one after the refusal and one after the pause: {logins}");
+    assert!(
+        (2..=3).contains(&logins),
+        "the first, one after the refusal and one after the pause: {logins}"
+    );
     until("superseded tokens are given back", async || live_tokens(&server).await <= before).await;
     server.policy("orders", "orders").await;
     works(&kek).await.unwrap();
@@ -328,7 +362,10 @@ async fn close_gives_the_last_token_back_and_the_next_call_logs_in_anew() {
     kek.close().await;
     until("all are given back", async || live_tokens(&server).await == before).await;
     let sealed = envelope.encrypt(&context("bob"), Aad::empty(), b"payload").await.unwrap();
-    assert_eq!(&*envelope.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap(), b"payload");
+    assert_eq!(
+        &*envelope.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap(),
+        b"payload"
+    );
     assert_eq!(live_tokens(&server).await, before + 1);
     // Nobody closes it: it goes with the last handle.
     drop((envelope, kek));
@@ -369,7 +406,10 @@ async fn a_refused_login_is_remembered_for_a_while_and_says_that_nobody_was_aske
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let logins = count(&server, "auth/approle/login");
-    assert!(asked == logins && (2..=8).contains(&logins), "{asked} say that it was asked, {logins} logins");
+    assert!(
+        asked == logins && (2..=8).contains(&logins),
+        "{asked} say that it was asked, {logins} logins"
+    );
     // Other credentials are tried at once.
     fs::write(&path, secret_id).unwrap();
     works(&kek).await.unwrap();
@@ -382,7 +422,9 @@ async fn an_error_says_whether_the_server_was_asked() {
     let alice = context("alice");
     let wrapped = kek.wrap(&alice, &a_dek()).await.unwrap();
     let other = waxseal::WrappedDek::new(wrapped.kek_id().clone(), *b"no ciphertext").unwrap();
-    let foreign = waxseal::WrappedDek::new(waxseal::KekId::new("vault:a/b/c").unwrap(), wrapped.wrapped()).unwrap();
+    let foreign =
+        waxseal::WrappedDek::new(waxseal::KekId::new("vault:a/b/c").unwrap(), wrapped.wrapped())
+            .unwrap();
     for malformed in [&other, &foreign] {
         assert!(!kek.unwrap(&alice, malformed).await.unwrap_err().was_asked());
         assert!(!kek.rewrap(&alice, malformed).await.unwrap_err().was_asked());
@@ -402,7 +444,8 @@ async fn a_locked_namespace_ends_deks_and_a_sealed_one_is_an_outage() {
     let server = server().await;
     server.put("sys/namespaces/locked", json!({})).await;
     let sealable = json!({ "seal": "seal \"shamir\" {\n shares = 1\n threshold = 1\n}" });
-    let share = server.put("sys/namespaces/sealed", sealable).await["data"]["key_shares"][0].clone();
+    let share =
+        server.put("sys/namespaces/sealed", sealable).await["data"]["key_shares"][0].clone();
     server.ask("POST", "sys/namespaces/sealed/unseal", json!({ "key": share })).await;
     for (namespace, kind, stop) in [
         ("locked", ErrorKind::Denied, "sys/namespaces/api-lock/lock/locked"),
@@ -410,12 +453,19 @@ async fn a_locked_namespace_ends_deks_and_a_sealed_one_is_an_outage() {
     ] {
         server.put(&format!("{namespace}/sys/mounts/transit"), json!({ "type": "transit" })).await;
         server.put(&format!("{namespace}/transit/keys/orders"), json!({ "derived": true })).await;
-        let builder = VaultTransitKek::builder("test", "orders").address(server.address()).namespace(namespace);
+        let builder = VaultTransitKek::builder("test", "orders")
+            .address(server.address())
+            .namespace(namespace);
         let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
         let clock = ManualClock::new();
         let limits = Limits::default().max_age(Duration::from_secs(60)).denial_ttl(Duration::ZERO);
         let limits = limits.stale_if_error_reading(Duration::from_secs(3600));
-        let envelope = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone()).limits(limits).build().unwrap();
+        let envelope = Envelope::builder()
+            .wrap_with(kek.clone())
+            .clock(clock.clone())
+            .limits(limits)
+            .build()
+            .unwrap();
         let alice = context("alice");
         let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
         envelope.decrypt(&alice, Aad::empty(), &sealed).await.unwrap();
@@ -429,7 +479,9 @@ async fn a_locked_namespace_ends_deks_and_a_sealed_one_is_an_outage() {
         }
         assert_eq!(kek.health().await.unwrap_err().class() == Denied, kind == ErrorKind::Denied);
         // A login that fails by it says the same.
-        let anew = VaultTransitKek::builder("test", "orders").address(server.address()).namespace(namespace);
+        let anew = VaultTransitKek::builder("test", "orders")
+            .address(server.address())
+            .namespace(namespace);
         let anew = anew.auth(VaultAuth::app_role("r").secret_id("s")).build().unwrap();
         assert_eq!(works(&anew).await.unwrap_err().class() == Denied, kind == ErrorKind::Denied);
     }
@@ -445,16 +497,18 @@ async fn an_invalid_answer_to_a_wrap_keeps_its_text_and_a_gateways_is_no_invalid
             1 if asked.path.contains("encrypt") || asked.path.contains("datakey") => {
                 (400, "{\"errors\":[\"the context has a word too many\"]}".to_owned())
             }
-            status @ (400 | 413) if asked.path.contains("crypt") => {
-                (u16::try_from(status).unwrap(), format!("<html> {status} no such luck\u{7} </html>"))
-            }
+            status @ (400 | 413) if asked.path.contains("crypt") => (
+                u16::try_from(status).unwrap(),
+                format!("<html> {status} no such luck\u{7} </html>"),
+            ),
             _ => server(asked),
         }
     });
     let kek = at(port, app_role(&server).await);
     kek.read_key().await.unwrap();
     for origin in [waxseal::DekOrigin::Local, waxseal::DekOrigin::KeyService] {
-        let envelope = Envelope::builder().wrap_with(kek.clone()).dek_origin(origin).build().unwrap();
+        let envelope =
+            Envelope::builder().wrap_with(kek.clone()).dek_origin(origin).build().unwrap();
         turn.store(1, Ordering::SeqCst);
         let error = envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
@@ -471,7 +525,10 @@ async fn an_invalid_answer_to_a_wrap_keeps_its_text_and_a_gateways_is_no_invalid
             reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.map(drop).unwrap_err(),
         ] {
             assert_eq!(error.kind(), ErrorKind::Misconfigured, "{error}");
-            assert!(error.to_string().contains("no such luck") && !error.to_string().contains('\u{7}'), "{error}");
+            assert!(
+                error.to_string().contains("no such luck") && !error.to_string().contains('\u{7}'),
+                "{error}"
+            );
         }
     }
     turn.store(0, Ordering::SeqCst);

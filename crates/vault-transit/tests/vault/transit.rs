@@ -41,9 +41,16 @@ impl Subject for Stage {
         Box::pin(async move {
             match class {
                 KekErrorClass::Throttled => {
-                    self.server.put("sys/quotas/rate-limit/all", json!({ "rate": 0.001, "path": "transit/" })).await;
+                    self.server
+                        .put(
+                            "sys/quotas/rate-limit/all",
+                            json!({ "rate": 0.001, "path": "transit/" }),
+                        )
+                        .await;
                     // What the quota allows at first is used up.
-                    while self.server.ask("GET", "transit/keys/orders", json!(null)).await.0 != 429 {}
+                    while self.server.ask("GET", "transit/keys/orders", json!(null)).await.0 != 429
+                    {
+                    }
                     Step::Done
                 }
                 KekErrorClass::Denied => {
@@ -57,8 +64,11 @@ impl Subject for Stage {
 
     fn forbid_unwrapping(&self) -> BoxFuture<'_, Step> {
         Box::pin(async {
-            let may =
-                |verb: &str| format!("path \"transit/{verb}/orders\" {{ capabilities = [\"read\", \"update\"] }}\n");
+            let may = |verb: &str| {
+                format!(
+                    "path \"transit/{verb}/orders\" {{ capabilities = [\"read\", \"update\"] }}\n"
+                )
+            };
             let policy: String = ["keys", "encrypt", "rewrap"].into_iter().map(may).collect();
             self.server.put("sys/policies/acl/orders", json!({ "policy": policy })).await;
             Step::Done
@@ -102,8 +112,11 @@ async fn conforms(stage: Stage) {
     let report = conformance::run(&stage).await;
     println!("{report}");
     assert!(report.is_conformant(), "{report}");
-    let unseen: Vec<_> =
-        report.checks().filter(|(_, outcome)| **outcome != Outcome::Passed).map(|(name, _)| name).collect();
+    let unseen: Vec<_> = report
+        .checks()
+        .filter(|(_, outcome)| **outcome != Outcome::Passed)
+        .map(|(name, _)| name)
+        .collect();
     assert_eq!(unseen, ["takes_a_source_of_credentials_that_is_down_for_an_outage"]);
 }
 
@@ -114,13 +127,24 @@ async fn it_conforms_over_tls_with_a_derived_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_conforms_over_tls_with_a_plain_key_that_binds_by_associated_data() {
-    conforms(stage(Options { tls: true, ..Options::default() }, false, Some(ContextBinding::AssociatedData)).await)
-        .await;
+    conforms(
+        stage(
+            Options { tls: true, ..Options::default() },
+            false,
+            Some(ContextBinding::AssociatedData),
+        )
+        .await,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_conforms_over_tls_with_a_plain_key_that_binds_nothing() {
-    conforms(stage(Options { tls: true, ..Options::default() }, false, Some(ContextBinding::Unbound)).await).await;
+    conforms(
+        stage(Options { tls: true, ..Options::default() }, false, Some(ContextBinding::Unbound))
+            .await,
+    )
+    .await;
 }
 
 // --- keys and bindings
@@ -132,7 +156,9 @@ async fn server_with(key: &str, fields: serde_json::Value) -> OpenBao {
 }
 
 fn as_root(server: &OpenBao, key: &str) -> VaultTransitKekBuilder {
-    VaultTransitKek::builder("test", key).address(server.address()).auth(VaultAuth::token(server.root_token()))
+    VaultTransitKek::builder("test", key)
+        .address(server.address())
+        .auth(VaultAuth::token(server.root_token()))
 }
 
 fn class<T>(result: Result<T, KekError>) -> KekErrorClass {
@@ -153,7 +179,9 @@ async fn a_key_that_would_not_bind_the_context_is_refused_until_the_caller_choos
     assert_eq!(class(undecided.health().await), KekErrorClass::Misconfigured);
 
     // What was chosen is what the server enforces.
-    for (binding, enforced) in [(ContextBinding::AssociatedData, true), (ContextBinding::Unbound, false)] {
+    for (binding, enforced) in
+        [(ContextBinding::AssociatedData, true), (ContextBinding::Unbound, false)]
+    {
         let kek = as_root(&server, "plain").binding(binding).build().unwrap();
         let wrapped = kek.wrap(&alice, &dek).await.unwrap();
         let other = kek.unwrap(&context("bob"), &wrapped).await;
@@ -166,7 +194,10 @@ async fn a_key_that_would_not_bind_the_context_is_refused_until_the_caller_choos
     let writer = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let sealed = writer.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
-    assert_eq!(reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(
+        reader.decrypt(&context("bob"), Aad::empty(), &sealed).await.unwrap_err().kind(),
+        ErrorKind::Invalid
+    );
     assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
 }
 
@@ -200,11 +231,14 @@ async fn keys_that_cannot_protect_a_dek_are_refused() {
     .enumerate()
     {
         server.put(&format!("transit/keys/key-{i}"), fields.clone()).await;
-        let kek = as_root(&server, &format!("key-{i}")).binding(ContextBinding::Unbound).build().unwrap();
+        let kek =
+            as_root(&server, &format!("key-{i}")).binding(ContextBinding::Unbound).build().unwrap();
         let result = kek.wrap(&context("alice"), &a_dek()).await;
         assert_eq!(class(result), KekErrorClass::Misconfigured, "{fields}");
     }
-    server.put("transit/keys/chacha", json!({ "type": "chacha20-poly1305", "derived": true })).await;
+    server
+        .put("transit/keys/chacha", json!({ "type": "chacha20-poly1305", "derived": true }))
+        .await;
     let kek = as_root(&server, "chacha").build().unwrap();
     kek.wrap(&context("alice"), &a_dek()).await.unwrap();
 }
@@ -233,7 +267,13 @@ async fn two_clusters_with_a_key_of_the_same_name_are_kept_apart() {
     for (server, cluster) in servers.iter().zip(["east", "west"]) {
         server.create_key("orders", true).await;
         let auth = VaultAuth::token(server.root_token());
-        keks.push(VaultTransitKek::builder(cluster, "orders").address(server.address()).auth(auth).build().unwrap());
+        keks.push(
+            VaultTransitKek::builder(cluster, "orders")
+                .address(server.address())
+                .auth(auth)
+                .build()
+                .unwrap(),
+        );
     }
     let [east, west] = &keks[..] else { panic!() };
     assert_eq!(east.id().as_str(), "vault:east/transit/orders");
@@ -244,15 +284,23 @@ async fn two_clusters_with_a_key_of_the_same_name_are_kept_apart() {
 
     // The wrong cluster is not asked, so its refusal cannot be believed.
     let only_east = Envelope::builder().unwrap_with(east.clone()).build().unwrap();
-    assert_eq!(only_east.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::UnknownKek);
-    let both = Envelope::builder().wrap_with(east.clone()).unwrap_with(west.clone()).build().unwrap();
+    assert_eq!(
+        only_east.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(),
+        ErrorKind::UnknownKek
+    );
+    let both =
+        Envelope::builder().wrap_with(east.clone()).unwrap_with(west.clone()).build().unwrap();
     assert_eq!(&*both.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
 
     // Not even directly: a third cluster without such a key would call it deleted, which would end the DEK.
     let dek = a_dek();
     let of_west = west.wrap(&alice, &dek).await.unwrap();
     let auth = VaultAuth::token(servers[0].root_token());
-    let third = VaultTransitKek::builder("third", "none").address(servers[0].address()).auth(auth).build().unwrap();
+    let third = VaultTransitKek::builder("third", "none")
+        .address(servers[0].address())
+        .auth(auth)
+        .build()
+        .unwrap();
     assert_eq!(class(third.unwrap(&alice, &of_west).await), KekErrorClass::Invalid);
     assert_eq!(class(third.rewrap(&alice, &of_west).await), KekErrorClass::Invalid);
 
@@ -268,13 +316,18 @@ async fn a_namespace_and_another_mount_are_asked_where_they_are() {
     server.put("team/sys/mounts/secrets/transit", json!({ "type": "transit" })).await;
     server.put("team/secrets/transit/keys/orders", json!({ "derived": true })).await;
     let (alice, dek) = (context("alice"), a_dek());
-    let kek = as_root(&server, "orders").namespace("team").mount("secrets/transit").build().unwrap();
+    let kek =
+        as_root(&server, "orders").namespace("team").mount("secrets/transit").build().unwrap();
     assert_eq!(kek.id().as_str(), "vault:test/secrets/transit/orders");
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
     assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
     assert_eq!(kek.health().await.unwrap(), Health::Ready);
     let elsewhere = as_root(&server, "orders").mount("secrets/transit").build().unwrap();
-    assert_eq!(class(elsewhere.wrap(&alice, &dek).await), KekErrorClass::Misconfigured, "nothing is mounted there");
+    assert_eq!(
+        class(elsewhere.wrap(&alice, &dek).await),
+        KekErrorClass::Misconfigured,
+        "nothing is mounted there"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -330,9 +383,17 @@ async fn whatever_the_server_takes_as_the_name_of_a_mount_a_key_or_a_namespace_c
         server.put(&format!("{}/keys/orders", encoded(mount)), json!({ "derived": true })).await;
         let wrapped = kek.wrap(&alice, &dek).await.unwrap();
         let rewrapped = kek.rewrap(&alice, &wrapped).await.unwrap();
-        assert_eq!(kek.unwrap(&alice, &rewrapped).await.unwrap().expose(), dek.expose(), "{mount:?}");
+        assert_eq!(
+            kek.unwrap(&alice, &rewrapped).await.unwrap().expose(),
+            dek.expose(),
+            "{mount:?}"
+        );
         let (made, wrapped) = kek.generate(&alice).await.unwrap();
-        assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), made.expose(), "{mount:?}");
+        assert_eq!(
+            kek.unwrap(&alice, &wrapped).await.unwrap().expose(),
+            made.expose(),
+            "{mount:?}"
+        );
         assert_eq!(kek.id().as_str(), format!("vault:test/{mount}/orders"));
     }
     assert_eq!(refused, 4, "the server was asked about those too");
@@ -347,7 +408,8 @@ async fn whatever_the_server_takes_as_the_name_of_a_mount_a_key_or_a_namespace_c
         server.put(&format!("sys/namespaces/{at}"), json!({})).await;
         server.put(&format!("{at}/sys/mounts/my%20transit"), json!({ "type": "transit" })).await;
         server.put(&format!("{at}/my%20transit/keys/orders"), json!({ "derived": true })).await;
-        let kek = as_root(&server, "orders").namespace(namespace).mount("my transit").build().unwrap();
+        let kek =
+            as_root(&server, "orders").namespace(namespace).mount("my transit").build().unwrap();
         kek.unwrap(&alice, &kek.wrap(&alice, &dek).await.unwrap()).await.unwrap();
     }
 }
@@ -387,7 +449,10 @@ async fn a_provider_says_what_its_key_enforces_before_and_after_it_was_read() {
 async fn a_batch_is_one_request_and_a_large_one_a_few() {
     let server = server_with("orders", json!({ "derived": true })).await;
     let proxy = FaultProxy::start(server.port());
-    let kek = as_root(&server, "orders").address(format!("http://127.0.0.1:{}", proxy.port())).build().unwrap();
+    let kek = as_root(&server, "orders")
+        .address(format!("http://127.0.0.1:{}", proxy.port()))
+        .build()
+        .unwrap();
     kek.read_key().await.unwrap();
     let alice = context("alice");
     for (len, requests) in [(1, 1), (2, 1), (128, 1), (129, 2), (700, 6)] {
@@ -396,11 +461,15 @@ async fn a_batch_is_one_request_and_a_large_one_a_few() {
         let before = proxy.requests();
         let wrapped: Vec<_> = kek.wrap_many(&items).await.into_iter().map(Result::unwrap).collect();
         let items: Vec<_> = wrapped.iter().map(|wrapped| (&alice, wrapped)).collect();
-        let rewrapped: Vec<_> = kek.rewrap_many(&items).await.into_iter().map(Result::unwrap).collect();
+        let rewrapped: Vec<_> =
+            kek.rewrap_many(&items).await.into_iter().map(Result::unwrap).collect();
         let items: Vec<_> = rewrapped.iter().map(|wrapped| (&alice, wrapped)).collect();
-        let unwrapped: Vec<_> = kek.unwrap_many(&items).await.into_iter().map(Result::unwrap).collect();
+        let unwrapped: Vec<_> =
+            kek.unwrap_many(&items).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(proxy.requests() - before, 3 * requests, "{len} items");
-        assert!(unwrapped.iter().zip(&deks).all(|(unwrapped, dek)| unwrapped.expose() == dek.expose()));
+        assert!(
+            unwrapped.iter().zip(&deks).all(|(unwrapped, dek)| unwrapped.expose() == dek.expose())
+        );
     }
     // The largest contexts too.
     let values = ["a".repeat(4000), "b".repeat(4000)];
@@ -447,7 +516,10 @@ async fn a_service_sees_a_rotation_without_a_restart_and_says_so_without_a_call(
         assert!(Instant::now() < deadline, "the rotation is not seen");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let quiet = as_root(&server, "orders").address(format!("http://127.0.0.1:{}", proxy.port())).build().unwrap();
+    let quiet = as_root(&server, "orders")
+        .address(format!("http://127.0.0.1:{}", proxy.port()))
+        .build()
+        .unwrap();
     assert_eq!(quiet.read_key().await.unwrap().latest_version, 2);
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = proxy.requests();
@@ -482,15 +554,24 @@ async fn a_version_that_is_no_longer_allowed_is_denied_and_rewrapped_ones_live_o
 async fn the_key_service_makes_deks_where_it_is_asked_to() {
     let server = server_with("orders", json!({ "derived": true })).await;
     let proxy = FaultProxy::start(server.port());
-    let kek = as_root(&server, "orders").address(format!("http://127.0.0.1:{}", proxy.port())).build().unwrap();
+    let kek = as_root(&server, "orders")
+        .address(format!("http://127.0.0.1:{}", proxy.port()))
+        .build()
+        .unwrap();
     kek.read_key().await.unwrap();
-    let envelope =
-        Envelope::builder().wrap_with(kek.clone()).dek_origin(waxseal::DekOrigin::KeyService).build().unwrap();
+    let envelope = Envelope::builder()
+        .wrap_with(kek.clone())
+        .dek_origin(waxseal::DekOrigin::KeyService)
+        .build()
+        .unwrap();
     let before = proxy.requests();
     let sealed = envelope.encrypt(&context("alice"), Aad::empty(), b"payload").await.unwrap();
     assert_eq!(proxy.requests(), before + 1, "one datakey");
     let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
-    assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"payload");
+    assert_eq!(
+        &*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(),
+        b"payload"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -509,7 +590,10 @@ async fn a_rewrap_brings_no_dek_into_the_process_where_the_policy_does_not_allow
     kek.read_key().await.unwrap();
     let rewrapper = Envelope::builder().wrap_with(kek).build().unwrap();
     assert!(rewrapper.needs_rewrap(&sealed).unwrap());
-    assert_eq!(rewrapper.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(
+        rewrapper.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err().kind(),
+        ErrorKind::Denied
+    );
     let rewrapped = rewrapper.rewrap_unverified(&alice, &sealed).await.unwrap();
     assert!(!rewrapper.needs_rewrap(&rewrapped).unwrap());
     assert_eq!(&*envelope.decrypt(&alice, Aad::empty(), &rewrapped).await.unwrap(), b"payload");
@@ -517,7 +601,8 @@ async fn a_rewrap_brings_no_dek_into_the_process_where_the_policy_does_not_allow
 
 #[test]
 fn it_serves_another_executor_as_long_as_its_runtime_lives() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (server, kek) = runtime.block_on(async {
         let server = server_with("orders", json!({ "derived": true })).await;
         let kek = as_root(&server, "orders").build().unwrap();
@@ -554,7 +639,11 @@ async fn the_audit_log_shows_who_used_which_key_and_neither_dek_nor_context() {
         .filter(|path| path.starts_with("transit/") && path.ends_with("/orders"))
         .collect();
     let expected = ["keys", "keys", "encrypt", "decrypt", "rewrap", "datakey/plaintext", "decrypt"];
-    assert_eq!(paths, expected.map(|verb| format!("transit/{verb}/orders")), "made, read, and one entry for each call");
+    assert_eq!(
+        paths,
+        expected.map(|verb| format!("transit/{verb}/orders")),
+        "made, read, and one entry for each call"
+    );
     let base64 = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
     for secret in [base64(dek.expose()), base64(made.expose()), base64(alice.as_bytes())] {
         assert!(!log.contains(&secret));

@@ -39,7 +39,9 @@ impl Line {
 
     /// The arrival of the caller that has waited longest.
     pub(super) fn oldest(&self) -> Option<i64> {
-        let first = |waiters: &BTreeMap<u64, Waiter>| waiters.first_key_value().map(|(_, waiter)| waiter.since);
+        let first = |waiters: &BTreeMap<u64, Waiter>| {
+            waiters.first_key_value().map(|(_, waiter)| waiter.since)
+        };
         first(&self.present).into_iter().chain(first(&self.absent)).min()
     }
 

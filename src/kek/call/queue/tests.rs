@@ -85,15 +85,31 @@ impl Scene {
     fn new(per_second: u32, in_flight: u32, service: i64) -> Self {
         let queue = Queue::new(per_second, in_flight);
         let (events, callers, woken) = (BTreeSet::new(), Vec::new(), Arc::default());
-        Self { queue, now: START, events, callers, woken, service, entered: Vec::new(), stays: false }
+        Self {
+            queue,
+            now: START,
+            events,
+            callers,
+            woken,
+            service,
+            entered: Vec::new(),
+            stays: false,
+        }
     }
 
     /// A caller that arrives `at`, tells the queue that it waits for `told`, and leaves after
     /// `max_wait`.
     fn caller(&mut self, at: i64, line: Lane, told: i64, max_wait: i64) -> usize {
         let (n, at) = (self.callers.len(), START + at);
-        let caller =
-            Caller { line, deadline: at + told, polled: true, id: None, waits: true, outcome: None, ticket: None };
+        let caller = Caller {
+            line,
+            deadline: at + told,
+            polled: true,
+            id: None,
+            waits: true,
+            outcome: None,
+            ticket: None,
+        };
         self.callers.push(caller);
         self.events.insert((at, Event::Arrives(n)));
         self.events.insert((at + max_wait, Event::Leaves(n)));
@@ -173,8 +189,11 @@ impl Scene {
     }
 
     fn is_empty(&self) -> bool {
-        let lines = self.queue.lines.iter().all(|line| line.present.is_empty() && line.absent.is_empty());
-        lines && self.queue.in_flight.is_empty() && self.queue.lanes.iter().all(|lane| lane.used == 0)
+        let lines =
+            self.queue.lines.iter().all(|line| line.present.is_empty() && line.absent.is_empty());
+        lines
+            && self.queue.in_flight.is_empty()
+            && self.queue.lanes.iter().all(|lane| lane.used == 0)
     }
 }
 
@@ -209,7 +228,8 @@ fn one_whose_turn_comes_too_late_is_refused_at_once() {
         scene.caller(0, Lane::Ordinary, SECOND, 20 * SECOND);
     }
     scene.run();
-    let refused = scene.callers.iter().filter(|caller| caller.outcome == Some(Outcome::Refused(0))).count();
+    let refused =
+        scene.callers.iter().filter(|caller| caller.outcome == Some(Outcome::Refused(0))).count();
     let served = scene.served(0, 2 * SECOND);
     assert!((93..=95).contains(&served), "{served}");
     assert!(refused >= 200 - 95 && refused + served >= 199, "{refused} of 200, {served} served");
@@ -223,7 +243,9 @@ fn who_leaves_takes_no_turn_along() {
     }
     let last = scene.caller(SECOND, Lane::Ordinary, 5 * SECOND, 5 * SECOND);
     scene.run();
-    assert!(matches!(scene.callers[last].outcome, Some(Outcome::Served(at)) if at < SECOND + 10 * MILLISECOND));
+    assert!(
+        matches!(scene.callers[last].outcome, Some(Outcome::Served(at)) if at < SECOND + 10 * MILLISECOND)
+    );
     assert!(scene.is_empty());
 }
 
@@ -245,7 +267,8 @@ fn goodput(
     while at < 15 * SECOND {
         let falls = at >= 10 * SECOND;
         let interval = SECOND * 100 / (PACE * if falls { 50 } else { load });
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         // Evenly spread around the mean.
         at += i64::try_from(random >> 33).unwrap() % (2 * interval);
         let caller = scene.caller(at, Lane::Ordinary, told, max_wait);
@@ -256,7 +279,8 @@ fn goodput(
     scene.stays = stays;
     scene.run();
     let share = scene.served(SECOND, 10 * SECOND) as f64 / (PACE * 9) as f64;
-    let lost = after.iter().filter(|n| !matches!(scene.callers[**n].outcome, Some(Outcome::Served(_))));
+    let lost =
+        after.iter().filter(|n| !matches!(scene.callers[**n].outcome, Some(Outcome::Served(_))));
     (share, lost.count())
 }
 
@@ -277,7 +301,9 @@ fn under_overload_the_calls_that_the_pace_allows_are_made_for_callers_that_wait_
                         continue;
                     }
                     let (share, lost) = goodput((100, 64), load, service, told, max_wait, stays);
-                    let case = format!("load {load}, service {service}, max_wait {max_wait}, {told} {stays}");
+                    let case = format!(
+                        "load {load}, service {service}, max_wait {max_wait}, {told} {stays}"
+                    );
                     assert!(share >= 0.9, "{case}: {share:.2} of the pace");
                     assert!(lost == 0, "{case}: {lost} lost after the load had fallen");
                 }
@@ -291,9 +317,13 @@ fn under_overload_no_place_in_flight_is_wasted_on_callers_that_are_about_to_leav
     // Six places of 80 ms: 75 a second.
     for load in [150, 300] {
         for max_wait in [130 * MILLISECOND, 200 * MILLISECOND, SECOND / 2, SECOND, 30 * SECOND] {
-            let (share, lost) = goodput((10_000, 8), load, 80 * MILLISECOND, 5 * SECOND, max_wait, false);
+            let (share, lost) =
+                goodput((10_000, 8), load, 80 * MILLISECOND, 5 * SECOND, max_wait, false);
             println!("load {load}, max_wait {max_wait}: {share:.2}, {lost} lost");
-            assert!(share >= 0.9 && lost == 0, "load {load}, max_wait {max_wait}: {share:.2}, {lost} lost");
+            assert!(
+                share >= 0.9 && lost == 0,
+                "load {load}, max_wait {max_wait}: {share:.2}, {lost} lost"
+            );
         }
     }
 }
@@ -306,8 +336,9 @@ fn those_that_are_not_polled_hold_up_others_for_some_milliseconds_only() {
             let n = scene.caller(0, Lane::Ordinary, 5 * SECOND, 6 * SECOND);
             scene.callers[n].polled = false;
         }
-        let others: Vec<_> =
-            (1..20).map(|n| scene.caller(n * 50 * MILLISECOND, Lane::Ordinary, 5 * SECOND, 6 * SECOND)).collect();
+        let others: Vec<_> = (1..20)
+            .map(|n| scene.caller(n * 50 * MILLISECOND, Lane::Ordinary, 5 * SECOND, 6 * SECOND))
+            .collect();
         scene.run();
         for n in others {
             let came = scene.callers[n].deadline - 5 * SECOND - START;
@@ -319,7 +350,8 @@ fn those_that_are_not_polled_hold_up_others_for_some_milliseconds_only() {
 
 #[test]
 fn a_call_that_is_not_polled_keeps_its_place_no_longer_than_it_could_have_taken() {
-    let (mut queue, terms) = (Queue::new(1000, 2), Terms { hold: SECOND, ..ordinary(START + 5 * SECOND) });
+    let (mut queue, terms) =
+        (Queue::new(1000, 2), Terms { hold: SECOND, ..ordinary(START + 5 * SECOND) });
     assert!(enters(&mut queue, START, terms).is_some());
     assert!(enters(&mut queue, START + SECOND / 2, terms).is_none());
     let ticket = enters(&mut queue, START + SECOND + 1, terms).unwrap();
@@ -346,23 +378,34 @@ fn the_reserved_share_has_its_own_lane_and_what_the_ordinary_one_leaves() {
         scene.caller(0, Lane::Reserved, 30 * SECOND, 40 * SECOND);
     }
     scene.run();
-    assert!(scene.served(0, 3 * SECOND) >= 2950, "{} in three seconds", scene.served(0, 3 * SECOND));
+    assert!(
+        scene.served(0, 3 * SECOND) >= 2950,
+        "{} in three seconds",
+        scene.served(0, 3 * SECOND)
+    );
 
     // A flood of messages to open, at a key service that hangs.
     let mut queue = Queue::new(1000, 8);
-    let flood = (0..20).filter(|_| enters(&mut queue, START, ordinary(START + SECOND)).is_some()).count();
-    let sealing = (0..20).filter(|_| enters(&mut queue, START, reserved(START + SECOND)).is_some()).count();
+    let flood =
+        (0..20).filter(|_| enters(&mut queue, START, ordinary(START + SECOND)).is_some()).count();
+    let sealing =
+        (0..20).filter(|_| enters(&mut queue, START, reserved(START + SECOND)).is_some()).count();
     assert_eq!((flood, sealing), (6, 2));
     // One of what is sealed leaves opening its line.
     let mut scene = Scene::new(100, 64, MILLISECOND);
     for n in 0..500 {
         scene.caller(n, Lane::Reserved, 5 * SECOND, 6 * SECOND);
     }
-    let reads: Vec<_> =
-        (0..60).map(|n| scene.caller(SECOND + n * SECOND / 60, Lane::Ordinary, SECOND / 5, SECOND)).collect();
+    let reads: Vec<_> = (0..60)
+        .map(|n| scene.caller(SECOND + n * SECOND / 60, Lane::Ordinary, SECOND / 5, SECOND))
+        .collect();
     scene.run();
     for n in reads {
-        assert!(matches!(scene.callers[n].outcome, Some(Outcome::Served(_))), "{:?}", scene.callers[n].outcome);
+        assert!(
+            matches!(scene.callers[n].outcome, Some(Outcome::Served(_))),
+            "{:?}",
+            scene.callers[n].outcome
+        );
     }
 }
 
@@ -370,7 +413,8 @@ fn the_reserved_share_has_its_own_lane_and_what_the_ordinary_one_leaves() {
 fn one_who_waited_for_a_place_hears_that_it_now_waits_for_its_turn() {
     for (per_second, in_flight) in [(1, 1), (2, 2)] {
         let mut scene = Scene::new(per_second, in_flight, 5 * MILLISECOND);
-        let callers: Vec<_> = (0..3).map(|_| scene.caller(0, Lane::Ordinary, 5 * SECOND, 6 * SECOND)).collect();
+        let callers: Vec<_> =
+            (0..3).map(|_| scene.caller(0, Lane::Ordinary, 5 * SECOND, 6 * SECOND)).collect();
         scene.run();
         for n in callers {
             let outcome = scene.callers[n].outcome;
@@ -395,10 +439,14 @@ fn with_one_call_in_flight_or_one_a_second_both_shares_are_served() {
             of_line.filter(|(_, caller)| matches!(caller.outcome, Some(Outcome::Served(_)))).count()
         };
         let (ordinary, sealing) = (served(Lane::Ordinary), served(Lane::Reserved));
-        let case = format!("{per_second} a second, {in_flight} in flight: {ordinary} and {sealing}");
+        let case =
+            format!("{per_second} a second, {in_flight} in flight: {ordinary} and {sealing}");
         let all = f64::from(per_second).min(f64::from(in_flight) * 10.0).min(40.0) * 10.0;
         assert!((ordinary + sealing) as f64 >= 0.9 * all, "{case}");
-        assert!(ordinary * 5 >= (ordinary + sealing) && sealing * 5 >= (ordinary + sealing), "{case}");
+        assert!(
+            ordinary * 5 >= (ordinary + sealing) && sealing * 5 >= (ordinary + sealing),
+            "{case}"
+        );
         assert!(scene.is_empty());
     }
 }

@@ -10,7 +10,9 @@ pub(super) async fn is_healthy(subject: &dyn Subject) -> Result<(), Stop> {
     }
 }
 
-pub(super) async fn reports_each_class_of_failure_and_recovers(subject: &dyn Subject) -> Result<(), Stop> {
+pub(super) async fn reports_each_class_of_failure_and_recovers(
+    subject: &dyn Subject,
+) -> Result<(), Stop> {
     use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
     let (provider, context, dek) = (subject.provider(), alice()?, new_dek()?);
@@ -19,7 +21,9 @@ pub(super) async fn reports_each_class_of_failure_and_recovers(subject: &dyn Sub
     for class in [Unavailable, Throttled, Denied, Misconfigured, Invalid] {
         match subject.fail_with(class).await {
             Step::NotApplicable => continue,
-            Step::Failed(why) => return failed(format!("the subject could not fail with {class}: {why}")),
+            Step::Failed(why) => {
+                return failed(format!("the subject could not fail with {class}: {why}"));
+            }
             Step::Done => applicable = true,
         }
         let unwrapped = provider.unwrap(&context, &wrapped).await.map(|_| ());
@@ -33,8 +37,12 @@ pub(super) async fn reports_each_class_of_failure_and_recovers(subject: &dyn Sub
         for (call, result) in results {
             match result {
                 Err(error) if error.class() == class => {}
-                Err(error) => return failed(format!("{call}: {error}, where {class} was brought about")),
-                Ok(()) => return failed(format!("{call}: succeeded, where {class} was brought about")),
+                Err(error) => {
+                    return failed(format!("{call}: {error}, where {class} was brought about"));
+                }
+                Ok(()) => {
+                    return failed(format!("{call}: succeeded, where {class} was brought about"));
+                }
             }
         }
         unwraps_to(&*provider, &context, &wrapped, &dek).await?;
@@ -55,8 +63,14 @@ pub(super) async fn takes_a_source_of_credentials_that_is_down_for_an_outage(
     for (call, result) in [("unwrap", unwrap), ("wrap", wrap), ("health", health)] {
         match result {
             // Denied would evict every DEK, and with misconfigured no DEK is served stale either.
-            Err(error) if matches!(error.class(), KekErrorClass::Unavailable | KekErrorClass::Throttled) => {}
-            Err(error) => return failed(format!("{call} without a source of credentials: {error}")),
+            Err(error)
+                if matches!(
+                    error.class(),
+                    KekErrorClass::Unavailable | KekErrorClass::Throttled
+                ) => {}
+            Err(error) => {
+                return failed(format!("{call} without a source of credentials: {error}"));
+            }
             Ok(()) if call == "health" => {}
             Ok(()) => return failed(format!("{call}: succeeded, where no credentials can be had")),
         }
@@ -95,5 +109,6 @@ fn shows(text: &str, dek: &Dek) -> bool {
     let hex: String = dek.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     let list = format!("{:?}", dek.expose());
     let without_space = |text: &str| text.split_whitespace().collect::<String>();
-    text.to_lowercase().contains(&hex) || without_space(text).contains(without_space(&list).trim_matches(['[', ']']))
+    text.to_lowercase().contains(&hex)
+        || without_space(text).contains(without_space(&list).trim_matches(['[', ']']))
 }

@@ -11,15 +11,22 @@ pub(super) async fn keeps_the_order_of_a_batch(subject: &dyn Subject) -> Result<
     let wrapped = provider.wrap_many(&to_wrap).await.into_iter().collect::<Result<Vec<_>, _>>();
     let wrapped = ok("wrap_many", wrapped)?;
     let to_rewrap: Vec<_> = contexts.iter().cycle().zip(&wrapped).collect();
-    let rewrapped = provider.rewrap_many(&to_rewrap).await.into_iter().collect::<Result<Vec<_>, _>>();
+    let rewrapped =
+        provider.rewrap_many(&to_rewrap).await.into_iter().collect::<Result<Vec<_>, _>>();
     let rewrapped = ok("rewrap_many", rewrapped)?;
     for entries in [&wrapped, &rewrapped] {
         let to_unwrap: Vec<_> = contexts.iter().cycle().zip(entries).collect();
         let unwrapped = provider.unwrap_many(&to_unwrap).await;
-        ensure(unwrapped.len() == deks.len(), format!("{} results for {} items", unwrapped.len(), deks.len()))?;
+        ensure(
+            unwrapped.len() == deks.len(),
+            format!("{} results for {} items", unwrapped.len(), deks.len()),
+        )?;
         for (i, (result, dek)) in unwrapped.into_iter().zip(&deks).enumerate() {
             let unwrapped = ok("unwrap_many", result)?;
-            ensure(unwrapped.expose() == dek.expose(), format!("item {i} of the batch is another DEK"))?;
+            ensure(
+                unwrapped.expose() == dek.expose(),
+                format!("item {i} of the batch is another DEK"),
+            )?;
         }
     }
     ensure(
@@ -31,19 +38,28 @@ pub(super) async fn keeps_the_order_of_a_batch(subject: &dyn Subject) -> Result<
 }
 
 pub(super) async fn fails_only_the_bad_items_of_a_batch(subject: &dyn Subject) -> Result<(), Stop> {
-    let (provider, other, context, dek) = (subject.provider(), subject.other(), alice()?, new_dek()?);
+    let (provider, other, context, dek) =
+        (subject.provider(), subject.other(), alice()?, new_dek()?);
     let good = ok("wrap", provider.wrap(&context, &dek).await)?;
     let damaged = flipped(&good, good.wrapped().len().saturating_sub(3))?;
     let foreign = ok("wrap by the other KEK", other.wrap(&context, &dek).await)?;
     let bob = bob()?;
-    let mut items =
-        vec![(&context, &good), (&context, &damaged), (&context, &good), (&context, &foreign), (&context, &good)];
+    let mut items = vec![
+        (&context, &good),
+        (&context, &damaged),
+        (&context, &good),
+        (&context, &foreign),
+        (&context, &good),
+    ];
     if enforces_context(&*provider) {
         items.extend([(&bob, &good), (&context, &good)]);
     }
     let unwrapped = provider.unwrap_many(&items).await;
     let rewrapped = provider.rewrap_many(&items).await;
-    ensure(unwrapped.len() == items.len() && rewrapped.len() == items.len(), "a result is missing")?;
+    ensure(
+        unwrapped.len() == items.len() && rewrapped.len() == items.len(),
+        "a result is missing",
+    )?;
     for (i, (unwrapped, rewrapped)) in unwrapped.iter().zip(&rewrapped).enumerate() {
         if i % 2 == 1 {
             refused(format!("bad item {i} of unwrap_many"), unwrapped)?;
@@ -110,7 +126,8 @@ pub(super) async fn works_after_it_was_closed(subject: &dyn Subject) -> Result<(
         provider.close().await;
         ok("generate after it was closed", provider.generate(&context).await)?;
         provider.close().await;
-        let rewrapped = ok("rewrap after it was closed", provider.rewrap(&context, &wrapped).await)?;
+        let rewrapped =
+            ok("rewrap after it was closed", provider.rewrap(&context, &wrapped).await)?;
         provider.close().await;
         ok("health after it was closed", provider.health().await)?;
         unwraps_to(&*provider, &context, &rewrapped, &dek).await?;

@@ -13,7 +13,9 @@ pub(super) async fn refuses_a_damaged_wrapped_key(subject: &dyn Subject) -> Resu
     unwraps_to(&*provider, &context, &wrapped, &dek).await
 }
 
-pub(super) async fn refuses_a_cut_or_lengthened_wrapped_key(subject: &dyn Subject) -> Result<(), Stop> {
+pub(super) async fn refuses_a_cut_or_lengthened_wrapped_key(
+    subject: &dyn Subject,
+) -> Result<(), Stop> {
     let (provider, context, dek) = (subject.provider(), alice()?, new_dek()?);
     let wrapped = ok("wrap", provider.wrap(&context, &dek).await)?;
     let bytes = wrapped.wrapped();
@@ -32,23 +34,38 @@ pub(super) async fn refuses_a_cut_or_lengthened_wrapped_key(subject: &dyn Subjec
 }
 
 pub(super) async fn refuses_what_another_kek_wrapped(subject: &dyn Subject) -> Result<(), Stop> {
-    let (provider, other, context, dek) = (subject.provider(), subject.other(), alice()?, new_dek()?);
+    let (provider, other, context, dek) =
+        (subject.provider(), subject.other(), alice()?, new_dek()?);
     let foreign = ok("wrap by the other KEK", other.wrap(&context, &dek).await)?;
     refused("an entry of another KEK", &provider.unwrap(&context, &foreign).await)?;
     refused("rewrap of an entry of another KEK", &provider.rewrap(&context, &foreign).await)?;
-    let relabelled = ok("a relabelled entry", WrappedDek::new(provider.id().clone(), foreign.wrapped()))?;
-    refused("another KEK's wrapped key under this KEK's id", &provider.unwrap(&context, &relabelled).await)
+    let relabelled =
+        ok("a relabelled entry", WrappedDek::new(provider.id().clone(), foreign.wrapped()))?;
+    refused(
+        "another KEK's wrapped key under this KEK's id",
+        &provider.unwrap(&context, &relabelled).await,
+    )
 }
 
 pub(super) async fn says_where_it_did_not_ask(subject: &dyn Subject) -> Result<(), Stop> {
-    let (provider, other, context, dek) = (subject.provider(), subject.other(), alice()?, new_dek()?);
+    let (provider, other, context, dek) =
+        (subject.provider(), subject.other(), alice()?, new_dek()?);
     let foreign = ok("wrap by the other KEK", other.wrap(&context, &dek).await)?;
     for (what, result) in [
-        ("unwrap of an entry of another KEK", provider.unwrap(&context, &foreign).await.map(|_| ())),
-        ("rewrap of an entry of another KEK", provider.rewrap(&context, &foreign).await.map(|_| ())),
+        (
+            "unwrap of an entry of another KEK",
+            provider.unwrap(&context, &foreign).await.map(|_| ()),
+        ),
+        (
+            "rewrap of an entry of another KEK",
+            provider.rewrap(&context, &foreign).await.map(|_| ()),
+        ),
     ] {
         refused(what, &result)?;
-        ensure(result.is_err_and(|error| !error.was_asked()), format!("{what}: counts as the key service's answer"))?;
+        ensure(
+            result.is_err_and(|error| !error.was_asked()),
+            format!("{what}: counts as the key service's answer"),
+        )?;
     }
     let wrapped = ok("wrap", provider.wrap(&context, &dek).await)?;
     let damaged = [
@@ -61,7 +78,9 @@ pub(super) async fn says_where_it_did_not_ask(subject: &dyn Subject) -> Result<(
     match subject.fail_credentials().await {
         Step::Done => {}
         Step::NotApplicable => return Ok(()),
-        Step::Failed(why) => return failed(format!("the subject's credentials could not fail: {why}")),
+        Step::Failed(why) => {
+            return failed(format!("the subject's credentials could not fail: {why}"));
+        }
     }
     let mut answers = Vec::new();
     for damaged in &damaged {
@@ -69,7 +88,8 @@ pub(super) async fn says_where_it_did_not_ask(subject: &dyn Subject) -> Result<(
     }
     step(subject.restore().await)?;
     for answer in answers {
-        let by_itself = answer.is_err_and(|error| error.class() != KekErrorClass::Invalid || !error.was_asked());
+        let by_itself = answer
+            .is_err_and(|error| error.class() != KekErrorClass::Invalid || !error.was_asked());
         ensure(
             by_itself,
             "a verdict on a damaged wrapped key counts as the answer of a key service that was not asked",

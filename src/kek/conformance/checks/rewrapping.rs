@@ -11,10 +11,19 @@ pub(super) async fn generates_deks_of_32_bytes(subject: &dyn Subject) -> Result<
         ensure(dek.expose().len() == Dek::LEN, format!("generated {} bytes", dek.expose().len()))?;
         let unwrapped = ok("unwrap", provider.unwrap(&context, &wrapped).await)?;
         ensure(unwrapped.expose() == dek.expose(), "what was generated unwraps to another DEK")?;
-        ensure(provider.recognises(wrapped.kek_id()), "does not recognise the id it generated under")?;
-        ensure(!made.iter().any(|other| other.expose() == dek.expose()), "generated one DEK twice")?;
+        ensure(
+            provider.recognises(wrapped.kek_id()),
+            "does not recognise the id it generated under",
+        )?;
+        ensure(
+            !made.iter().any(|other| other.expose() == dek.expose()),
+            "generated one DEK twice",
+        )?;
         if enforces_context(&*provider) {
-            refused("what was generated, in a wrong context", &provider.unwrap(&bob()?, &wrapped).await)?;
+            refused(
+                "what was generated, in a wrong context",
+                &provider.unwrap(&bob()?, &wrapped).await,
+            )?;
         }
         made.push(dek);
     }
@@ -47,11 +56,16 @@ pub(super) async fn rewraps_where_it_says(subject: &dyn Subject) -> Result<(), S
     for rewrapped in [Ok(rewrapped), many.into_iter().next().ok_or("no result of rewrap_many")] {
         match (provider.rewraps_in_service(), ok("rewrap_many", rewrapped)?) {
             (true, rewrapped) => {
-                let rewrapped = ok("says that it rewraps in the service, and may not unwrap: rewrap", rewrapped)?;
+                let rewrapped = ok(
+                    "says that it rewraps in the service, and may not unwrap: rewrap",
+                    rewrapped,
+                )?;
                 unwraps_to(&*provider, &context, &rewrapped, &dek).await?;
             }
             (false, Err(error)) if error.class() == KekErrorClass::Denied => {}
-            (false, Err(error)) => return failed(format!("rewrap, where unwrapping is forbidden: {error}")),
+            (false, Err(error)) => {
+                return failed(format!("rewrap, where unwrapping is forbidden: {error}"));
+            }
             (false, Ok(_)) => return failed("rewraps in the service, and says that it does not"),
         }
     }
@@ -63,15 +77,26 @@ pub(super) async fn follows_a_rotation(subject: &dyn Subject) -> Result<(), Stop
     let old = ok("wrap", provider.wrap(&context, &dek).await)?;
     step(subject.rotate().await)?;
     let new = ok("wrap after the rotation", provider.wrap(&context, &dek).await)?;
-    ensure(provider.is_current(&new) == Some(true), "what was wrapped after the rotation is not current")?;
-    ensure(provider.is_current(&old) == Some(false), "what was wrapped before the rotation is still current")?;
+    ensure(
+        provider.is_current(&new) == Some(true),
+        "what was wrapped after the rotation is not current",
+    )?;
+    ensure(
+        provider.is_current(&old) == Some(false),
+        "what was wrapped before the rotation is still current",
+    )?;
     unwraps_to(&*provider, &context, &old, &dek).await?;
     let rewrapped = ok("rewrap after the rotation", provider.rewrap(&context, &old).await)?;
-    ensure(provider.is_current(&rewrapped) == Some(true), "what was rewrapped after the rotation is not current")?;
+    ensure(
+        provider.is_current(&rewrapped) == Some(true),
+        "what was rewrapped after the rotation is not current",
+    )?;
     unwraps_to(&*provider, &context, &rewrapped, &dek).await
 }
 
-pub(super) async fn believes_no_version_that_anybody_could_write(subject: &dyn Subject) -> Result<(), Stop> {
+pub(super) async fn believes_no_version_that_anybody_could_write(
+    subject: &dyn Subject,
+) -> Result<(), Stop> {
     let (provider, context, dek) = (subject.provider(), alice()?, new_dek()?);
     let old = ok("wrap", provider.wrap(&context, &dek).await)?;
     step(subject.rotate().await)?;
@@ -82,8 +107,10 @@ pub(super) async fn believes_no_version_that_anybody_could_write(subject: &dyn S
         provider.is_current(&bare) != Some(true),
         "without metadata, what was wrapped before the rotation is current",
     )?;
-    let rewrapped =
-        ok("rewrap of an old DEK with the metadata of a new one", provider.rewrap(&context, &claims_to_be_new).await)?;
+    let rewrapped = ok(
+        "rewrap of an old DEK with the metadata of a new one",
+        provider.rewrap(&context, &claims_to_be_new).await,
+    )?;
     ensure(provider.is_current(&rewrapped) != Some(false), "what was rewrapped is not current")?;
     unwraps_to(&*provider, &context, &rewrapped, &dek).await?;
     // If a byte named the version and unwrapping ignored it, that byte could keep a DEK under an
@@ -99,7 +126,10 @@ pub(super) async fn believes_no_version_that_anybody_could_write(subject: &dyn S
             if asked < MOST_FORGED_VERSIONS && provider.is_current(&forged) == Some(true) {
                 asked += 1;
                 let unwrapped = provider.unwrap(&context, &forged).await;
-                refused(format!("byte {at} set to {value} makes an old wrapped key current"), &unwrapped)?;
+                refused(
+                    format!("byte {at} set to {value} makes an old wrapped key current"),
+                    &unwrapped,
+                )?;
             }
         }
     }
