@@ -1,6 +1,6 @@
 //! Seals and opens a message under a KEK in AWS KMS.
 //!
-//! `cargo run --example aws_kms --features aws-kms -- KEY` takes a key of yours by ARN, id or alias, with the credentials and the Region that the AWS SDK
+//! `cargo run -p waxseal-aws-kms --example aws_kms -- KEY` takes a key of yours by ARN, id or alias, with the credentials and the Region that the AWS SDK
 //! finds: it makes one `Encrypt`, two `Decrypt` (one of which is refused) and a `DescribeKey`. Without KEY it starts the KMS stand-in of the tests in
 //! this process, which is thrown away at the end.
 

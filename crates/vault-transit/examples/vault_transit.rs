@@ -1,10 +1,10 @@
 //! Envelope encryption with a KEK in HashiCorp Vault or OpenBao.
 //!
-//!     examples/vault_server.sh cargo run --features vault-transit --example vault_transit
+//!     crates/vault-transit/examples/vault_server.sh cargo run -p waxseal-vault-transit --example vault_transit
 //!
 //! starts a throw-away server for it. Against a server of yours, set VAULT_ADDR, VAULT_TOKEN and, for a private CA, VAULT_CACERT, and name the key if it is not `orders`:
 //!
-//!     cargo run --features vault-transit --example vault_transit -- YOUR_KEY
+//!     cargo run -p waxseal-vault-transit --example vault_transit -- YOUR_KEY
 //!
 //! The key has to be derived: `vault write -f transit/keys/YOUR_KEY derived=true`. Nothing is changed on the server.
 
