@@ -7,7 +7,7 @@ use std::fmt;
 ///
 /// The AAD is authenticated with the message, is not part of it, and never leaves the process. Give
 /// the same bytes to encrypt and to decrypt. It is a type of its own, made by name, so that the AAD
-/// and the plaintext cannot be swapped.
+/// and the plaintext cannot be passed in each other's place.
 ///
 /// ```
 /// use waxseal::Aad;
