@@ -295,8 +295,8 @@ impl Envelope {
     /// failure.
     ///
     /// # Errors
-    /// The failure of the first context that failed, after all were tried. A failure that a retry may mend
-    /// is returned only if there is no other.
+    /// The failure of the first context that failed, after all were tried. A retryable failure is
+    /// returned only if there is no other.
     pub async fn warm_up<'c>(
         &self,
         contexts: impl IntoIterator<Item = &'c EncryptionContext>,

@@ -7,7 +7,7 @@ mod attack;
 mod conformance;
 mod envelope;
 mod local_kek;
+mod misuse;
 mod properties;
 mod randomness;
-mod review;
 mod vectors;

@@ -1,4 +1,4 @@
-//! What a review tried to break.
+//! What a caller, a forger or a provider does wrong, and what becomes of it.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
