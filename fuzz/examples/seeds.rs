@@ -22,7 +22,8 @@ fn main() -> io::Result<()> {
 
 fn open(dir: &Path) -> io::Result<()> {
     for suite in SUITES {
-        let names = ["embedded", "compact"].map(|form| dir.join(format!("kept-{}-{form}", suite.id())));
+        let names =
+            ["embedded", "compact"].map(|form| dir.join(format!("kept-{}-{form}", suite.id())));
         if names.iter().all(|name| name.exists()) {
             continue;
         }
@@ -85,8 +86,14 @@ fn wrapped_keys(dir: &Path) -> io::Result<()> {
     let aws = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab";
     for (name, entries) in [
         ("one", vec![entry("local:a", 76, 0)]),
-        ("three", vec![entry("local:a", 76, 0), entry(aws, 184, 1), entry("vault:c/transit/k", 89, 4)]),
-        ("lengths-250-and-251", vec![entry("a", 250, 0), entry("b", 251, 0), entry(&"k".repeat(250), 1, 0)]),
+        (
+            "three",
+            vec![entry("local:a", 76, 0), entry(aws, 184, 1), entry("vault:c/transit/k", 89, 4)],
+        ),
+        (
+            "lengths-250-and-251",
+            vec![entry("a", 250, 0), entry("b", 251, 0), entry(&"k".repeat(250), 1, 0)],
+        ),
         ("id-of-251", vec![entry(&"k".repeat(251), 1, 64)]),
         ("longest", vec![entry(&"k".repeat(512), 6144, 64)]),
         ("sixteen", (0..16).map(|i| entry(&format!("kek-{i}"), 3, 0)).collect()),

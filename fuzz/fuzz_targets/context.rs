@@ -12,7 +12,10 @@ fuzz_target!(|bytes: &[u8]| {
     let context = match EncryptionContext::try_from(bytes) {
         Ok(context) => context,
         Err(error) => {
-            assert!(matches!(error.kind(), ErrorKind::Malformed | ErrorKind::InvalidContext), "{error}");
+            assert!(
+                matches!(error.kind(), ErrorKind::Malformed | ErrorKind::InvalidContext),
+                "{error}"
+            );
             return;
         }
     };
@@ -26,7 +29,10 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(!name.chars().chain(value.chars()).any(|c| matches!(c, '\0'..='\x1f' | '\x7f')));
         let folded = name.to_ascii_lowercase();
         assert!(!folded.starts_with("waxseal"));
-        assert_eq!(pairs.iter().filter(|(other, _)| other.to_ascii_lowercase() == folded).count(), 1);
+        assert_eq!(
+            pairs.iter().filter(|(other, _)| other.to_ascii_lowercase() == folded).count(),
+            1
+        );
         assert_eq!(context.get(name), Some(*value));
     }
 

@@ -63,7 +63,15 @@ fn edit(message: &mut Vec<u8>, change: &[u8], fixture: &Fixture) {
                 return;
             };
             let wrapped_len = u16::try_from(keys.len()).unwrap().to_le_bytes();
-            *message = [&message[..6], &wrapped_len, &message[8..HEADER_LEN], nonce, keys, payload_and_tag].concat();
+            *message = [
+                &message[..6],
+                &wrapped_len,
+                &message[8..HEADER_LEN],
+                nonce,
+                keys,
+                payload_and_tag,
+            ]
+            .concat();
         }
     }
 }
@@ -71,19 +79,33 @@ fn edit(message: &mut Vec<u8>, change: &[u8], fixture: &Fixture) {
 impl Fixture {
     fn new() -> Self {
         let kept: [(&[u8], &[u8]); 3] = [
-            (include_bytes!("../seeds/open/kept-1-embedded"), include_bytes!("../seeds/open/kept-1-compact")),
-            (include_bytes!("../seeds/open/kept-2-embedded"), include_bytes!("../seeds/open/kept-2-compact")),
-            (include_bytes!("../seeds/open/kept-3-embedded"), include_bytes!("../seeds/open/kept-3-compact")),
+            (
+                include_bytes!("../seeds/open/kept-1-embedded"),
+                include_bytes!("../seeds/open/kept-1-compact"),
+            ),
+            (
+                include_bytes!("../seeds/open/kept-2-embedded"),
+                include_bytes!("../seeds/open/kept-2-compact"),
+            ),
+            (
+                include_bytes!("../seeds/open/kept-3-embedded"),
+                include_bytes!("../seeds/open/kept-3-compact"),
+            ),
         ];
         let mut genuine: Vec<Genuine> = SUITES.into_iter().flat_map(seal).collect();
         for (embedded, compact) in kept {
-            let wrapped_keys = WrappedKeys::try_from(Parts::of(&embedded[1..]).unwrap().wrapped_keys).unwrap();
-            let of = |seed: &[u8]| Genuine { bytes: seed[1..].to_vec(), wrapped_keys: wrapped_keys.clone() };
+            let wrapped_keys =
+                WrappedKeys::try_from(Parts::of(&embedded[1..]).unwrap().wrapped_keys).unwrap();
+            let of = |seed: &[u8]| Genuine {
+                bytes: seed[1..].to_vec(),
+                wrapped_keys: wrapped_keys.clone(),
+            };
             genuine.extend([of(embedded), of(compact)]);
         }
         let (context, warm) = (context(), reader());
         for Genuine { bytes, wrapped_keys } in &genuine {
-            block_on(warm.decrypt(&context, Aad::from(AAD), Sealed::compact(bytes, wrapped_keys))).unwrap();
+            block_on(warm.decrypt(&context, Aad::from(AAD), Sealed::compact(bytes, wrapped_keys)))
+                .unwrap();
         }
         Self { context, genuine, warm }
     }
@@ -94,14 +116,24 @@ impl Fixture {
 
     fn check(&self, message: &[u8]) {
         // A cold reader gets the wrapped keys of the DEK that the message names, if there is one.
-        let named = |genuine: &&Genuine| message.get(8..HEADER_LEN) == genuine.bytes.get(8..HEADER_LEN);
+        let named =
+            |genuine: &&Genuine| message.get(8..HEADER_LEN) == genuine.bytes.get(8..HEADER_LEN);
         let keys = &self.genuine.iter().find(named).unwrap_or(&self.genuine[0]).wrapped_keys;
-        let cold = block_on(reader().decrypt(&self.context, Aad::from(AAD), Sealed::compact(message, keys)));
-        let warm = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), Sealed::compact(message, keys)));
+        let cold = block_on(reader().decrypt(
+            &self.context,
+            Aad::from(AAD),
+            Sealed::compact(message, keys),
+        ));
+        let warm = block_on(self.warm.decrypt(
+            &self.context,
+            Aad::from(AAD),
+            Sealed::compact(message, keys),
+        ));
         // A compact message without its wrapped keys is refused, though its DEK is cached.
         let alone = block_on(self.warm.decrypt(&self.context, Aad::from(AAD), message));
         let mut buffer = message.to_vec();
-        let in_place = block_on(self.warm.decrypt_in_place(&self.context, Aad::from(AAD), &mut buffer));
+        let in_place =
+            block_on(self.warm.decrypt_in_place(&self.context, Aad::from(AAD), &mut buffer));
 
         let plaintexts = [&cold, &warm, &alone].map(|opened| opened.as_deref().ok());
         for plaintext in plaintexts.into_iter().chain([in_place.as_deref().ok()]).flatten() {

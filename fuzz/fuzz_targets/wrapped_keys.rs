@@ -18,8 +18,9 @@ fuzz_target!(|bytes: &[u8]| {
         Ok(keys) => {
             assert_eq!(keys.as_bytes(), bytes);
             let entries = keys.entries().iter();
-            let plain =
-                entries.clone().map(|e| (e.kek_id().as_str().to_owned(), e.wrapped().to_vec(), e.meta().to_vec()));
+            let plain = entries
+                .clone()
+                .map(|e| (e.kek_id().as_str().to_owned(), e.wrapped().to_vec(), e.meta().to_vec()));
             assert_eq!(Some(plain.collect()), expected);
             let rebuilt = WrappedKeys::new(entries.rev().cloned()).unwrap();
             assert_eq!(rebuilt, keys);
@@ -36,7 +37,8 @@ fuzz_target!(|bytes: &[u8]| {
 fn oracle(bytes: &[u8]) -> Option<Vec<Entry>> {
     let (entries, read): (Vec<Entry>, usize) = bincode::decode_from_slice(bytes, config()).ok()?;
     // bincode also reads lengths that are not in their shortest form.
-    let canonical = read == bytes.len() && bincode::encode_to_vec(&entries, config()).unwrap() == bytes;
+    let canonical =
+        read == bytes.len() && bincode::encode_to_vec(&entries, config()).unwrap() == bytes;
     let within_limits = |(id, wrapped, meta): &Entry| {
         (1..=512).contains(&id.len()) && (1..=6144).contains(&wrapped.len()) && meta.len() <= 64
     };

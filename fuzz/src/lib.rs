@@ -57,7 +57,12 @@ pub struct Genuine {
 /// If sealing fails.
 #[must_use]
 pub fn seal(suite: Suite) -> [Genuine; 2] {
-    let writer = Envelope::builder().suite(suite).wrap_with(kek("fuzz", 7)).wrap_with(kek("other", 8)).build().unwrap();
+    let writer = Envelope::builder()
+        .suite(suite)
+        .wrap_with(kek("fuzz", 7))
+        .wrap_with(kek("other", 8))
+        .build()
+        .unwrap();
     let embedded = block_on(writer.encrypt(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let compact = block_on(writer.encrypt_compact(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys().clone() };
