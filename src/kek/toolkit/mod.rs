@@ -2,7 +2,8 @@
 //!
 //! The providers of this project use nothing else of the library's inside.
 //!
-//! - [`Spawner`] runs a network client on the tokio runtime in which the provider was built.
+//! - `Spawner` (feature `tokio`) runs a network client on the tokio runtime in which the provider was
+//!   built.
 //! - [`certificates`] recognises a failed connection whose cause is a certificate.
 //! - [`process_generation`] distinguishes a forked child from its parent.
 //! - [`jitter`] spreads out work that should not happen in all processes at once.
