@@ -308,7 +308,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "hkdf", "suite/derive.rs"),
         ("src", "quick_cache", "dek/cache.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
-        ("crates/aws-kms/src", "aws_config", "client.rs"),
+        ("crates/aws-kms/src", "aws_config", "sdk.rs"),
         ("crates/vault-transit/src", "vaultrs", "endpoints.rs"),
     ] {
         let naming: Vec<_> = sources_of(src)

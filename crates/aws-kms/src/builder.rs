@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::client::{Client, Description, Overrides, SdkConfig, Service, Source};
+use crate::client::{Client, Description, Overrides, Service, Source};
 use crate::errors::Failure;
 use crate::format::KeyArn;
-use crate::health::HealthCheck;
+use crate::grant_tokens::check_grant_tokens;
+use crate::health_check::HealthCheck;
 use crate::keys::{Discovery, Keys, Own, Settled};
 use crate::provider::{AwsKmsKek, Inner};
+use crate::sdk::SdkConfig;
 use crate::transport;
 use crate::xks::Stores;
 use waxseal::CallBudget;
@@ -27,9 +29,6 @@ const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
 const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// For `DescribeKey` at build, which no policy of an envelope bounds yet.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The limit of KMS.
-const MOST_GRANT_TOKENS: usize = 10;
-const LONGEST_GRANT_TOKEN: usize = 8192;
 
 /// Configures an [`AwsKmsKek`]. Only the key is required. Credentials, Region and endpoint come
 /// from where the AWS SDK looks by default, its environment variables included, so there is no
@@ -54,6 +53,35 @@ pub struct AwsKmsKekBuilder {
 enum What {
     Key(String),
     Discovery { partition: String, accounts: Vec<String> },
+}
+
+impl AwsKmsKek {
+    /// Starts the configuration for a key: its ARN, its id, or an alias (`alias/NAME`, or its ARN).
+    ///
+    /// **An alias is looked up at build, and again when KMS refuses the key that it meant**
+    /// (disabled, deleted, no permission). Messages carry the ARN of the key. An alias that is
+    /// pointed elsewhere while the earlier key works takes effect when the provider is built anew.
+    /// Keys that it meant since the provider was built still unwrap; those from before are
+    /// [`former_keys`](AwsKmsKekBuilder::former_keys).
+    pub fn builder(key: impl Into<String>) -> AwsKmsKekBuilder {
+        AwsKmsKekBuilder::key(key.into())
+    }
+
+    /// Starts the configuration for reading by the key that a message names, as long as it is in
+    /// one of these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`) and in a configured
+    /// Region. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes
+    /// it.
+    ///
+    /// **Anyone who can write messages chooses among all those keys.** Name the keys if you can.
+    pub fn discover<S: Into<String>>(
+        partition: impl Into<String>,
+        accounts: impl IntoIterator<Item = S>,
+    ) -> AwsKmsKekBuilder {
+        AwsKmsKekBuilder::discovery(
+            partition.into(),
+            accounts.into_iter().map(Into::into).collect(),
+        )
+    }
 }
 
 impl AwsKmsKekBuilder {
@@ -369,19 +397,6 @@ fn store_of(
         return Err(invalid(detail.to_owned()));
     }
     Ok(Some(store))
-}
-
-pub(crate) fn check_grant_tokens(tokens: &[String]) -> Result<(), Error> {
-    if tokens.len() > MOST_GRANT_TOKENS {
-        return Err(invalid(format!(
-            "grant_tokens: {}, at most {MOST_GRANT_TOKENS} are allowed",
-            tokens.len()
-        )));
-    }
-    if tokens.iter().any(|token| token.is_empty() || token.len() > LONGEST_GRANT_TOKEN) {
-        return Err(invalid(format!("grant_tokens: a token has 1 to {LONGEST_GRANT_TOKEN} bytes")));
-    }
-    Ok(())
 }
 
 /// A DEK goes over the line in both directions.

@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-pub(crate) use aws_config::SdkConfig;
-pub(crate) use aws_config::meta::ProviderChainError;
 pub(crate) use aws_sdk_kms::Client;
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
@@ -28,6 +26,7 @@ use crate::credentials::Keeper;
 use crate::errors::Failure;
 use crate::format::KeyMaterialId;
 use crate::refusals::{Refusal, refusal};
+use crate::sdk::{self, SdkConfig};
 use crate::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
 use waxseal::EncryptionContext;
 use waxseal::kek::toolkit::certificates;
@@ -415,7 +414,7 @@ fn from_shared(shared: &SdkConfig) -> ConfigBuilder {
 }
 
 async fn load_defaults(overrides: &Overrides) -> SdkConfig {
-    let loader = aws_config::defaults(BehaviorVersion::latest());
+    let loader = sdk::defaults(BehaviorVersion::latest());
     match &overrides.region {
         // No look-up of a Region that is known: it may ask the instance's metadata service.
         Some(region) => loader.region(Region::new(region.clone())).load().await,

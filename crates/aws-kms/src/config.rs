@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::builder::AwsKmsKekBuilder;
-use crate::health::HealthCheck;
+use crate::health_check::HealthCheck;
 use crate::provider::AwsKmsKek;
 use waxseal::kek::toolkit::uri::{Uri, UriWriter, encode, without_user};
 use waxseal::{EncryptionContext, Error, ErrorKind};

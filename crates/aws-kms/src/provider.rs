@@ -9,11 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
-use crate::builder::{self, AwsKmsKekBuilder};
 use crate::client::{Description, Service, Under, Wrapped};
 use crate::errors::Failure;
 use crate::format::{KeyArn, KeyMaterialId};
-use crate::health::HealthCheck;
+use crate::grant_tokens::check_grant_tokens;
+use crate::health_check::HealthCheck;
 use crate::keys::{Key, Keys, Known, Own, Settled, Target};
 use crate::xks::Stores;
 use waxseal::kek::toolkit::Spawner;
@@ -102,33 +102,6 @@ pub struct KeyInfo {
 }
 
 impl AwsKmsKek {
-    /// Starts the configuration for a key: its ARN, its id, or an alias (`alias/NAME`, or its ARN).
-    ///
-    /// **An alias is looked up at build, and again when KMS refuses the key that it meant**
-    /// (disabled, deleted, no permission). Messages carry the ARN of the key. An alias that is
-    /// pointed elsewhere while the earlier key works takes effect when the provider is built anew.
-    /// Keys that it meant since the provider was built still unwrap; those from before are
-    /// [`former_keys`](AwsKmsKekBuilder::former_keys).
-    pub fn builder(key: impl Into<String>) -> AwsKmsKekBuilder {
-        AwsKmsKekBuilder::key(key.into())
-    }
-
-    /// Starts the configuration for reading by the key that a message names, as long as it is in
-    /// one of these accounts of this partition (`aws`, `aws-cn`, `aws-us-gov`) and in a configured
-    /// Region. It cannot wrap: only [`unwrap_with`](waxseal::EnvelopeBuilder::unwrap_with) takes
-    /// it.
-    ///
-    /// **Anyone who can write messages chooses among all those keys.** Name the keys if you can.
-    pub fn discover<S: Into<String>>(
-        partition: impl Into<String>,
-        accounts: impl IntoIterator<Item = S>,
-    ) -> AwsKmsKekBuilder {
-        AwsKmsKekBuilder::discovery(
-            partition.into(),
-            accounts.into_iter().map(Into::into).collect(),
-        )
-    }
-
     /// Replaces the grant tokens of every later call. Remove them once the grant is effective
     /// everywhere.
     ///
@@ -140,7 +113,7 @@ impl AwsKmsKek {
         tokens: impl IntoIterator<Item = S>,
     ) -> Result<(), Error> {
         let tokens: Vec<String> = tokens.into_iter().map(Into::into).collect();
-        builder::check_grant_tokens(&tokens)?;
+        check_grant_tokens(&tokens)?;
         self.0.grant_tokens.store(Arc::new(tokens));
         Ok(())
     }
@@ -444,7 +417,6 @@ fn entry(key: &Key, operation: &str, wrapped: Wrapped) -> Result<WrappedDek, Fai
     let meta = wrapped.material.map(|material| material.0.to_vec()).unwrap_or_default();
     entry.with_meta(meta).map_err(not_understood)
 }
-
 fn another_kek() -> Failure {
     Failure::unasked(KekErrorClass::Invalid, "wrapped by another KEK")
 }

@@ -12,8 +12,8 @@ use aws_credential_types::provider::error::{CredentialsError, TokenError};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::error::ErrorMetadata;
 
-use crate::client::ProviderChainError;
 use crate::credentials::Failed;
+use crate::sdk::ProviderChainError;
 use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Misconfigured, Throttled, Unavailable};

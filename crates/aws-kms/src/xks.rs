@@ -19,12 +19,10 @@ use arc_swap::ArcSwap;
 use crate::client::Description;
 use crate::errors::Failure;
 use crate::format::KeyArn;
-use crate::keys::Target;
-use crate::provider::{AwsKmsKek, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};
 use waxseal::CallBudget;
 use waxseal::Error;
 use waxseal::kek::CallAdvice;
-use waxseal::kek::{Health, KekError, KekErrorClass};
+use waxseal::kek::KekErrorClass;
 
 /// KMS gives the proxy 250 ms, connection included, and asks it once more after a network timeout
 /// ("Monitor external key stores", latency): what has not come after twice those 500 ms does not
@@ -43,9 +41,9 @@ const STORE_IN_FLIGHT: u32 = 64;
 /// discovery.
 const MOST_KEYS: usize = 1024;
 /// What every failure of an external key store is called.
-const INVALID_STATE: &str = "KMSInvalidStateException";
+pub(crate) const INVALID_STATE: &str = "KMSInvalidStateException";
 /// `DescribeCustomKeyStores` knows of the stores of the caller's own account only.
-const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
+pub(crate) const NOT_FOUND: &str = "CustomKeyStoreNotFoundException";
 
 /// The default budgets, by store: whichever envelope and whichever key, it is the same in this
 /// process.
@@ -54,7 +52,7 @@ static BUDGETS: Mutex<BTreeMap<String, CallBudget>> = Mutex::new(BTreeMap::new()
 /// The external key store that holds the key.
 #[derive(Debug)]
 pub(crate) struct Store {
-    id: String,
+    pub(crate) id: String,
     advice: CallAdvice,
 }
 
@@ -99,7 +97,7 @@ pub(crate) struct Stores {
     /// By the key's ARN. Read without a lock: a forked child may be asked too.
     keys: ArcSwap<HashMap<String, Place>>,
     /// One at a time is looked for in the background.
-    looking: Arc<AtomicBool>,
+    pub(crate) looking: Arc<AtomicBool>,
 }
 
 /// Where a key is.
@@ -178,7 +176,7 @@ impl Stores {
     }
 
     /// Whether it is to be asked now where this key is: not again soon.
-    fn is_to_be_asked(&self, arn: &str, pause: Duration) -> bool {
+    pub(crate) fn is_to_be_asked(&self, arn: &str, pause: Duration) -> bool {
         let now = Instant::now();
         let is_to_be = match self.keys.load().get(arn) {
             Some(Place::Store(_) | Place::Elsewhere) => false,
@@ -193,7 +191,8 @@ impl Stores {
     }
 }
 
-/// Describes an external key store, as [`AwsKmsKek::read_external_key_store`] found it.
+/// Describes an external key store, as
+/// [`read_external_key_store`](crate::AwsKmsKek::read_external_key_store) found it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -211,7 +210,7 @@ impl ExternalKeyStore {
     ///
     /// Whatever the error code of a failed connection is: KMS does not try again until an operator
     /// disconnects and connects the store, so it is no outage.
-    fn usable(&self) -> Result<(), Failure> {
+    pub(crate) fn usable(&self) -> Result<(), Failure> {
         let Self { id, connection_state, connection_error } = self;
         let class = match connection_state.as_str() {
             "CONNECTED" => return Ok(()),
@@ -223,93 +222,6 @@ impl ExternalKeyStore {
         };
         let why = connection_error.as_ref().map(|code| format!(": {code}")).unwrap_or_default();
         Err(Failure::new(class, format!("external key store {id} is {connection_state}{why}")))
-    }
-}
-
-impl AwsKmsKek {
-    /// Calls `DescribeCustomKeyStores` for the external key store that holds the key. It tells the
-    /// state of the connection, and why it failed. *Connected* does not mean that the proxy answers
-    /// now; the store's metrics in CloudWatch show that.
-    ///
-    /// # Errors
-    /// Those of KMS; *misconfigured* for a key that is in no external key store.
-    pub async fn read_external_key_store(&self) -> Result<ExternalKeyStore, KekError> {
-        let inner = self.0.clone();
-        self.0
-            .spawner
-            .run(async move {
-                let own = inner.own()?;
-                if inner.stores.of(own.current().arn()).is_none() {
-                    inner.describe().await?;
-                }
-                let arn = own.current().arn();
-                match inner.stores.of(arn) {
-                    Some(store) => inner.read_store(&store).await,
-                    None => Err(Failure::new(
-                        KekErrorClass::Misconfigured,
-                        format!("{arn} is in no external key store"),
-                    )),
-                }
-            })
-            .await
-    }
-}
-
-impl Inner {
-    /// After a call to `target`: asks in the background where the key is, if it is a former or a
-    /// discovered one of which that is not known. A failure asks only if it is one that keys in
-    /// stores have: messages may name keys that do not exist.
-    pub(crate) fn look_for_store(self: &Arc<Self>, target: &Target, failure: Option<&Failure>) {
-        if failure.is_some_and(|failure| failure.code.as_deref() != Some(INVALID_STATE))
-            || self.own().is_ok_and(|own| own.current().arn() == target.arn)
-            || !self.stores.is_to_be_asked(&target.arn, DESCRIBE_PAUSE.max(BACKGROUND_TIMEOUT))
-        {
-            return;
-        }
-        let (inner, region, arn) = (self.clone(), target.region.clone(), target.arn.clone());
-        self.spawner.spawn_one(&self.stores.looking, async move {
-            let tokens = inner.grant_tokens.load();
-            let work = inner.service.describe(&region, &arn, &tokens);
-            let found = match tokio::time::timeout(BACKGROUND_TIMEOUT, work).await {
-                Ok(Ok(key)) => key.external_key_store,
-                // Without permission, it is not asked again.
-                Ok(Err(failure)) if failure.class == KekErrorClass::Denied => None,
-                _ => return,
-            };
-            // Only a budget that is out of range fails here, and the default is not.
-            let _ = inner.stores.learn(&arn, found.as_deref());
-        });
-    }
-
-    async fn read_store(&self, store: &Store) -> Result<ExternalKeyStore, Failure> {
-        let (connection_state, connection_error) = self.service.describe_store(&store.id).await?;
-        Ok(ExternalKeyStore { id: store.id.clone(), connection_state, connection_error })
-    }
-
-    /// Key and store together; the store first, since it says more than the key's *Unavailable*.
-    pub(crate) async fn health_with_store(
-        &self,
-        store: &Store,
-        key: &Description,
-    ) -> Result<Health, Failure> {
-        let found = match self.read_store(store).await {
-            Ok(found) => found.usable().map(|()| Health::Ready),
-            // No permission, or the store belongs to another account. `DescribeKey` said that it
-            // exists.
-            Err(failure)
-                if failure.class == KekErrorClass::Denied
-                    || failure.code.as_deref() == Some(NOT_FOUND) =>
-            {
-                Ok(Health::Degraded(format!(
-                    "the state of external key store {} cannot be seen: {}",
-                    store.id, failure.text
-                )))
-            }
-            Err(failure) => Err(failure),
-        };
-        let health = found?;
-        key.check_usable()?;
-        Ok(health)
     }
 }
 

@@ -9,23 +9,23 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use reqwest::header::HeaderValue;
-use reqwest::{Proxy, Url};
 use tokio::sync::Mutex;
 
 use crate::auth::Authenticator;
+use crate::checks::{PROXIES, address, check_server_name, invalid, is_set, namespace, proxy};
 use crate::client::{ProxyChoice, is_this_machine};
 use crate::endpoints::{is_key, is_path, is_segment};
 use crate::environment;
+use crate::inner::Inner;
 use crate::key::ContextBinding;
 use crate::login::VaultAuth;
-use crate::provider::{Inner, VaultTransitKek};
+use crate::provider::VaultTransitKek;
 use crate::tls::{Client, Roots, TlsSources};
 use crate::transport::{Transport, TransportOptions, Unusable};
+use waxseal::Error;
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::toolkit::uri::without_user;
-use waxseal::{Error, ErrorKind};
 
 const DEFAULT_ADDRESS: &str = "https://127.0.0.1:8200";
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -59,6 +59,14 @@ pub struct VaultTransitKekBuilder {
     /// Why the build fails: the first variable of the environment, or option of a `Config`, that
     /// cannot be obeyed.
     refused: Option<String>,
+}
+
+impl VaultTransitKek {
+    /// Starts the configuration for the key `key` in the cluster that you name `cluster`. Reads no
+    /// environment variable.
+    pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
+        VaultTransitKekBuilder::new(cluster, key)
+    }
 }
 
 impl VaultTransitKekBuilder {
@@ -234,8 +242,8 @@ impl VaultTransitKekBuilder {
     /// caller takes its place.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
-    /// without timers or IO. [`ErrorKind::Io`] for a file that cannot be read.
+    /// [`InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the option; also outside a tokio
+    /// runtime, and in one without timers or IO. [`Io`](waxseal::ErrorKind::Io) for a file that cannot be read.
     pub fn build(self) -> Result<VaultTransitKek, Error> {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));
@@ -353,75 +361,10 @@ impl fmt::Debug for VaultTransitKekBuilder {
     }
 }
 
-fn invalid(detail: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidOption, detail.into())
-}
-
-fn address(text: &str, plain_http: bool) -> Result<Url, Error> {
-    // The text is not shown: it may hold a password.
-    let url = Url::parse(text).map_err(|error| invalid(format!("address: {error}")))?;
-    if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid("address: expected a URL with https:// and a host"));
-    }
-    if !url.username().is_empty()
-        || url.password().is_some()
-        || url.query().is_some()
-        || url.fragment().is_some()
-    {
-        return Err(invalid("address: must not contain a user, password, query or fragment"));
-    }
-    if url.scheme() == "http" && !plain_http && !is_this_machine(&url) {
-        return Err(invalid(
-            "address: http to another machine would show tokens and DEKs; use https, or allow_plain_http",
-        ));
-    }
-    Ok(url)
-}
-
-fn namespace(text: &str) -> Result<HeaderValue, Error> {
-    match is_path(text.trim_end_matches('/')) {
-        true => HeaderValue::from_bytes(text.as_bytes())
-            .map_err(|_| invalid("namespace: not a header value")),
-        false => Err(invalid(format!(
-            "namespace {text:?}: expected a path without empty segments, '.', '..' or invisible characters"
-        ))),
-    }
-}
-
-const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-
-fn is_set(name: &str) -> bool {
-    std::env::var_os(name).is_some_and(|value| !value.is_empty())
-}
-
-fn check_server_name(name: &str) -> Result<(), Error> {
-    let is_label = |label: &str| {
-        !label.is_empty()
-            && label.len() <= 63
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    let is_number = name.parse::<std::net::IpAddr>().is_ok()
-        || name
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
-    match name.len() <= 253 && name.split('.').all(is_label) && !is_number {
-        true => Ok(()),
-        false => Err(invalid(format!("server_name {name:?}: expected the name of a host"))),
-    }
-}
-
-fn proxy(text: &str) -> Result<Proxy, Error> {
-    let url = Url::parse(text).map_err(|error| invalid(format!("proxy: {error}")))?;
-    if !matches!(url.scheme(), "https" | "http") || url.host_str().is_none_or(str::is_empty) {
-        return Err(invalid("proxy: expected a URL with http:// or https:// and a host"));
-    }
-    Proxy::all(url).map_err(|_| invalid("proxy: not usable"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use waxseal::ErrorKind;
 
     fn within<T>(work: impl FnOnce() -> T) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

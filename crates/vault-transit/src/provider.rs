@@ -3,24 +3,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
 
-use arc_swap::ArcSwapOption;
-use rustify::endpoint::Endpoint;
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-use crate::auth::{Authenticator, Verdict};
-use crate::builder::VaultTransitKekBuilder;
 use crate::endpoints::{self, ServerHealth, Wrapped};
 use crate::errors::Failure;
 use crate::format::VaultCiphertext;
-use crate::key::{Binding, ContextBinding, KeyInfo, Known};
+use crate::inner::Inner;
+use crate::key::{Binding, ContextBinding, KeyInfo};
 use crate::requests::{Input, Operation, decode, encode_dek};
-use crate::transport::{Reply, Transport};
 use waxseal::EncryptionContext;
-use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{
     BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek,
 };
@@ -46,32 +39,7 @@ use waxseal::{Dek, KekId, WrappedDek};
 #[derive(Clone)]
 pub struct VaultTransitKek(pub(crate) Arc<Inner>);
 
-pub(crate) struct Inner {
-    pub(crate) id: KekId,
-    pub(crate) mount: String,
-    pub(crate) key: String,
-    pub(crate) chosen: Option<ContextBinding>,
-    pub(crate) key_max_age: Duration,
-    pub(crate) transport: Arc<Transport>,
-    pub(crate) auth: Arc<Authenticator>,
-    pub(crate) spawner: Spawner,
-    pub(crate) known: ArcSwapOption<Known>,
-    /// Held by the one who reads the key; when that failed last, and how.
-    pub(crate) reading: Mutex<Option<(Instant, Failure)>>,
-    pub(crate) reading_in_background: Arc<AtomicBool>,
-    /// A refusal might have come of an outdated idea of the key.
-    pub(crate) in_doubt: AtomicBool,
-    /// The highest version seen, in the key or in an answer; 0 before the first.
-    pub(crate) latest_version: AtomicU32,
-}
-
 impl VaultTransitKek {
-    /// Starts the configuration for the key `key` in the cluster that you name `cluster`. Reads no
-    /// environment variable.
-    pub fn builder(cluster: impl Into<String>, key: impl Into<String>) -> VaultTransitKekBuilder {
-        VaultTransitKekBuilder::new(cluster, key)
-    }
-
     /// Logs in if necessary and reads the key now. Useful at the start of a service, to fail early,
     /// and before a run that rewraps, so that [`is_current`](waxseal::kek::KekProvider::is_current)
     /// knows the latest version.
@@ -85,40 +53,7 @@ impl VaultTransitKek {
     }
 }
 
-/// Tokens that one call is tried with: each was replaced while the call was on its way.
-const MOST_SESSIONS: u32 = 4;
-
 impl Inner {
-    /// Sends a request with the session's token, and once more after a new login if the token was
-    /// refused.
-    pub(crate) async fn call<E: Endpoint>(
-        &self,
-        operation: &str,
-        endpoint: &E,
-        most: usize,
-    ) -> Result<Reply, Failure> {
-        let path = endpoint.path();
-        let mut session = self.auth.session().await?;
-        for _ in 0..MOST_SESSIONS {
-            let reply =
-                self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
-            let Some(reason) = reply.refusal() else {
-                // Bad input was looked at, so the path was open.
-                if reply.is_success() || reply.status == 400 {
-                    self.auth.worked(&session, &path);
-                }
-                return Ok(reply);
-            };
-            session = match self.auth.after_refusal(&session, &path, reason).await? {
-                Verdict::Again(session) => session,
-                Verdict::Denied => return Ok(reply),
-            };
-        }
-        Err(Failure::unavailable(format!(
-            "{operation}: the token is replaced faster than it can be used"
-        )))
-    }
-
     /// Whether the key can be used now, which is what counts: the node that a load balancer leads
     /// to may be another one for each request, so what one node says of itself only explains a
     /// failure.
@@ -183,7 +118,7 @@ impl KekProvider for VaultTransitKek {
 
     /// From the version in the text, against the latest one that is known: from the key
     /// ([`VaultTransitKek::read_key`], and again when that is older than
-    /// [`key_max_age`](VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none
+    /// [`key_max_age`](crate::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none
     /// is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {

@@ -1,0 +1,5 @@
+//! What is used of `aws_config`, in one place.
+#![forbid(unsafe_code)]
+
+pub(crate) use aws_config::meta::ProviderChainError;
+pub(crate) use aws_config::{SdkConfig, defaults};

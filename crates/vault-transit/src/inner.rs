@@ -1,0 +1,71 @@
+//! What the provider holds, and a request with the session's token.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use rustify::endpoint::Endpoint;
+use tokio::sync::Mutex;
+
+use crate::auth::{Authenticator, Verdict};
+use crate::errors::Failure;
+use crate::key::{ContextBinding, Known};
+use crate::transport::{Reply, Transport};
+use waxseal::KekId;
+use waxseal::kek::toolkit::Spawner;
+
+pub(crate) struct Inner {
+    pub(crate) id: KekId,
+    pub(crate) mount: String,
+    pub(crate) key: String,
+    pub(crate) chosen: Option<ContextBinding>,
+    pub(crate) key_max_age: Duration,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) spawner: Spawner,
+    pub(crate) known: ArcSwapOption<Known>,
+    /// Held by the one who reads the key; when that failed last, and how.
+    pub(crate) reading: Mutex<Option<(Instant, Failure)>>,
+    pub(crate) reading_in_background: Arc<AtomicBool>,
+    /// A refusal might have come of an outdated idea of the key.
+    pub(crate) in_doubt: AtomicBool,
+    /// The highest version seen, in the key or in an answer; 0 before the first.
+    pub(crate) latest_version: AtomicU32,
+}
+
+/// Tokens that one call is tried with: each was replaced while the call was on its way.
+const MOST_SESSIONS: u32 = 4;
+
+impl Inner {
+    /// Sends a request with the session's token, and once more after a new login if the token was
+    /// refused.
+    pub(crate) async fn call<E: Endpoint>(
+        &self,
+        operation: &str,
+        endpoint: &E,
+        most: usize,
+    ) -> Result<Reply, Failure> {
+        let path = endpoint.path();
+        let mut session = self.auth.session().await?;
+        for _ in 0..MOST_SESSIONS {
+            let reply =
+                self.transport.send(operation, endpoint, session.token.as_ref(), most).await?;
+            let Some(reason) = reply.refusal() else {
+                // Bad input was looked at, so the path was open.
+                if reply.is_success() || reply.status == 400 {
+                    self.auth.worked(&session, &path);
+                }
+                return Ok(reply);
+            };
+            session = match self.auth.after_refusal(&session, &path, reason).await? {
+                Verdict::Again(session) => session,
+                Verdict::Denied => return Ok(reply),
+            };
+        }
+        Err(Failure::unavailable(format!(
+            "{operation}: the token is replaced faster than it can be used"
+        )))
+    }
+}
