@@ -109,6 +109,29 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
     }
 }
 
+/// A thread that used a key and then waits still has the stack on which the AEAD worked. Processors
+/// with 512-bit registers make more of it than others.
+#[test]
+fn no_key_stays_on_the_stack_of_a_thread_that_used_it() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (backend, suite) in Backend::all().iter().flat_map(|backend| SUITES.map(|s| (*backend, s)))
+    {
+        let (used, wait) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
+        let thread = std::thread::spawn(move || {
+            let (envelope, alice, sealed, keys) = set_up(backend, suite, Limits::default());
+            block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+            used.0.send((envelope, keys)).unwrap();
+            let _ = wait.1.recv();
+        });
+        let (envelope, keys) = used.1.recv().unwrap();
+        assert!(keys.schedule.occurrences() >= 1, "{backend:?} {suite:?}: the control");
+        envelope.evict_all();
+        assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {suite:?}");
+        drop(wait.0);
+        thread.join().unwrap();
+    }
+}
+
 /// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a hundred megabytes that are then searched.
 fn panics(work: impl FnOnce() + Send) {
     assert!(quietly(|| catch_unwind(AssertUnwindSafe(work)).is_err()), "it did not panic");

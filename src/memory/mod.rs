@@ -22,22 +22,27 @@ pub(crate) fn wipe(bytes: &mut [u8]) {
     zeroize::optimization_barrier(bytes);
 }
 
-/// Runs `work` and then overwrites the stack that it used. A value that is made on the stack and
-/// moved leaves a copy there.
+/// Runs `work` and then overwrites the 32 KiB of stack below this call. A value that is made on the
+/// stack and moved leaves a copy there.
 pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
+    overwriting_the_stack_after::<{ 32 * 1024 }, R>(work)
+}
+
+/// Runs `work` and then overwrites `ROOM` bytes of the stack below this call.
+pub(crate) fn overwriting_the_stack_after<const ROOM: usize, R>(work: impl FnOnce() -> R) -> R {
     #[inline(never)]
     fn apart<R>(work: impl FnOnce() -> R) -> R {
         std::hint::black_box(work)()
     }
 
     #[inline(never)]
-    fn overwrite() {
-        let room = [0_u8; 32 * 1024];
+    fn overwrite<const ROOM: usize>() {
+        let room = [0_u8; ROOM];
         zeroize::optimization_barrier(&room);
     }
 
     let result = apart(work);
-    overwrite();
+    overwrite::<ROOM>();
     result
 }
 

@@ -7,6 +7,11 @@ use chacha20poly1305::ChaCha20Poly1305;
 use xaes_256_gcm::Xaes256Gcm;
 
 use super::{AeadFailure, Suite, TAG_LEN};
+use crate::memory::overwriting_the_stack_after;
+
+/// How much of the stack is overwritten after each use of a key. With 512-bit registers the `aes`
+/// crate puts every round key on the stack, four times over (960 bytes), and leaves them there.
+const STACK: usize = 8 * 1024;
 
 /// Each variant wipes its schedule on drop (the crates' feature `zeroize`).
 pub(crate) enum Key {
@@ -30,11 +35,11 @@ impl Key {
         aad: &[u8],
         payload: &mut [u8],
     ) -> Result<[u8; TAG_LEN], AeadFailure> {
-        match self {
+        overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
             Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
             Self::Xaes256Gcm(key) => seal(key, nonce, aad, payload),
-        }
+        })
     }
 
     pub(super) fn open(
@@ -44,11 +49,11 @@ impl Key {
         payload: &mut [u8],
         tag: &[u8],
     ) -> Result<(), AeadFailure> {
-        match self {
+        overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => open(key, nonce, aad, payload, tag),
             Self::ChaCha20Poly1305(key) => open(key, nonce, aad, payload, tag),
             Self::Xaes256Gcm(key) => open(key, nonce, aad, payload, tag),
-        }
+        })
     }
 }
 
