@@ -64,17 +64,38 @@ impl EncryptionContext {
         N: AsRef<str>,
         V: AsRef<str>,
     {
+        let pairs = pairs.into_iter().map(|pair| match is_reserved(pair.0.as_ref()) {
+            true => Err(invalid(format!(
+                "name {:?} is reserved (it starts with \"waxseal\")",
+                pair.0.as_ref()
+            ))),
+            false => Ok(pair),
+        });
+        Self::of_any_names(pairs)
+    }
+
+    /// As [`new`](Self::new), for the library's own contexts, which have reserved names.
+    pub(crate) fn with_reserved_names<N, V>(
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Self, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        Self::of_any_names(pairs.into_iter().map(Ok))
+    }
+
+    fn of_any_names<N, V>(pairs: impl Iterator<Item = Result<(N, V), Error>>) -> Result<Self, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
         let mut owned: Vec<(Box<str>, Box<str>)> = Vec::new();
-        for (name, value) in pairs {
+        for pair in pairs {
+            let (name, value) = pair?;
             let (name, value) = (name.as_ref(), value.as_ref());
             check_text("name", name, Self::MAX_NAME_BYTES)?;
             check_text("value", value, Self::MAX_VALUE_BYTES)?;
-            if name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal"))
-            {
-                return Err(invalid(format!(
-                    "name {name:?} is reserved (it starts with \"waxseal\")"
-                )));
-            }
             if owned.len() == Self::MAX_PAIRS {
                 return Err(invalid(format!("more than {} pairs", Self::MAX_PAIRS)));
             }
@@ -159,6 +180,10 @@ impl EncryptionContext {
 
 fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidContext, detail)
+}
+
+fn is_reserved(name: &str) -> bool {
+    name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal"))
 }
 
 fn check_text(what: &str, text: &str, max: usize) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+mod branch;
 mod clock;
 mod context;
 mod dek;
@@ -18,6 +19,7 @@ mod runtime;
 #[cfg(all(test, shuttle))]
 #[path = "../tests/schedules/mod.rs"]
 mod schedules;
+pub mod store;
 mod suite;
 mod sync;
 

@@ -15,16 +15,27 @@ impl TryFrom<&[u8]> for EncryptionContext {
     type Error = Error;
 
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
-        if bytes.len() > Self::MAX_BYTES {
-            return Err(malformed("too long"));
-        }
-        let pairs = read_pairs(bytes).ok_or_else(|| malformed("cut short, or not UTF-8"))?;
-        let context = Self::new(pairs)?;
-        if context.as_bytes() != bytes {
-            return Err(malformed("not in canonical form"));
-        }
-        Ok(context)
+        read(bytes, Self::new)
     }
+}
+
+/// As `try_from`, for contexts that may have reserved names.
+pub(super) fn read_with_reserved_names(bytes: &[u8]) -> Result<EncryptionContext, Error> {
+    read(bytes, EncryptionContext::with_reserved_names)
+}
+
+fn read<'b>(
+    bytes: &'b [u8],
+    make: impl FnOnce(Vec<(&'b str, &'b str)>) -> Result<EncryptionContext, Error>,
+) -> Result<EncryptionContext, Error> {
+    if bytes.len() > EncryptionContext::MAX_BYTES {
+        return Err(malformed("too long"));
+    }
+    let context = make(read_pairs(bytes).ok_or_else(|| malformed("cut short, or not UTF-8"))?)?;
+    if context.as_bytes() != bytes {
+        return Err(malformed("not in canonical form"));
+    }
+    Ok(context)
 }
 
 fn read_pairs(bytes: &[u8]) -> Option<Vec<(&str, &str)>> {

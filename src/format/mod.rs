@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod context;
+mod key_row;
 pub(crate) mod limits;
 mod message;
 pub(crate) mod reader;
 mod wrapped_keys;
 
+pub use key_row::{KeyKind, KeyRow};
 pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};
 pub use message::{MessageKind, is_sealed};
 pub use wrapped_keys::{KekId, WrappedDek, WrappedKeys};

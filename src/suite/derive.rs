@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use hkdf::Hkdf;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 use super::Suite;
 use crate::context::EncryptionContext;
@@ -16,6 +16,8 @@ const LABEL: [u8; 10] = *b"waxseal.v1";
 
 const USE_DEK_ID: u8 = 0x00;
 const USE_MESSAGE_KEY: u8 = 0x01;
+const USE_BRANCH_WRAP_KEY: u8 = 0x11;
+const USE_BRANCH_DEK: u8 = 0x12;
 
 /// A data encryption key: 32 uniformly random bytes from which everything else is derived.
 ///
@@ -41,6 +43,10 @@ impl Dek {
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Secret32::from_slice(bytes).map(Self)
+    }
+
+    pub(super) fn from_secret(secret: Secret32) -> Self {
+        Self(secret)
     }
 
     /// Returns the key's bytes, for a provider that passes them to a key service. Do not keep a
@@ -150,6 +156,32 @@ pub(crate) fn derive_message_key(
     let mut key = Secret32::zeroed();
     derive(&dek.0, USE_MESSAGE_KEY, suite.id(), context.digest(), key.expose_mut())?;
     Ok(key)
+}
+
+/// The key under which a branch key wraps DEKs, with XAES-256-GCM. `context` is the branch key's own.
+pub(crate) fn derive_branch_wrap_key(
+    branch_key: &Dek,
+    context: &EncryptionContext,
+) -> Result<Secret32, Error> {
+    let mut key = Secret32::zeroed();
+    let suite = Suite::Xaes256Gcm.id();
+    derive(&branch_key.0, USE_BRANCH_WRAP_KEY, suite, context.digest(), key.expose_mut())?;
+    Ok(key)
+}
+
+/// The length of the salt of a DEK that is derived from a branch key.
+pub(crate) const BRANCH_SALT_LEN: usize = 16;
+
+/// A DEK for `context`, derived from a branch key. Another salt gives another DEK.
+pub(crate) fn derive_branch_dek(
+    branch_key: &Dek,
+    context: &EncryptionContext,
+    salt: &[u8; BRANCH_SALT_LEN],
+) -> Result<Dek, Error> {
+    let digest = Sha256::new_with_prefix(context.as_bytes()).chain_update(salt).finalize();
+    let mut dek = Secret32::zeroed();
+    derive(&branch_key.0, USE_BRANCH_DEK, 0, &digest.into(), dek.expose_mut())?;
+    Ok(Dek(dek))
 }
 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).

@@ -6,12 +6,14 @@
 
 #[cfg(feature = "aws-lc")]
 mod aws_lc;
+mod branch_key;
 mod derive;
 mod nonce;
 mod rustcrypto;
 #[cfg(test)]
 mod vectors;
 
+pub(crate) use branch_key::{BranchKey, BranchSalt, BranchWrapped};
 use derive::check_not_forked;
 pub use derive::{Dek, DekId};
 pub(crate) use derive::{derive, derive_dek_id, derive_message_key};

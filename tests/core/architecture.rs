@@ -8,8 +8,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top to the bottom. A file imports only from layers below its own, and from the ground that all stand on.
-const LAYERS: [&str; 8] =
-    ["envelope", "dek", "kek", "observe", "format", "suite", "runtime", "memory"];
+const LAYERS: [&str; 10] = [
+    "envelope", "branch", "dek", "store", "kek", "observe", "format", "suite", "runtime", "memory",
+];
 /// What every layer may use; these use no layer.
 const GROUND: [&str; 5] = ["error", "context", "clock", "duration", "sync"];
 /// The pages of docs/, which import nothing.

@@ -1,0 +1,5 @@
+//! Branch keys.
+#![forbid(unsafe_code)]
+#![allow(dead_code)]
+
+mod format;
