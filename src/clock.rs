@@ -23,6 +23,11 @@ impl Moment {
         Self { boot: self.boot.saturating_add(nanos), wall: self.wall.saturating_add(nanos) }
     }
 
+    /// Returns the earlier of the two, by each clock.
+    pub(crate) fn earlier(self, other: Self) -> Self {
+        Self { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
+    }
+
     /// Whether `deadline` has passed by either clock. The one that advanced further counts.
     pub(crate) fn is_past(self, deadline: Self) -> bool {
         self.boot >= deadline.boot || self.wall >= deadline.wall

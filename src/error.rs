@@ -234,6 +234,11 @@ impl Error {
         self.0.kind
     }
 
+    /// The text that names what is wrong, without what the kind says.
+    pub(crate) fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
     /// Returns whether the same call may succeed later without any change.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

@@ -3,7 +3,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
-mod branch;
+pub mod branch;
 mod clock;
 mod context;
 mod dek;

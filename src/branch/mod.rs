@@ -1,5 +1,180 @@
-//! Branch keys.
+//! Branch keys: a layer between the KEKs and the DEKs that makes history readable without a call
+//! for each DEK.
+//!
+//! ```text
+//!   Envelope ──► BranchKek ──► branch key, cached ──► DEK (derived, no call)
+//!                    │               ▲
+//!                    ▼               │ unwrapped by
+//!                KeyStore       root KEKs (AWS KMS, Vault, …)
+//! ```
+//!
+//! A [`BranchKek`] is a [`KekProvider`](crate::kek::KekProvider) over other providers, the *roots*.
+//! It holds one secret per branch and period, a *branch key*, which the roots wrap and a
+//! [`KeyStore`](crate::store::KeyStore) keeps for all processes. DEKs are derived from it. So
+//! reading the rows of a month, whoever wrote them, costs one call for each branch and period.
+//! A rotation of a root rewraps some branch keys and no message. Erasing a branch makes everything
+//! under it unreadable.
+//!
+//! A branch key in memory is treated as a DEK is: protected, renewed ahead, served stale only in an
+//! outage, and wiped on time. Whatever came through it ends with it.
 #![forbid(unsafe_code)]
-#![allow(dead_code)]
 
+mod builder;
 mod format;
+mod maintenance;
+mod provider;
+
+use std::fmt;
+
+pub use builder::BranchKekBuilder;
+pub use maintenance::{RewrapBranchKeys, RewrapProgress};
+
+use crate::context::EncryptionContext;
+use crate::dek::{OwnedSource, Statistics};
+use crate::error::{Error, ErrorKind};
+use crate::kek::{KekId, KekProvider};
+use crate::store::{Erasure, KeyStore};
+use crate::suite::Backend;
+use crate::sync::Arc;
+
+/// The reserved name of the pair that names the branch.
+const BRANCH: &str = "waxseal:branch";
+
+/// A [`KekProvider`] that derives DEKs from branch keys. See the [module](self).
+///
+/// A clone is another handle to the same branch keys. Give one to each envelope that shares them.
+///
+/// ```
+/// use waxseal::branch::BranchKek;
+/// use waxseal::store::MemoryStore;
+/// use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+///
+/// # pollster::block_on(async {
+/// let root = LocalKek::in_memory("root")?;
+/// let kek = BranchKek::builder(root)
+///     .name("orders")
+///     .per(["tenant"])
+///     .store(MemoryStore::new())
+///     .build()?;
+/// let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
+/// let acme = EncryptionContext::new([("tenant", "acme"), ("table", "cards")])?;
+/// let sealed = envelope.encrypt(&acme, Aad::empty(), b"4111 1111 1111 1111").await?;
+/// assert_eq!(sealed.len(), 19 + 118);
+///
+/// // Everything of this tenant, in every table, is unreadable from now on.
+/// kek.erase([("tenant", "acme")]).await?;
+/// assert!(envelope.decrypt(&acme, Aad::empty(), &sealed).await.is_err());
+/// # Ok::<(), waxseal::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct BranchKek(Arc<Inner>);
+
+struct Inner {
+    id: KekId,
+    name: Box<str>,
+    per: Box<[Box<str>]>,
+    backend: Backend,
+    store: Option<Arc<dyn KeyStore>>,
+    /// The branch keys.
+    source: Arc<OwnedSource>,
+}
+
+impl BranchKek {
+    /// Returns a builder. `root` wraps and unwraps branch keys.
+    pub fn builder(root: impl KekProvider + 'static) -> BranchKekBuilder {
+        BranchKekBuilder::new(root)
+    }
+
+    /// Returns the branch's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Erases a branch: every key of it in the store, of every period, becomes a tombstone. What was
+    /// encrypted under them cannot be read any more by anyone who asks the store. `pairs` are the
+    /// pairs that the branches are [per](BranchKekBuilder::per), no more and no fewer.
+    ///
+    /// In this process their DEKs and handles end before the call returns. Other processes notice
+    /// when they renew their branch key, within its `max_age`. **What they encrypt until then is lost
+    /// too**, so stop writing for the branch first. A later write begins a new branch key. A backup
+    /// of the store keeps what it has: see docs/key-stores.md.
+    ///
+    /// If it fails, some keys may be erased and others not. Repeat it: it is complete when it
+    /// returns `Ok`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidContext`] for other pairs, [`ErrorKind::InvalidOption`] without a store,
+    /// and those of the store.
+    pub async fn erase<N, V>(
+        &self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<Erasure, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let pairs = EncryptionContext::new(pairs)?;
+        let extra = pairs.iter().find(|(name, _)| !self.0.per.iter().any(|per| **per == **name));
+        if let Some((name, _)) = extra {
+            let detail = format!("{}: branches are not per {name:?}", self.0.id);
+            return Err(Error::new(ErrorKind::InvalidContext, detail));
+        }
+        let branch = self.branch_of(&pairs)?;
+        self.0.source.erase_branch(&branch).await
+    }
+
+    /// Stops using a root KEK in this process, at once. Every branch key that it unwrapped ends,
+    /// with everything that came through it, in every envelope. See
+    /// [`Envelope::revoke_kek`](crate::Envelope::revoke_kek).
+    pub fn revoke_kek(&self, kek_id: &KekId) {
+        self.0.source.revoke_kek(kek_id);
+    }
+
+    /// Reverts a [`revoke_kek`](Self::revoke_kek).
+    pub fn reinstate_kek(&self, kek_id: &KekId) {
+        self.0.source.reinstate_kek(kek_id);
+    }
+
+    /// Wipes every branch key, with everything that came through it. The next call asks the root
+    /// KEKs.
+    pub fn evict_all(&self) {
+        self.0.source.evict_all();
+    }
+
+    /// Returns how often branch keys were cached, how many are cached now, and the number of calls
+    /// to the root KEKs. They are counted as DEKs.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.0.source.statistics()
+    }
+
+    /// Returns the context of the branch to which a DEK's context belongs, without the period.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidContext`] if a pair is missing.
+    fn branch_of(&self, context: &EncryptionContext) -> Result<EncryptionContext, Error> {
+        let Inner { id, name, per, .. } = &*self.0;
+        let mut pairs = vec![(BRANCH, &**name)];
+        for name in per {
+            let value = context.get(name).ok_or_else(|| {
+                let detail = format!(
+                    "{id}: the encryption context has no pair {name:?}, by which branches differ"
+                );
+                Error::new(ErrorKind::InvalidContext, detail)
+            })?;
+            pairs.push((name, value));
+        }
+        EncryptionContext::with_reserved_names(pairs)
+    }
+}
+
+impl fmt::Debug for BranchKek {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BranchKek")
+            .field("id", &self.0.id)
+            .field("per", &self.0.per)
+            .field("store", &self.0.store)
+            .finish_non_exhaustive()
+    }
+}

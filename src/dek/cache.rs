@@ -22,6 +22,7 @@ use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek};
+use crate::kek::set::Failure;
 use crate::memory::fork;
 use crate::observe::Event;
 use crate::runtime::Runtime;
@@ -201,6 +202,20 @@ impl DekCache {
     ) {
         let mut deks = self.reading_of(context, id);
         deks.retain(|dek| which(dek.lease()));
+        end_all(&deks);
+    }
+
+    /// Ends the branch keys of a branch that the denial is about, for reading and for writing: both
+    /// come from one row.
+    pub(super) fn end_denied(
+        &self,
+        context: &EncryptionContext,
+        id: Option<&DekId>,
+        failure: &Failure,
+    ) {
+        let is_erased = |lease: &Lease| failure.is_erased && id == Some(&lease.id);
+        let mut deks = self.registry.of_context(context);
+        deks.retain(|dek| dek.lease().is_denied_by(failure) || is_erased(dek.lease()));
         end_all(&deks);
     }
 

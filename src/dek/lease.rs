@@ -13,11 +13,12 @@ use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::kek::set::{Failure, SourceKek};
+use crate::kek::{Dependants, Parent};
 use crate::observe::WeakObservers;
-use crate::suite::{AeadKey, DekId, Suite, jitter};
+use crate::suite::{AeadKey, BranchKey, DekId, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
-use crate::sync::{Arc, Mutex, PoisonError};
+use crate::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The pause after a failed renewal: a twentieth of `max_age`, within these bounds. A service that
 /// recovers is noticed after this pause.
@@ -26,21 +27,42 @@ const LATEST_RETRY: Duration = Duration::from_secs(1);
 /// How long waiting callers may use a response that arrived after its own end.
 const LATE_RESPONSE_USE: Duration = Duration::from_secs(1);
 
+/// The part of its time after which a DEK is renewed whose parent ends sooner than `max_age`.
+const REFRESH_AHEAD: f64 = 0.8;
+
 const NEVER: i64 = i64::MIN;
 
-/// The keys of a DEK in one suite, with their deadlines.
+/// What a DEK is used as: to encrypt messages in one suite, or as a branch key.
+#[derive(Clone)]
+pub(crate) enum LeasedKey {
+    Message(Arc<AeadKey>),
+    Branch(Arc<BranchKey>),
+}
+
+enum Keys {
+    Message(Slot<AeadKey>),
+    Branch(Slot<BranchKey>),
+}
+
+/// The keys of a DEK in one suite, or a branch key, with their deadlines.
 pub(crate) struct Lease {
     pub(crate) context: EncryptionContext,
     pub(crate) id: DekId,
     pub(crate) suite: Suite,
     /// The wrapped keys that it was unwrapped from, or was wrapped to.
     wrapped_keys: WrappedKeys,
+    /// They are in a key store, and not in the request.
+    is_stored: bool,
     /// The KEKs it came from: the one that unwrapped it, or all that wrapped it.
     source_keks: Box<[SourceKek]>,
+    /// The keys of this process it came through. It ends with each of them.
+    parents: Box<[Parent]>,
+    /// Where DEKs are that came through this one.
+    dependants: Mutex<Vec<Weak<dyn Dependants>>>,
     /// The observers of its end. The reference is weak because a thread may remember a DEK for
     /// longer than the envelope lives.
     pub(super) observers: WeakObservers,
-    key: Slot<AeadKey>,
+    keys: Keys,
     /// Set before the keys are destroyed. No use begins after it.
     ended: AtomicBool,
     /// It was evicted. Only callers that waited for it may still use it.
@@ -123,7 +145,9 @@ pub(super) struct Terms<'a> {
     pub(super) id: DekId,
     pub(super) suite: Suite,
     pub(super) wrapped_keys: WrappedKeys,
+    pub(super) is_stored: bool,
     pub(super) source_keks: Box<[SourceKek]>,
+    pub(super) parents: Box<[Parent]>,
     /// When the request began.
     pub(super) asked: Moment,
     pub(super) stale_if_error: Duration,
@@ -134,14 +158,27 @@ pub(super) struct Terms<'a> {
 }
 
 impl Lease {
-    pub(super) fn new(terms: Terms<'_>, key: &Arc<AeadKey>, limits: &LimitsInForce) -> Self {
+    pub(super) fn new(terms: Terms<'_>, key: &LeasedKey, limits: &LimitsInForce) -> Self {
         let Terms { asked, .. } = terms;
-        let expires = asked.plus(limits.max_age);
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
-        let (mut wipe_at, late) = (expires.plus(terms.stale_if_error), now.is_past(expires));
-        if late {
-            wipe_at = now.plus(LATE_RESPONSE_USE.min(limits.max_age));
+        let bounds: Vec<_> = terms.parents.iter().map(|parent| parent.bounds(now)).collect();
+        let earliest = |own: Moment, of_parents: fn(&(Moment, Moment)) -> Moment| {
+            bounds.iter().map(of_parents).fold(own, Moment::earlier)
+        };
+        let expires = earliest(asked.plus(limits.max_age), |bounds| bounds.0);
+        let late = now.is_past(expires);
+        let wipe_at = match late {
+            true => now.plus(LATE_RESPONSE_USE.min(limits.max_age)),
+            false => expires.plus(terms.stale_if_error),
+        };
+        let wipe_at = earliest(wipe_at, |bounds| bounds.1);
+        // Up to a tenth earlier, so that DEKs made together do not fall due together.
+        let earlier = 0.9 + 0.1 * jitter();
+        let mut refresh_at = asked.plus(limits.refresh_after.mul_f64(earlier));
+        if !bounds.is_empty() {
+            let ahead = asked.until(expires).mul_f64(REFRESH_AHEAD * earlier);
+            refresh_at = refresh_at.earlier(asked.plus(ahead));
         }
         Self {
             context: terms.context.clone(),
@@ -149,15 +186,20 @@ impl Lease {
             suite: terms.suite,
             wrapped_keys: terms.wrapped_keys,
             source_keks: terms.source_keks,
+            parents: terms.parents,
+            dependants: Mutex::default(),
             observers: terms.observers,
-            key: Slot::new(key),
+            keys: match key {
+                LeasedKey::Message(key) => Keys::Message(Slot::new(key)),
+                LeasedKey::Branch(key) => Keys::Branch(Slot::new(key)),
+            },
+            is_stored: terms.is_stored,
             ended: AtomicBool::new(false),
             evicted: AtomicBool::new(late),
             pins: AtomicUsize::new(0),
             announced: AtomicBool::new(false),
             registration: Mutex::new(None),
-            // Up to a tenth earlier, so that DEKs made together do not fall due together.
-            refresh_at: asked.plus(limits.refresh_after.mul_f64(0.9 + 0.1 * jitter())),
+            refresh_at,
             expires,
             wipe_at,
             renewal: [AtomicI64::new(NEVER), AtomicI64::new(NEVER)],
@@ -206,12 +248,13 @@ impl Lease {
     }
 
     /// Whether these are the wrapped keys that it came from. The bytes are compared, not a digest.
+    /// None are those in the store.
     pub(super) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
-        if self.wrapped_keys.as_bytes() == wrapped_keys {
-            KeysMatch::Same
-        } else {
-            KeysMatch::Other
-        }
+        let same = match wrapped_keys {
+            [] => self.is_stored,
+            bytes => !self.is_stored && self.wrapped_keys.as_bytes() == bytes,
+        };
+        if same { KeysMatch::Same } else { KeysMatch::Other }
     }
 
     /// Whether a request with these wrapped keys may renew it now.
@@ -266,7 +309,7 @@ impl Lease {
     /// Learns from a failed request. An outage of its source KEKs is known for a while from now on.
     /// A denial by one of them ends serving stale for good. Failures of other KEKs do not count.
     pub(super) fn learn_from(&self, failure: &Failure) {
-        let about = failure.about(&self.source_keks, &self.wrapped_keys);
+        let about = failure.about(&self.source_keks, &self.wrapped_keys).or(failure.of_store);
         if about.is_some() {
             self.is_assumed.store(false, Ordering::Release);
         }
@@ -337,6 +380,11 @@ impl Lease {
         !self.stale_forbidden.load(Ordering::Acquire)
     }
 
+    /// Whether its wrapped keys are in a key store.
+    pub(super) fn is_stored(&self) -> bool {
+        self.is_stored
+    }
+
     /// Whether a request with these wrapped keys reaches one of its source KEKs.
     pub(super) fn is_asked_about_by(&self, wrapped_keys: &WrappedKeys) -> bool {
         wrapped_keys.entries().iter().any(|entry| self.has_wrapped_key(entry))
@@ -360,7 +408,21 @@ impl Lease {
         if self.ended.load(Ordering::Acquire) {
             return Err(expired());
         }
-        self.key.with(work).ok_or_else(expired)
+        match &self.keys {
+            Keys::Message(key) => key.with(work).ok_or_else(expired),
+            Keys::Branch(_) => Err(expired()),
+        }
+    }
+
+    /// As [`with_key`](Self::with_key), for a branch key.
+    pub(crate) fn with_branch_key<R>(
+        &self,
+        work: impl FnOnce(&BranchKey) -> R,
+    ) -> Result<R, Error> {
+        match &self.keys {
+            Keys::Branch(key) if !self.has_ended() => key.with(work).ok_or_else(expired),
+            _ => Err(expired()),
+        }
     }
 
     /// Checks whether a handle may still use it. A handle that was issued during an outage serves
@@ -394,6 +456,52 @@ impl Lease {
         self.source_keks
             .iter()
             .any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
+            || self.parents.iter().any(|parent| parent.kek_ids().contains(kek_id))
+    }
+
+    pub(super) fn parents(&self) -> &[Parent] {
+        &self.parents
+    }
+
+    pub(super) fn has_parent(&self, identity: usize) -> bool {
+        self.parents.iter().any(|parent| parent.identity() == identity)
+    }
+
+    /// Whether a key that it came through has been ended.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.parents.iter().any(|parent| parent.has_ended())
+    }
+
+    /// Returns what distinguishes it from every other lease in memory.
+    pub(super) fn identity(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// See [`ParentKey::bounds`](crate::kek::ParentKey::bounds). While it is served stale, a DEK
+    /// that comes through it serves until the next look at the outage.
+    pub(super) fn bounds_of_dependants(&self, now: Moment) -> (Moment, Moment) {
+        let expires = match now.is_past(self.expires) {
+            true => now.plus(self.retry_after).earlier(self.wipe_at),
+            false => self.expires,
+        };
+        (expires, self.wipe_at)
+    }
+
+    pub(super) fn add_dependants(&self, dependants: Weak<dyn Dependants>) {
+        let mut all = self.dependants.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        if !all.iter().any(|known| known.ptr_eq(&dependants)) {
+            all.push(dependants);
+        }
+    }
+
+    pub(super) fn take_dependants(&self) -> Vec<Weak<dyn Dependants>> {
+        let mut all = self.dependants.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *all)
     }
 
     /// Whether the denial is by one of its source KEKs.
@@ -401,8 +509,13 @@ impl Lease {
         matches!(failure.about(&self.source_keks, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
     }
 
-    pub(super) fn source_keks(&self) -> &[SourceKek] {
-        &self.source_keks
+    /// The ids of all KEKs that it depends on.
+    pub(super) fn all_kek_ids(&self) -> impl Iterator<Item = &KekId> {
+        let own = self
+            .source_keks
+            .iter()
+            .flat_map(|source_kek| [&source_kek.provider, &source_kek.entry]);
+        own.chain(self.parents.iter().flat_map(|parent| parent.kek_ids()))
     }
 
     pub(super) fn kek_ids(&self) -> Vec<KekId> {
@@ -440,8 +553,11 @@ impl Lease {
     /// Prevents any further use and destroys the keys that are not in use right now. Returns
     /// `false` if some are in use: call it again.
     pub(super) fn end(&self) -> bool {
-        self.ended.store(true, Ordering::Release);
-        self.key.destroy()
+        self.ended.store(true, Ordering::SeqCst);
+        match &self.keys {
+            Keys::Message(key) => key.destroy(),
+            Keys::Branch(key) => key.destroy(),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod cache;
 mod flight;
 mod lease;
 mod limits;
+mod parent;
 mod pinned;
 mod reading;
 mod registration;
@@ -22,7 +23,10 @@ mod writing;
 
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
+pub(crate) use parent::BranchParent;
 pub(crate) use reading::ReadingDek;
-pub(crate) use source::{DekSource, OwnedSource, ReadingRequest, SourceOptions, WritingRequest};
+pub(crate) use source::{
+    BranchTerms, DekSource, OwnedSource, ReadingRequest, SourceBuilder, WritingRequest, cached_as,
+};
 pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

@@ -9,6 +9,7 @@ use super::lease::Lease;
 use super::registration::{Entries, Registration};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
+use crate::kek::Dependants;
 use crate::memory::fork;
 use crate::observe::{Event, LaterEvent, Observers};
 use crate::suite::DekId;
@@ -114,6 +115,17 @@ impl Deks {
     }
 }
 
+impl Dependants for Registry {
+    fn end_dependants_of(&self, parent: usize) {
+        if self.is_of_this_process() {
+            let mut deks = self.all();
+            deks.retain(|dek| dek.lease().has_parent(parent));
+            // The parent may be ended by a destructor.
+            end_later(&deks);
+        }
+    }
+}
+
 impl Registry {
     pub(super) fn new(clock: Clock) -> Arc<Self> {
         let (deks, known) = (Mutex::default(), AtomicBool::new(false));
@@ -133,6 +145,10 @@ impl Registry {
         let number = self.lock().insert(entry);
         let entries: Weak<dyn Entries> = Arc::<Self>::downgrade(self);
         lease.set_registration(Registration::new(entries, number));
+        for parent in lease.parents() {
+            let dependants: Weak<dyn Dependants> = Arc::<Self>::downgrade(self);
+            parent.add_dependants(dependants);
+        }
         self.clock.now().until(wipe_at)
     }
 
@@ -194,7 +210,7 @@ impl Registry {
     }
 }
 
-/// Ends DEKs, waits for uses in progress, and reports when all keys are gone.
+/// Ends DEKs and what came through them, waits for uses in progress, and reports when all keys are gone.
 pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
     for dek in deks {
@@ -216,6 +232,11 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     while !left.is_empty() {
         thread::sleep(Duration::from_micros(50));
         left.retain(|dek| !dek.lease().end());
+    }
+    for lease in deks.iter().map(|dek| dek.lease()) {
+        for dependants in lease.take_dependants().iter().filter_map(Weak::upgrade) {
+            dependants.end_dependants_of(lease.identity());
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use std::collections::HashMap;
 
 use crate::context::EncryptionContext;
 use crate::format::KekId;
-use crate::kek::set::SourceKek;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How many names are kept. Above that number all earlier requests are repeated.
@@ -71,24 +70,22 @@ impl Revocations {
 
     /// Whether a response to a request of `mark` came too late: its context, or a KEK that it came
     /// from, was revoked since.
-    pub(super) fn concern(
+    pub(super) fn concern<'k>(
         &self,
         Mark(mark): Mark,
         context: &EncryptionContext,
-        source_keks: &[SourceKek],
+        kek_ids: impl IntoIterator<Item = &'k KekId>,
     ) -> bool {
         let log = self.lock();
         let since = |number: Option<&u64>| number.is_some_and(|number| *number > mark);
         log.everything > mark
             || since(log.contexts.get(context.digest()))
-            || source_keks.iter().any(|SourceKek { provider, entry }| {
-                since(log.keks.get(provider)) || since(log.keks.get(entry))
-            })
+            || kek_ids.into_iter().any(|kek_id| since(log.keks.get(kek_id)))
     }
 
     /// As [`concern`](Self::concern), where any KEK may have contributed to the response.
     pub(super) fn may_concern(&self, mark: Mark, context: &EncryptionContext) -> bool {
-        self.concern(mark, context, &[]) || self.lock().latest_kek > mark.0
+        self.concern(mark, context, []) || self.lock().latest_kek > mark.0
     }
 }
 
@@ -100,29 +97,25 @@ mod tests {
         EncryptionContext::new([("tenant", tenant)]).unwrap()
     }
 
-    fn source_kek(provider: &str, entry: &str) -> SourceKek {
-        SourceKek { provider: KekId::new(provider).unwrap(), entry: KekId::new(entry).unwrap() }
-    }
-
     #[test]
     fn a_revocation_concerns_what_it_names_and_nothing_else() {
         let (log, alice, bob) = (Revocations::default(), context("alice"), context("bob"));
-        let source_keks = [source_kek("eu", "us")];
+        let kek_ids = ["eu", "us"].map(|id| KekId::new(id).unwrap());
         let mark = log.mark();
         log.of_context(&bob);
-        assert!(log.concern(mark, &bob, &[]) && !log.concern(mark, &alice, &source_keks));
+        assert!(log.concern(mark, &bob, []) && !log.concern(mark, &alice, &kek_ids));
         for (kek, concerned) in [("asia", false), ("us", true), ("eu", true)] {
             let mark = log.mark();
             log.of_kek(&KekId::new(kek).unwrap());
-            assert_eq!(log.concern(mark, &alice, &source_keks), concerned, "{kek}");
+            assert_eq!(log.concern(mark, &alice, &kek_ids), concerned, "{kek}");
             assert!(log.may_concern(mark, &alice));
         }
         let mark = log.mark();
         assert!(!log.may_concern(mark, &alice));
         log.of_everything();
-        assert!(log.concern(mark, &alice, &[]));
+        assert!(log.concern(mark, &alice, []));
         assert!(
-            !log.concern(log.mark(), &alice, &source_keks),
+            !log.concern(log.mark(), &alice, &kek_ids),
             "what was asked later is as good as new"
         );
     }
@@ -135,8 +128,8 @@ mod tests {
         for i in 0..MAX_NAMES {
             log.of_context(&context(&format!("tenant {i}")));
         }
-        assert!(log.concern(mark, &alice, &[]));
+        assert!(log.concern(mark, &alice, []));
         assert!(log.0.lock().unwrap().contexts.len() <= MAX_NAMES);
-        assert!(!log.concern(log.mark(), &alice, &[]));
+        assert!(!log.concern(log.mark(), &alice, []));
     }
 }

@@ -4,18 +4,20 @@
 use std::sync::Arc;
 
 use super::Envelope;
+#[cfg(any(test, feature = "test-util"))]
 use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
 use crate::clock::ManualClock;
 use crate::context::EncryptionContext;
-use crate::dek::{DekSource, Limits, SourceOptions};
-use crate::error::{Error, ErrorKind};
-use crate::format::{KekId, WrappedKeys};
-use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
+use crate::dek::{Limits, SourceBuilder};
+use crate::error::Error;
+use crate::format::KekId;
+use crate::kek::KekProvider;
+use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
-use crate::kek::{ContextBinding, KekProvider, KekSet};
-use crate::observe::{Event, Observer, Observers};
+use crate::observe::{Event, Observer};
 use crate::runtime::Runtime;
+use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
 
 /// What the start of an envelope does about a key service that cannot be reached.
@@ -67,21 +69,7 @@ impl StartOptions {
 /// [`unwrap_with`](Self::unwrap_with) is needed.
 #[derive(Default)]
 #[must_use = "nothing happens until `build`"]
-pub struct EnvelopeBuilder {
-    wrap_with: Vec<Arc<dyn KekProvider>>,
-    unwrap_with: Vec<Arc<dyn KekProvider>>,
-    suite: Suite,
-    backend: Backend,
-    nonces: Nonces,
-    dek_origin: DekOrigin,
-    limits: Limits,
-    clock: Clock,
-    runtime: Option<Arc<dyn Runtime>>,
-    call_policy: CallPolicy,
-    call_budget: Option<CallBudget>,
-    observers: Vec<Box<dyn Observer>>,
-    unauthenticated: Vec<KekId>,
-}
+pub struct EnvelopeBuilder(SourceBuilder);
 
 impl EnvelopeBuilder {
     /// Adds a KEK that wraps every new DEK, and unwraps. Call it once for each KEK. Each of several
@@ -89,54 +77,66 @@ impl EnvelopeBuilder {
     /// another works**. While one is down, no new DEK can be made. The order is the order of
     /// preference for reading.
     pub fn wrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.wrap_with.push(Arc::new(provider));
+        self.0.wrap_with.push(Arc::new(provider));
         self
     }
 
     /// Adds a KEK that only unwraps: an old one, or another service's. It is asked after those of
     /// [`wrap_with`](Self::wrap_with).
     pub fn unwrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.unwrap_with.push(Arc::new(provider));
+        self.0.unwrap_with.push(Arc::new(provider));
         self
     }
 
-    /// Accepts a KEK whose wrapping is [unauthenticated](ContextBinding::Unauthenticated). Anyone
+    /// Sets a store for the wrapped keys of messages in compact form. Then each new DEK's row is
+    /// durable in the store before its first message is released, and a message in compact form is
+    /// decrypted without its wrapped keys at hand. The row is read again with every renewal, so a
+    /// key that was erased from the store ends within `max_age`, for messages in either form.
+    ///
+    /// Branch keys have a store of their own, which may be the same: see
+    /// [`BranchKek`](crate::branch::BranchKek).
+    pub fn key_store(mut self, store: impl KeyStore + 'static) -> Self {
+        self.0.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Accepts a KEK whose wrapping is [unauthenticated](crate::kek::ContextBinding::Unauthenticated). Anyone
     /// who has its public key can wrap a DEK of their own and make messages that this envelope
     /// decrypts, and no key policy can prevent that. `build` refuses such a provider unless its id
     /// is named here.
     pub fn allow_unauthenticated_wrapping(mut self, kek_id: KekId) -> Self {
-        self.unauthenticated.push(kek_id);
+        self.0.unauthenticated.push(kek_id);
         self
     }
 
     /// Sets the suite of new messages. Messages of every suite are decrypted. By default
     /// [`Suite::Aes256Gcm`].
     pub fn suite(mut self, suite: Suite) -> Self {
-        self.suite = suite;
+        self.0.suite = suite;
         self
     }
 
     /// Sets the implementation of the cryptography. By default the fastest of this build.
     pub fn backend(mut self, backend: Backend) -> Self {
-        self.backend = backend;
+        self.0.backend = backend;
         self
     }
 
     /// Sets where nonces come from. By default [`Nonces::Thread`].
     pub fn nonces(mut self, nonces: Nonces) -> Self {
-        self.nonces = nonces;
+        self.0.nonces = nonces;
         self
     }
 
     /// Sets where DEKs are made. By default [`DekOrigin::Local`].
     pub fn dek_origin(mut self, origin: DekOrigin) -> Self {
-        self.dek_origin = origin;
+        self.0.dek_origin = origin;
         self
     }
 
     /// Sets how much and for how long a DEK is used, and how many are cached.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.0.limits = limits;
         self
     }
 
@@ -147,13 +147,13 @@ impl EnvelopeBuilder {
     /// stalls. Without a runtime, the caller that finds a DEK due renews it, and calls to key
     /// services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
-        self.runtime = Some(Arc::new(runtime));
+        self.0.runtime = Some(Arc::new(runtime));
         self
     }
 
     /// Sets how key services are called: timeouts, retries, circuit breakers.
     pub fn call_policy(mut self, policy: CallPolicy) -> Self {
-        self.call_policy = policy;
+        self.0.call_policy = policy;
         self
     }
 
@@ -161,21 +161,21 @@ impl EnvelopeBuilder {
     /// budget. Give one budget to several envelopes to share it. Without a runtime only the number
     /// in flight is limited, and setting a budget is refused.
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
-        self.call_budget = Some(budget);
+        self.0.call_budget = Some(budget);
         self
     }
 
     /// Adds an observer, which receives every event of every DEK's life. Call it once for each
     /// observer. By default there is none.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.observers.push(Box::new(observer));
+        self.0.observers.push(Box::new(observer));
         self
     }
 
     /// Sets a clock that a test moves. The process's wiping thread reads it once a second.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
-        self.clock = Clock::Manual(clock);
+        self.0.clock = Clock::Manual(clock);
         self
     }
 
@@ -187,62 +187,7 @@ impl EnvelopeBuilder {
     /// other, or one that needs a runtime when there is none. Also in a tokio runtime without
     /// timers, unless another [`runtime`](Self::runtime) is set.
     pub fn build(self) -> Result<Envelope, Error> {
-        let limits = self.limits.check(self.suite)?;
-        if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
-            return Err(invalid(
-                "wrap_with: no KEK, neither for writing nor for reading".to_owned(),
-            ));
-        }
-        if self.wrap_with.len() > WrappedKeys::MAX_ENTRIES {
-            let detail = format!(
-                "wrap_with: {} KEKs, at most {} are allowed",
-                self.wrap_with.len(),
-                WrappedKeys::MAX_ENTRIES
-            );
-            return Err(invalid(detail));
-        }
-        refuse_twice("wrap_with", &self.wrap_with)?;
-        let reading: Vec<_> = self.wrap_with.iter().chain(&self.unwrap_with).cloned().collect();
-        refuse_twice("unwrap_with", &reading)?;
-        let unauthenticated = |provider: &&Arc<dyn KekProvider>| {
-            provider.context_binding() == ContextBinding::Unauthenticated
-                && !self.unauthenticated.contains(provider.id())
-        };
-        if let Some(provider) = reading.iter().find(unauthenticated) {
-            let id = provider.id();
-            return Err(invalid(format!(
-                "{id}: anyone can wrap under it; allow_unauthenticated_wrapping accepts that"
-            )));
-        }
-        let runtime = match self.runtime {
-            Some(runtime) => Some(runtime),
-            None => ambient_runtime()?,
-        };
-        if self.call_budget.is_some() && runtime.is_none() {
-            return Err(invalid("call_budget needs a runtime".to_owned()));
-        }
-        let observers = Observers::new(self.observers);
-        let terms = CallTerms {
-            policy: self.call_policy.check(runtime.is_some())?,
-            budget: self.call_budget.unwrap_or_default(),
-            timer: Timer::new(runtime.clone()),
-            clock: self.clock.clone(),
-            observers: observers.clone(),
-        };
-        let options = SourceOptions {
-            suite: self.suite,
-            backend: self.backend,
-            nonces: self.nonces,
-            origin: self.dek_origin,
-            limits,
-            clock: self.clock,
-            runtime,
-            observers,
-        };
-        Ok(Envelope::new(DekSource::new(
-            KekSet::new(self.wrap_with, self.unwrap_with, &terms),
-            options,
-        )))
+        self.0.build().map(Envelope::new)
     }
 
     /// Builds the envelope, checks that every KEK can be used now, and makes the DEKs that the
@@ -288,51 +233,8 @@ impl EnvelopeBuilder {
     }
 }
 
-/// Returns the caller's tokio runtime, if there is one.
-#[cfg(feature = "tokio")]
-fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
-    match crate::runtime::tokio::Tokio::current() {
-        None => Ok(None),
-        Some(Ok(runtime)) => Ok(Some(Arc::new(runtime))),
-        Some(Err(why)) => {
-            Err(invalid(format!("runtime: {why}; build elsewhere, or give another one")))
-        }
-    }
-}
-
-#[cfg(not(feature = "tokio"))]
-fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
-    Ok(None)
-}
-
-fn refuse_twice(option: &str, providers: &[Arc<dyn KekProvider>]) -> Result<(), Error> {
-    let mut ids: Vec<&KekId> = providers.iter().map(|provider| provider.id()).collect();
-    ids.sort();
-    match ids.array_windows().find(|[a, b]| a == b) {
-        Some([twice, _]) => Err(invalid(format!("{option}: two providers for {twice}"))),
-        None => Ok(()),
-    }
-}
-
-fn invalid(detail: String) -> Error {
-    Error::new(ErrorKind::InvalidOption, detail)
-}
-
 impl std::fmt::Debug for EnvelopeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let ids = |providers: &[Arc<dyn KekProvider>]| {
-            providers.iter().map(|p| p.id().clone()).collect::<Vec<_>>()
-        };
-        f.debug_struct("EnvelopeBuilder")
-            .field("wrap_with", &ids(&self.wrap_with))
-            .field("unwrap_with", &ids(&self.unwrap_with))
-            .field("suite", &self.suite)
-            .field("backend", &self.backend)
-            .field("nonces", &self.nonces)
-            .field("dek_origin", &self.dek_origin)
-            .field("limits", &self.limits)
-            .field("call_policy", &self.call_policy)
-            .field("call_budget", &self.call_budget)
-            .finish_non_exhaustive()
+        f.debug_tuple("EnvelopeBuilder").field(&self.0).finish()
     }
 }

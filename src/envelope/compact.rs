@@ -51,7 +51,8 @@ impl Compact {
 ///
 /// Bytes convert into it by themselves; they then carry their wrapped keys. A message in compact form
 /// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Without them an
-/// envelope refuses it with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached. A
+/// envelope finds them in its [key store](crate::EnvelopeBuilder::key_store). If it has none, it
+/// refuses the message with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached. A
 /// [`Decryptor`](crate::Decryptor) has the DEK and needs no wrapped keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
@@ -75,12 +76,19 @@ impl<'a> Sealed<'a> {
 
     #[inline]
     pub(super) fn parse(self) -> Result<Message<'a>, Error> {
+        let message = self.parse_for_store()?;
+        match message.wrapped_keys {
+            [] => Err(missing(&message)),
+            _ => Ok(message),
+        }
+    }
+
+    /// As [`parse`](Self::parse). A message that came without wrapped keys still has none.
+    #[inline]
+    pub(super) fn parse_for_store(self) -> Result<Message<'a>, Error> {
         let mut message = Message::parse(self.bytes)?;
-        if message.form() == Form::Compact {
-            message.wrapped_keys = match self.apart {
-                Some(wrapped_keys) => wrapped_keys.as_bytes(),
-                None => return Err(missing(&message)),
-            };
+        if let (Form::Compact, Some(wrapped_keys)) = (message.form(), self.apart) {
+            message.wrapped_keys = wrapped_keys.as_bytes();
         }
         Ok(message)
     }

@@ -78,6 +78,12 @@ impl Envelope {
         &self.0
     }
 
+    /// Reads a message. Without a store it must come with its wrapped keys.
+    #[inline]
+    fn parse<'s>(&self, sealed: Sealed<'s>) -> Result<Message<'s>, Error> {
+        if self.0.has_store() { sealed.parse_for_store() } else { sealed.parse() }
+    }
+
     /// Encrypts `plaintext`.
     ///
     /// `context` says what the DEK is for and goes to the key service. `aad` belongs to this one
@@ -165,7 +171,7 @@ impl Envelope {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
-        let message = sealed.parse()?;
+        let message = self.parse(sealed)?;
         self.0
             .with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
             .await
@@ -183,7 +189,7 @@ impl Envelope {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        let message = Sealed::from(&*buffer).parse()?;
+        let message = self.parse(Sealed::from(&*buffer))?;
         let opened = Opened::of(&message);
         let (id, suite) = (message.header.dek_id, message.header.suite);
         let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
@@ -195,7 +201,8 @@ impl Envelope {
         };
         // The wrapped keys are in the buffer, so they are copied if the key service has to be
         // asked.
-        let cached = ReadingRequest { context, id: &id, suite, wrapped_keys: None };
+        let is_stored = message.wrapped_keys.is_empty();
+        let cached = ReadingRequest { context, id: &id, suite, wrapped_keys: None, is_stored };
         if self.0.with_cached(cached, |dek| in_place(&mut *buffer, dek))?.is_none() {
             let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
             let request = ReadingRequest { wrapped_keys: Some(&wrapped_keys), ..cached };
@@ -216,7 +223,7 @@ impl Envelope {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
         let sealed = sealed.into();
-        let message = sealed.parse()?;
+        let message = self.parse(sealed)?;
         self.0.with_cached(request(context, &message), |dek| {
             open(dek, aad, sealed.as_bytes(), &message)
         })
@@ -241,7 +248,7 @@ impl Envelope {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Decryptor, Error> {
         let sealed = sealed.into();
-        let message = sealed.parse()?;
+        let message = self.parse(sealed)?;
         let (dek, stale) = self.0.get(request(context, &message)).await?;
         Ok(Decryptor::new(dek.into_dek(), stale, self.0.clone()))
     }
@@ -349,7 +356,8 @@ impl Envelope {
 
 fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> ReadingRequest<'q> {
     let (id, suite) = (&message.header.dek_id, message.header.suite);
-    ReadingRequest { context, id, suite, wrapped_keys: Some(message.wrapped_keys) }
+    let (wrapped_keys, is_stored) = (message.wrapped_keys, message.wrapped_keys.is_empty());
+    ReadingRequest { context, id, suite, wrapped_keys: Some(wrapped_keys), is_stored }
 }
 
 fn open(

@@ -120,12 +120,12 @@ impl KekSet {
             let (at, sent, answer) = answer?;
             let Some(candidate) = candidates.0.get_mut(at) else { continue };
             match answer {
-                Ok(dek) => {
+                Ok((dek, parent)) => {
                     let source_kek = SourceKek {
                         provider: candidate.kek.id().clone(),
                         entry: candidate.entry.kek_id().clone(),
                     };
-                    return Some(Unwrapped { dek, source_kek, asked: sent });
+                    return Some(Unwrapped { dek, source_kek, parent, asked: sent });
                 }
                 // It failed. Another is asked or in flight.
                 Err(failure) => {
@@ -254,5 +254,5 @@ fn all_failed(keys: &WrappedKeys, candidates: Candidates<'_>, tries: u32) -> Fai
                 Error::new(ErrorKind::UnknownKek, ids)
             }
         };
-    Failure { error, calls }
+    Failure { calls, ..error.into() }
 }

@@ -10,6 +10,7 @@ mod candidates;
 pub mod conformance;
 mod error;
 pub mod local;
+mod parent;
 pub(crate) mod rewrap;
 #[cfg(feature = "test-util")]
 pub mod scripted;
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 pub use call::{CallAdvice, CallTarget};
 pub use error::{KekError, KekErrorClass};
 
+pub(crate) use parent::{Dependants, Parent, ParentKey};
 pub(crate) use set::{KekSet, named};
 
 use crate::context::EncryptionContext;
@@ -57,6 +59,13 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     fn target(&self, kek_id: &KekId) -> CallTarget {
         let _ = kek_id;
         CallTarget::new(self.id().as_str())
+    }
+
+    /// Returns whether this provider makes DEKs itself, by deriving them from a key that it holds in
+    /// this process. Then new DEKs come from its [`generate`](Self::generate), whatever the
+    /// [`DekOrigin`](crate::DekOrigin). By default `false`.
+    fn derives_deks(&self) -> bool {
+        false
     }
 
     /// Returns how the key service binds a wrapped key to its encryption context. By default
@@ -223,30 +232,43 @@ pub enum Health {
 /// A DEK as a key service returned it. Its length and content are unchecked.
 ///
 /// It is wiped on drop, has no Clone and no serde, and shows nothing in Debug.
-pub struct UnwrappedDek(Zeroizing<Vec<u8>>);
+pub struct UnwrappedDek {
+    bytes: Zeroizing<Vec<u8>>,
+    parent: Option<Parent>,
+}
 
 impl UnwrappedDek {
     /// Takes ownership of the bytes that the service returned.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self { bytes: Zeroizing::new(bytes), parent: None }
+    }
+
+    /// Says that the DEK came through another key of this process. It ends with that key.
+    pub(crate) fn with_parent(mut self, parent: Parent) -> Self {
+        self.parent = Some(parent);
+        self
+    }
+
+    pub(crate) fn take_parent(&mut self) -> Option<Parent> {
+        self.parent.take()
     }
 
     /// Returns the bytes.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 
     /// Returns the bytes, for a provider that decrypts in place.
     pub fn expose_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.bytes
     }
 
     /// Returns the DEK if there are exactly 32 bytes.
     #[must_use]
     pub fn to_dek(&self) -> Option<Dek> {
-        Dek::from_slice(&self.0)
+        Dek::from_slice(&self.bytes)
     }
 }
 
@@ -268,6 +290,10 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
 
     fn target(&self, kek_id: &KekId) -> CallTarget {
         (**self).target(kek_id)
+    }
+
+    fn derives_deks(&self) -> bool {
+        (**self).derives_deks()
     }
 
     fn context_binding(&self) -> ContextBinding {

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::select_all;
 
 use super::call::{CallBounds, CallTerms, GuardedKek, Lane, Order};
-use super::{BoxFuture, Dek, KekError, KekId, KekProvider, UnwrappedDek, WrappedDek};
+use super::{BoxFuture, Dek, KekError, KekId, KekProvider, Parent, UnwrappedDek, WrappedDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
@@ -49,6 +49,8 @@ pub(crate) struct SourceKek {
 pub(crate) struct Unwrapped {
     pub(crate) dek: Dek,
     pub(crate) source_kek: SourceKek,
+    /// The key of this process that it came through, if any.
+    pub(crate) parent: Option<Parent>,
     /// When the request was sent.
     pub(crate) asked: Moment,
 }
@@ -57,10 +59,14 @@ pub(crate) struct Unwrapped {
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    pub(super) calls: Arc<[FailedCall]>,
+    pub(crate) calls: Arc<[FailedCall]>,
+    /// The failure of the key store, and its time.
+    pub(crate) of_store: Option<(ErrorKind, Moment)>,
+    /// The key store has a tombstone in the place of the key.
+    pub(crate) is_erased: bool,
 }
 
-pub(super) struct FailedCall {
+pub(crate) struct FailedCall {
     provider: KekId,
     /// `None` if a new DEK was to be wrapped.
     entry: Option<WrappedDek>,
@@ -120,7 +126,7 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, calls: Arc::new([]) }
+        Self { error, calls: Arc::new([]), of_store: None, is_erased: false }
     }
 }
 
@@ -191,30 +197,36 @@ impl KekSet {
             self.check_not_revoked(kek.id())
                 .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }
-        let (new, made) = match origin {
-            DekOrigin::Local => (Dek::random()?, None),
-            DekOrigin::KeyService => {
-                let (dek, wrapped) = first
+        // A KEK that derives its DEKs has to be the one that makes them.
+        let deriving = writing.iter().find(|kek| kek.derives_deks());
+        let maker = deriving.or_else(|| (origin == DekOrigin::KeyService).then_some(first));
+        let mut parents = Vec::new();
+        let (new, made) = match maker {
+            None => (Dek::random()?, None),
+            Some(maker) => {
+                let (mut dek, wrapped) = maker
                     .generate(bounds, context)
                     .await
-                    .map_err(|error| failed_wrap(first, error, self.clock.now()))?;
+                    .map_err(|error| failed_wrap(maker, error, self.clock.now()))?;
+                parents.extend(dek.take_parent());
                 let dek = dek
                     .to_dek()
-                    .ok_or_else(|| contract(first.id(), "generated a DEK that is not 32 bytes"))?;
-                (dek, Some(own_entry(first, wrapped)?))
+                    .ok_or_else(|| contract(maker.id(), "generated a DEK that is not 32 bytes"))?;
+                (dek, Some((maker, own_entry(maker, wrapped)?)))
             }
         };
         let id = derive_dek_id(&new, context)?;
-        if made.is_some() {
-            self.observers.emit(&Event::Wrapped { dek_id: &id, context, kek_id: first.id() });
+        if let Some((maker, _)) = &made {
+            self.observers.emit(&Event::Wrapped { dek_id: &id, context, kek_id: maker.id() });
         }
-        let rest = writing.get(usize::from(made.is_some())..).unwrap_or_default();
+        let rest = writing.iter().filter(|kek| !maker.is_some_and(|maker| Arc::ptr_eq(kek, maker)));
         let source_kek = |kek: &GuardedKek, entry: &WrappedDek| SourceKek {
             provider: kek.id().clone(),
             entry: entry.kek_id().clone(),
         };
-        let mut source_keks: Vec<_> = made.iter().map(|entry| source_kek(first, entry)).collect();
-        let mut entries: Vec<_> = made.into_iter().collect();
+        let mut source_keks: Vec<_> =
+            made.iter().map(|(maker, entry)| source_kek(maker, entry)).collect();
+        let mut entries: Vec<_> = made.into_iter().map(|(_, entry)| entry).collect();
         let (id, dek) = (&id, &new);
         let ask = async |kek: &'_ Arc<GuardedKek>| {
             let wrapped = kek
@@ -222,17 +234,28 @@ impl KekSet {
                 .await
                 .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped)?;
-            Ok::<_, Failure>((source_kek(kek, &entry), entry))
+            // What wraps in this process vouches for a DEK as long as its own key serves.
+            let parent = match kek.derives_deks() {
+                true => {
+                    self.unwrap_entry(bounds, kek, context, id, &entry, RetryMode::ByPolicy)
+                        .await
+                        .map_err(|error| failed_wrap(kek, error, self.clock.now()))?
+                        .1
+                }
+                false => None,
+            };
+            Ok::<_, Failure>((source_kek(kek, &entry), entry, parent))
         };
-        let mut asking: Vec<_> = rest.iter().map(|kek| Box::pin(ask(kek))).collect();
+        let mut asking: Vec<_> = rest.map(|kek| Box::pin(ask(kek))).collect();
         let mut failure: Option<Failure> = None;
         while !asking.is_empty() {
             let (answer, _, others) = select_all(asking).await;
             asking = others;
             match answer {
-                Ok((source_kek, entry)) => {
+                Ok((source_kek, entry, parent)) => {
                     source_keks.push(source_kek);
                     entries.push(entry);
+                    parents.extend(parent);
                 }
                 // One denial is enough. Any other failure waits for the rest, so that an outage of
                 // one KEK hides no denial by another.
@@ -241,15 +264,20 @@ impl KekSet {
             }
         }
         drop(asking);
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(Made {
-                dek: new,
-                wrapped_keys: WrappedKeys::new(entries)?,
-                source_keks: source_keks.into(),
-                asked,
-            }),
+        if let Some(failure) = failure {
+            return Err(failure);
         }
+        for kek_id in parents.iter().flat_map(|parent| parent.kek_ids()) {
+            self.check_not_revoked(kek_id)
+                .map_err(|error| failed_wrap(first, error, self.clock.now()))?;
+        }
+        Ok(Made {
+            dek: new,
+            wrapped_keys: WrappedKeys::new(entries)?,
+            source_keks: source_keks.into(),
+            parents: parents.into(),
+            asked,
+        })
     }
 
     /// Has one KEK wrap a DEK.
@@ -304,14 +332,18 @@ impl KekSet {
         id: &DekId,
         entry: &WrappedDek,
         tries: RetryMode,
-    ) -> Result<Dek, KekError> {
+    ) -> Result<(Dek, Option<Parent>), KekError> {
         // Checked by both ids of the KEK: the provider's own unwraps the entry of a related key.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
-        let unwrapped: UnwrappedDek = match tries {
+        let mut unwrapped: UnwrappedDek = match tries {
             RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await?,
             RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await?,
         };
+        let parent = unwrapped.take_parent();
+        for kek_id in parent.iter().flat_map(|parent| parent.kek_ids()) {
+            self.check_not_revoked(kek_id)?;
+        }
         let dek = unwrapped
             .to_dek()
             .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
@@ -322,12 +354,27 @@ impl KekSet {
                     context,
                     kek_id: entry.kek_id(),
                 });
-                Ok(dek)
+                Ok((dek, parent))
             }
             _ => Err(KekError::invalid(
                 "the unwrapped DEK is not the one that the DEK id names in this context",
             )),
         }
+    }
+
+    /// Whether every writing KEK has an entry of its current version, and no other KEK has one.
+    /// `None` if the bytes do not say.
+    pub(crate) fn are_current(&self, keys: &WrappedKeys) -> Option<bool> {
+        let mut current = Some(keys.entries().len() == self.writing.len());
+        for kek in &self.writing {
+            let entry = keys.entries().iter().find(|entry| entry.kek_id() == kek.id());
+            match entry.map_or(Some(false), |entry| kek.is_current(entry)) {
+                Some(true) => {}
+                Some(false) => return Some(false),
+                None => current = current.filter(|current| !current),
+            }
+        }
+        current
     }
 
     pub(crate) fn revoke(&self, kek_id: &KekId) {
@@ -359,6 +406,8 @@ pub(crate) struct Made {
     pub(crate) dek: Dek,
     pub(crate) wrapped_keys: WrappedKeys,
     pub(crate) source_keks: Box<[SourceKek]>,
+    /// The keys of this process that it came through.
+    pub(crate) parents: Box<[Parent]>,
     /// When the first request was sent.
     pub(crate) asked: Moment,
 }
@@ -397,7 +446,7 @@ pub(crate) fn named(kek: &GuardedKek, error: KekError) -> Error {
 
 fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
     let calls = FailedCall::new(kek, None, &error, at).into_iter().collect();
-    Failure { error: not_wrapped(kek, error), calls }
+    Failure { calls, ..not_wrapped(kek, error).into() }
 }
 
 /// As [`named`], for a DEK that was not wrapped.

@@ -46,6 +46,12 @@ impl Observer for MetricsObserver {
                 counter!("waxseal_served_stale_total", "kind" => kind.as_str()).increment(1);
             }
             Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),
+            Event::DamagedRow { store, .. } => {
+                counter!("waxseal_damaged_rows_total", "store" => store.to_owned()).increment(1);
+            }
+            Event::Erased { store, keys, .. } => {
+                counter!("waxseal_keys_erased_total", "store" => store.to_owned()).increment(keys);
+            }
             Event::Evicted { .. } => counter!("waxseal_deks_evicted_total").increment(1),
             Event::Wiped { .. } => counter!("waxseal_deks_wiped_total").increment(1),
             Event::Called { kek_id, operation, elapsed, kind, abandoned: _ } => {

@@ -108,6 +108,22 @@ pub enum Event<'a> {
         /// What it is for.
         context: &'a EncryptionContext,
     },
+    /// A row of a key store cannot be read as a row. Nothing was opened with it.
+    DamagedRow {
+        /// The row: the first 16 bytes of the id of its key, in hexadecimal digits.
+        row_id: &'a str,
+        /// The store's name.
+        store: &'a str,
+    },
+    /// The keys of a branch were erased from its key store.
+    Erased {
+        /// The branch.
+        context: &'a EncryptionContext,
+        /// The store's name.
+        store: &'a str,
+        /// How many of its keys are erased now.
+        keys: u64,
+    },
     /// A DEK was evicted to make room for another, since `max_entries` is reached. It is wiped
     /// next.
     Evicted {

@@ -71,6 +71,13 @@ impl Observer for TracingObserver {
                 let (dek_id, context) = (dek_id.map(tracing::field::display), self.shown(context));
                 warn!(target: "waxseal", event = "denied", dek_id, context, "use of the KEK denied");
             }
+            Event::DamagedRow { row_id, store } => {
+                warn!(target: "waxseal", event = "damaged_row", row_id, store, "a row of the key store cannot be read");
+            }
+            Event::Erased { context, store, keys } => {
+                let context = self.shown(context);
+                info!(target: "waxseal", event = "erased", store, keys, context, "branch erased");
+            }
             Event::Evicted { dek_id, context } => {
                 let context = self.shown(context);
                 debug!(target: "waxseal", event = "evicted", %dek_id, context, "DEK made room for another");

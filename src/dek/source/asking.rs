@@ -76,8 +76,9 @@ impl DekSource {
                     // not cached until then.
                     cache.look_after(&obtained.dek);
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
-                    if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks())
-                    {
+                    let lease = obtained.dek.lease();
+                    let is_revoked = cache.revocations.concern(mark, context, lease.all_kek_ids());
+                    if !is_revoked && !lease.is_orphan() {
                         K::put(cache, &obtained);
                         return Ok(pinned);
                     }
@@ -85,7 +86,7 @@ impl DekSource {
                     end_all(std::slice::from_ref(&obtained.dek));
                 }
                 // An operator revoked it meanwhile, so the response does not count.
-                Err(_) if cache.revocations.concern(mark, context, &[]) => {}
+                Err(_) if cache.revocations.concern(mark, context, []) => {}
                 Err(failure) => {
                     match failure.error.kind() {
                         ErrorKind::Denied => {

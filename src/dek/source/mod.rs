@@ -5,11 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod asking;
+mod branch;
+mod builder;
 mod control;
 mod decision;
 mod kind;
+mod period;
 mod reading;
 mod renewal;
+mod stored;
 mod writing;
 
 use std::ops::Deref;
@@ -18,7 +22,7 @@ use arc_swap::ArcSwap;
 
 use super::cache::{DekCache, MemoOwner, SourceNumber};
 use super::flight::Answer;
-use super::lease::Age;
+use super::lease::{Age, LeasedKey};
 use super::pinned::{Held, Pinned};
 use super::registry::Leased;
 use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
@@ -32,9 +36,12 @@ use crate::kek::call::GuardedKek;
 use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::observe::{Event, Observers};
 use crate::runtime::Runtime;
-use crate::suite::{AeadKey, Backend, Nonces, Suite, derive_message_key};
+use crate::store::KeyStore;
+use crate::suite::{AeadKey, Backend, BranchKey, Nonces, Suite, derive_message_key};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
+pub(crate) use branch::{BranchTerms, cached_as};
+pub(crate) use builder::SourceBuilder;
 use decision::{Decision, decide};
 use kind::{DekOf, DekRequest, Kind, Obtained};
 pub(crate) use reading::ReadingRequest;
@@ -47,6 +54,10 @@ pub(crate) struct SourceOptions {
     pub(crate) nonces: Nonces,
     pub(crate) origin: DekOrigin,
     pub(crate) limits: LimitsInForce,
+    /// Where wrapped keys are that requests do not have.
+    pub(crate) store: Option<Arc<dyn KeyStore>>,
+    /// Set for a source of branch keys.
+    pub(crate) branch: Option<BranchTerms>,
     pub(crate) clock: Clock,
     pub(crate) runtime: Option<Arc<dyn Runtime>>,
     pub(crate) observers: Observers,
@@ -340,13 +351,23 @@ impl DekSource {
         }
     }
 
-    fn message_key(
+    /// Returns what a DEK is used as.
+    fn leased_key(
         &self,
-        dek: &Dek,
+        dek: Dek,
         context: &EncryptionContext,
         suite: Suite,
-    ) -> Result<Arc<AeadKey>, Error> {
-        AeadKey::expand(self.options.backend, suite, &derive_message_key(dek, context, suite)?)
+    ) -> Result<LeasedKey, Error> {
+        if self.options.branch.is_some() {
+            return BranchKey::new(dek, context.clone()).map(Arc::new).map(LeasedKey::Branch);
+        }
+        let key = derive_message_key(&dek, context, suite)?;
+        AeadKey::expand(self.options.backend, suite, &key).map(LeasedKey::Message)
+    }
+
+    /// Whether wrapped keys may be in a store.
+    pub(crate) fn has_store(&self) -> bool {
+        self.options.store.is_some()
     }
 
     /// Runs `work` with the right to encrypt one message of `len` bytes.

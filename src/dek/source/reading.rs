@@ -8,15 +8,17 @@ use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Waiter;
 use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
 use super::super::statistics::Counter;
-use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
+use super::stored::Located;
+use super::{Answer, DekRequest, DekSource, Kind, LeasedKey, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek, WrappedKeys};
+use crate::kek::Parent;
 use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::{Failure, SourceKek, Unwrapped};
 use crate::observe::Event;
-use crate::suite::{AeadKey, DekId, Suite};
+use crate::suite::{DekId, Suite};
 use crate::sync::Arc;
 
 /// DEKs that decrypt messages.
@@ -31,6 +33,8 @@ pub(crate) struct ReadingRequest<'a> {
     /// The bytes from the message, or kept apart for it. Empty if there are none. `None` for a
     /// caller that looks them up only if necessary.
     pub(crate) wrapped_keys: Option<&'a [u8]>,
+    /// If it has none, they are in the source's store.
+    pub(crate) is_stored: bool,
 }
 
 impl ReadingRequest<'_> {
@@ -41,10 +45,11 @@ impl ReadingRequest<'_> {
 
 /// A request that outlives its caller.
 pub(crate) struct Owned {
-    context: EncryptionContext,
-    id: DekId,
-    suite: Suite,
-    wrapped_keys: WrappedKeys,
+    pub(super) context: EncryptionContext,
+    pub(super) id: DekId,
+    pub(super) suite: Suite,
+    /// `None` if they are in the store.
+    pub(super) wrapped_keys: Option<WrappedKeys>,
 }
 
 impl DekRequest for ReadingRequest<'_> {
@@ -69,7 +74,7 @@ impl DekRequest for ReadingRequest<'_> {
 
     fn is_turn(&self, lease: &Lease, now: Moment) -> bool {
         match self.wrapped_keys {
-            Some([]) => false,
+            Some([]) if !self.is_stored => false,
             Some(keys) => lease.is_turn(lease.keys_match(keys), now),
             // Unknown: the caller comes again with the keys.
             None => true,
@@ -77,7 +82,8 @@ impl DekRequest for ReadingRequest<'_> {
     }
 
     fn is_about(&self, lease: &Lease) -> bool {
-        let keys = WrappedKeys::try_from(self.wrapped_keys.unwrap_or_default());
+        let Some(keys) = self.known_keys() else { return self.is_stored && lease.is_stored() };
+        let keys = WrappedKeys::try_from(keys);
         keys.is_ok_and(|keys| lease.is_asked_about_by(&keys))
     }
 
@@ -86,13 +92,16 @@ impl DekRequest for ReadingRequest<'_> {
     }
 
     fn to_owned(&self) -> Result<Owned, Error> {
-        let missing = || Error::new(ErrorKind::MissingWrappedKeys, self.id.to_string());
-        let keys = self.known_keys().ok_or_else(missing)?;
-        Ok(Owned::new(self.context, *self.id, self.suite, WrappedKeys::try_from(keys)?))
+        let keys = match self.known_keys() {
+            Some(keys) => Some(WrappedKeys::try_from(keys)?),
+            None if self.is_stored => None,
+            None => return Err(Error::new(ErrorKind::MissingWrappedKeys, self.id.to_string())),
+        };
+        Ok(Owned::new(self.context, *self.id, self.suite, keys))
     }
 
     fn can_be_asked(&self) -> bool {
-        self.known_keys().is_some()
+        self.is_stored || self.known_keys().is_some()
     }
 }
 
@@ -138,15 +147,23 @@ impl Kind for Reading {
         owned: &Owned,
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
-        let Owned { context, id, suite, wrapped_keys } = owned;
+        let Owned { context, id, suite, .. } = owned;
+        let located = source.locate(owned).await?;
         let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
             cache.record_failure(context, id, provider, entry, kind)
         };
-        let Unwrapped { dek, source_kek, asked } =
-            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?;
-        let key = source.message_key(&dek, context, *suite)?;
-        drop(dek);
-        let dek = source.new_reading(owned, asked, Box::new([source_kek]), &key);
+        let Unwrapped { dek, source_kek, parent, asked } = {
+            let Located { context, id, wrapped_keys } = &located;
+            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?
+        };
+        let key = source.leased_key(dek, &located.context, *suite)?;
+        let obtained = Obtainment {
+            wrapped_keys: located.wrapped_keys,
+            asked,
+            source_keks: Box::new([source_kek]),
+            parents: parent.into_iter().collect(),
+        };
+        let dek = source.new_reading(owned, obtained, &key);
         Ok(Obtained { dek, for_reading_too: None })
     }
 
@@ -156,32 +173,48 @@ impl Kind for Reading {
 
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
-        // Also DEKs from other wrapped keys of the message, if the KEK denied the entry that they
+        let keys = wrapped_keys.as_ref().map(WrappedKeys::as_bytes).unwrap_or_default();
+        // All of them, if the key was erased. Also DEKs from other wrapped keys of the message, if the KEK denied the entry that they
         // came from.
         cache.end_reading(context, id, |lease| {
-            lease.keys_match(wrapped_keys.as_bytes()) == KeysMatch::Same
+            failure.is_erased
+                || lease.keys_match(keys) == KeysMatch::Same
                 || lease.is_denied_by(failure)
         });
+        if source.options.branch.is_some() {
+            cache.end_denied(context, Some(id), failure);
+        }
         source.emit(&Event::Denied { dek_id: Some(id), context });
     }
+}
+
+/// How a DEK was obtained.
+pub(super) struct Obtainment {
+    pub(super) wrapped_keys: WrappedKeys,
+    /// When the request was sent.
+    pub(super) asked: Moment,
+    pub(super) source_keks: Box<[SourceKek]>,
+    pub(super) parents: Box<[Parent]>,
 }
 
 impl DekSource {
     pub(super) fn new_reading(
         &self,
         owned: &Owned,
-        asked: Moment,
-        source_keks: Box<[SourceKek]>,
-        key: &Arc<AeadKey>,
+        obtained: Obtainment,
+        key: &LeasedKey,
     ) -> Arc<ReadingDek> {
+        let Obtainment { wrapped_keys, asked, source_keks, parents } = obtained;
         let SourceOptions { limits, clock, observers, .. } = &self.options;
         observers.emit_unprotected_memory();
         let terms = Terms {
             context: &owned.context,
             id: owned.id,
             suite: owned.suite,
-            wrapped_keys: owned.wrapped_keys.clone(),
+            wrapped_keys,
+            is_stored: owned.wrapped_keys.is_none(),
             source_keks,
+            parents,
             asked,
             stale_if_error: limits.stale_if_error_reading,
             deadline: self.keks.deadline(),
@@ -197,7 +230,7 @@ impl Owned {
         context: &EncryptionContext,
         id: DekId,
         suite: Suite,
-        wrapped_keys: WrappedKeys,
+        wrapped_keys: Option<WrappedKeys>,
     ) -> Self {
         Self { context: context.clone(), id, suite, wrapped_keys }
     }

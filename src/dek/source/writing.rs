@@ -8,7 +8,7 @@ use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Waiter;
 use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
 use super::super::statistics::Counter;
-use super::reading::Owned as ReadingOwned;
+use super::reading::{Obtainment, Owned as ReadingOwned};
 use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
@@ -114,26 +114,37 @@ impl Kind for Writing {
 
     async fn ask(
         source: &DekSource,
-        _: &DekCache,
+        cache: &DekCache,
         context: &EncryptionContext,
         bounds: CallBounds,
     ) -> Result<Obtained<WritingDek>, Failure> {
         let SourceOptions { suite, nonces, origin, limits, clock, observers, .. } = &source.options;
+        if let Some(branch) = &source.options.branch {
+            return source.branch_key(branch, cache, context, bounds).await;
+        }
         // Taken before the DEK is drawn, so that a fork during the call is noticed.
         let generation = fork::generation();
-        let Made { dek, wrapped_keys, source_keks, asked } =
+        let Made { dek, wrapped_keys, source_keks, parents, asked } =
             source.keks.make(bounds, context, *origin).await?;
         let id = derive_dek_id(&dek, context)?;
-        let key = source.message_key(&dek, context, *suite)?;
-        drop(dek);
-        let reading = ReadingOwned::new(context, id, *suite, wrapped_keys.clone());
-        let reading = source.new_reading(&reading, asked, source_keks.clone(), &key);
+        source.keep(context, &id, &wrapped_keys).await?;
+        let key = source.leased_key(dek, context, *suite)?;
+        let reading = ReadingOwned::new(context, id, *suite, Some(wrapped_keys.clone()));
+        let obtained = Obtainment {
+            wrapped_keys: wrapped_keys.clone(),
+            asked,
+            source_keks: source_keks.clone(),
+            parents: parents.clone(),
+        };
+        let reading = source.new_reading(&reading, obtained, &key);
         let terms = Terms {
             context,
             id,
             suite: *suite,
             wrapped_keys: wrapped_keys.clone(),
+            is_stored: false,
             source_keks,
+            parents,
             asked,
             stale_if_error: limits.stale_if_error_writing,
             deadline: source.keks.deadline(),
@@ -154,8 +165,16 @@ impl Kind for Writing {
         cache.put_writing(&obtained.dek);
     }
 
-    fn was_denied(source: &DekSource, cache: &DekCache, context: &EncryptionContext, _: &Failure) {
+    fn was_denied(
+        source: &DekSource,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        failure: &Failure,
+    ) {
         cache.end_writing(context);
+        if source.options.branch.is_some() {
+            cache.end_denied(context, None, failure);
+        }
         source.emit(&Event::Denied { dek_id: None, context });
     }
 }

@@ -45,6 +45,8 @@ use crate::suite::jitter;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
+/// How many requests one caller makes at the same time of a provider that answers in this process.
+const IN_PROCESS_AT_ONCE: usize = 64;
 /// How much longer the pause before another try is after *throttled*.
 const THROTTLED_FACTOR: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -139,6 +141,10 @@ impl GuardedKek {
         unless_it_panics(|| self.provider.recognises(kek_id)).unwrap_or(false)
     }
 
+    pub(crate) fn derives_deks(&self) -> bool {
+        unless_it_panics(|| self.provider.derives_deks()).unwrap_or(false)
+    }
+
     pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
     }
@@ -172,6 +178,9 @@ impl GuardedKek {
     /// time.
     pub(crate) fn at_once(&self, calls: usize) -> usize {
         let (deadline, target) = (self.terms.policy.deadline, self.target(self.id()));
+        if target.advice().in_process {
+            return IN_PROCESS_AT_ONCE;
+        }
         let budgets = target.advice().budget.iter().chain([&self.terms.budget]);
         budgets.map(|budget| budget.at_once(deadline, calls)).min().unwrap_or(1)
     }
@@ -248,11 +257,16 @@ impl GuardedKek {
     where
         F: Future<Output = Result<T, KekError>>,
     {
+        let answer = self.terms.timer.within(Some(limit), self.answer(work)).await;
+        answer.unwrap_or_else(|| Err(no_answer(limit)))
+    }
+
+    async fn answer<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>>,
+    {
         let answer = AssertUnwindSafe(unconstrained(async move { work().await })).catch_unwind();
-        match self.terms.timer.within(Some(limit), answer).await {
-            None => Err(no_answer(limit)),
-            Some(answer) => answer.unwrap_or_else(|_| Err(panicked())),
-        }
+        answer.await.unwrap_or_else(|_| Err(panicked()))
     }
 
     /// Closes the provider within the time of one try.
@@ -294,7 +308,11 @@ impl GuardedKek {
         error: &KekError,
         kek_id: &KekId,
     ) -> bool {
-        let (policy, timer) = (self.policy(&self.target(kek_id)), &self.terms.timer);
+        let target = self.target(kek_id);
+        if target.advice().in_process {
+            return false;
+        }
+        let (policy, timer) = (self.policy(&target), &self.terms.timer);
         if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
             return false;
         }
@@ -367,6 +385,9 @@ impl GuardedKek {
         F: Future<Output = Result<T, KekError>>,
     {
         let target = self.target(call.about);
+        if target.advice().in_process {
+            return self.answer(work).await;
+        }
         let also =
             call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
         let policy = self.policy(&target);

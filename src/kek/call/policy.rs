@@ -199,9 +199,19 @@ pub struct CallAdvice {
     pub(super) tries: Option<u32>,
     pub(super) backoff: Option<Duration>,
     pub(super) budget: Option<CallBudget>,
+    pub(super) in_process: bool,
 }
 
 impl CallAdvice {
+    /// Says that calls are answered in this process, from keys that the provider holds, and that it
+    /// has timeouts, retries and budgets of its own for what it asks. Calls then have none of the
+    /// envelope's, no circuit breaker, and are not counted as calls to a key service.
+    #[must_use]
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
+        self
+    }
+
     /// See [`CallPolicy::timeout`].
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {

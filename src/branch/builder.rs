@@ -1,0 +1,201 @@
+//! Builds a [`BranchKek`].
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::{BranchKek, Inner};
+#[cfg(any(test, feature = "test-util"))]
+use crate::clock::{Clock, ManualClock};
+use crate::context::EncryptionContext;
+use crate::dek::{BranchTerms, Limits, OwnedSource, SourceBuilder};
+use crate::error::{Error, ErrorKind};
+use crate::kek::call::{CallBudget, CallPolicy};
+use crate::kek::set::DekOrigin;
+use crate::kek::{KekId, KekProvider};
+use crate::observe::Observer;
+use crate::runtime::Runtime;
+use crate::store::KeyStore;
+use crate::suite::Backend;
+use crate::sync::Arc;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DEFAULT_PERIOD: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+const MIN_PERIOD: Duration = Duration::from_secs(60);
+const MAX_PERIOD: Duration = Duration::from_secs(3 * 366 * 24 * 60 * 60);
+/// So that `branch:NAME` is a KEK id and the name a value of an encryption context.
+const MAX_NAME: usize = KekId::MAX_LEN - 7;
+
+/// Configures a [`BranchKek`]. The [`name`](Self::name) is needed, and one of
+/// [`store`](Self::store) and [`self_contained`](Self::self_contained).
+#[derive(Debug)]
+#[must_use = "nothing happens until `build`"]
+pub struct BranchKekBuilder {
+    source: SourceBuilder,
+    name: Option<String>,
+    per: Vec<String>,
+    period: Duration,
+    self_contained: bool,
+}
+
+impl BranchKekBuilder {
+    pub(super) fn new(root: impl KekProvider + 'static) -> Self {
+        let source = SourceBuilder { wrap_with: vec![Arc::new(root)], ..SourceBuilder::default() };
+        Self { source, name: None, per: Vec::new(), period: DEFAULT_PERIOD, self_contained: false }
+    }
+
+    /// Adds another root that wraps every new branch key, and unwraps. As
+    /// [`EnvelopeBuilder::wrap_with`](crate::EnvelopeBuilder::wrap_with).
+    pub fn wrap_with(mut self, root: impl KekProvider + 'static) -> Self {
+        self.source.wrap_with.push(Arc::new(root));
+        self
+    }
+
+    /// Adds a root that only unwraps: an old one, until
+    /// [`rewrap_branch_keys`](BranchKek::rewrap_branch_keys) is done.
+    pub fn unwrap_with(mut self, root: impl KekProvider + 'static) -> Self {
+        self.source.unwrap_with.push(Arc::new(root));
+        self
+    }
+
+    /// Sets the branch's name, which stands in every message as the KEK id `branch:NAME`: 1 to 505
+    /// bytes without control characters. Keep it short.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets the names of the context's pairs by which branches differ. Each combination of their
+    /// values has branch keys of its own, and can be erased alone. Every context must have these
+    /// pairs. By default none: there is one branch.
+    pub fn per<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.per = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets how long one branch key makes new DEKs: 1 minute to 3 years, by default 30 days. Reading
+    /// costs one call for each branch and period.
+    pub fn period(mut self, period: Duration) -> Self {
+        self.period = period;
+        self
+    }
+
+    /// Sets the store that all processes share.
+    pub fn store(mut self, store: impl KeyStore + 'static) -> Self {
+        self.source.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Puts the wrapped branch key into every message, for those who have no store. Messages are
+    /// larger, each process makes its own branch keys, so that reading costs more calls, and a
+    /// branch cannot be erased.
+    pub fn self_contained(mut self) -> Self {
+        self.self_contained = true;
+        self
+    }
+
+    /// Sets how long a branch key is cached, and how many are. What came through a branch key ends
+    /// no later than it does. `max_messages`, `max_bytes`, `max_uses` and `rotate_after` do not
+    /// concern branch keys.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.source.limits = limits;
+        self
+    }
+
+    /// Sets where branch keys are made. As
+    /// [`EnvelopeBuilder::dek_origin`](crate::EnvelopeBuilder::dek_origin).
+    pub fn origin(mut self, origin: DekOrigin) -> Self {
+        self.source.dek_origin = origin;
+        self
+    }
+
+    /// Sets the implementation of the cryptography. By default the fastest of this build.
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.source.backend = backend;
+        self
+    }
+
+    /// Sets the runtime. As [`EnvelopeBuilder::runtime`](crate::EnvelopeBuilder::runtime).
+    pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
+        self.source.runtime = Some(Arc::new(runtime));
+        self
+    }
+
+    /// Sets how the root KEKs are called.
+    pub fn call_policy(mut self, policy: CallPolicy) -> Self {
+        self.source.call_policy = policy;
+        self
+    }
+
+    /// Sets how many calls are made to the root KEKs.
+    pub fn call_budget(mut self, budget: CallBudget) -> Self {
+        self.source.call_budget = Some(budget);
+        self
+    }
+
+    /// Adds an observer of branch keys. They are reported as DEKs are, with the context of the
+    /// branch, which has the pair `waxseal:branch`.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.source.observers.push(Box::new(observer));
+        self
+    }
+
+    /// Sets a clock that a test moves.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn clock(mut self, clock: ManualClock) -> Self {
+        self.source.clock = Clock::Manual(clock);
+        self
+    }
+
+    /// Builds it. Makes no call.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], naming the option.
+    pub fn build(self) -> Result<BranchKek, Error> {
+        let Self { mut source, name, mut per, period, self_contained } = self;
+        let name = name.ok_or_else(|| invalid("name: it is missing".to_owned()))?;
+        if name.len() > MAX_NAME {
+            let detail = format!("name has {} bytes, 1 to {MAX_NAME} are allowed", name.len());
+            return Err(invalid(detail));
+        }
+        per.sort();
+        per.dedup();
+        // As a context would be checked, with the name as a value like any other.
+        let named = |what: &str, error: Error| {
+            Error::new(ErrorKind::InvalidOption, format!("{what}: {error}"))
+        };
+        EncryptionContext::new([("branch", &name)]).map_err(|error| named("name", error))?;
+        EncryptionContext::new(per.iter().map(|name| (name, "value")))
+            .map_err(|error| named("per", error))?;
+        if !(MIN_PERIOD..=MAX_PERIOD).contains(&period) {
+            let days = MAX_PERIOD.as_secs() / DAY.as_secs();
+            return Err(invalid(format!(
+                "period is {period:?}, 1 minute to {days} days are allowed"
+            )));
+        }
+        match (&source.store, self_contained) {
+            (None, false) => {
+                return Err(invalid("store: set one, or self_contained".to_owned()));
+            }
+            (Some(_), true) => {
+                return Err(invalid("store and self_contained exclude each other".to_owned()));
+            }
+            _ => {}
+        }
+        let id = KekId::new(format!("branch:{name}"))?;
+        let (backend, store) = (source.backend, source.store.clone());
+        source.branch = Some(BranchTerms { period });
+        let source = OwnedSource::new(source.build()?);
+        Ok(BranchKek(Arc::new(Inner {
+            id,
+            name: name.into(),
+            per: per.into_iter().map(Into::into).collect(),
+            backend,
+            store,
+            source,
+        })))
+    }
+}
+
+fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}

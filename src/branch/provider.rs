@@ -1,0 +1,263 @@
+//! The provider: which branch key a DEK needs, and the DEK from it.
+#![forbid(unsafe_code)]
+
+use futures_util::future::join_all;
+
+use super::BranchKek;
+use super::format::{BranchEntry, Form};
+use crate::context::EncryptionContext;
+use crate::dek::{BranchParent, ReadingRequest, WritingRequest, cached_as};
+use crate::error::{Error, ErrorKind};
+use crate::format::{KeyKind, KeyRow};
+use crate::kek::{
+    BoxFuture, CallAdvice, CallTarget, ContextBinding, Dek, Health, KekError, KekId, KekProvider,
+    UnwrappedDek, WrappedDek,
+};
+use crate::store::RowId;
+use crate::suite::{BranchKey, Suite};
+use crate::sync::Arc;
+
+/// How often a branch key is obtained again that was taken away between look-up and use.
+const ATTEMPTS: usize = 3;
+
+/// What is done with a branch key.
+type Work<'w, R> = &'w (dyn Fn(&BranchKey) -> Result<R, Error> + Sync);
+
+impl BranchKek {
+    /// Runs `work` with the branch key that makes new DEKs for `branch`. Returns its row too if it
+    /// is in no store.
+    async fn with_current<R: Send>(
+        &self,
+        branch: &EncryptionContext,
+        work: Work<'_, R>,
+    ) -> Result<(R, Option<KeyRow>, crate::kek::Parent), Error> {
+        let Self(inner) = self;
+        for _ in 0..ATTEMPTS {
+            let (held, _) = inner.source.get(WritingRequest { context: branch }).await?;
+            let row = match &inner.store {
+                Some(_) => None,
+                None => {
+                    held.lease.with_branch_key(|key| (*key.id(), key.context().clone())).ok().map(
+                        |(id, context)| {
+                            KeyRow::live(KeyKind::Branch, id, context, held.wrapped_keys.clone())
+                        },
+                    )
+                }
+            };
+            let done = held.lease.with_branch_key(work);
+            // Whoever depends on it holds it, pinned or not: its end ends them.
+            let parent = Arc::new(BranchParent::new(held.into_dek(), &inner.id));
+            if let Some(done) = unless_taken_away(done)? {
+                return Ok((done, row, parent));
+            }
+        }
+        Err(taken_away())
+    }
+
+    /// Runs `work` with the branch key that an entry names.
+    async fn with_named<R: Send>(
+        &self,
+        branch: &EncryptionContext,
+        entry: &BranchEntry,
+        work: Work<'_, R>,
+    ) -> Result<(R, crate::kek::Parent), Error> {
+        let Self(inner) = self;
+        let (context, id, wrapped_keys) = match &entry.row {
+            // In a store, or in no place that this provider knows.
+            None => (branch, cached_as(&entry.row_id), &[][..]),
+            Some(row) => {
+                let (Some(context), Some(wrapped_keys)) = (row.context(), row.wrapped_keys())
+                else {
+                    return Err(Error::invalid());
+                };
+                inner.source.check_branch_context(branch, context)?;
+                (context, *row.id(), wrapped_keys.as_bytes())
+            }
+        };
+        let request = ReadingRequest {
+            context,
+            id: &id,
+            suite: Suite::default(),
+            wrapped_keys: Some(wrapped_keys),
+            is_stored: entry.row.is_none() && inner.store.is_some(),
+        };
+        for _ in 0..ATTEMPTS {
+            let (held, _) = inner.source.get(request).await?;
+            let done = held.lease.with_branch_key(work);
+            let parent = Arc::new(BranchParent::new(held.into_dek(), &inner.id));
+            if let Some(done) = unless_taken_away(done)? {
+                return Ok((done, parent));
+            }
+        }
+        Err(taken_away())
+    }
+
+    fn entry(&self, row_id: RowId, form: Form, row: Option<KeyRow>) -> Result<WrappedDek, Error> {
+        let bytes = BranchEntry { row_id, form, row }.to_bytes().ok_or_else(|| {
+            let detail = "the branch key's row is too long for a message: use a store";
+            Error::new(ErrorKind::TooLarge, detail)
+        })?;
+        WrappedDek::new(self.0.id.clone(), bytes)
+    }
+
+    async fn derive_new(
+        &self,
+        context: &EncryptionContext,
+    ) -> Result<(UnwrappedDek, WrappedDek), Error> {
+        let branch = self.branch_of(context)?;
+        let salt = BranchKey::random_salt()?;
+        let derive = |key: &BranchKey| Ok((key.derive(context, &salt)?, RowId::from(key.id())));
+        let ((dek, row_id), row, parent) = self.with_current(&branch, &derive).await?;
+        let entry = self.entry(row_id, Form::Derived(salt), row)?;
+        Ok((UnwrappedDek::new(dek.expose().to_vec()).with_parent(parent), entry))
+    }
+
+    async fn wrap_dek(&self, context: &EncryptionContext, dek: &Dek) -> Result<WrappedDek, Error> {
+        let branch = self.branch_of(context)?;
+        let backend = self.0.backend;
+        let wrap = |key: &BranchKey| Ok((key.wrap(backend, context, dek)?, RowId::from(key.id())));
+        let ((wrapped, row_id), row, _) = self.with_current(&branch, &wrap).await?;
+        self.entry(row_id, Form::Wrapped(wrapped), row)
+    }
+
+    async fn unwrap_dek(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Result<UnwrappedDek, Error> {
+        let entry = BranchEntry::read(wrapped.wrapped()).ok_or_else(Error::invalid)?;
+        let branch = self.branch_of(context)?;
+        let backend = self.0.backend;
+        let open = |key: &BranchKey| match &entry.form {
+            Form::Derived(salt) => key.derive(context, salt),
+            Form::Wrapped(wrapped) => key.unwrap(backend, context, wrapped),
+        };
+        let (dek, parent) = self.with_named(&branch, &entry, &open).await?;
+        Ok(UnwrappedDek::new(dek.expose().to_vec()).with_parent(parent))
+    }
+
+    /// Makes the entry again. Only one that carries its branch key can need that: it is wrapped again
+    /// by the roots.
+    async fn rewrap_dek(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Result<WrappedDek, Error> {
+        let mut entry = BranchEntry::read(wrapped.wrapped()).ok_or_else(Error::invalid)?;
+        let branch = self.branch_of(context)?;
+        if let Some(row) = &entry.row
+            && let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys())
+        {
+            self.0.source.check_branch_context(&branch, of_row)?;
+            let keys = self.0.source.rewrap_keys(of_row, row.id(), wrapped_keys).await?;
+            entry.row = Some(KeyRow::live(KeyKind::Branch, *row.id(), of_row.clone(), keys));
+        }
+        self.entry(entry.row_id, entry.form, entry.row)
+    }
+}
+
+/// Returns `None` if the branch key was ended between look-up and use.
+fn unless_taken_away<R>(done: Result<Result<R, Error>, Error>) -> Result<Option<R>, Error> {
+    match done.flatten() {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if error.kind() == ErrorKind::Expired => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn taken_away() -> Error {
+    Error::new(ErrorKind::Unavailable, "branch keys were revoked during the request")
+}
+
+/// What the failure of a branch key means for a DEK.
+fn failure(error: Error) -> KekError {
+    let detail = error.detail().to_owned();
+    let failure = match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::Randomness => KekError::unavailable(detail),
+        ErrorKind::Throttled => KekError::throttled(detail),
+        ErrorKind::Denied => KekError::denied(detail),
+        ErrorKind::Invalid
+        | ErrorKind::InvalidContext
+        | ErrorKind::Malformed
+        | ErrorKind::TooLarge => KekError::invalid(detail),
+        _ => KekError::misconfigured(error.to_string()),
+    };
+    match std::error::Error::source(&error) {
+        Some(_) => failure.with_source(error),
+        None => failure,
+    }
+}
+
+impl KekProvider for BranchKek {
+    fn id(&self) -> &KekId {
+        &self.0.id
+    }
+
+    /// Calls to the roots have their own policy, inside.
+    fn target(&self, _: &KekId) -> CallTarget {
+        CallTarget::new(self.0.id.as_str()).with_advice(CallAdvice::default().in_process())
+    }
+
+    fn derives_deks(&self) -> bool {
+        true
+    }
+
+    /// Another context has another branch key, derives another DEK, and unwraps nothing.
+    fn context_binding(&self) -> ContextBinding {
+        ContextBinding::Enforced
+    }
+
+    /// A branch key in a store is rewrapped there. One that a message carries is as current as the
+    /// entries of the roots.
+    fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        let entry = BranchEntry::read(wrapped.wrapped())?;
+        match (&entry.row, &self.0.store) {
+            (None, Some(_)) => Some(true),
+            (Some(row), None) => self.0.source.keks().are_current(row.wrapped_keys()?),
+            // It came here from the other kind of provider, so it is wrapped again.
+            _ => Some(false),
+        }
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move { self.wrap_dek(context, dek).await.map_err(failure) })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        Box::pin(async move { self.unwrap_dek(context, wrapped).await.map_err(failure) })
+    }
+
+    fn generate<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+    ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
+        Box::pin(async move { self.derive_new(context).await.map_err(failure) })
+    }
+
+    fn rewrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        Box::pin(async move { self.rewrap_dek(context, wrapped).await.map_err(failure) })
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        Box::pin(async move { self.0.source.health_of_branches().await })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            // Branch keys stay: another envelope may use them.
+            join_all(self.0.source.keks().closing()).await;
+        })
+    }
+}

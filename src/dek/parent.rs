@@ -1,0 +1,49 @@
+//! A cached branch key as the parent of what is derived from it.
+#![forbid(unsafe_code)]
+
+use super::registry::Leased;
+use crate::clock::Moment;
+use crate::format::KekId;
+use crate::kek::{Dependants, ParentKey};
+use crate::sync::{Arc, Weak};
+
+/// Keeps the lease of a branch key as long as DEKs that came through it. Its time is not prolonged.
+pub(crate) struct BranchParent<D: Leased> {
+    dek: Arc<D>,
+    kek_ids: Box<[KekId]>,
+}
+
+impl<D: Leased> BranchParent<D> {
+    /// `branch` is the KEK id under which DEKs name the branch.
+    pub(crate) fn new(dek: Arc<D>, branch: &KekId) -> Self {
+        let mut kek_ids = vec![branch.clone()];
+        for kek_id in dek.lease().all_kek_ids() {
+            if !kek_ids.contains(kek_id) {
+                kek_ids.push(kek_id.clone());
+            }
+        }
+        Self { dek, kek_ids: kek_ids.into() }
+    }
+}
+
+impl<D: Leased> ParentKey for BranchParent<D> {
+    fn bounds(&self, now: Moment) -> (Moment, Moment) {
+        self.dek.lease().bounds_of_dependants(now)
+    }
+
+    fn kek_ids(&self) -> &[KekId] {
+        &self.kek_ids
+    }
+
+    fn has_ended(&self) -> bool {
+        self.dek.lease().has_ended()
+    }
+
+    fn identity(&self) -> usize {
+        self.dek.lease().identity()
+    }
+
+    fn add_dependants(&self, dependants: Weak<dyn Dependants>) {
+        self.dek.lease().add_dependants(dependants);
+    }
+}

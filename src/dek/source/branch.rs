@@ -1,0 +1,381 @@
+//! Branch keys for writing: one per branch and period, made by the first process that finds none.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::super::WritingDek;
+use super::super::cache::DekCache;
+use super::super::lease::{Lease, Terms};
+use super::period::Period;
+use super::reading::{Obtainment, Owned};
+use super::stored::damaged;
+use super::{ATTEMPTS, DekSource, Obtained, SourceOptions};
+use crate::clock::Moment;
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
+use crate::kek::call::CallBounds;
+use crate::kek::rewrap::Check;
+use crate::kek::set::{Failure, Made, Unwrapped};
+use crate::kek::{Health, KekError};
+use crate::memory::fork;
+use crate::observe::Event;
+use crate::store::{
+    BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoreError, StoredRow,
+};
+use crate::suite::{Dek, DekId, derive_dek_id};
+use crate::sync::Arc;
+
+/// The reserved name of the pair that holds the period of a branch key.
+const PERIOD: &str = "waxseal:period";
+
+/// What distinguishes a source of branch keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BranchTerms {
+    /// How long the keys of one period make new DEKs.
+    pub(crate) period: Duration,
+}
+
+impl BranchTerms {
+    /// Returns the context of a branch key: the branch's own, and the period.
+    pub(crate) fn context_of(
+        branch: &EncryptionContext,
+        period: Period,
+    ) -> Result<EncryptionContext, Error> {
+        let beyond = || Error::new(ErrorKind::Misconfigured, "the clock is beyond the year 9999");
+        let period = period.to_text().ok_or_else(beyond)?;
+        let pairs = branch.iter().chain([(PERIOD, &*period)]);
+        EncryptionContext::with_reserved_names(pairs)
+    }
+
+    /// Returns the period, if this is the context of a key of `branch`.
+    pub(crate) fn check_context(
+        &self,
+        branch: &EncryptionContext,
+        context: &EncryptionContext,
+    ) -> Result<Period, Error> {
+        let period = context.get(PERIOD).and_then(Period::of_text).ok_or_else(Error::invalid)?;
+        match Self::context_of(branch, period)? == *context {
+            true => Ok(period),
+            false => Err(Error::invalid()),
+        }
+    }
+
+    /// # Errors
+    /// The period has not begun, by more than clocks may differ.
+    pub(crate) fn check_begun(&self, period: Period, now: Moment) -> Result<(), Error> {
+        let now = Period::now(now);
+        if period.has_begun(now) {
+            return Ok(());
+        }
+        let detail = format!(
+            "the branch key's period begins {} s from now: check the clocks",
+            period.0.saturating_sub(now)
+        );
+        Err(Error::new(ErrorKind::Misconfigured, detail))
+    }
+}
+
+/// Returns the id under which a branch key of a store is cached: a message names 16 bytes of it.
+pub(crate) fn cached_as(row_id: &RowId) -> DekId {
+    let mut id = [0; 32];
+    id.iter_mut().zip(row_id.as_bytes()).for_each(|(byte, of_row)| *byte = *of_row);
+    DekId::from_bytes(id)
+}
+
+/// A branch key's row in parts.
+struct Row {
+    context: EncryptionContext,
+    id: DekId,
+    wrapped_keys: WrappedKeys,
+}
+
+/// A branch key that the KEKs have just wrapped or unwrapped.
+struct Vouched {
+    row: Row,
+    dek: Dek,
+    obtained: Obtainment,
+}
+
+impl DekSource {
+    /// Obtains the branch key that makes new DEKs now.
+    pub(super) async fn branch_key(
+        &self,
+        branch: &BranchTerms,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        bounds: CallBounds,
+    ) -> Result<Obtained<WritingDek>, Failure> {
+        // Taken before the key is drawn, so that a fork during the call is noticed.
+        let generation = fork::generation();
+        let SourceOptions { suite, nonces, limits, clock, observers, .. } = &self.options;
+        let (vouched, reading) = match &self.options.store {
+            Some(store) => {
+                let row = self.current_row(&**store, branch, context, bounds).await?;
+                let id = cached_as(&RowId::from(&row.id));
+                let reading = Owned::new(context, id, *suite, None);
+                let vouched = self.unwrap_row(cache, context, &id, row, bounds).await;
+                (vouched.map_err(may_not_unwrap)?, reading)
+            }
+            None => {
+                let vouched = match self.own_row(branch, cache, context) {
+                    Some(row) => {
+                        let id = row.id;
+                        self.unwrap_row(cache, context, &id, row, bounds).await?
+                    }
+                    None => self.make_branch_key(branch, context, bounds).await?,
+                };
+                let Row { context, id, wrapped_keys } = &vouched.row;
+                let reading = Owned::new(context, *id, *suite, Some(wrapped_keys.clone()));
+                (vouched, reading)
+            }
+        };
+        let Vouched { row, dek, obtained } = vouched;
+        let key = self.leased_key(dek, &row.context, *suite)?;
+        let terms = Terms {
+            context,
+            id: reading.id,
+            suite: *suite,
+            wrapped_keys: row.wrapped_keys.clone(),
+            is_stored: self.has_store(),
+            source_keks: obtained.source_keks.clone(),
+            parents: obtained.parents.clone(),
+            asked: obtained.asked,
+            stale_if_error: limits.stale_if_error_writing,
+            deadline: self.keks.deadline(),
+            clock,
+            observers: observers.downgrade(),
+        };
+        let lease = Lease::new(terms, &key, limits);
+        let dek = WritingDek::new(lease, row.wrapped_keys, *nonces, limits, generation)?;
+        let reading = self.new_reading(&reading, obtained, &key);
+        Ok(Obtained { dek: Arc::new(dek), for_reading_too: Some(reading) })
+    }
+
+    /// Returns the row that the store has for the branch now, and puts one there if there is none.
+    async fn current_row(
+        &self,
+        store: &dyn KeyStore,
+        branch: &BranchTerms,
+        context: &EncryptionContext,
+        bounds: CallBounds,
+    ) -> Result<Row, Failure> {
+        let branch_id = BranchId::from_bytes(*context.digest());
+        for _ in 0..ATTEMPTS {
+            let now = Period::now(self.options.clock.now());
+            let from = Period::earliest(now, branch.period);
+            let rows = self.of_store(store, store.branch(&branch_id, from)).await?;
+            let begins = Period::containing(now, branch.period);
+            let mut epoch = 0;
+            for stored in rows.iter().rev() {
+                let row = self.read(store, stored)?;
+                if let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) {
+                    let period = branch
+                        .check_context(context, of_row)
+                        .map_err(|_| damaged(store, stored.id(), "it is of another branch"))?;
+                    if period.is_current(now, branch.period) {
+                        let (context, wrapped_keys) = (of_row.clone(), wrapped_keys.clone());
+                        return Ok(Row { context, id: *row.id(), wrapped_keys });
+                    }
+                } else if let Some(place) = stored.place()
+                    && place.period == begins.0
+                {
+                    epoch = epoch.max(place.epoch.saturating_add(1));
+                }
+            }
+            let Vouched { row, .. } = self.make_branch_key(branch, context, bounds).await?;
+            let stored = {
+                let Row { context, id, wrapped_keys } = &row;
+                let row = KeyRow::live(KeyKind::Branch, *id, context.clone(), wrapped_keys.clone());
+                let place = BranchPlace { branch: branch_id, period: begins.0, epoch };
+                StoredRow::new(&row, Some(place))
+            };
+            match self.of_store(store, store.insert(&stored)).await? {
+                Insertion::Inserted => {
+                    let kek_ids: Vec<KekId> =
+                        row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
+                    let Row { context, id, .. } = &row;
+                    self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
+                    return Ok(row);
+                }
+                // Another process was quicker, so its key counts. This one is wiped.
+                Insertion::Exists(_) => {}
+            }
+        }
+        let detail = format!(
+            "key store {}: it has a row for branch {branch_id} and does not show it",
+            store.name()
+        );
+        Err(Error::new(ErrorKind::Misconfigured, detail).into())
+    }
+
+    async fn make_branch_key(
+        &self,
+        branch: &BranchTerms,
+        context: &EncryptionContext,
+        bounds: CallBounds,
+    ) -> Result<Vouched, Failure> {
+        let now = Period::now(self.options.clock.now());
+        let context = BranchTerms::context_of(context, Period::containing(now, branch.period))?;
+        let Made { dek, wrapped_keys, source_keks, parents, asked } =
+            self.keks.make(bounds, &context, self.options.origin).await?;
+        let id = derive_dek_id(&dek, &context)?;
+        let obtained =
+            Obtainment { wrapped_keys: wrapped_keys.clone(), asked, source_keks, parents };
+        Ok(Vouched { row: Row { context, id, wrapped_keys }, dek, obtained })
+    }
+
+    /// Returns the row of the key that this process has, while its period lasts.
+    fn own_row(
+        &self,
+        branch: &BranchTerms,
+        cache: &DekCache,
+        context: &EncryptionContext,
+    ) -> Option<Row> {
+        let dek = cache.writing(context)?;
+        let wrapped_keys = dek.wrapped_keys.clone();
+        let (context, id) =
+            dek.lease.with_branch_key(|key| (key.context().clone(), *key.id())).ok()?;
+        let period = context.get(PERIOD).and_then(Period::of_text)?;
+        let now = Period::now(self.options.clock.now());
+        period.is_current(now, branch.period).then_some(Row { context, id, wrapped_keys })
+    }
+
+    /// Has the KEKs unwrap a branch key, also one that this process made: what nobody can unwrap
+    /// must not derive anything.
+    async fn unwrap_row(
+        &self,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        cached_as: &DekId,
+        row: Row,
+        bounds: CallBounds,
+    ) -> Result<Vouched, Failure> {
+        let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
+            cache.record_failure(context, cached_as, provider, entry, kind)
+        };
+        let Unwrapped { dek, source_kek, parent, asked } = self
+            .keks
+            .unwrap_any(bounds, &row.context, &row.id, &row.wrapped_keys, &on_failure)
+            .await?;
+        let obtained = Obtainment {
+            wrapped_keys: row.wrapped_keys.clone(),
+            asked,
+            source_keks: Box::new([source_kek]),
+            parents: parent.into_iter().collect(),
+        };
+        Ok(Vouched { row, dek, obtained })
+    }
+
+    /// Makes the row of a new DEK durable, so that messages in compact form are readable.
+    pub(super) async fn keep(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        wrapped_keys: &WrappedKeys,
+    ) -> Result<(), Failure> {
+        let Some(store) = &self.options.store else { return Ok(()) };
+        let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
+        let row = StoredRow::new(&row, None);
+        match self.of_store(&**store, store.insert(&row)).await? {
+            Insertion::Inserted => Ok(()),
+            // A retry of the store's client may have found its own first try.
+            Insertion::Exists(there) if there == row => Ok(()),
+            Insertion::Exists(there) => {
+                Err(damaged(&**store, there.id(), "another key has it").into())
+            }
+        }
+    }
+}
+
+/// Says why a process that only encrypts has to unwrap.
+fn may_not_unwrap(failure: Failure) -> Failure {
+    if failure.error.kind() != ErrorKind::Denied {
+        return failure;
+    }
+    let detail = format!(
+        "{}; a process that may not unwrap cannot share branch keys",
+        failure.error.detail()
+    );
+    Failure { error: Error::new(ErrorKind::Denied, detail), ..failure }
+}
+
+/// What a provider of branch keys needs besides DEKs.
+impl DekSource {
+    /// Checks that `context` is the one of a key of `branch`, whose period has begun.
+    pub(crate) fn check_branch_context(
+        &self,
+        branch: &EncryptionContext,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        let Some(terms) = &self.options.branch else { return Err(Error::invalid()) };
+        terms.check_begun(terms.check_context(branch, context)?, self.options.clock.now())
+    }
+
+    /// Rewraps the wrapped keys of a branch key.
+    pub(crate) async fn rewrap_keys(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        keys: &WrappedKeys,
+    ) -> Result<WrappedKeys, Error> {
+        let rewrap = || self.keks.rewrap_all_entries(context, id, keys, Check::UnwrapEach);
+        self.unless_revoked(context, rewrap).await
+    }
+
+    /// Erases a branch in the store, and ends its keys here.
+    pub(crate) async fn erase_branch(&self, branch: &EncryptionContext) -> Result<Erasure, Error> {
+        self.check_open()?;
+        let Some(store) = &self.options.store else {
+            let detail = "branch keys are in no store, so they cannot be erased";
+            return Err(Error::new(ErrorKind::InvalidOption, detail));
+        };
+        let branch_id = BranchId::from_bytes(*branch.digest());
+        let erased = self.of_store_or_error(&**store, store.erase_branch(&branch_id)).await;
+        // Also after a failure, which may have erased some.
+        self.evict_context(branch);
+        let erasure = erased?;
+        let keys = erasure.erased.saturating_add(erasure.already_erased);
+        self.emit(&Event::Erased { context: branch, store: store.name(), keys });
+        Ok(erasure)
+    }
+
+    pub(crate) async fn of_store_or_error<T>(
+        &self,
+        store: &dyn KeyStore,
+        answer: BoxFuture<'_, Result<T, StoreError>>,
+    ) -> Result<T, Error> {
+        self.of_store(store, answer).await.map_err(|failure| failure.error)
+    }
+
+    pub(crate) fn read_row(&self, store: &dyn KeyStore, row: &StoredRow) -> Result<KeyRow, Error> {
+        self.read(store, row).map_err(|failure| failure.error)
+    }
+
+    /// Checks the roots and the store.
+    pub(crate) async fn health_of_branches(&self) -> Result<Health, KekError> {
+        let mut health = Health::Ready;
+        for kek in &self.keks.reading {
+            match kek.health().await {
+                Ok(Health::Ready) => {}
+                Ok(degraded) => health = degraded,
+                Err(error) if self.keks.writing.iter().any(|k| Arc::ptr_eq(k, kek)) => {
+                    return Err(error);
+                }
+                // A root that only unwraps is needed for old branch keys alone.
+                Err(error) => health = Health::Degraded(format!("{}: {error}", kek.id())),
+            }
+        }
+        if let Some(store) = &self.options.store {
+            self.of_store(&**store, store.health()).await.map_err(|failure| {
+                let detail = failure.error.to_string();
+                match failure.error.kind() {
+                    ErrorKind::Unavailable => KekError::unavailable(detail),
+                    ErrorKind::Throttled => KekError::throttled(detail),
+                    _ => KekError::misconfigured(detail),
+                }
+            })?;
+        }
+        Ok(health)
+    }
+}

@@ -1,0 +1,149 @@
+//! Checks the options of a source, and builds it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use super::super::Limits;
+use super::{BranchTerms, DekSource, SourceOptions};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind};
+use crate::format::{KekId, WrappedKeys};
+use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
+use crate::kek::set::DekOrigin;
+use crate::kek::{ContextBinding, KekProvider, KekSet};
+use crate::observe::{Observer, Observers};
+use crate::runtime::Runtime;
+use crate::store::KeyStore;
+use crate::suite::{Backend, Nonces, Suite};
+use crate::sync::Arc;
+
+/// The options of a source, unchecked.
+#[derive(Default)]
+pub(crate) struct SourceBuilder {
+    pub(crate) wrap_with: Vec<Arc<dyn KekProvider>>,
+    pub(crate) unwrap_with: Vec<Arc<dyn KekProvider>>,
+    pub(crate) suite: Suite,
+    pub(crate) backend: Backend,
+    pub(crate) nonces: Nonces,
+    pub(crate) dek_origin: DekOrigin,
+    pub(crate) limits: Limits,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: Option<Arc<dyn Runtime>>,
+    pub(crate) call_policy: CallPolicy,
+    pub(crate) call_budget: Option<CallBudget>,
+    pub(crate) observers: Vec<Box<dyn Observer>>,
+    pub(crate) unauthenticated: Vec<KekId>,
+    pub(crate) store: Option<Arc<dyn KeyStore>>,
+    pub(crate) branch: Option<BranchTerms>,
+}
+
+impl SourceBuilder {
+    /// Checks everything that can be checked without a call.
+    pub(crate) fn build(self) -> Result<Arc<DekSource>, Error> {
+        let limits = self.limits.check(self.suite)?;
+        if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
+            return Err(invalid(
+                "wrap_with: no KEK, neither for writing nor for reading".to_owned(),
+            ));
+        }
+        if self.wrap_with.len() > WrappedKeys::MAX_ENTRIES {
+            let detail = format!(
+                "wrap_with: {} KEKs, at most {} are allowed",
+                self.wrap_with.len(),
+                WrappedKeys::MAX_ENTRIES
+            );
+            return Err(invalid(detail));
+        }
+        refuse_twice("wrap_with", &self.wrap_with)?;
+        let reading: Vec<_> = self.wrap_with.iter().chain(&self.unwrap_with).cloned().collect();
+        refuse_twice("unwrap_with", &reading)?;
+        let unauthenticated = |provider: &&Arc<dyn KekProvider>| {
+            provider.context_binding() == ContextBinding::Unauthenticated
+                && !self.unauthenticated.contains(provider.id())
+        };
+        if let Some(provider) = reading.iter().find(unauthenticated) {
+            let id = provider.id();
+            return Err(invalid(format!(
+                "{id}: anyone can wrap under it; allow_unauthenticated_wrapping accepts that"
+            )));
+        }
+        let runtime = match self.runtime {
+            Some(runtime) => Some(runtime),
+            None => ambient_runtime()?,
+        };
+        if self.call_budget.is_some() && runtime.is_none() {
+            return Err(invalid("call_budget needs a runtime".to_owned()));
+        }
+        let observers = Observers::new(self.observers);
+        let terms = CallTerms {
+            policy: self.call_policy.check(runtime.is_some())?,
+            budget: self.call_budget.unwrap_or_default(),
+            timer: Timer::new(runtime.clone()),
+            clock: self.clock.clone(),
+            observers: observers.clone(),
+        };
+        let options = SourceOptions {
+            suite: self.suite,
+            backend: self.backend,
+            nonces: self.nonces,
+            origin: self.dek_origin,
+            limits,
+            store: self.store,
+            branch: self.branch,
+            clock: self.clock,
+            runtime,
+            observers,
+        };
+        Ok(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options))
+    }
+}
+
+impl fmt::Debug for SourceBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids = |providers: &[Arc<dyn KekProvider>]| {
+            providers.iter().map(|p| p.id().clone()).collect::<Vec<_>>()
+        };
+        f.debug_struct("Builder")
+            .field("wrap_with", &ids(&self.wrap_with))
+            .field("unwrap_with", &ids(&self.unwrap_with))
+            .field("suite", &self.suite)
+            .field("backend", &self.backend)
+            .field("nonces", &self.nonces)
+            .field("dek_origin", &self.dek_origin)
+            .field("limits", &self.limits)
+            .field("call_policy", &self.call_policy)
+            .field("call_budget", &self.call_budget)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Returns the caller's tokio runtime, if there is one.
+#[cfg(feature = "tokio")]
+fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
+    match crate::runtime::tokio::Tokio::current() {
+        None => Ok(None),
+        Some(Ok(runtime)) => Ok(Some(Arc::new(runtime))),
+        Some(Err(why)) => {
+            Err(invalid(format!("runtime: {why}; build elsewhere, or give another one")))
+        }
+    }
+}
+
+#[cfg(not(feature = "tokio"))]
+fn ambient_runtime() -> Result<Option<Arc<dyn Runtime>>, Error> {
+    Ok(None)
+}
+
+fn refuse_twice(option: &str, providers: &[Arc<dyn KekProvider>]) -> Result<(), Error> {
+    let mut ids: Vec<&KekId> = providers.iter().map(|provider| provider.id()).collect();
+    ids.sort();
+    match ids.array_windows().find(|[a, b]| a == b) {
+        Some([twice, _]) => Err(invalid(format!("{option}: two providers for {twice}"))),
+        None => Ok(()),
+    }
+}
+
+fn invalid(detail: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}

@@ -1,0 +1,136 @@
+//! Reads the row of a key from the key store, and says what is wrong with it.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use super::reading::Owned;
+use super::{DekSource, SourceOptions};
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+use crate::format::{KeyKind, KeyRow, WrappedKeys};
+use crate::kek::set::Failure;
+use crate::observe::Event;
+use crate::store::{BoxFuture, KeyStore, RowId, StoreError, StoredRow};
+use crate::suite::DekId;
+
+/// A key's wrapped keys, and the context and id that they give.
+pub(super) struct Located {
+    pub(super) context: EncryptionContext,
+    pub(super) id: DekId,
+    pub(super) wrapped_keys: WrappedKeys,
+}
+
+impl DekSource {
+    /// Returns the wrapped keys of a request: those that it has, or those in the store.
+    pub(super) async fn locate(&self, owned: &Owned) -> Result<Located, Failure> {
+        let own = owned.wrapped_keys.as_ref().map(|wrapped_keys| Located {
+            context: owned.context.clone(),
+            id: owned.id,
+            wrapped_keys: wrapped_keys.clone(),
+        });
+        let Some(store) = &self.options.store else {
+            return own.ok_or_else(|| missing(&owned.id).into());
+        };
+        let row_id = RowId::from(&owned.id);
+        let row = self.of_store(&**store, store.get(&row_id)).await?;
+        let Some(row) = row else {
+            // A message that carries its wrapped keys needs no row.
+            let detail = format!("key store {} has no row {row_id}", store.name());
+            return own.ok_or_else(|| Error::new(ErrorKind::MissingWrappedKeys, detail).into());
+        };
+        let row = self.read(&**store, &row)?;
+        if RowId::from(row.id()) != row_id {
+            return Err(damaged(&**store, &row_id, "it holds another key").into());
+        }
+        let (Some(context), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) else {
+            return Err(self.erased(&**store, &owned.context, row.id()));
+        };
+        if let Some(own) = own {
+            return Ok(own);
+        }
+        let located =
+            Located { context: context.clone(), id: *row.id(), wrapped_keys: wrapped_keys.clone() };
+        match &self.options.branch {
+            None if row.kind() == KeyKind::Dek
+                && located.id == owned.id
+                && located.context == owned.context =>
+            {
+                Ok(located)
+            }
+            Some(branch) if row.kind() == KeyKind::Branch => {
+                let period = branch.check_context(&owned.context, context)?;
+                branch.check_begun(period, self.options.clock.now())?;
+                Ok(located)
+            }
+            // Whoever wrote the message names a key of another context or kind.
+            _ => Err(Error::invalid().into()),
+        }
+    }
+
+    /// Returns the answer of the store within the time of one request.
+    pub(super) async fn of_store<T>(
+        &self,
+        store: &dyn KeyStore,
+        answer: BoxFuture<'_, Result<T, StoreError>>,
+    ) -> Result<T, Failure> {
+        let limit = self.keks.deadline();
+        let answer = match within(&self.options, limit, answer).await {
+            Some(answer) => answer,
+            None => Err(StoreError::unavailable(format!("no answer within {limit:?}"))),
+        };
+        answer.map_err(|error| {
+            let kind = error.class().kind();
+            let detail = format!("key store {}: {error}", store.name());
+            let at = self.options.clock.now();
+            let error = match error.into_cause() {
+                Some(cause) => Error::new(kind, detail).with_source(cause),
+                None => Error::new(kind, detail),
+            };
+            Failure { of_store: Some((kind, at)), ..error.into() }
+        })
+    }
+
+    pub(super) fn read(&self, store: &dyn KeyStore, row: &StoredRow) -> Result<KeyRow, Failure> {
+        row.row().map_err(|error| {
+            let failure = damaged(store, row.id(), "it cannot be read").with_source(error);
+            self.emit(&Event::DamagedRow { row_id: &row.id().to_string(), store: store.name() });
+            failure.into()
+        })
+    }
+
+    pub(super) fn erased(
+        &self,
+        store: &dyn KeyStore,
+        context: &EncryptionContext,
+        id: &DekId,
+    ) -> Failure {
+        let detail =
+            format!("the key {:.32} of {context:?} was erased from key store {}", id, store.name());
+        Failure { is_erased: true, ..Error::new(ErrorKind::Denied, detail).into() }
+    }
+}
+
+/// Awaits a foreign future for at most `limit`, or without a runtime to its end.
+async fn within<T>(
+    options: &SourceOptions,
+    limit: Duration,
+    answer: BoxFuture<'_, T>,
+) -> Option<T> {
+    use futures_util::future::{Either, select};
+
+    let Some(runtime) = &options.runtime else { return Some(answer.await) };
+    match select(answer, runtime.sleep(limit)).await {
+        Either::Left((answer, _)) => Some(answer),
+        Either::Right(_) => None,
+    }
+}
+
+fn missing(id: &DekId) -> Error {
+    Error::new(ErrorKind::MissingWrappedKeys, id.to_string())
+}
+
+/// The store does not hold what was put there. Only an operator can mend that.
+pub(super) fn damaged(store: &dyn KeyStore, row_id: &RowId, what: &str) -> Error {
+    let detail = format!("key store {}: row {row_id}: {what}", store.name());
+    Error::new(ErrorKind::Misconfigured, detail)
+}
