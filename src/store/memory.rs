@@ -81,7 +81,12 @@ impl MemoryStore {
     fn replace_now(&self, old: &StoredRow, new: &StoredRow) -> bool {
         let mut rows = self.lock();
         match rows.by_id.get_mut(old.id()) {
-            Some(there) if there == old && new.id() == old.id() && new.place() == old.place() => {
+            Some(there)
+                if there == old
+                    && !old.is_tombstone()
+                    && new.id() == old.id()
+                    && new.place() == old.place() =>
+            {
                 *there = new.clone();
                 true
             }

@@ -9,8 +9,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "test-util")]
+pub mod conformance;
 mod error;
 mod memory;
+#[cfg(feature = "test-util")]
+pub mod scripted;
 
 use std::fmt;
 
@@ -26,8 +30,9 @@ use crate::sync::Arc;
 
 /// Keeps key rows for all processes that share them.
 ///
-/// Implementations try once, or as often as their client does, and say with [`StoreErrorClass`] what a failure
-/// means. They check nothing about the content of a row.
+/// Implementations try once, or as often as their client does, and say with [`StoreErrorClass`] what
+/// a failure means. They run the conformance suite ([`conformance`](crate::store)) in their tests.
+/// Of a row's bytes they look at nothing but whether they are a tombstone.
 ///
 /// Three rules make races harmless. A row is never overwritten by [`insert`](Self::insert). It is
 /// replaced only if it is still what the caller read. A tombstone stays for ever.
@@ -52,8 +57,8 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         from: i64,
     ) -> BoxFuture<'a, Result<Vec<StoredRow>, StoreError>>;
 
-    /// Replaces a row, if the stored one is still `old`, byte for byte. Returns whether it was. Both
-    /// have the same [`RowId`] and the same place.
+    /// Replaces a row, if the stored one is still `old`, byte for byte, and is not a tombstone.
+    /// Returns whether it did. Both rows have the same [`RowId`] and the same place.
     fn replace<'a>(
         &'a self,
         old: &'a StoredRow,

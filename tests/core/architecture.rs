@@ -414,9 +414,9 @@ fn what_threads_share_goes_through_the_facade_that_the_schedule_tests_replace() 
 
 /// A default method that a wrapper forgets loses the inner one's better version, and nothing else would notice.
 #[test]
-fn a_shared_provider_forwards_every_method_of_the_trait() {
-    let (_, code) = sources().into_iter().find(|(path, _)| path == "kek/mod.rs").unwrap();
-    let methods = |head: &str| {
+fn a_shared_provider_or_store_forwards_every_method_of_the_trait() {
+    let methods = |file: &str, head: &str| {
+        let (_, code) = sources().into_iter().find(|(path, _)| path == file).unwrap();
         let block = code.split(head).nth(1).unwrap().split("\n}").next().unwrap();
         let names = block
             .split("\n    fn ")
@@ -424,7 +424,12 @@ fn a_shared_provider_forwards_every_method_of_the_trait() {
             .map(|rest| rest.split(['(', '<']).next().unwrap().to_owned());
         names.collect::<Vec<_>>()
     };
-    let of_the_trait = methods("pub trait KekProvider");
-    assert!(of_the_trait.len() > 9, "{of_the_trait:?}");
-    assert_eq!(methods("KekProvider for Arc<P>"), of_the_trait);
+    for (file, of_the_trait, of_the_arc, most) in [
+        ("kek/mod.rs", "pub trait KekProvider", "KekProvider for Arc<P>", 9),
+        ("store/mod.rs", "pub trait KeyStore", "KeyStore for Arc<S>", 7),
+    ] {
+        let of_the_trait = methods(file, of_the_trait);
+        assert!(of_the_trait.len() > most, "{of_the_trait:?}");
+        assert_eq!(methods(file, of_the_arc), of_the_trait);
+    }
 }

@@ -10,4 +10,5 @@ mod local_kek;
 mod misuse;
 mod properties;
 mod randomness;
+mod stores;
 mod vectors;

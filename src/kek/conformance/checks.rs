@@ -15,7 +15,7 @@ use std::task::Poll;
 
 use futures_util::future::join_all;
 
-use super::{Step, Subject};
+use super::{Step, Stop, Subject, ensure, failed, ok, step};
 use crate::context::EncryptionContext;
 use crate::kek::{
     BoxFuture, ContextBinding, Dek, Health, KekError, KekErrorClass, KekId, KekProvider,
@@ -44,11 +44,6 @@ use wrapping::{
     never_wraps_to_the_same_bytes_twice, recognises_its_own_kek_and_not_another,
     takes_contexts_at_their_limits, unwraps_what_it_wrapped,
 };
-
-pub(super) enum Stop {
-    NotApplicable,
-    Failed(String),
-}
 
 type Check = for<'a> fn(&'a dyn Subject) -> BoxFuture<'a, Result<(), Stop>>;
 
@@ -85,19 +80,6 @@ checks![
     keeps_the_dek_out_of_errors,
     keeps_the_dek_out_of_its_debug,
 ];
-
-fn failed<T>(why: impl Display) -> Result<T, Stop> {
-    Err(Stop::Failed(why.to_string()))
-}
-
-/// Returns the value of a call that has to succeed.
-fn ok<T, E: Display>(what: &str, result: Result<T, E>) -> Result<T, Stop> {
-    result.map_err(|error| Stop::Failed(format!("{what}: {error}")))
-}
-
-fn ensure(holds: bool, why: impl Display) -> Result<(), Stop> {
-    if holds { Ok(()) } else { failed(why) }
-}
 
 /// Expects a refusal that blames the wrapped key or the context. With any other class, whoever
 /// writes messages could disturb every user of the KEK.
@@ -166,12 +148,4 @@ async fn unwraps_to(
 
 fn enforces_context(provider: &dyn KekProvider) -> bool {
     provider.context_binding() == ContextBinding::Enforced
-}
-
-fn step(step: Step) -> Result<(), Stop> {
-    match step {
-        Step::Done => Ok(()),
-        Step::NotApplicable => Err(Stop::NotApplicable),
-        Step::Failed(why) => Err(Stop::Failed(why)),
-    }
 }

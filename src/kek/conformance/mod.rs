@@ -26,9 +26,12 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod outcome;
 
-use std::fmt;
 use std::sync::Arc;
+
+pub use outcome::{Outcome, Report, Step};
+pub(crate) use outcome::{Stop, ensure, failed, ok, step};
 
 use super::{BoxFuture, KekErrorClass, KekProvider};
 
@@ -81,69 +84,12 @@ pub trait Subject: Send + Sync {
     }
 }
 
-/// The outcome of a step that the suite asked its [`Subject`] for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// It is done.
-    Done,
-    /// This service, or this set-up, cannot do it.
-    NotApplicable,
-    /// It failed, and so does the check.
-    Failed(String),
-}
-
-/// The result of one check.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// It passed.
-    Passed,
-    /// The subject cannot do what the check needs.
-    NotApplicable,
-    /// It failed, for this reason.
-    Failed(String),
-}
-
-/// The results of [`run`]. Display has a line per check.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Report(Vec<(&'static str, Outcome)>);
-
-impl Report {
-    /// Returns whether no check failed.
-    #[must_use]
-    pub fn is_conformant(&self) -> bool {
-        !self.0.iter().any(|(_, outcome)| matches!(outcome, Outcome::Failed(_)))
-    }
-
-    /// Returns every check by name, in the order of the run.
-    pub fn checks(&self) -> impl Iterator<Item = (&'static str, &Outcome)> {
-        self.0.iter().map(|(name, outcome)| (*name, outcome))
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, outcome) in &self.0 {
-            match outcome {
-                Outcome::Passed => writeln!(f, "passed          {name}")?,
-                Outcome::NotApplicable => writeln!(f, "not applicable  {name}")?,
-                Outcome::Failed(why) => writeln!(f, "FAILED          {name}: {why}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Runs every check, whether or not earlier ones passed. It makes a few hundred calls to the
 /// provider.
 pub async fn run(subject: &dyn Subject) -> Report {
     let mut results = Vec::new();
     for (name, check) in checks::ALL {
-        let outcome = match check(subject).await {
-            Ok(()) => Outcome::Passed,
-            Err(checks::Stop::NotApplicable) => Outcome::NotApplicable,
-            Err(checks::Stop::Failed(why)) => Outcome::Failed(why),
-        };
-        results.push((*name, outcome));
+        results.push((*name, check(subject).await.into()));
     }
-    Report(results)
+    Report::new(results)
 }
