@@ -20,7 +20,9 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    /// The cause as it appears in the chain of sources.
+    shown_cause: Option<Box<ShownCause>>,
 }
 
 /// The kinds of [`Error`].
@@ -136,7 +138,7 @@ impl ErrorKind {
             ),
             Self::MissingWrappedKeys => (
                 "compact message without wrapped keys",
-                "pass its wrapped keys with Sealed::compact",
+                "pass its wrapped keys with Sealed::compact, or to rewrap_wrapped_keys",
             ),
             Self::UnknownKek => (
                 "no provider for any KEK of this message",
@@ -152,7 +154,7 @@ impl ErrorKind {
             }
             Self::Denied => (
                 "key service denied the use of the KEK",
-                "check the key's state and the caller's permission",
+                "check that the KEK exists and is enabled, and that the caller may use it",
             ),
             Self::Misconfigured => (
                 "key service not usable as configured",
@@ -168,7 +170,7 @@ impl ErrorKind {
                 ("invalid configuration", "change the option that the error names")
             }
             Self::TooLarge => {
-                ("too large", "split the payload, or raise the limit that the error names")
+                ("too large", "make what the error names smaller, or raise its limit")
             }
             Self::BufferSize => {
                 ("buffer of the wrong size", "size it with prefix_len and tag_len of the encryptor")
@@ -202,19 +204,29 @@ impl fmt::Display for ErrorKind {
 impl Error {
     /// Makes an error of this kind. The detail names what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Inner { kind, detail: detail.into(), source: None }))
+        let (cause, shown_cause) = (None, None);
+        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause }))
     }
 
-    /// Adds the cause. Its Debug and Display must be free of secrets.
+    /// Adds the cause. Its Debug and Display must be free of secrets. As a
+    /// [`source`](std::error::Error::source) it is shown with unprintable characters escaped.
+    /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = Some(source.into());
-        let inner = match Arc::try_unwrap(self.0) {
-            Ok(inner) => Inner { source, ..inner },
-            // Others hold it: this one becomes an error of its own.
-            Err(shared) => Inner { kind: shared.kind, detail: shared.detail.clone(), source },
-        };
-        Self(Arc::new(inner))
+        let cause = source.into();
+        let shown_cause = Some(Box::new(ShownCause::of(&*cause)));
+        // Others may hold this error: then the new one has a copy of its text.
+        let (kind, detail) = Arc::try_unwrap(self.0).map_or_else(
+            |shared| (shared.kind, shared.detail.clone()),
+            |inner| (inner.kind, inner.detail),
+        );
+        Self(Arc::new(Inner { kind, detail, cause: Some(cause), shown_cause }))
+    }
+
+    /// Returns the cause itself, to be downcast.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.0.cause.as_deref()
     }
 
     /// The operating system's random number generator failed. This is not a `From` of the generator
@@ -257,14 +269,14 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("detail", &self.0.detail)
-            .field("source", &self.0.source)
+            .field("source", &self.0.shown_cause)
             .finish()
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_ref().map(|source| &**source as _)
+        self.0.shown_cause.as_deref().map(|source| source as _)
     }
 }
 
@@ -388,13 +400,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cause_is_shown_escaped_and_can_be_downcast() {
+        use std::error::Error as _;
+        let foreign = std::io::Error::other("no\r\n\u{1b}[2Jsuch file");
+        let shared = Error::new(ErrorKind::Io, "cards.kek");
+        let error = shared.clone().with_source(foreign);
+        let source = error.source().unwrap();
+        for shown in [source.to_string(), format!("{error:?}"), format!("{source:?}")] {
+            assert!(shown.contains("no\\r\\n\\u{1b}[2Jsuch file"), "{shown}");
+            assert!(!shown.contains(char::is_control), "{shown}");
+        }
+        let cause = error.cause().unwrap().downcast_ref::<std::io::Error>().unwrap();
+        assert_eq!(cause.to_string(), "no\r\n\u{1b}[2Jsuch file");
+        assert!(shared.source().is_none() && shared.cause().is_none());
+    }
+
+    #[test]
     fn the_text_says_what_happened_and_what_to_do() {
         let error = Error::new(ErrorKind::TooLarge, "max_bytes is 10");
         assert_eq!(error.to_string(), "too large: max_bytes is 10");
-        assert_eq!(
-            error.kind().advice(),
-            "split the payload, or raise the limit that the error names"
-        );
+        assert_eq!(error.kind().advice(), "make what the error names smaller, or raise its limit");
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
 
