@@ -264,7 +264,8 @@ impl EnvelopeBuilder {
     /// ```
     ///
     /// # Errors
-    /// Those of [`build`](Self::build), and those of the key services.
+    /// Those of [`build`](Self::build), and those of the key services. After one of these the
+    /// envelope is [closed](Envelope::close).
     pub async fn start(self, options: StartOptions) -> Result<Envelope, Error> {
         let StartOptions { start_up, warm_up } = options;
         let envelope = self.build()?;
