@@ -4,6 +4,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::duration;
 
 /// Says what went wrong.
 ///
@@ -20,9 +23,9 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
-    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
-    shown_cause: Option<Box<ShownCause>>,
+    shown_cause: Option<Arc<ShownCause>>,
 }
 
 /// The kinds of [`Error`].
@@ -213,8 +216,8 @@ impl Error {
     /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let cause = source.into();
-        let shown_cause = Some(Box::new(ShownCause::of(&*cause)));
+        let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source.into());
+        let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
         // Others may hold this error: then the new one has a copy of its text.
         let (kind, detail) = Arc::try_unwrap(self.0).map_or_else(
             |shared| (shared.kind, shared.detail.clone()),
@@ -233,6 +236,22 @@ impl Error {
     /// crate's error, whose version would then be part of the public interface.
     pub(crate) fn randomness(source: getrandom::Error) -> Self {
         Self::new(ErrorKind::Randomness, "").with_source(source)
+    }
+
+    /// The same answer of a key service, for callers that get it without another call. An error
+    /// without a detail says nothing more here either.
+    pub(crate) fn remembered(&self, ttl: Duration) -> Self {
+        let Inner { kind, detail, cause, shown_cause } = &*self.0;
+        if detail.is_empty() {
+            return self.clone();
+        }
+        let ttl = duration::write(ttl);
+        Self(Arc::new(Inner {
+            kind: *kind,
+            detail: format!("{detail} (remembered, not asked again; denial_ttl is {ttl})").into(),
+            cause: cause.clone(),
+            shown_cause: shown_cause.clone(),
+        }))
     }
 
     /// The error of every failed authentication. It has no detail, whatever the cause.

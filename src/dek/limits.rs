@@ -157,7 +157,7 @@ impl Limits {
             grace("stale_if_error_writing", self.stale_if_error_writing)?,
         );
         let longest = max_age.saturating_add(reading.max(writing));
-        let together = "max_age and stale_if_error together";
+        let together = "the sum of max_age and stale_if_error";
         within_time(together, longest, MIN_MAX_AGE..=HARD_LIFETIME)?;
         let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
         within_time("denial_ttl", denial_ttl, Duration::ZERO..=MAX_DENIAL_TTL)?;

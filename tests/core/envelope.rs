@@ -1180,7 +1180,7 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
         (good().limits(limits.refresh_after(Duration::ZERO)), "refresh_after is 0s"),
         (
             good().limits(limits.stale_if_error_reading(Duration::from_secs(24 * 3600))),
-            "max_age and stale_if_error together is 1d5m, 1ms to 1d are allowed",
+            "the sum of max_age and stale_if_error is 1d5m, 1ms to 1d are allowed",
         ),
         (
             good().limits(limits.denial_ttl(Duration::from_secs(301))),
