@@ -94,8 +94,8 @@ impl EncryptionContext {
         for pair in pairs {
             let (name, value) = pair?;
             let (name, value) = (name.as_ref(), value.as_ref());
-            check_text("name", name, Self::MAX_NAME_BYTES)?;
-            check_text("value", value, Self::MAX_VALUE_BYTES)?;
+            check_text(format_args!("a name"), name, Self::MAX_NAME_BYTES)?;
+            check_text(format_args!("the value of {name:?}"), value, Self::MAX_VALUE_BYTES)?;
             if owned.len() == Self::MAX_PAIRS {
                 return Err(invalid(format!("more than {} pairs", Self::MAX_PAIRS)));
             }
@@ -186,12 +186,12 @@ fn is_reserved(name: &str) -> bool {
     name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal"))
 }
 
-fn check_text(what: &str, text: &str, max: usize) -> Result<(), Error> {
+fn check_text(what: fmt::Arguments<'_>, text: &str, max: usize) -> Result<(), Error> {
     if text.is_empty() || text.len() > max {
-        return Err(invalid(format!("a {what} has {} bytes, 1 to {max} are allowed", text.len())));
+        return Err(invalid(format!("{what} has {} bytes, 1 to {max} are allowed", text.len())));
     }
     if text.bytes().any(|byte| byte < 0x20 || byte == 0x7F) {
-        return Err(invalid(format!("{what} {text:?} has a control character")));
+        return Err(invalid(format!("{what} has a control character: {text:?}")));
     }
     Ok(())
 }
@@ -235,6 +235,18 @@ mod tests {
 
     fn kind_of(result: Result<EncryptionContext, Error>) -> ErrorKind {
         result.unwrap_err().kind()
+    }
+
+    #[test]
+    fn an_error_names_the_pair_that_is_wrong() {
+        for (name, value, text) in [
+            ("", "acme", "a name has 0 bytes, 1 to 256 are allowed"),
+            ("tenant", "", "the value of \"tenant\" has 0 bytes, 1 to 4096 are allowed"),
+            ("tenant", "a\n", "the value of \"tenant\" has a control character: \"a\\n\""),
+        ] {
+            let error = EncryptionContext::new([("table", "cards"), (name, value)]).unwrap_err();
+            assert_eq!(error.to_string(), format!("invalid encryption context: {text}"));
+        }
     }
 
     #[test]

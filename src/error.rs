@@ -4,6 +4,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::duration;
 
 /// Says what went wrong.
 ///
@@ -20,7 +23,9 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+    /// The cause as it appears in the chain of sources.
+    shown_cause: Option<Arc<ShownCause>>,
 }
 
 /// The kinds of [`Error`].
@@ -136,7 +141,7 @@ impl ErrorKind {
             ),
             Self::MissingWrappedKeys => (
                 "compact message without wrapped keys",
-                "pass its wrapped keys with Sealed::compact",
+                "pass its wrapped keys with Sealed::compact, or to rewrap_wrapped_keys",
             ),
             Self::UnknownKek => (
                 "no provider for any KEK of this message",
@@ -152,7 +157,7 @@ impl ErrorKind {
             }
             Self::Denied => (
                 "key service denied the use of the KEK",
-                "check the key's state and the caller's permission",
+                "check that the KEK exists and is enabled, and that the caller may use it",
             ),
             Self::Misconfigured => (
                 "key service not usable as configured",
@@ -168,7 +173,7 @@ impl ErrorKind {
                 ("invalid configuration", "change the option that the error names")
             }
             Self::TooLarge => {
-                ("too large", "split the payload, or raise the limit that the error names")
+                ("too large", "make what the error names smaller, or raise its limit")
             }
             Self::BufferSize => {
                 ("buffer of the wrong size", "size it with prefix_len and tag_len of the encryptor")
@@ -202,25 +207,51 @@ impl fmt::Display for ErrorKind {
 impl Error {
     /// Makes an error of this kind. The detail names what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Arc::new(Inner { kind, detail: detail.into(), source: None }))
+        let (cause, shown_cause) = (None, None);
+        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause }))
     }
 
-    /// Adds the cause. Its Debug and Display must be free of secrets.
+    /// Adds the cause. Its Debug and Display must be free of secrets. As a
+    /// [`source`](std::error::Error::source) it is shown with unprintable characters escaped.
+    /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let source = Some(source.into());
-        let inner = match Arc::try_unwrap(self.0) {
-            Ok(inner) => Inner { source, ..inner },
-            // Others hold it: this one becomes an error of its own.
-            Err(shared) => Inner { kind: shared.kind, detail: shared.detail.clone(), source },
-        };
-        Self(Arc::new(inner))
+        let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source.into());
+        let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
+        // Others may hold this error: then the new one has a copy of its text.
+        let (kind, detail) = Arc::try_unwrap(self.0).map_or_else(
+            |shared| (shared.kind, shared.detail.clone()),
+            |inner| (inner.kind, inner.detail),
+        );
+        Self(Arc::new(Inner { kind, detail, cause: Some(cause), shown_cause }))
+    }
+
+    /// Returns the cause itself, to be downcast.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
+        self.0.cause.as_deref()
     }
 
     /// The operating system's random number generator failed. This is not a `From` of the generator
     /// crate's error, whose version would then be part of the public interface.
     pub(crate) fn randomness(source: getrandom::Error) -> Self {
         Self::new(ErrorKind::Randomness, "").with_source(source)
+    }
+
+    /// The same answer of a key service, for callers that get it without another call. An error
+    /// without a detail says nothing more here either.
+    pub(crate) fn remembered(&self, ttl: Duration) -> Self {
+        let Inner { kind, detail, cause, shown_cause } = &*self.0;
+        if detail.is_empty() {
+            return self.clone();
+        }
+        let ttl = duration::write(ttl);
+        Self(Arc::new(Inner {
+            kind: *kind,
+            detail: format!("{detail} (remembered, not asked again; denial_ttl is {ttl})").into(),
+            cause: cause.clone(),
+            shown_cause: shown_cause.clone(),
+        }))
     }
 
     /// The error of every failed authentication. It has no detail, whatever the cause.
@@ -262,14 +293,14 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("detail", &self.0.detail)
-            .field("source", &self.0.source)
+            .field("source", &self.0.shown_cause)
             .finish()
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_ref().map(|source| &**source as _)
+        self.0.shown_cause.as_deref().map(|source| source as _)
     }
 }
 
@@ -393,13 +424,26 @@ mod tests {
     }
 
     #[test]
+    fn a_cause_is_shown_escaped_and_can_be_downcast() {
+        use std::error::Error as _;
+        let foreign = std::io::Error::other("no\r\n\u{1b}[2Jsuch file");
+        let shared = Error::new(ErrorKind::Io, "cards.kek");
+        let error = shared.clone().with_source(foreign);
+        let source = error.source().unwrap();
+        for shown in [source.to_string(), format!("{error:?}"), format!("{source:?}")] {
+            assert!(shown.contains("no\\r\\n\\u{1b}[2Jsuch file"), "{shown}");
+            assert!(!shown.contains(char::is_control), "{shown}");
+        }
+        let cause = error.cause().unwrap().downcast_ref::<std::io::Error>().unwrap();
+        assert_eq!(cause.to_string(), "no\r\n\u{1b}[2Jsuch file");
+        assert!(shared.source().is_none() && shared.cause().is_none());
+    }
+
+    #[test]
     fn the_text_says_what_happened_and_what_to_do() {
         let error = Error::new(ErrorKind::TooLarge, "max_bytes is 10");
         assert_eq!(error.to_string(), "too large: max_bytes is 10");
-        assert_eq!(
-            error.kind().advice(),
-            "split the payload, or raise the limit that the error names"
-        );
+        assert_eq!(error.kind().advice(), "make what the error names smaller, or raise its limit");
         assert_eq!(error.kind(), ErrorKind::TooLarge);
     }
 

@@ -58,6 +58,19 @@ fn a_whole_life(observer: impl Observer + 'static) {
     block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap_err();
 }
 
+#[test]
+fn the_page_names_metrics_that_exist() {
+    let names = |text: &str| -> std::collections::BTreeSet<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        words.filter(|word| word.starts_with("waxseal_")).map(str::to_owned).collect()
+    };
+    let source = include_str!("../src/observe/metrics.rs");
+    let (documented, code) = source.split_once("pub struct MetricsObserver").unwrap();
+    assert_eq!(names(documented), names(code), "the table of MetricsObserver has all");
+    let page = names(include_str!("../docs/lifetimes.md"));
+    assert!(page.len() >= 8 && page.is_subset(&names(code)), "{page:?}");
+}
+
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 

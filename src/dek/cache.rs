@@ -163,8 +163,8 @@ impl DekCache {
     /// Remembers a denial, or that a wrapped key and its context do not belong together.
     pub(super) fn remember_refusal(&self, request_key: RequestKey, error: &Error) {
         if !self.denial_ttl.is_zero() {
-            self.refused
-                .insert(request_key, (self.clock.now().plus(self.denial_ttl), error.clone()));
+            let until = self.clock.now().plus(self.denial_ttl);
+            self.refused.insert(request_key, (until, error.remembered(self.denial_ttl)));
         }
     }
 

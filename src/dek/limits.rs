@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::duration;
 use crate::error::{Error, ErrorKind};
 use crate::format::limits;
 use crate::suite::Suite;
@@ -140,32 +141,26 @@ impl Limits {
     pub(crate) fn check(&self, suite: Suite) -> Result<LimitsInForce, Error> {
         let (default_messages, hard_messages) = limits::messages(suite);
         let (default_bytes, hard_bytes) = limits::bytes(suite);
-        let age = MIN_MAX_AGE.as_millis()..=HARD_MAX_AGE.as_millis();
         let max_age = self.max_age.unwrap_or(DEFAULT_MAX_AGE);
-        within("max_age (milliseconds)", max_age.as_millis(), age)?;
+        within_time("max_age", max_age, MIN_MAX_AGE..=HARD_MAX_AGE)?;
         let refresh_after = self.refresh_after.unwrap_or(max_age.mul_f64(0.8));
-        let latest = max_age.as_nanos().saturating_sub(1);
-        within("refresh_after (nanoseconds, below max_age)", refresh_after.as_nanos(), 1..=latest)?;
+        if refresh_after.is_zero() || refresh_after >= max_age {
+            let (is, limit) = (duration::write(refresh_after), duration::write(max_age));
+            let detail = format!("refresh_after is {is}, above 0s and below max_age ({limit})");
+            return Err(Error::new(ErrorKind::InvalidOption, format!("{detail} is allowed")));
+        }
         let grace = |field, grace: Option<Duration>| {
-            let grace = grace.unwrap_or_default();
-            within(field, grace.as_millis(), 0..=HARD_STALE_IF_ERROR.as_millis()).map(|_| grace)
+            within_time(field, grace.unwrap_or_default(), Duration::ZERO..=HARD_STALE_IF_ERROR)
         };
         let (reading, writing) = (
-            grace("stale_if_error_reading (milliseconds)", self.stale_if_error_reading)?,
-            grace("stale_if_error_writing (milliseconds)", self.stale_if_error_writing)?,
+            grace("stale_if_error_reading", self.stale_if_error_reading)?,
+            grace("stale_if_error_writing", self.stale_if_error_writing)?,
         );
-        let longest = max_age + reading.max(writing);
-        within(
-            "max_age and stale_if_error together (milliseconds)",
-            longest.as_millis(),
-            1..=HARD_LIFETIME.as_millis(),
-        )?;
+        let longest = max_age.saturating_add(reading.max(writing));
+        let together = "the sum of max_age and stale_if_error";
+        within_time(together, longest, MIN_MAX_AGE..=HARD_LIFETIME)?;
         let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
-        within(
-            "denial_ttl (milliseconds)",
-            denial_ttl.as_millis(),
-            0..=MAX_DENIAL_TTL.as_millis(),
-        )?;
+        within_time("denial_ttl", denial_ttl, Duration::ZERO..=MAX_DENIAL_TTL)?;
         Ok(LimitsInForce {
             max_age,
             refresh_after,
@@ -204,6 +199,20 @@ fn within<T: PartialOrd + Display>(
         return Ok(value);
     }
     let detail = format!("{field} is {value}, {} to {} are allowed", range.start(), range.end());
+    Err(Error::new(ErrorKind::InvalidOption, detail))
+}
+
+/// As [`within`]. The texts are durations as a configuration file has them.
+fn within_time(
+    field: &str,
+    value: Duration,
+    range: RangeInclusive<Duration>,
+) -> Result<Duration, Error> {
+    if range.contains(&value) {
+        return Ok(value);
+    }
+    let [is, least, most] = [value, *range.start(), *range.end()].map(duration::write);
+    let detail = format!("{field} is {is}, {least} to {most} are allowed");
     Err(Error::new(ErrorKind::InvalidOption, detail))
 }
 

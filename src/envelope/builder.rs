@@ -209,27 +209,42 @@ impl EnvelopeBuilder {
     /// ```
     ///
     /// # Errors
-    /// Those of [`build`](Self::build), and those of the key services.
+    /// Those of [`build`](Self::build), and those of the key services. After one of these the
+    /// envelope is [closed](Envelope::close).
     pub async fn start(self, options: StartOptions) -> Result<Envelope, Error> {
         let StartOptions { start_up, warm_up } = options;
         let envelope = self.build()?;
-        for (kek_id, health) in envelope.health().await {
-            match health {
-                Ok(_) => {}
-                Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
-                    envelope
-                        .source()
-                        .emit(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
-                }
-                Err(error) => return Err(error),
+        match started(&envelope, start_up, &warm_up).await {
+            Ok(()) => Ok(envelope),
+            Err(error) => {
+                // The health check may have logged in, and nobody gets this envelope to close it.
+                envelope.close().await;
+                Err(error)
             }
         }
-        match envelope.warm_up(&warm_up).await {
+    }
+}
+
+/// Whether the envelope can be used now, with the DEKs that are to be there from the start.
+async fn started(
+    envelope: &Envelope,
+    start_up: StartUp,
+    warm_up: &[EncryptionContext],
+) -> Result<(), Error> {
+    for (kek_id, health) in envelope.health().await {
+        match health {
+            Ok(_) => {}
             Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => {
-                Ok(envelope)
+                envelope
+                    .source()
+                    .emit(&Event::StartedWithout { kek_id: &kek_id, kind: error.kind() });
             }
-            answer => answer.map(|()| envelope),
+            Err(error) => return Err(error),
         }
+    }
+    match envelope.warm_up(warm_up).await {
+        Err(error) if start_up == StartUp::TolerateOutage && error.is_retryable() => Ok(()),
+        answer => answer,
     }
 }
 

@@ -95,7 +95,7 @@ impl<'a> Sealed<'a> {
 }
 
 /// A message whose wrapped keys are nowhere.
-pub(super) fn missing(message: &Message<'_>) -> Error {
+fn missing(message: &Message<'_>) -> Error {
     Error::new(ErrorKind::MissingWrappedKeys, message.header.dek_id.to_string())
 }
 

@@ -6,17 +6,17 @@ use std::collections::HashMap;
 
 use futures_util::{StreamExt, stream};
 
-use super::compact::missing;
 use super::{Envelope, Sealed};
 use crate::context::EncryptionContext;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Message, WrappedKeys, with_wrapped_keys};
 use crate::kek::rewrap::Check;
 use crate::suite::DekId;
 
 impl Envelope {
     /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message. It
-    /// makes an entry for each writing KEK, by its current version, and no other.
+    /// makes an entry for each writing KEK, by its current version, and no other. `false` where no
+    /// KEK is for writing, since such an envelope rewraps nothing.
     ///
     /// This is **a hint** from the bytes alone, whose metadata is not authenticated. Use it to skip
     /// unnecessary work. Whoever can write messages can make it return `false`. Before you destroy
@@ -35,7 +35,7 @@ impl Envelope {
     #[must_use]
     pub fn wrapped_keys_need_rewrap(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
-        keys.entries().len() != writing.len()
+        !writing.is_empty() && keys.entries().len() != writing.len()
             || writing.iter().any(|kek| {
                 !keys
                     .entries()
@@ -187,7 +187,10 @@ fn embedded(sealed: &[u8]) -> Result<Message<'_>, Error> {
     let message = Message::parse(sealed)?;
     match message.form() {
         Form::Embedded => Ok(message),
-        Form::Compact => Err(missing(&message)),
+        Form::Compact => {
+            let detail = format!("{}: call rewrap_wrapped_keys", message.header.dek_id);
+            Err(Error::new(ErrorKind::MissingWrappedKeys, detail))
+        }
     }
 }
 

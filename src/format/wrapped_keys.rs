@@ -280,8 +280,8 @@ impl TryFrom<&[u8]> for WrappedKeys {
     type Error = Error;
 
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
-        let entries =
-            read_entries(bytes).ok_or_else(|| Error::new(ErrorKind::Malformed, "wrapped keys"))?;
+        let entries = read_entries(bytes)
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "not a list of wrapped keys"))?;
         Ok(Self(Arc::new(List { entries: entries.into(), bytes: bytes.into() })))
     }
 }

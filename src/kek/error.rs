@@ -195,9 +195,15 @@ impl KekError {
 
     /// Says that something between this process and the key service refused this one request. The
     /// content of a request may come from an attacker, so this does not count against the service.
+    ///
+    /// Only the key service may deny: [`KekErrorClass::Denied`] becomes
+    /// [`KekErrorClass::Misconfigured`], so a gateway that refuses ends no DEK.
     #[must_use]
     pub fn on_the_way(mut self) -> Self {
         self.on_the_way = true;
+        if self.class == KekErrorClass::Denied {
+            self.class = KekErrorClass::Misconfigured;
+        }
         self
     }
 
@@ -243,7 +249,7 @@ impl KekError {
     /// The detail contains the message already, so the source is the cause beneath it.
     fn into_error_of_kind(self, detail: String) -> Error {
         let error = Error::new(self.class.kind(), detail);
-        match self.shown_cause {
+        match self.cause {
             Some(cause) => error.with_source(cause),
             None => error,
         }
@@ -262,5 +268,21 @@ impl From<KekError> for Error {
     fn from(error: KekError) -> Self {
         let detail = error.message.clone().into_owned();
         error.into_error(detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KekError, KekErrorClass};
+
+    #[test]
+    fn a_refusal_on_the_way_is_no_denial() {
+        for (class, on_the_way) in [
+            (KekErrorClass::Denied, KekErrorClass::Misconfigured),
+            (KekErrorClass::Invalid, KekErrorClass::Invalid),
+            (KekErrorClass::Unavailable, KekErrorClass::Unavailable),
+        ] {
+            assert_eq!(KekError::new(class, "403").on_the_way().class(), on_the_way);
+        }
     }
 }

@@ -25,6 +25,27 @@ use crate::format::KekId;
 ///
 /// [`Envelope::statistics`](crate::Envelope::statistics) has how often DEKs were cached: an event
 /// for each message would cost more than the message.
+///
+/// ```
+/// use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+/// use waxseal::{Aad, EncryptionContext, Envelope, MetricsObserver, kek::local::LocalKek};
+///
+/// // Once per process, before the envelope is built. A service installs the recorder of its
+/// // exporter here, such as that of metrics-exporter-prometheus.
+/// let recorder = DebuggingRecorder::new();
+/// let snapshotter = recorder.snapshotter();
+/// recorder.install()?;
+///
+/// let kek = LocalKek::in_memory("dev")?;
+/// let envelope = Envelope::builder().wrap_with(kek).observer(MetricsObserver).build()?;
+/// # let context = EncryptionContext::empty();
+/// # pollster::block_on(envelope.encrypt(&context, Aad::empty(), b"text"))?;
+///
+/// let counted = snapshotter.snapshot().into_vec();
+/// let made = counted.iter().find(|(key, ..)| key.key().name() == "waxseal_deks_made_total");
+/// assert_eq!(made.map(|(.., value)| value), Some(&DebugValue::Counter(1)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MetricsObserver;
 

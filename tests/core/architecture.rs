@@ -109,6 +109,7 @@ fn imports<'c>(path: &str, code: &'c str) -> Vec<&'c str> {
 
 /// Where modules are written out within the file.
 fn inline_modules(code: &str) -> Vec<std::ops::Range<usize>> {
+    let code = &without_literals(code);
     let starts = code.match_indices("mod ").filter(|(at, _)| {
         let name = first_name(&code[at + 4..]);
         !name.is_empty() && code[at + 4 + name.len()..].starts_with(" {")
@@ -122,6 +123,47 @@ fn inline_modules(code: &str) -> Vec<std::ops::Range<usize>> {
         code[start..].char_indices().find_map(closes).unwrap_or(code.len())
     };
     starts.map(|(start, _)| start..end(start)).collect()
+}
+
+/// The code with a space for each byte of a text or character literal: a brace in one opens nothing.
+fn without_literals(code: &str) -> String {
+    let mut bytes = code.as_bytes().to_vec();
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = literal_end(code, at);
+        bytes[at..end.unwrap_or(at)].fill(b' ');
+        at = end.unwrap_or(at + 1);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// Where the literal ends that begins at this byte, if one does.
+fn literal_end(code: &str, at: usize) -> Option<usize> {
+    let find = |from: usize, what: &str| Some(from + code.get(from..)?.find(what)? + what.len());
+    match code.as_bytes()[at] {
+        b'r' if !code[..at].trim_end_matches('b').ends_with(is_name) => {
+            let behind = code[at + 1..].trim_start_matches('#');
+            let hashes = code.len() - at - 1 - behind.len();
+            behind.strip_prefix('"')?;
+            find(at + hashes + 2, &format!("\"{}", "#".repeat(hashes)))
+        }
+        b'"' => {
+            let mut is_escaped = false;
+            let ends = |c: char| {
+                let was_escaped = is_escaped;
+                is_escaped = c == '\\' && !was_escaped;
+                c == '"' && !was_escaped
+            };
+            Some(at + 1 + code[at + 1..].find(ends)? + 1)
+        }
+        b'\'' if code[at + 1..].starts_with('\\') => find(at + 3, "'"),
+        b'\'' => {
+            let length = code[at + 1..].chars().next()?.len_utf8();
+            // Anything else is a lifetime.
+            code[at + 1 + length..].starts_with('\'').then_some(at + length + 2)
+        }
+        _ => None,
+    }
 }
 
 /// A way to write an import that [`imports`] does not see.
@@ -179,6 +221,15 @@ fn the_import_rule_sees_super_as_it_sees_crate() {
             &["dek"],
         ),
         ("duration.rs", "mod optional {}\nuse super::dek;", &["dek"]),
+        // Braces in literals open and close nothing.
+        (
+            "duration.rs",
+            "mod optional { const OPEN: &str = \"{\\\"{\"; }\nuse super::dek;",
+            &["dek"],
+        ),
+        ("duration.rs", "mod optional { const OPEN: char = '{'; }\nuse super::dek;", &["dek"]),
+        ("duration.rs", "mod optional { const A: &str = r#\"\"{\"#; }\nuse super::dek;", &["dek"]),
+        ("duration.rs", "mod a { fn f<'a>(x: &'a str) { x == '\\''; '}' } use super::dek; }", &[]),
     ] {
         assert_eq!(imports(path, code), seen, "{path}: {code}");
     }

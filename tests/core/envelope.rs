@@ -829,10 +829,9 @@ fn rewrap_of_a_compact_message_goes_through_its_keys() {
     let alice = context("alice");
     let service = envelope(&kek);
     let compact = block_on(service.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
-    assert_eq!(
-        kind(block_on(service.rewrap(&alice, compact.as_bytes()))),
-        ErrorKind::MissingWrappedKeys
-    );
+    let error = block_on(service.rewrap(&alice, compact.as_bytes())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::MissingWrappedKeys);
+    assert!(error.to_string().ends_with(": call rewrap_wrapped_keys"), "{error}");
     assert_eq!(kind(service.needs_rewrap(compact.as_bytes())), ErrorKind::MissingWrappedKeys);
     let needs_rewrap = || {
         let (message, keys) = (service.needs_rewrap(&compact).unwrap(), compact.wrapped_keys());
@@ -1170,7 +1169,23 @@ fn nonsense_is_refused_at_build_with_the_option_named() {
         (good().unwrap_with(local("kek")), "unwrap_with"),
         (good().limits(limits.max_age(Duration::ZERO)), "max_age"),
         (good().limits(limits.max_age(Duration::from_nanos(1))), "max_age"),
-        (good().limits(limits.max_age(Duration::from_secs(24 * 3600 + 1))), "max_age"),
+        (
+            good().limits(limits.max_age(Duration::from_secs(25 * 3600))),
+            "max_age is 1d1h, 1ms to 1d are allowed",
+        ),
+        (
+            good().limits(limits.refresh_after(Duration::from_secs(600))),
+            "refresh_after is 10m, above 0s and below max_age (5m) is allowed",
+        ),
+        (good().limits(limits.refresh_after(Duration::ZERO)), "refresh_after is 0s"),
+        (
+            good().limits(limits.stale_if_error_reading(Duration::from_secs(24 * 3600))),
+            "the sum of max_age and stale_if_error is 1d5m, 1ms to 1d are allowed",
+        ),
+        (
+            good().limits(limits.denial_ttl(Duration::from_secs(301))),
+            "denial_ttl is 5m1s, 0s to 5m are allowed",
+        ),
         (good().limits(limits.max_age(Duration::MAX)), "max_age"),
         (good().limits(limits.max_entries(0)), "max_entries"),
         (good().limits(limits.max_entries((1 << 20) + 1)), "max_entries"),

@@ -75,6 +75,7 @@ fn a_rewrap_without_a_kek_for_writing_names_the_option() {
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains("wrap_with"), "{error}");
     }
+    assert!(!reader.needs_rewrap(&sealed).unwrap(), "it could do nothing about it");
 }
 
 #[test]

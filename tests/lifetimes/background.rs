@@ -13,7 +13,10 @@ use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{
     BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek,
 };
-use waxseal::{Aad, Dek, EncryptionContext, Envelope, Event, KekId, Limits, Observer, WrappedDek};
+use waxseal::{
+    Aad, Dek, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, StartOptions,
+    WrappedDek,
+};
 
 fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
     move || waxseal::Runtime::sleep(&support::Threads, wait)
@@ -144,6 +147,21 @@ fn close_gives_up_what_providers_hold_though_shut_down_came_before() {
     block_on(envelope.close());
     let two = closed.load(Ordering::SeqCst);
     assert_eq!((one, two), (1, 1));
+}
+
+#[test]
+fn a_start_that_fails_closes_its_providers() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let started = |kek: ScriptedKek| {
+        let kek = Closing(kek, closed.clone());
+        block_on(Envelope::builder().wrap_with(kek).start(StartOptions::default()))
+    };
+    let healthy = started(ScriptedKek::new("kek").unwrap());
+    assert_eq!((healthy.is_ok(), closed.load(Ordering::SeqCst)), (true, 0));
+    let denied = ScriptedKek::new("kek").unwrap();
+    denied.fail_with(KekErrorClass::Denied);
+    let error = started(denied).err().map(|error| error.kind());
+    assert_eq!((error, closed.load(Ordering::SeqCst)), (Some(ErrorKind::Denied), 1));
 }
 
 /// Holds up the first `Evicted` until it is let go.

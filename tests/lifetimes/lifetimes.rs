@@ -301,6 +301,11 @@ fn a_denial_evicts_at_once_and_is_remembered_for_a_while() {
         assert_eq!(kind(stage.write()), ErrorKind::Denied);
     }
     assert_eq!(stage.calls(), calls, "refused without asking again");
+    for error in [stage.read().unwrap_err(), stage.write().map(|_| ()).unwrap_err()] {
+        let text = error.to_string();
+        assert!(text.ends_with("(remembered, not asked again; denial_ttl is 5s)"), "{text}");
+        assert_eq!(text.matches("remembered").count(), 1, "{text}");
+    }
     // No outage afterwards brings it back.
     stage.kek.fail_with(KekErrorClass::Unavailable);
     stage.clock.advance(secs(6));

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use crate::client::{Client, Description, Overrides, Service, Source};
 use crate::errors::Failure;
-use crate::format::KeyArn;
+use crate::format::{KeyArn, is_alias_arn};
 use crate::grant_tokens::check_grant_tokens;
 use crate::health_check::HealthCheck;
 use crate::keys::{Discovery, Keys, Own, Settled};
@@ -111,7 +111,8 @@ impl AwsKmsKekBuilder {
         Self::new(What::Discovery { partition, accounts })
     }
 
-    /// Uses a client of your own, with its credentials, HTTP client, interceptors and timeouts.
+    /// Uses a client of your own, with its credentials, HTTP client, interceptors and timeouts. It
+    /// is the `Client` of the crate `aws-sdk-kms`, version 1.
     ///
     /// Its retries are switched off: [`CallPolicy`](waxseal::CallPolicy) decides about those. So is
     /// its identity cache: the provider keeps credentials until shortly before they end (15 minutes
@@ -121,8 +122,8 @@ impl AwsKmsKekBuilder {
         self
     }
 
-    /// Uses an AWS configuration of your own. Of this and [`client`](Self::client), the one set
-    /// last counts.
+    /// Uses an AWS configuration of your own, from the crate `aws-config`, version 1. Of this and
+    /// [`client`](Self::client), the one set last counts.
     pub fn sdk_config(mut self, config: &SdkConfig) -> Self {
         self.source = Source::SdkConfig(Box::new(config.clone()));
         self
@@ -137,6 +138,11 @@ impl AwsKmsKekBuilder {
 
     /// Sets another endpoint, such as that of a VPC. It must be `https`, except on this machine
     /// itself. The same holds for an endpoint from the AWS configuration or the environment.
+    ///
+    /// Most services need none: the Region, [`fips`](Self::fips) and
+    /// [`dual_stack`](Self::dual_stack) choose it, and private DNS leads its usual name to a VPC
+    /// endpoint. Set it for a VPC endpoint without private DNS, and for a stand-in in tests. It
+    /// applies to every Region that is called, so it does not suit discovery in several Regions.
     pub fn endpoint_url(mut self, url: impl Into<String>) -> Self {
         self.overrides.endpoint_url = Some(url.into());
         self
@@ -262,14 +268,16 @@ impl AwsKmsKekBuilder {
         }
         let (what, asked_for) = match self.what {
             What::Key(key) => {
+                check_key(&key)?;
                 let asked_for = match KeyArn::read(&key) {
                     Some(_) => None,
                     None => Some(key.clone()),
                 };
                 // An alias may be given by its ARN too.
                 if let Some(region) = region_of(&key) {
-                    if overrides.region.as_deref().is_some_and(|other| other != region) {
-                        return Err(invalid(format!("region: {key} is in another Region")));
+                    if let Some(other) = overrides.region.as_deref().filter(|it| *it != region) {
+                        let detail = format!("region: it is {other}, but {key} is in {region}");
+                        return Err(invalid(detail));
                     }
                     check_region("key", region)?;
                     overrides.region = Some(region.to_owned());
@@ -409,7 +417,22 @@ fn check_endpoint(overrides: &Overrides) -> Result<(), Error> {
         ));
     }
     if !transport::is_private(url) {
-        return Err(invalid("endpoint_url: not an https URL".to_owned()));
+        let detail = "endpoint_url: not an https URL, nor an http URL of this machine";
+        return Err(invalid(format!("{detail}, such as https://HOST or http://127.0.0.1:PORT")));
+    }
+    Ok(())
+}
+
+/// An ARN that is wrong would be looked up as if it were an id, and denied.
+fn check_key(key: &str) -> Result<(), Error> {
+    if key.is_empty() {
+        return Err(invalid("key: it is empty".to_owned()));
+    }
+    if key.starts_with("arn:") && KeyArn::read(key).is_none() && !is_alias_arn(key) {
+        let form = "arn:aws:kms:REGION:ACCOUNT:key/ID, or alias/NAME in place of key/ID";
+        return Err(invalid(format!(
+            "key: {key:?} has not the form {form}; ACCOUNT has 12 digits"
+        )));
     }
     Ok(())
 }

@@ -61,6 +61,8 @@ pub(crate) struct Overrides {
 pub(crate) struct Service {
     config: Config,
     region: String,
+    /// Where calls to this Region go: scheme, host and port. For texts of errors.
+    endpoint: Option<String>,
     keeper: Keeper,
     /// The HTTP client was handed in.
     foreign_http: bool,
@@ -175,6 +177,7 @@ impl Service {
         let mut service = Self {
             config,
             region,
+            endpoint: None,
             keeper,
             foreign_http,
             in_the_clear: false,
@@ -187,6 +190,7 @@ impl Service {
                 return Err(in_the_clear(&endpoint));
             }
             service.in_the_clear = transport::is_plain(&endpoint);
+            service.endpoint = Some(transport::origin(&endpoint).to_owned());
         }
         Ok(service)
     }
@@ -284,7 +288,8 @@ impl Service {
             Err(_) => {}
         }
         on_its_way.over();
-        answer.map_err(|error| failure(operation, &error))
+        let endpoint = self.endpoint.as_deref().filter(|_| region == self.region);
+        answer.map_err(|error| failure(operation, endpoint, &error))
     }
 
     pub(crate) async fn encrypt(&self, under: Under, dek: &[u8]) -> Result<Wrapped, Failure> {
@@ -471,7 +476,7 @@ fn state(state: Option<&KeyState>, enabled: bool) -> State {
     }
 }
 
-fn failure<E>(operation: &str, error: &SdkError<E, HttpResponse>) -> Failure
+fn failure<E>(operation: &str, endpoint: Option<&str>, error: &SdkError<E, HttpResponse>) -> Failure
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
 {
@@ -489,7 +494,9 @@ where
         SdkError::TimeoutError(_) => {
             Failure::new(KekErrorClass::Unavailable, format!("{operation}: no answer in time"))
         }
-        SdkError::DispatchFailure(dispatch) => not_sent(operation, dispatch.as_connector_error()),
+        SdkError::DispatchFailure(dispatch) => {
+            not_sent(operation, endpoint, dispatch.as_connector_error())
+        }
         _ => Failure::unasked(
             KekErrorClass::Misconfigured,
             format!("{operation}: the request cannot be made"),
@@ -498,7 +505,7 @@ where
 }
 
 /// Not answered: for want of credentials, or of a connection.
-fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
+fn not_sent(operation: &str, endpoint: Option<&str>, error: Option<&ConnectorError>) -> Failure {
     let error: Option<&(dyn StdError + 'static)> = error.map(|error| error as _);
     if let Some(failure) = error.and_then(|error| not_loaded(operation, error)) {
         return failure;
@@ -521,7 +528,8 @@ fn not_sent(operation: &str, error: Option<&ConnectorError>) -> Failure {
     let is_certificate = texts.iter().any(|text| certificates::blamed_in(text));
     let class =
         if is_certificate { KekErrorClass::Misconfigured } else { KekErrorClass::Unavailable };
-    Failure::new(class, format!("{operation}: {}", texts.join(": ")))
+    let to = endpoint.map(|endpoint| format!(" at {endpoint}")).unwrap_or_default();
+    Failure::new(class, format!("{operation}{to}: {}", texts.join(": ")))
 }
 
 /// What a failure to load credentials comes to; `None` for any other.

@@ -78,7 +78,10 @@ struct Fields {
     key: Option<String>,
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     region: Option<String>,
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(
+        feature = "serde",
+        serde(alias = "endpoint", skip_serializing_if = "Option::is_none")
+    )]
     endpoint_url: Option<String>,
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
     fips: Option<bool>,
@@ -137,8 +140,12 @@ impl Config {
         self
     }
 
-    /// Sets the endpoint. See [`AwsKmsKekBuilder::endpoint_url`]. A user and a password in it are
-    /// not kept, and make the build fail.
+    /// Sets the endpoint. See [`AwsKmsKekBuilder::endpoint_url`], which says when it is needed. A
+    /// user and a password in it are not kept, and make the build fail.
+    ///
+    /// In a file it is `endpoint_url`, or `endpoint` for short. Set it in a file only if it is the
+    /// same wherever the file is used. What differs from machine to machine, such as a stand-in on a
+    /// developer's, is better in the variable `AWS_ENDPOINT_URL_KMS`.
     #[must_use]
     pub fn endpoint_url(mut self, url: impl AsRef<str>) -> Self {
         self.0.endpoint_url = Some(without_user(url.as_ref()).0);

@@ -52,6 +52,16 @@ impl<'a> KeyArn<'a> {
     }
 }
 
+/// Whether it is the ARN of an alias, `arn:PARTITION:kms:REGION:ACCOUNT:alias/NAME`.
+pub(crate) fn is_alias_arn(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/_-".contains(&byte);
+    text.split_once(":alias/").is_some_and(|(account, name)| {
+        !name.is_empty()
+            && name.bytes().all(is_plain)
+            && KeyArn::read(&format!("{account}:key/x")).is_some()
+    })
+}
+
 /// Which key material of a KMS key wrapped a DEK: the 64 hexadecimal digits of a `KeyMaterialId`,
 /// as bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -80,7 +80,7 @@ const WORDS: &[(&str, KekErrorClass, &str)] = &[
     (
         "request forbidden: imds is disabled",
         Misconfigured,
-        "the instance's metadata service forbids it",
+        "the instance's metadata service, which is asked last, forbids it",
     ),
 ];
 
@@ -138,7 +138,7 @@ fn of_credentials(error: &CredentialsError) -> Refusal {
                 let text = "no credentials are configured".to_owned();
                 return Refusal { class: Misconfigured, text, was_asked: false };
             }
-            signs.into_refusal("no credentials were found", Some(Misconfigured))
+            signs.into_refusal("no credentials were found; the last source", Some(Misconfigured))
         }
         CredentialsError::InvalidConfiguration(_) => {
             signs.into_refusal("the credentials' configuration is not valid", Some(Misconfigured))
@@ -285,6 +285,14 @@ mod tests {
     fn of(error: CredentialsError) -> (KekErrorClass, String) {
         let refusal = of_credentials(&error);
         (refusal.class, refusal.text)
+    }
+
+    #[test]
+    fn what_the_last_source_said_is_told_as_its_own() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = CredentialsError::not_loaded(ConnectorError::io(refused.into()));
+        let text = "no credentials were found; the last source: no connection: connection refused";
+        assert_eq!(of(error), (Unavailable, text.to_owned()));
     }
 
     #[test]

@@ -56,6 +56,13 @@ pub(crate) fn is_private(url: &str) -> bool {
     scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http") && is_here
 }
 
+/// Scheme, host and port. What comes behind them may be a secret.
+pub(crate) fn origin(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url.get(start..).and_then(|rest| rest.find(['/', '?', '#', '\\']));
+    end.and_then(|end| url.get(..start + end)).unwrap_or(url)
+}
+
 pub(crate) fn is_plain(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
 }

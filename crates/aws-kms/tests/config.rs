@@ -371,8 +371,14 @@ async fn no_failure_says_anything_twice() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let text = of(&format!("http://{closed}"), &admin).await;
     assert!(text.contains("refused"), "{text}");
-    let text = of(&front.url().replace("http:", "https:"), &admin).await;
-    assert!(text.starts_with("unavailable: Encrypt: "), "{text}");
+    let at = format!("unavailable: Encrypt at http://{closed}: ");
+    assert!(text.starts_with(&at), "{text}");
+    // What is in a path may be a secret.
+    let text = of(&format!("http://{closed}/hunter2?x"), &admin).await;
+    assert!(text.starts_with(&at) && !text.contains("hunter2"), "{text}");
+    let https = front.url().replace("http:", "https:");
+    let text = of(&https, &admin).await;
+    assert!(text.starts_with(&format!("unavailable: Encrypt at {https}: ")), "{text}");
     // A login that KMS does not know, and one that may not.
     let stranger = KmsFront::start().admin();
     let text = of(&front.url(), &stranger).await;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::CallBudget;
+use crate::duration;
 use crate::error::{Error, ErrorKind};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,7 +63,7 @@ impl CallPolicy {
     }
 
     /// Sets how long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and
-    /// no less than `timeout`, by default 5 s. A caller that wants to wait less drops its future.
+    /// no less than `timeout`, by default 5 s, or `timeout` if that is longer. A caller that wants to wait less drops its future.
     /// The call continues while another caller waits for it, and a request in flight is finished.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
@@ -175,7 +176,8 @@ fn millis(option: &str, value: Duration, most: Duration) -> Result<Duration, Err
     if (Duration::from_millis(1)..=most).contains(&value) {
         return Ok(value);
     }
-    Err(invalid(format!("{option} is {value:?}, 1ms to {most:?} are allowed")))
+    let [is, most] = [value, most].map(duration::write);
+    Err(invalid(format!("{option} is {is}, 1ms to {most} are allowed")))
 }
 
 fn number(option: &str, value: u32, most: u32) -> Result<u32, Error> {

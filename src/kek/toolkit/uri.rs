@@ -27,6 +27,9 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use strsim::levenshtein;
+
 use crate::duration;
 use crate::error::{Error, ErrorKind};
 
@@ -234,7 +237,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
     {
         return format!("parameter `{name}` is unknown, and a secret must not be in the URI");
     }
-    let nearest = known.iter().map(|known| (distance(&plain, known), known)).min();
+    let nearest = known.iter().map(|known| (levenshtein(&plain, known), known)).min();
     match nearest {
         Some((distance, known)) if distance <= 2 => {
             format!("parameter `{name}` is unknown; did you mean `{known}`?")
@@ -243,62 +246,30 @@ fn unknown(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// How many letters have to be changed, added or left out (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (i, a) in one.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (b, above) in other.bytes().zip(row.iter_mut().skip(1)) {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = *above;
-            left = replaced.min(*above + 1).min(left + 1);
-            *above = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
+/// The decoder leaves a broken percent-encoding as it is, so that is found before.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let is_encoded = |behind: &str| {
+        behind.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    let is_whole = text.split('%').skip(1).all(is_encoded);
+    is_whole.then(|| percent_decode_str(text).collect())
 }
 
-fn decoded(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let mut digit =
-                || char::from(rest.next()?).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-            bytes.push(digit()? << 4 | digit()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    Some(bytes)
-}
+/// What stands in a segment of a path as it is, besides letters and digits.
+const SEGMENT: AsciiSet =
+    NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
+const PATH: AsciiSet = SEGMENT.remove(b'/');
 
 /// Percent-encodes what is not a letter, a digit, or one of `-._~:/`.
 #[must_use]
 pub fn encode(text: impl AsRef<[u8]>) -> String {
-    encode_all_but(text.as_ref(), b"-._~:/")
+    percent_encode(text.as_ref(), &PATH).to_string()
 }
 
 /// Percent-encodes one segment of a path: as [`encode`], and `/` too.
 #[must_use]
 pub fn encode_segment(text: impl AsRef<[u8]>) -> String {
-    encode_all_but(text.as_ref(), b"-._~:")
-}
-
-fn encode_all_but(bytes: &[u8], plain: &[u8]) -> String {
-    let mut encoded = String::with_capacity(bytes.len());
-    for byte in bytes {
-        if byte.is_ascii_alphanumeric() || plain.contains(byte) {
-            encoded.push(char::from(*byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
+    percent_encode(text.as_ref(), &SEGMENT).to_string()
 }
 
 /// Writes a URI that [`Uri`] reads back. What is `None` or empty is left out.
@@ -465,11 +436,12 @@ mod tests {
     }
 
     #[test]
-    fn letters_that_differ_are_counted() {
-        for (one, other, letters) in
-            [("", "", 0), ("a", "", 1), ("region", "regin", 1), ("abc", "cba", 2)]
-        {
-            assert_eq!((distance(one, other), distance(other, one)), (letters, letters));
+    fn what_is_not_plain_is_encoded() {
+        assert_eq!(encode("a-Z0._~:/?&=%,#+ \u{e9}"), "a-Z0._~:/%3F%26%3D%25%2C%23%2B%20%C3%A9");
+        assert_eq!(encode_segment("a/b:c"), "a%2Fb:c");
+        assert_eq!(decoded("%2f%2F+"), Some(b"//+".to_vec()));
+        for broken in ["%", "a%2", "%%20", "%+1", "%2\u{e9}"] {
+            assert_eq!(decoded(broken), None, "{broken}");
         }
     }
 

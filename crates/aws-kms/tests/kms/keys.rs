@@ -179,7 +179,8 @@ async fn a_key_named_by_its_arn_needs_no_kms_to_start() {
 async fn an_alias_or_key_that_is_missing_is_told_at_build() {
     let ground = Ground::new();
     assert_eq!(ground.builder("alias/none").build().await.unwrap_err().kind(), ErrorKind::Denied);
-    assert_eq!(ground.builder("").build().await.unwrap_err().kind(), ErrorKind::Denied);
+    let id = "1234abcd-12ab-34cd-56ef-1234567890ab";
+    assert_eq!(ground.builder(id).build().await.unwrap_err().kind(), ErrorKind::Denied);
 }
 
 #[tokio::test]
@@ -815,9 +816,17 @@ async fn each_option_out_of_range_or_in_contradiction_is_refused_by_name() {
     let arn = ground.front.create_key(REGION);
     let cases: Vec<(&str, AwsKmsKekBuilder)> = vec![
         ("region", ground.builder(&arn).region(OTHER_REGION)),
+        ("region: it is us-east-1, but ", ground.builder(&arn).region("us-east-1")),
         ("region", ground.builder("alias/x").region("eu west")),
+        // Not looked up as if they were ids: KMS would deny those.
+        ("key: it is empty", ground.builder("")),
+        ("ACCOUNT has 12 digits", ground.builder("arn:aws:kms:eu-west-1:11112222333:key/1")),
+        ("arn:aws:kms:REGION", ground.builder(&arn.replace(":kms:", ":kmz:"))),
+        ("arn:aws:kms:REGION", ground.builder(&arn.replace(":key/", ":keys/"))),
+        ("arn:aws:kms:REGION", ground.builder(&arn.replace(":key/", ":alias/a b"))),
+        ("arn:aws:kms:REGION", ground.builder("arn:aws:kms:eu-west-1:1:alias/x")),
         ("endpoint_url", ground.builder(&arn).endpoint_url("http://kms.example")),
-        ("endpoint_url", ground.builder(&arn).endpoint_url("kms.example")),
+        ("endpoint_url: not an https URL, nor", ground.builder(&arn).endpoint_url("kms.example")),
         ("endpoint_url", ground.builder(&arn).endpoint_url("https://user@kms.example")),
         ("endpoint_url", ground.builder(&arn).endpoint_url("http://127.0.0.1.example")),
         ("endpoint_url", ground.builder(&arn).endpoint_url("https://kms.example").fips(true)),
