@@ -3,3 +3,5 @@
 #![allow(dead_code)]
 
 mod format;
+#[cfg(test)]
+mod vectors;
