@@ -52,7 +52,8 @@ impl BranchEntry {
         let fits = |row: &KeyRow| {
             row.kind() == KeyKind::Branch && !row.is_tombstone() && RowId::from(row.id()) == row_id
         };
-        (reader.is_empty() && row.as_ref().is_none_or(fits)).then_some(Self { row_id, form, row })
+        let whole = reader.is_empty() && bytes.len() <= WrappedDek::MAX_WRAPPED;
+        (whole && row.as_ref().is_none_or(fits)).then_some(Self { row_id, form, row })
     }
 
     /// Returns `None` if the row is too long for an entry.

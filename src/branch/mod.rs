@@ -23,6 +23,8 @@ mod builder;
 mod format;
 mod maintenance;
 mod provider;
+#[cfg(test)]
+mod vectors;
 
 use std::fmt;
 

@@ -19,9 +19,10 @@ impl TryFrom<&[u8]> for EncryptionContext {
     }
 }
 
-/// As `try_from`, for contexts that may have reserved names.
+/// As `try_from`, for contexts that may have reserved names. No caller made them, so everything that
+/// is wrong is [`ErrorKind::Malformed`].
 pub(super) fn read_with_reserved_names(bytes: &[u8]) -> Result<EncryptionContext, Error> {
-    read(bytes, EncryptionContext::with_reserved_names)
+    read(bytes, EncryptionContext::with_reserved_names).map_err(|_| malformed("breaks a rule"))
 }
 
 fn read<'b>(

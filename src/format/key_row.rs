@@ -56,7 +56,8 @@ impl KeyKind {
 /// A row of a key store: the wrapped keys of one key, or the tombstone that erasure left of it.
 ///
 /// It holds nothing secret. The id commits to the key and to the context, and the KEKs authenticate
-/// the wrapped keys. So a row that is changed or moved opens nothing.
+/// the wrapped keys. So a row that is changed or moved opens nothing. Only the kind is bound by
+/// nothing: the context says what a key is for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyRow {
     kind: KeyKind,
@@ -148,11 +149,26 @@ impl TryFrom<&[u8]> for KeyRow {
     type Error = Error;
 
     fn try_from(bytes: &[u8]) -> Result<Self, Error> {
+        let cut = || malformed("cut short");
         let mut reader = Reader::new(bytes);
-        let Fixed { state, kind, keys_len, id, context_len } =
-            Fixed::read(&mut reader).ok_or_else(|| malformed("cut short"))??;
-        let context = reader.take(context_len.into()).ok_or_else(|| malformed("cut short"))?;
-        let keys = reader.take(keys_len.into()).ok_or_else(|| malformed("cut short"))?;
+        let [magic @ .., version] = reader.array::<4>().ok_or_else(cut)?;
+        let [expected @ .., known] = &MAGIC;
+        if magic != expected {
+            return Err(malformed("not a key row"));
+        }
+        if version != known {
+            return Err(Error::new(ErrorKind::UnsupportedVersion, version.to_string()));
+        }
+        let state = reader.u8().ok_or_else(cut)?;
+        let kind = reader.u8().ok_or_else(cut)?;
+        let kind = KeyKind::from_id(kind).ok_or_else(|| {
+            Error::new(ErrorKind::UnsupportedKind, format!("a key row of kind {kind}"))
+        })?;
+        let keys_len = reader.u16().ok_or_else(cut)?;
+        let id = DekId::from_bytes(*reader.array().ok_or_else(cut)?);
+        let context_len = reader.u16().ok_or_else(cut)?;
+        let context = reader.take(context_len.into()).ok_or_else(cut)?;
+        let keys = reader.take(keys_len.into()).ok_or_else(cut)?;
         if !reader.is_empty() {
             return Err(malformed("too long"));
         }
@@ -162,35 +178,6 @@ impl TryFrom<&[u8]> for KeyRow {
             _ => return Err(malformed("its state")),
         };
         Ok(Self { kind, id, live })
-    }
-}
-
-struct Fixed {
-    state: u8,
-    kind: KeyKind,
-    keys_len: u16,
-    id: DekId,
-    context_len: u16,
-}
-
-impl Fixed {
-    fn read(reader: &mut Reader<'_>) -> Option<Result<Self, Error>> {
-        let [magic @ .., version] = reader.array::<4>()?;
-        let [expected @ .., known] = &MAGIC;
-        if magic != expected {
-            return Some(Err(malformed("not a key row")));
-        }
-        if version != known {
-            let version = version.to_string();
-            return Some(Err(Error::new(ErrorKind::UnsupportedVersion, version)));
-        }
-        let (state, kind) = (reader.u8()?, reader.u8()?);
-        let Some(kind) = KeyKind::from_id(kind) else {
-            let detail = format!("a key row of kind {kind}");
-            return Some(Err(Error::new(ErrorKind::UnsupportedKind, detail)));
-        };
-        let (keys_len, id) = (reader.u16()?, DekId::from_bytes(*reader.array()?));
-        Some(Ok(Self { state, kind, keys_len, id, context_len: reader.u16()? }))
     }
 }
 
@@ -258,5 +245,6 @@ mod tests {
         assert_eq!(of(3, 2), ErrorKind::UnsupportedVersion);
         assert_eq!(of(4, 1), ErrorKind::Malformed, "a tombstone has no wrapped keys");
         assert_eq!(of(5, 9), ErrorKind::UnsupportedKind);
+        assert_eq!(of(FIXED_LEN + 9, b'\n'), ErrorKind::Malformed, "a name in the context");
     }
 }

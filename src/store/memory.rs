@@ -29,6 +29,17 @@ struct Rows {
     by_place: BTreeMap<BranchPlace, RowId>,
 }
 
+impl Rows {
+    fn of_branch(&self, branch: &BranchId, from: i64) -> Vec<StoredRow> {
+        let first = BranchPlace { branch: *branch, period: from, epoch: 0 };
+        let last = BranchPlace { branch: *branch, period: i64::MAX, epoch: u32::MAX };
+        self.by_place
+            .range(first..=last)
+            .filter_map(|(_, id)| self.by_id.get(id).cloned())
+            .collect()
+    }
+}
+
 impl MemoryStore {
     /// Makes an empty store.
     #[must_use]
@@ -69,13 +80,7 @@ impl MemoryStore {
     }
 
     fn branch_now(&self, branch: &BranchId, from: i64) -> Vec<StoredRow> {
-        let rows = self.lock();
-        let first = BranchPlace { branch: *branch, period: from, epoch: 0 };
-        let last = BranchPlace { branch: *branch, period: i64::MAX, epoch: u32::MAX };
-        rows.by_place
-            .range(first..=last)
-            .filter_map(|(_, id)| rows.by_id.get(id).cloned())
-            .collect()
+        self.lock().of_branch(branch, from)
     }
 
     fn replace_now(&self, old: &StoredRow, new: &StoredRow) -> bool {
@@ -95,11 +100,14 @@ impl MemoryStore {
     }
 
     fn erase_now(&self, branch: &BranchId) -> Erasure {
+        // One lock, as a transaction: a row that is replaced meanwhile must not stay live.
+        let mut rows = self.lock();
         let mut erasure = Erasure::default();
-        for row in self.branch_now(branch, i64::MIN) {
+        for row in rows.of_branch(branch, i64::MIN) {
             if row.is_tombstone() {
                 erasure.already_erased += 1;
-            } else if self.replace_now(&row, &row.tombstone()) {
+            } else {
+                rows.by_id.insert(*row.id(), row.tombstone());
                 erasure.erased += 1;
             }
         }
@@ -177,5 +185,55 @@ impl KeyStore for MemoryStore {
 impl fmt::Debug for MemoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "MemoryStore({} rows)", self.len())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::context::EncryptionContext;
+    use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
+    use crate::suite::DekId;
+
+    fn row(wrapped: u8) -> StoredRow {
+        let entry = WrappedDek::new(KekId::new("local:root").unwrap(), vec![wrapped; 76]).unwrap();
+        let keys = WrappedKeys::new([entry]).unwrap();
+        let (id, context) = (DekId::from_bytes([9; 32]), EncryptionContext::empty());
+        let place = BranchPlace { branch: BranchId::from_bytes([1; 32]), period: 0, epoch: 0 };
+        StoredRow::new(&KeyRow::live(KeyKind::Branch, id, context, keys), Some(place))
+    }
+
+    #[test]
+    fn erasure_also_erases_a_row_that_is_replaced_meanwhile() {
+        let rows = [row(1), row(2)];
+        let branch = rows[0].place().unwrap().branch;
+        for _ in 0..200 {
+            let store = MemoryStore::new();
+            assert_eq!(store.insert_now(&rows[0]), Insertion::Inserted);
+            let started = std::sync::Barrier::new(2);
+            let erasure = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    started.wait();
+                    (0..200).for_each(|i| {
+                        store.replace_now(&rows[i % 2], &rows[(i + 1) % 2]);
+                    });
+                });
+                started.wait();
+                store.erase_now(&branch)
+            });
+            assert_eq!(erasure, Erasure { erased: 1, already_erased: 0 });
+            assert!(store.branch_now(&branch, 0).iter().all(StoredRow::is_tombstone));
+        }
+    }
+
+    #[test]
+    fn the_tombstone_of_a_row_that_holds_another_key_s_bytes_has_the_id_it_is_found_by() {
+        let moved = RowId::from_bytes([3; 16]);
+        let row = StoredRow::from_parts(moved, None, row(1).as_bytes());
+        let tombstone = row.tombstone().row().unwrap();
+        assert!(tombstone.is_tombstone());
+        assert_eq!(RowId::from(tombstone.id()), moved);
     }
 }

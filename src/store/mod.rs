@@ -228,12 +228,12 @@ impl StoredRow {
     }
 
     /// Returns what erasure leaves of this row: the same id and place, and no wrapped keys. Of a row
-    /// that cannot be read, the id is what it is found by, followed by zeros.
+    /// that cannot be read, or is another key's, the id is what it is found by, followed by zeros.
     #[must_use]
     pub fn tombstone(&self) -> Self {
         let (kind, id) = match self.row() {
-            Ok(row) => (row.kind(), *row.id()),
-            Err(_) => {
+            Ok(row) if RowId::from(row.id()) == self.id => (row.kind(), *row.id()),
+            _ => {
                 let mut id = [0; 32];
                 id.iter_mut().zip(self.id.0).for_each(|(byte, of_id)| *byte = of_id);
                 let kind = if self.place.is_some() { KeyKind::Branch } else { KeyKind::Dek };

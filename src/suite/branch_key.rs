@@ -2,8 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::derive::{BRANCH_SALT_LEN, derive_branch_dek, derive_branch_wrap_key, derive_dek_id};
-use super::nonce::{Nonce, Nonces};
-use super::{AeadKey, Backend, Dek, DekId, Suite, TAG_LEN};
+use super::{AeadKey, Backend, Dek, DekId, Suite, TAG_LEN, check_not_forked};
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::memory::Secret32;
@@ -43,9 +42,7 @@ impl BranchKey {
     /// Returns a fresh salt. It is drawn from the operating system: two processes, or two snapshots
     /// of one machine, must not derive one DEK for writing.
     pub(crate) fn random_salt() -> Result<BranchSalt, Error> {
-        let mut salt = [0; BRANCH_SALT_LEN];
-        getrandom::fill(&mut salt).map_err(Error::randomness)?;
-        Ok(salt)
+        random()
     }
 
     /// Derives the DEK of `context` and `salt`.
@@ -64,13 +61,13 @@ impl BranchKey {
         context: &EncryptionContext,
         dek: &Dek,
     ) -> Result<BranchWrapped, Error> {
-        let nonce = Nonce::random(Nonces::System, Suite::Xaes256Gcm)?;
-        let mut wrapped = *dek.expose();
-        let tag =
-            self.wrap_key(backend)?.seal(nonce.as_bytes(), context.as_bytes(), &mut wrapped)?;
-        let mut bytes = [0; 24];
-        bytes.iter_mut().zip(nonce.as_bytes()).for_each(|(byte, of_nonce)| *byte = *of_nonce);
-        Ok(BranchWrapped { nonce: bytes, dek: wrapped, tag })
+        let (key, nonce) = (self.wrap_key(backend)?, random()?);
+        check_not_forked(dek.secret())?;
+        // It is a DEK until it is encrypted, and so it is no array on the stack.
+        let mut wrapped = Secret32::zeroed();
+        *wrapped.expose_mut() = *dek.expose();
+        let tag = key.seal(&nonce, context.as_bytes(), wrapped.expose_mut())?;
+        Ok(BranchWrapped { nonce, dek: *wrapped.expose(), tag })
     }
 
     /// Unwraps a DEK of `context`.
@@ -97,8 +94,112 @@ impl BranchKey {
     }
 }
 
+/// From the operating system's generator.
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(Error::randomness)?;
+    Ok(bytes)
+}
+
 impl std::fmt::Debug for BranchKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("BranchKey([redacted])")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use data_encoding::HEXLOWER;
+
+    fn context(pairs: &[(&str, &str)]) -> EncryptionContext {
+        EncryptionContext::with_reserved_names(pairs.iter().copied()).unwrap()
+    }
+
+    fn branch_key(period: &str) -> BranchKey {
+        let key: [u8; 32] = std::array::from_fn(|i| 0x20 + u8::try_from(i).unwrap());
+        let names = ["tenant", "waxseal:branch", "waxseal:period"];
+        let pairs: Vec<_> = names.into_iter().zip(["alice", "orders", period]).collect();
+        BranchKey::new(Dek::from_slice(&key).unwrap(), context(&pairs)).unwrap()
+    }
+
+    #[test]
+    fn the_known_answers_of_the_format_page_hold() {
+        let branch_key = branch_key("2026-11-01T00:00:00Z");
+        assert_eq!(branch_key.context().as_bytes().len(), 83);
+        assert_eq!(
+            branch_key.id().to_string(),
+            "0e01502636ee1af30c8adfbcb8eb868e509720c1720dff919da33c3e9fe87431"
+        );
+        let wrap_key = derive_branch_wrap_key(&branch_key.key, branch_key.context()).unwrap();
+        assert_eq!(
+            HEXLOWER.encode(wrap_key.expose()),
+            "44fa570467340ec17fd3c9f4ea2ce0dd8dde09ff5e8d1f36d8b09f4a5af42ce2"
+        );
+        let alice = context(&[("tenant", "alice")]);
+        let salt = std::array::from_fn(|i| 0x40 + u8::try_from(i).unwrap());
+        let dek = branch_key.derive(&alice, &salt).unwrap();
+        assert_eq!(
+            HEXLOWER.encode(dek.expose()),
+            "fbd10199cefbc3d33e933e547bb2f27e4328edaa3a46992571d9dc3a30c301c4"
+        );
+        assert_eq!(
+            derive_dek_id(&dek, &alice).unwrap().to_string(),
+            "179e87fbbf2b29d8386faae5dc36fe4628421e6cfc0afe47c1d7d6521b816fac"
+        );
+    }
+
+    #[test]
+    fn another_salt_context_or_branch_key_derives_another_dek() {
+        let (alice, bob) = (context(&[("tenant", "alice")]), context(&[("tenant", "bob")]));
+        let branch_key = branch_key("2026-11-01T00:00:00Z");
+        let other = BranchKey::new(Dek::random().unwrap(), branch_key.context().clone()).unwrap();
+        let of = |key: &BranchKey, context, salt| *key.derive(context, &salt).unwrap().expose();
+        let mut seen = std::collections::HashSet::new();
+        assert!(seen.insert(of(&branch_key, &alice, [1; 16])));
+        assert!(!seen.insert(of(&branch_key, &alice, [1; 16])), "the control");
+        assert!(seen.insert(of(&branch_key, &alice, [2; 16])));
+        assert!(seen.insert(of(&branch_key, &bob, [1; 16])));
+        assert!(seen.insert(of(&other, &alice, [1; 16])));
+        assert_ne!(BranchKey::random_salt().unwrap(), BranchKey::random_salt().unwrap());
+    }
+
+    #[test]
+    fn a_wrapped_dek_opens_under_its_branch_key_and_in_its_context_only() {
+        let (alice, bob) = (context(&[("tenant", "alice")]), context(&[("tenant", "bob")]));
+        let (november, december) =
+            (branch_key("2026-11-01T00:00:00Z"), branch_key("2026-12-01T00:00:00Z"));
+        let dek = Dek::from_slice(&[7; 32]).unwrap();
+        for (backend, other) in
+            Backend::all().iter().flat_map(|a| Backend::all().iter().map(move |b| (*a, *b)))
+        {
+            let wrapped = november.wrap(backend, &alice, &dek).unwrap();
+            assert_ne!(wrapped.dek, *dek.expose());
+            assert_ne!(wrapped, november.wrap(backend, &alice, &dek).unwrap());
+            let opened = november.unwrap(other, &alice, &wrapped).unwrap();
+            assert_eq!(opened.expose(), dek.expose());
+            let refused =
+                |key: &BranchKey, context: &EncryptionContext, wrapped: &BranchWrapped| {
+                    key.unwrap(other, context, wrapped).unwrap_err().kind() == ErrorKind::Invalid
+                };
+            assert!(refused(&november, &bob, &wrapped));
+            // The same 32 bytes in another context are another branch key.
+            assert!(refused(&december, &alice, &wrapped));
+            for part in 0..3 {
+                let mut changed = wrapped;
+                match part {
+                    0 => changed.nonce[23] ^= 1,
+                    1 => changed.dek[0] ^= 1,
+                    _ => changed.tag[15] ^= 1,
+                }
+                assert!(refused(&november, &alice, &changed), "part {part}");
+            }
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        assert_eq!(format!("{:?}", branch_key("p")), "BranchKey([redacted])");
     }
 }

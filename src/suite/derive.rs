@@ -49,6 +49,10 @@ impl Dek {
         Self(secret)
     }
 
+    pub(super) fn secret(&self) -> &Secret32 {
+        &self.0
+    }
+
     /// Returns the key's bytes, for a provider that passes them to a key service. Do not keep a
     /// copy that is not wiped.
     ///

@@ -11,14 +11,19 @@ use pollster::block_on;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use waxseal::kek::local::LocalKek;
+use waxseal::store::{KeyRow, RowId};
 use waxseal::{Aad, Backend, EncryptionContext, Envelope, Error, ErrorKind, Sealed, WrappedKeys};
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
 }
 
+fn vectors_of(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(file("vectors").join(name)).unwrap()).unwrap()
+}
+
 fn vectors() -> Value {
-    serde_json::from_slice(&std::fs::read(file("vectors/messages.json")).unwrap()).unwrap()
+    vectors_of("messages.json")
 }
 
 fn hex(value: &Value) -> Vec<u8> {
@@ -129,21 +134,46 @@ fn the_library_reads_every_valid_encoding_and_no_other() {
 }
 
 #[test]
+fn the_library_reads_every_valid_key_row_and_no_other() {
+    let vectors = vectors_of("branch_keys.json");
+    let rows = vectors["key_rows"].as_array().unwrap();
+    assert!(rows.len() >= 61);
+    for vector in rows {
+        let (bytes, why) = (hex(&vector["bytes"]), &vector["why"]);
+        match (KeyRow::try_from(&bytes[..]), vector["error"].as_str()) {
+            (Ok(row), None) => {
+                assert_eq!(row.to_bytes(), bytes, "{why}");
+                assert_eq!(RowId::from(row.id()).as_bytes()[..], bytes[8..24], "{why}");
+                assert_eq!(row.is_tombstone(), bytes.len() == 42, "{why}");
+                assert_eq!(row.context().is_none(), row.is_tombstone(), "{why}");
+                assert_eq!(row.wrapped_keys().is_none(), row.is_tombstone(), "{why}");
+            }
+            (Err(error), Some(expected)) => {
+                assert_eq!(error.kind(), kind_of(expected), "{why}: {error}")
+            }
+            (read, expected) => panic!("{why}: {read:?}, where {expected:?} was expected"),
+        }
+    }
+}
+
+#[test]
 fn the_second_reader_agrees() {
     let python = python::interpreter(&file("second_reader/requirements.txt"));
     let output = Command::new(python)
-        .arg(file("second_reader/reader.py"))
-        .arg(file("vectors/messages.json"))
+        .arg("-B")
+        .arg(file("second_reader/vectors.py"))
+        .args([file("vectors/messages.json"), file("vectors/branch_keys.json")])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    // It checked as much as there is: messages, contexts, lists, and the known answer.
-    let vectors = vectors();
-    let count: usize = ["messages", "contexts", "wrapped_keys"]
-        .iter()
-        .map(|part| vectors[part].as_array().unwrap().len())
-        .sum();
+    // It checked as much as there is, and the known answers.
+    let lists = ["messages", "contexts", "wrapped_keys", "key_rows", "branch_entries"];
+    let count_of = |vectors: &Value| {
+        lists.iter().filter_map(|part| vectors[part].as_array()).map(Vec::len).sum::<usize>()
+    };
+    let count = count_of(&vectors()) + count_of(&vectors_of("branch_keys.json"));
+    assert!(count >= 266 + 34 + 27 + 115 + 61 + 49);
     let passed: usize = text.lines().last().unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(passed > count, "{text}");
 }

@@ -1,19 +1,14 @@
 """A second reader of the sealed format, version 1, written from docs/format.md alone.
 
-    python reader.py VECTORS.json
-
-It opens every vector of the file (its schema, and the names of the kinds of error, are in
-tests/vectors/README.md), prints a line for each check that fails, and then "N passed, M failed".
 It is there to show that the page is enough to read the format; it is no library, and keeps no
-secret safe in memory.
+secret safe in memory. vectors.py opens the committed vectors with it.
 """
 
-import binascii
 import hashlib
 import hmac
-import json
-import sys
+import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -27,11 +22,14 @@ VERSION = 1
 HEADER_SIZE, KEY_SIZE, TAG_SIZE = 40, 32, 16
 NONCE_SIZE = {1: 12, 2: 12, 3: 24}  # by suite
 KIND_MESSAGE, KIND_STREAM = 1, 2
-USE_DEK_ID, USE_MESSAGE, USE_LOCAL_WRAP = 0x00, 0x01, 0x10
+USE_DEK_ID, USE_MESSAGE, USE_LOCAL_WRAP, USE_BRANCH_WRAP, USE_BRANCH_DEK = 0, 1, 0x10, 0x11, 0x12
 MAX_PLAINTEXT = 2**36 - 32
 MAX_CONTEXT, MAX_PAIRS, MAX_NAME, MAX_VALUE = 8192, 64, 256, 4096
 MAX_WRAPPED_KEYS, MAX_ENTRIES, MAX_KEK_ID, MAX_WRAPPED, MAX_META = 65535, 16, 512, 6144, 64
 LOCAL_WRAPPED_SIZE = 4 + 24 + KEY_SIZE + TAG_SIZE
+ROW_MAGIC, ROW_FIXED, LIVE, TOMBSTONE = bytes.fromhex("c1574b"), 42, 0, 1
+KIND_DEK, KIND_BRANCH, KIND_INDEX = 0, 1, 2
+DERIVED, WRAPPED, SELF_CONTAINED, REFERENCE_SIZE, SALT_SIZE = 1, 2, 3, 16, 16
 
 
 class FormatError(Exception):
@@ -89,8 +87,13 @@ def check_size(size, low, high, what):
     return size
 
 
-def check_pairs(pairs):
-    """Encryption context: every rule but those of the layout, for pairs of bytes."""
+def is_reserved(name):
+    return name.lower().startswith(b"waxseal")
+
+
+def check_pairs(pairs, reserved):
+    """Encryption context: every rule but those of the layout, for pairs of bytes. `reserved` says
+    whether reserved names are allowed."""
     check_size(len(pairs), 0, MAX_PAIRS, "pairs")
     for name, value in pairs:
         check_size(len(name), 1, MAX_NAME, "name")
@@ -98,7 +101,7 @@ def check_pairs(pairs):
         for part in (name, value):
             if any(c < "\x20" or c == "\x7f" for c in utf8(part, "context")):
                 raise malformed("control character in context")
-        if name.lower().startswith(b"waxseal"):
+        if is_reserved(name) and not reserved:
             raise malformed("reserved name")
     names = [name for name, _ in pairs]
     if any(a >= b for a, b in zip(names, names[1:])):
@@ -107,10 +110,10 @@ def check_pairs(pairs):
         raise malformed("names equal but for ASCII case")
 
 
-def encode_context(pairs):
+def encode_context(pairs, reserved=False):
     """Encryption context: `ctx` of pairs of bytes in any order."""
     pairs = sorted(pairs)
-    check_pairs(pairs)
+    check_pairs(pairs, reserved)
     out = CONTEXT_MAGIC + len(pairs).to_bytes(2, "little")
     for part in (part for pair in pairs for part in pair):
         out += len(part).to_bytes(2, "little") + part
@@ -118,7 +121,7 @@ def encode_context(pairs):
     return out
 
 
-def decode_context(data):
+def decode_context(data, reserved=False):
     """Encryption context: the pairs of `ctx`, in its order."""
     check_size(len(data), 0, MAX_CONTEXT, "context")
     cursor = Cursor(data)
@@ -130,7 +133,7 @@ def decode_context(data):
         value = cursor.take(check_size(cursor.u16(), 1, MAX_VALUE, "value"))
         pairs.append((name, value))
     cursor.end()
-    check_pairs(pairs)
+    check_pairs(pairs, reserved)
     return pairs
 
 
@@ -173,6 +176,85 @@ def decode_wrapped_keys(data):
         entries.append((kek_id, wrapped, meta))
     cursor.end()
     return entries
+
+
+# Encoding of key rows and entries of branch keys
+
+
+@dataclass
+class Row:
+    state: int
+    kind: int
+    id: bytes
+    ctx: bytes  # empty in a tombstone, as the wrapped keys are
+    wrapped_keys: bytes
+
+
+def decode_row(data):
+    """Key row: the row, with the checks in the order of the page."""
+    cursor = Cursor(data)
+    if cursor.take(len(ROW_MAGIC)) != ROW_MAGIC:
+        raise malformed("not a key row")
+    if cursor.u8() != VERSION:
+        raise FormatError("unsupported-version", "version of a row")
+    state, kind = cursor.u8(), cursor.u8()
+    if kind not in (KIND_DEK, KIND_BRANCH, KIND_INDEX):
+        raise FormatError("unsupported-kind", "kind of a row")
+    keys_size, key_id, ctx_size = cursor.u16(), cursor.take(32), cursor.u16()
+    row = Row(state, kind, key_id, cursor.take(ctx_size), cursor.take(keys_size))
+    cursor.end()
+    if state == LIVE:
+        decode_context(row.ctx, reserved=True)
+        decode_wrapped_keys(row.wrapped_keys)
+    elif state != TOMBSTONE or row.ctx or row.wrapped_keys:
+        raise malformed("state of a row")
+    return row
+
+
+def encode_row(row):
+    """Key row: the encoding of a decoded row."""
+    keys_size, ctx_size = (len(x).to_bytes(2, "little") for x in (row.wrapped_keys, row.ctx))
+    head = ROW_MAGIC + bytes([VERSION, row.state, row.kind])
+    return head + keys_size + row.id + ctx_size + row.ctx + row.wrapped_keys
+
+
+@dataclass
+class Entry:
+    form: int
+    row: bytes | None  # in the self-contained form
+    reference: bytes
+    rest: bytes  # salt; or nonce, encrypted DEK and tag
+
+
+def decode_entry(data):
+    """Entry of a branch key: the entry, with every check."""
+    check_size(len(data), 1, MAX_WRAPPED, "entry")
+    cursor = Cursor(data)
+    form, row = cursor.u8(), None
+    if form == SELF_CONTAINED:
+        form, row = cursor.u8(), cursor.take(cursor.u16())
+    if form not in (DERIVED, WRAPPED):
+        raise malformed("form of an entry")
+    reference = cursor.take(REFERENCE_SIZE)
+    rest = cursor.take(SALT_SIZE if form == DERIVED else 24 + KEY_SIZE + TAG_SIZE)
+    cursor.end()
+    if row is not None:
+        check_row(decode_row(row), KIND_BRANCH, reference)
+    return Entry(form, row, reference, rest)
+
+
+def encode_entry(entry):
+    """Entry of a branch key: the encoding of a decoded entry."""
+    head = bytes([entry.form])
+    if entry.row is not None:
+        head = bytes([SELF_CONTAINED]) + head + len(entry.row).to_bytes(2, "little") + entry.row
+    return head + entry.reference + entry.rest
+
+
+def check_row(row, kind, asked_for):
+    """What a row proves: 1 to 3."""
+    if row.state != LIVE or row.kind != kind or not row.id.startswith(asked_for):
+        raise FormatError("invalid", "row is a tombstone, or of another kind or id")
 
 
 # Cryptography
@@ -222,6 +304,42 @@ def unwrap_local(kek_id, versions, wrapped, ctx):
     return aead_open(3, wrap_key, nonce, ctx, cursor.rest())
 
 
+def is_period(value):
+    """Branch keys: the form of `waxseal:period`."""
+    if not re.fullmatch(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", value):
+        return False
+    try:
+        return datetime.strptime(value.decode(), "%Y-%m-%dT%H:%M:%SZ").year >= 1970
+    except ValueError:
+        return False
+
+
+def unwrap_branch(name, names, store, keks, wrapped, ctx):
+    """Reading an entry: the DEK. `names` are those of the branch's pairs; `store` gives rows by
+    reference; `keks` unwrap branch keys."""
+    entry = decode_entry(wrapped)
+    stored = store.get(entry.reference)
+    if entry.row is not None and stored is not None and decode_row(stored).state == TOMBSTONE:
+        raise FormatError("invalid", "branch key was erased")
+    found = entry.row if entry.row is not None else stored
+    if found is None:
+        raise FormatError("invalid", "no row")
+    row = decode_row(found)
+    check_row(row, KIND_BRANCH, entry.reference)
+    pairs = dict(decode_context(row.ctx, reserved=True))
+    if not is_period(pairs.pop(b"waxseal:period", b"")):
+        raise FormatError("invalid", "period of the branch key")
+    of_caller = dict(decode_context(ctx))
+    if pairs != {n: of_caller.get(n) for n in names} | {b"waxseal:branch": name}:
+        raise FormatError("invalid", "row of another branch")
+    roots = [e for e in decode_wrapped_keys(row.wrapped_keys) if not e[0].startswith(b"branch:")]
+    branch_key = find_dek(roots, keks, row.ctx, row.id)
+    if entry.form == DERIVED:
+        return derive(branch_key, USE_BRANCH_DEK, 0, ctx + entry.rest)
+    wrap_key = derive(branch_key, USE_BRANCH_WRAP, 3, row.ctx)
+    return aead_open(3, wrap_key, entry.rest[:24], ctx, entry.rest[24:])
+
+
 # Messages
 
 
@@ -258,13 +376,14 @@ def parse_message(data):
 
 
 def find_dek(entries, keks, ctx, dek_id):
-    """Opening a message, step 3: a DEK that an entry holds and that has the header's id."""
+    """Decrypting a message, step 3: a DEK that an entry holds and that has the header's id. Or a
+    branch key, and the row's id. `keks` are functions of `wrapped` and `ctx`, by KEK id."""
     at_hand = [entry for entry in entries if entry[0] in keks]
     if not at_hand:
         raise FormatError("unknown-kek", "no entry is of a KEK at hand")
     for kek_id, wrapped, _meta in at_hand:
         try:
-            dek = unwrap_local(kek_id, keks[kek_id], wrapped, ctx)
+            dek = keks[kek_id](wrapped, ctx)
             if hmac.compare_digest(derive(dek, USE_DEK_ID, 0, ctx), dek_id):
                 return dek
         except FormatError:
@@ -273,7 +392,7 @@ def find_dek(entries, keks, ctx, dek_id):
 
 
 def open_message(data, keks, ctx, aad, handed_over):
-    """Opening a message: the plaintext. `handed_over` is wrapped keys for compact ones, or None."""
+    """Decrypting a message: the plaintext. `handed_over`: a compact one's wrapped keys or None."""
     message = parse_message(data)
     encoded = message.wrapped_keys or handed_over
     if encoded is None:
@@ -281,171 +400,3 @@ def open_message(data, keks, ctx, aad, handed_over):
     dek = find_dek(decode_wrapped_keys(encoded), keks, ctx, message.dek_id)
     key = derive(dek, USE_MESSAGE, message.suite, ctx)
     return aead_open(message.suite, key, message.nonce, aad, message.sealed)
-
-
-# Vectors (tests/vectors/README.md)
-
-KINDS = {"not-sealed", "unsupported-version", "unsupported-suite", "unsupported-kind", "malformed"}
-KINDS |= {"missing-wrapped-keys", "unknown-kek", "invalid"}
-SECTIONS = ("known_answer", "keks", "messages", "contexts", "wrapped_keys")
-MESSAGE_FIELDS = ("name", "context", "aad", "sealed", "wrapped_keys", "error")
-PAGE_DEK_ID = "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615"
-
-
-class Mismatch(Exception):
-    """A vector that does not come out as its file says, or that its schema does not know."""
-
-
-def expect(condition, why):
-    if not condition:
-        raise Mismatch(why)
-
-
-def check_fields(value, required, optional=()):
-    """The schema: every required field, and none that is unknown."""
-    expect(isinstance(value, dict), "not an object")
-    expect(not (missing := set(required) - set(value)), f"missing fields {sorted(missing)}")
-    unknown = set(value) - set(required) - set(optional)
-    expect(not unknown, f"unknown fields {sorted(unknown)}")
-
-
-def no_duplicates(pairs):
-    expect(len(dict(pairs)) == len(pairs), "a field twice in one object")
-    return dict(pairs)
-
-
-def context_bytes(context):
-    """CONTEXT of the schema, encoded."""
-    return encode_context([(name.encode(), value.encode()) for name, value in context])
-
-
-def load_keks(keks):
-    """The KEKs: versions and their secrets by the bytes of the KEK's id."""
-    loaded = {}
-    for kek in keks:
-        check_fields(kek, ("id", "versions"))
-        expect(kek["id"].startswith("local:"), f"{kek['id']} is no local KEK")
-        expect(kek["id"].encode() not in loaded, f"{kek['id']} twice")
-        versions = {}
-        for number, secret in kek["versions"].items():
-            expect(number == str(int(number)), f"version {number}")
-            versions[int(number)] = binascii.unhexlify(secret)
-            expect(len(versions[int(number)]) == KEY_SIZE, f"secret of version {number}")
-        loaded[kek["id"].encode()] = versions
-    return loaded
-
-
-def check_message(vector, keks):
-    check_fields(vector, MESSAGE_FIELDS, ("plaintext", "plaintext_sha256"))
-    error, handed_over = vector["error"], vector["wrapped_keys"]
-    expect(error is None or error in KINDS, f"unknown error {error!r}")
-    answers = ("plaintext" in vector) + ("plaintext_sha256" in vector)
-    expect(answers == (error is None), "one plaintext is to be there if error is null, else none")
-    sealed, aad = binascii.unhexlify(vector["sealed"]), binascii.unhexlify(vector["aad"])
-    handed_over = None if handed_over is None else binascii.unhexlify(handed_over)
-    ctx, outcome = context_bytes(vector["context"]), None
-    try:
-        plaintext = open_message(sealed, keks, ctx, aad, handed_over)
-    except FormatError as refused:
-        outcome = refused
-    expect(getattr(outcome, "kind", None) == error, f"expected {error}, got {outcome}")
-    if error is None and "plaintext" in vector:
-        expect(plaintext == binascii.unhexlify(vector["plaintext"]), "other plaintext")
-    elif error is None:
-        digest = hashlib.sha256(plaintext).hexdigest()
-        expect(digest == vector["plaintext_sha256"].lower(), "other plaintext")
-
-
-def check_encoding(vector, decode, encode):
-    """A vector of `contexts` or `wrapped_keys`."""
-    check_fields(vector, ("bytes", "why", "valid"))
-    expect(isinstance(vector["valid"], bool), "valid is no boolean")
-    data = binascii.unhexlify(vector["bytes"])
-    try:
-        decoded = decode(data)
-    except FormatError as refused:
-        expect(not vector["valid"], f"refused: {refused}")
-    else:
-        expect(vector["valid"], "was not refused")
-        expect(encode(decoded) == data, "encodes to other bytes")
-
-
-def check_hex(found, expected):
-    expect(found == binascii.unhexlify(expected), f"{found.hex()} is not {expected}")
-
-
-class Run:
-    """Counts the checks, and prints those that fail."""
-
-    def __init__(self):
-        self.passed = self.failed = 0
-
-    def check(self, name, test, *args):
-        """What the test returns, or None if it failed: any exception is a failure."""
-        try:
-            result = test(*args)
-        except Exception as error:
-            known = isinstance(error, (Mismatch, FormatError))
-            print(f"{name}: {error if known else repr(error)}")
-            self.failed += 1
-            return None
-        self.passed += 1
-        return result
-
-    def known_answer(self, answer):
-        self.check("known_answer", check_fields, answer,
-                   ("dek", "context", "context_bytes", "dek_id", "message_keys"))
-        dek, ctx = binascii.unhexlify(answer["dek"]), context_bytes(answer["context"])
-        keys = answer["message_keys"]
-        self.check("known_answer: message_keys", check_fields, keys, ("1", "2", "3"))
-        found = [("context_bytes", ctx, answer["context_bytes"]),
-                 ("dek_id", derive(dek, USE_DEK_ID, 0, ctx), answer["dek_id"])]
-        for suite in NONCE_SIZE:
-            key = derive(dek, USE_MESSAGE, suite, ctx)
-            found.append((f"message key {suite}", key, keys.get(str(suite), "")))
-        for name, value, expected in found:
-            self.check(f"known_answer: {name}", check_hex, value, expected)
-
-    def vectors(self, doc):
-        page_ctx = encode_context([(b"tenant", b"alice")])
-        page_id = derive(bytes(range(32)), USE_DEK_ID, 0, page_ctx)
-        self.check("page: DEK id", check_hex, page_id, PAGE_DEK_ID)
-        self.check("file", check_fields, doc, ("format", *SECTIONS))
-        self.check("file: format", expect, doc.get("format") == 1, "is not 1")
-        for section in SECTIONS:
-            self.check(f"file: {section}", expect, doc.get(section), "missing or empty")
-        if "known_answer" in doc:
-            self.known_answer(doc["known_answer"])
-        keks = self.check("keks", load_keks, doc.get("keks", ())) or {}
-        for number, vector in enumerate(doc.get("messages", ())):
-            name = vector.get("name", "") if isinstance(vector, dict) else ""
-            self.check(f"messages[{number}] {name}", check_message, vector, keks)
-        codecs = {"contexts": (decode_context, encode_context),
-                  "wrapped_keys": (decode_wrapped_keys, encode_wrapped_keys)}
-        for section, codec in codecs.items():
-            for number, vector in enumerate(doc.get(section, ())):
-                why = vector.get("why", "") if isinstance(vector, dict) else ""
-                self.check(f"{section}[{number}] {why}", check_encoding, vector, *codec)
-
-
-def load(path):
-    with open(path, encoding="utf-8") as file:
-        doc = json.load(file, object_pairs_hook=no_duplicates)
-    expect(isinstance(doc, dict), "not an object")
-    return doc
-
-
-def main(arguments):
-    if len(arguments) != 1:
-        print("usage: python reader.py VECTORS.json", file=sys.stderr)
-        return 2
-    run = Run()
-    doc = run.check("file: JSON", load, arguments[0])
-    if doc is not None:
-        run.check("file: read to its end", run.vectors, doc)
-    print(f"{run.passed} passed, {run.failed} failed")
-    return 1 if run.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
