@@ -135,6 +135,10 @@ pub(super) struct Terms<'a> {
 
 impl Lease {
     pub(super) fn new(terms: Terms<'_>, key: &Arc<AeadKey>, limits: &LimitsInForce) -> Self {
+        Self::with_key_in(Slot::new(key), terms, limits)
+    }
+
+    fn with_key_in(key: Slot<AeadKey>, terms: Terms<'_>, limits: &LimitsInForce) -> Self {
         let Terms { asked, .. } = terms;
         let expires = asked.plus(limits.max_age);
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
@@ -150,7 +154,7 @@ impl Lease {
             wrapped_keys: terms.wrapped_keys,
             source_keks: terms.source_keks,
             observers: terms.observers,
-            key: Slot::new(key),
+            key,
             ended: AtomicBool::new(false),
             evicted: AtomicBool::new(late),
             pins: AtomicUsize::new(0),
@@ -170,6 +174,14 @@ impl Lease {
             stale_reported: AtomicI64::new(NEVER),
             clock: terms.clock.clone(),
         }
+    }
+
+    /// Returns a lease on the same keys under new terms, unless this one has ended.
+    pub(super) fn another(&self, terms: Terms<'_>, limits: &LimitsInForce) -> Option<Self> {
+        if self.age(self.clock.now()) == Age::Ended {
+            return None;
+        }
+        self.key.share().map(|key| Self::with_key_in(key, terms, limits))
     }
 
     #[inline]
@@ -435,6 +447,10 @@ impl Lease {
     /// Returns `true` if it was evicted meanwhile and no other caller waits to use it.
     pub(super) fn unpin(&self) -> bool {
         self.pins.fetch_sub(1, Ordering::SeqCst) == 1 && self.evicted.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Prevents any further use and destroys the keys that are not in use right now. Returns

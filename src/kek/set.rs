@@ -330,6 +330,14 @@ impl KekSet {
         }
     }
 
+    /// Whether an earlier version of a writing KEK is known to have made one of these.
+    pub(crate) fn are_outdated(&self, keys: &WrappedKeys) -> bool {
+        keys.entries().iter().any(|entry| {
+            let of_entry = |kek: &&Arc<GuardedKek>| kek.recognises(entry.kek_id());
+            self.writing.iter().filter(of_entry).any(|kek| kek.is_current(entry) == Some(false))
+        })
+    }
+
     pub(crate) fn revoke(&self, kek_id: &KekId) {
         self.revoked.rcu(|revoked| {
             let mut revoked = HashSet::clone(revoked);

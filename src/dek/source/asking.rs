@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 
 use super::super::cache::DekCache;
 use super::super::flight::{Answer, Waiter};
-use super::super::lease::{Age, RequestKey};
+use super::super::lease::{Age, Lease, RequestKey};
 use super::super::pinned::Pinned;
 use super::super::registry::{Leased, end_all};
 use super::kind::{DekOf, DekRequest, Kind};
@@ -17,6 +17,7 @@ use super::{ATTEMPTS, DekSource, revoked_meanwhile};
 use crate::error::{Error, ErrorKind};
 use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::Failure;
+use crate::observe::Event;
 use crate::sync::Arc;
 
 /// How long a caller waits for the key service while a stale DEK may serve. A healthy service
@@ -74,11 +75,17 @@ impl DekSource {
                     let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
                     // A revocation from here on ends it, and an earlier one is seen below. It is
                     // not cached until then.
-                    cache.look_after(&obtained.dek);
+                    if !obtained.goes_on {
+                        cache.look_after(&obtained.dek);
+                    }
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
                     if !cache.revocations.concern(mark, context, obtained.dek.lease().source_keks())
                     {
                         K::put(cache, &obtained);
+                        if obtained.goes_on {
+                            let Lease { id: dek_id, context, .. } = pinned.lease();
+                            self.emit(&Event::Refreshed { dek_id, context });
+                        }
                         return Ok(pinned);
                     }
                     end_all(obtained.for_reading_too.as_slice());

@@ -147,7 +147,7 @@ impl Kind for Reading {
         let key = source.message_key(&dek, context, *suite)?;
         drop(dek);
         let dek = source.new_reading(owned, asked, Box::new([source_kek]), &key);
-        Ok(Obtained { dek, for_reading_too: None })
+        Ok(Obtained { dek, for_reading_too: None, goes_on: false })
     }
 
     fn put(cache: &DekCache, obtained: &Obtained<ReadingDek>) {

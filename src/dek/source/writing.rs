@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::kek::call::{CallBounds, Lane};
-use crate::kek::set::{Failure, Made};
+use crate::kek::set::{Failure, Made, SourceKek};
 use crate::memory::fork;
 use crate::observe::Event;
 use crate::suite::derive_dek_id;
@@ -114,7 +114,7 @@ impl Kind for Writing {
 
     async fn ask(
         source: &DekSource,
-        _: &DekCache,
+        cache: &DekCache,
         context: &EncryptionContext,
         bounds: CallBounds,
     ) -> Result<Obtained<WritingDek>, Failure> {
@@ -123,27 +123,39 @@ impl Kind for Writing {
         let generation = fork::generation();
         let Made { dek, wrapped_keys, source_keks, asked } =
             source.keks.make(bounds, context, *origin).await?;
+        let deadline = source.keks.deadline();
+        let terms = |id, wrapped_keys, source_keks| Terms {
+            context,
+            id,
+            suite: *suite,
+            wrapped_keys,
+            source_keks,
+            asked,
+            stale_if_error: limits.stale_if_error_writing,
+            deadline,
+            clock,
+            observers: observers.downgrade(),
+        };
+        // The answer proves that wrapping is still allowed. Unless the present DEK's time is over,
+        // it goes on, and the one that was made for the proof is wiped without having served.
+        if !clock.now().is_past(asked.plus(limits.max_age))
+            && let Some(present) = source.present(cache, context, &source_keks)
+        {
+            let terms = terms(present.lease.id, present.wrapped_keys.clone(), source_keks.clone());
+            if let Some(dek) = cache.another_lease(&present, terms, limits) {
+                return Ok(Obtained { dek, for_reading_too: None, goes_on: true });
+            }
+        }
         let id = derive_dek_id(&dek, context)?;
         let key = source.message_key(&dek, context, *suite)?;
         drop(dek);
         let reading = ReadingOwned::new(context, id, *suite, wrapped_keys.clone());
         let reading = source.new_reading(&reading, asked, source_keks.clone(), &key);
-        let terms = Terms {
-            context,
-            id,
-            suite: *suite,
-            wrapped_keys: wrapped_keys.clone(),
-            source_keks,
-            asked,
-            stale_if_error: limits.stale_if_error_writing,
-            deadline: source.keks.deadline(),
-            clock,
-            observers: observers.downgrade(),
-        };
-        let lease = Lease::new(terms, &key, limits);
-        let dek = Arc::new(WritingDek::new(lease, wrapped_keys, *nonces, limits, generation)?);
+        let lease = Lease::new(terms(id, wrapped_keys.clone(), source_keks), &key, limits);
+        let dek = WritingDek::new(lease, wrapped_keys, *nonces, limits, asked, generation)?;
+        let dek = Arc::new(dek);
         source.emit(&Event::Made { dek_id: &id, context, kek_ids: &dek.lease.kek_ids() });
-        Ok(Obtained { dek, for_reading_too: Some(reading) })
+        Ok(Obtained { dek, for_reading_too: Some(reading), goes_on: false })
     }
 
     /// What this process writes it can read without a call, for no longer than any other DEK.
@@ -154,8 +166,34 @@ impl Kind for Writing {
         cache.put_writing(&obtained.dek);
     }
 
+    fn goes_on(present: &WritingDek, renewed: &WritingDek) -> bool {
+        present.lease.id == renewed.lease.id
+    }
+
     fn was_denied(source: &DekSource, cache: &DekCache, context: &EncryptionContext, _: &Failure) {
         cache.end_writing(context);
         source.emit(&Event::Denied { dek_id: None, context });
+    }
+}
+
+impl DekSource {
+    /// Returns the cached DEK if it goes on encrypting after a renewal that these KEKs answered. If
+    /// a KEK was rotated, or answered under another id, such as an alias that names another key
+    /// now, the next DEK takes its place.
+    fn present(
+        &self,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        source_keks: &[SourceKek],
+    ) -> Option<Arc<WritingDek>> {
+        // In the child of a fork, threads that are gone may hold the locks of the parent's cache.
+        if !cache.is_of_this_process() {
+            return None;
+        }
+        let present = cache.writing(context)?;
+        let goes_on = present.lease.source_keks() == source_keks
+            && present.goes_on(self.options.clock.now())
+            && !self.keks.are_outdated(&present.wrapped_keys);
+        goes_on.then_some(present)
     }
 }
