@@ -182,6 +182,13 @@ fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidContext, detail)
 }
 
+impl EncryptionContext {
+    /// Returns a name that only the library's own contexts may have.
+    pub(crate) fn reserved_name(&self) -> Option<&str> {
+        self.iter().map(|(name, _)| name).find(|name| is_reserved(name))
+    }
+}
+
 fn is_reserved(name: &str) -> bool {
     name.as_bytes().get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"waxseal"))
 }

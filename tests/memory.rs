@@ -14,7 +14,8 @@ use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
 use waxseal::kek::BoxFuture;
 use waxseal::{
-    Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, Suite, inspect,
+    Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, ManualClock, Observer,
+    Suite, inspect,
 };
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
@@ -129,6 +130,51 @@ fn no_key_stays_on_the_stack_of_a_thread_that_used_it() {
         assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {suite:?}");
         drop(wait.0);
         thread.join().unwrap();
+    }
+}
+
+#[test]
+fn no_key_outlives_the_last_lease_of_a_renewed_dek_and_none_of_an_unused_renewal_stays() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let secs = Duration::from_secs;
+    for (backend, evicts) in
+        Backend::all().iter().flat_map(|backend| [(backend, false), (backend, true)])
+    {
+        let (clock, alice) = (ManualClock::new(), context("alice"));
+        let (spy, seen) = Spy::that_remembers(support::local("kek"));
+        let envelope = Envelope::builder()
+            .wrap_with(spy)
+            .backend(*backend)
+            .limits(Limits::default().max_age(secs(100)))
+            .clock(clock.clone())
+            .build()
+            .unwrap();
+        let (leases, [keys, unused]) = on_a_stack_of_its_own(|| {
+            let lease = || {
+                let lease = block_on(envelope.encryptor(&alice)).unwrap();
+                let dek = seen.lock().unwrap().take().unwrap();
+                (lease, Keys::new(dek, &alice, Suite::default()))
+            };
+            let (first, keys) = lease();
+            clock.advance(secs(81));
+            let (second, unused) = lease();
+            assert_eq!(first.dek_id(), second.dek_id());
+            ([first, second], [keys, unused])
+        });
+        assert_eq!(unused.occurrences(), NOTHING, "{backend:?}: made by the renewal");
+        assert!(keys.schedule.occurrences() >= 1, "{backend:?}: the control");
+        if evicts {
+            envelope.evict_context(&alice);
+        } else {
+            // The first lease ends, and the one for reading.
+            clock.advance(secs(19));
+            std::thread::sleep(Duration::from_millis(1500));
+            assert!(keys.schedule.occurrences() >= 1, "{backend:?}: the second lease serves");
+            clock.advance(secs(81));
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        assert_eq!(keys.occurrences(), NOTHING, "{backend:?} evicted: {evicts}");
+        drop(leases);
     }
 }
 

@@ -181,6 +181,11 @@ impl BranchKekBuilder {
             }
             _ => {}
         }
+        let mut roots = source.wrap_with.iter().chain(&source.unwrap_with);
+        if let Some(root) = roots.find(|root| root.derives_deks()) {
+            let detail = format!("{}: a root wraps keys, and this one derives them", root.id());
+            return Err(invalid(detail));
+        }
         let id = KekId::new(format!("branch:{name}"))?;
         let (backend, store) = (source.backend, source.store.clone());
         source.branch = Some(BranchTerms { period });

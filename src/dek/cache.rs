@@ -13,7 +13,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
-use super::lease::{Age, Lease, RequestKey, shut_down};
+use super::lease::{Age, Lease, RequestKey, Terms, shut_down};
 use super::registry::{Leased, Registry, end_all, end_later};
 use super::revocations::Revocations;
 use super::wiper::look_after;
@@ -120,7 +120,18 @@ impl DekCache {
 
     /// From now on the DEK is wiped on time and can be revoked.
     pub(super) fn look_after<D: Leased + 'static>(&self, dek: &Arc<D>) {
-        look_after(&self.registry, dek);
+        look_after(&self.registry, || Some(dek.clone()));
+    }
+
+    /// Gives a DEK for writing another lease, which is looked after, unless its own has ended. A
+    /// revocation, an eviction or a denial that ends the DEK from now on ends the new lease too.
+    pub(super) fn another_lease(
+        &self,
+        dek: &WritingDek,
+        terms: Terms<'_>,
+        limits: &LimitsInForce,
+    ) -> Option<Arc<WritingDek>> {
+        look_after(&self.registry, || dek.another_lease(terms, limits).map(Arc::new))
     }
 
     /// Caches a DEK that is looked after.
@@ -224,7 +235,7 @@ impl DekCache {
         self.writing.remove(context.digest());
         let mut deks = self.registry.of_context(context);
         deks.retain(|dek| !dek.is_for_reading());
-        end_all(&deks);
+        self.registry.end(deks, end_all);
     }
 
     /// Revokes a KEK. As in the two methods below, the DEKs end, the call waits until their keys
@@ -233,23 +244,23 @@ impl DekCache {
         self.revocations.of_kek(kek_id);
         let mut deks = self.registry.all();
         deks.retain(|dek| dek.lease().came_from(kek_id));
-        end_all(&deks);
+        self.registry.end(deks, end_all);
     }
 
     pub(super) fn evict_context(&self, context: &EncryptionContext) {
         self.revocations.of_context(context);
-        end_all(&self.registry.of_context(context));
+        self.registry.end(self.registry.of_context(context), end_all);
     }
 
     pub(super) fn revoke_all(&self) {
         self.revocations.of_everything();
-        end_all(&self.registry.all());
+        self.registry.end(self.registry.all(), end_all);
     }
 
     /// As [`revoke_all`](Self::revoke_all), from a destructor.
     pub(super) fn end_all_later(&self) {
         self.revocations.of_everything();
-        end_later(&self.registry.all());
+        self.registry.end(self.registry.all(), end_later);
     }
 
     pub(super) fn close(&self) {

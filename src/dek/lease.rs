@@ -159,6 +159,14 @@ pub(super) struct Terms<'a> {
 
 impl Lease {
     pub(super) fn new(terms: Terms<'_>, key: &LeasedKey, limits: &LimitsInForce) -> Self {
+        let keys = match key {
+            LeasedKey::Message(key) => Keys::Message(Slot::new(key)),
+            LeasedKey::Branch(key) => Keys::Branch(Slot::new(key)),
+        };
+        Self::with_keys(keys, terms, limits)
+    }
+
+    fn with_keys(keys: Keys, terms: Terms<'_>, limits: &LimitsInForce) -> Self {
         let Terms { asked, .. } = terms;
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
@@ -189,10 +197,7 @@ impl Lease {
             parents: terms.parents,
             dependants: Mutex::default(),
             observers: terms.observers,
-            keys: match key {
-                LeasedKey::Message(key) => Keys::Message(Slot::new(key)),
-                LeasedKey::Branch(key) => Keys::Branch(Slot::new(key)),
-            },
+            keys,
             is_stored: terms.is_stored,
             ended: AtomicBool::new(false),
             evicted: AtomicBool::new(late),
@@ -212,6 +217,18 @@ impl Lease {
             stale_reported: AtomicI64::new(NEVER),
             clock: terms.clock.clone(),
         }
+    }
+
+    /// Returns a lease on the same keys under new terms, unless this one has ended.
+    pub(super) fn another(&self, terms: Terms<'_>, limits: &LimitsInForce) -> Option<Self> {
+        if self.age(self.clock.now()) == Age::Ended {
+            return None;
+        }
+        let keys = match &self.keys {
+            Keys::Message(key) => Keys::Message(key.share()?),
+            Keys::Branch(key) => Keys::Branch(key.share()?),
+        };
+        Some(Self::with_keys(keys, terms, limits))
     }
 
     #[inline]
@@ -457,6 +474,16 @@ impl Lease {
             .iter()
             .any(|SourceKek { provider, entry }| provider == kek_id || entry == kek_id)
             || self.parents.iter().any(|parent| parent.kek_ids().contains(kek_id))
+    }
+
+    /// Whether these are its source KEKs and the keys that it came through, in any order: KEKs that
+    /// are asked together answer in any.
+    pub(super) fn is_from(&self, source_keks: &[SourceKek], parents: &[Parent]) -> bool {
+        let has = |other: &Parent| self.parents.iter().any(|p| p.key_id() == other.key_id());
+        source_keks.len() == self.source_keks.len()
+            && source_keks.iter().all(|source_kek| self.source_keks.contains(source_kek))
+            && parents.len() == self.parents.len()
+            && parents.iter().all(has)
     }
 
     pub(super) fn parents(&self) -> &[Parent] {

@@ -16,6 +16,10 @@ const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HARD_STALE_IF_ERROR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A revoked key works for a day at most, whatever the options say.
 const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// A common cryptoperiod, and far from every cap of an ordinary writer.
+const DEFAULT_ROTATE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const MIN_ROTATE_AFTER: Duration = Duration::from_secs(60);
+const HARD_ROTATE_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const DEFAULT_DENIAL_TTL: Duration = Duration::from_secs(5);
 const MAX_DENIAL_TTL: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
@@ -46,6 +50,8 @@ pub struct Limits {
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     refresh_after: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
+    rotate_after: Option<Duration>,
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     stale_if_error_reading: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     stale_if_error_writing: Option<Duration>,
@@ -58,22 +64,37 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets how long a DEK serves, for reading and for writing, counted from the start of the
-    /// request to the key service. 1 ms to 24 hours, by default 5 minutes. It is also the longest
-    /// time that a revoked KEK keeps working in this process.
+    /// Sets how long a DEK serves until the key service has to answer again, for reading and for
+    /// writing, counted from the start of the request. 1 ms to 24 hours, by default 5 minutes. It
+    /// is also the longest time that a revoked KEK keeps working in this process. How long one DEK
+    /// encrypts is another limit: [`rotate_after`](Self::rotate_after).
     #[must_use]
     pub const fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
     }
 
-    /// Sets the age from which a DEK in use is renewed while it goes on serving: unwrapped again
-    /// for reading, replaced by the next one for writing. It is less than `max_age`, by default
-    /// four fifths of it. Each DEK is renewed up to a tenth earlier, at random, so that not all
-    /// fall due at once.
+    /// Sets the age from which a DEK in use is renewed while it goes on serving. For reading it is
+    /// unwrapped again. For writing a fresh DEK is wrapped, which proves that the KEKs still allow
+    /// it, and the present one goes on until [`rotate_after`](Self::rotate_after). Less than
+    /// `max_age`, by default four fifths of it. Each DEK is renewed up to a tenth earlier, at
+    /// random, so that not all fall due at once.
     #[must_use]
     pub const fn refresh_after(mut self, refresh_after: Duration) -> Self {
         self.refresh_after = Some(refresh_after);
+        self
+    }
+
+    /// Sets how long one DEK encrypts, counted from when it was made. 1 minute to 30 days, by
+    /// default 24 hours. The first renewal after this time replaces it by the next one, so its last
+    /// message is up to one `max_age` later. A DEK that was not renewed within `max_age` is gone
+    /// sooner, and the next message makes another.
+    ///
+    /// It prolongs no trust: past `max_age` a DEK encrypts only if the key service has allowed
+    /// wrapping again. It changes nothing for reading.
+    #[must_use]
+    pub const fn rotate_after(mut self, rotate_after: Duration) -> Self {
+        self.rotate_after = Some(rotate_after);
         self
     }
 
@@ -149,6 +170,8 @@ impl Limits {
             let detail = format!("refresh_after is {is}, above 0s and below max_age ({limit})");
             return Err(Error::new(ErrorKind::InvalidOption, format!("{detail} is allowed")));
         }
+        let rotate_after = self.rotate_after.unwrap_or(DEFAULT_ROTATE_AFTER);
+        within_time("rotate_after", rotate_after, MIN_ROTATE_AFTER..=HARD_ROTATE_AFTER)?;
         let grace = |field, grace: Option<Duration>| {
             within_time(field, grace.unwrap_or_default(), Duration::ZERO..=HARD_STALE_IF_ERROR)
         };
@@ -164,6 +187,7 @@ impl Limits {
         Ok(LimitsInForce {
             max_age,
             refresh_after,
+            rotate_after,
             stale_if_error_reading: reading,
             stale_if_error_writing: writing,
             denial_ttl,
@@ -221,6 +245,7 @@ fn within_time(
 pub(crate) struct LimitsInForce {
     pub(crate) max_age: Duration,
     pub(crate) refresh_after: Duration,
+    pub(crate) rotate_after: Duration,
     pub(crate) stale_if_error_reading: Duration,
     pub(crate) stale_if_error_writing: Duration,
     pub(crate) denial_ttl: Duration,

@@ -5,6 +5,7 @@ use super::registry::Leased;
 use crate::clock::Moment;
 use crate::format::KekId;
 use crate::kek::{Dependants, ParentKey};
+use crate::suite::DekId;
 use crate::sync::{Arc, Weak};
 
 /// Keeps the lease of a branch key as long as DEKs that came through it. Its time is not prolonged.
@@ -33,6 +34,10 @@ impl<D: Leased> ParentKey for BranchParent<D> {
 
     fn kek_ids(&self) -> &[KekId] {
         &self.kek_ids
+    }
+
+    fn key_id(&self) -> DekId {
+        self.dek.lease().id
     }
 
     fn has_ended(&self) -> bool {

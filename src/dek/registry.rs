@@ -21,6 +21,11 @@ pub(crate) trait Leased: Send + Sync {
     fn lease(&self) -> &Lease;
 
     fn is_for_reading(&self) -> bool;
+
+    /// Whether the end of this lease is to be reported. It returns `true` once.
+    fn is_end_to_report(&self) -> bool {
+        self.lease().is_first_to_announce_the_end()
+    }
 }
 
 /// Holds weak references to its DEKs, as the wiper does.
@@ -138,18 +143,31 @@ impl Registry {
     }
 
     /// From now on the DEK is wiped on time. Returns the time until then.
-    pub(super) fn add<D: Leased + 'static>(self: &Arc<Self>, dek: &Arc<D>) -> Duration {
+    ///
+    /// `make` runs under the lock. If it takes the keys of a DEK that has not ended, whoever ends
+    /// that one afterwards finds the new one here.
+    pub(super) fn add<D: Leased + 'static>(
+        self: &Arc<Self>,
+        make: impl FnOnce() -> Option<Arc<D>>,
+    ) -> Option<(Arc<D>, Duration)> {
+        let (dek, number) = {
+            let mut deks = self.lock();
+            let dek = make()?;
+            let lease = dek.lease();
+            let (wipe_at, weak) = (lease.wipe_at(), Arc::downgrade(&dek));
+            let (id, context) = (lease.id, *lease.context.digest());
+            let number = deks.insert(Entry { dek: weak, wipe_at, id, context });
+            (dek, number)
+        };
         let lease = dek.lease();
-        let (wipe_at, weak) = (lease.wipe_at(), Arc::downgrade(dek));
-        let entry = Entry { dek: weak, wipe_at, id: lease.id, context: *lease.context.digest() };
-        let number = self.lock().insert(entry);
         let entries: Weak<dyn Entries> = Arc::<Self>::downgrade(self);
         lease.set_registration(Registration::new(entries, number));
         for parent in lease.parents() {
             let dependants: Weak<dyn Dependants> = Arc::<Self>::downgrade(self);
             parent.add_dependants(dependants);
         }
-        self.clock.now().until(wipe_at)
+        let left = self.clock.now().until(lease.wipe_at());
+        Some((dek, left))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -172,6 +190,19 @@ impl Registry {
         deks.alive(
             deks.by_context.range((digest, 0)..=(digest, u64::MAX)).map(|(_, number)| number),
         )
+    }
+
+    /// Ends these DEKs by `end`, and every lease that a renewal gave them before they ended.
+    pub(super) fn end(&self, mut deks: Vec<Arc<dyn Leased>>, end: fn(&[Arc<dyn Leased>])) {
+        let renewed = |dek: &Arc<dyn Leased>| {
+            let mut leases = self.of_dek(&dek.lease().id);
+            leases.retain(|other| !other.is_for_reading() && !other.lease().has_ended());
+            leases
+        };
+        while !deks.is_empty() {
+            end(&deks);
+            deks = deks.iter().filter(|dek| !dek.is_for_reading()).flat_map(renewed).collect();
+        }
     }
 
     /// Ends every DEK, in the child of a fork, unless the lock is held by a thread that no longer
@@ -244,7 +275,7 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
-        && lease.is_first_to_announce_the_end()
+        && dek.is_end_to_report()
     {
         observers.emit(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
     }
@@ -258,9 +289,13 @@ pub(super) fn announce_later(dek: &(impl Leased + ?Sized)) {
 fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = observers
-        && lease.is_first_to_announce_the_end()
+        && dek.is_end_to_report()
     {
         observers
             .emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
     }
 }
+
+#[cfg(all(test, shuttle))]
+#[path = "../../tests/schedules/leases.rs"]
+mod leases;

@@ -40,9 +40,12 @@ process_static! {
     static WIPER: PerProcess<Wiper> = PerProcess::new();
 }
 
-/// From now on the DEK is wiped on time.
-pub(super) fn look_after<D: Leased + 'static>(registry: &Arc<Registry>, dek: &Arc<D>) {
-    let left = registry.add(dek);
+/// From now on the DEK that `make` returns is wiped on time. `make` runs under the registry's lock.
+pub(super) fn look_after<D: Leased + 'static>(
+    registry: &Arc<Registry>,
+    make: impl FnOnce() -> Option<Arc<D>>,
+) -> Option<Arc<D>> {
+    let (dek, left) = registry.add(make)?;
     let wiper = WIPER.get_or_init(Wiper::default);
     let mut work = wiper.lock();
     if !registry.known.swap(true, Ordering::Relaxed) {
@@ -56,6 +59,7 @@ pub(super) fn look_after<D: Leased + 'static>(registry: &Arc<Registry>, dek: &Ar
         drop(work);
     }
     ensure_alive(registry);
+    Some(dek)
 }
 
 /// Starts the thread if it could not be started before or has ended. If it cannot be started now

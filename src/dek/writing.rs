@@ -1,17 +1,23 @@
 //! A DEK that this process made, and how much it may still encrypt.
+//!
+//! Each renewal gives it another lease. Its leases share the keys and the budget, and each ends at
+//! its own deadline.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
 
 use super::LimitsInForce;
 use super::budget::Budget;
-use super::lease::{Lease, expired};
+use super::lease::{Lease, Terms, expired};
 use super::registry::{Leased, announce_later};
+use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
 use crate::suite::{Nonce, Nonces, TAG_LEN};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// The keys of a DEK for writing, of one suite, within its limits.
 pub(crate) struct WritingDek {
@@ -20,10 +26,19 @@ pub(crate) struct WritingDek {
     embedded: Prefix,
     compact: Prefix,
     nonces: Nonces,
-    budget: Budget,
     max_len: u64,
     /// The process that made it. In a forked child it encrypts nothing.
     generation: u64,
+    /// From here on a renewal replaces it.
+    rotate_at: Moment,
+    shared: Arc<Shared>,
+}
+
+/// What all leases of one DEK count together.
+struct Shared {
+    budget: Budget,
+    /// The leases whose end was not reported yet.
+    leases: AtomicUsize,
 }
 
 impl Leased for WritingDek {
@@ -33,6 +48,12 @@ impl Leased for WritingDek {
 
     fn is_for_reading(&self) -> bool {
         false
+    }
+
+    /// The end of the last lease is the end of the keys.
+    fn is_end_to_report(&self) -> bool {
+        self.lease.is_first_to_announce_the_end()
+            && self.shared.leases.fetch_sub(1, Ordering::AcqRel) == 1
     }
 }
 
@@ -45,13 +66,14 @@ impl Drop for WritingDek {
 }
 
 impl WritingDek {
-    /// `generation` is taken before the DEK is drawn, so that a fork during the call to the key
-    /// service is noticed.
+    /// `asked` is when the request for it began. `generation` is taken before the DEK is drawn, so
+    /// that a fork during the call to the key service is noticed.
     pub(super) fn new(
         lease: Lease,
         wrapped_keys: WrappedKeys,
         nonces: Nonces,
         limits: &LimitsInForce,
+        asked: Moment,
         generation: u64,
     ) -> Result<Self, Error> {
         Ok(Self {
@@ -60,9 +82,38 @@ impl WritingDek {
             lease,
             wrapped_keys,
             nonces,
-            budget: Budget::new(limits.max_messages, limits.max_bytes),
             max_len: max_len(limits),
             generation,
+            rotate_at: asked.plus(limits.rotate_after),
+            shared: Arc::new(Shared {
+                budget: Budget::new(limits.max_messages, limits.max_bytes),
+                leases: AtomicUsize::new(1),
+            }),
+        })
+    }
+
+    /// Whether it goes on encrypting after a renewal.
+    pub(super) fn goes_on(&self, now: Moment) -> bool {
+        !now.is_past(self.rotate_at) && !self.is_nearly_used_up() && !self.is_used_up()
+    }
+
+    /// Returns another lease on the same keys, unless this one has ended. The registry calls it
+    /// under its lock.
+    pub(super) fn another_lease(&self, terms: Terms<'_>, limits: &LimitsInForce) -> Option<Self> {
+        let lease = self.lease.another(terms, limits)?;
+        // After the last lease was reported wiped there is none.
+        let join = |leases: usize| leases.checked_add(1).filter(|_| leases > 0);
+        self.shared.leases.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
+        Some(Self {
+            lease,
+            wrapped_keys: self.wrapped_keys.clone(),
+            embedded: self.embedded.clone(),
+            compact: self.compact.clone(),
+            nonces: self.nonces,
+            max_len: self.max_len,
+            generation: self.generation,
+            rotate_at: self.rotate_at,
+            shared: self.shared.clone(),
         })
     }
 
@@ -76,11 +127,11 @@ impl WritingDek {
 
     /// A message was refused because the budget was used up.
     pub(super) fn is_used_up(&self) -> bool {
-        self.budget.is_used_up()
+        self.shared.budget.is_used_up()
     }
 
     pub(super) fn is_nearly_used_up(&self) -> bool {
-        self.budget.is_low()
+        self.shared.budget.is_low()
     }
 
     /// Returns what precedes the ciphertext of each of its messages.
@@ -109,7 +160,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
             return Err(expired());
         }
         let len = check_len(len, dek.max_len)?;
-        dek.budget.reserve(len)?;
+        dek.shared.budget.reserve(len)?;
         Ok(Self(dek))
     }
 

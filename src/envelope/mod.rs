@@ -12,6 +12,7 @@ mod plaintext;
 mod rewrap;
 mod sealing;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -331,6 +332,56 @@ impl Envelope {
                 Some(_) => {}
             }
         }
+    }
+
+    /// Has the DEKs of many messages cached, so that decrypting them asks no key service. Messages of
+    /// one DEK count once. Where a key service has batches (Vault Transit), one call brings many DEKs;
+    /// otherwise calls run side by side, within the [`CallBudget`](crate::CallBudget).
+    ///
+    /// Returns one result for each message, in order. A message that fails does not keep the others
+    /// from their DEKs. Prepare no more DEKs at a time than
+    /// [`max_entries`](crate::Limits::max_entries): a full cache evicts.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// # let page = vec![envelope.encrypt(&context, Aad::empty(), b"text").await?];
+    /// for prepared in envelope.prepare(page.iter().map(|row| (&context, row))).await {
+    ///     prepared?;
+    /// }
+    /// // Without a call, and without `await`:
+    /// for row in &page {
+    ///     assert!(envelope.decrypt_cached(&context, Aad::empty(), row)?.is_some());
+    /// }
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    pub async fn prepare<'m, S: Into<Sealed<'m>>>(
+        &self,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
+    ) -> Vec<Result<(), Error>> {
+        let messages: Vec<_> = messages
+            .into_iter()
+            .map(|(context, sealed)| Ok::<_, Error>((context, self.parse(sealed.into())?)))
+            .collect();
+        let (mut requests, mut places) = (Vec::new(), HashMap::new());
+        let place_of: Vec<_> = messages
+            .iter()
+            .map(|message| {
+                let (context, message) = message.as_ref().map_err(Clone::clone)?;
+                let request = request(context, message);
+                let key = (*request.id, request.suite, *context.digest(), message.wrapped_keys);
+                Ok::<_, Error>(*places.entry(key).or_insert_with(|| {
+                    requests.push(request);
+                    requests.len() - 1
+                }))
+            })
+            .collect();
+        let prepared = self.0.prepare(&requests).await;
+        let answer =
+            |place: usize| prepared.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
+        place_of.into_iter().map(|place| answer(place?)).collect()
     }
 
     /// Checks whether every KEK can be used now, in order of preference, including those whose

@@ -141,6 +141,13 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
+    /// Returns how many items one request of [`unwrap_many`](Self::unwrap_many) and
+    /// [`rewrap_many`](Self::rewrap_many) has. By default 1: the service has no batches, and DEKs are
+    /// asked for one by one, side by side.
+    fn batch_size(&self) -> usize {
+        1
+    }
+
     /// Wraps many DEKs, in one request where the service can. Returns one result per item, in
     /// order. A bad item fails alone. By default one after the other.
     fn wrap_many<'a>(
@@ -337,6 +344,10 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         (**self).rewrap(context, wrapped)
+    }
+
+    fn batch_size(&self) -> usize {
+        (**self).batch_size()
     }
 
     fn wrap_many<'a>(

@@ -3,6 +3,7 @@
 
 use crate::clock::Moment;
 use crate::format::KekId;
+use crate::suite::DekId;
 use crate::sync::{Arc, Weak};
 
 /// A key of this process from which a DEK was obtained, such as a branch key. The DEK ends no later
@@ -13,6 +14,9 @@ pub(crate) trait ParentKey: Send + Sync {
 
     /// Returns the KEKs that it depends on: the parent's own id, and the KEKs that unwrapped it.
     fn kek_ids(&self) -> &[KekId];
+
+    /// Returns its id.
+    fn key_id(&self) -> DekId;
 
     fn has_ended(&self) -> bool;
 

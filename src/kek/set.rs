@@ -340,6 +340,32 @@ impl KekSet {
             RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await?,
             RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await?,
         };
+        self.check_unwrapped(context, id, entry, &mut unwrapped)
+    }
+
+    /// As [`unwrap_entry`](Self::unwrap_entry), for many entries of one KEK in one call.
+    pub(crate) async fn unwrap_many(
+        &self,
+        bounds: CallBounds,
+        kek: &GuardedKek,
+        items: &[(&EncryptionContext, &DekId, &WrappedDek)],
+    ) -> Result<Vec<Result<(Dek, Option<Parent>), KekError>>, KekError> {
+        self.check_not_revoked(kek.id())?;
+        let asked: Vec<_> = items.iter().map(|(context, _, entry)| (*context, *entry)).collect();
+        let unwrapped = kek.unwrap_many(bounds, &asked).await?;
+        let checked = items.iter().zip(unwrapped).map(|((context, id, entry), unwrapped)| {
+            self.check_unwrapped(context, id, entry, &mut unwrapped?)
+        });
+        Ok(checked.collect())
+    }
+
+    fn check_unwrapped(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        entry: &WrappedDek,
+        unwrapped: &mut UnwrappedDek,
+    ) -> Result<(Dek, Option<Parent>), KekError> {
         let parent = unwrapped.take_parent();
         for kek_id in parent.iter().flat_map(|parent| parent.kek_ids()) {
             self.check_not_revoked(kek_id)?;
@@ -375,6 +401,14 @@ impl KekSet {
             }
         }
         current
+    }
+
+    /// Whether an earlier version of a writing KEK is known to have made one of these.
+    pub(crate) fn are_outdated(&self, keys: &WrappedKeys) -> bool {
+        keys.entries().iter().any(|entry| {
+            let of_entry = |kek: &&Arc<GuardedKek>| kek.recognises(entry.kek_id());
+            self.writing.iter().filter(of_entry).any(|kek| kek.is_current(entry) == Some(false))
+        })
     }
 
     pub(crate) fn revoke(&self, kek_id: &KekId) {

@@ -45,7 +45,8 @@ pub trait Observer: fmt::Debug + Send + Sync {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A DEK for writing was made. A [`Wrapped`](Event::Wrapped) for each KEK came before.
+    /// A DEK for writing was made, and encrypts from now on. A [`Wrapped`](Event::Wrapped) for each
+    /// KEK came before.
     Made {
         /// The DEK.
         dek_id: &'a DekId,
@@ -54,7 +55,9 @@ pub enum Event<'a> {
         /// Every KEK that wrapped it.
         kek_ids: &'a [KekId],
     },
-    /// A KEK wrapped a DEK, a new one or in a rewrap.
+    /// A KEK wrapped a DEK, a new one or in a rewrap. If a [`Refreshed`](Event::Refreshed) of the
+    /// context follows in place of a [`Made`](Event::Made), the new one was wiped and has encrypted
+    /// nothing.
     Wrapped {
         /// The DEK.
         dek_id: &'a DekId,
@@ -72,8 +75,9 @@ pub enum Event<'a> {
         /// The KEK.
         kek_id: &'a KekId,
     },
-    /// A DEK in use was renewed ahead of time: unwrapped again for reading, or replaced by the next
-    /// one for writing.
+    /// A DEK was renewed. For reading it was unwrapped again. For writing its KEKs wrapped a fresh
+    /// DEK, and this one goes on, unless a [`Made`](Event::Made) came before: then the next one has
+    /// replaced it.
     Refreshed {
         /// The DEK that was due.
         dek_id: &'a DekId,
@@ -133,7 +137,8 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
     },
     /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
-    /// or revoked.
+    /// or revoked. A DEK that was made here is cached for reading and for writing, each for a time
+    /// of its own, and the end of each is reported.
     Wiped {
         /// The DEK.
         dek_id: &'a DekId,

@@ -28,6 +28,14 @@ impl<T> Slot<T> {
         value.as_deref().map(work)
     }
 
+    /// Returns another slot with the same value, unless it is gone. The value lasts until both are
+    /// destroyed.
+    pub(crate) fn share(&self) -> Option<Self> {
+        let Shard(lock) = self.0.get(shard())?;
+        let value = lock.read().unwrap_or_else(PoisonError::into_inner);
+        value.as_ref().map(Self::new)
+    }
+
     /// Takes the value away from all groups that are not using it right now. Returns `true` when
     /// none has it any more. Otherwise call it again.
     pub(crate) fn destroy(&self) -> bool {
@@ -65,6 +73,20 @@ mod tests {
         assert_eq!(drops.load(Ordering::SeqCst), 1);
         assert_eq!(slot.with(|_| 7), None);
         assert!(slot.destroy(), "again changes nothing");
+    }
+
+    #[test]
+    fn a_shared_value_is_gone_with_its_last_slot() {
+        let value = Arc::new(7);
+        let weak = Arc::downgrade(&value);
+        let slot = Slot::new(&value);
+        drop(value);
+        let other = slot.share().unwrap();
+        assert!(slot.destroy());
+        assert_eq!((slot.with(|_| ()), other.with(|value| *value)), (None, Some(7)));
+        assert!(slot.share().is_none());
+        assert!(other.destroy());
+        assert_eq!(weak.strong_count(), 0);
     }
 
     #[test]

@@ -183,6 +183,7 @@ fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_ref
     let limits = [
         "max_age",
         "refresh_after",
+        "rotate_after",
         "stale_if_error_reading",
         "stale_if_error_writing",
         "denial_ttl",

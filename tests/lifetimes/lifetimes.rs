@@ -647,7 +647,8 @@ fn with_a_runtime_nobody_waits_for_a_renewal() {
     assert!(start.elapsed() < secs(2), "a caller waited");
     std::thread::sleep(secs(4));
     assert_eq!(stage.calls(), (2, 2));
-    assert_eq!((stage.log.count("Unwrapped"), stage.log.count("Made")), (2, 2));
+    assert_eq!((stage.log.count("Unwrapped"), stage.log.count("Wrapped")), (2, 2));
+    assert_eq!((stage.log.count("Made"), stage.log.count("Refreshed")), (1, 2));
 }
 
 // --- gone

@@ -9,3 +9,4 @@ mod model_others;
 mod observers;
 mod outages;
 mod revocation;
+mod rotation;

@@ -2,21 +2,33 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::collections::HashSet;
 use std::time::Duration;
 use waxseal_testing::support;
 
 use support::{block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal::{
+    Aad, CallPolicy, DekId, EncryptionContext, Envelope, ErrorKind, Limits, ManualClock, inspect,
+};
 
 const STEPS: usize = 1_000_000;
 const MAX_AGE: u64 = 100_000;
 const REFRESH_AFTER: u64 = 80_000;
-const GRACE: [u64; 2] = [60_000, 20_000];
+/// By what is done: see [`READING`] and the others.
+const GRACE: [u64; 3] = [60_000, 20_000, 60_000];
+const ROTATE_AFTER: u64 = 350_000;
 const REFUSE_FOR: u64 = 5_000;
 /// A twentieth of `MAX_AGE`, at most a second.
 const RETRY_AFTER: u64 = 1_000;
+/// How long the claim to a renewal lasts: the retry interval, and the deadline of a call.
+const CLAIM: u64 = RETRY_AFTER + 5_000;
+
+/// What is done: reading a message from elsewhere, writing one, reading the first message of the own DEK.
+const READING: usize = 0;
+const WRITING: usize = 1;
+const READING_OWN: usize = 2;
 
 const FAILURES: [Option<KekErrorClass>; 6] = [
     None,
@@ -49,6 +61,14 @@ struct Dek {
     failed_at: Option<(u64, bool)>,
 }
 
+/// The DEK that a context's messages were last encrypted with.
+#[derive(Clone)]
+struct Own {
+    id: DekId,
+    made_at: u64,
+    first: Vec<u8>,
+}
+
 struct World {
     kek: ScriptedKek,
     clock: ManualClock,
@@ -58,9 +78,13 @@ struct World {
     now: u64,
     failure: Option<KekErrorClass>,
     revoked: bool,
-    /// For reading, and for writing.
-    deks: [Vec<Dek>; 2],
+    deks: [Vec<Dek>; 3],
+    own: Vec<Option<Own>>,
+    /// The DEK that was replaced last, and until when a thread that remembers it may use it.
+    replaced: Vec<Option<(DekId, u64)>>,
+    seen: HashSet<DekId>,
     asked: u64,
+    renewed: u64,
 }
 
 impl World {
@@ -75,6 +99,7 @@ impl World {
         let limits = Limits::default()
             .max_age(Duration::from_millis(MAX_AGE))
             .refresh_after(Duration::from_millis(REFRESH_AFTER))
+            .rotate_after(Duration::from_millis(ROTATE_AFTER))
             .stale_if_error_reading(Duration::from_millis(GRACE[0]))
             .stale_if_error_writing(Duration::from_millis(GRACE[1]))
             .denial_ttl(Duration::from_millis(REFUSE_FOR));
@@ -83,7 +108,8 @@ impl World {
             Envelope::builder().wrap_with(kek.clone()).limits(limits).clock(clock.clone());
         let envelope =
             builder.call_policy(CallPolicy::default().breaker_failures(1000)).build().unwrap();
-        let deks = [vec![Dek::default(); contexts.len()], vec![Dek::default(); contexts.len()]];
+        let deks = std::array::from_fn(|_| vec![Dek::default(); contexts.len()]);
+        let (own, replaced) = (vec![None; contexts.len()], vec![None; contexts.len()]);
         Self {
             kek,
             clock,
@@ -94,27 +120,39 @@ impl World {
             failure: None,
             revoked: false,
             deks,
+            own,
+            replaced,
+            seen: HashSet::new(),
             asked: 0,
+            renewed: 0,
         }
     }
 
     /// One operation, held against the model.
-    fn operate(&mut self, writing: bool, i: usize) {
+    fn operate(&mut self, side: usize, i: usize) {
+        let message = match (side, &self.own[i]) {
+            (READING_OWN, None) => return,
+            (READING_OWN, Some(own)) => &own.first,
+            _ => &self.messages[i],
+        };
         let before = self.kek.calls();
-        let result = if writing {
-            block_on(self.envelope.encrypt(&self.contexts[i], Aad::empty(), b"x")).map(|_| ())
+        let mut written = None;
+        let result = if side == WRITING {
+            block_on(self.envelope.encrypt(&self.contexts[i], Aad::empty(), b"x"))
+                .map(|message| written = Some(message))
         } else {
-            block_on(self.envelope.decrypt(&self.contexts[i], Aad::empty(), &self.messages[i]))
-                .map(|_| ())
+            block_on(self.envelope.decrypt(&self.contexts[i], Aad::empty(), message)).map(|_| ())
         };
         let after = self.kek.calls();
-        let asked =
-            if writing { after.wraps - before.wraps } else { after.unwraps - before.unwraps };
+        let asked = match side {
+            WRITING => after.wraps - before.wraps,
+            _ => after.unwraps - before.unwraps,
+        };
         assert_eq!(after.total() - before.total(), asked, "asked for something else");
         self.asked += asked;
 
-        let (now, failure, side) = (self.now, self.failure, usize::from(writing));
-        let dek = &mut self.deks[side][i];
+        let (now, failure) = (self.now, self.failure);
+        let dek = self.deks[side][i];
         let age = dek.yes_at.map(|at| now - at);
         let outage = matches!(failure, Some(KekErrorClass::Unavailable | KekErrorClass::Throttled));
         let what = format!(
@@ -158,11 +196,18 @@ impl World {
             assert_eq!(error.kind(), expected, "{what}");
         }
 
+        if let Some(message) = written {
+            self.check_rotation(i, dek, renewed, message, &what);
+        }
+        let dek = &mut self.deks[side][i];
         if asked == 1 {
             match failure {
                 None => *dek = Dek { yes_at: Some(now), ..Dek::default() },
                 Some(KekErrorClass::Denied) => {
-                    *dek = Dek { no_until: now + REFUSE_FOR, ..Dek::default() }
+                    *dek = Dek { no_until: now + REFUSE_FOR, ..Dek::default() };
+                    if side == WRITING {
+                        self.replaced[i] = None;
+                    }
                 }
                 Some(class) => {
                     dek.failed_at = Some((now, outage));
@@ -179,15 +224,45 @@ impl World {
         }
     }
 
+    /// Whether a message has the DEK that it should have.
+    fn check_rotation(&mut self, i: usize, dek: Dek, renewed: bool, message: Vec<u8>, what: &str) {
+        let now = self.now;
+        let id = inspect(&message).unwrap().dek_id;
+        let is_there = dek.yes_at.is_some_and(|at| now < at + MAX_AGE + GRACE[WRITING]);
+        let own = self.own[i].as_ref().filter(|_| is_there);
+        let goes_on = own.filter(|own| !renewed || now < own.made_at + ROTATE_AFTER);
+        let replaced = self.replaced[i].filter(|(_, until)| !renewed && now < *until);
+        if replaced.is_some_and(|(replaced, _)| replaced == id) {
+            return;
+        }
+        if let Some(own) = goes_on {
+            assert_eq!(id, own.id, "{what}: another DEK after {} ms", now - own.made_at);
+            self.renewed += u64::from(renewed);
+            return;
+        }
+        assert!(renewed && self.seen.insert(id), "{what}: a DEK that was over encrypted");
+        let end = dek.yes_at.map_or(0, |at| at + MAX_AGE + GRACE[WRITING]).min(now + CLAIM);
+        self.replaced[i] = own.map(|own| (own.id, end));
+        self.own[i] = Some(Own { id, made_at: now, first: message });
+        // It is there for reading as well, for as long as any other, whatever happens to it in writing.
+        self.deks[READING_OWN][i] = Dek { yes_at: Some(now), ..Dek::default() };
+    }
+
     fn forget(&mut self) {
         self.deks.iter_mut().flatten().for_each(|dek| dek.yes_at = None);
+        self.replaced.fill(None);
     }
 
     fn step(&mut self, random: &mut Random) {
         match random.below(1000) {
             0..=899 => {
                 let i = usize::try_from(random.below(4)).unwrap();
-                self.operate(random.below(3) == 0, i);
+                let side = match random.below(6) {
+                    0 | 1 => WRITING,
+                    2 => READING_OWN,
+                    _ => READING,
+                };
+                self.operate(side, i);
             }
             900..=969 => {
                 // Mostly a little, now and then past everything.
@@ -211,6 +286,7 @@ impl World {
                 let i = usize::try_from(random.below(4)).unwrap();
                 self.envelope.evict_context(&self.contexts[i]);
                 self.deks.iter_mut().for_each(|side| side[i].yes_at = None);
+                self.replaced[i] = None;
             }
             996 => {
                 self.envelope.revoke_kek(self.kek.id());
@@ -239,4 +315,7 @@ fn nothing_serves_past_a_limit_and_nothing_is_asked_too_often() {
         world.step(&mut random);
     }
     assert!(world.asked > 10_000, "the steps reached the key service only {} times", world.asked);
+    assert!(world.renewed > 1_000, "a DEK went on only {} times", world.renewed);
+    let rotated = world.seen.len();
+    assert!(rotated > 1_000, "only {rotated} DEKs were made");
 }

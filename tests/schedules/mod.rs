@@ -39,15 +39,15 @@ use runs::Runs;
 use crate::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use crate::sync;
 use crate::{
-    Aad, Dek, DekId, DekOrigin, EncryptionContext, Envelope, EnvelopeBuilder, Error, ErrorKind,
-    Event, KekId, Limits, ManualClock, Observer, Runtime, WrappedDek,
+    Aad, Dek, DekId, DekOrigin, EncryptionContext, Encryptor, Envelope, EnvelopeBuilder, Error,
+    ErrorKind, Event, KekId, Limits, ManualClock, Observer, Runtime, WrappedDek,
 };
 
 const SCHEDULES: usize = 2_000;
 const MAX_AGE: Duration = Duration::from_secs(100);
 
 /// Runs `scenario` in many schedules: half of them by PCT, with few preemptions at random places, half with many.
-fn explore(scenario: impl Fn() + Send + Sync + 'static) {
+pub(crate) fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let in_schedule = Arc::new(move || {
         sync::begin_schedule();
         scenario();

@@ -143,3 +143,98 @@ fn a_cleared_envelope_asks_again() {
 fn an_envelope_that_is_shut_down_serves_nobody() {
     race(Hand::ShutDown);
 }
+
+/// What two callers get who ask for a handle while the DEK is stale: they may share a call, or each has its own.
+fn handles_of_two(stage: &Stage) -> Vec<JoinHandle<Result<Encryptor, Error>>> {
+    let ask = |after: Duration| {
+        stage.spawn(move |stage| {
+            stage.clock.advance(after);
+            block_on(stage.envelope.encryptor(&ALICE))
+        })
+    };
+    // After that time a call is not joined any more.
+    vec![ask(Duration::ZERO), ask(ms(800))]
+}
+
+#[test]
+fn a_denial_ends_the_lease_that_another_call_brings_meanwhile() {
+    explore(|| {
+        let limits = few_entries().max_age(MAX_AGE).stale_if_error_writing(secs(1000));
+        let stage = Stage::with(limits.denial_ttl(Duration::ZERO), |builder| builder);
+        let first = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+        stage.clock.advance(MAX_AGE);
+        let handles = handles_of_two(&stage);
+        *stage.kek.0.denies.lock().unwrap() = Some(|_, _| true);
+        shuttle::thread::yield_now();
+        *stage.kek.0.denies.lock().unwrap() = None;
+        let handles = join(handles);
+        let is_denied = stage.log.count("denied") > 0;
+        for handle in &handles {
+            match handle {
+                Ok(handle) if is_denied && handle.dek_id() == first.dek_id() => {
+                    let result = handle.encrypt(Aad::empty(), b"x");
+                    assert_eq!(kind(&result), Some(ErrorKind::Expired), "it goes on");
+                }
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Denied),
+            }
+        }
+        let now = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+        assert_eq!(now.dek_id() == first.dek_id(), !is_denied);
+        drop((first, now, handles));
+        stage.end();
+    });
+}
+
+#[test]
+fn an_evicted_dek_is_not_brought_back_by_its_renewal() {
+    explore(|| {
+        let stage = Stage::new(|builder| builder);
+        let first = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+        let id = first.dek_id();
+        stage.clock.advance(secs(81));
+        let evicted = Arc::new(AtomicBool::new(false));
+        let renewals = (0..2).map(|_| {
+            let evicted = evicted.clone();
+            stage.spawn(move |stage| {
+                let handle = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+                let began_after = evicted.load(SeqCst);
+                let result = handle.encrypt(Aad::empty(), b"x");
+                assert!(!(began_after && handle.dek_id() == id && result.is_ok()), "brought back");
+            })
+        });
+        let renewals: Vec<_> = renewals.collect();
+        stage.envelope.evict_context(&ALICE);
+        evicted.store(true, SeqCst);
+        join(renewals);
+        let now = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+        assert_ne!(now.dek_id(), id);
+        drop((first, now));
+        stage.end();
+    });
+}
+
+#[test]
+fn a_renewed_dek_is_wiped_once_and_with_its_last_lease() {
+    explore(|| {
+        let stage = Stage::new(|builder| builder);
+        let first = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
+        stage.clock.advance(secs(81));
+        let writers = (0..2).map(|_| stage.spawn(|stage| stage.write().unwrap()));
+        let writers: Vec<_> = writers.collect();
+        stage.pass(secs(20));
+        join(writers);
+        sync::settle();
+        stage.pass(ms(10));
+        sync::settle();
+        assert_eq!(kind(&first.encrypt(Aad::empty(), b"x").map(drop)), Some(ErrorKind::Expired));
+        stage.pass(MAX_AGE);
+        sync::settle();
+        stage.pass(ms(10));
+        sync::settle();
+        let begun = stage.log.begun();
+        assert_eq!(stage.log.count("wiped"), begun, "idle, and past the end of the last lease");
+        drop(first);
+        stage.end();
+    });
+}

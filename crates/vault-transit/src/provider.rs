@@ -12,7 +12,7 @@ use crate::errors::Failure;
 use crate::format::VaultCiphertext;
 use crate::inner::Inner;
 use crate::key::{Binding, ContextBinding, KeyInfo};
-use crate::requests::{Input, Operation, decode, encode_dek};
+use crate::requests::{BATCH_ITEMS, Input, Operation, decode, encode_dek};
 use waxseal::EncryptionContext;
 use waxseal::kek::{
     BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek,
@@ -209,6 +209,10 @@ impl KekProvider for VaultTransitKek {
                 .collect();
             self.each(Operation::Wrap, inputs, |result| self.wrapped(Operation::Wrap, result)).await
         })
+    }
+
+    fn batch_size(&self) -> usize {
+        BATCH_ITEMS
     }
 
     fn unwrap_many<'a>(

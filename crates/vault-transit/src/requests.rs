@@ -18,7 +18,7 @@ use waxseal::kek::UnwrappedDek;
 use waxseal::{Dek, WrappedDek};
 
 /// Items of one request: the server's default limit is 1,000 strings, and an item has six.
-const BATCH_ITEMS: usize = 128;
+pub(crate) const BATCH_ITEMS: usize = 128;
 /// Bytes of one request's contexts and ciphertexts; the server's default limit is 32 MiB.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 

@@ -9,14 +9,16 @@ use futures_util::future::{Either, select};
 
 use super::super::cache::DekCache;
 use super::super::flight::{Answer, Waiter};
-use super::super::lease::{Age, RequestKey};
+use super::super::lease::{Age, Lease, RequestKey};
 use super::super::pinned::Pinned;
 use super::super::registry::{Leased, end_all};
 use super::kind::{DekOf, DekRequest, Kind};
 use super::{ATTEMPTS, DekSource, revoked_meanwhile};
+use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::Failure;
+use crate::observe::Event;
 use crate::sync::Arc;
 
 /// How long a caller waits for the key service while a stale DEK may serve. A healthy service
@@ -33,6 +35,7 @@ impl DekSource {
         lane: Lane,
     ) -> Result<Waiter<K::Dek>, Failure> {
         self.check_open()?;
+        self.check_names(K::context(owned))?;
         if let Some(refusal) = cache.refusal(&request_key) {
             return Err(refusal.into());
         }
@@ -44,6 +47,20 @@ impl DekSource {
                 cache.unless_closed(answer).await
             }
         }))
+    }
+
+    /// Refuses contexts of the library's own, which a key store hands out.
+    fn check_names(&self, context: &EncryptionContext) -> Result<(), Error> {
+        if self.options.branch.is_some() {
+            return Ok(());
+        }
+        match context.reserved_name() {
+            Some(name) => {
+                let detail = format!("name {name:?} is reserved (it starts with \"waxseal\")");
+                Err(Error::new(ErrorKind::InvalidContext, detail))
+            }
+            None => Ok(()),
+        }
     }
 
     async fn ask_until_current<K: Kind>(
@@ -74,12 +91,18 @@ impl DekSource {
                     let pinned = Arc::new(Pinned::new(obtained.dek.clone()));
                     // A revocation from here on ends it, and an earlier one is seen below. It is
                     // not cached until then.
-                    cache.look_after(&obtained.dek);
+                    if !obtained.goes_on {
+                        cache.look_after(&obtained.dek);
+                    }
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
                     let lease = obtained.dek.lease();
                     let is_revoked = cache.revocations.concern(mark, context, lease.all_kek_ids());
                     if !is_revoked && !lease.is_orphan() {
                         K::put(cache, &obtained);
+                        if obtained.goes_on {
+                            let Lease { id: dek_id, context, .. } = pinned.lease();
+                            self.emit(&Event::Refreshed { dek_id, context });
+                        }
                         return Ok(pinned);
                     }
                     end_all(obtained.for_reading_too.as_slice());

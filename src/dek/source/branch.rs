@@ -147,9 +147,10 @@ impl DekSource {
             observers: observers.downgrade(),
         };
         let lease = Lease::new(terms, &key, limits);
-        let dek = WritingDek::new(lease, row.wrapped_keys, *nonces, limits, generation)?;
+        let dek =
+            WritingDek::new(lease, row.wrapped_keys, *nonces, limits, obtained.asked, generation)?;
         let reading = self.new_reading(&reading, obtained, &key);
-        Ok(Obtained { dek: Arc::new(dek), for_reading_too: Some(reading) })
+        Ok(Obtained { dek: Arc::new(dek), for_reading_too: Some(reading), goes_on: false })
     }
 
     /// Returns the row that the store has for the branch now, and puts one there if there is none.

@@ -54,6 +54,11 @@ pub(crate) trait Kind: 'static {
 
     fn put(cache: &DekCache, obtained: &Obtained<Self::Dek>);
 
+    /// Whether a renewal left the DEK in use.
+    fn goes_on(_: &Self::Dek, _: &Self::Dek) -> bool {
+        false
+    }
+
     /// Ends what the denial affects, and reports it.
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
 }
@@ -96,4 +101,6 @@ pub(crate) struct Obtained<D> {
     pub(super) dek: Arc<D>,
     /// The same keys for reading, if the DEK is new.
     pub(super) for_reading_too: Option<Arc<ReadingDek>>,
+    /// The cached DEK goes on: this is another lease on it, and it is looked after.
+    pub(super) goes_on: bool,
 }

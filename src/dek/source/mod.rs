@@ -11,6 +11,7 @@ mod control;
 mod decision;
 mod kind;
 mod period;
+mod prepare;
 mod reading;
 mod renewal;
 mod stored;

@@ -50,7 +50,7 @@ impl Period {
     /// Reads [`to_text`](Self::to_text), and no other form of the same time.
     pub(crate) fn of_text(text: &str) -> Option<Self> {
         let period = Self(OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp());
-        (period.to_text()? == text).then_some(period)
+        (period.0 >= 0 && period.to_text()? == text).then_some(period)
     }
 }
 
@@ -77,6 +77,8 @@ mod tests {
             "2026-11-01t00:00:00z",
             "2026-11-01 00:00:00Z",
             "2026-11-01",
+            "1969-12-31T23:59:59Z",
+            "2026-11-01T23:59:60Z",
             "1793491200",
             "",
         ] {

@@ -147,24 +147,17 @@ impl Kind for Reading {
         owned: &Owned,
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
-        let Owned { context, id, suite, .. } = owned;
+        let Owned { context, id, .. } = owned;
         let located = source.locate(owned).await?;
         let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
             cache.record_failure(context, id, provider, entry, kind)
         };
-        let Unwrapped { dek, source_kek, parent, asked } = {
+        let unwrapped = {
             let Located { context, id, wrapped_keys } = &located;
             source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?
         };
-        let key = source.leased_key(dek, &located.context, *suite)?;
-        let obtained = Obtainment {
-            wrapped_keys: located.wrapped_keys,
-            asked,
-            source_keks: Box::new([source_kek]),
-            parents: parent.into_iter().collect(),
-        };
-        let dek = source.new_reading(owned, obtained, &key);
-        Ok(Obtained { dek, for_reading_too: None })
+        let dek = source.obtained(owned, located, unwrapped)?;
+        Ok(Obtained { dek, for_reading_too: None, goes_on: false })
     }
 
     fn put(cache: &DekCache, obtained: &Obtained<ReadingDek>) {
@@ -198,6 +191,24 @@ pub(super) struct Obtainment {
 }
 
 impl DekSource {
+    /// Returns the DEK that the KEKs unwrapped for a request.
+    pub(super) fn obtained(
+        &self,
+        owned: &Owned,
+        located: Located,
+        unwrapped: Unwrapped,
+    ) -> Result<Arc<ReadingDek>, Error> {
+        let Unwrapped { dek, source_kek, parent, asked } = unwrapped;
+        let key = self.leased_key(dek, &located.context, owned.suite)?;
+        let obtained = Obtainment {
+            wrapped_keys: located.wrapped_keys,
+            asked,
+            source_keks: Box::new([source_kek]),
+            parents: parent.into_iter().collect(),
+        };
+        Ok(self.new_reading(owned, obtained, &key))
+    }
+
     pub(super) fn new_reading(
         &self,
         owned: &Owned,

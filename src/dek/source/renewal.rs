@@ -121,6 +121,8 @@ impl DekSource {
         claim.settle(answer.as_ref().map(drop));
         let Lease { id: dek_id, context, .. } = dek.lease();
         match &answer {
+            // The call has reported that the same DEK goes on, once for all that waited for it.
+            Ok(renewed) if self.options.branch.is_none() && K::goes_on(&dek, renewed) => {}
             Ok(_) => self.emit(&Event::Refreshed { dek_id, context }),
             Err(failure) => {
                 let kind = failure.error.kind();

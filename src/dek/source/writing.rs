@@ -13,8 +13,9 @@ use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::Error;
+use crate::kek::Parent;
 use crate::kek::call::{CallBounds, Lane};
-use crate::kek::set::{Failure, Made};
+use crate::kek::set::{Failure, Made, SourceKek};
 use crate::memory::fork;
 use crate::observe::Event;
 use crate::suite::derive_dek_id;
@@ -126,6 +127,32 @@ impl Kind for Writing {
         let generation = fork::generation();
         let Made { dek, wrapped_keys, source_keks, parents, asked } =
             source.keks.make(bounds, context, *origin).await?;
+        let deadline = source.keks.deadline();
+        let terms = |id, wrapped_keys, source_keks, parents| Terms {
+            context,
+            id,
+            suite: *suite,
+            wrapped_keys,
+            is_stored: false,
+            source_keks,
+            parents,
+            asked,
+            stale_if_error: limits.stale_if_error_writing,
+            deadline,
+            clock,
+            observers: observers.downgrade(),
+        };
+        // The answer proves that wrapping is still allowed. Unless the present DEK's time is over,
+        // it goes on, and the one that was made for the proof is wiped without having served.
+        if !clock.now().is_past(asked.plus(limits.max_age))
+            && let Some(present) = source.present(cache, context, &source_keks, &parents)
+        {
+            let (id, wrapped_keys) = (present.lease.id, present.wrapped_keys.clone());
+            let terms = terms(id, wrapped_keys, source_keks.clone(), parents.clone());
+            if let Some(dek) = cache.another_lease(&present, terms, limits) {
+                return Ok(Obtained { dek, for_reading_too: None, goes_on: true });
+            }
+        }
         let id = derive_dek_id(&dek, context)?;
         source.keep(context, &id, &wrapped_keys).await?;
         let key = source.leased_key(dek, context, *suite)?;
@@ -137,24 +164,12 @@ impl Kind for Writing {
             parents: parents.clone(),
         };
         let reading = source.new_reading(&reading, obtained, &key);
-        let terms = Terms {
-            context,
-            id,
-            suite: *suite,
-            wrapped_keys: wrapped_keys.clone(),
-            is_stored: false,
-            source_keks,
-            parents,
-            asked,
-            stale_if_error: limits.stale_if_error_writing,
-            deadline: source.keks.deadline(),
-            clock,
-            observers: observers.downgrade(),
-        };
+        let terms = terms(id, wrapped_keys.clone(), source_keks, parents);
         let lease = Lease::new(terms, &key, limits);
-        let dek = Arc::new(WritingDek::new(lease, wrapped_keys, *nonces, limits, generation)?);
+        let dek = WritingDek::new(lease, wrapped_keys, *nonces, limits, asked, generation)?;
+        let dek = Arc::new(dek);
         source.emit(&Event::Made { dek_id: &id, context, kek_ids: &dek.lease.kek_ids() });
-        Ok(Obtained { dek, for_reading_too: Some(reading) })
+        Ok(Obtained { dek, for_reading_too: Some(reading), goes_on: false })
     }
 
     /// What this process writes it can read without a call, for no longer than any other DEK.
@@ -163,6 +178,10 @@ impl Kind for Writing {
             cache.put_reading(reading);
         }
         cache.put_writing(&obtained.dek);
+    }
+
+    fn goes_on(present: &WritingDek, renewed: &WritingDek) -> bool {
+        present.lease.id == renewed.lease.id
     }
 
     fn was_denied(
@@ -176,5 +195,28 @@ impl Kind for Writing {
             cache.end_denied(context, None, failure);
         }
         source.emit(&Event::Denied { dek_id: None, context });
+    }
+}
+
+impl DekSource {
+    /// Returns the cached DEK if it goes on encrypting after a renewal that these KEKs answered. If
+    /// a KEK was rotated, has another branch key, or answered under another id, such as an alias that names another key
+    /// now, the next DEK takes its place.
+    fn present(
+        &self,
+        cache: &DekCache,
+        context: &EncryptionContext,
+        source_keks: &[SourceKek],
+        parents: &[Parent],
+    ) -> Option<Arc<WritingDek>> {
+        // In the child of a fork, threads that are gone may hold the locks of the parent's cache.
+        if !cache.is_of_this_process() {
+            return None;
+        }
+        let present = cache.writing(context)?;
+        let goes_on = present.lease.is_from(source_keks, parents)
+            && present.goes_on(self.options.clock.now())
+            && !self.keks.are_outdated(&present.wrapped_keys);
+        goes_on.then_some(present)
     }
 }
