@@ -13,7 +13,7 @@ use waxseal_fuzz::allocating_no_more_than_it_has;
 const FIXED_LEN: usize = 42;
 
 fuzz_target!(|bytes: &[u8]| {
-    let row = match allocating_no_more_than_it_has(bytes, |bytes| KeyRow::try_from(bytes)) {
+    let row = match allocating_no_more_than_it_has(bytes, KeyRow::try_from) {
         Ok(row) => row,
         Err(error) => {
             let kind = match bytes {
