@@ -6,17 +6,20 @@
 use std::path::Path;
 use std::{fs, io};
 
-use waxseal::{EncryptionContext, KekId, WrappedDek, WrappedKeys};
+use waxseal::store::{KeyKind, KeyRow};
+use waxseal::{DekId, EncryptionContext, KekId, WrappedDek, WrappedKeys};
 use waxseal_fuzz::{SUITES, seal};
 
 fn main() -> io::Result<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
-    for target in ["header", "wrapped_keys", "context", "open"] {
+    for target in ["header", "wrapped_keys", "context", "open", "key_row", "branch_entry"] {
         fs::create_dir_all(seeds.join(target))?;
     }
     open(&seeds.join("open"))?;
     header(&seeds.join("header"), &seeds.join("open"))?;
     wrapped_keys(&seeds.join("wrapped_keys"))?;
+    key_row(&seeds.join("key_row"))?;
+    branch_entry(&seeds.join("branch_entry"))?;
     context(&seeds.join("context"))
 }
 
@@ -110,6 +113,85 @@ fn wrapped_keys(dir: &Path) -> io::Result<()> {
         ("refused-length-of-32-bits", b"\x01\x01a\xFC\x01\x00\x00\x00w\x00"),
         ("refused-no-entry", b"\x00"),
         ("refused-one-byte-more", b"\x01\x01a\x01w\x00\x00"),
+    ] {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+const ID: DekId = DekId::from_bytes([9; 32]);
+
+fn live(kind: KeyKind, ids: &[&str]) -> KeyRow {
+    let entry = |id: &&str| WrappedDek::new(KekId::new(id).unwrap(), vec![0xAA; 76]).unwrap();
+    let keys = WrappedKeys::new(ids.iter().map(entry)).unwrap();
+    KeyRow::live(kind, ID, EncryptionContext::new([("tenant", "alice")]).unwrap(), keys)
+}
+
+/// With reserved names, which no context of a caller has.
+fn branch_row() -> Vec<u8> {
+    let row = live(KeyKind::Branch, &["local:root"]).to_bytes();
+    let mut context = b"WXC\x01\x03\x00".to_vec();
+    for part in
+        ["tenant", "alice", "waxseal:branch", "orders", "waxseal:period", "2026-11-01T00:00:00Z"]
+    {
+        context.extend(u16::try_from(part.len()).unwrap().to_le_bytes());
+        context.extend(part.as_bytes());
+    }
+    let keys = &row[row.len() - usize::from(row[6])..];
+    [&row[..40], &u16::try_from(context.len()).unwrap().to_le_bytes(), &context, keys].concat()
+}
+
+fn key_row(dir: &Path) -> io::Result<()> {
+    let branch = branch_row();
+    let tombstone = KeyRow::tombstone(KeyKind::Branch, ID).to_bytes();
+    let with = |at: usize, byte: u8| {
+        let mut row = branch.clone();
+        row[at] = byte;
+        row
+    };
+    for (name, bytes) in [
+        ("branch-key", branch.clone()),
+        ("dek", live(KeyKind::Dek, &["local:root"]).to_bytes()),
+        ("index-key-two-keks", live(KeyKind::Index, &["local:root", "local:spare"]).to_bytes()),
+        ("tombstone", tombstone.clone()),
+        // What a row must not have.
+        ("refused-version", with(3, 2)),
+        ("refused-state", with(4, 2)),
+        ("refused-kind", with(5, 3)),
+        ("refused-tombstone-with-keys", with(4, 1)),
+        ("refused-wrapped-length", with(7, 0xFF)),
+        ("refused-context-length", with(41, 0xFF)),
+        ("refused-context", with(42, b'X')),
+        ("refused-one-byte-more", [&branch[..], b"\0"].concat()),
+        ("refused-tombstone-cut", tombstone[..41].to_vec()),
+    ] {
+        fs::write(dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+fn branch_entry(dir: &Path) -> io::Result<()> {
+    let row = branch_row();
+    let derived = [&[1], &[9; 16][..], &[7; 16]].concat();
+    let wrapped = [&[2], &[9; 16][..], &[7; 72]].concat();
+    let contained = |entry: &[u8], row: &[u8]| {
+        let len = u16::try_from(row.len()).unwrap().to_le_bytes();
+        [&[3, entry[0]], &len[..], row, &entry[1..]].concat()
+    };
+    let tombstone = KeyRow::tombstone(KeyKind::Branch, ID).to_bytes();
+    for (name, bytes) in [
+        ("derived", derived.clone()),
+        ("wrapped", wrapped.clone()),
+        ("self-contained-derived", contained(&derived, &row)),
+        ("self-contained-wrapped", contained(&wrapped, &row)),
+        // What an entry must not have.
+        ("refused-form", [&[4], &derived[1..]].concat()),
+        ("refused-length", wrapped[..33].to_vec()),
+        ("refused-nested", contained(&contained(&derived, &row), &row)),
+        ("refused-tombstone", contained(&derived, &tombstone)),
+        ("refused-kind", contained(&derived, &live(KeyKind::Dek, &["local:root"]).to_bytes())),
+        ("refused-reference", contained(&[&[1], &[8; 32][..]].concat(), &row)),
+        ("refused-row-length", b"\x03\x01\xFF\xFF\xC1WK\x01".to_vec()),
     ] {
         fs::write(dir.join(name), bytes)?;
     }

@@ -1,4 +1,5 @@
-//! What the target `open` and the example `seeds` share: one KEK, one context, one AAD, one plaintext.
+//! What the target `open` and the example `seeds` share: one KEK, one context, one AAD, one plaintext. And what measures the
+//! allocations of the targets `key_row` and `branch_entry`.
 
 use std::time::Duration;
 
@@ -67,4 +68,20 @@ pub fn seal(suite: Suite) -> [Genuine; 2] {
     let compact = block_on(writer.encrypt_compact(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys().clone() };
     [genuine(embedded), genuine(compact.as_bytes().to_vec())]
+}
+
+/// Reads `bytes`, and checks that all that was allocated meanwhile is in proportion to what is there. A length field claims up
+/// to 65,535 bytes, more than this allows for a short input.
+///
+/// # Panics
+/// If more was allocated.
+pub fn allocating_no_more_than_it_has<'b, R>(
+    bytes: &'b [u8],
+    read: impl FnOnce(&'b [u8]) -> R,
+) -> R {
+    let mut result = None;
+    let allocated = allocation_counter::measure(|| result = Some(read(bytes))).bytes_total;
+    let most = 16 * 1024 + 32 * u64::try_from(bytes.len()).unwrap();
+    assert!(allocated <= most, "{allocated} bytes for an input of {}", bytes.len());
+    result.unwrap()
 }

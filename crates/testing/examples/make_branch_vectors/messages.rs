@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::LONG;
 use super::parts::{
-    BRANCH, Branch, DEK, LIVE, PERIOD, Pairs, Result, aead, ctx, derive, hex, list, local, named,
-    pairs, row_of, with_row,
+    BRANCH, Branch, DEK, LIVE, PERIOD, Pairs, Result, TOMBSTONE, aead, ctx, derive, hex, list,
+    local, named, pairs, row_of, with_row,
 };
 
 const AAD: &[u8] = b"row 17";
@@ -342,8 +342,14 @@ fn refused_stores(branch: &Branch, alice: &Pairs) -> Result<Vec<Value>> {
 
     messages.push(Message { rows: Rows::new(), ..stored.clone() }.json("no row", ANY)?);
     let contained = contained("orders", branch, &row, alice)?;
-    let rows = vec![(by, branch.tombstone()?)];
-    messages.push(Message { rows, ..contained }.json("self-contained, and erased", ANY)?);
+    let rows = vec![(by.clone(), branch.tombstone()?)];
+    let erased = Message { rows, ..contained };
+    messages.push(erased.json("self-contained, and erased", ANY)?);
+    let mut id = id;
+    id[16..].fill(0);
+    let rows = vec![(by, row_of(TOMBSTONE, BRANCH, &id, &[], &[])?)];
+    let erased = Message { rows, ..erased };
+    messages.push(erased.json("self-contained, and erased when the row could not be read", ANY)?);
     Ok(messages)
 }
 
