@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Suite;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
+use crate::memory::{Secret32, overwriting_the_stack_after};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
 
@@ -188,6 +188,9 @@ pub(crate) fn derive_branch_dek(
     Ok(Dek(dek))
 }
 
+/// How much of the stack is overwritten after a derivation. A test sees how deep one reaches.
+const STACK: usize = 8 * 1024;
+
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
 pub(crate) fn derive(
     prk: &Secret32,
@@ -199,7 +202,8 @@ pub(crate) fn derive(
     check_not_forked(prk)?;
     // HMAC's state after the padded key is as sensitive as the key, and its crate leaves it on the
     // stack.
-    leaving_no_trace_on_the_stack(|| expand(prk.expose(), &[&LABEL, &[use_, suite], digest], out))
+    let info: [&[u8]; 3] = [&LABEL, &[use_, suite], digest];
+    overwriting_the_stack_after::<STACK, _>(|| expand(prk.expose(), &info, out))
 }
 
 /// In the child of a fork a secret of the parent may be zeros, and nothing may be derived from
@@ -238,6 +242,34 @@ mod tests {
         );
         assert_eq!(id.to_string().parse::<DekId>().unwrap(), id);
         assert_eq!(format!("{id:.8}"), "f33d9a48");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_derivation_stays_within_the_stack_that_is_overwritten_after_it() {
+        use std::hint::black_box;
+        use std::os::unix::fs::FileExt;
+
+        const PAINTED: usize = 64 * 1024;
+        #[inline(never)]
+        fn paint() -> usize {
+            black_box(&black_box([0xA7_u8; PAINTED])).as_ptr().addr()
+        }
+        #[inline(never)]
+        fn work() -> usize {
+            let mut out = [0; 32];
+            let info: [&[u8]; 3] = [&LABEL, &[USE_BRANCH_DEK, 0], &[5; 32]];
+            expand(black_box(&[9; 32]), &info, black_box(&mut out)).unwrap();
+            out.as_ptr().addr()
+        }
+        let lowest = paint();
+        let here = work();
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut painted = vec![0; PAINTED];
+        memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
+        let deepest = lowest + painted.iter().position(|byte| *byte != 0xA7).unwrap();
+        let depth = here - deepest;
+        assert!((256..STACK).contains(&depth), "{depth} bytes");
     }
 
     #[test]
