@@ -40,12 +40,13 @@ impl Report {
     pub(crate) fn heading(&mut self, text: &str, columns: [&str; 3]) {
         let [measured, by_rule, goal] = columns;
         println!("\n{text}");
-        println!("{:<58} {measured:>18} {by_rule:>18}   {goal}", "");
+        println!("{:<50} {measured:>13} {by_rule:>13}  {goal}", "");
     }
 
     pub(crate) fn line(&mut self, name: &str, measured: Option<Figure>, by_rule: Option<Figure>) {
         let cell = |figure: Option<Figure>| figure.map_or(String::new(), |f| f.to_string());
-        println!("{name:<58} {:>18} {:>18}", cell(measured), cell(by_rule));
+        let line = format!("{name:<50} {:>13} {:>13}", cell(measured), cell(by_rule));
+        println!("{}", line.trim_end());
     }
 
     /// A count that has to be within its goal.
@@ -64,7 +65,7 @@ impl Report {
     ) {
         let by_rule = by_rule.map_or(String::new(), |figure| figure.to_string());
         let verdict = if met { "met" } else { "NOT MET" };
-        println!("{name:<58} {measured:>18} {by_rule:>18}   {goal}: {verdict}");
+        println!("{name:<50} {measured:>13} {by_rule:>13}  {goal}: {verdict}");
         self.missed += u32::from(!met);
     }
 
@@ -72,7 +73,7 @@ impl Report {
     pub(crate) fn time(&mut self, name: &str, measured: Duration, below: Duration) {
         let verdict = if measured < below { "met" } else { "NOT MET" };
         let (measured, below) = (Figure::Time(measured), Figure::Time(below));
-        println!("{name:<58} {measured:>18} {:>18}   < {below}: {verdict}", "");
+        println!("{name:<50} {measured:>13} {:>13}  < {below}: {verdict}", "");
     }
 
     pub(crate) fn exit_code(&self) -> ExitCode {
