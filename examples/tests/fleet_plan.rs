@@ -214,7 +214,7 @@ fn compare(name: &str, fleet: Fleet, with_branch_keys: bool) {
     reading(&mut ground, HOUR);
     let sum = |of: fn(&Host) -> f64| readers.iter().map(of).sum::<f64>();
     let (calls, waits) = (sum(Host::calls), sum(Host::waits));
-    let time = 10.0 * HOUR;
+    let time = 40.0 * HOUR;
     let (reads, failed) = reading(&mut ground, time);
     assert!(failed == 0.0);
     let both = plan(&fleet);
@@ -224,7 +224,7 @@ fn compare(name: &str, fleet: Fleet, with_branch_keys: bool) {
     close(&format!("{name}: share of reads that wait"), both.reads_waiting, measured);
     // Outages, with time to recover in between.
     let (mut reads, mut failed) = (0.0, 0.0);
-    for _ in 0..15 {
+    for _ in 0..20 {
         readers.iter().for_each(|host| host.root.fail_with(KekErrorClass::Unavailable));
         let outage = reading(&mut ground, fleet.outage);
         reads += outage.0;
@@ -244,7 +244,7 @@ fn fleets() -> [(&'static str, Fleet); 2] {
     let fleet = Fleet {
         hosts: 3.0,
         tenants: 2.0,
-        reads: 0.75,
+        reads: 0.3,
         recent_share: 0.0,
         outage: 10.0 * MINUTE,
         branch_period: 6.0 * HOUR,
