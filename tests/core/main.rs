@@ -8,6 +8,7 @@ mod conformance;
 mod envelope;
 mod local_kek;
 mod misuse;
+mod prepare;
 mod properties;
 mod randomness;
 mod stores;
