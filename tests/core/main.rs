@@ -12,3 +12,4 @@ mod properties;
 mod randomness;
 mod stores;
 mod vectors;
+mod wrong_store;
