@@ -13,3 +13,4 @@ mod properties;
 mod randomness;
 mod stores;
 mod vectors;
+mod wrong_store;
