@@ -9,6 +9,7 @@
 
 pub mod python;
 pub mod scan;
+pub mod stand_in;
 pub mod support;
 
 #[cfg(feature = "servers")]
