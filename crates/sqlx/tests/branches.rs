@@ -116,7 +116,7 @@ async fn each_role_does_what_it_is_for_and_is_told_what_it_may_not() {
     assert_eq!(eraser.erase([("tenant", "acme")]).await.unwrap().erased, 1);
     let cold = per_tenant(
         BranchKek::builder(root.clone())
-            .store({ PostgresKeyStore::new(options(&server, "reader")).unwrap() }),
+            .store(PostgresKeyStore::new(options(&server, "reader")).unwrap()),
     );
     let error = envelope(&cold).decrypt(&acme, Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
