@@ -8,9 +8,9 @@
 //!                KeyStore       root KEKs (AWS KMS, Vault, …)
 //! ```
 //!
-//! A [`BranchKek`] is a [`KekProvider`](crate::kek::KekProvider) over other providers, the *roots*.
+//! A [`BranchKek`] is a [`KekProvider`] over other providers, the *roots*.
 //! It holds one secret per branch and period, a *branch key*, which the roots wrap and a
-//! [`KeyStore`](crate::store::KeyStore) keeps for all processes. DEKs are derived from it. So
+//! [`KeyStore`] keeps for all processes. DEKs are derived from it. So
 //! reading the rows of a month, whoever wrote them, costs one call for each branch and period.
 //! A rotation of a root rewraps some branch keys and no message. Erasing a branch makes everything
 //! under it unreadable.

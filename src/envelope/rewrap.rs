@@ -24,7 +24,7 @@ impl Envelope {
     ///
     /// # Errors
     /// The kinds for bytes that are not a message, and
-    /// [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys) for a compact one
+    /// [`ErrorKind::MissingWrappedKeys`] for a compact one
     /// without its wrapped keys.
     pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
         let message = sealed.into().parse()?;
@@ -56,10 +56,10 @@ impl Envelope {
     /// [`rewrap_unverified`](Self::rewrap_unverified) does not need it.
     ///
     /// # Errors
-    /// Those of the key service; [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) if an entry does
+    /// Those of the key service; [`ErrorKind::Invalid`] if an entry does
     /// not give the DEK in this context;
-    /// [`ErrorKind::UnsupportedKind`](crate::ErrorKind::UnsupportedKind) or others for bytes that
-    /// are not a message; [`ErrorKind::MissingWrappedKeys`](crate::ErrorKind::MissingWrappedKeys)
+    /// [`ErrorKind::UnsupportedKind`] or others for bytes that
+    /// are not a message; [`ErrorKind::MissingWrappedKeys`]
     /// for a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as
     /// good as before.
     pub async fn rewrap(

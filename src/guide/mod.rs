@@ -3,6 +3,8 @@
 //! | page | what it says |
 //! |---|---|
 //! | [`lifetimes`] | how long a DEK is cached, and what ends it |
+//! | [`branch_keys`] | branch keys, for authors of a service: which contexts, which branches, when a store |
+//! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
@@ -15,7 +17,15 @@
 /// and each page brings those that lead from file to file.
 macro_rules! links {
     () => {
-        "[calls.md]: crate::guide::calls
+        "[branch-keys.md]: crate::guide::branch_keys
+[key-stores.md]: crate::guide::key_stores
+[`BranchKek`]: crate::branch::BranchKek
+[`BranchKek::revoke_kek`]: crate::branch::BranchKek::revoke_kek
+[`Envelope::revoke_kek`]: crate::Envelope::revoke_kek
+[`Envelope::prepare`]: crate::Envelope::prepare
+[`Envelope::rewrap_all`]: crate::Envelope::rewrap_all
+[`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
+[calls.md]: crate::guide::calls
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
@@ -43,8 +53,10 @@ macro_rules! pages {
 }
 
 pages! {
+    branch_keys: "../../docs/branch-keys.md",
     calls: "../../docs/calls.md",
     format: "../../docs/format.md",
+    key_stores: "../../docs/key-stores.md",
     lifetimes: "../../docs/lifetimes.md",
     performance: "../../docs/performance.md",
     providers: "../../docs/providers.md",

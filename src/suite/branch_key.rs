@@ -95,10 +95,19 @@ impl BranchKey {
 }
 
 /// From the operating system's generator.
+#[cfg(not(all(test, shuttle)))]
 fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(Error::randomness)?;
     Ok(bytes)
+}
+
+/// The same in a replay of a schedule.
+#[cfg(all(test, shuttle))]
+fn random<const N: usize>() -> Result<[u8; N], Error> {
+    use shuttle::rand::Rng;
+
+    Ok(std::array::from_fn(|_| shuttle::rand::thread_rng().gen_range(0..=u8::MAX)))
 }
 
 impl std::fmt::Debug for BranchKey {

@@ -1,7 +1,7 @@
 //! Leases that a renewal gives a DEK while it is ended. A part of `dek::registry`, whose private parts it looks at.
 #![allow(clippy::unwrap_used)]
 
-use super::super::lease::Terms;
+use super::super::lease::{LeasedKey, Terms};
 use super::super::{Limits, WritingDek};
 use super::*;
 use crate::ManualClock;
@@ -24,14 +24,16 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
         let (observers, asked) = (Observers::default().downgrade(), clock.now());
         let of_dek = (context.clone(), clock.clone(), keys.clone());
         let another_lease =
-            move |registry: &Arc<Registry>, dek: Option<&WritingDek>, key: Option<Arc<AeadKey>>| {
+            move |registry: &Arc<Registry>, dek: Option<&WritingDek>, key: Option<LeasedKey>| {
                 let (context, clock, wrapped_keys) = of_dek.clone();
                 let terms = Terms {
                     context: &context,
                     id,
                     suite,
                     wrapped_keys: wrapped_keys.clone(),
+                    is_stored: false,
                     source_keks: Box::new([]),
+                    parents: Box::new([]),
                     asked,
                     stale_if_error: Duration::ZERO,
                     deadline: Duration::ZERO,
@@ -54,6 +56,7 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
         let message_key = derive_message_key(&dek, &context, suite).unwrap();
         let key = AeadKey::expand(Backend::RustCrypto, suite, &message_key).unwrap();
         let gone = Arc::downgrade(&key);
+        let key = LeasedKey::Message(key);
         let registry = Registry::new(clock);
         let first = another_lease(&registry, None, Some(key)).unwrap();
         let renewals: Vec<_> = (0..2)

@@ -11,6 +11,7 @@
 //! schedule does is fixed: the key service here makes the DEKs, and each scenario has few enough entries for one shard of the cache.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod branches;
 mod flights;
 mod permits;
 mod revocation;

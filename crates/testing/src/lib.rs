@@ -2,12 +2,14 @@
 //!
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
 //! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, and what breaks the
-//! connections to them. What tests these stand-ins is in `tests/` of this crate.
+//! connections to them. With `postgres`: a real PostgreSQL. What tests the stand-ins is in `tests/`
+//! of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
 pub mod python;
 pub mod scan;
+pub mod stand_in;
 pub mod support;
 
 #[cfg(feature = "servers")]
@@ -20,6 +22,8 @@ pub mod kms_front;
 pub mod middlebox;
 #[cfg(feature = "servers")]
 pub mod openbao;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "servers")]
 pub mod sigv4;
 #[cfg(feature = "servers")]

@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Display};
 
-/// The outcome of a step that the suite asked its [`Subject`] for.
+/// The outcome of a step that a suite asked its subject for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// It is done.

@@ -1,0 +1,187 @@
+//! Connections that calls share.
+//!
+//! A connection whose call failed, was dropped or took too long is closed, not used again: what it
+//! still answers would be taken for the answer to the next call, and a server that does not answer
+//! would keep it for minutes. sqlx's own pool gives such a connection back, and tries again for as
+//! long as a caller waits where a server refuses at once, without saying why.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::{KekError, KekErrorClass};
+use waxseal::store::{BoxFuture, StoreError};
+
+/// A connection that was used this recently is taken to be alive.
+const ALIVE: Duration = Duration::from_secs(1);
+/// Older connections are made anew, so that they spread over the servers that there are.
+const MAX_AGE: Duration = Duration::from_secs(1800);
+const MAX_IDLE: Duration = Duration::from_secs(300);
+
+/// Makes connections to one database.
+pub(crate) trait Connector: Send + Sync + 'static {
+    type Connection: Connection + Send;
+
+    /// Connects, and checks that the database is the right one.
+    fn connect(&self) -> impl Future<Output = Result<Self::Connection, StoreError>> + Send;
+
+    /// Whether the data is in the connection and ends with it, as in a database in memory.
+    fn is_the_database(&self) -> bool {
+        false
+    }
+}
+
+pub(crate) struct Pool<C: Connector> {
+    connector: C,
+    permits: Arc<Semaphore>,
+    idle: Mutex<Vec<Idle<C::Connection>>>,
+    timeout: Duration,
+    spawner: Spawner,
+}
+
+struct Idle<T> {
+    connection: T,
+    made: Instant,
+    used: Instant,
+}
+
+impl<C: Connector> fmt::Debug for Pool<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("idle", &self.idle().len()).finish_non_exhaustive()
+    }
+}
+
+/// What a call does with its connection.
+pub(crate) type Work<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
+
+impl<C: Connector> Pool<C> {
+    pub(crate) fn new(
+        connector: C,
+        most: usize,
+        timeout: Duration,
+    ) -> Result<Arc<Self>, StoreError> {
+        let spawner = Spawner::current().map_err(|_| {
+            StoreError::misconfigured(
+                "a store on sqlx has to be made within a tokio runtime that has IO and timers",
+            )
+        })?;
+        let permits = Arc::new(Semaphore::new(most.clamp(1, 10_000)));
+        Ok(Arc::new(Self { connector, permits, idle: Mutex::default(), timeout, spawner }))
+    }
+
+    pub(crate) fn connector(&self) -> &C {
+        &self.connector
+    }
+
+    /// Runs `work` on a connection of the pool, within the timeout.
+    pub(crate) async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl for<'c> FnOnce(&'c mut C::Connection) -> Work<'c, T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let pool = self.clone();
+        self.run(self.timeout, async move {
+            let mut lease = pool.lease().await?;
+            let Some(idle) = lease.connection.as_mut() else {
+                return Err(StoreError::unavailable("no connection"));
+            };
+            let result = work(&mut idle.connection).await;
+            lease.is_unharmed = result.is_ok();
+            result
+        })
+        .await
+    }
+
+    /// Runs `work` where the driver finds its runtime, whoever polls this future.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let bounded = async move {
+            let result = tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+                Err(StoreError::unavailable(format!("no answer within {timeout:?}")))
+            });
+            Ok::<_, KekError>(result)
+        };
+        self.spawner.run(bounded).await.unwrap_or_else(|error| Err(not_run(&error)))
+    }
+
+    async fn lease(self: Arc<Self>) -> Result<Lease<C>, StoreError> {
+        let permits = self.permits.clone();
+        let permit = permits
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::unavailable("the store is closed"))?;
+        while let Some(mut idle) = self.take_idle() {
+            // A server that has gone without a word must not cost the whole timeout.
+            let answers = self.connector.is_the_database()
+                || idle.used.elapsed() < ALIVE
+                || tokio::time::timeout(self.timeout / 4, idle.connection.ping())
+                    .await
+                    .is_ok_and(|pong| pong.is_ok());
+            if answers {
+                return Ok(Lease::new(self, idle, permit));
+            }
+            drop(idle);
+            self.idle().clear();
+        }
+        let made = Instant::now();
+        let connection = self.connector.connect().await?;
+        let idle = Idle { connection, made, used: made };
+        Ok(Lease::new(self, idle, permit))
+    }
+
+    fn take_idle(&self) -> Option<Idle<C::Connection>> {
+        let mut idle = self.idle();
+        if !self.connector.is_the_database() {
+            idle.retain(|idle| idle.made.elapsed() < MAX_AGE && idle.used.elapsed() < MAX_IDLE);
+        }
+        idle.pop()
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle<C::Connection>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The spawner speaks of providers.
+fn not_run(error: &KekError) -> StoreError {
+    match error.class() {
+        KekErrorClass::Misconfigured => StoreError::misconfigured(
+            "the process forked since the store was made: make it anew in the child",
+        ),
+        _ => StoreError::unavailable(
+            "the tokio runtime in which the store was made has ended, or nothing drives it",
+        ),
+    }
+}
+
+/// A connection in use. It returns to the pool if its call ended well.
+struct Lease<C: Connector> {
+    pool: Arc<Pool<C>>,
+    connection: Option<Idle<C::Connection>>,
+    is_unharmed: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl<C: Connector> Lease<C> {
+    fn new(pool: Arc<Pool<C>>, idle: Idle<C::Connection>, permit: OwnedSemaphorePermit) -> Self {
+        Self { pool, connection: Some(idle), is_unharmed: false, _permit: permit }
+    }
+}
+
+impl<C: Connector> Drop for Lease<C> {
+    fn drop(&mut self) {
+        if (self.is_unharmed || self.pool.connector.is_the_database())
+            && let Some(mut idle) = self.connection.take()
+        {
+            idle.used = Instant::now();
+            self.pool.idle().push(idle);
+        }
+    }
+}

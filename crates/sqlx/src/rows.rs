@@ -1,0 +1,97 @@
+//! Rows as columns, and the steps that both databases take in the same way.
+#![forbid(unsafe_code)]
+
+use waxseal::store::{BranchId, BranchPlace, RowId, ScanCursor, ScanPage, StoreError, StoredRow};
+
+/// The version of the schema that this crate writes and reads.
+pub(crate) const SCHEMA_VERSION: i64 = 1;
+
+/// The most rows of a page. One may have 74 kB.
+const MOST_ROWS: usize = 500;
+
+/// The columns of a row, in the order in which every query names them.
+pub(crate) type Columns = (Vec<u8>, Option<Vec<u8>>, Option<i64>, Option<i64>, Vec<u8>);
+
+/// Makes a row of its columns.
+pub(crate) fn row_of(columns: Columns) -> Result<StoredRow, StoreError> {
+    let (id, branch, period, epoch, bytes) = columns;
+    let id = <[u8; RowId::LEN]>::try_from(id).map_err(|_| damaged("row_id"))?;
+    let place = match (branch, period, epoch) {
+        (None, None, None) => None,
+        (Some(branch), Some(period), Some(epoch)) => {
+            let branch = <[u8; 32]>::try_from(branch).map_err(|_| damaged("branch"))?;
+            let epoch = u32::try_from(epoch).map_err(|_| damaged("epoch"))?;
+            Some(BranchPlace { branch: BranchId::from_bytes(branch), period, epoch })
+        }
+        _ => return Err(damaged("branch, period and epoch")),
+    };
+    Ok(StoredRow::from_parts(RowId::from_bytes(id), place, bytes))
+}
+
+fn damaged(column: &str) -> StoreError {
+    StoreError::misconfigured(format!(
+        "a row of waxseal_keys has a value in {column} that no version writes"
+    ))
+}
+
+/// The place as columns.
+pub(crate) fn place_of(row: &StoredRow) -> (Option<Vec<u8>>, Option<i64>, Option<i64>) {
+    let place = row.place();
+    (
+        place.map(|place| place.branch.as_bytes().to_vec()),
+        place.map(|place| place.period),
+        place.map(|place| i64::from(place.epoch)),
+    )
+}
+
+/// Returns whether a replacement may be asked of the database at all.
+pub(crate) fn may_replace(old: &StoredRow, new: &StoredRow) -> bool {
+    !old.is_tombstone() && old.id() == new.id() && old.place() == new.place()
+}
+
+/// Where a scan begins, and how many rows it asks for.
+pub(crate) struct From {
+    /// The last id of the page before. Ids are never empty.
+    pub(crate) after: Vec<u8>,
+    pub(crate) limit: usize,
+}
+
+impl From {
+    pub(crate) fn new(after: Option<&ScanCursor>, limit: usize) -> Result<Self, StoreError> {
+        let after = after.map_or(&[][..], ScanCursor::as_bytes);
+        if !after.is_empty() && after.len() != RowId::LEN {
+            return Err(StoreError::misconfigured("the cursor is of another store"));
+        }
+        Ok(Self { after: after.to_vec(), limit: limit.clamp(1, MOST_ROWS) })
+    }
+
+    /// The limit, for the query.
+    pub(crate) fn limit(&self) -> i64 {
+        i64::try_from(self.limit).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) fn page(&self, rows: Vec<StoredRow>) -> ScanPage {
+        let is_full = rows.len() >= self.limit;
+        let last = rows.last().filter(|_| is_full);
+        let next = last.map(|row| ScanCursor::from_bytes(*row.id().as_bytes()));
+        ScanPage { rows, next }
+    }
+}
+
+/// What an erasure has to write: of each live row its id and its tombstone.
+pub(crate) fn tombstones_of(rows: &[StoredRow]) -> Vec<StoredRow> {
+    rows.iter().filter(|row| !row.is_tombstone()).map(StoredRow::tombstone).collect()
+}
+
+/// The error for a schema of another version.
+pub(crate) fn check_version(found: Option<i64>) -> Result<(), StoreError> {
+    match found {
+        Some(SCHEMA_VERSION) => Ok(()),
+        Some(newer) if newer > SCHEMA_VERSION => Err(StoreError::misconfigured(format!(
+            "the schema has version {newer}, and this version of waxseal-sqlx knows {SCHEMA_VERSION}: update the service"
+        ))),
+        _ => Err(StoreError::misconfigured(
+            "the schema is older than this version of waxseal-sqlx, or was never made: run `migrate`",
+        )),
+    }
+}

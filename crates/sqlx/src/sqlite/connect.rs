@@ -1,0 +1,106 @@
+//! One connection, and the schema.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use waxseal::store::{StoreError, StoreErrorClass};
+
+use super::errors::classified;
+use crate::pool::Connector;
+use crate::rows::{SCHEMA_VERSION, check_version};
+
+const SCHEMA: &str = include_str!("schema.sql");
+
+pub(super) struct Connect {
+    /// `None`: in memory.
+    path: Option<PathBuf>,
+    busy_timeout: Duration,
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Connect").field(&self.path).finish()
+    }
+}
+
+impl Connect {
+    pub(super) fn file(path: PathBuf, busy_timeout: Duration) -> Self {
+        Self { path: Some(path), busy_timeout }
+    }
+
+    pub(super) fn memory() -> Self {
+        Self { path: None, busy_timeout: Duration::ZERO }
+    }
+}
+
+impl Connector for Connect {
+    type Connection = SqliteConnection;
+
+    async fn connect(&self) -> Result<SqliteConnection, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .disable_statement_logging()
+            .busy_timeout(self.busy_timeout)
+            // In WAL mode only this survives a loss of power.
+            .synchronous(SqliteSynchronous::Full);
+        let options = match &self.path {
+            Some(path) => options.filename(path).create_if_missing(true),
+            None => options.in_memory(true),
+        };
+        SqliteConnection::connect_with(&options).await.map_err(classified)
+    }
+
+    fn is_the_database(&self) -> bool {
+        self.path.is_none()
+    }
+}
+
+/// Brings the schema to the version that this crate knows. Others may do so at the same time.
+pub(super) async fn migrate(
+    connection: &mut SqliteConnection,
+    busy_timeout: Duration,
+) -> Result<(), StoreError> {
+    let began = Instant::now();
+    // The change to WAL does not wait for locks as other statements do.
+    while let Err(error) = turn_wal_on(connection).await {
+        if error.class() != StoreErrorClass::Unavailable || began.elapsed() > busy_timeout {
+            return Err(error);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classified)?;
+    let version = version(&mut transaction).await.map_err(classified)?;
+    if version.is_some_and(|version| version >= SCHEMA_VERSION) {
+        return check_version(version);
+    }
+    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(classified)?;
+    transaction.commit().await.map_err(classified)
+}
+
+async fn turn_wal_on(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode = WAL")
+        .fetch_one(connection)
+        .await
+        .map_err(classified)?;
+    match mode.as_str() {
+        "wal" | "memory" => Ok(()),
+        _ => Err(StoreError::misconfigured(
+            "the file system has no shared memory, which SQLite's WAL needs: use a local disk",
+        )),
+    }
+}
+
+/// Returns the version of the schema, or `None` where there is none.
+async fn version(connection: &mut SqliteConnection) -> Result<Option<i64>, sqlx::Error> {
+    let tables: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = 'waxseal_schema'")
+            .fetch_one(&mut *connection)
+            .await?;
+    if tables == 0 {
+        return Ok(None);
+    }
+    sqlx::query_scalar("SELECT max(version) FROM waxseal_schema").fetch_one(connection).await
+}
