@@ -1,0 +1,165 @@
+//! Objects that are created once, replaced if unchanged, and listed.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::path::Path;
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
+use waxseal::store::StoreError;
+
+use crate::errors::{failure, is_without_bucket};
+use crate::local::LocalFiles;
+
+const FIRST_WAIT: Duration = Duration::from_millis(5);
+const LONGEST_WAIT: Duration = Duration::from_millis(400);
+
+pub(crate) struct Objects {
+    pub(crate) store: Arc<dyn ObjectStore>,
+    pub(crate) prefix: Path,
+    /// Where it is the file system.
+    pub(crate) local: Option<LocalFiles>,
+    pub(crate) bound: Duration,
+}
+
+/// Names in a folder, in their order.
+pub(crate) struct Names {
+    pub(crate) names: Vec<String>,
+    /// There are others behind them.
+    pub(crate) has_more: bool,
+}
+
+impl Objects {
+    pub(crate) fn path(&self, folder: &[&str], name: &str) -> Path {
+        let folder = folder.iter().fold(self.prefix.clone(), |path, part| path.join(*part));
+        folder.join(name)
+    }
+
+    async fn within<T>(
+        &self,
+        operation: &str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Result<T, Error>, StoreError> {
+        tokio::time::timeout(self.bound, call)
+            .await
+            .map_err(|_| StoreError::unavailable(format!("{operation}: no answer in time")))
+    }
+
+    pub(crate) async fn get(&self, path: &Path) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.read(path).await?.map(|(bytes, _)| bytes))
+    }
+
+    async fn read(&self, path: &Path) -> Result<Option<(Bytes, UpdateVersion)>, StoreError> {
+        let call = async {
+            let found = self.store.get(path).await?;
+            let (e_tag, version) = (found.meta.e_tag.clone(), found.meta.version.clone());
+            Ok((found.bytes().await?, UpdateVersion { e_tag, version }))
+        };
+        match self.within("get", call).await? {
+            Ok(found) => Ok(Some(found)),
+            Err(error @ Error::NotFound { .. }) if !is_without_bucket(&error) => Ok(None),
+            Err(error) => Err(failure("get", &error)),
+        }
+    }
+
+    /// Creates an object, and returns whether it did. It never replaces one.
+    pub(crate) async fn create(&self, path: &Path, bytes: Vec<u8>) -> Result<bool, StoreError> {
+        let call = self.store.put_opts(path, PutPayload::from(bytes), PutMode::Create.into());
+        match self.within("create", call).await? {
+            Ok(_) => Ok(true),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(failure("create", &error)),
+        }
+    }
+
+    /// Replaces an object if it has these bytes, and returns whether it did.
+    pub(crate) async fn swap(
+        &self,
+        path: &Path,
+        old: &[u8],
+        new: Vec<u8>,
+    ) -> Result<bool, StoreError> {
+        if let Some(local) = &self.local {
+            return local.swap(path.clone(), old.to_vec(), new, self.bound).await;
+        }
+        let (mut backoff, new) = (Backoff::new(self.bound), PutPayload::from(new));
+        loop {
+            let version = match self.read(path).await? {
+                Some((found, version)) if found == old => version,
+                _ => return Ok(false),
+            };
+            let call = self.store.put_opts(path, new.clone(), PutMode::Update(version).into());
+            match self.within("replace", call).await? {
+                Ok(_) => return Ok(true),
+                // It is another version now, which may have the same bytes.
+                Err(
+                    Error::Precondition { .. }
+                    | Error::AlreadyExists { .. }
+                    | Error::NotModified { .. },
+                ) => backoff.wait().await?,
+                Err(error) => return Err(failure("replace", &error)),
+            }
+        }
+    }
+
+    /// Lists up to `limit` names of a folder behind `after`. The order is that of the names: object
+    /// stores list in it, the file system does not.
+    pub(crate) async fn list(
+        &self,
+        folder: &[&str],
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Names, StoreError> {
+        let path = folder.iter().fold(self.prefix.clone(), |path, part| path.join(*part));
+        let listing = match after {
+            Some(after) => self.store.list_with_offset(Some(&path), &path.clone().join(after)),
+            None => self.store.list(Some(&path)),
+        };
+        let is_sorted = self.local.is_none();
+        let most = if is_sorted { limit.saturating_add(1) } else { usize::MAX };
+        let name = |object: object_store::ObjectMeta| {
+            object.location.filename().unwrap_or_default().to_owned()
+        };
+        let names = listing.take(most).map_ok(name).try_collect::<Vec<_>>();
+        let names = self.within("list", names).await?;
+        let mut names = names.map_err(|error| failure("list", &error))?;
+        names.sort_unstable();
+        let has_more = names.len() > limit;
+        names.truncate(limit);
+        Ok(Names { names, has_more })
+    }
+}
+
+/// The waits between repetitions of one call: each about twice as long as the one before.
+pub(crate) struct Backoff {
+    began: Instant,
+    bound: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(bound: Duration) -> Self {
+        Self { began: Instant::now(), bound, next: FIRST_WAIT }
+    }
+
+    /// Waits between half and all of the present step.
+    ///
+    /// # Errors
+    /// When the bound is used up.
+    pub(crate) async fn wait(&mut self) -> Result<(), StoreError> {
+        if self.began.elapsed() >= self.bound {
+            let text = "other writers change the same object, so the write found no turn in time";
+            return Err(StoreError::throttled(text));
+        }
+        // Any spread will do: callers that met must not meet again.
+        let random = RandomState::new().hash_one(0) % 1024;
+        let spread = u32::try_from(random).unwrap_or(0);
+        tokio::time::sleep(self.next / 2 + self.next / 2 * spread / 1024).await;
+        self.next = (self.next * 2).min(LONGEST_WAIT);
+        Ok(())
+    }
+}
