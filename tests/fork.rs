@@ -195,6 +195,7 @@ fn a_kek_in_memory_goes_on_in_the_child_but_cannot_be_changed_there() {
         b"by the child"
     );
 }
+
 #[test]
 fn a_dek_that_is_being_wrapped_at_a_fork_seals_nothing_in_the_child() {
     use std::pin::pin;
@@ -245,4 +246,47 @@ fn what_a_thread_remembers_of_the_parents_deks_is_not_used_in_the_child() {
         assert_eq!(&*block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap(), b"x");
     });
     assert!(envelope.decrypt_cached(&alice, Aad::empty(), &sealed).unwrap().is_some());
+}
+
+#[test]
+fn a_branch_key_derives_no_dek_twice_across_a_fork_and_what_came_through_it_ends() {
+    use waxseal::branch::BranchKek;
+    use waxseal::kek::scripted::ScriptedKek;
+    use waxseal::store::MemoryStore;
+
+    let (root, store) = (ScriptedKek::new("root").unwrap(), MemoryStore::new());
+    let branch = BranchKek::builder(root.clone()).name("orders").store(store).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(branch.clone()).build().unwrap();
+    let contexts: Vec<_> = (0..50).map(|at| context(&format!("tenant {at}"))).collect();
+    let seal = |at: usize| block_on(envelope.encrypt(&contexts[at], Aad::empty(), b"x")).unwrap();
+    let before: Vec<_> = (0..50).map(seal).collect();
+    let sealing = block_on(envelope.encryptor(&contexts[0])).unwrap();
+    let unwraps = root.calls().unwraps;
+    let child = in_child(|pipe| {
+        assert_eq!(sealing.encrypt(Aad::empty(), b"x").unwrap_err().kind(), ErrorKind::Expired);
+        let cached = envelope.decrypt_cached(&contexts[0], Aad::empty(), &before[0]).unwrap();
+        assert!(cached.is_none(), "the parent's DEK");
+        for at in 0..50 {
+            pipe.write_all(&seal(at)).unwrap();
+            block_on(envelope.decrypt(&contexts[at], Aad::empty(), &before[at])).unwrap();
+        }
+        // The parent's branch key is not the child's: one unwrap for writing with it, which is
+        // enough for reading.
+        assert_eq!(root.calls().unwraps, unwraps + 1);
+        // The end of the child's branch key ends the child's DEKs.
+        let sealing = block_on(envelope.encryptor(&contexts[0])).unwrap();
+        branch.evict_all();
+        assert_eq!(sealing.encrypt(Aad::empty(), b"x").unwrap_err().kind(), ErrorKind::Expired);
+    });
+    let len = before[0].len();
+    let mut deks = HashSet::new();
+    for message in before.iter().map(|message| &message[..]).chain(child.chunks(len)) {
+        assert!(deks.insert(message[8..40].to_vec()), "a DEK twice");
+    }
+    assert_eq!(deks.len(), 100);
+    for (at, message) in child.chunks(len).enumerate() {
+        block_on(envelope.decrypt(&contexts[at], Aad::empty(), message)).unwrap();
+    }
+    sealing.encrypt(Aad::empty(), b"x").unwrap();
+    assert_eq!(root.calls().unwraps, unwraps, "the parent goes on with its branch key");
 }

@@ -12,10 +12,12 @@ use waxseal_testing::{scan, support};
 
 use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
+use waxseal::branch::BranchKek;
 use waxseal::kek::BoxFuture;
+use waxseal::store::MemoryStore;
 use waxseal::{
-    Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, Limits, ManualClock, Observer,
-    Suite, inspect,
+    Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, ManualClock,
+    Observer, Suite, inspect,
 };
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
@@ -411,4 +413,98 @@ fn no_key_survives_a_rewrap() {
     assert!(found.load(Ordering::SeqCst) >= 1, "the control");
     let keys = Keys::new(dek.lock().unwrap().take().unwrap(), &alice, Suite::default());
     assert_eq!(keys.occurrences(), NOTHING);
+}
+
+/// A branch key, a DEK that was derived from it, and what holds them. A second KEK shows the DEK.
+fn branch_set_up(limits: Limits) -> (BranchScene, Keys, Keys) {
+    let (root, seen_branch) = Spy::that_remembers(support::local("root"));
+    let (other, seen_dek) = Spy::that_remembers(support::local("other"));
+    let branch = BranchKek::builder(root)
+        .name("orders")
+        .per(["tenant"])
+        .store(MemoryStore::new())
+        .limits(limits)
+        .build()
+        .unwrap();
+    let long = Limits::default().max_age(Duration::from_secs(3600));
+    let envelope = Envelope::builder()
+        .wrap_with(branch.clone())
+        .wrap_with(other)
+        .limits(long)
+        .build()
+        .unwrap();
+    let alice = context("alice");
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).unwrap();
+    let [of_branch, of_dek] = [seen_branch, seen_dek].map(|seen| {
+        let seen = seen.lock().unwrap().take().unwrap();
+        Keys::new(seen, &alice, Suite::default())
+    });
+    (BranchScene { branch, envelope, alice, sealed }, of_branch, of_dek)
+}
+
+struct BranchScene {
+    branch: BranchKek,
+    envelope: Envelope,
+    alice: EncryptionContext,
+    sealed: Vec<u8>,
+}
+
+type EndOfBranch = fn(BranchScene);
+
+/// The raw branch key and the states of HMAC. It is no message key, so nothing else of it exists.
+fn of_branch_key(keys: &Keys) -> [usize; 3] {
+    let [key, inner, outer, ..] = keys.occurrences();
+    [key, inner, outer]
+}
+
+#[test]
+fn no_branch_key_and_nothing_derived_from_it_outlives_its_deadline_in_an_idle_process() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let limits = Limits::default().max_age(Duration::from_secs(4));
+    let (scene, branch, dek) = on_a_stack_of_its_own(|| branch_set_up(limits));
+    assert!(of_branch_key(&branch)[0] >= 1, "the control: the branch key is there while it serves");
+    assert!(dek.schedule.occurrences() >= 1, "the control: the message key is there");
+    let BranchScene { envelope, alice, sealed, .. } = &scene;
+    assert!(envelope.decrypt_cached(alice, Aad::empty(), sealed).unwrap().is_some());
+    std::thread::sleep(Duration::from_millis(5500));
+    assert_eq!(of_branch_key(&branch), [0; 3]);
+    assert_eq!(dek.occurrences(), NOTHING, "its own deadline is an hour away");
+}
+
+#[test]
+fn no_branch_key_survives_an_erasure_an_eviction_a_revocation_or_its_last_owner() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ways: [(&str, EndOfBranch); 6] = [
+        ("erase", |scene| _ = block_on(scene.branch.erase([("tenant", "alice")])).unwrap()),
+        ("evict_all", |scene| scene.branch.evict_all()),
+        ("revoke_kek", |scene| scene.branch.revoke_kek(&KekId::new("local:root").unwrap())),
+        ("eviction", |scene| {
+            for tenant in 0..10 {
+                let other = context(&format!("{tenant}"));
+                block_on(scene.envelope.encrypt(&other, Aad::empty(), b"x")).unwrap();
+            }
+        }),
+        ("drop", drop),
+        ("cancelled", |scene| {
+            // Callers that go away while the branch key is asked for leave nothing.
+            scene.branch.evict_all();
+            let mut task = Context::from_waker(Waker::noop());
+            let opening = scene.envelope.decrypt(&scene.alice, Aad::empty(), &scene.sealed);
+            _ = std::pin::pin!(opening).as_mut().poll(&mut task);
+            scene.branch.evict_all();
+        }),
+    ];
+    for (name, end) in ways {
+        let limits = Limits::default().max_entries(1);
+        let (scene, branch, dek) = on_a_stack_of_its_own(|| branch_set_up(limits));
+        assert!(of_branch_key(&branch)[0] >= 1, "{name}: the control");
+        // A handle has no say in it, except that it owns what it came from.
+        let handle = (name != "drop")
+            .then(|| block_on(scene.envelope.decryptor(&scene.alice, &scene.sealed)).unwrap());
+        on_a_stack_of_its_own(|| end(scene));
+        assert_eq!(gone_soon(&dek), NOTHING, "{name}");
+        assert_eq!(of_branch_key(&branch), [0; 3], "{name}");
+        drop(handle);
+    }
 }

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use super::BranchKek;
 use super::format::{BranchEntry, Form};
 use crate::context::EncryptionContext;
-use crate::dek::{BranchParent, ReadingRequest, WritingRequest, cached_as};
+use crate::dek::{
+    BranchParent, DekOf, DekRequest, Held, ReadingRequest, WritingRequest, cached_as,
+};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow};
 use crate::kek::{
@@ -32,8 +34,8 @@ impl BranchKek {
         work: Work<'_, R>,
     ) -> Result<(R, Option<KeyRow>, crate::kek::Parent), Error> {
         let Self(inner) = self;
-        for _ in 0..ATTEMPTS {
-            let (held, _) = inner.source.get(WritingRequest { context: branch }).await?;
+        for attempt in 0..ATTEMPTS {
+            let held = self.held(WritingRequest { context: branch }, attempt).await?;
             let row = match &inner.store {
                 Some(_) => None,
                 None => {
@@ -81,8 +83,12 @@ impl BranchKek {
             wrapped_keys: Some(wrapped_keys),
             is_stored: entry.row.is_none() && inner.store.is_some(),
         };
-        for _ in 0..ATTEMPTS {
-            let (held, _) = inner.source.get(request).await?;
+        for attempt in 0..ATTEMPTS {
+            let held = self.held(request, attempt).await?;
+            if entry.row.is_some() {
+                // Only now is it known that the period is the key's own.
+                inner.source.check_branch_has_begun(context)?;
+            }
             let done = held.lease.with_branch_key(work);
             let parent = Arc::new(BranchParent::new(held.into_dek(), &inner.id));
             if let Some(done) = unless_taken_away(done)? {
@@ -90,6 +96,19 @@ impl BranchKek {
             }
         }
         Err(taken_away())
+    }
+
+    /// From the second attempt on the branch key is pinned, so that an eviction does not take it
+    /// away.
+    async fn held<Q: DekRequest>(
+        &self,
+        request: Q,
+        attempt: usize,
+    ) -> Result<Held<DekOf<Q>>, Error> {
+        match attempt {
+            0 => Ok(self.0.source.get(request).await?.0),
+            _ => self.0.source.held(request, true).await,
+        }
     }
 
     fn entry(&self, row_id: RowId, form: Form, row: Option<KeyRow>) -> Result<WrappedDek, Error> {
@@ -136,23 +155,34 @@ impl BranchKek {
         Ok(UnwrappedDek::new(dek.expose().to_vec()).with_parent(parent))
     }
 
-    /// Makes the entry again. Only one that carries its branch key can need that: it is wrapped again
-    /// by the roots.
+    /// Makes the entry again, from a DEK that this one gives. One that carries its branch key is
+    /// wrapped under the branch key of the store if there is a store, and otherwise its branch key
+    /// is wrapped again by the roots.
     async fn rewrap_dek(
         &self,
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<WrappedDek, Error> {
+        let dek = self.unwrap_dek(context, wrapped).await?;
         let mut entry = BranchEntry::read(wrapped.wrapped()).ok_or_else(Error::invalid)?;
-        let branch = self.branch_of(context)?;
+        if entry.row.is_some() && self.0.store.is_some() {
+            return self.wrap_dek(context, &dek.to_dek().ok_or_else(Error::invalid)?).await;
+        }
         if let Some(row) = &entry.row
             && let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys())
         {
-            self.0.source.check_branch_context(&branch, of_row)?;
             let keys = self.0.source.rewrap_keys(of_row, row.id(), wrapped_keys).await?;
             entry.row = Some(KeyRow::live(KeyKind::Branch, *row.id(), of_row.clone(), keys));
         }
         self.entry(entry.row_id, entry.form, entry.row)
+    }
+
+    /// Refuses the entry of another KEK.
+    fn check_own(&self, wrapped: &WrappedDek) -> Result<(), KekError> {
+        match *wrapped.kek_id() == self.0.id {
+            true => Ok(()),
+            false => Err(KekError::invalid("wrapped by another KEK").without_asking()),
+        }
     }
 }
 
@@ -176,10 +206,12 @@ fn failure(error: Error) -> KekError {
         ErrorKind::Unavailable | ErrorKind::Randomness => KekError::unavailable(detail),
         ErrorKind::Throttled => KekError::throttled(detail),
         ErrorKind::Denied => KekError::denied(detail),
-        ErrorKind::Invalid
-        | ErrorKind::InvalidContext
-        | ErrorKind::Malformed
-        | ErrorKind::TooLarge => KekError::invalid(detail),
+        // Anyone can name a key that no store has, or a root that nobody has.
+        kind @ (ErrorKind::InvalidContext
+        | ErrorKind::MissingWrappedKeys
+        | ErrorKind::UnknownKek
+        | ErrorKind::TooLarge) => KekError::invalid_shown_as(kind, detail),
+        ErrorKind::Invalid | ErrorKind::Malformed => KekError::invalid(detail),
         _ => KekError::misconfigured(error.to_string()),
     };
     match std::error::Error::source(&error) {
@@ -207,13 +239,17 @@ impl KekProvider for BranchKek {
         ContextBinding::Enforced
     }
 
-    /// A branch key in a store is rewrapped there. One that a message carries is as current as the
-    /// entries of the roots.
+    /// A branch key in a store is rewrapped there. One that a message carries is never known to be
+    /// current: a branch key at hand opens the message whatever the entries of the roots say, so
+    /// only a rewrap asks the roots about them.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let entry = BranchEntry::read(wrapped.wrapped())?;
         match (&entry.row, &self.0.store) {
             (None, Some(_)) => Some(true),
-            (Some(row), None) => self.0.source.keks().are_current(row.wrapped_keys()?),
+            (Some(row), None) => {
+                let is_current = self.0.source.keks().are_current(row.wrapped_keys()?);
+                is_current.filter(|is_current| !is_current)
+            }
             // It came here from the other kind of provider, so it is wrapped again.
             _ => Some(false),
         }
@@ -232,7 +268,10 @@ impl KekProvider for BranchKek {
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(async move { self.unwrap_dek(context, wrapped).await.map_err(failure) })
+        Box::pin(async move {
+            self.check_own(wrapped)?;
+            self.unwrap_dek(context, wrapped).await.map_err(failure)
+        })
     }
 
     fn generate<'a>(
@@ -247,7 +286,10 @@ impl KekProvider for BranchKek {
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        Box::pin(async move { self.rewrap_dek(context, wrapped).await.map_err(failure) })
+        Box::pin(async move {
+            self.check_own(wrapped)?;
+            self.rewrap_dek(context, wrapped).await.map_err(failure)
+        })
     }
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {

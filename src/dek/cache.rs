@@ -14,7 +14,7 @@ use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
 use super::lease::{Age, Lease, RequestKey, Terms, shut_down};
-use super::registry::{Leased, Registry, end_all, end_later};
+use super::registry::{Leased, Registry, end_all, end_evicted, end_later};
 use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
@@ -252,6 +252,14 @@ impl DekCache {
         self.registry.end(self.registry.of_context(context), end_all);
     }
 
+    /// As [`evict_context`](Self::evict_context), for several. Every response in flight is discarded.
+    pub(super) fn evict_contexts(&self, which: impl Fn(&EncryptionContext) -> bool) {
+        self.revocations.of_everything();
+        let mut deks = self.registry.all();
+        deks.retain(|dek| which(&dek.lease().context));
+        self.registry.end(deks, end_all);
+    }
+
     pub(super) fn revoke_all(&self) {
         self.revocations.of_everything();
         self.registry.end(self.registry.all(), end_all);
@@ -362,7 +370,7 @@ impl<D: Leased> Evicted for Arc<D> {
         }
         // Callers that waited for this DEK may still use it once.
         if self.lease().evict() {
-            end_all(std::slice::from_ref(self));
+            end_evicted(std::slice::from_ref(self));
         }
     }
 }

@@ -67,6 +67,8 @@ pub(crate) struct Lease {
     ended: AtomicBool,
     /// It was evicted. Only callers that waited for it may still use it.
     evicted: AtomicBool,
+    /// It was ended by a denial, a revocation or a shut-down, not by time or for room.
+    revoked: AtomicBool,
     /// The number of responses that hold it for waiting callers.
     pins: AtomicUsize,
     announced: AtomicBool,
@@ -201,6 +203,7 @@ impl Lease {
             is_stored: terms.is_stored,
             ended: AtomicBool::new(false),
             evicted: AtomicBool::new(late),
+            revoked: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
             announced: AtomicBool::new(false),
             registration: Mutex::new(None),
@@ -494,9 +497,14 @@ impl Lease {
         self.parents.iter().any(|parent| parent.identity() == identity)
     }
 
-    /// Whether a key that it came through has been ended.
+    /// Whether a key that it came through was revoked.
+    pub(super) fn has_revoked_parent(&self) -> bool {
+        self.parents.iter().any(|parent| parent.is_revoked())
+    }
+
+    /// Whether a key that it came through was evicted or ended.
     pub(super) fn is_orphan(&self) -> bool {
-        self.parents.iter().any(|parent| parent.has_ended())
+        self.parents.iter().any(|parent| parent.is_gone())
     }
 
     /// Returns what distinguishes it from every other lease in memory.
@@ -508,10 +516,19 @@ impl Lease {
         self.ended.load(Ordering::SeqCst)
     }
 
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.has_ended() || self.evicted.load(Ordering::SeqCst)
+    }
+
     /// See [`ParentKey::bounds`](crate::kek::ParentKey::bounds). While it is served stale, a DEK
-    /// that comes through it serves until the next look at the outage.
+    /// that comes through it serves until the next look at the outage. If it came too late for
+    /// anyone but those who waited, so did the DEK.
     pub(super) fn bounds_of_dependants(&self, now: Moment) -> (Moment, Moment) {
-        let expires = match now.is_past(self.expires) {
+        let expires = match now.is_past(self.expires) && !self.is_late() {
             true => now.plus(self.retry_after).earlier(self.wipe_at),
             false => self.expires,
         };
@@ -526,9 +543,11 @@ impl Lease {
         }
     }
 
-    pub(super) fn take_dependants(&self) -> Vec<Weak<dyn Dependants>> {
-        let mut all = self.dependants.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *all)
+    /// Returns where DEKs may be that came through it. They are kept: one that is evicted with it
+    /// and in use can still be revoked.
+    pub(super) fn dependants(&self) -> Vec<Arc<dyn Dependants>> {
+        let all = self.dependants.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Whether the denial is by one of its source KEKs.
@@ -575,6 +594,11 @@ impl Lease {
     /// Returns `true` if it was evicted meanwhile and no other caller waits to use it.
     pub(super) fn unpin(&self) -> bool {
         self.pins.fetch_sub(1, Ordering::SeqCst) == 1 && self.evicted.load(Ordering::SeqCst)
+    }
+
+    /// From now on nothing that comes through it is used.
+    pub(super) fn revoke(&self) {
+        self.revoked.store(true, Ordering::SeqCst);
     }
 
     /// Prevents any further use and destroys the keys that are not in use right now. Returns

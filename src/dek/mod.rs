@@ -24,9 +24,11 @@ mod writing;
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use parent::BranchParent;
+pub(crate) use pinned::Held;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{
-    BranchTerms, DekSource, OwnedSource, ReadingRequest, SourceBuilder, WritingRequest, cached_as,
+    BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, ReadingRequest, SourceBuilder,
+    WritingRequest, cached_as,
 };
 pub use statistics::{KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

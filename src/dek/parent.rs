@@ -40,8 +40,12 @@ impl<D: Leased> ParentKey for BranchParent<D> {
         self.dek.lease().id
     }
 
-    fn has_ended(&self) -> bool {
-        self.dek.lease().has_ended()
+    fn is_revoked(&self) -> bool {
+        self.dek.lease().is_revoked()
+    }
+
+    fn is_gone(&self) -> bool {
+        self.dek.lease().is_gone()
     }
 
     fn identity(&self) -> usize {

@@ -4,7 +4,7 @@
 use std::ops::Deref;
 use std::slice;
 
-use super::registry::{Leased, end_later};
+use super::registry::{Leased, end_evicted_later};
 use crate::sync::Arc;
 
 /// Keeps an eviction from destroying the keys of a DEK. Its time is not prolonged, and a revocation
@@ -29,7 +29,7 @@ impl<D: Leased> Deref for Pinned<D> {
 impl<D: Leased> Drop for Pinned<D> {
     fn drop(&mut self) {
         if self.0.lease().unpin() {
-            end_later(slice::from_ref(&self.0));
+            end_evicted_later(slice::from_ref(&self.0));
         }
     }
 }

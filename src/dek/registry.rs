@@ -122,12 +122,14 @@ impl Deks {
 
 impl Dependants for Registry {
     fn end_dependants_of(&self, parent: usize) {
-        if self.is_of_this_process() {
-            let mut deks = self.all();
-            deks.retain(|dek| dek.lease().has_parent(parent));
-            // The parent may be ended by a destructor.
-            end_later(&deks);
-        }
+        // The parent may be ended by a destructor.
+        self.end(self.of_parent(parent), end_later);
+    }
+
+    fn evict_dependants_of(&self, parent: usize) {
+        let mut deks = self.of_parent(parent);
+        deks.retain(|dek| dek.lease().evict());
+        end_evicted_later(&deks);
     }
 }
 
@@ -177,6 +179,15 @@ impl Registry {
     pub(super) fn all(&self) -> Vec<Arc<dyn Leased>> {
         let deks = self.lock();
         deks.alive(deks.entries.keys())
+    }
+
+    fn of_parent(&self, parent: usize) -> Vec<Arc<dyn Leased>> {
+        if !self.is_of_this_process() {
+            return Vec::new();
+        }
+        let mut deks = self.all();
+        deks.retain(|dek| dek.lease().has_parent(parent));
+        deks
     }
 
     pub(super) fn of_dek(&self, id: &DekId) -> Vec<Arc<dyn Leased>> {
@@ -241,9 +252,10 @@ impl Registry {
     }
 }
 
-/// Ends DEKs and what came through them, waits for uses in progress, and reports when all keys are gone.
+/// Ends DEKs and what came through them, waits for uses in progress, and reports when all keys are
+/// gone.
 pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
-    end_and_wait(deks);
+    revoke_and_wait(deks);
     for dek in deks {
         announce(&**dek);
     }
@@ -251,9 +263,46 @@ pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 
 /// As [`end_all`], from a destructor.
 pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
-    end_and_wait(deks);
+    revoke_and_wait(deks);
     for dek in deks {
         announce_later(&**dek);
+    }
+}
+
+/// Ends DEKs that were evicted, and evicts what came through them. Nobody waits to use them.
+pub(super) fn end_evicted<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+    evict_and_wait(deks);
+    for dek in deks {
+        announce(&**dek);
+    }
+}
+
+/// As [`end_evicted`], from a destructor.
+pub(super) fn end_evicted_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+    evict_and_wait(deks);
+    for dek in deks {
+        announce_later(&**dek);
+    }
+}
+
+fn evict_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+    end_and_wait(deks);
+    for lease in deks.iter().map(|dek| dek.lease()) {
+        for dependants in lease.dependants() {
+            dependants.evict_dependants_of(lease.identity());
+        }
+    }
+}
+
+fn revoke_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+    for dek in deks {
+        dek.lease().revoke();
+    }
+    end_and_wait(deks);
+    for lease in deks.iter().map(|dek| dek.lease()) {
+        for dependants in lease.dependants() {
+            dependants.end_dependants_of(lease.identity());
+        }
     }
 }
 
@@ -263,11 +312,6 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     while !left.is_empty() {
         thread::sleep(Duration::from_micros(50));
         left.retain(|dek| !dek.lease().end());
-    }
-    for lease in deks.iter().map(|dek| dek.lease()) {
-        for dependants in lease.take_dependants().iter().filter_map(Weak::upgrade) {
-            dependants.end_dependants_of(lease.identity());
-        }
     }
 }
 

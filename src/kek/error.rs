@@ -67,6 +67,8 @@ pub struct KekError {
     over_budget: bool,
     /// Something between this process and the key service refused this one request.
     on_the_way: bool,
+    /// Set if the failure has a kind of its own, whose text tells nothing about a mismatch.
+    shown_as: Option<ErrorKind>,
     cause: Option<Box<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
     #[source]
@@ -95,6 +97,7 @@ impl KekError {
             asked: true,
             over_budget: false,
             on_the_way: false,
+            shown_as: None,
             cause: None,
             shown_cause: None,
         }
@@ -193,6 +196,12 @@ impl KekError {
         Self { over_budget: true, ..Self::throttled(message).without_asking() }
     }
 
+    /// Makes an error of the class [`KekErrorClass::Invalid`] that is shown as another kind, with
+    /// its text: it does not say whether a message and a context belong together.
+    pub(crate) fn invalid_shown_as(kind: ErrorKind, message: String) -> Self {
+        Self { shown_as: Some(kind), ..Self::invalid(message) }
+    }
+
     /// Says that something between this process and the key service refused this one request. The
     /// content of a request may come from an attacker, so this does not count against the service.
     ///
@@ -248,7 +257,7 @@ impl KekError {
 
     /// The detail contains the message already, so the source is the cause beneath it.
     fn into_error_of_kind(self, detail: String) -> Error {
-        let error = Error::new(self.class.kind(), detail);
+        let error = Error::new(self.shown_as.unwrap_or(self.class.kind()), detail);
         match self.cause {
             Some(cause) => error.with_source(cause),
             None => error,
@@ -258,7 +267,7 @@ impl KekError {
     pub(crate) fn into_error(self, detail: String) -> Error {
         match self.class {
             // Opaque, like every other mismatch.
-            KekErrorClass::Invalid => Error::invalid(),
+            KekErrorClass::Invalid if self.shown_as.is_none() => Error::invalid(),
             _ => self.into_error_of_kind(detail),
         }
     }

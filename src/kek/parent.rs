@@ -18,13 +18,18 @@ pub(crate) trait ParentKey: Send + Sync {
     /// Returns its id.
     fn key_id(&self) -> DekId;
 
-    fn has_ended(&self) -> bool;
+    /// Whether a denial, a revocation or a shut-down ended it.
+    fn is_revoked(&self) -> bool;
+
+    /// Whether it was evicted, or ended for any reason. What came through it serves at most those
+    /// who wait for it.
+    fn is_gone(&self) -> bool;
 
     /// Returns what distinguishes it from every other parent that is in memory.
     fn identity(&self) -> usize;
 
     /// From now on the end of this key ends its DEKs there. It is called before
-    /// [`has_ended`](Self::has_ended) is looked at.
+    /// [`is_revoked`](Self::is_revoked) is looked at.
     fn add_dependants(&self, dependants: Weak<dyn Dependants>);
 }
 
@@ -34,4 +39,7 @@ pub(crate) type Parent = Arc<dyn ParentKey>;
 pub(crate) trait Dependants: Send + Sync {
     /// Ends those that have this parent, and waits until their keys are gone.
     fn end_dependants_of(&self, parent: usize);
+
+    /// Evicts those that have this parent: callers that wait for one may still use it.
+    fn evict_dependants_of(&self, parent: usize);
 }

@@ -16,6 +16,7 @@ use crate::format::KekId;
 /// | `waxseal_deks_refreshed_total`, `waxseal_deks_evicted_total`, `waxseal_deks_wiped_total` | counter | |
 /// | `waxseal_renewals_failed_total`, `waxseal_served_stale_total` | counter | `kind` |
 /// | `waxseal_denied_total` | counter | |
+/// | `waxseal_damaged_rows_total`, `waxseal_keys_erased_total` | counter | `store` |
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |

@@ -97,7 +97,13 @@ impl DekSource {
                     obtained.for_reading_too.iter().for_each(|dek| cache.look_after(dek));
                     let lease = obtained.dek.lease();
                     let is_revoked = cache.revocations.concern(mark, context, lease.all_kek_ids());
-                    if !is_revoked && !lease.is_orphan() {
+                    if !is_revoked && !lease.has_revoked_parent() {
+                        // A branch key that was evicted meanwhile serves those who wait, and so
+                        // does what came through it.
+                        if lease.is_orphan() {
+                            lease.evict();
+                            obtained.for_reading_too.iter().for_each(|dek| _ = dek.lease.evict());
+                        }
                         K::put(cache, &obtained);
                         if obtained.goes_on {
                             let Lease { id: dek_id, context, .. } = pinned.lease();

@@ -170,6 +170,13 @@ impl DekSource {
             let mut epoch = 0;
             for stored in rows.iter().rev() {
                 let row = self.read(store, stored)?;
+                // Readers look for it by this id, and for no row of another kind.
+                if RowId::from(row.id()) != *stored.id() {
+                    return Err(damaged(store, stored.id(), "it holds another key").into());
+                }
+                if !row.is_tombstone() && row.kind() != KeyKind::Branch {
+                    return Err(damaged(store, stored.id(), "it is no branch key").into());
+                }
                 if let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) {
                     let period = branch
                         .check_context(context, of_row)
@@ -226,7 +233,8 @@ impl DekSource {
         Ok(Vouched { row: Row { context, id, wrapped_keys }, dek, obtained })
     }
 
-    /// Returns the row of the key that this process has, while its period lasts.
+    /// Returns the row of the key that this process has, while its period lasts and until a root has
+    /// a new version.
     fn own_row(
         &self,
         branch: &BranchTerms,
@@ -235,6 +243,9 @@ impl DekSource {
     ) -> Option<Row> {
         let dek = cache.writing(context)?;
         let wrapped_keys = dek.wrapped_keys.clone();
+        if self.keks.are_current(&wrapped_keys) == Some(false) {
+            return None;
+        }
         let (context, id) =
             dek.lease.with_branch_key(|key| (key.context().clone(), *key.id())).ok()?;
         let period = context.get(PERIOD).and_then(Period::of_text)?;
@@ -303,14 +314,21 @@ fn may_not_unwrap(failure: Failure) -> Failure {
 
 /// What a provider of branch keys needs besides DEKs.
 impl DekSource {
-    /// Checks that `context` is the one of a key of `branch`, whose period has begun.
+    /// Checks that `context` is the one of a key of `branch`.
     pub(crate) fn check_branch_context(
         &self,
         branch: &EncryptionContext,
         context: &EncryptionContext,
     ) -> Result<(), Error> {
         let Some(terms) = &self.options.branch else { return Err(Error::invalid()) };
-        terms.check_begun(terms.check_context(branch, context)?, self.options.clock.now())
+        terms.check_context(branch, context).map(drop)
+    }
+
+    /// Checks that the period of a branch key with this context has begun.
+    pub(crate) fn check_branch_has_begun(&self, context: &EncryptionContext) -> Result<(), Error> {
+        let period = context.get(PERIOD).and_then(Period::of_text).ok_or_else(Error::invalid)?;
+        let Some(terms) = &self.options.branch else { return Err(Error::invalid()) };
+        terms.check_begun(period, self.options.clock.now())
     }
 
     /// Rewraps the wrapped keys of a branch key.
@@ -333,8 +351,15 @@ impl DekSource {
         };
         let branch_id = BranchId::from_bytes(*branch.digest());
         let erased = self.of_store_or_error(&**store, store.erase_branch(&branch_id)).await;
-        // Also after a failure, which may have erased some.
-        self.evict_context(branch);
+        // Also after a failure, which may have erased some. Keys that came from a message have the
+        // period in their context.
+        self.evict_branch(|context| {
+            context == branch
+                || self
+                    .options
+                    .branch
+                    .is_some_and(|terms| terms.check_context(branch, context).is_ok())
+        });
         let erasure = erased?;
         let keys = erasure.erased.saturating_add(erasure.already_erased);
         self.emit(&Event::Erased { context: branch, store: store.name(), keys });

@@ -28,6 +28,10 @@ impl DekSource {
         self.cache().evict_context(context);
     }
 
+    pub(super) fn evict_branch(&self, is_of_branch: impl Fn(&EncryptionContext) -> bool) {
+        self.cache().evict_contexts(is_of_branch);
+    }
+
     pub(crate) fn evict_all(&self) {
         let cache = self.cache();
         cache.revoke_all();

@@ -94,7 +94,7 @@ pub(crate) trait DekRequest: Copy {
     fn to_owned(&self) -> Result<<Self::Kind as Kind>::Owned, Error>;
 }
 
-pub(super) type DekOf<Q> = <<Q as DekRequest>::Kind as Kind>::Dek;
+pub(crate) type DekOf<Q> = <<Q as DekRequest>::Kind as Kind>::Dek;
 
 /// A DEK just obtained from a key service.
 pub(crate) struct Obtained<D> {

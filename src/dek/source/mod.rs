@@ -44,7 +44,8 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use branch::{BranchTerms, cached_as};
 pub(crate) use builder::SourceBuilder;
 use decision::{Decision, decide};
-use kind::{DekOf, DekRequest, Kind, Obtained};
+pub(crate) use kind::{DekOf, DekRequest};
+use kind::{Kind, Obtained};
 pub(crate) use reading::ReadingRequest;
 use renewal::Renewer;
 pub(crate) use writing::WritingRequest;
@@ -260,7 +261,7 @@ impl DekSource {
     }
 
     /// Returns the DEK, pinned if the caller asks for that.
-    async fn held<Q: DekRequest>(
+    pub(crate) async fn held<Q: DekRequest>(
         self: &Arc<Self>,
         request: Q,
         pinned: bool,

@@ -1,0 +1,16 @@
+//! Branch keys: what a cold read costs, what ends with a branch key, who makes one, erasure, stores
+//! that lie, races, rewrapping, and the key store of an envelope.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod bounds;
+mod conforms;
+mod erasure;
+mod ground;
+mod lies;
+mod model;
+mod races;
+mod reading;
+mod rewrap;
+mod stored;
+mod writing;
