@@ -13,7 +13,6 @@ use futures_util::task::AtomicWaker;
 use super::*;
 use crate::store::StoreError;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::thread;
 
 pub(super) async fn survives_cancellation(subject: &dyn Subject, _: u64) -> Result<(), Stop> {
     let branch = new_branch()?;
@@ -140,7 +139,7 @@ async fn within<T>(limit: Duration, future: BoxFuture<'_, T>) -> Option<T> {
     let (is_over, waker) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicWaker::new()));
     let (keep, dropped) = mpsc::channel::<()>();
     let alarm = (is_over.clone(), waker.clone());
-    thread::spawn(move || {
+    std::thread::spawn(move || {
         if dropped.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             alarm.0.store(true, Ordering::SeqCst);
             alarm.1.wake();
