@@ -489,6 +489,10 @@ impl Lease {
             && parents.iter().all(has)
     }
 
+    pub(super) fn is_of_a_branch_key(&self) -> bool {
+        matches!(self.keys, Keys::Branch(_))
+    }
+
     pub(super) fn parents(&self) -> &[Parent] {
         &self.parents
     }

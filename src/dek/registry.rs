@@ -212,7 +212,10 @@ impl Registry {
         };
         while !deks.is_empty() {
             end(&deks);
-            deks = deks.iter().filter(|dek| !dek.is_for_reading()).flat_map(renewed).collect();
+            // A branch key is obtained anew with each renewal, so a new lease is another's.
+            let may_share =
+                |dek: &&Arc<dyn Leased>| !dek.is_for_reading() && !dek.lease().is_of_a_branch_key();
+            deks = deks.iter().filter(may_share).flat_map(renewed).collect();
         }
     }
 
