@@ -24,6 +24,7 @@ macro_rules! links {
 [`Envelope::revoke_kek`]: crate::Envelope::revoke_kek
 [`Envelope::prepare`]: crate::Envelope::prepare
 [`Envelope::rewrap_all`]: crate::Envelope::rewrap_all
+[`Envelope::rewrap_wrapped_keys`]: crate::Envelope::rewrap_wrapped_keys
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
 [calls.md]: crate::guide::calls
 [format.md]: crate::guide::format
