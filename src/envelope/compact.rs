@@ -74,21 +74,16 @@ impl<'a> Sealed<'a> {
         self.bytes
     }
 
+    /// Reads it. A message that comes without wrapped keys has none if `has_store`.
     #[inline]
-    pub(super) fn parse(self) -> Result<Message<'a>, Error> {
-        let message = self.parse_for_store()?;
-        match message.wrapped_keys {
-            [] => Err(missing(&message)),
-            _ => Ok(message),
-        }
-    }
-
-    /// As [`parse`](Self::parse). A message that came without wrapped keys still has none.
-    #[inline]
-    pub(super) fn parse_for_store(self) -> Result<Message<'a>, Error> {
+    pub(super) fn parse(self, has_store: impl FnOnce() -> bool) -> Result<Message<'a>, Error> {
         let mut message = Message::parse(self.bytes)?;
-        if let (Form::Compact, Some(wrapped_keys)) = (message.form(), self.apart) {
-            message.wrapped_keys = wrapped_keys.as_bytes();
+        if message.form() == Form::Compact {
+            message.wrapped_keys = match self.apart {
+                Some(wrapped_keys) => wrapped_keys.as_bytes(),
+                None if has_store() => &[],
+                None => return Err(missing(&message)),
+            };
         }
         Ok(message)
     }

@@ -82,7 +82,7 @@ impl Envelope {
     /// Reads a message. Without a store it must come with its wrapped keys.
     #[inline]
     fn parse<'s>(&self, sealed: Sealed<'s>) -> Result<Message<'s>, Error> {
-        if self.0.has_store() { sealed.parse_for_store() } else { sealed.parse() }
+        sealed.parse(|| self.0.has_store())
     }
 
     /// Encrypts `plaintext`.

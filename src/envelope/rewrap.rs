@@ -27,7 +27,7 @@ impl Envelope {
     /// [`ErrorKind::MissingWrappedKeys`] for a compact one
     /// without its wrapped keys.
     pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
-        let message = sealed.into().parse()?;
+        let message = sealed.into().parse(|| false)?;
         Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(message.wrapped_keys)?))
     }
 
