@@ -249,3 +249,22 @@ fn what_is_prepared_ends_with_max_age_and_messages_of_a_store_are_prepared_too()
     clock.advance(Duration::from_secs(300));
     assert!(!cached());
 }
+
+#[test]
+fn a_context_of_the_library_s_own_is_refused_in_batches_too() {
+    let (store, root) = (MemoryStore::new(), support::local("root"));
+    let branches = waxseal::branch::BranchKek::builder(root.clone()).name("orders");
+    let branches = branches.store(store.clone()).build().unwrap();
+    let writer = Envelope::builder().wrap_with(branches).build().unwrap();
+    block_on(writer.encrypt(&context("alice"), Aad::empty(), b"row")).unwrap();
+    // Whoever reads the store sees the context of a branch key.
+    let scan = waxseal::store::KeyStore::scan(&store, None, 10);
+    let row = block_on(scan).unwrap().rows[0].row().unwrap();
+    let reserved = row.context().unwrap();
+    let kek = Batching::over(root.clone());
+    let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let page = rows(&root, "alice", 3, 1);
+    let prepared = block_on(reader.prepare(page.iter().map(|row| (reserved, row))));
+    assert!(prepared.into_iter().all(|result| kind(result) == ErrorKind::InvalidContext));
+    assert_eq!(kek.calls(), (0, 0));
+}

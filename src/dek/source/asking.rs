@@ -50,7 +50,7 @@ impl DekSource {
     }
 
     /// Refuses contexts of the library's own, which a key store hands out.
-    fn check_names(&self, context: &EncryptionContext) -> Result<(), Error> {
+    pub(super) fn check_names(&self, context: &EncryptionContext) -> Result<(), Error> {
         if self.options.branch.is_some() {
             return Ok(());
         }
