@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use waxseal_testing::support::{block_on, context};
 
 use waxseal::store::conformance::{self, Outcome, Report, Step, Subject};
@@ -20,15 +21,25 @@ use waxseal::{DekId, KekId, WrappedDek, WrappedKeys};
 
 use crate::wrong_store::{Probe, Wrong, let_others_run};
 
-/// Each task on a thread of its own.
-struct OnThreads(Probe);
+/// Each task on a thread of its own, or all in turns on one: then where they meet is the same in
+/// every run, and a mistake that only a race shows is found in every run.
+struct Probed(Probe, Tasks);
 
-impl Subject for OnThreads {
+#[derive(Clone, Copy)]
+enum Tasks {
+    OnThreads,
+    InTurns,
+}
+
+impl Subject for Probed {
     fn store(&self) -> Arc<dyn KeyStore> {
         Arc::new(self.0.clone())
     }
 
     fn run_at_once(&self, tasks: Vec<BoxFuture<'static, ()>>) -> BoxFuture<'_, ()> {
+        if let Tasks::InTurns = self.1 {
+            return Box::pin(async { drop(join_all(tasks).await) });
+        }
         Box::pin(async {
             std::thread::scope(|scope| {
                 tasks.into_iter().for_each(|task| drop(scope.spawn(|| block_on(task))));
@@ -67,7 +78,8 @@ impl Subject for OnThreads {
 }
 
 fn run(wrong: Option<Wrong>) -> Report {
-    block_on(conformance::run(&OnThreads(Probe::new(wrong))))
+    let tasks = if wrong.is_some() { Tasks::InTurns } else { Tasks::OnThreads };
+    block_on(conformance::run(&Probed(Probe::new(wrong), tasks)))
 }
 
 fn failures(report: &Report) -> Vec<&str> {
