@@ -7,12 +7,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use aws_config::SdkConfig;
+use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Builder as ConfigBuilder, Region};
 use waxseal::{Error, ErrorKind};
 
 use crate::store::DynamoDbKeyStore;
-use crate::table::{Client, Table};
+use crate::table::Table;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -40,6 +41,13 @@ enum Source {
     Defaults,
     SdkConfig(Box<SdkConfig>),
     Client(Client),
+}
+
+impl DynamoDbKeyStore {
+    /// Returns a builder. It needs the name of a table.
+    pub fn builder() -> DynamoDbKeyStoreBuilder {
+        DynamoDbKeyStoreBuilder::default()
+    }
 }
 
 impl DynamoDbKeyStoreBuilder {

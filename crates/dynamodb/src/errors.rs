@@ -8,10 +8,10 @@
 use std::error::Error as StdError;
 
 use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_dynamodb::config::http::HttpResponse;
+use aws_sdk_dynamodb::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use waxseal::kek::toolkit::certificates;
 use waxseal::store::{StoreError, StoreErrorClass};
-
-use crate::table::{ConnectorError, HttpResponse, ProvideErrorMetadata, SdkError};
 
 use StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 

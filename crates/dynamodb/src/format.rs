@@ -9,9 +9,9 @@
 
 use std::collections::HashMap;
 
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::AttributeValue;
 use waxseal::store::{BranchId, BranchPlace, RowId, ScanCursor, StoreError, StoredRow};
-
-use crate::table::{AttributeValue, Blob};
 
 /// The partition key.
 pub(crate) const ID: &str = "id";

@@ -6,15 +6,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_dynamodb::types::AttributeValue;
 use waxseal::store::{
     BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
     StoreError, StoredRow,
 };
 
 use crate::backoff::Backoff;
-use crate::builder::DynamoDbKeyStoreBuilder;
 use crate::format::{self, BRANCH, EPOCH, ERASED, ID, KEY_ROW, PERIOD};
-use crate::table::{AttributeValue, Change, Table, Written};
+use crate::table::{Change, Table, Written};
 
 /// Most writes of one transaction, and most bytes of the rows that it touches (4 MB are allowed).
 const MOST_WRITES: usize = 100;
@@ -35,11 +35,6 @@ struct Inner {
 }
 
 impl DynamoDbKeyStore {
-    /// Returns a builder. It needs the name of a table.
-    pub fn builder() -> DynamoDbKeyStoreBuilder {
-        DynamoDbKeyStoreBuilder::default()
-    }
-
     pub(crate) fn new(table: Table, bound: Duration) -> Self {
         let name = format!("dynamodb {}", table.name);
         Self(Arc::new(Inner { table, name, bound }))

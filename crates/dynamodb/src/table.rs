@@ -4,16 +4,13 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-pub(crate) use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::Config;
-pub(crate) use aws_sdk_dynamodb::config::http::HttpResponse;
 use aws_sdk_dynamodb::config::retry::RetryConfig;
-pub(crate) use aws_sdk_dynamodb::error::{ConnectorError, ProvideErrorMetadata, SdkError};
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::operation::transact_write_items::TransactWriteItemsError;
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
-pub(crate) use aws_sdk_dynamodb::primitives::Blob;
-pub(crate) use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, BillingMode, KeySchemaElement, KeyType, KeysAndAttributes, Put,
     ScalarAttributeType, TableStatus, TransactWriteItem, Update,

@@ -28,11 +28,15 @@ pub struct ObjectKeyStoreBuilder {
     timeout: Duration,
 }
 
-impl ObjectKeyStoreBuilder {
-    pub(crate) fn new(url: String) -> Self {
-        Self { url, options: Vec::new(), timeout: TIMEOUT }
+impl ObjectKeyStore {
+    /// Returns a builder for the store at a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
+    /// `az://CONTAINER/PREFIX`, `file:///FOLDER`, `memory:///`.
+    pub fn builder(url: impl Into<String>) -> ObjectKeyStoreBuilder {
+        ObjectKeyStoreBuilder { url: url.into(), options: Vec::new(), timeout: TIMEOUT }
     }
+}
 
+impl ObjectKeyStoreBuilder {
     /// Sets an option by the name that `object_store` has for it, such as `aws_region` or
     /// `google_service_account`. It wins over the environment, which is read as by `object_store`
     /// (`AWS_ACCESS_KEY_ID` and others). Values are never shown.

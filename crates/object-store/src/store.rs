@@ -20,7 +20,6 @@ use waxseal::store::{
     StoreError, StoredRow,
 };
 
-use crate::builder::ObjectKeyStoreBuilder;
 use crate::format::{self, Content, encode_claim, encode_row};
 use crate::objects::{Backoff, Objects};
 
@@ -41,12 +40,6 @@ struct Inner {
 }
 
 impl ObjectKeyStore {
-    /// Returns a builder for the store at a URL: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`,
-    /// `az://CONTAINER/PREFIX`, `file:///FOLDER`, `memory:///`.
-    pub fn builder(url: impl Into<String>) -> ObjectKeyStoreBuilder {
-        ObjectKeyStoreBuilder::new(url.into())
-    }
-
     pub(crate) fn new(objects: Objects, name: String) -> Self {
         Self(Arc::new(Inner { objects, name }))
     }

@@ -101,7 +101,8 @@ impl DekSource {
         if self.cache().refusal(&request.request_key()).is_some() {
             return None;
         }
-        let located = self.locate(&owned).await.ok()?;
+        let keys = owned.wrapped_keys.as_ref();
+        let located = self.locate(&owned.context, &owned.id, keys).await.ok()?;
         let is_own = located.wrapped_keys.entries().iter().any(|e| e.kek_id() == kek.id());
         is_own.then_some((owned, located))
     }

@@ -147,8 +147,8 @@ impl Kind for Reading {
         owned: &Owned,
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
-        let Owned { context, id, .. } = owned;
-        let located = source.locate(owned).await?;
+        let Owned { context, id, wrapped_keys, .. } = owned;
+        let located = source.locate(context, id, wrapped_keys.as_ref()).await?;
         let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
             cache.record_failure(context, id, provider, entry, kind)
         };

@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::reading::Owned;
 use super::{DekSource, SourceOptions};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
@@ -22,16 +21,21 @@ pub(super) struct Located {
 
 impl DekSource {
     /// Returns the wrapped keys of a request: those that it has, or those in the store.
-    pub(super) async fn locate(&self, owned: &Owned) -> Result<Located, Failure> {
-        let own = owned.wrapped_keys.as_ref().map(|wrapped_keys| Located {
-            context: owned.context.clone(),
-            id: owned.id,
+    pub(super) async fn locate(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        wrapped_keys: Option<&WrappedKeys>,
+    ) -> Result<Located, Failure> {
+        let own = wrapped_keys.map(|wrapped_keys| Located {
+            context: context.clone(),
+            id: *id,
             wrapped_keys: wrapped_keys.clone(),
         });
         let Some(store) = &self.options.store else {
-            return own.ok_or_else(|| missing(&owned.id).into());
+            return own.ok_or_else(|| missing(id).into());
         };
-        let row_id = RowId::from(&owned.id);
+        let row_id = RowId::from(id);
         let row = self.of_store(&**store, store.get(&row_id)).await?;
         let Some(row) = row else {
             // A message that carries its wrapped keys needs no row.
@@ -42,23 +46,23 @@ impl DekSource {
         if RowId::from(row.id()) != row_id {
             return Err(damaged(&**store, &row_id, "it holds another key").into());
         }
-        let (Some(context), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) else {
-            return Err(self.erased(&**store, &owned.context, row.id()));
+        let (Some(stored), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) else {
+            return Err(self.erased(&**store, context, row.id()));
         };
         if let Some(own) = own {
             return Ok(own);
         }
         let located =
-            Located { context: context.clone(), id: *row.id(), wrapped_keys: wrapped_keys.clone() };
+            Located { context: stored.clone(), id: *row.id(), wrapped_keys: wrapped_keys.clone() };
         match &self.options.branch {
             None if row.kind() == KeyKind::Dek
-                && located.id == owned.id
-                && located.context == owned.context =>
+                && located.id == *id
+                && located.context == *context =>
             {
                 Ok(located)
             }
             Some(branch) if row.kind() == KeyKind::Branch => {
-                let period = branch.check_context(&owned.context, context)?;
+                let period = branch.check_context(context, stored)?;
                 branch.check_begun(period, self.options.clock.now())?;
                 Ok(located)
             }
