@@ -96,8 +96,8 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
 }
 
 #[test]
-fn a_million_messages_across_a_fork_repeat_no_nonce_under_one_key() {
-    const EACH: usize = 500_000;
+fn a_hundred_thousand_messages_across_a_fork_repeat_no_nonce_under_one_key() {
+    const EACH: usize = 50_000;
     let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
     let alice = context("alice");
     // DEK id and nonce of each message.
