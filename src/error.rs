@@ -216,7 +216,11 @@ impl Error {
     /// [`cause`](Self::cause) returns it unchanged.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::from(source.into());
+        self.with_cause(Arc::from(source.into()))
+    }
+
+    /// As [`with_source`](Self::with_source), for a cause that others have too.
+    pub(crate) fn with_cause(self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
         // Others may hold this error: then the new one has a copy of its text.
         let (kind, detail) = Arc::try_unwrap(self.0).map_or_else(

@@ -86,6 +86,10 @@ impl<P: KekProvider> KekProvider for Tap<P> {
         self.inner.rewrap(context, wrapped)
     }
 
+    fn batch_size(&self) -> usize {
+        self.inner.batch_size()
+    }
+
     fn wrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a Dek)],

@@ -7,6 +7,7 @@ use futures_util::stream;
 use super::{BRANCH, BranchKek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow};
+use crate::kek::rewrap::Check;
 use crate::store::{KeyStore, ScanCursor, StoredRow};
 
 /// How often a row is read again that others change at the same time.
@@ -136,7 +137,7 @@ impl BranchKek {
             if row.kind() != KeyKind::Branch || context.get(BRANCH) != Some(self.name()) {
                 return Ok(Outcome::Skipped);
             }
-            let rewrapped = source.rewrap_keys(context, row.id(), keys).await?;
+            let rewrapped = source.rewrap_list(context, row.id(), keys, Check::UnwrapEach).await?;
             if rewrapped == *keys {
                 return Ok(Outcome::Current);
             }

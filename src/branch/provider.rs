@@ -11,6 +11,7 @@ use crate::dek::{
 };
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow};
+use crate::kek::rewrap::Check;
 use crate::kek::{
     BoxFuture, CallAdvice, CallTarget, ContextBinding, Dek, Health, KekError, KekId, KekProvider,
     UnwrappedDek, WrappedDek,
@@ -171,7 +172,11 @@ impl BranchKek {
         if let Some(row) = &entry.row
             && let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys())
         {
-            let keys = self.0.source.rewrap_keys(of_row, row.id(), wrapped_keys).await?;
+            let keys = self
+                .0
+                .source
+                .rewrap_list(of_row, row.id(), wrapped_keys, Check::UnwrapEach)
+                .await?;
             entry.row = Some(KeyRow::live(KeyKind::Branch, *row.id(), of_row.clone(), keys));
         }
         self.entry(entry.row_id, entry.form, entry.row)

@@ -3,13 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-
-use futures_util::{StreamExt, stream};
+use std::collections::hash_map::Entry;
 
 use super::{Envelope, Sealed};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Message, WrappedKeys, with_wrapped_keys};
+use crate::kek::batch::KeyList;
 use crate::kek::rewrap::Check;
 use crate::suite::DekId;
 
@@ -75,9 +75,11 @@ impl Envelope {
     /// the calls of one. Returns one result for each message, in order; a
     /// message that fails does not keep the others from their results.
     ///
-    /// Calls run side by side within the [`CallBudget`](crate::CallBudget), and each has the
+    /// Where a key service has batches (Vault Transit), one call rewraps many lists and another checks
+    /// them. Otherwise each list has calls of its own. Calls run side by side within the
+    /// [`CallBudget`](crate::CallBudget), and each has the
     /// [`deadline`](crate::CallPolicy::deadline) for itself. All results are kept in memory until
-    /// the last one is there, so give a large table in batches.
+    /// the last one is there, so give a large table in parts.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -106,15 +108,11 @@ impl Envelope {
             .into_iter()
             .map(|(context, sealed)| {
                 let message = embedded(sealed)?;
-                Ok::<_, Error>((sealed, lists.place_of(context, &message)))
+                Ok::<_, Error>((sealed, lists.place_of(context, &message)?))
             })
             .collect();
-        let waiting = lists.lists.into_iter().map(async |list| {
-            let keys = WrappedKeys::try_from(list.wrapped_keys)?;
-            self.rewrap_list(list.context, &list.dek_id, &keys, Check::UnwrapEach).await
-        });
-        let rewrapped: Vec<_> =
-            stream::iter(waiting).buffered(self.source().keks().at_once()).collect().await;
+        let lists: Vec<_> = lists.lists.iter().map(List::as_key_list).collect();
+        let rewrapped = self.source().rewrap_lists(&lists, Check::UnwrapEach).await;
         let answer =
             |place: usize| rewrapped.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
         places
@@ -153,7 +151,7 @@ impl Envelope {
         dek_id: &DekId,
         keys: &WrappedKeys,
     ) -> Result<WrappedKeys, Error> {
-        self.rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
+        self.source().rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
     }
 
     async fn rewrap_message(
@@ -164,21 +162,9 @@ impl Envelope {
     ) -> Result<Vec<u8>, Error> {
         let message = embedded(sealed)?;
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
-        let keys = self.rewrap_list(context, &message.header.dek_id, &keys, check).await?;
+        let dek_id = &message.header.dek_id;
+        let keys = self.source().rewrap_list(context, dek_id, &keys, check).await?;
         with_wrapped_keys(sealed, keys.as_bytes())
-    }
-
-    async fn rewrap_list(
-        &self,
-        context: &EncryptionContext,
-        dek_id: &DekId,
-        keys: &WrappedKeys,
-        check: Check,
-    ) -> Result<WrappedKeys, Error> {
-        let keks = self.source().keks();
-        self.source()
-            .unless_revoked(context, || keks.rewrap_all_entries(context, dek_id, keys, check))
-            .await
     }
 }
 
@@ -204,15 +190,29 @@ struct Lists<'m> {
 struct List<'m> {
     context: &'m EncryptionContext,
     dek_id: DekId,
-    wrapped_keys: &'m [u8],
+    keys: WrappedKeys,
+}
+
+impl List<'_> {
+    fn as_key_list(&self) -> KeyList<'_> {
+        KeyList { context: self.context, dek_id: &self.dek_id, keys: &self.keys }
+    }
 }
 
 impl<'m> Lists<'m> {
-    fn place_of(&mut self, context: &'m EncryptionContext, message: &Message<'m>) -> usize {
+    fn place_of(
+        &mut self,
+        context: &'m EncryptionContext,
+        message: &Message<'m>,
+    ) -> Result<usize, Error> {
         let (dek_id, wrapped_keys) = (message.header.dek_id, message.wrapped_keys);
-        *self.places.entry((dek_id, *context.digest(), wrapped_keys)).or_insert_with(|| {
-            self.lists.push(List { context, dek_id, wrapped_keys });
-            self.lists.len() - 1
-        })
+        match self.places.entry((dek_id, *context.digest(), wrapped_keys)) {
+            Entry::Occupied(place) => Ok(*place.get()),
+            Entry::Vacant(place) => {
+                let keys = WrappedKeys::try_from(wrapped_keys)?;
+                self.lists.push(List { context, dek_id, keys });
+                Ok(*place.insert(self.lists.len() - 1))
+            }
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Shown, ShownCause};
@@ -54,8 +55,9 @@ impl fmt::Display for KekErrorClass {
 /// The failure of one call to a key service.
 ///
 /// The message is shown to operators. It holds no key bytes and no credential. It may quote a
-/// server: unprintable characters are escaped in Display and in Debug.
-#[derive(thiserror::Error)]
+/// server: unprintable characters are escaped in Display and in Debug. A clone shares the cause:
+/// the items of a batch that failed as a whole share one failure.
+#[derive(Clone, thiserror::Error)]
 #[error("{class}: {}", Shown(message))]
 pub struct KekError {
     class: KekErrorClass,
@@ -69,10 +71,10 @@ pub struct KekError {
     on_the_way: bool,
     /// Set if the failure has a kind of its own, whose text tells nothing about a mismatch.
     shown_as: Option<ErrorKind>,
-    cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
     #[source]
-    shown_cause: Option<Box<ShownCause>>,
+    shown_cause: Option<Arc<ShownCause>>,
 }
 
 impl fmt::Debug for KekError {
@@ -137,8 +139,8 @@ impl KekError {
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
         let cause = source.into();
-        self.shown_cause = Some(Box::new(ShownCause::of(&*cause)));
-        self.cause = Some(cause);
+        self.shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
+        self.cause = Some(cause.into());
         self
     }
 
@@ -259,7 +261,7 @@ impl KekError {
     fn into_error_of_kind(self, detail: String) -> Error {
         let error = Error::new(self.shown_as.unwrap_or(self.class.kind()), detail);
         match self.cause {
-            Some(cause) => error.with_source(cause),
+            Some(cause) => error.with_cause(cause),
             None => error,
         }
     }

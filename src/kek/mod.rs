@@ -4,6 +4,7 @@
 //! caching and the choice between several KEKs happen above it, in one place for all providers.
 #![forbid(unsafe_code)]
 
+pub(crate) mod batch;
 pub(crate) mod call;
 mod candidates;
 #[cfg(feature = "test-util")]
@@ -141,9 +142,12 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Returns how many items one request of [`unwrap_many`](Self::unwrap_many) and
-    /// [`rewrap_many`](Self::rewrap_many) has. By default 1: the service has no batches, and DEKs are
-    /// asked for one by one, side by side.
+    /// Returns how many items one request of [`wrap_many`](Self::wrap_many),
+    /// [`unwrap_many`](Self::unwrap_many) and [`rewrap_many`](Self::rewrap_many) has at most. By
+    /// default 1: the service has no batches, and DEKs are asked for one by one, side by side.
+    ///
+    /// A batch counts as one call about the provider's [`id`](Self::id). It is repeated for the items
+    /// that an outage kept back, and has failed if every item did.
     fn batch_size(&self) -> usize {
         1
     }

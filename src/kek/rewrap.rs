@@ -1,13 +1,14 @@
-//! Rewraps one list of wrapped keys, entry by entry, in the key service where possible.
+//! Rewraps lists of wrapped keys, entry by entry, in the key service where possible.
 #![forbid(unsafe_code)]
 
+use futures_util::{StreamExt, stream};
+
+use super::batch::{KeyEntry, KeyList, all_settled, settled_and_asked};
 use super::call::{CallBounds, GuardedKek, Lane};
-use super::set::{KekSet, RetryMode, named, no_writing_kek};
-use super::{KekError, KekErrorClass};
-use crate::context::EncryptionContext;
+use super::set::{KekSet, named, no_writing_kek};
+use super::{Dek, KekError, KekErrorClass, WrappedDek};
 use crate::error::Error;
-use crate::format::{WrappedDek, WrappedKeys};
-use crate::suite::DekId;
+use crate::format::WrappedKeys;
 
 /// What has to be known before old entries are dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,67 +18,159 @@ pub(crate) enum Check {
 }
 
 impl KekSet {
-    /// Returns the list that the writing KEKs would make now, made from the old one.
-    pub(crate) async fn rewrap_all_entries(
+    /// Returns how many lists are rewrapped together: as many as the largest batch of a KEK has.
+    pub(crate) fn lists_together(&self) -> usize {
+        self.reading.iter().map(|kek| kek.batch_size()).max().unwrap_or(1)
+    }
+
+    /// Returns the lists that the writing KEKs would make now, made from the old ones, in order. A
+    /// list that fails does not keep the others from their results. `at_once` calls are made at the
+    /// same time.
+    pub(crate) async fn rewrap_lists(
         &self,
-        context: &EncryptionContext,
-        dek_id: &DekId,
-        keys: &WrappedKeys,
+        lists: &[KeyList<'_>],
         check: Check,
-    ) -> Result<WrappedKeys, Error> {
-        let keks = self;
-        if keks.writing.is_empty() {
-            return Err(no_writing_kek());
+        at_once: usize,
+    ) -> Vec<Result<WrappedKeys, Error>> {
+        if self.writing.is_empty() {
+            return lists.iter().map(|_| Err(no_writing_kek())).collect();
         }
-        let mut entries = Vec::new();
-        for kek in &keks.writing {
-            keks.check_not_revoked(kek.id())?;
-            let job =
-                Job { keks, bounds: keks.bounds(Lane::Ordinary), kek, context, dek_id, check };
-            let entry = match job.renew(keys).await {
-                // The KEK's own entry is missing, damaged or refused, but another KEK's entry may
-                // serve.
-                Ok(None) | Err(Renewal::Lost) => {
-                    let unwrapped =
-                        keks.unwrap_any(job.bounds, context, dek_id, keys, &|_, _, _| {}).await;
-                    let dek = unwrapped.map_err(|failure| failure.error)?.dek;
-                    let entry = keks.wrap(job.bounds, kek, context, dek_id, &dek).await?;
-                    job.verify(&entry).await.map_err(|error| named(kek, error))?;
-                    entry
-                }
-                Ok(Some(entry)) => entry,
-                Err(Renewal::Failed(error)) => return Err(error),
-            };
-            entries.push(entry);
+        let mut made: Vec<Result<Vec<WrappedDek>, Error>> =
+            lists.iter().map(|_| Ok(Vec::new())).collect();
+        for kek in &self.writing {
+            // What failed is not asked for any more.
+            let going = lists.iter().zip(made).map(|(list, made)| match made {
+                Ok(entries) => Ok((*list, entries)),
+                failed => Err(failed),
+            });
+            let (settled, going) = settled_and_asked(going);
+            let (lists, entries): (Vec<_>, Vec<_>) = going.into_iter().unzip();
+            let renewed = Job { keks: self, kek, check, at_once }.renew(&lists).await;
+            let renewed = entries.into_iter().zip(renewed).map(|(mut entries, entry)| {
+                entries.push(entry?);
+                Ok(entries)
+            });
+            made = all_settled(settled, renewed.collect());
         }
-        WrappedKeys::new(entries)
+        made.into_iter().map(|entries| WrappedKeys::new(entries?)).collect()
     }
 }
 
-/// One DEK's entry for one KEK.
+/// The entries of one KEK.
 struct Job<'a> {
     keks: &'a KekSet,
-    bounds: CallBounds,
     kek: &'a GuardedKek,
-    context: &'a EncryptionContext,
-    dek_id: &'a DekId,
     check: Check,
+    /// How many calls are made at the same time.
+    at_once: usize,
 }
 
 impl Job<'_> {
-    /// Makes the KEK's entry from its old one, without another KEK's help. Returns `None` if there
-    /// is no old one.
-    async fn renew(&self, keys: &WrappedKeys) -> Result<Option<WrappedDek>, Renewal> {
-        let Self { keks, bounds, kek, context, dek_id, .. } = self;
-        let Some(old) = old_entry(kek, keys) else { return Ok(None) };
-        let entry = if self.is_proven_current(old) {
-            old.clone()
-        } else {
-            let rewrapped = keks.rewrap(*bounds, kek, context, dek_id, old).await;
-            rewrapped.map_err(|error| self.failed(error))?.map_err(Renewal::Failed)?
+    /// Makes the KEK's entry of each list.
+    async fn renew(&self, lists: &[KeyList<'_>]) -> Vec<Result<WrappedDek, Error>> {
+        if let Err(revoked) = self.keks.check_not_revoked(self.kek.id()) {
+            let revoked = Error::from(revoked);
+            return lists.iter().map(|_| Err(revoked.clone())).collect();
+        }
+        let entries = self.rewrap_own(lists).await;
+        // The KEK's own entry is missing, damaged or refused, but another KEK's entry may serve.
+        let entries = lists.iter().zip(entries).map(|(list, entry)| match entry {
+            Err(NotMade { is_lost: true, .. }) => Ok(*list),
+            entry => Err(entry.map_err(|not_made| not_made.error)),
+        });
+        let (settled, lost) = settled_and_asked(entries);
+        all_settled(settled, self.wrap_lost(&lost).await)
+    }
+
+    /// Makes entries from the KEK's old ones, without another KEK's help.
+    async fn rewrap_own(&self, lists: &[KeyList<'_>]) -> Vec<Result<WrappedDek, NotMade>> {
+        // A batch is a call about the KEK itself. An entry of a related KEK may have another target.
+        let is_related = |list: &KeyList<'_>| {
+            list.entry_of(self.kek).is_none() && old_entry(self.kek, list).is_some()
         };
-        self.verify(&entry).await.map_err(|error| self.failed(error))?;
-        Ok(Some(entry))
+        let runs = lists.chunk_by(|a, b| !is_related(a) && !is_related(b));
+        let batches: Vec<_> = runs.flat_map(|run| run.chunks(self.kek.batch_size())).collect();
+        let entries = stream::iter(0..batches.len())
+            .map(|n| self.rewrap_batch(batches.get(n).copied().unwrap_or_default()))
+            .buffered(self.at_once);
+        entries.collect::<Vec<_>>().await.into_iter().flatten().collect()
+    }
+
+    /// Makes entries from DEKs that any KEK unwraps.
+    async fn wrap_lost(&self, lists: &[KeyList<'_>]) -> Vec<Result<WrappedDek, Error>> {
+        let deks = self.keks.unwrap_lists(lists, self.at_once).await;
+        let size = self.kek.batch_size();
+        let entries = stream::iter(0..lists.len().div_ceil(size))
+            .map(|n| {
+                let lists = lists.chunks(size).nth(n).unwrap_or_default();
+                self.wrap_batch(lists, deks.chunks(size).nth(n).unwrap_or_default())
+            })
+            .buffered(self.at_once);
+        entries.collect::<Vec<_>>().await.into_iter().flatten().collect()
+    }
+
+    /// Has the KEK rewrap one batch.
+    async fn rewrap_batch(&self, lists: &[KeyList<'_>]) -> Vec<Result<WrappedDek, NotMade>> {
+        let Self { keks, kek, .. } = self;
+        let bounds = keks.bounds(Lane::Ordinary);
+        let old = lists.iter().map(|list| {
+            let missing = || Err(NotMade { error: Error::invalid(), is_lost: true });
+            let old = old_entry(kek, list).ok_or_else(missing)?;
+            let allowed = keks.check_not_revoked(old.entry.kek_id());
+            allowed.map_err(|error| Err(self.not_made(error)))?;
+            match self.is_proven_current(old.entry) {
+                true => Err(Ok(old.entry.clone())),
+                false => Ok(old),
+            }
+        });
+        let (settled, asked) = settled_and_asked(old);
+        let rewrapped = keks.rewrap_many(bounds, kek, &asked).await.into_iter();
+        let rewrapped = rewrapped
+            .map(|entry| entry.map_err(|error| self.not_made(error))?.map_err(NotMade::from));
+        self.verified(bounds, lists, all_settled(settled, rewrapped.collect())).await
+    }
+
+    /// Has the KEK wrap one batch of DEKs, where there is one.
+    async fn wrap_batch(
+        &self,
+        lists: &[KeyList<'_>],
+        deks: &[Result<Dek, Error>],
+    ) -> Vec<Result<WrappedDek, Error>> {
+        let Self { keks, kek, .. } = self;
+        let bounds = keks.bounds(Lane::Ordinary);
+        let deks = lists.iter().zip(deks).map(|(list, dek)| match dek {
+            Ok(dek) => Ok((*list, dek)),
+            Err(error) => Err(Err(error.clone())),
+        });
+        let (settled, asked) = settled_and_asked(deks);
+        let wrapped = all_settled(settled, keks.wrap_many(bounds, kek, &asked).await);
+        let wrapped = wrapped.into_iter().map(|entry| entry.map_err(NotMade::from)).collect();
+        let verified = self.verified(bounds, lists, wrapped).await.into_iter();
+        verified.map(|entry| entry.map_err(|not_made| not_made.error)).collect()
+    }
+
+    /// Has the KEK unwrap the new entries, if they are checked.
+    async fn verified(
+        &self,
+        bounds: CallBounds,
+        lists: &[KeyList<'_>],
+        entries: Vec<Result<WrappedDek, NotMade>>,
+    ) -> Vec<Result<WrappedDek, NotMade>> {
+        if self.check == Check::None {
+            return entries;
+        }
+        let made: Vec<_> = lists
+            .iter()
+            .zip(&entries)
+            .filter_map(|(list, entry)| Some(list.entry(entry.as_ref().ok()?)))
+            .collect();
+        let mut unwrapped = self.keks.unwrap_many(bounds, self.kek, &made).await.into_iter();
+        let verified = entries.into_iter().map(|entry| match (entry?, unwrapped.next()) {
+            (entry, Some(Ok(_))) => Ok(entry),
+            (_, Some(Err(error))) => Err(self.not_made(error)),
+            (_, None) => Err(Error::invalid().into()),
+        });
+        verified.collect()
     }
 
     /// Whether `old` may be kept. Anyone can write metadata, so only `wrapped` itself counts, and
@@ -89,38 +182,35 @@ impl Job<'_> {
             && self.kek.is_current(&old.without_meta()) == Some(true)
     }
 
-    fn failed(&self, error: KekError) -> Renewal {
-        match error.class() {
-            KekErrorClass::Invalid | KekErrorClass::Denied => Renewal::Lost,
-            _ => Renewal::Failed(named(self.kek, error)),
-        }
+    fn not_made(&self, error: KekError) -> NotMade {
+        let is_lost = matches!(error.class(), KekErrorClass::Invalid | KekErrorClass::Denied);
+        NotMade { error: named(self.kek, error), is_lost }
     }
+}
 
-    async fn verify(&self, entry: &WrappedDek) -> Result<(), KekError> {
-        let Self { keks, bounds, kek, context, dek_id, check } = self;
-        match check {
-            Check::UnwrapEach => keks
-                .unwrap_entry(*bounds, kek, context, dek_id, entry, RetryMode::ByPolicy)
-                .await
-                .map(|_| ()),
-            Check::None => Ok(()),
-        }
-    }
+/// Returns how many calls each of so many makes at the same time, if together they make `at_once`.
+pub(crate) fn share(at_once: usize, among: usize) -> usize {
+    (at_once / among.max(1)).max(1)
 }
 
 /// Why there is no new entry from an old one.
-enum Renewal {
-    /// This entry is lost for good.
-    Lost,
-    /// The entry may be good, so nothing may be dropped.
-    Failed(Error),
+struct NotMade {
+    error: Error,
+    /// The old entry is lost for good. Otherwise it may be good, so nothing may be dropped.
+    is_lost: bool,
+}
+
+impl From<Error> for NotMade {
+    fn from(error: Error) -> Self {
+        Self { error, is_lost: false }
+    }
 }
 
 /// Returns the entry that `kek` can rewrap: its own, or one that it recognises.
-fn old_entry<'k>(kek: &GuardedKek, keys: &'k WrappedKeys) -> Option<&'k WrappedDek> {
-    let entries = keys.entries();
-    entries
-        .iter()
-        .find(|entry| entry.kek_id() == kek.id())
-        .or_else(|| entries.iter().find(|entry| kek.recognises(entry.kek_id())))
+fn old_entry<'a>(kek: &GuardedKek, list: &KeyList<'a>) -> Option<KeyEntry<'a>> {
+    let recognised = || {
+        let entry = list.keys.entries().iter().find(|entry| kek.recognises(entry.kek_id()))?;
+        Some(list.entry(entry))
+    };
+    list.entry_of(kek).or_else(recognised)
 }

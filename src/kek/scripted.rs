@@ -45,13 +45,17 @@ struct Inner {
 }
 
 type Wait = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+type Failing = Arc<dyn Fn(&EncryptionContext) -> Option<KekErrorClass> + Send + Sync>;
 
 #[derive(Default)]
 struct Script {
     acts: VecDeque<Act>,
     failure: Option<KekErrorClass>,
+    failing: Option<Failing>,
     wait: Option<Wait>,
     advice: CallAdvice,
+    /// `None` if it has no batches.
+    batch_size: Option<usize>,
 }
 
 /// What one call to a [`ScriptedKek`] does.
@@ -70,17 +74,17 @@ pub enum Act {
     Panic,
 }
 
-/// How often a [`ScriptedKek`] was called, failed calls included.
+/// How often a [`ScriptedKek`] was called, failed calls included. A batch is one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Calls {
-    /// Calls of `wrap`.
+    /// Calls of `wrap` and `wrap_many`.
     pub wraps: u64,
-    /// Calls of `unwrap`.
+    /// Calls of `unwrap` and `unwrap_many`.
     pub unwraps: u64,
     /// Calls of `generate`.
     pub generates: u64,
-    /// Calls of `rewrap`.
+    /// Calls of `rewrap` and `rewrap_many`.
     pub rewraps: u64,
 }
 
@@ -124,6 +128,20 @@ impl ScriptedKek {
     /// a call's wait is over.
     pub fn fail_with(&self, class: impl Into<Option<KekErrorClass>>) {
         self.script_lock().failure = class.into();
+    }
+
+    /// Makes DEKs fail in the class that `failing` returns for their context, from now on: in a
+    /// batch alone, beside the others.
+    pub fn fail_where(
+        &self,
+        failing: impl Fn(&EncryptionContext) -> Option<KekErrorClass> + Send + Sync + 'static,
+    ) {
+        self.script_lock().failing = Some(Arc::new(failing));
+    }
+
+    /// Makes it take so many DEKs in one call from now on. With 1 it has no batches, as at first.
+    pub fn take_batches_of(&self, size: usize) {
+        self.script_lock().batch_size = Some(size).filter(|size| *size > 1);
     }
 
     /// Sets what the next calls do, in order. After them, [`fail_with`](Self::fail_with) decides.
@@ -182,6 +200,39 @@ impl ScriptedKek {
             Act::Panic => panic!("by script"),
         }
     }
+
+    fn check(&self, context: &EncryptionContext) -> Result<(), KekError> {
+        let failing = self.script_lock().failing.clone();
+        match failing.and_then(|failing| failing(context)) {
+            Some(class) => Err(KekError::new(class, "by script")),
+            None => Ok(()),
+        }
+    }
+
+    /// What becomes of each item of a batch. It is one call, unless there are no batches.
+    async fn act_for_each<I>(
+        &self,
+        counter: &AtomicU64,
+        items: &[(&EncryptionContext, I)],
+    ) -> Vec<Result<(), KekError>> {
+        let batch_size = self.script_lock().batch_size;
+        let of_all = match batch_size {
+            Some(size) if items.len() > size => {
+                Err(KekError::misconfigured(format!("a batch of {}, not {size}", items.len())))
+            }
+            Some(_) => self.act(counter).await,
+            None => Ok(()),
+        };
+        let mut acted = Vec::with_capacity(items.len());
+        for (context, _) in items {
+            let of_one = match batch_size {
+                Some(_) => of_all.clone(),
+                None => self.act(counter).await,
+            };
+            acted.push(of_one.and_then(|()| self.check(context)));
+        }
+        acted
+    }
 }
 
 impl KekProvider for ScriptedKek {
@@ -208,6 +259,7 @@ impl KekProvider for ScriptedKek {
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.act(&self.0.wraps).await?;
+            self.check(context)?;
             self.0.kek.wrap(context, dek).await
         })
     }
@@ -219,6 +271,7 @@ impl KekProvider for ScriptedKek {
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
             self.act(&self.0.unwraps).await?;
+            self.check(context)?;
             self.0.kek.unwrap(context, wrapped).await
         })
     }
@@ -229,6 +282,7 @@ impl KekProvider for ScriptedKek {
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async move {
             self.act(&self.0.generates).await?;
+            self.check(context)?;
             self.0.kek.generate(context).await
         })
     }
@@ -240,7 +294,63 @@ impl KekProvider for ScriptedKek {
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
         Box::pin(async move {
             self.act(&self.0.rewraps).await?;
+            self.check(context)?;
             self.0.kek.rewrap(context, wrapped).await
+        })
+    }
+
+    fn batch_size(&self) -> usize {
+        self.script_lock().batch_size.unwrap_or(1)
+    }
+
+    fn wrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a Dek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let acted = self.act_for_each(&self.0.wraps, items).await;
+            let mut results = Vec::with_capacity(items.len());
+            for (acted, (context, dek)) in acted.into_iter().zip(items) {
+                results.push(match acted {
+                    Ok(()) => self.0.kek.wrap(context, dek).await,
+                    Err(error) => Err(error),
+                });
+            }
+            results
+        })
+    }
+
+    fn unwrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
+        Box::pin(async move {
+            let acted = self.act_for_each(&self.0.unwraps, items).await;
+            let mut results = Vec::with_capacity(items.len());
+            for (acted, (context, wrapped)) in acted.into_iter().zip(items) {
+                results.push(match acted {
+                    Ok(()) => self.0.kek.unwrap(context, wrapped).await,
+                    Err(error) => Err(error),
+                });
+            }
+            results
+        })
+    }
+
+    fn rewrap_many<'a>(
+        &'a self,
+        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
+    ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
+        Box::pin(async move {
+            let acted = self.act_for_each(&self.0.rewraps, items).await;
+            let mut results = Vec::with_capacity(items.len());
+            for (acted, (context, wrapped)) in acted.into_iter().zip(items) {
+                results.push(match acted {
+                    Ok(()) => self.0.kek.rewrap(context, wrapped).await,
+                    Err(error) => Err(error),
+                });
+            }
+            results
         })
     }
 

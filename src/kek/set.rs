@@ -280,36 +280,7 @@ impl KekSet {
         })
     }
 
-    /// Has one KEK wrap a DEK.
-    pub(crate) async fn wrap(
-        &self,
-        bounds: CallBounds,
-        kek: &GuardedKek,
-        context: &EncryptionContext,
-        id: &DekId,
-        dek: &Dek,
-    ) -> Result<WrappedDek, Error> {
-        let wrapped =
-            kek.wrap(bounds, context, dek).await.map_err(|error| not_wrapped(kek, error))?;
-        self.wrapped_by(kek, context, id, wrapped)
-    }
-
-    /// Has one KEK rewrap a DEK.
-    pub(crate) async fn rewrap(
-        &self,
-        bounds: CallBounds,
-        kek: &GuardedKek,
-        context: &EncryptionContext,
-        id: &DekId,
-        old: &WrappedDek,
-    ) -> Result<Result<WrappedDek, Error>, KekError> {
-        self.check_not_revoked(kek.id())?;
-        self.check_not_revoked(old.kek_id())?;
-        let wrapped = kek.rewrap(bounds, context, old).await?;
-        Ok(self.wrapped_by(kek, context, id, wrapped))
-    }
-
-    fn wrapped_by(
+    pub(super) fn wrapped_by(
         &self,
         kek: &GuardedKek,
         context: &EncryptionContext,
@@ -343,23 +314,7 @@ impl KekSet {
         self.check_unwrapped(context, id, entry, &mut unwrapped)
     }
 
-    /// As [`unwrap_entry`](Self::unwrap_entry), for many entries of one KEK in one call.
-    pub(crate) async fn unwrap_many(
-        &self,
-        bounds: CallBounds,
-        kek: &GuardedKek,
-        items: &[(&EncryptionContext, &DekId, &WrappedDek)],
-    ) -> Result<Vec<Result<(Dek, Option<Parent>), KekError>>, KekError> {
-        self.check_not_revoked(kek.id())?;
-        let asked: Vec<_> = items.iter().map(|(context, _, entry)| (*context, *entry)).collect();
-        let unwrapped = kek.unwrap_many(bounds, &asked).await?;
-        let checked = items.iter().zip(unwrapped).map(|((context, id, entry), unwrapped)| {
-            self.check_unwrapped(context, id, entry, &mut unwrapped?)
-        });
-        Ok(checked.collect())
-    }
-
-    fn check_unwrapped(
+    pub(super) fn check_unwrapped(
         &self,
         context: &EncryptionContext,
         id: &DekId,
@@ -484,7 +439,7 @@ fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
 }
 
 /// As [`named`], for a DEK that was not wrapped.
-fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
+pub(super) fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error_of_wrapping(detail)
 }

@@ -11,6 +11,7 @@ mod misuse;
 mod prepare;
 mod properties;
 mod randomness;
+mod rewrap;
 mod stores;
 mod vectors;
 mod wrong_store;

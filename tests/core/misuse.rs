@@ -267,3 +267,31 @@ fn what_a_caller_does_wrong_is_not_the_provider_s() {
         assert_eq!(text.matches("by script").count(), 1, "{text}");
     }
 }
+
+#[test]
+fn every_call_can_be_awaited_by_a_task_that_moves_between_threads() {
+    fn is_send<T: Send>(_: T) {}
+    let (kek, alice) = (local("kek"), context("alice"));
+    let envelope = envelope(&kek);
+    let sealed = block_on(envelope.encrypt(&alice, Aad::empty(), b"row")).unwrap();
+    let page = [sealed.clone()];
+    let branches =
+        waxseal::branch::BranchKek::builder(kek).name("orders").self_contained().build().unwrap();
+    let mut buffer = sealed.clone();
+    is_send(envelope.encrypt(&alice, Aad::empty(), b"row"));
+    is_send(envelope.encrypt_in_place(&alice, Aad::empty(), &mut buffer));
+    is_send(envelope.encrypt_compact(&alice, Aad::empty(), b"row"));
+    is_send(envelope.decrypt(&alice, Aad::empty(), &sealed));
+    is_send(envelope.decrypt_in_place(&alice, Aad::empty(), &mut buffer));
+    is_send(envelope.encryptor(&alice));
+    is_send(envelope.decryptor(&alice, &sealed));
+    is_send(envelope.warm_up([&alice]));
+    is_send(envelope.prepare(page.iter().map(|row| (&alice, row))));
+    is_send(envelope.health());
+    is_send(envelope.rewrap(&alice, &sealed));
+    is_send(envelope.rewrap_unverified(&alice, &sealed));
+    is_send(envelope.rewrap_all(page.iter().map(|row| (&alice, &**row))));
+    is_send(envelope.close());
+    is_send(branches.erase([("tenant", "alice")]));
+    is_send(branches.rewrap_branch_keys(Default::default(), |_| {}));
+}

@@ -1,100 +1,22 @@
 //! Many messages at once: their DEKs are cached in as few calls as the key service allows.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use waxseal::kek::KekErrorClass;
 use waxseal::kek::local::LocalKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::scripted::ScriptedKek;
 use waxseal::store::MemoryStore;
 use waxseal::{
-    Aad, Dek, EncryptionContext, Envelope, Error, ErrorKind, Event, KekId, ManualClock, Observer,
-    Sealed, WrappedDek,
+    Aad, EncryptionContext, Envelope, Error, ErrorKind, Event, ManualClock, Observer, Sealed,
 };
 use waxseal_testing::support::{self, block_on, context};
 
-/// A KEK whose service unwraps ten DEKs in a call.
-#[derive(Clone, Debug)]
-struct Batching(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    kek: LocalKek,
-    failure: Mutex<Option<KekErrorClass>>,
-    batches: AtomicU64,
-    singly: AtomicU64,
-}
-
-impl Batching {
-    const SIZE: usize = 10;
-
-    fn over(kek: LocalKek) -> Self {
-        let (batches, singly) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self(Arc::new(Inner { kek, failure: Mutex::default(), batches, singly }))
-    }
-
-    fn calls(&self) -> (u64, u64) {
-        (self.0.batches.load(Ordering::SeqCst), self.0.singly.load(Ordering::SeqCst))
-    }
-
-    fn failure(&self) -> Option<KekError> {
-        match (*self.0.failure.lock().unwrap())? {
-            KekErrorClass::Denied => Some(KekError::denied("no")),
-            _ => Some(KekError::unavailable("down")),
-        }
-    }
-}
-
-impl KekProvider for Batching {
-    fn id(&self) -> &KekId {
-        self.0.kek.id()
-    }
-
-    fn batch_size(&self) -> usize {
-        Self::SIZE
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.kek.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.0.singly.fetch_add(1, Ordering::SeqCst);
-        match self.failure() {
-            Some(failure) => Box::pin(async { Err(failure) }),
-            None => self.0.kek.unwrap(context, wrapped),
-        }
-    }
-
-    fn unwrap_many<'a>(
-        &'a self,
-        items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
-    ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
-        assert!((1..=Self::SIZE).contains(&items.len()));
-        self.0.batches.fetch_add(1, Ordering::SeqCst);
-        Box::pin(async move {
-            let mut results = Vec::new();
-            for (context, wrapped) in items {
-                results.push(match self.failure() {
-                    Some(failure) => Err(failure),
-                    None => self.0.kek.unwrap(context, wrapped).await,
-                });
-            }
-            results
-        })
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.kek.health()
-    }
+/// A KEK whose service takes ten DEKs in a call.
+fn batching(kek: LocalKek) -> ScriptedKek {
+    let kek = ScriptedKek::over(kek);
+    kek.take_batches_of(10);
+    kek
 }
 
 fn kind<T>(result: Result<T, Error>) -> ErrorKind {
@@ -118,19 +40,19 @@ fn rows(kek: &LocalKek, tenant: &str, deks: usize, rows_of_each: usize) -> Vec<V
 fn a_page_of_many_deks_costs_a_call_for_each_batch_and_then_none() {
     let (local, alice) = (support::local("kek"), context("alice"));
     let page = rows(&local, "alice", 25, 40);
-    let kek = Batching::over(local);
+    let kek = batching(local);
     let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
-    for calls in [(3, 0), (3, 0)] {
+    for _ in 0..2 {
         let prepared = block_on(reader.prepare(page.iter().map(|row| (&alice, row))));
         assert_eq!(prepared.len(), 1000);
         assert!(prepared.iter().all(Result::is_ok));
-        assert_eq!(kek.calls(), calls);
+        assert_eq!(kek.calls().unwraps, 3);
     }
     for row in &page {
         let opened = reader.decrypt_cached(&alice, Aad::empty(), row).unwrap().unwrap();
         assert_eq!(*opened, *b"row");
     }
-    assert_eq!(kek.calls(), (3, 0));
+    assert_eq!(kek.calls().unwraps, 3);
     assert!(block_on(reader.prepare(Vec::<(&EncryptionContext, &[u8])>::new())).is_empty());
 }
 
@@ -154,7 +76,7 @@ fn a_message_that_fails_fails_alone() {
     let page = rows(&local, "alice", 12, 1);
     let foreign = rows(&support::local("another"), "alice", 1, 1).remove(0);
     let mut damaged = rows(&local, "alice", 1, 1).remove(0);
-    let kek = Batching::over(local);
+    let kek = batching(local);
     let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     damaged[100] ^= 1;
     let mut messages: Vec<(&EncryptionContext, &[u8])> =
@@ -171,7 +93,7 @@ fn a_message_that_fails_fails_alone() {
     let (invalid, unknown) = (ErrorKind::Invalid, ErrorKind::UnknownKek);
     assert_eq!(kinds, [invalid, ErrorKind::NotSealed, unknown, invalid]);
     // Two batches, and the damaged one once more. The DEK of the first is known to be of alice.
-    assert_eq!(kek.calls(), (2, 1));
+    assert_eq!(kek.calls().unwraps, 3);
 }
 
 #[test]
@@ -182,9 +104,9 @@ fn an_outage_and_a_denial_are_told_for_each_message() {
     ] {
         let (local, alice) = (support::local("kek"), context("alice"));
         let page = rows(&local, "alice", 3, 2);
-        let kek = Batching::over(local);
+        let kek = batching(local);
         let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
-        *kek.0.failure.lock().unwrap() = Some(class);
+        kek.fail_with(class);
         let prepared = block_on(reader.prepare(page.iter().map(|row| (&alice, row))));
         assert!(prepared.into_iter().all(|result| kind(result) == expected), "{class:?}");
         assert_eq!(reader.statistics().reading_deks, 0);
@@ -211,7 +133,7 @@ fn what_is_revoked_while_a_batch_is_in_flight_is_not_cached() {
     let page = rows(&local, "alice", 5, 1);
     let armed = Arc::new(Mutex::new(None));
     let reader = Envelope::builder()
-        .wrap_with(Batching::over(local))
+        .wrap_with(batching(local))
         .observer(RevokeAt(armed.clone()))
         .build()
         .unwrap();
@@ -227,7 +149,7 @@ fn what_is_prepared_ends_with_max_age_and_messages_of_a_store_are_prepared_too()
     let store = MemoryStore::new();
     let envelope = || {
         Envelope::builder()
-            .wrap_with(Batching::over(local.clone()))
+            .wrap_with(batching(local.clone()))
             .key_store(store.clone())
             .clock(clock.clone())
             .build()
@@ -261,10 +183,10 @@ fn a_context_of_the_library_s_own_is_refused_in_batches_too() {
     let scan = waxseal::store::KeyStore::scan(&store, None, 10);
     let row = block_on(scan).unwrap().rows[0].row().unwrap();
     let reserved = row.context().unwrap();
-    let kek = Batching::over(root.clone());
+    let kek = batching(root.clone());
     let reader = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
     let page = rows(&root, "alice", 3, 1);
     let prepared = block_on(reader.prepare(page.iter().map(|row| (reserved, row))));
     assert!(prepared.into_iter().all(|result| kind(result) == ErrorKind::InvalidContext));
-    assert_eq!(kek.calls(), (0, 0));
+    assert_eq!(kek.calls().unwraps, 0);
 }

@@ -15,7 +15,6 @@ use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
 use crate::kek::call::CallBounds;
-use crate::kek::rewrap::Check;
 use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
@@ -329,17 +328,6 @@ impl DekSource {
         let period = context.get(PERIOD).and_then(Period::of_text).ok_or_else(Error::invalid)?;
         let Some(terms) = &self.options.branch else { return Err(Error::invalid()) };
         terms.check_begun(period, self.options.clock.now())
-    }
-
-    /// Rewraps the wrapped keys of a branch key.
-    pub(crate) async fn rewrap_keys(
-        &self,
-        context: &EncryptionContext,
-        id: &DekId,
-        keys: &WrappedKeys,
-    ) -> Result<WrappedKeys, Error> {
-        let rewrap = || self.keks.rewrap_all_entries(context, id, keys, Check::UnwrapEach);
-        self.unless_revoked(context, rewrap).await
     }
 
     /// Erases a branch in the store, and ends its keys here.

@@ -6,7 +6,7 @@ use std::future::Future;
 use futures_util::FutureExt;
 
 use super::super::lease::shut_down;
-use super::{ATTEMPTS, DekSource, revoked_meanwhile};
+use super::DekSource;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::kek::KekId;
@@ -77,28 +77,5 @@ impl DekSource {
             true => Err(shut_down()),
             false => Ok(()),
         }
-    }
-
-    /// Runs `work`, which asks KEKs about a DEK of this context, with the rules of a look-up:
-    /// shut-down ends it, and a revocation meanwhile repeats it.
-    pub(crate) async fn unless_revoked<R, F>(
-        &self,
-        context: &EncryptionContext,
-        work: impl Fn() -> F,
-    ) -> Result<R, Error>
-    where
-        F: Future<Output = Result<R, Error>>,
-    {
-        let cache = self.cache();
-        for _ in 0..ATTEMPTS {
-            let mark = cache.revocations.mark();
-            self.check_open()?;
-            let answer = cache.unless_closed(work()).await;
-            self.check_open()?;
-            if !cache.revocations.may_concern(mark, context) {
-                return answer;
-            }
-        }
-        Err(revoked_meanwhile())
     }
 }

@@ -14,6 +14,7 @@ mod period;
 mod prepare;
 mod reading;
 mod renewal;
+mod rewrap;
 mod stored;
 mod writing;
 

@@ -12,11 +12,8 @@ use crate::kek::call::{GuardedKek, Lane};
 use crate::kek::set::{SourceKek, Unwrapped};
 use crate::sync::Arc;
 
-/// A request that waits for its DEK.
-struct Wanted<'a> {
-    at: usize,
-    request: ReadingRequest<'a>,
-}
+/// A request that waits for its DEK: its place, and what is asked for.
+type Ready = (usize, Owned, Located);
 
 impl DekSource {
     /// Has the DEKs of these requests cached, which are distinct. Returns one result for each.
@@ -26,53 +23,57 @@ impl DekSource {
     ) -> Vec<Result<(), Error>> {
         let mut answers = Vec::with_capacity(requests.len());
         let mut wanted = Vec::new();
-        for (at, request) in requests.iter().enumerate() {
+        for (place, request) in requests.iter().enumerate() {
             let cached = self.with_cached(*request, |_| Ok(()));
             if let Ok(None) = cached {
-                wanted.push(Wanted { at, request: *request });
+                wanted.push(place);
             }
             answers.push(cached.map(|_| ()));
         }
         for kek in &self.keks.reading {
-            let size = kek.batch_size();
-            if size > 1 && wanted.len() > 1 {
-                wanted = self.unwrap_in_batches(kek, size, wanted).await;
+            if kek.batch_size() > 1 && wanted.len() > 1 {
+                wanted = self.unwrap_in_batches(kek, requests, wanted).await;
             }
         }
         // Those that no batch has brought, with everything that a single request does.
         let at_once = self.keks.at_once();
         let mut singly = stream::iter(wanted)
-            .map(async |Wanted { at, request }| (at, self.get(request).await.map(|_| ())))
+            .map(async |place| Some((place, self.get(*requests.get(place)?).await.map(|_| ()))))
             .buffer_unordered(at_once);
-        while let Some((at, answer)) = singly.next().await {
-            if let Some(place) = answers.get_mut(at) {
+        while let Some(answered) = singly.next().await {
+            if let Some((place, answer)) = answered
+                && let Some(place) = answers.get_mut(place)
+            {
                 *place = answer;
             }
         }
         answers
     }
 
-    /// Returns the requests that are left.
-    async fn unwrap_in_batches<'a>(
+    /// Returns the places of the requests that are left.
+    async fn unwrap_in_batches(
         self: &Arc<Self>,
         kek: &Arc<GuardedKek>,
-        size: usize,
-        wanted: Vec<Wanted<'a>>,
-    ) -> Vec<Wanted<'a>> {
-        let at_once = self.keks.at_once();
+        requests: &[ReadingRequest<'_>],
+        wanted: Vec<usize>,
+    ) -> Vec<usize> {
+        let (at_once, size) = (self.keks.at_once(), kek.batch_size());
         let located: Vec<_> = stream::iter(wanted)
-            .map(async |wanted| {
-                let located = self.locate_for_batch(kek, wanted.request).await;
-                (wanted, located)
+            .map(async |place| {
+                let located = match requests.get(place) {
+                    Some(request) => self.locate_for_batch(kek, *request).await,
+                    None => None,
+                };
+                located.map(|(owned, located)| (place, owned, located)).ok_or(place)
             })
             .buffered(at_once)
             .collect()
             .await;
         let (mut left, mut ready) = (Vec::new(), Vec::new());
-        for (wanted, located) in located {
+        for located in located {
             match located {
-                Some((owned, located)) => ready.push((wanted, owned, located)),
-                None => left.push(wanted),
+                Ok(located) => ready.push(located),
+                Err(place) => left.push(place),
             }
         }
         let mut batches = Vec::new();
@@ -103,48 +104,35 @@ impl DekSource {
         }
         let keys = owned.wrapped_keys.as_ref();
         let located = self.locate(&owned.context, &owned.id, keys).await.ok()?;
-        let is_own = located.wrapped_keys.entries().iter().any(|e| e.kek_id() == kek.id());
-        is_own.then_some((owned, located))
+        located.key_list().entry_of(kek)?;
+        Some((owned, located))
     }
 
-    /// Unwraps one batch in one call, and returns the requests that got no DEK.
-    async fn unwrap_batch<'a>(
-        self: &Arc<Self>,
-        kek: &GuardedKek,
-        batch: Vec<(Wanted<'a>, Owned, Located)>,
-    ) -> Vec<Wanted<'a>> {
+    /// Unwraps one batch in one call, and returns the places of the requests that got no DEK.
+    async fn unwrap_batch(self: &Arc<Self>, kek: &GuardedKek, batch: Vec<Ready>) -> Vec<usize> {
         let cache = self.cache();
         let mark = cache.revocations.mark();
-        let everything = |batch: Vec<(Wanted<'a>, Owned, Located)>| {
-            batch.into_iter().map(|(wanted, ..)| wanted).collect()
-        };
+        let everything = |batch: Vec<Ready>| batch.into_iter().map(|(place, ..)| place).collect();
         if self.check_open().is_err() {
             return everything(batch);
         }
-        let items: Vec<_> = batch
-            .iter()
-            .filter_map(|(_, _, located)| {
-                let entries = located.wrapped_keys.entries();
-                let entry = entries.iter().find(|entry| entry.kek_id() == kek.id())?;
-                Some((&located.context, &located.id, entry))
-            })
-            .collect();
+        let entries: Vec<_> =
+            batch.iter().filter_map(|(_, _, located)| located.key_list().entry_of(kek)).collect();
         let asked = self.options.clock.now();
         let bounds = self.keks.bounds(Lane::Ordinary);
-        let answer = self.keks.unwrap_many(bounds, kek, &items);
-        let answer: Result<_, Error> =
-            cache.unless_closed(async { answer.await.map_err(Error::from) }).await;
+        let answers = self.keks.unwrap_many(bounds, kek, &entries);
+        let answer = cache.unless_closed(async { Ok::<_, Error>(answers.await) }).await;
         let Ok(unwrapped) = answer else { return everything(batch) };
         let source_kek = SourceKek { provider: kek.id().clone(), entry: kek.id().clone() };
         let mut left = Vec::new();
-        for ((wanted, owned, located), unwrapped) in batch.into_iter().zip(unwrapped) {
+        for ((place, owned, located), unwrapped) in batch.into_iter().zip(unwrapped) {
             let obtained = unwrapped.ok().and_then(|(dek, parent)| {
                 let source_kek = source_kek.clone();
                 let unwrapped = Unwrapped { dek, source_kek, parent, asked };
                 self.obtained(&owned, located, unwrapped).ok()
             });
             let Some(dek) = obtained else {
-                left.push(wanted);
+                left.push(place);
                 continue;
             };
             cache.look_after(&dek);
@@ -153,7 +141,7 @@ impl DekSource {
                 || lease.is_orphan()
             {
                 end_all(std::slice::from_ref(&dek));
-                left.push(wanted);
+                left.push(place);
             } else {
                 cache.put_reading(&dek);
             }

@@ -7,6 +7,7 @@ use super::{DekSource, SourceOptions};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow, WrappedKeys};
+use crate::kek::batch::KeyList;
 use crate::kek::set::Failure;
 use crate::observe::Event;
 use crate::store::{BoxFuture, KeyStore, RowId, StoreError, StoredRow};
@@ -17,6 +18,12 @@ pub(super) struct Located {
     pub(super) context: EncryptionContext,
     pub(super) id: DekId,
     pub(super) wrapped_keys: WrappedKeys,
+}
+
+impl Located {
+    pub(super) fn key_list(&self) -> KeyList<'_> {
+        KeyList { context: &self.context, dek_id: &self.id, keys: &self.wrapped_keys }
+    }
 }
 
 impl DekSource {

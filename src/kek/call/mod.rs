@@ -6,6 +6,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod batch;
 mod breaker;
 mod budget;
 mod latency;
@@ -214,32 +215,6 @@ impl GuardedKek {
     ) -> Result<UnwrappedDek, KekError> {
         let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
         self.once(bounds, call, order, || self.provider.unwrap(context, wrapped)).await
-    }
-
-    pub(crate) fn batch_size(&self) -> usize {
-        unless_it_panics(|| self.provider.batch_size()).unwrap_or(1)
-    }
-
-    /// Unwraps many in one call. A call that brings nothing but outages fails as a whole.
-    pub(crate) async fn unwrap_many(
-        &self,
-        bounds: CallBounds,
-        items: &[(&EncryptionContext, &WrappedDek)],
-    ) -> Result<Vec<Result<UnwrappedDek, KekError>>, KekError> {
-        self.retrying(bounds, self.own(Operation::Unwrap), || async {
-            let mut results = self.provider.unwrap_many(items).await;
-            if results.len() != items.len() {
-                return Err(KekError::unavailable("the provider did not answer for every item"));
-            }
-            let is_outage = |result: &Result<_, KekError>| {
-                result.as_ref().is_err_and(|error| error.class().kind().is_outage())
-            };
-            match results.iter().all(is_outage).then(|| results.pop()).flatten() {
-                Some(Err(outage)) => Err(outage),
-                _ => Ok(results),
-            }
-        })
-        .await
     }
 
     pub(crate) async fn generate(

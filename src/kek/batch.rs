@@ -1,0 +1,156 @@
+//! What KEKs are asked for many DEKs at once: in one call where the key service has batches.
+#![forbid(unsafe_code)]
+
+use futures_util::{StreamExt, stream};
+
+use super::call::{CallBounds, GuardedKek, Lane};
+use super::set::{KekSet, not_wrapped};
+use super::{Dek, KekError, Parent, WrappedDek};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+use crate::format::WrappedKeys;
+use crate::suite::DekId;
+
+/// The wrapped keys of one DEK.
+#[derive(Clone, Copy)]
+pub(crate) struct KeyList<'a> {
+    pub(crate) context: &'a EncryptionContext,
+    pub(crate) dek_id: &'a DekId,
+    pub(crate) keys: &'a WrappedKeys,
+}
+
+impl<'a> KeyList<'a> {
+    pub(super) fn entry(&self, entry: &'a WrappedDek) -> KeyEntry<'a> {
+        KeyEntry { context: self.context, dek_id: self.dek_id, entry }
+    }
+
+    /// Returns the KEK's own entry.
+    pub(crate) fn entry_of(&self, kek: &GuardedKek) -> Option<KeyEntry<'a>> {
+        let own = self.keys.entries().iter().find(|entry| entry.kek_id() == kek.id())?;
+        Some(self.entry(own))
+    }
+}
+
+/// One of the wrapped keys of a DEK.
+#[derive(Clone, Copy)]
+pub(crate) struct KeyEntry<'a> {
+    context: &'a EncryptionContext,
+    dek_id: &'a DekId,
+    pub(super) entry: &'a WrappedDek,
+}
+
+/// Each returns one result for each item, in order, and a bad item fails alone. One KEK is given at
+/// most as many items as its [batch](GuardedKek::batch_size) has.
+impl KekSet {
+    /// Has one KEK rewrap entries. An inner error is the provider's breach of its contract.
+    pub(super) async fn rewrap_many(
+        &self,
+        bounds: CallBounds,
+        kek: &GuardedKek,
+        entries: &[KeyEntry<'_>],
+    ) -> Vec<Result<Result<WrappedDek, Error>, KekError>> {
+        let asked: Vec<_> = entries.iter().map(|item| (item.context, item.entry)).collect();
+        let answers = kek.rewrap_many(bounds, &asked).await;
+        let wrapped = entries
+            .iter()
+            .zip(answers)
+            .map(|(item, answer)| Ok(self.wrapped_by(kek, item.context, item.dek_id, answer?)));
+        wrapped.collect()
+    }
+
+    /// Has one KEK wrap the DEKs of these lists.
+    pub(super) async fn wrap_many(
+        &self,
+        bounds: CallBounds,
+        kek: &GuardedKek,
+        deks: &[(KeyList<'_>, &Dek)],
+    ) -> Vec<Result<WrappedDek, Error>> {
+        let asked: Vec<_> = deks.iter().map(|(list, dek)| (list.context, *dek)).collect();
+        let answers = kek.wrap_many(bounds, &asked).await;
+        let wrapped = deks.iter().zip(answers).map(|((list, _), answer)| {
+            let wrapped = answer.map_err(|error| not_wrapped(kek, error))?;
+            self.wrapped_by(kek, list.context, list.dek_id, wrapped)
+        });
+        wrapped.collect()
+    }
+
+    /// Has one KEK unwrap entries. Each DEK is checked as [`unwrap_entry`](Self::unwrap_entry)
+    /// checks it.
+    pub(crate) async fn unwrap_many(
+        &self,
+        bounds: CallBounds,
+        kek: &GuardedKek,
+        entries: &[KeyEntry<'_>],
+    ) -> Vec<Result<(Dek, Option<Parent>), KekError>> {
+        let allowed = entries.iter().map(|item| {
+            self.check_not_revoked(kek.id()).map_err(Err)?;
+            self.check_not_revoked(item.entry.kek_id()).map_err(Err)?;
+            Ok((item.context, item.entry))
+        });
+        let (settled, asked) = settled_and_asked(allowed);
+        let unwrapped = all_settled(settled, kek.unwrap_many(bounds, &asked).await);
+        let checked = entries.iter().zip(unwrapped).map(|(item, unwrapped)| {
+            self.check_unwrapped(item.context, item.dek_id, item.entry, &mut unwrapped?)
+        });
+        checked.collect()
+    }
+
+    /// Unwraps the DEKs of these lists by any of the KEKs: in batches, and what they do not bring
+    /// one by one, `at_once` at the same time.
+    pub(super) async fn unwrap_lists(
+        &self,
+        lists: &[KeyList<'_>],
+        at_once: usize,
+    ) -> Vec<Result<Dek, Error>> {
+        let mut deks: Vec<Option<Dek>> = lists.iter().map(|_| None).collect();
+        for kek in self.reading.iter().filter(|kek| kek.batch_size() > 1) {
+            let mut left: Vec<_> = lists
+                .iter()
+                .zip(&mut deks)
+                .filter(|(_, dek)| dek.is_none())
+                .filter_map(|(list, dek)| Some((list.entry_of(kek)?, dek)))
+                .collect();
+            if left.len() < 2 {
+                continue;
+            }
+            for batch in left.chunks_mut(kek.batch_size()) {
+                let entries: Vec<_> = batch.iter().map(|(entry, _)| *entry).collect();
+                let answers = self.unwrap_many(self.bounds(Lane::Ordinary), kek, &entries).await;
+                for ((_, dek), answer) in batch.iter_mut().zip(answers) {
+                    **dek = answer.ok().map(|(unwrapped, _)| unwrapped);
+                }
+            }
+        }
+        // These with everything that a single request does.
+        stream::iter(deks.into_iter().enumerate())
+            .map(async |(place, dek)| match (dek, lists.get(place)) {
+                (Some(dek), _) => Ok(dek),
+                (None, Some(list)) => self.unwrap_list(list).await,
+                (None, None) => Err(Error::invalid()),
+            })
+            .buffered(at_once)
+            .collect()
+            .await
+    }
+
+    async fn unwrap_list(&self, list: &KeyList<'_>) -> Result<Dek, Error> {
+        let (bounds, KeyList { context, dek_id, keys }) = (self.bounds(Lane::Ordinary), list);
+        let unwrapped = self.unwrap_any(bounds, context, dek_id, keys, &|_, _, _| {}).await;
+        unwrapped.map(|unwrapped| unwrapped.dek).map_err(|failure| failure.error)
+    }
+}
+
+/// Separates what is settled before a call from what is asked for.
+pub(super) fn settled_and_asked<A, S>(
+    items: impl Iterator<Item = Result<A, S>>,
+) -> (Vec<Option<S>>, Vec<A>) {
+    let mut asked = Vec::new();
+    let settled = items.map(|item| item.map(|item| asked.push(item)).err()).collect();
+    (settled, asked)
+}
+
+/// Puts the answers into the places that are not settled.
+pub(super) fn all_settled<S>(settled: Vec<Option<S>>, answers: Vec<S>) -> Vec<S> {
+    let mut answers = answers.into_iter();
+    settled.into_iter().filter_map(|settled| settled.or_else(|| answers.next())).collect()
+}

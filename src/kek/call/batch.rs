@@ -1,0 +1,149 @@
+//! Calls that carry many items: one request, and one result for each item.
+#![forbid(unsafe_code)]
+
+use super::breaker::Order;
+use super::{CallBounds, GuardedKek, unless_it_panics};
+use crate::context::EncryptionContext;
+use crate::kek::{BoxFuture, Dek, KekError, KekErrorClass, UnwrappedDek, WrappedDek};
+use crate::observe::Operation;
+
+/// What one item of a batch came to.
+type ItemResult<T> = Result<T, KekError>;
+
+/// The three calls return one result for each item, in order. One item alone is a call of its own.
+impl GuardedKek {
+    /// Returns how many items one request has: at least 1.
+    pub(crate) fn batch_size(&self) -> usize {
+        unless_it_panics(|| self.provider.batch_size()).unwrap_or(1).max(1)
+    }
+
+    pub(crate) async fn wrap_many(
+        &self,
+        bounds: CallBounds,
+        items: &[(&EncryptionContext, &Dek)],
+    ) -> Vec<ItemResult<WrappedDek>> {
+        match *items {
+            [(context, dek)] => vec![self.wrap(bounds, context, dek).await],
+            _ => {
+                self.many(bounds, Operation::Wrap, items, |items| self.provider.wrap_many(items))
+                    .await
+            }
+        }
+    }
+
+    pub(crate) async fn unwrap_many(
+        &self,
+        bounds: CallBounds,
+        items: &[(&EncryptionContext, &WrappedDek)],
+    ) -> Vec<ItemResult<UnwrappedDek>> {
+        match *items {
+            [(context, wrapped)] => vec![self.unwrap(bounds, context, wrapped).await],
+            _ => {
+                self.many(bounds, Operation::Unwrap, items, |items| {
+                    self.provider.unwrap_many(items)
+                })
+                .await
+            }
+        }
+    }
+
+    pub(crate) async fn rewrap_many(
+        &self,
+        bounds: CallBounds,
+        items: &[(&EncryptionContext, &WrappedDek)],
+    ) -> Vec<ItemResult<WrappedDek>> {
+        match *items {
+            [(context, wrapped)] => vec![self.rewrap(bounds, context, wrapped).await],
+            _ => {
+                self.many(bounds, Operation::Rewrap, items, |items| {
+                    self.provider.rewrap_many(items)
+                })
+                .await
+            }
+        }
+    }
+
+    /// Asks for all items in one call, and again for those that an outage kept back, as often as the
+    /// policy allows.
+    async fn many<I: Copy, T>(
+        &self,
+        bounds: CallBounds,
+        operation: Operation,
+        items: &[I],
+        ask: impl for<'b> Fn(&'b [I]) -> BoxFuture<'b, Vec<ItemResult<T>>>,
+    ) -> Vec<ItemResult<T>> {
+        let mut results: Vec<Option<ItemResult<T>>> = items.iter().map(|_| None).collect();
+        let mut tries = 0;
+        while !items.is_empty() {
+            let waits = |result: &Option<ItemResult<T>>| match result {
+                Some(Err(error)) => error.is_worth_a_retry(),
+                Some(Ok(_)) => false,
+                None => true,
+            };
+            let (places, asked): (Vec<_>, Vec<_>) =
+                results.iter_mut().zip(items).filter(|(result, _)| waits(result)).unzip();
+            let answers = self.many_once(bounds, operation, &asked, &ask).await;
+            tries += 1;
+            // The longest pause that one of them asks for.
+            let outage = answers
+                .iter()
+                .filter_map(|answer| answer.as_ref().err())
+                .filter(|error| error.is_worth_a_retry())
+                .max_by_key(|error| (error.retry_after(), error.severity_rank()))
+                .cloned();
+            for (place, answer) in places.into_iter().zip(answers) {
+                *place = Some(answer);
+            }
+            let Some(outage) = outage else { break };
+            if !self.pause(bounds, tries, &outage, self.id()).await {
+                break;
+            }
+        }
+        let told = |result: ItemResult<T>| match result {
+            Err(error) if error.is_worth_a_retry() => Err(error.after(tries)),
+            result => result,
+        };
+        results.into_iter().flatten().map(told).collect()
+    }
+
+    /// Tries once.
+    async fn many_once<I: Copy, T>(
+        &self,
+        bounds: CallBounds,
+        operation: Operation,
+        items: &[I],
+        ask: &impl for<'b> Fn(&'b [I]) -> BoxFuture<'b, Vec<ItemResult<T>>>,
+    ) -> Vec<ItemResult<T>> {
+        let mut answers = Vec::new();
+        let answered = &mut answers;
+        let work = || async move {
+            *answered = ask(items).await;
+            outcome(answered, items.len())
+        };
+        let outcome = self.once(bounds, self.own(operation), Order::Usual, work).await;
+        match outcome {
+            // Nothing was answered, so what happened to the call happened to each item.
+            Err(failure) if answers.len() != items.len() => {
+                items.iter().map(|_| Err(failure.clone())).collect()
+            }
+            _ => answers,
+        }
+    }
+}
+
+/// What a batch says of the key service: it failed if every item did. Then the item that shows most
+/// of the service decides. One that the provider refused by itself shows nothing.
+fn outcome<T>(answers: &[ItemResult<T>], items: usize) -> Result<(), KekError> {
+    if answers.len() != items {
+        return Err(KekError::unavailable("the provider did not answer for every item"));
+    }
+    let failures = answers.iter().filter_map(|answer| answer.as_ref().err());
+    let shows = |error: &&KekError| {
+        let is_refusal = matches!(error.class(), KekErrorClass::Denied | KekErrorClass::Invalid);
+        (error.was_asked(), is_refusal)
+    };
+    match failures.max_by_key(shows) {
+        Some(failure) if answers.iter().all(Result::is_err) => Err(failure.clone()),
+        _ => Ok(()),
+    }
+}
