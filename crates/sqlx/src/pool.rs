@@ -15,9 +15,9 @@ use sqlx::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{KekError, KekErrorClass};
-use waxseal::store::{BoxFuture, StoreError};
+use waxseal::store::{BoxFuture, StoreError, StoreErrorClass};
 
-/// A connection that was used this recently is taken to be alive.
+/// A connection that was used this recently is taken to be alive by a read.
 const ALIVE: Duration = Duration::from_secs(1);
 /// Older connections are made anew, so that they spread over the servers that there are.
 const MAX_AGE: Duration = Duration::from_secs(1800);
@@ -78,20 +78,38 @@ impl<C: Connector> Pool<C> {
         &self.connector
     }
 
-    /// Runs `work` on a connection of the pool, within the timeout.
+    /// Runs `work` on a connection of the pool, within the timeout. It runs once: the connection is
+    /// asked first whether it is alive.
     pub(crate) async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl for<'c> FnOnce(&'c mut C::Connection) -> Work<'c, T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let pool = self.clone();
         self.run(self.timeout, async move {
-            let mut lease = pool.lease().await?;
-            let Some(idle) = lease.connection.as_mut() else {
-                return Err(StoreError::unavailable("no connection"));
-            };
-            let result = work(&mut idle.connection).await;
-            lease.is_unharmed = result.is_ok();
-            result
+            let mut lease = pool.lease(Duration::ZERO).await?;
+            lease.run(work).await
+        })
+        .await
+    }
+
+    /// As [`call`](Self::call), for work that changes nothing. A connection that was used just now is
+    /// not asked whether it is alive. If it was not, as after a restart of the server, the work runs
+    /// again on a new one.
+    pub(crate) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl for<'c> Fn(&'c mut C::Connection) -> Work<'c, T> + Send + Sync + 'static,
+    ) -> Result<T, StoreError> {
+        let pool = self.clone();
+        self.run(self.timeout, async move {
+            let mut lease = pool.clone().lease(ALIVE).await?;
+            let result = lease.run(&work).await;
+            match result {
+                Err(error) if lease.was_idle && error.class() == StoreErrorClass::Unavailable => {
+                    drop(lease);
+                    pool.lease(Duration::ZERO).await?.run(&work).await
+                }
+                result => result,
+            }
         })
         .await
     }
@@ -111,7 +129,8 @@ impl<C: Connector> Pool<C> {
         self.spawner.run(bounded).await.unwrap_or_else(|error| Err(not_run(&error)))
     }
 
-    async fn lease(self: Arc<Self>) -> Result<Lease<C>, StoreError> {
+    /// Returns a connection that answers, or was used within `trusted`.
+    async fn lease(self: Arc<Self>, trusted: Duration) -> Result<Lease<C>, StoreError> {
         let permits = self.permits.clone();
         let permit = permits
             .acquire_owned()
@@ -120,12 +139,12 @@ impl<C: Connector> Pool<C> {
         while let Some(mut idle) = self.take_idle() {
             // A server that has gone without a word must not cost the whole timeout.
             let answers = self.connector.is_the_database()
-                || idle.used.elapsed() < ALIVE
+                || idle.used.elapsed() < trusted
                 || tokio::time::timeout(self.timeout / 4, idle.connection.ping())
                     .await
                     .is_ok_and(|pong| pong.is_ok());
             if answers {
-                return Ok(Lease::new(self, idle, permit));
+                return Ok(Lease::new(self, idle, true, permit));
             }
             drop(idle);
             self.idle().clear();
@@ -133,7 +152,7 @@ impl<C: Connector> Pool<C> {
         let made = Instant::now();
         let connection = self.connector.connect().await?;
         let idle = Idle { connection, made, used: made };
-        Ok(Lease::new(self, idle, permit))
+        Ok(Lease::new(self, idle, false, permit))
     }
 
     fn take_idle(&self) -> Option<Idle<C::Connection>> {
@@ -165,13 +184,34 @@ fn not_run(error: &KekError) -> StoreError {
 struct Lease<C: Connector> {
     pool: Arc<Pool<C>>,
     connection: Option<Idle<C::Connection>>,
+    /// Whether another call used the connection before.
+    was_idle: bool,
     is_unharmed: bool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl<C: Connector> Lease<C> {
-    fn new(pool: Arc<Pool<C>>, idle: Idle<C::Connection>, permit: OwnedSemaphorePermit) -> Self {
-        Self { pool, connection: Some(idle), is_unharmed: false, _permit: permit }
+    fn new(
+        pool: Arc<Pool<C>>,
+        idle: Idle<C::Connection>,
+        was_idle: bool,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self { pool, connection: Some(idle), was_idle, is_unharmed: false, _permit: permit }
+    }
+
+    async fn run<T>(
+        &mut self,
+        work: impl for<'c> FnOnce(&'c mut C::Connection) -> Work<'c, T>,
+    ) -> Result<T, StoreError> {
+        let Some(idle) = self.connection.as_mut() else {
+            return Err(StoreError::unavailable("no connection"));
+        };
+        // Until the work has ended well: it may be dropped in the middle.
+        self.is_unharmed = false;
+        let result = work(&mut idle.connection).await;
+        self.is_unharmed = result.is_ok();
+        result
     }
 }
 

@@ -50,6 +50,7 @@ pub(crate) fn may_replace(old: &StoredRow, new: &StoredRow) -> bool {
 }
 
 /// Where a scan begins, and how many rows it asks for.
+#[derive(Clone)]
 pub(crate) struct From {
     /// The last id of the page before. Ids are never empty.
     pub(crate) after: Vec<u8>,

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{at, changed, class, dek, new_branch, spawn_all, text};
+use futures_util::future::join_all;
 use waxseal::store::StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, Insertion, KeyStore, StoreError};
@@ -84,6 +85,25 @@ async fn a_store_on_a_server_that_is_killed_and_stopped_conforms() {
     let subject = OnAServer { server: Mutex::new(server), stores };
     let report = conformance::run(&subject).await;
     assert!(report.checks().all(|(_, outcome)| *outcome == Outcome::Passed), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_of_the_server_fails_no_call_that_begins_after_it() {
+    let mut server = Postgres::with(&[]);
+    let store = migrated(&server).await;
+    let row = dek();
+    store.insert(&row).await.unwrap();
+    let reads = || join_all((0..8).map(|_| store.get(row.id())));
+    for _ in 0..3 {
+        // Eight connections are idle, and were used just now.
+        reads().await.into_iter().for_each(|found| assert_eq!(found.unwrap().as_ref(), Some(&row)));
+        server.kill();
+        server.restart();
+        reads().await.into_iter().for_each(|found| assert_eq!(found.unwrap().as_ref(), Some(&row)));
+        server.kill();
+        server.restart();
+        assert_eq!(store.insert(&dek()).await.unwrap(), Insertion::Inserted);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -265,7 +265,8 @@ impl KeyStore for SqliteKeyStore {
 
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>> {
         let id = id.as_bytes().to_vec();
-        Box::pin(self.pool.call(move |connection| {
+        Box::pin(self.pool.read(move |connection| {
+            let id = id.clone();
             Box::pin(async move {
                 let found = sqlx::query_as(BY_ID).bind(id).fetch_optional(connection).await;
                 found.map_err(classified)?.map(row_of).transpose()
@@ -279,7 +280,8 @@ impl KeyStore for SqliteKeyStore {
         from: i64,
     ) -> BoxFuture<'a, Result<Vec<StoredRow>, StoreError>> {
         let branch = branch.as_bytes().to_vec();
-        Box::pin(self.pool.call(move |connection| {
+        Box::pin(self.pool.read(move |connection| {
+            let branch = branch.clone();
             Box::pin(async move {
                 let query = sqlx::query_as(OF_BRANCH).bind(branch).bind(from);
                 rows(query.fetch_all(connection).await.map_err(classified)?)
@@ -320,12 +322,12 @@ impl KeyStore for SqliteKeyStore {
         let from = From::new(after, limit);
         Box::pin(async move {
             let from = from?;
-            self.pool.call(move |connection| Box::pin(page(connection, from))).await
+            self.pool.read(move |connection| Box::pin(page(connection, from.clone()))).await
         })
     }
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.pool.call(|connection| {
+        Box::pin(self.pool.read(|connection| {
             Box::pin(async move {
                 let (version, _): (Option<i64>, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
