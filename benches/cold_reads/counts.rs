@@ -8,11 +8,11 @@ use pollster::block_on;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Barrier;
-use waxseal::branch::{BranchKek, RewrapBranchKeys};
+use waxseal::branch::BranchKek;
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::store::MemoryStore;
 use waxseal::store::scripted::ScriptedStore;
+use waxseal::store::{MemoryStore, RewrapOptions};
 use waxseal::{Aad, EncryptionContext, Envelope, Limits, ManualClock};
 
 use crate::report::{Figure, Report};
@@ -284,7 +284,7 @@ pub(crate) fn rotation(report: &mut Report) {
     let root = ScriptedKek::over(local.clone());
     let kek = BranchKek::builder(root.clone()).name("orders").per(["tenant"]);
     let kek = kek.store(store.clone()).clock(clock.clone()).build().unwrap();
-    let done = block_on(kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {})).unwrap();
+    let done = block_on(kek.rewrap_branch_keys(RewrapOptions::default(), |_| {})).unwrap();
     local.retire(old).unwrap();
     let reader = Process::new(&local, &stored, Limits::default(), &clock);
     rows.iter().for_each(|row| reader.read(row));

@@ -29,7 +29,6 @@ mod vectors;
 use std::fmt;
 
 pub use builder::BranchKekBuilder;
-pub use maintenance::{RewrapBranchKeys, RewrapProgress};
 
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, Statistics};

@@ -8,9 +8,10 @@ use std::collections::hash_map::Entry;
 use super::{Envelope, Sealed};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::format::{Form, Message, WrappedKeys, with_wrapped_keys};
+use crate::format::{Form, KeyKind, KeyRow, Message, WrappedKeys, with_wrapped_keys};
 use crate::kek::batch::KeyList;
 use crate::kek::rewrap::Check;
+use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
 impl Envelope {
@@ -152,6 +153,53 @@ impl Envelope {
         keys: &WrappedKeys,
     ) -> Result<WrappedKeys, Error> {
         self.source().rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
+    }
+
+    /// Rewraps the wrapped keys of every DEK in the [key store](crate::EnvelopeBuilder::key_store), so
+    /// that the writing KEKs have wrapped them by their current versions, and no other KEK has. No
+    /// compact message changes. After it, a retired KEK can be disabled: see docs/key-stores.md,
+    /// "Rotation day". Messages that carry their wrapped keys need [`rewrap`](Self::rewrap).
+    ///
+    /// It reads the store page by page and calls `progress` after each. Where a KEK has batches, one
+    /// call rewraps many keys. Each new entry is unwrapped and checked before the old one goes, and a
+    /// row is replaced only if nobody changed it meanwhile. A walk that stops can
+    /// [go on](RewrapOptions::after), and a repetition does what is left. Branch keys are left as they
+    /// are: [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) is for them.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek, store::MemoryStore};
+    /// use waxseal::store::RewrapOptions;
+    ///
+    /// # pollster::block_on(async {
+    /// # let (old, new) = (LocalKek::in_memory("old")?, LocalKek::in_memory("new")?);
+    /// # let (store, context) = (MemoryStore::new(), EncryptionContext::empty());
+    /// # let writer = Envelope::builder().wrap_with(old.clone()).key_store(store.clone()).build()?;
+    /// # let sealed = writer.encrypt_compact(&context, Aad::empty(), b"text").await?.into_parts().0;
+    /// let envelope =
+    ///     Envelope::builder().wrap_with(new.clone()).unwrap_with(old).key_store(store.clone()).build()?;
+    /// let mut cursor = None; // To be kept, for a walk that goes on.
+    /// let done = envelope
+    ///     .rewrap_stored(RewrapOptions::default(), |so_far| cursor = so_far.next.clone())
+    ///     .await?;
+    /// assert_eq!((done.rewrapped, done.failed, done.unknown), (1, 0, 0));
+    ///
+    /// // The old KEK is not needed any more.
+    /// let reader = Envelope::builder().wrap_with(new).key_store(store).build()?;
+    /// assert_eq!(&*reader.decrypt(&context, Aad::empty(), &sealed).await?, b"text");
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] without a key store. The first outage of the store or of a KEK,
+    /// and a shut-down: the last progress says where to go on. Look at [`RewrapProgress::failed`] and
+    /// [`RewrapProgress::unknown`] too.
+    pub async fn rewrap_stored(
+        &self,
+        options: RewrapOptions,
+        progress: impl FnMut(&RewrapProgress),
+    ) -> Result<RewrapProgress, Error> {
+        let is_dek = |row: &KeyRow| row.kind() == KeyKind::Dek;
+        self.source().rewrap_store(options, is_dek, progress).await
     }
 
     async fn rewrap_message(

@@ -21,9 +21,12 @@ macro_rules! links {
 [key-stores.md]: crate::guide::key_stores
 [`BranchKek`]: crate::branch::BranchKek
 [`BranchKek::revoke_kek`]: crate::branch::BranchKek::revoke_kek
+[`BranchKek::rewrap_branch_keys`]: crate::branch::BranchKek::rewrap_branch_keys
+[`RewrapProgress::next`]: crate::store::RewrapProgress::next
 [`Envelope::revoke_kek`]: crate::Envelope::revoke_kek
 [`Envelope::prepare`]: crate::Envelope::prepare
 [`Envelope::rewrap_all`]: crate::Envelope::rewrap_all
+[`Envelope::rewrap_stored`]: crate::Envelope::rewrap_stored
 [`Envelope::rewrap_wrapped_keys`]: crate::Envelope::rewrap_wrapped_keys
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
 [calls.md]: crate::guide::calls

@@ -13,6 +13,7 @@
 pub mod conformance;
 mod error;
 mod memory;
+mod rewrap;
 #[cfg(feature = "test-util")]
 pub mod scripted;
 
@@ -20,6 +21,7 @@ use std::fmt;
 
 pub use error::{StoreError, StoreErrorClass};
 pub use memory::MemoryStore;
+pub use rewrap::{RewrapOptions, RewrapProgress};
 
 pub use crate::format::{KeyKind, KeyRow};
 pub use crate::runtime::BoxFuture;

@@ -62,6 +62,9 @@ pub enum Act {
     Fail(StoreErrorClass),
     /// It does what it was asked to do, and then fails in this class: the answer was lost.
     LoseAnswer(StoreErrorClass),
+    /// It does what it was asked to do, the answer is lost, and after another wait it does it again,
+    /// as clients of stores do. The caller gets the second answer.
+    Repeat,
     /// It never returns, and does nothing.
     Hang,
     /// It panics.
@@ -192,27 +195,36 @@ impl ScriptedStore {
         }
     }
 
-    async fn act<T>(
-        &self,
-        counter: &AtomicU64,
-        call: BoxFuture<'_, Result<T, StoreError>>,
-    ) -> Result<T, StoreError> {
-        counter.fetch_add(1, Ordering::SeqCst);
+    async fn wait(&self) {
         let wait = self.script_lock().wait.clone();
         if let Some(wait) = wait {
             wait().await;
         }
+    }
+
+    async fn act<'c, T>(
+        &self,
+        counter: &AtomicU64,
+        call: impl Fn() -> BoxFuture<'c, Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        counter.fetch_add(1, Ordering::SeqCst);
+        self.wait().await;
         let act = {
             let mut script = self.script_lock();
             let then = script.failure.map_or(Act::Succeed, Act::Fail);
             script.acts.pop_front().unwrap_or(then)
         };
         match act {
-            Act::Succeed => call.await,
+            Act::Succeed => call().await,
             Act::Fail(class) => Err(by_script(class)),
             Act::LoseAnswer(class) => {
-                call.await?;
+                call().await?;
                 Err(by_script(class))
+            }
+            Act::Repeat => {
+                call().await?;
+                self.wait().await;
+                call().await
             }
             Act::Hang => std::future::pending().await,
             #[expect(clippy::panic, reason = "what it was told to do")]
@@ -236,7 +248,7 @@ impl KeyStore for ScriptedStore {
 
     fn insert<'a>(&'a self, row: &'a StoredRow) -> BoxFuture<'a, Result<Insertion, StoreError>> {
         Box::pin(async move {
-            match self.act(&self.0.inserts, self.0.store.insert(row)).await? {
+            match self.act(&self.0.inserts, || self.0.store.insert(row)).await? {
                 Insertion::Inserted => Ok(Insertion::Inserted),
                 Insertion::Exists(there) => {
                     let told = self.told(vec![there]).into_iter().next();
@@ -248,7 +260,7 @@ impl KeyStore for ScriptedStore {
 
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>> {
         Box::pin(async move {
-            let found = self.act(&self.0.gets, self.0.store.get(id)).await?;
+            let found = self.act(&self.0.gets, || self.0.store.get(id)).await?;
             Ok(self.told(found.into_iter().collect()).into_iter().next())
         })
     }
@@ -259,7 +271,7 @@ impl KeyStore for ScriptedStore {
         from: i64,
     ) -> BoxFuture<'a, Result<Vec<StoredRow>, StoreError>> {
         Box::pin(async move {
-            let found = self.act(&self.0.branches, self.0.store.branch(branch, from)).await?;
+            let found = self.act(&self.0.branches, || self.0.store.branch(branch, from)).await?;
             Ok(self.told(found))
         })
     }
@@ -269,14 +281,14 @@ impl KeyStore for ScriptedStore {
         old: &'a StoredRow,
         new: &'a StoredRow,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(self.act(&self.0.replaces, self.0.store.replace(old, new)))
+        Box::pin(self.act(&self.0.replaces, move || self.0.store.replace(old, new)))
     }
 
     fn erase_branch<'a>(
         &'a self,
         branch: &'a BranchId,
     ) -> BoxFuture<'a, Result<Erasure, StoreError>> {
-        Box::pin(self.act(&self.0.erasures, self.0.store.erase_branch(branch)))
+        Box::pin(self.act(&self.0.erasures, move || self.0.store.erase_branch(branch)))
     }
 
     fn scan<'a>(
@@ -284,11 +296,11 @@ impl KeyStore for ScriptedStore {
         after: Option<&'a ScanCursor>,
         limit: usize,
     ) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
-        Box::pin(self.act(&self.0.scans, self.0.store.scan(after, limit)))
+        Box::pin(self.act(&self.0.scans, move || self.0.store.scan(after, limit)))
     }
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.act(&self.0.healths, self.0.store.health()))
+        Box::pin(self.act(&self.0.healths, move || self.0.store.health()))
     }
 }
 

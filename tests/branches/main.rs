@@ -13,4 +13,5 @@ mod races;
 mod reading;
 mod rewrap;
 mod stored;
+mod walk;
 mod writing;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use waxseal::branch::{BranchKek, RewrapBranchKeys, RewrapProgress};
+use waxseal::branch::BranchKek;
 use waxseal::kek::KekErrorClass::{Denied, Unavailable};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::store::{KeyRow, KeyStore, StoredRow};
+use waxseal::store::{KeyRow, KeyStore, RewrapOptions, RewrapProgress, StoredRow};
 use waxseal::{Aad, Envelope, ErrorKind};
 use waxseal_testing::support::stage::entries_of;
 use waxseal_testing::support::{block_on, context};
@@ -16,7 +16,7 @@ use super::ground::{DAY, Fleet, Process, kek_id, kind, secs};
 const TENANTS: [&str; 5] = ["alice", "bob", "carol", "dave", "erin"];
 
 fn rewrap(kek: &BranchKek) -> RewrapProgress {
-    block_on(kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {})).unwrap()
+    block_on(kek.rewrap_branch_keys(RewrapOptions::default(), |_| {})).unwrap()
 }
 
 /// Messages of five tenants in three periods.
@@ -111,7 +111,7 @@ fn a_walk_that_stops_goes_on_where_it_was() {
     let (mut rewrapped, mut seen) = (0, Vec::new());
     let mut cursor = None;
     for page in 0.. {
-        let mut options = RewrapBranchKeys::default().page(4);
+        let mut options = RewrapOptions::default().page(4);
         if let Some(cursor) = cursor.take() {
             options = options.after(cursor);
         }
@@ -148,7 +148,7 @@ fn an_outage_of_the_root_stops_the_walk_and_a_damaged_row_is_counted() {
     fleet.root.local().rotate().unwrap();
     let process = fleet.process();
     fleet.root.fail_with(Unavailable);
-    let result = block_on(process.kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}));
+    let result = block_on(process.kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}));
     assert_eq!(kind(result), ErrorKind::Unavailable);
     fleet.root.fail_with(None);
 
@@ -191,7 +191,7 @@ fn rows_of_other_names_and_kinds_are_left_alone() {
 #[test]
 fn without_a_store_there_is_nothing_to_walk() {
     let kek = Fleet::new().self_contained().kek;
-    let result = block_on(kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}));
+    let result = block_on(kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}));
     assert_eq!(kind(result), ErrorKind::InvalidOption);
 }
 
@@ -239,7 +239,7 @@ fn makers_rewrappers_and_erasers_lose_no_update_and_raise_nothing_from_the_dead(
                     let (process, mut rewrapped) = (fleet.process(), 0);
                     while !stop.load(Ordering::SeqCst) {
                         fleet.root.local().rotate().unwrap();
-                        let options = RewrapBranchKeys::default().page(16);
+                        let options = RewrapOptions::default().page(16);
                         match block_on(process.kek.rewrap_branch_keys(options, |_| {})) {
                             Ok(done) => {
                                 assert_eq!(done.failed, 0, "{:?}", done.first_failure);

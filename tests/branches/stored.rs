@@ -4,7 +4,7 @@ use waxseal::kek::KekErrorClass::Denied;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::store::StoreErrorClass::{self, Unavailable};
 use waxseal::store::scripted::{Act, ScriptedStore};
-use waxseal::store::{KeyRow, StoredRow};
+use waxseal::store::{KeyRow, RewrapOptions, StoredRow};
 use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind, ManualClock};
 use waxseal_testing::support::stage::{entries_of, with_entries};
 use waxseal_testing::support::{block_on, context};
@@ -12,19 +12,19 @@ use waxseal_testing::support::{block_on, context};
 use super::ground::{Fleet, kind, rows_of, secs, table};
 
 /// Envelopes over one KEK and one store, without branch keys.
-struct Shared {
-    kek: ScriptedKek,
-    store: ScriptedStore,
-    clock: ManualClock,
+pub(super) struct Shared {
+    pub(super) kek: ScriptedKek,
+    pub(super) store: ScriptedStore,
+    pub(super) clock: ManualClock,
 }
 
 impl Shared {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let kek = ScriptedKek::new("kek").unwrap();
         Self { kek, store: ScriptedStore::in_memory(), clock: ManualClock::new() }
     }
 
-    fn envelope(&self) -> Envelope {
+    pub(super) fn envelope(&self) -> Envelope {
         Envelope::builder()
             .wrap_with(self.kek.clone())
             .key_store(self.store.clone())
@@ -34,12 +34,16 @@ impl Shared {
     }
 }
 
-fn compact(envelope: &Envelope, context: &EncryptionContext) -> Result<Vec<u8>, Error> {
+pub(super) fn compact(envelope: &Envelope, context: &EncryptionContext) -> Result<Vec<u8>, Error> {
     let sealed = block_on(envelope.encrypt_compact(context, Aad::empty(), b"payload"))?;
     Ok(sealed.into_parts().0)
 }
 
-fn open(envelope: &Envelope, context: &EncryptionContext, sealed: &[u8]) -> Result<(), Error> {
+pub(super) fn open(
+    envelope: &Envelope,
+    context: &EncryptionContext,
+    sealed: &[u8],
+) -> Result<(), Error> {
     block_on(envelope.decrypt(context, Aad::empty(), sealed))
         .map(|plaintext| assert_eq!(&*plaintext, b"payload"))
 }
@@ -110,6 +114,34 @@ fn no_message_is_released_before_its_row_is_durable() {
         let sealed = compact(&envelope, &alice).unwrap();
         open(&shared.envelope(), &alice, &sealed).unwrap();
     }
+}
+
+/// The client of a store does it again when the first answer is lost.
+#[test]
+fn a_row_that_its_own_first_try_left_is_no_stranger_s_though_it_was_rewrapped_since() {
+    let shared = Shared::new();
+    let alice = context("alice");
+    shared.store.script([Act::Repeat]);
+    let sealed = compact(&shared.envelope(), &alice).unwrap();
+    open(&shared.envelope(), &alice, &sealed).unwrap();
+    // A job rewraps the row before the second try.
+    let tries = std::sync::atomic::AtomicU64::new(0);
+    let (kek, rows) = (shared.kek.local().clone(), shared.store.store().clone());
+    shared.store.script([Act::Repeat]);
+    shared.store.wait_for(move || {
+        if tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 1 {
+            kek.rotate().unwrap();
+            let job = Envelope::builder().wrap_with(kek.clone()).key_store(rows.clone());
+            let walk = job.build().unwrap();
+            let done = block_on(walk.rewrap_stored(RewrapOptions::default(), |_| {})).unwrap();
+            assert_eq!((done.rewrapped, done.failed), (2, 0));
+        }
+        Box::pin(async {})
+    });
+    let bob = context("bob");
+    let sealed = compact(&shared.envelope(), &bob).unwrap();
+    shared.store.wait_no_more();
+    open(&shared.envelope(), &bob, &sealed).unwrap();
 }
 
 #[test]

@@ -2,8 +2,8 @@
 //! branch key.
 
 use super::*;
-use crate::branch::{BranchKek, RewrapBranchKeys};
-use crate::store::{BoxFuture as StoreFuture, KeyStore, MemoryStore, StoredRow};
+use crate::branch::BranchKek;
+use crate::store::{BoxFuture as StoreFuture, KeyStore, MemoryStore, RewrapOptions, StoredRow};
 
 /// One process: an envelope over a branch KEK of its own.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ fn no_race_of_makers_rewrappers_and_erasers_revives_or_loses_a_key() {
             reader.write().map(|sealed| (reader, sealed))
         });
         let rewrapping = spawn(move || {
-            block_on(rewrapper.branches.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}))
+            block_on(rewrapper.branches.rewrap_branch_keys(RewrapOptions::default(), |_| {}))
         });
         let erasing = spawn(move || {
             block_on(eraser.branches.erase([("tenant", "alice")])).unwrap();

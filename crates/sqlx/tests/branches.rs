@@ -8,10 +8,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use waxseal::branch::{BranchKek, BranchKekBuilder, RewrapBranchKeys};
+use waxseal::branch::{BranchKek, BranchKekBuilder};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::{Aad, EncryptionContext, Envelope, ErrorKind, Limits};
+use waxseal::store::{KeyStore, RewrapOptions, RowId};
+use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
 use waxseal_sqlx::{PostgresKeyStore, PostgresOptions, PostgresRole};
 use waxseal_testing::postgres::{PASSWORD, Postgres};
 
@@ -52,7 +53,7 @@ async fn a_thousand_processes_that_start_together_end_with_one_branch_key() {
         .map(|n| {
             let store = stores[n % stores.len()].clone();
             // Each waits as long as it takes: what is counted here is keys.
-            let policy = waxseal::CallPolicy::default().deadline(Duration::from_secs(60));
+            let policy = CallPolicy::default().deadline(Duration::from_secs(60));
             let kek = BranchKek::builder(root.clone()).store(store).call_policy(policy);
             let (kek, acme) = (per_tenant(kek), acme.clone());
             tokio::spawn(async move {
@@ -103,7 +104,7 @@ async fn each_role_does_what_it_is_for_and_is_told_what_it_may_not() {
 
     root.rotate().unwrap();
     for (kek, rewraps) in [(&writer, false), (&reader, false), (&rewrapper, true)] {
-        let done = kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}).await.unwrap();
+        let done = kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
         let expected = if rewraps { (1, 0) } else { (0, 1) };
         assert_eq!((done.rewrapped, done.failed), expected, "{:?}", done.first_failure);
     }
@@ -149,6 +150,90 @@ async fn branch_keys_in_memory_outlast_a_store_that_is_down_and_others_name_it()
     envelope(&cold).decrypt(&acme, Aad::empty(), &sealed).await.unwrap();
 }
 
+/// A rotation day: two KEKs, a job that rewraps, one that erases, and a store that is down in between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keys_of_compact_messages_move_to_another_kek_though_the_store_goes_away_in_between() {
+    let mut server = Postgres::start();
+    migrated(&server).await;
+    let (old, new) = (LocalKek::in_memory("old").unwrap(), ScriptedKek::new("new").unwrap());
+    new.take_batches_of(64);
+    let as_role = |name: &str, role: PostgresRole| {
+        server.role(name);
+        server.sql_in_keys(&role.grants("public", name).unwrap());
+        PostgresKeyStore::new(options(&server, name)).unwrap()
+    };
+    let writing = as_role("writer", PostgresRole::Writer);
+    let rewrapping = as_role("rewrapper", PostgresRole::Rewrapper);
+    let erasing = as_role("eraser", PostgresRole::Eraser);
+    let writer = Envelope::builder().wrap_with(old.clone()).key_store(writing.clone());
+    let (writer, mut messages) = (writer.build().unwrap(), Vec::new());
+    for n in 0..300 {
+        let context = context(&format!("tenant {n}"));
+        let sealed = writer.encrypt_compact(&context, Aad::empty(), b"row").await.unwrap();
+        messages.push((context, sealed.into_parts().0));
+    }
+    let both = |store: &PostgresKeyStore| {
+        // As long as it takes on a busy machine.
+        let policy = CallPolicy::default().deadline(Duration::from_secs(60));
+        let builder = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone());
+        builder.key_store(store.clone()).call_policy(policy).build().unwrap()
+    };
+    // A writer may not replace rows. It says so, and the rows stay.
+    let few = RewrapOptions::default().page(100);
+    let done = both(&writing).rewrap_stored(few.clone(), |_| {}).await.unwrap();
+    assert_eq!((done.rewrapped, done.failed, done.next), (0, 300, None));
+    let failure = done.first_failure.unwrap();
+    assert_eq!(failure.kind(), ErrorKind::Misconfigured, "{failure}");
+
+    // The server is gone after the first page.
+    let (job, mut cursor, mut rewrapped) = (both(&rewrapping), None, 0);
+    let stopped = job.rewrap_stored(few.clone(), |so_far| {
+        (cursor, rewrapped) = (so_far.next.clone(), so_far.rewrapped);
+        server.kill();
+    });
+    let error = stopped.await.unwrap_err();
+    assert_eq!((error.kind(), rewrapped), (ErrorKind::Unavailable, 100), "{error}");
+    server.restart();
+    // Someone erases a key of the rest before the job goes on, and one while it does. What finds a
+    // connection from before the restart is done again.
+    let erase = async |n: usize| {
+        let id = RowId::from_bytes(messages[n].1[8..24].try_into().unwrap());
+        loop {
+            let Ok(row) = erasing.get(&id).await else { continue };
+            let row = row.unwrap();
+            if row.is_tombstone()
+                || matches!(erasing.replace(&row, &row.tombstone()).await, Ok(true))
+            {
+                break;
+            }
+        }
+    };
+    let going_on = async || {
+        loop {
+            let options = few.clone().after(cursor.clone().unwrap());
+            match job.rewrap_stored(options, |_| {}).await {
+                Ok(done) => break done,
+                Err(error) => assert!(error.is_retryable(), "{error}"),
+            }
+        }
+    };
+    erase(299).await;
+    let (done, ()) = tokio::join!(going_on(), erase(298));
+    assert_eq!((done.failed, done.unknown, done.next), (0, 0, None), "{:?}", done.first_failure);
+    let again = job.rewrap_stored(few.clone(), |_| {}).await.unwrap();
+    assert_eq!((again.rewrapped, again.current, again.skipped), (0, 298, 2));
+
+    // The old KEK is gone.
+    let reader = Envelope::builder().unwrap_with(new.clone()).key_store(rewrapping.clone());
+    let reader = reader.build().unwrap();
+    for (n, (context, sealed)) in messages.iter().enumerate() {
+        match reader.decrypt(context, Aad::empty(), sealed).await {
+            Ok(opened) => assert_eq!((&*opened, n < 298), (&b"row"[..], true), "{n}"),
+            Err(error) => assert_eq!((error.kind(), n >= 298), (ErrorKind::Denied, true), "{n}"),
+        }
+    }
+}
+
 /// What the children below need.
 const URL: &str = "WAXSEAL_TEST_BRANCHES_URL";
 const KEY_FILE: &str = "WAXSEAL_TEST_BRANCHES_KEY";
@@ -180,7 +265,7 @@ async fn a_child_that_is_killed() {
         println!("\nkept {tenant} {hex}");
         if n % 5 == 4 {
             LocalKek::open(&key_file).unwrap().rotate().unwrap();
-            kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}).await.unwrap();
+            kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
         }
         if n % 3 == 2 {
             let erased = format!("{seed}-{}", n - 1);
@@ -249,7 +334,7 @@ async fn nothing_is_lost_and_nothing_half_done_by_processes_that_are_killed() {
     }
     println!("{readable} readable, {refused} erased");
     // What was interrupted is completed by doing it again.
-    let done = kek.rewrap_branch_keys(RewrapBranchKeys::default(), |_| {}).await.unwrap();
+    let done = kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
     assert_eq!(done.failed, 0, "{:?}", done.first_failure);
     for tenant in &erasing {
         kek.erase([("tenant", tenant)]).await.unwrap();

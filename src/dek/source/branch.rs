@@ -19,9 +19,7 @@ use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
 use crate::observe::Event;
-use crate::store::{
-    BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoreError, StoredRow,
-};
+use crate::store::{BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoredRow};
 use crate::suite::{Dek, DekId, derive_dek_id};
 use crate::sync::Arc;
 
@@ -168,11 +166,8 @@ impl DekSource {
             let begins = Period::containing(now, branch.period);
             let mut epoch = 0;
             for stored in rows.iter().rev() {
-                let row = self.read(store, stored)?;
-                // Readers look for it by this id, and for no row of another kind.
-                if RowId::from(row.id()) != *stored.id() {
-                    return Err(damaged(store, stored.id(), "it holds another key").into());
-                }
+                let row = self.read(store, stored.id(), stored)?;
+                // Readers look for no row of another kind.
                 if !row.is_tombstone() && row.kind() != KeyKind::Branch {
                     return Err(damaged(store, stored.id(), "it is no branch key").into());
                 }
@@ -287,13 +282,17 @@ impl DekSource {
     ) -> Result<(), Failure> {
         let Some(store) = &self.options.store else { return Ok(()) };
         let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
-        let row = StoredRow::new(&row, None);
-        match self.of_store(&**store, store.insert(&row)).await? {
+        match self.of_store(&**store, store.insert(&StoredRow::new(&row, None))).await? {
             Insertion::Inserted => Ok(()),
-            // A retry of the store's client may have found its own first try.
-            Insertion::Exists(there) if there == row => Ok(()),
+            // A retry of the store's client may have found its own first try, which a rewrap may
+            // have changed since.
             Insertion::Exists(there) => {
-                Err(damaged(&**store, there.id(), "another key has it").into())
+                let found = self.read(&**store, there.id(), &there)?;
+                match (found.kind(), found.id(), found.context()) == (row.kind(), id, Some(context))
+                {
+                    true => Ok(()),
+                    false => Err(damaged(&**store, there.id(), "another key has it").into()),
+                }
             }
         }
     }
@@ -352,18 +351,6 @@ impl DekSource {
         let keys = erasure.erased.saturating_add(erasure.already_erased);
         self.emit(&Event::Erased { context: branch, store: store.name(), keys });
         Ok(erasure)
-    }
-
-    pub(crate) async fn of_store_or_error<T>(
-        &self,
-        store: &dyn KeyStore,
-        answer: BoxFuture<'_, Result<T, StoreError>>,
-    ) -> Result<T, Error> {
-        self.of_store(store, answer).await.map_err(|failure| failure.error)
-    }
-
-    pub(crate) fn read_row(&self, store: &dyn KeyStore, row: &StoredRow) -> Result<KeyRow, Error> {
-        self.read(store, row).map_err(|failure| failure.error)
     }
 
     /// Checks the roots and the store.

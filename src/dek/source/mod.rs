@@ -16,6 +16,7 @@ mod reading;
 mod renewal;
 mod rewrap;
 mod stored;
+mod walk;
 mod writing;
 
 use std::ops::Deref;

@@ -49,10 +49,7 @@ impl DekSource {
             let detail = format!("key store {} has no row {row_id}", store.name());
             return own.ok_or_else(|| Error::new(ErrorKind::MissingWrappedKeys, detail).into());
         };
-        let row = self.read(&**store, &row)?;
-        if RowId::from(row.id()) != row_id {
-            return Err(damaged(&**store, &row_id, "it holds another key").into());
-        }
+        let row = self.read(&**store, &row_id, &row)?;
         let (Some(stored), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) else {
             return Err(self.erased(&**store, context, row.id()));
         };
@@ -101,12 +98,30 @@ impl DekSource {
         })
     }
 
-    pub(super) fn read(&self, store: &dyn KeyStore, row: &StoredRow) -> Result<KeyRow, Failure> {
-        row.row().map_err(|error| {
-            let failure = damaged(store, row.id(), "it cannot be read").with_source(error);
-            self.emit(&Event::DamagedRow { row_id: &row.id().to_string(), store: store.name() });
-            failure.into()
-        })
+    /// As [`of_store`](Self::of_store), for who needs no more than the error.
+    pub(super) async fn of_store_or_error<T>(
+        &self,
+        store: &dyn KeyStore,
+        answer: BoxFuture<'_, Result<T, StoreError>>,
+    ) -> Result<T, Error> {
+        self.of_store(store, answer).await.map_err(|failure| failure.error)
+    }
+
+    /// Reads the row that the store has for an id.
+    pub(super) fn read(
+        &self,
+        store: &dyn KeyStore,
+        row_id: &RowId,
+        stored: &StoredRow,
+    ) -> Result<KeyRow, Error> {
+        let row = stored.row().map_err(|error| {
+            self.emit(&Event::DamagedRow { row_id: &row_id.to_string(), store: store.name() });
+            damaged(store, row_id, "it cannot be read").with_source(error)
+        })?;
+        match RowId::from(row.id()) == *row_id {
+            true => Ok(row),
+            false => Err(damaged(store, row_id, "it holds another key")),
+        }
     }
 
     pub(super) fn erased(
