@@ -319,8 +319,19 @@ impl OpenBao {
 
     /// Only without `durable`, where the server prints its one unseal key.
     pub async fn unseal(&self) {
-        let log = fs::read_to_string(self.path("server.log")).unwrap();
-        let key = log.lines().find_map(|line| line.split("Unseal Key: ").nth(1)).unwrap().trim();
+        // The server prints it after it has begun to answer.
+        let start = Instant::now();
+        let key = loop {
+            let log = fs::read_to_string(self.path("server.log")).unwrap();
+            // A whole line: what has no end yet may be half the key.
+            let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let key = lines.filter_map(|line| line.split("Unseal Key: ").nth(1)).next();
+            if let Some(key) = key {
+                break key.trim().to_owned();
+            }
+            assert!(start.elapsed() < Duration::from_secs(60), "no unseal key:\n{log}");
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        };
         self.put("sys/unseal", json!({ "key": key })).await;
         self.wait_until_ready().await;
     }
