@@ -554,9 +554,9 @@ impl Lease {
         all.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether the denial is by one of its source KEKs.
+    /// Whether one of its source KEKs denied what it came from.
     pub(super) fn is_denied_by(&self, failure: &Failure) -> bool {
-        matches!(failure.about(&self.source_keks, &self.wrapped_keys), Some((ErrorKind::Denied, _)))
+        failure.denies(&self.source_keks, &self.wrapped_keys)
     }
 
     /// The ids of all KEKs that it depends on.

@@ -93,6 +93,14 @@ impl FailedCall {
 }
 
 impl Failure {
+    /// Whether a KEK denied one of these wrapped keys. A KEK that wraps nothing new says nothing
+    /// about what it wrapped.
+    pub(crate) fn denies(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> bool {
+        let is_of_an_entry = self.calls.iter().all(|call| call.entry.is_some());
+        let about = self.about(source_keks, wrapped_keys);
+        is_of_an_entry && matches!(about, Some((ErrorKind::Denied, _)))
+    }
+
     /// Returns the failure of these source KEKs with these wrapped keys, and its time: an outage of
     /// any of them, or else a refusal. `None` if none is known.
     pub(crate) fn about(

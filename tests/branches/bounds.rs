@@ -260,6 +260,23 @@ fn a_denial_by_the_root_ends_all_deks_and_handles_in_all_envelopes() {
 }
 
 #[test]
+fn a_root_that_wraps_no_new_branch_key_ends_none_for_reading() {
+    let fleet = Fleet::new();
+    let of_a_minute = || fleet.process_with(|b| b.period(secs(60)), |e| e);
+    let (sealed, process) = (of_a_minute().seal("alice"), of_a_minute());
+    process.open("alice", &sealed).unwrap();
+    let opening = block_on(process.envelope.decryptor(&context("alice"), &sealed)).unwrap();
+    fleet.clock.advance(secs(61));
+    let unwraps = fleet.calls().1;
+    fleet.root.script([Act::Fail(Denied)]);
+    assert_eq!(kind(process.seal_for(&context("alice"))), ErrorKind::Denied);
+    opening.decrypt(Aad::empty(), &sealed).unwrap();
+    process.envelope.evict_all();
+    process.open("alice", &sealed).unwrap();
+    assert_eq!(fleet.calls().1, unwraps, "the branch key was obtained again");
+}
+
+#[test]
 fn a_revocation_by_the_id_of_root_or_branch_ends_everything_that_came_through() {
     type Revoke = fn(&Process);
     let ways: [(&str, Revoke); 6] = [
