@@ -8,7 +8,6 @@ mod conforms;
 mod erasure;
 mod ground;
 mod lies;
-mod model;
 mod races;
 mod reading;
 mod rewrap;

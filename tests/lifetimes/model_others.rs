@@ -14,7 +14,7 @@ use std::time::Duration;
 use waxseal_testing::support;
 
 use support::stage::{entries_of, with_entries};
-use support::{block_on, context};
+use support::{Random, block_on, context};
 use waxseal::kek::KekErrorClass::{self, Denied, Invalid, Misconfigured, Throttled, Unavailable};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
@@ -34,27 +34,6 @@ const KNOWN_FOR: u64 = 1_000 + 5_000;
 const CONTEXTS: usize = 2;
 /// By KEK: which of them a list of wrapped keys names. The last two are different lists of one KEK.
 const LISTS: [&[usize]; 5] = [&[0], &[1], &[0, 1], &[0], &[1]];
-
-/// xorshift64*: the same steps in every run of one seed.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
-    }
-
-    fn one_in(&mut self, bound: u64) -> bool {
-        self.below(bound) == 0
-    }
-
-    fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(u64::try_from(len).unwrap())).unwrap()
-    }
-}
 
 /// One call to a KEK that was answered.
 #[derive(Clone, Copy, Debug)]
@@ -260,7 +239,7 @@ struct Model {
 impl Model {
     fn new(seed: u64, with_runtime: bool) -> Self {
         let world = World {
-            random: Random(seed),
+            random: Random::new(seed),
             now: 0,
             order: 0,
             failures: [None; 2],

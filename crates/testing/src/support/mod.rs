@@ -40,6 +40,36 @@ pub fn envelope(kek: &LocalKek) -> Envelope {
     Envelope::builder().wrap_with(kek.clone()).build().unwrap()
 }
 
+/// xorshift64*: the same numbers in every run of one seed.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        // It would stay at zero.
+        Self(seed.max(1))
+    }
+
+    pub fn from_system() -> Self {
+        Self::new(getrandom::u64().unwrap())
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % bound
+    }
+
+    pub fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+
+    pub fn index(&mut self, len: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(len).unwrap())).unwrap()
+    }
+}
+
 /// A runtime of plain threads, one for each task and each sleep.
 #[derive(Debug)]
 pub struct Threads;
