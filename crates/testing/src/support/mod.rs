@@ -50,10 +50,6 @@ impl Random {
         Self(seed.max(1))
     }
 
-    pub fn from_system() -> Self {
-        Self::new(getrandom::u64().unwrap())
-    }
-
     pub fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
