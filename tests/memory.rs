@@ -415,6 +415,40 @@ fn no_key_survives_a_rewrap() {
     assert_eq!(keys.occurrences(), NOTHING);
 }
 
+/// Of two processes that make the branch key of a period at once, one is quicker to store its own.
+#[test]
+fn no_branch_key_survives_that_another_process_was_quicker_to_store() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (root, store, alice) = (support::local("root"), MemoryStore::new(), context("alice"));
+    let process = |spy: Spy| {
+        let branch = BranchKek::builder(spy).name("orders").per(["tenant"]).store(store.clone());
+        Envelope::builder().wrap_with(branch.build().unwrap()).build().unwrap()
+    };
+    let (spy, stored) = Spy::that_remembers(root.clone());
+    let quick = process(spy);
+    let made = Arc::new(Mutex::new(None));
+    let (seen, of_quick, for_alice) = (made.clone(), quick.clone(), alice.clone());
+    let spy = Spy::new(root, move |key| {
+        let mut seen = seen.lock().unwrap();
+        if seen.is_none() {
+            let needle = Needle::of(key);
+            assert!(needle.occurrences() >= 1, "the control: the branch key is there when made");
+            *seen = Some(needle);
+            block_on(of_quick.encrypt(&for_alice, Aad::empty(), b"x")).unwrap();
+        }
+        Box::pin(async {})
+    });
+    let slow = process(spy);
+    let sealed = on_a_stack_of_its_own(|| block_on(slow.encrypt(&alice, Aad::empty(), b"x")));
+    block_on(quick.decrypt(&alice, Aad::empty(), &sealed.unwrap())).unwrap();
+    let [made, stored] = [made, stored].map(|seen| {
+        let seen = seen.lock().unwrap().take().unwrap();
+        Keys::new(seen, &alice, Suite::default())
+    });
+    assert!(of_branch_key(&stored)[0] >= 1, "the control: the stored one is in use");
+    assert_eq!(of_branch_key(&made), [0; 3]);
+}
+
 /// A branch key, a DEK that was derived from it, and what holds them. A second KEK shows the DEK.
 fn branch_set_up(limits: Limits) -> (BranchScene, Keys, Keys) {
     let (root, seen_branch) = Spy::that_remembers(support::local("root"));

@@ -7,6 +7,7 @@ use waxseal::kek::KekErrorClass::{Denied, Misconfigured, Throttled, Unavailable}
 use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::store::StoreErrorClass;
 use waxseal::{Aad, ErrorKind, Limits};
+use waxseal_testing::support::stage::Log;
 use waxseal_testing::support::{Threads, block_on, context};
 
 use super::ground::{Fleet, Process, kek_id, kind, ms, secs, table, with_grace};
@@ -104,6 +105,24 @@ fn a_renewal_of_the_branch_key_renews_a_thousand_deks_without_a_call_for_each() 
     let renewals = fleet.calls().1 - calls;
     println!("1,000 DEKs, 2,500 s, max_age 300 s: {renewals} unwraps");
     assert!((8..=11).contains(&renewals), "{renewals}");
+}
+
+#[test]
+fn a_renewal_is_told_once_of_the_branch_key_and_once_of_the_dek() {
+    let (fleet, log) = (Fleet::new(), Log::default());
+    let process = fleet.process_with(|b| b, |e| e.observer(log.clone()));
+    let sealed = process.seal("alice");
+    let renewals = || (process.branch_log.count("Refreshed"), log.count("Refreshed"));
+    assert_eq!(renewals(), (0, 0));
+    fleet.clock.advance(secs(250));
+    process.seal("alice");
+    assert_eq!(renewals(), (1, 1), "for writing");
+    // What was renewed for writing is there for reading too.
+    process.open("alice", &sealed).unwrap();
+    assert_eq!(renewals(), (1, 2), "the DEK for reading");
+    fleet.clock.advance(secs(250));
+    process.open("alice", &sealed).unwrap();
+    assert_eq!(renewals(), (2, 3), "for reading");
 }
 
 #[test]

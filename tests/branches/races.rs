@@ -11,6 +11,15 @@ use super::ground::{Fleet, Process, kek_id, kind, ms, secs, table};
 
 const TABLES: usize = 16;
 
+/// Ends the threads of a scope, which waits for them, also if the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Readers and writers in two envelopes go on while `hand` comes down again and again. After each
 /// time no handle from before it serves.
 fn race(name: &str, limits: Limits, hand: impl Fn(&Fleet, &Process)) -> u64 {
@@ -24,6 +33,7 @@ fn race(name: &str, limits: Limits, hand: impl Fn(&Fleet, &Process)) -> u64 {
     let envelopes = [&process.envelope, &other, &process.envelope];
     let allowed = [ErrorKind::Denied, ErrorKind::Unavailable, ErrorKind::Expired];
     std::thread::scope(|threads| {
+        let _stop = Stop(&stop);
         for (nth, envelope) in envelopes.iter().enumerate() {
             let (sealed, stop, done) = (&sealed, &stop, &done);
             threads.spawn(move || {
@@ -59,7 +69,6 @@ fn race(name: &str, limits: Limits, hand: impl Fn(&Fleet, &Process)) -> u64 {
                 assert_eq!(kind(written), ErrorKind::Expired, "{name}");
             }
         }
-        stop.store(true, Ordering::SeqCst);
     });
     done.into_inner()
 }
@@ -107,6 +116,7 @@ fn after_an_erasure_nothing_of_before_opens_whatever_was_under_way() {
         process.kek.evict_all();
         let stop = AtomicBool::new(false);
         std::thread::scope(|threads| {
+            let _stop = Stop(&stop);
             for envelope in [&process.envelope, &other] {
                 let (alice, sealed, stop) = (&alice, &sealed, &stop);
                 threads.spawn(move || {
@@ -125,7 +135,6 @@ fn after_an_erasure_nothing_of_before_opens_whatever_was_under_way() {
                 let result = block_on(envelope.decrypt(&alice, Aad::empty(), &sealed));
                 assert_eq!(kind(result), ErrorKind::Denied);
             }
-            stop.store(true, Ordering::SeqCst);
         });
         let cached = other.decrypt_cached(&alice, Aad::empty(), &sealed);
         assert!(cached.is_ok_and(|plaintext| plaintext.is_none()), "it came back");

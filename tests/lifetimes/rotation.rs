@@ -157,6 +157,23 @@ fn a_lease_counts_from_the_start_of_its_request() {
 }
 
 #[test]
+fn a_rotation_counts_from_the_start_of_the_request_that_made_the_dek() {
+    for (since_the_answer, goes_on) in [(ms(74_999), true), (secs(75), false)] {
+        let stage = Stage::new(Limits::default().rotate_after(secs(90)));
+        let clock = stage.clock.clone();
+        stage.kek.wait_for(move || {
+            clock.advance(secs(15));
+            Box::pin(async {})
+        });
+        let first = writes_with(&stage);
+        stage.kek.wait_no_more();
+        stage.clock.advance(since_the_answer);
+        assert_eq!(writes_with(&stage) == first, goes_on, "{since_the_answer:?}");
+        assert_eq!(stage.calls(), (0, 2), "it was renewed");
+    }
+}
+
+#[test]
 fn an_answer_after_the_end_brings_no_dek_back() {
     let stage = Stage::new(Limits::default());
     let first = writes_with(&stage);

@@ -77,6 +77,8 @@ impl World {
         let (before, reads) = (self.time.now(), self.reads_of_the_store());
         let result = call(&of_envelope.envelope);
         let (calls, told) = (root.take_calls(), of_envelope.heard.take());
+        let is_told_twice = (1..told.len()).any(|at| told[..at].contains(&told[at]));
+        assert!(!is_told_twice, "{operation:?}: {told:?}");
         let asked = match self.layers {
             Layers::One => calls.len(),
             Layers::Two => self.reads_of_the_store() - reads,

@@ -12,7 +12,7 @@ pub(super) const WRITING: usize = 1;
 /// All times are in milliseconds.
 pub(super) const MAX_AGE: i64 = 100_000;
 pub(super) const REFRESH_AFTER: i64 = 80_000;
-pub(super) const ROTATE_AFTER: i64 = 350_000;
+pub(super) const ROTATE_AFTER: i64 = 150_000;
 pub(super) const REFUSE_FOR: i64 = 5_000;
 /// A twentieth of `MAX_AGE`, at most a second.
 pub(super) const RETRY_AFTER: i64 = 1_000;
