@@ -7,7 +7,7 @@ use super::*;
 use crate::ManualClock;
 use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::memory::fork;
-use crate::schedules::explore;
+use crate::schedules::{Log, explore};
 use crate::suite::{AeadKey, Backend, Dek, Nonces, Suite, derive_dek_id, derive_message_key};
 use shuttle::thread::spawn;
 
@@ -21,7 +21,9 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
         let id = derive_dek_id(&dek, &context).unwrap();
         let entry = WrappedDek::new(KekId::new("kek").unwrap(), vec![7; 40]).unwrap();
         let keys = WrappedKeys::new([entry]).unwrap();
-        let (observers, asked) = (Observers::default().downgrade(), clock.now());
+        let log = Log::default();
+        let all_observers = Observers::new(vec![Box::new(log.clone())]);
+        let (observers, asked) = (all_observers.downgrade(), clock.now());
         let of_dek = (context.clone(), clock.clone(), keys.clone());
         let another_lease =
             move |registry: &Arc<Registry>, dek: Option<&WritingDek>, key: Option<LeasedKey>| {
@@ -79,5 +81,6 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
             assert!(leases.iter().flatten().all(|dek| dek.lease().has_ended()));
         }
         assert!(another_lease(&registry, Some(&first), None).is_none());
+        assert_eq!(log.count("wiped"), 1, "the end of the last lease, and none begins after it");
     });
 }

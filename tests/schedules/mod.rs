@@ -334,7 +334,7 @@ impl Runtime for ToyRuntime {
 
 /// Counts events by name, and for each DEK.
 #[derive(Debug, Clone, Default)]
-struct Log(Arc<Mutex<HashMap<(&'static str, Option<DekId>), usize>>>);
+pub(crate) struct Log(Arc<Mutex<HashMap<(&'static str, Option<DekId>), usize>>>);
 
 impl Observer for Log {
     fn event(&self, event: &Event<'_>) {
@@ -352,7 +352,7 @@ impl Observer for Log {
 }
 
 impl Log {
-    fn count(&self, name: &str) -> usize {
+    pub(crate) fn count(&self, name: &str) -> usize {
         self.0
             .lock()
             .unwrap()
