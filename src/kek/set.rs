@@ -93,12 +93,12 @@ impl FailedCall {
 }
 
 impl Failure {
-    /// Whether a KEK denied one of these wrapped keys. A KEK that wraps nothing new says nothing
-    /// about what it wrapped.
+    /// Whether a KEK denied one of these wrapped keys, and none of them had an outage. A KEK that wraps
+    /// nothing new says nothing about what it wrapped.
     pub(crate) fn denies(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> bool {
-        let is_of_an_entry = self.calls.iter().all(|call| call.entry.is_some());
-        let about = self.about(source_keks, wrapped_keys);
-        is_of_an_entry && matches!(about, Some((ErrorKind::Denied, _)))
+        let calls = self.calls.iter().filter(|call| call.entry.is_some());
+        let worst = worst_about(calls, source_keks, wrapped_keys);
+        matches!(worst, Some((ErrorKind::Denied, _)))
     }
 
     /// Returns the failure of these source KEKs with these wrapped keys, and its time: an outage of
@@ -108,28 +108,31 @@ impl Failure {
         source_keks: &[SourceKek],
         wrapped_keys: &WrappedKeys,
     ) -> Option<(ErrorKind, Moment)> {
-        let is_about = |call: &&FailedCall| {
-            source_keks.iter().any(|source_kek| {
-                source_kek.provider == call.provider
-                    && call.entry.as_ref().is_none_or(|entry| {
-                        // Compared with its metadata, since a provider may ask something else for
-                        // another one.
-                        source_kek.entry == *entry.kek_id()
-                            && wrapped_keys.entries().contains(entry)
-                    })
-            })
-        };
-        let rank = |kind: &ErrorKind| match kind {
-            kind if kind.is_outage() => 0,
-            ErrorKind::Denied => 1,
-            _ => 2,
-        };
-        self.calls
-            .iter()
-            .filter(is_about)
-            .map(|call| (call.kind, call.at))
-            .min_by_key(|(kind, _)| rank(kind))
+        worst_about(self.calls.iter(), source_keks, wrapped_keys)
     }
+}
+
+fn worst_about<'a>(
+    calls: impl Iterator<Item = &'a FailedCall>,
+    source_keks: &[SourceKek],
+    wrapped_keys: &WrappedKeys,
+) -> Option<(ErrorKind, Moment)> {
+    let is_about = |call: &&FailedCall| {
+        source_keks.iter().any(|source_kek| {
+            source_kek.provider == call.provider
+                && call.entry.as_ref().is_none_or(|entry| {
+                    // Compared with its metadata, since a provider may ask something else for
+                    // another one.
+                    source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
+                })
+        })
+    };
+    let rank = |kind: &ErrorKind| match kind {
+        kind if kind.is_outage() => 0,
+        ErrorKind::Denied => 1,
+        _ => 2,
+    };
+    calls.filter(is_about).map(|call| (call.kind, call.at)).min_by_key(|(kind, _)| rank(kind))
 }
 
 impl From<Error> for Failure {
@@ -450,4 +453,40 @@ fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
 pub(super) fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error_of_wrapping(detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ManualClock;
+
+    #[test]
+    fn a_denial_is_about_the_wrapped_key_that_was_denied_whatever_else_failed() {
+        let kek = KekId::new("kek").unwrap();
+        let entry = |byte| WrappedDek::new(kek.clone(), vec![byte; 40]).unwrap();
+        let at = Clock::Manual(ManualClock::new()).now();
+        let call =
+            |entry: Option<WrappedDek>, kind| FailedCall { provider: kek.clone(), entry, kind, at };
+        let denies = |calls: Vec<FailedCall>| {
+            let failure = Failure { calls: calls.into(), ..Error::invalid().into() };
+            let source_keks = [SourceKek { provider: kek.clone(), entry: kek.clone() }];
+            failure.denies(&source_keks, &WrappedKeys::new([entry(1)]).unwrap())
+        };
+        let (denied, outage) = (ErrorKind::Denied, ErrorKind::Unavailable);
+        for (calls, expected) in [
+            (vec![], false),
+            (vec![call(Some(entry(1)), denied)], true),
+            (vec![call(Some(entry(2)), denied)], false),
+            (vec![call(Some(entry(1)), outage)], false),
+            // A new DEK was not wrapped.
+            (vec![call(None, denied)], false),
+            (vec![call(None, denied), call(Some(entry(1)), denied)], true),
+            (vec![call(None, outage), call(Some(entry(1)), denied)], true),
+            (vec![call(None, denied), call(Some(entry(1)), outage)], false),
+        ] {
+            let shown: Vec<_> =
+                calls.iter().map(|call| (call.entry.is_some(), call.kind)).collect();
+            assert_eq!(denies(calls), expected, "{shown:?}");
+        }
+    }
 }
