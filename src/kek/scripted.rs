@@ -209,29 +209,35 @@ impl ScriptedKek {
         }
     }
 
-    /// What becomes of each item of a batch. It is one call, unless there are no batches.
-    async fn act_for_each<I>(
-        &self,
-        counter: &AtomicU64,
-        items: &[(&EncryptionContext, I)],
-    ) -> Vec<Result<(), KekError>> {
-        let batch_size = self.script_lock().batch_size;
-        let of_all = match batch_size {
-            Some(size) if items.len() > size => {
-                Err(KekError::misconfigured(format!("a batch of {}, not {size}", items.len())))
-            }
-            Some(_) => self.act(counter).await,
-            None => Ok(()),
-        };
-        let mut acted = Vec::with_capacity(items.len());
-        for (context, _) in items {
-            let of_one = match batch_size {
-                Some(_) => of_all.clone(),
-                None => self.act(counter).await,
+    /// Does the same with each item of a batch. It is one call, unless there are no batches.
+    fn act_for_each<'a, I: Copy + Sync, T: Send>(
+        &'a self,
+        counter: &'a AtomicU64,
+        items: &'a [(&'a EncryptionContext, I)],
+        call: impl Fn(&'a EncryptionContext, I) -> BoxFuture<'a, Result<T, KekError>> + Send + 'a,
+    ) -> BoxFuture<'a, Vec<Result<T, KekError>>> {
+        Box::pin(async move {
+            let batch_size = self.script_lock().batch_size;
+            let of_all = match batch_size {
+                Some(size) if items.len() > size => {
+                    Err(KekError::misconfigured(format!("a batch of {}, not {size}", items.len())))
+                }
+                Some(_) => self.act(counter).await,
+                None => Ok(()),
             };
-            acted.push(of_one.and_then(|()| self.check(context)));
-        }
-        acted
+            let mut results = Vec::with_capacity(items.len());
+            for (context, item) in items {
+                let acted = match batch_size {
+                    Some(_) => of_all.clone(),
+                    None => self.act(counter).await,
+                };
+                results.push(match acted.and_then(|()| self.check(context)) {
+                    Ok(()) => call(context, *item).await,
+                    Err(error) => Err(error),
+                });
+            }
+            results
+        })
     }
 }
 
@@ -307,33 +313,15 @@ impl KekProvider for ScriptedKek {
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a Dek)],
     ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
-        Box::pin(async move {
-            let acted = self.act_for_each(&self.0.wraps, items).await;
-            let mut results = Vec::with_capacity(items.len());
-            for (acted, (context, dek)) in acted.into_iter().zip(items) {
-                results.push(match acted {
-                    Ok(()) => self.0.kek.wrap(context, dek).await,
-                    Err(error) => Err(error),
-                });
-            }
-            results
-        })
+        self.act_for_each(&self.0.wraps, items, |context, dek| self.0.kek.wrap(context, dek))
     }
 
     fn unwrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
     ) -> BoxFuture<'a, Vec<Result<UnwrappedDek, KekError>>> {
-        Box::pin(async move {
-            let acted = self.act_for_each(&self.0.unwraps, items).await;
-            let mut results = Vec::with_capacity(items.len());
-            for (acted, (context, wrapped)) in acted.into_iter().zip(items) {
-                results.push(match acted {
-                    Ok(()) => self.0.kek.unwrap(context, wrapped).await,
-                    Err(error) => Err(error),
-                });
-            }
-            results
+        self.act_for_each(&self.0.unwraps, items, |context, wrapped| {
+            self.0.kek.unwrap(context, wrapped)
         })
     }
 
@@ -341,16 +329,8 @@ impl KekProvider for ScriptedKek {
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
     ) -> BoxFuture<'a, Vec<Result<WrappedDek, KekError>>> {
-        Box::pin(async move {
-            let acted = self.act_for_each(&self.0.rewraps, items).await;
-            let mut results = Vec::with_capacity(items.len());
-            for (acted, (context, wrapped)) in acted.into_iter().zip(items) {
-                results.push(match acted {
-                    Ok(()) => self.0.kek.rewrap(context, wrapped).await,
-                    Err(error) => Err(error),
-                });
-            }
-            results
+        self.act_for_each(&self.0.rewraps, items, |context, wrapped| {
+            self.0.kek.rewrap(context, wrapped)
         })
     }
 
