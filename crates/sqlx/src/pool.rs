@@ -93,8 +93,8 @@ impl<C: Connector> Pool<C> {
     }
 
     /// As [`call`](Self::call), for work that changes nothing. A connection that was used just now is
-    /// not asked whether it is alive. If it was not, as after a restart of the server, the work runs
-    /// again on a new one.
+    /// not asked whether it is alive. If the work fails on it as unavailable, as after a restart of
+    /// the server, it runs once more, on a connection that answers.
     pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl for<'c> Fn(&'c mut C::Connection) -> Work<'c, T> + Send + Sync + 'static,

@@ -324,8 +324,8 @@ impl OpenBao {
         let key = loop {
             let log = fs::read_to_string(self.path("server.log")).unwrap();
             // A whole line: what has no end yet may be half the key.
-            let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
-            let key = lines.filter_map(|line| line.split("Unseal Key: ").nth(1)).next();
+            let mut lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let key = lines.find_map(|line| line.split("Unseal Key: ").nth(1));
             if let Some(key) = key {
                 break key.trim().to_owned();
             }
