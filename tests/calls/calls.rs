@@ -355,9 +355,8 @@ async fn a_provider_s_advice_counts_where_the_policy_leaves_it_open_and_may_chan
     assert!(error.to_string().contains("5 tries"), "{error}");
     stage.kek().fail_with(None);
     stage.kek().script([Act::Hang; 5]);
-    let (start, error) = (Instant::now(), stage.open_another().await.unwrap_err());
+    let error = stage.open_another().await.unwrap_err();
     assert!(error.to_string().contains("40ms"), "{error}");
-    assert!(start.elapsed() < ms(1900), "not the default of 2 s");
     stage.kek().advise(CallAdvice::default().tries(1));
     stage.kek().fail_with(Unavailable);
     let before = stage.calls();

@@ -51,7 +51,9 @@ impl Inner {
             return;
         }
         let (inner, region, arn) = (self.clone(), target.region.clone(), target.arn.clone());
-        self.spawner.spawn_one(&self.stores.looking, async move {
+        // Once at a time for each key, by `is_to_be_asked`. A key whose turn were left out because
+        // another is being asked about would not be asked about again before the pause is over.
+        self.spawner.spawn_one(&Arc::default(), async move {
             let tokens = inner.grant_tokens.load();
             let work = inner.service.describe(&region, &arn, &tokens);
             let found = match tokio::time::timeout(BACKGROUND_TIMEOUT, work).await {

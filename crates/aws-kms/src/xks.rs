@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -96,8 +95,6 @@ pub(crate) struct Stores {
     budget: Option<CallBudget>,
     /// By the key's ARN. Read without a lock: a forked child may be asked too.
     keys: ArcSwap<HashMap<String, Place>>,
-    /// One at a time is looked for in the background.
-    pub(crate) looking: Arc<AtomicBool>,
 }
 
 /// Where a key is.
@@ -114,7 +111,7 @@ enum Place {
 
 impl Stores {
     pub(crate) fn new(named: Option<String>, budget: Option<CallBudget>) -> Self {
-        Self { named, budget, keys: ArcSwap::default(), looking: Arc::default() }
+        Self { named, budget, keys: ArcSwap::default() }
     }
 
     /// The store of this key.

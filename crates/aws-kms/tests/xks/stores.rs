@@ -139,6 +139,9 @@ async fn a_former_key_in_a_store_is_called_as_one_of_that_store_and_the_key_itse
     let found = builder.external_key_store_budget(budget).build().await.unwrap();
     let of_former = found.target(&id(&path.arn)).advice().call_budget().cloned();
     assert!(of_former.is_some(), "it may be there: within the budget that was given");
+    // So that KMS is asked for both at once.
+    let slow = kms_front::Effect::Delay(Duration::from_millis(300));
+    path.front.fail(kms_front::Fault::new(slow).on("DescribeKey"));
     for wrapped in [&wrapped, &others] {
         found.unwrap(&alice, wrapped).await.unwrap();
     }
