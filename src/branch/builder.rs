@@ -11,7 +11,7 @@ use crate::dek::{BranchTerms, Limits, OwnedSource, SourceBuilder};
 use crate::error::{Error, ErrorKind};
 use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
-use crate::kek::{KekId, KekProvider};
+use crate::kek::{BRANCH_ID_PREFIX, KekId, KekProvider};
 use crate::observe::Observer;
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
@@ -23,7 +23,7 @@ const DEFAULT_PERIOD: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const MIN_PERIOD: Duration = Duration::from_secs(60);
 const MAX_PERIOD: Duration = Duration::from_secs(3 * 366 * 24 * 60 * 60);
 /// So that `branch:NAME` is a KEK id and the name a value of an encryption context.
-const MAX_NAME: usize = KekId::MAX_LEN - 7;
+const MAX_NAME: usize = KekId::MAX_LEN - BRANCH_ID_PREFIX.len();
 
 /// Configures a [`BranchKek`]. The [`name`](Self::name) is needed, and one of
 /// [`store`](Self::store) and [`self_contained`](Self::self_contained).
@@ -186,7 +186,7 @@ impl BranchKekBuilder {
             let detail = format!("{}: a root wraps keys, and this one derives them", root.id());
             return Err(invalid(detail));
         }
-        let id = KekId::new(format!("branch:{name}"))?;
+        let id = KekId::new(format!("{BRANCH_ID_PREFIX}{name}"))?;
         let (backend, store) = (source.backend, source.store.clone());
         source.branch = Some(BranchTerms { period });
         let source = OwnedSource::new(source.build()?);

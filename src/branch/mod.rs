@@ -126,15 +126,22 @@ impl BranchKek {
     }
 
     /// Stops using a root KEK in this process, at once. Every branch key that it unwrapped ends,
-    /// with everything that came through it, in every envelope. See
-    /// [`Envelope::revoke_kek`](crate::Envelope::revoke_kek).
+    /// with everything that came through it, in every envelope. The provider's own id stands for
+    /// all roots. See [`Envelope::revoke_kek`](crate::Envelope::revoke_kek).
     pub fn revoke_kek(&self, kek_id: &KekId) {
-        self.0.source.revoke_kek(kek_id);
+        self.roots_of(kek_id).for_each(|root| self.0.source.revoke_kek(root));
     }
 
     /// Reverts a [`revoke_kek`](Self::revoke_kek).
     pub fn reinstate_kek(&self, kek_id: &KekId) {
-        self.0.source.reinstate_kek(kek_id);
+        self.roots_of(kek_id).for_each(|root| self.0.source.reinstate_kek(root));
+    }
+
+    /// The KEK itself, or all roots if it is this provider.
+    fn roots_of<'k>(&'k self, kek_id: &'k KekId) -> impl Iterator<Item = &'k KekId> {
+        let is_own = *kek_id == self.0.id;
+        let roots = self.0.source.keks().reading.iter().map(|root| root.id());
+        roots.filter(move |_| is_own).chain((!is_own).then_some(kek_id))
     }
 
     /// Wipes every branch key, with everything that came through it. The next call asks the root

@@ -34,6 +34,9 @@ pub(crate) use crate::format::{KekId, WrappedDek};
 pub use crate::runtime::BoxFuture;
 pub(crate) use crate::suite::Dek;
 
+/// What the id of a [`BranchKek`](crate::branch::BranchKek) begins with.
+pub(crate) const BRANCH_ID_PREFIX: &str = "branch:";
+
 /// One key encryption key in one key service.
 ///
 /// Implementations try once, keep no DEK, and say with [`KekErrorClass`] what a failure means. They
@@ -64,7 +67,8 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
 
     /// Returns whether this provider makes DEKs itself, by deriving them from a key that it holds in
     /// this process. Then new DEKs come from its [`generate`](Self::generate), whatever the
-    /// [`DekOrigin`](crate::DekOrigin). By default `false`.
+    /// [`DekOrigin`](crate::DekOrigin). By default `false`. A provider around a
+    /// [`BranchKek`](crate::branch::BranchKek) has to forward it: `build` refuses one that does not.
     fn derives_deks(&self) -> bool {
         false
     }

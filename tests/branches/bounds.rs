@@ -298,10 +298,11 @@ fn a_root_that_wraps_no_new_branch_key_ends_none_for_reading() {
 #[test]
 fn a_revocation_by_the_id_of_root_or_branch_ends_everything_that_came_through() {
     type Revoke = fn(&Process);
-    let ways: [(&str, Revoke); 6] = [
+    let ways: [(&str, Revoke); 7] = [
         ("root, envelope", |p| p.envelope.revoke_kek(&kek_id("local:root"))),
         ("branch, envelope", |p| p.envelope.revoke_kek(&kek_id("branch:orders"))),
         ("root, branch KEK", |p| p.kek.revoke_kek(&kek_id("local:root"))),
+        ("branch, branch KEK", |p| p.kek.revoke_kek(&kek_id("branch:orders"))),
         ("evict_all, branch KEK", |p| p.kek.evict_all()),
         ("evict_all, envelope", |p| p.envelope.evict_all()),
         ("shut_down", |p| p.envelope.shut_down()),
@@ -327,7 +328,7 @@ fn a_revocation_by_the_id_of_root_or_branch_ends_everything_that_came_through() 
         }
         process.envelope.reinstate_kek(&kek_id("local:root"));
         process.envelope.reinstate_kek(&kek_id("branch:orders"));
-        process.kek.reinstate_kek(&kek_id("local:root"));
+        process.kek.reinstate_kek(&kek_id("branch:orders"));
         if name != "shut_down" {
             fleet.clock.advance(secs(60));
             process.open("alice", &sealed).unwrap_or_else(|error| panic!("{name}: {error}"));

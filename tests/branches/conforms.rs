@@ -6,8 +6,9 @@ use waxseal::branch::BranchKek;
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, KekProvider};
+use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::store::MemoryStore;
+use waxseal::{Dek, EncryptionContext, Envelope, ErrorKind, KekId, WrappedDek};
 use waxseal_testing::support::block_on;
 
 struct Branch {
@@ -75,5 +76,50 @@ fn branch_keks_conform_with_a_store_and_without() {
             "takes_a_source_of_credentials_that_is_down_for_an_outage",
         ];
         assert_eq!(not_applicable, expected);
+    }
+}
+
+/// A provider around another, of which only what has no default is forwarded.
+#[derive(Debug)]
+struct Forgetful(BranchKek);
+
+impl KekProvider for Forgetful {
+    fn id(&self) -> &KekId {
+        self.0.id()
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        self.0.wrap(context, dek)
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        self.0.unwrap(context, wrapped)
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        self.0.health()
+    }
+}
+
+/// Its new DEKs would be random ones that the branch key wraps, and would not end with it.
+#[test]
+fn a_provider_around_a_branch_kek_that_does_not_derive_is_refused() {
+    let branch = Branch::new(true);
+    for builder in [
+        Envelope::builder().wrap_with(Forgetful(branch.kek.clone())),
+        Envelope::builder().wrap_with(branch.root).unwrap_with(Forgetful(branch.kek)),
+    ] {
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        let text = error.to_string();
+        assert!(text.contains("branch:a") && text.contains("derives_deks"), "{text}");
     }
 }

@@ -58,7 +58,9 @@ fn a_row_in_the_place_of_another_opens_nothing_and_ends_nothing() {
                     };
                     truth.into_iter().map(swap).collect()
                 });
+                let told = reader.branch_log.count("DamagedRow");
                 assert_eq!(kind(reader.open(tenant, message)), ErrorKind::Misconfigured);
+                assert!(reader.branch_log.count("DamagedRow") > told);
                 fleet.store.tell_the_truth();
                 reader.open(tenant, message).unwrap();
                 reader.kek.evict_all();
@@ -156,9 +158,11 @@ fn rows_of_another_tenant_are_not_written_under() {
     let of_bob = fleet.rows().into_iter().find(|row| row.place().unwrap().period == 60 * 86_400);
     let of_bob = of_bob.unwrap();
     fleet.store.lie(move |_| vec![of_bob.clone()]);
-    let error = fleet.process().seal_for(&context("alice")).unwrap_err();
+    let process = fleet.process();
+    let error = process.seal_for(&context("alice")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Misconfigured);
     assert!(error.to_string().contains("of another branch"), "{error}");
+    assert!(process.branch_log.count("DamagedRow") > 0);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use waxseal::store::StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, Insertion, KeyStore, StoreError};
 use waxseal_sqlx::{PostgresKeyStore, PostgresOptions, PostgresRole};
+use waxseal_testing::certificates::{Authority, Certificate};
 use waxseal_testing::postgres::{PASSWORD, Postgres};
 
 fn options(server: &Postgres, user: &str) -> PostgresOptions {
@@ -439,4 +440,36 @@ async fn options_that_cannot_work_are_refused_at_once() {
     }
     let named = PostgresKeyStore::new(PostgresOptions::new("postgres://h/keys").name("keys"));
     assert_eq!(named.unwrap().name(), "keys");
+}
+
+#[tokio::test]
+async fn over_tls_the_server_has_to_show_a_certificate_of_an_authority_that_is_trusted() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, authority.pem()).unwrap();
+    let of = |server: &Postgres, rest: &str| {
+        let url = format!("postgres://postgres@localhost:{}/keys?{rest}", server.port());
+        PostgresKeyStore::new(PostgresOptions::new(url).password(PASSWORD)).unwrap()
+    };
+    let trusting = format!("sslmode=verify-full&sslrootcert={}", ca.display());
+    for shown in [Certificate::OtherName, Certificate::OtherAuthority, Certificate::Expired] {
+        let server = Postgres::with_tls(&authority, shown);
+        let error = of(&server, &trusting).migrate().await.unwrap_err();
+        assert_eq!(error.class(), Misconfigured, "{shown:?}: {error}");
+        assert!(error.to_string().contains("TLS"), "{shown:?}: {error}");
+        // The certificate was all that was wrong.
+        of(&server, "sslmode=require").migrate().await.unwrap();
+    }
+    let server = Postgres::with_tls(&authority, Certificate::Right);
+    let store = of(&server, &trusting);
+    store.migrate().await.unwrap();
+    let row = dek();
+    assert_eq!(store.insert(&row).await.unwrap(), Insertion::Inserted);
+    let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                     WHERE application_name = 'waxseal'";
+    assert_eq!(server.sql(encrypted), "t");
+    assert_eq!(of(&server, &trusting).get(row.id()).await.unwrap(), Some(row.clone()));
+    let error = of(&server, "sslmode=verify-full").get(row.id()).await.unwrap_err();
+    assert_eq!(error.class(), Misconfigured, "the authority is none of Mozilla's: {error}");
 }

@@ -7,6 +7,8 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
+#[cfg(any(feature = "servers", feature = "postgres"))]
+pub mod certificates;
 pub mod python;
 pub mod scan;
 pub mod stand_in;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::certificates::{Authority, Certificate};
 use crate::python::run;
 
 pub const PASSWORD: &str = "postgres-of-the-test";
@@ -112,17 +113,43 @@ impl Postgres {
 
     /// The same with these settings, each `NAME=VALUE`.
     pub fn with(settings: &[&str]) -> Self {
+        let server = Self::made(settings);
+        server.started()
+    }
+
+    /// A server that offers TLS, and shows this certificate.
+    pub fn with_tls(authority: &Authority, shown: Certificate) -> Self {
+        let server = Self::made(&["fsync=off", "ssl=on"]);
+        let (certificate, key) = authority.issue(shown);
+        server.write("server.crt", &certificate.pem());
+        server.write("server.key", &key.serialize_pem());
+        server.started()
+    }
+
+    fn made(settings: &[&str]) -> Self {
         let (programs, directory) = (programs(), tempfile::tempdir().unwrap());
-        let mut server = Self { programs, directory, port: free_port(), child: None };
+        let server = Self { programs, directory, port: free_port(), child: None };
         server.make_cluster();
         let mut configuration =
             File::options().append(true).open(server.data().join("postgresql.conf")).unwrap();
         for setting in settings {
             writeln!(configuration, "{setting}").unwrap();
         }
-        server.launch();
-        server.sql("CREATE DATABASE keys");
         server
+    }
+
+    fn started(mut self) -> Self {
+        self.launch();
+        self.sql("CREATE DATABASE keys");
+        self
+    }
+
+    /// Writes a file in the server's data directory, which is the server's own.
+    fn write(&self, name: &str, content: &str) {
+        let (path, owner) = (self.data().join(name), fs::metadata(self.data()).unwrap());
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
 
     fn data(&self) -> PathBuf {
@@ -269,10 +296,7 @@ impl Postgres {
 
     /// The same, as a standby that waits for a primary. `pg_promote()` ends that.
     pub fn restart_as_standby(&mut self) {
-        let signal = self.data().join("standby.signal");
-        fs::write(&signal, "").unwrap();
-        let owner = fs::metadata(self.data()).unwrap();
-        chown(&signal, Some(owner.uid()), Some(owner.gid())).unwrap();
+        self.write("standby.signal", "");
         self.restart();
     }
 

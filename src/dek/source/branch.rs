@@ -8,7 +8,6 @@ use super::super::cache::DekCache;
 use super::super::lease::{Lease, Terms};
 use super::period::Period;
 use super::reading::{Obtainment, Owned};
-use super::stored::damaged;
 use super::{ATTEMPTS, DekSource, Obtained, SourceOptions};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
@@ -169,12 +168,12 @@ impl DekSource {
                 let row = self.read(store, stored.id(), stored)?;
                 // Readers look for no row of another kind.
                 if !row.is_tombstone() && row.kind() != KeyKind::Branch {
-                    return Err(damaged(store, stored.id(), "it is no branch key").into());
+                    return Err(self.damaged(store, stored.id(), "it is no branch key").into());
                 }
                 if let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) {
                     let period = branch
                         .check_context(context, of_row)
-                        .map_err(|_| damaged(store, stored.id(), "it is of another branch"))?;
+                        .map_err(|_| self.damaged(store, stored.id(), "it is of another branch"))?;
                     if period.is_current(now, branch.period) {
                         let (context, wrapped_keys) = (of_row.clone(), wrapped_keys.clone());
                         return Ok(Row { context, id: *row.id(), wrapped_keys });
@@ -291,7 +290,7 @@ impl DekSource {
                 match (found.kind(), found.id(), found.context()) == (row.kind(), id, Some(context))
                 {
                     true => Ok(()),
-                    false => Err(damaged(&**store, there.id(), "another key has it").into()),
+                    false => Err(self.damaged(&**store, there.id(), "another key has it").into()),
                 }
             }
         }

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
 use crate::kek::set::DekOrigin;
-use crate::kek::{ContextBinding, KekProvider, KekSet};
+use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Observer, Observers};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
@@ -57,6 +57,16 @@ impl SourceBuilder {
         refuse_twice("wrap_with", &self.wrap_with)?;
         let reading: Vec<_> = self.wrap_with.iter().chain(&self.unwrap_with).cloned().collect();
         refuse_twice("unwrap_with", &reading)?;
+        let forgets = |provider: &&Arc<dyn KekProvider>| {
+            provider.id().as_str().starts_with(BRANCH_ID_PREFIX) && !provider.derives_deks()
+        };
+        if let Some(provider) = reading.iter().find(forgets) {
+            let id = provider.id();
+            return Err(invalid(format!(
+                "{id}: a provider around a BranchKek has to forward derives_deks and generate, or \
+                 DEKs would outlive their branch key"
+            )));
+        }
         let unauthenticated = |provider: &&Arc<dyn KekProvider>| {
             provider.context_binding() == ContextBinding::Unauthenticated
                 && !self.unauthenticated.contains(provider.id())

@@ -114,14 +114,20 @@ impl DekSource {
         row_id: &RowId,
         stored: &StoredRow,
     ) -> Result<KeyRow, Error> {
-        let row = stored.row().map_err(|error| {
-            self.emit(&Event::DamagedRow { row_id: &row_id.to_string(), store: store.name() });
-            damaged(store, row_id, "it cannot be read").with_source(error)
-        })?;
+        let row = stored
+            .row()
+            .map_err(|error| self.damaged(store, row_id, "it cannot be read").with_source(error))?;
         match RowId::from(row.id()) == *row_id {
             true => Ok(row),
-            false => Err(damaged(store, row_id, "it holds another key")),
+            false => Err(self.damaged(store, row_id, "it holds another key")),
         }
+    }
+
+    /// The store does not hold what was put there. Only an operator can mend that.
+    pub(super) fn damaged(&self, store: &dyn KeyStore, row_id: &RowId, what: &str) -> Error {
+        self.emit(&Event::DamagedRow { row_id: &row_id.to_string(), store: store.name() });
+        let detail = format!("key store {}: row {row_id}: {what}", store.name());
+        Error::new(ErrorKind::Misconfigured, detail)
     }
 
     pub(super) fn erased(
@@ -153,10 +159,4 @@ async fn within<T>(
 
 fn missing(id: &DekId) -> Error {
     Error::new(ErrorKind::MissingWrappedKeys, id.to_string())
-}
-
-/// The store does not hold what was put there. Only an operator can mend that.
-pub(super) fn damaged(store: &dyn KeyStore, row_id: &RowId, what: &str) -> Error {
-    let detail = format!("key store {}: row {row_id}: {what}", store.name());
-    Error::new(ErrorKind::Misconfigured, detail)
 }

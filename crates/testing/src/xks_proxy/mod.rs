@@ -8,7 +8,7 @@
 //! | `api.rs` | the words of the specification: paths, errors, requests, the bytes that are computed over |
 //! | `policy.rs`, `policy.rego` | the decision before every operation but the health check ("Authorization") |
 //! | `transit.rs`, `transit.hcl` | the key manager: one call each, what its answers mean, what the proxy's token may do |
-//! | `tls.rs` | its certificates |
+//! | `tls.rs` | its TLS |
 //!
 //! Left out: client certificates (a SHOULD of "Authentication"), HTTP/2, the URLs of load balancers, a second fleet member.
 #![allow(dead_code)]
@@ -19,7 +19,7 @@ pub mod api;
 pub mod policy;
 // The KMS front has it as well.
 #[allow(clippy::duplicate_mod)]
-pub mod tls;
+mod tls;
 pub mod transit;
 
 use std::collections::BTreeMap;
@@ -40,12 +40,12 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
+use crate::certificates::Authority;
+pub use crate::certificates::Certificate;
 use crate::sigv4::{Claim, Request};
 use api::{Body, CiphertextMetadata, Refused, ToDecrypt, ToEncrypt, cdiv, composed_aad, encrypted};
 pub use api::{ErrorName, Operation};
 use policy::Policy;
-use tls::Authority;
-pub use tls::Certificate;
 pub use transit::TransitOptions;
 use transit::{HEALTH_KEY, Transit};
 
@@ -262,7 +262,7 @@ impl XksProxy {
             faults: Mutex::default(),
             calls: Mutex::default(),
             arrived: Mutex::default(),
-            tls: Mutex::new(authority.server(Certificate::Right)),
+            tls: Mutex::new(tls::server(&authority, Certificate::Right)),
             cut: watch::Sender::new(()),
         });
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -370,7 +370,7 @@ impl XksProxy {
 
     /// Shows another certificate, from now on; open connections end, so that everybody sees it.
     pub fn present(&self, certificate: Certificate) {
-        *self.shared.tls.lock().unwrap() = self.authority.server(certificate);
+        *self.shared.tls.lock().unwrap() = tls::server(&self.authority, certificate);
         self.cut();
     }
 

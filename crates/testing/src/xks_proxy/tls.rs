@@ -1,85 +1,23 @@
-//! Certificates made at start: an authority of the proxy's own, and the right and wrong certificates that a server may show.
+//! TLS as the specification wants it.
 
 use std::sync::Arc;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
-use time::{Duration, OffsetDateTime};
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
-/// What the proxy shows to a client that connects.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Certificate {
-    /// For `localhost`, from the authority of [`Authority::pem`].
-    Right,
-    /// From the same authority, for a name that is not the proxy's.
-    OtherName,
-    /// For `localhost`, from an authority that nobody was told of.
-    OtherAuthority,
-    /// For `localhost`, from the right authority, until yesterday.
-    Expired,
-}
+use crate::certificates::{Authority, Certificate};
 
-pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    pub fn new() -> Self {
-        let mut params = parameters(&[], 0);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name.push(DnType::CommonName, "XKS proxy test authority");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    pub fn pem(&self) -> &str {
-        &self.pem
-    }
-
-    /// TLS 1.2 and 1.3 with aws-lc-rs, HTTP/1.1, no client certificate asked ("API content type", "Authentication").
-    pub fn server(&self, shown: Certificate) -> Arc<ServerConfig> {
-        let (name, days_ago) = match shown {
-            Certificate::Right | Certificate::OtherAuthority => ("localhost", 0),
-            Certificate::OtherName => ("elsewhere.example", 0),
-            Certificate::Expired => ("localhost", 2),
-        };
-        let mut params = parameters(&[name], days_ago);
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
-        let key = KeyPair::generate().unwrap();
-        let certificate = match shown {
-            Certificate::OtherAuthority => params.signed_by(&key, &Self::new().issuer),
-            _ => params.signed_by(&key, &self.issuer),
-        };
-        let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-        let mut config =
-            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![certificate.unwrap().der().clone()], key.into())
-                .unwrap();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Arc::new(config)
-    }
-}
-
-/// Valid for two days, the one that was so many days ago and the one after it.
-fn parameters(names: &[&str], days_ago: i64) -> CertificateParams {
-    let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
-    let mut params = CertificateParams::new(names).unwrap();
-    let from = OffsetDateTime::now_utc() - Duration::days(days_ago + 1);
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    (params.not_before, params.not_after) = (from, from + Duration::days(2) - Duration::seconds(1));
-    params
+/// TLS 1.2 and 1.3 with aws-lc-rs, HTTP/1.1, no client certificate asked ("API content type", "Authentication").
+pub(super) fn server(authority: &Authority, shown: Certificate) -> Arc<ServerConfig> {
+    let (certificate, key) = authority.issue(shown);
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key.into())
+        .unwrap();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Arc::new(config)
 }
