@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use support::{block_on, context};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::store::MemoryStore;
 use waxseal::{
     Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver,
     Observer, Sealed, StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
@@ -58,17 +59,39 @@ fn a_whole_life(observer: impl Observer + 'static) {
     block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap_err();
 }
 
+/// The words that begin so, such as the names of metrics.
+fn words(text: &str, prefix: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with(prefix) && *word != prefix).map(str::to_owned).collect()
+}
+
 #[test]
-fn the_page_names_metrics_that_exist() {
-    let names = |text: &str| -> std::collections::BTreeSet<String> {
-        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-        words.filter(|word| word.starts_with("waxseal_")).map(str::to_owned).collect()
-    };
-    let source = include_str!("../src/observe/metrics.rs");
-    let (documented, code) = source.split_once("pub struct MetricsObserver").unwrap();
-    assert_eq!(names(documented), names(code), "the table of MetricsObserver has all");
-    let page = names(include_str!("../docs/lifetimes.md"));
-    assert!(page.len() >= 8 && page.is_subset(&names(code)), "{page:?}");
+fn the_pages_the_rules_and_the_dashboard_name_the_metrics_that_exist() {
+    let metrics = |text: &str| words(text, "waxseal_");
+    let mut all = BTreeSet::new();
+    for (source, item) in [
+        (include_str!("../src/observe/metrics.rs"), "pub struct MetricsObserver"),
+        (include_str!("../src/dek/statistics/metrics.rs"), "pub fn record_metrics"),
+    ] {
+        let (documented, code) = source.split_once(item).unwrap();
+        let (documented, code) = (metrics(documented), metrics(code));
+        assert!(documented.is_subset(&code), "{item}: {documented:?}");
+        all.extend(code);
+    }
+    assert_eq!(metrics(include_str!("../docs/telemetry.md")), all, "the page has all");
+    let rules = include_str!("../docs/telemetry/alerts.yml");
+    for used in [rules, include_str!("../docs/telemetry/dashboard.json")] {
+        let of_histogram = |name: String| name.trim_end_matches("_bucket").to_owned();
+        let used: BTreeSet<_> = metrics(used).into_iter().map(of_histogram).collect();
+        assert!(used.len() > 10 && used.is_subset(&all), "{used:?}");
+    }
+    let alerts = words(rules, "Waxseal");
+    let runbook = include_str!("../docs/runbook.md");
+    let sections: BTreeSet<_> =
+        runbook.lines().filter_map(|line| line.strip_prefix("## ")).map(str::to_owned).collect();
+    assert_eq!(alerts, sections, "each alert has a section");
+    let tested = words(include_str!("../docs/telemetry/alerts_test.yml"), "Waxseal");
+    assert_eq!(alerts, tested, "each alert has a test");
 }
 
 #[derive(Clone, Default)]
@@ -97,6 +120,7 @@ fn written(work: impl FnOnce()) -> String {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
             .with_ansi(false)
+            .with_span_events(tracing_subscriber::fmt::format::FmtSpan::CLOSE)
             .with_writer(move || writer.clone())
             .finish();
         tracing::subscriber::set_global_default(subscriber).unwrap();
@@ -135,16 +159,22 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
         assert!(line.contains(level) && line.contains(" waxseal: "), "{line}");
         assert!(fields.iter().all(|field| line.contains(field)), "{line}");
     }
+    let span =
+        "waxseal.call{otel.kind=\"client\" waxseal.kek.id=local:kek waxseal.operation=\"wrap\"";
+    let closed = |line: &&str| line.contains(span) && line.contains("close");
+    let of_denied = |line: &str| line.contains("error.type=\"denied\"");
+    assert!(text.lines().filter(closed).any(of_denied), "{text}");
+    assert!(text.lines().filter(closed).any(|line| !line.contains("error.type")), "{text}");
     assert!(!text.contains("alice") && !text.contains("bob"), "a context was logged:\n{text}");
     assert!(!text.contains("payload"));
     assert!(traced(TracingObserver::new().with_context()).contains("alice"));
 }
 
-#[test]
-fn every_event_is_counted() {
+/// What the work counts, as text: name, labels, value.
+fn counted(work: impl FnOnce()) -> BTreeMap<String, String> {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
-    metrics::with_local_recorder(&recorder, || a_whole_life(MetricsObserver));
+    metrics::with_local_recorder(&recorder, work);
     let mut seen = BTreeMap::new();
     for (key, _, _, value) in snapshotter.snapshot().into_vec() {
         let labels: Vec<_> =
@@ -156,6 +186,87 @@ fn every_event_is_counted() {
         };
         seen.insert(format!("{}{{{}}}", key.key().name(), labels.join(",")), value);
     }
+    seen
+}
+
+#[test]
+fn statistics_are_recorded_and_counters_of_events_appear_before_the_first_event() {
+    let store = MemoryStore::new();
+    let kek = ScriptedKek::new("kek").unwrap();
+    let envelope = Envelope::builder().wrap_with(kek).key_store(store).build().unwrap();
+    let alice = context("alice");
+    let seal = || block_on(envelope.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    let seen = counted(|| {
+        let sealed = seal();
+        envelope.statistics().record_metrics("orders");
+        seal();
+        let other = support::envelope(&support::local("kek"));
+        let foreign = block_on(other.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+        let prepared = block_on(envelope.prepare([(&alice, &sealed), (&alice, &foreign)]));
+        assert!(prepared[0].is_ok() && prepared[1].is_err());
+        envelope.statistics().record_metrics("orders");
+        envelope.statistics().record_metrics("orders");
+    });
+    for (name, value) in [
+        ("waxseal_lookups_total{envelope=orders,purpose=writing,outcome=waited}", "1"),
+        ("waxseal_lookups_total{envelope=orders,purpose=writing,outcome=cached}", "1"),
+        ("waxseal_lookups_total{envelope=orders,purpose=reading,outcome=cached}", "1"),
+        ("waxseal_deks_cached{envelope=orders,purpose=writing}", "1"),
+        ("waxseal_deks_cached{envelope=orders,purpose=reading}", "1"),
+        ("waxseal_deks_prepared_total{envelope=orders}", "0"),
+        ("waxseal_calls_shared_total{envelope=orders}", "0"),
+        ("waxseal_stale_lookups_total{envelope=orders}", "0"),
+        ("waxseal_events_lost_total{envelope=orders}", "0"),
+        ("waxseal_budget_waits_total{envelope=orders,kek=local:kek}", "0"),
+        ("waxseal_budget_refusals_total{envelope=orders,kek=local:kek}", "0"),
+        ("waxseal_denied_total{}", "0"),
+        ("waxseal_served_stale_total{kind=unavailable}", "0"),
+        ("waxseal_renewals_failed_total{kind=throttled}", "0"),
+        ("waxseal_calls_total{kek=local:kek,operation=rewrap,outcome=misconfigured}", "0"),
+        ("waxseal_started_without_total{kek=local:kek,kind=unavailable}", "0"),
+        ("waxseal_damaged_rows_total{store=memory}", "0"),
+        ("waxseal_keys_erased_total{store=memory}", "0"),
+        ("waxseal_observers_panicked_total{}", "0"),
+    ] {
+        assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
+    }
+}
+
+#[test]
+fn calls_that_are_shared_and_deks_that_are_prepared_are_counted() {
+    let kek = ScriptedKek::new("kek").unwrap();
+    let writer = support::envelope(kek.local());
+    let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+    let alice = context("alice");
+    let sealed = block_on(writer.encrypt(&alice, Aad::empty(), b"payload")).unwrap();
+    block_on(async {
+        kek.wait_for(|| Box::pin(after_polls(10)));
+        let open = || envelope.decrypt(&alice, Aad::empty(), &sealed);
+        for plaintext in futures_util::future::join_all([open(), open(), open()]).await {
+            assert_eq!(&*plaintext.unwrap(), b"payload");
+        }
+    });
+    let bob = context("bob");
+    let of_bob = block_on(writer.encrypt(&bob, Aad::empty(), b"payload")).unwrap();
+    let page = [(&alice, &sealed), (&bob, &of_bob), (&bob, &of_bob)];
+    assert!(block_on(envelope.prepare(page)).iter().all(Result::is_ok));
+    let statistics = envelope.statistics();
+    assert_eq!((statistics.calls_shared, statistics.prepared), (2, 1), "{statistics:?}");
+}
+
+/// Pending for some polls, so that all callers have come before the answer.
+async fn after_polls(mut polls: u8) {
+    std::future::poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        polls = polls.saturating_sub(1);
+        if polls == 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+#[test]
+fn every_event_is_counted() {
+    let seen = counted(|| a_whole_life(MetricsObserver));
     for (name, value) in [
         ("waxseal_deks_made_total{}", "2"),
         ("waxseal_deks_wrapped_total{kek=local:kek}", "2"),

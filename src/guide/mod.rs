@@ -7,6 +7,8 @@
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
+//! | [`telemetry`] | metrics, traces and alerts |
+//! | [`runbook`] | what each alert means, and what to do |
 //! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
 //! | [`format`](mod@format) | every byte of the sealed format, normative |
 //! | [`performance`] | what a call costs, and how to measure it |
@@ -28,13 +30,16 @@ macro_rules! links {
 [`Envelope::rewrap_all`]: crate::Envelope::rewrap_all
 [`Envelope::rewrap_stored`]: crate::Envelope::rewrap_stored
 [`Envelope::rewrap_wrapped_keys`]: crate::Envelope::rewrap_wrapped_keys
+[`StartOptions::warm_up`]: crate::StartOptions::warm_up
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
 [calls.md]: crate::guide::calls
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
 [providers.md]: crate::guide::providers
+[runbook.md]: crate::guide::runbook
 [runtimes.md]: crate::guide::runtimes
+[telemetry.md]: crate::guide::telemetry
 [SECURITY.md]: crate::guide::security
 [`KekProvider`]: crate::kek::KekProvider
 [aws-kms.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/aws_kms/
@@ -65,5 +70,7 @@ pages! {
     performance: "../../docs/performance.md",
     providers: "../../docs/providers.md",
     runtimes: "../../docs/runtimes.md",
+    runbook: "../../docs/runbook.md",
     security: "../../SECURITY.md",
+    telemetry: "../../docs/telemetry.md",
 }

@@ -3,7 +3,8 @@
 
 use metrics::{counter, gauge, histogram};
 
-use super::{Event, Observer};
+use super::{Event, Observer, Operation};
+use crate::error::ErrorKind;
 use crate::format::KekId;
 
 /// Counts every event in the [`metrics`] facade. DEK ids and contexts are not labels, since there
@@ -24,8 +25,8 @@ use crate::format::KekId;
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 /// | `waxseal_observers_panicked_total` | counter | |
 ///
-/// [`Envelope::statistics`](crate::Envelope::statistics) has how often DEKs were cached: an event
-/// for each message would cost more than the message.
+/// How often DEKs were cached is not here, since an event for each message would cost more than the
+/// message: [`Statistics::record_metrics`](crate::Statistics::record_metrics) has it.
 ///
 /// ```
 /// use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -96,6 +97,41 @@ impl Observer for MetricsObserver {
                     .increment(1);
             }
         }
+    }
+}
+
+/// Has the counters that alerts watch appear before their first event: Prometheus sees no increase
+/// from a counter that is not there to one that is 1.
+pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Option<&str>) {
+    const KINDS: [ErrorKind; 5] = [
+        ErrorKind::Unavailable,
+        ErrorKind::Throttled,
+        ErrorKind::Denied,
+        ErrorKind::Misconfigured,
+        ErrorKind::Invalid,
+    ];
+    let kinds = KINDS.map(ErrorKind::as_str);
+    for name in ["waxseal_denied_total", "waxseal_observers_panicked_total"] {
+        _ = counter!(name);
+    }
+    for kind in kinds {
+        _ = counter!("waxseal_renewals_failed_total", "kind" => kind);
+        _ = counter!("waxseal_served_stale_total", "kind" => kind);
+    }
+    for kek_id in kek_ids {
+        let kek = || kek_id.to_string();
+        for operation in Operation::ALL.map(Operation::as_str) {
+            for outcome in kinds.iter().chain(&["ok"]) {
+                _ = counter!("waxseal_calls_total", "kek" => kek(), "operation" => operation, "outcome" => *outcome);
+            }
+        }
+        for kind in kinds {
+            _ = counter!("waxseal_started_without_total", "kek" => kek(), "kind" => kind);
+        }
+    }
+    if let Some(store) = store {
+        _ = counter!("waxseal_damaged_rows_total", "store" => store.to_owned());
+        _ = counter!("waxseal_keys_erased_total", "store" => store.to_owned());
     }
 }
 

@@ -7,6 +7,7 @@
 mod delivery;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod span;
 #[cfg(feature = "tracing")]
 mod tracing;
 
@@ -14,9 +15,12 @@ use std::fmt;
 use std::time::Duration;
 
 pub(crate) use delivery::{LaterEvent, Observers, WeakObservers};
+pub(crate) use span::CallSpan;
 
 #[cfg(feature = "metrics")]
 pub use self::metrics::MetricsObserver;
+#[cfg(feature = "metrics")]
+pub(crate) use self::metrics::register;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
 use crate::context::EncryptionContext;
@@ -112,7 +116,8 @@ pub enum Event<'a> {
         /// What it is for.
         context: &'a EncryptionContext,
     },
-    /// A row of a key store cannot be read as a row. Nothing was opened with it.
+    /// A row of a key store is not what was put there: it cannot be read as a row, holds another key,
+    /// or belongs to another branch. Nothing was opened with it.
     DamagedRow {
         /// The row: the first 16 bytes of the id of its key, in hexadecimal digits.
         row_id: &'a str,
@@ -215,6 +220,9 @@ pub enum Operation {
 }
 
 impl Operation {
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; 4] = [Self::Wrap, Self::Unwrap, Self::Generate, Self::Rewrap];
+
     /// Returns its name in lower case.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

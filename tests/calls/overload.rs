@@ -67,6 +67,7 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
             .expect("waits")
             .unwrap();
     }
+    assert!(envelope.statistics().keks[0].budget_waits > 0, "they waited for their turns");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,6 +111,8 @@ async fn one_whose_turn_would_come_too_late_is_throttled_at_once() {
         throttled += usize::from(answer.is_err_and(|error| error.kind() == ErrorKind::Throttled));
     }
     assert!(throttled >= 45, "{throttled} of 60 were told at once; there is time for ten");
+    let refusals = envelope.statistics().keks[0].budget_refusals;
+    assert!(refusals >= u64::try_from(throttled).unwrap(), "{refusals} of {throttled}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

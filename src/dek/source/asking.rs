@@ -12,6 +12,7 @@ use super::super::flight::{Answer, Waiter};
 use super::super::lease::{Age, Lease, RequestKey};
 use super::super::pinned::Pinned;
 use super::super::registry::{Leased, end_all};
+use super::super::statistics::Counter;
 use super::kind::{DekOf, DekRequest, Kind};
 use super::{ATTEMPTS, DekSource, revoked_meanwhile};
 use crate::context::EncryptionContext;
@@ -39,14 +40,20 @@ impl DekSource {
         if let Some(refusal) = cache.refusal(&request_key) {
             return Err(refusal.into());
         }
-        Ok(K::join(cache, self.options.clock.now(), request_key, || {
+        let mut is_first = false;
+        let waiter = K::join(cache, self.options.clock.now(), request_key, || {
+            is_first = true;
             let (source, cache, owned) = (self.clone(), cache.clone(), owned.clone());
             let bounds = self.keks.bounds(lane);
             async move {
                 let answer = source.ask_until_current::<K>(&cache, request_key, &owned, bounds);
                 cache.unless_closed(answer).await
             }
-        }))
+        });
+        if !is_first {
+            self.counters.count(Counter::CallShared);
+        }
+        Ok(waiter)
     }
 
     /// Refuses contexts of the library's own, which a key store hands out.

@@ -35,7 +35,7 @@ use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::Dek;
-use crate::kek::call::GuardedKek;
+use crate::kek::call::{CallCounts, GuardedKek};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::observe::{Event, Observers};
 use crate::runtime::Runtime;
@@ -390,15 +390,26 @@ impl DekSource {
 
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<GuardedKek>| {
-            let ((calls, failures), (breaker, targets)) = (kek.counts(), kek.breakers());
+            let (breaker, targets) = kek.breakers();
+            let CallCounts { calls, failures, budget_waits, budget_refusals } = kek.counts();
             let targets = targets
                 .into_iter()
                 .map(|(name, breaker)| TargetStatistics { name, breaker })
                 .collect();
-            KekStatistics { kek_id: kek.id().clone(), breaker, targets, calls, failures }
+            KekStatistics {
+                kek_id: kek.id().clone(),
+                breaker,
+                targets,
+                calls,
+                failures,
+                budget_waits,
+                budget_refusals,
+            }
         };
         let keks = self.keks.reading.iter().map(of).collect();
-        self.counters.statistics(self.cache().counts(), keks, self.options.observers.failures())
+        let store = self.options.store.as_ref().map(|store| store.name().into());
+        let observers = self.options.observers.failures();
+        self.counters.statistics(self.cache().counts(), (store, keks), observers)
     }
 }
 

@@ -4,6 +4,7 @@
 use futures_util::stream::{self, StreamExt};
 
 use super::super::registry::end_all;
+use super::super::statistics::Counter;
 use super::reading::{Owned, Reading};
 use super::stored::Located;
 use super::{DekRequest, DekSource, Kind, ReadingRequest};
@@ -30,6 +31,7 @@ impl DekSource {
             }
             answers.push(cached.map(|_| ()));
         }
+        let mut prepared = wanted.len();
         for kek in &self.keks.reading {
             if kek.batch_size() > 1 && wanted.len() > 1 {
                 wanted = self.unwrap_in_batches(kek, requests, wanted).await;
@@ -44,9 +46,11 @@ impl DekSource {
             if let Some((place, answer)) = answered
                 && let Some(place) = answers.get_mut(place)
             {
+                prepared -= usize::from(answer.is_err());
                 *place = answer;
             }
         }
+        self.counters.add(Counter::Prepared, u64::try_from(prepared).unwrap_or(0));
         answers
     }
 

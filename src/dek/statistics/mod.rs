@@ -1,6 +1,9 @@
 //! How often DEKs were cached.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "metrics")]
+mod metrics;
+
 use crate::kek::KekId;
 use crate::kek::call::BreakerState;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +25,10 @@ pub struct Statistics {
     pub writing_hits: u64,
     /// How often a caller waited for the key services to wrap one, successfully or not.
     pub writing_misses: u64,
+    /// How often a caller joined a call in flight for the same DEK, in place of a call of its own.
+    pub calls_shared: u64,
+    /// The number of DEKs that [`Envelope::prepare`](crate::Envelope::prepare) obtained.
+    pub prepared: u64,
     /// How often a cached DEK was used stale: past `max_age`, within `stale_if_error`.
     pub served_stale: u64,
     /// The number of cached DEKs for reading.
@@ -32,6 +39,8 @@ pub struct Statistics {
     pub observer_panics: u64,
     /// Events that were lost because an observer blocked for so long that too many waited.
     pub events_lost: u64,
+    /// The name of the key store, if there is one.
+    pub key_store: Option<Box<str>>,
     /// Every KEK, in order of preference.
     pub keks: Vec<KekStatistics>,
 }
@@ -52,6 +61,10 @@ pub struct KekStatistics {
     pub calls: u64,
     /// How many of them failed.
     pub failures: u64,
+    /// How often a call waited for its turn in a [`CallBudget`](crate::CallBudget).
+    pub budget_waits: u64,
+    /// How often a call was refused, since its turn in a budget would have come too late.
+    pub budget_refusals: u64,
 }
 
 /// One key, Region or store behind a KEK.
@@ -71,7 +84,7 @@ pub(super) struct Counters(Box<[Group]>);
 
 #[repr(align(128))]
 #[derive(Default)]
-struct Group([AtomicU64; 5]);
+struct Group([AtomicU64; 7]);
 
 #[derive(Clone, Copy)]
 pub(crate) enum Counter {
@@ -80,6 +93,8 @@ pub(crate) enum Counter {
     WritingHit,
     WritingMiss,
     ServedStale,
+    CallShared,
+    Prepared,
 }
 
 impl Counters {
@@ -89,10 +104,15 @@ impl Counters {
 
     #[inline]
     pub(super) fn count(&self, what: Counter) {
+        self.add(what, 1);
+    }
+
+    #[inline]
+    pub(super) fn add(&self, what: Counter, number: u64) {
         if let Some(counter) =
             self.0.get(shard()).and_then(|Group(counters)| counters.get(what as usize))
         {
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(number, Ordering::Relaxed);
         }
     }
 
@@ -104,7 +124,7 @@ impl Counters {
     pub(super) fn statistics(
         &self,
         deks: (usize, usize),
-        keks: Vec<KekStatistics>,
+        (key_store, keks): (Option<Box<str>>, Vec<KekStatistics>),
         (observer_panics, events_lost): (u64, u64),
     ) -> Statistics {
         let number = |deks: usize| u64::try_from(deks).unwrap_or(u64::MAX);
@@ -113,11 +133,14 @@ impl Counters {
             reading_misses: self.sum(Counter::ReadingMiss),
             writing_hits: self.sum(Counter::WritingHit),
             writing_misses: self.sum(Counter::WritingMiss),
+            calls_shared: self.sum(Counter::CallShared),
+            prepared: self.sum(Counter::Prepared),
             served_stale: self.sum(Counter::ServedStale),
             reading_deks: number(deks.0),
             writing_deks: number(deks.1),
             observer_panics,
             events_lost,
+            key_store,
             keks,
         }
     }

@@ -81,6 +81,7 @@ pub(super) struct Permit {
     queue_of_process: Arc<ProcessQueue>,
     ticket: Ticket,
     began: bool,
+    waited: bool,
 }
 
 impl CallBudget {
@@ -158,7 +159,7 @@ impl CallBudget {
             (terms, queue.arrive(now, terms, woken))
         });
         match look {
-            Look::Enter(ticket) => Some(Permit { queue_of_process, ticket, began: false }),
+            Look::Enter(ticket) => Some(Permit::new(queue_of_process, ticket, false)),
             Look::Refused => None,
             Look::Wait(id, _) => {
                 let mut wait = Wait {
@@ -169,7 +170,7 @@ impl CallBudget {
                     sleep: None,
                 };
                 let ticket = poll_fn(|cx| wait.poll(timer, cx)).await?;
-                Some(Permit { queue_of_process, ticket, began: false })
+                Some(Permit::new(queue_of_process, ticket, true))
             }
         }
     }
@@ -301,6 +302,15 @@ impl Drop for Wait {
 }
 
 impl Permit {
+    fn new(queue_of_process: Arc<ProcessQueue>, ticket: Ticket, waited: bool) -> Self {
+        Self { queue_of_process, ticket, began: false, waited }
+    }
+
+    /// Whether its turn did not come at once.
+    pub(super) fn waited(&self) -> bool {
+        self.waited
+    }
+
     /// The call begins and uses up the turn.
     pub(super) fn begin(&mut self) {
         self.began = true;

@@ -9,6 +9,7 @@
 mod batch;
 mod breaker;
 mod budget;
+mod counts;
 mod latency;
 mod policy;
 mod queue;
@@ -28,6 +29,8 @@ use breaker::{Admission, Change};
 pub use budget::CallBudget;
 pub(crate) use budget::Lane;
 use budget::Permit;
+pub(crate) use counts::CallCounts;
+use counts::Counters;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
 pub(crate) use request_counter::RequestCounter;
@@ -40,7 +43,7 @@ use super::{
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
-use crate::observe::{Event, LaterEvent, Observers, Operation};
+use crate::observe::{CallSpan, Event, LaterEvent, Observers, Operation};
 use crate::runtime::{Runtime, unconstrained};
 use crate::suite::jitter;
 use crate::sync::Arc;
@@ -114,8 +117,7 @@ pub(crate) struct GuardedKek {
     provider: Arc<dyn KekProvider>,
     terms: CallTerms,
     targets: Targets,
-    calls: AtomicU64,
-    failures: AtomicU64,
+    counters: Counters,
 }
 
 /// One call: the operation and the KEK ids. A rewrap has two, the old entry's and the provider's
@@ -130,8 +132,7 @@ struct Call<'a> {
 impl GuardedKek {
     pub(crate) fn new(provider: Arc<dyn KekProvider>, terms: CallTerms) -> Self {
         let targets = Targets::new(terms.policy, terms.clock.clone());
-        let (calls, failures) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { provider, terms, targets, calls, failures }
+        Self { provider, terms, targets, counters: Counters::default() }
     }
 
     pub(crate) fn id(&self) -> &KekId {
@@ -170,9 +171,8 @@ impl GuardedKek {
         (worst.unwrap_or(BreakerState::Closed), targets)
     }
 
-    /// Returns the number of calls and of failed calls.
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        (self.calls.load(Ordering::Relaxed), self.failures.load(Ordering::Relaxed))
+    pub(crate) fn counts(&self) -> CallCounts {
+        self.counters.counts()
     }
 
     /// Returns how many requests of so many calls each the budgets allow one caller at the same
@@ -371,6 +371,12 @@ impl GuardedKek {
         let max_wait = left.map(|left| left.saturating_sub(needed));
         let hold = left.unwrap_or(Duration::MAX);
         let permit = budget.enter(bounds.lane, &self.terms.timer, max_wait, hold).await;
+        let counter = match &permit {
+            Some(permit) if permit.waited() => Some(&self.counters.budget_waits),
+            Some(_) => None,
+            None => Some(&self.counters.budget_refusals),
+        };
+        counter.inspect(|counter| _ = counter.fetch_add(1, Ordering::Relaxed));
         permit
             .ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process is used up")))
     }
@@ -416,14 +422,16 @@ impl GuardedKek {
             permits.push(self.enter(budget, bounds, needed).await?);
         }
         permits.iter_mut().for_each(Permit::begin);
-        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.counters.calls.fetch_add(1, Ordering::Relaxed);
         let began = self.terms.clock.now();
         let (target, also) = (&target, also.as_ref());
         let underway =
             Underway { kek: self, call, policy, target, also, began, admissions, over: false };
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
         let in_flight = RequestInFlight::begin();
-        let answer = self.answer_within(limit, work).await;
+        let span = CallSpan::new(self.id(), call.operation);
+        let answer = span.around(self.answer_within(limit, work)).await;
+        span.ended(answer.as_ref().err().map(|error| error.class().kind()));
         drop((in_flight, permits));
         underway.ended(answer.as_ref().err());
         answer
@@ -522,7 +530,7 @@ impl Underway<'_> {
         }
         let Self { kek, call, .. } = &self;
         if class.is_some() {
-            kek.failures.fetch_add(1, Ordering::Relaxed);
+            kek.counters.failures.fetch_add(1, Ordering::Relaxed);
         }
         let (kek_id, operation, kind) = (kek.id(), call.operation, class.map(KekErrorClass::kind));
         kek.terms.observers.emit(&Event::Called {
@@ -574,7 +582,7 @@ impl Drop for Underway<'_> {
             self.kek.emit_change_later(change, &target);
         }
         let Self { kek, call, .. } = self;
-        kek.failures.fetch_add(1, Ordering::Relaxed);
+        kek.counters.failures.fetch_add(1, Ordering::Relaxed);
         let (kek_id, operation, kind) = (kek.id().clone(), call.operation, ErrorKind::Unavailable);
         kek.terms.observers.emit_later(LaterEvent::Abandoned { kek_id, operation, elapsed, kind });
     }

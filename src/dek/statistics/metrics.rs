@@ -1,0 +1,62 @@
+//! Statistics in the `metrics` facade.
+#![forbid(unsafe_code)]
+
+use metrics::{counter, gauge};
+
+use super::Statistics;
+use crate::observe::register;
+
+impl Statistics {
+    /// Sets the metrics of what causes no event, such as how often a DEK was cached, from these
+    /// numbers. Call it when the service starts and every few seconds, with a name for the envelope
+    /// as the label `envelope`. Counters take the number as it is, so how often it is called does not
+    /// change them.
+    ///
+    /// It has the counters of [`MetricsObserver`](crate::MetricsObserver) appear as zero too, so that
+    /// an alert on their increase sees the first event.
+    ///
+    /// | name | kind | labels besides `envelope` |
+    /// |---|---|---|
+    /// | `waxseal_lookups_total` | counter | `purpose` (`reading`, `writing`), `outcome` (`cached`, `waited`) |
+    /// | `waxseal_deks_cached` | gauge | `purpose` |
+    /// | `waxseal_stale_lookups_total`, `waxseal_calls_shared_total`, `waxseal_deks_prepared_total` | counter | |
+    /// | `waxseal_budget_waits_total`, `waxseal_budget_refusals_total` | counter | `kek` |
+    /// | `waxseal_events_lost_total` | counter | |
+    ///
+    /// ```
+    /// # use waxseal::{Envelope, kek::local::LocalKek};
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("dev")?).build()?;
+    /// envelope.statistics().record_metrics("orders");
+    /// # Ok::<(), waxseal::Error>(())
+    /// ```
+    pub fn record_metrics(&self, envelope: &str) {
+        register(self.keks.iter().map(|kek| &kek.kek_id), self.key_store.as_deref());
+        let lookups = [
+            ("reading", "cached", self.reading_hits),
+            ("reading", "waited", self.reading_misses),
+            ("writing", "cached", self.writing_hits),
+            ("writing", "waited", self.writing_misses),
+        ];
+        let name = || envelope.to_owned();
+        for (purpose, outcome, number) in lookups {
+            counter!("waxseal_lookups_total", "envelope" => name(), "purpose" => purpose, "outcome" => outcome)
+                .absolute(number);
+        }
+        for (purpose, deks) in [("reading", self.reading_deks), ("writing", self.writing_deks)] {
+            // A gauge is a float. There are never so many DEKs that one of them is lost.
+            let deks = u32::try_from(deks).unwrap_or(u32::MAX);
+            gauge!("waxseal_deks_cached", "envelope" => name(), "purpose" => purpose).set(deks);
+        }
+        counter!("waxseal_stale_lookups_total", "envelope" => name()).absolute(self.served_stale);
+        counter!("waxseal_calls_shared_total", "envelope" => name()).absolute(self.calls_shared);
+        counter!("waxseal_deks_prepared_total", "envelope" => name()).absolute(self.prepared);
+        counter!("waxseal_events_lost_total", "envelope" => name()).absolute(self.events_lost);
+        for kek in &self.keks {
+            let id = || kek.kek_id.to_string();
+            counter!("waxseal_budget_waits_total", "envelope" => name(), "kek" => id())
+                .absolute(kek.budget_waits);
+            counter!("waxseal_budget_refusals_total", "envelope" => name(), "kek" => id())
+                .absolute(kek.budget_refusals);
+        }
+    }
+}
