@@ -47,7 +47,7 @@ use crate::observe::{CallSpan, Event, LaterEvent, Observers, Operation};
 use crate::runtime::{Runtime, unconstrained};
 use crate::suite::jitter;
 use crate::sync::Arc;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::Ordering;
 
 /// How many requests one caller makes at the same time of a provider that answers in this process.
 const IN_PROCESS_AT_ONCE: usize = 64;
