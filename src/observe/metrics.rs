@@ -22,6 +22,7 @@ use crate::format::KekId;
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
+/// | `waxseal_domain_reloads_total` | counter | `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_observers_panicked_total` | counter | |
 ///
 /// [`Envelope::statistics`](crate::Envelope::statistics) has how often DEKs were cached: an event
@@ -93,6 +94,13 @@ impl Observer for MetricsObserver {
             Event::StartedWithout { kek_id, kind } => {
                 let kek = kek_id.to_string();
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str())
+                    .increment(1);
+            }
+            Event::DomainsReloaded { .. } => {
+                counter!("waxseal_domain_reloads_total", "outcome" => "ok").increment(1);
+            }
+            Event::DomainsNotReloaded { error } => {
+                counter!("waxseal_domain_reloads_total", "outcome" => error.kind().as_str())
                     .increment(1);
             }
         }
