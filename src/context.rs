@@ -176,17 +176,15 @@ impl EncryptionContext {
     pub fn is_empty(&self) -> bool {
         self.0.pairs.is_empty()
     }
+
+    /// Returns the names that only the library's own contexts may have.
+    pub(crate) fn reserved_names(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|(name, _)| name).filter(|name| is_reserved(name))
+    }
 }
 
 fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidContext, detail)
-}
-
-impl EncryptionContext {
-    /// Returns a name that only the library's own contexts may have.
-    pub(crate) fn reserved_name(&self) -> Option<&str> {
-        self.iter().map(|(name, _)| name).find(|name| is_reserved(name))
-    }
 }
 
 fn is_reserved(name: &str) -> bool {

@@ -6,6 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strsim::levenshtein;
+
 use crate::duration;
 
 /// Says what went wrong.
@@ -79,8 +81,11 @@ pub enum ErrorKind {
     ShutDown,
     /// The operating system's random number generator failed.
     Randomness,
-    /// A file of the local provider could not be read, written or locked.
+    /// A file of the local provider could not be read, written or locked, or the file of data domains
+    /// could not be read.
     Io,
+    /// No data domain has this name, or this value of the pair by which domains are chosen.
+    UnknownDomain,
 }
 
 impl ErrorKind {
@@ -111,6 +116,7 @@ impl ErrorKind {
             Self::ShutDown => "shut-down",
             Self::Randomness => "randomness",
             Self::Io => "io",
+            Self::UnknownDomain => "unknown-domain",
         }
     }
 
@@ -186,7 +192,8 @@ impl ErrorKind {
                 "the system's random number generator failed",
                 "nothing was encrypted: repair the system",
             ),
-            Self::Io => ("key file could not be used", "check its path, owner, mode and lock"),
+            Self::Io => ("file could not be used", "check its path, owner, mode and lock"),
+            Self::UnknownDomain => ("unknown data domain", "check its name, or configure it"),
         }
     }
 }
@@ -258,6 +265,17 @@ impl Error {
         }))
     }
 
+    /// The same error, with the place that it is about before its detail.
+    pub(crate) fn at(&self, place: impl fmt::Display) -> Self {
+        let Inner { kind, detail, cause, shown_cause } = &*self.0;
+        let detail = match &**detail {
+            "" => place.to_string(),
+            detail => format!("{place}: {detail}"),
+        };
+        let (cause, shown_cause) = (cause.clone(), shown_cause.clone());
+        Self(Arc::new(Inner { kind: *kind, detail: detail.into(), cause, shown_cause }))
+    }
+
     /// The error of every failed authentication. It has no detail, whatever the cause.
     pub(crate) fn invalid() -> Self {
         Self::new(ErrorKind::Invalid, "")
@@ -306,6 +324,16 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.0.shown_cause.as_deref().map(|source| source as _)
     }
+}
+
+/// Returns the known name that a mistyped one most likely stands for.
+pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    // Short names are near to each other, and long ones are no typing errors.
+    if !(2..=128).contains(&name.len()) {
+        return None;
+    }
+    let distances = known.into_iter().map(|known| (levenshtein(name, known), known));
+    distances.min().filter(|(distance, _)| *distance <= 2).map(|(_, known)| known)
 }
 
 /// Text that may come from a message or from a server, as it is shown to people. Control

@@ -7,6 +7,7 @@ pub mod branch;
 mod clock;
 mod context;
 mod dek;
+pub mod domain;
 mod duration;
 mod envelope;
 mod error;

@@ -33,6 +33,7 @@ pub struct BranchKekBuilder {
     source: SourceBuilder,
     name: Option<String>,
     per: Vec<String>,
+    domain: Option<Box<str>>,
     period: Duration,
     self_contained: bool,
 }
@@ -40,7 +41,14 @@ pub struct BranchKekBuilder {
 impl BranchKekBuilder {
     pub(super) fn new(root: impl KekProvider + 'static) -> Self {
         let source = SourceBuilder { wrap_with: vec![Arc::new(root)], ..SourceBuilder::default() };
-        Self { source, name: None, per: Vec::new(), period: DEFAULT_PERIOD, self_contained: false }
+        Self {
+            source,
+            name: None,
+            per: Vec::new(),
+            domain: None,
+            period: DEFAULT_PERIOD,
+            self_contained: false,
+        }
     }
 
     /// Adds another root that wraps every new branch key, and unwraps. As
@@ -146,12 +154,18 @@ impl BranchKekBuilder {
         self
     }
 
+    /// Has branch keys belong to a data domain.
+    pub(crate) fn domain(mut self, name: &str) -> Self {
+        self.domain = Some(name.into());
+        self
+    }
+
     /// Builds it. Makes no call.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option.
     pub fn build(self) -> Result<BranchKek, Error> {
-        let Self { mut source, name, mut per, period, self_contained } = self;
+        let Self { mut source, name, mut per, domain, period, self_contained } = self;
         let name = name.ok_or_else(|| invalid("name: it is missing".to_owned()))?;
         if name.len() > MAX_NAME {
             let detail = format!("name has {} bytes, 1 to {MAX_NAME} are allowed", name.len());
@@ -194,6 +208,7 @@ impl BranchKekBuilder {
             id,
             name: name.into(),
             per: per.into_iter().map(Into::into).collect(),
+            domain,
             backend,
             store,
             source,

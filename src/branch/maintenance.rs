@@ -38,8 +38,9 @@ impl BranchKek {
         progress: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress, Error> {
         let is_own = |row: &KeyRow| {
-            let name = row.context().and_then(|context| context.get(BRANCH));
-            row.kind() == KeyKind::Branch && name == Some(self.name())
+            let names = row.context().map(|of| (of.get(BRANCH), of.domain()));
+            row.kind() == KeyKind::Branch
+                && names == Some((Some(self.name()), self.0.domain.as_deref()))
         };
         self.0.source.rewrap_store(options, is_own, progress).await
     }

@@ -31,7 +31,7 @@ use std::fmt;
 pub use builder::BranchKekBuilder;
 
 use crate::context::EncryptionContext;
-use crate::dek::{OwnedSource, Statistics};
+use crate::dek::{DOMAIN, OwnedSource, Statistics};
 use crate::error::{Error, ErrorKind};
 use crate::kek::{KekId, KekProvider};
 use crate::store::{Erasure, KeyStore};
@@ -74,6 +74,8 @@ struct Inner {
     id: KekId,
     name: Box<str>,
     per: Box<[Box<str>]>,
+    /// The data domain that the branches belong to.
+    domain: Option<Box<str>>,
     backend: Backend,
     store: Option<Arc<dyn KeyStore>>,
     /// The branch keys.
@@ -121,7 +123,7 @@ impl BranchKek {
             let detail = format!("{}: branches are not per {name:?}", self.0.id);
             return Err(Error::new(ErrorKind::InvalidContext, detail));
         }
-        let branch = self.branch_of(&pairs)?;
+        let branch = self.branch_with(&pairs)?;
         self.0.source.erase_branch(&branch).await
     }
 
@@ -160,10 +162,21 @@ impl BranchKek {
     /// Returns the context of the branch to which a DEK's context belongs, without the period.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidContext`] if a pair is missing.
+    /// [`ErrorKind::InvalidContext`] if a pair is missing, or the context is of another domain.
     fn branch_of(&self, context: &EncryptionContext) -> Result<EncryptionContext, Error> {
-        let Inner { id, name, per, .. } = &*self.0;
+        if context.domain() != self.0.domain.as_deref() {
+            let detail = format!("{}: the encryption context is of another domain", self.0.id);
+            return Err(Error::new(ErrorKind::InvalidContext, detail));
+        }
+        self.branch_with(context)
+    }
+
+    /// Returns the context of the branch with these pairs. It names the domain, so branch keys of
+    /// two domains differ that have one name, one store and one root.
+    fn branch_with(&self, context: &EncryptionContext) -> Result<EncryptionContext, Error> {
+        let Inner { id, name, per, domain, .. } = &*self.0;
         let mut pairs = vec![(BRANCH, &**name)];
+        pairs.extend(domain.as_deref().map(|domain| (DOMAIN, domain)));
         for name in per {
             let value = context.get(name).ok_or_else(|| {
                 let detail = format!(
@@ -174,6 +187,11 @@ impl BranchKek {
             pairs.push((name, value));
         }
         EncryptionContext::with_reserved_names(pairs)
+    }
+
+    /// Wipes the branch keys and refuses later calls.
+    pub(crate) fn shut_down(&self) {
+        self.0.source.shut_down();
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod budget;
 mod cache;
+mod contexts;
 mod flight;
 mod lease;
 mod limits;
@@ -21,6 +22,7 @@ mod statistics;
 mod wiper;
 mod writing;
 
+pub(crate) use contexts::{DOMAIN, DomainContexts};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use parent::BranchParent;

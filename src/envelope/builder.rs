@@ -9,7 +9,7 @@ use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
 use crate::clock::ManualClock;
 use crate::context::EncryptionContext;
-use crate::dek::{Limits, SourceBuilder};
+use crate::dek::{DomainContexts, Limits, SourceBuilder};
 use crate::error::Error;
 use crate::format::KekId;
 use crate::kek::KekProvider;
@@ -176,6 +176,12 @@ impl EnvelopeBuilder {
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.0.clock = Clock::Manual(clock);
+        self
+    }
+
+    /// Makes it the envelope of a data domain, which serves the domain's contexts and no others.
+    pub(crate) fn domain(mut self, contexts: Arc<DomainContexts>) -> Self {
+        self.0.domain = Some(contexts);
         self
     }
 

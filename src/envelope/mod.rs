@@ -79,6 +79,11 @@ impl Envelope {
         &self.0
     }
 
+    /// Whether there is a clone or a handle besides this envelope.
+    pub(crate) fn is_held(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
     /// Reads a message. Without a store it must come with its wrapped keys.
     #[inline]
     fn parse<'s>(&self, sealed: Sealed<'s>) -> Result<Message<'s>, Error> {

@@ -164,7 +164,8 @@ impl Envelope {
     /// call rewraps many keys. Each new entry is unwrapped and checked before the old one goes, and a
     /// row is replaced only if nobody changed it meanwhile. A walk that stops can
     /// [go on](RewrapOptions::after), and a repetition does what is left. Branch keys are left as they
-    /// are: [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) is for them.
+    /// are: [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) is for them. So are
+    /// the keys of other [data domains](crate::domain).
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek, store::MemoryStore};
@@ -198,8 +199,11 @@ impl Envelope {
         options: RewrapOptions,
         progress: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress, Error> {
-        let is_dek = |row: &KeyRow| row.kind() == KeyKind::Dek;
-        self.source().rewrap_store(options, is_dek, progress).await
+        let source = self.source();
+        let is_own = |row: &KeyRow| {
+            row.kind() == KeyKind::Dek && row.context().is_some_and(|of| source.is_of_domain(of))
+        };
+        source.rewrap_store(options, is_own, progress).await
     }
 
     async fn rewrap_message(

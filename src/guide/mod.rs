@@ -5,6 +5,7 @@
 //! | [`lifetimes`] | how long a DEK is cached, and what ends it |
 //! | [`branch_keys`] | branch keys, for authors of a service: which contexts, which branches, when a store |
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
+//! | [`domains`] | data domains: what does not cross, the file, providers by URI |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`telemetry`] | metrics, traces and alerts |
@@ -32,7 +33,17 @@ macro_rules! links {
 [`Envelope::rewrap_wrapped_keys`]: crate::Envelope::rewrap_wrapped_keys
 [`StartOptions::warm_up`]: crate::StartOptions::warm_up
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
+[`Domain::branches`]: crate::domain::Domain::branches
+[`DomainsBuilder::envelopes`]: crate::domain::DomainsBuilder::envelopes
+[`DomainsBuilder::file`]: crate::domain::DomainsBuilder::file
+[`Domains`]: crate::domain::Domains
+[`Schemes`]: crate::domain::Schemes
+[`start`]: crate::domain::DomainsBuilder::start
+[`Domains::reload`]: crate::domain::Domains::reload
+[`Domains::reload_on_hangup`]: crate::domain::Domains::reload_on_hangup
+[`DomainsBuilder::drain`]: crate::domain::DomainsBuilder::drain
 [calls.md]: crate::guide::calls
+[domains.md]: crate::guide::domains
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
@@ -64,6 +75,7 @@ macro_rules! pages {
 pages! {
     branch_keys: "../../docs/branch-keys.md",
     calls: "../../docs/calls.md",
+    domains: "../../docs/domains.md",
     format: "../../docs/format.md",
     key_stores: "../../docs/key-stores.md",
     lifetimes: "../../docs/lifetimes.md",

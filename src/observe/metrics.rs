@@ -23,6 +23,7 @@ use crate::format::KekId;
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
+/// | `waxseal_domain_reloads_total` | counter | `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_observers_panicked_total` | counter | |
 ///
 /// How often DEKs were cached is not here, since an event for each message would cost more than the
@@ -96,6 +97,13 @@ impl Observer for MetricsObserver {
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str())
                     .increment(1);
             }
+            Event::DomainsReloaded { .. } => {
+                counter!("waxseal_domain_reloads_total", "outcome" => "ok").increment(1);
+            }
+            Event::DomainsNotReloaded { error } => {
+                counter!("waxseal_domain_reloads_total", "outcome" => error.kind().as_str())
+                    .increment(1);
+            }
         }
     }
 }
@@ -128,6 +136,10 @@ pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Opti
         for kind in kinds {
             _ = counter!("waxseal_started_without_total", "kek" => kek(), "kind" => kind);
         }
+    }
+    let of_file = [ErrorKind::InvalidOption, ErrorKind::Io].map(ErrorKind::as_str);
+    for outcome in kinds.iter().chain(&of_file).chain(&["ok"]) {
+        _ = counter!("waxseal_domain_reloads_total", "outcome" => *outcome);
     }
     if let Some(store) = store {
         _ = counter!("waxseal_damaged_rows_total", "store" => store.to_owned());

@@ -24,10 +24,11 @@ pub(crate) use self::metrics::register;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
 use crate::context::EncryptionContext;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::memory::MemoryProtection;
 use crate::suite::DekId;
+use crate::sync::Arc;
 
 /// Receives every event of every DEK's life: for an audit trail, for metrics, for alerts.
 ///
@@ -43,6 +44,13 @@ use crate::suite::DekId;
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Receives one event.
     fn event(&self, event: &Event<'_>);
+}
+
+/// Lets an observer be shared by several envelopes.
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn event(&self, event: &Event<'_>) {
+        (**self).event(event);
+    }
 }
 
 /// What happened to a DEK, or in a call to a key service.
@@ -201,6 +209,22 @@ pub enum Event<'a> {
         kek_id: &'a KekId,
         /// Why.
         kind: ErrorKind,
+    },
+    /// The data domains are now as their file says.
+    DomainsReloaded {
+        /// How many are new.
+        opened: usize,
+        /// How many have another configuration.
+        changed: usize,
+        /// How many are gone.
+        ended: usize,
+        /// How many go on as they were.
+        kept: usize,
+    },
+    /// The file of the data domains could not be used. All go on as they were.
+    DomainsNotReloaded {
+        /// Why, with the line and the field.
+        error: &'a Error,
     },
 }
 

@@ -106,6 +106,12 @@ impl Observer for TracingObserver {
             Event::StartedWithout { kek_id, kind } => {
                 warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
             }
+            Event::DomainsReloaded { opened, changed, ended, kept } => {
+                info!(target: "waxseal", event = "domains_reloaded", opened, changed, ended, kept, "data domains reloaded");
+            }
+            Event::DomainsNotReloaded { error } => {
+                warn!(target: "waxseal", event = "domains_not_reloaded", kind = error.kind().as_str(), "data domains go on as they were: {error}");
+            }
         }
     }
 }

@@ -61,6 +61,33 @@ impl Runtime for Tokio {
     }
 }
 
+/// Runs what `work` returns at each SIGHUP, on the caller's runtime, until it returns `None`.
+///
+/// # Errors
+/// There is no runtime with IO, or the system refuses.
+#[cfg(all(unix, feature = "domains"))]
+pub(crate) fn on_hangup<F>(
+    work: impl Fn() -> Option<F> + Send + 'static,
+) -> Result<(), &'static str>
+where
+    F: Future<Output = ()> + Send,
+{
+    use tokio::signal::unix::{SignalKind, signal};
+
+    let runtime = Handle::try_current().map_err(|_| "there is no tokio runtime here")?;
+    // Without IO it panics.
+    let signals = catch_unwind(|| signal(SignalKind::hangup()));
+    let signals = signals.map_err(|_| "the tokio runtime has no IO, which `enable_io` turns on")?;
+    let mut signals = signals.map_err(|_| "the system gives no signals")?;
+    runtime.spawn(async move {
+        while signals.recv().await.is_some() {
+            let Some(work) = work() else { return };
+            work.await;
+        }
+    });
+    Ok(())
+}
+
 /// Whether the caller's runtime has timers. If not, the check prints a panic message.
 pub(crate) fn has_timers() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use crate::error::{ErrorKind, ShownCause};
+use crate::error::{Error, ErrorKind, ShownCause};
 
 /// What a failure of a [`KeyStore`](super::KeyStore) means. None says anything about a KEK, and none
 /// evicts a cached key.
@@ -75,10 +75,16 @@ impl StoreError {
     pub fn class(&self) -> StoreErrorClass {
         self.class
     }
+}
 
-    /// Takes the cause, for an error that has this one's text already.
-    pub(crate) fn into_cause(self) -> Option<ShownCause> {
-        self.cause
+/// For whoever sets up a store and has no other class of errors.
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        let of_class = Self::new(error.class.kind(), error.message);
+        match error.cause {
+            Some(cause) => of_class.with_source(cause),
+            None => of_class,
+        }
     }
 }
 

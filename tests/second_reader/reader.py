@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 CONTEXT_MAGIC = bytes.fromhex("57584301")
+DOMAIN = b"waxseal:domain"
 SEALED_MAGIC = bytes.fromhex("c15758")
 VERSION = 1
 HEADER_SIZE, KEY_SIZE, TAG_SIZE = 40, 32, 16
@@ -110,10 +111,13 @@ def check_pairs(pairs, reserved):
         raise malformed("names equal but for ASCII case")
 
 
-def encode_context(pairs, reserved=False):
-    """Encryption context: `ctx` of pairs of bytes in any order."""
+def encode_context(pairs, reserved=False, domain=None):
+    """Encryption context: `ctx` of pairs of bytes in any order, and of a data domain."""
     pairs = sorted(pairs)
     check_pairs(pairs, reserved)
+    if domain is not None:
+        pairs = sorted([*pairs, (DOMAIN, domain)])
+        check_pairs(pairs, reserved=True)
     out = CONTEXT_MAGIC + len(pairs).to_bytes(2, "little")
     for part in (part for pair in pairs for part in pair):
         out += len(part).to_bytes(2, "little") + part
@@ -329,8 +333,9 @@ def unwrap_branch(name, names, store, keks, wrapped, ctx):
     pairs = dict(decode_context(row.ctx, reserved=True))
     if not is_period(pairs.pop(b"waxseal:period", b"")):
         raise FormatError("invalid", "period of the branch key")
-    of_caller = dict(decode_context(ctx))
-    if pairs != {n: of_caller.get(n) for n in names} | {b"waxseal:branch": name}:
+    of_caller = dict(decode_context(ctx, reserved=True))
+    domain = {DOMAIN: of_caller[DOMAIN]} if DOMAIN in of_caller else {}
+    if pairs != {n: of_caller.get(n) for n in names} | {b"waxseal:branch": name} | domain:
         raise FormatError("invalid", "row of another branch")
     roots = [e for e in decode_wrapped_keys(row.wrapped_keys) if not e[0].startswith(b"branch:")]
     branch_key = find_dek(roots, keks, row.ctx, row.id)

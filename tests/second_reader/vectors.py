@@ -22,14 +22,16 @@ from reader import (
 KINDS = {"not-sealed", "unsupported-version", "unsupported-suite", "unsupported-kind", "malformed"}
 KINDS |= {"missing-wrapped-keys", "unknown-kek", "invalid"}
 ANY = "any"  # the page leaves the error open
-# By file: that of messages, and that of branch keys.
+# By file: that of messages, that of branch keys, and that of data domains.
 SECTIONS = {
     "known_answer": ("known_answer", "keks", "messages", "contexts", "wrapped_keys"),
     "known_answers": ("known_answers", "keks", "branches", "key_rows", "branch_entries",
                       "messages"),
+    "known_domain": ("known_domain", "keks", "branches", "messages"),
 }
 MESSAGE_FIELDS = ("name", "context", "aad", "sealed", "wrapped_keys", "error")
 PAGE_DEK_ID = "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615"
+PAGE_DOMAIN_ID = "255cfbde0e80c8559530069ecde7dd38e3a4adc230d3c31fbca1fb7dc53d580e"
 PAGE_BRANCH_ID = "0e01502636ee1af30c8adfbcb8eb868e509720c1720dff919da33c3e9fe87431"
 PAGE_WRAP_KEY = "44fa570467340ec17fd3c9f4ea2ce0dd8dde09ff5e8d1f36d8b09f4a5af42ce2"
 PAGE_DERIVED = "fbd10199cefbc3d33e933e547bb2f27e4328edaa3a46992571d9dc3a30c301c4"
@@ -58,9 +60,10 @@ def no_duplicates(pairs):
     return dict(pairs)
 
 
-def context_bytes(context, reserved=False):
+def context_bytes(context, reserved=False, domain=None):
     """CONTEXT of the schema, encoded."""
-    return encode_context([(name.encode(), value.encode()) for name, value in context], reserved)
+    pairs = [(name.encode(), value.encode()) for name, value in context]
+    return encode_context(pairs, reserved, None if domain is None else domain.encode())
 
 
 def load_keks(keks):
@@ -91,7 +94,7 @@ def load_branches(branches):
 
 def check_message(vector, keks, branches):
     fields = MESSAGE_FIELDS if branches is None else (*MESSAGE_FIELDS, "rows")
-    check_fields(vector, fields, ("plaintext", "plaintext_sha256"))
+    check_fields(vector, fields, ("plaintext", "plaintext_sha256", "domain"))
     error, handed_over = vector["error"], vector["wrapped_keys"]
     expect(error is None or error in KINDS or error == ANY, f"unknown error {error!r}")
     store = {binascii.unhexlify(by): binascii.unhexlify(row) for by, row in vector.get("rows", ())}
@@ -101,7 +104,7 @@ def check_message(vector, keks, branches):
     expect(answers == (error is None), "one plaintext is to be there if error is null, else none")
     sealed, aad = binascii.unhexlify(vector["sealed"]), binascii.unhexlify(vector["aad"])
     handed_over = None if handed_over is None else binascii.unhexlify(handed_over)
-    ctx, outcome = context_bytes(vector["context"]), None
+    ctx, outcome = context_bytes(vector["context"], domain=vector.get("domain")), None
     try:
         plaintext = open_message(sealed, keks | of_branches, ctx, aad, handed_over)
     except FormatError as refused:
@@ -198,6 +201,19 @@ class Run:
         for name, value, expected in found:
             self.check(f"known_answers: {name}", check_hex, value, expected)
 
+    def domain_answer(self, answer):
+        self.check("known_domain", check_fields, answer,
+                   ("dek", "domain", "context", "context_bytes", "dek_id"))
+        dek = binascii.unhexlify(answer["dek"])
+        ctx = context_bytes(answer["context"], domain=answer["domain"])
+        dek_id = derive(dek, USE_DEK_ID, 0, ctx)
+        for name, found, expected in (
+            ("context_bytes", ctx, answer["context_bytes"]),
+            ("dek_id", dek_id, answer["dek_id"]),
+            ("the page", dek_id, PAGE_DOMAIN_ID),
+        ):
+            self.check(f"known_domain: {name}", check_hex, found, expected)
+
     def page(self):
         ctx = encode_context([(b"tenant", b"alice")])
         dek = bytes(range(32))
@@ -225,6 +241,8 @@ class Run:
         self.check("file: format", expect, doc.get("format") == 1, "is not 1")
         if "known_answer" in doc:
             self.known_answer(doc["known_answer"])
+        if "known_domain" in doc:
+            self.domain_answer(doc["known_domain"])
         if "known_answers" in doc:
             self.branch_answers(doc["known_answers"])
         keks = self.check("keks", load_keks, doc.get("keks", ())) or {}

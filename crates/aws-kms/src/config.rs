@@ -260,6 +260,15 @@ impl Config {
 }
 
 impl AwsKmsKek {
+    /// Makes the KEK of a [`Config`] URI. In a configuration of data domains it is the scheme
+    /// `aws-kms` of [`Schemes::kek`](waxseal::domain::Schemes::kek).
+    ///
+    /// # Errors
+    /// Those of [`Config`]'s URI and of [`build`](AwsKmsKekBuilder::build).
+    pub async fn from_uri(uri: String) -> Result<Self, Error> {
+        Self::from_config(&uri.parse()?).build().await
+    }
+
     /// Starts a builder with what `config` says. What is set on the builder replaces it, and only
     /// the builder takes a [client](AwsKmsKekBuilder::client), an SDK configuration, grant tokens
     /// and a shared budget.

@@ -10,6 +10,7 @@ use aws_config::SdkConfig;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::config::timeout::TimeoutConfig;
 use aws_sdk_dynamodb::config::{BehaviorVersion, Builder as ConfigBuilder, Region};
+use waxseal::kek::toolkit::uri::{Uri, without_user};
 use waxseal::{Error, ErrorKind};
 
 use crate::store::DynamoDbKeyStore;
@@ -47,6 +48,17 @@ impl DynamoDbKeyStore {
     /// Returns a builder. It needs the name of a table.
     pub fn builder() -> DynamoDbKeyStoreBuilder {
         DynamoDbKeyStoreBuilder::default()
+    }
+
+    /// Makes the store of a URI: `dynamodb:TABLE`, with the parameters `region`, `endpoint-url` and
+    /// `timeout`. In a configuration of data domains it is the scheme `dynamodb` of
+    /// [`Schemes::store`](waxseal::domain::Schemes::store).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], naming the part that is wrong, and as
+    /// [`build`](DynamoDbKeyStoreBuilder::build).
+    pub async fn from_uri(uri: String) -> Result<Self, Error> {
+        of_uri(&uri)?.build().await
     }
 }
 
@@ -120,6 +132,21 @@ impl DynamoDbKeyStoreBuilder {
         let client = client(config, self.region, self.endpoint_url, self.timeout)?;
         Ok(DynamoDbKeyStore::new(Table { client, name: self.table }, timeout))
     }
+}
+
+fn of_uri(text: &str) -> Result<DynamoDbKeyStoreBuilder, Error> {
+    let uri = Uri::read(text, "dynamodb:", &["region", "endpoint-url", "timeout"])?;
+    let endpoint_url = uri.text("endpoint-url")?;
+    if endpoint_url.as_deref().is_some_and(|url| without_user(url).1) {
+        return Err(uri.error("parameter `endpoint-url` must not contain a user or a password"));
+    }
+    Ok(DynamoDbKeyStoreBuilder {
+        table: uri.decode("the table", uri.place())?,
+        region: uri.text("region")?,
+        endpoint_url,
+        timeout: uri.duration("timeout")?,
+        ..DynamoDbKeyStoreBuilder::default()
+    })
 }
 
 impl fmt::Debug for DynamoDbKeyStoreBuilder {
@@ -226,6 +253,25 @@ mod tests {
             let error = check_table(name).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidOption, "{name}");
             assert!(error.to_string().contains("table"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_uri_says_what_the_builder_says() {
+        let uri = "dynamodb:arn:aws:dynamodb:eu-west-1:111122223333:table/keys?region=eu-west-1\
+                   &endpoint-url=http://127.0.0.1:1&timeout=3s";
+        let builder = of_uri(uri).unwrap();
+        assert_eq!(builder.table, "arn:aws:dynamodb:eu-west-1:111122223333:table/keys");
+        assert_eq!(builder.region.as_deref(), Some("eu-west-1"));
+        assert_eq!(builder.endpoint_url.as_deref(), Some("http://127.0.0.1:1"));
+        assert_eq!(builder.timeout, Some(Duration::from_secs(3)));
+        for (uri, part) in [
+            ("dynamo:keys", "does not begin with `dynamodb:`"),
+            ("dynamodb:keys?regoin=x", "did you mean `region`?"),
+            ("dynamodb:keys?endpoint-url=http://u:hunter2@host", "must not contain a user"),
+        ] {
+            let error = of_uri(uri).unwrap_err().to_string();
+            assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
         }
     }
 

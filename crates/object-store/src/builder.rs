@@ -34,6 +34,16 @@ impl ObjectKeyStore {
     pub fn builder(url: impl Into<String>) -> ObjectKeyStoreBuilder {
         ObjectKeyStoreBuilder { url: url.into(), options: Vec::new(), timeout: TIMEOUT }
     }
+
+    /// Makes the store at a URL, with options from the environment. In a configuration of data
+    /// domains it is each of the URL's schemes in
+    /// [`Schemes::store`](waxseal::domain::Schemes::store): `s3`, `gs`, `az`, `file`.
+    ///
+    /// # Errors
+    /// As [`build`](ObjectKeyStoreBuilder::build).
+    pub async fn from_uri(uri: String) -> Result<Self, Error> {
+        Self::builder(uri).build()
+    }
 }
 
 impl ObjectKeyStoreBuilder {

@@ -321,6 +321,15 @@ impl Config {
 }
 
 impl VaultTransitKek {
+    /// Makes the KEK of a [`Config`] URI, within a tokio runtime. In a configuration of data domains
+    /// it is the scheme `vault-transit` of [`Schemes::kek`](waxseal::domain::Schemes::kek).
+    ///
+    /// # Errors
+    /// Those of [`Config`]'s URI and of [`build`](VaultTransitKekBuilder::build).
+    pub async fn from_uri(uri: String) -> Result<Self, Error> {
+        Self::from_config(&uri.parse()?).build()
+    }
+
     /// Starts a builder with what `config` says. What is set on the builder replaces it.
     pub fn from_config(config: &Config) -> VaultTransitKekBuilder {
         let fields = config.0.clone();

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
 use super::super::cache::DekCache;
+use super::super::contexts::check_of_no_domain;
 use super::super::flight::{Answer, Waiter};
 use super::super::lease::{Age, Lease, RequestKey};
 use super::super::pinned::Pinned;
@@ -36,7 +37,7 @@ impl DekSource {
         lane: Lane,
     ) -> Result<Waiter<K::Dek>, Failure> {
         self.check_open()?;
-        self.check_names(K::context(owned))?;
+        self.check_context(K::context(owned))?;
         if let Some(refusal) = cache.refusal(&request_key) {
             return Err(refusal.into());
         }
@@ -56,18 +57,21 @@ impl DekSource {
         Ok(waiter)
     }
 
-    /// Refuses contexts of the library's own, which a key store hands out.
-    pub(super) fn check_names(&self, context: &EncryptionContext) -> Result<(), Error> {
-        if self.options.branch.is_some() {
-            return Ok(());
+    /// Refuses contexts that are not this source's: those of the library's own, which a key store
+    /// hands out, and those of other domains.
+    ///
+    /// A DEK is cached only after this check of its context, so a look-up needs none.
+    pub(super) fn check_context(&self, context: &EncryptionContext) -> Result<(), Error> {
+        match (&self.options.branch, &self.options.domain) {
+            (Some(_), _) => Ok(()),
+            (None, Some(domain)) => domain.check(context),
+            (None, None) => check_of_no_domain(context),
         }
-        match context.reserved_name() {
-            Some(name) => {
-                let detail = format!("name {name:?} is reserved (it starts with \"waxseal\")");
-                Err(Error::new(ErrorKind::InvalidContext, detail))
-            }
-            None => Ok(()),
-        }
+    }
+
+    /// Whether the context is of this source's domain, or of none if the source is of none.
+    pub(crate) fn is_of_domain(&self, context: &EncryptionContext) -> bool {
+        context.domain() == self.options.domain.as_ref().map(|domain| domain.name())
     }
 
     async fn ask_until_current<K: Kind>(

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::super::Limits;
+use super::super::contexts::DomainContexts;
 use super::{BranchTerms, DekSource, SourceOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
@@ -35,6 +36,7 @@ pub(crate) struct SourceBuilder {
     pub(crate) unauthenticated: Vec<KekId>,
     pub(crate) store: Option<Arc<dyn KeyStore>>,
     pub(crate) branch: Option<BranchTerms>,
+    pub(crate) domain: Option<Arc<DomainContexts>>,
 }
 
 impl SourceBuilder {
@@ -100,6 +102,7 @@ impl SourceBuilder {
             limits,
             store: self.store,
             branch: self.branch,
+            domain: self.domain,
             clock: self.clock,
             runtime,
             observers,

@@ -24,6 +24,7 @@ use std::ops::Deref;
 use arc_swap::ArcSwap;
 
 use super::cache::{DekCache, MemoOwner, SourceNumber};
+use super::contexts::DomainContexts;
 use super::flight::Answer;
 use super::lease::{Age, LeasedKey};
 use super::pinned::{Held, Pinned};
@@ -62,6 +63,8 @@ pub(crate) struct SourceOptions {
     pub(crate) store: Option<Arc<dyn KeyStore>>,
     /// Set for a source of branch keys.
     pub(crate) branch: Option<BranchTerms>,
+    /// Set for the source of a data domain.
+    pub(crate) domain: Option<Arc<DomainContexts>>,
     pub(crate) clock: Clock,
     pub(crate) runtime: Option<Arc<dyn Runtime>>,
     pub(crate) observers: Observers,

@@ -101,7 +101,7 @@ impl DekSource {
         kek: &GuardedKek,
         request: ReadingRequest<'_>,
     ) -> Option<(Owned, Located)> {
-        self.check_names(request.context).ok()?;
+        self.check_context(request.context).ok()?;
         let owned = DekRequest::to_owned(&request).ok()?;
         if self.cache().refusal(&request.request_key()).is_some() {
             return None;

@@ -52,6 +52,13 @@ impl DekSource {
         let cache = self.cache();
         let mut results: Vec<_> = lists.iter().map(|_| Err(revoked_meanwhile())).collect();
         let mut left: Vec<_> = lists.iter().copied().zip(&mut results).collect();
+        left.retain_mut(|(list, result)| match self.check_context(list.context) {
+            Ok(()) => true,
+            Err(foreign) => {
+                **result = Err(foreign);
+                false
+            }
+        });
         for _ in 0..ATTEMPTS {
             if left.is_empty() {
                 break;

@@ -87,13 +87,8 @@ impl DekSource {
             None => Err(StoreError::unavailable(format!("no answer within {limit:?}"))),
         };
         answer.map_err(|error| {
-            let kind = error.class().kind();
-            let detail = format!("key store {}: {error}", store.name());
-            let at = self.options.clock.now();
-            let error = match error.into_cause() {
-                Some(cause) => Error::new(kind, detail).with_source(cause),
-                None => Error::new(kind, detail),
-            };
+            let (kind, at) = (error.class().kind(), self.options.clock.now());
+            let error = Error::from(error).at(format_args!("key store {}", store.name()));
             Failure { of_store: Some((kind, at)), ..error.into() }
         })
     }

@@ -72,7 +72,7 @@ impl DekSource {
             let read =
                 self.read(store, stored.id(), &stored).and_then(|row| match key_list(&row) {
                     Some(list) if is_wanted(&row) => {
-                        self.check_names(list.context)?;
+                        self.check_context(list.context)?;
                         Ok(Some(row))
                     }
                     _ => Ok(None),

@@ -28,10 +28,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
-use strsim::levenshtein;
 
 use crate::duration;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, nearest};
 
 /// A URI, taken apart. The parts are still percent-encoded; the methods decode them.
 #[derive(Clone)]
@@ -237,12 +236,9 @@ fn unknown(name: &str, known: &[&str]) -> String {
     {
         return format!("parameter `{name}` is unknown, and a secret must not be in the URI");
     }
-    let nearest = known.iter().map(|known| (levenshtein(&plain, known), known)).min();
-    match nearest {
-        Some((distance, known)) if distance <= 2 => {
-            format!("parameter `{name}` is unknown; did you mean `{known}`?")
-        }
-        _ => format!("parameter `{name}` is unknown; known are {}", known.join(", ")),
+    match nearest(&plain, known.iter().copied()) {
+        Some(known) => format!("parameter `{name}` is unknown; did you mean `{known}`?"),
+        None => format!("parameter `{name}` is unknown; known are {}", known.join(", ")),
     }
 }
 

@@ -6,6 +6,7 @@ mod errors;
 mod migrations;
 mod options;
 mod roles;
+mod uri;
 
 use std::fmt;
 use std::sync::Arc;

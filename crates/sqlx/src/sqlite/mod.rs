@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
+use waxseal::Error;
+use waxseal::kek::toolkit::uri::Uri;
 use waxseal::store::{
     BoxFuture, BranchId, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage, StoreError,
     StoredRow,
@@ -108,6 +110,21 @@ impl SqliteKeyStore {
     ) -> Result<Self, StoreError> {
         let connect = Connect::file(path.into(), options.busy_timeout);
         Self::with(connect, options).await
+    }
+
+    /// Opens the file of a URI, as [`open`](Self::open): `sqlite:PATH`. In a configuration of data
+    /// domains it is the scheme `sqlite` of [`Schemes::store`](waxseal::domain::Schemes::store).
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for another URI, and as
+    /// [`open`](Self::open).
+    pub async fn from_uri(uri: String) -> Result<Self, Error> {
+        let uri = Uri::read(&uri, "sqlite:", &[])?;
+        if uri.place().is_empty() {
+            return Err(uri.error("the path is missing: sqlite:PATH"));
+        }
+        let path = uri.decode_path("the path", uri.place())?;
+        Ok(Self::open(path).await?)
     }
 
     /// Makes an empty database in memory, which ends with the last clone: for tests.

@@ -1,0 +1,162 @@
+//! Configures the domains of a process.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+#[cfg(feature = "domains")]
+use std::path::PathBuf;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::lock::Mutex as AsyncMutex;
+
+use super::config::DomainConfig;
+use super::domains::All;
+use super::opening::{Opener, invalid};
+use super::retiring::Retiring;
+use super::set::Set;
+use super::source::Source;
+use super::{Domains, Schemes};
+use crate::branch::BranchKekBuilder;
+use crate::envelope::{EnvelopeBuilder, StartUp};
+use crate::error::Error;
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::observe::{Observer, Observers};
+use crate::sync::Arc;
+use crate::sync::atomic::AtomicBool;
+
+const DEFAULT_DRAIN: Duration = Duration::from_secs(30);
+const MAX_DRAIN: Duration = Duration::from_secs(3600);
+
+/// Configures [`Domains`]. Name them in code with [`domain`](Self::domain), or in a file (feature
+/// `domains`).
+#[must_use = "nothing happens until `build`"]
+pub struct DomainsBuilder {
+    opener: Opener,
+    source: Source,
+    drain: Duration,
+}
+
+impl Default for DomainsBuilder {
+    fn default() -> Self {
+        let opener = Opener {
+            schemes: Schemes::default(),
+            envelopes: Box::new(|_, builder| builder),
+            branches: Box::new(|_, builder| builder),
+            observers: Vec::new(),
+            start_up: None,
+            stores: Default::default(),
+        };
+        Self { opener, source: Source::default(), drain: DEFAULT_DRAIN }
+    }
+}
+
+impl DomainsBuilder {
+    /// Sets which providers and key stores a configuration can name.
+    pub fn schemes(mut self, schemes: Schemes) -> Self {
+        self.opener.schemes = schemes;
+        self
+    }
+
+    /// Adds a domain. Its name is part of every message and can never be changed: 1 to 128 letters,
+    /// digits, `-`, `_` and `.`.
+    pub fn domain(mut self, name: impl Into<String>, config: DomainConfig) -> Self {
+        let name = name.into();
+        if self.source.domains.insert(name.clone(), config).is_some() {
+            self.source.twice = Some(name);
+        }
+        self
+    }
+
+    /// Adds the domains of a TOML file: see docs/domains.md.
+    #[cfg(feature = "domains")]
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.source.file = Some(path.into());
+        self
+    }
+
+    /// Sets the name of the pair by whose value [`Domains::context`] chooses the domain. The pair is
+    /// a part of the context like any other.
+    pub fn route_by(mut self, name: impl Into<String>) -> Self {
+        self.source.route_by = Some(name.into());
+        self
+    }
+
+    /// Adds an observer of all domains: of their DEKs and branch keys, and of reloads. The context of
+    /// an event says which domain it is about.
+    pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
+        self.opener.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Sets how long a domain that a reload ends goes on serving those who hold it: 0 to 1 hour, by
+    /// default 30 seconds.
+    pub fn drain(mut self, drain: Duration) -> Self {
+        self.drain = drain;
+        self
+    }
+
+    /// Sets options of every envelope, such as its runtime, by the domain's name. What the domain's
+    /// configuration says counts more.
+    pub fn envelopes(
+        mut self,
+        options: impl Fn(&str, EnvelopeBuilder) -> EnvelopeBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.opener.envelopes = Box::new(options);
+        self
+    }
+
+    /// The same for branch keys.
+    pub fn branches(
+        mut self,
+        options: impl Fn(&str, BranchKekBuilder) -> BranchKekBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.opener.branches = Box::new(options);
+        self
+    }
+
+    /// Makes every domain. KEKs are not asked, except by providers that look something up when they
+    /// are made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], with the file, the line and the field, and the errors of the
+    /// providers. [`ErrorKind::Io`] for a file that cannot be read.
+    pub async fn build(self) -> Result<Domains, Error> {
+        if self.drain > MAX_DRAIN {
+            let detail = format!("drain is {:?}, 0 to 1 hour are allowed", self.drain);
+            return Err(invalid(detail));
+        }
+        let (configuration, locator) = self.source.load()?;
+        let set = Set::open(&self.opener, &configuration, &Set::default()).await;
+        let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
+        let observers = self.opener.observers.iter().cloned();
+        Ok(Domains(Arc::new(All {
+            current: ArcSwap::from_pointee(set),
+            observers: Observers::new(observers.map(|one| Box::new(one) as _).collect()),
+            opener: self.opener,
+            source: self.source,
+            retiring: Retiring::new(self.drain),
+            reloading: AsyncMutex::new(()),
+            is_closed: AtomicBool::new(false),
+        })))
+    }
+
+    /// Makes every domain, and checks that its KEKs can be used now. As
+    /// [`EnvelopeBuilder::start`].
+    ///
+    /// # Errors
+    /// Those of [`build`](Self::build), and those of the key services.
+    pub async fn start(mut self, start_up: StartUp) -> Result<Domains, Error> {
+        self.opener.start_up = Some(start_up);
+        self.build().await
+    }
+}
+
+impl fmt::Debug for DomainsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DomainsBuilder")
+            .field("opener", &self.opener)
+            .field("source", &self.source)
+            .finish()
+    }
+}

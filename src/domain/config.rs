@@ -1,0 +1,190 @@
+//! What a domain is configured with, as data.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::dek::Limits;
+use crate::kek::call::CallPolicy;
+use crate::kek::set::DekOrigin;
+use crate::suite::{Nonces, Suite};
+
+/// The configuration of one data domain. Only [`wrap_with`](Self::wrap_with) or
+/// [`unwrap_with`](Self::unwrap_with) is needed.
+///
+/// ```
+/// use waxseal::domain::{Branches, DomainConfig};
+///
+/// let config = DomainConfig::default()
+///     .wrap_with("local:/var/lib/app/orders.kek?name=orders")
+///     .store("memory:orders")
+///     .branches(Branches::per(["tenant"]))
+///     .may_have(["table"]);
+/// ```
+///
+/// In a file (feature `domains`) the fields have the names of these methods: see docs/domains.md.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct DomainConfig {
+    pub(super) wrap_with: Vec<Address>,
+    pub(super) unwrap_with: Vec<Address>,
+    pub(super) store: Option<Address>,
+    pub(super) keep_deks: Option<bool>,
+    pub(super) branches: Option<Branches>,
+    pub(super) suite: Option<Suite>,
+    pub(super) nonces: Option<Nonces>,
+    pub(super) dek_origin: Option<DekOrigin>,
+    pub(super) limits: Option<Limits>,
+    pub(super) calls: Option<CallPolicy>,
+    pub(super) must_have: Vec<String>,
+    pub(super) may_have: Option<Vec<String>>,
+    pub(super) routes: Vec<String>,
+}
+
+impl DomainConfig {
+    /// Adds a KEK, by its URI, that wraps every new DEK, or every new branch key if there are
+    /// [`branches`](Self::branches). Each of several can decrypt alone.
+    pub fn wrap_with(mut self, uri: impl Into<String>) -> Self {
+        self.wrap_with.push(Address(uri.into()));
+        self
+    }
+
+    /// Adds a KEK, by its URI, that only unwraps.
+    pub fn unwrap_with(mut self, uri: impl Into<String>) -> Self {
+        self.unwrap_with.push(Address(uri.into()));
+        self
+    }
+
+    /// Sets the key store, by its URI. It holds the branch keys, or without
+    /// [`branches`](Self::branches) the wrapped keys of compact messages. Domains that name one URI
+    /// share the store and see nothing of each other in it.
+    pub fn store(mut self, uri: impl Into<String>) -> Self {
+        self.store = Some(Address(uri.into()));
+        self
+    }
+
+    /// Sets whether the store also holds the wrapped keys of each DEK, for messages in compact form.
+    /// By default it does if there are no [`branches`](Self::branches): a message of a branch is
+    /// short in either form.
+    pub fn keep_deks(mut self, keep: bool) -> Self {
+        self.keep_deks = Some(keep);
+        self
+    }
+
+    /// Puts branch keys between the KEKs and the DEKs. What a KEK of the domain wrapped without a
+    /// branch key is still read.
+    pub fn branches(mut self, branches: Branches) -> Self {
+        self.branches = Some(branches);
+        self
+    }
+
+    /// Sets the suite of new messages.
+    pub fn suite(mut self, suite: Suite) -> Self {
+        self.suite = Some(suite);
+        self
+    }
+
+    /// Sets where nonces come from.
+    pub fn nonces(mut self, nonces: Nonces) -> Self {
+        self.nonces = Some(nonces);
+        self
+    }
+
+    /// Sets where DEKs are made, or branch keys if there are [`branches`](Self::branches).
+    pub fn dek_origin(mut self, origin: DekOrigin) -> Self {
+        self.dek_origin = Some(origin);
+        self
+    }
+
+    /// Sets how long DEKs and branch keys are used, with the grace in an outage.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = Some(limits);
+        self
+    }
+
+    /// Sets how key services are called.
+    pub fn calls(mut self, policy: CallPolicy) -> Self {
+        self.calls = Some(policy);
+        self
+    }
+
+    /// Sets the names of the pairs that every context must have. Those by which branches differ are
+    /// among them in any case.
+    pub fn must_have<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.must_have = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets the names of the other pairs that a context may have, besides the one that
+    /// [chooses the domain](crate::domain::DomainsBuilder::route_by). By default any. An empty list
+    /// allows none.
+    pub fn may_have<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
+        self.may_have = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the values of the pair that [chooses the domain](crate::domain::DomainsBuilder::route_by).
+    /// By default the domain's name.
+    pub fn routes<V: Into<String>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
+        self.routes = values.into_iter().map(Into::into).collect();
+        self
+    }
+}
+
+/// The branch keys of a domain. One of [`store`](DomainConfig::store) and
+/// [`self_contained`](Self::self_contained) is needed. See [`BranchKek`](crate::branch::BranchKek).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct Branches {
+    pub(super) name: Option<String>,
+    pub(super) per: Vec<String>,
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
+    pub(super) period: Option<Duration>,
+    pub(super) self_contained: bool,
+}
+
+impl Branches {
+    /// Makes a branch for each combination of the values of these pairs.
+    pub fn per<N: Into<String>>(names: impl IntoIterator<Item = N>) -> Self {
+        Self { per: names.into_iter().map(Into::into).collect(), ..Self::default() }
+    }
+
+    /// Sets the name, which stands in every message. By default the domain's.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets how long one branch key makes new DEKs, as
+    /// [`BranchKekBuilder::period`](crate::branch::BranchKekBuilder::period).
+    pub fn period(mut self, period: Duration) -> Self {
+        self.period = Some(period);
+        self
+    }
+
+    /// Puts the wrapped branch key into every message, for a domain without a store.
+    pub fn self_contained(mut self) -> Self {
+        self.self_contained = true;
+        self
+    }
+}
+
+/// The URI of a KEK or of a store. Debug shows its scheme only, since a store's may have a password.
+#[derive(Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(transparent))]
+pub(super) struct Address(pub(super) String);
+
+impl Address {
+    /// Returns the scheme in lower case.
+    pub(super) fn scheme(&self) -> Option<String> {
+        self.0.split_once(':').map(|(scheme, _)| scheme.to_ascii_lowercase())
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:[redacted]", self.scheme().unwrap_or_default())
+    }
+}

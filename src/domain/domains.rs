@@ -1,0 +1,169 @@
+//! All domains of a process.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
+use futures_util::lock::Mutex as AsyncMutex;
+
+use super::opening::{Opener, invalid};
+use super::retiring::Retiring;
+use super::set::Set;
+use super::source::Source;
+use super::{Domain, DomainsBuilder};
+use crate::context::EncryptionContext;
+use crate::envelope::Envelope;
+use crate::error::{Error, ErrorKind, nearest};
+use crate::observe::Observers;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
+
+/// How many names a hint is chosen from.
+const MOST_NAMES: usize = 1000;
+/// How much of an unknown name an error repeats, in characters.
+const MOST_SHOWN: usize = 128;
+
+/// The data domains of a process. A clone is a pointer.
+///
+/// ```
+/// use waxseal::Aad;
+/// use waxseal::domain::{DomainConfig, Domains, Schemes};
+/// # use waxseal::kek::local::LocalKek;
+///
+/// # pollster::block_on(async {
+/// # let schemes =
+/// #     Schemes::default().kek("test", |_| async { LocalKek::in_memory("shared") });
+/// let domains = Domains::builder()
+///     .schemes(schemes)
+///     .domain("orders", DomainConfig::default().wrap_with("test:kek").must_have(["tenant"]))
+///     .domain("billing", DomainConfig::default().wrap_with("test:kek"))
+///     .build()
+///     .await?;
+///
+/// let orders = domains.domain("orders")?;
+/// let context = orders.context([("tenant", "alice")])?;
+/// let sealed = orders.envelope().encrypt(&context, Aad::empty(), b"one cake").await?;
+///
+/// // By the context alone:
+/// let envelope = domains.envelope_for(&context)?;
+/// assert_eq!(&*envelope.decrypt(&context, Aad::empty(), &sealed).await?, b"one cake");
+///
+/// // Not through another domain, although both use one KEK:
+/// let billing = domains.domain("billing")?;
+/// let theirs = billing.context([("tenant", "alice")])?;
+/// assert!(billing.envelope().decrypt(&theirs, Aad::empty(), &sealed).await.is_err());
+/// assert!(billing.envelope().decrypt(&context, Aad::empty(), &sealed).await.is_err());
+/// # Ok::<(), waxseal::Error>(()) }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct Domains(pub(super) Arc<All>);
+
+pub(super) struct All {
+    pub(super) current: ArcSwap<Set>,
+    pub(super) opener: Opener,
+    pub(super) source: Source,
+    pub(super) retiring: Retiring,
+    pub(super) observers: Observers,
+    /// Held by whoever changes the set.
+    pub(super) reloading: AsyncMutex<()>,
+    pub(super) is_closed: AtomicBool,
+}
+
+impl Domains {
+    /// Returns a builder.
+    pub fn builder() -> DomainsBuilder {
+        DomainsBuilder::default()
+    }
+
+    /// Returns a domain.
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnknownDomain`], with the nearest name.
+    pub fn domain(&self, name: &str) -> Result<Domain, Error> {
+        let set = self.0.current.load();
+        set.domains.get(name).cloned().ok_or_else(|| unknown("", name, set.domains.keys()))
+    }
+
+    /// Returns the envelope of a domain. It serves contexts of [`Domain::context`] and no others.
+    ///
+    /// # Errors
+    /// As [`domain`](Self::domain).
+    pub fn envelope(&self, name: &str) -> Result<Envelope, Error> {
+        self.domain(name).map(|domain| domain.envelope().clone())
+    }
+
+    /// Returns the envelope of the domain that a context belongs to.
+    ///
+    /// # Errors
+    /// As [`domain`](Self::domain); [`ErrorKind::InvalidContext`] for a context that was not made by
+    /// [`context`](Self::context) or [`Domain::context`].
+    pub fn envelope_for(&self, context: &EncryptionContext) -> Result<Envelope, Error> {
+        let of_none = || {
+            let detail = "it is of no domain: Domains::context makes one";
+            Error::new(ErrorKind::InvalidContext, detail)
+        };
+        self.envelope(context.domain().ok_or_else(of_none)?)
+    }
+
+    /// Makes a context of the domain that one of the pairs chooses
+    /// ([`route_by`](DomainsBuilder::route_by)).
+    ///
+    /// # Errors
+    /// [`ErrorKind::UnknownDomain`] for a value that chooses no domain. [`ErrorKind::InvalidContext`]
+    /// if that pair is missing, and as [`Domain::context`]. [`ErrorKind::InvalidOption`] without
+    /// `route_by`.
+    pub fn context<N, V>(
+        &self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<EncryptionContext, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let pairs = EncryptionContext::new(pairs)?;
+        let set = self.0.current.load();
+        let by = set.route_by.as_deref();
+        let by = by.ok_or_else(|| invalid("route_by: no pair is set that chooses the domain"))?;
+        let value = pairs.get(by).ok_or_else(|| {
+            let hint = nearest(by, pairs.iter().map(|(name, _)| name));
+            let hint = hint.map(|name| format!("; it has {name:?}")).unwrap_or_default();
+            let detail = format!("it has no pair {by:?}, which chooses the domain{hint}");
+            Error::new(ErrorKind::InvalidContext, detail)
+        })?;
+        let domain = set.routes.get(value);
+        let domain = domain.ok_or_else(|| unknown(by, value, set.routes.keys()))?;
+        domain.context(pairs.iter())
+    }
+
+    /// Returns all domains, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Domain> {
+        let mut all: Vec<_> = self.0.current.load().domains.values().cloned().collect();
+        all.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        all
+    }
+
+    /// Shuts down every domain, as [`Envelope::close`]. No name is known any more.
+    pub async fn close(&self) {
+        // A reload that runs would bring domains back.
+        let _one_at_a_time = self.0.reloading.lock().await;
+        self.0.is_closed.store(true, Ordering::SeqCst);
+        let set = self.0.current.swap(Arc::default());
+        join_all(set.domains.values().map(Domain::close)).await;
+    }
+}
+
+fn unknown<'k>(by: &str, name: &str, known: impl Iterator<Item = &'k Box<str>>) -> Error {
+    let near = nearest(name, known.take(MOST_NAMES).map(|name| &**name));
+    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+    let by = if by.is_empty() { String::new() } else { format!("for {by} = ") };
+    let shown: String = name.chars().take(MOST_SHOWN).collect();
+    Error::new(ErrorKind::UnknownDomain, format!("{by}{shown:?}{hint}"))
+}
+
+impl fmt::Debug for Domains {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all().iter().map(Domain::name)).finish()
+    }
+}

@@ -1,0 +1,157 @@
+//! Reads domains from a TOML file, and says where in it something is wrong.
+//!
+//! Errors repeat no value of the file, since a URI may have a password. They repeat its keys.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
+
+use super::config::DomainConfig;
+use super::opening::{Wrong, invalid};
+use crate::error::{Error, ErrorKind, nearest};
+
+/// What a file says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Content {
+    #[serde(default)]
+    pub(super) route_by: Option<String>,
+    #[serde(default)]
+    pub(super) domains: BTreeMap<String, DomainConfig>,
+}
+
+/// A file that was read, to find fields in.
+pub(super) struct ConfigFile {
+    shown: String,
+    text: String,
+}
+
+impl ConfigFile {
+    pub(super) fn read(path: &Path) -> Result<(Self, Content), Error> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Error::new(ErrorKind::Io, shown.clone()).with_source(error))?;
+        let file = Self { shown, text };
+        let content = toml::from_str(&file.text).map_err(|error| file.refused(&error))?;
+        Ok((file, content))
+    }
+
+    /// Its path.
+    pub(super) fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    /// Says in which line and field a domain's configuration is wrong.
+    pub(super) fn locate(&self, domain: &str, wrong: &Wrong) -> Error {
+        let (entries, of_domain) = (entries(&self.text), format!("domains.{domain}"));
+        let within = format!("{of_domain}.{}", wrong.field);
+        // Errors of builders begin with the option.
+        let detail = wrong.error.detail();
+        let option = detail.split(|c: char| !c.is_ascii_lowercase() && c != '_').next();
+        let named = entries.iter().find(|entry| {
+            entry.path.strip_prefix(&of_domain).is_some_and(|rest| rest.starts_with('.'))
+                && Some(entry.key) == option.filter(|option| !option.is_empty())
+        });
+        let exact = |path: &str| entries.iter().find(|entry| entry.path == path);
+        let entry = match wrong.field.item {
+            Some(_) => exact(&within),
+            None => named.or_else(|| exact(&within)),
+        };
+        match entry.or_else(|| exact(&of_domain)) {
+            Some(entry) => wrong.error.at(self.place(entry.place.start, &entry.path)),
+            None => wrong.error.at(format_args!("{}: {of_domain}", self.shown)),
+        }
+    }
+
+    /// Says where the file is not a configuration.
+    fn refused(&self, error: &toml::de::Error) -> Error {
+        let what = without_values(error.message());
+        let Some(span) = error.span() else {
+            return invalid(format!("{}: {what}", self.shown));
+        };
+        let entries = entries(&self.text);
+        // An entry stands behind the one that contains it. A table is also where its header is.
+        let mut innermost = entries.iter().rev();
+        let at = innermost.clone().find(|entry| entry.place.contains(&span.start));
+        let entry = at.or_else(|| innermost.find(|entry| entry.value.contains(&span.start)));
+        let path = entry.map(|entry| entry.path.as_str()).unwrap_or_default();
+        invalid(what).at(self.place(span.start, path))
+    }
+
+    fn place(&self, offset: usize, path: &str) -> String {
+        let before = self.text.bytes().take(offset);
+        let line = before.filter(|byte| *byte == b'\n').count() + 1;
+        match path {
+            "" => format!("{}:{line}", self.shown),
+            path => format!("{}:{line}: {path}", self.shown),
+        }
+    }
+}
+
+/// What the parser says, with a hint and without what stands in the file.
+fn without_values(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    for (begin, what) in [("unknown field", "field"), ("unknown variant", "value")] {
+        if message.starts_with(begin) {
+            let name = quoted.next().unwrap_or_default();
+            let known: Vec<_> = quoted.collect();
+            return match nearest(name, known.iter().copied()) {
+                Some(near) => format!("unknown {what} `{name}`; did you mean `{near}`?"),
+                None => format!("unknown {what}; known are {}", known.join(", ")),
+            };
+        }
+    }
+    match message.rsplit_once(", expected ") {
+        Some((begin, expected)) if begin.starts_with("invalid") => format!("expected {expected}"),
+        _ => message.to_owned(),
+    }
+}
+
+/// A key, or an item of a list, and where it stands.
+struct Entry<'t> {
+    path: String,
+    /// Empty for an item of a list.
+    key: &'t str,
+    place: Range<usize>,
+    value: Range<usize>,
+}
+
+/// Lists the entries of a text, each before those within it.
+fn entries(text: &str) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    if let Ok(table) = DeTable::parse(text) {
+        of_table(text, "", table.get_ref(), &mut entries);
+    }
+    entries
+}
+
+fn of_table<'t>(text: &'t str, path: &str, table: &DeTable<'_>, entries: &mut Vec<Entry<'t>>) {
+    for (name, value) in table {
+        let path = match path {
+            "" => name.get_ref().to_string(),
+            path => format!("{path}.{}", name.get_ref()),
+        };
+        let key = text.get(name.span()).unwrap_or_default();
+        entries.push(Entry { path: path.clone(), key, place: name.span(), value: value.span() });
+        of_value(text, &path, value.get_ref(), entries);
+    }
+}
+
+fn of_value<'t>(text: &'t str, path: &str, value: &DeValue<'_>, entries: &mut Vec<Entry<'t>>) {
+    match value {
+        DeValue::Table(table) => of_table(text, path, table, entries),
+        DeValue::Array(items) => {
+            for (place, item) in items.iter().enumerate() {
+                let path = format!("{path}[{place}]");
+                let (place, value) = (item.span(), item.span());
+                entries.push(Entry { path: path.clone(), key: "", place, value });
+                of_value(text, &path, item.get_ref(), entries);
+            }
+        }
+        _ => {}
+    }
+}

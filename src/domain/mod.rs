@@ -1,0 +1,130 @@
+//! Data domains: each kind of data under keys and rules of its own, in one configuration.
+//!
+//! ```text
+//!   domains.toml ──► Domains ──► Domain "orders"  ──► Envelope ──► KEKs, branch keys, key store
+//!    or code, or         │
+//!    a resolver          └─────► Domain "billing" ──► Envelope ──► …
+//! ```
+//!
+//! A domain's contexts have the reserved pair `waxseal:domain`. The DEK id commits to it, key
+//! services see it, and an envelope serves the contexts of its own domain only. So no message
+//! crosses from one domain to another, also where both use one KEK. A message with a cached DEK
+//! costs what it costs without domains: see docs/domains.md.
+//!
+//! This layer knows envelopes and branch keys, and providers by their URIs alone ([`Schemes`]).
+#![forbid(unsafe_code)]
+
+mod builder;
+mod config;
+mod domains;
+#[cfg(feature = "domains")]
+mod file;
+mod opening;
+mod reload;
+mod retiring;
+mod schemes;
+mod set;
+mod source;
+
+use std::fmt;
+
+pub use builder::DomainsBuilder;
+pub use config::{Branches, DomainConfig};
+pub use domains::Domains;
+pub use reload::Reloaded;
+pub use schemes::Schemes;
+
+use crate::branch::BranchKek;
+use crate::context::EncryptionContext;
+use crate::dek::DomainContexts;
+use crate::envelope::Envelope;
+use crate::error::Error;
+use crate::sync::Arc;
+
+/// One data domain: its envelope, and the contexts that the envelope serves.
+///
+/// A clone is a pointer.
+#[derive(Clone)]
+pub struct Domain(Arc<Inner>);
+
+struct Inner {
+    config: DomainConfig,
+    contexts: Arc<DomainContexts>,
+    envelope: Envelope,
+    branches: Option<BranchKek>,
+}
+
+impl Domain {
+    /// Returns the name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.contexts.name()
+    }
+
+    /// Returns the envelope. It serves contexts of [`context`](Self::context) and no others.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.0.envelope
+    }
+
+    /// Returns the branch keys, if the domain has them: to erase a branch, or to rewrap.
+    #[must_use]
+    pub fn branches(&self) -> Option<&BranchKek> {
+        self.0.branches.as_ref()
+    }
+
+    /// Returns what the domain was configured with.
+    pub fn config(&self) -> &DomainConfig {
+        &self.0.config
+    }
+
+    /// Makes an encryption context of this domain from the caller's pairs. Keep it and clone it, as
+    /// every context.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidContext`](crate::ErrorKind::InvalidContext): as
+    /// [`EncryptionContext::new`], and for a pair that is missing or that contexts of this domain
+    /// may not have.
+    pub fn context<N, V>(
+        &self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<EncryptionContext, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        self.0.contexts.context(pairs)
+    }
+
+    /// Shuts the envelope down and wipes all keys.
+    fn shut_down(&self) {
+        self.0.envelope.shut_down();
+        if let Some(branches) = &self.0.branches {
+            branches.shut_down();
+        }
+    }
+
+    /// The same, and waits until the providers have released what they hold.
+    async fn close(&self) {
+        self.shut_down();
+        self.0.envelope.close().await;
+    }
+
+    /// Whether somebody else holds this domain, its envelope or a handle.
+    fn is_held(&self) -> bool {
+        Arc::strong_count(&self.0) > 1 || self.0.envelope.is_held()
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain")
+            .field("name", &self.name())
+            .field("config", &self.0.config)
+            .finish_non_exhaustive()
+    }
+}

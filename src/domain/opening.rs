@@ -1,0 +1,249 @@
+//! Makes a domain from its configuration.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+
+use futures_util::TryFutureExt;
+use futures_util::future::try_join_all;
+
+use super::config::{Address, Branches, DomainConfig};
+use super::{Domain, Inner, Schemes};
+use crate::branch::{BranchKek, BranchKekBuilder};
+use crate::context::EncryptionContext;
+use crate::dek::DomainContexts;
+use crate::envelope::{Envelope, EnvelopeBuilder, StartOptions, StartUp};
+use crate::error::{Error, ErrorKind};
+use crate::kek::KekProvider;
+use crate::observe::Observer;
+use crate::store::KeyStore;
+use crate::sync::{Arc, Mutex, PoisonError, Weak};
+
+const MAX_NAME: usize = 128;
+
+/// What the user adds to the builders of every domain, by the domain's name.
+pub(super) type Hook<B> = Box<dyn Fn(&str, B) -> B + Send + Sync>;
+
+/// An error, and the field of the domain's configuration that it is about.
+pub(super) struct Wrong {
+    pub(super) field: Field,
+    pub(super) error: Error,
+}
+
+/// A field, and the place in it if it is a list. An empty name is the whole domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Field {
+    pub(super) name: &'static str,
+    pub(super) item: Option<usize>,
+}
+
+impl Field {
+    pub(super) fn wrong(self, error: Error) -> Wrong {
+        Wrong { field: self, error }
+    }
+}
+
+fn field(name: &'static str) -> Field {
+    Field { name, item: None }
+}
+
+/// What the URIs of a domain stand for.
+struct Parts {
+    writing: Vec<Arc<dyn KekProvider>>,
+    reading: Vec<Arc<dyn KekProvider>>,
+    store: Option<Arc<dyn KeyStore>>,
+}
+
+/// Opens domains. What all of them have is here.
+pub(super) struct Opener {
+    pub(super) schemes: Schemes,
+    pub(super) envelopes: Hook<EnvelopeBuilder>,
+    pub(super) branches: Hook<BranchKekBuilder>,
+    /// Of every envelope and of all branch keys.
+    pub(super) observers: Vec<Arc<dyn Observer>>,
+    /// Whether KEKs are asked before a domain is used.
+    pub(super) start_up: Option<StartUp>,
+    /// The stores in use, by URI.
+    pub(super) stores: Mutex<HashMap<Address, Weak<dyn KeyStore>>>,
+}
+
+impl Opener {
+    pub(super) async fn open(
+        &self,
+        name: &str,
+        config: &DomainConfig,
+        route_by: Option<&str>,
+    ) -> Result<Domain, Wrong> {
+        check_name(name).map_err(|error| Field::default().wrong(error))?;
+        let contexts = Arc::new(contexts(name, config, route_by)?);
+        let parts = self.parts(config).await?;
+        let branches = match &config.branches {
+            Some(branches) => {
+                let builder = self.branch_builder(name, config, branches, &parts)?;
+                Some(builder.build().map_err(|error| field("branches").wrong(error))?)
+            }
+            None => None,
+        };
+        let Parts { writing, reading, store } = parts;
+        let mut builder = (self.envelopes)(name, Envelope::builder()).domain(contexts.clone());
+        builder = self.observers.iter().cloned().fold(builder, EnvelopeBuilder::observer);
+        builder = with_settings(builder, config);
+        if let Some(branches) = branches.clone() {
+            // What the KEKs wrapped before there were branches is still read.
+            builder = builder.wrap_with(branches);
+            builder = writing.into_iter().fold(builder, EnvelopeBuilder::unwrap_with);
+        } else {
+            builder = writing.into_iter().fold(builder, EnvelopeBuilder::wrap_with);
+        }
+        builder = reading.into_iter().fold(builder, EnvelopeBuilder::unwrap_with);
+        if let Some(store) = store.filter(|_| config.keep_deks.unwrap_or(branches.is_none())) {
+            builder = builder.key_store(store);
+        }
+        let envelope = match self.start_up {
+            None => builder.build(),
+            Some(start_up) => builder.start(StartOptions::default().start_up(start_up)).await,
+        };
+        let envelope = envelope.map_err(|error| Field::default().wrong(error))?;
+        Ok(Domain(Arc::new(Inner { config: config.clone(), contexts, envelope, branches })))
+    }
+
+    async fn parts(&self, config: &DomainConfig) -> Result<Parts, Wrong> {
+        let store = match &config.store {
+            Some(uri) => Some(self.store(uri).await.map_err(|error| field("store").wrong(error))?),
+            None => None,
+        };
+        Ok(Parts {
+            writing: self.providers("wrap_with", &config.wrap_with).await?,
+            reading: self.providers("unwrap_with", &config.unwrap_with).await?,
+            store,
+        })
+    }
+
+    async fn providers(
+        &self,
+        name: &'static str,
+        uris: &[Address],
+    ) -> Result<Vec<Arc<dyn KekProvider>>, Wrong> {
+        let making = uris.iter().enumerate().map(|(item, uri)| {
+            let of_item = Field { name, item: Some(item) };
+            self.schemes.make_kek(uri).map_err(move |error| of_item.wrong(error))
+        });
+        try_join_all(making.collect::<Vec<_>>()).await
+    }
+
+    /// Returns the store of a URI, which all domains share that name it.
+    async fn store(&self, uri: &Address) -> Result<Arc<dyn KeyStore>, Error> {
+        if let Some(store) = self.shared_store(uri, None) {
+            return Ok(store);
+        }
+        let made = self.schemes.make_store(uri).await?;
+        // Another domain may have been quicker. Its store counts.
+        Ok(self.shared_store(uri, Some(&made)).unwrap_or(made))
+    }
+
+    fn shared_store(
+        &self,
+        uri: &Address,
+        made: Option<&Arc<dyn KeyStore>>,
+    ) -> Option<Arc<dyn KeyStore>> {
+        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
+        stores.retain(|_, store| store.strong_count() > 0);
+        if let Some(made) = made
+            && !stores.contains_key(uri)
+        {
+            stores.insert(uri.clone(), Arc::downgrade(made));
+        }
+        stores.get(uri).and_then(Weak::upgrade)
+    }
+
+    fn branch_builder(
+        &self,
+        name: &str,
+        config: &DomainConfig,
+        branches: &Branches,
+        parts: &Parts,
+    ) -> Result<BranchKekBuilder, Wrong> {
+        let mut writing = parts.writing.iter().cloned();
+        let first = writing.next().ok_or_else(|| {
+            field("wrap_with").wrong(invalid("branches need a KEK that wraps their keys"))
+        })?;
+        let mut builder = (self.branches)(name, BranchKek::builder(first))
+            .domain(name)
+            .name(branches.name.as_deref().unwrap_or(name))
+            .per(branches.per.iter().cloned());
+        builder = self.observers.iter().cloned().fold(builder, BranchKekBuilder::observer);
+        builder = writing.fold(builder, BranchKekBuilder::wrap_with);
+        builder = parts.reading.iter().cloned().fold(builder, BranchKekBuilder::unwrap_with);
+        builder = set(builder, branches.period, BranchKekBuilder::period);
+        builder = set(builder, config.limits, BranchKekBuilder::limits);
+        builder = set(builder, config.calls, BranchKekBuilder::call_policy);
+        builder = set(builder, config.dek_origin, BranchKekBuilder::origin);
+        if branches.self_contained {
+            return Ok(builder.self_contained());
+        }
+        Ok(set(builder, parts.store.clone(), BranchKekBuilder::store))
+    }
+}
+
+/// What a domain's configuration says, over what the user's hook says for all.
+fn with_settings(builder: EnvelopeBuilder, config: &DomainConfig) -> EnvelopeBuilder {
+    let builder = set(builder, config.suite, EnvelopeBuilder::suite);
+    let builder = set(builder, config.nonces, EnvelopeBuilder::nonces);
+    let builder = set(builder, config.dek_origin, EnvelopeBuilder::dek_origin);
+    let builder = set(builder, config.limits, EnvelopeBuilder::limits);
+    set(builder, config.calls, EnvelopeBuilder::call_policy)
+}
+
+fn set<B, T>(builder: B, value: Option<T>, option: impl FnOnce(B, T) -> B) -> B {
+    match value {
+        Some(value) => option(builder, value),
+        None => builder,
+    }
+}
+
+fn contexts(
+    name: &str,
+    config: &DomainConfig,
+    route_by: Option<&str>,
+) -> Result<DomainContexts, Wrong> {
+    let per = config.branches.iter().flat_map(|branches| &branches.per);
+    let must_have = config.must_have.iter().chain(per).map(String::as_str);
+    let may_have = config.may_have.as_ref();
+    let may_have = may_have.map(|names| names.iter().map(String::as_str).chain(route_by));
+    for (named, names) in
+        [("must_have", Some(&config.must_have)), ("may_have", config.may_have.as_ref())]
+    {
+        EncryptionContext::new(names.into_iter().flatten().map(|name| (name, "value")))
+            .map_err(|error| field(named).wrong(invalid(error.to_string())))?;
+    }
+    Ok(DomainContexts::new(name, must_have, may_have))
+}
+
+/// A name is a value of encryption contexts and of policies, a label of metrics and a key of files.
+pub(super) fn check_name(name: &str) -> Result<(), Error> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_allowed) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "the name of a domain has 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
+    )))
+}
+
+pub(super) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail)
+}
+
+/// Writes `wrap_with[1]`.
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)?;
+        self.item.map_or(Ok(()), |item| write!(f, "[{item}]"))
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opener").field("schemes", &self.schemes).finish_non_exhaustive()
+    }
+}

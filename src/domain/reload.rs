@@ -1,0 +1,116 @@
+//! Reads the file again, and has the domains be as it says.
+#![forbid(unsafe_code)]
+
+use super::domains::All;
+use super::opening::invalid;
+use super::set::Set;
+use super::{Domain, Domains};
+use crate::error::{Error, ErrorKind};
+use crate::observe::Event;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
+
+/// What a [reload](Domains::reload) did, by the names of the domains.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Reloaded {
+    /// They are new.
+    pub opened: Vec<String>,
+    /// They have another configuration, and with it a new envelope.
+    pub changed: Vec<String>,
+    /// They are gone.
+    pub ended: Vec<String>,
+    /// They go on, with their envelopes and their cached DEKs.
+    pub kept: Vec<String>,
+}
+
+impl Domains {
+    /// Reads the file again. Domains that it says the same of go on with their cached DEKs. Whoever
+    /// asks for a domain from now on gets it as the file says.
+    ///
+    /// A domain that is gone or has changed serves those who hold it until they drop it, for at most
+    /// [`drain`](crate::domain::DomainsBuilder::drain). Then it is shut down and its keys are wiped. So no call
+    /// is lost that began before. Hold no [`Domain`] or envelope for longer than a request.
+    ///
+    /// Replace the file by renaming another one, so that no half of it is read.
+    ///
+    /// # Errors
+    /// Those of [`build`](crate::domain::DomainsBuilder::build) and
+    /// [`start`](crate::domain::DomainsBuilder::start), whichever it was. **All domains then go on as they
+    /// were**, and observers receive [`Event::DomainsNotReloaded`]. So also if the file has no domain
+    /// at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
+    pub async fn reload(&self) -> Result<Reloaded, Error> {
+        let all = &self.0;
+        let one_at_a_time = all.reloading.lock().await;
+        let reloaded = all.reload().await;
+        drop(one_at_a_time);
+        match &reloaded {
+            Ok(Reloaded { opened, changed, ended, kept }) => {
+                let [opened, changed, ended, kept] = [opened, changed, ended, kept].map(Vec::len);
+                all.observers.emit(&Event::DomainsReloaded { opened, changed, ended, kept });
+            }
+            Err(error) => all.observers.emit(&Event::DomainsNotReloaded { error }),
+        }
+        reloaded
+    }
+
+    /// [Reloads](Self::reload) at each SIGHUP from now on, as long as there are these domains.
+    /// Observers are told what came of it. Call it within a tokio runtime that has IO.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] outside of such a runtime, and if the system refuses.
+    #[cfg(all(unix, feature = "domains", feature = "tokio"))]
+    pub fn reload_on_hangup(&self) -> Result<(), Error> {
+        let all = Arc::downgrade(&self.0);
+        let reload = move || {
+            let all = all.upgrade()?;
+            Some(async move { drop(Self(all).reload().await) })
+        };
+        let started = crate::runtime::tokio::on_hangup(reload);
+        started.map_err(|why| invalid(format!("reload_on_hangup: {why}")))
+    }
+}
+
+impl All {
+    async fn reload(&self) -> Result<Reloaded, Error> {
+        if self.is_closed.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::ShutDown, "the domains were closed"));
+        }
+        let (configuration, locator) = self.source.load()?;
+        let before = self.current.load_full();
+        if configuration.domains.is_empty() && !before.domains.is_empty() {
+            return Err(locator.of_file(invalid("there is no domain any more")));
+        }
+        let set = Set::open(&self.opener, &configuration, &before).await;
+        let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
+        let reloaded = Reloaded::between(&before, &set);
+        self.current.store(Arc::new(set));
+        let ended = reloaded.changed.iter().chain(&reloaded.ended);
+        let ended: Vec<Domain> =
+            ended.filter_map(|name| before.domains.get(&**name)).cloned().collect();
+        // It holds them too.
+        drop(before);
+        self.retiring.retire(ended);
+        Ok(reloaded)
+    }
+}
+
+impl Reloaded {
+    fn between(before: &Set, now: &Set) -> Self {
+        let mut reloaded = Self::default();
+        for (name, domain) in &now.domains {
+            let list = match before.domains.get(name) {
+                None => &mut reloaded.opened,
+                Some(old) if old.is_same(domain) => &mut reloaded.kept,
+                Some(_) => &mut reloaded.changed,
+            };
+            list.push(name.to_string());
+        }
+        let names = before.domains.keys().map(ToString::to_string);
+        reloaded.ended = names.filter(|name| !now.domains.contains_key(&**name)).collect();
+        let lists =
+            [&mut reloaded.opened, &mut reloaded.changed, &mut reloaded.ended, &mut reloaded.kept];
+        lists.into_iter().for_each(|list| list.sort_unstable());
+        reloaded
+    }
+}

@@ -1,0 +1,75 @@
+//! Ends domains that the configuration no longer has, once those who hold them have finished.
+#![forbid(unsafe_code)]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Domain;
+use crate::memory::fork::{OfProcess, PerProcess};
+use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How often it looks whether a domain is still held.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// The domains that end, and the thread that ends them. A thread and not a task, so that they end
+/// also without a runtime, or after it has ended.
+pub(super) struct Retiring {
+    /// How long a domain that is held goes on serving.
+    drain: Duration,
+    queue: PerProcess<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<(Domain, Instant)>,
+    has_thread: bool,
+}
+
+impl Retiring {
+    pub(super) fn new(drain: Duration) -> Self {
+        Self { drain, queue: PerProcess::new() }
+    }
+
+    /// Shuts domains down when nobody else holds them, or when the time is over.
+    pub(super) fn retire(&self, domains: impl IntoIterator<Item = Domain>) {
+        let ends = Instant::now() + self.drain;
+        let shared = self.queue.get_or_init(Mutex::default);
+        let mut queue = lock(&shared);
+        queue.waiting.extend(domains.into_iter().map(|domain| (domain, ends)));
+        if queue.waiting.is_empty() || std::mem::replace(&mut queue.has_thread, true) {
+            return;
+        }
+        drop(queue);
+        let of_thread = shared.clone();
+        let run = move || while end_those_that_are_due(&of_thread) {};
+        let started = thread::Builder::new().name("waxseal-domains".to_owned()).spawn(run);
+        if started.is_err() {
+            // Nobody would end them later.
+            let mut queue = lock(&shared);
+            queue.has_thread = false;
+            let waiting = std::mem::take(&mut queue.waiting);
+            drop(queue);
+            waiting.iter().for_each(|(domain, _)| domain.shut_down());
+        }
+    }
+}
+
+/// Returns whether any are left, after a pause.
+fn end_those_that_are_due(shared: &Arc<OfProcess<Mutex<Queue>>>) -> bool {
+    let mut queue = lock(shared);
+    let now = Instant::now();
+    let is_due = |(domain, ends): &mut (Domain, Instant)| now >= *ends || !domain.is_held();
+    let due: Vec<_> = queue.waiting.extract_if(.., is_due).collect();
+    let is_left = !queue.waiting.is_empty();
+    queue.has_thread = is_left;
+    drop(queue);
+    due.iter().for_each(|(domain, _)| domain.shut_down());
+    if is_left {
+        thread::sleep(LOOK_EVERY);
+    }
+    is_left
+}
+
+fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
+}

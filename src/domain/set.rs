@@ -1,0 +1,94 @@
+//! The domains at one time, and how the next ones are made.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream;
+
+use super::Domain;
+use super::config::DomainConfig;
+use super::opening::{Field, Opener, Wrong, invalid};
+use super::source::Configuration;
+
+/// How many domains are opened at the same time.
+const AT_ONCE: usize = 8;
+
+/// The domains at one time.
+#[derive(Default)]
+pub(super) struct Set {
+    pub(super) domains: HashMap<Box<str>, Domain>,
+    pub(super) route_by: Option<Box<str>>,
+    /// The values of that pair.
+    pub(super) routes: HashMap<Box<str>, Domain>,
+}
+
+impl Set {
+    /// Opens the domains that are not there with the same configuration. If one cannot be opened, the
+    /// others are closed.
+    pub(super) async fn open(
+        opener: &Opener,
+        configuration: &Configuration,
+        before: &Self,
+    ) -> Result<Self, (String, Wrong)> {
+        let route_by = configuration.route_by.as_deref();
+        let opening: Vec<_> = configuration
+            .domains
+            .iter()
+            .map(|(name, config)| before.keep_or_open(opener, name, config, route_by))
+            .collect();
+        let opened: Vec<_> = stream::iter(opening).buffered(AT_ONCE).collect().await;
+        let mut set = Self { route_by: route_by.map(Into::into), ..Self::default() };
+        let (mut first_failure, mut new) = (None, Vec::new());
+        for opened in opened {
+            let added = opened.and_then(|(domain, is_kept)| {
+                new.extend((!is_kept).then(|| domain.clone()));
+                set.add(domain)
+            });
+            if let Err(failure) = added {
+                first_failure.get_or_insert(failure);
+            }
+        }
+        let Some(failure) = first_failure else { return Ok(set) };
+        join_all(new.iter().map(Domain::close)).await;
+        Err(failure)
+    }
+
+    /// Returns a domain, and whether it was there.
+    async fn keep_or_open(
+        &self,
+        opener: &Opener,
+        name: &str,
+        config: &DomainConfig,
+        route_by: Option<&str>,
+    ) -> Result<(Domain, bool), (String, Wrong)> {
+        if let Some(kept) = self.same(name, config, route_by) {
+            return Ok((kept.clone(), true));
+        }
+        let opened = opener.open(name, config, route_by).await;
+        opened.map(|domain| (domain, false)).map_err(|wrong| (name.to_owned(), wrong))
+    }
+
+    /// Returns the domain of this name, if it would be made the same again.
+    fn same(&self, name: &str, config: &DomainConfig, route_by: Option<&str>) -> Option<&Domain> {
+        // What a context may have includes the pair that chooses the domain.
+        let names_are = config.may_have.is_none() || self.route_by.as_deref() == route_by;
+        self.domains.get(name).filter(|domain| names_are && domain.config() == config)
+    }
+
+    fn add(&mut self, domain: Domain) -> Result<(), (String, Wrong)> {
+        let name = domain.name().to_owned();
+        self.domains.insert(name.as_str().into(), domain.clone());
+        let routes = &domain.config().routes;
+        let routes = if routes.is_empty() { std::slice::from_ref(&name) } else { routes };
+        for (item, value) in routes.iter().enumerate() {
+            if let Some(other) = self.routes.insert(value.as_str().into(), domain.clone()) {
+                let field = Field { name: "routes", item: Some(item) };
+                let detail = format!("domain {:?} has this route too", other.name());
+                return Err((name, field.wrong(invalid(detail))));
+            }
+        }
+        Ok(())
+    }
+}

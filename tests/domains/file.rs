@@ -1,0 +1,205 @@
+//! Domains from a TOML file.
+
+use std::path::PathBuf;
+
+use waxseal::domain::Domains;
+use waxseal::{Aad, Error, ErrorKind, Suite};
+use waxseal_testing::support::block_on;
+
+use super::ground::{World, open, seal};
+
+const GOOD: &str = r#"
+route_by = "product"
+
+[domains.orders]
+wrap_with = ["kek:shared"]
+unwrap_with = ["kek:old"]
+store = "store:shared"
+suite = "xaes256-gcm"
+nonces = "system"
+dek_origin = "local"
+must_have = ["tenant"]
+may_have = ["table"]
+routes = ["shop"]
+
+[domains.orders.branches]
+per = ["tenant"]
+period = "1d"
+
+[domains.orders.limits]
+max_age = "1m"
+stale_if_error_reading = "1h"
+
+[domains.orders.calls]
+tries = 1
+
+[domains.billing]
+wrap_with = ["kek:shared"]
+"#;
+
+/// A folder with a file of this text.
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("domains.toml");
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn load(text: &str) -> Result<Domains, Error> {
+    let (_folder, path) = file(text);
+    block_on(World::default().builder().file(path).build())
+}
+
+#[test]
+fn a_file_says_all_that_code_can_say() {
+    let domains = load(GOOD).unwrap();
+    let orders = domains.domain("orders").unwrap();
+    assert_eq!(orders.branches().unwrap().name(), "orders");
+    open(&orders, &seal(&orders)).unwrap();
+    let context = domains.context([("product", "shop"), ("tenant", "alice")]).unwrap();
+    let encrypted = orders.envelope().encrypt(&context, Aad::empty(), b"x");
+    assert_eq!(block_on(encrypted).unwrap()[4], Suite::Xaes256Gcm.id());
+    assert!(orders.context([("tenant", "a"), ("colour", "x")]).is_err());
+    let billing = domains.domain("billing").unwrap();
+    open(&billing, &seal(&billing)).unwrap();
+    let config = format!("{:?}", orders.config());
+    for part in ["max_age: Some(60s)", "tries: Some(1)", "period: Some(86400s)"] {
+        assert!(config.contains(part), "{part}: {config}");
+    }
+}
+
+#[test]
+fn files_and_code_together_name_each_domain_once() {
+    let (_folder, path) = file(GOOD);
+    let builder = || World::default().builder().file(&path);
+    let shared = super::ground::shared;
+    let domains = block_on(builder().domain("more", shared()).build()).unwrap();
+    assert_eq!(domains.all().len(), 3);
+    let error = block_on(builder().domain("billing", shared()).build()).unwrap_err().to_string();
+    assert!(error.contains(":26: domains.billing: this domain is configured twice"), "{error}");
+}
+
+/// The line, the field, a hint; and never a value.
+#[test]
+fn an_error_names_file_line_and_field() {
+    for (text, at) in [
+        ("[domain.orders]\n", "1: domain: unknown field `domain`; did you mean `domains`?"),
+        (
+            "\n[domains.a]\nwrap_wth = [\"hunter2\"]",
+            "3: domains.a.wrap_wth: unknown field `wrap_wth`; did you mean `wrap_with`?",
+        ),
+        (
+            "[domains.a]\ncolour = 1",
+            "2: domains.a.colour: unknown field; known are wrap_with, unwrap_with, store",
+        ),
+        ("[domains.a]\nhvs.hunter2 = 1", "2: domains.a.hvs: unknown field; known"),
+        (
+            "[domains.a]\nwrap_with = \"kek://hunter2, expected x\"",
+            "2: domains.a.wrap_with: expected a sequence",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\",\n 5]",
+            "3: domains.a.wrap_with[1]: expected a string",
+        ),
+        (
+            "[domains.a]\nlimits.max_age = 300",
+            "2: domains.a.limits.max_age: expected a duration with its unit",
+        ),
+        (
+            "[domains.a]\nlimits.max_age = \"hunter2\"",
+            "2: domains.a.limits.max_age: expected a duration with its unit",
+        ),
+        (
+            "[domains.a.limits]\nmax_agee = \"5m\"",
+            "2: domains.a.limits.max_agee: unknown field `max_agee`; did you mean `max_age`?",
+        ),
+        (
+            "[domains.a]\nsuite = \"aes-256-gcm\"",
+            "2: domains.a.suite: unknown value `aes-256-gcm`; did you mean `aes256-gcm`?",
+        ),
+        (
+            "[domains.a]\nsuite = \"hvs.hunter2\"",
+            "2: domains.a.suite: unknown value; known are aes256-gcm",
+        ),
+        ("[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a]\n", "3: "),
+        ("[domains.a]\nwrap_with = [\"kek:hunter2\n", "2"),
+        ("[domains.a]\nstore = = \"hunter2\"", "2"),
+        // What is found when the domain is made.
+        ("[domains.a]\n", "1: domains.a: wrap_with: no KEK"),
+        (
+            "[domains.a]\nwrap_with = [\n\"kek:a\",\n\"kex:hunter2\"]",
+            "4: domains.a.wrap_with[1]: scheme `kex:` is unknown; did you mean `kek:`?",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\", \"kek:a\"]",
+            "2: domains.a.wrap_with: wrap_with: two providers for local:a",
+        ),
+        (
+            "[domains.b]\nwrap_with = [\"kek:a\"]\n[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.limits]\nmax_age = \"2d\"",
+            "6: domains.a.limits.max_age: max_age is 2d, 1ms to 1d are allowed",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\ncalls = { tries = 99 }",
+            "3: domains.a.calls.tries: tries is 99",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.branches]\nper = [\"t\"]\n",
+            "3: domains.a.branches: store: set one",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\nstore = \"store:x\"\n[domains.a.branches]\nperiod = \"1s\"\n",
+            "5: domains.a.branches.period: period is 1s",
+        ),
+        ("[domains.\"a b\"]\nwrap_with = [\"kek:a\"]", "1: domains.a b: the name of a domain has"),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\nroutes = [\"x\"]\n[domains.b]\nwrap_with = [\"kek:a\"]\nroutes = [\"y\",\n\"x\"]",
+            "7: domains.b.routes[1]: domain \"a\" has this route too",
+        ),
+    ] {
+        let error = load(text).unwrap_err();
+        let shown = format!("{error} {error:?}");
+        let place =
+            shown.split("domains.toml:").nth(1).unwrap_or_else(|| panic!("{text}: {shown}"));
+        assert!(place.starts_with(at), "{text}:\n{place}");
+        assert!(!shown.contains("hunter2"), "{text}: {shown}");
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let (folder, path) = file("");
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    for path in [path, folder.path().join("no-such.toml"), folder.path().to_owned()] {
+        let error = block_on(World::default().builder().file(&path).build()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    }
+}
+
+/// The file that the page shows, with other providers under its schemes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_of_the_page_is_read_to_its_end() {
+    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/domains.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let (_folder, path) = file(text);
+    let scripted = |name: &'static str| {
+        move |_: String| async move { waxseal::kek::scripted::ScriptedKek::new(name) }
+    };
+    let schemes = waxseal::domain::Schemes::default()
+        .kek("aws-kms", scripted("aws"))
+        .kek("vault-transit", scripted("vault"))
+        .kek("local", scripted("local"))
+        .store("postgres", async |_| Ok(waxseal::store::MemoryStore::new()));
+    let domains = Domains::builder().schemes(schemes).file(path).build().await.unwrap();
+    let context = domains.context([("product", "cart"), ("tenant", "alice")]).unwrap();
+    assert_eq!(context.domain(), Some("orders"));
+    let payroll = domains.domain("payroll").unwrap();
+    open(&payroll, &seal(&payroll)).unwrap();
+}
+
+#[test]
+fn an_empty_file_has_no_domain() {
+    assert!(load("").unwrap().all().is_empty());
+}

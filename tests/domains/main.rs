@@ -1,0 +1,15 @@
+//! Data domains: that nothing crosses from one to another, which contexts they have, what a file
+//! says and how it is wrong.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod branches;
+mod contexts;
+mod crossing;
+#[cfg(feature = "domains")]
+mod file;
+mod ground;
+mod opening;
+#[cfg(feature = "domains")]
+mod reload;
+mod vectors;
