@@ -40,7 +40,7 @@ pub use memory::{MemoryProtection, memory_protection};
 pub use observe::MetricsObserver;
 #[cfg(feature = "tracing")]
 pub use observe::TracingObserver;
-pub use observe::{Event, Observer, Operation};
+pub use observe::{Access, Event, Observer, Operation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 

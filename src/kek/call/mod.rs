@@ -12,6 +12,7 @@ mod budget;
 mod latency;
 mod policy;
 mod queue;
+mod reported;
 mod request_counter;
 mod target;
 
@@ -30,6 +31,8 @@ pub(crate) use budget::Lane;
 use budget::Permit;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
+pub use reported::report_request_id;
+pub(crate) use reported::with_request_id;
 pub(crate) use request_counter::RequestCounter;
 use request_counter::RequestInFlight;
 use target::{Target, Targets};
@@ -148,6 +151,11 @@ impl GuardedKek {
 
     pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
+    }
+
+    /// Returns the version of the KEK that made `wrapped`.
+    pub(crate) fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        unless_it_panics(|| self.provider.key_version(wrapped)).flatten()
     }
 
     /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
@@ -423,9 +431,9 @@ impl GuardedKek {
             Underway { kek: self, call, policy, target, also, began, admissions, over: false };
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
         let in_flight = RequestInFlight::begin();
-        let answer = self.answer_within(limit, work).await;
+        let (answer, request_id) = with_request_id(self.answer_within(limit, work)).await;
         drop((in_flight, permits));
-        underway.ended(answer.as_ref().err());
+        underway.ended(answer.as_ref().err(), request_id.as_deref());
         answer
     }
 
@@ -491,7 +499,7 @@ struct Underway<'a> {
 }
 
 impl Underway<'_> {
-    fn ended(mut self, failure: Option<&KekError>) {
+    fn ended(mut self, failure: Option<&KekError>, request_id: Option<&str>) {
         self.over = true;
         let (elapsed, targets) = (self.elapsed(), &self.kek.targets);
         let class = failure.map(KekError::class);
@@ -531,6 +539,7 @@ impl Underway<'_> {
             elapsed,
             kind,
             abandoned: false,
+            request_id,
         });
     }
 
