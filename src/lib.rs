@@ -12,6 +12,7 @@ mod envelope;
 mod error;
 mod format;
 pub mod guide;
+mod hex;
 pub mod kek;
 mod memory;
 mod observe;
@@ -40,6 +41,8 @@ pub use memory::{MemoryProtection, memory_protection};
 pub use observe::MetricsObserver;
 #[cfg(feature = "tracing")]
 pub use observe::TracingObserver;
+#[cfg(feature = "audit")]
+pub use observe::audit;
 pub use observe::{Access, Event, Observer, Operation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};

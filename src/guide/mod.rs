@@ -5,6 +5,7 @@
 //! | [`lifetimes`] | how long a DEK is cached, and what ends it |
 //! | [`branch_keys`] | branch keys, for authors of a service: which contexts, which branches, when a store |
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
+//! | [`audit`] | the audit trail: its records, its files, and how to verify it |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
@@ -29,6 +30,7 @@ macro_rules! links {
 [`Envelope::rewrap_stored`]: crate::Envelope::rewrap_stored
 [`Envelope::rewrap_wrapped_keys`]: crate::Envelope::rewrap_wrapped_keys
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
+[audit.md]: crate::guide::audit
 [calls.md]: crate::guide::calls
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
@@ -57,6 +59,7 @@ macro_rules! pages {
 }
 
 pages! {
+    audit: "../../docs/audit.md",
     branch_keys: "../../docs/branch-keys.md",
     calls: "../../docs/calls.md",
     format: "../../docs/format.md",

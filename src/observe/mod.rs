@@ -4,6 +4,8 @@
 //! `delivery` ensures that.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "audit")]
+pub mod audit;
 mod delivery;
 #[cfg(feature = "metrics")]
 mod metrics;
