@@ -13,6 +13,7 @@ mod envelope;
 mod error;
 mod format;
 pub mod guide;
+mod hex;
 pub mod kek;
 mod memory;
 mod observe;
@@ -41,7 +42,9 @@ pub use memory::{MemoryProtection, memory_protection};
 pub use observe::MetricsObserver;
 #[cfg(feature = "tracing")]
 pub use observe::TracingObserver;
-pub use observe::{Event, Observer, Operation};
+#[cfg(feature = "audit")]
+pub use observe::audit;
+pub use observe::{Access, Event, Observer, Operation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 

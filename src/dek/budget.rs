@@ -13,6 +13,10 @@ pub(super) struct Budget {
     rest: Mutex<Rest>,
     groups: Box<[Portion]>,
     portion: Rest,
+    /// All messages that there were at the beginning.
+    max_messages: u64,
+    /// Messages that were told already.
+    told: AtomicU64,
     /// When this little is left, the next DEK is made ahead of time.
     low: Rest,
     /// A message was refused. The next DEK is needed.
@@ -66,6 +70,8 @@ impl Budget {
                 messages: portion(max_messages, 1 << 10),
                 bytes: portion(max_bytes, 1 << 24),
             },
+            max_messages,
+            told: AtomicU64::new(0),
             low: Rest { messages: max_messages / 8, bytes: max_bytes / 8 },
             used_up: AtomicBool::new(false),
         }
@@ -112,6 +118,18 @@ impl Budget {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         rest.messages = rest.messages.saturating_add(1);
         self.used_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns how many messages were counted since the last call.
+    pub(super) fn take_counted(&self) -> u64 {
+        // Under the lock nothing is on its way from one counter to another.
+        let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let portions = self.groups.iter().map(|portion| portion.messages.load(Ordering::Relaxed));
+        let left = portions.fold(rest.messages, u64::saturating_add);
+        let counted = self.max_messages.saturating_sub(left);
+        // What is given back after it was told is told once less later.
+        let told = self.told.fetch_max(counted, Ordering::Relaxed);
+        counted.saturating_sub(told)
     }
 
     /// Whether nothing at all can be sealed any more.
@@ -181,6 +199,29 @@ mod tests {
         budget.give_back();
         assert!(!budget.is_used_up());
         assert!(budget.reserve(0).is_ok() && budget.reserve(0).is_err());
+    }
+
+    #[test]
+    fn what_was_counted_is_told_once_and_nothing_is_missing() {
+        for max in [10_000, u64::MAX] {
+            let budget = Budget::new(max, u64::MAX);
+            let told: u64 = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..8)
+                    .map(|_| scope.spawn(|| (0..500).for_each(|_| budget.reserve(1).unwrap())))
+                    .collect();
+                let mut told = 0;
+                while !threads.iter().all(|thread| thread.is_finished()) {
+                    told += budget.take_counted();
+                }
+                told
+            });
+            assert_eq!(told + budget.take_counted(), 4000);
+            assert_eq!(budget.take_counted(), 0);
+            budget.reserve(0).unwrap();
+            budget.reserve(0).unwrap();
+            budget.give_back();
+            assert_eq!(budget.take_counted(), 1);
+        }
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl DekCache {
             writing: bounded(limits.max_entries),
             reading: bounded(limits.max_entries),
             refused: bounded(limits.max_entries),
-            registry: Registry::new(clock.clone()),
+            registry: Registry::new(clock.clone(), limits.summaries),
             flights: Flights::new(runtime),
             revocations: Revocations::default(),
             closed: Latch::default(),

@@ -584,6 +584,12 @@ impl Lease {
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(registration);
     }
 
+    /// How long ago uses were last reported, if they are.
+    pub(super) fn since_summary(&self) -> Option<Duration> {
+        let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
+        registration.as_ref()?.since_summary()
+    }
+
     /// Marks it as evicted, so that it is no longer found. Returns `true` if no caller waits to use
     /// it, so that it can be ended.
     pub(super) fn evict(&self) -> bool {

@@ -210,6 +210,7 @@ impl Limits {
                 .max_uses
                 .map(|uses| within("max_uses", uses, 1..=u64::MAX))
                 .transpose()?,
+            summaries: None,
         })
     }
 }
@@ -253,4 +254,6 @@ pub(crate) struct LimitsInForce {
     pub(crate) max_messages: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_uses: Option<u64>,
+    /// How often uses are reported. `None`: they are not counted.
+    pub(crate) summaries: Option<Duration>,
 }

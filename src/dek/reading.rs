@@ -10,8 +10,8 @@ use crate::error::Error;
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
     pub(crate) lease: Lease,
-    /// How often it may still decrypt. Without `max_uses` there is no budget, and a use costs a
-    /// comparison.
+    /// How often it may still decrypt, and how often it did. Without `max_uses` and summaries there
+    /// is no budget, and a use costs a comparison.
     uses: Option<Budget>,
 }
 
@@ -22,6 +22,10 @@ impl Leased for ReadingDek {
 
     fn is_for_reading(&self) -> bool {
         true
+    }
+
+    fn take_counted(&self) -> u64 {
+        self.uses.as_ref().map_or(0, Budget::take_counted)
     }
 }
 
@@ -35,7 +39,8 @@ impl Drop for ReadingDek {
 
 impl ReadingDek {
     pub(super) fn new(lease: Lease, limits: &LimitsInForce) -> Self {
-        Self { lease, uses: limits.max_uses.map(|uses| Budget::new(uses, u64::MAX)) }
+        let counted = limits.max_uses.or_else(|| limits.summaries.map(|_| u64::MAX));
+        Self { lease, uses: counted.map(|uses| Budget::new(uses, u64::MAX)) }
     }
 
     /// A message was refused because no use was left.

@@ -11,9 +11,9 @@ use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::kek::Dependants;
 use crate::memory::fork;
-use crate::observe::{Event, LaterEvent, Observers};
+use crate::observe::{Access, AccessCounts, Accessed, Event, LaterEvent, Observers};
 use crate::suite::DekId;
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
 /// A DEK whose keys end with a lease.
@@ -21,6 +21,9 @@ pub(crate) trait Leased: Send + Sync {
     fn lease(&self) -> &Lease;
 
     fn is_for_reading(&self) -> bool;
+
+    /// Returns how many messages it was used for since the last call, as far as they are counted.
+    fn take_counted(&self) -> u64;
 
     /// Whether the end of this lease is to be reported. It returns `true` once.
     fn is_end_to_report(&self) -> bool {
@@ -33,8 +36,43 @@ pub(super) struct Registry {
     generation: u64,
     clock: Clock,
     deks: Mutex<Deks>,
+    summaries: Option<Summaries>,
     /// The wiper knows it.
     pub(super) known: AtomicBool,
+}
+
+/// When the uses of all DEKs were last reported, and when they are again.
+struct Summaries {
+    every: Duration,
+    /// By the clock since boot, in nanoseconds.
+    last: AtomicI64,
+    /// The next report is on its way to the observers.
+    is_queued: AtomicBool,
+}
+
+impl Summaries {
+    fn new(every: Duration, now: Moment) -> Self {
+        let last = AtomicI64::new(now.boot_nanos());
+        Self { every, last, is_queued: AtomicBool::new(false) }
+    }
+
+    fn since_last(&self, now: Moment) -> Duration {
+        let nanos = now.boot_nanos().saturating_sub(self.last.load(Ordering::Relaxed));
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+    }
+
+    /// Whether the next report has to be queued. It returns `true` once for each.
+    fn is_due(&self, now: Moment) -> bool {
+        self.since_last(now) >= self.every && !self.is_queued.swap(true, Ordering::Relaxed)
+    }
+
+    /// Begins the next period. Returns how long the last one was.
+    fn begin_next(&self, now: Moment) -> Duration {
+        let was = self.since_last(now);
+        self.last.store(now.boot_nanos(), Ordering::Relaxed);
+        self.is_queued.store(false, Ordering::Relaxed);
+        was
+    }
 }
 
 /// Ordered collections, so that a schedule of the tests can be replayed.
@@ -68,6 +106,18 @@ impl Entries for Registry {
         // Outside the lock.
         drop(entry);
     }
+
+    fn since_summary(&self) -> Option<Duration> {
+        self.summaries.as_ref().map(|summaries| summaries.since_last(self.clock.now()))
+    }
+}
+
+impl AccessCounts for Registry {
+    fn take(&self) -> Vec<Accessed> {
+        let Some(summaries) = &self.summaries else { return Vec::new() };
+        let within = summaries.begin_next(self.clock.now());
+        self.all().iter().filter_map(|dek| counted(&**dek, within)).collect()
+    }
 }
 
 impl Deks {
@@ -93,6 +143,10 @@ impl Deks {
 
     fn alive<'a>(&self, numbers: impl IntoIterator<Item = &'a u64>) -> Vec<Arc<dyn Leased>> {
         numbers.into_iter().filter_map(|number| self.entries.get(number)?.dek.upgrade()).collect()
+    }
+
+    fn any_alive(&self) -> Option<Arc<dyn Leased>> {
+        self.entries.values().find_map(|entry| entry.dek.upgrade())
     }
 
     /// Returns what is past its end by either clock.
@@ -134,9 +188,10 @@ impl Dependants for Registry {
 }
 
 impl Registry {
-    pub(super) fn new(clock: Clock) -> Arc<Self> {
+    pub(super) fn new(clock: Clock, summaries: Option<Duration>) -> Arc<Self> {
         let (deks, known) = (Mutex::default(), AtomicBool::new(false));
-        Arc::new(Self { generation: fork::generation(), clock, deks, known })
+        let summaries = summaries.map(|every: Duration| Summaries::new(every, clock.now()));
+        Arc::new(Self { generation: fork::generation(), clock, deks, summaries, known })
     }
 
     /// No DEK may be dropped under this lock: its registration takes the lock too.
@@ -228,8 +283,24 @@ impl Registry {
         }
     }
 
+    /// Has observers told, by their own thread, which DEKs were used.
+    fn summarise_if_due(self: &Arc<Self>) {
+        let now = self.clock.now();
+        if !self.summaries.as_ref().is_some_and(|summaries| summaries.is_due(now)) {
+            return;
+        }
+        // All DEKs here have the same observers.
+        let observers = self.lock().any_alive().and_then(|dek| dek.lease().observers.upgrade());
+        match (observers, &self.summaries) {
+            (Some(observers), _) => observers.emit_later(LaterEvent::Summaries(self.clone())),
+            (None, Some(summaries)) => summaries.is_queued.store(false, Ordering::Relaxed),
+            (None, None) => {}
+        }
+    }
+
     /// Ends what is due. Returns when to look again, if DEKs are left.
-    pub(super) fn sweep(&self, retry: Duration) -> Option<Duration> {
+    pub(super) fn sweep(self: &Arc<Self>, retry: Duration) -> Option<Duration> {
+        self.summarise_if_due();
         let due = self.lock().due(self.clock.now());
         let (mut over, mut in_use) = (Vec::new(), false);
         for (number, dek) in due {
@@ -318,12 +389,28 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
+/// What a DEK was used for since the last report, if it was.
+fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
+    let lease = dek.lease();
+    let messages = Some(dek.take_counted()).filter(|messages| *messages > 0)?;
+    Some(Accessed {
+        dek_id: lease.id,
+        context: lease.context.clone(),
+        access: if dek.is_for_reading() { Access::Decrypt } else { Access::Encrypt },
+        messages,
+        within,
+    })
+}
+
 /// Reports, once, that the keys of a DEK are gone.
 fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
         && dek.is_end_to_report()
     {
+        if let Some(accessed) = lease.since_summary().and_then(|within| counted(dek, within)) {
+            observers.emit(&accessed.as_event());
+        }
         observers.emit(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
     }
 }
@@ -338,6 +425,9 @@ fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized))
     if let Some(observers) = observers
         && dek.is_end_to_report()
     {
+        if let Some(accessed) = lease.since_summary().and_then(|within| counted(dek, within)) {
+            observers.emit_later(LaterEvent::Accessed(accessed));
+        }
         observers
             .emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
     }

@@ -64,7 +64,7 @@ pub(super) fn look_after<D: Leased + 'static>(
 
 /// Starts the thread if it could not be started before or has ended. If it cannot be started now
 /// either, sweeps this registry in its place.
-pub(super) fn ensure_alive(registry: &Registry) {
+pub(super) fn ensure_alive(registry: &Arc<Registry>) {
     let wiper = WIPER.get_or_init(Wiper::default);
     if wiper.is_alive.load(Ordering::Relaxed) || wiper.is_alive.swap(true, Ordering::SeqCst) {
         return;

@@ -50,6 +50,10 @@ impl Leased for WritingDek {
         false
     }
 
+    fn take_counted(&self) -> u64 {
+        self.shared.budget.take_counted()
+    }
+
     /// The end of the last lease is the end of the keys.
     fn is_end_to_report(&self) -> bool {
         self.lease.is_first_to_announce_the_end()

@@ -6,6 +6,7 @@
 //! | [`branch_keys`] | branch keys, for authors of a service: which contexts, which branches, when a store |
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
 //! | [`domains`] | data domains: what does not cross, the file, providers by URI |
+//! | [`audit`] | the audit trail: its records, its files, and how to verify it |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`telemetry`] | metrics, traces and alerts |
@@ -42,6 +43,7 @@ macro_rules! links {
 [`Domains::reload`]: crate::domain::Domains::reload
 [`Domains::reload_on_hangup`]: crate::domain::Domains::reload_on_hangup
 [`DomainsBuilder::drain`]: crate::domain::DomainsBuilder::drain
+[audit.md]: crate::guide::audit
 [calls.md]: crate::guide::calls
 [domains.md]: crate::guide::domains
 [format.md]: crate::guide::format
@@ -73,6 +75,7 @@ macro_rules! pages {
 }
 
 pages! {
+    audit: "../../docs/audit.md",
     branch_keys: "../../docs/branch-keys.md",
     calls: "../../docs/calls.md",
     domains: "../../docs/domains.md",

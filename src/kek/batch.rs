@@ -3,8 +3,8 @@
 
 use futures_util::{StreamExt, stream};
 
-use super::call::{CallBounds, GuardedKek, Lane};
-use super::set::{KekSet, not_wrapped};
+use super::call::{CallBounds, GuardedKek, Lane, with_request_id};
+use super::set::{KekSet, UnwrapAnswer, not_wrapped};
 use super::{Dek, KekError, Parent, WrappedDek};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -50,11 +50,11 @@ impl KekSet {
         entries: &[KeyEntry<'_>],
     ) -> Vec<Result<Result<WrappedDek, Error>, KekError>> {
         let asked: Vec<_> = entries.iter().map(|item| (item.context, item.entry)).collect();
-        let answers = kek.rewrap_many(bounds, &asked).await;
-        let wrapped = entries
-            .iter()
-            .zip(answers)
-            .map(|(item, answer)| Ok(self.wrapped_by(kek, item.context, item.dek_id, answer?)));
+        let (answers, request_id) = with_request_id(kek.rewrap_many(bounds, &asked)).await;
+        let request_id = request_id.as_deref();
+        let wrapped = entries.iter().zip(answers).map(|(item, answer)| {
+            Ok(self.wrapped_by(kek, item.context, item.dek_id, answer?, request_id))
+        });
         wrapped.collect()
     }
 
@@ -66,10 +66,10 @@ impl KekSet {
         deks: &[(KeyList<'_>, &Dek)],
     ) -> Vec<Result<WrappedDek, Error>> {
         let asked: Vec<_> = deks.iter().map(|(list, dek)| (list.context, *dek)).collect();
-        let answers = kek.wrap_many(bounds, &asked).await;
+        let (answers, request_id) = with_request_id(kek.wrap_many(bounds, &asked)).await;
         let wrapped = deks.iter().zip(answers).map(|((list, _), answer)| {
             let wrapped = answer.map_err(|error| not_wrapped(kek, error))?;
-            self.wrapped_by(kek, list.context, list.dek_id, wrapped)
+            self.wrapped_by(kek, list.context, list.dek_id, wrapped, request_id.as_deref())
         });
         wrapped.collect()
     }
@@ -88,9 +88,11 @@ impl KekSet {
             Ok((item.context, item.entry))
         });
         let (settled, asked) = settled_and_asked(allowed);
-        let unwrapped = all_settled(settled, kek.unwrap_many(bounds, &asked).await);
+        let (answers, request_id) = with_request_id(kek.unwrap_many(bounds, &asked)).await;
+        let unwrapped = all_settled(settled, answers);
+        let answer = UnwrapAnswer { kek, request_id: request_id.as_deref() };
         let checked = entries.iter().zip(unwrapped).map(|(item, unwrapped)| {
-            self.check_unwrapped(item.context, item.dek_id, item.entry, &mut unwrapped?)
+            self.check_unwrapped(item.context, item.dek_id, item.entry, answer, &mut unwrapped?)
         });
         checked.collect()
     }

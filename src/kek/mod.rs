@@ -99,6 +99,13 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Returns the version of the KEK that made `wrapped`, for events, as far as the bytes say it.
+    /// It makes no call, and nothing is decided by it. By default `None`.
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        let _ = wrapped;
+        None
+    }
+
     /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can do
     /// that.
     fn wrap<'a>(
@@ -321,6 +328,10 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
 
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         (**self).is_current(wrapped)
+    }
+
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        (**self).key_version(wrapped)
     }
 
     fn wrap<'a>(

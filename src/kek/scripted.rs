@@ -258,6 +258,10 @@ impl KekProvider for ScriptedKek {
         self.0.kek.is_current(wrapped)
     }
 
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        self.0.kek.key_version(wrapped)
+    }
+
     fn wrap<'a>(
         &'a self,
         context: &'a EncryptionContext,

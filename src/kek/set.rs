@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::future::select_all;
 
-use super::call::{CallBounds, CallTerms, GuardedKek, Lane, Order};
+use super::call::{CallBounds, CallTerms, GuardedKek, Lane, Order, with_request_id};
 use super::{BoxFuture, Dek, KekError, KekId, KekProvider, Parent, UnwrappedDek, WrappedDek};
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
@@ -215,20 +215,20 @@ impl KekSet {
         let (new, made) = match maker {
             None => (Dek::random()?, None),
             Some(maker) => {
-                let (mut dek, wrapped) = maker
-                    .generate(bounds, context)
-                    .await
-                    .map_err(|error| failed_wrap(maker, error, self.clock.now()))?;
+                let (generated, request_id) =
+                    with_request_id(maker.generate(bounds, context)).await;
+                let (mut dek, wrapped) =
+                    generated.map_err(|error| failed_wrap(maker, error, self.clock.now()))?;
                 parents.extend(dek.take_parent());
                 let dek = dek
                     .to_dek()
                     .ok_or_else(|| contract(maker.id(), "generated a DEK that is not 32 bytes"))?;
-                (dek, Some((maker, own_entry(maker, wrapped)?)))
+                (dek, Some((maker, own_entry(maker, wrapped)?, request_id)))
             }
         };
         let id = derive_dek_id(&new, context)?;
-        if let Some((maker, _)) = &made {
-            self.observers.emit(&Event::Wrapped { dek_id: &id, context, kek_id: maker.id() });
+        if let Some((maker, entry, request_id)) = &made {
+            self.emit_wrapped(maker, context, &id, entry, request_id.as_deref());
         }
         let rest = writing.iter().filter(|kek| !maker.is_some_and(|maker| Arc::ptr_eq(kek, maker)));
         let source_kek = |kek: &GuardedKek, entry: &WrappedDek| SourceKek {
@@ -236,15 +236,13 @@ impl KekSet {
             entry: entry.kek_id().clone(),
         };
         let mut source_keks: Vec<_> =
-            made.iter().map(|(maker, entry)| source_kek(maker, entry)).collect();
-        let mut entries: Vec<_> = made.into_iter().map(|(_, entry)| entry).collect();
+            made.iter().map(|(maker, entry, _)| source_kek(maker, entry)).collect();
+        let mut entries: Vec<_> = made.into_iter().map(|(_, entry, _)| entry).collect();
         let (id, dek) = (&id, &new);
         let ask = async |kek: &'_ Arc<GuardedKek>| {
-            let wrapped = kek
-                .wrap(bounds, context, dek)
-                .await
-                .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
-            let entry = self.wrapped_by(kek, context, id, wrapped)?;
+            let (wrapped, request_id) = with_request_id(kek.wrap(bounds, context, dek)).await;
+            let wrapped = wrapped.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
+            let entry = self.wrapped_by(kek, context, id, wrapped, request_id.as_deref())?;
             // What wraps in this process vouches for a DEK as long as its own key serves.
             let parent = match kek.derives_deks() {
                 true => {
@@ -297,10 +295,27 @@ impl KekSet {
         context: &EncryptionContext,
         dek_id: &DekId,
         wrapped: WrappedDek,
+        request_id: Option<&str>,
     ) -> Result<WrappedDek, Error> {
         let wrapped = own_entry(kek, wrapped)?;
-        self.observers.emit(&Event::Wrapped { dek_id, context, kek_id: wrapped.kek_id() });
+        self.emit_wrapped(kek, context, dek_id, &wrapped, request_id);
         Ok(wrapped)
+    }
+
+    fn emit_wrapped(
+        &self,
+        kek: &GuardedKek,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        entry: &WrappedDek,
+        request_id: Option<&str>,
+    ) {
+        if self.observers.are_none() {
+            return;
+        }
+        let (kek_id, version) = (entry.kek_id(), kek.key_version(entry));
+        let kek_version = version.as_deref();
+        self.observers.emit(&Event::Wrapped { dek_id, context, kek_id, kek_version, request_id });
     }
 
     /// Unwraps one entry and checks the DEK against the id, which commits to it and to the context.
@@ -318,11 +333,15 @@ impl KekSet {
         // Checked by both ids of the KEK: the provider's own unwraps the entry of a related key.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
-        let mut unwrapped: UnwrappedDek = match tries {
-            RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await?,
-            RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await?,
-        };
-        self.check_unwrapped(context, id, entry, &mut unwrapped)
+        let (unwrapped, request_id) = with_request_id(async {
+            match tries {
+                RetryMode::Once(order) => kek.unwrap_once(bounds, order, context, entry).await,
+                RetryMode::ByPolicy => kek.unwrap(bounds, context, entry).await,
+            }
+        })
+        .await;
+        let answer = UnwrapAnswer { kek, request_id: request_id.as_deref() };
+        self.check_unwrapped(context, id, entry, answer, &mut unwrapped?)
     }
 
     pub(super) fn check_unwrapped(
@@ -330,6 +349,7 @@ impl KekSet {
         context: &EncryptionContext,
         id: &DekId,
         entry: &WrappedDek,
+        answer: UnwrapAnswer<'_>,
         unwrapped: &mut UnwrappedDek,
     ) -> Result<(Dek, Option<Parent>), KekError> {
         let parent = unwrapped.take_parent();
@@ -341,11 +361,16 @@ impl KekSet {
             .ok_or_else(|| KekError::invalid("the unwrapped DEK is not 32 bytes"))?;
         match derive_dek_id(&dek, context) {
             Ok(derived) if derived == *id => {
-                self.observers.emit(&Event::Unwrapped {
-                    dek_id: id,
-                    context,
-                    kek_id: entry.kek_id(),
-                });
+                if !self.observers.are_none() {
+                    let version = answer.kek.key_version(entry);
+                    self.observers.emit(&Event::Unwrapped {
+                        dek_id: id,
+                        context,
+                        kek_id: entry.kek_id(),
+                        kek_version: version.as_deref(),
+                        request_id: answer.request_id,
+                    });
+                }
                 Ok((dek, parent))
             }
             _ => Err(KekError::invalid(
@@ -410,6 +435,13 @@ pub(crate) struct Made {
     pub(crate) parents: Box<[Parent]>,
     /// When the first request was sent.
     pub(crate) asked: Moment,
+}
+
+/// Who unwrapped an entry, and by which request.
+#[derive(Clone, Copy)]
+pub(super) struct UnwrapAnswer<'a> {
+    pub(super) kek: &'a GuardedKek,
+    pub(super) request_id: Option<&'a str>,
 }
 
 /// How often an entry is tried before it counts as failed.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use super::{Event, Observer, Operation};
+use super::{Access, Event, Observer, Operation};
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
@@ -20,6 +20,24 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
 /// How many events are queued for an observer that blocks. The oldest are lost first, and counted.
 const MAX_QUEUED: usize = 1 << 14;
+
+/// More often, the summaries would be as many as the messages.
+const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
+
+/// Messages with one DEK.
+pub(crate) struct Accessed {
+    pub(crate) dek_id: DekId,
+    pub(crate) context: EncryptionContext,
+    pub(crate) access: Access,
+    pub(crate) messages: u64,
+    pub(crate) within: Duration,
+}
+
+/// What counts the uses of DEKs.
+pub(crate) trait AccessCounts: Send + Sync {
+    /// Gives what was counted since the last call.
+    fn take(&self) -> Vec<Accessed>;
+}
 
 /// The observers of one envelope.
 #[derive(Clone, Default)]
@@ -67,20 +85,46 @@ pub(crate) enum LaterEvent {
         kek_id: KekId,
         target: Option<Box<str>>,
     },
+    Accessed(Accessed),
+    /// All that was counted in the meantime, however much it is.
+    Summaries(Arc<dyn AccessCounts>),
+}
+
+impl Accessed {
+    pub(crate) fn as_event(&self) -> Event<'_> {
+        let Self { dek_id, context, access, messages, within } = self;
+        let (access, messages, within) = (*access, *messages, *within);
+        Event::Accessed { dek_id, context, access, messages, within }
+    }
 }
 
 impl LaterEvent {
-    fn as_event(&self) -> Event<'_> {
-        match self {
+    fn deliver_to(&self, observers: &Inner) {
+        let event = match self {
+            Self::Summaries(counts) => {
+                for accessed in counts.take() {
+                    observers.emit(&accessed.as_event());
+                }
+                return;
+            }
+            Self::Accessed(accessed) => accessed.as_event(),
             Self::Wiped { dek_id, context } => Event::Wiped { dek_id, context },
             Self::Abandoned { kek_id, operation, elapsed, kind } => {
                 let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));
-                Event::Called { kek_id, operation, elapsed, kind, abandoned: true }
+                Event::Called {
+                    kek_id,
+                    operation,
+                    elapsed,
+                    kind,
+                    abandoned: true,
+                    request_id: None,
+                }
             }
             Self::BreakerOpened { kek_id, target } => {
                 Event::BreakerOpened { kek_id, target: target.as_deref() }
             }
-        }
+        };
+        observers.emit(&event);
     }
 }
 
@@ -103,6 +147,20 @@ impl Observers {
     /// Returns how often an observer panicked, and how many events were lost because one blocked.
     pub(crate) fn failures(&self) -> (u64, u64) {
         (self.0.panics.load(Ordering::Relaxed), self.0.lost.load(Ordering::Relaxed))
+    }
+
+    /// Returns how often uses are reported. `None`: they are not counted.
+    pub(crate) fn access_summaries(&self) -> Option<Duration> {
+        let asked = |Watched { observer, .. }: &Watched| {
+            catch_unwind(AssertUnwindSafe(|| observer.access_summaries())).ok().flatten()
+        };
+        let shortest = self.0.observers.iter().filter_map(asked).min();
+        shortest.map(|shortest| shortest.max(SHORTEST_SUMMARY))
+    }
+
+    /// Whether anybody listens.
+    pub(crate) fn are_none(&self) -> bool {
+        self.0.observers.is_empty()
     }
 
     /// Reports unprotected memory. It is called after keys are made, which may have taken such
@@ -200,7 +258,7 @@ impl Inner {
                     }
                 }
             };
-            self.emit(&event.as_event());
+            event.deliver_to(self);
         }
     }
 }

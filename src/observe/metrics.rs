@@ -17,6 +17,7 @@ use crate::format::KekId;
 /// | `waxseal_deks_refreshed_total`, `waxseal_deks_evicted_total`, `waxseal_deks_wiped_total` | counter | |
 /// | `waxseal_renewals_failed_total`, `waxseal_served_stale_total` | counter | `kind` |
 /// | `waxseal_denied_total` | counter | |
+/// | `waxseal_keks_revoked_total` | counter | `kek` |
 /// | `waxseal_damaged_rows_total`, `waxseal_keys_erased_total` | counter | `store` |
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
@@ -78,7 +79,7 @@ impl Observer for MetricsObserver {
             }
             Event::Evicted { .. } => counter!("waxseal_deks_evicted_total").increment(1),
             Event::Wiped { .. } => counter!("waxseal_deks_wiped_total").increment(1),
-            Event::Called { kek_id, operation, elapsed, kind, abandoned: _ } => {
+            Event::Called { kek_id, operation, elapsed, kind, .. } => {
                 let (kek, outcome) = (kek_id.to_string(), kind.map_or("ok", |kind| kind.as_str()));
                 let operation = operation.as_str();
                 counter!("waxseal_calls_total", "kek" => kek.clone(), "operation" => operation, "outcome" => outcome)
@@ -92,6 +93,14 @@ impl Observer for MetricsObserver {
             Event::ObserverPanicked { .. } => {
                 counter!("waxseal_observers_panicked_total").increment(1)
             }
+            Event::Revoked { kek_id } => {
+                counter!("waxseal_keks_revoked_total", "kek" => kek_id.to_string()).increment(1);
+            }
+            // The statistics count uses, and the others say what is.
+            Event::Accessed { .. }
+            | Event::Configured { .. }
+            | Event::Reinstated { .. }
+            | Event::ShutDown => {}
             Event::StartedWithout { kek_id, kind } => {
                 let kek = kek_id.to_string();
                 counter!("waxseal_started_without_total", "kek" => kek, "kind" => kind.as_str())
@@ -133,6 +142,7 @@ pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Opti
                 _ = counter!("waxseal_calls_total", "kek" => kek(), "operation" => operation, "outcome" => *outcome);
             }
         }
+        _ = counter!("waxseal_keks_revoked_total", "kek" => kek());
         for kind in kinds {
             _ = counter!("waxseal_started_without_total", "kek" => kek(), "kind" => kind);
         }

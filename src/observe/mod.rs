@@ -4,6 +4,8 @@
 //! `delivery` ensures that.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "audit")]
+pub mod audit;
 mod delivery;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -14,7 +16,7 @@ mod tracing;
 use std::fmt;
 use std::time::Duration;
 
-pub(crate) use delivery::{LaterEvent, Observers, WeakObservers};
+pub(crate) use delivery::{AccessCounts, Accessed, LaterEvent, Observers, WeakObservers};
 pub(crate) use span::CallSpan;
 
 #[cfg(feature = "metrics")]
@@ -44,12 +46,24 @@ use crate::sync::Arc;
 pub trait Observer: fmt::Debug + Send + Sync {
     /// Receives one event.
     fn event(&self, event: &Event<'_>);
+
+    /// Returns how often it is to be told which DEKs were used: see
+    /// [`Event::Accessed`]. An envelope asks once, when it is built. Of several observers the
+    /// shortest time counts, and all of them receive the events. It is at least a second. By default
+    /// `None`: uses are not counted, and cost nothing.
+    fn access_summaries(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Lets an observer be shared by several envelopes.
 impl<O: Observer + ?Sized> Observer for Arc<O> {
     fn event(&self, event: &Event<'_>) {
         (**self).event(event);
+    }
+
+    fn access_summaries(&self) -> Option<Duration> {
+        (**self).access_summaries()
     }
 }
 
@@ -77,6 +91,12 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// The KEK.
         kek_id: &'a KekId,
+        /// The version of the KEK, if its provider
+        /// [knows](crate::kek::KekProvider::key_version) it.
+        kek_version: Option<&'a str>,
+        /// The key service's own id of the request, if its provider
+        /// [reports](crate::kek::toolkit::report_request_id) it.
+        request_id: Option<&'a str>,
     },
     /// A KEK unwrapped a DEK, and it matched the DEK id.
     Unwrapped {
@@ -86,6 +106,12 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// The KEK.
         kek_id: &'a KekId,
+        /// The version of the KEK, if its provider
+        /// [knows](crate::kek::KekProvider::key_version) it.
+        kek_version: Option<&'a str>,
+        /// The key service's own id of the request, if its provider
+        /// [reports](crate::kek::toolkit::report_request_id) it.
+        request_id: Option<&'a str>,
     },
     /// A DEK was renewed. For reading it was unwrapped again. For writing its KEKs wrapped a fresh
     /// DEK, and this one goes on, unless a [`Made`](Event::Made) came before: then the next one has
@@ -149,6 +175,22 @@ pub enum Event<'a> {
         /// What it was for.
         context: &'a EncryptionContext,
     },
+    /// Messages were encrypted or decrypted with a DEK. Emitted if an observer
+    /// [asks for it](Observer::access_summaries): now and then for each DEK that was used since, and
+    /// at its end, before [`Wiped`](Event::Wiped). It comes from a thread of the library's own.
+    Accessed {
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// What was done.
+        access: Access,
+        /// How many messages, through handles too. Messages that failed authentication do not
+        /// count.
+        messages: u64,
+        /// Since when they are counted: the time before now.
+        within: Duration,
+    },
     /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
     /// or revoked. A DEK that was made here is cached for reading and for writing, each for a time
     /// of its own, and the end of each is reported.
@@ -172,6 +214,8 @@ pub enum Event<'a> {
         /// No caller waited any more: another KEK was quicker, or the caller left. Then `kind` is
         /// *unavailable*, and `elapsed` the time without a response.
         abandoned: bool,
+        /// As in [`Wrapped`](Event::Wrapped). A failure may have one too.
+        request_id: Option<&'a str>,
     },
     /// A KEK failed so often that it is only probed now and then, or was late so often that others
     /// are asked first.
@@ -202,6 +246,28 @@ pub enum Event<'a> {
         /// [`Builder::observer`](crate::EnvelopeBuilder::observer).
         observer: usize,
     },
+    /// An envelope was built with this configuration, or a
+    /// [`BranchKek`](crate::branch::BranchKek).
+    Configured {
+        /// The KEKs that wrap every new DEK, and unwrap.
+        wrap_with: &'a [KekId],
+        /// The KEKs that only unwrap.
+        unwrap_with: &'a [KekId],
+        /// The other options as they are in force, by name, as text. None is a secret.
+        options: &'a [(&'static str, String)],
+    },
+    /// An operator revoked a KEK in this process.
+    Revoked {
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// An operator took a revocation back.
+    Reinstated {
+        /// The KEK.
+        kek_id: &'a KekId,
+    },
+    /// The envelope was shut down. Its DEKs are wiped next.
+    ShutDown,
     /// The key service could not be reached when the envelope was started, and the start succeeded
     /// all the same.
     StartedWithout {
@@ -226,6 +292,28 @@ pub enum Event<'a> {
         /// Why, with the line and the field.
         error: &'a Error,
     },
+}
+
+/// What is done with a DEK.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum Access {
+    /// Messages are encrypted.
+    Encrypt,
+    /// Messages are decrypted.
+    Decrypt,
+}
+
+impl Access {
+    /// Returns its name in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Encrypt => "encrypt",
+            Self::Decrypt => "decrypt",
+        }
+    }
 }
 
 /// An operation of a key service.

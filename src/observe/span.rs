@@ -10,34 +10,61 @@ use crate::format::KekId;
 /// A span around one call to a key service, in the words of OpenTelemetry's semantic conventions:
 /// `otel.kind` is *client*, and `error.type` has the kind of a failure. Nothing without the feature
 /// `tracing`.
+///
+/// A subscriber is foreign code, and one may panic on a thread that ends. Then there is no span.
 pub(crate) struct CallSpan {
     #[cfg(feature = "tracing")]
-    span: tracing::Span,
+    span: Option<tracing::Span>,
 }
 
 #[cfg(feature = "tracing")]
 impl CallSpan {
     pub(crate) fn new(kek_id: &KekId, operation: Operation) -> Self {
-        let span = tracing::debug_span!(
-            target: "waxseal",
-            "waxseal.call",
-            otel.kind = "client",
-            waxseal.kek.id = %kek_id,
-            waxseal.operation = operation.as_str(),
-            error.type = tracing::field::Empty,
-        );
+        let span = unless_it_panics(|| {
+            tracing::debug_span!(
+                target: "waxseal",
+                "waxseal.call",
+                otel.kind = "client",
+                waxseal.kek.id = %kek_id,
+                waxseal.operation = operation.as_str(),
+                error.type = tracing::field::Empty,
+            )
+        });
         Self { span }
     }
 
-    pub(crate) fn around<F: Future>(&self, call: F) -> impl Future<Output = F::Output> + use<F> {
-        tracing::Instrument::instrument(call, self.span.clone())
+    pub(crate) async fn around<F: Future>(&self, call: F) -> F::Output {
+        let mut call = std::pin::pin!(call);
+        std::future::poll_fn(|cx| {
+            let entered = self.span.as_ref().map(|span| unless_it_panics(|| span.enter()));
+            let answer = call.as_mut().poll(cx);
+            unless_it_panics(|| drop(entered));
+            answer
+        })
+        .await
     }
 
     pub(crate) fn ended(&self, kind: Option<ErrorKind>) {
-        if let Some(kind) = kind {
-            self.span.record("error.type", kind.as_str());
+        if let (Some(span), Some(kind)) = (&self.span, kind) {
+            unless_it_panics(|| _ = span.record("error.type", kind.as_str()));
         }
     }
+}
+
+#[cfg(feature = "tracing")]
+impl Drop for CallSpan {
+    fn drop(&mut self) {
+        let span = self.span.take();
+        unless_it_panics(|| drop(span));
+    }
+}
+
+#[cfg(feature = "tracing")]
+fn unless_it_panics<R>(work: impl FnOnce() -> R) -> Option<R> {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    // The payload's destructor is foreign code too.
+    catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
 #[cfg(not(feature = "tracing"))]

@@ -7,7 +7,8 @@ use super::{Event, Observer};
 use crate::context::EncryptionContext;
 
 /// Emits every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`,
-/// `kek_id`, `kind`, `operation`, `elapsed_ms`, `abandoned` and `call_target` where they apply.
+/// `kek_id`, `kek_version`, `kind`, `operation`, `elapsed_ms`, `abandoned`, `request_id` and
+/// `call_target` where they apply.
 ///
 /// Level *warn* has what needs attention (denials, failed renewals, stale DEKs, open breakers),
 /// *info* which KEK was used for which DEK, and *debug* the rest. Encryption contexts may name
@@ -47,13 +48,13 @@ impl Observer for TracingObserver {
                 let kek_ids = kek_ids.len();
                 info!(target: "waxseal", event = "made", %dek_id, keks = kek_ids, context, "DEK made");
             }
-            Event::Wrapped { dek_id, context, kek_id } => {
+            Event::Wrapped { dek_id, context, kek_id, kek_version, request_id } => {
                 let context = self.shown(context);
-                info!(target: "waxseal", event = "wrapped", %dek_id, %kek_id, context, "DEK wrapped");
+                info!(target: "waxseal", event = "wrapped", %dek_id, %kek_id, kek_version, request_id, context, "DEK wrapped");
             }
-            Event::Unwrapped { dek_id, context, kek_id } => {
+            Event::Unwrapped { dek_id, context, kek_id, kek_version, request_id } => {
                 let context = self.shown(context);
-                info!(target: "waxseal", event = "unwrapped", %dek_id, %kek_id, context, "DEK unwrapped");
+                info!(target: "waxseal", event = "unwrapped", %dek_id, %kek_id, kek_version, request_id, context, "DEK unwrapped");
             }
             Event::Refreshed { dek_id, context } => {
                 let context = self.shown(context);
@@ -82,14 +83,18 @@ impl Observer for TracingObserver {
                 let context = self.shown(context);
                 debug!(target: "waxseal", event = "evicted", %dek_id, context, "DEK made room for another");
             }
+            Event::Accessed { dek_id, context, access, messages, within: _ } => {
+                let (access, context) = (access.as_str(), self.shown(context));
+                debug!(target: "waxseal", event = "accessed", %dek_id, access, messages, context, "DEK used");
+            }
             Event::Wiped { dek_id, context } => {
                 let context = self.shown(context);
                 debug!(target: "waxseal", event = "wiped", %dek_id, context, "keys of the DEK wiped");
             }
-            Event::Called { kek_id, operation, elapsed, kind, abandoned } => {
+            Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
                 let (operation, elapsed_ms) = (operation.as_str(), elapsed.as_secs_f64() * 1e3);
                 let kind = kind.map(crate::error::ErrorKind::as_str);
-                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, abandoned, "key service called");
+                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, abandoned, request_id, "key service called");
             }
             Event::BreakerOpened { kek_id, target } => {
                 warn!(target: "waxseal", event = "breaker_opened", %kek_id, call_target = target, "circuit breaker opened");
@@ -103,6 +108,17 @@ impl Observer for TracingObserver {
             Event::ObserverPanicked { observer } => {
                 warn!(target: "waxseal", event = "observer_panicked", observer, "an observer panicked");
             }
+            Event::Configured { wrap_with, unwrap_with, options: _ } => {
+                let (wrap_with, unwrap_with) = (wrap_with.len(), unwrap_with.len());
+                info!(target: "waxseal", event = "configured", wrap_with, unwrap_with, "envelope built");
+            }
+            Event::Revoked { kek_id } => {
+                warn!(target: "waxseal", event = "revoked", %kek_id, "KEK revoked in this process");
+            }
+            Event::Reinstated { kek_id } => {
+                warn!(target: "waxseal", event = "reinstated", %kek_id, "KEK reinstated in this process");
+            }
+            Event::ShutDown => info!(target: "waxseal", event = "shut_down", "envelope shut down"),
             Event::StartedWithout { kek_id, kind } => {
                 warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
             }

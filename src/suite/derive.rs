@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::Suite;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
+use crate::hex;
 use crate::memory::{Secret32, overwriting_the_stack_after};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
@@ -93,11 +94,7 @@ impl DekId {
 /// Writes 64 lower-case hexadecimal digits. `{:.8}` writes the first eight.
 impl fmt::Display for DekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digit =
-            |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
-        let digits: String =
-            self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect();
-        f.pad(&digits)
+        f.pad(&hex::encode(&self.0))
     }
 }
 
@@ -114,20 +111,7 @@ impl FromStr for DekId {
     fn from_str(text: &str) -> Result<Self, Error> {
         let malformed =
             || Error::new(ErrorKind::Malformed, "a DEK id is 64 lower-case hexadecimal digits");
-        let digits: &[u8; 64] = text.as_bytes().try_into().map_err(|_| malformed())?;
-        let mut id = [0; 32];
-        for (byte, [high, low]) in id.iter_mut().zip(digits.as_chunks::<2>().0) {
-            let digit = |d: u8| match d {
-                b'0'..=b'9' => Some(d - b'0'),
-                b'a'..=b'f' => Some(d - b'a' + 10),
-                _ => None,
-            };
-            *byte = digit(*high)
-                .zip(digit(*low))
-                .map(|(high, low)| high << 4 | low)
-                .ok_or_else(malformed)?;
-        }
-        Ok(Self(id))
+        hex::decode(text).map(Self).ok_or_else(malformed)
     }
 }
 

@@ -13,7 +13,7 @@ const LAYERS: [&str; 11] = [
     "memory",
 ];
 /// What every layer may use; these use no layer.
-const GROUND: [&str; 5] = ["error", "context", "clock", "duration", "sync"];
+const GROUND: [&str; 6] = ["error", "context", "clock", "duration", "hex", "sync"];
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
@@ -369,6 +369,8 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "xaes_256_gcm", "suite/rustcrypto.rs"),
         ("src", "aws_lc_rs", "suite/aws_lc.rs"),
         ("src", "hkdf", "suite/derive.rs"),
+        ("src", "hmac", "observe/audit/key.rs"),
+        ("src", "ed25519_dalek", "observe/audit/signature.rs"),
         ("src", "quick_cache", "dek/cache.rs"),
         ("src", "toml", "domain/file.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
@@ -413,6 +415,23 @@ fn only_the_formats_take_integers_out_of_bytes() {
     }
 }
 
+/// The lines of a trail may come from an attacker. Nothing else of the trail reads one.
+#[test]
+fn only_the_verifier_and_the_recovery_read_the_lines_of_a_trail() {
+    let readers = ["chain.rs", "checkpoint.rs", "file/recovery.rs", "verify/mod.rs"];
+    let mut naming = Vec::new();
+    for (path, code) in sources().into_iter().filter(|(path, _)| path.contains("/audit/")) {
+        let path = path.trim_start_matches("observe/audit/").to_owned();
+        let parses = code.contains("serde_json::from");
+        assert!(!parses || path == "chain.rs", "{path} parses JSON");
+        if code.contains("Line::read") || parses {
+            naming.push(path);
+        }
+    }
+    naming.sort_unstable();
+    assert_eq!(naming, readers);
+}
+
 #[test]
 fn nothing_that_holds_a_secret_derives_what_would_show_it() {
     let secrets = [
@@ -426,6 +445,8 @@ fn nothing_that_holds_a_secret_derives_what_would_show_it() {
         "WritingDek",
         "ReadingDek",
         "KeyFile",
+        "AuditKey",
+        "Ed25519Key",
         "VersionKey",
         "SecretText",
         "Token",

@@ -83,7 +83,7 @@ fn a_dek_encrypts_until_the_first_renewal_after_its_rotation() {
 fn an_auditor_sees_a_renewal_of_the_dek_and_no_dek_that_never_encrypted() {
     let stage = Stage::new(Limits::default());
     message(&stage);
-    assert_eq!(stage.log.take(), ["Called", "Wrapped", "Made"]);
+    assert_eq!(stage.log.take(), ["Configured", "Called", "Wrapped", "Made"]);
     stage.clock.advance(secs(81));
     message(&stage);
     let events = stage.log.take();

@@ -59,7 +59,7 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
         let key = AeadKey::expand(Backend::RustCrypto, suite, &message_key).unwrap();
         let gone = Arc::downgrade(&key);
         let key = LeasedKey::Message(key);
-        let registry = Registry::new(clock);
+        let registry = Registry::new(clock, None);
         let first = another_lease(&registry, None, Some(key)).unwrap();
         let renewals: Vec<_> = (0..2)
             .map(|_| {

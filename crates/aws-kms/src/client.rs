@@ -29,7 +29,7 @@ use crate::refusals::{Refusal, refusal};
 use crate::sdk::{self, SdkConfig};
 use crate::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
 use waxseal::EncryptionContext;
-use waxseal::kek::toolkit::certificates;
+use waxseal::kek::toolkit::{certificates, report_request_id};
 use waxseal::kek::{KekErrorClass, UnwrappedDek};
 use waxseal::{Error, ErrorKind};
 
@@ -245,6 +245,7 @@ impl Service {
         call: impl Fn(&Client) -> F,
     ) -> Result<T, Failure>
     where
+        T: RequestId,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
@@ -269,6 +270,7 @@ impl Service {
         call: &impl Fn(&Client) -> F,
     ) -> Result<T, Failure>
     where
+        T: RequestId,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>>,
         E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
     {
@@ -288,6 +290,14 @@ impl Service {
             Err(_) => {}
         }
         on_its_way.over();
+        let request_id = match &answer {
+            Ok(output) => output.request_id(),
+            Err(error) => error.as_service_error().and_then(|error| error.meta().request_id()),
+        };
+        // Not of the requests that look after the key, which may follow in the same call.
+        if let Some(request_id) = request_id.filter(|_| !operation.starts_with("Describe")) {
+            report_request_id(request_id);
+        }
         let endpoint = self.endpoint.as_deref().filter(|_| region == self.region);
         answer.map_err(|error| failure(operation, endpoint, &error))
     }

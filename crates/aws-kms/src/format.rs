@@ -88,6 +88,11 @@ impl KeyMaterialId {
     pub(crate) fn of_meta(meta: &[u8]) -> Option<Self> {
         meta.try_into().ok().map(Self)
     }
+
+    /// As KMS writes it.
+    pub(crate) fn text(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 #[cfg(test)]

@@ -466,6 +466,11 @@ impl KekProvider for AwsKmsKek {
         self.0.settled.material_of(wrapped).map(|by| by == current)
     }
 
+    /// KMS has no versions but key material, each with an id.
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        self.0.settled.material_of(wrapped).map(|material| material.text().into())
+    }
+
     fn wrap<'a>(
         &'a self,
         context: &'a EncryptionContext,

@@ -271,6 +271,9 @@ pub(crate) struct Answer<T> {
     pub(crate) auth: Option<Auth>,
     #[serde(default)]
     pub(crate) errors: Option<Vec<String>>,
+    /// The server's own id of the request, as in its audit log.
+    #[serde(default)]
+    pub(crate) request_id: Option<String>,
 }
 
 fn none<T>() -> Option<T> {

@@ -130,6 +130,10 @@ impl KekProvider for VaultTransitKek {
         Some(ciphertext.version >= latest)
     }
 
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        VaultCiphertext::read(wrapped.wrapped()).map(|by| by.version.to_string().into())
+    }
+
     fn wrap<'a>(
         &'a self,
         context: &'a EncryptionContext,

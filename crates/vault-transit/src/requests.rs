@@ -15,6 +15,7 @@ use crate::key::Binding;
 use crate::transport::SMALL;
 use waxseal::EncryptionContext;
 use waxseal::kek::UnwrappedDek;
+use waxseal::kek::toolkit::report_request_id;
 use waxseal::{Dek, WrappedDek};
 
 /// Items of one request: the server's default limit is 1,000 strings, and an item has six.
@@ -70,6 +71,7 @@ impl Inner {
         let reply = self.call(operation.name(), &request, SMALL).await?;
         let answer =
             reply.success::<Wrapped>(operation.name()).map_err(|failure| self.note(failure))?;
+        report(answer.request_id.as_deref());
         answer.data.ok_or_else(|| Failure::not_understood(operation.name()))
     }
 
@@ -112,7 +114,9 @@ impl Inner {
         let request = many(&self.mount, operation.verb(), &self.key, items.collect());
         let reply = self.call(name, &request, SMALL + inputs.len() * 16 * 1024).await?;
         // Some items failed, or none did; a failure of the whole has no results.
-        let batch = match reply.read::<Answer<WrappedBatch>>().and_then(|answer| answer.data) {
+        let answer = reply.read::<Answer<WrappedBatch>>();
+        report(answer.as_ref().and_then(|answer| answer.request_id.as_deref()));
+        let batch = match answer.and_then(|answer| answer.data) {
             Some(batch) if reply.is_success() || reply.status == 400 => batch,
             _ if reply.is_success() => return Err(Failure::not_understood(name)),
             _ => return Err(self.note(reply.failure(name))),
@@ -138,6 +142,7 @@ impl Inner {
         let request = data_key(&self.mount, &self.key, encode_context(binding, context));
         let reply = self.call("generate", &request, SMALL).await?;
         let answer = reply.success::<Wrapped>("generate").map_err(|failure| self.note(failure))?;
+        report(answer.request_id.as_deref());
         answer.data.ok_or_else(|| Failure::not_understood("generate"))
     }
 
@@ -180,6 +185,14 @@ fn item<'a>(
     let (context, associated_data) =
         if binding == Binding::Derived { (context, None) } else { (None, context) };
     Item { plaintext, ciphertext, context, associated_data, reference }
+}
+
+/// Joins the library's events with the server's audit log. Not of a login, which may come before in
+/// the same call.
+fn report(request_id: Option<&str>) {
+    if let Some(request_id) = request_id {
+        report_request_id(request_id);
+    }
 }
 
 /// The context's canonical bytes, if they go to the server.

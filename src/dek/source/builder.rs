@@ -12,7 +12,7 @@ use crate::format::{KekId, WrappedKeys};
 use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
-use crate::observe::{Observer, Observers};
+use crate::observe::{Event, Observer, Observers};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
@@ -42,7 +42,7 @@ pub(crate) struct SourceBuilder {
 impl SourceBuilder {
     /// Checks everything that can be checked without a call.
     pub(crate) fn build(self) -> Result<Arc<DekSource>, Error> {
-        let limits = self.limits.check(self.suite)?;
+        let mut limits = self.limits.check(self.suite)?;
         if self.wrap_with.is_empty() && self.unwrap_with.is_empty() {
             return Err(invalid(
                 "wrap_with: no KEK, neither for writing nor for reading".to_owned(),
@@ -87,6 +87,7 @@ impl SourceBuilder {
             return Err(invalid("call_budget needs a runtime".to_owned()));
         }
         let observers = Observers::new(self.observers);
+        limits.summaries = observers.access_summaries();
         let terms = CallTerms {
             policy: self.call_policy.check(runtime.is_some())?,
             budget: self.call_budget.unwrap_or_default(),
@@ -107,8 +108,37 @@ impl SourceBuilder {
             runtime,
             observers,
         };
+        if !options.observers.are_none() {
+            emit_configured(&self.wrap_with, &self.unwrap_with, &self.call_policy, &options);
+        }
         Ok(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options))
     }
+}
+
+fn emit_configured(
+    wrap_with: &[Arc<dyn KekProvider>],
+    unwrap_with: &[Arc<dyn KekProvider>],
+    call_policy: &CallPolicy,
+    options: &SourceOptions,
+) {
+    let ids = |providers: &[Arc<dyn KekProvider>]| -> Vec<KekId> {
+        providers.iter().map(|provider| provider.id().clone()).collect()
+    };
+    let mut named = vec![
+        ("suite", format!("{:?}", options.suite)),
+        ("backend", format!("{:?}", options.backend)),
+        ("nonces", format!("{:?}", options.nonces)),
+        ("dek_origin", format!("{:?}", options.origin)),
+        ("limits", format!("{:?}", options.limits)),
+        ("call_policy", format!("{call_policy:?}")),
+        ("branch_keys", options.branch.is_some().to_string()),
+    ];
+    named.extend(options.store.as_ref().map(|store| ("key_store", store.name().to_owned())));
+    options.observers.emit(&Event::Configured {
+        wrap_with: &ids(wrap_with),
+        unwrap_with: &ids(unwrap_with),
+        options: &named,
+    });
 }
 
 impl fmt::Debug for SourceBuilder {

@@ -10,6 +10,7 @@ use super::DekSource;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::kek::KekId;
+use crate::observe::Event;
 use crate::sync::atomic::Ordering;
 
 impl DekSource {
@@ -17,11 +18,13 @@ impl DekSource {
     pub(crate) fn revoke_kek(&self, kek_id: &KekId) {
         self.keks.revoke(kek_id);
         self.cache().revoke_kek(kek_id);
+        self.emit(&Event::Revoked { kek_id });
     }
 
     pub(crate) fn reinstate_kek(&self, kek_id: &KekId) {
         self.keks.reinstate(kek_id);
         self.cache().forget_refusals();
+        self.emit(&Event::Reinstated { kek_id });
     }
 
     pub(crate) fn evict_context(&self, context: &EncryptionContext) {
@@ -66,6 +69,9 @@ impl DekSource {
     /// Returns `false` if it was done already.
     fn end(&self) -> bool {
         let is_first = !self.closed.swap(true, Ordering::SeqCst);
+        if is_first {
+            self.emit(&Event::ShutDown);
+        }
         let cache = self.cache();
         cache.close();
         cache.revoke_all();

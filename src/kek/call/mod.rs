@@ -13,6 +13,7 @@ mod counts;
 mod latency;
 mod policy;
 mod queue;
+mod reported;
 mod request_counter;
 mod target;
 
@@ -33,6 +34,8 @@ pub(crate) use counts::CallCounts;
 use counts::Counters;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
+pub use reported::report_request_id;
+pub(crate) use reported::with_request_id;
 pub(crate) use request_counter::RequestCounter;
 use request_counter::RequestInFlight;
 use target::{Target, Targets};
@@ -149,6 +152,11 @@ impl GuardedKek {
 
     pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
+    }
+
+    /// Returns the version of the KEK that made `wrapped`.
+    pub(crate) fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        unless_it_panics(|| self.provider.key_version(wrapped)).flatten()
     }
 
     /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
@@ -430,10 +438,11 @@ impl GuardedKek {
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
         let in_flight = RequestInFlight::begin();
         let span = CallSpan::new(self.id(), call.operation);
-        let answer = span.around(self.answer_within(limit, work)).await;
+        let work = with_request_id(self.answer_within(limit, work));
+        let (answer, request_id) = span.around(work).await;
         span.ended(answer.as_ref().err().map(|error| error.class().kind()));
         drop((in_flight, permits));
-        underway.ended(answer.as_ref().err());
+        underway.ended(answer.as_ref().err(), request_id.as_deref());
         answer
     }
 
@@ -499,7 +508,7 @@ struct Underway<'a> {
 }
 
 impl Underway<'_> {
-    fn ended(mut self, failure: Option<&KekError>) {
+    fn ended(mut self, failure: Option<&KekError>, request_id: Option<&str>) {
         self.over = true;
         let (elapsed, targets) = (self.elapsed(), &self.kek.targets);
         let class = failure.map(KekError::class);
@@ -539,6 +548,7 @@ impl Underway<'_> {
             elapsed,
             kind,
             abandoned: false,
+            request_id,
         });
     }
 

@@ -357,6 +357,10 @@ impl KekProvider for LocalKek {
         )
     }
 
+    fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
+        LocalWrapped::read(wrapped.wrapped()).map(|parts| parts.version.to_string().into())
+    }
+
     fn wrap<'a>(
         &'a self,
         context: &'a EncryptionContext,

@@ -8,6 +8,7 @@
 //! - [`process_generation`] distinguishes a forked child from its parent.
 //! - [`jitter`] spreads out work that should not happen in all processes at once.
 //! - [`duration`] reads and writes durations such as `"5m"` in configuration.
+//! - [`report_request_id`] joins events with the key service's own log.
 //! - [`uri`] reads and writes a provider's configuration as a URI.
 //!
 //! Make errors with [`Error::new`](crate::Error::new) and [`KekError::new`](super::KekError::new),
@@ -29,6 +30,7 @@ pub mod duration {
 mod spawn;
 pub mod uri;
 
+pub use super::call::report_request_id;
 pub use crate::suite::jitter;
 #[cfg(feature = "tokio")]
 pub use spawn::Spawner;

@@ -13,6 +13,7 @@ use futures_util::future::{Either, select};
 use tokio::runtime::Handle;
 
 use super::super::KekError;
+use super::super::call::{report_request_id, with_request_id};
 use crate::memory::fork;
 use crate::runtime::Runtime;
 use crate::runtime::tokio::{Handed, Tokio, Unstarted, has_io, has_timers, spawn_on};
@@ -79,7 +80,9 @@ impl Spawner {
                 "the process forked since the provider was built; build it anew in the child";
             return Err(KekError::misconfigured(text).without_asking());
         }
-        let (mut runtime, mut work) = (Handle::clone(&self.now.load()), work);
+        // What it reports is kept on the thread that polls it, which is another one.
+        let mut work = with_request_id(work);
+        let mut runtime = Handle::clone(&self.now.load());
         let mut tried = vec![runtime.id()];
         loop {
             let mut handed = Handed::new(work, &runtime);
@@ -91,9 +94,12 @@ impl Spawner {
                 },
             };
             match answer {
-                Ok(answer) => {
+                Ok((answer, request_id)) => {
                     if tried.len() > 1 {
                         self.now.store(Arc::new(runtime));
+                    }
+                    if let Some(request_id) = request_id {
+                        report_request_id(&request_id);
                     }
                     return answer.map_err(Into::into);
                 }

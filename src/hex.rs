@@ -1,0 +1,41 @@
+//! Lower-case hexadecimal digits.
+#![forbid(unsafe_code)]
+
+/// Returns two digits for each byte.
+pub(crate) fn encode(bytes: &[u8]) -> String {
+    let digit =
+        |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect()
+}
+
+/// Reads what [`encode`] writes. `None` for anything else, upper-case digits too.
+pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    let digit = |d: u8| match d {
+        b'0'..=b'9' => Some(d - b'0'),
+        b'a'..=b'f' => Some(d - b'a' + 10),
+        _ => None,
+    };
+    let mut bytes = [0; N];
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        *byte = digit(*high)? << 4 | digit(*low)?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{decode, encode};
+
+    #[test]
+    fn what_is_written_is_read_and_nothing_else() {
+        assert_eq!(encode(&[0, 0x9A, 0xFF]), "009aff");
+        assert_eq!(decode("009aff"), Some([0, 0x9A, 0xFF]));
+        for text in ["", "009af", "009AFF", "009aff00", "009ag0", "é09af"] {
+            assert_eq!(decode::<3>(text), None, "{text}");
+        }
+    }
+}

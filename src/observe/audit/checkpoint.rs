@@ -1,0 +1,291 @@
+//! Checkpoints: records that say, authenticated with a key, where the chain stood.
+//!
+//! A hash chain alone can be made anew by whoever can write the file. A checkpoint cannot without
+//! its key, and one that has left the machine cannot be taken back.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::chain::{Chain, ChainHash, Line, TrailId};
+use super::key::{AuditKey, Use};
+use super::record::Record;
+use super::signature::{Ed25519Key, Ed25519Public};
+use crate::error::{Error, ErrorKind};
+use crate::hex;
+
+/// The activity of a record that is a checkpoint.
+pub(super) const CHECKPOINT: &str = "checkpoint";
+
+const DOMAIN: &[u8] = b"waxseal.audit.v1 checkpoint\0";
+const ED25519: &str = "Ed25519";
+const HMAC: &str = "HMAC-SHA-256";
+/// Without a key. It says something only once it has left the machine.
+const NONE: &str = "none";
+
+/// What the record of a checkpoint says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CheckpointFields {
+    /// The hash of the record before this one.
+    pub head: String,
+    /// `Ed25519`, `HMAC-SHA-256` or `none`.
+    pub algorithm: Cow<'static, str>,
+    /// Names the key: see [`CheckpointKey::id`].
+    pub key_id: String,
+    /// The signature or the MAC, in hexadecimal digits.
+    pub signature: String,
+}
+
+/// The key that authenticates checkpoints. It shows nothing in Debug.
+#[derive(Debug)]
+pub struct CheckpointKey(Kind<Ed25519Key>);
+
+/// The key that checks checkpoints.
+#[derive(Debug)]
+pub struct CheckpointVerifier(Kind<Ed25519Public>);
+
+#[derive(Debug)]
+enum Kind<K> {
+    Ed25519(K),
+    Mac(AuditKey),
+}
+
+impl CheckpointKey {
+    /// Signs with Ed25519. `seed` is the secret key of RFC 8032: 32 bytes from a random number
+    /// generator, which the caller wipes. Whoever has only the [public key](Self::public_key) can
+    /// verify and cannot sign, so this is the way to be checked by others.
+    #[must_use]
+    pub fn ed25519(seed: &[u8; 32]) -> Self {
+        Self(Kind::Ed25519(Ed25519Key::from_seed(seed)))
+    }
+
+    /// Authenticates with HMAC-SHA-256. Whoever can verify can also make checkpoints.
+    #[must_use]
+    pub fn mac(key: AuditKey) -> Self {
+        Self(Kind::Mac(key))
+    }
+
+    /// Returns the public key, for [`CheckpointVerifier::ed25519`]. `None` for a MAC.
+    #[must_use]
+    pub fn public_key(&self) -> Option<[u8; 32]> {
+        match &self.0 {
+            Kind::Ed25519(key) => Some(key.public()),
+            Kind::Mac(_) => None,
+        }
+    }
+
+    /// Returns the name of the key in checkpoints, which tells nothing about it: 16 hexadecimal
+    /// digits.
+    #[must_use]
+    pub fn id(&self) -> String {
+        match &self.0 {
+            Kind::Ed25519(key) => id_of_public(&key.public()),
+            Kind::Mac(key) => id_of_mac(key),
+        }
+    }
+
+    fn algorithm(&self) -> &'static str {
+        match &self.0 {
+            Kind::Ed25519(_) => ED25519,
+            Kind::Mac(_) => HMAC,
+        }
+    }
+
+    /// `None` in the child of a fork, which has no MAC key.
+    fn authenticate(&self, message: &[u8]) -> Option<String> {
+        match &self.0 {
+            Kind::Ed25519(key) => Some(hex::encode(&key.sign(message))),
+            Kind::Mac(key) if !key.is_of_this_process() => None,
+            Kind::Mac(key) => Some(hex::encode(&key.mac(Use::Checkpoints, &[message]))),
+        }
+    }
+}
+
+impl CheckpointVerifier {
+    /// Verifies signatures of Ed25519.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] if these bytes are no public key.
+    pub fn ed25519(public_key: &[u8; 32]) -> Result<Self, Error> {
+        Ed25519Public::from_bytes(public_key).map(|key| Self(Kind::Ed25519(key)))
+    }
+
+    /// Verifies MACs.
+    #[must_use]
+    pub fn mac(key: AuditKey) -> Self {
+        Self(Kind::Mac(key))
+    }
+
+    /// As [`CheckpointKey::id`].
+    #[must_use]
+    pub fn id(&self) -> String {
+        match &self.0 {
+            Kind::Ed25519(key) => id_of_public(key.as_bytes()),
+            Kind::Mac(key) => id_of_mac(key),
+        }
+    }
+
+    /// Whether this key authenticated the checkpoint.
+    #[must_use]
+    pub fn accepts(&self, checkpoint: &Checkpoint) -> bool {
+        let (message, fields) = (checkpoint.message(), &checkpoint.fields);
+        match &self.0 {
+            Kind::Ed25519(key) => {
+                fields.algorithm == ED25519
+                    && hex::decode(&fields.signature).is_some_and(|tag| key.accepts(&message, &tag))
+            }
+            Kind::Mac(key) => {
+                fields.algorithm == HMAC
+                    && hex::decode(&fields.signature)
+                        .is_some_and(|tag| key.accepts(Use::Checkpoints, &[&message], &tag))
+            }
+        }
+    }
+}
+
+fn id_of_public(key: &[u8; 32]) -> String {
+    let digest: [u8; 32] = Sha256::digest(key).into();
+    hex::encode(&digest).chars().take(16).collect()
+}
+
+fn id_of_mac(key: &AuditKey) -> String {
+    hex::encode(&key.mac(Use::CheckpointKeyId, &[])).chars().take(16).collect()
+}
+
+/// A checkpoint as a record of the trail, or its copy that left the machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Checkpoint {
+    pub(super) trail: TrailId,
+    sequence: u64,
+    time: String,
+    pub(super) head: ChainHash,
+    /// The hash of the record itself.
+    pub(super) hash: ChainHash,
+    pub(super) fields: CheckpointFields,
+}
+
+impl Checkpoint {
+    /// Reads a line of the trail, as the second sink received it. The signature is not checked.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Malformed`] if the line is no checkpoint.
+    pub fn read(line: &str) -> Result<Self, Error> {
+        let line = Line::read(line.trim_end_matches('\n').as_bytes());
+        line.and_then(|line| Self::of(&line))
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "no checkpoint of an audit trail"))
+    }
+
+    /// Returns the sequence of its record. It authenticates all records before.
+    #[must_use]
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Returns its time, as RFC 3339.
+    #[must_use]
+    pub fn time(&self) -> &str {
+        &self.time
+    }
+
+    pub(super) fn of(line: &Line<'_>) -> Option<Self> {
+        let (record, hash) = (&line.record, line.hash);
+        let fields = record.checkpoint.clone().filter(|_| record.activity == CHECKPOINT)?;
+        Some(Self {
+            trail: TrailId::of(record)?,
+            sequence: record.sequence,
+            time: record.time.clone(),
+            head: ChainHash::read(&fields.head)?,
+            hash,
+            fields,
+        })
+    }
+
+    fn message(&self) -> Vec<u8> {
+        message(&Chain { trail: self.trail, next: self.sequence, head: self.head }, &self.time)
+    }
+}
+
+/// What is signed: everything before the time has a fixed length.
+fn message(chain: &Chain, time: &str) -> Vec<u8> {
+    let Chain { trail, next, head } = chain;
+    [DOMAIN, trail.as_bytes(), &next.to_le_bytes(), head.as_bytes(), time.as_bytes()].concat()
+}
+
+/// Makes the record of a checkpoint at the end of `chain`. Without a key it is unauthenticated.
+pub(super) fn checkpoint(key: Option<&CheckpointKey>, chain: &Chain, time: String) -> Record {
+    let authenticated = key.and_then(|key| {
+        let signature = key.authenticate(&message(chain, &time))?;
+        Some((key.algorithm(), key.id(), signature))
+    });
+    let (algorithm, key_id, signature) =
+        authenticated.unwrap_or((NONE, String::new(), String::new()));
+    let fields = CheckpointFields {
+        head: chain.head.to_string(),
+        algorithm: Cow::Borrowed(algorithm),
+        key_id,
+        signature,
+    };
+    Record { time, checkpoint: Some(fields), ..Record::of(CHECKPOINT) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checkpoint_of(key: &CheckpointKey) -> Checkpoint {
+        let chain = Chain::new(TrailId::read("0123456789abcdef").unwrap());
+        let mut record = checkpoint(Some(key), &chain, "2026-03-01T00:00:00Z".to_owned());
+        Checkpoint::read(&chain.seal(&mut record).unwrap().line).unwrap()
+    }
+
+    fn keys() -> [(CheckpointKey, CheckpointVerifier); 2] {
+        let key = AuditKey::random().unwrap();
+        let mac = CheckpointVerifier::mac(key.try_clone().unwrap());
+        let signing = CheckpointKey::ed25519(&[9; 32]);
+        let public = CheckpointVerifier::ed25519(&signing.public_key().unwrap()).unwrap();
+        [(CheckpointKey::mac(key), mac), (signing, public)]
+    }
+
+    #[test]
+    fn a_checkpoint_is_accepted_as_it_is_and_not_when_any_part_of_it_is_another() {
+        for (key, verifier) in keys() {
+            let made = checkpoint_of(&key);
+            assert!(verifier.accepts(&made));
+            assert_eq!((key.id(), &made.fields.key_id), (verifier.id(), &verifier.id()));
+            let other = ChainHash::read(&"1".repeat(64)).unwrap();
+            let fields = |edit: fn(&mut CheckpointFields)| {
+                let mut fields = made.fields.clone();
+                edit(&mut fields);
+                fields
+            };
+            for changed in [
+                Checkpoint { sequence: 1, ..made.clone() },
+                Checkpoint { time: "2026-03-01T00:00:01Z".to_owned(), ..made.clone() },
+                Checkpoint { head: other, ..made.clone() },
+                Checkpoint { trail: TrailId::read("0123456789abcdee").unwrap(), ..made.clone() },
+                Checkpoint { fields: fields(|f| f.signature.clear()), ..made.clone() },
+                Checkpoint { fields: fields(|f| f.signature = "0".repeat(128)), ..made.clone() },
+                Checkpoint { fields: fields(|f| f.algorithm = NONE.into()), ..made.clone() },
+            ] {
+                assert!(!verifier.accepts(&changed), "{changed:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_key_of_one_kind_or_of_another_trail_accepts_nothing() {
+        let [(mac, of_mac), (signing, of_signing)] = keys();
+        assert!(!of_mac.accepts(&checkpoint_of(&signing)));
+        assert!(!of_signing.accepts(&checkpoint_of(&mac)));
+        assert!(!of_signing.accepts(&checkpoint_of(&CheckpointKey::ed25519(&[8; 32]))));
+        let unsigned = {
+            let chain = Chain::new(TrailId::read("0123456789abcdef").unwrap());
+            let mut record = checkpoint(None, &chain, String::new());
+            Checkpoint::read(&chain.seal(&mut record).unwrap().line).unwrap()
+        };
+        assert!(!of_mac.accepts(&unsigned) && !of_signing.accepts(&unsigned));
+    }
+}

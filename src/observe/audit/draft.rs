@@ -1,0 +1,220 @@
+//! What an event becomes at once, on the thread where it happens. The rest waits for the trail's.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::ledger::rfc3339;
+use super::record::Record;
+use crate::context::EncryptionContext;
+use crate::error::ErrorKind;
+use crate::format::KekId;
+use crate::observe::{Event, Operation};
+use crate::suite::DekId;
+
+/// More KEKs are not listed, so that a line stays within its bound.
+const MAX_KEKS: usize = 16;
+/// The most bytes of the name of a store or a target.
+const MAX_NAME: usize = 512;
+
+/// The reserved name that the context of a branch key has.
+const BRANCH: &str = "waxseal:branch";
+
+/// A record without its place, its service and what it shows of the context.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// Nanoseconds since 1970 by the wall clock.
+    pub(super) wall_nanos: i64,
+    pub(super) record: Record,
+    pub(super) context: Option<EncryptionContext>,
+}
+
+impl Draft {
+    pub(super) fn new(wall_nanos: i64, record: Record) -> Self {
+        Self { wall_nanos, record, context: None }
+    }
+
+    /// Makes the draft of an event.
+    pub(super) fn of(event: &Event<'_>, wall_nanos: i64) -> Self {
+        let context = context_of(event);
+        let domain = context.and_then(EncryptionContext::domain).map(ToOwned::to_owned);
+        let record = Record { domain, ..recorded(event, wall_nanos) };
+        Self { wall_nanos, record, context: context.cloned() }
+    }
+}
+
+/// A DEK id in a record, or the id of a branch key.
+fn about(record: Record, id: &DekId, context: &EncryptionContext) -> Record {
+    let id = Some(id.to_string());
+    match context.get(BRANCH) {
+        Some(_) => Record { branch_key_id: id, ..record },
+        None => Record { dek_id: id, ..record },
+    }
+}
+
+fn of_kek(record: Record, kek_id: &KekId) -> Record {
+    Record { kek_id: Some(kek_id.to_string()), ..record }
+}
+
+fn before(wall_nanos: i64, within: Duration) -> i64 {
+    wall_nanos.saturating_sub(i64::try_from(within.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn micros(elapsed: Duration) -> u64 {
+    u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn context_of<'e>(event: &Event<'e>) -> Option<&'e EncryptionContext> {
+    match *event {
+        Event::Made { context, .. }
+        | Event::Wrapped { context, .. }
+        | Event::Unwrapped { context, .. }
+        | Event::Refreshed { context, .. }
+        | Event::RenewalFailed { context, .. }
+        | Event::ServedStale { context, .. }
+        | Event::Denied { context, .. }
+        | Event::Erased { context, .. }
+        | Event::Evicted { context, .. }
+        | Event::Accessed { context, .. }
+        | Event::Wiped { context, .. } => Some(context),
+        _ => None,
+    }
+}
+
+fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
+    match *event {
+        Event::Made { dek_id, context, kek_ids } => {
+            let kek_ids = kek_ids.iter().take(MAX_KEKS).map(ToString::to_string).collect();
+            Record { kek_ids, ..about(Record::of("dek_made").succeeded(), dek_id, context) }
+        }
+        Event::Wrapped { dek_id, context, kek_id, kek_version, request_id } => {
+            let record = about(Record::of("dek_wrapped").succeeded(), dek_id, context);
+            answered(of_kek(record, kek_id), kek_version, request_id)
+        }
+        Event::Unwrapped { dek_id, context, kek_id, kek_version, request_id } => {
+            let record = about(Record::of("dek_unwrapped").succeeded(), dek_id, context);
+            answered(of_kek(record, kek_id), kek_version, request_id)
+        }
+        Event::Refreshed { dek_id, context } => {
+            about(Record::of("dek_renewed").succeeded(), dek_id, context)
+        }
+        Event::RenewalFailed { dek_id, context, kind } => {
+            about(Record::of("dek_renewal_failed").failed(kind.as_str()), dek_id, context)
+        }
+        Event::ServedStale { dek_id, context, kind } => {
+            about(Record::of("dek_served_stale").failed(kind.as_str()), dek_id, context)
+        }
+        Event::Denied { dek_id, context } => {
+            let record = Record::of("denied").failed(ErrorKind::Denied.as_str());
+            match dek_id {
+                Some(dek_id) => about(record, dek_id, context),
+                None => record,
+            }
+        }
+        Event::DamagedRow { row_id, store } => {
+            let record = Record::of("damaged_row").failed(ErrorKind::Malformed.as_str());
+            of_store(record, store).with_message(format!("row {row_id}"))
+        }
+        Event::Erased { context: _, store, keys } => {
+            let record = of_store(Record::of("branch_erased").succeeded(), store);
+            Record { count: Some(keys), ..record }
+        }
+        Event::Evicted { dek_id, context } => about(Record::of("dek_evicted"), dek_id, context),
+        Event::Accessed { dek_id, context, access, messages, within } => {
+            let record = about(Record::of("dek_used").succeeded(), dek_id, context);
+            Record {
+                operation: Some(Cow::Borrowed(access.as_str())),
+                count: Some(messages),
+                start_time: Some(rfc3339(before(wall_nanos, within))),
+                end_time: Some(rfc3339(wall_nanos)),
+                ..record
+            }
+        }
+        Event::Wiped { dek_id, context } => about(Record::of("dek_wiped"), dek_id, context),
+        Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
+            let record = called(operation, elapsed, kind, abandoned);
+            answered(of_kek(record, kek_id), None, request_id)
+        }
+        Event::BreakerOpened { kek_id, target } => {
+            of_target(Record::of("breaker_opened"), kek_id, target)
+        }
+        Event::BreakerClosed { kek_id, target } => {
+            of_target(Record::of("breaker_closed"), kek_id, target)
+        }
+        Event::MemoryNotProtected { protection } => {
+            Record::of("memory_not_protected").with_message(protection.to_string())
+        }
+        Event::ObserverPanicked { observer } => {
+            Record::of("observer_panicked").with_message(format!("observer {observer}"))
+        }
+        Event::Configured { wrap_with, unwrap_with, options } => {
+            configured(wrap_with, unwrap_with, options)
+        }
+        Event::Revoked { kek_id } => of_kek(Record::of("kek_revoked"), kek_id),
+        Event::Reinstated { kek_id } => of_kek(Record::of("kek_reinstated"), kek_id),
+        Event::ShutDown => Record::of("shut_down"),
+        Event::DomainsReloaded { opened, changed, ended, kept } => {
+            let message = format!("{opened} new, {changed} changed, {ended} ended, {kept} kept");
+            Record::of("domains_reloaded").succeeded().with_message(message)
+        }
+        Event::DomainsNotReloaded { error } => {
+            let record = Record::of("domains_reloaded").failed(error.kind().as_str());
+            record.with_message(error.to_string())
+        }
+        Event::StartedWithout { kek_id, kind } => {
+            of_kek(Record::of("started_without").failed(kind.as_str()), kek_id)
+        }
+    }
+}
+
+fn called(
+    operation: Operation,
+    elapsed: Duration,
+    kind: Option<ErrorKind>,
+    abandoned: bool,
+) -> Record {
+    let record = match kind {
+        None => Record::of("kek_called").succeeded(),
+        Some(kind) => Record::of("kek_called").failed(kind.as_str()),
+    };
+    let record = Record {
+        operation: Some(Cow::Borrowed(operation.as_str())),
+        duration_us: Some(micros(elapsed)),
+        ..record
+    };
+    if abandoned { record.with_message("no caller waited".to_owned()) } else { record }
+}
+
+/// What the key service and its provider tell of a request.
+fn answered(record: Record, kek_version: Option<&str>, request_id: Option<&str>) -> Record {
+    Record { kek_version: kek_version.map(cut), request_id: request_id.map(cut), ..record }
+}
+
+fn configured(
+    wrap_with: &[KekId],
+    unwrap_with: &[KekId],
+    options: &[(&'static str, String)],
+) -> Record {
+    let ids = |ids: &[KekId]| ids.iter().take(MAX_KEKS).map(ToString::to_string).collect();
+    let wrap_with: Vec<String> = ids(wrap_with);
+    let unwrap_with: Vec<String> = ids(unwrap_with);
+    let mut configuration: BTreeMap<String, String> =
+        options.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    configuration.insert("wrap_with".to_owned(), wrap_with.join(" "));
+    configuration.insert("unwrap_with".to_owned(), unwrap_with.join(" "));
+    let kek_ids = [wrap_with, unwrap_with].concat();
+    Record { kek_ids, configuration, ..Record::of("configured") }
+}
+
+fn cut(name: &str) -> String {
+    name.get(..name.floor_char_boundary(MAX_NAME)).unwrap_or_default().to_owned()
+}
+
+fn of_store(record: Record, store: &str) -> Record {
+    Record { store: Some(cut(store)), ..record }
+}
+
+fn of_target(record: Record, kek_id: &KekId, target: Option<&str>) -> Record {
+    Record { kek_target: target.map(cut), ..of_kek(record, kek_id) }
+}

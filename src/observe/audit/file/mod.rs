@@ -1,0 +1,288 @@
+//! The files of a trail: one directory, one writer, one file after the other.
+//!
+//! It knows lines and their lengths, and nothing of what is in them.
+#![forbid(unsafe_code)]
+
+pub(super) mod names;
+pub(super) mod recovery;
+
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::sink::private;
+use crate::error::{Error, ErrorKind};
+use recovery::Found;
+
+const DEFAULT_MAX_BYTES: u64 = 64 << 20;
+const MIN_MAX_BYTES: u64 = 4096;
+const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// When the trail waits until what it wrote is on the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[non_exhaustive]
+pub enum SyncPolicy {
+    /// After each group of records that was written at once. A crash of the machine loses what
+    /// happened since, usually milliseconds. The default.
+    #[default]
+    Records,
+    /// With each checkpoint, with each new file and at the end.
+    Checkpoints,
+    /// Never. The operating system decides. A crash of the process alone loses nothing even so.
+    Never,
+}
+
+/// The directory of a trail, and how its files are written.
+///
+/// The files are `trail-00000001.jsonl` and so on. One process writes: the start of a second one
+/// fails. Old files are never deleted. Move them away from the oldest on, and
+/// [tell the verifier](super::Verifier::first_file).
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct TrailDirectory {
+    path: PathBuf,
+    max_bytes: u64,
+    max_age: Duration,
+    sync: SyncPolicy,
+}
+
+impl TrailDirectory {
+    /// Names the directory. It is made if it is missing, for its owner only, and its parent has to
+    /// be there.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let (max_bytes, max_age) = (DEFAULT_MAX_BYTES, DEFAULT_MAX_AGE);
+        Self { path: path.into(), max_bytes, max_age, sync: SyncPolicy::default() }
+    }
+
+    /// Sets the size in bytes from which the next file is begun. At least 4,096, by default 64 MiB.
+    pub fn max_bytes(mut self, max_bytes: u64) -> Self {
+        self.max_bytes = max_bytes;
+        self
+    }
+
+    /// Sets the age from which the next file is begun, with the next record. By default 24 hours.
+    pub fn max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = max_age;
+        self
+    }
+
+    /// Sets when the trail waits for the disk. By default [`SyncPolicy::Records`].
+    pub fn sync(mut self, sync: SyncPolicy) -> Self {
+        self.sync = sync;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let refused = |detail: String| Err(Error::new(ErrorKind::InvalidOption, detail));
+        if self.max_bytes < MIN_MAX_BYTES {
+            return refused(format!("max_bytes of a trail is at least {MIN_MAX_BYTES}"));
+        }
+        if self.max_age.is_zero() {
+            return refused("max_age of a trail is more than 0".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// The file that is being written, and the lock on the directory.
+#[derive(Debug)]
+pub(super) struct TrailFiles {
+    options: TrailDirectory,
+    /// Locked as long as it is open.
+    lock: File,
+    /// The number of the newest file that there is or was.
+    number: u64,
+    open: Option<OpenFile>,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// Its length in whole lines.
+    len: u64,
+    /// A write failed, so that there may be more in it than whole lines.
+    is_torn: bool,
+    /// When it was begun, in nanoseconds of the wall clock.
+    begun: i64,
+}
+
+/// What became of the file since the last line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FileState {
+    AsItWas,
+    /// It is full, or old, or there is none yet.
+    Over,
+    /// It was removed, renamed or replaced.
+    Gone,
+    /// Somebody else changed its length.
+    Changed,
+}
+
+impl TrailFiles {
+    /// Locks the directory and finds the end of what is there.
+    pub(super) fn open(options: TrailDirectory, now: i64) -> Result<(Self, Option<Found>), Error> {
+        let directory = options.path.clone();
+        let failed = |error: io::Error| {
+            let detail = format!("audit trail in {}: {error}", directory.display());
+            Error::new(ErrorKind::Io, detail).with_source(error)
+        };
+        make_directory(&options.path).map_err(failed)?;
+        let lock = lock(&options.path).map_err(failed)?;
+        let found = recovery::recover(&options.path).map_err(failed)?;
+        let mut files = Self { options, lock, number: 0, open: None };
+        if let Some(found) = &found {
+            files.number = found.number;
+            let path = files.path();
+            let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
+            let begun = begun(&file).unwrap_or(now);
+            files.open = Some(OpenFile { file, len: found.len, is_torn: false, begun });
+        }
+        Ok((files, found))
+    }
+
+    fn path(&self) -> PathBuf {
+        names::path_of(&self.options.path, self.number)
+    }
+
+    /// The number of the newest file.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Whether nothing is in the newest file yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.len == 0)
+    }
+
+    /// Looks at the file, and cuts what a failed write left in it.
+    pub(super) fn look(&mut self, now: i64) -> io::Result<FileState> {
+        let path = self.path();
+        let Some(open) = &mut self.open else { return Ok(FileState::Over) };
+        if open.is_torn {
+            open.file.set_len(open.len)?;
+            open.is_torn = false;
+        }
+        let there = match fs::metadata(&path) {
+            Ok(there) => there,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FileState::Gone),
+            Err(error) => return Err(error),
+        };
+        if !is_same(&there, &open.file.metadata()?) {
+            return Ok(FileState::Gone);
+        }
+        if there.len() != open.len {
+            return Ok(FileState::Changed);
+        }
+        let age = u128::try_from(now.saturating_sub(open.begun)).unwrap_or(0);
+        let is_over = open.len >= self.options.max_bytes || age >= self.options.max_age.as_nanos();
+        Ok(if is_over && open.len > 0 { FileState::Over } else { FileState::AsItWas })
+    }
+
+    /// Makes the next file and goes on in it.
+    pub(super) fn next(&mut self, now: i64) -> io::Result<()> {
+        self.lock_again_if_removed()?;
+        let number = self.number.saturating_add(1);
+        let path = names::path_of(&self.options.path, number);
+        let mut options = OpenOptions::new();
+        let made = private(options.append(true).create_new(true)).open(path);
+        if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // It is not of this trail, and the verifier says so. The next try takes the next number.
+            self.number = number;
+        }
+        let open = OpenFile { file: made?, len: 0, is_torn: false, begun: now };
+        self.number = number;
+        let before = self.open.replace(open);
+        if self.options.sync != SyncPolicy::Never {
+            sync_directory(&self.options.path)?;
+            if let Some(before) = before {
+                before.file.sync_all()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Another process may write the directory once its lock was removed.
+    fn lock_again_if_removed(&mut self) -> io::Result<()> {
+        let there = fs::metadata(self.options.path.join(names::LOCK));
+        let ours = self.lock.metadata()?;
+        if !there.is_ok_and(|there| is_same(&there, &ours)) {
+            self.lock = lock(&self.options.path)?;
+        }
+        Ok(())
+    }
+
+    /// Appends a line. After an error nothing of it is in the file once [`look`](Self::look)
+    /// succeeds.
+    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+        let Some(open) = &mut self.open else {
+            return Err(io::Error::other("there is no file"));
+        };
+        if let Err(error) = open.file.write_all(line.as_bytes()) {
+            open.is_torn = true;
+            return Err(error);
+        }
+        open.len = open.len.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
+        Ok(())
+    }
+
+    /// Waits for the disk if the policy says so. `is_checkpoint`: a checkpoint was just written.
+    pub(super) fn sync(&self, is_checkpoint: bool) -> io::Result<()> {
+        let waits = match self.options.sync {
+            SyncPolicy::Records => true,
+            SyncPolicy::Checkpoints => is_checkpoint,
+            SyncPolicy::Never => false,
+        };
+        match &self.open {
+            Some(open) if waits => open.file.sync_data(),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+fn lock(directory: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let lock = private(options.write(true).create(true).truncate(false))
+        .open(directory.join(names::LOCK))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process or trail writes it"))
+        }
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// When the file was made, where the system knows it. Otherwise it counts from the start.
+fn begun(file: &File) -> Option<i64> {
+    let made = file.metadata().ok()?.created().ok()?;
+    let since = made.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_nanos()).ok()
+}
+
+#[cfg(unix)]
+fn is_same(a: &Metadata, b: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Elsewhere the length has to do.
+#[cfg(not(unix))]
+fn is_same(_: &Metadata, _: &Metadata) -> bool {
+    true
+}
+
+/// A new name in a directory is on the disk when the directory is.
+fn sync_directory(path: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
+}

@@ -1,0 +1,187 @@
+//! The symmetric key of a trail. Only this file names the crate of HMAC.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+use crate::error::{Error, ErrorKind};
+use crate::hex;
+use crate::memory::{Secret32, overwriting_the_stack_after, wipe};
+use crate::suite::Dek;
+
+/// Room for the states of two HMACs.
+const STACK: usize = 2048;
+
+/// What a key is derived for.
+#[derive(Clone, Copy)]
+pub(super) enum Use {
+    Checkpoints,
+    CheckpointKeyId,
+    ContextValues,
+}
+
+impl Use {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Checkpoints => b"waxseal.audit.v1 checkpoints",
+            Self::CheckpointKeyId => b"waxseal.audit.v1 checkpoint key id",
+            Self::ContextValues => b"waxseal.audit.v1 context values",
+        }
+    }
+}
+
+/// A secret key of 32 bytes, for hashed context values and for the MACs of checkpoints. From one key
+/// each use derives its own.
+///
+/// To have a KEK protect it, make a [`Dek`], wrap it with a
+/// [`KekProvider`](crate::kek::KekProvider), keep the
+/// [`WrappedDek`](crate::WrappedDek) in the configuration, and unwrap it at each start.
+///
+/// It is wiped on drop, has no Clone and no serde, and shows nothing in Debug.
+///
+/// ```
+/// # use waxseal::{Dek, EncryptionContext, audit::AuditKey, kek::{KekProvider, local::LocalKek}};
+/// # pollster::block_on(async {
+/// # let kek = LocalKek::in_memory("test")?;
+/// let context = EncryptionContext::new([("purpose", "audit trail of cards")])?;
+/// // Once, at set-up. `wrapped` is not secret.
+/// let wrapped = kek.wrap(&context, &Dek::random()?).await?;
+/// // At each start.
+/// let key = kek.unwrap(&context, &wrapped).await?.to_dek().map(|dek| AuditKey::from_dek(&dek));
+/// assert!(key.is_some());
+/// # Ok::<(), waxseal::Error>(()) }).unwrap();
+/// ```
+pub struct AuditKey(Secret32);
+
+impl AuditKey {
+    /// The length in bytes.
+    pub const LEN: usize = 32;
+
+    /// Makes a new key with the operating system's generator.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Randomness`].
+    pub fn random() -> Result<Self, Error> {
+        Secret32::random().map(Self)
+    }
+
+    /// Takes the bytes of a DEK that was made for this purpose only.
+    #[must_use]
+    pub fn from_dek(dek: &Dek) -> Self {
+        let mut secret = Secret32::zeroed();
+        secret.expose_mut().copy_from_slice(dek.expose());
+        Self(secret)
+    }
+
+    /// Takes a key from its bytes, which the caller wipes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] unless there are exactly 32, and not all are the same.
+    pub fn from_slice(bytes: &[u8]) -> Result<Self, Error> {
+        let refused = || {
+            let detail = "an audit key has 32 bytes from a random number generator";
+            Error::new(ErrorKind::InvalidOption, detail)
+        };
+        if bytes.iter().all(|byte| Some(byte) == bytes.first()) {
+            return Err(refused());
+        }
+        Secret32::from_slice(bytes).map(Self).ok_or_else(refused)
+    }
+
+    /// Returns what a record shows for a [hashed](super::Disclosure::Hashed) value, to look for it:
+    /// 64 hexadecimal digits.
+    #[must_use]
+    pub fn hash_value(&self, name: &str, value: &str) -> String {
+        let len = u64::try_from(name.len()).unwrap_or(u64::MAX).to_le_bytes();
+        hex::encode(&self.mac(Use::ContextValues, &[&len, name.as_bytes(), value.as_bytes()]))
+    }
+
+    /// HMAC-SHA-256 over the parts, under a key that HMAC-SHA-256 derives for the use.
+    pub(super) fn mac(&self, purpose: Use, parts: &[&[u8]]) -> [u8; 32] {
+        overwriting_the_stack_after::<STACK, _>(|| {
+            let derived = Secret32::from_slice(&of(self.0.expose(), &[purpose.label()]));
+            derived.map_or([0; 32], |key| of(key.expose(), parts))
+        })
+    }
+
+    /// Whether `tag` is the MAC of the parts. Takes the same time wherever they differ.
+    pub(super) fn accepts(&self, purpose: Use, parts: &[&[u8]], tag: &[u8; 32]) -> bool {
+        let differing =
+            self.mac(purpose, parts).iter().zip(tag).fold(0, |sum, (a, b)| sum | (a ^ b));
+        std::hint::black_box(differing) == 0
+    }
+
+    /// Whether it still is this key. In the child of a fork it is not.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.0.is_of_this_process()
+    }
+
+    #[cfg(test)]
+    pub(super) fn try_clone(&self) -> Option<Self> {
+        self.0.try_clone().map(Self)
+    }
+}
+
+impl fmt::Debug for AuditKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuditKey([redacted])")
+    }
+}
+
+fn of(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    // HMAC pads a key with zeros to the length of a block.
+    let mut block = [0; 64];
+    for (padded, byte) in block.iter_mut().zip(key) {
+        *padded = *byte;
+    }
+    let mut mac = Hmac::<Sha256>::new(&block.into());
+    wipe(&mut block);
+    for part in parts {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> AuditKey {
+        let mut bytes = [byte; 32];
+        bytes[0] = 0;
+        AuditKey::from_slice(&bytes).unwrap()
+    }
+
+    #[test]
+    fn a_hash_depends_on_key_name_and_value_and_on_where_one_ends() {
+        let hashed = key(1).hash_value("tenant", "acme");
+        assert_eq!(hashed, key(1).hash_value("tenant", "acme"));
+        for other in [
+            key(2).hash_value("tenant", "acme"),
+            key(1).hash_value("tenan", "tacme"),
+            key(1).hash_value("tenant", "acme2"),
+        ] {
+            assert_ne!(hashed, other);
+        }
+    }
+
+    /// `python3 -c 'import hmac,hashlib; k=b"\0"+b"\1"*31; d=hmac.digest(k,b"waxseal.audit.v1 context values","sha256");
+    /// print(hmac.digest(d,(6).to_bytes(8,"little")+b"tenantacme","sha256").hex())'`
+    #[test]
+    fn the_hash_is_the_one_of_the_page() {
+        assert_eq!(
+            key(1).hash_value("tenant", "acme"),
+            "5040504eb798286e276025c20352dba3dc4f582b5dd1d1a0f36619fbcdd83b31"
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_no_key_is_refused_and_debug_shows_nothing() {
+        for bytes in [&[0; 32][..], &[7; 32], &[], &[1, 2, 3]] {
+            assert!(AuditKey::from_slice(bytes).is_err());
+        }
+        assert_eq!(format!("{:?}", key(3)), "AuditKey([redacted])");
+    }
+}

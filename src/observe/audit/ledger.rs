@@ -1,0 +1,295 @@
+//! Writes records: gives each its place in the chain, and takes it to the file and to the sinks.
+//!
+//! It belongs to one thread. Whatever fails leaves it so that the same record can be tried again.
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::chain::{Chain, MAX_LINE, TrailId};
+use super::checkpoint::{CheckpointKey, checkpoint};
+use super::disclosure::Disclosures;
+use super::draft::Draft;
+use super::file::names::file_name;
+use super::file::{FileState, TrailFiles};
+use super::queue::Dropped;
+use super::record::{Record, TrailFields};
+use super::sink::{Taken, WatchedSink};
+use crate::clock::Clock;
+use crate::error::Error;
+
+/// The version of lines and chain.
+pub(super) const FORMAT_VERSION: u32 = 1;
+/// Threads hand in their records in another order than they stamp them, but not by more.
+const CLOCK_TOLERANCE: i64 = 1_000_000_000;
+
+/// When a checkpoint is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CheckpointTerms {
+    pub(super) records: u64,
+    pub(super) interval: Duration,
+}
+
+/// The parts of a ledger.
+#[derive(Debug)]
+pub(super) struct LedgerTerms {
+    pub(super) service: Option<String>,
+    pub(super) disclosures: Disclosures,
+    pub(super) key: Option<CheckpointKey>,
+    pub(super) checkpoints: CheckpointTerms,
+    pub(super) sinks: Vec<WatchedSink>,
+    pub(super) clock: Clock,
+}
+
+/// What a record is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    OfAnEvent,
+    OfTheTrail,
+}
+
+/// The writer of a trail.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    terms: LedgerTerms,
+    chain: Chain,
+    files: Option<TrailFiles>,
+    /// Records since the last checkpoint.
+    unchecked: u64,
+    checked_at: i64,
+    /// The time of the last record.
+    last_time: i64,
+    /// Records that the trail has to say about itself before the next one.
+    notes: Vec<Record>,
+    written: u64,
+    sink_failures: u64,
+}
+
+impl Ledger {
+    /// Goes on where the files end, or begins a trail.
+    pub(super) fn new(
+        terms: LedgerTerms,
+        opened: Option<(TrailFiles, Option<super::file::recovery::Found>)>,
+    ) -> Result<Self, Error> {
+        let (files, found) = opened.map_or((None, None), |(files, found)| (Some(files), found));
+        let (chain, moved_aside) =
+            found.map_or((None, None), |found| (found.chain, found.moved_aside));
+        let is_resumed = chain.is_some();
+        let chain = match chain {
+            Some(chain) => chain,
+            None => Chain::new(TrailId::random()?),
+        };
+        let now = terms.clock.now().wall_nanos();
+        let mut ledger = Self {
+            terms,
+            chain,
+            files,
+            unchecked: 0,
+            checked_at: now,
+            last_time: i64::MIN,
+            notes: Vec::new(),
+            written: 0,
+            sink_failures: 0,
+        };
+        // A new file says the same in its first record.
+        if is_resumed || ledger.files.is_none() {
+            let begins = if is_resumed { "trail_resumed" } else { "trail_opened" };
+            ledger.notes.push(ledger.about_the_trail(begins));
+        }
+        if let Some(moved_aside) = moved_aside {
+            let record = Record::of("incomplete_line_moved").failed("malformed");
+            ledger.notes.push(record.with_message(moved_aside));
+        }
+        Ok(ledger)
+    }
+
+    /// Writes that the trail begins, so that a start in a directory that cannot be written fails.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        self.prepare()?;
+        self.sync()
+    }
+
+    /// Returns how many records were written and how many sinks failed, since the last call.
+    pub(super) fn take_counts(&mut self) -> (u64, u64) {
+        (std::mem::take(&mut self.written), std::mem::take(&mut self.sink_failures))
+    }
+
+    fn now(&self) -> i64 {
+        self.terms.clock.now().wall_nanos()
+    }
+
+    fn about_the_trail(&self, activity: &'static str) -> Record {
+        let fields = TrailFields {
+            version: FORMAT_VERSION,
+            id: self.chain.trail.to_string(),
+            checkpoint_key: self.terms.key.as_ref().map(CheckpointKey::id),
+            process: std::process::id(),
+            // Its place is known when it is written.
+            file: 0,
+            previous: String::new(),
+        };
+        Record { trail: Some(fields), ..Record::of(activity) }
+    }
+
+    /// Writes what happened. After an error the same draft can be given again.
+    pub(super) fn append(&mut self, draft: &Draft) -> io::Result<()> {
+        self.prepare()?;
+        if draft.wall_nanos < self.last_time.saturating_sub(CLOCK_TOLERANCE) {
+            let was = rfc3339(self.last_time);
+            let note = Record::of("clock_set_back").with_message(format!("it was {was} before"));
+            self.write(note, draft.wall_nanos, Kind::OfTheTrail)?;
+        }
+        let mut record = draft.record.clone();
+        record.context =
+            draft.context.as_ref().map(|context| self.terms.disclosures.shown(context));
+        self.write(record, draft.wall_nanos, Kind::OfAnEvent)
+    }
+
+    /// Writes how many were dropped.
+    pub(super) fn append_dropped(&mut self, dropped: &Dropped) -> io::Result<()> {
+        let record = Record {
+            count: Some(dropped.count),
+            start_time: Some(rfc3339(dropped.first)),
+            end_time: Some(rfc3339(dropped.last)),
+            ..Record::of("records_dropped").failed("too-large")
+        };
+        self.append(&Draft::new(self.now(), record.with_message("the queue was full".to_owned())))
+    }
+
+    /// Says that writing failed for a while.
+    pub(super) fn note_failures(&mut self, tries: u64, last: &str) {
+        let record = Record { count: Some(tries), ..Record::of("trail_write_failed").failed("io") };
+        self.notes.push(record.with_message(last.to_owned()));
+    }
+
+    /// Makes a checkpoint if its time has come.
+    pub(super) fn checkpoint_if_due(&mut self) -> io::Result<()> {
+        let CheckpointTerms { records, interval } = self.terms.checkpoints;
+        let age = u128::try_from(self.now().saturating_sub(self.checked_at)).unwrap_or(0);
+        if self.unchecked >= records || self.unchecked > 0 && age >= interval.as_nanos() {
+            self.prepare()?;
+            return self.checkpoint();
+        }
+        Ok(())
+    }
+
+    /// Writes the last record.
+    pub(super) fn append_end(&mut self) -> io::Result<()> {
+        self.append(&Draft::new(self.now(), self.about_the_trail("trail_closed")))
+    }
+
+    /// Waits for the disk.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.files.as_ref().map_or(Ok(()), |files| files.sync(false))
+    }
+
+    /// Makes the file ready for a record, and writes what the trail has to say about itself.
+    fn prepare(&mut self) -> io::Result<()> {
+        let now = self.now();
+        self.go_on_in_a_file(now)?;
+        if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
+            self.write(self.about_the_trail("trail_file_opened"), now, Kind::OfTheTrail)?;
+        }
+        while let Some(note) = self.notes.first().cloned() {
+            self.write(note, now, Kind::OfTheTrail)?;
+            self.notes.remove(0);
+        }
+        Ok(())
+    }
+
+    fn go_on_in_a_file(&mut self, now: i64) -> io::Result<()> {
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let (state, name) = (files.look(now)?, file_name(files.number()));
+        let note = match state {
+            FileState::AsItWas => return Ok(()),
+            FileState::Over => {
+                self.checkpoint()?;
+                None
+            }
+            FileState::Gone => Some(Record::of("file_removed")),
+            FileState::Changed => Some(Record::of("file_changed")),
+        };
+        if let Some(files) = &mut self.files {
+            files.next(now)?;
+        }
+        self.notes.extend(note.map(|note| note.failed("io").with_message(name)));
+        Ok(())
+    }
+
+    /// Writes a checkpoint over what was written since the last one, and waits for the disk.
+    pub(super) fn checkpoint(&mut self) -> io::Result<()> {
+        if self.unchecked == 0 {
+            return Ok(());
+        }
+        let sends = self.terms.sinks.iter().any(WatchedSink::takes_only_checkpoints);
+        if self.terms.key.is_some() || sends {
+            let now = self.now();
+            let record = checkpoint(self.terms.key.as_ref(), &self.chain, rfc3339(now));
+            self.write(record, now, Kind::OfTheTrail)?;
+        }
+        (self.unchecked, self.checked_at) = (0, self.now());
+        self.files.as_ref().map_or(Ok(()), |files| files.sync(true))
+    }
+
+    /// Writes one record. It is in the file, or an error is returned. Sinks follow.
+    fn write(&mut self, mut record: Record, at: i64, kind: Kind) -> io::Result<()> {
+        if record.time.is_empty() {
+            record.time = rfc3339(at);
+        }
+        record.service.clone_from(&self.terms.service);
+        if let Some(trail) = &mut record.trail {
+            trail.previous = self.chain.head.to_string();
+            trail.file = self.files.as_ref().map_or(0, TrailFiles::number);
+        }
+        let mut sealed = self.chain.seal(&mut record)?;
+        if sealed.line.len() > MAX_LINE {
+            record = cut(record);
+            sealed = self.chain.seal(&mut record)?;
+        }
+        if let Some(files) = &mut self.files {
+            files.append(&sealed.line)?;
+        }
+        self.chain = sealed.chain;
+        self.last_time = at;
+        self.unchecked = self.unchecked.saturating_add(1);
+        self.written = self.written.saturating_add(1);
+        self.hand_to_sinks(&record, &sealed.line, kind);
+        Ok(())
+    }
+
+    fn hand_to_sinks(&mut self, record: &Record, line: &str, kind: Kind) {
+        for (place, sink) in self.terms.sinks.iter_mut().enumerate() {
+            let note = match sink.write(record, line) {
+                Taken::Yes => continue,
+                Taken::Again => Some(Record::of("sink_recovered").succeeded()),
+                Taken::StillNot => None,
+                Taken::Not(why) => Some(Record::of("sink_failed").failed("io").with_message(why)),
+            };
+            if note.as_ref().is_none_or(|note| note.error_type.is_some()) {
+                self.sink_failures = self.sink_failures.saturating_add(1);
+            }
+            // Otherwise the notes of a sink that fails now and then would cause more of them.
+            if kind == Kind::OfAnEvent {
+                let count = u64::try_from(place).ok();
+                self.notes.extend(note.map(|note| Record { count, ..note }));
+            }
+        }
+    }
+}
+
+/// A record that is too long without what can make it so.
+fn cut(record: Record) -> Record {
+    let record =
+        Record { context: None, configuration: Default::default(), kek_ids: Vec::new(), ..record };
+    record.with_message("cut: the record was longer than a line may be".to_owned())
+}
+
+/// Writes nanoseconds since 1970. What RFC 3339 cannot say, years beyond 9999, is the last it can.
+pub(super) fn rfc3339(nanos: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).ok();
+    let text = time.and_then(|time| time.format(&Rfc3339).ok());
+    text.unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
+}

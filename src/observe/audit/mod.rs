@@ -1,0 +1,53 @@
+//! The audit trail: every event as a record that cannot be changed unnoticed.
+//!
+//! ```text
+//!   event ──► draft ──► queue ─│─► ledger: place, chain ──► file ──► disk
+//!   (caller's thread)          │      │ checkpoints            └──► sinks
+//!                              │   (the trail's thread)
+//!   verifier ◄── files, copies of checkpoints, keys
+//! ```
+//!
+//! It knows events and no layer above them. Only `verify` and `file::recovery` read lines, and
+//! neither trusts them. docs/audit.md lists the records and fixes chain and checkpoints.
+//!
+//! ```
+//! # use waxseal::audit::{AuditTrail, TrailDirectory, Verifier};
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let trail = AuditTrail::builder().directory(TrailDirectory::new("/var/log/cards")).start()?;
+//! let envelope = waxseal::Envelope::builder().observer(trail.clone());
+//! // Later, on another machine:
+//! match Verifier::new().verify("/var/log/cards")?.fault {
+//!     None => println!("every record is as it was written"),
+//!     Some(fault) => println!("{fault}"),
+//! }
+//! # Ok(()) }
+//! ```
+#![forbid(unsafe_code)]
+
+mod chain;
+mod checkpoint;
+mod disclosure;
+mod draft;
+mod file;
+mod key;
+mod ledger;
+mod queue;
+mod record;
+mod signature;
+mod sink;
+mod trail;
+mod verify;
+mod writer;
+
+pub use chain::ChainHash;
+pub use checkpoint::{Checkpoint, CheckpointFields, CheckpointKey, CheckpointVerifier};
+pub use disclosure::Disclosure;
+pub use file::{SyncPolicy, TrailDirectory};
+pub use key::AuditKey;
+pub use queue::Backpressure;
+pub use record::{ContextValue, Record, TrailFields};
+#[cfg(feature = "tracing")]
+pub use sink::TracingSink;
+pub use sink::{AppendTo, AuditSink};
+pub use trail::{AuditStatistics, AuditTrail, AuditTrailBuilder};
+pub use verify::{Fault, FaultKind, Verification, Verifier};

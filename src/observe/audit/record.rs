@@ -1,0 +1,164 @@
+//! One record of the trail, and its names in JSON.
+//!
+//! Names are those of the Open Cybersecurity Schema Framework (OCSF) and of OpenTelemetry where
+//! those have one, and begin with `waxseal` otherwise. docs/audit.md lists them.
+#![forbid(unsafe_code)]
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::CheckpointFields;
+
+/// One record of an audit trail.
+///
+/// Which fields there are depends on what happened. In JSON a field without a value is left out.
+/// No field holds a key, a plaintext or an AAD.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Record {
+    /// Counts the records of a trail from 0, without a gap, through all its files.
+    #[serde(rename = "metadata.sequence")]
+    pub sequence: u64,
+    /// Names the record: the id of its trail and its sequence.
+    #[serde(rename = "metadata.uid")]
+    pub uid: String,
+    /// When it happened, as RFC 3339 in UTC.
+    #[serde(rename = "time_dt")]
+    pub time: String,
+    /// What happened, such as `dek_made`. docs/audit.md lists all.
+    #[serde(rename = "activity_name")]
+    pub activity: Cow<'static, str>,
+    /// The outcome: `Success` or `Failure`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub status: Option<Cow<'static, str>>,
+    /// The kind of a failure: see [`ErrorKind::as_str`](crate::ErrorKind::as_str).
+    #[serde(rename = "error.type", skip_serializing_if = "Option::is_none", default)]
+    pub error_type: Option<Cow<'static, str>>,
+    /// The service that keeps the trail.
+    #[serde(rename = "service.name", skip_serializing_if = "Option::is_none", default)]
+    pub service: Option<String>,
+    /// The operation: `wrap`, `unwrap`, `generate` or `rewrap` of a key service.
+    #[serde(rename = "api.operation", skip_serializing_if = "Option::is_none", default)]
+    pub operation: Option<Cow<'static, str>>,
+    /// How long a call took, in microseconds.
+    #[serde(rename = "waxseal.duration_us", skip_serializing_if = "Option::is_none", default)]
+    pub duration_us: Option<u64>,
+    /// The data domain.
+    #[serde(rename = "waxseal.domain", skip_serializing_if = "Option::is_none", default)]
+    pub domain: Option<String>,
+    /// The DEK.
+    #[serde(rename = "waxseal.dek.id", skip_serializing_if = "Option::is_none", default)]
+    pub dek_id: Option<String>,
+    /// The branch key, in place of a DEK.
+    #[serde(rename = "waxseal.branch_key.id", skip_serializing_if = "Option::is_none", default)]
+    pub branch_key_id: Option<String>,
+    /// The KEK.
+    #[serde(rename = "waxseal.kek.id", skip_serializing_if = "Option::is_none", default)]
+    pub kek_id: Option<String>,
+    /// The KEKs of a record about several.
+    #[serde(rename = "waxseal.kek.ids", skip_serializing_if = "Vec::is_empty", default)]
+    pub kek_ids: Vec<String>,
+    /// The version of the KEK, as its key service counts it.
+    #[serde(rename = "waxseal.kek.version", skip_serializing_if = "Option::is_none", default)]
+    pub kek_version: Option<String>,
+    /// The key service's own id of the request, which is in its log too.
+    #[serde(rename = "api.request.uid", skip_serializing_if = "Option::is_none", default)]
+    pub request_id: Option<String>,
+    /// The key, Region or store behind a KEK, where it has a name of its own.
+    #[serde(rename = "waxseal.kek.target", skip_serializing_if = "Option::is_none", default)]
+    pub kek_target: Option<String>,
+    /// The encryption context by name. [`Disclosure`](super::Disclosure) decides how a value is
+    /// shown.
+    #[serde(rename = "waxseal.context", skip_serializing_if = "Option::is_none", default)]
+    pub context: Option<BTreeMap<String, ContextValue>>,
+    /// The key store.
+    #[serde(rename = "waxseal.store", skip_serializing_if = "Option::is_none", default)]
+    pub store: Option<String>,
+    /// How many: keys erased, records dropped.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
+    /// The first moment of what is counted, as RFC 3339.
+    #[serde(rename = "start_time_dt", skip_serializing_if = "Option::is_none", default)]
+    pub start_time: Option<String>,
+    /// The last moment of what is counted, as RFC 3339.
+    #[serde(rename = "end_time_dt", skip_serializing_if = "Option::is_none", default)]
+    pub end_time: Option<String>,
+    /// More for people to read, at most 1,024 bytes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub message: Option<String>,
+    /// The options of an envelope, by name.
+    #[serde(rename = "waxseal.configuration", skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub configuration: BTreeMap<String, String>,
+    /// The trail itself, in a record about it.
+    #[serde(rename = "waxseal.trail", skip_serializing_if = "Option::is_none", default)]
+    pub trail: Option<TrailFields>,
+    /// The checkpoint, in a record that is one.
+    #[serde(rename = "waxseal.checkpoint", skip_serializing_if = "Option::is_none", default)]
+    pub checkpoint: Option<CheckpointFields>,
+}
+
+/// What the records `trail_file_opened` and `trail_resumed` say about the trail.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TrailFields {
+    /// The version of the format of lines and chain, at present 1.
+    pub version: u32,
+    /// The id of the trail: 16 hexadecimal digits, drawn when its first file was made.
+    pub id: String,
+    /// The number of the file, from 1.
+    pub file: u64,
+    /// The hash of the last record before this one, or the start of the chain.
+    pub previous: String,
+    /// The key of the checkpoints from here on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub checkpoint_key: Option<String>,
+    /// The id of the process that writes.
+    #[serde(rename = "process.pid")]
+    pub process: u32,
+}
+
+/// A value of an encryption context in a record.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+#[non_exhaustive]
+pub enum ContextValue {
+    /// The value itself.
+    Clear(String),
+    /// Its keyed hash: see [`AuditKey::hash_value`](super::AuditKey::hash_value).
+    Hashed {
+        /// HMAC-SHA-256, 64 hexadecimal digits.
+        hmac: String,
+    },
+    /// It is left out.
+    LeftOut,
+}
+
+/// The longest message of a record in bytes.
+const MAX_MESSAGE: usize = 1024;
+
+impl Record {
+    pub(super) fn of(activity: &'static str) -> Self {
+        Self { activity: Cow::Borrowed(activity), ..Self::default() }
+    }
+
+    pub(super) fn succeeded(mut self) -> Self {
+        self.status = Some(Cow::Borrowed("Success"));
+        self
+    }
+
+    pub(super) fn failed(mut self, kind: &'static str) -> Self {
+        self.status = Some(Cow::Borrowed("Failure"));
+        self.error_type = Some(Cow::Borrowed(kind));
+        self
+    }
+
+    /// Sets the message, cut at [`MAX_MESSAGE`] so that a line stays within its bound.
+    pub(super) fn with_message(mut self, mut message: String) -> Self {
+        let end = message.floor_char_boundary(MAX_MESSAGE);
+        message.truncate(end);
+        self.message = Some(message);
+        self
+    }
+}

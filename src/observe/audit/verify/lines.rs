@@ -1,0 +1,86 @@
+//! The lines of a trail, one after the other, in bounded memory.
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use super::super::chain::MAX_LINE;
+use super::super::file::names::{file_name, numbers, path_of};
+
+/// Reads the files of a directory, or a stream of lines.
+pub(super) struct Lines<'r> {
+    current: Option<Box<dyn BufRead + 'r>>,
+    /// The files that follow, by number.
+    files: VecDeque<(u64, PathBuf)>,
+    /// The number of the present file. `None` for a stream.
+    pub(super) file: Option<u64>,
+    /// The number of the present line in its file, from 1. 0 before the first.
+    pub(super) line: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// What comes next.
+pub(super) enum Next {
+    /// A line, without its end, is in [`Lines::bytes`].
+    Line,
+    /// The file ends within a line.
+    Incomplete,
+    /// More bytes than a line may have.
+    TooLong,
+    /// The file with this number is not there, and a later one is.
+    Missing(u64),
+    End,
+}
+
+impl<'r> Lines<'r> {
+    /// The files of a directory from this number on.
+    pub(super) fn of_directory(directory: &Path, first: u64) -> io::Result<Self> {
+        let numbers = numbers(directory)?.into_iter().filter(|number| *number >= first);
+        let files = numbers.map(|number| (number, path_of(directory, number))).collect();
+        let file = Some(first.saturating_sub(1));
+        Ok(Self { current: None, files, file, line: 0, bytes: Vec::new() })
+    }
+
+    pub(super) fn of_stream(stream: impl Read + 'r) -> Self {
+        let current: Option<Box<dyn BufRead + 'r>> = Some(Box::new(BufReader::new(stream)));
+        Self { current, files: VecDeque::new(), file: None, line: 0, bytes: Vec::new() }
+    }
+
+    /// The name of the present file.
+    pub(super) fn name(&self) -> String {
+        self.file.map_or_else(|| "the stream".to_owned(), file_name)
+    }
+
+    /// Goes to the next line, in the next file if this one is over.
+    pub(super) fn next(&mut self) -> io::Result<Next> {
+        loop {
+            if let Some(file) = &mut self.current {
+                self.bytes.clear();
+                let most = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
+                if file.take(most).read_until(b'\n', &mut self.bytes)? > 0 {
+                    self.line = self.line.saturating_add(1);
+                    return Ok(match self.bytes.pop_if(|last| *last == b'\n') {
+                        Some(_) => Next::Line,
+                        None if self.bytes.len() == MAX_LINE => Next::TooLong,
+                        None => Next::Incomplete,
+                    });
+                }
+                self.current = None;
+            }
+            let Some((number, path)) = self.files.pop_front() else { return Ok(Next::End) };
+            let expected = self.file.map_or(number, |file| file.saturating_add(1));
+            (self.file, self.line) = (Some(number), 0);
+            if number != expected {
+                return Ok(Next::Missing(expected));
+            }
+            let file = File::open(&path)?;
+            if !file.metadata()?.is_file() {
+                let what = format!("{} is not a regular file", path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+            }
+            self.current = Some(Box::new(BufReader::with_capacity(MAX_LINE, file)));
+        }
+    }
+}

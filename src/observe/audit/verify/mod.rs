@@ -1,0 +1,392 @@
+//! Verifies a trail: finds the first record that is not as it was written, or not where.
+//!
+//! It trusts no byte that it reads, and holds one line of it at a time.
+#![forbid(unsafe_code)]
+
+mod fault;
+mod lines;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::path::Path;
+
+pub use fault::{Fault, FaultKind};
+use lines::{Lines, Next};
+
+use super::chain::{Chain, ChainHash, Line, TrailId};
+use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier};
+use super::ledger::FORMAT_VERSION;
+use super::record::Record;
+use crate::error::{Error, ErrorKind};
+
+/// Verifies the files of a trail.
+///
+/// Without a key it finds every change by someone who did not also make the chain anew. With the
+/// [key](Self::key) of the checkpoints it finds those too, up to the last checkpoint. With
+/// [witnesses](Self::witness), copies of checkpoints that were kept elsewhere, it also finds that
+/// the end was cut off.
+///
+/// Memory is bounded by one line of 64 KiB, and the witnesses.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Verifier {
+    keys: Vec<CheckpointVerifier>,
+    witnesses: BTreeMap<u64, Checkpoint>,
+    /// Two witnesses of one sequence that differ.
+    contradiction: Option<u64>,
+    first_file: Option<u64>,
+}
+
+/// What a verifier found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Verification {
+    /// The id of the trail.
+    pub trail: Option<String>,
+    /// How many records are as they were written, up to the first fault.
+    pub records: u64,
+    /// The sequence of the first of them. 0 unless older files were moved away.
+    pub first_sequence: u64,
+    /// The hash of the last of them.
+    pub last_hash: Option<ChainHash>,
+    /// How many checkpoints a key accepted.
+    pub checkpoints: u64,
+    /// The sequence of the last checkpoint that a key accepted. Everything before it is
+    /// authenticated. What follows can be made by anyone who can write the file.
+    pub authenticated_before: Option<u64>,
+    /// How often the wall clock was set back while the trail was written.
+    pub clock_set_back: u64,
+    /// The last record says that the trail was closed. Otherwise it is still written, its process
+    /// was killed, or the end was cut off.
+    pub is_closed: bool,
+    /// The first fault.
+    pub fault: Option<Fault>,
+}
+
+impl Verifier {
+    /// Makes a verifier.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a key. Then every checkpoint has to be accepted by one of the keys, and there has to be
+    /// one.
+    pub fn key(mut self, key: CheckpointVerifier) -> Self {
+        self.keys.push(key);
+        self
+    }
+
+    /// Adds a checkpoint that was kept elsewhere: see
+    /// [`checkpoints_to`](super::AuditTrailBuilder::checkpoints_to).
+    pub fn witness(mut self, checkpoint: Checkpoint) -> Self {
+        let sequence = checkpoint.sequence();
+        let before = self.witnesses.insert(sequence, checkpoint);
+        if before.is_some_and(|before| self.witnesses.get(&sequence) != Some(&before)) {
+            self.contradiction = Some(sequence);
+        }
+        self
+    }
+
+    /// Sets the number of the first file, where older ones were moved away. By default 1. What that
+    /// file says about its place in the chain is then believed, unless a witness or a key knows
+    /// better.
+    pub fn first_file(mut self, number: u64) -> Self {
+        self.first_file = Some(number);
+        self
+    }
+
+    /// Verifies the files of a directory.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]. [`ErrorKind::UnsupportedVersion`] for a trail of another format.
+    /// [`ErrorKind::InvalidOption`] for a witness that no key accepts. A trail that is not as it was
+    /// written is no error but a [`Fault`].
+    pub fn verify(&self, directory: impl AsRef<Path>) -> Result<Verification, Error> {
+        self.verify_each(directory, |_| {})
+    }
+
+    /// As [`verify`](Self::verify), and hands each record over that is as it was written.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_each(
+        &self,
+        directory: impl AsRef<Path>,
+        each: impl FnMut(&Record),
+    ) -> Result<Verification, Error> {
+        let directory = directory.as_ref();
+        let failed = |error: io::Error| {
+            let detail = format!("audit trail in {}: {error}", directory.display());
+            Error::new(ErrorKind::Io, detail).with_source(error)
+        };
+        let first = self.first_file.unwrap_or(1);
+        let lines = Lines::of_directory(directory, first).map_err(failed)?;
+        self.run(lines, each, failed)
+    }
+
+    /// Verifies the lines of a stream, as a [sink](super::AuditSink) received them.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_stream(
+        &self,
+        stream: impl Read,
+        each: impl FnMut(&Record),
+    ) -> Result<Verification, Error> {
+        let failed = |error: io::Error| {
+            Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
+        };
+        self.run(Lines::of_stream(stream), each, failed)
+    }
+
+    fn run(
+        &self,
+        lines: Lines<'_>,
+        each: impl FnMut(&Record),
+        failed: impl Fn(io::Error) -> Error,
+    ) -> Result<Verification, Error> {
+        self.check_witnesses()?;
+        let is_from_the_start = self.first_file.is_none_or(|first| first == 1);
+        let mut pass =
+            Pass { verifier: self, lines, is_from_the_start, chain: None, found: nothing() };
+        pass.run(each).map_err(|stopped| match stopped {
+            Stopped::Io(error) => failed(error),
+            Stopped::Version(version) => {
+                let detail = format!("an audit trail of version {version}");
+                Error::new(ErrorKind::UnsupportedVersion, detail)
+            }
+        })?;
+        Ok(pass.found)
+    }
+
+    fn check_witnesses(&self) -> Result<(), Error> {
+        let refused = |sequence: u64, why: &str| {
+            let detail = format!("witness: the checkpoint of sequence {sequence} {why}");
+            Err(Error::new(ErrorKind::InvalidOption, detail))
+        };
+        if let Some(sequence) = self.contradiction {
+            return refused(sequence, "is there twice and not the same");
+        }
+        let unknown =
+            self.witnesses.values().find(|witness| !self.keys.is_empty() && !self.accepts(witness));
+        unknown.map_or(Ok(()), |witness| refused(witness.sequence(), "is accepted by no key"))
+    }
+
+    fn accepts(&self, checkpoint: &Checkpoint) -> bool {
+        self.keys.iter().any(|key| key.accepts(checkpoint))
+    }
+}
+
+fn nothing() -> Verification {
+    Verification {
+        trail: None,
+        records: 0,
+        first_sequence: 0,
+        last_hash: None,
+        checkpoints: 0,
+        authenticated_before: None,
+        clock_set_back: 0,
+        is_closed: false,
+        fault: None,
+    }
+}
+
+/// Why nothing can be said about the trail.
+enum Stopped {
+    Io(io::Error),
+    Version(u32),
+}
+
+impl From<io::Error> for Stopped {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// One pass over a trail.
+struct Pass<'v, 'r> {
+    verifier: &'v Verifier,
+    lines: Lines<'r>,
+    /// The first record has to be the first of the trail.
+    is_from_the_start: bool,
+    chain: Option<Chain>,
+    found: Verification,
+}
+
+impl Pass<'_, '_> {
+    fn run(&mut self, mut each: impl FnMut(&Record)) -> Result<(), Stopped> {
+        let fault = loop {
+            let kind = match self.lines.next()? {
+                Next::Line => match self.record()? {
+                    Ok(record) => {
+                        each(&record);
+                        continue;
+                    }
+                    Err(fault) => break Some(fault),
+                },
+                Next::End => break self.missing_at_the_end(),
+                Next::Incomplete => FaultKind::Incomplete,
+                Next::TooLong => FaultKind::NoRecord,
+                Next::Missing(number) => FaultKind::FileMissing { number },
+            };
+            break Some(self.fault(kind));
+        };
+        self.found.fault = fault;
+        Ok(())
+    }
+
+    /// The sequence of the record that has to come now.
+    fn expected(&self) -> u64 {
+        self.chain.map_or(0, |chain| chain.next)
+    }
+
+    fn fault(&self, kind: FaultKind) -> Fault {
+        let (file, line) = (self.lines.name(), self.lines.line);
+        Fault { kind, file, line, sequence: self.expected() }
+    }
+
+    /// Checks the line that was just read.
+    fn record(&mut self) -> Result<Result<Record, Fault>, Stopped> {
+        // A look ahead takes the place of the line in the buffer.
+        let bytes = std::mem::take(&mut self.lines.bytes);
+        let Some(line) = Line::read(&bytes) else {
+            return Ok(Err(self.fault(FaultKind::NoRecord)));
+        };
+        let Some(trail) = TrailId::of(&line.record) else {
+            return Ok(Err(self.fault(FaultKind::NoRecord)));
+        };
+        let Some(chain) = self.chain.or_else(|| self.start(&line.record, trail)) else {
+            return Ok(Err(self.fault(FaultKind::NoRecord)));
+        };
+        self.chain = Some(chain);
+        if trail != chain.trail {
+            return Ok(Err(self.fault(FaultKind::OtherTrail)));
+        }
+        if line.record.sequence != chain.next {
+            return Ok(Err(self.out_of_place(line.record.sequence)?));
+        }
+        if !line.follows(chain.head) {
+            return Ok(Err(self.fault(FaultKind::Changed)));
+        }
+        if let Some(version) = line.record.trail.as_ref().map(|trail| trail.version)
+            && version != FORMAT_VERSION
+        {
+            return Err(Stopped::Version(version));
+        }
+        if let Some(kind) = self.objection(&line, chain.head) {
+            return Ok(Err(self.fault(kind)));
+        }
+        self.accept(&line, chain);
+        let record = line.record;
+        self.lines.bytes = bytes;
+        Ok(Ok(record))
+    }
+
+    /// Where the chain stands before the first record.
+    fn start(&self, record: &Record, trail: TrailId) -> Option<Chain> {
+        if self.is_from_the_start {
+            return Some(Chain::new(trail));
+        }
+        let head = ChainHash::read(&record.trail.as_ref()?.previous)?;
+        Some(Chain { trail, next: record.sequence, head })
+    }
+
+    /// What is wrong with a record that follows unchanged.
+    fn objection(&mut self, line: &Line<'_>, head: ChainHash) -> Option<FaultKind> {
+        let record = &line.record;
+        let begins = record.activity == "trail_file_opened";
+        let is_of_this_file = record.trail.as_ref().map(|trail| trail.file) == self.lines.file;
+        let is_first = self.lines.line == 1;
+        let previous = record.trail.as_ref().and_then(|trail| ChainHash::read(&trail.previous));
+        if record.trail.is_some() && previous != Some(head) {
+            return Some(FaultKind::Changed);
+        }
+        if self.lines.file.is_some() && (begins != is_first || begins && !is_of_this_file) {
+            return Some(FaultKind::OtherFile);
+        }
+        if let Some(witness) = self.verifier.witnesses.get(&record.sequence)
+            && witness.hash != line.hash
+        {
+            return Some(FaultKind::WitnessDisagrees);
+        }
+        if record.activity != CHECKPOINT {
+            return None;
+        }
+        let checkpoint = Checkpoint::of(line).filter(|checkpoint| checkpoint.head == head);
+        let Some(checkpoint) = checkpoint else { return Some(FaultKind::CheckpointRefused) };
+        if self.verifier.keys.is_empty() {
+            return None;
+        }
+        if !self.verifier.accepts(&checkpoint) {
+            return Some(FaultKind::CheckpointRefused);
+        }
+        self.found.checkpoints = self.found.checkpoints.saturating_add(1);
+        self.found.authenticated_before = Some(record.sequence);
+        None
+    }
+
+    fn accept(&mut self, line: &Line<'_>, chain: Chain) {
+        let (record, found) = (&line.record, &mut self.found);
+        if found.records == 0 {
+            (found.trail, found.first_sequence) = (Some(chain.trail.to_string()), record.sequence);
+        }
+        found.records = found.records.saturating_add(1);
+        found.last_hash = Some(line.hash);
+        match &*record.activity {
+            "clock_set_back" => found.clock_set_back = found.clock_set_back.saturating_add(1),
+            // It follows the last record.
+            CHECKPOINT => {}
+            activity => found.is_closed = activity == "trail_closed",
+        }
+        self.chain = Some(Chain { head: line.hash, next: chain.next.saturating_add(1), ..chain });
+    }
+
+    /// A record is here that belongs elsewhere, or claims to. Reads on to find out which.
+    fn out_of_place(&mut self, sequence: u64) -> Result<Fault, Stopped> {
+        let fault = self.fault(FaultKind::Changed);
+        let expected = fault.sequence;
+        // Only its sequence is another, and it is in the right place.
+        let is_in_place = self.next_sequence()? == expected.checked_add(1);
+        let is_before = sequence < expected;
+        let kind = if !is_before && self.comes_later(expected)? {
+            FaultKind::Moved
+        } else if is_in_place {
+            FaultKind::Changed
+        } else if is_before {
+            FaultKind::Repeated { sequence }
+        } else {
+            FaultKind::Missing { through: sequence.saturating_sub(1) }
+        };
+        Ok(Fault { kind, ..fault })
+    }
+
+    /// Whether the present line or a later one claims this sequence.
+    fn comes_later(&mut self, sequence: u64) -> Result<bool, Stopped> {
+        let mut there = Line::read(&self.lines.bytes).map(|line| line.record.sequence);
+        while there != Some(sequence) {
+            let Next::Line = self.lines.next()? else { return Ok(false) };
+            there = Line::read(&self.lines.bytes).map(|line| line.record.sequence);
+        }
+        Ok(true)
+    }
+
+    /// What the next line claims.
+    fn next_sequence(&mut self) -> Result<Option<u64>, Stopped> {
+        let Next::Line = self.lines.next()? else { return Ok(None) };
+        Ok(Line::read(&self.lines.bytes).map(|line| line.record.sequence))
+    }
+
+    /// What there should be behind the last record.
+    fn missing_at_the_end(&self) -> Option<Fault> {
+        if self.chain.is_none() {
+            let number = self.verifier.first_file.unwrap_or(1);
+            return Some(self.fault(FaultKind::FileMissing { number }));
+        }
+        let next = self.expected();
+        if let Some((&through, _)) = self.verifier.witnesses.range(next..).next_back() {
+            return Some(self.fault(FaultKind::CutOff { through }));
+        }
+        let is_unknown = !self.verifier.keys.is_empty() && self.found.checkpoints == 0;
+        is_unknown.then(|| self.fault(FaultKind::NoCheckpoint))
+    }
+}
