@@ -329,6 +329,6 @@ mod tests {
         assert_eq!(large.iter().sum::<usize>(), 100);
         assert!(large.iter().all(|len| len * 75_024 <= MOST_BYTES), "{large:?}");
         assert_eq!(lens(&[row(4_000_000), row(1)]), [1, 1]);
-        assert_eq!(lens(&[]), []);
+        assert!(lens(&[]).is_empty());
     }
 }
