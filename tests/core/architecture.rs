@@ -370,6 +370,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "aws_lc_rs", "suite/aws_lc.rs"),
         ("src", "hkdf", "suite/derive.rs"),
         ("src", "quick_cache", "dek/cache.rs"),
+        ("src", "moka", "domain/resolving.rs"),
         ("src", "toml", "domain/file.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
         ("crates/aws-kms/src", "aws_config", "sdk.rs"),
