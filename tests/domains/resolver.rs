@@ -19,7 +19,7 @@ use super::ground::{World, alice, kind, open, seal, shared};
 /// What the resolver does.
 #[derive(Clone)]
 enum Answer {
-    Config(DomainConfig),
+    Config(Box<DomainConfig>),
     NoSuchDomain,
     Fails,
     Panics,
@@ -32,6 +32,10 @@ struct Scripted {
     answer: Arc<Mutex<Answer>>,
     wakers: Arc<Mutex<Vec<Waker>>>,
     asked: Arc<AtomicUsize>,
+}
+
+fn config(config: DomainConfig) -> Answer {
+    Answer::Config(Box::new(config))
 }
 
 impl std::fmt::Debug for Scripted {
@@ -65,7 +69,7 @@ impl DomainResolver for Scripted {
     fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         Box::pin(std::future::poll_fn(|cx| match self.now() {
-            Answer::Config(config) => Poll::Ready(Ok(Some(config))),
+            Answer::Config(config) => Poll::Ready(Ok(Some(*config))),
             Answer::NoSuchDomain => Poll::Ready(Ok(None)),
             Answer::Fails => Poll::Ready(Err(Error::new(ErrorKind::Unavailable, "database"))),
             Answer::Panics => panic!("a resolver's own bug"),
@@ -104,7 +108,7 @@ fn poll_once<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Poll<T> 
 
 #[test]
 fn a_domain_is_made_at_first_use_and_kept() {
-    let service = Service::new(Answer::Config(shared()), ResolverLimits::default());
+    let service = Service::new(config(shared()), ResolverLimits::default());
     assert_eq!(kind(service.domains.domain("acme")), ErrorKind::UnknownDomain);
     let acme = service.resolve("acme").unwrap();
     let sealed = seal(&acme);
@@ -135,7 +139,7 @@ fn no_such_domain_is_remembered_briefly() {
             assert_eq!(kind(service.resolve("acme")), expected);
         }
         assert_eq!(service.resolver.asked(), 1);
-        service.resolver.says(Answer::Config(shared()));
+        service.resolver.says(config(shared()));
         assert_eq!(kind(service.resolve("acme")), expected, "remembered");
         // Another name is not affected.
         service.resolve("other").unwrap();
@@ -146,7 +150,7 @@ fn no_such_domain_is_remembered_briefly() {
 
 #[test]
 fn a_name_that_no_domain_can_have_is_not_asked_for() {
-    let service = Service::new(Answer::Config(shared()), ResolverLimits::default());
+    let service = Service::new(config(shared()), ResolverLimits::default());
     for name in ["", "a b", "../x", &"x".repeat(129), &"x".repeat(1 << 20)] {
         assert_eq!(kind(service.resolve(name)), ErrorKind::UnknownDomain);
     }
@@ -156,7 +160,7 @@ fn a_name_that_no_domain_can_have_is_not_asked_for() {
 #[test]
 fn a_bad_configuration_names_domain_and_field() {
     let bad = shared().wrap_with("kex:hunter2");
-    let service = Service::new(Answer::Config(bad), ResolverLimits::default());
+    let service = Service::new(config(bad), ResolverLimits::default());
     let error = service.resolve("acme").unwrap_err().to_string();
     assert!(error.contains("domains.acme.wrap_with[1]: scheme `kex:`"), "{error}");
 }
@@ -174,7 +178,7 @@ fn callers_that_wait_share_one_resolution_and_one_that_leaves_ends_it_for_nobody
             .map(|_| scope.spawn(|| block_on(service.domains.resolve("acme")).map(|d| seal(&d))))
             .collect();
         thread::sleep(ms(50));
-        service.resolver.says(Answer::Config(shared()));
+        service.resolver.says(config(shared()));
         let acme = block_on(stays).unwrap();
         for other in others {
             open(&acme, &other.join().unwrap().unwrap()).unwrap();
@@ -191,7 +195,7 @@ fn when_all_have_left_the_next_caller_asks_again() {
         let mut leaves = Box::pin(service.domains.resolve("acme"));
         assert!(poll_once(leaves.as_mut()).is_pending());
     }
-    service.resolver.says(Answer::Config(shared()));
+    service.resolver.says(config(shared()));
     service.resolve("acme").unwrap();
     assert_eq!(service.resolver.asked(), 4);
 }
@@ -220,26 +224,26 @@ fn very_many_at_once_are_throttled_and_then_served() {
     let last = waiting.pop().unwrap();
     assert_eq!(kind(block_on(last)), ErrorKind::Throttled);
     drop(waiting);
-    service.resolver.says(Answer::Config(shared()));
+    service.resolver.says(config(shared()));
     service.resolve("1024").unwrap();
 }
 
 #[test]
 fn an_answer_is_asked_for_again_and_only_a_change_makes_a_new_envelope() {
     let limits = ResolverLimits::default().fresh_for(ms(0)).refused_for(ms(0));
-    let service = Service::new(Answer::Config(shared()), limits);
+    let service = Service::new(config(shared()), limits);
     let acme = service.resolve("acme").unwrap();
     let sealed = seal(&acme);
     drop(acme);
     let calls = || service.world.kek("shared").calls().total();
     let before = calls();
-    for answer in [Answer::Config(shared()), Answer::Fails, Answer::Panics] {
+    for answer in [config(shared()), Answer::Fails, Answer::Panics] {
         service.resolver.says(answer);
         open(&service.resolve("acme").unwrap(), &sealed).unwrap();
         assert_eq!(calls(), before, "the DEK is cached");
     }
     let held = service.resolve("acme").unwrap();
-    service.resolver.says(Answer::Config(shared().must_have(["tenant"])));
+    service.resolver.says(config(shared().must_have(["tenant"])));
     let changed = service.resolve("acme").unwrap();
     open(&changed, &sealed).unwrap();
     assert_eq!(calls(), before + 1);
@@ -256,7 +260,7 @@ fn an_answer_is_asked_for_again_and_only_a_change_makes_a_new_envelope() {
 
 #[test]
 fn the_number_of_domains_is_bounded_and_one_that_is_held_is_not_shut_down() {
-    let service = Service::new(Answer::Config(shared()), ResolverLimits::default().max_domains(4));
+    let service = Service::new(config(shared()), ResolverLimits::default().max_domains(4));
     let held = service.resolve("held").unwrap();
     let sealed = seal(&held);
     for name in 0..40 {
@@ -276,13 +280,13 @@ fn a_caller_s_timeout_is_its_own() {
     let service = Service::new(Answer::Hangs, ResolverLimits::default().deadline(secs(60)));
     let patience = Box::pin(async { thread::sleep(ms(20)) });
     block_on(select(Box::pin(service.domains.resolve("acme")), patience));
-    service.resolver.says(Answer::Config(shared()));
+    service.resolver.says(config(shared()));
     service.resolve("acme").unwrap();
 }
 
 #[test]
 fn closing_ends_resolved_domains_too() {
-    let service = Service::new(Answer::Config(shared()), ResolverLimits::default());
+    let service = Service::new(config(shared()), ResolverLimits::default());
     let acme = service.resolve("acme").unwrap();
     let sealed = seal(&acme);
     service.resolver.says(Answer::Hangs);
@@ -290,7 +294,7 @@ fn closing_ends_resolved_domains_too() {
     assert!(poll_once(late.as_mut()).is_pending());
     block_on(service.domains.close());
     assert_eq!(kind(open(&acme, &sealed)), ErrorKind::ShutDown);
-    service.resolver.says(Answer::Config(shared()));
+    service.resolver.says(config(shared()));
     assert_eq!(kind(block_on(late)), ErrorKind::ShutDown);
     assert_eq!(kind(service.resolve("acme")), ErrorKind::ShutDown);
 }
