@@ -9,9 +9,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::lock::Mutex as AsyncMutex;
 
+#[cfg(feature = "domains")]
+use super::ResolverLimits;
 use super::config::DomainConfig;
 use super::domains::All;
 use super::opening::{Opener, invalid};
+#[cfg(feature = "domains")]
+use super::resolving::{DomainResolver, Resolving, check_limits};
 use super::retiring::Retiring;
 use super::set::Set;
 use super::source::Source;
@@ -35,6 +39,10 @@ pub struct DomainsBuilder {
     opener: Opener,
     source: Source,
     drain: Duration,
+    #[cfg(feature = "domains")]
+    resolver: Option<Arc<dyn DomainResolver>>,
+    #[cfg(feature = "domains")]
+    resolver_limits: ResolverLimits,
 }
 
 impl Default for DomainsBuilder {
@@ -47,7 +55,15 @@ impl Default for DomainsBuilder {
             start_up: None,
             stores: Default::default(),
         };
-        Self { opener, source: Source::default(), drain: DEFAULT_DRAIN }
+        Self {
+            opener,
+            source: Source::default(),
+            drain: DEFAULT_DRAIN,
+            #[cfg(feature = "domains")]
+            resolver: None,
+            #[cfg(feature = "domains")]
+            resolver_limits: ResolverLimits::default(),
+        }
     }
 }
 
@@ -96,6 +112,20 @@ impl DomainsBuilder {
         self
     }
 
+    /// Sets who knows the domains that no configuration has. [`Domains::resolve`] asks.
+    #[cfg(feature = "domains")]
+    pub fn resolver(mut self, resolver: impl DomainResolver + 'static) -> Self {
+        self.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Sets how many resolved domains are kept, and for how long.
+    #[cfg(feature = "domains")]
+    pub fn resolver_limits(mut self, limits: ResolverLimits) -> Self {
+        self.resolver_limits = limits;
+        self
+    }
+
     /// Sets options of every envelope, such as its runtime, by the domain's name. What the domain's
     /// configuration says counts more.
     pub fn envelopes(
@@ -126,6 +156,9 @@ impl DomainsBuilder {
             let detail = format!("drain is {:?}, 0 to 1 hour are allowed", self.drain);
             return Err(invalid(detail));
         }
+        #[cfg(feature = "domains")]
+        check_limits(&self.resolver_limits)?;
+        let retiring = Arc::new(Retiring::new(self.drain));
         let (configuration, locator) = self.source.load()?;
         let set = Set::open(&self.opener, &configuration, &Set::default()).await;
         let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
@@ -135,7 +168,11 @@ impl DomainsBuilder {
             observers: Observers::new(observers.map(|one| Box::new(one) as _).collect()),
             opener: self.opener,
             source: self.source,
-            retiring: Retiring::new(self.drain),
+            #[cfg(feature = "domains")]
+            resolving: self
+                .resolver
+                .map(|resolver| Resolving::new(resolver, self.resolver_limits, retiring.clone())),
+            retiring,
             reloading: AsyncMutex::new(()),
             is_closed: AtomicBool::new(false),
         })))

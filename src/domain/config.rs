@@ -171,6 +171,61 @@ impl Branches {
     }
 }
 
+/// Limits what is remembered of a [resolver](crate::domain::DomainsBuilder::resolver)'s answers.
+#[cfg(feature = "domains")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct ResolverLimits {
+    pub(super) max_domains: u64,
+    pub(super) fresh_for: Duration,
+    pub(super) refused_for: Duration,
+    pub(super) deadline: Duration,
+}
+
+#[cfg(feature = "domains")]
+impl Default for ResolverLimits {
+    fn default() -> Self {
+        Self {
+            max_domains: 10_000,
+            fresh_for: Duration::from_secs(300),
+            refused_for: Duration::from_secs(5),
+            deadline: Duration::from_secs(10),
+        }
+    }
+}
+
+#[cfg(feature = "domains")]
+impl ResolverLimits {
+    /// Sets how many resolved domains are kept: at least 1, by default 10,000. One that has to make
+    /// room is shut down when nobody holds it.
+    pub fn max_domains(mut self, most: u64) -> Self {
+        self.max_domains = most;
+        self
+    }
+
+    /// Sets how long an answer is used before the resolver is asked again, and the time in which a
+    /// change is noticed: up to 24 hours, by default 5 minutes. If the answer is the same, the domain
+    /// goes on with its cached DEKs. If the resolver fails, it goes on as it was.
+    pub fn fresh_for(mut self, time: Duration) -> Self {
+        self.fresh_for = time;
+        self
+    }
+
+    /// Sets how long it is remembered that there is no such domain, or that it could not be made: up
+    /// to 5 minutes, by default 5 seconds. 10,000 names are remembered at most.
+    pub fn refused_for(mut self, time: Duration) -> Self {
+        self.refused_for = time;
+        self
+    }
+
+    /// Sets how long it may take to resolve and make a domain: up to 5 minutes, by default 10
+    /// seconds.
+    pub fn deadline(mut self, time: Duration) -> Self {
+        self.deadline = time;
+        self
+    }
+}
+
 /// The URI of a KEK or of a store. Debug shows its scheme only, since a store's may have a password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(transparent))]

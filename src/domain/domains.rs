@@ -8,6 +8,8 @@ use futures_util::future::join_all;
 use futures_util::lock::Mutex as AsyncMutex;
 
 use super::opening::{Opener, invalid};
+#[cfg(feature = "domains")]
+use super::resolving::Resolving;
 use super::retiring::Retiring;
 use super::set::Set;
 use super::source::Source;
@@ -63,7 +65,9 @@ pub(super) struct All {
     pub(super) current: ArcSwap<Set>,
     pub(super) opener: Opener,
     pub(super) source: Source,
-    pub(super) retiring: Retiring,
+    pub(super) retiring: Arc<Retiring>,
+    #[cfg(feature = "domains")]
+    pub(super) resolving: Option<Resolving>,
     pub(super) observers: Observers,
     /// Held by whoever changes the set.
     pub(super) reloading: AsyncMutex<()>,
@@ -76,11 +80,20 @@ impl Domains {
         DomainsBuilder::default()
     }
 
-    /// Returns a domain.
+    /// Returns a domain that is configured, or was resolved before.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownDomain`], with the nearest name.
     pub fn domain(&self, name: &str) -> Result<Domain, Error> {
+        let configured = self.domain_in_configuration(name);
+        #[cfg(feature = "domains")]
+        if let (Err(_), Some(resolving)) = (&configured, &self.0.resolving) {
+            return resolving.cached(name).map_or(configured, Ok);
+        }
+        configured
+    }
+
+    pub(super) fn domain_in_configuration(&self, name: &str) -> Result<Domain, Error> {
         let set = self.0.current.load();
         set.domains.get(name).cloned().ok_or_else(|| unknown("", name, set.domains.keys()))
     }
@@ -99,11 +112,14 @@ impl Domains {
     /// As [`domain`](Self::domain); [`ErrorKind::InvalidContext`] for a context that was not made by
     /// [`context`](Self::context) or [`Domain::context`].
     pub fn envelope_for(&self, context: &EncryptionContext) -> Result<Envelope, Error> {
-        let of_none = || {
+        self.envelope(Self::domain_of(context)?)
+    }
+
+    pub(super) fn domain_of(context: &EncryptionContext) -> Result<&str, Error> {
+        context.domain().ok_or_else(|| {
             let detail = "it is of no domain: Domains::context makes one";
             Error::new(ErrorKind::InvalidContext, detail)
-        };
-        self.envelope(context.domain().ok_or_else(of_none)?)
+        })
     }
 
     /// Makes a context of the domain that one of the pairs chooses
@@ -151,7 +167,17 @@ impl Domains {
         self.0.is_closed.store(true, Ordering::SeqCst);
         let set = self.0.current.swap(Arc::default());
         join_all(set.domains.values().map(Domain::close)).await;
+        #[cfg(feature = "domains")]
+        if let Some(resolving) = &self.0.resolving {
+            join_all(resolving.take_all().iter().map(Domain::close)).await;
+        }
     }
+}
+
+/// The error of a name that nobody knows.
+#[cfg(feature = "domains")]
+pub(super) fn unknown_name(name: &str) -> Error {
+    unknown("", name, std::iter::empty())
 }
 
 fn unknown<'k>(by: &str, name: &str, known: impl Iterator<Item = &'k Box<str>>) -> Error {

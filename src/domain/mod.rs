@@ -21,6 +21,8 @@ mod domains;
 mod file;
 mod opening;
 mod reload;
+#[cfg(feature = "domains")]
+mod resolving;
 mod retiring;
 mod schemes;
 mod set;
@@ -29,9 +31,13 @@ mod source;
 use std::fmt;
 
 pub use builder::DomainsBuilder;
+#[cfg(feature = "domains")]
+pub use config::ResolverLimits;
 pub use config::{Branches, DomainConfig};
 pub use domains::Domains;
 pub use reload::Reloaded;
+#[cfg(feature = "domains")]
+pub use resolving::DomainResolver;
 pub use schemes::Schemes;
 
 use crate::branch::BranchKek;

@@ -30,6 +30,16 @@ pub(super) struct Wrong {
     pub(super) error: Error,
 }
 
+impl Wrong {
+    /// Says in which domain.
+    pub(super) fn at(&self, domain: &str) -> Error {
+        match self.field.name {
+            "" => self.error.at(format_args!("domains.{domain}")),
+            _ => self.error.at(format_args!("domains.{domain}.{}", self.field)),
+        }
+    }
+}
+
 /// A field, and the place in it if it is a list. An empty name is the whole domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Field {

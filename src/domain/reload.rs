@@ -72,10 +72,15 @@ impl Domains {
 }
 
 impl All {
-    async fn reload(&self) -> Result<Reloaded, Error> {
-        if self.is_closed.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::ShutDown, "the domains were closed"));
+    pub(super) fn check_open(&self) -> Result<(), Error> {
+        match self.is_closed.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(Error::new(ErrorKind::ShutDown, "the domains were closed")),
         }
+    }
+
+    async fn reload(&self) -> Result<Reloaded, Error> {
+        self.check_open()?;
         let (configuration, locator) = self.source.load()?;
         let before = self.current.load_full();
         if configuration.domains.is_empty() && !before.domains.is_empty() {

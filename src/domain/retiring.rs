@@ -21,7 +21,8 @@ pub(super) struct Retiring {
 
 #[derive(Default)]
 struct Queue {
-    waiting: Vec<(Domain, Instant)>,
+    /// With the time at which each ends although it is held.
+    waiting: Vec<(Domain, Option<Instant>)>,
     has_thread: bool,
 }
 
@@ -32,10 +33,20 @@ impl Retiring {
 
     /// Shuts domains down when nobody else holds them, or when the time is over.
     pub(super) fn retire(&self, domains: impl IntoIterator<Item = Domain>) {
-        let ends = Instant::now() + self.drain;
+        let ends = Some(Instant::now() + self.drain);
+        self.add(domains.into_iter().map(|domain| (domain, ends)));
+    }
+
+    /// Shuts a domain down when nobody else holds it.
+    #[cfg(feature = "domains")]
+    pub(super) fn retire_when_dropped(&self, domain: Domain) {
+        self.add([(domain, None)]);
+    }
+
+    fn add(&self, domains: impl IntoIterator<Item = (Domain, Option<Instant>)>) {
         let shared = self.queue.get_or_init(Mutex::default);
         let mut queue = lock(&shared);
-        queue.waiting.extend(domains.into_iter().map(|domain| (domain, ends)));
+        queue.waiting.extend(domains);
         if queue.waiting.is_empty() || std::mem::replace(&mut queue.has_thread, true) {
             return;
         }
@@ -58,7 +69,9 @@ impl Retiring {
 fn end_those_that_are_due(shared: &Arc<OfProcess<Mutex<Queue>>>) -> bool {
     let mut queue = lock(shared);
     let now = Instant::now();
-    let is_due = |(domain, ends): &mut (Domain, Instant)| now >= *ends || !domain.is_held();
+    let is_due = |(domain, ends): &mut (Domain, Option<Instant>)| {
+        ends.is_some_and(|ends| now >= ends) || !domain.is_held()
+    };
     let due: Vec<_> = queue.waiting.extract_if(.., is_due).collect();
     let is_left = !queue.waiting.is_empty();
     queue.has_thread = is_left;

@@ -74,10 +74,7 @@ impl Locator {
         if let Some(file) = &self.file {
             return file.locate(domain, wrong);
         }
-        match wrong.field.name {
-            "" => wrong.error.at(format_args!("domains.{domain}")),
-            _ => wrong.error.at(format_args!("domains.{domain}.{}", wrong.field)),
-        }
+        wrong.at(domain)
     }
 
     /// Says in which file.

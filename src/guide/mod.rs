@@ -36,12 +36,10 @@ macro_rules! links {
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
 [`Domain::branches`]: crate::domain::Domain::branches
 [`DomainsBuilder::envelopes`]: crate::domain::DomainsBuilder::envelopes
-[`DomainsBuilder::file`]: crate::domain::DomainsBuilder::file
 [`Domains`]: crate::domain::Domains
 [`Schemes`]: crate::domain::Schemes
 [`start`]: crate::domain::DomainsBuilder::start
 [`Domains::reload`]: crate::domain::Domains::reload
-[`Domains::reload_on_hangup`]: crate::domain::Domains::reload_on_hangup
 [`DomainsBuilder::drain`]: crate::domain::DomainsBuilder::drain
 [audit.md]: crate::guide::audit
 [calls.md]: crate::guide::calls

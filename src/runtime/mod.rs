@@ -1,7 +1,7 @@
 //! What the library needs from an async runtime: timers and background tasks.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "tokio")]
+#[cfg(any(feature = "domains", feature = "tokio"))]
 mod timer;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
@@ -26,6 +26,13 @@ pub trait Runtime: fmt::Debug + Send + Sync {
     /// Completes after `duration`, whichever executor polls it. A `sleep` that depends on one
     /// runtime's progress breaks the deadlines of all callers when that runtime ends or stalls.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// Completes after `duration`, on a thread of this library. If none can be started, it completes at
+/// once.
+#[cfg(feature = "domains")]
+pub(crate) async fn sleep(duration: Duration) {
+    let _ = timer::sleep(duration).await;
 }
 
 /// Lets `future` use tokio's timers and channels without the budget of the task that polls it. Code

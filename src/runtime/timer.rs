@@ -217,6 +217,7 @@ pub(super) fn sleep(duration: Duration) -> Sleep {
 }
 
 impl Sleep {
+    #[cfg(feature = "tokio")]
     pub(super) fn left(&self) -> Duration {
         self.at.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()))
     }

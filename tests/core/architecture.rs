@@ -372,6 +372,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "hmac", "observe/audit/key.rs"),
         ("src", "ed25519_dalek", "observe/audit/signature.rs"),
         ("src", "quick_cache", "dek/cache.rs"),
+        ("src", "moka", "domain/resolving.rs"),
         ("src", "toml", "domain/file.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
         ("crates/aws-kms/src", "aws_config", "sdk.rs"),

@@ -12,4 +12,6 @@ mod ground;
 mod opening;
 #[cfg(feature = "domains")]
 mod reload;
+#[cfg(feature = "domains")]
+mod resolver;
 mod vectors;

@@ -309,6 +309,13 @@ async fn a_kek_of_a_uri_wraps_and_unwraps_at_its_endpoint() {
 }
 
 #[tokio::test]
+async fn a_uri_that_is_wrong_makes_no_kek() {
+    let error = AwsKmsKek::from_uri(format!("aws-kms://{ARN}?regoin=x")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    assert!(error.to_string().contains("did you mean `region`?"), "{error}");
+}
+
+#[tokio::test]
 async fn discovery_of_a_uri_reads_and_does_not_wrap() {
     let front = KmsFront::start();
     let login = front.admin();

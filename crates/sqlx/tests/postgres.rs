@@ -473,3 +473,22 @@ async fn over_tls_the_server_has_to_show_a_certificate_of_an_authority_that_is_t
     let error = of(&server, "sslmode=verify-full").get(row.id()).await.unwrap_err();
     assert_eq!(error.class(), Misconfigured, "the authority is none of Mozilla's: {error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_uri_says_what_the_options_say() {
+    let server = Postgres::start();
+    migrated(&server).await;
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    std::fs::write(&password, PASSWORD).unwrap();
+    let uri = |more: &str| {
+        format!("{}?password-file={}{more}", server.url("postgres"), password.display())
+    };
+    let store = PostgresKeyStore::from_uri(uri("&store-name=keys&schema=public")).await.unwrap();
+    store.health().await.unwrap();
+    assert_eq!(store.name(), "keys");
+    let elsewhere = PostgresKeyStore::from_uri(uri("&schema=elsewhere")).await.unwrap();
+    elsewhere.health().await.unwrap_err();
+    let error = PostgresKeyStore::from_uri(uri("&shcema=x")).await.unwrap_err();
+    assert!(error.to_string().contains("shcema"), "{error}");
+}

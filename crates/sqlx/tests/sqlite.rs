@@ -363,3 +363,21 @@ async fn a_process_that_is_killed_loses_nothing_that_returned_and_leaves_nothing
     }
     assert!(inserted.len() > 50 && erased.len() > 8, "{} {}", inserted.len(), erased.len());
 }
+
+#[tokio::test]
+async fn a_uri_names_the_file() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("my keys");
+    let uri = format!("sqlite:{}", path.display().to_string().replace(' ', "%20"));
+    let store = SqliteKeyStore::from_uri(uri).await.unwrap();
+    store.health().await.unwrap();
+    assert!(path.exists());
+    for (uri, part) in [
+        ("sqlite:", "the path is missing"),
+        ("sqlite:/x?mode=ro", "`mode` is unknown"),
+        ("sqlite:/no/such/folder/keys", ""),
+    ] {
+        let error = SqliteKeyStore::from_uri(uri.to_owned()).await.unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}

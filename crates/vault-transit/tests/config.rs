@@ -317,7 +317,7 @@ async fn a_kek_of_a_uri_logs_in_wraps_and_unwraps() {
         format!("&token-file={}", token_file.display()),
     ] {
         let config: Config = uri(&server, &login).parse().unwrap();
-        let kek = VaultTransitKek::from_config(&config).build().unwrap();
+        let kek = VaultTransitKek::from_uri(uri(&server, &login)).await.unwrap();
         assert_eq!(kek.id().as_str(), "vault:test/transit/orders");
         let wrapped = kek.wrap(&alice, &dek).await.unwrap();
         assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
