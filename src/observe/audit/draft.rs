@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ledger::rfc3339;
 use super::record::Record;
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
@@ -23,23 +24,28 @@ const MAX_NAME: usize = 512;
 pub(super) struct Draft {
     /// Nanoseconds since 1970 by the wall clock.
     pub(super) wall_nanos: i64,
+    /// By how much the wall clock was ahead of the clock since boot, in nanoseconds. It tells that
+    /// the wall clock was set, whatever the order in which drafts arrive.
+    pub(super) clock_offset: i64,
     pub(super) record: Record,
     pub(super) context: Option<EncryptionContext>,
 }
 
 impl Draft {
-    pub(super) fn new(wall_nanos: i64, record: Record) -> Self {
-        Self { wall_nanos, record, context: None }
+    pub(super) fn new(at: Moment, record: Record) -> Self {
+        let (wall_nanos, clock_offset) = (at.wall_nanos(), offset(at));
+        Self { wall_nanos, clock_offset, record, context: None }
     }
 
     /// Makes the draft of an event.
-    pub(super) fn of(event: &Event<'_>, wall_nanos: i64) -> Self {
-        Self {
-            wall_nanos,
-            record: recorded(event, wall_nanos),
-            context: context_of(event).cloned(),
-        }
+    pub(super) fn of(event: &Event<'_>, at: Moment) -> Self {
+        let draft = Self::new(at, recorded(event, at.wall_nanos()));
+        Self { context: context_of(event).cloned(), ..draft }
     }
+}
+
+fn offset(at: Moment) -> i64 {
+    at.wall_nanos().saturating_sub(at.boot_nanos())
 }
 
 /// A DEK id in a record. The keys of branches have reserved names in their context.
