@@ -6,13 +6,15 @@
 use std::path::Path;
 use std::{fs, io};
 
+use waxseal::audit::{AuditTrail, CheckpointKey, TrailDirectory};
 use waxseal::store::{KeyKind, KeyRow};
-use waxseal::{DekId, EncryptionContext, KekId, WrappedDek, WrappedKeys};
+use waxseal::{DekId, EncryptionContext, Event, KekId, Observer, WrappedDek, WrappedKeys};
 use waxseal_fuzz::{SUITES, seal};
 
 fn main() -> io::Result<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
-    for target in ["header", "wrapped_keys", "context", "open", "key_row", "branch_entry"] {
+    for target in ["header", "wrapped_keys", "context", "open", "key_row", "branch_entry", "trail"]
+    {
         fs::create_dir_all(seeds.join(target))?;
     }
     open(&seeds.join("open"))?;
@@ -20,7 +22,38 @@ fn main() -> io::Result<()> {
     wrapped_keys(&seeds.join("wrapped_keys"))?;
     key_row(&seeds.join("key_row"))?;
     branch_entry(&seeds.join("branch_entry"))?;
+    trail(&seeds.join("trail"))?;
     context(&seeds.join("context"))
+}
+
+/// The id of a trail is random, so one that is there is left alone.
+fn trail(dir: &Path) -> io::Result<()> {
+    let kept = dir.join("kept");
+    if !kept.exists() {
+        let work = std::env::temp_dir().join(format!("waxseal-seed-{}", std::process::id()));
+        let trail = AuditTrail::builder()
+            .directory(TrailDirectory::new(&work))
+            .checkpoint_key(CheckpointKey::ed25519(&[7; 32]))
+            .start()
+            .map_err(io::Error::other)?;
+        trail.event(&Event::ShutDown);
+        trail.close();
+        fs::copy(work.join("trail-00000001.jsonl"), &kept)?;
+        fs::remove_dir_all(work)?;
+    }
+    let whole = fs::read(&kept)?;
+    let lines: Vec<&[u8]> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+    let [first, second, rest @ ..] = &lines[..] else { return Ok(()) };
+    for (name, parts) in [
+        ("cut", vec![&whole[..whole.len() - 20]]),
+        ("first-removed", vec![second, &rest.concat()]),
+        ("second-removed", vec![first, &rest.concat()]),
+        ("swapped", vec![second, first, &rest.concat()]),
+        ("repeated", vec![first, first, second, &rest.concat()]),
+    ] {
+        fs::write(dir.join(name), parts.concat())?;
+    }
+    Ok(())
 }
 
 fn open(dir: &Path) -> io::Result<()> {

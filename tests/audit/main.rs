@@ -8,6 +8,7 @@ mod crashes;
 mod ground;
 mod outages;
 mod pressure;
+mod properties;
 mod records;
 mod sinks;
 mod summaries;

@@ -1,10 +1,12 @@
 //! Sinks besides the file: those that fail, panic, or are all there is.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use waxseal::audit::{AppendTo, AuditSink, AuditTrail, Record, Verifier};
+use waxseal::{Event, KekId, Observer};
 
 use crate::ground::{Kept, Place, activities, builder, flushed, key, public, record};
 
@@ -120,4 +122,57 @@ fn a_sink_that_fails_now_and_then_does_not_fill_the_trail_with_notes() {
     let records = place.records();
     let notes = activities(&records).iter().filter(|name| name.starts_with("sink_")).count();
     assert!(notes <= 21, "{notes}");
+}
+
+/// At the first event it waits until it is let go, and at the second it causes a third.
+#[derive(Clone, Debug, Default)]
+struct Talkative {
+    trail: Arc<OnceLock<AuditTrail>>,
+    has_begun: Arc<AtomicBool>,
+    may_go: Arc<AtomicBool>,
+}
+
+fn wait_until(flag: &AtomicBool) {
+    while !flag.load(Ordering::SeqCst) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl AuditSink for Talkative {
+    fn write(&mut self, record: &Record, _: &str) -> io::Result<()> {
+        match &*record.activity {
+            "kek_revoked" => {
+                self.has_begun.store(true, Ordering::SeqCst);
+                wait_until(&self.may_go);
+            }
+            "shut_down" => {
+                let kek_id = &KekId::new("local:kek").unwrap();
+                self.trail.get().unwrap().event(&Event::Reinstated { kek_id });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// The thread that tells of wiped DEKs may come late.
+#[test]
+fn an_event_that_comes_while_the_trail_closes_is_written() {
+    let (place, sink) = (Place::new(), Talkative::default());
+    let trail = builder(&place).sink(sink.clone()).start().unwrap();
+    sink.trail.set(trail.clone()).unwrap();
+    let kek_id = &KekId::new("local:kek").unwrap();
+    trail.event(&Event::Revoked { kek_id });
+    wait_until(&sink.has_begun);
+    trail.event(&Event::ShutDown);
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| trail.close());
+        // So that the second event is in the last batch.
+        std::thread::sleep(Duration::from_millis(200));
+        sink.may_go.store(true, Ordering::SeqCst);
+        assert!(closing.join().unwrap());
+    });
+    let lines = place.lines(1).concat();
+    assert!(lines.contains("kek_reinstated"), "{lines}");
+    assert_eq!(place.verify().fault, None);
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ledger::rfc3339;
 use super::record::Record;
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
@@ -26,22 +27,30 @@ const BRANCH: &str = "waxseal:branch";
 pub(super) struct Draft {
     /// Nanoseconds since 1970 by the wall clock.
     pub(super) wall_nanos: i64,
+    /// By how much the wall clock was ahead of the clock since boot, in nanoseconds. It tells that
+    /// the wall clock was set, whatever the order in which drafts arrive.
+    pub(super) clock_offset: i64,
     pub(super) record: Record,
     pub(super) context: Option<EncryptionContext>,
 }
 
 impl Draft {
-    pub(super) fn new(wall_nanos: i64, record: Record) -> Self {
-        Self { wall_nanos, record, context: None }
+    pub(super) fn new(at: Moment, record: Record) -> Self {
+        let (wall_nanos, clock_offset) = (at.wall_nanos(), offset(at));
+        Self { wall_nanos, clock_offset, record, context: None }
     }
 
     /// Makes the draft of an event.
-    pub(super) fn of(event: &Event<'_>, wall_nanos: i64) -> Self {
+    pub(super) fn of(event: &Event<'_>, at: Moment) -> Self {
         let context = context_of(event);
         let domain = context.and_then(EncryptionContext::domain).map(ToOwned::to_owned);
-        let record = Record { domain, ..recorded(event, wall_nanos) };
-        Self { wall_nanos, record, context: context.cloned() }
+        let record = Record { domain, ..recorded(event, at.wall_nanos()) };
+        Self { context: context.cloned(), ..Self::new(at, record) }
     }
+}
+
+fn offset(at: Moment) -> i64 {
+    at.wall_nanos().saturating_sub(at.boot_nanos())
 }
 
 /// A DEK id in a record, or the id of a branch key.

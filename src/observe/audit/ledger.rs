@@ -23,7 +23,7 @@ use crate::error::Error;
 
 /// The version of lines and chain.
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// Threads hand in their records in another order than they stamp them, but not by more.
+/// A clock that is disciplined goes back by less.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
 /// When a checkpoint is made.
@@ -60,8 +60,8 @@ pub(super) struct Ledger {
     /// Records since the last checkpoint.
     unchecked: u64,
     checked_at: i64,
-    /// The time of the last record.
-    last_time: i64,
+    /// By how much the wall clock was ahead when the last event happened.
+    clock_offset: Option<i64>,
     /// Records that the trail has to say about itself before the next one.
     notes: Vec<Record>,
     written: u64,
@@ -89,7 +89,7 @@ impl Ledger {
             files,
             unchecked: 0,
             checked_at: now,
-            last_time: i64::MIN,
+            clock_offset: None,
             notes: Vec::new(),
             written: 0,
             sink_failures: 0,
@@ -137,11 +137,13 @@ impl Ledger {
     /// Writes what happened. After an error the same draft can be given again.
     pub(super) fn append(&mut self, draft: &Draft) -> io::Result<()> {
         self.prepare()?;
-        if draft.wall_nanos < self.last_time.saturating_sub(CLOCK_TOLERANCE) {
-            let was = rfc3339(self.last_time);
-            let note = Record::of("clock_set_back").with_message(format!("it was {was} before"));
+        let back = self.clock_offset.map_or(0, |before| before.saturating_sub(draft.clock_offset));
+        if back > CLOCK_TOLERANCE {
+            let seconds = back / 1_000_000_000;
+            let note = Record::of("clock_set_back").with_message(format!("by {seconds} s"));
             self.write(note, draft.wall_nanos, Kind::OfTheTrail)?;
         }
+        self.clock_offset = Some(draft.clock_offset);
         let mut record = draft.record.clone();
         record.context =
             draft.context.as_ref().map(|context| self.terms.disclosures.shown(context));
@@ -156,7 +158,10 @@ impl Ledger {
             end_time: Some(rfc3339(dropped.last)),
             ..Record::of("records_dropped").failed("too-large")
         };
-        self.append(&Draft::new(self.now(), record.with_message("the queue was full".to_owned())))
+        self.append(&Draft::new(
+            self.terms.clock.now(),
+            record.with_message("the queue was full".to_owned()),
+        ))
     }
 
     /// Says that writing failed for a while.
@@ -178,7 +183,7 @@ impl Ledger {
 
     /// Writes the last record.
     pub(super) fn append_end(&mut self) -> io::Result<()> {
-        self.append(&Draft::new(self.now(), self.about_the_trail("trail_closed")))
+        self.append(&Draft::new(self.terms.clock.now(), self.about_the_trail("trail_closed")))
     }
 
     /// Waits for the disk.
@@ -253,7 +258,6 @@ impl Ledger {
             files.append(&sealed.line)?;
         }
         self.chain = sealed.chain;
-        self.last_time = at;
         self.unchecked = self.unchecked.saturating_add(1);
         self.written = self.written.saturating_add(1);
         self.hand_to_sinks(&record, &sealed.line, kind);

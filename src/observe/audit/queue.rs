@@ -52,6 +52,8 @@ struct State {
     done: u64,
     /// Nothing is written after this moment.
     ends: Option<Instant>,
+    /// Nothing more is accepted.
+    is_sealed: bool,
     ended: bool,
     failure: Option<String>,
 }
@@ -114,7 +116,7 @@ impl Queue {
                 state = self.wait(state, left);
             }
         }
-        if state.ended || state.drafts.len() >= self.capacity {
+        if state.is_sealed || state.drafts.len() >= self.capacity {
             state.drop_one(draft.wall_nanos);
             return;
         }
@@ -200,6 +202,15 @@ impl Queue {
         work
     }
 
+    /// Accepts nothing more, if everything is written or the time is up. Otherwise what came meanwhile
+    /// is to be taken first. For the writing thread.
+    pub(super) fn seal(&self) -> bool {
+        let mut state = self.lock();
+        let is_written = state.drafts.is_empty() && state.dropped.is_none();
+        state.is_sealed = is_written || state.ends.is_none_or(|ends| Instant::now() >= ends);
+        state.is_sealed
+    }
+
     /// Waits before another try, unless the trail ends. Returns `false` if there is no other.
     pub(super) fn pause(&self, pause: Duration, failure: &str) -> bool {
         let mut state = self.lock();
@@ -243,6 +254,7 @@ impl Queue {
         let mut state = self.lock();
         let waiting = u64::try_from(state.drafts.len()).unwrap_or(u64::MAX);
         state.drafts.clear();
+        state.is_sealed = true;
         state.counts.dropped = state.counts.dropped.saturating_add(lost.saturating_add(waiting));
         state.ended = true;
         drop(state);

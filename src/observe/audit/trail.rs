@@ -125,7 +125,7 @@ impl AuditTrail {
 
 impl Observer for AuditTrail {
     fn event(&self, event: &Event<'_>) {
-        self.0.queue.push(Draft::of(event, self.0.clock.now().wall_nanos()));
+        self.0.queue.push(Draft::of(event, self.0.clock.now()));
     }
 
     fn access_summaries(&self) -> Option<Duration> {

@@ -47,7 +47,7 @@ impl Writer {
             if self.write(work, &mut written).is_err() {
                 return all.saturating_sub(written);
             }
-            if is_last {
+            if is_last && self.queue.seal() {
                 // What cannot be written now is lost, and the next start sees that the end is
                 // missing.
                 let _ = self.end();
