@@ -4,6 +4,7 @@
 
 mod connections;
 mod credentials;
+mod domains;
 mod faults;
 mod keys;
 mod policies;
