@@ -7,6 +7,7 @@
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
+//! | [`policy`] | who may do what: policies, callers, how long decisions are used |
 //! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
 //! | [`format`](mod@format) | every byte of the sealed format, normative |
 //! | [`performance`] | what a call costs, and how to measure it |
@@ -33,6 +34,14 @@ macro_rules! links {
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
+[policy.md]: crate::guide::policy
+[`Caller`]: crate::Caller
+[`ErrorKind::InvalidCaller`]: crate::ErrorKind::InvalidCaller
+[`ErrorKind::PolicyDenied`]: crate::ErrorKind::PolicyDenied
+[`Error::reasons`]: crate::Error::reasons
+[`Policy::generation`]: crate::policy::Policy::generation
+[`BranchKekBuilder::policy`]: crate::branch::BranchKekBuilder::policy
+[`Envelope::evict_all`]: crate::Envelope::evict_all
 [providers.md]: crate::guide::providers
 [runtimes.md]: crate::guide::runtimes
 [SECURITY.md]: crate::guide::security
@@ -63,6 +72,7 @@ pages! {
     key_stores: "../../docs/key-stores.md",
     lifetimes: "../../docs/lifetimes.md",
     performance: "../../docs/performance.md",
+    policy: "../../docs/policy.md",
     providers: "../../docs/providers.md",
     runtimes: "../../docs/runtimes.md",
     security: "../../SECURITY.md",

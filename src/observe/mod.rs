@@ -19,8 +19,9 @@ pub(crate) use delivery::{LaterEvent, Observers, WeakObservers};
 pub use self::metrics::MetricsObserver;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
+use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::memory::MemoryProtection;
 use crate::suite::DekId;
@@ -41,7 +42,7 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn event(&self, event: &Event<'_>);
 }
 
-/// What happened to a DEK, or in a call to a key service.
+/// What happened to a DEK, in a call to a key service, or when a policy was asked.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -111,6 +112,50 @@ pub enum Event<'a> {
         dek_id: Option<&'a DekId>,
         /// What it is for.
         context: &'a EncryptionContext,
+    },
+    /// The policy denied an operation. Emitted for each operation that was denied, also where the
+    /// decision was cached.
+    PolicyDenied {
+        /// On whose behalf. `None` if no caller was named.
+        caller: Option<&'a Caller>,
+        /// What was to be done.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// Why. They may quote anything: escape them where people read them.
+        reasons: &'a [Box<str>],
+        /// The revision of the policy, if it names one.
+        revision: Option<&'a str>,
+        /// How long the policy took. `None` if the decision was cached.
+        elapsed: Option<Duration>,
+    },
+    /// The policy allowed an operation. Emitted when the policy was asked. For cached decisions it
+    /// is emitted as often as
+    /// [`PolicyOptions::report_cached_allows`](crate::policy::PolicyOptions::report_cached_allows)
+    /// says.
+    PolicyAllowed {
+        /// On whose behalf. `None` if no caller was named.
+        caller: Option<&'a Caller>,
+        /// What is done now.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// The revision of the policy, if it names one.
+        revision: Option<&'a str>,
+        /// How long the policy took. `None` if the decision was cached.
+        elapsed: Option<Duration>,
+    },
+    /// The policy gave no decision: it failed, panicked, was late, or its server is unavailable. A
+    /// [`PolicyDenied`](Event::PolicyDenied) follows, unless the last known decision serves.
+    PolicyFailed {
+        /// What was to be done.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// What went wrong.
+        error: &'a Error,
+        /// The last known decision serves.
+        last_known: bool,
     },
     /// A row of a key store cannot be read as a row. Nothing was opened with it.
     DamagedRow {
