@@ -28,6 +28,8 @@ struct Inner {
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
     shown_cause: Option<Arc<ShownCause>>,
+    /// Of a policy's denial.
+    reasons: Option<Arc<[Box<str>]>>,
 }
 
 /// The kinds of [`Error`].
@@ -57,6 +59,8 @@ pub enum ErrorKind {
     Throttled,
     /// The key service refuses the use of the KEK.
     Denied,
+    /// The policy refuses the operation, or gave no clear answer. [`Error::reasons`] lists why.
+    PolicyDenied,
     /// The key service cannot be used until an operator acts: credentials, connection,
     /// configuration.
     Misconfigured,
@@ -64,6 +68,8 @@ pub enum ErrorKind {
     Provider,
     /// An encryption context breaks a limit or uses a reserved name.
     InvalidContext,
+    /// A [`Caller`](crate::Caller) breaks a limit.
+    InvalidCaller,
     /// A configuration value is out of range, or two contradict each other.
     InvalidOption,
     /// A plaintext, or a list of wrapped keys, is larger than the format or a limit allows.
@@ -104,9 +110,11 @@ impl ErrorKind {
             Self::Unavailable => "unavailable",
             Self::Throttled => "throttled",
             Self::Denied => "denied",
+            Self::PolicyDenied => "policy-denied",
             Self::Misconfigured => "misconfigured",
             Self::Provider => "provider",
             Self::InvalidContext => "invalid-context",
+            Self::InvalidCaller => "invalid-caller",
             Self::InvalidOption => "invalid-option",
             Self::TooLarge => "too-large",
             Self::BufferSize => "buffer-size",
@@ -165,6 +173,10 @@ impl ErrorKind {
                 "key service denied the use of the KEK",
                 "check that the KEK exists and is enabled, and that the caller may use it",
             ),
+            Self::PolicyDenied => (
+                "the policy denied the operation",
+                "see the reasons of the error; the policy says who may do what",
+            ),
             Self::Misconfigured => (
                 "key service not usable as configured",
                 "check credentials, connection and configuration",
@@ -175,6 +187,7 @@ impl ErrorKind {
             Self::InvalidContext => {
                 ("invalid encryption context", "change the pair that the error names")
             }
+            Self::InvalidCaller => ("invalid caller", "change the part that the error names"),
             Self::InvalidOption => {
                 ("invalid configuration", "change the option that the error names")
             }
@@ -214,8 +227,19 @@ impl fmt::Display for ErrorKind {
 impl Error {
     /// Makes an error of this kind. The detail names what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        let (cause, shown_cause) = (None, None);
-        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause }))
+        let (cause, shown_cause, reasons) = (None, None, None);
+        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause, reasons }))
+    }
+
+    /// The error of a denial by a policy. The reasons are in its text too.
+    pub(crate) fn policy_denied(what: &str, reasons: Arc<[Box<str>]>) -> Self {
+        let detail = match &*reasons {
+            [] => format!("{what}: the policy gave no reason"),
+            reasons => format!("{what}: {}", reasons.join("; ")),
+        };
+        let (cause, shown_cause, reasons) = (None, None, Some(reasons));
+        let (kind, detail) = (ErrorKind::PolicyDenied, detail.into());
+        Self(Arc::new(Inner { kind, detail, cause, shown_cause, reasons }))
     }
 
     /// Adds the cause. Its Debug and Display must be free of secrets. As a
@@ -230,11 +254,11 @@ impl Error {
     pub(crate) fn with_cause(self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
         // Others may hold this error: then the new one has a copy of its text.
-        let (kind, detail) = Arc::try_unwrap(self.0).map_or_else(
-            |shared| (shared.kind, shared.detail.clone()),
-            |inner| (inner.kind, inner.detail),
+        let (kind, detail, reasons) = Arc::try_unwrap(self.0).map_or_else(
+            |shared| (shared.kind, shared.detail.clone(), shared.reasons.clone()),
+            |inner| (inner.kind, inner.detail, inner.reasons),
         );
-        Self(Arc::new(Inner { kind, detail, cause: Some(cause), shown_cause }))
+        Self(Arc::new(Inner { kind, detail, cause: Some(cause), shown_cause, reasons }))
     }
 
     /// Returns the cause itself, to be downcast.
@@ -252,7 +276,7 @@ impl Error {
     /// The same answer of a key service, for callers that get it without another call. An error
     /// without a detail says nothing more here either.
     pub(crate) fn remembered(&self, ttl: Duration) -> Self {
-        let Inner { kind, detail, cause, shown_cause } = &*self.0;
+        let Inner { kind, detail, cause, shown_cause, reasons } = &*self.0;
         if detail.is_empty() {
             return self.clone();
         }
@@ -262,18 +286,20 @@ impl Error {
             detail: format!("{detail} (remembered, not asked again; denial_ttl is {ttl})").into(),
             cause: cause.clone(),
             shown_cause: shown_cause.clone(),
+            reasons: reasons.clone(),
         }))
     }
 
     /// The same error, with the place that it is about before its detail.
     pub(crate) fn at(&self, place: impl fmt::Display) -> Self {
-        let Inner { kind, detail, cause, shown_cause } = &*self.0;
+        let Inner { kind, detail, cause, shown_cause, reasons } = &*self.0;
         let detail = match &**detail {
             "" => place.to_string(),
             detail => format!("{place}: {detail}"),
         };
         let (cause, shown_cause) = (cause.clone(), shown_cause.clone());
-        Self(Arc::new(Inner { kind: *kind, detail: detail.into(), cause, shown_cause }))
+        let (kind, detail, reasons) = (*kind, detail.into(), reasons.clone());
+        Self(Arc::new(Inner { kind, detail, cause, shown_cause, reasons }))
     }
 
     /// The error of every failed authentication. It has no detail, whatever the cause.
@@ -285,6 +311,13 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
+    }
+
+    /// Returns the reasons of a policy's denial, as the policy gave them. They may quote anything:
+    /// show the error itself to people, which escapes them. Empty for every other kind.
+    #[must_use]
+    pub fn reasons(&self) -> &[Box<str>] {
+        self.0.reasons.as_deref().unwrap_or_default()
     }
 
     /// The text that names what is wrong, without what the kind says.

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 
 pub mod branch;
+mod caller;
 mod clock;
 mod context;
 mod dek;
@@ -17,6 +18,7 @@ mod hex;
 pub mod kek;
 mod memory;
 mod observe;
+pub mod policy;
 mod runtime;
 #[cfg(all(test, shuttle))]
 #[path = "../tests/schedules/mod.rs"]
@@ -25,13 +27,14 @@ pub mod store;
 mod suite;
 mod sync;
 
+pub use caller::{Caller, CallerBuilder};
 #[cfg(any(test, feature = "test-util"))]
 pub use clock::ManualClock;
 pub use context::EncryptionContext;
 pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
-    Aad, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder, Inspection,
-    KekEntry, Plaintext, Sealed, StartOptions, StartUp, inspect,
+    Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
+    Inspection, KekEntry, Plaintext, Sealed, StartOptions, StartUp, inspect,
 };
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, MessageKind, WrappedDek, WrappedKeys, is_sealed};

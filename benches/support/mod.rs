@@ -230,7 +230,7 @@ impl Ground {
 }
 
 /// What a future gives that does not have to wait, without the cost of an executor.
-fn at_once<T>(future: impl Future<Output = T>) -> T {
+pub fn at_once<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("had to wait"),

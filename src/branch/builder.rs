@@ -13,6 +13,7 @@ use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, KekId, KekProvider};
 use crate::observe::Observer;
+use crate::policy::{Guard, Policy, PolicyOptions};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::Backend;
@@ -36,6 +37,7 @@ pub struct BranchKekBuilder {
     domain: Option<Box<str>>,
     period: Duration,
     self_contained: bool,
+    policy: Option<(Arc<dyn Policy>, PolicyOptions)>,
 }
 
 impl BranchKekBuilder {
@@ -48,6 +50,7 @@ impl BranchKekBuilder {
             domain: None,
             period: DEFAULT_PERIOD,
             self_contained: false,
+            policy: None,
         }
     }
 
@@ -140,6 +143,14 @@ impl BranchKekBuilder {
         self
     }
 
+    /// Sets the policy, which is asked before keys are [erased](BranchKek::erase) and
+    /// [rewrapped](BranchKek::rewrap_branch_keys). It does not concern the envelopes that use the
+    /// branch keys: they have [their own](crate::EnvelopeBuilder::policy), which may be the same.
+    pub fn policy(mut self, policy: impl Policy + 'static, options: PolicyOptions) -> Self {
+        self.policy = Some((Arc::new(policy), options));
+        self
+    }
+
     /// Adds an observer of branch keys. They are reported as DEKs are, with the context of the
     /// branch, which has the pair `waxseal:branch`.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
@@ -165,7 +176,7 @@ impl BranchKekBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option.
     pub fn build(self) -> Result<BranchKek, Error> {
-        let Self { mut source, name, mut per, domain, period, self_contained } = self;
+        let Self { mut source, name, mut per, domain, period, self_contained, policy } = self;
         let name = name.ok_or_else(|| invalid("name: it is missing".to_owned()))?;
         if name.len() > MAX_NAME {
             let detail = format!("name has {} bytes, 1 to {MAX_NAME} are allowed", name.len());
@@ -204,6 +215,10 @@ impl BranchKekBuilder {
         let (backend, store) = (source.backend, source.store.clone());
         source.branch = Some(BranchTerms { period });
         let source = OwnedSource::new(source.build()?);
+        let guard = match policy {
+            Some((policy, options)) => Some(Guard::new(policy, options, &source)?),
+            None => None,
+        };
         Ok(BranchKek(Arc::new(Inner {
             id,
             name: name.into(),
@@ -212,6 +227,7 @@ impl BranchKekBuilder {
             backend,
             store,
             source,
+            guard,
         })))
     }
 }

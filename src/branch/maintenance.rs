@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use super::{BRANCH, BranchKek};
+use crate::caller::{Action, Caller};
+use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::{KeyKind, KeyRow};
 use crate::store::{RewrapOptions, RewrapProgress};
@@ -37,6 +39,17 @@ impl BranchKek {
         options: RewrapOptions,
         progress: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress, Error> {
+        self.rewrap_branch_keys_for(None, options, progress).await
+    }
+
+    /// The policy is asked once, with the empty context.
+    pub(super) async fn rewrap_branch_keys_for(
+        &self,
+        caller: Option<&Caller>,
+        options: RewrapOptions,
+        progress: impl FnMut(&RewrapProgress),
+    ) -> Result<RewrapProgress, Error> {
+        self.permit(Action::Rewrap, &EncryptionContext::empty(), caller).await?;
         let is_own = |row: &KeyRow| {
             let names = row.context().map(|of| (of.get(BRANCH), of.domain()));
             row.kind() == KeyKind::Branch

@@ -19,6 +19,7 @@
 //! outage, and wiped on time. Whatever came through it ends with it.
 #![forbid(unsafe_code)]
 
+mod acting;
 mod builder;
 mod format;
 mod maintenance;
@@ -28,12 +29,15 @@ mod vectors;
 
 use std::fmt;
 
+pub use acting::ActingFor;
 pub use builder::BranchKekBuilder;
 
+use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::dek::{DOMAIN, OwnedSource, Statistics};
 use crate::error::{Error, ErrorKind};
 use crate::kek::{KekId, KekProvider};
+use crate::policy::Guard;
 use crate::store::{Erasure, KeyStore};
 use crate::suite::Backend;
 use crate::sync::Arc;
@@ -80,6 +84,8 @@ struct Inner {
     store: Option<Arc<dyn KeyStore>>,
     /// The branch keys.
     source: Arc<OwnedSource>,
+    /// The policy in front of erasure and rewraps.
+    guard: Option<Guard>,
 }
 
 impl BranchKek {
@@ -108,7 +114,7 @@ impl BranchKek {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidContext`] for other pairs, [`ErrorKind::InvalidOption`] without a store,
-    /// and those of the store.
+    /// [`ErrorKind::PolicyDenied`], and those of the store.
     pub async fn erase<N, V>(
         &self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -117,7 +123,15 @@ impl BranchKek {
         N: AsRef<str>,
         V: AsRef<str>,
     {
-        let pairs = EncryptionContext::new(pairs)?;
+        self.erase_for(None, EncryptionContext::new(pairs)?).await
+    }
+
+    async fn erase_for(
+        &self,
+        caller: Option<&Caller>,
+        pairs: EncryptionContext,
+    ) -> Result<Erasure, Error> {
+        self.permit(Action::Erase, &pairs, caller).await?;
         let extra = pairs.iter().find(|(name, _)| !self.0.per.iter().any(|per| **per == **name));
         if let Some((name, _)) = extra {
             let detail = format!("{}: branches are not per {name:?}", self.0.id);
@@ -146,9 +160,12 @@ impl BranchKek {
         roots.filter(move |_| is_own).chain((!is_own).then_some(kek_id))
     }
 
-    /// Wipes every branch key, with everything that came through it. The next call asks the root
-    /// KEKs.
+    /// Wipes every branch key, with everything that came through it, and forgets the decisions of the
+    /// policy. The next call asks the root KEKs.
     pub fn evict_all(&self) {
+        if let Some(guard) = &self.0.guard {
+            guard.forget();
+        }
         self.0.source.evict_all();
     }
 

@@ -107,7 +107,7 @@ impl BranchKek {
         attempt: usize,
     ) -> Result<Held<DekOf<Q>>, Error> {
         match attempt {
-            0 => Ok(self.0.source.get(request).await?.0),
+            0 => self.0.source.get(request).await,
             _ => self.0.source.held(request, true).await,
         }
     }

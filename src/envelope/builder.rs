@@ -16,6 +16,7 @@ use crate::kek::KekProvider;
 use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
 use crate::observe::{Event, Observer};
+use crate::policy::{Guard, Policy, PolicyOptions};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
@@ -69,7 +70,10 @@ impl StartOptions {
 /// [`unwrap_with`](Self::unwrap_with) is needed.
 #[derive(Default)]
 #[must_use = "nothing happens until `build`"]
-pub struct EnvelopeBuilder(SourceBuilder);
+pub struct EnvelopeBuilder {
+    source: SourceBuilder,
+    policy: Option<(Arc<dyn Policy>, PolicyOptions)>,
+}
 
 impl EnvelopeBuilder {
     /// Adds a KEK that wraps every new DEK, and unwraps. Call it once for each KEK. Each of several
@@ -77,14 +81,14 @@ impl EnvelopeBuilder {
     /// another works**. While one is down, no new DEK can be made. The order is the order of
     /// preference for reading.
     pub fn wrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.0.wrap_with.push(Arc::new(provider));
+        self.source.wrap_with.push(Arc::new(provider));
         self
     }
 
     /// Adds a KEK that only unwraps: an old one, or another service's. It is asked after those of
     /// [`wrap_with`](Self::wrap_with).
     pub fn unwrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
-        self.0.unwrap_with.push(Arc::new(provider));
+        self.source.unwrap_with.push(Arc::new(provider));
         self
     }
 
@@ -96,7 +100,7 @@ impl EnvelopeBuilder {
     /// Branch keys have a store of their own, which may be the same: see
     /// [`BranchKek`](crate::branch::BranchKek).
     pub fn key_store(mut self, store: impl KeyStore + 'static) -> Self {
-        self.0.store = Some(Arc::new(store));
+        self.source.store = Some(Arc::new(store));
         self
     }
 
@@ -105,38 +109,38 @@ impl EnvelopeBuilder {
     /// decrypts, and no key policy can prevent that. `build` refuses such a provider unless its id
     /// is named here.
     pub fn allow_unauthenticated_wrapping(mut self, kek_id: KekId) -> Self {
-        self.0.unauthenticated.push(kek_id);
+        self.source.unauthenticated.push(kek_id);
         self
     }
 
     /// Sets the suite of new messages. Messages of every suite are decrypted. By default
     /// [`Suite::Aes256Gcm`].
     pub fn suite(mut self, suite: Suite) -> Self {
-        self.0.suite = suite;
+        self.source.suite = suite;
         self
     }
 
     /// Sets the implementation of the cryptography. By default the fastest of this build.
     pub fn backend(mut self, backend: Backend) -> Self {
-        self.0.backend = backend;
+        self.source.backend = backend;
         self
     }
 
     /// Sets where nonces come from. By default [`Nonces::Thread`].
     pub fn nonces(mut self, nonces: Nonces) -> Self {
-        self.0.nonces = nonces;
+        self.source.nonces = nonces;
         self
     }
 
     /// Sets where DEKs are made. By default [`DekOrigin::Local`].
     pub fn dek_origin(mut self, origin: DekOrigin) -> Self {
-        self.0.dek_origin = origin;
+        self.source.dek_origin = origin;
         self
     }
 
     /// Sets how much and for how long a DEK is used, and how many are cached.
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.0.limits = limits;
+        self.source.limits = limits;
         self
     }
 
@@ -147,13 +151,13 @@ impl EnvelopeBuilder {
     /// stalls. Without a runtime, the caller that finds a DEK due renews it, and calls to key
     /// services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
-        self.0.runtime = Some(Arc::new(runtime));
+        self.source.runtime = Some(Arc::new(runtime));
         self
     }
 
     /// Sets how key services are called: timeouts, retries, circuit breakers.
     pub fn call_policy(mut self, policy: CallPolicy) -> Self {
-        self.0.call_policy = policy;
+        self.source.call_policy = policy;
         self
     }
 
@@ -161,27 +165,36 @@ impl EnvelopeBuilder {
     /// budget. Give one budget to several envelopes to share it. Without a runtime only the number
     /// in flight is limited, and setting a budget is refused.
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
-        self.0.call_budget = Some(budget);
+        self.source.call_budget = Some(budget);
+        self
+    }
+
+    /// Sets the policy, which is asked before each operation, also where the DEK is cached. It sees
+    /// the caller of [`Envelope::acting_for`], and without that no caller. Its decisions are cached as
+    /// the options say. What it denies fails with
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied). By default there is none.
+    pub fn policy(mut self, policy: impl Policy + 'static, options: PolicyOptions) -> Self {
+        self.policy = Some((Arc::new(policy), options));
         self
     }
 
     /// Adds an observer, which receives every event of every DEK's life. Call it once for each
     /// observer. By default there is none.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
-        self.0.observers.push(Box::new(observer));
+        self.source.observers.push(Box::new(observer));
         self
     }
 
     /// Sets a clock that a test moves. The process's wiping thread reads it once a second.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
-        self.0.clock = Clock::Manual(clock);
+        self.source.clock = Clock::Manual(clock);
         self
     }
 
     /// Makes it the envelope of a data domain, which serves the domain's contexts and no others.
     pub(crate) fn domain(mut self, contexts: Arc<DomainContexts>) -> Self {
-        self.0.domain = Some(contexts);
+        self.source.domain = Some(contexts);
         self
     }
 
@@ -193,7 +206,14 @@ impl EnvelopeBuilder {
     /// other, or one that needs a runtime when there is none. Also in a tokio runtime without
     /// timers, unless another [`runtime`](Self::runtime) is set.
     pub fn build(self) -> Result<Envelope, Error> {
-        self.0.build().map(Envelope::new)
+        let domain = self.source.domain.clone();
+        let envelope = Envelope::new(self.source.build()?);
+        let Some((policy, mut options)) = self.policy else { return Ok(envelope) };
+        if let Some(domain) = domain {
+            options = options.domain(domain.name());
+        }
+        let guard = Guard::new(policy, options, envelope.source())?;
+        Ok(envelope.behind(guard))
     }
 
     /// Builds the envelope, checks that every KEK can be used now, and makes the DEKs that the
@@ -256,6 +276,9 @@ async fn started(
 
 impl std::fmt::Debug for EnvelopeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("EnvelopeBuilder").field(&self.0).finish()
+        f.debug_struct("EnvelopeBuilder")
+            .field("source", &self.source)
+            .field("policy", &self.policy)
+            .finish()
     }
 }

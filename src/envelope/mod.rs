@@ -1,11 +1,14 @@
 //! The public interface: [`Envelope`], its handles, and what a sealed value tells without a key.
 //!
-//! It combines bytes (`format`) and keys (`dek`). It names no AEAD and no key service.
+//! It combines bytes (`format`) and keys (`dek`), behind a `policy` if one is set. It names no AEAD
+//! and no key service.
 #![forbid(unsafe_code)]
 
 mod aad;
+mod acting;
 mod builder;
 mod compact;
+mod handle;
 mod inspect;
 mod opening;
 mod plaintext;
@@ -14,6 +17,7 @@ mod sealing;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -21,6 +25,8 @@ use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 
 pub use aad::Aad;
+pub use acting::ActingFor;
+use acting::Guarded;
 pub use builder::{EnvelopeBuilder, StartOptions, StartUp};
 pub use compact::{Compact, Sealed};
 pub use inspect::{Inspection, KekEntry, inspect};
@@ -28,6 +34,7 @@ pub use opening::Decryptor;
 pub use plaintext::Plaintext;
 pub use sealing::{CompactEncryptor, Encryptor};
 
+use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::dek::{
     DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek,
@@ -63,7 +70,11 @@ use opening::Opened;
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Envelope(Arc<OwnedSource>);
+pub struct Envelope {
+    source: Arc<OwnedSource>,
+    /// Set if a policy stands in front of it.
+    guarded: Option<Arc<Guarded>>,
+}
 
 impl Envelope {
     /// Returns a builder.
@@ -72,22 +83,25 @@ impl Envelope {
     }
 
     fn new(source: Arc<DekSource>) -> Self {
-        Self(OwnedSource::new(source))
+        Self { source: OwnedSource::new(source), guarded: None }
     }
 
     fn source(&self) -> &DekSource {
-        &self.0
+        &self.source
     }
 
     /// Whether there is a clone or a handle besides this envelope.
     pub(crate) fn is_held(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        // A guard has an envelope of its own.
+        let own = 1 + usize::from(self.guarded.is_some());
+        Arc::strong_count(&self.source) > own
+            || self.guarded.as_ref().is_some_and(|guarded| Arc::strong_count(guarded) > 1)
     }
 
     /// Reads a message. Without a store it must come with its wrapped keys.
     #[inline]
     fn parse<'s>(&self, sealed: Sealed<'s>) -> Result<Message<'s>, Error> {
-        sealed.parse(|| self.0.has_store())
+        sealed.parse(|| self.source.has_store())
     }
 
     /// Encrypts `plaintext`.
@@ -106,7 +120,10 @@ impl Envelope {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.0
+        if self.guarded.is_some() {
+            return self.for_nobody().encrypt_boxed(context, aad, plaintext).await;
+        }
+        self.source
             .with_writing(context, plaintext.len(), |dek| {
                 sealing::seal(dek, Form::Embedded, aad, plaintext)
             })
@@ -126,6 +143,9 @@ impl Envelope {
         aad: Aad<'_>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().encrypt_in_place_boxed(context, aad, buffer).await;
+        }
         let len = buffer.len();
         let seal = |dek: &Reservation<&WritingDek>| {
             let prefix_len = dek.dek().prefix(Form::Embedded).len();
@@ -142,7 +162,7 @@ impl Envelope {
             }
             sealed
         };
-        self.0.with_writing(context, len, seal).await
+        self.source.with_writing(context, len, seal).await
     }
 
     /// Encrypts `plaintext` in compact form. The message does not carry the wrapped keys, which
@@ -156,8 +176,11 @@ impl Envelope {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Compact, Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().encrypt_compact_boxed(context, aad, plaintext).await;
+        }
         let seal = |dek: &Reservation<&WritingDek>| sealing::seal_compact(dek, aad, plaintext);
-        self.0.with_writing(context, plaintext.len(), seal).await
+        self.source.with_writing(context, plaintext.len(), seal).await
     }
 
     /// Decrypts a message.
@@ -176,9 +199,12 @@ impl Envelope {
         aad: Aad<'_>,
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().decrypt_boxed(context, aad, sealed.into()).await;
+        }
         let sealed = sealed.into();
         let message = self.parse(sealed)?;
-        self.0
+        self.source
             .with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
             .await
     }
@@ -195,30 +221,56 @@ impl Envelope {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
+        if self.guarded.is_none()
+            && let Some(payload) = self.open_cached(context, aad, buffer)?
+        {
+            return Ok(buffer.get_mut(payload).unwrap_or_default());
+        }
+        self.decrypt_in_place_uncached(context, aad, buffer).await
+    }
+
+    /// Decrypts in place if the DEK is cached, and returns where the plaintext is.
+    #[inline(always)]
+    fn open_cached(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        buffer: &mut [u8],
+    ) -> Result<Option<Range<usize>>, Error> {
         let message = self.parse(Sealed::from(&*buffer))?;
         let opened = Opened::of(&message);
         let (id, suite) = (message.header.dek_id, message.header.suite);
-        let in_place = |buffer: &mut [u8], dek: &ReadingDek| {
-            opened
-                .in_place(buffer, |nonce, payload, tag| {
-                    dek.open_now(nonce, aad.as_bytes(), payload, tag)
-                })
-                .map(|_| ())
-        };
+        let is_stored = message.wrapped_keys.is_empty();
         // The wrapped keys are in the buffer, so they are copied if the key service has to be
         // asked.
-        let is_stored = message.wrapped_keys.is_empty();
-        let cached = ReadingRequest { context, id: &id, suite, wrapped_keys: None, is_stored };
-        if self.0.with_cached(cached, |dek| in_place(&mut *buffer, dek))?.is_none() {
-            let wrapped_keys = Message::parse(buffer)?.wrapped_keys.to_vec();
-            let request = ReadingRequest { wrapped_keys: Some(&wrapped_keys), ..cached };
-            self.0.with(request, |dek| in_place(&mut *buffer, dek)).await?;
+        let request = ReadingRequest { context, id: &id, suite, wrapped_keys: None, is_stored };
+        let work = |dek: &ReadingDek| opened.decrypt_with(dek, aad, buffer);
+        Ok(self.source.with_cached(request, work)?.map(|()| opened.payload()))
+    }
+
+    /// Apart, so that what was read of the message is not kept while it waits.
+    async fn decrypt_in_place_uncached<'b>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        buffer: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().decrypt_in_place_boxed(context, aad, buffer).await;
         }
+        let message = self.parse(Sealed::from(&*buffer))?;
+        let opened = Opened::of(&message);
+        let (id, suite) = (message.header.dek_id, message.header.suite);
+        let wrapped_keys = message.wrapped_keys.to_vec();
+        let is_stored = wrapped_keys.is_empty();
+        let wrapped_keys = Some(&*wrapped_keys);
+        let request = ReadingRequest { context, id: &id, suite, wrapped_keys, is_stored };
+        self.source.with(request, |dek| opened.decrypt_with(dek, aad, buffer)).await?;
         Ok(opened.payload_of(buffer))
     }
 
-    /// Decrypts a message whose DEK is cached, without suspending. Returns `None` if a key service
-    /// would have to be asked: then use [`decrypt`](Self::decrypt).
+    /// Decrypts a message whose DEK is cached, without suspending. Returns `None` if a key service,
+    /// or the policy, would have to be asked: then use [`decrypt`](Self::decrypt).
     ///
     /// # Errors
     /// As [`decrypt`](Self::decrypt), but none of the key service.
@@ -229,8 +281,11 @@ impl Envelope {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
         let sealed = sealed.into();
+        if self.guarded.is_some() {
+            return self.for_nobody().decrypt_cached_cold(context, aad, sealed);
+        }
         let message = self.parse(sealed)?;
-        self.0.with_cached(request(context, &message), |dek| {
+        self.source.with_cached(request(context, &message), |dek| {
             open(dek, aad, sealed.as_bytes(), &message)
         })
     }
@@ -240,8 +295,20 @@ impl Envelope {
     /// # Errors
     /// Those of the key service if a DEK has to be made.
     pub async fn encryptor(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
-        let (dek, stale) = self.0.get(WritingRequest { context }).await?;
-        Ok(Encryptor::new(dek.into_dek(), stale, self.0.clone()))
+        if self.guarded.is_none()
+            && let Some((dek, stale)) = self.source.get_cached(WritingRequest { context })?
+        {
+            return Ok(Encryptor::new(dek, stale, self.source.clone()));
+        }
+        self.encryptor_looked_up(context).await
+    }
+
+    async fn encryptor_looked_up(&self, context: &EncryptionContext) -> Result<Encryptor, Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().encryptor_boxed(context).await;
+        }
+        let (dek, stale) = self.source.look_up(WritingRequest { context }).await?;
+        Ok(Encryptor::new(dek, stale, self.source.clone()))
     }
 
     /// Returns a lease on the DEK of `sealed`, for it and every other message of that DEK.
@@ -254,9 +321,27 @@ impl Envelope {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Decryptor, Error> {
         let sealed = sealed.into();
+        if self.guarded.is_none()
+            && let message = self.parse(sealed)?
+            && let Some((dek, stale)) = self.source.get_cached(request(context, &message))?
+        {
+            return Ok(Decryptor::new(dek, stale, self.source.clone()));
+        }
+        self.decryptor_looked_up(context, sealed).await
+    }
+
+    /// Apart, so that what was read of the message is not kept while it waits.
+    async fn decryptor_looked_up(
+        &self,
+        context: &EncryptionContext,
+        sealed: Sealed<'_>,
+    ) -> Result<Decryptor, Error> {
+        if self.guarded.is_some() {
+            return self.for_nobody().decryptor_boxed(context, sealed).await;
+        }
         let message = self.parse(sealed)?;
-        let (dek, stale) = self.0.get(request(context, &message)).await?;
-        Ok(Decryptor::new(dek.into_dek(), stale, self.0.clone()))
+        let (dek, stale) = self.source.look_up(request(context, &message)).await?;
+        Ok(Decryptor::new(dek, stale, self.source.clone()))
     }
 
     /// Stops using a KEK in this process, at once. Wipes every DEK obtained through it, ends their
@@ -264,23 +349,26 @@ impl Envelope {
     /// [`reinstate_kek`](Self::reinstate_kek). A DEK that another KEK of the message unwraps can
     /// still be used.
     pub fn revoke_kek(&self, kek_id: &KekId) {
-        self.0.revoke_kek(kek_id);
+        self.source.revoke_kek(kek_id);
     }
 
     /// Reverts a [`revoke_kek`](Self::revoke_kek).
     pub fn reinstate_kek(&self, kek_id: &KekId) {
-        self.0.reinstate_kek(kek_id);
+        self.source.reinstate_kek(kek_id);
     }
 
     /// Wipes every DEK of a context, ends its handles, and discards responses still in flight. The
     /// next call asks the key service.
     pub fn evict_context(&self, context: &EncryptionContext) {
-        self.0.evict_context(context);
+        self.source.evict_context(context);
     }
 
-    /// Wipes every DEK, ends every handle, and forgets denials.
+    /// Wipes every DEK, ends every handle, and forgets denials and the decisions of the policy.
     pub fn evict_all(&self) {
-        self.0.evict_all();
+        if let Some(guarded) = &self.guarded {
+            guarded.forget();
+        }
+        self.source.evict_all();
     }
 
     /// Wipes every DEK, ends every handle and every call in flight, and refuses later calls with
@@ -288,7 +376,7 @@ impl Envelope {
     /// call the same happens when the last clone and the last handle are dropped, except that calls
     /// in flight end in their own time.
     pub fn shut_down(&self) {
-        self.0.shut_down();
+        self.source.shut_down();
     }
 
     /// Shuts down as [`shut_down`](Self::shut_down) does, and waits until the providers have
@@ -296,11 +384,11 @@ impl Envelope {
     /// `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it does
     /// not happen.
     pub async fn close(&self) {
-        self.0.close().await;
+        self.source.close().await;
     }
 
     /// Makes a DEK for writing for each of these contexts, unless one is cached, so that the first
-    /// request does not wait. For reading, [`decryptor`](Self::decryptor) with any message of a DEK
+    /// request does not wait. The policy is not asked, since nothing is encrypted yet. For reading, [`decryptor`](Self::decryptor) with any message of a DEK
     /// does the same.
     ///
     /// As many are made at the same time as the call budget has calls in flight. Each has the full
@@ -315,7 +403,7 @@ impl Envelope {
         contexts: impl IntoIterator<Item = &'c EncryptionContext>,
     ) -> Result<(), Error> {
         let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
-        let (mut asked, at_once) = (FuturesUnordered::new(), self.0.keks().at_once());
+        let (mut asked, at_once) = (FuturesUnordered::new(), self.source.keks().at_once());
         // One that a retry does not mend comes before those that it may.
         let rank = |n: usize, error: &Error| (error.is_retryable(), n);
         let mut first_failure: Option<(usize, Error)> = None;
@@ -323,7 +411,9 @@ impl Envelope {
             while asked.len() < at_once
                 && let Some((n, context)) = waiting.next()
             {
-                asked.push(async move { (n, self.0.get(WritingRequest { context }).await.err()) });
+                asked.push(
+                    async move { (n, self.source.get(WritingRequest { context }).await.err()) },
+                );
             }
             match asked.next().await {
                 None => return first_failure.map_or(Ok(()), |(_, error)| Err(error)),
@@ -366,15 +456,28 @@ impl Envelope {
         &self,
         messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
     ) -> Vec<Result<(), Error>> {
+        self.prepare_for(None, messages).await
+    }
+
+    async fn prepare_for<'m, S: Into<Sealed<'m>>>(
+        &self,
+        caller: Option<&Caller>,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
+    ) -> Vec<Result<(), Error>> {
         let messages: Vec<_> = messages
             .into_iter()
             .map(|(context, sealed)| Ok::<_, Error>((context, self.parse(sealed.into())?)))
             .collect();
+        let contexts = messages.iter().flatten().map(|(context, _)| *context);
+        let denied = self.denied(Action::Decrypt, contexts, caller).await;
         let (mut requests, mut places) = (Vec::new(), HashMap::new());
         let place_of: Vec<_> = messages
             .iter()
             .map(|message| {
                 let (context, message) = message.as_ref().map_err(Clone::clone)?;
+                if let Some(error) = denied.get(context) {
+                    return Err(error.clone());
+                }
                 let request = request(context, message);
                 let key = (*request.id, request.suite, *context.digest(), message.wrapped_keys);
                 Ok::<_, Error>(*places.entry(key).or_insert_with(|| {
@@ -383,7 +486,7 @@ impl Envelope {
                 }))
             })
             .collect();
-        let prepared = self.0.prepare(&requests).await;
+        let prepared = self.source.prepare(&requests).await;
         let answer =
             |place: usize| prepared.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
         place_of.into_iter().map(|place| answer(place?)).collect()
@@ -399,14 +502,14 @@ impl Envelope {
             };
             (kek.id().clone(), health)
         };
-        join_all(self.0.keks().reading.iter().map(ask)).await
+        join_all(self.source.keks().reading.iter().map(ask)).await
     }
 
     /// Returns how often DEKs were cached, how many are cached now, and the number of calls to the
     /// KEKs.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
-        self.0.statistics()
+        self.source.statistics()
     }
 }
 
@@ -442,7 +545,7 @@ impl fmt::Debug for Envelope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ids =
             |keks: &[Arc<GuardedKek>]| keks.iter().map(|kek| kek.id().clone()).collect::<Vec<_>>();
-        let keks = self.0.keks();
+        let keks = self.source.keks();
         f.debug_struct("Envelope")
             .field("writes_to", &ids(&keks.writing))
             .field("reads_from", &ids(&keks.reading))

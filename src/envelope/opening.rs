@@ -5,32 +5,42 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::handle::HandleTerms;
 use super::{Aad, Plaintext, Sealed};
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
 use crate::memory::wipe;
+use crate::policy::Permission;
 use crate::suite::{DekId, Suite};
 
 /// A lease on the DEK of a message. It decrypts every message of that DEK, for loops and blocking
 /// code.
 ///
 /// Decrypting with it is synchronous and makes no call. After `max_age`, and when the DEK is
-/// denied, revoked or evicted, it returns [`ErrorKind::Expired`]. Get another with
+/// denied, revoked or evicted, it returns [`ErrorKind::Expired`]. Under a
+/// [policy](crate::EnvelopeBuilder::policy) it also does when the decision that allowed it ends,
+/// and when the policy is reloaded. Get another with
 /// [`Envelope::decryptor`](crate::Envelope::decryptor).
 #[derive(Clone)]
 pub struct Decryptor {
     dek: Arc<ReadingDek>,
-    /// It was issued past `max_age`, during an outage.
-    stale: bool,
     /// Keeps the source alive: the DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
+    terms: HandleTerms,
 }
 
 impl Decryptor {
+    #[inline]
     pub(super) fn new(dek: Arc<ReadingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, stale, _source: source }
+        Self { dek, _source: source, terms: HandleTerms::new(stale) }
+    }
+
+    /// Returns the same handle, resting on a decision of the policy.
+    pub(super) fn resting_on(mut self, permission: Option<Permission>) -> Self {
+        self.terms = self.terms.resting_on(permission);
+        self
     }
 
     /// Returns the DEK's id.
@@ -99,7 +109,7 @@ impl Decryptor {
         {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
-        self.dek.check_handle(self.stale)
+        self.dek.check_handle(self.terms.is_stale()?)
     }
 }
 
@@ -160,6 +170,23 @@ impl Opened {
             self.payload_of(buffer),
             &self.tag,
         )
+    }
+
+    /// Decrypts the message in `buffer` with a DEK that was just obtained.
+    #[inline(always)]
+    pub(super) fn decrypt_with(
+        &self,
+        dek: &ReadingDek,
+        aad: Aad<'_>,
+        buffer: &mut [u8],
+    ) -> Result<(), Error> {
+        self.in_place(buffer, |nonce, payload, tag| {
+            dek.open_now(nonce, aad.as_bytes(), payload, tag)
+        })
+    }
+
+    pub(super) fn payload(&self) -> Range<usize> {
+        self.payload.clone()
     }
 
     pub(super) fn payload_of<'b>(&self, buffer: &'b mut [u8]) -> &'b mut [u8] {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::{Envelope, Sealed};
+use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, KeyKind, KeyRow, Message, WrappedKeys, with_wrapped_keys};
@@ -68,7 +69,7 @@ impl Envelope {
         context: &EncryptionContext,
         sealed: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.rewrap_message(context, sealed, Check::UnwrapEach).await
+        self.rewrap_message(None, context, sealed, Check::UnwrapEach).await
     }
 
     /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. Messages of
@@ -104,10 +105,24 @@ impl Envelope {
         &self,
         messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
     ) -> Vec<Result<Vec<u8>, Error>> {
+        self.rewrap_all_for(None, messages).await
+    }
+
+    pub(super) async fn rewrap_all_for<'m>(
+        &self,
+        caller: Option<&Caller>,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
+    ) -> Vec<Result<Vec<u8>, Error>> {
+        let messages: Vec<_> = messages.into_iter().collect();
+        let contexts = messages.iter().map(|(context, _)| *context);
+        let denied = self.denied(Action::Rewrap, contexts, caller).await;
         let mut lists = Lists::default();
         let places: Vec<_> = messages
             .into_iter()
             .map(|(context, sealed)| {
+                if let Some(error) = denied.get(context) {
+                    return Err(error.clone());
+                }
                 let message = embedded(sealed)?;
                 Ok::<_, Error>((sealed, lists.place_of(context, &message)?))
             })
@@ -139,7 +154,7 @@ impl Envelope {
         context: &EncryptionContext,
         sealed: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.rewrap_message(context, sealed, Check::None).await
+        self.rewrap_message(None, context, sealed, Check::None).await
     }
 
     /// As [`rewrap`](Self::rewrap), for the wrapped keys of compact messages of the DEK `dek_id`.
@@ -152,6 +167,7 @@ impl Envelope {
         dek_id: &DekId,
         keys: &WrappedKeys,
     ) -> Result<WrappedKeys, Error> {
+        self.permit(Action::Rewrap, context, None).await?;
         self.source().rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
     }
 
@@ -165,7 +181,8 @@ impl Envelope {
     /// row is replaced only if nobody changed it meanwhile. A walk that stops can
     /// [go on](RewrapOptions::after), and a repetition does what is left. Branch keys are left as they
     /// are: [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) is for them. So are
-    /// the keys of other [data domains](crate::domain).
+    /// the keys of other [data domains](crate::domain). A policy is asked once, with the empty
+    /// context.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek, store::MemoryStore};
@@ -199,6 +216,7 @@ impl Envelope {
         options: RewrapOptions,
         progress: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress, Error> {
+        self.permit(Action::Rewrap, &EncryptionContext::empty(), None).await?;
         let source = self.source();
         let is_own = |row: &KeyRow| {
             row.kind() == KeyKind::Dek && row.context().is_some_and(|of| source.is_of_domain(of))
@@ -206,12 +224,14 @@ impl Envelope {
         source.rewrap_store(options, is_own, progress).await
     }
 
-    async fn rewrap_message(
+    pub(super) async fn rewrap_message(
         &self,
+        caller: Option<&Caller>,
         context: &EncryptionContext,
         sealed: &[u8],
         check: Check,
     ) -> Result<Vec<u8>, Error> {
+        self.permit(Action::Rewrap, context, caller).await?;
         let message = embedded(sealed)?;
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
         let dek_id = &message.header.dek_id;

@@ -5,12 +5,14 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::handle::HandleTerms;
 use super::{Aad, Compact};
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
+use crate::policy::Permission;
 use crate::suite::{DekId, Suite, TAG_LEN};
 
 /// A lease on the DEK that encrypts for one encryption context, for loops, streams of records and
@@ -18,22 +20,29 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 ///
 /// Encrypting with it is synchronous and makes no call. It ends with its DEK. After `max_age`, when
 /// the DEK is denied, revoked or evicted, and in the child of a fork it returns
-/// [`ErrorKind::Expired`]. At a cap on messages or bytes it returns [`ErrorKind::Exhausted`]. Then
+/// [`ErrorKind::Expired`]. Under a [policy](crate::EnvelopeBuilder::policy) it also does when the
+/// decision that allowed it ends, and when the policy is reloaded. At a cap on messages or bytes it returns [`ErrorKind::Exhausted`]. Then
 /// get another with [`Envelope::encryptor`](crate::Envelope::encryptor).
 ///
 /// A clone shares the caps.
 #[derive(Clone)]
 pub struct Encryptor {
     dek: Arc<WritingDek>,
-    /// It was issued past `max_age`, during an outage.
-    stale: bool,
     /// Keeps the source alive: the DEKs end with the last envelope or handle.
     _source: Arc<OwnedSource>,
+    terms: HandleTerms,
 }
 
 impl Encryptor {
+    #[inline]
     pub(super) fn new(dek: Arc<WritingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, stale, _source: source }
+        Self { dek, _source: source, terms: HandleTerms::new(stale) }
+    }
+
+    /// Returns the same handle, resting on a decision of the policy.
+    pub(super) fn resting_on(mut self, permission: Option<Permission>) -> Self {
+        self.terms = self.terms.resting_on(permission);
+        self
     }
 
     /// Returns the same lease for messages in compact form. They do not carry their wrapped keys,
@@ -86,12 +95,13 @@ impl Encryptor {
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`],
     /// [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(
-            &Reservation::for_handle(&*self.dek, plaintext.len(), self.stale)?,
-            Form::Embedded,
-            aad,
-            plaintext,
-        )
+        seal(&self.reserve(plaintext.len())?, Form::Embedded, aad, plaintext)
+    }
+
+    /// Counts a message, if the handle may still be used.
+    #[inline]
+    fn reserve(&self, len: usize) -> Result<Reservation<&WritingDek>, Error> {
+        Reservation::for_handle(&*self.dek, len, self.terms.is_stale()?)
     }
 
     /// Encrypts one message in the caller's buffer, without allocating. The buffer has
@@ -127,7 +137,7 @@ impl Encryptor {
     ) -> Result<(), Error> {
         let len =
             buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(&Reservation::for_handle(&*self.dek, len, self.stale)?, form, aad, buffer)
+        seal_in_place(&self.reserve(len)?, form, aad, buffer)
     }
 }
 
@@ -168,8 +178,7 @@ impl CompactEncryptor {
     /// # Errors
     /// As [`Encryptor::encrypt`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
-        let dek = &*self.0.dek;
-        seal_compact(&Reservation::for_handle(dek, plaintext.len(), self.0.stale)?, aad, plaintext)
+        seal_compact(&self.0.reserve(plaintext.len())?, aad, plaintext)
     }
 
     /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt

@@ -11,6 +11,7 @@
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`telemetry`] | metrics, traces and alerts |
 //! | [`runbook`] | what each alert means, and what to do |
+//! | [`policy`] | who may do what: policies, callers, how long decisions are used |
 //! | [`providers`] | how to write a [`KekProvider`](crate::kek::KekProvider) |
 //! | [`format`](mod@format) | every byte of the sealed format, normative |
 //! | [`performance`] | what a call costs, and how to measure it |
@@ -47,6 +48,14 @@ macro_rules! links {
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
+[policy.md]: crate::guide::policy
+[`Caller`]: crate::Caller
+[`ErrorKind::InvalidCaller`]: crate::ErrorKind::InvalidCaller
+[`ErrorKind::PolicyDenied`]: crate::ErrorKind::PolicyDenied
+[`Error::reasons`]: crate::Error::reasons
+[`Policy::generation`]: crate::policy::Policy::generation
+[`BranchKekBuilder::policy`]: crate::branch::BranchKekBuilder::policy
+[`Envelope::evict_all`]: crate::Envelope::evict_all
 [providers.md]: crate::guide::providers
 [runbook.md]: crate::guide::runbook
 [runtimes.md]: crate::guide::runtimes
@@ -81,6 +90,7 @@ pages! {
     key_stores: "../../docs/key-stores.md",
     lifetimes: "../../docs/lifetimes.md",
     performance: "../../docs/performance.md",
+    policy: "../../docs/policy.md",
     providers: "../../docs/providers.md",
     runtimes: "../../docs/runtimes.md",
     runbook: "../../docs/runbook.md",

@@ -1,9 +1,12 @@
 //! Counts every event in the `metrics` facade.
 #![forbid(unsafe_code)]
 
+use std::time::Duration;
+
 use metrics::{counter, gauge, histogram};
 
 use super::{Event, Observer, Operation};
+use crate::caller::Action;
 use crate::error::ErrorKind;
 use crate::format::KekId;
 
@@ -18,6 +21,9 @@ use crate::format::KekId;
 /// | `waxseal_renewals_failed_total`, `waxseal_served_stale_total` | counter | `kind` |
 /// | `waxseal_denied_total` | counter | |
 /// | `waxseal_keks_revoked_total` | counter | `kek` |
+/// | `waxseal_policy_denied_total` | counter | `operation` |
+/// | `waxseal_policy_failed_total` | counter | `operation`, `kind` |
+/// | `waxseal_policy_seconds` | histogram: how long the policy took where it was asked | `operation`, `outcome` (`allowed`, `denied`) |
 /// | `waxseal_damaged_rows_total`, `waxseal_keys_erased_total` | counter | `store` |
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
@@ -71,6 +77,19 @@ impl Observer for MetricsObserver {
                 counter!("waxseal_served_stale_total", "kind" => kind.as_str()).increment(1);
             }
             Event::Denied { .. } => counter!("waxseal_denied_total").increment(1),
+            Event::PolicyDenied { operation, elapsed, .. } => {
+                counter!("waxseal_policy_denied_total", "operation" => operation.as_str())
+                    .increment(1);
+                record_policy(operation, "denied", elapsed);
+            }
+            Event::PolicyAllowed { operation, elapsed, .. } => {
+                record_policy(operation, "allowed", elapsed);
+            }
+            Event::PolicyFailed { operation, error, .. } => {
+                let (operation, kind) = (operation.as_str(), error.kind().as_str());
+                counter!("waxseal_policy_failed_total", "operation" => operation, "kind" => kind)
+                    .increment(1);
+            }
             Event::DamagedRow { store, .. } => {
                 counter!("waxseal_damaged_rows_total", "store" => store.to_owned()).increment(1);
             }
@@ -114,6 +133,14 @@ impl Observer for MetricsObserver {
                     .increment(1);
             }
         }
+    }
+}
+
+fn record_policy(operation: Action, outcome: &'static str, elapsed: Option<Duration>) {
+    if let Some(elapsed) = elapsed {
+        let operation = operation.as_str();
+        histogram!("waxseal_policy_seconds", "operation" => operation, "outcome" => outcome)
+            .record(elapsed);
     }
 }
 

@@ -25,6 +25,7 @@ pub use self::metrics::MetricsObserver;
 pub(crate) use self::metrics::register;
 #[cfg(feature = "tracing")]
 pub use self::tracing::TracingObserver;
+use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
@@ -67,7 +68,7 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
     }
 }
 
-/// What happened to a DEK, or in a call to a key service.
+/// What happened to a DEK, in a call to a key service, or when a policy was asked.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -149,6 +150,50 @@ pub enum Event<'a> {
         dek_id: Option<&'a DekId>,
         /// What it is for.
         context: &'a EncryptionContext,
+    },
+    /// The policy denied an operation. Emitted for each operation that was denied, also where the
+    /// decision was cached.
+    PolicyDenied {
+        /// On whose behalf. `None` if no caller was named.
+        caller: Option<&'a Caller>,
+        /// What was to be done.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// Why. They may quote anything: escape them where people read them.
+        reasons: &'a [Box<str>],
+        /// The revision of the policy, if it names one.
+        revision: Option<&'a str>,
+        /// How long the policy took. `None` if the decision was cached.
+        elapsed: Option<Duration>,
+    },
+    /// The policy allowed an operation. Emitted when the policy was asked. For cached decisions it
+    /// is emitted as often as
+    /// [`PolicyOptions::report_cached_allows`](crate::policy::PolicyOptions::report_cached_allows)
+    /// says.
+    PolicyAllowed {
+        /// On whose behalf. `None` if no caller was named.
+        caller: Option<&'a Caller>,
+        /// What is done now.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// The revision of the policy, if it names one.
+        revision: Option<&'a str>,
+        /// How long the policy took. `None` if the decision was cached.
+        elapsed: Option<Duration>,
+    },
+    /// The policy gave no decision: it failed, panicked, was late, or its server is unavailable. A
+    /// [`PolicyDenied`](Event::PolicyDenied) follows, unless the last known decision serves.
+    PolicyFailed {
+        /// What was to be done.
+        operation: Action,
+        /// The encryption context.
+        context: &'a EncryptionContext,
+        /// What went wrong.
+        error: &'a Error,
+        /// The last known decision serves.
+        last_known: bool,
     },
     /// A row of a key store is not what was put there: it cannot be read as a row, holds another key,
     /// or belongs to another branch. Nothing was opened with it.

@@ -4,6 +4,7 @@
 use tracing::{debug, info, warn};
 
 use super::{Event, Observer};
+use crate::caller::Caller;
 use crate::context::EncryptionContext;
 
 /// Emits every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`,
@@ -71,6 +72,20 @@ impl Observer for TracingObserver {
             Event::Denied { dek_id, context } => {
                 let (dek_id, context) = (dek_id.map(tracing::field::display), self.shown(context));
                 warn!(target: "waxseal", event = "denied", dek_id, context, "use of the KEK denied");
+            }
+            Event::PolicyDenied { caller, operation, context, reasons, revision, .. } => {
+                let (context, service) = (self.shown(context), caller.and_then(Caller::service));
+                let operation = operation.as_str();
+                warn!(target: "waxseal", event = "policy_denied", operation, service, ?reasons, revision, context, "denied by the policy");
+            }
+            Event::PolicyAllowed { caller, operation, context, revision, .. } => {
+                let (context, service) = (self.shown(context), caller.and_then(Caller::service));
+                let operation = operation.as_str();
+                debug!(target: "waxseal", event = "policy_allowed", operation, service, revision, context, "allowed by the policy");
+            }
+            Event::PolicyFailed { operation, context, error, last_known } => {
+                let (context, operation) = (self.shown(context), operation.as_str());
+                warn!(target: "waxseal", event = "policy_failed", operation, kind = error.kind().as_str(), %error, last_known, context, "the policy gave no decision");
             }
             Event::DamagedRow { row_id, store } => {
                 warn!(target: "waxseal", event = "damaged_row", row_id, store, "a row of the key store cannot be read");

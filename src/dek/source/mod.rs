@@ -116,6 +116,9 @@ impl Drop for OwnedSource {
 /// response was revoked.
 const ATTEMPTS: usize = 3;
 
+/// A DEK for a handle, and whether it is stale.
+pub(crate) type Issued<Q> = (Arc<DekOf<Q>>, bool);
+
 impl DekSource {
     pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
@@ -152,6 +155,10 @@ impl DekSource {
         // It is never dropped: threads that the fork left behind may hold its locks.
         std::mem::forget(cache);
         ours
+    }
+
+    pub(crate) fn options(&self) -> &SourceOptions {
+        &self.options
     }
 
     pub(crate) fn emit(&self, event: &Event<'_>) {
@@ -212,17 +219,55 @@ impl DekSource {
         unless_taken_away(work(&dek))
     }
 
-    /// Returns the DEK for a handle, and whether it is stale.
+    /// Returns the DEK, for work that goes on.
     pub(crate) async fn get<Q: DekRequest>(
         self: &Arc<Self>,
         request: Q,
-    ) -> Result<(Held<DekOf<Q>>, bool), Error> {
-        let held = match self.with_remembered(request, Arc::clone) {
-            Some(dek) => Held::Cached(dek),
-            None => self.held(request, false).await?,
+    ) -> Result<Held<DekOf<Q>>, Error> {
+        match self.with_remembered(request, Arc::clone) {
+            Some(dek) => Ok(Held::Cached(dek)),
+            None => self.held(request, false).await,
+        }
+    }
+
+    /// Returns the DEK for a handle, and whether it is stale, if it is cached and need not be renewed.
+    ///
+    /// # Errors
+    /// As [`with_cached`](Self::with_cached).
+    #[inline]
+    pub(crate) fn get_cached<Q: DekRequest>(&self, request: Q) -> Result<Option<Issued<Q>>, Error> {
+        let dek = match self.with_remembered(request, Arc::clone) {
+            Some(dek) => dek,
+            None => match self.find_served(request)? {
+                Some(dek) => dek,
+                None => return Ok(None),
+            },
         };
-        let stale = held.lease().is_stale();
-        Ok((held, stale))
+        let stale = dek.lease().is_stale();
+        Ok(Some((dek, stale)))
+    }
+
+    /// Returns the cached DEK if it serves and need not be renewed.
+    #[inline(never)]
+    fn find_served<Q: DekRequest>(&self, request: Q) -> Result<Option<Arc<DekOf<Q>>>, Error> {
+        let cache = self.cache();
+        let Some(dek) = request.find(&cache)? else { return Ok(None) };
+        let now = self.options.clock.now();
+        if self.decide(request, &dek, now, || true) != Decision::Serve {
+            return Ok(None);
+        }
+        self.serve::<Q>(&cache, &dek, now);
+        Ok(Some(dek))
+    }
+
+    /// Returns the DEK for a handle, and whether it is stale.
+    pub(crate) async fn look_up<Q: DekRequest>(
+        self: &Arc<Self>,
+        request: Q,
+    ) -> Result<Issued<Q>, Error> {
+        let dek = self.held(request, false).await?.into_dek();
+        let stale = dek.lease().is_stale();
+        Ok((dek, stale))
     }
 
     /// Runs `work` with the DEK that this thread used last, if it serves and this request does not

@@ -96,7 +96,11 @@ impl Timer {
     }
 
     /// Runs `work` for at most `limit`, or without a runtime to its end.
-    async fn within<T>(&self, limit: Option<Duration>, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Option<Duration>,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let (Some(runtime), Some(limit)) = (&self.0, limit) else { return Some(work.await) };
         match select(std::pin::pin!(work), runtime.sleep(limit)).await {
             Either::Left((answer, _)) => Some(answer),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::ledger::rfc3339;
 use super::record::Record;
+use crate::caller::{Action, Caller};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
@@ -18,6 +19,9 @@ use crate::suite::DekId;
 const MAX_KEKS: usize = 16;
 /// The most bytes of the name of a store or a target.
 const MAX_NAME: usize = 512;
+/// More roles, groups and reasons are not listed.
+const MAX_ROLES: usize = 16;
+const MAX_REASONS: usize = 16;
 
 /// The reserved name that the context of a branch key has.
 const BRANCH: &str = "waxseal:branch";
@@ -86,6 +90,9 @@ fn context_of<'e>(event: &Event<'e>) -> Option<&'e EncryptionContext> {
         | Event::Erased { context, .. }
         | Event::Evicted { context, .. }
         | Event::Accessed { context, .. }
+        | Event::PolicyAllowed { context, .. }
+        | Event::PolicyDenied { context, .. }
+        | Event::PolicyFailed { context, .. }
         | Event::Wiped { context, .. } => Some(context),
         _ => None,
     }
@@ -163,6 +170,24 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         Event::Revoked { kek_id } => of_kek(Record::of("kek_revoked"), kek_id),
         Event::Reinstated { kek_id } => of_kek(Record::of("kek_reinstated"), kek_id),
         Event::ShutDown => Record::of("shut_down"),
+        Event::PolicyAllowed { caller, operation, context: _, revision, elapsed } => {
+            let record = Record::of("policy_allowed").succeeded();
+            decided(record, caller, operation, revision, elapsed)
+        }
+        Event::PolicyDenied { caller, operation, context: _, reasons, revision, elapsed } => {
+            let record = Record::of("policy_denied").failed(ErrorKind::PolicyDenied.as_str());
+            let reasons = reasons.iter().take(MAX_REASONS).map(|reason| cut(reason)).collect();
+            let record = Record { policy_reasons: reasons, ..record };
+            decided(record, caller, operation, revision, elapsed)
+        }
+        Event::PolicyFailed { operation, context: _, error, last_known } => {
+            let record = Record::of("policy_failed").failed(error.kind().as_str());
+            let record = record.with_message(match last_known {
+                true => format!("the last known decision serves: {error}"),
+                false => error.to_string(),
+            });
+            decided(record, None, operation, None, None)
+        }
         Event::DomainsReloaded { opened, changed, ended, kept } => {
             let message = format!("{opened} new, {changed} changed, {ended} ended, {kept} kept");
             Record::of("domains_reloaded").succeeded().with_message(message)
@@ -174,6 +199,28 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         Event::StartedWithout { kek_id, kind } => {
             of_kek(Record::of("started_without").failed(kind.as_str()), kek_id)
         }
+    }
+}
+
+/// A policy's decision: on whose behalf, about what.
+fn decided(
+    record: Record,
+    caller: Option<&Caller>,
+    operation: Action,
+    revision: Option<&str>,
+    elapsed: Option<Duration>,
+) -> Record {
+    let few = |names: &mut dyn Iterator<Item = &str>| names.take(MAX_ROLES).map(cut).collect();
+    Record {
+        operation: Some(Cow::Borrowed(operation.as_str())),
+        policy_revision: revision.map(cut),
+        duration_us: elapsed.map(micros),
+        caller_service: caller.and_then(Caller::service).map(cut),
+        caller_roles: caller.map(|caller| few(&mut caller.roles())).unwrap_or_default(),
+        caller_groups: caller.map(|caller| few(&mut caller.groups())).unwrap_or_default(),
+        caller_address: caller.and_then(Caller::source_address).map(|of| of.to_string()),
+        caller_request_id: caller.and_then(Caller::request_id).map(cut),
+        ..record
     }
 }
 

@@ -45,6 +45,31 @@ pub struct Record {
     /// How long a call took, in microseconds.
     #[serde(rename = "waxseal.duration_us", skip_serializing_if = "Option::is_none", default)]
     pub duration_us: Option<u64>,
+    /// On whose behalf: the service.
+    #[serde(rename = "actor.app_name", skip_serializing_if = "Option::is_none", default)]
+    pub caller_service: Option<String>,
+    /// The caller's roles.
+    #[serde(rename = "waxseal.caller.roles", skip_serializing_if = "Vec::is_empty", default)]
+    pub caller_roles: Vec<String>,
+    /// The caller's groups.
+    #[serde(rename = "actor.user.groups", skip_serializing_if = "Vec::is_empty", default)]
+    pub caller_groups: Vec<String>,
+    /// The caller's address.
+    #[serde(rename = "src_endpoint.ip", skip_serializing_if = "Option::is_none", default)]
+    pub caller_address: Option<String>,
+    /// The caller's own id of the request.
+    #[serde(
+        rename = "waxseal.caller.request_id",
+        skip_serializing_if = "Option::is_none",
+        default
+    )]
+    pub caller_request_id: Option<String>,
+    /// The revision of the policy that decided.
+    #[serde(rename = "policy.version", skip_serializing_if = "Option::is_none", default)]
+    pub policy_revision: Option<String>,
+    /// Why the policy denied.
+    #[serde(rename = "waxseal.policy.reasons", skip_serializing_if = "Vec::is_empty", default)]
+    pub policy_reasons: Vec<String>,
     /// The data domain.
     #[serde(rename = "waxseal.domain", skip_serializing_if = "Option::is_none", default)]
     pub domain: Option<String>,

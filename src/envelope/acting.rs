@@ -1,0 +1,401 @@
+//! An envelope on behalf of a caller, and the policy in front of it.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed};
+use crate::caller::{Action, Caller};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+use crate::format::WrappedKeys;
+use crate::kek::rewrap::Check;
+use crate::policy::{BoxFuture, Guard};
+use crate::store::{RewrapOptions, RewrapProgress};
+use crate::suite::DekId;
+
+/// About how many contexts of one call a policy is asked at the same time.
+const ASKED_AT_ONCE: usize = 16;
+
+/// The policy in front of an envelope, and the same envelope without it.
+pub(super) struct Guarded {
+    guard: Arc<Guard>,
+    plain: Envelope,
+}
+
+impl Deref for Guarded {
+    type Target = Arc<Guard>;
+
+    fn deref(&self) -> &Arc<Guard> {
+        &self.guard
+    }
+}
+
+impl Envelope {
+    /// Returns a view of this envelope that acts on behalf of `caller`. The
+    /// [policy](crate::EnvelopeBuilder::policy) and the observers are told who it is. Costs nothing.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, Caller, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// let caller = Caller::builder().service("billing").role("clerk").build()?;
+    /// let sealed = envelope.acting_for(&caller).encrypt(&context, Aad::empty(), b"text").await?;
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn acting_for<'e>(&'e self, caller: &'e Caller) -> ActingFor<'e> {
+        ActingFor { envelope: self, caller: Some(caller) }
+    }
+
+    /// The view of calls that name no caller.
+    pub(super) fn for_nobody(&self) -> ActingFor<'_> {
+        ActingFor { envelope: self, caller: None }
+    }
+
+    /// Returns the same envelope behind a policy.
+    pub(super) fn behind(self, guard: Guard) -> Self {
+        let source = self.source.clone();
+        let guarded = Guarded { guard: Arc::new(guard), plain: self };
+        Self { source, guarded: Some(Arc::new(guarded)) }
+    }
+
+    /// Whether an operation may be done.
+    pub(super) async fn permit(
+        &self,
+        operation: Action,
+        context: &EncryptionContext,
+        caller: Option<&Caller>,
+    ) -> Result<(), Error> {
+        match &self.guarded {
+            Some(guarded) => guarded.permit(operation, context, caller).await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns those of many contexts for which an operation may not be done, and why.
+    pub(super) async fn denied<'c>(
+        &self,
+        operation: Action,
+        contexts: impl Iterator<Item = &'c EncryptionContext>,
+        caller: Option<&Caller>,
+    ) -> HashMap<&'c EncryptionContext, Error> {
+        if self.guarded.is_none() {
+            return HashMap::new();
+        }
+        let distinct: HashSet<_> = contexts.collect();
+        let (mut waiting, mut asked) = (distinct.into_iter(), FuturesUnordered::new());
+        let mut denied = HashMap::new();
+        loop {
+            while asked.len() < ASKED_AT_ONCE
+                && let Some(context) = waiting.next()
+            {
+                let answer = self.permit(operation, context, caller);
+                asked.push(async move { (context, answer.await.err()) });
+            }
+            match asked.next().await {
+                None => return denied,
+                Some((context, error)) => denied.extend(error.map(|error| (context, error))),
+            }
+        }
+    }
+}
+
+/// An [`Envelope`] on behalf of a [`Caller`]: see [`Envelope::acting_for`]. Each method is the one
+/// of the envelope with the same name. It differs in whom the policy and the observers see.
+#[derive(Clone, Copy, Debug)]
+pub struct ActingFor<'e> {
+    envelope: &'e Envelope,
+    caller: Option<&'e Caller>,
+}
+
+impl<'e> ActingFor<'e> {
+    /// The envelope without its policy, for what is permitted.
+    fn plain(self) -> &'e Envelope {
+        self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
+    }
+
+    async fn permit(self, operation: Action, context: &EncryptionContext) -> Result<(), Error> {
+        self.envelope.permit(operation, context, self.caller).await
+    }
+
+    /// As [`Envelope::encrypt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encrypt(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        self.permit(Action::Encrypt, context).await?;
+        self.plain().encrypt(context, aad, plaintext).await
+    }
+
+    /// As [`Envelope::encrypt_in_place`].
+    ///
+    /// # Errors
+    /// As there. After a denial the plaintext is still in the buffer.
+    pub async fn encrypt_in_place(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        self.permit(Action::Encrypt, context).await?;
+        self.plain().encrypt_in_place(context, aad, buffer).await
+    }
+
+    /// As [`Envelope::encrypt_compact`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encrypt_compact(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        plaintext: &[u8],
+    ) -> Result<Compact, Error> {
+        self.permit(Action::Encrypt, context).await?;
+        self.plain().encrypt_compact(context, aad, plaintext).await
+    }
+
+    /// As [`Envelope::decrypt`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt<'s>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Plaintext, Error> {
+        let sealed = sealed.into();
+        self.permit(Action::Decrypt, context).await?;
+        self.plain().decrypt(context, aad, sealed).await
+    }
+
+    /// As [`Envelope::decrypt_in_place`].
+    ///
+    /// # Errors
+    /// As there. After a denial the buffer is unchanged.
+    pub async fn decrypt_in_place<'b>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        buffer: &'b mut [u8],
+    ) -> Result<&'b mut [u8], Error> {
+        self.permit(Action::Decrypt, context).await?;
+        self.plain().decrypt_in_place(context, aad, buffer).await
+    }
+
+    /// As [`Envelope::decrypt_cached`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decrypt_cached<'s>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Option<Plaintext>, Error> {
+        if let Some(guarded) = &self.envelope.guarded {
+            match guarded.permit_cached(Action::Decrypt, context, self.caller) {
+                Some(permitted) => permitted?,
+                None => return Ok(None),
+            }
+        }
+        self.plain().decrypt_cached(context, aad, sealed)
+    }
+
+    /// As [`Envelope::encryptor`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encryptor(self, context: &EncryptionContext) -> Result<Encryptor, Error> {
+        let permission = match &self.envelope.guarded {
+            Some(guarded) => Some(guarded.lease(Action::Encrypt, context, self.caller).await?),
+            None => None,
+        };
+        Ok(self.plain().encryptor(context).await?.resting_on(permission))
+    }
+
+    /// As [`Envelope::decryptor`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decryptor<'s>(
+        self,
+        context: &EncryptionContext,
+        sealed: impl Into<Sealed<'s>>,
+    ) -> Result<Decryptor, Error> {
+        let sealed = sealed.into();
+        let permission = match &self.envelope.guarded {
+            Some(guarded) => Some(guarded.lease(Action::Decrypt, context, self.caller).await?),
+            None => None,
+        };
+        Ok(self.plain().decryptor(context, sealed).await?.resting_on(permission))
+    }
+
+    /// As [`Envelope::prepare`].
+    pub async fn prepare<'m, S: Into<Sealed<'m>>>(
+        self,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
+    ) -> Vec<Result<(), Error>> {
+        self.envelope.prepare_for(self.caller, messages).await
+    }
+
+    /// As [`Envelope::rewrap`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rewrap(
+        self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        self.envelope.rewrap_message(self.caller, context, sealed, Check::UnwrapEach).await
+    }
+
+    /// As [`Envelope::rewrap_all`].
+    pub async fn rewrap_all<'m>(
+        self,
+        messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
+    ) -> Vec<Result<Vec<u8>, Error>> {
+        self.envelope.rewrap_all_for(self.caller, messages).await
+    }
+
+    /// As [`Envelope::rewrap_unverified`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rewrap_unverified(
+        self,
+        context: &EncryptionContext,
+        sealed: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        self.envelope.rewrap_message(self.caller, context, sealed, Check::None).await
+    }
+
+    /// As [`Envelope::rewrap_wrapped_keys`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rewrap_wrapped_keys(
+        self,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        keys: &WrappedKeys,
+    ) -> Result<WrappedKeys, Error> {
+        self.permit(Action::Rewrap, context).await?;
+        self.plain().rewrap_wrapped_keys(context, dek_id, keys).await
+    }
+
+    /// As [`Envelope::rewrap_stored`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rewrap_stored(
+        self,
+        options: RewrapOptions,
+        progress: impl FnMut(&RewrapProgress),
+    ) -> Result<RewrapProgress, Error> {
+        self.permit(Action::Rewrap, &EncryptionContext::empty()).await?;
+        self.plain().rewrap_stored(options, progress).await
+    }
+}
+
+/// The calls of an envelope that has a policy and no caller. They are boxed and apart, so that those
+/// of an envelope without a policy cost what they would without this.
+impl<'e> ActingFor<'e> {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn encrypt_boxed(
+        self,
+        context: &'e EncryptionContext,
+        aad: Aad<'e>,
+        plaintext: &'e [u8],
+    ) -> BoxFuture<'e, Result<Vec<u8>, Error>> {
+        Box::pin(self.encrypt(context, aad, plaintext))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn encrypt_in_place_boxed(
+        self,
+        context: &'e EncryptionContext,
+        aad: Aad<'e>,
+        buffer: &'e mut Vec<u8>,
+    ) -> BoxFuture<'e, Result<(), Error>> {
+        Box::pin(self.encrypt_in_place(context, aad, buffer))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn encrypt_compact_boxed(
+        self,
+        context: &'e EncryptionContext,
+        aad: Aad<'e>,
+        plaintext: &'e [u8],
+    ) -> BoxFuture<'e, Result<Compact, Error>> {
+        Box::pin(self.encrypt_compact(context, aad, plaintext))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn decrypt_boxed(
+        self,
+        context: &'e EncryptionContext,
+        aad: Aad<'e>,
+        sealed: Sealed<'e>,
+    ) -> BoxFuture<'e, Result<Plaintext, Error>> {
+        Box::pin(self.decrypt(context, aad, sealed))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn decrypt_in_place_boxed<'b: 'e>(
+        self,
+        context: &'e EncryptionContext,
+        aad: Aad<'e>,
+        buffer: &'b mut [u8],
+    ) -> BoxFuture<'e, Result<&'b mut [u8], Error>> {
+        Box::pin(self.decrypt_in_place(context, aad, buffer))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn decrypt_cached_cold(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        sealed: Sealed<'_>,
+    ) -> Result<Option<Plaintext>, Error> {
+        self.decrypt_cached(context, aad, sealed)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn encryptor_boxed(
+        self,
+        context: &'e EncryptionContext,
+    ) -> BoxFuture<'e, Result<Encryptor, Error>> {
+        Box::pin(self.encryptor(context))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn decryptor_boxed(
+        self,
+        context: &'e EncryptionContext,
+        sealed: Sealed<'e>,
+    ) -> BoxFuture<'e, Result<Decryptor, Error>> {
+        Box::pin(self.decryptor(context, sealed))
+    }
+}

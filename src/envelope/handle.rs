@@ -1,0 +1,56 @@
+//! What both handles know beside their DEK.
+#![forbid(unsafe_code)]
+
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::policy::Permission;
+
+/// What is special about a handle. Most have nothing of it, and pay for it with a comparison.
+#[derive(Clone)]
+pub(super) struct HandleTerms(Option<Arc<Special>>);
+
+struct Special {
+    /// It was issued past `max_age`, during an outage.
+    is_stale: bool,
+    /// The decision of the policy that it rests on.
+    permission: Option<Permission>,
+}
+
+impl HandleTerms {
+    #[inline]
+    pub(super) fn new(is_stale: bool) -> Self {
+        if is_stale { Self::stale() } else { Self(None) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn stale() -> Self {
+        Self(Some(Arc::new(Special { is_stale: true, permission: None })))
+    }
+
+    pub(super) fn resting_on(self, permission: Option<Permission>) -> Self {
+        if permission.is_none() {
+            return self;
+        }
+        let is_stale = self.0.is_some_and(|special| special.is_stale);
+        Self(Some(Arc::new(Special { is_stale, permission })))
+    }
+
+    /// Returns whether it was issued stale, if the policy still allows its use.
+    #[inline]
+    pub(super) fn is_stale(&self) -> Result<bool, Error> {
+        self.0.as_ref().map_or(Ok(false), |special| special.is_stale())
+    }
+}
+
+impl Special {
+    #[cold]
+    #[inline(never)]
+    fn is_stale(&self) -> Result<bool, Error> {
+        if let Some(permission) = &self.permission {
+            permission.check()?;
+        }
+        Ok(self.is_stale)
+    }
+}

@@ -1,0 +1,285 @@
+//! Who may do what: a policy is asked before each operation, also where the DEK is cached.
+//!
+//! ```text
+//!   operation ──► decision of this thread ──► cached decision ──► Policy (yours, Rego, OPA)
+//! ```
+//!
+//! A cached DEK serves whoever asks. So what decides about callers decides for each operation, and
+//! its decisions are cached apart from the DEKs. It knows nothing of messages and of key services.
+//! docs/policy.md is the guide.
+#![forbid(unsafe_code)]
+
+mod decisions;
+mod guard;
+#[cfg(feature = "serde")]
+mod json;
+mod options;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+pub(crate) use guard::{Guard, Permission};
+pub use options::PolicyOptions;
+
+use crate::caller::Caller;
+pub use crate::caller::{Action, AttributeValue};
+use crate::context::EncryptionContext;
+use crate::error::Error;
+use crate::format::KekId;
+pub use crate::runtime::BoxFuture;
+
+/// Decides who may do what.
+///
+/// **Whatever is not a clear allow is a denial**: an error, a panic, an answer that is late. The
+/// crate `waxseal-policy` has implementations for Rego policies, in this process or on an OPA
+/// server. Yours may decide in code:
+///
+/// ```
+/// use waxseal::policy::{Action, BoxFuture, Decision, Policy, PolicyOptions, Question};
+/// use waxseal::{Aad, Caller, EncryptionContext, Envelope, Error, ErrorKind, kek::local::LocalKek};
+///
+/// #[derive(Debug)]
+/// struct AnalystsRead;
+///
+/// impl Policy for AnalystsRead {
+///     fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+///         let is_analyst = question.caller.is_some_and(|caller| caller.roles().any(|role| role == "analyst"));
+///         let allowed = question.operation == Action::Encrypt || is_analyst;
+///         let decision = if allowed { Decision::allow() } else { Decision::deny(["only analysts read"]) };
+///         Box::pin(async { Ok(decision) })
+///     }
+/// }
+///
+/// # pollster::block_on(async {
+/// # let kek = LocalKek::in_memory("test")?;
+/// let envelope =
+///     Envelope::builder().wrap_with(kek).policy(AnalystsRead, PolicyOptions::default()).build()?;
+/// let context = EncryptionContext::new([("table", "reports")])?;
+/// let sealed = envelope.encrypt(&context, Aad::empty(), b"Q3").await?;
+///
+/// let analyst = Caller::builder().role("analyst").build()?;
+/// assert_eq!(&*envelope.acting_for(&analyst).decrypt(&context, Aad::empty(), &sealed).await?, b"Q3");
+///
+/// // The DEK is cached. The next caller is asked about all the same, and so is nobody.
+/// let intern = Caller::builder().role("intern").build()?;
+/// let error = envelope.acting_for(&intern).decrypt(&context, Aad::empty(), &sealed).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::PolicyDenied);
+/// assert_eq!(&*error.reasons()[0], "only analysts read");
+/// assert!(envelope.decrypt(&context, Aad::empty(), &sealed).await.is_err());
+/// # Ok::<(), Error>(()) }).unwrap();
+/// ```
+pub trait Policy: fmt::Debug + Send + Sync {
+    /// Decides. What it depends on is in the question, and nothing else but the time may change the
+    /// decision until [`generation`](Self::generation) changes: decisions are cached.
+    ///
+    /// # Errors
+    /// Any error is a denial. [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and
+    /// [`ErrorKind::Throttled`](crate::ErrorKind::Throttled) are an outage, for which
+    /// [`PolicyOptions::last_known_for`] may choose otherwise.
+    fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>>;
+
+    /// Returns a number that changes whenever the rules or their data do. All decisions of another
+    /// number are dropped, and handles that rest on one end. It is called for each operation, so it
+    /// must be quick.
+    fn generation(&self) -> u64 {
+        0
+    }
+}
+
+impl<P: Policy + ?Sized> Policy for Arc<P> {
+    fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        (**self).decide(question)
+    }
+
+    fn generation(&self) -> u64 {
+        (**self).generation()
+    }
+}
+
+/// What a [`Policy`] decides about.
+///
+/// With the feature `serde` it is the input of a Rego policy:
+///
+/// ```json
+/// {
+///   "operation": "decrypt",
+///   "domain": "orders",
+///   "kek_ids": ["arn:aws:kms:eu-west-1:111122223333:key/1234"],
+///   "context": { "tenant": "acme", "table": "cards" },
+///   "caller": {
+///     "service": "reporting",
+///     "roles": ["analyst"],
+///     "groups": ["emea"],
+///     "source_address": "10.1.2.3",
+///     "attributes": { "clearance": "confidential", "teams": ["a", "b"] }
+///   },
+///   "time": "2026-11-29T08:52:45Z",
+///   "request_id": "4b0c6a1e"
+/// }
+/// ```
+///
+/// What is not known is left out. An empty list is there.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Question<'a> {
+    /// What is to be done.
+    pub operation: Action,
+    /// The data domain, if the envelope has one: [`PolicyOptions::domain`].
+    pub domain: Option<&'a str>,
+    /// The KEKs that the operation may use, as configured: to encrypt those that wrap, to decrypt
+    /// and rewrap all of the envelope. Not those that a message names, since whoever can write
+    /// messages chooses these.
+    pub kek_ids: &'a [KekId],
+    /// The encryption context.
+    pub context: &'a EncryptionContext,
+    /// On whose behalf. `None` if no caller was named.
+    pub caller: Option<&'a Caller>,
+    /// The time of the question. A decision is used for a while after it.
+    pub time: SystemTime,
+    /// The request, if the caller named one and
+    /// [`PolicyOptions::ignore_request_id`] is not set. Take it from here, not from the caller.
+    pub request_id: Option<&'a str>,
+}
+
+impl<'a> Question<'a> {
+    /// Makes a question without domain, KEKs, caller and request, at the time of now. For tests of
+    /// policies.
+    #[must_use]
+    pub fn new(operation: Action, context: &'a EncryptionContext) -> Self {
+        let (domain, kek_ids, caller, request_id) = (None, &[][..], None, None);
+        let time = SystemTime::now();
+        Self { operation, domain, kek_ids, context, caller, time, request_id }
+    }
+
+    /// Sets the caller, and with it the request.
+    #[must_use]
+    pub fn caller(mut self, caller: &'a Caller) -> Self {
+        (self.caller, self.request_id) = (Some(caller), caller.request_id());
+        self
+    }
+
+    /// Sets the data domain.
+    #[must_use]
+    pub fn domain(mut self, domain: &'a str) -> Self {
+        self.domain = Some(domain);
+        self
+    }
+
+    /// Sets the KEKs.
+    #[must_use]
+    pub fn kek_ids(mut self, kek_ids: &'a [KekId]) -> Self {
+        self.kek_ids = kek_ids;
+        self
+    }
+
+    /// Sets the time.
+    #[must_use]
+    pub fn time(mut self, time: SystemTime) -> Self {
+        self.time = time;
+        self
+    }
+
+    /// Returns the time in UTC as RFC 3339 writes it.
+    #[must_use]
+    pub fn time_rfc3339(&self) -> String {
+        // A year of five digits cannot be written so, and is no time that a policy may take for one.
+        OffsetDateTime::from(self.time).format(&Rfc3339).unwrap_or_default()
+    }
+}
+
+/// What a [`Policy`] decided.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Decision {
+    is_allowed: bool,
+    reasons: Arc<[Box<str>]>,
+    revision: Option<Arc<str>>,
+    valid_for: Option<Duration>,
+}
+
+impl Decision {
+    /// The most reasons that are kept of a denial.
+    pub const MAX_REASONS: usize = 32;
+    /// The most bytes that are kept of a reason, and of a revision.
+    pub const MAX_REASON_BYTES: usize = 512;
+
+    /// The operation may be done.
+    #[must_use]
+    pub fn allow() -> Self {
+        Self { is_allowed: true, reasons: Arc::default(), revision: None, valid_for: None }
+    }
+
+    /// The operation may not be done, for these reasons. They reach the caller in
+    /// [`Error::reasons`].
+    #[must_use]
+    pub fn deny<R: AsRef<str>>(reasons: impl IntoIterator<Item = R>) -> Self {
+        let reasons = reasons.into_iter().take(Self::MAX_REASONS);
+        let reasons = reasons.map(|reason| cut(reason.as_ref()).into()).collect();
+        Self { is_allowed: false, reasons, revision: None, valid_for: None }
+    }
+
+    /// Sets which revision of the policy decided.
+    #[must_use]
+    pub fn with_revision(mut self, revision: impl AsRef<str>) -> Self {
+        self.revision = Some(cut(revision.as_ref()).into());
+        self
+    }
+
+    /// Sets for how long the decision may be used, if it is shorter than
+    /// [`PolicyOptions::cache_for`]: until the business hours end, say.
+    #[must_use]
+    pub fn valid_for(mut self, duration: Duration) -> Self {
+        self.valid_for = Some(duration);
+        self
+    }
+
+    /// Returns whether the operation may be done.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        self.is_allowed
+    }
+
+    /// Returns the reasons of a denial.
+    #[must_use]
+    pub fn reasons(&self) -> &[Box<str>] {
+        &self.reasons
+    }
+
+    /// Returns the revision of the policy.
+    #[must_use]
+    pub fn revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+}
+
+/// The beginning of a text, of so many bytes as are kept.
+fn cut(text: &str) -> &str {
+    let end = text.floor_char_boundary(Decision::MAX_REASON_BYTES);
+    text.get(..end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_denial_that_is_endless_a_bounded_part_is_kept() {
+        let reasons = std::iter::repeat_with(|| "\u{e9}".repeat(300));
+        let decision = Decision::deny(reasons).with_revision("r".repeat(100_000));
+        assert_eq!(decision.reasons().len(), Decision::MAX_REASONS);
+        assert_eq!(decision.reasons()[0].len(), 512);
+        assert_eq!(decision.revision().unwrap().len(), 512);
+        assert_eq!(Decision::deny(["x".repeat(3) + &"\u{e9}".repeat(300)]).reasons()[0].len(), 511);
+    }
+
+    #[test]
+    fn the_time_of_a_question_is_written_in_utc() {
+        let context = EncryptionContext::empty();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_764_406_365_500);
+        let question = Question::new(Action::Decrypt, &context).time(at);
+        assert_eq!(question.time_rfc3339(), "2025-11-29T08:52:45.5Z");
+    }
+}
