@@ -162,6 +162,12 @@ pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Opti
         _ = counter!("waxseal_renewals_failed_total", "kind" => kind);
         _ = counter!("waxseal_served_stale_total", "kind" => kind);
     }
+    for operation in Action::ALL.map(Action::as_str) {
+        _ = counter!("waxseal_policy_denied_total", "operation" => operation);
+        for kind in [ErrorKind::Unavailable, ErrorKind::Provider].map(ErrorKind::as_str) {
+            _ = counter!("waxseal_policy_failed_total", "operation" => operation, "kind" => kind);
+        }
+    }
     for kek_id in kek_ids {
         let kek = || kek_id.to_string();
         for operation in Operation::ALL.map(Operation::as_str) {

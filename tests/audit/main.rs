@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod crashes;
+mod decisions;
 mod ground;
 mod outages;
 mod pressure;
