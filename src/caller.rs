@@ -87,6 +87,8 @@ struct Who {
     parts: Parts,
     /// Of the parts, keyed per process, so that nobody outside can make two that collide.
     hash: u64,
+    /// About how many bytes the parts take.
+    memory: usize,
 }
 
 #[derive(PartialEq, Eq, Hash, Default)]
@@ -203,9 +205,9 @@ impl Caller {
         self.who.hash
     }
 
-    /// The bytes of all texts.
-    pub(crate) fn bytes(&self) -> usize {
-        self.who.parts.bytes().saturating_add(self.request_id.as_ref().map_or(0, |id| id.len()))
+    /// About how many bytes of memory it takes.
+    pub(crate) fn memory(&self) -> usize {
+        self.who.memory.saturating_add(memory_of(self.request_id()))
     }
 }
 
@@ -238,14 +240,22 @@ impl fmt::Debug for Caller {
 }
 
 impl Parts {
-    fn bytes(&self) -> usize {
-        let texts =
-            self.service.iter().chain(&self.roles).chain(&self.groups).map(|text| text.len());
+    fn memory(&self) -> usize {
+        let texts = self.service.iter().chain(&self.roles).chain(&self.groups);
         let of_attribute = |(name, value): &(Box<str>, AttributeValue)| {
-            name.len() + value.iter().map(str::len).sum::<usize>()
+            memory_of([&**name]) + MEMORY_OF_A_TEXT + memory_of(value.iter())
         };
-        texts.sum::<usize>() + self.attributes.iter().map(of_attribute).sum::<usize>()
+        memory_of(texts.map(|text| &**text))
+            + self.attributes.iter().map(of_attribute).sum::<usize>()
     }
+}
+
+/// A pointer with its length, and what an allocation takes at least.
+const MEMORY_OF_A_TEXT: usize = 48;
+
+/// About how many bytes of memory these texts take.
+pub(crate) fn memory_of<'t>(texts: impl IntoIterator<Item = &'t str>) -> usize {
+    texts.into_iter().map(|text| MEMORY_OF_A_TEXT + text.len()).sum()
 }
 
 /// Collects what is known of a [`Caller`]. Every text has 1 to 1,024 bytes and no control
@@ -347,8 +357,8 @@ impl CallerBuilder {
         let (roles, groups) = (set(roles), set(groups));
         let attributes = attributes.into_boxed_slice();
         let parts = Parts { service, roles, groups, source_address, attributes };
-        let hash = HASHING.hash_one(&parts);
-        Ok(Caller { who: Arc::new(Who { parts, hash }), request_id: None })
+        let (hash, memory) = (HASHING.hash_one(&parts), parts.memory());
+        Ok(Caller { who: Arc::new(Who { parts, hash, memory }), request_id: None })
     }
 
     fn set(&mut self, name: &str, value: AttributeValue) {
@@ -404,7 +414,7 @@ impl fmt::Debug for CallerBuilder {
 fn check_text(what: &str, text: &str) -> Result<(), Error> {
     let most = Caller::MAX_TEXT_BYTES;
     // An attribute's name may be long itself.
-    let what = what.get(..64).unwrap_or(what);
+    let what = what.get(..what.floor_char_boundary(64)).unwrap_or_default();
     if text.is_empty() || text.len() > most {
         return Err(invalid(format!("{what}: {} bytes, 1 to {most} are allowed", text.len())));
     }
@@ -430,6 +440,13 @@ mod tests {
         assert_eq!(one.who_hash(), other.who_hash());
         assert_ne!(one, one.with_request_id("7").unwrap());
         assert!(one.is_who(&one.with_request_id("7").unwrap()));
+    }
+
+    #[test]
+    fn an_error_about_a_long_name_is_short() {
+        let name = format!("x{}", "\u{e9}".repeat(500_000));
+        let error = Caller::builder().attribute(&name, "").build().unwrap_err();
+        assert!(error.to_string().len() < 1000, "{} bytes", error.to_string().len());
     }
 
     #[test]

@@ -20,6 +20,8 @@ use crate::suite::DekId;
 
 /// About how many contexts of one call a policy is asked at the same time.
 const ASKED_AT_ONCE: usize = 16;
+/// How often those are asked about whose decision ended before the last one was made.
+const ROUNDS: usize = 3;
 
 /// The policy in front of an envelope, and the same envelope without it.
 pub(super) struct Guarded {
@@ -78,31 +80,42 @@ impl Envelope {
         }
     }
 
-    /// Returns those of many contexts for which an operation may not be done, and why.
+    /// Returns those of many contexts for which an operation may not be done, and why. A decision
+    /// that ended while others were made is asked for again.
     pub(super) async fn denied<'c>(
         &self,
         operation: Action,
         contexts: impl Iterator<Item = &'c EncryptionContext>,
         caller: Option<&Caller>,
     ) -> HashMap<&'c EncryptionContext, Error> {
-        if self.guarded.is_none() {
-            return HashMap::new();
-        }
-        let distinct: HashSet<_> = contexts.collect();
-        let (mut waiting, mut asked) = (distinct.into_iter(), FuturesUnordered::new());
         let mut denied = HashMap::new();
-        loop {
-            while asked.len() < ASKED_AT_ONCE
-                && let Some(context) = waiting.next()
-            {
-                let answer = self.permit(operation, context, caller);
-                asked.push(async move { (context, answer.await.err()) });
+        let Some(guarded) = &self.guarded else { return denied };
+        let distinct: HashSet<_> = contexts.collect();
+        let (mut waiting, mut grants) = (distinct.into_iter().collect::<Vec<_>>(), Vec::new());
+        for _ in 0..ROUNDS {
+            let (mut left, mut asked) = (waiting.into_iter(), FuturesUnordered::new());
+            loop {
+                while asked.len() < ASKED_AT_ONCE
+                    && let Some(context) = left.next()
+                {
+                    let answer = guarded.permit(operation, context, caller);
+                    asked.push(async move { (context, answer.await) });
+                }
+                match asked.next().await {
+                    None => break,
+                    Some((context, Ok(granted))) => grants.push((context, granted)),
+                    Some((context, Err(error))) => drop(denied.insert(context, error)),
+                }
             }
-            match asked.next().await {
-                None => return denied,
-                Some((context, error)) => denied.extend(error.map(|error| (context, error))),
+            let over = grants.extract_if(.., |(_, granted)| guarded.is_over(*granted));
+            waiting = over.map(|(context, _)| context).collect();
+            if waiting.is_empty() {
+                return denied;
             }
         }
+        let unsettled = |context| (context, guarded.unsettled(operation, context, caller));
+        denied.extend(waiting.into_iter().map(unsettled));
+        denied
     }
 }
 

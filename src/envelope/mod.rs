@@ -464,20 +464,23 @@ impl Envelope {
         caller: Option<&Caller>,
         messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
     ) -> Vec<Result<(), Error>> {
+        let messages: Vec<(_, Sealed<'m>)> =
+            messages.into_iter().map(|(context, sealed)| (context, sealed.into())).collect();
+        let contexts = messages.iter().map(|(context, _)| *context);
+        // Whoever is denied learns nothing of the message.
+        let denied = self.denied(Action::Decrypt, contexts, caller).await;
         let messages: Vec<_> = messages
             .into_iter()
-            .map(|(context, sealed)| Ok::<_, Error>((context, self.parse(sealed.into())?)))
+            .map(|(context, sealed)| match denied.get(context) {
+                Some(error) => Err(error.clone()),
+                None => Ok((context, self.parse(sealed)?)),
+            })
             .collect();
-        let contexts = messages.iter().flatten().map(|(context, _)| *context);
-        let denied = self.denied(Action::Decrypt, contexts, caller).await;
         let (mut requests, mut places) = (Vec::new(), HashMap::new());
         let place_of: Vec<_> = messages
             .iter()
             .map(|message| {
                 let (context, message) = message.as_ref().map_err(Clone::clone)?;
-                if let Some(error) = denied.get(context) {
-                    return Err(error.clone());
-                }
                 let request = request(context, message);
                 let key = (*request.id, request.suite, *context.digest(), message.wrapped_keys);
                 Ok::<_, Error>(*places.entry(key).or_insert_with(|| {

@@ -7,20 +7,28 @@
 use std::cell::RefCell;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use moka::ops::compute::Op;
 use moka::sync::Cache;
 
 use super::Decision;
 use super::options::OptionsInForce;
-use crate::caller::{Action, Caller};
+use crate::caller::{Action, Caller, memory_of};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::memory::fork::{OfProcess, PerProcess};
 
-/// A question of this size counts as one decision, a longer one as several.
+/// A decision of this size counts as one, a larger one as several.
 const BYTES_OF_ONE: usize = 1024;
+/// About what a decision takes beside its texts: keys, pointers, the cache's own.
+const BYTES_OF_EACH: usize = 384;
+/// A decision that counts as more than this is not remembered by threads, and the cache is brought
+/// within its bound at once.
+const HEAVY: u32 = 8;
+/// A decision that counts as more is not cached: moka frees the memory of what it evicted late.
+const TOO_HEAVY: u32 = 256;
 /// How many decisions a thread remembers.
 const REMEMBERED: u64 = 16;
 const REMEMBERED_LEN: usize = 16;
@@ -46,11 +54,32 @@ pub(super) struct Asked<'a> {
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) decision: Arc<Decision>,
+    /// Later questions have higher numbers.
+    pub(super) question: u64,
     pub(super) stamp: Stamp,
     /// Until when it is used without asking.
     pub(super) until: Moment,
     /// Until when it is used while the policy is unavailable.
     pub(super) last_known_until: Moment,
+    /// How often it allowed from the cache, with those before it about the same question. Counted
+    /// only where these are reported.
+    pub(super) uses: Arc<AtomicU32>,
+}
+
+impl Entry {
+    pub(super) fn is_in_force(&self, stamp: Stamp, now: Moment) -> bool {
+        self.stamp == stamp && !now.is_past(self.until)
+    }
+
+    /// Whether it serves in an outage.
+    pub(super) fn is_last_known(&self, stamp: Stamp, now: Moment) -> bool {
+        self.stamp == stamp && !now.is_past(self.last_known_until)
+    }
+
+    /// Whether its question is newer. Under other rules every question is.
+    fn is_newer_than(&self, other: &Self) -> bool {
+        (self.stamp.epoch, self.question) > (other.stamp.epoch, other.question)
+    }
 }
 
 #[derive(Clone)]
@@ -96,9 +125,15 @@ impl AskedBefore {
         is_caller && self.operation == asked.operation && self.context == *asked.context
     }
 
-    fn weight(&self) -> u32 {
-        let bytes = self.context.as_bytes().len() + self.caller.as_ref().map_or(0, Caller::bytes);
-        u32::try_from(bytes.div_ceil(BYTES_OF_ONE)).unwrap_or(u32::MAX).max(1)
+    /// How many decisions it counts as, with its answer.
+    fn weight(&self, answer: &Decision) -> u32 {
+        let pairs = self.context.iter().map(|(name, value)| memory_of([name, value]));
+        // The context has its canonical bytes beside its pairs.
+        let context = self.context.as_bytes().len() + pairs.sum::<usize>();
+        let caller = self.caller.as_ref().map_or(0, Caller::memory);
+        let reasons = memory_of(answer.reasons().iter().map(|reason| &**reason));
+        let bytes = BYTES_OF_EACH + context + caller + reasons + memory_of(answer.revision());
+        u32::try_from(bytes.div_ceil(BYTES_OF_ONE)).unwrap_or(u32::MAX)
     }
 }
 
@@ -107,8 +142,6 @@ struct Remembered {
     owner: u64,
     key: AskedBefore,
     entry: Entry,
-    /// How often it was used.
-    uses: u32,
 }
 
 thread_local! {
@@ -141,37 +174,34 @@ impl Decisions {
         }
     }
 
-    /// Looks for the decision about this question that is in force. `quick` is given it, and how
-    /// often this thread has used it. It calls no foreign code. Where it returns nothing, the
-    /// decision itself is returned, as the error.
+    /// Looks for the decision about this question that is in force, and gives it to `quick`, which
+    /// calls no foreign code. Where that returns nothing, the decision itself is returned, as the
+    /// error.
     pub(super) fn with<R>(
         &self,
         asked: Asked<'_>,
         stamp: Stamp,
         now: Moment,
-        quick: impl Fn(&Entry, u32) -> Option<R>,
+        quick: impl Fn(&Entry) -> Option<R>,
     ) -> Option<Result<R, Entry>> {
-        let in_force = |entry: &Entry| entry.stamp == stamp && !now.is_past(entry.until);
-        let answer = |entry: &Entry, uses: u32| quick(entry, uses).ok_or_else(|| entry.clone());
+        let answer = |entry: &Entry| quick(entry).ok_or_else(|| entry.clone());
         let remembered = self.slot(asked, |slot| {
-            let remembered = slot.as_mut()?;
-            if remembered.owner != self.number
-                || !in_force(&remembered.entry)
-                || !remembered.key.is(asked, self.with_request_id)
-            {
-                return None;
-            }
-            remembered.uses = remembered.uses.wrapping_add(1);
-            Some(answer(&remembered.entry, remembered.uses))
+            let Remembered { owner, key, entry } = slot.as_ref()?;
+            let is_it = *owner == self.number
+                && entry.is_in_force(stamp, now)
+                && key.is(asked, self.with_request_id);
+            is_it.then(|| answer(entry))
         });
         if remembered.is_some() {
             return remembered;
         }
         let key = AskedBefore::of(asked, self.with_request_id);
-        let entry = self.cached().get(&key).filter(in_force)?;
-        let answer = answer(&entry, 1);
-        let new = Remembered { owner: self.number, key, entry, uses: 1 };
-        self.slot(asked, |slot| slot.replace(new));
+        let entry = self.cached().get(&key).filter(|entry| entry.is_in_force(stamp, now))?;
+        let answer = answer(&entry);
+        if key.weight(&entry.decision) <= HEAVY {
+            let new = Remembered { owner: self.number, key, entry };
+            self.slot(asked, |slot| slot.replace(new));
+        }
         Some(answer)
     }
 
@@ -180,8 +210,44 @@ impl Decisions {
         self.cached().get(&AskedBefore::of(asked, self.with_request_id))
     }
 
-    pub(super) fn put(&self, asked: Asked<'_>, entry: Entry) {
-        self.cached().insert(AskedBefore::of(asked, self.with_request_id), entry);
+    /// Keeps a decision, unless a newer question has one. Also one that has ended: it replaces an
+    /// older one, which must not come back in an outage.
+    pub(super) fn put(&self, asked: Asked<'_>, mut entry: Entry) {
+        if self.kept_for.is_zero() {
+            return;
+        }
+        let (cached, key) = (self.cached(), AskedBefore::of(asked, self.with_request_id));
+        let weight = key.weight(&entry.decision);
+        if weight > TOO_HEAVY {
+            return cached.invalidate(&key);
+        }
+        cached.entry(key).and_compute_with(|old| match old.as_ref().map(moka::Entry::value) {
+            Some(old) if !entry.is_newer_than(old) => Op::Nop,
+            old => {
+                if let Some(old) = old {
+                    entry.uses = old.uses.clone();
+                }
+                Op::Put(entry)
+            }
+        });
+        if weight > HEAVY {
+            cached.run_pending_tasks();
+        }
+    }
+
+    /// Prolongs the decision of question `question` until `until`, if it is still there. Returns what
+    /// is there now.
+    pub(super) fn prolong(&self, asked: Asked<'_>, question: u64, until: Moment) -> Option<Entry> {
+        let key = AskedBefore::of(asked, self.with_request_id);
+        let result = self.cached().entry(key).and_compute_with(|there| match there {
+            Some(there) if there.value().question == question => {
+                let mut entry = there.into_value();
+                entry.until = until.earlier(entry.last_known_until);
+                Op::Put(entry)
+            }
+            _ => Op::Nop,
+        });
+        result.into_entry().map(moka::Entry::into_value)
     }
 
     /// How many decisions are cached.
@@ -196,7 +262,7 @@ impl Decisions {
         self.cached.get_or_init(|| {
             Cache::builder()
                 .max_capacity(self.max_decisions)
-                .weigher(|key: &AskedBefore, _| key.weight())
+                .weigher(|key: &AskedBefore, entry: &Entry| key.weight(&entry.decision))
                 .time_to_live(self.kept_for)
                 .build()
         })
@@ -237,7 +303,12 @@ mod tests {
     fn entry(clock: &Clock) -> Entry {
         let until = clock.now().plus(Duration::from_secs(30));
         let decision = Arc::new(Decision::allow());
-        Entry { decision, stamp: STAMP, until, last_known_until: until }
+        let uses = Arc::default();
+        Entry { decision, question: 1, stamp: STAMP, until, last_known_until: until, uses }
+    }
+
+    fn numbered(clock: &Clock, question: u64, epoch: u64) -> Entry {
+        Entry { question, stamp: Stamp { generation: 1, epoch }, ..entry(clock) }
     }
 
     #[test]
@@ -268,17 +339,36 @@ mod tests {
         let decisions = decisions(PolicyOptions::default());
         let asked = Asked { operation: Action::Encrypt, context: &context, caller: None };
         decisions.put(asked, entry(&clock));
-        let look = |stamp| decisions.with(asked, stamp, clock.now(), |_, uses| Some(uses));
+        let look = |stamp| decisions.with(asked, stamp, clock.now(), |entry| Some(entry.question));
         assert!(look(Stamp { generation: 2, epoch: 1 }).is_none());
         assert!(look(Stamp { generation: 1, epoch: 2 }).is_none());
         // From the cache, and then from what the thread remembers.
         assert!(matches!(look(STAMP), Some(Ok(1))));
-        assert!(matches!(look(STAMP), Some(Ok(2))));
+        assert!(matches!(look(STAMP), Some(Ok(1))));
         assert!(look(Stamp { generation: 2, epoch: 1 }).is_none());
         manual.advance(Duration::from_secs(29));
         assert!(look(STAMP).is_some());
         manual.advance(Duration::from_secs(1));
         assert!(look(STAMP).is_none());
         assert!(decisions.last(asked).is_some());
+    }
+
+    #[test]
+    fn only_a_newer_question_replaces_a_decision_and_an_outage_prolongs_what_it_saw() {
+        let (clock, context) = (Clock::Manual(ManualClock::new()), EncryptionContext::empty());
+        let decisions = decisions(PolicyOptions::default());
+        let asked = Asked { operation: Action::Encrypt, context: &context, caller: None };
+        let last = || decisions.last(asked).map(|entry| (entry.stamp.epoch, entry.question));
+        for (question, epoch, expected) in
+            [(5, 1, (1, 5)), (4, 1, (1, 5)), (6, 1, (1, 6)), (3, 2, (2, 3)), (9, 1, (2, 3))]
+        {
+            decisions.put(asked, numbered(&clock, question, epoch));
+            assert_eq!(last(), Some(expected));
+        }
+        let until = clock.now().plus(Duration::from_secs(1));
+        assert!(decisions.prolong(asked, 6, until).unwrap().until != until);
+        assert!(decisions.prolong(asked, 3, until).unwrap().until == until);
+        let nobody = Asked { operation: Action::Decrypt, ..asked };
+        assert!(decisions.prolong(nobody, 3, until).is_none());
     }
 }

@@ -3,16 +3,14 @@
 
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use futures_util::FutureExt;
-
 use super::decisions::{Asked, Decisions, Entry, Stamp};
+use super::foreign::{Contained, Deciding, caught};
 use super::options::OptionsInForce;
 use super::{BoxFuture, Decision, Policy, PolicyOptions, Question};
 use crate::caller::{Action, Caller};
@@ -62,6 +60,10 @@ pub(crate) struct Guard {
     decisions: Decisions,
     /// How often decisions were dropped here.
     epoch: AtomicU64,
+    /// The generation of the policy that was seen last.
+    last_seen: AtomicU64,
+    /// How often the policy was asked.
+    questions: AtomicU64,
     surroundings: Surroundings,
 }
 
@@ -70,6 +72,29 @@ pub(crate) struct Guard {
 pub(crate) struct Granted {
     stamp: Stamp,
     until: Moment,
+    /// The decision had ended when it arrived. It is for the operation that asked, and no longer.
+    for_one: bool,
+}
+
+/// A policy gave no decision.
+struct Failure {
+    error: Contained<Error>,
+    /// What the denied caller is told of it. Nothing of what the policy says.
+    told: Option<&'static str>,
+}
+
+impl Failure {
+    fn own(kind: ErrorKind, told: &'static str) -> Self {
+        Self { error: Contained::new(Error::new(kind, told)), told: Some(told) }
+    }
+
+    fn panicked() -> Self {
+        Self::own(ErrorKind::Provider, "it panicked")
+    }
+
+    fn late() -> Self {
+        Self::own(ErrorKind::Unavailable, "it did not answer in time")
+    }
 }
 
 /// Completes when it is known whether an operation may be done.
@@ -98,7 +123,8 @@ impl Guard {
     ) -> Result<Self, Error> {
         let options = options.check(source.options().limits.max_age)?;
         let (decisions, surroundings) = (Decisions::new(&options), Surroundings::of(source));
-        Ok(Self { policy, options, decisions, epoch: AtomicU64::new(0), surroundings })
+        let [epoch, last_seen, questions] = [const { AtomicU64::new(0) }; 3];
+        Ok(Self { policy, options, decisions, epoch, last_seen, questions, surroundings })
     }
 
     /// Whether an operation may be done.
@@ -129,8 +155,7 @@ impl Guard {
         self.known(Asked { operation, context, caller }).map(|known| known.map(|_| ()))
     }
 
-    /// Whether a handle may be given out: as [`permit`](Self::permit), if decisions are cached at
-    /// all.
+    /// Whether a handle may be given out: as [`permit`](Self::permit), if the decision lasts.
     pub(crate) async fn lease(
         self: &Arc<Self>,
         operation: Action,
@@ -142,7 +167,28 @@ impl Guard {
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         }
         let granted = self.permit(operation, context, caller).await?;
+        if granted.for_one {
+            let reason = "the decision lasts for one operation, and no handle rests on it";
+            return Err(self.deny(Asked { operation, context, caller }, reason));
+        }
         Ok(Permission { guard: self.clone(), granted })
+    }
+
+    /// Whether what was granted may not be done any more.
+    pub(crate) fn is_over(&self, granted: Granted) -> bool {
+        let Granted { stamp, until, for_one } = granted;
+        self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
+    }
+
+    /// The denial of an operation on many contexts, the decisions about which never held at once.
+    pub(crate) fn unsettled(
+        &self,
+        operation: Action,
+        context: &EncryptionContext,
+        caller: Option<&Caller>,
+    ) -> Error {
+        let reason = "the decision ended before the last one of this call was made";
+        self.deny(Asked { operation, context, caller }, reason)
     }
 
     /// Drops every decision, and ends the handles that rest on one.
@@ -151,9 +197,19 @@ impl Guard {
     }
 
     /// The state of the rules now. `None` if the policy does not tell.
+    ///
+    /// A generation that differs from the last one raises the epoch, so that what ended stays ended
+    /// when the number comes back. Of several threads that see the change, one raises it. A thread
+    /// that returns the new number has seen it raised.
     fn stamp(&self) -> Option<Stamp> {
-        let generation = catch_unwind(AssertUnwindSafe(|| self.policy.generation()));
-        let generation = generation.map_err(std::mem::forget).ok()?;
+        let epoch = self.epoch.load(Ordering::Acquire);
+        let generation = caught(|| self.policy.generation())?;
+        if self.last_seen.load(Ordering::Acquire) != generation {
+            let (from, to) = (epoch, epoch.wrapping_add(1));
+            // If it fails, somebody else raised it since.
+            let _ = self.epoch.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+            self.last_seen.store(generation, Ordering::Release);
+        }
         Some(Stamp { generation, epoch: self.epoch.load(Ordering::Acquire) })
     }
 
@@ -168,9 +224,12 @@ impl Guard {
     #[inline(never)]
     fn known(&self, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
         let every = self.options.report_every;
-        let quick = |entry: &Entry, uses: u32| {
-            let is_to_report = every > 0 && uses.is_multiple_of(every);
-            (entry.decision.is_allowed() && !is_to_report).then(|| entry.granted())
+        let is_to_report = |entry: &Entry| {
+            every > 0
+                && entry.uses.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_multiple_of(every)
+        };
+        let quick = |entry: &Entry| {
+            (entry.decision.is_allowed() && !is_to_report(entry)).then(|| entry.granted())
         };
         match self.decisions.with(asked, self.stamp()?, self.now(), quick)? {
             Ok(granted) => Some(Ok(granted)),
@@ -183,101 +242,117 @@ impl Guard {
 
     async fn ask(&self, asked: Asked<'_>) -> Result<Granted, Error> {
         for _ in 0..ATTEMPTS {
+            let Some(stamp) = self.stamp() else {
+                return self.settle_without(asked, &Failure::panicked(), None, None);
+            };
+            let question = self.questions.fetch_add(1, Ordering::Relaxed);
             let began = self.now();
-            let Some(stamp) = self.stamp() else { break };
             let answer = self.answer(asked, began).await;
-            if self.stamp() != Some(stamp) {
+            match self.stamp() {
                 // The answer may be that of the rules before.
-                continue;
+                Some(now) if now != stamp => continue,
+                Some(_) => {}
+                None => return self.settle_without(asked, &Failure::panicked(), None, None),
             }
             let took = Some(self.now().since(began));
             return match answer {
                 Ok(decision) => {
-                    let entry = self.entry(decision, stamp, began);
-                    if !self.now().is_past(entry.until) {
-                        self.decisions.put(asked, entry.clone());
-                    }
+                    let entry = self.entry(decision, question, stamp, began);
+                    self.decisions.put(asked, entry.clone());
                     self.report(asked, &entry.decision, took);
-                    granted(asked, &entry)
+                    let for_one = self.now().is_past(entry.until);
+                    granted(asked, &entry).map(|granted| Granted { for_one, ..granted })
                 }
-                Err(error) => self.settle_without(asked, error, stamp, took),
+                Err(failure) => self.settle_without(asked, &failure, Some(stamp), took),
             };
         }
-        let error = Error::new(ErrorKind::Provider, "its rules changed during each request");
-        self.fail(asked, &error, None, None)
+        let failure = Failure::own(ErrorKind::Provider, "its rules changed during each request");
+        self.settle_without(asked, &failure, None, None)
     }
 
     /// Asks the policy once. Whatever it does ends in an answer.
-    async fn answer(&self, asked: Asked<'_>, now: Moment) -> Result<Decision, Error> {
+    async fn answer(&self, asked: Asked<'_>, began: Moment) -> Result<Decision, Failure> {
         let Surroundings { writing, all, timer, .. } = &self.surroundings;
-        let nanos = u64::try_from(now.wall_nanos()).unwrap_or_default();
-        let with_id =
-            |caller: &&Caller| self.options.with_request_id && caller.request_id().is_some();
+        let nanos = u64::try_from(began.wall_nanos()).unwrap_or_default();
+        // What it does not see, its decision does not depend on.
+        let without_id = match self.options.with_request_id {
+            true => None,
+            false => asked.caller.map(Caller::without_request_id),
+        };
+        let caller = without_id.as_ref().or(asked.caller);
         let question = Question {
             operation: asked.operation,
             domain: self.options.domain.as_deref(),
             kek_ids: if asked.operation == Action::Encrypt { writing } else { all },
             context: asked.context,
-            caller: asked.caller,
+            caller,
             time: SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos),
-            request_id: asked.caller.filter(with_id).and_then(Caller::request_id),
+            request_id: caller.and_then(Caller::request_id),
         };
-        let decision = AssertUnwindSafe(async { self.policy.decide(&question).await });
-        match timer.within(Some(self.options.timeout), decision.catch_unwind()).await {
-            Some(Ok(answer)) => answer,
-            Some(Err(panic)) => {
-                // Its destructor is foreign code too.
-                std::mem::forget(panic);
-                Err(Error::new(ErrorKind::Provider, "it panicked"))
-            }
-            None => Err(Error::new(ErrorKind::Unavailable, "it did not answer in time")),
-        }
+        let timeout = self.options.timeout;
+        let deciding = caught(|| Deciding::new(self.policy.decide(&question)));
+        let deciding = deciding.ok_or_else(Failure::panicked)?;
+        let Some(answer) = timer.within(Some(timeout), deciding).await else {
+            return Err(Failure::late());
+        };
+        let answer = answer.ok_or_else(Failure::panicked)?;
+        let decision = answer.map_err(|error| Failure { error, told: None })?;
+        // A policy that blocks its thread lets no timer end it. A denial that is late still counts.
+        let is_late = timer.can_wait() && self.now().since(began) > timeout;
+        if is_late && decision.is_allowed() { Err(Failure::late()) } else { Ok(decision) }
     }
 
-    fn entry(&self, decision: Decision, stamp: Stamp, began: Moment) -> Entry {
-        let cache_for = self.options.cache_for;
-        let until = began.plus(decision.valid_for.map_or(cache_for, |own| own.min(cache_for)));
-        let last_known_until = until.plus(self.options.last_known_for);
-        Entry { decision: Arc::new(decision), stamp, until, last_known_until }
+    fn entry(&self, decision: Decision, question: u64, stamp: Stamp, began: Moment) -> Entry {
+        let cached_until = began.plus(self.options.cache_for);
+        let last_known_until = cached_until.plus(self.options.last_known_for);
+        // No time that the decision sets is exceeded.
+        let own = |end: Moment| decision.valid_for.map_or(end, |own| end.earlier(began.plus(own)));
+        let (until, last_known_until) = (own(cached_until), own(last_known_until));
+        let (decision, uses) = (Arc::new(decision), Arc::default());
+        Entry { decision, question, stamp, until, last_known_until, uses }
     }
 
-    /// The policy gave no decision. In an outage the last known one may serve.
+    /// The policy gave no decision. In an outage the last known one of these rules may serve.
     fn settle_without(
         &self,
         asked: Asked<'_>,
-        error: Error,
-        stamp: Stamp,
-        took: Option<Duration>,
-    ) -> Result<Granted, Error> {
-        let now = self.now();
-        let serves = |entry: &Entry| {
-            error.is_retryable() && entry.stamp == stamp && !now.is_past(entry.last_known_until)
-        };
-        let last = self.decisions.last(asked).filter(serves);
-        self.fail(asked, &error, last, took)
-    }
-
-    fn fail(
-        &self,
-        asked: Asked<'_>,
-        error: &Error,
-        last_known: Option<Entry>,
+        failure: &Failure,
+        rules: Option<Stamp>,
         took: Option<Duration>,
     ) -> Result<Granted, Error> {
         let Asked { operation, context, .. } = asked;
-        let is_known = last_known.is_some();
-        self.emit(&Event::PolicyFailed { operation, context, error, last_known: is_known });
-        let Some(mut entry) = last_known else {
-            let (kind, detail) = (error.kind().as_str(), error.detail());
-            let reason = format!("the policy gave no decision ({kind}): {detail}");
-            let denied = Decision::deny([reason]);
-            self.report(asked, &denied, took);
-            return Err(denial(asked, &denied).with_source(error.clone()));
+        // It is there until the failure is dropped.
+        let Some(error) = failure.error.get() else { return Err(Error::invalid()) };
+        let rules = rules.filter(|_| error.is_retryable());
+        let serves =
+            |entry: &Entry| rules.is_some_and(|rules| entry.is_last_known(rules, self.now()));
+        let last = self.decisions.last(asked).filter(serves);
+        let last_known = last.is_some();
+        self.emit(&Event::PolicyFailed { operation, context, error, last_known });
+        // Meanwhile another thread may have its answer. Then that one counts.
+        let prolong = |last: Entry| {
+            let until = self.now().plus(RETRY_AFTER);
+            self.decisions.prolong(asked, last.question, until)
         };
-        entry.until = self.now().plus(RETRY_AFTER).earlier(entry.last_known_until);
-        self.decisions.put(asked, entry.clone());
-        self.report(asked, &entry.decision, took);
-        granted(asked, &entry)
+        if let Some(entry) = last.and_then(prolong).filter(serves) {
+            self.report(asked, &entry.decision, took);
+            return granted(asked, &entry);
+        }
+        let kind = error.kind().as_str();
+        let reason = match failure.told {
+            Some(told) => format!("the policy gave no decision ({kind}): {told}"),
+            None => format!("the policy gave no decision ({kind})"),
+        };
+        let denied = Decision::deny([reason]);
+        self.report(asked, &denied, took);
+        Err(denial(asked, &denied).with_source(error.clone()))
+    }
+
+    /// A denial by this layer.
+    fn deny(&self, asked: Asked<'_>, reason: &str) -> Error {
+        let denied = Decision::deny([reason]);
+        self.report(asked, &denied, None);
+        denial(asked, &denied)
     }
 
     /// Tells the observers of a decision.
@@ -293,7 +368,7 @@ impl Guard {
 
 impl Entry {
     fn granted(&self) -> Granted {
-        Granted { stamp: self.stamp, until: self.until }
+        Granted { stamp: self.stamp, until: self.until, for_one: false }
     }
 }
 
@@ -327,8 +402,7 @@ pub(crate) struct Permission {
 impl Permission {
     /// Whether the handle may still be used.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        let Granted { stamp, until } = self.granted;
-        if self.guard.stamp() != Some(stamp) || self.guard.now().is_past(until) {
+        if self.guard.is_over(self.granted) {
             return Err(Error::new(ErrorKind::Expired, "the decision of the policy ended"));
         }
         Ok(())

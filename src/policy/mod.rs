@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod decisions;
+mod foreign;
 mod guard;
 #[cfg(feature = "serde")]
 mod json;
@@ -83,8 +84,8 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>>;
 
     /// Returns a number that changes whenever the rules or their data do. All decisions of another
-    /// number are dropped, and handles that rest on one end. It is called for each operation, so it
-    /// must be quick.
+    /// number are dropped, and handles that rest on one end, also if the number comes back. It is
+    /// called for each operation, so it must be quick.
     fn generation(&self) -> u64 {
         0
     }
@@ -123,7 +124,7 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
 /// ```
 ///
 /// What is not known is left out. An empty list is there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Question<'a> {
     /// What is to be done.
@@ -183,11 +184,33 @@ impl<'a> Question<'a> {
         self
     }
 
-    /// Returns the time in UTC as RFC 3339 writes it.
+    /// Returns the time in UTC as RFC 3339 writes it. Empty for a time that it cannot write, such as
+    /// one after the year 9999.
     #[must_use]
     pub fn time_rfc3339(&self) -> String {
-        // A year of five digits cannot be written so, and is no time that a policy may take for one.
-        OffsetDateTime::from(self.time).format(&Rfc3339).unwrap_or_default()
+        let nanos = |duration: Duration| i128::try_from(duration.as_nanos()).ok();
+        let since_epoch = match self.time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(after) => nanos(after),
+            Err(before) => nanos(before.duration()).map(|nanos| -nanos),
+        };
+        since_epoch
+            .and_then(|nanos| OffsetDateTime::from_unix_timestamp_nanos(nanos).ok())
+            .and_then(|time| time.format(&Rfc3339).ok())
+            .unwrap_or_default()
+    }
+}
+
+/// Without the request id.
+impl fmt::Debug for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Question")
+            .field("operation", &self.operation)
+            .field("domain", &self.domain)
+            .field("kek_ids", &self.kek_ids)
+            .field("context", &self.context)
+            .field("caller", &self.caller)
+            .field("time", &self.time)
+            .finish_non_exhaustive()
     }
 }
 
@@ -228,8 +251,9 @@ impl Decision {
         self
     }
 
-    /// Sets for how long the decision may be used, if it is shorter than
-    /// [`PolicyOptions::cache_for`]: until the business hours end, say.
+    /// Sets for how long the decision may be used, counted from the question: until the business
+    /// hours end, say. It shortens [`PolicyOptions::cache_for`], and no outage prolongs it. With 0 it
+    /// is for one operation, and no handle rests on it.
     #[must_use]
     pub fn valid_for(mut self, duration: Duration) -> Self {
         self.valid_for = Some(duration);
@@ -281,5 +305,20 @@ mod tests {
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_764_406_365_500);
         let question = Question::new(Action::Decrypt, &context).time(at);
         assert_eq!(question.time_rfc3339(), "2025-11-29T08:52:45.5Z");
+        let before = question.time(SystemTime::UNIX_EPOCH - Duration::from_secs(1));
+        assert_eq!(before.time_rfc3339(), "1969-12-31T23:59:59Z");
+        let far = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 50);
+        assert_eq!(question.time(far).time_rfc3339(), "");
+        let year_10_000 = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+        assert_eq!(question.time(year_10_000).time_rfc3339(), "");
+    }
+
+    #[test]
+    fn debug_of_a_question_has_no_request_id_and_no_address() {
+        let context = EncryptionContext::empty();
+        let caller = Caller::builder().source_address([10, 99, 2, 3]).build().unwrap();
+        let caller = caller.with_request_id("req-7").unwrap();
+        let shown = format!("{:?}", Question::new(Action::Decrypt, &context).caller(&caller));
+        assert!(!shown.contains("req-7") && !shown.contains("10.99"), "{shown}");
     }
 }

@@ -61,16 +61,16 @@ impl PolicyOptions {
         self
     }
 
-    /// Sets how many decisions are cached: 1 to 1,048,576, by default 10,000. A question with long
-    /// texts counts as several, one for each KiB, so that memory is bounded too.
+    /// Sets how many decisions are cached: 1 to 1,048,576, by default 10,000. One that takes
+    /// more memory than a KiB, with its question, counts as several, so that memory is bounded too.
     pub fn max_decisions(mut self, decisions: u64) -> Self {
         self.max_decisions = Some(decisions);
         self
     }
 
-    /// Sets how long the policy may take. A later answer is an outage. 1 ms to 60 s, by default 1
-    /// second. It needs a [`Runtime`](crate::Runtime): without one a policy that hangs does so for
-    /// ever.
+    /// Sets how long the policy may take. A later allow is an outage, also if the policy blocked its
+    /// thread. 1 ms to 60 s, by default 1 second. It needs a [`Runtime`](crate::Runtime): without one
+    /// there is no timeout, and a policy that hangs does so for ever.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -93,8 +93,8 @@ impl PolicyOptions {
         self
     }
 
-    /// Reports every so many operations that a cached decision allowed, counted by each thread for
-    /// each decision. 1 reports all of them, and 0, the default, none.
+    /// Reports every so many operations that a cached decision allowed, counted for each
+    /// question. 1 reports all of them, and 0, the default, none.
     pub fn report_cached_allows(mut self, every: u32) -> Self {
         self.report_cached_allows = every;
         self

@@ -238,3 +238,43 @@ fn every_operation_has_a_name_of_its_own() {
     let names: BTreeSet<_> = Action::ALL.iter().map(|action| action.as_str()).collect();
     assert_eq!(names.len(), Action::ALL.len());
 }
+
+#[test]
+fn prepare_tells_a_denied_caller_nothing_of_the_message() {
+    let ground = Ground::new(&Rules::role("reader"), PolicyOptions::default());
+    let (other, acme) = (caller("b", "writer"), context("acme"));
+    let view = ground.envelope.acting_for(&other);
+    let results = block_on(view.prepare([(&acme, b"no message at all")]));
+    let kinds: Vec<_> =
+        results.into_iter().map(|result| result.err().map(|error| error.kind())).collect();
+    assert_eq!(kinds, [Some(ErrorKind::PolicyDenied)]);
+    assert_eq!(ground.rules.count(), 1, "nobody was asked");
+}
+
+#[test]
+fn rewrap_all_does_nothing_that_the_rules_in_force_deny() {
+    let open = LocalKek::in_memory("kek").unwrap();
+    let writer = Envelope::builder().wrap_with(open.clone()).build().unwrap();
+    let contexts = ["a", "b"].map(context);
+    let sealed =
+        contexts.each_ref().map(|c| block_on(writer.encrypt(c, Aad::empty(), b"x")).unwrap());
+    let rules = Rules::open();
+    let reloads = rules.clone();
+    rules.answer(move |_| {
+        if reloads.count() == 2 {
+            // The first context is decided. Now all is revoked.
+            reloads.answer(|_| Ok(Decision::deny(["revoked"])));
+            reloads.reload();
+        }
+        Ok(Decision::allow())
+    });
+    let policy = PolicyOptions::default();
+    let envelope =
+        Envelope::builder().wrap_with(open).policy(rules.clone(), policy).build().unwrap();
+    let messages = contexts.iter().zip(&sealed).map(|(c, s)| (c, &**s));
+    let kinds: Vec<_> = block_on(envelope.rewrap_all(messages))
+        .into_iter()
+        .map(|result| result.err().map(|error| error.kind()))
+        .collect();
+    assert_eq!(kinds, [Some(ErrorKind::PolicyDenied); 2]);
+}

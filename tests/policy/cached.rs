@@ -233,3 +233,22 @@ fn a_cache_of_one_decision_forgets_and_never_mixes() {
         }
     }
 }
+
+#[test]
+fn with_ignore_request_id_no_decision_leaks_from_one_request_to_another() {
+    let rules = Rules::new(|question| {
+        Ok(match question.caller.and_then(Caller::request_id) {
+            Some("approved") => Decision::allow(),
+            _ => Decision::deny(["not approved"]),
+        })
+    });
+    let ground = Ground::new(&rules, PolicyOptions::default().ignore_request_id());
+    let acme = context("acme");
+    let request = |id: &str| {
+        let who = caller("a", "r").with_request_id(id).unwrap();
+        block_on(ground.envelope.acting_for(&who).encrypt(&acme, Aad::empty(), b"x"))
+    };
+    // The policy saw the id, and the cache does not have it.
+    let (first, another) = (request("approved").is_ok(), request("another").is_ok());
+    assert!(!(first && another), "the decision about one request answered another");
+}

@@ -153,3 +153,18 @@ impl fmt::Debug for Ground {
         f.debug_struct("Ground").field("envelope", &self.envelope).finish_non_exhaustive()
     }
 }
+
+/// Runs a test in a process of its own. `name` is its full name.
+pub(crate) fn alone(name: &str, test: impl FnOnce()) {
+    const IS_ALONE: &str = "WAXSEAL_TEST_IS_ALONE";
+    if std::env::var_os(IS_ALONE).is_some() {
+        return test();
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(IS_ALONE, "1")
+        .output()
+        .unwrap();
+    let (told, failed) = (String::from_utf8_lossy(&output.stdout), &output.stderr);
+    assert!(told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(failed));
+}

@@ -1,7 +1,12 @@
 //! A handle rests on a decision, and ends with it.
 
-use waxseal::policy::{Decision, PolicyOptions};
-use waxseal::{Aad, ErrorKind, Limits};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use waxseal::kek::local::LocalKek;
+use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
+use waxseal::{Aad, Envelope, Error, ErrorKind, Limits};
 use waxseal_testing::support::block_on;
 
 use crate::ground::{Ground, Rules, SECOND, caller, context, denied};
@@ -74,4 +79,43 @@ fn a_handle_ends_with_its_dek_also_while_the_decision_lasts() {
     let handle = block_on(ground.envelope.encryptor(&acme)).unwrap();
     ground.envelope.evict_context(&acme);
     assert_eq!(handle.encrypt(Aad::empty(), b"x").unwrap_err().kind(), ErrorKind::Expired);
+}
+
+/// A policy whose number the test sets.
+#[derive(Debug)]
+struct Numbered(Arc<AtomicU64>);
+
+impl Policy for Numbered {
+    fn decide<'a>(&'a self, _: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        Box::pin(async { Ok(Decision::allow()) })
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+#[test]
+fn what_a_reload_ended_stays_ended_when_the_number_comes_back() {
+    let number = Arc::new(AtomicU64::new(7));
+    let envelope = Envelope::builder()
+        .wrap_with(LocalKek::in_memory("kek").unwrap())
+        .policy(Numbered(number.clone()), PolicyOptions::default())
+        .build()
+        .unwrap();
+    let acme = context("acme");
+    let handle = block_on(envelope.encryptor(&acme)).unwrap();
+    number.store(8, SeqCst);
+    assert_eq!(handle.encrypt(Aad::empty(), b"x").unwrap_err().kind(), ErrorKind::Expired);
+    number.store(7, SeqCst);
+    assert_eq!(handle.encrypt(Aad::empty(), b"x").unwrap_err().kind(), ErrorKind::Expired);
+}
+
+#[test]
+fn no_handle_rests_on_a_decision_for_one_operation() {
+    let rules = Rules::new(|_| Ok(Decision::allow().valid_for(Duration::ZERO)));
+    let ground = Ground::new(&rules, PolicyOptions::default());
+    block_on(ground.envelope.encrypt(&context("acme"), Aad::empty(), b"x")).unwrap();
+    let reasons = denied(block_on(ground.envelope.encryptor(&context("acme"))));
+    assert!(reasons[0].contains("lasts for one operation"), "{reasons:?}");
 }

@@ -4,9 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod asked;
+mod bounds;
 mod cached;
 mod failing;
 mod ground;
 mod handles;
 mod no_leak;
+mod outages;
+mod panics;
+mod races;
 mod told;

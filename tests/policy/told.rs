@@ -127,3 +127,32 @@ fn an_observer_may_use_another_envelope_while_it_is_told() {
     outer.rules.reload();
     assert!(block_on(outer.envelope.encrypt(&context("acme"), Aad::empty(), b"x")).is_err());
 }
+
+/// Counts reported allows.
+#[derive(Debug, Default)]
+struct Allows(Arc<Mutex<usize>>);
+
+impl Observer for Allows {
+    fn event(&self, event: &Event<'_>) {
+        if matches!(event, Event::PolicyAllowed { elapsed: None, .. }) {
+            *self.0.lock().unwrap() += 1;
+        }
+    }
+}
+
+#[test]
+fn cached_allows_are_reported_as_often_as_set_also_with_many_contexts() {
+    let counted = Arc::new(Mutex::new(0));
+    let observer = Allows(counted.clone());
+    let options = PolicyOptions::default().report_cached_allows(5);
+    let ground = Ground::with(&Rules::open(), options, |builder| builder.observer(observer));
+    let contexts: Vec<_> = (0..200).map(|n| context(&format!("tenant {n}"))).collect();
+    for _ in 0..51 {
+        for context in &contexts {
+            block_on(ground.envelope.encrypt(context, Aad::empty(), b"x")).unwrap();
+        }
+    }
+    // 200 contexts, 50 uses each, every fifth: 2,000.
+    let count = *counted.lock().unwrap();
+    assert!(count >= 1000, "{count} of 2,000");
+}

@@ -81,7 +81,7 @@ impl Timer {
         Self(runtime)
     }
 
-    fn can_wait(&self) -> bool {
+    pub(crate) fn can_wait(&self) -> bool {
         self.0.is_some()
     }
 
