@@ -9,7 +9,7 @@ pub(super) mod recovery;
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::sink::private;
 use crate::error::{Error, ErrorKind};
@@ -250,11 +250,21 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
+/// A child that another thread just forked has the lock too, until it runs its program.
+const LOCK_WITHIN: Duration = Duration::from_secs(1);
+const LOCK_AGAIN: Duration = Duration::from_millis(10);
+
 fn lock(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let lock = private(options.write(true).create(true).truncate(false))
         .open(directory.join(names::LOCK))?;
-    match lock.try_lock() {
+    let began = Instant::now();
+    let mut locked = lock.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && began.elapsed() < LOCK_WITHIN {
+        std::thread::sleep(LOCK_AGAIN);
+        locked = lock.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => {
             Err(io::Error::new(io::ErrorKind::ResourceBusy, "another process or trail writes it"))
