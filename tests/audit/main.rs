@@ -5,6 +5,7 @@
 
 mod checkpoints;
 mod crashes;
+mod forks;
 mod ground;
 mod outages;
 mod pressure;
