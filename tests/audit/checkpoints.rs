@@ -116,7 +116,7 @@ fn a_checkpoint_that_was_taken_out_is_found() {
     assert_eq!(links[1..], places[..places.len() - 1]);
     // The link is signed: whoever changes it changes the checkpoint.
     let mut lines = lines;
-    let at = places[1] as usize;
+    let at = usize::try_from(places[1]).unwrap();
     lines[at] = lines[at].replace("\"previous_sequence\":1", "\"previous_sequence\":0");
     copy.write(1, &lines);
     chained_anew(&copy);
