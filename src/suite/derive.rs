@@ -50,6 +50,12 @@ impl Dek {
         Self(secret)
     }
 
+    /// `None` if the process forked since.
+    #[cfg(feature = "audit")]
+    pub(crate) fn try_clone_secret(&self) -> Option<Secret32> {
+        self.0.try_clone()
+    }
+
     pub(super) fn secret(&self) -> &Secret32 {
         &self.0
     }

@@ -2,15 +2,203 @@
 
 use std::fs;
 
+use waxseal::ErrorKind;
 use waxseal::audit::{
-    AuditKey, AuditTrail, Checkpoint, CheckpointKey, CheckpointVerifier, FaultKind, TrailDirectory,
-    Verifier,
+    AuditKey, AuditTrail, AuditTrailBuilder, Checkpoint, CheckpointKey, CheckpointVerifier,
+    FaultKind, SyncPolicy, TrailDirectory, Verifier,
 };
 
-use crate::ground::{Kept, LONG, Place, a_trail, builder, chained_anew, key, public, record};
+use crate::ground::{
+    Kept, LONG, Place, a_trail, builder, chained_anew, flushed, key, public, record,
+};
 
 fn with_key() -> Verifier {
     Verifier::new().key(public())
+}
+
+/// Takes the checkpoints from the record `from` on out, renumbers and chains anew: without any key.
+fn without_checkpoints(place: &Place, from: u64, edit: impl Fn(&str) -> String) {
+    let (mut sequence, mut read) = (0, 0);
+    for number in 1..=place.files().len() as u64 {
+        let mut kept = Vec::new();
+        for line in place.lines(number) {
+            read += 1;
+            if read > from && line.contains("\"checkpoint\"") {
+                continue;
+            }
+            let uid = line.split("\"metadata.uid\":\"").nth(1).unwrap().split('-').next().unwrap();
+            let rest = edit(line.split_once("\"time_dt\"").unwrap().1);
+            kept.push(format!(
+                "{{\"metadata.sequence\":{sequence},\"metadata.uid\":\"{uid}-{sequence}\",\"time_dt\"{rest}"
+            ));
+            sequence += 1;
+        }
+        place.write(number, &kept);
+    }
+    chained_anew(place);
+}
+
+/// What a start refuses, it does not touch.
+fn refused(place: &Place, builder: AuditTrailBuilder, why: &str) {
+    let before: Vec<_> = place.files().iter().map(|file| fs::read(file).unwrap()).collect();
+    let error = builder.start().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.to_string().contains(why), "{error}");
+    assert!(error.to_string().contains("begin a new trail in another one"), "{error}");
+    let after: Vec<_> = place.files().iter().map(|file| fs::read(file).unwrap()).collect();
+    assert!(before == after);
+}
+
+/// The next checkpoint would authenticate it.
+#[test]
+fn a_forged_trail_is_not_signed_by_the_next_start() {
+    let place = a_trail(30);
+    without_checkpoints(&place, 0, |line| line.replace("dek_unwrapped", "dek_evicted"));
+    assert_eq!(place.verify().fault, None, "the chain alone shows nothing");
+    let why = "nothing is authenticated by a checkpoint";
+    refused(&place, builder(&place).checkpoint_key(key()), why);
+    // The one who finds it names it too.
+    assert!(with_key().verify(&place.path).unwrap().fault.is_some());
+}
+
+/// Whatever place is changed behind the last checkpoints, the start looks at it.
+#[test]
+fn a_changed_end_is_refused_by_the_next_start_naming_file_and_line() {
+    let place = a_trail(30);
+    let last = place.files().len() as u64;
+    for (line, old, new) in
+        [(0, "\"time_dt\":\"2", "\"time_dt\":\"1"), (2, "\"time_dt\":\"2", "\"time_dt\":\"1")]
+    {
+        let copy = place.copy();
+        let mut lines = copy.lines(last);
+        lines[line] = lines[line].replacen(old, new, 1);
+        copy.write(last, &lines);
+        let why = format!("trail-{last:08}.jsonl, line {}, ", line + 1);
+        for start in [builder(&copy), builder(&copy).checkpoint_key(key())] {
+            refused(&copy, start, &why);
+        }
+    }
+}
+
+/// One checkpoint is taken out, and the chain made anew up to the next, which is signed over another one.
+#[test]
+fn a_checkpoint_that_was_taken_out_is_found() {
+    let place = Place::new();
+    let start = || builder(&place).checkpoint_key(key()).checkpoint_every(4, LONG).start().unwrap();
+    let trail = start();
+    for n in 0..12 {
+        record(&trail, n..n + 1);
+        flushed(&trail);
+    }
+    drop(trail);
+    // A writer with the key, which begins anew behind a checkpoint and does not know the others.
+    let copy = place.copy();
+    let lines = copy.lines(1);
+    let is_checkpoint = |line: &&String| line.contains("waxseal.checkpoint");
+    assert!(lines.iter().filter(is_checkpoint).count() > 3);
+    let links: Vec<u64> = lines
+        .iter()
+        .filter(is_checkpoint)
+        .map(|line| {
+            line.split("\"previous_sequence\":")
+                .nth(1)
+                .unwrap()
+                .split(',')
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    let places: Vec<u64> =
+        lines.iter().zip(0..).filter(|(line, _)| is_checkpoint(line)).map(|(_, at)| at).collect();
+    assert_eq!(links[0], 0);
+    assert_eq!(links[1..], places[..places.len() - 1]);
+    // The link is signed: whoever changes it changes the checkpoint.
+    let mut lines = lines;
+    let at = usize::try_from(places[1]).unwrap();
+    lines[at] = lines[at].replace("\"previous_sequence\":1", "\"previous_sequence\":0");
+    copy.write(1, &lines);
+    chained_anew(&copy);
+    let fault = with_key().verify(&copy.path).unwrap().fault.unwrap();
+    assert_eq!(fault.kind, FaultKind::CheckpointMissing { sequence: 0 });
+}
+
+/// Its links lead from run to run, from file to file, and past files that were moved away.
+#[test]
+fn a_trail_that_goes_on_links_its_checkpoints() {
+    let place = Place::new();
+    for _ in 0..4 {
+        let directory = TrailDirectory::new(&place.path).max_bytes(4096);
+        let trail = AuditTrail::builder()
+            .directory(directory)
+            .checkpoint_key(key())
+            .checkpoint_every(3, LONG)
+            .start()
+            .unwrap();
+        record(&trail, 0..5);
+        assert!(trail.close());
+    }
+    let files = place.files().len() as u64;
+    assert!(files > 3);
+    assert_eq!(with_key().verify(&place.path).unwrap().fault, None);
+    for first in 2..=files {
+        let found = with_key().first_file(first).verify(&place.path).unwrap();
+        assert_eq!(found.fault, None);
+        fs::remove_file(place.file(first - 1)).unwrap();
+    }
+    let trail = builder(&place).checkpoint_key(key()).start().unwrap();
+    assert!(trail.close());
+    assert_eq!(with_key().first_file(files).verify(&place.path).unwrap().fault, None);
+}
+
+/// Killed anywhere, it goes on: what is there is whole, and a key vouches for its beginning.
+#[test]
+fn killed_anywhere_a_trail_with_a_key_goes_on() {
+    let whole = Place::new();
+    let trail = builder(&whole).checkpoint_key(key()).checkpoint_every(4, LONG).start().unwrap();
+    record(&trail, 0..3);
+    flushed(&trail);
+    let bytes = fs::read(whole.file(1)).unwrap();
+    drop(trail);
+    for cut in (0..=bytes.len()).step_by(17) {
+        let place = Place::new();
+        fs::create_dir(&place.path).unwrap();
+        fs::write(place.file(1), &bytes[..cut]).unwrap();
+        let directory = TrailDirectory::new(&place.path).sync(SyncPolicy::Never);
+        let trail =
+            AuditTrail::builder().directory(directory).checkpoint_key(key()).start().unwrap();
+        assert!(trail.close(), "cut at {cut}");
+        let found = with_key().verify(&place.path).unwrap();
+        assert_eq!(found.fault, None, "cut at {cut}");
+        assert!(found.is_closed);
+    }
+}
+
+/// What was written without a key is not signed later.
+#[test]
+fn a_trail_without_checkpoints_does_not_go_on_with_a_key() {
+    let place = Place::new();
+    drop(builder(&place).start().unwrap());
+    refused(&place, builder(&place).checkpoint_key(key()), "nothing is authenticated");
+    assert!(builder(&place).start().is_ok());
+}
+
+/// What somebody else did to a file while the trail was written is in the trail, and stops no start.
+#[test]
+fn after_a_damaged_file_a_trail_with_a_key_goes_on_in_the_next() {
+    let place = Place::new();
+    let start = || builder(&place).checkpoint_key(key()).start();
+    let trail = start().unwrap();
+    record(&trail, 0..2);
+    flushed(&trail);
+    fs::OpenOptions::new().write(true).open(place.file(1)).unwrap().set_len(100).unwrap();
+    record(&trail, 2..3);
+    flushed(&trail);
+    // As if it were killed now.
+    let copy = place.copy();
+    let trail = builder(&copy).checkpoint_key(key()).start().unwrap();
+    assert!(trail.close());
 }
 
 #[test]
@@ -40,21 +228,9 @@ fn a_chain_that_was_made_anew_is_found_with_the_key_and_not_without() {
     let fault = place.verify().fault.unwrap();
     assert_eq!((fault.kind, fault.line), (FaultKind::CheckpointRefused, next as u64 + 1));
 
-    // So the attacker takes the checkpoints out, renumbers, and chains again: the chain is whole, and no key vouches for it.
-    let (mut sequence, files) = (0, place.files().len() as u64);
-    for number in 1..=files {
-        let mut kept = Vec::new();
-        for line in place.lines(number).iter().filter(|line| !line.contains("\"checkpoint\"")) {
-            let uid = line.split("\"metadata.uid\":\"").nth(1).unwrap().split('-').next().unwrap();
-            let rest = line.split_once("\"time_dt\"").unwrap().1;
-            kept.push(format!(
-                "{{\"metadata.sequence\":{sequence},\"metadata.uid\":\"{uid}-{sequence}\",\"time_dt\"{rest}"
-            ));
-            sequence += 1;
-        }
-        place.write(number, &kept);
-    }
-    chained_anew(&place);
+    // So the attacker takes the checkpoints out, renumbers, and chains again: the chain is whole, and
+    // no key vouches for it.
+    without_checkpoints(&place, 0, |line| line.to_owned());
     assert_eq!(place.verify().fault, None, "whoever can write the file can make the chain");
     let fault = with_key().verify(&place.path).unwrap().fault.unwrap();
     assert_eq!(fault.kind, FaultKind::NoCheckpoint);
@@ -72,16 +248,22 @@ fn another_key_accepts_nothing() {
 #[test]
 fn after_a_change_of_the_key_both_are_needed() {
     let place = Place::new();
+    let public = |seed: &[u8; 32]| {
+        let public = CheckpointKey::ed25519(seed).public_key().unwrap();
+        CheckpointVerifier::ed25519(&public).unwrap()
+    };
     for seed in [[1; 32], [2; 32]] {
-        let trail = builder(&place).checkpoint_key(CheckpointKey::ed25519(&seed)).start().unwrap();
+        let trail = builder(&place).checkpoint_key(CheckpointKey::ed25519(&seed));
+        if seed == [2; 32] {
+            let trail = builder(&place).checkpoint_key(CheckpointKey::ed25519(&seed));
+            refused(&place, trail, "the checkpoint is not authentic");
+        }
+        let trail = trail.earlier_checkpoint_key(public(&[1; 32])).start().unwrap();
         record(&trail, 0..3);
         assert!(trail.close());
     }
     let verifier = |seeds: &[[u8; 32]]| {
-        seeds.iter().fold(Verifier::new(), |verifier, seed| {
-            let public = CheckpointKey::ed25519(seed).public_key().unwrap();
-            verifier.key(CheckpointVerifier::ed25519(&public).unwrap())
-        })
+        seeds.iter().fold(Verifier::new(), |verifier, seed| verifier.key(public(seed)))
     };
     assert_eq!(verifier(&[[1; 32], [2; 32]]).verify(&place.path).unwrap().fault, None);
     assert!(verifier(&[[1; 32]]).verify(&place.path).unwrap().fault.is_some());

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use waxseal::audit::{AuditTrail, FaultKind, SyncPolicy, TrailDirectory};
 
@@ -101,7 +102,12 @@ fn a_last_line_that_is_whole_and_no_record_is_not_touched() {
     bytes.extend_from_slice(b"something else\n");
     fs::write(place.file(1), &bytes).unwrap();
     let error = builder(&place).start().unwrap_err();
-    assert!(error.to_string().contains("trail-00000001.jsonl is no record"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("trail-00000001.jsonl, line 3, sequence 2: the line is no record"),
+        "{error}"
+    );
     assert_eq!(fs::read(place.file(1)).unwrap(), bytes);
 }
 
@@ -124,6 +130,28 @@ fn a_trail_that_was_closed_goes_on_with_the_next_start() {
     ]
     .concat();
     assert_eq!(activities(&place.records()), expected);
+}
+
+/// What a drop loses is gone, and the next start says so.
+#[test]
+fn the_next_start_says_that_the_trail_had_no_end() {
+    let place = Place::new();
+    let trail = builder(&place).close_within(Duration::from_millis(100)).start().unwrap();
+    record(&trail, 0..1);
+    flushed(&trail);
+    let away = place.path.with_extension("away");
+    fs::rename(&place.path, &away).unwrap();
+    record(&trail, 1..4);
+    drop(trail);
+    std::thread::sleep(Duration::from_millis(500));
+    fs::rename(&away, &place.path).unwrap();
+    drop(builder(&place).start().unwrap());
+    let records = place.records();
+    assert!(
+        records.iter().any(|record| record.error_type.is_some()),
+        "three events are lost: {:?}",
+        activities(&records)
+    );
 }
 
 const KILLED: &str = "WAXSEAL_TEST_AUDIT_KILLED";

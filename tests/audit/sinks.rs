@@ -48,7 +48,7 @@ fn checkpoints_alone_go_to_a_file_of_their_own() {
     let copies = std::fs::read_to_string(elsewhere).unwrap();
     let of_the_trail: Vec<_> =
         place.lines(1).into_iter().filter(|line| line.contains("\"checkpoint\"")).collect();
-    assert_eq!(of_the_trail.len(), 2);
+    assert_eq!(of_the_trail.len(), 3);
     assert_eq!(copies, of_the_trail.concat());
     assert!(AppendTo::open(place.path.join("not/there")).is_err());
 }

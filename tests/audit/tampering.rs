@@ -174,3 +174,28 @@ fn a_stream_of_lines_verifies_as_the_files_do() {
     let found = Verifier::new().verify_stream(&all[..all.len() - 1], |_| {}).unwrap();
     assert_eq!(found.fault.unwrap().kind, FaultKind::Incomplete);
 }
+
+/// There is no file 0, so what the first one says about its place is not believed.
+#[test]
+fn first_file_0_is_the_first_file() {
+    let place = a_trail(30);
+    let renamed = Place::new();
+    fs::create_dir(&renamed.path).unwrap();
+    let line = place.lines(2)[0].replace("\"file\":2", "\"file\":1");
+    renamed.write(1, &[line]);
+    let head = place.lines(2)[0].split("\"previous\":\"").nth(1).unwrap()[..64].to_owned();
+    rehash_first(&renamed, &head);
+    let found = Verifier::new().first_file(0).verify(&renamed.path).unwrap();
+    assert!(found.fault.is_some(), "{found:?}");
+}
+
+fn rehash_first(place: &Place, head: &str) {
+    use sha2::{Digest, Sha256};
+    let head: Vec<u8> =
+        (0..32).map(|i| u8::from_str_radix(&head[2 * i..2 * i + 2], 16).unwrap()).collect();
+    let line = place.lines(1)[0].clone();
+    let covered = line.rsplit_once(",\"hash\":\"").unwrap().0.to_owned();
+    let head = Sha256::digest([&head[..], covered.as_bytes()].concat());
+    let hash: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
+    place.write(1, &[format!("{covered},\"hash\":\"{hash}\"}}\n")]);
+}

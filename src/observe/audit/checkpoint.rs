@@ -31,12 +31,23 @@ const NONE: &str = "none";
 pub struct CheckpointFields {
     /// The hash of the record before this one.
     pub head: String,
+    /// The sequence of the authenticated checkpoint before this one. 0 in the first.
+    pub previous_sequence: u64,
+    /// The hash of that checkpoint. In the first, the start of the chain.
+    pub previous: String,
     /// `Ed25519`, `HMAC-SHA-256` or `none`.
     pub algorithm: Cow<'static, str>,
     /// Names the key: see [`CheckpointKey::id`].
     pub key_id: String,
     /// The signature or the MAC, in hexadecimal digits.
     pub signature: String,
+}
+
+impl CheckpointFields {
+    /// Whether it claims to be authenticated.
+    pub(super) fn is_signed(&self) -> bool {
+        self.algorithm != NONE
+    }
 }
 
 /// The key that authenticates checkpoints. It shows nothing in Debug.
@@ -51,6 +62,15 @@ pub struct CheckpointVerifier(Kind<Ed25519Public>);
 enum Kind<K> {
     Ed25519(K),
     Mac(AuditKey),
+}
+
+impl<K> Kind<K> {
+    fn is_of_this_process(&self) -> bool {
+        match self {
+            Self::Ed25519(_) => true,
+            Self::Mac(key) => key.is_of_this_process(),
+        }
+    }
 }
 
 impl CheckpointKey {
@@ -78,13 +98,27 @@ impl CheckpointKey {
     }
 
     /// Returns the name of the key in checkpoints, which tells nothing about it: 16 hexadecimal
-    /// digits.
+    /// digits. Of a MAC key nothing in the child of a fork, where the key is gone.
     #[must_use]
     pub fn id(&self) -> String {
         match &self.0 {
             Kind::Ed25519(key) => id_of_public(&key.public()),
             Kind::Mac(key) => id_of_mac(key),
         }
+    }
+
+    /// Whether it still is this key. In the child of a fork a MAC key is not.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.0.is_of_this_process()
+    }
+
+    /// The key that accepts its checkpoints. `None` in the child of a fork, which has no MAC key.
+    pub(super) fn verifier(&self) -> Option<CheckpointVerifier> {
+        let kind = match &self.0 {
+            Kind::Ed25519(key) => return CheckpointVerifier::ed25519(&key.public()).ok(),
+            Kind::Mac(key) => Kind::Mac(key.try_clone()?),
+        };
+        Some(CheckpointVerifier(kind))
     }
 
     fn algorithm(&self) -> &'static str {
@@ -98,8 +132,7 @@ impl CheckpointKey {
     fn authenticate(&self, message: &[u8]) -> Option<String> {
         match &self.0 {
             Kind::Ed25519(key) => Some(hex::encode(&key.sign(message))),
-            Kind::Mac(key) if !key.is_of_this_process() => None,
-            Kind::Mac(key) => Some(hex::encode(&key.mac(Use::Checkpoints, &[message]))),
+            Kind::Mac(key) => Some(hex::encode(&key.mac(Use::Checkpoints, &[message])?)),
         }
     }
 }
@@ -128,7 +161,11 @@ impl CheckpointVerifier {
         }
     }
 
-    /// Whether this key authenticated the checkpoint.
+    pub(super) fn is_of_this_process(&self) -> bool {
+        self.0.is_of_this_process()
+    }
+
+    /// Whether this key authenticated the checkpoint. A MAC key accepts none in the child of a fork.
     #[must_use]
     pub fn accepts(&self, checkpoint: &Checkpoint) -> bool {
         let (message, fields) = (checkpoint.message(), &checkpoint.fields);
@@ -152,7 +189,8 @@ fn id_of_public(key: &[u8; 32]) -> String {
 }
 
 fn id_of_mac(key: &AuditKey) -> String {
-    hex::encode(&key.mac(Use::CheckpointKeyId, &[])).chars().take(16).collect()
+    let mac = key.mac(Use::CheckpointKeyId, &[]);
+    mac.map_or_else(String::new, |mac| hex::encode(&mac).chars().take(16).collect())
 }
 
 /// A checkpoint as a record of the trail, or its copy that left the machine.
@@ -162,6 +200,8 @@ pub struct Checkpoint {
     sequence: u64,
     time: String,
     pub(super) head: ChainHash,
+    /// The checkpoint before.
+    pub(super) previous: Link,
     /// The hash of the record itself.
     pub(super) hash: ChainHash,
     pub(super) fields: CheckpointFields,
@@ -198,32 +238,75 @@ impl Checkpoint {
             sequence: record.sequence,
             time: record.time.clone(),
             head: ChainHash::read(&fields.head)?,
+            previous: Link {
+                sequence: fields.previous_sequence,
+                hash: ChainHash::read(&fields.previous)?,
+            },
             hash,
             fields,
         })
     }
 
+    pub(super) fn is_signed(&self) -> bool {
+        self.fields.is_signed()
+    }
+
+    /// What the next one says about this one.
+    pub(super) fn link(&self) -> Link {
+        Link { sequence: self.sequence, hash: self.hash }
+    }
+
     fn message(&self) -> Vec<u8> {
-        message(&Chain { trail: self.trail, next: self.sequence, head: self.head }, &self.time)
+        let chain = Chain { trail: self.trail, next: self.sequence, head: self.head };
+        message(&chain, &self.previous, &self.time)
+    }
+}
+
+/// An authenticated checkpoint, as the next one names it. So none can be taken out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Link {
+    pub(super) sequence: u64,
+    pub(super) hash: ChainHash,
+}
+
+impl Link {
+    /// What the first checkpoint of a trail says. No checkpoint is the record 0.
+    pub(super) fn first(trail: TrailId) -> Self {
+        Self { sequence: 0, hash: trail.start() }
     }
 }
 
 /// What is signed: everything before the time has a fixed length.
-fn message(chain: &Chain, time: &str) -> Vec<u8> {
-    let Chain { trail, next, head } = chain;
-    [DOMAIN, trail.as_bytes(), &next.to_le_bytes(), head.as_bytes(), time.as_bytes()].concat()
+fn message(chain: &Chain, previous: &Link, time: &str) -> Vec<u8> {
+    [
+        DOMAIN,
+        chain.trail.as_bytes(),
+        &chain.next.to_le_bytes(),
+        chain.head.as_bytes(),
+        &previous.sequence.to_le_bytes(),
+        previous.hash.as_bytes(),
+        time.as_bytes(),
+    ]
+    .concat()
 }
 
 /// Makes the record of a checkpoint at the end of `chain`. Without a key it is unauthenticated.
-pub(super) fn checkpoint(key: Option<&CheckpointKey>, chain: &Chain, time: String) -> Record {
+pub(super) fn checkpoint(
+    key: Option<&CheckpointKey>,
+    chain: &Chain,
+    previous: &Link,
+    time: String,
+) -> Record {
     let authenticated = key.and_then(|key| {
-        let signature = key.authenticate(&message(chain, &time))?;
+        let signature = key.authenticate(&message(chain, previous, &time))?;
         Some((key.algorithm(), key.id(), signature))
     });
     let (algorithm, key_id, signature) =
         authenticated.unwrap_or((NONE, String::new(), String::new()));
     let fields = CheckpointFields {
         head: chain.head.to_string(),
+        previous_sequence: previous.sequence,
+        previous: previous.hash.to_string(),
         algorithm: Cow::Borrowed(algorithm),
         key_id,
         signature,
@@ -237,7 +320,12 @@ mod tests {
 
     fn checkpoint_of(key: &CheckpointKey) -> Checkpoint {
         let chain = Chain::new(TrailId::read("0123456789abcdef").unwrap());
-        let mut record = checkpoint(Some(key), &chain, "2026-03-01T00:00:00Z".to_owned());
+        let mut record = checkpoint(
+            Some(key),
+            &chain,
+            &Link::first(chain.trail),
+            "2026-03-01T00:00:00Z".to_owned(),
+        );
         Checkpoint::read(&chain.seal(&mut record).unwrap().line).unwrap()
     }
 
@@ -265,6 +353,8 @@ mod tests {
                 Checkpoint { sequence: 1, ..made.clone() },
                 Checkpoint { time: "2026-03-01T00:00:01Z".to_owned(), ..made.clone() },
                 Checkpoint { head: other, ..made.clone() },
+                Checkpoint { previous: Link { sequence: 1, ..made.previous }, ..made.clone() },
+                Checkpoint { previous: Link { hash: other, ..made.previous }, ..made.clone() },
                 Checkpoint { trail: TrailId::read("0123456789abcdee").unwrap(), ..made.clone() },
                 Checkpoint { fields: fields(|f| f.signature.clear()), ..made.clone() },
                 Checkpoint { fields: fields(|f| f.signature = "0".repeat(128)), ..made.clone() },
@@ -283,7 +373,7 @@ mod tests {
         assert!(!of_signing.accepts(&checkpoint_of(&CheckpointKey::ed25519(&[8; 32]))));
         let unsigned = {
             let chain = Chain::new(TrailId::read("0123456789abcdef").unwrap());
-            let mut record = checkpoint(None, &chain, String::new());
+            let mut record = checkpoint(None, &chain, &Link::first(chain.trail), String::new());
             Checkpoint::read(&chain.seal(&mut record).unwrap().line).unwrap()
         };
         assert!(!of_mac.accepts(&unsigned) && !of_signing.accepts(&unsigned));

@@ -47,7 +47,8 @@ impl Disclosures {
         match (self.by_name.get(name).unwrap_or(&self.usual), &self.key) {
             (Disclosure::Clear, _) => ContextValue::Clear(value.to_owned()),
             (Disclosure::Hashed, Some(key)) => {
-                ContextValue::Hashed { hmac: key.hash_value(name, value) }
+                let hmac = key.hash_value(name, value).ok();
+                hmac.map_or(ContextValue::LeftOut, |hmac| ContextValue::Hashed { hmac })
             }
             // Without its key the builder refuses `Hashed`.
             (Disclosure::Hashed, None) | (Disclosure::LeftOut, _) => ContextValue::LeftOut,

@@ -53,7 +53,10 @@ impl Use {
 /// assert!(key.is_some());
 /// # Ok::<(), waxseal::Error>(()) }).unwrap();
 /// ```
-pub struct AuditKey(Secret32);
+pub struct AuditKey(
+    /// `None` if it was made of a DEK that ended at a fork.
+    Option<Secret32>,
+);
 
 impl AuditKey {
     /// The length in bytes.
@@ -64,15 +67,14 @@ impl AuditKey {
     /// # Errors
     /// [`ErrorKind::Randomness`].
     pub fn random() -> Result<Self, Error> {
-        Secret32::random().map(Self)
+        Secret32::random().map(|secret| Self(Some(secret)))
     }
 
-    /// Takes the bytes of a DEK that was made for this purpose only.
+    /// Takes the bytes of a DEK that was made for this purpose only. If the process forked since, the
+    /// DEK is gone, and the key is refused like one that was made before a fork.
     #[must_use]
     pub fn from_dek(dek: &Dek) -> Self {
-        let mut secret = Secret32::zeroed();
-        secret.expose_mut().copy_from_slice(dek.expose());
-        Self(secret)
+        Self(dek.try_clone_secret())
     }
 
     /// Takes a key from its bytes, which the caller wipes.
@@ -87,40 +89,48 @@ impl AuditKey {
         if bytes.iter().all(|byte| Some(byte) == bytes.first()) {
             return Err(refused());
         }
-        Secret32::from_slice(bytes).map(Self).ok_or_else(refused)
+        Secret32::from_slice(bytes).map(|secret| Self(Some(secret))).ok_or_else(refused)
     }
 
     /// Returns what a record shows for a [hashed](super::Disclosure::Hashed) value, to look for it:
     /// 64 hexadecimal digits.
-    #[must_use]
-    pub fn hash_value(&self, name: &str, value: &str) -> String {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Expired`] if the process forked since the key was made. Then it is gone.
+    pub fn hash_value(&self, name: &str, value: &str) -> Result<String, Error> {
         let len = u64::try_from(name.len()).unwrap_or(u64::MAX).to_le_bytes();
-        hex::encode(&self.mac(Use::ContextValues, &[&len, name.as_bytes(), value.as_bytes()]))
+        let mac = self.mac(Use::ContextValues, &[&len, name.as_bytes(), value.as_bytes()]);
+        mac.map(|mac| hex::encode(&mac)).ok_or_else(|| {
+            Error::new(ErrorKind::Expired, "the process forked since the audit key was made")
+        })
     }
 
-    /// HMAC-SHA-256 over the parts, under a key that HMAC-SHA-256 derives for the use.
-    pub(super) fn mac(&self, purpose: Use, parts: &[&[u8]]) -> [u8; 32] {
+    /// HMAC-SHA-256 over the parts, under a key that HMAC-SHA-256 derives for the use. `None` in the
+    /// child of a fork, where the key reads as zeros.
+    pub(super) fn mac(&self, purpose: Use, parts: &[&[u8]]) -> Option<[u8; 32]> {
+        let secret = self.0.as_ref().filter(|secret| secret.is_of_this_process())?;
         overwriting_the_stack_after::<STACK, _>(|| {
-            let derived = Secret32::from_slice(&of(self.0.expose(), &[purpose.label()]));
-            derived.map_or([0; 32], |key| of(key.expose(), parts))
+            let derived = Secret32::from_slice(&of(secret.expose(), &[purpose.label()]))?;
+            Some(of(derived.expose(), parts))
         })
     }
 
     /// Whether `tag` is the MAC of the parts. Takes the same time wherever they differ.
     pub(super) fn accepts(&self, purpose: Use, parts: &[&[u8]], tag: &[u8; 32]) -> bool {
-        let differing =
-            self.mac(purpose, parts).iter().zip(tag).fold(0, |sum, (a, b)| sum | (a ^ b));
-        std::hint::black_box(differing) == 0
+        self.mac(purpose, parts).is_some_and(|mac| {
+            let differing = mac.iter().zip(tag).fold(0, |sum, (a, b)| sum | (a ^ b));
+            std::hint::black_box(differing) == 0
+        })
     }
 
     /// Whether it still is this key. In the child of a fork it is not.
     pub(super) fn is_of_this_process(&self) -> bool {
-        self.0.is_of_this_process()
+        self.0.as_ref().is_some_and(Secret32::is_of_this_process)
     }
 
-    #[cfg(test)]
+    /// Makes another copy. `None` in the child of a fork.
     pub(super) fn try_clone(&self) -> Option<Self> {
-        self.0.try_clone().map(Self)
+        self.0.as_ref()?.try_clone().map(|secret| Self(Some(secret)))
     }
 }
 
@@ -156,12 +166,12 @@ mod tests {
 
     #[test]
     fn a_hash_depends_on_key_name_and_value_and_on_where_one_ends() {
-        let hashed = key(1).hash_value("tenant", "acme");
-        assert_eq!(hashed, key(1).hash_value("tenant", "acme"));
+        let hashed = key(1).hash_value("tenant", "acme").unwrap();
+        assert_eq!(hashed, key(1).hash_value("tenant", "acme").unwrap());
         for other in [
-            key(2).hash_value("tenant", "acme"),
-            key(1).hash_value("tenan", "tacme"),
-            key(1).hash_value("tenant", "acme2"),
+            key(2).hash_value("tenant", "acme").unwrap(),
+            key(1).hash_value("tenan", "tacme").unwrap(),
+            key(1).hash_value("tenant", "acme2").unwrap(),
         ] {
             assert_ne!(hashed, other);
         }
@@ -172,7 +182,7 @@ mod tests {
     #[test]
     fn the_hash_is_the_one_of_the_page() {
         assert_eq!(
-            key(1).hash_value("tenant", "acme"),
+            key(1).hash_value("tenant", "acme").unwrap(),
             "5040504eb798286e276025c20352dba3dc4f582b5dd1d1a0f36619fbcdd83b31"
         );
     }

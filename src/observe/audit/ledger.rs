@@ -10,13 +10,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::chain::{Chain, MAX_LINE, TrailId};
-use super::checkpoint::{CheckpointKey, checkpoint};
+use super::checkpoint::{CheckpointFields, CheckpointKey, Link, checkpoint};
 use super::disclosure::Disclosures;
 use super::draft::Draft;
 use super::file::names::file_name;
 use super::file::{FileState, TrailFiles};
 use super::queue::Dropped;
 use super::record::{Record, TrailFields};
+use super::resume::Resumed;
 use super::sink::{Taken, WatchedSink};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -56,9 +57,13 @@ enum Kind {
 pub(super) struct Ledger {
     terms: LedgerTerms,
     chain: Chain,
+    /// The last authenticated checkpoint.
+    last_checkpoint: Link,
     files: Option<TrailFiles>,
     /// Records since the last checkpoint.
     unchecked: u64,
+    /// A file was damaged, so that the next start can only verify what follows it.
+    needs_checkpoint: bool,
     checked_at: i64,
     /// By how much the wall clock was ahead when the last event happened.
     clock_offset: Option<i64>,
@@ -72,22 +77,24 @@ impl Ledger {
     /// Goes on where the files end, or begins a trail.
     pub(super) fn new(
         terms: LedgerTerms,
-        opened: Option<(TrailFiles, Option<super::file::recovery::Found>)>,
+        files: Option<TrailFiles>,
+        resumed: Option<Resumed>,
     ) -> Result<Self, Error> {
-        let (files, found) = opened.map_or((None, None), |(files, found)| (Some(files), found));
-        let (chain, moved_aside) =
-            found.map_or((None, None), |found| (found.chain, found.moved_aside));
-        let is_resumed = chain.is_some();
-        let chain = match chain {
-            Some(chain) => chain,
-            None => Chain::new(TrailId::random()?),
+        let (chain, last_checkpoint) = match &resumed {
+            Some(resumed) => (resumed.chain, resumed.previous),
+            None => {
+                let trail = TrailId::random()?;
+                (Chain::new(trail), Link::first(trail))
+            }
         };
         let now = terms.clock.now().wall_nanos();
         let mut ledger = Self {
             terms,
             chain,
+            last_checkpoint,
             files,
             unchecked: 0,
+            needs_checkpoint: false,
             checked_at: now,
             clock_offset: None,
             notes: Vec::new(),
@@ -95,10 +102,21 @@ impl Ledger {
             sink_failures: 0,
         };
         // A new file says the same in its first record.
-        if is_resumed || ledger.files.is_none() {
-            let begins = if is_resumed { "trail_resumed" } else { "trail_opened" };
-            ledger.notes.push(ledger.about_the_trail(begins));
+        match &resumed {
+            Some(resumed) => {
+                let record = ledger.about_the_trail("trail_resumed");
+                let unclosed = "the trail was not closed before: what was queued then is lost";
+                ledger.notes.push(match resumed.is_closed {
+                    true => record,
+                    false => record.failed("io").with_message(unclosed.to_owned()),
+                });
+            }
+            None if ledger.files.is_none() => {
+                ledger.notes.push(ledger.about_the_trail("trail_opened"));
+            }
+            None => {}
         }
+        let moved_aside = ledger.files.as_mut().and_then(TrailFiles::take_moved_aside);
         if let Some(moved_aside) = moved_aside {
             let record = Record::of("incomplete_line_moved").failed("malformed");
             ledger.notes.push(record.with_message(moved_aside));
@@ -108,7 +126,13 @@ impl Ledger {
 
     /// Writes that the trail begins, so that a start in a directory that cannot be written fails.
     pub(super) fn begin(&mut self) -> io::Result<()> {
+        let is_new = self.chain.next == 0;
         self.prepare()?;
+        // Otherwise a crash before the first checkpoint would leave records that no key vouches for,
+        // and the next start refuses those.
+        if is_new && self.terms.key.is_some() && self.files.is_some() {
+            self.checkpoint()?;
+        }
         self.sync()
     }
 
@@ -174,7 +198,8 @@ impl Ledger {
     pub(super) fn checkpoint_if_due(&mut self) -> io::Result<()> {
         let CheckpointTerms { records, interval } = self.terms.checkpoints;
         let age = u128::try_from(self.now().saturating_sub(self.checked_at)).unwrap_or(0);
-        if self.unchecked >= records || self.unchecked > 0 && age >= interval.as_nanos() {
+        let is_due = self.needs_checkpoint || age >= interval.as_nanos();
+        if self.unchecked >= records || self.unchecked > 0 && is_due {
             self.prepare()?;
             return self.checkpoint();
         }
@@ -220,6 +245,7 @@ impl Ledger {
         if let Some(files) = &mut self.files {
             files.next(now)?;
         }
+        self.needs_checkpoint |= note.is_some();
         self.notes.extend(note.map(|note| note.failed("io").with_message(name)));
         Ok(())
     }
@@ -232,10 +258,16 @@ impl Ledger {
         let sends = self.terms.sinks.iter().any(WatchedSink::takes_only_checkpoints);
         if self.terms.key.is_some() || sends {
             let now = self.now();
-            let record = checkpoint(self.terms.key.as_ref(), &self.chain, rfc3339(now));
+            let key = self.terms.key.as_ref();
+            let record = checkpoint(key, &self.chain, &self.last_checkpoint, rfc3339(now));
+            let sequence = self.chain.next;
+            let is_signed = record.checkpoint.as_ref().is_some_and(CheckpointFields::is_signed);
             self.write(record, now, Kind::OfTheTrail)?;
+            if is_signed {
+                self.last_checkpoint = Link { sequence, hash: self.chain.head };
+            }
         }
-        (self.unchecked, self.checked_at) = (0, self.now());
+        (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.now(), false);
         self.files.as_ref().map_or(Ok(()), |files| files.sync(true))
     }
 

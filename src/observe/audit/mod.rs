@@ -8,7 +8,7 @@
 //! ```
 //!
 //! It knows events and no layer above them. Only `verify` and `file::recovery` read lines, and
-//! neither trusts them. docs/audit.md lists the records and fixes chain and checkpoints.
+//! neither trusts them: a start verifies (`resume`) before it goes on. docs/audit.md lists the records and fixes chain and checkpoints.
 //!
 //! ```
 //! # use waxseal::audit::{AuditTrail, TrailDirectory, Verifier};
@@ -33,6 +33,7 @@ mod key;
 mod ledger;
 mod queue;
 mod record;
+mod resume;
 mod signature;
 mod sink;
 mod trail;

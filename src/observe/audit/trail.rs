@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checkpoint::CheckpointKey;
+use super::checkpoint::{CheckpointKey, CheckpointVerifier};
 use super::disclosure::{Disclosure, Disclosures};
 use super::draft::Draft;
 use super::file::{TrailDirectory, TrailFiles};
 use super::key::AuditKey;
 use super::ledger::{CheckpointTerms, Ledger, LedgerTerms};
 use super::queue::{Backpressure, Queue};
+use super::resume;
 use super::sink::{AuditSink, WatchedSink};
 use super::writer::Writer;
 use crate::clock::Clock;
@@ -155,6 +156,7 @@ pub struct AuditTrailBuilder {
     sinks: Vec<WatchedSink>,
     disclosures: Disclosures,
     checkpoint_key: Option<CheckpointKey>,
+    earlier_keys: Vec<CheckpointVerifier>,
     checkpoint_records: Option<u64>,
     checkpoint_interval: Option<Duration>,
     capacity: Option<usize>,
@@ -195,6 +197,13 @@ impl AuditTrailBuilder {
     /// there is a sink [for them](Self::checkpoints_to), unauthenticated.
     pub fn checkpoint_key(mut self, key: CheckpointKey) -> Self {
         self.checkpoint_key = Some(key);
+        self
+    }
+
+    /// Adds a key that authenticated checkpoints of this trail before the present one. Call it once
+    /// for each. A start needs it as long as the last files have such checkpoints.
+    pub fn earlier_checkpoint_key(mut self, key: CheckpointVerifier) -> Self {
+        self.earlier_keys.push(key);
         self
     }
 
@@ -263,15 +272,28 @@ impl AuditTrailBuilder {
 
     /// Starts the trail. Its first record says so, whatever else happens.
     ///
+    /// A trail that is there already is verified before it goes on: with a
+    /// [key](Self::checkpoint_key) from the last file on with a checkpoint that the key, or an
+    /// [earlier one](Self::earlier_checkpoint_key), accepts. Without a key the chain of the last file
+    /// is. A trail that is not as it was written does not go on. Begin a new one in another
+    /// directory, and keep the old one as evidence.
+    ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option. [`ErrorKind::Io`] if the directory cannot be
-    /// used, another process or trail writes it, or its last record is damaged.
-    /// [`ErrorKind::Randomness`].
+    /// used, another process or trail writes it, or what is in it does not verify, naming file and
+    /// line. [`ErrorKind::UnsupportedVersion`]. [`ErrorKind::Randomness`].
     pub fn start(self) -> Result<AuditTrail, Error> {
         self.check()?;
         let now = self.clock.now().wall_nanos();
-        let opened =
-            self.directory.map(|directory| TrailFiles::open(directory, now)).transpose()?;
+        let keys = match &self.checkpoint_key {
+            Some(key) => self.earlier_keys.into_iter().chain(key.verifier()).collect(),
+            None => Vec::new(),
+        };
+        let files = self.directory.map(|directory| TrailFiles::open(directory, now)).transpose()?;
+        let resumed = match &files {
+            Some(files) => resume::end_of(files.directory(), keys)?,
+            None => None,
+        };
         let terms = LedgerTerms {
             service: self.service,
             disclosures: self.disclosures,
@@ -286,7 +308,7 @@ impl AuditTrailBuilder {
         let failed = |error: std::io::Error| {
             Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
         };
-        let mut ledger = Ledger::new(terms, opened)?;
+        let mut ledger = Ledger::new(terms, files, resumed)?;
         ledger.begin().map_err(failed)?;
         let capacity = self.capacity.unwrap_or(DEFAULT_CAPACITY);
         let queue = Arc::new(Queue::new(capacity, self.backpressure));
@@ -321,8 +343,30 @@ impl AuditTrailBuilder {
         if self.checkpoint_records == Some(0) {
             return refused("checkpoint_every: at least 1 record is needed");
         }
+        if self.checkpoint_key.is_none() && !self.earlier_keys.is_empty() {
+            return refused("earlier_checkpoint_key: it needs a checkpoint_key");
+        }
+        self.check_process()?;
         if self.disclosures.hashes() && self.disclosures.key.is_none() {
             return refused("context_value: hashed values need a context_key");
+        }
+        Ok(())
+    }
+
+    /// In the child of a fork the parent's keys read as zeros.
+    fn check_process(&self) -> Result<(), Error> {
+        let context_key = self.disclosures.key.as_ref().map(AuditKey::is_of_this_process);
+        let checkpoint_key = self.checkpoint_key.as_ref().map(CheckpointKey::is_of_this_process);
+        let earlier = self.earlier_keys.iter().all(CheckpointVerifier::is_of_this_process);
+        for (option, is_here) in [
+            ("context_key", context_key.unwrap_or(true)),
+            ("checkpoint_key", checkpoint_key.unwrap_or(true)),
+            ("earlier_checkpoint_key", earlier),
+        ] {
+            if !is_here {
+                let detail = format!("{option}: the process forked since the key was made");
+                return Err(Error::new(ErrorKind::InvalidOption, detail));
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub(super) mod names;
-pub(super) mod recovery;
+mod recovery;
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use super::sink::private;
 use crate::error::{Error, ErrorKind};
-use recovery::Found;
 
 const DEFAULT_MAX_BYTES: u64 = 64 << 20;
 const MIN_MAX_BYTES: u64 = 4096;
@@ -94,6 +93,8 @@ pub(super) struct TrailFiles {
     /// The number of the newest file that there is or was.
     number: u64,
     open: Option<OpenFile>,
+    /// What a crash left and the start moved aside, in words.
+    moved_aside: Option<String>,
 }
 
 #[derive(Debug)]
@@ -121,7 +122,7 @@ pub(super) enum FileState {
 
 impl TrailFiles {
     /// Locks the directory and finds the end of what is there.
-    pub(super) fn open(options: TrailDirectory, now: i64) -> Result<(Self, Option<Found>), Error> {
+    pub(super) fn open(options: TrailDirectory, now: i64) -> Result<Self, Error> {
         let directory = options.path.clone();
         let failed = |error: io::Error| {
             let detail = format!("audit trail in {}: {error}", directory.display());
@@ -130,15 +131,24 @@ impl TrailFiles {
         make_directory(&options.path).map_err(failed)?;
         let lock = lock(&options.path).map_err(failed)?;
         let found = recovery::recover(&options.path).map_err(failed)?;
-        let mut files = Self { options, lock, number: 0, open: None };
-        if let Some(found) = &found {
-            files.number = found.number;
+        let mut files = Self { options, lock, number: 0, open: None, moved_aside: None };
+        if let Some(found) = found {
+            (files.number, files.moved_aside) = (found.number, found.moved_aside);
             let path = files.path();
             let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
             let begun = begun(&file).unwrap_or(now);
             files.open = Some(OpenFile { file, len: found.len, is_torn: false, begun });
         }
-        Ok((files, found))
+        Ok(files)
+    }
+
+    /// What the start moved aside, in words, once.
+    pub(super) fn take_moved_aside(&mut self) -> Option<String> {
+        self.moved_aside.take()
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.options.path
     }
 
     fn path(&self) -> PathBuf {

@@ -1,4 +1,4 @@
-//! Where the chain of a directory ends, after a clean end or a crash.
+//! Where the lines of a directory end, after a clean end or a crash.
 //!
 //! A line without its end was being written when the process or the machine stopped. Its bytes are
 //! moved to a file of their own, so that nothing is lost, and the trail goes on behind the last
@@ -9,7 +9,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::super::chain::{Chain, Line, MAX_LINE, TrailId};
 use super::super::sink::private;
 use super::names;
 
@@ -17,33 +16,22 @@ use super::names;
 const BLOCK: u64 = 8192;
 
 /// The end of a trail that is there already.
-pub(in super::super) struct Found {
+pub(super) struct Found {
     /// The last file that there is.
     pub(super) number: u64,
     /// Its length in whole lines.
     pub(super) len: u64,
-    /// The chain to go on with. `None` if no file has a whole line.
-    pub(in super::super) chain: Option<Chain>,
     /// What was moved aside, in words.
-    pub(in super::super) moved_aside: Option<String>,
+    pub(super) moved_aside: Option<String>,
 }
 
 /// Finds the end of the trail in `directory`. `None` if there is no file. Moves an incomplete last
 /// line aside.
-pub(in super::super) fn recover(directory: &Path) -> io::Result<Option<Found>> {
+pub(super) fn recover(directory: &Path) -> io::Result<Option<Found>> {
     let numbers = names::numbers(directory)?;
     let Some(&number) = numbers.last() else { return Ok(None) };
     let (len, moved_aside) = complete(directory, number)?;
-    let mut chain = last_line(directory, number, len)?;
-    // The last file may have been made and not written.
-    for &before in numbers.iter().rev().skip(1) {
-        if chain.is_some() {
-            break;
-        }
-        let len = File::open(names::path_of(directory, before))?.metadata()?.len();
-        chain = last_line(directory, before, len)?;
-    }
-    Ok(Some(Found { number, len, chain, moved_aside }))
+    Ok(Some(Found { number, len, moved_aside }))
 }
 
 /// Cuts what follows the last whole line, after it was copied. Returns the length that is left.
@@ -83,36 +71,6 @@ fn end_of_last_line(file: &mut File, end: u64) -> io::Result<u64> {
         end = start;
     }
     Ok(0)
-}
-
-/// Reads the last line of a file of whole lines. `None` if it is empty.
-fn last_line(directory: &Path, number: u64, len: u64) -> io::Result<Option<Chain>> {
-    if len == 0 {
-        return Ok(None);
-    }
-    let mut file = File::open(names::path_of(directory, number))?;
-    let max = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
-    let mut tail = Vec::new();
-    read_range(&mut file, len.saturating_sub(max), len, &mut tail)?;
-    let read = || {
-        let line = tail.strip_suffix(b"\n")?;
-        let start =
-            line.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at.saturating_add(1));
-        let line = Line::read(line.get(start..)?)?;
-        Some(Chain {
-            trail: TrailId::of(&line.record)?,
-            next: line.record.sequence.checked_add(1)?,
-            head: line.hash,
-        })
-    };
-    let refused = || {
-        let what = format!(
-            "the last line of {} is no record of a trail: verify the trail, move its directory away and start a new one",
-            names::file_name(number)
-        );
-        io::Error::new(io::ErrorKind::InvalidData, what)
-    };
-    read().map(Some).ok_or_else(refused)
 }
 
 fn read_range(file: &mut File, start: u64, end: u64, bytes: &mut Vec<u8>) -> io::Result<()> {

@@ -51,6 +51,11 @@ pub enum FaultKind {
     OtherTrail,
     /// No key accepts this checkpoint, or it is about another chain.
     CheckpointRefused,
+    /// This checkpoint names another one before it than the last that is here.
+    CheckpointMissing {
+        /// The sequence of the one that it names.
+        sequence: u64,
+    },
     /// There is no checkpoint, so nothing is authenticated.
     NoCheckpoint,
     /// The record is another one than the witness of this sequence: the chain was made anew.
@@ -75,6 +80,9 @@ impl fmt::Display for FaultKind {
             Self::OtherFile => f.write_str("the record belongs into another file"),
             Self::OtherTrail => f.write_str("the record is of another trail"),
             Self::CheckpointRefused => f.write_str("the checkpoint is not authentic"),
+            Self::CheckpointMissing { sequence } => {
+                write!(f, "the checkpoint before this one, record {sequence}, is not here")
+            }
             Self::NoCheckpoint => f.write_str("nothing is authenticated by a checkpoint"),
             Self::WitnessDisagrees => {
                 f.write_str("a checkpoint that was kept elsewhere shows another record")

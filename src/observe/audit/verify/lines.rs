@@ -35,9 +35,10 @@ pub(super) enum Next {
 }
 
 impl<'r> Lines<'r> {
-    /// The files of a directory from this number on.
-    pub(super) fn of_directory(directory: &Path, first: u64) -> io::Result<Self> {
-        let numbers = numbers(directory)?.into_iter().filter(|number| *number >= first);
+    /// The files of a directory from the number `first` to `last`.
+    pub(super) fn of_directory(directory: &Path, first: u64, last: u64) -> io::Result<Self> {
+        let numbers = numbers(directory)?;
+        let numbers = numbers.into_iter().filter(|number| (first..=last).contains(number));
         let files = numbers.map(|number| (number, path_of(directory, number))).collect();
         let file = Some(first.saturating_sub(1));
         Ok(Self { current: None, files, file, line: 0, bytes: Vec::new() })

@@ -14,7 +14,7 @@ pub use fault::{Fault, FaultKind};
 use lines::{Lines, Next};
 
 use super::chain::{Chain, ChainHash, Line, TrailId};
-use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier};
+use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
 use super::ledger::FORMAT_VERSION;
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
@@ -56,6 +56,8 @@ pub struct Verification {
     pub authenticated_before: Option<u64>,
     /// How often the wall clock was set back while the trail was written.
     pub clock_set_back: u64,
+    /// How often the trail went on without having been closed before, after a crash for example.
+    pub not_closed: u64,
     /// The last record says that the trail was closed. Otherwise it is still written, its process
     /// was killed, or the end was cut off.
     pub is_closed: bool,
@@ -115,13 +117,22 @@ impl Verifier {
         each: impl FnMut(&Record),
     ) -> Result<Verification, Error> {
         let directory = directory.as_ref();
-        let failed = |error: io::Error| {
-            let detail = format!("audit trail in {}: {error}", directory.display());
-            Error::new(ErrorKind::Io, detail).with_source(error)
-        };
-        let first = self.first_file.unwrap_or(1);
-        let lines = Lines::of_directory(directory, first).map_err(failed)?;
-        self.run(lines, each, failed)
+        let failed = failed_in(directory);
+        let first = self.first_file.unwrap_or(1).max(1);
+        let lines = Lines::of_directory(directory, first, u64::MAX).map_err(&failed)?;
+        self.run(lines, first, each, failed).map(|passed| passed.found)
+    }
+
+    /// Verifies the files from `first` to `last` only.
+    pub(super) fn verify_between(
+        &self,
+        directory: &Path,
+        first: u64,
+        last: u64,
+    ) -> Result<Passed, Error> {
+        let failed = failed_in(directory);
+        let lines = Lines::of_directory(directory, first, last).map_err(&failed)?;
+        self.run(lines, first, |_| {}, failed)
     }
 
     /// Verifies the lines of a stream, as a [sink](super::AuditSink) received them.
@@ -136,19 +147,26 @@ impl Verifier {
         let failed = |error: io::Error| {
             Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
         };
-        self.run(Lines::of_stream(stream), each, failed)
+        let first = self.first_file.unwrap_or(1);
+        self.run(Lines::of_stream(stream), first, each, failed).map(|passed| passed.found)
     }
 
     fn run(
         &self,
         lines: Lines<'_>,
+        first_file: u64,
         each: impl FnMut(&Record),
         failed: impl Fn(io::Error) -> Error,
-    ) -> Result<Verification, Error> {
+    ) -> Result<Passed, Error> {
         self.check_witnesses()?;
-        let is_from_the_start = self.first_file.is_none_or(|first| first == 1);
-        let mut pass =
-            Pass { verifier: self, lines, is_from_the_start, chain: None, found: nothing() };
+        let mut pass = Pass {
+            verifier: self,
+            lines,
+            first_file: first_file.max(1),
+            chain: None,
+            last_checkpoint: None,
+            found: nothing(),
+        };
         pass.run(each).map_err(|stopped| match stopped {
             Stopped::Io(error) => failed(error),
             Stopped::Version(version) => {
@@ -156,7 +174,8 @@ impl Verifier {
                 Error::new(ErrorKind::UnsupportedVersion, detail)
             }
         })?;
-        Ok(pass.found)
+        let Pass { chain, last_checkpoint, found, .. } = pass;
+        Ok(Passed { found, chain, last_checkpoint })
     }
 
     fn check_witnesses(&self) -> Result<(), Error> {
@@ -177,6 +196,22 @@ impl Verifier {
     }
 }
 
+/// What is known after a pass over a trail.
+pub(super) struct Passed {
+    pub(super) found: Verification,
+    /// Behind the last record that is as it was written.
+    pub(super) chain: Option<Chain>,
+    /// The last checkpoint that claims to be authenticated.
+    pub(super) last_checkpoint: Option<Link>,
+}
+
+fn failed_in(directory: &Path) -> impl Fn(io::Error) -> Error {
+    move |error| {
+        let detail = format!("audit trail in {}: {error}", directory.display());
+        Error::new(ErrorKind::Io, detail).with_source(error)
+    }
+}
+
 fn nothing() -> Verification {
     Verification {
         trail: None,
@@ -186,6 +221,7 @@ fn nothing() -> Verification {
         checkpoints: 0,
         authenticated_before: None,
         clock_set_back: 0,
+        not_closed: 0,
         is_closed: false,
         fault: None,
     }
@@ -207,9 +243,10 @@ impl From<io::Error> for Stopped {
 struct Pass<'v, 'r> {
     verifier: &'v Verifier,
     lines: Lines<'r>,
-    /// The first record has to be the first of the trail.
-    is_from_the_start: bool,
+    /// In file 1 the first record has to be the first of the trail.
+    first_file: u64,
     chain: Option<Chain>,
+    last_checkpoint: Option<Link>,
     found: Verification,
 }
 
@@ -284,7 +321,7 @@ impl Pass<'_, '_> {
 
     /// Where the chain stands before the first record.
     fn start(&self, record: &Record, trail: TrailId) -> Option<Chain> {
-        if self.is_from_the_start {
+        if self.first_file == 1 {
             return Some(Chain::new(trail));
         }
         let head = ChainHash::read(&record.trail.as_ref()?.previous)?;
@@ -314,6 +351,9 @@ impl Pass<'_, '_> {
         }
         let checkpoint = Checkpoint::of(line).filter(|checkpoint| checkpoint.head == head);
         let Some(checkpoint) = checkpoint else { return Some(FaultKind::CheckpointRefused) };
+        if let Some(kind) = self.unlinked(&checkpoint) {
+            return Some(kind);
+        }
         if self.verifier.keys.is_empty() {
             return None;
         }
@@ -325,6 +365,21 @@ impl Pass<'_, '_> {
         None
     }
 
+    /// An authenticated checkpoint has to name the one before.
+    fn unlinked(&mut self, checkpoint: &Checkpoint) -> Option<FaultKind> {
+        if !checkpoint.is_signed() {
+            return None;
+        }
+        let named = checkpoint.previous;
+        let is_linked = match self.last_checkpoint.replace(checkpoint.link()) {
+            Some(before) => named == before,
+            None if self.first_file == 1 => named == Link::first(checkpoint.trail),
+            // It is in a file that was moved away.
+            None => self.found.records > 0 && named.sequence < self.found.first_sequence,
+        };
+        (!is_linked).then_some(FaultKind::CheckpointMissing { sequence: named.sequence })
+    }
+
     fn accept(&mut self, line: &Line<'_>, chain: Chain) {
         let (record, found) = (&line.record, &mut self.found);
         if found.records == 0 {
@@ -332,6 +387,9 @@ impl Pass<'_, '_> {
         }
         found.records = found.records.saturating_add(1);
         found.last_hash = Some(line.hash);
+        if record.activity == "trail_resumed" && found.records > 1 && !found.is_closed {
+            found.not_closed = found.not_closed.saturating_add(1);
+        }
         match &*record.activity {
             "clock_set_back" => found.clock_set_back = found.clock_set_back.saturating_add(1),
             // It follows the last record.
@@ -379,7 +437,7 @@ impl Pass<'_, '_> {
     /// What there should be behind the last record.
     fn missing_at_the_end(&self) -> Option<Fault> {
         if self.chain.is_none() {
-            let number = self.verifier.first_file.unwrap_or(1);
+            let number = self.first_file;
             return Some(self.fault(FaultKind::FileMissing { number }));
         }
         let next = self.expected();
