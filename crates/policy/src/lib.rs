@@ -12,6 +12,6 @@ mod rego;
 pub use opa::{OpaPolicy, OpaPolicyBuilder};
 #[cfg(feature = "rego")]
 pub use rego::{
-    Finding, Lint, RegoPolicy, RegoPolicyBuilder, RegoSources, RegoStatus, TestResult,
-    lint, run_tests,
+    Finding, Lint, RegoPolicy, RegoPolicyBuilder, RegoSources, RegoStatus, TestResult, lint,
+    run_tests,
 };

@@ -19,8 +19,11 @@ pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Vec<FileIn>, Error> {
     let files = unpack(name, bytes)?;
     match files.iter().any(|file| file.path == SIGNATURES) {
         // Whoever signs a bundle expects that the signature is verified.
-        true => Err(bad(name, "is signed, and signatures are not verified: verify it before, and \
-                              pass a bundle without .signatures.json")),
+        true => Err(bad(
+            name,
+            "is signed, and signatures are not verified: verify it before, and \
+                              pass a bundle without .signatures.json",
+        )),
         false => Ok(files),
     }
 }
