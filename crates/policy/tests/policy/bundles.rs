@@ -1,9 +1,9 @@
 //! Bundles, good and bad.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 
-use flate2::{Compression, write::GzEncoder};
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use tar::{Builder, EntryType, Header};
 use waxseal_policy::{RegoPolicy, RegoSources};
 
@@ -22,6 +22,12 @@ fn archive(files: &[(&str, EntryType, &str)]) -> Vec<u8> {
         archive.append(&header, text.as_bytes()).unwrap();
     }
     archive.into_inner().unwrap().finish().unwrap()
+}
+
+fn unpacked(bytes: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    GzDecoder::new(bytes).read_to_end(&mut all).unwrap();
+    all
 }
 
 fn policy(bytes: &[u8]) -> Result<RegoPolicy, String> {
@@ -90,11 +96,12 @@ fn a_bundle_that_is_cut_off_or_changed_is_refused_at_every_byte() {
     for at in 10..whole.len() {
         let mut changed = whole.clone();
         changed[at] ^= 0x10;
-        if policy(&changed).is_ok() {
+        // Zeros that are copied from elsewhere are zeros: what unpacks to the same is the same.
+        if policy(&changed).is_ok() && unpacked(&changed) != unpacked(&whole) {
             accepted.push(at);
         }
     }
-    // The checksum of gzip finds all of them.
+    // The checksum of gzip finds all others.
     assert_eq!(accepted, Vec::<usize>::new(), "of {}", whole.len());
 }
 
