@@ -50,8 +50,9 @@ test_a_case_is_about_one_caller_and_one_tenant if {
 }
 
 test_the_glass_opens_for_decryption_only if {
-	some operation in ["encrypt", "rewrap", "erase"]
-	"break-glass only decrypts" in reasons(question("dan", "INC-7", "acme", "2026-11-27T09:00:00Z", operation))
+	every operation in ["encrypt", "rewrap", "erase"] {
+		"break-glass only decrypts" in reasons(question("dan", "INC-7", "acme", "2026-11-27T09:00:00Z", operation))
+	}
 }
 
 test_a_case_that_is_not_there_opens_nothing if {

@@ -136,7 +136,8 @@ fn of_text(name: &str, text: &str, findings: &mut Vec<Finding>) {
         if is_old_rule(&line, &words) {
             found(Lint::OldSyntax);
         }
-        if words.windows(2).any(|pair| pair[0] == "not" && calls(pair[1])) {
+        if words.iter().zip(words.iter().skip(1)).any(|(word, next)| *word == "not" && calls(next))
+        {
             found(Lint::NegatedCall);
         }
         if line.contains("time.now_ns(") {
