@@ -1,0 +1,8 @@
+//! An Open Policy Agent server.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod client;
+
+pub use builder::OpaPolicyBuilder;
+pub use client::OpaPolicy;

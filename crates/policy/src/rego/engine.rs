@@ -1,0 +1,135 @@
+//! The one file that knows regorus: compiles a policy, and asks it.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use regorus::utils::limits::ExecutionTimerConfig;
+use regorus::{Engine, Value};
+use waxseal::{Error, ErrorKind};
+
+use super::sources::{Contents, bad, is_test};
+
+/// How many steps are evaluated between two looks at the clock.
+const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).unwrap();
+
+/// A policy, ready to be asked.
+#[derive(Clone)]
+pub(super) struct Compiled {
+    engine: Engine,
+    /// `data.PACKAGE`.
+    query: String,
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").field("query", &self.query).finish_non_exhaustive()
+    }
+}
+
+impl Compiled {
+    /// Compiles the policy of a package. Tests are left out unless they are to run.
+    pub(super) fn new(
+        contents: &Contents,
+        package: &str,
+        time_limit: Duration,
+        with_tests: bool,
+    ) -> Result<Self, Error> {
+        check_package(package)?;
+        // Rego v1, which is the default, and stays so: in the old syntax `allow` without `if` may
+        // be true for everybody.
+        let mut engine = Engine::new();
+        engine.set_strict_builtin_errors(true);
+        engine.set_execution_timer_config(ExecutionTimerConfig {
+            limit: time_limit,
+            check_interval: CHECK_INTERVAL,
+        });
+        let mut has_allow = false;
+        for (name, text) in &contents.modules {
+            if is_test(name) && !with_tests {
+                continue;
+            }
+            let found = engine
+                .add_policy(name.clone(), text.clone())
+                .map_err(|error| refused(name, &error))?;
+            if found == format!("data.{package}") {
+                has_allow |= engine
+                    .has_declared_rule_rooted_at(name, "allow")
+                    .map_err(|error| refused(name, &error))?;
+            }
+        }
+        if !has_allow {
+            return Err(bad("policy", &format!("package {package} has no rule allow")));
+        }
+        let data = serde_json::Value::Object(contents.data.clone()).to_string();
+        engine.add_data_json(&data).map_err(|error| refused("data", &error))?;
+        let mut compiled = Self { engine, query: format!("data.{package}") };
+        // A call of what is not there, and rules that conflict, are found now. So is made ready
+        // once what all questions need.
+        compiled.engine.set_input(Value::new_object());
+        compiled
+            .engine
+            .eval_query(compiled.query.clone(), false)
+            .map_err(|error| refused("it fails where nothing is known", &error))?;
+        Ok(compiled)
+    }
+
+    /// Returns the document of the package for this input, or `None` if it is undefined.
+    pub(super) fn ask(&self, input: &str) -> Result<Option<serde_json::Value>, Error> {
+        self.query(&self.query, input)
+    }
+
+    /// Returns the value of a query.
+    pub(super) fn query(
+        &self,
+        query: &str,
+        input: &str,
+    ) -> Result<Option<serde_json::Value>, Error> {
+        // A copy, so that nothing of this question is left for the next.
+        let mut engine = self.engine.clone();
+        engine.set_input_json(input).map_err(failed)?;
+        let mut results = engine.eval_query(query.to_owned(), false).map_err(failed)?.result;
+        let Some(mut result) = results.pop() else { return Ok(None) };
+        if !results.is_empty() || result.expressions.len() != 1 {
+            return Err(Error::new(ErrorKind::Provider, "the policy has several answers"));
+        }
+        match result.expressions.pop().map(|expression| expression.value) {
+            None | Some(Value::Undefined) => Ok(None),
+            Some(value) => serde_json::to_value(&value)
+                .map(Some)
+                .map_err(|_| Error::new(ErrorKind::Provider, "the answer is no JSON")),
+        }
+    }
+}
+
+/// A package is names with dots between.
+fn check_package(package: &str) -> Result<(), Error> {
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    match package.split('.').all(is_name) {
+        true => Ok(()),
+        false => Err(bad("package", &format!("{package:?} is no name of a package"))),
+    }
+}
+
+/// The policy cannot be used.
+fn refused(name: &str, error: &impl fmt::Display) -> Error {
+    bad(name, &one_line(error))
+}
+
+/// The policy gave no answer to one question.
+fn failed(error: impl fmt::Display) -> Error {
+    Error::new(ErrorKind::Provider, one_line(&error))
+}
+
+/// An error of the engine shows the place in the policy in several lines.
+fn one_line(error: &impl fmt::Display) -> String {
+    let text = error.to_string();
+    let words: Vec<_> = text.split_whitespace().collect();
+    let mut line = words.join(" ");
+    line.truncate(line.floor_char_boundary(400));
+    line
+}

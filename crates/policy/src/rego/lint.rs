@@ -1,0 +1,197 @@
+//! Finds what is legal Rego and most likely a mistake.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::time::Duration;
+
+use waxseal::policy::{Action, Question};
+use waxseal::{EncryptionContext, Error};
+
+use super::builder::RegoSources;
+use super::engine::Compiled;
+use super::sources::{self, is_test};
+use crate::answer;
+
+const TIME_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a policy is warned about.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum Lint {
+    /// `allow` is true unless something says otherwise: `default allow := true`.
+    DefaultAllow,
+    /// A caller that is not named is allowed.
+    AllowsNobody,
+    /// There is no test.
+    NoTest,
+    /// The syntax of Rego v0, in which `allow` without `if` may be true for everybody. It does not
+    /// load.
+    OldSyntax,
+    /// `not` before a call: where a part of the call is undefined, Rego engines differ in what it
+    /// means. Give the call a rule of its own.
+    NegatedCall,
+    /// The clock of the machine is read. Use `input.time`, which tests can set.
+    WallClock,
+}
+
+/// A warning.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Finding {
+    /// Which one.
+    pub lint: Lint,
+    /// The file, or the package.
+    pub file: String,
+    /// The line, counted from 1, if it is about one.
+    pub line: Option<usize>,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.lint {
+            Lint::DefaultAllow => "allow is true by default",
+            Lint::AllowsNobody => "a caller that is not named is allowed",
+            Lint::NoTest => "there is no test (a rule test_... in a file that ends in _test.rego)",
+            Lint::OldSyntax => "the syntax of Rego v0: write `if` before a body, and `contains`",
+            Lint::NegatedCall => {
+                "not before a call: engines differ where a part of it is undefined"
+            }
+            Lint::WallClock => "the machine's clock is read: use input.time",
+        };
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {what}", self.file),
+            None => write!(f, "{}: {what}", self.file),
+        }
+    }
+}
+
+/// Looks for likely mistakes in the policy of a package. It is for tests and CI: a policy with
+/// findings loads and decides all the same, but for the old syntax.
+///
+/// ```
+/// use waxseal_policy::{Lint, RegoSources, lint};
+///
+/// let sources = RegoSources::new().rego("a.rego", "package waxseal\ndefault allow := true");
+/// let found: Vec<_> = lint(&sources, "waxseal")?.iter().map(|finding| finding.lint).collect();
+/// assert_eq!(found, [Lint::DefaultAllow, Lint::AllowsNobody, Lint::NoTest]);
+/// # Ok::<(), waxseal::Error>(())
+/// ```
+///
+/// # Errors
+/// As [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), unless it is the old syntax
+/// that is at fault.
+pub fn lint(sources: &RegoSources, package: &str) -> Result<Vec<Finding>, Error> {
+    let contents = sources::read(&sources.sources)?;
+    let mut findings = Vec::new();
+    for (name, text) in contents.modules.iter().filter(|(name, _)| !is_test(name)) {
+        of_text(name, text, &mut findings);
+    }
+    match Compiled::new(&contents, package, TIME_LIMIT, false) {
+        Ok(compiled) => {
+            if allows_nobody(&compiled)? {
+                findings.push(about(Lint::AllowsNobody, package));
+            }
+        }
+        Err(_) if findings.iter().any(|finding| finding.lint == Lint::OldSyntax) => {}
+        Err(error) => return Err(error),
+    }
+    let has_test = |text: &str| code_lines(text).any(|(_, line)| line.starts_with("test_"));
+    if !contents.modules.iter().any(|(name, text)| is_test(name) && has_test(text)) {
+        findings.push(about(Lint::NoTest, package));
+    }
+    Ok(findings)
+}
+
+fn about(lint: Lint, package: &str) -> Finding {
+    Finding { lint, file: format!("package {package}"), line: None }
+}
+
+fn allows_nobody(compiled: &Compiled) -> Result<bool, Error> {
+    let context = EncryptionContext::empty();
+    for action in Action::ALL {
+        let question = serde_json::to_string(&Question::new(action, &context)).unwrap_or_default();
+        // A failure is a denial.
+        let document = compiled.ask(&question).unwrap_or(None);
+        if answer::decision(document.as_ref()).is_allowed() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn of_text(name: &str, text: &str, findings: &mut Vec<Finding>) {
+    for (number, line) in code_lines(text) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let mut found = |lint| {
+            findings.push(Finding { lint, file: name.to_owned(), line: Some(number) });
+        };
+        if let ["default", rule, rest @ ..] = &*words {
+            let value = rest.concat();
+            if *rule == "allow" && value.trim_start_matches([':', '=']) == "true"
+                || rest.is_empty() && ["allow:=true", "allow=true"].contains(rule)
+            {
+                found(Lint::DefaultAllow);
+            }
+        }
+        if is_old_rule(&line, &words) {
+            found(Lint::OldSyntax);
+        }
+        if words.iter().zip(words.iter().skip(1)).any(|(word, next)| *word == "not" && calls(next))
+        {
+            found(Lint::NegatedCall);
+        }
+        if line.contains("time.now_ns(") {
+            found(Lint::WallClock);
+        }
+    }
+}
+
+/// A rule whose body begins without `if`: `allow {`, `deny[reason] {`.
+fn is_old_rule(line: &str, words: &[&str]) -> bool {
+    let begins_rule = line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let [first, .., last] = words else { return false };
+    begins_rule
+        && *last == "{"
+        && !["import", "package", "default"].contains(first)
+        // An object that is assigned is no body.
+        && !words.iter().any(|word| ["if", "contains", ":=", "=", "else"].contains(word))
+}
+
+fn calls(word: &str) -> bool {
+    let name = word.split('(').next().unwrap_or_default();
+    name.len() < word.len()
+        && !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+}
+
+/// The lines of a policy with their numbers, without comments and without what stands in texts.
+fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
+    let (mut code, mut rest) = (String::with_capacity(text.len()), text.chars().peekable());
+    while let Some(c) = rest.next() {
+        match c {
+            '#' => while rest.next_if(|c| *c != '\n').is_some() {},
+            '"' => {
+                code.push_str("\"\"");
+                while let Some(c) = rest.next_if(|c| *c != '\n') {
+                    match c {
+                        '\\' => drop(rest.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '`' => {
+                code.push_str("\"\"");
+                // A raw text may have lines of its own.
+                for c in rest.by_ref().take_while(|c| *c != '`') {
+                    if c == '\n' {
+                        code.push('\n');
+                    }
+                }
+            }
+            c => code.push(c),
+        }
+    }
+    let lines: Vec<_> = code.lines().map(str::to_owned).collect();
+    lines.into_iter().enumerate().map(|(index, line)| (index + 1, line))
+}

@@ -1,0 +1,15 @@
+//! Rego policies, evaluated in this process by regorus. Only Rego v1.
+#![forbid(unsafe_code)]
+
+mod builder;
+mod bundle;
+mod engine;
+mod lint;
+mod policy;
+mod sources;
+mod tester;
+
+pub use builder::{RegoPolicyBuilder, RegoSources};
+pub use lint::{Finding, Lint, lint};
+pub use policy::{RegoPolicy, RegoStatus};
+pub use tester::{TestResult, run_tests};

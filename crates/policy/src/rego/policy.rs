@@ -1,0 +1,286 @@
+//! A Rego policy that is reloaded when its files change.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use sha2::{Digest, Sha256};
+use waxseal::kek::toolkit::process_generation;
+use waxseal::policy::{BoxFuture, Decision, Policy, Question};
+use waxseal::{Error, ErrorKind};
+
+use super::builder::{RegoPolicyBuilder, RegoSources};
+use super::engine::Compiled;
+use super::sources::{self, Contents, Signature};
+use crate::answer;
+
+/// How many bytes of the contents' hash are the revision of a policy without one.
+const REVISION_BYTES: usize = 8;
+
+/// What is told of a reload.
+pub(super) type Reloaded = dyn Fn(&Result<(), Error>) + Send + Sync;
+
+/// The options, checked.
+pub(super) struct Terms {
+    pub(super) sources: RegoSources,
+    pub(super) package: String,
+    pub(super) time_limit: Duration,
+    pub(super) watch: Option<Duration>,
+    pub(super) reloaded: Option<Box<Reloaded>>,
+}
+
+/// A policy in Rego v1, evaluated in this process.
+///
+/// Its package (by default `waxseal`) has a rule `allow`, which must be exactly `true`, and a rule
+/// `deny_reason`, a set of texts that is empty where it allows. `valid_for_seconds` may shorten how
+/// long a decision is cached. The input is the [`Question`] as JSON. Whatever else the policy says,
+/// an error of a builtin too, is a denial.
+///
+/// ```
+/// use waxseal::policy::PolicyOptions;
+/// use waxseal::{Aad, Caller, EncryptionContext, Envelope, ErrorKind, kek::local::LocalKek};
+/// use waxseal_policy::{RegoPolicy, RegoSources};
+///
+/// # pollster::block_on(async {
+/// let sources = RegoSources::new().rego(
+///     "tables.rego",
+///     r#"
+///     package waxseal
+///
+///     default allow := false
+///
+///     allow if count(deny_reason) == 0
+///
+///     deny_reason contains "another service's table" if {
+///         not owns_table
+///     }
+///
+///     owns_table if input.caller.service == data.owners[input.context.table]
+///     "#,
+/// );
+/// let sources = sources.data(r#"{"owners": {"invoices": "billing"}}"#);
+/// let policy = RegoPolicy::builder(sources).build()?;
+/// let kek = LocalKek::in_memory("dev")?;
+/// let envelope = Envelope::builder().wrap_with(kek).policy(policy, PolicyOptions::default()).build()?;
+///
+/// let invoices = EncryptionContext::new([("table", "invoices")])?;
+/// let billing = Caller::builder().service("billing").build()?;
+/// let sealed = envelope.acting_for(&billing).encrypt(&invoices, Aad::empty(), b"42").await?;
+///
+/// let other = Caller::builder().service("reporting").build()?;
+/// let error = envelope.acting_for(&other).decrypt(&invoices, Aad::empty(), &sealed).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::PolicyDenied);
+/// assert_eq!(&*error.reasons()[0], "another service's table");
+/// # Ok::<(), waxseal::Error>(()) }).unwrap();
+/// ```
+///
+/// A clone is another handle to the same policy.
+#[derive(Clone)]
+pub struct RegoPolicy(Arc<Inner>);
+
+struct Inner {
+    terms: Terms,
+    current: ArcSwap<Loaded>,
+    generation: AtomicU64,
+    /// Held by the one who reloads.
+    seen: Mutex<Seen>,
+    /// The process in which files are watched.
+    watched_in: AtomicU64,
+}
+
+/// A policy that was compiled.
+struct Loaded {
+    compiled: Compiled,
+    /// Of the contents.
+    hash: [u8; 32],
+    revision: String,
+    at: SystemTime,
+}
+
+/// What was found at the last look at the files.
+struct Seen {
+    signature: Signature,
+    /// Why they are not what decides.
+    trouble: Option<Error>,
+}
+
+/// What a [`RegoPolicy`] is at.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegoStatus {
+    /// The revision of the policy that decides: that of its bundle, or the beginning of the
+    /// contents' SHA-256.
+    pub revision: String,
+    /// When it was loaded.
+    pub loaded_at: SystemTime,
+    /// Why what the files say now cannot be used. The policy before it decides meanwhile.
+    pub trouble: Option<Error>,
+}
+
+impl RegoPolicy {
+    /// Returns a builder.
+    pub fn builder(sources: RegoSources) -> RegoPolicyBuilder {
+        RegoPolicyBuilder::new(sources)
+    }
+
+    pub(super) fn start(terms: Terms) -> Result<Self, Error> {
+        let signature = sources::signature(&terms.sources.sources);
+        let loaded = terms.load()?;
+        let policy = Self(Arc::new(Inner {
+            terms,
+            current: ArcSwap::from_pointee(loaded),
+            generation: AtomicU64::new(1),
+            seen: Mutex::new(Seen { signature, trouble: None }),
+            watched_in: AtomicU64::new(0),
+        }));
+        policy.watch();
+        Ok(policy)
+    }
+
+    /// Reads the sources again. Returns whether the policy is another one now. All cached decisions
+    /// and handles end then.
+    ///
+    /// # Errors
+    /// As [`build`](RegoPolicyBuilder::build). The policy before goes on deciding.
+    pub fn reload(&self) -> Result<bool, Error> {
+        self.0.reload(true)
+    }
+
+    /// Returns which policy decides, and what is wrong with the next one.
+    #[must_use]
+    pub fn status(&self) -> RegoStatus {
+        let (loaded, seen) = (self.0.current.load(), self.0.seen());
+        RegoStatus {
+            revision: loaded.revision.clone(),
+            loaded_at: loaded.at,
+            trouble: seen.trouble.clone(),
+        }
+    }
+
+    /// Starts the thread that looks at the files, once in each process.
+    fn watch(&self) {
+        let (Some(interval), process) = (self.0.terms.watch, process_generation()) else { return };
+        let has_files = !sources::signature(&self.0.terms.sources.sources).is_empty();
+        if self.0.watched_in.swap(process, Ordering::AcqRel) == process || !has_files {
+            return;
+        }
+        let inner = Arc::downgrade(&self.0);
+        let started = thread::Builder::new()
+            .name("waxseal-policy".to_owned())
+            .spawn(move || look_after(&inner, interval));
+        if started.is_err() {
+            // The next question tries again.
+            self.0.watched_in.store(0, Ordering::Release);
+        }
+    }
+
+    fn decide_now(&self, question: &Question<'_>) -> Result<Decision, Error> {
+        // In the child of a fork nobody watches yet.
+        if self.0.terms.watch.is_some()
+            && self.0.watched_in.load(Ordering::Acquire) != process_generation()
+        {
+            self.watch();
+        }
+        let loaded = self.0.current.load_full();
+        let input = serde_json::to_string(question)
+            .map_err(|_| Error::new(ErrorKind::Provider, "the question is no JSON"))?;
+        let document = loaded.compiled.ask(&input)?;
+        Ok(answer::decision(document.as_ref()).with_revision(&loaded.revision))
+    }
+}
+
+impl Policy for RegoPolicy {
+    fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        Box::pin(async move { self.decide_now(question) })
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for RegoPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegoPolicy")
+            .field("package", &self.0.terms.package)
+            .field("revision", &self.0.current.load().revision)
+            .finish_non_exhaustive()
+    }
+}
+
+fn look_after(inner: &Weak<Inner>, interval: Duration) {
+    loop {
+        thread::sleep(interval);
+        let Some(inner) = inner.upgrade() else { return };
+        // It is told by `on_reload` and by the status.
+        let _ = inner.reload(false);
+    }
+}
+
+impl Terms {
+    fn load(&self) -> Result<Loaded, Error> {
+        let contents = sources::read(&self.sources.sources)?;
+        let compiled = Compiled::new(&contents, &self.package, self.time_limit, false)?;
+        let hash = hash(&contents);
+        let short = hash.iter().take(REVISION_BYTES).map(|byte| format!("{byte:02x}"));
+        let revision = contents.revision.unwrap_or_else(|| short.collect());
+        Ok(Loaded { compiled, hash, revision, at: SystemTime::now() })
+    }
+}
+
+/// The hash of everything that decides.
+fn hash(contents: &Contents) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let mut add = |text: &str| {
+        hash.update(u64::try_from(text.len()).unwrap_or(u64::MAX).to_be_bytes());
+        hash.update(text);
+    };
+    for (name, text) in contents.modules.iter().filter(|(name, _)| !sources::is_test(name)) {
+        add(name);
+        add(text);
+    }
+    add(&serde_json::Value::Object(contents.data.clone()).to_string());
+    add(contents.revision.as_deref().unwrap_or_default());
+    hash.finalize().into()
+}
+
+impl Inner {
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reloads, if asked for or if a file may have changed.
+    fn reload(&self, always: bool) -> Result<bool, Error> {
+        let mut seen = self.seen();
+        // Taken before the files are read: what is written meanwhile is seen at the next look.
+        let signature = sources::signature(&self.terms.sources.sources);
+        if !always && signature == seen.signature {
+            return Ok(false);
+        }
+        let loaded = self.terms.load();
+        seen.signature = signature;
+        let is_other = match &loaded {
+            Ok(loaded) => loaded.hash != self.current.load().hash,
+            Err(_) => true,
+        };
+        let result = loaded.map(|loaded| {
+            if is_other {
+                self.current.store(Arc::new(loaded));
+                // After the policy, so that who sees the number asks the new one.
+                self.generation.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        seen.trouble = result.as_ref().err().cloned();
+        drop(seen);
+        if is_other && let Some(told) = &self.terms.reloaded {
+            // Foreign code: its panic does not end the thread that watches.
+            let _ = catch_unwind(AssertUnwindSafe(|| told(&result))).map_err(std::mem::forget);
+        }
+        result.map(|()| is_other)
+    }
+}
