@@ -333,7 +333,7 @@ fn a_trail_made_anew_with_the_key_is_found_by_its_witnesses() {
     let place = a_trail(30);
     assert_eq!(with_key().verify(&place.path).unwrap().fault, None);
     let fault = witnessed(&copies).verify(&place.path).unwrap().fault.unwrap();
-    assert_eq!(fault.kind, FaultKind::WitnessDisagrees);
+    assert_eq!(fault.kind, FaultKind::OtherTrail);
 }
 
 #[test]
@@ -361,4 +361,39 @@ fn without_a_key_copies_of_checkpoints_still_show_that_the_end_was_cut() {
     place.write(1, &lines[..lines.len() - 1]);
     let fault = Verifier::new().witness(witness).verify(&place.path).unwrap().fault.unwrap();
     assert!(matches!(fault.kind, FaultKind::CutOff { .. }));
+}
+
+/// Its files begin behind the witness.
+#[test]
+fn a_trail_exchanged_for_another_of_the_same_key_is_found_by_its_witnesses() {
+    let (place, kept) = (Place::new(), Kept::default());
+    let trail = builder(&place).checkpoint_key(key()).checkpoints_to(kept.clone()).start().unwrap();
+    record(&trail, 0..1);
+    assert!(trail.close());
+    let witness = Checkpoint::read(&kept.lines()[0]).unwrap();
+    let other = a_trail(30);
+    fs::remove_file(other.file(1)).unwrap();
+    let found = with_key().first_file(2).witness(witness).verify(&other.path).unwrap();
+    assert!(found.fault.is_some(), "the witness is of another trail: {found:?}");
+}
+
+/// Nobody but the attacker can have both.
+#[test]
+fn a_tail_that_was_rolled_back_before_a_restart_is_a_fault_with_the_copies_of_both() {
+    let (place, kept) = (Place::new(), Kept::default());
+    let start = || builder(&place).checkpoint_key(key()).checkpoints_to(kept.clone());
+    let trail = start().start().unwrap();
+    record(&trail, 0..2);
+    assert!(trail.close());
+    let lines = place.lines(1);
+    // Back to the first three records. The next run's checkpoint has the same sequence.
+    place.write(1, &lines[..3]);
+    let trail = start().start().unwrap();
+    assert!(trail.close());
+    let verifier = kept
+        .lines()
+        .iter()
+        .fold(with_key(), |verifier, line| verifier.witness(Checkpoint::read(line).unwrap()));
+    let found = verifier.verify(&place.path);
+    assert!(found.as_ref().is_ok_and(|found| found.fault.is_some()), "{found:?}");
 }

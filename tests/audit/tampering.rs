@@ -199,3 +199,19 @@ fn rehash_first(place: &Place, head: &str) {
     let hash: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
     place.write(1, &[format!("{covered},\"hash\":\"{hash}\"}}\n")]);
 }
+
+/// It reads on after the first fault to find out more.
+#[test]
+fn a_fault_is_named_even_if_a_later_file_cannot_be_read() {
+    let place = a_trail(30);
+    let mut lines = place.lines(1);
+    lines.remove(3);
+    place.write(1, &lines);
+    fs::remove_file(place.file(2)).unwrap();
+    fs::create_dir(place.file(2)).unwrap();
+    let mut lines = place.lines(1);
+    lines.truncate(4);
+    place.write(1, &lines);
+    let found = Verifier::new().verify(&place.path);
+    assert!(found.as_ref().is_ok_and(|found| found.fault.is_some()), "{found:?}");
+}

@@ -24,6 +24,8 @@ use crate::error::Error;
 
 /// The version of lines and chain.
 pub(super) const FORMAT_VERSION: u32 = 1;
+pub(super) const SINK_FAILED: &str = "sink_failed";
+pub(super) const SINK_RECOVERED: &str = "sink_recovered";
 /// A clock that is disciplined goes back by less.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
@@ -43,13 +45,6 @@ pub(super) struct LedgerTerms {
     pub(super) checkpoints: CheckpointTerms,
     pub(super) sinks: Vec<WatchedSink>,
     pub(super) clock: Clock,
-}
-
-/// What a record is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    OfAnEvent,
-    OfTheTrail,
 }
 
 /// The writer of a trail.
@@ -165,13 +160,13 @@ impl Ledger {
         if back > CLOCK_TOLERANCE {
             let seconds = back / 1_000_000_000;
             let note = Record::of("clock_set_back").with_message(format!("by {seconds} s"));
-            self.write(note, draft.wall_nanos, Kind::OfTheTrail)?;
+            self.write(note, draft.wall_nanos)?;
         }
         self.clock_offset = Some(draft.clock_offset);
         let mut record = draft.record.clone();
         record.context =
             draft.context.as_ref().map(|context| self.terms.disclosures.shown(context));
-        self.write(record, draft.wall_nanos, Kind::OfAnEvent)
+        self.write(record, draft.wall_nanos)
     }
 
     /// Writes how many were dropped.
@@ -211,6 +206,15 @@ impl Ledger {
         self.append(&Draft::new(self.terms.clock.now(), self.about_the_trail("trail_closed")))
     }
 
+    /// Writes what the last checkpoint gave cause to say about its sink, which nothing else follows.
+    pub(super) fn append_last_notes(&mut self) -> io::Result<()> {
+        if self.notes.is_empty() {
+            return Ok(());
+        }
+        self.prepare()?;
+        self.checkpoint()
+    }
+
     /// Waits for the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.files.as_ref().map_or(Ok(()), |files| files.sync(false))
@@ -221,10 +225,10 @@ impl Ledger {
         let now = self.now();
         self.go_on_in_a_file(now)?;
         if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
-            self.write(self.about_the_trail("trail_file_opened"), now, Kind::OfTheTrail)?;
+            self.write(self.about_the_trail("trail_file_opened"), now)?;
         }
         while let Some(note) = self.notes.first().cloned() {
-            self.write(note, now, Kind::OfTheTrail)?;
+            self.write(note, now)?;
             self.notes.remove(0);
         }
         Ok(())
@@ -262,7 +266,7 @@ impl Ledger {
             let record = checkpoint(key, &self.chain, &self.last_checkpoint, rfc3339(now));
             let sequence = self.chain.next;
             let is_signed = record.checkpoint.as_ref().is_some_and(CheckpointFields::is_signed);
-            self.write(record, now, Kind::OfTheTrail)?;
+            self.write(record, now)?;
             if is_signed {
                 self.last_checkpoint = Link { sequence, hash: self.chain.head };
             }
@@ -272,7 +276,7 @@ impl Ledger {
     }
 
     /// Writes one record. It is in the file, or an error is returned. Sinks follow.
-    fn write(&mut self, mut record: Record, at: i64, kind: Kind) -> io::Result<()> {
+    fn write(&mut self, mut record: Record, at: i64) -> io::Result<()> {
         if record.time.is_empty() {
             record.time = rfc3339(at);
         }
@@ -292,25 +296,26 @@ impl Ledger {
         self.chain = sealed.chain;
         self.unchecked = self.unchecked.saturating_add(1);
         self.written = self.written.saturating_add(1);
-        self.hand_to_sinks(&record, &sealed.line, kind);
+        self.hand_to_sinks(&record, &sealed.line);
         Ok(())
     }
 
-    fn hand_to_sinks(&mut self, record: &Record, line: &str, kind: Kind) {
+    fn hand_to_sinks(&mut self, record: &Record, line: &str) {
+        // Otherwise the notes of a sink that fails now and then would cause more of them.
+        let is_a_note = [SINK_FAILED, SINK_RECOVERED].contains(&&*record.activity);
         for (place, sink) in self.terms.sinks.iter_mut().enumerate() {
             let note = match sink.write(record, line) {
                 Taken::Yes => continue,
-                Taken::Again => Some(Record::of("sink_recovered").succeeded()),
+                Taken::Again => Some(Record::of(SINK_RECOVERED).succeeded()),
                 Taken::StillNot => None,
-                Taken::Not(why) => Some(Record::of("sink_failed").failed("io").with_message(why)),
+                Taken::Not(why) => Some(Record::of(SINK_FAILED).failed("io").with_message(why)),
             };
             if note.as_ref().is_none_or(|note| note.error_type.is_some()) {
                 self.sink_failures = self.sink_failures.saturating_add(1);
             }
-            // Otherwise the notes of a sink that fails now and then would cause more of them.
-            if kind == Kind::OfAnEvent {
-                let count = u64::try_from(place).ok();
-                self.notes.extend(note.map(|note| Record { count, ..note }));
+            if let Some(note) = note.filter(|_| !is_a_note) {
+                sink.noted(note.error_type.is_some());
+                self.notes.push(Record { count: u64::try_from(place).ok(), ..note });
             }
         }
     }
