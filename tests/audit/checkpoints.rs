@@ -1,15 +1,16 @@
 //! What the keys of checkpoints and copies elsewhere find, that the chain alone cannot.
 
 use std::fs;
+use std::time::Duration;
 
-use waxseal::ErrorKind;
 use waxseal::audit::{
     AuditKey, AuditTrail, AuditTrailBuilder, Checkpoint, CheckpointKey, CheckpointVerifier,
     FaultKind, SyncPolicy, TrailDirectory, Verifier,
 };
+use waxseal::{ErrorKind, ManualClock};
 
 use crate::ground::{
-    Kept, LONG, Place, a_trail, builder, chained_anew, flushed, key, public, record,
+    Kept, LONG, Place, a_trail, activities, builder, chained_anew, flushed, key, public, record,
 };
 
 fn with_key() -> Verifier {
@@ -396,4 +397,24 @@ fn a_tail_that_was_rolled_back_before_a_restart_is_a_fault_with_the_copies_of_bo
         .fold(with_key(), |verifier, line| verifier.witness(Checkpoint::read(line).unwrap()));
     let found = verifier.verify(&place.path);
     assert!(found.as_ref().is_ok_and(|found| found.fault.is_some()), "{found:?}");
+}
+
+/// Time is measured by the clock since boot.
+#[test]
+fn after_the_clock_went_back_checkpoints_are_still_made_in_time() {
+    let (place, clock) = (Place::new(), ManualClock::new());
+    clock.advance(Duration::from_secs(1_000_000));
+    let trail = builder(&place)
+        .clock(clock.clone())
+        .checkpoint_key(key())
+        .checkpoint_every(1000, Duration::from_secs(60))
+        .start()
+        .unwrap();
+    clock.set_wall_back(Duration::from_secs(86_400));
+    for n in 0..5 {
+        record(&trail, n..n + 1);
+        flushed(&trail);
+        clock.advance(Duration::from_secs(120));
+    }
+    assert!(activities(&place.records()).contains(&"checkpoint"));
 }

@@ -19,13 +19,13 @@ use super::queue::Dropped;
 use super::record::{Record, TrailFields};
 use super::resume::Resumed;
 use super::sink::{Taken, WatchedSink};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::error::Error;
 
 /// The version of lines and chain.
 pub(super) const FORMAT_VERSION: u32 = 1;
-pub(super) const SINK_FAILED: &str = "sink_failed";
-pub(super) const SINK_RECOVERED: &str = "sink_recovered";
+/// How the activities of records about a sink begin.
+pub(super) const ABOUT_A_SINK: &str = "sink_";
 /// A clock that is disciplined goes back by less.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
@@ -59,6 +59,7 @@ pub(super) struct Ledger {
     unchecked: u64,
     /// A file was damaged, so that the next start can only verify what follows it.
     needs_checkpoint: bool,
+    /// By the clock since boot, which nobody sets.
     checked_at: i64,
     /// By how much the wall clock was ahead when the last event happened.
     clock_offset: Option<i64>,
@@ -82,7 +83,7 @@ impl Ledger {
                 (Chain::new(trail), Link::first(trail))
             }
         };
-        let now = terms.clock.now().wall_nanos();
+        let now = terms.clock.now().boot_nanos();
         let mut ledger = Self {
             terms,
             chain,
@@ -134,6 +135,10 @@ impl Ledger {
     /// Returns how many records were written and how many sinks failed, since the last call.
     pub(super) fn take_counts(&mut self) -> (u64, u64) {
         (std::mem::take(&mut self.written), std::mem::take(&mut self.sink_failures))
+    }
+
+    fn boot_now(&self) -> i64 {
+        self.terms.clock.now().boot_nanos()
     }
 
     fn now(&self) -> i64 {
@@ -192,7 +197,7 @@ impl Ledger {
     /// Makes a checkpoint if its time has come.
     pub(super) fn checkpoint_if_due(&mut self) -> io::Result<()> {
         let CheckpointTerms { records, interval } = self.terms.checkpoints;
-        let age = u128::try_from(self.now().saturating_sub(self.checked_at)).unwrap_or(0);
+        let age = u128::try_from(self.boot_now().saturating_sub(self.checked_at)).unwrap_or(0);
         let is_due = self.needs_checkpoint || age >= interval.as_nanos();
         if self.unchecked >= records || self.unchecked > 0 && is_due {
             self.prepare()?;
@@ -222,8 +227,8 @@ impl Ledger {
 
     /// Makes the file ready for a record, and writes what the trail has to say about itself.
     fn prepare(&mut self) -> io::Result<()> {
+        self.go_on_in_a_file(self.terms.clock.now())?;
         let now = self.now();
-        self.go_on_in_a_file(now)?;
         if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
             self.write(self.about_the_trail("trail_file_opened"), now)?;
         }
@@ -234,7 +239,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn go_on_in_a_file(&mut self, now: i64) -> io::Result<()> {
+    fn go_on_in_a_file(&mut self, now: Moment) -> io::Result<()> {
         let Some(files) = &mut self.files else { return Ok(()) };
         let (state, name) = (files.look(now)?, file_name(files.number()));
         let note = match state {
@@ -271,7 +276,7 @@ impl Ledger {
                 self.last_checkpoint = Link { sequence, hash: self.chain.head };
             }
         }
-        (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.now(), false);
+        (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.boot_now(), false);
         self.files.as_ref().map_or(Ok(()), |files| files.sync(true))
     }
 
@@ -302,13 +307,13 @@ impl Ledger {
 
     fn hand_to_sinks(&mut self, record: &Record, line: &str) {
         // Otherwise the notes of a sink that fails now and then would cause more of them.
-        let is_a_note = [SINK_FAILED, SINK_RECOVERED].contains(&&*record.activity);
+        let is_a_note = record.activity.starts_with(ABOUT_A_SINK);
         for (place, sink) in self.terms.sinks.iter_mut().enumerate() {
             let note = match sink.write(record, line) {
                 Taken::Yes => continue,
-                Taken::Again => Some(Record::of(SINK_RECOVERED).succeeded()),
+                Taken::Again => Some(Record::of("sink_recovered").succeeded()),
                 Taken::StillNot => None,
-                Taken::Not(why) => Some(Record::of(SINK_FAILED).failed("io").with_message(why)),
+                Taken::Not(why) => Some(Record::of("sink_failed").failed("io").with_message(why)),
             };
             if note.as_ref().is_none_or(|note| note.error_type.is_some()) {
                 self.sink_failures = self.sink_failures.saturating_add(1);

@@ -72,6 +72,7 @@ impl Writer {
         let (mut is_synced, drafts) = (work.drafts.is_empty() && !work.is_flushed, work.drafts);
         for draft in &drafts {
             self.append(draft)?;
+            self.queue.written();
             *written = written.saturating_add(1);
         }
         if let Some(dropped) = work.dropped {

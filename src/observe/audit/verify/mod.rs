@@ -15,7 +15,7 @@ use lines::{Lines, Next};
 
 use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
-use super::ledger::{FORMAT_VERSION, SINK_FAILED, SINK_RECOVERED};
+use super::ledger::{ABOUT_A_SINK, FORMAT_VERSION};
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
 
@@ -314,6 +314,10 @@ impl Pass<'_, '_> {
         {
             return Err(Stopped::Version(version));
         }
+        // A later version may have other fields, so its number is looked at first.
+        if !line.is_canonical {
+            return Ok(Err(self.fault(FaultKind::NoRecord)));
+        }
         if let Some(kind) = self.objection(&line, chain.head) {
             return Ok(Err(self.fault(kind)));
         }
@@ -397,7 +401,8 @@ impl Pass<'_, '_> {
         match &*record.activity {
             "clock_set_back" => found.clock_set_back = found.clock_set_back.saturating_add(1),
             // It follows the last record.
-            CHECKPOINT | SINK_FAILED | SINK_RECOVERED => {}
+            CHECKPOINT => {}
+            activity if activity.starts_with(ABOUT_A_SINK) => {}
             activity => found.is_closed = activity == "trail_closed",
         }
         self.chain = Some(Chain { head: line.hash, next: chain.next.saturating_add(1), ..chain });
