@@ -1,15 +1,16 @@
 //! What the keys of checkpoints and copies elsewhere find, that the chain alone cannot.
 
 use std::fs;
+use std::time::Duration;
 
-use waxseal::ErrorKind;
 use waxseal::audit::{
     AuditKey, AuditTrail, AuditTrailBuilder, Checkpoint, CheckpointKey, CheckpointVerifier,
     FaultKind, SyncPolicy, TrailDirectory, Verifier,
 };
+use waxseal::{ErrorKind, ManualClock};
 
 use crate::ground::{
-    Kept, LONG, Place, a_trail, builder, chained_anew, flushed, key, public, record,
+    Kept, LONG, Place, a_trail, activities, builder, chained_anew, flushed, key, public, record,
 };
 
 fn with_key() -> Verifier {
@@ -333,7 +334,7 @@ fn a_trail_made_anew_with_the_key_is_found_by_its_witnesses() {
     let place = a_trail(30);
     assert_eq!(with_key().verify(&place.path).unwrap().fault, None);
     let fault = witnessed(&copies).verify(&place.path).unwrap().fault.unwrap();
-    assert_eq!(fault.kind, FaultKind::WitnessDisagrees);
+    assert_eq!(fault.kind, FaultKind::OtherTrail);
 }
 
 #[test]
@@ -361,4 +362,59 @@ fn without_a_key_copies_of_checkpoints_still_show_that_the_end_was_cut() {
     place.write(1, &lines[..lines.len() - 1]);
     let fault = Verifier::new().witness(witness).verify(&place.path).unwrap().fault.unwrap();
     assert!(matches!(fault.kind, FaultKind::CutOff { .. }));
+}
+
+/// Its files begin behind the witness.
+#[test]
+fn a_trail_exchanged_for_another_of_the_same_key_is_found_by_its_witnesses() {
+    let (place, kept) = (Place::new(), Kept::default());
+    let trail = builder(&place).checkpoint_key(key()).checkpoints_to(kept.clone()).start().unwrap();
+    record(&trail, 0..1);
+    assert!(trail.close());
+    let witness = Checkpoint::read(&kept.lines()[0]).unwrap();
+    let other = a_trail(30);
+    fs::remove_file(other.file(1)).unwrap();
+    let found = with_key().first_file(2).witness(witness).verify(&other.path).unwrap();
+    assert!(found.fault.is_some(), "the witness is of another trail: {found:?}");
+}
+
+/// Nobody but the attacker can have both.
+#[test]
+fn a_tail_that_was_rolled_back_before_a_restart_is_a_fault_with_the_copies_of_both() {
+    let (place, kept) = (Place::new(), Kept::default());
+    let start = || builder(&place).checkpoint_key(key()).checkpoints_to(kept.clone());
+    let trail = start().start().unwrap();
+    record(&trail, 0..2);
+    assert!(trail.close());
+    let lines = place.lines(1);
+    // Back to the first three records. The next run's checkpoint has the same sequence.
+    place.write(1, &lines[..3]);
+    let trail = start().start().unwrap();
+    assert!(trail.close());
+    let verifier = kept
+        .lines()
+        .iter()
+        .fold(with_key(), |verifier, line| verifier.witness(Checkpoint::read(line).unwrap()));
+    let found = verifier.verify(&place.path);
+    assert!(found.as_ref().is_ok_and(|found| found.fault.is_some()), "{found:?}");
+}
+
+/// Time is measured by the clock since boot.
+#[test]
+fn after_the_clock_went_back_checkpoints_are_still_made_in_time() {
+    let (place, clock) = (Place::new(), ManualClock::new());
+    clock.advance(Duration::from_secs(1_000_000));
+    let trail = builder(&place)
+        .clock(clock.clone())
+        .checkpoint_key(key())
+        .checkpoint_every(1000, Duration::from_secs(60))
+        .start()
+        .unwrap();
+    clock.set_wall_back(Duration::from_secs(86_400));
+    for n in 0..5 {
+        record(&trail, n..n + 1);
+        flushed(&trail);
+        clock.advance(Duration::from_secs(120));
+    }
+    assert!(activities(&place.records()).contains(&"checkpoint"));
 }

@@ -200,3 +200,34 @@ fn a_process_killed_in_mid_write_leaves_a_trail_that_goes_on() {
         activities(&records).iter().filter(|activity| **activity == "trail_resumed").count() >= 8
     );
 }
+
+/// Both may be evidence.
+#[test]
+fn a_second_crash_at_the_same_byte_keeps_what_the_first_left() {
+    let place = Place::new();
+    drop(builder(&place).start().unwrap());
+    let whole = fs::read(place.file(1)).unwrap();
+    for torn in ["{\"first\":", "{\"second\":"] {
+        fs::write(place.file(1), [&whole, torn.as_bytes()].concat()).unwrap();
+        drop(builder(&place).start().unwrap());
+    }
+    let kept: Vec<String> = fs::read_dir(&place.path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().contains("partial"))
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    assert!(kept.iter().any(|text| text.contains("first")), "{kept:?}");
+}
+
+/// It may lead out of the directory.
+#[test]
+fn a_start_does_not_cut_a_file_behind_a_link() {
+    let place = Place::new();
+    fs::create_dir(&place.path).unwrap();
+    let theirs = place.path.with_extension("theirs");
+    fs::write(&theirs, "without an end").unwrap();
+    std::os::unix::fs::symlink(&theirs, place.file(1)).unwrap();
+    let _ = builder(&place).start();
+    assert_eq!(fs::read_to_string(&theirs).unwrap(), "without an end");
+}

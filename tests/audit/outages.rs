@@ -259,3 +259,18 @@ fn a_file_is_rotated_by_age() {
     assert_eq!(place.files().len(), 4);
     assert_eq!(place.verify().fault, None);
 }
+
+/// It tries twice, since the next name is taken.
+#[test]
+fn a_cut_file_is_recorded_as_cut_even_if_the_next_name_is_taken() {
+    let place = Place::new();
+    let trail = builder(&place).start().unwrap();
+    record(&trail, 0..2);
+    flushed(&trail);
+    fs::write(place.file(2), "not mine\n").unwrap();
+    fs::OpenOptions::new().write(true).open(place.file(1)).unwrap().set_len(100).unwrap();
+    record(&trail, 2..3);
+    assert!(trail.close());
+    let lines = place.lines(3).concat();
+    assert!(lines.contains("file_changed") && !lines.contains("file_removed"), "{lines}");
+}

@@ -1,5 +1,6 @@
 //! A queue that is full, flushes, and the end of a trail.
 
+use std::fs;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -48,25 +49,26 @@ fn what_does_not_fit_is_dropped_and_counted_and_the_drop_is_a_record() {
     record(&trail, 1..21);
     assert!(began.elapsed() < Duration::from_secs(5), "no caller waits");
     let statistics = trail.statistics();
-    assert_eq!((statistics.dropped, statistics.waiting), (16, 4));
+    assert_eq!((statistics.dropped, statistics.waiting), (17, 4));
     drop(let_go);
     assert!(trail.close());
     let records = place.records();
     let dropped = records.iter().find(|record| record.activity == "records_dropped").unwrap();
-    assert_eq!(dropped.count, Some(16));
+    assert_eq!(dropped.count, Some(17));
     assert!(dropped.start_time.is_some() && dropped.start_time <= dropped.end_time);
     let ids: Vec<_> = records.iter().filter_map(|record| record.dek_id.as_deref()).collect();
-    assert_eq!(ids.iter().map(|id| &id[..2]).collect::<Vec<_>>(), ["00", "01", "02", "03", "04"]);
+    assert_eq!(ids.iter().map(|id| &id[..2]).collect::<Vec<_>>(), ["00", "01", "02", "03"]);
 }
 
 #[test]
 fn a_caller_that_is_to_wait_does_and_loses_nothing() {
     let place = Place::new();
     let (trail, let_go) = blocked(&place, Backpressure::Block(LONG));
-    record(&trail, 1..5);
+    // The one that is being written waits too.
+    record(&trail, 1..4);
     let caller = {
         let trail = trail.clone();
-        std::thread::spawn(move || record(&trail, 5..9))
+        std::thread::spawn(move || record(&trail, 4..9))
     };
     std::thread::sleep(Duration::from_millis(50));
     assert!(!caller.is_finished(), "the queue is full");
@@ -81,7 +83,7 @@ fn a_caller_that_is_to_wait_does_and_loses_nothing() {
 fn a_caller_waits_no_longer_than_it_is_to() {
     let place = Place::new();
     let (trail, let_go) = blocked(&place, Backpressure::Block(Duration::from_millis(30)));
-    record(&trail, 1..5);
+    record(&trail, 1..4);
     let began = Instant::now();
     record(&trail, 5..6);
     assert!(began.elapsed() >= Duration::from_millis(30));
@@ -184,4 +186,22 @@ fn debug_of_a_trail_shows_its_counts() {
     let trail = builder(&place).start().unwrap();
     let observer: &dyn Observer = &trail;
     assert!(format!("{observer:?}").contains("dropped: 0"));
+}
+
+/// What the thread has taken and cannot write waits too.
+#[test]
+fn no_more_events_wait_than_the_capacity() {
+    let place = Place::new();
+    let trail = builder(&place).capacity(4).close_within(Duration::ZERO).start().unwrap();
+    let away = place.path.with_extension("away");
+    fs::rename(&place.path, &away).unwrap();
+    record(&trail, 0..4);
+    let began = Instant::now();
+    while trail.statistics().failure.is_none() {
+        assert!(began.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    record(&trail, 4..8);
+    let waiting = 8 - trail.statistics().dropped;
+    assert!(waiting <= 4, "{waiting} wait, and the statistics say {trail:?}");
 }

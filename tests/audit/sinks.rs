@@ -8,7 +8,7 @@ use std::time::Duration;
 use waxseal::audit::{AppendTo, AuditSink, AuditTrail, Record, Verifier};
 use waxseal::{Event, KekId, Observer};
 
-use crate::ground::{Kept, Place, activities, builder, flushed, key, public, record};
+use crate::ground::{Kept, LONG, Place, activities, builder, flushed, key, public, record};
 
 #[test]
 fn a_sink_receives_the_lines_of_the_file() {
@@ -175,4 +175,130 @@ fn an_event_that_comes_while_the_trail_closes_is_written() {
     let lines = place.lines(1).concat();
     assert!(lines.contains("kek_reinstated"), "{lines}");
     assert_eq!(place.verify().fault, None);
+}
+
+#[derive(Debug)]
+struct Fails;
+
+impl AuditSink for Fails {
+    fn write(&mut self, _: &Record, _: &str) -> io::Result<()> {
+        Err(io::Error::other("no"))
+    }
+}
+
+/// Its failures come with records of the trail only.
+#[test]
+fn a_sink_of_checkpoints_that_fails_is_in_the_trail() {
+    let place = Place::new();
+    let trail = builder(&place)
+        .checkpoint_key(key())
+        .checkpoint_every(2, LONG)
+        .checkpoints_to(Fails)
+        .start()
+        .unwrap();
+    for n in 0..10 {
+        record(&trail, n..n + 1);
+        flushed(&trail);
+    }
+    assert!(trail.close());
+    assert!(trail.statistics().sink_failures > 0);
+    assert!(activities(&place.records()).contains(&"sink_failed"));
+}
+
+/// The first record is one of the trail.
+#[test]
+fn a_sink_that_fails_from_the_start_is_in_the_trail() {
+    let place = Place::new();
+    let trail = builder(&place).sink(Fails).start().unwrap();
+    record(&trail, 0..10);
+    assert!(trail.close());
+    assert!(activities(&place.records()).contains(&"sink_failed"));
+}
+
+#[derive(Debug)]
+struct PanicsWhenShown;
+
+impl std::fmt::Display for PanicsWhenShown {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("in Display")
+    }
+}
+
+impl std::error::Error for PanicsWhenShown {}
+
+#[derive(Debug)]
+struct FailsBadly(bool);
+
+impl AuditSink for FailsBadly {
+    fn write(&mut self, record: &Record, _: &str) -> io::Result<()> {
+        if self.0 && record.dek_id.is_some() {
+            return Err(io::Error::other(PanicsWhenShown));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for FailsBadly {
+    fn drop(&mut self) {
+        if !self.0 {
+            panic!("in Drop");
+        }
+    }
+}
+
+/// The text of an error is foreign code too.
+#[test]
+fn a_sink_whose_error_panics_does_not_end_the_trail() {
+    let place = Place::new();
+    let within = Duration::from_millis(500);
+    let trail = builder(&place).sink(FailsBadly(true)).close_within(within).start().unwrap();
+    record(&trail, 0..3);
+    assert!(trail.close(), "the thread of the trail is dead: {trail:?}");
+}
+
+/// So is a destructor.
+#[test]
+fn a_sink_that_panics_in_its_destructor_does_not_hide_the_end() {
+    let place = Place::new();
+    let within = Duration::from_millis(500);
+    let trail = builder(&place).sink(FailsBadly(false)).close_within(within).start().unwrap();
+    record(&trail, 0..3);
+    assert!(trail.close(), "everything is written: {trail:?}");
+}
+
+/// Takes nothing until it is told to.
+#[derive(Clone, Debug, Default)]
+struct Away(Arc<AtomicBool>, Kept);
+
+impl AuditSink for Away {
+    fn write(&mut self, record: &Record, line: &str) -> io::Result<()> {
+        if !self.0.load(Ordering::SeqCst) {
+            return Err(io::Error::other("away"));
+        }
+        self.1.write(record, line)
+    }
+}
+
+#[test]
+fn the_last_checkpoint_that_a_sink_missed_comes_with_the_next_one() {
+    let (place, away) = (Place::new(), Away::default());
+    let trail = builder(&place)
+        .checkpoint_key(key())
+        .checkpoint_every(3, LONG)
+        .checkpoints_to(away.clone())
+        .start()
+        .unwrap();
+    record(&trail, 0..9);
+    flushed(&trail);
+    away.0.store(true, Ordering::SeqCst);
+    assert!(trail.close());
+    let of_the_trail: Vec<_> =
+        place.lines(1).into_iter().filter(|line| line.contains("waxseal.checkpoint")).collect();
+    let received = away.1.lines();
+    assert!(of_the_trail.len() > received.len() && received.len() > 1, "{received:?}");
+    assert!(of_the_trail.ends_with(&received));
+    let records = place.records();
+    let activities = activities(&records);
+    assert!(activities.contains(&"sink_failed") && activities.contains(&"sink_recovered"));
+    assert!(place.verify().is_closed);
 }

@@ -1,10 +1,12 @@
 //! Whoever changes the files of a trail is found, and at the right place.
 
 use std::fs;
+use std::sync::mpsc;
+use std::time::Duration;
 
-use waxseal::audit::{FaultKind, Verifier};
+use waxseal::audit::{Disclosure, FaultKind, Verifier};
 
-use crate::ground::{Place, a_trail, chained_anew};
+use crate::ground::{Place, a_trail, builder, chained_anew, record};
 
 /// The first fault: its kind, file, line and sequence.
 fn fault(place: &Place) -> (FaultKind, String, u64, u64) {
@@ -198,4 +200,71 @@ fn rehash_first(place: &Place, head: &str) {
     let head = Sha256::digest([&head[..], covered.as_bytes()].concat());
     let hash: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
     place.write(1, &[format!("{covered},\"hash\":\"{hash}\"}}\n")]);
+}
+
+/// It reads on after the first fault to find out more.
+#[test]
+fn a_fault_is_named_even_if_a_later_file_cannot_be_read() {
+    let place = a_trail(30);
+    let mut lines = place.lines(1);
+    lines.remove(3);
+    place.write(1, &lines);
+    fs::remove_file(place.file(2)).unwrap();
+    fs::create_dir(place.file(2)).unwrap();
+    let mut lines = place.lines(1);
+    lines.truncate(4);
+    place.write(1, &lines);
+    let found = Verifier::new().verify(&place.path);
+    assert!(found.as_ref().is_ok_and(|found| found.fault.is_some()), "{found:?}");
+}
+
+/// It would wait for a writer.
+#[test]
+fn a_pipe_in_the_place_of_a_file_does_not_stop_the_verifier() {
+    let place = a_trail(30);
+    fs::remove_file(place.file(2)).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(place.file(2)).status().unwrap();
+    assert!(made.success());
+    let (path, (done, ended)) = (place.path.clone(), mpsc::channel());
+    std::thread::spawn(move || {
+        let _ = done.send(Verifier::new().verify(path).is_ok());
+    });
+    assert!(ended.recv_timeout(Duration::from_secs(5)).is_ok(), "it waits for a writer");
+}
+
+/// Two programs could read two things in it.
+#[test]
+fn a_line_with_two_values_of_one_name_is_no_record() {
+    let place = Place::new();
+    let trail = builder(&place).other_context_values(Disclosure::Clear).start().unwrap();
+    record(&trail, 0..1);
+    assert!(trail.close());
+    let lines: Vec<String> = place
+        .lines(1)
+        .iter()
+        .map(|line| line.replace("\"tenant\":\"acme\"", "\"tenant\":\"other\",\"tenant\":\"acme\""))
+        .map(|line| line.replacen('{', "{\"hash\":\"0\",", 1))
+        // The last record repeats the hash before it.
+        .take(2)
+        .collect();
+    place.write(1, &lines);
+    chained_by_last_hash(&place);
+    assert!(place.verify().fault.is_some(), "{}", place.lines(1).concat());
+}
+
+/// As [`chained_anew`], which looks for the first `hash` in a line.
+fn chained_by_last_hash(place: &Place) {
+    use sha2::{Digest, Sha256};
+    let mut lines = place.lines(1);
+    let id = lines[0].split("metadata.uid\":\"").nth(1).unwrap()[..16].to_owned();
+    let id: Vec<u8> =
+        (0..8).map(|i| u8::from_str_radix(&id[2 * i..2 * i + 2], 16).unwrap()).collect();
+    let mut head = Sha256::digest([&b"waxseal.audit.v1 chain\0"[..], &id].concat());
+    for line in &mut lines {
+        let covered = line.rsplit_once(",\"hash\":\"").unwrap().0.to_owned();
+        head = Sha256::digest([&head[..], covered.as_bytes()].concat());
+        let hash: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
+        *line = format!("{covered},\"hash\":\"{hash}\"}}\n");
+    }
+    place.write(1, &lines);
 }

@@ -146,6 +146,8 @@ pub(super) struct Line<'a> {
     /// The hash that the line claims.
     pub(super) hash: ChainHash,
     pub(super) record: Record,
+    /// It is written as a trail writes this record. Otherwise it may have a second reading.
+    pub(super) is_canonical: bool,
 }
 
 impl<'a> Line<'a> {
@@ -158,7 +160,9 @@ impl<'a> Line<'a> {
         let hash = ChainHash::read(hash)?;
         let covered = rest.strip_suffix(BEFORE_HASH)?.as_bytes();
         let record: Record = serde_json::from_str(text).ok()?;
-        Some(Self { covered, hash, record })
+        let written = serde_json::to_string(&record).ok()?;
+        let is_canonical = written.strip_suffix('}').map(str::as_bytes) == Some(covered);
+        Some(Self { covered, hash, record, is_canonical })
     }
 
     /// Whether it follows `before` unchanged.

@@ -214,7 +214,8 @@ impl Checkpoint {
     /// [`ErrorKind::Malformed`] if the line is no checkpoint.
     pub fn read(line: &str) -> Result<Self, Error> {
         let line = Line::read(line.trim_end_matches('\n').as_bytes());
-        line.and_then(|line| Self::of(&line))
+        line.filter(|line| line.is_canonical)
+            .and_then(|line| Self::of(&line))
             .ok_or_else(|| Error::new(ErrorKind::Malformed, "no checkpoint of an audit trail"))
     }
 

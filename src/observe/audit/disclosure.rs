@@ -7,7 +7,8 @@ use super::key::AuditKey;
 use super::record::ContextValue;
 use crate::context::EncryptionContext;
 
-/// How the value of a pair of the encryption context appears in records. Its name always does.
+/// How the value of a pair of the encryption context appears in records. Its name always does,
+/// and so does the name of a data domain, which operators choose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum Disclosure {

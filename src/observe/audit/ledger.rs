@@ -19,11 +19,13 @@ use super::queue::Dropped;
 use super::record::{Record, TrailFields};
 use super::resume::Resumed;
 use super::sink::{Taken, WatchedSink};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::error::Error;
 
 /// The version of lines and chain.
 pub(super) const FORMAT_VERSION: u32 = 1;
+/// How the activities of records about a sink begin.
+pub(super) const ABOUT_A_SINK: &str = "sink_";
 /// A clock that is disciplined goes back by less.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
@@ -45,13 +47,6 @@ pub(super) struct LedgerTerms {
     pub(super) clock: Clock,
 }
 
-/// What a record is about.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    OfAnEvent,
-    OfTheTrail,
-}
-
 /// The writer of a trail.
 #[derive(Debug)]
 pub(super) struct Ledger {
@@ -64,6 +59,7 @@ pub(super) struct Ledger {
     unchecked: u64,
     /// A file was damaged, so that the next start can only verify what follows it.
     needs_checkpoint: bool,
+    /// By the clock since boot, which nobody sets.
     checked_at: i64,
     /// By how much the wall clock was ahead when the last event happened.
     clock_offset: Option<i64>,
@@ -87,7 +83,7 @@ impl Ledger {
                 (Chain::new(trail), Link::first(trail))
             }
         };
-        let now = terms.clock.now().wall_nanos();
+        let now = terms.clock.now().boot_nanos();
         let mut ledger = Self {
             terms,
             chain,
@@ -141,6 +137,10 @@ impl Ledger {
         (std::mem::take(&mut self.written), std::mem::take(&mut self.sink_failures))
     }
 
+    fn boot_now(&self) -> i64 {
+        self.terms.clock.now().boot_nanos()
+    }
+
     fn now(&self) -> i64 {
         self.terms.clock.now().wall_nanos()
     }
@@ -165,13 +165,13 @@ impl Ledger {
         if back > CLOCK_TOLERANCE {
             let seconds = back / 1_000_000_000;
             let note = Record::of("clock_set_back").with_message(format!("by {seconds} s"));
-            self.write(note, draft.wall_nanos, Kind::OfTheTrail)?;
+            self.write(note, draft.wall_nanos)?;
         }
         self.clock_offset = Some(draft.clock_offset);
         let mut record = draft.record.clone();
         record.context =
             draft.context.as_ref().map(|context| self.terms.disclosures.shown(context));
-        self.write(record, draft.wall_nanos, Kind::OfAnEvent)
+        self.write(record, draft.wall_nanos)
     }
 
     /// Writes how many were dropped.
@@ -197,7 +197,7 @@ impl Ledger {
     /// Makes a checkpoint if its time has come.
     pub(super) fn checkpoint_if_due(&mut self) -> io::Result<()> {
         let CheckpointTerms { records, interval } = self.terms.checkpoints;
-        let age = u128::try_from(self.now().saturating_sub(self.checked_at)).unwrap_or(0);
+        let age = u128::try_from(self.boot_now().saturating_sub(self.checked_at)).unwrap_or(0);
         let is_due = self.needs_checkpoint || age >= interval.as_nanos();
         if self.unchecked >= records || self.unchecked > 0 && is_due {
             self.prepare()?;
@@ -211,6 +211,15 @@ impl Ledger {
         self.append(&Draft::new(self.terms.clock.now(), self.about_the_trail("trail_closed")))
     }
 
+    /// Writes what the last checkpoint gave cause to say about its sink, which nothing else follows.
+    pub(super) fn append_last_notes(&mut self) -> io::Result<()> {
+        if self.notes.is_empty() {
+            return Ok(());
+        }
+        self.prepare()?;
+        self.checkpoint()
+    }
+
     /// Waits for the disk.
     pub(super) fn sync(&self) -> io::Result<()> {
         self.files.as_ref().map_or(Ok(()), |files| files.sync(false))
@@ -218,19 +227,19 @@ impl Ledger {
 
     /// Makes the file ready for a record, and writes what the trail has to say about itself.
     fn prepare(&mut self) -> io::Result<()> {
+        self.go_on_in_a_file(self.terms.clock.now())?;
         let now = self.now();
-        self.go_on_in_a_file(now)?;
         if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
-            self.write(self.about_the_trail("trail_file_opened"), now, Kind::OfTheTrail)?;
+            self.write(self.about_the_trail("trail_file_opened"), now)?;
         }
         while let Some(note) = self.notes.first().cloned() {
-            self.write(note, now, Kind::OfTheTrail)?;
+            self.write(note, now)?;
             self.notes.remove(0);
         }
         Ok(())
     }
 
-    fn go_on_in_a_file(&mut self, now: i64) -> io::Result<()> {
+    fn go_on_in_a_file(&mut self, now: Moment) -> io::Result<()> {
         let Some(files) = &mut self.files else { return Ok(()) };
         let (state, name) = (files.look(now)?, file_name(files.number()));
         let note = match state {
@@ -262,17 +271,17 @@ impl Ledger {
             let record = checkpoint(key, &self.chain, &self.last_checkpoint, rfc3339(now));
             let sequence = self.chain.next;
             let is_signed = record.checkpoint.as_ref().is_some_and(CheckpointFields::is_signed);
-            self.write(record, now, Kind::OfTheTrail)?;
+            self.write(record, now)?;
             if is_signed {
                 self.last_checkpoint = Link { sequence, hash: self.chain.head };
             }
         }
-        (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.now(), false);
+        (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.boot_now(), false);
         self.files.as_ref().map_or(Ok(()), |files| files.sync(true))
     }
 
     /// Writes one record. It is in the file, or an error is returned. Sinks follow.
-    fn write(&mut self, mut record: Record, at: i64, kind: Kind) -> io::Result<()> {
+    fn write(&mut self, mut record: Record, at: i64) -> io::Result<()> {
         if record.time.is_empty() {
             record.time = rfc3339(at);
         }
@@ -292,11 +301,13 @@ impl Ledger {
         self.chain = sealed.chain;
         self.unchecked = self.unchecked.saturating_add(1);
         self.written = self.written.saturating_add(1);
-        self.hand_to_sinks(&record, &sealed.line, kind);
+        self.hand_to_sinks(&record, &sealed.line);
         Ok(())
     }
 
-    fn hand_to_sinks(&mut self, record: &Record, line: &str, kind: Kind) {
+    fn hand_to_sinks(&mut self, record: &Record, line: &str) {
+        // Otherwise the notes of a sink that fails now and then would cause more of them.
+        let is_a_note = record.activity.starts_with(ABOUT_A_SINK);
         for (place, sink) in self.terms.sinks.iter_mut().enumerate() {
             let note = match sink.write(record, line) {
                 Taken::Yes => continue,
@@ -307,10 +318,9 @@ impl Ledger {
             if note.as_ref().is_none_or(|note| note.error_type.is_some()) {
                 self.sink_failures = self.sink_failures.saturating_add(1);
             }
-            // Otherwise the notes of a sink that fails now and then would cause more of them.
-            if kind == Kind::OfAnEvent {
-                let count = u64::try_from(place).ok();
-                self.notes.extend(note.map(|note| Record { count, ..note }));
+            if let Some(note) = note.filter(|_| !is_a_note) {
+                sink.noted(note.error_type.is_some());
+                self.notes.push(Record { count: u64::try_from(place).ok(), ..note });
             }
         }
     }

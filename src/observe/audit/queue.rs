@@ -44,6 +44,8 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct State {
     drafts: VecDeque<Draft>,
+    /// How many were taken and are not written yet. They wait too.
+    taken: usize,
     dropped: Option<Dropped>,
     counts: Counts,
     writer: Option<ThreadId>,
@@ -108,7 +110,7 @@ impl Queue {
             let began = Instant::now();
             // A sink that causes events would wait for itself.
             let waits = state.writer != Some(thread::current().id());
-            while waits && state.drafts.len() >= self.capacity && state.ends.is_none() {
+            while waits && state.waiting() >= self.capacity && state.ends.is_none() {
                 let Some(left) = limit.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
                 else {
                     break;
@@ -116,7 +118,7 @@ impl Queue {
                 state = self.wait(state, left);
             }
         }
-        if state.is_sealed || state.drafts.len() >= self.capacity {
+        if state.is_sealed || state.waiting() >= self.capacity {
             state.drop_one(draft.wall_nanos);
             return;
         }
@@ -172,7 +174,7 @@ impl Queue {
             return (Counts::default(), 0, None);
         }
         let state = self.lock();
-        (state.counts, state.drafts.len(), state.failure.clone())
+        (state.counts, state.waiting(), state.failure.clone())
     }
 
     /// For the writing thread.
@@ -191,8 +193,10 @@ impl Queue {
             };
             state = self.wait(state, left);
         }
+        let drafts = std::mem::take(&mut state.drafts);
+        state.taken = drafts.len();
         let work = Work {
-            drafts: std::mem::take(&mut state.drafts),
+            drafts,
             dropped: state.dropped.take(),
             is_flushed: state.flush_to > state.done,
             is_last: state.ends.is_some(),
@@ -241,6 +245,16 @@ impl Queue {
         state.failure = None;
     }
 
+    /// One that was taken is written.
+    pub(super) fn written(&self) {
+        let mut state = self.lock();
+        state.taken = state.taken.saturating_sub(1);
+        drop(state);
+        if matches!(self.pressure, Backpressure::Block(_)) {
+            self.changed.notify_all();
+        }
+    }
+
     /// So many of the queued records are done with.
     pub(super) fn done(&self, drafts: u64) {
         let mut state = self.lock();
@@ -254,6 +268,7 @@ impl Queue {
         let mut state = self.lock();
         let waiting = u64::try_from(state.drafts.len()).unwrap_or(u64::MAX);
         state.drafts.clear();
+        state.taken = 0;
         state.is_sealed = true;
         state.counts.dropped = state.counts.dropped.saturating_add(lost.saturating_add(waiting));
         state.ended = true;
@@ -263,6 +278,10 @@ impl Queue {
 }
 
 impl State {
+    fn waiting(&self) -> usize {
+        self.drafts.len().saturating_add(self.taken)
+    }
+
     fn has_nothing_to_do(&self) -> bool {
         self.drafts.is_empty()
             && self.dropped.is_none()

@@ -84,8 +84,10 @@ impl AuditSink for TracingSink {
 pub(super) struct WatchedSink {
     sink: Box<dyn AuditSink>,
     only_checkpoints: bool,
-    /// It failed the last time, and a record says so.
-    is_failing: bool,
+    /// A record says that it fails, or is about to.
+    is_noted: bool,
+    /// The last checkpoint that it did not take, and its line. It gets it before the next one.
+    missed: Option<(Record, String)>,
 }
 
 /// What a sink made of a record.
@@ -93,15 +95,15 @@ pub(super) enum Taken {
     Yes,
     /// It takes records again.
     Again,
-    /// It failed, as it did before.
+    /// It failed, and a record says so already.
     StillNot,
-    /// It failed for the first time.
+    /// It failed, and no record says so yet.
     Not(String),
 }
 
 impl WatchedSink {
     pub(super) fn new(sink: Box<dyn AuditSink>, only_checkpoints: bool) -> Self {
-        Self { sink, only_checkpoints, is_failing: false }
+        Self { sink, only_checkpoints, is_noted: false, missed: None }
     }
 
     pub(super) fn takes_only_checkpoints(&self) -> bool {
@@ -112,24 +114,59 @@ impl WatchedSink {
         if self.only_checkpoints && record.checkpoint.is_none() {
             return Taken::Yes;
         }
-        let sink = &mut self.sink;
-        let written = catch_unwind(AssertUnwindSafe(|| sink.write(record, line)));
-        let failure = match written {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(panic) => {
-                // Not dropped: its destructor is foreign code too.
-                std::mem::forget(panic);
-                Some("it panicked".to_owned())
-            }
-        };
-        match (failure, std::mem::replace(&mut self.is_failing, false)) {
-            (None, false) => Taken::Yes,
-            (None, true) => Taken::Again,
-            (Some(why), was_failing) => {
-                self.is_failing = true;
-                if was_failing { Taken::StillNot } else { Taken::Not(why) }
-            }
+        let mut failure = None;
+        if let Some((missed, its_line)) = self.missed.take() {
+            failure = self.failure_of(&missed, &its_line);
         }
+        if failure.is_none() {
+            failure = self.failure_of(record, line);
+        }
+        if failure.is_some() && self.only_checkpoints {
+            self.missed = Some((record.clone(), line.to_owned()));
+        }
+        match failure {
+            None if self.is_noted => Taken::Again,
+            None => Taken::Yes,
+            Some(_) if self.is_noted => Taken::StillNot,
+            Some(why) => Taken::Not(why),
+        }
+    }
+
+    /// Gives it the record, and returns why it did not take it.
+    fn failure_of(&mut self, record: &Record, line: &str) -> Option<String> {
+        let sink = &mut self.sink;
+        // The text of its error is its code too.
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            sink.write(record, line).err().map(|error| error.to_string())
+        }));
+        written.unwrap_or_else(|panic| {
+            // Not dropped: its destructor is foreign code too.
+            std::mem::forget(panic);
+            Some("it panicked".to_owned())
+        })
+    }
+
+    /// A record says that it fails, or that it does so no longer.
+    pub(super) fn noted(&mut self, fails: bool) {
+        self.is_noted = fails;
+    }
+}
+
+impl Drop for WatchedSink {
+    fn drop(&mut self) {
+        let sink = std::mem::replace(&mut self.sink, Box::new(Dropped));
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(sink))) {
+            std::mem::forget(panic);
+        }
+    }
+}
+
+/// What is left of a sink while it is dropped.
+#[derive(Debug)]
+struct Dropped;
+
+impl AuditSink for Dropped {
+    fn write(&mut self, _: &Record, _: &str) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -284,7 +284,7 @@ impl AuditTrailBuilder {
     /// line. [`ErrorKind::UnsupportedVersion`]. [`ErrorKind::Randomness`].
     pub fn start(self) -> Result<AuditTrail, Error> {
         self.check()?;
-        let now = self.clock.now().wall_nanos();
+        let now = self.clock.now();
         let keys = match &self.checkpoint_key {
             Some(key) => self.earlier_keys.into_iter().chain(key.verifier()).collect(),
             None => Vec::new(),

@@ -19,6 +19,18 @@ pub(super) struct Writer {
     ledger: Ledger,
 }
 
+/// Says that the thread has ended, even if it panicked, so that nobody waits for it in vain.
+struct Ending {
+    queue: Arc<Queue>,
+    lost: u64,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.queue.ended(self.lost);
+    }
+}
+
 /// The time is up and the record is not written.
 struct Lost;
 
@@ -30,11 +42,11 @@ impl Writer {
     /// Writes until the trail ends.
     pub(super) fn run(mut self) {
         self.queue.begin();
-        let lost = self.write_until_the_end();
-        let Self { queue, ledger } = self;
+        let mut ending = Ending { queue: self.queue.clone(), lost: 0 };
+        ending.lost = self.write_until_the_end();
         // Whoever waits for the end may start the next trail in this directory, which is locked.
-        drop(ledger);
-        queue.ended(lost);
+        drop(self);
+        drop(ending);
     }
 
     /// Returns how many events are lost because the time was up.
@@ -60,6 +72,7 @@ impl Writer {
         let (mut is_synced, drafts) = (work.drafts.is_empty() && !work.is_flushed, work.drafts);
         for draft in &drafts {
             self.append(draft)?;
+            self.queue.written();
             *written = written.saturating_add(1);
         }
         if let Some(dropped) = work.dropped {
@@ -82,6 +95,7 @@ impl Writer {
     fn end(&mut self) -> Result<(), Lost> {
         self.until_written(Ledger::append_end)?;
         self.until_written(Ledger::checkpoint)?;
+        self.until_written(Ledger::append_last_notes)?;
         self.until_written(|ledger| ledger.sync())
     }
 

@@ -5,6 +5,7 @@
 
 pub(super) mod names;
 mod recovery;
+pub(super) mod regular;
 
 use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::sink::private;
+use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 
 const DEFAULT_MAX_BYTES: u64 = 64 << 20;
@@ -90,7 +92,7 @@ pub(super) struct TrailFiles {
     options: TrailDirectory,
     /// Locked as long as it is open.
     lock: File,
-    /// The number of the newest file that there is or was.
+    /// The highest number that is taken.
     number: u64,
     open: Option<OpenFile>,
     /// What a crash left and the start moved aside, in words.
@@ -100,11 +102,12 @@ pub(super) struct TrailFiles {
 #[derive(Debug)]
 struct OpenFile {
     file: File,
+    number: u64,
     /// Its length in whole lines.
     len: u64,
     /// A write failed, so that there may be more in it than whole lines.
     is_torn: bool,
-    /// When it was begun, in nanoseconds of the wall clock.
+    /// When it was begun, in nanoseconds of the clock since boot, which nobody sets.
     begun: i64,
 }
 
@@ -122,7 +125,7 @@ pub(super) enum FileState {
 
 impl TrailFiles {
     /// Locks the directory and finds the end of what is there.
-    pub(super) fn open(options: TrailDirectory, now: i64) -> Result<Self, Error> {
+    pub(super) fn open(options: TrailDirectory, now: Moment) -> Result<Self, Error> {
         let directory = options.path.clone();
         let failed = |error: io::Error| {
             let detail = format!("audit trail in {}: {error}", directory.display());
@@ -135,9 +138,16 @@ impl TrailFiles {
         if let Some(found) = found {
             (files.number, files.moved_aside) = (found.number, found.moved_aside);
             let path = files.path();
-            let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
-            let begun = begun(&file).unwrap_or(now);
-            files.open = Some(OpenFile { file, len: found.len, is_torn: false, begun });
+            let file = regular::open(OpenOptions::new().append(true), &path).map_err(failed)?;
+            let age = begun(&file).map_or(0, |begun| now.wall_nanos().saturating_sub(begun));
+            let begun = now.boot_nanos().saturating_sub(age.max(0));
+            files.open = Some(OpenFile {
+                file,
+                number: found.number,
+                len: found.len,
+                is_torn: false,
+                begun,
+            });
         }
         Ok(files)
     }
@@ -152,12 +162,12 @@ impl TrailFiles {
     }
 
     fn path(&self) -> PathBuf {
-        names::path_of(&self.options.path, self.number)
+        names::path_of(&self.options.path, self.number())
     }
 
-    /// The number of the newest file.
+    /// The number of the file that is being written.
     pub(super) fn number(&self) -> u64 {
-        self.number
+        self.open.as_ref().map_or(self.number, |open| open.number)
     }
 
     /// Whether nothing is in the newest file yet.
@@ -166,14 +176,14 @@ impl TrailFiles {
     }
 
     /// Looks at the file, and cuts what a failed write left in it.
-    pub(super) fn look(&mut self, now: i64) -> io::Result<FileState> {
+    pub(super) fn look(&mut self, now: Moment) -> io::Result<FileState> {
         let path = self.path();
         let Some(open) = &mut self.open else { return Ok(FileState::Over) };
         if open.is_torn {
             open.file.set_len(open.len)?;
             open.is_torn = false;
         }
-        let there = match fs::metadata(&path) {
+        let there = match fs::symlink_metadata(&path) {
             Ok(there) => there,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(FileState::Gone),
             Err(error) => return Err(error),
@@ -184,13 +194,13 @@ impl TrailFiles {
         if there.len() != open.len {
             return Ok(FileState::Changed);
         }
-        let age = u128::try_from(now.saturating_sub(open.begun)).unwrap_or(0);
+        let age = u128::try_from(now.boot_nanos().saturating_sub(open.begun)).unwrap_or(0);
         let is_over = open.len >= self.options.max_bytes || age >= self.options.max_age.as_nanos();
         Ok(if is_over && open.len > 0 { FileState::Over } else { FileState::AsItWas })
     }
 
     /// Makes the next file and goes on in it.
-    pub(super) fn next(&mut self, now: i64) -> io::Result<()> {
+    pub(super) fn next(&mut self, now: Moment) -> io::Result<()> {
         self.lock_again_if_removed()?;
         let number = self.number.saturating_add(1);
         let path = names::path_of(&self.options.path, number);
@@ -200,7 +210,8 @@ impl TrailFiles {
             // It is not of this trail, and the verifier says so. The next try takes the next number.
             self.number = number;
         }
-        let open = OpenFile { file: made?, len: 0, is_torn: false, begun: now };
+        let open =
+            OpenFile { file: made?, number, len: 0, is_torn: false, begun: now.boot_nanos() };
         self.number = number;
         let before = self.open.replace(open);
         if self.options.sync != SyncPolicy::Never {
@@ -214,7 +225,7 @@ impl TrailFiles {
 
     /// Another process may write the directory once its lock was removed.
     fn lock_again_if_removed(&mut self) -> io::Result<()> {
-        let there = fs::metadata(self.options.path.join(names::LOCK));
+        let there = fs::symlink_metadata(self.options.path.join(names::LOCK));
         let ours = self.lock.metadata()?;
         if !there.is_ok_and(|there| is_same(&there, &ours)) {
             self.lock = lock(&self.options.path)?;
@@ -266,8 +277,8 @@ const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 fn lock(directory: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let lock = private(options.write(true).create(true).truncate(false))
-        .open(directory.join(names::LOCK))?;
+    private(options.write(true).create(true).truncate(false));
+    let lock = regular::open(&mut options, &directory.join(names::LOCK))?;
     let began = Instant::now();
     let mut locked = lock.try_lock();
     while matches!(locked, Err(TryLockError::WouldBlock)) && began.elapsed() < LOCK_WITHIN {

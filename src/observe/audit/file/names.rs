@@ -15,9 +15,11 @@ pub(in super::super) fn file_name(number: u64) -> String {
     format!("{PREFIX}{number:08}{SUFFIX}")
 }
 
-/// Returns where the bytes of an incomplete line are kept. `at` is where it began.
-pub(super) fn partial_name(number: u64, at: u64) -> String {
-    format!("{PREFIX}{number:08}.partial-{at}")
+/// Returns where the bytes of an incomplete line are kept. `at` is where it began, and `count` tells
+/// those of one place apart, from 1.
+pub(super) fn partial_name(number: u64, at: u64, count: u32) -> String {
+    let again = if count > 1 { format!("-{count}") } else { String::new() };
+    format!("{PREFIX}{number:08}.partial-{at}{again}")
 }
 
 /// Returns the number of a file, if it is one of a trail.

@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::super::sink::private;
-use super::names;
+use super::{names, regular};
 
 /// How much is read at once in search of the last line.
 const BLOCK: u64 = 8192;
@@ -37,17 +37,13 @@ pub(super) fn recover(directory: &Path) -> io::Result<Option<Found>> {
 /// Cuts what follows the last whole line, after it was copied. Returns the length that is left.
 fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<String>)> {
     let path = names::path_of(directory, number);
-    let mut file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let mut file = regular::open(OpenOptions::new().read(true).write(true), &path)?;
     let len = file.metadata()?.len();
     let whole = end_of_last_line(&mut file, len)?;
     if whole == len {
         return Ok((len, None));
     }
-    let name = names::partial_name(number, whole);
-    let mut options = OpenOptions::new();
-    // One of this name is from a start that stopped here.
-    let mut kept =
-        private(options.write(true).create(true).truncate(true)).open(directory.join(&name))?;
+    let (name, mut kept) = new_partial(directory, number, whole)?;
     file.seek(SeekFrom::Start(whole))?;
     io::copy(&mut file, &mut kept)?;
     kept.sync_all()?;
@@ -56,6 +52,20 @@ fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<String>)> 
     let bytes = len.saturating_sub(whole);
     let file = names::file_name(number);
     Ok((whole, Some(format!("{bytes} bytes of an incomplete line of {file} are now in {name}"))))
+}
+
+/// Makes a file for an incomplete line. One of an earlier crash at the same place stays.
+fn new_partial(directory: &Path, number: u64, at: u64) -> io::Result<(String, File)> {
+    let mut count = 1_u32;
+    loop {
+        let name = names::partial_name(number, at, count);
+        let mut options = OpenOptions::new();
+        match private(options.write(true).create_new(true)).open(directory.join(&name)) {
+            Ok(file) => return Ok((name, file)),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            Err(error) => count = count.checked_add(1).ok_or(error)?,
+        }
+    }
 }
 
 /// Returns the offset behind the last line feed before `end`, or 0.

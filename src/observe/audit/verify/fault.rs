@@ -47,7 +47,7 @@ pub enum FaultKind {
     },
     /// The record belongs into another file.
     OtherFile,
-    /// The record is of another trail.
+    /// The record is of another trail, or a witness is.
     OtherTrail,
     /// No key accepts this checkpoint, or it is about another chain.
     CheckpointRefused,

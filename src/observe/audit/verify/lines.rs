@@ -2,12 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use super::super::chain::MAX_LINE;
 use super::super::file::names::{file_name, numbers, path_of};
+use super::super::file::regular;
 
 /// Reads the files of a directory, or a stream of lines.
 pub(super) struct Lines<'r> {
@@ -76,11 +77,7 @@ impl<'r> Lines<'r> {
             if number != expected {
                 return Ok(Next::Missing(expected));
             }
-            let file = File::open(&path)?;
-            if !file.metadata()?.is_file() {
-                let what = format!("{} is not a regular file", path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-            }
+            let file = regular::open(OpenOptions::new().read(true), &path)?;
             self.current = Some(Box::new(BufReader::with_capacity(MAX_LINE, file)));
         }
     }

@@ -15,7 +15,7 @@ use lines::{Lines, Next};
 
 use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
-use super::ledger::FORMAT_VERSION;
+use super::ledger::{ABOUT_A_SINK, FORMAT_VERSION};
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
 
@@ -31,9 +31,8 @@ use crate::error::{Error, ErrorKind};
 #[must_use]
 pub struct Verifier {
     keys: Vec<CheckpointVerifier>,
-    witnesses: BTreeMap<u64, Checkpoint>,
-    /// Two witnesses of one sequence that differ.
-    contradiction: Option<u64>,
+    /// By sequence. More than one only if they differ.
+    witnesses: BTreeMap<u64, Vec<Checkpoint>>,
     first_file: Option<u64>,
 }
 
@@ -79,12 +78,13 @@ impl Verifier {
     }
 
     /// Adds a checkpoint that was kept elsewhere: see
-    /// [`checkpoints_to`](super::AuditTrailBuilder::checkpoints_to).
+    /// [`checkpoints_to`](super::AuditTrailBuilder::checkpoints_to). One of another trail is a fault,
+    /// and so are two of one sequence that differ.
     pub fn witness(mut self, checkpoint: Checkpoint) -> Self {
         let sequence = checkpoint.sequence();
-        let before = self.witnesses.insert(sequence, checkpoint);
-        if before.is_some_and(|before| self.witnesses.get(&sequence) != Some(&before)) {
-            self.contradiction = Some(sequence);
+        let known = self.witnesses.entry(sequence).or_default();
+        if !known.contains(&checkpoint) {
+            known.push(checkpoint);
         }
         self
     }
@@ -179,16 +179,20 @@ impl Verifier {
     }
 
     fn check_witnesses(&self) -> Result<(), Error> {
-        let refused = |sequence: u64, why: &str| {
-            let detail = format!("witness: the checkpoint of sequence {sequence} {why}");
-            Err(Error::new(ErrorKind::InvalidOption, detail))
-        };
-        if let Some(sequence) = self.contradiction {
-            return refused(sequence, "is there twice and not the same");
+        let mut witnesses = self.witnesses.values().flatten();
+        match witnesses.find(|witness| !self.keys.is_empty() && !self.accepts(witness)) {
+            Some(witness) => {
+                let sequence = witness.sequence();
+                let detail =
+                    format!("witness: the checkpoint of sequence {sequence} is accepted by no key");
+                Err(Error::new(ErrorKind::InvalidOption, detail))
+            }
+            None => Ok(()),
         }
-        let unknown =
-            self.witnesses.values().find(|witness| !self.keys.is_empty() && !self.accepts(witness));
-        unknown.map_or(Ok(()), |witness| refused(witness.sequence(), "is accepted by no key"))
+    }
+
+    fn has_witness_of_another(&self, trail: TrailId) -> bool {
+        self.witnesses.values().flatten().any(|witness| witness.trail != trail)
     }
 
     fn accepts(&self, checkpoint: &Checkpoint) -> bool {
@@ -295,12 +299,12 @@ impl Pass<'_, '_> {
         let Some(chain) = self.chain.or_else(|| self.start(&line.record, trail)) else {
             return Ok(Err(self.fault(FaultKind::NoRecord)));
         };
-        self.chain = Some(chain);
-        if trail != chain.trail {
+        let is_first = self.chain.replace(chain).is_none();
+        if trail != chain.trail || is_first && self.verifier.has_witness_of_another(trail) {
             return Ok(Err(self.fault(FaultKind::OtherTrail)));
         }
         if line.record.sequence != chain.next {
-            return Ok(Err(self.out_of_place(line.record.sequence)?));
+            return Ok(Err(self.out_of_place(line.record.sequence)));
         }
         if !line.follows(chain.head) {
             return Ok(Err(self.fault(FaultKind::Changed)));
@@ -309,6 +313,10 @@ impl Pass<'_, '_> {
             && version != FORMAT_VERSION
         {
             return Err(Stopped::Version(version));
+        }
+        // A later version may have other fields, so its number is looked at first.
+        if !line.is_canonical {
+            return Ok(Err(self.fault(FaultKind::NoRecord)));
         }
         if let Some(kind) = self.objection(&line, chain.head) {
             return Ok(Err(self.fault(kind)));
@@ -341,8 +349,8 @@ impl Pass<'_, '_> {
         if self.lines.file.is_some() && (begins != is_first || begins && !is_of_this_file) {
             return Some(FaultKind::OtherFile);
         }
-        if let Some(witness) = self.verifier.witnesses.get(&record.sequence)
-            && witness.hash != line.hash
+        if let Some(witnesses) = self.verifier.witnesses.get(&record.sequence)
+            && witnesses.iter().any(|witness| witness.hash != line.hash)
         {
             return Some(FaultKind::WitnessDisagrees);
         }
@@ -394,19 +402,21 @@ impl Pass<'_, '_> {
             "clock_set_back" => found.clock_set_back = found.clock_set_back.saturating_add(1),
             // It follows the last record.
             CHECKPOINT => {}
+            activity if activity.starts_with(ABOUT_A_SINK) => {}
             activity => found.is_closed = activity == "trail_closed",
         }
         self.chain = Some(Chain { head: line.hash, next: chain.next.saturating_add(1), ..chain });
     }
 
-    /// A record is here that belongs elsewhere, or claims to. Reads on to find out which.
-    fn out_of_place(&mut self, sequence: u64) -> Result<Fault, Stopped> {
+    /// A record is here that belongs elsewhere, or claims to. Reads on to find out which, as far as
+    /// that can be read.
+    fn out_of_place(&mut self, sequence: u64) -> Fault {
         let fault = self.fault(FaultKind::Changed);
         let expected = fault.sequence;
         // Only its sequence is another, and it is in the right place.
-        let is_in_place = self.next_sequence()? == expected.checked_add(1);
+        let is_in_place = self.next_sequence() == expected.checked_add(1);
         let is_before = sequence < expected;
-        let kind = if !is_before && self.comes_later(expected)? {
+        let kind = if !is_before && self.comes_later(expected) {
             FaultKind::Moved
         } else if is_in_place {
             FaultKind::Changed
@@ -415,23 +425,23 @@ impl Pass<'_, '_> {
         } else {
             FaultKind::Missing { through: sequence.saturating_sub(1) }
         };
-        Ok(Fault { kind, ..fault })
+        Fault { kind, ..fault }
     }
 
     /// Whether the present line or a later one claims this sequence.
-    fn comes_later(&mut self, sequence: u64) -> Result<bool, Stopped> {
+    fn comes_later(&mut self, sequence: u64) -> bool {
         let mut there = Line::read(&self.lines.bytes).map(|line| line.record.sequence);
         while there != Some(sequence) {
-            let Next::Line = self.lines.next()? else { return Ok(false) };
+            let Ok(Next::Line) = self.lines.next() else { return false };
             there = Line::read(&self.lines.bytes).map(|line| line.record.sequence);
         }
-        Ok(true)
+        true
     }
 
     /// What the next line claims.
-    fn next_sequence(&mut self) -> Result<Option<u64>, Stopped> {
-        let Next::Line = self.lines.next()? else { return Ok(None) };
-        Ok(Line::read(&self.lines.bytes).map(|line| line.record.sequence))
+    fn next_sequence(&mut self) -> Option<u64> {
+        let Ok(Next::Line) = self.lines.next() else { return None };
+        Line::read(&self.lines.bytes).map(|line| line.record.sequence)
     }
 
     /// What there should be behind the last record.
@@ -443,6 +453,9 @@ impl Pass<'_, '_> {
         let next = self.expected();
         if let Some((&through, _)) = self.verifier.witnesses.range(next..).next_back() {
             return Some(self.fault(FaultKind::CutOff { through }));
+        }
+        if self.verifier.witnesses.values().any(|witnesses| witnesses.len() > 1) {
+            return Some(self.fault(FaultKind::WitnessDisagrees));
         }
         let is_unknown = !self.verifier.keys.is_empty() && self.found.checkpoints == 0;
         is_unknown.then(|| self.fault(FaultKind::NoCheckpoint))
