@@ -138,7 +138,7 @@ impl Stores {
             if keys.len() >= MOST_KEYS && !keys.contains_key(arn) {
                 keys.retain(|_, place| matches!(place, Place::Store(_)));
             }
-            if keys.len() < MOST_KEYS {
+            if keys.len() < MOST_KEYS || keys.contains_key(arn) {
                 keys.insert(arn.to_owned(), place.clone());
             }
             keys
@@ -181,10 +181,10 @@ impl Stores {
             None => true,
         };
         // Two that ask at once cost one call more.
-        if is_to_be && let Some(again) = now.checked_add(pause) {
-            self.put(arn, &Place::Asked { again });
-        }
-        is_to_be
+        let Some(again) = now.checked_add(pause).filter(|_| is_to_be) else { return false };
+        self.put(arn, &Place::Asked { again });
+        // One key more than can be noted would be asked about at each call.
+        self.keys.load().contains_key(arn)
     }
 }
 
@@ -241,6 +241,19 @@ mod tests {
         let own = CallBudget::new(4, 4).unwrap();
         let store = Store::new("cks-1".to_owned(), ARN, Some(own.clone())).unwrap();
         assert!(store.advice().call_budget().unwrap().is_same(&own));
+    }
+
+    #[test]
+    fn a_key_is_asked_about_once_in_a_while_and_not_at_all_if_it_cannot_be_noted() {
+        let pause = std::time::Duration::from_secs(30);
+        let stores = Stores::new(None, None);
+        assert!(stores.is_to_be_asked(ARN, pause));
+        assert!(!stores.is_to_be_asked(ARN, pause));
+        let full = Stores::new(None, None);
+        for n in 0..MOST_KEYS {
+            full.learn(&format!("{ARN}-{n}"), Some("cks-1")).unwrap();
+        }
+        assert!(!full.is_to_be_asked(ARN, pause));
     }
 
     #[test]
