@@ -11,6 +11,7 @@
 pub mod certificates;
 pub mod python;
 pub mod scan;
+pub mod seaweedfs;
 pub mod stand_in;
 pub mod support;
 

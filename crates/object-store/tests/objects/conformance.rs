@@ -6,9 +6,11 @@ use std::time::Duration;
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, Insertion, KeyStore};
 use waxseal_object_store::ObjectKeyStore;
-use waxseal_testing::stand_in::{Line, Relay, StandIn};
+use waxseal_testing::seaweedfs::SeaweedFs;
+use waxseal_testing::stand_in::{Line, Relay};
 
-use crate::{create_bucket, local, row, s3};
+use crate::s3::{BUCKET, S3};
+use crate::{local, row, s3};
 
 struct Stores {
     store: ObjectKeyStore,
@@ -85,14 +87,26 @@ async fn the_store_conforms_in_local_files() {
     conforms(Stores { store, another, relay: None }, &[CRASH, AWAY]).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_store_conforms_on_the_s3_of_moto() {
-    let server = StandIn::moto();
-    create_bucket(&server, "keys");
+/// None of them is ended in the suite: that is `a_crash_of_the_server_loses_nothing`.
+async fn conforms_on(server: S3) {
     let relay = Relay::to(server.port());
-    let store = || s3(&relay.url(), "keys", Duration::from_secs(60));
-    // moto keeps its buckets in memory.
+    let store = || s3(&relay.url(), BUCKET, Duration::from_secs(60));
     conforms(Stores { store: store(), another: store(), relay: Some(relay) }, &[CRASH]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms_on_seaweedfs() {
+    conforms_on(S3::seaweedfs()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms_on_moto() {
+    conforms_on(S3::moto()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_conforms_on_ministack() {
+    conforms_on(S3::ministack()).await;
 }
 
 /// Each task has a store of its own.
@@ -151,8 +165,30 @@ async fn one_of_32_clients_wins_in_local_files() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_of_32_clients_wins_on_the_s3_of_moto() {
-    let server = StandIn::moto();
-    create_bucket(&server, "keys");
-    races(|| s3(&server.url(), "keys", Duration::from_secs(60))).await;
+async fn one_of_32_clients_wins_on_s3() {
+    for server in S3::all() {
+        races(|| s3(&server.url(), BUCKET, Duration::from_secs(60))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_of_the_server_loses_nothing() {
+    let mut server = SeaweedFs::start();
+    server.create_bucket(BUCKET);
+    let store = s3(&server.url(), BUCKET, Duration::from_secs(60));
+    let rows: Vec<_> = (0..20).map(|number| row(1, i64::from(number), number)).collect();
+    for row in &rows {
+        assert_eq!(store.insert(row).await.unwrap(), Insertion::Inserted);
+    }
+    let branch = rows[0].place().unwrap().branch;
+    assert_eq!(store.branch(&branch, 0).await.unwrap(), rows);
+    server.restart();
+    let store = s3(&server.url(), BUCKET, Duration::from_secs(60));
+    assert_eq!(store.branch(&branch, 0).await.unwrap(), rows);
+    assert_eq!(store.scan(None, 100).await.unwrap().rows.len(), rows.len());
+    for row in &rows {
+        assert_eq!(store.get(row.id()).await.unwrap().as_ref(), Some(row));
+        assert_eq!(store.insert(row).await.unwrap(), Insertion::Exists(row.clone()));
+    }
+    assert_eq!(store.erase_branch(&branch).await.unwrap().erased, 20);
 }

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use waxseal::ErrorKind;
 use waxseal::store::{KeyStore, ScanCursor, StoreError, StoreErrorClass};
 use waxseal_object_store::ObjectKeyStore;
-use waxseal_testing::stand_in::{Line, Relay, StandIn};
+use waxseal_testing::stand_in::{Line, Relay};
 
-use crate::{SECRET, create_bucket, local, row, s3, s3_builder};
+use crate::s3::{BUCKET, S3};
+use crate::{ACCESS_KEY, SECRET, local, row, s3, s3_builder};
 
 /// Every call's error.
 async fn errors(store: &ObjectKeyStore) -> Vec<(&'static str, Option<StoreError>)> {
@@ -35,35 +36,51 @@ fn are(errors: Vec<(&'static str, Option<StoreError>)>, class: StoreErrorClass, 
 
 #[tokio::test]
 async fn a_bucket_that_is_not_there_is_misconfigured() {
-    let server = StandIn::moto();
-    let store = s3(&server.url(), "no-such-bucket", Duration::from_secs(30));
-    are(errors(&store).await, StoreErrorClass::Misconfigured, "the bucket is not there");
+    for server in S3::all() {
+        let store = s3(&server.url(), "no-such-bucket", Duration::from_secs(30));
+        are(errors(&store).await, StoreErrorClass::Misconfigured, "the bucket is not there");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_login_is_misconfigured_and_not_shown() {
+    let server = S3::seaweedfs();
+    let login = |key: &str, secret: &str| {
+        s3_builder(&server.url(), BUCKET)
+            .option("aws_access_key_id", key)
+            .option("aws_secret_access_key", secret)
+            .build()
+            .unwrap()
+    };
+    login(ACCESS_KEY, SECRET).health().await.unwrap();
+    let wrong = format!("{SECRET}x");
+    are(errors(&login(ACCESS_KEY, &wrong)).await, StoreErrorClass::Misconfigured, "403");
+    are(errors(&login("AKIAOTHER", SECRET)).await, StoreErrorClass::Misconfigured, "403");
 }
 
 #[tokio::test]
 async fn a_server_that_is_killed_is_unavailable_within_the_bound() {
-    let mut server = StandIn::moto();
-    create_bucket(&server, "keys");
-    let store = s3(&server.url(), "keys", Duration::from_secs(5));
-    store.health().await.unwrap();
-    server.kill();
-    let began = Instant::now();
-    are(errors(&store).await, StoreErrorClass::Unavailable, "");
-    assert!(began.elapsed() < Duration::from_secs(7 * 6), "{:?}", began.elapsed());
+    for mut server in S3::all() {
+        let store = s3(&server.url(), BUCKET, Duration::from_secs(5));
+        store.health().await.unwrap();
+        server.kill();
+        let began = Instant::now();
+        are(errors(&store).await, StoreErrorClass::Unavailable, "");
+        assert!(began.elapsed() < Duration::from_secs(7 * 6), "{:?}", began.elapsed());
+    }
 }
 
 #[tokio::test]
 async fn a_server_that_says_nothing_is_unavailable_within_the_bound() {
-    let server = StandIn::moto();
-    create_bucket(&server, "keys");
+    let server = S3::seaweedfs();
     let relay = Relay::to(server.port());
-    let store = s3(&relay.url(), "keys", Duration::from_millis(1500));
+    let store = s3(&relay.url(), BUCKET, Duration::from_millis(1500));
     relay.set(Line::Silent);
     let began = Instant::now();
     are(errors(&store).await, StoreErrorClass::Unavailable, "");
     assert!(began.elapsed() < Duration::from_secs(7 * 2), "{:?}", began.elapsed());
     relay.set(Line::Open);
-    s3(&relay.url(), "keys", Duration::from_secs(30)).health().await.unwrap();
+    s3(&relay.url(), BUCKET, Duration::from_secs(30)).health().await.unwrap();
 }
 
 #[tokio::test]
@@ -151,13 +168,12 @@ fn debug_shows_the_url_and_no_login() {
 
 #[tokio::test]
 async fn stores_with_other_prefixes_do_not_see_each_other() {
-    let server = StandIn::moto();
-    create_bucket(&server, "keys");
-    let one = s3(&server.url(), "keys", Duration::from_secs(30));
+    let server = S3::seaweedfs();
+    let one = s3(&server.url(), BUCKET, Duration::from_secs(30));
     let other = ObjectKeyStore::builder("s3://keys/some/prefix2")
         .option("aws_endpoint", server.url())
         .option("aws_allow_http", "true")
-        .option("aws_access_key_id", "AKIATEST")
+        .option("aws_access_key_id", ACCESS_KEY)
         .option("aws_secret_access_key", SECRET)
         .build()
         .unwrap();

@@ -1,27 +1,24 @@
-//! The store in memory, in local files, and on S3 as moto serves it.
+//! The store in memory, in local files, and on S3 as SeaweedFS, moto and ministack serve it.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod conformance;
 mod failures;
+mod s3;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use waxseal::store::{BranchId, BranchPlace, KeyKind, KeyRow, StoredRow};
 use waxseal::{DekId, EncryptionContext, KekId, WrappedDek, WrappedKeys};
 use waxseal_object_store::{ObjectKeyStore, ObjectKeyStoreBuilder};
-use waxseal_testing::stand_in::StandIn;
-
-const SECRET: &str = "wJalrXUtnFEMI";
+use waxseal_testing::seaweedfs::{ACCESS_KEY, SECRET_KEY as SECRET};
 
 fn s3_builder(url: &str, bucket: &str) -> ObjectKeyStoreBuilder {
     ObjectKeyStore::builder(format!("s3://{bucket}/some/prefix"))
         .option("aws_endpoint", url)
         .option("aws_allow_http", "true")
         .option("aws_region", "us-east-1")
-        .option("AWS_ACCESS_KEY_ID", "AKIATEST")
+        .option("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         .option("aws_secret_access_key", SECRET)
 }
 
@@ -33,19 +30,6 @@ fn s3(url: &str, bucket: &str, timeout: Duration) -> ObjectKeyStore {
 fn local(folder: &std::path::Path) -> ObjectKeyStore {
     let url = format!("file://{}", folder.display());
     ObjectKeyStore::builder(url).timeout(Duration::from_secs(60)).build().unwrap()
-}
-
-/// moto takes it without a signature.
-fn create_bucket(server: &StandIn, bucket: &str) {
-    let mut connection = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
-    let host = "s3.us-east-1.amazonaws.com\r\nAuthorization: AWS AKIATEST:x";
-    let request = format!(
-        "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    );
-    connection.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(" 200 "), "{answer}");
 }
 
 /// The row of a branch key, each with an id of its own.
