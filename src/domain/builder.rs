@@ -18,6 +18,7 @@ use super::opening::{Opener, invalid};
 use super::resolving::{DomainResolver, Resolving, check_limits};
 use super::retiring::Retiring;
 use super::set::Set;
+use super::shared::Shared;
 use super::source::Source;
 use super::{Domains, Schemes};
 use crate::branch::BranchKekBuilder;
@@ -25,6 +26,8 @@ use crate::envelope::{EnvelopeBuilder, StartUp};
 use crate::error::Error;
 #[cfg(doc)]
 use crate::error::ErrorKind;
+#[cfg(feature = "audit")]
+use crate::observe::audit::AuditTrail;
 use crate::observe::{Observer, Observers};
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicBool;
@@ -53,7 +56,10 @@ impl Default for DomainsBuilder {
             branches: Box::new(|_, builder| builder),
             observers: Vec::new(),
             start_up: None,
-            stores: Default::default(),
+            #[cfg(feature = "audit")]
+            trail: None,
+            stores: Shared::default(),
+            policies: Shared::default(),
         };
         Self {
             opener,
@@ -68,7 +74,7 @@ impl Default for DomainsBuilder {
 }
 
 impl DomainsBuilder {
-    /// Sets which providers and key stores a configuration can name.
+    /// Sets which providers, key stores and policies a configuration can name.
     pub fn schemes(mut self, schemes: Schemes) -> Self {
         self.opener.schemes = schemes;
         self
@@ -102,6 +108,14 @@ impl DomainsBuilder {
     /// an event says which domain it is about.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.opener.observers.push(Arc::new(observer));
+        self
+    }
+
+    /// Sets the audit trail of all domains. It is an [`observer`](Self::observer) of each, as the
+    /// domain's own settings say ([`DomainConfig::audit`]). Set it here and not there.
+    #[cfg(feature = "audit")]
+    pub fn audit_trail(mut self, trail: AuditTrail) -> Self {
+        self.opener.trail = Some(trail);
         self
     }
 
@@ -163,6 +177,9 @@ impl DomainsBuilder {
         let set = Set::open(&self.opener, &configuration, &Set::default()).await;
         let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
         let observers = self.opener.observers.iter().cloned();
+        #[cfg(feature = "audit")]
+        let observers =
+            observers.chain(self.opener.trail.clone().map(|trail| Arc::new(trail) as _));
         Ok(Domains(Arc::new(All {
             current: ArcSwap::from_pointee(set),
             observers: Observers::new(observers.map(|one| Box::new(one) as _).collect()),

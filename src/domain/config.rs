@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::dek::Limits;
 use crate::kek::call::CallPolicy;
 use crate::kek::set::DekOrigin;
+#[cfg(feature = "audit")]
+use crate::observe::audit::DomainAudit;
+use crate::policy::PolicyOptions;
 use crate::suite::{Nonces, Suite};
 
 /// The configuration of one data domain. Only [`wrap_with`](Self::wrap_with) or
@@ -37,6 +40,10 @@ pub struct DomainConfig {
     pub(super) dek_origin: Option<DekOrigin>,
     pub(super) limits: Option<Limits>,
     pub(super) calls: Option<CallPolicy>,
+    pub(super) policy: Option<Address>,
+    pub(super) decisions: Option<PolicyOptions>,
+    #[cfg(feature = "audit")]
+    pub(super) audit: Option<DomainAudit>,
     pub(super) must_have: Vec<String>,
     pub(super) may_have: Option<Vec<String>>,
     pub(super) routes: Vec<String>,
@@ -109,6 +116,28 @@ impl DomainConfig {
         self
     }
 
+    /// Sets the policy, by its URI, that decides about each operation of the domain, and about
+    /// erasing and rewrapping its [`branches`](Self::branches). Domains that name one URI share the
+    /// policy, which sees the domain's name.
+    pub fn policy(mut self, uri: impl Into<String>) -> Self {
+        self.policy = Some(Address(uri.into()));
+        self
+    }
+
+    /// Sets how the [`policy`](Self::policy) is asked: how long its decisions are kept, what an
+    /// outage means, whether a caller must be named, which allows are reported.
+    pub fn decisions(mut self, options: PolicyOptions) -> Self {
+        self.decisions = Some(options);
+        self
+    }
+
+    /// Sets what the [audit trail](crate::domain::DomainsBuilder::audit_trail) shows of the domain.
+    #[cfg(feature = "audit")]
+    pub fn audit(mut self, settings: DomainAudit) -> Self {
+        self.audit = Some(settings);
+        self
+    }
+
     /// Sets the names of the pairs that every context must have. Those by which branches differ are
     /// among them in any case.
     pub fn must_have<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
@@ -125,7 +154,8 @@ impl DomainConfig {
     }
 
     /// Sets the values of the pair that [chooses the domain](crate::domain::DomainsBuilder::route_by).
-    /// By default the domain's name.
+    /// By default the domain's name. A domain of a
+    /// [resolver](crate::domain::DomainsBuilder::resolver) has none: its name is the value.
     pub fn routes<V: Into<String>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         self.routes = values.into_iter().map(Into::into).collect();
         self
@@ -226,7 +256,7 @@ impl ResolverLimits {
     }
 }
 
-/// The URI of a KEK or of a store. Debug shows its scheme only, since a store's may have a password.
+/// The URI of a KEK, a store or a policy. Debug shows its scheme only, since a store's may have a password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(transparent))]
 pub(super) struct Address(pub(super) String);

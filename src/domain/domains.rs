@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use futures_util::lock::Mutex as AsyncMutex;
 
-use super::opening::{Opener, invalid};
+use super::opening::Opener;
 #[cfg(feature = "domains")]
 use super::resolving::Resolving;
 use super::retiring::Retiring;
@@ -123,7 +123,8 @@ impl Domains {
     }
 
     /// Makes a context of the domain that one of the pairs chooses
-    /// ([`route_by`](DomainsBuilder::route_by)).
+    /// ([`route_by`](DomainsBuilder::route_by)). Of domains that no configuration has, it finds those
+    /// that were resolved before: `Domains::resolve_context` finds all.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownDomain`] for a value that chooses no domain. [`ErrorKind::InvalidContext`]
@@ -139,17 +140,14 @@ impl Domains {
     {
         let pairs = EncryptionContext::new(pairs)?;
         let set = self.0.current.load();
-        let by = set.route_by.as_deref();
-        let by = by.ok_or_else(|| invalid("route_by: no pair is set that chooses the domain"))?;
-        let value = pairs.get(by).ok_or_else(|| {
-            let hint = nearest(by, pairs.iter().map(|(name, _)| name));
-            let hint = hint.map(|name| format!("; it has {name:?}")).unwrap_or_default();
-            let detail = format!("it has no pair {by:?}, which chooses the domain{hint}");
-            Error::new(ErrorKind::InvalidContext, detail)
-        })?;
-        let domain = set.routes.get(value);
-        let domain = domain.ok_or_else(|| unknown(by, value, set.routes.keys()))?;
-        domain.context(pairs.iter())
+        let value = set.route_of(&pairs)?;
+        #[cfg(feature = "domains")]
+        if let (Some(resolving), true) = (&self.0.resolving, set.is_for_resolver(value))
+            && let Some(domain) = resolving.cached_for_route(value, set.route_by.as_deref())
+        {
+            return domain.context(pairs.iter());
+        }
+        set.routed(value)?.context(pairs.iter())
     }
 
     /// Returns all domains, by name.
@@ -180,7 +178,11 @@ pub(super) fn unknown_name(name: &str) -> Error {
     unknown("", name, std::iter::empty())
 }
 
-fn unknown<'k>(by: &str, name: &str, known: impl Iterator<Item = &'k Box<str>>) -> Error {
+pub(super) fn unknown<'k>(
+    by: &str,
+    name: &str,
+    known: impl Iterator<Item = &'k Box<str>>,
+) -> Error {
     let near = nearest(name, known.take(MOST_NAMES).map(|name| &**name));
     let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
     let by = if by.is_empty() { String::new() } else { format!("for {by} = ") };

@@ -49,17 +49,21 @@ impl ConfigFile {
     pub(super) fn locate(&self, domain: &str, wrong: &Wrong) -> Error {
         let (entries, of_domain) = (entries(&self.text), format!("domains.{domain}"));
         let within = format!("{of_domain}.{}", wrong.field);
-        // Errors of builders begin with the option.
-        let detail = wrong.error.detail();
-        let option = detail.split(|c: char| !c.is_ascii_lowercase() && c != '_').next();
-        let named = entries.iter().find(|entry| {
-            entry.path.strip_prefix(&of_domain).is_some_and(|rest| rest.starts_with('.'))
-                && Some(entry.key) == option.filter(|option| !option.is_empty())
-        });
+        // Errors of builders begin with the option, or with what it is an option of.
+        let named = |prefix: &str, part: usize| {
+            let option = wrong.error.detail().split(": ").nth(part)?;
+            let option = option.split(|c: char| !c.is_ascii_lowercase() && c != '_').next()?;
+            entries.iter().find(|entry| {
+                let rest = entry.path.strip_prefix(prefix);
+                rest.is_some_and(|rest| rest.starts_with('.')) && entry.key == option
+            })
+        };
+        let named =
+            || named(&within, 1).or_else(|| named(&within, 0)).or_else(|| named(&of_domain, 0));
         let exact = |path: &str| entries.iter().find(|entry| entry.path == path);
         let entry = match wrong.field.item {
             Some(_) => exact(&within),
-            None => named.or_else(|| exact(&within)),
+            None => named().or_else(|| exact(&within)),
         };
         match entry.or_else(|| exact(&of_domain)) {
             Some(entry) => wrong.error.at(self.place(entry.place.start, &entry.path)),

@@ -11,7 +11,8 @@
 //! crosses from one domain to another, also where both use one KEK. A message with a cached DEK
 //! costs what it costs without domains: see docs/domains.md.
 //!
-//! This layer knows envelopes and branch keys, and providers by their URIs alone ([`Schemes`]).
+//! This layer knows envelopes and branch keys. It knows providers, key stores and policies by their
+//! URIs alone ([`Schemes`]).
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -26,6 +27,7 @@ mod resolving;
 mod retiring;
 mod schemes;
 mod set;
+mod shared;
 mod source;
 
 use std::fmt;
@@ -39,6 +41,9 @@ pub use reload::Reloaded;
 #[cfg(feature = "domains")]
 pub use resolving::DomainResolver;
 pub use schemes::Schemes;
+
+#[cfg(feature = "audit")]
+pub use crate::observe::audit::DomainAudit;
 
 use crate::branch::BranchKek;
 use crate::context::EncryptionContext;
@@ -55,6 +60,8 @@ pub struct Domain(Arc<Inner>);
 
 struct Inner {
     config: DomainConfig,
+    /// The name of the pair that chose domains when this one was made.
+    route_by: Option<Box<str>>,
     contexts: Arc<DomainContexts>,
     envelope: Envelope,
     branches: Option<BranchKek>,
@@ -123,6 +130,16 @@ impl Domain {
 
     fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Whether it would be made the same again.
+    fn is_made_of(&self, config: &DomainConfig, route_by: Option<&str>) -> bool {
+        self.0.config == *config && self.is_routed_by(route_by)
+    }
+
+    /// Whether its contexts may have the pair that chooses the domain.
+    fn is_routed_by(&self, route_by: Option<&str>) -> bool {
+        self.0.config.may_have.is_none() || self.0.route_by.as_deref() == route_by
     }
 }
 

@@ -1,13 +1,13 @@
 //! Makes a domain from its configuration.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
 use std::fmt;
 
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
 
 use super::config::{Address, Branches, DomainConfig};
+use super::shared::Shared;
 use super::{Domain, Inner, Schemes};
 use crate::branch::{BranchKek, BranchKekBuilder};
 use crate::context::EncryptionContext;
@@ -16,8 +16,11 @@ use crate::envelope::{Envelope, EnvelopeBuilder, StartOptions, StartUp};
 use crate::error::{Error, ErrorKind};
 use crate::kek::KekProvider;
 use crate::observe::Observer;
+#[cfg(feature = "audit")]
+use crate::observe::audit::AuditTrail;
+use crate::policy::{Policy, PolicyOptions};
 use crate::store::KeyStore;
-use crate::sync::{Arc, Mutex, PoisonError, Weak};
+use crate::sync::Arc;
 
 const MAX_NAME: usize = 128;
 
@@ -62,6 +65,8 @@ struct Parts {
     writing: Vec<Arc<dyn KekProvider>>,
     reading: Vec<Arc<dyn KekProvider>>,
     store: Option<Arc<dyn KeyStore>>,
+    policy: Option<(Arc<dyn Policy>, PolicyOptions)>,
+    observers: Vec<Arc<dyn Observer>>,
 }
 
 /// Opens domains. What all of them have is here.
@@ -73,8 +78,10 @@ pub(super) struct Opener {
     pub(super) observers: Vec<Arc<dyn Observer>>,
     /// Whether KEKs are asked before a domain is used.
     pub(super) start_up: Option<StartUp>,
-    /// The stores in use, by URI.
-    pub(super) stores: Mutex<HashMap<Address, Weak<dyn KeyStore>>>,
+    #[cfg(feature = "audit")]
+    pub(super) trail: Option<AuditTrail>,
+    pub(super) stores: Shared<dyn KeyStore>,
+    pub(super) policies: Shared<dyn Policy>,
 }
 
 impl Opener {
@@ -94,10 +101,12 @@ impl Opener {
             }
             None => None,
         };
-        let Parts { writing, reading, store } = parts;
+        let Parts { writing, reading, store, policy, observers } = parts;
         let mut builder = (self.envelopes)(name, Envelope::builder()).domain(contexts.clone());
-        builder = self.observers.iter().cloned().fold(builder, EnvelopeBuilder::observer);
+        builder = observers.into_iter().fold(builder, EnvelopeBuilder::observer);
         builder = with_settings(builder, config);
+        builder =
+            set(builder, policy, |builder, (policy, options)| builder.policy(policy, options));
         if let Some(branches) = branches.clone() {
             // What the KEKs wrapped before there were branches is still read.
             builder = builder.wrap_with(branches);
@@ -114,18 +123,68 @@ impl Opener {
             Some(start_up) => builder.start(StartOptions::default().start_up(start_up)).await,
         };
         let envelope = envelope.map_err(|error| Field::default().wrong(error))?;
-        Ok(Domain(Arc::new(Inner { config: config.clone(), contexts, envelope, branches })))
+        let (config, route_by) = (config.clone(), route_by.map(Into::into));
+        Ok(Domain(Arc::new(Inner { config, route_by, contexts, envelope, branches })))
     }
 
     async fn parts(&self, config: &DomainConfig) -> Result<Parts, Wrong> {
         let store = match &config.store {
-            Some(uri) => Some(self.store(uri).await.map_err(|error| field("store").wrong(error))?),
+            Some(uri) => {
+                let made = self.stores.get_or_make(uri, self.schemes.make_store(uri)).await;
+                Some(made.map_err(|error| field("store").wrong(error))?)
+            }
             None => None,
         };
         Ok(Parts {
+            observers: self.observers(config)?,
+            policy: self.policy(config).await?,
             writing: self.providers("wrap_with", &config.wrap_with).await?,
             reading: self.providers("unwrap_with", &config.unwrap_with).await?,
             store,
+        })
+    }
+
+    async fn policy(
+        &self,
+        config: &DomainConfig,
+    ) -> Result<Option<(Arc<dyn Policy>, PolicyOptions)>, Wrong> {
+        let of_decisions = |error| field("decisions").wrong(error);
+        let options = config.decisions.clone().unwrap_or_default();
+        options.check_for_domain().map_err(of_decisions)?;
+        let Some(uri) = &config.policy else {
+            return match config.decisions {
+                None => Ok(None),
+                Some(_) => Err(of_decisions(invalid("nobody decides; set `policy` too"))),
+            };
+        };
+        let made = self.policies.get_or_make(uri, self.schemes.make_policy(uri)).await;
+        let policy = made.map_err(|error| field("policy").wrong(error))?;
+        Ok(Some((policy, options)))
+    }
+
+    /// Those of every domain, and the trail as this domain has it.
+    fn observers(&self, config: &DomainConfig) -> Result<Vec<Arc<dyn Observer>>, Wrong> {
+        let of_domain = self.trail(config)?;
+        Ok(self.observers.iter().cloned().chain(of_domain).collect())
+    }
+
+    #[cfg(not(feature = "audit"))]
+    fn trail(&self, _: &DomainConfig) -> Result<Option<Arc<dyn Observer>>, Wrong> {
+        Ok(None)
+    }
+
+    #[cfg(feature = "audit")]
+    fn trail(&self, config: &DomainConfig) -> Result<Option<Arc<dyn Observer>>, Wrong> {
+        let wrong = |error| field("audit").wrong(error);
+        Ok(match (&self.trail, &config.audit) {
+            (Some(trail), Some(settings)) => {
+                Some(Arc::new(trail.of_domain(settings).map_err(wrong)?))
+            }
+            (Some(trail), None) => Some(Arc::new(trail.clone())),
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(wrong(invalid("there is no trail; set `DomainsBuilder::audit_trail`")));
+            }
         })
     }
 
@@ -139,31 +198,6 @@ impl Opener {
             self.schemes.make_kek(uri).map_err(move |error| of_item.wrong(error))
         });
         try_join_all(making.collect::<Vec<_>>()).await
-    }
-
-    /// Returns the store of a URI, which all domains share that name it.
-    async fn store(&self, uri: &Address) -> Result<Arc<dyn KeyStore>, Error> {
-        if let Some(store) = self.shared_store(uri, None) {
-            return Ok(store);
-        }
-        let made = self.schemes.make_store(uri).await?;
-        // Another domain may have been quicker. Its store counts.
-        Ok(self.shared_store(uri, Some(&made)).unwrap_or(made))
-    }
-
-    fn shared_store(
-        &self,
-        uri: &Address,
-        made: Option<&Arc<dyn KeyStore>>,
-    ) -> Option<Arc<dyn KeyStore>> {
-        let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
-        stores.retain(|_, store| store.strong_count() > 0);
-        if let Some(made) = made
-            && !stores.contains_key(uri)
-        {
-            stores.insert(uri.clone(), Arc::downgrade(made));
-        }
-        stores.get(uri).and_then(Weak::upgrade)
     }
 
     fn branch_builder(
@@ -181,7 +215,10 @@ impl Opener {
             .domain(name)
             .name(branches.name.as_deref().unwrap_or(name))
             .per(branches.per.iter().cloned());
-        builder = self.observers.iter().cloned().fold(builder, BranchKekBuilder::observer);
+        builder = parts.observers.iter().cloned().fold(builder, BranchKekBuilder::observer);
+        builder = set(builder, parts.policy.clone(), |builder, (policy, options)| {
+            builder.policy(policy, options.domain(name))
+        });
         builder = writing.fold(builder, BranchKekBuilder::wrap_with);
         builder = parts.reading.iter().cloned().fold(builder, BranchKekBuilder::unwrap_with);
         builder = set(builder, branches.period, BranchKekBuilder::period);

@@ -16,7 +16,7 @@ use moka::sync::Cache;
 
 use super::config::DomainConfig;
 use super::domains::{All, Domains, unknown_name};
-use super::opening::{check_name, invalid};
+use super::opening::{Field, check_name, invalid};
 use super::retiring::Retiring;
 use super::{Domain, ResolverLimits};
 use crate::context::EncryptionContext;
@@ -99,13 +99,23 @@ impl Domains {
     /// [deadline](ResolverLimits::deadline), [`ErrorKind::Throttled`] if very many are resolved at once.
     pub async fn resolve(&self, name: &str) -> Result<Domain, Error> {
         let configured = self.domain_in_configuration(name);
-        let (Some(resolving), Err(_)) = (&self.0.resolving, &configured) else { return configured };
-        self.0.check_open()?;
-        if check_name(name).is_err() {
-            return configured;
+        match (&self.0.resolving, &configured) {
+            (Some(resolving), Err(_)) if check_name(name).is_ok() => {
+                self.resolve_by(resolving, name).await
+            }
+            _ => configured,
         }
+    }
+
+    /// Returns a domain of the resolver.
+    async fn resolve_by(&self, resolving: &Resolving, name: &str) -> Result<Domain, Error> {
+        self.0.check_open()?;
         let old = resolving.domains.get(name);
-        if let Some(fresh) = old.as_ref().filter(|old| resolving.is_fresh(old)) {
+        let is_fresh = |old: &&Resolved| {
+            let set = self.0.current.load();
+            resolving.is_fresh(old) && old.domain.is_routed_by(set.route_by.as_deref())
+        };
+        if let Some(fresh) = old.as_ref().filter(is_fresh) {
             return Ok(fresh.domain.clone());
         }
         if let Some(refusal) = resolving.refusals.get(name) {
@@ -113,6 +123,39 @@ impl Domains {
         }
         let waiter = resolving.join(&self.0, name)?;
         waiter.flight.answer.clone().await
+    }
+
+    /// Makes a context of the domain that one of the pairs chooses, as [`context`](Self::context).
+    /// If no configured domain has the value as a route, it is the name of a domain that is
+    /// [resolved](Self::resolve): with `route_by` at `tenant`, `{tenant: acme}` is in the domain
+    /// `acme`. The name of a configured domain leads to no resolver.
+    ///
+    /// # Errors
+    /// As [`context`](Self::context) and [`resolve`](Self::resolve).
+    pub async fn resolve_context<N, V>(
+        &self,
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<EncryptionContext, Error>
+    where
+        N: AsRef<str>,
+        V: AsRef<str>,
+    {
+        let pairs = EncryptionContext::new(pairs)?;
+        // The set is held by nobody who waits: it would keep domains alive that a reload ends.
+        let chosen = {
+            let set = self.0.current.load();
+            let value = set.route_of(&pairs)?;
+            match &self.0.resolving {
+                Some(resolving) if set.is_for_resolver(value) => Err((resolving, value)),
+                _ => Ok(set.routed(value)?.clone()),
+            }
+        };
+        let domain = match chosen {
+            Ok(domain) => domain,
+            Err((_, value)) if check_name(value).is_err() => return Err(unknown_name(value)),
+            Err((resolving, value)) => self.resolve_by(resolving, value).await?,
+        };
+        domain.context(pairs.iter())
     }
 
     /// Returns the envelope of the domain that a context belongs to, as [`resolve`](Self::resolve).
@@ -157,6 +200,11 @@ impl Resolving {
         self.domains.get(name).map(|resolved| resolved.domain)
     }
 
+    /// The same, if its contexts may have the pair that chooses the domain.
+    pub(super) fn cached_for_route(&self, name: &str, route_by: Option<&str>) -> Option<Domain> {
+        self.cached(name).filter(|domain| domain.is_routed_by(route_by))
+    }
+
     /// Takes out every domain.
     pub(super) fn take_all(&self) -> Vec<Domain> {
         let all = self.domains.iter().map(|(_, resolved)| resolved.domain).collect();
@@ -193,11 +241,16 @@ impl Resolving {
         let Some(config) = self.resolver.resolve(name).await? else {
             return Err(unknown_name(name));
         };
-        match old.filter(|old| *old.config() == config) {
+        if !config.routes.is_empty() {
+            let detail = "a domain of a resolver is chosen by its name";
+            return Err(Field { name: "routes", item: None }.wrong(invalid(detail)).at(name));
+        }
+        let route_by = all.current.load().route_by.clone();
+        let route_by = route_by.as_deref();
+        match old.filter(|old| old.is_made_of(&config, route_by)) {
             Some(same) => Ok(same),
             None => {
-                let route_by = all.current.load().route_by.clone();
-                let opened = all.opener.open(name, &config, route_by.as_deref()).await;
+                let opened = all.opener.open(name, &config, route_by).await;
                 opened.map_err(|wrong| wrong.at(name))
             }
         }

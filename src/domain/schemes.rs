@@ -1,4 +1,4 @@
-//! Who makes a provider or a key store from a URI.
+//! Who makes a provider, a key store or a policy from a URI.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -9,21 +9,23 @@ use super::config::Address;
 use crate::error::{Error, ErrorKind, nearest};
 use crate::kek::KekProvider;
 use crate::kek::local::LocalKek;
+use crate::policy::Policy;
 use crate::runtime::BoxFuture;
 use crate::store::{KeyStore, MemoryStore};
 use crate::sync::Arc;
 
 type Factory<T> = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Arc<T>, Error>> + Send + Sync>;
 
-/// The providers and key stores that a configuration can name by URI, by their schemes.
+/// The providers, key stores and policies that a configuration can name by URI, by their schemes.
 ///
-/// The crates of providers and stores offer a function `from_uri` for each scheme of theirs:
+/// The crates of providers, stores and policies offer a function `from_uri` for each scheme of theirs:
 ///
 /// ```ignore
 /// Schemes::default()
 ///     .kek("aws-kms", AwsKmsKek::from_uri)
 ///     .kek("vault-transit", VaultTransitKek::from_uri)
 ///     .store("postgres", PostgresKeyStore::from_uri)
+///     .policy("rego", RegoPolicy::from_uri)
 /// ```
 ///
 /// With a closure you set up a provider that needs more than a URI, such as a client of your own:
@@ -43,11 +45,12 @@ type Factory<T> = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Arc<T>, Error>
 pub struct Schemes {
     keks: BTreeMap<String, Factory<dyn KekProvider>>,
     stores: BTreeMap<String, Factory<dyn KeyStore>>,
+    policies: BTreeMap<String, Factory<dyn Policy>>,
 }
 
 impl Default for Schemes {
     fn default() -> Self {
-        Self { keks: BTreeMap::new(), stores: BTreeMap::new() }
+        Self { keks: BTreeMap::new(), stores: BTreeMap::new(), policies: BTreeMap::new() }
             .kek("local", async |uri: String| LocalKek::from_config(&uri.parse()?))
             .store("memory", async |_: String| Ok(MemoryStore::new()))
     }
@@ -91,12 +94,52 @@ impl Schemes {
         self
     }
 
+    /// Adds a scheme of policies, as [`kek`](Self::kek). Of one URI at most one policy is kept, so
+    /// domains that name it share its rules and their reload.
+    ///
+    /// ```
+    /// # use waxseal::domain::Schemes;
+    /// # use waxseal::policy::{BoxFuture, Decision, Policy, Question};
+    /// # #[derive(Debug)]
+    /// # struct OfficeHours;
+    /// # impl Policy for OfficeHours {
+    /// #     fn decide<'a>(
+    /// #         &'a self,
+    /// #         _: &'a Question<'a>,
+    /// #     ) -> BoxFuture<'a, Result<Decision, waxseal::Error>> {
+    /// #         Box::pin(async { Ok(Decision::allow()) })
+    /// #     }
+    /// # }
+    /// // A policy of your own, which a configuration names `code:office-hours`.
+    /// let schemes = Schemes::default().policy("code", |_: String| async { Ok(OfficeHours) });
+    /// ```
+    pub fn policy<P, F>(
+        mut self,
+        scheme: &str,
+        make: impl Fn(String) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        P: Policy + 'static,
+        F: Future<Output = Result<P, Error>> + Send + 'static,
+    {
+        let make: Factory<dyn Policy> = Arc::new(move |uri| {
+            let made = make(uri);
+            Box::pin(async move { Ok(Arc::new(made.await?) as Arc<dyn Policy>) })
+        });
+        self.policies.insert(scheme.to_ascii_lowercase(), make);
+        self
+    }
+
     pub(super) async fn make_kek(&self, uri: &Address) -> Result<Arc<dyn KekProvider>, Error> {
         make(&self.keks, uri).await
     }
 
     pub(super) async fn make_store(&self, uri: &Address) -> Result<Arc<dyn KeyStore>, Error> {
         make(&self.stores, uri).await
+    }
+
+    pub(super) async fn make_policy(&self, uri: &Address) -> Result<Arc<dyn Policy>, Error> {
+        make(&self.policies, uri).await
     }
 }
 
@@ -112,6 +155,7 @@ async fn make<T: ?Sized>(
     }
     let detail = match nearest(&scheme, known()) {
         Some(near) => format!("scheme `{scheme}:` is unknown; did you mean `{near}:`?"),
+        None if factories.is_empty() => "no scheme is known: add one to `Schemes`".to_owned(),
         None => {
             let known: Vec<_> = known().collect();
             format!("not a URI of a known scheme; known are {}", known.join(", "))
@@ -125,6 +169,7 @@ impl fmt::Debug for Schemes {
         f.debug_struct("Schemes")
             .field("keks", &self.keks.keys())
             .field("stores", &self.stores.keys())
+            .field("policies", &self.policies.keys())
             .finish()
     }
 }

@@ -9,8 +9,11 @@ use futures_util::stream;
 
 use super::Domain;
 use super::config::DomainConfig;
+use super::domains::unknown;
 use super::opening::{Field, Opener, Wrong, invalid};
 use super::source::Configuration;
+use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind, nearest};
 
 /// How many domains are opened at the same time.
 const AT_ONCE: usize = 8;
@@ -63,18 +66,37 @@ impl Set {
         config: &DomainConfig,
         route_by: Option<&str>,
     ) -> Result<(Domain, bool), (String, Wrong)> {
-        if let Some(kept) = self.same(name, config, route_by) {
+        let there = self.domains.get(name);
+        if let Some(kept) = there.filter(|there| there.is_made_of(config, route_by)) {
             return Ok((kept.clone(), true));
         }
         let opened = opener.open(name, config, route_by).await;
         opened.map(|domain| (domain, false)).map_err(|wrong| (name.to_owned(), wrong))
     }
 
-    /// Returns the domain of this name, if it would be made the same again.
-    fn same(&self, name: &str, config: &DomainConfig, route_by: Option<&str>) -> Option<&Domain> {
-        // What a context may have includes the pair that chooses the domain.
-        let names_are = config.may_have.is_none() || self.route_by.as_deref() == route_by;
-        self.domains.get(name).filter(|domain| names_are && domain.config() == config)
+    /// Returns the value of the pair that chooses the domain.
+    pub(super) fn route_of<'c>(&self, pairs: &'c EncryptionContext) -> Result<&'c str, Error> {
+        let by = self.route_by.as_deref();
+        let by = by.ok_or_else(|| invalid("route_by: no pair is set that chooses the domain"))?;
+        pairs.get(by).ok_or_else(|| {
+            let hint = nearest(by, pairs.iter().map(|(name, _)| name));
+            let hint = hint.map(|name| format!("; it has {name:?}")).unwrap_or_default();
+            let detail = format!("it has no pair {by:?}, which chooses the domain{hint}");
+            Error::new(ErrorKind::InvalidContext, detail)
+        })
+    }
+
+    /// Returns the domain that a value chooses.
+    pub(super) fn routed(&self, value: &str) -> Result<&Domain, Error> {
+        let by = self.route_by.as_deref().unwrap_or_default();
+        self.routes.get(value).ok_or_else(|| unknown(by, value, self.routes.keys()))
+    }
+
+    /// Whether a resolver may know the domain of a value. A domain of the configuration is chosen by
+    /// its routes alone, so its name as a value is nobody's.
+    #[cfg(feature = "domains")]
+    pub(super) fn is_for_resolver(&self, value: &str) -> bool {
+        !self.routes.contains_key(value) && !self.domains.contains_key(value)
     }
 
     fn add(&mut self, domain: Domain) -> Result<(), (String, Wrong)> {

@@ -223,6 +223,9 @@ impl Guard {
 
     #[inline(never)]
     fn known(&self, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
+        if self.options.require_caller && asked.caller.is_none() {
+            return Some(Err(self.deny(asked, "no caller is named")));
+        }
         let every = self.options.report_every;
         let is_to_report = |entry: &Entry| {
             every > 0

@@ -44,6 +44,7 @@ pub struct PolicyOptions {
     last_known_for: Option<Duration>,
     ignore_request_id: bool,
     report_cached_allows: u32,
+    require_caller: bool,
 }
 
 impl PolicyOptions {
@@ -100,6 +101,22 @@ impl PolicyOptions {
         self
     }
 
+    /// Denies every operation for which no caller is named, without asking the policy. Its reason is
+    /// "no caller is named".
+    pub fn require_caller(mut self) -> Self {
+        self.require_caller = true;
+        self
+    }
+
+    /// Whether every value is in its range, and the domain is left to the envelope that has one.
+    pub(crate) fn check_for_domain(&self) -> Result<(), Error> {
+        if self.domain.is_some() {
+            let detail = "domain: leave it out, the policy sees the name of the domain";
+            return Err(Error::new(ErrorKind::InvalidOption, detail));
+        }
+        self.clone().check(Duration::MAX).map(drop)
+    }
+
     /// Checks them, against the longest time that a DEK serves.
     pub(super) fn check(self, max_age: Duration) -> Result<OptionsInForce, Error> {
         let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
@@ -125,6 +142,7 @@ impl PolicyOptions {
             last_known_for,
             with_request_id: !self.ignore_request_id,
             report_every: self.report_cached_allows,
+            require_caller: self.require_caller,
         })
     }
 }
@@ -146,4 +164,5 @@ pub(super) struct OptionsInForce {
     pub(super) last_known_for: Duration,
     pub(super) with_request_id: bool,
     pub(super) report_every: u32,
+    pub(super) require_caller: bool,
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use waxseal::domain::Domains;
+use waxseal::policy::{BoxFuture, Decision, Policy, Question};
 use waxseal::{Aad, Error, ErrorKind, Suite};
 use waxseal_testing::support::block_on;
 
@@ -47,7 +48,21 @@ fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
 
 fn load(text: &str) -> Result<Domains, Error> {
     let (_folder, path) = file(text);
-    block_on(World::default().builder().file(path).build())
+    let world = World::default();
+    let schemes = world.schemes().policy("code", async |uri: String| match uri.as_str() {
+        "code:x" => Ok(Open),
+        _ => Err(Error::new(ErrorKind::InvalidOption, "it does not load")),
+    });
+    block_on(world.builder().schemes(schemes).file(path).build())
+}
+
+#[derive(Debug)]
+struct Open;
+
+impl Policy for Open {
+    fn decide<'a>(&'a self, _: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        Box::pin(async { Ok(Decision::allow()) })
+    }
 }
 
 #[test]
@@ -150,20 +165,82 @@ fn an_error_names_file_line_and_field() {
             "[domains.a]\nwrap_with = [\"kek:a\"]\nstore = \"store:x\"\n[domains.a.branches]\nperiod = \"1s\"\n",
             "5: domains.a.branches.period: period is 1s",
         ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\npolicy = \"cod:hunter2\"",
+            "3: domains.a.policy: scheme `cod:` is unknown; did you mean `code:`?",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\npolicy = \"code:hunter2\"",
+            "3: domains.a.policy: it does not load",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\ncalls.timeout = \"1s\"\npolicy = \"code:x\"\n[domains.a.decisions]\ntimeout = \"2m\"",
+            "6: domains.a.decisions.timeout: policy: timeout is 2m, 1ms to 60s",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\npolicy = \"code:x\"\ndecisions.domain = \"hunter2\"",
+            "4: domains.a.decisions.domain: domain: leave it out",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\ndecisions.cache_fro = \"1s\"",
+            "3: domains.a.decisions.cache_fro: unknown field `cache_fro`; did you mean `cache_for`?",
+        ),
+        (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.decisions]\nrequire_caller = true",
+            "3: domains.a.decisions: nobody decides; set `policy` too",
+        ),
         ("[domains.\"a b\"]\nwrap_with = [\"kek:a\"]", "1: domains.a b: the name of a domain has"),
         (
             "[domains.a]\nwrap_with = [\"kek:a\"]\nroutes = [\"x\"]\n[domains.b]\nwrap_with = [\"kek:a\"]\nroutes = [\"y\",\n\"x\"]",
             "7: domains.b.routes[1]: domain \"a\" has this route too",
         ),
     ] {
-        let error = load(text).unwrap_err();
-        let shown = format!("{error} {error:?}");
-        let place =
-            shown.split("domains.toml:").nth(1).unwrap_or_else(|| panic!("{text}: {shown}"));
-        assert!(place.starts_with(at), "{text}:\n{place}");
-        assert!(!shown.contains("hunter2"), "{text}: {shown}");
-        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{text}");
+        refused(load(text), text, at);
     }
+}
+
+fn refused(loaded: Result<Domains, Error>, text: &str, at: &str) {
+    let error = loaded.unwrap_err();
+    let shown = format!("{error} {error:?}");
+    let place = shown.split("domains.toml:").nth(1).unwrap_or_else(|| panic!("{text}: {shown}"));
+    assert!(place.starts_with(at), "{text}:\n{place}");
+    assert!(!shown.contains("hunter2"), "{text}: {shown}");
+    assert_eq!(error.kind(), ErrorKind::InvalidOption, "{text}");
+}
+
+#[cfg(feature = "audit")]
+#[test]
+fn an_error_in_audit_settings_names_file_line_and_field() {
+    let with_trail = |text: &str| {
+        let (folder, path) = file(text);
+        let directory = waxseal::audit::TrailDirectory::new(folder.path().join("audit"));
+        let trail = waxseal::audit::AuditTrail::builder().directory(directory).start().unwrap();
+        block_on(World::default().builder().audit_trail(trail).file(path).build())
+    };
+    for (settings, at) in [
+        (
+            "context_values = { tenant = \"clera\" }",
+            "4: domains.a.audit.context_values.tenant: unknown value `clera`; did you mean `clear`?",
+        ),
+        (
+            "context_value.tenant = \"clear\"",
+            "4: domains.a.audit.context_value: unknown field `context_value`; did you mean `context_values`?",
+        ),
+        (
+            "access_summaries = \"10ms\"",
+            "4: domains.a.audit.access_summaries: access_summaries: at least a second, or 0",
+        ),
+        (
+            "context_values.tenant = \"hashed\"",
+            "4: domains.a.audit.context_values: context_values: hashed values need the trail's",
+        ),
+    ] {
+        let text = format!("[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.audit]\n{settings}");
+        refused(with_trail(&text), &text, at);
+    }
+    let text = "[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.audit]\n";
+    with_trail(text).unwrap();
+    refused(load(text), text, "3: domains.a.audit: there is no trail");
 }
 
 #[test]
@@ -178,12 +255,13 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 /// The file that the page shows, with other providers under its schemes.
+#[cfg(feature = "audit")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_of_the_page_is_read_to_its_end() {
     let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/domains.md");
     let page = std::fs::read_to_string(page).unwrap();
     let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
-    let (_folder, path) = file(text);
+    let (folder, path) = file(text);
     let scripted = |name: &'static str| {
         move |_: String| async move { waxseal::kek::scripted::ScriptedKek::new(name) }
     };
@@ -191,12 +269,23 @@ async fn the_file_of_the_page_is_read_to_its_end() {
         .kek("aws-kms", scripted("aws"))
         .kek("vault-transit", scripted("vault"))
         .kek("local", scripted("local"))
-        .store("postgres", async |_| Ok(waxseal::store::MemoryStore::new()));
-    let domains = Domains::builder().schemes(schemes).file(path).build().await.unwrap();
+        .store("postgres", async |_| Ok(waxseal::store::MemoryStore::new()))
+        .policy("rego", async |_| Ok(Open));
+    let trail = waxseal::audit::AuditTrail::builder()
+        .directory(waxseal::audit::TrailDirectory::new(folder.path().join("audit")))
+        .context_key(waxseal::audit::AuditKey::random().unwrap());
+    let builder = Domains::builder().schemes(schemes).audit_trail(trail.start().unwrap());
+    let domains = builder.file(path).build().await.unwrap();
     let context = domains.context([("product", "cart"), ("tenant", "alice")]).unwrap();
     assert_eq!(context.domain(), Some("orders"));
     let payroll = domains.domain("payroll").unwrap();
-    open(&payroll, &seal(&payroll)).unwrap();
+    let context = payroll.context([("employee", "bob")]).unwrap();
+    let seal =
+        |envelope: waxseal::ActingFor<'_>| block_on(envelope.encrypt(&context, Aad::empty(), b"x"));
+    let hr = waxseal::Caller::builder().service("hr").build().unwrap();
+    seal(payroll.envelope().acting_for(&hr)).unwrap();
+    let nobody = block_on(payroll.envelope().encrypt(&context, Aad::empty(), b"x")).unwrap_err();
+    assert_eq!(&*nobody.reasons()[0], "no caller is named");
 }
 
 #[test]

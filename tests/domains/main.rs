@@ -3,9 +3,12 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+#[cfg(all(feature = "audit", feature = "domains"))]
+mod audited;
 mod branches;
 mod contexts;
 mod crossing;
+mod deciding;
 #[cfg(feature = "domains")]
 mod file;
 mod ground;
@@ -14,4 +17,6 @@ mod opening;
 mod reload;
 #[cfg(feature = "domains")]
 mod resolver;
+#[cfg(feature = "domains")]
+mod routing;
 mod vectors;

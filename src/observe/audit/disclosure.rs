@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 
 use super::key::AuditKey;
+use super::of_domain::DomainAudit;
 use super::record::ContextValue;
 use crate::context::EncryptionContext;
 
 /// How the value of a pair of the encryption context appears in records. Its name always does,
 /// and so does the name of a data domain, which operators choose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Disclosure {
     /// As it is.
@@ -39,13 +41,25 @@ impl Disclosures {
             .any(|how| *how == Disclosure::Hashed)
     }
 
-    pub(super) fn shown(&self, context: &EncryptionContext) -> BTreeMap<String, ContextValue> {
-        let pairs = context.iter();
-        pairs.map(|(name, value)| (name.to_owned(), self.shown_value(name, value))).collect()
+    /// What a record shows of a context. What its domain says counts more.
+    pub(super) fn shown(
+        &self,
+        context: &EncryptionContext,
+        domain: Option<&DomainAudit>,
+    ) -> BTreeMap<String, ContextValue> {
+        let shown = |name: &str| {
+            domain
+                .and_then(|domain| domain.shown(name))
+                .or_else(|| self.by_name.get(name).copied())
+                .or_else(|| domain.and_then(DomainAudit::usual))
+                .unwrap_or(self.usual)
+        };
+        let value = |name: &str, value: &str| self.shown_value(shown(name), name, value);
+        context.iter().map(|(name, text)| (name.to_owned(), value(name, text))).collect()
     }
 
-    fn shown_value(&self, name: &str, value: &str) -> ContextValue {
-        match (self.by_name.get(name).unwrap_or(&self.usual), &self.key) {
+    fn shown_value(&self, shown: Disclosure, name: &str, value: &str) -> ContextValue {
+        match (shown, &self.key) {
             (Disclosure::Clear, _) => ContextValue::Clear(value.to_owned()),
             (Disclosure::Hashed, Some(key)) => {
                 let hmac = key.hash_value(name, value).ok();

@@ -3,9 +3,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::ledger::rfc3339;
+use super::of_domain::DomainAudit;
 use super::record::Record;
 use crate::caller::{Action, Caller};
 use crate::clock::Moment;
@@ -36,12 +38,14 @@ pub(super) struct Draft {
     pub(super) clock_offset: i64,
     pub(super) record: Record,
     pub(super) context: Option<EncryptionContext>,
+    /// What the domain of the context says about it.
+    pub(super) of_domain: Option<Arc<DomainAudit>>,
 }
 
 impl Draft {
     pub(super) fn new(at: Moment, record: Record) -> Self {
         let (wall_nanos, clock_offset) = (at.wall_nanos(), offset(at));
-        Self { wall_nanos, clock_offset, record, context: None }
+        Self { wall_nanos, clock_offset, record, context: None, of_domain: None }
     }
 
     /// Makes the draft of an event.

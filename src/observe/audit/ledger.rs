@@ -169,8 +169,9 @@ impl Ledger {
         }
         self.clock_offset = Some(draft.clock_offset);
         let mut record = draft.record.clone();
-        record.context =
-            draft.context.as_ref().map(|context| self.terms.disclosures.shown(context));
+        let of_domain = draft.of_domain.as_deref();
+        let shown = |context| self.terms.disclosures.shown(context, of_domain);
+        record.context = draft.context.as_ref().map(shown);
         self.write(record, draft.wall_nanos)
     }
 

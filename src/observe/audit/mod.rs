@@ -31,6 +31,7 @@ mod draft;
 mod file;
 mod key;
 mod ledger;
+mod of_domain;
 mod queue;
 mod record;
 mod resume;
@@ -45,6 +46,7 @@ pub use checkpoint::{Checkpoint, CheckpointFields, CheckpointKey, CheckpointVeri
 pub use disclosure::Disclosure;
 pub use file::{SyncPolicy, TrailDirectory};
 pub use key::AuditKey;
+pub use of_domain::DomainAudit;
 pub use queue::Backpressure;
 pub use record::{ContextValue, Record, TrailFields};
 #[cfg(feature = "tracing")]

@@ -27,6 +27,7 @@ const DEFAULT_CHECKPOINT_RECORDS: u64 = 1000;
 const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const DEFAULT_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 const MAX_SERVICE: usize = 256;
+pub(super) const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
 /// An audit trail: an [`Observer`] that keeps a record of every event.
 ///
@@ -69,6 +70,7 @@ struct Shared {
     clock: Clock,
     close_within: Duration,
     summaries: Option<Duration>,
+    has_context_key: bool,
 }
 
 /// Counts what a trail did since its start.
@@ -122,11 +124,23 @@ impl AuditTrail {
             failure,
         }
     }
+
+    pub(super) fn draft(&self, event: &Event<'_>) -> Draft {
+        Draft::of(event, self.0.clock.now())
+    }
+
+    pub(super) fn push(&self, draft: Draft) {
+        self.0.queue.push(draft);
+    }
+
+    pub(super) fn has_context_key(&self) -> bool {
+        self.0.has_context_key
+    }
 }
 
 impl Observer for AuditTrail {
     fn event(&self, event: &Event<'_>) {
-        self.0.queue.push(Draft::of(event, self.0.clock.now()));
+        self.push(self.draft(event));
     }
 
     fn access_summaries(&self) -> Option<Duration> {
@@ -284,7 +298,7 @@ impl AuditTrailBuilder {
     /// line. [`ErrorKind::UnsupportedVersion`]. [`ErrorKind::Randomness`].
     pub fn start(self) -> Result<AuditTrail, Error> {
         self.check()?;
-        let now = self.clock.now();
+        let (now, has_context_key) = (self.clock.now(), self.disclosures.key.is_some());
         let keys = match &self.checkpoint_key {
             Some(key) => self.earlier_keys.into_iter().chain(key.verifier()).collect(),
             None => Vec::new(),
@@ -319,7 +333,8 @@ impl AuditTrailBuilder {
             .map_err(failed)?;
         let close_within = self.close_within.unwrap_or(DEFAULT_CLOSE_WITHIN);
         let (clock, summaries) = (self.clock, self.summaries);
-        Ok(AuditTrail(Arc::new(Shared { queue, clock, close_within, summaries })))
+        let shared = Shared { queue, clock, close_within, summaries, has_context_key };
+        Ok(AuditTrail(Arc::new(shared)))
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -337,7 +352,7 @@ impl AuditTrailBuilder {
         if self.capacity.is_some_and(|capacity| capacity == 0 || capacity > HARD_CAPACITY) {
             return refused("capacity: 1 to 1048576 events are allowed");
         }
-        if self.summaries.is_some_and(|every| every < Duration::from_secs(1)) {
+        if self.summaries.is_some_and(|every| every < SHORTEST_SUMMARY) {
             return refused("access_summaries: at least a second");
         }
         if self.checkpoint_records == Some(0) {

@@ -3,6 +3,7 @@
 
 mod builder;
 mod client;
+mod uri;
 
 pub use builder::OpaPolicyBuilder;
 pub use client::OpaPolicy;

@@ -8,6 +8,7 @@ mod lint;
 mod policy;
 mod sources;
 mod tester;
+mod uri;
 
 pub use builder::{RegoPolicyBuilder, RegoSources};
 pub use lint::{Finding, Lint, lint};

@@ -9,6 +9,7 @@ mod opa;
 mod rego;
 mod reload;
 mod server;
+mod uris;
 
 use waxseal::kek::local::LocalKek;
 use waxseal::policy::{Policy, PolicyOptions};

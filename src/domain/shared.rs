@@ -1,0 +1,44 @@
+//! What domains share that name one URI: key stores, policies.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+
+use super::config::Address;
+use crate::error::Error;
+use crate::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// What is in use, by URI. It lives as long as a domain has it.
+pub(super) struct Shared<T: ?Sized>(Mutex<HashMap<Address, Weak<T>>>);
+
+impl<T: ?Sized> Default for Shared<T> {
+    fn default() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+}
+
+impl<T: ?Sized> Shared<T> {
+    /// Returns what there is of a URI, or makes it.
+    pub(super) async fn get_or_make(
+        &self,
+        uri: &Address,
+        make: impl Future<Output = Result<Arc<T>, Error>>,
+    ) -> Result<Arc<T>, Error> {
+        if let Some(there) = self.entry(uri, None) {
+            return Ok(there);
+        }
+        let made = make.await?;
+        // Another domain may have been quicker. Then its one counts.
+        Ok(self.entry(uri, Some(&made)).unwrap_or(made))
+    }
+
+    fn entry(&self, uri: &Address, made: Option<&Arc<T>>) -> Option<Arc<T>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, one| one.strong_count() > 0);
+        if let Some(made) = made
+            && !all.contains_key(uri)
+        {
+            all.insert(uri.clone(), Arc::downgrade(made));
+        }
+        all.get(uri).and_then(Weak::upgrade)
+    }
+}
