@@ -2,12 +2,12 @@
 //!
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
 //! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, and what breaks the
-//! connections to them. With `postgres`: a real PostgreSQL. What tests the stand-ins is in `tests/`
-//! of this crate.
+//! connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine of Open Policy
+//! Agent. What tests the stand-ins is in `tests/` of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
-#[cfg(any(feature = "servers", feature = "postgres"))]
+#[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
 pub mod python;
 pub mod scan;
@@ -15,7 +15,7 @@ pub mod seaweedfs;
 pub mod stand_in;
 pub mod support;
 
-#[cfg(feature = "servers")]
+#[cfg(any(feature = "opa", feature = "servers"))]
 pub mod fault_proxy;
 #[cfg(feature = "servers")]
 pub mod kms_child;
@@ -23,6 +23,8 @@ pub mod kms_child;
 pub mod kms_front;
 #[cfg(feature = "servers")]
 pub mod middlebox;
+#[cfg(feature = "opa")]
+pub mod opa;
 #[cfg(feature = "servers")]
 pub mod openbao;
 #[cfg(feature = "postgres")]

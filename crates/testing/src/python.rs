@@ -17,22 +17,31 @@ pub fn interpreter_in(name: &str, requirements: &Path) -> PathBuf {
 
 /// The same, with these packages: the lines of a requirements file.
 pub fn interpreter_with(name: &str, packages: &str) -> PathBuf {
+    let install = |directory: &Path, python: &Path| {
+        let requirements = directory.join("requirements.txt");
+        fs::write(&requirements, packages).unwrap();
+        run(Command::new(python)
+            .args(["-m", "pip", "install", "--quiet", "--requirement"])
+            .arg(&requirements));
+    };
+    filled_once(name, packages, install).join("venv/bin/python")
+}
+
+/// A directory of this name with an environment in it, that `fill` was given once for what is in it
+/// now, with the environment's interpreter.
+pub fn filled_once(name: &str, contents: &str, fill: impl FnOnce(&Path, &Path)) -> PathBuf {
     let directory = crate::target_directory().join(name);
     fs::create_dir_all(&directory).unwrap();
     let lock = File::create(directory.join("lock")).unwrap();
     lock.lock().unwrap();
     let (python, installed) = (directory.join("venv/bin/python"), directory.join("installed"));
-    if fs::read_to_string(&installed).is_ok_and(|done| done == packages) && python.exists() {
-        return python;
+    if fs::read_to_string(&installed).is_ok_and(|done| done == contents) && python.exists() {
+        return directory;
     }
-    let requirements = directory.join("requirements.txt");
-    fs::write(&requirements, packages).unwrap();
     run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(directory.join("venv")));
-    run(Command::new(&python)
-        .args(["-m", "pip", "install", "--quiet", "--requirement"])
-        .arg(&requirements));
-    fs::write(installed, packages).unwrap();
-    python
+    fill(&directory, &python);
+    fs::write(installed, contents).unwrap();
+    directory
 }
 
 /// Runs a command and returns what it printed. Panics when it fails.

@@ -52,10 +52,11 @@ break_glass_reason contains "two people have to approve, and neither is the call
 }
 
 # Each person once, whoever wrote the approval twice; those of the last hours only.
-approver contains approval.by if {
+approver contains name if {
 	some approval in case.approvals
-	approval.by in data.break_glass.approvers
-	approval.by != input.caller.attributes.user
+	name := approval.by
+	name in data.break_glass.approvers
+	name != input.caller.attributes.user
 	at := time.parse_rfc3339_ns(approval.at)
 	at <= now
 	now - at < data.break_glass.valid_minutes * 60000000000

@@ -9,6 +9,7 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 use waxseal::{Error, ErrorKind};
 
+use super::heads;
 use super::sources::{Contents, bad, is_test};
 
 /// How many steps are evaluated between two looks at the clock.
@@ -46,6 +47,7 @@ impl Compiled {
             check_interval: CHECK_INTERVAL,
         });
         let mut has_allow = false;
+        refuse_lookups_in_heads(contents)?;
         for (name, text) in &contents.modules {
             if is_test(name) && !with_tests {
                 continue;
@@ -101,6 +103,18 @@ impl Compiled {
                 .map_err(|_| Error::new(ErrorKind::Provider, "the answer is no JSON")),
         }
     }
+}
+
+/// The engine would drop reasons to deny, silently.
+fn refuse_lookups_in_heads(contents: &Contents) -> Result<(), Error> {
+    let policies = || contents.modules.iter().filter(|(name, _)| !is_test(name));
+    let found = heads::lookups(policies().map(|(_, text)| &**text));
+    let first = policies().zip(found).find_map(|((name, _), lines)| Some((name, *lines.first()?)));
+    first.map_or(Ok(()), |(name, line)| {
+        let what = "the head looks up what may be undefined for one of several solutions: look it \
+                    up in the body, and name it in the head";
+        Err(bad(&format!("{name}:{line}"), what))
+    })
 }
 
 /// A package is names with dots between.

@@ -9,6 +9,7 @@ use waxseal::{EncryptionContext, Error};
 
 use super::builder::RegoSources;
 use super::engine::Compiled;
+use super::heads;
 use super::sources::{self, is_test};
 use crate::answer;
 
@@ -27,11 +28,20 @@ pub enum Lint {
     /// The syntax of Rego v0, in which `allow` without `if` may be true for everybody. It does not
     /// load.
     OldSyntax,
-    /// `not` before a call: where a part of the call is undefined, Rego engines differ in what it
-    /// means. Give the call a rule of its own.
+    /// `not` before a call, `in`, arithmetic, or an index that is a path: where a part of it is
+    /// undefined, Rego engines differ in what it means. Give it a rule of its own.
     NegatedCall,
+    /// The head of a rule looks up what may be undefined for one of several solutions. The engine
+    /// would drop the others, and with them reasons to deny. It does not load.
+    LookupInHead,
     /// The clock of the machine is read. Use `input.time`, which tests can set.
     WallClock,
+}
+
+impl Lint {
+    fn keeps_from_loading(self) -> bool {
+        matches!(self, Self::OldSyntax | Self::LookupInHead)
+    }
 }
 
 /// A warning.
@@ -54,8 +64,9 @@ impl fmt::Display for Finding {
             Lint::NoTest => "there is no test (a rule test_... in a file that ends in _test.rego)",
             Lint::OldSyntax => "the syntax of Rego v0: write `if` before a body, and `contains`",
             Lint::NegatedCall => {
-                "not before a call: engines differ where a part of it is undefined"
+                "not before a call, `in` or a nested path: engines differ where a part is undefined"
             }
+            Lint::LookupInHead => "the head looks something up: look it up in the body",
             Lint::WallClock => "the machine's clock is read: use input.time",
         };
         match self.line {
@@ -66,7 +77,7 @@ impl fmt::Display for Finding {
 }
 
 /// Looks for likely mistakes in the policy of a package. It is for tests and CI: a policy with
-/// findings loads and decides all the same, but for the old syntax.
+/// findings loads and decides all the same, but for the old syntax and look-ups in heads.
 ///
 /// ```
 /// use waxseal_policy::{Lint, RegoSources, lint};
@@ -78,13 +89,20 @@ impl fmt::Display for Finding {
 /// ```
 ///
 /// # Errors
-/// As [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), unless it is the old syntax
-/// that is at fault.
+/// As [`RegoPolicyBuilder::build`](crate::RegoPolicyBuilder::build), unless a finding tells why it
+/// does not load.
 pub fn lint(sources: &RegoSources, package: &str) -> Result<Vec<Finding>, Error> {
     let contents = sources::read(&sources.sources)?;
     let mut findings = Vec::new();
-    for (name, text) in contents.modules.iter().filter(|(name, _)| !is_test(name)) {
+    let policies = || contents.modules.iter().filter(|(name, _)| !is_test(name));
+    for ((name, text), lines) in policies().zip(heads::lookups(policies().map(|(_, text)| &**text)))
+    {
         of_text(name, text, &mut findings);
+        findings.extend(lines.into_iter().map(|line| Finding {
+            lint: Lint::LookupInHead,
+            file: name.clone(),
+            line: Some(line),
+        }));
     }
     match Compiled::new(&contents, package, TIME_LIMIT, false) {
         Ok(compiled) => {
@@ -92,7 +110,7 @@ pub fn lint(sources: &RegoSources, package: &str) -> Result<Vec<Finding>, Error>
                 findings.push(about(Lint::AllowsNobody, package));
             }
         }
-        Err(_) if findings.iter().any(|finding| finding.lint == Lint::OldSyntax) => {}
+        Err(_) if findings.iter().any(|finding| finding.lint.keeps_from_loading()) => {}
         Err(error) => return Err(error),
     }
     let has_test = |text: &str| code_lines(text).any(|(_, line)| line.starts_with("test_"));
@@ -136,8 +154,7 @@ fn of_text(name: &str, text: &str, findings: &mut Vec<Finding>) {
         if is_old_rule(&line, &words) {
             found(Lint::OldSyntax);
         }
-        if words.iter().zip(words.iter().skip(1)).any(|(word, next)| *word == "not" && calls(next))
-        {
+        if line.split("not ").skip(1).any(differs_negated) && words.contains(&"not") {
             found(Lint::NegatedCall);
         }
         if line.contains("time.now_ns(") {
@@ -157,15 +174,20 @@ fn is_old_rule(line: &str, words: &[&str]) -> bool {
         && !words.iter().any(|word| ["if", "contains", ":=", "=", "else"].contains(word))
 }
 
-fn calls(word: &str) -> bool {
-    let name = word.split('(').next().unwrap_or_default();
-    name.len() < word.len()
-        && !name.is_empty()
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+/// Whether what stands behind `not` has a part whose own absence is no plain `false`.
+fn differs_negated(behind: &str) -> bool {
+    let negated = behind.split([';', '}']).next().unwrap_or_default();
+    let negated = negated.split(" with ").next().unwrap_or_default();
+    let is_path = |text: &str| text.contains(['.', '[']);
+    let in_brackets = negated.split('[').skip(1).filter_map(|inner| inner.split(']').next());
+    let computes = [" in ", " + ", " - ", " * ", " / ", " % ", " & ", " | "];
+    negated.contains('(')
+        || in_brackets.into_iter().any(is_path)
+        || is_path(negated) && computes.iter().any(|sign| negated.contains(sign))
 }
 
 /// The lines of a policy with their numbers, without comments and without what stands in texts.
-fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
+pub(super) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
     let (mut code, mut rest) = (String::with_capacity(text.len()), text.chars().peekable());
     while let Some(c) = rest.next() {
         match c {

@@ -4,6 +4,7 @@
 mod builder;
 mod bundle;
 mod engine;
+mod heads;
 mod lint;
 mod policy;
 mod sources;

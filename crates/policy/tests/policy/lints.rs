@@ -23,6 +23,30 @@ fn each_mistake_is_found_with_its_line() {
     assert_eq!(found("package waxseal\n\nallow {\n\ttrue\n}\n"), [(Lint::OldSyntax, Some(3))]);
     let negated = "allow if {\n\tnot startswith(input.caller.service, \"x\")\n\tinput.caller\n}\n";
     assert_eq!(found(&format!("{HEAD}{negated}")), [(Lint::NegatedCall, Some(6))]);
+    for negated in [
+        "not data.tables[input.context.table]",
+        "not input.caller.service in services",
+        "not service in data.services",
+        "not input.caller.level + 1 > 2",
+        "not [x, y][input.a]",
+        "true; not is_known(input.caller)",
+    ] {
+        let text = format!("{HEAD}allow if {{\n\tinput.caller\n\t{negated}\n}}\n");
+        let services = "services := {\"a\"}\n\nservice := 1\n\nx := 1\n\ny := 2\n\n\
+                        is_known(_) := false\n";
+        assert_eq!(
+            found(&format!("{text}{services}")),
+            [(Lint::NegatedCall, Some(7))],
+            "{negated}"
+        );
+    }
+    for plain in ["not input.caller.attributes.hold", "not closed", "not input.a == 1", "note"] {
+        let text =
+            format!("{HEAD}allow if {{\n\tinput.caller\n\t{plain}\n}}\n\nclosed := 1 if input.b\n");
+        assert_eq!(found(&format!("{text}\nnote := 1\n")), [], "{plain}");
+    }
+    let head = "deny_reason contains data.why[role] if some role in input.caller.roles\n";
+    assert_eq!(found(&format!("{HEAD}{head}")), [(Lint::LookupInHead, Some(5))]);
     let clock = "allow if {\n\tinput.caller\n\ttime.now_ns() > 0\n}\n";
     assert_eq!(found(&format!("{HEAD}{clock}")), [(Lint::WallClock, Some(7))]);
 }

@@ -6,6 +6,7 @@ mod bundles;
 mod examples;
 mod lints;
 mod opa;
+mod oracle;
 mod rego;
 mod reload;
 mod server;
