@@ -1,9 +1,9 @@
 //! Plans a fleet: how often it calls the key service, what that costs, and what an outage does, with
 //! and without branch keys, beside the AWS Encryption SDK and Asherah.
 //!
-//!     cargo run --release --example fleet_plan
-//!     cargo run --release --example fleet_plan -- --hosts 40 --tenants 5000 --history 365d
-//!     cargo run --release --example fleet_plan -- --file fleet.toml
+//!     cargo run --release -p waxseal-examples --example fleet_plan -- OPTIONS
+//!
+//! The options may be none, `--hosts 40 --tenants 5000 --history 365d`, or `--file fleet.toml`.
 //!
 //! Waxseal's figures are estimates, which a test holds against envelopes. Those of the others
 //! follow from their documented rules, which are printed below the table.

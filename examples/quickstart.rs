@@ -1,6 +1,6 @@
 //! Seals every line of a file as a record of its own, opens all of them again, and shows what is refused.
 //!
-//!     cargo run --release --example quickstart [FILE]
+//!     cargo run --release -p waxseal-examples --example quickstart [FILE]
 
 #[path = "support/tap.rs"]
 #[allow(unreachable_pub)]

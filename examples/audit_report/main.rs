@@ -1,7 +1,8 @@
 //! Answers an auditor's questions from an audit trail.
 //!
-//!     cargo run --release --example audit_report -- demo /tmp/audit
-//!     cargo run --release --example audit_report -- used /tmp/audit
+//!     cargo build --release -p waxseal-examples --features audit --example audit_report
+//!     target/release/examples/audit_report demo /tmp/audit
+//!     target/release/examples/audit_report used /tmp/audit
 //!
 //! The trail is verified while it is read. An answer from a trail with a fault says so.
 

@@ -6,6 +6,8 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use waxseal::branch::{BranchKek, BranchKekBuilder};
@@ -295,10 +297,23 @@ async fn nothing_is_lost_and_nothing_half_done_by_processes_that_are_killed() {
             .spawn()
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
-        let lines = std::thread::spawn(move || {
-            output.lines().map_while(Result::ok).collect::<Vec<String>>()
+        let rows = Arc::new(AtomicU64::new(0));
+        let lines = std::thread::spawn({
+            let rows = Arc::clone(&rows);
+            move || {
+                let lines = output.lines().map_while(Result::ok);
+                let count = |line: &String| {
+                    rows.fetch_add(u64::from(line.starts_with("kept ")), Ordering::Relaxed);
+                };
+                lines.inspect(count).collect::<Vec<String>>()
+            }
         });
-        std::thread::sleep(Duration::from_millis(150 + 37 * seed));
+        // However slow the machine is, half of them get to an erasure and a rewrap.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while rows.load(Ordering::Relaxed) < seed && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(37 * (seed % 4)));
         child.kill().unwrap();
         child.wait().unwrap();
         for line in lines.join().unwrap() {

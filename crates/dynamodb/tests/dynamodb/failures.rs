@@ -100,7 +100,7 @@ async fn an_item_of_another_program_and_a_row_that_was_deleted_are_named() {
     let key = |id: &str| (AttributeValue::S(id.to_owned()), AttributeValue::S("row".to_owned()));
     let (id, at) = key(&format!("row#{}", row.id()));
     client.delete_item().table_name("shared").key("id", id).key("at", at).send().await.unwrap();
-    let bounded = store_at(&server.url(), "shared", Duration::from_millis(500)).await;
+    let bounded = store_at(&server.url(), "shared", Duration::from_secs(5)).await;
     let error = bounded.branch(&row.place().unwrap().branch, 0).await.unwrap_err();
     assert_eq!(error.class(), StoreErrorClass::Misconfigured, "{error}");
     assert!(error.to_string().contains(&row.id().to_string()), "{error}");
