@@ -155,6 +155,7 @@ impl Report {
                 "records_dropped"
                 | "trail_write_failed"
                 | "incomplete_line_moved"
+                | "unsigned_file_moved"
                 | "file_removed"
                 | "file_changed"
                 | "clock_set_back"

@@ -153,7 +153,8 @@ fn a_trail_that_goes_on_links_its_checkpoints() {
     assert_eq!(with_key().first_file(files).verify(&place.path).unwrap().fault, None);
 }
 
-/// Killed anywhere, it goes on: what is there is whole, and a key vouches for its beginning.
+/// Killed anywhere, it goes on: what is there is whole, and a key vouches for its beginning. Before
+/// the first checkpoint no key does, so nothing is signed behind it.
 #[test]
 fn killed_anywhere_a_trail_with_a_key_goes_on() {
     let whole = Place::new();
@@ -162,7 +163,13 @@ fn killed_anywhere_a_trail_with_a_key_goes_on() {
     flushed(&trail);
     let bytes = fs::read(whole.file(1)).unwrap();
     drop(trail);
-    for cut in (0..=bytes.len()).step_by(17) {
+    let begun = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let signed = bytes.iter().skip(begun).position(|byte| *byte == b'\n').unwrap() + 1 + begun;
+    let id = whole.verify().trail;
+    let ends = [0, begun, signed, bytes.len()];
+    let is_tried =
+        |cut: &usize| cut.is_multiple_of(17) || ends.iter().any(|end| end.abs_diff(*cut) < 3);
+    for cut in (0..=bytes.len()).filter(is_tried) {
         let place = Place::new();
         fs::create_dir(&place.path).unwrap();
         fs::write(place.file(1), &bytes[..cut]).unwrap();
@@ -173,7 +180,60 @@ fn killed_anywhere_a_trail_with_a_key_goes_on() {
         let found = with_key().verify(&place.path).unwrap();
         assert_eq!(found.fault, None, "cut at {cut}");
         assert!(found.is_closed);
+        assert_eq!(found.trail == id, cut >= signed, "cut at {cut}");
+        let aside = fs::read(place.path.join("trail-00000001.unsigned-1"));
+        let is_begun = (begun..signed).contains(&cut);
+        assert_eq!(aside.ok(), is_begun.then(|| bytes[..begun].to_vec()), "cut at {cut}");
     }
+}
+
+/// Who can write the directory cuts a trail back to its first record, or puts one of his own there.
+/// What the key signs from then on is another trail, so that no copy of a checkpoint fits it.
+#[test]
+fn a_trail_that_was_cut_back_to_its_first_record_is_kept_and_no_key_goes_on_behind_it() {
+    let (place, kept) = (Place::new(), Kept::default());
+    let start = || builder(&place).checkpoint_key(key()).checkpoints_to(kept.clone());
+    let trail = start().start().unwrap();
+    record(&trail, 0..5);
+    assert!(trail.close());
+    let (id, first) = (place.verify().trail.unwrap(), place.lines(1)[..1].to_vec());
+    for round in 1..=2 {
+        place.write(1, &first);
+        assert!(start().start().unwrap().close());
+        let aside = place.path.join(format!("trail-00000001.unsigned-{round}"));
+        assert_eq!(fs::read_to_string(aside).unwrap(), first.concat());
+        let found = with_key().verify(&place.path).unwrap();
+        assert_eq!((found.fault, found.trail == Some(id.clone())), (None, false));
+        let records = place.records();
+        let note = records.iter().find(|record| record.activity == "unsigned_file_moved").unwrap();
+        let message = note.message.as_deref().unwrap();
+        assert!(message.contains(&format!("trail-00000001.unsigned-{round}")), "{message}");
+    }
+    let copies: Vec<_> = kept.lines().iter().map(|line| Checkpoint::read(line).unwrap()).collect();
+    let fault = witnessed(&copies).verify(&place.path).unwrap().fault.unwrap();
+    assert_eq!(fault.kind, FaultKind::OtherTrail);
+}
+
+/// The first record is followed by the checkpoint at once, whatever the start has to say besides.
+#[test]
+fn a_start_after_a_torn_first_record_is_signed_before_it_says_so() {
+    let place = Place::new();
+    fs::create_dir(&place.path).unwrap();
+    fs::write(place.file(1), "{\"metadata.sequ").unwrap();
+    assert!(builder(&place).checkpoint_key(key()).start().unwrap().close());
+    let records = place.records();
+    let expected =
+        ["trail_file_opened", "checkpoint", "incomplete_line_moved", "trail_closed", "checkpoint"];
+    assert_eq!(activities(&records), expected);
+}
+
+/// A new trail in file 2 would not verify from file 1 on.
+#[test]
+fn an_only_begun_file_among_others_is_refused() {
+    let place = a_trail(4);
+    place.write(1, &place.lines(1)[..1]);
+    fs::write(place.file(2), "").unwrap();
+    refused(&place, builder(&place).checkpoint_key(key()), "nothing is authenticated");
 }
 
 /// What was written without a key is not signed later.

@@ -184,7 +184,13 @@ fn a_process_killed_in_mid_write_leaves_a_trail_that_goes_on() {
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         assert!(lines.any(|line| line.unwrap().contains("started")));
-        std::thread::sleep(std::time::Duration::from_millis(20 + 7 * round));
+        let lines =
+            || place.files().iter().map(|file| fs::metadata(file).unwrap().len()).sum::<u64>();
+        let (before, began) = (lines(), std::time::Instant::now());
+        while lines() < before + 10_000 {
+            assert!(began.elapsed() < crate::ground::LONG, "nothing is written");
+        }
+        std::thread::sleep(Duration::from_millis(round));
         process.kill().unwrap();
         process.wait().unwrap();
         let found = place.verify();

@@ -14,7 +14,7 @@ use super::checkpoint::{CheckpointFields, CheckpointKey, Link, checkpoint};
 use super::disclosure::Disclosures;
 use super::draft::Draft;
 use super::file::names::file_name;
-use super::file::{FileState, TrailFiles};
+use super::file::{FileState, MovedAside, TrailFiles};
 use super::queue::Dropped;
 use super::record::{Record, TrailFields};
 use super::resume::Resumed;
@@ -112,23 +112,26 @@ impl Ledger {
             }
             None => {}
         }
-        let moved_aside = ledger.files.as_mut().and_then(TrailFiles::take_moved_aside);
-        if let Some(moved_aside) = moved_aside {
-            let record = Record::of("incomplete_line_moved").failed("malformed");
-            ledger.notes.push(record.with_message(moved_aside));
+        let moved_aside = ledger.files.as_mut().map(TrailFiles::take_moved_aside);
+        for moved_aside in moved_aside.unwrap_or_default() {
+            let (record, what) = match moved_aside {
+                MovedAside::IncompleteLine(what) => (Record::of("incomplete_line_moved"), what),
+                MovedAside::UnsignedFile(what) => (Record::of("unsigned_file_moved"), what),
+            };
+            ledger.notes.push(record.failed("malformed").with_message(what));
         }
         Ok(ledger)
     }
 
     /// Writes that the trail begins, so that a start in a directory that cannot be written fails.
     pub(super) fn begin(&mut self) -> io::Result<()> {
-        let is_new = self.chain.next == 0;
-        self.prepare()?;
-        // Otherwise a crash before the first checkpoint would leave records that no key vouches for,
-        // and the next start refuses those.
-        if is_new && self.terms.key.is_some() && self.files.is_some() {
+        // A crash before the first checkpoint leaves one record, which the next start moves aside.
+        // More of them, which no key vouches for, it would refuse.
+        if self.chain.next == 0 && self.terms.key.is_some() && self.files.is_some() {
+            self.open_file()?;
             self.checkpoint()?;
         }
+        self.prepare()?;
         self.sync()
     }
 
@@ -228,14 +231,20 @@ impl Ledger {
 
     /// Makes the file ready for a record, and writes what the trail has to say about itself.
     fn prepare(&mut self) -> io::Result<()> {
-        self.go_on_in_a_file(self.terms.clock.now())?;
+        self.open_file()?;
         let now = self.now();
-        if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
-            self.write(self.about_the_trail("trail_file_opened"), now)?;
-        }
         while let Some(note) = self.notes.first().cloned() {
             self.write(note, now)?;
             self.notes.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Makes the file ready for a record. A new one begins with a record of its own.
+    fn open_file(&mut self) -> io::Result<()> {
+        self.go_on_in_a_file(self.terms.clock.now())?;
+        if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
+            self.write(self.about_the_trail("trail_file_opened"), self.now())?;
         }
         Ok(())
     }

@@ -14,6 +14,17 @@ use super::file::names;
 use super::verify::{Fault, FaultKind, Passed, Verifier};
 use crate::error::{Error, ErrorKind};
 
+/// What a start finds.
+pub(super) enum End {
+    /// No record.
+    Nothing,
+    /// File 1 with its first record, which no key vouches for. The writer was killed before the
+    /// first checkpoint, or somebody cut the trail back to there. Nothing is signed behind it.
+    OnlyBegun,
+    /// A trail that is as it was written.
+    Known(Resumed),
+}
+
 /// The end of a trail that is there already.
 pub(super) struct Resumed {
     pub(super) chain: Chain,
@@ -24,20 +35,19 @@ pub(super) struct Resumed {
 }
 
 /// Verifies the end of the trail in `directory`: with keys from the last file on with a checkpoint
-/// that one of them accepts, without any the last file. `None` if there is no record.
+/// that one of them accepts, without any the last file.
 ///
 /// # Errors
 /// [`ErrorKind::Io`], naming file and line, if it is not as it was written, or if there are keys and
 /// no such checkpoint.
-pub(super) fn end_of(
-    directory: &Path,
-    keys: Vec<CheckpointVerifier>,
-) -> Result<Option<Resumed>, Error> {
-    let numbers = written(directory).map_err(|error| {
+pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<End, Error> {
+    let failed = |error: io::Error| {
         let detail = format!("audit trail in {}: {error}", directory.display());
         Error::new(ErrorKind::Io, detail).with_source(error)
-    })?;
-    let Some(&last) = numbers.last() else { return Ok(None) };
+    };
+    let all = names::numbers(directory).map_err(failed)?;
+    let numbers = written(directory, &all).map_err(failed)?;
+    let Some(&last) = numbers.last() else { return Ok(End::Nothing) };
     let has_keys = !keys.is_empty();
     let verifier = keys.into_iter().fold(Verifier::new(), Verifier::key);
     let refused = |fault: &Fault| {
@@ -52,7 +62,10 @@ pub(super) fn end_of(
     for &number in numbers.iter().rev() {
         let passed = verifier.verify_between(directory, number, number)?;
         let fault = passed.found.fault.as_ref();
-        if fault.is_none() || is_only_begun(&numbers, &passed) {
+        if is_only_begun(&all, &passed) {
+            return Ok(End::OnlyBegun);
+        }
+        if fault.is_none() {
             oldest = Some((number, passed));
             break;
         }
@@ -65,24 +78,24 @@ pub(super) fn end_of(
             return Err(refused(fault));
         }
     }
-    let Some((first, mut passed)) = oldest else { return Ok(None) };
+    let Some((first, mut passed)) = oldest else { return Ok(End::Nothing) };
     if first != last {
         passed = verifier.verify_between(directory, first, last)?;
         if let Some(fault) = &passed.found.fault {
             return Err(refused(fault));
         }
     }
-    let Some(chain) = passed.chain else { return Ok(None) };
+    let Some(chain) = passed.chain else { return Ok(End::Nothing) };
     let previous = passed.last_checkpoint.unwrap_or_else(|| Link::first(chain.trail));
     let ends_with_checkpoint = previous.sequence.checked_add(1) == Some(chain.next);
     let is_closed = passed.found.is_closed && (ends_with_checkpoint || !has_keys);
-    Ok(Some(Resumed { chain, previous, is_closed }))
+    Ok(End::Known(Resumed { chain, previous, is_closed }))
 }
 
-/// The numbers of the files that are not empty, ascending.
-fn written(directory: &Path) -> io::Result<Vec<u64>> {
+/// Those of the numbers whose files are not empty.
+fn written(directory: &Path, all: &[u64]) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
-    for number in names::numbers(directory)? {
+    for &number in all {
         if fs::symlink_metadata(names::path_of(directory, number))?.len() > 0 {
             numbers.push(number);
         }
@@ -90,11 +103,10 @@ fn written(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// The writer was killed between the first record and the first checkpoint, which follows at once.
-/// A trail like that says no more than an empty directory.
-fn is_only_begun(numbers: &[u64], passed: &Passed) -> bool {
+/// Whether there is nothing but the first record of file 1, and keys without a checkpoint.
+fn is_only_begun(all: &[u64], passed: &Passed) -> bool {
     let found = &passed.found;
     let lacks_checkpoint =
         found.fault.as_ref().is_some_and(|fault| fault.kind == FaultKind::NoCheckpoint);
-    lacks_checkpoint && numbers == [1] && (found.first_sequence, found.records) == (0, 1)
+    lacks_checkpoint && all == [1] && found.records == 1
 }

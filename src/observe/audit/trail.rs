@@ -12,7 +12,7 @@ use super::file::{TrailDirectory, TrailFiles};
 use super::key::AuditKey;
 use super::ledger::{CheckpointTerms, Ledger, LedgerTerms};
 use super::queue::{Backpressure, Queue};
-use super::resume;
+use super::resume::{self, End};
 use super::sink::{AuditSink, WatchedSink};
 use super::writer::Writer;
 use crate::clock::Clock;
@@ -290,7 +290,8 @@ impl AuditTrailBuilder {
     /// [key](Self::checkpoint_key) from the last file on with a checkpoint that the key, or an
     /// [earlier one](Self::earlier_checkpoint_key), accepts. Without a key the chain of the last file
     /// is. A trail that is not as it was written does not go on. Begin a new one in another
-    /// directory, and keep the old one as evidence.
+    /// directory, and keep the old one as evidence. Of a trail with one record and no checkpoint the
+    /// file is moved aside, and a new trail begins.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option. [`ErrorKind::Io`] if the directory cannot be
@@ -303,9 +304,17 @@ impl AuditTrailBuilder {
             Some(key) => self.earlier_keys.into_iter().chain(key.verifier()).collect(),
             None => Vec::new(),
         };
-        let files = self.directory.map(|directory| TrailFiles::open(directory, now)).transpose()?;
-        let resumed = match &files {
-            Some(files) => resume::end_of(files.directory(), keys)?,
+        let mut files =
+            self.directory.map(|directory| TrailFiles::open(directory, now)).transpose()?;
+        let resumed = match &mut files {
+            Some(files) => match resume::end_of(files.directory(), keys)? {
+                End::Known(resumed) => Some(resumed),
+                End::OnlyBegun => {
+                    files.set_aside()?;
+                    None
+                }
+                End::Nothing => None,
+            },
             None => None,
         };
         let terms = LedgerTerms {

@@ -95,8 +95,16 @@ pub(super) struct TrailFiles {
     /// The highest number that is taken.
     number: u64,
     open: Option<OpenFile>,
-    /// What a crash left and the start moved aside, in words.
-    moved_aside: Option<String>,
+    /// What the start moved aside.
+    moved_aside: Vec<MovedAside>,
+}
+
+/// What a start moved aside, since the trail does not go on behind it: what it was and where it is,
+/// in words.
+#[derive(Debug)]
+pub(super) enum MovedAside {
+    IncompleteLine(String),
+    UnsignedFile(String),
 }
 
 #[derive(Debug)]
@@ -126,19 +134,16 @@ pub(super) enum FileState {
 impl TrailFiles {
     /// Locks the directory and finds the end of what is there.
     pub(super) fn open(options: TrailDirectory, now: Moment) -> Result<Self, Error> {
-        let directory = options.path.clone();
-        let failed = |error: io::Error| {
-            let detail = format!("audit trail in {}: {error}", directory.display());
-            Error::new(ErrorKind::Io, detail).with_source(error)
-        };
-        make_directory(&options.path).map_err(failed)?;
-        let lock = lock(&options.path).map_err(failed)?;
-        let found = recovery::recover(&options.path).map_err(failed)?;
-        let mut files = Self { options, lock, number: 0, open: None, moved_aside: None };
+        let failed = failed_in(&options.path);
+        make_directory(&options.path).map_err(&failed)?;
+        let lock = lock(&options.path).map_err(&failed)?;
+        let found = recovery::recover(&options.path).map_err(&failed)?;
+        let mut files = Self { options, lock, number: 0, open: None, moved_aside: Vec::new() };
         if let Some(found) = found {
-            (files.number, files.moved_aside) = (found.number, found.moved_aside);
+            files.number = found.number;
+            files.moved_aside.extend(found.moved_aside);
             let path = files.path();
-            let file = regular::open(OpenOptions::new().append(true), &path).map_err(failed)?;
+            let file = regular::open(OpenOptions::new().append(true), &path).map_err(&failed)?;
             let age = begun(&file).map_or(0, |begun| now.wall_nanos().saturating_sub(begun));
             let begun = now.boot_nanos().saturating_sub(age.max(0));
             files.open = Some(OpenFile {
@@ -152,9 +157,22 @@ impl TrailFiles {
         Ok(files)
     }
 
-    /// What the start moved aside, in words, once.
-    pub(super) fn take_moved_aside(&mut self) -> Option<String> {
-        self.moved_aside.take()
+    /// What the start moved aside, once.
+    pub(super) fn take_moved_aside(&mut self) -> Vec<MovedAside> {
+        std::mem::take(&mut self.moved_aside)
+    }
+
+    /// Moves the one file aside, so that the next one is the first of another trail.
+    pub(super) fn set_aside(&mut self) -> Result<(), Error> {
+        let (from, name) = (self.path(), names::file_name(self.number()));
+        let moved = recovery::set_aside(&self.options.path, &from, self.number());
+        let to = moved.map_err(failed_in(&self.options.path))?;
+        let what = format!(
+            "{name} had one record and no checkpoint. It is now {to}, and a new trail begins"
+        );
+        self.moved_aside.push(MovedAside::UnsignedFile(what));
+        (self.open, self.number) = (None, 0);
+        Ok(())
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -258,6 +276,14 @@ impl TrailFiles {
             Some(open) if waits => open.file.sync_data(),
             _ => Ok(()),
         }
+    }
+}
+
+fn failed_in(directory: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let directory = directory.to_owned();
+    move |error| {
+        let detail = format!("audit trail in {}: {error}", directory.display());
+        Error::new(ErrorKind::Io, detail).with_source(error)
     }
 }
 

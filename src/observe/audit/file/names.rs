@@ -22,6 +22,11 @@ pub(super) fn partial_name(number: u64, at: u64, count: u32) -> String {
     format!("{PREFIX}{number:08}.partial-{at}{again}")
 }
 
+/// Returns where a file without a checkpoint is kept. `count` tells those of one number apart.
+pub(super) fn unsigned_name(number: u64, count: u32) -> String {
+    format!("{PREFIX}{number:08}.unsigned-{count}")
+}
+
 /// Returns the number of a file, if it is one of a trail.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;

@@ -5,12 +5,12 @@
 //! whole line.
 #![forbid(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::super::sink::private;
-use super::{names, regular};
+use super::{MovedAside, names, regular};
 
 /// How much is read at once in search of the last line.
 const BLOCK: u64 = 8192;
@@ -21,8 +21,8 @@ pub(super) struct Found {
     pub(super) number: u64,
     /// Its length in whole lines.
     pub(super) len: u64,
-    /// What was moved aside, in words.
-    pub(super) moved_aside: Option<String>,
+    /// The incomplete line, if there was one.
+    pub(super) moved_aside: Option<MovedAside>,
 }
 
 /// Finds the end of the trail in `directory`. `None` if there is no file. Moves an incomplete last
@@ -35,7 +35,7 @@ pub(super) fn recover(directory: &Path) -> io::Result<Option<Found>> {
 }
 
 /// Cuts what follows the last whole line, after it was copied. Returns the length that is left.
-fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<String>)> {
+fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<MovedAside>)> {
     let path = names::path_of(directory, number);
     let mut file = regular::open(OpenOptions::new().read(true).write(true), &path)?;
     let len = file.metadata()?.len();
@@ -51,7 +51,26 @@ fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<String>)> 
     file.sync_all()?;
     let bytes = len.saturating_sub(whole);
     let file = names::file_name(number);
-    Ok((whole, Some(format!("{bytes} bytes of an incomplete line of {file} are now in {name}"))))
+    let what = format!("{bytes} bytes of an incomplete line of {file} are now in {name}");
+    Ok((whole, Some(MovedAside::IncompleteLine(what))))
+}
+
+/// Gives a whole file another name, which is no name of a trail's file. Returns that name.
+pub(super) fn set_aside(directory: &Path, from: &Path, number: u64) -> io::Result<String> {
+    let mut count = 1_u32;
+    loop {
+        let name = names::unsigned_name(number, count);
+        let to = directory.join(&name);
+        match fs::symlink_metadata(&to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::rename(from, to)?;
+                return Ok(name);
+            }
+            // One of an earlier start stays.
+            Ok(_) => count = count.checked_add(1).ok_or(io::ErrorKind::AlreadyExists)?,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Makes a file for an incomplete line. One of an earlier crash at the same place stays.
