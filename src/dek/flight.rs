@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use crate::kek::call::RequestCounter;
 use crate::kek::set::Failure;
 use crate::runtime::{Runtime, unconstrained};
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::foreign::caught;
 use crate::sync::wakers::Wakers;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -278,7 +278,7 @@ impl<D: Leased> Call<D> {
     fn discard(&self, work: Option<Work<D>>) {
         if work.is_some() {
             // A provider whose future panics on drop affects no caller.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
+            caught(|| drop(work));
             self.waker.wakers.wake_all();
         }
     }
@@ -302,12 +302,11 @@ impl<D: Leased> Call<D> {
         };
         let waker = Waker::from(self.waker.clone());
         let mut poll = || self.wire.scope(|| work.as_mut().poll(&mut Context::from_waker(&waker)));
-        let polled = catch_unwind(AssertUnwindSafe(&mut poll))
-            .unwrap_or_else(|_| Poll::Ready(Err(panicked())));
+        let polled = caught(&mut poll).unwrap_or_else(|| Poll::Ready(Err(panicked())));
         match polled {
             Poll::Ready(answer) => {
                 // Before the response is published, so that nothing of the call outlives it.
-                let _ = catch_unwind(AssertUnwindSafe(|| drop(work)));
+                caught(|| drop(work));
                 self.lock().answer = Some(answer.clone());
                 self.waker.wakers.wake_all();
                 Poll::Ready(answer)
@@ -335,7 +334,7 @@ impl<D: Leased> Call<D> {
         let task = Waiter::new(self.clone(), Role::Task);
         let spawn = || runtime.spawn(Box::pin(async move { drop(task.await) }));
         // Without the task the callers poll it.
-        let _ = catch_unwind(AssertUnwindSafe(spawn));
+        caught(spawn);
     }
 }
 

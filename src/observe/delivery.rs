@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::{Access, Event, Observer, Operation};
@@ -16,6 +15,7 @@ use crate::memory::fork::{OfProcess, PerProcess};
 use crate::memory::protection_notice;
 use crate::suite::DekId;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::foreign::{Contained, caught};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 
 /// How many events are queued for an observer that blocks. The oldest are lost first, and counted.
@@ -56,7 +56,7 @@ struct Inner {
 }
 
 struct Watched {
-    observer: Box<dyn Observer>,
+    observer: Contained<Box<dyn Observer>>,
     /// Its panic was reported to the others.
     reported: AtomicBool,
 }
@@ -130,7 +130,10 @@ impl LaterEvent {
 
 impl Observers {
     pub(crate) fn new(observers: Vec<Box<dyn Observer>>) -> Self {
-        let watched = |observer| Watched { observer, reported: AtomicBool::new(false) };
+        let watched = |observer| {
+            let observer = Contained::new(observer);
+            Watched { observer, reported: AtomicBool::new(false) }
+        };
         let observers = observers.into_iter().map(watched).collect();
         Self(Arc::new(Inner {
             observers,
@@ -152,7 +155,7 @@ impl Observers {
     /// Returns how often uses are reported. `None`: they are not counted.
     pub(crate) fn access_summaries(&self) -> Option<Duration> {
         let asked = |Watched { observer, .. }: &Watched| {
-            catch_unwind(AssertUnwindSafe(|| observer.access_summaries())).ok().flatten()
+            caught(|| observer.get()?.access_summaries()).flatten()
         };
         let shortest = self.0.observers.iter().filter_map(asked).min();
         shortest.map(|shortest| shortest.max(SHORTEST_SUMMARY))
@@ -233,15 +236,11 @@ impl Inner {
 
     /// Calls an observer. This is the only place that runs foreign code with an event.
     fn survives(&self, Watched { observer, .. }: &Watched, event: &Event<'_>) -> bool {
-        match catch_unwind(AssertUnwindSafe(|| observer.event(event))) {
-            Ok(()) => true,
-            Err(panic) => {
-                // Not dropped: its destructor is foreign code too.
-                std::mem::forget(panic);
-                self.panics.fetch_add(1, Ordering::Relaxed);
-                false
-            }
+        let survived = caught(|| observer.get().map(|observer| observer.event(event))).is_some();
+        if !survived {
+            self.panics.fetch_add(1, Ordering::Relaxed);
         }
+        survived
     }
 
     /// Delivers until the queue is empty.

@@ -6,6 +6,8 @@ use std::future::Future;
 use super::Operation;
 use crate::error::ErrorKind;
 use crate::format::KekId;
+#[cfg(feature = "tracing")]
+use crate::sync::foreign::{Contained, caught};
 
 /// A span around one call to a key service, in the words of OpenTelemetry's semantic conventions:
 /// `otel.kind` is *client*, and `error.type` has the kind of a failure. Nothing without the feature
@@ -20,7 +22,7 @@ pub(crate) struct CallSpan {
 #[cfg(feature = "tracing")]
 impl CallSpan {
     pub(crate) fn new(kek_id: &KekId, operation: Operation) -> Self {
-        let span = unless_it_panics(|| {
+        let span = caught(|| {
             tracing::debug_span!(
                 target: "waxseal",
                 "waxseal.call",
@@ -36,17 +38,17 @@ impl CallSpan {
     pub(crate) async fn around<F: Future>(&self, call: F) -> F::Output {
         let mut call = std::pin::pin!(call);
         std::future::poll_fn(|cx| {
-            let entered = self.span.as_ref().map(|span| unless_it_panics(|| span.enter()));
-            let answer = call.as_mut().poll(cx);
-            unless_it_panics(|| drop(entered));
-            answer
+            let entered = self.span.as_ref().and_then(|span| caught(|| span.enter()));
+            // Left when it is dropped, also while the call unwinds.
+            let _entered = entered.map(Contained::new);
+            call.as_mut().poll(cx)
         })
         .await
     }
 
     pub(crate) fn ended(&self, kind: Option<ErrorKind>) {
         if let (Some(span), Some(kind)) = (&self.span, kind) {
-            unless_it_panics(|| _ = span.record("error.type", kind.as_str()));
+            caught(|| _ = span.record("error.type", kind.as_str()));
         }
     }
 }
@@ -55,16 +57,8 @@ impl CallSpan {
 impl Drop for CallSpan {
     fn drop(&mut self) {
         let span = self.span.take();
-        unless_it_panics(|| drop(span));
+        caught(|| drop(span));
     }
-}
-
-#[cfg(feature = "tracing")]
-fn unless_it_panics<R>(work: impl FnOnce() -> R) -> Option<R> {
-    use std::panic::{AssertUnwindSafe, catch_unwind};
-
-    // The payload's destructor is foreign code too.
-    catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
 #[cfg(not(feature = "tracing"))]

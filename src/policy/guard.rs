@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use futures_util::FutureExt;
+
 use super::decisions::{Asked, Decisions, Entry, Stamp};
-use super::foreign::{Contained, Deciding, caught};
 use super::options::OptionsInForce;
 use super::{BoxFuture, Decision, Policy, PolicyOptions, Question};
 use crate::caller::{Action, Caller};
@@ -21,6 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::KekId;
 use crate::kek::call::{GuardedKek, Timer};
 use crate::observe::{Event, Observers};
+use crate::sync::foreign::{Contained, Foreign, caught};
 
 /// How often the policy is asked again because it was reloaded during the request.
 const ATTEMPTS: usize = 3;
@@ -293,9 +295,10 @@ impl Guard {
             request_id: caller.and_then(Caller::request_id),
         };
         let timeout = self.options.timeout;
-        let deciding = caught(|| Deciding::new(self.policy.decide(&question)));
+        let deciding = caught(|| Foreign::new(self.policy.decide(&question)));
         let deciding = deciding.ok_or_else(Failure::panicked)?;
-        let Some(answer) = timer.within(Some(timeout), deciding).await else {
+        let contained = deciding.map(|answer| answer.map(|answer| answer.map_err(Contained::new)));
+        let Some(answer) = timer.within(Some(timeout), contained).await else {
             return Err(Failure::late());
         };
         let answer = answer.ok_or_else(Failure::panicked)?;

@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 mod decisions;
-mod foreign;
 mod guard;
 #[cfg(feature = "serde")]
 mod json;

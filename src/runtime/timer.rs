@@ -8,7 +8,6 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
@@ -17,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 
 use crate::memory::fork;
+use crate::sync::foreign::caught;
 
 /// The timer thread of this process and the sleepers that it wakes.
 struct Timer {
@@ -85,7 +85,7 @@ impl Sleeper {
         };
         if let Some(waker) = waker {
             // The waker belongs to a foreign executor, and all timers depend on this thread.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            caught(|| waker.wake());
         }
     }
 }

@@ -8,6 +8,7 @@
 //! explored.
 #![forbid(unsafe_code)]
 
+pub(crate) mod foreign;
 pub(crate) mod shards;
 pub(crate) mod slot;
 pub(crate) mod wakers;

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use super::atomic::{AtomicBool, Ordering};
+use super::foreign::caught;
 use super::{Mutex, MutexGuard, PoisonError};
 
 /// The wakers of all callers that wait for one thing. All of them are woken, so one that is not
@@ -80,7 +80,7 @@ impl Wakers {
         let wakers: Vec<Waker> = self.lock().slots.iter_mut().filter_map(Slot::take).collect();
         for waker in wakers {
             // A waker that panics does not keep the others asleep.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            caught(|| waker.wake());
         }
     }
 }
@@ -88,7 +88,7 @@ impl Wakers {
 /// Drops a waker, or what holds one. One that panics then stops neither its caller from leaving nor
 /// the unwinding of another panic.
 fn discard<T>(waker: T) {
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(waker)));
+    caught(|| drop(waker));
 }
 
 impl Slot {

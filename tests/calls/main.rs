@@ -5,5 +5,6 @@
 mod calls;
 mod faults;
 mod overload;
+mod panics;
 mod queue_wakers;
 mod targets;

@@ -1,11 +1,14 @@
 //! Calls that carry many items: one request, and one result for each item.
 #![forbid(unsafe_code)]
 
+use futures_util::FutureExt;
+
 use super::breaker::Order;
-use super::{CallBounds, GuardedKek, unless_it_panics};
+use super::{CallBounds, GuardedKek};
 use crate::context::EncryptionContext;
 use crate::kek::{BoxFuture, Dek, KekError, KekErrorClass, UnwrappedDek, WrappedDek};
 use crate::observe::Operation;
+use crate::sync::foreign::caught;
 
 /// What one item of a batch came to.
 type ItemResult<T> = Result<T, KekError>;
@@ -14,7 +17,7 @@ type ItemResult<T> = Result<T, KekError>;
 impl GuardedKek {
     /// Returns how many items one request has: at least 1.
     pub(crate) fn batch_size(&self) -> usize {
-        unless_it_panics(|| self.provider.batch_size()).unwrap_or(1).max(1)
+        caught(|| self.provider.batch_size()).unwrap_or(1).max(1)
     }
 
     pub(crate) async fn wrap_many(
@@ -116,9 +119,11 @@ impl GuardedKek {
     ) -> Vec<ItemResult<T>> {
         let mut answers = Vec::new();
         let answered = &mut answers;
-        let work = || async move {
-            *answered = ask(items).await;
-            outcome(answered, items.len())
+        let work = move || {
+            ask(items).map(move |answers| {
+                *answered = answers;
+                outcome(answered, items.len())
+            })
         };
         let outcome = self.once(bounds, self.own(operation), Order::Usual, work).await;
         match outcome {

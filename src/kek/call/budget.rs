@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::clock::Clock;
 use crate::error::Error;
 use crate::memory::fork;
 use crate::runtime::BoxFuture;
+use crate::sync::foreign::caught;
 use crate::sync::{Arc, Mutex, PoisonError};
 
 const DEFAULT_PER_SECOND: u32 = 1000;
@@ -220,10 +220,10 @@ impl ProcessQueue {
         // last owner of a task in line. A waker belongs to a foreign executor. If it panics, the
         // others are woken all the same, and the caller, which may be unwinding, is not affected.
         for waker in woken {
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+            caught(|| waker.wake());
         }
         for waker in discarded {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(waker)));
+            caught(|| drop(waker));
         }
         result
     }

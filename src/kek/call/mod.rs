@@ -18,7 +18,6 @@ mod request_counter;
 mod target;
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -51,6 +50,7 @@ use crate::runtime::{Runtime, unconstrained};
 use crate::suite::jitter;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
+use crate::sync::foreign::{Foreign, caught};
 
 /// How many requests one caller makes at the same time of a provider that answers in this process.
 const IN_PROCESS_AT_ONCE: usize = 64;
@@ -91,8 +91,14 @@ impl Timer {
         }
     }
 
+    /// A runtime that panics in place of sleeping lets every wait end at once.
     fn sleep_boxed(&self, duration: Duration) -> Option<BoxFuture<'static, ()>> {
-        self.0.as_ref().map(|runtime| runtime.sleep(duration))
+        let sleep = |runtime: &Arc<dyn Runtime>| caught(|| Foreign::new(runtime.sleep(duration)));
+        let sleep = self.0.as_ref().map(sleep)?;
+        Some(sleep.map_or_else(
+            || Box::pin(std::future::ready(())) as _,
+            |sleep| Box::pin(sleep.map(drop)) as _,
+        ))
     }
 
     /// Runs `work` for at most `limit`, or without a runtime to its end.
@@ -101,8 +107,9 @@ impl Timer {
         limit: Option<Duration>,
         work: impl Future<Output = T>,
     ) -> Option<T> {
-        let (Some(runtime), Some(limit)) = (&self.0, limit) else { return Some(work.await) };
-        match select(std::pin::pin!(work), runtime.sleep(limit)).await {
+        let over = limit.and_then(|limit| self.sleep_boxed(limit));
+        let Some(over) = over else { return Some(work.await) };
+        match select(std::pin::pin!(work), over).await {
             Either::Left((answer, _)) => Some(answer),
             Either::Right(_) => None,
         }
@@ -147,26 +154,26 @@ impl GuardedKek {
     }
 
     pub(crate) fn recognises(&self, kek_id: &KekId) -> bool {
-        unless_it_panics(|| self.provider.recognises(kek_id)).unwrap_or(false)
+        caught(|| self.provider.recognises(kek_id)).unwrap_or(false)
     }
 
     pub(crate) fn derives_deks(&self) -> bool {
-        unless_it_panics(|| self.provider.derives_deks()).unwrap_or(false)
+        caught(|| self.provider.derives_deks()).unwrap_or(false)
     }
 
     pub(crate) fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
-        unless_it_panics(|| self.provider.is_current(wrapped)).flatten()
+        caught(|| self.provider.is_current(wrapped)).flatten()
     }
 
     /// Returns the version of the KEK that made `wrapped`.
     pub(crate) fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
-        unless_it_panics(|| self.provider.key_version(wrapped)).flatten()
+        caught(|| self.provider.key_version(wrapped)).flatten()
     }
 
     /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
     /// may learn its advice from its key service.
     pub(crate) fn target(&self, kek_id: &KekId) -> CallTarget {
-        unless_it_panics(|| self.provider.target(kek_id))
+        caught(|| self.provider.target(kek_id))
             .unwrap_or_else(|| CallTarget::new(self.id().as_str()))
     }
 
@@ -268,7 +275,7 @@ impl GuardedKek {
         work: impl FnOnce() -> F,
     ) -> Result<T, KekError>
     where
-        F: Future<Output = Result<T, KekError>>,
+        F: Future<Output = Result<T, KekError>> + Unpin,
     {
         let answer = self.terms.timer.within(Some(limit), self.answer(work)).await;
         answer.unwrap_or_else(|| Err(no_answer(limit)))
@@ -276,17 +283,17 @@ impl GuardedKek {
 
     async fn answer<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
     where
-        F: Future<Output = Result<T, KekError>>,
+        F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        let answer = AssertUnwindSafe(unconstrained(async move { work().await })).catch_unwind();
-        answer.await.unwrap_or_else(|_| Err(panicked()))
+        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(panicked()) };
+        unconstrained(answer).await.unwrap_or_else(|| Err(panicked()))
     }
 
     /// Closes the provider within the time of one try.
     pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let limit = self.terms.policy.timeout;
-            let closing = AssertUnwindSafe(async { self.provider.close().await }).catch_unwind();
+            let Some(closing) = caught(|| Foreign::new(self.provider.close())) else { return };
             self.terms.timer.within(Some(limit), closing).await;
         })
     }
@@ -298,7 +305,7 @@ impl GuardedKek {
         mut work: impl FnMut() -> F,
     ) -> Result<T, KekError>
     where
-        F: Future<Output = Result<T, KekError>>,
+        F: Future<Output = Result<T, KekError>> + Unpin,
     {
         let mut tries = 0;
         loop {
@@ -401,7 +408,7 @@ impl GuardedKek {
         work: impl FnOnce() -> F,
     ) -> Result<T, KekError>
     where
-        F: Future<Output = Result<T, KekError>>,
+        F: Future<Output = Result<T, KekError>> + Unpin,
     {
         let target = self.target(call.about);
         if target.advice().in_process {
@@ -600,11 +607,6 @@ impl Drop for Underway<'_> {
         let (kek_id, operation, kind) = (kek.id().clone(), call.operation, ErrorKind::Unavailable);
         kek.terms.observers.emit_later(LaterEvent::Abandoned { kek_id, operation, elapsed, kind });
     }
-}
-
-/// Returns the result of a provider's method, or `None` if it panics.
-fn unless_it_panics<T>(ask: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(ask)).ok()
 }
 
 fn no_answer(limit: Duration) -> KekError {

@@ -4,11 +4,11 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use super::record::Record;
 use crate::error::{Error, ErrorKind};
+use crate::sync::foreign::{Contained, caught};
 
 /// Receives the records of a trail, in order, on the thread of the trail.
 ///
@@ -82,7 +82,7 @@ impl AuditSink for TracingSink {
 /// A sink whose panic is a failure, and what it is given.
 #[derive(Debug)]
 pub(super) struct WatchedSink {
-    sink: Box<dyn AuditSink>,
+    sink: Contained<Box<dyn AuditSink>>,
     only_checkpoints: bool,
     /// A record says that it fails, or is about to.
     is_noted: bool,
@@ -103,6 +103,7 @@ pub(super) enum Taken {
 
 impl WatchedSink {
     pub(super) fn new(sink: Box<dyn AuditSink>, only_checkpoints: bool) -> Self {
+        let sink = Contained::new(sink);
         Self { sink, only_checkpoints, is_noted: false, missed: None }
     }
 
@@ -134,39 +135,14 @@ impl WatchedSink {
 
     /// Gives it the record, and returns why it did not take it.
     fn failure_of(&mut self, record: &Record, line: &str) -> Option<String> {
-        let sink = &mut self.sink;
+        let sink = self.sink.get_mut()?;
         // The text of its error is its code too.
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            sink.write(record, line).err().map(|error| error.to_string())
-        }));
-        written.unwrap_or_else(|panic| {
-            // Not dropped: its destructor is foreign code too.
-            std::mem::forget(panic);
-            Some("it panicked".to_owned())
-        })
+        let written = caught(|| sink.write(record, line).err().map(|error| error.to_string()));
+        written.unwrap_or_else(|| Some("it panicked".to_owned()))
     }
 
     /// A record says that it fails, or that it does so no longer.
     pub(super) fn noted(&mut self, fails: bool) {
         self.is_noted = fails;
-    }
-}
-
-impl Drop for WatchedSink {
-    fn drop(&mut self) {
-        let sink = std::mem::replace(&mut self.sink, Box::new(Dropped));
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(sink))) {
-            std::mem::forget(panic);
-        }
-    }
-}
-
-/// What is left of a sink while it is dropped.
-#[derive(Debug)]
-struct Dropped;
-
-impl AuditSink for Dropped {
-    fn write(&mut self, _: &Record, _: &str) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -1,30 +1,38 @@
-//! Values of foreign code. Their destructors may panic, and no panic gets out of here.
+//! Foreign code: providers, policies, runtimes, subscribers. Whatever panics in it ends there, in its
+//! destructors too: a second panic, while a first one unwinds, would end the process.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::{BoxFuture, Decision};
-use crate::error::Error;
-
 /// Calls foreign code. `None` if it panicked.
-pub(super) fn caught<R>(work: impl FnOnce() -> R) -> Option<R> {
+pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Option<R> {
     // The destructor of a panic's payload is foreign code too, so it does not run.
     catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
 /// Owns a foreign value and drops it so that a panic of its destructor ends there.
-pub(super) struct Contained<T>(Option<T>);
+pub(crate) struct Contained<T>(Option<T>);
 
 impl<T> Contained<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(crate) fn new(value: T) -> Self {
         Self(Some(value))
     }
 
-    pub(super) fn get(&self) -> Option<&T> {
+    pub(crate) fn get(&self) -> Option<&T> {
         self.0.as_ref()
+    }
+
+    #[cfg(feature = "audit")]
+    pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
+        self.0.as_mut()
+    }
+
+    fn into_inner(mut self) -> Option<T> {
+        self.0.take()
     }
 
     /// Drops the value now. Returns whether that went well.
@@ -34,35 +42,42 @@ impl<T> Contained<T> {
     }
 }
 
+impl<T: fmt::Debug> fmt::Debug for Contained<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 impl<T> Drop for Contained<T> {
     fn drop(&mut self) {
         self.release();
     }
 }
 
-type Answer = Result<Decision, Error>;
+/// A foreign future. It is polled and dropped so that no panic gets out. If it were a local of an
+/// `async` block, a panic of its poll would drop it while that panic unwinds.
+pub(crate) struct Foreign<F>(Contained<F>);
 
-/// The future of a policy. It is polled and dropped so that no panic gets out.
-pub(super) struct Deciding<'a>(Contained<BoxFuture<'a, Answer>>);
-
-impl<'a> Deciding<'a> {
-    pub(super) fn new(future: BoxFuture<'a, Answer>) -> Self {
+impl<F: Future + Unpin> Foreign<F> {
+    pub(crate) fn new(future: F) -> Self {
         Self(Contained::new(future))
     }
 }
 
-impl Future for Deciding<'_> {
+impl<F> Unpin for Foreign<F> {}
+
+impl<F: Future + Unpin> Future for Foreign<F> {
     /// `None` if it panicked.
-    type Output = Option<Result<Decision, Contained<Error>>>;
+    type Output = Option<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // A future is not polled after its end. If it is, it stays silent.
         let Some(future) = self.0.0.as_mut() else { return Poll::Pending };
-        match caught(|| future.as_mut().poll(cx)) {
+        match caught(|| Pin::new(future).poll(cx)) {
             Some(Poll::Pending) => Poll::Pending,
             Some(Poll::Ready(answer)) => {
-                let answer = answer.map_err(Contained::new);
-                Poll::Ready(self.0.release().then_some(answer))
+                let answer = Contained::new(answer);
+                Poll::Ready(if self.0.release() { answer.into_inner() } else { None })
             }
             None => {
                 self.0.release();
