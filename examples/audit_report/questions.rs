@@ -7,9 +7,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 use waxseal::DekId;
-use waxseal::audit::{
-    Checkpoint, CheckpointVerifier, ContextValue, Record, Verification, Verifier,
-};
+use waxseal::audit::{CheckpointVerifier, ContextValue, Record, Verification, Verifier};
 
 /// What an auditor asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,9 +59,7 @@ pub(crate) fn answer(
         verifier = verifier.key(CheckpointVerifier::ed25519(key.as_bytes())?);
     }
     if let Some(path) = checkpoints {
-        for line in std::fs::read_to_string(path)?.lines() {
-            verifier = verifier.witness(Checkpoint::read(line)?);
-        }
+        verifier = verifier.witnesses(path)?;
     }
     let mut report = Report::new(question);
     let found = verifier.verify_each(directory, |record| report.read(record))?;
@@ -156,6 +152,7 @@ impl Report {
                 | "trail_write_failed"
                 | "incomplete_line_moved"
                 | "unsigned_file_moved"
+                | "file_sync_failed"
                 | "file_removed"
                 | "file_changed"
                 | "clock_set_back"

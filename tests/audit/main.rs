@@ -6,6 +6,7 @@
 mod checkpoints;
 mod crashes;
 mod decisions;
+mod disks;
 mod forks;
 mod ground;
 mod outages;

@@ -171,6 +171,11 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Returns the record of a line that this process made, with its end.
+pub(super) fn record_of(line: &str) -> Option<Record> {
+    Line::read(line.strip_suffix('\n')?.as_bytes()).map(|line| line.record)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,13 +3,14 @@
 //! It belongs to one thread. Whatever fails leaves it so that the same record can be tried again.
 #![forbid(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::chain::{Chain, MAX_LINE, TrailId};
+use super::chain::{Chain, MAX_LINE, TrailId, record_of};
 use super::checkpoint::{CheckpointFields, CheckpointKey, Link, checkpoint};
 use super::disclosure::Disclosures;
 use super::draft::Draft;
@@ -26,6 +27,8 @@ use crate::error::Error;
 pub(super) const FORMAT_VERSION: u32 = 1;
 /// How the activities of records about a sink begin.
 pub(super) const ABOUT_A_SINK: &str = "sink_";
+/// The most bytes that are kept to be written again if the disk fails.
+const MAX_UNSYNCED: usize = 16 << 20;
 /// A clock that is disciplined goes back by less.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
@@ -65,6 +68,11 @@ pub(super) struct Ledger {
     clock_offset: Option<i64>,
     /// Records that the trail has to say about itself before the next one.
     notes: Vec<Record>,
+    unsynced: Unsynced,
+    /// What a file that is doubtful now has, and the next one has to have again.
+    again: VecDeque<String>,
+    /// The sequence from which on that file is doubtful, until the next one says so.
+    unsynced_from: Option<u64>,
     written: u64,
     sink_failures: u64,
 }
@@ -94,6 +102,9 @@ impl Ledger {
             checked_at: now,
             clock_offset: None,
             notes: Vec::new(),
+            unsynced: Unsynced::default(),
+            again: VecDeque::new(),
+            unsynced_from: None,
             written: 0,
             sink_failures: 0,
         };
@@ -157,6 +168,7 @@ impl Ledger {
             // Its place is known when it is written.
             file: 0,
             previous: String::new(),
+            unsynced_from: None,
         };
         Record { trail: Some(fields), ..Record::of(activity) }
     }
@@ -203,7 +215,7 @@ impl Ledger {
         let CheckpointTerms { records, interval } = self.terms.checkpoints;
         let age = u128::try_from(self.boot_now().saturating_sub(self.checked_at)).unwrap_or(0);
         let is_due = self.needs_checkpoint || age >= interval.as_nanos();
-        if self.unchecked >= records || self.unchecked > 0 && is_due {
+        if self.unchecked >= records || self.unchecked > 0 && is_due || self.is_doubtful() {
             self.prepare()?;
             return self.checkpoint();
         }
@@ -224,9 +236,25 @@ impl Ledger {
         self.checkpoint()
     }
 
-    /// Waits for the disk.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        self.files.as_ref().map_or(Ok(()), |files| files.sync(false))
+    /// Waits for the disk. If that failed before, the records are in another file first.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        if self.is_doubtful() {
+            self.checkpoint_if_due()?;
+        }
+        self.wait_for_the_disk(false)
+    }
+
+    fn is_doubtful(&self) -> bool {
+        self.files.as_ref().is_some_and(TrailFiles::is_doubtful)
+    }
+
+    fn wait_for_the_disk(&mut self, is_checkpoint: bool) -> io::Result<()> {
+        if let Some(files) = &mut self.files
+            && files.sync(is_checkpoint)?
+        {
+            self.unsynced = Unsynced::default();
+        }
+        Ok(())
     }
 
     /// Makes the file ready for a record, and writes what the trail has to say about itself.
@@ -237,6 +265,12 @@ impl Ledger {
             self.write(note, now)?;
             self.notes.remove(0);
         }
+        while let Some(line) = self.again.front() {
+            if let Some(record) = repeated(line) {
+                self.write(record, now)?;
+            }
+            self.again.pop_front();
+        }
         Ok(())
     }
 
@@ -244,7 +278,12 @@ impl Ledger {
     fn open_file(&mut self) -> io::Result<()> {
         self.go_on_in_a_file(self.terms.clock.now())?;
         if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
-            self.write(self.about_the_trail("trail_file_opened"), self.now())?;
+            let mut record = self.about_the_trail("trail_file_opened");
+            if let Some(trail) = &mut record.trail {
+                trail.unsynced_from = self.unsynced_from;
+            }
+            self.write(record, self.now())?;
+            self.unsynced_from = None;
         }
         Ok(())
     }
@@ -260,13 +299,28 @@ impl Ledger {
             }
             FileState::Gone => Some(Record::of("file_removed")),
             FileState::Changed => Some(Record::of("file_changed")),
+            FileState::Doubtful => {
+                let count = Some(self.unsynced.count);
+                Some(Record { count, ..Record::of("file_sync_failed") })
+            }
         };
         if let Some(files) = &mut self.files {
             files.next(now)?;
         }
+        if state == FileState::Doubtful {
+            self.repeat();
+        }
         self.needs_checkpoint |= note.is_some();
         self.notes.extend(note.map(|note| note.failed("io").with_message(name)));
         Ok(())
+    }
+
+    /// Has the records that may not be on the disk written again.
+    fn repeat(&mut self) {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        self.unsynced_from = unsynced.first;
+        // Those of the new file come behind what an earlier file owes.
+        self.again.extend(unsynced.lines);
     }
 
     /// Writes a checkpoint over what was written since the last one, and waits for the disk.
@@ -287,7 +341,7 @@ impl Ledger {
             }
         }
         (self.unchecked, self.checked_at, self.needs_checkpoint) = (0, self.boot_now(), false);
-        self.files.as_ref().map_or(Ok(()), |files| files.sync(true))
+        self.wait_for_the_disk(true)
     }
 
     /// Writes one record. It is in the file, or an error is returned. Sinks follow.
@@ -312,6 +366,9 @@ impl Ledger {
         self.unchecked = self.unchecked.saturating_add(1);
         self.written = self.written.saturating_add(1);
         self.hand_to_sinks(&record, &sealed.line);
+        if self.files.as_ref().is_some_and(TrailFiles::is_synced) {
+            self.unsynced.add(record.sequence, sealed.line);
+        }
         Ok(())
     }
 
@@ -334,6 +391,38 @@ impl Ledger {
             }
         }
     }
+}
+
+/// What was written since the last wait for the disk.
+#[derive(Debug, Default)]
+struct Unsynced {
+    /// The sequence of the first record.
+    first: Option<u64>,
+    /// How many there are.
+    count: u64,
+    /// Their lines, as far as there is room.
+    lines: Vec<String>,
+    bytes: usize,
+}
+
+impl Unsynced {
+    fn add(&mut self, sequence: u64, line: String) {
+        self.first.get_or_insert(sequence);
+        self.count = self.count.saturating_add(1);
+        let bytes = self.bytes.saturating_add(line.len());
+        if bytes <= MAX_UNSYNCED {
+            self.bytes = bytes;
+            self.lines.push(line);
+        }
+    }
+}
+
+/// The record of a line, to be written again. Not of one that says where another file stood.
+fn repeated(line: &str) -> Option<Record> {
+    let record = record_of(line)?;
+    let repeats = record.repeats.or(Some(record.sequence));
+    let is_repeated = record.trail.is_none() && record.checkpoint.is_none();
+    is_repeated.then_some(Record { repeats, ..record })
 }
 
 /// A record that is too long without what can make it so.

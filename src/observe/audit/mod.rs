@@ -7,8 +7,9 @@
 //!   verifier ◄── files, copies of checkpoints, keys
 //! ```
 //!
-//! It knows events and no layer above them. Only `verify` and `file::recovery` read lines, and
-//! neither trusts them: a start verifies (`resume`) before it goes on. docs/audit.md lists the records and fixes chain and checkpoints.
+//! It knows events and no layer above them. Only `verify`, `file::recovery` and `append` read lines,
+//! and none trusts them: a start verifies (`resume`) before it goes on. docs/audit.md lists the
+//! records and fixes chain and checkpoints.
 //!
 //! ```
 //! # use waxseal::audit::{AuditTrail, TrailDirectory, Verifier};
@@ -24,6 +25,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod append;
 mod chain;
 mod checkpoint;
 mod disclosure;
@@ -41,6 +43,7 @@ mod trail;
 mod verify;
 mod writer;
 
+pub use append::AppendTo;
 pub use chain::ChainHash;
 pub use checkpoint::{Checkpoint, CheckpointFields, CheckpointKey, CheckpointVerifier};
 pub use disclosure::Disclosure;
@@ -49,8 +52,8 @@ pub use key::AuditKey;
 pub use of_domain::DomainAudit;
 pub use queue::Backpressure;
 pub use record::{ContextValue, Record, TrailFields};
+pub use sink::AuditSink;
 #[cfg(feature = "tracing")]
 pub use sink::TracingSink;
-pub use sink::{AppendTo, AuditSink};
 pub use trail::{AuditStatistics, AuditTrail, AuditTrailBuilder};
 pub use verify::{Fault, FaultKind, Verification, Verifier};

@@ -101,6 +101,9 @@ pub struct Record {
     /// The key store.
     #[serde(rename = "waxseal.store", skip_serializing_if = "Option::is_none", default)]
     pub store: Option<String>,
+    /// The sequence of the record that this one is again, since that one may not be on the disk.
+    #[serde(rename = "waxseal.repeats", skip_serializing_if = "Option::is_none", default)]
+    pub repeats: Option<u64>,
     /// How many: keys erased, records dropped.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub count: Option<u64>,
@@ -136,6 +139,11 @@ pub struct TrailFields {
     pub file: u64,
     /// The hash of the last record before this one, or the start of the chain.
     pub previous: String,
+    /// A wait for the disk failed at the file before. What it has from this sequence on may be lost
+    /// with a crash of the machine, and is repeated here, but for checkpoints and records about the
+    /// trail.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub unsynced_from: Option<u64>,
     /// The key of the checkpoints from here on.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub checkpoint_key: Option<String>,

@@ -2,12 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io;
 
 use super::record::Record;
-use crate::error::{Error, ErrorKind};
 use crate::sync::foreign::{Contained, caught};
 
 /// Receives the records of a trail, in order, on the thread of the trail.
@@ -22,36 +20,6 @@ pub trait AuditSink: fmt::Debug + Send {
     /// # Errors
     /// Whatever went wrong. Its text comes into the trail, so it has no secret.
     fn write(&mut self, record: &Record, line: &str) -> io::Result<()>;
-}
-
-/// Appends the lines to a file, and waits until they are on the disk. For the checkpoints, on a
-/// volume or a machine that the service cannot rewrite.
-#[derive(Debug)]
-pub struct AppendTo {
-    file: File,
-}
-
-impl AppendTo {
-    /// Opens the file, or makes it.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
-        let path = path.as_ref();
-        let mut options = OpenOptions::new();
-        options.append(true).create(true);
-        let file = private(&mut options).open(path).map_err(|error| {
-            Error::new(ErrorKind::Io, format!("{}: {error}", path.display())).with_source(error)
-        })?;
-        Ok(Self { file })
-    }
-}
-
-impl AuditSink for AppendTo {
-    fn write(&mut self, _record: &Record, line: &str) -> io::Result<()> {
-        self.file.write_all(line.as_bytes())?;
-        self.file.sync_data()
-    }
 }
 
 /// Only the owner may read what is made.

@@ -115,6 +115,9 @@ struct OpenFile {
     len: u64,
     /// A write failed, so that there may be more in it than whole lines.
     is_torn: bool,
+    /// A wait for the disk failed. The system may have dropped what it could not write, and says so
+    /// once: a later wait that succeeds says nothing about it. So nothing more is written to it.
+    is_doubtful: bool,
     /// When it was begun, in nanoseconds of the clock since boot, which nobody sets.
     begun: i64,
 }
@@ -129,6 +132,8 @@ pub(super) enum FileState {
     Gone,
     /// Somebody else changed its length.
     Changed,
+    /// What of it is on the disk is not known.
+    Doubtful,
 }
 
 impl TrailFiles {
@@ -151,6 +156,7 @@ impl TrailFiles {
                 number: found.number,
                 len: found.len,
                 is_torn: false,
+                is_doubtful: false,
                 begun,
             });
         }
@@ -197,6 +203,9 @@ impl TrailFiles {
     pub(super) fn look(&mut self, now: Moment) -> io::Result<FileState> {
         let path = self.path();
         let Some(open) = &mut self.open else { return Ok(FileState::Over) };
+        if open.is_doubtful {
+            return Ok(FileState::Doubtful);
+        }
         if open.is_torn {
             open.file.set_len(open.len)?;
             open.is_torn = false;
@@ -223,21 +232,28 @@ impl TrailFiles {
         let number = self.number.saturating_add(1);
         let path = names::path_of(&self.options.path, number);
         let mut options = OpenOptions::new();
-        let made = private(options.append(true).create_new(true)).open(path);
+        let made = private(options.append(true).create_new(true)).open(&path);
         if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             // It is not of this trail, and the verifier says so. The next try takes the next number.
             self.number = number;
         }
-        let open =
-            OpenFile { file: made?, number, len: 0, is_torn: false, begun: now.boot_nanos() };
-        self.number = number;
-        let before = self.open.replace(open);
-        if self.options.sync != SyncPolicy::Never {
-            sync_directory(&self.options.path)?;
-            if let Some(before) = before {
-                before.file.sync_all()?;
-            }
+        let file = made?;
+        if self.options.sync != SyncPolicy::Never
+            && let Err(error) = file.sync_all().and_then(|()| sync_directory(&self.options.path))
+        {
+            // The next try makes it anew, since its name may not be on the disk.
+            let _ = fs::remove_file(path);
+            return Err(error);
         }
+        // All but a file that somebody else changed was waited for already.
+        if let Some(before) = self.open.take_if(|open| !open.is_doubtful)
+            && self.options.sync != SyncPolicy::Never
+        {
+            let _ = before.file.sync_data();
+        }
+        let (is_torn, is_doubtful, begun) = (false, false, now.boot_nanos());
+        self.number = number;
+        self.open = Some(OpenFile { file, number, len: 0, is_torn, is_doubtful, begun });
         Ok(())
     }
 
@@ -266,16 +282,30 @@ impl TrailFiles {
     }
 
     /// Waits for the disk if the policy says so. `is_checkpoint`: a checkpoint was just written.
-    pub(super) fn sync(&self, is_checkpoint: bool) -> io::Result<()> {
+    /// Returns whether all that was written is on the disk now.
+    pub(super) fn sync(&mut self, is_checkpoint: bool) -> io::Result<bool> {
         let waits = match self.options.sync {
             SyncPolicy::Records => true,
             SyncPolicy::Checkpoints => is_checkpoint,
             SyncPolicy::Never => false,
         };
-        match &self.open {
-            Some(open) if waits => open.file.sync_data(),
-            _ => Ok(()),
+        match &mut self.open {
+            Some(open) if waits => {
+                let synced = open.file.sync_data();
+                open.is_doubtful |= synced.is_err();
+                synced.map(|()| true)
+            }
+            _ => Ok(false),
         }
+    }
+
+    /// Whether what is written now has to be on the disk at some time.
+    pub(super) fn is_synced(&self) -> bool {
+        self.options.sync != SyncPolicy::Never
+    }
+
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.is_doubtful)
     }
 }
 
@@ -340,6 +370,6 @@ fn is_same(_: &Metadata, _: &Metadata) -> bool {
 }
 
 /// A new name in a directory is on the disk when the directory is.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }

@@ -55,6 +55,12 @@ impl<'r> Lines<'r> {
         self.file.map_or_else(|| "the stream".to_owned(), file_name)
     }
 
+    /// Leaves the rest of the present file. `false` for a stream.
+    pub(super) fn skip_file(&mut self) -> bool {
+        self.current = None;
+        self.file.is_some()
+    }
+
     /// Goes to the next line, in the next file if this one is over.
     pub(super) fn next(&mut self) -> io::Result<Next> {
         loop {

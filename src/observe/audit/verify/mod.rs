@@ -8,11 +8,13 @@ mod lines;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 pub use fault::{Fault, FaultKind};
 use lines::{Lines, Next};
 
+use super::append;
 use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
 use super::ledger::{ABOUT_A_SINK, FORMAT_VERSION};
@@ -57,6 +59,12 @@ pub struct Verification {
     pub clock_set_back: u64,
     /// How often the trail went on without having been closed before, after a crash for example.
     pub not_closed: u64,
+    /// How often a wait for the disk failed, and the trail went on in another file.
+    pub sync_failures: u64,
+    /// How many records are not here since such a wait failed and the machine crashed. The next
+    /// file has them again, but for checkpoints and records about the trail, and says from which
+    /// one on they may be missing.
+    pub lost_at_sync: u64,
     /// The last record says that the trail was closed. Otherwise it is still written, its process
     /// was killed, or the end was cut off.
     pub is_closed: bool,
@@ -87,6 +95,22 @@ impl Verifier {
             known.push(checkpoint);
         }
         self
+    }
+
+    /// Adds every checkpoint that an [`AppendTo`](super::AppendTo) of this path has written, to it
+    /// and to the files that it went on in. What a crash or a failing disk left incomplete is passed
+    /// over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]. [`ErrorKind::Malformed`] for a line that is no checkpoint, naming file and
+    /// line.
+    pub fn witnesses(self, path: impl AsRef<Path>) -> Result<Self, Error> {
+        let mut all = Vec::new();
+        append::read_lines(path.as_ref(), |line| {
+            all.push(Checkpoint::read(line)?);
+            Ok(())
+        })?;
+        Ok(all.into_iter().fold(self, Self::witness))
     }
 
     /// Sets the number of the first file, where older ones were moved away. By default 1. What that
@@ -165,6 +189,8 @@ impl Verifier {
             first_file: first_file.max(1),
             chain: None,
             last_checkpoint: None,
+            lost: Vec::new(),
+            unvouched: None,
             found: nothing(),
         };
         pass.run(each).map_err(|stopped| match stopped {
@@ -226,6 +252,8 @@ fn nothing() -> Verification {
         authenticated_before: None,
         clock_set_back: 0,
         not_closed: 0,
+        sync_failures: 0,
+        lost_at_sync: 0,
         is_closed: false,
         fault: None,
     }
@@ -251,29 +279,81 @@ struct Pass<'v, 'r> {
     first_file: u64,
     chain: Option<Chain>,
     last_checkpoint: Option<Link>,
+    /// The sequences of records that are not here, as a later file explains.
+    lost: Vec<RangeInclusive<u64>>,
+    /// The fault that such a file explains, until a checkpoint vouches for that file.
+    unvouched: Option<Fault>,
     found: Verification,
 }
 
 impl Pass<'_, '_> {
     fn run(&mut self, mut each: impl FnMut(&Record)) -> Result<(), Stopped> {
+        let mut next = self.lines.next()?;
         let fault = loop {
-            let kind = match self.lines.next()? {
+            let fault = match next {
                 Next::Line => match self.record()? {
                     Ok(record) => {
-                        each(&record);
+                        // One whose original is here was seen already.
+                        if record.repeats.is_none_or(|sequence| self.is_lost(sequence)) {
+                            each(&record);
+                        }
+                        next = self.lines.next()?;
                         continue;
                     }
-                    Err(fault) => break Some(fault),
+                    Err(fault) => fault,
                 },
                 Next::End => break self.missing_at_the_end(),
-                Next::Incomplete => FaultKind::Incomplete,
-                Next::TooLong => FaultKind::NoRecord,
-                Next::Missing(number) => FaultKind::FileMissing { number },
+                Next::Incomplete => self.fault(FaultKind::Incomplete),
+                Next::TooLong => self.fault(FaultKind::NoRecord),
+                Next::Missing(number) => break Some(self.fault(FaultKind::FileMissing { number })),
             };
-            break Some(self.fault(kind));
+            let is_torn = matches!(fault.kind, FaultKind::Incomplete | FaultKind::NoRecord);
+            if !is_torn || !self.next_file_explains(&fault)? {
+                break Some(fault);
+            }
+            next = Next::Line;
         };
-        self.found.fault = fault;
+        self.found.fault = fault.or_else(|| self.unvouched.take());
         Ok(())
+    }
+
+    /// Whether the next file begins with a record that says that the end of this one may be missing.
+    /// Then that record is the present line.
+    fn next_file_explains(&mut self, fault: &Fault) -> Result<bool, Stopped> {
+        if !self.lines.skip_file() {
+            return Ok(false);
+        }
+        let Next::Line = self.lines.next()? else { return Ok(false) };
+        let bytes = std::mem::take(&mut self.lines.bytes);
+        let explains = Line::read(&bytes).is_some_and(|line| self.goes_on_behind(&line, fault));
+        self.lines.bytes = bytes;
+        Ok(explains)
+    }
+
+    /// Whether a line is the first of a file and says that the records from the expected one up to
+    /// it may be missing. Then the chain goes on there.
+    fn goes_on_behind(&mut self, line: &Line<'_>, fault: &Fault) -> bool {
+        let record = &line.record;
+        let Some(chain) = self.chain else { return false };
+        let from = record.trail.as_ref().and_then(|trail| trail.unsynced_from);
+        let previous = record.trail.as_ref().and_then(|trail| ChainHash::read(&trail.previous));
+        let (Some(from), Some(head)) = (from, previous) else { return false };
+        let is_the_gap = from <= chain.next && chain.next < record.sequence;
+        if self.lines.line != 1 || TrailId::of(record) != Some(chain.trail) || !is_the_gap {
+            return false;
+        }
+        self.lost.push(chain.next..=record.sequence.saturating_sub(1));
+        let lost = record.sequence.saturating_sub(chain.next);
+        self.found.lost_at_sync = self.found.lost_at_sync.saturating_add(lost);
+        if !self.verifier.keys.is_empty() {
+            self.unvouched.get_or_insert_with(|| fault.clone());
+        }
+        self.chain = Some(Chain { next: record.sequence, head, ..chain });
+        true
+    }
+
+    fn is_lost(&self, sequence: u64) -> bool {
+        self.lost.iter().any(|lost| lost.contains(&sequence))
     }
 
     /// The sequence of the record that has to come now.
@@ -304,8 +384,13 @@ impl Pass<'_, '_> {
             return Ok(Err(self.fault(FaultKind::OtherTrail)));
         }
         if line.record.sequence != chain.next {
-            return Ok(Err(self.out_of_place(line.record.sequence)));
+            let through = line.record.sequence.saturating_sub(1);
+            let fault = self.fault(FaultKind::Missing { through });
+            if !self.goes_on_behind(&line, &fault) {
+                return Ok(Err(self.out_of_place(line.record.sequence)));
+            }
         }
+        let chain = self.chain.unwrap_or(chain);
         if !line.follows(chain.head) {
             return Ok(Err(self.fault(FaultKind::Changed)));
         }
@@ -370,6 +455,7 @@ impl Pass<'_, '_> {
         }
         self.found.checkpoints = self.found.checkpoints.saturating_add(1);
         self.found.authenticated_before = Some(record.sequence);
+        self.unvouched = None;
         None
     }
 
@@ -379,8 +465,10 @@ impl Pass<'_, '_> {
             return None;
         }
         let named = checkpoint.previous;
-        let is_linked = match self.last_checkpoint.replace(checkpoint.link()) {
-            Some(before) => named == before,
+        let before = self.last_checkpoint.replace(checkpoint.link());
+        let is_linked = match before {
+            // What it names may be lost.
+            Some(before) => named == before || self.is_lost(named.sequence),
             None if self.first_file == 1 => named == Link::first(checkpoint.trail),
             // It is in a file that was moved away.
             None => self.found.records > 0 && named.sequence < self.found.first_sequence,
@@ -397,6 +485,9 @@ impl Pass<'_, '_> {
         found.last_hash = Some(line.hash);
         if record.activity == "trail_resumed" && found.records > 1 && !found.is_closed {
             found.not_closed = found.not_closed.saturating_add(1);
+        }
+        if record.trail.as_ref().is_some_and(|trail| trail.unsynced_from.is_some()) {
+            found.sync_failures = found.sync_failures.saturating_add(1);
         }
         match &*record.activity {
             "clock_set_back" => found.clock_set_back = found.clock_set_back.saturating_add(1),
