@@ -254,6 +254,29 @@ impl KmsFront {
         self.shared.calls.lock().unwrap().clone()
     }
 
+    /// The requests as records of CloudTrail, with the fields that "Logging AWS KMS API calls with AWS
+    /// CloudTrail" shows and that a join needs.
+    pub fn cloud_trail(&self) -> Vec<Value> {
+        let record = |call: Call| {
+            let mut record = json!({
+                "eventSource": "kms.amazonaws.com",
+                "eventName": call.operation,
+                "awsRegion": call.region,
+                "userIdentity": { "arn": call.principal },
+                "requestID": call.request_id,
+                "requestParameters": {
+                    "keyId": call.request["KeyId"],
+                    "encryptionContext": call.request["EncryptionContext"],
+                },
+            });
+            if let Some(error) = call.error {
+                record["errorCode"] = error.trim_end_matches("Exception").into();
+            }
+            record
+        };
+        self.calls().into_iter().map(record).collect()
+    }
+
     /// Requests that came, answered or not.
     pub fn arrived(&self, operation: &str) -> usize {
         self.shared.arrived.lock().unwrap().iter().filter(|arrived| *arrived == operation).count()
