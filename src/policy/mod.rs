@@ -9,6 +9,7 @@
 //! docs/policy.md is the guide.
 #![forbid(unsafe_code)]
 
+mod asker;
 mod decisions;
 mod guard;
 #[cfg(feature = "serde")]

@@ -13,4 +13,5 @@ mod no_leak;
 mod outages;
 mod panics;
 mod races;
+mod shared;
 mod told;
