@@ -128,6 +128,11 @@ impl Guard {
         self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
     }
 
+    /// Whether the rules are others than those by which it was granted.
+    pub(crate) fn has_changed(&self, granted: Granted) -> bool {
+        self.stamp() != Some(granted.stamp)
+    }
+
     /// The denial of an operation on many contexts, the decisions about which never held at once.
     pub(crate) fn unsettled(
         &self,
@@ -149,7 +154,7 @@ impl Guard {
     /// A generation that differs from the last one raises the epoch, so that what ended stays ended
     /// when the number comes back. Of several threads that see the change, one raises it. A thread
     /// that returns the new number has seen it raised.
-    fn stamp(&self) -> Option<Stamp> {
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
         let epoch = self.epoch.load(Ordering::Acquire);
         let generation = caught(|| self.asker.policy.generation())?;
         if self.last_seen.load(Ordering::Acquire) != generation {

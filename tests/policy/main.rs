@@ -15,3 +15,4 @@ mod panics;
 mod races;
 mod shared;
 mod told;
+mod waiting;
