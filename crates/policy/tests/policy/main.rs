@@ -7,6 +7,7 @@ mod examples;
 mod lints;
 mod opa;
 mod oracle;
+mod real;
 mod rego;
 mod reload;
 mod server;
