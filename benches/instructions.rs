@@ -53,8 +53,8 @@ fn scenarios(ground: &Ground) -> Vec<(String, Contender<'_>)> {
                 .map(|contender| (format!("open {size}, {}", contender.name), contender)),
         );
     }
-    scenarios
-        .extend(ground.allocating(1024).map(|contender| (contender.name.to_owned(), contender)));
+    let allocating = ground.allocating(1024).into_iter().chain(ground.acting(1024));
+    scenarios.extend(allocating.map(|contender| (contender.name.to_owned(), contender)));
     scenarios
 }
 

@@ -14,23 +14,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
-use support::{AAD, at_once};
+use support::{AAD, Open, at_once, bench_caller};
 use waxseal::kek::local::LocalKek;
-use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
-use waxseal::{Aad, Caller, EncryptionContext, Envelope, Error, Limits};
+use waxseal::policy::PolicyOptions;
+use waxseal::{Aad, Caller, EncryptionContext, Envelope, Limits};
 
 const TIME: Duration = Duration::from_secs(3);
 const CALLS: usize = 200;
-
-/// Allows everything. What a decision costs to make is not measured here.
-#[derive(Debug)]
-struct Open;
-
-impl Policy for Open {
-    fn decide<'a>(&'a self, _: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
-        Box::pin(async { Ok(Decision::allow()) })
-    }
-}
 
 type Call<'a> = (&'static str, Box<dyn Fn() + 'a>);
 
@@ -124,13 +114,7 @@ fn main() {
     // Longer than the run, so that each call finds its decision.
     let options = PolicyOptions::default().cache_for(Duration::from_secs(24 * 3600));
     let behind = builder().policy(Open, options).build().unwrap();
-    let caller = Caller::builder()
-        .service("reporting")
-        .roles(["analyst", "reader"])
-        .source_address([10, 1, 2, 3])
-        .attribute("department", "finance")
-        .build()
-        .unwrap();
+    let caller = bench_caller();
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
     for len in [64, 1024, 16 * 1024] {
         let payload = vec![7; len];

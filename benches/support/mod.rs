@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use waxseal::kek::local::LocalKek;
-use waxseal::{Aad, Backend, Decryptor, EncryptionContext, Encryptor, Envelope, Limits};
+use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
+use waxseal::{
+    Aad, Backend, Caller, Decryptor, EncryptionContext, Encryptor, Envelope, Error, Limits,
+};
 
 pub const AAD: &[u8] = b"row 17";
 const NONCE: [u8; 12] = [7; 12];
@@ -114,6 +117,9 @@ impl Contender<'_> {
 pub struct Ground {
     bare: Bare,
     envelope: Envelope,
+    /// The same behind a policy, and for whom it acts.
+    guarded: Envelope,
+    caller: Caller,
     context: EncryptionContext,
     sealing: Encryptor,
     opening: Decryptor,
@@ -126,14 +132,18 @@ impl Ground {
             .max_bytes(1 << 50)
             .max_age(Duration::from_secs(24 * 3600));
         let kek = LocalKek::in_memory("bench").unwrap();
-        let envelope =
-            Envelope::builder().wrap_with(kek).backend(backend).limits(limits).build().unwrap();
+        let builder = || Envelope::builder().wrap_with(kek.clone()).backend(backend).limits(limits);
+        let envelope = builder().build().unwrap();
+        // Longer than the run, so that each call finds its decision.
+        let options = PolicyOptions::default().cache_for(Duration::from_secs(24 * 3600));
+        let (guarded, caller) = (builder().policy(Open, options).build().unwrap(), bench_caller());
         let context =
             EncryptionContext::new([("tenant", "alice"), ("table", "customers")]).unwrap();
         let sealing = at_once(envelope.encryptor(&context)).unwrap();
         let sealed = sealing.encrypt(Aad::from(AAD), b"").unwrap();
         let opening = at_once(envelope.decryptor(&context, &sealed)).unwrap();
-        Self { bare: Bare::new(backend), envelope, context, sealing, opening }
+        let bare = Bare::new(backend);
+        Self { bare, envelope, guarded, caller, context, sealing, opening }
     }
 
     /// Room for a message, with the plaintext in its place.
@@ -200,6 +210,29 @@ impl Ground {
         ]
     }
 
+    /// The same calls on behalf of a caller, behind a policy whose decision is cached.
+    pub fn acting(&self, len: usize) -> [Contender<'_>; 3] {
+        let mut sealed = self.message(len);
+        self.sealing.encrypt_in_place(Aad::from(AAD), &mut sealed).unwrap();
+        let view = self.guarded.acting_for(&self.caller);
+        // The decision and the DEK are cached from here on.
+        at_once(view.decrypt(&self.context, Aad::from(AAD), &*sealed)).unwrap();
+        let encrypt = move |buffer: &mut Vec<u8>| {
+            at_once(view.encrypt(&self.context, Aad::from(AAD), &*buffer)).unwrap();
+        };
+        let decrypt = move |buffer: &mut Vec<u8>| {
+            at_once(view.decrypt(&self.context, Aad::from(AAD), &*buffer)).unwrap();
+        };
+        let cached = move |buffer: &mut Vec<u8>| {
+            view.decrypt_cached(&self.context, Aad::from(AAD), &*buffer).unwrap().unwrap();
+        };
+        [
+            Contender { name: "encrypt, policy", before: vec![7; len], call: Box::new(encrypt) },
+            Contender { name: "decrypt, policy", before: sealed.clone(), call: Box::new(decrypt) },
+            Contender { name: "decrypt_cached, policy", before: sealed, call: Box::new(cached) },
+        ]
+    }
+
     /// The calls that allocate their result.
     pub fn allocating(&self, len: usize) -> [Contender<'_>; 4] {
         let mut sealed = self.message(len);
@@ -227,6 +260,27 @@ impl Ground {
             Contender { name: "decryptor", before: sealed, call: Box::new(decryptor) },
         ]
     }
+}
+
+/// Allows everything. What a decision costs to make is not measured here.
+#[derive(Debug)]
+pub struct Open;
+
+impl Policy for Open {
+    fn decide<'a>(&'a self, _: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        Box::pin(async { Ok(Decision::allow()) })
+    }
+}
+
+/// A caller of the size that callers have.
+pub fn bench_caller() -> Caller {
+    Caller::builder()
+        .service("reporting")
+        .roles(["analyst", "reader"])
+        .source_address([10, 1, 2, 3])
+        .attribute("department", "finance")
+        .build()
+        .unwrap()
 }
 
 /// What a future gives that does not have to wait, without the cost of an executor.

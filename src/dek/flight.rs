@@ -1,8 +1,9 @@
 //! One call for many callers: those that make the same request at the same time share the response.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::future::Future;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash};
 use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -24,7 +25,26 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The outcome of a request, for all callers that made it.
 pub(crate) type Answer<D> = Result<Arc<Pinned<D>>, Failure>;
-type Work<D> = BoxFuture<'static, Answer<D>>;
+type Work<A> = BoxFuture<'static, A>;
+
+/// What many callers may be given.
+pub(crate) trait Shareable: Clone + Send + 'static {
+    /// The answer of a call that panicked.
+    fn panicked() -> Self;
+
+    /// The answer of a call that ended since nobody waited for it. No caller sees it.
+    fn nobody_waited() -> Self;
+}
+
+impl<D: Leased + 'static> Shareable for Answer<D> {
+    fn panicked() -> Self {
+        Err(Error::new(ErrorKind::Unavailable, "the call panicked").into())
+    }
+
+    fn nobody_waited() -> Self {
+        Err(Error::new(ErrorKind::Unavailable, "no caller waited for the response").into())
+    }
+}
 
 /// A call that has been in flight for longer is not joined. A later caller starts a new one, so it
 /// does not wait for a service that hung, and a service that recovers is noticed within a second.
@@ -40,8 +60,8 @@ const SWEEP_EVERY: Duration = Duration::from_millis(250);
 /// timeout still gets its response through. Without that task, and between two requests, the call
 /// is cancelled when the last caller leaves.
 pub(super) struct Flights {
-    reading: InFlight<ReadingDek>,
-    writing: InFlight<WritingDek>,
+    reading: InFlight<RequestKey, Answer<ReadingDek>>,
+    writing: InFlight<RequestKey, Answer<WritingDek>>,
     runtime: Option<Arc<dyn Runtime>>,
 }
 
@@ -55,11 +75,11 @@ impl Flights {
         now: Moment,
         key: RequestKey,
         ask: impl FnOnce() -> F,
-    ) -> Waiter<ReadingDek>
+    ) -> Waiter<Answer<ReadingDek>>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {
-        self.reading.join(now, key, || Call::new(ask(), self.runtime.clone()))
+        self.reading.join(now, key, self.runtime.as_ref(), ask)
     }
 
     pub(super) fn writing<F>(
@@ -67,44 +87,55 @@ impl Flights {
         now: Moment,
         key: RequestKey,
         ask: impl FnOnce() -> F,
-    ) -> Waiter<WritingDek>
+    ) -> Waiter<Answer<WritingDek>>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {
-        self.writing.join(now, key, || Call::new(ask(), self.runtime.clone()))
+        self.writing.join(now, key, self.runtime.as_ref(), ask)
     }
 }
 
-struct InFlight<D: Leased + 'static>(Mutex<Asked<D>>);
+/// The calls in flight, by what they ask.
+pub(crate) struct InFlight<K, A: Shareable>(Mutex<Asked<K, A>>);
 
-struct Asked<D: Leased + 'static> {
-    flights: BTreeMap<RequestKey, Flight<D>>,
+struct Asked<K, A: Shareable> {
+    /// Whoever is outside cannot choose the hash of a key.
+    flights: HashMap<K, Flight<A>, BuildHasherDefault<DefaultHasher>>,
     sweep_at: Option<Moment>,
 }
 
 /// The calls for one request.
-struct Flight<D: Leased + 'static> {
+struct Flight<A: Shareable> {
     began: Moment,
-    newest: Weak<Call<D>>,
+    newest: Weak<Call<A>>,
     /// A call that is too old to be joined and may still bring a response. Only this one and the
     /// newest continue without callers, so a service that hangs is not asked again and again in the
     /// background.
-    oldest: Weak<Call<D>>,
+    oldest: Weak<Call<A>>,
 }
 
-impl<D: Leased> Default for InFlight<D> {
+impl<K, A: Shareable> Default for InFlight<K, A> {
     fn default() -> Self {
-        Self(Mutex::new(Asked { flights: BTreeMap::new(), sweep_at: None }))
+        Self(Mutex::new(Asked { flights: HashMap::default(), sweep_at: None }))
     }
 }
 
 /// What must be dropped outside the lock: a call's work, and a DEK in its response, may report to
 /// observers.
-type Leftovers<D> = Vec<(Arc<Call<D>>, Option<Work<D>>)>;
+type Leftovers<A> = Vec<(Arc<Call<A>>, Option<Work<A>>)>;
 
-impl<D: Leased> InFlight<D> {
+impl<K: Hash + Eq, A: Shareable> InFlight<K, A> {
     /// Joins the call in flight or starts a new one. A call that has its response is not joined.
-    fn join(&self, now: Moment, key: RequestKey, ask: impl FnOnce() -> Arc<Call<D>>) -> Waiter<D> {
+    pub(crate) fn join<F>(
+        &self,
+        now: Moment,
+        key: K,
+        runtime: Option<&Arc<dyn Runtime>>,
+        ask: impl FnOnce() -> F,
+    ) -> Waiter<A>
+    where
+        F: Future<Output = A> + Send + 'static,
+    {
         let mut leftovers = Leftovers::new();
         let waiter = {
             let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,7 +148,7 @@ impl<D: Leased> InFlight<D> {
             };
             let waiter = under_way.unwrap_or_else(|| {
                 asked.sweep(now, &mut leftovers);
-                let (call, waiter) = Waiter::first(ask());
+                let (call, waiter) = Waiter::first(Call::new(ask(), runtime.cloned()));
                 let oldest = match before.as_ref().map(|(_, calls)| calls) {
                     Some([newest, Some(oldest)]) if oldest.is_under_way() => {
                         leftovers.extend(
@@ -143,18 +174,30 @@ impl<D: Leased> InFlight<D> {
         leftovers.into_iter().for_each(|(call, work)| call.discard(work));
         waiter
     }
+
+    /// Forgets a request whose calls are over, for keys that are large.
+    pub(crate) fn forget(&self, key: &K) {
+        let is_over =
+            |flight: &Flight<A>| flight.calls().iter().flatten().all(|call| !call.is_under_way());
+        let forgotten = {
+            let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_over = asked.flights.get(key).is_some_and(is_over);
+            if is_over { asked.flights.remove_entry(key) } else { None }
+        };
+        drop(forgotten);
+    }
 }
 
-impl<D: Leased> Flight<D> {
-    fn calls(&self) -> [Option<Arc<Call<D>>>; 2] {
+impl<A: Shareable> Flight<A> {
+    fn calls(&self) -> [Option<Arc<Call<A>>>; 2] {
         [self.newest.upgrade(), self.oldest.upgrade()]
     }
 }
 
-impl<D: Leased> Asked<D> {
+impl<K: Hash + Eq, A: Shareable> Asked<K, A> {
     /// Removes calls that ended now and then, so that the map does not grow, and ends calls that no
     /// task polls, so that they do not hold the budget.
-    fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<D>) {
+    fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<A>) {
         let many = self.flights.len() >= 64 && self.flights.len().is_power_of_two();
         if !many && self.sweep_at.is_some_and(|at| !now.is_past(at)) {
             return;
@@ -172,18 +215,18 @@ impl<D: Leased> Asked<D> {
     }
 }
 
-struct Call<D: Leased + 'static> {
+struct Call<A: Shareable> {
     waker: Arc<CallWaker>,
     wire: RequestCounter,
-    state: Mutex<State<D>>,
+    state: Mutex<State<A>>,
 }
 
-struct State<D: Leased + 'static> {
+struct State<A: Shareable> {
     /// Taken out while it is polled, so that no lock is held meanwhile.
-    work: Option<Work<D>>,
+    work: Option<Work<A>>,
     /// Present when the call is over. It is an error if the call was cancelled, which no caller
     /// sees.
-    answer: Option<Answer<D>>,
+    answer: Option<A>,
     callers: usize,
     /// Present until the first poll without a response, which starts the task there.
     runtime: Option<Arc<dyn Runtime>>,
@@ -195,10 +238,10 @@ struct State<D: Leased + 'static> {
     neglected: bool,
 }
 
-impl<D: Leased> State<D> {
+impl<A: Shareable> State<A> {
     /// Ends it if it is no longer needed. The caller discards what is returned outside the lock.
     /// While the work is being polled, the poller decides.
-    fn end_unless_wanted(&mut self, wire: &RequestCounter) -> Option<Work<D>> {
+    fn end_unless_wanted(&mut self, wire: &RequestCounter) -> Option<Work<A>> {
         let goes_on = self.task_drives && !self.ends_with_callers && wire.is_busy();
         if self.work.is_none() || self.callers > 0 || goes_on {
             return None;
@@ -206,18 +249,15 @@ impl<D: Leased> State<D> {
         self.end()
     }
 
-    fn end(&mut self) -> Option<Work<D>> {
-        self.answer =
-            Some(Err(
-                Error::new(ErrorKind::Unavailable, "no caller waited for the response").into()
-            ));
+    fn end(&mut self) -> Option<Work<A>> {
+        self.answer = Some(A::nobody_waited());
         self.work.take()
     }
 }
 
-impl<D: Leased> Call<D> {
+impl<A: Shareable> Call<A> {
     fn new(
-        work: impl Future<Output = Answer<D>> + Send + 'static,
+        work: impl Future<Output = A> + Send + 'static,
         runtime: Option<Arc<dyn Runtime>>,
     ) -> Arc<Self> {
         let state = State {
@@ -236,7 +276,7 @@ impl<D: Leased> Call<D> {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<D>> {
+    fn lock(&self) -> MutexGuard<'_, State<A>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -245,7 +285,7 @@ impl<D: Leased> Call<D> {
     }
 
     /// Adds a caller if the call is in flight.
-    fn join(self: &Arc<Self>) -> Option<Waiter<D>> {
+    fn join(self: &Arc<Self>) -> Option<Waiter<A>> {
         let mut state = self.lock();
         if state.answer.is_some() {
             return None;
@@ -255,7 +295,7 @@ impl<D: Leased> Call<D> {
         Some(Waiter::new(self.clone(), Role::Caller))
     }
 
-    fn end_with_callers(&self) -> Option<Work<D>> {
+    fn end_with_callers(&self) -> Option<Work<A>> {
         let mut state = self.lock();
         state.ends_with_callers = true;
         state.end_unless_wanted(&self.wire)
@@ -263,7 +303,7 @@ impl<D: Leased> Call<D> {
 
     /// Ends a call without callers whose task does not poll it although it was woken: its runtime
     /// has stopped.
-    fn end_if_undriven(&self) -> Option<Work<D>> {
+    fn end_if_undriven(&self) -> Option<Work<A>> {
         let mut state = self.lock();
         if state.work.is_none() || state.callers > 0 || !self.waker.is_woken() {
             return None;
@@ -275,7 +315,7 @@ impl<D: Leased> Call<D> {
     }
 
     /// Drops what is left of a call that ended, and wakes its task.
-    fn discard(&self, work: Option<Work<D>>) {
+    fn discard(&self, work: Option<Work<A>>) {
         if work.is_some() {
             // A provider whose future panics on drop affects no caller.
             caught(|| drop(work));
@@ -285,7 +325,7 @@ impl<D: Leased> Call<D> {
 
     /// Polls the work, unless another caller does, or nothing has happened since the last poll. A
     /// waiter that was not woken by the call polls anyway, since it has reasons of its own.
-    fn drive(&self, role: Role, was_woken: bool) -> Poll<Answer<D>> {
+    fn drive(&self, role: Role, was_woken: bool) -> Poll<A> {
         let mut work = {
             let mut state = self.lock();
             state.task_drives |= role == Role::Task;
@@ -302,7 +342,7 @@ impl<D: Leased> Call<D> {
         };
         let waker = Waker::from(self.waker.clone());
         let mut poll = || self.wire.scope(|| work.as_mut().poll(&mut Context::from_waker(&waker)));
-        let polled = caught(&mut poll).unwrap_or_else(|| Poll::Ready(Err(panicked())));
+        let polled = caught(&mut poll).unwrap_or_else(|| Poll::Ready(A::panicked()));
         match polled {
             Poll::Ready(answer) => {
                 // Before the response is published, so that nothing of the call outlives it.
@@ -338,10 +378,6 @@ impl<D: Leased> Call<D> {
     }
 }
 
-fn panicked() -> Failure {
-    Error::new(ErrorKind::Unavailable, "the call panicked").into()
-}
-
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Role {
     Caller,
@@ -349,29 +385,29 @@ enum Role {
 }
 
 /// One caller of a call, or the task that continues it.
-pub(crate) struct Waiter<D: Leased + 'static> {
-    call: Arc<Call<D>>,
+pub(crate) struct Waiter<A: Shareable> {
+    call: Arc<Call<A>>,
     role: Role,
     slot: usize,
 }
 
-impl<D: Leased> Waiter<D> {
-    fn new(call: Arc<Call<D>>, role: Role) -> Self {
+impl<A: Shareable> Waiter<A> {
+    fn new(call: Arc<Call<A>>, role: Role) -> Self {
         let slot = call.waker.wakers.add();
         Self { call, role, slot }
     }
 
     /// Returns the first waiter of a new call.
-    fn first(call: Arc<Call<D>>) -> (Arc<Call<D>>, Self) {
+    fn first(call: Arc<Call<A>>) -> (Arc<Call<A>>, Self) {
         call.lock().callers += 1;
         (call.clone(), Self::new(call, Role::Caller))
     }
 }
 
-impl<D: Leased> Future for Waiter<D> {
-    type Output = Answer<D>;
+impl<A: Shareable> Future for Waiter<A> {
+    type Output = A;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer<D>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
         // Registered before the poll, so that anything that happens from here on wakes it.
         let was_woken = self.call.waker.wakers.register(self.slot, cx.waker());
         let answer = self.call.drive(self.role, was_woken);
@@ -382,7 +418,7 @@ impl<D: Leased> Future for Waiter<D> {
     }
 }
 
-impl<D: Leased> Drop for Waiter<D> {
+impl<A: Shareable> Drop for Waiter<A> {
     fn drop(&mut self) {
         self.call.waker.wakers.remove(self.slot);
         let mut state = self.call.lock();

@@ -23,6 +23,7 @@ mod wiper;
 mod writing;
 
 pub(crate) use contexts::{DOMAIN, DomainContexts};
+pub(crate) use flight::{InFlight, Shareable};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use parent::BranchParent;

@@ -14,7 +14,8 @@ use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::WrappedKeys;
 use crate::kek::rewrap::Check;
-use crate::policy::{BoxFuture, Guard};
+use crate::memory::wipe;
+use crate::policy::{BoxFuture, Granted, Guard, Stamp};
 use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
@@ -22,6 +23,9 @@ use crate::suite::DekId;
 const ASKED_AT_ONCE: usize = 16;
 /// How often those are asked about whose decision ended before the last one was made.
 const ROUNDS: usize = 3;
+
+/// What an operation was permitted by, if there is a policy.
+pub(super) type Permitted = Option<Granted>;
 
 /// The policy in front of an envelope, and the same envelope without it.
 pub(super) struct Guarded {
@@ -73,11 +77,33 @@ impl Envelope {
         operation: Action,
         context: &EncryptionContext,
         caller: Option<&Caller>,
-    ) -> Result<(), Error> {
+    ) -> Result<Permitted, Error> {
         match &self.guarded {
-            Some(guarded) => guarded.permit(operation, context, caller).await.map(|_| ()),
-            None => Ok(()),
+            Some(guarded) => guarded.permit(operation, context, caller).await.map(Some),
+            None => Ok(None),
         }
+    }
+
+    /// Whether what was permitted may still be done, after it waited for a key service: under rules
+    /// that changed meanwhile the policy is asked again.
+    pub(super) async fn confirm(
+        &self,
+        permitted: Permitted,
+        operation: Action,
+        context: &EncryptionContext,
+        caller: Option<&Caller>,
+    ) -> Result<(), Error> {
+        match (&self.guarded, permitted) {
+            (Some(guarded), Some(granted)) if guarded.has_changed(granted) => {
+                guarded.permit(operation, context, caller).await.map(|_| ())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The state of the rules, to be compared later. `None` without a policy.
+    pub(super) fn rules(&self) -> Option<Option<Stamp>> {
+        self.guarded.as_ref().map(|guarded| guarded.stamp())
     }
 
     /// Returns those of many contexts for which an operation may not be done, and why. A decision
@@ -133,8 +159,21 @@ impl<'e> ActingFor<'e> {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
-    async fn permit(self, operation: Action, context: &EncryptionContext) -> Result<(), Error> {
+    async fn permit(
+        self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<Permitted, Error> {
         self.envelope.permit(operation, context, self.caller).await
+    }
+
+    async fn confirm(
+        self,
+        permitted: Permitted,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        self.envelope.confirm(permitted, operation, context, self.caller).await
     }
 
     /// As [`Envelope::encrypt`].
@@ -147,8 +186,9 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        self.permit(Action::Encrypt, context).await?;
-        self.plain().encrypt(context, aad, plaintext).await
+        let permitted = self.permit(Action::Encrypt, context).await?;
+        let sealed = self.plain().encrypt(context, aad, plaintext).await?;
+        self.confirm(permitted, Action::Encrypt, context).await.map(|()| sealed)
     }
 
     /// As [`Envelope::encrypt_in_place`].
@@ -161,6 +201,7 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
+        // Not confirmed: the plaintext is the caller's, and would not be there any more.
         self.permit(Action::Encrypt, context).await?;
         self.plain().encrypt_in_place(context, aad, buffer).await
     }
@@ -175,8 +216,9 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Compact, Error> {
-        self.permit(Action::Encrypt, context).await?;
-        self.plain().encrypt_compact(context, aad, plaintext).await
+        let permitted = self.permit(Action::Encrypt, context).await?;
+        let sealed = self.plain().encrypt_compact(context, aad, plaintext).await?;
+        self.confirm(permitted, Action::Encrypt, context).await.map(|()| sealed)
     }
 
     /// As [`Envelope::decrypt`].
@@ -190,22 +232,27 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
-        self.permit(Action::Decrypt, context).await?;
-        self.plain().decrypt(context, aad, sealed).await
+        let permitted = self.permit(Action::Decrypt, context).await?;
+        let opened = self.plain().decrypt(context, aad, sealed).await?;
+        self.confirm(permitted, Action::Decrypt, context).await.map(|()| opened)
     }
 
     /// As [`Envelope::decrypt_in_place`].
     ///
     /// # Errors
-    /// As there. After a denial the buffer is unchanged.
+    /// As there. After a denial the buffer is unchanged. If the rules changed while it waited for
+    /// the key service, and deny it now, the part that was decrypted is wiped.
     pub async fn decrypt_in_place<'b>(
         self,
         context: &EncryptionContext,
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        self.permit(Action::Decrypt, context).await?;
-        self.plain().decrypt_in_place(context, aad, buffer).await
+        let permitted = self.permit(Action::Decrypt, context).await?;
+        let opened = self.plain().decrypt_in_place(context, aad, buffer).await?;
+        let mut withheld = Withheld(opened);
+        self.confirm(permitted, Action::Decrypt, context).await?;
+        Ok(std::mem::take(&mut withheld.0))
     }
 
     /// As [`Envelope::decrypt_cached`].
@@ -306,8 +353,9 @@ impl<'e> ActingFor<'e> {
         dek_id: &DekId,
         keys: &WrappedKeys,
     ) -> Result<WrappedKeys, Error> {
-        self.permit(Action::Rewrap, context).await?;
-        self.plain().rewrap_wrapped_keys(context, dek_id, keys).await
+        let permitted = self.permit(Action::Rewrap, context).await?;
+        let rewrapped = self.plain().rewrap_wrapped_keys(context, dek_id, keys).await?;
+        self.confirm(permitted, Action::Rewrap, context).await.map(|()| rewrapped)
     }
 
     /// As [`Envelope::rewrap_stored`].
@@ -321,6 +369,16 @@ impl<'e> ActingFor<'e> {
     ) -> Result<RewrapProgress, Error> {
         self.permit(Action::Rewrap, &EncryptionContext::empty()).await?;
         self.plain().rewrap_stored(options, progress).await
+    }
+}
+
+/// Plaintext in a caller's buffer that it may not have yet. It is wiped if it is not to be had, and if
+/// the caller gives up.
+struct Withheld<'b>(&'b mut [u8]);
+
+impl Drop for Withheld<'_> {
+    fn drop(&mut self) {
+        wipe(self.0);
     }
 }
 

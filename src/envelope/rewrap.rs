@@ -114,12 +114,13 @@ impl Envelope {
         messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
     ) -> Vec<Result<Vec<u8>, Error>> {
         let messages: Vec<_> = messages.into_iter().collect();
-        let contexts = messages.iter().map(|(context, _)| *context);
-        let denied = self.denied(Action::Rewrap, contexts, caller).await;
+        let contexts = || messages.iter().map(|(context, _)| *context);
+        let rules = self.rules();
+        let denied = self.denied(Action::Rewrap, contexts(), caller).await;
         let mut lists = Lists::default();
         let places: Vec<_> = messages
-            .into_iter()
-            .map(|(context, sealed)| {
+            .iter()
+            .map(|&(context, sealed)| {
                 if let Some(error) = denied.get(context) {
                     return Err(error.clone());
                 }
@@ -129,14 +130,20 @@ impl Envelope {
             .collect();
         let lists: Vec<_> = lists.lists.iter().map(List::as_key_list).collect();
         let rewrapped = self.source().rewrap_lists(&lists, Check::UnwrapEach).await;
+        // Under rules that changed meanwhile the policy is asked again.
+        let denied = match self.rules() == rules {
+            true => HashMap::new(),
+            false => self.denied(Action::Rewrap, contexts(), caller).await,
+        };
         let answer =
             |place: usize| rewrapped.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
         places
             .into_iter()
-            .map(|place| {
-                place.and_then(|(sealed, place)| {
-                    with_wrapped_keys(sealed, answer(place)?.as_bytes())
-                })
+            .zip(contexts())
+            .map(|(place, context)| {
+                let (sealed, place) = place?;
+                denied.get(context).map_or(Ok(()), |error| Err(error.clone()))?;
+                with_wrapped_keys(sealed, answer(place)?.as_bytes())
             })
             .collect()
     }
@@ -167,8 +174,9 @@ impl Envelope {
         dek_id: &DekId,
         keys: &WrappedKeys,
     ) -> Result<WrappedKeys, Error> {
-        self.permit(Action::Rewrap, context, None).await?;
-        self.source().rewrap_list(context, dek_id, keys, Check::UnwrapEach).await
+        let permitted = self.permit(Action::Rewrap, context, None).await?;
+        let rewrapped = self.source().rewrap_list(context, dek_id, keys, Check::UnwrapEach).await?;
+        self.confirm(permitted, Action::Rewrap, context, None).await.map(|()| rewrapped)
     }
 
     /// Rewraps the wrapped keys of every DEK in the [key store](crate::EnvelopeBuilder::key_store), so
@@ -231,11 +239,12 @@ impl Envelope {
         sealed: &[u8],
         check: Check,
     ) -> Result<Vec<u8>, Error> {
-        self.permit(Action::Rewrap, context, caller).await?;
+        let permitted = self.permit(Action::Rewrap, context, caller).await?;
         let message = embedded(sealed)?;
         let keys = WrappedKeys::try_from(message.wrapped_keys)?;
         let dek_id = &message.header.dek_id;
         let keys = self.source().rewrap_list(context, dek_id, &keys, check).await?;
+        self.confirm(permitted, Action::Rewrap, context, caller).await?;
         with_wrapped_keys(sealed, keys.as_bytes())
     }
 }

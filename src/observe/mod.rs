@@ -164,11 +164,12 @@ pub enum Event<'a> {
         reasons: &'a [Box<str>],
         /// The revision of the policy, if it names one.
         revision: Option<&'a str>,
-        /// How long the policy took. `None` if the decision was cached.
+        /// How long the operation waited for the policy. `None` if the decision was cached.
         elapsed: Option<Duration>,
     },
-    /// The policy allowed an operation. Emitted when the policy was asked. For cached decisions it
-    /// is emitted as often as
+    /// The policy allowed an operation. Emitted when the operation waited for the policy, which is
+    /// asked once for all that ask the same at the same time. For cached decisions it is emitted as
+    /// often as
     /// [`PolicyOptions::report_cached_allows`](crate::policy::PolicyOptions::report_cached_allows)
     /// says.
     PolicyAllowed {
@@ -180,7 +181,7 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// The revision of the policy, if it names one.
         revision: Option<&'a str>,
-        /// How long the policy took. `None` if the decision was cached.
+        /// How long the operation waited for the policy. `None` if the decision was cached.
         elapsed: Option<Duration>,
     },
     /// The policy gave no decision: it failed, panicked, was late, or its server is unavailable. A

@@ -34,7 +34,7 @@ const REMEMBERED: u64 = 16;
 const REMEMBERED_LEN: usize = 16;
 
 /// When the rules changed last. A decision of another state of the rules is not used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Stamp {
     /// What the policy says.
     pub(super) generation: u64,
@@ -82,8 +82,9 @@ impl Entry {
     }
 }
 
+/// A question without its caller's borrows.
 #[derive(Clone)]
-struct AskedBefore {
+pub(super) struct AskedBefore {
     operation: Action,
     context: EncryptionContext,
     /// With its request only if a decision may depend on that.
@@ -106,12 +107,17 @@ impl PartialEq for AskedBefore {
 impl Eq for AskedBefore {}
 
 impl AskedBefore {
-    fn of(asked: Asked<'_>, with_request_id: bool) -> Self {
+    pub(super) fn of(asked: Asked<'_>, with_request_id: bool) -> Self {
         let caller = asked.caller.map(|caller| match with_request_id {
             true => caller.clone(),
             false => caller.without_request_id(),
         });
         Self { operation: asked.operation, context: asked.context.clone(), caller }
+    }
+
+    pub(super) fn as_asked(&self) -> Asked<'_> {
+        let Self { operation, context, caller } = self;
+        Asked { operation: *operation, context, caller: caller.as_ref() }
     }
 
     /// Whether it is this question, without a key being made for it.

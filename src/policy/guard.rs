@@ -1,4 +1,4 @@
-//! Asks the policy, and holds operations and handles to what it decided.
+//! Holds operations and handles to what the policy decided, and asks it where that is not known.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -7,22 +7,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use futures_util::FutureExt;
-
+use super::asker::{Answer, Asker, Failure};
 use super::decisions::{Asked, Decisions, Entry, Stamp};
-use super::options::OptionsInForce;
-use super::{BoxFuture, Decision, Policy, PolicyOptions, Question};
+use super::{BoxFuture, Decision, Policy, PolicyOptions};
 use crate::caller::{Action, Caller};
-use crate::clock::{Clock, Moment};
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::dek::DekSource;
 use crate::error::{Error, ErrorKind};
-use crate::format::KekId;
-use crate::kek::call::{GuardedKek, Timer};
-use crate::observe::{Event, Observers};
-use crate::sync::foreign::{Contained, Foreign, caught};
+use crate::observe::Event;
+use crate::sync::foreign::caught;
 
 /// How often the policy is asked again because it was reloaded during the request.
 const ATTEMPTS: usize = 3;
@@ -30,43 +26,14 @@ const ATTEMPTS: usize = 3;
 /// serves.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a guard has from the source of the DEKs that it stands in front of.
-struct Surroundings {
-    /// The KEKs that encrypt.
-    writing: Box<[KekId]>,
-    /// All KEKs.
-    all: Box<[KekId]>,
-    clock: Clock,
-    timer: Timer,
-    observers: Observers,
-}
-
-impl Surroundings {
-    fn of(source: &DekSource) -> Self {
-        let ids = |keks: &[Arc<GuardedKek>]| keks.iter().map(|kek| kek.id().clone()).collect();
-        let (keks, options) = (source.keks(), source.options());
-        Self {
-            writing: ids(&keks.writing),
-            all: ids(&keks.reading),
-            clock: options.clock.clone(),
-            timer: Timer::new(options.runtime.clone()),
-            observers: options.observers.clone(),
-        }
-    }
-}
-
 /// A policy with its cached decisions, in front of one envelope.
 pub(crate) struct Guard {
-    policy: Arc<dyn Policy>,
-    options: OptionsInForce,
+    asker: Arc<Asker>,
     decisions: Decisions,
     /// How often decisions were dropped here.
     epoch: AtomicU64,
     /// The generation of the policy that was seen last.
     last_seen: AtomicU64,
-    /// How often the policy was asked.
-    questions: AtomicU64,
-    surroundings: Surroundings,
 }
 
 /// The proof that an operation may be done.
@@ -76,27 +43,6 @@ pub(crate) struct Granted {
     until: Moment,
     /// The decision had ended when it arrived. It is for the operation that asked, and no longer.
     for_one: bool,
-}
-
-/// A policy gave no decision.
-struct Failure {
-    error: Contained<Error>,
-    /// What the denied caller is told of it. Nothing of what the policy says.
-    told: Option<&'static str>,
-}
-
-impl Failure {
-    fn own(kind: ErrorKind, told: &'static str) -> Self {
-        Self { error: Contained::new(Error::new(kind, told)), told: Some(told) }
-    }
-
-    fn panicked() -> Self {
-        Self::own(ErrorKind::Provider, "it panicked")
-    }
-
-    fn late() -> Self {
-        Self::own(ErrorKind::Unavailable, "it did not answer in time")
-    }
 }
 
 /// Completes when it is known whether an operation may be done.
@@ -124,9 +70,9 @@ impl Guard {
         source: &DekSource,
     ) -> Result<Self, Error> {
         let options = options.check(source.options().limits.max_age)?;
-        let (decisions, surroundings) = (Decisions::new(&options), Surroundings::of(source));
-        let [epoch, last_seen, questions] = [const { AtomicU64::new(0) }; 3];
-        Ok(Self { policy, options, decisions, epoch, last_seen, questions, surroundings })
+        let decisions = Decisions::new(&options);
+        let [epoch, last_seen] = [const { AtomicU64::new(0) }; 2];
+        Ok(Self { asker: Asker::new(policy, options, source), decisions, epoch, last_seen })
     }
 
     /// Whether an operation may be done.
@@ -164,7 +110,7 @@ impl Guard {
         context: &EncryptionContext,
         caller: Option<&Caller>,
     ) -> Result<Permission, Error> {
-        if self.options.cache_for.is_zero() {
+        if self.asker.options.cache_for.is_zero() {
             let detail = "policy: cache_for is 0, so that no decision lasts as long as a handle";
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         }
@@ -180,6 +126,11 @@ impl Guard {
     pub(crate) fn is_over(&self, granted: Granted) -> bool {
         let Granted { stamp, until, for_one } = granted;
         self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
+    }
+
+    /// Whether the rules are others than those by which it was granted.
+    pub(crate) fn has_changed(&self, granted: Granted) -> bool {
+        self.stamp() != Some(granted.stamp)
     }
 
     /// The denial of an operation on many contexts, the decisions about which never held at once.
@@ -203,9 +154,9 @@ impl Guard {
     /// A generation that differs from the last one raises the epoch, so that what ended stays ended
     /// when the number comes back. Of several threads that see the change, one raises it. A thread
     /// that returns the new number has seen it raised.
-    fn stamp(&self) -> Option<Stamp> {
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
         let epoch = self.epoch.load(Ordering::Acquire);
-        let generation = caught(|| self.policy.generation())?;
+        let generation = caught(|| self.asker.policy.generation())?;
         if self.last_seen.load(Ordering::Acquire) != generation {
             let (from, to) = (epoch, epoch.wrapping_add(1));
             // If it fails, somebody else raised it since.
@@ -216,19 +167,19 @@ impl Guard {
     }
 
     fn now(&self) -> Moment {
-        self.surroundings.clock.now()
+        self.asker.surroundings.clock.now()
     }
 
     fn emit(&self, event: &Event<'_>) {
-        self.surroundings.observers.emit(event);
+        self.asker.surroundings.observers.emit(event);
     }
 
     #[inline(never)]
     fn known(&self, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
-        if self.options.require_caller && asked.caller.is_none() {
+        if self.asker.options.require_caller && asked.caller.is_none() {
             return Some(Err(self.deny(asked, "no caller is named")));
         }
-        let every = self.options.report_every;
+        let every = self.asker.options.report_every;
         let is_to_report = |entry: &Entry| {
             every > 0
                 && entry.uses.fetch_add(1, Ordering::Relaxed).wrapping_add(1).is_multiple_of(every)
@@ -246,13 +197,17 @@ impl Guard {
     }
 
     async fn ask(&self, asked: Asked<'_>) -> Result<Granted, Error> {
+        // A decision that is not used again is for the one who asks.
+        let mut alone = self.asker.options.cache_for.is_zero();
         for _ in 0..ATTEMPTS {
             let Some(stamp) = self.stamp() else {
                 return self.settle_without(asked, &Failure::panicked(), None, None);
             };
-            let question = self.questions.fetch_add(1, Ordering::Relaxed);
             let began = self.now();
-            let answer = self.answer(asked, began).await;
+            let answered = match alone {
+                true => self.asker.ask_alone(asked).await,
+                false => self.asker.ask(asked, stamp).await,
+            };
             match self.stamp() {
                 // The answer may be that of the rules before.
                 Some(now) if now != stamp => continue,
@@ -260,62 +215,35 @@ impl Guard {
                 None => return self.settle_without(asked, &Failure::panicked(), None, None),
             }
             let took = Some(self.now().since(began));
-            return match answer {
-                Ok(decision) => {
-                    let entry = self.entry(decision, question, stamp, began);
-                    self.decisions.put(asked, entry.clone());
-                    self.report(asked, &entry.decision, took);
-                    let for_one = self.now().is_past(entry.until);
-                    granted(asked, &entry).map(|granted| Granted { for_one, ..granted })
-                }
-                Err(failure) => self.settle_without(asked, &failure, Some(stamp), took),
+            let answer = match answered.get() {
+                Ok(answer) => answer,
+                Err(failure) => return self.settle_without(asked, failure, Some(stamp), took),
             };
+            let entry = self.entry(answer, stamp);
+            let for_one = self.now().is_past(entry.until);
+            // It is for one operation, and for one that began before the question.
+            let is_mine = || began.since(answer.began).is_zero() && answer.take();
+            if for_one && entry.decision.is_allowed() && !is_mine() {
+                alone = true;
+                continue;
+            }
+            self.decisions.put(asked, entry.clone());
+            self.report(asked, &entry.decision, took);
+            return granted(asked, &entry).map(|granted| Granted { for_one, ..granted });
         }
         let failure = Failure::own(ErrorKind::Provider, "its rules changed during each request");
         self.settle_without(asked, &failure, None, None)
     }
 
-    /// Asks the policy once. Whatever it does ends in an answer.
-    async fn answer(&self, asked: Asked<'_>, began: Moment) -> Result<Decision, Failure> {
-        let Surroundings { writing, all, timer, .. } = &self.surroundings;
-        let nanos = u64::try_from(began.wall_nanos()).unwrap_or_default();
-        // What it does not see, its decision does not depend on.
-        let without_id = match self.options.with_request_id {
-            true => None,
-            false => asked.caller.map(Caller::without_request_id),
-        };
-        let caller = without_id.as_ref().or(asked.caller);
-        let question = Question {
-            operation: asked.operation,
-            domain: self.options.domain.as_deref(),
-            kek_ids: if asked.operation == Action::Encrypt { writing } else { all },
-            context: asked.context,
-            caller,
-            time: SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos),
-            request_id: caller.and_then(Caller::request_id),
-        };
-        let timeout = self.options.timeout;
-        let deciding = caught(|| Foreign::new(self.policy.decide(&question)));
-        let deciding = deciding.ok_or_else(Failure::panicked)?;
-        let contained = deciding.map(|answer| answer.map(|answer| answer.map_err(Contained::new)));
-        let Some(answer) = timer.within(Some(timeout), contained).await else {
-            return Err(Failure::late());
-        };
-        let answer = answer.ok_or_else(Failure::panicked)?;
-        let decision = answer.map_err(|error| Failure { error, told: None })?;
-        // A policy that blocks its thread lets no timer end it. A denial that is late still counts.
-        let is_late = timer.can_wait() && self.now().since(began) > timeout;
-        if is_late && decision.is_allowed() { Err(Failure::late()) } else { Ok(decision) }
-    }
-
-    fn entry(&self, decision: Decision, question: u64, stamp: Stamp, began: Moment) -> Entry {
-        let cached_until = began.plus(self.options.cache_for);
-        let last_known_until = cached_until.plus(self.options.last_known_for);
+    fn entry(&self, answer: &Answer, stamp: Stamp) -> Entry {
+        let Answer { decision, question, began, .. } = answer;
+        let cached_until = began.plus(self.asker.options.cache_for);
+        let last_known_until = cached_until.plus(self.asker.options.last_known_for);
         // No time that the decision sets is exceeded.
         let own = |end: Moment| decision.valid_for.map_or(end, |own| end.earlier(began.plus(own)));
         let (until, last_known_until) = (own(cached_until), own(last_known_until));
-        let (decision, uses) = (Arc::new(decision), Arc::default());
-        Entry { decision, question, stamp, until, last_known_until, uses }
+        let (decision, uses) = (decision.clone(), Arc::default());
+        Entry { decision, question: *question, stamp, until, last_known_until, uses }
     }
 
     /// The policy gave no decision. In an outage the last known one of these rules may serve.
@@ -392,8 +320,8 @@ fn denial(asked: Asked<'_>, decision: &Decision) -> Error {
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard")
-            .field("policy", &self.policy)
-            .field("options", &self.options)
+            .field("policy", &self.asker.policy)
+            .field("options", &self.asker.options)
             .finish_non_exhaustive()
     }
 }

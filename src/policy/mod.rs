@@ -9,6 +9,7 @@
 //! docs/policy.md is the guide.
 #![forbid(unsafe_code)]
 
+mod asker;
 mod decisions;
 mod guard;
 #[cfg(feature = "serde")]
@@ -22,7 +23,8 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub(crate) use guard::{Guard, Permission};
+pub(crate) use decisions::Stamp;
+pub(crate) use guard::{Granted, Guard, Permission};
 pub use options::PolicyOptions;
 
 use crate::caller::Caller;

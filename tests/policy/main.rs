@@ -13,4 +13,6 @@ mod no_leak;
 mod outages;
 mod panics;
 mod races;
+mod shared;
 mod told;
+mod waiting;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 
 use waxseal::policy::{Decision, PolicyOptions};
-use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind, Event, Observer};
+use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind, Event, ManualClock, Observer};
 use waxseal_testing::support::block_on;
 
 use crate::ground::{Ground, Rules, SECOND, context, denied};
@@ -84,17 +84,19 @@ fn a_denial_that_arrives_while_an_outage_is_reported_stays_for_the_outage() {
 
 #[test]
 fn an_answer_to_an_older_question_replaces_none_to_a_newer_one() {
-    let (rules, later) = (Rules::open(), Later::default());
+    let (rules, later) = (Rules::open(), Arc::new(OnceLock::<(Envelope, ManualClock)>::new()));
     let (its, its_rules) = (later.clone(), rules.clone());
     rules.answer(move |_| {
-        // While this question is in flight, the data change, and another thread asks the same.
+        // While this question is in flight, the data change, and another thread asks the same. It
+        // comes too late to share the answer.
         its_rules.answer(|_| Ok(Decision::deny(["revoked"])));
-        its.get().unwrap();
-        denied(encrypt(its.get().unwrap(), &context("acme")));
+        let (envelope, clock) = its.get().unwrap();
+        clock.advance(SECOND);
+        denied(encrypt(envelope, &context("acme")));
         Ok(Decision::allow())
     });
     let ground = Ground::new(&rules, PolicyOptions::default());
-    later.set(ground.envelope.clone()).ok().unwrap();
+    later.set((ground.envelope.clone(), ground.clock.clone())).ok().unwrap();
     let acme = context("acme");
     let _ = encrypt(&ground.envelope, &acme);
     denied(encrypt(&ground.envelope, &acme));

@@ -10,6 +10,8 @@ mod rego;
 
 #[cfg(feature = "opa")]
 pub use opa::{OpaPolicy, OpaPolicyBuilder};
+#[cfg(feature = "signatures")]
+pub use rego::BundleKey;
 #[cfg(feature = "rego")]
 pub use rego::{
     Finding, Lint, RegoPolicy, RegoPolicyBuilder, RegoSources, RegoStatus, TestResult, lint,

@@ -3,7 +3,8 @@
 //! OPA's own server cannot be installed as a package. [`Opa`] is a short one around the real engine.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -108,6 +109,20 @@ impl Opa {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         let port = line.trim().parse();
         Self { port: port.unwrap_or_else(|_| panic!("the server says {line:?}")), child }
+    }
+
+    /// Puts a policy in the place of the one of this name. Only over plain TCP.
+    pub fn put_policy(&self, name: &str, text: &str) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        let length = text.len();
+        let head = format!(
+            "PUT /v1/policies/{name} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\
+             connection: close\r\n\r\n"
+        );
+        stream.write_all(format!("{head}{text}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
     /// Its port on 127.0.0.1. 0 on a unix socket.

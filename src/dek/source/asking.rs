@@ -35,7 +35,7 @@ impl DekSource {
         request_key: RequestKey,
         owned: &Arc<K::Owned>,
         lane: Lane,
-    ) -> Result<Waiter<K::Dek>, Failure> {
+    ) -> Result<Waiter<Answer<K::Dek>>, Failure> {
         self.check_open()?;
         self.check_context(K::context(owned))?;
         if let Some(refusal) = cache.refusal(&request_key) {
@@ -147,7 +147,7 @@ impl DekSource {
     /// it waits only briefly, and the call continues in the background.
     pub(super) async fn answer<Q: DekRequest>(
         &self,
-        call: Waiter<DekOf<Q>>,
+        call: Waiter<Answer<DekOf<Q>>>,
         request: Q,
         stale: Option<&Arc<DekOf<Q>>>,
     ) -> Answer<DekOf<Q>> {

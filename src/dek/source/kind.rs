@@ -40,7 +40,7 @@ pub(crate) trait Kind: 'static {
         now: Moment,
         request_key: RequestKey,
         ask: impl FnOnce() -> F,
-    ) -> Waiter<Self::Dek>
+    ) -> Waiter<Answer<Self::Dek>>
     where
         F: Future<Output = Answer<Self::Dek>> + Send + 'static;
 

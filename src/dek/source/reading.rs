@@ -134,7 +134,7 @@ impl Kind for Reading {
         now: Moment,
         request_key: RequestKey,
         ask: impl FnOnce() -> F,
-    ) -> Waiter<ReadingDek>
+    ) -> Waiter<Answer<ReadingDek>>
     where
         F: Future<Output = Answer<ReadingDek>> + Send + 'static,
     {

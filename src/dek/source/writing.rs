@@ -106,7 +106,7 @@ impl Kind for Writing {
         now: Moment,
         request_key: RequestKey,
         ask: impl FnOnce() -> F,
-    ) -> Waiter<WritingDek>
+    ) -> Waiter<Answer<WritingDek>>
     where
         F: Future<Output = Answer<WritingDek>> + Send + 'static,
     {

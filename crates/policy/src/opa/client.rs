@@ -120,9 +120,12 @@ impl Server {
     async fn ask(&self, turns: &Semaphore, body: Vec<u8>) -> Result<Decision, KekError> {
         let answer = async {
             let _turn = turns.acquire().await.map_err(|_| unavailable("it is closed"))?;
-            let request =
-                self.client.post(self.url.clone()).header(CONTENT_TYPE, "application/json");
-            let response = request.body(body).send().await.map_err(not_sent)?;
+            let response = match self.send(body.clone()).await {
+                // A server may close a connection that is not used just as it is.
+                Err(error) if is_of_connection(&error) => self.send(body).await,
+                answer => answer,
+            };
+            let response = response.map_err(not_sent)?;
             let status = response.status();
             let bytes = bounded(response).await?;
             decided(status, &bytes)
@@ -132,6 +135,16 @@ impl Server {
             Err(_) => Err(unavailable("the OPA server did not answer in time")),
         }
     }
+
+    async fn send(&self, body: Vec<u8>) -> Result<Response, reqwest::Error> {
+        let request = self.client.post(self.url.clone()).header(CONTENT_TYPE, "application/json");
+        request.body(body).send().await
+    }
+}
+
+/// Whether the connection ended before an answer began.
+fn is_of_connection(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
 }
 
 async fn bounded(mut response: Response) -> Result<Vec<u8>, KekError> {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use waxseal::{Error, ErrorKind};
 
+use super::bundle::Signed;
 use super::policy::{RegoPolicy, Reloaded, Terms};
+#[cfg(feature = "signatures")]
+use super::signature::BundleKey;
 use super::sources::Source;
 
 const DEFAULT_PACKAGE: &str = "waxseal";
@@ -43,10 +46,29 @@ impl RegoSources {
         self.with(Source::Directory(path.into()))
     }
 
-    /// Adds a bundle: a `.tar.gz` as `opa build` makes it. YAML, compiled policies and delta bundles
-    /// are refused, and so are signed bundles: their signatures are not verified here.
+    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is refused,
+    /// and so are YAML, compiled policies and delta bundles.
     pub fn bundle(self, path: impl Into<PathBuf>) -> Self {
-        self.with(Source::Bundle(path.into()))
+        self.with(Source::Bundle(path.into(), Signed::Not))
+    }
+
+    /// Adds a bundle that is signed by one of these keys, as `opa sign` does. One that is not, and
+    /// one in which a file was changed, added or taken away, is refused. Times in the signature are
+    /// not looked at, as OPA does not: an older bundle that was signed is as good as a newer one.
+    #[cfg(feature = "signatures")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "signatures")))]
+    pub fn signed_bundle(
+        self,
+        path: impl Into<PathBuf>,
+        keys: impl IntoIterator<Item = BundleKey>,
+    ) -> Self {
+        self.with(Source::Bundle(path.into(), Signed::By(keys.into_iter().collect())))
+    }
+
+    /// Adds a bundle, signed or not, and does not look at its signature. Whoever can write the file
+    /// decides then. For a bundle that was verified before, or whose place is trusted.
+    pub fn unverified_bundle(self, path: impl Into<PathBuf>) -> Self {
+        self.with(Source::Bundle(path.into(), Signed::Unverified))
     }
 
     /// Adds a policy. `name` is for error texts, and ends in `_test.rego` for tests.

@@ -1,5 +1,4 @@
-//! Reads a bundle of OPA: a gzip-compressed tar archive. A signed one is refused, since its signature
-//! would not be verified.
+//! Reads a bundle of OPA: a gzip-compressed tar archive, which may be signed.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -12,19 +11,32 @@ use waxseal::Error;
 use super::sources::{FileIn, MAX_BYTES, MAX_FILES, bad};
 
 /// The file that makes a bundle a signed one.
-const SIGNATURES: &str = ".signatures.json";
+pub(super) const SIGNATURES: &str = ".signatures.json";
+
+/// What is asked of a bundle's signature.
+#[derive(Clone, Debug)]
+pub(super) enum Signed {
+    /// There must be none. Whoever signs a bundle expects that the signature is verified.
+    Not,
+    /// It is not looked at.
+    Unverified,
+    /// It must be there, and of one of these keys.
+    #[cfg(feature = "signatures")]
+    By(std::sync::Arc<[super::signature::BundleKey]>),
+}
 
 /// Returns the files of a bundle.
-pub(super) fn read(name: &str, bytes: &[u8]) -> Result<Vec<FileIn>, Error> {
+pub(super) fn read(name: &str, bytes: &[u8], signed: &Signed) -> Result<Vec<FileIn>, Error> {
     let files = unpack(name, bytes)?;
-    match files.iter().any(|file| file.path == SIGNATURES) {
-        // Whoever signs a bundle expects that the signature is verified.
-        true => Err(bad(
-            name,
-            "is signed, and signatures are not verified: verify it before, and \
-                              pass a bundle without .signatures.json",
-        )),
-        false => Ok(files),
+    match signed {
+        Signed::Not if files.iter().any(|file| file.path == SIGNATURES) => {
+            let what =
+                "is signed: name the key with signed_bundle, or take it as unverified_bundle";
+            Err(bad(name, what))
+        }
+        Signed::Not | Signed::Unverified => Ok(files),
+        #[cfg(feature = "signatures")]
+        Signed::By(keys) => super::signature::verify(name, &files, keys).map(|()| files),
     }
 }
 

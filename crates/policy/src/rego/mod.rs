@@ -7,6 +7,8 @@ mod engine;
 mod heads;
 mod lint;
 mod policy;
+#[cfg(feature = "signatures")]
+mod signature;
 mod sources;
 mod tester;
 mod uri;
@@ -14,4 +16,6 @@ mod uri;
 pub use builder::{RegoPolicyBuilder, RegoSources};
 pub use lint::{Finding, Lint, lint};
 pub use policy::{RegoPolicy, RegoStatus};
+#[cfg(feature = "signatures")]
+pub use signature::BundleKey;
 pub use tester::{TestResult, run_tests};

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value};
 use waxseal::{Error, ErrorKind};
 
-use super::bundle;
+use super::bundle::{self, Signed};
 
 /// The most files of one policy, and the most bytes of all of them together.
 pub(super) const MAX_FILES: usize = 4096;
@@ -24,7 +24,7 @@ pub(super) enum Source {
     /// Every Rego file and `data.json` below it.
     Directory(PathBuf),
     /// A bundle of OPA: a compressed archive.
-    Bundle(PathBuf),
+    Bundle(PathBuf, Signed),
     Rego {
         name: String,
         text: String,
@@ -77,9 +77,9 @@ pub(super) fn read(sources: &[Source]) -> Result<Contents, Error> {
                 walk(root, root, 0, &mut 0, &mut files)?;
                 contents.add_tree(&root.display().to_string(), files)?;
             }
-            Source::Bundle(path) => {
+            Source::Bundle(path, signed) => {
                 let name = path.display().to_string();
-                let files = bundle::read(&name, &read_file(path, &mut 0)?)?;
+                let files = bundle::read(&name, &read_file(path, &mut 0)?, signed)?;
                 contents.add_tree(&name, files)?;
             }
         }
@@ -96,7 +96,7 @@ pub(super) fn signature(sources: &[Source]) -> Signature {
     for source in sources {
         match source {
             Source::Rego { .. } | Source::Data(_) => {}
-            Source::File(path) | Source::Bundle(path) => all.push((path.clone(), stamp(path))),
+            Source::File(path) | Source::Bundle(path, _) => all.push((path.clone(), stamp(path))),
             Source::Directory(root) => sign_tree(root, 0, &mut all),
         }
     }

@@ -9,7 +9,7 @@ use waxseal_policy::{RegoPolicy, RegoSources};
 
 use super::{HEAD, caller, encrypt, envelope};
 
-fn archive(files: &[(&str, EntryType, &str)]) -> Vec<u8> {
+pub(crate) fn archive(files: &[(&str, EntryType, &str)]) -> Vec<u8> {
     let mut archive = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (path, kind, text) in files {
         let mut header = Header::new_gnu();

@@ -1,5 +1,5 @@
 //! Policies in Rego and on an OPA server, through a real envelope.
-#![cfg(all(feature = "rego", feature = "opa"))]
+#![cfg(all(feature = "opa", feature = "rego", feature = "signatures"))]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod bundles;
@@ -7,9 +7,11 @@ mod examples;
 mod lints;
 mod opa;
 mod oracle;
+mod real;
 mod rego;
 mod reload;
 mod server;
+mod signed;
 mod uris;
 
 use waxseal::kek::local::LocalKek;

@@ -131,6 +131,11 @@ fn an_outage_is_told_as_one() {
         let error = ask(&policy).unwrap_err();
         assert_eq!(error.kind(), kind, "{error}");
     }
+    // A connection that ends before the answer is made anew, once.
+    server.answer(Answer::Raw(Vec::new()));
+    let before = server.requests().len();
+    assert!(ask(&policy).is_err());
+    assert_eq!(server.requests().len(), before + 2);
     server.answer(Answer::Hang);
     let begin = Instant::now();
     let error = ask(&policy).unwrap_err();

@@ -18,7 +18,7 @@ const QUESTIONS: usize = 500;
 const SEED: u64 = 0x5eed_0013;
 
 /// `splitmix64`: the same numbers everywhere, whatever the version of whatever crate.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -141,7 +141,7 @@ const TIMES: &[u64] = &[
 ];
 
 /// What a question borrows.
-struct Asked {
+pub(crate) struct Asked {
     operation: Action,
     domain: Option<&'static str>,
     kek_ids: Vec<KekId>,
@@ -151,7 +151,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(random: &mut Random) -> Self {
+    pub(crate) fn new(random: &mut Random) -> Self {
         let time = match random.below(20) {
             // Later than RFC 3339 can write.
             0 => 1 << 50,
@@ -227,7 +227,7 @@ impl Asked {
         }
     }
 
-    fn question(&self) -> Question<'_> {
+    pub(crate) fn question(&self) -> Question<'_> {
         let mut question =
             Question::new(self.operation, &self.context).kek_ids(&self.kek_ids).time(self.time);
         if let Some(domain) = self.domain {
