@@ -13,7 +13,7 @@ use crate::memory::fork;
 #[derive(Debug)]
 pub(crate) struct Home {
     #[cfg(feature = "tokio")]
-    runtime: Option<::tokio::runtime::Handle>,
+    runtime: Option<super::tokio::Handle>,
     /// Of the process in which it was built. In the child of a fork its threads do not run.
     generation: u64,
 }
@@ -31,13 +31,13 @@ impl Home {
     pub(crate) fn current() -> Self {
         Self {
             #[cfg(feature = "tokio")]
-            runtime: ::tokio::runtime::Handle::try_current().ok(),
+            runtime: super::tokio::Handle::try_current().ok(),
             generation: fork::generation(),
         }
     }
 
     #[cfg(feature = "tokio")]
-    fn runtime(&self) -> Option<&::tokio::runtime::Handle> {
+    fn runtime(&self) -> Option<&super::tokio::Handle> {
         self.runtime.as_ref().filter(|_| self.generation == fork::generation())
     }
 

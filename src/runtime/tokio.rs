@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use tokio::runtime::Handle;
+pub(super) use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{BoxFuture, Runtime, timer, unconstrained};
