@@ -290,3 +290,102 @@ fn a_branch_key_derives_no_dek_twice_across_a_fork_and_what_came_through_it_ends
     sealing.encrypt(Aad::empty(), b"x").unwrap();
     assert_eq!(root.calls().unwraps, unwraps, "the parent goes on with its branch key");
 }
+
+/// Says that every name is a domain.
+#[cfg(feature = "domains")]
+#[derive(Debug)]
+struct Every;
+
+#[cfg(feature = "domains")]
+impl waxseal::domain::DomainResolver for Every {
+    fn resolve<'a>(
+        &'a self,
+        _: &'a str,
+    ) -> waxseal::kek::BoxFuture<'a, Result<Option<waxseal::domain::DomainConfig>, waxseal::Error>>
+    {
+        let config = waxseal::domain::DomainConfig::default().wrap_with("kek:a").store("memory:a");
+        Box::pin(async { Ok(Some(config)) })
+    }
+}
+
+/// Threads of the parent hold every lock of the domains now and then. None of them is in the child.
+#[cfg(feature = "domains")]
+#[test]
+fn a_child_uses_reloads_and_resolves_domains_while_the_parent_s_threads_did() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use waxseal::domain::{Domains, ResolverLimits, Schemes};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("domains.toml");
+    let text = |tenants: usize| {
+        format!(
+            "[domains.own]\nwrap_with = [\"kek:a\"]\nstore = \"memory:a\"\nmust_have = [\"t{tenants}\"]\n"
+        )
+    };
+    let write = |tenants: usize| {
+        let new = folder.path().join(format!("new-{tenants}"));
+        std::fs::write(&new, text(tenants)).unwrap();
+        std::fs::rename(new, &path).unwrap();
+    };
+    write(0);
+    let limits = ResolverLimits::default()
+        .fresh_for(std::time::Duration::ZERO)
+        .refused_for(std::time::Duration::ZERO)
+        .max_domains(4);
+    let builder = Domains::builder()
+        .schemes(Schemes::default().kek("kek", async |_| Ok(local("kek"))))
+        .file(&path)
+        .resolver(Every)
+        .resolver_limits(limits);
+    let domains = block_on(builder.build()).unwrap();
+    let seal = |domain: &waxseal::domain::Domain, pairs: &[(String, &str)]| {
+        let context = domain.context(pairs.iter().map(|(n, v)| (n.as_str(), *v))).unwrap();
+        block_on(domain.envelope().encrypt(&context, Aad::empty(), b"x")).unwrap()
+    };
+    let (is_over, rounds) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (domains, is_over, rounds) = (&domains, &is_over, &rounds);
+            let write = &write;
+            scope.spawn(move || {
+                let mut round = 0;
+                while !is_over.load(Ordering::SeqCst) {
+                    round += 1;
+                    match thread {
+                        0 => {
+                            write(round);
+                            block_on(domains.reload()).unwrap();
+                        }
+                        _ => drop(seal(
+                            &block_on(domains.resolve(&format!("r{}", round % 8))).unwrap(),
+                            &[],
+                        )),
+                    }
+                    rounds.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for fork in 0..40 {
+                let seen = rounds.load(Ordering::SeqCst);
+                while rounds.load(Ordering::SeqCst) < seen + 3 {
+                    std::thread::yield_now();
+                }
+                let told = in_child(|pipe| {
+                    // SAFETY: a child that waits for ever is ended by the signal.
+                    unsafe { libc::alarm(60) };
+                    let known = domains.domain("own").unwrap();
+                    seal(&block_on(domains.resolve("r1")).unwrap(), &[]);
+                    seal(&block_on(domains.resolve(&format!("new-{fork}"))).unwrap(), &[]);
+                    block_on(domains.reload()).unwrap();
+                    drop(known);
+                    block_on(domains.close());
+                    pipe.write_all(b"done").unwrap();
+                });
+                assert_eq!(told, b"done", "fork {fork}");
+            }
+        }));
+        is_over.store(true, Ordering::SeqCst);
+        outcome.unwrap();
+    });
+}

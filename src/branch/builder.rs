@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::{BranchKek, Inner};
+use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
-use crate::clock::{Clock, ManualClock};
+use crate::clock::ManualClock;
 use crate::context::EncryptionContext;
 use crate::dek::{BranchTerms, Limits, OwnedSource, SourceBuilder};
 use crate::error::{Error, ErrorKind};
@@ -162,6 +163,11 @@ impl BranchKekBuilder {
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.source.clock = Clock::Manual(clock);
+        self
+    }
+
+    pub(crate) fn timed_by(mut self, clock: Clock) -> Self {
+        self.source.clock = clock;
         self
     }
 

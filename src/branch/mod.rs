@@ -210,6 +210,21 @@ impl BranchKek {
     pub(crate) fn shut_down(&self) {
         self.0.source.shut_down();
     }
+
+    /// The same, and leaves it to a shut-down to tell observers.
+    pub(crate) fn stop(&self) {
+        self.0.source.stop();
+    }
+
+    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    pub(crate) fn shut_down_later(&self) {
+        self.0.source.shut_down_later();
+    }
+
+    /// Whether there are more clones than these.
+    pub(crate) fn is_held_besides(&self, own: usize) -> bool {
+        Arc::strong_count(&self.0) > own
+    }
 }
 
 impl fmt::Debug for BranchKek {

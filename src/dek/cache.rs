@@ -14,7 +14,7 @@ use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
 use super::lease::{Age, Lease, RequestKey, Terms, shut_down};
-use super::registry::{Leased, Registry, end_all, end_evicted, end_later};
+use super::registry::{Leased, Registry, end_all, end_evicted, end_later, end_quietly};
 use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
@@ -269,6 +269,12 @@ impl DekCache {
     pub(super) fn end_all_later(&self) {
         self.revocations.of_everything();
         self.registry.end(self.registry.all(), end_later);
+    }
+
+    /// As [`revoke_all`](Self::revoke_all), and leaves it to that method to report it.
+    pub(super) fn end_all_quietly(&self) {
+        self.revocations.of_everything();
+        self.registry.end(self.registry.all(), end_quietly);
     }
 
     pub(super) fn close(&self) {

@@ -343,6 +343,11 @@ pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
+/// As [`end_all`], but reports nothing yet: whoever calls `end_all` for them later does.
+pub(super) fn end_quietly<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+    revoke_and_wait(deks);
+}
+
 /// Ends DEKs that were evicted, and evicts what came through them. Nobody waits to use them.
 pub(super) fn end_evicted<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     evict_and_wait(deks);

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::lock::Mutex as AsyncMutex;
 
 #[cfg(feature = "domains")]
 use super::ResolverLimits;
@@ -22,13 +21,18 @@ use super::shared::Shared;
 use super::source::Source;
 use super::{Domains, Schemes};
 use crate::branch::BranchKekBuilder;
+use crate::clock::Clock;
+#[cfg(any(test, feature = "test-util"))]
+use crate::clock::ManualClock;
 use crate::envelope::{EnvelopeBuilder, StartUp};
 use crate::error::Error;
 #[cfg(doc)]
 use crate::error::ErrorKind;
+use crate::memory::fork::PerProcess;
 #[cfg(feature = "audit")]
 use crate::observe::audit::AuditTrail;
 use crate::observe::{Observer, Observers};
+use crate::runtime::Home;
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicBool;
 
@@ -60,6 +64,7 @@ impl Default for DomainsBuilder {
             trail: None,
             stores: Shared::default(),
             policies: Shared::default(),
+            clock: Clock::default(),
         };
         Self {
             opener,
@@ -159,6 +164,13 @@ impl DomainsBuilder {
         self
     }
 
+    /// Sets a clock that a test moves, for all domains and for the age of a resolver's answers.
+    #[cfg(any(test, feature = "test-util"))]
+    pub fn clock(mut self, clock: ManualClock) -> Self {
+        self.opener.clock = Clock::Manual(clock);
+        self
+    }
+
     /// Makes every domain. KEKs are not asked, except by providers that look something up when they
     /// are made.
     ///
@@ -190,7 +202,8 @@ impl DomainsBuilder {
                 .resolver
                 .map(|resolver| Resolving::new(resolver, self.resolver_limits, retiring.clone())),
             retiring,
-            reloading: AsyncMutex::new(()),
+            reloading: PerProcess::new(),
+            home: Home::current(),
             is_closed: AtomicBool::new(false),
         })))
     }

@@ -17,7 +17,9 @@ use super::{Domain, DomainsBuilder};
 use crate::context::EncryptionContext;
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind, nearest};
+use crate::memory::fork::PerProcess;
 use crate::observe::Observers;
+use crate::runtime::Home;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,7 +72,9 @@ pub(super) struct All {
     pub(super) resolving: Option<Resolving>,
     pub(super) observers: Observers,
     /// Held by whoever changes the set.
-    pub(super) reloading: AsyncMutex<()>,
+    pub(super) reloading: PerProcess<AsyncMutex<()>>,
+    /// Where domains are made.
+    pub(super) home: Home,
     pub(super) is_closed: AtomicBool,
 }
 
@@ -80,22 +84,24 @@ impl Domains {
         DomainsBuilder::default()
     }
 
-    /// Returns a domain that is configured, or was resolved before.
+    /// Returns a domain that is configured, or was resolved before. It asks no resolver, however old
+    /// that answer is: where there is one, use `resolve` and `resolve_for` in each request.
     ///
     /// # Errors
     /// [`ErrorKind::UnknownDomain`], with the nearest name.
     pub fn domain(&self, name: &str) -> Result<Domain, Error> {
-        let configured = self.domain_in_configuration(name);
+        let domain = self.configured(name);
         #[cfg(feature = "domains")]
-        if let (Err(_), Some(resolving)) = (&configured, &self.0.resolving) {
-            return resolving.cached(name).map_or(configured, Ok);
-        }
-        configured
+        let domain = domain.or_else(|| self.0.resolving.as_ref()?.cached(name));
+        domain.ok_or_else(|| self.unknown_in_configuration(name))
     }
 
-    pub(super) fn domain_in_configuration(&self, name: &str) -> Result<Domain, Error> {
-        let set = self.0.current.load();
-        set.domains.get(name).cloned().ok_or_else(|| unknown("", name, set.domains.keys()))
+    pub(super) fn configured(&self, name: &str) -> Option<Domain> {
+        self.0.current.load().domains.get(name).cloned()
+    }
+
+    pub(super) fn unknown_in_configuration(&self, name: &str) -> Error {
+        unknown("", name, self.0.current.load().domains.keys())
     }
 
     /// Returns the envelope of a domain. It serves contexts of [`Domain::context`] and no others.
@@ -158,17 +164,25 @@ impl Domains {
         all
     }
 
-    /// Shuts down every domain, as [`Envelope::close`]. No name is known any more.
+    /// Shuts down every domain, as [`Envelope::close`], also those that a reload has ended and
+    /// somebody still holds. No name is known any more, and a reload that runs brings none back.
     pub async fn close(&self) {
-        // A reload that runs would bring domains back.
-        let _one_at_a_time = self.0.reloading.lock().await;
         self.0.is_closed.store(true, Ordering::SeqCst);
-        let set = self.0.current.swap(Arc::default());
-        join_all(set.domains.values().map(Domain::close)).await;
+        let all = self.0.take_all();
+        all.iter().for_each(Domain::stop);
+        join_all(all.iter().map(Domain::close)).await;
+    }
+}
+
+impl All {
+    /// Takes out every domain, those that are about to end too.
+    pub(super) fn take_all(&self) -> Vec<Domain> {
+        let set = self.current.swap(Arc::default());
+        let mut all: Vec<_> = set.domains.values().cloned().collect();
         #[cfg(feature = "domains")]
-        if let Some(resolving) = &self.0.resolving {
-            join_all(resolving.take_all().iter().map(Domain::close)).await;
-        }
+        all.extend(self.resolving.iter().flat_map(Resolving::take_all));
+        all.extend(self.retiring.take_all());
+        all
     }
 }
 

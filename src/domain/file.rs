@@ -3,7 +3,9 @@
 //! Errors repeat no value of the file, since a URI may have a password. They repeat its keys.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -13,6 +15,11 @@ use toml::de::{DeTable, DeValue};
 use super::config::DomainConfig;
 use super::opening::{Wrong, invalid};
 use crate::error::{Error, ErrorKind, nearest};
+
+/// A larger file is not read. Ten thousand domains fit.
+const MAX_BYTES: u64 = 16 << 20;
+/// Longest key that an error repeats whole, in characters.
+const LONGEST_KEY: usize = 128;
 
 /// What a file says.
 #[derive(Deserialize)]
@@ -33,7 +40,7 @@ pub(super) struct ConfigFile {
 impl ConfigFile {
     pub(super) fn read(path: &Path) -> Result<(Self, Content), Error> {
         let shown = path.display().to_string();
-        let text = std::fs::read_to_string(path)
+        let text = read(path)
             .map_err(|error| Error::new(ErrorKind::Io, shown.clone()).with_source(error))?;
         let file = Self { shown, text };
         let content = toml::from_str(&file.text).map_err(|error| file.refused(&error))?;
@@ -47,9 +54,10 @@ impl ConfigFile {
 
     /// Says in which line and field a domain's configuration is wrong.
     pub(super) fn locate(&self, domain: &str, wrong: &Wrong) -> Error {
-        let (entries, of_domain) = (entries(&self.text), format!("domains.{domain}"));
+        let (entries, of_domain) = (entries(&self.text), format!("domains.{}", key(domain)));
         let within = format!("{of_domain}.{}", wrong.field);
-        // Errors of builders begin with the option, or with what it is an option of.
+        // Errors of builders begin with the option, or with what it is an option of. Those of providers
+        // and stores may begin with anything.
         let named = |prefix: &str, part: usize| {
             let option = wrong.error.detail().split(": ").nth(part)?;
             let option = option.split(|c: char| !c.is_ascii_lowercase() && c != '_').next()?;
@@ -58,8 +66,11 @@ impl ConfigFile {
                 rest.is_some_and(|rest| rest.starts_with('.')) && entry.key == option
             })
         };
-        let named =
-            || named(&within, 1).or_else(|| named(&within, 0)).or_else(|| named(&of_domain, 0));
+        let of_any_field = || match wrong.field.name {
+            "" | "branches" => named(&of_domain, 0),
+            _ => None,
+        };
+        let named = || named(&within, 1).or_else(|| named(&within, 0)).or_else(of_any_field);
         let exact = |path: &str| entries.iter().find(|entry| entry.path == path);
         let entry = match wrong.field.item {
             Some(_) => exact(&within),
@@ -68,6 +79,15 @@ impl ConfigFile {
         match entry.or_else(|| exact(&of_domain)) {
             Some(entry) => wrong.error.at(self.place(entry.place.start, &entry.path)),
             None => wrong.error.at(format_args!("{}: {of_domain}", self.shown)),
+        }
+    }
+
+    /// Says in which line an option of all domains is wrong.
+    pub(super) fn locate_option(&self, option: &str, error: &Error) -> Error {
+        let entries = entries(&self.text);
+        match entries.iter().find(|entry| entry.path == option) {
+            Some(entry) => error.at(self.place(entry.place.start, "")),
+            None => error.at(&self.shown),
         }
     }
 
@@ -93,6 +113,25 @@ impl ConfigFile {
             "" => format!("{}:{line}", self.shown),
             path => format!("{}:{line}: {path}", self.shown),
         }
+    }
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text)?;
+    match u64::try_from(read) {
+        Ok(0..=MAX_BYTES) => Ok(text),
+        _ => Err(std::io::Error::other(format!("it has more than {MAX_BYTES} bytes"))),
+    }
+}
+
+/// Writes a key as TOML has it, so that a dot in it is not one between two keys.
+fn key(name: &str) -> Cow<'_, str> {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    match name.char_indices().nth(LONGEST_KEY) {
+        Some((end, _)) => format!("{:?}…", name.get(..end).unwrap_or_default()).into(),
+        None if !name.is_empty() && name.bytes().all(is_bare) => name.into(),
+        None => format!("{name:?}").into(),
     }
 }
 
@@ -136,8 +175,8 @@ fn entries(text: &str) -> Vec<Entry<'_>> {
 fn of_table<'t>(text: &'t str, path: &str, table: &DeTable<'_>, entries: &mut Vec<Entry<'t>>) {
     for (name, value) in table {
         let path = match path {
-            "" => name.get_ref().to_string(),
-            path => format!("{path}.{}", name.get_ref()),
+            "" => key(name.get_ref()).into_owned(),
+            path => format!("{path}.{}", key(name.get_ref())),
         };
         let key = text.get(name.span()).unwrap_or_default();
         entries.push(Entry { path: path.clone(), key, place: name.span(), value: value.span() });

@@ -109,23 +109,39 @@ impl Domain {
         self.0.contexts.context(pairs)
     }
 
-    /// Shuts the envelope down and wipes all keys.
-    fn shut_down(&self) {
-        self.0.envelope.shut_down();
-        if let Some(branches) = &self.0.branches {
-            branches.shut_down();
-        }
+    /// Wipes all keys and refuses later calls. Observers are not told yet.
+    fn stop(&self) {
+        self.0.envelope.stop();
+        self.0.branches.iter().for_each(BranchKek::stop);
     }
 
-    /// The same, and waits until the providers have released what they hold.
+    /// Wipes all keys and shuts down. Waits for no observer.
+    fn shut_down(&self) {
+        self.stop();
+        self.0.envelope.shut_down_later();
+        self.0.branches.iter().for_each(BranchKek::shut_down_later);
+    }
+
+    /// Wipes all keys and shuts down, and waits until the providers have released what they hold.
     async fn close(&self) {
-        self.shut_down();
+        self.stop();
+        self.0.envelope.shut_down();
+        self.0.branches.iter().for_each(BranchKek::shut_down);
         self.0.envelope.close().await;
     }
 
-    /// Whether somebody else holds this domain, its envelope or a handle.
+    /// Whether somebody else holds this domain, its envelope, a handle or its branch keys.
     fn is_held(&self) -> bool {
-        Arc::strong_count(&self.0) > 1 || self.0.envelope.is_held()
+        // The envelope has one of its own.
+        let is_held = |branches: &BranchKek| branches.is_held_besides(2);
+        Arc::strong_count(&self.0) > 1
+            || self.0.envelope.is_held()
+            || self.0.branches.as_ref().is_some_and(is_held)
+    }
+
+    /// Tells this domain from every other one of its time.
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
     fn is_same(&self, other: &Self) -> bool {

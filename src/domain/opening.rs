@@ -10,6 +10,7 @@ use super::config::{Address, Branches, DomainConfig};
 use super::shared::Shared;
 use super::{Domain, Inner, Schemes};
 use crate::branch::{BranchKek, BranchKekBuilder};
+use crate::clock::Clock;
 use crate::context::EncryptionContext;
 use crate::dek::DomainContexts;
 use crate::envelope::{Envelope, EnvelopeBuilder, StartOptions, StartUp};
@@ -19,6 +20,7 @@ use crate::observe::Observer;
 #[cfg(feature = "audit")]
 use crate::observe::audit::AuditTrail;
 use crate::policy::{Policy, PolicyOptions};
+use crate::runtime::Interrupted;
 use crate::store::KeyStore;
 use crate::sync::Arc;
 
@@ -76,6 +78,7 @@ pub(super) struct Opener {
     pub(super) branches: Hook<BranchKekBuilder>,
     /// Of every envelope and of all branch keys.
     pub(super) observers: Vec<Arc<dyn Observer>>,
+    pub(super) clock: Clock,
     /// Whether KEKs are asked before a domain is used.
     pub(super) start_up: Option<StartUp>,
     #[cfg(feature = "audit")]
@@ -102,7 +105,8 @@ impl Opener {
             None => None,
         };
         let Parts { writing, reading, store, policy, observers } = parts;
-        let mut builder = (self.envelopes)(name, Envelope::builder()).domain(contexts.clone());
+        let builder = Envelope::builder().timed_by(self.clock.clone());
+        let mut builder = (self.envelopes)(name, builder).domain(contexts.clone());
         builder = observers.into_iter().fold(builder, EnvelopeBuilder::observer);
         builder = with_settings(builder, config);
         builder =
@@ -211,7 +215,8 @@ impl Opener {
         let first = writing.next().ok_or_else(|| {
             field("wrap_with").wrong(invalid("branches need a KEK that wraps their keys"))
         })?;
-        let mut builder = (self.branches)(name, BranchKek::builder(first))
+        let builder = BranchKek::builder(first).timed_by(self.clock.clone());
+        let mut builder = (self.branches)(name, builder)
             .domain(name)
             .name(branches.name.as_deref().unwrap_or(name))
             .per(branches.per.iter().cloned());
@@ -263,7 +268,19 @@ fn contexts(
         EncryptionContext::new(names.into_iter().flatten().map(|name| (name, "value")))
             .map_err(|error| field(named).wrong(invalid(error.to_string())))?;
     }
+    for (item, value) in config.routes.iter().enumerate() {
+        let of_item = Field { name: "routes", item: Some(item) };
+        check_pair("a route", "pair", value).map_err(|error| of_item.wrong(error))?;
+    }
     Ok(DomainContexts::new(name, must_have, may_have))
+}
+
+/// Whether a context can have such a pair. The error repeats neither name nor value.
+pub(super) fn check_pair(what: &str, name: &str, value: &str) -> Result<(), Error> {
+    match EncryptionContext::new([(name, value)]) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(invalid(format!("{what}: no encryption context can have it"))),
+    }
 }
 
 /// A name is a value of encryption contexts and of policies, a label of metrics and a key of files.
@@ -279,6 +296,21 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
 
 pub(super) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
+}
+
+/// The error of foreign code that did not come to its end.
+pub(super) fn interrupted(why: &Interrupted) -> Error {
+    match why {
+        Interrupted::Panicked => {
+            let detail = "a provider, a store, a resolver or an option of the builder panicked";
+            Error::new(ErrorKind::Provider, detail)
+        }
+        #[cfg(feature = "tokio")]
+        Interrupted::Ended => {
+            let detail = "the tokio runtime in which the domains were built ended meanwhile";
+            Error::new(ErrorKind::Unavailable, detail)
+        }
+    }
 }
 
 /// Writes `wrap_with[1]`.

@@ -1,8 +1,10 @@
 //! Reads the file again, and has the domains be as it says.
 #![forbid(unsafe_code)]
 
+use futures_util::lock::Mutex as AsyncMutex;
+
 use super::domains::All;
-use super::opening::invalid;
+use super::opening::{interrupted, invalid};
 use super::set::Set;
 use super::{Domain, Domains};
 use crate::error::{Error, ErrorKind};
@@ -41,8 +43,10 @@ impl Domains {
     /// at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
     pub async fn reload(&self) -> Result<Reloaded, Error> {
         let all = &self.0;
-        let one_at_a_time = all.reloading.lock().await;
-        let reloaded = all.reload().await;
+        let reloading = all.reloading.get_or_init(AsyncMutex::default);
+        let one_at_a_time = reloading.lock().await;
+        let reloaded = all.home.run(all.clone().reload()).await;
+        let reloaded = reloaded.unwrap_or_else(|why| Err(interrupted(&why)));
         drop(one_at_a_time);
         match &reloaded {
             Ok(Reloaded { opened, changed, ended, kept }) => {
@@ -79,7 +83,7 @@ impl All {
         }
     }
 
-    async fn reload(&self) -> Result<Reloaded, Error> {
+    async fn reload(self: Arc<Self>) -> Result<Reloaded, Error> {
         self.check_open()?;
         let (configuration, locator) = self.source.load()?;
         let before = self.current.load_full();
@@ -89,6 +93,10 @@ impl All {
         let set = Set::open(&self.opener, &configuration, &before).await;
         let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
         let reloaded = Reloaded::between(&before, &set);
+        #[cfg(feature = "domains")]
+        if let Some(resolving) = &self.resolving {
+            set.domains.keys().for_each(|name| resolving.forget(name));
+        }
         self.current.store(Arc::new(set));
         let ended = reloaded.changed.iter().chain(&reloaded.ended);
         let ended: Vec<Domain> =
@@ -96,6 +104,8 @@ impl All {
         // It holds them too.
         drop(before);
         self.retiring.retire(ended);
+        // After what there is now can be found by who closes, or the other way round.
+        self.check_open().inspect_err(|_| self.take_all().iter().for_each(Domain::shut_down))?;
         Ok(reloaded)
     }
 }

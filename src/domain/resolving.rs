@@ -6,8 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::AssertUnwindSafe;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Either, Shared, select};
@@ -16,17 +15,23 @@ use moka::sync::Cache;
 
 use super::config::DomainConfig;
 use super::domains::{All, Domains, unknown_name};
-use super::opening::{Field, check_name, invalid};
+use super::opening::{Field, check_name, interrupted, invalid};
 use super::retiring::Retiring;
 use super::{Domain, ResolverLimits};
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
+use crate::memory::fork::{OfProcess, PerProcess};
 use crate::runtime::{BoxFuture, sleep};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many names are resolved at the same time.
 const MOST_FLIGHTS: usize = 1024;
+/// How long a caller of a known domain waits for the resolver to say whether it still is as it was.
+/// Then the resolution goes on in the background.
+const MAX_WAIT_FOR_KNOWN: Duration = Duration::from_millis(250);
 /// How many names are remembered for which there is no domain.
 const MOST_REFUSALS: u64 = 10_000;
 
@@ -62,29 +67,43 @@ pub trait DomainResolver: fmt::Debug + Send + Sync {
 pub(super) struct Resolving {
     resolver: Arc<dyn DomainResolver>,
     limits: ResolverLimits,
-    domains: Cache<Box<str>, Resolved>,
+    retiring: Arc<Retiring>,
+    /// The child of a fork resolves anew: threads that the fork left behind may hold these locks.
+    answers: PerProcess<Answers>,
+}
+
+/// What is remembered of the resolver's answers.
+struct Answers {
+    domains: Cache<Box<str>, Arc<Resolved>>,
     refusals: Cache<Box<str>, Error>,
     flights: Mutex<HashMap<Box<str>, Flight>>,
 }
 
-#[derive(Clone)]
+/// A domain, until it makes room or is replaced. moka frees what it had some time later, which may be
+/// never in an idle process. So its listener empties this, and the domain is held by nobody then.
 struct Resolved {
-    domain: Domain,
-    since: Instant,
+    domain: Mutex<Option<Domain>>,
+    since: Moment,
+}
+
+impl Resolved {
+    fn lock(&self) -> MutexGuard<'_, Option<Domain>> {
+        self.domain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// One resolution, for all that wait for it. Each of them drives it, so none is needed by the others.
 #[derive(Clone)]
 struct Flight {
     answer: Shared<BoxFuture<'static, Result<Domain, Error>>>,
-    /// Held by the map and by each waiter.
-    waiters: Arc<()>,
+    /// Held by the map and by each waiter. Set when it goes on without callers.
+    goes_on: Arc<AtomicBool>,
 }
 
 /// A caller that waits. The last one to leave ends the resolution.
-struct Waiter<'a> {
-    resolving: &'a Resolving,
-    name: &'a str,
+struct Waiter {
+    answers: Arc<OfProcess<Answers>>,
+    name: Box<str>,
     flight: Flight,
 }
 
@@ -98,31 +117,37 @@ impl Domains {
     /// of the providers, [`ErrorKind::Unavailable`] after the
     /// [deadline](ResolverLimits::deadline), [`ErrorKind::Throttled`] if very many are resolved at once.
     pub async fn resolve(&self, name: &str) -> Result<Domain, Error> {
-        let configured = self.domain_in_configuration(name);
-        match (&self.0.resolving, &configured) {
-            (Some(resolving), Err(_)) if check_name(name).is_ok() => {
-                self.resolve_by(resolving, name).await
-            }
-            _ => configured,
+        if let Some(domain) = self.configured(name) {
+            return Ok(domain);
+        }
+        match &self.0.resolving {
+            Some(resolving) if check_name(name).is_ok() => self.resolve_by(resolving, name).await,
+            _ => Err(self.unknown_in_configuration(name)),
         }
     }
 
     /// Returns a domain of the resolver.
     async fn resolve_by(&self, resolving: &Resolving, name: &str) -> Result<Domain, Error> {
         self.0.check_open()?;
-        let old = resolving.domains.get(name);
-        let is_fresh = |old: &&Resolved| {
-            let set = self.0.current.load();
-            resolving.is_fresh(old) && old.domain.is_routed_by(set.route_by.as_deref())
-        };
-        if let Some(fresh) = old.as_ref().filter(is_fresh) {
-            return Ok(fresh.domain.clone());
+        let answers = resolving.answers();
+        let (old, since) = answers.known(name).unzip();
+        let is_routed = |old: &Domain| old.is_routed_by(self.0.current.load().route_by.as_deref());
+        if let (Some(domain), Some(since)) = (&old, since)
+            && is_routed(domain)
+            && !self.0.opener.clock.now().is_past(since.plus(resolving.limits.fresh_for))
+        {
+            return Ok(domain.clone());
         }
-        if let Some(refusal) = resolving.refusals.get(name) {
-            return old.map_or(Err(refusal), |old| Ok(old.domain));
+        if let Some(refusal) = answers.refusals.get(name) {
+            return old.ok_or(refusal);
         }
-        let waiter = resolving.join(&self.0, name)?;
-        waiter.flight.answer.clone().await
+        match (answers.join(&self.0, name), old) {
+            (Ok(waiter), Some(old)) if is_routed(&old) && self.0.home.takes_tasks() => {
+                Ok(waiter.answer_or_known(&self.0, old).await?)
+            }
+            (Ok(waiter), _) => waiter.answer().await,
+            (Err(throttled), old) => old.ok_or(throttled),
+        }
     }
 
     /// Makes a context of the domain that one of the pairs chooses, as [`context`](Self::context).
@@ -174,30 +199,39 @@ impl Resolving {
         limits: ResolverLimits,
         retiring: Arc<Retiring>,
     ) -> Self {
-        let evicted = move |_: Arc<Box<str>>, resolved: Resolved, cause| {
-            // What replaces it may be the same domain.
-            if cause != RemovalCause::Replaced {
-                retiring.retire_when_dropped(resolved.domain);
-            }
-        };
-        let domains = Cache::builder().max_capacity(limits.max_domains);
-        let refusals = Cache::builder().max_capacity(MOST_REFUSALS);
-        Self {
-            resolver,
-            limits,
-            domains: domains.eviction_listener(evicted).build(),
-            refusals: refusals.time_to_live(limits.refused_for).build(),
-            flights: Mutex::default(),
-        }
+        Self { resolver, limits, retiring, answers: PerProcess::new() }
     }
 
-    fn is_fresh(&self, resolved: &Resolved) -> bool {
-        resolved.since.elapsed() < self.limits.fresh_for
+    fn answers(&self) -> Arc<OfProcess<Answers>> {
+        self.answers.get_or_init(|| {
+            let retiring = self.retiring.clone();
+            let evicted = move |_: Arc<Box<str>>, resolved: Arc<Resolved>, cause| {
+                let domain = resolved.lock().take();
+                // What replaces it may be the same domain.
+                if cause != RemovalCause::Replaced
+                    && let Some(domain) = domain
+                {
+                    retiring.retire_when_dropped(domain);
+                }
+            };
+            let domains = Cache::builder().max_capacity(self.limits.max_domains);
+            let refusals = Cache::builder().max_capacity(MOST_REFUSALS);
+            Answers {
+                domains: domains.eviction_listener(evicted).build(),
+                refusals: refusals.time_to_live(self.limits.refused_for).build(),
+                flights: Mutex::default(),
+            }
+        })
     }
 
     /// Returns a domain that was resolved before.
     pub(super) fn cached(&self, name: &str) -> Option<Domain> {
-        self.domains.get(name).map(|resolved| resolved.domain)
+        self.answers().known(name).map(|(domain, _)| domain)
+    }
+
+    /// Ends a domain that is configured from now on.
+    pub(super) fn forget(&self, name: &str) {
+        self.answers().domains.invalidate(name);
     }
 
     /// The same, if its contexts may have the pair that chooses the domain.
@@ -207,67 +241,81 @@ impl Resolving {
 
     /// Takes out every domain.
     pub(super) fn take_all(&self) -> Vec<Domain> {
-        let all = self.domains.iter().map(|(_, resolved)| resolved.domain).collect();
-        self.domains.invalidate_all();
+        let domains = &self.answers().domains;
+        let all = domains.iter().filter_map(|(_, resolved)| resolved.lock().take()).collect();
+        domains.invalidate_all();
         all
     }
+}
 
-    /// Makes room for what was added, which otherwise happens a little later.
-    fn settle(&self) {
-        self.domains.run_pending_tasks();
-    }
-
-    fn join<'a>(&'a self, all: &Arc<All>, name: &'a str) -> Result<Waiter<'a>, Error> {
+impl OfProcess<Answers> {
+    fn join(self: &Arc<Self>, all: &Arc<All>, name: &str) -> Result<Waiter, Error> {
         let mut flights = self.lock();
-        if let Some(flight) = flights.get(name) {
-            return Ok(Waiter { resolving: self, name, flight: flight.clone() });
-        }
-        if flights.len() >= MOST_FLIGHTS {
-            let detail = format!("{MOST_FLIGHTS} domains are being resolved");
-            return Err(Error::new(ErrorKind::Throttled, detail));
-        }
-        let answer = resolve_now(all.clone(), name.to_owned()).boxed().shared();
-        let flight = Flight { answer, waiters: Arc::default() };
-        flights.insert(name.into(), flight.clone());
-        Ok(Waiter { resolving: self, name, flight })
+        let flight = match flights.get(name) {
+            Some(flight) => flight.clone(),
+            None if flights.len() >= MOST_FLIGHTS => {
+                let detail = format!("{MOST_FLIGHTS} domains are being resolved");
+                return Err(Error::new(ErrorKind::Throttled, detail));
+            }
+            None => {
+                let answer = resolve_now(all.clone(), self.clone(), name.to_owned());
+                let answer = answer.boxed().shared();
+                let flight = Flight { answer, goes_on: Arc::default() };
+                flights.insert(name.into(), flight.clone());
+                flight
+            }
+        };
+        Ok(Waiter { answers: self.clone(), name: name.into(), flight })
+    }
+}
+
+impl Answers {
+    /// Returns a domain that was resolved before, and when.
+    fn known(&self, name: &str) -> Option<(Domain, Moment)> {
+        let resolved = self.domains.get(name)?;
+        let domain = resolved.lock().clone();
+        Some((domain?, resolved.since))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Flight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Asks the resolver, and makes the domain unless it is there as the resolver says.
-    async fn ask(&self, all: &All, name: &str, old: Option<Domain>) -> Result<Domain, Error> {
-        let Some(config) = self.resolver.resolve(name).await? else {
-            return Err(unknown_name(name));
-        };
-        if !config.routes.is_empty() {
-            let detail = "a domain of a resolver is chosen by its name";
-            return Err(Field { name: "routes", item: None }.wrong(invalid(detail)).at(name));
-        }
-        let route_by = all.current.load().route_by.clone();
-        let route_by = route_by.as_deref();
-        match old.filter(|old| old.is_made_of(&config, route_by)) {
-            Some(same) => Ok(same),
-            None => {
-                let opened = all.opener.open(name, &config, route_by).await;
-                opened.map_err(|wrong| wrong.at(name))
-            }
+/// Asks the resolver, and makes the domain unless it is there as the resolver says.
+async fn ask(all: Arc<All>, name: String, old: Option<Domain>) -> Result<Domain, Error> {
+    let Some(resolving) = &all.resolving else { return Err(unknown_name(&name)) };
+    let Some(config) = resolving.resolver.resolve(&name).await? else {
+        return Err(unknown_name(&name));
+    };
+    if !config.routes.is_empty() {
+        let detail = "a domain of a resolver is chosen by its name";
+        return Err(Field { name: "routes", item: None }.wrong(invalid(detail)).at(&name));
+    }
+    let route_by = all.current.load().route_by.clone();
+    let route_by = route_by.as_deref();
+    match old.filter(|old| old.is_made_of(&config, route_by)) {
+        Some(same) => Ok(same),
+        None => {
+            let opened = all.opener.open(&name, &config, route_by).await;
+            opened.map_err(|wrong| wrong.at(&name))
         }
     }
 }
 
 /// Whatever the resolver does, there is an answer in time, and it is remembered.
-async fn resolve_now(all: Arc<All>, name: String) -> Result<Domain, Error> {
-    let Some(resolving) = &all.resolving else { return Err(unknown_name(&name)) };
-    let old = resolving.cached(&name);
-    let deadline = resolving.limits.deadline;
-    let asking = AssertUnwindSafe(resolving.ask(&all, &name, old.clone())).catch_unwind();
+async fn resolve_now(
+    all: Arc<All>,
+    answers: Arc<OfProcess<Answers>>,
+    name: String,
+) -> Result<Domain, Error> {
+    let deadline = all.resolving.as_ref().map(|resolving| resolving.limits.deadline);
+    let deadline = deadline.unwrap_or_default();
+    let old = answers.known(&name).map(|(domain, _)| domain);
+    let asking = all.home.run(ask(all.clone(), name.clone(), old.clone()));
     let answer = match select(std::pin::pin!(asking), std::pin::pin!(sleep(deadline))).await {
         Either::Left((Ok(answer), _)) => answer,
-        Either::Left((Err(_), _)) => {
-            Err(Error::new(ErrorKind::Provider, format!("domains.{name}: the resolver panicked")))
-        }
+        Either::Left((Err(why), _)) => Err(interrupted(&why).at(format_args!("domains.{name}"))),
         Either::Right(_) => {
             let detail = format!("domains.{name}: not resolved within {deadline:?}");
             Err(Error::new(ErrorKind::Unavailable, detail))
@@ -275,25 +323,28 @@ async fn resolve_now(all: Arc<All>, name: String) -> Result<Domain, Error> {
     };
     let answer = match answer {
         Ok(domain) => {
-            let resolved = Resolved { domain: domain.clone(), since: Instant::now() };
-            resolving.domains.insert(name.as_str().into(), resolved);
+            let (slot, since) = (Mutex::new(Some(domain.clone())), all.opener.clock.now());
+            let resolved = Resolved { domain: slot, since };
+            answers.domains.insert(name.as_str().into(), Arc::new(resolved));
             all.retiring.retire(old.filter(|old| !old.is_same(&domain)));
-            resolving.settle();
+            // Makes room for it, which otherwise happens a little later.
+            answers.domains.run_pending_tasks();
             // After it is found by who closes, or the other way round.
             match all.check_open() {
                 Ok(()) => Ok(domain),
                 Err(closed) => {
+                    all.take_all().iter().for_each(Domain::shut_down);
                     domain.shut_down();
                     Err(closed)
                 }
             }
         }
         Err(error) => {
-            resolving.refusals.insert(name.as_str().into(), error.clone());
+            answers.refusals.insert(name.as_str().into(), error.clone());
             match error.kind() {
                 // It is gone, so it serves those who hold it for a while, and nobody else.
                 ErrorKind::UnknownDomain => {
-                    resolving.domains.invalidate(&*name);
+                    answers.domains.invalidate(&*name);
                     all.retiring.retire(old);
                     Err(error)
                 }
@@ -301,19 +352,41 @@ async fn resolve_now(all: Arc<All>, name: String) -> Result<Domain, Error> {
             }
         }
     };
-    resolving.lock().remove(&*name);
+    answers.lock().remove(&*name);
     answer
 }
 
-impl Drop for Waiter<'_> {
+impl Waiter {
+    async fn answer(&self) -> Result<Domain, Error> {
+        self.flight.answer.clone().await
+    }
+
+    /// Returns the answer, or after a while the domain as it was before.
+    async fn answer_or_known(self, all: &All, old: Domain) -> Result<Domain, Error> {
+        if !self.flight.goes_on.load(Ordering::SeqCst) {
+            let wait = sleep(MAX_WAIT_FOR_KNOWN);
+            if let Either::Left((answer, _)) =
+                select(std::pin::pin!(self.answer()), std::pin::pin!(wait)).await
+            {
+                return answer;
+            }
+        }
+        if !self.flight.goes_on.swap(true, Ordering::SeqCst) {
+            all.home.spawn(async move { drop(self.answer().await) });
+        }
+        Ok(old)
+    }
+}
+
+impl Drop for Waiter {
     fn drop(&mut self) {
-        let mut flights = self.resolving.lock();
+        let mut flights = self.answers.lock();
         let is_ours = flights
-            .get(self.name)
-            .is_some_and(|flight| Arc::ptr_eq(&flight.waiters, &self.flight.waiters));
+            .get(&self.name)
+            .is_some_and(|flight| Arc::ptr_eq(&flight.goes_on, &self.flight.goes_on));
         // The map's and this one.
-        let ended = match is_ours && Arc::strong_count(&self.flight.waiters) == 2 {
-            true => flights.remove(self.name),
+        let ended = match is_ours && Arc::strong_count(&self.flight.goes_on) == 2 {
+            true => flights.remove(&self.name),
             false => None,
         };
         drop(flights);

@@ -1,6 +1,8 @@
 //! Ends domains that the configuration no longer has, once those who hold them have finished.
 #![forbid(unsafe_code)]
 
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,8 +23,8 @@ pub(super) struct Retiring {
 
 #[derive(Default)]
 struct Queue {
-    /// With the time at which each ends although it is held.
-    waiting: Vec<(Domain, Option<Instant>)>,
+    /// Each once, or it would hold itself. With the time at which it ends although it is held.
+    waiting: HashMap<usize, (Domain, Option<Instant>)>,
     has_thread: bool,
 }
 
@@ -43,10 +45,20 @@ impl Retiring {
         self.add([(domain, None)]);
     }
 
+    /// Takes out those that have not ended yet.
+    pub(super) fn take_all(&self) -> Vec<Domain> {
+        let shared = self.queue.get_or_init(Mutex::default);
+        let waiting = std::mem::take(&mut lock(&shared).waiting);
+        waiting.into_values().map(|(domain, _)| domain).collect()
+    }
+
     fn add(&self, domains: impl IntoIterator<Item = (Domain, Option<Instant>)>) {
         let shared = self.queue.get_or_init(Mutex::default);
         let mut queue = lock(&shared);
-        queue.waiting.extend(domains);
+        for (domain, ends) in domains {
+            let (_, until) = queue.waiting.entry(domain.address()).or_insert((domain, ends));
+            *until = until.iter().copied().chain(ends).min();
+        }
         if queue.waiting.is_empty() || std::mem::replace(&mut queue.has_thread, true) {
             return;
         }
@@ -56,11 +68,8 @@ impl Retiring {
         let started = thread::Builder::new().name("waxseal-domains".to_owned()).spawn(run);
         if started.is_err() {
             // Nobody would end them later.
-            let mut queue = lock(&shared);
-            queue.has_thread = false;
-            let waiting = std::mem::take(&mut queue.waiting);
-            drop(queue);
-            waiting.iter().for_each(|(domain, _)| domain.shut_down());
+            lock(&shared).has_thread = false;
+            self.take_all().into_iter().for_each(end);
         }
     }
 }
@@ -69,18 +78,29 @@ impl Retiring {
 fn end_those_that_are_due(shared: &Arc<OfProcess<Mutex<Queue>>>) -> bool {
     let mut queue = lock(shared);
     let now = Instant::now();
-    let is_due = |(domain, ends): &mut (Domain, Option<Instant>)| {
+    let is_due = |_: &usize, (domain, ends): &mut (Domain, Option<Instant>)| {
         ends.is_some_and(|ends| now >= ends) || !domain.is_held()
     };
-    let due: Vec<_> = queue.waiting.extract_if(.., is_due).collect();
+    let due: Vec<_> = queue.waiting.extract_if(is_due).collect();
     let is_left = !queue.waiting.is_empty();
     queue.has_thread = is_left;
     drop(queue);
-    due.iter().for_each(|(domain, _)| domain.shut_down());
+    due.into_iter().for_each(|(_, (domain, _))| end(domain));
     if is_left {
         thread::sleep(LOOK_EVERY);
     }
     is_left
+}
+
+/// Shuts a domain down and drops it. A provider that panics meanwhile keeps no other domain from its
+/// end.
+fn end(domain: Domain) {
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        domain.shut_down();
+        drop(domain);
+    }));
+    // Not dropped: its destructor is foreign code too.
+    ended.unwrap_or_else(std::mem::forget);
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {

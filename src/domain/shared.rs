@@ -5,14 +5,15 @@ use std::collections::HashMap;
 
 use super::config::Address;
 use crate::error::Error;
+use crate::memory::fork::PerProcess;
 use crate::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// What is in use, by URI. It lives as long as a domain has it.
-pub(super) struct Shared<T: ?Sized>(Mutex<HashMap<Address, Weak<T>>>);
+pub(super) struct Shared<T: ?Sized>(PerProcess<Mutex<HashMap<Address, Weak<T>>>>);
 
 impl<T: ?Sized> Default for Shared<T> {
     fn default() -> Self {
-        Self(Mutex::new(HashMap::new()))
+        Self(PerProcess::new())
     }
 }
 
@@ -32,7 +33,8 @@ impl<T: ?Sized> Shared<T> {
     }
 
     fn entry(&self, uri: &Address, made: Option<&Arc<T>>) -> Option<Arc<T>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self.0.get_or_init(Mutex::default);
+        let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, one| one.strong_count() > 0);
         if let Some(made) = made
             && !all.contains_key(uri)

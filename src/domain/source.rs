@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use super::config::DomainConfig;
 #[cfg(feature = "domains")]
 use super::file::ConfigFile;
-use super::opening::{Field, Wrong, invalid};
+use super::opening::{Field, Wrong, check_pair, invalid};
 use crate::error::Error;
 
 /// What the builder was told.
@@ -45,8 +45,12 @@ impl Source {
             return Err(locator.twice(name));
         }
         #[cfg(feature = "domains")]
-        if let Some(path) = &self.file {
-            return configuration.with_file(path);
+        let (configuration, locator) = match &self.file {
+            Some(path) => configuration.with_file(path)?,
+            None => (configuration, locator),
+        };
+        if let Some(by) = &configuration.route_by {
+            check_pair("route_by", by, "value").map_err(|error| locator.of_route_by(error))?;
         }
         Ok((configuration, locator))
     }
@@ -75,6 +79,14 @@ impl Locator {
             return file.locate(domain, wrong);
         }
         wrong.at(domain)
+    }
+
+    fn of_route_by(&self, error: Error) -> Error {
+        #[cfg(feature = "domains")]
+        if let Some(file) = &self.file {
+            return file.locate_option("route_by", &error);
+        }
+        error
     }
 
     /// Says in which file.

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use super::Envelope;
-#[cfg(any(test, feature = "test-util"))]
 use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
 use crate::clock::ManualClock;
@@ -189,6 +188,11 @@ impl EnvelopeBuilder {
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.source.clock = Clock::Manual(clock);
+        self
+    }
+
+    pub(crate) fn timed_by(mut self, clock: Clock) -> Self {
+        self.source.clock = clock;
         self
     }
 

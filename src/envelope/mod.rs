@@ -379,6 +379,16 @@ impl Envelope {
         self.source.shut_down();
     }
 
+    /// Wipes every DEK and refuses later calls, and leaves it to a shut-down to tell observers.
+    pub(crate) fn stop(&self) {
+        self.source.stop();
+    }
+
+    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    pub(crate) fn shut_down_later(&self) {
+        self.source.shut_down_later();
+    }
+
     /// Shuts down as [`shut_down`](Self::shut_down) does, and waits until the providers have
     /// released what they hold at their key services, such as logins. Each has the time of one try.
     /// `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it does

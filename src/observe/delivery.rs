@@ -86,6 +86,7 @@ pub(crate) enum LaterEvent {
         target: Option<Box<str>>,
     },
     Accessed(Accessed),
+    ShutDown,
     /// All that was counted in the meantime, however much it is.
     Summaries(Arc<dyn AccessCounts>),
 }
@@ -108,6 +109,7 @@ impl LaterEvent {
                 return;
             }
             Self::Accessed(accessed) => accessed.as_event(),
+            Self::ShutDown => Event::ShutDown,
             Self::Wiped { dek_id, context } => Event::Wiped { dek_id, context },
             Self::Abandoned { kek_id, operation, elapsed, kind } => {
                 let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));

@@ -1,10 +1,13 @@
 //! What the library needs from an async runtime: timers and background tasks.
 #![forbid(unsafe_code)]
 
+mod home;
 #[cfg(any(feature = "domains", feature = "tokio"))]
 mod timer;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
+
+pub(crate) use home::{Home, Interrupted};
 
 use std::fmt;
 use std::future::Future;

@@ -8,10 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
+use futures_util::future::{Either, select};
+pub(super) use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{BoxFuture, Runtime, timer, unconstrained};
+
+/// A healthy runtime starts a task far sooner. If it does not, nothing drives it, or its only
+/// thread is blocked.
+pub(crate) const BEGINS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The tokio runtime in which an [`Envelope`](crate::Envelope) was built.
 #[derive(Debug)]
@@ -154,6 +159,31 @@ impl<F: Future> Future for Handed<F> {
 impl<F: Future> Drop for Handed<F> {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// The runtime ended in the middle of the work, or was forced to drop it.
+pub(crate) struct EndedMeanwhile;
+
+/// Runs `work`, which does not panic, on `runtime`, whoever polls this future; or where it is polled,
+/// if that runtime has ended or begins nothing.
+pub(crate) async fn run_on<F>(runtime: &Handle, work: F) -> Result<F::Output, EndedMeanwhile>
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    let mut handed = Handed::new(work, runtime);
+    let answer = match select(&mut handed, pin!(timer::sleep(BEGINS_WITHIN))).await {
+        Either::Left((answer, _)) => answer,
+        Either::Right(_) => match handed.take_back() {
+            Some(work) => Err(Unstarted::Work(work)),
+            None => handed.await,
+        },
+    };
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(Unstarted::Work(work)) => Ok(work.await),
+        Err(Unstarted::EndedMeanwhile | Unstarted::Panicked) => Err(EndedMeanwhile),
     }
 }
 

@@ -189,7 +189,10 @@ fn an_error_names_file_line_and_field() {
             "[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.decisions]\nrequire_caller = true",
             "3: domains.a.decisions: nobody decides; set `policy` too",
         ),
-        ("[domains.\"a b\"]\nwrap_with = [\"kek:a\"]", "1: domains.a b: the name of a domain has"),
+        (
+            "[domains.\"a b\"]\nwrap_with = [\"kek:a\"]",
+            "1: domains.\"a b\": the name of a domain has",
+        ),
         (
             "[domains.a]\nwrap_with = [\"kek:a\"]\nroutes = [\"x\"]\n[domains.b]\nwrap_with = [\"kek:a\"]\nroutes = [\"y\",\n\"x\"]",
             "7: domains.b.routes[1]: domain \"a\" has this route too",
@@ -291,4 +294,147 @@ async fn the_file_of_the_page_is_read_to_its_end() {
 #[test]
 fn an_empty_file_has_no_domain() {
     assert!(load("").unwrap().all().is_empty());
+}
+
+/// A name may have dots, which are no dots between keys.
+#[test]
+fn a_name_with_dots_is_another_one() {
+    let kek = "wrap_with = [\"kek:a\"]\n";
+    let text = format!(
+        "[domains.\"orders.limits\"]\n{kek}limits.max_age = \"5m\"\n[domains.orders]\n{kek}[domains.orders.limits]\nmax_age = \"2d\"\n"
+    );
+    let error = load(&text).unwrap_err().to_string();
+    assert!(error.contains("toml:7: domains.orders.limits.max_age: max_age is 2d"), "{error}");
+    let text = format!("[domains.\"a.b\"]\n{kek}colour = 1");
+    let error = load(&text).unwrap_err().to_string();
+    assert!(error.contains("toml:3: domains.\"a.b\".colour: unknown field"), "{error}");
+}
+
+/// What a provider or a store says may begin with the name of an option of something else.
+#[test]
+fn an_error_of_a_store_is_at_the_store() {
+    let (_folder, path) = file(
+        "[domains.a]\nwrap_with = [\"kek:a\"]\nstore = \"bad:x\"\ncalls.timeout = \"1s\"\nsuite = \"aes256-gcm\"\n",
+    );
+    let schemes = World::default().schemes().store("bad", async |_| {
+        let error = Error::new(ErrorKind::InvalidOption, "timeout: 100 ms to 5 minutes");
+        Err::<waxseal::store::MemoryStore, _>(error)
+    });
+    let error = block_on(Domains::builder().schemes(schemes).file(path).build()).unwrap_err();
+    assert!(error.to_string().contains("toml:3: domains.a.store: timeout: 100 ms"), "{error}");
+}
+
+#[test]
+fn what_no_context_can_have_chooses_no_domain() {
+    let kek = "[domains.a]\nwrap_with = [\"kek:a\"]\n";
+    for (text, part) in [
+        (format!("\nroute_by = \"waxseal:hunter2\"\n{kek}"), "toml:2: route_by: no encryption"),
+        (format!("route_by = \"\"\n{kek}"), "toml:1: route_by: no encryption"),
+        (format!("{kek}routes = [\"x\", \"hunter2\\n\"]"), "toml:3: domains.a.routes[1]: a route"),
+    ] {
+        let error = load(&text).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains("hunter2"), "{error}");
+    }
+    let builder = World::default().builder().route_by("waxseal:x");
+    let error = block_on(builder.build()).unwrap_err().to_string();
+    assert_eq!(error, "invalid configuration: route_by: no encryption context can have it");
+}
+
+#[test]
+fn a_file_without_an_end_is_not_read_to_its_end() {
+    let (_folder, path) = file(&"#".repeat((16 << 20) + 1));
+    for path in [path, PathBuf::from("/dev/zero")] {
+        let error = block_on(World::default().builder().file(&path).build()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(format!("{error:?}").contains("more than 16777216 bytes"), "{error:?}");
+    }
+}
+
+/// Mutations of a good file: cut, doubled, moved, flipped, with long keys and many levels.
+#[test]
+fn whatever_the_file_says_the_error_is_short_and_shows_no_value() {
+    use waxseal_testing::support::Random;
+
+    let good = GOOD.replace("kek:shared", "kek:hunter2").replace("store:shared", "store:hunter2");
+    let good = good.replace("\"shop\"", "\"hunter2\"").replace("kek:old", "bad://u:hunter2@h/p");
+    let splices = [
+        "\"",
+        "'",
+        "\"\"\"",
+        "[",
+        "]",
+        "[[",
+        "{",
+        "}",
+        "=",
+        "\n",
+        "#",
+        ".",
+        ",",
+        "\\",
+        "\\u0000",
+        "1",
+        "true",
+        "1979-05-27",
+        "-1",
+        "1e999",
+        "nan",
+        "0x",
+        "\u{0}",
+        "\u{202e}",
+        "domains",
+        "limits",
+        "max_age = \"hunter2\"\n",
+        "suite = \"hunter2\"\n",
+        "calls = \"hunter2\"\n",
+        "tries = \"hunter2\"\n",
+        "period = 'hunter2'\n",
+        "per = 'hunter2'\n",
+        "route_by",
+        "keep_deks = \"hunter2\"\n",
+        "self_contained = \"hunter2\"\n",
+        "[domains.x]\n",
+    ];
+    let deep = format!("x = {}{}", "[".repeat(5000), "]".repeat(5000));
+    let long = format!("{} = 1", "k".repeat(100_000));
+    let tables = format!("[{}]", vec!["t"; 5000].join("."));
+    let mut random = Random::new(7);
+    let mut at = |len: usize| usize::try_from(random.below(len as u64 + 1)).unwrap();
+    let rounds = 1500;
+    for round in 0..rounds {
+        let mut text: Vec<char> = good.chars().collect();
+        for _ in 0..=at(3) {
+            let (from, len) = (at(text.len()), at(12));
+            let to = (from + len).min(text.len());
+            match at(4) {
+                0 => drop(text.drain(from..to)),
+                1 => {
+                    let part: Vec<_> = text[from..to].to_vec();
+                    let place = at(text.len());
+                    text.splice(place..place, part);
+                }
+                2 => drop(text.splice(from..from, splices[at(splices.len() - 1)].chars())),
+                3 if from < text.len() => {
+                    let last = text.len() - 1;
+                    text.swap(from, to.min(last));
+                }
+                _ => drop(text.splice(from..to, splices[at(splices.len() - 1)].chars())),
+            }
+        }
+        let text: String = match round % 100 {
+            0 => format!("{good}{deep}"),
+            1 => format!("{good}{long}"),
+            2 => format!("{good}{tables}"),
+            _ => text.into_iter().collect(),
+        };
+        let Err(error) = load(&text) else { continue };
+        let shown = format!("{error} {error:?}");
+        assert!(shown.len() < 4000, "{} bytes: {shown}\n{text}", shown.len());
+        let is_key = text.lines().any(|line| {
+            let before = line.split('=').next().unwrap_or_default();
+            before.contains("hunter2")
+        });
+        assert!(is_key || !shown.contains("hunter2"), "{shown}\n{text}");
+        assert!(shown.contains("domains.toml"), "{shown}\n{text}");
+    }
 }

@@ -46,11 +46,7 @@ impl World {
     }
 
     pub(crate) fn builder(&self) -> DomainsBuilder {
-        let (of_envelopes, of_branches) = (self.clock.clone(), self.clock.clone());
-        Domains::builder()
-            .schemes(self.schemes())
-            .envelopes(move |_, builder| builder.clock(of_envelopes.clone()))
-            .branches(move |_, builder| builder.clock(of_branches.clone()))
+        Domains::builder().schemes(self.schemes()).clock(self.clock.clone())
     }
 
     /// The domains `orders` and `billing` with one configuration: the same KEK, the same store.

@@ -10,6 +10,8 @@ mod contexts;
 mod crossing;
 mod deciding;
 #[cfg(feature = "domains")]
+mod ending;
+#[cfg(feature = "domains")]
 mod file;
 mod ground;
 mod opening;
@@ -19,4 +21,6 @@ mod reload;
 mod resolver;
 #[cfg(feature = "domains")]
 mod routing;
+#[cfg(all(feature = "domains", feature = "tokio"))]
+mod runtimes;
 mod vectors;

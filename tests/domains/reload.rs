@@ -14,24 +14,27 @@ use waxseal_testing::support::stage::{Log, ms, secs};
 
 use super::ground::{World, alice, kind, open, seal};
 
-const BOTH: &str =
+pub(crate) const BOTH: &str =
     "[domains.orders]\nwrap_with = [\"kek:a\"]\n[domains.billing]\nwrap_with = [\"kek:b\"]\n";
-const ORDERS: &str = "[domains.orders]\nwrap_with = [\"kek:a\"]\n";
+pub(crate) const ORDERS: &str = "[domains.orders]\nwrap_with = [\"kek:a\"]\n";
 
 /// Domains over a file that a test replaces.
-struct Service {
-    world: World,
-    log: Log,
-    domains: Domains,
+pub(crate) struct Service {
+    pub(crate) world: World,
+    pub(crate) log: Log,
+    pub(crate) domains: Domains,
     folder: tempfile::TempDir,
 }
 
 impl Service {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         Self::with(text, |builder| block_on(builder.build()))
     }
 
-    fn with(text: &str, build: impl FnOnce(DomainsBuilder) -> Result<Domains, Error>) -> Self {
+    pub(crate) fn with(
+        text: &str,
+        build: impl FnOnce(DomainsBuilder) -> Result<Domains, Error>,
+    ) -> Self {
         let (world, log) = (World::default(), Log::default());
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("domains.toml"), text).unwrap();
@@ -45,19 +48,19 @@ impl Service {
     }
 
     /// By renaming, as an operator does.
-    fn write(&self, text: &str) {
+    pub(crate) fn write(&self, text: &str) {
         let new = self.folder.path().join("new.toml");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.path()).unwrap();
     }
 
-    fn reload(&self, text: &str) -> Result<waxseal::domain::Reloaded, Error> {
+    pub(crate) fn reload(&self, text: &str) -> Result<waxseal::domain::Reloaded, Error> {
         self.write(text);
         block_on(self.domains.reload())
     }
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < secs(10), "{what}");

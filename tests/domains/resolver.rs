@@ -8,7 +8,9 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use futures_util::future::select;
-use waxseal::domain::{Domain, DomainConfig, DomainResolver, Domains, ResolverLimits};
+use waxseal::domain::{
+    Domain, DomainConfig, DomainResolver, Domains, DomainsBuilder, ResolverLimits,
+};
 use waxseal::kek::BoxFuture;
 use waxseal::{Aad, Error, ErrorKind};
 use waxseal_testing::support::block_on;
@@ -18,7 +20,7 @@ use super::ground::{World, alice, kind, open, seal, shared};
 
 /// What the resolver does.
 #[derive(Clone)]
-enum Answer {
+pub(crate) enum Answer {
     Config(Box<DomainConfig>),
     NoSuchDomain,
     Fails,
@@ -28,13 +30,15 @@ enum Answer {
 }
 
 #[derive(Clone)]
-struct Scripted {
+pub(crate) struct Scripted {
     answer: Arc<Mutex<Answer>>,
+    /// For this name it hangs, whatever the answer is.
+    hangs_for: Arc<Mutex<Option<String>>>,
     wakers: Arc<Mutex<Vec<Waker>>>,
     asked: Arc<AtomicUsize>,
 }
 
-fn config(config: DomainConfig) -> Answer {
+pub(crate) fn config(config: DomainConfig) -> Answer {
     Answer::Config(Box::new(config))
 }
 
@@ -45,30 +49,39 @@ impl std::fmt::Debug for Scripted {
 }
 
 impl Scripted {
-    fn new(answer: Answer) -> Self {
+    pub(crate) fn new(answer: Answer) -> Self {
         let answer = Arc::new(Mutex::new(answer));
-        Self { answer, wakers: Arc::default(), asked: Arc::default() }
+        let (hangs_for, wakers, asked) = (Arc::default(), Arc::default(), Arc::default());
+        Self { answer, hangs_for, wakers, asked }
     }
 
-    fn says(&self, answer: Answer) {
+    pub(crate) fn hangs_for(&self, name: Option<&str>) {
+        *self.hangs_for.lock().unwrap() = name.map(ToOwned::to_owned);
+        self.wakers.lock().unwrap().drain(..).for_each(Waker::wake);
+    }
+
+    pub(crate) fn says(&self, answer: Answer) {
         *self.answer.lock().unwrap() = answer;
         self.wakers.lock().unwrap().drain(..).for_each(Waker::wake);
     }
 
     /// Not locked while a panic is on its way.
-    fn now(&self) -> Answer {
+    fn now(&self, name: &str) -> Answer {
+        if self.hangs_for.lock().unwrap().as_deref() == Some(name) {
+            return Answer::Hangs;
+        }
         self.answer.lock().unwrap().clone()
     }
 
-    fn asked(&self) -> usize {
+    pub(crate) fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
 }
 
 impl DomainResolver for Scripted {
-    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>> {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>> {
         self.asked.fetch_add(1, Ordering::SeqCst);
-        Box::pin(std::future::poll_fn(|cx| match self.now() {
+        Box::pin(std::future::poll_fn(|cx| match self.now(name) {
             Answer::Config(config) => Poll::Ready(Ok(Some(*config))),
             Answer::NoSuchDomain => Poll::Ready(Ok(None)),
             Answer::Fails => Poll::Ready(Err(Error::new(ErrorKind::Unavailable, "database"))),
@@ -81,28 +94,36 @@ impl DomainResolver for Scripted {
     }
 }
 
-struct Service {
-    world: World,
-    resolver: Scripted,
-    log: Log,
-    domains: Domains,
+pub(crate) struct Service {
+    pub(crate) world: World,
+    pub(crate) resolver: Scripted,
+    pub(crate) log: Log,
+    pub(crate) domains: Domains,
 }
 
 impl Service {
-    fn new(answer: Answer, limits: ResolverLimits) -> Self {
+    pub(crate) fn new(answer: Answer, limits: ResolverLimits) -> Self {
+        Self::with(answer, limits, |builder| builder)
+    }
+
+    pub(crate) fn with(
+        answer: Answer,
+        limits: ResolverLimits,
+        more: impl FnOnce(DomainsBuilder) -> DomainsBuilder,
+    ) -> Self {
         let (world, resolver, log) = (World::default(), Scripted::new(answer), Log::default());
         let builder = world.builder().resolver(resolver.clone()).resolver_limits(limits);
         let builder = builder.observer(log.clone()).domain("own", shared());
-        let domains = block_on(builder.build()).unwrap();
+        let domains = block_on(more(builder).build()).unwrap();
         Self { world, resolver, log, domains }
     }
 
-    fn resolve(&self, name: &str) -> Result<Domain, Error> {
+    pub(crate) fn resolve(&self, name: &str) -> Result<Domain, Error> {
         block_on(self.domains.resolve(name))
     }
 }
 
-fn poll_once<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+pub(crate) fn poll_once<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Poll<T> {
     future.poll(&mut Context::from_waker(Waker::noop()))
 }
 
@@ -313,4 +334,45 @@ fn limits_out_of_range_are_refused() {
         let error = error.unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }
+}
+
+#[test]
+fn a_known_domain_is_served_while_very_many_others_are_resolved() {
+    let limits = ResolverLimits::default().fresh_for(ms(0));
+    let service = Service::new(config(shared()), limits);
+    let sealed = seal(&service.resolve("acme").unwrap());
+    service.resolver.says(Answer::Hangs);
+    let names: Vec<_> = (0..1024).map(|name| name.to_string()).collect();
+    let mut waiting: Vec<_> =
+        names.iter().map(|name| Box::pin(service.domains.resolve(name))).collect();
+    assert!(waiting.iter_mut().all(|one| poll_once(one.as_mut()).is_pending()));
+    open(&service.resolve("acme").unwrap(), &sealed).unwrap();
+}
+
+#[test]
+fn a_thousand_callers_of_one_domain_share_one_resolution() {
+    let service = Service::new(Answer::Hangs, ResolverLimits::default());
+    let mut waiting: Vec<_> =
+        (0..1000).map(|_| Box::pin(service.domains.resolve("acme"))).collect();
+    assert!(waiting.iter_mut().all(|one| poll_once(one.as_mut()).is_pending()));
+    // Every second one leaves, the first of all among them.
+    let stay: Vec<_> =
+        waiting.into_iter().enumerate().filter(|(n, _)| n % 2 == 1).map(|(_, one)| one).collect();
+    service.resolver.says(config(shared()));
+    let domains: Vec<_> = stay.into_iter().map(|one| block_on(one).unwrap()).collect();
+    let sealed = seal(&domains[0]);
+    domains.iter().for_each(|domain| open(domain, &sealed).unwrap());
+    assert_eq!((service.resolver.asked(), service.world.kek("shared").calls().total()), (1, 1));
+}
+
+#[test]
+fn a_machine_that_was_suspended_asks_the_resolver_again() {
+    let service = Service::new(config(shared()), ResolverLimits::default());
+    service.resolve("acme").unwrap();
+    service.world.clock.advance(secs(299));
+    service.resolve("acme").unwrap();
+    assert_eq!(service.resolver.asked(), 1);
+    service.world.clock.advance(secs(2));
+    service.resolve("acme").unwrap();
+    assert_eq!(service.resolver.asked(), 2);
 }

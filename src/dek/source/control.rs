@@ -10,7 +10,7 @@ use super::DekSource;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::kek::KekId;
-use crate::observe::Event;
+use crate::observe::{Event, LaterEvent};
 use crate::sync::atomic::Ordering;
 
 impl DekSource {
@@ -41,12 +41,30 @@ impl DekSource {
         cache.forget_refusals();
     }
 
+    /// Ends every DEK, every handle and every call for good, and tells nobody. A
+    /// [`shut_down`](Self::shut_down) does that afterwards.
+    pub(crate) fn stop(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        let cache = self.cache();
+        cache.close();
+        cache.end_all_quietly();
+    }
+
     /// Ends every DEK, every handle and every call for good. Where there is a runtime, the
     /// providers release what they hold in the background.
     pub(crate) fn shut_down(&self) {
         if self.end() {
-            let Some(runtime) = &self.options.runtime else { return };
-            runtime.spawn(Box::pin(self.give_up()));
+            self.give_up_later();
+        }
+    }
+
+    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    pub(crate) fn shut_down_later(&self) {
+        self.stop();
+        self.cache().end_all_later();
+        if !self.reported.swap(true, Ordering::SeqCst) {
+            self.options.observers.emit_later(LaterEvent::ShutDown);
+            self.give_up_later();
         }
     }
 
@@ -60,6 +78,11 @@ impl DekSource {
         }
     }
 
+    fn give_up_later(&self) {
+        let Some(runtime) = &self.options.runtime else { return };
+        runtime.spawn(Box::pin(self.give_up()));
+    }
+
     fn give_up(&self) -> impl Future<Output = ()> + Send + 'static {
         let (closing, given_up) =
             (futures_util::future::join_all(self.keks.closing()), self.given_up.clone());
@@ -68,13 +91,13 @@ impl DekSource {
 
     /// Returns `false` if it was done already.
     fn end(&self) -> bool {
-        let is_first = !self.closed.swap(true, Ordering::SeqCst);
+        // All is wiped before an observer can block.
+        self.stop();
+        let is_first = !self.reported.swap(true, Ordering::SeqCst);
         if is_first {
             self.emit(&Event::ShutDown);
         }
-        let cache = self.cache();
-        cache.close();
-        cache.revoke_all();
+        self.cache().revoke_all();
         is_first
     }
 

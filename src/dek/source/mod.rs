@@ -79,6 +79,8 @@ pub(crate) struct DekSource {
     options: SourceOptions,
     /// Set at shut-down. No key service is asked after it.
     closed: AtomicBool,
+    /// Observers know of the shut-down.
+    reported: AtomicBool,
     /// The providers have released what they held.
     given_up: Arc<AtomicBool>,
     counters: Counters,
@@ -131,6 +133,7 @@ impl DekSource {
             keks,
             options,
             closed: AtomicBool::new(false),
+            reported: AtomicBool::new(false),
             given_up: Arc::default(),
             counters: Counters::new(),
         })

@@ -2,25 +2,21 @@
 //! futures are polled.
 #![forbid(unsafe_code)]
 
+use arc_swap::ArcSwap;
+use futures_util::future::{Either, select};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
-use arc_swap::ArcSwap;
-use futures_util::future::{Either, select};
 use tokio::runtime::Handle;
 
 use super::super::KekError;
 use super::super::call::{report_request_id, with_request_id};
 use crate::memory::fork;
 use crate::runtime::Runtime;
-use crate::runtime::tokio::{Handed, Tokio, Unstarted, has_io, has_timers, spawn_on};
-
-/// A healthy runtime starts a task far sooner. If it does not, nothing drives it, or its only
-/// thread is blocked.
-const BEGINS_WITHIN: Duration = Duration::from_secs(1);
+use crate::runtime::tokio::{
+    BEGINS_WITHIN, Handed, Tokio, Unstarted, has_io, has_timers, spawn_on,
+};
 
 /// Runs work on the tokio runtime in which a provider was built, or on that of a later caller once
 /// the first one has ended or starts no task.
@@ -178,6 +174,7 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
 
     use tokio::runtime::{Builder, Runtime as TokioRuntime};
 

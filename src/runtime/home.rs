@@ -1,0 +1,87 @@
+//! The runtime in which something was built, for what is made later.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+
+use crate::memory::fork;
+
+/// The tokio runtime in which something was built, if there was one. What is made later is made
+/// there too, so that it does not depend on the runtime of whoever happened to cause it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    #[cfg(feature = "tokio")]
+    runtime: Option<super::tokio::Handle>,
+    /// Of the process in which it was built. In the child of a fork its threads do not run.
+    generation: u64,
+}
+
+/// Why there is no result.
+#[derive(Debug)]
+pub(crate) enum Interrupted {
+    Panicked,
+    /// The runtime ended in the middle of it.
+    #[cfg(feature = "tokio")]
+    Ended,
+}
+
+impl Home {
+    pub(crate) fn current() -> Self {
+        Self {
+            #[cfg(feature = "tokio")]
+            runtime: super::tokio::Handle::try_current().ok(),
+            generation: fork::generation(),
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    fn runtime(&self) -> Option<&super::tokio::Handle> {
+        self.runtime.as_ref().filter(|_| self.generation == fork::generation())
+    }
+
+    /// Runs `work`, which may be foreign code, there. Without a runtime, or if it has ended or begins
+    /// nothing, it runs where this future is polled. Dropping the future ends the work.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Interrupted> {
+        let work = AssertUnwindSafe(work).catch_unwind();
+        #[cfg(feature = "tokio")]
+        let worked = match self.runtime() {
+            Some(runtime) => {
+                let worked = super::tokio::run_on(runtime, work).await;
+                worked.map_err(|super::tokio::EndedMeanwhile| Interrupted::Ended)?
+            }
+            None => work.await,
+        };
+        #[cfg(not(feature = "tokio"))]
+        let worked = work.await;
+        worked.map_err(|panic| {
+            // Its destructor is foreign code too.
+            std::mem::forget(panic);
+            Interrupted::Panicked
+        })
+    }
+
+    /// Whether [`spawn`](Self::spawn) has a place for the work.
+    #[cfg(feature = "domains")]
+    pub(crate) fn takes_tasks(&self) -> bool {
+        #[cfg(feature = "tokio")]
+        return self.runtime().is_some();
+        #[cfg(not(feature = "tokio"))]
+        false
+    }
+
+    /// Runs `work` in the background, or drops it if there is no runtime, or it has ended.
+    #[cfg(feature = "domains")]
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        #[cfg(feature = "tokio")]
+        if let Some(runtime) = self.runtime() {
+            let _ = super::tokio::spawn_on(runtime, work);
+            return;
+        }
+        drop(work);
+    }
+}
