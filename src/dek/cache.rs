@@ -14,7 +14,9 @@ use quick_cache::{Lifecycle, OptionsBuilder, UnitWeighter};
 
 use super::flight::Flights;
 use super::lease::{Age, Lease, RequestKey, Terms, shut_down};
-use super::registry::{Leased, Registry, end_all, end_evicted, end_later, end_quietly};
+use super::registry::{
+    Leased, Registry, announce, end_all, end_evicted_quietly, end_later, end_quietly,
+};
 use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
@@ -371,12 +373,17 @@ trait Evicted {
 impl<D: Leased> Evicted for Arc<D> {
     fn make_room(&self) {
         let Lease { id, context, observers, .. } = self.lease();
+        // Callers that waited for this DEK may still use it once.
+        let ends = self.lease().evict();
+        if ends {
+            end_evicted_quietly(std::slice::from_ref(self));
+        }
+        // It is wiped before an observer can block.
         if let Some(observers) = observers.upgrade() {
             observers.emit(&Event::Evicted { dek_id: id, context });
         }
-        // Callers that waited for this DEK may still use it once.
-        if self.lease().evict() {
-            end_evicted(std::slice::from_ref(self));
+        if ends {
+            announce(&**self);
         }
     }
 }

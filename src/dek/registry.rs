@@ -348,15 +348,13 @@ pub(super) fn end_quietly<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     revoke_and_wait(deks);
 }
 
-/// Ends DEKs that were evicted, and evicts what came through them. Nobody waits to use them.
-pub(super) fn end_evicted<D: Leased + ?Sized>(deks: &[Arc<D>]) {
+/// Ends DEKs that were evicted, and evicts what came through them. Nobody waits to use them. Whoever
+/// calls [`announce`] reports it.
+pub(super) fn end_evicted_quietly<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     evict_and_wait(deks);
-    for dek in deks {
-        announce(&**dek);
-    }
 }
 
-/// As [`end_evicted`], from a destructor.
+/// As [`end_evicted_quietly`], from a destructor, which reports it too.
 pub(super) fn end_evicted_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     evict_and_wait(deks);
     for dek in deks {
@@ -408,7 +406,7 @@ fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
 }
 
 /// Reports, once, that the keys of a DEK are gone.
-fn announce(dek: &(impl Leased + ?Sized)) {
+pub(super) fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
         && dek.is_end_to_report()

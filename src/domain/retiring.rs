@@ -2,12 +2,12 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Domain;
 use crate::memory::fork::{OfProcess, PerProcess};
+use crate::sync::foreign::caught;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How often it looks whether a domain is still held.
@@ -95,12 +95,10 @@ fn end_those_that_are_due(shared: &Arc<OfProcess<Mutex<Queue>>>) -> bool {
 /// Shuts a domain down and drops it. A provider that panics meanwhile keeps no other domain from its
 /// end.
 fn end(domain: Domain) {
-    let ended = catch_unwind(AssertUnwindSafe(|| {
+    let _ = caught(|| {
         domain.shut_down();
         drop(domain);
-    }));
-    // Not dropped: its destructor is foreign code too.
-    ended.unwrap_or_else(std::mem::forget);
+    });
 }
 
 fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {

@@ -2,11 +2,9 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
-
-use futures_util::FutureExt;
 
 use crate::memory::fork;
+use crate::sync::foreign::Foreign;
 
 /// The tokio runtime in which something was built, if there was one. What is made later is made
 /// there too, so that it does not depend on the runtime of whoever happened to cause it.
@@ -47,7 +45,7 @@ impl Home {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, Interrupted> {
-        let work = AssertUnwindSafe(work).catch_unwind();
+        let work = Foreign::new(Box::pin(work));
         #[cfg(feature = "tokio")]
         let worked = match self.runtime() {
             Some(runtime) => {
@@ -58,11 +56,7 @@ impl Home {
         };
         #[cfg(not(feature = "tokio"))]
         let worked = work.await;
-        worked.map_err(|panic| {
-            // Its destructor is foreign code too.
-            std::mem::forget(panic);
-            Interrupted::Panicked
-        })
+        worked.ok_or(Interrupted::Panicked)
     }
 
     /// Whether [`spawn`](Self::spawn) has a place for the work.
