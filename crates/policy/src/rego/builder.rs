@@ -46,8 +46,8 @@ impl RegoSources {
         self.with(Source::Directory(path.into()))
     }
 
-    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is refused,
-    /// and so are YAML, compiled policies and delta bundles.
+    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is
+    /// refused, and so are YAML, compiled policies and delta bundles.
     pub fn bundle(self, path: impl Into<PathBuf>) -> Self {
         self.with(Source::Bundle(path.into(), Signed::Not))
     }

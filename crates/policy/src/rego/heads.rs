@@ -1,7 +1,7 @@
 //! Finds rules with which the engine would lose reasons to deny.
 //!
 //! regorus 0.14 drops what a rule found so far when the value in its head is undefined for the last
-//! of several solutions: of `deny_reason contains data.why[role] if some role in input.caller.roles`
+//! of several solutions. Of `deny_reason contains data.why[role] if some role in input.caller.roles`
 //! nothing is left if the last role has no entry. Other engines drop that one solution only. Where
 //! the look-up stands in the body they agree.
 #![forbid(unsafe_code)]
@@ -17,8 +17,8 @@ struct Rule {
     text: String,
 }
 
-/// Returns the lines of rules whose head looks something up that may be undefined for one of several
-/// solutions.
+/// Returns the lines of rules whose head looks something up that may be undefined for one of
+/// several solutions.
 pub(super) fn lookups<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Vec<usize>> {
     let all: Vec<_> = texts.map(rules).collect();
     let names: BTreeSet<_> =

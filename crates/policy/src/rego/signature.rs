@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{
@@ -47,7 +48,7 @@ pub struct BundleKey {
 #[derive(Clone)]
 enum Key {
     Public(ParsedPublicKey),
-    Secret(hmac::Key),
+    Secret(Arc<hmac::Key>),
 }
 
 impl BundleKey {
@@ -85,7 +86,7 @@ impl BundleKey {
             let what = format!("HS256 needs a secret of {SHORTEST_SECRET} bytes or more");
             return Err(bad("bundle key", &what));
         }
-        Ok(Self::new("HS256", Key::Secret(hmac::Key::new(hmac::HMAC_SHA256, secret))))
+        Ok(Self::new("HS256", Key::Secret(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret)))))
     }
 
     fn public(
@@ -164,8 +165,8 @@ struct FileHash {
     algorithm: String,
 }
 
-/// Checks that a bundle is signed by one of the keys, and that the signature is about every file, as
-/// it is, and no other.
+/// Checks that a bundle is signed by one of the keys, and that the signature is about every file,
+/// as it is, and no other.
 pub(super) fn verify(name: &str, files: &[FileIn], keys: &[BundleKey]) -> Result<(), Error> {
     let wrong = |what: &str| bad(name, &format!("{SIGNATURES}: {what}"));
     let Some(signatures) = files.iter().find(|file| file.path == SIGNATURES) else {

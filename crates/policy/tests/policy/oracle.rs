@@ -1,4 +1,4 @@
-//! The same questions to `RegoPolicy` and to the engine of Open Policy Agent: they have the same answers.
+//! The same questions to `RegoPolicy` and to the engine of Open Policy Agent have the same answers.
 //!
 //! `WAXSEAL_ORACLE_SEED=7 cargo test -p waxseal-policy --test policy oracle` asks others.
 
