@@ -31,7 +31,7 @@ pub use caller::{Caller, CallerBuilder};
 #[cfg(any(test, feature = "test-util"))]
 pub use clock::ManualClock;
 pub use context::EncryptionContext;
-pub use dek::{KekStatistics, Limits, Statistics, TargetStatistics};
+pub use dek::{BranchKeyAges, KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
     Inspection, KekEntry, Plaintext, Sealed, StartOptions, StartUp, inspect,

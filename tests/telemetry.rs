@@ -10,9 +10,10 @@ use waxseal_testing::support;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{block_on, context};
+use waxseal::branch::BranchKek;
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, Login, UnwrappedDek};
 use waxseal::store::MemoryStore;
 use waxseal::{
     Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver,
@@ -72,6 +73,7 @@ fn the_pages_the_rules_and_the_dashboard_name_the_metrics_that_exist() {
     for (source, item) in [
         (include_str!("../src/observe/metrics.rs"), "pub struct MetricsObserver"),
         (include_str!("../src/dek/statistics/metrics.rs"), "pub fn record_metrics"),
+        (include_str!("../src/observe/audit/metrics.rs"), "pub fn record_metrics"),
     ] {
         let (documented, code) = source.split_once(item).unwrap();
         let (documented, code) = (metrics(documented), metrics(code));
@@ -229,6 +231,119 @@ fn statistics_are_recorded_and_counters_of_events_appear_before_the_first_event(
         ("waxseal_observers_panicked_total{}", "0"),
     ] {
         assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
+    }
+}
+
+/// A local KEK with a login that the test sets.
+#[derive(Debug)]
+struct LoggedIn(LocalKek, Arc<Mutex<Option<Login>>>);
+
+impl KekProvider for LoggedIn {
+    fn id(&self) -> &KekId {
+        self.0.id()
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        dek: &'a Dek,
+    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+        self.0.wrap(context, dek)
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        context: &'a EncryptionContext,
+        wrapped: &'a WrappedDek,
+    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
+        self.0.unwrap(context, wrapped)
+    }
+
+    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
+        self.0.health()
+    }
+
+    fn login(&self) -> Option<Login> {
+        *self.1.lock().unwrap()
+    }
+}
+
+#[test]
+fn logins_and_the_age_of_branch_keys_are_recorded() {
+    let login = Arc::new(Mutex::new(None));
+    let kek = Arc::new(LoggedIn(support::local("kek"), login.clone()));
+    let branch = BranchKek::builder(kek).name("orders").store(MemoryStore::new()).build().unwrap();
+    let envelope = Envelope::builder().wrap_with(branch.clone()).build().unwrap();
+    let recorded = || counted(|| branch.statistics().record_metrics("b"));
+    block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"payload")).unwrap();
+    let seen = recorded();
+    assert!(!seen.keys().any(|name| name.starts_with("waxseal_login")), "{seen:#?}");
+    let keys = |age: &str| seen[&format!("waxseal_branch_keys{{envelope=b,age={age}}}")].as_str();
+    // The period of 30 days began at some time before.
+    assert_eq!(["day", "week", "month"].iter().filter(|age| keys(age) == "1").count(), 1);
+    assert_eq!(["year", "older"].map(keys), ["0", "0"]);
+    for (told, left) in [
+        (Login::new(3, 1).ends_in(Duration::from_secs(90)), "90"),
+        // It was given back: the gauge must not stay where it was.
+        (Login::new(3, 1), "inf"),
+    ] {
+        *login.lock().unwrap() = Some(told);
+        let seen = recorded();
+        for (name, value) in [
+            ("waxseal_logins_total{envelope=b,kek=local:kek,outcome=ok}", "3"),
+            ("waxseal_logins_total{envelope=b,kek=local:kek,outcome=failed}", "1"),
+            ("waxseal_login_ends_seconds{envelope=b,kek=local:kek}", left),
+        ] {
+            assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
+        }
+    }
+    let of_envelope = counted(|| envelope.statistics().record_metrics("e"));
+    assert!(!of_envelope.keys().any(|name| name.starts_with("waxseal_branch_keys")));
+}
+
+/// A sink that fails until it is told otherwise.
+#[cfg(feature = "audit")]
+#[derive(Debug)]
+struct Failing(Arc<std::sync::atomic::AtomicBool>);
+
+#[cfg(feature = "audit")]
+impl waxseal::audit::AuditSink for Failing {
+    fn write(&mut self, _: &waxseal::audit::Record, _: &str) -> std::io::Result<()> {
+        match self.0.load(std::sync::atomic::Ordering::SeqCst) {
+            true => Err(std::io::Error::other("the other machine is down")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "audit")]
+#[test]
+fn what_an_audit_trail_wrote_and_dropped_is_recorded() {
+    use waxseal::audit::{AuditTrail, TrailDirectory};
+    let folder = tempfile::tempdir().unwrap();
+    let fails = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let trail = AuditTrail::builder()
+        .directory(TrailDirectory::new(folder.path().join("audit")))
+        .sink(Failing(fails))
+        .start()
+        .unwrap();
+    let kek = support::local("kek");
+    let envelope = Envelope::builder().wrap_with(kek).observer(trail.clone()).build().unwrap();
+    block_on(envelope.encrypt(&context("alice"), Aad::empty(), b"payload")).unwrap();
+    assert!(trail.flush(Duration::from_secs(30)));
+    assert!(trail.close());
+    envelope.evict_all();
+    let statistics = trail.statistics();
+    assert!(statistics.written > 3 && statistics.dropped > 0 && statistics.sink_failures > 0);
+    let seen = counted(|| statistics.record_metrics("trail"));
+    for (name, value) in [
+        ("waxseal_audit_written_total{trail=trail}", statistics.written),
+        ("waxseal_audit_dropped_total{trail=trail}", statistics.dropped),
+        ("waxseal_audit_sink_failures_total{trail=trail}", statistics.sink_failures),
+        ("waxseal_audit_write_failures_total{trail=trail}", 0),
+        ("waxseal_audit_waiting{trail=trail}", 0),
+    ] {
+        assert_eq!(seen.get(name), Some(&value.to_string()), "{name} in {seen:#?}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use waxseal::kek::{
-    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, UnwrappedDek,
+    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, Login, UnwrappedDek,
 };
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 
@@ -37,6 +37,10 @@ impl<P: KekProvider> KekProvider for Tap<P> {
 
     fn context_binding(&self) -> ContextBinding {
         self.inner.context_binding()
+    }
+
+    fn login(&self) -> Option<Login> {
+        self.inner.login()
     }
 
     fn rewraps_in_service(&self) -> bool {

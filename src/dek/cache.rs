@@ -301,9 +301,17 @@ impl DekCache {
     /// Returns the number of DEKs, for reading and for writing.
     pub(super) fn counts(&self) -> (usize, usize) {
         let now = self.clock.now();
+        let mut reading = 0;
+        self.each_reading(|_| reading += 1);
         let alive = |lease: &Lease| lease.age(now) != Age::Ended;
-        let reading = self.reading.iter().filter(|(_, dek)| alive(&dek.lease)).count();
         (reading, self.writing.iter().filter(|(_, dek)| alive(&dek.lease)).count())
+    }
+
+    /// Calls `work` with the lease of each DEK for reading.
+    pub(super) fn each_reading(&self, mut work: impl FnMut(&Lease)) {
+        let now = self.clock.now();
+        let alive = self.reading.iter().filter(|(_, dek)| dek.lease.age(now) != Age::Ended);
+        alive.for_each(|(_, dek)| work(&dek.lease));
     }
 
     /// Ends as many of the parent's DEKs as it can, in the child of a fork. Threads of the parent

@@ -33,5 +33,5 @@ pub(crate) use source::{
     BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, ReadingRequest, SourceBuilder,
     WritingRequest, cached_as,
 };
-pub use statistics::{KekStatistics, Statistics, TargetStatistics};
+pub use statistics::{BranchKeyAges, KekStatistics, Statistics, TargetStatistics};
 pub(crate) use writing::{Reservation, WritingDek};

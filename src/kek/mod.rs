@@ -11,6 +11,7 @@ mod candidates;
 pub mod conformance;
 mod error;
 pub mod local;
+mod login;
 mod parent;
 pub(crate) mod rewrap;
 #[cfg(feature = "test-util")]
@@ -25,6 +26,7 @@ use zeroize::Zeroizing;
 
 pub use call::{CallAdvice, CallTarget};
 pub use error::{KekError, KekErrorClass};
+pub use login::Login;
 
 pub(crate) use parent::{Dependants, Parent, ParentKey};
 pub(crate) use set::{KekSet, named};
@@ -209,6 +211,12 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     /// Checks whether the KEK can be used now. The class of an error says why not.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>>;
 
+    /// Returns how the provider is logged in, for statistics and metrics. It makes no call and waits
+    /// for nobody. By default `None`: there is no login, or nothing is known of it.
+    fn login(&self) -> Option<Login> {
+        None
+    }
+
     /// Releases what the provider holds at the key service, such as a login, when an envelope is
     /// [shut down](crate::Envelope::shut_down). A provider may serve other envelopes too: the next
     /// call acquires it again. By default does nothing.
@@ -392,6 +400,10 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         (**self).health()
+    }
+
+    fn login(&self) -> Option<Login> {
+        (**self).login()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

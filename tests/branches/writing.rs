@@ -84,6 +84,39 @@ fn a_new_period_has_a_new_branch_key_and_old_ones_stay_readable() {
 }
 
 #[test]
+fn branch_keys_in_memory_are_counted_by_the_age_of_their_period() {
+    let fleet = Fleet::new();
+    let old = fleet.process().seal("alice");
+    let process = fleet.process();
+    let ages = || {
+        let ages = process.kek.statistics().branch_keys.unwrap();
+        [ages.day, ages.week, ages.month, ages.year, ages.older]
+    };
+    assert_eq!(ages(), [0; 5]);
+    assert!(process.envelope.statistics().branch_keys.is_none());
+    let mut after = Duration::ZERO;
+    // The clock begins with a period of 30 days, and that is how old the key is.
+    for (days, expected) in [
+        (0, [1, 0, 0, 0, 0]),
+        (1, [0, 1, 0, 0, 0]),
+        (6, [0, 1, 0, 0, 0]),
+        (7, [0, 0, 1, 0, 0]),
+        (31, [0, 0, 0, 1, 0]),
+        (365, [0, 0, 0, 1, 0]),
+        (366, [0, 0, 0, 0, 1]),
+    ] {
+        fleet.clock.advance(DAY * days - after);
+        after = DAY * days;
+        process.open("alice", &old).unwrap();
+        assert_eq!(ages(), expected, "{days} days");
+    }
+    process.seal("alice");
+    assert_eq!(ages(), [0, 1, 0, 0, 1], "the key of the present period is six days old");
+    fleet.clock.advance(secs(301));
+    assert_eq!(ages(), [0; 5], "past max_age");
+}
+
+#[test]
 fn a_branch_key_at_hand_outlasts_its_period_by_no_more_than_max_age() {
     let fleet = Fleet::new();
     let process = fleet.process();

@@ -30,7 +30,7 @@ use crate::sdk::{self, SdkConfig};
 use crate::transport::{self, InTheClear, OnItsWay, PlainTextGuard, Pool, Probe, ProbeHandle};
 use waxseal::EncryptionContext;
 use waxseal::kek::toolkit::{certificates, report_request_id};
-use waxseal::kek::{KekErrorClass, UnwrappedDek};
+use waxseal::kek::{KekErrorClass, Login, UnwrappedDek};
 use waxseal::{Error, ErrorKind};
 
 /// Nothing goes over the network while the endpoint is looked up.
@@ -197,6 +197,10 @@ impl Service {
 
     pub(crate) fn region(&self) -> &str {
         &self.region
+    }
+
+    pub(crate) fn login(&self) -> Login {
+        self.keeper.login()
     }
 
     fn make(&self, region: &str) -> Result<Slot, Error> {

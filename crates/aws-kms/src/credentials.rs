@@ -24,6 +24,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use futures_util::FutureExt;
 use tokio::sync::watch;
+use waxseal::kek::Login;
 
 /// Credentials that end sooner are not used any more, as in the SDK.
 const TOO_LATE: Duration = Duration::from_secs(10);
@@ -69,6 +70,9 @@ struct State {
     sources: HashMap<IdentityCachePartition, Source>,
     /// How often credentials came that are other ones.
     generation: u64,
+    /// Loads that succeeded, and that failed.
+    loads: u64,
+    failures: u64,
 }
 
 struct Source {
@@ -113,6 +117,18 @@ impl Keeper {
     /// Changes when other credentials come: who was refused looks whether there are others by now.
     pub(crate) fn generation(&self) -> u64 {
         self.state().generation
+    }
+
+    /// How often credentials were loaded, and how long those at hand can still be used.
+    pub(crate) fn login(&self) -> Login {
+        let state = self.state();
+        let login = Login::new(state.loads, state.failures);
+        let held = state.sources.values().filter_map(|source| source.held.as_ref());
+        let ends = held.filter_map(|held| held.identity.expiration()).min();
+        match ends {
+            Some(ends) => login.ends_in(ends.duration_since(SystemTime::now()).unwrap_or_default()),
+            None => login,
+        }
     }
 
     /// KMS refused the credentials of that generation, which look good. Whether there are others
@@ -186,7 +202,9 @@ impl Keeper {
     ) {
         let now = now(components);
         let mut state = self.state();
-        let State { sources, generation } = &mut *state;
+        let State { sources, generation, loads, failures } = &mut *state;
+        let counted = if loaded.is_ok() { loads } else { failures };
+        *counted = counted.saturating_add(1);
         let Some(source) = sources.get_mut(&id) else { return };
         if source.loading.as_ref().is_some_and(|loading| loading.began <= asked) {
             source.loading = None;

@@ -19,7 +19,7 @@ use crate::xks::Stores;
 use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{
     BoxFuture, CallAdvice, CallTarget, ContextBinding, Health, KekError, KekErrorClass,
-    KekProvider, UnwrappedDek,
+    KekProvider, Login, UnwrappedDek,
 };
 use waxseal::{Dek, KekId, WrappedDek};
 use waxseal::{EncryptionContext, Error};
@@ -514,6 +514,11 @@ impl KekProvider for AwsKmsKek {
                 self.0.clone().rewrap(context.clone(), wrapped.clone()),
             ),
         )
+    }
+
+    /// Of the credentials: AWS has no other login.
+    fn login(&self) -> Option<Login> {
+        Some(self.0.service.login())
     }
 
     /// As [`HealthCheck`] says: by default asks `DescribeKey`, and so needs the permission for it;

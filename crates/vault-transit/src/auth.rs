@@ -32,10 +32,10 @@ use crate::denials::Denials;
 use crate::endpoints::{Auth, TokenState, lookup_self, renew_self, revoke_self};
 use crate::errors::{Failure, Refusal};
 use crate::login::{Credentials, Desk, Kept, VaultAuth, login_failure};
-use crate::session::{Session, is_same};
+use crate::session::{Logins, Session, is_same};
 use crate::transport::{SMALL, Token, Transport};
-use waxseal::kek::KekErrorClass;
 use waxseal::kek::toolkit::process_generation;
+use waxseal::kek::{KekErrorClass, Login};
 
 /// Between two logins that were refused, with the same credentials.
 const FIRST_REFUSED_PAUSE: Duration = Duration::from_millis(250);
@@ -68,6 +68,7 @@ pub(crate) struct Authenticator {
     hasher: RandomState,
     /// Why the token could not be kept alive the last time, for an operator.
     trouble: StdMutex<Option<String>>,
+    logins: Logins,
 }
 
 /// Held by the one who logs in.
@@ -120,6 +121,7 @@ impl Authenticator {
             process: process_generation(),
             hasher: RandomState::new(),
             trouble: StdMutex::default(),
+            logins: Logins::default(),
         })
     }
 
@@ -137,6 +139,11 @@ impl Authenticator {
 
     fn denials(&self) -> MutexGuard<'_, Denials> {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often it logged in, and how long the token at hand still lives.
+    pub(crate) fn login(&self) -> Login {
+        self.logins.shown(self.current.load().as_deref())
     }
 
     fn desk(&self) -> Desk<'_> {
@@ -304,10 +311,12 @@ impl Authenticator {
         match self.log_in(gate).await {
             Ok(session) => {
                 (gate.last_failure, gate.refused) = (None, None);
+                self.logins.count(true);
                 Ok(self.put(session))
             }
             Err(failure) => {
                 gate.last_failure = Some((Instant::now(), failure.clone()));
+                self.logins.count(false);
                 Err(failure)
             }
         }
@@ -459,11 +468,13 @@ impl Authenticator {
                     }
                 }
                 Err(failure) if failure.is_passing() || !self.auth.makes_tokens() => {
+                    self.logins.count(false);
                     return Err(failure);
                 }
                 Err(_) => {}
             }
         } else if !self.auth.makes_tokens() {
+            self.logins.count(false);
             return Err(Failure::misconfigured("the token cannot be renewed"));
         }
         let mut gate = self.gate.lock().await;

@@ -15,7 +15,7 @@ use crate::key::{Binding, ContextBinding, KeyInfo};
 use crate::requests::{BATCH_ITEMS, Input, Operation, decode, encode_dek};
 use waxseal::EncryptionContext;
 use waxseal::kek::{
-    BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, UnwrappedDek,
+    BoxFuture, ContextBinding as Bound, Health, KekError, KekProvider, Login, UnwrappedDek,
 };
 use waxseal::{Dek, KekId, WrappedDek};
 
@@ -271,6 +271,10 @@ impl KekProvider for VaultTransitKek {
             let inner = self.0.clone();
             self.0.spawner.run(async move { inner.health().await }).await
         })
+    }
+
+    fn login(&self) -> Option<Login> {
+        Some(self.0.auth.login())
     }
 
     /// Gives back the token that the last login gave (`revoke-self`); a token that was handed to

@@ -1,10 +1,11 @@
-//! A token and how long it lives.
+//! A token and how long it lives, and how often there was a login.
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::transport::Token;
+use waxseal::kek::Login;
 use waxseal::kek::toolkit::jitter;
 
 /// A token and how long it lives.
@@ -48,6 +49,31 @@ impl Session {
 
     pub(crate) fn left(&self) -> Duration {
         self.lease.map_or(Duration::MAX, |lease| lease.saturating_sub(self.since.elapsed()))
+    }
+}
+
+/// Counts logins.
+#[derive(Default)]
+pub(crate) struct Logins {
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Logins {
+    pub(crate) fn count(&self, is_success: bool) {
+        let counted = if is_success { &self.succeeded } else { &self.failed };
+        counted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// With how long the token at hand still lives.
+    pub(crate) fn shown(&self, current: Option<&Session>) -> Login {
+        let [succeeded, failed] =
+            [&self.succeeded, &self.failed].map(|n| n.load(Ordering::Relaxed));
+        let login = Login::new(succeeded, failed);
+        match current.filter(|session| session.lease.is_some()) {
+            Some(session) => login.ends_in(session.left()),
+            None => login,
+        }
     }
 }
 

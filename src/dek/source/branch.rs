@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use super::super::WritingDek;
 use super::super::cache::DekCache;
 use super::super::lease::{Lease, Terms};
+use super::super::{BranchKeyAges, WritingDek};
 use super::period::Period;
 use super::reading::{Obtainment, Owned};
 use super::{ATTEMPTS, DekSource, Obtained, SourceOptions};
@@ -326,6 +326,22 @@ impl DekSource {
         let period = context.get(PERIOD).and_then(Period::of_text).ok_or_else(Error::invalid)?;
         let Some(terms) = &self.options.branch else { return Err(Error::invalid()) };
         terms.check_begun(period, self.options.clock.now())
+    }
+
+    /// Returns how many branch keys are cached, by age.
+    pub(super) fn branch_key_ages(&self) -> Option<BranchKeyAges> {
+        self.options.branch?;
+        let now = Period::now(self.options.clock.now());
+        let mut ages = BranchKeyAges::default();
+        self.cache().each_reading(|lease| {
+            let period =
+                lease.with_branch_key(|key| key.context().get(PERIOD).and_then(Period::of_text));
+            // One that ended meanwhile is in memory no more.
+            if let Ok(Some(period)) = period {
+                ages.count(now.saturating_sub(period.0));
+            }
+        });
+        Some(ages)
     }
 
     /// Erases a branch in the store, and ends its keys here.

@@ -455,12 +455,14 @@ impl DekSource {
                 failures,
                 budget_waits,
                 budget_refusals,
+                login: kek.login(),
             }
         };
         let keks = self.keks.reading.iter().map(of).collect();
         let store = self.options.store.as_ref().map(|store| store.name().into());
         let observers = self.options.observers.failures();
-        self.counters.statistics(self.cache().counts(), (store, keks), observers)
+        let statistics = self.counters.statistics(self.cache().counts(), (store, keks), observers);
+        Statistics { branch_keys: self.branch_key_ages(), ..statistics }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use metrics::{counter, gauge};
 
-use super::Statistics;
+use super::{BranchKeyAges, Statistics};
 use crate::observe::register;
 
 impl Statistics {
@@ -22,6 +22,9 @@ impl Statistics {
     /// | `waxseal_stale_lookups_total`, `waxseal_calls_shared_total`, `waxseal_deks_prepared_total` | counter | |
     /// | `waxseal_budget_waits_total`, `waxseal_budget_refusals_total` | counter | `kek` |
     /// | `waxseal_events_lost_total` | counter | |
+    /// | `waxseal_logins_total` | counter | `kek`, `outcome` (`ok`, `failed`) |
+    /// | `waxseal_login_ends_seconds` | gauge | `kek` |
+    /// | `waxseal_branch_keys` | gauge | `age` (`day`, `week`, `month`, `year`, `older`) |
     ///
     /// ```
     /// # use waxseal::{Envelope, kek::local::LocalKek};
@@ -51,12 +54,28 @@ impl Statistics {
         counter!("waxseal_calls_shared_total", "envelope" => name()).absolute(self.calls_shared);
         counter!("waxseal_deks_prepared_total", "envelope" => name()).absolute(self.prepared);
         counter!("waxseal_events_lost_total", "envelope" => name()).absolute(self.events_lost);
+        if let Some(BranchKeyAges { day, week, month, year, older }) = self.branch_keys {
+            let ages =
+                [("day", day), ("week", week), ("month", month), ("year", year), ("older", older)];
+            for (age, keys) in ages {
+                let keys = u32::try_from(keys).unwrap_or(u32::MAX);
+                gauge!("waxseal_branch_keys", "envelope" => name(), "age" => age).set(keys);
+            }
+        }
         for kek in &self.keks {
             let id = || kek.kek_id.to_string();
             counter!("waxseal_budget_waits_total", "envelope" => name(), "kek" => id())
                 .absolute(kek.budget_waits);
             counter!("waxseal_budget_refusals_total", "envelope" => name(), "kek" => id())
                 .absolute(kek.budget_refusals);
+            let Some(login) = kek.login else { continue };
+            for (outcome, number) in [("ok", login.logins), ("failed", login.failures)] {
+                counter!("waxseal_logins_total", "envelope" => name(), "kek" => id(), "outcome" => outcome)
+                    .absolute(number);
+            }
+            // A gauge cannot be taken back, so what has no end says so.
+            let left = login.ends_in.map_or(f64::INFINITY, |left| left.as_secs_f64());
+            gauge!("waxseal_login_ends_seconds", "envelope" => name(), "kek" => id()).set(left);
         }
     }
 }

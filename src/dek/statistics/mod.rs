@@ -4,8 +4,8 @@
 #[cfg(feature = "metrics")]
 mod metrics;
 
-use crate::kek::KekId;
 use crate::kek::call::BreakerState;
+use crate::kek::{KekId, Login};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::shards::{shard, shards};
 
@@ -41,8 +41,43 @@ pub struct Statistics {
     pub events_lost: u64,
     /// The name of the key store, if there is one.
     pub key_store: Option<Box<str>>,
+    /// Of a [`BranchKek`](crate::branch::BranchKek): the branch keys in memory, by age.
+    pub branch_keys: Option<BranchKeyAges>,
     /// Every KEK, in order of preference.
     pub keks: Vec<KekStatistics>,
+}
+
+/// How many branch keys are in memory whose period began so long ago. Old ones are there because old
+/// rows are read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct BranchKeyAges {
+    /// Within 24 hours.
+    pub day: u64,
+    /// Longer, within 7 days.
+    pub week: u64,
+    /// Longer, within 31 days.
+    pub month: u64,
+    /// Longer, within 366 days.
+    pub year: u64,
+    /// Longer than that.
+    pub older: u64,
+}
+
+impl BranchKeyAges {
+    /// Counts a key of so many seconds.
+    pub(crate) fn count(&mut self, seconds: i64) {
+        const DAY: i64 = 24 * 60 * 60;
+        let counted = match seconds / DAY {
+            ..1 => &mut self.day,
+            1..7 => &mut self.week,
+            7..31 => &mut self.month,
+            31..366 => &mut self.year,
+            366.. => &mut self.older,
+        };
+        *counted = counted.saturating_add(1);
+    }
 }
 
 /// The calls to one KEK.
@@ -65,6 +100,8 @@ pub struct KekStatistics {
     pub budget_waits: u64,
     /// How often a call was refused, since its turn in a budget would have come too late.
     pub budget_refusals: u64,
+    /// How it is logged in, if its provider [tells](crate::kek::KekProvider::login).
+    pub login: Option<Login>,
 }
 
 /// One key, Region or store behind a KEK.
@@ -141,6 +178,7 @@ impl Counters {
             observer_panics,
             events_lost,
             key_store,
+            branch_keys: None,
             keks,
         }
     }

@@ -40,7 +40,8 @@ use request_counter::RequestInFlight;
 use target::{Target, Targets};
 
 use super::{
-    BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, UnwrappedDek, WrappedDek,
+    BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, Login, UnwrappedDek,
+    WrappedDek,
 };
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
@@ -168,6 +169,10 @@ impl GuardedKek {
     /// Returns the version of the KEK that made `wrapped`.
     pub(crate) fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
         caught(|| self.provider.key_version(wrapped)).flatten()
+    }
+
+    pub(crate) fn login(&self) -> Option<Login> {
+        caught(|| self.provider.login()).flatten()
     }
 
     /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider

@@ -33,6 +33,8 @@ mod draft;
 mod file;
 mod key;
 mod ledger;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod of_domain;
 mod queue;
 mod record;

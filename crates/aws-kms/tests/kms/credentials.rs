@@ -449,14 +449,21 @@ async fn credentials_serve_to_their_end_while_no_others_can_be_had() {
     // The SDK would not use any that end within ten seconds.
     let source = Own::new(ending(&ground.login.credentials(), Duration::from_secs(6)));
     let kek = ground.kek(source.clone()).await;
+    assert_eq!(kek.login(), Some(waxseal::kek::Login::new(0, 0)), "none was needed yet");
     kek.generate(&context("alice")).await.unwrap();
+    let left = kek.login().and_then(|login| login.ends_in).unwrap();
+    assert!(left <= Duration::from_secs(6), "{left:?}");
     source.0.is_down.store(true, Ordering::SeqCst);
     kek.generate(&context("alice")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(kek.generate(&context("alice")).await.unwrap_err().class(), Unavailable);
+    let login = kek.login().unwrap();
+    assert!(login.logins >= 1 && login.failures >= 1, "{login:?}");
+    assert_eq!(login.ends_in, Some(Duration::ZERO));
     source.0.is_down.store(false, Ordering::SeqCst);
     *source.0.current.lock().unwrap() = ground.login.credentials();
     kek.generate(&context("alice")).await.unwrap();
+    assert_eq!(kek.login().and_then(|login| login.ends_in), None, "these have no end");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -222,6 +222,10 @@ async fn a_token_that_cannot_be_renewed_is_replaced_in_time() {
     let logins = count_in(&log, "auth/approle/login");
     println!("{calls} round trips, {logins} logins");
     assert!((4..=10).contains(&logins), "{logins}");
+    let login = kek.login().unwrap();
+    assert_eq!(login.logins, u64::try_from(logins).unwrap(), "as the server counts them");
+    assert_eq!(login.failures, 0);
+    assert!(login.ends_in.unwrap() <= Duration::from_secs(2), "{login:?}");
     assert_eq!(count_in(&log, "auth/token/renew-self"), 0, "nothing to renew");
 }
 
@@ -259,6 +263,10 @@ async fn health_says_that_a_token_cannot_be_kept_alive_while_it_still_serves() {
         "{health:?}"
     );
     works(&kek).await.unwrap();
+    let login = kek.login().unwrap();
+    assert!(login.failures >= 1 && login.ends_in.unwrap() < Duration::from_secs(2), "{login:?}");
+    kek.close().await;
+    assert_eq!(kek.login().unwrap().ends_in, None, "there is no token any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -280,6 +288,8 @@ async fn callers_who_wait_for_one_login_share_its_failure() {
     for call in calls {
         fails(call.await.unwrap(), Unavailable, "no answer in time");
     }
+    let login = kek.login().unwrap();
+    assert!(login.logins == 0 && login.failures >= 1, "{login:?}");
     assert!(start.elapsed() < Duration::from_secs(20), "one after the other would take 50 s");
     proxy.set(Fault::None);
     proxy.cut();
