@@ -9,6 +9,7 @@ mod branches;
 mod contexts;
 mod crossing;
 mod deciding;
+mod duties;
 #[cfg(feature = "domains")]
 mod file;
 mod ground;

@@ -5,6 +5,7 @@
 mod connections;
 mod credentials;
 mod domains;
+mod duties;
 mod faults;
 mod keys;
 mod policies;
