@@ -43,7 +43,7 @@ use crate::suite::Backend;
 use crate::sync::Arc;
 
 /// The reserved name of the pair that names the branch.
-const BRANCH: &str = "waxseal:branch";
+pub(crate) const BRANCH: &str = "waxseal:branch";
 
 /// A [`KekProvider`] that derives DEKs from branch keys. See the [module](self).
 ///

@@ -30,7 +30,7 @@ pub(crate) use parent::BranchParent;
 pub(crate) use pinned::Held;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{
-    BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, ReadingRequest, SourceBuilder,
+    BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, PERIOD, ReadingRequest, SourceBuilder,
     WritingRequest, cached_as,
 };
 pub use statistics::{BranchKeyAges, KekStatistics, Statistics, TargetStatistics};

@@ -18,6 +18,7 @@
 mod builder;
 mod config;
 mod domains;
+pub mod duties;
 #[cfg(feature = "domains")]
 mod file;
 mod opening;

@@ -253,7 +253,7 @@ fn set<B, T>(builder: B, value: Option<T>, option: impl FnOnce(B, T) -> B) -> B 
     }
 }
 
-fn contexts(
+pub(super) fn contexts(
     name: &str,
     config: &DomainConfig,
     route_by: Option<&str>,

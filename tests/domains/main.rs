@@ -9,6 +9,7 @@ mod branches;
 mod contexts;
 mod crossing;
 mod deciding;
+mod duties;
 #[cfg(feature = "domains")]
 mod ending;
 #[cfg(feature = "domains")]

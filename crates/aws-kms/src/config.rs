@@ -238,6 +238,17 @@ impl Config {
         self.0.key.as_deref()
     }
 
+    /// Whether the health check uses the key.
+    pub(crate) fn checks_by_use(&self) -> bool {
+        self.0.health_check.is_some_and(|check| check != HealthCheck::Describe)
+    }
+
+    /// Returns the ARNs of keys that only unwrap.
+    pub(crate) fn earlier_keys(&self) -> impl Iterator<Item = &str> {
+        let external = self.0.external_former_keys.values();
+        self.0.former_keys.iter().chain(external.flatten()).map(String::as_str)
+    }
+
     fn checked(fields: Fields) -> Result<Self, Error> {
         let invalid = |detail: &'static str| Err(Error::new(ErrorKind::InvalidOption, detail));
         match (&fields.key, &fields.partition, fields.accounts.is_empty()) {

@@ -7,6 +7,7 @@ mod builder;
 mod client;
 mod config;
 mod credentials;
+pub mod duties;
 mod errors;
 mod format;
 mod grant_tokens;

@@ -2,6 +2,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "postgres")]
+pub mod duties;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod pool;
 #[cfg(feature = "postgres")]

@@ -295,6 +295,11 @@ impl Config {
         &self.0.cluster
     }
 
+    /// The mount of the engine.
+    pub(crate) fn mount_path(&self) -> &str {
+        &self.0.mount
+    }
+
     /// Returns the key's name.
     #[must_use]
     pub fn key(&self) -> &str {

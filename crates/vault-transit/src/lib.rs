@@ -11,6 +11,7 @@ mod checks;
 mod client;
 mod config;
 mod denials;
+pub mod duties;
 mod endpoints;
 mod environment;
 mod errors;

@@ -23,7 +23,7 @@ use crate::suite::{Dek, DekId, derive_dek_id};
 use crate::sync::Arc;
 
 /// The reserved name of the pair that holds the period of a branch key.
-const PERIOD: &str = "waxseal:period";
+pub(crate) const PERIOD: &str = "waxseal:period";
 
 /// What distinguishes a source of branch keys.
 #[derive(Clone, Copy, Debug)]

@@ -44,7 +44,7 @@ use crate::store::KeyStore;
 use crate::suite::{AeadKey, Backend, BranchKey, Nonces, Suite, derive_message_key};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
-pub(crate) use branch::{BranchTerms, cached_as};
+pub(crate) use branch::{BranchTerms, PERIOD, cached_as};
 pub(crate) use builder::SourceBuilder;
 use decision::{Decision, decide};
 pub(crate) use kind::{DekOf, DekRequest};

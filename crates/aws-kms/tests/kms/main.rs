@@ -6,6 +6,7 @@ mod audit;
 mod connections;
 mod credentials;
 mod domains;
+mod duties;
 mod faults;
 mod keys;
 mod policies;

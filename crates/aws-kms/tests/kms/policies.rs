@@ -2,17 +2,21 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use waxseal_testing::{kms_front, support};
 
 use kms_front::{ACCOUNT, KmsFront, Login};
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::context;
 use waxseal::WrappedDek;
+use waxseal::domain::DomainConfig;
+use waxseal::domain::duties::{Duties, Holders, Role};
 use waxseal::kek::{KekError, KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Aad, Dek, EncryptionContext, Envelope, ErrorKind};
 use waxseal_aws_kms::AwsKmsKek;
+use waxseal_aws_kms::duties::AwsPolicies;
 
 const REGION: &str = "eu-west-1";
 const KEY: &str = "1234abcd-12ab-34cd-56ef-1234567890ab";
@@ -32,18 +36,20 @@ struct Ground {
 }
 
 impl Ground {
-    /// The key with the page's key policy, which an administrator of the account put there.
+    /// The key with the page's key policy. Its administrator put it there: KMS refuses it from
+    /// somebody who could not change it again.
     async fn new() -> Self {
         let front = KmsFront::start();
         let arn = front.world().insert_key(REGION, ACCOUNT, KEY, Some([7; 32]));
-        let founder = front.client(REGION, &front.admin());
-        founder
-            .put_key_policy()
-            .key_id(&arn)
-            .policy(policy("key").to_string())
-            .send()
-            .await
-            .unwrap();
+        let once = json!({ "Version": "2012-10-17", "Statement": [
+            { "Effect": "Allow", "Action": "kms:PutKeyPolicy", "Resource": "*" }] });
+        let administrator = front.principal("role/key-administrator", vec![once]);
+        let put = |login: &Login| {
+            let request = front.client(REGION, login).put_key_policy().key_id(&arn);
+            request.policy(policy("key").to_string()).send()
+        };
+        put(&front.admin()).await.unwrap_err();
+        put(&administrator).await.unwrap();
         Self { front, arn }
     }
 
@@ -208,4 +214,30 @@ async fn what_the_log_of_calls_shows_is_the_context_and_no_dek() {
         !format!("{:?}", ground.front.calls())
             .contains(&data_encoding::BASE64.encode(own.expose()))
     );
+}
+
+/// The actions that a policy allows.
+fn allowed_actions(policy: &Value) -> BTreeSet<String> {
+    let statements = policy["Statement"].as_array().unwrap().iter();
+    let allows = statements.filter(|statement| statement["Effect"] == "Allow");
+    let actions = allows.flat_map(|statement| match &statement["Action"] {
+        Value::String(one) => vec![one.clone()],
+        many => many.as_array().unwrap().iter().map(|one| one.as_str().unwrap().into()).collect(),
+    });
+    actions.collect()
+}
+
+#[test]
+fn the_policies_of_the_page_allow_what_those_of_a_domain_do() {
+    let key = format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/{KEY}");
+    let config = DomainConfig::default().wrap_with(format!("aws-kms://{key}"));
+    let owner = format!("arn:aws:iam::{ACCOUNT}:role/owner");
+    let holders = Holders::default().key_owners([owner]);
+    let duties = Duties::new("orders", &config, &holders).unwrap();
+    let generated = AwsPolicies::builder(&duties).build().unwrap();
+    for role in [Role::Writer, Role::Reader, Role::Rewrapper] {
+        let generated = serde_json::from_str(&generated.identity_policy(role)).unwrap();
+        let of_page = policy(role.as_str());
+        assert_eq!(allowed_actions(&generated), allowed_actions(&of_page), "{role}");
+    }
 }

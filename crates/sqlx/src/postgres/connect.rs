@@ -134,7 +134,7 @@ pub(super) fn standby() -> StoreError {
     StoreError::unavailable("the server is a standby, whose rows may be old: the primary is needed")
 }
 
-fn wrong(text: impl Into<std::borrow::Cow<'static, str>>) -> StoreError {
+pub(crate) fn wrong(text: impl Into<std::borrow::Cow<'static, str>>) -> StoreError {
     StoreError::misconfigured(text)
 }
 
@@ -168,7 +168,7 @@ fn is_local(options: &PgConnectOptions) -> bool {
 }
 
 /// Names that need no quotes, so that no quoting can go wrong.
-pub(super) fn check_schema(schema: &str) -> Result<(), StoreError> {
+pub(crate) fn check_schema(schema: &str) -> Result<(), StoreError> {
     let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let begins = schema.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
     if begins && schema.len() <= 63 && schema.chars().all(is_plain) {

@@ -17,8 +17,10 @@ use waxseal::store::{
     StoredRow,
 };
 
+pub(crate) use connect::{check_schema, wrong};
 pub use options::PostgresOptions;
 pub use roles::PostgresRole;
+pub(crate) use roles::check_role;
 
 use crate::pool::Pool;
 use crate::rows::{Columns, From, check_version, may_replace, place_of, row_of, tombstones_of};

@@ -3,16 +3,17 @@
 
 use waxseal::store::StoreError;
 
-use super::connect::check_schema;
+use super::connect::{check_schema, wrong};
 
 /// What a role of the database does with the key store.
 ///
-/// | | read | insert | replace live rows | make tombstones |
-/// |---|---|---|---|---|
-/// | [`Reader`](Self::Reader) | yes | | | |
-/// | [`Writer`](Self::Writer) | yes | yes | | |
-/// | [`Rewrapper`](Self::Rewrapper) | yes | | yes | |
-/// | [`Eraser`](Self::Eraser) | yes | | yes | yes |
+/// | | see what rows there are | read | insert | replace live rows | make tombstones |
+/// |---|---|---|---|---|---|
+/// | [`Auditor`](Self::Auditor) | yes | | | | |
+/// | [`Reader`](Self::Reader) | yes | yes | | | |
+/// | [`Writer`](Self::Writer) | yes | yes | yes | | |
+/// | [`Rewrapper`](Self::Rewrapper) | yes | yes | | yes | |
+/// | [`Eraser`](Self::Eraser) | yes | yes | | yes | yes |
 ///
 /// The grants are of columns. `erased_at` has to be set together with a tombstone, so who may not
 /// write that column cannot erase. What PostgreSQL cannot tell apart is a row that was rewrapped and
@@ -28,6 +29,8 @@ pub enum PostgresRole {
     Rewrapper,
     /// The job that erases branches.
     Eraser,
+    /// Who sees which keys there are and when they changed, and no wrapped key or context.
+    Auditor,
 }
 
 impl PostgresRole {
@@ -35,23 +38,48 @@ impl PostgresRole {
     /// is that of the options, by default `public`.
     ///
     /// # Errors
-    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`.
+    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and for
+    /// a role such as `public` that means others.
     pub fn grants(self, schema: &str, role: &str) -> Result<String, StoreError> {
         check_schema(schema)?;
-        check_schema(role)?;
+        check_role(role)?;
+        let keys = format!("{schema}.waxseal_keys");
+        let mut sql = format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role};\n\
+             GRANT SELECT ON {schema}.waxseal_schema TO {role};\n"
+        );
+        for privilege in self.privileges() {
+            sql.push_str(&format!("GRANT {privilege} ON {keys} TO {role};\n"));
+        }
+        Ok(sql)
+    }
+
+    /// On the table of the keys.
+    fn privileges(self) -> Vec<&'static str> {
         let more = match self {
+            Self::Auditor => {
+                return vec![
+                    "SELECT (row_id, branch, period, epoch, created_at, changed_at, erased_at, \
+                     kind, state, period_start)",
+                ];
+            }
             Self::Reader => None,
             Self::Writer => Some("INSERT (row_id, branch, period, epoch, row)"),
             Self::Rewrapper => Some("UPDATE (row, changed_at)"),
             Self::Eraser => Some("UPDATE (row, changed_at, erased_at)"),
         };
-        let mut sql = format!(
-            "GRANT USAGE ON SCHEMA {schema} TO {role};\n\
-             GRANT SELECT ON {schema}.waxseal_schema, {schema}.waxseal_keys TO {role};\n"
-        );
-        if let Some(more) = more {
-            sql.push_str(&format!("GRANT {more} ON {schema}.waxseal_keys TO {role};\n"));
-        }
-        Ok(sql)
+        ["SELECT"].into_iter().chain(more).collect()
     }
+}
+
+/// Also refuses what means somebody else in `GRANT … TO`, everybody for example, and the predefined
+/// roles.
+pub(crate) fn check_role(role: &str) -> Result<(), StoreError> {
+    check_schema(role)?;
+    let means_others =
+        ["current_role", "current_user", "none", "public", "session_user", "user"].contains(&role);
+    if means_others || role.starts_with("pg_") {
+        return Err(wrong(format!("{role:?} is no role of its own")));
+    }
+    Ok(())
 }

@@ -10,6 +10,8 @@
 #![allow(missing_docs, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
+pub mod access;
+pub mod administration;
 pub mod crypto;
 pub mod key_store;
 pub mod operations;
@@ -39,7 +41,7 @@ use serde_json::{Value, json};
 
 use crate::sigv4::{Claim, Refusal, Request};
 pub use key_store::Connection;
-pub use world::{ACCOUNT, Caller, Principal, State, World};
+pub use world::{ACCOUNT, Caller, Principal, State, Traits, World};
 
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
@@ -201,7 +203,8 @@ impl KmsFront {
     /// A principal who may do these things, as its identity policies say.
     pub fn principal(&self, name: &str, policies: Vec<Value>) -> Login {
         for document in &policies {
-            policy::check(document).unwrap_or_else(|what| panic!("the policy of {name}: {what}"));
+            policy::check(document, policy::Kind::OfAnIdentity)
+                .unwrap_or_else(|what| panic!("the policy of {name}: {what}"));
         }
         let login = Login {
             access_key: format!("AKIA{}", HEXLOWER.encode(&random::<8>()).to_uppercase()),
@@ -224,6 +227,7 @@ impl KmsFront {
             session_token: login.session_token.clone(),
             expired: false,
             policies,
+            traits: Traits { has_session: name.starts_with("role/"), ..Traits::default() },
         };
         self.world().principals.insert(login.access_key.clone(), principal);
     }
@@ -236,6 +240,26 @@ impl KmsFront {
             { "Effect": "Allow", "Action": "kms:*", "Resource": "*" },
         ] })],
         )
+    }
+
+    /// Changes what conditions see of a principal.
+    pub fn with_traits(&self, login: &Login, change: impl FnOnce(&mut Traits)) {
+        change(&mut self.world().principals.get_mut(&login.access_key).unwrap().traits);
+    }
+
+    /// The root user of the account.
+    pub fn root(&self) -> Login {
+        let login = self.principal("root", vec![]);
+        self.world().principals.get_mut(&login.access_key).unwrap().arn =
+            format!("arn:aws:iam::{ACCOUNT}:root");
+        login
+    }
+
+    /// Attaches a service control policy to the account.
+    pub fn attach_service_control_policy(&self, policy: &str) {
+        let policy: Value = serde_json::from_str(policy).unwrap();
+        policy::check(&policy, policy::Kind::OfAnIdentity).unwrap();
+        self.world().service_control_policies.push(policy);
     }
 
     pub fn client(&self, region: &str, login: &Login) -> Client {
@@ -452,6 +476,7 @@ fn authenticate(
         account: principal.account.clone(),
         region: claim.region,
         request_id: request_id.to_owned(),
+        traits: principal.traits.clone(),
     })
 }
 

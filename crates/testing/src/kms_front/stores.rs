@@ -10,7 +10,6 @@ use tokio::time::sleep;
 
 use super::crypto::{Backing, External};
 use super::key_store::{Connection, KeyStore, not_found};
-use super::policy;
 use super::request::{Answer, text, uuid};
 use super::world::{Caller, World};
 use super::xks::{Asker, Failure, ProxySettings, XksClient};
@@ -81,7 +80,7 @@ pub async fn answer(
     operation: &str,
     body: &Value,
 ) -> Answer {
-    world.lock().unwrap().authorise_account(caller, operation)?;
+    world.lock().unwrap().authorise_account(caller, operation, body)?;
     match operation {
         "CreateCustomKeyStore" => create(world, caller, body).await,
         "UpdateCustomKeyStore" => update(world, caller, body).await,
@@ -329,13 +328,10 @@ async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answ
             "KMS keys in a custom key store are symmetric encryption keys of a single Region.";
         return Err(KmsError::new(400, "UnsupportedOperationException", detail));
     }
-    let policy = body["Policy"]
-        .as_str()
-        .map(|policy| serde_json::from_str::<Value>(policy).unwrap_or_default());
-    if let Some(policy) = &policy {
-        policy::check(policy)
-            .map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
-    }
+    let has_policy = !body["Policy"].is_null();
+    let policy = has_policy
+        .then(|| world.lock().unwrap().acceptable_policy(caller, "*", body))
+        .transpose()?;
     let (store, proxy, asker) = {
         let world = world.lock().unwrap();
         let store = world.free(caller, body, external)?;

@@ -7,9 +7,9 @@ use std::time::{Duration, SystemTime};
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 
+use super::administration::seconds;
 use super::crypto::{Backing, External, Material, Usable, invalid_ciphertext, made_by};
 use super::key_store::{Connection, KeyStore};
-use super::policy::{self, Question, Verdict};
 use super::request::{Answer, Context, bytes, context, text, uuid};
 use super::xks::{Asker, Failure, Network};
 use super::{KmsError, random};
@@ -43,8 +43,11 @@ pub struct Key {
     /// Seconds since 1970.
     pub valid_to: Option<f64>,
     /// Imported and not yet rotated to.
-    next: Option<[u8; 32]>,
+    pub(super) next: Option<[u8; 32]>,
     pub rotates: bool,
+    pub rotation_period: u64,
+    /// When the waiting period of a deletion ends.
+    pub deletion: Option<SystemTime>,
     pub backing: Backing,
 }
 
@@ -54,7 +57,7 @@ impl Key {
     }
 
     /// Of a key whose cryptography is done here.
-    fn materials<T>(&self, look: impl FnOnce(&mut Vec<Material>) -> T) -> Option<T> {
+    pub(super) fn materials<T>(&self, look: impl FnOnce(&mut Vec<Material>) -> T) -> Option<T> {
         match &self.backing {
             Backing::Materials(materials) => Some(look(&mut materials.lock().unwrap())),
             Backing::External(_) => None,
@@ -68,7 +71,7 @@ impl Key {
 
     /// "origin is EXTERNAL which is not valid for this operation": the Guide's words in "Key states of AWS KMS keys", where it says too that a key in a custom
     /// key store is refused with the same exception.
-    fn unsupported(&self) -> KmsError {
+    pub(super) fn unsupported(&self) -> KmsError {
         let detail = format!(
             "{} origin is {} which is not valid for this operation.",
             self.arn, self.origin
@@ -85,14 +88,29 @@ pub struct Principal {
     pub expired: bool,
     /// Its identity policies.
     pub policies: Vec<Value>,
+    pub traits: Traits,
 }
 
-struct Grant {
-    id: String,
+/// What conditions see of a principal and of its requests.
+#[derive(Clone, Debug, Default)]
+pub struct Traits {
+    pub tags: BTreeMap<String, String>,
+    /// A role, or a user with temporary credentials.
+    pub has_session: bool,
+    /// Seconds since the second factor was shown, if it was.
+    pub mfa_age: Option<u64>,
+    /// The VPC endpoint through which its requests come.
+    pub source_vpce: Option<String>,
+    /// The service that asks on its behalf.
+    pub via_service: Option<String>,
+}
+
+pub(super) struct Grant {
+    pub(super) id: String,
     token: String,
-    key_arn: String,
-    grantee: String,
-    operations: BTreeSet<String>,
+    pub(super) key_arn: String,
+    pub(super) grantee: String,
+    pub(super) operations: BTreeSet<String>,
     /// `EncryptionContextSubset` and `EncryptionContextEquals`.
     constraints: Value,
     everywhere: bool,
@@ -104,6 +122,7 @@ pub struct Caller {
     pub account: String,
     pub region: String,
     pub request_id: String,
+    pub traits: Traits,
 }
 
 #[derive(Default)]
@@ -114,9 +133,11 @@ pub struct World {
     pub network: Arc<RwLock<Network>>,
     /// How long it takes to connect a key store, or to disconnect it: minutes in KMS.
     pub connecting_takes: Duration,
-    aliases: BTreeMap<(String, String), String>,
+    pub(super) aliases: BTreeMap<(String, String), String>,
     pub principals: BTreeMap<String, Principal>,
-    grants: Vec<Grant>,
+    /// Of the account, in its organisation.
+    pub service_control_policies: Vec<Value>,
+    pub(super) grants: Vec<Grant>,
     /// New grants work for nobody who does not show the token ("Grants in AWS KMS" in the Guide: "Grant token", "Eventual consistency (for grants)").
     pub grants_are_slow: bool,
     /// How far the clock of KMS is ahead of this machine's.
@@ -182,6 +203,8 @@ impl World {
             valid_to: None,
             next: None,
             rotates: false,
+            rotation_period: 365,
+            deletion: None,
             backing,
         });
         arn
@@ -260,77 +283,14 @@ impl World {
         // An id or alias means a key of the caller's own account.
         keys.find(|key| {
             key.region == caller.region
+                // "After the waiting period ends, KMS deletes the KMS key" (API Reference, ScheduleKeyDeletion).
+                && key.deletion.is_none_or(|deletion| self.now() < deletion)
                 && (key.arn == wanted || key.id == wanted && key.account == caller.account)
         })
         .ok_or_else(not_found)
     }
 
-    /// Key policy, identity policies and grants, in the order of the IAM User Guide.
-    pub fn authorise(
-        &self,
-        caller: &Caller,
-        action: &str,
-        key: &Key,
-        body: &Value,
-        context: &Context,
-        same_key: Option<bool>,
-    ) -> Result<(), KmsError> {
-        let question = Question {
-            principal: &caller.principal,
-            account: &caller.account,
-            action: &format!("kms:{action}"),
-            resource: &key.arn,
-            context,
-            same_key,
-        };
-        let by_key = policy::evaluate(&key.policy, &question);
-        let by_identity = self.by_identity(&question);
-        let is_denied = by_key == Verdict::Denied || by_identity.contains(&Verdict::Denied);
-        let is_allowed = by_key == Verdict::Allowed
-            || by_key == Verdict::LeftToTheAccount && by_identity.contains(&Verdict::Allowed)
-            || self.is_granted(caller, action, key, body, context);
-        if !is_denied && is_allowed {
-            return Ok(());
-        }
-        let why = if is_denied { "with an explicit deny" } else { "because no policy allows it" };
-        let (who, what) = (&caller.principal, &question.action);
-        let detail = format!(
-            "User: {who} is not authorized to perform: {what} on resource: {} {why}",
-            key.arn
-        );
-        Err(KmsError::new(400, "AccessDeniedException", detail))
-    }
-
-    /// For operations on no key: identity policies alone, and "Resource": "*" in them ("AWS KMS permissions" in the Guide).
-    pub fn authorise_account(&self, caller: &Caller, action: &str) -> Result<(), KmsError> {
-        let action = &format!("kms:{action}");
-        let question = Question {
-            principal: &caller.principal,
-            account: &caller.account,
-            action,
-            resource: "*",
-            context: &Context::new(),
-            same_key: None,
-        };
-        let verdicts = self.by_identity(&question);
-        if verdicts.contains(&Verdict::Allowed) && !verdicts.contains(&Verdict::Denied) {
-            return Ok(());
-        }
-        let detail = format!(
-            "User: {} is not authorized to perform: {action} on resource: * because no identity-based policy allows the {action} action",
-            caller.principal
-        );
-        Err(KmsError::new(400, "AccessDeniedException", detail))
-    }
-
-    fn by_identity(&self, question: &Question<'_>) -> Vec<Verdict> {
-        let own = self.principals.values().filter(|principal| principal.arn == question.principal);
-        own.flat_map(|principal| &principal.policies)
-            .map(|policy| policy::evaluate(policy, question))
-            .collect()
-    }
-
-    fn is_granted(
+    pub fn is_granted(
         &self,
         caller: &Caller,
         action: &str,
@@ -459,8 +419,13 @@ impl World {
         match operation {
             "DescribeKey" => self.describe_key(caller, body),
             "CreateKey" => {
-                self.authorise_account(caller, operation)?;
+                self.authorise_account(caller, operation, body)?;
+                let own = !body["Policy"].is_null();
+                let policy = own.then(|| self.acceptable_policy(caller, "*", body)).transpose()?;
                 let arn = self.create_key(&caller.region, body["MultiRegion"] == true);
+                if let Some(policy) = policy {
+                    self.key(&arn).policy = policy;
+                }
                 Ok(json!({ "KeyMetadata": self.metadata(&arn) }))
             }
             "GetKeyPolicy" => {
@@ -476,7 +441,7 @@ impl World {
                 let rotates = key.rotates && key.state != State::PendingDeletion;
                 let mut status = json!({ "KeyId": key.arn, "KeyRotationEnabled": rotates });
                 if rotates {
-                    status["RotationPeriodInDays"] = json!(365);
+                    status["RotationPeriodInDays"] = json!(key.rotation_period);
                 }
                 Ok(status)
             }
@@ -519,6 +484,9 @@ impl World {
             | "RotateKeyOnDemand"
             | "PutKeyPolicy"
             | "DeleteImportedKeyMaterial" => self.change(caller, operation, body),
+            "ListGrants" | "ListKeyPolicies" | "ListResourceTags" | "ListKeys" | "ListAliases" => {
+                self.list(caller, operation, body)
+            }
             "ListKeyRotations" => {
                 let key = self.administer(caller, operation, body, "KeyId")?;
                 let entry = |m: &Material| {
@@ -544,7 +512,7 @@ impl World {
         Ok(json!({ "KeyMetadata": self.metadata(&key.arn) }))
     }
 
-    fn administer(
+    pub(super) fn administer(
         &self,
         caller: &Caller,
         operation: &str,
@@ -554,52 +522,6 @@ impl World {
         let key = self.find(caller, text(body, field)?)?;
         self.authorise(caller, operation, key, body, &Context::new(), None)?;
         Ok(key)
-    }
-
-    fn change(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {
-        let key = self.administer(caller, operation, body, "KeyId")?;
-        let (arn, state, is_imported) = (key.arn.clone(), key.state, key.origin == "EXTERNAL");
-        let (is_external, unsupported) = (key.origin == "EXTERNAL_KEY_STORE", key.unsupported());
-        let pending = || {
-            Err(KmsError::new(
-                400,
-                "KMSInvalidStateException",
-                format!("{arn} is pending deletion."),
-            ))
-        };
-        if state == State::PendingDeletion && operation != "CancelKeyDeletion" {
-            return pending();
-        }
-        match operation {
-            "EnableKey" => self.key(&arn).state = State::Enabled,
-            "DisableKey" => self.key(&arn).state = State::Disabled,
-            "ScheduleKeyDeletion" => self.key(&arn).state = State::PendingDeletion,
-            // "When this operation succeeds, the key state of the KMS key is Disabled" (API Reference, CancelKeyDeletion).
-            "CancelKeyDeletion" => self.key(&arn).state = State::Disabled,
-            "PutKeyPolicy" => {
-                let policy: Value = serde_json::from_str(text(body, "Policy")?).unwrap_or_default();
-                policy::check(&policy)
-                    .map_err(|what| KmsError::new(400, "MalformedPolicyDocumentException", what))?;
-                self.key(&arn).policy = policy;
-            }
-            // "To rotate": "manually", by the external key manager or with another KMS key (the Guide, "Rotate AWS KMS keys").
-            "EnableKeyRotation" | "DisableKeyRotation" | "RotateKeyOnDemand" if is_external => {
-                return Err(unsupported);
-            }
-            // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
-            "EnableKeyRotation" if is_imported => return Err(unsupported),
-            "RotateKeyOnDemand" if is_imported && self.key(&arn).next.is_none() => {
-                let detail = format!("{arn} has no key material that is pending rotation.");
-                return Err(KmsError::new(400, "KMSInvalidStateException", detail));
-            }
-            "EnableKeyRotation" => self.key(&arn).rotates = true,
-            "DisableKeyRotation" => self.key(&arn).rotates = false,
-            "RotateKeyOnDemand" => self.rotate(&arn, true),
-            "DeleteImportedKeyMaterial" if !is_imported => return Err(unsupported),
-            "DeleteImportedKeyMaterial" => self.key(&arn).state = State::PendingImport,
-            _ => unreachable!("{operation}"),
-        }
-        Ok(json!({ "KeyId": arn }))
     }
 
     /// The replica has the id and the key material of the primary (API Reference, ReplicateKey), but for imported material, which is imported there anew.
@@ -662,6 +584,9 @@ impl World {
                 metadata["CustomKeyStoreId"] = json!(store);
                 metadata["XksKeyConfiguration"] = json!({ "Id": key });
             }
+        }
+        if let Some(deletion) = key.deletion {
+            metadata["DeletionDate"] = json!(seconds(deletion));
         }
         if let Some(valid_to) = key.valid_to {
             metadata["ValidTo"] = json!(valid_to);

@@ -7,6 +7,7 @@ mod auth;
 mod batches;
 mod between;
 mod connections;
+mod duties;
 mod errors;
 mod logins;
 mod outages;

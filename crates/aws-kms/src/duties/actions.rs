@@ -1,0 +1,85 @@
+//! What each role does, as KMS names it.
+//!
+//! Source: "Actions, resources, and condition keys for AWS Key Management Service" in the Service
+//! Authorization Reference.
+#![forbid(unsafe_code)]
+
+/// Everything that uses a key, or hands the use of it on.
+pub(super) const USE: [&str; 5] =
+    ["kms:Encrypt", "kms:GenerateDataKey*", "kms:Decrypt", "kms:ReEncrypt*", "kms:CreateGrant"];
+/// Those of them that have an encryption context.
+pub(super) const WITH_CONTEXT: [&str; 4] =
+    ["kms:Encrypt", "kms:GenerateDataKey*", "kms:Decrypt", "kms:ReEncrypt*"];
+pub(super) const WRAP: [&str; 2] = ["kms:Encrypt", "kms:GenerateDataKey*"];
+pub(super) const UNWRAP: [&str; 1] = ["kms:Decrypt"];
+pub(super) const REWRAP: [&str; 1] = ["kms:ReEncrypt*"];
+
+/// Everything that changes a key, or who may do what with it.
+pub(super) const CHANGE: [&str; 21] = [
+    "kms:CancelKeyDeletion",
+    "kms:CreateAlias",
+    "kms:DeleteAlias",
+    "kms:DeleteImportedKeyMaterial",
+    "kms:DisableKey",
+    "kms:DisableKeyRotation",
+    "kms:EnableKey",
+    "kms:EnableKeyRotation",
+    "kms:GetParametersForImport",
+    "kms:ImportKeyMaterial",
+    "kms:PutKeyPolicy",
+    "kms:ReplicateKey",
+    "kms:RevokeGrant",
+    "kms:RotateKeyOnDemand",
+    "kms:ScheduleKeyDeletion",
+    "kms:SynchronizeMultiRegionKey",
+    "kms:TagResource",
+    "kms:UntagResource",
+    "kms:UpdateAlias",
+    "kms:UpdateKeyDescription",
+    "kms:UpdatePrimaryRegion",
+];
+pub(super) const DELETE: [&str; 2] = ["kms:ScheduleKeyDeletion", "kms:DeleteImportedKeyMaterial"];
+
+/// What everybody with a role may look at.
+pub(super) const DESCRIBE: [&str; 1] = ["kms:DescribeKey"];
+/// What administrators, owners and auditors look at.
+pub(super) const LOOK: [&str; 7] = [
+    "kms:DescribeKey",
+    "kms:GetKeyPolicy",
+    "kms:GetKeyRotationStatus",
+    "kms:ListGrants",
+    "kms:ListKeyPolicies",
+    "kms:ListKeyRotations",
+    "kms:ListResourceTags",
+];
+pub(super) const OPERATE: [&str; 5] = [
+    "kms:CancelKeyDeletion",
+    "kms:DisableKey",
+    "kms:EnableKey",
+    "kms:EnableKeyRotation",
+    "kms:RotateKeyOnDemand",
+];
+pub(super) const GOVERN: [&str; 5] = [
+    "kms:CancelKeyDeletion",
+    "kms:DisableKeyRotation",
+    "kms:PutKeyPolicy",
+    "kms:RevokeGrant",
+    "kms:ScheduleKeyDeletion",
+];
+/// Of administrators, for imported key material.
+pub(super) const IMPORT: [&str; 2] = ["kms:GetParametersForImport", "kms:ImportKeyMaterial"];
+/// Of owners, for imported key material.
+pub(super) const DELETE_IMPORTED: [&str; 1] = ["kms:DeleteImportedKeyMaterial"];
+/// What the root user of the account needs to set a key policy when no owner is left.
+pub(super) const RECOVER: [&str; 3] = ["kms:DescribeKey", "kms:GetKeyPolicy", "kms:PutKeyPolicy"];
+/// Of auditors, on no key.
+pub(super) const LIST: [&str; 2] = ["kms:ListAliases", "kms:ListKeys"];
+pub(super) const READ_TRAIL: [&str; 5] = [
+    "cloudtrail:DescribeTrails",
+    "cloudtrail:GetEventSelectors",
+    "cloudtrail:GetTrail",
+    "cloudtrail:GetTrailStatus",
+    "cloudtrail:LookupEvents",
+];
+/// How a principal gets the tag that opens break-glass.
+pub(super) const TAG: [&str; 3] = ["iam:TagRole", "iam:UntagRole", "sts:TagSession"];
