@@ -45,6 +45,7 @@ macro_rules! links {
 [audit.md]: crate::guide::audit
 [calls.md]: crate::guide::calls
 [domains.md]: crate::guide::domains
+[outage.svg]: https://docs.rs/crate/waxseal/latest/source/docs/telemetry/outage.svg
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
