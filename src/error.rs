@@ -45,6 +45,8 @@ pub enum ErrorKind {
     UnsupportedSuite,
     /// A kind of sealed value that this build does not know, or that this call does not open.
     UnsupportedKind,
+    /// A stream whose chunks have a size that this build does not know.
+    UnsupportedChunkSize,
     /// The bytes break a rule of the format: too short, too long, not in canonical form.
     Malformed,
     /// The message is in compact form and its wrapped keys were not supplied.
@@ -103,6 +105,7 @@ impl ErrorKind {
             Self::UnsupportedVersion => "unsupported-version",
             Self::UnsupportedSuite => "unsupported-suite",
             Self::UnsupportedKind => "unsupported-kind",
+            Self::UnsupportedChunkSize => "unsupported-chunk-size",
             Self::Malformed => "malformed",
             Self::MissingWrappedKeys => "missing-wrapped-keys",
             Self::UnknownKek => "unknown-kek",
@@ -148,6 +151,9 @@ impl ErrorKind {
             Self::UnsupportedSuite => ("unknown suite", "use a newer release of the library"),
             Self::UnsupportedKind => {
                 ("unsupported kind of sealed value", "use the call for this kind")
+            }
+            Self::UnsupportedChunkSize => {
+                ("unsupported size of chunks", "use a newer release of the library")
             }
             Self::Malformed => (
                 "malformed sealed value",
@@ -307,6 +313,20 @@ impl Error {
         Self::new(ErrorKind::Invalid, "")
     }
 
+    /// Returns the library's own error of a failed read or write, if it is one. An error of the inner
+    /// reader or writer is none.
+    ///
+    /// ```
+    /// use waxseal::{Error, ErrorKind};
+    ///
+    /// let error = std::io::Error::from(Error::new(ErrorKind::Expired, ""));
+    /// assert_eq!(Error::of_io(&error).map(Error::kind), Some(ErrorKind::Expired));
+    /// ```
+    #[must_use]
+    pub fn of_io(error: &std::io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
+
     /// Returns the kind of failure.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -350,6 +370,26 @@ impl fmt::Debug for Error {
             .field("detail", &self.0.detail)
             .field("source", &self.0.shown_cause)
             .finish()
+    }
+}
+
+/// For readers and writers of streams. [`Error::of_io`] finds it again.
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        use std::io::ErrorKind as Kind;
+
+        let kind = match error.kind() {
+            ErrorKind::NotSealed
+            | ErrorKind::UnsupportedVersion
+            | ErrorKind::UnsupportedSuite
+            | ErrorKind::UnsupportedKind
+            | ErrorKind::UnsupportedChunkSize
+            | ErrorKind::Malformed
+            | ErrorKind::Invalid => Kind::InvalidData,
+            ErrorKind::Denied | ErrorKind::PolicyDenied => Kind::PermissionDenied,
+            _ => Kind::Other,
+        };
+        Self::new(kind, error)
     }
 }
 

@@ -34,8 +34,12 @@ pub use context::EncryptionContext;
 pub use dek::{BranchKeyAges, KekStatistics, Limits, Statistics, TargetStatistics};
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
-    Inspection, KekEntry, Plaintext, Sealed, StartOptions, StartUp, inspect,
+    Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions, StartUp,
+    StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions, StreamReader, StreamShape,
+    StreamWriter, inspect,
 };
+#[cfg(feature = "tokio")]
+pub use envelope::{AsyncStreamReader, AsyncStreamWriter};
 pub use error::{Error, ErrorKind};
 pub use format::{KekId, MessageKind, WrappedDek, WrappedKeys, is_sealed};
 pub use kek::call::{BreakerState, CallBudget, CallPolicy};

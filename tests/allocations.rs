@@ -156,3 +156,47 @@ fn every_other_call_allocates_exactly_this_often() {
         assert_eq!(encrypt, Some(54), "{backend:?} encrypt, nothing at hand");
     }
 }
+
+#[test]
+fn a_stream_of_any_length_takes_one_chunk_of_memory_on_each_side() {
+    use std::io::{Read, Write, pipe};
+
+    let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
+    let alice = context("alice");
+    // Both in the cache, which is not a stream's.
+    let mut first = block_on(envelope.encrypt_stream(&alice, Aad::empty(), Vec::new())).unwrap();
+    first.write_all(b"x").unwrap();
+    let first = first.finish().unwrap();
+    block_on(envelope.decrypt_stream(&alice, Aad::empty(), &first[..])).unwrap();
+
+    let (from, to) = pipe().unwrap();
+    let mut memory = [0; 2];
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            measure(|| {
+                let writer = envelope.encrypt_stream(&alice, Aad::empty(), to);
+                let mut writer = block_on(writer).unwrap();
+                for block in 0..1024_usize {
+                    writer.write_all(&[u8::try_from(block % 256).unwrap(); 1 << 16]).unwrap();
+                }
+                writer.finish().unwrap();
+            })
+            .bytes_max
+        });
+        let reading = measure(|| {
+            let mut reader = block_on(envelope.decrypt_stream(&alice, Aad::empty(), from)).unwrap();
+            let (mut buffer, mut len) = ([0; 4096], 0);
+            loop {
+                match reader.read(&mut buffer).unwrap() {
+                    0 => break,
+                    n => len += n,
+                }
+            }
+            assert_eq!(len, 64 << 20);
+        });
+        memory = [writing.join().unwrap(), reading.bytes_max];
+    });
+    for bytes in memory {
+        assert!((64 << 10..80 << 10).contains(&bytes), "{memory:?} bytes for chunks of 64 KiB");
+    }
+}

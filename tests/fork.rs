@@ -389,3 +389,32 @@ fn a_child_uses_reloads_and_resolves_domains_while_the_parent_s_threads_did() {
         outcome.unwrap();
     });
 }
+
+/// Parent and child would encrypt different bytes under the same nonces.
+#[test]
+fn a_stream_that_was_begun_before_a_fork_is_not_written_in_the_child() {
+    let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
+    let alice = context("alice");
+    let options = waxseal::StreamOptions::default().chunk_size(4096);
+    let encryptor = block_on(envelope.stream_encryptor(&alice, Aad::empty(), options)).unwrap();
+    let mut writer = encryptor.writer(Vec::new());
+    writer.write_all(&[7; 5000]).unwrap();
+    let kind = |error: std::io::Error| waxseal::Error::of_io(&error).unwrap().kind();
+    let child = in_child(|pipe| {
+        // What was encrypted before may still be written: the parent writes the same.
+        assert_eq!(kind(writer.write_all(&[8; 5000]).unwrap_err()), ErrorKind::Expired);
+        assert_eq!(kind(writer.try_finish().unwrap_err()), ErrorKind::Expired);
+        // A stream of its own is another matter.
+        let mut own = block_on(envelope.encrypt_stream(&alice, Aad::empty(), Vec::new())).unwrap();
+        own.write_all(b"of the child").unwrap();
+        pipe.write_all(&own.finish().unwrap()).unwrap();
+    });
+    writer.write_all(&[8; 5000]).unwrap();
+    let sealed = writer.finish().unwrap();
+    assert_ne!(inspect(&sealed).unwrap().dek_id, inspect(&child).unwrap().dek_id);
+    for (sealed, len) in [(&sealed, 10_000), (&child, 12)] {
+        let mut plaintext = Vec::new();
+        let reader = block_on(envelope.decrypt_stream(&alice, Aad::empty(), &sealed[..]));
+        assert_eq!(reader.unwrap().read_to_end(&mut plaintext).unwrap(), len);
+    }
+}

@@ -9,11 +9,12 @@ use std::{fs, io};
 use waxseal::audit::{AuditTrail, CheckpointKey, TrailDirectory};
 use waxseal::store::{KeyKind, KeyRow};
 use waxseal::{DekId, EncryptionContext, Event, KekId, Observer, WrappedDek, WrappedKeys};
-use waxseal_fuzz::{SUITES, seal};
+use waxseal_fuzz::{SUITES, seal, seal_stream};
 
 fn main() -> io::Result<()> {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
-    for target in ["header", "wrapped_keys", "context", "open", "key_row", "branch_entry", "trail"]
+    for target in
+        ["header", "wrapped_keys", "context", "open", "key_row", "branch_entry", "stream", "trail"]
     {
         fs::create_dir_all(seeds.join(target))?;
     }
@@ -22,8 +23,35 @@ fn main() -> io::Result<()> {
     wrapped_keys(&seeds.join("wrapped_keys"))?;
     key_row(&seeds.join("key_row"))?;
     branch_entry(&seeds.join("branch_entry"))?;
+    stream(&seeds.join("stream"))?;
     trail(&seeds.join("trail"))?;
     context(&seeds.join("context"))
+}
+
+/// Changes: what to do, where, and a value. A stream that is there is left alone.
+fn stream(dir: &Path) -> io::Result<()> {
+    for (name, changes) in [
+        ("unchanged", &[][..]),
+        ("bit", &[0, 0, 2, 1]),
+        ("cut", &[1, 0, 8, 0]),
+        ("byte-more", &[2, 0, 9, 7]),
+        ("spliced", &[4, 0, 6, 1]),
+        ("first-chunk-missing", &[5, 0, 0, 0]),
+        ("first-chunk-twice", &[6, 0, 0, 0]),
+        ("last-chunk-missing", &[7, 2, 0, 0]),
+        ("no-chunk", &[7, 0, 0, 0]),
+        ("chunk-size", &[0, 40, 0, 1]),
+        ("room", &[0, 41, 0, 1]),
+    ] {
+        for choice in 0..4 {
+            fs::write(dir.join(format!("{name}-{choice}")), [&[choice], changes].concat())?;
+        }
+    }
+    let kept = dir.join("kept");
+    if !kept.exists() {
+        fs::write(kept, [&[255], &seal_stream()[0][..]].concat())?;
+    }
+    Ok(())
 }
 
 /// The id of a trail is random, so one that is there is left alone.

@@ -19,7 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
         Err(error) => {
             let expected: &[ErrorKind] = match sealed {
                 // Its header is right, so only what follows can be wrong.
-                true => &[ErrorKind::Malformed],
+                true => &[ErrorKind::Malformed, ErrorKind::UnsupportedChunkSize],
                 false => &[
                     ErrorKind::NotSealed,
                     ErrorKind::UnsupportedVersion,
@@ -47,7 +47,15 @@ fuzz_target!(|bytes: &[u8]| {
         kind => {
             assert_eq!(kind, MessageKind::Stream);
             assert_ne!(inspection.suite, Suite::Xaes256Gcm);
-            assert!(inspection.plaintext_len.is_none() && inspection.keks.is_empty());
+            assert!(inspection.plaintext_len.is_none());
+            let wrapped_len = usize::from(u16::from_le_bytes([bytes[6], bytes[7]]));
+            assert_eq!(inspection.keks.is_empty(), wrapped_len == 0);
+            let shape = inspection.stream.unwrap();
+            assert_eq!(shape.chunk_size, 1 << bytes[40]);
+            assert_eq!(shape.room, u16::from_le_bytes([bytes[41], bytes[42]]));
+            let head_len = 104 + wrapped_len + usize::from(shape.room);
+            assert_eq!(shape.head_len, head_len);
+            assert!(bytes.len() >= head_len);
         }
     }
 });

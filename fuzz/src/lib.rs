@@ -1,11 +1,12 @@
-//! What the target `open` and the example `seeds` share: one KEK, one context, one AAD, one plaintext. And what measures the
-//! allocations of the targets `key_row` and `branch_entry`.
+//! What the targets `open` and `stream` and the example `seeds` share: one KEK, one context, one AAD, one plaintext. And what
+//! measures the allocations of the targets `key_row`, `branch_entry` and `stream`.
 
+use std::io::Write;
 use std::time::Duration;
 
 use pollster::block_on;
 use waxseal::kek::local::LocalKek;
-use waxseal::{Aad, EncryptionContext, Envelope, Limits, Suite, WrappedKeys};
+use waxseal::{Aad, EncryptionContext, Envelope, Limits, StreamOptions, Suite, WrappedKeys};
 
 /// Every suite.
 pub const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
@@ -68,6 +69,33 @@ pub fn seal(suite: Suite) -> [Genuine; 2] {
     let compact = block_on(writer.encrypt_compact(&context(), Aad::from(AAD), PLAINTEXT)).unwrap();
     let genuine = |bytes| Genuine { bytes, wrapped_keys: compact.wrapped_keys().clone() };
     [genuine(embedded), genuine(compact.as_bytes().to_vec())]
+}
+
+/// The plaintext of every stream: two chunks of 4 KiB and a bit.
+#[must_use]
+pub fn stream_plaintext() -> Vec<u8> {
+    (0..=250).cycle().take(2 * 4096 + 77).collect()
+}
+
+/// Writes a stream of both suites, without room and with it.
+///
+/// # Panics
+/// If that fails.
+#[must_use]
+pub fn seal_stream() -> Vec<Vec<u8>> {
+    let mut streams = Vec::new();
+    for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
+        let builder = Envelope::builder().suite(suite).wrap_with(kek("fuzz", 7));
+        let writer = builder.wrap_with(kek("other", 8)).build().unwrap();
+        for room in [0, 40] {
+            let options = StreamOptions::default().chunk_size(4096).room(room);
+            let encryptor = writer.stream_encryptor(&context(), Aad::from(AAD), options);
+            let mut stream = block_on(encryptor).unwrap().writer(Vec::new());
+            stream.write_all(&stream_plaintext()).unwrap();
+            streams.push(stream.finish().unwrap());
+        }
+    }
+    streams
 }
 
 /// Reads `bytes`, and checks that all that was allocated meanwhile is in proportion to what is there. A length field claims up

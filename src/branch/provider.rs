@@ -6,9 +6,7 @@ use futures_util::future::join_all;
 use super::BranchKek;
 use super::format::{BranchEntry, Form};
 use crate::context::EncryptionContext;
-use crate::dek::{
-    BranchParent, DekOf, DekRequest, Held, ReadingRequest, WritingRequest, cached_as,
-};
+use crate::dek::{DekOf, DekRequest, Held, LeaseParent, ReadingRequest, WritingRequest, cached_as};
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow};
 use crate::kek::rewrap::Check;
@@ -49,7 +47,7 @@ impl BranchKek {
             };
             let done = held.lease.with_branch_key(work);
             // Whoever depends on it holds it, pinned or not: its end ends them.
-            let parent = Arc::new(BranchParent::new(held.into_dek(), &inner.id));
+            let parent = Arc::new(LeaseParent::of_branch(held.into_dek(), &inner.id));
             if let Some(done) = unless_taken_away(done)? {
                 return Ok((done, row, parent));
             }
@@ -91,7 +89,7 @@ impl BranchKek {
                 inner.source.check_branch_has_begun(context)?;
             }
             let done = held.lease.with_branch_key(work);
-            let parent = Arc::new(BranchParent::new(held.into_dek(), &inner.id));
+            let parent = Arc::new(LeaseParent::of_branch(held.into_dek(), &inner.id));
             if let Some(done) = unless_taken_away(done)? {
                 return Ok((done, parent));
             }

@@ -37,13 +37,14 @@ struct Portion {
 
 impl Portion {
     /// Both or neither.
-    fn take(&self, len: u64) -> bool {
-        if !take(&self.messages, 1) {
+    #[inline]
+    fn take(&self, messages: u64, len: u64) -> bool {
+        if messages > 0 && !take(&self.messages, messages) {
             return false;
         }
         let taken = take(&self.bytes, len);
-        if !taken {
-            self.messages.fetch_add(1, Ordering::Relaxed);
+        if !taken && messages > 0 {
+            self.messages.fetch_add(messages, Ordering::Relaxed);
         }
         taken
     }
@@ -80,27 +81,45 @@ impl Budget {
     /// Counts one message of `len` bytes.
     #[inline]
     pub(super) fn reserve(&self, len: u64) -> Result<(), Error> {
+        self.reserve_of(1, len)
+    }
+
+    /// Counts more bytes of a message that was counted before.
+    pub(super) fn reserve_bytes(&self, len: u64) -> Result<(), Error> {
+        self.reserve_of(0, len)
+    }
+
+    #[inline]
+    fn reserve_of(&self, messages: u64, len: u64) -> Result<(), Error> {
         let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
-        if mine.take(len) { Ok(()) } else { self.reserve_with_new_portion(mine, len) }
+        match mine.take(messages, len) {
+            true => Ok(()),
+            false => self.reserve_with_new_portion(mine, messages, len),
+        }
     }
 
     /// Once per portion.
     #[cold]
-    fn reserve_with_new_portion(&self, mine: &Portion, len: u64) -> Result<(), Error> {
+    fn reserve_with_new_portion(
+        &self,
+        mine: &Portion,
+        messages: u64,
+        len: u64,
+    ) -> Result<(), Error> {
         // Under the lock nothing is on its way from one counter to another, so "not enough" means
         // not enough in all.
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        if rest.messages == 0 || rest.bytes < len {
+        if rest.messages < messages || rest.bytes < len {
             for other in &self.groups {
                 rest.messages += other.messages.swap(0, Ordering::Relaxed);
                 rest.bytes += other.bytes.swap(0, Ordering::Relaxed);
             }
         }
-        if rest.messages == 0 || rest.bytes < len {
+        if rest.messages < messages || rest.bytes < len {
             self.used_up.store(true, Ordering::Relaxed);
             return Err(exhausted());
         }
-        rest.messages -= 1;
+        rest.messages -= messages;
         rest.bytes -= len;
         let more = Rest {
             messages: rest.messages.min(self.portion.messages),
@@ -232,6 +251,17 @@ mod tests {
         assert!(budget.reserve(41).is_err());
         assert!(budget.reserve(40).is_ok());
         assert!(budget.reserve(0).is_err(), "two messages were sealed");
+    }
+
+    #[test]
+    fn more_bytes_of_a_message_cost_no_message() {
+        let budget = Budget::new(1, 100);
+        budget.reserve(0).unwrap();
+        budget.reserve_bytes(60).unwrap();
+        assert!(budget.reserve_bytes(41).is_err());
+        budget.reserve_bytes(40).unwrap();
+        assert!(budget.reserve_bytes(1).is_err() && budget.reserve(0).is_err());
+        assert_eq!(budget.take_counted(), 1);
     }
 
     #[test]

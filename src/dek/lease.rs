@@ -1,5 +1,5 @@
-//! What DEKs for reading and for writing share: keys that serve for a bounded time and can be
-//! destroyed at any moment.
+//! What DEKs for reading and for writing, and open streams, share: keys that serve for a bounded time
+//! and can be destroyed at any moment.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::kek::set::{Failure, SourceKek};
 use crate::kek::{Dependants, Parent};
 use crate::observe::WeakObservers;
-use crate::suite::{AeadKey, BranchKey, DekId, Suite, jitter};
+use crate::suite::{AeadKey, BranchKey, DekId, DekKeys, StreamKey, StreamRoot, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError, Weak};
@@ -32,19 +32,21 @@ const REFRESH_AHEAD: f64 = 0.8;
 
 const NEVER: i64 = i64::MIN;
 
-/// What a DEK is used as: to encrypt messages in one suite, or as a branch key.
+/// What a DEK is used as: to encrypt messages and streams in one suite, or as a branch key.
 #[derive(Clone)]
 pub(crate) enum LeasedKey {
-    Message(Arc<AeadKey>),
+    Dek(Arc<DekKeys>),
     Branch(Arc<BranchKey>),
 }
 
 enum Keys {
-    Message(Slot<AeadKey>),
+    Dek(Slot<DekKeys>),
     Branch(Slot<BranchKey>),
+    /// Of one stream, which has a lease of its own.
+    Stream(Slot<StreamKey>),
 }
 
-/// The keys of a DEK in one suite, or a branch key, with their deadlines.
+/// The keys of a DEK in one suite, of a stream, or a branch key, with their deadlines.
 pub(crate) struct Lease {
     pub(crate) context: EncryptionContext,
     pub(crate) id: DekId,
@@ -162,7 +164,7 @@ pub(super) struct Terms<'a> {
 impl Lease {
     pub(super) fn new(terms: Terms<'_>, key: &LeasedKey, limits: &LimitsInForce) -> Self {
         let keys = match key {
-            LeasedKey::Message(key) => Keys::Message(Slot::new(key)),
+            LeasedKey::Dek(keys) => Keys::Dek(Slot::new(keys)),
             LeasedKey::Branch(key) => Keys::Branch(Slot::new(key)),
         };
         Self::with_keys(keys, terms, limits)
@@ -172,7 +174,11 @@ impl Lease {
         let Terms { asked, .. } = terms;
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
-        let bounds: Vec<_> = terms.parents.iter().map(|parent| parent.bounds(now)).collect();
+        // A stream may outlast the keys that it came through, unless they are ended early.
+        let bounds: Vec<_> = match keys {
+            Keys::Stream(_) => Vec::new(),
+            _ => terms.parents.iter().map(|parent| parent.bounds(now)).collect(),
+        };
         let earliest = |own: Moment, of_parents: fn(&(Moment, Moment)) -> Moment| {
             bounds.iter().map(of_parents).fold(own, Moment::earlier)
         };
@@ -222,14 +228,41 @@ impl Lease {
         }
     }
 
+    /// Returns the lease of a stream that is opened now with this DEK, which has parents like a DEK
+    /// that came through a branch key: itself, and what it came through.
+    pub(super) fn of_stream(
+        &self,
+        key: &Arc<StreamKey>,
+        itself: Parent,
+        limits: &LimitsInForce,
+    ) -> Self {
+        let terms = Terms {
+            context: &self.context,
+            id: self.id,
+            suite: self.suite.of_streams(),
+            wrapped_keys: self.wrapped_keys.clone(),
+            is_stored: self.is_stored,
+            source_keks: self.source_keks.clone(),
+            parents: self.parents.iter().cloned().chain([itself]).collect(),
+            asked: self.clock.now(),
+            stale_if_error: Duration::ZERO,
+            deadline: Duration::ZERO,
+            clock: &self.clock,
+            observers: self.observers.clone(),
+        };
+        let limits = LimitsInForce { max_age: limits.max_stream_age, ..*limits };
+        Self::with_keys(Keys::Stream(Slot::new(key)), terms, &limits)
+    }
+
     /// Returns a lease on the same keys under new terms, unless this one has ended.
     pub(super) fn another(&self, terms: Terms<'_>, limits: &LimitsInForce) -> Option<Self> {
         if self.age(self.clock.now()) == Age::Ended {
             return None;
         }
         let keys = match &self.keys {
-            Keys::Message(key) => Keys::Message(key.share()?),
+            Keys::Dek(keys) => Keys::Dek(keys.share()?),
             Keys::Branch(key) => Keys::Branch(key.share()?),
+            Keys::Stream(key) => Keys::Stream(key.share()?),
         };
         Some(Self::with_keys(keys, terms, limits))
     }
@@ -423,14 +456,39 @@ impl Lease {
 
     // --- use
 
-    /// Uses the key. The caller has just checked the age.
+    /// Uses the key of messages. The caller has just checked the age.
     pub(super) fn with_key<R>(&self, work: impl FnOnce(&AeadKey) -> R) -> Result<R, Error> {
         if self.ended.load(Ordering::Acquire) {
             return Err(expired());
         }
         match &self.keys {
-            Keys::Message(key) => key.with(work).ok_or_else(expired),
-            Keys::Branch(_) => Err(expired()),
+            Keys::Dek(keys) => keys.with(|keys| work(&keys.message)).ok_or_else(expired),
+            Keys::Branch(_) | Keys::Stream(_) => Err(expired()),
+        }
+    }
+
+    /// As [`with_key`](Self::with_key), for what the keys of streams are derived from.
+    pub(super) fn with_stream_root<R>(
+        &self,
+        work: impl FnOnce(&StreamRoot) -> R,
+    ) -> Result<R, Error> {
+        match &self.keys {
+            Keys::Dek(keys) if !self.has_ended() => {
+                keys.with(|keys| work(&keys.streams)).ok_or_else(expired)
+            }
+            _ => Err(expired()),
+        }
+    }
+
+    /// Uses the key of a stream, if its time is not over.
+    pub(super) fn with_stream_key<R>(
+        &self,
+        work: impl FnOnce(&StreamKey) -> R,
+    ) -> Result<R, Error> {
+        self.check_handle(false)?;
+        match &self.keys {
+            Keys::Stream(key) => key.with(work).ok_or_else(expired),
+            _ => Err(expired()),
         }
     }
 
@@ -491,6 +549,10 @@ impl Lease {
 
     pub(super) fn is_of_a_branch_key(&self) -> bool {
         matches!(self.keys, Keys::Branch(_))
+    }
+
+    pub(super) fn is_of_a_stream(&self) -> bool {
+        matches!(self.keys, Keys::Stream(_))
     }
 
     pub(super) fn parents(&self) -> &[Parent] {
@@ -616,8 +678,9 @@ impl Lease {
     pub(super) fn end(&self) -> bool {
         self.ended.store(true, Ordering::SeqCst);
         match &self.keys {
-            Keys::Message(key) => key.destroy(),
+            Keys::Dek(keys) => keys.destroy(),
             Keys::Branch(key) => key.destroy(),
+            Keys::Stream(key) => key.destroy(),
         }
     }
 }

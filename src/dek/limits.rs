@@ -20,6 +20,8 @@ const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_ROTATE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const MIN_ROTATE_AFTER: Duration = Duration::from_secs(60);
 const HARD_ROTATE_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// Long enough for most uploads.
+const DEFAULT_MAX_STREAM_AGE: Duration = Duration::from_secs(60 * 60);
 const DEFAULT_DENIAL_TTL: Duration = Duration::from_secs(5);
 const MAX_DENIAL_TTL: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
@@ -55,6 +57,8 @@ pub struct Limits {
     stale_if_error_reading: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     stale_if_error_writing: Option<Duration>,
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
+    max_stream_age: Option<Duration>,
     #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
     denial_ttl: Option<Duration>,
     max_entries: Option<u64>,
@@ -112,6 +116,17 @@ impl Limits {
     #[must_use]
     pub const fn stale_if_error_writing(mut self, grace: Duration) -> Self {
         self.stale_if_error_writing = Some(grace);
+        self
+    }
+
+    /// Sets how long a stream can be written or read, counted from when it is opened. 1 ms to 24
+    /// hours, and at most 24 hours together with `max_age` and `stale_if_error`; by default 1 hour,
+    /// or what is left of the 24 hours. An open stream may outlast `max_age`, so a revocation that
+    /// this process does not learn of takes up to this much longer to end it. Whatever ends the DEK
+    /// early ends the stream at its next chunk: see docs/streams.md.
+    #[must_use]
+    pub const fn max_stream_age(mut self, max_stream_age: Duration) -> Self {
+        self.max_stream_age = Some(max_stream_age);
         self
     }
 
@@ -182,6 +197,9 @@ impl Limits {
         let longest = max_age.saturating_add(reading.max(writing));
         let together = "the sum of max_age and stale_if_error";
         within_time(together, longest, MIN_MAX_AGE..=HARD_LIFETIME)?;
+        let left = HARD_LIFETIME.saturating_sub(longest).max(MIN_MAX_AGE);
+        let max_stream_age = self.max_stream_age.unwrap_or(DEFAULT_MAX_STREAM_AGE.min(left));
+        within_time("max_stream_age", max_stream_age, MIN_MAX_AGE..=left)?;
         let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
         within_time("denial_ttl", denial_ttl, Duration::ZERO..=MAX_DENIAL_TTL)?;
         Ok(LimitsInForce {
@@ -190,6 +208,7 @@ impl Limits {
             rotate_after,
             stale_if_error_reading: reading,
             stale_if_error_writing: writing,
+            max_stream_age,
             denial_ttl,
             max_entries: within(
                 "max_entries",
@@ -249,6 +268,7 @@ pub(crate) struct LimitsInForce {
     pub(crate) rotate_after: Duration,
     pub(crate) stale_if_error_reading: Duration,
     pub(crate) stale_if_error_writing: Duration,
+    pub(crate) max_stream_age: Duration,
     pub(crate) denial_ttl: Duration,
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,

@@ -19,6 +19,7 @@ mod registry;
 mod revocations;
 mod source;
 mod statistics;
+mod stream;
 mod wiper;
 mod writing;
 
@@ -26,12 +27,13 @@ pub(crate) use contexts::{DOMAIN, DomainContexts};
 pub(crate) use flight::{InFlight, Shareable};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
-pub(crate) use parent::BranchParent;
+pub(crate) use parent::LeaseParent;
 pub(crate) use pinned::Held;
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{
-    BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, PERIOD, ReadingRequest, SourceBuilder,
-    WritingRequest, cached_as,
+    BegunStream, BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, PERIOD, ReadingRequest,
+    SourceBuilder, WritingRequest, cached_as,
 };
 pub use statistics::{BranchKeyAges, KekStatistics, Statistics, TargetStatistics};
+pub(crate) use stream::StreamDek;
 pub(crate) use writing::{Reservation, WritingDek};

@@ -1,4 +1,4 @@
-//! A cached branch key as the parent of what is derived from it.
+//! A cached key as the parent of what is derived from it: a branch key of DEKs, a DEK of streams.
 #![forbid(unsafe_code)]
 
 use super::registry::Leased;
@@ -8,15 +8,20 @@ use crate::kek::{Dependants, ParentKey};
 use crate::suite::DekId;
 use crate::sync::{Arc, Weak};
 
-/// Keeps the lease of a branch key as long as DEKs that came through it. Its time is not prolonged.
-pub(crate) struct BranchParent<D: Leased> {
+/// Keeps the lease of a key as long as what came through it. Its time is not prolonged.
+pub(crate) struct LeaseParent<D: Leased> {
     dek: Arc<D>,
     kek_ids: Box<[KekId]>,
 }
 
-impl<D: Leased> BranchParent<D> {
+impl<D: Leased> LeaseParent<D> {
+    /// The parent of the streams of a DEK.
+    pub(super) fn of_streams(dek: Arc<D>) -> Self {
+        Self { kek_ids: dek.lease().all_kek_ids().cloned().collect(), dek }
+    }
+
     /// `branch` is the KEK id under which DEKs name the branch.
-    pub(crate) fn new(dek: Arc<D>, branch: &KekId) -> Self {
+    pub(crate) fn of_branch(dek: Arc<D>, branch: &KekId) -> Self {
         let mut kek_ids = vec![branch.clone()];
         for kek_id in dek.lease().all_kek_ids() {
             if !kek_ids.contains(kek_id) {
@@ -27,7 +32,7 @@ impl<D: Leased> BranchParent<D> {
     }
 }
 
-impl<D: Leased> ParentKey for BranchParent<D> {
+impl<D: Leased> ParentKey for LeaseParent<D> {
     fn bounds(&self, now: Moment) -> (Moment, Moment) {
         self.dek.lease().bounds_of_dependants(now)
     }

@@ -6,6 +6,7 @@ use super::budget::Budget;
 use super::lease::Lease;
 use super::registry::{Leased, announce_later};
 use crate::error::Error;
+use crate::suite::StreamRoot;
 
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
@@ -63,10 +64,23 @@ impl ReadingDek {
         payload: &mut [u8],
         tag: &[u8],
     ) -> Result<(), Error> {
+        self.counted(|lease| lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten())
+    }
+
+    /// Opens a stream, which is one use.
+    pub(super) fn open_stream<R>(
+        &self,
+        open: impl FnOnce(&StreamRoot) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.counted(|lease| lease.with_stream_root(open).flatten())
+    }
+
+    #[inline]
+    fn counted<R>(&self, open: impl FnOnce(&Lease) -> Result<R, Error>) -> Result<R, Error> {
         if let Some(uses) = &self.uses {
             uses.reserve(0)?;
         }
-        let opened = self.lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten();
+        let opened = open(&self.lease);
         if let (Err(_), Some(uses)) = (&opened, &self.uses) {
             // Forged messages must not use up what is left for genuine ones.
             uses.give_back();

@@ -141,6 +141,14 @@ impl Deks {
         Some(entry)
     }
 
+    /// Its end by time is over. It stays for those who look for what came through it.
+    fn unschedule(&mut self, number: u64) {
+        if let Some(entry) = self.entries.get(&number) {
+            self.by_boot.remove(&(entry.wipe_at.boot_nanos(), number));
+            self.by_wall.remove(&(entry.wipe_at.wall_nanos(), number));
+        }
+    }
+
     fn alive<'a>(&self, numbers: impl IntoIterator<Item = &'a u64>) -> Vec<Arc<dyn Leased>> {
         numbers.into_iter().filter_map(|number| self.entries.get(number)?.dek.upgrade()).collect()
     }
@@ -182,7 +190,8 @@ impl Dependants for Registry {
 
     fn evict_dependants_of(&self, parent: usize) {
         let mut deks = self.of_parent(parent);
-        deks.retain(|dek| dek.lease().evict());
+        // Room is made for DEKs. The key of a stream takes none of it, and the stream goes on.
+        deks.retain(|dek| !dek.lease().is_of_a_stream() && dek.lease().evict());
         end_evicted_later(&deks);
     }
 }
@@ -227,8 +236,9 @@ impl Registry {
         Some((dek, left))
     }
 
+    /// Whether nothing is left to wipe on time.
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().entries.is_empty()
+        self.lock().by_boot.is_empty()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<dyn Leased>> {
@@ -314,8 +324,13 @@ impl Registry {
         }
         let next = {
             let mut deks = self.lock();
-            for (number, _) in &over {
-                drop(deks.remove(*number));
+            for (number, dek) in &over {
+                // A stream may outlast the branch key that it came through, and ends if the branch
+                // key is denied or erased later.
+                match dek {
+                    Some((_, dek)) if dek.lease().is_of_a_branch_key() => deks.unschedule(*number),
+                    _ => drop(deks.remove(*number)),
+                }
             }
             deks.next(self.clock.now())
         };
@@ -364,7 +379,8 @@ pub(super) fn end_evicted_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 
 fn evict_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
-    for lease in deks.iter().map(|dek| dek.lease()) {
+    // What came through a DEK are streams.
+    for lease in deks.iter().map(|dek| dek.lease()).filter(|lease| lease.is_of_a_branch_key()) {
         for dependants in lease.dependants() {
             dependants.evict_dependants_of(lease.identity());
         }

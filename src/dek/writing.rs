@@ -138,6 +138,23 @@ impl WritingDek {
         self.shared.budget.is_low()
     }
 
+    /// Counts a stream as a message. Its bytes are counted as it grows.
+    pub(super) fn begin_stream(&self) -> Result<(), Error> {
+        self.check_process()?;
+        self.shared.budget.reserve(0)
+    }
+
+    /// Counts `len` more plaintext bytes of a stream.
+    pub(super) fn grow_stream(&self, len: usize) -> Result<(), Error> {
+        // The child of a fork would encrypt other bytes under the nonces of its parent.
+        self.check_process()?;
+        self.shared.budget.reserve_bytes(u64::try_from(len).unwrap_or(u64::MAX))
+    }
+
+    fn check_process(&self) -> Result<(), Error> {
+        if self.is_of_this_process() { Ok(()) } else { Err(expired()) }
+    }
+
     /// Returns what precedes the ciphertext of each of its messages.
     pub(crate) fn prefix(&self, form: Form) -> &Prefix {
         match form {
@@ -160,9 +177,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
 
     /// Counts a message for a call that has just obtained the DEK.
     pub(super) fn new(dek: D, len: usize) -> Result<Self, Error> {
-        if !dek.is_of_this_process() {
-            return Err(expired());
-        }
+        dek.check_process()?;
         let len = check_len(len, dek.max_len)?;
         dek.shared.budget.reserve(len)?;
         Ok(Self(dek))

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed};
+use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, StreamHead};
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::Error;
@@ -149,8 +149,8 @@ impl Envelope {
 /// of the envelope with the same name. It differs in whom the policy and the observers see.
 #[derive(Clone, Copy, Debug)]
 pub struct ActingFor<'e> {
-    envelope: &'e Envelope,
-    caller: Option<&'e Caller>,
+    pub(super) envelope: &'e Envelope,
+    pub(super) caller: Option<&'e Caller>,
 }
 
 impl<'e> ActingFor<'e> {
@@ -321,6 +321,18 @@ impl<'e> ActingFor<'e> {
         sealed: &[u8],
     ) -> Result<Vec<u8>, Error> {
         self.envelope.rewrap_message(self.caller, context, sealed, Check::UnwrapEach).await
+    }
+
+    /// As [`Envelope::rewrap_head`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rewrap_head(
+        self,
+        context: &EncryptionContext,
+        head: &StreamHead,
+    ) -> Result<StreamHead, Error> {
+        StreamHead::from_prefix(&self.rewrap(context, head.as_bytes()).await?)
     }
 
     /// As [`Envelope::rewrap_all`].

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, ErrorKind};
+use crate::format::stream::carried_keys;
 use crate::format::{Form, Message, WrappedKeys};
 use crate::suite::DekId;
 
@@ -74,6 +75,15 @@ impl<'a> Sealed<'a> {
         self.bytes
     }
 
+    /// Returns the wrapped keys of a message, or of the head of a stream.
+    pub(super) fn wrapped_keys(self) -> Result<&'a [u8], Error> {
+        match (carried_keys(self.bytes)?, self.apart) {
+            ((_, keys @ [_, ..]), _) => Ok(keys),
+            (_, Some(apart)) => Ok(apart.as_bytes()),
+            ((dek_id, []), None) => Err(missing(dek_id)),
+        }
+    }
+
     /// Reads it. A message that comes without wrapped keys has none if `has_store`.
     #[inline]
     pub(super) fn parse(self, has_store: impl FnOnce() -> bool) -> Result<Message<'a>, Error> {
@@ -82,7 +92,7 @@ impl<'a> Sealed<'a> {
             message.wrapped_keys = match self.apart {
                 Some(wrapped_keys) => wrapped_keys.as_bytes(),
                 None if has_store() => &[],
-                None => return Err(missing(&message)),
+                None => return Err(missing(message.header.dek_id)),
             };
         }
         Ok(message)
@@ -90,8 +100,8 @@ impl<'a> Sealed<'a> {
 }
 
 /// A message whose wrapped keys are nowhere.
-fn missing(message: &Message<'_>) -> Error {
-    Error::new(ErrorKind::MissingWrappedKeys, message.header.dek_id.to_string())
+fn missing(dek_id: DekId) -> Error {
+    Error::new(ErrorKind::MissingWrappedKeys, dek_id.to_string())
 }
 
 impl<'a, B: AsRef<[u8]> + ?Sized> From<&'a B> for Sealed<'a> {

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::Error;
+use crate::format::stream::Head;
 use crate::format::{Header, KekId, Message, MessageKind, WrappedKeys};
 use crate::suite::{DekId, Suite};
 
@@ -22,6 +23,21 @@ pub struct Inspection {
     pub keks: Vec<KekEntry>,
     /// The length of the plaintext in bytes. `None` for a stream.
     pub plaintext_len: Option<usize>,
+    /// What the head of a stream says besides. `None` for a message.
+    pub stream: Option<StreamShape>,
+}
+
+/// How the stream of an [`Inspection`] is laid out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StreamShape {
+    /// The length of the head in bytes.
+    pub head_len: usize,
+    /// The plaintext bytes of each chunk but the last.
+    pub chunk_size: usize,
+    /// How many bytes longer the wrapped keys can become without a longer head.
+    pub room: u16,
 }
 
 /// One wrapped key of an [`Inspection`].
@@ -37,7 +53,8 @@ pub struct KekEntry {
     pub meta: Vec<u8>,
 }
 
-/// Inspects a sealed value. It needs no key and makes no call.
+/// Inspects a sealed value. It needs no key and makes no call. Of a stream it needs the head only, at
+/// most the first 131,174 bytes.
 ///
 /// # Errors
 /// The kinds for bytes that are not a sealed value of this format:
@@ -46,16 +63,20 @@ pub struct KekEntry {
 /// [`Malformed`](crate::ErrorKind::Malformed).
 pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
     let header = Header::of(sealed)?;
-    let (keks, plaintext_len) = match header.kind {
+    let (wrapped_keys, plaintext_len, stream) = match header.kind {
         MessageKind::Message => {
             let message = Message::parse(sealed)?;
-            let keks = match message.wrapped_keys {
-                [] => Vec::new(),
-                bytes => WrappedKeys::try_from(bytes)?.entries().iter().map(entry).collect(),
-            };
-            (keks, Some(message.payload.len()))
+            (message.wrapped_keys, Some(message.payload.len()), None)
         }
-        MessageKind::Stream => (Vec::new(), None),
+        MessageKind::Stream => {
+            let head = Head::parse(sealed)?;
+            let (head_len, chunk_size, room) = (head.len(), head.chunk.bytes(), head.room);
+            (head.wrapped_keys, None, Some(StreamShape { head_len, chunk_size, room }))
+        }
+    };
+    let keks = match wrapped_keys {
+        [] => Vec::new(),
+        bytes => WrappedKeys::try_from(bytes)?.entries().iter().map(entry).collect(),
     };
     Ok(Inspection {
         version: 1,
@@ -64,6 +85,7 @@ pub fn inspect(sealed: &[u8]) -> Result<Inspection, Error> {
         dek_id: header.dek_id,
         keks,
         plaintext_len,
+        stream,
     })
 }
 

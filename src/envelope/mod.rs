@@ -14,6 +14,7 @@ mod opening;
 mod plaintext;
 mod rewrap;
 mod sealing;
+mod stream;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,10 +30,16 @@ pub use acting::ActingFor;
 use acting::Guarded;
 pub use builder::{EnvelopeBuilder, StartOptions, StartUp};
 pub use compact::{Compact, Sealed};
-pub use inspect::{Inspection, KekEntry, inspect};
+pub use inspect::{Inspection, KekEntry, StreamShape, inspect};
 pub use opening::Decryptor;
 pub use plaintext::Plaintext;
 pub use sealing::{CompactEncryptor, Encryptor};
+#[cfg(feature = "tokio")]
+pub use stream::{AsyncStreamReader, AsyncStreamWriter};
+pub use stream::{
+    ReadAt, SeekableStream, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions,
+    StreamReader, StreamWriter,
+};
 
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;

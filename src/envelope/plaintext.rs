@@ -17,6 +17,11 @@ impl Plaintext {
         Self(bytes)
     }
 
+    /// Adds bytes, for which there is room.
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
     /// Returns the bytes. From now on nothing wipes them.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {

@@ -5,11 +5,12 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::{Envelope, Sealed};
+use super::{Envelope, Sealed, StreamHead};
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::format::{Form, KeyKind, KeyRow, Message, WrappedKeys, with_wrapped_keys};
+use crate::format::stream::{carried_keys, with_wrapped_keys};
+use crate::format::{KeyKind, KeyRow, WrappedKeys};
 use crate::kek::batch::KeyList;
 use crate::kek::rewrap::Check;
 use crate::store::{RewrapOptions, RewrapProgress};
@@ -29,8 +30,8 @@ impl Envelope {
     /// [`ErrorKind::MissingWrappedKeys`] for a compact one
     /// without its wrapped keys.
     pub fn needs_rewrap<'s>(&self, sealed: impl Into<Sealed<'s>>) -> Result<bool, Error> {
-        let message = sealed.into().parse(|| false)?;
-        Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(message.wrapped_keys)?))
+        let wrapped_keys = sealed.into().wrapped_keys()?;
+        Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(wrapped_keys)?))
     }
 
     /// As [`needs_rewrap`](Self::needs_rewrap), for wrapped keys that are kept apart.
@@ -47,7 +48,8 @@ impl Envelope {
     }
 
     /// Returns the same message, wrapped by the current versions of the writing KEKs and by no
-    /// other. Nonce, ciphertext and tag are copied unchanged.
+    /// other. Nonce, ciphertext and tag are copied unchanged. For a stream, see
+    /// [`rewrap_head`](Self::rewrap_head).
     ///
     /// Metadata is not trusted. An entry is wrapped again unless its `wrapped` bytes alone show
     /// that it is current, so that under AWS KMS every call costs one `ReEncrypt`.
@@ -70,6 +72,38 @@ impl Envelope {
         sealed: &[u8],
     ) -> Result<Vec<u8>, Error> {
         self.rewrap_message(None, context, sealed, Check::UnwrapEach).await
+    }
+
+    /// As [`rewrap`](Self::rewrap), for a stream, of which it needs the head only. If the result is as
+    /// [long](StreamHead::len) as the old head, write it in its place. Otherwise the stream is the new
+    /// head and what followed the old one. [`StreamOptions::room`](crate::StreamOptions::room) decides
+    /// that. No chunk is read or changed.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, kek::local::LocalKek};
+    /// # use std::io::Write;
+    /// # pollster::block_on(async {
+    /// # let kek = LocalKek::in_memory("test")?;
+    /// # let envelope = Envelope::builder().wrap_with(kek.clone()).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// # let mut file = envelope.encrypt_stream(&context, Aad::empty(), Vec::new()).await?.finish()?;
+    /// # kek.rotate()?;
+    /// let old = StreamHead::from_prefix(&file)?;
+    /// let new = envelope.rewrap_head(&context, &old).await?;
+    /// assert_eq!(new.len(), old.len());
+    /// file[..new.len()].copy_from_slice(new.as_bytes());
+    /// assert!(envelope.decrypt_stream(&context, Aad::empty(), &file[..]).await.is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`rewrap`](Self::rewrap).
+    pub async fn rewrap_head(
+        &self,
+        context: &EncryptionContext,
+        head: &StreamHead,
+    ) -> Result<StreamHead, Error> {
+        StreamHead::from_prefix(&self.rewrap(context, head.as_bytes()).await?)
     }
 
     /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. Messages of
@@ -124,8 +158,7 @@ impl Envelope {
                 if let Some(error) = denied.get(context) {
                     return Err(error.clone());
                 }
-                let message = embedded(sealed)?;
-                Ok::<_, Error>((sealed, lists.place_of(context, &message)?))
+                Ok::<_, Error>((sealed, lists.place_of(context, embedded(sealed)?)?))
             })
             .collect();
         let lists: Vec<_> = lists.lists.iter().map(List::as_key_list).collect();
@@ -240,24 +273,22 @@ impl Envelope {
         check: Check,
     ) -> Result<Vec<u8>, Error> {
         let permitted = self.permit(Action::Rewrap, context, caller).await?;
-        let message = embedded(sealed)?;
-        let keys = WrappedKeys::try_from(message.wrapped_keys)?;
-        let dek_id = &message.header.dek_id;
-        let keys = self.source().rewrap_list(context, dek_id, &keys, check).await?;
+        let (dek_id, wrapped_keys) = embedded(sealed)?;
+        let keys = WrappedKeys::try_from(wrapped_keys)?;
+        let keys = self.source().rewrap_list(context, &dek_id, &keys, check).await?;
         self.confirm(permitted, Action::Rewrap, context, caller).await?;
         with_wrapped_keys(sealed, keys.as_bytes())
     }
 }
 
-/// A message that carries its wrapped keys.
-fn embedded(sealed: &[u8]) -> Result<Message<'_>, Error> {
-    let message = Message::parse(sealed)?;
-    match message.form() {
-        Form::Embedded => Ok(message),
-        Form::Compact => {
-            let detail = format!("{}: call rewrap_wrapped_keys", message.header.dek_id);
+/// The DEK id and the wrapped keys of a message or stream that carries them.
+fn embedded(sealed: &[u8]) -> Result<(DekId, &[u8]), Error> {
+    match carried_keys(sealed)? {
+        (dek_id, []) => {
+            let detail = format!("{dek_id}: call rewrap_wrapped_keys");
             Err(Error::new(ErrorKind::MissingWrappedKeys, detail))
         }
+        carried => Ok(carried),
     }
 }
 
@@ -284,9 +315,8 @@ impl<'m> Lists<'m> {
     fn place_of(
         &mut self,
         context: &'m EncryptionContext,
-        message: &Message<'m>,
+        (dek_id, wrapped_keys): (DekId, &'m [u8]),
     ) -> Result<usize, Error> {
-        let (dek_id, wrapped_keys) = (message.header.dek_id, message.wrapped_keys);
         match self.places.entry((dek_id, *context.digest(), wrapped_keys)) {
             Entry::Occupied(place) => Ok(*place.get()),
             Entry::Vacant(place) => {

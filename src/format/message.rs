@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::suite::{DekId, Suite, TAG_LEN};
 
 /// The length of the common header in bytes.
-const HEADER_LEN: usize = 40;
+pub(super) const HEADER_LEN: usize = 40;
 
 /// The first bytes of a sealed value of any version. C1 occurs in no UTF-8 text.
 const MAGIC: [u8; 3] = [0xC1, b'W', b'X'];
@@ -22,7 +22,7 @@ const VERSION: u8 = 1;
 pub enum MessageKind {
     /// One payload, decrypted as a whole.
     Message,
-    /// A payload in chunks. Its number is reserved: this release neither writes nor reads it.
+    /// A payload in chunks of any length: see [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
     Stream,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
         let not_sealed = || Error::new(ErrorKind::NotSealed, "");
         if reader.array() != Some(&MAGIC) {
             return Err(not_sealed());
@@ -99,7 +99,7 @@ impl Header {
     }
 }
 
-fn cut() -> Error {
+pub(super) fn cut() -> Error {
     Error::new(ErrorKind::Malformed, "shorter than its header says")
 }
 
@@ -178,7 +178,7 @@ fn prefix_room() -> Error {
 }
 
 impl Header {
-    fn to_bytes(self) -> [u8; HEADER_LEN] {
+    pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         let [low, high] = self.wrapped_len.to_le_bytes();
         let fixed =
@@ -192,7 +192,7 @@ impl Header {
 
 /// Returns the same message with other wrapped keys (encoded, or empty for the compact form).
 /// Nonce, ciphertext and tag are copied unchanged.
-pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
+pub(super) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::parse(sealed)?;
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
     let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();

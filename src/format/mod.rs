@@ -9,9 +9,10 @@ mod key_row;
 pub(crate) mod limits;
 mod message;
 pub(crate) mod reader;
+pub(crate) mod stream;
 mod wrapped_keys;
 
 pub use key_row::{KeyKind, KeyRow};
-pub(crate) use message::{Form, Header, Message, Prefix, with_wrapped_keys};
+pub(crate) use message::{Form, Header, Message, Prefix};
 pub use message::{MessageKind, is_sealed};
 pub use wrapped_keys::{KekId, WrappedDek, WrappedKeys};

@@ -8,6 +8,7 @@
 //! | [`domains`] | data domains: what does not cross, the file, providers by URI |
 //! | [`audit`] | the audit trail: its records, its files, and how to verify it |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
+//! | [`streams`] | payloads of any length, and parts of them: what may be relied on, and when |
 //! | [`runtimes`] | what runtimes, callers that give up and blocking code change |
 //! | [`telemetry`] | metrics, traces and alerts |
 //! | [`runbook`] | what each alert means, and what to do |
@@ -60,6 +61,22 @@ macro_rules! links {
 [providers.md]: crate::guide::providers
 [runbook.md]: crate::guide::runbook
 [runtimes.md]: crate::guide::runtimes
+[streams.md]: crate::guide::streams
+[`StreamEncryptor::encrypt`]: crate::StreamEncryptor::encrypt
+[`StreamDecryptor::decrypt`]: crate::StreamDecryptor::decrypt
+[`Envelope::encrypt_stream`]: crate::Envelope::encrypt_stream
+[`Envelope::decrypt_stream`]: crate::Envelope::decrypt_stream
+[`Envelope::open_stream`]: crate::Envelope::open_stream
+[`Envelope::stream_encryptor`]: crate::Envelope::stream_encryptor
+[`Envelope::rewrap_head`]: crate::Envelope::rewrap_head
+[`StreamOptions`]: crate::StreamOptions
+[`StreamOptions::key_space`]: crate::StreamOptions::key_space
+[`StreamOptions::compact`]: crate::StreamOptions::compact
+[`StreamHead::plaintext_len`]: crate::StreamHead::plaintext_len
+[`StreamHead::with_wrapped_keys`]: crate::StreamHead::with_wrapped_keys
+[`SeekableStream::len`]: crate::SeekableStream::len
+[`ReadAt`]: crate::ReadAt
+[`Error::of_io`]: crate::Error::of_io
 [telemetry.md]: crate::guide::telemetry
 [SECURITY.md]: crate::guide::security
 [`KekProvider`]: crate::kek::KekProvider
@@ -96,5 +113,6 @@ pages! {
     runtimes: "../../docs/runtimes.md",
     runbook: "../../docs/runbook.md",
     security: "../../SECURITY.md",
+    streams: "../../docs/streams.md",
     telemetry: "../../docs/telemetry.md",
 }

@@ -232,14 +232,15 @@ pub enum Event<'a> {
         /// What was done.
         access: Access,
         /// How many messages, through handles too. Messages that failed authentication do not
-        /// count.
+        /// count. A stream counts as one, when it is opened.
         messages: u64,
         /// Since when they are counted: the time before now.
         within: Duration,
     },
     /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
     /// or revoked. A DEK that was made here is cached for reading and for writing, each for a time
-    /// of its own, and the end of each is reported.
+    /// of its own, and the end of each is reported. The key of an open stream is none of them, and
+    /// its end is not reported.
     Wiped {
         /// The DEK.
         dek_id: &'a DekId,

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use hkdf::Hkdf;
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, Sha512};
 
 use super::Suite;
 use crate::context::EncryptionContext;
@@ -214,6 +214,19 @@ fn expand(prk: &[u8; 32], info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
         .map_err(|_| too_long())
 }
 
+/// HKDF-Expand with SHA-512. HMAC pads its key with zeros, and the KDF's crate wants a PRK that is
+/// as long as the digest.
+pub(super) fn expand_sha512(prk: &Secret32, info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
+    check_not_forked(prk)?;
+    let too_long = || Error::new(ErrorKind::TooLarge, "HKDF output");
+    overwriting_the_stack_after::<STACK, _>(|| {
+        let mut padded = zeroize::Zeroizing::new([0; 64]);
+        padded.iter_mut().zip(prk.expose()).for_each(|(to, from)| *to = *from);
+        let hkdf = Hkdf::<Sha512>::from_prk(&*padded).map_err(|_| too_long())?;
+        hkdf.expand_multi_info(info, out).map_err(|_| too_long())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,20 +259,29 @@ mod tests {
             black_box(&black_box([0xA7_u8; PAINTED])).as_ptr().addr()
         }
         #[inline(never)]
-        fn work() -> usize {
+        fn narrow() -> usize {
             let mut out = [0; 32];
             let info: [&[u8]; 3] = [&LABEL, &[USE_BRANCH_DEK, 0], &[5; 32]];
             expand(black_box(&[9; 32]), &info, black_box(&mut out)).unwrap();
             out.as_ptr().addr()
         }
-        let lowest = paint();
-        let here = work();
-        let memory = std::fs::File::open("/proc/self/mem").unwrap();
-        let mut painted = vec![0; PAINTED];
-        memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
-        let deepest = lowest + painted.iter().position(|byte| *byte != 0xA7).unwrap();
-        let depth = here - deepest;
-        assert!((256..STACK).contains(&depth), "{depth} bytes");
+        #[inline(never)]
+        fn wide() -> usize {
+            let mut out = [0; 76];
+            let hkdf = Hkdf::<Sha512>::from_prk(black_box(&[9; 64])).unwrap();
+            hkdf.expand_multi_info(&[&LABEL, &[5; 100]], black_box(&mut out)).unwrap();
+            out.as_ptr().addr()
+        }
+        for work in [narrow, wide] {
+            let lowest = paint();
+            let here = work();
+            let memory = std::fs::File::open("/proc/self/mem").unwrap();
+            let mut painted = vec![0; PAINTED];
+            memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
+            let deepest = lowest + painted.iter().position(|byte| *byte != 0xA7).unwrap();
+            let depth = here - deepest;
+            assert!((256..STACK).contains(&depth), "{depth} bytes");
+        }
     }
 
     #[test]
@@ -272,8 +294,12 @@ mod tests {
             for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm] {
                 assert!(seen.insert(*derive_message_key(&dek(), context, suite).unwrap().expose()));
             }
+            for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
+                let root = crate::suite::stream::derive_stream_root(&dek(), context, suite);
+                assert!(seen.insert(*root.unwrap().expose()));
+            }
         }
-        assert_eq!(seen.len(), 8);
+        assert_eq!(seen.len(), 12);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod branch_key;
 mod derive;
 mod nonce;
 mod rustcrypto;
+mod stream;
 #[cfg(test)]
 mod vectors;
 
@@ -20,6 +21,7 @@ pub(crate) use derive::{derive, derive_dek_id, derive_message_key};
 pub(crate) use nonce::Nonce;
 pub use nonce::Nonces;
 pub use nonce::jitter;
+pub(crate) use stream::{ChunkSize, Commitment, DekKeys, StreamKey, StreamRoot, StreamSalt};
 
 use std::sync::Arc;
 

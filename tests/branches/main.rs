@@ -12,5 +12,6 @@ mod races;
 mod reading;
 mod rewrap;
 mod stored;
+mod streams;
 mod walk;
 mod writing;

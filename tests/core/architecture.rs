@@ -276,8 +276,13 @@ fn who_names_a_foreign_service_lives_in_crates() {
                 .find(|word| word.split('_').any(|part| part == name.trim_end_matches('_')));
             assert_eq!(named, None, "{path} names {name}");
         }
-        let tokio =
-            ["runtime/tokio.rs", "runtime/mod.rs", "kek/toolkit/spawn.rs"].contains(&path.as_str());
+        let tokio = [
+            "runtime/tokio.rs",
+            "runtime/mod.rs",
+            "kek/toolkit/spawn.rs",
+            "envelope/stream/tokio.rs",
+        ]
+        .contains(&path.as_str());
         assert!(
             tokio || !code.contains("tokio::runtime") && !code.contains("use tokio"),
             "{path} names tokio"
@@ -295,8 +300,13 @@ fn what_is_reviewed_has_at_most_1_500_lines_of_code() {
     let code =
         sources().into_iter().filter(|(path, _)| reviewed(path) && path != "suite/vectors.rs");
     let counted: BTreeMap<_, _> = code.map(|(path, code)| (path, lines(&code))).collect();
-    let total: usize = counted.values().sum();
-    assert!((500..=1500).contains(&total), "{total} lines: {counted:#?}");
+    // Streams are a review of their own, behind that of keys and messages.
+    let is_of_streams = |path: &str| path.ends_with("/stream.rs");
+    let (streams, rest): (Vec<_>, Vec<_>) =
+        counted.iter().partition(|(path, _)| is_of_streams(path));
+    let total = |files: &[(&String, &usize)]| files.iter().map(|(_, lines)| **lines).sum::<usize>();
+    assert!((500..=1500).contains(&total(&rest)), "{}: {counted:#?}", total(&rest));
+    assert!((200..=320).contains(&total(&streams)), "{}: {counted:#?}", total(&streams));
 }
 
 /// What a dependency below 1.0 changes would be a breaking change of ours.

@@ -186,6 +186,7 @@ fn every_duration_of_the_configuration_is_read_and_written_with_its_unit_and_ref
         "rotate_after",
         "stale_if_error_reading",
         "stale_if_error_writing",
+        "max_stream_age",
         "denial_ttl",
     ];
     let policy = ["timeout", "deadline", "backoff", "breaker_probe"];

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use waxseal_testing::python;
@@ -12,7 +13,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use waxseal::kek::local::LocalKek;
 use waxseal::store::{KeyRow, RowId};
-use waxseal::{Aad, Backend, EncryptionContext, Envelope, Error, ErrorKind, Sealed, WrappedKeys};
+use waxseal::{
+    Aad, Backend, EncryptionContext, Envelope, Error, ErrorKind, Sealed, StreamHead, WrappedKeys,
+};
 
 fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
@@ -56,6 +59,7 @@ fn kind_of(name: &str) -> ErrorKind {
         "unsupported-version" => ErrorKind::UnsupportedVersion,
         "unsupported-suite" => ErrorKind::UnsupportedSuite,
         "unsupported-kind" => ErrorKind::UnsupportedKind,
+        "unsupported-chunk-size" => ErrorKind::UnsupportedChunkSize,
         "malformed" => ErrorKind::Malformed,
         "missing-wrapped-keys" => ErrorKind::MissingWrappedKeys,
         "unknown-kek" => ErrorKind::UnknownKek,
@@ -156,24 +160,70 @@ fn the_library_reads_every_valid_key_row_and_no_other() {
     }
 }
 
+fn open_stream(reader: &Envelope, stream: &Value) -> Result<Vec<u8>, Error> {
+    let (context, aad, sealed) =
+        (context(&stream["context"]), hex(&stream["aad"]), hex(&stream["sealed"]));
+    let mut head = StreamHead::from_prefix(&sealed)?;
+    if let Some(keys) = stream["wrapped_keys"].as_str() {
+        let keys = HEXLOWER.decode(keys.as_bytes()).unwrap();
+        head = head.with_wrapped_keys(&WrappedKeys::try_from(&keys[..])?);
+    }
+    let decryptor = block_on(reader.stream_decryptor(&context, Aad::from(&aad), &head))?;
+    let mut plaintext = Vec::new();
+    match decryptor.reader(&sealed[head.len()..]).read_to_end(&mut plaintext) {
+        Ok(_) => Ok(plaintext),
+        Err(error) => Err(Error::of_io(&error).unwrap().clone()),
+    }
+}
+
+#[test]
+fn the_library_reads_every_stream_and_refuses_every_negative_one() {
+    let vectors = vectors_of("streams.json");
+    let streams = vectors["streams"].as_array().unwrap();
+    assert!(streams.len() >= 108);
+    for backend in Backend::all() {
+        for stream in streams {
+            let name = stream["name"].as_str().unwrap();
+            match (open_stream(&reader(&vectors, *backend), stream), stream["error"].as_str()) {
+                (Ok(plaintext), None) => match &stream["plaintext"] {
+                    Value::Null => {
+                        let digest = hex(&stream["plaintext_sha256"]);
+                        assert_eq!(Sha256::digest(plaintext)[..], digest, "{name}");
+                    }
+                    expected => assert_eq!(plaintext, hex(expected), "{name}"),
+                },
+                (Err(_), Some("any")) => {}
+                (Err(error), Some(expected)) => {
+                    assert_eq!(error.kind(), kind_of(expected), "{name}: {error}")
+                }
+                (read, expected) => panic!("{name}: {read:?}, where {expected:?} was expected"),
+            }
+        }
+    }
+}
+
 #[test]
 fn the_second_reader_agrees() {
     let python = python::interpreter(&file("second_reader/requirements.txt"));
     let output = Command::new(python)
         .arg("-B")
         .arg(file("second_reader/vectors.py"))
-        .args([file("vectors/messages.json"), file("vectors/branch_keys.json")])
+        .args(
+            ["messages.json", "branch_keys.json", "streams.json"]
+                .map(|name| file("vectors").join(name)),
+        )
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
     // It checked as much as there is, and the known answers.
-    let lists = ["messages", "contexts", "wrapped_keys", "key_rows", "branch_entries"];
+    let lists = ["messages", "contexts", "wrapped_keys", "key_rows", "branch_entries", "streams"];
     let count_of = |vectors: &Value| {
         lists.iter().filter_map(|part| vectors[part].as_array()).map(Vec::len).sum::<usize>()
     };
-    let count = count_of(&vectors()) + count_of(&vectors_of("branch_keys.json"));
-    assert!(count >= 266 + 34 + 27 + 116 + 61 + 49);
+    let files = ["messages.json", "branch_keys.json", "streams.json"];
+    let count: usize = files.iter().map(|name| count_of(&vectors_of(name))).sum();
+    assert!(count >= 266 + 34 + 27 + 116 + 61 + 49 + 108);
     let passed: usize = text.lines().last().unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(passed > count, "{text}");
 }

@@ -23,7 +23,9 @@ VERSION = 1
 HEADER_SIZE, KEY_SIZE, TAG_SIZE = 40, 32, 16
 NONCE_SIZE = {1: 12, 2: 12, 3: 24}  # by suite
 KIND_MESSAGE, KIND_STREAM = 1, 2
-USE_DEK_ID, USE_MESSAGE, USE_LOCAL_WRAP, USE_BRANCH_WRAP, USE_BRANCH_DEK = 0, 1, 0x10, 0x11, 0x12
+USE_DEK_ID, USE_MESSAGE, USE_STREAM_ROOT = 0, 1, 2
+USE_LOCAL_WRAP, USE_BRANCH_WRAP, USE_BRANCH_DEK = 0x10, 0x11, 0x12
+STREAM_AEAD = {1: b"AEAD_AES_256_GCM", 2: b"AEAD_CHACHA20_POLY1305"}  # by suite
 MAX_PLAINTEXT = 2**36 - 32
 MAX_CONTEXT, MAX_PAIRS, MAX_NAME, MAX_VALUE = 8192, 64, 256, 4096
 MAX_WRAPPED_KEYS, MAX_ENTRIES, MAX_KEK_ID, MAX_WRAPPED, MAX_META = 65535, 16, 512, 6144, 64
@@ -357,10 +359,9 @@ class Message:
     sealed: bytes  # ciphertext and tag
 
 
-def parse_message(data):
-    """Common header, Message: the parts of a message, with the checks in the order of the page."""
-    cursor = Cursor(data)
-    if data[:3] != SEALED_MAGIC:
+def parse_header(cursor):
+    """Common header: suite, kind, W and DEK id, with the checks in the order of the page."""
+    if cursor.data[:3] != SEALED_MAGIC:
         raise FormatError("not-sealed", "first three bytes")
     cursor.take(3)
     if cursor.u8() != VERSION:
@@ -369,11 +370,19 @@ def parse_message(data):
     if suite not in NONCE_SIZE:
         raise FormatError("unsupported-suite", "suite")
     kind = cursor.u8()
-    if kind == KIND_STREAM and suite == 3:  # Reserved: a stream is of suites 1 and 2 only
-        raise FormatError("unsupported-suite", "suite of a stream")
-    if kind != KIND_MESSAGE:
+    if kind not in (KIND_MESSAGE, KIND_STREAM):
         raise FormatError("unsupported-kind", "kind")
-    wrapped_size, dek_id = cursor.u16(), cursor.take(HEADER_SIZE - 8)
+    if kind == KIND_STREAM and suite == 3:
+        raise FormatError("unsupported-suite", "suite of a stream")
+    return suite, kind, cursor.u16(), cursor.take(HEADER_SIZE - 8)
+
+
+def parse_message(data):
+    """Message: the parts of a message."""
+    cursor = Cursor(data)
+    suite, kind, wrapped_size, dek_id = parse_header(cursor)
+    if kind != KIND_MESSAGE:
+        raise FormatError("unsupported-kind", "a stream")
     nonce, wrapped_keys = cursor.take(NONCE_SIZE[suite]), cursor.take(wrapped_size)
     sealed = cursor.rest()
     check_size(len(sealed), TAG_SIZE, TAG_SIZE + MAX_PLAINTEXT, "ciphertext and tag")
@@ -396,12 +405,86 @@ def find_dek(entries, keks, ctx, dek_id):
     raise FormatError("invalid", "no entry holds the DEK")
 
 
+def dek_of(sealed, keks, ctx, handed_over):
+    """Decrypting a message, steps 2 and 3: the DEK of a message or of the head of a stream."""
+    encoded = sealed.wrapped_keys or handed_over
+    if encoded is None:
+        raise FormatError("missing-wrapped-keys", "compact, and none handed over")
+    return find_dek(decode_wrapped_keys(encoded), keks, ctx, sealed.dek_id)
+
+
 def open_message(data, keks, ctx, aad, handed_over):
     """Decrypting a message: the plaintext. `handed_over`: a compact one's wrapped keys or None."""
     message = parse_message(data)
-    encoded = message.wrapped_keys or handed_over
-    if encoded is None:
-        raise FormatError("missing-wrapped-keys", "compact, and none handed over")
-    dek = find_dek(decode_wrapped_keys(encoded), keks, ctx, message.dek_id)
+    dek = dek_of(message, keks, ctx, handed_over)
     key = derive(dek, USE_MESSAGE, message.suite, ctx)
     return aead_open(message.suite, key, message.nonce, aad, message.sealed)
+
+
+# Streams
+
+
+@dataclass
+class Head:
+    suite: int
+    dek_id: bytes
+    chunk_log2: int
+    wrapped_keys: bytes  # empty in the compact form
+    salt: bytes
+    commitment: bytes
+    body: bytes  # the chunks
+
+
+def parse_head(data):
+    """Stream: the parts of a stream, with the checks in the order of the page."""
+    cursor = Cursor(data)
+    suite, kind, wrapped_size, dek_id = parse_header(cursor)
+    if kind != KIND_STREAM:
+        raise FormatError("unsupported-kind", "a message")
+    chunk_log2 = cursor.u8()
+    if not 12 <= chunk_log2 <= 24:
+        raise FormatError("unsupported-chunk-size", f"2^{chunk_log2}")
+    room = cursor.u16()
+    if any(cursor.take(5)):
+        raise malformed("zero bytes of a stream")
+    wrapped_keys = cursor.take(wrapped_size)
+    if any(cursor.take(room)):
+        raise malformed("room")
+    salt, commitment = cursor.take(24), cursor.take(32)
+    return Head(suite, dek_id, chunk_log2, wrapped_keys, salt, commitment, cursor.rest())
+
+
+def expand_sha512(key, info, size):
+    """HKDF-Expand with SHA-512, RFC 5869, section 2.3."""
+    out, block = b"", b""
+    for number in range(1, -(-size // 64) + 1):
+        block = hmac.new(key, block + info + bytes([number]), hashlib.sha512).digest()
+        out += block
+    return out[:size]
+
+
+def stream_keys(root, suite, salt, chunk_log2, aad):
+    """Keys of a stream: key, base nonce and commitment."""
+    info = b"c2sp.org/chunked-encryption@v1+" + STREAM_AEAD[suite] + b"\0" + salt
+    out = expand_sha512(root, info + bytes([chunk_log2]) + aad, 76)
+    return out[:32], out[32:44], out[44:]
+
+
+def open_stream(data, keks, ctx, aad, handed_over):
+    """Reading a stream: the plaintext. It is all there or refused, as this reader has no streaming."""
+    head = parse_head(data)
+    dek = dek_of(head, keks, ctx, handed_over)
+    root = derive(dek, USE_STREAM_ROOT, head.suite, ctx)
+    key, base, commitment = stream_keys(root, head.suite, head.salt, head.chunk_log2, aad)
+    if not hmac.compare_digest(commitment, head.commitment):
+        raise FormatError("invalid", "commitment differs")
+    size, cursor, plaintext, index = 2**head.chunk_log2 + TAG_SIZE, Cursor(head.body), b"", 0
+    while True:
+        sealed = cursor.take(min(size, len(head.body) - cursor.at))
+        if len(sealed) < TAG_SIZE:
+            raise malformed("no last chunk")
+        nonce = (int.from_bytes(base, "big") ^ index).to_bytes(12, "big")
+        plaintext += aead_open(head.suite, key, nonce, b"", sealed)
+        if len(sealed) < size:
+            return plaintext
+        index += 1

@@ -13,21 +13,22 @@ import sys
 from functools import partial
 
 from reader import (
-    KEY_SIZE, NONCE_SIZE, USE_BRANCH_DEK, USE_BRANCH_WRAP, USE_DEK_ID, USE_MESSAGE, FormatError,
-    aead_open, decode_context, decode_entry, decode_row, decode_wrapped_keys, derive,
-    encode_context, encode_entry, encode_row, encode_wrapped_keys, open_message, unwrap_branch,
-    unwrap_local,
+    KEY_SIZE, NONCE_SIZE, STREAM_AEAD, USE_BRANCH_DEK, USE_BRANCH_WRAP, USE_DEK_ID, USE_MESSAGE,
+    USE_STREAM_ROOT, FormatError, aead_open, decode_context, decode_entry, decode_row,
+    decode_wrapped_keys, derive, encode_context, encode_entry, encode_row, encode_wrapped_keys,
+    open_message, open_stream, stream_keys, unwrap_branch, unwrap_local,
 )
 
 KINDS = {"not-sealed", "unsupported-version", "unsupported-suite", "unsupported-kind", "malformed"}
-KINDS |= {"missing-wrapped-keys", "unknown-kek", "invalid"}
+KINDS |= {"missing-wrapped-keys", "unknown-kek", "invalid", "unsupported-chunk-size"}
 ANY = "any"  # the page leaves the error open
-# By file: that of messages, that of branch keys, and that of data domains.
+# By file: that of messages, that of branch keys, that of data domains, and that of streams.
 SECTIONS = {
     "known_answer": ("known_answer", "keks", "messages", "contexts", "wrapped_keys"),
     "known_answers": ("known_answers", "keks", "branches", "key_rows", "branch_entries",
                       "messages"),
     "known_domain": ("known_domain", "keks", "branches", "messages"),
+    "known_stream": ("known_stream", "keks", "streams"),
 }
 MESSAGE_FIELDS = ("name", "context", "aad", "sealed", "wrapped_keys", "error")
 PAGE_DEK_ID = "f33d9a4834f3c7c628575d600ae8a259e42b4ffe42ac7909bba78f2b611c8615"
@@ -92,7 +93,7 @@ def load_branches(branches):
     return loaded
 
 
-def check_message(vector, keks, branches):
+def check_message(open_sealed, vector, keks, branches):
     fields = MESSAGE_FIELDS if branches is None else (*MESSAGE_FIELDS, "rows")
     check_fields(vector, fields, ("plaintext", "plaintext_sha256", "domain"))
     error, handed_over = vector["error"], vector["wrapped_keys"]
@@ -106,7 +107,7 @@ def check_message(vector, keks, branches):
     handed_over = None if handed_over is None else binascii.unhexlify(handed_over)
     ctx, outcome = context_bytes(vector["context"], domain=vector.get("domain")), None
     try:
-        plaintext = open_message(sealed, keks | of_branches, ctx, aad, handed_over)
+        plaintext = open_sealed(sealed, keks | of_branches, ctx, aad, handed_over)
     except FormatError as refused:
         outcome = refused
     matches = outcome is not None if error == ANY else getattr(outcome, "kind", None) == error
@@ -214,6 +215,21 @@ class Run:
         ):
             self.check(f"known_domain: {name}", check_hex, found, expected)
 
+    def stream_answer(self, answer):
+        self.check("known_stream", check_fields, answer,
+                   ("dek", "context", "salt", "chunk_log2", "aad", "suites"))
+        self.check("known_stream: suites", check_fields, answer["suites"], ("1", "2"))
+        dek, ctx = binascii.unhexlify(answer["dek"]), context_bytes(answer["context"])
+        salt, aad = binascii.unhexlify(answer["salt"]), binascii.unhexlify(answer["aad"])
+        for suite in STREAM_AEAD:
+            expected = answer["suites"][str(suite)]
+            self.check("known_stream: keys", check_fields, expected,
+                       ("root", "key", "base_nonce", "commitment"))
+            root = derive(dek, USE_STREAM_ROOT, suite, ctx)
+            found = (root, *stream_keys(root, suite, salt, answer["chunk_log2"], aad))
+            for name, value in zip(("root", "key", "base_nonce", "commitment"), found):
+                self.check(f"known_stream: {name} {suite}", check_hex, value, expected[name])
+
     def page(self):
         ctx = encode_context([(b"tenant", b"alice")])
         dek = bytes(range(32))
@@ -243,6 +259,8 @@ class Run:
             self.known_answer(doc["known_answer"])
         if "known_domain" in doc:
             self.domain_answer(doc["known_domain"])
+        if "known_stream" in doc:
+            self.stream_answer(doc["known_stream"])
         if "known_answers" in doc:
             self.branch_answers(doc["known_answers"])
         keks = self.check("keks", load_keks, doc.get("keks", ())) or {}
@@ -251,7 +269,11 @@ class Run:
             branches = self.check("branches", load_branches, doc["branches"])
         for number, vector in enumerate(doc.get("messages", ())):
             name = vector.get("name", "") if isinstance(vector, dict) else ""
-            self.check(f"messages[{number}] {name}", check_message, vector, keks, branches)
+            self.check(f"messages[{number}] {name}", check_message, open_message, vector, keks,
+                       branches)
+        for number, vector in enumerate(doc.get("streams", ())):
+            name = vector.get("name", "") if isinstance(vector, dict) else ""
+            self.check(f"streams[{number}] {name}", check_message, open_stream, vector, keks, None)
         codecs = {"contexts": (decode_context, encode_context),
                   "wrapped_keys": (decode_wrapped_keys, encode_wrapped_keys),
                   "key_rows": (decode_row, encode_row),

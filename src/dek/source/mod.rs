@@ -16,6 +16,7 @@ mod reading;
 mod renewal;
 mod rewrap;
 mod stored;
+mod stream;
 mod walk;
 mod writing;
 
@@ -41,7 +42,7 @@ use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::observe::{Event, Observers};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
-use crate::suite::{AeadKey, Backend, BranchKey, Nonces, Suite, derive_message_key};
+use crate::suite::{Backend, BranchKey, DekKeys, Nonces, Suite};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use branch::{BranchTerms, PERIOD, cached_as};
@@ -51,6 +52,7 @@ pub(crate) use kind::{DekOf, DekRequest};
 use kind::{Kind, Obtained};
 pub(crate) use reading::ReadingRequest;
 use renewal::Renewer;
+pub(crate) use stream::BegunStream;
 pub(crate) use writing::WritingRequest;
 
 pub(crate) struct SourceOptions {
@@ -416,8 +418,7 @@ impl DekSource {
         if self.options.branch.is_some() {
             return BranchKey::new(dek, context.clone()).map(Arc::new).map(LeasedKey::Branch);
         }
-        let key = derive_message_key(&dek, context, suite)?;
-        AeadKey::expand(self.options.backend, suite, &key).map(LeasedKey::Message)
+        DekKeys::derive(self.options.backend, &dek, context, suite).map(LeasedKey::Dek)
     }
 
     /// Whether wrapped keys may be in a store.

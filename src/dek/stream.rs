@@ -1,0 +1,84 @@
+//! An open stream: the DEK of which it came, and a lease on its own key.
+//!
+//! The lease is a child of the DEK's. Whatever ends the DEK early ends it too. It may outlast the
+//! DEK's time, and has a time of its own.
+#![forbid(unsafe_code)]
+
+use super::lease::Lease;
+use super::parent::LeaseParent;
+use super::registry::Leased;
+use super::{LimitsInForce, ReadingDek, WritingDek};
+use crate::error::Error;
+use crate::suite::{DekId, StreamKey, TAG_LEN};
+use crate::sync::Arc;
+
+/// The key of one open stream.
+pub(crate) struct StreamDek {
+    lease: Lease,
+    /// Set if the stream is written. The DEK counts its bytes.
+    writing: Option<Arc<WritingDek>>,
+}
+
+impl Leased for StreamDek {
+    fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    fn is_for_reading(&self) -> bool {
+        self.writing.is_none()
+    }
+
+    /// It was counted when it was opened.
+    fn take_counted(&self) -> u64 {
+        0
+    }
+
+    /// The end of the DEK's keys is reported, and a stream's key is none of them.
+    fn is_end_to_report(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for StreamDek {
+    fn drop(&mut self) {
+        self.lease.end();
+    }
+}
+
+impl StreamDek {
+    pub(super) fn written(
+        dek: &Arc<WritingDek>,
+        key: &Arc<StreamKey>,
+        limits: &LimitsInForce,
+    ) -> Self {
+        let itself = Arc::new(LeaseParent::of_streams(dek.clone()));
+        Self { lease: dek.lease.of_stream(key, itself, limits), writing: Some(dek.clone()) }
+    }
+
+    pub(super) fn read(
+        dek: &Arc<ReadingDek>,
+        key: &Arc<StreamKey>,
+        limits: &LimitsInForce,
+    ) -> Self {
+        let itself = Arc::new(LeaseParent::of_streams(dek.clone()));
+        Self { lease: dek.lease.of_stream(key, itself, limits), writing: None }
+    }
+
+    pub(crate) fn dek_id(&self) -> DekId {
+        self.lease.id
+    }
+
+    /// Encrypts a chunk in place and returns its tag. **Once for each index**: the caller counts.
+    /// On an error the payload is unchanged or wiped.
+    pub(crate) fn seal(&self, index: u64, payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
+        if let Some(dek) = &self.writing {
+            dek.grow_stream(payload.len())?;
+        }
+        self.lease.with_stream_key(|key| key.seal(index, payload)).flatten()
+    }
+
+    /// Decrypts a chunk in place. If it is not authentic, it is wiped.
+    pub(crate) fn open(&self, index: u64, payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
+        self.lease.with_stream_key(|key| key.open(index, payload, tag)).flatten()
+    }
+}

@@ -1,0 +1,85 @@
+//! The key of a stream that is read.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io::Read;
+use std::sync::Arc;
+
+use super::opening::Opening;
+use super::{ReadAt, SeekableStream, StreamHead, StreamReader};
+use crate::dek::{OwnedSource, StreamDek};
+use crate::error::Error;
+use crate::format::stream::no_last_chunk;
+use crate::memory::wipe;
+use crate::suite::{ChunkSize, DekId, TAG_LEN};
+
+/// The key of one stream: see [`Envelope::stream_decryptor`](crate::Envelope::stream_decryptor). It
+/// was checked that the stream's head belongs to the context and the AAD.
+///
+/// Its time ends as [`Limits::max_stream_age`](crate::Limits::max_stream_age) says. When its DEK is
+/// denied, revoked or evicted by [`evict_context`](crate::Envelope::evict_context), the next chunk
+/// fails with [`ErrorKind::Expired`](crate::ErrorKind::Expired). A clone is a pointer.
+#[derive(Clone)]
+pub struct StreamDecryptor {
+    key: Arc<StreamDek>,
+    pub(super) chunk: ChunkSize,
+    pub(super) head: StreamHead,
+    /// Keeps the source alive: the DEKs end with the last envelope, handle or stream.
+    _source: Arc<OwnedSource>,
+}
+
+impl StreamDecryptor {
+    pub(super) fn new(
+        key: Arc<StreamDek>,
+        chunk: ChunkSize,
+        head: StreamHead,
+        source: Arc<OwnedSource>,
+    ) -> Self {
+        Self { key, chunk, head, _source: source }
+    }
+
+    /// Returns the id of the DEK.
+    #[must_use]
+    pub fn dek_id(&self) -> DekId {
+        self.key.dek_id()
+    }
+
+    /// Returns the head.
+    #[must_use]
+    pub fn head(&self) -> &StreamHead {
+        &self.head
+    }
+
+    /// Returns the plaintext of a stream. `inner` gives the bytes that follow the head.
+    pub fn reader<R: Read>(self, inner: R) -> StreamReader<R> {
+        StreamReader::new(Opening::new(self), inner)
+    }
+
+    /// Returns the plaintext of a stream at any place. `source` is the whole stream, with its head.
+    /// Reads the last chunk, which authenticates the length.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) and
+    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a stream that was cut or extended;
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the source failed.
+    pub fn seekable<S: ReadAt>(self, source: S) -> Result<SeekableStream<S>, Error> {
+        SeekableStream::new(self, source)
+    }
+
+    /// Decrypts one chunk with its tag, in place, and returns the length of its plaintext. The last
+    /// chunk is the one that is shorter than the others.
+    pub(super) fn open(&self, index: u64, sealed: &mut [u8]) -> Result<usize, Error> {
+        if let Some((payload, tag)) = sealed.split_last_chunk_mut::<TAG_LEN>() {
+            self.key.open(index, payload, tag)?;
+            return Ok(payload.len());
+        }
+        wipe(sealed);
+        Err(no_last_chunk())
+    }
+}
+
+impl fmt::Debug for StreamDecryptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamDecryptor").field("head", &self.head).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,280 @@
+//! Streams: payloads of any length, encrypted in chunks.
+//!
+//! ```text
+//!   look-up (await) ──► StreamEncryptor ──► StreamWriter: Write        AsyncStreamWriter (tokio)
+//!   StreamHead, look-up (await) ──► StreamDecryptor ──► StreamReader: Read + BufRead
+//!                                                   └─► SeekableStream: Read + Seek, read_range
+//! ```
+//!
+//! The key is looked up once, and everything behind it is synchronous. `sealing` and `opening` turn
+//! bytes into chunks and back and do no I/O. What reads and writes is around them.
+#![forbid(unsafe_code)]
+
+mod decryptor;
+mod encryptor;
+mod head;
+mod opening;
+mod parallel;
+mod read;
+mod sealing;
+mod seekable;
+#[cfg(feature = "tokio")]
+mod tokio;
+mod write;
+
+use std::io;
+use std::io::{Read, Write};
+
+pub use decryptor::StreamDecryptor;
+pub use encryptor::{StreamEncryptor, StreamOptions};
+pub use head::StreamHead;
+pub use read::StreamReader;
+pub use seekable::{ReadAt, SeekableStream};
+pub use write::StreamWriter;
+
+#[cfg(feature = "tokio")]
+pub use self::tokio::{AsyncStreamReader, AsyncStreamWriter};
+use super::{Aad, ActingFor, Envelope};
+use crate::caller::{Action, Caller};
+use crate::context::EncryptionContext;
+use crate::dek::ReadingRequest;
+use crate::error::{Error, ErrorKind};
+
+impl Envelope {
+    /// Begins a stream: what is written to the result is encrypted, in chunks, to `writer`.
+    ///
+    /// **Call [`finish`](StreamWriter::finish)**, or every reader refuses the stream. The key service
+    /// is asked at most once, here. docs/streams.md is the guide.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// use std::io::{Read, Write};
+    ///
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// let mut writer = envelope.encrypt_stream(&context, Aad::from(b"backup 17"), Vec::new()).await?;
+    /// for line in 0..100_000 {
+    ///     writeln!(writer, "line {line}")?;
+    /// }
+    /// let sealed = writer.finish()?;
+    ///
+    /// let mut reader = envelope.decrypt_stream(&context, Aad::from(b"backup 17"), &sealed[..]).await?;
+    /// let mut text = String::new();
+    /// reader.read_to_string(&mut text)?;
+    /// assert!(text.ends_with("line 99999\n"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt).
+    pub async fn encrypt_stream<W: Write>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        writer: W,
+    ) -> Result<StreamWriter<W>, Error> {
+        let options = StreamOptions::default();
+        Ok(self.stream_encryptor_for(None, context, aad, options).await?.writer(writer))
+    }
+
+    /// As [`encrypt_stream`](Self::encrypt_stream), with options, and apart from where the stream
+    /// goes.
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range;
+    /// [`ErrorKind::TooLarge`] if the wrapped keys have no room in
+    /// [`key_space`](StreamOptions::key_space).
+    pub async fn stream_encryptor(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        options: StreamOptions,
+    ) -> Result<StreamEncryptor, Error> {
+        self.stream_encryptor_for(None, context, aad, options).await
+    }
+
+    /// Opens a stream for reading from its beginning.
+    ///
+    /// It reads the head from `reader`, which may block, and checks that the head belongs to this
+    /// context and AAD. Then nothing waits for a key service any more.
+    ///
+    /// **Plaintext that is returned is authentic, and a part.** Only the end, which
+    /// [`read`](Read::read) reports by 0 bytes, says that it was the whole: a stream that was cut ends
+    /// with an error.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the reader failed.
+    pub async fn decrypt_stream<R: Read>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        mut reader: R,
+    ) -> Result<StreamReader<R>, Error> {
+        let head = StreamHead::read(&mut reader)?;
+        Ok(self.stream_decryptor_for(None, context, aad, &head).await?.reader(reader))
+    }
+
+    /// Opens a stream whose source can be read at any place.
+    ///
+    /// Reads the head and the last chunk, which authenticates the length. Then each
+    /// [`read_range`](SeekableStream::read_range) reads the chunks that it touches, and no others.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the source failed.
+    pub async fn open_stream<S: ReadAt>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        source: S,
+    ) -> Result<SeekableStream<S>, Error> {
+        let head = StreamHead::read_at(&source)?;
+        self.stream_decryptor_for(None, context, aad, &head).await?.seekable(source)
+    }
+
+    /// Returns the key of the stream that begins with `head`, for loops, several threads and code of
+    /// your own that reads it.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt).
+    pub async fn stream_decryptor(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        head: &StreamHead,
+    ) -> Result<StreamDecryptor, Error> {
+        self.stream_decryptor_for(None, context, aad, head).await
+    }
+
+    async fn stream_encryptor_for(
+        &self,
+        caller: Option<&Caller>,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        options: StreamOptions,
+    ) -> Result<StreamEncryptor, Error> {
+        let chunk = options.chunk()?;
+        let permitted = self.permit(Action::Encrypt, context, caller).await?;
+        let begun = self.source.begin_stream(context, chunk, aad.as_bytes()).await?;
+        self.confirm(permitted, Action::Encrypt, context, caller).await?;
+        StreamEncryptor::new(begun, options, chunk, self.source.clone())
+    }
+
+    async fn stream_decryptor_for(
+        &self,
+        caller: Option<&Caller>,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        head: &StreamHead,
+    ) -> Result<StreamDecryptor, Error> {
+        let permitted = self.permit(Action::Decrypt, context, caller).await?;
+        let (parsed, wrapped_keys) = (head.parsed()?, head.wrapped_keys());
+        if wrapped_keys.is_empty() && !self.source.has_store() {
+            return Err(Error::new(ErrorKind::MissingWrappedKeys, parsed.dek_id.to_string()));
+        }
+        let request = ReadingRequest {
+            context,
+            id: &parsed.dek_id,
+            suite: parsed.suite,
+            wrapped_keys: Some(wrapped_keys),
+            is_stored: wrapped_keys.is_empty(),
+        };
+        let key = self.source.open_stream(request, &parsed, aad.as_bytes()).await?;
+        self.confirm(permitted, Action::Decrypt, context, caller).await?;
+        Ok(StreamDecryptor::new(key, parsed.chunk, head.clone(), self.source.clone()))
+    }
+}
+
+impl ActingFor<'_> {
+    /// As [`Envelope::encrypt_stream`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encrypt_stream<W: Write>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        writer: W,
+    ) -> Result<StreamWriter<W>, Error> {
+        Ok(self.stream_encryptor(context, aad, StreamOptions::default()).await?.writer(writer))
+    }
+
+    /// As [`Envelope::stream_encryptor`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stream_encryptor(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        options: StreamOptions,
+    ) -> Result<StreamEncryptor, Error> {
+        self.envelope.stream_encryptor_for(self.caller, context, aad, options).await
+    }
+
+    /// As [`Envelope::decrypt_stream`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt_stream<R: Read>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        mut reader: R,
+    ) -> Result<StreamReader<R>, Error> {
+        let head = StreamHead::read(&mut reader)?;
+        Ok(self.stream_decryptor(context, aad, &head).await?.reader(reader))
+    }
+
+    /// As [`Envelope::open_stream`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_stream<S: ReadAt>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        source: S,
+    ) -> Result<SeekableStream<S>, Error> {
+        let head = StreamHead::read_at(&source)?;
+        self.stream_decryptor(context, aad, &head).await?.seekable(source)
+    }
+
+    /// As [`Envelope::stream_decryptor`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stream_decryptor(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        head: &StreamHead,
+    ) -> Result<StreamDecryptor, Error> {
+        self.envelope.stream_decryptor_for(self.caller, context, aad, head).await
+    }
+}
+
+/// The error of a reader or source, while a stream is opened.
+fn io_failed(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => error,
+        Err(error) => Error::new(ErrorKind::Io, "the stream could not be read").with_source(error),
+    }
+}
+
+/// Returns what a reader or writer says it took, unless it is more than it was given.
+fn checked(taken: usize, given: usize) -> io::Result<usize> {
+    match taken <= given {
+        true => Ok(taken),
+        false => Err(io::Error::other("a reader or writer took more bytes than it was given")),
+    }
+}
+
+/// Copies what fits, and returns how much that is.
+fn copied(from: &[u8], to: &mut [u8]) -> usize {
+    let n = from.len().min(to.len());
+    if let (Some(from), Some(to)) = (from.get(..n), to.get_mut(..n)) {
+        to.copy_from_slice(from);
+    }
+    n
+}

@@ -1,0 +1,69 @@
+//! `std::io::Read` for a stream.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io;
+use std::io::{BufRead, Read};
+
+use super::opening::Opening;
+use super::{checked, copied};
+
+/// Decrypts a stream from its beginning: see
+/// [`Envelope::decrypt_stream`](crate::Envelope::decrypt_stream).
+///
+/// Every byte that it returns is authentic, and stands at its place in the stream. **That the stream
+/// is complete is known at the end only**, when [`read`](Read::read) returns 0. Until then do not act
+/// on the whole: a stream that was cut gives its first part and then an error. After an error of the
+/// decryption every read fails. [`Error::of_io`](crate::Error::of_io) returns it. An error of the
+/// inner reader is passed on, and the next read goes on where it was.
+///
+/// It holds one chunk, and needs no [`BufReader`](io::BufReader).
+pub struct StreamReader<R> {
+    opening: Opening,
+    inner: R,
+}
+
+impl<R: Read> StreamReader<R> {
+    pub(super) fn new(opening: Opening, inner: R) -> Self {
+        Self { opening, inner }
+    }
+
+    /// Returns the inner reader. At the end of the stream it is behind it.
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+}
+
+impl<R: Read> Read for StreamReader<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if out.is_empty() {
+            return Ok(0);
+        }
+        let plaintext = self.fill_buf()?;
+        let taken = copied(plaintext, out);
+        self.consume(taken);
+        Ok(taken)
+    }
+}
+
+impl<R: Read> BufRead for StreamReader<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while let Some(room) = self.opening.room()? {
+            let n = checked(self.inner.read(room)?, room.len())?;
+            self.opening.filled(n)?;
+        }
+        Ok(self.opening.plaintext())
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.opening.consume(n);
+    }
+}
+
+impl<R> fmt::Debug for StreamReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamReader")
+            .field("dek_id", &self.opening.decryptor().dek_id())
+            .finish_non_exhaustive()
+    }
+}

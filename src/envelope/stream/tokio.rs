@@ -1,0 +1,276 @@
+//! `AsyncRead` and `AsyncWrite` of tokio for a stream.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
+
+use super::head::HeadBuffer;
+use super::opening::Opening;
+use super::sealing::Sealing;
+use super::{StreamDecryptor, StreamEncryptor, StreamHead, checked, io_failed};
+use crate::context::EncryptionContext;
+use crate::envelope::{Aad, ActingFor, Envelope};
+use crate::error::Error;
+
+impl Envelope {
+    /// As [`encrypt_stream`](Self::encrypt_stream), to a writer of tokio.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    ///
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build()?.block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// let mut writer = envelope.encrypt_stream_async(&context, Aad::empty(), Vec::new()).await?;
+    /// writer.write_all(b"text").await?;
+    /// let sealed = writer.finish().await?;
+    ///
+    /// let mut reader = envelope.decrypt_stream_async(&context, Aad::empty(), &sealed[..]).await?;
+    /// let mut text = String::new();
+    /// reader.read_to_string(&mut text).await?;
+    /// assert_eq!(text, "text");
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt).
+    pub async fn encrypt_stream_async<W: AsyncWrite + Unpin>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        writer: W,
+    ) -> Result<AsyncStreamWriter<W>, Error> {
+        self.for_nobody().encrypt_stream_async(context, aad, writer).await
+    }
+
+    /// As [`decrypt_stream`](Self::decrypt_stream), from a reader of tokio.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt_stream_async<R: AsyncRead + Unpin>(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        reader: R,
+    ) -> Result<AsyncStreamReader<R>, Error> {
+        self.for_nobody().decrypt_stream_async(context, aad, reader).await
+    }
+}
+
+impl ActingFor<'_> {
+    /// As [`Envelope::encrypt_stream_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encrypt_stream_async<W: AsyncWrite + Unpin>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        writer: W,
+    ) -> Result<AsyncStreamWriter<W>, Error> {
+        let encryptor = self.stream_encryptor(context, aad, Default::default()).await?;
+        Ok(encryptor.async_writer(writer))
+    }
+
+    /// As [`Envelope::decrypt_stream_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt_stream_async<R: AsyncRead + Unpin>(
+        self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        mut reader: R,
+    ) -> Result<AsyncStreamReader<R>, Error> {
+        let head = StreamHead::read_async(&mut reader).await?;
+        Ok(self.stream_decryptor(context, aad, &head).await?.async_reader(reader))
+    }
+}
+
+impl StreamHead {
+    /// As [`read`](Self::read), from a reader of tokio.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_async<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Self, Error> {
+        let mut buffer = HeadBuffer::default();
+        while let Some(room) = buffer.room()? {
+            let mut room = ReadBuf::new(room);
+            let read = poll_fn(|cx| Pin::new(&mut *reader).poll_read(cx, &mut room)).await;
+            let n = room.filled().len();
+            match read {
+                Ok(()) => buffer.filled(n)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(io_failed(error)),
+            }
+        }
+        buffer.into_head()
+    }
+}
+
+impl StreamEncryptor {
+    /// As [`writer`](Self::writer), to a writer of tokio.
+    pub fn async_writer<W: AsyncWrite + Unpin>(self, inner: W) -> AsyncStreamWriter<W> {
+        AsyncStreamWriter { sealing: Sealing::new(self), inner }
+    }
+}
+
+impl StreamDecryptor {
+    /// As [`reader`](Self::reader), from a reader of tokio.
+    pub fn async_reader<R: AsyncRead + Unpin>(self, inner: R) -> AsyncStreamReader<R> {
+        AsyncStreamReader { opening: Opening::new(self), inner }
+    }
+}
+
+/// As [`StreamWriter`](crate::StreamWriter), for tokio.
+///
+/// **Call [`finish`](Self::finish) at the end**, or shut it down, which also shuts down the inner
+/// writer. Without one of the two every reader refuses the stream. A chunk is encrypted on the task
+/// that writes: with chunks of megabytes that takes milliseconds.
+#[must_use = "without `finish` or a shut-down the stream is refused by every reader"]
+pub struct AsyncStreamWriter<W> {
+    sealing: Sealing,
+    inner: W,
+}
+
+impl<W: AsyncWrite + Unpin> AsyncStreamWriter<W> {
+    /// Encrypts and writes the last chunk, flushes, and returns the inner writer.
+    ///
+    /// If the future is dropped, the stream is refused.
+    ///
+    /// # Errors
+    /// Those of the inner writer and of the encryption. The stream is then refused.
+    pub async fn finish(mut self) -> io::Result<W> {
+        poll_fn(|cx| self.poll_end(cx)).await?;
+        poll_fn(|cx| Pin::new(&mut self.inner).poll_flush(cx)).await?;
+        Ok(self.inner)
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        if !self.sealing.is_finished() {
+            self.sealing.end()?;
+            ready!(self.poll_drain(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes out what is encrypted.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let pending = self.sealing.pending();
+            if pending.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, pending))?;
+            match checked(n, pending.len())? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.sealing.written(n),
+            }
+        }
+    }
+}
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for AsyncStreamWriter<W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        plaintext: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_drain(cx))?;
+        if plaintext.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        Poll::Ready(Ok(self.sealing.take(plaintext)?))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_end(cx))?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+impl<W> fmt::Debug for AsyncStreamWriter<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncStreamWriter")
+            .field("dek_id", &self.sealing.encryptor().dek_id())
+            .finish_non_exhaustive()
+    }
+}
+
+/// As [`StreamReader`](crate::StreamReader), for tokio.
+///
+/// A stream of `Bytes` is made of it by `tokio_util::io::ReaderStream`. A chunk is decrypted on the
+/// task that reads.
+pub struct AsyncStreamReader<R> {
+    opening: Opening,
+    inner: R,
+}
+
+impl<R: AsyncRead + Unpin> AsyncStreamReader<R> {
+    /// Returns the inner reader. At the end of the stream it is behind it.
+    pub fn into_inner(self) -> R {
+        self.inner
+    }
+
+    /// Completes when there is plaintext, or the stream has ended.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(room) = self.opening.room()? {
+            let mut room = ReadBuf::new(room);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut room))?;
+            let n = room.filled().len();
+            self.opening.filled(n)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for AsyncStreamReader<R> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if out.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_fill(cx))?;
+        let plaintext = self.opening.plaintext();
+        let taken = plaintext.len().min(out.remaining());
+        out.put_slice(plaintext.get(..taken).unwrap_or_default());
+        self.opening.consume(taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncBufRead for AsyncStreamReader<R> {
+    fn poll_fill_buf(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<&[u8]>> {
+        let this = self.get_mut();
+        ready!(this.poll_fill(cx))?;
+        Poll::Ready(Ok(this.opening.plaintext()))
+    }
+
+    fn consume(mut self: Pin<&mut Self>, n: usize) {
+        self.opening.consume(n);
+    }
+}
+
+impl<R> fmt::Debug for AsyncStreamReader<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncStreamReader")
+            .field("dek_id", &self.opening.decryptor().dek_id())
+            .finish_non_exhaustive()
+    }
+}
