@@ -6,6 +6,7 @@ mod backoff;
 mod builder;
 mod errors;
 mod format;
+mod home;
 mod store;
 mod table;
 

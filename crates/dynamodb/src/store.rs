@@ -14,6 +14,7 @@ use waxseal::store::{
 
 use crate::backoff::Backoff;
 use crate::format::{self, BRANCH, EPOCH, ERASED, ID, KEY_ROW, PERIOD};
+use crate::home::Home;
 use crate::table::{Change, Table, Written};
 
 /// Most writes of one transaction, and most bytes of the rows that it touches (4 MB are allowed).
@@ -32,12 +33,13 @@ struct Inner {
     table: Table,
     name: String,
     bound: Duration,
+    home: Home,
 }
 
 impl DynamoDbKeyStore {
     pub(crate) fn new(table: Table, bound: Duration) -> Self {
         let name = format!("dynamodb {}", table.name);
-        Self(Arc::new(Inner { table, name, bound }))
+        Self(Arc::new(Inner { table, name, bound, home: Home::current() }))
     }
 
     /// Creates the table, unless it is there, and waits until it can be used: billed by request,
@@ -48,7 +50,19 @@ impl DynamoDbKeyStore {
     /// *misconfigured* without permission (`CreateTable`, `DescribeTable`), or where the table has
     /// other keys; *unavailable* where it is not active within five minutes.
     pub async fn create_table(&self) -> Result<(), StoreError> {
-        self.0.table.create().await
+        self.run(|inner| async move { inner.table.create().await }).await
+    }
+
+    /// Runs a call where its client finds its runtime, whoever polls the future.
+    fn run<'a, T: Send + 'static, F>(
+        &'a self,
+        call: impl FnOnce(Arc<Inner>) -> F,
+    ) -> BoxFuture<'a, Result<T, StoreError>>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let work = call(self.0.clone());
+        Box::pin(self.0.home.run(work))
     }
 }
 
@@ -268,11 +282,13 @@ impl KeyStore for DynamoDbKeyStore {
     }
 
     fn insert<'a>(&'a self, row: &'a StoredRow) -> BoxFuture<'a, Result<Insertion, StoreError>> {
-        Box::pin(self.0.insert(row))
+        let row = row.clone();
+        self.run(|inner| async move { inner.insert(&row).await })
     }
 
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>> {
-        Box::pin(self.0.row(id))
+        let id = *id;
+        self.run(move |inner| async move { inner.row(&id).await })
     }
 
     fn branch<'a>(
@@ -280,7 +296,8 @@ impl KeyStore for DynamoDbKeyStore {
         branch: &'a BranchId,
         from: i64,
     ) -> BoxFuture<'a, Result<Vec<StoredRow>, StoreError>> {
-        Box::pin(self.0.branch(branch, from))
+        let branch = *branch;
+        self.run(move |inner| async move { inner.branch(&branch, from).await })
     }
 
     fn replace<'a>(
@@ -288,14 +305,16 @@ impl KeyStore for DynamoDbKeyStore {
         old: &'a StoredRow,
         new: &'a StoredRow,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(self.0.replace(old, new))
+        let (old, new) = (old.clone(), new.clone());
+        self.run(|inner| async move { inner.replace(&old, &new).await })
     }
 
     fn erase_branch<'a>(
         &'a self,
         branch: &'a BranchId,
     ) -> BoxFuture<'a, Result<Erasure, StoreError>> {
-        Box::pin(self.0.erase(branch))
+        let branch = *branch;
+        self.run(move |inner| async move { inner.erase(&branch).await })
     }
 
     fn scan<'a>(
@@ -303,13 +322,16 @@ impl KeyStore for DynamoDbKeyStore {
         after: Option<&'a ScanCursor>,
         limit: usize,
     ) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
-        Box::pin(self.0.scan(after, limit))
+        let after = after.cloned();
+        self.run(move |inner| async move { inner.scan(after.as_ref(), limit).await })
     }
 
     /// Reads an item that is never there: that needs the table, its keys, and the right to read.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         let nobody = RowId::from_bytes([0; 16]);
-        Box::pin(async move { self.0.table.get(format::row_key(&nobody)).await.map(drop) })
+        self.run(
+            move |inner| async move { inner.table.get(format::row_key(&nobody)).await.map(drop) },
+        )
     }
 }
 

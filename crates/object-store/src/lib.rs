@@ -7,6 +7,7 @@ mod builder;
 mod crashes;
 mod errors;
 mod format;
+mod home;
 mod local;
 mod objects;
 mod store;

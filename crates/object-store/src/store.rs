@@ -21,6 +21,7 @@ use waxseal::store::{
 };
 
 use crate::format::{self, Content, encode_claim, encode_row};
+use crate::home::Home;
 use crate::objects::{Backoff, Objects};
 
 const KEYS: &str = "keys";
@@ -37,11 +38,24 @@ pub struct ObjectKeyStore(Arc<Inner>);
 struct Inner {
     objects: Objects,
     name: String,
+    home: Home,
 }
 
 impl ObjectKeyStore {
     pub(crate) fn new(objects: Objects, name: String) -> Self {
-        Self(Arc::new(Inner { objects, name }))
+        Self(Arc::new(Inner { objects, name, home: Home::current() }))
+    }
+
+    /// Runs a call where its client finds its runtime, whoever polls the future.
+    fn run<'a, T: Send + 'static, F>(
+        &'a self,
+        call: impl FnOnce(Arc<Inner>) -> F,
+    ) -> BoxFuture<'a, Result<T, StoreError>>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send + 'static,
+    {
+        let work = call(self.0.clone());
+        Box::pin(self.0.home.run(work))
     }
 }
 
@@ -289,11 +303,13 @@ impl KeyStore for ObjectKeyStore {
     }
 
     fn insert<'a>(&'a self, row: &'a StoredRow) -> BoxFuture<'a, Result<Insertion, StoreError>> {
-        Box::pin(self.0.insert(row))
+        let row = row.clone();
+        self.run(|inner| async move { inner.insert(&row).await })
     }
 
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>> {
-        Box::pin(self.0.get(id))
+        let id = *id;
+        self.run(move |inner| async move { inner.get(&id).await })
     }
 
     fn branch<'a>(
@@ -301,7 +317,8 @@ impl KeyStore for ObjectKeyStore {
         branch: &'a BranchId,
         from: i64,
     ) -> BoxFuture<'a, Result<Vec<StoredRow>, StoreError>> {
-        Box::pin(self.0.branch(branch, from))
+        let branch = *branch;
+        self.run(move |inner| async move { inner.branch(&branch, from).await })
     }
 
     fn replace<'a>(
@@ -309,14 +326,16 @@ impl KeyStore for ObjectKeyStore {
         old: &'a StoredRow,
         new: &'a StoredRow,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        Box::pin(self.0.replace(old, new))
+        let (old, new) = (old.clone(), new.clone());
+        self.run(|inner| async move { inner.replace(&old, &new).await })
     }
 
     fn erase_branch<'a>(
         &'a self,
         branch: &'a BranchId,
     ) -> BoxFuture<'a, Result<Erasure, StoreError>> {
-        Box::pin(self.0.erase(branch))
+        let branch = *branch;
+        self.run(move |inner| async move { inner.erase(&branch).await })
     }
 
     fn scan<'a>(
@@ -324,10 +343,11 @@ impl KeyStore for ObjectKeyStore {
         after: Option<&'a ScanCursor>,
         limit: usize,
     ) -> BoxFuture<'a, Result<ScanPage, StoreError>> {
-        Box::pin(self.0.scan(after, limit))
+        let after = after.cloned();
+        self.run(move |inner| async move { inner.scan(after.as_ref(), limit).await })
     }
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.0.health())
+        self.run(|inner| async move { inner.health().await })
     }
 }

@@ -164,3 +164,18 @@ async fn the_builder_s_region_and_endpoint_win() {
     let error = elsewhere.health().await.unwrap_err();
     assert_eq!(error.class(), StoreErrorClass::Misconfigured, "{error}");
 }
+
+/// An envelope is used from threads without a runtime too. A panic there would be every caller's.
+#[test]
+fn a_caller_without_a_runtime_gets_an_answer() {
+    use waxseal_testing::support::block_on;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let nowhere = "http://127.0.0.1:1";
+    let store = runtime.block_on(store_at(nowhere, "keys", Duration::from_secs(5)));
+    let row = row(1, 0, 1);
+    let error = block_on(store.get(row.id())).unwrap_err();
+    assert_eq!(error.class(), StoreErrorClass::Unavailable, "{error}");
+    let error = block_on(store.insert(&row)).unwrap_err();
+    assert_eq!(error.class(), StoreErrorClass::Unavailable, "{error}");
+}

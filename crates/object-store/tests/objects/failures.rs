@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use waxseal::ErrorKind;
-use waxseal::store::{KeyStore, ScanCursor, StoreError, StoreErrorClass};
+use waxseal::store::{Insertion, KeyStore, ScanCursor, StoreError, StoreErrorClass};
 use waxseal_object_store::ObjectKeyStore;
 use waxseal_testing::stand_in::{Line, Relay};
 
@@ -182,4 +182,36 @@ async fn stores_with_other_prefixes_do_not_see_each_other() {
     assert_eq!(other.get(row.id()).await.unwrap(), None);
     assert!(other.scan(None, 10).await.unwrap().rows.is_empty());
     assert!(other.branch(&row.place().unwrap().branch, 0).await.unwrap().is_empty());
+}
+
+/// An envelope is used from threads without a runtime too. A panic there would be every caller's.
+#[test]
+fn a_caller_without_a_runtime_is_served() {
+    use waxseal_testing::support::block_on;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let store = runtime.block_on(async { local(folder.path()) });
+    let row = row(1, 0, 1);
+    assert!(matches!(block_on(store.insert(&row)).unwrap(), Insertion::Inserted));
+    assert_eq!(block_on(store.get(row.id())).unwrap().unwrap().as_bytes(), row.as_bytes());
+    block_on(store.health()).unwrap();
+    // One that was made outside works on the runtime of its caller.
+    let outside = local(folder.path());
+    runtime.block_on(outside.get(row.id())).unwrap().unwrap();
+    let error = block_on(outside.get(row.id())).unwrap_err();
+    assert_eq!(error.class(), StoreErrorClass::Misconfigured, "{error}");
+    // The runtime of the store has ended.
+    drop(runtime);
+    let error = block_on(store.get(row.id())).unwrap_err();
+    assert_eq!(error.class(), StoreErrorClass::Unavailable, "{error}");
+}
+
+/// The URL is the name of the store, which errors and metrics show.
+#[test]
+fn a_user_in_a_url_is_refused_and_not_shown() {
+    for url in ["s3://hunter2@bucket/keys", "gs://hunter2@my.bucket"] {
+        let error = ObjectKeyStore::builder(url).build().unwrap_err().to_string();
+        assert!(error.contains("no user") && !error.contains("hunter2"), "{error}");
+    }
 }
