@@ -167,6 +167,21 @@ impl<'e> ActingFor<'e> {
         self.envelope.permit(operation, context, self.caller).await
     }
 
+    /// What is known without waiting.
+    #[inline]
+    fn known(
+        self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Option<Result<Permitted, Error>> {
+        match &self.envelope.guarded {
+            Some(guarded) => {
+                Some(guarded.permit_cached(operation, context, self.caller)?.map(Some))
+            }
+            None => Some(Ok(None)),
+        }
+    }
+
     async fn confirm(
         self,
         permitted: Permitted,
@@ -174,6 +189,15 @@ impl<'e> ActingFor<'e> {
         context: &EncryptionContext,
     ) -> Result<(), Error> {
         self.envelope.confirm(permitted, operation, context, self.caller).await
+    }
+
+    /// Whether the rules changed since it was permitted.
+    #[inline]
+    fn has_changed(self, permitted: Permitted) -> bool {
+        match (&self.envelope.guarded, permitted) {
+            (Some(guarded), Some(granted)) => guarded.has_changed(granted),
+            _ => false,
+        }
     }
 
     /// As [`Envelope::encrypt`].
@@ -186,9 +210,15 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        let permitted = self.permit(Action::Encrypt, context).await?;
+        let permitted = match self.known(Action::Encrypt, context) {
+            Some(known) => known?,
+            None => self.permit(Action::Encrypt, context).await?,
+        };
         let sealed = self.plain().encrypt(context, aad, plaintext).await?;
-        self.confirm(permitted, Action::Encrypt, context).await.map(|()| sealed)
+        if self.has_changed(permitted) {
+            self.confirm(permitted, Action::Encrypt, context).await?;
+        }
+        Ok(sealed)
     }
 
     /// As [`Envelope::encrypt_in_place`].
@@ -232,7 +262,17 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
-        let permitted = self.permit(Action::Decrypt, context).await?;
+        let permitted = match self.known(Action::Decrypt, context) {
+            Some(known) => {
+                let permitted = known?;
+                // What is cached is opened at once, under the rules of now.
+                if let Some(opened) = self.plain().decrypt_cached(context, aad, sealed)? {
+                    return Ok(opened);
+                }
+                permitted
+            }
+            None => self.permit(Action::Decrypt, context).await?,
+        };
         let opened = self.plain().decrypt(context, aad, sealed).await?;
         self.confirm(permitted, Action::Decrypt, context).await.map(|()| opened)
     }
@@ -248,8 +288,17 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        let permitted = self.permit(Action::Decrypt, context).await?;
-        let opened = self.plain().decrypt_in_place(context, aad, buffer).await?;
+        let permitted = match self.known(Action::Decrypt, context) {
+            Some(known) => {
+                let permitted = known?;
+                if let Some(payload) = self.plain().open_cached(context, aad, buffer)? {
+                    return Ok(buffer.get_mut(payload).unwrap_or_default());
+                }
+                permitted
+            }
+            None => self.permit(Action::Decrypt, context).await?,
+        };
+        let opened = self.plain().decrypt_in_place_uncached(context, aad, buffer).await?;
         let mut withheld = Withheld(opened);
         self.confirm(permitted, Action::Decrypt, context).await?;
         Ok(std::mem::take(&mut withheld.0))
@@ -265,11 +314,9 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
-        if let Some(guarded) = &self.envelope.guarded {
-            match guarded.permit_cached(Action::Decrypt, context, self.caller) {
-                Some(permitted) => permitted?,
-                None => return Ok(None),
-            }
+        match self.known(Action::Decrypt, context) {
+            Some(known) => drop(known?),
+            None => return Ok(None),
         }
         self.plain().decrypt_cached(context, aad, sealed)
     }

@@ -99,8 +99,8 @@ impl Guard {
         operation: Action,
         context: &EncryptionContext,
         caller: Option<&Caller>,
-    ) -> Option<Result<(), Error>> {
-        self.known(Asked { operation, context, caller }).map(|known| known.map(|_| ()))
+    ) -> Option<Result<Granted, Error>> {
+        self.known(Asked { operation, context, caller })
     }
 
     /// Whether a handle may be given out: as [`permit`](Self::permit), if the decision lasts.
