@@ -12,12 +12,16 @@ deny_reason contains "the caller belongs to another tenant" if not is_own_tenant
 deny_reason contains "only billing reads cards" if {
 	input.domain == "payments"
 	input.operation == "decrypt"
-	not "billing" in input.caller.roles
+	not is_billing
 }
 
 deny_reason contains "only an administrator erases and rewraps" if {
 	input.operation in ["erase", "rewrap"]
-	not "administrator" in input.caller.roles
+	not is_administrator
 }
 
 is_own_tenant if input.caller.attributes.tenant == input.context.tenant
+
+is_billing if "billing" in input.caller.roles
+
+is_administrator if "administrator" in input.caller.roles
