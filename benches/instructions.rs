@@ -1,11 +1,14 @@
-//! Holds the instructions of the library's own code against stored figures, under valgrind's callgrind, on x86-64 Linux.
+//! Holds the instructions of the library's own code against stored figures, under valgrind's
+//! callgrind, on x86-64 Linux.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc --bench instructions               fails if a figure went up or down
 //!     cargo bench -p waxseal-benches --features aws-lc --bench instructions -- --store    stores what it sees
 //!
-//! Instructions do not depend on what else the machine does, as times do. Counted is what runs between the call of a function of the library and its return,
-//! in this program: the library and the Rust crates that it uses. Not counted are the AEAD (aws-lc picks its code by processor, and valgrind knows fewer
-//! instructions than processors do) and the C library (its code differs between releases); of the latter the number of calls is held.
+//! Instructions do not depend on what else the machine does, as times do. Counted is what runs
+//! between the call of a function of the library and its return, in this program: the library and
+//! the Rust crates that it uses. Not counted are the AEAD (aws-lc picks its code by processor, and
+//! valgrind knows fewer instructions than processors do) and the C library (its code differs
+//! between releases); of the latter the number of calls is held.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -19,17 +22,21 @@ use std::{env, fmt, fs};
 use support::{Contender, Ground};
 use waxseal::Backend;
 
-/// A figure is the difference between a run of this many calls and one of so many more, per call: what happens before the first call, and once only,
-/// is not in it. One look-up in 65 goes to the shared cache, and the nonce generator makes its words in blocks; that evens out.
+/// A figure is the difference between a run of this many calls and one of so many more, per call:
+/// what happens before the first call, and once only, is not in it. One look-up in 65 goes to the
+/// shared cache, and the nonce generator makes its words in blocks; that evens out.
 const FEW: u32 = 65;
 const MORE: u32 = 10 * 65;
 
-/// In percent, up and down. On one machine the figures do not move at all; what is left to other machines is the nonce generator, which picks its code
-/// by processor (about 20 instructions a nonce). An allocation more is seen in the calls, a read of the clock or a hash more in the instructions.
+/// In percent, up and down. On one machine the figures do not move at all; what is left to other
+/// machines is the nonce generator, which picks its code by processor (about 20 instructions a
+/// nonce). An allocation more is seen in the calls, a read of the clock or a hash more in the
+/// instructions.
 const TOLERANCE: f64 = 3.0;
 
-/// Callgrind begins or ends counting at the entry of each of these and turns back at its return: it counts within the first, but not within the AEAD.
-/// (And in the AEAD where we do not count, before a scenario begins: that goes by name and file.)
+/// Callgrind begins or ends counting at the entry of each of these and turns back at its return: it
+/// counts within the first, but not within the AEAD. (And in the AEAD where we do not count, before
+/// a scenario begins: that goes by name and file.)
 const COUNTED: &str = "*instructions::measured";
 const NOT_COUNTED: [&str; 2] = ["*EVP_AEAD_CTX_seal_scatter", "*EVP_AEAD_CTX_open_gather"];
 
@@ -90,7 +97,8 @@ impl fmt::Display for Figures {
     }
 }
 
-/// What a profile of callgrind says (its format: valgrind's manual, "Callgrind Format Specification").
+/// What a profile of callgrind says (its format: valgrind's manual, "Callgrind Format
+/// Specification").
 struct Profile {
     /// Of all calls together.
     total: Figures,
@@ -131,7 +139,8 @@ impl Profile {
                     }
                     is_inclusive = true;
                 }
-                // A cost line: position and instructions. After `calls` it is what the called function cost.
+                // A cost line: position and instructions. After `calls` it is what the called
+                // function cost.
                 _ if line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c)) => {
                     let cost: f64 =
                         line.split(' ').nth(1).map_or(0.0, |cost| cost.parse().unwrap());

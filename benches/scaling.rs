@@ -1,10 +1,12 @@
-//! What a second thread brings: the library's gain from it, by the bare AEAD's own gain on the same machine at the same time.
+//! What a second thread brings: the library's gain from it, by the bare AEAD's own gain on the same
+//! machine at the same time.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc --bench scaling
 //!
-//! Both threads use one envelope, one DEK and one handle, each on buffers of its own: 1 KiB, in place. The *gain* is the calls a second of two
-//! threads by those of one. A pair is the gain of the bare AEAD and that of the library, measured right after each other; the ratio is
-//! the median over 15 pairs of the second by the first. Nothing else should run meanwhile.
+//! Both threads use one envelope, one DEK and one handle, each on buffers of its own: 1 KiB, in
+//! place. The *gain* is the calls a second of two threads by those of one. A pair is the gain of
+//! the bare AEAD and that of the library, measured right after each other; the ratio is the median
+//! over 15 pairs of the second by the first. Nothing else should run meanwhile.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 

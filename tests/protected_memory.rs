@@ -1,4 +1,5 @@
-//! The memory that secrets live in, from outside: core dumps, the kernel's own list, and systems that refuse.
+//! The memory that secrets live in, from outside: core dumps, the kernel's own list, and systems
+//! that refuse.
 //!
 //! Each test begins itself again as a child, which says in lines of `key=value` what it found.
 #![cfg(target_os = "linux")]
@@ -178,7 +179,8 @@ fn limit_locked_memory(bytes: u64) {
     }
 }
 
-/// Has the kernel refuse a system call from here on, if its third argument is `third`, with EPERM (seccomp(2)).
+/// Has the kernel refuse a system call from here on, if its third argument is `third`, with EPERM
+/// (seccomp(2)).
 fn refuse(call: libc::c_long, third: Option<u32>) {
     let statement =
         |code: u32, k: u32| libc::sock_filter { code: code.try_into().unwrap(), jt: 0, jf: 0, k };
@@ -224,7 +226,8 @@ impl Observer for Told {
     }
 }
 
-/// Thousands of versions of a KEK in memory, and so of secrets, and messages sealed and opened all the while. How often an operator was told.
+/// Thousands of versions of a KEK in memory, and so of secrets, and messages sealed and opened all
+/// the while. How often an operator was told.
 fn work_hard() -> usize {
     let secrets: Vec<[u8; 32]> = (0..3000_u32)
         .map(|i| {
@@ -246,7 +249,8 @@ fn work_hard() -> usize {
             b"payload"
         );
     }
-    // Every one of them is still what it was: a new version is made from what is kept of all the others.
+    // Every one of them is still what it was: a new version is made from what is kept of all the
+    // others.
     let kek = kek();
     assert_eq!(kek.rotate().unwrap(), 3001);
     let other =
@@ -311,7 +315,8 @@ fn what_a_system_refuses_is_said_and_everything_works_without_it() {
 
 // --- core dumps
 
-/// The tool that dumps a running process, with gdb; installed where it is missing. Panics, and so fails the test, when it cannot be.
+/// The tool that dumps a running process, with gdb; installed where it is missing. Panics, and so
+/// fails the test, when it cannot be.
 fn gcore() -> PathBuf {
     let path = PathBuf::from("/usr/bin/gcore");
     if !path.exists() {

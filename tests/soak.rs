@@ -1,8 +1,10 @@
-//! Everything at once for a while: eight workers, three key services with seeded faults, an operator who revokes and clears, an observer that
-//! panics, runtimes that come and end with callers in them, callers without patience, rows with an entry that somebody added. No wrong
+//! Everything at once for a while: eight workers, three key services with seeded faults, an
+//! operator who revokes and clears, an observer that panics, runtimes that come and end with
+//! callers in them, callers without patience, rows with an entry that somebody added. No wrong
 //! byte, flat memory, no task or thread left behind.
 //!
-//! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats one.
+//! Ten seconds, or `WAXSEAL_SOAK_SECONDS`; the seed is printed, and `WAXSEAL_SOAK_SEED` repeats
+//! one.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -94,7 +96,8 @@ impl World {
     }
 
     async fn work(self: Arc<Self>, mut rng: StdRng) {
-        // What the faults can do to a rightful call. "Expired": revocations came faster than the work.
+        // What the faults can do to a rightful call. "Expired": revocations came faster than the
+        // work.
         let faults = [
             ErrorKind::Unavailable,
             ErrorKind::Throttled,
@@ -267,7 +270,8 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
     let seconds = number("WAXSEAL_SOAK_SECONDS").unwrap_or(10);
     let seed = number("WAXSEAL_SOAK_SEED").unwrap_or_else(|| rand::rng().random());
     println!("WAXSEAL_SOAK_SEED={seed}");
-    // The first backtrace loads 30 MB of symbols. Not in the middle, where memory is measured: a runtime that ends may make one.
+    // The first backtrace loads 30 MB of symbols. Not in the middle, where memory is measured: a
+    // runtime that ends may make one.
     drop(std::backtrace::Backtrace::force_capture().to_string());
     // What panics by script is not worth its backtrace.
     let report = std::panic::take_hook();

@@ -9,15 +9,14 @@ use std::time::Duration;
 use waxseal_testing::support;
 
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use support::{block_on, context};
+use support::{HookedKek, block_on, context};
 use waxseal::branch::BranchKek;
-use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, Login, UnwrappedDek};
+use waxseal::kek::{KekErrorClass, Login};
 use waxseal::store::MemoryStore;
 use waxseal::{
-    Aad, CallPolicy, Dek, EncryptionContext, Envelope, KekId, Limits, ManualClock, MetricsObserver,
-    Observer, Sealed, StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
+    Aad, CallPolicy, Envelope, KekId, Limits, ManualClock, MetricsObserver, Observer, Sealed,
+    StartOptions, StartUp, TracingObserver, WrappedDek, WrappedKeys,
 };
 
 /// A life in which everything happens that an observer can be told.
@@ -234,44 +233,11 @@ fn statistics_are_recorded_and_counters_of_events_appear_before_the_first_event(
     }
 }
 
-/// A local KEK with a login that the test sets.
-#[derive(Debug)]
-struct LoggedIn(LocalKek, Arc<Mutex<Option<Login>>>);
-
-impl KekProvider for LoggedIn {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.0.unwrap(context, wrapped)
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
-
-    fn login(&self) -> Option<Login> {
-        *self.1.lock().unwrap()
-    }
-}
-
 #[test]
 fn logins_and_the_age_of_branch_keys_are_recorded() {
     let login = Arc::new(Mutex::new(None));
-    let kek = Arc::new(LoggedIn(support::local("kek"), login.clone()));
+    let told = login.clone();
+    let kek = HookedKek::around(support::local("kek")).on_login(move |_| *told.lock().unwrap());
     let branch = BranchKek::builder(kek).name("orders").store(MemoryStore::new()).build().unwrap();
     let envelope = Envelope::builder().wrap_with(branch.clone()).build().unwrap();
     let recorded = || counted(|| branch.statistics().record_metrics("b"));
@@ -405,44 +371,6 @@ fn every_event_is_counted() {
     }
 }
 
-/// Recognises and unwraps entries under every id, as a provider does that knows its keys by another
-/// sign.
-#[derive(Debug)]
-struct TakesAny(LocalKek);
-
-impl KekProvider for TakesAny {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-
-    fn recognises(&self, _: &KekId) -> bool {
-        true
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(async move {
-            let own = WrappedDek::new(self.id().clone(), wrapped.wrapped()).unwrap();
-            self.0.unwrap(context, &own).await
-        })
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
-}
-
 #[test]
 fn a_kek_id_of_a_forged_message_begins_no_line_of_the_log() {
     let kek = support::local("kek");
@@ -455,8 +383,8 @@ fn a_kek_id_of_a_forged_message_begins_no_line_of_the_log() {
     let entry = WrappedDek::new(id, compact.wrapped_keys().entries()[0].wrapped()).unwrap();
     let keys = WrappedKeys::new([entry]).unwrap();
     let text = written(|| {
-        let service =
-            Envelope::builder().unwrap_with(TakesAny(kek.clone())).observer(TracingObserver::new());
+        let takes_any = HookedKek::around(kek.clone()).unwrapping_under_any_id();
+        let service = Envelope::builder().unwrap_with(takes_any).observer(TracingObserver::new());
         let service = service.build().unwrap();
         block_on(service.decrypt(&alice, Aad::empty(), Sealed::compact(compact.as_bytes(), &keys)))
             .unwrap();

@@ -47,48 +47,88 @@ impl Observer for TracingObserver {
             Event::Made { dek_id, context, kek_ids } => {
                 let context = self.shown(context);
                 let kek_ids = kek_ids.len();
-                info!(target: "waxseal", event = "made", %dek_id, keks = kek_ids, context, "DEK made");
+                info!(
+                    target: "waxseal", event = "made", %dek_id, keks = kek_ids, context,
+                    "DEK made"
+                );
             }
             Event::Wrapped { dek_id, context, kek_id, kek_version, request_id } => {
                 let context = self.shown(context);
-                info!(target: "waxseal", event = "wrapped", %dek_id, %kek_id, kek_version, request_id, context, "DEK wrapped");
+                info!(
+                    target: "waxseal", event = "wrapped", %dek_id, %kek_id, kek_version, request_id,
+                    context,
+                    "DEK wrapped"
+                );
             }
             Event::Unwrapped { dek_id, context, kek_id, kek_version, request_id } => {
                 let context = self.shown(context);
-                info!(target: "waxseal", event = "unwrapped", %dek_id, %kek_id, kek_version, request_id, context, "DEK unwrapped");
+                info!(
+                    target: "waxseal", event = "unwrapped", %dek_id, %kek_id, kek_version,
+                    request_id, context,
+                    "DEK unwrapped"
+                );
             }
             Event::Refreshed { dek_id, context } => {
                 let context = self.shown(context);
-                debug!(target: "waxseal", event = "refreshed", %dek_id, context, "DEK renewed ahead of time");
+                debug!(
+                    target: "waxseal", event = "refreshed", %dek_id, context,
+                    "DEK renewed ahead of time"
+                );
             }
             Event::RenewalFailed { dek_id, context, kind } => {
                 let context = self.shown(context);
-                warn!(target: "waxseal", event = "renewal_failed", %dek_id, kind = kind.as_str(), context, "DEK could not be renewed");
+                warn!(
+                    target: "waxseal", event = "renewal_failed", %dek_id, kind = kind.as_str(),
+                    context,
+                    "DEK could not be renewed"
+                );
             }
             Event::ServedStale { dek_id, context, kind } => {
                 let context = self.shown(context);
-                warn!(target: "waxseal", event = "served_stale", %dek_id, kind = kind.as_str(), context, "DEK served past max_age");
+                warn!(
+                    target: "waxseal", event = "served_stale", %dek_id, kind = kind.as_str(),
+                    context,
+                    "DEK served past max_age"
+                );
             }
             Event::Denied { dek_id, context } => {
                 let (dek_id, context) = (dek_id.map(tracing::field::display), self.shown(context));
-                warn!(target: "waxseal", event = "denied", dek_id, context, "use of the KEK denied");
+                warn!(
+                    target: "waxseal", event = "denied", dek_id, context,
+                    "use of the KEK denied"
+                );
             }
             Event::PolicyDenied { caller, operation, context, reasons, revision, .. } => {
                 let (context, service) = (self.shown(context), caller.and_then(Caller::service));
                 let operation = operation.as_str();
-                warn!(target: "waxseal", event = "policy_denied", operation, service, ?reasons, revision, context, "denied by the policy");
+                warn!(
+                    target: "waxseal", event = "policy_denied", operation, service, ?reasons,
+                    revision, context,
+                    "denied by the policy"
+                );
             }
             Event::PolicyAllowed { caller, operation, context, revision, .. } => {
                 let (context, service) = (self.shown(context), caller.and_then(Caller::service));
                 let operation = operation.as_str();
-                debug!(target: "waxseal", event = "policy_allowed", operation, service, revision, context, "allowed by the policy");
+                debug!(
+                    target: "waxseal", event = "policy_allowed", operation, service, revision,
+                    context,
+                    "allowed by the policy"
+                );
             }
             Event::PolicyFailed { operation, context, error, last_known } => {
                 let (context, operation) = (self.shown(context), operation.as_str());
-                warn!(target: "waxseal", event = "policy_failed", operation, kind = error.kind().as_str(), %error, last_known, context, "the policy gave no decision");
+                warn!(
+                    target: "waxseal", event = "policy_failed", operation,
+                    kind = error.kind().as_str(), %error, last_known, context,
+                    "the policy gave no decision"
+                );
             }
             Event::DamagedRow { row_id, store } => {
-                warn!(target: "waxseal", event = "damaged_row", row_id, store, "a row of the key store cannot be read");
+                warn!(
+                    target: "waxseal", event = "damaged_row", row_id, store,
+                    "a row of the key store cannot be read"
+                );
             }
             Event::Erased { context, store, keys } => {
                 let context = self.shown(context);
@@ -96,52 +136,89 @@ impl Observer for TracingObserver {
             }
             Event::Evicted { dek_id, context } => {
                 let context = self.shown(context);
-                debug!(target: "waxseal", event = "evicted", %dek_id, context, "DEK made room for another");
+                debug!(
+                    target: "waxseal", event = "evicted", %dek_id, context,
+                    "DEK made room for another"
+                );
             }
             Event::Accessed { dek_id, context, access, messages, within: _ } => {
                 let (access, context) = (access.as_str(), self.shown(context));
-                debug!(target: "waxseal", event = "accessed", %dek_id, access, messages, context, "DEK used");
+                debug!(
+                    target: "waxseal", event = "accessed", %dek_id, access, messages, context,
+                    "DEK used"
+                );
             }
             Event::Wiped { dek_id, context } => {
                 let context = self.shown(context);
-                debug!(target: "waxseal", event = "wiped", %dek_id, context, "keys of the DEK wiped");
+                debug!(
+                    target: "waxseal", event = "wiped", %dek_id, context,
+                    "keys of the DEK wiped"
+                );
             }
             Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
                 let (operation, elapsed_ms) = (operation.as_str(), elapsed.as_secs_f64() * 1e3);
                 let kind = kind.map(crate::error::ErrorKind::as_str);
-                debug!(target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind, abandoned, request_id, "key service called");
+                debug!(
+                    target: "waxseal", event = "called", %kek_id, operation, elapsed_ms, kind,
+                    abandoned, request_id,
+                    "key service called"
+                );
             }
             Event::BreakerOpened { kek_id, target } => {
-                warn!(target: "waxseal", event = "breaker_opened", %kek_id, call_target = target, "circuit breaker opened");
+                warn!(
+                    target: "waxseal", event = "breaker_opened", %kek_id, call_target = target,
+                    "circuit breaker opened"
+                );
             }
             Event::BreakerClosed { kek_id, target } => {
-                info!(target: "waxseal", event = "breaker_closed", %kek_id, call_target = target, "circuit breaker closed");
+                info!(
+                    target: "waxseal", event = "breaker_closed", %kek_id, call_target = target,
+                    "circuit breaker closed"
+                );
             }
             Event::MemoryNotProtected { protection } => {
                 warn!(target: "waxseal", event = "memory_not_protected", "{protection}");
             }
             Event::ObserverPanicked { observer } => {
-                warn!(target: "waxseal", event = "observer_panicked", observer, "an observer panicked");
+                warn!(
+                    target: "waxseal", event = "observer_panicked", observer,
+                    "an observer panicked"
+                );
             }
             Event::Configured { wrap_with, unwrap_with, options: _ } => {
                 let (wrap_with, unwrap_with) = (wrap_with.len(), unwrap_with.len());
-                info!(target: "waxseal", event = "configured", wrap_with, unwrap_with, "envelope built");
+                info!(
+                    target: "waxseal", event = "configured", wrap_with, unwrap_with,
+                    "envelope built"
+                );
             }
             Event::Revoked { kek_id } => {
                 warn!(target: "waxseal", event = "revoked", %kek_id, "KEK revoked in this process");
             }
             Event::Reinstated { kek_id } => {
-                warn!(target: "waxseal", event = "reinstated", %kek_id, "KEK reinstated in this process");
+                warn!(
+                    target: "waxseal", event = "reinstated", %kek_id,
+                    "KEK reinstated in this process"
+                );
             }
             Event::ShutDown => info!(target: "waxseal", event = "shut_down", "envelope shut down"),
             Event::StartedWithout { kek_id, kind } => {
-                warn!(target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(), "started without the key service");
+                warn!(
+                    target: "waxseal", event = "started_without", %kek_id, kind = kind.as_str(),
+                    "started without the key service"
+                );
             }
             Event::DomainsReloaded { opened, changed, ended, kept } => {
-                info!(target: "waxseal", event = "domains_reloaded", opened, changed, ended, kept, "data domains reloaded");
+                info!(
+                    target: "waxseal", event = "domains_reloaded", opened, changed, ended, kept,
+                    "data domains reloaded"
+                );
             }
             Event::DomainsNotReloaded { error } => {
-                warn!(target: "waxseal", event = "domains_not_reloaded", kind = error.kind().as_str(), "data domains go on as they were: {error}");
+                warn!(
+                    target: "waxseal", event = "domains_not_reloaded", kind = error.kind().as_str(),
+                    "data domains go on as they were: {error}"
+                );
             }
         }
     }

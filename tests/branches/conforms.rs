@@ -6,10 +6,10 @@ use waxseal::branch::BranchKek;
 use waxseal::kek::KekErrorClass;
 use waxseal::kek::conformance::{self, Outcome, Step, Subject};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
+use waxseal::kek::{BoxFuture, KekProvider};
 use waxseal::store::MemoryStore;
-use waxseal::{Dek, EncryptionContext, Envelope, ErrorKind, KekId, WrappedDek};
-use waxseal_testing::support::block_on;
+use waxseal::{Envelope, ErrorKind};
+use waxseal_testing::support::{HookedKek, block_on};
 
 struct Branch {
     root: ScriptedKek,
@@ -79,43 +79,15 @@ fn branch_keks_conform_with_a_store_and_without() {
     }
 }
 
-/// A provider around another, of which only what has no default is forwarded.
-#[derive(Debug)]
-struct Forgetful(BranchKek);
-
-impl KekProvider for Forgetful {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.0.unwrap(context, wrapped)
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
-}
-
 /// Its new DEKs would be random ones that the branch key wraps, and would not end with it.
 #[test]
 fn a_provider_around_a_branch_kek_that_does_not_derive_is_refused() {
+    // One that does not forward `derives_deks` has its default.
+    let forgetful = |kek: &BranchKek| HookedKek::around(kek.clone()).deriving_deks(false);
     let branch = Branch::new(true);
     for builder in [
-        Envelope::builder().wrap_with(Forgetful(branch.kek.clone())),
-        Envelope::builder().wrap_with(branch.root).unwrap_with(Forgetful(branch.kek)),
+        Envelope::builder().wrap_with(forgetful(&branch.kek)),
+        Envelope::builder().wrap_with(branch.root.clone()).unwrap_with(forgetful(&branch.kek)),
     ] {
         let error = builder.build().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidOption);

@@ -4,18 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use waxseal::branch::BranchKek;
+use waxseal::kek::KekError;
 use waxseal::kek::KekErrorClass::{Denied, Unavailable};
-use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{
-    BoxFuture, CallTarget, ContextBinding, Health, KekError, KekProvider, UnwrappedDek,
-};
 use waxseal::store::StoreErrorClass;
 use waxseal::store::scripted::{Act, ScriptedStore};
-use waxseal::{
-    Aad, Dek, EncryptionContext, Envelope, ErrorKind, KekId, Limits, ManualClock, WrappedDek,
-};
-use waxseal_testing::support::{block_on, context};
+use waxseal::{Aad, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal_testing::support::{HookedKek, block_on, context};
 
 use super::ground::{DAY, Fleet, HOUR, Process, kind, secs, table};
 
@@ -219,7 +214,9 @@ fn an_insert_whose_answer_was_lost_is_found_by_the_next_request() {
 fn a_branch_key_that_the_root_will_not_unwrap_derives_nothing_and_the_error_says_so() {
     let fleet = Fleet::new();
     let writer = |fleet: &Fleet| {
-        let root = NoUnwrap(fleet.root.local().clone());
+        // It wraps, and denies to unwrap.
+        let root = HookedKek::around(fleet.root.local().clone())
+            .on_unwrap(|_, _, _| Box::pin(async { Err(KekError::denied("no leave to decrypt")) }));
         BranchKek::builder(root).name("orders").per(["tenant"]).clock(fleet.clock.clone())
     };
     let kek = writer(&fleet).store(fleet.store.clone()).build().unwrap();
@@ -233,44 +230,6 @@ fn a_branch_key_that_the_root_will_not_unwrap_derives_nothing_and_the_error_says
     // At start.
     let outcome = block_on(envelope.warm_up([&context("bob")]));
     assert!(format!("{outcome:?}").contains("cannot share branch keys"), "{outcome:?}");
-}
-
-/// A root that wraps, and denies to unwrap.
-#[derive(Debug)]
-struct NoUnwrap(LocalKek);
-
-impl KekProvider for NoUnwrap {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.wrap(context, dek)
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        _: &'a EncryptionContext,
-        _: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(async { Err(KekError::denied("no leave to decrypt")) })
-    }
-
-    fn target(&self, kek_id: &KekId) -> CallTarget {
-        self.0.target(kek_id)
-    }
-
-    fn context_binding(&self) -> ContextBinding {
-        self.0.context_binding()
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
 }
 
 #[test]

@@ -5,51 +5,25 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{KekError, KekErrorClass, KekProvider};
 use waxseal::{
-    Aad, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Sealed, StartOptions, StartUp,
-    WrappedDek, WrappedKeys,
+    Aad, EncryptionContext, Envelope, Error, ErrorKind, KekId, Sealed, StartOptions, StartUp,
+    WrappedKeys,
 };
-use waxseal_testing::support::{Probe, block_on, context, envelope, local};
+use waxseal_testing::support::{HookedKek, Probe, block_on, context, envelope, local};
 
 /// Down for one tenant's calls, and denied for another's, as by a condition on the context.
-#[derive(Debug)]
-struct ByTenant(LocalKek);
-
-impl KekProvider for ByTenant {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
+fn by_tenant() -> HookedKek {
+    HookedKek::around(local("kek")).on_wrap(|kek, context, dek| {
         Box::pin(async move {
-            if *context == self::context("down") {
-                return Err(KekError::unavailable("by tenant"));
+            match context.get("tenant") {
+                Some("down") => Err(KekError::unavailable("by tenant")),
+                Some("denied") => Err(KekError::denied("by tenant")),
+                _ => kek.wrap(context, dek).await,
             }
-            if *context == self::context("denied") {
-                return Err(KekError::denied("by tenant"));
-            }
-            self.0.wrap(context, dek).await
         })
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.0.unwrap(context, wrapped)
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
+    })
 }
 
 #[test]
@@ -57,8 +31,7 @@ fn a_denial_fails_a_tolerant_start_though_an_outage_of_another_context_comes_fir
     for order in [["down", "denied"], ["denied", "down"]] {
         let contexts = order.map(context);
         let options = StartOptions::default().start_up(StartUp::TolerateOutage).warm_up(&contexts);
-        let started =
-            block_on(Envelope::builder().wrap_with(ByTenant(local("kek"))).start(options));
+        let started = block_on(Envelope::builder().wrap_with(by_tenant()).start(options));
         assert_eq!(started.err().map(|error| error.kind()), Some(ErrorKind::Denied), "{order:?}");
     }
 }

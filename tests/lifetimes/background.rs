@@ -8,15 +8,10 @@ use std::time::{Duration, Instant};
 use waxseal_testing::support;
 
 use support::stage::{Stage, ms, secs};
-use support::{block_on, context};
+use support::{HookedKek, block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{
-    BoxFuture, ContextBinding, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek,
-};
-use waxseal::{
-    Aad, Dek, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, Observer, StartOptions,
-    WrappedDek,
-};
+use waxseal::kek::{BoxFuture, KekErrorClass};
+use waxseal::{Aad, Envelope, ErrorKind, Event, Limits, Observer, StartOptions};
 
 fn slow(wait: Duration) -> impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static {
     move || waxseal::Runtime::sleep(&support::Threads, wait)
@@ -94,50 +89,28 @@ fn the_deks_end_with_the_last_envelope_though_a_call_goes_on() {
     assert_eq!(now, 1);
 }
 
-#[derive(Debug, Clone)]
-struct Closing(ScriptedKek, Arc<AtomicUsize>);
-impl KekProvider for Closing {
-    fn id(&self) -> &KekId {
-        self.0.id()
-    }
-    fn context_binding(&self) -> ContextBinding {
-        self.0.context_binding()
-    }
-    fn wrap<'a>(
-        &'a self,
-        c: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        self.0.wrap(c, dek)
-    }
-    fn unwrap<'a>(
-        &'a self,
-        c: &'a EncryptionContext,
-        w: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        self.0.unwrap(c, w)
-    }
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.0.health()
-    }
-    fn close(&self) -> BoxFuture<'_, ()> {
+/// Takes its time to close, and counts how often it did.
+fn closing(kek: ScriptedKek, closed: &Arc<AtomicUsize>) -> HookedKek {
+    let closed = closed.clone();
+    HookedKek::around(kek).on_close(move |_| {
+        let closed = closed.clone();
         Box::pin(async move {
             waxseal::Runtime::sleep(&support::Threads, ms(100)).await;
-            self.1.fetch_add(1, Ordering::SeqCst);
+            closed.fetch_add(1, Ordering::SeqCst);
         })
-    }
+    })
 }
 
 #[test]
 fn close_gives_up_what_providers_hold_though_shut_down_came_before() {
     let closed = Arc::new(AtomicUsize::new(0));
-    let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
+    let kek = closing(ScriptedKek::new("kek").unwrap(), &closed);
     let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     envelope.shut_down();
     block_on(envelope.close());
     let one = closed.swap(0, Ordering::SeqCst);
 
-    let kek = Closing(ScriptedKek::new("kek").unwrap(), closed.clone());
+    let kek = closing(ScriptedKek::new("kek").unwrap(), &closed);
     let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
     {
         let mut closing = Box::pin(envelope.close());
@@ -153,7 +126,7 @@ fn close_gives_up_what_providers_hold_though_shut_down_came_before() {
 fn a_start_that_fails_closes_its_providers() {
     let closed = Arc::new(AtomicUsize::new(0));
     let started = |kek: ScriptedKek| {
-        let kek = Closing(kek, closed.clone());
+        let kek = closing(kek, &closed);
         block_on(Envelope::builder().wrap_with(kek).start(StartOptions::default()))
     };
     let healthy = started(ScriptedKek::new("kek").unwrap());

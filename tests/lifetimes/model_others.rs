@@ -1,6 +1,7 @@
-//! Random steps of what *other people* do: several lists of wrapped keys for one DEK, two KEKs with outages and denials of
-//! their own, callers that give up at every await, observers that panic, runtimes that end, revocations in the middle of calls, answers that
-//! are seen late. Held against rules that are simple because they look at nothing but what the KEKs were asked and answered.
+//! Random steps of what *other people* do: several lists of wrapped keys for one DEK, two KEKs with
+//! outages and denials of their own, callers that give up at every await, observers that panic,
+//! runtimes that end, revocations in the middle of calls, answers that are seen late. Held against
+//! rules that are simple because they look at nothing but what the KEKs were asked and answered.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -127,7 +128,8 @@ impl Judge {
             let mut world = self.shared.world();
             let revoked = world.revokes;
             world.revoked |= revoked.is_some();
-            // Others are revoked whenever somebody asks; its own context once, or the call would never end.
+            // Others are revoked whenever somebody asks; its own context once, or the call would
+            // never end.
             world.revokes = revoked.filter(|revoked| *revoked != of);
             revoked
         };
@@ -480,7 +482,8 @@ impl Model {
                 world.revokes = None;
                 if kind < 16 && world.revoked {
                     let revoked = usize::from(c % 2 == 0) ^ a;
-                    // Somewhere in this step: what was asked before it does not count any more, what came after it may.
+                    // Somewhere in this step: what was asked before it does not count any more,
+                    // what came after it may.
                     let known = &mut self.known[revoked];
                     known.revoked = known.revoked.max(before);
                     known.cached = None;

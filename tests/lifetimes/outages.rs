@@ -12,14 +12,14 @@ use std::time::Duration;
 use waxseal_testing::support;
 
 use support::stage::{Stage, entries_of, kind, ms, secs, with_entries};
-use support::{block_on, context};
+use support::{HookedKek, block_on, context};
+use waxseal::kek::BoxFuture;
 use waxseal::kek::KekErrorClass::{Denied, Throttled, Unavailable};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{
-    Aad, CallPolicy, Dek, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits,
-    ManualClock, Runtime, WrappedDek,
+    Aad, CallPolicy, EncryptionContext, Envelope, Error, ErrorKind, KekId, Limits, ManualClock,
+    Runtime, WrappedDek,
 };
 
 const DAY: Duration = Duration::from_secs(80_000);
@@ -386,46 +386,26 @@ fn every_way_to_use_a_dek_renews_it_when_it_is_due() {
     assert_eq!(stage.calls().0, 2);
 }
 
-/// Answers at once; the caller sees it much later, as after a suspension.
-#[derive(Debug)]
-struct SeenLate {
-    kek: LocalKek,
-    clock: ManualClock,
-    by: Duration,
-}
-
-impl KekProvider for SeenLate {
-    fn id(&self) -> &KekId {
-        self.kek.id()
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        Box::pin(async move {
-            let answer = self.kek.wrap(context, dek).await;
-            self.clock.advance(self.by);
-            answer
+/// Answers at once. The caller sees it much later, as after a suspension.
+fn seen_late(kek: &LocalKek, clock: &ManualClock, by: Duration) -> HookedKek {
+    let (of_wrap, of_unwrap) = (clock.clone(), clock.clone());
+    HookedKek::around(kek.clone())
+        .on_wrap(move |kek, context, dek| {
+            let clock = of_wrap.clone();
+            Box::pin(async move {
+                let answer = kek.wrap(context, dek).await;
+                clock.advance(by);
+                answer
+            })
         })
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(async move {
-            let answer = self.kek.unwrap(context, wrapped).await;
-            self.clock.advance(self.by);
-            answer
+        .on_unwrap(move |kek, context, wrapped| {
+            let clock = of_unwrap.clone();
+            Box::pin(async move {
+                let answer = kek.unwrap(context, wrapped).await;
+                clock.advance(by);
+                answer
+            })
         })
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.kek.health()
-    }
 }
 
 #[test]
@@ -434,7 +414,7 @@ fn age_counts_from_before_the_question_was_sent() {
     let sealed =
         block_on(support::envelope(&kek).encrypt(&alice, Aad::empty(), b"payload")).unwrap();
     let build = |by| {
-        let provider = SeenLate { kek: kek.clone(), clock: clock.clone(), by };
+        let provider = seen_late(&kek, &clock, by);
         let limits = Limits::default().max_age(secs(100));
         Envelope::builder().wrap_with(provider).limits(limits).clock(clock.clone()).build().unwrap()
     };

@@ -8,13 +8,12 @@ use std::time::Duration;
 use waxseal_testing::support;
 
 use support::stage::{Log, Stage, kind, ms, secs};
-use support::{block_on, context};
-use waxseal::kek::local::LocalKek;
+use support::{HookedKek, block_on, context};
 use waxseal::kek::scripted::ScriptedKek;
-use waxseal::kek::{BoxFuture, Health, KekError, KekErrorClass, KekProvider, UnwrappedDek};
+use waxseal::kek::{KekErrorClass, KekProvider};
 use waxseal::{
-    Aad, Dek, DekId, EncryptionContext, Envelope, ErrorKind, KekId, Limits, ManualClock,
-    WrappedDek, inspect,
+    Aad, DekId, EncryptionContext, Envelope, ErrorKind, KekId, Limits, ManualClock, WrappedDek,
+    inspect,
 };
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -379,54 +378,21 @@ fn a_rotation_comes_though_the_wall_clock_was_set_back() {
     assert_ne!(writes_with(&stage), first);
 }
 
-/// The KEK that an alias names.
-#[derive(Debug, Clone)]
-struct Alias {
-    own: LocalKek,
-    names: Arc<Mutex<KekId>>,
-}
-
-impl KekProvider for Alias {
-    fn id(&self) -> &KekId {
-        self.own.id()
-    }
-
-    fn recognises(&self, _: &KekId) -> bool {
-        true
-    }
-
-    fn wrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        dek: &'a Dek,
-    ) -> BoxFuture<'a, Result<WrappedDek, KekError>> {
-        Box::pin(async move {
-            let wrapped = self.own.wrap(context, dek).await?;
-            Ok(WrappedDek::new(self.names.lock().unwrap().clone(), wrapped.wrapped()).unwrap())
-        })
-    }
-
-    fn unwrap<'a>(
-        &'a self,
-        context: &'a EncryptionContext,
-        wrapped: &'a WrappedDek,
-    ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
-        Box::pin(async move {
-            let own = WrappedDek::new(self.own.id().clone(), wrapped.wrapped()).unwrap();
-            self.own.unwrap(context, &own).await
-        })
-    }
-
-    fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
-        self.own.health()
-    }
-}
-
 #[test]
 fn a_renewal_by_another_kek_than_the_one_that_wrapped_it_replaces_the_dek() {
     let key = |name: &str| KekId::new(format!("key:{name}")).unwrap();
     let names = Arc::new(Mutex::new(key("one")));
-    let kek = Alias { own: support::local("alias"), names: names.clone() };
+    // The KEK that an alias names.
+    let kek = HookedKek::around(support::local("alias")).unwrapping_under_any_id().on_wrap({
+        let names = names.clone();
+        move |kek, context, dek| {
+            let name = names.lock().unwrap().clone();
+            Box::pin(async move {
+                let wrapped = kek.wrap(context, dek).await?;
+                Ok(WrappedDek::new(name, wrapped.wrapped()).unwrap())
+            })
+        }
+    });
     let (clock, alice) = (ManualClock::new(), context("alice"));
     let builder = Envelope::builder().wrap_with(kek).limits(Limits::default().max_age(secs(100)));
     let envelope = builder.clock(clock.clone()).build().unwrap();

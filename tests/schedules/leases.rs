@@ -1,4 +1,5 @@
-//! Leases that a renewal gives a DEK while it is ended. A part of `dek::registry`, whose private parts it looks at.
+//! Leases that a renewal gives a DEK while it is ended. A part of `dek::registry`, whose private
+//! parts it looks at.
 #![allow(clippy::unwrap_used)]
 
 use super::super::lease::{LeasedKey, Terms};

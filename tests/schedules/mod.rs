@@ -1,14 +1,17 @@
-//! One call for many, renewal, revocation and wiping under thousands of schedules that shuttle chooses, each of which can be replayed.
+//! One call for many, renewal, revocation and wiping under thousands of schedules that shuttle
+//! chooses, each of which can be replayed.
 //!
 //! ```sh
 //! RUSTFLAGS='--cfg shuttle' cargo test --lib --target-dir target/schedules schedules
 //! ```
 //!
-//! `WAXSEAL_SCHEDULES` is the number of schedules for each test, by default 2,000. A failure prints its schedule; with that text in a file that
-//! `WAXSEAL_REPLAY` names, the test of that name runs it again.
+//! `WAXSEAL_SCHEDULES` is the number of schedules for each test, by default 2,000. A failure prints
+//! its schedule; with that text in a file that `WAXSEAL_REPLAY` names, the test of that name runs
+//! it again.
 //!
-//! These are unit tests, so that shuttle is a dependency of nobody but the tests. Everything random that could change what a
-//! schedule does is fixed: the key service here makes the DEKs, and each scenario has few enough entries for one shard of the cache.
+//! These are unit tests, so that shuttle is a dependency of nobody but the tests. Everything random
+//! that could change what a schedule does is fixed: the key service here makes the DEKs, and each
+//! scenario has few enough entries for one shard of the cache.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod branches;
@@ -47,7 +50,8 @@ use crate::{
 const SCHEDULES: usize = 2_000;
 const MAX_AGE: Duration = Duration::from_secs(100);
 
-/// Runs `scenario` in many schedules: half of them by PCT, with few preemptions at random places, half with many.
+/// Runs `scenario` in many schedules: half of them by PCT, with few preemptions at random places,
+/// half with many.
 pub(crate) fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let in_schedule = Arc::new(move || {
         sync::begin_schedule();
@@ -109,7 +113,8 @@ static BOB: LazyLock<EncryptionContext> =
 static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     let sealed = Arc::new(Mutex::new(Vec::new()));
     let out = sealed.clone();
-    // Where a test's own schedule runs already, this one cannot, so tests ask for the messages before they begin.
+    // Where a test's own schedule runs already, this one cannot, so tests ask for the messages
+    // before they begin.
     let apart = std::thread::spawn(move || {
         let mut config = Config::new();
         config.stack_size = 512 * 1024;
@@ -280,7 +285,8 @@ impl Gate {
     }
 }
 
-/// A runtime of shuttle's threads. What sleeps there sleeps for ever: no call takes too long in these tests.
+/// A runtime of shuttle's threads. What sleeps there sleeps for ever: no call takes too long in
+/// these tests.
 #[derive(Clone, Debug, Default)]
 struct ToyRuntime {
     polls: Arc<AtomicU64>,

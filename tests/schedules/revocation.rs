@@ -117,7 +117,8 @@ fn race(hand: Hand) {
         }
         let Stage { envelope, log, kek, .. } = stage;
         drop(envelope);
-        // An answer that came too late is thrown away before it is a DEK at hand, so nothing is told of its end.
+        // An answer that came too late is thrown away before it is a DEK at hand, so nothing is
+        // told of its end.
         let (wiped, begun) = (log.count("wiped"), log.begun());
         let too_late = usize::try_from(kek.unwraps() + 2 * kek.generates()).unwrap();
         assert!(wiped <= begun && wiped <= too_late, "{wiped} ends of {begun} DEKs");
@@ -144,7 +145,8 @@ fn an_envelope_that_is_shut_down_serves_nobody() {
     race(Hand::ShutDown);
 }
 
-/// What two callers get who ask for a handle while the DEK is stale: they may share a call, or each has its own.
+/// What two callers get who ask for a handle while the DEK is stale: they may share a call, or each
+/// has its own.
 fn handles_of_two(stage: &Stage) -> Vec<JoinHandle<Result<Encryptor, Error>>> {
     let ask = |after: Duration| {
         stage.spawn(move |stage| {

@@ -1,7 +1,8 @@
-//! The library's `sync` module for explored schedules: shuttle's types, and the little that shuttle leaves out.
+//! The library's `sync` module for explored schedules: shuttle's types, and the little that shuttle
+//! leaves out.
 //!
-//! Shuttle knows no time and no thread that outlives a schedule. Here time goes by when a test says so ([`pass`]), and a thread that
-//! nobody joins ends when the test is over ([`end_of_schedule`]).
+//! Shuttle knows no time and no thread that outlives a schedule. Here time goes by when a test says
+//! so ([`pass`]), and a thread that nobody joins ends when the test is over ([`end_of_schedule`]).
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -28,7 +29,8 @@ macro_rules! process_static {
 }
 pub(crate) use process_static;
 
-// A schedule runs on one thread of the system, so these belong to one schedule, and a look at them gives no control away.
+// A schedule runs on one thread of the system, so these belong to one schedule, and a look at them
+// gives no control away.
 std::thread_local! {
     static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     static OVER: Cell<bool> = const { Cell::new(false) };
@@ -55,7 +57,8 @@ pub(crate) fn pass(duration: Duration) {
     wake(|waiting| waiting.until.is_some_and(|until| until <= NOW.get()));
 }
 
-/// How many threads that nobody joins were started, and how many of them wait, with no notice on its way to them.
+/// How many threads that nobody joins were started, and how many of them wait, with no notice on
+/// its way to them.
 pub(crate) fn in_background() -> (usize, usize) {
     (STARTED.get(), WAITING.with_borrow(Vec::len))
 }
@@ -137,7 +140,8 @@ impl Condvar {
             if until.is_some_and(|until| until <= NOW.get()) {
                 return Ok((guard, true));
             }
-            // From here until shuttle has put this thread among those that wait, no other one runs: no notice is lost.
+            // From here until shuttle has put this thread among those that wait, no other one runs:
+            // no notice is lost.
             WAITING.with_borrow_mut(|all| all.push(Waiting { condvar: self.0.clone(), until }));
             guard = self.0.wait(guard)?;
         }

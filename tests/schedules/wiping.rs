@@ -38,7 +38,8 @@ fn a_key_in_use_stays_whole_and_a_destroyed_one_is_used_no_more() {
     });
 }
 
-/// Two envelopes of one clock: what the one keeps is due before the wiper would look by itself, what the other keeps is not.
+/// Two envelopes of one clock: what the one keeps is due before the wiper would look by itself,
+/// what the other keeps is not.
 fn short_and_long() -> [Stage; 2] {
     let long = Stage::with(few_entries().max_age(secs(3)), |builder| builder);
     let short =
@@ -60,7 +61,8 @@ fn no_deadline_is_slept_through() {
         join(threads);
         assert_eq!(sync::in_background().0, 1, "one thread wipes for all");
         sync::settle();
-        // The wiper was told of what is due before its next look, so it is punctual, to the shortest wait.
+        // The wiper was told of what is due before its next look, so it is punctual, to the
+        // shortest wait.
         for step in [ms(200), ms(10)] {
             short.pass(step);
             sync::settle();

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::client::{Client, Description, Overrides, Service, Source};
+use crate::answers::Description;
+use crate::client::{Client, Overrides, Service, Source};
 use crate::errors::Failure;
 use crate::format::{KeyArn, is_alias_arn};
 use crate::grant_tokens::check_grant_tokens;

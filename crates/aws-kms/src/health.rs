@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::client::Description;
+use crate::answers::Description;
 use crate::errors::Failure;
 use crate::health_check::HealthCheck;
 use crate::keys::{Key, Keys};

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
-use crate::client::{Description, Service, Under, Wrapped};
+use crate::answers::{Description, Wrapped};
+use crate::client::{Service, Under};
 use crate::errors::Failure;
 use crate::format::{KeyArn, KeyMaterialId};
 use crate::grant_tokens::check_grant_tokens;
@@ -42,8 +43,9 @@ const FOLLOW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # What KMS gets
 ///
-/// The encryption context, pair by pair, with every call, so key policies and grants can demand it, and CloudTrail shows it **in the clear**.
-/// `Decrypt` and `ReEncrypt` always name the key: a ciphertext alone would have KMS use any key that the caller may use.
+/// The encryption context, pair by pair, with every call, so key policies and grants can demand it,
+/// and CloudTrail shows it **in the clear**. `Decrypt` and `ReEncrypt` always name the key: a
+/// ciphertext alone would have KMS use any key that the caller may use.
 ///
 /// | of the provider | call |
 /// |---|---|

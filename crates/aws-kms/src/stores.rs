@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::client::Description;
+use crate::answers::Description;
 use crate::errors::Failure;
 use crate::keys::Target;
 use crate::provider::{AwsKmsKek, BACKGROUND_TIMEOUT, DESCRIBE_PAUSE, Inner};

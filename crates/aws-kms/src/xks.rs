@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::client::Description;
+use crate::answers::Description;
 use crate::errors::Failure;
 use crate::format::KeyArn;
 use waxseal::CallBudget;

@@ -131,7 +131,7 @@ async fn branch_keys_in_memory_outlast_a_store_that_is_down_and_others_name_it()
     migrated(&server).await;
     let root = LocalKek::in_memory("root").unwrap();
     let store = || {
-        let options = options(&server, "postgres").timeout(Duration::from_millis(500));
+        let options = options(&server, "postgres").timeout(Duration::from_secs(5));
         PostgresKeyStore::new(options).unwrap()
     };
     let (here, elsewhere) = (store(), store());

@@ -65,7 +65,7 @@ impl Subject for OnAServer {
     }
 
     fn answers_within(&self) -> Duration {
-        Duration::from_secs(3)
+        Duration::from_secs(7)
     }
 
     fn crash(&self) -> BoxFuture<'_, Step> {
@@ -81,7 +81,7 @@ impl Subject for OnAServer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_on_a_server_that_is_killed_and_stopped_conforms() {
     let server = Postgres::with(&[]);
-    let options = options(&server, "postgres").timeout(Duration::from_secs(2));
+    let options = options(&server, "postgres").timeout(Duration::from_secs(5));
     let stores = [(); 2].map(|()| PostgresKeyStore::new(options.clone()).unwrap());
     stores[0].migrate().await.unwrap();
     let subject = OnAServer { server: Mutex::new(server), stores };

@@ -323,7 +323,11 @@ async fn all_rows(store: &SqliteKeyStore) -> Vec<StoredRow> {
 async fn a_process_that_is_killed_loses_nothing_that_returned_and_leaves_nothing_half() {
     let (_directory, path) = temporary();
     let (mut inserted, mut erased) = (HashSet::new(), HashSet::new());
-    for _ in 0..8 {
+    let mut rounds = 0;
+    // However slow the machine is, enough of them get on far enough.
+    while rounds < 8 || inserted.len() <= 50 || erased.len() <= 8 {
+        rounds += 1;
+        assert!(rounds < 200, "{} {}", inserted.len(), erased.len());
         let (mut child, lines) = child(&path);
         let mut lines = lines.lines().map(Result::unwrap);
         assert!(lines.any(|line| line == "raced"));
@@ -361,7 +365,6 @@ async fn a_process_that_is_killed_loses_nothing_that_returned_and_leaves_nothing
             .unwrap();
         assert_eq!(check, "ok");
     }
-    assert!(inserted.len() > 50 && erased.len() > 8, "{} {}", inserted.len(), erased.len());
 }
 
 #[tokio::test]

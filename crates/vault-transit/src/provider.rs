@@ -35,7 +35,8 @@ use waxseal::{Dek, KekId, WrappedDek};
 /// | not derived, [`ContextBinding::AssociatedData`] | the same as `associated_data` | yes | no: Transit cannot rewrap such ciphertexts, so this process unwraps and wraps |
 /// | not derived, [`ContextBinding::Unbound`] | nothing | no; the DEK id still commits to it, so a wrong context is found here, after Vault released the DEK | yes |
 ///
-/// Which of the first and the others applies is read from the key itself: Transit ignores a `context` under a key that is not derived.
+/// Which of the first and the others applies is read from the key itself: Transit ignores a
+/// `context` under a key that is not derived.
 #[derive(Clone)]
 pub struct VaultTransitKek(pub(crate) Arc<Inner>);
 
@@ -118,8 +119,8 @@ impl KekProvider for VaultTransitKek {
 
     /// From the version in the text, against the latest one that is known: from the key
     /// ([`VaultTransitKek::read_key`], and again when that is older than
-    /// [`key_max_age`](crate::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while none
-    /// is known; the first question starts a reading.
+    /// [`key_max_age`](crate::VaultTransitKekBuilder::key_max_age)) or from an answer. `None` while
+    /// none is known; the first question starts a reading.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         match self.0.known.load_full() {
             Some(known) => self.0.look_ahead(&known),

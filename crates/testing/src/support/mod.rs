@@ -3,6 +3,7 @@
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod hooked;
 pub mod stage;
 
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use waxseal::{
     Aad, Backend, Dek, EncryptionContext, Envelope, KekId, Sealed, Suite, WrappedDek, WrappedKeys,
 };
 
+pub use hooked::HookedKek;
 pub use pollster::block_on;
 
 pub const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];

@@ -1,15 +1,19 @@
-//! The words of the specification: operations and their paths, errors and their status, what a request has to contain, and the bytes that are computed over.
-//! Nothing here waits or keeps anything.
+//! The words of the specification: operations and their paths, errors and their status, what a
+//! request has to contain, and the bytes that are computed over. Nothing here waits or keeps
+//! anything.
 
 use data_encoding::BASE64;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// "MUST support the ability to process up to 4300 bytes" (Encrypt, Decrypt); more is not served here.
+/// "MUST support the ability to process up to 4300 bytes" (Encrypt, Decrypt); more is not served
+/// here.
 pub const MOST_PLAINTEXT: usize = 4300;
-/// "MUST be able to handle AAD values up to 8192 bytes" (Encrypt, Decrypt); more is not served here.
+/// "MUST be able to handle AAD values up to 8192 bytes" (Encrypt, Decrypt); more is not served
+/// here.
 pub const MOST_AAD: usize = 8192;
-/// What "aes256-gcm96" of Transit makes. The specification allows 16 bytes as well, which no ciphertext of this proxy has.
+/// What "aes256-gcm96" of Transit makes. The specification allows 16 bytes as well, which no
+/// ciphertext of this proxy has.
 pub const IV: usize = 12;
 pub const TAG: usize = 16;
 
@@ -35,7 +39,8 @@ impl Operation {
         }
     }
 
-    /// The operation and the external key id of a path below the URI path, "API operations". An id has 1 to 128 letters, digits, hyphens, periods, underscores.
+    /// The operation and the external key id of a path below the URI path, "API operations". An id
+    /// has 1 to 128 letters, digits, hyphens, periods, underscores.
     pub fn of_path<'a>(uri_path: &str, path: &'a str) -> Option<(Self, &'a str)> {
         let rest = path.strip_prefix(uri_path)?.strip_prefix('/')?;
         if rest == "health" {
@@ -86,7 +91,8 @@ impl ErrorName {
         Self::Internal,
     ];
 
-    /// Status, `errorName` and `errorMessage`. The message says nothing that the name does not: what went wrong in particular stands in the proxy's log.
+    /// Status, `errorName` and `errorMessage`. The message says nothing that the name does not:
+    /// what went wrong in particular stands in the proxy's log.
     pub fn parts(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Validation => {
@@ -146,10 +152,13 @@ pub struct Body {
 }
 
 impl Body {
-    /// A JSON object with the `requestMetadata` that the operation needs: each listed field a string, others ignored, since "AWS KMS may choose to include
-    /// additional fields" (Appendix B). kmsOperation may say anything, kmsRequestId is opaque (each operation's request parameters).
+    /// A JSON object with the `requestMetadata` that the operation needs: each listed field a
+    /// string, others ignored, since "AWS KMS may choose to include additional fields" (Appendix
+    /// B). kmsOperation may say anything, kmsRequestId is opaque (each operation's request
+    /// parameters).
     ///
-    /// The table of errors leaves ValidationException out for GetHealthStatus, but the one of KMS has it for CreateCustomKeyStore, which calls nothing else.
+    /// The table of errors leaves ValidationException out for GetHealthStatus, but the one of KMS
+    /// has it for CreateCustomKeyStore, which calls nothing else.
     pub fn read(operation: Operation, bytes: &[u8]) -> Result<Self, Refused> {
         let invalid = |what: &str| ErrorName::Validation.because(what);
         let fields =
@@ -246,7 +255,8 @@ impl ToEncrypt {
     }
 }
 
-/// The parameters of "Decrypt". What "is corrupted, missing, or otherwise invalid" among them is InvalidCiphertextException ("Error codes").
+/// The parameters of "Decrypt". What "is corrupted, missing, or otherwise invalid" among them is
+/// InvalidCiphertextException ("Error codes").
 pub struct ToDecrypt {
     pub sealed: Sealed,
     pub aad: Vec<u8>,
@@ -259,7 +269,8 @@ impl ToDecrypt {
         body.is_aes_gcm()?;
         let ciphertext = body.needed("ciphertext", MOST_PLAINTEXT, WRONG)?;
         let iv = body.needed("initializationVector", usize::MAX, WRONG)?;
-        // Exactly: bytes moved from the ciphertext to the end of a longer IV would be the same bytes to Transit.
+        // Exactly: bytes moved from the ciphertext to the end of a longer IV would be the same
+        // bytes to Transit.
         let iv = iv
             .try_into()
             .map_err(|_| WRONG.because("initializationVector does not have 12 bytes"))?;
@@ -282,8 +293,9 @@ pub struct Sealed {
     pub tag: [u8; TAG],
 }
 
-/// `ciphertextMetadata`, 5 of the 20 bytes that the specification allows: a byte for this layout and for how the AAD is composed, which is 1, and
-/// the version of the Transit key, 4 bytes big-endian, from 1.
+/// `ciphertextMetadata`, 5 of the 20 bytes that the specification allows: a byte for this layout
+/// and for how the AAD is composed, which is 1, and the version of the Transit key, 4 bytes
+/// big-endian, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CiphertextMetadata {
     pub key_version: u32,
@@ -304,15 +316,17 @@ impl CiphertextMetadata {
     }
 }
 
-/// "2-byte length of additionalAuthenticatedData in big-endian format || additionalAuthenticatedData || 1-byte length of ciphertextMetadata ||
-/// ciphertextMetadata" (Encrypt). `None` where a length does not fit.
+/// "2-byte length of additionalAuthenticatedData in big-endian format ||
+/// additionalAuthenticatedData || 1-byte length of ciphertextMetadata || ciphertextMetadata"
+/// (Encrypt). `None` where a length does not fit.
 pub fn composed_aad(aad: &[u8], metadata: &[u8]) -> Option<Vec<u8>> {
     let aad_len = u16::try_from(aad.len()).ok()?.to_be_bytes();
     let metadata_len = u8::try_from(metadata.len()).ok()?;
     Some([&aad_len[..], aad, &[metadata_len], metadata].concat())
 }
 
-/// Appendix C: the hash of the decoded "additionalAuthenticatedData || ciphertextMetadata || initializationVector || ciphertext || authenticationTag".
+/// Appendix C: the hash of the decoded "additionalAuthenticatedData || ciphertextMetadata ||
+/// initializationVector || ciphertext || authenticationTag".
 pub fn cdiv(aad: &[u8], metadata: &[u8], sealed: &Sealed) -> [u8; 32] {
     let parts = [aad, metadata, &sealed.iv, &sealed.ciphertext, &sealed.tag];
     parts.into_iter().fold(Sha256::new(), |hash, part| hash.chain_update(part)).finalize().into()

@@ -8,10 +8,12 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What the proxy decides by if nothing else is said; its data are grants and denied principals.
+    /// What the proxy decides by if nothing else is said; its data are grants and denied
+    /// principals.
     pub const DEFAULT: &str = include_str!("policy.rego");
 
-    /// Rego v1 only. In the old syntax `allow` without `if` would be true for everybody, so what does not parse as v1 is an error here.
+    /// Rego v1 only. In the old syntax `allow` without `if` would be true for everybody, so what
+    /// does not parse as v1 is an error here.
     pub fn new(rego: &str, data: &serde_json::Value) -> Result<Self, String> {
         let mut engine = Engine::new();
         engine.set_strict_builtin_errors(true);
@@ -22,7 +24,8 @@ impl Policy {
         Ok(Self { engine })
     }
 
-    /// `Err` is a denial, with the reason, which is for the log only. Whatever is not plainly `true`, an error too, is a denial.
+    /// `Err` is a denial, with the reason, which is for the log only. Whatever is not plainly
+    /// `true`, an error too, is a denial.
     pub fn decide(&self, input: &serde_json::Value) -> Result<(), String> {
         // A copy, so that nothing of this request is left for the next.
         let mut engine = self.engine.clone();

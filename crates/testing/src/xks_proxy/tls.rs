@@ -8,7 +8,8 @@ use tokio_rustls::rustls::pki_types::PrivatePkcs8KeyDer;
 
 use crate::certificates::{Authority, Certificate};
 
-/// TLS 1.2 and 1.3 with aws-lc-rs, HTTP/1.1, no client certificate asked ("API content type", "Authentication").
+/// TLS 1.2 and 1.3 with aws-lc-rs, HTTP/1.1, no client certificate asked ("API content type",
+/// "Authentication").
 pub(super) fn server(authority: &Authority, shown: Certificate) -> Arc<ServerConfig> {
     let (certificate, key) = authority.issue(shown);
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());

@@ -1,4 +1,5 @@
-//! The key manager: the Transit engine of OpenBao, and what each of its answers means to a caller of the proxy.
+//! The key manager: the Transit engine of OpenBao, and what each of its answers means to a caller
+//! of the proxy.
 
 use data_encoding::BASE64;
 use serde_json::{Value, json};
@@ -7,7 +8,8 @@ use super::api::{CiphertextMetadata, ErrorName, IV, Refused, Sealed, TAG};
 
 /// What the proxy's token may do.
 pub const POLICY: &str = include_str!("transit.hcl");
-/// Only for health checks: "using a test key in the external key manager rather than a key associated with a KMS key" (GetHealthStatus).
+/// Only for health checks: "using a test key in the external key manager rather than a key
+/// associated with a KMS key" (GetHealthStatus).
 pub const HEALTH_KEY: &str = "xks-health-check";
 
 /// Where Transit is. No `Debug`: there is a token in it.
@@ -34,8 +36,8 @@ impl TransitOptions {
             .unwrap()
     }
 
-    /// What an operator does once, with a token that may do everything: the policy, the key for health checks and a token for the proxy. Transit has
-    /// to be mounted at `transit`.
+    /// What an operator does once, with a token that may do everything: the policy, the key for
+    /// health checks and a token for the proxy. Transit has to be mounted at `transit`.
     pub async fn prepare(address: &str, ca_pem: Option<&str>, root_token: &str) -> Self {
         let client = Self::client(ca_pem);
         let put = async |path: &str, body: Value| {
@@ -68,7 +70,8 @@ pub struct ServerStatus {
     pub version: String,
 }
 
-/// The header in which Transit is told for which request to KMS it works. An operator can have it in OpenBao's audit log.
+/// The header in which Transit is told for which request to KMS it works. An operator can have it
+/// in OpenBao's audit log.
 pub const REQUEST_ID: &str = "x-kms-request-id";
 
 #[derive(Clone)]
@@ -85,7 +88,8 @@ impl Transit {
         Self { options, client, kms_request_id: String::new() }
     }
 
-    /// The same, on behalf of a request to KMS ("to allow a customer to correlate AWS CloudTrail entries with log entries", "Logging").
+    /// The same, on behalf of a request to KMS ("to allow a customer to correlate AWS CloudTrail
+    /// entries with log entries", "Logging").
     pub fn on_behalf_of(&self, kms_request_id: &str) -> Self {
         // "opaque string": not all of those can stand in a header.
         let printable = kms_request_id.chars().filter(char::is_ascii_graphic).take(128).collect();
@@ -155,7 +159,8 @@ impl Transit {
         })
     }
 
-    /// With this version of the key. Transit gives `vault:vN:` and the Base64 of IV, ciphertext and tag.
+    /// With this version of the key. Transit gives `vault:vN:` and the Base64 of IV, ciphertext and
+    /// tag.
     pub async fn encrypt(
         &self,
         key: &str,
@@ -201,7 +206,8 @@ impl Transit {
             .ok_or_else(|| strange("no plaintext of the ciphertext's length"))
     }
 
-    /// A deep check: the server answers, and encrypts and decrypts with the key for this (GetHealthStatus).
+    /// A deep check: the server answers, and encrypts and decrypts with the key for this
+    /// (GetHealthStatus).
     pub async fn check(&self) -> Result<ServerStatus, Refused> {
         let (status, answer) = self.ask(reqwest::Method::GET, "sys/health", None).await?;
         let (true, Some(id), Some(version)) =
@@ -226,8 +232,9 @@ fn strange(what: &str) -> Refused {
     ErrorName::Internal.because(format!("Transit gave {what}"))
 }
 
-/// The name, where Transit can have a key of that name: it begins and ends with a letter, a digit or an underscore. What an external key id may be besides,
-/// `..` among it, would be another path of the server.
+/// The name, where Transit can have a key of that name: it begins and ends with a letter, a digit
+/// or an underscore. What an external key id may be besides, `..` among it, would be another path
+/// of the server.
 fn named(key: &str) -> Result<&str, Refused> {
     let outer = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let inner = |c: char| outer(c) || c == '-' || c == '.';
@@ -246,7 +253,8 @@ fn refused(status: u16, answer: &Value) -> Refused {
     let says = |text: &str| errors.iter().any(|error| error.contains(text));
     let name = match status {
         400 if says("encryption key not found") => ErrorName::KeyNotFound,
-        // "corrupted, missing, or otherwise invalid" ("Error codes"); "invalid ciphertext" is a version that was never made as well.
+        // "corrupted, missing, or otherwise invalid" ("Error codes"); "invalid ciphertext" is a
+        // version that was never made as well.
         400 if says("message authentication failed") || says("invalid ciphertext") => {
             ErrorName::InvalidCiphertext
         }
@@ -258,8 +266,10 @@ fn refused(status: u16, answer: &Value) -> Refused {
         // A key that is not there; with a text, the whole engine is not.
         404 if errors.is_empty() => ErrorName::KeyNotFound,
         429 => ErrorName::Throttling,
-        // 403 is about the proxy's own token: neither KMS's signature (AuthenticationFailedException) nor who asked KMS (AccessDeniedException) is at fault,
-        // so a "failure of the backing key manager". So is what is sealed (503), broken (5xx), not active (472, 473), behind (412), or not understood.
+        // 403 is about the proxy's own token: neither KMS's signature
+        // (AuthenticationFailedException) nor who asked KMS (AccessDeniedException) is at fault, so
+        // a "failure of the backing key manager". So is what is sealed (503), broken (5xx), not
+        // active (472, 473), behind (412), or not understood.
         _ => ErrorName::Internal,
     };
     name.because(format!("Transit answered {status}: {}", errors.join("; ")))

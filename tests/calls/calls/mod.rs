@@ -1,14 +1,18 @@
-//! How key services are called: timeouts, retries, the budget, circuit breakers, several KEKs, the start and the end.
+//! How key services are called: timeouts, retries, the budget, circuit breakers, several KEKs, the
+//! start and the end.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod several;
+mod start_and_end;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use waxseal_testing::support;
 
-use support::context;
+use support::{HookedKek, context};
 use waxseal::kek::scripted::{Act, ScriptedKek};
-use waxseal::kek::{CallAdvice, KekErrorClass, KekProvider};
+use waxseal::kek::{CallAdvice, KekErrorClass};
 use waxseal::{
     Aad, BreakerState, CallBudget, CallPolicy, DekOrigin, EncryptionContext, Envelope,
     EnvelopeBuilder, Error, ErrorKind, Event, KekStatistics, Limits, ManualClock, Observer,
@@ -292,7 +296,8 @@ async fn no_more_calls_are_in_flight_than_the_budget_says_and_sealing_has_a_shar
     assert_eq!(failed, 6, "the others had their turn when the first had ended");
 }
 
-/// 200 openings, of which no more are let through than a budget of 80 a second leaves to them within half a second; the others are throttled.
+/// 200 openings, of which no more are let through than a budget of 80 a second leaves to them
+/// within half a second; the others are throttled.
 async fn keep_to_eighty_a_second(
     calls: Vec<impl Future<Output = Result<(), Error>> + Send + 'static>,
 ) {
@@ -305,7 +310,8 @@ async fn keep_to_eighty_a_second(
             throttled += 1;
         }
     }
-    // 60 a second for opening: 16 at once, 30 within the deadline of 500 ms, and whatever the start took.
+    // 60 a second for opening: 16 at once, 30 within the deadline of 500 ms, and whatever the start
+    // took.
     let (made, elapsed) = (200 - throttled, start.elapsed().as_secs_f64());
     assert!(f64::from(made) <= 16.0 + 60.0 * (elapsed + 0.5) + 1.0, "{made} calls in {elapsed} s");
     assert!((16..=60).contains(&made), "{made} calls in {elapsed} s");
@@ -391,121 +397,6 @@ async fn keks_that_share_a_store_share_its_budget_whatever_their_envelopes() {
     keep_to_eighty_a_second(calls).await;
 }
 
-// --- several KEKs
-
-#[tokio::test]
-async fn the_preferred_kek_is_asked_and_the_next_one_when_it_fails() {
-    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
-    stage.open_another().await.unwrap();
-    assert_eq!((stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps), (1, 0));
-    for class in [Unavailable, Throttled, Denied, Invalid, Misconfigured] {
-        let before = stage.keks[1].calls().unwraps;
-        stage.keks[0].script([Act::Fail(class)]);
-        stage.open_another().await.unwrap();
-        assert_eq!(
-            stage.keks[1].calls().unwraps,
-            before + 1,
-            "{class}: no pause, no second try of the first"
-        );
-    }
-    let before = stage.keks[1].calls().unwraps;
-    stage.open_another().await.unwrap();
-    assert_eq!(stage.keks[1].calls().unwraps, before, "back at the preferred one");
-}
-
-#[tokio::test]
-async fn all_that_may_still_succeed_are_tried_again() {
-    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
-    stage.keks[0].script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
-    stage.keks[1].script([Act::Fail(Denied)]);
-    stage.open_another().await.unwrap();
-    assert_eq!(
-        (stage.keks[0].calls().unwraps, stage.keks[1].calls().unwraps),
-        (3, 1),
-        "a denial is not asked again"
-    );
-}
-
-#[tokio::test]
-async fn a_kek_that_is_not_asked_does_not_keep_another_from_its_second_try() {
-    let stage = Stage::with(2, |builder| builder.call_policy(policy().breaker_probe(ms(60_000))));
-    stage.keks[0].fail_with(Unavailable);
-    while stage.of_kek(0).breaker == BreakerState::Closed {
-        stage.open_another().await.unwrap();
-    }
-    let before = stage.keks[1].calls().unwraps;
-    stage.keks[1].script([Act::Fail(Throttled)]);
-    stage.open_another().await.unwrap();
-    assert_eq!(stage.keks[1].calls().unwraps, before + 2);
-}
-
-#[tokio::test]
-async fn a_preferred_kek_that_is_down_is_left_alone_and_returned_to() {
-    let stage = Stage::with(2, |builder| builder.call_policy(policy()));
-    stage.keks[0].fail_with(Unavailable);
-    let start = Instant::now();
-    while stage.of_kek(0).breaker == BreakerState::Closed {
-        stage.open_another().await.unwrap();
-        assert!(start.elapsed() < ms(20_000));
-    }
-    let calls = stage.keks[0].calls().unwraps;
-    for _ in 0..10 {
-        stage.open_another().await.unwrap();
-    }
-    assert!(stage.keks[0].calls().unwraps <= calls + 2, "probes only");
-    stage.keks[0].fail_with(None);
-    let start = Instant::now();
-    while stage.of_kek(0).breaker != BreakerState::Closed {
-        stage.open_another().await.unwrap();
-        tokio::time::sleep(ms(10)).await;
-        assert!(start.elapsed() < ms(10_000), "not returned to");
-    }
-    let calls = stage.keks[1].calls().unwraps;
-    stage.open_another().await.unwrap();
-    assert_eq!(stage.keks[1].calls().unwraps, calls);
-}
-
-#[tokio::test]
-async fn a_preferred_kek_that_is_slower_than_it_mostly_is_gets_company() {
-    let patient = CallPolicy::default().timeout(ms(20_000)).deadline(ms(30_000));
-    let stage = Stage::with(2, |builder| builder.call_policy(patient));
-    for _ in 0..30 {
-        stage.open_another().await.unwrap();
-    }
-    stage.keks[0].script([Act::Hang]);
-    let before = stage.keks[1].calls().unwraps;
-    let start = Instant::now();
-    stage.open_another().await.unwrap();
-    assert!(start.elapsed() < ms(5000), "it did not wait for the timeout");
-    assert_eq!(stage.keks[1].calls().unwraps, before + 1);
-
-    let never = Stage::with(2, |builder| {
-        builder.call_policy(patient.timeout(ms(300)).hedge_percentile(100))
-    });
-    for _ in 0..30 {
-        never.open_another().await.unwrap();
-    }
-    never.keks[0].script([Act::Hang]);
-    let start = Instant::now();
-    never.open_another().await.unwrap();
-    assert!(start.elapsed() >= ms(300), "the next one only after a failure");
-}
-
-#[tokio::test]
-async fn writing_needs_every_kek_and_each_has_its_retries() {
-    let stage = Stage::with(3, |builder| builder.call_policy(policy()));
-    for kek in &stage.keks {
-        kek.script([Act::Fail(Unavailable), Act::Fail(Unavailable)]);
-    }
-    stage.seal_for("bob").await.unwrap();
-    stage.keks[2].fail_with(Unavailable);
-    let error = stage.seal_for("carol").await.unwrap_err();
-    assert!(
-        error.kind() == ErrorKind::Unavailable && error.to_string().contains("local:kek2"),
-        "{error}"
-    );
-}
-
 // --- calls that are shared
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -535,7 +426,8 @@ async fn a_stampede_with_cancellations_failures_denials_and_forgeries_costs_one_
         let expected = [None, Some(ErrorKind::Denied), Some(ErrorKind::Unavailable)][kek];
         for caller in 0..100 {
             let envelope = envelope.clone();
-            // Of the good DEKs' callers some have the right message in a wrong context, or a message with a damaged wrapped key.
+            // Of the good DEKs' callers some have the right message in a wrong context, or a
+            // message with a damaged wrapped key.
             let (context, sealed, expected) = match (kek, caller % 10) {
                 (0, 3) => (context("mallory"), sealed.clone(), Some(ErrorKind::Invalid)),
                 (0, 7) => (alice.clone(), damaged.clone(), Some(ErrorKind::Invalid)),
@@ -625,172 +517,6 @@ async fn in_grace_a_slow_key_service_is_not_waited_for_and_its_answer_counts_all
         (2, 4),
         "the answers came meanwhile, and serve"
     );
-}
-
-// --- start, warm-up, end
-
-#[tokio::test]
-async fn the_start_needs_the_key_service_or_does_without_as_configured() {
-    for (class, tolerated) in [
-        (Unavailable, true),
-        (Throttled, true),
-        (Denied, false),
-        (Misconfigured, false),
-        (Invalid, false),
-    ] {
-        let kek = ScriptedKek::new("kek").unwrap();
-        kek.fail_with(class);
-        let start = |how| {
-            let log = Log::default();
-            let builder = Envelope::builder().wrap_with(kek.clone()).observer(log.clone());
-            let options = StartOptions::default().start_up(how).warm_up([&context("alice")]);
-            (builder.call_policy(policy()).start(options), log)
-        };
-        let (builder, _) = start(StartUp::RequireKeyServices);
-        assert!(builder.await.is_err(), "{class}");
-        let (builder, log) = start(StartUp::TolerateOutage);
-        let started = builder.await;
-        assert_eq!(started.is_ok(), tolerated, "{class}");
-        assert_eq!(log.count("StartedWithout"), usize::from(tolerated));
-        if let Ok(envelope) = started {
-            assert!(
-                envelope
-                    .encrypt(&context("alice"), Aad::empty(), b"x")
-                    .await
-                    .unwrap_err()
-                    .is_retryable()
-            );
-            kek.fail_with(None);
-            envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
-        }
-    }
-    let kek = ScriptedKek::new("kek").unwrap();
-    let envelope = Envelope::builder()
-        .wrap_with(kek.clone())
-        .start(StartOptions::default().warm_up([&context("alice")]))
-        .await
-        .unwrap();
-    assert_eq!(kek.calls().wraps, 1);
-    envelope.encrypt(&context("alice"), Aad::empty(), b"x").await.unwrap();
-    assert_eq!(kek.calls().wraps, 1, "it was warm");
-}
-
-#[tokio::test]
-async fn a_key_service_that_hangs_does_not_keep_the_start() {
-    #[derive(Debug)]
-    struct Hanging(ScriptedKek);
-    impl KekProvider for Hanging {
-        fn id(&self) -> &waxseal::KekId {
-            self.0.id()
-        }
-        fn wrap<'a>(
-            &'a self,
-            context: &'a EncryptionContext,
-            dek: &'a waxseal::Dek,
-        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::WrappedDek, waxseal::kek::KekError>>
-        {
-            self.0.wrap(context, dek)
-        }
-        fn unwrap<'a>(
-            &'a self,
-            context: &'a EncryptionContext,
-            wrapped: &'a waxseal::WrappedDek,
-        ) -> waxseal::kek::BoxFuture<'a, Result<waxseal::kek::UnwrappedDek, waxseal::kek::KekError>>
-        {
-            self.0.unwrap(context, wrapped)
-        }
-        fn health(
-            &self,
-        ) -> waxseal::kek::BoxFuture<'_, Result<waxseal::kek::Health, waxseal::kek::KekError>>
-        {
-            Box::pin(std::future::pending())
-        }
-    }
-    let kek = Hanging(ScriptedKek::new("kek").unwrap());
-    let error = Envelope::builder()
-        .wrap_with(kek)
-        .call_policy(policy())
-        .start(StartOptions::default())
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-}
-
-#[tokio::test]
-async fn warming_up_makes_the_deks_of_all_contexts_and_tells_the_first_failure() {
-    let stage = Stage::new();
-    let contexts: Vec<_> = (0..50).map(|n| context(&n.to_string())).collect();
-    stage.envelope.warm_up(&contexts).await.unwrap();
-    stage.envelope.warm_up(&contexts).await.unwrap();
-    assert_eq!(stage.kek().calls().wraps, 50);
-    stage.kek().fail_with(Unavailable);
-    stage.envelope.warm_up(&contexts).await.unwrap();
-    let error = stage.envelope.warm_up([&contexts[0], &context("new")]).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable);
-}
-
-#[tokio::test]
-async fn shutting_down_ends_handles_and_calls_that_hang_and_wipes() {
-    let stage = Arc::new(Stage::with(1, |builder| {
-        builder.call_policy(CallPolicy::default().timeout(ms(60_000)).deadline(ms(60_000)))
-    }));
-    let sealed = stage.sealed().await;
-    stage.open(&sealed).await.unwrap();
-    stage.seal_for("alice").await.unwrap();
-    let sealing = stage.envelope.encryptor(&stage.alice).await.unwrap();
-    let opening = stage.envelope.decryptor(&stage.alice, &sealed).await.unwrap();
-    stage.kek().script([Act::Hang, Act::Hang]);
-    let hanging: Vec<_> = [false, true]
-        .into_iter()
-        .map(|seals| {
-            let stage = stage.clone();
-            tokio::spawn(async move {
-                if seals { stage.seal_for("bob").await } else { stage.open_another().await }
-            })
-        })
-        .collect();
-    tokio::time::sleep(ms(50)).await;
-    stage.envelope.shut_down();
-    stage.envelope.shut_down();
-    for call in hanging {
-        let ended = tokio::time::timeout(ms(10_000), call).await.expect("it hangs").unwrap();
-        assert_eq!(kind(ended), Some(ErrorKind::ShutDown));
-    }
-    assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), Some(ErrorKind::Expired));
-    assert_eq!(kind(opening.decrypt(Aad::empty(), &sealed)), Some(ErrorKind::Expired));
-    assert_eq!(kind(stage.open(&sealed).await), Some(ErrorKind::ShutDown));
-    assert_eq!(kind(stage.seal_for("alice").await), Some(ErrorKind::ShutDown));
-    assert_eq!(kind(stage.envelope.rewrap(&stage.alice, &sealed).await), Some(ErrorKind::ShutDown));
-    assert!(
-        stage
-            .envelope
-            .clone()
-            .decrypt_cached(&stage.alice, Aad::empty(), &sealed)
-            .unwrap()
-            .is_none()
-    );
-    assert_eq!(
-        stage.log.count("Wiped"),
-        3,
-        "one for reading; one for writing, and the same for reading"
-    );
-}
-
-#[test]
-fn an_envelope_outlasts_the_runtime_that_it_was_built_in() {
-    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let first = runtime();
-    let stage = first.block_on(async { Stage::new() });
-    drop(first);
-    // Whoever polls, a runtime of its own or none: a try that hangs ends, and there is another after a pause.
-    for second in [Some(runtime()), None] {
-        stage.kek().script([Act::Hang, Act::Fail(Unavailable), Act::Succeed]);
-        match second {
-            Some(second) => second.block_on(stage.open_another()).unwrap(),
-            None => support::block_on(stage.open_another()).unwrap(),
-        }
-    }
-    assert_eq!(stage.calls(), 6);
 }
 
 // --- configuration

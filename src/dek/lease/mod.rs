@@ -2,16 +2,19 @@
 //! and can be destroyed at any moment.
 #![forbid(unsafe_code)]
 
+mod renewal;
+mod request_key;
+
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
+pub(crate) use request_key::RequestKey;
 
 use super::LimitsInForce;
 use super::registration::Registration;
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use crate::format::{KekId, WrappedDek, WrappedKeys};
+use crate::format::{KekId, WrappedKeys};
 use crate::kek::set::{Failure, SourceKek};
 use crate::kek::{Dependants, Parent};
 use crate::observe::WeakObservers;
@@ -94,33 +97,6 @@ pub(crate) struct Lease {
     known_for: Duration,
     stale_reported: AtomicI64,
     clock: Clock,
-}
-
-/// Identifies one exact request to the key services. What is remembered of its outcome affects no
-/// other request.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct RequestKey([u8; 32]);
-
-impl RequestKey {
-    /// The key of a request to unwrap these wrapped keys to this DEK, in this context and suite.
-    pub(super) fn unwrap(
-        context: &EncryptionContext,
-        id: &DekId,
-        suite: Suite,
-        wrapped_keys: &[u8],
-    ) -> Self {
-        let digest = Sha256::new_with_prefix(b"unwrap")
-            .chain_update([suite.id()])
-            .chain_update(context.digest())
-            .chain_update(id.as_bytes())
-            .chain_update(wrapped_keys);
-        Self(digest.finalize().into())
-    }
-
-    /// The key of a request to make and wrap a new DEK for this context.
-    pub(super) fn wrap(context: &EncryptionContext) -> Self {
-        Self(Sha256::new_with_prefix(b"wrap").chain_update(context.digest()).finalize().into())
-    }
 }
 
 /// The age of a DEK.
@@ -291,167 +267,6 @@ impl Lease {
     /// others.
     pub(super) fn is_late(&self) -> bool {
         self.evicted.load(Ordering::Acquire)
-    }
-
-    // --- renewal
-
-    /// Whether any request may renew it now.
-    pub(super) fn is_renewal_open(&self, now: Moment) -> bool {
-        self.renewal.iter().any(|open_from| now.boot_nanos() >= open_from.load(Ordering::Relaxed))
-    }
-
-    /// Whether these are the wrapped keys that it came from. The bytes are compared, not a digest.
-    /// None are those in the store.
-    pub(super) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
-        let same = match wrapped_keys {
-            [] => self.is_stored,
-            bytes => !self.is_stored && self.wrapped_keys.as_bytes() == bytes,
-        };
-        if same { KeysMatch::Same } else { KeysMatch::Other }
-    }
-
-    /// Whether a request with these wrapped keys may renew it now.
-    pub(super) fn is_turn(&self, keys_match: KeysMatch, now: Moment) -> bool {
-        let [same, other] = &self.renewal;
-        let open_from = if keys_match == KeysMatch::Same { same } else { other };
-        now.boot_nanos() >= open_from.load(Ordering::Relaxed)
-    }
-
-    /// Claims the right to renew it, for one caller at a time and for no longer than a request
-    /// takes. A request with the same wrapped keys keeps the others from asking. A request with
-    /// other wrapped keys does not keep the right one from asking, so a forged list cannot block a
-    /// renewal.
-    pub(super) fn claim_renewal(&self, keys_match: KeysMatch) -> bool {
-        let now = self.clock.now();
-        let [same, other] = &self.renewal;
-        let mine = if keys_match == KeysMatch::Same { same } else { other };
-        let open_from = mine.load(Ordering::Relaxed);
-        let until = now.plus(self.known_for).boot_nanos();
-        if now.boot_nanos() < open_from
-            || mine.compare_exchange(open_from, until, Ordering::AcqRel, Ordering::Relaxed).is_err()
-        {
-            return false;
-        }
-        if keys_match == KeysMatch::Same {
-            other.fetch_max(until, Ordering::AcqRel);
-        }
-        true
-    }
-
-    /// Gives back a claim whose owner went away. Another request may renew at once.
-    pub(super) fn give_back(&self, keys_match: KeysMatch) {
-        self.open_renewal(keys_match, NEVER);
-    }
-
-    fn open_renewal(&self, keys_match: KeysMatch, from: i64) {
-        let [same, other] = &self.renewal;
-        if keys_match == KeysMatch::Same {
-            same.store(from, Ordering::Release);
-        }
-        other.store(from, Ordering::Release);
-    }
-
-    /// A renewal failed. The next may begin after a pause.
-    pub(super) fn renewal_failed(&self, keys_match: KeysMatch, failure: &Failure) {
-        self.learn_from(failure);
-        self.open_renewal(keys_match, self.clock.now().plus(self.retry_after).boot_nanos());
-    }
-
-    // --- outages
-
-    /// Learns from a failed request. An outage of its source KEKs is known for a while from now on.
-    /// A denial by one of them ends serving stale for good. Failures of other KEKs do not count.
-    pub(super) fn learn_from(&self, failure: &Failure) {
-        let about = failure.about(&self.source_keks, &self.wrapped_keys).or(failure.of_store);
-        if about.is_some() {
-            self.is_assumed.store(false, Ordering::Release);
-        }
-        match about {
-            Some((kind, at)) if kind.is_outage() => {
-                self.outage_is_throttling.store(kind == ErrorKind::Throttled, Ordering::Relaxed);
-                self.outage_until.store(at.plus(self.known_for).boot_nanos(), Ordering::Release);
-            }
-            Some((ErrorKind::Denied, _)) => self.forbid_stale(),
-            Some(_) => self.outage_until.store(NEVER, Ordering::Release),
-            None => {}
-        }
-    }
-
-    /// Learns that a KEK answered about a wrapped key with something other than an outage. If it is
-    /// a source KEK, an outage of others no longer prolongs this DEK.
-    pub(super) fn record_refusal(&self, provider: &KekId, entry: &WrappedDek, kind: ErrorKind) {
-        if !self.source_keks.iter().any(|source_kek| source_kek.provider == *provider)
-            || !self.has_wrapped_key(entry)
-        {
-            return;
-        }
-        self.is_assumed.store(false, Ordering::Release);
-        match kind {
-            ErrorKind::Denied => self.forbid_stale(),
-            _ => self.outage_until.store(NEVER, Ordering::Release),
-        }
-    }
-
-    fn forbid_stale(&self) {
-        self.stale_forbidden.store(true, Ordering::Release);
-        self.outage_until.store(NEVER, Ordering::Release);
-    }
-
-    /// Whether it came from this wrapped key.
-    fn has_wrapped_key(&self, entry: &WrappedDek) -> bool {
-        self.source_keks.iter().any(|source_kek| source_kek.entry == *entry.kek_id())
-            && self.wrapped_keys.entries().contains(entry)
-    }
-
-    /// Assumes an outage, since its source KEKs did not answer in the time that a caller has.
-    pub(super) fn assume_outage(&self) {
-        self.is_assumed.store(true, Ordering::Release);
-        self.outage_is_throttling.store(false, Ordering::Relaxed);
-        self.outage_until
-            .store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
-    }
-
-    /// Whether an outage may be assumed. It is not assumed twice in a row: a denial may get lost
-    /// when a call is left to the background, so the next caller waits for the response.
-    pub(super) fn may_assume_outage(&self) -> bool {
-        self.may_serve_stale() && !self.is_assumed.load(Ordering::Acquire)
-    }
-
-    /// Returns the outage of its source KEKs while it is known.
-    pub(super) fn outage(&self, now: Moment) -> Option<ErrorKind> {
-        let known =
-            now.boot_nanos() < self.outage_until.load(Ordering::Acquire) && self.may_serve_stale();
-        let kind = match self.outage_is_throttling.load(Ordering::Relaxed) {
-            true => ErrorKind::Throttled,
-            false => ErrorKind::Unavailable,
-        };
-        known.then_some(kind)
-    }
-
-    /// Whether it may be served stale in an outage.
-    pub(super) fn may_serve_stale(&self) -> bool {
-        !self.stale_forbidden.load(Ordering::Acquire)
-    }
-
-    /// Whether its wrapped keys are in a key store.
-    pub(super) fn is_stored(&self) -> bool {
-        self.is_stored
-    }
-
-    /// Whether a request with these wrapped keys reaches one of its source KEKs.
-    pub(super) fn is_asked_about_by(&self, wrapped_keys: &WrappedKeys) -> bool {
-        wrapped_keys.entries().iter().any(|entry| self.has_wrapped_key(entry))
-    }
-
-    /// Returns `true` now and then, to the caller that reports that it is served stale.
-    pub(super) fn is_due_to_report_stale(&self, now: Moment) -> bool {
-        let due = self.stale_reported.load(Ordering::Relaxed);
-        let next = now.plus(self.retry_after).boot_nanos();
-        now.boot_nanos() >= due
-            && self
-                .stale_reported
-                .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
     }
 
     // --- use
