@@ -15,7 +15,7 @@ use rand::seq::SliceRandom;
 use support::median;
 use waxseal::audit::{AuditTrail, TrailDirectory};
 use waxseal::kek::local::LocalKek;
-use waxseal::{Aad, EncryptionContext, Envelope};
+use waxseal::{Aad, Caller, EncryptionContext, Envelope};
 
 const TIME: Duration = Duration::from_secs(4);
 const CALLS: u32 = 2000;
@@ -54,6 +54,12 @@ fn main() {
         contender("with a trail", Some(&plain)),
         contender("with summaries", Some(&counting)),
     ];
+    let caller = Caller::builder().service("billing").role("clerk").build().unwrap();
+    let decrypt_for = |of: &Contender| {
+        let envelope = of.envelope.acting_for(&caller);
+        let plain = envelope.decrypt_cached(&context, Aad::empty(), black_box(&of.sealed));
+        assert!(plain.unwrap().is_some());
+    };
     let decrypt = |of: &Contender| {
         let plain = of.envelope.decrypt_cached(&context, Aad::empty(), black_box(&of.sealed));
         assert!(plain.unwrap().is_some());
@@ -64,6 +70,7 @@ fn main() {
     };
     for threads in [1, 2] {
         row("decrypt_cached, 64 B", threads, &contenders, &decrypt);
+        row("the same for a caller", threads, &contenders, &decrypt_for);
         row("encrypt, 64 B", threads, &contenders, &encrypt);
     }
     assert!(plain.flush(TIME) && counting.flush(TIME));

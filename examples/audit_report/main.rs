@@ -20,6 +20,8 @@ const HELP: &str =
 
 keys       which KEKs protect which contexts, and since when
 used       who read and wrote how many messages of which context
+callers    on whose behalf they were read and written
+decided    what the policies decided, about whom, by which revision
 refused    who was refused, when, and why
 rotated    which DEKs and which versions of KEKs came when
 old-keys   which DEKs still hang on which version of which KEK

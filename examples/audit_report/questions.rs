@@ -14,6 +14,8 @@ use waxseal::audit::{CheckpointVerifier, ContextValue, Record, Verification, Ver
 pub(crate) enum Question {
     Keys,
     Used,
+    Callers,
+    Decided,
     Refused,
     Rotated,
     OldKeys,
@@ -31,6 +33,8 @@ impl FromStr for Question {
         Ok(match text {
             "keys" => Self::Keys,
             "used" => Self::Used,
+            "callers" => Self::Callers,
+            "decided" => Self::Decided,
             "refused" => Self::Refused,
             "rotated" => Self::Rotated,
             "old-keys" => Self::OldKeys,
@@ -105,6 +109,21 @@ impl Report {
                 let operation = record.operation.as_deref().unwrap_or("");
                 let key = format!("{}  {operation}  {}", service(record), context(record));
                 self.count(key, record.count.unwrap_or(0), record);
+            }
+            (Question::Callers, "dek_used_by" | "dek_used_by_others") => {
+                let key = format!("{}  {}  {}", caller(record), operation(record), context(record));
+                self.count(key, record.count.unwrap_or(0), record);
+            }
+            (Question::Decided, "policy_allowed" | "policy_denied" | "policy_failed") => {
+                let revision = record.policy_revision.as_deref().unwrap_or("none");
+                let who = caller(record);
+                let key = format!("{activity}  revision {revision}  {who}  {}", operation(record));
+                self.count(key, 1, record);
+            }
+            (Question::Refused, "policy_denied") => {
+                let (who, why) = (caller(record), record.policy_reasons.join("; "));
+                let what = format!("{who}  {}  {}  {why}", operation(record), context(record));
+                self.line(record, &what);
             }
             (Question::Refused, "denied") => self.line(record, &context(record)),
             (Question::Refused, "kek_called") if is(record, "denied") => {
@@ -231,6 +250,16 @@ fn is(record: &Record, kind: &str) -> bool {
 
 fn service(record: &Record) -> &str {
     record.service.as_deref().unwrap_or("")
+}
+
+/// On whose behalf.
+fn caller(record: &Record) -> String {
+    let roles = record.caller_roles.join(", ");
+    match &record.caller_service {
+        Some(service) if roles.is_empty() => service.clone(),
+        Some(service) => format!("{service} ({roles})"),
+        None => "nobody who is named".to_owned(),
+    }
 }
 
 fn operation(record: &Record) -> &str {

@@ -20,13 +20,14 @@ use super::registry::{
 use super::revocations::Revocations;
 use super::wiper::look_after;
 use super::{LimitsInForce, ReadingDek, WritingDek};
+use crate::caller::Caller;
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek};
 use crate::kek::set::Failure;
 use crate::memory::fork;
-use crate::observe::Event;
+use crate::observe::{Access, Event};
 use crate::runtime::Runtime;
 use crate::suite::{DekId, Suite};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -292,6 +293,18 @@ impl DekCache {
             Either::Left((answer, _)) => answer,
             Either::Right(_) => Err(shut_down().into()),
         }
+    }
+
+    /// Counts a message of a named caller.
+    #[inline]
+    pub(super) fn count(
+        &self,
+        caller: &Caller,
+        dek_id: &DekId,
+        context: &EncryptionContext,
+        access: Access,
+    ) {
+        self.registry.count(caller, dek_id, context, access);
     }
 
     pub(super) fn forget_refusals(&self) {

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use crate::sync::Weak;
+use crate::observe::Accessed;
+use crate::suite::DekId;
+use crate::sync::{Arc, Weak};
 
 /// What holds the entries.
 pub(super) trait Entries: Send + Sync {
@@ -14,6 +16,9 @@ pub(super) trait Entries: Send + Sync {
 
     /// How long ago the uses of all DEKs were last reported. `None` if they are not counted.
     fn since_summary(&self) -> Option<Duration>;
+
+    /// Gives what was counted by caller of a DEK that has ended.
+    fn take_callers_of(&self, dek_id: &DekId, within: Duration) -> Vec<Accessed>;
 }
 
 /// A DEK's entry in the registry, removed with the DEK.
@@ -27,9 +32,16 @@ impl Registration {
         Self { entries, number }
     }
 
+    fn entries(&self) -> Option<Arc<dyn Entries>> {
+        self.entries.upgrade().filter(|entries| entries.is_of_this_process())
+    }
+
     pub(super) fn since_summary(&self) -> Option<Duration> {
-        let entries = self.entries.upgrade();
-        entries.filter(|entries| entries.is_of_this_process())?.since_summary()
+        self.entries()?.since_summary()
+    }
+
+    pub(super) fn take_callers_of(&self, dek_id: &DekId, within: Duration) -> Vec<Accessed> {
+        self.entries().map_or_else(Vec::new, |entries| entries.take_callers_of(dek_id, within))
     }
 }
 

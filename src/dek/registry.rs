@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::lease::Lease;
 use super::registration::{Entries, Registration};
+use crate::caller::Caller;
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::kek::Dependants;
 use crate::memory::fork;
-use crate::observe::{Access, AccessCounts, Accessed, Event, LaterEvent, Observers};
+use crate::observe::{Access, AccessCounts, Accessed, CallerCounts, Event, LaterEvent, Observers};
 use crate::suite::DekId;
 use crate::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
@@ -48,12 +49,13 @@ struct Summaries {
     last: AtomicI64,
     /// The next report is on its way to the observers.
     is_queued: AtomicBool,
+    callers: CallerCounts,
 }
 
 impl Summaries {
     fn new(every: Duration, now: Moment) -> Self {
         let last = AtomicI64::new(now.boot_nanos());
-        Self { every, last, is_queued: AtomicBool::new(false) }
+        Self { every, last, is_queued: AtomicBool::new(false), callers: CallerCounts::new() }
     }
 
     fn since_last(&self, now: Moment) -> Duration {
@@ -110,13 +112,20 @@ impl Entries for Registry {
     fn since_summary(&self) -> Option<Duration> {
         self.summaries.as_ref().map(|summaries| summaries.since_last(self.clock.now()))
     }
+
+    fn take_callers_of(&self, dek_id: &DekId, within: Duration) -> Vec<Accessed> {
+        let summaries = self.summaries.as_ref();
+        summaries.map_or_else(Vec::new, |summaries| summaries.callers.take_of(dek_id, within))
+    }
 }
 
 impl AccessCounts for Registry {
     fn take(&self) -> Vec<Accessed> {
         let Some(summaries) = &self.summaries else { return Vec::new() };
         let within = summaries.begin_next(self.clock.now());
-        self.all().iter().filter_map(|dek| counted(&**dek, within)).collect()
+        let mut all: Vec<_> = self.all().iter().filter_map(|dek| counted(&**dek, within)).collect();
+        all.extend(summaries.callers.take(within));
+        all
     }
 }
 
@@ -234,6 +243,20 @@ impl Registry {
         }
         let left = self.clock.now().until(lease.wipe_at());
         Some((dek, left))
+    }
+
+    /// Counts a message of a named caller, if anybody asks for it.
+    #[inline]
+    pub(super) fn count(
+        &self,
+        caller: &Caller,
+        dek_id: &DekId,
+        context: &EncryptionContext,
+        access: Access,
+    ) {
+        if let Some(summaries) = &self.summaries {
+            summaries.callers.count(caller, dek_id, context, access);
+        }
     }
 
     /// Whether nothing is left to wipe on time.
@@ -412,7 +435,7 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
     let lease = dek.lease();
     let messages = Some(dek.take_counted()).filter(|messages| *messages > 0)?;
-    Some(Accessed {
+    Some(Accessed::All {
         dek_id: lease.id,
         context: lease.context.clone(),
         access: if dek.is_for_reading() { Access::Decrypt } else { Access::Encrypt },
@@ -421,13 +444,21 @@ fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
     })
 }
 
+/// What a DEK that has ended was used for since the last report, and by whom.
+fn counted_at_the_end(dek: &(impl Leased + ?Sized)) -> Vec<Accessed> {
+    let Some(within) = dek.lease().since_summary() else { return Vec::new() };
+    let mut all: Vec<_> = counted(dek, within).into_iter().collect();
+    all.extend(dek.lease().take_callers(within));
+    all
+}
+
 /// Reports, once, that the keys of a DEK are gone.
 pub(super) fn announce(dek: &(impl Leased + ?Sized)) {
     let lease = dek.lease();
     if let Some(observers) = lease.observers.upgrade()
         && dek.is_end_to_report()
     {
-        if let Some(accessed) = lease.since_summary().and_then(|within| counted(dek, within)) {
+        for accessed in counted_at_the_end(dek) {
             observers.emit(&accessed.as_event());
         }
         observers.emit(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
@@ -444,7 +475,7 @@ fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized))
     if let Some(observers) = observers
         && dek.is_end_to_report()
     {
-        if let Some(accessed) = lease.since_summary().and_then(|within| counted(dek, within)) {
+        for accessed in counted_at_the_end(dek) {
             observers.emit_later(LaterEvent::Accessed(accessed));
         }
         observers

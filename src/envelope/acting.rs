@@ -12,9 +12,10 @@ use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, Str
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::Error;
-use crate::format::WrappedKeys;
+use crate::format::{WrappedKeys, dek_id_of};
 use crate::kek::rewrap::Check;
 use crate::memory::wipe;
+use crate::observe::Access;
 use crate::policy::{BoxFuture, Granted, Guard, Stamp};
 use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
@@ -159,6 +160,14 @@ impl<'e> ActingFor<'e> {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
+    /// Counts a message that was just encrypted or decrypted, by its caller.
+    #[inline]
+    fn count(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
+        if let (Some(caller), Some(dek_id)) = (self.caller, dek_id) {
+            self.envelope.source.count(caller, &dek_id, context, access);
+        }
+    }
+
     async fn permit(
         self,
         operation: Action,
@@ -218,6 +227,7 @@ impl<'e> ActingFor<'e> {
         if self.has_changed(permitted) {
             self.confirm(permitted, Action::Encrypt, context).await?;
         }
+        self.count(Access::Encrypt, context, dek_id_of(&sealed));
         Ok(sealed)
     }
 
@@ -233,7 +243,9 @@ impl<'e> ActingFor<'e> {
     ) -> Result<(), Error> {
         // Not confirmed: the plaintext is the caller's, and would not be there any more.
         self.permit(Action::Encrypt, context).await?;
-        self.plain().encrypt_in_place(context, aad, buffer).await
+        self.plain().encrypt_in_place(context, aad, buffer).await?;
+        self.count(Access::Encrypt, context, dek_id_of(buffer));
+        Ok(())
     }
 
     /// As [`Envelope::encrypt_compact`].
@@ -248,7 +260,9 @@ impl<'e> ActingFor<'e> {
     ) -> Result<Compact, Error> {
         let permitted = self.permit(Action::Encrypt, context).await?;
         let sealed = self.plain().encrypt_compact(context, aad, plaintext).await?;
-        self.confirm(permitted, Action::Encrypt, context).await.map(|()| sealed)
+        self.confirm(permitted, Action::Encrypt, context).await?;
+        self.count(Access::Encrypt, context, Some(sealed.dek_id()));
+        Ok(sealed)
     }
 
     /// As [`Envelope::decrypt`].
@@ -262,11 +276,13 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
+        let dek_id = dek_id_of(sealed.as_bytes());
         let permitted = match self.known(Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
                 // What is cached is opened at once, under the rules of now.
                 if let Some(opened) = self.plain().decrypt_cached(context, aad, sealed)? {
+                    self.count(Access::Decrypt, context, dek_id);
                     return Ok(opened);
                 }
                 permitted
@@ -274,7 +290,9 @@ impl<'e> ActingFor<'e> {
             None => self.permit(Action::Decrypt, context).await?,
         };
         let opened = self.plain().decrypt(context, aad, sealed).await?;
-        self.confirm(permitted, Action::Decrypt, context).await.map(|()| opened)
+        self.confirm(permitted, Action::Decrypt, context).await?;
+        self.count(Access::Decrypt, context, dek_id);
+        Ok(opened)
     }
 
     /// As [`Envelope::decrypt_in_place`].
@@ -288,10 +306,12 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
+        let dek_id = dek_id_of(buffer);
         let permitted = match self.known(Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
                 if let Some(payload) = self.plain().open_cached(context, aad, buffer)? {
+                    self.count(Access::Decrypt, context, dek_id);
                     return Ok(buffer.get_mut(payload).unwrap_or_default());
                 }
                 permitted
@@ -301,6 +321,7 @@ impl<'e> ActingFor<'e> {
         let opened = self.plain().decrypt_in_place_uncached(context, aad, buffer).await?;
         let mut withheld = Withheld(opened);
         self.confirm(permitted, Action::Decrypt, context).await?;
+        self.count(Access::Decrypt, context, dek_id);
         Ok(std::mem::take(&mut withheld.0))
     }
 
@@ -318,7 +339,12 @@ impl<'e> ActingFor<'e> {
             Some(known) => drop(known?),
             None => return Ok(None),
         }
-        self.plain().decrypt_cached(context, aad, sealed)
+        let sealed = sealed.into();
+        let opened = self.plain().decrypt_cached(context, aad, sealed)?;
+        if opened.is_some() {
+            self.count(Access::Decrypt, context, dek_id_of(sealed.as_bytes()));
+        }
+        Ok(opened)
     }
 
     /// As [`Envelope::encryptor`].
@@ -330,7 +356,7 @@ impl<'e> ActingFor<'e> {
             Some(guarded) => Some(guarded.lease(Action::Encrypt, context, self.caller).await?),
             None => None,
         };
-        Ok(self.plain().encryptor(context).await?.resting_on(permission))
+        Ok(self.plain().encryptor(context).await?.resting_on(permission, self.caller))
     }
 
     /// As [`Envelope::decryptor`].
@@ -347,7 +373,7 @@ impl<'e> ActingFor<'e> {
             Some(guarded) => Some(guarded.lease(Action::Decrypt, context, self.caller).await?),
             None => None,
         };
-        Ok(self.plain().decryptor(context, sealed).await?.resting_on(permission))
+        Ok(self.plain().decryptor(context, sealed).await?.resting_on(permission, self.caller))
     }
 
     /// As [`Envelope::prepare`].

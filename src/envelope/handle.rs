@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::caller::Caller;
 use crate::error::Error;
 use crate::policy::Permission;
 
@@ -15,6 +16,8 @@ struct Special {
     is_stale: bool,
     /// The decision of the policy that it rests on.
     permission: Option<Permission>,
+    /// On whose behalf it is used, if uses are counted by caller.
+    caller: Option<Caller>,
 }
 
 impl HandleTerms {
@@ -26,15 +29,27 @@ impl HandleTerms {
     #[cold]
     #[inline(never)]
     fn stale() -> Self {
-        Self(Some(Arc::new(Special { is_stale: true, permission: None })))
+        Self(Some(Arc::new(Special { is_stale: true, permission: None, caller: None })))
     }
 
-    pub(super) fn resting_on(self, permission: Option<Permission>) -> Self {
-        if permission.is_none() {
+    /// The same for a named caller, resting on a decision of the policy.
+    pub(super) fn resting_on(
+        self,
+        permission: Option<Permission>,
+        caller: Option<&Caller>,
+    ) -> Self {
+        if permission.is_none() && caller.is_none() {
             return self;
         }
         let is_stale = self.0.is_some_and(|special| special.is_stale);
-        Self(Some(Arc::new(Special { is_stale, permission })))
+        let caller = caller.map(Caller::without_request_id);
+        Self(Some(Arc::new(Special { is_stale, permission, caller })))
+    }
+
+    /// The caller whose messages are counted.
+    #[inline]
+    pub(super) fn caller(&self) -> Option<&Caller> {
+        self.0.as_ref()?.caller.as_ref()
     }
 
     /// Returns whether it was issued stale, if the policy still allows its use.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::handle::HandleTerms;
 use super::{Aad, Plaintext, Sealed};
+use crate::caller::Caller;
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
 use crate::memory::wipe;
+use crate::observe::Access;
 use crate::policy::Permission;
 use crate::suite::{DekId, Suite};
 
@@ -27,20 +29,34 @@ use crate::suite::{DekId, Suite};
 pub struct Decryptor {
     dek: Arc<ReadingDek>,
     /// Keeps the source alive: the DEKs end with the last envelope or handle.
-    _source: Arc<OwnedSource>,
+    source: Arc<OwnedSource>,
     terms: HandleTerms,
 }
 
 impl Decryptor {
     #[inline]
     pub(super) fn new(dek: Arc<ReadingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, _source: source, terms: HandleTerms::new(stale) }
+        Self { dek, source, terms: HandleTerms::new(stale) }
     }
 
-    /// Returns the same handle, resting on a decision of the policy.
-    pub(super) fn resting_on(mut self, permission: Option<Permission>) -> Self {
-        self.terms = self.terms.resting_on(permission);
+    /// Returns the same handle for a caller, resting on a decision of the policy.
+    pub(super) fn resting_on(
+        mut self,
+        permission: Option<Permission>,
+        caller: Option<&Caller>,
+    ) -> Self {
+        let caller = caller.filter(|_| self.source.counts_callers());
+        self.terms = self.terms.resting_on(permission, caller);
         self
+    }
+
+    /// Counts a message that was decrypted.
+    #[inline]
+    fn count(&self) {
+        if let Some(caller) = self.terms.caller() {
+            let lease = &self.dek.lease;
+            self.source.count(caller, &lease.id, &lease.context, Access::Decrypt);
+        }
     }
 
     /// Returns the DEK's id.
@@ -75,9 +91,11 @@ impl Decryptor {
         let sealed = sealed.into().as_bytes();
         let message = Message::parse(sealed)?;
         self.check(&message)?;
-        open(sealed, &message, |payload| {
+        let opened = open(sealed, &message, |payload| {
             self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
-        })
+        })?;
+        self.count();
+        Ok(opened)
     }
 
     /// Decrypts one message in the caller's buffer, without allocating, and returns the part that
@@ -99,6 +117,7 @@ impl Decryptor {
         opened.in_place(buffer, |nonce, payload, tag| {
             self.dek.open_now(nonce, aad.as_bytes(), payload, tag)
         })?;
+        self.count();
         Ok(opened.payload_of(buffer))
     }
 

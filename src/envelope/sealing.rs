@@ -7,11 +7,13 @@ use std::sync::Arc;
 
 use super::handle::HandleTerms;
 use super::{Aad, Compact};
+use crate::caller::Caller;
 use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
+use crate::observe::Access;
 use crate::policy::Permission;
 use crate::suite::{DekId, Suite, TAG_LEN};
 
@@ -29,20 +31,34 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 pub struct Encryptor {
     dek: Arc<WritingDek>,
     /// Keeps the source alive: the DEKs end with the last envelope or handle.
-    _source: Arc<OwnedSource>,
+    source: Arc<OwnedSource>,
     terms: HandleTerms,
 }
 
 impl Encryptor {
     #[inline]
     pub(super) fn new(dek: Arc<WritingDek>, stale: bool, source: Arc<OwnedSource>) -> Self {
-        Self { dek, _source: source, terms: HandleTerms::new(stale) }
+        Self { dek, source, terms: HandleTerms::new(stale) }
     }
 
-    /// Returns the same handle, resting on a decision of the policy.
-    pub(super) fn resting_on(mut self, permission: Option<Permission>) -> Self {
-        self.terms = self.terms.resting_on(permission);
+    /// Returns the same handle for a caller, resting on a decision of the policy.
+    pub(super) fn resting_on(
+        mut self,
+        permission: Option<Permission>,
+        caller: Option<&Caller>,
+    ) -> Self {
+        let caller = caller.filter(|_| self.source.counts_callers());
+        self.terms = self.terms.resting_on(permission, caller);
         self
+    }
+
+    /// Counts a message that was encrypted.
+    #[inline]
+    fn count(&self) {
+        if let Some(caller) = self.terms.caller() {
+            let lease = &self.dek.lease;
+            self.source.count(caller, &lease.id, &lease.context, Access::Encrypt);
+        }
     }
 
     /// Returns the same lease for messages in compact form. They do not carry their wrapped keys,
@@ -95,7 +111,9 @@ impl Encryptor {
     /// [`ErrorKind::Expired`] and [`ErrorKind::Exhausted`] as above, [`ErrorKind::TooLarge`],
     /// [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
-        seal(&self.reserve(plaintext.len())?, Form::Embedded, aad, plaintext)
+        let sealed = seal(&self.reserve(plaintext.len())?, Form::Embedded, aad, plaintext)?;
+        self.count();
+        Ok(sealed)
     }
 
     /// Counts a message, if the handle may still be used.
@@ -137,7 +155,9 @@ impl Encryptor {
     ) -> Result<(), Error> {
         let len =
             buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
-        seal_in_place(&self.reserve(len)?, form, aad, buffer)
+        seal_in_place(&self.reserve(len)?, form, aad, buffer)?;
+        self.count();
+        Ok(())
     }
 }
 
@@ -178,7 +198,9 @@ impl CompactEncryptor {
     /// # Errors
     /// As [`Encryptor::encrypt`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
-        seal_compact(&self.0.reserve(plaintext.len())?, aad, plaintext)
+        let compact = seal_compact(&self.0.reserve(plaintext.len())?, aad, plaintext)?;
+        self.0.count();
+        Ok(compact)
     }
 
     /// Encrypts one message in the caller's buffer: see [`Encryptor::encrypt_in_place`]. To decrypt

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Access, Event, Observer, Operation};
+use crate::caller::Caller;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
@@ -24,13 +25,27 @@ const MAX_QUEUED: usize = 1 << 14;
 /// More often, the summaries would be as many as the messages.
 const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
-/// Messages with one DEK.
-pub(crate) struct Accessed {
-    pub(crate) dek_id: DekId,
-    pub(crate) context: EncryptionContext,
-    pub(crate) access: Access,
-    pub(crate) messages: u64,
-    pub(crate) within: Duration,
+/// Messages that were encrypted or decrypted.
+pub(crate) enum Accessed {
+    /// With one DEK.
+    All {
+        dek_id: DekId,
+        context: EncryptionContext,
+        access: Access,
+        messages: u64,
+        within: Duration,
+    },
+    /// With one DEK, on behalf of one caller.
+    By {
+        caller: Caller,
+        dek_id: DekId,
+        context: EncryptionContext,
+        access: Access,
+        messages: u64,
+        within: Duration,
+    },
+    /// On behalf of more callers than are told apart.
+    Others { access: Access, messages: u64, within: Duration },
 }
 
 /// What counts the uses of DEKs.
@@ -93,9 +108,17 @@ pub(crate) enum LaterEvent {
 
 impl Accessed {
     pub(crate) fn as_event(&self) -> Event<'_> {
-        let Self { dek_id, context, access, messages, within } = self;
-        let (access, messages, within) = (*access, *messages, *within);
-        Event::Accessed { dek_id, context, access, messages, within }
+        match *self {
+            Self::All { ref dek_id, ref context, access, messages, within } => {
+                Event::Accessed { dek_id, context, access, messages, within }
+            }
+            Self::By { ref caller, ref dek_id, ref context, access, messages, within } => {
+                Event::AccessedBy { caller, dek_id, context, access, messages, within }
+            }
+            Self::Others { access, messages, within } => {
+                Event::AccessedByOthers { access, messages, within }
+            }
+        }
     }
 }
 

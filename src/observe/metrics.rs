@@ -117,6 +117,8 @@ impl Observer for MetricsObserver {
             }
             // The statistics count uses, and the others say what is.
             Event::Accessed { .. }
+            | Event::AccessedBy { .. }
+            | Event::AccessedByOthers { .. }
             | Event::Configured { .. }
             | Event::Reinstated { .. }
             | Event::ShutDown => {}

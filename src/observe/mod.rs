@@ -6,6 +6,7 @@
 
 #[cfg(feature = "audit")]
 pub mod audit;
+mod callers;
 mod delivery;
 #[cfg(feature = "metrics")]
 mod metrics;
@@ -16,6 +17,7 @@ mod tracing;
 use std::fmt;
 use std::time::Duration;
 
+pub(crate) use callers::CallerCounts;
 pub(crate) use delivery::{AccessCounts, Accessed, LaterEvent, Observers, WeakObservers};
 pub(crate) use span::CallSpan;
 
@@ -49,7 +51,7 @@ pub trait Observer: fmt::Debug + Send + Sync {
     fn event(&self, event: &Event<'_>);
 
     /// Returns how often it is to be told which DEKs were used: see
-    /// [`Event::Accessed`]. An envelope asks once, when it is built. Of several observers the
+    /// [`Event::Accessed`], and on whose behalf ([`Event::AccessedBy`]). An envelope asks once, when it is built. Of several observers the
     /// shortest time counts, and all of them receive the events. It is at least a second. By default
     /// `None`: uses are not counted, and cost nothing.
     fn access_summaries(&self) -> Option<Duration> {
@@ -237,6 +239,33 @@ pub enum Event<'a> {
         /// Since when they are counted: the time before now.
         within: Duration,
     },
+    /// Messages were encrypted or decrypted with a DEK on behalf of a caller that
+    /// [`acting_for`](crate::Envelope::acting_for) named. They are part of those of
+    /// [`Accessed`](Event::Accessed), and emitted as that is.
+    AccessedBy {
+        /// On whose behalf. It has no request id.
+        caller: &'a Caller,
+        /// The DEK.
+        dek_id: &'a DekId,
+        /// What it is for.
+        context: &'a EncryptionContext,
+        /// What was done.
+        access: Access,
+        /// How many messages, through handles too.
+        messages: u64,
+        /// Since when they are counted.
+        within: Duration,
+    },
+    /// As [`AccessedBy`](Event::AccessedBy), of callers and DEKs that were more than are told apart:
+    /// 4,096 pairs of a caller and a DEK, and 4 MiB of their names, between two summaries.
+    AccessedByOthers {
+        /// What was done.
+        access: Access,
+        /// How many messages.
+        messages: u64,
+        /// Since when they are counted.
+        within: Duration,
+    },
     /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
     /// or revoked. A DEK that was made here is cached for reading and for writing, each for a time
     /// of its own, and the end of each is reported. The key of an open stream is none of them, and
@@ -339,6 +368,17 @@ pub enum Event<'a> {
         /// Why, with the line and the field.
         error: &'a Error,
     },
+}
+
+impl Event<'_> {
+    /// Whether it is one of those that [`Observer::access_summaries`] asks for.
+    #[cfg(feature = "audit")]
+    pub(crate) fn is_a_summary(&self) -> bool {
+        matches!(
+            self,
+            Self::Accessed { .. } | Self::AccessedBy { .. } | Self::AccessedByOthers { .. }
+        )
+    }
 }
 
 /// What is done with a DEK.

@@ -148,6 +148,15 @@ impl Observer for TracingObserver {
                     "DEK used"
                 );
             }
+            Event::AccessedBy { caller, dek_id, context, access, messages, within: _ } => {
+                let (access, context, service) =
+                    (access.as_str(), self.shown(context), caller.service());
+                debug!(target: "waxseal", event = "accessed_by", %dek_id, access, service, messages, context, "DEK used on behalf of a caller");
+            }
+            Event::AccessedByOthers { access, messages, within: _ } => {
+                let access = access.as_str();
+                warn!(target: "waxseal", event = "accessed_by_others", access, messages, "more callers than are told apart");
+            }
             Event::Wiped { dek_id, context } => {
                 let context = self.shown(context);
                 debug!(

@@ -14,5 +14,6 @@ mod pressure;
 mod properties;
 mod records;
 mod sinks;
+mod sizes;
 mod summaries;
 mod tampering;

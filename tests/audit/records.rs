@@ -213,6 +213,7 @@ fn every_event(observer: &dyn Observer) {
     let (dek_id, kek_ids) = (waxseal::DekId::from_bytes([1; 32]), [kek_id.clone()]);
     let kind = ErrorKind::Unavailable;
     let (kek_version, request_id) = (Some("7"), Some("request-1"));
+    let caller = &waxseal::Caller::builder().service("billing").build().unwrap();
     let (dek_id, context, kek_id, kek_ids) = (&dek_id, &context, &kek_id, &kek_ids[..]);
     for event in [
         Event::Made { dek_id, context, kek_ids },
@@ -236,6 +237,15 @@ fn every_event(observer: &dyn Observer) {
         Event::Evicted { dek_id, context },
         Event::Wiped { dek_id, context },
         Event::Accessed { dek_id, context, access: Access::Decrypt, messages: 3, within: LONG },
+        Event::AccessedBy {
+            caller,
+            dek_id,
+            context,
+            access: Access::Decrypt,
+            messages: 2,
+            within: LONG,
+        },
+        Event::AccessedByOthers { access: Access::Encrypt, messages: 1, within: LONG },
         Event::Called {
             kek_id,
             operation: Operation::Unwrap,

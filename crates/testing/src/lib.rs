@@ -9,6 +9,7 @@
 
 #[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
+pub mod outputs;
 pub mod python;
 pub mod scan;
 pub mod seaweedfs;

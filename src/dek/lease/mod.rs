@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
 use crate::kek::set::{Failure, SourceKek};
 use crate::kek::{Dependants, Parent};
-use crate::observe::WeakObservers;
+use crate::observe::{Accessed, WeakObservers};
 use crate::suite::{AeadKey, BranchKey, DekId, DekKeys, StreamKey, StreamRoot, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
@@ -465,6 +465,13 @@ impl Lease {
     pub(super) fn since_summary(&self) -> Option<Duration> {
         let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
         registration.as_ref()?.since_summary()
+    }
+
+    /// Takes what was counted of it by caller.
+    pub(super) fn take_callers(&self, within: Duration) -> Vec<Accessed> {
+        let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
+        let registration = registration.as_ref();
+        registration.map_or_else(Vec::new, |its| its.take_callers_of(&self.id, within))
     }
 
     /// Marks it as evicted, so that it is no longer found. Returns `true` if no caller waits to use

@@ -33,16 +33,17 @@ use super::registry::Leased;
 use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, Reservation, WritingDek};
+use crate::caller::Caller;
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::Dek;
 use crate::kek::call::{CallCounts, GuardedKek};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
-use crate::observe::{Event, Observers};
+use crate::observe::{Access, Event, Observers};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
-use crate::suite::{Backend, BranchKey, DekKeys, Nonces, Suite};
+use crate::suite::{Backend, BranchKey, DekId, DekKeys, Nonces, Suite};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 pub(crate) use branch::{BranchTerms, PERIOD, cached_as};
@@ -160,6 +161,26 @@ impl DekSource {
         // It is never dropped: threads that the fork left behind may hold its locks.
         std::mem::forget(cache);
         ours
+    }
+
+    /// Whether messages are counted by caller.
+    pub(crate) fn counts_callers(&self) -> bool {
+        self.options.limits.summaries.is_some()
+    }
+
+    /// Counts a message of a named caller, if anybody asks for it. Its DEK was just used, so the cache
+    /// is that of this process.
+    #[inline]
+    pub(crate) fn count(
+        &self,
+        caller: &Caller,
+        dek_id: &DekId,
+        context: &EncryptionContext,
+        access: Access,
+    ) {
+        if self.counts_callers() {
+            self.cache.load().count(caller, dek_id, context, access);
+        }
     }
 
     pub(crate) fn options(&self) -> &SourceOptions {

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
-use crate::observe::{Event, Operation};
+use crate::observe::{Access, Event, Operation};
 use crate::suite::DekId;
 
 /// More KEKs are not listed, so that a line stays within its bound.
@@ -94,6 +94,7 @@ fn context_of<'e>(event: &Event<'e>) -> Option<&'e EncryptionContext> {
         | Event::Erased { context, .. }
         | Event::Evicted { context, .. }
         | Event::Accessed { context, .. }
+        | Event::AccessedBy { context, .. }
         | Event::PolicyAllowed { context, .. }
         | Event::PolicyDenied { context, .. }
         | Event::PolicyFailed { context, .. }
@@ -143,13 +144,17 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         Event::Evicted { dek_id, context } => about(Record::of("dek_evicted"), dek_id, context),
         Event::Accessed { dek_id, context, access, messages, within } => {
             let record = about(Record::of("dek_used").succeeded(), dek_id, context);
-            Record {
-                operation: Some(Cow::Borrowed(access.as_str())),
-                count: Some(messages),
-                start_time: Some(rfc3339(before(wall_nanos, within))),
-                end_time: Some(rfc3339(wall_nanos)),
-                ..record
-            }
+            accessed(record, access, messages, within, wall_nanos)
+        }
+        Event::AccessedBy { caller, dek_id, context, access, messages, within } => {
+            let record = about(Record::of("dek_used_by").succeeded(), dek_id, context);
+            let record = on_behalf_of(record, Some(caller));
+            accessed(record, access, messages, within, wall_nanos)
+        }
+        Event::AccessedByOthers { access, messages, within } => {
+            let record = Record::of("dek_used_by_others").succeeded();
+            let record = record.with_message("more callers than are told apart".to_owned());
+            accessed(record, access, messages, within, wall_nanos)
         }
         Event::Wiped { dek_id, context } => about(Record::of("dek_wiped"), dek_id, context),
         Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
@@ -214,11 +219,34 @@ fn decided(
     revision: Option<&str>,
     elapsed: Option<Duration>,
 ) -> Record {
-    let few = |names: &mut dyn Iterator<Item = &str>| names.take(MAX_ROLES).map(cut).collect();
     Record {
         operation: Some(Cow::Borrowed(operation.as_str())),
         policy_revision: revision.map(cut),
         duration_us: elapsed.map(micros),
+        ..on_behalf_of(record, caller)
+    }
+}
+
+/// What was counted, since when.
+fn accessed(
+    record: Record,
+    access: Access,
+    messages: u64,
+    within: Duration,
+    wall_nanos: i64,
+) -> Record {
+    Record {
+        operation: Some(Cow::Borrowed(access.as_str())),
+        count: Some(messages),
+        start_time: Some(rfc3339(before(wall_nanos, within))),
+        end_time: Some(rfc3339(wall_nanos)),
+        ..record
+    }
+}
+
+fn on_behalf_of(record: Record, caller: Option<&Caller>) -> Record {
+    let few = |names: &mut dyn Iterator<Item = &str>| names.take(MAX_ROLES).map(cut).collect();
+    Record {
         caller_service: caller.and_then(Caller::service).map(cut),
         caller_roles: caller.map(|caller| few(&mut caller.roles())).unwrap_or_default(),
         caller_groups: caller.map(|caller| few(&mut caller.groups())).unwrap_or_default(),

@@ -101,7 +101,7 @@ pub(crate) struct DomainTrail {
 impl Observer for DomainTrail {
     fn event(&self, event: &Event<'_>) {
         // Another observer may have asked for them.
-        if matches!(event, Event::Accessed { .. }) && self.access_summaries().is_none() {
+        if event.is_a_summary() && self.access_summaries().is_none() {
             return;
         }
         let of_domain = Some(self.settings.clone());
