@@ -6,6 +6,7 @@
 //! | [`branch_keys`] | branch keys, for authors of a service: which contexts, which branches, when a store |
 //! | [`key_stores`] | key stores, for operators: backups, erasure, rotation, monitoring |
 //! | [`domains`] | data domains: what does not cross, the file, providers by URI |
+//! | [`duties`] | who administers and who uses: policies and grants from a domain and its roles |
 //! | [`audit`] | the audit trail: its records, its files, and how to verify it |
 //! | [`calls`] | how key services are called: timeouts, retries, budget, circuit breakers |
 //! | [`streams`] | payloads of any length, and parts of them: what may be relied on, and when |
@@ -47,6 +48,9 @@ macro_rules! links {
 [calls.md]: crate::guide::calls
 [domains.md]: crate::guide::domains
 [outage.svg]: https://docs.rs/crate/waxseal/latest/source/docs/telemetry/outage.svg
+[duties.md]: crate::guide::duties
+[`Duties`]: crate::domain::duties::Duties
+[`DomainsBuilder`]: crate::domain::DomainsBuilder
 [format.md]: crate::guide::format
 [lifetimes.md]: crate::guide::lifetimes
 [performance.md]: crate::guide::performance
@@ -104,6 +108,7 @@ pages! {
     branch_keys: "../../docs/branch-keys.md",
     calls: "../../docs/calls.md",
     domains: "../../docs/domains.md",
+    duties: "../../docs/duties.md",
     format: "../../docs/format.md",
     key_stores: "../../docs/key-stores.md",
     lifetimes: "../../docs/lifetimes.md",

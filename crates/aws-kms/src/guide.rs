@@ -11,6 +11,7 @@
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls
+[duties.md]: waxseal::guide::duties
 [format.md]: waxseal::guide::format
 [lifetimes.md]: waxseal::guide::lifetimes
 [performance.md]: waxseal::guide::performance

@@ -81,5 +81,7 @@ pub(super) const READ_TRAIL: [&str; 5] = [
     "cloudtrail:GetTrailStatus",
     "cloudtrail:LookupEvents",
 ];
+/// What owners need to enable break-glass.
+pub(super) const TAG_ROLE: [&str; 2] = ["iam:TagRole", "iam:UntagRole"];
 /// How a principal gets the tag that opens break-glass.
 pub(super) const TAG: [&str; 3] = ["iam:TagRole", "iam:UntagRole", "sts:TagSession"];

@@ -5,7 +5,8 @@ use waxseal::domain::duties::{Duty, Role};
 
 use super::AwsPolicies;
 use super::actions::{
-    CHANGE, DELETE_IMPORTED, DESCRIBE, GOVERN, IMPORT, LIST, LOOK, OPERATE, READ_TRAIL, USE,
+    CHANGE, DELETE_IMPORTED, DESCRIBE, GOVERN, IMPORT, LIST, LOOK, OPERATE, READ_TRAIL, TAG_ROLE,
+    USE,
 };
 use super::key_policy::use_by;
 use super::statement::{self, Statement};
@@ -41,8 +42,18 @@ pub(super) fn document(policies: &AwsPolicies, role: Role) -> String {
             statements.extend(uses(policies, role));
         }
     }
+    if role == Role::KeyOwner && !policies.holders(Role::BreakGlass).is_empty() {
+        statements.push(enable_break_glass(policies));
+    }
     statements.extend(denials(policies, role));
     statement::document(statements)
+}
+
+/// By its tag, and no other tag. A request to tag has at least one.
+fn enable_break_glass(policies: &AwsPolicies) -> Statement {
+    Statement::allow("EnableBreakGlass", &TAG_ROLE)
+        .on(policies.holders(Role::BreakGlass).to_vec())
+        .when("ForAllValues:StringEquals", "aws:TagKeys", [policies.break_glass_tag.as_str()])
 }
 
 /// Keys that are used in the same way share statements.

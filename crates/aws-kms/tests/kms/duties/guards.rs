@@ -5,6 +5,7 @@ use kms_front::policy::{self, Keys, Question, Verdict};
 use kms_front::request::uuid;
 use kms_front::{ACCOUNT, Caller, State, Traits};
 use serde_json::Value;
+use waxseal::domain::duties::Role;
 use waxseal::{Aad, ErrorKind};
 use waxseal_testing::kms_front;
 
@@ -207,12 +208,12 @@ async fn the_service_control_policy_guards_deletion_whatever_the_key_policy_says
     assert_eq!(code(admin.schedule_key_deletion().key_id(other).send().await), "ok", "not its key");
 
     // Who enables break-glass. The front has no IAM, so its evaluation alone is asked.
-    let policy: Value = serde_json::from_str(&policies.service_control_policy()).unwrap();
-    let asks = |who: &str, action: &str, tag: &str, on: &str| {
+    let guard: Value = serde_json::from_str(&policies.service_control_policy()).unwrap();
+    let of_owner: Value = serde_json::from_str(&policies.identity_policy(Role::KeyOwner)).unwrap();
+    let asks = |policy: &Value, who: &str, action: &str, tags: &[&str], on: &str| {
         let mut keys = Keys::default();
         keys.set("aws:PrincipalArn", arn(who));
-        keys.set("aws:TagKeys", "cost-centre");
-        keys.set("aws:TagKeys", tag);
+        tags.iter().for_each(|tag| keys.set("aws:TagKeys", tag));
         let (context, on) = (Default::default(), arn(on));
         let principal = &arn(who);
         let question = Question {
@@ -223,14 +224,22 @@ async fn the_service_control_policy_guards_deletion_whatever_the_key_policy_says
             context: &context,
             keys: &keys,
         };
-        policy::evaluate(&policy, &question)
+        policy::evaluate(policy, &question)
     };
+    let (both, other) = (["team", TAG], ["team"]);
     for action in ["iam:TagRole", "iam:UntagRole", "sts:TagSession"] {
-        assert_eq!(asks("break-glass", action, TAG, "break-glass"), Verdict::Denied);
-        assert_eq!(asks("admin", action, TAG, "break-glass"), Verdict::Denied);
-        assert_eq!(asks("key-owner", action, TAG, "break-glass"), Verdict::Silent);
-        assert_eq!(asks("admin", action, "team", "break-glass"), Verdict::Silent);
-        assert_eq!(asks("admin", action, TAG, "shop"), Verdict::Silent);
+        let guards = |who, tags: &[&str], on| asks(&guard, who, action, tags, on);
+        assert_eq!(guards("break-glass", &both, "break-glass"), Verdict::Denied);
+        assert_eq!(guards("admin", &[TAG], "break-glass"), Verdict::Denied);
+        assert_eq!(guards("key-owner", &[TAG], "break-glass"), Verdict::Silent);
+        assert_eq!(guards("admin", &other, "break-glass"), Verdict::Silent);
+        assert_eq!(guards("admin", &both, "shop"), Verdict::Silent);
+
+        let allows = |tags: &[&str], on| asks(&of_owner, "key-owner", action, tags, on);
+        let may = if action == "sts:TagSession" { Verdict::Silent } else { Verdict::Allowed };
+        assert_eq!(allows(&[TAG], "break-glass"), may, "{action}");
+        assert_eq!(allows(&both, "break-glass"), Verdict::Silent);
+        assert_eq!(allows(&[TAG], "key-owner"), Verdict::Silent);
     }
 }
 
