@@ -9,7 +9,7 @@ use crate::ManualClock;
 use crate::format::{KekId, WrappedDek, WrappedKeys};
 use crate::memory::fork;
 use crate::schedules::{Log, explore};
-use crate::suite::{AeadKey, Backend, Dek, Nonces, Suite, derive_dek_id, derive_message_key};
+use crate::suite::{Backend, Dek, DekKeys, Nonces, Suite, derive_dek_id};
 use shuttle::thread::spawn;
 
 #[test]
@@ -56,10 +56,9 @@ fn whoever_ends_a_dek_ends_every_lease_that_a_renewal_gives_it_meanwhile() {
                 });
                 made.map(|(dek, _)| dek)
             };
-        let message_key = derive_message_key(&dek, &context, suite).unwrap();
-        let key = AeadKey::expand(Backend::RustCrypto, suite, &message_key).unwrap();
-        let gone = Arc::downgrade(&key);
-        let key = LeasedKey::Message(key);
+        let keys_of_dek = DekKeys::derive(Backend::RustCrypto, &dek, &context, suite).unwrap();
+        let gone = Arc::downgrade(&keys_of_dek);
+        let key = LeasedKey::Dek(keys_of_dek);
         let registry = Registry::new(clock, None);
         let first = another_lease(&registry, None, Some(key)).unwrap();
         let renewals: Vec<_> = (0..2)
