@@ -154,8 +154,7 @@ impl DomainConfig {
     }
 
     /// Sets the values of the pair that [chooses the domain](crate::domain::DomainsBuilder::route_by).
-    /// By default the domain's name. A domain of a
-    /// [resolver](crate::domain::DomainsBuilder::resolver) has none: its name is the value.
+    /// By default the domain's name. A domain of a resolver has none: its name is the value.
     pub fn routes<V: Into<String>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         self.routes = values.into_iter().map(Into::into).collect();
         self
