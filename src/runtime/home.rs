@@ -3,6 +3,7 @@
 
 use std::future::Future;
 
+#[cfg(feature = "tokio")]
 use crate::memory::fork;
 use crate::sync::foreign::Foreign;
 
@@ -13,6 +14,7 @@ pub(crate) struct Home {
     #[cfg(feature = "tokio")]
     runtime: Option<super::tokio::Handle>,
     /// Of the process in which it was built. In the child of a fork its threads do not run.
+    #[cfg(feature = "tokio")]
     generation: u64,
 }
 
@@ -30,6 +32,7 @@ impl Home {
         Self {
             #[cfg(feature = "tokio")]
             runtime: super::tokio::Handle::try_current().ok(),
+            #[cfg(feature = "tokio")]
             generation: fork::generation(),
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use waxseal::domain::{Branches, Domain, DomainConfig, Domains, DomainsBuilder};
+use waxseal::domain::{Branches, Domain, DomainConfig, DomainsBuilder};
 use waxseal::policy::{Action, BoxFuture, Decision, Policy, PolicyOptions, Question};
 use waxseal::{Aad, Caller, Error, ErrorKind};
 use waxseal_testing::support::block_on;
@@ -141,6 +141,8 @@ fn branches_are_erased_as_the_policy_says() {
 
 #[cfg(feature = "domains")]
 mod reloaded {
+    use waxseal::domain::Domains;
+
     use super::*;
 
     fn write(path: &std::path::Path, policy: &str) {
