@@ -12,7 +12,7 @@ use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, Str
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::error::Error;
-use crate::format::{WrappedKeys, dek_id_of};
+use crate::format::{Header, WrappedKeys};
 use crate::kek::rewrap::Check;
 use crate::memory::wipe;
 use crate::observe::Access;
@@ -554,4 +554,9 @@ impl<'e> ActingFor<'e> {
     ) -> BoxFuture<'e, Result<Decryptor, Error>> {
         Box::pin(self.decryptor(context, sealed))
     }
+}
+
+/// Returns the DEK id of a message that was just made, or is about to be opened.
+fn dek_id_of(message: &[u8]) -> Option<DekId> {
+    Header::of(message).ok().map(|header| header.dek_id)
 }

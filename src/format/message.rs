@@ -11,12 +11,6 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 /// The length of the common header in bytes.
 pub(super) const HEADER_LEN: usize = 40;
 
-/// Returns the DEK id in the header of a message that was just made or opened. Nothing is checked.
-#[inline]
-pub(crate) fn dek_id_of(message: &[u8]) -> Option<DekId> {
-    message.get(HEADER_LEN - size_of::<DekId>()..)?.first_chunk().copied().map(DekId::from_bytes)
-}
-
 /// The first bytes of a sealed value of any version. C1 occurs in no UTF-8 text.
 const MAGIC: [u8; 3] = [0xC1, b'W', b'X'];
 const VERSION: u8 = 1;

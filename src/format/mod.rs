@@ -13,6 +13,6 @@ pub(crate) mod stream;
 mod wrapped_keys;
 
 pub use key_row::{KeyKind, KeyRow};
-pub(crate) use message::{Form, Header, Message, Prefix, dek_id_of};
+pub(crate) use message::{Form, Header, Message, Prefix};
 pub use message::{MessageKind, is_sealed};
 pub use wrapped_keys::{KekId, WrappedDek, WrappedKeys};

@@ -289,7 +289,7 @@ async fn failures_have_their_class_and_show_no_password_and_no_row() {
             server.port()
         ))
     };
-    let unused = waxseal_testing::postgres::free_port();
+    let unused = waxseal_testing::ports::free_port();
     for (what, options, expected) in [
         ("password of the URL", url("keys"), Misconfigured),
         ("password", at_port(server.port()).password(secret), Misconfigured),

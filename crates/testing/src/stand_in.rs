@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::ports::free_port;
 use crate::python;
 
 const MOTO: &str = r#"
@@ -96,10 +97,6 @@ impl Drop for StandIn {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// What becomes of the bytes of a relay.

@@ -4,11 +4,12 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use waxseal_testing::ports::free_port;
 use waxseal_testing::{kms_front, python, support};
 
 use aws_sdk_kms::Client;
@@ -36,7 +37,7 @@ impl StandIn {
         let requirements =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../testing/kms_stand_ins.txt");
         let python = python::interpreter_in("kms-stand-ins", &requirements);
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let mut child = Command::new(python.with_file_name(command))
             .args(arguments(port))
             .envs(environment(port))

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::time::{Duration, Instant};
+use waxseal_testing::ports::free_port;
 use waxseal_testing::{fault_proxy, openbao, support};
 
 use fault_proxy::{Fault, FaultProxy};
-use openbao::{OpenBao, Options, free_port};
+use openbao::{OpenBao, Options};
 use serde_json::json;
 use support::{a_dek, context};
 use waxseal::kek::KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
