@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,14 +11,14 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 use waxseal_testing::{scan, support};
 
-use scan::{Keys, Needle, Spy, on_a_stack_of_its_own};
+use scan::{Keys, Needle, Spy, in_own_memory, of_stream, on_a_stack_of_its_own};
 use support::{SUITES, block_on, context};
 use waxseal::branch::BranchKek;
 use waxseal::kek::BoxFuture;
 use waxseal::store::MemoryStore;
 use waxseal::{
     Aad, Backend, EncryptionContext, Envelope, ErrorKind, Event, KekId, Limits, ManualClock,
-    Observer, Suite, inspect,
+    Observer, StreamHead, StreamWriter, Suite, inspect,
 };
 
 /// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
@@ -108,6 +109,48 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
             on_a_stack_of_its_own(|| end(envelope, &alice));
             assert_eq!(gone_soon(&keys), NOTHING, "{backend:?} {name}");
             drop(clone);
+        }
+    }
+}
+
+#[test]
+fn no_key_of_a_stream_survives_its_stream_its_time_or_its_dek() {
+    type EndOfStream = fn(&Envelope, &EncryptionContext, &mut Option<StreamWriter<Vec<u8>>>);
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ends: [(&str, EndOfStream); 4] = [
+        ("finish", |_, _, writer| drop(writer.take().unwrap().finish().unwrap())),
+        ("drop", |_, _, writer| drop(writer.take())),
+        ("evict_context", |envelope, alice, _| envelope.evict_context(alice)),
+        ("max_stream_age", |_, _, _| std::thread::sleep(Duration::from_secs(4))),
+    ];
+    for backend in Backend::all() {
+        for (name, end) in ends {
+            let limits = Limits::default().max_stream_age(Duration::from_secs(3));
+            let (envelope, alice, _, keys) =
+                on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), limits));
+            let begun = on_a_stack_of_its_own(|| {
+                let writer = block_on(envelope.encrypt_stream(&alice, Aad::empty(), Vec::new()));
+                let mut writer = writer.unwrap();
+                writer.write_all(&[7; 100_000]).unwrap();
+                writer
+            });
+            let head = StreamHead::from_prefix(begun.get_ref()).unwrap();
+            let salt = &head.as_bytes()[head.len() - 56..head.len() - 32];
+            let [root, key, schedule] = of_stream(&keys.dek, &alice, (salt, 16, b""));
+            let mut writer = Some(begun);
+            assert!(schedule.occurrences() >= 1, "{backend:?} {name}: the control");
+            assert_eq!(root.occurrences(), 1, "{backend:?} {name}: in the DEK alone");
+            on_a_stack_of_its_own(|| end(&envelope, &alice, &mut writer));
+            let start = Instant::now();
+            while in_own_memory([&key, &schedule]) != [0; 2]
+                && start.elapsed() < Duration::from_secs(3)
+            {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            assert_eq!(in_own_memory([&key, &schedule]), [0; 2], "{backend:?} {name}");
+            envelope.evict_all();
+            assert_eq!(root.occurrences(), 0, "{backend:?} {name}");
+            drop(writer);
         }
     }
 }

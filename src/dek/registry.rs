@@ -192,13 +192,13 @@ impl Deks {
 }
 
 impl Dependants for Registry {
-    fn end_dependants_of(&self, parent: usize) {
+    fn end_dependants_of(&self, parent: usize, dek: Option<&DekId>) {
         // The parent may be ended by a destructor.
-        self.end(self.of_parent(parent), end_later);
+        self.end(self.of_parent(parent, dek), end_later);
     }
 
     fn evict_dependants_of(&self, parent: usize) {
-        let mut deks = self.of_parent(parent);
+        let mut deks = self.of_parent(parent, None);
         // Room is made for DEKs. The key of a stream takes none of it, and the stream goes on.
         deks.retain(|dek| !dek.lease().is_of_a_stream() && dek.lease().evict());
         end_evicted_later(&deks);
@@ -269,11 +269,11 @@ impl Registry {
         deks.alive(deks.entries.keys())
     }
 
-    fn of_parent(&self, parent: usize) -> Vec<Arc<dyn Leased>> {
+    fn of_parent(&self, parent: usize, dek: Option<&DekId>) -> Vec<Arc<dyn Leased>> {
         if !self.is_of_this_process() {
             return Vec::new();
         }
-        let mut deks = self.all();
+        let mut deks = dek.map_or_else(|| self.all(), |id| self.of_dek(id));
         deks.retain(|dek| dek.lease().has_parent(parent));
         deks
     }
@@ -322,8 +322,10 @@ impl Registry {
         if !self.summaries.as_ref().is_some_and(|summaries| summaries.is_due(now)) {
             return;
         }
-        // All DEKs here have the same observers.
-        let observers = self.lock().any_alive().and_then(|dek| dek.lease().observers.upgrade());
+        // All DEKs here have the same observers. This may be the last reference to the DEK, which is
+        // then dropped here, after the lock.
+        let alive = self.lock().any_alive();
+        let observers = alive.and_then(|dek| dek.lease().observers.upgrade());
         match (observers, &self.summaries) {
             (Some(observers), _) => observers.emit_later(LaterEvent::Summaries(self.clone())),
             (None, Some(summaries)) => summaries.is_queued.store(false, Ordering::Relaxed),
@@ -416,8 +418,9 @@ fn revoke_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
     end_and_wait(deks);
     for lease in deks.iter().map(|dek| dek.lease()) {
+        let dek = (!lease.is_of_a_branch_key()).then_some(&lease.id);
         for dependants in lease.dependants() {
-            dependants.end_dependants_of(lease.identity());
+            dependants.end_dependants_of(lease.identity(), dek);
         }
     }
 }
@@ -480,6 +483,74 @@ fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized))
         }
         observers
             .emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::super::Limits;
+    use super::super::lease::{LeasedKey, Terms};
+    use super::*;
+    use crate::ManualClock;
+    use crate::format::{KekId, WrappedDek, WrappedKeys};
+    use crate::suite::{Backend, Dek, DekKeys, Suite, derive_dek_id};
+
+    /// Its owner drops it when somebody looks at it.
+    struct Fleeting {
+        lease: Lease,
+        owner: Mutex<Option<Arc<Self>>>,
+    }
+
+    impl Leased for Fleeting {
+        fn lease(&self) -> &Lease {
+            drop(self.owner.lock().unwrap_or_else(PoisonError::into_inner).take());
+            &self.lease
+        }
+
+        fn is_for_reading(&self) -> bool {
+            true
+        }
+
+        fn take_counted(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_dek_whose_owner_goes_during_a_summary_locks_nobody_out() {
+        let (clock, suite) = (Clock::Manual(ManualClock::new()), Suite::Aes256Gcm);
+        let (context, dek) = (EncryptionContext::empty(), Dek::random().unwrap());
+        let keys = DekKeys::derive(Backend::RustCrypto, &dek, &context, suite).unwrap();
+        let entry = WrappedDek::new(KekId::new("kek").unwrap(), vec![7; 40]).unwrap();
+        let terms = Terms {
+            context: &context,
+            id: derive_dek_id(&dek, &context).unwrap(),
+            suite,
+            wrapped_keys: WrappedKeys::new([entry]).unwrap(),
+            is_stored: false,
+            source_keks: Box::new([]),
+            parents: Box::new([]),
+            asked: clock.now(),
+            stale_if_error: Duration::ZERO,
+            deadline: Duration::ZERO,
+            clock: &clock,
+            observers: Observers::new(Vec::new()).downgrade(),
+        };
+        let limits = Limits::default().check(suite).unwrap();
+        let lease = Lease::new(terms, &LeasedKey::Dek(keys), &limits);
+        let registry = Registry::new(clock, Some(Duration::ZERO));
+        let fleeting = Arc::new(Fleeting { lease, owner: Mutex::default() });
+        let (dek, _) = registry.add(|| Some(fleeting)).unwrap();
+        *dek.owner.lock().unwrap() = Some(dek.clone());
+        drop(dek);
+        let (done, swept) = mpsc::channel();
+        std::thread::spawn(move || {
+            registry.sweep(Duration::from_millis(5));
+            done.send(registry.all().len()).unwrap();
+        });
+        assert_eq!(swept.recv_timeout(Duration::from_secs(60)), Ok(0));
     }
 }
 

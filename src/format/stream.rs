@@ -125,10 +125,12 @@ pub(crate) struct Layout {
 
 impl Layout {
     fn new(chunk: ChunkSize, head_len: u64, len: u64) -> Result<Self, Error> {
-        let (chunk, tag) = (chunk.bytes() as u64, TAG_LEN as u64);
+        let (size, tag) = (chunk.bytes() as u64, TAG_LEN as u64);
         let body = len.checked_sub(head_len).ok_or_else(cut)?;
-        let (last, rest) = (body / (chunk + tag), body % (chunk + tag));
+        let (last, rest) = (body / (size + tag), body % (size + tag));
         let rest = rest.checked_sub(tag).ok_or_else(no_last_chunk)?;
+        chunk.check_index(last)?;
+        let chunk = size;
         Ok(Self { head_len, chunk, last, plaintext_len: last * chunk + rest })
     }
 
@@ -268,6 +270,6 @@ mod tests {
             let error = head.layout(head_len + body).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Malformed, "{body}");
         }
-        assert!(head.layout(head_len - 1).is_err() && head.layout(u64::MAX).is_ok());
+        assert!(head.layout(head_len - 1).is_err() && head.layout(u64::MAX).is_err());
     }
 }

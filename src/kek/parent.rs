@@ -37,8 +37,9 @@ pub(crate) type Parent = Arc<dyn ParentKey>;
 
 /// DEKs that may have parents.
 pub(crate) trait Dependants: Send + Sync {
-    /// Ends those that have this parent, and waits until their keys are gone.
-    fn end_dependants_of(&self, parent: usize);
+    /// Ends those that have this parent, and waits until their keys are gone. If it is a DEK, and no
+    /// branch key, they are its streams and share its id.
+    fn end_dependants_of(&self, parent: usize, dek: Option<&DekId>);
 
     /// Evicts those that have this parent: callers that wait for one may still use it.
     fn evict_dependants_of(&self, parent: usize);

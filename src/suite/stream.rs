@@ -45,7 +45,7 @@ impl ChunkSize {
     }
 
     /// Whether a stream may have a chunk with this index.
-    fn check_index(self, index: u64) -> Result<(), Error> {
+    pub(crate) fn check_index(self, index: u64) -> Result<(), Error> {
         match index < (MAX_CHUNKS - 1).min(1 << (MAX_BYTES_LOG2 - self.0)) {
             true => Ok(()),
             false => Err(Error::new(ErrorKind::TooLarge, "a stream has less than 2^52 bytes")),

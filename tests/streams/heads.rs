@@ -64,6 +64,30 @@ fn heads_have_one_length_by_their_key_space() {
 }
 
 #[test]
+fn a_length_beyond_every_stream_has_no_counterpart() {
+    let envelope = envelope(&local("kek"));
+    for log2 in [12_u32, 16, 24] {
+        let options = small().chunk_size(1 << log2);
+        let alice = context("alice");
+        let encryptor = block_on(envelope.stream_encryptor(&alice, Aad::from(AAD), options));
+        let encryptor = encryptor.unwrap();
+        // Fewer than 2^38 chunks and 2^52 bytes.
+        let beyond = (((1_u64 << 38) - 1) << log2).min(1 << 52);
+        let longest = encryptor.stream_len(beyond - 1).unwrap();
+        for plaintext in [beyond, beyond + 1, u64::MAX] {
+            assert_eq!(encryptor.stream_len(plaintext), None, "2^{log2}: {plaintext}");
+        }
+        let head = encryptor.writer(Vec::new()).finish().unwrap();
+        let head = StreamHead::from_prefix(&head).unwrap();
+        assert_eq!(head.plaintext_len(longest).unwrap(), beyond - 1);
+        // One chunk more, which is empty.
+        let error = head.plaintext_len(longest + 17).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TooLarge, "2^{log2}");
+        assert!(head.plaintext_len(u64::MAX).is_err());
+    }
+}
+
+#[test]
 fn a_rewrap_changes_the_head_in_place_and_no_other_byte() {
     let (old, new) = (local("old"), local("a-new-kek-with-a-longer-name"));
     let plaintext = plaintext(3 * CHUNK);

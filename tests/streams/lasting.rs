@@ -160,6 +160,21 @@ fn an_outage_and_an_eviction_for_room_end_no_stream() {
     assert_eq!(next(&mut reading), Ok(()));
 }
 
+/// A look through all DEKs for the streams of each would take hours with a million of them.
+#[test]
+fn ending_many_deks_with_streams_costs_in_proportion_to_their_number() {
+    let work = |deks: usize| {
+        let envelope = envelope(&local("kek"));
+        for dek in 0..deks {
+            let tenant = context(&format!("tenant {dek}"));
+            drop(block_on(envelope.stream_encryptor(&tenant, Aad::empty(), small())).unwrap());
+        }
+        allocation_counter::measure(|| envelope.evict_all()).bytes_total
+    };
+    let (few, many) = (work(64), work(512));
+    assert!(many < 16 * few, "64 DEKs: {few} bytes, 512 DEKs: {many} bytes");
+}
+
 #[test]
 fn a_stream_keeps_its_envelope_and_its_key_goes_with_it() {
     let kek = local("kek");

@@ -1,11 +1,15 @@
 //! A policy decides when a stream is opened.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::ground::*;
 use waxseal::policy::{Action, BoxFuture, Decision, Policy, PolicyOptions, Question};
-use waxseal::{Aad, Caller, Envelope, Error, ErrorKind, StreamHead};
+use waxseal::{
+    Aad, Access, Caller, Envelope, Error, ErrorKind, Event, Observer, StreamHead, StreamOptions,
+};
 
 /// Allows a service to write and another to read.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +28,7 @@ impl Policy for Roles {
 #[test]
 fn a_stream_is_one_operation_of_its_caller() {
     let policy = Roles::default();
-    let options = PolicyOptions::default().cache_for(std::time::Duration::ZERO);
+    let options = PolicyOptions::default().cache_for(Duration::ZERO);
     let envelope = Envelope::builder()
         .wrap_with(local("kek"))
         .policy(policy.clone(), options)
@@ -56,4 +60,55 @@ fn a_stream_is_one_operation_of_its_caller() {
     let body = &stream[head.len()..];
     let read = decryptor(&reader).unwrap().decrypt(threads, body, std::io::sink()).unwrap();
     assert_eq!((read, asked()), (50_000, 1));
+}
+
+/// Messages by service and access. Those of everybody have no service.
+type Counts = BTreeMap<(Option<String>, &'static str), u64>;
+
+#[derive(Debug, Clone, Default)]
+struct Uses(Arc<Mutex<Counts>>);
+
+impl Observer for Uses {
+    fn event(&self, event: &Event<'_>) {
+        let (service, access, messages) = match event {
+            Event::Accessed { access, messages, .. } => (None, access, messages),
+            Event::AccessedBy { caller, access, messages, .. } => {
+                (Some(caller.service().unwrap().to_owned()), access, messages)
+            }
+            _ => return,
+        };
+        let access = if *access == Access::Encrypt { "encrypt" } else { "decrypt" };
+        *self.0.lock().unwrap().entry((service, access)).or_default() += messages;
+    }
+
+    fn access_summaries(&self) -> Option<Duration> {
+        Some(Duration::from_secs(3600))
+    }
+}
+
+#[test]
+fn a_stream_is_one_message_of_its_caller_in_the_summaries() {
+    let uses = Uses::default();
+    let envelope = Envelope::builder().wrap_with(local("kek")).observer(uses.clone()).build();
+    let (envelope, alice, aad) = (envelope.unwrap(), context("alice"), Aad::from(AAD));
+    let caller = Caller::builder().service("backup").build().unwrap();
+    let acting = || envelope.acting_for(&caller);
+    let options = StreamOptions::default();
+    drop(block_on(envelope.stream_encryptor(&alice, aad, options)).unwrap());
+    drop(block_on(acting().stream_encryptor(&alice, aad, options)).unwrap());
+    let writer = block_on(acting().encrypt_stream(&alice, aad, Vec::new())).unwrap();
+    let stream = writer.finish().unwrap();
+    drop(block_on(acting().decrypt_stream(&alice, aad, &stream[..])).unwrap());
+    drop(block_on(acting().open_stream(&alice, aad, &stream[..])).unwrap());
+    drop(block_on(envelope.decrypt_stream(&alice, aad, &stream[..])).unwrap());
+    drop(block_on(acting().decrypt_stream(&alice, Aad::empty(), &stream[..])).unwrap_err());
+    envelope.evict_all();
+    let service = || Some("backup".to_owned());
+    let expected = [
+        ((None, "decrypt"), 3),
+        ((None, "encrypt"), 3),
+        ((service(), "decrypt"), 2),
+        ((service(), "encrypt"), 2),
+    ];
+    assert_eq!(*uses.0.lock().unwrap(), BTreeMap::from(expected));
 }

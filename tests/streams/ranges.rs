@@ -69,6 +69,20 @@ impl ReadAt for Trickle {
     }
 }
 
+/// Notes what is in the buffers that it is given.
+struct Shown(Vec<u8>, Mutex<Vec<u8>>);
+
+impl ReadAt for Shown {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.1.lock().unwrap().extend_from_slice(buffer);
+        self.0.read_at(buffer, offset)
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -157,6 +171,19 @@ fn a_source_that_gives_little_and_interrupts_is_read_all_the_same() {
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap();
     assert_eq!(all, plaintext);
+}
+
+/// A buffer that grows leaves its plaintext behind in memory that nobody wipes.
+#[test]
+fn a_chunk_that_is_longer_than_the_one_before_has_a_buffer_of_its_own() {
+    let (kek, sealed) = stream(&plaintext(3 * CHUNK + 100));
+    let source = Shown(sealed, Mutex::default());
+    let mut stream = open(&envelope(&kek), &source).unwrap();
+    source.1.lock().unwrap().clear();
+    // The last chunk, of 100 bytes, is in memory.
+    stream.read_exact(&mut [0; 10]).unwrap();
+    let shown = source.1.lock().unwrap();
+    assert_eq!((shown.len(), shown.iter().find(|byte| **byte != 0)), (SEALED_CHUNK, None));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
 use hkdf::Hkdf;
-use sha2::Sha256;
+use sha2::{Sha256, Sha512};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{Dek, EncryptionContext, KekId, Suite, WrappedDek};
@@ -141,6 +141,28 @@ impl Keys {
     pub fn occurrences(&self) -> [usize; 5] {
         in_own_memory(self.all())
     }
+}
+
+/// What is to be found of a stream in AES-256-GCM: the root that its DEK has, its own key, and the
+/// key's schedule.
+pub fn of_stream(
+    dek: &Needle,
+    context: &EncryptionContext,
+    (salt, chunk_log2, aad): (&[u8], u8, &[u8]),
+) -> [Needle; 3] {
+    without_trace(|| {
+        let (mut dek, mut root, mut key) = (dek.bytes(), [0; 64], [0; 32]);
+        let info = [b"waxseal.v1", &[2, 1][..], context.digest()].concat();
+        Hkdf::<Sha256>::from_prk(&dek).unwrap().expand(&info, &mut root[..32]).unwrap();
+        let label = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0";
+        let info = [&label[..], salt, &[chunk_log2], aad].concat();
+        Hkdf::<Sha512>::from_prk(&root).unwrap().expand(&info, &mut key).unwrap();
+        let needles = [&root[..32], &key, &round_keys(&key)].map(Needle::of);
+        zeroize::Zeroize::zeroize(&mut dek);
+        zeroize::Zeroize::zeroize(&mut root);
+        zeroize::Zeroize::zeroize(&mut key);
+        needles
+    })
 }
 
 /// SHA-256's state after the block that HMAC makes of a key and a padding (RFC 2104), as it stands in memory.

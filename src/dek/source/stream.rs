@@ -1,6 +1,7 @@
 //! Opens streams: looks up the DEK, derives the stream's key, and has it end with the DEK.
 #![forbid(unsafe_code)]
 
+use super::super::lease::{Lease, expired};
 use super::super::registry::{Leased, end_all};
 use super::super::stream::StreamDek;
 use super::super::{ReadingDek, WritingDek};
@@ -37,7 +38,8 @@ impl DekSource {
             dek.begin_stream()?;
             let (key, commitment) =
                 dek.lease.with_stream_root(|root| root.begin(&salt, chunk, aad)).flatten()?;
-            let key = self.followed(StreamDek::written(dek, &key, &self.options().limits))?;
+            let stream = StreamDek::written(dek, &key, &self.options().limits);
+            let key = self.followed(stream, &dek.lease)?;
             Ok(BegunStream { key, dek: dek.clone(), salt, commitment })
         };
         self.with_held(WritingRequest { context }, begin).await
@@ -53,7 +55,7 @@ impl DekSource {
         let open = |dek: &Arc<ReadingDek>| {
             let key =
                 dek.open_stream(|root| root.open(head.salt, head.chunk, aad, head.commitment))?;
-            self.followed(StreamDek::read(dek, &key, &self.options().limits))
+            self.followed(StreamDek::read(dek, &key, &self.options().limits), &dek.lease)
         };
         self.with_held(request, open).await
     }
@@ -79,13 +81,14 @@ impl DekSource {
     }
 
     /// From now on the stream is wiped on time, and ends with what it came through.
-    fn followed(&self, stream: StreamDek) -> Result<Arc<StreamDek>, Error> {
+    fn followed(&self, stream: StreamDek, dek: &Lease) -> Result<Arc<StreamDek>, Error> {
         let stream = Arc::new(stream);
         self.cache().look_after(&stream);
-        // A revocation from here on finds the stream. An earlier one is seen here.
-        if stream.lease().has_revoked_parent() {
+        // A revocation from here on finds the stream. An earlier one has ended the DEK, or did not
+        // find it because its time was over.
+        if dek.has_ended() || stream.lease().has_revoked_parent() {
             end_all(std::slice::from_ref(&stream));
-            return Err(super::super::lease::expired());
+            return Err(expired());
         }
         Ok(stream)
     }

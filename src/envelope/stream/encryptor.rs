@@ -165,8 +165,9 @@ impl StreamEncryptor {
     /// stream.
     #[must_use]
     pub fn stream_len(&self, plaintext_len: u64) -> Option<u64> {
-        let tags = (plaintext_len / self.chunk.bytes() as u64 + 1).checked_mul(TAG_LEN as u64)?;
-        plaintext_len.checked_add(tags)?.checked_add(self.head.len() as u64)
+        let last = plaintext_len / self.chunk.bytes() as u64;
+        self.chunk.check_index(last).ok()?;
+        plaintext_len.checked_add((last + 1) * TAG_LEN as u64)?.checked_add(self.head.len() as u64)
     }
 
     /// Returns the writer of the stream. It writes nothing yet.

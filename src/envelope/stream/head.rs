@@ -132,7 +132,8 @@ impl StreamHead {
     /// It is **what the length says**: authentic is that of a [`SeekableStream`](crate::SeekableStream).
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a length that no stream has.
+    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a length that no stream has, and
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) for one beyond every stream.
     pub fn plaintext_len(&self, stream_len: u64) -> Result<u64, Error> {
         Ok(self.parsed()?.layout(stream_len)?.plaintext_len)
     }

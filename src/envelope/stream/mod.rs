@@ -39,6 +39,7 @@ use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::dek::ReadingRequest;
 use crate::error::{Error, ErrorKind};
+use crate::observe::Access;
 
 impl Envelope {
     /// Begins a stream: what is written to the result is encrypted, in chunks, to `writer`.
@@ -157,6 +158,9 @@ impl Envelope {
         let permitted = self.permit(Action::Encrypt, context, caller).await?;
         let begun = self.source.begin_stream(context, chunk, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Encrypt, context, caller).await?;
+        if let Some(caller) = caller {
+            self.source.count(caller, &begun.dek.lease.id, context, Access::Encrypt);
+        }
         StreamEncryptor::new(begun, options, chunk, self.source.clone())
     }
 
@@ -181,6 +185,9 @@ impl Envelope {
         };
         let key = self.source.open_stream(request, &parsed, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Decrypt, context, caller).await?;
+        if let Some(caller) = caller {
+            self.source.count(caller, &parsed.dek_id, context, Access::Decrypt);
+        }
         Ok(StreamDecryptor::new(key, parsed.chunk, head.clone(), self.source.clone()))
     }
 }

@@ -41,7 +41,7 @@ impl StreamEncryptor {
     ///
     /// # Errors
     /// Those of reader and writer, and of the encryption. What was written is then refused by every
-    /// reader.
+    /// reader, unless all of it was written and the flush failed.
     pub fn encrypt<R, W>(self, threads: NonZero<usize>, from: R, mut to: W) -> io::Result<u64>
     where
         R: Read + Send,

@@ -257,9 +257,11 @@ impl<S: ReadAt> SeekableStream<S> {
     fn chunk_at(&self, index: u64, other: Option<Chunk>) -> io::Result<Chunk> {
         let Range { start, end } = self.layout.place_of(index);
         let sealed_len = self.decryptor.chunk.bytes() + TAG_LEN;
-        let mut chunk = other.unwrap_or(Chunk { buffer: Vec::new(), len: 0 });
-        chunk.len = usize::try_from(end - start).unwrap_or(sealed_len).min(sealed_len);
-        chunk.buffer.resize(chunk.buffer.len().max(chunk.len), 0);
+        let len = usize::try_from(end - start).unwrap_or(sealed_len).min(sealed_len);
+        // A buffer that grew would leave its plaintext behind.
+        let other = other.filter(|other| other.buffer.len() >= len);
+        let mut chunk = other.unwrap_or_else(|| Chunk { buffer: vec![0; len], len });
+        chunk.len = len;
         let sealed = chunk.buffer.get_mut(..chunk.len).unwrap_or_default();
         read_exact_at(&self.source, sealed, start)?;
         chunk.len = self.decryptor.open(index, sealed)?;

@@ -35,7 +35,8 @@ impl<W: Write> StreamWriter<W> {
     ///
     /// # Errors
     /// Those of the inner writer and of the encryption. The inner writer is then dropped, and the
-    /// stream refused: to try again, use [`try_finish`](Self::try_finish).
+    /// stream is refused, unless all of it was written and the flush failed. To try again, use
+    /// [`try_finish`](Self::try_finish).
     pub fn finish(mut self) -> io::Result<W> {
         loop {
             match self.try_finish() {
