@@ -100,7 +100,9 @@ fn store(memory: &Arc<InMemory>, at: usize, fault: Fault) -> ObjectKeyStore {
     let store = Arc::new(Faulty { memory: memory.clone(), left: AtomicUsize::new(at), fault });
     let bound = Duration::from_secs(20);
     let objects = Objects { store, prefix: Path::from("a/prefix"), local: None, bound };
-    ObjectKeyStore::new(objects, "faulty".to_owned())
+    // Made outside of a runtime, so that its calls run where they are polled and end with their caller.
+    let make = move || ObjectKeyStore::new(objects, "faulty".to_owned());
+    std::thread::spawn(make).join().unwrap()
 }
 
 fn row(id: u8, period: i64) -> StoredRow {

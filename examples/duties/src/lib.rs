@@ -136,7 +136,8 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
             // A policy has the rules of one domain: the next one would replace them. And it cannot
             // tell the contexts of two domains under one key.
             let names = policies.names().map(|name| format!("policy {name:?} of {cluster}"));
-            let under = policies.keys().map(|(mount, key)| format!("key {mount}/{key} of {cluster}"));
+            let under =
+                policies.keys().map(|(mount, key)| format!("key {mount}/{key} of {cluster}"));
             for claim in names.chain(under) {
                 if let Some(other) = keys.insert(claim.clone(), domain.clone()) {
                     return Err(Refused(format!("{other} and {domain} share the {claim}")));

@@ -266,9 +266,8 @@ impl AwsPolicies {
                 )));
             }
         }
-        let account = |arn: &String| {
-            PrincipalArn::read(arn).map(|principal| principal.account.to_owned())
-        };
+        let account =
+            |arn: &String| PrincipalArn::read(arn).map(|principal| principal.account.to_owned());
         let owners = self.holders(Role::KeyOwner);
         for glass in self.holders(Role::BreakGlass) {
             // No role is tagged from another account.

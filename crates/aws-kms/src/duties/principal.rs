@@ -40,7 +40,7 @@ impl<'a> PrincipalArn<'a> {
             && (1..=64).contains(&name.len())
             && path.len() <= 576
             && path.bytes().all(is_named)
-            && !path.contains("//");
+            && !resource.contains("//");
         well_formed.then_some(Self { arn, partition, account, kind, name })
     }
 }
