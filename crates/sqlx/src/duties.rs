@@ -113,7 +113,8 @@ impl PostgresGrants {
         let mut sql = format!(
             "-- Domain {}: {}{state}.\n\
              BEGIN;\n\
-             REVOKE ALL ON {schema}.waxseal_schema, {schema}.waxseal_keys FROM {name};\n",
+             REVOKE ALL ON {schema}.waxseal_schema, {schema}.waxseal_keys FROM {name};\n\
+             REVOKE CREATE ON SCHEMA {schema} FROM {name};\n",
             self.duties.domain(),
             shown.join(", ")
         );

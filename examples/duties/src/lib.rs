@@ -43,7 +43,7 @@ impl Default for AwsOptions {
             vpc_endpoints: Vec::new(),
             waiting_period_days: 30,
             imported_material: false,
-            break_glass_mfa: true,
+            break_glass_mfa: false,
             root_recovery: true,
         }
     }
@@ -113,6 +113,13 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
                 let policy = policy.map_err(|error| wrong(domain, "aws-kms", &error))?;
                 add("aws-kms", &format!("key-policy {key}"), policy);
             }
+            for role in holders.of(Role::BreakGlass) {
+                // Its tag has one value, and each domain's guard lets its own owners alone set it.
+                let other = keys.insert(role.clone(), domain.clone());
+                if let Some(other) = other.filter(|other| other != domain) {
+                    return Err(Refused(format!("{other} and {domain} share the role {role}")));
+                }
+            }
             for role in Role::ALL.into_iter().filter(|role| !holders.of(*role).is_empty()) {
                 add("aws-kms", role.as_str(), policies.identity_policy(role));
             }
@@ -122,8 +129,20 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
             }
         }
         if let Some(holders) = &services.vault_transit {
-            of_vault(&of("vault-transit", holders)?, &mut add)
-                .map_err(|error| wrong(domain, "vault-transit", &error))?;
+            let in_vault = |error: Error| wrong(domain, "vault-transit", &error);
+            let holding = of("vault-transit", holders)?;
+            let policies = VaultPolicies::builder(&holding).build().map_err(in_vault)?;
+            let cluster = policies.cluster();
+            // A policy has the rules of one domain: the next one would replace them. And it cannot
+            // tell the contexts of two domains under one key.
+            let names = policies.names().map(|name| format!("policy {name:?} of {cluster}"));
+            let under = policies.keys().map(|(mount, key)| format!("key {mount}/{key} of {cluster}"));
+            for claim in names.chain(under) {
+                if let Some(other) = keys.insert(claim.clone(), domain.clone()) {
+                    return Err(Refused(format!("{other} and {domain} share the {claim}")));
+                }
+            }
+            of_vault(&holding, &policies, &mut add).map_err(in_vault)?;
         }
         if let Some(holders) = &services.postgres {
             let schema = &services.postgres_options.schema;
@@ -144,8 +163,11 @@ fn of_aws(duties: &Duties, options: &AwsOptions) -> Result<AwsPolicies, Error> {
         .build()
 }
 
-fn of_vault(duties: &Duties, add: &mut impl FnMut(&str, &str, String)) -> Result<(), Error> {
-    let policies = VaultPolicies::builder(duties).build()?;
+fn of_vault(
+    duties: &Duties,
+    policies: &VaultPolicies,
+    add: &mut impl FnMut(&str, &str, String),
+) -> Result<(), Error> {
     for name in policies.names() {
         add("vault-transit", name, policies.policy(name)?);
     }

@@ -72,6 +72,15 @@ fn an_error_says_in_which_domain_and_service() {
         "vault-transit://vault.example:8200/transit/payroll?cluster=prod-eu",
         "aws-kms://arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
     );
+    let tax = "[domains.tax]\n\
+        wrap_with = [\"vault-transit://vault.example:8200/transit/tax?cluster=prod-eu\"]\n";
+    let twice = format!("{DOMAINS}\n{tax}");
+    let audits = "auditors = [\"audit\"]";
+    let duties = format!("[payroll.vault-transit]\n{audits}\n[tax.vault-transit]\n{audits}\n");
+    refused(&twice, &duties, "payroll and tax share the policy \"audit\" of prod-eu");
+    let duties = duties.replacen("audit\"", "payroll-audit\"", 1);
+    let one_key = twice.replace("transit/tax", "transit/payroll");
+    refused(&one_key, &duties, "payroll and tax share the key transit/payroll of prod-eu");
     let owner = "key_owners = [\"arn:aws:iam::111122223333:role/o\"]";
     let duties = format!("[orders.aws-kms]\n{owner}\n[payroll.aws-kms]\n{owner}\n");
     refused(&shared, &duties, "orders and payroll share the key");

@@ -144,6 +144,13 @@ impl Duties {
         self.dek_origin
     }
 
+    /// Returns whether the domain has one KEK alone. Otherwise a writer also wraps DEKs that another
+    /// KEK made, and a rewrap adds entries.
+    #[must_use]
+    pub fn has_one_kek(&self) -> bool {
+        self.wraps.len() + self.unwraps.len() == 1
+    }
+
     /// Returns whether all processes share the branch keys of a store. Who writes then unwraps.
     #[must_use]
     pub fn shares_branch_keys(&self) -> bool {

@@ -14,8 +14,9 @@ pub(super) const WRAP: [&str; 2] = ["kms:Encrypt", "kms:GenerateDataKey*"];
 pub(super) const UNWRAP: [&str; 1] = ["kms:Decrypt"];
 pub(super) const REWRAP: [&str; 1] = ["kms:ReEncrypt*"];
 
-/// Everything that changes a key, or who may do what with it.
-pub(super) const CHANGE: [&str; 21] = [
+/// Everything that changes a key, or who may do what with it. Not `SynchronizeMultiRegionKey`: KMS
+/// alone calls it, by its service-linked role ("Authorizing AWS KMS to synchronize multi-Region keys").
+pub(super) const CHANGE: [&str; 20] = [
     "kms:CancelKeyDeletion",
     "kms:CreateAlias",
     "kms:DeleteAlias",
@@ -31,7 +32,6 @@ pub(super) const CHANGE: [&str; 21] = [
     "kms:RevokeGrant",
     "kms:RotateKeyOnDemand",
     "kms:ScheduleKeyDeletion",
-    "kms:SynchronizeMultiRegionKey",
     "kms:TagResource",
     "kms:UntagResource",
     "kms:UpdateAlias",

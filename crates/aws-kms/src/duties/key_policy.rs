@@ -69,11 +69,13 @@ pub(super) fn use_by(policies: &AwsPolicies, key: &DomainKey, role: Role) -> Vec
         (policies.duties.when_wrapping(), policies.duties.when_unwrapping());
     match role {
         Role::Writer if key.wraps => {
-            let action = match policies.duties.dek_origin() {
-                DekOrigin::KeyService => "kms:GenerateDataKey",
-                _ => "kms:Encrypt",
+            let actions: &[&'static str] = match policies.duties.dek_origin() {
+                DekOrigin::KeyService if policies.duties.has_one_kek() => &["kms:GenerateDataKey"],
+                // One KEK makes the DEK. The others wrap it.
+                DekOrigin::KeyService => &["kms:Encrypt", "kms:GenerateDataKey"],
+                _ => &["kms:Encrypt"],
             };
-            vec![with_pairs(Statement::allow("WritersWrap", &[action]), wrapping)]
+            vec![with_pairs(Statement::allow("WritersWrap", actions), wrapping)]
         }
         Role::Reader => {
             vec![with_pairs(Statement::allow("ReadersUnwrap", &["kms:Decrypt"]), unwrapping)]

@@ -70,7 +70,7 @@ impl AwsPolicies {
             vpc_endpoints: Vec::new(),
             waiting_period: 30,
             break_glass_tag: "waxseal-break-glass".to_owned(),
-            break_glass_mfa: true,
+            break_glass_mfa: false,
             imported_material: false,
             root_recovery: true,
         })
@@ -177,8 +177,10 @@ impl AwsPoliciesBuilder {
         self
     }
 
-    /// Sets whether break-glass also needs a second factor that is at most an hour old. By default
-    /// it does. Sessions of federated users never have one for AWS.
+    /// Sets whether each request of break-glass has to show a second factor that is at most an hour
+    /// old. By default not: credentials of `AssumeRole` show none ("Secure API access with MFA" in
+    /// the IAM User Guide), nor do those of federated users. Demand it in the trust policy of the
+    /// role, or at the identity provider.
     pub fn break_glass_mfa(mut self, needed: bool) -> Self {
         self.0.break_glass_mfa = needed;
         self
@@ -261,6 +263,18 @@ impl AwsPolicies {
                 return Err(invalid(format!(
                     "key_owners: none is in account {} of the key, so nobody could set its policy",
                     key.account
+                )));
+            }
+        }
+        let account = |arn: &String| {
+            PrincipalArn::read(arn).map(|principal| principal.account.to_owned())
+        };
+        let owners = self.holders(Role::KeyOwner);
+        for glass in self.holders(Role::BreakGlass) {
+            // No role is tagged from another account.
+            if !owners.iter().any(|owner| account(owner) == account(glass)) {
+                return Err(invalid(format!(
+                    "break_glass: no key owner is in the account of {glass:?}, so nobody could enable it"
                 )));
             }
         }

@@ -56,6 +56,11 @@ pub(super) fn check(duties: &Duties) -> Result<(), Error> {
             if role == Role::BreakGlass && arn.kind != "role" {
                 return Err(invalid(format!("{role}: {name:?} is no IAM role")));
             }
+            // Nobody can tag them, and sessions of Identity Center take tags from the directory.
+            let of_aws = [":role/aws-reserved/", ":role/aws-service-role/"];
+            if role == Role::BreakGlass && of_aws.iter().any(|path| name.contains(path)) {
+                return Err(invalid(format!("{role}: {name:?} is a role that AWS alone may tag")));
+            }
             // Names are unique in their account whatever their path and case ("IAM identifiers").
             let is_same = |other: &PrincipalArn<'_>| {
                 (other.account, other.kind) == (arn.account, arn.kind)

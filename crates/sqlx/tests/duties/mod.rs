@@ -44,6 +44,7 @@ async fn each_holder_can_do_what_its_roles_need_and_nothing_else() {
     for name in grants.names() {
         server.role(name);
         server.sql_in_keys(&format!("GRANT ALL ON waxseal_keys, waxseal_schema TO {name}"));
+        server.sql_in_keys(&format!("GRANT CREATE ON SCHEMA public TO {name}"));
         server.sql_in_keys(&grants.of(name).unwrap());
     }
     let (yes, no) = (true, false);
@@ -153,6 +154,7 @@ fn a_name_that_means_others_or_breaks_out_of_the_statement_is_refused() {
     let expected = "-- Domain orders: writer, reader.\n\
         BEGIN;\n\
         REVOKE ALL ON public.waxseal_schema, public.waxseal_keys FROM service;\n\
+        REVOKE CREATE ON SCHEMA public FROM service;\n\
         GRANT USAGE ON SCHEMA public TO service;\n\
         GRANT SELECT ON public.waxseal_schema TO service;\n\
         GRANT SELECT ON public.waxseal_keys TO service;\n\

@@ -69,6 +69,7 @@ const CHANGE: [&str; 7] =
 #[derive(Clone, Debug)]
 pub struct VaultPolicies {
     duties: Duties,
+    cluster: String,
     keys: Vec<DomainKey>,
 }
 
@@ -97,6 +98,17 @@ impl VaultPolicies {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let all = Role::ALL.into_iter().flat_map(|role| self.duties.holders(role));
         all.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
+    }
+
+    /// Returns the cluster, by the name that it has in the URIs.
+    #[must_use]
+    pub fn cluster(&self) -> &str {
+        &self.cluster
+    }
+
+    /// Returns mount and key of each KEK there.
+    pub fn keys(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.keys.iter().map(|key| (key.mount.as_str(), key.key.as_str()))
     }
 
     /// Returns a policy: what all roles need that have this name. That of break-glass denies.
@@ -129,7 +141,7 @@ impl VaultPolicies {
         let (mut rules, mut roles) = (Rules::default(), Vec::new());
         for role in self.roles_of(name) {
             for key in &self.keys {
-                key.allow(&mut rules, role, self.duties.dek_origin(), is_enabled);
+                key.allow(&mut rules, role, &self.duties, is_enabled);
                 key.deny_other_duties(&mut rules, role.duty());
             }
             if role == Role::Auditor {
@@ -157,7 +169,7 @@ impl VaultPolicies {
 }
 
 impl DomainKey {
-    fn allow(&self, rules: &mut Rules, role: Role, origin: DekOrigin, is_enabled: bool) {
+    fn allow(&self, rules: &mut Rules, role: Role, duties: &Duties, is_enabled: bool) {
         let Self { mount, key, wraps } = self;
         let own = format!("{mount}/keys/{key}");
         let with_key = |verb: &str| format!("{mount}/{verb}/{key}");
@@ -177,11 +189,17 @@ impl DomainKey {
                     rules.allow(format!("{own}/{change}"), &["update"]);
                 }
             }
-            Role::Writer if *wraps => match origin {
-                DekOrigin::KeyService => rules.allow(with_key("datakey/plaintext"), &["update"]),
-                // Never `create`: it would make a key that is missing, and not a derived one.
-                _ => rules.allow(with_key("encrypt"), &["update"]),
-            },
+            Role::Writer if *wraps => {
+                let makes = duties.dek_origin() == DekOrigin::KeyService;
+                if makes {
+                    rules.allow(with_key("datakey/plaintext"), &["update"]);
+                }
+                // One KEK makes the DEK. The others wrap it.
+                if !makes || !duties.has_one_kek() {
+                    // Never `create`: it would make a key that is missing, and not a derived one.
+                    rules.allow(with_key("encrypt"), &["update"]);
+                }
+            }
             Role::Reader => rules.allow(with_key("decrypt"), &["update"]),
             // To the same key, whose version is then the latest.
             Role::Rewrapper if *wraps => rules.allow(with_key("rewrap"), &["update"]),
@@ -267,10 +285,11 @@ impl VaultPoliciesBuilder {
                 None => keys.push(key),
             }
         }
-        match clusters.len() {
-            0 => Err(invalid("the domain has no key there")),
-            1 => Ok(VaultPolicies { duties, keys }),
-            _ => Err(invalid("cluster: the domain has keys on several; choose one")),
+        let chosen = clusters.pop_first();
+        match chosen {
+            None => Err(invalid("the domain has no key there")),
+            Some(cluster) if clusters.is_empty() => Ok(VaultPolicies { duties, cluster, keys }),
+            Some(_) => Err(invalid("cluster: the domain has keys on several; choose one")),
         }
     }
 }

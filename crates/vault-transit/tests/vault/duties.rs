@@ -135,6 +135,8 @@ fn requests() -> Vec<(Request, Vec<&'static str>)> {
             only("owner"),
         ),
         (post("transit/keys/orders", json!({ "derived": "true" })), only("owner")),
+        // Not derived. No policy can demand a parameter and let the owner read the key.
+        (post("transit/keys/orders", json!({})), only("owner")),
         (post("transit/keys/orders", json!({ "derived": false })), vec![]),
         (
             post("transit/keys/orders", json!({ "derived": true, "convergent_encryption": true })),

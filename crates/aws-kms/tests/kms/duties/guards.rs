@@ -67,7 +67,7 @@ async fn a_grant_of_before_is_worth_nothing() {
 
 #[tokio::test]
 async fn break_glass_is_disabled_until_somebody_else_enables_it() {
-    let ground = Ground::new().await;
+    let ground = Ground::with(|builder| builder.break_glass_mfa(true)).await;
     let may = |change: &dyn Fn(&mut Traits)| {
         let session = Traits { has_session: true, ..Traits::default() };
         ground.front.with_traits(ground.login("break-glass"), |traits| {
@@ -109,8 +109,7 @@ async fn break_glass_is_disabled_until_somebody_else_enables_it() {
     }));
     assert_eq!(ground.allowed("break-glass", &CONTEXT), set(&[&["DescribeKey", "Decrypt"]]));
 
-    let other =
-        Ground::with(|builder| builder.break_glass_mfa(false).break_glass_tag("glass")).await;
+    let other = Ground::with(|builder| builder.break_glass_tag("glass")).await;
     other.front.with_traits(other.login("break-glass"), |traits| {
         traits.tags.insert("glass".into(), "orders".into());
     });

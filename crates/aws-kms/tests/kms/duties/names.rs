@@ -4,9 +4,9 @@ use kms_front::ACCOUNT;
 use kms_front::policy;
 use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
 use serde_json::Value;
-use waxseal::ErrorKind;
 use waxseal::domain::duties::{Duties, Holders, Role};
 use waxseal::domain::{Branches, DomainConfig};
+use waxseal::{DekOrigin, ErrorKind};
 use waxseal_aws_kms::duties::{AwsPolicies, AwsPoliciesBuilder};
 use waxseal_testing::kms_front;
 
@@ -41,6 +41,10 @@ fn what_the_generator_cannot_make_safe_is_refused_with_its_reason() {
     }
     let user = format!("arn:aws:iam::{ACCOUNT}:user/ada");
     refused(&config(), &holders().break_glass([user]), "is no IAM role");
+    let of_sso = arn("aws-reserved/sso.amazonaws.com/eu-west-1/AWSReservedSSO_Night_01234567");
+    refused(&config(), &holders().break_glass([of_sso]), "AWS alone may tag");
+    let elsewhere = arn("glass").replace(ACCOUNT, "444455556666");
+    refused(&config(), &holders().break_glass([elsewhere]), "nobody could enable it");
     // One role by another spelling: it would be owner and reader.
     refused(&config(), &holders().readers([arn("team/Key-Owner")]), "cannot both exist");
     for name in ["a b", "ä", "a\"b", "${aws:username}", "a*", "a?"] {
@@ -72,6 +76,19 @@ fn what_the_generator_cannot_make_safe_is_refused_with_its_reason() {
     }
     let policies = with(|builder| builder).unwrap();
     assert!(policies.key_policy(&other_account).is_err());
+}
+
+#[test]
+fn with_several_keks_a_writer_also_wraps_what_another_made() {
+    let key = |id: &str| format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/{id}");
+    let (first, second) = (key("first"), key("second"));
+    for (keys, encrypts) in [(vec![&*first], false), (vec![&*first, &*second], true)] {
+        let config = config(&keys).dek_origin(DekOrigin::KeyService);
+        let policies = builder(&config, &holders()).build().unwrap();
+        let of_writers = policies.identity_policy(Role::Writer);
+        assert!(of_writers.contains("\"kms:GenerateDataKey\""), "{of_writers}");
+        assert_eq!(of_writers.contains("\"kms:Encrypt\""), encrypts, "{of_writers}");
+    }
 }
 
 #[test]
@@ -137,9 +154,9 @@ proptest! {
         let policy: Value = serde_json::from_str(&text).unwrap();
         policy::check(&policy, policy::Kind::OfAKey).unwrap();
         let statements = policy["Statement"].as_array().unwrap();
-        prop_assert_eq!(statements.len(), 21);
+        prop_assert_eq!(statements.len(), 20);
         let denials = statements.iter().filter(|statement| statement["Effect"] == "Deny");
-        prop_assert_eq!(denials.count(), 11);
+        prop_assert_eq!(denials.count(), 10);
         let shown = [format!("\"{domain}\""), format!("\"kms:EncryptionContext:{pair}\"")];
         for shown in shown.into_iter().chain((0..7).map(|i| format!("\"{}\"", name(i)))) {
             prop_assert!(text.contains(&shown), "{shown} is not in {text}");

@@ -81,7 +81,10 @@ fn decisions(ground: &Ground, before: Option<&[bool]>) -> Vec<bool> {
 #[tokio::test]
 async fn every_statement_of_the_key_policy_is_needed() {
     let (ground, policies) = Ground::bare(|builder| {
-        builder.vpc_endpoints(["vpce-0123456789abcdef0"]).imported_material(true)
+        builder
+            .vpc_endpoints(["vpce-0123456789abcdef0"])
+            .imported_material(true)
+            .break_glass_mfa(true)
     });
     // Only the key policy counts here.
     for principal in ground.front.world().principals.values_mut() {
