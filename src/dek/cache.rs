@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedDek};
 use crate::kek::set::Failure;
 use crate::memory::fork;
-use crate::observe::{Access, Event};
+use crate::observe::{Access, AccessCounts, Accessed, Event};
 use crate::runtime::Runtime;
 use crate::suite::{DekId, Suite};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -305,6 +305,12 @@ impl DekCache {
         access: Access,
     ) {
         self.registry.count(caller, dek_id, context, access);
+    }
+
+    /// Takes what was counted and belongs to no DEK that will report it: of more callers than are told
+    /// apart, and of uses that ended after their DEK.
+    pub(super) fn take_counts(&self) -> Vec<Accessed> {
+        AccessCounts::take(&*self.registry)
     }
 
     pub(super) fn forget_refusals(&self) {

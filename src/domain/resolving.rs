@@ -231,7 +231,11 @@ impl Resolving {
 
     /// Ends a domain that is configured from now on.
     pub(super) fn forget(&self, name: &str) {
-        self.answers().domains.invalidate(name);
+        let answers = self.answers();
+        let old = answers.known(name).map(|(domain, _)| domain);
+        answers.domains.invalidate(name);
+        // Within the time that every domain has which is no more.
+        self.retiring.retire(old);
     }
 
     /// The same, if its contexts may have the pair that chooses the domain.

@@ -121,7 +121,7 @@ impl CallerCounts {
         access: Access,
     ) {
         let caller = caller.without_request_id();
-        let memory = caller.memory();
+        let memory = held(&caller, context);
         // Other groups may be at the same place, so a few more may come in.
         let is_full = self.pairs.load(Ordering::Relaxed) >= MAX_CALLERS
             || self.memory.load(Ordering::Relaxed).saturating_add(memory) > MAX_MEMORY;
@@ -164,9 +164,12 @@ impl CallerCounts {
 
     /// Makes room.
     fn release<'c>(&self, deks: impl Iterator<Item = &'c OfDek>) {
-        for used in deks.flat_map(|of_dek| of_dek.callers.values().flatten()) {
-            self.pairs.fetch_sub(1, Ordering::Relaxed);
-            self.memory.fetch_sub(used.caller.memory(), Ordering::Relaxed);
+        for of_dek in deks {
+            for used in of_dek.callers.values().flatten() {
+                self.pairs.fetch_sub(1, Ordering::Relaxed);
+                let held = held(&used.caller, &of_dek.context);
+                self.memory.fetch_sub(held, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -210,6 +213,11 @@ impl Counted {
         told.extend(others.map(|(access, messages)| Accessed::Others { access, messages, within }));
         told
     }
+}
+
+/// About how many bytes a pair holds. A context has its canonical bytes beside its pairs.
+fn held(caller: &Caller, context: &EncryptionContext) -> usize {
+    caller.memory().saturating_add(2 * context.as_bytes().len())
 }
 
 fn lock(group: &Mutex<Counted>) -> MutexGuard<'_, Counted> {

@@ -62,6 +62,9 @@ impl DekSource {
     pub(crate) fn shut_down_later(&self) {
         self.stop();
         self.cache().end_all_later();
+        for accessed in self.cache().take_counts() {
+            self.options.observers.emit_later(LaterEvent::Accessed(accessed));
+        }
         if !self.reported.swap(true, Ordering::SeqCst) {
             self.options.observers.emit_later(LaterEvent::ShutDown);
             self.give_up_later();
@@ -98,6 +101,9 @@ impl DekSource {
             self.emit(&Event::ShutDown);
         }
         self.cache().revoke_all();
+        for accessed in self.cache().take_counts() {
+            self.emit(&accessed.as_event());
+        }
         is_first
     }
 

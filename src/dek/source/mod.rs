@@ -40,7 +40,7 @@ use crate::error::{Error, ErrorKind};
 use crate::kek::Dek;
 use crate::kek::call::{CallCounts, GuardedKek};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
-use crate::observe::{Access, Event, Observers};
+use crate::observe::{Access, Event, LaterEvent, Observers};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::{Backend, BranchKey, DekId, DekKeys, Nonces, Suite};
@@ -113,6 +113,9 @@ impl Drop for OwnedSource {
         let cache = self.0.cache.load_full();
         if cache.is_of_this_process() {
             cache.end_all_later();
+            for accessed in cache.take_counts() {
+                self.0.options.observers.emit_later(LaterEvent::Accessed(accessed));
+            }
         }
     }
 }

@@ -111,6 +111,10 @@ impl OpaPolicyBuilder {
             Address::Url(url) => (checked_url(url)?, None),
             Address::Socket(path) => (checked_url("http://localhost")?, Some(path.clone())),
         };
+        // Without TLS nobody is checked, and the token would go to whoever answers.
+        if url.scheme() == "http" && (!self.authorities.is_empty() || self.identity.is_some()) {
+            return Err(invalid("certificate_authority and client_certificate are for https://"));
+        }
         let url = document(url, &self.package)?;
         if !(Duration::from_millis(1)..=LONGEST_TIMEOUT).contains(&self.timeout) {
             return Err(invalid("timeout: 1ms to 60s is allowed"));

@@ -64,6 +64,7 @@ impl Compiled {
         if !has_allow {
             return Err(bad("policy", &format!("package {package} has no rule allow")));
         }
+        refuse_data_over_rules(&engine, contents)?;
         let data = serde_json::Value::Object(contents.data.clone()).to_string();
         engine.add_data_json(&data).map_err(|error| refused("data", &error))?;
         let mut compiled = Self { engine, query: format!("data.{package}") };
@@ -115,6 +116,30 @@ fn refuse_lookups_in_heads(contents: &Contents) -> Result<(), Error> {
                     up in the body, and name it in the head";
         Err(bad(&format!("{name}:{line}"), what))
     })
+}
+
+/// Where the data have a value in the place of a rule, the engine takes that one, and the rule says
+/// nothing: whoever writes data would allow. OPA refuses it, too.
+fn refuse_data_over_rules(engine: &Engine, contents: &Contents) -> Result<(), Error> {
+    let packages = engine.get_policy_package_components();
+    for package in packages.map_err(|error| refused("policy", &error))? {
+        let mut path = package.components.iter();
+        let Some(place) = path.try_fold(&contents.data, |data, name| data.get(name)?.as_object())
+        else {
+            continue;
+        };
+        let is_name = |key: &&String| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        // What cannot be told apart counts as a rule.
+        let is_rule = |key: &&String| {
+            engine.has_declared_rule_rooted_at(&package.source_file, key).unwrap_or(true)
+        };
+        if let Some(key) = place.keys().filter(is_name).find(is_rule) {
+            let what =
+                format!("{}.{key} stands in the place of a rule", package.components.join("."));
+            return Err(bad("data", &what));
+        }
+    }
+    Ok(())
 }
 
 /// A package is names with dots between.

@@ -6,7 +6,7 @@
 //! the look-up stands in the body they agree.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::lint::code_lines;
 
@@ -21,10 +21,18 @@ struct Rule {
 /// several solutions.
 pub(super) fn lookups<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Vec<usize>> {
     let all: Vec<_> = texts.map(rules).collect();
-    let names: BTreeSet<_> =
-        all.iter().flatten().filter_map(|rule| first_name(&rule.text)).collect();
+    let mut names = BTreeMap::<_, BTreeSet<_>>::new();
+    for rules in &all {
+        let of_rules = rules.iter().filter_map(|rule| first_name(&rule.text));
+        names.entry(package(rules)).or_default().extend(of_rules);
+    }
     let at_fault = |rules: &Vec<Rule>| {
-        rules.iter().filter(|rule| loses(&rule.text, &names)).map(|rule| rule.line).collect()
+        let imports: BTreeSet<_> = rules.iter().filter_map(|rule| imported(&rule.text)).collect();
+        let names = names.get(package(rules));
+        let is_known =
+            |name: &str| imports.contains(name) || names.is_some_and(|names| names.contains(name));
+        let lost = rules.iter().filter(|rule| loses(&rule.text, &is_known));
+        lost.map(|rule| rule.line).collect()
     };
     all.iter().map(at_fault).collect()
 }
@@ -38,7 +46,7 @@ fn rules(text: &str) -> Vec<Rule> {
             continue;
         }
         match all.last_mut() {
-            Some(rule) if depth > 0 || goes_on || words(code).next() == Some("else") => {
+            Some(rule) if depth > 0 || goes_on || continues(code) => {
                 rule.text.push('\n');
                 rule.text.push_str(code);
             }
@@ -65,11 +73,42 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c| !is_of_name(c)).filter(|word| !word.is_empty())
 }
 
+/// Whether a line cannot begin a rule. The engine takes `if` on a line of its own.
+fn continues(code: &str) -> bool {
+    let first = words(code).next().unwrap_or_default();
+    code.starts_with([':', '=']) || ["else", "if", "contains"].contains(&first)
+}
+
+/// The package of a file.
+fn package(rules: &[Rule]) -> &str {
+    rules.iter().find_map(|rule| rule.text.strip_prefix("package ")).unwrap_or_default().trim()
+}
+
+/// The name by which a file calls what it imports.
+fn imported(rule: &str) -> Option<&str> {
+    words(rule.strip_prefix("import ")?).last()
+}
+
+/// The names that a body sets.
+fn set_in(body: &str) -> impl Iterator<Item = &str> {
+    body.match_indices(":=").filter_map(|(at, _)| words(body.get(..at)?).last())
+}
+
+/// The variables that a body declares.
+fn declared(body: &str) -> BTreeSet<&str> {
+    let of_some = body.split("some ").skip(1).flat_map(|rest| {
+        let end = rest.find(['\n', ';']).unwrap_or(rest.len());
+        let names = rest.get(..end).unwrap_or_default();
+        words(names.split(" in ").next().unwrap_or_default())
+    });
+    of_some.chain(set_in(body)).collect()
+}
+
 fn first_name(rule: &str) -> Option<&str> {
     words(rule).find(|word| *word != "default")
 }
 
-fn loses(rule: &str, names: &BTreeSet<&str>) -> bool {
+fn loses(rule: &str, is_known: &impl Fn(&str) -> bool) -> bool {
     let Some((head, body)) = at_top(rule, "if") else { return false };
     let body = body.trim_start();
     let head = without_comprehensions(head);
@@ -78,11 +117,14 @@ fn loses(rule: &str, names: &BTreeSet<&str>) -> bool {
         ["contains", ":=", "="].iter().find_map(|sign| at_top(&head, sign)).unwrap_or((&head, ""));
     // `level[KEY] := VALUE`: the key is part of the head, too.
     let key = of_name.split_once('[').map_or("", |(_, key)| key);
+    // A variable of the rule hides a rule of its name.
+    let own = declared(&body);
     let varies = |name: &str| {
         let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        is_name && !names.contains(name) && !["input", "data"].contains(&name)
+        let is_own = own.contains(name) || !is_known(name);
+        is_name && is_own && !["input", "data"].contains(&name)
     };
-    [key, value].iter().any(|part| looks_up(part, names, &varies)) && may_repeat(&body, &varies)
+    [key, value].iter().any(|part| looks_up(part, is_known, &varies)) && may_repeat(&body, &varies)
 }
 
 /// A comprehension is never undefined, and has solutions of its own.
@@ -130,7 +172,7 @@ fn at_top<'a>(text: &'a str, word: &str) -> Option<(&'a str, &'a str)> {
 
 /// Whether an expression has a path whose value depends on a variable, or calls a function of the
 /// policy: both may be undefined for one solution and not for another.
-fn looks_up(text: &str, names: &BTreeSet<&str>, varies: &impl Fn(&str) -> bool) -> bool {
+fn looks_up(text: &str, is_known: &impl Fn(&str) -> bool, varies: &impl Fn(&str) -> bool) -> bool {
     let mut rest = text;
     while let Some(at) = rest.find(is_of_name) {
         let (before, from) = rest.split_at(at);
@@ -145,18 +187,35 @@ fn looks_up(text: &str, names: &BTreeSet<&str>, varies: &impl Fn(&str) -> bool) 
         let (dots, behind) = after.split_at(path);
         let is_call = behind.starts_with('(');
         let is_path = dots.starts_with('.') || behind.starts_with('[');
-        if is_call && (names.contains(name) || name == "data") {
+        if is_call && (is_known(name) || name == "data") {
             return true;
         }
-        let in_brackets = match behind.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
-            Some((inner, _)) => words(inner).any(varies),
-            None => false,
-        };
+        // Of `data.texts["en"][role]` the second bracket varies.
+        let mut brackets = path_behind(after).split('[').skip(1);
+        let in_brackets =
+            brackets.any(|inner| words(inner.split(']').next().unwrap_or_default()).any(varies));
         if is_path && !is_call && (varies(name) || in_brackets) {
             return true;
         }
     }
     false
+}
+
+/// What follows a name as long as it is one path: `.a["b"][c]`.
+fn path_behind(after: &str) -> &str {
+    let mut depth = 0_usize;
+    let end = after.find(|c| match c {
+        '[' => {
+            depth += 1;
+            false
+        }
+        ']' if depth > 0 => {
+            depth -= 1;
+            false
+        }
+        _ => depth == 0 && !is_of_name(c) && c != '.',
+    });
+    after.get(..end.unwrap_or(after.len())).unwrap_or_default()
 }
 
 /// Whether a body may have several solutions.
@@ -168,7 +227,7 @@ fn may_repeat(body: &str, varies: &impl Fn(&str) -> bool) -> bool {
         let is_index = before.ends_with(|c| is_of_name(c) || c == ']' || c == ')');
         before = piece;
         let inner = piece.split([']', ',']).next().unwrap_or_default().trim();
-        let is_set = body.contains(&format!("{inner} :="));
+        let is_set = set_in(body).any(|name| name == inner);
         is_index && inner.chars().all(is_of_name) && varies(inner) && !is_set
     });
     iterates || indexes
@@ -203,6 +262,11 @@ mod tests {
             "a = data.why[role] if some role in input.roles",
             "a contains\n\tdata.why[role] if\n\tsome role in input.roles",
             "a contains data.why[role] if {\n\tx := {1} | {2}\n\tsome role in x\n}",
+            "a contains data.why[role]\nif some role in input.roles",
+            "a contains data.why[role] if {\n\tcaller := input.caller\n\trole := caller.roles[r]\n}",
+            "a contains data.texts[\"en\"][role] if some role in input.roles",
+            "a contains lib.label(role) if some role in input.roles\nimport data.lib",
+            "a contains data.why[role] if some role in input.roles\nrole := 1",
         ] {
             let text =
                 format!("package p\n\n# 1\nwhy[b] := 1 if b\nlabel(c) := c if c\n\n{rule}\n");

@@ -2,9 +2,10 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -87,8 +88,8 @@ struct Inner {
     terms: Terms,
     current: ArcSwap<Loaded>,
     generation: AtomicU64,
-    /// Held by the one who reloads.
-    seen: Mutex<Seen>,
+    /// Of this process: in the child of a fork nobody may be left to unlock that of its parent.
+    seen: ArcSwap<SeenHere>,
     /// The process in which files are watched.
     watched_in: AtomicU64,
 }
@@ -107,6 +108,23 @@ struct Seen {
     signature: Signature,
     /// Why they are not what decides.
     trouble: Option<Error>,
+}
+
+/// What one process found.
+struct SeenHere {
+    process: u64,
+    /// Held by the one who reloads.
+    seen: Mutex<Seen>,
+}
+
+impl SeenHere {
+    fn new(signature: Signature) -> Self {
+        Self { process: process_generation(), seen: Mutex::new(Seen { signature, trouble: None }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a [`RegoPolicy`] is at.
@@ -135,7 +153,7 @@ impl RegoPolicy {
             terms,
             current: ArcSwap::from_pointee(loaded),
             generation: AtomicU64::new(1),
-            seen: Mutex::new(Seen { signature, trouble: None }),
+            seen: ArcSwap::from_pointee(SeenHere::new(signature)),
             watched_in: AtomicU64::new(0),
         }));
         policy.watch();
@@ -158,7 +176,7 @@ impl RegoPolicy {
         RegoStatus {
             revision: loaded.revision.clone(),
             loaded_at: loaded.at,
-            trouble: seen.trouble.clone(),
+            trouble: seen.lock().trouble.clone(),
         }
     }
 
@@ -233,6 +251,14 @@ impl Terms {
     }
 }
 
+/// Whether a file could not be read. What is in an archive does not change by itself.
+fn is_unread(error: &Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
+
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| !matches!(cause.kind(), InvalidData | InvalidInput | UnexpectedEof))
+}
+
 /// The hash of everything that decides.
 fn hash(contents: &Contents) -> [u8; 32] {
     let mut hash = Sha256::new();
@@ -250,20 +276,34 @@ fn hash(contents: &Contents) -> [u8; 32] {
 }
 
 impl Inner {
-    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seen(&self) -> Arc<SeenHere> {
+        let seen = self.seen.load_full();
+        if seen.process == process_generation() {
+            return seen;
+        }
+        // The child looks at the files anew.
+        let ours = Arc::new(SeenHere::new(Signature::new()));
+        drop(self.seen.compare_and_swap(&seen, ours));
+        // What is the parent's is never dropped.
+        std::mem::forget(seen);
+        self.seen.load_full()
     }
 
     /// Reloads, if asked for or if a file may have changed.
     fn reload(&self, always: bool) -> Result<bool, Error> {
-        let mut seen = self.seen();
+        let here = self.seen();
+        let mut seen = here.lock();
         // Taken before the files are read: what is written meanwhile is seen at the next look.
         let signature = sources::signature(&self.terms.sources.sources);
         if !always && signature == seen.signature {
             return Ok(false);
         }
         let loaded = self.terms.load();
-        seen.signature = signature;
+        // What could not be read, for a lack of permission, say, may be readable at the next look
+        // although no file changed.
+        if !loaded.as_ref().is_err_and(is_unread) {
+            seen.signature = signature;
+        }
         let is_other = match &loaded {
             Ok(loaded) => loaded.hash != self.current.load().hash,
             Err(_) => true,
@@ -275,9 +315,15 @@ impl Inner {
                 self.generation.fetch_add(1, Ordering::AcqRel);
             }
         });
-        seen.trouble = result.as_ref().err().cloned();
+        let text = |error: &Error| error.to_string();
+        let trouble = result.as_ref().err().cloned();
+        let is_news = trouble.as_ref().map(text) != seen.trouble.as_ref().map(text);
+        seen.trouble = trouble;
         drop(seen);
-        if is_other && let Some(told) = &self.terms.reloaded {
+        if is_other
+            && (always || result.is_ok() || is_news)
+            && let Some(told) = &self.terms.reloaded
+        {
             // Foreign code: its panic does not end the thread that watches.
             let _ = catch_unwind(AssertUnwindSafe(|| told(&result))).map_err(std::mem::forget);
         }

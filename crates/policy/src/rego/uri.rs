@@ -61,6 +61,14 @@ impl RegoPolicy {
         if !is_bundle && uri.text("signed-by")?.is_some() {
             return Err(uri.error("`signed-by` is for a bundle, PATH.tar.gz"));
         }
+        #[cfg(feature = "signatures")]
+        if uri.text("signed-by")?.is_none()
+            && (uri.text("algorithm")?.is_some() || uri.text("scope")?.is_some())
+        {
+            return Err(
+                uri.error("`algorithm` and `scope` are of a signature: `signed-by` is missing")
+            );
+        }
         if let Some(data) = uri.path("data")? {
             sources = sources.file(data);
         }

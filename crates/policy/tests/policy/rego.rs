@@ -116,6 +116,15 @@ fn what_cannot_be_used_does_not_load() {
     for data in ["", "[]", "{", "{\"a\": }"] {
         assert!(RegoPolicy::builder(sources(HEAD).data(data)).build().is_err(), "{data}");
     }
+    // The engine would take the data, and no rule would be asked.
+    let text = format!("{HEAD}deny_reason contains \"no\" if input.domain\n");
+    for data in [r#"{"waxseal": {"allow": true}}"#, r#"{"waxseal": {"deny_reason": []}}"#] {
+        let error = RegoPolicy::builder(sources(&text).data(data)).build().unwrap_err();
+        assert!(error.to_string().contains("in the place of a rule"), "{data}: {error}");
+    }
+    assert!(
+        RegoPolicy::builder(sources(HEAD).data(r#"{"waxseal": {"owners": {}}}"#)).build().is_ok()
+    );
     let twice = sources(HEAD).data(r#"{"a": {"b": 1}}"#).data(r#"{"a": {"b": 2}}"#);
     assert!(RegoPolicy::builder(twice).build().unwrap_err().to_string().contains("\"b\""));
 }
