@@ -300,9 +300,12 @@ impl Registry {
         };
         while !deks.is_empty() {
             end(&deks);
-            // A branch key is obtained anew with each renewal, so a new lease is another's.
-            let may_share =
-                |dek: &&Arc<dyn Leased>| !dek.is_for_reading() && !dek.lease().is_of_a_branch_key();
+            // A branch key is obtained anew with each renewal, so a new lease is another's. A stream
+            // is not renewed.
+            let may_share = |dek: &&Arc<dyn Leased>| {
+                let lease = dek.lease();
+                !dek.is_for_reading() && !lease.is_of_a_branch_key() && !lease.is_of_a_stream()
+            };
             deks = deks.iter().filter(may_share).flat_map(renewed).collect();
         }
     }

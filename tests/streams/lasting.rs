@@ -162,17 +162,23 @@ fn an_outage_and_an_eviction_for_room_end_no_stream() {
 
 /// A look through all DEKs for the streams of each would take hours with a million of them.
 #[test]
-fn ending_many_deks_with_streams_costs_in_proportion_to_their_number() {
-    let work = |deks: usize| {
+fn ending_many_streams_or_deks_with_streams_costs_in_proportion_to_their_number() {
+    let work = |(deks, streams): (usize, usize)| {
         let envelope = envelope(&local("kek"));
-        for dek in 0..deks {
-            let tenant = context(&format!("tenant {dek}"));
-            drop(block_on(envelope.stream_encryptor(&tenant, Aad::empty(), small())).unwrap());
-        }
-        allocation_counter::measure(|| envelope.evict_all()).bytes_total
+        let begin = |tenant: String| {
+            let tenant = context(&tenant);
+            block_on(envelope.stream_encryptor(&tenant, Aad::empty(), small())).unwrap()
+        };
+        let each = |dek| (0..streams).map(move |_| format!("tenant {dek}"));
+        let open: Vec<_> = (0..deks).flat_map(each).map(begin).collect();
+        let info = allocation_counter::measure(|| envelope.evict_all());
+        drop(open);
+        info.bytes_total
     };
-    let (few, many) = (work(64), work(512));
-    assert!(many < 16 * few, "64 DEKs: {few} bytes, 512 DEKs: {many} bytes");
+    for (few, many) in [((64, 1), (512, 1)), ((1, 64), (1, 512))] {
+        let (of_few, of_many) = (work(few), work(many));
+        assert!(of_many < 16 * of_few, "{few:?}: {of_few} bytes, {many:?}: {of_many} bytes");
+    }
 }
 
 #[test]
