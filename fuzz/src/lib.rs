@@ -83,13 +83,13 @@ pub fn stream_plaintext() -> Vec<u8> {
 /// If that fails.
 #[must_use]
 pub fn seal_stream() -> Vec<Vec<u8>> {
-    let mut streams = Vec::new();
+    let (context, mut streams) = (context(), Vec::new());
     for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
         let builder = Envelope::builder().suite(suite).wrap_with(kek("fuzz", 7));
         let writer = builder.wrap_with(kek("other", 8)).build().unwrap();
         for room in [0, 40] {
             let options = StreamOptions::default().chunk_size(4096).room(room);
-            let encryptor = writer.stream_encryptor(&context(), Aad::from(AAD), options);
+            let encryptor = writer.stream_encryptor(&context, Aad::from(AAD), options);
             let mut stream = block_on(encryptor).unwrap().writer(Vec::new());
             stream.write_all(&stream_plaintext()).unwrap();
             streams.push(stream.finish().unwrap());
