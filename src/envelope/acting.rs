@@ -160,6 +160,13 @@ impl<'e> ActingFor<'e> {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
+    /// Returns the DEK id of a message, if it is counted by caller.
+    #[inline]
+    fn counted_dek(self, message: &[u8]) -> Option<DekId> {
+        let is_counted = self.caller.is_some() && self.envelope.source.counts_callers();
+        is_counted.then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
+    }
+
     /// Counts a message that was just encrypted or decrypted, by its caller.
     #[inline]
     fn count(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
@@ -227,7 +234,7 @@ impl<'e> ActingFor<'e> {
         if self.has_changed(permitted) {
             self.confirm(permitted, Action::Encrypt, context).await?;
         }
-        self.count(Access::Encrypt, context, dek_id_of(&sealed));
+        self.count(Access::Encrypt, context, self.counted_dek(&sealed));
         Ok(sealed)
     }
 
@@ -244,7 +251,7 @@ impl<'e> ActingFor<'e> {
         // Not confirmed: the plaintext is the caller's, and would not be there any more.
         self.permit(Action::Encrypt, context).await?;
         self.plain().encrypt_in_place(context, aad, buffer).await?;
-        self.count(Access::Encrypt, context, dek_id_of(buffer));
+        self.count(Access::Encrypt, context, self.counted_dek(buffer));
         Ok(())
     }
 
@@ -276,7 +283,7 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
-        let dek_id = dek_id_of(sealed.as_bytes());
+        let dek_id = self.counted_dek(sealed.as_bytes());
         let permitted = match self.known(Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
@@ -306,7 +313,7 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        let dek_id = dek_id_of(buffer);
+        let dek_id = self.counted_dek(buffer);
         let permitted = match self.known(Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
@@ -342,7 +349,7 @@ impl<'e> ActingFor<'e> {
         let sealed = sealed.into();
         let opened = self.plain().decrypt_cached(context, aad, sealed)?;
         if opened.is_some() {
-            self.count(Access::Decrypt, context, dek_id_of(sealed.as_bytes()));
+            self.count(Access::Decrypt, context, self.counted_dek(sealed.as_bytes()));
         }
         Ok(opened)
     }
@@ -554,9 +561,4 @@ impl<'e> ActingFor<'e> {
     ) -> BoxFuture<'e, Result<Decryptor, Error>> {
         Box::pin(self.decryptor(context, sealed))
     }
-}
-
-/// Returns the DEK id of a message that was just made, or is about to be opened.
-fn dek_id_of(message: &[u8]) -> Option<DekId> {
-    Header::of(message).ok().map(|header| header.dek_id)
 }
