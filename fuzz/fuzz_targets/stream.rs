@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| {
         rest.chunks_exact(4).for_each(|change| edit(&mut stream, change, fixture));
         stream
     };
-    fixture.check(&stream);
+    fixture.check(&stream, *choice != IS_THE_STREAM);
 });
 
 /// One change of a stream, in four bytes: what to do, where (`u16`), and a value.
@@ -88,11 +88,20 @@ impl Fixture {
     fn read(&self, envelope: &Envelope, stream: &[u8]) -> (Vec<u8>, bool) {
         let mut read = Vec::new();
         let opened = block_on(envelope.decrypt_stream(&self.context, Aad::from(AAD), stream));
-        let ended = opened.is_ok_and(|mut reader| reader.read_to_end(&mut read).is_ok());
-        (read, ended)
+        let Ok(mut reader) = opened else { return (read, false) };
+        // Not `read_to_end`: nightly's leaves nothing of what came before an error.
+        let mut part = [0; 1000];
+        loop {
+            match reader.read(&mut part) {
+                Ok(0) => return (read, true),
+                Ok(n) => read.extend_from_slice(&part[..n]),
+                Err(_) => return (read, false),
+            }
+        }
     }
 
-    fn check(&self, stream: &[u8]) {
+    /// `is_changed`: it is one of the genuine streams, but for the changes.
+    fn check(&self, stream: &[u8], is_changed: bool) {
         let head = match allocating_no_more_than_it_has(stream, |bytes| StreamHead::read(bytes)) {
             Ok(head) => head,
             Err(error) => {
@@ -122,7 +131,8 @@ impl Fixture {
             assert!(!ended || *read == self.plaintext);
         }
         assert!(!cold.1 || warm.1);
-        if warm.1 {
+        // A seed may be a whole stream that another process sealed under the same KEK.
+        if warm.1 && is_changed {
             assert!(self.genuine.iter().any(|genuine| same_but_for_keys(genuine, stream)));
         }
         if self.genuine.iter().any(|genuine| genuine == stream) {
@@ -132,7 +142,8 @@ impl Fixture {
         let Ok(key) = key else { return assert!(warm.0.is_empty() && !warm.1) };
         let (two, mut written) = (NonZero::new(2).unwrap(), Vec::new());
         let ended = key.clone().decrypt(two, &stream[head.len()..], &mut written).is_ok();
-        assert_eq!((written, ended), warm);
+        assert!(ended == warm.1, "read: {}, on threads: {ended}", warm.1);
+        assert!(written == warm.0, "read: {}, on threads: {}", warm.0.len(), written.len());
         let seekable = key.seekable(stream);
         assert!(!warm.1 || seekable.is_ok());
         if let Ok(seekable) = seekable {
