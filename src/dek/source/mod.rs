@@ -464,6 +464,28 @@ impl DekSource {
         self.with(WritingRequest { context }, reserve).await
     }
 
+    /// As [`with_writing`](Self::with_writing), if the DEK is cached and need not be renewed.
+    #[inline]
+    pub(crate) fn with_writing_cached<R>(
+        &self,
+        context: &EncryptionContext,
+        len: usize,
+        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        check_len(len, max_len(&self.options.limits))?;
+        let mut reserve = |dek: &WritingDek| {
+            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+        };
+        let request = WritingRequest { context };
+        if let Some(result) = self.with_remembered(request, |dek| reserve(dek)) {
+            return unless_taken_away(result);
+        }
+        match self.find_served(request)? {
+            Some(dek) => unless_taken_away(reserve(&dek)),
+            None => Ok(None),
+        }
+    }
+
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<GuardedKek>| {
             let (breaker, targets) = kek.breakers();
