@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod asking;
+mod at_once;
 mod branch;
 mod builder;
 mod control;
@@ -378,6 +379,9 @@ impl DekSource {
         }
         let stale = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Stale);
         self.counters.count(Q::Kind::MISS);
+        if let Some(pinned) = request.at_once(self, &cache) {
+            return Ok(Held::Awaited(pinned));
+        }
         let owned = Arc::new(request.to_owned()?);
         let answer = match self.ask::<Q::Kind>(&cache, request.request_key(), &owned, Q::Kind::LANE)
         {

@@ -226,6 +226,15 @@ impl GuardedKek {
         self.retrying(bounds, call, || self.provider.unwrap(context, wrapped)).await
     }
 
+    /// Unwraps without a call, if the provider can.
+    pub(crate) fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        caught(|| self.provider.unwrap_cached(context, wrapped)).flatten()
+    }
+
     /// Tries once, for a caller that has other KEKs to ask and decides about the next try itself.
     pub(crate) async fn unwrap_once(
         &self,
