@@ -329,7 +329,8 @@ pub enum Event<'a> {
         wrap_with: &'a [KekId],
         /// The KEKs that only unwrap.
         unwrap_with: &'a [KekId],
-        /// The other options as they are in force, by name, as text. None is a secret.
+        /// The other options as they are in force, by name, as text: also the data domain, and the
+        /// policy by its Debug. None is a secret.
         options: &'a [(&'static str, String)],
     },
     /// An operator revoked a KEK in this process.
