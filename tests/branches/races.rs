@@ -150,6 +150,7 @@ fn after_an_erasure_nothing_of_before_opens_whatever_was_under_way() {
 fn writers_rewrappers_erasers_and_who_revokes_lose_nothing_and_revive_nothing() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let mut all = (0, 0);
     for seed in 1..=10 {
         let stores: Vec<Arc<dyn KeyStore>> = vec![Arc::new(MemoryStore::new())];
         let rivals = Rivals::new(stores, seed, 150);
@@ -158,7 +159,9 @@ fn writers_rewrappers_erasers_and_who_revokes_lose_nothing_and_revive_nothing() 
             for task in tasks {
                 task.await.unwrap();
             }
-            rivals.check().await;
+            let (opened, refused) = rivals.check().await;
+            all = (all.0 + opened, all.1 + refused);
         });
     }
+    assert!(all.0 > 0 && all.1 > 0, "{all:?}");
 }

@@ -52,7 +52,8 @@ impl Draft {
     pub(super) fn of(event: &Event<'_>, at: Moment) -> Self {
         let context = context_of(event);
         let domain = context.and_then(EncryptionContext::domain).map(ToOwned::to_owned);
-        let record = Record { domain, ..recorded(event, at.wall_nanos()) };
+        let record = recorded(event, at.wall_nanos());
+        let record = Record { domain: domain.or(record.domain.clone()), ..record };
         Self { context: context.cloned(), ..Self::new(at, record) }
     }
 }
@@ -292,7 +293,8 @@ fn configured(
     configuration.insert("wrap_with".to_owned(), wrap_with.join(" "));
     configuration.insert("unwrap_with".to_owned(), unwrap_with.join(" "));
     let kek_ids = [wrap_with, unwrap_with].concat();
-    Record { kek_ids, configuration, ..Record::of("configured") }
+    let domain = configuration.get("domain").cloned();
+    Record { kek_ids, configuration, domain, ..Record::of("configured") }
 }
 
 fn cut(name: &str) -> String {

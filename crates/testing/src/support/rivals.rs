@@ -199,8 +199,9 @@ impl Rivals {
         }
     }
 
-    /// What holds when all tasks have ended.
-    pub async fn check(&self) {
+    /// Checks what holds when all tasks have ended. Returns how many reads succeeded, and how many
+    /// were refused.
+    pub async fn check(&self) -> (u32, u32) {
         let (kek, reader) = self.process(0);
         let written = self.0.written.lock().unwrap().clone();
         for message in &written {
@@ -227,13 +228,13 @@ impl Rivals {
             }
         }
         println!("{} messages, {opened} opened, {refused} refused", written.len());
-        assert!(opened > 0 && refused > 0);
 
         let done = kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
         assert_eq!((done.failed, done.unknown), (0, 0), "{:?}", done.first_failure);
         let again = kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
         assert_eq!((again.rewrapped, again.failed), (0, 0));
         self.check_rows().await;
+        (opened, refused)
     }
 
     /// No row is half, and of each branch and period only the last may be live.
