@@ -12,6 +12,7 @@ mod lies;
 mod races;
 mod reading;
 mod rewrap;
+mod store_calls;
 mod stored;
 mod streams;
 mod walk;

@@ -9,7 +9,7 @@ use super::{BranchTerms, DekSource, SourceOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
-use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
+use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
@@ -114,7 +114,11 @@ impl SourceBuilder {
             let (wrap_with, unwrap_with) = (&self.wrap_with, &self.unwrap_with);
             emit_configured(wrap_with, unwrap_with, &self.call_policy, &options, self.more);
         }
-        Ok(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options))
+        let store = options.store.as_ref().map_or("none", |store| store.name());
+        let of_store = CallTerms { budget: CallBudget::of_stores(), ..terms.clone() };
+        let store_calls = Calls::new(Service::Store(store.into()), of_store);
+        let keks = KekSet::new(self.wrap_with, self.unwrap_with, &terms);
+        Ok(DekSource::new(keks, store_calls, options))
     }
 }
 

@@ -31,7 +31,9 @@ use super::flight::Answer;
 use super::lease::{Age, LeasedKey};
 use super::pinned::{Held, Pinned};
 use super::registry::Leased;
-use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
+use super::statistics::{
+    Counter, Counters, KekStatistics, Statistics, StoreStatistics, TargetStatistics,
+};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, Reservation, WritingDek};
 use crate::caller::Caller;
@@ -39,7 +41,7 @@ use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::Dek;
-use crate::kek::call::{CallCounts, GuardedKek};
+use crate::kek::call::{CallCounts, Calls, GuardedKek};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::observe::{Access, Event, LaterEvent, Observers};
 use crate::runtime::Runtime;
@@ -80,6 +82,8 @@ pub(crate) struct DekSource {
     cache: ArcSwap<DekCache>,
     number: SourceNumber,
     keks: KekSet,
+    /// Calls to the key store.
+    store_calls: Calls,
     options: SourceOptions,
     /// Set at shut-down. No key service is asked after it.
     closed: AtomicBool,
@@ -129,7 +133,7 @@ const ATTEMPTS: usize = 3;
 pub(crate) type Issued<Q> = (Arc<DekOf<Q>>, bool);
 
 impl DekSource {
-    pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
+    pub(crate) fn new(keks: KekSet, store_calls: Calls, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let number = SourceNumber::next();
         let cache =
@@ -138,6 +142,7 @@ impl DekSource {
             cache,
             number,
             keks,
+            store_calls,
             options,
             closed: AtomicBool::new(false),
             reported: AtomicBool::new(false),
@@ -511,9 +516,15 @@ impl DekSource {
         };
         let keks = self.keks.reading.iter().map(of).collect();
         let store = self.options.store.as_ref().map(|store| store.name().into());
+        let of_store = self.options.store.as_ref().map(|_| {
+            let CallCounts { calls, failures, budget_waits, budget_refusals } =
+                self.store_calls.counts();
+            let (breaker, _) = self.store_calls.breakers();
+            StoreStatistics { breaker, calls, failures, budget_waits, budget_refusals }
+        });
         let observers = self.options.observers.failures();
         let statistics = self.counters.statistics(self.cache().counts(), (store, keks), observers);
-        Statistics { branch_keys: self.branch_key_ages(), ..statistics }
+        Statistics { branch_keys: self.branch_key_ages(), store_calls: of_store, ..statistics }
     }
 }
 

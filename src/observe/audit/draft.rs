@@ -159,9 +159,15 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         }
         Event::Wiped { dek_id, context } => about(Record::of("dek_wiped"), dek_id, context),
         Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
-            let record = called(operation, elapsed, kind, abandoned);
+            let record = called("kek_called", operation.as_str(), elapsed, kind, abandoned);
             answered(of_kek(record, kek_id), None, request_id)
         }
+        Event::StoreCalled { store, operation, elapsed, kind, abandoned } => {
+            let record = called("store_called", operation.as_str(), elapsed, kind, abandoned);
+            of_store(record, store)
+        }
+        Event::StoreBreakerOpened { store } => of_store(Record::of("store_breaker_opened"), store),
+        Event::StoreBreakerClosed { store } => of_store(Record::of("store_breaker_closed"), store),
         Event::BreakerOpened { kek_id, target } => {
             of_target(Record::of("breaker_opened"), kek_id, target)
         }
@@ -258,17 +264,18 @@ fn on_behalf_of(record: Record, caller: Option<&Caller>) -> Record {
 }
 
 fn called(
-    operation: Operation,
+    activity: &'static str,
+    operation: &'static str,
     elapsed: Duration,
     kind: Option<ErrorKind>,
     abandoned: bool,
 ) -> Record {
     let record = match kind {
-        None => Record::of("kek_called").succeeded(),
-        Some(kind) => Record::of("kek_called").failed(kind.as_str()),
+        None => Record::of(activity).succeeded(),
+        Some(kind) => Record::of(activity).failed(kind.as_str()),
     };
     let record = Record {
-        operation: Some(Cow::Borrowed(operation.as_str())),
+        operation: Some(Cow::Borrowed(operation)),
         duration_us: Some(micros(elapsed)),
         ..record
     };
