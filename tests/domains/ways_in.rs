@@ -44,7 +44,7 @@ type Opened = Result<Vec<u8>, Error>;
 type WayIn = fn(&Domain, &EncryptionContext, &Made, &Made) -> Opened;
 
 fn of_io<T>(result: std::io::Result<T>) -> Result<T, Error> {
-    result.map_err(|error| Error::of_io(&error).cloned().expect("an error of the library"))
+    result.map_err(|error| Error::of_io(&error).cloned().unwrap())
 }
 
 /// A rewrap opens nothing. It succeeds only if its message can be opened after it.
@@ -84,7 +84,7 @@ const WAYS_IN: [(&str, WayIn); 22] = [
     ("prepare, decrypt_cached", |at, context, made, _| {
         block_on(at.envelope().prepare([(context, &made.embedded)])).remove(0)?;
         let opened = at.envelope().decrypt_cached(context, Aad::empty(), &*made.embedded)?;
-        Ok(opened.expect("it was prepared").to_vec())
+        Ok(opened.unwrap().to_vec())
     }),
     ("prepare, compact", |at, context, made, _| {
         let sealed = Sealed::compact(&made.compact, &made.keys);

@@ -115,7 +115,8 @@ impl SourceBuilder {
             emit_configured(wrap_with, unwrap_with, &self.call_policy, &options, self.more);
         }
         let store = options.store.as_ref().map_or("none", |store| store.name());
-        let of_store = CallTerms { budget: CallBudget::of_stores(), ..terms.clone() };
+        let (policy, budget) = (terms.policy.for_stores(), CallBudget::of_stores());
+        let of_store = CallTerms { policy, budget, ..terms.clone() };
         let store_calls = Calls::new(Service::Store(store.into()), of_store);
         let keks = KekSet::new(self.wrap_with, self.unwrap_with, &terms);
         Ok(DekSource::new(keks, store_calls, options))

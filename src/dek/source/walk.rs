@@ -133,10 +133,6 @@ impl DekSource {
         }
         let get = || store.get(stored.id());
         let there = self.of_store_or_error(store, StoreOperation::Get, get).await?;
-        // The answer to a first try was lost.
-        if there.as_ref() == Some(&new) {
-            return Ok(Outcome::Rewrapped);
-        }
         Ok(Outcome::Changed(there))
     }
 }

@@ -4,8 +4,6 @@
 use std::future::Future;
 use std::time::Duration;
 
-use futures_util::FutureExt;
-
 use super::breaker::{Admission, BreakerState, Order};
 use super::budget::Permit;
 use super::counts::{CallCounts, Counters};

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
-use crate::observe::{Access, Event, Operation};
+use crate::observe::{Access, Event};
 use crate::suite::DekId;
 
 /// More KEKs are not listed, so that a line stays within its bound.
