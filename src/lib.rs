@@ -31,7 +31,9 @@ pub use caller::{Caller, CallerBuilder};
 #[cfg(any(test, feature = "test-util"))]
 pub use clock::ManualClock;
 pub use context::EncryptionContext;
-pub use dek::{BranchKeyAges, KekStatistics, Limits, Statistics, TargetStatistics};
+pub use dek::{
+    BranchKeyAges, KekStatistics, Limits, Statistics, StoreStatistics, TargetStatistics,
+};
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
     Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions, StartUp,
@@ -51,7 +53,7 @@ pub use observe::MetricsObserver;
 pub use observe::TracingObserver;
 #[cfg(feature = "audit")]
 pub use observe::audit;
-pub use observe::{Access, Event, Observer, Operation};
+pub use observe::{Access, Event, Observer, Operation, StoreOperation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 
