@@ -83,7 +83,8 @@ impl Envelope {
     /// goes.
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range;
+    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range, or if
+    /// the limits leave streams no time ([`Limits::max_stream_age`](crate::Limits::max_stream_age));
     /// [`ErrorKind::TooLarge`] if the wrapped keys have no room in
     /// [`key_space`](StreamOptions::key_space).
     pub async fn stream_encryptor(
