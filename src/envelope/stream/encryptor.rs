@@ -74,6 +74,10 @@ impl StreamOptions {
         self
     }
 
+    pub(in crate::envelope) fn is_compact(&self) -> bool {
+        self.compact
+    }
+
     pub(super) fn chunk(&self) -> Result<ChunkSize, Error> {
         let bytes = self.chunk_size;
         let chunk = bytes

@@ -148,7 +148,7 @@ impl Envelope {
         self.stream_decryptor_for(None, context, aad, head).await
     }
 
-    async fn stream_encryptor_for(
+    pub(super) async fn stream_encryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
@@ -165,7 +165,7 @@ impl Envelope {
         StreamEncryptor::new(begun, options, chunk, self.source.clone())
     }
 
-    async fn stream_decryptor_for(
+    pub(super) async fn stream_decryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
