@@ -36,9 +36,9 @@ pub use dek::{
 };
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
-    Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions, StartUp,
-    StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions, StreamReader, StreamShape,
-    StreamWriter, inspect,
+    FileOptions, Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions,
+    StartUp, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions, StreamReader,
+    StreamShape, StreamWriter, inspect,
 };
 #[cfg(feature = "tokio")]
 pub use envelope::{AsyncStreamReader, AsyncStreamWriter};

@@ -73,6 +73,10 @@ macro_rules! links {
 [`Envelope::open_stream`]: crate::Envelope::open_stream
 [`Envelope::stream_encryptor`]: crate::Envelope::stream_encryptor
 [`Envelope::rewrap_head`]: crate::Envelope::rewrap_head
+[`Envelope::encrypt_file`]: crate::Envelope::encrypt_file
+[`Envelope::decrypt_file`]: crate::Envelope::decrypt_file
+[`FileOptions::overwrite`]: crate::FileOptions::overwrite
+[`FileOptions::extended_attributes`]: crate::FileOptions::extended_attributes
 [`StreamOptions`]: crate::StreamOptions
 [`StreamOptions::key_space`]: crate::StreamOptions::key_space
 [`StreamOptions::compact`]: crate::StreamOptions::compact

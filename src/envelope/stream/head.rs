@@ -146,6 +146,15 @@ impl StreamHead {
         Ok(self.parsed()?.layout(stream_len)?.plaintext_len)
     }
 
+    /// Whether the same chunks follow. A rewrap may have changed the wrapped keys.
+    pub(in crate::envelope) fn is_of_the_same_stream(&self, other: &Self) -> bool {
+        let of = |head: &Self| {
+            let head = head.parsed().ok()?;
+            Some((head.suite, head.dek_id, head.chunk, *head.salt, *head.commitment))
+        };
+        of(self).is_some_and(|own| of(other) == Some(own))
+    }
+
     pub(super) fn parsed(&self) -> Result<Head<'_>, Error> {
         Head::parse(&self.bytes)
     }

@@ -83,7 +83,8 @@ impl Envelope {
     /// goes.
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range;
+    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range, or if
+    /// the limits leave streams no time ([`Limits::max_stream_age`](crate::Limits::max_stream_age));
     /// [`ErrorKind::TooLarge`] if the wrapped keys have no room in
     /// [`key_space`](StreamOptions::key_space).
     pub async fn stream_encryptor(
@@ -147,7 +148,7 @@ impl Envelope {
         self.stream_decryptor_for(None, context, aad, head).await
     }
 
-    async fn stream_encryptor_for(
+    pub(super) async fn stream_encryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
@@ -164,7 +165,7 @@ impl Envelope {
         StreamEncryptor::new(begun, options, chunk, self.source.clone())
     }
 
-    async fn stream_decryptor_for(
+    pub(super) async fn stream_decryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
