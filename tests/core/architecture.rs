@@ -17,7 +17,8 @@ const GROUND: [&str; 7] = ["error", "caller", "context", "clock", "duration", "h
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
-const PROVIDERS: [&str; 2] = ["crates/aws-kms/src", "crates/vault-transit/src"];
+const PROVIDERS: [&str; 3] =
+    ["crates/aws-kms/src", "crates/google-kms/src", "crates/vault-transit/src"];
 /// Who implements a trait of a dependency below 1.0, and so has to show its types: the crate, the module, the dependency, the
 /// version and the feature. Module and feature are named for the version, so that the next one comes beside it.
 const VERSIONED: [(&str, &str, &str, &str, &str); 1] = [(
@@ -427,6 +428,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "toml", "domain/file.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
         ("crates/aws-kms/src", "aws_config", "sdk.rs"),
+        ("crates/google-kms/src", "google_cloud_auth", "credentials.rs"),
         ("crates/vault-transit/src", "vaultrs", "endpoints.rs"),
         ("crates/policy/src", "regorus", "rego/engine.rs"),
     ] {
