@@ -3,11 +3,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+mod backend;
 pub mod branch;
 mod caller;
 mod clock;
 mod context;
 mod dek;
+mod dek_id;
 pub mod domain;
 mod duration;
 mod envelope;

@@ -119,7 +119,8 @@ impl EnvelopeBuilder {
         self
     }
 
-    /// Sets the implementation of the cryptography. By default the fastest of this build.
+    /// Sets the implementation of the cryptography. By default the fastest of this build: see
+    /// [`Backend`].
     pub fn backend(mut self, backend: Backend) -> Self {
         self.source.backend = backend;
         self

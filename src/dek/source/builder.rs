@@ -135,7 +135,7 @@ fn emit_configured(
     };
     let mut named = vec![
         ("suite", format!("{:?}", options.suite)),
-        ("backend", format!("{:?}", options.backend)),
+        ("backend", format!("{:?}", options.backend.chosen(options.suite))),
         ("nonces", format!("{:?}", options.nonces)),
         ("dek_origin", format!("{:?}", options.origin)),
         ("limits", format!("{:?}", options.limits)),
