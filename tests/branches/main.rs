@@ -9,6 +9,7 @@ mod conforms;
 mod erasure;
 mod ground;
 mod lies;
+mod one_row;
 mod races;
 mod reading;
 mod rewrap;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use waxseal::branch::BranchKek;
 use waxseal::store::scripted::Act;
 use waxseal::store::{RewrapOptions, StoreErrorClass};
 use waxseal::{Aad, BreakerState, CallPolicy, Envelope, ErrorKind};
@@ -62,6 +63,7 @@ fn a_change_whose_answer_was_lost_is_made_once() {
         fleet.store.script([Act::Succeed, Act::LoseAnswer(StoreErrorClass::Unavailable)]);
         let sealed = process.envelope.encrypt(&context, Aad::empty(), b"payload").await.unwrap();
         assert_eq!((fleet.rows().len(), fleet.store.calls().inserts), (1, 2));
+        assert_eq!(process.branch_log.count("Made"), 1, "the trail has every key that there is");
         fleet.root.local().rotate().unwrap();
         fleet.store.script([Act::Succeed, Act::LoseAnswer(StoreErrorClass::Unavailable)]);
         let done = process.kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
@@ -74,6 +76,25 @@ fn a_change_whose_answer_was_lost_is_made_once() {
         assert_eq!(erased.erased + erased.already_erased, 1);
         let opened = process.envelope.decrypt(&context, Aad::empty(), &sealed).await;
         assert_eq!(kind(opened), ErrorKind::Denied);
+    });
+}
+
+#[test]
+fn a_page_and_an_erasure_may_take_longer_than_one_row_does() {
+    let fleet = Fleet::new();
+    on_tokio(async {
+        let policy = CallPolicy::default().timeout(ms(100)).deadline(Duration::from_secs(30));
+        let process = fleet.process_with(|branch| branch.call_policy(policy), |envelope| envelope);
+        let alice = waxseal_testing::support::context("alice");
+        process.envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
+        let before = of_store(&process);
+        fleet.store.wait_for(|| Box::pin(tokio::time::sleep(ms(500))));
+        let done = process.kek.rewrap_branch_keys(RewrapOptions::default(), |_| {}).await.unwrap();
+        assert_eq!((done.current, done.failed), (1, 0));
+        let erased = process.kek.erase([("tenant", "alice")]).await.unwrap();
+        assert_eq!((erased.erased, erased.already_erased), (1, 0), "not repeated");
+        let after = of_store(&process);
+        assert_eq!((after.calls - before.calls, after.failures - before.failures), (2, 0));
     });
 }
 
@@ -115,6 +136,29 @@ fn a_store_that_is_down_opens_a_breaker_of_its_own_and_what_is_in_memory_goes_on
     for (n, sealed) in cold.iter().enumerate() {
         process.open(&format!("cold {n}"), sealed).unwrap();
     }
+}
+
+#[test]
+fn a_slow_store_that_leaves_a_kek_no_time_opens_no_breaker_of_the_kek() {
+    let fleet = Fleet::new();
+    let writer = fleet.process();
+    let cold: Vec<_> = (0..7).map(|n| writer.seal(&format!("cold {n}"))).collect();
+    on_tokio(async {
+        let policy = CallPolicy::default().timeout(ms(400)).deadline(ms(400));
+        // By the clock of the system, which goes on.
+        let kek = waxseal::branch::BranchKek::builder(fleet.root.clone()).name("orders");
+        let kek = kek.per(["tenant"]).store(fleet.store.clone()).call_policy(policy);
+        let kek = kek.build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        fleet.store.wait_for(|| Box::pin(tokio::time::sleep(ms(330))));
+        fleet.root.wait_for(|| Box::pin(tokio::time::sleep(ms(200))));
+        for (n, sealed) in cold.iter().enumerate() {
+            let context = waxseal_testing::support::context(&format!("cold {n}"));
+            let error = envelope.decrypt(&context, Aad::empty(), sealed).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
+        assert_eq!(kek.statistics().keks[0].breaker, BreakerState::Closed);
+    });
 }
 
 /// Counts how many calls wait at the same time.
@@ -198,4 +242,81 @@ fn a_store_in_this_process_is_not_counted_as_called() {
     process.seal("alice");
     assert_eq!((of_store(&process).calls, process.branch_log.count("StoreCalled")), (0, 0));
     assert!(fleet.self_contained().kek.statistics().store_calls.is_none());
+}
+
+/// Waits for `done`, for at most a while.
+async fn comes_true(done: impl Fn() -> bool) -> bool {
+    let began = Instant::now();
+    while !done() {
+        if began.elapsed() > Duration::from_secs(15) {
+            return false;
+        }
+        tokio::time::sleep(ms(5)).await;
+    }
+    true
+}
+
+#[test]
+fn a_flood_of_reads_at_a_store_that_hangs_keeps_no_renewal_from_it() {
+    let fleet = Fleet::new();
+    let writer = fleet.process();
+    let warm = writer.seal("warm");
+    let cold: Vec<_> = (0..100).map(|n| writer.seal(&format!("cold {n}"))).collect();
+    let at_once = AtOnce::default();
+    on_tokio(async {
+        let policy = CallPolicy::default()
+            .timeout(Duration::from_secs(50))
+            .deadline(Duration::from_secs(55));
+        let reader = fleet.process_with(|branch| branch.call_policy(policy), |envelope| envelope);
+        let alice = waxseal_testing::support::context("warm");
+        reader.envelope.decrypt(&alice, Aad::empty(), &warm).await.unwrap();
+        let waiting = at_once.clone();
+        fleet.store.wait_for(move || {
+            let here = waiting.enter();
+            Box::pin(async move {
+                let _here = here;
+                std::future::pending().await
+            })
+        });
+        let flood: Vec<_> = cold
+            .iter()
+            .enumerate()
+            .map(|(n, sealed)| {
+                let (envelope, sealed) = (reader.envelope.clone(), sealed.clone());
+                tokio::spawn(async move {
+                    let context = waxseal_testing::support::context(&format!("cold {n}"));
+                    envelope.decrypt(&context, Aad::empty(), &sealed).await.map(drop)
+                })
+            })
+            .collect();
+        // Three quarters of 64. The others wait for their turn.
+        let full = comes_true(|| at_once.0.0.load(Ordering::SeqCst) == 48).await;
+        assert!(full, "{} calls at once", at_once.0.0.load(Ordering::SeqCst));
+        fleet.store.wait_no_more();
+        fleet.clock.advance(Duration::from_secs(250));
+        reader.envelope.decrypt(&alice, Aad::empty(), &warm).await.unwrap();
+        assert!(
+            comes_true(|| reader.branch_log.count("Refreshed") > 0).await,
+            "the branch key in use is renewed in the reserved share"
+        );
+        flood.iter().for_each(|read| read.abort());
+    });
+}
+
+#[test]
+fn the_deadline_is_the_request_s_and_not_that_of_each_call_to_the_store() {
+    let fleet = Fleet::new();
+    on_tokio(async {
+        let policy = CallPolicy::default().timeout(ms(1000)).deadline(ms(1000));
+        // By the clock of the system, which goes on.
+        let kek = BranchKek::builder(fleet.root.clone()).name("orders").per(["tenant"]);
+        let kek = kek.store(fleet.store.clone()).call_policy(policy).build().unwrap();
+        let envelope = Envelope::builder().wrap_with(kek).build().unwrap();
+        // One call looks for the rows of the branch, and another inserts one.
+        fleet.store.wait_for(|| Box::pin(tokio::time::sleep(ms(700))));
+        let alice = waxseal_testing::support::context("alice");
+        let error = envelope.encrypt(&alice, Aad::empty(), b"x").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.to_string().contains("key store"), "{error}");
+    });
 }

@@ -35,6 +35,7 @@ fn damaged(column: &str) -> StoreError {
     StoreError::misconfigured(format!(
         "a row of waxseal_keys has a value in {column} that no version writes"
     ))
+    .about_one_row()
 }
 
 /// The place as columns.

@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
-use crate::kek::call::CallBounds;
+use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
@@ -161,9 +161,8 @@ impl DekSource {
         for _ in 0..ATTEMPTS {
             let now = Period::now(self.options.clock.now());
             let from = Period::earliest(now, branch.period);
-            let rows = self
-                .of_store(store, StoreOperation::Branch, || store.branch(&branch_id, from))
-                .await?;
+            let rows = || store.branch(&branch_id, from);
+            let rows = self.of_store(bounds, store, StoreOperation::Branch, rows).await?;
             let begins = Period::containing(now, branch.period);
             let mut epoch = 0;
             for stored in rows.iter().rev() {
@@ -193,13 +192,22 @@ impl DekSource {
                 let place = BranchPlace { branch: branch_id, period: begins.0, epoch };
                 StoredRow::new(&row, Some(place))
             };
-            match self.of_store(store, StoreOperation::Insert, || store.insert(&stored)).await? {
+            let insert = || store.insert(&stored);
+            match self.of_store(bounds, store, StoreOperation::Insert, insert).await? {
                 Insertion::Inserted => {
                     let kek_ids: Vec<KekId> =
                         row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
                     let Row { context, id, .. } = &row;
                     self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                     return Ok(row);
+                }
+                // The answer to an earlier try was lost. The next look finds this key, and what was
+                // done to it since.
+                Insertion::Exists(there) if there.id() == stored.id() => {
+                    let kek_ids: Vec<KekId> =
+                        row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
+                    let Row { context, id, .. } = &row;
+                    self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                 }
                 // Another process was quicker, so its key counts. This one is wiped.
                 Insertion::Exists(_) => {}
@@ -277,6 +285,7 @@ impl DekSource {
     /// Makes the row of a new DEK durable, so that messages in compact form are readable.
     pub(super) async fn keep(
         &self,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
         wrapped_keys: &WrappedKeys,
@@ -284,7 +293,8 @@ impl DekSource {
         let Some(store) = &self.options.store else { return Ok(()) };
         let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
         let stored = StoredRow::new(&row, None);
-        match self.of_store(&**store, StoreOperation::Insert, || store.insert(&stored)).await? {
+        let insert = || store.insert(&stored);
+        match self.of_store(bounds, &**store, StoreOperation::Insert, insert).await? {
             Insertion::Inserted => Ok(()),
             // A retry of the store's client may have found its own first try, which a rewrap may
             // have changed since.
@@ -356,7 +366,8 @@ impl DekSource {
         };
         let branch_id = BranchId::from_bytes(*branch.digest());
         let erase = || store.erase_branch(&branch_id);
-        let erased = self.of_store_or_error(&**store, StoreOperation::Erase, erase).await;
+        let bounds = self.keks.bounds(Lane::Reserved);
+        let erased = self.of_store_or_error(bounds, &**store, StoreOperation::Erase, erase).await;
         // Also after a failure, which may have erased some. Keys that came from a message have the
         // period in their context.
         self.evict_branch(|context| {
@@ -387,7 +398,10 @@ impl DekSource {
             }
         }
         if let Some(store) = &self.options.store {
-            let health = self.of_store(&**store, StoreOperation::Health, || store.health());
+            // It waits for no turn.
+            let bounds = self.keks.bounds(Lane::Ordinary);
+            let health = || store.health();
+            let health = self.of_store(bounds, &**store, StoreOperation::Health, health);
             health.await.map_err(|failure| {
                 let detail = failure.error.to_string();
                 match failure.error.kind() {

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow, WrappedKeys};
 use crate::kek::CallTarget;
 use crate::kek::batch::KeyList;
-use crate::kek::call::{Asked, Call, Lane};
+use crate::kek::call::{Asked, Call, CallBounds};
 use crate::kek::set::Failure;
 use crate::observe::{Event, StoreOperation};
 use crate::store::{BoxFuture, KeyStore, RowId, StoreError, StoredRow};
@@ -33,6 +33,7 @@ impl DekSource {
     /// Returns the wrapped keys of a request: those that it has, or those in the store.
     pub(super) async fn locate(
         &self,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
         wrapped_keys: Option<&WrappedKeys>,
@@ -46,7 +47,8 @@ impl DekSource {
             return own.ok_or_else(|| missing(id).into());
         };
         let row_id = RowId::from(id);
-        let row = self.of_store(&**store, StoreOperation::Get, || store.get(&row_id)).await?;
+        let get = || store.get(&row_id);
+        let row = self.of_store(bounds, &**store, StoreOperation::Get, get).await?;
         let Some(row) = row else {
             // A message that carries its wrapped keys needs no row.
             let detail = format!("key store {} has no row {row_id}", store.name());
@@ -79,21 +81,15 @@ impl DekSource {
     }
 
     /// Asks the store, behind the call policy and with a budget and a breaker of its own. `work` asks
-    /// once.
+    /// once. `bounds` are those of the request that needs the answer: it waits no longer for the store
+    /// and the KEKs together, and a renewal has the reserved lane at both.
     pub(super) async fn of_store<'a, T>(
         &self,
+        bounds: CallBounds,
         store: &dyn KeyStore,
         operation: StoreOperation,
         mut work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Failure> {
-        let lane = match operation {
-            // A row to write a message, or a change that somebody waits for.
-            StoreOperation::Branch
-            | StoreOperation::Insert
-            | StoreOperation::Replace
-            | StoreOperation::Erase => Lane::Reserved,
-            _ => Lane::Ordinary,
-        };
         let name = store.name();
         let call = || {
             let advice = caught(|| store.advice()).unwrap_or_default();
@@ -101,7 +97,6 @@ impl DekSource {
             Call { asked: Asked::OfStore(operation), target, also: None }
         };
         let once = || work().map(|answer| answer.map_err(StoreError::into_call_error));
-        let bounds = self.keks.bounds(lane);
         let answer = match operation {
             // As it is now, whatever the breaker says.
             StoreOperation::Health => self.store_calls.checked(once).await,
@@ -119,11 +114,12 @@ impl DekSource {
     /// As [`of_store`](Self::of_store), for who needs no more than the error.
     pub(super) async fn of_store_or_error<'a, T>(
         &self,
+        bounds: CallBounds,
         store: &dyn KeyStore,
         operation: StoreOperation,
         work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Error> {
-        self.of_store(store, operation, work).await.map_err(|failure| failure.error)
+        self.of_store(bounds, store, operation, work).await.map_err(|failure| failure.error)
     }
 
     /// Reads the row that the store has for an id.

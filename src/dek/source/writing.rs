@@ -154,7 +154,7 @@ impl Kind for Writing {
             }
         }
         let id = derive_dek_id(&dek, context)?;
-        source.keep(context, &id, &wrapped_keys).await?;
+        source.keep(bounds, context, &id, &wrapped_keys).await?;
         let key = source.leased_key(dek, context, *suite)?;
         let reading = ReadingOwned::new(context, id, *suite, Some(wrapped_keys.clone()));
         let obtained = Obtainment {

@@ -10,7 +10,7 @@ use super::counts::{CallCounts, Counters};
 use super::policy::{CallTarget, PolicyInForce};
 use super::request_counter::RequestInFlight;
 use super::target::Targets;
-use super::underway::{Admissions, Underway};
+use super::underway::{Admissions, NO_ANSWER, Underway};
 use super::{CallBounds, CallBudget, CallTerms, with_request_id};
 use crate::kek::{KekError, KekErrorClass, KekId};
 use crate::observe::{CallSpan, Operation, StoreOperation};
@@ -37,6 +37,14 @@ pub(crate) enum Service {
 pub(crate) enum Asked {
     OfKek(Operation),
     OfStore(StoreOperation),
+}
+
+impl Asked {
+    /// One call reads or changes as many rows as there are, and a repetition would begin anew. So a try
+    /// may take the whole deadline.
+    fn is_of_many_rows(self) -> bool {
+        matches!(self, Self::OfStore(StoreOperation::Scan | StoreOperation::Erase))
+    }
 }
 
 /// One call: what is asked for, and who answers. A rewrap has two targets, the old entry's and the
@@ -96,8 +104,21 @@ impl Calls {
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
+        self.answer_or(limit, no_answer, work).await
+    }
+
+    /// As [`answer_within`](Self::answer_within), with the error for no answer.
+    async fn answer_or<T, F>(
+        &self,
+        limit: Duration,
+        late: fn(Duration) -> KekError,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
+    where
+        F: Future<Output = Result<T, KekError>> + Unpin,
+    {
         let answer = self.terms.timer.within(Some(limit), self.answer(work)).await;
-        answer.unwrap_or_else(|| Err(no_answer(limit)))
+        answer.unwrap_or_else(|| Err(late(limit)))
     }
 
     async fn answer<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
@@ -203,7 +224,10 @@ impl Calls {
             return self.answer(work).await;
         }
         let also = also.filter(|also| also.name() != target.name());
-        let policy = self.policy(&target);
+        let mut policy = self.policy(&target);
+        if asked.is_of_many_rows() {
+            policy.timeout = policy.deadline;
+        }
         let mut admissions = Admissions(Vec::new());
         for target in std::iter::once(&target).chain(&also) {
             self.admit(target, order, &mut admissions)?;
@@ -234,9 +258,12 @@ impl Calls {
         let underway =
             Underway { calls: self, asked, policy, target, also, began, admissions, over: false };
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
+        // That others left it so little of the deadline says nothing about who is called.
+        let late: fn(Duration) -> KekError =
+            if limit < policy.timeout / NO_ANSWER { cut_short } else { no_answer };
         let in_flight = RequestInFlight::begin();
         let span = self.span(asked);
-        let work = with_request_id(self.answer_within(limit, work));
+        let work = with_request_id(self.answer_or(limit, late, work));
         let (answer, request_id) = span.around(work).await;
         span.ended(answer.as_ref().err().map(|error| error.class().kind()));
         drop((in_flight, permits));
@@ -270,6 +297,11 @@ impl Calls {
 
 fn no_answer(limit: Duration) -> KekError {
     KekError::unavailable(format!("no answer within {limit:?}"))
+}
+
+/// As [`no_answer`], where the time was too short to blame anyone.
+fn cut_short(limit: Duration) -> KekError {
+    no_answer(limit).on_the_way()
 }
 
 fn panicked() -> KekError {

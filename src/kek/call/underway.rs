@@ -15,7 +15,7 @@ use crate::sync::Arc;
 use crate::sync::atomic::Ordering;
 
 /// The part of the timeout after which a dropped call counts as unanswered.
-const NO_ANSWER: u32 = 4;
+pub(super) const NO_ANSWER: u32 = 4;
 /// The latency that counts as late if the policy has no hedge.
 const LATE_PERCENTILE: u8 = 95;
 
