@@ -127,6 +127,10 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     /// [branch key](crate::branch). `None` if it would have to ask somebody or to wait, and for every
     /// failure: then [`unwrap`](Self::unwrap) is called. It is called on the thread that decrypts and
     /// must not block. What it returns is checked as an answer of `unwrap` is. By default `None`.
+    ///
+    /// It is for providers around a [`BranchKek`](crate::branch::BranchKek), which forward it. Its DEKs
+    /// end with their branch key. Do not answer from a cache of your own: each answer would begin
+    /// another `max_age`, and a denial would never be heard.
     fn unwrap_cached(
         &self,
         context: &EncryptionContext,

@@ -58,6 +58,8 @@ impl DekSource {
         if let Ok(Some(there)) = request.find(cache)
             && there.lease.age(lease.now()) == Age::Fresh
         {
+            // The DEK stays. Nobody is to be told that it was wiped.
+            lease.is_first_to_announce_the_end();
             return Some(Arc::new(Pinned::new(there)));
         }
         // A branch key that was evicted meanwhile serves who waits, and so does what came through it.

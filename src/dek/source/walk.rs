@@ -137,6 +137,10 @@ impl DekSource {
         }
         let get = || store.get(stored.id());
         let there = self.of_store_or_error(bounds(), store, StoreOperation::Get, get).await?;
+        // The answer to a first try was lost.
+        if there.as_ref() == Some(&new) {
+            return Ok(Outcome::Rewrapped);
+        }
         Ok(Outcome::Changed(there))
     }
 }
