@@ -10,6 +10,7 @@ use futures_util::stream::FuturesUnordered;
 
 use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, StreamHead};
 use crate::caller::{Action, Caller};
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::{Header, WrappedKeys};
@@ -201,19 +202,25 @@ impl<'e> ActingFor<'e> {
         self.envelope.permit(operation, context, self.caller).await
     }
 
-    /// What is known without waiting.
+    /// What is known without waiting. The clock is read once for the decision and the DEK.
     #[inline]
     fn known(
         self,
+        now: Moment,
         operation: Action,
         context: &EncryptionContext,
     ) -> Option<Result<Permitted, Error>> {
         match &self.envelope.guarded {
             Some(guarded) => {
-                Some(guarded.permit_cached(operation, context, self.caller)?.map(Some))
+                Some(guarded.permit_cached(now, operation, context, self.caller)?.map(Some))
             }
             None => Some(Ok(None)),
         }
+    }
+
+    #[inline]
+    fn now(self) -> Moment {
+        self.envelope.source.now()
     }
 
     async fn confirm(
@@ -235,11 +242,12 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        let permitted = match self.known(Action::Encrypt, context) {
+        let now = self.now();
+        let permitted = match self.known(now, Action::Encrypt, context) {
             Some(known) => {
                 let permitted = known?;
                 // With a cached DEK it encrypts at once, under the rules of now.
-                if let Some(sealed) = self.plain().encrypt_cached(context, aad, plaintext)? {
+                if let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)? {
                     self.count(Access::Encrypt, context, self.counted_dek(&sealed));
                     return Ok(sealed);
                 }
@@ -299,11 +307,12 @@ impl<'e> ActingFor<'e> {
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
         let dek_id = self.counted_dek(sealed.as_bytes());
-        let permitted = match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        let permitted = match self.known(now, Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
                 // What is cached is opened at once, under the rules of now.
-                if let Some(opened) = self.plain().decrypt_cached(context, aad, sealed)? {
+                if let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)? {
                     self.count(Access::Decrypt, context, dek_id);
                     return Ok(opened);
                 }
@@ -330,10 +339,11 @@ impl<'e> ActingFor<'e> {
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
         let dek_id = self.counted_dek(buffer);
-        let permitted = match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        let permitted = match self.known(now, Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
-                if let Some(payload) = self.plain().open_cached(context, aad, buffer)? {
+                if let Some(payload) = self.plain().open_cached(now, context, aad, buffer)? {
                     self.count(Access::Decrypt, context, dek_id);
                     return Ok(buffer.get_mut(payload).unwrap_or_default());
                 }
@@ -358,12 +368,13 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
-        match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        match self.known(now, Action::Decrypt, context) {
             Some(known) => drop(known?),
             None => return Ok(None),
         }
         let sealed = sealed.into();
-        let opened = self.plain().decrypt_cached(context, aad, sealed)?;
+        let opened = self.plain().decrypt_cached_at(now, context, aad, sealed)?;
         if opened.is_some() {
             self.count(Access::Decrypt, context, self.counted_dek(sealed.as_bytes()));
         }

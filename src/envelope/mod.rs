@@ -7,6 +7,7 @@
 mod aad;
 mod acting;
 mod builder;
+mod cached;
 mod compact;
 mod file;
 mod handle;
@@ -19,7 +20,6 @@ mod stream;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -139,19 +139,6 @@ impl Envelope {
             .await
     }
 
-    /// Encrypts if the DEK is cached and need not be renewed, for who is not behind the policy.
-    #[inline]
-    fn encrypt_cached(
-        &self,
-        context: &EncryptionContext,
-        aad: Aad<'_>,
-        plaintext: &[u8],
-    ) -> Result<Option<Vec<u8>>, Error> {
-        self.source.with_writing_cached(context, plaintext.len(), |dek| {
-            sealing::seal(dek, Form::Embedded, aad, plaintext)
-        })
-    }
-
     /// Encrypts the content of `buffer`, which is then the message. The plaintext moves up by the
     /// length of the prefix. To avoid that, leave room for it and use
     /// [`Encryptor::encrypt_in_place`].
@@ -244,30 +231,11 @@ impl Envelope {
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
         if self.guarded.is_none()
-            && let Some(payload) = self.open_cached(context, aad, buffer)?
+            && let Some(payload) = self.open_cached(self.source.now(), context, aad, buffer)?
         {
             return Ok(buffer.get_mut(payload).unwrap_or_default());
         }
         self.decrypt_in_place_uncached(context, aad, buffer).await
-    }
-
-    /// Decrypts in place if the DEK is cached, and returns where the plaintext is.
-    #[inline(always)]
-    fn open_cached(
-        &self,
-        context: &EncryptionContext,
-        aad: Aad<'_>,
-        buffer: &mut [u8],
-    ) -> Result<Option<Range<usize>>, Error> {
-        let message = self.parse(Sealed::from(&*buffer))?;
-        let opened = Opened::of(&message);
-        let (id, suite) = (message.header.dek_id, message.header.suite);
-        let is_stored = message.wrapped_keys.is_empty();
-        // The wrapped keys are in the buffer, so they are copied if the key service has to be
-        // asked.
-        let request = ReadingRequest { context, id: &id, suite, wrapped_keys: None, is_stored };
-        let work = |dek: &ReadingDek| opened.decrypt_with(dek, aad, buffer);
-        Ok(self.source.with_cached(request, work)?.map(|()| opened.payload()))
     }
 
     /// Apart, so that what was read of the message is not kept while it waits.
@@ -306,10 +274,7 @@ impl Envelope {
         if self.guarded.is_some() {
             return self.for_nobody().decrypt_cached_cold(context, aad, sealed);
         }
-        let message = self.parse(sealed)?;
-        self.source.with_cached(request(context, &message), |dek| {
-            open(dek, aad, sealed.as_bytes(), &message)
-        })
+        self.decrypt_cached_at(self.source.now(), context, aad, sealed)
     }
 
     /// Returns a lease on the DEK that encrypts for `context`.

@@ -96,7 +96,7 @@ impl Guard {
         caller: Option<&'a Caller>,
     ) -> Permit<'a> {
         let asked = Asked { operation, context, caller };
-        match self.known(asked) {
+        match self.known(self.now(), asked) {
             Some(known) => Permit::Known(Some(known)),
             None => Permit::Asking(Box::pin(self.ask(asked))),
         }
@@ -107,11 +107,12 @@ impl Guard {
     #[inline(never)]
     pub(crate) fn permit_cached(
         &self,
+        now: Moment,
         operation: Action,
         context: &EncryptionContext,
         caller: Option<&Caller>,
     ) -> Option<Result<Granted, Error>> {
-        self.known(Asked { operation, context, caller })
+        self.known(now, Asked { operation, context, caller })
     }
 
     /// Whether a handle may be given out: as [`permit`](Self::permit), if the decision lasts.
@@ -181,7 +182,7 @@ impl Guard {
     }
 
     #[inline(never)]
-    fn known(&self, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
+    fn known(&self, now: Moment, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
         if self.asker.options.require_caller && asked.caller.is_none() {
             return Some(Err(self.deny(asked, "no caller is named")));
         }
@@ -193,7 +194,7 @@ impl Guard {
         let quick = |entry: &Entry| {
             (entry.decision.is_allowed() && !is_to_report(entry)).then(|| entry.granted())
         };
-        match self.decisions.with(asked, self.stamp()?, self.now(), quick)? {
+        match self.decisions.with(asked, self.stamp()?, now, quick)? {
             Ok(granted) => Some(Ok(granted)),
             Err(entry) => {
                 self.report(asked, &entry.decision, None);

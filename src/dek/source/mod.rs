@@ -236,9 +236,20 @@ impl DekSource {
     pub(crate) fn with_cached<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
+        work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        self.with_cached_at(self.now(), request, work)
+    }
+
+    /// As [`with_cached`](Self::with_cached), for who has just read the clock.
+    #[inline]
+    pub(crate) fn with_cached_at<Q: DekRequest, R>(
+        self: &Arc<Self>,
+        now: Moment,
+        request: Q,
         mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
     ) -> Result<Option<R>, Error> {
-        if let Some(result) = self.with_remembered(request, |dek| work(dek)) {
+        if let Some(result) = self.with_remembered_at(now, request, |dek| work(dek)) {
             return unless_taken_away(result);
         }
         let cache = self.cache();
@@ -305,14 +316,29 @@ impl DekSource {
         Ok((dek, stale))
     }
 
+    /// The time by the clock of this source.
+    #[inline]
+    pub(crate) fn now(&self) -> Moment {
+        self.options.clock.now()
+    }
+
     /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
     /// have to renew it.
+    #[inline]
     fn with_remembered<Q: DekRequest, R>(
         &self,
         request: Q,
         work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
     ) -> Option<R> {
-        let now = self.options.clock.now();
+        self.with_remembered_at(self.now(), request, work)
+    }
+
+    fn with_remembered_at<Q: DekRequest, R>(
+        &self,
+        now: Moment,
+        request: Q,
+        work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
+    ) -> Option<R> {
         let serves = |dek: &DekOf<Q>| {
             // Whether a DEK is nearly used up is left to the look-ups in the cache.
             if dek.lease().age(now) == Age::Fresh {
@@ -477,6 +503,7 @@ impl DekSource {
     #[inline]
     pub(crate) fn with_writing_cached<R>(
         &self,
+        now: Moment,
         context: &EncryptionContext,
         len: usize,
         mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
@@ -486,7 +513,7 @@ impl DekSource {
             Reservation::new(dek, len).and_then(|reservation| work(&reservation))
         };
         let request = WritingRequest { context };
-        if let Some(result) = self.with_remembered(request, |dek| reserve(dek)) {
+        if let Some(result) = self.with_remembered_at(now, request, |dek| reserve(dek)) {
             return unless_taken_away(result);
         }
         match self.find_served(request)? {
