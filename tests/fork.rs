@@ -123,6 +123,28 @@ fn a_hundred_thousand_messages_across_a_fork_repeat_no_nonce_under_one_key() {
     );
 }
 
+/// Nothing that a thread of the parent was doing at the fork keeps the child from its choice.
+#[test]
+fn the_fastest_backend_is_chosen_in_a_child_too() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let (stop, chosen) = (AtomicBool::new(false), || SUITES.map(|s| Backend::Fastest.chosen(s)));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    chosen();
+                }
+            });
+        }
+        for _ in 0..20 {
+            let child = in_child(|pipe| write!(pipe, "{:?}", chosen()).unwrap());
+            assert_eq!(String::from_utf8(child).unwrap(), format!("{:?}", chosen()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
     let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();

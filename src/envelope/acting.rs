@@ -16,7 +16,7 @@ use crate::format::{Header, WrappedKeys};
 use crate::kek::rewrap::Check;
 use crate::memory::wipe;
 use crate::observe::Access;
-use crate::policy::{BoxFuture, Granted, Guard, Stamp};
+use crate::policy::{BoxFuture, Granted, Guard};
 use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
@@ -85,8 +85,8 @@ impl Envelope {
         }
     }
 
-    /// Whether what was permitted may still be done, after it waited for a key service: under rules
-    /// that changed meanwhile the policy is asked again.
+    /// Whether what was permitted may still be done, after it waited for a key service: if the rules
+    /// changed or the decision ended meanwhile, the policy is asked again.
     pub(super) async fn confirm(
         &self,
         permitted: Permitted,
@@ -95,16 +95,11 @@ impl Envelope {
         caller: Option<&Caller>,
     ) -> Result<(), Error> {
         match (&self.guarded, permitted) {
-            (Some(guarded), Some(granted)) if guarded.has_changed(granted) => {
+            (Some(guarded), Some(granted)) if guarded.is_over(granted) => {
                 guarded.permit(operation, context, caller).await.map(|_| ())
             }
             _ => Ok(()),
         }
-    }
-
-    /// The state of the rules, to be compared later. `None` without a policy.
-    pub(super) fn rules(&self) -> Option<Option<Stamp>> {
-        self.guarded.as_ref().map(|guarded| guarded.stamp())
     }
 
     /// Returns those of many contexts for which an operation may not be done, and why. A decision
@@ -114,9 +109,9 @@ impl Envelope {
         operation: Action,
         contexts: impl Iterator<Item = &'c EncryptionContext>,
         caller: Option<&Caller>,
-    ) -> HashMap<&'c EncryptionContext, Error> {
+    ) -> Denials<'c> {
         let mut denied = HashMap::new();
-        let Some(guarded) = &self.guarded else { return denied };
+        let Some(guarded) = &self.guarded else { return Denials::default() };
         let distinct: HashSet<_> = contexts.collect();
         let (mut waiting, mut grants) = (distinct.into_iter().collect::<Vec<_>>(), Vec::new());
         for _ in 0..ROUNDS {
@@ -137,12 +132,35 @@ impl Envelope {
             let over = grants.extract_if(.., |(_, granted)| guarded.is_over(*granted));
             waiting = over.map(|(context, _)| context).collect();
             if waiting.is_empty() {
-                return denied;
+                break;
             }
         }
         let unsettled = |context| (context, guarded.unsettled(operation, context, caller));
         denied.extend(waiting.into_iter().map(unsettled));
-        denied
+        let first_over = grants.into_iter().map(|(_, granted)| granted).reduce(Granted::first_over);
+        Denials { denied, first_over }
+    }
+
+    /// Whether everything that was permitted still is.
+    pub(super) fn still_permits(&self, denials: &Denials<'_>) -> bool {
+        match (&self.guarded, denials.first_over) {
+            (Some(guarded), Some(granted)) => !guarded.is_over(granted),
+            _ => true,
+        }
+    }
+}
+
+/// What the policy decided about an operation on many contexts.
+#[derive(Default)]
+pub(super) struct Denials<'c> {
+    denied: HashMap<&'c EncryptionContext, Error>,
+    /// Of the decisions that allow, the one that ends first.
+    first_over: Permitted,
+}
+
+impl Denials<'_> {
+    pub(super) fn get(&self, context: &EncryptionContext) -> Option<&Error> {
+        self.denied.get(context)
     }
 }
 
@@ -207,15 +225,6 @@ impl<'e> ActingFor<'e> {
         self.envelope.confirm(permitted, operation, context, self.caller).await
     }
 
-    /// Whether the rules changed since it was permitted.
-    #[inline]
-    fn has_changed(self, permitted: Permitted) -> bool {
-        match (&self.envelope.guarded, permitted) {
-            (Some(guarded), Some(granted)) => guarded.has_changed(granted),
-            _ => false,
-        }
-    }
-
     /// As [`Envelope::encrypt`].
     ///
     /// # Errors
@@ -227,13 +236,19 @@ impl<'e> ActingFor<'e> {
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
         let permitted = match self.known(Action::Encrypt, context) {
-            Some(known) => known?,
+            Some(known) => {
+                let permitted = known?;
+                // With a cached DEK it encrypts at once, under the rules of now.
+                if let Some(sealed) = self.plain().encrypt_cached(context, aad, plaintext)? {
+                    self.count(Access::Encrypt, context, self.counted_dek(&sealed));
+                    return Ok(sealed);
+                }
+                permitted
+            }
             None => self.permit(Action::Encrypt, context).await?,
         };
         let sealed = self.plain().encrypt(context, aad, plaintext).await?;
-        if self.has_changed(permitted) {
-            self.confirm(permitted, Action::Encrypt, context).await?;
-        }
+        self.confirm(permitted, Action::Encrypt, context).await?;
         self.count(Access::Encrypt, context, self.counted_dek(&sealed));
         Ok(sealed)
     }
@@ -305,8 +320,9 @@ impl<'e> ActingFor<'e> {
     /// As [`Envelope::decrypt_in_place`].
     ///
     /// # Errors
-    /// As there. After a denial the buffer is unchanged. If the rules changed while it waited for
-    /// the key service, and deny it now, the part that was decrypted is wiped.
+    /// As there. After a denial the buffer is unchanged. If the rules changed or the decision ended
+    /// while it waited for the key service, and the policy denies it now, the part that was decrypted
+    /// is wiped.
     pub async fn decrypt_in_place<'b>(
         self,
         context: &EncryptionContext,

@@ -139,6 +139,19 @@ impl Envelope {
             .await
     }
 
+    /// Encrypts if the DEK is cached and need not be renewed, for who is not behind the policy.
+    #[inline]
+    fn encrypt_cached(
+        &self,
+        context: &EncryptionContext,
+        aad: Aad<'_>,
+        plaintext: &[u8],
+    ) -> Result<Option<Vec<u8>>, Error> {
+        self.source.with_writing_cached(context, plaintext.len(), |dek| {
+            sealing::seal(dek, Form::Embedded, aad, plaintext)
+        })
+    }
+
     /// Encrypts the content of `buffer`, which is then the message. The plaintext moves up by the
     /// length of the prefix. To avoid that, leave room for it and use
     /// [`Encryptor::encrypt_in_place`].

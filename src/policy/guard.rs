@@ -45,6 +45,17 @@ pub(crate) struct Granted {
     for_one: bool,
 }
 
+impl Granted {
+    /// Returns what is over as soon as one of two proofs under the same rules is.
+    pub(crate) fn first_over(self, other: Self) -> Self {
+        match (self.for_one, other.for_one) {
+            (true, _) => other,
+            (false, true) => self,
+            (false, false) => Self { until: self.until.earlier(other.until), ..self },
+        }
+    }
+}
+
 /// Completes when it is known whether an operation may be done.
 pub(crate) enum Permit<'a> {
     Known(Option<Result<Granted, Error>>),
@@ -126,11 +137,6 @@ impl Guard {
     pub(crate) fn is_over(&self, granted: Granted) -> bool {
         let Granted { stamp, until, for_one } = granted;
         self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
-    }
-
-    /// Whether the rules are others than those by which it was granted.
-    pub(crate) fn has_changed(&self, granted: Granted) -> bool {
-        self.stamp() != Some(granted.stamp)
     }
 
     /// The denial of an operation on many contexts, the decisions about which never held at once.

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, ShownCause};
+use crate::kek::KekError;
 
 /// What a failure of a [`KeyStore`](super::KeyStore) means. None says anything about a KEK, and none
 /// evicts a cached key.
@@ -74,6 +75,21 @@ impl StoreError {
     #[must_use]
     pub fn class(&self) -> StoreErrorClass {
         self.class
+    }
+}
+
+impl StoreError {
+    /// The same failure, as those who make calls know failures.
+    pub(crate) fn into_call_error(self) -> KekError {
+        let of_class = match self.class {
+            StoreErrorClass::Unavailable => KekError::unavailable(self.message),
+            StoreErrorClass::Throttled => KekError::throttled(self.message),
+            StoreErrorClass::Misconfigured => KekError::misconfigured(self.message),
+        };
+        match self.cause {
+            Some(cause) => of_class.with_source(cause),
+            None => of_class,
+        }
     }
 }
 

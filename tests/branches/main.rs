@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod at_once;
 mod bounds;
 mod conforms;
 mod erasure;
@@ -11,6 +12,7 @@ mod lies;
 mod races;
 mod reading;
 mod rewrap;
+mod store_calls;
 mod stored;
 mod streams;
 mod walk;

@@ -253,6 +253,34 @@ fn files_are_read_from_many_threads_at_once() {
     });
 }
 
+/// For whoever gets the bytes of a stream in another way.
+#[test]
+fn a_chunk_is_decrypted_at_its_index_and_nowhere_else() {
+    let plaintext = plaintext(4096 * 2 + 100);
+    let (kek, sealed) = stream(&plaintext);
+    let envelope = envelope(&kek);
+    let head = waxseal::StreamHead::from_prefix(&sealed).unwrap();
+    assert_eq!(head.commitment(), sealed[head.len() - 32..head.len()]);
+    let decryptor =
+        block_on(envelope.stream_decryptor(&context("alice"), Aad::from(AAD), &head)).unwrap();
+    let chunks: Vec<_> = sealed[head.len()..].chunks(4096 + 16).map(<[u8]>::to_vec).collect();
+    for ((index, chunk), expected) in (0..).zip(&chunks).zip(plaintext.chunks(4096)) {
+        let opened = decryptor.decrypt_chunk(index, chunk.clone()).unwrap();
+        assert_eq!(*opened, *expected);
+        for other in (0..4).filter(|other| *other != index) {
+            let error = decryptor.decrypt_chunk(other, chunk.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+        }
+        let refused = |chunk: Vec<u8>| decryptor.decrypt_chunk(index, chunk).unwrap_err().kind();
+        assert_eq!(refused(chunk[..chunk.len() - 1].to_vec()), ErrorKind::Invalid);
+        assert_eq!(refused(chunk[..15].to_vec()), ErrorKind::Malformed);
+        assert_eq!(refused(Vec::new()), ErrorKind::Malformed);
+        let longer = [&chunk[..], &[0]].concat();
+        let kind = if chunk.len() < 4096 { ErrorKind::Invalid } else { ErrorKind::Malformed };
+        assert_eq!(refused(longer), kind);
+    }
+}
+
 /// What a source does at a call.
 #[derive(Clone, Copy, Debug)]
 enum Act {

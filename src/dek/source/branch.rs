@@ -17,7 +17,7 @@ use crate::kek::call::CallBounds;
 use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
-use crate::observe::Event;
+use crate::observe::{Event, StoreOperation};
 use crate::store::{BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoredRow};
 use crate::suite::{Dek, DekId, derive_dek_id};
 use crate::sync::Arc;
@@ -161,7 +161,9 @@ impl DekSource {
         for _ in 0..ATTEMPTS {
             let now = Period::now(self.options.clock.now());
             let from = Period::earliest(now, branch.period);
-            let rows = self.of_store(store, store.branch(&branch_id, from)).await?;
+            let rows = self
+                .of_store(store, StoreOperation::Branch, || store.branch(&branch_id, from))
+                .await?;
             let begins = Period::containing(now, branch.period);
             let mut epoch = 0;
             for stored in rows.iter().rev() {
@@ -191,7 +193,7 @@ impl DekSource {
                 let place = BranchPlace { branch: branch_id, period: begins.0, epoch };
                 StoredRow::new(&row, Some(place))
             };
-            match self.of_store(store, store.insert(&stored)).await? {
+            match self.of_store(store, StoreOperation::Insert, || store.insert(&stored)).await? {
                 Insertion::Inserted => {
                     let kek_ids: Vec<KekId> =
                         row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
@@ -281,7 +283,8 @@ impl DekSource {
     ) -> Result<(), Failure> {
         let Some(store) = &self.options.store else { return Ok(()) };
         let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
-        match self.of_store(&**store, store.insert(&StoredRow::new(&row, None))).await? {
+        let stored = StoredRow::new(&row, None);
+        match self.of_store(&**store, StoreOperation::Insert, || store.insert(&stored)).await? {
             Insertion::Inserted => Ok(()),
             // A retry of the store's client may have found its own first try, which a rewrap may
             // have changed since.
@@ -352,7 +355,8 @@ impl DekSource {
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         };
         let branch_id = BranchId::from_bytes(*branch.digest());
-        let erased = self.of_store_or_error(&**store, store.erase_branch(&branch_id)).await;
+        let erase = || store.erase_branch(&branch_id);
+        let erased = self.of_store_or_error(&**store, StoreOperation::Erase, erase).await;
         // Also after a failure, which may have erased some. Keys that came from a message have the
         // period in their context.
         self.evict_branch(|context| {
@@ -383,7 +387,8 @@ impl DekSource {
             }
         }
         if let Some(store) = &self.options.store {
-            self.of_store(&**store, store.health()).await.map_err(|failure| {
+            let health = self.of_store(&**store, StoreOperation::Health, || store.health());
+            health.await.map_err(|failure| {
                 let detail = failure.error.to_string();
                 match failure.error.kind() {
                     ErrorKind::Unavailable => KekError::unavailable(detail),

@@ -115,6 +115,14 @@ impl StreamHead {
         self.dek_id
     }
 
+    /// Returns the commitment. Every stream has another one, a rewrap does not change it, and nobody
+    /// without the DEK can make a second stream with it. So whoever keeps it elsewhere, as in a
+    /// catalogue, can tell that a stream is the one that was written.
+    #[must_use]
+    pub fn commitment(&self) -> [u8; 32] {
+        self.bytes.last_chunk().copied().unwrap_or_default()
+    }
+
     /// Returns the plaintext bytes of each chunk but the last.
     #[must_use]
     pub fn chunk_size(&self) -> usize {
