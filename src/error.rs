@@ -89,8 +89,8 @@ pub enum ErrorKind {
     ShutDown,
     /// The operating system's random number generator failed.
     Randomness,
-    /// A file of the local provider could not be read, written or locked, or the file of data domains
-    /// could not be read.
+    /// A file could not be read, written or locked, or the reader of a stream failed. The
+    /// [`cause`](Error::cause) is an [`io::Error`](std::io::Error) where the system refused.
     Io,
     /// No data domain has this name, or this value of the pair by which domains are chosen.
     UnknownDomain,

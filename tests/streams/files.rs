@@ -492,3 +492,37 @@ fn names_may_be_as_long_as_the_file_system_has_them_and_need_not_be_utf_8() {
     let too_long = place.path(&"n".repeat(256));
     assert!(place.seal(&from, &too_long, &plain()).is_err());
 }
+
+#[test]
+fn of_many_who_write_one_target_one_wins_and_every_file_is_whole() {
+    let place = Place::new();
+    let sources: Vec<_> = (0..8).map(|i| place.plain(&format!("a{i}"), i * CHUNK + 5)).collect();
+    let all = |to: &Path, options: &FileOptions| -> Vec<Result<u64, Error>> {
+        std::thread::scope(|scope| {
+            let place = &place;
+            let calls: Vec<_> = sources
+                .iter()
+                .map(|from| scope.spawn(move || place.seal(from, to, options)))
+                .collect();
+            calls.into_iter().map(|call| call.join().unwrap()).collect()
+        })
+    };
+    let is_one_of_them = |to: &Path| {
+        let (read, whole) = read_alice(&place.envelope, &fs::read(to).unwrap());
+        assert_eq!(whole, Ok(()));
+        assert!((0..8).any(|i| plaintext(i * CHUNK + 5) == read));
+        read.len() as u64
+    };
+    for round in 0..10 {
+        let to = place.path(&format!("b{round}"));
+        let (won, lost): (Vec<_>, Vec<_>) = all(&to, &plain()).into_iter().partition(Result::is_ok);
+        assert_eq!(won.len(), 1);
+        for lost in lost {
+            assert_eq!(io_kind(&lost.unwrap_err()), Some(io::ErrorKind::AlreadyExists));
+        }
+        assert_eq!(is_one_of_them(&to), *won[0].as_ref().unwrap());
+        assert!(all(&to, &plain().overwrite()).iter().all(Result::is_ok));
+        is_one_of_them(&to);
+    }
+    assert_eq!(place.names().len(), 8 + 10);
+}

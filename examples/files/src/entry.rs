@@ -253,10 +253,12 @@ impl Entry<'_> {
     fn open_link(self) -> Result<(), Stop> {
         let stream = self.stream(self.source, &Kind::Link.aad(self.path))?;
         let text = text_of(&stream).map_err(|error| self.failed(error))?;
+        let may_replace = || -> Result<bool, Stop> {
+            let is_replaced = |of: Metadata| of.is_file() || of.is_symlink();
+            Ok(self.arguments.overwrite && self.target_metadata()?.is_none_or(is_replaced))
+        };
         match symlink(&text, self.target) {
-            Err(error)
-                if error.kind() == IoErrorKind::AlreadyExists && self.arguments.overwrite =>
-            {
+            Err(error) if error.kind() == IoErrorKind::AlreadyExists && may_replace()? => {
                 // Beside it first, so that there is always one of the two.
                 let name = format!(".waxseal-{}.tmp", std::process::id());
                 let new = self.target.with_file_name(name);

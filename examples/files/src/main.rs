@@ -10,7 +10,6 @@
 //! A run that was interrupted goes on when it is started again. `arguments` reads the command line,
 //! `tree` walks, `entry` has one file of a tree, `pipe` what comes and goes by a pipe.
 #![forbid(unsafe_code)]
-#![cfg_attr(not(unix), allow(unused))]
 
 mod arguments;
 mod entry;
@@ -111,9 +110,11 @@ fn run(arguments: &Arguments) -> Result<(), Stop> {
         (Place::Path(source), Place::Path(target)) if source.is_dir() => {
             tree::run(arguments, &envelope, source, target)
         }
-        (Place::Path(source), Place::Path(target)) => {
+        // A missing one is told by the library.
+        (Place::Path(source), Place::Path(target)) if source.is_file() || !source.exists() => {
             entry::whole_file(arguments, &envelope, source, target)
         }
+        // By a name, too, as a shell gives one to `<(command)`.
         _ => pipe::run(arguments, &envelope),
     }
 }

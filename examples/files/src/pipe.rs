@@ -102,8 +102,9 @@ pub(crate) fn place(
 ) -> Result<(), Stop> {
     let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
-    if target.is_dir() {
-        return Err(Stop::Failed(format!("{} is a directory", shown(target))));
+    // The rename would replace a device, too.
+    if target.symlink_metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(Stop::Failed(format!("{} is no regular file", shown(target))));
     }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".waxseal-").suffix(".tmp").rand_bytes(16);

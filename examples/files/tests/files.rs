@@ -412,6 +412,31 @@ fn bytes_go_through_pipes_and_between_pipes_and_files() {
 }
 
 #[test]
+fn a_pipe_with_a_name_is_read_and_no_device_is_replaced() {
+    let place = Place::new();
+    let fifo = place.path("fifo");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let feeder = {
+        let fifo = fifo.clone();
+        std::thread::spawn(move || fs::write(fifo, plaintext(200_000)).unwrap())
+    };
+    assert_eq!(place.run("encrypt", &["fifo", "sealed"]), (DONE, String::new()));
+    feeder.join().unwrap();
+    let back = place.piped("decrypt", &["sealed", "-"], b"");
+    assert_eq!((told(&back), back.stdout), ((DONE, String::new()), plaintext(200_000)));
+    for target in ["fifo", "/dev/null"] {
+        for source in ["sealed", "-"] {
+            let rest = ["--overwrite", source, target];
+            let (code, text) = told(&place.piped("decrypt", &rest, b""));
+            assert_eq!(code, FAILED);
+            assert!(text.contains("no regular file"), "{text}");
+            assert!(!fs::symlink_metadata(place.path(target)).unwrap().is_file());
+        }
+    }
+}
+
+#[test]
 fn a_pipe_that_nobody_reads_any_more_is_an_error() {
     let place = Place::new();
     let mut process = place
