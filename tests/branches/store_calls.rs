@@ -117,6 +117,22 @@ fn a_store_that_is_down_opens_a_breaker_of_its_own_and_what_is_in_memory_goes_on
     }
 }
 
+/// A reader's role may not insert. Whoever makes it try again and again stops no reader.
+#[test]
+fn what_a_role_may_not_do_opens_no_breaker() {
+    let fleet = Fleet::new();
+    let sealed = fleet.process().seal("alice");
+    let process = fleet.process();
+    for n in 0..10 {
+        fleet.store.script([Act::Fail(StoreErrorClass::Misconfigured)]);
+        let written = process.seal_for(&waxseal_testing::support::context(&format!("new {n}")));
+        assert_eq!(kind(written), ErrorKind::Misconfigured);
+        fleet.clock.advance(ms(100));
+    }
+    assert_eq!(of_store(&process).breaker, BreakerState::Closed);
+    process.open("alice", &sealed).unwrap();
+}
+
 /// Counts how many calls wait at the same time.
 #[derive(Clone, Default)]
 struct AtOnce(Arc<(AtomicUsize, AtomicUsize)>);

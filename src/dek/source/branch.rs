@@ -13,7 +13,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
-use crate::kek::call::CallBounds;
+use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
@@ -162,7 +162,9 @@ impl DekSource {
             let now = Period::now(self.options.clock.now());
             let from = Period::earliest(now, branch.period);
             let rows = self
-                .of_store(store, StoreOperation::Branch, || store.branch(&branch_id, from))
+                .of_store(store, bounds.lane, StoreOperation::Branch, || {
+                    store.branch(&branch_id, from)
+                })
                 .await?;
             let begins = Period::containing(now, branch.period);
             let mut epoch = 0;
@@ -193,7 +195,10 @@ impl DekSource {
                 let place = BranchPlace { branch: branch_id, period: begins.0, epoch };
                 StoredRow::new(&row, Some(place))
             };
-            match self.of_store(store, StoreOperation::Insert, || store.insert(&stored)).await? {
+            match self
+                .of_store(store, bounds.lane, StoreOperation::Insert, || store.insert(&stored))
+                .await?
+            {
                 Insertion::Inserted => {
                     let kek_ids: Vec<KekId> =
                         row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
@@ -284,7 +289,10 @@ impl DekSource {
         let Some(store) = &self.options.store else { return Ok(()) };
         let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
         let stored = StoredRow::new(&row, None);
-        match self.of_store(&**store, StoreOperation::Insert, || store.insert(&stored)).await? {
+        match self
+            .of_store(&**store, Lane::Reserved, StoreOperation::Insert, || store.insert(&stored))
+            .await?
+        {
             Insertion::Inserted => Ok(()),
             // A retry of the store's client may have found its own first try, which a rewrap may
             // have changed since.
@@ -356,7 +364,8 @@ impl DekSource {
         };
         let branch_id = BranchId::from_bytes(*branch.digest());
         let erase = || store.erase_branch(&branch_id);
-        let erased = self.of_store_or_error(&**store, StoreOperation::Erase, erase).await;
+        let erased =
+            self.of_store_or_error(&**store, Lane::Reserved, StoreOperation::Erase, erase).await;
         // Also after a failure, which may have erased some. Keys that came from a message have the
         // period in their context.
         self.evict_branch(|context| {
@@ -387,7 +396,8 @@ impl DekSource {
             }
         }
         if let Some(store) = &self.options.store {
-            let health = self.of_store(&**store, StoreOperation::Health, || store.health());
+            let health =
+                self.of_store(&**store, Lane::Reserved, StoreOperation::Health, || store.health());
             health.await.map_err(|failure| {
                 let detail = failure.error.to_string();
                 match failure.error.kind() {

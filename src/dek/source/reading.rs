@@ -153,7 +153,7 @@ impl Kind for Reading {
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
         let Owned { context, id, wrapped_keys, .. } = owned;
-        let located = source.locate(context, id, wrapped_keys.as_ref()).await?;
+        let located = source.locate(bounds.lane, context, id, wrapped_keys.as_ref()).await?;
         let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
             cache.record_failure(context, id, provider, entry, kind)
         };

@@ -33,6 +33,7 @@ impl DekSource {
     /// Returns the wrapped keys of a request: those that it has, or those in the store.
     pub(super) async fn locate(
         &self,
+        lane: Lane,
         context: &EncryptionContext,
         id: &DekId,
         wrapped_keys: Option<&WrappedKeys>,
@@ -46,7 +47,7 @@ impl DekSource {
             return own.ok_or_else(|| missing(id).into());
         };
         let row_id = RowId::from(id);
-        let row = self.of_store(&**store, StoreOperation::Get, || store.get(&row_id)).await?;
+        let row = self.of_store(&**store, lane, StoreOperation::Get, || store.get(&row_id)).await?;
         let Some(row) = row else {
             // A message that carries its wrapped keys needs no row.
             let detail = format!("key store {} has no row {row_id}", store.name());
@@ -83,17 +84,10 @@ impl DekSource {
     pub(super) async fn of_store<'a, T>(
         &self,
         store: &dyn KeyStore,
+        lane: Lane,
         operation: StoreOperation,
         mut work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Failure> {
-        let lane = match operation {
-            // A row to write a message, or a change that somebody waits for.
-            StoreOperation::Branch
-            | StoreOperation::Insert
-            | StoreOperation::Replace
-            | StoreOperation::Erase => Lane::Reserved,
-            _ => Lane::Ordinary,
-        };
         let name = store.name();
         let call = || {
             let advice = caught(|| store.advice()).unwrap_or_default();
@@ -111,7 +105,7 @@ impl DekSource {
             let outage = (error.class().kind(), self.options.clock.now());
             // The own budget says nothing about the store.
             let of_store = (!error.is_over_budget()).then_some(outage);
-            let detail = format!("key store {name}: {error}");
+            let detail = format!("key store {name}: {}", error.message());
             Failure { of_store, ..error.into_error(detail).into() }
         })
     }
@@ -120,10 +114,11 @@ impl DekSource {
     pub(super) async fn of_store_or_error<'a, T>(
         &self,
         store: &dyn KeyStore,
+        lane: Lane,
         operation: StoreOperation,
         work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Error> {
-        self.of_store(store, operation, work).await.map_err(|failure| failure.error)
+        self.of_store(store, lane, operation, work).await.map_err(|failure| failure.error)
     }
 
     /// Reads the row that the store has for an id.

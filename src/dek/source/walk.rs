@@ -7,6 +7,7 @@ use super::DekSource;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyRow, WrappedKeys};
 use crate::kek::batch::KeyList;
+use crate::kek::call::Lane;
 use crate::kek::rewrap::Check;
 use crate::observe::StoreOperation;
 use crate::store::{KeyStore, RewrapOptions, RewrapProgress, StoredRow};
@@ -38,7 +39,9 @@ impl DekSource {
         loop {
             self.check_open()?;
             let scan = || store.scan(so_far.next.as_ref(), limit);
-            let found = self.of_store_or_error(&**store, StoreOperation::Scan, scan).await?;
+            let found = self
+                .of_store_or_error(&**store, Lane::Ordinary, StoreOperation::Scan, scan)
+                .await?;
             let mut rows = found.rows;
             for _ in 0..ATTEMPTS {
                 let wanted = self.wanted(&**store, rows, &is_wanted, &mut so_far)?;
@@ -128,11 +131,11 @@ impl DekSource {
         let new = KeyRow::live(row.kind(), *row.id(), old.context.clone(), keys);
         let new = StoredRow::new(&new, stored.place().copied());
         let replace = || store.replace(&stored, &new);
-        if self.of_store_or_error(store, StoreOperation::Replace, replace).await? {
+        if self.of_store_or_error(store, Lane::Ordinary, StoreOperation::Replace, replace).await? {
             return Ok(Outcome::Rewrapped);
         }
         let get = || store.get(stored.id());
-        let there = self.of_store_or_error(store, StoreOperation::Get, get).await?;
+        let there = self.of_store_or_error(store, Lane::Ordinary, StoreOperation::Get, get).await?;
         Ok(Outcome::Changed(there))
     }
 }

@@ -104,8 +104,8 @@ impl Calls {
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(panicked()) };
-        unconstrained(answer).await.unwrap_or_else(|| Err(panicked()))
+        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(self.panicked()) };
+        unconstrained(answer).await.unwrap_or_else(|| Err(self.panicked()))
     }
 
     /// Tries as often as the policy allows. `call` is asked for before each try, since a provider may
@@ -259,6 +259,13 @@ impl Calls {
         Ok(())
     }
 
+    fn panicked(&self) -> KekError {
+        KekError::unavailable(match self.service {
+            Service::Kek(_) => "the provider panicked",
+            Service::Store(_) => "the key store panicked",
+        })
+    }
+
     fn span(&self, asked: Asked) -> CallSpan {
         match (&self.service, asked) {
             (Service::Kek(kek_id), Asked::OfKek(operation)) => CallSpan::new(kek_id, operation),
@@ -270,8 +277,4 @@ impl Calls {
 
 fn no_answer(limit: Duration) -> KekError {
     KekError::unavailable(format!("no answer within {limit:?}"))
-}
-
-fn panicked() -> KekError {
-    KekError::unavailable("the provider panicked")
 }
