@@ -159,6 +159,22 @@ fn a_slow_store_that_leaves_a_kek_no_time_opens_no_breaker_of_the_kek() {
     });
 }
 
+/// A reader's role may not insert. Whoever makes it try again and again stops no reader.
+#[test]
+fn what_a_role_may_not_do_opens_no_breaker() {
+    let fleet = Fleet::new();
+    let sealed = fleet.process().seal("alice");
+    let process = fleet.process();
+    for n in 0..10 {
+        fleet.store.script([Act::Fail(StoreErrorClass::Misconfigured)]);
+        let written = process.seal_for(&waxseal_testing::support::context(&format!("new {n}")));
+        assert_eq!(kind(written), ErrorKind::Misconfigured);
+        fleet.clock.advance(ms(100));
+    }
+    assert_eq!(of_store(&process).breaker, BreakerState::Closed);
+    process.open("alice", &sealed).unwrap();
+}
+
 /// Counts how many calls wait at the same time.
 #[derive(Clone, Default)]
 struct AtOnce(Arc<(AtomicUsize, AtomicUsize)>);

@@ -106,7 +106,7 @@ impl DekSource {
             let outage = (error.class().kind(), self.options.clock.now());
             // The own budget says nothing about the store.
             let of_store = (!error.is_over_budget()).then_some(outage);
-            let detail = format!("key store {name}: {error}");
+            let detail = format!("key store {name}: {}", error.message());
             Failure { of_store, ..error.into_error(detail).into() }
         })
     }

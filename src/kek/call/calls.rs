@@ -125,8 +125,8 @@ impl Calls {
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(panicked()) };
-        unconstrained(answer).await.unwrap_or_else(|| Err(panicked()))
+        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(self.panicked()) };
+        unconstrained(answer).await.unwrap_or_else(|| Err(self.panicked()))
     }
 
     /// Tries as often as the policy allows. `call` is asked for before each try, since a provider may
@@ -286,6 +286,13 @@ impl Calls {
         Ok(())
     }
 
+    fn panicked(&self) -> KekError {
+        KekError::unavailable(match self.service {
+            Service::Kek(_) => "the provider panicked",
+            Service::Store(_) => "the key store panicked",
+        })
+    }
+
     fn span(&self, asked: Asked) -> CallSpan {
         match (&self.service, asked) {
             (Service::Kek(kek_id), Asked::OfKek(operation)) => CallSpan::new(kek_id, operation),
@@ -302,8 +309,4 @@ fn no_answer(limit: Duration) -> KekError {
 /// As [`no_answer`], where the time was too short to blame anyone.
 fn cut_short(limit: Duration) -> KekError {
     no_answer(limit).on_the_way()
-}
-
-fn panicked() -> KekError {
-    KekError::unavailable("the provider panicked")
 }

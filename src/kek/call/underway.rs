@@ -62,6 +62,8 @@ impl Underway<'_> {
             Some(error) if !error.was_asked() || error.is_from_the_way() || self.also.is_some() => {
             }
             Some(error) => match error.class() {
+                // A role that may not write can still read.
+                KekErrorClass::Misconfigured if self.is_of_store() => {}
                 KekErrorClass::Unavailable | KekErrorClass::Misconfigured => {
                     let (change, target) = self.failed(|target| target.breaker.failed(error));
                     self.calls.emit_change(change, &target);
@@ -91,6 +93,10 @@ impl Underway<'_> {
             }
             _ => {}
         }
+    }
+
+    fn is_of_store(&self) -> bool {
+        matches!(self.calls.service, Service::Store(_))
     }
 
     fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
