@@ -1,6 +1,6 @@
 //! The cryptography: suites, key derivation, nonces, and the interface to the AEAD backends.
 //!
-//! It knows keys and bytes, but not where they come from. Only `rustcrypto`, `aws_lc` and `ring_crate`
+//! It knows keys and bytes, but not where they come from. Only `rustcrypto`, `aws_lc` and `of_ring`
 //! name an AEAD crate, and only `derive` names the KDF's.
 #![deny(unsafe_code)]
 
@@ -12,7 +12,7 @@ mod branch_key;
 mod derive;
 mod nonce;
 #[cfg(feature = "ring")]
-mod ring_crate;
+mod of_ring;
 mod rustcrypto;
 mod stream;
 #[cfg(test)]
@@ -137,7 +137,7 @@ pub(crate) enum AeadKey {
     #[cfg(feature = "aws-lc")]
     AwsLc(aws_lc::Key),
     #[cfg(feature = "ring")]
-    Ring(ring_crate::Key),
+    Ring(of_ring::Key),
 }
 
 /// Does the same on the key of any backend.
@@ -170,7 +170,7 @@ impl AeadKey {
             (Backend::AwsLc, _) => aws_lc::Key::new(suite, key.expose()).map(Self::AwsLc),
             #[cfg(feature = "ring")]
             (Backend::Ring, Suite::Aes256Gcm | Suite::ChaCha20Poly1305) => {
-                ring_crate::Key::new(suite, key.expose()).map(Self::Ring)
+                of_ring::Key::new(suite, key.expose()).map(Self::Ring)
             }
             _ => Ok(Self::RustCrypto(rustcrypto::Key::new(suite, key.expose()))),
         };

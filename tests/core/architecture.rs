@@ -422,7 +422,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "chacha20poly1305", "suite/rustcrypto.rs"),
         ("src", "xaes_256_gcm", "suite/rustcrypto.rs"),
         ("src", "aws_lc_rs", "suite/aws_lc.rs"),
-        ("src", "ring", "suite/ring_crate.rs"),
+        ("src", "ring", "suite/of_ring.rs"),
         ("src", "hkdf", "suite/derive.rs"),
         ("src", "hmac", "observe/audit/key.rs"),
         ("src", "ed25519_dalek", "observe/audit/signature.rs"),
