@@ -38,9 +38,9 @@ pub use dek::{
 };
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
-    FileOptions, Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions,
-    StartUp, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions, StreamReader,
-    StreamShape, StreamWriter, inspect,
+    FileOptions, Inspection, KekEntry, Plaintext, Plaintexts, ReadAt, Sealed, SeekableStream,
+    StartOptions, StartUp, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions,
+    StreamReader, StreamShape, StreamWriter, Values, inspect,
 };
 #[cfg(feature = "tokio")]
 pub use envelope::{AsyncStreamReader, AsyncStreamWriter};

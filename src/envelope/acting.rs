@@ -175,26 +175,25 @@ pub struct ActingFor<'e> {
 
 impl<'e> ActingFor<'e> {
     /// The envelope without its policy, for what is permitted.
-    fn plain(self) -> &'e Envelope {
+    pub(super) fn plain(self) -> &'e Envelope {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
     /// Returns the DEK id of a message, if it is counted by caller.
     #[inline]
     fn counted_dek(self, message: &[u8]) -> Option<DekId> {
-        let is_counted = self.caller.is_some() && self.envelope.source.counts_callers();
-        is_counted.then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
+        self.is_counted().then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
     }
 
     /// Counts a message that was just encrypted or decrypted, by its caller.
     #[inline]
     fn count(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
         if let (Some(caller), Some(dek_id)) = (self.caller, dek_id) {
-            self.envelope.source.count(caller, &dek_id, context, access);
+            self.envelope.source.count(caller, &dek_id, context, access, 1);
         }
     }
 
-    async fn permit(
+    pub(super) async fn permit(
         self,
         operation: Action,
         context: &EncryptionContext,
@@ -223,7 +222,7 @@ impl<'e> ActingFor<'e> {
         self.envelope.source.now()
     }
 
-    async fn confirm(
+    pub(super) async fn confirm(
         self,
         permitted: Permitted,
         operation: Action,

@@ -12,11 +12,13 @@ mod compact;
 mod file;
 mod handle;
 mod inspect;
+mod many;
 mod opening;
 mod plaintext;
 mod rewrap;
 mod sealing;
 mod stream;
+mod values;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -42,6 +44,7 @@ pub use stream::{
     ReadAt, SeekableStream, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions,
     StreamReader, StreamWriter,
 };
+pub use values::{Plaintexts, Values};
 
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;

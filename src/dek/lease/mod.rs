@@ -329,6 +329,15 @@ impl Lease {
         }
     }
 
+    /// Checks in the middle of a longer use that began in time whether it may go on. It ends at the
+    /// last possible use, where the keys are to be wiped.
+    pub(crate) fn check_in_use(&self) -> Result<(), Error> {
+        match self.clock.now().is_past(self.wipe_at) {
+            true => Err(expired()),
+            false => Ok(()),
+        }
+    }
+
     #[inline]
     pub(crate) fn is_stale(&self) -> bool {
         // It is served stale only in a known outage.

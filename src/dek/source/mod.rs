@@ -177,7 +177,7 @@ impl DekSource {
         self.options.limits.summaries.is_some()
     }
 
-    /// Counts a message of a named caller, if anybody asks for it. Its DEK was just used, so the cache
+    /// Counts messages of a named caller, if anybody asks for it. Its DEK was just used, so the cache
     /// is that of this process.
     #[inline]
     pub(crate) fn count(
@@ -186,9 +186,10 @@ impl DekSource {
         dek_id: &DekId,
         context: &EncryptionContext,
         access: Access,
+        messages: u64,
     ) {
         if self.counts_callers() {
-            self.cache.load().count(caller, dek_id, context, access);
+            self.cache.load().count(caller, dek_id, context, access, messages);
         }
     }
 

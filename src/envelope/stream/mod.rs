@@ -160,7 +160,7 @@ impl Envelope {
         let begun = self.source.begin_stream(context, chunk, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Encrypt, context, caller).await?;
         if let Some(caller) = caller {
-            self.source.count(caller, &begun.dek.lease.id, context, Access::Encrypt);
+            self.source.count(caller, &begun.dek.lease.id, context, Access::Encrypt, 1);
         }
         StreamEncryptor::new(begun, options, chunk, self.source.clone())
     }
@@ -187,7 +187,7 @@ impl Envelope {
         let key = self.source.open_stream(request, &parsed, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Decrypt, context, caller).await?;
         if let Some(caller) = caller {
-            self.source.count(caller, &parsed.dek_id, context, Access::Decrypt);
+            self.source.count(caller, &parsed.dek_id, context, Access::Decrypt, 1);
         }
         Ok(StreamDecryptor::new(key, parsed.chunk, head.clone(), self.source.clone()))
     }
