@@ -5,7 +5,7 @@
 //! the other in one buffer.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
 use super::values::no_memory;
@@ -129,8 +129,15 @@ impl Envelope {
                 Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
                 result => result,
             };
-            self.source.with(request(context, first), open).await.map_err(|error| {
-                if error.item().is_some() { error } else { error.of_item(begin) }
+            let result = self.source.with(request(context, first), open).await;
+            // A DEK that is not that of the message would never get further.
+            let result = match opened.len() > begin {
+                true => result,
+                false => result.and_then(|()| Err(Error::invalid())),
+            };
+            result.map_err(|error| match error.item() {
+                Some(_) => error,
+                None => error.of_item(begin),
             })?;
         }
         Ok(opened)
@@ -138,12 +145,10 @@ impl Envelope {
 
     /// Has the DEKs unwrapped together, if there are several. What fails shows later.
     async fn unwrap_together(&self, context: &EncryptionContext, items: &[Item<'_>]) {
-        let mut requests = Vec::new();
-        let mut seen = HashMap::new();
-        let mut last = None;
+        let (mut requests, mut seen, mut last) = (Vec::new(), HashSet::new(), None);
         for (.., message) in items {
             let id = (message.header.dek_id, message.header.suite);
-            if last.replace(id) != Some(id) && seen.insert(id, ()).is_none() {
+            if last.replace(id) != Some(id) && seen.insert(id) {
                 requests.push(request(context, message));
             }
         }
@@ -311,11 +316,11 @@ impl Decryptor {
                 bytes += message.payload.len();
                 block.push((aad, sealed, message));
             }
-            self.check_time()?;
             if block.is_empty() {
                 self.count(u64::try_from(opened.len()).unwrap_or(u64::MAX));
                 return Ok(opened);
             }
+            self.check_time()?;
             opened.expect(block.len(), bytes, items.size_hint().0)?;
             open_block(self.dek(), &block, &mut opened)?;
         }
