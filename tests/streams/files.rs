@@ -526,3 +526,33 @@ fn of_many_who_write_one_target_one_wins_and_every_file_is_whole() {
     }
     assert_eq!(place.names().len(), 8 + 10);
 }
+
+/// One more user may read the file, which its mode shows as bits of the group.
+#[test]
+fn an_access_list_lets_nobody_in_who_was_out_where_it_is_gone() {
+    use rustix::fs::{XattrFlags, setxattr};
+    let place = Place::new();
+    let (from, to) = (place.plain("a", 9), place.path("b"));
+    let entries = [(0x01, 6, u32::MAX), (0x02, 4, 12345), (0x04, 0, u32::MAX)];
+    let entries = entries.into_iter().chain([(0x10, 4, u32::MAX), (0x20, 0, u32::MAX)]);
+    let mut list = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        let (tag, permissions): (u16, u16) = (tag, permissions);
+        list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
+        list.extend(id.to_le_bytes());
+    }
+    let give = |path: &Path| setxattr(path, "system.posix_acl_access", &list, XattrFlags::empty());
+    if give(&from) == Err(rustix::io::Errno::NOTSUP) {
+        // A file system without such lists has no such file.
+        return;
+    }
+    assert_eq!(mode(&from), 0o640);
+    place.seal(&from, &to, &plain()).unwrap();
+    assert_eq!(mode(&to), 0o600);
+    // Of what is replaced, too.
+    fs::set_permissions(place.plain("c", 9), Permissions::from_mode(0o644)).unwrap();
+    give(&to).unwrap();
+    assert_eq!(mode(&to), 0o640);
+    place.seal(&place.path("c"), &to, &plain().overwrite()).unwrap();
+    assert_eq!(mode(&to), 0o600);
+}

@@ -84,7 +84,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         for len in [0, 1, FIRST - 1, FIRST, FIRST + 1, 2 * FIRST, 100_000] {
-            let bytes: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+            let bytes: Vec<u8> = (0..=250).cycle().take(len).collect();
             std::fs::write(&path, &bytes).unwrap();
             for most in [len, len + 1, 1_000_000] {
                 assert_eq!(&*read_file(&path, most).unwrap(), &*bytes, "{len} of {most}");
