@@ -86,6 +86,7 @@ macro_rules! links {
 [`KekProvider`]: crate::kek::KekProvider
 [aws-kms.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/aws_kms/
 [xks.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/xks/
+[pkcs11.md]: https://docs.rs/waxseal-pkcs11/latest/waxseal_pkcs11/guide/pkcs11/
 [vault.md]: https://docs.rs/waxseal-vault-transit/latest/waxseal_vault_transit/guide/vault/
 
 "

@@ -17,7 +17,8 @@ const GROUND: [&str; 7] = ["error", "caller", "context", "clock", "duration", "h
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
-const PROVIDERS: [&str; 2] = ["crates/aws-kms/src", "crates/vault-transit/src"];
+const PROVIDERS: [&str; 3] =
+    ["crates/aws-kms/src", "crates/pkcs11/src", "crates/vault-transit/src"];
 /// Who names a database. Stores keep rows as bytes and parse none.
 const STORES: [&str; 1] = ["crates/sqlx/src"];
 
