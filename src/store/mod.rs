@@ -16,12 +16,16 @@ mod memory;
 mod rewrap;
 #[cfg(feature = "test-util")]
 pub mod scripted;
+#[cfg(feature = "tokio")]
+mod spawn;
 
 use std::fmt;
 
 pub use error::{StoreError, StoreErrorClass};
 pub use memory::MemoryStore;
 pub use rewrap::{RewrapOptions, RewrapProgress};
+#[cfg(feature = "tokio")]
+pub use spawn::StoreSpawner;
 
 pub use crate::format::{KeyKind, KeyRow};
 pub use crate::runtime::BoxFuture;

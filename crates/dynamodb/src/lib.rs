@@ -6,7 +6,6 @@ mod backoff;
 mod builder;
 mod errors;
 mod format;
-mod home;
 mod store;
 mod table;
 

@@ -9,12 +9,11 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::AttributeValue;
 use waxseal::store::{
     BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
-    StoreError, StoredRow,
+    StoreError, StoreSpawner, StoredRow,
 };
 
 use crate::backoff::Backoff;
 use crate::format::{self, BRANCH, EPOCH, ERASED, ID, KEY_ROW, PERIOD};
-use crate::home::Home;
 use crate::table::{Change, Table, Written};
 
 /// Most writes of one transaction, and most bytes of the rows that it touches (4 MB are allowed).
@@ -33,13 +32,13 @@ struct Inner {
     table: Table,
     name: String,
     bound: Duration,
-    home: Home,
+    spawner: StoreSpawner,
 }
 
 impl DynamoDbKeyStore {
     pub(crate) fn new(table: Table, bound: Duration) -> Self {
         let name = format!("dynamodb {}", table.name);
-        Self(Arc::new(Inner { table, name, bound, home: Home::current() }))
+        Self(Arc::new(Inner { table, name, bound, spawner: StoreSpawner::current() }))
     }
 
     /// Creates the table, unless it is there, and waits until it can be used: billed by request,
@@ -62,7 +61,7 @@ impl DynamoDbKeyStore {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let work = call(self.0.clone());
-        Box::pin(self.0.home.run(work))
+        Box::pin(self.0.spawner.run(work))
     }
 }
 

@@ -7,7 +7,6 @@ mod builder;
 mod crashes;
 mod errors;
 mod format;
-mod home;
 mod local;
 mod objects;
 mod store;

@@ -17,11 +17,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use waxseal::store::{
     BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
-    StoreError, StoredRow,
+    StoreError, StoreSpawner, StoredRow,
 };
 
 use crate::format::{self, Content, encode_claim, encode_row};
-use crate::home::Home;
 use crate::objects::{Backoff, Objects};
 
 const KEYS: &str = "keys";
@@ -38,12 +37,12 @@ pub struct ObjectKeyStore(Arc<Inner>);
 struct Inner {
     objects: Objects,
     name: String,
-    home: Home,
+    spawner: StoreSpawner,
 }
 
 impl ObjectKeyStore {
     pub(crate) fn new(objects: Objects, name: String) -> Self {
-        Self(Arc::new(Inner { objects, name, home: Home::current() }))
+        Self(Arc::new(Inner { objects, name, spawner: StoreSpawner::current() }))
     }
 
     /// Runs a call where its client finds its runtime, whoever polls the future.
@@ -55,7 +54,7 @@ impl ObjectKeyStore {
         F: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
         let work = call(self.0.clone());
-        Box::pin(self.0.home.run(work))
+        Box::pin(self.0.spawner.run(work))
     }
 }
 

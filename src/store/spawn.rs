@@ -1,24 +1,37 @@
-//! Where the calls of a store run: its client needs a tokio runtime, and whoever polls may have none.
+//! Runs a network client of a store on the tokio runtime in which the store was made, on whatever
+//! executor its futures are polled.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
 
 use tokio::runtime::Handle;
-use waxseal::kek::toolkit::Spawner;
-use waxseal::kek::{KekError, KekErrorClass};
-use waxseal::store::StoreError;
 
-/// The tokio runtime in which a store was made, if there was one.
-pub(crate) struct Home(Option<Spawner>);
+use super::StoreError;
+use crate::kek::toolkit::Spawner;
+use crate::kek::{KekError, KekErrorClass};
 
-impl Home {
-    pub(crate) fn current() -> Self {
+/// The tokio runtime in which a [`KeyStore`](super::KeyStore) was made, if there was one.
+///
+/// It is for stores whose client needs such a runtime, as [`Spawner`] is for providers: whoever polls
+/// may have none.
+#[derive(Debug)]
+pub struct StoreSpawner(Option<Spawner>);
+
+impl StoreSpawner {
+    /// Returns the runtime of the caller. Outside of one, or in one without timers or IO, the store
+    /// works on the runtime of each of its callers.
+    #[must_use]
+    pub fn current() -> Self {
         Self(Spawner::current().ok())
     }
 
-    /// Runs `work` there, whoever polls this future. A store that was made outside of a runtime works
-    /// on that of its caller.
-    pub(crate) async fn run<T: Send + 'static>(
+    /// Runs `work` on the runtime, on whatever executor this future is polled. Dropping the future
+    /// ends the work.
+    ///
+    /// # Errors
+    /// Those of the work. Misconfigured, if neither the store nor its caller has a runtime, and in a
+    /// forked child. Unavailable, if the runtime ended in the middle of the work.
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
