@@ -56,7 +56,8 @@ macro_rules! names {
                     $($name => Ok(Self::$variant),)*
                     _ => {
                         let known = [$($name),*].join(", ");
-                        Err(Error::new(ErrorKind::InvalidOption, format!("{}: expected one of {known}", $option)))
+                        let text = format!("{}: expected one of {known}", $option);
+                        Err(Error::new(ErrorKind::InvalidOption, text))
                     }
                 }
             }
@@ -70,7 +71,10 @@ macro_rules! names {
     };
 }
 
-names!(IvSource, "iv-source": Caller = "caller", Token = "token", Appended = "appended", Message = "message");
+names!(
+    IvSource, "iv-source":
+    Caller = "caller", Token = "token", Appended = "appended", Message = "message"
+);
 names!(Versions, "versions": Single = "single", ById = "by-id");
 
 /// What the token says of the KEK.
@@ -105,7 +109,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ids_are_ordered_as_numbers(one in any::<u64>(), other in any::<u64>(), zeros in 0_usize..4) {
+        fn ids_are_ordered_as_numbers(
+            one in any::<u64>(),
+            other in any::<u64>(),
+            zeros in 0_usize..4,
+        ) {
             let bytes = one.to_be_bytes();
             let padded = [&vec![0; zeros], &bytes[..]].concat();
             prop_assert_eq!(as_number(&padded), as_number(&bytes));

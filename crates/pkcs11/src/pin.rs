@@ -56,7 +56,11 @@ impl FromStr for PinSource {
             return Ok(Self::Environment(name.to_owned()));
         }
         let path = match text.strip_prefix("file:") {
-            Some(path) => path.strip_prefix("//").unwrap_or(path),
+            Some(path) => match path.strip_prefix("//") {
+                Some(path) if path.starts_with('/') => path,
+                Some(_) => return Err(invalid("file: names no host; expected file:/PATH")),
+                None => path,
+            },
             None => text,
         };
         if !path.starts_with('/') || path.contains('\0') {
@@ -69,6 +73,10 @@ impl FromStr for PinSource {
 impl fmt::Display for PinSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // A second slash would begin a host.
+            Self::File(path) if path.as_os_str().as_encoded_bytes().starts_with(b"//") => {
+                write!(f, "file://{}", path.display())
+            }
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Environment(name) => write!(f, "env:{name}"),
         }
@@ -157,6 +165,7 @@ mod tests {
             ("file:/run/pin", PinSource::File("/run/pin".into()), "file:/run/pin"),
             ("file:///run/pin", PinSource::File("/run/pin".into()), "file:/run/pin"),
             ("/run/pin", PinSource::File("/run/pin".into()), "file:/run/pin"),
+            ("file:////pin", PinSource::File("//pin".into()), "file:////pin"),
             ("env:HSM_PIN", PinSource::Environment("HSM_PIN".into()), "env:HSM_PIN"),
         ] {
             assert_eq!(text.parse::<PinSource>().unwrap(), source);
@@ -166,8 +175,17 @@ mod tests {
 
     #[test]
     fn a_pin_in_the_place_of_its_source_is_refused_and_not_shown() {
-        for text in ["", "123456", "|cat /run/pin", "env:", "file:pin", "pin", "env:A=B", "env:/x"]
-        {
+        for text in [
+            "file://host/pin",
+            "",
+            "123456",
+            "|cat /run/pin",
+            "env:",
+            "file:pin",
+            "pin",
+            "env:A=B",
+            "env:/x",
+        ] {
             let error = text.parse::<PinSource>().unwrap_err();
             assert!(error.to_string().contains("pin-source"), "{error}");
             assert!(!format!("{error} {error:?}").contains("123456"));

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use waxseal::kek::KekErrorClass::Throttled;
+use waxseal::kek::KekErrorClass::{self, Throttled};
 use waxseal::kek::toolkit::process_generation;
 
 use crate::errors::{After, Failure, forked};
@@ -47,6 +47,8 @@ struct State {
     threads: usize,
     idle: usize,
     connected: usize,
+    /// Threads that are about to open a session.
+    connecting: usize,
     /// Threads at most, since the token had no session for another one, and since when.
     limit: Option<(usize, Instant)>,
     is_closing: bool,
@@ -320,10 +322,11 @@ impl Worker {
     /// The token has no session for this thread: others have, so they do the work.
     fn leaves_it_to_others(&mut self) -> bool {
         let mut state = self.shared.lock();
-        if state.connected == 0 {
+        // One that is about to open a session takes the call, or fails it.
+        if state.connected + state.connecting == 0 {
             return false;
         }
-        state.limit = Some((state.connected, Instant::now()));
+        state.limit = Some((state.connected.max(1), Instant::now()));
         state.threads -= 1;
         drop(state);
         self.shared.changed.notify_one();
@@ -343,11 +346,15 @@ impl Worker {
     fn connect(&mut self) -> Result<&mut Connection, Failure> {
         if self.connection.is_none() {
             let token = self.shared.token.clone();
+            self.shared.lock().connecting += 1;
             let opened = catch_unwind(AssertUnwindSafe(|| Connection::open(&token)));
             let opened = opened
                 .unwrap_or_else(|_| Err(Failure::unavailable("the module's binding panicked")));
+            let mut state = self.shared.lock();
+            state.connecting -= 1;
+            state.connected += usize::from(opened.is_ok());
+            drop(state);
             self.connection = Some(opened?);
-            self.shared.lock().connected += 1;
         }
         let gone = || Failure::unavailable("there is no session");
         self.connection.as_mut().ok_or_else(gone)
@@ -385,6 +392,11 @@ impl Worker {
             Err(failure) if failure.after == After::FindKey => match connection.find_keys(&token) {
                 Ok(()) => failure,
                 Err(found) => found,
+            },
+            // Some tokens have no better word for a key that is gone.
+            Err(failure) if failure.after == After::Drop => match connection.find_keys(&token) {
+                Err(found) if found.class == KekErrorClass::Denied => found,
+                _ => failure,
             },
             Err(failure) => failure,
         };

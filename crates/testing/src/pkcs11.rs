@@ -141,6 +141,7 @@ impl Ground {
             .env("WAXSEAL_SHIM_MODULE", self.token_module())
             .env("WAXSEAL_SHIM_CONTROL", self.control_file())
             .env("WAXSEAL_SHIM_LOG", self.directory.join("log"))
+            .env("WAXSEAL_TEST_PIN", PIN)
             .env(KIND, format!("{:?}", self.kind));
         command
     }
@@ -273,6 +274,19 @@ fn session_at(module: &Pkcs11, label: &str) -> Session {
     module.open_rw_session(slots.into_iter().find(is_it).unwrap()).unwrap()
 }
 
+/// Does what other code of this process may do with a module: it logs out, or ends the module.
+pub fn interfere(module: &Path, ends: bool) {
+    let module = Pkcs11::new(module).unwrap();
+    if ends {
+        return module.finalize().unwrap();
+    }
+    let slots = module.get_slots_with_token().unwrap();
+    let is_it =
+        |slot: &cryptoki::slot::Slot| module.get_token_info(*slot).unwrap().label() == TOKEN;
+    let session = module.open_ro_session(slots.into_iter().find(is_it).unwrap()).unwrap();
+    session.logout().unwrap();
+}
+
 fn locked(name: &str) -> File {
     fs::create_dir_all(crate::target_directory()).unwrap();
     let lock = File::create(crate::target_directory().join(name)).unwrap();
@@ -324,7 +338,8 @@ pub fn softhsm() -> PathBuf {
         return module.canonicalize().unwrap();
     }
     let install = ["install", "--yes", "--no-install-recommends", "libsofthsm2"];
-    if !apt(&install) && !(apt(&["update"]) && apt(&install)) {
+    let is_installed = apt(&install) || (apt(&["update"]) && apt(&install));
+    if !is_installed {
         // Without root the package can be unpacked at least.
         fs::create_dir_all(&unpacked).unwrap();
         run(Command::new("apt-get").args(["download", "libsofthsm2"]).current_dir(&unpacked));

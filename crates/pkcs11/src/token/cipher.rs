@@ -10,7 +10,7 @@ use cryptoki::types::Ulong;
 use zeroize::Zeroizing;
 
 use super::codes::classify;
-use super::keys::Key;
+use super::keys::KeyObject;
 use crate::errors::{After, Failure};
 use crate::key::IvSource;
 use waxseal::kek::KekErrorClass;
@@ -142,7 +142,7 @@ const OTHER_AAD: [u8; 32] = [0x5A; 32];
 /// plaintext comes back, and does not under other additional data.
 pub(crate) fn try_out(
     session: &Session,
-    key: &Key,
+    key: &KeyObject,
     chosen: Option<IvSource>,
 ) -> std::result::Result<(IvSource, Sealed), Failure> {
     const ALL: [IvSource; 4] =
@@ -176,7 +176,7 @@ pub(crate) fn try_out(
     })
 }
 
-fn try_one(session: &Session, key: &Key, way: IvSource) -> std::result::Result<Sealed, Failure> {
+fn try_one(session: &Session, key: &KeyObject, way: IvSource) -> std::result::Result<Sealed, Failure> {
     let sealed = encrypt(session, key.handle, way, &AAD, &TRIAL)?;
     let open = |aad: &[u8]| decrypt(session, key.handle, way, aad, &sealed.iv, &sealed.sealed);
     let opens = || match open(&AAD) {

@@ -13,10 +13,15 @@ use cryptoki::slot::Slot;
 use super::codes::{classify, code_of, never_reached_the_token};
 use super::keys::Keys;
 use super::login::{LoggedIn, log_in};
-use super::module::{InUse, Module, load};
+use super::module::{InUse, Module, Restart, load};
 use super::search::find;
 use super::work::Token;
 use crate::errors::{After, Failure};
+use waxseal::kek::KekErrorClass;
+
+/// How long a new start of the module waits for the provider's other sessions to be closed.
+const TRIES_TO_RESTART: u32 = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// An open session.
 pub(crate) struct Connection {
@@ -69,12 +74,34 @@ impl Connection {
             Err(failure) if failure.is_lost => {
                 if failure.is_ended {
                     module.was_ended(epoch);
-                } else if !module.start_anew(epoch)? {
+                } else if let Err(failure) = Self::restarted(&module, epoch, failure) {
                     return Err(failure);
                 }
                 Self::open_at(&module, token)
             }
             result => result,
+        }
+    }
+
+    /// Starts the module anew for the sake of a lost token, or returns what to say instead.
+    fn restarted(module: &Module, epoch: u64, failure: Failure) -> Result<(), Failure> {
+        let is_denied = failure.class == KekErrorClass::Denied;
+        let mut tries = 0;
+        loop {
+            match module.start_anew(epoch)? {
+                Restart::Done => return Ok(()),
+                // It may be the token that is gone, and not the key. A denial would be final.
+                Restart::Early if is_denied => {
+                    let text = format!("{}, or the token is gone", failure.message);
+                    return Err(Failure::unavailable(text));
+                }
+                // The other sessions of the provider are about to be closed.
+                Restart::Impossible if is_denied && tries < TRIES_TO_RESTART => {
+                    tries += 1;
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+                Restart::Early | Restart::Impossible => return Err(failure),
+            }
         }
     }
 
@@ -87,7 +114,7 @@ impl Connection {
         module.opened();
         let open = Open { module: module.clone(), epoch: in_use.epoch, session: Some(session) };
         let mut connection = Self::ready(open, &in_use, slot, token)?;
-        connection.list = token.learned(&connection.keys, &info);
+        connection.list = token.learned(&connection.keys, &info, in_use.epoch);
         Ok(connection)
     }
 
@@ -103,7 +130,11 @@ impl Connection {
                 }
             }
         }
-        let keys = Keys::find(session, &token.key, is_logged_in(session)?)?;
+        let keys = Keys::find(session, &token.key, is_logged_in(session)?);
+        // A module may not notice that its token is gone, and then find nothing there. What it
+        // found since its start shows whether it may be so.
+        let is_doubtful = token.seen_in.load(Ordering::Relaxed) == open.epoch;
+        let keys = keys.map_err(|failure| if is_doubtful { failure.lost() } else { failure })?;
         Ok(Self { session: open, slot, keys, keys_read: Instant::now(), list: 0 })
     }
 
@@ -139,12 +170,14 @@ impl Connection {
                 // Private keys are not seen without it, which does not mean that they are gone.
                 return Err(Failure::unavailable("the login is gone").after(After::Reconnect));
             }
-            let keys = Keys::find(session, &token.key, logged_in)?;
+            // A new session finds out what became of keys that are not there: see `ready`.
+            let keys = Keys::find(session, &token.key, logged_in)
+                .map_err(|failure| failure.after(After::Reconnect))?;
             let info = module.enter()?.context.get_token_info(slot);
             Ok((keys, info.map_err(|error| classify("find the key", &error))?))
         })?;
         (self.keys, self.keys_read) = (keys, Instant::now());
-        self.list = token.learned(&self.keys, &info);
+        self.list = token.learned(&self.keys, &info, self.session.epoch);
         Ok(())
     }
 

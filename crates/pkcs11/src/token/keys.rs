@@ -19,7 +19,7 @@ pub(crate) struct KeyName {
 
 /// One version of the KEK.
 #[derive(Clone, Debug)]
-pub(crate) struct Key {
+pub(crate) struct KeyObject {
     pub(crate) handle: ObjectHandle,
     pub(crate) id: Vec<u8>,
     pub(crate) encrypts: bool,
@@ -30,7 +30,7 @@ pub(crate) struct Key {
 
 /// The versions of the KEK, the current one last.
 #[derive(Clone, Debug)]
-pub(crate) struct Keys(Vec<Key>);
+pub(crate) struct Keys(Vec<KeyObject>);
 
 impl Keys {
     pub(crate) fn find(
@@ -51,7 +51,7 @@ impl Keys {
         let handles = session.find_objects(&wanted).map_err(|error| failed(&error))?;
         let mut keys = Vec::with_capacity(handles.len());
         for handle in handles {
-            keys.push(Key::read(session, handle).map_err(|error| failed(&error))?);
+            keys.push(KeyObject::read(session, handle).map_err(|error| failed(&error))?);
         }
         if keys.is_empty() {
             return Err(Self::not_found(session, name, is_logged_in));
@@ -59,7 +59,7 @@ impl Keys {
         Self::of(keys, name).map_err(Failure::misconfigured)
     }
 
-    fn of(mut keys: Vec<Key>, name: &KeyName) -> Result<Self, String> {
+    fn of(mut keys: Vec<KeyObject>, name: &KeyName) -> Result<Self, String> {
         let label = &name.label;
         if keys.iter().any(|key| key.id.len() > MAX_ID) {
             return Err(format!("a key {label:?} has a CKA_ID of more than {MAX_ID} bytes"));
@@ -74,7 +74,7 @@ impl Keys {
                 ids.join(", ")
             ));
         }
-        let same = |pair: &[Key]| match pair {
+        let same = |pair: &[KeyObject]| match pair {
             [one, other] => as_number(&one.id) == as_number(&other.id),
             _ => false,
         };
@@ -105,11 +105,11 @@ impl Keys {
         }
     }
 
-    pub(crate) fn current(&self) -> Option<&Key> {
+    pub(crate) fn current(&self) -> Option<&KeyObject> {
         self.0.last()
     }
 
-    pub(crate) fn with_id(&self, id: &[u8]) -> Option<&Key> {
+    pub(crate) fn with_id(&self, id: &[u8]) -> Option<&KeyObject> {
         self.0.iter().find(|key| key.id == id)
     }
 
@@ -141,7 +141,7 @@ impl Keys {
     }
 }
 
-impl Key {
+impl KeyObject {
     /// A flag that the token does not tell counts as what is worse for the key's secrecy, and as
     /// permitted for its use: the token decides about that.
     fn read(session: &Session, handle: ObjectHandle) -> cryptoki::error::Result<Self> {

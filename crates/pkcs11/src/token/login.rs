@@ -27,10 +27,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// What is known of the logins at each token of a module.
 #[derive(Default)]
-pub(crate) struct Logins(HashMap<String, Token>);
+pub(crate) struct Logins(HashMap<String, Tries>);
 
 #[derive(Default)]
-struct Token {
+struct Tries {
     /// Hashes of PINs that it refused, and the code.
     refused: Vec<([u8; 32], String)>,
     /// When a login failed in a way that may have counted as a wrong PIN, and the pause after it.

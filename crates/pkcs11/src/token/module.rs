@@ -46,6 +46,16 @@ struct Started {
     at: Option<Instant>,
 }
 
+/// What came of the wish to start a module anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Restart {
+    Done,
+    /// Not yet: it was started a moment ago.
+    Early,
+    /// Sessions of this process are open, a function runs, or other code started it.
+    Impossible,
+}
+
 /// The module while it is certainly started: nobody ends it until this is dropped.
 pub(crate) struct InUse<'a> {
     pub(crate) context: &'a Pkcs11,
@@ -130,20 +140,22 @@ impl Module {
 
     /// Ends and starts the module, after which it looks for its tokens anew: many notice in no
     /// other way that a token is back. Not while a session of this crate is open or a function
-    /// runs, not if other code started it, and not too often. Returns whether it was started since
+    /// runs, not if other code started it, and not too often. `Done` if it was started since
     /// `epoch`.
-    pub(crate) fn start_anew(&self, epoch: u64) -> Result<bool, Failure> {
+    pub(crate) fn start_anew(&self, epoch: u64) -> Result<Restart, Failure> {
         let mut started = match self.started.try_write() {
             Ok(started) => started,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::WouldBlock) => return Ok(Restart::Impossible),
         };
         if started.epoch != epoch {
-            return Ok(true);
+            return Ok(Restart::Done);
         }
-        let is_early = started.at.is_some_and(|at| at.elapsed() < BETWEEN_STARTS);
-        if !started.is_ours || is_early || self.sessions.load(Ordering::SeqCst) > 0 {
-            return Ok(false);
+        if !started.is_ours || self.sessions.load(Ordering::SeqCst) > 0 {
+            return Ok(Restart::Impossible);
+        }
+        if started.at.is_some_and(|at| at.elapsed() < BETWEEN_STARTS) {
+            return Ok(Restart::Early);
         }
         started.is_started = false;
         match self.context.clone().finalize() {
@@ -152,7 +164,7 @@ impl Module {
             Err(error) if code_of(&error) == Some(RvError::CryptokiNotInitialized) => {}
             Err(error) => return Err(classify("finalise", &error)),
         }
-        self.start(&mut started).map(|()| true)
+        self.start(&mut started).map(|()| Restart::Done)
     }
 
     /// Notes that other code of the process ended the module.

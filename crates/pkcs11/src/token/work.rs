@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::cipher::{Sealed, decrypt, encrypt, trial_aad, try_out};
 use super::codes::classify;
 use super::connection::Connection;
-use super::keys::{Key, KeyName, Keys};
+use super::keys::{KeyName, KeyObject, Keys};
 use super::search::TokenName;
 use crate::errors::{After, Failure};
 use crate::format::Wrapped;
@@ -33,6 +33,8 @@ pub(crate) struct Token {
     key_max_age: Duration,
     /// The token was found before.
     pub(crate) was_seen: AtomicBool,
+    /// The start of the module since which the keys were found last.
+    pub(crate) seen_in: AtomicU64,
     pub(crate) logins: AtomicU64,
     pub(crate) failed_logins: AtomicU64,
     known: ArcSwapOption<Known>,
@@ -80,6 +82,7 @@ impl Token {
             chosen,
             key_max_age,
             was_seen: AtomicBool::new(false),
+            seen_in: AtomicU64::new(0),
             logins: AtomicU64::new(0),
             failed_logins: AtomicU64::new(0),
             known: ArcSwapOption::empty(),
@@ -96,7 +99,8 @@ impl Token {
 
     /// Keeps what a session read of the keys and the token. Returns the number of the list, which
     /// changes with the keys, so that the other sessions read them too.
-    pub(crate) fn learned(&self, keys: &Keys, info: &TokenInfo) -> u64 {
+    pub(crate) fn learned(&self, keys: &Keys, info: &TokenInfo, epoch: u64) -> u64 {
+        self.seen_in.store(epoch, Ordering::Relaxed);
         let Some(current) = keys.current() else { return self.list() };
         let mut notes = keys.notes();
         if info.user_pin_count_low() {
@@ -276,32 +280,43 @@ impl Token {
             return failure;
         }
         let invalid = || Failure::invalid(format!("{}: the token is well", failure.message));
-        let sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
         let way = self.way().unwrap_or(IvSource::Caller);
         let found =
             sample.as_ref().and_then(|sample| Some((sample, keys.with_id(&sample.key_id)?)));
-        let Some((sample, key)) = found else {
+        let Some((known, key)) = found else {
             // Nothing is at hand to try. A token that still knows the login is well enough.
             return match session.get_session_info() {
                 Ok(_) => invalid(),
                 Err(error) => classify("unwrap", &error),
             };
         };
-        let sealed = &sample.sealed;
-        match decrypt(session, key.handle, way, &sample.aad, &sealed.iv, &sealed.sealed) {
-            Ok(_) => invalid(),
-            Err(error) => match classify("unwrap", &error) {
-                // A sample that was good is not damaged: the token is.
-                Failure { class: KekErrorClass::Invalid, message, .. } => {
-                    Failure::unavailable(message).after(After::Drop).lost()
-                }
-                failure => failure,
-            },
+        let sealed = &known.sealed;
+        let tried = decrypt(session, key.handle, way, &known.aad, &sealed.iv, &sealed.sealed);
+        let tried = match tried {
+            Ok(_) => return invalid(),
+            Err(error) => classify("unwrap", &error),
+        };
+        // The key may be another one now, with the same id. A new sample tells.
+        let current = keys.current().filter(|key| key.encrypts && key.decrypts);
+        if let Some(current) = current
+            && tried.after != After::Reconnect
+            && let Ok((_, sealed)) = try_out(session, current, Some(way))
+        {
+            *sample = Some(Sample { key_id: current.id.clone(), aad: *trial_aad(), sealed });
+            return invalid();
+        }
+        match tried {
+            // A sample that was good is not damaged: the token is.
+            Failure { class: KekErrorClass::Invalid, message, .. } => {
+                Failure::unavailable(message).after(After::Drop).lost()
+            }
+            tried => tried,
         }
     }
 }
 
-fn no_way(key: &Key) -> Failure {
+fn no_way(key: &KeyObject) -> Failure {
     if key.encrypts {
         let text = "wrap: the key must not decrypt, so the way to an IV cannot be tried out; say \
                     it (iv-source)";

@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod conformance;
+mod faults;
+mod keys;
+mod login;
+mod sessions;
 
 use std::time::Duration;
 
