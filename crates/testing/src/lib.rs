@@ -20,6 +20,8 @@ pub mod support;
 #[cfg(any(feature = "opa", feature = "servers"))]
 pub mod fault_proxy;
 #[cfg(feature = "servers")]
+pub mod google;
+#[cfg(feature = "servers")]
 pub mod kms_child;
 #[cfg(feature = "servers")]
 pub mod kms_front;

@@ -176,7 +176,11 @@ pub(crate) fn try_out(
     })
 }
 
-fn try_one(session: &Session, key: &KeyObject, way: IvSource) -> std::result::Result<Sealed, Failure> {
+fn try_one(
+    session: &Session,
+    key: &KeyObject,
+    way: IvSource,
+) -> std::result::Result<Sealed, Failure> {
     let sealed = encrypt(session, key.handle, way, &AAD, &TRIAL)?;
     let open = |aad: &[u8]| decrypt(session, key.handle, way, aad, &sealed.iv, &sealed.sealed);
     let opens = || match open(&AAD) {

@@ -1,7 +1,8 @@
-//! The stand-ins themselves: the KMS front, its key stores, the XKS proxy.
+//! The stand-ins themselves: the KMS front, its key stores, the XKS proxy, Google Cloud KMS.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod google;
 mod kms_front_path;
 mod kms_front_stores;
 mod xks_proxy;
