@@ -18,8 +18,12 @@ const GROUND: [&str; 9] =
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
-const PROVIDERS: [&str; 3] =
-    ["crates/aws-kms/src", "crates/google-kms/src", "crates/vault-transit/src"];
+const PROVIDERS: [&str; 4] = [
+    "crates/aws-kms/src",
+    "crates/google-kms/src",
+    "crates/pkcs11/src",
+    "crates/vault-transit/src",
+];
 /// Who implements a trait of a dependency below 1.0, and so has to show its types: the crate, the module, the dependency, the
 /// version and the feature. Module and feature are named for the version, so that the next one comes beside it.
 const VERSIONED: [(&str, &str, &str, &str, &str); 1] = [(

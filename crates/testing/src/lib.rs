@@ -3,7 +3,7 @@
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
 //! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, and what breaks the
 //! connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine of Open Policy
-//! Agent. What tests the stand-ins is in `tests/` of this crate.
+//! Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins is in `tests/` of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
@@ -31,6 +31,8 @@ pub mod middlebox;
 pub mod opa;
 #[cfg(feature = "servers")]
 pub mod openbao;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "servers")]
