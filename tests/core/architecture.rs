@@ -17,7 +17,8 @@ const GROUND: [&str; 7] = ["error", "caller", "context", "clock", "duration", "h
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
-const PROVIDERS: [&str; 2] = ["crates/aws-kms/src", "crates/vault-transit/src"];
+const PROVIDERS: [&str; 3] =
+    ["crates/aws-kms/src", "crates/azure-key-vault/src", "crates/vault-transit/src"];
 /// Who names a database. Stores keep rows as bytes and parse none.
 const STORES: [&str; 1] = ["crates/sqlx/src"];
 
@@ -386,6 +387,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("src", "toml", "domain/file.rs"),
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
         ("crates/aws-kms/src", "aws_config", "sdk.rs"),
+        ("crates/azure-key-vault/src", "azure_security_keyvault_keys", "client.rs"),
         ("crates/vault-transit/src", "vaultrs", "endpoints.rs"),
         ("crates/policy/src", "regorus", "rego/engine.rs"),
     ] {
