@@ -218,7 +218,8 @@ impl ObjectStore for Scripted {
             Act::Turn(by) => {
                 let listed = self.0.inner.list(prefix).collect::<Vec<_>>();
                 let turned = listed.map(move |mut all| {
-                    all.rotate_left(by.min(all.len()));
+                    let by = by.min(all.len());
+                    all.rotate_left(by);
                     stream::iter(all)
                 });
                 turned.flatten_stream().boxed()
