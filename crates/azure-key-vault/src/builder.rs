@@ -146,7 +146,9 @@ impl AzureKeyVaultKekBuilder {
         let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
         let place = Place::read(&self.vault)?;
         if !is_key_name(&self.key) {
-            return Err(invalid("key: a name has 1 to 127 letters, digits and hyphens, and no version"));
+            return Err(invalid(
+                "key: a name has 1 to 127 letters, digits and hyphens, and no version",
+            ));
         }
         let algorithm = match (self.algorithm, place.resource) {
             (Some(algorithm), _) => algorithm,

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use azure_core::http::{ClientOptions, RequestContent, Response, RetryOptions};
 use azure_core::http::Transport as SdkTransport;
+use azure_core::http::{ClientOptions, RequestContent, Response, RetryOptions};
 use azure_security_keyvault_keys::models::KeyOperationParameters;
 use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
 use bytes::Bytes;
@@ -252,8 +252,7 @@ fn parts<T, F>(answer: Response<T, F>) -> Wiped {
 const NOT_UNDERSTOOD: &str = "the answer cannot be understood";
 
 fn read(operation: Operation, body: &Wiped) -> Result<Answer<'_>, Failure> {
-    serde_json::from_slice(&body.0)
-        .map_err(|_| Failure::not_understood(operation, NOT_UNDERSTOOD))
+    serde_json::from_slice(&body.0).map_err(|_| Failure::not_understood(operation, NOT_UNDERSTOOD))
 }
 
 fn value(operation: Operation, text: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
@@ -288,7 +287,11 @@ fn body(algorithm: &str, value: &[u8], parts: &[(&str, &[u8])]) -> Bytes {
 }
 
 /// Whether a key of this kind does what is asked of it.
-pub(crate) fn check_usable(found: &Description, key: &str, operations: [&str; 2]) -> Result<(), Failure> {
+pub(crate) fn check_usable(
+    found: &Description,
+    key: &str,
+    operations: [&str; 2],
+) -> Result<(), Failure> {
     let fail = |class, why: String| Err(Failure::new(class, format!("get: {key} {why}")));
     if !found.enabled {
         return fail(KekErrorClass::Denied, "is disabled".to_owned());
@@ -315,7 +318,8 @@ mod tests {
     #[test]
     fn a_body_is_json_and_was_never_moved() {
         let value = [0xfb; 512];
-        let bytes = body("A256GCM", &value, &[("aad", &[1; 32]), ("iv", &[2; 12]), ("tag", &[3; 16])]);
+        let bytes =
+            body("A256GCM", &value, &[("aad", &[1; 32]), ("iv", &[2; 12]), ("tag", &[3; 16])]);
         let read: KeyOperationParameters = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(read.value.as_deref(), Some(&value[..]));
         assert_eq!(read.iv.as_deref(), Some(&[2; 12][..]));

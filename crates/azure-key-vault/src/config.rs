@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use waxseal::kek::toolkit::uri::{Uri, UriWriter, encode};
 use waxseal::Error;
+use waxseal::kek::toolkit::uri::{Uri, UriWriter, encode};
 
 use crate::builder::AzureKeyVaultKekBuilder;
 use crate::credentials::Credential;
@@ -295,7 +295,8 @@ fn credential(uri: &Uri<'_>) -> Result<Option<Credential>, Error> {
 /// The URI that is read back to the same.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut uri = UriWriter::new(PREFIX, &format!("{}/{}", encode(&self.vault), encode(&self.key)));
+        let mut uri =
+            UriWriter::new(PREFIX, &format!("{}/{}", encode(&self.vault), encode(&self.key)));
         uri.text("algorithm", self.algorithm.map(Algorithm::as_str));
         if let Some(credential) = &self.credential {
             write_credential(&mut uri, credential);
@@ -310,14 +311,15 @@ impl fmt::Display for Config {
 }
 
 fn write_credential(uri: &mut UriWriter, credential: &Credential) {
-    let mut write = |kind: &str, tenant: Option<&str>, client: Option<&str>, file: Option<(&str, &Path)>| {
-        uri.text("credential", Some(kind));
-        uri.text("tenant-id", tenant);
-        uri.text("client-id", client);
-        if let Some((name, path)) = file {
-            uri.path(name, Some(path));
-        }
-    };
+    let mut write =
+        |kind: &str, tenant: Option<&str>, client: Option<&str>, file: Option<(&str, &Path)>| {
+            uri.text("credential", Some(kind));
+            uri.text("tenant-id", tenant);
+            uri.text("client-id", client);
+            if let Some((name, path)) = file {
+                uri.path(name, Some(path));
+            }
+        };
     match credential {
         Credential::Environment => write("environment", None, None, None),
         Credential::ManagedIdentity { client_id } => {

@@ -83,7 +83,12 @@ pub enum Credential {
 pub(crate) enum Source {
     /// The user's own.
     Given(Arc<dyn TokenCredential>),
-    Named { credential: Credential, authority: Option<String>, cloud: Cloud, transport: Arc<Transport> },
+    Named {
+        credential: Credential,
+        authority: Option<String>,
+        cloud: Cloud,
+        transport: Arc<Transport>,
+    },
 }
 
 impl Source {
@@ -178,7 +183,12 @@ fn make(
         }
         Credential::ClientSecret { tenant_id, client_id, secret_file } => {
             let secret = read(secret_file, "secret_file")?;
-            with_secret(tenant_id, client_id, secret.trim_end_matches(['\r', '\n']), client_options)?
+            with_secret(
+                tenant_id,
+                client_id,
+                secret.trim_end_matches(['\r', '\n']),
+                client_options,
+            )?
         }
         Credential::ClientCertificate { tenant_id, client_id, certificate_file } => {
             with_certificate(tenant_id, client_id, certificate_file, client_options)?
@@ -229,8 +239,7 @@ fn with_certificate(
         _ => variable("AZURE_AUTHORITY_HOST")
             .unwrap_or_else(|| "https://login.microsoftonline.com".to_owned()),
     };
-    let audience =
-        format!("{}/{tenant_id}/oauth2/v2.0/token", authority.trim_end_matches('/'));
+    let audience = format!("{}/{tenant_id}/oauth2/v2.0/token", authority.trim_end_matches('/'));
     let pem = zeroize::Zeroizing::new(read(file, "certificate_file")?);
     let assertion = CertificateAssertion::read(pem.as_bytes(), client_id, audience)
         .map_err(|why| missing(format!("certificate_file {}: {why}", file.display())))?;

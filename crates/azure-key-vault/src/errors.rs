@@ -119,8 +119,20 @@ const fn row(
 pub(crate) const TABLE: &[Row] = &[
     row(400, "", "", Invalid, "the wrapped key, the context or a parameter is wrong"),
     row(401, "", "", Misconfigured, "the token is refused"),
-    row(403, "ForbiddenByFirewall", "", Misconfigured, "the firewall refuses this client's address"),
-    row(403, "ForbiddenByConnection", "", Misconfigured, "public access is off, and this is no private link"),
+    row(
+        403,
+        "ForbiddenByFirewall",
+        "",
+        Misconfigured,
+        "the firewall refuses this client's address",
+    ),
+    row(
+        403,
+        "ForbiddenByConnection",
+        "",
+        Misconfigured,
+        "public access is off, and this is no private link",
+    ),
     row(403, "KeyDisabled", "", Denied, "the key version is disabled"),
     row(403, "KeyNotYetValid", "", Denied, "the key version is not valid yet"),
     row(403, "KeyExpired", "", Denied, "the key version has expired"),
@@ -136,7 +148,13 @@ pub(crate) const TABLE: &[Row] = &[
     row(403, "", "not authorized to perform", Denied, "no role assignment permits it"),
     row(404, "KeyNotFound", "", Denied, "no such key or version, or it is deleted"),
     row(409, "ObjectIsBeingDeleted", "", Denied, "the key is being deleted"),
-    row(409, "ObjectIsDeletedButRecoverable", "", Denied, "the key is deleted, and can be recovered"),
+    row(
+        409,
+        "ObjectIsDeletedButRecoverable",
+        "",
+        Denied,
+        "the key is deleted, and can be recovered",
+    ),
     row(409, "", "", Unavailable, "somebody else changes the key now"),
     row(413, "", "", Invalid, "the request is larger than the service allows"),
     row(429, "", "", Throttled, "a limit of the vault or the subscription is used up"),
@@ -183,16 +201,14 @@ pub(crate) fn classify(operation: Operation, status: u16, body: &[u8]) -> Failur
             429 => (Throttled, "something on the way asks for fewer requests", false),
             // Key Vault's own 401 to a request without a token has no body in some versions.
             401 => (Misconfigured, "the token is refused", false),
-            400..500 => (Misconfigured, "refused by something that does not answer as Key Vault does", true),
+            400..500 => {
+                (Misconfigured, "refused by something that does not answer as Key Vault does", true)
+            }
             300..400 => (Unavailable, "a redirection that is not followed", false),
             _ => (Unavailable, "the service failed", false),
         };
         let message = format!("{name}: {meaning} ({status}: {shown})");
-        return Failure {
-            on_the_way,
-            of_the_token: status == 401,
-            ..Failure::new(class, message)
-        };
+        return Failure { on_the_way, of_the_token: status == 401, ..Failure::new(class, message) };
     };
     let row = TABLE.iter().find(|row| row.status == status && said.has(row));
     let (class, meaning) = match row {
@@ -297,8 +313,8 @@ pub(crate) fn classify_login(status: u16, body: &[u8]) -> Failure {
     };
     let code = field("error").unwrap_or_default();
     let description = field("error_description").unwrap_or_default();
-    let passes = PASSING.iter().any(|code| description.contains(code))
-        || code == "temporarily_unavailable";
+    let passes =
+        PASSING.iter().any(|code| description.contains(code)) || code == "temporarily_unavailable";
     let class = match status {
         429 => Throttled,
         // Both have this form. Without it something else answered.
@@ -364,7 +380,8 @@ pub(crate) fn presentable(text: &str) -> String {
 fn is_shown(word: &str) -> bool {
     let longest_run =
         word.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c)).map(str::len).max();
-    word.len() <= LONGEST_WORD * 2 && longest_run.unwrap_or_default() <= 32
+    word.len() <= LONGEST_WORD * 2
+        && longest_run.unwrap_or_default() <= 32
         && word.matches('.').count() < 6
 }
 
@@ -432,7 +449,8 @@ mod tests {
 
     #[test]
     fn only_the_services_own_form_can_deny_or_call_a_message_invalid() {
-        for text in ["", "<html>403 Forbidden</html>", "{}", r#"{"error":"denied"}"#, "KeyDisabled"] {
+        for text in ["", "<html>403 Forbidden</html>", "{}", r#"{"error":"denied"}"#, "KeyDisabled"]
+        {
             for status in 300..600 {
                 let failure = classify(Operation::Decrypt, status, text.as_bytes());
                 assert!(!matches!(failure.class, Denied | Invalid), "{status} {text}");

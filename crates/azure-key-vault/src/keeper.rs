@@ -219,9 +219,7 @@ impl Keeper {
         let at_hand = state.held.as_ref().filter(|held| now + TOO_LATE < held.ends);
         match at_hand.map(|held| (held.token.clone(), now >= held.renew_from)) {
             Some((token, is_due)) => {
-                if is_due
-                    && state.tried.is_none_or(|tried| tried.elapsed() >= IN_BACKGROUND)
-                {
+                if is_due && state.tried.is_none_or(|tried| tried.elapsed() >= IN_BACKGROUND) {
                     state.tried = Some(Instant::now());
                     self.load(&mut state, scopes);
                 }

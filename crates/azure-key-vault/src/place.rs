@@ -42,9 +42,7 @@ pub(crate) struct Place {
 impl Place {
     /// From a name (`orders`, of a vault in the public cloud), a host or a URL.
     pub(crate) fn read(text: &str) -> Result<Self, Error> {
-        let wrong = |why: &str| {
-            Err(Error::new(ErrorKind::InvalidOption, format!("vault: {why}")))
-        };
+        let wrong = |why: &str| Err(Error::new(ErrorKind::InvalidOption, format!("vault: {why}")));
         if text.contains('@') {
             return wrong("it is a name, a host or a URL, without a user");
         }
@@ -104,7 +102,10 @@ mod tests {
             assert_eq!((place.resource, place.cloud), (Resource::Vault, Cloud::Public));
             assert_eq!(place.url(), "https://orders.vault.azure.net/");
         }
-        assert_eq!(Place::read("orders:8443").unwrap().url(), "https://orders.vault.azure.net:8443/");
+        assert_eq!(
+            Place::read("orders:8443").unwrap().url(),
+            "https://orders.vault.azure.net:8443/"
+        );
     }
 
     #[test]

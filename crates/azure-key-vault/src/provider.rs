@@ -261,7 +261,8 @@ impl Inner {
                 })?;
                 let mut vectors = self.vectors.lock().unwrap_or_else(PoisonError::into_inner);
                 if !vectors.is_fresh(iv) {
-                    let text = "encrypt: the service used an initialization vector twice, or one of zeros";
+                    let text =
+                        "encrypt: the service used an initialization vector twice, or one of zeros";
                     return Err(Failure::new(KekErrorClass::Misconfigured, text));
                 }
                 Entry::Gcm { version, iv, tag, text }
@@ -281,9 +282,8 @@ impl Inner {
             return Err(Failure::not_understood(Operation::WrapKey, what));
         }
         self.learn(entry.version(), asked);
-        WrappedDek::new(self.id.clone(), bytes).map_err(|_| {
-            Failure::not_understood(Operation::WrapKey, "the wrapped key is too long")
-        })
+        WrappedDek::new(self.id.clone(), bytes)
+            .map_err(|_| Failure::not_understood(Operation::WrapKey, "the wrapped key is too long"))
     }
 
     async fn unwrap(

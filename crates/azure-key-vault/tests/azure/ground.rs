@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use waxseal::Dek;
-use waxseal_azure_key_vault::{
-    Algorithm, AzureKeyVaultKek, AzureKeyVaultKekBuilder, Credential,
-};
+use waxseal_azure_key_vault::{Algorithm, AzureKeyVaultKek, AzureKeyVaultKekBuilder, Credential};
 use waxseal_testing::azure::{Azure, TENANT};
 
 pub const HSM: &str = "orders.managedhsm.azure.net";

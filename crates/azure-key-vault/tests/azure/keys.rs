@@ -129,11 +129,7 @@ async fn every_state_of_key_permission_and_network_has_its_class_and_passes() {
         let wrap = kek.wrap(&alice, &dek()).await.err().map(|error| error.class());
         let unwrap = kek.unwrap(&alice, &wrapped).await.err().map(|error| error.class());
         let health = kek.health().await.err().map(|error| error.class());
-        assert_eq!(
-            (wrap, unwrap, health),
-            (change.wrap, change.unwrap, change.health),
-            "{name}"
-        );
+        assert_eq!((wrap, unwrap, health), (change.wrap, change.unwrap, change.health), "{name}");
         (change.end)(&mut ground.azure.world());
         kek.wrap(&alice, &dek()).await.unwrap_or_else(|error| panic!("{name}: {error}"));
         kek.unwrap(&alice, &wrapped).await.unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -206,11 +202,7 @@ async fn a_rotation_that_nobody_mentioned_is_noticed_after_key_max_age() {
 async fn health_tells_that_a_key_exists_from_that_it_may_be_used() {
     let ground = Ground::new();
     let with = |check| {
-        ground
-            .builder_at(HSM, "cards", ground.azure.port())
-            .health_check(check)
-            .build()
-            .unwrap()
+        ground.builder_at(HSM, "cards", ground.azure.port()).health_check(check).build().unwrap()
     };
     let (read, wraps, uses) =
         (with(HealthCheck::Read), with(HealthCheck::TryWrap), with(HealthCheck::TryUse));

@@ -159,19 +159,26 @@ impl World {
                     403,
                     "Forbidden",
                     "AccessDenied",
-                    format!("The user, group or application 'appid={client_id}' does not have keys {needed} permission on key vault '{host};location=westeurope'."),
+                    format!(
+                        "The user, group or application 'appid={client_id}' does not have keys {needed} permission on key vault '{host};location=westeurope'."
+                    ),
                 ),
                 Access::Rbac => Refused::new(
                     403,
                     "Forbidden",
                     "ForbiddenByRbac",
-                    format!("Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role definitions were changed recently, please observe propagation time.\r\nCaller: appid={client_id}\r\nAction: 'Microsoft.KeyVault/vaults/keys/{needed}/action'\r\nVault: {host}"),
+                    format!(
+                        "Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role definitions were changed recently, please observe propagation time.\r\nCaller: appid={client_id}\r\nAction: 'Microsoft.KeyVault/vaults/keys/{needed}/action'\r\nVault: {host}"
+                    ),
                 ),
             });
         }
         // "HTTP 404" and "soft-delete overview": a deleted key is not found, and its name is not free.
         let missing = || {
-            let text = format!("A key with (name/id) {}/{} was not found in this key vault. If you recently deleted this key you may be able to recover it using the correct recovery command. For help resolving this issue, please see https://go.microsoft.com/fwlink/?linkid=2125182", parts.name, parts.version);
+            let text = format!(
+                "A key with (name/id) {}/{} was not found in this key vault. If you recently deleted this key you may be able to recover it using the correct recovery command. For help resolving this issue, please see https://go.microsoft.com/fwlink/?linkid=2125182",
+                parts.name, parts.version
+            );
             Refused::new(404, "KeyNotFound", "", text)
         };
         let key = vault.keys.get(parts.name).ok_or_else(missing)?;

@@ -85,7 +85,12 @@ impl Material {
         let mut text = text.to_vec();
         let cipher = Aes256Gcm::new_from_slice(&key[..]).unwrap();
         cipher
-            .decrypt_inout_detached(&Nonce::from(iv), aad, text.as_mut_slice().into(), &Tag::from(tag))
+            .decrypt_inout_detached(
+                &Nonce::from(iv),
+                aad,
+                text.as_mut_slice().into(),
+                &Tag::from(tag),
+            )
             .ok()?;
         Some(text)
     }

@@ -63,7 +63,10 @@ impl World {
                 revoked: false,
             },
         );
-        (200, json!({ "token_type": "Bearer", "expires_in": life.as_secs(), "access_token": token }))
+        (
+            200,
+            json!({ "token_type": "Bearer", "expires_in": life.as_secs(), "access_token": token }),
+        )
     }
 
     /// "Microsoft identity platform application authentication certificate credentials": header, claims, and the signature by
@@ -90,7 +93,12 @@ impl World {
         let within = claims["nbf"].as_u64().is_some_and(|from| from <= now + 300)
             && claims["exp"].as_u64().is_some_and(|until| now < until);
         if !within || claims["iss"] != client_id || claims["sub"] != client_id {
-            return refused(401, "invalid_client", 700024, "Client assertion is not within its valid time range.");
+            return refused(
+                401,
+                "invalid_client",
+                700024,
+                "Client assertion is not within its valid time range.",
+            );
         }
         let life = application.token_life;
         self.token(client_id, audience, now, life)

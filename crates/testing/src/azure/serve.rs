@@ -55,8 +55,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
             let _ = stream.set_nodelay(true);
             let connection = async {
                 let Ok(stream) = tls.accept(stream).await else { return };
-                let service =
-                    service_fn(move |request| answer(shared.clone(), from.ip(), request));
+                let service = service_fn(move |request| answer(shared.clone(), from.ip(), request));
                 let http = hyper::server::conn::http1::Builder::new();
                 let _ = http.serve_connection(TokioIo::new(stream), service).await;
             };
