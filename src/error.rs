@@ -22,6 +22,7 @@ use crate::duration;
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     kind: ErrorKind,
     detail: Cow<'static, str>,
@@ -30,6 +31,8 @@ struct Inner {
     shown_cause: Option<Arc<ShownCause>>,
     /// Of a policy's denial.
     reasons: Option<Arc<[Box<str>]>>,
+    /// Of a call for many.
+    item: Option<usize>,
 }
 
 /// The kinds of [`Error`].
@@ -89,8 +92,8 @@ pub enum ErrorKind {
     ShutDown,
     /// The operating system's random number generator failed.
     Randomness,
-    /// A file of the local provider could not be read, written or locked, or the file of data domains
-    /// could not be read.
+    /// A file could not be read, written or locked, or the reader of a stream failed. The
+    /// [`cause`](Error::cause) is an [`io::Error`](std::io::Error) where the system refused.
     Io,
     /// No data domain has this name, or this value of the pair by which domains are chosen.
     UnknownDomain,
@@ -233,8 +236,8 @@ impl fmt::Display for ErrorKind {
 impl Error {
     /// Makes an error of this kind. The detail names what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        let (cause, shown_cause, reasons) = (None, None, None);
-        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause, reasons }))
+        let (cause, shown_cause, reasons, item) = (None, None, None, None);
+        Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause, reasons, item }))
     }
 
     /// The error of a denial by a policy. The reasons are in its text too.
@@ -243,9 +246,7 @@ impl Error {
             [] => format!("{what}: the policy gave no reason"),
             reasons => format!("{what}: {}", reasons.join("; ")),
         };
-        let (cause, shown_cause, reasons) = (None, None, Some(reasons));
-        let (kind, detail) = (ErrorKind::PolicyDenied, detail.into());
-        Self(Arc::new(Inner { kind, detail, cause, shown_cause, reasons }))
+        Self::new(ErrorKind::PolicyDenied, detail).with(|inner| inner.reasons = Some(reasons))
     }
 
     /// Adds the cause. Its Debug and Display must be free of secrets. As a
@@ -259,12 +260,14 @@ impl Error {
     /// As [`with_source`](Self::with_source), for a cause that others have too.
     pub(crate) fn with_cause(self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
-        // Others may hold this error: then the new one has a copy of its text.
-        let (kind, detail, reasons) = Arc::try_unwrap(self.0).map_or_else(
-            |shared| (shared.kind, shared.detail.clone(), shared.reasons.clone()),
-            |inner| (inner.kind, inner.detail, inner.reasons),
-        );
-        Self(Arc::new(Inner { kind, detail, cause: Some(cause), shown_cause, reasons }))
+        self.with(|inner| (inner.cause, inner.shown_cause) = (Some(cause), shown_cause))
+    }
+
+    /// Changes it. Others may hold this error: then the new one has a copy of its parts.
+    fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = Arc::unwrap_or_clone(self.0);
+        change(&mut inner);
+        Self(Arc::new(inner))
     }
 
     /// Returns the cause itself, to be downcast.
@@ -282,30 +285,37 @@ impl Error {
     /// The same answer of a key service, for callers that get it without another call. An error
     /// without a detail says nothing more here either.
     pub(crate) fn remembered(&self, ttl: Duration) -> Self {
-        let Inner { kind, detail, cause, shown_cause, reasons } = &*self.0;
-        if detail.is_empty() {
+        if self.0.detail.is_empty() {
             return self.clone();
         }
         let ttl = duration::write(ttl);
-        Self(Arc::new(Inner {
-            kind: *kind,
-            detail: format!("{detail} (remembered, not asked again; denial_ttl is {ttl})").into(),
-            cause: cause.clone(),
-            shown_cause: shown_cause.clone(),
-            reasons: reasons.clone(),
-        }))
+        self.clone().with(|Inner { detail, .. }| {
+            *detail = format!("{detail} (remembered, not asked again; denial_ttl is {ttl})").into();
+        })
     }
 
     /// The same error, with the place that it is about before its detail.
     pub(crate) fn at(&self, place: impl fmt::Display) -> Self {
-        let Inner { kind, detail, cause, shown_cause, reasons } = &*self.0;
-        let detail = match &**detail {
-            "" => place.to_string(),
-            detail => format!("{place}: {detail}"),
-        };
-        let (cause, shown_cause) = (cause.clone(), shown_cause.clone());
-        let (kind, detail, reasons) = (*kind, detail.into(), reasons.clone());
-        Self(Arc::new(Inner { kind, detail, cause, shown_cause, reasons }))
+        self.clone().with(|Inner { detail, .. }| {
+            *detail = match &**detail {
+                "" => place.to_string().into(),
+                detail => format!("{place}: {detail}").into(),
+            };
+        })
+    }
+
+    /// The same error, of one item of a call for many.
+    #[cold]
+    pub(crate) fn of_item(&self, index: usize) -> Self {
+        self.at(format_args!("item {index}")).with(|inner| inner.item = Some(index))
+    }
+
+    /// Returns which item of a call for many failed, such as
+    /// [`decrypt_many`](crate::Envelope::decrypt_many). The first one is 0. `None` if the failure is
+    /// not about one item, and for other calls.
+    #[must_use]
+    pub fn item(&self) -> Option<usize> {
+        self.0.item
     }
 
     /// The error of every failed authentication. It has no detail, whatever the cause.

@@ -3,11 +3,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
+mod backend;
 pub mod branch;
 mod caller;
 mod clock;
 mod context;
 mod dek;
+mod dek_id;
 pub mod domain;
 mod duration;
 mod envelope;
@@ -31,12 +33,14 @@ pub use caller::{Caller, CallerBuilder};
 #[cfg(any(test, feature = "test-util"))]
 pub use clock::ManualClock;
 pub use context::EncryptionContext;
-pub use dek::{BranchKeyAges, KekStatistics, Limits, Statistics, TargetStatistics};
+pub use dek::{
+    BranchKeyAges, KekStatistics, Limits, Statistics, StoreStatistics, TargetStatistics,
+};
 pub use envelope::{
     Aad, ActingFor, Compact, CompactEncryptor, Decryptor, Encryptor, Envelope, EnvelopeBuilder,
-    Inspection, KekEntry, Plaintext, ReadAt, Sealed, SeekableStream, StartOptions, StartUp,
-    StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions, StreamReader, StreamShape,
-    StreamWriter, inspect,
+    FileOptions, Inspection, KekEntry, Plaintext, Plaintexts, ReadAt, Sealed, SeekableStream,
+    StartOptions, StartUp, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions,
+    StreamReader, StreamShape, StreamWriter, Values, inspect,
 };
 #[cfg(feature = "tokio")]
 pub use envelope::{AsyncStreamReader, AsyncStreamWriter};
@@ -51,7 +55,7 @@ pub use observe::MetricsObserver;
 pub use observe::TracingObserver;
 #[cfg(feature = "audit")]
 pub use observe::audit;
-pub use observe::{Access, Event, Observer, Operation};
+pub use observe::{Access, Event, Observer, Operation, StoreOperation};
 pub use runtime::Runtime;
 pub use suite::{Backend, Dek, DekId, Nonces, Suite};
 

@@ -123,6 +123,28 @@ fn a_hundred_thousand_messages_across_a_fork_repeat_no_nonce_under_one_key() {
     );
 }
 
+/// Nothing that a thread of the parent was doing at the fork keeps the child from its choice.
+#[test]
+fn the_fastest_backend_is_chosen_in_a_child_too() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let (stop, chosen) = (AtomicBool::new(false), || SUITES.map(|s| Backend::Fastest.chosen(s)));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    chosen();
+                }
+            });
+        }
+        for _ in 0..20 {
+            let child = in_child(|pipe| write!(pipe, "{:?}", chosen()).unwrap());
+            assert_eq!(String::from_utf8(child).unwrap(), format!("{:?}", chosen()));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn two_children_of_one_parent_and_a_grandchild_share_nothing_either() {
     let envelope = Envelope::builder().wrap_with(local("kek")).build().unwrap();
@@ -172,6 +194,37 @@ fn a_sealing_key_ends_at_a_fork_and_an_opening_key_does_not() {
         b"by the child"
     );
     sealing.encrypt(Aad::empty(), b"x").unwrap();
+}
+
+/// The items of a call for many are the caller's code, and that may fork.
+#[test]
+fn a_call_for_many_ends_in_a_child_that_its_items_made() {
+    let envelope = support::envelope(&local("kek"));
+    let alice = context("alice");
+    let sealing = block_on(envelope.encryptor(&alice)).unwrap();
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    let (seen, child) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    let items = std::iter::repeat_n((Aad::empty(), "x"), 200).inspect(|_| {
+        seen.set(seen.get() + 1);
+        // In the second look, in the middle of the second block.
+        if seen.get() == 300 {
+            // SAFETY: as in `in_child`.
+            child.set(unsafe { libc::fork() });
+        }
+    });
+    let sealed = sealing.encrypt_many(items);
+    if child.get() == 0 {
+        let is_refused = sealed.is_err_and(|error| error.kind() == ErrorKind::Expired);
+        File::from(write).write_all(&[u8::from(is_refused)]).unwrap();
+        // SAFETY: as in `in_child`.
+        unsafe { libc::_exit(0) }
+    }
+    drop(write);
+    let mut answer = Vec::new();
+    File::from(read).read_to_end(&mut answer).unwrap();
+    waitpid(rustix::process::Pid::from_raw(child.get()), WaitOptions::empty()).unwrap();
+    assert_eq!(answer, [1], "the child encrypts nothing under the parent's DEK");
+    assert_eq!(sealed.unwrap().len(), 200);
 }
 
 #[test]

@@ -223,6 +223,54 @@ fn no_key_outlives_the_last_lease_of_a_renewed_dek_and_none_of_an_unused_renewal
     }
 }
 
+#[test]
+fn no_plaintext_of_a_call_for_many_stays_if_one_message_fails_or_its_results_are_dropped() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for backend in Backend::all() {
+        let (envelope, alice, ..) =
+            on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), Limits::default()));
+        // The plaintext is in memory as its complement only.
+        let needle = Needle::of(&[0x5A; 48]);
+        let seal = || {
+            let plaintext = needle.bytes();
+            let items = std::iter::repeat_n((Aad::empty(), &plaintext), 5000);
+            let sealed = block_on(envelope.encrypt_many(&alice, items)).unwrap();
+            let (mut plaintext, (bytes, offsets)) = (plaintext, sealed.into_parts());
+            zeroize::Zeroize::zeroize(&mut plaintext);
+            (bytes, offsets)
+        };
+        let (mut bytes, offsets) = on_a_stack_of_its_own(seal);
+        let items = |bytes: &[u8]| -> Vec<Vec<u8>> {
+            offsets.windows(2).map(|at| bytes[at[0]..at[1]].to_vec()).collect()
+        };
+        let good = items(&bytes);
+        let with_aad = |messages: &[Vec<u8>]| -> Vec<(Aad<'static>, Vec<u8>)> {
+            messages.iter().map(|message| (Aad::empty(), message.clone())).collect()
+        };
+        let messages = with_aad(&good);
+        let pairs = messages.iter().map(|(aad, sealed)| (*aad, sealed));
+        let opened = block_on(envelope.decrypt_many(&alice, pairs.clone())).unwrap();
+        assert!(needle.occurrences() >= 5000, "{backend:?}: the control");
+        drop(opened);
+        assert_eq!(needle.occurrences(), 0, "{backend:?}: dropped");
+        // By a handle, in a buffer that it outgrows again and again.
+        let handle = block_on(envelope.decryptor(&alice, &good[0])).unwrap();
+        let hintless = pairs.filter(|_| true);
+        drop(handle.decrypt_many(hintless).unwrap());
+        assert_eq!(needle.occurrences(), 0, "{backend:?}: outgrown");
+        *bytes.last_mut().unwrap() ^= 1;
+        let messages = with_aad(&items(&bytes));
+        let pairs = || messages.iter().map(|(aad, sealed)| (*aad, sealed));
+        for error in [
+            block_on(envelope.decrypt_many(&alice, pairs())).unwrap_err(),
+            handle.decrypt_many(pairs().filter(|_| true)).unwrap_err(),
+        ] {
+            assert_eq!((error.kind(), error.item()), (ErrorKind::Invalid, Some(4999)));
+        }
+        assert_eq!(needle.occurrences(), 0, "{backend:?}: failed");
+    }
+}
+
 /// Runs what panics, on a stack of its own, and quietly: the text of a backtrace would take a hundred megabytes that are then searched.
 fn panics(work: impl FnOnce() + Send) {
     assert!(quietly(|| catch_unwind(AssertUnwindSafe(work)).is_err()), "it did not panic");

@@ -12,7 +12,7 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use waxseal::kek::local::LocalKek;
 use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
 use waxseal::{
-    Aad, Backend, Caller, Decryptor, EncryptionContext, Encryptor, Envelope, Error, Limits,
+    Aad, Backend, Caller, Decryptor, EncryptionContext, Encryptor, Envelope, Error, Limits, Suite,
 };
 
 pub const AAD: &[u8] = b"row 17";
@@ -24,11 +24,19 @@ pub enum Bare {
     RustCrypto(Box<aes_gcm::Aes256Gcm>),
     #[cfg(feature = "aws-lc")]
     AwsLc(Box<aws_lc_rs::aead::LessSafeKey>),
+    #[cfg(feature = "ring")]
+    Ring(Box<ring::aead::LessSafeKey>),
 }
 
 impl Bare {
     pub fn new(backend: Backend) -> Self {
-        match backend {
+        match backend.chosen(Suite::Aes256Gcm) {
+            #[cfg(feature = "ring")]
+            Backend::Ring => {
+                use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+                let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &KEY).unwrap());
+                Self::Ring(Box::new(key))
+            }
             #[cfg(feature = "aws-lc")]
             Backend::AwsLc => {
                 use aws_lc_rs::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
@@ -54,6 +62,13 @@ impl Bare {
                     .unwrap();
                 tag.as_ref().try_into().unwrap()
             }
+            #[cfg(feature = "ring")]
+            Self::Ring(key) => {
+                use ring::aead::{Aad, Nonce};
+                let nonce = Nonce::assume_unique_for_key(NONCE);
+                let tag = key.seal_in_place_separate_tag(nonce, Aad::from(AAD), payload).unwrap();
+                tag.as_ref().try_into().unwrap()
+            }
         }
     }
 
@@ -68,6 +83,12 @@ impl Bare {
                 use aws_lc_rs::aead::{Aad, Nonce};
                 key.open_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), tag, payload)
                     .unwrap();
+            }
+            #[cfg(feature = "ring")]
+            Self::Ring(key) => {
+                use ring::aead::{Aad, Nonce};
+                let (nonce, tag) = (Nonce::assume_unique_for_key(NONCE), (*tag).into());
+                key.open_in_place_separate_tag(nonce, Aad::from(AAD), tag, payload, 0..).unwrap();
             }
         }
     }

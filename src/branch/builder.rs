@@ -14,7 +14,7 @@ use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, KekId, KekProvider};
 use crate::observe::Observer;
-use crate::policy::{Guard, Policy, PolicyOptions};
+use crate::policy::{Guard, Policy, PolicyOptions, described};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::Backend;
@@ -220,6 +220,8 @@ impl BranchKekBuilder {
         let id = KekId::new(format!("{BRANCH_ID_PREFIX}{name}"))?;
         let (backend, store) = (source.backend, source.store.clone());
         source.branch = Some(BranchTerms { period });
+        source.more = described(policy.as_ref());
+        source.more.extend(domain.as_deref().map(|domain| ("domain", domain.to_owned())));
         let source = OwnedSource::new(source.build()?);
         let guard = match policy {
             Some((policy, options)) => Some(Guard::new(policy, options, &source)?),

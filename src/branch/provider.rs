@@ -15,11 +15,31 @@ use crate::kek::{
     UnwrappedDek, WrappedDek,
 };
 use crate::store::RowId;
-use crate::suite::{BranchKey, Suite};
+use crate::suite::{BranchKey, DekId, Suite};
 use crate::sync::Arc;
 
 /// How often a branch key is obtained again that was taken away between look-up and use.
 const ATTEMPTS: usize = 3;
+
+/// The branch key that an entry names.
+struct Named<'e> {
+    context: &'e EncryptionContext,
+    id: DekId,
+    wrapped_keys: &'e [u8],
+    is_stored: bool,
+}
+
+impl Named<'_> {
+    fn request(&self) -> ReadingRequest<'_> {
+        ReadingRequest {
+            context: self.context,
+            id: &self.id,
+            suite: Suite::default(),
+            wrapped_keys: Some(self.wrapped_keys),
+            is_stored: self.is_stored,
+        }
+    }
+}
 
 /// What is done with a branch key.
 type Work<'w, R> = &'w (dyn Fn(&BranchKey) -> Result<R, Error> + Sync);
@@ -63,30 +83,13 @@ impl BranchKek {
         work: Work<'_, R>,
     ) -> Result<(R, crate::kek::Parent), Error> {
         let Self(inner) = self;
-        let (context, id, wrapped_keys) = match &entry.row {
-            // In a store, or in no place that this provider knows.
-            None => (branch, cached_as(&entry.row_id), &[][..]),
-            Some(row) => {
-                let (Some(context), Some(wrapped_keys)) = (row.context(), row.wrapped_keys())
-                else {
-                    return Err(Error::invalid());
-                };
-                inner.source.check_branch_context(branch, context)?;
-                (context, *row.id(), wrapped_keys.as_bytes())
-            }
-        };
-        let request = ReadingRequest {
-            context,
-            id: &id,
-            suite: Suite::default(),
-            wrapped_keys: Some(wrapped_keys),
-            is_stored: entry.row.is_none() && inner.store.is_some(),
-        };
+        let named = self.named(branch, entry)?;
+        let request = named.request();
         for attempt in 0..ATTEMPTS {
             let held = self.held(request, attempt).await?;
             if entry.row.is_some() {
                 // Only now is it known that the period is the key's own.
-                inner.source.check_branch_has_begun(context)?;
+                inner.source.check_branch_has_begun(named.context)?;
             }
             let done = held.lease.with_branch_key(work);
             let parent = Arc::new(LeaseParent::of_branch(held.into_dek(), &inner.id));
@@ -95,6 +98,43 @@ impl BranchKek {
             }
         }
         Err(taken_away())
+    }
+
+    /// Runs `work` with the branch key that an entry names, if it is cached and need not be renewed.
+    fn with_named_cached<R>(
+        &self,
+        branch: &EncryptionContext,
+        entry: &BranchEntry,
+        work: impl FnOnce(&BranchKey) -> Result<R, Error>,
+    ) -> Option<(R, crate::kek::Parent)> {
+        let Self(inner) = self;
+        let named = self.named(branch, entry).ok()?;
+        let (held, _) = inner.source.get_cached(named.request()).ok()??;
+        if entry.row.is_some() {
+            inner.source.check_branch_has_begun(named.context).ok()?;
+        }
+        let done = held.lease.with_branch_key(work).flatten().ok()?;
+        Some((done, Arc::new(LeaseParent::of_branch(held, &inner.id))))
+    }
+
+    /// Returns the branch key that an entry names.
+    fn named<'e>(
+        &self,
+        branch: &'e EncryptionContext,
+        entry: &'e BranchEntry,
+    ) -> Result<Named<'e>, Error> {
+        let Self(inner) = self;
+        let Some(row) = &entry.row else {
+            // In a store, or in no place that this provider knows.
+            let (id, is_stored) = (cached_as(&entry.row_id), inner.store.is_some());
+            return Ok(Named { context: branch, id, wrapped_keys: &[], is_stored });
+        };
+        let (Some(context), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) else {
+            return Err(Error::invalid());
+        };
+        inner.source.check_branch_context(branch, context)?;
+        let wrapped_keys = wrapped_keys.as_bytes();
+        Ok(Named { context, id: *row.id(), wrapped_keys, is_stored: false })
     }
 
     /// From the second attempt on the branch key is pinned, so that an eviction does not take it
@@ -145,13 +185,22 @@ impl BranchKek {
     ) -> Result<UnwrappedDek, Error> {
         let entry = BranchEntry::read(wrapped.wrapped()).ok_or_else(Error::invalid)?;
         let branch = self.branch_of(context)?;
-        let backend = self.0.backend;
-        let open = |key: &BranchKey| match &entry.form {
-            Form::Derived(salt) => key.derive(context, salt),
-            Form::Wrapped(wrapped) => key.unwrap(backend, context, wrapped),
-        };
+        let open = |key: &BranchKey| self.open(key, context, &entry);
         let (dek, parent) = self.with_named(&branch, &entry, &open).await?;
         Ok(UnwrappedDek::new(dek.expose().to_vec()).with_parent(parent))
+    }
+
+    /// Returns the DEK of an entry.
+    fn open(
+        &self,
+        key: &BranchKey,
+        context: &EncryptionContext,
+        entry: &BranchEntry,
+    ) -> Result<Dek, Error> {
+        match &entry.form {
+            Form::Derived(salt) => key.derive(context, salt),
+            Form::Wrapped(wrapped) => key.unwrap(self.0.backend, context, wrapped),
+        }
     }
 
     /// Makes the entry again, from a DEK that this one gives. One that carries its branch key is
@@ -275,6 +324,19 @@ impl KekProvider for BranchKek {
             self.check_own(wrapped)?;
             self.unwrap_dek(context, wrapped).await.map_err(failure)
         })
+    }
+
+    fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        self.check_own(wrapped).ok()?;
+        let entry = BranchEntry::read(wrapped.wrapped())?;
+        let branch = self.branch_of(context).ok()?;
+        let open = |key: &BranchKey| self.open(key, context, &entry);
+        let (dek, parent) = self.with_named_cached(&branch, &entry, open)?;
+        Some(UnwrappedDek::new(dek.expose().to_vec()).with_parent(parent))
     }
 
     fn generate<'a>(

@@ -15,6 +15,7 @@ pub(super) struct Budget {
     portion: Rest,
     /// All messages that there were at the beginning.
     max_messages: u64,
+    max_bytes: u64,
     /// Messages that were told already.
     told: AtomicU64,
     /// When this little is left, the next DEK is made ahead of time.
@@ -72,10 +73,19 @@ impl Budget {
                 bytes: portion(max_bytes, 1 << 24),
             },
             max_messages,
+            max_bytes,
             told: AtomicU64::new(0),
             low: Rest { messages: max_messages / 8, bytes: max_bytes / 8 },
             used_up: AtomicBool::new(false),
         }
+    }
+
+    pub(super) fn max_messages(&self) -> u64 {
+        self.max_messages
+    }
+
+    pub(super) fn max_bytes(&self) -> u64 {
+        self.max_bytes
     }
 
     /// Counts one message of `len` bytes.
@@ -89,8 +99,9 @@ impl Budget {
         self.reserve_of(0, len)
     }
 
+    /// Counts so many messages of so many bytes together: all, or none of them.
     #[inline]
-    fn reserve_of(&self, messages: u64, len: u64) -> Result<(), Error> {
+    pub(super) fn reserve_of(&self, messages: u64, len: u64) -> Result<(), Error> {
         let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
         match mine.take(messages, len) {
             true => Ok(()),
@@ -132,10 +143,10 @@ impl Budget {
         Ok(())
     }
 
-    /// Returns a reservation of one message without bytes.
-    pub(super) fn give_back(&self) {
+    /// Returns a reservation of messages without bytes.
+    pub(super) fn give_back(&self, messages: u64) {
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
-        rest.messages = rest.messages.saturating_add(1);
+        rest.messages = rest.messages.saturating_add(messages);
         self.used_up.store(false, Ordering::Relaxed);
     }
 
@@ -203,7 +214,7 @@ mod tests {
                             if reserved && round % 4 == 0 {
                                 used += 1;
                             } else if reserved {
-                                budget.give_back();
+                                budget.give_back(1);
                             }
                         }
                         used
@@ -215,7 +226,7 @@ mod tests {
         let left: u64 = (0..2000).map(|_| u64::from(budget.reserve(0).is_ok())).sum();
         assert_eq!(used + left, 1000);
         assert!(budget.is_used_up());
-        budget.give_back();
+        budget.give_back(1);
         assert!(!budget.is_used_up());
         assert!(budget.reserve(0).is_ok() && budget.reserve(0).is_err());
     }
@@ -238,7 +249,7 @@ mod tests {
             assert_eq!(budget.take_counted(), 0);
             budget.reserve(0).unwrap();
             budget.reserve(0).unwrap();
-            budget.give_back();
+            budget.give_back(1);
             assert_eq!(budget.take_counted(), 1);
         }
     }

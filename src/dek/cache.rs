@@ -295,7 +295,7 @@ impl DekCache {
         }
     }
 
-    /// Counts a message of a named caller.
+    /// Counts messages of a named caller.
     #[inline]
     pub(super) fn count(
         &self,
@@ -303,8 +303,9 @@ impl DekCache {
         dek_id: &DekId,
         context: &EncryptionContext,
         access: Access,
+        messages: u64,
     ) {
-        self.registry.count(caller, dek_id, context, access);
+        self.registry.count(caller, dek_id, context, access, messages);
     }
 
     /// Takes what was counted and belongs to no DEK that will report it: of more callers than are told

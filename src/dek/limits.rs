@@ -120,10 +120,13 @@ impl Limits {
     }
 
     /// Sets how long a stream can be written or read, counted from when it is opened. 1 ms to 24
-    /// hours, and at most 24 hours together with `max_age` and `stale_if_error`; by default 1 hour,
-    /// or what is left of the 24 hours. An open stream may outlast `max_age`, so a revocation that
-    /// this process does not learn of takes up to this much longer to end it. Whatever ends the DEK
-    /// early ends the stream at its next chunk: see docs/streams.md.
+    /// hours, and at most 24 hours together with `max_age` and `stale_if_error`; by default 1 hour.
+    /// If `max_age` and `stale_if_error` leave less than that hour, a stream is refused with
+    /// [`ErrorKind::InvalidOption`] until this is set: nothing shortens the default silently.
+    ///
+    /// An open stream may outlast `max_age`, so a revocation that this process does not learn of
+    /// takes up to this much longer to end it. Whatever ends the DEK early ends the stream at its
+    /// next chunk: see docs/streams.md.
     #[must_use]
     pub const fn max_stream_age(mut self, max_stream_age: Duration) -> Self {
         self.max_stream_age = Some(max_stream_age);
@@ -197,9 +200,13 @@ impl Limits {
         let longest = max_age.saturating_add(reading.max(writing));
         let together = "the sum of max_age and stale_if_error";
         within_time(together, longest, MIN_MAX_AGE..=HARD_LIFETIME)?;
-        let left = HARD_LIFETIME.saturating_sub(longest).max(MIN_MAX_AGE);
-        let max_stream_age = self.max_stream_age.unwrap_or(DEFAULT_MAX_STREAM_AGE.min(left));
-        within_time("max_stream_age", max_stream_age, MIN_MAX_AGE..=left)?;
+        let left = HARD_LIFETIME.saturating_sub(longest);
+        let max_stream_age = match self.max_stream_age {
+            Some(_) if left < MIN_MAX_AGE => return Err(no_time_for_streams(left)),
+            Some(age) => Ok(within_time("max_stream_age", age, MIN_MAX_AGE..=left)?),
+            None if left < DEFAULT_MAX_STREAM_AGE => Err(left),
+            None => Ok(DEFAULT_MAX_STREAM_AGE),
+        };
         let denial_ttl = self.denial_ttl.unwrap_or(DEFAULT_DENIAL_TTL);
         within_time("denial_ttl", denial_ttl, Duration::ZERO..=MAX_DENIAL_TTL)?;
         Ok(LimitsInForce {
@@ -260,6 +267,23 @@ fn within_time(
     Err(Error::new(ErrorKind::InvalidOption, detail))
 }
 
+/// The error of a stream whose time is not set, and of which `left` is all that is left.
+fn no_time_for_streams(left: Duration) -> Error {
+    let detail = match left < MIN_MAX_AGE {
+        true => "max_stream_age: max_age and stale_if_error leave streams no time in 24 hours. \
+                 Lower one of them"
+            .to_owned(),
+        false => {
+            let [left, default] = [left, DEFAULT_MAX_STREAM_AGE].map(duration::write);
+            format!(
+                "max_stream_age is not set, and max_age and stale_if_error leave {left}, less than \
+                 its default of {default}. Set it, or lower one of them"
+            )
+        }
+    };
+    Error::new(ErrorKind::InvalidOption, detail)
+}
+
 /// [`Limits`] with every default filled in, checked for one suite.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LimitsInForce {
@@ -268,7 +292,8 @@ pub(crate) struct LimitsInForce {
     pub(crate) rotate_after: Duration,
     pub(crate) stale_if_error_reading: Duration,
     pub(crate) stale_if_error_writing: Duration,
-    pub(crate) max_stream_age: Duration,
+    /// `Err` with what `max_age` leaves, if that is less than the default.
+    max_stream_age: Result<Duration, Duration>,
     pub(crate) denial_ttl: Duration,
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,
@@ -276,4 +301,22 @@ pub(crate) struct LimitsInForce {
     pub(crate) max_uses: Option<u64>,
     /// How often uses are reported. `None`: they are not counted.
     pub(crate) summaries: Option<Duration>,
+}
+
+impl LimitsInForce {
+    /// Returns the limits of a stream's own lease.
+    pub(super) fn of_streams(&self) -> Result<Self, Error> {
+        Ok(Self { max_age: self.max_stream_age.map_err(no_time_for_streams)?, ..*self })
+    }
+
+    /// Refuses chunks of which not one would fit into the bytes that a DEK may encrypt.
+    pub(super) fn check_chunk(&self, bytes: usize) -> Result<(), Error> {
+        match u64::try_from(bytes).is_ok_and(|bytes| bytes <= self.max_bytes) {
+            true => Ok(()),
+            false => {
+                let detail = format!("chunk_size is {bytes}, above max_bytes ({})", self.max_bytes);
+                Err(Error::new(ErrorKind::InvalidOption, detail))
+            }
+        }
+    }
 }

@@ -34,6 +34,6 @@ pub(crate) use source::{
     BegunStream, BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, PERIOD, ReadingRequest,
     SourceBuilder, WritingRequest, cached_as,
 };
-pub use statistics::{BranchKeyAges, KekStatistics, Statistics, TargetStatistics};
+pub use statistics::{BranchKeyAges, KekStatistics, Statistics, StoreStatistics, TargetStatistics};
 pub(crate) use stream::StreamDek;
-pub(crate) use writing::{Reservation, WritingDek};
+pub(crate) use writing::{BLOCK, Many, Reservation, WritingDek};

@@ -6,7 +6,7 @@ use super::budget::Budget;
 use super::lease::Lease;
 use super::registry::{Leased, announce_later};
 use crate::error::Error;
-use crate::suite::StreamRoot;
+use crate::suite::{AeadKey, StreamRoot};
 
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
@@ -67,6 +67,28 @@ impl ReadingDek {
         self.counted(|lease| lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten())
     }
 
+    /// Counts up to `wanted` uses and returns how many, at least one. *Exhausted* if none is left.
+    pub(crate) fn take_uses(&self, wanted: usize) -> Result<usize, Error> {
+        let Some(uses) = &self.uses else { return Ok(wanted) };
+        match uses.reserve_of(u64::try_from(wanted).unwrap_or(u64::MAX), 0) {
+            Ok(()) => Ok(wanted),
+            // Not as many are left.
+            Err(_) => uses.reserve(0).map(|()| 1),
+        }
+    }
+
+    /// Returns uses that were counted, and nothing authentic came of them.
+    pub(crate) fn give_back_uses(&self, unused: usize) {
+        if let (Some(uses), 1..) = (&self.uses, unused) {
+            uses.give_back(u64::try_from(unused).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Decrypts several messages, whose uses were [taken](Self::take_uses).
+    pub(crate) fn with_key<R>(&self, work: impl FnOnce(&AeadKey) -> R) -> Result<R, Error> {
+        self.lease.with_key(work)
+    }
+
     /// Opens a stream, which is one use.
     pub(super) fn open_stream<R>(
         &self,
@@ -83,7 +105,7 @@ impl ReadingDek {
         let opened = open(&self.lease);
         if let (Err(_), Some(uses)) = (&opened, &self.uses) {
             // Forged messages must not use up what is left for genuine ones.
-            uses.give_back();
+            uses.give_back(1);
         }
         opened
     }

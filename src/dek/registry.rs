@@ -253,9 +253,10 @@ impl Registry {
         dek_id: &DekId,
         context: &EncryptionContext,
         access: Access,
+        messages: u64,
     ) {
         if let Some(summaries) = &self.summaries {
-            summaries.callers.count(caller, dek_id, context, access);
+            summaries.callers.count(caller, dek_id, context, access, messages);
         }
     }
 

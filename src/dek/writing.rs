@@ -15,9 +15,12 @@ use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::suite::{Nonce, Nonces, TAG_LEN};
+use crate::suite::{AeadKey, Nonce, Nonces, TAG_LEN};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many messages of a call for many are encrypted at a time: their nonces are drawn together.
+pub(crate) const BLOCK: usize = 64;
 
 /// The keys of a DEK for writing, of one suite, within its limits.
 pub(crate) struct WritingDek {
@@ -164,7 +167,55 @@ impl WritingDek {
     }
 }
 
-/// The right to encrypt one message, already counted.
+/// How many messages, and how many bytes of plaintext they have together.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Many {
+    messages: u64,
+    bytes: u64,
+}
+
+impl Many {
+    pub(crate) fn messages(self) -> u64 {
+        self.messages
+    }
+
+    pub(crate) fn is_empty(self) -> bool {
+        self.messages == 0 && self.bytes == 0
+    }
+
+    /// Adds a message of `len` bytes.
+    pub(crate) fn add(&mut self, len: usize) -> Result<(), Error> {
+        let len = check_len(len, MAX_PLAINTEXT)?;
+        *self = Self {
+            messages: self.messages.saturating_add(1),
+            bytes: self.bytes.saturating_add(len),
+        };
+        Ok(())
+    }
+
+    /// Returns what is left after a message of `len` bytes. `None` if it is not among these.
+    pub(crate) fn without(self, len: usize) -> Option<Self> {
+        let bytes = self.bytes.checked_sub(u64::try_from(len).ok()?)?;
+        Some(Self { messages: self.messages.checked_sub(1)?, bytes })
+    }
+
+    /// Checks whether an unused DEK could encrypt all.
+    pub(super) fn check(self, max_messages: u64, max_bytes: u64) -> Result<(), Error> {
+        let Self { messages, bytes } = self;
+        if messages <= max_messages && bytes <= max_bytes {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::TooLarge,
+            format!(
+                "{messages} messages of {bytes} bytes together; max_messages allows {max_messages} \
+                 and max_bytes {max_bytes} under one DEK"
+            ),
+        ))
+    }
+}
+
+/// The right to encrypt one message, or so many as were counted together.
 pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
@@ -183,8 +234,67 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         Ok(Self(dek))
     }
 
+    /// Counts many messages for a handle: all, or none of them.
+    pub(crate) fn of_many_for_handle(dek: D, many: Many, given_stale: bool) -> Result<Self, Error> {
+        dek.lease.check_handle(given_stale)?;
+        let budget = &dek.shared.budget;
+        many.check(budget.max_messages(), budget.max_bytes())?;
+        Self::of_many(dek, many)
+    }
+
+    /// Counts many messages, which an unused DEK could encrypt: all, or none of them.
+    pub(super) fn of_many(dek: D, many: Many) -> Result<Self, Error> {
+        dek.check_process()?;
+        dek.shared.budget.reserve_of(many.messages, many.bytes)?;
+        Ok(Self(dek))
+    }
+
     pub(crate) fn dek(&self) -> &WritingDek {
         &self.0
+    }
+
+    /// Returns how long so many messages are.
+    pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
+        let added = self.0.prefix(form).len().checked_add(TAG_LEN)?;
+        let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
+        usize::try_from(many.bytes).ok()?.checked_add(added)
+    }
+
+    /// Encrypts up to [`BLOCK`] messages, AAD and plaintext, behind what `sealed` has, and adds where
+    /// each ends. After an error `sealed` has whole messages only.
+    ///
+    /// Between the drawing of the nonces and their use no code runs that could fork.
+    pub(crate) fn seal_block(
+        &self,
+        form: Form,
+        block: &[(&[u8], &[u8])],
+        sealed: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<(), Error> {
+        let dek = &*self.0;
+        dek.check_process()?;
+        let (mut nonces, nonce_len) = ([0; 24 * BLOCK], dek.lease.suite.nonce_len());
+        let nonces = nonces.get_mut(..block.len() * nonce_len).ok_or_else(too_many)?;
+        dek.nonces.fill(nonces)?;
+        let prefix = dek.prefix(form);
+        let seal = |key: &AeadKey| {
+            for ((aad, plaintext), nonce) in block.iter().zip(nonces.chunks_exact(nonce_len)) {
+                let begin = sealed.len();
+                prefix.append(nonce, sealed);
+                sealed.extend_from_slice(plaintext);
+                let payload = sealed.get_mut(begin + prefix.len()..).unwrap_or_default();
+                match key.seal(nonce, aad, payload) {
+                    Ok(tag) => sealed.extend_from_slice(&tag),
+                    Err(error) => {
+                        sealed.truncate(begin);
+                        return Err(error);
+                    }
+                }
+                ends.push(sealed.len());
+            }
+            Ok(())
+        };
+        dek.lease.with_key(seal)?
     }
 
     /// Encrypts `payload` in place under a new nonce, and fills `prefix` and `tag` around it.
@@ -215,6 +325,11 @@ pub(super) fn max_len(limits: &LimitsInForce) -> u64 {
 #[inline]
 pub(super) fn check_len(len: usize, max: u64) -> Result<u64, Error> {
     u64::try_from(len).ok().filter(|len| *len <= max).ok_or_else(|| too_large(len, max))
+}
+
+#[cold]
+fn too_many() -> Error {
+    Error::new(ErrorKind::TooLarge, "more messages than a block has")
 }
 
 #[cold]

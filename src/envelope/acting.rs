@@ -10,13 +10,14 @@ use futures_util::stream::FuturesUnordered;
 
 use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, StreamHead};
 use crate::caller::{Action, Caller};
+use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::{Header, WrappedKeys};
 use crate::kek::rewrap::Check;
 use crate::memory::wipe;
 use crate::observe::Access;
-use crate::policy::{BoxFuture, Granted, Guard, Stamp};
+use crate::policy::{BoxFuture, Granted, Guard};
 use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
@@ -85,8 +86,8 @@ impl Envelope {
         }
     }
 
-    /// Whether what was permitted may still be done, after it waited for a key service: under rules
-    /// that changed meanwhile the policy is asked again.
+    /// Whether what was permitted may still be done, after it waited for a key service: if the rules
+    /// changed or the decision ended meanwhile, the policy is asked again.
     pub(super) async fn confirm(
         &self,
         permitted: Permitted,
@@ -95,16 +96,11 @@ impl Envelope {
         caller: Option<&Caller>,
     ) -> Result<(), Error> {
         match (&self.guarded, permitted) {
-            (Some(guarded), Some(granted)) if guarded.has_changed(granted) => {
+            (Some(guarded), Some(granted)) if guarded.is_over(granted) => {
                 guarded.permit(operation, context, caller).await.map(|_| ())
             }
             _ => Ok(()),
         }
-    }
-
-    /// The state of the rules, to be compared later. `None` without a policy.
-    pub(super) fn rules(&self) -> Option<Option<Stamp>> {
-        self.guarded.as_ref().map(|guarded| guarded.stamp())
     }
 
     /// Returns those of many contexts for which an operation may not be done, and why. A decision
@@ -114,9 +110,9 @@ impl Envelope {
         operation: Action,
         contexts: impl Iterator<Item = &'c EncryptionContext>,
         caller: Option<&Caller>,
-    ) -> HashMap<&'c EncryptionContext, Error> {
+    ) -> Denials<'c> {
         let mut denied = HashMap::new();
-        let Some(guarded) = &self.guarded else { return denied };
+        let Some(guarded) = &self.guarded else { return Denials::default() };
         let distinct: HashSet<_> = contexts.collect();
         let (mut waiting, mut grants) = (distinct.into_iter().collect::<Vec<_>>(), Vec::new());
         for _ in 0..ROUNDS {
@@ -137,12 +133,35 @@ impl Envelope {
             let over = grants.extract_if(.., |(_, granted)| guarded.is_over(*granted));
             waiting = over.map(|(context, _)| context).collect();
             if waiting.is_empty() {
-                return denied;
+                break;
             }
         }
         let unsettled = |context| (context, guarded.unsettled(operation, context, caller));
         denied.extend(waiting.into_iter().map(unsettled));
-        denied
+        let first_over = grants.into_iter().map(|(_, granted)| granted).reduce(Granted::first_over);
+        Denials { denied, first_over }
+    }
+
+    /// Whether everything that was permitted still is.
+    pub(super) fn still_permits(&self, denials: &Denials<'_>) -> bool {
+        match (&self.guarded, denials.first_over) {
+            (Some(guarded), Some(granted)) => !guarded.is_over(granted),
+            _ => true,
+        }
+    }
+}
+
+/// What the policy decided about an operation on many contexts.
+#[derive(Default)]
+pub(super) struct Denials<'c> {
+    denied: HashMap<&'c EncryptionContext, Error>,
+    /// Of the decisions that allow, the one that ends first.
+    first_over: Permitted,
+}
+
+impl Denials<'_> {
+    pub(super) fn get(&self, context: &EncryptionContext) -> Option<&Error> {
+        self.denied.get(context)
     }
 }
 
@@ -156,26 +175,25 @@ pub struct ActingFor<'e> {
 
 impl<'e> ActingFor<'e> {
     /// The envelope without its policy, for what is permitted.
-    fn plain(self) -> &'e Envelope {
+    pub(super) fn plain(self) -> &'e Envelope {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
     /// Returns the DEK id of a message, if it is counted by caller.
     #[inline]
     fn counted_dek(self, message: &[u8]) -> Option<DekId> {
-        let is_counted = self.caller.is_some() && self.envelope.source.counts_callers();
-        is_counted.then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
+        self.is_counted().then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
     }
 
     /// Counts a message that was just encrypted or decrypted, by its caller.
     #[inline]
     fn count(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
         if let (Some(caller), Some(dek_id)) = (self.caller, dek_id) {
-            self.envelope.source.count(caller, &dek_id, context, access);
+            self.envelope.source.count(caller, &dek_id, context, access, 1);
         }
     }
 
-    async fn permit(
+    pub(super) async fn permit(
         self,
         operation: Action,
         context: &EncryptionContext,
@@ -183,37 +201,34 @@ impl<'e> ActingFor<'e> {
         self.envelope.permit(operation, context, self.caller).await
     }
 
-    /// What is known without waiting.
+    /// What is known without waiting. The clock is read once for the decision and the DEK.
     #[inline]
     fn known(
         self,
+        now: Moment,
         operation: Action,
         context: &EncryptionContext,
     ) -> Option<Result<Permitted, Error>> {
         match &self.envelope.guarded {
             Some(guarded) => {
-                Some(guarded.permit_cached(operation, context, self.caller)?.map(Some))
+                Some(guarded.permit_cached(now, operation, context, self.caller)?.map(Some))
             }
             None => Some(Ok(None)),
         }
     }
 
-    async fn confirm(
+    #[inline]
+    fn now(self) -> Moment {
+        self.envelope.source.now()
+    }
+
+    pub(super) async fn confirm(
         self,
         permitted: Permitted,
         operation: Action,
         context: &EncryptionContext,
     ) -> Result<(), Error> {
         self.envelope.confirm(permitted, operation, context, self.caller).await
-    }
-
-    /// Whether the rules changed since it was permitted.
-    #[inline]
-    fn has_changed(self, permitted: Permitted) -> bool {
-        match (&self.envelope.guarded, permitted) {
-            (Some(guarded), Some(granted)) => guarded.has_changed(granted),
-            _ => false,
-        }
     }
 
     /// As [`Envelope::encrypt`].
@@ -226,14 +241,21 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
-        let permitted = match self.known(Action::Encrypt, context) {
-            Some(known) => known?,
+        let now = self.now();
+        let permitted = match self.known(now, Action::Encrypt, context) {
+            Some(known) => {
+                let permitted = known?;
+                // With a cached DEK it encrypts at once, under the rules of now.
+                if let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)? {
+                    self.count(Access::Encrypt, context, self.counted_dek(&sealed));
+                    return Ok(sealed);
+                }
+                permitted
+            }
             None => self.permit(Action::Encrypt, context).await?,
         };
         let sealed = self.plain().encrypt(context, aad, plaintext).await?;
-        if self.has_changed(permitted) {
-            self.confirm(permitted, Action::Encrypt, context).await?;
-        }
+        self.confirm(permitted, Action::Encrypt, context).await?;
         self.count(Access::Encrypt, context, self.counted_dek(&sealed));
         Ok(sealed)
     }
@@ -284,11 +306,12 @@ impl<'e> ActingFor<'e> {
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
         let dek_id = self.counted_dek(sealed.as_bytes());
-        let permitted = match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        let permitted = match self.known(now, Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
                 // What is cached is opened at once, under the rules of now.
-                if let Some(opened) = self.plain().decrypt_cached(context, aad, sealed)? {
+                if let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)? {
                     self.count(Access::Decrypt, context, dek_id);
                     return Ok(opened);
                 }
@@ -305,8 +328,9 @@ impl<'e> ActingFor<'e> {
     /// As [`Envelope::decrypt_in_place`].
     ///
     /// # Errors
-    /// As there. After a denial the buffer is unchanged. If the rules changed while it waited for
-    /// the key service, and deny it now, the part that was decrypted is wiped.
+    /// As there. After a denial the buffer is unchanged. If the rules changed or the decision ended
+    /// while it waited for the key service, and the policy denies it now, the part that was decrypted
+    /// is wiped.
     pub async fn decrypt_in_place<'b>(
         self,
         context: &EncryptionContext,
@@ -314,10 +338,11 @@ impl<'e> ActingFor<'e> {
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
         let dek_id = self.counted_dek(buffer);
-        let permitted = match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        let permitted = match self.known(now, Action::Decrypt, context) {
             Some(known) => {
                 let permitted = known?;
-                if let Some(payload) = self.plain().open_cached(context, aad, buffer)? {
+                if let Some(payload) = self.plain().open_cached(now, context, aad, buffer)? {
                     self.count(Access::Decrypt, context, dek_id);
                     return Ok(buffer.get_mut(payload).unwrap_or_default());
                 }
@@ -342,12 +367,13 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
-        match self.known(Action::Decrypt, context) {
+        let now = self.now();
+        match self.known(now, Action::Decrypt, context) {
             Some(known) => drop(known?),
             None => return Ok(None),
         }
         let sealed = sealed.into();
-        let opened = self.plain().decrypt_cached(context, aad, sealed)?;
+        let opened = self.plain().decrypt_cached_at(now, context, aad, sealed)?;
         if opened.is_some() {
             self.count(Access::Decrypt, context, self.counted_dek(sealed.as_bytes()));
         }

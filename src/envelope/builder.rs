@@ -15,7 +15,7 @@ use crate::kek::KekProvider;
 use crate::kek::call::{CallBudget, CallPolicy};
 use crate::kek::set::DekOrigin;
 use crate::observe::{Event, Observer};
-use crate::policy::{Guard, Policy, PolicyOptions};
+use crate::policy::{Guard, Policy, PolicyOptions, described};
 use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
@@ -119,7 +119,8 @@ impl EnvelopeBuilder {
         self
     }
 
-    /// Sets the implementation of the cryptography. By default the fastest of this build.
+    /// Sets the implementation of the cryptography. By default the fastest of this build: see
+    /// [`Backend`].
     pub fn backend(mut self, backend: Backend) -> Self {
         self.source.backend = backend;
         self
@@ -209,8 +210,9 @@ impl EnvelopeBuilder {
     /// writing, two with one KEK id, a limit or an option out of range, two that contradict each
     /// other, or one that needs a runtime when there is none. Also in a tokio runtime without
     /// timers, unless another [`runtime`](Self::runtime) is set.
-    pub fn build(self) -> Result<Envelope, Error> {
+    pub fn build(mut self) -> Result<Envelope, Error> {
         let domain = self.source.domain.clone();
+        self.source.more = described(self.policy.as_ref());
         let envelope = Envelope::new(self.source.build()?);
         let Some((policy, mut options)) = self.policy else { return Ok(envelope) };
         if let Some(domain) = domain {

@@ -7,18 +7,21 @@
 mod aad;
 mod acting;
 mod builder;
+mod cached;
 mod compact;
+mod file;
 mod handle;
 mod inspect;
+mod many;
 mod opening;
 mod plaintext;
 mod rewrap;
 mod sealing;
 mod stream;
+mod values;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -30,6 +33,7 @@ pub use acting::ActingFor;
 use acting::Guarded;
 pub use builder::{EnvelopeBuilder, StartOptions, StartUp};
 pub use compact::{Compact, Sealed};
+pub use file::FileOptions;
 pub use inspect::{Inspection, KekEntry, StreamShape, inspect};
 pub use opening::Decryptor;
 pub use plaintext::Plaintext;
@@ -40,6 +44,7 @@ pub use stream::{
     ReadAt, SeekableStream, StreamDecryptor, StreamEncryptor, StreamHead, StreamOptions,
     StreamReader, StreamWriter,
 };
+pub use values::{Plaintexts, Values};
 
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
@@ -229,30 +234,11 @@ impl Envelope {
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
         if self.guarded.is_none()
-            && let Some(payload) = self.open_cached(context, aad, buffer)?
+            && let Some(payload) = self.open_cached(self.source.now(), context, aad, buffer)?
         {
             return Ok(buffer.get_mut(payload).unwrap_or_default());
         }
         self.decrypt_in_place_uncached(context, aad, buffer).await
-    }
-
-    /// Decrypts in place if the DEK is cached, and returns where the plaintext is.
-    #[inline(always)]
-    fn open_cached(
-        &self,
-        context: &EncryptionContext,
-        aad: Aad<'_>,
-        buffer: &mut [u8],
-    ) -> Result<Option<Range<usize>>, Error> {
-        let message = self.parse(Sealed::from(&*buffer))?;
-        let opened = Opened::of(&message);
-        let (id, suite) = (message.header.dek_id, message.header.suite);
-        let is_stored = message.wrapped_keys.is_empty();
-        // The wrapped keys are in the buffer, so they are copied if the key service has to be
-        // asked.
-        let request = ReadingRequest { context, id: &id, suite, wrapped_keys: None, is_stored };
-        let work = |dek: &ReadingDek| opened.decrypt_with(dek, aad, buffer);
-        Ok(self.source.with_cached(request, work)?.map(|()| opened.payload()))
     }
 
     /// Apart, so that what was read of the message is not kept while it waits.
@@ -291,10 +277,7 @@ impl Envelope {
         if self.guarded.is_some() {
             return self.for_nobody().decrypt_cached_cold(context, aad, sealed);
         }
-        let message = self.parse(sealed)?;
-        self.source.with_cached(request(context, &message), |dek| {
-            open(dek, aad, sealed.as_bytes(), &message)
-        })
+        self.decrypt_cached_at(self.source.now(), context, aad, sealed)
     }
 
     /// Returns a lease on the DEK that encrypts for `context`.

@@ -50,12 +50,12 @@ impl Decryptor {
         self
     }
 
-    /// Counts a message that was decrypted.
+    /// Counts messages that were decrypted.
     #[inline]
-    fn count(&self) {
+    pub(super) fn count(&self, messages: u64) {
         if let Some(caller) = self.terms.caller() {
             let lease = &self.dek.lease;
-            self.source.count(caller, &lease.id, &lease.context, Access::Decrypt);
+            self.source.count(caller, &lease.id, &lease.context, Access::Decrypt, messages);
         }
     }
 
@@ -94,7 +94,7 @@ impl Decryptor {
         let opened = open(sealed, &message, |payload| {
             self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
         })?;
-        self.count();
+        self.count(1);
         Ok(opened)
     }
 
@@ -117,18 +117,33 @@ impl Decryptor {
         opened.in_place(buffer, |nonce, payload, tag| {
             self.dek.open_now(nonce, aad.as_bytes(), payload, tag)
         })?;
-        self.count();
+        self.count(1);
         Ok(opened.payload_of(buffer))
     }
 
     /// Checks that it decrypts this message, and now.
     fn check(&self, message: &Message<'_>) -> Result<(), Error> {
+        self.check_is_of_dek(message)?;
+        self.check_time()
+    }
+
+    /// Checks that it may be used now.
+    pub(super) fn check_time(&self) -> Result<(), Error> {
+        self.dek.check_handle(self.terms.is_stale()?)
+    }
+
+    pub(super) fn dek(&self) -> &ReadingDek {
+        &self.dek
+    }
+
+    /// Checks that it decrypts this message.
+    pub(super) fn check_is_of_dek(&self, message: &Message<'_>) -> Result<(), Error> {
         if (message.header.dek_id, message.header.suite)
             != (self.dek.lease.id, self.dek.lease.suite)
         {
             return Err(Error::new(ErrorKind::OtherDek, message.header.dek_id.to_string()));
         }
-        self.dek.check_handle(self.terms.is_stale()?)
+        Ok(())
     }
 }
 

@@ -149,7 +149,6 @@ impl Envelope {
     ) -> Vec<Result<Vec<u8>, Error>> {
         let messages: Vec<_> = messages.into_iter().collect();
         let contexts = || messages.iter().map(|(context, _)| *context);
-        let rules = self.rules();
         let denied = self.denied(Action::Rewrap, contexts(), caller).await;
         let mut lists = Lists::default();
         let places: Vec<_> = messages
@@ -163,9 +162,9 @@ impl Envelope {
             .collect();
         let lists: Vec<_> = lists.lists.iter().map(List::as_key_list).collect();
         let rewrapped = self.source().rewrap_lists(&lists, Check::UnwrapEach).await;
-        // Under rules that changed meanwhile the policy is asked again.
-        let denied = match self.rules() == rules {
-            true => HashMap::new(),
+        // If the rules changed or a decision ended meanwhile, the policy is asked again.
+        let denied = match self.still_permits(&denied) {
+            true => denied,
             false => self.denied(Action::Rewrap, contexts(), caller).await,
         };
         let answer =

@@ -9,7 +9,7 @@ use super::handle::HandleTerms;
 use super::{Aad, Compact};
 use crate::caller::Caller;
 use crate::context::EncryptionContext;
-use crate::dek::{OwnedSource, Reservation, WritingDek};
+use crate::dek::{Many, OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
 use crate::memory::wipe;
@@ -52,12 +52,12 @@ impl Encryptor {
         self
     }
 
-    /// Counts a message that was encrypted.
+    /// Counts messages that were encrypted.
     #[inline]
-    fn count(&self) {
+    pub(super) fn count(&self, messages: u64) {
         if let Some(caller) = self.terms.caller() {
             let lease = &self.dek.lease;
-            self.source.count(caller, &lease.id, &lease.context, Access::Encrypt);
+            self.source.count(caller, &lease.id, &lease.context, Access::Encrypt, messages);
         }
     }
 
@@ -112,7 +112,7 @@ impl Encryptor {
     /// [`ErrorKind::Randomness`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8>, Error> {
         let sealed = seal(&self.reserve(plaintext.len())?, Form::Embedded, aad, plaintext)?;
-        self.count();
+        self.count(1);
         Ok(sealed)
     }
 
@@ -120,6 +120,17 @@ impl Encryptor {
     #[inline]
     fn reserve(&self, len: usize) -> Result<Reservation<&WritingDek>, Error> {
         Reservation::for_handle(&*self.dek, len, self.terms.is_stale()?)
+    }
+
+    /// Counts many messages, all or none, if the handle may still be used.
+    pub(super) fn reserve_many(&self, many: Many) -> Result<Reservation<&WritingDek>, Error> {
+        Reservation::of_many_for_handle(&*self.dek, many, self.terms.is_stale()?)
+    }
+
+    /// Checks that it may be used now.
+    pub(super) fn check_time(&self) -> Result<(), Error> {
+        self.dek.lease.check_in_use()?;
+        self.terms.is_stale().map(|_| ())
     }
 
     /// Encrypts one message in the caller's buffer, without allocating. The buffer has
@@ -156,7 +167,7 @@ impl Encryptor {
         let len =
             buffer.len().checked_sub(self.dek.prefix(form).len() + TAG_LEN).ok_or_else(no_room)?;
         seal_in_place(&self.reserve(len)?, form, aad, buffer)?;
-        self.count();
+        self.count(1);
         Ok(())
     }
 }
@@ -166,7 +177,7 @@ impl Encryptor {
 /// Store its [wrapped keys](Self::wrapped_keys), durably and under the [DEK id](Self::dek_id),
 /// before the first message.
 #[derive(Clone, Debug)]
-pub struct CompactEncryptor(Encryptor);
+pub struct CompactEncryptor(pub(super) Encryptor);
 
 impl CompactEncryptor {
     /// Returns the DEK's id, which each message carries.
@@ -199,7 +210,7 @@ impl CompactEncryptor {
     /// As [`Encryptor::encrypt`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
         let compact = seal_compact(&self.0.reserve(plaintext.len())?, aad, plaintext)?;
-        self.0.count();
+        self.0.count(1);
         Ok(compact)
     }
 

@@ -161,6 +161,13 @@ impl Prefix {
         HEADER_LEN + self.nonce_len + self.wrapped_keys.len()
     }
 
+    /// Appends it to `message`.
+    pub(crate) fn append(&self, nonce: &[u8], message: &mut Vec<u8>) {
+        message.extend_from_slice(&self.header);
+        message.extend_from_slice(nonce);
+        message.extend_from_slice(&self.wrapped_keys);
+    }
+
     /// Fills `room`, which is exactly [`len`](Self::len) long.
     pub(crate) fn write(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let mut room = room;

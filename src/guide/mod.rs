@@ -73,6 +73,10 @@ macro_rules! links {
 [`Envelope::open_stream`]: crate::Envelope::open_stream
 [`Envelope::stream_encryptor`]: crate::Envelope::stream_encryptor
 [`Envelope::rewrap_head`]: crate::Envelope::rewrap_head
+[`Envelope::encrypt_file`]: crate::Envelope::encrypt_file
+[`Envelope::decrypt_file`]: crate::Envelope::decrypt_file
+[`FileOptions::overwrite`]: crate::FileOptions::overwrite
+[`FileOptions::extended_attributes`]: crate::FileOptions::extended_attributes
 [`StreamOptions`]: crate::StreamOptions
 [`StreamOptions::key_space`]: crate::StreamOptions::key_space
 [`StreamOptions::compact`]: crate::StreamOptions::compact
@@ -86,6 +90,9 @@ macro_rules! links {
 [`KekProvider`]: crate::kek::KekProvider
 [aws-kms.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/aws_kms/
 [xks.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/xks/
+[pkcs11.md]: https://docs.rs/waxseal-pkcs11/latest/waxseal_pkcs11/guide/pkcs11/
+[google-kms.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/google_kms/
+[ekm.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/ekm/
 [vault.md]: https://docs.rs/waxseal-vault-transit/latest/waxseal_vault_transit/guide/vault/
 
 "

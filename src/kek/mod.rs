@@ -123,6 +123,23 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>>;
 
+    /// Unwraps a DEK at once, if all that it takes is in this process, such as a cached
+    /// [branch key](crate::branch). `None` if it would have to ask somebody or to wait, and for every
+    /// failure: then [`unwrap`](Self::unwrap) is called. It is called on the thread that decrypts and
+    /// must not block. What it returns is checked as an answer of `unwrap` is. By default `None`.
+    ///
+    /// It is for providers around a [`BranchKek`](crate::branch::BranchKek), which forward it. Its DEKs
+    /// end with their branch key. Do not answer from a cache of your own: each answer would begin
+    /// another `max_age`, and a denial would never be heard.
+    fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        let _ = (context, wrapped);
+        None
+    }
+
     /// Has the key service make a DEK (AWS KMS: `GenerateDataKey`). The security of its messages
     /// then rests on the service's generator. By default the DEK is made in this process and
     /// wrapped.
@@ -356,6 +373,14 @@ impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         (**self).unwrap(context, wrapped)
+    }
+
+    fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        (**self).unwrap_cached(context, wrapped)
     }
 
     fn generate<'a>(

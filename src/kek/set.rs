@@ -344,6 +344,35 @@ impl KekSet {
         self.check_unwrapped(context, id, entry, answer, &mut unwrapped?)
     }
 
+    /// Whether any KEK may have in this process what it takes to unwrap.
+    pub(crate) fn may_unwrap_at_once(&self) -> bool {
+        self.reading.iter().any(|kek| kek.derives_deks())
+    }
+
+    /// Unwraps the DEK by the KEK that [`unwrap_any`](Self::unwrap_any) would ask first, if it can
+    /// without a call.
+    pub(crate) fn unwrap_at_once(
+        &self,
+        context: &EncryptionContext,
+        id: &DekId,
+        keys: &WrappedKeys,
+    ) -> Option<Unwrapped> {
+        let recognised = |kek: &'_ Arc<GuardedKek>| {
+            let own = keys.entries().iter().find(|entry| entry.kek_id() == kek.id());
+            own.or_else(|| keys.entries().iter().find(|entry| kek.recognises(entry.kek_id())))
+        };
+        let (kek, entry) = self.reading.iter().find_map(|kek| Some((kek, recognised(kek)?)))?;
+        self.check_not_revoked(kek.id()).ok()?;
+        self.check_not_revoked(entry.kek_id()).ok()?;
+        let asked = self.clock.now();
+        let mut unwrapped = kek.unwrap_cached(context, entry)?;
+        let answer = UnwrapAnswer { kek, request_id: None };
+        let (dek, parent) =
+            self.check_unwrapped(context, id, entry, answer, &mut unwrapped).ok()?;
+        let source_kek = SourceKek { provider: kek.id().clone(), entry: entry.kek_id().clone() };
+        Some(Unwrapped { dek, source_kek, parent, asked })
+    }
+
     pub(super) fn check_unwrapped(
         &self,
         context: &EncryptionContext,

@@ -88,13 +88,14 @@ impl CallerCounts {
         }
     }
 
-    /// Counts a message.
+    /// Counts messages.
     pub(crate) fn count(
         &self,
         caller: &Caller,
         dek_id: &DekId,
         context: &EncryptionContext,
         access: Access,
+        messages: u64,
     ) {
         if self.generation != fork::generation() {
             return;
@@ -105,12 +106,16 @@ impl CallerCounts {
         let uses = of_dek.and_then(|of_dek| of_dek.callers.get_mut(&caller.who_hash()));
         let used = uses.and_then(|uses| uses.iter_mut().find(|used| used.caller.is_who(caller)));
         match used {
-            Some(used) => used.messages.count(access, 1),
-            None => self.count_first(&mut counted, caller, dek_id, context, access),
+            Some(used) => used.messages.count(access, messages),
+            None => {
+                let mut first = Messages::default();
+                first.count(access, messages);
+                self.count_first(&mut counted, caller, dek_id, context, first);
+            }
         }
     }
 
-    /// The first message of a caller with a DEK.
+    /// The first messages of a caller with a DEK.
     #[cold]
     fn count_first(
         &self,
@@ -118,7 +123,7 @@ impl CallerCounts {
         caller: &Caller,
         dek_id: &DekId,
         context: &EncryptionContext,
-        access: Access,
+        messages: Messages,
     ) {
         let caller = caller.without_request_id();
         let memory = held(&caller, context);
@@ -126,12 +131,10 @@ impl CallerCounts {
         let is_full = self.pairs.load(Ordering::Relaxed) >= MAX_CALLERS
             || self.memory.load(Ordering::Relaxed).saturating_add(memory) > MAX_MEMORY;
         if is_full {
-            return counted.others.count(access, 1);
+            return counted.others.add(messages);
         }
         self.pairs.fetch_add(1, Ordering::Relaxed);
         self.memory.fetch_add(memory, Ordering::Relaxed);
-        let mut messages = Messages::default();
-        messages.count(access, 1);
         counted.add(dek_id, context, Use { caller, messages });
     }
 
@@ -288,10 +291,10 @@ mod tests {
                     // Another caller value of the same caller, in another request.
                     let a = caller("a").with_request_id("7").unwrap();
                     for _ in 0..100 {
-                        counts.count(&a, &id(1), &context, Access::Decrypt);
-                        counts.count(&caller("b"), &id(1), &context, Access::Encrypt);
+                        counts.count(&a, &id(1), &context, Access::Decrypt, 1);
+                        counts.count(&caller("b"), &id(1), &context, Access::Encrypt, 1);
                     }
-                    counts.count(&a, &id(2), &context, Access::Decrypt);
+                    counts.count(&a, &id(2), &context, Access::Decrypt, 1);
                 });
             }
         });
@@ -312,7 +315,7 @@ mod tests {
         let (counts, context) = (CallerCounts::new(), EncryptionContext::empty());
         for _ in 0..2 {
             for n in 0..u32::try_from(MAX_CALLERS).unwrap() + 10 {
-                counts.count(&caller(&format!("{n:05}")), &id(n), &context, Access::Decrypt);
+                counts.count(&caller(&format!("{n:05}")), &id(n), &context, Access::Decrypt, 1);
             }
             let told = told(counts.take(Duration::ZERO));
             assert_eq!(told.len(), MAX_CALLERS + 1);
@@ -324,7 +327,7 @@ mod tests {
             Caller::builder().service(n.to_string()).groups(groups).build().unwrap()
         };
         for n in 0..200 {
-            counts.count(&long(n), &id(n), &context, Access::Decrypt);
+            counts.count(&long(n), &id(n), &context, Access::Decrypt, 1);
         }
         let told = told(counts.take(Duration::ZERO));
         assert!(told.len() < 100, "{} callers were kept", told.len());

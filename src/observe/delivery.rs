@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Access, Event, Observer, Operation};
+use super::{Access, Event, Observer, Operation, StoreOperation};
 use crate::caller::Caller;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
@@ -100,6 +100,15 @@ pub(crate) enum LaterEvent {
         kek_id: KekId,
         target: Option<Box<str>>,
     },
+    StoreAbandoned {
+        store: Box<str>,
+        operation: StoreOperation,
+        elapsed: Duration,
+        kind: ErrorKind,
+    },
+    StoreBreakerOpened {
+        store: Box<str>,
+    },
     Accessed(Accessed),
     ShutDown,
     /// All that was counted in the meantime, however much it is.
@@ -134,6 +143,11 @@ impl LaterEvent {
             Self::Accessed(accessed) => accessed.as_event(),
             Self::ShutDown => Event::ShutDown,
             Self::Wiped { dek_id, context } => Event::Wiped { dek_id, context },
+            Self::StoreAbandoned { store, operation, elapsed, kind } => {
+                let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));
+                Event::StoreCalled { store, operation, elapsed, kind, abandoned: true }
+            }
+            Self::StoreBreakerOpened { store } => Event::StoreBreakerOpened { store },
             Self::Abandoned { kek_id, operation, elapsed, kind } => {
                 let (operation, elapsed, kind) = (*operation, *elapsed, Some(*kind));
                 Event::Called {

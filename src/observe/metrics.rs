@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics::{counter, gauge, histogram};
 
-use super::{Event, Observer, Operation};
+use super::{Event, Observer, Operation, StoreOperation};
 use crate::caller::Action;
 use crate::error::ErrorKind;
 use crate::format::KekId;
@@ -28,6 +28,9 @@ use crate::format::KekId;
 /// | `waxseal_calls_total` | counter | `kek`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_call_seconds` | histogram | `kek`, `operation` |
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |
+/// | `waxseal_store_calls_total` | counter | `store`, `operation`, `outcome` (`ok`, or the kind of the failure) |
+/// | `waxseal_store_call_seconds` | histogram | `store`, `operation` |
+/// | `waxseal_store_breaker_open` | gauge (0, 1) | `store` |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 /// | `waxseal_domain_reloads_total` | counter | `outcome` (`ok`, or the kind of the failure) |
@@ -108,6 +111,20 @@ impl Observer for MetricsObserver {
             }
             Event::BreakerOpened { kek_id, target } => breaker_gauge(kek_id, target).set(1),
             Event::BreakerClosed { kek_id, target } => breaker_gauge(kek_id, target).set(0),
+            Event::StoreCalled { store, operation, elapsed, kind, .. } => {
+                let (store, outcome) = (store.to_owned(), kind.map_or("ok", |kind| kind.as_str()));
+                let operation = operation.as_str();
+                counter!("waxseal_store_calls_total", "store" => store.clone(), "operation" => operation, "outcome" => outcome)
+                    .increment(1);
+                histogram!("waxseal_store_call_seconds", "store" => store, "operation" => operation)
+                    .record(elapsed);
+            }
+            Event::StoreBreakerOpened { store } => {
+                gauge!("waxseal_store_breaker_open", "store" => store.to_owned()).set(1);
+            }
+            Event::StoreBreakerClosed { store } => {
+                gauge!("waxseal_store_breaker_open", "store" => store.to_owned()).set(0);
+            }
             Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
             Event::ObserverPanicked { .. } => {
                 counter!("waxseal_observers_panicked_total").increment(1)
@@ -189,6 +206,11 @@ pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Opti
     if let Some(store) = store {
         _ = counter!("waxseal_damaged_rows_total", "store" => store.to_owned());
         _ = counter!("waxseal_keys_erased_total", "store" => store.to_owned());
+        for operation in StoreOperation::ALL.map(StoreOperation::as_str) {
+            for outcome in kinds.iter().chain(&["ok"]) {
+                _ = counter!("waxseal_store_calls_total", "store" => store.to_owned(), "operation" => operation, "outcome" => *outcome);
+            }
+        }
     }
 }
 

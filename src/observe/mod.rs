@@ -308,6 +308,30 @@ pub enum Event<'a> {
         /// As in [`BreakerOpened`](Event::BreakerOpened).
         target: Option<&'a str>,
     },
+    /// One call to a key store ended, retries and probes included. An abandoned call is reported only
+    /// if it took unusually long. Calls to a store in this process are not reported.
+    StoreCalled {
+        /// The key store, by its name.
+        store: &'a str,
+        /// The operation.
+        operation: StoreOperation,
+        /// How long the answer took.
+        elapsed: Duration,
+        /// The kind of its failure, `None` for a success.
+        kind: Option<ErrorKind>,
+        /// As in [`Called`](Event::Called).
+        abandoned: bool,
+    },
+    /// A key store failed so often that it is only probed now and then. What is cached goes on.
+    StoreBreakerOpened {
+        /// The key store.
+        store: &'a str,
+    },
+    /// A key store responded again after its breaker was open.
+    StoreBreakerClosed {
+        /// The key store.
+        store: &'a str,
+    },
     /// The operating system refuses part of the protection of the memory that holds secrets.
     /// Emitted once per process, by the first envelope with an observer that meets it. No call
     /// fails for it.
@@ -329,7 +353,8 @@ pub enum Event<'a> {
         wrap_with: &'a [KekId],
         /// The KEKs that only unwrap.
         unwrap_with: &'a [KekId],
-        /// The other options as they are in force, by name, as text. None is a secret.
+        /// The other options as they are in force, by name, as text: also the data domain, and the
+        /// policy by its Debug. None is a secret.
         options: &'a [(&'static str, String)],
     },
     /// An operator revoked a KEK in this process.
@@ -430,6 +455,54 @@ impl Operation {
             Self::Unwrap => "unwrap",
             Self::Generate => "generate",
             Self::Rewrap => "rewrap",
+        }
+    }
+}
+
+/// An operation of a key store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum StoreOperation {
+    /// Read one row.
+    Get,
+    /// Read the rows of a branch.
+    Branch,
+    /// Insert a row.
+    Insert,
+    /// Replace a row, if nobody changed it.
+    Replace,
+    /// Erase the rows of a branch.
+    Erase,
+    /// Read a page of rows.
+    Scan,
+    /// Check whether the store can be used.
+    Health,
+}
+
+impl StoreOperation {
+    #[cfg(feature = "metrics")]
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Get,
+        Self::Branch,
+        Self::Insert,
+        Self::Replace,
+        Self::Erase,
+        Self::Scan,
+        Self::Health,
+    ];
+
+    /// Returns its name in lower case.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Branch => "branch",
+            Self::Insert => "insert",
+            Self::Replace => "replace",
+            Self::Erase => "erase",
+            Self::Scan => "scan",
+            Self::Health => "health",
         }
     }
 }

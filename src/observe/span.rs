@@ -35,6 +35,10 @@ impl CallSpan {
         Self { span }
     }
 
+    pub(crate) fn none() -> Self {
+        Self { span: None }
+    }
+
     pub(crate) async fn around<F: Future>(&self, call: F) -> F::Output {
         let mut call = std::pin::pin!(call);
         std::future::poll_fn(|cx| {
@@ -64,6 +68,10 @@ impl Drop for CallSpan {
 #[cfg(not(feature = "tracing"))]
 impl CallSpan {
     pub(crate) fn new(_: &KekId, _: Operation) -> Self {
+        Self {}
+    }
+
+    pub(crate) fn none() -> Self {
         Self {}
     }
 

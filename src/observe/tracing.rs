@@ -185,6 +185,27 @@ impl Observer for TracingObserver {
                     "circuit breaker closed"
                 );
             }
+            Event::StoreCalled { store, operation, elapsed, kind, abandoned } => {
+                let (operation, elapsed_ms) = (operation.as_str(), elapsed.as_secs_f64() * 1e3);
+                let kind = kind.map(crate::error::ErrorKind::as_str);
+                debug!(
+                    target: "waxseal", event = "store_called", store, operation, elapsed_ms, kind,
+                    abandoned,
+                    "key store called"
+                );
+            }
+            Event::StoreBreakerOpened { store } => {
+                warn!(
+                    target: "waxseal", event = "store_breaker_opened", store,
+                    "circuit breaker of the key store opened"
+                );
+            }
+            Event::StoreBreakerClosed { store } => {
+                info!(
+                    target: "waxseal", event = "store_breaker_closed", store,
+                    "circuit breaker of the key store closed"
+                );
+            }
             Event::MemoryNotProtected { protection } => {
                 warn!(target: "waxseal", event = "memory_not_protected", "{protection}");
             }

@@ -45,6 +45,17 @@ pub(crate) struct Granted {
     for_one: bool,
 }
 
+impl Granted {
+    /// Returns what is over as soon as one of two proofs under the same rules is.
+    pub(crate) fn first_over(self, other: Self) -> Self {
+        match (self.for_one, other.for_one) {
+            (true, _) => other,
+            (false, true) => self,
+            (false, false) => Self { until: self.until.earlier(other.until), ..self },
+        }
+    }
+}
+
 /// Completes when it is known whether an operation may be done.
 pub(crate) enum Permit<'a> {
     Known(Option<Result<Granted, Error>>),
@@ -85,7 +96,7 @@ impl Guard {
         caller: Option<&'a Caller>,
     ) -> Permit<'a> {
         let asked = Asked { operation, context, caller };
-        match self.known(asked) {
+        match self.known(self.now(), asked) {
             Some(known) => Permit::Known(Some(known)),
             None => Permit::Asking(Box::pin(self.ask(asked))),
         }
@@ -96,11 +107,12 @@ impl Guard {
     #[inline(never)]
     pub(crate) fn permit_cached(
         &self,
+        now: Moment,
         operation: Action,
         context: &EncryptionContext,
         caller: Option<&Caller>,
     ) -> Option<Result<Granted, Error>> {
-        self.known(Asked { operation, context, caller })
+        self.known(now, Asked { operation, context, caller })
     }
 
     /// Whether a handle may be given out: as [`permit`](Self::permit), if the decision lasts.
@@ -126,11 +138,6 @@ impl Guard {
     pub(crate) fn is_over(&self, granted: Granted) -> bool {
         let Granted { stamp, until, for_one } = granted;
         self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
-    }
-
-    /// Whether the rules are others than those by which it was granted.
-    pub(crate) fn has_changed(&self, granted: Granted) -> bool {
-        self.stamp() != Some(granted.stamp)
     }
 
     /// The denial of an operation on many contexts, the decisions about which never held at once.
@@ -175,7 +182,7 @@ impl Guard {
     }
 
     #[inline(never)]
-    fn known(&self, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
+    fn known(&self, now: Moment, asked: Asked<'_>) -> Option<Result<Granted, Error>> {
         if self.asker.options.require_caller && asked.caller.is_none() {
             return Some(Err(self.deny(asked, "no caller is named")));
         }
@@ -187,7 +194,7 @@ impl Guard {
         let quick = |entry: &Entry| {
             (entry.decision.is_allowed() && !is_to_report(entry)).then(|| entry.granted())
         };
-        match self.decisions.with(asked, self.stamp()?, self.now(), quick)? {
+        match self.decisions.with(asked, self.stamp()?, now, quick)? {
             Ok(granted) => Some(Ok(granted)),
             Err(entry) => {
                 self.report(asked, &entry.decision, None);

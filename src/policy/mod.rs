@@ -23,7 +23,6 @@ use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub(crate) use decisions::Stamp;
 pub(crate) use guard::{Granted, Guard, Permission};
 pub use options::PolicyOptions;
 
@@ -33,6 +32,7 @@ use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::KekId;
 pub use crate::runtime::BoxFuture;
+use crate::sync::foreign::caught;
 
 /// Decides who may do what.
 ///
@@ -74,6 +74,8 @@ pub use crate::runtime::BoxFuture;
 /// assert!(envelope.decrypt(&context, Aad::empty(), &sealed).await.is_err());
 /// # Ok::<(), Error>(()) }).unwrap();
 /// ```
+///
+/// Its Debug names it in [`Event::Configured`](crate::Event::Configured), so it shows no secret.
 pub trait Policy: fmt::Debug + Send + Sync {
     /// Decides. What it depends on is in the question, and nothing else but the time may change the
     /// decision until [`generation`](Self::generation) changes: decisions are cached.
@@ -100,6 +102,17 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
     fn generation(&self) -> u64 {
         (**self).generation()
     }
+}
+
+/// How a policy and its options are named where the configuration is reported.
+pub(crate) fn described(
+    policy: Option<&(Arc<dyn Policy>, PolicyOptions)>,
+) -> Vec<(&'static str, String)> {
+    const LONGEST: usize = 512;
+    let Some((policy, options)) = policy else { return Vec::new() };
+    let name = caught(|| format!("{policy:?}")).unwrap_or_else(|| "its Debug panics".to_owned());
+    let name = name.chars().take(LONGEST).collect();
+    vec![("policy", name), ("policy_options", format!("{options:?}"))]
 }
 
 /// What a [`Policy`] decides about.

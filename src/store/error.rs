@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, ShownCause};
+use crate::kek::KekError;
 
 /// What a failure of a [`KeyStore`](super::KeyStore) means. None says anything about a KEK, and none
 /// evicts a cached key.
@@ -37,12 +38,13 @@ impl StoreErrorClass {
 pub struct StoreError {
     class: StoreErrorClass,
     message: Cow<'static, str>,
+    about_one_row: bool,
     cause: Option<ShownCause>,
 }
 
 impl StoreError {
     fn new(class: StoreErrorClass, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { class, message: message.into(), cause: None }
+        Self { class, message: message.into(), about_one_row: false, cause: None }
     }
 
     /// Makes an error of the class [`StoreErrorClass::Unavailable`].
@@ -70,10 +72,34 @@ impl StoreError {
         self
     }
 
+    /// Says that the failure is one row's, such as a damaged one. Whoever can write a message chooses
+    /// the row that is read, so this does not count against the store: it opens no circuit breaker.
+    #[must_use]
+    pub fn about_one_row(mut self) -> Self {
+        self.about_one_row = true;
+        self
+    }
+
     /// Returns what the failure means.
     #[must_use]
     pub fn class(&self) -> StoreErrorClass {
         self.class
+    }
+}
+
+impl StoreError {
+    /// The same failure, as those who make calls know failures.
+    pub(crate) fn into_call_error(self) -> KekError {
+        let of_class = match self.class {
+            StoreErrorClass::Unavailable => KekError::unavailable(self.message),
+            StoreErrorClass::Throttled => KekError::throttled(self.message),
+            StoreErrorClass::Misconfigured => KekError::misconfigured(self.message),
+        };
+        let failure = match self.cause {
+            Some(cause) => of_class.with_source(cause),
+            None => of_class,
+        };
+        if self.about_one_row { failure.on_the_way() } else { failure }
     }
 }
 

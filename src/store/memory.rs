@@ -9,6 +9,7 @@ use super::{
     BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
     StoreError, StoredRow,
 };
+use crate::kek::CallAdvice;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A [`KeyStore`] in memory, for tests and for processes that keep nothing. A clone is the same
@@ -179,6 +180,10 @@ impl KeyStore for MemoryStore {
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
+    }
+
+    fn advice(&self) -> CallAdvice {
+        CallAdvice::default().in_process()
     }
 }
 

@@ -31,6 +31,7 @@ pub use crate::format::{KeyKind, KeyRow};
 pub use crate::runtime::BoxFuture;
 
 use crate::error::Error;
+use crate::kek::CallAdvice;
 use crate::suite::DekId;
 use crate::sync::Arc;
 
@@ -90,6 +91,14 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
 
     /// Checks whether the store can be read now, with its schema.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Returns what the store advises about its calls: timeout, tries, a budget. It applies where the
+    /// [`CallPolicy`](crate::CallPolicy) leaves an option unset. A store that answers in this process
+    /// says so ([`CallAdvice::in_process`]), and then no call has a timeout, a retry or a breaker. It
+    /// is called before each call. By default there is none.
+    fn advice(&self) -> CallAdvice {
+        CallAdvice::default()
+    }
 }
 
 /// The first 16 bytes of the id of a row's key, by which it is found.
@@ -343,5 +352,9 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         (**self).health()
+    }
+
+    fn advice(&self) -> CallAdvice {
+        (**self).advice()
     }
 }

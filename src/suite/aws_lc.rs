@@ -2,13 +2,13 @@
 //! AES-256-GCM.
 #![forbid(unsafe_code)]
 
-use aws_lc_rs::aead::{
-    AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
-};
+use aws_lc_rs::aead;
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use zeroize::Zeroizing;
 
-use super::{AeadFailure, Suite, TAG_LEN};
+use super::{AeadFailure, Outcome, Suite, Tag};
+
+super::binding::binding!(aead);
 
 #[expect(clippy::large_enum_variant, reason = "lives behind one Arc")]
 pub(crate) enum Key {
@@ -18,73 +18,39 @@ pub(crate) enum Key {
 }
 
 impl Key {
-    pub(super) fn new(suite: Suite, key: &[u8; 32]) -> Result<Self, AeadFailure> {
+    pub(super) fn new(suite: Suite, key: &[u8; 32]) -> Outcome<Self> {
         match suite {
-            Suite::Aes256Gcm => expand(&AES_256_GCM, key).map(Self::Direct),
-            Suite::ChaCha20Poly1305 => expand(&CHACHA20_POLY1305, key).map(Self::Direct),
             Suite::Xaes256Gcm => Xaes256Gcm::new(key).map(Self::Xaes256Gcm),
+            direct => expand(direct, key).map(Self::Direct),
         }
     }
 
-    pub(super) fn seal(
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
+        self.with(nonce, |key, nonce| seal(key, nonce, aad, payload))
+    }
+
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Outcome {
+        self.with(nonce, |key, nonce| {
+            let nonce = Nonce::try_assume_unique_for_key(nonce)?;
+            key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload).map(|_| ())
+        })
+    }
+
+    /// Runs `work` with the key and the nonce that the library's AEAD takes.
+    fn with<R, E>(
         &self,
         nonce: &[u8],
-        aad: &[u8],
-        payload: &mut [u8],
-    ) -> Result<[u8; TAG_LEN], AeadFailure> {
-        match self {
-            Self::Direct(key) => seal(key, nonce, aad, payload),
+        work: impl FnOnce(&LessSafeKey, &[u8]) -> Result<R, E>,
+    ) -> Outcome<R> {
+        let done = match self {
+            Self::Direct(key) => work(key, nonce),
             Self::Xaes256Gcm(key) => {
                 let (key, nonce) = key.for_nonce(nonce)?;
-                seal(&key, nonce, aad, payload)
+                work(&key, nonce)
             }
-        }
+        };
+        done.map_err(|_| AeadFailure)
     }
-
-    pub(super) fn open(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        payload: &mut [u8],
-        tag: &[u8],
-    ) -> Result<(), AeadFailure> {
-        match self {
-            Self::Direct(key) => open(key, nonce, aad, payload, tag),
-            Self::Xaes256Gcm(key) => {
-                let (key, nonce) = key.for_nonce(nonce)?;
-                open(&key, nonce, aad, payload, tag)
-            }
-        }
-    }
-}
-
-fn expand(algorithm: &'static Algorithm, key: &[u8; 32]) -> Result<LessSafeKey, AeadFailure> {
-    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| AeadFailure)
-}
-
-fn seal(
-    key: &LessSafeKey,
-    nonce: &[u8],
-    aad: &[u8],
-    payload: &mut [u8],
-) -> Result<[u8; TAG_LEN], AeadFailure> {
-    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
-    let tag =
-        key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload).map_err(|_| AeadFailure)?;
-    tag.as_ref().try_into().map_err(|_| AeadFailure)
-}
-
-fn open(
-    key: &LessSafeKey,
-    nonce: &[u8],
-    aad: &[u8],
-    payload: &mut [u8],
-    tag: &[u8],
-) -> Result<(), AeadFailure> {
-    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
-    key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload)
-        .map(|_| ())
-        .map_err(|_| AeadFailure)
 }
 
 /// XAES-256-GCM (C2SP, "The XAES-256-GCM extended-nonce AEAD").
@@ -96,7 +62,7 @@ pub(crate) struct Xaes256Gcm {
 impl Xaes256Gcm {
     /// Steps 1 and 2: `L = AES-256_K(0^128)`; `K1 = L << 1`, XOR `0^120 10000111` if the bit
     /// shifted out was set.
-    fn new(key: &[u8; 32]) -> Result<Self, AeadFailure> {
+    fn new(key: &[u8; 32]) -> Outcome<Self> {
         let aes = UnboundCipherKey::new(&AES_256, key)
             .and_then(EncryptingKey::ecb)
             .map_err(|_| AeadFailure)?;
@@ -110,7 +76,7 @@ impl Xaes256Gcm {
     /// Steps 3 to 5, with N the nonce: `Kx = AES-256_K(M1 ^ K1) || AES-256_K(M2 ^ K1)`,
     /// `Mi = 0x00 || i || "X" || 0x00 || N[:12]`; the rest is AES-256-GCM under `Kx` with the nonce
     /// `N[12:]`.
-    fn for_nonce<'n>(&self, nonce: &'n [u8]) -> Result<(LessSafeKey, &'n [u8]), AeadFailure> {
+    fn for_nonce<'n>(&self, nonce: &'n [u8]) -> Outcome<(LessSafeKey, &'n [u8])> {
         let (head, tail) = nonce.split_first_chunk::<12>().ok_or(AeadFailure)?;
         let mut kx = Zeroizing::new([0_u8; 32]);
         for (i, half) in (1_u8..).zip(kx.as_chunks_mut::<16>().0) {
@@ -122,10 +88,10 @@ impl Xaes256Gcm {
             }
         }
         encrypt_blocks(&self.aes, &mut *kx)?;
-        Ok((expand(&AES_256_GCM, &kx)?, tail))
+        Ok((expand(Suite::Xaes256Gcm, &kx)?, tail))
     }
 }
 
-fn encrypt_blocks(aes: &EncryptingKey, blocks: &mut [u8]) -> Result<(), AeadFailure> {
+fn encrypt_blocks(aes: &EncryptingKey, blocks: &mut [u8]) -> Outcome {
     aes.less_safe_encrypt(blocks, EncryptionContext::None).map(|_| ()).map_err(|_| AeadFailure)
 }

@@ -2,15 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::str::FromStr;
 
 use hkdf::Hkdf;
 use sha2::{Digest, Sha256, Sha512};
 
 use super::Suite;
 use crate::context::EncryptionContext;
+use crate::dek_id::DekId;
 use crate::error::{Error, ErrorKind};
-use crate::hex;
 use crate::memory::{Secret32, overwriting_the_stack_after};
 
 const LABEL: [u8; 10] = *b"waxseal.v1";
@@ -77,69 +76,10 @@ impl fmt::Debug for Dek {
     }
 }
 
-/// The public name of a DEK, which commits to it and to its encryption context.
-///
-/// It is in the header of every message, and audit trails refer to it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DekId([u8; 32]);
-
-impl DekId {
-    /// Makes the id from its bytes, as they are in a header.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Returns the bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-/// Writes 64 lower-case hexadecimal digits. `{:.8}` writes the first eight.
-impl fmt::Display for DekId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&hex::encode(&self.0))
-    }
-}
-
-impl fmt::Debug for DekId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DekId({self})")
-    }
-}
-
-impl FromStr for DekId {
-    type Err = Error;
-
-    /// Reads what [`Display`](fmt::Display) writes.
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let malformed =
-            || Error::new(ErrorKind::Malformed, "a DEK id is 64 lower-case hexadecimal digits");
-        hex::decode(text).map(Self).ok_or_else(malformed)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl serde::Serialize for DekId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-#[cfg(feature = "serde")]
-impl<'de> serde::Deserialize<'de> for DekId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
-
 pub(crate) fn derive_dek_id(dek: &Dek, context: &EncryptionContext) -> Result<DekId, Error> {
     let mut id = [0; 32];
     derive(&dek.0, USE_DEK_ID, 0, context.digest(), &mut id)?;
-    Ok(DekId(id))
+    Ok(DekId::from_bytes(id))
 }
 
 pub(crate) fn derive_message_key(

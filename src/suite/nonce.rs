@@ -31,6 +31,16 @@ pub enum Nonces {
     System,
 }
 
+impl Nonces {
+    /// Fills `bytes` with nonces, one or many.
+    pub(crate) fn fill(self, bytes: &mut [u8]) -> Result<(), Error> {
+        match self {
+            Self::System => system(bytes),
+            Self::Thread => fill_from_thread(bytes),
+        }
+    }
+}
+
 /// How many bytes a thread's generator returns before it is seeded again.
 const RESEED_AFTER: usize = 64 * 1024;
 
@@ -47,11 +57,7 @@ pub(crate) struct Nonce {
 impl Nonce {
     pub(crate) fn random(nonces: Nonces, suite: Suite) -> Result<Self, Error> {
         let mut nonce = Self { bytes: [0; 24], len: suite.nonce_len() };
-        let bytes = nonce.bytes.get_mut(..nonce.len).unwrap_or_default();
-        match nonces {
-            Nonces::System => getrandom::fill(bytes).map_err(Error::randomness)?,
-            Nonces::Thread => fill_from_thread(bytes)?,
-        }
+        nonces.fill(nonce.bytes.get_mut(..nonce.len).unwrap_or_default())?;
         Ok(nonce)
     }
 

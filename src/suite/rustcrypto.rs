@@ -6,7 +6,7 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::ChaCha20Poly1305;
 use xaes_256_gcm::Xaes256Gcm;
 
-use super::{AeadFailure, Suite, TAG_LEN};
+use super::{AeadFailure, Outcome, Suite, Tag};
 use crate::memory::overwriting_the_stack_after;
 
 /// How much of the stack is overwritten after each use of a key. With 512-bit registers the `aes`
@@ -29,12 +29,7 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        payload: &mut [u8],
-    ) -> Result<[u8; TAG_LEN], AeadFailure> {
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
         overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
             Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
@@ -42,13 +37,7 @@ impl Key {
         })
     }
 
-    pub(super) fn open(
-        &self,
-        nonce: &[u8],
-        aad: &[u8],
-        payload: &mut [u8],
-        tag: &[u8],
-    ) -> Result<(), AeadFailure> {
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Outcome {
         overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => open(key, nonce, aad, payload, tag),
             Self::ChaCha20Poly1305(key) => open(key, nonce, aad, payload, tag),
@@ -57,12 +46,7 @@ impl Key {
     }
 }
 
-fn seal<A: AeadInOut>(
-    key: &A,
-    nonce: &[u8],
-    aad: &[u8],
-    payload: &mut [u8],
-) -> Result<[u8; TAG_LEN], AeadFailure> {
+fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
     let tag = key.encrypt_inout_detached(nonce, aad, payload.into()).map_err(|_| AeadFailure)?;
     tag.as_slice().try_into().map_err(|_| AeadFailure)
@@ -74,7 +58,7 @@ fn open<A: AeadInOut>(
     aad: &[u8],
     payload: &mut [u8],
     tag: &[u8],
-) -> Result<(), AeadFailure> {
+) -> Outcome {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
     let tag = tag.try_into().map_err(|_| AeadFailure)?;
     key.decrypt_inout_detached(nonce, aad, payload.into(), tag).map_err(|_| AeadFailure)

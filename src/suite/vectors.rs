@@ -148,7 +148,8 @@ fn c2sp_xaes_256_gcm_accumulated() {
     }
 }
 
-/// C2SP's vectors of chunked encryption, whose chunks have 16 KiB.
+/// C2SP's vectors of chunked encryption, whose chunks have 16 KiB. No suite has AES-128-GCM, of which
+/// there are as many.
 #[test]
 fn wycheproof_chunked_encryption() {
     use super::stream::{ChunkSize, StreamRoot};
@@ -186,6 +187,9 @@ fn wycheproof_chunked_encryption() {
                     break;
                 }
                 plaintext.extend_from_slice(&payload);
+                // It was written so, too.
+                let written = key.seal(index.try_into().unwrap(), &mut payload).unwrap();
+                assert_eq!([&payload[..], &written].concat(), sealed, "{name}");
                 if sealed.len() < full {
                     result = Ok(());
                 }
@@ -211,7 +215,6 @@ fn wycheproof_chunked_encryption() {
     }
 }
 
-#[cfg(feature = "aws-lc")]
 mod backends_agree {
     use proptest::prelude::*;
 
@@ -225,20 +228,48 @@ mod backends_agree {
         ) {
             for suite in SUITES {
                 let nonce = &nonce[..suite.nonce_len()];
-                let [ours, theirs] = [Backend::RustCrypto, Backend::AwsLc].map(|backend| key(backend, suite, &secret));
-                let (mut a, mut b) = (plaintext.clone(), plaintext.clone());
-                let tag = ours.seal(nonce, &aad, &mut a).unwrap();
-                prop_assert_eq!(theirs.seal(nonce, &aad, &mut b).unwrap(), tag);
-                prop_assert_eq!(&a, &b);
-
+                let mut sealed = plaintext.clone();
+                let ours = key(Backend::RustCrypto, suite, &secret);
+                let tag = ours.seal(nonce, &aad, &mut sealed).unwrap();
                 let mut wrong = tag;
-                wrong[flip % 16] ^= 1;
-                prop_assert!(ours.open(nonce, &aad, &mut a, &wrong).is_err());
-                prop_assert!(theirs.open(nonce, &aad, &mut b, &wrong).is_err());
-                prop_assert_eq!(&a, &vec![0; plaintext.len()]);
-                prop_assert_eq!(&b, &a);
+                wrong[flip % 16] ^= 1 << (flip / 16 % 8);
+                for backend in Backend::all().iter().chain([&Backend::Fastest]) {
+                    let theirs = key(*backend, suite, &secret);
+                    let mut buffer = plaintext.clone();
+                    prop_assert_eq!(theirs.seal(nonce, &aad, &mut buffer).unwrap(), tag);
+                    prop_assert_eq!(&buffer, &sealed);
+                    prop_assert!(theirs.open(nonce, &aad, &mut buffer, &wrong).is_err());
+                    prop_assert_eq!(&buffer, &vec![0; plaintext.len()], "{:?}", backend);
+                    buffer.copy_from_slice(&sealed);
+                    theirs.open(nonce, &aad, &mut buffer, &tag).unwrap();
+                    prop_assert_eq!(&buffer, &plaintext);
+                }
             }
         }
+    }
+}
+
+#[test]
+fn the_fastest_is_one_of_this_build_and_stays_the_same() {
+    for suite in SUITES {
+        let chosen = Backend::Fastest.chosen(suite);
+        assert!(Backend::all().contains(&chosen), "{chosen:?}");
+        for _ in 0..100 {
+            assert_eq!(Backend::Fastest.chosen(suite), chosen);
+        }
+        for backend in Backend::all() {
+            assert_eq!(backend.chosen(suite), *backend, "only the fastest is chosen");
+        }
+        // What the choice names is what does the work.
+        let made = key(Backend::Fastest, suite, &[7; 32]);
+        let expected = key(chosen, suite, &[7; 32]);
+        assert_eq!(std::mem::discriminant(&made), std::mem::discriminant(&expected));
+    }
+    #[cfg(all(feature = "aws-lc", feature = "ring"))]
+    {
+        // ring has RustCrypto's, which is slower.
+        assert_eq!(Backend::Fastest.chosen(Suite::Xaes256Gcm), Backend::AwsLc);
+        assert_eq!(Backend::default(), Backend::Fastest);
     }
 }
 

@@ -440,9 +440,11 @@ fn an_answer_that_comes_after_its_own_end_serves_those_who_waited_and_nobody_els
 fn a_root_or_store_that_panics_fails_one_request_and_harms_no_other() {
     let fleet = Fleet::new();
     let sealed = fleet.process().seal("alice");
+    // What panics is asked again otherwise.
+    let once = waxseal::CallPolicy::default().tries(1);
     for runtime in [false, true] {
         let process = fleet.process_with(
-            |b| if runtime { b.runtime(Threads) } else { b },
+            |b| if runtime { b.runtime(Threads).call_policy(once) } else { b },
             |e| if runtime { e.runtime(Threads) } else { e },
         );
         if !runtime {

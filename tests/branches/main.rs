@@ -3,14 +3,17 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod at_once;
 mod bounds;
 mod conforms;
 mod erasure;
 mod ground;
 mod lies;
+mod one_row;
 mod races;
 mod reading;
 mod rewrap;
+mod store_calls;
 mod stored;
 mod streams;
 mod walk;

@@ -1,10 +1,13 @@
 //! Races between callers, renewals and whatever ends a branch key.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use waxseal::kek::KekErrorClass::Denied;
+use waxseal::store::{KeyStore, MemoryStore};
 use waxseal::{Aad, ErrorKind, Limits};
+use waxseal_testing::support::rivals::Rivals;
 use waxseal_testing::support::{block_on, context};
 
 use super::ground::{Fleet, Process, kek_id, kind, ms, secs, table};
@@ -140,4 +143,25 @@ fn after_an_erasure_nothing_of_before_opens_whatever_was_under_way() {
         assert!(cached.is_ok_and(|plaintext| plaintext.is_none()), "it came back");
     }
     println!("{rounds} erasures");
+}
+
+/// The same on PostgreSQL: crates/sqlx/tests/branches.rs.
+#[test]
+fn writers_rewrappers_erasers_and_who_revokes_lose_nothing_and_revive_nothing() {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build().unwrap();
+    let mut all = (0, 0);
+    for seed in 1..=10 {
+        let stores: Vec<Arc<dyn KeyStore>> = vec![Arc::new(MemoryStore::new())];
+        let rivals = Rivals::new(stores, seed, 150);
+        runtime.block_on(async {
+            let tasks: Vec<_> = rivals.tasks().into_iter().map(tokio::spawn).collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let (opened, refused) = rivals.check().await;
+            all = (all.0 + opened, all.1 + refused);
+        });
+    }
+    assert!(all.0 > 0 && all.1 > 0, "{all:?}");
 }

@@ -7,6 +7,7 @@ mod attack;
 mod conformance;
 mod envelope;
 mod local_kek;
+mod many;
 mod misuse;
 mod prepare;
 mod properties;

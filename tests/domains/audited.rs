@@ -6,7 +6,8 @@ use serde_json::Value;
 use waxseal::audit::{
     AuditKey, AuditTrail, AuditTrailBuilder, Disclosure, TrailDirectory, Verifier,
 };
-use waxseal::domain::{Domain, DomainAudit, DomainConfig, DomainsBuilder};
+use waxseal::domain::{Branches, Domain, DomainAudit, DomainConfig, DomainsBuilder};
+use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
 use waxseal::{Aad, Error, ErrorKind};
 use waxseal_testing::support::block_on;
 use waxseal_testing::support::stage::{ms, secs};
@@ -136,6 +137,68 @@ impl waxseal::Observer for Counting {
     fn access_summaries(&self) -> Option<Duration> {
         Some(Duration::from_secs(5))
     }
+}
+
+/// As one with a name, and a Debug that is not to be relied on.
+#[derive(Clone, Copy)]
+enum Named {
+    Plainly,
+    AtLength,
+    WithAPanic,
+}
+
+impl std::fmt::Debug for Named {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plainly => f.write_str("OfficeHours { revision: 7 }"),
+            Self::AtLength => f.write_str(&"x".repeat(100_000)),
+            Self::WithAPanic => panic!("by the test"),
+        }
+    }
+}
+
+impl Policy for Named {
+    fn decide<'a>(&'a self, _: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>> {
+        Box::pin(async { Ok(Decision::allow()) })
+    }
+}
+
+#[test]
+fn the_configuration_of_a_domain_names_its_policy() {
+    let ground = Ground::new();
+    let trail = ground.trail(|builder| builder);
+    let schemes = ground.world.schemes().policy("code", |uri: String| async move {
+        Ok(match uri.as_str() {
+            "code:plain" => Named::Plainly,
+            "code:long" => Named::AtLength,
+            _ => Named::WithAPanic,
+        })
+    });
+    let with = |uri: &str| {
+        let branches = Branches::per(["tenant"]).self_contained();
+        let decisions = PolicyOptions::default().cache_for(secs(7)).require_caller();
+        shared().policy(uri).decisions(decisions).branches(branches)
+    };
+    let builder = ground.world.builder().schemes(schemes).audit_trail(trail.clone());
+    let builder = builder.domain("plain", with("code:plain")).domain("long", with("code:long"));
+    let builder = builder.domain("panics", with("code:panics")).domain("free", shared());
+    let domains = block_on(builder.build()).unwrap();
+    let named = |domain: &str, name: &str| -> Vec<Option<String>> {
+        let of = |record: &Value| record["waxseal.configuration"][name].as_str().map(str::to_owned);
+        ground.records(&trail, domain, "configured").iter().map(of).collect()
+    };
+    let twice = |text: &str| vec![Some(text.to_owned()); 2];
+    // The envelope, and its branch keys.
+    assert_eq!(named("plain", "policy"), twice("OfficeHours { revision: 7 }"));
+    assert_eq!(named("plain", "domain"), twice("plain"));
+    for options in named("plain", "policy_options") {
+        let options = options.unwrap();
+        assert!(options.contains("7s") && options.contains("require_caller: true"), "{options}");
+    }
+    assert_eq!(named("long", "policy"), twice(&"x".repeat(512)));
+    assert_eq!(named("panics", "policy"), twice("its Debug panics"));
+    assert_eq!(named("free", "policy"), [None]);
+    block_on(domains.close());
 }
 
 fn refused(set_up: impl FnOnce(DomainsBuilder) -> DomainsBuilder) -> Error {

@@ -25,3 +25,4 @@ mod routing;
 #[cfg(all(feature = "domains", feature = "tokio"))]
 mod runtimes;
 mod vectors;
+mod ways_in;

@@ -1,13 +1,14 @@
-//! Rules that change while an operation waits for the key service.
+//! Rules that change, and decisions that end, while an operation waits for the key service.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
-use waxseal::{Aad, Envelope, Error, ManualClock};
+use waxseal::{Aad, Envelope, Error, ManualClock, StreamHead, StreamOptions};
 use waxseal_testing::support::block_on;
 
 use crate::ground::{Rules, context, denied};
@@ -17,18 +18,24 @@ struct Ground {
     envelope: Envelope,
     kek: ScriptedKek,
     rules: Rules,
+    clock: ManualClock,
 }
 
 impl Ground {
     fn new() -> Self {
+        Self::with(PolicyOptions::default())
+    }
+
+    fn with(options: PolicyOptions) -> Self {
         let (kek, rules) = (ScriptedKek::new("kek").unwrap(), Rules::open());
+        let clock = ManualClock::new();
         let envelope = Envelope::builder()
             .wrap_with(kek.clone())
-            .clock(ManualClock::new())
-            .policy(rules.clone(), PolicyOptions::default())
+            .clock(clock.clone())
+            .policy(rules.clone(), options)
             .build()
             .unwrap();
-        Self { envelope, kek, rules }
+        Self { envelope, kek, rules, clock }
     }
 
     /// Nothing is cached, everybody is allowed, and the next call does this.
@@ -39,6 +46,18 @@ impl Ground {
         let rules = self.rules.clone();
         self.kek.wait_for(move || {
             what(&rules);
+            Box::pin(std::future::ready(()))
+        });
+    }
+
+    /// Nothing is cached, everybody is allowed, and the key service takes so long for each call.
+    /// Whoever asks the policy again is denied.
+    fn slowly(&self, passes: Duration) {
+        self.meanwhile(|_| ());
+        let (rules, clock) = (self.rules.clone(), self.clock.clone());
+        self.kek.wait_for(move || {
+            rules.answer(|_| Ok(Decision::deny(["no longer"])));
+            clock.advance(passes);
             Box::pin(std::future::ready(()))
         });
     }
@@ -60,7 +79,27 @@ fn operations<'a>(ground: &'a Ground, sealed: &'a [u8]) -> Vec<Operation<'a>> {
     let (envelope, aad) = (&ground.envelope, Aad::empty());
     let handle = block_on(envelope.encryptor(&context("acme"))).unwrap();
     let (id, keys) = (handle.dek_id(), handle.wrapped_keys().clone());
+    let stream = block_on(envelope.encrypt_stream(&context("acme"), aad, Vec::new())).unwrap();
+    let head = StreamHead::from_prefix(&stream.finish().unwrap()).unwrap();
+    let read = head.clone();
     vec![
+        (
+            "stream_encryptor",
+            Box::new(move || {
+                let options = StreamOptions::default();
+                block_on(envelope.stream_encryptor(&context("acme"), aad, options)).map(drop)
+            }),
+        ),
+        (
+            "stream_decryptor",
+            Box::new(move || {
+                block_on(envelope.stream_decryptor(&context("acme"), aad, &read)).map(drop)
+            }),
+        ),
+        (
+            "rewrap_head",
+            Box::new(move || block_on(envelope.rewrap_head(&context("acme"), &head)).map(drop)),
+        ),
         (
             "encrypt",
             Box::new(move || block_on(envelope.encrypt(&context("acme"), aad, b"x")).map(drop)),
@@ -123,6 +162,59 @@ fn a_reload_that_changes_nothing_for_the_caller_ends_nothing() {
         operation().unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(ground.rules.count(), 1, "{name}");
     }
+}
+
+#[test]
+fn an_operation_that_outlasts_its_decision_is_decided_again() {
+    let ground = Ground::new();
+    let sealed = ground.sealed();
+    for (name, operation) in operations(&ground, &sealed) {
+        ground.kek.local().rotate().unwrap();
+        // A decision serves for 30 s.
+        ground.slowly(Duration::from_secs(31));
+        assert_eq!(denied(operation()), ["no longer"], "{name}");
+        assert_eq!(ground.rules.count(), 2, "{name}");
+        // One that still serves when the key service answers is enough.
+        ground.slowly(Duration::from_secs(1));
+        operation().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(ground.rules.count(), 1, "{name}");
+    }
+}
+
+#[test]
+fn of_many_decisions_the_first_that_ends_counts() {
+    let ground = Ground::new();
+    let sealed = ground.sealed();
+    let other = block_on(ground.envelope.encrypt(&context("other"), Aad::empty(), b"x")).unwrap();
+    for brief in ["acme", "other"] {
+        ground.slowly(Duration::from_secs(3));
+        ground.rules.answer(move |question| {
+            let is_brief = question.context.get("tenant") == Some(brief);
+            let valid_for = Duration::from_secs(if is_brief { 2 } else { 20 });
+            Ok(Decision::allow().valid_for(valid_for))
+        });
+        let (acme, others) = (context("acme"), context("other"));
+        let rows = [(&acme, &*sealed), (&others, &*other)];
+        let rewrapped = block_on(ground.envelope.rewrap_all(rows));
+        for ((context, _), result) in rows.iter().zip(rewrapped) {
+            let tenant = context.get("tenant").unwrap();
+            match tenant == brief {
+                true => assert_eq!(denied(result), ["no longer"], "{tenant}"),
+                // Its own decision serves.
+                false => assert!(result.is_ok(), "{tenant}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decision_for_one_operation_lasts_as_long_as_that() {
+    let ground = Ground::with(PolicyOptions::default().cache_for(Duration::ZERO));
+    let sealed = ground.sealed();
+    ground.slowly(Duration::from_secs(31));
+    let opened = block_on(ground.envelope.decrypt(&context("acme"), Aad::empty(), &sealed));
+    assert_eq!(&*opened.unwrap(), b"secret");
+    assert_eq!(ground.rules.count(), 1);
 }
 
 #[test]

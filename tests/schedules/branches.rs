@@ -129,3 +129,35 @@ fn whatever_came_through_a_branch_key_ends_with_it_whoever_obtains_it_meanwhile(
         assert_eq!(process.envelope.statistics().reading_deks, 0);
     });
 }
+
+/// Both derive the DEK on their own threads.
+#[test]
+fn callers_that_derive_one_dek_at_the_same_time_keep_none_past_a_revocation() {
+    explore(|| {
+        let (root, store, clock) = (ToyKek::new(), MemoryStore::new(), ManualClock::new());
+        let process = Process::new(&root, &store, &clock);
+        let sealed = process.write().unwrap();
+        process.envelope.evict_all();
+        let reading: Vec<_> = (0..2)
+            .map(|_| {
+                let (process, sealed) = (process.clone(), sealed.clone());
+                spawn(move || block_on(process.envelope.decryptor(&ALICE, &*sealed)).ok())
+            })
+            .collect();
+        let revoking = {
+            let process = process.clone();
+            spawn(move || process.branches.evict_all())
+        };
+        let handles = join(reading);
+        revoking.join().unwrap();
+        for handle in handles.into_iter().flatten() {
+            // It was obtained before the eviction, or again after it.
+            let opened = handle.decrypt(Aad::empty(), &sealed).map(drop);
+            assert!(matches!(kind(&opened), None | Some(ErrorKind::Expired)), "{opened:?}");
+        }
+        process.branches.evict_all();
+        assert_eq!(process.envelope.statistics().reading_deks, 0);
+        process.read(&sealed).unwrap();
+        assert_eq!(process.envelope.statistics().reading_deks, 1);
+    });
+}

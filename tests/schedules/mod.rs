@@ -19,6 +19,7 @@ mod flights;
 mod permits;
 mod revocation;
 mod runs;
+mod streams;
 mod wiping;
 
 use std::collections::HashMap;
@@ -111,10 +112,18 @@ static BOB: LazyLock<EncryptionContext> =
 
 /// One message of each, sealed elsewhere, so that its DEK has to be unwrapped.
 static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
-    let sealed = Arc::new(Mutex::new(Vec::new()));
-    let out = sealed.clone();
-    // Where a test's own schedule runs already, this one cannot, so tests ask for the messages
-    // before they begin.
+    elsewhere(|stage| {
+        [&*ALICE, &*BOB].map(|context| {
+            block_on(stage.envelope.encrypt(context, Aad::empty(), b"payload")).unwrap()
+        })
+    })
+});
+
+/// What another process makes, whose DEKs are others. Where a test's own schedule runs already, this
+/// one cannot, so tests ask for it before they begin.
+fn elsewhere<T: Send + 'static>(make: impl Fn(&Stage) -> T + Send + Sync + 'static) -> T {
+    let made = Arc::new(Mutex::new(None));
+    let out = made.clone();
     let apart = std::thread::spawn(move || {
         let mut config = Config::new();
         config.stack_size = 512 * 1024;
@@ -123,19 +132,14 @@ static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
             sync::begin_schedule();
             let stage = Stage::new(|builder| builder);
             stage.kek.0.made.store(100, SeqCst);
-            for context in [&*ALICE, &*BOB] {
-                out.lock().unwrap().push(
-                    block_on(stage.envelope.encrypt(context, Aad::empty(), b"payload")).unwrap(),
-                );
-            }
+            *out.lock().unwrap() = Some(make(&stage));
             drop(stage);
             sync::end_of_schedule();
         });
     });
     apart.join().unwrap();
-    let sealed = std::mem::take(&mut *sealed.lock().unwrap());
-    sealed.try_into().unwrap()
-});
+    made.lock().unwrap().take().unwrap()
+}
 
 /// A key service whose DEKs are the same in every schedule.
 #[derive(Clone)]

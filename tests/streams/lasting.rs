@@ -75,6 +75,8 @@ fn by_default_a_stream_lasts_an_hour_and_never_beyond_a_day_in_all() {
         assert_eq!(error.kind(), ErrorKind::InvalidOption);
         assert!(error.to_string().contains("max_stream_age"), "{error}");
     }
+    let error = built(Limits::default().max_age(day).max_stream_age(ms(1))).unwrap_err();
+    assert!(error.to_string().contains("max_stream_age: max_age and stale_if_error"), "{error}");
     for right in [
         Limits::default().max_age(day),
         Limits::default().max_stream_age(day - secs(300)),
@@ -82,6 +84,38 @@ fn by_default_a_stream_lasts_an_hour_and_never_beyond_a_day_in_all() {
         Limits::default().max_stream_age(ms(1)),
     ] {
         built(right).unwrap();
+    }
+}
+
+#[test]
+fn limits_that_leave_a_stream_less_than_its_default_refuse_it_until_its_time_is_set() {
+    let kek = local("kek");
+    let built = |limits| Envelope::builder().wrap_with(kek.clone()).limits(limits).build().unwrap();
+    let sealed = sealed_by(&envelope(&kek), small(), b"text");
+    let (day, hour, alice) = (secs(86_400), secs(3600), context("alice"));
+    let long = Limits::default().stale_if_error_reading(day - hour - secs(200));
+    for (limits, says) in [
+        (Limits::default().max_age(day), "leave streams no time in 24 hours"),
+        (long, "leave 58m20s, less than its default of 1h"),
+        (Limits::default().max_age(day - hour + ms(1)), "leave 59m59s999ms, less than"),
+    ] {
+        let envelope = built(limits);
+        let writing = block_on(envelope.stream_encryptor(&alice, Aad::from(AAD), small()));
+        let reading = block_on(envelope.decrypt_stream(&alice, Aad::from(AAD), &sealed[..]));
+        for error in [writing.unwrap_err(), reading.unwrap_err()] {
+            assert_eq!(error.kind(), ErrorKind::InvalidOption);
+            let text = error.to_string();
+            assert!(text.contains("max_stream_age") && text.contains(says), "{text}");
+        }
+        assert_eq!(envelope.statistics().keks[0].calls, 0, "no key service is asked");
+        // Messages have no part in it.
+        let message = block_on(envelope.encrypt(&alice, Aad::empty(), b"text")).unwrap();
+        block_on(envelope.decrypt(&alice, Aad::empty(), &message)).unwrap();
+    }
+    for limits in [long.max_stream_age(ms(1_000)), Limits::default().max_age(day - hour)] {
+        let envelope = built(limits);
+        assert_eq!(sealed_by(&envelope, small(), b"text").len(), sealed.len());
+        assert_eq!(read_alice(&envelope, &sealed).1, Ok(()));
     }
 }
 

@@ -46,6 +46,24 @@ fn the_bytes_of_a_stream_are_counted_as_it_grows() {
 }
 
 #[test]
+fn a_chunk_that_is_larger_than_all_bytes_of_a_dek_is_an_invalid_option() {
+    let alice = context("alice");
+    let built = |max_bytes| {
+        let limits = Limits::default().max_bytes(max_bytes);
+        Envelope::builder().wrap_with(local("kek")).limits(limits).build().unwrap()
+    };
+    let below = built(CHUNK as u64 - 1);
+    let error = block_on(below.stream_encryptor(&alice, Aad::empty(), small())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
+    assert!(error.to_string().contains("chunk_size is 4096, above max_bytes (4095)"), "{error}");
+    let error = block_on(below.encrypt_stream(&alice, Aad::empty(), Vec::new())).unwrap_err();
+    assert!(error.to_string().contains("chunk_size is 65536"), "{error}");
+    assert_eq!(below.statistics().keks[0].calls, 0, "no key service is asked");
+    let just = built(CHUNK as u64);
+    assert_eq!(read_alice(&just, &sealed_by(&just, small(), &plaintext(CHUNK))).1, Ok(()));
+}
+
+#[test]
 fn reading_a_stream_is_one_use_and_a_forged_one_is_none() {
     let kek = local("kek");
     let sealed = sealed_by(&envelope(&kek), small(), &plaintext(5 * CHUNK));

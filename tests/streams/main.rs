@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod faults;
+#[cfg(unix)]
+mod files;
 mod ground;
 mod heads;
+#[cfg(unix)]
+mod killed;
 mod lasting;
 mod limits;
 mod policy;

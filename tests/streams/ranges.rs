@@ -188,17 +188,12 @@ fn a_chunk_that_is_longer_than_the_one_before_has_a_buffer_of_its_own() {
 
 #[test]
 fn a_stream_that_was_cut_or_extended_is_not_opened() {
-    let (kek, sealed) = stream(&plaintext(3 * CHUNK + 100));
+    let (kek, sealed) = stream(&plaintext(9 * CHUNK + 100));
     let envelope = envelope(&kek);
-    let head_len = head_len(&sealed);
-    let cuts = (0..head_len + 40).chain((head_len..sealed.len()).step_by(97)).chain([
-        head_len + SEALED_CHUNK,
-        head_len + 3 * SEALED_CHUNK,
-        head_len + 2 * SEALED_CHUNK + 116,
-        sealed.len() - 1,
-    ]);
-    for len in cuts {
-        assert!(open(&envelope, &sealed[..len]).is_err(), "cut at {len}");
+    for len in 0..sealed.len() {
+        let error = open(&envelope, &sealed[..len]).unwrap_err().kind();
+        let kinds = [ErrorKind::NotSealed, ErrorKind::Malformed, ErrorKind::Invalid];
+        assert!(kinds.contains(&error), "cut at {len}: {error}");
     }
     for more in [1, 16, SEALED_CHUNK - 116, SEALED_CHUNK] {
         let longer = [&sealed[..], &vec![0; more]].concat();
@@ -256,4 +251,193 @@ fn files_are_read_from_many_threads_at_once() {
             });
         }
     });
+}
+
+/// For whoever gets the bytes of a stream in another way.
+#[test]
+fn a_chunk_is_decrypted_at_its_index_and_nowhere_else() {
+    let plaintext = plaintext(4096 * 2 + 100);
+    let (kek, sealed) = stream(&plaintext);
+    let envelope = envelope(&kek);
+    let head = waxseal::StreamHead::from_prefix(&sealed).unwrap();
+    assert_eq!(head.commitment(), sealed[head.len() - 32..head.len()]);
+    let decryptor =
+        block_on(envelope.stream_decryptor(&context("alice"), Aad::from(AAD), &head)).unwrap();
+    let chunks: Vec<_> = sealed[head.len()..].chunks(4096 + 16).map(<[u8]>::to_vec).collect();
+    for ((index, chunk), expected) in (0..).zip(&chunks).zip(plaintext.chunks(4096)) {
+        let opened = decryptor.decrypt_chunk(index, chunk.clone()).unwrap();
+        assert_eq!(*opened, *expected);
+        for other in (0..4).filter(|other| *other != index) {
+            let error = decryptor.decrypt_chunk(other, chunk.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+        }
+        let refused = |chunk: Vec<u8>| decryptor.decrypt_chunk(index, chunk).unwrap_err().kind();
+        assert_eq!(refused(chunk[..chunk.len() - 1].to_vec()), ErrorKind::Invalid);
+        assert_eq!(refused(chunk[..15].to_vec()), ErrorKind::Malformed);
+        assert_eq!(refused(Vec::new()), ErrorKind::Malformed);
+        let longer = [&chunk[..], &[0]].concat();
+        let kind = if chunk.len() < 4096 { ErrorKind::Invalid } else { ErrorKind::Malformed };
+        assert_eq!(refused(longer), kind);
+    }
+}
+
+/// What a source does at a call.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Fails,
+    /// It says that it read more than it was given room for.
+    Lies,
+    /// It has nothing, where there is more.
+    Ends,
+    /// It reads something else.
+    Mistakes,
+}
+
+/// Acts at one call.
+struct Faulty {
+    bytes: Vec<u8>,
+    size: Result<u64, io::ErrorKind>,
+    calls: Mutex<usize>,
+    act: (usize, Act),
+}
+
+impl ReadAt for Faulty {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size?)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut calls = self.calls.lock().unwrap();
+        *calls += 1;
+        let few = buffer.len().min(900);
+        let n = self.bytes.read_at(&mut buffer[..few], offset)?;
+        match self.act {
+            (at, act) if at + 1 == *calls => match act {
+                Act::Fails => Err(io::ErrorKind::ConnectionReset.into()),
+                Act::Lies => Ok(buffer.len() + 1),
+                Act::Ends => Ok(0),
+                Act::Mistakes => {
+                    buffer[n - 1] ^= 1;
+                    Ok(n)
+                }
+            },
+            _ => Ok(n),
+        }
+    }
+}
+
+#[test]
+fn a_source_that_fails_ends_lies_or_mistakes_at_any_call_gives_an_error_and_nothing_false() {
+    let plaintext = plaintext(3 * CHUNK + 100);
+    let (kek, sealed) = stream(&plaintext);
+    let mut failed = 0;
+    for act in [Act::Fails, Act::Lies, Act::Ends, Act::Mistakes] {
+        for at in 0..40 {
+            let envelope = envelope(&kek);
+            let size = Ok(sealed.len() as u64);
+            let source =
+                Faulty { bytes: sealed.clone(), size, calls: Mutex::new(0), act: (at, act) };
+            let mut all = Vec::new();
+            let result = open(&envelope, source).map_err(io::Error::from).and_then(|mut stream| {
+                assert_eq!(stream.len(), plaintext.len() as u64);
+                stream.read_to_end(&mut all)
+            });
+            assert!(plaintext.starts_with(&all), "{act:?} at {at}");
+            let Err(error) = result else {
+                // Beyond the last call, or in bytes behind the head, which are read again.
+                assert_eq!(all, plaintext, "{act:?} at {at}");
+                continue;
+            };
+            failed += 1;
+            match act {
+                Act::Mistakes => assert!(waxseal::Error::of_io(&error).is_some(), "{error}"),
+                Act::Fails | Act::Lies | Act::Ends => {
+                    let is_of_the_head = waxseal::Error::of_io(&error);
+                    assert!(is_of_the_head.is_none_or(|error| error.kind() == ErrorKind::Io));
+                }
+            }
+        }
+    }
+    assert!(failed > 60, "{failed}");
+}
+
+#[test]
+fn a_source_that_is_wrong_about_its_size_is_not_opened() {
+    let (kek, sealed) = stream(&plaintext(2 * CHUNK + 100));
+    let envelope = envelope(&kek);
+    let source = |size| {
+        let none = (usize::MAX - 1, Act::Fails);
+        Faulty { bytes: sealed.clone(), size, calls: Mutex::new(0), act: none }
+    };
+    let len = sealed.len() as u64;
+    let chunk = SEALED_CHUNK as u64;
+    for size in [0, 1, 103, len - chunk, len - 116, len - 1, len + 1, len + chunk, u64::MAX] {
+        assert!(open(&envelope, source(Ok(size))).is_err(), "{size}");
+    }
+    let error = open(&envelope, source(Err(io::ErrorKind::NotConnected))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    open(&envelope, source(Ok(len))).unwrap();
+}
+
+#[test]
+fn of_chunks_in_another_order_only_those_at_their_place_are_read() {
+    let plaintext = plaintext(4 * CHUNK + 1000);
+    let (kek, sealed) = stream(&plaintext);
+    let envelope = envelope(&kek);
+    let (head, body) = sealed.split_at(head_len(&sealed));
+    let chunks: Vec<_> = body.chunks(SEALED_CHUNK).collect();
+    let mut opened = 0;
+    // Each of the 3,125 selections.
+    for number in 0..5_usize.pow(5) {
+        let order: Vec<_> = (0..5).map(|place| number / 5_usize.pow(place) % 5).collect();
+        let body: Vec<_> = order.iter().map(|i| chunks[*i]).collect();
+        let Ok(stream) = open(&envelope, [head, &body.concat()].concat()) else { continue };
+        // The last one is authentic, and so the length is that of the stream.
+        opened += 1;
+        assert_eq!((order[4], stream.len()), (4, plaintext.len() as u64), "{order:?}");
+        let mut start = 0;
+        for (place, index) in order.iter().enumerate() {
+            let end = (start + CHUNK).min(plaintext.len());
+            // A short chunk that stands before others moves what follows it.
+            let is_whole = !order[..place].contains(&4);
+            match stream.read_range(start as u64..end as u64) {
+                Ok(part) => {
+                    assert!(place == *index && is_whole, "{order:?} at {place}");
+                    assert_eq!(&*part, &plaintext[start..end]);
+                }
+                Err(error) => {
+                    assert!(place != *index || !is_whole, "{order:?} at {place}: {error}");
+                }
+            }
+            start = end;
+        }
+    }
+    // The first four are any four of the full ones. With a short one among them, too, the lengths
+    // would be another stream's.
+    assert_eq!(opened, 4_usize.pow(4));
+}
+
+#[test]
+fn every_bit_of_head_first_and_last_chunk_counts_for_a_range_too() {
+    let plaintext = plaintext(2 * CHUNK + 50);
+    let (kek, sealed) = stream(&plaintext);
+    let (head_len, warm) = (head_len(&sealed), envelope(&kek));
+    assert_eq!(read_alice(&warm, &sealed).1, Ok(()));
+    let last = sealed.len() - 66;
+    for at in (0..head_len + SEALED_CHUNK).chain(last..sealed.len()) {
+        for bit in 0..8 {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1 << bit;
+            // A cached DEK does not look at the wrapped keys.
+            let cold = (at < head_len).then(|| envelope(&kek));
+            let opened = open(cold.as_ref().unwrap_or(&warm), &changed[..]);
+            let is_of_first = (head_len..head_len + SEALED_CHUNK).contains(&at);
+            assert_eq!(opened.is_ok(), is_of_first, "bit {bit} of byte {at}");
+            if let Ok(stream) = opened {
+                assert!(stream.read_range(0..1).is_err(), "bit {bit} of byte {at}");
+                let rest = stream.read_range(CHUNK as u64..u64::MAX).unwrap();
+                assert_eq!(&*rest, &plaintext[CHUNK..]);
+            }
+        }
+    }
 }

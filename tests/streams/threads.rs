@@ -121,3 +121,98 @@ fn a_reader_or_writer_that_fails_or_panics_anywhere_ends_the_call() {
         }
     }
 }
+
+/// Says that it read or wrote more than it was given, once it has done this many bytes.
+struct Lies(usize);
+
+impl Read for Lies {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = buffer.len().min(1000);
+        self.0 = self.0.saturating_sub(n);
+        Ok(if self.0 == 0 { buffer.len() + 1 } else { n })
+    }
+}
+
+impl Write for Lies {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.read(&mut vec![0; bytes.len()])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reader_or_writer_that_lies_is_an_error_and_no_panic() {
+    let envelope = envelope(&local("kek"));
+    let plaintext = plaintext(6 * CHUNK);
+    for n in [1, 2, 4] {
+        for after in (1..6 * CHUNK).step_by(1021) {
+            let mut sealed = Vec::new();
+            let error = encryptor(&envelope).encrypt(threads(n), Lies(after), &mut sealed);
+            assert_eq!(error.unwrap_err().kind(), io::ErrorKind::Other);
+            assert!(read_alice(&envelope, &sealed).1.is_err());
+            let error = encryptor(&envelope).encrypt(threads(n), &plaintext[..], Lies(after));
+            assert_eq!(error.unwrap_err().kind(), io::ErrorKind::Other, "after {after} bytes");
+        }
+    }
+}
+
+/// Gives what was sent, and waits for more.
+struct Blocks(std::sync::mpsc::Receiver<Vec<u8>>);
+
+impl Read for Blocks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Ok(bytes) = self.0.recv() else { return Ok(0) };
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
+    }
+}
+
+/// Notes what is written, and fails when it is told to.
+struct Noted(std::sync::mpsc::Sender<usize>, std::sync::Arc<std::sync::atomic::AtomicBool>);
+
+impl Write for Noted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.1.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.send(bytes.len()).unwrap();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_was_read_is_written_while_the_reader_blocks_and_a_failure_waits_for_the_reader() {
+    use std::sync::mpsc::channel;
+    let envelope = envelope(&local("kek"));
+    for n in [1, 2, 4] {
+        for fails in [false, true] {
+            let ((give, from), (to, written)) = (channel(), channel());
+            let full = std::sync::Arc::default();
+            let (reader, writer) = (Blocks(from), Noted(to, std::sync::Arc::clone(&full)));
+            let encryptor = encryptor(&envelope);
+            let head = encryptor.head_len();
+            let call = std::thread::spawn(move || encryptor.encrypt(threads(n), reader, writer));
+            assert_eq!(written.recv().unwrap(), head);
+            for _ in 0..3 {
+                give.send(vec![7; CHUNK]).unwrap();
+                // It comes though nothing follows it.
+                assert_eq!(written.recv().unwrap(), SEALED_CHUNK, "{n} threads");
+            }
+            full.store(fails, std::sync::atomic::Ordering::SeqCst);
+            give.send(vec![7; CHUNK]).unwrap();
+            drop(give);
+            let result = call.join().unwrap();
+            match fails {
+                false => assert_eq!(result.unwrap(), 4 * CHUNK as u64),
+                true => assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull),
+            }
+        }
+    }
+}

@@ -108,7 +108,7 @@ pub(crate) fn read_place(item: &Item) -> Option<RowId> {
 fn foreign(item: &Item) -> StoreError {
     let id: String = string(item, ID).unwrap_or_default().escape_debug().take(80).collect();
     let text = format!("the table has an item that is no key row: id {id}");
-    StoreError::misconfigured(text)
+    StoreError::misconfigured(text).about_one_row()
 }
 
 fn string<'a>(item: &'a Item, name: &str) -> Option<&'a str> {

@@ -268,11 +268,12 @@ fn erasing(row: &StoredRow) -> Change {
 
 fn no_place() -> StoreError {
     StoreError::misconfigured("the table has an item in a branch that is no place of a row")
+        .about_one_row()
 }
 
 fn dangling(id: &RowId) -> StoreError {
     let text = format!("a place names the row {id}, which is not there: was an item deleted?");
-    StoreError::misconfigured(text)
+    StoreError::misconfigured(text).about_one_row()
 }
 
 impl KeyStore for DynamoDbKeyStore {

@@ -10,6 +10,8 @@ mod format;
 mod local;
 mod objects;
 mod store;
+#[cfg(feature = "object_store_0_14")]
+pub mod v0_14;
 
 pub use builder::ObjectKeyStoreBuilder;
 pub use store::ObjectKeyStore;

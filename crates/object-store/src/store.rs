@@ -189,7 +189,7 @@ impl Inner {
             None => {
                 let text = "the row's id is claimed for another place, by an insertion that goes on \
                             or did not end: insert it there again";
-                Err(StoreError::unavailable(text))
+                Err(StoreError::unavailable(text).about_one_row())
             }
         }
     }
@@ -205,7 +205,7 @@ impl Inner {
     async fn row_at(&self, path: Path, branch: &BranchId) -> Result<StoredRow, StoreError> {
         let bytes = self.objects.get(&path).await?.ok_or_else(|| {
             let text = format!("the object {path} was listed and is not there: was it deleted?");
-            StoreError::misconfigured(text)
+            StoreError::misconfigured(text).about_one_row()
         })?;
         match format::decode(&bytes) {
             Some(Content::Row(row))
@@ -293,7 +293,8 @@ impl Inner {
 }
 
 fn foreign(path: &Path) -> StoreError {
-    StoreError::misconfigured(format!("the object {path} is no key row of this store"))
+    let text = format!("the object {path} is no key row of this store");
+    StoreError::misconfigured(text).about_one_row()
 }
 
 impl KeyStore for ObjectKeyStore {

@@ -3,8 +3,11 @@
 
 use waxseal::store::{BranchId, BranchPlace, RowId, ScanCursor, ScanPage, StoreError, StoredRow};
 
-/// The version of the schema that this crate writes and reads.
-pub(crate) const SCHEMA_VERSION: i64 = 1;
+/// The versions of a database's schema that this crate writes and reads. It makes the newest.
+pub(crate) struct Versions {
+    pub(crate) oldest: i64,
+    pub(crate) newest: i64,
+}
 
 /// The most rows of a page. One may have 74 kB.
 const MOST_ROWS: usize = 500;
@@ -32,6 +35,7 @@ fn damaged(column: &str) -> StoreError {
     StoreError::misconfigured(format!(
         "a row of waxseal_keys has a value in {column} that no version writes"
     ))
+    .about_one_row()
 }
 
 /// The place as columns.
@@ -84,15 +88,18 @@ pub(crate) fn tombstones_of(rows: &[StoredRow]) -> Vec<StoredRow> {
     rows.iter().filter(|row| !row.is_tombstone()).map(StoredRow::tombstone).collect()
 }
 
-/// The error for a schema of another version.
-pub(crate) fn check_version(found: Option<i64>) -> Result<(), StoreError> {
-    match found {
-        Some(SCHEMA_VERSION) => Ok(()),
-        Some(newer) if newer > SCHEMA_VERSION => Err(StoreError::misconfigured(format!(
-            "the schema has version {newer}, and this version of waxseal-sqlx knows {SCHEMA_VERSION}: update the service"
-        ))),
-        _ => Err(StoreError::misconfigured(
-            "the schema is older than this version of waxseal-sqlx, or was never made: run `migrate`",
-        )),
+impl Versions {
+    /// The error for a schema of another version.
+    pub(crate) fn check(&self, found: Option<i64>) -> Result<(), StoreError> {
+        let Self { oldest, newest } = self;
+        match found {
+            Some(known) if (*oldest..=*newest).contains(&known) => Ok(()),
+            Some(newer) if newer > *newest => Err(StoreError::misconfigured(format!(
+                "the schema has version {newer}, and this version of waxseal-sqlx knows {newest}: update the service"
+            ))),
+            _ => Err(StoreError::misconfigured(
+                "the schema is older than this version of waxseal-sqlx, or was never made: run `migrate`",
+            )),
+        }
     }
 }

@@ -17,6 +17,7 @@ use waxseal::store::{KeyStore, RewrapOptions, RowId};
 use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, ErrorKind, Limits};
 use waxseal_sqlx::{PostgresKeyStore, PostgresOptions, PostgresRole};
 use waxseal_testing::postgres::{PASSWORD, Postgres};
+use waxseal_testing::support::rivals::Rivals;
 
 fn options(server: &Postgres, user: &str) -> PostgresOptions {
     PostgresOptions::new(server.url(user)).password(PASSWORD).timeout(Duration::from_secs(20))
@@ -234,6 +235,32 @@ async fn the_keys_of_compact_messages_move_to_another_kek_though_the_store_goes_
             Err(error) => assert_eq!((error.kind(), n >= 298), (ErrorKind::Denied, true), "{n}"),
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writers_rewrappers_erasers_and_who_revokes_lose_nothing_and_revive_nothing() {
+    let server = Postgres::start();
+    migrated(&server).await;
+    let mut all = (0, 0);
+    for seed in 1..=3 {
+        server.sql_in_keys(
+            "ALTER TABLE waxseal_keys DISABLE TRIGGER ALL; DELETE FROM waxseal_keys; \
+             ALTER TABLE waxseal_keys ENABLE TRIGGER ALL",
+        );
+        let stores = [(); 4].map(|()| -> Arc<dyn KeyStore> {
+            Arc::new(PostgresKeyStore::new(options(&server, "postgres")).unwrap())
+        });
+        let rivals = Rivals::new(stores.into(), seed, 40);
+        let tasks: Vec<_> = rivals.tasks().into_iter().map(tokio::spawn).collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        let (opened, refused) = rivals.check().await;
+        all = (all.0 + opened, all.1 + refused);
+        let unreadable = "SELECT count(*) FROM waxseal_keys WHERE 'unknown' IN (kind, state)";
+        assert_eq!(server.sql_in_keys(unreadable), "0");
+    }
+    assert!(all.0 > 0 && all.1 > 0, "{all:?}");
 }
 
 /// What the children below need.

@@ -12,7 +12,7 @@ use common::{at, changed, class, dek, new_branch, spawn_all, text};
 use futures_util::future::join_all;
 use waxseal::store::StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
-use waxseal::store::{BoxFuture, Insertion, KeyStore, StoreError};
+use waxseal::store::{BoxFuture, Insertion, KeyStore, StoreError, StoredRow};
 use waxseal_sqlx::{PostgresKeyStore, PostgresOptions, PostgresRole};
 use waxseal_testing::certificates::{Authority, Certificate};
 use waxseal_testing::postgres::{PASSWORD, Postgres};
@@ -128,7 +128,7 @@ async fn a_schema_is_made_once_whoever_else_makes_it() {
             one.await.unwrap().unwrap();
         }
         let versions = server.sql_in_keys(&format!("SELECT version FROM {schema}.waxseal_schema"));
-        assert_eq!(versions, "1");
+        assert_eq!(versions, "1\n2");
         before.health().await.unwrap();
         before.insert(&dek()).await.unwrap();
         before.migrate().await.unwrap();
@@ -136,14 +136,14 @@ async fn a_schema_is_made_once_whoever_else_makes_it() {
         assert_eq!(count, "1", "each schema has rows of its own, and a migration keeps them");
     }
 
-    server.sql_in_keys("INSERT INTO waxseal_schema (version) VALUES (2)");
+    server.sql_in_keys("INSERT INTO waxseal_schema (version) VALUES (3)");
     let newer = store(&server, "postgres");
     for result in
         [newer.health().await, newer.migrate().await, newer.get(dek().id()).await.map(drop)]
     {
         let error = result.unwrap_err();
         assert_eq!(error.class(), Misconfigured);
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
     }
 }
 
@@ -189,6 +189,52 @@ async fn an_operator_can_read_the_table_and_cannot_undo_an_erasure() {
         assert!(said.contains(why), "{sql}: {said}");
     }
     assert_eq!(store.get(live.id()).await.unwrap(), Some(live));
+}
+
+/// Undoes an erasure by an operator `=` for texts that never holds, which an eraser has put before
+/// the system's.
+fn undo_by_search_path(row: &StoredRow) -> String {
+    let bytes: String = row.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let id: String = row.id().as_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "SET ROLE eraser; SET search_path = hostile, pg_catalog, public; \
+         UPDATE public.waxseal_keys SET row = '\\x{bytes}', erased_at = NULL \
+         WHERE row_id = '\\x{id}'"
+    )
+}
+
+#[tokio::test]
+async fn a_hostile_search_path_undoes_no_erasure_once_the_schema_is_migrated() {
+    let server = Postgres::start();
+    // As an earlier version of the crate left it.
+    server.sql_in_keys(include_str!("../src/postgres/schema.sql"));
+    server.role("eraser");
+    server.sql_in_keys(&PostgresRole::Eraser.grants("public", "eraser").unwrap());
+    server.sql_in_keys(
+        "CREATE SCHEMA hostile AUTHORIZATION eraser; SET ROLE eraser; \
+         CREATE FUNCTION hostile.never(text, text) RETURNS boolean LANGUAGE sql AS 'SELECT false'; \
+         CREATE OPERATOR hostile.= (LEFTARG = text, RIGHTARG = text, FUNCTION = hostile.never)",
+    );
+    let (owner, eraser) = (store(&server, "postgres"), store(&server, "eraser"));
+    let [before, after] = [dek(), dek()];
+    for row in [&before, &after] {
+        // Version 1 serves until an operator migrates.
+        owner.insert(row).await.unwrap();
+        assert!(eraser.replace(row, &row.tombstone()).await.unwrap());
+    }
+    owner.health().await.unwrap();
+    // The control: it is possible there.
+    server.sql_in_keys(&undo_by_search_path(&before));
+    assert_eq!(owner.get(before.id()).await.unwrap(), Some(before));
+
+    owner.migrate().await.unwrap();
+    let versions = server.sql_in_keys("SELECT version FROM waxseal_schema ORDER BY version");
+    assert_eq!(versions, "1\n2");
+    let said = server.refused(&undo_by_search_path(&after));
+    assert!(said.contains("never changed"), "{said}");
+    assert!(owner.get(after.id()).await.unwrap().unwrap().is_tombstone());
+    // Connections from before the migration go on.
+    eraser.health().await.unwrap();
 }
 
 /// What a role can do: read, insert, replace, erase, insert a tombstone.

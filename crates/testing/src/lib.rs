@@ -1,9 +1,10 @@
 //! Servers, stand-ins and tools of waxseal's tests.
 //!
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
-//! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, a stand-in for Azure, and what breaks
-//! the connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine of Open Policy
-//! Agent. What tests the stand-ins is in `tests/` of this crate.
+//! OpenBao, stand-ins for AWS KMS with external key stores, Google Cloud KMS and Azure, an XKS proxy,
+//! and what breaks the connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine
+//! of Open Policy Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins is in `tests/`
+//! of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
@@ -22,6 +23,8 @@ pub mod support;
 #[cfg(any(feature = "opa", feature = "servers"))]
 pub mod fault_proxy;
 #[cfg(feature = "servers")]
+pub mod google;
+#[cfg(feature = "servers")]
 pub mod kms_child;
 #[cfg(feature = "servers")]
 pub mod kms_front;
@@ -31,6 +34,8 @@ pub mod middlebox;
 pub mod opa;
 #[cfg(feature = "servers")]
 pub mod openbao;
+#[cfg(feature = "pkcs11")]
+pub mod pkcs11;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "servers")]

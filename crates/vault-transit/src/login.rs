@@ -8,8 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use zeroize::Zeroizing;
-
 use crate::aws::{self, AwsCredentials, AwsKeys};
 use crate::endpoints::{
     AppRoleLogin, Auth, CertificateLogin, JwtLogin, KubernetesLogin, SecretText, Unwrapped,
@@ -19,6 +17,7 @@ use crate::endpoints::{
 use crate::errors::Failure;
 use crate::transport::{SMALL, Token, Transport};
 use waxseal::kek::KekError;
+use waxseal::kek::toolkit::read_file;
 
 /// Says how this process logs in. Its Debug text has no secret.
 ///
@@ -74,7 +73,7 @@ impl Source {
 }
 
 const KUBERNETES_JWT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-const MAX_FILE: u64 = 64 * 1024;
+const MAX_FILE: usize = 64 * 1024;
 
 impl VaultAuth {
     /// Sends no token, for an agent or a proxy in front of the server that adds its own to each
@@ -544,19 +543,7 @@ fn file_failure(path: &Path, what: &str) -> Failure {
 
 /// A short text without the white space around it; `None` if it is not one.
 fn read_secret(path: &Path) -> Option<SecretText> {
-    use std::io::Read;
-
-    let file = std::fs::File::open(path).ok()?;
-    let mut bytes = Zeroizing::new(vec![0; usize::try_from(MAX_FILE + 1).ok()?]);
-    let mut len = 0;
-    let mut file = file.take(MAX_FILE + 1);
-    loop {
-        match file.read(bytes.get_mut(len..)?).ok()? {
-            0 => break,
-            read => len += read,
-        }
-    }
-    let text = std::str::from_utf8(bytes.get(..len)?).ok()?.trim();
-    (!text.is_empty() && u64::try_from(len).ok()? <= MAX_FILE)
-        .then(|| SecretText::new(text.to_owned()))
+    let bytes = read_file(path, MAX_FILE).ok()?;
+    let text = std::str::from_utf8(&bytes).ok()?.trim();
+    (!text.is_empty()).then(|| SecretText::new(text.to_owned()))
 }

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use reqwest::{Certificate, Identity};
 use zeroize::Zeroizing;
 
+use waxseal::kek::toolkit::{FileContent, read_file};
 use waxseal::{Error, ErrorKind};
 
 /// Where the certificates of the CAs come from. They replace the system's.
@@ -49,7 +50,7 @@ pub(crate) struct Signature(Vec<(PathBuf, Option<FileState>)>);
 type FileState = (SystemTime, u64, u64);
 
 /// Longest certificate, key or bundle.
-const MAX_FILE: u64 = 8 * 1024 * 1024;
+const MAX_FILE: usize = 8 * 1024 * 1024;
 
 impl TlsSources {
     pub(crate) fn has_files(&self) -> bool {
@@ -145,37 +146,35 @@ fn files_in(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
 const MAX_DEPTH: usize = 8;
 
 fn read_identity(client: &Client) -> Result<Identity, Error> {
-    let (certificate, key, whose) = match client {
-        Client::Files(certificate, key) => (
-            read(certificate)?,
-            read(key)?,
-            format!("{} and {}", certificate.display(), key.display()),
-        ),
-        Client::Texts(certificate, key) => (
-            Zeroizing::new(certificate.as_bytes().to_vec()),
-            Zeroizing::new(key.as_bytes().to_vec()),
-            "the texts".to_owned(),
-        ),
-    };
+    match client {
+        Client::Files(certificate, key) => {
+            let whose = format!("{} and {}", certificate.display(), key.display());
+            identity(&read(certificate)?, &read(key)?, &whose)
+        }
+        Client::Texts(certificate, key) => {
+            identity(certificate.as_bytes(), key.as_bytes(), "the texts")
+        }
+    }
+}
+
+fn identity(certificate: &[u8], key: &[u8], whose: &str) -> Result<Identity, Error> {
     let mut both = Zeroizing::new(Vec::with_capacity(certificate.len() + 1 + key.len()));
-    both.extend_from_slice(&certificate);
+    both.extend_from_slice(certificate);
     both.push(b'\n');
-    both.extend_from_slice(&key);
+    both.extend_from_slice(key);
     Identity::from_pem(&both).map_err(|_| {
         invalid(format!("client_certificate: {whose} hold no PEM certificate and key"))
     })
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let failed = |error| unreadable("ca_file or client_certificate", path, error);
-    let length = std::fs::metadata(path).map_err(failed)?.len();
-    if length > MAX_FILE {
-        return Err(invalid(format!(
+fn read(path: &Path) -> Result<FileContent, Error> {
+    read_file(path, MAX_FILE).map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => invalid(format!(
             "ca_file or client_certificate: {} is larger than 8 MiB",
             path.display()
-        )));
-    }
-    std::fs::read(path).map(Zeroizing::new).map_err(failed)
+        )),
+        _ => unreadable("ca_file or client_certificate", path, error),
+    })
 }
 
 fn unreadable(option: &str, path: &Path, error: std::io::Error) -> Error {

@@ -226,8 +226,7 @@ impl Lease {
             clock: &self.clock,
             observers: self.observers.clone(),
         };
-        let limits = LimitsInForce { max_age: limits.max_stream_age, ..*limits };
-        Self::with_keys(Keys::Stream(Slot::new(key)), terms, &limits)
+        Self::with_keys(Keys::Stream(Slot::new(key)), terms, limits)
     }
 
     /// Returns a lease on the same keys under new terms, unless this one has ended.
@@ -327,6 +326,15 @@ impl Lease {
             Age::Fresh | Age::Due => Ok(()),
             Age::Stale if given_stale && self.outage(now).is_some() => Ok(()),
             Age::Stale | Age::Ended => Err(expired()),
+        }
+    }
+
+    /// Checks in the middle of a longer use that began in time whether it may go on. It ends at the
+    /// last possible use, where the keys are to be wiped.
+    pub(crate) fn check_in_use(&self) -> Result<(), Error> {
+        match self.clock.now().is_past(self.wipe_at) {
+            true => Err(expired()),
+            false => Ok(()),
         }
     }
 
@@ -490,8 +498,11 @@ impl Lease {
         self.pins.fetch_sub(1, Ordering::SeqCst) == 1 && self.evicted.load(Ordering::SeqCst)
     }
 
-    /// From now on nothing that comes through it is used.
+    /// From now on neither it nor anything that comes through it is used.
     pub(super) fn revoke(&self) {
+        // First, so that who opens a stream meanwhile looks up another DEK. It may be one of very
+        // many that end together.
+        self.ended.store(true, Ordering::SeqCst);
         self.revoked.store(true, Ordering::SeqCst);
     }
 

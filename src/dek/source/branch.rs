@@ -13,11 +13,11 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, KeyKind, KeyRow, WrappedDek, WrappedKeys};
-use crate::kek::call::CallBounds;
+use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::{Failure, Made, Unwrapped};
 use crate::kek::{Health, KekError};
 use crate::memory::fork;
-use crate::observe::Event;
+use crate::observe::{Event, StoreOperation};
 use crate::store::{BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoredRow};
 use crate::suite::{Dek, DekId, derive_dek_id};
 use crate::sync::Arc;
@@ -161,7 +161,8 @@ impl DekSource {
         for _ in 0..ATTEMPTS {
             let now = Period::now(self.options.clock.now());
             let from = Period::earliest(now, branch.period);
-            let rows = self.of_store(store, store.branch(&branch_id, from)).await?;
+            let rows = || store.branch(&branch_id, from);
+            let rows = self.of_store(bounds, store, StoreOperation::Branch, rows).await?;
             let begins = Period::containing(now, branch.period);
             let mut epoch = 0;
             for stored in rows.iter().rev() {
@@ -191,13 +192,22 @@ impl DekSource {
                 let place = BranchPlace { branch: branch_id, period: begins.0, epoch };
                 StoredRow::new(&row, Some(place))
             };
-            match self.of_store(store, store.insert(&stored)).await? {
+            let insert = || store.insert(&stored);
+            match self.of_store(bounds, store, StoreOperation::Insert, insert).await? {
                 Insertion::Inserted => {
                     let kek_ids: Vec<KekId> =
                         row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
                     let Row { context, id, .. } = &row;
                     self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                     return Ok(row);
+                }
+                // The answer to an earlier try was lost. The next look finds this key, and what was
+                // done to it since.
+                Insertion::Exists(there) if there.id() == stored.id() => {
+                    let kek_ids: Vec<KekId> =
+                        row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
+                    let Row { context, id, .. } = &row;
+                    self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                 }
                 // Another process was quicker, so its key counts. This one is wiped.
                 Insertion::Exists(_) => {}
@@ -275,13 +285,16 @@ impl DekSource {
     /// Makes the row of a new DEK durable, so that messages in compact form are readable.
     pub(super) async fn keep(
         &self,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
         wrapped_keys: &WrappedKeys,
     ) -> Result<(), Failure> {
         let Some(store) = &self.options.store else { return Ok(()) };
         let row = KeyRow::live(KeyKind::Dek, *id, context.clone(), wrapped_keys.clone());
-        match self.of_store(&**store, store.insert(&StoredRow::new(&row, None))).await? {
+        let stored = StoredRow::new(&row, None);
+        let insert = || store.insert(&stored);
+        match self.of_store(bounds, &**store, StoreOperation::Insert, insert).await? {
             Insertion::Inserted => Ok(()),
             // A retry of the store's client may have found its own first try, which a rewrap may
             // have changed since.
@@ -352,7 +365,9 @@ impl DekSource {
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         };
         let branch_id = BranchId::from_bytes(*branch.digest());
-        let erased = self.of_store_or_error(&**store, store.erase_branch(&branch_id)).await;
+        let erase = || store.erase_branch(&branch_id);
+        let bounds = self.keks.bounds(Lane::Reserved);
+        let erased = self.of_store_or_error(bounds, &**store, StoreOperation::Erase, erase).await;
         // Also after a failure, which may have erased some. Keys that came from a message have the
         // period in their context.
         self.evict_branch(|context| {
@@ -383,7 +398,11 @@ impl DekSource {
             }
         }
         if let Some(store) = &self.options.store {
-            self.of_store(&**store, store.health()).await.map_err(|failure| {
+            // It waits for no turn.
+            let bounds = self.keks.bounds(Lane::Ordinary);
+            let health = || store.health();
+            let health = self.of_store(bounds, &**store, StoreOperation::Health, health);
+            health.await.map_err(|failure| {
                 let detail = failure.error.to_string();
                 match failure.error.kind() {
                     ErrorKind::Unavailable => KekError::unavailable(detail),

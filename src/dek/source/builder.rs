@@ -9,7 +9,7 @@ use super::{BranchTerms, DekSource, SourceOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
-use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Timer};
+use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
@@ -37,6 +37,8 @@ pub(crate) struct SourceBuilder {
     pub(crate) store: Option<Arc<dyn KeyStore>>,
     pub(crate) branch: Option<BranchTerms>,
     pub(crate) domain: Option<Arc<DomainContexts>>,
+    /// Options of those above, for the event of the configuration.
+    pub(crate) more: Vec<(&'static str, String)>,
 }
 
 impl SourceBuilder {
@@ -109,9 +111,15 @@ impl SourceBuilder {
             observers,
         };
         if !options.observers.are_none() {
-            emit_configured(&self.wrap_with, &self.unwrap_with, &self.call_policy, &options);
+            let (wrap_with, unwrap_with) = (&self.wrap_with, &self.unwrap_with);
+            emit_configured(wrap_with, unwrap_with, &self.call_policy, &options, self.more);
         }
-        Ok(DekSource::new(KekSet::new(self.wrap_with, self.unwrap_with, &terms), options))
+        let store = options.store.as_ref().map_or("none", |store| store.name());
+        let (policy, budget) = (terms.policy.for_stores(), CallBudget::of_stores());
+        let of_store = CallTerms { policy, budget, ..terms.clone() };
+        let store_calls = Calls::new(Service::Store(store.into()), of_store);
+        let keks = KekSet::new(self.wrap_with, self.unwrap_with, &terms);
+        Ok(DekSource::new(keks, store_calls, options))
     }
 }
 
@@ -120,13 +128,14 @@ fn emit_configured(
     unwrap_with: &[Arc<dyn KekProvider>],
     call_policy: &CallPolicy,
     options: &SourceOptions,
+    more: Vec<(&'static str, String)>,
 ) {
     let ids = |providers: &[Arc<dyn KekProvider>]| -> Vec<KekId> {
         providers.iter().map(|provider| provider.id().clone()).collect()
     };
     let mut named = vec![
         ("suite", format!("{:?}", options.suite)),
-        ("backend", format!("{:?}", options.backend)),
+        ("backend", format!("{:?}", options.backend.chosen(options.suite))),
         ("nonces", format!("{:?}", options.nonces)),
         ("dek_origin", format!("{:?}", options.origin)),
         ("limits", format!("{:?}", options.limits)),
@@ -134,6 +143,8 @@ fn emit_configured(
         ("branch_keys", options.branch.is_some().to_string()),
     ];
     named.extend(options.store.as_ref().map(|store| ("key_store", store.name().to_owned())));
+    named.extend(options.domain.as_ref().map(|domain| ("domain", domain.name().to_owned())));
+    named.extend(more);
     options.observers.emit(&Event::Configured {
         wrap_with: &ids(wrap_with),
         unwrap_with: &ids(unwrap_with),

@@ -7,6 +7,7 @@ use super::super::ReadingDek;
 use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::{Answer, Waiter};
 use super::super::lease::{Age, KeysMatch, Lease, RequestKey};
+use super::super::pinned::Pinned;
 use super::super::registry::Leased;
 use super::super::statistics::Counter;
 use super::DekSource;
@@ -90,6 +91,11 @@ pub(crate) trait DekRequest: Copy {
     fn is_about(&self, lease: &Lease) -> bool;
 
     fn request_key(&self) -> RequestKey;
+
+    /// Returns the DEK if it can be had now, without a call and without waiting.
+    fn at_once(&self, _: &DekSource, _: &DekCache) -> Option<Arc<Pinned<DekOf<Self>>>> {
+        None
+    }
 
     fn to_owned(&self) -> Result<<Self::Kind as Kind>::Owned, Error>;
 }

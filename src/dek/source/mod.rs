@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod asking;
+mod at_once;
 mod branch;
 mod builder;
 mod control;
@@ -30,7 +31,9 @@ use super::flight::Answer;
 use super::lease::{Age, LeasedKey};
 use super::pinned::{Held, Pinned};
 use super::registry::Leased;
-use super::statistics::{Counter, Counters, KekStatistics, Statistics, TargetStatistics};
+use super::statistics::{
+    Counter, Counters, KekStatistics, Statistics, StoreStatistics, TargetStatistics,
+};
 use super::writing::{check_len, max_len};
 use super::{LimitsInForce, Reservation, WritingDek};
 use crate::caller::Caller;
@@ -38,7 +41,7 @@ use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::kek::Dek;
-use crate::kek::call::{CallCounts, GuardedKek};
+use crate::kek::call::{CallCounts, Calls, GuardedKek};
 use crate::kek::set::{DekOrigin, Failure, KekSet};
 use crate::observe::{Access, Event, LaterEvent, Observers};
 use crate::runtime::Runtime;
@@ -79,6 +82,8 @@ pub(crate) struct DekSource {
     cache: ArcSwap<DekCache>,
     number: SourceNumber,
     keks: KekSet,
+    /// Calls to the key store.
+    store_calls: Calls,
     options: SourceOptions,
     /// Set at shut-down. No key service is asked after it.
     closed: AtomicBool,
@@ -128,7 +133,7 @@ const ATTEMPTS: usize = 3;
 pub(crate) type Issued<Q> = (Arc<DekOf<Q>>, bool);
 
 impl DekSource {
-    pub(crate) fn new(keks: KekSet, options: SourceOptions) -> Arc<Self> {
+    pub(crate) fn new(keks: KekSet, store_calls: Calls, options: SourceOptions) -> Arc<Self> {
         let SourceOptions { limits, clock, runtime, .. } = &options;
         let number = SourceNumber::next();
         let cache =
@@ -137,6 +142,7 @@ impl DekSource {
             cache,
             number,
             keks,
+            store_calls,
             options,
             closed: AtomicBool::new(false),
             reported: AtomicBool::new(false),
@@ -171,7 +177,7 @@ impl DekSource {
         self.options.limits.summaries.is_some()
     }
 
-    /// Counts a message of a named caller, if anybody asks for it. Its DEK was just used, so the cache
+    /// Counts messages of a named caller, if anybody asks for it. Its DEK was just used, so the cache
     /// is that of this process.
     #[inline]
     pub(crate) fn count(
@@ -180,9 +186,10 @@ impl DekSource {
         dek_id: &DekId,
         context: &EncryptionContext,
         access: Access,
+        messages: u64,
     ) {
         if self.counts_callers() {
-            self.cache.load().count(caller, dek_id, context, access);
+            self.cache.load().count(caller, dek_id, context, access, messages);
         }
     }
 
@@ -230,9 +237,20 @@ impl DekSource {
     pub(crate) fn with_cached<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
+        work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        self.with_cached_at(self.now(), request, work)
+    }
+
+    /// As [`with_cached`](Self::with_cached), for who has just read the clock.
+    #[inline]
+    pub(crate) fn with_cached_at<Q: DekRequest, R>(
+        self: &Arc<Self>,
+        now: Moment,
+        request: Q,
         mut work: impl FnMut(&DekOf<Q>) -> Result<R, Error>,
     ) -> Result<Option<R>, Error> {
-        if let Some(result) = self.with_remembered(request, |dek| work(dek)) {
+        if let Some(result) = self.with_remembered_at(now, request, |dek| work(dek)) {
             return unless_taken_away(result);
         }
         let cache = self.cache();
@@ -299,14 +317,29 @@ impl DekSource {
         Ok((dek, stale))
     }
 
+    /// The time by the clock of this source.
+    #[inline]
+    pub(crate) fn now(&self) -> Moment {
+        self.options.clock.now()
+    }
+
     /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
     /// have to renew it.
+    #[inline]
     fn with_remembered<Q: DekRequest, R>(
         &self,
         request: Q,
         work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
     ) -> Option<R> {
-        let now = self.options.clock.now();
+        self.with_remembered_at(self.now(), request, work)
+    }
+
+    fn with_remembered_at<Q: DekRequest, R>(
+        &self,
+        now: Moment,
+        request: Q,
+        work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
+    ) -> Option<R> {
         let serves = |dek: &DekOf<Q>| {
             // Whether a DEK is nearly used up is left to the look-ups in the cache.
             if dek.lease().age(now) == Age::Fresh {
@@ -378,6 +411,9 @@ impl DekSource {
         }
         let stale = cached.filter(|dek| Q::Kind::age(dek, now) == Age::Stale);
         self.counters.count(Q::Kind::MISS);
+        if let Some(pinned) = request.at_once(self, &cache) {
+            return Ok(Held::Awaited(pinned));
+        }
         let owned = Arc::new(request.to_owned()?);
         let answer = match self.ask::<Q::Kind>(&cache, request.request_key(), &owned, Q::Kind::LANE)
         {
@@ -464,6 +500,29 @@ impl DekSource {
         self.with(WritingRequest { context }, reserve).await
     }
 
+    /// As [`with_writing`](Self::with_writing), if the DEK is cached and need not be renewed.
+    #[inline]
+    pub(crate) fn with_writing_cached<R>(
+        &self,
+        now: Moment,
+        context: &EncryptionContext,
+        len: usize,
+        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+    ) -> Result<Option<R>, Error> {
+        check_len(len, max_len(&self.options.limits))?;
+        let mut reserve = |dek: &WritingDek| {
+            Reservation::new(dek, len).and_then(|reservation| work(&reservation))
+        };
+        let request = WritingRequest { context };
+        if let Some(result) = self.with_remembered_at(now, request, |dek| reserve(dek)) {
+            return unless_taken_away(result);
+        }
+        match self.find_served(request)? {
+            Some(dek) => unless_taken_away(reserve(&dek)),
+            None => Ok(None),
+        }
+    }
+
     pub(crate) fn statistics(&self) -> Statistics {
         let of = |kek: &Arc<GuardedKek>| {
             let (breaker, targets) = kek.breakers();
@@ -485,9 +544,15 @@ impl DekSource {
         };
         let keks = self.keks.reading.iter().map(of).collect();
         let store = self.options.store.as_ref().map(|store| store.name().into());
+        let of_store = self.options.store.as_ref().map(|_| {
+            let CallCounts { calls, failures, budget_waits, budget_refusals } =
+                self.store_calls.counts();
+            let (breaker, _) = self.store_calls.breakers();
+            StoreStatistics { breaker, calls, failures, budget_waits, budget_refusals }
+        });
         let observers = self.options.observers.failures();
         let statistics = self.counters.statistics(self.cache().counts(), (store, keks), observers);
-        Statistics { branch_keys: self.branch_key_ages(), ..statistics }
+        Statistics { branch_keys: self.branch_key_ages(), store_calls: of_store, ..statistics }
     }
 }
 

@@ -107,7 +107,8 @@ impl DekSource {
             return None;
         }
         let keys = owned.wrapped_keys.as_ref();
-        let located = self.locate(&owned.context, &owned.id, keys).await.ok()?;
+        let bounds = self.keks.bounds(Lane::Ordinary);
+        let located = self.locate(bounds, &owned.context, &owned.id, keys).await.ok()?;
         located.key_list().entry_of(kek)?;
         Some((owned, located))
     }

@@ -7,6 +7,7 @@ use super::super::ReadingDek;
 use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Waiter;
 use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
+use super::super::pinned::Pinned;
 use super::super::statistics::Counter;
 use super::stored::Located;
 use super::{Answer, DekRequest, DekSource, Kind, LeasedKey, Obtained, SourceOptions};
@@ -38,7 +39,7 @@ pub(crate) struct ReadingRequest<'a> {
 }
 
 impl ReadingRequest<'_> {
-    fn known_keys(&self) -> Option<&[u8]> {
+    pub(super) fn known_keys(&self) -> Option<&[u8]> {
         self.wrapped_keys.filter(|keys| !keys.is_empty())
     }
 }
@@ -89,6 +90,10 @@ impl DekRequest for ReadingRequest<'_> {
 
     fn request_key(&self) -> RequestKey {
         RequestKey::unwrap(self.context, self.id, self.suite, self.wrapped_keys.unwrap_or_default())
+    }
+
+    fn at_once(&self, source: &DekSource, cache: &DekCache) -> Option<Arc<Pinned<ReadingDek>>> {
+        source.unwrapped_at_once(cache, self)
     }
 
     fn to_owned(&self) -> Result<Owned, Error> {
@@ -148,7 +153,7 @@ impl Kind for Reading {
         bounds: CallBounds,
     ) -> Result<Obtained<ReadingDek>, Failure> {
         let Owned { context, id, wrapped_keys, .. } = owned;
-        let located = source.locate(context, id, wrapped_keys.as_ref()).await?;
+        let located = source.locate(bounds, context, id, wrapped_keys.as_ref()).await?;
         let on_failure = |provider: &KekId, entry: &WrappedDek, kind| {
             cache.record_failure(context, id, provider, entry, kind)
         };

@@ -1,17 +1,20 @@
 //! Reads the row of a key from the key store, and says what is wrong with it.
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
+use futures_util::FutureExt;
 
-use super::{DekSource, SourceOptions};
+use super::DekSource;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyKind, KeyRow, WrappedKeys};
+use crate::kek::CallTarget;
 use crate::kek::batch::KeyList;
+use crate::kek::call::{Asked, Call, CallBounds};
 use crate::kek::set::Failure;
-use crate::observe::Event;
+use crate::observe::{Event, StoreOperation};
 use crate::store::{BoxFuture, KeyStore, RowId, StoreError, StoredRow};
 use crate::suite::DekId;
+use crate::sync::foreign::caught;
 
 /// A key's wrapped keys, and the context and id that they give.
 pub(super) struct Located {
@@ -30,6 +33,7 @@ impl DekSource {
     /// Returns the wrapped keys of a request: those that it has, or those in the store.
     pub(super) async fn locate(
         &self,
+        bounds: CallBounds,
         context: &EncryptionContext,
         id: &DekId,
         wrapped_keys: Option<&WrappedKeys>,
@@ -43,7 +47,8 @@ impl DekSource {
             return own.ok_or_else(|| missing(id).into());
         };
         let row_id = RowId::from(id);
-        let row = self.of_store(&**store, store.get(&row_id)).await?;
+        let get = || store.get(&row_id);
+        let row = self.of_store(bounds, &**store, StoreOperation::Get, get).await?;
         let Some(row) = row else {
             // A message that carries its wrapped keys needs no row.
             let detail = format!("key store {} has no row {row_id}", store.name());
@@ -75,31 +80,46 @@ impl DekSource {
         }
     }
 
-    /// Returns the answer of the store within the time of one request.
-    pub(super) async fn of_store<T>(
+    /// Asks the store, behind the call policy and with a budget and a breaker of its own. `work` asks
+    /// once. `bounds` are those of the request that needs the answer: it waits no longer for the store
+    /// and the KEKs together, and a renewal has the reserved lane at both.
+    pub(super) async fn of_store<'a, T>(
         &self,
+        bounds: CallBounds,
         store: &dyn KeyStore,
-        answer: BoxFuture<'_, Result<T, StoreError>>,
+        operation: StoreOperation,
+        mut work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Failure> {
-        let limit = self.keks.deadline();
-        let answer = match within(&self.options, limit, answer).await {
-            Some(answer) => answer,
-            None => Err(StoreError::unavailable(format!("no answer within {limit:?}"))),
+        let name = store.name();
+        let call = || {
+            let advice = caught(|| store.advice()).unwrap_or_default();
+            let target = CallTarget::new(name).with_advice(advice);
+            Call { asked: Asked::OfStore(operation), target, also: None }
+        };
+        let once = || work().map(|answer| answer.map_err(StoreError::into_call_error));
+        let answer = match operation {
+            // As it is now, whatever the breaker says.
+            StoreOperation::Health => self.store_calls.checked(once).await,
+            _ => self.store_calls.retrying(bounds, call, once).await,
         };
         answer.map_err(|error| {
-            let (kind, at) = (error.class().kind(), self.options.clock.now());
-            let error = Error::from(error).at(format_args!("key store {}", store.name()));
-            Failure { of_store: Some((kind, at)), ..error.into() }
+            let outage = (error.class().kind(), self.options.clock.now());
+            // The own budget says nothing about the store.
+            let of_store = (!error.is_over_budget()).then_some(outage);
+            let detail = format!("key store {name}: {}", error.message());
+            Failure { of_store, ..error.into_error(detail).into() }
         })
     }
 
     /// As [`of_store`](Self::of_store), for who needs no more than the error.
-    pub(super) async fn of_store_or_error<T>(
+    pub(super) async fn of_store_or_error<'a, T>(
         &self,
+        bounds: CallBounds,
         store: &dyn KeyStore,
-        answer: BoxFuture<'_, Result<T, StoreError>>,
+        operation: StoreOperation,
+        work: impl FnMut() -> BoxFuture<'a, Result<T, StoreError>>,
     ) -> Result<T, Error> {
-        self.of_store(store, answer).await.map_err(|failure| failure.error)
+        self.of_store(bounds, store, operation, work).await.map_err(|failure| failure.error)
     }
 
     /// Reads the row that the store has for an id.
@@ -134,21 +154,6 @@ impl DekSource {
         let detail =
             format!("the key {:.32} of {context:?} was erased from key store {}", id, store.name());
         Failure { is_erased: true, ..Error::new(ErrorKind::Denied, detail).into() }
-    }
-}
-
-/// Awaits a foreign future for at most `limit`, or without a runtime to its end.
-async fn within<T>(
-    options: &SourceOptions,
-    limit: Duration,
-    answer: BoxFuture<'_, T>,
-) -> Option<T> {
-    use futures_util::future::{Either, select};
-
-    let Some(runtime) = &options.runtime else { return Some(answer.await) };
-    match select(answer, runtime.sleep(limit)).await {
-        Either::Left((answer, _)) => Some(answer),
-        Either::Right(_) => None,
     }
 }
 

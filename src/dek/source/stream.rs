@@ -31,6 +31,8 @@ impl DekSource {
         chunk: ChunkSize,
         aad: &[u8],
     ) -> Result<BegunStream, Error> {
+        let limits = self.options().limits.of_streams()?;
+        limits.check_chunk(chunk.bytes())?;
         // From the operating system, whatever the option for nonces: once for a stream.
         let mut salt = [0; 24];
         getrandom::fill(&mut salt).map_err(Error::randomness)?;
@@ -38,7 +40,7 @@ impl DekSource {
             dek.begin_stream()?;
             let (key, commitment) =
                 dek.lease.with_stream_root(|root| root.begin(&salt, chunk, aad)).flatten()?;
-            let stream = StreamDek::written(dek, &key, &self.options().limits);
+            let stream = StreamDek::written(dek, &key, &limits);
             let key = self.followed(stream, &dek.lease)?;
             Ok(BegunStream { key, dek: dek.clone(), salt, commitment })
         };
@@ -52,10 +54,11 @@ impl DekSource {
         head: &Head<'_>,
         aad: &[u8],
     ) -> Result<Arc<StreamDek>, Error> {
+        let limits = self.options().limits.of_streams()?;
         let open = |dek: &Arc<ReadingDek>| {
             let key =
                 dek.open_stream(|root| root.open(head.salt, head.chunk, aad, head.commitment))?;
-            self.followed(StreamDek::read(dek, &key, &self.options().limits), &dek.lease)
+            self.followed(StreamDek::read(dek, &key, &limits), &dek.lease)
         };
         self.with_held(request, open).await
     }

@@ -7,7 +7,9 @@ use super::DekSource;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KeyRow, WrappedKeys};
 use crate::kek::batch::KeyList;
+use crate::kek::call::Lane;
 use crate::kek::rewrap::Check;
+use crate::observe::StoreOperation;
 use crate::store::{KeyStore, RewrapOptions, RewrapProgress, StoredRow};
 
 /// How often a row is read again that others change at the same time.
@@ -36,8 +38,10 @@ impl DekSource {
         let (mut so_far, limit) = options.begin();
         loop {
             self.check_open()?;
-            let scan = store.scan(so_far.next.as_ref(), limit);
-            let found = self.of_store_or_error(&**store, scan).await?;
+            let scan = || store.scan(so_far.next.as_ref(), limit);
+            let bounds = self.keks.bounds(Lane::Ordinary);
+            let found =
+                self.of_store_or_error(bounds, &**store, StoreOperation::Scan, scan).await?;
             let mut rows = found.rows;
             for _ in 0..ATTEMPTS {
                 let wanted = self.wanted(&**store, rows, &is_wanted, &mut so_far)?;
@@ -126,10 +130,17 @@ impl DekSource {
         };
         let new = KeyRow::live(row.kind(), *row.id(), old.context.clone(), keys);
         let new = StoredRow::new(&new, stored.place().copied());
-        if self.of_store_or_error(store, store.replace(&stored, &new)).await? {
+        let replace = || store.replace(&stored, &new);
+        let bounds = || self.keks.bounds(Lane::Reserved);
+        if self.of_store_or_error(bounds(), store, StoreOperation::Replace, replace).await? {
             return Ok(Outcome::Rewrapped);
         }
-        let there = self.of_store_or_error(store, store.get(stored.id())).await?;
+        let get = || store.get(stored.id());
+        let there = self.of_store_or_error(bounds(), store, StoreOperation::Get, get).await?;
+        // The answer to a first try was lost.
+        if there.as_ref() == Some(&new) {
+            return Ok(Outcome::Rewrapped);
+        }
         Ok(Outcome::Changed(there))
     }
 }

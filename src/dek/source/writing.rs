@@ -3,11 +3,11 @@
 
 use std::future::Future;
 
-use super::super::WritingDek;
 use super::super::cache::{DekCache, MemoOwner};
 use super::super::flight::Waiter;
 use super::super::lease::{Age, KeysMatch, Lease, RequestKey, Terms};
 use super::super::statistics::Counter;
+use super::super::{LimitsInForce, Many, Reservation, WritingDek};
 use super::reading::{Obtainment, Owned as ReadingOwned};
 use super::{Answer, DekRequest, DekSource, Kind, Obtained, SourceOptions};
 use crate::clock::Moment;
@@ -154,7 +154,7 @@ impl Kind for Writing {
             }
         }
         let id = derive_dek_id(&dek, context)?;
-        source.keep(context, &id, &wrapped_keys).await?;
+        source.keep(bounds, context, &id, &wrapped_keys).await?;
         let key = source.leased_key(dek, context, *suite)?;
         let reading = ReadingOwned::new(context, id, *suite, Some(wrapped_keys.clone()));
         let obtained = Obtainment {
@@ -199,6 +199,21 @@ impl Kind for Writing {
 }
 
 impl DekSource {
+    /// As [`with_writing`](Self::with_writing), for many messages that are counted together.
+    pub(crate) async fn with_writing_many<R>(
+        self: &Arc<Self>,
+        context: &EncryptionContext,
+        many: Many,
+        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let LimitsInForce { max_messages, max_bytes, .. } = self.options.limits;
+        many.check(max_messages, max_bytes)?;
+        let reserve = |dek: &WritingDek| {
+            Reservation::of_many(dek, many).and_then(|reservation| work(&reservation))
+        };
+        self.with(WritingRequest { context }, reserve).await
+    }
+
     /// Returns the cached DEK if it goes on encrypting after a renewal that these KEKs answered. If
     /// a KEK was rotated, has another branch key, or answered under another id, such as an alias that names another key
     /// now, the next DEK takes its place.

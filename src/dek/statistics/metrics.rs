@@ -21,6 +21,7 @@ impl Statistics {
     /// | `waxseal_deks_cached` | gauge | `purpose` |
     /// | `waxseal_stale_lookups_total`, `waxseal_calls_shared_total`, `waxseal_deks_prepared_total` | counter | |
     /// | `waxseal_budget_waits_total`, `waxseal_budget_refusals_total` | counter | `kek` |
+    /// | `waxseal_store_budget_waits_total`, `waxseal_store_budget_refusals_total` | counter | `store` |
     /// | `waxseal_events_lost_total` | counter | |
     /// | `waxseal_logins_total` | counter | `kek`, `outcome` (`ok`, `failed`) |
     /// | `waxseal_login_ends_seconds` | gauge | `kek` |
@@ -61,6 +62,13 @@ impl Statistics {
                 let keys = u32::try_from(keys).unwrap_or(u32::MAX);
                 gauge!("waxseal_branch_keys", "envelope" => name(), "age" => age).set(keys);
             }
+        }
+        if let (Some(store), Some(calls)) = (&self.key_store, self.store_calls) {
+            let store = || store.to_string();
+            counter!("waxseal_store_budget_waits_total", "envelope" => name(), "store" => store())
+                .absolute(calls.budget_waits);
+            counter!("waxseal_store_budget_refusals_total", "envelope" => name(), "store" => store())
+                .absolute(calls.budget_refusals);
         }
         for kek in &self.keks {
             let id = || kek.kek_id.to_string();

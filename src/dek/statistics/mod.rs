@@ -41,6 +41,8 @@ pub struct Statistics {
     pub events_lost: u64,
     /// The name of the key store, if there is one.
     pub key_store: Option<Box<str>>,
+    /// The calls to the key store, if there is one.
+    pub store_calls: Option<StoreStatistics>,
     /// Of a [`BranchKek`](crate::branch::BranchKek): the branch keys in memory, by age.
     pub branch_keys: Option<BranchKeyAges>,
     /// Every KEK, in order of preference.
@@ -102,6 +104,23 @@ pub struct KekStatistics {
     pub budget_refusals: u64,
     /// How it is logged in, if its provider [tells](crate::kek::KekProvider::login).
     pub login: Option<Login>,
+}
+
+/// The calls to a key store. Those to a store in this process are not counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct StoreStatistics {
+    /// The state of its circuit breaker.
+    pub breaker: BreakerState,
+    /// Calls made, retries and probes included.
+    pub calls: u64,
+    /// How many of them failed.
+    pub failures: u64,
+    /// How often a call waited for its turn in the store's budget.
+    pub budget_waits: u64,
+    /// How often a call was refused, since its turn would have come too late.
+    pub budget_refusals: u64,
 }
 
 /// One key, Region or store behind a KEK.
@@ -178,6 +197,7 @@ impl Counters {
             observer_panics,
             events_lost,
             key_store,
+            store_calls: None,
             branch_keys: None,
             keks,
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::opening::Opening;
 use super::{ReadAt, SeekableStream, StreamHead, StreamReader};
 use crate::dek::{OwnedSource, StreamDek};
-use crate::error::Error;
+use crate::envelope::Plaintext;
+use crate::error::{Error, ErrorKind};
 use crate::format::stream::no_last_chunk;
 use crate::memory::wipe;
 use crate::suite::{ChunkSize, DekId, TAG_LEN};
@@ -64,6 +65,44 @@ impl StreamDecryptor {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the source failed.
     pub fn seekable<S: ReadAt>(self, source: S) -> Result<SeekableStream<S>, Error> {
         SeekableStream::new(self, source)
+    }
+
+    /// Decrypts one chunk with its tag, for code of your own that gets the bytes of a stream. It does
+    /// no I/O.
+    ///
+    /// Chunk `index`, counted from 0, stands `index * (chunk_size + 16)` bytes behind the head, and has
+    /// `chunk_size + 16` bytes. Only the last is shorter, down to 16 bytes. So plaintext that is shorter
+    /// than [`chunk_size`](StreamHead::chunk_size) is the authentic end of the stream. **A longer one
+    /// says nothing about the end**, and a part is not the whole.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
+    /// # use std::io::Write;
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// # let mut writer = envelope.encrypt_stream(&context, Aad::empty(), Vec::new()).await?;
+    /// # writer.write_all(&[7; 100_000])?;
+    /// # let sealed = writer.finish()?;
+    /// let head = StreamHead::from_prefix(&sealed)?;
+    /// let decryptor = envelope.stream_decryptor(&context, Aad::empty(), &head).await?;
+    /// let second = sealed[head.len() + head.chunk_size() + 16..].to_vec();
+    /// assert_eq!(decryptor.decrypt_chunk(1, second)?.len(), 100_000 - 65_536);
+    /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if it is not that chunk of this stream, [`ErrorKind::Malformed`] for a
+    /// length that no chunk has, [`ErrorKind::Expired`] when the time of the stream is over. The buffer
+    /// is wiped then.
+    pub fn decrypt_chunk(&self, index: u64, mut sealed: Vec<u8>) -> Result<Plaintext, Error> {
+        if sealed.len() > self.chunk.bytes() + TAG_LEN {
+            wipe(&mut sealed);
+            return Err(Error::new(ErrorKind::Malformed, "more bytes than a chunk has"));
+        }
+        let len = self.open(index, &mut sealed)?;
+        sealed.truncate(len);
+        Ok(Plaintext::new(sealed))
     }
 
     /// Decrypts one chunk with its tag, in place, and returns the length of its plaintext. The last

@@ -40,7 +40,8 @@ impl Default for StreamOptions {
 
 impl StreamOptions {
     /// Sets the plaintext bytes of a chunk: a power of two from 4 KiB to 16 MiB, by default 64 KiB.
-    /// Writer and reader keep one chunk in memory. A ranged read fetches whole chunks.
+    /// Writer and reader keep one chunk in memory. A ranged read fetches whole chunks. It is at most
+    /// [`Limits::max_bytes`](crate::Limits::max_bytes).
     #[must_use]
     pub const fn chunk_size(mut self, bytes: u32) -> Self {
         self.chunk_size = bytes;
@@ -71,6 +72,10 @@ impl StreamOptions {
     pub const fn compact(mut self) -> Self {
         self.compact = true;
         self
+    }
+
+    pub(in crate::envelope) fn is_compact(&self) -> bool {
+        self.compact
     }
 
     pub(super) fn chunk(&self) -> Result<ChunkSize, Error> {

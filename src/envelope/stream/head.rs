@@ -115,6 +115,14 @@ impl StreamHead {
         self.dek_id
     }
 
+    /// Returns the commitment. Every stream has another one, a rewrap does not change it, and nobody
+    /// without the DEK can make a second stream with it. So whoever keeps it elsewhere, as in a
+    /// catalogue, can tell that a stream is the one that was written.
+    #[must_use]
+    pub fn commitment(&self) -> [u8; 32] {
+        self.bytes.last_chunk().copied().unwrap_or_default()
+    }
+
     /// Returns the plaintext bytes of each chunk but the last.
     #[must_use]
     pub fn chunk_size(&self) -> usize {
@@ -136,6 +144,15 @@ impl StreamHead {
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) for one beyond every stream.
     pub fn plaintext_len(&self, stream_len: u64) -> Result<u64, Error> {
         Ok(self.parsed()?.layout(stream_len)?.plaintext_len)
+    }
+
+    /// Whether the same chunks follow. A rewrap may have changed the wrapped keys.
+    pub(in crate::envelope) fn is_of_the_same_stream(&self, other: &Self) -> bool {
+        let of = |head: &Self| {
+            let head = head.parsed().ok()?;
+            Some((head.suite, head.dek_id, head.chunk, *head.salt, *head.commitment))
+        };
+        of(self).is_some_and(|own| of(other) == Some(own))
     }
 
     pub(super) fn parsed(&self) -> Result<Head<'_>, Error> {

@@ -83,7 +83,8 @@ impl Envelope {
     /// goes.
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range;
+    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range, or if
+    /// the limits leave streams no time ([`Limits::max_stream_age`](crate::Limits::max_stream_age));
     /// [`ErrorKind::TooLarge`] if the wrapped keys have no room in
     /// [`key_space`](StreamOptions::key_space).
     pub async fn stream_encryptor(
@@ -147,7 +148,7 @@ impl Envelope {
         self.stream_decryptor_for(None, context, aad, head).await
     }
 
-    async fn stream_encryptor_for(
+    pub(super) async fn stream_encryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
@@ -159,12 +160,12 @@ impl Envelope {
         let begun = self.source.begin_stream(context, chunk, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Encrypt, context, caller).await?;
         if let Some(caller) = caller {
-            self.source.count(caller, &begun.dek.lease.id, context, Access::Encrypt);
+            self.source.count(caller, &begun.dek.lease.id, context, Access::Encrypt, 1);
         }
         StreamEncryptor::new(begun, options, chunk, self.source.clone())
     }
 
-    async fn stream_decryptor_for(
+    pub(super) async fn stream_decryptor_for(
         &self,
         caller: Option<&Caller>,
         context: &EncryptionContext,
@@ -186,7 +187,7 @@ impl Envelope {
         let key = self.source.open_stream(request, &parsed, aad.as_bytes()).await?;
         self.confirm(permitted, Action::Decrypt, context, caller).await?;
         if let Some(caller) = caller {
-            self.source.count(caller, &parsed.dek_id, context, Access::Decrypt);
+            self.source.count(caller, &parsed.dek_id, context, Access::Decrypt, 1);
         }
         Ok(StreamDecryptor::new(key, parsed.chunk, head.clone(), self.source.clone()))
     }

@@ -41,13 +41,14 @@ impl StreamEncryptor {
     ///
     /// # Errors
     /// Those of reader and writer, and of the encryption. What was written is then refused by every
-    /// reader, unless all of it was written and the flush failed.
+    /// reader, unless all of it was written and the flush failed. A reader that blocks delays no
+    /// chunk before it. The call returns when its read does, also after the writer failed.
     pub fn encrypt<R, W>(self, threads: NonZero<usize>, from: R, mut to: W) -> io::Result<u64>
     where
         R: Read + Send,
         W: Write + Send,
     {
-        to.write_all(&self.head)?;
+        put(&mut to, &self.head)?;
         let chunk = self.chunk.bytes();
         let seal = |index, buffer: &mut [u8]| {
             if let Some((payload, tag)) = buffer.split_last_chunk_mut() {
@@ -69,7 +70,8 @@ impl StreamDecryptor {
     ///
     /// # Errors
     /// Those of reader and writer; an [error of the library](crate::Error::of_io) if a chunk is not
-    /// authentic, or the stream was cut. Everything before was written.
+    /// authentic, or the stream was cut. Everything before was written. A reader that blocks is as
+    /// with [`StreamEncryptor::encrypt`](super::StreamEncryptor::encrypt).
     pub fn decrypt<R, W>(self, threads: NonZero<usize>, from: R, to: W) -> io::Result<u64>
     where
         R: Read + Send,
@@ -205,7 +207,7 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
             return false;
         }
         let written = out.and_then(|len| {
-            output.writer.write_all(buffer.get(..len).unwrap_or_default())?;
+            put(&mut output.writer, buffer.get(..len).unwrap_or_default())?;
             Ok(len)
         });
         match written {
@@ -255,4 +257,17 @@ fn fill(reader: &mut impl Read, mut buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
+}
+
+/// As `write_all`, which panics where a writer says that it took more than it was given.
+fn put(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match writer.write(bytes).and_then(|n| checked(n, bytes.len())) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }

@@ -133,7 +133,10 @@ impl StreamDecryptor {
 ///
 /// **Call [`finish`](Self::finish) at the end**, or shut it down, which also shuts down the inner
 /// writer. Without one of the two every reader refuses the stream. A chunk is encrypted on the task
-/// that writes: with chunks of megabytes that takes milliseconds.
+/// that writes: with chunks of megabytes that takes milliseconds. A write that is dropped before it
+/// completes has taken nothing.
+///
+/// A `Stream` of `Bytes` is written to it by `tokio_util::io::StreamReader` and `tokio::io::copy`.
 #[must_use = "without `finish` or a shut-down the stream is refused by every reader"]
 pub struct AsyncStreamWriter<W> {
     sealing: Sealing,
@@ -213,8 +216,39 @@ impl<W> fmt::Debug for AsyncStreamWriter<W> {
 
 /// As [`StreamReader`](crate::StreamReader), for tokio.
 ///
-/// A stream of `Bytes` is made of it by `tokio_util::io::ReaderStream`. A chunk is decrypted on the
-/// task that reads.
+/// A chunk is decrypted on the task that reads. A read that is dropped before it completes loses
+/// nothing.
+///
+/// # A `Stream` of `Bytes`
+/// `tokio_util::io::ReaderStream` makes one, such as the body of an HTTP response:
+///
+/// ```
+/// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+/// use futures_util::TryStreamExt;
+/// use tokio_util::io::ReaderStream;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+/// # let context = EncryptionContext::empty();
+/// # let mut writer = envelope.encrypt_stream(&context, Aad::empty(), Vec::new()).await?;
+/// # std::io::Write::write_all(&mut writer, &[7; 200_000])?;
+/// # let sealed = writer.finish()?;
+/// let reader = envelope.decrypt_stream_async(&context, Aad::empty(), &sealed[..]).await?;
+/// // One item a chunk.
+/// let mut stream = ReaderStream::with_capacity(reader, 64 << 10);
+/// let mut len = 0;
+/// while let Some(bytes) = stream.try_next().await? {
+///     len += bytes.len();
+/// }
+/// assert_eq!(len, 200_000); // Complete: what was cut ends with an error.
+/// # Ok(()) }
+/// ```
+///
+/// The library itself implements no `Stream`: that trait is below version 1, and its next version
+/// would break this one. The wrapper copies each byte once, as `Bytes` of our own would have to,
+/// since the buffer of the chunk is wiped. **An item that is an error is not the end**: `while let
+/// Some(Ok(bytes))` takes a stream that was cut for a whole one.
 pub struct AsyncStreamReader<R> {
     opening: Opening,
     inner: R,

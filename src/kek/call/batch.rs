@@ -125,7 +125,7 @@ impl GuardedKek {
                 outcome(answered, items.len())
             })
         };
-        let outcome = self.once(bounds, self.own(operation), Order::Usual, work).await;
+        let outcome = self.calls.once(bounds, self.own(operation), Order::Usual, work).await;
         match outcome {
             // Nothing was answered, so what happened to the call happened to each item.
             Err(failure) if answers.len() != items.len() => {

@@ -106,6 +106,12 @@ impl CallBudget {
         Self(Arc::new(Inner { per_second, in_flight, queue_of_process }))
     }
 
+    /// The budget of one key store, as long as the store advises no other. A store takes more calls
+    /// than a key service.
+    pub(crate) fn of_stores() -> Self {
+        Self::unchecked(10 * DEFAULT_PER_SECOND, DEFAULT_IN_FLIGHT)
+    }
+
     /// Returns how many requests of so many calls each one caller may make at the same time, so
     /// that each gets its turns before the newest are served first, even if only the reserved lane
     /// is left. A caller that made more would keep its own first requests waiting until their

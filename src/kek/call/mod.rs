@@ -9,6 +9,7 @@
 mod batch;
 mod breaker;
 mod budget;
+mod calls;
 mod counts;
 mod latency;
 mod policy;
@@ -24,44 +25,30 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 
-use breaker::Admission;
 pub use breaker::BreakerState;
 pub(crate) use breaker::Order;
 pub use budget::CallBudget;
 pub(crate) use budget::Lane;
-use budget::Permit;
+pub(crate) use calls::{Asked, Call, Calls, Service};
 pub(crate) use counts::CallCounts;
-use counts::Counters;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
 pub use reported::report_request_id;
 pub(crate) use reported::with_request_id;
 pub(crate) use request_counter::RequestCounter;
-use request_counter::RequestInFlight;
-use target::Targets;
-use underway::{Admissions, Underway};
 
 use super::{
-    BoxFuture, Dek, Health, KekError, KekErrorClass, KekId, KekProvider, Login, UnwrappedDek,
-    WrappedDek,
+    BoxFuture, Dek, Health, KekError, KekId, KekProvider, Login, UnwrappedDek, WrappedDek,
 };
 use crate::clock::{Clock, Moment};
 use crate::context::EncryptionContext;
-use crate::observe::{CallSpan, Observers, Operation};
-use crate::runtime::{Runtime, unconstrained};
-use crate::suite::jitter;
+use crate::observe::{Observers, Operation};
+use crate::runtime::Runtime;
 use crate::sync::Arc;
-use crate::sync::atomic::Ordering;
 use crate::sync::foreign::{Foreign, caught};
 
 /// How many requests one caller makes at the same time of a provider that answers in this process.
 const IN_PROCESS_AT_ONCE: usize = 64;
-/// How much longer the pause before another try is after *throttled*.
-const THROTTLED_FACTOR: u32 = 4;
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The part of the timeout that a call must have left to begin. A healthy key service answers in a
-/// tenth of it.
-const SHORTEST_TRY: u32 = 10;
 
 /// The bounds of one request: until when it may make calls, and which lane of the budget they use.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +70,7 @@ impl Timer {
         self.0.is_some()
     }
 
-    async fn sleep(&self, duration: Duration) {
+    pub(super) async fn sleep(&self, duration: Duration) {
         if let Some(sleep) = self.sleep_boxed(duration) {
             sleep.await;
         }
@@ -127,24 +114,13 @@ pub(crate) struct CallTerms {
 /// A provider behind the call policy: timeout, retries, budget and circuit breakers.
 pub(crate) struct GuardedKek {
     provider: Arc<dyn KekProvider>,
-    terms: CallTerms,
-    targets: Targets,
-    counters: Counters,
-}
-
-/// One call: the operation and the KEK ids. A rewrap has two, the old entry's and the provider's
-/// own.
-#[derive(Clone, Copy)]
-struct Call<'a> {
-    operation: Operation,
-    about: &'a KekId,
-    also: Option<&'a KekId>,
+    calls: Calls,
 }
 
 impl GuardedKek {
     pub(crate) fn new(provider: Arc<dyn KekProvider>, terms: CallTerms) -> Self {
-        let targets = Targets::new(terms.policy, terms.clock.clone());
-        Self { provider, terms, targets, counters: Counters::default() }
+        let calls = Calls::new(Service::Kek(provider.id().clone()), terms);
+        Self { provider, calls }
     }
 
     pub(crate) fn id(&self) -> &KekId {
@@ -179,31 +155,23 @@ impl GuardedKek {
             .unwrap_or_else(|| CallTarget::new(self.id().as_str()))
     }
 
-    fn policy(&self, target: &CallTarget) -> PolicyInForce {
-        self.terms.policy.advised(target.advice())
-    }
-
     /// Returns the worst breaker state of its targets, and the targets whose breaker is not closed.
     pub(crate) fn breakers(&self) -> (BreakerState, Vec<(Box<str>, BreakerState)>) {
-        let targets = self.targets.not_closed();
-        let is = |state: BreakerState| targets.iter().any(|(_, of_target)| *of_target == state);
-        let worst =
-            [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(|state| is(*state));
-        (worst.unwrap_or(BreakerState::Closed), targets)
+        self.calls.breakers()
     }
 
     pub(crate) fn counts(&self) -> CallCounts {
-        self.counters.counts()
+        self.calls.counts()
     }
 
     /// Returns how many requests of so many calls each the budgets allow one caller at the same
     /// time.
     pub(crate) fn at_once(&self, calls: usize) -> usize {
-        let (deadline, target) = (self.terms.policy.deadline, self.target(self.id()));
+        let (deadline, target) = (self.calls.terms.policy.deadline, self.target(self.id()));
         if target.advice().in_process {
             return IN_PROCESS_AT_ONCE;
         }
-        let budgets = target.advice().budget.iter().chain([&self.terms.budget]);
+        let budgets = target.advice().budget.iter().chain([&self.calls.terms.budget]);
         budgets.map(|budget| budget.at_once(deadline, calls)).min().unwrap_or(1)
     }
 
@@ -213,7 +181,8 @@ impl GuardedKek {
         context: &EncryptionContext,
         dek: &Dek,
     ) -> Result<WrappedDek, KekError> {
-        self.retrying(bounds, self.own(Operation::Wrap), || self.provider.wrap(context, dek)).await
+        let call = || self.own(Operation::Wrap);
+        self.calls.retrying(bounds, call, || self.provider.wrap(context, dek)).await
     }
 
     pub(crate) async fn unwrap(
@@ -222,8 +191,17 @@ impl GuardedKek {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
-        let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
-        self.retrying(bounds, call, || self.provider.unwrap(context, wrapped)).await
+        let call = || self.call(Operation::Unwrap, wrapped.kek_id());
+        self.calls.retrying(bounds, call, || self.provider.unwrap(context, wrapped)).await
+    }
+
+    /// Unwraps without a call, if the provider can.
+    pub(crate) fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        caught(|| self.provider.unwrap_cached(context, wrapped)).flatten()
     }
 
     /// Tries once, for a caller that has other KEKs to ask and decides about the next try itself.
@@ -234,8 +212,8 @@ impl GuardedKek {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<UnwrappedDek, KekError> {
-        let call = Call { operation: Operation::Unwrap, about: wrapped.kek_id(), also: None };
-        self.once(bounds, call, order, || self.provider.unwrap(context, wrapped)).await
+        let call = self.call(Operation::Unwrap, wrapped.kek_id());
+        self.calls.once(bounds, call, order, || self.provider.unwrap(context, wrapped)).await
     }
 
     pub(crate) async fn generate(
@@ -243,8 +221,8 @@ impl GuardedKek {
         bounds: CallBounds,
         context: &EncryptionContext,
     ) -> Result<(UnwrappedDek, WrappedDek), KekError> {
-        self.retrying(bounds, self.own(Operation::Generate), || self.provider.generate(context))
-            .await
+        let call = || self.own(Operation::Generate);
+        self.calls.retrying(bounds, call, || self.provider.generate(context)).await
     }
 
     pub(crate) async fn rewrap(
@@ -253,73 +231,19 @@ impl GuardedKek {
         context: &EncryptionContext,
         wrapped: &WrappedDek,
     ) -> Result<WrappedDek, KekError> {
-        let call =
-            Call { operation: Operation::Rewrap, about: wrapped.kek_id(), also: Some(self.id()) };
-        self.retrying(bounds, call, || self.provider.rewrap(context, wrapped)).await
+        let call = || {
+            let also = Some(self.target(self.id()));
+            Call { also, ..self.call(Operation::Rewrap, wrapped.kek_id()) }
+        };
+        self.calls.retrying(bounds, call, || self.provider.rewrap(context, wrapped)).await
     }
 
-    fn own(&self, operation: Operation) -> Call<'_> {
-        Call { operation, about: self.id(), also: None }
+    fn own(&self, operation: Operation) -> Call {
+        self.call(operation, self.id())
     }
 
-    /// Tries once, whatever the state of the breaker. The provider's advice does not apply: it is
-    /// about using the KEK.
-    pub(crate) async fn health(&self) -> Result<Health, KekError> {
-        let limit = self.terms.policy.timeout;
-        self.answer_within(limit, || self.provider.health()).await
-    }
-
-    /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
-    /// call see that failure.
-    async fn answer_within<T, F>(
-        &self,
-        limit: Duration,
-        work: impl FnOnce() -> F,
-    ) -> Result<T, KekError>
-    where
-        F: Future<Output = Result<T, KekError>> + Unpin,
-    {
-        let answer = self.terms.timer.within(Some(limit), self.answer(work)).await;
-        answer.unwrap_or_else(|| Err(no_answer(limit)))
-    }
-
-    async fn answer<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
-    where
-        F: Future<Output = Result<T, KekError>> + Unpin,
-    {
-        let Some(answer) = caught(|| Foreign::new(work())) else { return Err(panicked()) };
-        unconstrained(answer).await.unwrap_or_else(|| Err(panicked()))
-    }
-
-    /// Closes the provider within the time of one try.
-    pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
-        Box::pin(async move {
-            let limit = self.terms.policy.timeout;
-            let Some(closing) = caught(|| Foreign::new(self.provider.close())) else { return };
-            self.terms.timer.within(Some(limit), closing).await;
-        })
-    }
-
-    async fn retrying<T, F>(
-        &self,
-        bounds: CallBounds,
-        call: Call<'_>,
-        mut work: impl FnMut() -> F,
-    ) -> Result<T, KekError>
-    where
-        F: Future<Output = Result<T, KekError>> + Unpin,
-    {
-        let mut tries = 0;
-        loop {
-            let error = match self.once(bounds, call, Order::Usual, &mut work).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            tries += 1;
-            if !self.pause(bounds, tries, &error, call.about).await {
-                return Err(error.after(tries));
-            }
-        }
+    fn call(&self, operation: Operation, about: &KekId) -> Call {
+        Call { asked: Asked::OfKek(operation), target: self.target(about), also: None }
     }
 
     /// Waits before the next try of a call about `kek_id`. Returns `false` if there is none.
@@ -330,35 +254,32 @@ impl GuardedKek {
         error: &KekError,
         kek_id: &KekId,
     ) -> bool {
-        let target = self.target(kek_id);
-        if target.advice().in_process {
-            return false;
-        }
-        let (policy, timer) = (self.policy(&target), &self.terms.timer);
-        if !error.is_worth_a_retry() || tries >= policy.tries || !timer.can_wait() {
-            return false;
-        }
-        let factor = if error.class() == KekErrorClass::Throttled { THROTTLED_FACTOR } else { 1 };
-        let longest = policy
-            .backoff
-            .saturating_mul(factor.saturating_mul(1 << (tries - 1).min(16)))
-            .min(LONGEST_PAUSE);
-        let pause = longest.mul_f64(jitter()).max(error.retry_after().unwrap_or_default());
-        // A try with less time left would be wasted.
-        let needed = pause.saturating_add(policy.timeout / SHORTEST_TRY);
-        if self.time_left(bounds).is_some_and(|left| left <= needed) {
-            return false;
-        }
-        timer.sleep(pause).await;
-        true
+        self.calls.pause(bounds, tries, error, &self.target(kek_id)).await
+    }
+
+    /// Tries once, whatever the state of the breaker. The provider's advice does not apply: it is
+    /// about using the KEK.
+    pub(crate) async fn health(&self) -> Result<Health, KekError> {
+        let limit = self.calls.terms.policy.timeout;
+        self.calls.answer_within(limit, || self.provider.health()).await
+    }
+
+    /// Closes the provider within the time of one try.
+    pub(crate) fn close(self: Arc<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let limit = self.calls.terms.policy.timeout;
+            let Some(closing) = caught(|| Foreign::new(self.provider.close())) else { return };
+            self.calls.terms.timer.within(Some(limit), closing).await;
+        })
     }
 
     /// Returns how long to wait for this target before another is asked as well. `None` means
     /// without limit.
     pub(crate) fn hedge_after(&self, target: &CallTarget) -> Option<Duration> {
-        let policy = self.policy(target);
-        let percentile = policy.hedge_percentile.filter(|_| self.terms.timer.can_wait())?;
+        let policy = self.calls.policy(target);
+        let percentile = policy.hedge_percentile.filter(|_| self.calls.terms.timer.can_wait())?;
         let usual = self
+            .calls
             .targets
             .find(target.name())
             .and_then(|target| target.latency.percentile(percentile));
@@ -369,116 +290,11 @@ impl GuardedKek {
     /// Returns whether this target is asked in the usual order, or last because it was late too
     /// often.
     pub(crate) fn order(&self, target: &CallTarget) -> Order {
-        let known = self.targets.find(target.name());
+        let known = self.calls.targets.find(target.name());
         known.map_or(Order::Usual, |target| target.breaker.order())
     }
 
     pub(crate) async fn sleep(&self, duration: Duration) {
-        self.terms.timer.sleep(duration).await;
+        self.calls.terms.timer.sleep(duration).await;
     }
-
-    fn time_left(&self, bounds: CallBounds) -> Option<Duration> {
-        self.terms.timer.can_wait().then(|| self.terms.clock.now().until(bounds.ends))
-    }
-
-    /// Waits for a turn and a permit of `budget`, as long as `needed` is left for the call.
-    async fn enter(
-        &self,
-        budget: &CallBudget,
-        bounds: CallBounds,
-        needed: Duration,
-    ) -> Result<Permit, KekError> {
-        let left = self.time_left(bounds);
-        let max_wait = left.map(|left| left.saturating_sub(needed));
-        let hold = left.unwrap_or(Duration::MAX);
-        let permit = budget.enter(bounds.lane, &self.terms.timer, max_wait, hold).await;
-        let counter = match &permit {
-            Some(permit) if permit.waited() => Some(&self.counters.budget_waits),
-            Some(_) => None,
-            None => Some(&self.counters.budget_refusals),
-        };
-        counter.inspect(|counter| _ = counter.fetch_add(1, Ordering::Relaxed));
-        permit
-            .ok_or_else(|| KekError::over_budget(format!("{budget:?} of this process is used up")))
-    }
-
-    async fn once<T, F>(
-        &self,
-        bounds: CallBounds,
-        call: Call<'_>,
-        order: Order,
-        work: impl FnOnce() -> F,
-    ) -> Result<T, KekError>
-    where
-        F: Future<Output = Result<T, KekError>> + Unpin,
-    {
-        let target = self.target(call.about);
-        if target.advice().in_process {
-            return self.answer(work).await;
-        }
-        let also =
-            call.also.map(|kek_id| self.target(kek_id)).filter(|also| also.name() != target.name());
-        let policy = self.policy(&target);
-        let mut admissions = Admissions(Vec::new());
-        for target in std::iter::once(&target).chain(&also) {
-            self.admit(target, order, &mut admissions)?;
-        }
-        // The scarcer budgets first, so that no permit of the envelope is held while waiting for
-        // them.
-        let mut budgets: Vec<&CallBudget> = Vec::new();
-        let of_targets = [Some(&target), also.as_ref()].into_iter().flatten();
-        for budget in of_targets
-            .filter_map(|target| target.advice().budget.as_ref())
-            .chain([&self.terms.budget])
-        {
-            if !budgets.iter().any(|entered| entered.is_same(budget)) {
-                budgets.push(budget);
-            }
-        }
-        let half =
-            self.targets.find(target.name()).and_then(|target| target.latency.percentile(50));
-        let needed = half.unwrap_or_default().max(policy.timeout / SHORTEST_TRY);
-        let mut permits = Vec::new();
-        for budget in budgets {
-            permits.push(self.enter(budget, bounds, needed).await?);
-        }
-        permits.iter_mut().for_each(Permit::begin);
-        self.counters.calls.fetch_add(1, Ordering::Relaxed);
-        let began = self.terms.clock.now();
-        let (target, also) = (&target, also.as_ref());
-        let underway =
-            Underway { kek: self, call, policy, target, also, began, admissions, over: false };
-        let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
-        let in_flight = RequestInFlight::begin();
-        let span = CallSpan::new(self.id(), call.operation);
-        let work = with_request_id(self.answer_within(limit, work));
-        let (answer, request_id) = span.around(work).await;
-        span.ended(answer.as_ref().err().map(|error| error.class().kind()));
-        drop((in_flight, permits));
-        underway.ended(answer.as_ref().err(), request_id.as_deref());
-        answer
-    }
-
-    fn admit(
-        &self,
-        target: &CallTarget,
-        order: Order,
-        admissions: &mut Admissions,
-    ) -> Result<(), KekError> {
-        let Some(target) = self.targets.find(target.name()) else { return Ok(()) };
-        let admission = match target.breaker.admit()? {
-            Admission::Regular if order == Order::Probe => Admission::Probe,
-            admission => admission,
-        };
-        admissions.0.push((target, admission));
-        Ok(())
-    }
-}
-
-fn no_answer(limit: Duration) -> KekError {
-    KekError::unavailable(format!("no answer within {limit:?}"))
-}
-
-fn panicked() -> KekError {
-    KekError::unavailable("the provider panicked")
 }

@@ -304,6 +304,15 @@ impl PolicyInForce {
         self.deadline
     }
 
+    /// The policy of calls to a key store. A store that works hard is slow, and clients of stores have
+    /// timeouts of their own. So a try may take the whole deadline, unless somebody chose otherwise.
+    pub(crate) fn for_stores(self) -> Self {
+        match self.chosen.timeout {
+            None => Self { timeout: self.deadline, ..self },
+            Some(_) => self,
+        }
+    }
+
     /// Applies a provider's advice where the user has set nothing.
     pub(super) fn advised(mut self, advice: &CallAdvice) -> Self {
         const SHORTEST: Duration = Duration::from_millis(1);

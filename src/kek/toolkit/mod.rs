@@ -10,6 +10,7 @@
 //! - [`duration`] reads and writes durations such as `"5m"` in configuration.
 //! - [`report_request_id`] joins events with the key service's own log.
 //! - [`uri`] reads and writes a provider's configuration as a URI.
+//! - [`read_file`] reads a certificate, a key or a token, bounded and wiped.
 //!
 //! Make errors with [`Error::new`](crate::Error::new) and [`KekError::new`](super::KekError::new),
 //! DEKs with [`Dek::from_slice`](crate::Dek::from_slice) and
@@ -26,12 +27,14 @@ pub mod duration {
     #[cfg(feature = "serde")]
     pub use crate::duration::{deserialize, serialize};
 }
+mod files;
 #[cfg(feature = "tokio")]
 mod spawn;
 pub mod uri;
 
 pub use super::call::report_request_id;
 pub use crate::suite::jitter;
+pub use files::{FileContent, read_file};
 #[cfg(feature = "tokio")]
 pub use spawn::Spawner;
 

@@ -14,7 +14,7 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::error::ErrorKind;
 use crate::format::KekId;
-use crate::observe::{Access, Event, Operation};
+use crate::observe::{Access, Event};
 use crate::suite::DekId;
 
 /// More KEKs are not listed, so that a line stays within its bound.
@@ -52,7 +52,8 @@ impl Draft {
     pub(super) fn of(event: &Event<'_>, at: Moment) -> Self {
         let context = context_of(event);
         let domain = context.and_then(EncryptionContext::domain).map(ToOwned::to_owned);
-        let record = Record { domain, ..recorded(event, at.wall_nanos()) };
+        let record = recorded(event, at.wall_nanos());
+        let record = Record { domain: domain.or(record.domain.clone()), ..record };
         Self { context: context.cloned(), ..Self::new(at, record) }
     }
 }
@@ -158,9 +159,15 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         }
         Event::Wiped { dek_id, context } => about(Record::of("dek_wiped"), dek_id, context),
         Event::Called { kek_id, operation, elapsed, kind, abandoned, request_id } => {
-            let record = called(operation, elapsed, kind, abandoned);
+            let record = called("kek_called", operation.as_str(), elapsed, kind, abandoned);
             answered(of_kek(record, kek_id), None, request_id)
         }
+        Event::StoreCalled { store, operation, elapsed, kind, abandoned } => {
+            let record = called("store_called", operation.as_str(), elapsed, kind, abandoned);
+            of_store(record, store)
+        }
+        Event::StoreBreakerOpened { store } => of_store(Record::of("store_breaker_opened"), store),
+        Event::StoreBreakerClosed { store } => of_store(Record::of("store_breaker_closed"), store),
         Event::BreakerOpened { kek_id, target } => {
             of_target(Record::of("breaker_opened"), kek_id, target)
         }
@@ -257,17 +264,18 @@ fn on_behalf_of(record: Record, caller: Option<&Caller>) -> Record {
 }
 
 fn called(
-    operation: Operation,
+    activity: &'static str,
+    operation: &'static str,
     elapsed: Duration,
     kind: Option<ErrorKind>,
     abandoned: bool,
 ) -> Record {
     let record = match kind {
-        None => Record::of("kek_called").succeeded(),
-        Some(kind) => Record::of("kek_called").failed(kind.as_str()),
+        None => Record::of(activity).succeeded(),
+        Some(kind) => Record::of(activity).failed(kind.as_str()),
     };
     let record = Record {
-        operation: Some(Cow::Borrowed(operation.as_str())),
+        operation: Some(Cow::Borrowed(operation)),
         duration_us: Some(micros(elapsed)),
         ..record
     };
@@ -292,7 +300,8 @@ fn configured(
     configuration.insert("wrap_with".to_owned(), wrap_with.join(" "));
     configuration.insert("unwrap_with".to_owned(), unwrap_with.join(" "));
     let kek_ids = [wrap_with, unwrap_with].concat();
-    Record { kek_ids, configuration, ..Record::of("configured") }
+    let domain = configuration.get("domain").cloned();
+    Record { kek_ids, configuration, domain, ..Record::of("configured") }
 }
 
 fn cut(name: &str) -> String {

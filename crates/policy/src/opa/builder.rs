@@ -2,14 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Certificate, Client, Identity, Url, redirect};
-use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::{FileContent, Spawner, read_file};
 use waxseal::{Error, ErrorKind};
+use zeroize::Zeroizing;
 
 use super::client::{OpaPolicy, Server};
 
@@ -18,6 +18,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_millis(500);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_IN_FLIGHT: usize = 64;
 const MAX_IN_FLIGHT: usize = 4096;
+/// The most bytes of a certificate, a key or a bundle of authorities.
+const MAX_FILE: usize = 8 * 1024 * 1024;
 /// Connections that nobody uses are closed before most servers do it.
 const IDLE: Duration = Duration::from_secs(20);
 
@@ -32,7 +34,7 @@ enum Address {
 pub struct OpaPolicyBuilder {
     address: Address,
     package: String,
-    token: Option<String>,
+    token: Option<Zeroizing<String>>,
     authorities: Vec<PathBuf>,
     identity: Option<(PathBuf, PathBuf)>,
     timeout: Duration,
@@ -68,7 +70,7 @@ impl OpaPolicyBuilder {
 
     /// Sets the bearer token of each request.
     pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = Some(token.into());
+        self.token = Some(Zeroizing::new(token.into()));
         self
     }
 
@@ -144,8 +146,12 @@ impl OpaPolicyBuilder {
             client = client.tls_certs_only(self.trusted()?);
         }
         if let Some((certificate, key)) = &self.identity {
-            let mut pem = read(certificate)?;
-            pem.extend(read(key)?);
+            let (certificate, key) = (read(certificate)?, read(key)?);
+            // With its room from the start, so that no part of the key is left where it grew.
+            let mut pem = Zeroizing::new(Vec::with_capacity(certificate.len() + 1 + key.len()));
+            pem.extend_from_slice(&certificate);
+            pem.push(b'\n');
+            pem.extend_from_slice(&key);
             let identity = Identity::from_pem(&pem)
                 .map_err(|_| invalid("client_certificate: no certificate and key in PEM"))?;
             client = client.identity(identity);
@@ -159,7 +165,8 @@ impl OpaPolicyBuilder {
         let mut headers = HeaderMap::new();
         if let Some(token) = &self.token {
             let is_token = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
-            let value = HeaderValue::from_str(&format!("Bearer {token}")).ok();
+            let bearer = Zeroizing::new(format!("Bearer {}", token.as_str()));
+            let value = HeaderValue::from_str(&bearer).ok();
             let mut value = value
                 .filter(|_| is_token)
                 .ok_or_else(|| invalid("token: it is empty, or has a character no token has"))?;
@@ -222,8 +229,8 @@ fn document(mut url: Url, package: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
-    fs::read(path)
+fn read(path: &Path) -> Result<FileContent, Error> {
+    read_file(path, MAX_FILE)
         .map_err(|error| invalid(&format!("{} cannot be read", path.display())).with_source(error))
 }
 

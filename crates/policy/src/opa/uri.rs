@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 
 use waxseal::Error;
+use waxseal::kek::toolkit::read_file;
 use waxseal::kek::toolkit::uri::Uri;
 
 use super::client::OpaPolicy;
+
+/// The most bytes of a token.
+const MAX_TOKEN: usize = 64 * 1024;
 
 const PARAMETERS: [&str; 7] = [
     "package",
@@ -38,10 +42,11 @@ impl OpaPolicy {
             builder = builder.package(package);
         }
         if let Some(path) = uri.path("token-file")? {
-            let text = std::fs::read_to_string(path);
-            let text = text.map_err(|error| {
+            let file = read_file(&path, MAX_TOKEN).map_err(|error| {
                 uri.error("the file of parameter `token-file` cannot be read").with_source(error)
             })?;
+            let text = std::str::from_utf8(&file)
+                .map_err(|_| uri.error("the file of parameter `token-file` is no text"))?;
             builder = builder.token(text.trim_end());
         }
         if let Some(path) = uri.path("ca-file")? {

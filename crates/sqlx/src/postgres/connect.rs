@@ -12,9 +12,9 @@ use waxseal::store::StoreError;
 use zeroize::Zeroizing;
 
 use super::errors::classified;
+use super::migrations::VERSIONS;
 use super::options::{Password, PostgresOptions};
 use crate::pool::Connector;
-use crate::rows::check_version;
 
 /// What a URL may say. A name that is passed over might be a misspelt `sslmode`.
 const PARAMETERS: [&str; 14] = [
@@ -124,7 +124,7 @@ impl Connector for Connect {
             .fetch_one(&mut connection)
             .await
             .map_err(classified)?;
-        check_version(version)?;
+        VERSIONS.check(version)?;
         Ok(connection)
     }
 }

@@ -8,12 +8,15 @@ use waxseal::store::StoreError;
 
 use super::connect::Connect;
 use super::errors::classified;
-use crate::rows::{SCHEMA_VERSION, check_version};
+use crate::rows::Versions;
 
 /// Twenty processes at once wait for each other.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-const SCHEMA: &str = include_str!("schema.sql");
+/// What brings a schema from each version to the next. Each names its version at its end.
+const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
+/// Services need nothing of version 2, so they go on with version 1 until an operator migrates.
+pub(super) const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// The lock under which a schema is changed: `waxseal` as a number.
 const LOCK: i64 = 0x0077_6178_7365_616c;
@@ -27,8 +30,8 @@ pub(super) async fn run(connect: &Connect) -> Result<(), StoreError> {
         .await
         .map_err(classified)?;
     let version = version(&mut transaction).await.map_err(classified)?;
-    if version.is_some_and(|version| version >= SCHEMA_VERSION) {
-        return check_version(version);
+    if version.is_some_and(|version| version >= VERSIONS.newest) {
+        return VERSIONS.check(version);
     }
     let has_schema: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
@@ -43,7 +46,10 @@ pub(super) async fn run(connect: &Connect) -> Result<(), StoreError> {
             .await
             .map_err(classified)?;
     }
-    sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(classified)?;
+    let done = version.and_then(|version| usize::try_from(version).ok()).unwrap_or(0);
+    for step in STEPS.iter().skip(done) {
+        sqlx::raw_sql(*step).execute(&mut *transaction).await.map_err(classified)?;
+    }
     transaction.commit().await.map_err(classified)
 }
 

@@ -23,7 +23,7 @@ pub use roles::PostgresRole;
 pub(crate) use roles::check_role;
 
 use crate::pool::Pool;
-use crate::rows::{Columns, From, check_version, may_replace, place_of, row_of, tombstones_of};
+use crate::rows::{Columns, From, may_replace, place_of, row_of, tombstones_of};
 use connect::Connect;
 use errors::classified;
 
@@ -289,7 +289,7 @@ impl KeyStore for PostgresKeyStore {
             Box::pin(async move {
                 let (version, is_standby, _): (Option<i64>, bool, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
-                check_version(version)?;
+                migrations::VERSIONS.check(version)?;
                 if is_standby { Err(connect::standby()) } else { Ok(()) }
             })
         }))

@@ -11,9 +11,10 @@ use waxseal::store::{StoreError, StoreErrorClass};
 
 use super::errors::classified;
 use crate::pool::Connector;
-use crate::rows::{SCHEMA_VERSION, check_version};
+use crate::rows::Versions;
 
 const SCHEMA: &str = include_str!("schema.sql");
+pub(super) const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
 
 pub(super) struct Connect {
     /// `None`: in memory.
@@ -73,8 +74,8 @@ pub(super) async fn migrate(
     }
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await.map_err(classified)?;
     let version = version(&mut transaction).await.map_err(classified)?;
-    if version.is_some_and(|version| version >= SCHEMA_VERSION) {
-        return check_version(version);
+    if version.is_some_and(|version| version >= VERSIONS.newest) {
+        return VERSIONS.check(version);
     }
     sqlx::raw_sql(SCHEMA).execute(&mut *transaction).await.map_err(classified)?;
     transaction.commit().await.map_err(classified)

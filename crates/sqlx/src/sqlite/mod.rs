@@ -18,7 +18,7 @@ use waxseal::store::{
 };
 
 use crate::pool::Pool;
-use crate::rows::{Columns, From, check_version, may_replace, place_of, row_of, tombstones_of};
+use crate::rows::{Columns, From, may_replace, place_of, row_of, tombstones_of};
 use connect::Connect;
 use errors::classified;
 
@@ -348,7 +348,7 @@ impl KeyStore for SqliteKeyStore {
             Box::pin(async move {
                 let (version, _): (Option<i64>, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
-                check_version(version)
+                connect::VERSIONS.check(version)
             })
         }))
     }

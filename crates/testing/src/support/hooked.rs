@@ -203,6 +203,15 @@ impl KekProvider for HookedKek {
         }
     }
 
+    fn unwrap_cached(
+        &self,
+        context: &EncryptionContext,
+        wrapped: &WrappedDek,
+    ) -> Option<UnwrappedDek> {
+        // A hook sees every DEK that is unwrapped.
+        self.unwrap.is_none().then(|| self.inner.unwrap_cached(context, wrapped)).flatten()
+    }
+
     fn generate<'a>(
         &'a self,
         context: &'a EncryptionContext,

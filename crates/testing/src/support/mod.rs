@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod hooked;
+pub mod rivals;
 pub mod stage;
 
 use std::sync::Arc;

@@ -1,0 +1,479 @@
+//! What the answers of Google Cloud KMS mean: one table, by status and, where that says too little,
+//! by reason, violation or message. Those of external key managers are in `ekm`.
+//!
+//! Sources: AIP-193 and `google.rpc.Status`; `google.api.ErrorReason` (googleapis); "Key version
+//! states" and "Troubleshooting" of Cloud KMS; the messages as public issue threads show them.
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use waxseal::kek::{KekError, KekErrorClass};
+
+use crate::ekm;
+
+use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
+
+/// The state of a key version, and what a use of it comes to. ENABLED is not here.
+///
+/// A version that is not there yet is an outage that passes. One that somebody disabled or destroys
+/// is a refusal. One that never came to be needs an operator.
+pub(crate) const STATES: &[(&str, KekErrorClass)] = &[
+    ("DISABLED", Denied),
+    ("DESTROY_SCHEDULED", Denied),
+    ("DESTROYED", Denied),
+    ("PENDING_EXTERNAL_DESTRUCTION", Denied),
+    ("EXTERNAL_DESTRUCTION_FAILED", Denied),
+    ("PENDING_GENERATION", Unavailable),
+    ("PENDING_IMPORT", Unavailable),
+    ("GENERATION_FAILED", Misconfigured),
+    ("IMPORT_FAILED", Misconfigured),
+];
+
+/// A status, a part of what the answer says (in lower case, of its message, its reasons and the types
+/// of its violations; nothing: any answer), and what that means. The first row that fits counts.
+///
+/// `docs/google-kms.md` shows these rows; a test holds the two together.
+pub(crate) const TABLE: &[(&str, &str, KekErrorClass)] = &[
+    // The caller's identity, its project, its API: an operator.
+    ("UNAUTHENTICATED", "", Misconfigured),
+    ("PERMISSION_DENIED", "service_disabled", Misconfigured),
+    ("PERMISSION_DENIED", "billing_disabled", Misconfigured),
+    ("PERMISSION_DENIED", "consumer_invalid", Misconfigured),
+    ("PERMISSION_DENIED", "consumer_suspended", Misconfigured),
+    ("PERMISSION_DENIED", "user_project_denied", Misconfigured),
+    ("PERMISSION_DENIED", "access_token_scope_insufficient", Misconfigured),
+    ("PERMISSION_DENIED", "insufficient authentication scopes", Misconfigured),
+    ("PERMISSION_DENIED", "has not been used in project", Misconfigured),
+    // The right to use the key.
+    ("PERMISSION_DENIED", "", Denied),
+    ("NOT_FOUND", "method not found", Misconfigured),
+    ("NOT_FOUND", "", Denied),
+    // The key itself. Its states come before these.
+    ("FAILED_PRECONDITION", "no primary version", Misconfigured),
+    ("FAILED_PRECONDITION", "purpose", Misconfigured),
+    // Whatever is not known is never taken for a refusal.
+    ("FAILED_PRECONDITION", "", Unavailable),
+    // A checksum that does not fit was damaged on the way: try again.
+    ("INVALID_ARGUMENT", "checksum", Unavailable),
+    // This wrapped key, or this context with it.
+    ("INVALID_ARGUMENT", "verify that 'name' refers to the correct cryptokey", Invalid),
+    ("INVALID_ARGUMENT", "the ciphertext is invalid", Invalid),
+    ("INVALID_ARGUMENT", "", Invalid),
+    ("OUT_OF_RANGE", "", Invalid),
+    // Fewer calls, please.
+    ("RESOURCE_EXHAUSTED", "", Throttled),
+    // The service itself.
+    ("ABORTED", "", Unavailable),
+    ("CANCELLED", "", Unavailable),
+    ("DATA_LOSS", "", Unavailable),
+    ("DEADLINE_EXCEEDED", "", Unavailable),
+    ("INTERNAL", "", Unavailable),
+    ("UNAVAILABLE", "", Unavailable),
+    ("UNKNOWN", "", Unavailable),
+    ("UNIMPLEMENTED", "", Misconfigured),
+];
+
+/// Most characters of a service's text that are passed on.
+const MOST_TEXT: usize = 500;
+/// No longer than this is a service's wish to be left alone passed on.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// How a call failed, without a byte of request or answer but the service's own words.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) class: KekErrorClass,
+    pub(crate) text: String,
+    pub(crate) retry_after: Option<Duration>,
+    /// The service did not accept the token.
+    pub(crate) is_of_credentials: bool,
+    /// Cloud KMS was asked.
+    asked: bool,
+    /// Something on the way refused this request.
+    on_the_way: bool,
+}
+
+impl Failure {
+    pub(crate) fn new(class: KekErrorClass, text: impl Into<String>) -> Self {
+        Self {
+            class,
+            text: text.into(),
+            retry_after: None,
+            is_of_credentials: false,
+            asked: true,
+            on_the_way: false,
+        }
+    }
+
+    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
+        Self::new(Unavailable, text)
+    }
+
+    /// What the provider knows by itself: nobody was asked.
+    pub(crate) fn unasked(class: KekErrorClass, text: impl Into<String>) -> Self {
+        Self { asked: false, ..Self::new(class, text) }
+    }
+
+    pub(crate) fn not_understood(operation: &str) -> Self {
+        Self::unavailable(format!("{operation}: the answer cannot be understood"))
+    }
+
+    /// An answer that is no success: what it means.
+    pub(crate) fn answered(
+        operation: &str,
+        http: u16,
+        retry_after: Option<Duration>,
+        body: &[u8],
+    ) -> Self {
+        let status = serde_json::from_slice::<Answer>(body).ok().map(|answer| answer.error);
+        let Some(status) = status.filter(|status| !status.status.is_empty()) else {
+            return Self::by_something_else(operation, http, retry_after, body);
+        };
+        let class = status.class();
+        Self {
+            retry_after: retry_after.or(status.pause()).map(|pause| pause.min(LONGEST_PAUSE)),
+            is_of_credentials: status.status == "UNAUTHENTICATED",
+            ..Self::new(class, format!("{operation}: {}", status.text()))
+        }
+    }
+
+    /// Not in the form of Google's APIs: a proxy, a gateway, a page of a front end. Only Cloud KMS
+    /// denies, and only it knows a ciphertext.
+    fn by_something_else(
+        operation: &str,
+        http: u16,
+        retry_after: Option<Duration>,
+        body: &[u8],
+    ) -> Self {
+        let (class, on_the_way) = match http {
+            429 => (Throttled, false),
+            408 => (Unavailable, false),
+            407 => (Misconfigured, false),
+            400..=499 => (Misconfigured, true),
+            _ => (Unavailable, false),
+        };
+        let start = String::from_utf8_lossy(body.get(..MOST_TEXT).unwrap_or(body)).into_owned();
+        let text = format!(
+            "{operation}: status {http} from something that does not answer as Cloud KMS does: {}",
+            tidy(&start)
+        );
+        let retry_after = retry_after.map(|pause| pause.min(LONGEST_PAUSE));
+        Self { on_the_way, retry_after, ..Self::new(class, text) }
+    }
+}
+
+impl From<Failure> for KekError {
+    fn from(failure: Failure) -> Self {
+        let error = Self::new(failure.class, failure.text);
+        let error = if failure.asked { error } else { error.without_asking() };
+        let error = if failure.on_the_way { error.on_the_way() } else { error };
+        match failure.retry_after {
+            Some(wait) => error.with_retry_after(wait),
+            None => error,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    error: Status,
+}
+
+/// `google.rpc.Status` in JSON.
+#[derive(Deserialize)]
+struct Status {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    message: String,
+    #[serde(default)]
+    details: Vec<Detail>,
+}
+
+/// A detail of any type: the fields of those that matter.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Detail {
+    #[serde(default)]
+    reason: String,
+    #[serde(default)]
+    metadata: serde_json::Map<String, serde_json::Value>,
+    #[serde(default)]
+    violations: Vec<Violation>,
+    #[serde(default)]
+    retry_delay: String,
+}
+
+#[derive(Deserialize)]
+struct Violation {
+    #[serde(default, rename = "type")]
+    kind: String,
+    #[serde(default)]
+    description: String,
+}
+
+impl Status {
+    fn violations(&self) -> impl Iterator<Item = &Violation> {
+        self.details.iter().flat_map(|detail| &detail.violations)
+    }
+
+    fn reasons(&self) -> impl Iterator<Item = &str> {
+        self.details.iter().map(|detail| &*detail.reason).filter(|reason| !reason.is_empty())
+    }
+
+    fn class(&self) -> KekErrorClass {
+        let of_the_manager = ekm::class_of(self.violations().map(|violation| &*violation.kind));
+        if let Some(class) = of_the_manager {
+            return class;
+        }
+        let mut says = self.message.to_lowercase();
+        for word in self.reasons().chain(self.violations().map(|violation| &*violation.kind)) {
+            says.push('\n');
+            says.push_str(&word.to_lowercase());
+        }
+        if self.status == "FAILED_PRECONDITION"
+            && let Some(class) = class_of_state(&says)
+        {
+            return class;
+        }
+        let row =
+            TABLE.iter().find(|(status, part, _)| *status == self.status && says.contains(part));
+        row.map_or(Unavailable, |(.., class)| *class)
+    }
+
+    fn pause(&self) -> Option<Duration> {
+        self.details.iter().find_map(|detail| {
+            let seconds: f64 = detail.retry_delay.strip_suffix('s')?.parse().ok()?;
+            Duration::try_from_secs_f64(seconds).ok()
+        })
+    }
+
+    /// The service's words, and of the details what tells an operator more: the reason, the
+    /// violations, and why Key Access Justifications refused.
+    fn text(&self) -> String {
+        let mut text = format!("{}: {}", tidy(&self.status), tidy(&self.message));
+        let mut more: Vec<String> = self.reasons().map(tidy).collect();
+        for violation in self.violations() {
+            let separator = if violation.description.is_empty() { "" } else { ": " };
+            more.push(format!(
+                "{}{separator}{}",
+                tidy(&violation.kind),
+                tidy(&violation.description)
+            ));
+        }
+        for (name, value) in self.details.iter().flat_map(|detail| &detail.metadata) {
+            let plain = name.to_lowercase().replace('_', "");
+            if (plain.contains("justification") || plain.contains("accessreason"))
+                && let Some(value) = value.as_str()
+            {
+                more.push(format!("{} = {}", tidy(name), tidy(value)));
+            }
+        }
+        if !more.is_empty() {
+            let shown: String = more.join(", ").chars().take(MOST_TEXT).collect();
+            text.push_str(&format!(" [{shown}]"));
+        }
+        text
+    }
+}
+
+/// The meaning of a state that an answer names, as `KEY_DISABLED` in a violation or as "current
+/// state is: DISABLED." in the message.
+fn class_of_state(says: &str) -> Option<KekErrorClass> {
+    let named = |state: &str| {
+        let state = state.to_lowercase();
+        says.lines().any(|line| {
+            line.strip_prefix("key_") == Some(&state)
+                || line
+                    .split_once("current state is: ")
+                    .is_some_and(|(_, rest)| rest.trim_end_matches('.') == state)
+        })
+    };
+    STATES.iter().find(|(state, _)| named(state)).map(|(_, class)| *class)
+}
+
+/// The service's words without control characters, and not without end.
+pub(crate) fn tidy(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(MOST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn answered(http: u16, body: &serde_json::Value) -> Failure {
+        Failure::answered("decrypt", http, None, body.to_string().as_bytes())
+    }
+
+    fn status(status: &str, message: &str, details: serde_json::Value) -> Failure {
+        answered(
+            400,
+            &json!({ "error": { "code": 400, "status": status, "message": message, "details": details } }),
+        )
+    }
+
+    #[test]
+    fn every_row_of_the_table_can_be_reached() {
+        for (code, part, class) in TABLE {
+            let by_message = status(code, &format!("The key {part} now"), json!([]));
+            assert_eq!(by_message.class, *class, "{code} {part}");
+            let by_reason = status(
+                code,
+                "",
+                json!([{ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": part.to_uppercase() }]),
+            );
+            assert_eq!(by_reason.class, *class, "{code} {part}");
+            assert_eq!(part.to_lowercase(), *part);
+        }
+    }
+
+    #[test]
+    fn a_state_is_read_from_the_violation_and_from_the_message_alone() {
+        for (state, class) in STATES {
+            let violation =
+                json!([{ "violations": [{ "type": format!("KEY_{state}"), "subject": "k" }] }]);
+            assert_eq!(status("FAILED_PRECONDITION", "?", violation).class, *class, "{state}");
+            let message =
+                format!("k/cryptoKeyVersions/1 is not enabled, current state is: {state}.");
+            assert_eq!(status("FAILED_PRECONDITION", &message, json!([])).class, *class, "{state}");
+        }
+        let new = status("FAILED_PRECONDITION", "x, current state is: BRAND_NEW.", json!([]));
+        assert_eq!(new.class, Unavailable);
+        assert!(new.text.contains("BRAND_NEW"), "{}", new.text);
+    }
+
+    #[test]
+    fn what_is_not_known_is_unavailable_with_its_text() {
+        for failure in [
+            status("BRAND_NEW", "something nobody has read before", json!([])),
+            status(
+                "FAILED_PRECONDITION",
+                "something nobody has read before",
+                json!([{ "violations": [{ "type": "KEY_ENABLED" }, { "type": "BRAND_NEW" }] }]),
+            ),
+        ] {
+            assert_eq!(failure.class, Unavailable, "{}", failure.text);
+            assert!(failure.text.contains("something nobody has read before"), "{}", failure.text);
+        }
+    }
+
+    #[test]
+    fn what_is_not_google_s_neither_denies_nor_knows_a_ciphertext() {
+        for http in [400, 401, 403, 404, 413] {
+            let failure = Failure::answered("decrypt", http, None, b"<html>no</html>");
+            let error = KekError::from(failure);
+            assert_eq!(error.class(), Misconfigured, "{http}");
+            assert!(error.message().contains("<html>no</html>"));
+        }
+        for (http, class) in
+            [(502, Unavailable), (503, Unavailable), (429, Throttled), (302, Unavailable)]
+        {
+            assert_eq!(Failure::answered("decrypt", http, None, b"").class, class, "{http}");
+        }
+    }
+
+    #[test]
+    fn how_long_to_stay_away_is_passed_on_within_bounds() {
+        let details = json!([{ "@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1.500s" }]);
+        let failure = status("RESOURCE_EXHAUSTED", "", details);
+        assert_eq!(failure.retry_after, Some(Duration::from_millis(1500)));
+        for (delay, pause) in [
+            ("99999999s", Some(LONGEST_PAUSE)),
+            ("-1s", None),
+            ("NaNs", None),
+            ("x", None),
+            ("1e400s", None),
+        ] {
+            let failure = status("RESOURCE_EXHAUSTED", "", json!([{ "retryDelay": delay }]));
+            assert_eq!(failure.retry_after, pause, "{delay}");
+        }
+        let body = json!({ "error": { "status": "UNAVAILABLE" } }).to_string();
+        let header = Some(Duration::from_secs(7));
+        assert_eq!(Failure::answered("x", 503, header, body.as_bytes()).retry_after, header);
+    }
+
+    #[test]
+    fn a_justification_that_was_not_accepted_is_shown() {
+        let failure = status(
+            "FAILED_PRECONDITION",
+            "Permission was denied when accessing the key.",
+            json!([
+                { "violations": [{ "type": "KEY_DISABLED" }, { "type": "EXTERNAL_PERMISSION_DENIED" }] },
+                { "reason": "R", "metadata": { "accessReason": "CUSTOMER_INITIATED_ACCESS", "token": "hunter2" } },
+            ]),
+        );
+        assert_eq!(failure.class, Denied);
+        assert!(
+            failure.text.contains("accessReason = CUSTOMER_INITIATED_ACCESS"),
+            "{}",
+            failure.text
+        );
+        assert!(failure.text.contains("EXTERNAL_PERMISSION_DENIED"), "{}", failure.text);
+        assert!(!failure.text.contains("hunter2"));
+    }
+
+    #[test]
+    fn texts_are_bounded_and_have_no_control_characters() {
+        let long = format!("a\u{1b}[31m\n{}", "b".repeat(100_000));
+        let details = json!([{ "violations": [{ "type": long, "description": long }] }]);
+        let failure = status("INTERNAL", &long, details);
+        assert!(failure.text.len() < 3 * MOST_TEXT);
+        assert!(!failure.text.contains(char::is_control));
+    }
+
+    #[test]
+    fn an_answer_of_any_shape_has_a_class() {
+        for body in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            "{\"error\":null}",
+            "{\"error\":\"x\"}",
+            "{\"error\":{}}",
+            "{\"error\":{\"status\":1}}",
+            "{\"error\":{\"status\":\"X\",\"details\":[1]}}",
+            "{\"error\":{\"status\":\"X\",\"details\":{}}}",
+        ] {
+            let failure = Failure::answered("x", 500, None, body.as_bytes());
+            assert_eq!(failure.class, Unavailable, "{body}");
+        }
+    }
+
+    /// docs/google-kms.md shows the tables, row by row.
+    #[test]
+    fn the_docs_show_these_tables() {
+        let docs = include_str!("../docs/google-kms.md");
+        let section = |title: &str| {
+            let section = docs.split(title).nth(1).unwrap_or_else(|| panic!("no {title}"));
+            section.split("\n## ").next().unwrap().split("\n### ").next().unwrap()
+        };
+        let rows = |section: &str| -> Vec<Vec<String>> {
+            let lines = section.lines().filter(|line| line.starts_with("| `"));
+            let cells = |line: &str| {
+                line.trim_matches('|')
+                    .split(" | ")
+                    .map(|cell| cell.trim().replace('`', ""))
+                    .collect()
+            };
+            lines.map(cells).collect()
+        };
+        let in_force: Vec<Vec<String>> = TABLE
+            .iter()
+            .map(|(status, part, class)| {
+                let part = if part.is_empty() { "anything else" } else { part };
+                vec![(*status).to_owned(), part.to_owned(), class.to_string()]
+            })
+            .collect();
+        assert_eq!(rows(section("### Answers")), in_force);
+        let states: Vec<Vec<String>> = STATES
+            .iter()
+            .map(|(state, class)| vec![(*state).to_owned(), class.to_string()])
+            .collect();
+        let shown = rows(section("### States of a version"));
+        let shown: Vec<_> = shown.into_iter().map(|row| row[..2].to_vec()).collect();
+        assert_eq!(shown, states);
+    }
+}

@@ -1,0 +1,64 @@
+//! Keys in Google Cloud KMS, on the stand-in: the REST reference, not Google.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod conformance;
+mod connections;
+mod credentials;
+mod ekm;
+mod faults;
+mod keys;
+mod lies;
+mod met;
+mod options;
+mod real;
+mod roles;
+
+use std::time::Duration;
+
+use waxseal::CallPolicy;
+use waxseal_google_kms::{GoogleKmsKek, GoogleKmsKekBuilder};
+use waxseal_testing::fault_proxy::FaultProxy;
+use waxseal_testing::google::{GoogleFront, Protection};
+
+/// The stand-in, with something in between that breaks connections, and a key.
+struct Ground {
+    front: GoogleFront,
+    proxy: FaultProxy,
+    key: String,
+}
+
+impl Ground {
+    fn new(protection: Protection) -> Self {
+        let front = GoogleFront::start();
+        let proxy = FaultProxy::start(front.port());
+        let key = front.create_key("orders", protection);
+        Self { front, proxy, key }
+    }
+
+    fn software() -> Self {
+        Self::new(Protection::Software)
+    }
+
+    fn builder(&self, key: &str) -> GoogleKmsKekBuilder {
+        GoogleKmsKek::builder(key)
+            .endpoint(format!("http://127.0.0.1:{}", self.proxy.port()))
+            .metadata_server_at(self.front.url())
+    }
+
+    async fn kek(&self) -> GoogleKmsKek {
+        self.builder(&self.key).build().await.unwrap()
+    }
+}
+
+const TRIES: usize = 3;
+
+fn patient() -> CallPolicy {
+    let ms = Duration::from_millis;
+    CallPolicy::default()
+        .timeout(ms(2000))
+        .deadline(ms(60_000))
+        .tries(TRIES.try_into().unwrap())
+        .backoff(ms(1))
+        .breaker_failures(1000)
+}

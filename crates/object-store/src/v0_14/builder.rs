@@ -1,0 +1,180 @@
+//! How objects are encrypted: keys by their paths, what the AAD binds, the layout.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::sync::Arc;
+
+use object_store::path::Path;
+use object_store::{OBJECT_STORE_COALESCE_DEFAULT, ObjectStore};
+use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind};
+
+use super::SealedStore;
+use super::heads::Heads;
+use super::layout::Layout;
+use super::store::Inner;
+
+/// A head without its wrapped keys.
+const BARE_HEAD: u32 = 104;
+
+/// What encrypts the object at a path: an envelope, and an encryption context.
+///
+/// A clone is two pointers.
+#[derive(Clone, Debug)]
+pub struct ObjectKeys {
+    pub(super) envelope: Envelope,
+    pub(super) context: EncryptionContext,
+}
+
+impl ObjectKeys {
+    /// Has this envelope encrypt in this context.
+    #[must_use]
+    pub fn new(envelope: Envelope, context: EncryptionContext) -> Self {
+        Self { envelope, context }
+    }
+}
+
+/// What the AAD of an object is, and so which objects whoever can write to the store can put in
+/// place of another. docs/objects.md, "What ties an object to its place", compares them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
+#[non_exhaustive]
+pub enum Binding {
+    /// The whole path, as this store sees it. An object that was moved is refused. A copy or a rename
+    /// encrypts the object anew.
+    #[default]
+    Path,
+    /// The last segment of the path. For names that are unique, as with a UUID: folders can be
+    /// renamed, and copies between folders are done by the store. Objects of one name can be
+    /// exchanged.
+    FileName,
+    /// Nothing. Any object of the same encryption context can be put in place of another.
+    Nothing,
+}
+
+impl Binding {
+    pub(super) fn aad(self, path: &Path) -> Aad<'_> {
+        match self {
+            Self::Path => Aad::from(path.as_ref()),
+            Self::FileName => Aad::from(path.filename().unwrap_or_default()),
+            Self::Nothing => Aad::empty(),
+        }
+    }
+}
+
+pub(super) type KeysOf = dyn Fn(&Path) -> Result<ObjectKeys, Error> + Send + Sync;
+
+/// Builds a [`SealedStore`]: see [`SealedStore::builder`].
+#[must_use]
+pub struct SealedStoreBuilder<S> {
+    store: S,
+    keys: Arc<KeysOf>,
+    binding: Binding,
+    chunk_size: u32,
+    head_len: u32,
+    cached_heads: u64,
+    coalesce: u64,
+    single_put: u64,
+}
+
+impl<S: ObjectStore> SealedStoreBuilder<S> {
+    pub(super) fn new(store: S, keys: Arc<KeysOf>) -> Self {
+        Self {
+            store,
+            keys,
+            binding: Binding::default(),
+            chunk_size: 1 << 16,
+            head_len: 1024,
+            cached_heads: 4 << 20,
+            coalesce: OBJECT_STORE_COALESCE_DEFAULT,
+            single_put: 64 << 20,
+        }
+    }
+
+    /// Sets what the AAD of an object is, by default [`Binding::Path`]. Objects are read with the
+    /// binding that they were written with.
+    pub fn binding(mut self, binding: Binding) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// Sets the plaintext bytes of a chunk: a power of two from 4 KiB to 16 MiB, by default 64 KiB.
+    ///
+    /// A ranged read fetches whole chunks. **It belongs to the layout of the store**: lengths in
+    /// listings follow from it, so objects of another size of chunks are refused.
+    pub fn chunk_size(mut self, bytes: u32) -> Self {
+        self.chunk_size = bytes;
+        self
+    }
+
+    /// Sets how many bytes the head of an object has: 104 to 65,639, by default 1,024. The wrapped
+    /// keys and the room for longer ones are in it: a KMS key takes about 270 bytes, a Vault key 130,
+    /// a branch key 50.
+    ///
+    /// **It belongs to the layout of the store**, as [`chunk_size`](Self::chunk_size) does.
+    pub fn head_len(mut self, bytes: u32) -> Self {
+        self.head_len = bytes;
+        self
+    }
+
+    /// Sets how many bytes of heads are kept in memory, by default 4 MiB, which is some 2,500 heads.
+    /// A ranged read of an object whose head is kept is one request, and two otherwise.
+    pub fn cached_heads(mut self, bytes: u64) -> Self {
+        self.cached_heads = bytes;
+        self
+    }
+
+    /// Sets how far apart parts of [`get_ranges`](ObjectStore::get_ranges) may be, in bytes of the
+    /// encrypted object, for one request to fetch them with what is between them. By default 1 MiB,
+    /// as in `object_store`. With 0, only chunks that are touched are fetched.
+    pub fn coalesce(mut self, bytes: u64) -> Self {
+        self.coalesce = bytes;
+        self
+    }
+
+    /// Sets up to how many plaintext bytes an object is written in one request, where it goes through
+    /// this process: copies that the store cannot do, and rewraps. It is in memory then. By default
+    /// 64 MiB. Larger objects are multipart uploads, which have no conditions.
+    pub fn single_put(mut self, bytes: u64) -> Self {
+        self.single_put = bytes;
+        self
+    }
+
+    /// Makes the store. It asks nobody.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for an option out of range.
+    pub fn build(self) -> Result<SealedStore<S>, Error> {
+        let invalid = |detail| Err(Error::new(ErrorKind::InvalidOption, detail));
+        let (chunk, head) = (self.chunk_size, self.head_len);
+        if !chunk.is_power_of_two() || !(1 << 12..=1 << 24).contains(&chunk) {
+            return invalid(format!(
+                "chunk_size is {chunk}, a power of two from 4096 to 16777216 is allowed"
+            ));
+        }
+        let longest = BARE_HEAD + 65_535;
+        let Some(key_space) = head.checked_sub(BARE_HEAD).filter(|_| head <= longest) else {
+            return invalid(format!("head_len is {head}, {BARE_HEAD} to {longest} are allowed"));
+        };
+        let options = waxseal::StreamOptions::default().chunk_size(chunk).key_space(key_space);
+        Ok(SealedStore(Arc::new(Inner {
+            store: self.store,
+            keys: self.keys,
+            binding: self.binding,
+            layout: Layout { head_len: head.into(), chunk: chunk.into() },
+            options,
+            heads: Heads::new(self.cached_heads),
+            coalesce: self.coalesce,
+            single_put: self.single_put,
+        })))
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for SealedStoreBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SealedStoreBuilder")
+            .field("store", &self.store)
+            .field("binding", &self.binding)
+            .field("chunk_size", &self.chunk_size)
+            .field("head_len", &self.head_len)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,61 @@
+//! Stores to test with.
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use waxseal::{EncryptionContext, Envelope, ErrorKind, kek::local::LocalKek};
+use waxseal_object_store::v0_14::{ObjectKeys, SealedStore, SealedStoreBuilder, sealing_error};
+
+pub(crate) const CHUNK: u64 = 4096;
+pub(crate) const SEALED_CHUNK: u64 = CHUNK + 16;
+pub(crate) const HEAD: u64 = 1024;
+
+pub(crate) fn context() -> EncryptionContext {
+    EncryptionContext::new([("tenant", "acme")]).unwrap()
+}
+
+pub(crate) fn envelope() -> Envelope {
+    let kek = LocalKek::in_memory("objects").unwrap();
+    Envelope::builder().wrap_with(kek).build().unwrap()
+}
+
+pub(crate) fn keys() -> ObjectKeys {
+    ObjectKeys::new(envelope(), context())
+}
+
+pub(crate) fn builder<S: ObjectStore>(store: S) -> SealedStoreBuilder<S> {
+    SealedStore::builder(store, keys())
+}
+
+/// With small chunks.
+pub(crate) fn small<S: ObjectStore>(store: S) -> SealedStore<S> {
+    builder(store).chunk_size(4096).build().unwrap()
+}
+
+/// Bytes of which no two chunks are alike.
+pub(crate) fn plaintext(len: u64) -> Vec<u8> {
+    (0..len).map(|i| u8::try_from((i ^ (i >> 8).wrapping_mul(37)) % 251).unwrap()).collect()
+}
+
+pub(crate) async fn get(store: &impl ObjectStore, path: &Path) -> object_store::Result<Bytes> {
+    store.get(path).await?.bytes().await
+}
+
+/// The kind of the library's own error.
+pub(crate) fn kind(error: &object_store::Error) -> Option<ErrorKind> {
+    sealing_error(error).map(waxseal::Error::kind)
+}
+
+/// Of stand-ins that take it without a signature.
+pub(crate) fn create_bucket(port: u16, bucket: &str) {
+    use std::io::{Read, Write};
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let host = "s3.us-east-1.amazonaws.com\r\nAuthorization: AWS AKIATEST:x";
+    let request = format!(
+        "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
+    connection.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(" 200 "), "{answer}");
+}

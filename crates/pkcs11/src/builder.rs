@@ -1,0 +1,246 @@
+//! Builds a [`Pkcs11Kek`] from the caller's options.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use waxseal::kek::toolkit::uri::encode_segment;
+use waxseal::kek::{CallAdvice, CallTarget};
+use waxseal::{CallBudget, Error, ErrorKind, KekId};
+use zeroize::Zeroizing;
+
+use crate::format::MAX_ID;
+use crate::key::{IvSource, Versions, hex};
+use crate::pin::{Pin, PinSource};
+use crate::pool::Pool;
+use crate::provider::Pkcs11Kek;
+use crate::token::{Token, TokenName};
+
+const DEFAULT_SESSIONS: u32 = 4;
+const SESSIONS: std::ops::RangeInclusive<u32> = 1..=64;
+const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(60);
+const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
+/// Calls per second are the token's business: the budget is about sessions.
+const PER_SECOND: u32 = 1_000_000;
+/// Longest label of a token, in bytes (`CK_TOKEN_INFO`).
+const LONGEST_TOKEN: usize = 32;
+
+/// Configures a [`Pkcs11Kek`]. What is not set has its default.
+#[must_use = "nothing happens until `build`"]
+pub struct Pkcs11KekBuilder {
+    module: PathBuf,
+    object: String,
+    id: Option<Vec<u8>>,
+    token: TokenName,
+    name: Option<String>,
+    pin: Option<Pin>,
+    iv_source: Option<IvSource>,
+    versions: Versions,
+    sessions: u32,
+    key_max_age: Duration,
+}
+
+impl Pkcs11Kek {
+    /// Starts the configuration for the AES key with the label `object`, at a token of the PKCS#11
+    /// module in the file `module`. One of [`token`](Pkcs11KekBuilder::token),
+    /// [`serial`](Pkcs11KekBuilder::serial) and [`slot_id`](Pkcs11KekBuilder::slot_id) has to name
+    /// the token.
+    pub fn builder(module: impl Into<PathBuf>, object: impl Into<String>) -> Pkcs11KekBuilder {
+        Pkcs11KekBuilder {
+            module: module.into(),
+            object: object.into(),
+            id: None,
+            token: TokenName::default(),
+            name: None,
+            pin: None,
+            iv_source: None,
+            versions: Versions::default(),
+            sessions: DEFAULT_SESSIONS,
+            key_max_age: DEFAULT_KEY_MAX_AGE,
+        }
+    }
+}
+
+impl Pkcs11KekBuilder {
+    /// Sets the token's label. It is part of the KEK id, unless [`name`](Self::name) is set.
+    pub fn token(mut self, label: impl Into<String>) -> Self {
+        self.token.label = Some(label.into());
+        self
+    }
+
+    /// Sets the token's serial number, for tokens that share a label. A restored or replaced token
+    /// has another.
+    pub fn serial(mut self, serial: impl Into<String>) -> Self {
+        self.token.serial = Some(serial.into());
+        self
+    }
+
+    /// Sets the token's manufacturer.
+    pub fn manufacturer(mut self, manufacturer: impl Into<String>) -> Self {
+        self.token.manufacturer = Some(manufacturer.into());
+        self
+    }
+
+    /// Sets the token's model.
+    pub fn model(mut self, model: impl Into<String>) -> Self {
+        self.token.model = Some(model.into());
+        self
+    }
+
+    /// Sets the number of the slot. Modules may number their slots anew at each start: prefer the
+    /// label.
+    pub fn slot_id(mut self, slot: u64) -> Self {
+        self.token.slot_id = Some(slot);
+        self
+    }
+
+    /// Sets what stands for the token in the KEK id, which is in every message: its own label by
+    /// default. Two tokens with the same label need two names.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets the key's `CKA_ID`, 1 to 64 bytes, where several keys have the label. It is then part
+    /// of the KEK id. Not with [`Versions::ById`].
+    pub fn id(mut self, id: impl Into<Vec<u8>>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets where the user's PIN is. Without a PIN nobody is logged in, which suits tokens whose
+    /// keys are public objects, or where other code of the process logs in.
+    pub fn pin_source(mut self, source: PinSource) -> Self {
+        self.pin = Some(Pin::From(source));
+        self
+    }
+
+    /// Sets the user's PIN itself. It is wiped with the provider.
+    pub fn pin(mut self, pin: impl Into<String>) -> Self {
+        self.pin = Some(Pin::Given(Zeroizing::new(pin.into())));
+        self
+    }
+
+    /// Sets the only way to an IV that is tried. By default the ways are tried in the order of
+    /// [`IvSource`], and the first that works is kept.
+    pub fn iv_source(mut self, source: IvSource) -> Self {
+        self.iv_source = Some(source);
+        self
+    }
+
+    /// Sets which keys are versions of the KEK: by default there is one.
+    pub fn versions(mut self, versions: Versions) -> Self {
+        self.versions = versions;
+        self
+    }
+
+    /// Sets how many sessions are open at most, each on a thread: 1 to 64, by default 4. The first
+    /// call opens the first, and more are opened as calls wait. A token that allows fewer has fewer.
+    pub fn sessions(mut self, sessions: u32) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
+    /// Sets how long the list of keys and flags is used: 100 ms to 1 hour, by default 60 seconds.
+    /// The next wrap then reads it again.
+    pub fn key_max_age(mut self, age: Duration) -> Self {
+        self.key_max_age = age;
+        self
+    }
+
+    /// Checks everything that can be checked without the module, and builds the provider. Loads
+    /// nothing: the first call does. The provider needs no runtime.
+    ///
+    /// # Errors
+    /// [`InvalidOption`](ErrorKind::InvalidOption), naming the option.
+    pub fn build(self) -> Result<Pkcs11Kek, Error> {
+        if !self.module.is_absolute() {
+            return Err(invalid(
+                "module_path: has to be absolute, so that no other file is loaded",
+            ));
+        }
+        if self.object.is_empty() {
+            return Err(invalid("object: the key's label is missing"));
+        }
+        if self.token.label.is_none() && self.token.serial.is_none() && self.token.slot_id.is_none()
+        {
+            return Err(invalid("token: name the token by its label, serial or slot_id"));
+        }
+        for (option, text) in [
+            ("token", &self.token.label),
+            ("serial", &self.token.serial),
+            ("manufacturer", &self.token.manufacturer),
+            ("model", &self.token.model),
+        ] {
+            let fits = text.as_ref().is_none_or(|text| (1..=LONGEST_TOKEN).contains(&text.len()));
+            if !fits {
+                return Err(invalid(format!("{option}: 1 to {LONGEST_TOKEN} bytes are allowed")));
+            }
+        }
+        if let Some(id) = &self.id {
+            if !(1..=MAX_ID).contains(&id.len()) {
+                return Err(invalid(format!("id: 1 to {MAX_ID} bytes are allowed")));
+            }
+            if self.versions == Versions::ById {
+                return Err(invalid("id: not together with versions by-id, which have an id each"));
+            }
+        }
+        if !SESSIONS.contains(&self.sessions) {
+            let text = format!("sessions is {}, 1 to 64 are allowed", self.sessions);
+            return Err(invalid(text));
+        }
+        if !KEY_MAX_AGES.contains(&self.key_max_age) {
+            let (from, to) = (KEY_MAX_AGES.start(), KEY_MAX_AGES.end());
+            return Err(invalid(format!(
+                "key_max_age is {:?}, {from:?} to {to:?} are allowed",
+                self.key_max_age
+            )));
+        }
+        let name = self.name.as_ref().or(self.token.label.as_ref()).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| {
+            invalid("name: needed where the token's label is not set, since it is in the KEK id")
+        })?;
+        let mut id = format!("pkcs11:{}/{}", encode_segment(name), encode_segment(&self.object));
+        if let Some(key_id) = &self.id {
+            id.push_str(&format!("/{}", hex(key_id)));
+        }
+        let id = KekId::new(id)?;
+        let budget = CallBudget::new(PER_SECOND, self.sessions)?;
+        let advice = CallAdvice::default().budget(budget);
+        let target = CallTarget::new(id.as_str()).with_advice(advice);
+        let token = Token::new(
+            self.module,
+            self.token,
+            (self.object, self.id, self.versions),
+            self.pin,
+            self.iv_source,
+            self.key_max_age,
+        );
+        let most = usize::try_from(self.sessions).unwrap_or(1);
+        Ok(Pkcs11Kek::new(id, target, Pool::new(token, most), most))
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail.into())
+}
+
+/// Shows no PIN.
+impl fmt::Debug for Pkcs11KekBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pkcs11KekBuilder")
+            .field("module", &self.module)
+            .field("token", &self.token)
+            .field("object", &self.object)
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("pin", &self.pin)
+            .field("iv_source", &self.iv_source)
+            .field("versions", &self.versions)
+            .field("sessions", &self.sessions)
+            .field("key_max_age", &self.key_max_age)
+            .finish()
+    }
+}

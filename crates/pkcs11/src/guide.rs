@@ -1,0 +1,37 @@
+//! The pages for operators.
+//!
+//! | page | what it says |
+//! |---|---|
+//! | [`pkcs11`] | token, key, PIN, least privilege, IVs, rotation, what return values mean, faults, HSMs |
+#![forbid(unsafe_code)]
+
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
+/// and each page brings those that lead from file to file.
+macro_rules! links {
+    () => {
+        "[calls.md]: waxseal::guide::calls
+[duties.md]: waxseal::guide::duties
+[format.md]: waxseal::guide::format
+[lifetimes.md]: waxseal::guide::lifetimes
+[runtimes.md]: waxseal::guide::runtimes
+[SECURITY.md]: waxseal::guide::security
+[pkcs11.md]: crate::guide::pkcs11
+
+"
+    };
+}
+pub(crate) use links;
+
+macro_rules! pages {
+    ($($name:ident: $file:literal,)*) => {
+        $(
+            #[doc = links!()]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    pkcs11: "../docs/pkcs11.md",
+}

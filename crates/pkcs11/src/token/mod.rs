@@ -1,0 +1,19 @@
+//! The module, the token, the session and the key: whatever calls functions of PKCS#11. Nothing
+//! outside this folder names the bindings. Everything in it blocks, and runs on the provider's own
+//! threads.
+#![forbid(unsafe_code)]
+
+mod cipher;
+mod codes;
+mod connection;
+mod keys;
+mod login;
+mod module;
+mod search;
+mod work;
+
+pub(crate) use connection::Connection;
+pub(crate) use login::forget_refused;
+pub(crate) use module::{check_process, load};
+pub(crate) use search::TokenName;
+pub(crate) use work::{Token, Wrapping, not_ours};

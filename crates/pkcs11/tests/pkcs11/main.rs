@@ -1,0 +1,32 @@
+//! Keys in SoftHSM2 and kryoptic, and behind a module that fails as it is told. Each test has a
+//! process and a token of its own.
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+mod conformance;
+mod faults;
+mod keys;
+mod login;
+mod sessions;
+
+use std::time::Duration;
+
+use waxseal_pkcs11::{PinSource, Pkcs11Kek, Pkcs11KekBuilder};
+use waxseal_testing::pkcs11::{Ground, KEY, TOKEN};
+
+/// Does what an operator has to do meanwhile, in a process of its own.
+#[test]
+fn the_operators_hand() {
+    waxseal_testing::pkcs11::operator();
+}
+
+fn builder(ground: &Ground) -> Pkcs11KekBuilder {
+    Pkcs11Kek::builder(ground.module(), KEY)
+        .token(TOKEN)
+        .pin_source(PinSource::File(ground.pin_file()))
+        .key_max_age(Duration::from_millis(100))
+}
+
+fn kek(ground: &Ground) -> Pkcs11Kek {
+    builder(ground).build().unwrap()
+}

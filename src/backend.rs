@@ -1,0 +1,246 @@
+//! The implementations of the suites, and the choice of the fastest.
+//!
+//! It knows none of them: whoever chooses brings the stopwatch.
+#![forbid(unsafe_code)]
+
+#[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+/// The implementation of the suites. The bytes are the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
+#[non_exhaustive]
+pub enum Backend {
+    /// The RustCrypto crates: pure Rust, always available.
+    #[cfg_attr(feature = "serde", serde(rename = "rustcrypto"))]
+    RustCrypto,
+    /// aws-lc-rs: the fastest on processors with AVX-512. The default if the feature `aws-lc` is on
+    /// and `ring` is not.
+    #[cfg(feature = "aws-lc")]
+    AwsLc,
+    /// ring: the fastest on processors with VAES and no AVX-512. It has no block cipher of its own to
+    /// offer, so its XAES-256-GCM is that of RustCrypto. The default if the feature `ring` is on and
+    /// `aws-lc` is not.
+    #[cfg(feature = "ring")]
+    Ring,
+    /// Whichever of them is the fastest on this processor, for each suite. The default if both
+    /// `aws-lc` and `ring` are on.
+    ///
+    /// The processor is asked once per process, when a suite is used first: by its features, and where
+    /// they do not tell, by a measurement of some microseconds. [`Backend::chosen`] tells what came of
+    /// it.
+    Fastest,
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        match Self::CANDIDATES {
+            [only] => *only,
+            _ => Self::Fastest,
+        }
+    }
+}
+
+impl Backend {
+    /// Those that may be the fastest, the likelier ones first.
+    const CANDIDATES: &[Self] = &[
+        #[cfg(feature = "aws-lc")]
+        Self::AwsLc,
+        #[cfg(feature = "ring")]
+        Self::Ring,
+        // Nowhere faster than one with code in assembler.
+        #[cfg(not(any(feature = "aws-lc", feature = "ring")))]
+        Self::RustCrypto,
+    ];
+
+    /// Returns all backends of this build. [`Backend::Fastest`] is one of them under another name and
+    /// is not listed.
+    #[must_use]
+    pub const fn all() -> &'static [Self] {
+        &[
+            Self::RustCrypto,
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc,
+            #[cfg(feature = "ring")]
+            Self::Ring,
+        ]
+    }
+
+    /// Returns itself, or what [`Backend::Fastest`] is for the suite with this number. `timer` gives
+    /// a stopwatch for a backend that makes one run at each call, or `None` for a backend that has
+    /// the suite from another one.
+    #[cfg(all(feature = "aws-lc", feature = "ring"))]
+    pub(crate) fn settled<T: FnMut() -> Duration>(
+        self,
+        suite: u8,
+        timer: impl Fn(Self) -> Option<T>,
+    ) -> Self {
+        // One for each suite. No suite has a larger number.
+        static CHOICES: [Choice; 4] = [const { Choice::open() }; 4];
+        match (self, CHOICES.get(usize::from(suite))) {
+            (Self::Fastest, Some(choice)) => choice.of(Self::CANDIDATES, is_known, timer),
+            (Self::Fastest, None) => Self::RustCrypto,
+            (backend, _) => backend,
+        }
+    }
+
+    /// With one candidate, nothing has to be measured.
+    #[cfg(not(all(feature = "aws-lc", feature = "ring")))]
+    pub(crate) fn settled<T: FnMut() -> Duration>(
+        self,
+        _: u8,
+        _: impl Fn(Self) -> Option<T>,
+    ) -> Self {
+        match self {
+            Self::Fastest => Self::default(),
+            backend => backend,
+        }
+    }
+}
+
+/// What the features of the processor tell: where it has VAES and AVX-512, aws-lc-rs uses both, and
+/// ring has no code for them.
+#[cfg(all(feature = "aws-lc", feature = "ring"))]
+fn is_known(backend: Backend) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let wide = std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vl")
+        && std::arch::is_x86_feature_detected!("vaes")
+        && std::arch::is_x86_feature_detected!("vpclmulqdq");
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = false;
+    wide && backend == Backend::AwsLc
+}
+
+/// A choice among candidates, made once per process. It has no lock, which a fork could leave locked
+/// in the child. Threads that come at the same time all measure, and agree on what the first of them
+/// found.
+#[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
+struct Choice(AtomicU8);
+
+#[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
+impl Choice {
+    const OPEN: u8 = u8::MAX;
+    /// So many runs of each candidate. The quickest counts, so one slow moment changes nothing.
+    const RUNS: usize = 8;
+
+    const fn open() -> Self {
+        Self(AtomicU8::new(Self::OPEN))
+    }
+
+    fn of<T: FnMut() -> Duration>(
+        &self,
+        candidates: &[Backend],
+        is_known: impl Fn(Backend) -> bool,
+        timer: impl Fn(Backend) -> Option<T>,
+    ) -> Backend {
+        let at = |place: u8| candidates.get(usize::from(place)).copied();
+        if let Some(chosen) = at(self.0.load(Ordering::Acquire)) {
+            return chosen;
+        }
+        let known = candidates.iter().position(|candidate| is_known(*candidate));
+        let place = known.unwrap_or_else(|| Self::quickest(candidates, timer));
+        let place = u8::try_from(place).unwrap_or(0);
+        let first = self.0.compare_exchange(Self::OPEN, place, Ordering::AcqRel, Ordering::Acquire);
+        at(first.map_or_else(|first| first, |_| place)).unwrap_or(Backend::RustCrypto)
+    }
+
+    /// The runs of the candidates take turns, so that a slow moment meets all of them.
+    fn quickest<T: FnMut() -> Duration>(
+        candidates: &[Backend],
+        timer: impl Fn(Backend) -> Option<T>,
+    ) -> usize {
+        let mut runs: Vec<_> =
+            candidates.iter().map(|candidate| (Duration::MAX, timer(*candidate))).collect();
+        for _ in 0..Self::RUNS {
+            for (best, timer) in &mut runs {
+                *best = timer.as_mut().map_or(*best, |time| time().min(*best));
+            }
+        }
+        let quickest = runs.iter().enumerate().min_by_key(|(_, (best, _))| *best);
+        quickest.map_or(0, |(place, _)| place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    const TWO: [Backend; 2] = [Backend::RustCrypto, Backend::Fastest];
+
+    /// A stopwatch that shows these times in turn, in nanoseconds.
+    fn showing(times: &[u64]) -> impl FnMut() -> Duration {
+        let mut left = times.iter().copied().cycle();
+        move || Duration::from_nanos(left.next().unwrap())
+    }
+
+    fn choose(first: &[u64], second: &[u64]) -> Backend {
+        let timer = |backend| Some(showing(if backend == TWO[0] { first } else { second }));
+        Choice::open().of(&TWO, |_| false, timer)
+    }
+
+    #[test]
+    fn the_quickest_run_of_each_counts_so_slow_moments_change_nothing() {
+        assert_eq!(choose(&[100], &[101]), TWO[0]);
+        assert_eq!(choose(&[101], &[100]), TWO[1]);
+        assert_eq!(choose(&[100], &[100]), TWO[0], "the likelier one");
+        // The machine stalls in all runs of the faster one but the last.
+        let stalls = [9000, 9000, 9000, 9000, 9000, 9000, 9000, 50];
+        assert_eq!(choose(&[60], &stalls), TWO[1]);
+        assert_eq!(choose(&stalls, &[60]), TWO[0]);
+    }
+
+    #[test]
+    fn a_backend_without_the_suite_is_not_chosen_and_what_the_processor_tells_is_not_measured() {
+        let timer = |backend| (backend == TWO[1]).then(|| showing(&[5]));
+        assert_eq!(Choice::open().of(&TWO, |_| false, timer), TWO[1]);
+        let timer = |_| -> Option<fn() -> Duration> { panic!("it is known") };
+        assert_eq!(Choice::open().of(&TWO, |backend| backend == TWO[1], timer), TWO[1]);
+    }
+
+    #[test]
+    fn it_is_made_once_and_threads_that_come_together_agree() {
+        let again = |_| -> Option<fn() -> Duration> { panic!("it was made") };
+        for _ in 0..200 {
+            let (choice, measured, together) =
+                (Choice::open(), AtomicUsize::new(0), Barrier::new(4));
+            let choices: Vec<_> = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4)
+                    .map(|_| {
+                        scope.spawn(|| {
+                            together.wait();
+                            // Each would choose another one than the thread before it.
+                            let n = measured.fetch_add(1, Ordering::SeqCst);
+                            let time = move |backend| match (backend == TWO[0], n % 2 == 0) {
+                                (true, true) | (false, false) => 1,
+                                _ => 2,
+                            };
+                            let timer = |backend| Some(move || Duration::from_nanos(time(backend)));
+                            choice.of(&TWO, |_| false, timer)
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert!(choices.iter().all(|chosen| *chosen == choices[0]), "{choices:?}");
+            assert_eq!(choice.of(&TWO, |_| false, again), choices[0]);
+        }
+    }
+
+    #[test]
+    fn the_default_is_the_only_one_with_assembler_or_the_fastest_of_several() {
+        let expected = match Backend::all() {
+            [only] | [_, only] => *only,
+            _ => Backend::Fastest,
+        };
+        assert_eq!(Backend::default(), expected);
+    }
+}

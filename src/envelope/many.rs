@@ -1,0 +1,437 @@
+//! Many values in one call: a column, or the rows of a page.
+//!
+//! What a single call does once for its message is done once for all of them: the look-up, the
+//! question to the policy, the reservation, the reading of the clock. The results stand one behind
+//! the other in one buffer.
+#![forbid(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Deref;
+
+use super::values::no_memory;
+use super::{
+    Aad, ActingFor, CompactEncryptor, Decryptor, Encryptor, Envelope, Plaintexts, Sealed, Values,
+    request,
+};
+use crate::caller::Action;
+use crate::context::EncryptionContext;
+use crate::dek::{BLOCK, Many, ReadingDek, Reservation, WritingDek};
+use crate::error::{Error, ErrorKind};
+use crate::format::{Form, Header, Message};
+use crate::observe::Access;
+use crate::suite::DekId;
+
+/// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
+/// no more of them once they have so many bytes.
+const BLOCK_BYTES: usize = 256 * 1024;
+
+/// One message, read.
+type Item<'s> = (Aad<'s>, &'s [u8], Message<'s>);
+
+impl Envelope {
+    /// Encrypts many values of one context, each with its AAD. Each result is a message of its own,
+    /// as if made by [`encrypt`](Self::encrypt), and they are decrypted one by one or together.
+    ///
+    /// All are encrypted under one DEK, with one look-up, and counted together before the first is
+    /// encrypted. A small value costs little more than the AEAD. Each message carries the wrapped
+    /// keys; for columns of small values, [`CompactEncryptor::encrypt_many`] leaves them out.
+    ///
+    /// The items are gone through twice, since their sizes are needed first.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let context = EncryptionContext::empty();
+    /// let rows = [("row 1", "Alice"), ("row 2", "Bob")];
+    /// let items = rows.iter().map(|(row, name)| (Aad::from(*row), *name));
+    /// let sealed = envelope.encrypt_many(&context, items).await?;
+    ///
+    /// let items = rows.iter().zip(&sealed).map(|((row, _), sealed)| (Aad::from(*row), sealed));
+    /// let opened = envelope.decrypt_many(&context, items).await?;
+    /// assert_eq!(opened.get(1), Some(&b"Bob"[..]));
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt), and then none is returned. [`Error::item`] tells which one is
+    /// too large. [`ErrorKind::TooLarge`] also if there are more than
+    /// [`max_messages`](crate::Limits::max_messages), or more than
+    /// [`max_bytes`](crate::Limits::max_bytes) together: then nothing is counted.
+    pub async fn encrypt_many<'i, P, I>(
+        &self,
+        context: &EncryptionContext,
+        items: I,
+    ) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: IntoIterator<Item = (Aad<'i>, &'i P), IntoIter: Clone>,
+    {
+        self.for_nobody().encrypt_many(context, items).await
+    }
+
+    /// Decrypts many messages of one context, each with its AAD. They may be of any number of DEKs.
+    /// Those of one DEK that follow each other share the look-up, and DEKs that are not cached are
+    /// unwrapped together, as by [`prepare`](Self::prepare).
+    ///
+    /// **All or nothing**: if one message fails, no plaintext of any of them is returned, and what
+    /// was decrypted is wiped.
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt). [`Error::item`] tells which message failed; several may be
+    /// wrong. All are read before a key service is asked. Messages that were authentic count as uses.
+    pub async fn decrypt_many<'s, S, I>(
+        &self,
+        context: &EncryptionContext,
+        items: I,
+    ) -> Result<Plaintexts, Error>
+    where
+        S: Into<Sealed<'s>>,
+        I: IntoIterator<Item = (Aad<'s>, S)>,
+    {
+        self.for_nobody().decrypt_many(context, items).await
+    }
+
+    async fn seal_many<'i, P, I>(
+        &self,
+        context: &EncryptionContext,
+        items: I,
+    ) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: Iterator<Item = (Aad<'i>, &'i P)> + Clone,
+    {
+        let many = sum(items.clone())?;
+        let seal = |reservation: &Reservation<&WritingDek>| {
+            let goes_on = || reservation.dek().lease.check_in_use();
+            seal_all(reservation, Form::Embedded, items.clone(), many, goes_on)
+        };
+        match many.is_empty() {
+            true => Ok(Values::default()),
+            false => self.source.with_writing_many(context, many, seal).await,
+        }
+    }
+
+    /// Decrypts what was read.
+    async fn open_many(
+        &self,
+        context: &EncryptionContext,
+        items: &[Item<'_>],
+    ) -> Result<Plaintexts, Error> {
+        self.unwrap_together(context, items).await;
+        let len = |all: usize, (.., message): &Item<'_>| all.saturating_add(message.payload.len());
+        let bytes = items.iter().fold(0, len);
+        let mut opened = Plaintexts::with_room(items.len(), bytes)?;
+        while let Some((.., first)) = items.get(opened.len()) {
+            let begin = opened.len();
+            let open = |dek: &ReadingDek| match open_run(dek, items, &mut opened) {
+                // What was decrypted before the DEK ended, or was used up, stands.
+                Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
+                result => result,
+            };
+            let result = self.source.with(request(context, first), open).await;
+            // A DEK that is not that of the message would never get further.
+            let result = match opened.len() > begin {
+                true => result,
+                false => result.and_then(|()| Err(Error::invalid())),
+            };
+            result.map_err(|error| match error.item() {
+                Some(_) => error,
+                None => error.of_item(begin),
+            })?;
+        }
+        Ok(opened)
+    }
+
+    /// Has the DEKs unwrapped together, if there are several. What fails shows later.
+    async fn unwrap_together(&self, context: &EncryptionContext, items: &[Item<'_>]) {
+        let (mut requests, mut seen, mut last) = (Vec::new(), HashSet::new(), None);
+        for (.., message) in items {
+            let id = (message.header.dek_id, message.header.suite);
+            if last.replace(id) != Some(id) && seen.insert(id) {
+                requests.push(request(context, message));
+            }
+        }
+        if requests.len() > 1 {
+            drop(self.source.prepare(&requests).await);
+        }
+    }
+}
+
+impl ActingFor<'_> {
+    /// Whether messages are counted by caller.
+    #[inline]
+    pub(super) fn is_counted(self) -> bool {
+        self.caller.is_some() && self.envelope.source.counts_callers()
+    }
+
+    /// Counts messages of one DEK, by their caller.
+    fn count_many(
+        self,
+        access: Access,
+        context: &EncryptionContext,
+        dek_id: &DekId,
+        messages: usize,
+    ) {
+        if let Some(caller) = self.caller {
+            let messages = u64::try_from(messages).unwrap_or(u64::MAX);
+            self.envelope.source.count(caller, dek_id, context, access, messages);
+        }
+    }
+
+    /// As [`Envelope::encrypt_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn encrypt_many<'i, P, I>(
+        self,
+        context: &EncryptionContext,
+        items: I,
+    ) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: IntoIterator<Item = (Aad<'i>, &'i P), IntoIter: Clone>,
+    {
+        let permitted = self.permit(Action::Encrypt, context).await?;
+        let sealed = self.plain().seal_many(context, items.into_iter()).await?;
+        self.confirm(permitted, Action::Encrypt, context).await?;
+        // All are of one DEK.
+        let first = sealed.get(0).and_then(|sealed| Header::of(sealed).ok());
+        if let Some(header) = first.filter(|_| self.is_counted()) {
+            self.count_many(Access::Encrypt, context, &header.dek_id, sealed.len());
+        }
+        Ok(sealed)
+    }
+
+    /// As [`Envelope::decrypt_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn decrypt_many<'s, S, I>(
+        self,
+        context: &EncryptionContext,
+        items: I,
+    ) -> Result<Plaintexts, Error>
+    where
+        S: Into<Sealed<'s>>,
+        I: IntoIterator<Item = (Aad<'s>, S)>,
+    {
+        let items: Vec<_> = items.into_iter().map(|(aad, sealed)| (aad, sealed.into())).collect();
+        // Whoever is denied learns nothing of the messages.
+        let permitted = self.permit(Action::Decrypt, context).await?;
+        let read = |(index, (aad, sealed)): (usize, (Aad<'s>, Sealed<'s>))| {
+            let message = self.plain().parse(sealed).map_err(|error| error.of_item(index))?;
+            Ok((aad, sealed.as_bytes(), message))
+        };
+        let items: Vec<_> =
+            items.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
+        let opened = self.plain().open_many(context, &items).await?;
+        self.confirm(permitted, Action::Decrypt, context).await?;
+        if self.is_counted() {
+            let mut counts: HashMap<DekId, usize> = HashMap::new();
+            for (.., message) in &items {
+                *counts.entry(message.header.dek_id).or_default() += 1;
+            }
+            for (dek_id, messages) in counts {
+                self.count_many(Access::Decrypt, context, &dek_id, messages);
+            }
+        }
+        Ok(opened)
+    }
+}
+
+impl Encryptor {
+    /// Encrypts many values, each with its AAD: see [`Envelope::encrypt_many`].
+    ///
+    /// # Errors
+    /// As [`encrypt`](Self::encrypt), and then none is returned. [`ErrorKind::Exhausted`] if the
+    /// caps do not allow all of them: then nothing is counted. [`ErrorKind::TooLarge`] if the caps of
+    /// no DEK would.
+    pub fn encrypt_many<'i, P, I>(&self, items: I) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: IntoIterator<Item = (Aad<'i>, &'i P), IntoIter: Clone>,
+    {
+        self.encrypt_many_in(Form::Embedded, items.into_iter())
+    }
+
+    fn encrypt_many_in<'i, P, I>(&self, form: Form, items: I) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: Iterator<Item = (Aad<'i>, &'i P)> + Clone,
+    {
+        let many = sum(items.clone())?;
+        if many.is_empty() {
+            return Ok(Values::default());
+        }
+        let reservation = self.reserve_many(many)?;
+        let sealed = seal_all(&reservation, form, items, many, || self.check_time())?;
+        self.count(many.messages());
+        Ok(sealed)
+    }
+}
+
+impl CompactEncryptor {
+    /// Encrypts many values, each with its AAD: see [`Envelope::encrypt_many`]. The results have no
+    /// wrapped keys, and stand one behind the other 68 bytes longer than the values (80 with
+    /// XAES-256-GCM). To decrypt one, use [`Sealed::compact`] with the
+    /// [wrapped keys](Self::wrapped_keys).
+    ///
+    /// # Errors
+    /// As [`Encryptor::encrypt_many`].
+    pub fn encrypt_many<'i, P, I>(&self, items: I) -> Result<Values, Error>
+    where
+        P: AsRef<[u8]> + ?Sized + 'i,
+        I: IntoIterator<Item = (Aad<'i>, &'i P), IntoIter: Clone>,
+    {
+        self.0.encrypt_many_in(Form::Compact, items.into_iter())
+    }
+}
+
+impl Decryptor {
+    /// Decrypts many messages of its DEK, each with its AAD. **All or nothing**, as
+    /// [`Envelope::decrypt_many`].
+    ///
+    /// # Errors
+    /// As [`decrypt`](Self::decrypt). [`Error::item`] tells which message failed.
+    pub fn decrypt_many<'s, S, I>(&self, items: I) -> Result<Plaintexts, Error>
+    where
+        S: Into<Sealed<'s>>,
+        I: IntoIterator<Item = (Aad<'s>, S)>,
+    {
+        let mut items = items.into_iter();
+        let mut opened = Plaintexts::default();
+        let mut block: Vec<Item<'s>> = Vec::with_capacity(BLOCK);
+        loop {
+            let mut bytes = 0;
+            block.clear();
+            while block.len() < BLOCK
+                && bytes < BLOCK_BYTES
+                && let Some((aad, sealed)) = items.next()
+            {
+                let sealed = sealed.into().as_bytes();
+                let index = opened.len() + block.len();
+                let message = Message::parse(sealed).map_err(|error| error.of_item(index))?;
+                self.check_is_of_dek(&message).map_err(|error| error.of_item(index))?;
+                bytes += message.payload.len();
+                block.push((aad, sealed, message));
+            }
+            if block.is_empty() {
+                self.count(u64::try_from(opened.len()).unwrap_or(u64::MAX));
+                return Ok(opened);
+            }
+            self.check_time()?;
+            opened.expect(block.len(), bytes, items.size_hint().0)?;
+            open_block(self.dek(), &block, &mut opened)?;
+        }
+    }
+}
+
+/// The first look at the items.
+fn sum<'i, P: AsRef<[u8]> + ?Sized + 'i>(
+    items: impl Iterator<Item = (Aad<'i>, &'i P)>,
+) -> Result<Many, Error> {
+    let mut many = Many::default();
+    for (index, (_, plaintext)) in items.enumerate() {
+        many.add(plaintext.as_ref().len()).map_err(|error| error.of_item(index))?;
+    }
+    Ok(many)
+}
+
+/// Encrypts what was reserved. `goes_on` is asked between blocks.
+fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
+    reservation: &Reservation<D>,
+    form: Form,
+    mut items: impl Iterator<Item = (Aad<'i>, &'i P)>,
+    many: Many,
+    goes_on: impl Fn() -> Result<(), Error>,
+) -> Result<Values, Error> {
+    let len = reservation.sealed_len(form, many).ok_or_else(no_memory)?;
+    let mut sealed =
+        Values::with_room(usize::try_from(many.messages()).unwrap_or(usize::MAX), len)?;
+    let mut left = many;
+    let mut block = Vec::with_capacity(BLOCK);
+    loop {
+        // The caller's code runs before nonces are drawn for the block: it may take long, or fork.
+        let mut bytes = 0;
+        block.clear();
+        while block.len() < BLOCK
+            && bytes < BLOCK_BYTES
+            && let Some((aad, plaintext)) = items.next()
+        {
+            let plaintext = plaintext.as_ref();
+            left = left.without(plaintext.len()).ok_or_else(changed)?;
+            bytes += plaintext.len();
+            block.push((aad.as_bytes(), plaintext));
+        }
+        if block.is_empty() {
+            return if left.is_empty() { Ok(sealed) } else { Err(changed()) };
+        }
+        if !sealed.is_empty() {
+            goes_on()?;
+        }
+        let (bytes, ends) = sealed.parts_mut();
+        reservation.seal_block(form, &block, bytes, ends)?;
+    }
+}
+
+#[cold]
+fn changed() -> Error {
+    Error::new(ErrorKind::InvalidOption, "the items were others when they were gone through again")
+}
+
+fn has_ended(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted)
+}
+
+/// Decrypts the messages of this DEK that come next.
+fn open_run(dek: &ReadingDek, items: &[Item<'_>], opened: &mut Plaintexts) -> Result<(), Error> {
+    let is_of_dek = |(.., message): &&Item<'_>| {
+        (message.header.dek_id, message.header.suite) == (dek.lease.id, dek.lease.suite)
+    };
+    let begin = opened.len();
+    loop {
+        let (mut len, mut bytes) = (0, 0);
+        let rest = items.get(opened.len()..).unwrap_or_default();
+        for (.., message) in rest.iter().take(BLOCK).take_while(is_of_dek) {
+            (len, bytes) = (len + 1, bytes + message.payload.len());
+            if bytes >= BLOCK_BYTES {
+                break;
+            }
+        }
+        let block = rest.get(..len).unwrap_or_default();
+        if block.is_empty() {
+            return Ok(());
+        }
+        if opened.len() > begin {
+            dek.lease.check_in_use()?;
+        }
+        open_block(dek, block, opened)?;
+    }
+}
+
+/// Decrypts messages behind each other. If one fails, those before it stand.
+fn open_block(dek: &ReadingDek, block: &[Item<'_>], opened: &mut Plaintexts) -> Result<(), Error> {
+    let mut rest = block;
+    // Once, unless fewer uses are left.
+    while !rest.is_empty() {
+        let wanted = dek.take_uses(rest.len())?;
+        let (now, later) = rest.split_at_checked(wanted).unwrap_or((rest, &[]));
+        let begin = opened.len();
+        let result = dek.with_key(|key| {
+            for (aad, sealed, message) in now {
+                let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
+                let index = opened.len();
+                let open = |payload: &mut [u8]| {
+                    key.open(message.nonce, aad.as_bytes(), payload, message.tag)
+                };
+                opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;
+            }
+            Ok(())
+        });
+        dek.give_back_uses(wanted - (opened.len() - begin));
+        result.flatten()?;
+        rest = later;
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! Many values in one buffer, with the places where they begin.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::ops::Deref;
+
+use crate::error::{Error, ErrorKind};
+use crate::memory::wipe;
+
+/// Values one behind the other in one buffer, in the order of the call that made them:
+/// [`Envelope::encrypt_many`](crate::Envelope::encrypt_many) and its siblings.
+///
+/// ```
+/// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
+/// # pollster::block_on(async {
+/// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+/// # let context = EncryptionContext::empty();
+/// let items = ["a", "bc"].map(|text| (Aad::empty(), text));
+/// let sealed = envelope.encrypt_many(&context, items).await?;
+/// assert_eq!((sealed.len(), sealed.offsets().len()), (2, 3));
+/// let second = &sealed.as_bytes()[sealed.offsets()[1]..sealed.offsets()[2]];
+/// assert_eq!(sealed.get(1), Some(second));
+/// # Ok::<(), waxseal::Error>(()) }).unwrap();
+/// ```
+///
+/// Debug shows numbers only.
+#[derive(PartialEq, Eq)]
+pub struct Values {
+    bytes: Vec<u8>,
+    /// Begins with 0. Behind it the end of each value.
+    offsets: Vec<usize>,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), offsets: vec![0] }
+    }
+}
+
+impl Values {
+    /// Returns the number of values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.offsets.len().saturating_sub(1)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns one value. The first has the index 0.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&[u8]> {
+        let (begin, end) = (self.offsets.get(index)?, self.offsets.get(index.checked_add(1)?)?);
+        self.bytes.get(*begin..*end)
+    }
+
+    /// Returns an iterator over the values.
+    #[must_use = "iterators are lazy"]
+    pub fn iter(&self) -> Iter<'_> {
+        self.into_iter()
+    }
+
+    /// Returns all of them, one behind the other.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Returns where each value begins in [`as_bytes`](Self::as_bytes), and behind that where the
+    /// last one ends: one number more than there are values. Columnar formats have the same.
+    #[must_use]
+    pub fn offsets(&self) -> &[usize] {
+        &self.offsets
+    }
+
+    /// Returns the bytes and the offsets.
+    #[must_use]
+    pub fn into_parts(self) -> (Vec<u8>, Vec<usize>) {
+        (self.bytes, self.offsets)
+    }
+
+    /// Has room for so many values of so many bytes together.
+    pub(super) fn with_room(values: usize, bytes: usize) -> Result<Self, Error> {
+        let mut room = Self::default();
+        // What the caller has may stand in memory once and be named many times.
+        room.bytes.try_reserve_exact(bytes).map_err(|_| no_memory())?;
+        room.offsets.try_reserve_exact(values).map_err(|_| no_memory())?;
+        Ok(room)
+    }
+
+    /// Returns the buffer, to append a value to it, and the ends of the values.
+    #[inline]
+    pub(super) fn parts_mut(&mut self) -> (&mut Vec<u8>, &mut Vec<usize>) {
+        (&mut self.bytes, &mut self.offsets)
+    }
+}
+
+pub(super) fn no_memory() -> Error {
+    Error::new(ErrorKind::TooLarge, "no memory for all results in one buffer")
+}
+
+/// The values, one by one.
+#[derive(Clone)]
+pub struct Iter<'v> {
+    bytes: &'v [u8],
+    ends: std::slice::Windows<'v, usize>,
+}
+
+impl<'v> Iterator for Iter<'v> {
+    type Item = &'v [u8];
+
+    fn next(&mut self) -> Option<&'v [u8]> {
+        match self.ends.next()? {
+            [begin, end] => self.bytes.get(*begin..*end),
+            _ => None,
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.ends.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Iter<'_> {}
+
+impl fmt::Debug for Iter<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Iter({} values)", self.len())
+    }
+}
+
+impl<'v> IntoIterator for &'v Values {
+    type Item = &'v [u8];
+    type IntoIter = Iter<'v>;
+
+    fn into_iter(self) -> Iter<'v> {
+        Iter { bytes: &self.bytes, ends: self.offsets.windows(2) }
+    }
+}
+
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Values({} values, {} bytes)", self.len(), self.bytes.len())
+    }
+}
+
+/// The plaintexts of many messages, in the order of the messages: authenticated, readable as
+/// [`Values`], wiped on drop.
+///
+/// No Clone, no serde, and its Debug shows numbers only. A copy that you make of its bytes is yours
+/// to wipe.
+#[derive(Default)]
+pub struct Plaintexts(Values);
+
+impl Plaintexts {
+    pub(super) fn with_room(values: usize, bytes: usize) -> Result<Self, Error> {
+        Values::with_room(values, bytes).map(Self)
+    }
+
+    /// Returns the bytes and the offsets. From now on nothing wipes them.
+    #[must_use]
+    pub fn into_parts(mut self) -> (Vec<u8>, Vec<usize>) {
+        std::mem::take(&mut self.0).into_parts()
+    }
+
+    /// Makes room for the next values, and for as many as are `hinted` at if those are like them.
+    pub(super) fn expect(
+        &mut self,
+        values: usize,
+        bytes: usize,
+        hinted: usize,
+    ) -> Result<(), Error> {
+        /// A hint is followed so far.
+        const MOST: usize = 64 << 20;
+        let (used, room) = (self.0.bytes.len(), self.0.bytes.capacity());
+        let wanted = used.checked_add(bytes).ok_or_else(no_memory)?;
+        if wanted > room {
+            let like_these = (bytes / values.max(1)).saturating_mul(hinted).min(MOST);
+            let wanted = wanted.saturating_add(like_these).max(room.saturating_mul(2));
+            let mut larger = Vec::new();
+            larger.try_reserve_exact(wanted).map_err(|_| no_memory())?;
+            larger.extend_from_slice(&self.0.bytes);
+            // Nothing stays behind in a buffer that it outgrew.
+            wipe(&mut self.0.bytes);
+            self.0.bytes = larger;
+        }
+        self.0.offsets.try_reserve(values).map_err(|_| no_memory())
+    }
+
+    /// Appends the plaintext of a ciphertext, for which there is room, and which `open` decrypts in
+    /// place or wipes.
+    #[inline]
+    pub(super) fn push(
+        &mut self,
+        ciphertext: &[u8],
+        open: impl FnOnce(&mut [u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Values { bytes, offsets } = &mut self.0;
+        let begin = bytes.len();
+        bytes.extend_from_slice(ciphertext);
+        let opened = open(bytes.get_mut(begin..).unwrap_or_default());
+        match opened {
+            Ok(()) => offsets.push(bytes.len()),
+            Err(_) => bytes.truncate(begin),
+        }
+        opened
+    }
+}
+
+impl Drop for Plaintexts {
+    fn drop(&mut self) {
+        wipe(&mut self.0.bytes);
+    }
+}
+
+impl Deref for Plaintexts {
+    type Target = Values;
+
+    fn deref(&self) -> &Values {
+        &self.0
+    }
+}
+
+impl<'v> IntoIterator for &'v Plaintexts {
+    type Item = &'v [u8];
+    type IntoIter = Iter<'v>;
+
+    fn into_iter(self) -> Iter<'v> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Debug for Plaintexts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plaintexts([redacted; {} values, {} bytes])", self.len(), self.0.bytes.len())
+    }
+}

@@ -1,0 +1,27 @@
+//! What the bindings aws-lc-rs and ring have in common. The first has the interface of the second.
+#![forbid(unsafe_code)]
+
+/// Brings in what a library's file needs of it, and the functions that are the same for both.
+macro_rules! binding {
+    ($aead:ident) => {
+        use $aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+        /// Expands the key of a suite. XAES-256-GCM's inner suite is AES-256-GCM.
+        fn expand(suite: Suite, key: &[u8; 32]) -> Outcome<LessSafeKey> {
+            let algorithm = match suite {
+                Suite::Aes256Gcm | Suite::Xaes256Gcm => &AES_256_GCM,
+                Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+            };
+            UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| AeadFailure)
+        }
+
+        fn seal(key: &LessSafeKey, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
+            let tag = Nonce::try_assume_unique_for_key(nonce)
+                .and_then(|nonce| key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload))
+                .map_err(|_| AeadFailure)?;
+            tag.as_ref().try_into().map_err(|_| AeadFailure)
+        }
+    };
+}
+
+pub(super) use binding;
