@@ -6,19 +6,19 @@ use waxseal::Dek;
 use waxseal_azure_key_vault::{Algorithm, AzureKeyVaultKek, AzureKeyVaultKekBuilder, Credential};
 use waxseal_testing::azure::{Azure, TENANT};
 
-pub const HSM: &str = "orders.managedhsm.azure.net";
-pub const VAULT: &str = "orders.vault.azure.net";
-pub const CLIENT: &str = "service";
-pub const ALL: [&str; 5] = ["encrypt", "decrypt", "wrapKey", "unwrapKey", "get"];
+pub(crate) const HSM: &str = "orders.managedhsm.azure.net";
+pub(crate) const VAULT: &str = "orders.vault.azure.net";
+pub(crate) const CLIENT: &str = "service";
+pub(crate) const ALL: [&str; 5] = ["encrypt", "decrypt", "wrapKey", "unwrapKey", "get"];
 
-pub struct Ground {
-    pub azure: Azure,
-    pub secret_file: PathBuf,
+pub(crate) struct Ground {
+    pub(crate) azure: Azure,
+    pub(crate) secret_file: PathBuf,
 }
 
 impl Ground {
     /// With an AES key and an RSA key of the name `cards`, and another of each.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let azure = Azure::start();
         let secret_file = azure.application(CLIENT);
         {
@@ -34,7 +34,7 @@ impl Ground {
     }
 
     /// RSA keys take a while to make.
-    pub fn with_rsa() -> Self {
+    pub(crate) fn with_rsa() -> Self {
         let ground = Self::new();
         for name in ["cards", "other"] {
             ground.azure.world().create_rsa(VAULT, name);
@@ -42,7 +42,7 @@ impl Ground {
         ground
     }
 
-    pub fn credential(&self) -> Credential {
+    pub(crate) fn credential(&self) -> Credential {
         Credential::ClientSecret {
             tenant_id: TENANT.to_owned(),
             client_id: CLIENT.to_owned(),
@@ -51,7 +51,7 @@ impl Ground {
     }
 
     /// For a key of this host, through this port.
-    pub fn builder_at(&self, host: &str, key: &str, port: u16) -> AzureKeyVaultKekBuilder {
+    pub(crate) fn builder_at(&self, host: &str, key: &str, port: u16) -> AzureKeyVaultKekBuilder {
         AzureKeyVaultKek::builder(format!("{host}:{port}"), key)
             .address(([127, 0, 0, 1], port).into())
             .ca_file(self.azure.ca_file())
@@ -59,11 +59,11 @@ impl Ground {
             .credential(self.credential())
     }
 
-    pub fn hsm(&self, key: &str) -> AzureKeyVaultKek {
+    pub(crate) fn hsm(&self, key: &str) -> AzureKeyVaultKek {
         self.builder_at(HSM, key, self.azure.port()).build().unwrap()
     }
 
-    pub fn rsa(&self, key: &str) -> AzureKeyVaultKek {
+    pub(crate) fn rsa(&self, key: &str) -> AzureKeyVaultKek {
         self.builder_at(VAULT, key, self.azure.port())
             .algorithm(Algorithm::RsaOaep256)
             .build()
@@ -71,6 +71,6 @@ impl Ground {
     }
 }
 
-pub fn dek() -> Dek {
+pub(crate) fn dek() -> Dek {
     Dek::random().unwrap()
 }
