@@ -255,3 +255,16 @@ async fn many_first_calls_at_once_need_one_token() {
     }
     assert_eq!(ground.front.asked_for_tokens(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_leave_while_a_token_is_fetched_leave_it_to_the_next() {
+    let ground = Ground::software();
+    for wait in [0, 1, 2, 5, 10, 20, 50] {
+        let kek = ground.kek().await;
+        for _ in 0..5 {
+            let _ = tokio::time::timeout(Duration::from_millis(wait), wrap(&kek)).await;
+        }
+        wrap(&kek).await.unwrap();
+    }
+    assert_eq!(ground.front.asked_for_tokens(), 7, "one for each provider");
+}
