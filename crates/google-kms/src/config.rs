@@ -170,6 +170,11 @@ impl Config {
         &self.0.key
     }
 
+    /// Returns the names of keys that only unwrap.
+    pub(crate) fn former(&self) -> impl Iterator<Item = &str> {
+        self.0.former_keys.iter().map(String::as_str)
+    }
+
     fn checked(fields: Fields) -> Result<Self, Error> {
         let invalid = |detail: &'static str| Err(Error::new(ErrorKind::InvalidOption, detail));
         if fields.key.is_empty() {

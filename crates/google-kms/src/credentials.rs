@@ -55,7 +55,11 @@ impl fmt::Debug for Source {
     }
 }
 
-pub(crate) struct Keeper {
+/// A clone is another handle to the same.
+#[derive(Clone)]
+pub(crate) struct Keeper(Arc<Inner>);
+
+struct Inner {
     source: Source,
     quota_project: Option<String>,
     /// Held by the one who makes the credentials.
@@ -105,21 +109,26 @@ pub(crate) struct Loaded {
 
 impl Keeper {
     pub(crate) fn new(source: Source, quota_project: Option<String>) -> Self {
-        Self { source, quota_project, making: async_lock::Mutex::new(()), state: Mutex::default() }
+        let making = async_lock::Mutex::new(());
+        Self(Arc::new(Inner { source, quota_project, making, state: Mutex::default() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.0.state)
     }
 
     pub(crate) fn source(&self) -> &Source {
-        &self.source
+        &self.0.source
     }
 
     pub(crate) fn login(&self) -> Login {
-        let state = lock(&self.state);
+        let state = self.state();
         Login::new(state.loads, state.failures)
     }
 
     /// Gives up what is kept. The next call makes it anew.
     pub(crate) fn close(&self) {
-        lock(&self.state).held = None;
+        self.state().held = None;
     }
 
     /// The headers of a call.
@@ -147,7 +156,7 @@ impl Keeper {
             Ok(Ok(CacheableResource::New { entity_tag, data })) => {
                 let tag = lock(&held.progress).tag.replace(entity_tag.clone());
                 if tag != Some(entity_tag) {
-                    lock(&self.state).loads += 1;
+                    self.state().loads += 1;
                 }
                 Ok(Loaded { headers: data, generation: held.generation })
             }
@@ -168,7 +177,7 @@ impl Keeper {
 
     /// Counts the failure. What may have failed for ever is left.
     fn failed(&self, generation: u64) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         state.failures += 1;
         if state.held.as_ref().is_some_and(|held| held.generation == generation) {
             state.held = None;
@@ -177,16 +186,16 @@ impl Keeper {
 
     /// Cloud KMS accepted a token of that generation.
     pub(crate) fn accepted(&self, generation: u64) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         state.accepted = state.accepted.max(generation);
     }
 
     /// Cloud KMS refused a token of that generation. Whether there is, or can be, another one.
     pub(crate) fn renew(&self, refused: u64) -> bool {
-        if matches!(self.source, Source::Given(_)) {
+        if matches!(self.0.source, Source::Given(_)) {
             return false;
         }
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         if state.held.as_ref().is_none_or(|held| held.generation != refused) {
             return true;
         }
@@ -202,35 +211,44 @@ impl Keeper {
     /// Credentials whose task lives, and does not hang.
     fn usable(&self) -> Option<Arc<Held>> {
         let runtime = Handle::try_current().ok()?.id();
-        let held = lock(&self.state).held.clone()?;
+        let held = self.state().held.clone()?;
         let is_slow = lock(&held.progress).waits_since.is_some_and(|since| since.elapsed() >= SLOW);
         // Those that were handed in are their owner's.
-        let is_given = matches!(self.source, Source::Given(_));
+        let is_given = matches!(self.0.source, Source::Given(_));
         (is_given || held.runtime == runtime && !is_slow).then_some(held)
     }
 
+    /// They are made in a task of its own, for whoever comes next if the caller leaves.
     async fn held(&self) -> Result<Arc<Held>, Failure> {
         if let Some(held) = self.usable() {
             return Ok(held);
         }
-        let _alone = self.making.lock().await;
+        let keeper = self.clone();
+        let made = tokio::spawn(async move { keeper.make_held().await }).await;
+        made.unwrap_or_else(|_| {
+            Err(Failure::unavailable("loading credentials failed: the runtime has ended"))
+        })
+    }
+
+    async fn make_held(&self) -> Result<Arc<Held>, Failure> {
+        let _alone = self.0.making.lock().await;
         if let Some(held) = self.usable() {
             return Ok(held);
         }
-        let (source, quota_project) = (self.source.clone(), self.quota_project.clone());
+        let (source, quota_project) = (self.0.source.clone(), self.0.quota_project.clone());
         // Files are read, and the system's root certificates.
         let made = tokio::task::spawn_blocking(move || make(source, quota_project)).await;
         let credentials = match made {
             Ok(Ok(credentials)) => credentials,
             Ok(Err(text)) => {
-                lock(&self.state).failures += 1;
+                self.state().failures += 1;
                 return Err(Failure::unasked(KekErrorClass::Misconfigured, text));
             }
             Err(_) => {
                 return Err(Failure::unavailable("loading credentials failed: they panicked"));
             }
         };
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         state.generation += 1;
         let held = Arc::new(Held {
             credentials,

@@ -41,7 +41,10 @@ pub(crate) const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("PERMISSION_DENIED", "billing_disabled", Misconfigured),
     ("PERMISSION_DENIED", "consumer_invalid", Misconfigured),
     ("PERMISSION_DENIED", "consumer_suspended", Misconfigured),
+    ("PERMISSION_DENIED", "gcp_suspended", Misconfigured),
     ("PERMISSION_DENIED", "user_project_denied", Misconfigured),
+    // Headers that an egress proxy adds: what is refused is the way.
+    ("PERMISSION_DENIED", "org_restriction_", Misconfigured),
     ("PERMISSION_DENIED", "access_token_scope_insufficient", Misconfigured),
     ("PERMISSION_DENIED", "insufficient authentication scopes", Misconfigured),
     ("PERMISSION_DENIED", "has not been used in project", Misconfigured),
@@ -56,6 +59,8 @@ pub(crate) const TABLE: &[(&str, &str, KekErrorClass)] = &[
     ("FAILED_PRECONDITION", "", Unavailable),
     // A checksum that does not fit was damaged on the way: try again.
     ("INVALID_ARGUMENT", "checksum", Unavailable),
+    // Of the caller's project, whatever was sent: no message is to blame.
+    ("INVALID_ARGUMENT", "resource_project_invalid", Misconfigured),
     // This wrapped key, or this context with it.
     ("INVALID_ARGUMENT", "verify that 'name' refers to the correct cryptokey", Invalid),
     ("INVALID_ARGUMENT", "the ciphertext is invalid", Invalid),

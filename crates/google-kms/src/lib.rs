@@ -8,6 +8,7 @@ mod builder;
 mod client;
 mod config;
 mod credentials;
+pub mod duties;
 mod ekm;
 mod errors;
 mod format;

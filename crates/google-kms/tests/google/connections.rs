@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use waxseal::kek::{KekErrorClass, KekProvider};
+use waxseal::{Aad, Envelope, ErrorKind};
 use waxseal_google_kms::GoogleKmsKek;
 use waxseal_testing::certificates::{Authority, Certificate};
 use waxseal_testing::fault_proxy::Fault as Line;
-use waxseal_testing::google::{Effect, Fault};
+use waxseal_testing::google::{Effect, Fault, child};
 use waxseal_testing::support::{a_dek, context};
 
-use crate::Ground;
+use crate::{Ground, patient};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_are_kept() {
@@ -113,6 +114,33 @@ async fn a_redirection_is_not_followed() {
     let error = kek.wrap(&context("alice"), &a_dek()).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Unavailable, "{error}");
     assert_eq!(ground.front.arrived("encrypt"), 1);
+}
+
+#[test]
+fn the_stand_in_as_a_process_of_its_own() {
+    child::child_s_part();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloud_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on() {
+    let child = child::GoogleChild::start("connections::the_stand_in_as_a_process_of_its_own");
+    let builder =
+        GoogleKmsKek::builder(child::KEY).endpoint(child.url()).metadata_server_at(child.url());
+    let kek = builder.build().await.unwrap();
+    kek.read_key().await.unwrap();
+    let policy = patient().timeout(Duration::from_secs(1));
+    let builder = || Envelope::builder().wrap_with(kek.clone()).call_policy(policy);
+    let writer = builder().build().unwrap();
+    let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();
+    let reader = builder().build().unwrap();
+    child.stop();
+    let error = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    let at_hand = writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
+    assert_eq!(&*at_hand, b"text", "what is at hand");
+    child.go_on();
+    let text = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
+    assert_eq!(&*text, b"text");
 }
 
 #[test]

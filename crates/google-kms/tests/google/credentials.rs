@@ -244,3 +244,27 @@ async fn credentials_of_the_user_s_own_are_used_as_they_are() {
     ground.front.fail(Fault::status(Code::Unauthenticated, "no"));
     assert_eq!(wrap(&kek).await.unwrap_err().0, KekErrorClass::Misconfigured);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_first_calls_at_once_need_one_token() {
+    let ground = Ground::software();
+    let kek = ground.kek().await;
+    let calls = (0..100).map(|_| wrap(&kek));
+    for answer in futures_util::future::join_all(calls).await {
+        answer.unwrap();
+    }
+    assert_eq!(ground.front.asked_for_tokens(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_leave_while_a_token_is_fetched_leave_it_to_the_next() {
+    let ground = Ground::software();
+    for wait in [0, 1, 2, 5, 10, 20, 50] {
+        let kek = ground.kek().await;
+        for _ in 0..5 {
+            let _ = tokio::time::timeout(Duration::from_millis(wait), wrap(&kek)).await;
+        }
+        wrap(&kek).await.unwrap();
+    }
+    assert_eq!(ground.front.asked_for_tokens(), 7, "one for each provider");
+}

@@ -5,6 +5,7 @@
 mod conformance;
 mod connections;
 mod credentials;
+mod duties;
 mod ekm;
 mod faults;
 mod keys;
@@ -53,10 +54,11 @@ impl Ground {
 
 const TRIES: usize = 3;
 
+/// Only a fault in which nothing comes waits so long, and sets less.
 fn patient() -> CallPolicy {
     let ms = Duration::from_millis;
     CallPolicy::default()
-        .timeout(ms(2000))
+        .timeout(ms(20_000))
         .deadline(ms(60_000))
         .tries(TRIES.try_into().unwrap())
         .backoff(ms(1))

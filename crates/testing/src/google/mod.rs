@@ -8,6 +8,7 @@
 //! In the tests' own process it is a thread with a runtime of its own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+pub mod child;
 pub mod ekm;
 pub mod operations;
 pub mod status;

@@ -73,11 +73,18 @@ pub fn perform(
         ("POST", "", Some("cryptoKeyVersions")) => "cloudkms.cryptoKeyVersions.create",
         ("POST", "updatePrimaryVersion", None) => "cloudkms.cryptoKeys.update",
         ("PATCH", "", None) if target.version.is_some() => "cloudkms.cryptoKeyVersions.update",
+        ("POST", "setIamPolicy", None) if target.version.is_none() => {
+            "cloudkms.cryptoKeys.setIamPolicy"
+        }
         ("POST", "destroy", None) => "cloudkms.cryptoKeyVersions.destroy",
         ("POST", "restore", None) => "cloudkms.cryptoKeyVersions.restore",
         _ => return Err(Status::new(Code::NotFound, "Method not found.")),
     };
     world.let_through(caller, permission, &target.key)?;
+    if permission.ends_with("setIamPolicy") {
+        world.set_policy(&target.key, &input["policy"])?;
+        return Ok(input["policy"].clone());
+    }
     let key = world.key(&target.key);
     if target.version.is_some_and(|number| !(1..=key.versions.len()).contains(&number)) {
         return Err(not_found("CryptoKeyVersion", &target.name));

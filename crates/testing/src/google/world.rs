@@ -135,6 +135,8 @@ pub struct Binding {
     pub resource: String,
     pub role: String,
     pub member: String,
+    /// IAM ends it at this time.
+    pub until: Option<SystemTime>,
 }
 
 #[derive(Default)]
@@ -145,6 +147,8 @@ pub struct World {
     /// Public keys of service accounts, by e-mail address: for tokens that they sign themselves.
     pub service_accounts: BTreeMap<String, Vec<u8>>,
     pub bindings: Vec<Binding>,
+    /// Permissions of custom roles, by their full names.
+    pub custom_roles: BTreeMap<String, Vec<String>>,
     /// Cryptographic requests that are left, by project. No entry: as many as one likes.
     pub quotas: BTreeMap<String, u32>,
     /// Projects in which the API is not enabled.
@@ -167,6 +171,7 @@ pub fn permissions_of(role: &str) -> &'static [&'static str] {
         "roles/cloudkms.admin" => &[
             "cloudkms.cryptoKeys.get",
             "cloudkms.cryptoKeys.update",
+            "cloudkms.cryptoKeys.setIamPolicy",
             "cloudkms.cryptoKeyVersions.get",
             "cloudkms.cryptoKeyVersions.create",
             "cloudkms.cryptoKeyVersions.update",
@@ -202,7 +207,58 @@ impl World {
     pub fn grant(&mut self, resource: &str, role: &str, member: &str) {
         assert!(!permissions_of(role).is_empty(), "no role {role}");
         let (resource, role, member) = (resource.to_owned(), role.to_owned(), member.to_owned());
-        self.bindings.push(Binding { resource, role, member });
+        self.bindings.push(Binding { resource, role, member, until: None });
+    }
+
+    /// Makes a custom role of its definition (`projects.roles.create`).
+    pub fn define_role(&mut self, name: &str, definition: &str) {
+        let definition: serde_json::Value = serde_json::from_str(definition).unwrap();
+        let permissions = definition["includedPermissions"].as_array().unwrap();
+        let permissions: Vec<_> =
+            permissions.iter().map(|name| name.as_str().unwrap().to_owned()).collect();
+        self.custom_roles.insert(name.to_owned(), permissions);
+    }
+
+    /// Replaces the policy of a key (`cryptoKeys.setIamPolicy`). Of conditions only one form is known,
+    /// `request.time < timestamp("…")`, and a policy that has one must be of version 3.
+    pub fn set_policy(&mut self, key: &str, policy: &serde_json::Value) -> Result<(), Status> {
+        let mut bindings = Vec::new();
+        for binding in policy["bindings"].as_array().into_iter().flatten() {
+            let role = binding["role"].as_str().unwrap_or_default();
+            if permissions_of(role).is_empty() && !self.custom_roles.contains_key(role) {
+                return Err(Status::invalid(format!("Role {role} is not supported.")));
+            }
+            let until = match binding["condition"]["expression"].as_str() {
+                None => None,
+                Some(_) if policy["version"] != 3 => {
+                    return Err(Status::invalid("A policy with conditions must be of version 3."));
+                }
+                Some(expression) => {
+                    let time = expression
+                        .strip_prefix("request.time < timestamp(\"")
+                        .and_then(|rest| rest.strip_suffix("\")"))
+                        .and_then(|time| {
+                            use time::format_description::well_known::Rfc3339;
+                            time::OffsetDateTime::parse(time, &Rfc3339).ok()
+                        });
+                    let time =
+                        time.ok_or_else(|| Status::invalid("The condition is not known here."))?;
+                    Some(time.into())
+                }
+            };
+            for member in binding["members"].as_array().into_iter().flatten() {
+                let (_, name) = member.as_str().and_then(|name| name.split_once(':')).unwrap();
+                bindings.push(Binding {
+                    resource: key.to_owned(),
+                    role: role.to_owned(),
+                    member: name.to_owned(),
+                    until,
+                });
+            }
+        }
+        self.bindings.retain(|binding| binding.resource != key);
+        self.bindings.extend(bindings);
+        Ok(())
     }
 
     pub fn revoke(&mut self, resource: &str, role: &str, member: &str) {
@@ -217,10 +273,16 @@ impl World {
                 .strip_prefix(above)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
+        let allows = |role: &str| {
+            let custom = self.custom_roles.get(role);
+            permissions_of(role).contains(&permission)
+                || custom.is_some_and(|names| names.iter().any(|name| name == permission))
+        };
         self.bindings.iter().any(|binding| {
             binding.member == member
                 && is_below(&binding.resource)
-                && permissions_of(&binding.role).contains(&permission)
+                && binding.until.is_none_or(|until| self.now() < until)
+                && allows(&binding.role)
         })
     }
 
