@@ -19,8 +19,8 @@ pub enum Backend {
     /// The RustCrypto crates: pure Rust, always available.
     #[cfg_attr(feature = "serde", serde(rename = "rustcrypto"))]
     RustCrypto,
-    /// aws-lc-rs: the fastest on processors with AVX-512. The default if the feature `aws-lc` is on
-    /// and `ring` is not.
+    /// aws-lc-rs: the fastest for larger messages on processors with AVX-512. The default if the
+    /// feature `aws-lc` is on and `ring` is not.
     #[cfg(feature = "aws-lc")]
     AwsLc,
     /// ring: the fastest on processors with VAES and no AVX-512. It has no block cipher of its own to

@@ -130,7 +130,7 @@ fn a_data_domain_takes_what_the_documentation_says() {
                 block_on(envelope.decrypt(&context, Aad::empty(), &sealed)).unwrap();
             }
         });
-        println!("a domain {name}: {idle} bytes, and {in_use} with one DEK in use");
+        println!("a domain {name}: {idle} bytes, and {in_use} more with one DEK in use");
         most = most.max(idle);
         block_on(domains.close());
     }

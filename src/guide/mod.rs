@@ -68,6 +68,8 @@ macro_rules! links {
 [streams.md]: crate::guide::streams
 [`StreamEncryptor::encrypt`]: crate::StreamEncryptor::encrypt
 [`StreamDecryptor::decrypt`]: crate::StreamDecryptor::decrypt
+[`StreamDecryptor::decrypt_chunk`]: crate::StreamDecryptor::decrypt_chunk
+[`StreamHead::commitment`]: crate::StreamHead::commitment
 [`Envelope::encrypt_stream`]: crate::Envelope::encrypt_stream
 [`Envelope::decrypt_stream`]: crate::Envelope::decrypt_stream
 [`Envelope::open_stream`]: crate::Envelope::open_stream

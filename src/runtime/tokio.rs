@@ -93,6 +93,11 @@ where
     Ok(())
 }
 
+/// Whether the caller is in a runtime.
+pub(crate) fn is_here() -> bool {
+    Handle::try_current().is_ok()
+}
+
 /// Whether the caller's runtime has timers. If not, the check prints a panic message.
 pub(crate) fn has_timers() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()

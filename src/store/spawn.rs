@@ -4,8 +4,6 @@
 
 use std::future::Future;
 
-use tokio::runtime::Handle;
-
 use super::StoreError;
 use crate::kek::toolkit::Spawner;
 use crate::kek::{KekError, KekErrorClass};
@@ -40,7 +38,7 @@ impl StoreSpawner {
                 let work = async move { Ok::<_, KekError>(work.await) };
                 spawner.run(work).await.unwrap_or_else(|error| Err(not_run(&error)))
             }
-            None if Handle::try_current().is_ok() => work.await,
+            None if crate::runtime::tokio::is_here() => work.await,
             None => Err(StoreError::misconfigured(
                 "the store was made outside of a tokio runtime with timers and IO, and so is its \
                  caller",

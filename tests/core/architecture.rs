@@ -18,8 +18,9 @@ const GROUND: [&str; 9] =
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
 /// Who names a foreign service lives here.
-const PROVIDERS: [&str; 4] = [
+const PROVIDERS: [&str; 5] = [
     "crates/aws-kms/src",
+    "crates/azure-key-vault/src",
     "crates/google-kms/src",
     "crates/pkcs11/src",
     "crates/vault-transit/src",
@@ -435,6 +436,7 @@ fn each_crate_that_matters_is_named_in_one_file() {
         ("crates/aws-kms/src", "aws_sdk_kms", "client.rs"),
         ("crates/aws-kms/src", "aws_config", "sdk.rs"),
         ("crates/google-kms/src", "google_cloud_auth", "credentials.rs"),
+        ("crates/azure-key-vault/src", "azure_security_keyvault_keys", "client.rs"),
         ("crates/vault-transit/src", "vaultrs", "endpoints.rs"),
         ("crates/policy/src", "regorus", "rego/engine.rs"),
     ] {

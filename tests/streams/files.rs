@@ -196,6 +196,78 @@ fn a_target_that_comes_into_being_meanwhile_is_not_overwritten() {
 }
 
 #[test]
+fn permissions_and_targets_that_change_meanwhile_are_looked_at_once_more() {
+    let place = Place::new();
+    let (from, to, kept) = (place.plain("a", 5 * CHUNK), place.plain("b", 3), place.plain("k", 5));
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    // Of the source, and of what is replaced.
+    for changed in [&from, &to] {
+        set(&from, 0o644);
+        set(&to, 0o644);
+        let path = changed.clone();
+        let options = plain().overwrite().on_progress(move |_| {
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        });
+        place.seal(&from, &to, &options).unwrap();
+        assert_eq!(mode(&to), 0o600, "{}", changed.display());
+    }
+    // A link, and another name of the source.
+    type Change = fn(&Path, &Path) -> io::Result<()>;
+    let changes: [(Change, &PathBuf); 2] =
+        [(|from, to| symlink(from, to), &kept), (|from, to| fs::hard_link(from, to), &from)];
+    for (change, of) in changes {
+        let (path, of) = (to.clone(), of.clone());
+        let options = plain().overwrite().on_progress(move |_| {
+            fs::remove_file(&path).unwrap();
+            change(&of, &path).unwrap();
+        });
+        place.seal(&from, &to, &options).unwrap_err();
+        assert_eq!(place.names(), ["a", "b", "k"]);
+        fs::remove_file(&to).unwrap();
+        fs::write(&to, "another's").unwrap();
+    }
+    assert_eq!(fs::read(&from).unwrap(), plaintext(5 * CHUNK));
+    assert_eq!(fs::read(&kept).unwrap(), plaintext(5));
+}
+
+#[test]
+fn a_private_file_is_for_this_user_only_whatever_the_source_says() {
+    let place = Place::new();
+    let (from, sealed, to) = (place.plain("a", 9), place.path("s"), place.path("b"));
+    place.seal(&from, &sealed, &plain()).unwrap();
+    fs::set_permissions(&sealed, Permissions::from_mode(0o666)).unwrap();
+    let user = fs::metadata(&sealed).unwrap().uid();
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&sealed, Some(12345), Some(12345)).unwrap();
+    }
+    for options in [plain().private(), plain().private().overwrite()] {
+        place.open(&sealed, &to, &options).unwrap();
+        assert_eq!((mode(&to), fs::metadata(&to).unwrap().uid()), (0o600, user));
+    }
+    assert_eq!(fs::read(&to).unwrap(), plaintext(9));
+    assert!(format!("{:?}", plain().private()).contains("private: true"));
+}
+
+#[test]
+fn what_replaces_a_file_is_not_given_to_a_user_who_could_not_read_that_file() {
+    let place = Place::new();
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (from, to) = (place.plain("a", 9), place.path("b"));
+    std::os::unix::fs::chown(&from, Some(12345), None).unwrap();
+    let owner = |path: &Path| fs::metadata(path).unwrap().uid();
+    place.seal(&from, &to, &plain()).unwrap();
+    assert_eq!(owner(&to), 12345);
+    place.seal(&from, &to, &plain().overwrite()).unwrap();
+    assert_eq!(owner(&to), 12345);
+    std::os::unix::fs::chown(&to, Some(0), None).unwrap();
+    fs::set_permissions(&to, Permissions::from_mode(0o600)).unwrap();
+    place.seal(&from, &to, &plain().overwrite()).unwrap();
+    assert_eq!((owner(&to), mode(&to)), (0, 0o600));
+}
+
+#[test]
 fn what_is_no_regular_file_is_neither_read_nor_replaced() {
     let place = Place::new();
     let from = place.plain("a", 9);
@@ -527,12 +599,8 @@ fn of_many_who_write_one_target_one_wins_and_every_file_is_whole() {
     assert_eq!(place.names().len(), 8 + 10);
 }
 
-/// One more user may read the file, which its mode shows as bits of the group.
-#[test]
-fn an_access_list_lets_nobody_in_who_was_out_where_it_is_gone() {
-    use rustix::fs::{XattrFlags, setxattr};
-    let place = Place::new();
-    let (from, to) = (place.plain("a", 9), place.path("b"));
+/// One more user may read, which the mode shows as bits of the group.
+fn access_list() -> Vec<u8> {
     let entries = [(0x01, 6, u32::MAX), (0x02, 4, 12345), (0x04, 0, u32::MAX)];
     let entries = entries.into_iter().chain([(0x10, 4, u32::MAX), (0x20, 0, u32::MAX)]);
     let mut list = 2_u32.to_le_bytes().to_vec();
@@ -541,6 +609,14 @@ fn an_access_list_lets_nobody_in_who_was_out_where_it_is_gone() {
         list.extend([tag.to_le_bytes(), permissions.to_le_bytes()].concat());
         list.extend(id.to_le_bytes());
     }
+    list
+}
+
+#[test]
+fn an_access_list_lets_nobody_in_who_was_out_where_it_is_gone() {
+    use rustix::fs::{XattrFlags, setxattr};
+    let place = Place::new();
+    let (from, to, list) = (place.plain("a", 9), place.path("b"), access_list());
     let give = |path: &Path| setxattr(path, "system.posix_acl_access", &list, XattrFlags::empty());
     if give(&from) == Err(rustix::io::Errno::NOTSUP) {
         // A file system without such lists has no such file.
@@ -555,4 +631,29 @@ fn an_access_list_lets_nobody_in_who_was_out_where_it_is_gone() {
     assert_eq!(mode(&to), 0o640);
     place.seal(&place.path("c"), &to, &plain().overwrite()).unwrap();
     assert_eq!(mode(&to), 0o600);
+}
+
+/// The mode of a new file is then the mask of the list: with the bits of the group, more users than
+/// the group could read it.
+#[test]
+fn an_access_list_that_a_directory_gives_to_its_new_files_lets_nobody_in() {
+    use rustix::fs::{XattrFlags, setxattr};
+    let place = Place::new();
+    let (from, dir) = (place.plain("a", 9), place.path("d"));
+    fs::set_permissions(&from, Permissions::from_mode(0o640)).unwrap();
+    let sealed = place.path("s");
+    place.seal(&from, &sealed, &plain()).unwrap();
+    assert_eq!(mode(&sealed), 0o640);
+    fs::create_dir(&dir).unwrap();
+    let flags = XattrFlags::empty();
+    if setxattr(&dir, "system.posix_acl_default", &access_list(), flags).is_err() {
+        // A file system without such lists.
+        return;
+    }
+    for (step, source, name) in [(Place::seal as Step, &from, "b"), (Place::open, &sealed, "c")] {
+        for options in [plain(), plain().overwrite()] {
+            step(&place, source, &dir.join(name), &options).unwrap();
+            assert_eq!(mode(&dir.join(name)), 0o600, "{name}");
+        }
+    }
 }

@@ -107,8 +107,13 @@ pub(crate) fn request(name: &str, data: &[u8], aad: &[u8]) -> Zeroizing<Vec<u8>>
 // --- answers
 
 /// Text that is wiped when it is dropped.
-#[derive(Default)]
 struct SecretText(Zeroizing<String>);
+
+impl Default for SecretText {
+    fn default() -> Self {
+        Self(Zeroizing::new(String::new()))
+    }
+}
 
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -39,6 +39,17 @@ impl Authority {
         &self.pem
     }
 
+    /// A certificate for these names, and its key.
+    pub fn issue_for(&self, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
+        let mut params = parameters(names, 0);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+
     /// A certificate and its key.
     pub fn issue(&self, shown: Certificate) -> (rcgen::Certificate, KeyPair) {
         let (name, days_ago) = match shown {

@@ -1,12 +1,15 @@
 //! Servers, stand-ins and tools of waxseal's tests.
 //!
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
-//! OpenBao, a stand-in for AWS KMS with external key stores, an XKS proxy, and what breaks the
-//! connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine of Open Policy
-//! Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins is in `tests/` of this crate.
+//! OpenBao, stand-ins for AWS KMS with external key stores, Google Cloud KMS and Azure, an XKS proxy,
+//! and what breaks the connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine
+//! of Open Policy Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins is in `tests/`
+//! of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
+#[cfg(feature = "servers")]
+pub mod azure;
 #[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
 pub mod outputs;

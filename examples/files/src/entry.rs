@@ -260,10 +260,12 @@ impl Entry<'_> {
         match symlink(&text, self.target) {
             Err(error) if error.kind() == IoErrorKind::AlreadyExists && may_replace()? => {
                 // Beside it first, so that there is always one of the two.
-                let name = format!(".waxseal-{}.tmp", std::process::id());
-                let new = self.target.with_file_name(name);
-                let placed = symlink(&text, &new).and_then(|()| fs::rename(&new, self.target));
-                placed.map_err(|error| at(self.target, error))
+                let mut builder = tempfile::Builder::new();
+                builder.prefix(".waxseal-").suffix(".tmp").rand_bytes(16);
+                let directory = self.target.parent().unwrap_or_else(|| Path::new("."));
+                let new = builder.make_in(directory, |path| symlink(&text, path));
+                let new = new.map_err(|error| at(self.target, error))?.into_temp_path();
+                new.persist(self.target).map_err(|error| at(self.target, error.error))
             }
             result => result.map_err(|error| at(self.target, error)),
         }

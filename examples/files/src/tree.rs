@@ -103,13 +103,14 @@ impl Walk<'_> {
     }
 
     fn entry(&mut self, path: &Path, source: &Path, target: &Path) {
-        if is_left_over(path) {
-            return self.say(&format!("{}: of a killed run, not read", shown(source)));
-        }
         let metadata = match fs::symlink_metadata(source) {
             Ok(metadata) => metadata,
             Err(error) => return self.fail(at(source, error)),
         };
+        // No run leaves a directory.
+        if is_left_over(path) && !metadata.is_dir() {
+            return self.say(&format!("{}: of a killed run, not read", shown(source)));
+        }
         if metadata.is_dir() {
             return self.directory(path, source, target, &metadata);
         }
@@ -141,7 +142,11 @@ fn make(target: &Path, metadata: &Metadata) -> Result<(), Stop> {
     match DirBuilder::new().mode(0o700).create(target) {
         Ok(()) => {
             let mode = Permissions::from_mode(mode_while_filled(metadata));
-            fs::set_permissions(target, mode).map_err(cannot)
+            fs::set_permissions(target, mode).map_err(cannot)?;
+            // Its name has to last, too.
+            let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = File::open(parent.unwrap_or_else(|| Path::new("."))).map_err(cannot)?;
+            parent.sync_all().map_err(cannot)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match fs::symlink_metadata(target).map_err(cannot)?.is_dir() {
@@ -153,13 +158,14 @@ fn make(target: &Path, metadata: &Metadata) -> Result<(), Stop> {
     }
 }
 
-/// Gives a directory that was made here the times and permissions of its source.
+/// Gives a directory that was made here the times and permissions of its source. In any case the
+/// links that were made in it last.
 fn finish(target: &Path, metadata: &Metadata) -> io::Result<()> {
-    if fs::metadata(target)?.mode() & 0o777 != mode_while_filled(metadata) {
-        return Ok(());
+    let directory = File::open(target)?;
+    if directory.metadata()?.mode() & 0o777 != mode_while_filled(metadata) {
+        return directory.sync_all();
     }
     let times = FileTimes::new().set_modified(metadata.modified()?);
-    let directory = File::open(target)?;
     directory.set_times(times)?;
     directory.sync_all()?;
     fs::set_permissions(target, Permissions::from_mode(metadata.mode() & 0o777))

@@ -316,6 +316,39 @@ fn what_is_there_is_known_by_its_content_and_not_overwritten_without_being_told(
     );
 }
 
+/// In a container each run may have the same process id.
+#[test]
+fn a_link_is_replaced_also_beside_what_a_killed_run_of_the_same_process_id_left() {
+    let place = Place::new();
+    for dir in ["plain", "back"] {
+        fs::create_dir(place.path(dir)).unwrap();
+    }
+    symlink("a", place.path("plain/link")).unwrap();
+    symlink("other", place.path("back/link")).unwrap();
+    assert_eq!(place.run("encrypt", &["plain", "sealed"]).0, DONE);
+    let own = place.with_key("decrypt", &["--overwrite", "sealed", "back"]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ln -s left back/.waxseal-$$.tmp && exec \"$0\" \"$@\""])
+        .arg(own.get_program())
+        .args(own.get_args())
+        .current_dir(place.0.path())
+        .stdin(Stdio::null());
+    assert_eq!(told(&shell.output().unwrap()), (DONE, String::new()));
+    assert_eq!(fs::read_link(place.path("back/link")).unwrap(), Path::new("a"));
+    assert_eq!(count(&place.path("back")), 2, "the link, and what was left");
+}
+
+#[test]
+fn a_directory_with_the_name_of_a_temporary_file_is_no_leftover() {
+    let place = Place::new();
+    fs::create_dir_all(place.path("plain/.waxseal-0.tmp")).unwrap();
+    fs::write(place.path("plain/.waxseal-0.tmp/a"), "a").unwrap();
+    assert_eq!(place.run("encrypt", &["plain", "sealed"]), (DONE, String::new()));
+    assert_eq!(place.run("decrypt", &["sealed", "back"]), (DONE, String::new()));
+    assert_eq!(fs::read(place.path("back/.waxseal-0.tmp/a")).unwrap(), b"a");
+}
+
 #[test]
 fn a_sealed_tree_that_was_changed_gives_its_other_files() {
     let place = Place::new();

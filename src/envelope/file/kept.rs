@@ -5,6 +5,7 @@ use std::fs::{File, FileTimes, Metadata};
 use std::io;
 use std::path::Path;
 
+use super::FileOptions;
 use super::place::Source;
 
 /// A file that another takes the place of.
@@ -29,15 +30,16 @@ pub(super) fn keep(
     source: &Source<'_>,
     file: &File,
     replaced: Option<&Replaced>,
-    attributes: bool,
+    options: &FileOptions,
 ) -> io::Result<()> {
     let of = &source.metadata;
-    if attributes {
+    if options.extended_attributes {
         copy_attributes(&source.file, file)?;
     }
     let times = FileTimes::new().set_modified(of.modified()?).set_accessed(of.accessed()?);
     file.set_times(times)?;
-    keep_permissions(source, file, replaced)
+    // It was made for this user only.
+    if options.private { Ok(()) } else { keep_permissions(source, file, replaced) }
 }
 
 #[cfg(unix)]
@@ -49,19 +51,24 @@ fn keep_permissions(
     use std::fs::Permissions;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 
-    let (of, own) = (&source.metadata, file.metadata()?);
+    // As they are now: what was taken away while the source was read stays taken away.
+    let (of, own) = (source.file.metadata()?, file.metadata()?);
     let has_group = own.gid() == of.gid() || fchown(file, None, Some(of.gid())).is_ok();
     let is_group_of = |replaced: &Replaced| replaced.metadata.gid() == of.gid();
     let readers = Readers {
         source: of.mode(),
         replaced: replaced.map_or(0o777, |replaced| replaced.metadata.mode()),
         is_one_group: has_group && replaced.is_none_or(is_group_of),
+        // A directory may give its new files one: then the bits of the group are its mask.
         has_list: has_access_list(&source.file)
+            || has_access_list(file)
             || replaced.is_some_and(|replaced| replaced.has_access_list),
     };
     file.set_permissions(Permissions::from_mode(readers.mode()))?;
-    // Last: the file may be another user's then. Few may give it away, and that is no failure.
-    if own.uid() != of.uid() {
+    // Last: the file may be another user's then. Few may give it away, and that is no failure. The
+    // owner of the source may be out of what is replaced.
+    let is_owner_of = |replaced: &Replaced| replaced.metadata.uid() == of.uid();
+    if own.uid() != of.uid() && replaced.is_none_or(is_owner_of) {
         let _ = fchown(file, Some(of.uid()), None);
     }
     Ok(())

@@ -39,6 +39,7 @@ use place::{Source, Target};
 #[non_exhaustive]
 pub struct FileOptions {
     overwrite: bool,
+    private: bool,
     extended_attributes: bool,
     threads: NonZero<usize>,
     stream: StreamOptions,
@@ -49,6 +50,7 @@ impl Default for FileOptions {
     fn default() -> Self {
         Self {
             overwrite: false,
+            private: false,
             extended_attributes: false,
             threads: NonZero::<usize>::MIN,
             stream: StreamOptions::default(),
@@ -63,6 +65,15 @@ impl FileOptions {
     #[must_use]
     pub fn overwrite(mut self) -> Self {
         self.overwrite = true;
+        self
+    }
+
+    /// Lets only this user read the new file, whoever may read the source. Set it where others can
+    /// change a sealed file, or may read it because it is encrypted: its permissions and its owner are
+    /// not authenticated, and without this option they are those of the plaintext.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.private = true;
         self
     }
 
@@ -101,6 +112,7 @@ impl fmt::Debug for FileOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileOptions")
             .field("overwrite", &self.overwrite)
+            .field("private", &self.private)
             .field("extended_attributes", &self.extended_attributes)
             .field("threads", &self.threads)
             .field("stream", &self.stream)
@@ -317,7 +329,7 @@ impl<'p> Plan<'p> {
         let read = encryptor.encrypt(self.options.threads, from, to);
         let read = read.map_err(|error| failed(error, self.target.path))?;
         self.source.check_unchanged(read)?;
-        new.commit(&self.source, self.options.extended_attributes)?;
+        new.commit(&self.source, self.options)?;
         Ok(read)
     }
 
@@ -327,7 +339,7 @@ impl<'p> Plan<'p> {
         let to = Output::new(new.file(), self.target.path, self.options.progress.as_deref());
         let written = decryptor.decrypt(self.options.threads, from, to);
         let written = written.map_err(|error| failed(error, self.source.path))?;
-        new.commit(&self.source, self.options.extended_attributes)?;
+        new.commit(&self.source, self.options)?;
         Ok(written)
     }
 

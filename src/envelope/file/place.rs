@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf, is_separator};
 
 use tempfile::NamedTempFile;
 
-use super::kept;
 use super::kept::Replaced;
+use super::{FileOptions, kept};
 use crate::error::{Error, ErrorKind};
 
 /// Temporary files are named `.waxseal-*.tmp`, whatever the target's name: it may be as long as a
@@ -75,8 +75,6 @@ pub(super) struct Target<'p> {
     pub(super) path: &'p Path,
     directory: PathBuf,
     overwrite: bool,
-    /// What is there, and will be replaced.
-    existing: Option<Replaced>,
 }
 
 impl<'p> Target<'p> {
@@ -90,27 +88,32 @@ impl<'p> Target<'p> {
         if path.file_name().is_none() || is_directory {
             return Err(refused("does not name a file", path));
         }
-        let existing = match fs::symlink_metadata(path) {
-            Ok(existing) => Some(existing),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed("could not be used", path, error)),
-        };
-        if let Some(existing) = &existing {
-            if is_same(existing, source, path) {
-                let detail = format!("source and target are one file: {}", path.display());
-                return Err(Error::new(ErrorKind::InvalidOption, detail));
-            }
-            is_regular(path, existing)?;
-            if !overwrite {
-                return Err(failed("exists", path, io::ErrorKind::AlreadyExists.into()));
-            }
-        }
         let directory = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let existing = existing.map(|metadata| Replaced::new(path, metadata));
-        Ok(Self { path, directory, overwrite, existing })
+        let target = Self { path, directory, overwrite };
+        target.existing(source)?;
+        Ok(target)
+    }
+
+    /// Returns what is there now, and may be replaced.
+    fn existing(&self, source: &Source<'_>) -> Result<Option<Replaced>, Error> {
+        let path = self.path;
+        let existing = match fs::symlink_metadata(path) {
+            Ok(existing) => existing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("could not be used", path, error)),
+        };
+        if is_same(&existing, source, path) {
+            let detail = format!("source and target are one file: {}", path.display());
+            return Err(Error::new(ErrorKind::InvalidOption, detail));
+        }
+        is_regular(path, &existing)?;
+        match self.overwrite {
+            true => Ok(Some(Replaced::new(path, existing))),
+            false => Err(failed("exists", path, io::ErrorKind::AlreadyExists.into())),
+        }
     }
 
     /// Makes the temporary file beside the target, for this user only.
@@ -156,10 +159,12 @@ impl New<'_> {
     }
 
     /// Gives it what the source has, and puts it at its place, durably.
-    pub(super) fn commit(self, source: &Source<'_>, attributes: bool) -> Result<(), Error> {
+    pub(super) fn commit(self, source: &Source<'_>, options: &FileOptions) -> Result<(), Error> {
         let Self { target, temporary, directory } = self;
         let cannot = |error| failed("could not be written", target.path, error);
-        kept::keep(source, temporary.as_file(), target.existing.as_ref(), attributes)
+        // Once more: hours may have passed, and something else may be there.
+        let replaced = target.existing(source)?;
+        kept::keep(source, temporary.as_file(), replaced.as_ref(), options)
             .map_err(|error| failed("cannot have what the source has", target.path, error))?;
         temporary.as_file().sync_all().map_err(cannot)?;
         let placed = match target.overwrite {

@@ -13,8 +13,10 @@ use object_store::{
 
 use super::store::Inner;
 
-/// The plaintext of a part, where an object goes through this process.
-const PART: usize = 8 << 20;
+/// The least plaintext of a part, where an object goes through this process, and the most parts: S3
+/// takes 10,000.
+const LEAST_PART: u64 = 8 << 20;
+const MOST_PARTS: u64 = 9_000;
 
 impl<S: ObjectStore> Inner<S> {
     pub(super) async fn copy(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
@@ -88,13 +90,14 @@ impl<S: ObjectStore> Inner<S> {
 }
 
 async fn write_parts(upload: &mut impl MultipartUpload, read: GetResult) -> Result<()> {
+    let part_len = part_len(read.meta.size);
     let mut stream = read.into_stream();
     let (mut part, mut len) = (Vec::new(), 0);
     // Only after the end of the stream it is known to be whole.
     while let Some(bytes) = stream.try_next().await? {
-        len += bytes.len();
+        len += bytes.len() as u64;
         part.push(bytes);
-        if len >= PART {
+        if len >= part_len {
             upload.put_part(PutPayload::from_iter(part.split_off(0))).await?;
             len = 0;
         }
@@ -103,4 +106,22 @@ async fn write_parts(upload: &mut impl MultipartUpload, read: GetResult) -> Resu
         upload.put_part(PutPayload::from_iter(part)).await?;
     }
     upload.complete().await.map(drop)
+}
+
+/// Returns the length of the parts of an object of so many bytes.
+fn part_len(size: u64) -> u64 {
+    LEAST_PART.max(size / MOST_PARTS + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_of_the_largest_object_are_no_more_than_s3_takes() {
+        for size in [0, 1 << 20, 78 << 30, 100 << 30, 5 << 40] {
+            let len = part_len(size);
+            assert!(len >= 5 << 20 && size.div_ceil(len) <= 9_000, "{size}");
+        }
+    }
 }

@@ -79,8 +79,8 @@ impl<S: ObjectStore> Inner<S> {
 
     async fn part(&self, path: &Path, range: &GetRange, options: GetOptions) -> Result<GetResult> {
         let (caller, demanded) = wishes(&options.extensions);
-        for _ in 0..TRIES {
-            let (known, is_kept) = self.known(path, &options).await?;
+        for attempt in 0..TRIES {
+            let (known, is_kept) = self.known(path, &options, attempt).await?;
             let part = match range.as_range(known.plaintext_len) {
                 Ok(part) => part,
                 // The object may be another one by now.
@@ -90,7 +90,14 @@ impl<S: ObjectStore> Inner<S> {
                 }
                 Err(error) => return Err(generic(path, &error.to_string())),
             };
-            check_id(path, &known.head, demanded)?;
+            match check_id(path, &known.head, demanded) {
+                // What is demanded may have been written since.
+                Err(_) if is_kept => {
+                    self.heads.forget(path);
+                    continue;
+                }
+                checked => checked?,
+            }
             let decryptor = match self.decryptor(path, &known.head, caller.clone()).await {
                 Err(error) if is_kept && may_be_outdated(&error) => continue,
                 decryptor => decryptor?,
@@ -117,8 +124,8 @@ impl<S: ObjectStore> Inner<S> {
             return Ok(Vec::new());
         }
         let options = GetOptions::new();
-        for _ in 0..TRIES {
-            let (known, is_kept) = self.known(path, &options).await?;
+        for attempt in 0..TRIES {
+            let (known, is_kept) = self.known(path, &options, attempt).await?;
             let within =
                 |range: &Range<u64>| GetRange::Bounded(range.clone()).as_range(known.plaintext_len);
             let parts = match ranges.iter().map(within).collect::<Result<Vec<_>, _>>() {
@@ -136,8 +143,9 @@ impl<S: ObjectStore> Inner<S> {
             let touched: Vec<_> =
                 parts.iter().map(|part| self.layout.chunks_of(part, known.plaintext_len)).collect();
             let gap = self.coalesce / (self.layout.chunk + 16);
+            let wanted = merged(&touched, 0);
             let fetched: Vec<_> = stream::iter(merged(&touched, gap))
-                .map(|chunks| self.chunks(path, &known, &decryptor, chunks, &touched))
+                .map(|chunks| self.chunks(path, &known, &decryptor, chunks, &wanted))
                 .buffered(AT_ONCE)
                 .try_collect()
                 .await?;
@@ -152,14 +160,15 @@ impl<S: ObjectStore> Inner<S> {
         Err(changing(path))
     }
 
-    /// Fetches chunks, and decrypts those that are touched. `None` if the object was overwritten.
+    /// Fetches chunks, and decrypts those that are [wanted](is_within). `None` if the object was
+    /// overwritten.
     async fn chunks(
         &self,
         path: &Path,
         known: &Known,
         decryptor: &StreamDecryptor,
         chunks: Range<u64>,
-        touched: &[Range<u64>],
+        wanted: &[Range<u64>],
     ) -> Result<Option<Vec<(u64, Bytes)>>> {
         let Some(answer) = self.fetch(path, known, &chunks, &GetOptions::new()).await? else {
             return Ok(None);
@@ -168,9 +177,7 @@ impl<S: ObjectStore> Inner<S> {
         let mut body = self.body(source, decryptor.clone(), known, chunks);
         let mut opened = Vec::new();
         loop {
-            let next = body.chunks.start;
-            let is_touched = body.chunks.is_empty() || touched.iter().any(|it| it.contains(&next));
-            if !is_touched {
+            if !body.chunks.is_empty() && !is_within(wanted, body.chunks.start) {
                 body.skip().await?;
             } else {
                 match body.next().await? {
@@ -181,9 +188,17 @@ impl<S: ObjectStore> Inner<S> {
         }
     }
 
-    /// Returns the head of the version that is wanted, and whether it was kept.
-    async fn known(&self, path: &Path, options: &GetOptions) -> Result<(Arc<Known>, bool)> {
-        if let Some(known) = self.heads.get(path)
+    /// Returns the head of the version that is wanted, and whether it was kept. Only the first attempt
+    /// relies on one that is kept: after a failure it may be there again, by another reader that is
+    /// about to fail too, and the failure itself has to come out.
+    async fn known(
+        &self,
+        path: &Path,
+        options: &GetOptions,
+        attempt: usize,
+    ) -> Result<(Arc<Known>, bool)> {
+        if attempt == 0
+            && let Some(known) = self.heads.get(path)
             && is_answered_by(options, &known)
         {
             return Ok((known, true));
@@ -332,10 +347,20 @@ fn is_answered_by(options: &GetOptions, known: &Known) -> bool {
 }
 
 /// Returns whether another head of the object could open where a kept one did not: its wrapped keys
-/// may have been rewrapped, or damaged on their way.
+/// may have been rewrapped, and their KEK disabled since, or damaged on their way.
 fn may_be_outdated(error: &Error) -> bool {
     let kind = sealing_error(error).map(waxseal::Error::kind);
-    matches!(kind, Some(ErrorKind::Invalid | ErrorKind::Malformed | ErrorKind::UnknownKek))
+    matches!(
+        kind,
+        Some(
+            ErrorKind::Invalid
+                | ErrorKind::Malformed
+                | ErrorKind::UnknownKek
+                | ErrorKind::MissingWrappedKeys
+                | ErrorKind::Denied
+                | ErrorKind::Provider
+        )
+    )
 }
 
 fn changing(path: &Path) -> Error {
@@ -370,6 +395,13 @@ fn merged(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     merged
 }
 
+/// Returns whether a chunk is in one of these ranges, which are in order and do not overlap. There may
+/// be as many as chunks, so they are not searched one by one.
+fn is_within(ranges: &[Range<u64>], chunk: u64) -> bool {
+    let at = ranges.partition_point(|range| range.end <= chunk);
+    ranges.get(at).is_some_and(|range| range.contains(&chunk))
+}
+
 fn joined(pieces: impl Iterator<Item = Bytes>) -> Bytes {
     let pieces: Vec<_> = pieces.filter(|piece| !piece.is_empty()).collect();
     match &pieces[..] {
@@ -390,5 +422,15 @@ mod tests {
         assert_eq!(merged(&ranges, 2), [0..5, 9..12]);
         assert_eq!(merged(&ranges, u64::MAX), vec![Range { start: 0, end: 12 }]);
         assert!(merged(&[], 1).is_empty());
+    }
+
+    #[test]
+    fn a_chunk_is_within_ranges_as_each_of_them_says() {
+        for ranges in [&[][..], &[0..1, 2..4], &[0..2, 4..5, 9..12]] {
+            for chunk in 0..15 {
+                let expected = ranges.iter().any(|range| range.contains(&chunk));
+                assert_eq!(is_within(ranges, chunk), expected, "{chunk} in {ranges:?}");
+            }
+        }
     }
 }

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use object_store::{
@@ -28,6 +30,9 @@ const MOST_PARTS: u64 = 9_000;
 const LEAST_PART: u64 = 8 << 20;
 /// What S3 takes.
 const LARGEST_PART: u64 = 5 << 30;
+/// How much of a large object one request asks for. Clients give a request 30 seconds and some
+/// retries, whatever its length, and this one waits for uploads.
+const PORTION: u64 = 16 << 20;
 
 /// What became of an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,16 +76,18 @@ impl RewrapOptions {
         self
     }
 
-    /// Sets how many objects are between two reports, by default 100. Their heads are rewrapped
+    /// Sets how many objects are between two reports: 1 to 10,000, by default 100. Their heads are rewrapped
     /// together: objects with one DEK and the same wrapped keys cost the calls of one.
     #[must_use]
     pub fn page(mut self, objects: usize) -> Self {
-        self.page = objects.max(1);
+        self.page = objects.clamp(1, 10_000);
         self
     }
 
-    /// Leaves out the authentication of the chunks, for a process that may not decrypt. The store
-    /// then has to be trusted to serve what it holds: a damaged answer is written back.
+    /// Leaves out the authentication of the chunks, for a process whose policy refuses `decrypt`. The
+    /// store then has to be trusted to serve what it holds: a damaged answer is written back. **The key
+    /// service still has to let this process unwrap**: new wrapped keys are checked before the old ones
+    /// go.
     #[must_use]
     pub fn unverified(mut self) -> Self {
         self.verify = false;
@@ -100,8 +107,9 @@ pub struct RewrapProgress {
     pub failed: u64,
     /// Encrypted bytes that were written.
     pub bytes: u64,
-    /// Everything up to this path is done. `None` before the first page, and where the store lists in
-    /// no order: there a walk begins at the beginning again, and finds what is done unchanged.
+    /// Everything up to this path is done, or has failed. `None` before the first page, and where the
+    /// store lists in no order: there a walk begins at the beginning again, and finds what is done
+    /// unchanged.
     pub next: Option<Path>,
     /// The failures since the last report.
     pub failures: Vec<(Path, Error)>,
@@ -111,11 +119,12 @@ impl<S: ObjectStore> SealedStore<S> {
     /// Has the wrapped keys of an object be those of the current writing KEKs of its envelope
     /// ([`Envelope::rewrap_head`](waxseal::Envelope::rewrap_head)).
     ///
-    /// The plaintext, the [`ContentId`] and the attributes stay. **Tags are lost**: they cannot be
-    /// read by `object_store`. If somebody overwrites the object meanwhile, the newer one is
-    /// rewrapped. Up to [`single_put`](super::SealedStoreBuilder::single_put) the object is replaced
-    /// only if it is unchanged; a larger one, or any where the store cannot do that, is looked at
-    /// again just before it is replaced, so that a writer in that moment loses its object.
+    /// The plaintext, the [`ContentId`] and the attributes stay. **Tags and the storage class are
+    /// lost**: they cannot be read by `object_store`. If somebody overwrites the object meanwhile, the
+    /// newer one is rewrapped. Up to [`single_put`](super::SealedStoreBuilder::single_put) the object is
+    /// replaced only if it is unchanged; a larger one, or any where the store cannot do that, is looked
+    /// at again just before it is replaced, so that a writer in that moment loses its object, and one
+    /// that is deleted in that moment is there again.
     ///
     /// # Errors
     /// Those of the store and of the envelope. The object is as it was then, or rewrapped.
@@ -124,7 +133,8 @@ impl<S: ObjectStore> SealedStore<S> {
     }
 
     /// Rewraps all objects under a prefix, as [`rewrap`](Self::rewrap) does, and reports after each
-    /// page. An object that fails does not stop the walk.
+    /// page. An object that fails does not stop the walk. It reads the list once before, to know
+    /// whether the store lists in an order in which a walk can go on.
     ///
     /// ```
     /// # use waxseal_object_store::v0_14::{ObjectKeys, RewrapOptions, SealedStore};
@@ -159,13 +169,11 @@ impl<S: ObjectStore> SealedStore<S> {
         options: RewrapOptions,
         mut report: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress> {
-        let listed = match &options.after {
-            Some(after) => self.0.store.list_with_offset(prefix, after),
-            None => self.0.store.list(prefix),
-        };
-        let mut pages = listed.map_ok(|meta| meta.location).try_chunks(options.page);
+        let mut is_ordered = self.0.lists_in_order(prefix, options.after.as_ref()).await?;
+        let listed = self.0.paths(prefix, options.after.as_ref());
+        let mut pages = listed.try_chunks(options.page);
         let mut progress = RewrapProgress { next: options.after.clone(), ..Default::default() };
-        let (mut last, mut is_ordered) = (options.after.clone(), true);
+        let mut last = options.after.clone();
         loop {
             let (page, failure) = match pages.next().await {
                 None => return Ok(progress),
@@ -189,6 +197,32 @@ impl<S: ObjectStore> SealedStore<S> {
 }
 
 impl<S: ObjectStore> Inner<S> {
+    fn paths(
+        &self,
+        prefix: Option<&Path>,
+        after: Option<&Path>,
+    ) -> BoxStream<'static, Result<Path>> {
+        let listed = match after {
+            Some(after) => self.store.list_with_offset(prefix, after),
+            None => self.store.list(prefix),
+        };
+        listed.map_ok(|meta| meta.location).boxed()
+    }
+
+    /// Reads the whole list: the first pages of a store that lists in no order (local files, S3 Express)
+    /// may be in order by chance, and a walk that went on behind them would leave out what is listed
+    /// later.
+    async fn lists_in_order(&self, prefix: Option<&Path>, after: Option<&Path>) -> Result<bool> {
+        let (mut paths, mut last) = (self.paths(prefix, after), after.cloned());
+        while let Some(path) = paths.try_next().await? {
+            if last.is_some_and(|last| last >= path) {
+                return Ok(false);
+            }
+            last = Some(path);
+        }
+        Ok(true)
+    }
+
     async fn latest_head(&self, path: &Path) -> Result<std::sync::Arc<Known>> {
         self.fetch_head(path, GetOptions::new()).await.map(|answer| answer.known)
     }
@@ -280,7 +314,12 @@ impl<S: ObjectStore> Inner<S> {
             let detail = "the new wrapped keys do not fit into the head: see `head_len`";
             return Err(sealing(path, waxseal::Error::new(ErrorKind::TooLarge, detail)));
         }
-        let chunks = self.layout.chunks_of(&(0..known.plaintext_len), known.plaintext_len);
+        let mut left = self.layout.chunks_of(&(0..known.plaintext_len), known.plaintext_len);
+        let is_small = known.meta.size <= self.layout.object_len(self.single_put);
+        // Where no request can demand a version, one answer has one.
+        let is_whole = is_small || known.strong_tag().is_none();
+        let chunks = if is_whole { left.clone() } else { self.portion(&left) };
+        left.start = chunks.end;
         let Some(mut answer) = self.fetch(path, known, &chunks, &GetOptions::new()).await? else {
             return Ok(None);
         };
@@ -293,7 +332,7 @@ impl<S: ObjectStore> Inner<S> {
         let mut rest =
             Rest { source, decryptor, layout: self.layout, chunks, len: known.meta.size };
         let first = Bytes::copy_from_slice(head.as_bytes());
-        if known.meta.size <= self.layout.object_len(self.single_put) {
+        if is_small {
             let mut object = vec![first];
             while let Some(chunk) = rest.next(path).await? {
                 object.push(chunk);
@@ -303,7 +342,7 @@ impl<S: ObjectStore> Inner<S> {
         }
         let upload = PutMultipartOptions { attributes, ..Default::default() };
         let mut upload = self.store.put_multipart_opts(path, upload).await?;
-        let mut written = write_parts(&mut upload, path, first, rest, known.meta.size).await;
+        let mut written = self.write_parts(&mut upload, path, known, first, rest, left).await;
         if let Ok(true) = written {
             written = self.latest_head(path).await.map(|now| now.is_of(&known.meta));
         }
@@ -318,6 +357,51 @@ impl<S: ObjectStore> Inner<S> {
             let _ = upload.abort().await;
         }
         done
+    }
+
+    /// Returns the first of these chunks, as many as one request asks for.
+    fn portion(&self, chunks: &Range<u64>) -> Range<u64> {
+        let most = (PORTION / self.layout.chunk).max(1);
+        chunks.start..chunks.end.min(chunks.start.saturating_add(most))
+    }
+
+    /// Uploads everything but the end of the upload itself: a head, the chunks in `rest`, and those
+    /// that are `left`. `false` if the object was overwritten meanwhile.
+    async fn write_parts(
+        &self,
+        upload: &mut Box<dyn MultipartUpload>,
+        path: &Path,
+        known: &Known,
+        first: Bytes,
+        mut rest: Rest,
+        mut left: Range<u64>,
+    ) -> Result<bool> {
+        let part_len = LEAST_PART.max(known.meta.size / MOST_PARTS + 1);
+        let part_len = usize::try_from(part_len.min(LARGEST_PART)).unwrap_or(usize::MAX);
+        // It grows by what comes, not by what the store says that there is.
+        let mut part = first.to_vec();
+        loop {
+            while let Some(mut chunk) = rest.next(path).await? {
+                while part.len() + chunk.len() >= part_len {
+                    part.extend_from_slice(&chunk.split_to(part_len - part.len()));
+                    upload.put_part(std::mem::take(&mut part).into()).await?;
+                }
+                part.extend_from_slice(&chunk);
+            }
+            if left.is_empty() {
+                break;
+            }
+            let chunks = self.portion(&left);
+            left.start = chunks.end;
+            let Some(answer) = self.fetch(path, known, &chunks, &GetOptions::new()).await? else {
+                return Ok(false);
+            };
+            (rest.source, rest.chunks) = (Source::new(path, answer), chunks);
+        }
+        if !part.is_empty() {
+            upload.put_part(part.into()).await?;
+        }
+        Ok(true)
     }
 
     async fn put_if_unchanged(
@@ -357,17 +441,18 @@ fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> 
     Ok(())
 }
 
-/// The chunks of an object, as they are.
+/// The chunks of an answer, as they are.
 struct Rest {
     source: Source,
     decryptor: Option<waxseal::StreamDecryptor>,
     layout: super::layout::Layout,
-    chunks: std::ops::Range<u64>,
+    /// Those of this answer that are left.
+    chunks: Range<u64>,
     len: u64,
 }
 
 impl Rest {
-    /// Returns the next chunk, encrypted. `None` after the last.
+    /// Returns the next chunk, encrypted. `None` after the last of the answer.
     async fn next(&mut self, path: &Path) -> Result<Option<Bytes>> {
         let Some(index) = self.chunks.next() else {
             return self.source.end().await.map(|()| None);
@@ -381,29 +466,4 @@ impl Rest {
         }
         Ok(Some(chunk.into()))
     }
-}
-
-/// Uploads everything but the end of the upload itself.
-async fn write_parts(
-    upload: &mut Box<dyn MultipartUpload>,
-    path: &Path,
-    first: Bytes,
-    mut rest: Rest,
-    len: u64,
-) -> Result<bool> {
-    let part_len = LEAST_PART.max(len / MOST_PARTS + 1);
-    let part_len = usize::try_from(part_len.min(LARGEST_PART)).unwrap_or(usize::MAX);
-    // It grows by what comes, not by what the store says that there is.
-    let mut part = first.to_vec();
-    while let Some(mut chunk) = rest.next(path).await? {
-        while part.len() + chunk.len() >= part_len {
-            part.extend_from_slice(&chunk.split_to(part_len - part.len()));
-            upload.put_part(std::mem::take(&mut part).into()).await?;
-        }
-        part.extend_from_slice(&chunk);
-    }
-    if !part.is_empty() {
-        upload.put_part(part.into()).await?;
-    }
-    Ok(true)
 }

@@ -8,7 +8,9 @@ use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
-use waxseal::{EncryptionContext, ErrorKind};
+use waxseal::kek::local::LocalKek;
+use waxseal::kek::{KekErrorClass, scripted::ScriptedKek};
+use waxseal::{EncryptionContext, Envelope, ErrorKind};
 use waxseal_object_store::v0_14::{Binding, ContentId, ObjectKeys, SealedStore};
 
 use super::ground::*;
@@ -323,6 +325,62 @@ async fn what_is_overwritten_between_the_requests_of_a_read_is_read_anew() {
     });
     let error = read(&world.fresh(), path, 1).await.1.unwrap_err();
     assert!(error.to_string().contains("again and again"), "{error}");
+}
+
+/// A head in memory says nothing about what another process wrote since.
+#[tokio::test]
+async fn a_content_id_is_looked_for_in_the_store_before_it_is_refused() {
+    let (scripted, keys) = (Scripted::new(InMemory::new()), keys());
+    let path = Path::from("a");
+    let [reader, writer] = [(); 2].map(|()| store(&scripted, &keys, Binding::Path));
+    writer.put(&path, "old".into()).await.unwrap();
+    assert_eq!(reader.get_range(&path, 0..3).await.unwrap(), "old");
+    let put = writer.put(&path, "new".into()).await.unwrap();
+    let id = *put.extensions.get::<ContentId>().unwrap();
+    let demanding = |id: ContentId| {
+        let mut options = GetOptions::new().with_range(Some(0..3));
+        options.extensions.insert(id);
+        options
+    };
+    let got = reader.get_opts(&path, demanding(id)).await.unwrap();
+    assert_eq!(got.bytes().await.unwrap(), "new");
+    // Of what is not there, the refusal comes out.
+    for _ in 0..2 {
+        let other = ContentId::from_bytes([7; 32]);
+        let error = reader.get_opts(&path, demanding(other)).await.unwrap_err();
+        assert!(matches!(error, object_store::Error::Precondition { .. }), "{error}");
+    }
+}
+
+/// Another process rewrapped the object, and then its old KEK was disabled.
+#[tokio::test]
+async fn a_denial_of_wrapped_keys_that_were_replaced_is_not_the_answer() {
+    let (old, new) = (ScriptedKek::new("old").unwrap(), LocalKek::in_memory("new").unwrap());
+    let scripted = Scripted::new(InMemory::new());
+    let path = Path::from("a");
+    let writing = Envelope::builder().wrap_with(old.clone()).build().unwrap();
+    let writer = store(&scripted, &ObjectKeys::new(writing, context()), Binding::Path);
+    writer.put(&path, "text".into()).await.unwrap();
+    let moving = || {
+        let envelope = Envelope::builder().wrap_with(new.clone()).unwrap_with(old.clone());
+        envelope.build().unwrap()
+    };
+    for by_ranges in [false, true] {
+        let envelope = moving();
+        let reader = store(&scripted, &ObjectKeys::new(envelope.clone(), context()), Binding::Path);
+        old.fail_with(None);
+        writer.put(&path, "text".into()).await.unwrap();
+        reader.get_range(&path, 0..1).await.unwrap();
+        let other = store(&scripted, &ObjectKeys::new(moving(), context()), Binding::Path);
+        other.rewrap(&path).await.unwrap();
+        old.fail_with(KekErrorClass::Denied);
+        envelope.evict_all();
+        let part = match by_ranges {
+            false => reader.get_range(&path, 1..3).await.unwrap(),
+            true => reader.get_ranges(&path, &[1..3, 0..1]).await.unwrap().remove(0),
+        };
+        assert_eq!(part, "ex", "{by_ranges}");
+    }
 }
 
 /// Two objects exchanged: the binding decides.

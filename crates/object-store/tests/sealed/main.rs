@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod binding;
+mod callers;
 mod ground;
 mod integration;
 mod lies;

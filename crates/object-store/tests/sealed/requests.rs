@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
+use std::time::SystemTime;
 
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -130,6 +131,10 @@ async fn conditions_are_the_stores_to_decide() {
         (part().with_if_match(Some("other")), 1, false),
         (part().with_if_none_match(Some("other")), 2, true),
         (part().with_if_none_match(Some(tag.clone())), 1, false),
+        // With the head in memory, too.
+        (part().with_if_modified_since(Some(SystemTime::now())), 1, false),
+        (part().with_if_unmodified_since(Some(SystemTime::UNIX_EPOCH)), 1, false),
+        (part().with_if_unmodified_since(Some(SystemTime::now())), 2, true),
         (GetOptions::new().with_if_none_match(Some(tag.clone())), 1, false),
         (GetOptions::new().with_if_match(Some(tag)), 1, true),
         (GetOptions::new().with_head(true).with_if_match(Some("other")), 1, false),

@@ -46,6 +46,8 @@ pub(crate) enum Act {
     Break(usize),
     /// Answers in pieces of so many bytes.
     Pieces(usize),
+    /// Lists so many objects last, and the others first.
+    Turn(usize),
     /// Answers another thing.
     Change(Change),
     /// Does it, and then something else, before it answers.
@@ -212,6 +214,15 @@ impl ObjectStore for Scripted {
             Act::Break(after) => {
                 let some = self.0.inner.list(prefix).take(after);
                 some.chain(stream::once(async { failed() })).boxed()
+            }
+            Act::Turn(by) => {
+                let listed = self.0.inner.list(prefix).collect::<Vec<_>>();
+                let turned = listed.map(move |mut all| {
+                    let by = by.min(all.len());
+                    all.rotate_left(by);
+                    stream::iter(all)
+                });
+                turned.flatten_stream().boxed()
             }
             _ => self.0.inner.list(prefix),
         }

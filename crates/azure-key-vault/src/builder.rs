@@ -1,0 +1,220 @@
+//! Builds an [`AzureKeyVaultKek`]: its options, and what is checked before the service is asked.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use azure_core::credentials::TokenCredential;
+use waxseal::kek::toolkit::Spawner;
+use waxseal::kek::toolkit::uri::without_user;
+use waxseal::{CallBudget, Error, ErrorKind, KekId};
+
+use crate::budgets;
+use crate::client::Service;
+use crate::credentials::{Credential, Source};
+use crate::format::is_key_name;
+use crate::health::HealthCheck;
+use crate::keeper::Keeper;
+use crate::place::{Place, Resource};
+use crate::provider::{Algorithm, AzureKeyVaultKek, Inner};
+use crate::transport::{Recipe, Transport};
+
+const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
+const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Configures an [`AzureKeyVaultKek`]. Only vault and key are required, and for a vault the
+/// algorithm.
+#[must_use = "nothing happens until `build`"]
+pub struct AzureKeyVaultKekBuilder {
+    vault: String,
+    key: String,
+    algorithm: Option<Algorithm>,
+    credential: Credential,
+    given: Option<Arc<dyn TokenCredential>>,
+    authority_host: Option<String>,
+    address: Option<SocketAddr>,
+    ca_file: Option<PathBuf>,
+    key_max_age: Option<Duration>,
+    health_check: HealthCheck,
+    call_budget: Option<CallBudget>,
+}
+
+impl AzureKeyVaultKek {
+    /// Starts the configuration for a key of a vault or a Managed HSM.
+    ///
+    /// `vault` is a name (`orders`, of a vault in the public cloud), a host
+    /// (`orders.managedhsm.azure.net`, `orders.vault.usgovcloudapi.net`) or a URL. `key` is the
+    /// name of the key, without a version.
+    pub fn builder(vault: impl Into<String>, key: impl Into<String>) -> AzureKeyVaultKekBuilder {
+        AzureKeyVaultKekBuilder {
+            vault: vault.into(),
+            key: key.into(),
+            algorithm: None,
+            credential: Credential::default(),
+            given: None,
+            authority_host: None,
+            address: None,
+            ca_file: None,
+            key_max_age: None,
+            health_check: HealthCheck::default(),
+            call_budget: None,
+        }
+    }
+}
+
+impl AzureKeyVaultKekBuilder {
+    /// Sets how the key wraps. By default [`Algorithm::A256Gcm`] in a Managed HSM. A vault has no
+    /// default: most have RSA keys only, and [`Algorithm::RsaOaep256`] is unauthenticated.
+    pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = Some(algorithm);
+        self
+    }
+
+    /// Sets who the provider is to Entra ID. By default what the environment says
+    /// ([`Credential::Environment`]).
+    pub fn credential(mut self, credential: Credential) -> Self {
+        self.credential = credential;
+        self
+    }
+
+    /// Uses a credential of your own, a `TokenCredential` of the crate `azure_core`, version 1. Of
+    /// this and [`credential`](Self::credential), this one counts. Turn its retries off:
+    /// [`CallPolicy`](waxseal::CallPolicy) decides about those.
+    pub fn token_credential(mut self, credential: Arc<dyn TokenCredential>) -> Self {
+        self.given = Some(credential);
+        self
+    }
+
+    /// Sets where tokens come from, such as `https://login.microsoftonline.us`. By default that of
+    /// the vault's cloud; in the public cloud the environment (`AZURE_AUTHORITY_HOST`) may say
+    /// otherwise. It must be `https`.
+    pub fn authority_host(mut self, url: impl Into<String>) -> Self {
+        self.authority_host = Some(url.into());
+        self
+    }
+
+    /// Sets the address where the vault's host is, whatever DNS says: a private endpoint without
+    /// private DNS, or a stand-in in tests. The port is that of the vault's URL. The certificate
+    /// still has to be the host's.
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Sets a file of certificate authorities, PEM, that are trusted in place of the system's.
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_file = Some(path.into());
+        self
+    }
+
+    /// Sets how long the newest version that an answer named is taken for the newest.
+    /// [`is_current`](waxseal::kek::KekProvider::is_current) goes by it. It is also the pause after
+    /// the service refused to show the key. 1 s to 24 h, by default 5 minutes.
+    pub fn key_max_age(mut self, age: Duration) -> Self {
+        self.key_max_age = Some(age);
+        self
+    }
+
+    /// Sets what [`health`](waxseal::kek::KekProvider::health) does. By default
+    /// [`HealthCheck::Read`], which does not show whether the caller may use the key.
+    pub fn health_check(mut self, check: HealthCheck) -> Self {
+        self.health_check = check;
+        self
+    }
+
+    /// Sets the call budget that all keys of the vault share. Give the same budget to every
+    /// provider of that vault. By default each vault has one in this process: 50 calls per second
+    /// and 32 in flight, for a Managed HSM 2,000 and 64. That is a quarter of what the service
+    /// allows for all hosts together with RSA-2048 keys in HSMs. **An RSA-4096 key in an HSM allows
+    /// an eighth of that.**
+    pub fn call_budget(mut self, budget: CallBudget) -> Self {
+        self.call_budget = Some(budget);
+        self
+    }
+
+    /// Checks the options and builds the provider. The service is not asked, so a service starts
+    /// without Key Vault.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], naming the option; also outside a tokio runtime, and in one
+    /// without timers or IO.
+    pub fn build(self) -> Result<AzureKeyVaultKek, Error> {
+        let spawner = Spawner::current().map_err(|why| invalid(format!("build: {why}")))?;
+        let place = Place::read(&self.vault)?;
+        if !is_key_name(&self.key) {
+            return Err(invalid(
+                "key: a name has 1 to 127 letters, digits and hyphens, and no version",
+            ));
+        }
+        let algorithm = match (self.algorithm, place.resource) {
+            (Some(algorithm), _) => algorithm,
+            (None, Resource::ManagedHsm) => Algorithm::A256Gcm,
+            (None, Resource::Vault) => {
+                return Err(invalid(
+                    "algorithm: a vault has RSA keys, and wrapping with them is unauthenticated: \
+                     use a Managed HSM, or choose rsa-oaep-256 by name",
+                ));
+            }
+        };
+        let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
+        if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
+            return Err(invalid(format!("key_max_age: {key_max_age:?}, 1 s to 24 h are allowed")));
+        }
+        let authority = self.authority_host.as_deref().map(check_authority).transpose()?;
+        let elsewhere = self.address.map(|address| (place.host.clone(), address));
+        let recipe = Recipe { ca_file: self.ca_file, elsewhere };
+        let transport = Arc::new(Transport::new(recipe).map_err(invalid)?);
+        let source = match self.given {
+            Some(given) => Source::Given(given),
+            None => Source::Named {
+                credential: self.credential,
+                authority,
+                cloud: place.cloud,
+                transport: transport.clone(),
+            },
+        };
+        let id = KekId::new(format!("https://{}/keys/{}", place.host, self.key))?;
+        let service = Service::new(&place, &self.key, Keeper::new(source), transport)?;
+        Ok(AzureKeyVaultKek(Arc::new(Inner {
+            id,
+            algorithm,
+            service,
+            spawner,
+            advice: budgets::advice(&place, self.call_budget)?,
+            key_max_age,
+            health_check: self.health_check,
+            known: ArcSwapOption::empty(),
+            read_from: Mutex::default(),
+            reading: Arc::default(),
+            vectors: Mutex::default(),
+        })))
+    }
+}
+
+impl fmt::Debug for AzureKeyVaultKekBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AzureKeyVaultKekBuilder")
+            .field("vault", &without_user(&self.vault).0)
+            .field("key", &self.key)
+            .field("algorithm", &self.algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOption, detail.into())
+}
+
+fn check_authority(url: &str) -> Result<String, Error> {
+    let is_good = url.strip_prefix("https://").is_some_and(|host| {
+        !host.is_empty() && !host.contains(['@', '?', '#']) && !host.contains(char::is_whitespace)
+    });
+    match is_good {
+        true => Ok(url.to_owned()),
+        false => Err(invalid("authority_host: it is an https URL without a user")),
+    }
+}

@@ -1,0 +1,34 @@
+//! The pages for operators, with examples that are compiled.
+//!
+//! | page | what it says |
+//! |---|---|
+//! | [`azure`] | keys, roles, logins, rotation, limits, failures, what RSA loses |
+#![forbid(unsafe_code)]
+
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
+/// and each page brings those that lead from file to file.
+macro_rules! links {
+    () => {
+        "[calls.md]: waxseal::guide::calls
+[lifetimes.md]: waxseal::guide::lifetimes
+[SECURITY.md]: waxseal::guide::security
+[azure.md]: crate::guide::azure
+
+"
+    };
+}
+pub(crate) use links;
+
+macro_rules! pages {
+    ($($name:ident: $file:literal,)*) => {
+        $(
+            #[doc = links!()]
+            #[doc = include_str!($file)]
+            pub mod $name {}
+        )*
+    };
+}
+
+pages! {
+    azure: "../docs/azure.md",
+}

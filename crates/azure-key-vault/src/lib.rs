@@ -1,0 +1,25 @@
+#![doc = guide::links!()]
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![forbid(unsafe_code)]
+
+mod assertion;
+mod budgets;
+mod builder;
+mod client;
+mod config;
+mod credentials;
+mod errors;
+mod format;
+pub mod guide;
+mod health;
+mod keeper;
+mod place;
+mod provider;
+mod transport;
+
+pub use builder::AzureKeyVaultKekBuilder;
+pub use config::Config;
+pub use credentials::Credential;
+pub use health::HealthCheck;
+pub use provider::{Algorithm, AzureKeyVaultKek, KeyInfo};

@@ -1,0 +1,141 @@
+//! Where a vault or a Managed HSM is, by the name that its users know.
+#![forbid(unsafe_code)]
+
+use waxseal::{Error, ErrorKind};
+
+/// The two kinds of resource that have the same API.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resource {
+    Vault,
+    ManagedHsm,
+}
+
+/// A cloud, by where its tokens come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Cloud {
+    Public,
+    China,
+    UsGovernment,
+}
+
+/// Hosts end with these ("Azure Key Vault keys, secrets and certificates overview", "DNS suffixes
+/// for base URL").
+const SUFFIXES: [(&str, Resource, Cloud); 6] = [
+    (".vault.azure.net", Resource::Vault, Cloud::Public),
+    (".managedhsm.azure.net", Resource::ManagedHsm, Cloud::Public),
+    (".vault.azure.cn", Resource::Vault, Cloud::China),
+    (".managedhsm.azure.cn", Resource::ManagedHsm, Cloud::China),
+    (".vault.usgovcloudapi.net", Resource::Vault, Cloud::UsGovernment),
+    (".managedhsm.usgovcloudapi.net", Resource::ManagedHsm, Cloud::UsGovernment),
+];
+
+/// A vault or a Managed HSM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    /// In lower case, without a port: part of the KEK id.
+    pub(crate) host: String,
+    pub(crate) port: Option<u16>,
+    pub(crate) resource: Resource,
+    pub(crate) cloud: Cloud,
+}
+
+impl Place {
+    /// From a name (`orders`, of a vault in the public cloud), a host or a URL.
+    pub(crate) fn read(text: &str) -> Result<Self, Error> {
+        let wrong = |why: &str| Err(Error::new(ErrorKind::InvalidOption, format!("vault: {why}")));
+        if text.contains('@') {
+            return wrong("it is a name, a host or a URL, without a user");
+        }
+        let rest = match text.split_once("://") {
+            Some(("https", rest)) => rest.strip_suffix('/').unwrap_or(rest),
+            Some(_) => return wrong("its URL is an https one"),
+            None => text,
+        };
+        let (name, port) = match rest.split_once(':') {
+            Some((name, port)) => match port.parse() {
+                Ok(port) if port > 0 => (name, Some(port)),
+                _ => return wrong("what is behind the colon is no port"),
+            },
+            None => (rest, None),
+        };
+        let mut host = name.to_ascii_lowercase();
+        if !host.contains('.') {
+            host.push_str(".vault.azure.net");
+        }
+        let found = SUFFIXES.iter().find_map(|(suffix, resource, cloud)| {
+            Some((host.strip_suffix(suffix)?, *resource, *cloud))
+        });
+        let Some((label, resource, cloud)) = found else {
+            return wrong("it ends with no known suffix, such as .vault.azure.net");
+        };
+        let is_label = (3..=24).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if !is_label {
+            return wrong("a name has 3 to 24 letters, digits and hyphens");
+        }
+        Ok(Self { host, port, resource, cloud })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        match self.port {
+            Some(port) => format!("https://{}:{port}/", self.host),
+            None => format!("https://{}/", self.host),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_a_host_and_a_url_mean_the_same_vault() {
+        for text in [
+            "orders",
+            "Orders",
+            "orders.vault.azure.net",
+            "https://orders.vault.azure.net",
+            "https://ORDERS.vault.azure.net/",
+        ] {
+            let place = Place::read(text).unwrap();
+            assert_eq!(place.host, "orders.vault.azure.net", "{text}");
+            assert_eq!((place.resource, place.cloud), (Resource::Vault, Cloud::Public));
+            assert_eq!(place.url(), "https://orders.vault.azure.net/");
+        }
+        assert_eq!(
+            Place::read("orders:8443").unwrap().url(),
+            "https://orders.vault.azure.net:8443/"
+        );
+    }
+
+    #[test]
+    fn every_cloud_has_its_hosts() {
+        for (suffix, resource, cloud) in SUFFIXES {
+            let place = Place::read(&format!("orders{suffix}")).unwrap();
+            assert_eq!((place.resource, place.cloud), (resource, cloud), "{suffix}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_vault_is_refused_and_no_secret_is_repeated() {
+        for text in [
+            "",
+            "or",
+            "orders.example.com",
+            "orders.vault.azure.net.example.com",
+            "evil.example/.vault.azure.net",
+            "a.b.vault.azure.net",
+            "http://orders.vault.azure.net",
+            "https://user:hunter2@orders.vault.azure.net",
+            "orders:0",
+            "orders:hunter2",
+            "orders.vault.azure.net/keys/x",
+            "a-name-that-is-much-too-long",
+            "ord ers",
+            "ordérs",
+        ] {
+            let error = Place::read(text).unwrap_err().to_string();
+            assert!(error.contains("vault: ") && !error.contains("hunter2"), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Sends one request of the SDK, once, and reads a bounded answer: TLS, time limits, connections.
+//!
+//! The SDK's own client cannot trust a private authority, waits a minute, and reads answers of any
+//! size.
+#![forbid(unsafe_code)]
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use azure_core::Error as SdkError;
+use azure_core::error::ErrorKind as SdkErrorKind;
+use azure_core::http::headers::{HeaderName, HeaderValue as SdkHeaderValue, Headers};
+use azure_core::http::{AsyncRawResponse, Body, HttpClient, Method, Request};
+use bytes::Bytes;
+use reqwest::header::HeaderValue;
+use reqwest::{Certificate, Client, redirect};
+use zeroize::{Zeroize, Zeroizing};
+
+use waxseal::kek::toolkit::certificates;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of an answer. A key of RSA has less than 2 KiB, a token with many groups less than 64.
+const MOST_BODY: usize = 256 * 1024;
+/// A pool this young has no connection that anybody could have forgotten.
+const YOUNG: Duration = Duration::from_secs(1);
+/// A request that was given up counts as unanswered after this.
+const SILENCE: Duration = Duration::from_millis(250);
+
+/// Why there is no answer: neither address nor body is in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Trouble {
+    pub(crate) certificate: bool,
+    pub(crate) text: String,
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl StdError for Trouble {}
+
+/// How a client is made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recipe {
+    /// Authorities that are trusted in place of the system's, PEM.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Where a host is, whatever DNS says.
+    pub(crate) elsewhere: Option<(String, SocketAddr)>,
+}
+
+impl Recipe {
+    fn client(&self, roots: Option<&[Certificate]>) -> Result<Client, reqwest::Error> {
+        let mut client = Client::builder()
+            .tls_backend_rustls()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .referer(false);
+        if let Some(roots) = roots {
+            client = client.tls_certs_only(roots.iter().cloned());
+        }
+        if let Some((host, address)) = &self.elsewhere {
+            client = client.resolve(host, *address);
+        }
+        client.build()
+    }
+}
+
+/// A client and the connections in its pool.
+///
+/// A connection may be dead without anybody knowing: a middlebox forgot it, and what is sent on it
+/// vanishes. So the pool in which a request met silence is not used any more.
+struct Pool {
+    client: Client,
+    born: Instant,
+    distrusted: AtomicBool,
+}
+
+impl Pool {
+    fn new(client: Client) -> Self {
+        Self { client, born: Instant::now(), distrusted: AtomicBool::new(false) }
+    }
+
+    fn distrust(&self) {
+        if self.born.elapsed() >= YOUNG {
+            self.distrusted.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+pub(crate) struct Transport {
+    recipe: Recipe,
+    roots: Option<Vec<Certificate>>,
+    pool: ArcSwap<Pool>,
+}
+
+impl Transport {
+    /// Reads the file of authorities, and the system's.
+    pub(crate) fn new(recipe: Recipe) -> Result<Self, String> {
+        let roots = match &recipe.ca_file {
+            None => None,
+            Some(path) => {
+                let shown = path.display();
+                let pem = std::fs::read(path)
+                    .map_err(|error| format!("ca_file: {shown} cannot be read: {error}"))?;
+                match Certificate::from_pem_bundle(&pem) {
+                    Ok(roots) if !roots.is_empty() => Some(roots),
+                    _ => return Err(format!("ca_file: {shown} holds no certificates in PEM")),
+                }
+            }
+        };
+        let client = recipe
+            .client(roots.as_deref())
+            .map_err(|_| "the HTTPS client cannot be made: are there root certificates?")?;
+        Ok(Self { recipe, roots, pool: ArcSwap::from_pointee(Pool::new(client)) })
+    }
+
+    fn pool(&self) -> Arc<Pool> {
+        let pool = self.pool.load_full();
+        if !pool.distrusted.load(Ordering::Relaxed) {
+            return pool;
+        }
+        // Two at the same time make two clients, and one of them serves.
+        match self.recipe.client(self.roots.as_deref()) {
+            Ok(client) => {
+                let next = Arc::new(Pool::new(client));
+                self.pool.store(next.clone());
+                next
+            }
+            Err(_) => pool,
+        }
+    }
+
+    async fn send(&self, request: &Request) -> Result<(u16, Headers, Bytes), Trouble> {
+        let pool = self.pool();
+        let method = match request.method() {
+            Method::Delete => reqwest::Method::DELETE,
+            Method::Get => reqwest::Method::GET,
+            Method::Head => reqwest::Method::HEAD,
+            Method::Patch => reqwest::Method::PATCH,
+            Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
+            _ => return Err(unsent()),
+        };
+        let mut sent = pool.client.request(method, request.url().clone());
+        for (name, value) in request.headers().iter() {
+            let mut value = HeaderValue::from_str(value.as_str()).map_err(|_| unsent())?;
+            value.set_sensitive(name.as_str().eq_ignore_ascii_case("authorization"));
+            sent = sent.header(name.as_str(), value);
+        }
+        let body = match request.body() {
+            Body::Bytes(bytes) => bytes.clone(),
+            Body::SeekableStream(_) => return Err(unsent()),
+        };
+        let asking = Asking { pool: &pool, start: Instant::now(), over: false };
+        asking.answer(sent.body(body)).await
+    }
+}
+
+fn unsent() -> Trouble {
+    Trouble { certificate: false, text: "the request cannot be built".to_owned() }
+}
+
+/// A request on its way. If its caller leaves without an answer, the pool that it used is judged.
+struct Asking<'a> {
+    pool: &'a Pool,
+    start: Instant,
+    over: bool,
+}
+
+impl Asking<'_> {
+    async fn answer(
+        mut self,
+        request: reqwest::RequestBuilder,
+    ) -> Result<(u16, Headers, Bytes), Trouble> {
+        let mut response = match request.send().await {
+            Ok(response) => response,
+            Err(error) => return Err(self.failed(&error)),
+        };
+        let status = response.status().as_u16();
+        let mut headers = Headers::new();
+        for (name, value) in response.headers() {
+            if let Ok(value) = value.to_str() {
+                let name = HeaderName::from(name.as_str().to_owned());
+                headers.insert(name, SdkHeaderValue::from(value.to_owned()));
+            }
+        }
+        let mut body = Zeroizing::new(Vec::new());
+        loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break,
+                Err(error) => return Err(self.failed(&error)),
+            };
+            let fits = body.len() + chunk.len() <= MOST_BODY;
+            if fits {
+                append(&mut body, &chunk);
+            }
+            // Where nobody else holds the buffer.
+            if let Ok(mut chunk) = chunk.try_into_mut() {
+                chunk.zeroize();
+            }
+            if !fits {
+                self.over = true;
+                let text = format!("an answer of more than {MOST_BODY} bytes");
+                return Err(Trouble { certificate: false, text });
+            }
+        }
+        self.over = true;
+        // Wiped when the SDK is done with it.
+        Ok((status, headers, Bytes::from_owner(body)))
+    }
+
+    fn failed(&mut self, error: &reqwest::Error) -> Trouble {
+        self.over = true;
+        // Where no connection came about, none was forgotten.
+        if !error.is_connect() {
+            self.pool.distrust();
+        }
+        unreachable(error)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.over && self.start.elapsed() >= SILENCE {
+            self.pool.distrust();
+        }
+    }
+}
+
+/// Appends without leaving a copy behind.
+fn append(body: &mut Zeroizing<Vec<u8>>, more: &[u8]) {
+    if body.capacity() - body.len() < more.len() {
+        let most = (body.len() + more.len()).max(2 * body.capacity()).max(1024);
+        let mut larger = Zeroizing::new(Vec::with_capacity(most));
+        larger.extend_from_slice(body);
+        *body = larger;
+    }
+    body.extend_from_slice(more);
+}
+
+fn unreachable(error: &reqwest::Error) -> Trouble {
+    let mut cause = error.source();
+    let mut last = String::new();
+    let mut certificate = false;
+    while let Some(error) = cause {
+        last = error.to_string();
+        certificate |= certificates::blamed_in(&last);
+        cause = error.source();
+    }
+    let what = if certificate {
+        "a certificate is not accepted"
+    } else if error.is_timeout() {
+        "no answer in time"
+    } else if error.is_connect() {
+        "no connection"
+    } else {
+        "the answer broke off"
+    };
+    let separator = if last.is_empty() { "" } else { ": " };
+    Trouble { certificate, text: format!("{what}{separator}{last}") }
+}
+
+#[async_trait::async_trait]
+impl HttpClient for Transport {
+    async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
+        let (status, headers, body) = self
+            .send(request)
+            .await
+            .map_err(|trouble| SdkError::with_error(SdkErrorKind::Io, trouble, "no answer"))?;
+        Ok(AsyncRawResponse::from_bytes(status.into(), headers, body))
+    }
+}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_grows_and_keeps_its_bytes() {
+        let mut body = Zeroizing::new(Vec::new());
+        let whole: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+        for chunk in whole.chunks(333) {
+            append(&mut body, chunk);
+        }
+        assert_eq!(*body, whole);
+    }
+
+    #[test]
+    fn a_young_pool_is_kept_and_an_old_one_is_left_after_silence() {
+        let transport = Transport::new(Recipe::default()).unwrap();
+        let pool = transport.pool();
+        pool.distrust();
+        assert!(Arc::ptr_eq(&pool, &transport.pool()));
+        let old = Pool { born: Instant::now() - 2 * YOUNG, ..Pool::new(pool.client.clone()) };
+        transport.pool.store(Arc::new(old));
+        let old = transport.pool();
+        old.distrust();
+        assert!(!Arc::ptr_eq(&old, &transport.pool()));
+    }
+}
