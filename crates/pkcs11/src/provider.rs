@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -176,12 +175,10 @@ impl Pkcs11Kek {
     }
 }
 
-fn answer<T>(receiver: Receiver<Result<T, Failure>>) -> impl Future<Output = Result<T, KekError>> {
-    async {
-        match receiver.await {
-            Some(result) => result.map_err(KekError::from),
-            None => Err(KekError::unavailable("the call panicked, or the provider was dropped")),
-        }
+async fn answer<T>(receiver: Receiver<Result<T, Failure>>) -> Result<T, KekError> {
+    match receiver.await {
+        Some(result) => result.map_err(KekError::from),
+        None => Err(KekError::unavailable("the call panicked, or the provider was dropped")),
     }
 }
 
@@ -215,7 +212,7 @@ impl KekProvider for Pkcs11Kek {
     /// The `CKA_ID` in hexadecimal digits.
     fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
         let key_id = Wrapped::read(wrapped.wrapped())?.key_id;
-        Some(hex(key_id).into()).filter(|id: &Box<str>| !id.is_empty())
+        if key_id.is_empty() { None } else { Some(hex(key_id).into()) }
     }
 
     fn wrap<'a>(

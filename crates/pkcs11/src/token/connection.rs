@@ -74,8 +74,8 @@ impl Connection {
             Err(failure) if failure.is_lost => {
                 if failure.is_ended {
                     module.was_ended(epoch);
-                } else if let Err(failure) = Self::restarted(&module, epoch, failure) {
-                    return Err(failure);
+                } else {
+                    Self::restarted(&module, epoch, failure)?;
                 }
                 Self::open_at(&module, token)
             }
