@@ -3,11 +3,14 @@
  *
  *   FUNCTION rv CODE ID TIMES   returns CODE instead, TIMES times for each ID (0: always)
  *   FUNCTION sleep MILLISECONDS waits before
+ *   login masked                returns CKR_GENERAL_ERROR for a wrong PIN
  *   FUNCTION crash              ends the process as a crash does
  *   sessions N                  has no more than N sessions
  *   iv token                    makes the IV itself and writes it into the caller's buffer, which has to be zero
  *   iv appended                 makes the IV itself, and appends its 16 bytes to the output
  *   iv replaced                 makes the IV itself, whatever the caller's buffer has, and writes it there
+ *   iv repeated                 makes the IV itself, always the same, and writes it into the caller's buffer
+ *   iv ignored                  uses one of its own, always the same, both ways, whatever the caller's buffer has
  *   aad ignored                 encrypts and decrypts without the additional data
  */
 #include <dlfcn.h>
@@ -126,8 +129,10 @@ static ulong_t close_session(ulong_t session) {
 }
 static ulong_t session_info(ulong_t session, void *info) { BEFORE("C_GetSessionInfo"); return real.functions[SESSION_INFO](session, info); }
 static ulong_t login(ulong_t session, ulong_t user, void *pin, ulong_t length) {
+    ulong_t code;
     BEFORE("C_Login");
-    return real.functions[LOGIN](session, user, pin, length);
+    code = real.functions[LOGIN](session, user, pin, length);
+    return code && control("login", "masked", NULL, 0) ? 5 : code;
 }
 static ulong_t attribute_value(ulong_t session, ulong_t object, void *attributes, ulong_t count) {
     BEFORE("C_GetAttributeValue");
@@ -151,12 +156,15 @@ static ulong_t encrypt_init(ulong_t session, struct mechanism *mechanism, ulong_
     struct gcm own;
     struct mechanism changed;
     static const unsigned char zeros[256];
+    static unsigned char always[256] = {7};
     BEFORE("C_EncryptInit");
     if (mechanism->type != AES_GCM) return real.functions[ENCRYPT_INIT](session, mechanism, key);
     own = *(struct gcm *)mechanism->parameter;
     changed = *mechanism;
     changed.parameter = &own;
     if (control("aad", "ignored", NULL, 0)) own.aad_len = 0;
+    if (control("iv", "repeated", NULL, 0)) memset(own.iv, 7, own.iv_len);
+    if (control("iv", "ignored", NULL, 0)) own.iv = always;
     if (control("iv", "token", NULL, 0) && memcmp(own.iv, zeros, own.iv_len)) return ARGUMENTS_BAD;
     if (control("iv", "token", NULL, 0) || control("iv", "replaced", NULL, 0)) {
         if (getrandom(own.iv, own.iv_len, 0) < 0) abort();
@@ -182,7 +190,14 @@ static ulong_t encrypt(ulong_t session, void *data, ulong_t length, unsigned cha
 static ulong_t decrypt_init(ulong_t session, struct mechanism *mechanism, ulong_t key) {
     struct gcm own;
     struct mechanism changed = *mechanism;
+    static unsigned char always[256] = {7};
     BEFORE("C_DecryptInit");
+    if (mechanism->type == AES_GCM && control("iv", "ignored", NULL, 0)) {
+        own = *(struct gcm *)mechanism->parameter;
+        own.iv = always;
+        changed.parameter = &own;
+        return real.functions[DECRYPT_INIT](session, &changed, key);
+    }
     if (mechanism->type == AES_GCM && control("aad", "ignored", NULL, 0)) {
         own = *(struct gcm *)mechanism->parameter;
         own.aad_len = 0;

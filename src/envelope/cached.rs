@@ -48,7 +48,7 @@ impl Envelope {
 
     /// As [`decrypt_cached`](Self::decrypt_cached), for who has just read the clock and is not behind
     /// the policy.
-    #[inline]
+    #[inline(always)]
     pub(super) fn decrypt_cached_at(
         &self,
         now: Moment,

@@ -217,6 +217,9 @@ impl FromStr for Config {
             .filter(|(vault, key)| !vault.is_empty() && !key.is_empty() && !key.contains('/'))
             .ok_or_else(|| uri.error("what follows is VAULT/KEY"))?;
         let mut config = Self::new(uri.decode("vault", vault)?, uri.decode("key", key)?);
+        if config.vault.contains('@') {
+            return Err(uri.error("there must be no user or password before the vault"));
+        }
         let one_of = |name: &str, known: &str| {
             uri.error(format!("parameter `{name}` is not one of {known}"))
         };
@@ -237,6 +240,11 @@ impl FromStr for Config {
             config.address = Some(address);
         }
         config.authority_host = uri.text("authority-host")?;
+        if config.authority_host.as_ref().is_some_and(|url| url.contains('@')) {
+            return Err(
+                uri.error("parameter `authority-host` must not contain a user or a password")
+            );
+        }
         config.ca_file = uri.path("ca-file")?;
         config.key_max_age = uri.duration("key-max-age")?;
         config.credential = credential(&uri)?;

@@ -142,7 +142,7 @@ pub(crate) const TABLE: &[Row] = &[
     row(403, "ForbiddenByRbac", "", Denied, "no role assignment permits it"),
     row(403, "", "disabled key", Denied, "the key version is disabled"),
     row(403, "", "not yet valid", Denied, "the key version is not valid yet"),
-    row(403, "", "expired", Denied, "the key version has expired"),
+    row(403, "", "expired key", Denied, "the key version has expired"),
     row(403, "", "is not permitted on this key", Denied, "the key does not permit the operation"),
     row(403, "", "does not have keys", Denied, "no access policy permits it"),
     row(403, "", "not authorized to perform", Denied, "no role assignment permits it"),
@@ -444,6 +444,11 @@ mod tests {
             let failure = classify(Operation::Decrypt, status, &body("Other", code, "new text"));
             assert_eq!(failure.class, Unavailable, "{status}");
             assert!(failure.message.contains("new text") && failure.message.contains(code));
+        }
+        // That something expired is no word about the key.
+        for text in ["the role assignment has expired", "the perimeter's rule expired"] {
+            let failure = classify(Operation::Decrypt, 403, &body("Forbidden", "ByMoon", text));
+            assert_eq!(failure.class, Unavailable, "{text}");
         }
     }
 

@@ -58,6 +58,19 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
+    fn pool(&self, roots: Option<&[Certificate]>) -> Result<Pool, reqwest::Error> {
+        let plain = Client::builder()
+            .tls_backend_rustls()
+            .tls_certs_only([])
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(TIMEOUT)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .build()?;
+        Ok(Pool::new(self.client(roots)?, plain))
+    }
+
     fn client(&self, roots: Option<&[Certificate]>) -> Result<Client, reqwest::Error> {
         let mut client = Client::builder()
             .tls_backend_rustls()
@@ -81,13 +94,16 @@ impl Recipe {
 /// vanishes. So the pool in which a request met silence is not used any more.
 struct Pool {
     client: Client,
+    /// For what goes in the clear: the identity service of this machine, at a link-local address. A
+    /// proxy (`HTTP_PROXY`) would see the token, and ask for that of its own machine.
+    plain: Client,
     born: Instant,
     distrusted: AtomicBool,
 }
 
 impl Pool {
-    fn new(client: Client) -> Self {
-        Self { client, born: Instant::now(), distrusted: AtomicBool::new(false) }
+    fn new(client: Client, plain: Client) -> Self {
+        Self { client, plain, born: Instant::now(), distrusted: AtomicBool::new(false) }
     }
 
     fn distrust(&self) {
@@ -118,10 +134,10 @@ impl Transport {
                 }
             }
         };
-        let client = recipe
-            .client(roots.as_deref())
+        let pool = recipe
+            .pool(roots.as_deref())
             .map_err(|_| "the HTTPS client cannot be made: are there root certificates?")?;
-        Ok(Self { recipe, roots, pool: ArcSwap::from_pointee(Pool::new(client)) })
+        Ok(Self { recipe, roots, pool: ArcSwap::from_pointee(pool) })
     }
 
     fn pool(&self) -> Arc<Pool> {
@@ -130,9 +146,9 @@ impl Transport {
             return pool;
         }
         // Two at the same time make two clients, and one of them serves.
-        match self.recipe.client(self.roots.as_deref()) {
-            Ok(client) => {
-                let next = Arc::new(Pool::new(client));
+        match self.recipe.pool(self.roots.as_deref()) {
+            Ok(next) => {
+                let next = Arc::new(next);
                 self.pool.store(next.clone());
                 next
             }
@@ -151,7 +167,9 @@ impl Transport {
             Method::Put => reqwest::Method::PUT,
             _ => return Err(unsent()),
         };
-        let mut sent = pool.client.request(method, request.url().clone());
+        let is_plain = request.url().scheme() == "http";
+        let client = if is_plain { &pool.plain } else { &pool.client };
+        let mut sent = client.request(method, request.url().clone());
         for (name, value) in request.headers().iter() {
             let mut value = HeaderValue::from_str(value.as_str()).map_err(|_| unsent())?;
             value.set_sensitive(name.as_str().eq_ignore_ascii_case("authorization"));
@@ -302,13 +320,55 @@ mod tests {
         assert_eq!(*body, whole);
     }
 
+    /// What `HTTP_PROXY` says is read when a client is made, so this runs in a process of its own.
+    #[test]
+    fn what_goes_in_the_clear_passes_by_no_proxy() {
+        const TARGET: &str = "WAXSEAL_TEST_PLAIN_TARGET";
+        if let Ok(url) = std::env::var(TARGET) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let transport = Transport::new(Recipe::default()).unwrap();
+            let request = Request::new(url.parse().unwrap(), Method::Get);
+            let (status, ..) = runtime.unwrap().block_on(transport.send(&request)).unwrap();
+            assert_eq!(status, 200, "the proxy answered");
+            return;
+        }
+        let serve = |answer: &'static str| {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}/", listener.local_addr().unwrap());
+            std::thread::spawn(move || {
+                use std::io::{Read, Write};
+                for stream in listener.incoming() {
+                    let mut stream = stream.unwrap();
+                    let _ = stream.read(&mut [0; 4096]);
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+            url
+        };
+        let target = serve("HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let proxy = serve("HTTP/1.1 418 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let test = "transport::tests::what_goes_in_the_clear_passes_by_no_proxy";
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact"])
+            .env(TARGET, target)
+            .env("HTTP_PROXY", &proxy)
+            .env("http_proxy", &proxy)
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy")
+            .status();
+        assert!(status.unwrap().success());
+    }
+
     #[test]
     fn a_young_pool_is_kept_and_an_old_one_is_left_after_silence() {
         let transport = Transport::new(Recipe::default()).unwrap();
         let pool = transport.pool();
         pool.distrust();
         assert!(Arc::ptr_eq(&pool, &transport.pool()));
-        let old = Pool { born: Instant::now() - 2 * YOUNG, ..Pool::new(pool.client.clone()) };
+        let old = Pool {
+            born: Instant::now() - 2 * YOUNG,
+            ..Pool::new(pool.client.clone(), pool.plain.clone())
+        };
         transport.pool.store(Arc::new(old));
         let old = transport.pool();
         old.distrust();

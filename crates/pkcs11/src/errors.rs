@@ -30,12 +30,22 @@ pub(crate) struct Failure {
     pub(crate) is_lost: bool,
     /// Other code of the process finalised the module.
     pub(crate) is_ended: bool,
+    /// Nothing at all was seen on the token: it may be gone, and not the key.
+    pub(crate) is_bare: bool,
 }
 
 impl Failure {
     pub(crate) fn new(class: KekErrorClass, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { class, message, asked: true, after: After::Keep, is_lost: false, is_ended: false }
+        Self {
+            class,
+            message,
+            asked: true,
+            after: After::Keep,
+            is_lost: false,
+            is_ended: false,
+            is_bare: false,
+        }
     }
 
     pub(crate) fn unavailable(message: impl Into<String>) -> Self {

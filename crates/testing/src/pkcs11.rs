@@ -219,6 +219,22 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         session.set_pin(&old, &new).unwrap();
         return;
     }
+    if let ["plant", label, id] = words {
+        // As somebody does who has no PIN.
+        let template = [
+            Attribute::Token(true),
+            Attribute::Private(false),
+            Attribute::Class(ObjectClass::SECRET_KEY),
+            Attribute::KeyType(KeyType::AES),
+            Attribute::Value(vec![7; 32]),
+            Attribute::Label(label.as_bytes().to_vec()),
+            Attribute::Id(vec![id.parse().unwrap()]),
+            Attribute::Encrypt(true),
+            Attribute::Decrypt(true),
+        ];
+        session_at(module, TOKEN).create_object(&template).unwrap();
+        return;
+    }
     let session = session_at(module, TOKEN);
     session.login(UserType::User, Some(&user)).unwrap();
     let hex = |id: &str| {

@@ -100,6 +100,10 @@ impl Connection {
                     tries += 1;
                     std::thread::sleep(BETWEEN_TRIES);
                 }
+                Restart::Impossible if is_denied && failure.is_bare => {
+                    let text = format!("{}, or the token is gone", failure.message);
+                    return Err(Failure::unavailable(text));
+                }
                 Restart::Early | Restart::Impossible => return Err(failure),
             }
         }

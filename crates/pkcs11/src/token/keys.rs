@@ -26,6 +26,8 @@ pub(crate) struct KeyObject {
     pub(crate) decrypts: bool,
     sensitive: bool,
     extractable: bool,
+    /// It is seen after a login only, and can be made after one only.
+    private: bool,
 }
 
 /// The versions of the KEK, the current one last.
@@ -52,6 +54,11 @@ impl Keys {
         let mut keys = Vec::with_capacity(handles.len());
         for handle in handles {
             keys.push(KeyObject::read(session, handle).map_err(|error| failed(&error))?);
+        }
+        // A key that is public may have been made without the PIN, by anybody who reaches the token:
+        // it is no version of one that is private.
+        if keys.iter().any(|key| key.private) {
+            keys.retain(|key| key.private);
         }
         if keys.is_empty() {
             return Err(Self::not_found(session, name, is_logged_in));
@@ -101,7 +108,12 @@ impl Keys {
                 let text = format!("what has the label {label:?} is not an AES key");
                 Failure::misconfigured(text)
             }
-            _ => Failure::denied(format!("no key has the label {label:?}{id}")),
+            _ => {
+                let all = session.find_objects(&[Attribute::Token(true)]);
+                let is_bare = all.map_or(true, |all| all.is_empty());
+                let failure = Failure::denied(format!("no key has the label {label:?}{id}"));
+                Failure { is_bare, ..failure }
+            }
         }
     }
 
@@ -152,6 +164,7 @@ impl KeyObject {
             decrypts: true,
             sensitive: false,
             extractable: true,
+            private: false,
         };
         let asked = [
             AttributeType::Id,
@@ -159,6 +172,7 @@ impl KeyObject {
             AttributeType::Decrypt,
             AttributeType::Sensitive,
             AttributeType::Extractable,
+            AttributeType::Private,
         ];
         for attribute in session.get_attributes(handle, &asked)? {
             match attribute {
@@ -167,6 +181,7 @@ impl KeyObject {
                 Attribute::Decrypt(may) => key.decrypts = may,
                 Attribute::Sensitive(is) => key.sensitive = is,
                 Attribute::Extractable(is) => key.extractable = is,
+                Attribute::Private(is) => key.private = is,
                 _ => {}
             }
         }

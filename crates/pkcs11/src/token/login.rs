@@ -93,7 +93,15 @@ pub(crate) fn log_in(
         token.refused.push((hash, failure.message.clone()));
         return Err(failure);
     }
-    if !never_reached_the_token(&error) {
+    let counts = |info: TokenInfo| info.user_pin_count_low();
+    if !counts(info) && context.get_token_info(slot).is_ok_and(counts) {
+        let text = format!("{}; the token counted it as a wrong PIN", failure.message);
+        token.refused.push((hash, text.clone()));
+        return Err(Failure::misconfigured(text));
+    }
+    // Somebody else's login is in the way: no PIN was looked at.
+    let is_occupied = code_of(&error) == Some(RvError::UserAnotherAlreadyLoggedIn);
+    if !never_reached_the_token(&error) && !is_occupied {
         let pause = token.doubtful.map_or(FIRST_PAUSE, |(_, pause)| pause.saturating_mul(2));
         token.doubtful = Some((Instant::now(), pause.min(LONGEST_PAUSE)));
     }

@@ -79,6 +79,16 @@ fn several_keys_with_one_label_are_an_error_unless_one_is_named_or_they_are_vers
 }
 
 #[test]
+fn a_key_that_was_made_without_a_pin_is_no_version_and_no_second_key() {
+    alone(Kind::SoftHsm, |ground| {
+        ground.operate(&["plant", KEY, "99"]);
+        let versions = builder(ground).versions(Versions::ById).build().unwrap();
+        assert_eq!(block_on(versions.read_key()).unwrap().versions, ["01"]);
+        assert_eq!(block_on(kek(ground).read_key()).unwrap().versions, ["01"]);
+    });
+}
+
+#[test]
 fn what_is_no_aes_key_is_misconfigured_and_what_is_not_there_is_denied() {
     alone(Kind::SoftHsm, |ground| {
         ground.operate(&["data", "a document"]);
@@ -165,6 +175,10 @@ fn only_the_way_that_a_token_has_is_accepted() {
         assert!(way(ground, Caller).unwrap_err().contains("replaced the caller's IV"));
         ground.control("aad ignored\n");
         assert!(way(ground, Caller).unwrap_err().contains("does not bind"));
+        ground.control("iv ignored\n");
+        assert!(way(ground, Caller).unwrap_err().contains("does not use the IV"));
+        ground.control("iv repeated\n");
+        assert!(way(ground, Token).unwrap_err().contains("one IV twice"));
     });
 }
 

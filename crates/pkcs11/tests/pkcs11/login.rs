@@ -104,6 +104,21 @@ fn a_login_that_fails_without_a_word_about_the_pin_is_not_made_again_at_once() {
 }
 
 #[test]
+fn a_wrong_pin_is_given_once_even_if_the_token_has_no_word_for_it() {
+    alone(Kind::Shim, |ground| {
+        ground.control("login masked\n");
+        fs::write(ground.pin_file(), "wrong-pin").unwrap();
+        let kek = kek(ground);
+        for _ in 0..5 {
+            let error = block_on(kek.read_key()).unwrap_err();
+            assert_eq!(error.class(), Misconfigured, "{error}");
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        assert_eq!(ground.called("C_Login"), 1, "the token said that it counted");
+    });
+}
+
+#[test]
 fn a_pin_that_was_locked_is_said_to_be() {
     alone(Kind::Shim, |ground| {
         ground.control("C_Login rv 0xa4 x 0\n");

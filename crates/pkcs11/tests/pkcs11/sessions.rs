@@ -88,6 +88,30 @@ fn a_token_that_is_removed_is_an_outage_and_is_found_again_when_it_is_back() {
     alone(Kind::SoftHsm, |ground| removed(ground));
 }
 
+#[test]
+fn a_token_that_is_gone_denies_nothing_while_another_provider_keeps_the_module() {
+    alone(Kind::SoftHsm, |ground| {
+        let (kek, other) = (kek(ground), kek(ground));
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        // Its session, and the login of the process, stay.
+        block_on(other.wrap(&alice, &dek)).unwrap();
+        ground.remove_tokens();
+        let (mut seen, start) = (Vec::new(), Instant::now());
+        while seen.len() < 3 && start.elapsed() < Duration::from_secs(20) {
+            block_on(kek.close());
+            seen.extend(block_on(kek.read_key()).err());
+        }
+        assert!(!seen.is_empty(), "nothing failed");
+        for error in &seen {
+            assert_eq!(error.class(), Unavailable, "{error}");
+        }
+        ground.put_tokens_back();
+        block_on(other.close());
+        until("it recovers", || block_on(kek.unwrap(&alice, &wrapped)).is_ok());
+    });
+}
+
 fn removed(ground: &Ground) {
     let kek = kek(ground);
     let (alice, dek) = (context("alice"), a_dek());
