@@ -167,7 +167,11 @@ impl Service {
             return Err(Failure::not_understood(operation, "the answer has no iv, or no tag"));
         };
         let version = self.version(operation, answer.kid)?;
-        Ok(Encrypted { version, iv, tag, text: value(operation, answer.value)?.to_vec() })
+        let text = value(operation, answer.value)?;
+        if text.as_slice() == dek {
+            return Err(Failure::not_understood(operation, "the ciphertext is the plaintext"));
+        }
+        Ok(Encrypted { version, iv, tag, text: text.to_vec() })
     }
 
     pub(crate) async fn decrypt(

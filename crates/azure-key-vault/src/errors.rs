@@ -361,28 +361,36 @@ pub(crate) fn presentable(text: &str) -> String {
         if !line.is_empty() {
             line.push(' ');
         }
-        if is_shown(word) {
-            for c in word.chars() {
-                match c {
-                    '\'' | '"' => line.push(c),
-                    _ => line.extend(c.escape_debug()),
-                }
-            }
-        } else {
-            line.push_str("[…]");
-        }
+        show(word, &mut line);
     }
     line
 }
 
-/// A base64 text of 32 bytes has 43 characters, and is one run of letters and digits nearly
-/// throughout. Ids, addresses and names have separators.
-fn is_shown(word: &str) -> bool {
-    let longest_run =
-        word.split(|c: char| !c.is_ascii_alphanumeric() && !"+/=".contains(c)).map(str::len).max();
-    word.len() <= LONGEST_WORD * 2
-        && longest_run.unwrap_or_default() <= 32
-        && word.matches('.').count() < 6
+/// A text of 32 bytes in base64url has 43 characters, and a token's parts have more. An id has 36,
+/// and the parts of addresses and names are shorter.
+const LONGEST_PART: usize = 36;
+
+fn show(word: &str, line: &mut String) {
+    if word.len() > 2 * LONGEST_WORD {
+        line.push_str("[…]");
+        return;
+    }
+    let is_border = |c: char| "/:.,;'\"()".contains(c);
+    for part in word.split_inclusive(is_border) {
+        let bare = part.trim_end_matches(is_border);
+        let (hidden, shown) = if bare.len() > LONGEST_PART {
+            ("[…]", part.get(bare.len()..).unwrap_or_default())
+        } else {
+            ("", part)
+        };
+        line.push_str(hidden);
+        for c in shown.chars() {
+            match c {
+                '\'' | '"' => line.push(c),
+                _ => line.extend(c.escape_debug()),
+            }
+        }
+    }
 }
 
 #[cfg(test)]
