@@ -29,7 +29,7 @@ impl KeyStore for OneDamaged {
         if *id != self.damaged {
             return self.store.get(id);
         }
-        let error = StoreError::misconfigured("it is no key row");
+        let error = StoreError::unavailable("the row's id is claimed for another place");
         let error = if self.marked { error.about_one_row() } else { error };
         Box::pin(async { Err(error) })
     }
@@ -81,7 +81,7 @@ fn whoever_names_a_damaged_row_again_and_again_keeps_nobody_from_the_others() {
         let store = OneDamaged { store: fleet.store.clone(), damaged, marked };
         let reader = fleet.process_with(|branch| branch.store(store), |envelope| envelope);
         for _ in 0..10 {
-            assert_eq!(kind(reader.open("bad", &bad)), ErrorKind::Misconfigured);
+            assert_eq!(kind(reader.open("bad", &bad)), ErrorKind::Unavailable);
             fleet.clock.advance(ms(40));
         }
         let breaker = reader.kek.statistics().store_calls.unwrap().breaker;

@@ -208,6 +208,12 @@ mod tests {
         for entry in entries() {
             let bytes = entry.write();
             for len in 0..bytes.len() {
+                // What is left of a long RSA text may be as long as a shorter one. RSA refuses it.
+                if let Entry::Rsa { text, .. } = &entry
+                    && RSA_BYTES.iter().any(|shorter| shorter + bytes.len() == len + text.len())
+                {
+                    continue;
+                }
                 assert_eq!(Entry::read(&bytes[..len]), None, "{entry:?} {len}");
             }
             for more in [0, 1, 0xff] {

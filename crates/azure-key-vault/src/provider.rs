@@ -304,7 +304,7 @@ impl Inner {
                     && value.get(DEK..) == Some(&context.digest()[..]);
                 if !is_bound {
                     let text = "unwrapKey: not a DEK, or wrapped in another encryption context";
-                    return Err(Failure::new(KekErrorClass::Invalid, text));
+                    return Err(Failure::new(KekErrorClass::Invalid, text).without_asking());
                 }
                 // The digest behind it is not secret, and the buffer is wiped as a whole.
                 value.truncate(DEK);

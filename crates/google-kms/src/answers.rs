@@ -214,7 +214,7 @@ fn decode(text: &str) -> Option<UnwrappedDek> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Key {
+struct CryptoKey {
     name: String,
     #[serde(default)]
     purpose: String,
@@ -240,7 +240,7 @@ struct Template {
 /// The answer to `cryptoKeys.get`.
 pub(crate) fn described(body: &[u8], key: &str) -> Result<Description, Failure> {
     let not_understood = || Failure::not_understood("get");
-    let answer: Key = serde_json::from_slice(body).map_err(|_| not_understood())?;
+    let answer: CryptoKey = serde_json::from_slice(body).map_err(|_| not_understood())?;
     if answer.name != key {
         return Err(Failure::unavailable("get: the answer is not believed: it names another key"));
     }

@@ -67,11 +67,13 @@ fn passes(test: impl FnOnce() -> LocalBoxFuture<'static, ()> + Send + 'static) -
     thread::spawn(run).join().is_ok()
 }
 
-/// Runs the suite on the stores that `make` makes, each time another one. Those that fail on the bare store are `known`.
+/// Runs the suite on the stores that `make` makes, each time another one. Those that fail on the bare
+/// store are `known`, and those that fail there at times.
 fn run<S: ObjectStore>(
     make: impl Fn() -> S + Clone + Send + 'static,
     bindings: &[Binding],
     known: &[&str],
+    at_times: &[&str],
 ) {
     let mut failing = BTreeSet::new();
     for (name, test) in TESTS {
@@ -87,6 +89,7 @@ fn run<S: ObjectStore>(
             assert!(passes(move || test(sealed())), "{name} with {binding:?}");
         }
     }
+    failing.retain(|name| !at_times.contains(name));
     assert_eq!(failing, known.iter().copied().collect(), "on the bare store");
 }
 
@@ -94,7 +97,7 @@ const BINDINGS: [Binding; 3] = [Binding::Path, Binding::FileName, Binding::Nothi
 
 #[test]
 fn the_suite_passes_in_memory() {
-    run(InMemory::new, &BINDINGS, &["put_opts_without_update"]);
+    run(InMemory::new, &BINDINGS, &["put_opts_without_update"], &[]);
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn the_suite_passes_in_local_files() {
         let folder = tempfile::tempdir_in(&root).unwrap().keep();
         LocalFileSystem::new_with_prefix(folder).unwrap()
     };
-    run(make, &BINDINGS, &["put_opts"]);
+    run(make, &BINDINGS, &["put_opts"], &[]);
 }
 
 fn s3(url: &str, bucket: &str) -> AmazonS3Builder {
@@ -147,16 +150,16 @@ fn moto() -> StandIn {
 #[test]
 fn the_suite_passes_on_seaweedfs() {
     let server = seaweedfs();
-    let known =
-        ["list_uses_directories_correctly", "put_get_delete_list", "put_opts_without_update"];
-    run(prefixes(server.url()), &S3_BINDINGS, &known);
+    let known = ["put_get_delete_list", "put_opts_without_update"];
+    run(prefixes(server.url()), &S3_BINDINGS, &known, &["list_uses_directories_correctly"]);
 }
 
 /// moto does not keep metadata of names that have an underscore.
 #[test]
 fn the_suite_passes_on_moto() {
     let server = moto();
-    run(prefixes(server.url()), &S3_BINDINGS, &["put_get_attributes", "put_opts_without_update"]);
+    let known = ["put_get_attributes", "put_opts_without_update"];
+    run(prefixes(server.url()), &S3_BINDINGS, &known, &[]);
 }
 
 /// Pages of a list.
