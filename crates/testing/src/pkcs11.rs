@@ -419,13 +419,21 @@ pub fn kryoptic() -> PathBuf {
 
 /// Cargo without what the cargo that runs this test tells it.
 fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let cargo = env::var_os("CARGO").map_or_else(|| "cargo".into(), PathBuf::from);
+    let mut command = Command::new(&cargo);
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let is_told = ["CARGO_", "RUST"].iter().any(|prefix| text.starts_with(prefix));
-        if is_told && text != "CARGO_HOME" && text != "RUSTUP_HOME" {
+        let is_told = ["CARGO_", "RUSTC", "RUSTFLAGS", "RUSTDOC"];
+        if is_told.iter().any(|prefix| text.starts_with(prefix)) && text != "CARGO_HOME" {
             command.env_remove(&name);
         }
+    }
+    // Crates may come with a file that names a toolchain. Rustup would follow it, and install or
+    // update that one.
+    command.env("RUSTUP_AUTO_INSTALL", "0");
+    let rustc = cargo.with_file_name("rustc");
+    if rustc.is_absolute() && rustc.exists() {
+        command.env("RUSTC", rustc);
     }
     command
 }
