@@ -78,6 +78,7 @@ macro_rules! links {
 [`Envelope::encrypt_file`]: crate::Envelope::encrypt_file
 [`Envelope::decrypt_file`]: crate::Envelope::decrypt_file
 [`FileOptions::overwrite`]: crate::FileOptions::overwrite
+[`FileOptions::private`]: crate::FileOptions::private
 [`FileOptions::extended_attributes`]: crate::FileOptions::extended_attributes
 [`StreamOptions`]: crate::StreamOptions
 [`StreamOptions::key_space`]: crate::StreamOptions::key_space

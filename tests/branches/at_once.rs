@@ -236,7 +236,8 @@ fn a_provider_that_panics_at_once_is_asked_by_a_call() {
     let sealed = process.seal("alice");
     let calls = Arc::new(AtomicU64::new(0));
     let watched = Watched { inner: process.kek.clone(), unwraps: calls.clone(), panics: true };
-    let envelope = Envelope::builder().wrap_with(watched).build().unwrap();
+    let envelope =
+        Envelope::builder().clock(fleet.clock.clone()).wrap_with(watched).build().unwrap();
     block_on(envelope.decrypt(&context("alice"), Aad::empty(), &sealed)).unwrap();
     assert_eq!(calls.load(Ordering::SeqCst), 1);
 }

@@ -145,15 +145,23 @@ impl Keeper {
     /// # Errors
     /// The failure to load one.
     pub(crate) async fn renew(&self, refused: u64, scopes: &[&str]) -> Result<bool, SdkError> {
+        let pause = {
+            let state = self.state();
+            let last = state.renewed.filter(|_| state.loading.is_none());
+            last.and_then(|last| AFTER_REFUSAL.checked_sub(last.elapsed()))
+        };
+        // Only a load tells whether the token is refused or no other can be had.
+        if let Some(pause) = pause
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            tokio::time::sleep(pause).await;
+        }
         let load = {
             let mut state = self.state();
             if state.generation != refused {
                 return Ok(true);
             }
             if state.loading.is_none() {
-                if state.renewed.is_some_and(|renewed| renewed.elapsed() < AFTER_REFUSAL) {
-                    return Ok(false);
-                }
                 state.renewed = Some(Instant::now());
             }
             self.load(&mut state, scopes)

@@ -300,6 +300,9 @@ fn revoked(ground: &Ground) {
     // The module may be started anew a second after it was started: see docs/pkcs11.md.
     thread::sleep(Duration::from_millis(1200));
     ground.destroy(key, "01");
+    until("it is seen to be gone", || {
+        block_on(kek.unwrap(&alice, &wrapped)).is_err_and(|error| error.class() == Denied)
+    });
     for _ in 0..2 {
         for error in [
             block_on(kek.unwrap(&alice, &wrapped)).unwrap_err(),
