@@ -348,8 +348,11 @@ fn the_public_interface_shows_no_type_of_a_dependency_below_1() {
     for krate in [
         "waxseal",
         "waxseal-aws-kms",
+        "waxseal-azure-key-vault",
         "waxseal-dynamodb",
+        "waxseal-google-kms",
         "waxseal-object-store",
+        "waxseal-pkcs11",
         "waxseal-policy",
         "waxseal-sqlx",
         "waxseal-vault-transit",

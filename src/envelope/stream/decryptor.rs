@@ -19,7 +19,7 @@ use crate::suite::{ChunkSize, DekId, TAG_LEN};
 ///
 /// Its time ends as [`Limits::max_stream_age`](crate::Limits::max_stream_age) says. When its DEK is
 /// denied, revoked or evicted by [`evict_context`](crate::Envelope::evict_context), the next chunk
-/// fails with [`ErrorKind::Expired`](crate::ErrorKind::Expired). A clone is a pointer.
+/// fails with [`ErrorKind::Expired`]. A clone is a pointer.
 #[derive(Clone)]
 pub struct StreamDecryptor {
     key: Arc<StreamDek>,
@@ -60,9 +60,9 @@ impl StreamDecryptor {
     /// Reads the last chunk, which authenticates the length.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) and
-    /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a stream that was cut or extended;
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the source failed.
+    /// [`ErrorKind::Invalid`] and
+    /// [`ErrorKind::Malformed`] for a stream that was cut or extended;
+    /// [`ErrorKind::Io`] if the source failed.
     pub fn seekable<S: ReadAt>(self, source: S) -> Result<SeekableStream<S>, Error> {
         SeekableStream::new(self, source)
     }
