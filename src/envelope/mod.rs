@@ -277,7 +277,11 @@ impl Envelope {
         if self.guarded.is_some() {
             return self.for_nobody().decrypt_cached_cold(context, aad, sealed);
         }
-        self.decrypt_cached_at(self.source.now(), context, aad, sealed)
+        // Apart from `decrypt_cached_at`, so that both are inlined.
+        let message = self.parse(sealed)?;
+        self.source.with_cached(request(context, &message), |dek| {
+            open(dek, aad, sealed.as_bytes(), &message)
+        })
     }
 
     /// Returns a lease on the DEK that encrypts for `context`.

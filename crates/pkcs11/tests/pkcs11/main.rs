@@ -1,6 +1,8 @@
 //! Keys in SoftHSM2 and kryoptic, and behind a module that fails as it is told. Each test has a
 //! process and a token of its own.
 #![allow(missing_docs)]
+// `alone` takes the name of the test from the type of a closure.
+#![allow(clippy::redundant_closure)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 mod conformance;
