@@ -140,7 +140,7 @@ impl<S: ObjectStore> SealedStore<S> {
     /// # use waxseal_object_store::v0_14::{ObjectKeys, RewrapOptions, SealedStore};
     /// # use object_store::{ObjectStoreExt, memory::InMemory, path::Path};
     /// # use waxseal::{EncryptionContext, Envelope, kek::local::LocalKek};
-    /// # tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+    /// # tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
     /// # let kek = LocalKek::in_memory("test")?;
     /// # let keys = ObjectKeys::new(
     /// #     Envelope::builder().wrap_with(kek.clone()).build()?, EncryptionContext::empty());
