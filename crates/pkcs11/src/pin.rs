@@ -137,18 +137,24 @@ fn read(source: &PinSource) -> Result<Zeroizing<String>, Failure> {
             }
         },
         PinSource::File(path) => {
-            let mut bytes = Vec::with_capacity(64);
-            File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut bytes)).map_err(
-                |error| {
+            // So long that it never moves and leaves a PIN behind.
+            let mut bytes = Vec::with_capacity(2 * 4096);
+            File::open(path)
+                .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+                .map_err(|error| {
                     let text =
                         format!("log in: the PIN file {} cannot be read: {error}", path.display());
                     Failure::unavailable(text).without_asking()
-                },
-            )?;
+                })?;
             bytes
         }
     };
     let bytes = Zeroizing::new(bytes);
+    // The first part of it would be a wrong PIN, which counts towards the lock of the token.
+    if u64::try_from(bytes.len()).map_or(true, |len| len > LONGEST) {
+        let text = format!("log in: the PIN is longer than {LONGEST} bytes");
+        return Err(Failure::misconfigured(text).without_asking());
+    }
     let line = bytes.strip_suffix(b"\n").map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let pin = std::str::from_utf8(line.unwrap_or(&bytes))
         .map_err(|_| Failure::misconfigured("log in: the PIN is not UTF-8").without_asking())?;
@@ -158,6 +164,16 @@ fn read(source: &PinSource) -> Result<Zeroizing<String>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pin_that_is_too_long_is_refused_and_not_cut() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = PinSource::File(file.path().to_owned());
+        for (len, fits) in [(4096, true), (4097, false), (100_000, false)] {
+            std::fs::write(file.path(), vec![b'7'; len]).unwrap();
+            assert_eq!(read(&source).is_ok(), fits, "{len}");
+        }
+    }
 
     #[test]
     fn a_source_is_read_from_text_and_written_back() {
