@@ -95,6 +95,7 @@ macro_rules! links {
 [xks.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/xks/
 [pkcs11.md]: https://docs.rs/waxseal-pkcs11/latest/waxseal_pkcs11/guide/pkcs11/
 [google-kms.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/google_kms/
+[azure.md]: https://docs.rs/waxseal-azure-key-vault/latest/waxseal_azure_key_vault/guide/azure/
 [ekm.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/ekm/
 [vault.md]: https://docs.rs/waxseal-vault-transit/latest/waxseal_vault_transit/guide/vault/
 
