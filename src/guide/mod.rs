@@ -67,6 +67,9 @@ macro_rules! links {
 [runtimes.md]: crate::guide::runtimes
 [streams.md]: crate::guide::streams
 [`StreamEncryptor::encrypt`]: crate::StreamEncryptor::encrypt
+[`StreamEncryptor::encrypt_slice`]: crate::StreamEncryptor::encrypt_slice
+[`StreamDecryptor::decrypt_slice`]: crate::StreamDecryptor::decrypt_slice
+[`StreamDecryptor::decrypt_slice_to`]: crate::StreamDecryptor::decrypt_slice_to
 [`StreamDecryptor::decrypt`]: crate::StreamDecryptor::decrypt
 [`StreamDecryptor::decrypt_chunk`]: crate::StreamDecryptor::decrypt_chunk
 [`StreamHead::commitment`]: crate::StreamHead::commitment
