@@ -13,7 +13,7 @@ use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer}
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
-use crate::runtime::Runtime;
+use crate::runtime::{NEEDED, Runtime};
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
 use crate::sync::Arc;
@@ -86,7 +86,7 @@ impl SourceBuilder {
             None => ambient_runtime()?,
         };
         if self.call_budget.is_some() && runtime.is_none() {
-            return Err(invalid("call_budget needs a runtime".to_owned()));
+            return Err(invalid(format!("call_budget {NEEDED}")));
         }
         let observers = Observers::new(self.observers);
         limits.summaries = observers.access_summaries();
