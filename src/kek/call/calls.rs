@@ -45,6 +45,11 @@ impl Asked {
     fn is_of_many_rows(self) -> bool {
         matches!(self, Self::OfStore(StoreOperation::Scan | StoreOperation::Erase))
     }
+
+    /// An erasure is an order. What others met before does not stop it.
+    fn passes_breakers(self) -> bool {
+        matches!(self, Self::OfStore(StoreOperation::Erase))
+    }
 }
 
 /// One call: what is asked for, and who answers. A rewrap has two targets, the old entry's and the
@@ -86,12 +91,16 @@ impl Calls {
         self.counters.counts()
     }
 
-    /// Tries once within the timeout, whatever the state of the breaker.
-    pub(crate) async fn checked<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
+    /// Asks `target` once within its timeout, whatever the state of the breaker.
+    pub(crate) async fn checked<T, F>(
+        &self,
+        target: &CallTarget,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        self.answer_within(self.terms.policy.timeout, work).await
+        self.answer_within(self.policy(target).timeout, work).await
     }
 
     /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
@@ -229,8 +238,10 @@ impl Calls {
             policy.timeout = policy.deadline;
         }
         let mut admissions = Admissions(Vec::new());
-        for target in std::iter::once(&target).chain(&also) {
-            self.admit(target, order, &mut admissions)?;
+        if !asked.passes_breakers() {
+            for target in std::iter::once(&target).chain(&also) {
+                self.admit(target, order, &mut admissions)?;
+            }
         }
         // The scarcer budgets first, so that no permit of the envelope is held while waiting for
         // them.
