@@ -250,6 +250,47 @@ fn statistics_are_recorded_and_counters_of_events_appear_before_the_first_event(
 }
 
 #[test]
+fn each_source_tells_of_its_own_breaker_of_a_store() {
+    let store = waxseal::store::scripted::ScriptedStore::in_memory();
+    let clock = waxseal::ManualClock::new();
+    let root = support::local("kek");
+    let [failing, well] = [(); 2].map(|()| {
+        let builder =
+            BranchKek::builder(root.clone()).name("orders").per(["tenant"]).clock(clock.clone());
+        builder.store(store.clone()).observer(MetricsObserver).build().unwrap()
+    });
+    let seal = |kek: &BranchKek, tenant: &str| {
+        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"payload")).map(drop)
+    };
+    let recorded = || {
+        let seen = counted(|| {
+            failing.statistics().record_metrics("failing");
+            well.statistics().record_metrics("well");
+        });
+        ["failing", "well"].map(|envelope| {
+            let name = format!("waxseal_store_breaker_open{{envelope={envelope},store=memory}}");
+            seen.get(&name).cloned()
+        })
+    };
+    let [open, closed] = ["1", "0"].map(|value| Some(value.to_owned()));
+    assert_eq!(recorded(), [closed.clone(), closed.clone()], "before anything happened");
+    store.fail_with(waxseal::store::StoreErrorClass::Unavailable);
+    for n in 0..6 {
+        seal(&failing, &format!("tenant {n}")).unwrap_err();
+        clock.advance(Duration::from_millis(60));
+    }
+    store.fail_with(None);
+    seal(&well, "alice").unwrap();
+    assert_eq!(recorded(), [open.clone(), closed.clone()]);
+    // A breaker that would let a probe through is not closed yet.
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(recorded(), [open, closed.clone()]);
+    seal(&failing, "alice").unwrap();
+    assert_eq!(recorded(), [closed.clone(), closed]);
+}
+
+#[test]
 fn logins_and_the_age_of_branch_keys_are_recorded() {
     let login = Arc::new(Mutex::new(None));
     let told = login.clone();

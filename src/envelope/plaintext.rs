@@ -59,6 +59,16 @@ impl fmt::Debug for Plaintext {
     }
 }
 
+/// Plaintext in a caller's buffer that it may not have yet. It is wiped if it is not to be had, and if
+/// the caller gives up.
+pub(super) struct Withheld<'b>(pub(super) &'b mut [u8]);
+
+impl Drop for Withheld<'_> {
+    fn drop(&mut self) {
+        wipe(self.0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Plaintext;
