@@ -52,7 +52,7 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Every source file below `src`, a folder of the workspace: its path there, and its code without tests and comments.
-fn sources_of(src: &str) -> Vec<(String, String)> {
+pub(crate) fn sources_of(src: &str) -> Vec<(String, String)> {
     let src = root().join(src);
     let mut sources = Vec::new();
     for path in rust_files(&src) {
@@ -70,16 +70,18 @@ fn sources_of(src: &str) -> Vec<(String, String)> {
             .collect();
         sources.push((name, code));
     }
-    assert!(sources.len() > 9, "the files were not found");
+    assert!(!sources.is_empty(), "the files were not found");
     sources
 }
 
 /// Those of the library.
 fn sources() -> Vec<(String, String)> {
-    sources_of("src")
+    let sources = sources_of("src");
+    assert!(sources.len() > 99, "only {} files were found", sources.len());
+    sources
 }
 
-fn is_name(c: char) -> bool {
+pub(crate) fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
@@ -88,7 +90,7 @@ fn first_name(text: &str) -> &str {
 }
 
 /// Where a file's module stands: `kek/call/mod.rs` and `kek/call.rs` are `[kek, call]`.
-fn module_of(path: &str) -> Vec<&str> {
+pub(crate) fn module_of(path: &str) -> Vec<&str> {
     path.trim_end_matches(".rs").split('/').filter(|part| !["mod", "lib"].contains(part)).collect()
 }
 

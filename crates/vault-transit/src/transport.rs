@@ -229,9 +229,7 @@ impl Transport {
     fn answered_after(&self, time: Duration) {
         let now = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         let smoothed = |old: u64| if old == 0 { now } else { old - old / 8 + now / 8 };
-        let _ = self
-            .typical
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(smoothed(old)));
+        self.typical.update(Ordering::Relaxed, Ordering::Relaxed, smoothed);
     }
 
     /// Sends `endpoint` with `token`, in the configured namespace.

@@ -47,13 +47,12 @@ mod writer;
 
 pub use append::AppendTo;
 pub use chain::ChainHash;
-pub use checkpoint::{Checkpoint, CheckpointFields, CheckpointKey, CheckpointVerifier};
-pub use disclosure::Disclosure;
+pub use checkpoint::{Checkpoint, CheckpointKey, CheckpointVerifier};
+pub use disclosure::{Disclosure, DomainAudit};
 pub use file::{SyncPolicy, TrailDirectory};
 pub use key::AuditKey;
-pub use of_domain::DomainAudit;
 pub use queue::Backpressure;
-pub use record::{ContextValue, Record, TrailFields};
+pub use record::{CheckpointFields, ContextValue, Record, TrailFields};
 pub use sink::AuditSink;
 #[cfg(feature = "tracing")]
 pub use sink::TracingSink;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checkpoint::{CheckpointKey, CheckpointVerifier};
-use super::disclosure::{Disclosure, Disclosures};
+use super::disclosure::{Disclosure, Disclosures, SHORTEST_SUMMARY};
 use super::draft::Draft;
 use super::file::{TrailDirectory, TrailFiles};
 use super::key::AuditKey;
@@ -27,7 +27,6 @@ const DEFAULT_CHECKPOINT_RECORDS: u64 = 1000;
 const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const DEFAULT_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 const MAX_SERVICE: usize = 256;
-pub(super) const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
 /// An audit trail: an [`Observer`] that keeps a record of every event.
 ///

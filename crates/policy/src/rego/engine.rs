@@ -9,8 +9,9 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 use waxseal::{Error, ErrorKind};
 
+use super::files::bad;
 use super::heads;
-use super::sources::{Contents, bad, is_test};
+use super::sources::{Contents, is_test};
 
 /// How many steps are evaluated between two looks at the clock.
 const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).unwrap();

@@ -11,8 +11,8 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use waxseal::store::StoreError;
 use zeroize::Zeroizing;
 
+use super::VERSIONS;
 use super::errors::classified;
-use super::migrations::VERSIONS;
 use super::options::{Password, PostgresOptions};
 use crate::pool::Connector;
 

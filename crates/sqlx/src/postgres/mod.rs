@@ -23,9 +23,12 @@ pub use roles::PostgresRole;
 pub(crate) use roles::check_role;
 
 use crate::pool::Pool;
-use crate::rows::{Columns, From, may_replace, place_of, row_of, tombstones_of};
+use crate::rows::{Columns, From, Versions, may_replace, place_of, row_of, tombstones_of};
 use connect::Connect;
 use errors::classified;
+
+/// Services need nothing of version 2, so they go on with version 1 until an operator migrates.
+const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// A [`KeyStore`] in a PostgreSQL database. A clone is the same store.
 ///
@@ -289,7 +292,7 @@ impl KeyStore for PostgresKeyStore {
             Box::pin(async move {
                 let (version, is_standby, _): (Option<i64>, bool, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
-                migrations::VERSIONS.check(version)?;
+                VERSIONS.check(version)?;
                 if is_standby { Err(connect::standby()) } else { Ok(()) }
             })
         }))
