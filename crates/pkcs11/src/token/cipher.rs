@@ -214,4 +214,3 @@ fn try_one(
     }
     Ok(sealed)
 }
-

@@ -83,11 +83,8 @@ pub(crate) fn load(path: &Path) -> Result<Arc<Module>, Failure> {
         Failure::misconfigured(text).without_asking()
     })?;
     let started = Started { epoch: 0, is_started: false, is_ours: false, at: None };
-    let module = Arc::new(Module {
-        context,
-        started: RwLock::new(started),
-        sessions: AtomicUsize::new(0),
-    });
+    let module =
+        Arc::new(Module { context, started: RwLock::new(started), sessions: AtomicUsize::new(0) });
     modules.insert(file, module.clone());
     Ok(module)
 }

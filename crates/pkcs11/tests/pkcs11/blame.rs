@@ -93,8 +93,7 @@ fn what_cannot_be_found_out_is_an_outage_that_opens_no_breaker() {
 #[test]
 fn a_version_that_must_no_longer_unwrap_denies_nothing_of_another_one() {
     alone(Kind::Shim, |ground| {
-        let versions =
-            || builder(ground).versions(waxseal_pkcs11::Versions::ById).build().unwrap();
+        let versions = || builder(ground).versions(waxseal_pkcs11::Versions::ById).build().unwrap();
         let kek = versions();
         let alice = context("alice");
         let (_, _) = good_and_bad(&kek);

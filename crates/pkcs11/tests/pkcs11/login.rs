@@ -160,9 +160,8 @@ fn a_wrong_pin_is_given_once_to_a_kryoptic_that_has_no_word_and_no_flag_for_it()
 #[test]
 fn a_login_that_fails_without_a_word_about_the_pin_is_made_again_when_the_caller_says_so() {
     alone(Kind::Shim, |ground| {
-        for (n, code) in ["0x5", "0x6", "0x30", "0x32", "0x50", "0x80000001", "0x7", "0x101"]
-            .iter()
-            .enumerate()
+        for (n, code) in
+            ["0x5", "0x6", "0x30", "0x32", "0x50", "0x80000001", "0x7", "0x101"].iter().enumerate()
         {
             let kek = kek(ground);
             ground.control(&format!("C_Login rv {code} {n} 1\n"));
@@ -259,11 +258,7 @@ fn a_pin_comes_from_the_environment_and_a_missing_one_is_said() {
 #[test]
 fn without_a_pin_a_private_key_is_not_seen_and_that_is_no_denial() {
     alone(Kind::SoftHsm, |ground| {
-        let without =
-            Pkcs11Kek::builder(ground.module(), KEY)
-                .token(TOKEN)
-                .build()
-                .unwrap();
+        let without = Pkcs11Kek::builder(ground.module(), KEY).token(TOKEN).build().unwrap();
         let error = block_on(without.read_key()).unwrap_err();
         assert_eq!(error.class(), Misconfigured, "{error}");
         assert!(without.login().is_none());
