@@ -26,12 +26,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const SHORTEST_TRY: u32 = 10;
 
 impl Calls {
-    /// Tries once within the timeout, whatever the state of the breaker.
-    pub(crate) async fn checked<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
+    /// Asks `target` once within its timeout, whatever the state of the breaker.
+    pub(crate) async fn checked<T, F>(
+        &self,
+        target: &CallTarget,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        self.answer_within(self.terms.policy.timeout, work).await
+        self.answer_within(self.policy(target).timeout, work).await
     }
 
     /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
@@ -169,8 +173,10 @@ impl Calls {
             policy.timeout = policy.deadline;
         }
         let mut admissions = Admissions(Vec::new());
-        for target in std::iter::once(&target).chain(&also) {
-            self.admit(target, order, &mut admissions)?;
+        if !asked.passes_breakers() {
+            for target in std::iter::once(&target).chain(&also) {
+                self.admit(target, order, &mut admissions)?;
+            }
         }
         // The scarcer budgets first, so that no permit of the envelope is held while waiting for
         // them.

@@ -28,6 +28,11 @@ impl Asked {
     pub(super) fn is_of_many_rows(self) -> bool {
         matches!(self, Self::OfStore(StoreOperation::Scan | StoreOperation::Erase))
     }
+
+    /// An erasure is an order. What others met before does not stop it.
+    pub(super) fn passes_breakers(self) -> bool {
+        matches!(self, Self::OfStore(StoreOperation::Erase))
+    }
 }
 
 /// One call: what is asked for, and who answers. A rewrap has two targets, the old entry's and the
