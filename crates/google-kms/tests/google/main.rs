@@ -7,6 +7,7 @@ mod connections;
 mod credentials;
 mod duties;
 mod ekm;
+mod environment;
 mod faults;
 mod keys;
 mod lies;
