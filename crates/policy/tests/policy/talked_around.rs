@@ -386,35 +386,90 @@ fn a_policy_that_talks_an_engine_round_allows_no_more_than_opa_does() {
     assert!(wrong.is_empty(), "{} of them\n\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
+/// As much stack as a thread has that nobody asked for more.
+fn on_a_usual_thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    // If the stack ends, the name is all that is told.
+    let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(2 << 20);
+    thread.spawn(work).unwrap().join().unwrap()
+}
+
 /// Nesting that a parser would follow until the stack ends, in policies and in data.
 #[test]
 fn nesting_and_chains_without_end_are_refused_and_end_no_process() {
     let deep = |open: &str, middle: &str, close: &str| {
         format!("{}{middle}{}", open.repeat(100_000), close.repeat(100_000))
     };
-    for rules in [
-        format!("allow if {}", deep("(", "true", ")")),
-        format!("allow if {} == 1", deep("[", "", "]")),
-        format!("allow if {} == 1", deep("{\"a\": ", "1", "}")),
-        format!("allow if {}", deep("count(", "[]", ")")),
-        format!("allow if {}", deep("[x | x := ", "1", "]")),
-        format!("allow if {} == 1", "-".repeat(100_000) + "1"),
-        format!("allow if {}", "not ".repeat(100_000) + "true"),
-        format!("allow if input{}", "[0]".repeat(100_000)),
-        format!("allow if input{}", ".a".repeat(100_000)),
-        format!("allow if 0 {} == 0", "+\n1 ".repeat(100_000)),
-        format!("allow if {{1}} {} == 0", "|\n{1} ".repeat(100_000)),
-        format!("allow := 0 if false {}", "\nelse := 1 if false".repeat(100_000)),
+    for (name, expression) in [
+        ("parentheses", deep("(", "true", ")")),
+        ("arrays", deep("[", "", "]")),
+        ("objects", deep("{\"a\": ", "1", "}")),
+        ("calls", deep("count(", "[]", ")")),
+        ("comprehensions", deep("[x | x := ", "1", "]")),
+        ("minus", "-".repeat(100_000) + "1"),
+        ("not", "not ".repeat(100_000) + "true"),
+        ("brackets", format!("input{}", "[0]".repeat(100_000))),
+        ("dots", format!("input{}", ".a".repeat(100_000))),
+        ("sum", format!("0 {} == 0", "+\n1 ".repeat(100_000))),
+        ("union", format!("{{1}} {} == 0", "|\n{1} ".repeat(100_000))),
+        ("sums in brackets", deep("(1 +\n 1 + ", "1", ")")),
+        // Here nothing but the depth of brackets is too much, and there nothing but operators.
+        ("few brackets", format!("{}1{} == 1", "(".repeat(60), ")".repeat(60))),
+        ("few operators", format!("0 {} == 0", "+ 1 ".repeat(130))),
     ] {
-        let text = format!("package waxseal\n\n{rules}\n");
-        let shown = text[..60].to_owned();
-        let built = std::thread::spawn(move || {
-            RegoPolicy::builder(super::sources(&text)).watch(None).build().map(drop)
-        });
-        assert!(built.join().unwrap().is_err(), "{shown}");
+        for rule in ["allow if ", "x := "] {
+            let text = format!("package waxseal\n\nallow := true\n\n{rule}{expression}\n");
+            let built = on_a_usual_thread(name, move || {
+                RegoPolicy::builder(super::sources(&text)).watch(None).build().map(drop)
+            });
+            assert!(built.is_err(), "{name} in {rule}");
+        }
     }
-    for data in [deep("{\"a\": ", "1", "}"), deep("[", "", "]")] {
+    for (name, data) in [("objects", deep("{\"a\": ", "1", "}")), ("arrays", deep("[", "", "]"))] {
         let sources = super::sources("package waxseal\n\nallow := true\n").data(data);
-        assert!(RegoPolicy::builder(sources).watch(None).build().is_err());
+        let built = on_a_usual_thread(name, move || {
+            RegoPolicy::builder(sources).watch(None).build().map(drop)
+        });
+        assert!(built.is_err(), "{name}");
+    }
+    // A list of many rules is no chain. If it loads, it decides.
+    let text = format!(
+        "package waxseal\n\nallow := false if false {}\nelse := true\n",
+        "\nelse := false if false".repeat(10_000)
+    );
+    let _ = on_a_usual_thread("else", move || {
+        let built = RegoPolicy::builder(super::sources(&text)).watch(None).build();
+        let context = EncryptionContext::empty();
+        let question = Question::new(Action::Decrypt, &context);
+        built.map(|policy| pollster::block_on(policy.decide(&question)).map(drop)).map(drop)
+    });
+}
+
+/// The bound holds on a thread whose stack is no larger than usual, while policies are read, asked and
+/// dropped.
+#[test]
+fn an_expression_of_the_greatest_length_is_evaluated_on_a_usual_thread() {
+    for (name, expression) in [
+        ("sum", format!("0 {} == 120", "+ 1 ".repeat(120))),
+        ("union", format!("count({{1}} {}) == 1", "| {1} ".repeat(60))),
+        ("look-ups", format!("not input{}", ".a".repeat(120))),
+        ("minus", format!("{}1 == 1", "-".repeat(60) + &"-".repeat(60))),
+        (
+            "sums in brackets",
+            format!("{}1{} == 101", "(1 + 1 + 1 + 1 + ".repeat(25), ")".repeat(25)),
+        ),
+    ] {
+        let text = format!("package waxseal\n\nallow if {expression}\n");
+        let decided = on_a_usual_thread(name, move || {
+            let policy = RegoPolicy::builder(super::sources(&text)).watch(None).build()?;
+            let context = EncryptionContext::empty();
+            pollster::block_on(policy.decide(&Question::new(Action::Decrypt, &context)))
+        });
+        // Signs in a row are no Rego of OPA. Here it matters that they end nothing.
+        if name != "minus" {
+            assert!(decided.unwrap().is_allowed(), "{name}");
+        }
     }
 }
