@@ -11,6 +11,7 @@ use waxseal_testing::support;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{HookedKek, block_on, context};
 use waxseal::branch::BranchKek;
+use waxseal::domain::{DomainConfig, Domains, Schemes};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, Login};
 use waxseal::store::MemoryStore;
@@ -139,6 +140,7 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
     let text = traced(TracingObserver::new());
     for (level, event, fields) in [
         ("WARN", "started_without", &["kek_id=local:kek", "kind=\"throttled\""][..]),
+        ("INFO", "configured", &["wrap_with=1", "unwrap_with=0", "kek_ids=\"local:kek\""]),
         ("INFO", "unwrapped", &["dek_id=", "kek_id=local:kek"]),
         ("INFO", "wrapped", &["dek_id=", "kek_id=local:kek"]),
         ("INFO", "made", &["dek_id=", "keks=1"]),
@@ -169,6 +171,20 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
     assert!(!text.contains("alice") && !text.contains("bob"), "a context was logged:\n{text}");
     assert!(!text.contains("payload"));
     assert!(traced(TracingObserver::new().with_context()).contains("alice"));
+}
+
+#[test]
+fn what_is_built_says_which_domain_and_which_keks() {
+    let text = written(|| {
+        let kek = |name: &'static str| move |_: String| async move { ScriptedKek::new(name) };
+        let domains = Domains::builder()
+            .schemes(Schemes::default().kek("new", kek("new")).kek("old", kek("old")))
+            .domain("orders", DomainConfig::default().wrap_with("new:").unwrap_with("old:"))
+            .observer(TracingObserver::new());
+        block_on(domains.build()).unwrap();
+    });
+    let fields = "domain=\"orders\" wrap_with=1 unwrap_with=1 kek_ids=\"local:new, local:old\"";
+    assert!(text.contains(fields), "{text}");
 }
 
 /// What the work counts, as text: name, labels, value.

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::suite::{AeadKey, Nonce, Nonces, TAG_LEN};
+use crate::suite::{AeadKey, InOut, Nonce, Nonces, TAG_LEN, Tag};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -283,7 +283,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
                 prefix.append(nonce, sealed);
                 sealed.extend_from_slice(plaintext);
                 let payload = sealed.get_mut(begin + prefix.len()..).unwrap_or_default();
-                match key.seal(nonce, aad, payload) {
+                match key.seal(nonce, aad, InOut::in_place(payload)) {
                     Ok(tag) => sealed.extend_from_slice(&tag),
                     Err(error) => {
                         sealed.truncate(begin);
@@ -297,21 +297,21 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         dek.lease.with_key(seal)?
     }
 
-    /// Encrypts `payload` in place under a new nonce, and fills `prefix` and `tag` around it.
-    /// Returns *expired*, with everything untouched, if the DEK was taken away since.
+    /// Encrypts under a new nonce, and fills `prefix` and `tag` around it. Returns *expired*, with
+    /// everything untouched, if the DEK was taken away since.
     pub(crate) fn seal(
         &self,
         form: Form,
         aad: &[u8],
         prefix: &mut [u8],
-        payload: &mut [u8],
-        tag: &mut [u8; TAG_LEN],
+        data: InOut<'_>,
+        tag: &mut Tag,
     ) -> Result<(), Error> {
         let dek = &*self.0;
         dek.lease.with_key(|key| {
             let nonce = Nonce::random(dek.nonces, dek.lease.suite)?;
             dek.prefix(form).write(nonce.as_bytes(), prefix)?;
-            *tag = key.seal(nonce.as_bytes(), aad, payload)?;
+            *tag = key.seal(nonce.as_bytes(), aad, data)?;
             Ok(())
         })?
     }

@@ -42,7 +42,7 @@ const MOST_REFUSALS: u64 = 10_000;
 ///     ) -> BoxFuture<'a, Result<Option<DomainConfig>, waxseal::Error>> {
 ///         Box::pin(async move {
 ///             // From a table, say.
-///             let uri = (name == "acme").then_some("aws-kms:alias/acme");
+///             let uri = (name == "acme").then_some("aws-kms://alias/acme?region=eu-west-1");
 ///             Ok(uri.map(|uri| DomainConfig::default().wrap_with(uri).must_have(["table"])))
 ///         })
 ///     }

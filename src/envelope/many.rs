@@ -19,7 +19,7 @@ use crate::dek::{BLOCK, Many, ReadingDek, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Header, Message};
 use crate::observe::Access;
-use crate::suite::DekId;
+use crate::suite::{DekId, InOut};
 
 /// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
 /// no more of them once they have so many bytes.
@@ -423,7 +423,8 @@ fn open_block(dek: &ReadingDek, block: &[Item<'_>], opened: &mut Plaintexts) -> 
                 let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
                 let index = opened.len();
                 let open = |payload: &mut [u8]| {
-                    key.open(message.nonce, aad.as_bytes(), payload, message.tag)
+                    let data = InOut::in_place(payload);
+                    key.open(message.nonce, aad.as_bytes(), data, message.tag)
                 };
                 opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;
             }

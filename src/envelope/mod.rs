@@ -49,8 +49,7 @@ pub use values::{Plaintexts, Values};
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::dek::{
-    DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek,
-    WritingRequest,
+    DekSource, OwnedSource, ReadingRequest, Reservation, Statistics, WritingDek, WritingRequest,
 };
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message};
@@ -217,7 +216,9 @@ impl Envelope {
         let sealed = sealed.into();
         let message = self.parse(sealed)?;
         self.source
-            .with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
+            .with(request(context, &message), |dek| {
+                opening::open(dek, aad, sealed.as_bytes(), &message)
+            })
             .await
     }
 
@@ -280,7 +281,7 @@ impl Envelope {
         // Apart from `decrypt_cached_at`, so that both are inlined.
         let message = self.parse(sealed)?;
         self.source.with_cached(request(context, &message), |dek| {
-            open(dek, aad, sealed.as_bytes(), &message)
+            opening::open(dek, aad, sealed.as_bytes(), &message)
         })
     }
 
@@ -524,17 +525,6 @@ fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> Read
     let (id, suite) = (&message.header.dek_id, message.header.suite);
     let (wrapped_keys, is_stored) = (message.wrapped_keys, message.wrapped_keys.is_empty());
     ReadingRequest { context, id, suite, wrapped_keys: Some(wrapped_keys), is_stored }
-}
-
-fn open(
-    dek: &ReadingDek,
-    aad: Aad<'_>,
-    sealed: &[u8],
-    message: &Message<'_>,
-) -> Result<Plaintext, Error> {
-    opening::open(sealed, message, |payload| {
-        dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
-    })
 }
 
 /// Extends `buffer` without leaving its plaintext behind in a block that it outgrew.

@@ -22,6 +22,10 @@ impl Plaintext {
         self.0.extend_from_slice(bytes);
     }
 
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
     /// Returns the bytes. From now on nothing wipes them.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {

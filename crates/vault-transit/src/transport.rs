@@ -479,7 +479,8 @@ fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
         "the answer broke off"
     };
     let separator = if last.is_empty() { "" } else { ": " };
-    let message = format!("{operation}: {what}{separator}{last}");
+    let hint = if last.contains("UnknownIssuer") { "; `ca_file` names its CA" } else { "" };
+    let message = format!("{operation}: {what}{separator}{last}{hint}");
     if certificate { Failure::misconfigured(message) } else { Failure::unavailable(message) }
 }
 

@@ -13,7 +13,7 @@ use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer}
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
-use crate::runtime::Runtime;
+use crate::runtime::{NEEDED, Runtime};
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
 use crate::sync::Arc;
@@ -93,7 +93,7 @@ impl SourceBuilder {
         if runtime.is_none()
             && let Some((option, _)) = budgets.iter().find(|(_, is_set)| *is_set)
         {
-            return Err(invalid(format!("{option} needs a runtime")));
+            return Err(invalid(format!("{option} {NEEDED}")));
         }
         let observers = Observers::new(self.observers);
         limits.summaries = observers.access_summaries();

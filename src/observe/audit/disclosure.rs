@@ -40,7 +40,9 @@ pub enum Disclosure {
 ///     .context_value("table", Disclosure::Clear)
 ///     .context_value("tenant", Disclosure::Hashed)
 ///     .access_summaries(Duration::from_secs(10));
-/// let config = DomainConfig::default().wrap_with("local:/var/lib/app/orders.kek").audit(settings);
+/// let config = DomainConfig::default()
+///     .wrap_with("local:/var/lib/app/orders.kek?name=orders")
+///     .audit(settings);
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]

@@ -14,6 +14,7 @@ use super::ledger::{CheckpointTerms, Ledger, LedgerTerms};
 use super::queue::{Backpressure, Queue};
 use super::resume::{self, End};
 use super::sink::{AuditSink, WatchedSink};
+use super::unusable;
 use super::writer::Writer;
 use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
@@ -327,9 +328,7 @@ impl AuditTrailBuilder {
             sinks: self.sinks,
             clock: self.clock.clone(),
         };
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
-        };
+        let failed = |error| unusable("audit trail", error);
         let mut ledger = Ledger::new(terms, files, resumed)?;
         ledger.begin().map_err(failed)?;
         let capacity = self.capacity.unwrap_or(DEFAULT_CAPACITY);
