@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use waxseal::branch::{BranchKek, BranchKekBuilder};
 use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope, Error, ErrorKind, ManualClock};
-use waxseal_sqlx::PostgresKeyStore;
+use waxseal_sqlx::{PostgresKeyStore, PostgresOptions};
 use waxseal_testing::openbao::{OpenBao, Options};
-use waxseal_testing::postgres::Postgres;
+use waxseal_testing::postgres::{PASSWORD, Postgres};
+use waxseal_testing::support::context;
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
-
-use super::{context, migrated};
 
 struct Ground {
     bao: OpenBao,
@@ -23,7 +22,9 @@ impl Ground {
         let bao = OpenBao::with(Options { durable: true, audit: true, ..Options::default() }).await;
         bao.create_key("orders", true).await;
         let postgres = Postgres::start();
-        let store = migrated(&postgres).await;
+        let options = PostgresOptions::new(postgres.url("postgres")).password(PASSWORD);
+        let store = PostgresKeyStore::new(options.timeout(Duration::from_secs(20))).unwrap();
+        store.migrate().await.unwrap();
         Self { bao, postgres, store }
     }
 
