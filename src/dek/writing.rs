@@ -165,6 +165,18 @@ impl WritingDek {
             Form::Compact => &self.compact,
         }
     }
+
+    /// Returns how long so many messages are.
+    pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
+        let added = self.prefix(form).len().checked_add(TAG_LEN)?;
+        let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
+        usize::try_from(many.bytes).ok()?.checked_add(added)
+    }
+
+    /// Returns how long a message may be.
+    pub(crate) fn max_len(&self) -> u64 {
+        self.max_len
+    }
 }
 
 /// How many messages, and how many bytes of plaintext they have together.
@@ -183,9 +195,9 @@ impl Many {
         self.messages == 0 && self.bytes == 0
     }
 
-    /// Adds a message of `len` bytes.
-    pub(crate) fn add(&mut self, len: usize) -> Result<(), Error> {
-        let len = check_len(len, MAX_PLAINTEXT)?;
+    /// Adds a message of `len` bytes, of which `max_len` may be encrypted.
+    pub(crate) fn add(&mut self, len: usize, max_len: u64) -> Result<(), Error> {
+        let len = check_len(len, max_len)?;
         *self = Self {
             messages: self.messages.saturating_add(1),
             bytes: self.bytes.saturating_add(len),
@@ -234,12 +246,18 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         Ok(Self(dek))
     }
 
-    /// Counts many messages for a handle: all, or none of them.
-    pub(crate) fn of_many_for_handle(dek: D, many: Many, given_stale: bool) -> Result<Self, Error> {
+    /// Counts many messages for a handle: all, or none of them. `room` has to be there first.
+    pub(crate) fn of_many_for_handle<R>(
+        dek: D,
+        many: Many,
+        given_stale: bool,
+        room: impl FnOnce(&WritingDek) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
         dek.lease.check_handle(given_stale)?;
         let budget = &dek.shared.budget;
         many.check(budget.max_messages(), budget.max_bytes())?;
-        Self::of_many(dek, many)
+        let room = room(&dek)?;
+        Ok((Self::of_many(dek, many)?, room))
     }
 
     /// Counts many messages, which an unused DEK could encrypt: all, or none of them.
@@ -251,13 +269,6 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
 
     pub(crate) fn dek(&self) -> &WritingDek {
         &self.0
-    }
-
-    /// Returns how long so many messages are.
-    pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
-        let added = self.0.prefix(form).len().checked_add(TAG_LEN)?;
-        let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
-        usize::try_from(many.bytes).ok()?.checked_add(added)
     }
 
     /// Encrypts up to [`BLOCK`] messages, AAD and plaintext, behind what `sealed` has, and adds where

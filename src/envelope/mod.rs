@@ -115,6 +115,22 @@ impl Envelope {
         sealed.parse(|| self.source.has_store())
     }
 
+    /// Asks the [policy](crate::EnvelopeBuilder::policy) whether an operation may be done in a context,
+    /// as every operation of an envelope does: for what the caller's own code does beside it, such as
+    /// copying sealed bytes. Without a policy everything may be done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), and
+    /// [`ErrorKind::PolicyUnavailable`](crate::ErrorKind::PolicyUnavailable) if the policy gives no
+    /// answer.
+    pub async fn check_policy(
+        &self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        self.permit(operation, context, None).await.map(drop)
+    }
+
     /// Encrypts `plaintext`.
     ///
     /// `context` says what the DEK is for and goes to the key service. `aad` belongs to this one
@@ -494,9 +510,11 @@ impl Envelope {
                 }))
             })
             .collect();
-        let prepared = self.source.prepare(&requests).await;
-        let answer =
-            |place: usize| prepared.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
+        let prepared = self.source.prepare(&requests, 0).await;
+        let answer = |place: usize| match prepared.get(place) {
+            Some(prepared) => prepared.as_ref().map(|_| ()).map_err(Clone::clone),
+            None => Err(Error::invalid()),
+        };
         place_of.into_iter().map(|place| answer(place?)).collect()
     }
 
@@ -536,6 +554,20 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
         *buffer = larger;
     }
     buffer.resize(len, 0);
+}
+
+impl ActingFor<'_> {
+    /// As [`Envelope::check_policy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn check_policy(
+        self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        self.permit(operation, context).await.map(drop)
+    }
 }
 
 impl fmt::Debug for Envelope {

@@ -121,9 +121,17 @@ impl Encryptor {
         Reservation::for_handle(&*self.dek, len, self.terms.is_stale()?)
     }
 
-    /// Counts many messages, all or none, if the handle may still be used.
-    pub(super) fn reserve_many(&self, many: Many) -> Result<Reservation<&WritingDek>, Error> {
-        Reservation::of_many_for_handle(&*self.dek, many, self.terms.is_stale()?)
+    /// Counts many messages, all or none, if the handle may still be used, and there is `room`.
+    pub(super) fn reserve_many<R>(
+        &self,
+        many: Many,
+        room: impl FnOnce(&WritingDek) -> Result<R, Error>,
+    ) -> Result<(Reservation<&WritingDek>, R), Error> {
+        Reservation::of_many_for_handle(&*self.dek, many, self.terms.is_stale()?, room)
+    }
+
+    pub(super) fn max_len(&self) -> u64 {
+        self.dek.max_len()
     }
 
     /// Checks that it may be used now.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::fs::{File, Metadata};
 use std::io;
-use std::path::{Path, PathBuf, is_separator};
+use std::path::{Path, PathBuf, absolute, is_separator};
 
 use tempfile::NamedTempFile;
 
@@ -20,7 +20,10 @@ const SUFFIX: &str = ".tmp";
 
 /// A path at which a file can be placed.
 pub(super) struct Target<'p> {
+    /// As it was given, for errors.
     pub(super) path: &'p Path,
+    /// From the root: the process may change its directory before the file is whole.
+    place: PathBuf,
     directory: PathBuf,
     overwrite: bool,
 }
@@ -36,11 +39,9 @@ impl<'p> Target<'p> {
         if path.file_name().is_none() || is_directory {
             return Err(refused("does not name a file", path));
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let target = Self { path, directory, overwrite };
+        let place = absolute(path).map_err(|error| failed("could not be used", path, error))?;
+        let directory = place.parent().unwrap_or(&place).to_owned();
+        let target = Self { path, place, directory, overwrite };
         target.existing(source)?;
         Ok(target)
     }
@@ -48,18 +49,18 @@ impl<'p> Target<'p> {
     /// Returns what is there now, and may be replaced.
     fn existing(&self, source: &Source<'_>) -> Result<Option<Replaced>, Error> {
         let path = self.path;
-        let existing = match fs::symlink_metadata(path) {
+        let existing = match fs::symlink_metadata(&self.place) {
             Ok(existing) => existing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("could not be used", path, error)),
         };
-        if is_same(&existing, source, path) {
+        if is_same(&existing, source, &self.place) {
             let detail = format!("source and target are one file: {}", path.display());
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         }
         is_regular(path, &existing)?;
         match self.overwrite {
-            true => Ok(Some(Replaced::new(path, existing))),
+            true => Ok(Some(Replaced::new(&self.place, existing))),
             false => Err(failed("exists", path, io::ErrorKind::AlreadyExists.into())),
         }
     }
@@ -116,8 +117,8 @@ impl New<'_> {
             .map_err(|error| failed("cannot have what the source has", target.path, error))?;
         temporary.as_file().sync_all().map_err(cannot)?;
         let placed = match target.overwrite {
-            true => temporary.persist(target.path),
-            false => temporary.persist_noclobber(target.path),
+            true => temporary.persist(&target.place),
+            false => temporary.persist_noclobber(&target.place),
         };
         placed.map_err(|error| failed("could not be put in place", target.path, error.error))?;
         match directory.map_or(Ok(()), |directory| directory.sync_all()) {

@@ -33,7 +33,7 @@ pub use ekm::EkmFault;
 pub use operations::Target;
 pub use status::{Code, Status};
 pub use tokens::Source;
-pub use world::{Principal, Protection, State, World};
+pub use world::{Names, Principal, Protection, State, World};
 
 pub const PROJECT: &str = "projects/orders-prod";
 pub const RING: &str = "projects/orders-prod/locations/europe-west1/keyRings/services";
@@ -364,7 +364,32 @@ fn by(
         false => serde_json::from_slice(&request.body)
             .map_err(|_| Status::invalid("Invalid JSON payload received."))?,
     };
-    operations::perform(world, caller, &request.method, target, &request.query, &input)
+    let (by_id, by_number) = world.both_names(&target.key);
+    let (names, asked) = (world.names, target.key.clone());
+    let target = Target { key: by_id.clone(), ..target.clone() };
+    let answer =
+        operations::perform(world, caller, &request.method, &target, &request.query, &input)?;
+    let named = match (names, by_number) {
+        (Names::AsAsked, _) | (_, None) => asked,
+        (Names::ById, _) => by_id.clone(),
+        (Names::ByNumber, Some(by_number)) => by_number,
+    };
+    Ok(renamed(answer, &by_id, &named))
+}
+
+/// The answer with another name for the key.
+fn renamed(mut answer: Value, from: &str, to: &str) -> Value {
+    let mut names = vec![&mut answer];
+    while let Some(value) = names.pop() {
+        let Value::Object(fields) = value else { continue };
+        for (field, value) in fields {
+            match value {
+                Value::String(name) if field == "name" => *name = name.replacen(from, to, 1),
+                other => names.push(other),
+            }
+        }
+    }
+    answer
 }
 
 fn told(mut answer: Value, lie: Option<Lie>) -> Response {
