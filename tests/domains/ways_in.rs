@@ -427,6 +427,7 @@ fn the_tables_name_every_way_in_and_out() {
     // tell of an envelope or a handle itself, or of wrapped keys that they do not open.
     let elsewhere = [
         "acting_for",
+        "check_policy",
         "builder",
         "close",
         "context",
