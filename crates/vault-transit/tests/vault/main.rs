@@ -9,6 +9,7 @@ mod between;
 mod connections;
 mod duties;
 mod errors;
+mod faults;
 mod logins;
 mod outages;
 mod tokens;
