@@ -1,10 +1,12 @@
-//! Streams: their rate by that of the bare AEAD, what a second thread brings, and the memory of a long one.
+//! Streams: their rate by that of the best bare AEAD, what a second thread brings, and the memory of a long one.
 //!
-//!     cargo bench -p waxseal-benches --features aws-lc --bench streams
-//!     cargo bench -p waxseal-benches --features aws-lc --bench streams -- pipe 10
+//!     cargo bench -p waxseal-benches --features aws-lc,ring --bench streams
+//!     cargo bench -p waxseal-benches --features aws-lc,ring --bench streams -- pipe 10
 //!
-//! The first times 64 MiB from memory to memory in chunks of 64 KiB, interleaved with the bare AEAD in place on buffers of 64 KiB; a
-//! figure is the median over the rounds of ours by theirs in the same round. The second puts so many GiB through a pipe between two
+//! The first puts 64 MiB and 1 MiB from memory to memory in chunks of 64 KiB, to buffers that were used before. The unit is the rate of the
+//! fastest bare AEAD of the build, in place on one chunk over and over, which stays in the nearest cache. Beside it: the same AEAD from
+//! buffer to buffer over all of the memory, on one thread and on two, and a copy. All contenders take turns in random order; a figure is the
+//! median of the rounds, and what two threads gain that of the ratios of a round. The second puts so many GiB through a pipe between two
 //! threads, one that encrypts and one that decrypts, and prints the most memory that the process ever had. Nothing else should run
 //! meanwhile.
 #![allow(missing_docs)]
@@ -16,9 +18,12 @@ use std::io::{self, Read, Write};
 use std::num::NonZero;
 use std::time::{Duration, Instant};
 
+use rand::seq::SliceRandom;
 use support::{Bare, median};
 use waxseal::kek::local::LocalKek;
-use waxseal::{Aad, Backend, EncryptionContext, Envelope, Limits, StreamDecryptor, StreamHead};
+use waxseal::{
+    Aad, Backend, EncryptionContext, Envelope, Limits, StreamDecryptor, StreamEncryptor, StreamHead,
+};
 
 const LEN: usize = 64 << 20;
 const CHUNK: usize = 64 << 10;
@@ -39,23 +44,10 @@ impl Ground {
         Self { envelope: builder.build().unwrap(), context }
     }
 
-    fn encrypt(&self, threads: usize, from: &[u8], to: &mut Vec<u8>) -> f64 {
-        to.clear();
-        let encryptor = pollster::block_on(self.envelope.stream_encryptor(
-            &self.context,
-            Aad::empty(),
-            Default::default(),
-        ));
-        let (encryptor, start) = (encryptor.unwrap(), Instant::now());
-        match threads {
-            1 => {
-                let mut writer = encryptor.writer(to);
-                writer.write_all(from).unwrap();
-                writer.finish().unwrap();
-            }
-            n => drop(encryptor.encrypt(NonZero::new(n).unwrap(), from, to).unwrap()),
-        }
-        start.elapsed().as_secs_f64()
+    fn encryptor(&self) -> StreamEncryptor {
+        let options = Default::default();
+        let encryptor = self.envelope.stream_encryptor(&self.context, Aad::empty(), options);
+        pollster::block_on(encryptor).unwrap()
     }
 
     fn decryptor(&self, from: &mut impl Read) -> StreamDecryptor {
@@ -63,49 +55,162 @@ impl Ground {
         let decryptor = self.envelope.stream_decryptor(&self.context, Aad::empty(), &head);
         pollster::block_on(decryptor).unwrap()
     }
-
-    fn decrypt(&self, threads: usize, mut from: &[u8], to: &mut Vec<u8>) -> f64 {
-        to.clear();
-        let (decryptor, start) = (self.decryptor(&mut from), Instant::now());
-        match threads {
-            1 => drop(io::copy(&mut decryptor.reader(from), to).unwrap()),
-            n => drop(decryptor.decrypt(NonZero::new(n).unwrap(), from, to).unwrap()),
-        }
-        start.elapsed().as_secs_f64()
-    }
 }
 
-/// As many bytes through the bare AEAD.
-fn bare(bare: &Bare, chunk: &mut [u8]) -> f64 {
+/// Its name, and what gives the seconds of one run.
+type Contender = (String, Box<dyn FnMut() -> f64>);
+
+fn timed(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
-    for _ in 0..LEN / CHUNK {
-        std::hint::black_box(bare.seal(chunk));
-    }
+    work();
     start.elapsed().as_secs_f64()
 }
 
-fn rates() {
-    let plaintext: Vec<u8> = (0..=255).cycle().take(LEN).collect();
-    let (mut sealed, mut opened) = (Vec::with_capacity(LEN * 2), Vec::with_capacity(LEN * 2));
-    for backend in Backend::all().iter().rev() {
-        let (ground, aead) = (Ground::new(*backend), Bare::new(*backend));
-        let mut chunk = vec![7; CHUNK];
-        let mut figures = [const { Vec::new() }; 5];
-        for _ in 0..ROUNDS {
-            let bare = bare(&aead, &mut chunk);
-            let [encrypt, encrypt_2] = [1, 2].map(|n| ground.encrypt(n, &plaintext, &mut sealed));
-            let [decrypt, decrypt_2] = [1, 2].map(|n| ground.decrypt(n, &sealed, &mut opened));
-            assert!(opened == plaintext);
-            let round =
-                [bare, bare / encrypt, bare / decrypt, encrypt / encrypt_2, decrypt / decrypt_2];
-            figures.iter_mut().zip(round).for_each(|(all, figure)| all.push(figure));
+/// As many bytes through the bare AEAD, in place on one chunk.
+fn bare_in_place(bare: &Bare, len: usize) -> f64 {
+    let mut chunk = vec![7; CHUNK];
+    timed(|| {
+        for _ in 0..len / CHUNK {
+            std::hint::black_box(bare.seal(&mut chunk));
         }
-        let [bare, encrypt, decrypt, encrypt_2, decrypt_2] =
-            figures.map(|mut figures| median(&mut figures));
+    })
+}
+
+/// The bare AEAD from buffer to buffer.
+fn bare_between(bare: &Bare, from: &[u8], to: &mut [u8]) {
+    for (from, to) in from.chunks(CHUNK).zip(to.chunks_mut(CHUNK)) {
+        std::hint::black_box(bare.seal_to(from, to));
+    }
+}
+
+fn rates(len: usize) {
+    // Once for each size: what all contenders share is never freed.
+    let plaintext: &'static Vec<u8> = Box::leak(Box::new((0..=255).cycle().take(len).collect()));
+    let aeads: Vec<_> = Backend::all().iter().map(|b| (*b, Bare::new(*b))).collect();
+    let aeads: &'static [(Backend, Bare)] = Box::leak(aeads.into());
+    let mut contenders: Vec<Contender> = Vec::new();
+    for (backend, aead) in aeads {
+        contenders.push((
+            format!("{backend:?}, bare, in place"),
+            Box::new(move || bare_in_place(aead, len)),
+        ));
+    }
+    let mut copy = vec![1; len];
+    contenders.push((
+        "a copy".to_owned(),
+        Box::new(move || timed(|| std::hint::black_box(&mut copy).copy_from_slice(plaintext))),
+    ));
+    for (backend, aead) in aeads.iter().rev() {
+        let ground: &'static Ground = Box::leak(Box::new(Ground::new(*backend)));
+        let sealed = ground.encryptor().encrypt_slice(NonZero::<usize>::MIN, plaintext).unwrap();
+        let sealed: &'static [u8] = Box::leak(sealed.into_boxed_slice());
+        let [one, two] = [1, 2].map(|n| NonZero::new(n).unwrap());
+        let mut add = |name: &str, run: Box<dyn FnMut() -> f64>| {
+            contenders.push((format!("{backend:?}, {name}"), run));
+        };
+        let mut to = vec![1; len];
+        add("bare", Box::new(move || timed(|| bare_between(aead, plaintext, &mut to))));
+        let mut to = vec![1; len];
+        let halves = move || {
+            let (first, second) = to.split_at_mut(len / 2);
+            timed(|| {
+                std::thread::scope(|scope| {
+                    scope.spawn(|| bare_between(aead, &plaintext[..len / 2], first));
+                    bare_between(aead, &plaintext[len / 2..], second);
+                });
+            })
+        };
+        add("bare, two threads", Box::new(halves));
+
+        let mut to = Vec::with_capacity(2 * len);
+        let write = move || {
+            to.clear();
+            let mut writer = ground.encryptor().writer(&mut to);
+            timed(|| {
+                writer.write_all(plaintext).unwrap();
+                writer.finish().unwrap();
+            })
+        };
+        add("encrypt, writer", Box::new(write));
+        for (threads, name) in [(one, "slices"), (two, "slices, two threads")] {
+            let mut to = vec![1; sealed.len()];
+            let slices = move || {
+                let key = ground.encryptor();
+                timed(|| key.encrypt_slice_to(threads, plaintext, &mut to).unwrap())
+            };
+            add(&format!("encrypt, {name}"), Box::new(slices));
+        }
+        for (threads, name) in [(one, "one thread"), (two, "two threads")] {
+            let mut to = Vec::with_capacity(2 * len);
+            let line = move || {
+                to.clear();
+                let key = ground.encryptor();
+                timed(|| drop(key.encrypt(threads, &plaintext[..], &mut to).unwrap()))
+            };
+            add(&format!("encrypt, reader to writer, {name}"), Box::new(line));
+        }
+
+        let mut to = Vec::with_capacity(2 * len);
+        let read = move || {
+            to.clear();
+            let mut from = sealed;
+            let mut reader = ground.decryptor(&mut from).reader(from);
+            let time = timed(|| drop(io::copy(&mut reader, &mut to).unwrap()));
+            assert!(to == *plaintext);
+            time
+        };
+        add("decrypt, read to the end", Box::new(read));
+        let mut to = vec![1; len];
+        let exactly = move || {
+            let mut from = sealed;
+            let mut reader = ground.decryptor(&mut from).reader(from);
+            timed(|| reader.read_exact(&mut to).unwrap())
+        };
+        add("decrypt, read to a buffer", Box::new(exactly));
+        for (threads, name) in [(one, "slices"), (two, "slices, two threads")] {
+            let mut to = vec![1; len];
+            let slices = move || {
+                let mut from = sealed;
+                let key = ground.decryptor(&mut from);
+                let time = timed(|| key.decrypt_slice_to(threads, from, &mut to).unwrap());
+                assert!(to == *plaintext);
+                time
+            };
+            add(&format!("decrypt, {name}"), Box::new(slices));
+        }
+        for (threads, name) in [(one, "one thread"), (two, "two threads")] {
+            let mut to = Vec::with_capacity(2 * len);
+            let line = move || {
+                to.clear();
+                let mut from = sealed;
+                let key = ground.decryptor(&mut from);
+                timed(|| drop(key.decrypt(threads, from, &mut to).unwrap()))
+            };
+            add(&format!("decrypt, reader to writer, {name}"), Box::new(line));
+        }
+    }
+    let mut times = vec![Vec::new(); contenders.len()];
+    let mut order: Vec<_> = (0..contenders.len()).collect();
+    for _ in 0..ROUNDS * (LEN / len).min(8) {
+        order.shuffle(&mut rand::rng());
+        for &at in &order {
+            times[at].push((contenders[at].1)());
+        }
+    }
+    let medians: Vec<_> = times.iter().map(|times| median(&mut times.clone())).collect();
+    let best = medians[..aeads.len()].iter().copied().fold(f64::INFINITY, f64::min);
+    println!("{} MiB", len >> 20);
+    for (at, ((name, _), time)) in contenders.iter().zip(&medians).enumerate() {
+        let gain = name.ends_with("two threads").then(|| {
+            let mut ratios: Vec<_> =
+                times[at - 1].iter().zip(&times[at]).map(|(one, two)| one / two).collect();
+            format!(" | by one thread {:.2}", median(&mut ratios))
+        });
         println!(
-            "{backend:?}: bare {:.2} GB/s | of its rate: encrypt {encrypt:.2}, decrypt {decrypt:.2} | \
-             two threads by one: encrypt {encrypt_2:.2}, decrypt {decrypt_2:.2}",
-            LEN as f64 / bare / 1e9
+            "{name:>55}: {:6.2} GB/s, {:.2} of the best bare{}",
+            len as f64 / time / 1e9,
+            best / time,
+            gain.unwrap_or_default()
         );
     }
 }
@@ -147,6 +252,6 @@ fn main() {
         std::env::args().filter(|argument| argument != "--bench").collect();
     match arguments.get(1).map(String::as_str) {
         Some("pipe") => pipe(arguments.get(2).map_or(10, |gib| gib.parse().unwrap())),
-        _ => rates(),
+        _ => [1 << 20, LEN].into_iter().for_each(rates),
     }
 }

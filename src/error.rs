@@ -167,7 +167,7 @@ impl ErrorKind {
                 "pass its wrapped keys with Sealed::compact, or to rewrap_wrapped_keys",
             ),
             Self::UnknownKek => (
-                "no provider for any KEK of this message",
+                "no provider for any KEK that wrapped the key",
                 "add the provider of one of them with unwrap_with",
             ),
             Self::Invalid => (

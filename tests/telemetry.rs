@@ -11,6 +11,7 @@ use waxseal_testing::support;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use support::{HookedKek, block_on, context};
 use waxseal::branch::BranchKek;
+use waxseal::domain::{DomainConfig, Domains, Schemes};
 use waxseal::kek::scripted::ScriptedKek;
 use waxseal::kek::{KekErrorClass, Login};
 use waxseal::store::MemoryStore;
@@ -139,6 +140,7 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
     let text = traced(TracingObserver::new());
     for (level, event, fields) in [
         ("WARN", "started_without", &["kek_id=local:kek", "kind=\"throttled\""][..]),
+        ("INFO", "configured", &["wrap_with=1", "unwrap_with=0", "kek_ids=\"local:kek\""]),
         ("INFO", "unwrapped", &["dek_id=", "kek_id=local:kek"]),
         ("INFO", "wrapped", &["dek_id=", "kek_id=local:kek"]),
         ("INFO", "made", &["dek_id=", "keks=1"]),
@@ -169,6 +171,20 @@ fn every_event_is_traced_at_its_level_and_contexts_only_where_asked_for() {
     assert!(!text.contains("alice") && !text.contains("bob"), "a context was logged:\n{text}");
     assert!(!text.contains("payload"));
     assert!(traced(TracingObserver::new().with_context()).contains("alice"));
+}
+
+#[test]
+fn what_is_built_says_which_domain_and_which_keks() {
+    let text = written(|| {
+        let kek = |name: &'static str| move |_: String| async move { ScriptedKek::new(name) };
+        let domains = Domains::builder()
+            .schemes(Schemes::default().kek("new", kek("new")).kek("old", kek("old")))
+            .domain("orders", DomainConfig::default().wrap_with("new:").unwrap_with("old:"))
+            .observer(TracingObserver::new());
+        block_on(domains.build()).unwrap();
+    });
+    let fields = "domain=\"orders\" wrap_with=1 unwrap_with=1 kek_ids=\"local:new, local:old\"";
+    assert!(text.contains(fields), "{text}");
 }
 
 /// What the work counts, as text: name, labels, value.
@@ -231,6 +247,47 @@ fn statistics_are_recorded_and_counters_of_events_appear_before_the_first_event(
     ] {
         assert_eq!(seen.get(name).map(String::as_str), Some(value), "{name} in {seen:#?}");
     }
+}
+
+#[test]
+fn each_source_tells_of_its_own_breaker_of_a_store() {
+    let store = waxseal::store::scripted::ScriptedStore::in_memory();
+    let clock = waxseal::ManualClock::new();
+    let root = support::local("kek");
+    let [failing, well] = [(); 2].map(|()| {
+        let builder =
+            BranchKek::builder(root.clone()).name("orders").per(["tenant"]).clock(clock.clone());
+        builder.store(store.clone()).observer(MetricsObserver).build().unwrap()
+    });
+    let seal = |kek: &BranchKek, tenant: &str| {
+        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"payload")).map(drop)
+    };
+    let recorded = || {
+        let seen = counted(|| {
+            failing.statistics().record_metrics("failing");
+            well.statistics().record_metrics("well");
+        });
+        ["failing", "well"].map(|envelope| {
+            let name = format!("waxseal_store_breaker_open{{envelope={envelope},store=memory}}");
+            seen.get(&name).cloned()
+        })
+    };
+    let [open, closed] = ["1", "0"].map(|value| Some(value.to_owned()));
+    assert_eq!(recorded(), [closed.clone(), closed.clone()], "before anything happened");
+    store.fail_with(waxseal::store::StoreErrorClass::Unavailable);
+    for n in 0..6 {
+        seal(&failing, &format!("tenant {n}")).unwrap_err();
+        clock.advance(Duration::from_millis(60));
+    }
+    store.fail_with(None);
+    seal(&well, "alice").unwrap();
+    assert_eq!(recorded(), [open.clone(), closed.clone()]);
+    // A breaker that would let a probe through is not closed yet.
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(recorded(), [open, closed.clone()]);
+    seal(&failing, "alice").unwrap();
+    assert_eq!(recorded(), [closed.clone(), closed]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use aes_gcm::aead::inout::InOutBuf;
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use waxseal::kek::local::LocalKek;
 use waxseal::policy::{BoxFuture, Decision, Policy, PolicyOptions, Question};
@@ -68,6 +69,29 @@ impl Bare {
                 let nonce = Nonce::assume_unique_for_key(NONCE);
                 let tag = key.seal_in_place_separate_tag(nonce, Aad::from(AAD), payload).unwrap();
                 tag.as_ref().try_into().unwrap()
+            }
+        }
+    }
+
+    /// Encrypts from one buffer to another and gives the tag. ring works in place only.
+    pub fn seal_to(&self, from: &[u8], to: &mut [u8]) -> [u8; 16] {
+        match self {
+            Self::RustCrypto(key) => {
+                let payload = InOutBuf::new(from, to).unwrap();
+                key.encrypt_inout_detached(&NONCE.into(), AAD, payload).unwrap().into()
+            }
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => {
+                use aws_lc_rs::aead::{Aad, Nonce};
+                let (nonce, mut tag) = (Nonce::from(&NONCE), [0; 16]);
+                key.seal_out_of_place_scatter(nonce, Aad::from(AAD), from, to, &[], &mut tag)
+                    .unwrap();
+                tag
+            }
+            #[cfg(feature = "ring")]
+            Self::Ring(_) => {
+                to.copy_from_slice(from);
+                self.seal(to)
             }
         }
     }

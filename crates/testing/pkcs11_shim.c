@@ -2,9 +2,15 @@
  * or treats IVs as the file $WAXSEAL_SHIM_CONTROL says at the time of the call. A line of it is one of
  *
  *   FUNCTION rv CODE ID TIMES   returns CODE instead, TIMES times for each ID (0: always)
+ *   FUNCTION fails-behind OTHER CODE
+ *                               returns CODE from the first call of OTHER on
  *   FUNCTION sleep MILLISECONDS waits before
  *   login masked                returns CKR_GENERAL_ERROR for a wrong PIN
- *   FUNCTION crash              ends the process as a crash does
+ *   login silent                also never says that a PIN was counted as wrong
+ *   FUNCTION crash              ends the process by a signal of its own (abort)
+ *   FUNCTION segv               reads where nothing is
+ *   FUNCTION exit               ends the process in order
+ *   FUNCTION hang               never returns
  *   sessions N                  has no more than N sessions
  *   iv token                    makes the IV itself and writes it into the caller's buffer, which has to be zero
  *   iv appended                 makes the IV itself, and appends its 16 bytes to the output
@@ -20,6 +26,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef unsigned long ulong_t;
@@ -31,8 +38,10 @@ struct gcm { unsigned char *iv; ulong_t iv_len, iv_bits; unsigned char *aad; ulo
 
 enum { INITIALIZE = 0, FINALIZE = 1, GET_FUNCTION_LIST = 3, SLOT_LIST = 4, TOKEN_INFO = 6, OPEN = 12, CLOSE = 13,
        SESSION_INFO = 15, LOGIN = 18, ATTRIBUTE_VALUE = 24, FIND = 26, ENCRYPT_INIT = 29, ENCRYPT = 30,
-       DECRYPT_INIT = 33, DECRYPT = 34, RANDOM = 64 };
+       DECRYPT_INIT = 33, DECRYPT = 34, GENERATE_KEY = 58, RANDOM = 64 };
 enum { AES_GCM = 0x1087, ARGUMENTS_BAD = 7, SESSION_COUNT = 0xB1, APPENDED = 16 };
+/* In CK_TOKEN_INFO, behind label, manufacturer, model and serial number. */
+enum { FLAGS_AT = 96, COUNT_LOW = 0x10000, FINAL_TRY = 0x20000, PIN_LOCKED = 0x40000 };
 
 static struct list real, ours;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -66,6 +75,32 @@ static int control(const char *first, const char *second, char *rest, size_t siz
     return found;
 }
 
+/* Whether the control file's present content saw a call of this function. */
+static int was_called(const char *name) {
+    const char *log = getenv("WAXSEAL_SHIM_LOG"), *path = getenv("WAXSEAL_SHIM_CONTROL");
+    struct stat told;
+    FILE *file = log ? fopen(log, "r") : NULL;
+    char line[64];
+    int found = 0;
+    static ino_t seen;
+    static long lines_before;
+    long lines = 0;
+    if (!file) return 0;
+    if (path && !stat(path, &told) && told.st_ino != seen) {
+        seen = told.st_ino;
+        while (fgets(line, sizeof line, file)) lines++;
+        lines_before = lines;
+        rewind(file);
+        lines = 0;
+    }
+    while (!found && fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = 0;
+        found = lines++ >= lines_before && !strcmp(line, name);
+    }
+    fclose(file);
+    return found;
+}
+
 /* What has to be returned instead of calling, or 0. */
 static ulong_t before(const char *name) {
     char rest[256], id[32] = "";
@@ -74,6 +109,12 @@ static ulong_t before(const char *name) {
     log_call(name);
     if (control(name, "sleep", rest, sizeof rest)) usleep((useconds_t)atoi(rest) * 1000);
     if (control(name, "crash", NULL, 0)) abort();
+    if (control(name, "segv", NULL, 0)) code = *(volatile ulong_t *)8;
+    if (control(name, "exit", NULL, 0)) exit(0);
+    while (control(name, "hang", NULL, 0)) sleep(1000);
+    if (control(name, "fails-behind", rest, sizeof rest) && sscanf(rest, "%31s %li", id, (long *)&code) == 2
+        && was_called(id)) return code;
+    code = 0;
     if (!control(name, "rv", rest, sizeof rest)) return 0;
     if (sscanf(rest, "%li %31s %d", (long *)&code, id, &times) < 1) abort();
     if (times == 0) return code;
@@ -99,7 +140,17 @@ static ulong_t slot_list(unsigned char present, ulong_t *slots, ulong_t *count) 
     BEFORE("C_GetSlotList");
     return real.functions[SLOT_LIST]((int)present, slots, count);
 }
-static ulong_t token_info(ulong_t slot, void *info) { BEFORE("C_GetTokenInfo"); return real.functions[TOKEN_INFO](slot, info); }
+static ulong_t token_info(ulong_t slot, void *info) {
+    ulong_t code, flags;
+    BEFORE("C_GetTokenInfo");
+    code = real.functions[TOKEN_INFO](slot, info);
+    if (!code && control("login", "silent", NULL, 0)) {
+        memcpy(&flags, (char *)info + FLAGS_AT, sizeof flags);
+        flags &= ~(ulong_t)(COUNT_LOW | FINAL_TRY | PIN_LOCKED);
+        memcpy((char *)info + FLAGS_AT, &flags, sizeof flags);
+    }
+    return code;
+}
 static ulong_t open_session(ulong_t slot, ulong_t flags, void *application, void *notify, ulong_t *session) {
     char one[64], rest[256];
     const char *path = getenv("WAXSEAL_SHIM_CONTROL");
@@ -132,7 +183,7 @@ static ulong_t login(ulong_t session, ulong_t user, void *pin, ulong_t length) {
     ulong_t code;
     BEFORE("C_Login");
     code = real.functions[LOGIN](session, user, pin, length);
-    return code && control("login", "masked", NULL, 0) ? 5 : code;
+    return code && (control("login", "masked", NULL, 0) || control("login", "silent", NULL, 0)) ? 5 : code;
 }
 static ulong_t attribute_value(ulong_t session, ulong_t object, void *attributes, ulong_t count) {
     BEFORE("C_GetAttributeValue");
@@ -209,6 +260,10 @@ static ulong_t decrypt(ulong_t session, void *data, ulong_t length, void *output
     BEFORE("C_Decrypt");
     return real.functions[DECRYPT](session, data, length, output, output_length);
 }
+static ulong_t generate_key(ulong_t session, void *mechanism, void *attributes, ulong_t count, ulong_t *key) {
+    BEFORE("C_GenerateKey");
+    return real.functions[GENERATE_KEY](session, mechanism, attributes, count, key);
+}
 static ulong_t generate_random(ulong_t session, void *data, ulong_t length) {
     BEFORE("C_GenerateRandom");
     return real.functions[RANDOM](session, data, length);
@@ -244,6 +299,7 @@ ulong_t C_GetFunctionList(struct list **list) {
         ours.functions[ENCRYPT] = (function_t)encrypt;
         ours.functions[DECRYPT_INIT] = (function_t)decrypt_init;
         ours.functions[DECRYPT] = (function_t)decrypt;
+        ours.functions[GENERATE_KEY] = (function_t)generate_key;
         ours.functions[RANDOM] = (function_t)generate_random;
         is_loaded = 1;
     }

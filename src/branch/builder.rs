@@ -144,6 +144,13 @@ impl BranchKekBuilder {
         self
     }
 
+    /// Sets how many calls are made to the key store. As
+    /// [`EnvelopeBuilder::store_call_budget`](crate::EnvelopeBuilder::store_call_budget).
+    pub fn store_call_budget(mut self, budget: CallBudget) -> Self {
+        self.source.store_call_budget = Some(budget);
+        self
+    }
+
     /// Sets the policy, which is asked before keys are [erased](BranchKek::erase) and
     /// [rewrapped](BranchKek::rewrap_branch_keys). It does not concern the envelopes that use the
     /// branch keys: they have [their own](crate::EnvelopeBuilder::policy), which may be the same.

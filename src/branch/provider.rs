@@ -259,10 +259,13 @@ fn failure(error: Error) -> KekError {
         ErrorKind::Throttled => KekError::throttled(detail),
         ErrorKind::Denied => KekError::denied(detail),
         // Anyone can name a key that no store has, or a root that nobody has.
-        kind @ (ErrorKind::InvalidContext
-        | ErrorKind::MissingWrappedKeys
-        | ErrorKind::UnknownKek
-        | ErrorKind::TooLarge) => KekError::invalid_shown_as(kind, detail),
+        kind @ ErrorKind::UnknownKek => {
+            KekError::invalid_shown_as(kind, format!("the branch key was wrapped by {detail}"))
+        }
+        kind
+        @ (ErrorKind::InvalidContext | ErrorKind::MissingWrappedKeys | ErrorKind::TooLarge) => {
+            KekError::invalid_shown_as(kind, detail)
+        }
         ErrorKind::Invalid | ErrorKind::Malformed => KekError::invalid(detail),
         _ => KekError::misconfigured(error.to_string()),
     };

@@ -99,7 +99,8 @@ impl Reader {
         let key = derive_message_key(&dek, &context, suite)?;
         let key = AeadKey::expand(self.backend, suite, &key)?;
         let mut payload = sealed[parts.payload].to_vec();
-        key.open(parts.nonce, &hex(&message["aad"]), &mut payload, parts.tag)?;
+        let data = crate::suite::InOut::in_place(&mut payload);
+        key.open(parts.nonce, &hex(&message["aad"]), data, parts.tag)?;
         Ok(payload)
     }
 

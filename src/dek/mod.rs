@@ -28,7 +28,7 @@ pub(crate) use flight::{InFlight, Shareable};
 pub use limits::Limits;
 pub(crate) use limits::LimitsInForce;
 pub(crate) use parent::LeaseParent;
-pub(crate) use pinned::Held;
+pub(crate) use pinned::{Held, Pinned};
 pub(crate) use reading::ReadingDek;
 pub(crate) use source::{
     BegunStream, BranchTerms, DekOf, DekRequest, DekSource, OwnedSource, PERIOD, ReadingRequest,

@@ -6,7 +6,7 @@ use super::budget::Budget;
 use super::lease::Lease;
 use super::registry::{Leased, announce_later};
 use crate::error::Error;
-use crate::suite::{AeadKey, StreamRoot};
+use crate::suite::{AeadKey, InOut, StreamRoot, Tag};
 
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
@@ -54,17 +54,17 @@ impl ReadingDek {
         self.lease.check_handle(given_stale)
     }
 
-    /// Decrypts in place. The caller has just obtained the DEK or checked its handle. Returns
-    /// *expired*, with `payload` untouched, if the DEK was taken away since, and *exhausted*, also
-    /// untouched, if `max_uses` is reached. Only authentic messages count as uses.
+    /// Decrypts. The caller has just obtained the DEK or checked its handle. Returns *expired*, with
+    /// everything untouched, if the DEK was taken away since, and *exhausted*, also untouched, if
+    /// `max_uses` is reached. Only authentic messages count as uses.
     pub(crate) fn open_now(
         &self,
         nonce: &[u8],
         aad: &[u8],
-        payload: &mut [u8],
-        tag: &[u8],
+        data: InOut<'_>,
+        tag: &Tag,
     ) -> Result<(), Error> {
-        self.counted(|lease| lease.with_key(|key| key.open(nonce, aad, payload, tag)).flatten())
+        self.counted(|lease| lease.with_key(|key| key.open(nonce, aad, data, tag)).flatten())
     }
 
     /// Counts up to `wanted` uses and returns how many, at least one. *Exhausted* if none is left.

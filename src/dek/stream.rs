@@ -9,7 +9,7 @@ use super::parent::LeaseParent;
 use super::registry::Leased;
 use super::{LimitsInForce, ReadingDek, WritingDek};
 use crate::error::Error;
-use crate::suite::{DekId, StreamKey, TAG_LEN};
+use crate::suite::{DekId, InOut, StreamKey, Tag};
 use crate::sync::Arc;
 
 /// The key of one open stream.
@@ -68,17 +68,17 @@ impl StreamDek {
         self.lease.id
     }
 
-    /// Encrypts a chunk in place and returns its tag. **Once for each index**: the caller counts.
-    /// On an error the payload is unchanged or wiped.
-    pub(crate) fn seal(&self, index: u64, payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
+    /// Encrypts a chunk and returns its tag. **Once for each index**: the caller counts. On an error
+    /// what it was to go to is unchanged or wiped.
+    pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
         if let Some(dek) = &self.writing {
-            dek.grow_stream(payload.len())?;
+            dek.grow_stream(data.to.len())?;
         }
-        self.lease.with_stream_key(|key| key.seal(index, payload)).flatten()
+        self.lease.with_stream_key(|key| key.seal(index, data)).flatten()
     }
 
-    /// Decrypts a chunk in place. If it is not authentic, it is wiped.
-    pub(crate) fn open(&self, index: u64, payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
-        self.lease.with_stream_key(|key| key.open(index, payload, tag)).flatten()
+    /// Decrypts a chunk. If it is not authentic, what it was to go to is wiped.
+    pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
+        self.lease.with_stream_key(|key| key.open(index, data, tag)).flatten()
     }
 }

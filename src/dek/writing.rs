@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::suite::{AeadKey, Nonce, Nonces, TAG_LEN};
+use crate::suite::{AeadKey, InOut, Nonce, Nonces, TAG_LEN, Tag};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -110,7 +110,7 @@ impl WritingDek {
         let lease = self.lease.another(terms, limits)?;
         // After the last lease was reported wiped there is none.
         let join = |leases: usize| leases.checked_add(1).filter(|_| leases > 0);
-        self.shared.leases.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
+        self.shared.leases.try_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
         Some(Self {
             lease,
             wrapped_keys: self.wrapped_keys.clone(),
@@ -165,6 +165,18 @@ impl WritingDek {
             Form::Compact => &self.compact,
         }
     }
+
+    /// Returns how long so many messages are.
+    pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
+        let added = self.prefix(form).len().checked_add(TAG_LEN)?;
+        let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
+        usize::try_from(many.bytes).ok()?.checked_add(added)
+    }
+
+    /// Returns how long a message may be.
+    pub(crate) fn max_len(&self) -> u64 {
+        self.max_len
+    }
 }
 
 /// How many messages, and how many bytes of plaintext they have together.
@@ -183,9 +195,9 @@ impl Many {
         self.messages == 0 && self.bytes == 0
     }
 
-    /// Adds a message of `len` bytes.
-    pub(crate) fn add(&mut self, len: usize) -> Result<(), Error> {
-        let len = check_len(len, MAX_PLAINTEXT)?;
+    /// Adds a message of `len` bytes, of which `max_len` may be encrypted.
+    pub(crate) fn add(&mut self, len: usize, max_len: u64) -> Result<(), Error> {
+        let len = check_len(len, max_len)?;
         *self = Self {
             messages: self.messages.saturating_add(1),
             bytes: self.bytes.saturating_add(len),
@@ -234,12 +246,18 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         Ok(Self(dek))
     }
 
-    /// Counts many messages for a handle: all, or none of them.
-    pub(crate) fn of_many_for_handle(dek: D, many: Many, given_stale: bool) -> Result<Self, Error> {
+    /// Counts many messages for a handle: all, or none of them. `room` has to be there first.
+    pub(crate) fn of_many_for_handle<R>(
+        dek: D,
+        many: Many,
+        given_stale: bool,
+        room: impl FnOnce(&WritingDek) -> Result<R, Error>,
+    ) -> Result<(Self, R), Error> {
         dek.lease.check_handle(given_stale)?;
         let budget = &dek.shared.budget;
         many.check(budget.max_messages(), budget.max_bytes())?;
-        Self::of_many(dek, many)
+        let room = room(&dek)?;
+        Ok((Self::of_many(dek, many)?, room))
     }
 
     /// Counts many messages, which an unused DEK could encrypt: all, or none of them.
@@ -251,13 +269,6 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
 
     pub(crate) fn dek(&self) -> &WritingDek {
         &self.0
-    }
-
-    /// Returns how long so many messages are.
-    pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
-        let added = self.0.prefix(form).len().checked_add(TAG_LEN)?;
-        let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
-        usize::try_from(many.bytes).ok()?.checked_add(added)
     }
 
     /// Encrypts up to [`BLOCK`] messages, AAD and plaintext, behind what `sealed` has, and adds where
@@ -283,7 +294,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
                 prefix.append(nonce, sealed);
                 sealed.extend_from_slice(plaintext);
                 let payload = sealed.get_mut(begin + prefix.len()..).unwrap_or_default();
-                match key.seal(nonce, aad, payload) {
+                match key.seal(nonce, aad, InOut::in_place(payload)) {
                     Ok(tag) => sealed.extend_from_slice(&tag),
                     Err(error) => {
                         sealed.truncate(begin);
@@ -297,21 +308,21 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         dek.lease.with_key(seal)?
     }
 
-    /// Encrypts `payload` in place under a new nonce, and fills `prefix` and `tag` around it.
-    /// Returns *expired*, with everything untouched, if the DEK was taken away since.
+    /// Encrypts under a new nonce, and fills `prefix` and `tag` around it. Returns *expired*, with
+    /// everything untouched, if the DEK was taken away since.
     pub(crate) fn seal(
         &self,
         form: Form,
         aad: &[u8],
         prefix: &mut [u8],
-        payload: &mut [u8],
-        tag: &mut [u8; TAG_LEN],
+        data: InOut<'_>,
+        tag: &mut Tag,
     ) -> Result<(), Error> {
         let dek = &*self.0;
         dek.lease.with_key(|key| {
             let nonce = Nonce::random(dek.nonces, dek.lease.suite)?;
             dek.prefix(form).write(nonce.as_bytes(), prefix)?;
-            *tag = key.seal(nonce.as_bytes(), aad, payload)?;
+            *tag = key.seal(nonce.as_bytes(), aad, data)?;
             Ok(())
         })?
     }

@@ -14,7 +14,7 @@ use super::config::DomainConfig;
 use super::domains::All;
 use super::opening::{Opener, invalid};
 #[cfg(feature = "domains")]
-use super::resolving::{DomainResolver, Resolving, check_limits};
+use super::resolver::{DomainResolver, Resolving, check_limits};
 use super::retiring::Retiring;
 use super::set::Set;
 use super::shared::Shared;

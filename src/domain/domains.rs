@@ -9,24 +9,19 @@ use futures_util::lock::Mutex as AsyncMutex;
 
 use super::opening::Opener;
 #[cfg(feature = "domains")]
-use super::resolving::Resolving;
+use super::resolver::Resolving;
 use super::retiring::Retiring;
-use super::set::Set;
+use super::set::{Set, unknown};
 use super::source::Source;
 use super::{Domain, DomainsBuilder};
 use crate::context::EncryptionContext;
 use crate::envelope::Envelope;
-use crate::error::{Error, ErrorKind, nearest};
+use crate::error::{Error, ErrorKind};
 use crate::memory::fork::PerProcess;
 use crate::observe::Observers;
 use crate::runtime::Home;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
-
-/// How many names a hint is chosen from.
-const MOST_NAMES: usize = 1000;
-/// How much of an unknown name an error repeats, in characters.
-const MOST_SHOWN: usize = 128;
 
 /// The data domains of a process. A clone is a pointer.
 ///
@@ -184,24 +179,6 @@ impl All {
         all.extend(self.retiring.take_all());
         all
     }
-}
-
-/// The error of a name that nobody knows.
-#[cfg(feature = "domains")]
-pub(super) fn unknown_name(name: &str) -> Error {
-    unknown("", name, std::iter::empty())
-}
-
-pub(super) fn unknown<'k>(
-    by: &str,
-    name: &str,
-    known: impl Iterator<Item = &'k Box<str>>,
-) -> Error {
-    let near = nearest(name, known.take(MOST_NAMES).map(|name| &**name));
-    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
-    let by = if by.is_empty() { String::new() } else { format!("for {by} = ") };
-    let shown: String = name.chars().take(MOST_SHOWN).collect();
-    Error::new(ErrorKind::UnknownDomain, format!("{by}{shown:?}{hint}"))
 }
 
 impl fmt::Debug for Domains {

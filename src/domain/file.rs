@@ -149,8 +149,20 @@ fn without_values(message: &str) -> String {
         }
     }
     match message.rsplit_once(", expected ") {
-        Some((begin, expected)) if begin.starts_with("invalid") => format!("expected {expected}"),
+        Some((begin, expected)) if begin.starts_with("invalid") => {
+            format!("expected {}", in_words_of_toml(expected))
+        }
         _ => message.to_owned(),
+    }
+}
+
+/// The parser's words for what TOML has.
+fn in_words_of_toml(expected: &str) -> &str {
+    match expected {
+        "a sequence" => "a list in brackets, such as [\"…\"]",
+        "a map" => "a table",
+        _ if expected.starts_with("struct ") => "a table",
+        _ => expected,
     }
 }
 

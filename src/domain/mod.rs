@@ -24,6 +24,8 @@ mod file;
 mod opening;
 mod reload;
 #[cfg(feature = "domains")]
+mod resolver;
+#[cfg(feature = "domains")]
 mod resolving;
 mod retiring;
 mod schemes;
@@ -40,7 +42,7 @@ pub use config::{Branches, DomainConfig};
 pub use domains::Domains;
 pub use reload::Reloaded;
 #[cfg(feature = "domains")]
-pub use resolving::DomainResolver;
+pub use resolver::DomainResolver;
 pub use schemes::Schemes;
 
 #[cfg(feature = "audit")]

@@ -1,105 +1,29 @@
 //! Domains that are made at first use: their configuration comes from a resolver.
-//!
-//! What a resolver says decides which keys a domain has, and nothing about DEKs: those are in the
-//! domain's own envelope. So what is remembered here is not secret.
 #![forbid(unsafe_code)]
 
-use std::collections::HashMap;
-use std::fmt;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{Either, Shared, select};
-use moka::notification::RemovalCause;
-use moka::sync::Cache;
+use futures_util::future::{Either, select};
 
-use super::config::DomainConfig;
-use super::domains::{All, Domains, unknown_name};
+use super::Domain;
+use super::domains::{All, Domains};
 use super::opening::{Field, check_name, interrupted, invalid};
-use super::retiring::Retiring;
-use super::{Domain, ResolverLimits};
-use crate::clock::Moment;
+use super::resolver::{Answers, Flight, Resolved, Resolving};
+use super::set::unknown_name;
 use crate::context::EncryptionContext;
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
-use crate::memory::fork::{OfProcess, PerProcess};
-use crate::runtime::{BoxFuture, sleep};
-use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::memory::fork::OfProcess;
+use crate::runtime::sleep;
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering;
 
 /// How many names are resolved at the same time.
 const MOST_FLIGHTS: usize = 1024;
 /// How long a caller of a known domain waits for the resolver to say whether it still is as it was.
 /// Then the resolution goes on in the background.
 const MAX_WAIT_FOR_KNOWN: Duration = Duration::from_millis(250);
-/// How many names are remembered for which there is no domain.
-const MOST_REFUSALS: u64 = 10_000;
-
-/// Says what the domains are that no file has, such as one for each customer with a KEK of their own.
-///
-/// ```
-/// use waxseal::domain::{DomainConfig, DomainResolver};
-/// use waxseal::kek::BoxFuture;
-///
-/// #[derive(Debug)]
-/// struct Customers;
-///
-/// impl DomainResolver for Customers {
-///     fn resolve<'a>(
-///         &'a self,
-///         name: &'a str,
-///     ) -> BoxFuture<'a, Result<Option<DomainConfig>, waxseal::Error>> {
-///         Box::pin(async move {
-///             // From a table, say.
-///             let uri = (name == "acme").then_some("aws-kms:alias/acme");
-///             Ok(uri.map(|uri| DomainConfig::default().wrap_with(uri).must_have(["table"])))
-///         })
-///     }
-/// }
-/// ```
-pub trait DomainResolver: fmt::Debug + Send + Sync {
-    /// Returns the configuration of a domain, or `None` if there is none of this name. The name is
-    /// one that a domain can have, and may be a caller's guess.
-    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>>;
-}
-
-/// The domains that were resolved.
-pub(super) struct Resolving {
-    resolver: Arc<dyn DomainResolver>,
-    limits: ResolverLimits,
-    retiring: Arc<Retiring>,
-    /// The child of a fork resolves anew: threads that the fork left behind may hold these locks.
-    answers: PerProcess<Answers>,
-}
-
-/// What is remembered of the resolver's answers.
-struct Answers {
-    domains: Cache<Box<str>, Arc<Resolved>>,
-    refusals: Cache<Box<str>, Error>,
-    flights: Mutex<HashMap<Box<str>, Flight>>,
-}
-
-/// A domain, until it makes room or is replaced. moka frees what it had some time later, which may be
-/// never in an idle process. So its listener empties this, and the domain is held by nobody then.
-struct Resolved {
-    domain: Mutex<Option<Domain>>,
-    since: Moment,
-}
-
-impl Resolved {
-    fn lock(&self) -> MutexGuard<'_, Option<Domain>> {
-        self.domain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// One resolution, for all that wait for it. Each of them drives it, so none is needed by the others.
-#[derive(Clone)]
-struct Flight {
-    answer: Shared<BoxFuture<'static, Result<Domain, Error>>>,
-    /// Held by the map and by each waiter. Set when it goes on without callers.
-    goes_on: Arc<AtomicBool>,
-}
-
 /// A caller that waits. The last one to leave ends the resolution.
 struct Waiter {
     answers: Arc<OfProcess<Answers>>,
@@ -193,65 +117,6 @@ impl Domains {
     }
 }
 
-impl Resolving {
-    pub(super) fn new(
-        resolver: Arc<dyn DomainResolver>,
-        limits: ResolverLimits,
-        retiring: Arc<Retiring>,
-    ) -> Self {
-        Self { resolver, limits, retiring, answers: PerProcess::new() }
-    }
-
-    fn answers(&self) -> Arc<OfProcess<Answers>> {
-        self.answers.get_or_init(|| {
-            let retiring = self.retiring.clone();
-            let evicted = move |_: Arc<Box<str>>, resolved: Arc<Resolved>, cause| {
-                let domain = resolved.lock().take();
-                // What replaces it may be the same domain.
-                if cause != RemovalCause::Replaced
-                    && let Some(domain) = domain
-                {
-                    retiring.retire_when_dropped(domain);
-                }
-            };
-            let domains = Cache::builder().max_capacity(self.limits.max_domains);
-            let refusals = Cache::builder().max_capacity(MOST_REFUSALS);
-            Answers {
-                domains: domains.eviction_listener(evicted).build(),
-                refusals: refusals.time_to_live(self.limits.refused_for).build(),
-                flights: Mutex::default(),
-            }
-        })
-    }
-
-    /// Returns a domain that was resolved before.
-    pub(super) fn cached(&self, name: &str) -> Option<Domain> {
-        self.answers().known(name).map(|(domain, _)| domain)
-    }
-
-    /// Ends a domain that is configured from now on.
-    pub(super) fn forget(&self, name: &str) {
-        let answers = self.answers();
-        let old = answers.known(name).map(|(domain, _)| domain);
-        answers.domains.invalidate(name);
-        // Within the time that every domain has which is no more.
-        self.retiring.retire(old);
-    }
-
-    /// The same, if its contexts may have the pair that chooses the domain.
-    pub(super) fn cached_for_route(&self, name: &str, route_by: Option<&str>) -> Option<Domain> {
-        self.cached(name).filter(|domain| domain.is_routed_by(route_by))
-    }
-
-    /// Takes out every domain.
-    pub(super) fn take_all(&self) -> Vec<Domain> {
-        let domains = &self.answers().domains;
-        let all = domains.iter().filter_map(|(_, resolved)| resolved.lock().take()).collect();
-        domains.invalidate_all();
-        all
-    }
-}
-
 impl OfProcess<Answers> {
     fn join(self: &Arc<Self>, all: &Arc<All>, name: &str) -> Result<Waiter, Error> {
         let mut flights = self.lock();
@@ -270,19 +135,6 @@ impl OfProcess<Answers> {
             }
         };
         Ok(Waiter { answers: self.clone(), name: name.into(), flight })
-    }
-}
-
-impl Answers {
-    /// Returns a domain that was resolved before, and when.
-    fn known(&self, name: &str) -> Option<(Domain, Moment)> {
-        let resolved = self.domains.get(name)?;
-        let domain = resolved.lock().clone();
-        Some((domain?, resolved.since))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Flight>> {
-        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -327,8 +179,7 @@ async fn resolve_now(
     };
     let answer = match answer {
         Ok(domain) => {
-            let (slot, since) = (Mutex::new(Some(domain.clone())), all.opener.clock.now());
-            let resolved = Resolved { domain: slot, since };
+            let resolved = Resolved::new(domain.clone(), all.opener.clock.now());
             answers.domains.insert(name.as_str().into(), Arc::new(resolved));
             all.retiring.retire(old.filter(|old| !old.is_same(&domain)));
             // Makes room for it, which otherwise happens a little later.
@@ -397,19 +248,4 @@ impl Drop for Waiter {
         // Outside of the lock: it holds foreign code.
         drop(ended);
     }
-}
-
-pub(super) fn check_limits(limits: &ResolverLimits) -> Result<(), Error> {
-    let ranges = [
-        ("fresh_for", limits.fresh_for, Duration::from_secs(24 * 3600)),
-        ("refused_for", limits.refused_for, Duration::from_secs(300)),
-        ("deadline", limits.deadline, Duration::from_secs(300)),
-    ];
-    if let Some((name, is, most)) = ranges.into_iter().find(|(_, is, most)| is > most) {
-        return Err(invalid(format!("{name} is {is:?}, at most {most:?} are allowed")));
-    }
-    if limits.deadline.is_zero() || limits.max_domains == 0 {
-        return Err(invalid("deadline and max_domains are at least 1"));
-    }
-    Ok(())
 }

@@ -158,7 +158,8 @@ async fn make<T: ?Sized>(
         None if factories.is_empty() => "no scheme is known: add one to `Schemes`".to_owned(),
         None => {
             let known: Vec<_> = known().collect();
-            format!("not a URI of a known scheme; known are {}", known.join(", "))
+            let known = known.join(", ");
+            format!("not a URI of a known scheme; known are {known}, and `Schemes` adds others")
         }
     };
     Err(Error::new(ErrorKind::InvalidOption, detail))

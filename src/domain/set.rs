@@ -9,11 +9,15 @@ use futures_util::stream;
 
 use super::Domain;
 use super::config::DomainConfig;
-use super::domains::unknown;
 use super::opening::{Field, Opener, Wrong, invalid};
 use super::source::Configuration;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind, nearest};
+
+/// How many names a hint is chosen from.
+const MOST_NAMES: usize = 1000;
+/// How much of an unknown name an error repeats, in characters.
+const MOST_SHOWN: usize = 128;
 
 /// How many domains are opened at the same time.
 const AT_ONCE: usize = 8;
@@ -113,4 +117,22 @@ impl Set {
         }
         Ok(())
     }
+}
+
+/// The error of a name that nobody knows.
+#[cfg(feature = "domains")]
+pub(super) fn unknown_name(name: &str) -> Error {
+    unknown("", name, std::iter::empty())
+}
+
+pub(super) fn unknown<'k>(
+    by: &str,
+    name: &str,
+    known: impl Iterator<Item = &'k Box<str>>,
+) -> Error {
+    let near = nearest(name, known.take(MOST_NAMES).map(|name| &**name));
+    let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+    let by = if by.is_empty() { String::new() } else { format!("for {by} = ") };
+    let shown: String = name.chars().take(MOST_SHOWN).collect();
+    Error::new(ErrorKind::UnknownDomain, format!("{by}{shown:?}{hint}"))
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
+use super::plaintext::Withheld;
 use super::{Aad, Compact, Decryptor, Encryptor, Envelope, Plaintext, Sealed, StreamHead};
 use crate::caller::{Action, Caller};
 use crate::clock::Moment;
@@ -15,7 +16,6 @@ use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::format::{Header, WrappedKeys};
 use crate::kek::rewrap::Check;
-use crate::memory::wipe;
 use crate::observe::Access;
 use crate::policy::{BoxFuture, Granted, Guard};
 use crate::store::{RewrapOptions, RewrapProgress};
@@ -28,6 +28,15 @@ const ROUNDS: usize = 3;
 
 /// What an operation was permitted by, if there is a policy.
 pub(super) type Permitted = Option<Granted>;
+
+/// What is known of an operation before anybody is asked.
+#[derive(Clone, Copy, PartialEq)]
+enum Known {
+    /// It is allowed, and nothing of the decision was looked up but that. There may be no policy.
+    AtOnce,
+    Granted(Granted),
+    Unknown,
+}
 
 /// The policy in front of an envelope, and the same envelope without it.
 pub(super) struct Guarded {
@@ -208,12 +217,26 @@ impl<'e> ActingFor<'e> {
         now: Moment,
         operation: Action,
         context: &EncryptionContext,
-    ) -> Option<Result<Permitted, Error>> {
+    ) -> Result<Known, Error> {
         match &self.envelope.guarded {
-            Some(guarded) => {
-                Some(guarded.permit_cached(now, operation, context, self.caller)?.map(Some))
+            Some(guarded) if !guarded.allows_at_once(now, operation, context, self.caller) => {
+                let known = guarded.permit_cached(now, operation, context, self.caller);
+                known.map_or(Ok(Known::Unknown), |known| known.map(Known::Granted))
             }
-            None => Some(Ok(None)),
+            _ => Ok(Known::AtOnce),
+        }
+    }
+
+    /// What an operation is permitted by that has to wait: what is known, or what the policy says.
+    async fn permit_known(
+        self,
+        known: Known,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<Permitted, Error> {
+        match known {
+            Known::Granted(granted) => Ok(Some(granted)),
+            Known::AtOnce | Known::Unknown => self.permit(operation, context).await,
         }
     }
 
@@ -242,18 +265,15 @@ impl<'e> ActingFor<'e> {
         plaintext: &[u8],
     ) -> Result<Vec<u8>, Error> {
         let now = self.now();
-        let permitted = match self.known(now, Action::Encrypt, context) {
-            Some(known) => {
-                let permitted = known?;
-                // With a cached DEK it encrypts at once, under the rules of now.
-                if let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)? {
-                    self.count(Access::Encrypt, context, self.counted_dek(&sealed));
-                    return Ok(sealed);
-                }
-                permitted
-            }
-            None => self.permit(Action::Encrypt, context).await?,
-        };
+        let known = self.known(now, Action::Encrypt, context)?;
+        // With a cached DEK it encrypts at once, under the rules of now.
+        if known != Known::Unknown
+            && let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)?
+        {
+            self.count(Access::Encrypt, context, self.counted_dek(&sealed));
+            return Ok(sealed);
+        }
+        let permitted = self.permit_known(known, Action::Encrypt, context).await?;
         let sealed = self.plain().encrypt(context, aad, plaintext).await?;
         self.confirm(permitted, Action::Encrypt, context).await?;
         self.count(Access::Encrypt, context, self.counted_dek(&sealed));
@@ -307,18 +327,15 @@ impl<'e> ActingFor<'e> {
         let sealed = sealed.into();
         let dek_id = self.counted_dek(sealed.as_bytes());
         let now = self.now();
-        let permitted = match self.known(now, Action::Decrypt, context) {
-            Some(known) => {
-                let permitted = known?;
-                // What is cached is opened at once, under the rules of now.
-                if let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)? {
-                    self.count(Access::Decrypt, context, dek_id);
-                    return Ok(opened);
-                }
-                permitted
-            }
-            None => self.permit(Action::Decrypt, context).await?,
-        };
+        let known = self.known(now, Action::Decrypt, context)?;
+        // What is cached is opened at once, under the rules of now.
+        if known != Known::Unknown
+            && let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)?
+        {
+            self.count(Access::Decrypt, context, dek_id);
+            return Ok(opened);
+        }
+        let permitted = self.permit_known(known, Action::Decrypt, context).await?;
         let opened = self.plain().decrypt(context, aad, sealed).await?;
         self.confirm(permitted, Action::Decrypt, context).await?;
         self.count(Access::Decrypt, context, dek_id);
@@ -339,17 +356,14 @@ impl<'e> ActingFor<'e> {
     ) -> Result<&'b mut [u8], Error> {
         let dek_id = self.counted_dek(buffer);
         let now = self.now();
-        let permitted = match self.known(now, Action::Decrypt, context) {
-            Some(known) => {
-                let permitted = known?;
-                if let Some(payload) = self.plain().open_cached(now, context, aad, buffer)? {
-                    self.count(Access::Decrypt, context, dek_id);
-                    return Ok(buffer.get_mut(payload).unwrap_or_default());
-                }
-                permitted
-            }
-            None => self.permit(Action::Decrypt, context).await?,
-        };
+        let known = self.known(now, Action::Decrypt, context)?;
+        if known != Known::Unknown
+            && let Some(payload) = self.plain().open_cached(now, context, aad, buffer)?
+        {
+            self.count(Access::Decrypt, context, dek_id);
+            return Ok(buffer.get_mut(payload).unwrap_or_default());
+        }
+        let permitted = self.permit_known(known, Action::Decrypt, context).await?;
         let opened = self.plain().decrypt_in_place_uncached(context, aad, buffer).await?;
         let mut withheld = Withheld(opened);
         self.confirm(permitted, Action::Decrypt, context).await?;
@@ -368,9 +382,8 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Option<Plaintext>, Error> {
         let now = self.now();
-        match self.known(now, Action::Decrypt, context) {
-            Some(known) => drop(known?),
-            None => return Ok(None),
+        if self.known(now, Action::Decrypt, context)? == Known::Unknown {
+            return Ok(None);
         }
         let sealed = sealed.into();
         let opened = self.plain().decrypt_cached_at(now, context, aad, sealed)?;
@@ -487,16 +500,6 @@ impl<'e> ActingFor<'e> {
     ) -> Result<RewrapProgress, Error> {
         self.permit(Action::Rewrap, &EncryptionContext::empty()).await?;
         self.plain().rewrap_stored(options, progress).await
-    }
-}
-
-/// Plaintext in a caller's buffer that it may not have yet. It is wiped if it is not to be had, and if
-/// the caller gives up.
-struct Withheld<'b>(&'b mut [u8]);
-
-impl Drop for Withheld<'_> {
-    fn drop(&mut self) {
-        wipe(self.0);
     }
 }
 

@@ -169,6 +169,15 @@ impl EnvelopeBuilder {
         self
     }
 
+    /// Sets how many calls are made to the [key store](Self::key_store), apart from those to the
+    /// KEKs. By default each envelope has its own budget of 10,000 per second and 64 in flight. Give
+    /// one budget to several sources, branch keys among them, where their store is the same. A budget
+    /// that the store advises holds besides. Refused without a runtime.
+    pub fn store_call_budget(mut self, budget: CallBudget) -> Self {
+        self.source.store_call_budget = Some(budget);
+        self
+    }
+
     /// Sets the policy, which is asked before each operation, also where the DEK is cached. It sees
     /// the caller of [`Envelope::acting_for`], and without that no caller. Its decisions are cached as
     /// the options say. What it denies fails with

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::opening::Opened;
-use super::{Aad, Envelope, Plaintext, Sealed, open, request, sealing};
+use super::{Aad, Envelope, Plaintext, Sealed, opening, request, sealing};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::dek::{ReadingDek, ReadingRequest};
@@ -58,7 +58,7 @@ impl Envelope {
     ) -> Result<Option<Plaintext>, Error> {
         let message = self.parse(sealed)?;
         self.source.with_cached_at(now, request(context, &message), |dek| {
-            open(dek, aad, sealed.as_bytes(), &message)
+            opening::open(dek, aad, sealed.as_bytes(), &message)
         })
     }
 }

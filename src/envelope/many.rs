@@ -15,15 +15,18 @@ use super::{
 };
 use crate::caller::Action;
 use crate::context::EncryptionContext;
-use crate::dek::{BLOCK, Many, ReadingDek, Reservation, WritingDek};
+use crate::dek::{BLOCK, Many, Pinned, ReadingDek, ReadingRequest, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Header, Message};
 use crate::observe::Access;
-use crate::suite::DekId;
+use crate::suite::{DekId, InOut, Suite};
 
 /// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
 /// no more of them once they have so many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
+
+/// So many DEKs at most are held beyond what the cache has place for. Each has about a kilobyte.
+const MOST_HELD: usize = 4096;
 
 /// One message, read.
 type Item<'s> = (Aad<'s>, &'s [u8], Message<'s>);
@@ -57,7 +60,8 @@ impl Envelope {
     /// As [`encrypt`](Self::encrypt), and then none is returned. [`Error::item`] tells which one is
     /// too large. [`ErrorKind::TooLarge`] also if there are more than
     /// [`max_messages`](crate::Limits::max_messages), or more than
-    /// [`max_bytes`](crate::Limits::max_bytes) together: then nothing is counted.
+    /// [`max_bytes`](crate::Limits::max_bytes) together, and if there is no memory for the results: then
+    /// nothing is counted.
     pub async fn encrypt_many<'i, P, I>(
         &self,
         context: &EncryptionContext,
@@ -101,35 +105,38 @@ impl Envelope {
         P: AsRef<[u8]> + ?Sized + 'i,
         I: Iterator<Item = (Aad<'i>, &'i P)> + Clone,
     {
-        let many = sum(items.clone())?;
-        let seal = |reservation: &Reservation<&WritingDek>| {
+        let many = sum(items.clone(), self.source.max_len())?;
+        let room = |dek: &WritingDek| room(dek, Form::Embedded, many);
+        let seal = |reservation: &Reservation<&WritingDek>, room| {
             let goes_on = || reservation.dek().lease.check_in_use();
-            seal_all(reservation, Form::Embedded, items.clone(), many, goes_on)
+            seal_all(reservation, room, Form::Embedded, items.clone(), many, goes_on)
         };
         match many.is_empty() {
             true => Ok(Values::default()),
-            false => self.source.with_writing_many(context, many, seal).await,
+            false => self.source.with_writing_many(context, many, room, seal).await,
         }
     }
 
-    /// Decrypts what was read.
+    /// Decrypts what was read into `opened`, which is empty.
     async fn open_many(
         &self,
         context: &EncryptionContext,
         items: &[Item<'_>],
-    ) -> Result<Plaintexts, Error> {
-        self.unwrap_together(context, items).await;
+        opened: &mut Plaintexts,
+    ) -> Result<(), Error> {
+        let held = self.unwrap_together(context, items).await;
         let len = |all: usize, (.., message): &Item<'_>| all.saturating_add(message.payload.len());
         let bytes = items.iter().fold(0, len);
-        let mut opened = Plaintexts::with_room(items.len(), bytes)?;
+        *opened = Plaintexts::with_room(items.len(), bytes)?;
         while let Some((.., first)) = items.get(opened.len()) {
             let begin = opened.len();
-            let open = |dek: &ReadingDek| match open_run(dek, items, &mut opened) {
+            let open = |dek: &ReadingDek| match open_run(dek, items, opened) {
                 // What was decrypted before the DEK ended, or was used up, stands.
                 Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
                 result => result,
             };
-            let result = self.source.with(request(context, first), open).await;
+            let held = held.get(&dek_of(first));
+            let result = self.source.with_prepared(request(context, first), held, open).await;
             // A DEK that is not that of the message would never get further.
             let result = match opened.len() > begin {
                 true => result,
@@ -140,21 +147,30 @@ impl Envelope {
                 None => error.of_item(begin),
             })?;
         }
-        Ok(opened)
+        Ok(())
     }
 
-    /// Has the DEKs unwrapped together, if there are several. What fails shows later.
-    async fn unwrap_together(&self, context: &EncryptionContext, items: &[Item<'_>]) {
+    /// Has the DEKs unwrapped together, if there are several. What fails shows later. They are held,
+    /// so that a cache that has no place for all of them costs no second call.
+    async fn unwrap_together(
+        &self,
+        context: &EncryptionContext,
+        items: &[Item<'_>],
+    ) -> HashMap<(DekId, Suite), Pinned<ReadingDek>> {
         let (mut requests, mut seen, mut last) = (Vec::new(), HashSet::new(), None);
         for (.., message) in items {
-            let id = (message.header.dek_id, message.header.suite);
+            let id = dek_of(message);
             if last.replace(id) != Some(id) && seen.insert(id) {
                 requests.push(request(context, message));
             }
         }
-        if requests.len() > 1 {
-            drop(self.source.prepare(&requests).await);
+        if requests.len() < 2 {
+            return HashMap::new();
         }
+        let prepared = self.source.prepare(&requests, MOST_HELD).await;
+        let id = |request: &ReadingRequest<'_>| (*request.id, request.suite);
+        let held = requests.iter().map(id).zip(prepared);
+        held.filter_map(|(id, prepared)| Some((id, prepared.ok()??))).collect()
     }
 }
 
@@ -225,18 +241,11 @@ impl ActingFor<'_> {
         };
         let items: Vec<_> =
             items.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
-        let opened = self.plain().open_many(context, &items).await?;
+        let mut opening =
+            Opening { acting: self, context, items: &items, opened: Plaintexts::default() };
+        self.plain().open_many(context, &items, &mut opening.opened).await?;
         self.confirm(permitted, Action::Decrypt, context).await?;
-        if self.is_counted() {
-            let mut counts: HashMap<DekId, usize> = HashMap::new();
-            for (.., message) in &items {
-                *counts.entry(message.header.dek_id).or_default() += 1;
-            }
-            for (dek_id, messages) in counts {
-                self.count_many(Access::Decrypt, context, &dek_id, messages);
-            }
-        }
-        Ok(opened)
+        Ok(opening.end())
     }
 }
 
@@ -260,12 +269,12 @@ impl Encryptor {
         P: AsRef<[u8]> + ?Sized + 'i,
         I: Iterator<Item = (Aad<'i>, &'i P)> + Clone,
     {
-        let many = sum(items.clone())?;
+        let many = sum(items.clone(), self.max_len())?;
         if many.is_empty() {
             return Ok(Values::default());
         }
-        let reservation = self.reserve_many(many)?;
-        let sealed = seal_all(&reservation, form, items, many, || self.check_time())?;
+        let (reservation, room) = self.reserve_many(many, |dek| room(dek, form, many))?;
+        let sealed = seal_all(&reservation, room, form, items, many, || self.check_time())?;
         self.count(many.messages());
         Ok(sealed)
     }
@@ -299,8 +308,19 @@ impl Decryptor {
         S: Into<Sealed<'s>>,
         I: IntoIterator<Item = (Aad<'s>, S)>,
     {
-        let mut items = items.into_iter();
         let mut opened = Plaintexts::default();
+        let result =
+            self.open_all(items.into_iter().map(|(aad, it)| (aad, it.into())), &mut opened);
+        // Those before a failure were decrypted too.
+        self.count(u64::try_from(opened.len()).unwrap_or(u64::MAX));
+        result.map(|()| opened)
+    }
+
+    fn open_all<'s>(
+        &self,
+        mut items: impl Iterator<Item = (Aad<'s>, Sealed<'s>)>,
+        opened: &mut Plaintexts,
+    ) -> Result<(), Error> {
         let mut block: Vec<Item<'s>> = Vec::with_capacity(BLOCK);
         loop {
             let mut bytes = 0;
@@ -309,7 +329,7 @@ impl Decryptor {
                 && bytes < BLOCK_BYTES
                 && let Some((aad, sealed)) = items.next()
             {
-                let sealed = sealed.into().as_bytes();
+                let sealed = sealed.as_bytes();
                 let index = opened.len() + block.len();
                 let message = Message::parse(sealed).map_err(|error| error.of_item(index))?;
                 self.check_is_of_dek(&message).map_err(|error| error.of_item(index))?;
@@ -317,38 +337,78 @@ impl Decryptor {
                 block.push((aad, sealed, message));
             }
             if block.is_empty() {
-                self.count(u64::try_from(opened.len()).unwrap_or(u64::MAX));
-                return Ok(opened);
+                return Ok(());
             }
             self.check_time()?;
             opened.expect(block.len(), bytes, items.size_hint().0)?;
-            open_block(self.dek(), &block, &mut opened)?;
+            open_block(self.dek(), &block, opened)?;
         }
     }
 }
 
-/// The first look at the items.
+/// A call that decrypts for a caller. What was decrypted is counted however the call ends: also if a
+/// later message fails, or whoever waits for it gives up.
+struct Opening<'o, 's> {
+    acting: ActingFor<'o>,
+    context: &'o EncryptionContext,
+    items: &'o [Item<'s>],
+    opened: Plaintexts,
+}
+
+impl Opening<'_, '_> {
+    fn end(mut self) -> Plaintexts {
+        self.count();
+        std::mem::take(&mut self.opened)
+    }
+
+    fn count(&self) {
+        let opened = self.items.get(..self.opened.len()).unwrap_or_default();
+        if opened.is_empty() || !self.acting.is_counted() {
+            return;
+        }
+        let mut counts: HashMap<DekId, usize> = HashMap::new();
+        for (.., message) in opened {
+            *counts.entry(message.header.dek_id).or_default() += 1;
+        }
+        for (dek_id, messages) in counts {
+            self.acting.count_many(Access::Decrypt, self.context, &dek_id, messages);
+        }
+    }
+}
+
+impl Drop for Opening<'_, '_> {
+    fn drop(&mut self) {
+        self.count();
+    }
+}
+
+/// The first look at the items, of each of which `max_len` bytes may be encrypted.
 fn sum<'i, P: AsRef<[u8]> + ?Sized + 'i>(
     items: impl Iterator<Item = (Aad<'i>, &'i P)>,
+    max_len: u64,
 ) -> Result<Many, Error> {
     let mut many = Many::default();
     for (index, (_, plaintext)) in items.enumerate() {
-        many.add(plaintext.as_ref().len()).map_err(|error| error.of_item(index))?;
+        many.add(plaintext.as_ref().len(), max_len).map_err(|error| error.of_item(index))?;
     }
     Ok(many)
 }
 
-/// Encrypts what was reserved. `goes_on` is asked between blocks.
+/// Has room for what so many messages become. It is made before they are counted.
+fn room(dek: &WritingDek, form: Form, many: Many) -> Result<Values, Error> {
+    let len = dek.sealed_len(form, many).ok_or_else(no_memory)?;
+    Values::with_room(usize::try_from(many.messages()).unwrap_or(usize::MAX), len)
+}
+
+/// Encrypts what was reserved into the room for it. `goes_on` is asked between blocks.
 fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
     reservation: &Reservation<D>,
+    mut sealed: Values,
     form: Form,
     mut items: impl Iterator<Item = (Aad<'i>, &'i P)>,
     many: Many,
     goes_on: impl Fn() -> Result<(), Error>,
 ) -> Result<Values, Error> {
-    let len = reservation.sealed_len(form, many).ok_or_else(no_memory)?;
-    let mut sealed =
-        Values::with_room(usize::try_from(many.messages()).unwrap_or(usize::MAX), len)?;
     let mut left = many;
     let mut block = Vec::with_capacity(BLOCK);
     loop {
@@ -378,6 +438,10 @@ fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
 #[cold]
 fn changed() -> Error {
     Error::new(ErrorKind::InvalidOption, "the items were others when they were gone through again")
+}
+
+fn dek_of(message: &Message<'_>) -> (DekId, Suite) {
+    (message.header.dek_id, message.header.suite)
 }
 
 fn has_ended(error: &Error) -> bool {
@@ -423,7 +487,8 @@ fn open_block(dek: &ReadingDek, block: &[Item<'_>], opened: &mut Plaintexts) -> 
                 let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
                 let index = opened.len();
                 let open = |payload: &mut [u8]| {
-                    key.open(message.nonce, aad.as_bytes(), payload, message.tag)
+                    let data = InOut::in_place(payload);
+                    key.open(message.nonce, aad.as_bytes(), data, message.tag)
                 };
                 opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;
             }

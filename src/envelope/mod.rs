@@ -49,8 +49,7 @@ pub use values::{Plaintexts, Values};
 use crate::caller::{Action, Caller};
 use crate::context::EncryptionContext;
 use crate::dek::{
-    DekSource, OwnedSource, ReadingDek, ReadingRequest, Reservation, Statistics, WritingDek,
-    WritingRequest,
+    DekSource, OwnedSource, ReadingRequest, Reservation, Statistics, WritingDek, WritingRequest,
 };
 use crate::error::{Error, Shown};
 use crate::format::{Form, Message};
@@ -114,6 +113,22 @@ impl Envelope {
     #[inline]
     fn parse<'s>(&self, sealed: Sealed<'s>) -> Result<Message<'s>, Error> {
         sealed.parse(|| self.source.has_store())
+    }
+
+    /// Asks the [policy](crate::EnvelopeBuilder::policy) whether an operation may be done in a context,
+    /// as every operation of an envelope does: for what the caller's own code does beside it, such as
+    /// copying sealed bytes. Without a policy everything may be done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), and
+    /// [`ErrorKind::PolicyUnavailable`](crate::ErrorKind::PolicyUnavailable) if the policy gives no
+    /// answer.
+    pub async fn check_policy(
+        &self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        self.permit(operation, context, None).await.map(drop)
     }
 
     /// Encrypts `plaintext`.
@@ -217,7 +232,9 @@ impl Envelope {
         let sealed = sealed.into();
         let message = self.parse(sealed)?;
         self.source
-            .with(request(context, &message), |dek| open(dek, aad, sealed.as_bytes(), &message))
+            .with(request(context, &message), |dek| {
+                opening::open(dek, aad, sealed.as_bytes(), &message)
+            })
             .await
     }
 
@@ -280,7 +297,7 @@ impl Envelope {
         // Apart from `decrypt_cached_at`, so that both are inlined.
         let message = self.parse(sealed)?;
         self.source.with_cached(request(context, &message), |dek| {
-            open(dek, aad, sealed.as_bytes(), &message)
+            opening::open(dek, aad, sealed.as_bytes(), &message)
         })
     }
 
@@ -493,9 +510,11 @@ impl Envelope {
                 }))
             })
             .collect();
-        let prepared = self.source.prepare(&requests).await;
-        let answer =
-            |place: usize| prepared.get(place).cloned().unwrap_or_else(|| Err(Error::invalid()));
+        let prepared = self.source.prepare(&requests, 0).await;
+        let answer = |place: usize| match prepared.get(place) {
+            Some(prepared) => prepared.as_ref().map(|_| ()).map_err(Clone::clone),
+            None => Err(Error::invalid()),
+        };
         place_of.into_iter().map(|place| answer(place?)).collect()
     }
 
@@ -526,17 +545,6 @@ fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> Read
     ReadingRequest { context, id, suite, wrapped_keys: Some(wrapped_keys), is_stored }
 }
 
-fn open(
-    dek: &ReadingDek,
-    aad: Aad<'_>,
-    sealed: &[u8],
-    message: &Message<'_>,
-) -> Result<Plaintext, Error> {
-    opening::open(sealed, message, |payload| {
-        dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
-    })
-}
-
 /// Extends `buffer` without leaving its plaintext behind in a block that it outgrew.
 fn grow(buffer: &mut Vec<u8>, len: usize) {
     if buffer.capacity() < len {
@@ -546,6 +554,20 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
         *buffer = larger;
     }
     buffer.resize(len, 0);
+}
+
+impl ActingFor<'_> {
+    /// As [`Envelope::check_policy`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn check_policy(
+        self,
+        operation: Action,
+        context: &EncryptionContext,
+    ) -> Result<(), Error> {
+        self.permit(operation, context).await.map(drop)
+    }
 }
 
 impl fmt::Debug for Envelope {

@@ -12,10 +12,9 @@ use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
-use crate::memory::wipe;
 use crate::observe::Access;
 use crate::policy::Permission;
-use crate::suite::{DekId, Suite};
+use crate::suite::{DekId, InOut, Suite, Tag};
 
 /// A lease on the DEK of a message. It decrypts every message of that DEK, for loops and blocking
 /// code.
@@ -91,9 +90,7 @@ impl Decryptor {
         let sealed = sealed.into().as_bytes();
         let message = Message::parse(sealed)?;
         self.check(&message)?;
-        let opened = open(sealed, &message, |payload| {
-            self.dek.open_now(message.nonce, aad.as_bytes(), payload, message.tag)
-        })?;
+        let opened = open(&self.dek, aad, sealed, &message)?;
         self.count(1);
         Ok(opened)
     }
@@ -115,7 +112,7 @@ impl Decryptor {
         self.check(&message)?;
         let opened = Opened::of(&message);
         opened.in_place(buffer, |nonce, payload, tag| {
-            self.dek.open_now(nonce, aad.as_bytes(), payload, tag)
+            self.dek.open_now(nonce, aad.as_bytes(), InOut::in_place(payload), tag)
         })?;
         self.count(1);
         Ok(opened.payload_of(buffer))
@@ -156,20 +153,19 @@ impl fmt::Debug for Decryptor {
     }
 }
 
-/// Copies the ciphertext of `message` out of `sealed` and decrypts the copy.
+/// Decrypts a message to a new buffer, where the backend can in one pass.
 pub(super) fn open(
+    dek: &ReadingDek,
+    aad: Aad<'_>,
     sealed: &[u8],
     message: &Message<'_>,
-    decrypt: impl FnOnce(&mut [u8]) -> Result<(), Error>,
 ) -> Result<Plaintext, Error> {
-    let mut payload = sealed.get(message.payload.clone()).unwrap_or_default().to_vec();
-    match decrypt(&mut payload) {
-        Ok(()) => Ok(Plaintext::new(payload)),
-        Err(error) => {
-            wipe(&mut payload);
-            Err(error)
-        }
-    }
+    let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
+    let mut to = vec![0; ciphertext.len()];
+    let data = InOut { from: Some(ciphertext), to: &mut to };
+    // What is not authentic is wiped.
+    dek.open_now(message.nonce, aad.as_bytes(), data, message.tag)?;
+    Ok(Plaintext::new(to))
 }
 
 /// What is kept of a message while its buffer is mutably borrowed.
@@ -177,7 +173,7 @@ pub(super) struct Opened {
     nonce: [u8; 24],
     nonce_len: usize,
     payload: Range<usize>,
-    tag: [u8; crate::suite::TAG_LEN],
+    tag: Tag,
 }
 
 impl Opened {
@@ -197,7 +193,7 @@ impl Opened {
     pub(super) fn in_place(
         &self,
         buffer: &mut [u8],
-        decrypt: impl FnOnce(&[u8], &mut [u8], &[u8]) -> Result<(), Error>,
+        decrypt: impl FnOnce(&[u8], &mut [u8], &Tag) -> Result<(), Error>,
     ) -> Result<(), Error> {
         decrypt(
             self.nonce.get(..self.nonce_len).unwrap_or_default(),
@@ -215,7 +211,7 @@ impl Opened {
         buffer: &mut [u8],
     ) -> Result<(), Error> {
         self.in_place(buffer, |nonce, payload, tag| {
-            dek.open_now(nonce, aad.as_bytes(), payload, tag)
+            dek.open_now(nonce, aad.as_bytes(), InOut::in_place(payload), tag)
         })
     }
 

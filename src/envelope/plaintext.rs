@@ -22,6 +22,10 @@ impl Plaintext {
         self.0.extend_from_slice(bytes);
     }
 
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
     /// Returns the bytes. From now on nothing wipes them.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
@@ -52,6 +56,16 @@ impl AsRef<[u8]> for Plaintext {
 impl fmt::Debug for Plaintext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Plaintext([redacted; {} bytes])", self.0.len())
+    }
+}
+
+/// Plaintext in a caller's buffer that it may not have yet. It is wiped if it is not to be had, and if
+/// the caller gives up.
+pub(super) struct Withheld<'b>(pub(super) &'b mut [u8]);
+
+impl Drop for Withheld<'_> {
+    fn drop(&mut self) {
+        wipe(self.0);
     }
 }
 

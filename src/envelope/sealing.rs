@@ -12,10 +12,9 @@ use crate::context::EncryptionContext;
 use crate::dek::{Many, OwnedSource, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, WrappedKeys};
-use crate::memory::wipe;
 use crate::observe::Access;
 use crate::policy::Permission;
-use crate::suite::{DekId, Suite, TAG_LEN};
+use crate::suite::{DekId, InOut, Suite, TAG_LEN};
 
 /// A lease on the DEK that encrypts for one encryption context, for loops, streams of records and
 /// blocking code.
@@ -122,9 +121,17 @@ impl Encryptor {
         Reservation::for_handle(&*self.dek, len, self.terms.is_stale()?)
     }
 
-    /// Counts many messages, all or none, if the handle may still be used.
-    pub(super) fn reserve_many(&self, many: Many) -> Result<Reservation<&WritingDek>, Error> {
-        Reservation::of_many_for_handle(&*self.dek, many, self.terms.is_stale()?)
+    /// Counts many messages, all or none, if the handle may still be used, and there is `room`.
+    pub(super) fn reserve_many<R>(
+        &self,
+        many: Many,
+        room: impl FnOnce(&WritingDek) -> Result<R, Error>,
+    ) -> Result<(Reservation<&WritingDek>, R), Error> {
+        Reservation::of_many_for_handle(&*self.dek, many, self.terms.is_stale()?, room)
+    }
+
+    pub(super) fn max_len(&self) -> u64 {
+        self.dek.max_len()
     }
 
     /// Checks that it may be used now.
@@ -239,7 +246,8 @@ fn no_room() -> Error {
     Error::new(ErrorKind::BufferSize, "the buffer has no room for prefix and tag")
 }
 
-/// Makes a message in a new buffer, with one allocation and one copy of the plaintext.
+/// Makes a message in a new buffer, with one allocation. Where the backend can, the plaintext is
+/// encrypted from where it is.
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     form: Form,
@@ -247,17 +255,9 @@ pub(super) fn seal<D: Deref<Target = WritingDek>>(
     plaintext: &[u8],
 ) -> Result<Vec<u8>, Error> {
     let prefix_len = reservation.dek().prefix(form).len();
-    let mut message = Vec::with_capacity(prefix_len + plaintext.len() + TAG_LEN);
-    message.resize(prefix_len, 0);
-    message.extend_from_slice(plaintext);
-    message.resize(prefix_len + plaintext.len() + TAG_LEN, 0);
-    match seal_in_place(reservation, form, aad, &mut message) {
-        Ok(()) => Ok(message),
-        Err(error) => {
-            wipe(&mut message);
-            Err(error)
-        }
-    }
+    let mut message = vec![0; prefix_len + plaintext.len() + TAG_LEN];
+    seal_between(reservation, form, aad, Some(plaintext), &mut message)?;
+    Ok(message)
 }
 
 /// Makes a message in compact form, with its wrapped keys.
@@ -278,8 +278,21 @@ pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
     aad: Aad<'_>,
     buffer: &mut [u8],
 ) -> Result<(), Error> {
+    seal_between(reservation, form, aad, None, buffer)
+}
+
+/// As [`seal_in_place`], or of a plaintext for which `buffer` has room. On an error there is no
+/// plaintext in `buffer` that was not there before.
+#[inline]
+fn seal_between<D: Deref<Target = WritingDek>>(
+    reservation: &Reservation<D>,
+    form: Form,
+    aad: Aad<'_>,
+    from: Option<&[u8]>,
+    buffer: &mut [u8],
+) -> Result<(), Error> {
     let prefix_len = reservation.dek().prefix(form).len();
     let (room, rest) = buffer.split_at_mut_checked(prefix_len).ok_or_else(no_room)?;
-    let (payload, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
-    reservation.seal(form, aad.as_bytes(), room, payload, tag_room)
+    let (to, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
+    reservation.seal(form, aad.as_bytes(), room, InOut { from, to }, tag_room)
 }

@@ -170,7 +170,10 @@ pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Ve
 
 /// A stream ends with a short chunk, or it was cut.
 pub(crate) fn no_last_chunk() -> Error {
-    Error::new(ErrorKind::Malformed, "the stream ends before its last chunk")
+    Error::new(
+        ErrorKind::Malformed,
+        "the stream ends before its last chunk: it was cut, or its writer ended without `finish`",
+    )
 }
 
 #[cfg(test)]

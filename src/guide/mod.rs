@@ -38,6 +38,7 @@ macro_rules! links {
 [`StartOptions::warm_up`]: crate::StartOptions::warm_up
 [`EnvelopeBuilder::key_store`]: crate::EnvelopeBuilder::key_store
 [`Domain::branches`]: crate::domain::Domain::branches
+[`Domain::envelope`]: crate::domain::Domain::envelope
 [`DomainsBuilder::envelopes`]: crate::domain::DomainsBuilder::envelopes
 [`Domains`]: crate::domain::Domains
 [`Schemes`]: crate::domain::Schemes
@@ -68,6 +69,9 @@ macro_rules! links {
 [runtimes.md]: crate::guide::runtimes
 [streams.md]: crate::guide::streams
 [`StreamEncryptor::encrypt`]: crate::StreamEncryptor::encrypt
+[`StreamEncryptor::encrypt_slice`]: crate::StreamEncryptor::encrypt_slice
+[`StreamDecryptor::decrypt_slice`]: crate::StreamDecryptor::decrypt_slice
+[`StreamDecryptor::decrypt_slice_to`]: crate::StreamDecryptor::decrypt_slice_to
 [`StreamDecryptor::decrypt`]: crate::StreamDecryptor::decrypt
 [`StreamDecryptor::decrypt_chunk`]: crate::StreamDecryptor::decrypt_chunk
 [`StreamHead::commitment`]: crate::StreamHead::commitment
@@ -94,6 +98,7 @@ macro_rules! links {
 [`KekProvider`]: crate::kek::KekProvider
 [aws-kms.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/aws_kms/
 [xks.md]: https://docs.rs/waxseal-aws-kms/latest/waxseal_aws_kms/guide/xks/
+[azure.md]: https://docs.rs/waxseal-azure-key-vault/latest/waxseal_azure_key_vault/guide/azure/
 [pkcs11.md]: https://docs.rs/waxseal-pkcs11/latest/waxseal_pkcs11/guide/pkcs11/
 [google-kms.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/google_kms/
 [ekm.md]: https://docs.rs/waxseal-google-kms/latest/waxseal_google_kms/guide/ekm/

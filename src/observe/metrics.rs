@@ -30,7 +30,6 @@ use crate::format::KekId;
 /// | `waxseal_breaker_open` | gauge (0, 1) | `kek`; `target` where it has another name |
 /// | `waxseal_store_calls_total` | counter | `store`, `operation`, `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_store_call_seconds` | histogram | `store`, `operation` |
-/// | `waxseal_store_breaker_open` | gauge (0, 1) | `store` |
 /// | `waxseal_memory_not_protected` | gauge (1) | |
 /// | `waxseal_started_without_total` | counter | `kek`, `kind` |
 /// | `waxseal_domain_reloads_total` | counter | `outcome` (`ok`, or the kind of the failure) |
@@ -119,12 +118,6 @@ impl Observer for MetricsObserver {
                 histogram!("waxseal_store_call_seconds", "store" => store, "operation" => operation)
                     .record(elapsed);
             }
-            Event::StoreBreakerOpened { store } => {
-                gauge!("waxseal_store_breaker_open", "store" => store.to_owned()).set(1);
-            }
-            Event::StoreBreakerClosed { store } => {
-                gauge!("waxseal_store_breaker_open", "store" => store.to_owned()).set(0);
-            }
             Event::MemoryNotProtected { .. } => gauge!("waxseal_memory_not_protected").set(1),
             Event::ObserverPanicked { .. } => {
                 counter!("waxseal_observers_panicked_total").increment(1)
@@ -132,8 +125,11 @@ impl Observer for MetricsObserver {
             Event::Revoked { kek_id } => {
                 counter!("waxseal_keks_revoked_total", "kek" => kek_id.to_string()).increment(1);
             }
-            // The statistics count uses, and the others say what is.
-            Event::Accessed { .. }
+            // The statistics count uses, and the others say what is. An event does not say whose breaker
+            // of a store it is: the statistics know.
+            Event::StoreBreakerOpened { .. }
+            | Event::StoreBreakerClosed { .. }
+            | Event::Accessed { .. }
             | Event::AccessedBy { .. }
             | Event::AccessedByOthers { .. }
             | Event::Configured { .. }

@@ -6,10 +6,12 @@ use tracing::{debug, info, warn};
 use super::{Event, Observer};
 use crate::caller::Caller;
 use crate::context::EncryptionContext;
+use crate::format::KekId;
 
 /// Emits every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`,
 /// `kek_id`, `kek_version`, `kind`, `operation`, `elapsed_ms`, `abandoned`, `request_id` and
-/// `call_target` where they apply.
+/// `call_target` where they apply. What was built has `domain`, how many KEKs it has for writing
+/// (`wrap_with`) and for reading only (`unwrap_with`), and `kek_ids`, first those for writing.
 ///
 /// Level *warn* has what needs attention (denials, failed renewals, stale DEKs, open breakers),
 /// *info* which KEK was used for which DEK, and *debug* the rest. Encryption contexts may name
@@ -39,6 +41,10 @@ impl TracingObserver {
     ) -> Option<tracing::field::DebugValue<&'a EncryptionContext>> {
         self.with_context.then(|| tracing::field::debug(context))
     }
+}
+
+fn listed<'k>(kek_ids: impl Iterator<Item = &'k KekId>) -> String {
+    kek_ids.map(KekId::as_str).collect::<Vec<_>>().join(", ")
 }
 
 impl Observer for TracingObserver {
@@ -215,11 +221,14 @@ impl Observer for TracingObserver {
                     "an observer panicked"
                 );
             }
-            Event::Configured { wrap_with, unwrap_with, options: _ } => {
+            Event::Configured { wrap_with, unwrap_with, options } => {
+                let kek_ids = listed(wrap_with.iter().chain(unwrap_with));
                 let (wrap_with, unwrap_with) = (wrap_with.len(), unwrap_with.len());
+                let of_domain = options.iter().find(|(name, _)| *name == "domain");
+                let domain = of_domain.map(|(_, domain)| domain.as_str());
                 info!(
-                    target: "waxseal", event = "configured", wrap_with, unwrap_with,
-                    "envelope built"
+                    target: "waxseal", event = "configured", domain, wrap_with, unwrap_with,
+                    kek_ids, "envelope built"
                 );
             }
             Event::Revoked { kek_id } => {

@@ -121,6 +121,7 @@ impl AskedBefore {
     }
 
     /// Whether it is this question, without a key being made for it.
+    #[inline]
     fn is(&self, asked: Asked<'_>, with_request_id: bool) -> bool {
         let is_caller = match (&self.caller, asked.caller) {
             (None, None) => true,
@@ -143,9 +144,11 @@ impl AskedBefore {
     }
 }
 
-/// What a thread remembers.
+/// What a thread remembers. What is looked at first stands first.
 struct Remembered {
     owner: u64,
+    /// Whether it allows.
+    allows: bool,
     key: AskedBefore,
     entry: Entry,
 }
@@ -192,11 +195,8 @@ impl Decisions {
     ) -> Option<Result<R, Entry>> {
         let answer = |entry: &Entry| quick(entry).ok_or_else(|| entry.clone());
         let remembered = self.slot(asked, |slot| {
-            let Remembered { owner, key, entry } = slot.as_ref()?;
-            let is_it = *owner == self.number
-                && entry.is_in_force(stamp, now)
-                && key.is(asked, self.with_request_id);
-            is_it.then(|| answer(entry))
+            let remembered = slot.as_ref()?;
+            self.answers(remembered, asked, stamp, now).then(|| answer(&remembered.entry))
         });
         if remembered.is_some() {
             return remembered;
@@ -205,10 +205,30 @@ impl Decisions {
         let entry = self.cached().get(&key).filter(|entry| entry.is_in_force(stamp, now))?;
         let answer = answer(&entry);
         if key.weight(&entry.decision) <= HEAVY {
-            let new = Remembered { owner: self.number, key, entry };
+            let allows = entry.decision.is_allowed();
+            let new = Remembered { owner: self.number, allows, key, entry };
             self.slot(asked, |slot| slot.replace(new));
         }
         Some(answer)
+    }
+
+    /// Whether this thread remembers that this question is allowed, and the decision is in force. It is
+    /// all that most operations ask, so nothing is moved about.
+    #[inline]
+    pub(super) fn remembers_allow(&self, asked: Asked<'_>, stamp: Stamp, now: Moment) -> bool {
+        let allows = self.slot(asked, |slot| {
+            let remembered = slot.as_ref()?;
+            Some(remembered.allows && self.answers(remembered, asked, stamp, now))
+        });
+        allows == Some(true)
+    }
+
+    /// Whether what a thread remembers is the decision about this question, and in force.
+    #[inline]
+    fn answers(&self, of: &Remembered, asked: Asked<'_>, stamp: Stamp, now: Moment) -> bool {
+        of.owner == self.number
+            && of.entry.is_in_force(stamp, now)
+            && of.key.is(asked, self.with_request_id)
     }
 
     /// Returns the last decision about this question, whether in force or not.
@@ -276,6 +296,7 @@ impl Decisions {
 
     /// The place where this thread remembers the decision about a question. `None` while the thread
     /// ends.
+    #[inline]
     fn slot<R>(
         &self,
         asked: Asked<'_>,
@@ -357,6 +378,43 @@ mod tests {
         manual.advance(Duration::from_secs(1));
         assert!(look(STAMP).is_none());
         assert!(decisions.last(asked).is_some());
+    }
+
+    #[test]
+    fn what_a_thread_remembers_allows_this_question_alone_under_these_rules_until_the_end() {
+        let manual = ManualClock::new();
+        let (clock, context) = (Clock::Manual(manual.clone()), EncryptionContext::empty());
+        let [one, other] =
+            [decisions(PolicyOptions::default()), decisions(PolicyOptions::default())];
+        let caller = Caller::builder().service("billing").build().unwrap();
+        let asked = Asked { operation: Action::Decrypt, context: &context, caller: Some(&caller) };
+        one.put(asked, entry(&clock));
+        let allows = |asked, stamp| one.remembers_allow(asked, stamp, clock.now());
+        assert!(!allows(asked, STAMP), "it is in the cache, and this thread has not met it");
+        assert!(one.with(asked, STAMP, clock.now(), |_| Some(())).is_some());
+        assert!(allows(asked, STAMP));
+        let request = caller.with_request_id("7").unwrap();
+        let elsewhere = EncryptionContext::new([("tenant", "acme")]).unwrap();
+        for different in [
+            Asked { operation: Action::Encrypt, ..asked },
+            Asked { caller: None, ..asked },
+            Asked { caller: Some(&request), ..asked },
+            Asked { context: &elsewhere, ..asked },
+        ] {
+            assert!(!allows(different, STAMP));
+        }
+        assert!(!other.remembers_allow(asked, STAMP, clock.now()), "of another envelope");
+        assert!(!allows(asked, Stamp { generation: 2, ..STAMP }));
+        assert!(!allows(asked, Stamp { epoch: 2, ..STAMP }));
+        assert!(std::thread::scope(|scope| {
+            scope.spawn(|| !allows(asked, STAMP)).join().unwrap()
+        }));
+        manual.advance(Duration::from_secs(30));
+        assert!(!allows(asked, STAMP));
+        let denied = Arc::new(Decision::deny(["no"]));
+        one.put(asked, Entry { decision: denied, question: 2, ..entry(&clock) });
+        assert!(one.with(asked, STAMP, clock.now(), |_| Some(())).is_some());
+        assert!(!allows(asked, STAMP), "a denial is remembered as one");
     }
 
     #[test]

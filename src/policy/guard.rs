@@ -37,7 +37,7 @@ pub(crate) struct Guard {
 }
 
 /// The proof that an operation may be done.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Granted {
     stamp: Stamp,
     until: Moment,
@@ -102,6 +102,23 @@ impl Guard {
         }
     }
 
+    /// Whether this thread knows that an operation is allowed at `now`, and there is nobody to be told
+    /// of it. If not, [`permit_cached`](Self::permit_cached) says what is.
+    #[inline]
+    pub(crate) fn allows_at_once(
+        &self,
+        now: Moment,
+        operation: Action,
+        context: &EncryptionContext,
+        caller: Option<&Caller>,
+    ) -> bool {
+        // A decision about nobody is never made where a caller is required, so it is not remembered.
+        self.asker.options.report_every == 0
+            && self.stamp().is_some_and(|stamp| {
+                self.decisions.remembers_allow(Asked { operation, context, caller }, stamp, now)
+            })
+    }
+
     /// Whether an operation may be done, if that is known without asking the policy.
     #[cold]
     #[inline(never)]
@@ -161,16 +178,23 @@ impl Guard {
     /// A generation that differs from the last one raises the epoch, so that what ended stays ended
     /// when the number comes back. Of several threads that see the change, one raises it. A thread
     /// that returns the new number has seen it raised.
+    #[inline]
     pub(crate) fn stamp(&self) -> Option<Stamp> {
         let epoch = self.epoch.load(Ordering::Acquire);
         let generation = caught(|| self.asker.policy.generation())?;
         if self.last_seen.load(Ordering::Acquire) != generation {
-            let (from, to) = (epoch, epoch.wrapping_add(1));
-            // If it fails, somebody else raised it since.
-            let _ = self.epoch.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
-            self.last_seen.store(generation, Ordering::Release);
+            self.raise(epoch, generation);
         }
         Some(Stamp { generation, epoch: self.epoch.load(Ordering::Acquire) })
+    }
+
+    /// Raises the epoch, if it still is `from`, for a generation that was not the last one.
+    #[cold]
+    fn raise(&self, from: u64, generation: u64) {
+        let to = from.wrapping_add(1);
+        // If it fails, somebody else raised it since.
+        let _ = self.epoch.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+        self.last_seen.store(generation, Ordering::Release);
     }
 
     fn now(&self) -> Moment {

@@ -14,6 +14,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+/// What is said of an option that needs a runtime where there is none.
+pub(crate) const NEEDED: &str =
+    "needs a runtime: build in a tokio runtime with the feature `tokio`, or set `runtime`";
+
 /// A boxed future, which makes methods of `dyn` traits asynchronous.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -92,6 +92,14 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Checks whether the store can be read now, with its schema.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
+    /// Returns what an operator should mend, though the store works: a schema of an earlier version,
+    /// say. [`BranchKek`](crate::branch::BranchKek) tells it as
+    /// [`Health::Degraded`](crate::kek::Health) after [`health`](Self::health). It asks nobody: a store
+    /// knows it from its calls. By default there is nothing.
+    fn warning(&self) -> Option<Box<str>> {
+        None
+    }
+
     /// Returns what the store advises about its calls: timeout, tries, a budget. It applies where the
     /// [`CallPolicy`](crate::CallPolicy) leaves an option unset. A store that answers in this process
     /// says so ([`CallAdvice::in_process`]), and then no call has a timeout, a retry or a breaker. It
@@ -352,6 +360,10 @@ impl<S: KeyStore + ?Sized> KeyStore for Arc<S> {
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         (**self).health()
+    }
+
+    fn warning(&self) -> Option<Box<str>> {
+        (**self).warning()
     }
 
     fn advice(&self) -> CallAdvice {

@@ -9,6 +9,7 @@ use super::{
     BoxFuture, BranchId, Erasure, Insertion, KeyStore, MemoryStore, RowId, ScanCursor, ScanPage,
     StoreError, StoreErrorClass, StoredRow,
 };
+use crate::kek::CallAdvice;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -50,6 +51,8 @@ struct Script {
     failure: Option<StoreErrorClass>,
     wait: Option<Wait>,
     lie: Option<Lie>,
+    advice: CallAdvice,
+    warning: Option<Box<str>>,
 }
 
 /// What one call to a [`ScriptedStore`] does.
@@ -166,6 +169,16 @@ impl ScriptedStore {
     /// Makes every read return the truth from now on.
     pub fn tell_the_truth(&self) {
         self.script_lock().lie = None;
+    }
+
+    /// Sets what it advises about its calls from now on.
+    pub fn advise(&self, advice: CallAdvice) {
+        self.script_lock().advice = advice;
+    }
+
+    /// Sets what it warns of from now on.
+    pub fn warn_of(&self, warning: impl Into<Option<Box<str>>>) {
+        self.script_lock().warning = warning.into();
     }
 
     /// Returns how often it was called.
@@ -301,6 +314,14 @@ impl KeyStore for ScriptedStore {
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.act(&self.0.healths, move || self.0.store.health()))
+    }
+
+    fn warning(&self) -> Option<Box<str>> {
+        self.script_lock().warning.clone()
+    }
+
+    fn advice(&self) -> CallAdvice {
+        self.script_lock().advice.clone()
     }
 }
 

@@ -6,7 +6,7 @@ use aws_lc_rs::aead;
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use zeroize::Zeroizing;
 
-use super::{AeadFailure, Outcome, Suite, Tag};
+use super::{AeadFailure, InOut, Outcome, Suite, TAG_LEN, Tag};
 
 super::binding::binding!(aead);
 
@@ -25,28 +25,35 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
-        self.with(nonce, |key, nonce| seal(key, nonce, aad, payload))
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
+        let (aad, mut tag) = (Aad::from(aad), [0; TAG_LEN]);
+        self.with(nonce, |key, nonce| match data.from {
+            None => key.seal_in_place_scatter(nonce, aad, data.to, &[], &mut tag),
+            Some(from) => key.seal_out_of_place_scatter(nonce, aad, from, data.to, &[], &mut tag),
+        })?;
+        Ok(tag)
     }
 
-    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Outcome {
-        self.with(nonce, |key, nonce| {
-            let nonce = Nonce::try_assume_unique_for_key(nonce)?;
-            key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload).map(|_| ())
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
+        let aad = Aad::from(aad);
+        self.with(nonce, |key, nonce| match data.from {
+            None => key.open_in_place_separate_tag(nonce, aad, tag, data.to).map(|_| ()),
+            Some(from) => key.open_separate_gather(nonce, aad, from, tag, data.to),
         })
     }
 
     /// Runs `work` with the key and the nonce that the library's AEAD takes.
-    fn with<R, E>(
+    #[inline]
+    fn with<E>(
         &self,
         nonce: &[u8],
-        work: impl FnOnce(&LessSafeKey, &[u8]) -> Result<R, E>,
-    ) -> Outcome<R> {
+        work: impl FnOnce(&LessSafeKey, Nonce) -> Result<(), E>,
+    ) -> Outcome {
         let done = match self {
-            Self::Direct(key) => work(key, nonce),
+            Self::Direct(key) => work(key, checked(nonce)?),
             Self::Xaes256Gcm(key) => {
                 let (key, nonce) = key.for_nonce(nonce)?;
-                work(&key, nonce)
+                work(&key, checked(nonce)?)
             }
         };
         done.map_err(|_| AeadFailure)

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::derive::{BRANCH_SALT_LEN, derive_branch_dek, derive_branch_wrap_key, derive_dek_id};
-use super::{AeadKey, Backend, Dek, DekId, Suite, TAG_LEN, check_not_forked};
+use super::{AeadKey, Backend, Dek, DekId, InOut, Suite, Tag, check_not_forked};
 use crate::context::EncryptionContext;
 use crate::error::Error;
 use crate::memory::Secret32;
@@ -15,7 +15,7 @@ pub(crate) type BranchSalt = [u8; BRANCH_SALT_LEN];
 pub(crate) struct BranchWrapped {
     pub(crate) nonce: [u8; 24],
     pub(crate) dek: [u8; 32],
-    pub(crate) tag: [u8; TAG_LEN],
+    pub(crate) tag: Tag,
 }
 
 /// A branch key, with the context that its id commits to. It never encrypts a message.
@@ -65,8 +65,8 @@ impl BranchKey {
         check_not_forked(dek.secret())?;
         // It is a DEK until it is encrypted, and so it is no array on the stack.
         let mut wrapped = Secret32::zeroed();
-        *wrapped.expose_mut() = *dek.expose();
-        let tag = key.seal(&nonce, context.as_bytes(), wrapped.expose_mut())?;
+        let data = InOut { from: Some(dek.expose()), to: wrapped.expose_mut() };
+        let tag = key.seal(&nonce, context.as_bytes(), data)?;
         Ok(BranchWrapped { nonce, dek: *wrapped.expose(), tag })
     }
 
@@ -78,13 +78,9 @@ impl BranchKey {
         wrapped: &BranchWrapped,
     ) -> Result<Dek, Error> {
         let mut dek = Secret32::zeroed();
-        *dek.expose_mut() = wrapped.dek;
-        self.wrap_key(backend)?.open(
-            &wrapped.nonce,
-            context.as_bytes(),
-            dek.expose_mut(),
-            &wrapped.tag,
-        )?;
+        let (aad, data) =
+            (context.as_bytes(), InOut { from: Some(&wrapped.dek), to: dek.expose_mut() });
+        self.wrap_key(backend)?.open(&wrapped.nonce, aad, data, &wrapped.tag)?;
         Ok(Dek::from_secret(dek))
     }
 

@@ -118,9 +118,8 @@ fn stopwatch(backend: Backend, suite: Suite) -> Option<impl FnMut() -> Duration>
     }
     let (mut payload, nonce) = (vec![0; 4096], [0; 24]);
     Some(move || {
-        let start = Instant::now();
-        let sealed =
-            key.seal(nonce.get(..suite.nonce_len()).unwrap_or_default(), &[], &mut payload);
+        let (start, data) = (Instant::now(), InOut::in_place(&mut payload));
+        let sealed = key.seal(nonce.get(..suite.nonce_len()).unwrap_or_default(), &[], data);
         sealed.map_or(Duration::MAX, |_| start.elapsed())
     })
 }
@@ -129,7 +128,31 @@ fn stopwatch(backend: Backend, suite: Suite) -> Option<impl FnMut() -> Duration>
 struct AeadFailure;
 
 type Outcome<T = ()> = Result<T, AeadFailure>;
-type Tag = [u8; TAG_LEN];
+/// An authentication tag.
+pub(crate) type Tag = [u8; TAG_LEN];
+
+/// The bytes that a backend works on: those of `to`, or those of `from`, which has the same length,
+/// to `to`.
+pub(crate) struct InOut<'d> {
+    pub(crate) from: Option<&'d [u8]>,
+    pub(crate) to: &'d mut [u8],
+}
+
+impl<'d> InOut<'d> {
+    pub(crate) fn in_place(to: &'d mut [u8]) -> Self {
+        Self { from: None, to }
+    }
+
+    /// For a backend that works in place only.
+    fn copied(self) -> Outcome<&'d mut [u8]> {
+        match self.from {
+            Some(from) if from.len() != self.to.len() => return Err(AeadFailure),
+            Some(from) => self.to.copy_from_slice(from),
+            None => {}
+        }
+        Ok(self.to)
+    }
+}
 
 /// One suite's key, expanded in one backend. Its schedule is wiped on drop.
 pub(crate) enum AeadKey {
@@ -179,32 +202,31 @@ impl AeadKey {
         })
     }
 
-    /// Encrypts `payload` in place and returns its tag. On an error `payload` is unchanged or
-    /// wiped, never partly encrypted.
+    /// Encrypts and returns the tag. On an error what it was to go to is unchanged or wiped, never
+    /// partly encrypted.
     pub(crate) fn seal(
         &self,
         nonce: &[u8],
         aad: &[u8],
-        payload: &mut [u8],
-    ) -> Result<[u8; TAG_LEN], Error> {
-        let sealed = on!(self, key => key.seal(nonce, aad, payload));
-        sealed.map_err(|AeadFailure| {
-            wipe(payload);
+        InOut { from, to }: InOut<'_>,
+    ) -> Result<Tag, Error> {
+        on!(self, key => key.seal(nonce, aad, InOut { from, to })).map_err(|AeadFailure| {
+            wipe(to);
             Error::new(ErrorKind::TooLarge, "beyond the limits of the AEAD")
         })
     }
 
-    /// Decrypts `payload` in place. If the tag does not match, `payload` is wiped. So nothing
-    /// unauthenticated is released, and all backends leave the same behind.
+    /// Decrypts. If the tag does not match, what it was to go to is wiped. So nothing unauthenticated
+    /// is released, and all backends leave the same behind.
     pub(crate) fn open(
         &self,
         nonce: &[u8],
         aad: &[u8],
-        payload: &mut [u8],
-        tag: &[u8],
+        InOut { from, to }: InOut<'_>,
+        tag: &Tag,
     ) -> Result<(), Error> {
-        on!(self, key => key.open(nonce, aad, payload, tag)).map_err(|AeadFailure| {
-            wipe(payload);
+        on!(self, key => key.open(nonce, aad, InOut { from, to }, tag)).map_err(|AeadFailure| {
+            wipe(to);
             Error::invalid()
         })
     }

@@ -4,7 +4,7 @@
 use ring::aead;
 use zeroize::optimization_barrier;
 
-use super::{AeadFailure, Outcome, Suite, Tag};
+use super::{AeadFailure, InOut, Outcome, Suite, Tag};
 use crate::memory::overwriting_the_stack_after;
 
 super::binding::binding!(aead);
@@ -21,15 +21,17 @@ impl Key {
         expand(suite, key).map(Self)
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
-        self.with(|key| seal(key, nonce, aad, payload))
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
+        let (nonce, to) = (checked(nonce)?, data.copied()?);
+        let sealed = self.with(|key| key.seal_in_place_separate_tag(nonce, Aad::from(aad), to));
+        sealed.map_err(|_| AeadFailure)?.as_ref().try_into().map_err(|_| AeadFailure)
     }
 
-    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Outcome {
-        let tag = tag.try_into().map_err(|_| AeadFailure)?;
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
+        let (nonce, to) = (checked(nonce)?, data.copied()?);
         self.with(|key| {
-            let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| AeadFailure)?;
-            let opened = key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload, 0..);
+            let opened =
+                key.open_in_place_separate_tag(nonce, Aad::from(aad), (*tag).into(), to, 0..);
             opened.map(|_| ()).map_err(|_| AeadFailure)
         })
     }

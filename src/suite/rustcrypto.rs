@@ -6,7 +6,7 @@ use aes_gcm::aead::{AeadInOut, KeyInit};
 use chacha20poly1305::ChaCha20Poly1305;
 use xaes_256_gcm::Xaes256Gcm;
 
-use super::{AeadFailure, Outcome, Suite, Tag};
+use super::{AeadFailure, InOut, Outcome, Suite, Tag};
 use crate::memory::overwriting_the_stack_after;
 
 /// How much of the stack is overwritten after each use of a key. With 512-bit registers the `aes`
@@ -29,7 +29,8 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
+        let payload = data.copied()?;
         overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
             Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
@@ -37,7 +38,8 @@ impl Key {
         })
     }
 
-    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], payload: &mut [u8], tag: &[u8]) -> Outcome {
+    pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
+        let payload = data.copied()?;
         overwriting_the_stack_after::<STACK, _>(|| match self {
             Self::Aes256Gcm(key) => open(key, nonce, aad, payload, tag),
             Self::ChaCha20Poly1305(key) => open(key, nonce, aad, payload, tag),
@@ -52,14 +54,8 @@ fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> 
     tag.as_slice().try_into().map_err(|_| AeadFailure)
 }
 
-fn open<A: AeadInOut>(
-    key: &A,
-    nonce: &[u8],
-    aad: &[u8],
-    payload: &mut [u8],
-    tag: &[u8],
-) -> Outcome {
+fn open<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], buffer: &mut [u8], tag: &Tag) -> Outcome {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
-    let tag = tag.try_into().map_err(|_| AeadFailure)?;
-    key.decrypt_inout_detached(nonce, aad, payload.into(), tag).map_err(|_| AeadFailure)
+    let tag = tag.as_slice().try_into().map_err(|_| AeadFailure)?;
+    key.decrypt_inout_detached(nonce, aad, buffer.into(), tag).map_err(|_| AeadFailure)
 }

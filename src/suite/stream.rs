@@ -13,7 +13,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derive::expand_sha512;
-use super::{AeadKey, Backend, Dek, Suite, TAG_LEN, derive, derive_message_key};
+use super::{AeadKey, Backend, Dek, InOut, Suite, Tag, derive, derive_message_key};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
@@ -175,14 +175,14 @@ pub(crate) struct StreamKey {
 }
 
 impl StreamKey {
-    /// Encrypts a chunk in place and returns its tag. **Once for each index**: the caller counts.
-    pub(crate) fn seal(&self, index: u64, payload: &mut [u8]) -> Result<[u8; TAG_LEN], Error> {
-        self.key.seal(&self.nonce(index)?, &[], payload)
+    /// Encrypts a chunk and returns its tag. **Once for each index**: the caller counts.
+    pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
+        self.key.seal(&self.nonce(index)?, &[], data)
     }
 
-    /// Decrypts a chunk in place, or wipes it.
-    pub(crate) fn open(&self, index: u64, payload: &mut [u8], tag: &[u8]) -> Result<(), Error> {
-        self.key.open(&self.nonce(index)?, &[], payload, tag)
+    /// Decrypts a chunk, or wipes where it was to go.
+    pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
+        self.key.open(&self.nonce(index)?, &[], data, tag)
     }
 
     /// `base nonce XOR index`, as 96-bit big-endian numbers.
@@ -215,7 +215,7 @@ mod tests {
                 ([1; 24], one, b""),
             ] {
                 let (key, commitment) = root(suite).begin(&salt, chunk, aad).unwrap();
-                assert!(seen.insert(key.seal(0, &mut []).unwrap().to_vec()));
+                assert!(seen.insert(key.seal(0, InOut::in_place(&mut [])).unwrap().to_vec()));
                 assert!(seen.insert(commitment.to_vec()));
                 assert!(root(suite).open(&salt, chunk, aad, &commitment).is_ok());
                 for bit in 0..256 {
@@ -244,10 +244,10 @@ mod tests {
             [(12, (1 << 38) - 2), (14, (1 << 38) - 2), (16, (1 << 36) - 1), (24, (1 << 28) - 1)]
         {
             let (key, _) = root(Suite::Aes256Gcm).begin(&[1; 24], ChunkSize(log2), b"").unwrap();
-            assert!(key.seal(last, &mut []).is_ok(), "{log2}");
-            let over = key.seal(last + 1, &mut []).unwrap_err();
+            assert!(key.seal(last, InOut::in_place(&mut [])).is_ok(), "{log2}");
+            let over = key.seal(last + 1, InOut::in_place(&mut [])).unwrap_err();
             assert_eq!(over.kind(), ErrorKind::TooLarge, "{log2}");
-            assert!(key.open(u64::MAX, &mut [], &[0; 16]).is_err());
+            assert!(key.open(u64::MAX, InOut::in_place(&mut []), &[0; 16]).is_err());
         }
         assert!(ChunkSize::from_log2(11).is_none() && ChunkSize::from_log2(25).is_none());
     }

@@ -1,6 +1,6 @@
 //! Runs published vectors on every backend, and compares the backends.
 
-use super::{AeadKey, Backend, Suite};
+use super::{AeadKey, Backend, InOut, Suite};
 use crate::memory::Secret32;
 
 const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
@@ -23,7 +23,7 @@ struct Case<'a> {
 fn check(key: &AeadKey, case: &Case<'_>, name: &str) {
     let Case { nonce, aad, plaintext, ciphertext, tag, valid } = *case;
     let mut buffer = ciphertext.to_vec();
-    let opened = key.open(nonce, aad, &mut buffer, tag);
+    let opened = key.open(nonce, aad, InOut::in_place(&mut buffer), tag.try_into().unwrap());
     if !valid {
         assert!(opened.is_err(), "{name}");
         assert!(buffer.iter().all(|byte| *byte == 0), "{name}: something was left behind");
@@ -31,7 +31,7 @@ fn check(key: &AeadKey, case: &Case<'_>, name: &str) {
     }
     opened.unwrap();
     assert_eq!(buffer, plaintext, "{name}");
-    assert_eq!(key.seal(nonce, aad, &mut buffer).unwrap(), tag, "{name}");
+    assert_eq!(key.seal(nonce, aad, InOut::in_place(&mut buffer)).unwrap(), tag, "{name}");
     assert_eq!(buffer, ciphertext, "{name}");
 }
 
@@ -132,10 +132,10 @@ fn c2sp_xaes_256_gcm_accumulated() {
 
             let key = key(*backend, Suite::Xaes256Gcm, &secret);
             let mut buffer = plaintext.clone();
-            let tag = key.seal(&nonce, &aad, &mut buffer).unwrap();
+            let tag = key.seal(&nonce, &aad, InOut::in_place(&mut buffer)).unwrap();
             sink.update(&buffer);
             sink.update(&tag);
-            key.open(&nonce, &aad, &mut buffer, &tag).unwrap();
+            key.open(&nonce, &aad, InOut::in_place(&mut buffer), &tag).unwrap();
             assert_eq!(buffer, plaintext);
         }
         let mut digest = [0; 32];
@@ -182,13 +182,21 @@ fn wycheproof_chunked_encryption() {
                 let mut payload = sealed.to_vec();
                 let Some(at) = payload.len().checked_sub(super::TAG_LEN) else { break };
                 let tag = payload.split_off(at);
-                if key.open(index.try_into().unwrap(), &mut payload, &tag).is_err() {
+                if key
+                    .open(
+                        index.try_into().unwrap(),
+                        InOut::in_place(&mut payload),
+                        &tag[..].try_into().unwrap(),
+                    )
+                    .is_err()
+                {
                     result = Err("a chunk");
                     break;
                 }
                 plaintext.extend_from_slice(&payload);
                 // It was written so, too.
-                let written = key.seal(index.try_into().unwrap(), &mut payload).unwrap();
+                let written =
+                    key.seal(index.try_into().unwrap(), InOut::in_place(&mut payload)).unwrap();
                 assert_eq!([&payload[..], &written].concat(), sealed, "{name}");
                 if sealed.len() < full {
                     result = Ok(());
@@ -205,7 +213,8 @@ fn wycheproof_chunked_encryption() {
                 body.chunks(full).enumerate().next_back().filter(|(_, last)| last.len() < full);
             let last_opens = last.is_some_and(|(index, last)| {
                 let Some((payload, tag)) = last.split_last_chunk::<16>() else { return false };
-                key.open(index.try_into().unwrap(), &mut payload.to_vec(), tag).is_ok()
+                key.open(index.try_into().unwrap(), InOut::in_place(&mut payload.to_vec()), tag)
+                    .is_ok()
             });
             let expected =
                 test.result == TestResult::Valid || test.flags.contains(&TestFlag::ValidFinalChunk);
@@ -220,6 +229,10 @@ mod backends_agree {
 
     use super::*;
 
+    fn between<'d>(from: &'d [u8], to: &'d mut [u8]) -> InOut<'d> {
+        InOut { from: Some(from), to }
+    }
+
     proptest! {
         #[test]
         fn on_every_byte_and_on_what_a_failed_opening_leaves(
@@ -230,18 +243,30 @@ mod backends_agree {
                 let nonce = &nonce[..suite.nonce_len()];
                 let mut sealed = plaintext.clone();
                 let ours = key(Backend::RustCrypto, suite, &secret);
-                let tag = ours.seal(nonce, &aad, &mut sealed).unwrap();
+                let tag = ours.seal(nonce, &aad, InOut::in_place(&mut sealed)).unwrap();
                 let mut wrong = tag;
                 wrong[flip % 16] ^= 1 << (flip / 16 % 8);
                 for backend in Backend::all().iter().chain([&Backend::Fastest]) {
                     let theirs = key(*backend, suite, &secret);
                     let mut buffer = plaintext.clone();
-                    prop_assert_eq!(theirs.seal(nonce, &aad, &mut buffer).unwrap(), tag);
+                    prop_assert_eq!(theirs.seal(nonce, &aad, InOut::in_place(&mut buffer)).unwrap(), tag);
                     prop_assert_eq!(&buffer, &sealed);
-                    prop_assert!(theirs.open(nonce, &aad, &mut buffer, &wrong).is_err());
+                    prop_assert!(theirs.open(nonce, &aad, InOut::in_place(&mut buffer), &wrong).is_err());
                     prop_assert_eq!(&buffer, &vec![0; plaintext.len()], "{:?}", backend);
                     buffer.copy_from_slice(&sealed);
-                    theirs.open(nonce, &aad, &mut buffer, &tag).unwrap();
+                    theirs.open(nonce, &aad, InOut::in_place(&mut buffer), &tag).unwrap();
+                    prop_assert_eq!(&buffer, &plaintext);
+                    // From one buffer to another.
+                    buffer.fill(0xA5);
+                    let made = theirs.seal(nonce, &aad, between(&plaintext, &mut buffer));
+                    prop_assert_eq!(made.unwrap(), tag);
+                    prop_assert_eq!(&buffer, &sealed);
+                    buffer.fill(0xA5);
+                    let refused = theirs.open(nonce, &aad, between(&sealed, &mut buffer), &wrong);
+                    prop_assert!(refused.is_err());
+                    prop_assert_eq!(&buffer, &vec![0; plaintext.len()], "{:?}", backend);
+                    buffer.fill(0xA5);
+                    theirs.open(nonce, &aad, between(&sealed, &mut buffer), &tag).unwrap();
                     prop_assert_eq!(&buffer, &plaintext);
                 }
             }
@@ -274,24 +299,37 @@ fn the_fastest_is_one_of_this_build_and_stays_the_same() {
 }
 
 #[test]
-fn wrong_lengths_of_nonce_and_tag_are_refused() {
+fn wrong_lengths_of_nonces_are_refused() {
     for backend in Backend::all() {
         for suite in SUITES {
             let key = key(*backend, suite, &[9; 32]);
             for len in [0, 1, 11, 13, 23, 25] {
                 assert!(
-                    key.seal(&vec![0; len], b"", &mut [1, 2, 3]).is_err(),
+                    key.seal(&vec![0; len], b"", InOut::in_place(&mut [1, 2, 3])).is_err(),
                     "{backend:?} {suite:?} nonce {len}"
                 );
-                assert!(key.open(&vec![0; len], b"", &mut [1, 2, 3], &[0; 16]).is_err());
-            }
-            for len in [0, 1, 12, 15, 17] {
-                let nonce = vec![0; suite.nonce_len()];
                 assert!(
-                    key.open(&nonce, b"", &mut [1, 2, 3], &vec![0; len]).is_err(),
-                    "{backend:?} {suite:?} tag {len}"
+                    key.open(&vec![0; len], b"", InOut::in_place(&mut [1, 2, 3]), &[0; 16])
+                        .is_err()
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn buffers_of_different_lengths_are_refused_and_the_target_wiped() {
+    for (backend, suite) in Backend::all().iter().flat_map(|b| SUITES.map(|suite| (*b, suite))) {
+        let (key, nonce) = (key(backend, suite, &[9; 32]), vec![0; suite.nonce_len()]);
+        for (from, to) in [(0, 1), (1, 0), (15, 16), (17, 16), (100, 4096)] {
+            let (from, mut to) = (vec![1; from], vec![0xA5; to]);
+            let data = InOut { from: Some(&from), to: &mut to };
+            assert!(key.seal(&nonce, b"", data).is_err(), "{backend:?} {suite:?}");
+            assert!(to.iter().all(|byte| *byte == 0));
+            to.fill(0xA5);
+            let data = InOut { from: Some(&from), to: &mut to };
+            assert!(key.open(&nonce, b"", data, &[0; 16]).is_err(), "{backend:?} {suite:?}");
+            assert!(to.iter().all(|byte| *byte == 0));
         }
     }
 }

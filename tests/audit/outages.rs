@@ -1,11 +1,12 @@
 //! A full disk, a file or a directory that is gone or cannot be written, two writers, a clock that goes back.
 
+use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use waxseal::audit::{AuditTrail, FaultKind, TrailDirectory};
+use waxseal::audit::{AppendTo, AuditTrail, FaultKind, TrailDirectory, Verifier};
 use waxseal::{ErrorKind, ManualClock};
 
 use crate::ground::{Kept, LONG, Place, activities, builder, child, flushed, record};
@@ -152,6 +153,25 @@ fn a_trail_that_cannot_be_written_does_not_start() {
     assert_eq!(deep.start().unwrap_err().kind(), ErrorKind::Io);
 }
 
+/// Whoever prints an error and its causes reads nothing twice.
+#[test]
+fn what_the_system_says_of_a_file_is_in_the_cause_alone() {
+    let place = Place::new();
+    fs::write(&place.path, "a file").unwrap();
+    let nowhere = place.path.join("a/b");
+    for error in [
+        AuditTrail::builder().directory(TrailDirectory::new(&nowhere)).start().unwrap_err(),
+        Verifier::new().verify(&nowhere).unwrap_err(),
+        Verifier::new().witnesses(&nowhere).unwrap_err(),
+        AppendTo::open(&nowhere).unwrap_err(),
+    ] {
+        let cause = error.source().unwrap().to_string();
+        assert!(error.cause().is_some_and(|cause| cause.is::<std::io::Error>()), "{error}");
+        assert!(!error.to_string().contains(&cause), "{error}: {cause}");
+        assert!(error.to_string().contains("a/b"), "{error}");
+    }
+}
+
 const READ_ONLY: &str = "WAXSEAL_TEST_AUDIT_READ_ONLY";
 
 /// Run by [`a_directory_that_is_read_only_is_an_error_at_the_start`] only: permissions do not bind root.
@@ -163,7 +183,7 @@ fn the_process_that_may_not_write() {
     unsafe { libc::setuid(65534) };
     let directory = TrailDirectory::new(Path::new(&path));
     let error = AuditTrail::builder().directory(directory).start().unwrap_err();
-    println!("refused: {error}");
+    println!("refused: {error}: {}", error.source().unwrap());
 }
 
 #[test]

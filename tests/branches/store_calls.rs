@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use waxseal::branch::BranchKek;
+use waxseal::kek::{CallAdvice, Health, KekProvider};
 use waxseal::store::scripted::Act;
 use waxseal::store::{RewrapOptions, StoreErrorClass};
-use waxseal::{Aad, BreakerState, CallPolicy, Envelope, ErrorKind};
+use waxseal::{Aad, BreakerState, CallBudget, CallPolicy, Envelope, ErrorKind};
 use waxseal_testing::support::block_on;
 use waxseal_testing::support::stage::Log;
 
@@ -333,4 +334,134 @@ fn the_deadline_is_the_request_s_and_not_that_of_each_call_to_the_store() {
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains("key store"), "{error}");
     });
+}
+
+/// Reads rows that are not cached until the breaker of the store is open.
+fn open_the_breaker(fleet: &Fleet, process: &Process) {
+    let cold: Vec<_> = (0..6).map(|n| fleet.process().seal(&format!("cold {n}"))).collect();
+    fleet.store.fail_with(StoreErrorClass::Unavailable);
+    for (n, sealed) in cold.iter().enumerate() {
+        process.open(&format!("cold {n}"), sealed).unwrap_err();
+        fleet.clock.advance(ms(60));
+    }
+    assert_eq!(of_store(process).breaker, BreakerState::Open);
+}
+
+#[test]
+fn an_erasure_is_tried_while_the_breaker_is_open() {
+    let fleet = Fleet::new();
+    let process = fleet.process();
+    let sealed = process.seal("alice");
+    open_the_breaker(&fleet, &process);
+    let before = fleet.store.calls().erasures;
+    let refused = block_on(process.kek.erase([("tenant", "alice")])).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    assert!(!refused.to_string().contains("circuit breaker"), "{refused}");
+    assert_eq!(fleet.store.calls().erasures - before, 1);
+    // Here the keys have ended all the same, and what is asked of the store still fails at once.
+    let error = process.open("alice", &sealed).unwrap_err();
+    assert!(error.to_string().contains("circuit breaker open"), "{error}");
+    // The store is back, which nobody has noticed yet. No time goes by.
+    fleet.store.fail_with(None);
+    assert_eq!(of_store(&process).breaker, BreakerState::Open);
+    assert_eq!(block_on(process.kek.erase([("tenant", "alice")])).unwrap().erased, 1);
+    assert_eq!(of_store(&process).breaker, BreakerState::Closed, "it answered");
+    assert_eq!(kind(process.open("alice", &sealed)), ErrorKind::Denied);
+}
+
+/// An erasure uses up no probe, and a failed one closes nothing.
+#[test]
+fn a_failed_erasure_leaves_the_breaker_open() {
+    let fleet = Fleet::new();
+    let process = fleet.process();
+    open_the_breaker(&fleet, &process);
+    for _ in 0..3 {
+        block_on(process.kek.erase([("tenant", "alice")])).unwrap_err();
+        assert_eq!(of_store(&process).breaker, BreakerState::Open);
+    }
+    fleet.store.fail_with(None);
+    fleet.clock.advance(ms(501));
+    process.seal("bob");
+    assert_eq!(of_store(&process).breaker, BreakerState::Closed);
+}
+
+#[test]
+fn health_asks_a_store_for_as_long_as_the_store_advises() {
+    let fleet = Fleet::new();
+    on_tokio(async {
+        fleet.store.advise(CallAdvice::default().timeout(ms(70)));
+        fleet.store.script([Act::Hang]);
+        let health = fleet.process().kek.health().await.unwrap_err();
+        assert!(health.to_string().contains("no answer within 70ms"), "{health}");
+        // What the user chose counts more.
+        let chosen = CallPolicy::default().timeout(ms(90));
+        fleet.store.script([Act::Hang]);
+        let process = fleet.process_with(|branch| branch.call_policy(chosen), |envelope| envelope);
+        let health = process.kek.health().await.unwrap_err();
+        assert!(health.to_string().contains("no answer within 90ms"), "{health}");
+    });
+}
+
+#[test]
+fn what_a_store_warns_of_degrades_the_health_of_its_branch_keys() {
+    let fleet = Fleet::new();
+    // A shared store hands it on.
+    let process = fleet.process_with(|of| of.store(Arc::new(fleet.store.clone())), |of| of);
+    assert_eq!(block_on(process.kek.health()).unwrap(), Health::Ready);
+    fleet.store.warn_of(Box::from("the schema is old"));
+    let health = block_on(process.kek.health()).unwrap();
+    assert_eq!(health, Health::Degraded("key store memory: the schema is old".into()));
+    // A warning is no failure, and a failure is no warning.
+    process.seal("alice");
+    fleet.store.fail_with(StoreErrorClass::Unavailable);
+    assert_eq!(
+        block_on(process.kek.health()).unwrap_err().class(),
+        waxseal::kek::KekErrorClass::Unavailable
+    );
+    fleet.store.fail_with(None);
+    fleet.store.warn_of(None);
+    assert_eq!(block_on(process.kek.health()).unwrap(), Health::Ready);
+}
+
+#[test]
+fn a_budget_for_a_store_holds_for_all_that_share_it() {
+    let fleet = Fleet::new();
+    let writer = fleet.process();
+    let sealed: Vec<_> = (0..60).map(|n| writer.seal(&format!("tenant {n}"))).collect();
+    let at_once = AtOnce::default();
+    let waiting = at_once.clone();
+    fleet.store.wait_for(move || {
+        let here = waiting.enter();
+        Box::pin(async move {
+            tokio::time::sleep(ms(2)).await;
+            drop(here);
+        })
+    });
+    // Of four, one is reserved for writing.
+    let budget = CallBudget::new(1_000_000, 4).unwrap();
+    on_tokio(async {
+        let readers = [(); 2].map(|()| {
+            let kek = BranchKek::builder(fleet.root.clone()).name("orders").per(["tenant"]);
+            let kek = kek.store(fleet.store.clone()).store_call_budget(budget.clone());
+            Envelope::builder().wrap_with(kek.build().unwrap()).build().unwrap()
+        });
+        let reads = readers.iter().flat_map(|reader| {
+            sealed.iter().enumerate().map(|(n, sealed)| {
+                let (reader, sealed) = (reader.clone(), sealed.clone());
+                tokio::spawn(async move {
+                    let context = waxseal_testing::support::context(&format!("tenant {n}"));
+                    reader.decrypt(&context, Aad::empty(), &sealed).await.map(drop)
+                })
+            })
+        });
+        for read in reads.collect::<Vec<_>>() {
+            read.await.unwrap().unwrap();
+        }
+    });
+    let most = at_once.0.1.load(Ordering::SeqCst);
+    assert!((1..=4).contains(&most), "{most} calls at once");
+    let without_runtime =
+        Envelope::builder().wrap_with(fleet.root.clone()).store_call_budget(budget);
+    let error = without_runtime.build().unwrap_err();
+    assert!(error.to_string().contains("store_call_budget needs a runtime"), "{error}");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use support::{SUITES, block_on, context, envelope, local};
 use waxseal::kek::BoxFuture;
-use waxseal::kek::scripted::ScriptedKek;
+use waxseal::kek::scripted::{Act, ScriptedKek};
 use waxseal::policy::{Decision, Policy, PolicyOptions, Question};
 use waxseal::{
     Aad, Access, Backend, Caller, Envelope, Error, ErrorKind, Event, Limits, ManualClock, Nonces,
@@ -249,6 +249,108 @@ fn messages_of_many_deks_come_back_in_order_with_one_call_for_each_dek() {
     let handle = block_on(reader.decryptor(&alice, &messages[0])).unwrap();
     let same = |count| std::iter::repeat_n((Aad::from(&rows[0].0), &messages[0]), count);
     assert_eq!(handle.decrypt_many(same(100)).unwrap_err().kind(), ErrorKind::Exhausted);
+}
+
+/// A cache that has no place for the DEKs of one call costs no second call for any of them.
+#[test]
+fn a_dek_is_unwrapped_once_in_a_call_however_few_the_cache_holds() {
+    let (kek, alice) = (ScriptedKek::new("kek").unwrap(), context("alice"));
+    let rows = rows(120);
+    let writers: Vec<_> =
+        (0..40).map(|_| Envelope::builder().wrap_with(kek.clone()).build().unwrap()).collect();
+    let messages: Vec<_> = items(&rows)
+        .enumerate()
+        .map(|(n, (aad, value))| block_on(writers[n % 40].encrypt(&alice, aad, value)).unwrap())
+        .collect();
+    let items = || rows.iter().zip(&messages).map(|((aad, _), sealed)| (Aad::from(aad), sealed));
+    for (batch, calls) in [(1, 39), (7, 6), (40, 1)] {
+        kek.take_batches_of(batch);
+        let limits = Limits::default().max_entries(4);
+        let reader = Envelope::builder().wrap_with(kek.clone()).limits(limits).build().unwrap();
+        // One of them is cached before, and is not lost to the others either.
+        block_on(reader.decrypt(&alice, Aad::from(&rows[3].0), &messages[3])).unwrap();
+        let before = kek.calls().unwraps;
+        assert_are(&block_on(reader.decrypt_many(&alice, items())).unwrap(), &rows);
+        assert_eq!(kek.calls().unwraps - before, calls, "batches of {batch}");
+        // Afterwards the cache holds what it may.
+        assert!(reader.statistics().reading_deks <= 4);
+    }
+}
+
+/// Whose results have no place in memory leaves the DEK as it was.
+#[test]
+fn a_call_without_memory_for_its_results_is_not_counted() {
+    let alice = context("alice");
+    let bytes = 1_u64 << 50;
+    let limits = Limits::default().max_messages(1 << 32).max_bytes(bytes);
+    let envelope = Envelope::builder().wrap_with(local("kek")).limits(limits).build().unwrap();
+    // It stands in memory once, if at all: nobody reads it.
+    let block = vec![0; 1 << 32];
+    let most = usize::try_from(bytes >> 32).unwrap() - 1;
+    let handle = block_on(envelope.encryptor(&alice)).unwrap();
+    for _ in 0..3 {
+        let items = || std::iter::repeat_n((Aad::empty(), &block), most);
+        for error in [
+            handle.encrypt_many(items()).unwrap_err(),
+            block_on(envelope.encrypt_many(&alice, items())).unwrap_err(),
+        ] {
+            assert_eq!((error.kind(), error.item()), (ErrorKind::TooLarge, None));
+            assert!(error.to_string().contains("no memory"), "{error}");
+        }
+    }
+    assert!(handle.encrypt(Aad::empty(), &[0; 1 << 20]).is_ok());
+    assert_eq!(block_on(envelope.encryptor(&alice)).unwrap().dek_id(), handle.dek_id());
+}
+
+#[test]
+fn an_item_that_is_too_large_by_itself_is_named() {
+    let (alice, envelope) = (context("alice"), capped(1 << 20, 100));
+    let texts = ["a", "b", &"c".repeat(101), "d"];
+    let items = || texts.iter().map(|text| (Aad::empty(), *text));
+    let handle = block_on(envelope.encryptor(&alice)).unwrap();
+    for error in [
+        handle.encrypt_many(items()).unwrap_err(),
+        block_on(envelope.encrypt_many(&alice, items())).unwrap_err(),
+        block_on(envelope.encryptor(&alice)).unwrap().encrypt_many(items()).unwrap_err(),
+    ] {
+        assert_eq!((error.kind(), error.item()), (ErrorKind::TooLarge, Some(2)), "{error}");
+    }
+    assert_eq!(handle.encrypt_many(items().take(2)).unwrap().len(), 2);
+}
+
+/// What was decrypted before a failure is counted as a use, and so for its caller.
+#[test]
+fn a_call_that_fails_on_the_way_is_counted_the_same_in_all_and_by_caller() {
+    let (uses, alice) = (Uses::default(), context("alice"));
+    let kek = ScriptedKek::new("kek").unwrap();
+    let envelope = Envelope::builder().wrap_with(kek.clone()).observer(uses.clone());
+    let envelope = envelope.build().unwrap();
+    let rows = rows(200);
+    let values = block_on(envelope.encrypt_many(&alice, items(&rows))).unwrap();
+    let mut messages: Vec<_> = values.iter().map(<[u8]>::to_vec).collect();
+    *messages[150].last_mut().unwrap() ^= 1;
+    let items = || rows.iter().zip(&messages).map(|((aad, _), sealed)| (Aad::from(aad), sealed));
+    let clerk = Caller::builder().service("clerk").build().unwrap();
+    let acting = envelope.acting_for(&clerk);
+    assert_eq!(block_on(acting.decrypt_many(&alice, items())).unwrap_err().item(), Some(150));
+    let handle = block_on(acting.decryptor(&alice, &messages[0])).unwrap();
+    assert_eq!(handle.decrypt_many(items()).unwrap_err().item(), Some(150));
+    // Given up while a DEK that was used up is waited for.
+    let limits = Limits::default().max_uses(60);
+    let few = Envelope::builder().wrap_with(kek.clone()).limits(limits).observer(uses.clone());
+    let few = few.build().unwrap();
+    let acting = few.acting_for(&clerk);
+    block_on(acting.decrypt(&alice, Aad::from(&rows[0].0), &messages[0])).unwrap();
+    kek.script([Act::Hang]);
+    let mut call = Box::pin(acting.decrypt_many(&alice, items().take(100)));
+    let waker = std::task::Waker::noop();
+    assert!(call.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending());
+    drop(call);
+    envelope.evict_all();
+    few.evict_all();
+    let uses = uses.0.lock().unwrap();
+    assert_eq!(uses[&(true, "decrypt")], 150 + 150 + 1 + 59);
+    assert_eq!(uses[&(false, "decrypt")], uses[&(true, "decrypt")]);
 }
 
 #[test]

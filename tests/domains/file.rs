@@ -110,7 +110,7 @@ fn an_error_names_file_line_and_field() {
         ("[domains.a]\nhvs.hunter2 = 1", "2: domains.a.hvs: unknown field; known"),
         (
             "[domains.a]\nwrap_with = \"kek://hunter2, expected x\"",
-            "2: domains.a.wrap_with: expected a sequence",
+            "2: domains.a.wrap_with: expected a list in brackets",
         ),
         (
             "[domains.a]\nwrap_with = [\"kek:a\",\n 5]",

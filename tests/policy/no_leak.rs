@@ -1,8 +1,12 @@
 //! No decision answers another question than its own: callers, contexts and operations are mixed at
 //! random, on several threads, over a cache that is too small and one that is not.
 
+use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use waxseal::policy::{Action, Decision, PolicyOptions, Question};
@@ -104,5 +108,165 @@ proptest! {
                 scope.spawn(|| (0..2).for_each(|_| questions.iter().for_each(ask)));
             }
         });
+    }
+}
+
+/// How an operation is done.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    Encrypt,
+    Decrypt,
+    InPlace,
+    Cached,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(Who, u8, Way),
+    Pass(u8),
+    /// The rules change and say so.
+    Reload,
+    /// The rules change and say nothing.
+    Change,
+    Forget,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let way =
+        prop_oneof![Just(Way::Encrypt), Just(Way::Decrypt), Just(Way::InPlace), Just(Way::Cached)];
+    // Few callers, so that the same is asked again and again.
+    let few = proptest::option::of((0..2_u8, Just(Vec::new()), 0..2_u8));
+    let few = few.prop_map(|who| {
+        who.map(|(service, roles, id)| {
+            (service, roles, Vec::new(), None, Vec::new(), (id == 1).then_some(0))
+        })
+    });
+    prop_oneof![
+        12 => (few, 0..2_u8, way).prop_map(|(who, context, way)| Step::Ask(who, context, way)),
+        3 => (1..20_u8).prop_map(Step::Pass),
+        1 => Just(Step::Reload),
+        2 => Just(Step::Change),
+        1 => Just(Step::Forget),
+    ]
+}
+
+/// What the rules say: whether it is allowed, and for how many seconds that may be used.
+fn says(question: &Question<'_>, salt: u64) -> (bool, u64) {
+    let mut hasher = DefaultHasher::new();
+    (salt, rule(question)).hash(&mut hasher);
+    question.context.as_bytes().hash(&mut hasher);
+    question.caller.map(Caller::service).hash(&mut hasher);
+    question.request_id.hash(&mut hasher);
+    question.operation.hash(&mut hasher);
+    let drawn = hasher.finish();
+    (!drawn.is_multiple_of(3), [30, 0, 5, 20, 60][usize::try_from(drawn / 3 % 5).unwrap()])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Exactly: what was decided about this question serves until its end, and not a moment longer, and
+    /// through whatever call it is asked.
+    #[test]
+    fn a_decision_serves_its_own_question_until_it_ends_and_no_longer(
+        steps in proptest::collection::vec(step(), 1..120),
+    ) {
+        let rules = Rules::open();
+        let ground = Ground::new(&rules, PolicyOptions::default());
+        let contexts = ["a", "b"].map(|tenant| EncryptionContext::new([("t", tenant)]).unwrap());
+        let sealed = contexts.each_ref().map(|context| {
+            block_on(ground.envelope.encrypt(context, Aad::empty(), b"x")).unwrap()
+        });
+        let salt = Arc::new(AtomicU64::new(0));
+        let of_rules = salt.clone();
+        rules.answer(move |question| {
+            let (is_allowed, seconds) = says(question, of_rules.load(Ordering::SeqCst));
+            let decision = if is_allowed { Decision::allow() } else { Decision::deny(["no"]) };
+            Ok(decision.valid_for(Duration::from_secs(seconds)))
+        });
+        rules.reload();
+        // What was decided, and until when it serves.
+        let mut known: HashMap<(Action, u8, Option<Caller>), (bool, u64)> = HashMap::new();
+        let mut now = 0;
+        for step in &steps {
+            let (who, place, way) = match step {
+                Step::Ask(who, place, way) => (who, *place, *way),
+                Step::Pass(seconds) => {
+                    now += u64::from(*seconds);
+                    ground.clock.advance(Duration::from_secs((*seconds).into()));
+                    continue;
+                }
+                Step::Change => {
+                    salt.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+                Step::Reload => {
+                    salt.fetch_add(1, Ordering::SeqCst);
+                    rules.reload();
+                    known.clear();
+                    continue;
+                }
+                Step::Forget => {
+                    ground.envelope.evict_all();
+                    known.clear();
+                    continue;
+                }
+            };
+            let (caller, context) = (caller(who), &contexts[usize::from(place)]);
+            let message = &sealed[usize::from(place)];
+            let operation = match way {
+                Way::Encrypt => Action::Encrypt,
+                Way::Decrypt | Way::InPlace | Way::Cached => Action::Decrypt,
+            };
+            let question = Question::new(operation, context);
+            let question = caller.as_ref().map_or(question, |caller| question.caller(caller));
+            let key = (operation, place, caller.clone());
+            let in_force = known.get(&key).filter(|(_, until)| now < *until).map(|(is, _)| *is);
+            let expected = match (in_force, way) {
+                (Some(is_allowed), _) => Some(is_allowed),
+                // It would have to ask.
+                (None, Way::Cached) => None,
+                (None, _) => {
+                    let (is_allowed, seconds) = says(&question, salt.load(Ordering::SeqCst));
+                    known.insert(key, (is_allowed, now + seconds.min(30)));
+                    Some(is_allowed)
+                }
+            };
+            let (envelope, aad) = (&ground.envelope, Aad::empty());
+            let mut buffer = message.clone();
+            let done = match (&caller, way) {
+                (Some(caller), Way::Encrypt) => {
+                    block_on(envelope.acting_for(caller).encrypt(context, aad, b"x")).map(|_| true)
+                }
+                (Some(caller), Way::Decrypt) => {
+                    block_on(envelope.acting_for(caller).decrypt(context, aad, message)).map(|_| true)
+                }
+                (Some(caller), Way::InPlace) => {
+                    let view = envelope.acting_for(caller);
+                    block_on(view.decrypt_in_place(context, aad, &mut buffer)).map(|_| true)
+                }
+                (Some(caller), Way::Cached) => {
+                    let opened = envelope.acting_for(caller).decrypt_cached(context, aad, message);
+                    opened.map(|opened| opened.is_some())
+                }
+                (None, Way::Encrypt) => block_on(envelope.encrypt(context, aad, b"x")).map(|_| true),
+                (None, Way::Decrypt) => block_on(envelope.decrypt(context, aad, message)).map(|_| true),
+                (None, Way::InPlace) => {
+                    block_on(envelope.decrypt_in_place(context, aad, &mut buffer)).map(|_| true)
+                }
+                (None, Way::Cached) => {
+                    envelope.decrypt_cached(context, aad, message).map(|opened| opened.is_some())
+                }
+            };
+            let seen = match done {
+                Ok(true) => Some(true),
+                Ok(false) => None,
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), ErrorKind::PolicyDenied, "{}", error);
+                    Some(false)
+                }
+            };
+            prop_assert_eq!(seen, expected, "{:?} at {} of {:?}", step, now, steps);
+        }
     }
 }

@@ -63,6 +63,17 @@ fn the_process_that_is_killed() {
         "open" => done(open(&envelope, &dir, &FileOptions::default())),
         "seal over" => done(seal(&envelope, &dir, &overwrite)),
         "open over" => done(open(&envelope, &dir, &overwrite)),
+        "relative" => {
+            std::env::set_current_dir(dir.join("first")).unwrap();
+            let (context, aad, other) = (context("alice"), Aad::from(AAD), dir.join("second"));
+            let leave = FileOptions::default().on_progress(move |_| {
+                std::env::set_current_dir(&other).unwrap();
+            });
+            let seal = envelope.encrypt_file(&context, aad, "../plain", "sealed", &leave);
+            block_on(seal).unwrap();
+            std::env::set_current_dir(dir.join("first")).unwrap();
+            done(block_on(envelope.decrypt_file(&context, aad, "sealed", "deep/../opened", &leave)))
+        }
         _ => loop {
             seal(&envelope, &dir, &overwrite).unwrap();
             open(&envelope, &dir, &overwrite).unwrap();
@@ -120,6 +131,21 @@ fn borders(first: usize, chunk: usize, end: usize) -> impl Iterator<Item = usize
     all.sort_unstable();
     all.dedup();
     all.into_iter()
+}
+
+/// The directory of a process is everybody's, so anybody may change it meanwhile.
+#[test]
+fn a_relative_target_is_where_it_was_when_the_call_began() {
+    let (place, _) = place();
+    let dir = place.dir.path();
+    for name in ["first", "first/deep", "second"] {
+        fs::create_dir(dir.join(name)).unwrap();
+    }
+    let status = child(dir, "relative").status().unwrap();
+    assert_eq!(status.code(), Some(10));
+    assert_eq!(fs::read(dir.join("first/opened")).unwrap(), plaintext(LEN));
+    assert_eq!(fs::read_dir(dir.join("first")).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(dir.join("second")).unwrap().count(), 0);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod lasting;
 mod limits;
 mod policy;
 mod ranges;
+mod slices;
 mod threads;
 #[cfg(feature = "tokio")]
 mod tokio;

@@ -206,6 +206,8 @@ fn a_writer_that_is_dropped_leaves_what_every_reader_refuses() {
         drop(writer);
         let (part, result) = read_alice(&envelope, &file);
         assert_eq!((part.len(), result), (len / CHUNK * CHUNK, Err(ErrorKind::Malformed)), "{len}");
+        let opened = block_on(envelope.open_stream(&context("alice"), Aad::from(AAD), file));
+        assert!(opened.unwrap_err().to_string().contains("without `finish`"), "{len}");
     }
 }
 

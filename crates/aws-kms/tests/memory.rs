@@ -8,7 +8,7 @@ mod kms_memory;
 
 #[test]
 fn the_front_as_a_process_of_its_own() {
-    waxseal_testing::kms_child::child_s_part();
+    waxseal_testing::kms_front::child::child_s_part();
 }
 
 #[test]

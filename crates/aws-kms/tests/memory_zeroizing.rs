@@ -7,7 +7,7 @@
 mod kms_memory;
 
 use std::alloc::System;
-use waxseal_testing::kms_child;
+use waxseal_testing::kms_front::child;
 
 use zeroizing_alloc::ZeroAlloc;
 
@@ -16,7 +16,7 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 #[test]
 fn the_front_as_a_process_of_its_own() {
-    kms_child::child_s_part();
+    child::child_s_part();
 }
 
 #[test]

@@ -19,10 +19,11 @@ use crate::credentials::{Credential, Source};
 use crate::format::is_key_name;
 use crate::health::HealthCheck;
 use crate::keeper::Keeper;
-use crate::place::{Place, Resource};
-use crate::provider::{Algorithm, AzureKeyVaultKek, Inner};
+use crate::place::{Place, Resource, key_identifier};
+use crate::provider::{Algorithm, AzureKeyVaultKek, Inner, Key};
 use crate::transport::{Recipe, Transport};
 
+const MOST_FORMER_KEYS: usize = 256;
 const DEFAULT_KEY_MAX_AGE: Duration = Duration::from_secs(300);
 const LONGEST_KEY_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -33,10 +34,12 @@ pub struct AzureKeyVaultKekBuilder {
     vault: String,
     key: String,
     algorithm: Option<Algorithm>,
+    former_keys: Vec<String>,
     credential: Credential,
     given: Option<Arc<dyn TokenCredential>>,
     authority_host: Option<String>,
     address: Option<SocketAddr>,
+    addresses: Vec<(String, SocketAddr)>,
     ca_file: Option<PathBuf>,
     key_max_age: Option<Duration>,
     health_check: HealthCheck,
@@ -54,10 +57,12 @@ impl AzureKeyVaultKek {
             vault: vault.into(),
             key: key.into(),
             algorithm: None,
+            former_keys: Vec::new(),
             credential: Credential::default(),
             given: None,
             authority_host: None,
             address: None,
+            addresses: Vec::new(),
             ca_file: None,
             key_max_age: None,
             health_check: HealthCheck::default(),
@@ -71,6 +76,21 @@ impl AzureKeyVaultKekBuilder {
     /// default: most have RSA keys only, and [`Algorithm::RsaOaep256`] is unauthenticated.
     pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = Some(algorithm);
+        self
+    }
+
+    /// Sets the identifiers of earlier keys, without a version, such as
+    /// `https://orders.vault.azure.net/keys/cards`, in any vault or Managed HSM of the same cloud.
+    /// They still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this key. By
+    /// default none, at most 256.
+    ///
+    /// A former key in a vault wrapped with [`Algorithm::RsaOaep256`], and one in a Managed HSM with
+    /// [`Algorithm::A256Gcm`], or as this key does if that is in a Managed HSM too. **As long as a
+    /// former key wrapped with RSA, this KEK's wrapping is unauthenticated**: the envelope wants it
+    /// [allowed](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping). Take the key out once
+    /// everything is rewrapped.
+    pub fn former_keys<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
+        self.former_keys = ids.into_iter().map(Into::into).collect();
         self
     }
 
@@ -102,6 +122,13 @@ impl AzureKeyVaultKekBuilder {
     /// still has to be the host's.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
+        self
+    }
+
+    /// Sets the [address](Self::address) of another host: of a former key's vault, or of the
+    /// authority.
+    pub fn address_of(mut self, host: impl Into<String>, address: SocketAddr) -> Self {
+        self.addresses.push((host.into().to_ascii_lowercase(), address));
         self
     }
 
@@ -153,20 +180,19 @@ impl AzureKeyVaultKekBuilder {
         let algorithm = match (self.algorithm, place.resource) {
             (Some(algorithm), _) => algorithm,
             (None, Resource::ManagedHsm) => Algorithm::A256Gcm,
-            (None, Resource::Vault) => {
-                return Err(invalid(
-                    "algorithm: a vault has RSA keys, and wrapping with them is unauthenticated: \
-                     use a Managed HSM, or choose rsa-oaep-256 by name",
-                ));
-            }
+            (None, Resource::Vault) => return Err(invalid(NO_ALGORITHM)),
         };
+        let former = former_keys(&self.former_keys, &place, &self.key, algorithm)?;
         let key_max_age = self.key_max_age.unwrap_or(DEFAULT_KEY_MAX_AGE);
         if !(Duration::from_secs(1)..=LONGEST_KEY_MAX_AGE).contains(&key_max_age) {
             return Err(invalid(format!("key_max_age: {key_max_age:?}, 1 s to 24 h are allowed")));
         }
         let authority = self.authority_host.as_deref().map(check_authority).transpose()?;
-        let elsewhere = self.address.map(|address| (place.host.clone(), address));
-        let recipe = Recipe { ca_file: self.ca_file, elsewhere };
+        let own = self.address.map(|address| (place.host.clone(), address));
+        let recipe = Recipe {
+            ca_file: self.ca_file,
+            elsewhere: own.into_iter().chain(self.addresses).collect(),
+        };
         let transport = Arc::new(Transport::new(recipe).map_err(invalid)?);
         let source = match self.given {
             Some(given) => Source::Given(given),
@@ -177,14 +203,36 @@ impl AzureKeyVaultKekBuilder {
                 transport: transport.clone(),
             },
         };
-        let id = KekId::new(format!("https://{}/keys/{}", place.host, self.key))?;
-        let service = Service::new(&place, &self.key, Keeper::new(source), transport)?;
+        let (mut scopes, mut keepers): (Vec<String>, Vec<Keeper>) = Default::default();
+        let mut key = |place: &Place, name: &str, algorithm| {
+            let scope = place.scope();
+            let known = scopes.iter().position(|known| *known == scope);
+            let keeper = match known.and_then(|known| keepers.get(known)) {
+                Some(keeper) => keeper.clone(),
+                None => {
+                    let keeper = Keeper::new(source.clone());
+                    scopes.push(scope);
+                    keepers.push(keeper.clone());
+                    keeper
+                }
+            };
+            Ok::<_, Error>(Key {
+                id: kek_id(place, name)?,
+                algorithm,
+                service: Service::new(place, name, keeper, transport.clone())?,
+                advice: budgets::advice(place, self.call_budget.clone())?,
+            })
+        };
+        let own = key(&place, &self.key, algorithm)?;
+        let former = former
+            .iter()
+            .map(|(place, name, algorithm)| key(place, name, *algorithm))
+            .collect::<Result<_, _>>()?;
         Ok(AzureKeyVaultKek(Arc::new(Inner {
-            id,
-            algorithm,
-            service,
+            own,
+            former,
+            keepers,
             spawner,
-            advice: budgets::advice(&place, self.call_budget)?,
             key_max_age,
             health_check: self.health_check,
             known: ArcSwapOption::empty(),
@@ -193,6 +241,49 @@ impl AzureKeyVaultKekBuilder {
             vectors: Mutex::default(),
         })))
     }
+}
+
+const NO_ALGORITHM: &str = "algorithm: a vault has RSA keys, and wrapping with them is \
+                            unauthenticated: use a Managed HSM, or choose rsa-oaep-256 by name";
+
+fn kek_id(place: &Place, name: &str) -> Result<KekId, Error> {
+    KekId::new(format!("https://{}/keys/{name}", place.host))
+}
+
+/// Where the former keys are, and how they wrapped.
+fn former_keys<'n>(
+    ids: &'n [String],
+    own: &Place,
+    own_key: &str,
+    algorithm: Algorithm,
+) -> Result<Vec<(Place, &'n str, Algorithm)>, Error> {
+    if ids.len() > MOST_FORMER_KEYS {
+        let given = ids.len();
+        let detail = format!("former_keys: {given}, at most {MOST_FORMER_KEYS} are allowed");
+        return Err(invalid(detail));
+    }
+    let mut former: Vec<(Place, &str, Algorithm)> = Vec::new();
+    for id in ids {
+        let shown = without_user(id).0;
+        let shown: String = shown.chars().filter(|c| !c.is_control()).take(200).collect();
+        let refused = |why: &str| invalid(format!("former_keys: {shown}: {why}"));
+        let (place, name) = key_identifier(id).map_err(refused)?;
+        if place.cloud != own.cloud {
+            return Err(refused("it is in another cloud, where tokens of this one say nothing"));
+        }
+        let is_known = place.host == own.host && name == own_key
+            || former.iter().any(|(known, of, _)| known.host == place.host && *of == name);
+        if is_known {
+            return Err(refused("it is named twice"));
+        }
+        let wrapped_with = match (place.resource, own.resource) {
+            (Resource::Vault, _) => Algorithm::RsaOaep256,
+            (Resource::ManagedHsm, Resource::ManagedHsm) => algorithm,
+            (Resource::ManagedHsm, Resource::Vault) => Algorithm::A256Gcm,
+        };
+        former.push((place, name, wrapped_with));
+    }
+    Ok(former)
 }
 
 impl fmt::Debug for AzureKeyVaultKekBuilder {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use azure_core::http::Transport as SdkTransport;
 use azure_core::http::{ClientOptions, RequestContent, Response, RetryOptions};
 use azure_security_keyvault_keys::models::KeyOperationParameters;
@@ -11,7 +12,6 @@ use azure_security_keyvault_keys::{KeyClient, KeyClientOptions};
 use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
-use waxseal::kek::KekErrorClass;
 use waxseal::{Error, ErrorKind};
 use zeroize::{Zeroize, Zeroizing};
 
@@ -23,9 +23,11 @@ use crate::transport::Transport;
 
 /// The key of a vault, and who asks.
 pub(crate) struct Service {
-    client: KeyClient,
+    /// It keeps a token of its own.
+    client: ArcSwap<KeyClient>,
+    transport: Arc<Transport>,
     keeper: Keeper,
-    host: String,
+    place: Place,
     key: String,
     scope: String,
 }
@@ -90,24 +92,22 @@ impl Service {
         keeper: Keeper,
         transport: Arc<Transport>,
     ) -> Result<Self, Error> {
-        let client_options = ClientOptions {
-            retry: RetryOptions::none(),
-            transport: Some(SdkTransport::new(transport)),
-            ..ClientOptions::default()
-        };
-        let options = KeyClientOptions { client_options, ..KeyClientOptions::default() };
-        let client = KeyClient::new(&place.url(), Arc::new(keeper.clone()), Some(options));
-        let client = client.map_err(|_| {
-            Error::new(ErrorKind::InvalidOption, "vault: the Azure SDK refuses its address")
-        })?;
-        // The audience of a token is the host without the vault's own name.
-        let suffix = place.host.split_once('.').map_or("", |(_, suffix)| suffix);
-        let scope = format!("https://{suffix}/.default");
-        Ok(Self { client, keeper, host: place.host.clone(), key: key.to_owned(), scope })
+        let client = client(place, &keeper, &transport)?;
+        Ok(Self {
+            client: ArcSwap::from_pointee(client),
+            transport,
+            keeper,
+            place: place.clone(),
+            key: key.to_owned(),
+            scope: place.scope(),
+        })
     }
 
-    pub(crate) fn keeper(&self) -> &Keeper {
-        &self.keeper
+    /// Gives up the token that the SDK's client keeps.
+    pub(crate) fn close(&self) {
+        if let Ok(next) = client(&self.place, &self.keeper, &self.transport) {
+            self.client.store(Arc::new(next));
+        }
     }
 
     /// Makes the call, and once more with another token if the first one was refused.
@@ -136,7 +136,7 @@ impl Service {
         version: &str,
         content: &Bytes,
     ) -> Result<Wiped, Failure> {
-        let (client, key) = (&self.client, self.key.as_str());
+        let (client, key) = (self.client.load_full(), self.key.as_str());
         let content: RequestContent<KeyOperationParameters> = content.clone().into();
         let answer = match operation {
             Operation::Encrypt => client.encrypt(key, content, None).await.map(parts),
@@ -151,7 +151,9 @@ impl Service {
     /// The key and the version that an answer names, which must be this key.
     fn version(&self, operation: Operation, kid: &str) -> Result<Version, Failure> {
         match Kid::read(kid) {
-            Some(kid) if kid.host.eq_ignore_ascii_case(&self.host) && kid.name == self.key => {
+            Some(kid)
+                if kid.host.eq_ignore_ascii_case(&self.place.host) && kid.name == self.key =>
+            {
                 Ok(kid.version)
             }
             _ => Err(Failure::not_understood(operation, "the answer names another key")),
@@ -237,6 +239,18 @@ impl Service {
     }
 }
 
+fn client(place: &Place, keeper: &Keeper, transport: &Arc<Transport>) -> Result<KeyClient, Error> {
+    let client_options = ClientOptions {
+        retry: RetryOptions::none(),
+        transport: Some(SdkTransport::new(transport.clone())),
+        ..ClientOptions::default()
+    };
+    let options = KeyClientOptions { client_options, ..KeyClientOptions::default() };
+    KeyClient::new(&place.url(), Arc::new(keeper.clone()), Some(options)).map_err(|_| {
+        Error::new(ErrorKind::InvalidOption, "vault: the Azure SDK refuses its address")
+    })
+}
+
 /// The body of an answer, which is wiped.
 struct Wiped(Bytes);
 
@@ -290,29 +304,26 @@ fn body(algorithm: &str, value: &[u8], parts: &[(&str, &[u8])]) -> Bytes {
     Bytes::from_owner(Zeroizing::new(std::mem::take(&mut *text).into_bytes()))
 }
 
-/// Whether a key of this kind does what is asked of it.
-pub(crate) fn check_usable(
-    found: &Description,
-    key: &str,
-    operations: [&str; 2],
-) -> Result<(), Failure> {
-    let fail = |class, why: String| Err(Failure::new(class, format!("get: {key} {why}")));
+/// Why a key does not do what is asked of it; `None` if it does. An expired version unwraps, and so
+/// does one that is not valid yet ("Date-time controlled operations").
+pub(crate) fn obstacle(found: &Description, operation: &str) -> Option<String> {
     if !found.enabled {
-        return fail(KekErrorClass::Denied, "is disabled".to_owned());
+        return Some("is disabled".to_owned());
+    }
+    if !found.operations.iter().any(|permitted| permitted == operation) {
+        return Some(format!("does not permit {operation}"));
+    }
+    if matches!(operation, "decrypt" | "unwrapKey") {
+        return None;
     }
     let now = SystemTime::now();
     if found.not_before.is_some_and(|from| now < from) {
-        return fail(KekErrorClass::Denied, "is not valid yet".to_owned());
+        return Some("is not valid yet, so it does not wrap".to_owned());
     }
     if found.expires.is_some_and(|until| now >= until) {
-        return fail(KekErrorClass::Denied, "has expired, and does not wrap".to_owned());
+        return Some("has expired, so it does not wrap".to_owned());
     }
-    for operation in operations {
-        if !found.operations.iter().any(|permitted| permitted == operation) {
-            return fail(KekErrorClass::Denied, format!("does not permit {operation}"));
-        }
-    }
-    Ok(())
+    None
 }
 
 #[cfg(test)]

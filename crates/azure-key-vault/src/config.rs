@@ -16,8 +16,9 @@ use crate::health::HealthCheck;
 use crate::provider::{Algorithm, AzureKeyVaultKek};
 
 const PREFIX: &str = "azure-key-vault://";
-const PARAMETERS: [&str; 12] = [
+const PARAMETERS: [&str; 13] = [
     "algorithm",
+    "former-keys",
     "credential",
     "tenant-id",
     "client-id",
@@ -51,6 +52,8 @@ const PARAMETERS: [&str; 12] = [
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 ///
+/// Items of a list are separated by commas (`former-keys=ID,ID`).
+///
 /// `credential` is `environment`, `managed-identity`, `workload-identity`, `client-secret` or
 /// `client-certificate`, with the parameters `tenant-id`, `client-id`, `token-file`, `secret-file`
 /// and `certificate-file`.
@@ -68,6 +71,8 @@ pub struct Config {
     key: String,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     algorithm: Option<Algorithm>,
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    former_keys: Vec<String>,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
     authority_host: Option<String>,
     #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
@@ -97,6 +102,7 @@ impl Config {
             vault: vault.into(),
             key: key.into(),
             algorithm: None,
+            former_keys: Vec::new(),
             authority_host: None,
             address: None,
             ca_file: None,
@@ -110,6 +116,13 @@ impl Config {
     #[must_use]
     pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = Some(algorithm);
+        self
+    }
+
+    /// See [`AzureKeyVaultKekBuilder::former_keys`].
+    #[must_use]
+    pub fn former_keys<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
+        self.former_keys = ids.into_iter().map(Into::into).collect();
         self
     }
 
@@ -173,6 +186,7 @@ impl AzureKeyVaultKek {
             vault,
             key,
             algorithm,
+            former_keys,
             authority_host,
             address,
             ca_file,
@@ -180,7 +194,7 @@ impl AzureKeyVaultKek {
             health_check,
             credential,
         } = config.clone();
-        let mut builder = AzureKeyVaultKek::builder(vault, key);
+        let mut builder = AzureKeyVaultKek::builder(vault, key).former_keys(former_keys);
         if let Some(algorithm) = algorithm {
             builder = builder.algorithm(algorithm);
         }
@@ -239,6 +253,7 @@ impl FromStr for Config {
                 .map_err(|_| uri.error("parameter `address` is not an address and a port"))?;
             config.address = Some(address);
         }
+        config.former_keys = uri.list("former-keys")?;
         config.authority_host = uri.text("authority-host")?;
         if config.authority_host.as_ref().is_some_and(|url| url.contains('@')) {
             return Err(
@@ -306,6 +321,7 @@ impl fmt::Display for Config {
         let mut uri =
             UriWriter::new(PREFIX, &format!("{}/{}", encode(&self.vault), encode(&self.key)));
         uri.text("algorithm", self.algorithm.map(Algorithm::as_str));
+        uri.list("former-keys", self.former_keys.iter().map(String::as_str));
         if let Some(credential) = &self.credential {
             write_credential(&mut uri, credential);
         }

@@ -139,6 +139,11 @@ impl Keeper {
         }
     }
 
+    /// Gives up the token. The next call loads another one.
+    pub(crate) fn close(&self) {
+        self.state().held = None;
+    }
+
     /// The service refused the token of that generation, which looks good. Whether there is another
     /// one now.
     ///
@@ -242,6 +247,17 @@ impl Keeper {
         let state = self.state();
         let held = state.held.as_ref()?;
         (SystemTime::now() < held.ends).then(|| held.token.clone())
+    }
+}
+
+/// The logins of them all, and the token that ends first.
+pub(crate) fn login(keepers: &[Keeper]) -> Login {
+    let each: Vec<_> = keepers.iter().map(Keeper::login).collect();
+    let sum = |of: fn(&Login) -> u64| each.iter().map(of).fold(0, u64::saturating_add);
+    let login = Login::new(sum(|login| login.logins), sum(|login| login.failures));
+    match each.iter().filter_map(|login| login.ends_in).min() {
+        Some(left) => login.ends_in(left),
+        None => login,
     }
 }
 

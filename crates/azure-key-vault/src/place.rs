@@ -3,6 +3,8 @@
 
 use waxseal::{Error, ErrorKind};
 
+use crate::format::is_key_name;
+
 /// The two kinds of resource that have the same API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Resource {
@@ -76,6 +78,12 @@ impl Place {
         Ok(Self { host, port, resource, cloud })
     }
 
+    /// What a token is for: the audience is the host without the vault's own name.
+    pub(crate) fn scope(&self) -> String {
+        let suffix = self.host.split_once('.').map_or("", |(_, suffix)| suffix);
+        format!("https://{suffix}/.default")
+    }
+
     pub(crate) fn url(&self) -> String {
         match self.port {
             Some(port) => format!("https://{}:{port}/", self.host),
@@ -84,9 +92,51 @@ impl Place {
     }
 }
 
+/// A key by its identifier without a version, `https://HOST/keys/NAME`, as the portal shows it.
+pub(crate) fn key_identifier(text: &str) -> Result<(Place, &str), &'static str> {
+    let rest = text.strip_prefix("https://").ok_or("it is not https://HOST/keys/NAME")?;
+    let mut parts = rest.split('/');
+    let (Some(host), Some("keys"), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err("it is not https://HOST/keys/NAME");
+    };
+    if parts.next().is_some() {
+        return Err("it names a version; name the key");
+    }
+    if !is_key_name(name) {
+        return Err("the name of a key has 1 to 127 letters, digits and hyphens");
+    }
+    let place = Place::read(host).map_err(|_| "its host is no vault or Managed HSM")?;
+    Ok((place, name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_identifier_names_a_key_and_no_version() {
+        let (place, name) = key_identifier("https://Orders.vault.azure.net/keys/cards").unwrap();
+        assert_eq!((&*place.host, name), ("orders.vault.azure.net", "cards"));
+        let (place, _) = key_identifier("https://orders.managedhsm.azure.net:8443/keys/a").unwrap();
+        assert_eq!((place.port, place.resource), (Some(8443), Resource::ManagedHsm));
+        for text in [
+            "",
+            "orders/cards",
+            "http://orders.vault.azure.net/keys/cards",
+            "https://orders.vault.azure.net/keys",
+            "https://orders.vault.azure.net/keys/",
+            "https://orders.vault.azure.net/secrets/cards",
+            "https://orders.vault.azure.net/keys/cards/",
+            "https://orders.vault.azure.net/keys/cards/0123456789abcdef0123456789abcdef",
+            "https://orders.vault.azure.net/keys/ca_rds",
+            "https://orders.vault.azure.net/keys/cards?x",
+            "https://user:hunter2@orders.vault.azure.net/keys/cards",
+            "https://orders.example.com/keys/cards",
+        ] {
+            let why = key_identifier(text).unwrap_err();
+            assert!(!why.contains("hunter2"), "{text}: {why}");
+        }
+    }
 
     #[test]
     fn a_name_a_host_and_a_url_mean_the_same_vault() {

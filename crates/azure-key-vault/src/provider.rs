@@ -17,10 +17,11 @@ use waxseal::kek::{
 use waxseal::{Dek, EncryptionContext, KekId, WrappedDek};
 use zeroize::Zeroizing;
 
-use crate::client::{Description, Encrypted, Service, check_usable};
+use crate::client::{Description, Encrypted, Service, obstacle};
 use crate::errors::{Failure, Operation};
 use crate::format::{DEK, Entry, IV, Version};
 use crate::health::HealthCheck;
+use crate::keeper::{Keeper, login};
 
 /// The pause after a key could not be read. After a denial it is `key_max_age`.
 const READ_PAUSE: Duration = Duration::from_secs(10);
@@ -86,7 +87,7 @@ impl Algorithm {
 /// Its id is the key's identifier without a version, such as
 /// `https://NAME.managedhsm.azure.net/keys/KEY`. New DEKs are wrapped by the newest version. A
 /// wrapped DEK names the version that made it, so versions that were rotated away go on unwrapping
-/// until they are disabled.
+/// until they are disabled. [Former keys](crate::AzureKeyVaultKekBuilder::former_keys) only unwrap.
 ///
 /// Its calls run on the tokio runtime in which it was built, on whatever executor its futures are
 /// polled.
@@ -101,11 +102,12 @@ impl Algorithm {
 pub struct AzureKeyVaultKek(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) id: KekId,
-    pub(crate) algorithm: Algorithm,
-    pub(crate) service: Service,
+    pub(crate) own: Key,
+    /// They unwrap.
+    pub(crate) former: Vec<Key>,
+    /// One for each audience of a token.
+    pub(crate) keepers: Vec<Keeper>,
     pub(crate) spawner: Spawner,
-    pub(crate) advice: CallAdvice,
     pub(crate) key_max_age: Duration,
     pub(crate) health_check: HealthCheck,
     pub(crate) known: ArcSwapOption<Known>,
@@ -113,6 +115,55 @@ pub(crate) struct Inner {
     pub(crate) read_from: Mutex<Option<Instant>>,
     pub(crate) reading: Arc<AtomicBool>,
     pub(crate) vectors: Mutex<Vectors>,
+}
+
+/// A key that wraps or unwraps, and where it is.
+pub(crate) struct Key {
+    pub(crate) id: KekId,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) service: Service,
+    pub(crate) advice: CallAdvice,
+}
+
+impl Key {
+    /// The parts of an entry of this key, if it can be one.
+    fn entry(&self, wrapped: &WrappedDek) -> Result<Entry, KekError> {
+        match (Entry::read(wrapped.wrapped()), self.algorithm) {
+            (Some(entry @ Entry::Gcm { .. }), Algorithm::A256Gcm)
+            | (Some(entry @ Entry::Rsa { .. }), Algorithm::RsaOaep256) => Ok(entry),
+            (Some(_), _) => {
+                Err(KekError::invalid("wrapped with another algorithm").without_asking())
+            }
+            (None, _) => Err(KekError::invalid("not a DEK wrapped by Key Vault").without_asking()),
+        }
+    }
+
+    async fn unwrap(
+        &self,
+        context: &EncryptionContext,
+        entry: Entry,
+    ) -> Result<UnwrappedDek, Failure> {
+        match entry {
+            Entry::Gcm { version, iv, tag, text } => {
+                let parts = (&iv[..], &tag[..], &text[..]);
+                let mut dek = self.service.decrypt(&version, parts, context.digest()).await?;
+                Ok(UnwrappedDek::new(std::mem::take(&mut *dek)))
+            }
+            Entry::Rsa { version, text } => {
+                let mut value = self.service.unwrap_key(&version, &text).await?;
+                // Anyone can have wrapped whatever they like: an error says only that it is wrong.
+                let is_bound = value.len() == DEK + context.digest().len()
+                    && value.get(DEK..) == Some(&context.digest()[..]);
+                if !is_bound {
+                    let text = "unwrapKey: not a DEK, or wrapped in another encryption context";
+                    return Err(Failure::new(KekErrorClass::Invalid, text).without_asking());
+                }
+                // The digest behind it is not secret, and the buffer is wiped as a whole.
+                value.truncate(DEK);
+                Ok(UnwrappedDek::new(std::mem::take(&mut *value)))
+            }
+        }
+    }
 }
 
 /// The newest version, as an answer named it that was asked for at a time.
@@ -179,21 +230,6 @@ impl AzureKeyVaultKek {
             expires: found.expires,
         })
     }
-
-    /// The parts of an entry of this key, if it can be one.
-    fn entry(&self, wrapped: &WrappedDek) -> Result<Entry, KekError> {
-        if wrapped.kek_id() != &self.0.id {
-            return Err(KekError::invalid("wrapped by another KEK").without_asking());
-        }
-        match (Entry::read(wrapped.wrapped()), self.0.algorithm) {
-            (Some(entry @ Entry::Gcm { .. }), Algorithm::A256Gcm)
-            | (Some(entry @ Entry::Rsa { .. }), Algorithm::RsaOaep256) => Ok(entry),
-            (Some(_), _) => {
-                Err(KekError::invalid("wrapped with another algorithm").without_asking())
-            }
-            (None, _) => Err(KekError::invalid("not a DEK wrapped by Key Vault").without_asking()),
-        }
-    }
 }
 
 /// Awaits the items of a batch, a few at a time, and keeps their order.
@@ -203,7 +239,23 @@ fn each<'a, T: Send + 'a>(
     Box::pin(stream::iter(calls).buffered(AT_ONCE).collect())
 }
 
+fn another_kek() -> KekError {
+    KekError::invalid("wrapped by another KEK").without_asking()
+}
+
 impl Inner {
+    /// The key of an entry and its place: 0 is the key that wraps.
+    fn find(&self, kek_id: &KekId) -> Option<(usize, &Key)> {
+        std::iter::once(&self.own)
+            .chain(&self.former)
+            .enumerate()
+            .find(|(_, key)| &key.id == kek_id)
+    }
+
+    fn key(&self, place: usize) -> Option<&Key> {
+        std::iter::once(&self.own).chain(&self.former).nth(place)
+    }
+
     fn learn(&self, version: &Version, asked: Instant) {
         self.known.rcu(|known| match known {
             Some(known) if known.asked > asked => Some(known.clone()),
@@ -213,13 +265,13 @@ impl Inner {
 
     async fn read_key(&self) -> Result<Description, Failure> {
         let asked = Instant::now();
-        let found = self.service.get().await?;
-        if !self.algorithm.fits(&found.kind) {
+        let found = self.own.service.get().await?;
+        if !self.own.algorithm.fits(&found.kind) {
             let text = format!(
                 "get: {} is of type {}, which {} does not use",
-                self.id.as_str(),
+                self.own.id.as_str(),
                 found.kind,
-                self.algorithm.as_str()
+                self.own.algorithm.as_str()
             );
             return Err(Failure::new(KekErrorClass::Misconfigured, text));
         }
@@ -249,10 +301,10 @@ impl Inner {
 
     async fn wrap(&self, context: &EncryptionContext, dek: &[u8]) -> Result<WrappedDek, Failure> {
         let asked = Instant::now();
-        let entry = match self.algorithm {
+        let entry = match self.own.algorithm {
             Algorithm::A256Gcm => {
                 let Encrypted { version, iv, tag, text } =
-                    self.service.encrypt(dek, context.digest()).await?;
+                    self.own.service.encrypt(dek, context.digest()).await?;
                 let text: [u8; DEK] = text.try_into().map_err(|_| {
                     Failure::not_understood(
                         Operation::Encrypt,
@@ -271,7 +323,7 @@ impl Inner {
                 let mut value = Zeroizing::new(Vec::with_capacity(DEK + 32));
                 value.extend_from_slice(dek);
                 value.extend_from_slice(context.digest());
-                let (version, text) = self.service.wrap_key(&value).await?;
+                let (version, text) = self.own.service.wrap_key(&value).await?;
                 Entry::Rsa { version, text }
             }
         };
@@ -282,34 +334,21 @@ impl Inner {
             return Err(Failure::not_understood(Operation::WrapKey, what));
         }
         self.learn(entry.version(), asked);
-        WrappedDek::new(self.id.clone(), bytes)
+        WrappedDek::new(self.own.id.clone(), bytes)
             .map_err(|_| Failure::not_understood(Operation::WrapKey, "the wrapped key is too long"))
     }
 
-    async fn unwrap(
-        &self,
-        context: &EncryptionContext,
-        entry: Entry,
-    ) -> Result<UnwrappedDek, Failure> {
-        match entry {
-            Entry::Gcm { version, iv, tag, text } => {
-                let parts = (&iv[..], &tag[..], &text[..]);
-                let mut dek = self.service.decrypt(&version, parts, context.digest()).await?;
-                Ok(UnwrappedDek::new(std::mem::take(&mut *dek)))
+    /// What can be done with the key, as far as its description says.
+    fn usable(&self, found: &Description) -> Result<Health, Failure> {
+        let key = self.own.id.as_str();
+        let [wrap, unwrap] = self.own.algorithm.operations();
+        match (obstacle(found, wrap), obstacle(found, unwrap)) {
+            (Some(why), Some(_)) => {
+                Err(Failure::new(KekErrorClass::Denied, format!("get: {key} {why}")))
             }
-            Entry::Rsa { version, text } => {
-                let mut value = self.service.unwrap_key(&version, &text).await?;
-                // Anyone can have wrapped whatever they like: an error says only that it is wrong.
-                let is_bound = value.len() == DEK + context.digest().len()
-                    && value.get(DEK..) == Some(&context.digest()[..]);
-                if !is_bound {
-                    let text = "unwrapKey: not a DEK, or wrapped in another encryption context";
-                    return Err(Failure::new(KekErrorClass::Invalid, text).without_asking());
-                }
-                // The digest behind it is not secret, and the buffer is wiped as a whole.
-                value.truncate(DEK);
-                Ok(UnwrappedDek::new(std::mem::take(&mut *value)))
-            }
+            (Some(why), None) => Ok(Health::Degraded(format!("{key} unwraps, and {why}"))),
+            (None, Some(why)) => Ok(Health::Degraded(format!("{key} wraps, and {why}"))),
+            (None, None) => Ok(ends_soon(found, key)),
         }
     }
 
@@ -317,20 +356,7 @@ impl Inner {
         match self.health_check {
             HealthCheck::Read => {
                 let found = self.read_key().await?;
-                check_usable(&found, self.id.as_str(), self.algorithm.operations())?;
-                let left = found
-                    .expires
-                    .map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
-                match left {
-                    Some(left) if left < SOON => {
-                        let days = left.as_secs() / (24 * 3600);
-                        Ok(Health::Degraded(format!(
-                            "the newest version of {} expires in {days} days",
-                            self.id.as_str()
-                        )))
-                    }
-                    _ => Ok(Health::Ready),
-                }
+                self.usable(&found)
             }
             check => {
                 let context = EncryptionContext::default();
@@ -343,7 +369,7 @@ impl Inner {
                     let entry = Entry::read(wrapped.wrapped()).ok_or_else(|| {
                         Failure::new(KekErrorClass::Unavailable, "health: not understood")
                     })?;
-                    let unwrapped = self.unwrap(&context, entry).await?;
+                    let unwrapped = self.own.unwrap(&context, entry).await?;
                     if unwrapped.expose() != dek.expose() {
                         let text = "health: the key does not unwrap to what it wrapped";
                         return Err(Failure::new(KekErrorClass::Unavailable, text));
@@ -355,29 +381,52 @@ impl Inner {
     }
 }
 
+fn ends_soon(found: &Description, key: &str) -> Health {
+    let left =
+        found.expires.map(|until| until.duration_since(SystemTime::now()).unwrap_or_default());
+    match left {
+        Some(left) if left < SOON => {
+            let days = left.as_secs() / (24 * 3600);
+            Health::Degraded(format!("the newest version of {key} expires in {days} days"))
+        }
+        _ => Health::Ready,
+    }
+}
+
 impl KekProvider for AzureKeyVaultKek {
     fn id(&self) -> &KekId {
-        &self.0.id
+        &self.0.own.id
+    }
+
+    fn recognises(&self, kek_id: &KekId) -> bool {
+        self.0.find(kek_id).is_some()
     }
 
     /// The key. Its budget is that of the vault, whose limits all its keys share.
-    fn target(&self, _: &KekId) -> CallTarget {
-        CallTarget::new(self.0.id.as_str()).with_advice(self.0.advice.clone())
+    fn target(&self, kek_id: &KekId) -> CallTarget {
+        let key = self.0.find(kek_id).map_or(&self.0.own, |(_, key)| key);
+        CallTarget::new(key.id.as_str()).with_advice(key.advice.clone())
     }
 
     /// [`Enforced`](ContextBinding::Enforced) with A256GCM,
-    /// [`Unauthenticated`](ContextBinding::Unauthenticated) with RSA-OAEP-256.
+    /// [`Unauthenticated`](ContextBinding::Unauthenticated) with RSA-OAEP-256, and as long as there
+    /// is a former key that wrapped with it.
     fn context_binding(&self) -> ContextBinding {
-        match self.0.algorithm {
-            Algorithm::A256Gcm => ContextBinding::Enforced,
-            Algorithm::RsaOaep256 => ContextBinding::Unauthenticated,
+        let keys = std::iter::once(&self.0.own).chain(&self.0.former);
+        match keys.into_iter().any(|key| key.algorithm == Algorithm::RsaOaep256) {
+            false => ContextBinding::Enforced,
+            true => ContextBinding::Unauthenticated,
         }
     }
 
     /// From the version in the wrapped key, against the newest one that an answer named. `None`
     /// while none is known; the question starts a reading of the key, and so does one that is older
-    /// than [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age).
+    /// than [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age). An entry of a former key is
+    /// not current.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
+        if wrapped.kek_id() != self.id() {
+            return self.recognises(wrapped.kek_id()).then_some(false);
+        }
         let known = self.0.known.load_full();
         if known.as_ref().is_none_or(|known| known.asked.elapsed() >= self.0.key_max_age) {
             self.0.read_in_background();
@@ -409,9 +458,14 @@ impl KekProvider for AzureKeyVaultKek {
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>> {
         Box::pin(async move {
-            let entry = self.entry(wrapped)?;
+            let (place, key) = self.0.find(wrapped.kek_id()).ok_or_else(another_kek)?;
+            let entry = key.entry(wrapped)?;
             let (inner, context) = (self.0.clone(), context.clone());
-            self.0.spawner.run(async move { inner.unwrap(&context, entry).await }).await
+            let work = async move {
+                let key = inner.key(place).unwrap_or(&inner.own);
+                key.unwrap(&context, entry).await
+            };
+            self.0.spawner.run(work).await
         })
     }
 
@@ -437,7 +491,8 @@ impl KekProvider for AzureKeyVaultKek {
     }
 
     /// As [`HealthCheck`] says: by default reads the key, and so needs the permission for it;
-    /// *degraded* in the last two weeks before its newest version expires.
+    /// *degraded* in the last two weeks before its newest version expires, and where the key
+    /// unwraps and does not wrap, or the other way round.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
             let inner = self.0.clone();
@@ -445,8 +500,18 @@ impl KekProvider for AzureKeyVaultKek {
         })
     }
 
+    /// Of the credential: tokens that came, and failures to get one. Vaults and Managed HSMs take
+    /// tokens of their own.
     fn login(&self) -> Option<Login> {
-        Some(self.0.service.keeper().login())
+        Some(login(&self.0.keepers))
+    }
+
+    /// Gives up the tokens. Entra ID keeps no login, and a token stays valid until it ends.
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.0.keepers.iter().for_each(Keeper::close);
+            std::iter::once(&self.0.own).chain(&self.0.former).for_each(|key| key.service.close());
+        })
     }
 }
 
@@ -454,7 +519,7 @@ impl fmt::Debug for AzureKeyVaultKek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AzureKeyVaultKek")
             .field("id", self.id())
-            .field("algorithm", &self.0.algorithm)
+            .field("algorithm", &self.0.own.algorithm)
             .finish_non_exhaustive()
     }
 }

@@ -53,8 +53,8 @@ impl StdError for Trouble {}
 pub(crate) struct Recipe {
     /// Authorities that are trusted in place of the system's, PEM.
     pub(crate) ca_file: Option<PathBuf>,
-    /// Where a host is, whatever DNS says.
-    pub(crate) elsewhere: Option<(String, SocketAddr)>,
+    /// Where hosts are, whatever DNS says.
+    pub(crate) elsewhere: Vec<(String, SocketAddr)>,
 }
 
 impl Recipe {
@@ -81,7 +81,7 @@ impl Recipe {
         if let Some(roots) = roots {
             client = client.tls_certs_only(roots.iter().cloned());
         }
-        if let Some((host, address)) = &self.elsewhere {
+        for (host, address) in &self.elsewhere {
             client = client.resolve(host, *address);
         }
         client.build()

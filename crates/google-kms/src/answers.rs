@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use crate::errors::{Failure, STATES};
-use crate::format::{VersionNumber, crc32c};
+use crate::format::{Naming, VersionNumber, crc32c};
 use waxseal::kek::{KekErrorClass, UnwrappedDek};
 
 /// Where a key is kept, and its cryptography done.
@@ -154,13 +154,12 @@ struct Encrypted {
 
 /// The answer to `encrypt`. What it says of another key, or was not checked, or does not fit its
 /// checksum is not believed: *unavailable*, so it is tried again.
-pub(crate) fn encrypted(body: &[u8], key: &str) -> Result<Wrapped, Failure> {
+pub(crate) fn encrypted(body: &[u8], key: &Naming) -> Result<Wrapped, Failure> {
     let not_believed =
         |what: &str| Failure::unavailable(format!("encrypt: the answer is not believed: {what}"));
     let answer: Encrypted =
         serde_json::from_slice(body).map_err(|_| Failure::not_understood("encrypt"))?;
-    let version = VersionNumber::of_name(&answer.name, key)
-        .ok_or_else(|| not_believed("it names another key"))?;
+    let version = key.version(&answer.name).ok_or_else(|| not_believed("it names another key"))?;
     let ciphertext =
         Base64::decode_vec(&answer.ciphertext).map_err(|_| Failure::not_understood("encrypt"))?;
     if !answer.verified_plaintext_crc32c || !answer.verified_additional_authenticated_data_crc32c {
@@ -238,10 +237,10 @@ struct Template {
 }
 
 /// The answer to `cryptoKeys.get`.
-pub(crate) fn described(body: &[u8], key: &str) -> Result<Description, Failure> {
+pub(crate) fn described(body: &[u8], key: &Naming) -> Result<Description, Failure> {
     let not_understood = || Failure::not_understood("get");
     let answer: CryptoKey = serde_json::from_slice(body).map_err(|_| not_understood())?;
-    if answer.name != key {
+    if !key.is(&answer.name) {
         return Err(Failure::unavailable("get: the answer is not believed: it names another key"));
     }
     let level = answer
@@ -251,7 +250,7 @@ pub(crate) fn described(body: &[u8], key: &str) -> Result<Description, Failure> 
         .or(answer.version_template.and_then(|template| template.protection_level));
     let primary = match answer.primary {
         Some(version) => Some(Primary {
-            version: VersionNumber::of_name(&version.name, key).ok_or_else(not_understood)?,
+            version: key.version(&version.name).ok_or_else(not_understood)?,
             state: version.state,
         }),
         None => None,
@@ -300,7 +299,9 @@ mod tests {
 
     #[test]
     fn an_answer_to_encrypt_is_believed_only_if_every_part_fits() {
-        let read = |answer: &serde_json::Value| encrypted(answer.to_string().as_bytes(), KEY);
+        let read = |answer: &serde_json::Value| {
+            encrypted(answer.to_string().as_bytes(), &Naming::new(KEY))
+        };
         let wrapped = read(&good_encrypted()).ok().unwrap();
         assert_eq!(
             (wrapped.version, &*wrapped.ciphertext, wrapped.protection),
@@ -350,7 +351,7 @@ mod tests {
     #[test]
     fn a_key_says_whether_it_can_be_used() {
         let of = |answer: serde_json::Value| {
-            let key = described(answer.to_string().as_bytes(), KEY).ok().unwrap();
+            let key = described(answer.to_string().as_bytes(), &Naming::new(KEY)).ok().unwrap();
             key.check_usable(KEY).map_err(|failure| failure.class)
         };
         let version =
@@ -365,6 +366,6 @@ mod tests {
         let without = json!({ "name": KEY, "purpose": "ENCRYPT_DECRYPT" });
         assert_eq!(of(without), Err(KekErrorClass::Misconfigured));
         let other = json!({ "name": format!("{KEY}2"), "purpose": "ENCRYPT_DECRYPT" });
-        assert!(described(other.to_string().as_bytes(), KEY).is_err());
+        assert!(described(other.to_string().as_bytes(), &Naming::new(KEY)).is_err());
     }
 }

@@ -6,6 +6,7 @@ use zeroize::Zeroizing;
 use crate::answers::{self, Description, Unwrapped, Wrapped};
 use crate::credentials::{Keeper, Loaded};
 use crate::errors::Failure;
+use crate::format::Naming;
 use crate::transport::{OnItsWay, Reply, Transport};
 use waxseal::EncryptionContext;
 use waxseal::kek::Login;
@@ -82,11 +83,11 @@ impl Service {
     /// size does not fit beside a DEK into the 8 KiB that an HSM key takes.
     pub(crate) async fn encrypt(
         &self,
-        key: &str,
+        key: &Naming,
         context: &EncryptionContext,
         dek: &[u8],
     ) -> Result<Wrapped, Failure> {
-        let path = format!("/v1/{key}:encrypt");
+        let path = format!("/v1/{}:encrypt", key.asked());
         let request = || Some(answers::request("plaintext", dek, context.digest()));
         let body = self.call("encrypt", &path, request).await?;
         answers::encrypted(&body, key)
@@ -104,8 +105,8 @@ impl Service {
         answers::decrypted(&body)
     }
 
-    pub(crate) async fn get(&self, key: &str) -> Result<Description, Failure> {
-        let body = self.call("get", &format!("/v1/{key}"), || None).await?;
+    pub(crate) async fn get(&self, key: &Naming) -> Result<Description, Failure> {
+        let body = self.call("get", &format!("/v1/{}", key.asked()), || None).await?;
         answers::described(&body, key)
     }
 }

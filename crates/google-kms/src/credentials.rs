@@ -18,7 +18,6 @@ use google_cloud_auth::credentials::{
     Builder, CacheableResource, EntityTag, external_account, impersonated, mds, service_account,
     user_account,
 };
-pub(crate) use google_cloud_auth::errors::CredentialsError;
 use reqwest::header::HeaderMap;
 use tokio::runtime::Handle;
 
@@ -166,7 +165,7 @@ impl Keeper {
             }
             Ok(Err(error)) => {
                 self.failed(held.generation);
-                Err(Some(refusal(&error)))
+                Err(Some(refusal(&error, error.is_transient())))
             }
             Err(_) => {
                 self.failed(held.generation);

@@ -30,54 +30,67 @@ pub(crate) const STATES: &[(&str, KekErrorClass)] = &[
     ("IMPORT_FAILED", Misconfigured),
 ];
 
-/// A status, a part of what the answer says (in lower case, of its message, its reasons and the types
-/// of its violations; nothing: any answer), and what that means. The first row that fits counts.
+/// What an answer says, beside its status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Says {
+    /// The reason of a `google.rpc.ErrorInfo` whose domain is one of Google's.
+    Reason(&'static str),
+    /// A part of its message or of the types of its violations, in lower case.
+    Text(&'static str),
+    Anything,
+}
+
+use Says::{Anything, Reason, Text};
+
+/// A status, what the answer says, and what that means. The first row that fits counts.
+///
+/// PERMISSION_DENIED is *denied* only where IAM refuses the use of the key. The API of a project, its
+/// billing, a perimeter, an organization's policy and the state of an account are an operator's: they
+/// say nothing about the key. So is what nobody has read before: it ends DEKs at `max_age`, not at
+/// once. Where there is an `ErrorInfo`, it decides and not the message.
 ///
 /// `docs/google-kms.md` shows these rows; a test holds the two together.
-pub(crate) const TABLE: &[(&str, &str, KekErrorClass)] = &[
-    // The caller's identity, its project, its API: an operator.
-    ("UNAUTHENTICATED", "", Misconfigured),
-    ("PERMISSION_DENIED", "service_disabled", Misconfigured),
-    ("PERMISSION_DENIED", "billing_disabled", Misconfigured),
-    ("PERMISSION_DENIED", "consumer_invalid", Misconfigured),
-    ("PERMISSION_DENIED", "consumer_suspended", Misconfigured),
-    ("PERMISSION_DENIED", "gcp_suspended", Misconfigured),
-    ("PERMISSION_DENIED", "user_project_denied", Misconfigured),
-    // Headers that an egress proxy adds: what is refused is the way.
-    ("PERMISSION_DENIED", "org_restriction_", Misconfigured),
-    ("PERMISSION_DENIED", "access_token_scope_insufficient", Misconfigured),
-    ("PERMISSION_DENIED", "insufficient authentication scopes", Misconfigured),
-    ("PERMISSION_DENIED", "has not been used in project", Misconfigured),
+pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[
+    // The caller's identity.
+    ("UNAUTHENTICATED", Anything, Misconfigured),
     // The right to use the key.
-    ("PERMISSION_DENIED", "", Denied),
-    ("NOT_FOUND", "method not found", Misconfigured),
-    ("NOT_FOUND", "", Denied),
+    ("PERMISSION_DENIED", Reason(IAM), Denied),
+    ("PERMISSION_DENIED", Text("permission 'cloudkms."), Denied),
+    ("PERMISSION_DENIED", Text("the caller does not have permission"), Denied),
+    ("PERMISSION_DENIED", Anything, Misconfigured),
+    // The key, its versions, its ring. Something else that is missing is on the way to them.
+    ("NOT_FOUND", Text("cryptokey"), Denied),
+    ("NOT_FOUND", Text("keyring"), Denied),
+    ("NOT_FOUND", Anything, Misconfigured),
     // The key itself. Its states come before these.
-    ("FAILED_PRECONDITION", "no primary version", Misconfigured),
-    ("FAILED_PRECONDITION", "purpose", Misconfigured),
+    ("FAILED_PRECONDITION", Text("no primary version"), Misconfigured),
+    ("FAILED_PRECONDITION", Text("purpose"), Misconfigured),
     // Whatever is not known is never taken for a refusal.
-    ("FAILED_PRECONDITION", "", Unavailable),
+    ("FAILED_PRECONDITION", Anything, Unavailable),
     // A checksum that does not fit was damaged on the way: try again.
-    ("INVALID_ARGUMENT", "checksum", Unavailable),
+    ("INVALID_ARGUMENT", Text("checksum"), Unavailable),
     // Of the caller's project, whatever was sent: no message is to blame.
-    ("INVALID_ARGUMENT", "resource_project_invalid", Misconfigured),
+    ("INVALID_ARGUMENT", Reason("RESOURCE_PROJECT_INVALID"), Misconfigured),
     // This wrapped key, or this context with it.
-    ("INVALID_ARGUMENT", "verify that 'name' refers to the correct cryptokey", Invalid),
-    ("INVALID_ARGUMENT", "the ciphertext is invalid", Invalid),
-    ("INVALID_ARGUMENT", "", Invalid),
-    ("OUT_OF_RANGE", "", Invalid),
+    ("INVALID_ARGUMENT", Text("verify that 'name' refers to the correct cryptokey"), Invalid),
+    ("INVALID_ARGUMENT", Text("the ciphertext is invalid"), Invalid),
+    ("INVALID_ARGUMENT", Anything, Invalid),
+    ("OUT_OF_RANGE", Anything, Invalid),
     // Fewer calls, please.
-    ("RESOURCE_EXHAUSTED", "", Throttled),
+    ("RESOURCE_EXHAUSTED", Anything, Throttled),
     // The service itself.
-    ("ABORTED", "", Unavailable),
-    ("CANCELLED", "", Unavailable),
-    ("DATA_LOSS", "", Unavailable),
-    ("DEADLINE_EXCEEDED", "", Unavailable),
-    ("INTERNAL", "", Unavailable),
-    ("UNAVAILABLE", "", Unavailable),
-    ("UNKNOWN", "", Unavailable),
-    ("UNIMPLEMENTED", "", Misconfigured),
+    ("ABORTED", Anything, Unavailable),
+    ("CANCELLED", Anything, Unavailable),
+    ("DATA_LOSS", Anything, Unavailable),
+    ("DEADLINE_EXCEEDED", Anything, Unavailable),
+    ("INTERNAL", Anything, Unavailable),
+    ("UNAVAILABLE", Anything, Unavailable),
+    ("UNKNOWN", Anything, Unavailable),
+    ("UNIMPLEMENTED", Anything, Misconfigured),
 ];
+
+/// IAM refuses a permission, which stands in the metadata.
+const IAM: &str = "IAM_PERMISSION_DENIED";
 
 /// Most characters of a service's text that are passed on.
 const MOST_TEXT: usize = 500;
@@ -202,6 +215,8 @@ struct Detail {
     #[serde(default)]
     reason: String,
     #[serde(default)]
+    domain: String,
+    #[serde(default)]
     metadata: serde_json::Map<String, serde_json::Value>,
     #[serde(default)]
     violations: Vec<Violation>,
@@ -215,6 +230,18 @@ struct Violation {
     kind: String,
     #[serde(default)]
     description: String,
+}
+
+impl Detail {
+    /// Whether this is Google's own reason. Of a permission that is no right to a key it is another
+    /// matter.
+    fn is(&self, reason: &str) -> bool {
+        let is_google = self.domain == "googleapis.com" || self.domain.ends_with(".googleapis.com");
+        let permission = self.metadata.get("permission").and_then(|name| name.as_str());
+        is_google
+            && self.reason == reason
+            && (reason != IAM || permission.is_none_or(|name| name.starts_with("cloudkms.")))
+    }
 }
 
 impl Status {
@@ -232,17 +259,25 @@ impl Status {
             return class;
         }
         let mut says = self.message.to_lowercase();
-        for word in self.reasons().chain(self.violations().map(|violation| &*violation.kind)) {
+        for violation in self.violations() {
             says.push('\n');
-            says.push_str(&word.to_lowercase());
+            says.push_str(&violation.kind.to_lowercase());
         }
         if self.status == "FAILED_PRECONDITION"
             && let Some(class) = class_of_state(&says)
         {
             return class;
         }
-        let row =
-            TABLE.iter().find(|(status, part, _)| *status == self.status && says.contains(part));
+        // A message is only read where nothing says it in a form.
+        let is_read = self.status != "PERMISSION_DENIED" || self.reasons().next().is_none();
+        let row = TABLE.iter().find(|(status, part, _)| {
+            *status == self.status
+                && match part {
+                    Reason(reason) => self.details.iter().any(|detail| detail.is(reason)),
+                    Text(part) => is_read && says.contains(part),
+                    Anything => true,
+                }
+        });
         row.map_or(Unavailable, |(.., class)| *class)
     }
 
@@ -319,18 +354,109 @@ mod tests {
         )
     }
 
+    fn info(reason: &str, domain: &str, metadata: serde_json::Value) -> serde_json::Value {
+        let kind = "type.googleapis.com/google.rpc.ErrorInfo";
+        json!({ "@type": kind, "reason": reason, "domain": domain, "metadata": metadata })
+    }
+
     #[test]
     fn every_row_of_the_table_can_be_reached() {
         for (code, part, class) in TABLE {
-            let by_message = status(code, &format!("The key {part} now"), json!([]));
-            assert_eq!(by_message.class, *class, "{code} {part}");
-            let by_reason = status(
-                code,
-                "",
-                json!([{ "@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": part.to_uppercase() }]),
-            );
-            assert_eq!(by_reason.class, *class, "{code} {part}");
-            assert_eq!(part.to_lowercase(), *part);
+            let failure = match part {
+                Reason(reason) => {
+                    status(code, "", json!([info(reason, "cloudkms.googleapis.com", json!({}))]))
+                }
+                Text(part) => {
+                    assert_eq!(part.to_lowercase(), *part);
+                    status(code, &format!("The key {part} now"), json!([]))
+                }
+                Anything => status(code, "", json!([])),
+            };
+            assert_eq!(failure.class, *class, "{code} {part:?}");
+        }
+    }
+
+    /// Of `google.api.ErrorReason`, all that come with PERMISSION_DENIED.
+    #[test]
+    fn what_an_operator_has_to_do_is_no_denial() {
+        let iam = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'k'.";
+        for reason in [
+            "SERVICE_DISABLED",
+            "BILLING_DISABLED",
+            "CONSUMER_INVALID",
+            "CONSUMER_SUSPENDED",
+            "GCP_SUSPENDED",
+            "USER_PROJECT_DENIED",
+            "USER_BLOCKED_BY_ADMIN",
+            "ACCOUNT_STATE_INVALID",
+            "ACCESS_TOKEN_SCOPE_INSUFFICIENT",
+            "API_KEY_SERVICE_BLOCKED",
+            "SECURITY_POLICY_VIOLATED",
+            "LOCATION_POLICY_VIOLATED",
+            "LOCATION_ORG_POLICY_VIOLATED",
+            "LOCATION_TAX_POLICY_VIOLATED",
+            "RESOURCE_USAGE_RESTRICTION_VIOLATED",
+            "ENDPOINT_USAGE_RESTRICTION_VIOLATED",
+            "ORG_RESTRICTION_VIOLATION",
+            "ORG_RESTRICTION_HEADER_INVALID",
+            "TLS_ORG_POLICY_VIOLATED",
+            "TLS_CIPHER_RESTRICTION_VIOLATED",
+            "SERVICE_NOT_VISIBLE",
+            "BRAND_NEW",
+        ] {
+            // Whatever the message says: the reason counts.
+            let details = json!([info(reason, "googleapis.com", json!({}))]);
+            assert_eq!(status("PERMISSION_DENIED", iam, details).class, Misconfigured, "{reason}");
+        }
+    }
+
+    #[test]
+    fn only_iam_s_refusal_of_a_right_to_the_key_is_a_denial() {
+        let of = |message: &str, details: serde_json::Value| {
+            status("PERMISSION_DENIED", message, details).class
+        };
+        let iam = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource \
+                   'projects/p/…/cryptoKeys/k' (or it may not exist).";
+        let right = json!({ "permission": "cloudkms.cryptoKeyVersions.useToDecrypt" });
+        for domain in ["cloudkms.googleapis.com", "iam.googleapis.com", "googleapis.com"] {
+            assert_eq!(of("x", json!([info(IAM, domain, right.clone())])), Denied, "{domain}");
+        }
+        assert_eq!(of(iam, json!([])), Denied, "without details, as older answers are");
+        assert_eq!(of("The caller does not have permission", json!([])), Denied);
+        for (message, details) in [
+            // A permission that is no right to a key.
+            ("x", json!([info(IAM, "googleapis.com", json!({ "permission": "serviceusage.x" }))])),
+            // A gateway that uses Google's form, and Google's words with it.
+            (iam, json!([info(IAM, "gateway.example.com", right.clone())])),
+            (iam, json!([info(IAM, "evilgoogleapis.com", right.clone())])),
+            (iam, json!([info(IAM, "", right)])),
+            (iam, json!([info("BLOCKED", "gateway.example.com", json!({}))])),
+            ("blocked by the proxy's policy", json!([])),
+            (
+                "Request is prohibited by organization's policy. \
+                 vpcServiceControlsUniqueIdentifier: x",
+                json!([{ "violations": [{ "type": "VPC_SERVICE_CONTROLS" }] }]),
+            ),
+            ("", json!([])),
+        ] {
+            assert_eq!(of(message, details), Misconfigured, "{message}");
+        }
+    }
+
+    #[test]
+    fn only_a_key_that_is_gone_is_a_denial() {
+        for (message, class) in [
+            ("CryptoKey projects/p/…/cryptoKeys/k not found.", Denied),
+            ("CryptoKeyVersion projects/p/…/cryptoKeyVersions/7 not found.", Denied),
+            ("KeyRing projects/p/locations/l/keyRings/r not found.", Denied),
+            ("Method not found.", Misconfigured),
+            ("Requested entity was not found.", Misconfigured),
+            (
+                "The request concerns location 'europe-west3' but was sent to location 'global'.",
+                Misconfigured,
+            ),
+        ] {
+            assert_eq!(status("NOT_FOUND", message, json!([])).class, class, "{message}");
         }
     }
 
@@ -468,8 +594,12 @@ mod tests {
         let in_force: Vec<Vec<String>> = TABLE
             .iter()
             .map(|(status, part, class)| {
-                let part = if part.is_empty() { "anything else" } else { part };
-                vec![(*status).to_owned(), part.to_owned(), class.to_string()]
+                let part = match part {
+                    Reason(reason) => format!("reason {reason}"),
+                    Text(text) => (*text).to_owned(),
+                    Anything => "anything else".to_owned(),
+                };
+                vec![(*status).to_owned(), part, class.to_string()]
             })
             .collect();
         assert_eq!(rows(section("### Answers")), in_force);

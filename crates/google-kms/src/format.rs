@@ -2,6 +2,8 @@
 //! that it sends and checks.
 #![forbid(unsafe_code)]
 
+use std::sync::{Mutex, PoisonError};
+
 use crc::{CRC_32_ISCSI, Crc, Table};
 
 /// Between the name of a key and the number of a version.
@@ -49,17 +51,74 @@ impl<'a> KeyName<'a> {
     }
 }
 
+impl KeyName<'_> {
+    /// A project has an id and a number. An id begins with a letter.
+    fn names_project_by_number(&self) -> bool {
+        self.project.bytes().all(|byte| byte.is_ascii_digit())
+    }
+}
+
+/// The name of a key as it was asked for, and how answers call it.
+///
+/// A name has the project's id or its number, whichever the caller wrote, and no page says which of
+/// them stands in the answer. So one of either kind is taken for the other, but only one: an answer
+/// that calls the project by a third name is about another key.
+pub(crate) struct Naming {
+    asked: Box<str>,
+    /// The other name of the project, as the last answer had it.
+    other: Mutex<Option<Box<str>>>,
+}
+
+impl Naming {
+    pub(crate) fn new(asked: &str) -> Self {
+        Self { asked: asked.into(), other: Mutex::default() }
+    }
+
+    pub(crate) fn asked(&self) -> &str {
+        &self.asked
+    }
+
+    /// Whether this is the key.
+    pub(crate) fn is(&self, named: &str) -> bool {
+        if named == &*self.asked {
+            return true;
+        }
+        let (Some(asked), Some(found)) = (KeyName::read(&self.asked), KeyName::read(named)) else {
+            return false;
+        };
+        let behind = |name: &str, project: &str| {
+            name.get("projects/".len() + project.len()..).map(str::to_owned)
+        };
+        let is_alike = asked.names_project_by_number() != found.names_project_by_number()
+            && behind(&self.asked, asked.project) == behind(named, found.project);
+        if !is_alike {
+            return false;
+        }
+        let mut other = self.other.lock().unwrap_or_else(PoisonError::into_inner);
+        match other.take() {
+            // Forgotten: nobody knows which of the two was wrong.
+            Some(before) if *before != *found.project => false,
+            _ => {
+                *other = Some(found.project.into());
+                true
+            }
+        }
+    }
+
+    /// The version that an answer names, if it is one of this key.
+    pub(crate) fn version(&self, named: &str) -> Option<VersionNumber> {
+        let (key, number) = named.split_once(VERSIONS)?;
+        let number = VersionNumber::read(number.as_bytes())?;
+        self.is(key).then_some(number)
+    }
+}
+
 /// The number of a key version. Rotations count up; an administrator may make any version the
 /// primary one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct VersionNumber(pub(crate) u64);
 
 impl VersionNumber {
-    /// Out of a version's name, if it is one of this key.
-    pub(crate) fn of_name(name: &str, key: &str) -> Option<Self> {
-        Self::read(name.strip_prefix(key)?.strip_prefix(VERSIONS)?.as_bytes())
-    }
-
     /// As it stands in the metadata of a wrapped key.
     pub(crate) fn of_meta(meta: &[u8]) -> Option<Self> {
         Self::read(meta)
@@ -120,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_version_is_believed_only_of_the_key_that_was_asked() {
-        let of = |name: &str| VersionNumber::of_name(name, KEY);
+        let naming = Naming::new(KEY);
+        let of = |name: &str| naming.version(name);
         assert_eq!(of(&format!("{KEY}/cryptoKeyVersions/12")), Some(VersionNumber(12)));
         for name in [
             KEY.to_owned(),
@@ -135,6 +195,35 @@ mod tests {
         ] {
             assert_eq!(of(&name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_project_s_number_is_taken_for_its_id_and_nothing_else_is() {
+        let by_number = KEY.replace("p-1", "123456789012");
+        for (asked, answered) in [(KEY, &*by_number), (&*by_number, KEY)] {
+            let naming = Naming::new(asked);
+            for name in [asked, answered, asked, answered] {
+                assert!(naming.is(name), "{asked} {name}");
+            }
+            let (project, other) = match asked == KEY {
+                true => ("123456789012", "123456789013"),
+                false => ("p-1", "p-2"),
+            };
+            for (part, by) in [
+                ("europe-west1", "europe-west2"),
+                ("r_1", "r_2"),
+                ("k-1", "k-2"),
+                (project, ""),
+                (project, "."),
+            ] {
+                assert!(!naming.is(&answered.replace(part, by)), "{asked} {part} {by}");
+            }
+            assert!(!naming.is(&answered.replace(project, other)), "a third name");
+            assert!(naming.is(answered), "which of the two was wrong is not known");
+        }
+        // Two ids, and two numbers, are two projects.
+        assert!(!Naming::new(KEY).is(&KEY.replace("p-1", "p-2")));
+        assert!(!Naming::new(&by_number).is(&KEY.replace("p-1", "1")));
     }
 
     #[test]
@@ -155,7 +244,8 @@ mod tests {
         #[test]
         fn nothing_that_is_read_panics(bytes in prop::collection::vec(any::<u8>(), 0..70), text in "\\PC*") {
             let _ = VersionNumber::of_meta(&bytes);
-            let _ = (KeyName::read(&text), VersionNumber::of_name(&text, KEY));
+            let naming = Naming::new(KEY);
+            let _ = (KeyName::read(&text), naming.is(&text), naming.version(&text));
         }
     }
 }

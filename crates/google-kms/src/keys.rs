@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::answers::Protection;
-use crate::format::{KeyName, VersionNumber};
+use crate::format::{KeyName, Naming, VersionNumber};
 use waxseal::kek::CallAdvice;
 use waxseal::{CallBudget, Error};
 use waxseal::{KekId, WrappedDek};
@@ -29,6 +29,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A key that wraps or unwraps.
 pub(crate) struct Key {
     pub(crate) id: KekId,
+    pub(crate) naming: Naming,
     /// A [`Protection`], as the last answer had it.
     protection: AtomicU8,
     budget: Option<CallBudget>,
@@ -37,7 +38,12 @@ pub(crate) struct Key {
 impl Key {
     pub(crate) fn new(id: KekId, is_external: bool, budget: Option<CallBudget>) -> Self {
         let protection = if is_external { Protection::External } else { Protection::Unknown };
-        Self { id, protection: AtomicU8::new(protection as u8), budget }
+        Self {
+            naming: Naming::new(id.as_str()),
+            id,
+            protection: AtomicU8::new(protection as u8),
+            budget,
+        }
     }
 
     pub(crate) fn name(&self) -> &str {

@@ -45,7 +45,9 @@ const AT_ONCE: usize = 16;
 /// HSM key takes 8 KiB of both together.
 ///
 /// Every request carries CRC-32C checksums of its data, and every answer is believed only if it says
-/// that they were verified, if its own checksum fits, and if it names the key that was asked.
+/// that they were verified, if its own checksum fits, and if it names the key that was asked. Where
+/// the key was named by the number of its project, an answer may have the project's id, and the other
+/// way round.
 ///
 /// # Which version wrapped a DEK
 ///
@@ -129,7 +131,7 @@ impl Inner {
     /// The key that wraps, as it is now.
     pub(crate) async fn describe(&self) -> Result<Description, Failure> {
         let (own, asked) = (&self.keys.own, Instant::now());
-        let found = self.service.get(own.name()).await?;
+        let found = self.service.get(&own.naming).await?;
         own.learn(found.protection);
         if let Some(primary) = &found.primary {
             self.keys.learn_primary(primary.version, asked);
@@ -143,7 +145,7 @@ impl Inner {
         dek: &Dek,
     ) -> Result<WrappedDek, Failure> {
         let (own, asked) = (&self.keys.own, Instant::now());
-        let wrapped = self.service.encrypt(own.name(), context, dek.expose()).await?;
+        let wrapped = self.service.encrypt(&own.naming, context, dek.expose()).await?;
         own.learn(wrapped.protection);
         self.keys.learn_primary(wrapped.version, asked);
         let not_understood = |_| Failure::not_understood("encrypt");

@@ -8,7 +8,6 @@ use std::error::Error as StdError;
 
 use google_cloud_gax::error::Error as GaxError;
 
-use crate::credentials::CredentialsError;
 use crate::errors::Failure;
 use waxseal::kek::KekErrorClass;
 
@@ -26,11 +25,12 @@ const CODES: &[&str] = &[
     "access_denied",
 ];
 
-/// The library calls what cannot pass without anybody acting *not transient*. An answer that it
-/// cannot read is no refusal, whatever it calls it: a proxy's page, or half an answer.
-pub(crate) fn refusal(error: &CredentialsError) -> Failure {
+/// `error` is the library's, and `is_transient` what it says of it: it calls what cannot pass
+/// without anybody acting *not transient*. An answer that it cannot read is no refusal, whatever it
+/// calls it: a proxy's page, or half an answer.
+pub(crate) fn refusal(error: &(dyn StdError + 'static), is_transient: bool) -> Failure {
     let chain = || {
-        let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+        let mut next = Some(error);
         std::iter::from_fn(move || {
             let error = next?;
             next = error.source();
@@ -54,7 +54,7 @@ pub(crate) fn refusal(error: &CredentialsError) -> Failure {
         Some(429) => Throttled,
         Some(408 | 500..=599) => Unavailable,
         Some(_) if !is_unreadable => Misconfigured,
-        _ if error.is_transient() || is_unreadable => Unavailable,
+        _ if is_transient || is_unreadable => Unavailable,
         _ => Misconfigured,
     };
     let code = CODES.iter().find(|code| chain().any(|error| error.to_string().contains(**code)));
@@ -74,9 +74,10 @@ pub(crate) fn refusal(error: &CredentialsError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use google_cloud_auth::errors::CredentialsError;
 
     fn of(error: &CredentialsError) -> (KekErrorClass, String) {
-        let failure = refusal(error);
+        let failure = refusal(error, error.is_transient());
         (failure.class, failure.text)
     }
 

@@ -10,6 +10,8 @@ mod format;
 mod local;
 mod objects;
 mod store;
+#[cfg(feature = "object_store_0_13")]
+pub mod v0_13;
 #[cfg(feature = "object_store_0_14")]
 pub mod v0_14;
 

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::format::MAX_ID;
 use crate::key::{IvSource, Versions, hex};
+use crate::ledger::{OwnPin, PinGiver};
 use crate::pin::{Pin, PinSource};
 use crate::pool::Pool;
 use crate::provider::Pkcs11Kek;
@@ -214,7 +215,7 @@ impl Pkcs11KekBuilder {
             self.module,
             self.token,
             (self.object, self.id, self.versions),
-            self.pin,
+            self.pin.map(|pin| Box::new(OwnPin::new(pin)) as Box<dyn PinGiver>),
             self.iv_source,
             self.key_max_age,
         );

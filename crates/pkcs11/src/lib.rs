@@ -9,6 +9,7 @@ mod errors;
 mod format;
 pub mod guide;
 mod key;
+mod ledger;
 mod oneshot;
 mod pin;
 mod pool;

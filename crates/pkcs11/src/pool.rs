@@ -77,11 +77,13 @@ pub(crate) enum Counted {
 /// A call, as its thread sees it.
 trait Job: Send {
     fn is_wanted(&self) -> bool;
+    fn since(&self) -> Instant;
     /// Makes the call, or gives the caller the failure to connect.
     fn run(self: Box<Self>, worker: &mut Worker, failure: Option<Failure>);
 }
 
 struct Call<T, W> {
+    since: Instant,
     answer: Sender<Result<T, Failure>>,
     counted: Counted,
     work: W,
@@ -94,6 +96,10 @@ where
 {
     fn is_wanted(&self) -> bool {
         self.answer.is_wanted()
+    }
+
+    fn since(&self) -> Instant {
+        self.since
     }
 
     fn run(mut self: Box<Self>, worker: &mut Worker, failure: Option<Failure>) {
@@ -154,7 +160,7 @@ impl Pool {
             let text = format!("{MOST_WAITING} calls wait for a session already");
             return Err(Failure::new(Throttled, text).without_asking());
         }
-        state.waiting.push_back(Box::new(Call { answer, counted, work }));
+        state.waiting.push_back(Box::new(Call { since: Instant::now(), answer, counted, work }));
         let reopened =
             if state.is_closing { std::mem::take(&mut state.closed) } else { Vec::new() };
         state.is_closing = false;
@@ -257,13 +263,18 @@ struct Worker {
 impl Worker {
     fn work(mut self) {
         while self.wait_for_a_call() {
-            let failure = self.connect().err();
+            let began = Instant::now();
+            let mut failure = self.connect().err();
             if failure.as_ref().is_some_and(|failure| failure.after == After::NoSession)
                 && self.leaves_it_to_others()
             {
                 return;
             }
             let Some(job) = self.take() else { continue };
+            // What failed before this call was made may have been mended since.
+            if failure.is_some() && job.since() > began {
+                failure = self.connect().err();
+            }
             // A panic ends a call, not the thread. The session may be in any state.
             if catch_unwind(AssertUnwindSafe(|| job.run(&mut self, failure))).is_err() {
                 self.disconnect();

@@ -16,7 +16,7 @@ use crate::format::Wrapped;
 use crate::key::{KeyInfo, hex};
 use crate::oneshot::Receiver;
 use crate::pool::{Counted, Pool};
-use crate::token::{Connection, Token, Wrapping, check_process, forget_refused, load, not_ours};
+use crate::token::{Connection, Token, Wrapping, check_process, not_ours};
 
 /// Calls of a batch that wait or run at one time, for each session.
 const AT_ONCE: usize = 4;
@@ -84,14 +84,18 @@ impl Pkcs11Kek {
         }
     }
 
-    /// Allows one more try of PINs that tokens of this module refused, after an operator corrected
-    /// the token and not the PIN. Without this, a refused PIN is not tried again by any provider of
-    /// this process, since a token locks after a few wrong ones.
+    /// Allows one more try of PINs that this provider's token refused, after an operator corrected
+    /// the token and not the PIN. Without this, a PIN that was refused, or may have counted as wrong,
+    /// is not tried again by any provider of this process, since a token locks after a few wrong
+    /// ones. Of a provider that never came so far as to log in it means all tokens.
     ///
     /// # Errors
-    /// *Misconfigured* if the module cannot be loaded, and in the child of a fork.
+    /// *Misconfigured* in the child of a fork.
     pub fn forget_refused_pins(&self) -> Result<(), KekError> {
-        forget_refused(&*load(&self.0.pool.token().module)?);
+        check_process()?;
+        if let Some(pins) = &self.0.pool.token().pins {
+            pins.forget_refused();
+        }
         Ok(())
     }
 
@@ -323,7 +327,7 @@ impl KekProvider for Pkcs11Kek {
 
     fn login(&self) -> Option<Login> {
         let token = self.0.pool.token();
-        token.pin.as_ref()?;
+        token.pins.as_ref()?;
         let logins = token.logins.load(Ordering::Relaxed);
         Some(Login::new(logins, token.failed_logins.load(Ordering::Relaxed)))
     }

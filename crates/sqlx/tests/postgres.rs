@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{at, changed, class, dek, new_branch, spawn_all, text};
 use futures_util::future::join_all;
+use waxseal::kek::{Health, KekProvider};
 use waxseal::store::StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, Insertion, KeyStore, StoreError, StoredRow};
@@ -223,6 +224,9 @@ async fn a_hostile_search_path_undoes_no_erasure_once_the_schema_is_migrated() {
         assert!(eraser.replace(row, &row.tombstone()).await.unwrap());
     }
     owner.health().await.unwrap();
+    for store in [&owner, &eraser] {
+        assert!(store.warning().unwrap().contains("run `migrate`"), "{:?}", store.warning());
+    }
     // The control: it is possible there.
     server.sql_in_keys(&undo_by_search_path(&before));
     assert_eq!(owner.get(before.id()).await.unwrap(), Some(before));
@@ -234,7 +238,54 @@ async fn a_hostile_search_path_undoes_no_erasure_once_the_schema_is_migrated() {
     assert!(said.contains("never changed"), "{said}");
     assert!(owner.get(after.id()).await.unwrap().unwrap().is_tombstone());
     // Connections from before the migration go on.
+    assert_eq!(owner.warning(), None, "whoever migrated knows it at once");
+    assert!(eraser.warning().is_some(), "nobody looked");
     eraser.health().await.unwrap();
+    assert_eq!(eraser.warning(), None);
+}
+
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Logged(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_schema_of_an_earlier_version_is_logged_once_and_degrades_the_health_of_branch_keys() {
+    let server = Postgres::start();
+    server.sql_in_keys(include_str!("../src/postgres/schema.sql"));
+    let (logged, store) = (Logged::default(), Arc::new(store(&server, "postgres")));
+    let writer = logged.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    // The only test of this binary that looks at the log. Connections are made on the runtime's
+    // thread, which is this one.
+    let guard = tracing::subscriber::set_default(subscriber);
+    let root = waxseal::kek::local::LocalKek::in_memory("root").unwrap();
+    let kek = waxseal::branch::BranchKek::builder(root).name("orders").store(store.clone());
+    let kek = kek.build().unwrap();
+    for _ in 0..3 {
+        let health = kek.health().await.unwrap();
+        let Health::Degraded(why) = health else { panic!("{health:?}") };
+        assert!(why.starts_with("key store postgres: the schema has version 1"), "{why}");
+    }
+    // An erasure is done all the same: a tombstone that one role could undo is better than none.
+    kek.erase::<&str, &str>([]).await.unwrap();
+    let text = || String::from_utf8(logged.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text().matches("schema_outdated").count(), 1, "{}", text());
+    assert!(text().contains("WARN waxseal_sqlx"), "{}", text());
+    store.migrate().await.unwrap();
+    assert_eq!(kek.health().await.unwrap(), Health::Ready);
+    assert_eq!(text().matches("schema_outdated").count(), 1, "{}", text());
+    drop(guard);
 }
 
 /// What a role can do: read, insert, replace, erase, insert a tombstone.

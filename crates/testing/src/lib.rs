@@ -26,8 +26,6 @@ pub mod fault_proxy;
 #[cfg(feature = "servers")]
 pub mod google;
 #[cfg(feature = "servers")]
-pub mod kms_child;
-#[cfg(feature = "servers")]
 pub mod kms_front;
 #[cfg(feature = "servers")]
 pub mod middlebox;
@@ -39,6 +37,10 @@ pub mod openbao;
 pub mod pkcs11;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "servers")]
+pub mod server_child;
+#[cfg(feature = "servers")]
+mod server_thread;
 #[cfg(feature = "servers")]
 pub mod sigv4;
 #[cfg(feature = "servers")]

@@ -51,6 +51,8 @@ pub enum Kind {
     Kryoptic,
     /// The module in front of SoftHSM2.
     Shim,
+    /// The same in front of kryoptic.
+    ShimKryoptic,
 }
 
 /// A token in a directory of its own, as its processes see it.
@@ -140,14 +142,14 @@ impl Ground {
     /// The module that a provider is to use.
     pub fn module(&self) -> PathBuf {
         match self.kind {
-            Kind::Shim => shim(),
+            Kind::Shim | Kind::ShimKryoptic => shim(),
             _ => self.token_module(),
         }
     }
 
     fn token_module(&self) -> PathBuf {
         match self.kind {
-            Kind::Kryoptic => kryoptic(),
+            Kind::Kryoptic | Kind::ShimKryoptic => kryoptic(),
             Kind::SoftHsm | Kind::Shim => softhsm(),
         }
     }

@@ -229,9 +229,7 @@ impl Transport {
     fn answered_after(&self, time: Duration) {
         let now = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
         let smoothed = |old: u64| if old == 0 { now } else { old - old / 8 + now / 8 };
-        let _ = self
-            .typical
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| Some(smoothed(old)));
+        self.typical.update(Ordering::Relaxed, Ordering::Relaxed, smoothed);
     }
 
     /// Sends `endpoint` with `token`, in the configured namespace.
@@ -481,7 +479,8 @@ fn unreachable(operation: &str, error: &reqwest::Error) -> Failure {
         "the answer broke off"
     };
     let separator = if last.is_empty() { "" } else { ": " };
-    let message = format!("{operation}: {what}{separator}{last}");
+    let hint = if last.contains("UnknownIssuer") { "; `ca_file` names its CA" } else { "" };
+    let message = format!("{operation}: {what}{separator}{last}{hint}");
     if certificate { Failure::misconfigured(message) } else { Failure::unavailable(message) }
 }
 

@@ -24,13 +24,16 @@ SOURCE and TARGET are two files, two directories, or - for standard input and ou
     --terminal            writes to a terminal, which is refused otherwise
     --threads N           works on N chunks at once; by default 1
     --attributes          keeps extended attributes of the user. They are not encrypted
+    --verify              reads sealed files that are there already, to the end, and compares
+                          them with their sources
 
 Names, lengths, times and permissions of files are not encrypted. Symbolic links are: a
 sealed tree has a file in their place.
 
 A run that was interrupted goes on when it is started again. What is done already is known
-by its content, not by its name: a sealed file by its head and its last chunk, a decrypted
-one by all of it. Files named .waxseal-*.tmp are what a killed run left. They are not read.
+by its content, not by its name: a decrypted file by all of it; a sealed one by its head,
+its last chunk, and the length and time of its source, or with --verify by all of it.
+Files named .waxseal-*.tmp are what a killed run left. They are not read.
 
 Exit codes: 0 all is done; 1 something failed, and standard error says what; 2 refused,
 and nothing was done.";
@@ -58,6 +61,7 @@ pub(crate) struct Arguments {
     pub(crate) overwrite: bool,
     pub(crate) terminal: bool,
     pub(crate) attributes: bool,
+    pub(crate) verify: bool,
     pub(crate) threads: NonZero<usize>,
     pub(crate) source: Place,
     pub(crate) target: Place,
@@ -79,6 +83,7 @@ impl Arguments {
         };
         let (mut key, mut aad, mut pairs, mut places) = (None, None, Vec::new(), Vec::new());
         let (mut overwrite, mut terminal, mut attributes) = (false, false, false);
+        let mut verify = false;
         let (mut threads, mut only_places) = (NonZero::<usize>::MIN, false);
         while let Some(argument) = arguments.next() {
             let mut value = || {
@@ -98,6 +103,7 @@ impl Arguments {
                 Some("--overwrite") => overwrite = true,
                 Some("--terminal") => terminal = true,
                 Some("--attributes") => attributes = true,
+                Some("--verify") => verify = true,
                 Some("--threads") => threads = number(&value()?)?,
                 _ => return Err(format!("{}: no such option", argument.display())),
             }
@@ -122,6 +128,7 @@ impl Arguments {
             overwrite,
             terminal,
             attributes,
+            verify,
             threads,
             source,
             target,

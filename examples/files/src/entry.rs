@@ -151,9 +151,25 @@ impl Entry<'_> {
         }
         let is_new = |len| len == source.len() && target.modified().ok() == source.modified().ok();
         match self.stream(self.target, aad) {
-            Ok(stream) if is_new(stream.len()) => Ok(Found::Done),
+            Ok(stream) if is_new(stream.len()) => match self.arguments.verify {
+                true => self.compared(stream),
+                false => Ok(Found::Done),
+            },
             Ok(_) => Ok(Found::Other("has another version of the file".to_owned())),
             Err(error) => self.is_other(error),
+        }
+    }
+
+    /// Compares all of a sealed file with its source.
+    fn compared(self, sealed: SeekableStream<Arc<File>>) -> Result<Found, Stop> {
+        let source = File::open(self.source).map_err(|error| at(self.source, error))?;
+        match is_same(sealed, BufReader::with_capacity(1 << 16, source)) {
+            Ok(true) => Ok(Found::Done),
+            Ok(false) => Ok(Found::Other("has another content than its source".to_owned())),
+            Err(error) => match Error::of_io(&error) {
+                Some(own) => self.is_other(own.clone()),
+                None => Err(at(self.target, error)),
+            },
         }
     }
 

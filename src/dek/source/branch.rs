@@ -21,6 +21,7 @@ use crate::observe::{Event, StoreOperation};
 use crate::store::{BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, StoredRow};
 use crate::suite::{Dek, DekId, derive_dek_id};
 use crate::sync::Arc;
+use crate::sync::foreign::caught;
 
 /// The reserved name of the pair that holds the period of a branch key.
 pub(crate) const PERIOD: &str = "waxseal:period";
@@ -400,9 +401,9 @@ impl DekSource {
         if let Some(store) = &self.options.store {
             // It waits for no turn.
             let bounds = self.keks.bounds(Lane::Ordinary);
-            let health = || store.health();
-            let health = self.of_store(bounds, &**store, StoreOperation::Health, health);
-            health.await.map_err(|failure| {
+            let ask = || store.health();
+            let asked = self.of_store(bounds, &**store, StoreOperation::Health, ask);
+            asked.await.map_err(|failure| {
                 let detail = failure.error.to_string();
                 match failure.error.kind() {
                     ErrorKind::Unavailable => KekError::unavailable(detail),
@@ -410,6 +411,9 @@ impl DekSource {
                     _ => KekError::misconfigured(detail),
                 }
             })?;
+            if let Some(why) = caught(|| store.warning()).flatten() {
+                health = Health::Degraded(format!("key store {}: {why}", store.name()));
+            }
         }
         Ok(health)
     }

@@ -13,7 +13,7 @@ use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer}
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
-use crate::runtime::Runtime;
+use crate::runtime::{NEEDED, Runtime};
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
 use crate::sync::Arc;
@@ -32,6 +32,7 @@ pub(crate) struct SourceBuilder {
     pub(crate) runtime: Option<Arc<dyn Runtime>>,
     pub(crate) call_policy: CallPolicy,
     pub(crate) call_budget: Option<CallBudget>,
+    pub(crate) store_call_budget: Option<CallBudget>,
     pub(crate) observers: Vec<Box<dyn Observer>>,
     pub(crate) unauthenticated: Vec<KekId>,
     pub(crate) store: Option<Arc<dyn KeyStore>>,
@@ -85,8 +86,14 @@ impl SourceBuilder {
             Some(runtime) => Some(runtime),
             None => ambient_runtime()?,
         };
-        if self.call_budget.is_some() && runtime.is_none() {
-            return Err(invalid("call_budget needs a runtime".to_owned()));
+        let budgets = [
+            ("call_budget", self.call_budget.is_some()),
+            ("store_call_budget", self.store_call_budget.is_some()),
+        ];
+        if runtime.is_none()
+            && let Some((option, _)) = budgets.iter().find(|(_, is_set)| *is_set)
+        {
+            return Err(invalid(format!("{option} {NEEDED}")));
         }
         let observers = Observers::new(self.observers);
         limits.summaries = observers.access_summaries();
@@ -115,8 +122,8 @@ impl SourceBuilder {
             emit_configured(wrap_with, unwrap_with, &self.call_policy, &options, self.more);
         }
         let store = options.store.as_ref().map_or("none", |store| store.name());
-        let (policy, budget) = (terms.policy.for_stores(), CallBudget::of_stores());
-        let of_store = CallTerms { policy, budget, ..terms.clone() };
+        let budget = self.store_call_budget.unwrap_or_else(CallBudget::of_stores);
+        let of_store = CallTerms { policy: terms.policy.for_stores(), budget, ..terms.clone() };
         let store_calls = Calls::new(Service::Store(store.into()), of_store);
         let keks = KekSet::new(self.wrap_with, self.unwrap_with, &terms);
         Ok(DekSource::new(keks, store_calls, options))

@@ -193,6 +193,11 @@ impl DekSource {
         }
     }
 
+    /// Returns how long a message may be.
+    pub(crate) fn max_len(&self) -> u64 {
+        max_len(&self.options.limits)
+    }
+
     pub(crate) fn options(&self) -> &SourceOptions {
         &self.options
     }

@@ -3,44 +3,61 @@
 
 use futures_util::stream::{self, StreamExt};
 
+use super::super::ReadingDek;
+use super::super::pinned::Pinned;
 use super::super::registry::end_all;
 use super::super::statistics::Counter;
+use super::decision::Decision;
 use super::reading::{Owned, Reading};
 use super::stored::Located;
-use super::{DekRequest, DekSource, Kind, ReadingRequest};
+use super::{DekRequest, DekSource, Kind, ReadingRequest, unless_taken_away};
 use crate::error::Error;
 use crate::kek::call::{GuardedKek, Lane};
 use crate::kek::set::{SourceKek, Unwrapped};
 use crate::sync::Arc;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// A request that waits for its DEK: its place, and what is asked for.
 type Ready = (usize, Owned, Located);
 
 impl DekSource {
-    /// Has the DEKs of these requests cached, which are distinct. Returns one result for each.
+    /// Has the DEKs of these requests cached, which are distinct. Returns one result for each, and
+    /// with it, for up to `held` of them, the DEK itself: the cache may have no place for all.
     pub(crate) async fn prepare(
         self: &Arc<Self>,
         requests: &[ReadingRequest<'_>],
-    ) -> Vec<Result<(), Error>> {
+        held: usize,
+    ) -> Vec<Result<Option<Pinned<ReadingDek>>, Error>> {
         let mut answers = Vec::with_capacity(requests.len());
         let mut wanted = Vec::new();
+        let holding = Holding(AtomicUsize::new(held));
         for (place, request) in requests.iter().enumerate() {
             let cached = self.with_cached(*request, |_| Ok(()));
             if let Ok(None) = cached {
                 wanted.push(place);
             }
-            answers.push(cached.map(|_| ()));
+            answers.push(cached.map(|_| holding.hold_cached(self, request)));
         }
         let mut prepared = wanted.len();
         for kek in &self.keks.reading {
             if kek.batch_size() > 1 && wanted.len() > 1 {
-                wanted = self.unwrap_in_batches(kek, requests, wanted).await;
+                let (left, obtained) =
+                    self.unwrap_in_batches(kek, requests, wanted, &holding).await;
+                wanted = left;
+                for (place, dek) in obtained {
+                    if let Some(answer) = answers.get_mut(place) {
+                        *answer = Ok(Some(dek));
+                    }
+                }
             }
         }
         // Those that no batch has brought, with everything that a single request does.
         let at_once = self.keks.at_once();
         let mut singly = stream::iter(wanted)
-            .map(async |place| Some((place, self.get(*requests.get(place)?).await.map(|_| ()))))
+            .map(async |place| {
+                let got = self.get(*requests.get(place)?).await;
+                Some((place, got.map(|dek| holding.hold(&dek))))
+            })
             .buffer_unordered(at_once);
         while let Some(answered) = singly.next().await {
             if let Some((place, answer)) = answered
@@ -60,7 +77,8 @@ impl DekSource {
         kek: &Arc<GuardedKek>,
         requests: &[ReadingRequest<'_>],
         wanted: Vec<usize>,
-    ) -> Vec<usize> {
+        holding: &Holding,
+    ) -> (Vec<usize>, Vec<(usize, Pinned<ReadingDek>)>) {
         let (at_once, size) = (self.keks.at_once(), kek.batch_size());
         let located: Vec<_> = stream::iter(wanted)
             .map(async |place| {
@@ -86,12 +104,14 @@ impl DekSource {
             batches.push(std::mem::replace(&mut ready, rest));
         }
         let mut answers = stream::iter(batches)
-            .map(|batch| self.unwrap_batch(kek, batch))
+            .map(|batch| self.unwrap_batch(kek, batch, holding))
             .buffer_unordered(at_once);
-        while let Some(not_obtained) = answers.next().await {
+        let mut held = Vec::new();
+        while let Some((not_obtained, obtained)) = answers.next().await {
             left.extend(not_obtained);
+            held.extend(obtained);
         }
-        left
+        (left, held)
     }
 
     /// Returns `None` for a request that this KEK has no entry for, or that fails by itself: a single
@@ -114,10 +134,16 @@ impl DekSource {
     }
 
     /// Unwraps one batch in one call, and returns the places of the requests that got no DEK.
-    async fn unwrap_batch(self: &Arc<Self>, kek: &GuardedKek, batch: Vec<Ready>) -> Vec<usize> {
+    async fn unwrap_batch(
+        self: &Arc<Self>,
+        kek: &GuardedKek,
+        batch: Vec<Ready>,
+        holding: &Holding,
+    ) -> (Vec<usize>, Vec<(usize, Pinned<ReadingDek>)>) {
         let cache = self.cache();
         let mark = cache.revocations.mark();
-        let everything = |batch: Vec<Ready>| batch.into_iter().map(|(place, ..)| place).collect();
+        let everything =
+            |batch: Vec<Ready>| (batch.into_iter().map(|(place, ..)| place).collect(), Vec::new());
         if self.check_open().is_err() {
             return everything(batch);
         }
@@ -129,7 +155,7 @@ impl DekSource {
         let answer = cache.unless_closed(async { Ok::<_, Error>(answers.await) }).await;
         let Ok(unwrapped) = answer else { return everything(batch) };
         let source_kek = SourceKek { provider: kek.id().clone(), entry: kek.id().clone() };
-        let mut left = Vec::new();
+        let (mut left, mut held) = (Vec::new(), Vec::new());
         for ((place, owned, located), unwrapped) in batch.into_iter().zip(unwrapped) {
             let obtained = unwrapped.ok().and_then(|(dek, parent)| {
                 let source_kek = source_kek.clone();
@@ -148,9 +174,54 @@ impl DekSource {
                 end_all(std::slice::from_ref(&dek));
                 left.push(place);
             } else {
+                // Before it is put, which may evict it.
+                held.extend(holding.hold(&dek).map(|dek| (place, dek)));
                 cache.put_reading(&dek);
             }
         }
-        left
+        (left, held)
+    }
+
+    /// As [`with`](Self::with), for who holds the DEK, which the cache may have lost.
+    pub(crate) async fn with_prepared<R>(
+        self: &Arc<Self>,
+        request: ReadingRequest<'_>,
+        held: Option<&Pinned<ReadingDek>>,
+        mut work: impl FnMut(&ReadingDek) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        if let Some(held) = held {
+            if let Some(result) = self.with_cached(request, |dek| work(dek))? {
+                return Ok(result);
+            }
+            let serves = self.decide(request, held, self.now(), || true);
+            if matches!(serves, Decision::Serve | Decision::ServeAndRenew)
+                && let Some(result) = unless_taken_away(work(held))?
+            {
+                return Ok(result);
+            }
+        }
+        self.with(request, work).await
+    }
+}
+
+/// How many more DEKs may be held.
+struct Holding(AtomicUsize);
+
+impl Holding {
+    fn hold(&self, dek: &Arc<ReadingDek>) -> Option<Pinned<ReadingDek>> {
+        let one_less = |left: usize| left.checked_sub(1);
+        let taken = self.0.try_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        taken.ok().map(|_| Pinned::new(dek.clone()))
+    }
+
+    fn hold_cached(
+        &self,
+        source: &DekSource,
+        request: &ReadingRequest<'_>,
+    ) -> Option<Pinned<ReadingDek>> {
+        if self.0.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        self.hold(&request.find(&source.cache()).ok()??)
     }
 }

@@ -99,7 +99,7 @@ impl DekSource {
         let once = || work().map(|answer| answer.map_err(StoreError::into_call_error));
         let answer = match operation {
             // As it is now, whatever the breaker says.
-            StoreOperation::Health => self.store_calls.checked(once).await,
+            StoreOperation::Health => self.store_calls.checked(&call().target, once).await,
             _ => self.store_calls.retrying(bounds, call, once).await,
         };
         answer.map_err(|error| {

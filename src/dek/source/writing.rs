@@ -199,17 +199,20 @@ impl Kind for Writing {
 }
 
 impl DekSource {
-    /// As [`with_writing`](Self::with_writing), for many messages that are counted together.
-    pub(crate) async fn with_writing_many<R>(
+    /// As [`with_writing`](Self::with_writing), for many messages that are counted together, once there
+    /// is room for the results.
+    pub(crate) async fn with_writing_many<M, R>(
         self: &Arc<Self>,
         context: &EncryptionContext,
         many: Many,
-        mut work: impl FnMut(&Reservation<&WritingDek>) -> Result<R, Error>,
+        room: impl Fn(&WritingDek) -> Result<M, Error>,
+        mut work: impl FnMut(&Reservation<&WritingDek>, M) -> Result<R, Error>,
     ) -> Result<R, Error> {
         let LimitsInForce { max_messages, max_bytes, .. } = self.options.limits;
         many.check(max_messages, max_bytes)?;
         let reserve = |dek: &WritingDek| {
-            Reservation::of_many(dek, many).and_then(|reservation| work(&reservation))
+            let room = room(dek)?;
+            Reservation::of_many(dek, many).and_then(|reservation| work(&reservation, room))
         };
         self.with(WritingRequest { context }, reserve).await
     }

@@ -4,6 +4,7 @@
 use metrics::{counter, gauge};
 
 use super::{BranchKeyAges, Statistics};
+use crate::kek::call::BreakerState;
 use crate::observe::register;
 
 impl Statistics {
@@ -22,6 +23,7 @@ impl Statistics {
     /// | `waxseal_stale_lookups_total`, `waxseal_calls_shared_total`, `waxseal_deks_prepared_total` | counter | |
     /// | `waxseal_budget_waits_total`, `waxseal_budget_refusals_total` | counter | `kek` |
     /// | `waxseal_store_budget_waits_total`, `waxseal_store_budget_refusals_total` | counter | `store` |
+    /// | `waxseal_store_breaker_open` | gauge (0, 1) | `store` |
     /// | `waxseal_events_lost_total` | counter | |
     /// | `waxseal_logins_total` | counter | `kek`, `outcome` (`ok`, `failed`) |
     /// | `waxseal_login_ends_seconds` | gauge | `kek` |
@@ -69,6 +71,9 @@ impl Statistics {
                 .absolute(calls.budget_waits);
             counter!("waxseal_store_budget_refusals_total", "envelope" => name(), "store" => store())
                 .absolute(calls.budget_refusals);
+            let is_open = u8::from(calls.breaker != BreakerState::Closed);
+            gauge!("waxseal_store_breaker_open", "envelope" => name(), "store" => store())
+                .set(is_open);
         }
         for kek in &self.keks {
             let id = || kek.kek_id.to_string();

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::FileOptions;
-use super::place::Source;
+use super::source::Source;
 
 /// A file that another takes the place of.
 pub(super) struct Replaced {

@@ -5,12 +5,13 @@
 //!         ──► the stream ──► what is kept, sync ──► rename ──► sync of the directory
 //! ```
 //!
-//! Everything behind the look-up is synchronous. `place` knows paths and renames, `kept` what a file
-//! has besides its bytes. Neither knows a key.
+//! Everything behind the look-up is synchronous. `source` and `place` know paths and renames, `kept`
+//! what a file has besides its bytes. None of them knows a key.
 #![forbid(unsafe_code)]
 
 mod kept;
 mod place;
+mod source;
 
 use std::fmt;
 use std::fs::File;
@@ -25,7 +26,8 @@ use super::{Aad, ActingFor, Envelope};
 use crate::caller::Caller;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
-use place::{Source, Target};
+use place::Target;
+use source::Source;
 
 /// How a file is encrypted or decrypted. Options that are not set have their defaults.
 ///
@@ -405,7 +407,7 @@ fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::Interrupted {
         return error;
     }
-    place::failed(&format!("could not be {what}"), path, error).into()
+    source::failed(&format!("could not be {what}"), path, error).into()
 }
 
 /// The error of a whole stream. `path` has what the library itself refuses.
@@ -413,6 +415,6 @@ fn failed(error: io::Error, path: &Path) -> Error {
     match error.downcast::<Error>() {
         Ok(error) if error.kind() == ErrorKind::Io => error,
         Ok(error) => error.at(path.display()),
-        Err(error) => place::failed("could not be used", path, error),
+        Err(error) => source::failed("could not be used", path, error),
     }
 }

@@ -1,14 +1,15 @@
-//! Where a file comes from, and how the new one takes its place.
+//! How a new file takes its place.
 #![forbid(unsafe_code)]
 
 use std::fs;
 use std::fs::{File, Metadata};
 use std::io;
-use std::path::{Path, PathBuf, is_separator};
+use std::path::{Path, PathBuf, absolute, is_separator};
 
 use tempfile::NamedTempFile;
 
 use super::kept::Replaced;
+use super::source::{Source, failed, is_regular, refused};
 use super::{FileOptions, kept};
 use crate::error::{Error, ErrorKind};
 
@@ -17,62 +18,12 @@ use crate::error::{Error, ErrorKind};
 const PREFIX: &str = ".waxseal-";
 const SUFFIX: &str = ".tmp";
 
-/// A regular file that is open for reading.
-pub(super) struct Source<'p> {
-    pub(super) path: &'p Path,
-    pub(super) file: File,
-    /// As it was when it was opened.
-    pub(super) metadata: Metadata,
-}
-
-impl<'p> Source<'p> {
-    pub(super) fn open(path: &'p Path) -> Result<Self, Error> {
-        let cannot = |error| failed("could not be opened", path, error);
-        // Before it is opened, which may do something to a device.
-        is_regular(path, &fs::metadata(path).map_err(cannot)?)?;
-        let mut options = fs::OpenOptions::new();
-        options.read(true);
-        // A pipe that has taken its place must not make this wait.
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::custom_flags(
-            &mut options,
-            rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
-        );
-        let file = options.open(path).map_err(cannot)?;
-        let metadata = file.metadata().map_err(cannot)?;
-        is_regular(path, &metadata)?;
-        Ok(Self { path, file, metadata })
-    }
-
-    pub(super) fn len(&self) -> u64 {
-        self.metadata.len()
-    }
-
-    /// Refuses what was read if the file is known to have changed meanwhile. A change that keeps the
-    /// length, within one tick of the file system's clock, is not seen.
-    pub(super) fn check_unchanged(&self, read: u64) -> Result<(), Error> {
-        let cannot = |error| failed("could not be read", self.path, error);
-        let now = self.file.metadata().map_err(cannot)?;
-        let times = (now.modified().map_err(cannot)?, self.metadata.modified().map_err(cannot)?);
-        match read == self.len() && now.len() == self.len() && times.0 == times.1 {
-            true => Ok(()),
-            false => Err(refused("changed while it was read", self.path)),
-        }
-    }
-}
-
-fn is_regular(path: &Path, metadata: &Metadata) -> Result<(), Error> {
-    match metadata.file_type() {
-        kind if kind.is_file() => Ok(()),
-        kind if kind.is_dir() => Err(refused("is a directory", path)),
-        kind if kind.is_symlink() => Err(refused("is a symbolic link", path)),
-        _ => Err(refused("is no regular file: pipes and devices take streams", path)),
-    }
-}
-
 /// A path at which a file can be placed.
 pub(super) struct Target<'p> {
+    /// As it was given, for errors.
     pub(super) path: &'p Path,
+    /// From the root: the process may change its directory before the file is whole.
+    place: PathBuf,
     directory: PathBuf,
     overwrite: bool,
 }
@@ -88,11 +39,9 @@ impl<'p> Target<'p> {
         if path.file_name().is_none() || is_directory {
             return Err(refused("does not name a file", path));
         }
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let target = Self { path, directory, overwrite };
+        let place = absolute(path).map_err(|error| failed("could not be used", path, error))?;
+        let directory = place.parent().unwrap_or(&place).to_owned();
+        let target = Self { path, place, directory, overwrite };
         target.existing(source)?;
         Ok(target)
     }
@@ -100,18 +49,18 @@ impl<'p> Target<'p> {
     /// Returns what is there now, and may be replaced.
     fn existing(&self, source: &Source<'_>) -> Result<Option<Replaced>, Error> {
         let path = self.path;
-        let existing = match fs::symlink_metadata(path) {
+        let existing = match fs::symlink_metadata(&self.place) {
             Ok(existing) => existing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("could not be used", path, error)),
         };
-        if is_same(&existing, source, path) {
+        if is_same(&existing, source, &self.place) {
             let detail = format!("source and target are one file: {}", path.display());
             return Err(Error::new(ErrorKind::InvalidOption, detail));
         }
         is_regular(path, &existing)?;
         match self.overwrite {
-            true => Ok(Some(Replaced::new(path, existing))),
+            true => Ok(Some(Replaced::new(&self.place, existing))),
             false => Err(failed("exists", path, io::ErrorKind::AlreadyExists.into())),
         }
     }
@@ -168,8 +117,8 @@ impl New<'_> {
             .map_err(|error| failed("cannot have what the source has", target.path, error))?;
         temporary.as_file().sync_all().map_err(cannot)?;
         let placed = match target.overwrite {
-            true => temporary.persist(target.path),
-            false => temporary.persist_noclobber(target.path),
+            true => temporary.persist(&target.place),
+            false => temporary.persist_noclobber(&target.place),
         };
         placed.map_err(|error| failed("could not be put in place", target.path, error.error))?;
         match directory.map_or(Ok(()), |directory| directory.sync_all()) {
@@ -180,12 +129,4 @@ impl New<'_> {
             _ => Ok(()),
         }
     }
-}
-
-pub(super) fn failed(what: &str, path: &Path, error: io::Error) -> Error {
-    refused(what, path).with_source(error)
-}
-
-fn refused(what: &str, path: &Path) -> Error {
-    Error::new(ErrorKind::Io, format!("{} {what}", path.display()))
 }

@@ -12,7 +12,7 @@ use crate::envelope::Plaintext;
 use crate::error::{Error, ErrorKind};
 use crate::format::stream::no_last_chunk;
 use crate::memory::wipe;
-use crate::suite::{ChunkSize, DekId, TAG_LEN};
+use crate::suite::{ChunkSize, DekId, InOut, TAG_LEN};
 
 /// The key of one stream: see [`Envelope::stream_decryptor`](crate::Envelope::stream_decryptor). It
 /// was checked that the stream's head belongs to the context and the AAD.
@@ -109,11 +109,18 @@ impl StreamDecryptor {
     /// chunk is the one that is shorter than the others.
     pub(super) fn open(&self, index: u64, sealed: &mut [u8]) -> Result<usize, Error> {
         if let Some((payload, tag)) = sealed.split_last_chunk_mut::<TAG_LEN>() {
-            self.key.open(index, payload, tag)?;
+            self.key.open(index, InOut::in_place(payload), tag)?;
             return Ok(payload.len());
         }
         wipe(sealed);
         Err(no_last_chunk())
+    }
+
+    /// Decrypts one chunk with its tag to `to`, which is as long as its plaintext. If it is not
+    /// authentic, `to` is wiped.
+    pub(super) fn open_to(&self, index: u64, sealed: &[u8], to: &mut [u8]) -> Result<(), Error> {
+        let (from, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or_else(no_last_chunk)?;
+        self.key.open(index, InOut { from: Some(from), to }, tag)
     }
 }
 

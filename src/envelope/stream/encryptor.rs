@@ -11,7 +11,7 @@ use crate::dek::{BegunStream, OwnedSource, StreamDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::WrappedKeys;
 use crate::format::stream::Head;
-use crate::suite::{ChunkSize, DekId, TAG_LEN};
+use crate::suite::{ChunkSize, DekId, InOut, TAG_LEN};
 
 /// The most bytes of wrapped keys and room.
 const MAX_KEY_SPACE: u32 = 2 * 65_535;
@@ -118,7 +118,7 @@ impl StreamOptions {
 /// of a fork, the next chunk fails with [`ErrorKind::Expired`].
 #[must_use = "a stream is written by its writer"]
 pub struct StreamEncryptor {
-    pub(super) key: Arc<StreamDek>,
+    key: Arc<StreamDek>,
     pub(super) head: Vec<u8>,
     pub(super) chunk: ChunkSize,
     wrapped_keys: WrappedKeys,
@@ -173,6 +173,20 @@ impl StreamEncryptor {
         let last = plaintext_len / self.chunk.bytes() as u64;
         self.chunk.check_index(last).ok()?;
         plaintext_len.checked_add((last + 1) * TAG_LEN as u64)?.checked_add(self.head.len() as u64)
+    }
+
+    /// Encrypts one chunk to the front of `to`, and its tag to the end. Without `from` the plaintext is
+    /// there. **Once for each index**: the caller counts.
+    pub(super) fn seal_chunk(
+        &self,
+        index: u64,
+        from: Option<&[u8]>,
+        to: &mut [u8],
+    ) -> Result<(), Error> {
+        let no_room = || Error::new(ErrorKind::BufferSize, "no room for the tag of a chunk");
+        let (to, tag) = to.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
+        *tag = self.key.seal(index, InOut { from, to })?;
+        Ok(())
     }
 
     /// Returns the writer of the stream. It writes nothing yet.

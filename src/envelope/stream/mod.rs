@@ -18,6 +18,7 @@ mod parallel;
 mod read;
 mod sealing;
 mod seekable;
+mod slices;
 #[cfg(feature = "tokio")]
 mod tokio;
 mod write;

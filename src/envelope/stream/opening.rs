@@ -56,23 +56,32 @@ impl Opening {
         }
     }
 
-    /// `n` bytes of the stream came. None are its end.
-    pub(super) fn filled(&mut self, n: usize) -> Result<(), Error> {
+    /// `n` bytes of the stream came. None are its end. If that makes a chunk whose plaintext fits into
+    /// `out`, it is decrypted to there, and its length returned.
+    pub(super) fn filled(&mut self, n: usize, out: &mut [u8]) -> Result<usize, Error> {
         self.filled += n;
         let is_last = n == 0;
         if !is_last && self.filled < self.buffer.len() {
-            return Ok(());
+            return Ok(0);
         }
         let sealed = self.buffer.get_mut(..self.filled).unwrap_or_default();
-        match self.decryptor.open(self.index, sealed) {
-            Ok(len) => {
-                self.plaintext = 0..len;
+        let out = sealed.len().checked_sub(TAG_LEN).and_then(|len| out.get_mut(..len));
+        let opened = match out {
+            Some(out) => {
+                let len = out.len();
+                self.decryptor.open_to(self.index, sealed, out).map(|()| (len, 0))
+            }
+            None => self.decryptor.open(self.index, sealed).map(|len| (0, len)),
+        };
+        match opened {
+            Ok((taken, left)) => {
+                self.plaintext = 0..left;
                 self.filled = 0;
                 self.index += 1;
                 if is_last {
                     self.state = State::Ended;
                 }
-                Ok(())
+                Ok(taken)
             }
             Err(error) => {
                 wipe(&mut self.buffer);

@@ -51,9 +51,7 @@ impl StreamEncryptor {
         put(&mut to, &self.head)?;
         let chunk = self.chunk.bytes();
         let seal = |index, buffer: &mut [u8]| {
-            if let Some((payload, tag)) = buffer.split_last_chunk_mut() {
-                *tag = self.key.seal(index, payload)?;
-            }
+            self.seal_chunk(index, None, buffer)?;
             Ok(buffer.len())
         };
         Ok(Line::new(from, to, (chunk, TAG_LEN)).run(threads, seal)?.read)

@@ -17,7 +17,10 @@ use super::{checked, copied};
 /// decryption every read fails. [`Error::of_io`](crate::Error::of_io) returns it. An error of the
 /// inner reader is passed on, and the next read goes on where it was.
 ///
-/// It holds one chunk, and needs no [`BufReader`](io::BufReader).
+/// It holds one chunk, and needs no [`BufReader`](io::BufReader). A chunk that fits into the buffer of
+/// a [`read`](Read::read) is decrypted to there. If it is not authentic, its place there is wiped
+/// before the read returns its error. So that buffer must not be shared with whoever may not see
+/// bytes that are not authentic, as memory that another process maps too.
 pub struct StreamReader<R> {
     opening: Opening,
     inner: R,
@@ -39,10 +42,35 @@ impl<R: Read> Read for StreamReader<R> {
         if out.is_empty() {
             return Ok(0);
         }
-        let plaintext = self.fill_buf()?;
-        let taken = copied(plaintext, out);
-        self.consume(taken);
+        while let Some(room) = self.opening.room()? {
+            let n = checked(self.inner.read(room)?, room.len())?;
+            match self.opening.filled(n, out)? {
+                0 => {}
+                taken => return Ok(taken),
+            }
+        }
+        let taken = copied(self.opening.plaintext(), out);
+        self.opening.consume(taken);
         Ok(taken)
+    }
+
+    /// Appends chunk by chunk, without the zeros that the default puts there first.
+    fn read_to_end(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
+        let mut appended = 0;
+        loop {
+            let len = match self.fill_buf() {
+                Ok([]) => return Ok(appended),
+                Ok(plaintext) => {
+                    out.try_reserve(plaintext.len())?;
+                    out.extend_from_slice(plaintext);
+                    plaintext.len()
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.consume(len);
+            appended += len;
+        }
     }
 }
 
@@ -50,7 +78,7 @@ impl<R: Read> BufRead for StreamReader<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while let Some(room) = self.opening.room()? {
             let n = checked(self.inner.read(room)?, room.len())?;
-            self.opening.filled(n)?;
+            self.opening.filled(n, &mut [])?;
         }
         Ok(self.opening.plaintext())
     }

@@ -1,7 +1,7 @@
 //! Turns plaintext into the bytes of a stream, without I/O.
 #![forbid(unsafe_code)]
 
-use super::StreamEncryptor;
+use super::{StreamEncryptor, copied};
 use crate::error::{Error, ErrorKind};
 use crate::memory::wipe;
 use crate::suite::TAG_LEN;
@@ -9,8 +9,11 @@ use crate::suite::TAG_LEN;
 /// A stream that is being written: one chunk, in plaintext or encrypted.
 pub(super) struct Sealing {
     encryptor: StreamEncryptor,
-    /// The head or an encrypted chunk on its way out, or plaintext that is collected.
+    /// First the head. Then there is room for one chunk.
     buffer: Vec<u8>,
+    /// How much of the buffer is in use: what is on its way out, or plaintext that is collected.
+    /// Behind it there is no plaintext.
+    len: usize,
     /// How much of what is on its way out was written.
     written: usize,
     index: u64,
@@ -18,9 +21,9 @@ pub(super) struct Sealing {
 }
 
 enum State {
-    /// The buffer is on its way out, and more follows.
+    /// The head or a chunk is on its way out, and more follows.
     Out,
-    /// The buffer collects plaintext.
+    /// Plaintext is collected.
     Filling,
     /// The last chunk is on its way out.
     LastOut,
@@ -31,7 +34,8 @@ enum State {
 impl Sealing {
     pub(super) fn new(mut encryptor: StreamEncryptor) -> Self {
         let buffer = std::mem::take(&mut encryptor.head);
-        Self { encryptor, buffer, written: 0, index: 0, state: State::Out }
+        let len = buffer.len();
+        Self { encryptor, buffer, len, written: 0, index: 0, state: State::Out }
     }
 
     pub(super) fn encryptor(&self) -> &StreamEncryptor {
@@ -41,7 +45,9 @@ impl Sealing {
     /// Returns the bytes that are to be written out before anything else.
     pub(super) fn pending(&self) -> &[u8] {
         match self.state {
-            State::Out | State::LastOut => self.buffer.get(self.written..).unwrap_or_default(),
+            State::Out | State::LastOut => {
+                self.buffer.get(self.written..self.len).unwrap_or_default()
+            }
             _ => &[],
         }
     }
@@ -55,8 +61,7 @@ impl Sealing {
                 State::LastOut => State::Finished,
                 _ => return,
             };
-            self.written = 0;
-            self.buffer.clear();
+            (self.written, self.len) = (0, 0);
         }
     }
 
@@ -64,18 +69,21 @@ impl Sealing {
         matches!(self.state, State::Finished)
     }
 
-    /// Takes plaintext, as much as belongs to this chunk. Nothing is pending.
+    /// Takes plaintext, as much as belongs to this chunk. Nothing is pending. A whole chunk is
+    /// encrypted from where it is.
     pub(super) fn take(&mut self, plaintext: &[u8]) -> Result<usize, Error> {
         self.check_filling()?;
         let chunk = self.encryptor.chunk.bytes();
-        // At once, so that no plaintext is left in a block that it outgrew.
-        if self.buffer.capacity() < chunk + TAG_LEN {
-            self.buffer = Vec::with_capacity(chunk + TAG_LEN);
+        self.make_room(chunk);
+        if let (0, Some(whole)) = (self.len, plaintext.get(..chunk)) {
+            self.seal(Some(whole), chunk, State::Out)?;
+            return Ok(chunk);
         }
-        let taken = plaintext.len().min(chunk - self.buffer.len());
-        self.buffer.extend_from_slice(plaintext.get(..taken).unwrap_or_default());
-        if self.buffer.len() == chunk {
-            self.seal(State::Out)?;
+        let room = self.buffer.get_mut(self.len..chunk).unwrap_or_default();
+        let taken = copied(plaintext, room);
+        self.len += taken;
+        if self.len == chunk {
+            self.seal(None, chunk, State::Out)?;
         }
         Ok(taken)
     }
@@ -83,8 +91,16 @@ impl Sealing {
     /// Encrypts the last chunk, which is the short one. Nothing is pending.
     pub(super) fn end(&mut self) -> Result<(), Error> {
         self.check_filling()?;
-        self.buffer.reserve_exact(TAG_LEN);
-        self.seal(State::LastOut)
+        self.make_room(self.len);
+        self.seal(None, self.len, State::LastOut)
+    }
+
+    /// Has room for a chunk of so many bytes. The first of a stream makes it for all of them, so no
+    /// plaintext is left in a block that it outgrew.
+    fn make_room(&mut self, chunk: usize) {
+        if self.buffer.len() < chunk + TAG_LEN {
+            self.buffer = vec![0; chunk + TAG_LEN];
+        }
     }
 
     fn check_filling(&self) -> Result<(), Error> {
@@ -98,10 +114,11 @@ impl Sealing {
     }
 
     /// A failure is final: a chunk whose index was used is never encrypted again.
-    fn seal(&mut self, next: State) -> Result<(), Error> {
-        match self.encryptor.key.seal(self.index, &mut self.buffer) {
-            Ok(tag) => {
-                self.buffer.extend_from_slice(&tag);
+    fn seal(&mut self, from: Option<&[u8]>, len: usize, next: State) -> Result<(), Error> {
+        let to = self.buffer.get_mut(..len + TAG_LEN).unwrap_or_default();
+        match self.encryptor.seal_chunk(self.index, from, to) {
+            Ok(()) => {
+                self.len = len + TAG_LEN;
                 self.index += 1;
                 self.state = next;
                 Ok(())
@@ -118,7 +135,7 @@ impl Sealing {
 impl Drop for Sealing {
     fn drop(&mut self) {
         if !matches!(self.state, State::Out | State::LastOut) {
-            wipe(&mut self.buffer);
+            wipe(self.buffer.get_mut(..self.len).unwrap_or_default());
         }
     }
 }

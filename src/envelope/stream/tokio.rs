@@ -266,7 +266,7 @@ impl<R: AsyncRead + Unpin> AsyncStreamReader<R> {
             let mut room = ReadBuf::new(room);
             ready!(Pin::new(&mut self.inner).poll_read(cx, &mut room))?;
             let n = room.filled().len();
-            self.opening.filled(n)?;
+            self.opening.filled(n, &mut [])?;
         }
         Poll::Ready(Ok(()))
     }

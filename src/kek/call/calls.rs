@@ -4,16 +4,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use super::breaker::{Admission, BreakerState, Order};
+use super::breaker::{Admission, Order};
 use super::budget::Permit;
-use super::counts::{CallCounts, Counters};
-use super::policy::{CallTarget, PolicyInForce};
+use super::policy::CallTarget;
 use super::request_counter::RequestInFlight;
-use super::target::Targets;
+use super::service::{Asked, Call, Calls, Service};
 use super::underway::{Admissions, NO_ANSWER, Underway};
-use super::{CallBounds, CallBudget, CallTerms, with_request_id};
-use crate::kek::{KekError, KekErrorClass, KekId};
-use crate::observe::{CallSpan, Operation, StoreOperation};
+use super::{CallBounds, CallBudget, with_request_id};
+use crate::kek::{KekError, KekErrorClass};
+use crate::observe::CallSpan;
 use crate::runtime::unconstrained;
 use crate::suite::jitter;
 use crate::sync::atomic::Ordering;
@@ -26,72 +25,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// tenth of it.
 const SHORTEST_TRY: u32 = 10;
 
-/// Who is called, as observers are told.
-pub(crate) enum Service {
-    Kek(KekId),
-    Store(Box<str>),
-}
-
-/// What is asked for.
-#[derive(Clone, Copy)]
-pub(crate) enum Asked {
-    OfKek(Operation),
-    OfStore(StoreOperation),
-}
-
-impl Asked {
-    /// One call reads or changes as many rows as there are, and a repetition would begin anew. So a try
-    /// may take the whole deadline.
-    fn is_of_many_rows(self) -> bool {
-        matches!(self, Self::OfStore(StoreOperation::Scan | StoreOperation::Erase))
-    }
-}
-
-/// One call: what is asked for, and who answers. A rewrap has two targets, the old entry's and the
-/// provider's own.
-pub(crate) struct Call {
-    pub(crate) asked: Asked,
-    pub(crate) target: CallTarget,
-    pub(crate) also: Option<CallTarget>,
-}
-
-/// Calls to one service behind the call policy.
-pub(crate) struct Calls {
-    pub(super) service: Service,
-    pub(super) terms: CallTerms,
-    pub(super) targets: Targets,
-    pub(super) counters: Counters,
-}
-
 impl Calls {
-    pub(crate) fn new(service: Service, terms: CallTerms) -> Self {
-        let targets = Targets::new(terms.policy, terms.clock.clone());
-        Self { service, terms, targets, counters: Counters::default() }
-    }
-
-    pub(super) fn policy(&self, target: &CallTarget) -> PolicyInForce {
-        self.terms.policy.advised(target.advice())
-    }
-
-    /// Returns the worst breaker state of its targets, and the targets whose breaker is not closed.
-    pub(crate) fn breakers(&self) -> (BreakerState, Vec<(Box<str>, BreakerState)>) {
-        let targets = self.targets.not_closed();
-        let is = |state: BreakerState| targets.iter().any(|(_, of_target)| *of_target == state);
-        let worst =
-            [BreakerState::Open, BreakerState::HalfOpen].into_iter().find(|state| is(*state));
-        (worst.unwrap_or(BreakerState::Closed), targets)
-    }
-
-    pub(crate) fn counts(&self) -> CallCounts {
-        self.counters.counts()
-    }
-
-    /// Tries once within the timeout, whatever the state of the breaker.
-    pub(crate) async fn checked<T, F>(&self, work: impl FnOnce() -> F) -> Result<T, KekError>
+    /// Asks `target` once within its timeout, whatever the state of the breaker.
+    pub(crate) async fn checked<T, F>(
+        &self,
+        target: &CallTarget,
+        work: impl FnOnce() -> F,
+    ) -> Result<T, KekError>
     where
         F: Future<Output = Result<T, KekError>> + Unpin,
     {
-        self.answer_within(self.terms.policy.timeout, work).await
+        self.answer_within(self.policy(target).timeout, work).await
     }
 
     /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
@@ -229,8 +173,10 @@ impl Calls {
             policy.timeout = policy.deadline;
         }
         let mut admissions = Admissions(Vec::new());
-        for target in std::iter::once(&target).chain(&also) {
-            self.admit(target, order, &mut admissions)?;
+        if !asked.passes_breakers() {
+            for target in std::iter::once(&target).chain(&also) {
+                self.admit(target, order, &mut admissions)?;
+            }
         }
         // The scarcer budgets first, so that no permit of the envelope is held while waiting for
         // them.

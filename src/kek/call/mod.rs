@@ -16,6 +16,7 @@ mod policy;
 mod queue;
 mod reported;
 mod request_counter;
+mod service;
 mod target;
 mod underway;
 
@@ -29,13 +30,13 @@ pub use breaker::BreakerState;
 pub(crate) use breaker::Order;
 pub use budget::CallBudget;
 pub(crate) use budget::Lane;
-pub(crate) use calls::{Asked, Call, Calls, Service};
 pub(crate) use counts::CallCounts;
 pub(crate) use policy::PolicyInForce;
 pub use policy::{CallAdvice, CallPolicy, CallTarget};
 pub use reported::report_request_id;
 pub(crate) use reported::with_request_id;
 pub(crate) use request_counter::RequestCounter;
+pub(crate) use service::{Asked, Call, Calls, Service};
 
 use super::{
     BoxFuture, Dek, Health, KekError, KekId, KekProvider, Login, UnwrappedDek, WrappedDek,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::CallBudget;
 use crate::duration;
 use crate::error::{Error, ErrorKind};
+use crate::runtime::NEEDED;
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(2);
 const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
@@ -166,7 +167,7 @@ impl CallPolicy {
             ("hedge_percentile", self.hedge_percentile.is_some_and(|percentile| percentile < 100)),
         ];
         match needs_timers.iter().find(|(_, set)| *set && !has_timers) {
-            Some((option, _)) => Err(invalid(format!("{option} needs a runtime"))),
+            Some((option, _)) => Err(invalid(format!("{option} {NEEDED}"))),
             None => Ok(policy),
         }
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::super::{KekError, KekErrorClass, KekId};
 use super::breaker::{Admission, Change};
-use super::calls::{Asked, Calls, Service};
 use super::policy::{CallTarget, PolicyInForce};
+use super::service::{Asked, Calls, Service};
 use super::target::Target;
 use crate::clock::Moment;
 use crate::error::ErrorKind;

@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind};
 use sha2::{Digest, Sha256};
 
 use crate::memory::Secret32;
-use crate::suite::{AeadKey, Backend, Nonce, Nonces, Suite, derive};
+use crate::suite::{AeadKey, Backend, InOut, Nonce, Nonces, Suite, derive};
 pub use config::Config;
 use format::{KeyFile, LocalWrapped};
 use key_file::FileOnDisk;
@@ -293,7 +293,7 @@ impl LocalKek {
             Secret32::from_slice(dek.expose()).ok_or_else(|| KekError::invalid("not a DEK"))?;
         let tag = key
             .wrap_key
-            .seal(nonce.as_bytes(), context.as_bytes(), encrypted.expose_mut())
+            .seal(nonce.as_bytes(), context.as_bytes(), InOut::in_place(encrypted.expose_mut()))
             .map_err(failed)?;
         let nonce = nonce.as_bytes().try_into().map_err(|_| KekError::invalid("not a nonce"))?;
         let wrapped =
@@ -315,7 +315,7 @@ impl LocalKek {
         let key = self.key(parts.version)?;
         let mut dek = UnwrappedDek::new(parts.dek.to_vec());
         key.wrap_key
-            .open(parts.nonce, context.as_bytes(), dek.expose_mut(), parts.tag)
+            .open(parts.nonce, context.as_bytes(), InOut::in_place(dek.expose_mut()), parts.tag)
             .map_err(|_| KekError::invalid("wrapped key or context is not right"))?;
         Ok(dek)
     }

@@ -44,7 +44,10 @@ impl Spawner {
     /// Outside a tokio runtime, or in one without timers or IO.
     pub fn current() -> Result<Self, &'static str> {
         let Some(timer) = Tokio::current() else {
-            return Err("the provider works on a tokio runtime and has to be built in one");
+            return Err(
+                "there is no tokio runtime here, and the provider works on one: build it in async code, \
+                 or within `Runtime::block_on`",
+            );
         };
         let timer = timer?;
         if !has_io() {

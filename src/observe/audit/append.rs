@@ -9,7 +9,8 @@ use super::chain::MAX_LINE;
 use super::file::sync_directory;
 use super::record::Record;
 use super::sink::{AuditSink, private};
-use crate::error::{Error, ErrorKind};
+use super::unusable;
+use crate::error::Error;
 
 /// Appends the lines to a file, and waits until they are on the disk. For the checkpoints, on a
 /// volume or a machine that the service cannot rewrite.
@@ -31,7 +32,7 @@ impl AppendTo {
     /// Opens the file, or makes it.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`].
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io).
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let failed = failed_at(path);
@@ -82,9 +83,7 @@ impl AuditSink for AppendTo {
 
 fn failed_at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.to_owned();
-    move |error| {
-        Error::new(ErrorKind::Io, format!("{}: {error}", path.display())).with_source(error)
-    }
+    move |error| unusable(path.display(), error)
 }
 
 fn name(path: &Path, number: u32) -> PathBuf {

@@ -6,12 +6,11 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::key::{AuditKey, Use};
-use super::record::Record;
+use super::record::{CheckpointFields, Record, UNAUTHENTICATED};
 use super::signature::{Ed25519Key, Ed25519Public};
 use crate::error::{Error, ErrorKind};
 use crate::hex;
@@ -22,33 +21,6 @@ pub(super) const CHECKPOINT: &str = "checkpoint";
 const DOMAIN: &[u8] = b"waxseal.audit.v1 checkpoint\0";
 const ED25519: &str = "Ed25519";
 const HMAC: &str = "HMAC-SHA-256";
-/// Without a key. It says something only once it has left the machine.
-const NONE: &str = "none";
-
-/// What the record of a checkpoint says.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct CheckpointFields {
-    /// The hash of the record before this one.
-    pub head: String,
-    /// The sequence of the authenticated checkpoint before this one. 0 in the first.
-    pub previous_sequence: u64,
-    /// The hash of that checkpoint. In the first, the start of the chain.
-    pub previous: String,
-    /// `Ed25519`, `HMAC-SHA-256` or `none`.
-    pub algorithm: Cow<'static, str>,
-    /// Names the key: see [`CheckpointKey::id`].
-    pub key_id: String,
-    /// The signature or the MAC, in hexadecimal digits.
-    pub signature: String,
-}
-
-impl CheckpointFields {
-    /// Whether it claims to be authenticated.
-    pub(super) fn is_signed(&self) -> bool {
-        self.algorithm != NONE
-    }
-}
 
 /// The key that authenticates checkpoints. It shows nothing in Debug.
 #[derive(Debug)]
@@ -303,7 +275,7 @@ pub(super) fn checkpoint(
         Some((key.algorithm(), key.id(), signature))
     });
     let (algorithm, key_id, signature) =
-        authenticated.unwrap_or((NONE, String::new(), String::new()));
+        authenticated.unwrap_or((UNAUTHENTICATED, String::new(), String::new()));
     let fields = CheckpointFields {
         head: chain.head.to_string(),
         previous_sequence: previous.sequence,
@@ -359,7 +331,10 @@ mod tests {
                 Checkpoint { trail: TrailId::read("0123456789abcdee").unwrap(), ..made.clone() },
                 Checkpoint { fields: fields(|f| f.signature.clear()), ..made.clone() },
                 Checkpoint { fields: fields(|f| f.signature = "0".repeat(128)), ..made.clone() },
-                Checkpoint { fields: fields(|f| f.algorithm = NONE.into()), ..made.clone() },
+                Checkpoint {
+                    fields: fields(|f| f.algorithm = UNAUTHENTICATED.into()),
+                    ..made.clone()
+                },
             ] {
                 assert!(!verifier.accepts(&changed), "{changed:?}");
             }

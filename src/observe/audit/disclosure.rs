@@ -1,12 +1,16 @@
-//! Which values of an encryption context a record shows.
+//! Which values of an encryption context a record shows, and the settings of a data domain.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::key::AuditKey;
-use super::of_domain::DomainAudit;
 use super::record::ContextValue;
 use crate::context::EncryptionContext;
+use crate::error::{Error, ErrorKind};
+
+/// How often there may be summaries.
+pub(super) const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
 /// How the value of a pair of the encryption context appears in records. Its name always does,
 /// and so does the name of a data domain, which operators choose.
@@ -23,6 +27,82 @@ pub enum Disclosure {
     /// Not at all. The default.
     #[default]
     LeftOut,
+}
+
+/// What an audit trail shows of one data domain. What is not set here is as the trail's builder says.
+///
+/// ```
+/// use std::time::Duration;
+/// use waxseal::audit::Disclosure;
+/// use waxseal::domain::{DomainAudit, DomainConfig};
+///
+/// let settings = DomainAudit::default()
+///     .context_value("table", Disclosure::Clear)
+///     .context_value("tenant", Disclosure::Hashed)
+///     .access_summaries(Duration::from_secs(10));
+/// let config = DomainConfig::default()
+///     .wrap_with("local:/var/lib/app/orders.kek?name=orders")
+///     .audit(settings);
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[must_use]
+pub struct DomainAudit {
+    context_values: BTreeMap<String, Disclosure>,
+    other_context_values: Option<Disclosure>,
+    #[cfg_attr(feature = "serde", serde(with = "crate::duration"))]
+    access_summaries: Option<Duration>,
+}
+
+impl DomainAudit {
+    /// Sets how the value of one name of the encryption context appears in records.
+    pub fn context_value(mut self, name: impl Into<String>, shown: Disclosure) -> Self {
+        self.context_values.insert(name.into(), shown);
+        self
+    }
+
+    /// Sets how the values of all names appear that neither the domain nor the trail names.
+    pub fn other_context_values(mut self, shown: Disclosure) -> Self {
+        self.other_context_values = Some(shown);
+        self
+    }
+
+    /// Sets how often a record says how many messages each DEK encrypted or decrypted: at least a
+    /// second. With 0 the domain has no such records.
+    pub fn access_summaries(mut self, every: Duration) -> Self {
+        self.access_summaries = Some(every);
+        self
+    }
+
+    fn shown(&self, name: &str) -> Option<Disclosure> {
+        self.context_values.get(name).copied()
+    }
+
+    /// How often there are summaries, 0 for never, if the domain says.
+    pub(super) fn summaries_every(&self) -> Option<Duration> {
+        self.access_summaries
+    }
+
+    fn usual(&self) -> Option<Disclosure> {
+        self.other_context_values
+    }
+
+    pub(super) fn check(&self, has_context_key: bool) -> Result<(), Error> {
+        let refused = |detail: &'static str| Err(Error::new(ErrorKind::InvalidOption, detail));
+        let is_hashed = |shown: &Disclosure| *shown == Disclosure::Hashed && !has_context_key;
+        if self.context_values.values().any(is_hashed) {
+            return refused("context_values: hashed values need the trail's context_key");
+        }
+        if self.other_context_values.as_ref().is_some_and(is_hashed) {
+            return refused("other_context_values: hashed values need the trail's context_key");
+        }
+        match self.access_summaries {
+            Some(every) if !every.is_zero() && every < SHORTEST_SUMMARY => {
+                refused("access_summaries: at least a second, or 0 for none")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The rule for each name.

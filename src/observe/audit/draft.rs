@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ledger::rfc3339;
-use super::of_domain::DomainAudit;
-use super::record::Record;
+use super::disclosure::DomainAudit;
+use super::record::{Record, rfc3339};
 use crate::caller::{Action, Caller};
 use crate::clock::Moment;
 use crate::context::EncryptionContext;

@@ -7,17 +7,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use super::chain::{Chain, MAX_LINE, TrailId, record_of};
-use super::checkpoint::{CheckpointFields, CheckpointKey, Link, checkpoint};
+use super::checkpoint::{CheckpointKey, Link, checkpoint};
 use super::disclosure::Disclosures;
 use super::draft::Draft;
 use super::file::names::file_name;
 use super::file::{FileState, MovedAside, TrailFiles};
 use super::queue::Dropped;
-use super::record::{Record, TrailFields};
+use super::record::{CheckpointFields, Record, TrailFields, rfc3339};
 use super::resume::Resumed;
 use super::sink::{Taken, WatchedSink};
 use crate::clock::{Clock, Moment};
@@ -430,11 +427,4 @@ fn cut(record: Record) -> Record {
     let record =
         Record { context: None, configuration: Default::default(), kek_ids: Vec::new(), ..record };
     record.with_message("cut: the record was longer than a line may be".to_owned())
-}
-
-/// Writes nanoseconds since 1970. What RFC 3339 cannot say, years beyond 9999, is the last it can.
-pub(super) fn rfc3339(nanos: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).ok();
-    let text = time.and_then(|time| time.format(&Rfc3339).ok());
-    text.unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
 }

@@ -25,6 +25,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+use std::{fmt, io};
+
+use crate::error::{Error, ErrorKind};
+
 mod append;
 mod chain;
 mod checkpoint;
@@ -47,15 +51,23 @@ mod writer;
 
 pub use append::AppendTo;
 pub use chain::ChainHash;
-pub use checkpoint::{Checkpoint, CheckpointFields, CheckpointKey, CheckpointVerifier};
-pub use disclosure::Disclosure;
+pub use checkpoint::{Checkpoint, CheckpointKey, CheckpointVerifier};
+pub use disclosure::{Disclosure, DomainAudit};
 pub use file::{SyncPolicy, TrailDirectory};
 pub use key::AuditKey;
-pub use of_domain::DomainAudit;
 pub use queue::Backpressure;
-pub use record::{ContextValue, Record, TrailFields};
+pub use record::{CheckpointFields, ContextValue, Record, TrailFields};
 pub use sink::AuditSink;
 #[cfg(feature = "tracing")]
 pub use sink::TracingSink;
 pub use trail::{AuditStatistics, AuditTrail, AuditTrailBuilder};
 pub use verify::{Fault, FaultKind, Verification, Verifier};
+
+/// The words of the system stand in the cause, so that no text is told twice. Those of the library
+/// have no cause.
+fn unusable(what: impl fmt::Display, error: io::Error) -> Error {
+    match error.raw_os_error() {
+        Some(_) => Error::new(ErrorKind::Io, what.to_string()).with_source(error),
+        None => Error::new(ErrorKind::Io, format!("{what}: {error}")),
+    }
+}

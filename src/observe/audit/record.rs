@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-
-use super::checkpoint::CheckpointFields;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// One record of an audit trail.
 ///
@@ -127,6 +127,34 @@ pub struct Record {
     pub checkpoint: Option<CheckpointFields>,
 }
 
+/// The algorithm of a checkpoint without a key. It says something only once it has left the machine.
+pub(super) const UNAUTHENTICATED: &str = "none";
+
+/// What the record of a checkpoint says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct CheckpointFields {
+    /// The hash of the record before this one.
+    pub head: String,
+    /// The sequence of the authenticated checkpoint before this one. 0 in the first.
+    pub previous_sequence: u64,
+    /// The hash of that checkpoint. In the first, the start of the chain.
+    pub previous: String,
+    /// `Ed25519`, `HMAC-SHA-256` or `none`.
+    pub algorithm: Cow<'static, str>,
+    /// Names the key: see [`CheckpointKey::id`](super::CheckpointKey::id).
+    pub key_id: String,
+    /// The signature or the MAC, in hexadecimal digits.
+    pub signature: String,
+}
+
+impl CheckpointFields {
+    /// Whether it claims to be authenticated.
+    pub(super) fn is_signed(&self) -> bool {
+        self.algorithm != UNAUTHENTICATED
+    }
+}
+
 /// What the records `trail_file_opened` and `trail_resumed` say about the trail.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -194,4 +222,11 @@ impl Record {
         self.message = Some(message);
         self
     }
+}
+
+/// Writes nanoseconds since 1970. What RFC 3339 cannot say, years beyond 9999, is the last it can.
+pub(super) fn rfc3339(nanos: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).ok();
+    let text = time.and_then(|time| time.format(&Rfc3339).ok());
+    text.unwrap_or_else(|| "9999-12-31T23:59:59Z".to_owned())
 }

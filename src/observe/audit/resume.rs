@@ -11,6 +11,7 @@ use std::path::Path;
 use super::chain::Chain;
 use super::checkpoint::{CheckpointVerifier, Link};
 use super::file::names;
+use super::unusable;
 use super::verify::{Fault, FaultKind, Passed, Verifier};
 use crate::error::{Error, ErrorKind};
 
@@ -41,10 +42,7 @@ pub(super) struct Resumed {
 /// [`ErrorKind::Io`], naming file and line, if it is not as it was written, or if there are keys and
 /// no such checkpoint.
 pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<End, Error> {
-    let failed = |error: io::Error| {
-        let detail = format!("audit trail in {}: {error}", directory.display());
-        Error::new(ErrorKind::Io, detail).with_source(error)
-    };
+    let failed = |error| unusable(format_args!("audit trail in {}", directory.display()), error);
     let all = names::numbers(directory).map_err(failed)?;
     let numbers = written(directory, &all).map_err(failed)?;
     let Some(&last) = numbers.last() else { return Ok(End::Nothing) };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checkpoint::{CheckpointKey, CheckpointVerifier};
-use super::disclosure::{Disclosure, Disclosures};
+use super::disclosure::{Disclosure, Disclosures, SHORTEST_SUMMARY};
 use super::draft::Draft;
 use super::file::{TrailDirectory, TrailFiles};
 use super::key::AuditKey;
@@ -14,6 +14,7 @@ use super::ledger::{CheckpointTerms, Ledger, LedgerTerms};
 use super::queue::{Backpressure, Queue};
 use super::resume::{self, End};
 use super::sink::{AuditSink, WatchedSink};
+use super::unusable;
 use super::writer::Writer;
 use crate::clock::Clock;
 #[cfg(any(test, feature = "test-util"))]
@@ -27,7 +28,6 @@ const DEFAULT_CHECKPOINT_RECORDS: u64 = 1000;
 const DEFAULT_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 const DEFAULT_CLOSE_WITHIN: Duration = Duration::from_secs(5);
 const MAX_SERVICE: usize = 256;
-pub(super) const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
 /// An audit trail: an [`Observer`] that keeps a record of every event.
 ///
@@ -328,9 +328,7 @@ impl AuditTrailBuilder {
             sinks: self.sinks,
             clock: self.clock.clone(),
         };
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
-        };
+        let failed = |error| unusable("audit trail", error);
         let mut ledger = Ledger::new(terms, files, resumed)?;
         ledger.begin().map_err(failed)?;
         let capacity = self.capacity.unwrap_or(DEFAULT_CAPACITY);

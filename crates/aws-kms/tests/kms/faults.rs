@@ -5,19 +5,20 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use waxseal_testing::{fault_proxy, kms_child, kms_front, support};
+use waxseal_testing::{fault_proxy, kms_front, support};
 
 use aws_credential_types::provider::future;
 use aws_sdk_kms::config::{Credentials, ProvideCredentials, SharedCredentialsProvider};
 use fault_proxy::FaultProxy;
 use futures_util::stream::{self, StreamExt};
-use kms_child::KmsChild;
+use kms_front::child;
 use kms_front::{Effect, Fault, KmsFront, Login, State, client_at};
 use support::context;
 use waxseal::kek::{KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Aad, CallPolicy, Dek, Envelope, ErrorKind, Limits};
 use waxseal_aws_kms::AwsKmsKek;
 use waxseal_testing::faults::{Fault as Case, Stage, assert_shown, met};
+use waxseal_testing::server_child::ServerChild;
 
 const REGION: &str = "eu-west-1";
 const TRIES: usize = 3;
@@ -296,14 +297,14 @@ async fn a_wrong_context_is_refused_by_kms_and_nobody_else_notices() {
 
 #[test]
 fn the_front_as_a_process_of_its_own() {
-    kms_child::child_s_part();
+    child::child_s_part();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on() {
-    let child = KmsChild::start("faults::the_front_as_a_process_of_its_own");
-    let client = client_at(child.url(), kms_child::REGION, &kms_child::login());
-    let kek = AwsKmsKek::builder(kms_child::ARN).client(client).build().await.unwrap();
+    let child = ServerChild::start("faults::the_front_as_a_process_of_its_own");
+    let client = client_at(child.url(), child::REGION, &child::login());
+    let kek = AwsKmsKek::builder(child::ARN).client(client).build().await.unwrap();
     let builder = || Envelope::builder().wrap_with(kek.clone()).call_policy(patient());
     let writer = builder().build().unwrap();
     let sealed = writer.encrypt(&context("alice"), Aad::empty(), b"text").await.unwrap();

@@ -8,9 +8,10 @@ use waxseal::kek::{KekProvider, UnwrappedDek};
 use waxseal_aws_kms::AwsKmsKek;
 use zeroize::Zeroizing;
 
-use waxseal_testing::kms_child::{self, KmsChild};
+use waxseal_testing::kms_front::child as kms_child;
 use waxseal_testing::kms_front::client_at;
 use waxseal_testing::scan::Needle;
+use waxseal_testing::server_child::ServerChild;
 use waxseal_testing::support::context;
 
 const DEKS: usize = 3;
@@ -28,7 +29,7 @@ pub struct Found {
 
 /// Has DEKs wrapped and unwrapped. `child` is the name of the test that plays the front.
 pub fn run(child: &str) -> Found {
-    let front = KmsChild::start(child);
+    let front = ServerChild::start(child);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut needles: Vec<(Needle, Needle)> = Vec::new();

@@ -34,6 +34,7 @@ fn every() -> Vec<Config> {
     ];
     let full = Config::new(HSM, "cards")
         .algorithm(Algorithm::A256Gcm)
+        .former_keys(["https://old.vault.azure.net/keys/a", "https://old.vault.azure.net/keys/b"])
         .authority_host("https://login.microsoftonline.us")
         .address("10.0.0.4:443".parse().unwrap())
         .ca_file("/etc/ca.pem")

@@ -42,7 +42,7 @@ fn changes() -> Vec<Change> {
             end: |world| world.newest(HSM, "cards").expires = None,
             wrap: Some(Denied),
             unwrap: None,
-            health: Some(Denied),
+            health: None,
         },
         Change {
             name: "the version is not valid yet",
@@ -50,7 +50,7 @@ fn changes() -> Vec<Change> {
             end: |world| world.newest(HSM, "cards").not_before = None,
             wrap: Some(Denied),
             unwrap: None,
-            health: Some(Denied),
+            health: None,
         },
         Change {
             name: "the key permits nothing",
@@ -219,4 +219,37 @@ async fn health_tells_that_a_key_exists_from_that_it_may_be_used() {
     ground.azure.world().newest(HSM, "cards").expires = Some(now() + 3 * 24 * 3600);
     let Health::Degraded(text) = read.health().await.unwrap() else { panic!("it ends soon") };
     assert!(text.contains("expires in 2 days"), "{text}");
+}
+
+/// A reader does not care whether the newest version wraps.
+#[tokio::test]
+async fn health_says_of_a_key_that_only_unwraps_that_it_is_degraded() {
+    let ground = Ground::new();
+    let kek = ground.hsm("cards");
+    let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
+    let begins: [(&str, fn(&mut World)); 3] = [
+        ("has expired", |world| world.newest(HSM, "cards").expires = Some(now() - 10)),
+        ("is not valid yet", |world| world.newest(HSM, "cards").not_before = Some(now() + 1000)),
+        ("does not permit encrypt", |world| {
+            world.key(HSM, "cards").operations.retain(|it| *it != "encrypt")
+        }),
+    ];
+    for (why, begin) in begins {
+        begin(&mut ground.azure.world());
+        let Health::Degraded(text) = kek.health().await.unwrap() else { panic!("{why}") };
+        assert!(text.contains("unwraps") && text.contains(why), "{text}");
+        assert_eq!(
+            kek.wrap(&context("alice"), &dek()).await.unwrap_err().class(),
+            KekErrorClass::Denied
+        );
+        kek.unwrap(&context("alice"), &wrapped).await.unwrap();
+        let mut world = ground.azure.world();
+        world.newest(HSM, "cards").expires = None;
+        world.newest(HSM, "cards").not_before = None;
+    }
+    ground.azure.world().key(HSM, "cards").operations.push("encrypt");
+    assert_eq!(kek.health().await.unwrap(), Health::Ready);
+    ground.azure.world().key(HSM, "cards").operations.retain(|it| *it != "decrypt");
+    let Health::Degraded(text) = kek.health().await.unwrap() else { panic!("it wraps only") };
+    assert!(text.contains("wraps, and does not permit decrypt"), "{text}");
 }

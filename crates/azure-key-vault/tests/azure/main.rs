@@ -5,6 +5,7 @@
 mod config;
 mod conformance;
 mod faults;
+mod former;
 mod ground;
 mod keys;
 mod logins;

@@ -10,6 +10,7 @@ use waxseal_google_kms::GoogleKmsKek;
 use waxseal_testing::certificates::{Authority, Certificate};
 use waxseal_testing::fault_proxy::Fault as Line;
 use waxseal_testing::google::{Effect, Fault, child};
+use waxseal_testing::server_child::ServerChild;
 use waxseal_testing::support::{a_dek, context};
 
 use crate::{Ground, patient};
@@ -123,7 +124,7 @@ fn the_stand_in_as_a_process_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cloud_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on() {
-    let child = child::GoogleChild::start("connections::the_stand_in_as_a_process_of_its_own");
+    let child = ServerChild::start("connections::the_stand_in_as_a_process_of_its_own");
     let builder =
         GoogleKmsKek::builder(child::KEY).endpoint(child.url()).metadata_server_at(child.url());
     let kek = builder.build().await.unwrap();

@@ -157,6 +157,22 @@ fn cases() -> Vec<Case<Ground>> {
             |g| in_scope(g, false),
             |g| in_scope(g, true),
         ),
+        by_answer("outside the perimeter", Misconfigured, |g| {
+            let status = waxseal_testing::google::status::outside_the_perimeter();
+            g.front.fail(Fault::new(Effect::Fails(status)));
+        }),
+        by_answer("a refusal for an unknown reason", Misconfigured, |g| {
+            let status = Status::new(Code::PermissionDenied, "something nobody has read before");
+            let status = status.with_info("BRAND_NEW", "googleapis.com", serde_json::json!({}));
+            g.front.fail(Fault::new(Effect::Fails(status)));
+        }),
+        by_answer("IAM's refusal without details", Denied, |g| {
+            let message = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'x' (or it may not exist).";
+            status(&g.front, Code::PermissionDenied, message);
+        }),
+        by_answer("something else not found", Misconfigured, |g| {
+            status(&g.front, Code::NotFound, "Requested entity was not found.");
+        }),
         by_answer("a proxy's 403", Misconfigured, |g| {
             g.front.fail(Fault::new(Effect::Raw(403, "<html>blocked</html>")));
         })

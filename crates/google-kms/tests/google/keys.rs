@@ -5,7 +5,7 @@ use std::time::Duration;
 use waxseal::kek::{Health, KekErrorClass, KekProvider};
 use waxseal::{Aad, CallBudget, Envelope, WrappedDek, inspect};
 use waxseal_google_kms::HealthCheck;
-use waxseal_testing::google::{Effect, Fault, Protection, State};
+use waxseal_testing::google::{Effect, Fault, Names, PROJECT, Protection, State};
 use waxseal_testing::support::{a_dek, context};
 
 use crate::{Ground, patient};
@@ -87,6 +87,51 @@ async fn a_former_key_of_another_project_still_unwraps_and_its_messages_move() {
         .map(|name| kek.target(&waxseal::KekId::new(name).unwrap()).name().to_owned())
         .into();
     assert_eq!(names, [ground.key.as_str(), elsewhere]);
+}
+
+/// Google takes either name of a project. Which of them stands in answers, no page says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_project_may_be_named_by_its_number_and_answers_by_its_id() {
+    let ground = Ground::software();
+    ground.front.world().project_numbers.insert(PROJECT.to_owned(), "123456789012".to_owned());
+    let by_number = ground.key.replace(PROJECT, "projects/123456789012");
+    let alice = context("alice");
+    for names in [Names::AsAsked, Names::ById, Names::ByNumber] {
+        ground.front.world().names = names;
+        for key in [&ground.key, &by_number] {
+            let kek = ground.builder(key).build().await.unwrap();
+            let dek = a_dek();
+            let wrapped = kek.wrap(&alice, &dek).await.unwrap();
+            // The id is the name that was configured, whatever the answer says.
+            assert_eq!(wrapped.kek_id().as_str(), key, "{names:?}");
+            assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
+            assert_eq!(kek.read_key().await.unwrap().name, *key);
+            assert_eq!(kek.target(kek.id()).name(), key);
+            assert_eq!(kek.is_current(&wrapped), Some(true));
+        }
+    }
+}
+
+/// Two names of one key are two KEK ids. `former_keys` joins them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_under_the_other_name_of_a_project_need_it_as_a_former_key() {
+    let ground = Ground::software();
+    ground.front.world().project_numbers.insert(PROJECT.to_owned(), "123456789012".to_owned());
+    let by_number = ground.key.replace(PROJECT, "projects/123456789012");
+    let alice = context("alice");
+    let before = ground.builder(&by_number).build().await.unwrap();
+    let dek = a_dek();
+    let wrapped = before.wrap(&alice, &dek).await.unwrap();
+    let strict = ground.kek().await;
+    assert!(!strict.recognises(wrapped.kek_id()));
+    let error = strict.unwrap(&alice, &wrapped).await.unwrap_err();
+    assert_eq!((error.class(), error.was_asked()), (KekErrorClass::Invalid, false));
+    let kek = ground.builder(&ground.key).former_keys([&by_number]).build().await.unwrap();
+    assert_eq!(kek.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
+    assert_eq!(kek.is_current(&wrapped), Some(false), "a rewrap writes the new name");
+    let moved = kek.rewrap(&alice, &wrapped).await.unwrap();
+    assert_eq!(moved.kek_id().as_str(), ground.key);
+    strict.unwrap(&alice, &moved).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

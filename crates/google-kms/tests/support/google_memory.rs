@@ -7,8 +7,9 @@
 use data_encoding::BASE64;
 use waxseal::kek::{KekProvider, UnwrappedDek};
 use waxseal_google_kms::GoogleKmsKek;
-use waxseal_testing::google::child::{GoogleChild, KEY};
+use waxseal_testing::google::child::KEY;
 use waxseal_testing::scan::Needle;
+use waxseal_testing::server_child::ServerChild;
 use waxseal_testing::support::context;
 use zeroize::Zeroizing;
 
@@ -27,7 +28,7 @@ pub struct Found {
 
 /// Has DEKs wrapped and unwrapped. `child` is the name of the test that plays the stand-in.
 pub fn run(child: &str) -> Found {
-    let front = GoogleChild::start(child);
+    let front = ServerChild::start(child);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut needles: Vec<(Needle, Needle)> = Vec::new();

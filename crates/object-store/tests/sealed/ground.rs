@@ -1,10 +1,10 @@
 //! Stores to test with.
 
+use crate::version::{ContentId, ObjectKeys, SealedStore, SealedStoreBuilder, sealing_error};
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectStore, ObjectStoreExt, PutResult};
 use waxseal::{EncryptionContext, Envelope, ErrorKind, kek::local::LocalKek};
-use waxseal_object_store::v0_14::{ObjectKeys, SealedStore, SealedStoreBuilder, sealing_error};
 
 pub(crate) const CHUNK: u64 = 4096;
 pub(crate) const SEALED_CHUNK: u64 = CHUNK + 16;
@@ -39,6 +39,17 @@ pub(crate) fn plaintext(len: u64) -> Vec<u8> {
 
 pub(crate) async fn get(store: &impl ObjectStore, path: &Path) -> object_store::Result<Bytes> {
     store.get(path).await?.bytes().await
+}
+
+/// The id of what was just written: as the result tells it, and as the object has it.
+pub(crate) async fn id_of<S: ObjectStore>(
+    sealed: &SealedStore<S>,
+    path: &Path,
+    put: &PutResult,
+) -> ContentId {
+    let id = sealed.content_id(path).await.unwrap();
+    assert!(crate::told_by_put(put).is_none_or(|told| told == id));
+    id
 }
 
 /// The kind of the library's own error.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::version::{Binding, ContentId, ObjectKeys, SealedStore};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::memory::InMemory;
@@ -11,7 +12,6 @@ use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
 use waxseal::kek::local::LocalKek;
 use waxseal::kek::{KekErrorClass, scripted::ScriptedKek};
 use waxseal::{EncryptionContext, Envelope, ErrorKind};
-use waxseal_object_store::v0_14::{Binding, ContentId, ObjectKeys, SealedStore};
 
 use super::ground::*;
 use super::scripted::{Act, Scripted};
@@ -336,7 +336,7 @@ async fn a_content_id_is_looked_for_in_the_store_before_it_is_refused() {
     writer.put(&path, "old".into()).await.unwrap();
     assert_eq!(reader.get_range(&path, 0..3).await.unwrap(), "old");
     let put = writer.put(&path, "new".into()).await.unwrap();
-    let id = *put.extensions.get::<ContentId>().unwrap();
+    let id = id_of(&writer, &path, &put).await;
     let demanding = |id: ContentId| {
         let mut options = GetOptions::new().with_range(Some(0..3));
         options.extensions.insert(id);
@@ -398,7 +398,7 @@ async fn an_object_in_place_of_another_is_refused_where_the_aad_binds_it() {
         let (a, b) = (Path::from(a), Path::from(b));
         let put = sealed.put(&a, "of a".into()).await.unwrap();
         sealed.put(&b, "of b".into()).await.unwrap();
-        let ids = *put.extensions.get::<ContentId>().unwrap();
+        let ids = id_of(&sealed, &a, &put).await;
         scripted.bare().copy_opts(&b, &a, Default::default()).await.unwrap();
         let got = get(&sealed, &a).await;
         match is_refused {
@@ -418,7 +418,8 @@ async fn an_object_in_place_of_another_is_refused_where_the_aad_binds_it() {
                 let text = "another content id";
                 assert!(is_refused || refused.to_string().contains(text), "{refused}");
                 let there = sealed.get_opts(&b, options.clone()).await.unwrap();
-                let id = *there.extensions.get::<ContentId>().unwrap();
+                let id = sealed.content_id(&b).await.unwrap();
+                assert!(crate::told_by_get(&there).is_none_or(|told| told == id));
                 assert!(sealed.get_opts(&b, with(id)).await.is_ok());
                 assert!(id != ids && ContentId::from_bytes(*id.as_bytes()) == id);
             }

@@ -1,10 +1,10 @@
 //! Any part of an object, against the plaintext.
 
+use crate::version::SealedStore;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
 use proptest::prelude::*;
-use waxseal_object_store::v0_14::SealedStore;
 
 use super::ground::*;
 use super::scripted::{Act, Scripted};

@@ -5,12 +5,12 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::time::SystemTime;
 
+use crate::version::{Binding, ObjectKeys, SealedStore};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 use waxseal::{Aad, StreamOptions};
-use waxseal_object_store::v0_14::{Binding, ObjectKeys, SealedStore};
 
 use super::ground::*;
 use super::scripted::{Call, Scripted};

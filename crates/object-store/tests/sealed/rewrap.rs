@@ -2,14 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::version::{ObjectKeys, RewrapOptions, Rewrapped, SealedStore, SealedStoreBuilder};
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{Attribute, Attributes, ObjectStore, ObjectStoreExt, PutOptions};
 use waxseal::{Envelope, ErrorKind, kek::local::LocalKek};
-use waxseal_object_store::v0_14::{
-    ContentId, ObjectKeys, RewrapOptions, Rewrapped, SealedStore, SealedStoreBuilder,
-};
 
 use super::ground::*;
 use super::scripted::{Act, Scripted};
@@ -56,7 +54,7 @@ async fn a_rewrapped_object_opens_with_the_new_kek_alone_and_is_the_same() {
         let options = PutOptions { attributes: attributes.clone(), ..Default::default() };
         let before = keks.before(scripted.clone()).build().unwrap();
         let put = before.put_opts(&path, text.clone().into(), options).await.unwrap();
-        let id = *put.extensions.get::<ContentId>().unwrap();
+        let id = id_of(&before, &path, &put).await;
         assert!(get(&keks.after(scripted.clone()), &path).await.is_err());
 
         let moving = keks.moving(scripted.clone()).single_put(single_put).build().unwrap();
@@ -64,7 +62,7 @@ async fn a_rewrapped_object_opens_with_the_new_kek_alone_and_is_the_same() {
         let after = keks.after(scripted.clone());
         let got = after.get(&path).await.unwrap();
         assert_eq!(got.attributes, attributes);
-        assert_eq!(*got.extensions.get::<ContentId>().unwrap(), id);
+        assert_eq!(after.content_id(&path).await.unwrap(), id);
         assert!(got.bytes().await.unwrap() == text);
         // The other one has the DEK in memory.
         let before = keks.before(scripted.clone()).build().unwrap();
@@ -190,6 +188,40 @@ async fn an_object_that_others_overwrite_meanwhile_stays_theirs() {
             scripted.behave();
             assert!(get(&keks.after(scripted.clone()), &path).await.unwrap() == new, "{nth}");
         }
+    }
+}
+
+/// There are stores that overlook `If-Match` in writes. Nothing is lost there but what is written
+/// between the last look and the write.
+#[tokio::test]
+async fn where_the_store_overlooks_conditions_an_object_is_looked_at_right_before_it_is_replaced() {
+    let (keks, scripted) = (Keks::make(), Scripted::new(InMemory::new()));
+    let path = Path::from("a");
+    let moving = keks.moving(scripted.clone()).build().unwrap();
+    let before = keks.before(InMemory::new()).build().unwrap();
+    let (old, new) = (plaintext(10_000), plaintext(12_000));
+    before.put(&path, new.clone().into()).await.unwrap();
+    let theirs = before.inner().get(&path).await.unwrap().bytes().await.unwrap();
+    let before = keks.before(scripted.clone()).build().unwrap();
+    // After the chunks were read, and after the last look.
+    for (nth, is_lost) in [(1, false), (2, true)] {
+        before.put(&path, old.clone().into()).await.unwrap();
+        let (bare, at, theirs) = (scripted.clone(), path.clone(), theirs.clone());
+        let overwrite = Act::Then(Arc::new(move || {
+            let (bare, at, theirs) = (bare.clone(), at.clone(), theirs.clone());
+            Box::pin(async move {
+                bare.bare().put_opts(&at, theirs.into(), Default::default()).await.unwrap();
+            })
+        }));
+        scripted.script(move |n, call| match call.operation {
+            "put" => Act::Unconditional,
+            _ if n == nth => overwrite.clone(),
+            _ => Act::Pass,
+        });
+        assert_eq!(moving.rewrap(&path).await.unwrap(), Rewrapped::Changed);
+        scripted.behave();
+        let is = get(&keks.after(scripted.clone()), &path).await.unwrap();
+        assert!(is == if is_lost { &old } else { &new }, "{nth}");
     }
 }
 

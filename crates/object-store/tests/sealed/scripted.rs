@@ -12,7 +12,7 @@ use futures_util::{FutureExt, StreamExt};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetRange, GetResult, GetResultPayload, ListResult,
-    MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload,
+    MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
     PutResult, RenameOptions, Result, UploadPart,
 };
 
@@ -50,6 +50,8 @@ pub(crate) enum Act {
     Turn(usize),
     /// Answers another thing.
     Change(Change),
+    /// Does it, and overlooks its condition.
+    Unconditional,
     /// Does it, and then something else, before it answers.
     Then(Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>),
 }
@@ -147,9 +149,12 @@ impl ObjectStore for Scripted {
         &self,
         path: &Path,
         payload: PutPayload,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> Result<PutResult> {
         let told = self.ask("put", path, &GetOptions::new(), payload.content_length());
+        if let Act::Unconditional = told {
+            options.mode = PutMode::Overwrite;
+        }
         act(told, self.0.inner.put_opts(path, payload, options)).await
     }
 
@@ -166,15 +171,8 @@ impl ObjectStore for Scripted {
     async fn get_opts(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         let told = self.ask("get", path, &options, 0);
         let result = act(told.clone(), self.0.inner.get_opts(path, options)).await?;
-        let GetResult { meta, range, attributes, extensions, .. } = &result;
-        let empty = || GetResultPayload::Stream(stream::empty().boxed());
-        let mut answer = GetResult {
-            payload: empty(),
-            meta: meta.clone(),
-            range: range.clone(),
-            attributes: attributes.clone(),
-            extensions: extensions.clone(),
-        };
+        let empty = GetResultPayload::Stream(stream::empty().boxed());
+        let mut answer = crate::with_payload(&result, empty);
         let mut bytes = result.bytes().await?.to_vec();
         let (mut piece, mut breaks) = (usize::MAX, false);
         match told {

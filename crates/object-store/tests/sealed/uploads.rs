@@ -3,13 +3,13 @@
 use std::task::Poll;
 use std::time::Duration;
 
+use crate::version::SealedStore;
 use futures_util::FutureExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     Attribute, Attributes, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions,
 };
-use waxseal_object_store::v0_14::{ContentId, SealedStore};
 
 use super::ground::*;
 use super::scripted::{Act, Scripted};
@@ -52,7 +52,7 @@ async fn parts_have_one_length_and_at_least_5_mib_but_the_last() {
             upload.put_part(part.to_vec().into()).await.unwrap();
         }
         upload.put_part(rest.to_vec().into()).await.unwrap();
-        let id = *upload.complete().await.unwrap().extensions.get::<ContentId>().unwrap();
+        let put = upload.complete().await.unwrap();
         let calls = scripted.take_calls();
         let parts: Vec<_> = calls
             .iter()
@@ -63,8 +63,33 @@ async fn parts_have_one_length_and_at_least_5_mib_but_the_last() {
         assert!(others.iter().all(|part| *part as u64 >= least && part == &others[0]), "{parts:?}");
         assert!(*last <= others.first().copied().unwrap_or(usize::MAX), "{parts:?}");
         let got = sealed.get(&path()).await.unwrap();
-        assert_eq!(*got.extensions.get::<ContentId>().unwrap(), id);
+        assert_eq!(crate::told_by_get(&got), crate::told_by_put(&put));
         assert!(got.bytes().await.unwrap() == text);
+    }
+}
+
+/// S3 takes 10,000 parts, so whoever uploads more than it knew gives longer ones on the way.
+#[tokio::test]
+async fn parts_grow_with_those_that_are_given_and_are_no_more() {
+    for lengths in [vec![5, 5, 5, 10, 10, 20, 20, 1], vec![5, 9, 6, 5, 30, 5, 5], vec![1, 1, 8, 2]]
+    {
+        let scripted = Scripted::new(InMemory::new());
+        let sealed = builder(scripted.clone()).build().unwrap();
+        let mut upload = sealed.put_multipart(&path()).await.unwrap();
+        let text = plaintext(lengths.iter().sum::<u64>() * MIB);
+        let mut rest = &text[..];
+        for len in &lengths {
+            let part = rest.split_off(..usize::try_from(len * MIB).unwrap()).unwrap();
+            upload.put_part(part.to_vec().into()).await.unwrap();
+        }
+        upload.complete().await.unwrap();
+        let calls = scripted.take_calls();
+        let sent = calls.iter().filter(|call| call.operation == "put_part").map(|call| call.sent);
+        let parts: Vec<_> = sent.collect();
+        let (_, others) = parts.split_last().unwrap();
+        assert!(others.iter().all(|part| *part as u64 >= 5 * MIB), "{parts:?}");
+        assert!(others.is_sorted() && parts.len() <= lengths.len(), "{parts:?}");
+        assert!(get(&sealed, &path()).await.unwrap() == text);
     }
 }
 

@@ -134,8 +134,9 @@ pub(crate) fn decrypt(
     ended.map(|()| output)
 }
 
-const TRIAL: [u8; 32] = *b"waxseal: how does this token do?";
-const AAD: [u8; 32] = [0xA5; 32];
+/// What trials encrypt, and under which additional data.
+pub(super) const TRIAL: [u8; 32] = *b"waxseal: how does this token do?";
+pub(super) const AAD: [u8; 32] = [0xA5; 32];
 const OTHER_AAD: [u8; 32] = [0x5A; 32];
 
 /// Tries the ways to an IV, or the one that is chosen, and returns the first that works: the
@@ -151,7 +152,7 @@ pub(crate) fn try_out(
         Some(chosen) => std::slice::from_ref(chosen),
         None => &ALL,
     };
-    let (mut refusals, mut is_doubtful) = (Vec::new(), false);
+    let mut refusals: Vec<(&IvSource, Failure)> = Vec::new();
     for way in ways {
         match try_one(session, key, *way) {
             Ok(sealed) => return Ok((*way, sealed)),
@@ -159,20 +160,21 @@ pub(crate) fn try_out(
                 return Err(failure);
             }
             // A token may refuse a way with any code.
-            Err(failure) => {
-                is_doubtful |= failure.class == KekErrorClass::Unavailable;
-                refusals.push((way, failure));
-            }
+            Err(failure) => refusals.push((way, failure)),
         }
     }
     let texts: Vec<_> =
         refusals.iter().map(|(way, failure)| format!("{way}: {}", failure.message)).collect();
     let text = format!("no way to an IV works with this token: {}", texts.join("; "));
-    let denied = refusals.iter().all(|(_, failure)| failure.class == KekErrorClass::Denied);
-    Err(match (denied, is_doubtful) {
-        (true, _) => Failure::denied(text),
-        (false, true) => Failure::unavailable(text).after(After::Drop),
-        (false, false) => Failure::misconfigured(text),
+    let any = |class| refusals.iter().any(|(_, failure)| failure.class == class);
+    Err(if refusals.iter().all(|(_, failure)| failure.class == KekErrorClass::Denied) {
+        Failure::denied(text)
+    } else if any(KekErrorClass::Unavailable) {
+        Failure::unavailable(text).after(After::Drop)
+    } else if any(KekErrorClass::Throttled) {
+        Failure::new(KekErrorClass::Throttled, text)
+    } else {
+        Failure::misconfigured(text)
     })
 }
 
@@ -211,9 +213,4 @@ fn try_one(
         return Err(odd("does not use the IV that it is given"));
     }
     Ok(sealed)
-}
-
-/// What `try_out` encrypted opens as this, under [`trial_aad`].
-pub(crate) fn trial_aad() -> &'static [u8; 32] {
-    &AAD
 }

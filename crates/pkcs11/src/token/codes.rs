@@ -96,7 +96,7 @@ pub(crate) fn blames_the_pin(error: &Error) -> bool {
     matches!(code, PinIncorrect | PinInvalid | PinLenRange | PinExpired | PinLocked)
 }
 
-/// Whether a login was certainly not tried: the token, or the session, was not there.
+/// Whether a session was not opened because the token, or the module, was not there.
 pub(crate) fn never_reached_the_token(error: &Error) -> bool {
     match error {
         Error::Pkcs11(code, _) => find(*code).is_some_and(|row| row.after == Reconnect),
@@ -104,11 +104,41 @@ pub(crate) fn never_reached_the_token(error: &Error) -> bool {
     }
 }
 
+/// What a login failed with that the token says before it looks at a PIN: the session or the token
+/// is not there, or does not take this user.
+pub(crate) fn leaves_the_pin_alone(error: &Error) -> bool {
+    use RvError::{
+        CryptokiNotInitialized, OperationActive, SessionClosed, SessionHandleInvalid,
+        SlotIdInvalid, TokenNotPresent, TokenNotRecognized, UserAnotherAlreadyLoggedIn,
+        UserPinNotInitialized, UserTooManyTypes, UserTypeInvalid,
+    };
+    let Error::Pkcs11(code, _) = error else { return false };
+    matches!(
+        code,
+        CryptokiNotInitialized
+            | OperationActive
+            | SessionClosed
+            | SessionHandleInvalid
+            | SlotIdInvalid
+            | TokenNotPresent
+            | TokenNotRecognized
+            | UserAnotherAlreadyLoggedIn
+            | UserPinNotInitialized
+            | UserTooManyTypes
+            | UserTypeInvalid
+    )
+}
+
 pub(crate) fn code_of(error: &Error) -> Option<RvError> {
     match error {
         Error::Pkcs11(code, _) => Some(*code),
         _ => None,
     }
+}
+
+/// Whether the table has the code.
+pub(crate) fn is_listed(error: &Error) -> bool {
+    code_of(error).is_some_and(|code| find(code).is_some())
 }
 
 fn find(code: RvError) -> Option<&'static Row> {

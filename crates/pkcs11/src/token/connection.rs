@@ -124,8 +124,8 @@ impl Connection {
 
     fn ready(open: Open, in_use: &InUse<'_>, slot: Slot, token: &Token) -> Result<Self, Failure> {
         let session = open.session()?;
-        if let Some(pin) = &token.pin {
-            match log_in(&open.module, in_use.context, slot, session, pin) {
+        if let Some(pins) = &token.pins {
+            match log_in(in_use.context, slot, session, &**pins) {
                 Ok(LoggedIn::Now) => drop(token.logins.fetch_add(1, Ordering::Relaxed)),
                 Ok(LoggedIn::Before) => {}
                 Err(failure) => {
@@ -166,7 +166,7 @@ impl Connection {
 
     /// Reads the keys again.
     pub(crate) fn find_keys(&mut self, token: &Token) -> Result<(), Failure> {
-        let (slot, has_pin) = (self.slot, token.pin.is_some());
+        let (slot, has_pin) = (self.slot, token.pins.is_some());
         let module = self.session.module.clone();
         let (keys, info) = self.with(|session, _| {
             let logged_in = is_logged_in(session)?;

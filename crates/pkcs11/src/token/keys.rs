@@ -154,6 +154,10 @@ impl Keys {
 }
 
 impl KeyObject {
+    pub(crate) fn works_both_ways(&self) -> bool {
+        self.encrypts && self.decrypts
+    }
+
     /// A flag that the token does not tell counts as what is worse for the key's secrecy, and as
     /// permitted for its use: the token decides about that.
     fn read(session: &Session, handle: ObjectHandle) -> cryptoki::error::Result<Self> {

@@ -3,6 +3,7 @@
 //! threads.
 #![forbid(unsafe_code)]
 
+mod blame;
 mod cipher;
 mod codes;
 mod connection;
@@ -13,7 +14,6 @@ mod search;
 mod work;
 
 pub(crate) use connection::Connection;
-pub(crate) use login::forget_refused;
-pub(crate) use module::{check_process, load};
+pub(crate) use module::check_process;
 pub(crate) use search::TokenName;
 pub(crate) use work::{Token, Wrapping, not_ours};

@@ -16,7 +16,6 @@ use cryptoki::error::{Error, RvError};
 use waxseal::kek::toolkit::process_generation;
 
 use super::codes::{classify, code_of};
-use super::login::Logins;
 use crate::errors::{Failure, forked};
 
 /// A module is not started anew more often than this, however often its token is not found.
@@ -34,7 +33,6 @@ pub(crate) struct Module {
     started: RwLock<Started>,
     /// Sessions that this crate has open.
     sessions: AtomicUsize,
-    pub(crate) logins: Mutex<Logins>,
 }
 
 /// How often it was started, 0 before the first time.
@@ -85,12 +83,8 @@ pub(crate) fn load(path: &Path) -> Result<Arc<Module>, Failure> {
         Failure::misconfigured(text).without_asking()
     })?;
     let started = Started { epoch: 0, is_started: false, is_ours: false, at: None };
-    let module = Arc::new(Module {
-        context,
-        started: RwLock::new(started),
-        sessions: AtomicUsize::new(0),
-        logins: Mutex::default(),
-    });
+    let module =
+        Arc::new(Module { context, started: RwLock::new(started), sessions: AtomicUsize::new(0) });
     modules.insert(file, module.clone());
     Ok(module)
 }

@@ -10,25 +10,27 @@ use arc_swap::ArcSwapOption;
 use cryptoki::session::Session;
 use cryptoki::slot::TokenInfo;
 use waxseal::Dek;
-use waxseal::kek::{KekErrorClass, UnwrappedDek};
+use waxseal::kek::UnwrappedDek;
 use zeroize::Zeroizing;
 
-use super::cipher::{Sealed, decrypt, encrypt, trial_aad, try_out};
+use super::blame::Evidence;
+use super::cipher::{decrypt, encrypt, try_out};
 use super::codes::classify;
 use super::connection::Connection;
 use super::keys::{KeyName, KeyObject, Keys};
 use super::search::TokenName;
-use crate::errors::{After, Failure};
+use crate::errors::Failure;
 use crate::format::Wrapped;
 use crate::key::{IvSource, KeyInfo, Versions, hex};
-use crate::pin::Pin;
+use crate::ledger::PinGiver;
 
 /// Where the KEK is and what is known of it. All sessions of a provider share it.
 pub(crate) struct Token {
     pub(crate) module: PathBuf,
     pub(crate) name: TokenName,
     pub(crate) key: KeyName,
-    pub(crate) pin: Option<Pin>,
+    /// Where logins take the PIN from. `None`: nobody is logged in.
+    pub(crate) pins: Option<Box<dyn PinGiver>>,
     chosen: Option<IvSource>,
     key_max_age: Duration,
     /// The token was found before.
@@ -41,8 +43,7 @@ pub(crate) struct Token {
     lists: AtomicU64,
     /// The way to an IV that was tried out, for as long as the provider lives.
     way: Mutex<Option<IvSource>>,
-    /// Something that certainly can be unwrapped, to tell a damaged entry from a token in trouble.
-    sample: Mutex<Option<Sample>>,
+    evidence: Evidence,
 }
 
 /// What was read of the keys last.
@@ -51,12 +52,6 @@ struct Known {
     versions: Vec<String>,
     notes: Vec<String>,
     has_generator: bool,
-}
-
-struct Sample {
-    key_id: Vec<u8>,
-    aad: [u8; 32],
-    sealed: Sealed,
 }
 
 /// What a wrap needs.
@@ -70,7 +65,7 @@ impl Token {
         module: PathBuf,
         name: TokenName,
         (label, id, versions): (String, Option<Vec<u8>>, Versions),
-        pin: Option<Pin>,
+        pins: Option<Box<dyn PinGiver>>,
         chosen: Option<IvSource>,
         key_max_age: Duration,
     ) -> Self {
@@ -78,7 +73,7 @@ impl Token {
             module,
             name,
             key: KeyName { label, id, versions },
-            pin,
+            pins,
             chosen,
             key_max_age,
             was_seen: AtomicBool::new(false),
@@ -88,7 +83,7 @@ impl Token {
             known: ArcSwapOption::empty(),
             lists: AtomicU64::new(0),
             way: Mutex::new(None),
-            sample: Mutex::new(None),
+            evidence: Evidence::default(),
         }
     }
 
@@ -148,8 +143,7 @@ impl Token {
             return Ok(*way);
         }
         let (found, sealed) = try_out(session, key, self.chosen)?;
-        let sample = Sample { key_id: key.id.clone(), aad: *trial_aad(), sealed };
-        *self.sample.lock().unwrap_or_else(PoisonError::into_inner) = Some(sample);
+        self.evidence.tried(key, sealed);
         *way = Some(found);
         Ok(*way)
     }
@@ -198,13 +192,17 @@ impl Token {
                 let text = format!("unwrap: no key has the id {:?}", hex(wrapped.key_id));
                 return Err(Failure::denied(text));
             };
-            let way = self.tried(session, keys)?.unwrap_or(IvSource::Caller);
+            let known = self.tried(session, keys)?.or(self.chosen);
+            let way = known.unwrap_or(IvSource::Caller);
             match decrypt(session, key.handle, way, aad, wrapped.iv, wrapped.sealed) {
                 Ok(dek) => {
-                    self.remember(wrapped, aad);
+                    self.evidence.remember(wrapped, aad);
                     Ok(UnwrappedDek::new(dek.to_vec()))
                 }
-                Err(error) => Err(self.blamed(session, keys, classify("unwrap", &error))),
+                Err(error) => {
+                    let failure = classify("unwrap", &error);
+                    Err(self.evidence.blamed(session, keys, key, known, failure))
+                }
             }
         })
     }
@@ -259,60 +257,6 @@ impl Token {
             iv_source: self.way(),
             notes: known.notes.clone(),
         })
-    }
-
-    /// Keeps an entry that was unwrapped, if there is no sample yet. It holds no secret.
-    fn remember(&self, wrapped: Wrapped<'_>, aad: &[u8; 32]) {
-        let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
-        if sample.is_none() {
-            let sealed = Sealed { iv: wrapped.iv.to_vec(), sealed: wrapped.sealed.to_vec() };
-            *sample = Some(Sample { key_id: wrapped.key_id.to_vec(), aad: *aad, sealed });
-        }
-    }
-
-    /// Finds out what a failed decryption is to be blamed on. Tokens answer to a wrong tag with codes
-    /// that they have for their own trouble too (SoftHSM: `CKR_GENERAL_ERROR`). So something that
-    /// certainly can be decrypted is decrypted: if that works, it was the entry.
-    fn blamed(&self, session: &Session, keys: &Keys, failure: Failure) -> Failure {
-        let is_clear = matches!(failure.after, After::Reconnect | After::FindKey)
-            || matches!(failure.class, KekErrorClass::Invalid | KekErrorClass::Denied);
-        if is_clear {
-            return failure;
-        }
-        let invalid = || Failure::invalid(format!("{}: the token is well", failure.message));
-        let mut sample = self.sample.lock().unwrap_or_else(PoisonError::into_inner);
-        let way = self.way().unwrap_or(IvSource::Caller);
-        let found =
-            sample.as_ref().and_then(|sample| Some((sample, keys.with_id(&sample.key_id)?)));
-        let Some((known, key)) = found else {
-            // Nothing is at hand to try. A token that still knows the login is well enough.
-            return match session.get_session_info() {
-                Ok(_) => invalid(),
-                Err(error) => classify("unwrap", &error),
-            };
-        };
-        let sealed = &known.sealed;
-        let tried = decrypt(session, key.handle, way, &known.aad, &sealed.iv, &sealed.sealed);
-        let tried = match tried {
-            Ok(_) => return invalid(),
-            Err(error) => classify("unwrap", &error),
-        };
-        // The key may be another one now, with the same id. A new sample tells.
-        let current = keys.current().filter(|key| key.encrypts && key.decrypts);
-        if let Some(current) = current
-            && tried.after != After::Reconnect
-            && let Ok((_, sealed)) = try_out(session, current, Some(way))
-        {
-            *sample = Some(Sample { key_id: current.id.clone(), aad: *trial_aad(), sealed });
-            return invalid();
-        }
-        match tried {
-            // A sample that was good is not damaged: the token is.
-            Failure { class: KekErrorClass::Invalid, message, .. } => {
-                Failure::unavailable(message).after(After::Drop).lost()
-            }
-            tried => tried,
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 #![allow(clippy::redundant_closure)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+mod blame;
 mod conformance;
 mod faults;
 mod keys;
@@ -31,4 +32,12 @@ fn builder(ground: &Ground) -> Pkcs11KekBuilder {
 
 fn kek(ground: &Ground) -> Pkcs11Kek {
     builder(ground).build().unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -11,7 +11,7 @@ use waxseal::{Aad, Envelope};
 use waxseal_testing::pkcs11::{Ground, Kind, alone};
 use waxseal_testing::support::{a_dek, context};
 
-use super::{builder, kek};
+use super::{builder, kek, until};
 use KekErrorClass::{Denied, Throttled, Unavailable};
 
 /// Threads of providers in this process.
@@ -21,14 +21,6 @@ fn threads() -> usize {
         .filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok())
         .filter(|name| name.trim() == "waxseal-pkcs11")
         .count()
-}
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -29,6 +29,20 @@ enum Address {
     Socket(PathBuf),
 }
 
+impl OpaPolicy {
+    /// Asks a server over TCP: `http://HOST:PORT`, or `https://HOST:PORT`. Plain HTTP shows
+    /// questions, answers and the token to whoever is between, who can change them. Use it on this
+    /// machine only.
+    pub fn url(url: impl Into<String>) -> OpaPolicyBuilder {
+        OpaPolicyBuilder::at_url(url.into())
+    }
+
+    /// Asks a server over a unix socket.
+    pub fn unix_socket(path: impl Into<PathBuf>) -> OpaPolicyBuilder {
+        OpaPolicyBuilder::at_socket(path.into())
+    }
+}
+
 /// Builds an [`OpaPolicy`].
 #[must_use = "nothing happens until `build`"]
 pub struct OpaPolicyBuilder {
@@ -42,11 +56,11 @@ pub struct OpaPolicyBuilder {
 }
 
 impl OpaPolicyBuilder {
-    pub(super) fn at_url(url: String) -> Self {
+    fn at_url(url: String) -> Self {
         Self::new(Address::Url(url))
     }
 
-    pub(super) fn at_socket(path: PathBuf) -> Self {
+    fn at_socket(path: PathBuf) -> Self {
         Self::new(Address::Socket(path))
     }
 

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,7 +15,6 @@ use waxseal::kek::{KekError, KekErrorClass};
 use waxseal::policy::{BoxFuture, Decision, Policy, Question};
 use waxseal::{Error, ErrorKind};
 
-use super::builder::OpaPolicyBuilder;
 use crate::answer;
 
 /// The most bytes of an answer that are read.
@@ -68,18 +66,6 @@ pub(super) struct Server {
 }
 
 impl OpaPolicy {
-    /// Asks a server over TCP: `http://HOST:PORT`, or `https://HOST:PORT`. Plain HTTP shows
-    /// questions, answers and the token to whoever is between, who can change them. Use it on this
-    /// machine only.
-    pub fn url(url: impl Into<String>) -> OpaPolicyBuilder {
-        OpaPolicyBuilder::at_url(url.into())
-    }
-
-    /// Asks a server over a unix socket.
-    pub fn unix_socket(path: impl Into<PathBuf>) -> OpaPolicyBuilder {
-        OpaPolicyBuilder::at_socket(path.into())
-    }
-
     pub(super) fn new(server: Server, in_flight: usize, spawner: Spawner) -> Self {
         let (server, turns) = (Arc::new(server), Arc::new(Semaphore::new(in_flight)));
         Self(Arc::new(Inner { server, turns, spawner, generation: AtomicU64::new(1) }))

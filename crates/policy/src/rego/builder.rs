@@ -2,90 +2,18 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use waxseal::{Error, ErrorKind};
 
-use super::bundle::Signed;
 use super::policy::{RegoPolicy, Reloaded, Terms};
-#[cfg(feature = "signatures")]
-use super::signature::BundleKey;
-use super::sources::Source;
+use super::sources::RegoSources;
 
 const DEFAULT_PACKAGE: &str = "waxseal";
 const DEFAULT_TIME_LIMIT: Duration = Duration::from_millis(100);
 const LONGEST_TIME_LIMIT: Duration = Duration::from_secs(10);
 const DEFAULT_WATCH: Duration = Duration::from_secs(2);
 const SHORTEST_WATCH: Duration = Duration::from_millis(10);
-
-/// Where a policy and its data come from. Several sources make one policy.
-///
-/// Files that end in `_test.rego` are tests: they are read by [`lint`](crate::lint) and
-/// [`run_tests`](crate::run_tests), and decide nothing.
-#[derive(Clone, Debug, Default)]
-#[must_use]
-pub struct RegoSources {
-    pub(super) sources: Vec<Source>,
-}
-
-impl RegoSources {
-    /// Makes an empty list.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a file: `.rego` is a policy, `.json` an object of data.
-    pub fn file(self, path: impl Into<PathBuf>) -> Self {
-        self.with(Source::File(path.into()))
-    }
-
-    /// Adds every `.rego` file and every `data.json` below a directory, as `opa run --bundle` reads
-    /// it: `orders/data.json` is `data.orders`. Hidden files are left out.
-    pub fn directory(self, path: impl Into<PathBuf>) -> Self {
-        self.with(Source::Directory(path.into()))
-    }
-
-    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is
-    /// refused, and so are YAML, compiled policies and delta bundles.
-    pub fn bundle(self, path: impl Into<PathBuf>) -> Self {
-        self.with(Source::Bundle(path.into(), Signed::Not))
-    }
-
-    /// Adds a bundle that is signed by one of these keys, as `opa sign` does. One that is not, and
-    /// one in which a file was changed, added or taken away, is refused. Times in the signature are
-    /// not looked at, as OPA does not: an older bundle that was signed is as good as a newer one.
-    #[cfg(feature = "signatures")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "signatures")))]
-    pub fn signed_bundle(
-        self,
-        path: impl Into<PathBuf>,
-        keys: impl IntoIterator<Item = BundleKey>,
-    ) -> Self {
-        self.with(Source::Bundle(path.into(), Signed::By(keys.into_iter().collect())))
-    }
-
-    /// Adds a bundle, signed or not, and does not look at its signature. Whoever can write the file
-    /// decides then. For a bundle that was verified before, or whose place is trusted.
-    pub fn unverified_bundle(self, path: impl Into<PathBuf>) -> Self {
-        self.with(Source::Bundle(path.into(), Signed::Unverified))
-    }
-
-    /// Adds a policy. `name` is for error texts, and ends in `_test.rego` for tests.
-    pub fn rego(self, name: impl Into<String>, text: impl Into<String>) -> Self {
-        self.with(Source::Rego { name: name.into(), text: text.into() })
-    }
-
-    /// Adds an object of data, as JSON.
-    pub fn data(self, json: impl Into<String>) -> Self {
-        self.with(Source::Data(json.into()))
-    }
-
-    fn with(mut self, source: Source) -> Self {
-        self.sources.push(source);
-        self
-    }
-}
 
 /// Builds a [`RegoPolicy`].
 #[must_use = "nothing happens until `build`"]
@@ -98,7 +26,7 @@ pub struct RegoPolicyBuilder {
 }
 
 impl RegoPolicyBuilder {
-    pub(super) fn new(sources: RegoSources) -> Self {
+    fn new(sources: RegoSources) -> Self {
         let (package, time_limit) = (DEFAULT_PACKAGE.to_owned(), DEFAULT_TIME_LIMIT);
         Self { sources, package, time_limit, watch: Some(DEFAULT_WATCH), reloaded: None }
     }
@@ -147,6 +75,13 @@ impl RegoPolicyBuilder {
             return invalid("watch: 10ms or more is allowed");
         }
         RegoPolicy::start(Terms { sources, package, time_limit, watch, reloaded })
+    }
+}
+
+impl RegoPolicy {
+    /// Returns a builder.
+    pub fn builder(sources: RegoSources) -> RegoPolicyBuilder {
+        RegoPolicyBuilder::new(sources)
     }
 }
 

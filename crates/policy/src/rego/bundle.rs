@@ -8,10 +8,7 @@ use flate2::read::MultiGzDecoder;
 use tar::{Archive, EntryType};
 use waxseal::Error;
 
-use super::sources::{FileIn, MAX_BYTES, MAX_FILES, bad};
-
-/// The file that makes a bundle a signed one.
-pub(super) const SIGNATURES: &str = ".signatures.json";
+use super::files::{FileIn, MAX_BYTES, MAX_FILES, SIGNATURES, bad};
 
 /// What is asked of a bundle's signature.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The one file that knows regorus: compiles a policy, and asks it.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -9,8 +10,9 @@ use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, Value};
 use waxseal::{Error, ErrorKind};
 
+use super::files::bad;
 use super::heads;
-use super::sources::{Contents, bad, is_test};
+use super::sources::{Contents, is_test};
 
 /// How many steps are evaluated between two looks at the clock.
 const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).unwrap();
@@ -46,7 +48,7 @@ impl Compiled {
             limit: time_limit,
             check_interval: CHECK_INTERVAL,
         });
-        let mut has_allow = false;
+        let (mut has_allow, mut packages) = (false, BTreeSet::new());
         refuse_lookups_in_heads(contents)?;
         for (name, text) in &contents.modules {
             if is_test(name) && !with_tests {
@@ -55,6 +57,7 @@ impl Compiled {
             let found = engine
                 .add_policy(name.clone(), text.clone())
                 .map_err(|error| refused(name, &error))?;
+            packages.insert(found.strip_prefix("data.").unwrap_or(&found).to_owned());
             if found == format!("data.{package}") {
                 has_allow |= engine
                     .has_declared_rule_rooted_at(name, "allow")
@@ -62,7 +65,15 @@ impl Compiled {
             }
         }
         if !has_allow {
-            return Err(bad("policy", &format!("package {package} has no rule allow")));
+            let text = match packages.contains(package) || packages.is_empty() {
+                true => format!("package {package} has no rule allow"),
+                false => {
+                    let found: Vec<_> = packages.into_iter().collect();
+                    let found = found.join(", ");
+                    format!("no file has the package {package}, which decides; they have {found}")
+                }
+            };
+            return Err(bad("policy", &text));
         }
         refuse_data_over_rules(&engine, contents)?;
         let data = serde_json::Value::Object(contents.data.clone()).to_string();
@@ -74,7 +85,7 @@ impl Compiled {
         compiled
             .engine
             .eval_query(compiled.query.clone(), false)
-            .map_err(|error| refused("it fails where nothing is known", &error))?;
+            .map_err(|error| refused("it fails on an empty question", &error))?;
         Ok(compiled)
     }
 

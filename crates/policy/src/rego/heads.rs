@@ -8,8 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::lint::code_lines;
-
 /// A rule, without comments and without what stands in texts.
 struct Rule {
     /// Of its first line, counted from 1.
@@ -231,6 +229,38 @@ fn may_repeat(body: &str, varies: &impl Fn(&str) -> bool) -> bool {
         is_index && inner.chars().all(is_of_name) && varies(inner) && !is_set
     });
     iterates || indexes
+}
+
+/// The lines of a policy with their numbers, without comments and without what stands in texts.
+pub(super) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
+    let (mut code, mut rest) = (String::with_capacity(text.len()), text.chars().peekable());
+    while let Some(c) = rest.next() {
+        match c {
+            '#' => while rest.next_if(|c| *c != '\n').is_some() {},
+            '"' => {
+                code.push_str("\"\"");
+                while let Some(c) = rest.next_if(|c| *c != '\n') {
+                    match c {
+                        '\\' => drop(rest.next()),
+                        '"' => break,
+                        _ => {}
+                    }
+                }
+            }
+            '`' => {
+                code.push_str("\"\"");
+                // A raw text may have lines of its own.
+                for c in rest.by_ref().take_while(|c| *c != '`') {
+                    if c == '\n' {
+                        code.push('\n');
+                    }
+                }
+            }
+            c => code.push(c),
+        }
+    }
+    let lines: Vec<_> = code.lines().map(str::to_owned).collect();
+    lines.into_iter().enumerate().map(|(index, line)| (index + 1, line))
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use std::time::Duration;
 use waxseal::policy::{Action, Question};
 use waxseal::{EncryptionContext, Error};
 
-use super::builder::RegoSources;
 use super::engine::Compiled;
 use super::heads;
-use super::sources::{self, is_test};
+use super::heads::code_lines;
+use super::sources::{self, RegoSources, is_test};
 use crate::answer;
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
@@ -184,36 +184,4 @@ fn differs_negated(behind: &str) -> bool {
     negated.contains('(')
         || in_brackets.into_iter().any(is_path)
         || is_path(negated) && computes.iter().any(|sign| negated.contains(sign))
-}
-
-/// The lines of a policy with their numbers, without comments and without what stands in texts.
-pub(super) fn code_lines(text: &str) -> impl Iterator<Item = (usize, String)> {
-    let (mut code, mut rest) = (String::with_capacity(text.len()), text.chars().peekable());
-    while let Some(c) = rest.next() {
-        match c {
-            '#' => while rest.next_if(|c| *c != '\n').is_some() {},
-            '"' => {
-                code.push_str("\"\"");
-                while let Some(c) = rest.next_if(|c| *c != '\n') {
-                    match c {
-                        '\\' => drop(rest.next()),
-                        '"' => break,
-                        _ => {}
-                    }
-                }
-            }
-            '`' => {
-                code.push_str("\"\"");
-                // A raw text may have lines of its own.
-                for c in rest.by_ref().take_while(|c| *c != '`') {
-                    if c == '\n' {
-                        code.push('\n');
-                    }
-                }
-            }
-            c => code.push(c),
-        }
-    }
-    let lines: Vec<_> = code.lines().map(str::to_owned).collect();
-    lines.into_iter().enumerate().map(|(index, line)| (index + 1, line))
 }

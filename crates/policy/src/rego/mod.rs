@@ -4,6 +4,7 @@
 mod builder;
 mod bundle;
 mod engine;
+mod files;
 mod heads;
 mod lint;
 mod policy;
@@ -13,9 +14,10 @@ mod sources;
 mod tester;
 mod uri;
 
-pub use builder::{RegoPolicyBuilder, RegoSources};
+pub use builder::RegoPolicyBuilder;
 pub use lint::{Finding, Lint, lint};
 pub use policy::{RegoPolicy, RegoStatus};
 #[cfg(feature = "signatures")]
 pub use signature::BundleKey;
+pub use sources::RegoSources;
 pub use tester::{TestResult, run_tests};

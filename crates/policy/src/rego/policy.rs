@@ -15,9 +15,8 @@ use waxseal::kek::toolkit::process_generation;
 use waxseal::policy::{BoxFuture, Decision, Policy, Question};
 use waxseal::{Error, ErrorKind};
 
-use super::builder::{RegoPolicyBuilder, RegoSources};
 use super::engine::Compiled;
-use super::sources::{self, Contents, Signature};
+use super::sources::{self, Contents, RegoSources, Signature};
 use crate::answer;
 
 /// How many bytes of the contents' hash are the revision of a policy without one.
@@ -141,11 +140,6 @@ pub struct RegoStatus {
 }
 
 impl RegoPolicy {
-    /// Returns a builder.
-    pub fn builder(sources: RegoSources) -> RegoPolicyBuilder {
-        RegoPolicyBuilder::new(sources)
-    }
-
     pub(super) fn start(terms: Terms) -> Result<Self, Error> {
         let signature = sources::signature(&terms.sources.sources);
         let loaded = terms.load()?;
@@ -164,7 +158,7 @@ impl RegoPolicy {
     /// and handles end then.
     ///
     /// # Errors
-    /// As [`build`](RegoPolicyBuilder::build). The policy before goes on deciding.
+    /// As [`build`](crate::RegoPolicyBuilder::build). The policy before goes on deciding.
     pub fn reload(&self) -> Result<bool, Error> {
         self.0.reload(true)
     }

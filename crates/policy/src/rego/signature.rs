@@ -20,8 +20,7 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use waxseal::Error;
 
-use super::bundle::SIGNATURES;
-use super::sources::{FileIn, bad};
+use super::files::{FileIn, SIGNATURES, bad};
 
 /// As RFC 7518, section 3.2, asks of HS256.
 const SHORTEST_SECRET: usize = 32;

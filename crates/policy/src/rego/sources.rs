@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::{Map, Value};
-use waxseal::{Error, ErrorKind};
+use waxseal::Error;
 
 use super::bundle::{self, Signed};
+use super::files::{FileIn, MAX_BYTES, MAX_FILES, bad};
+#[cfg(feature = "signatures")]
+use super::signature::BundleKey;
 
-/// The most files of one policy, and the most bytes of all of them together.
-pub(super) const MAX_FILES: usize = 4096;
-pub(super) const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// How deep directories may be nested. A link that leads back ends here.
 const MAX_DEPTH: usize = 32;
 
@@ -33,6 +33,74 @@ pub(super) enum Source {
     Data(String),
 }
 
+/// Where a policy and its data come from. Several sources make one policy.
+///
+/// Files that end in `_test.rego` are tests: they are read by [`lint`](crate::lint) and
+/// [`run_tests`](crate::run_tests), and decide nothing.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct RegoSources {
+    pub(super) sources: Vec<Source>,
+}
+
+impl RegoSources {
+    /// Makes an empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a file: `.rego` is a policy, `.json` an object of data.
+    pub fn file(self, path: impl Into<PathBuf>) -> Self {
+        self.with(Source::File(path.into()))
+    }
+
+    /// Adds every `.rego` file and every `data.json` below a directory, as `opa run --bundle` reads
+    /// it: `orders/data.json` is `data.orders`. Hidden files are left out.
+    pub fn directory(self, path: impl Into<PathBuf>) -> Self {
+        self.with(Source::Directory(path.into()))
+    }
+
+    /// Adds a bundle that is not signed: a `.tar.gz` as `opa build` makes it. A signed one is
+    /// refused, and so are YAML, compiled policies and delta bundles.
+    pub fn bundle(self, path: impl Into<PathBuf>) -> Self {
+        self.with(Source::Bundle(path.into(), Signed::Not))
+    }
+
+    /// Adds a bundle that is signed by one of these keys, as `opa sign` does. One that is not, and
+    /// one in which a file was changed, added or taken away, is refused. Times in the signature are
+    /// not looked at, as OPA does not: an older bundle that was signed is as good as a newer one.
+    #[cfg(feature = "signatures")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "signatures")))]
+    pub fn signed_bundle(
+        self,
+        path: impl Into<PathBuf>,
+        keys: impl IntoIterator<Item = BundleKey>,
+    ) -> Self {
+        self.with(Source::Bundle(path.into(), Signed::By(keys.into_iter().collect())))
+    }
+
+    /// Adds a bundle, signed or not, and does not look at its signature. Whoever can write the file
+    /// decides then. For a bundle that was verified before, or whose place is trusted.
+    pub fn unverified_bundle(self, path: impl Into<PathBuf>) -> Self {
+        self.with(Source::Bundle(path.into(), Signed::Unverified))
+    }
+
+    /// Adds a policy. `name` is for error texts, and ends in `_test.rego` for tests.
+    pub fn rego(self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        self.with(Source::Rego { name: name.into(), text: text.into() })
+    }
+
+    /// Adds an object of data, as JSON.
+    pub fn data(self, json: impl Into<String>) -> Self {
+        self.with(Source::Data(json.into()))
+    }
+
+    fn with(mut self, source: Source) -> Self {
+        self.sources.push(source);
+        self
+    }
+}
+
 /// A policy as it was read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contents {
@@ -41,12 +109,6 @@ pub(super) struct Contents {
     pub(super) data: Map<String, Value>,
     /// The revision of the bundle, if one names it.
     pub(super) revision: Option<String>,
-}
-
-/// One file of a directory or a bundle, by its path in there.
-pub(super) struct FileIn {
-    pub(super) path: String,
-    pub(super) bytes: Vec<u8>,
 }
 
 /// What tells that a file may have changed: path, length, times, and which file it is.
@@ -259,9 +321,4 @@ fn manifest_revision(name: &str, bytes: &[u8]) -> Result<Option<String>, Error> 
         return Err(bad(name, "file_rego_versions has another than 1: only Rego v1 is evaluated"));
     }
     Ok(manifest.get("revision").and_then(Value::as_str).map(str::to_owned))
-}
-
-/// What is wrong with a policy.
-pub(super) fn bad(name: &str, what: &str) -> Error {
-    Error::new(ErrorKind::InvalidOption, format!("{name}: {what}"))
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use waxseal::Error;
 
-use super::builder::RegoSources;
 use super::engine::Compiled;
-use super::sources::{self, bad, is_test};
+use super::files::bad;
+use super::sources::{self, RegoSources, is_test};
 
 const TIME_LIMIT: Duration = Duration::from_secs(10);
 

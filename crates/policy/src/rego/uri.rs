@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use waxseal::Error;
 use waxseal::kek::toolkit::uri::Uri;
 
-use super::builder::RegoSources;
 use super::policy::RegoPolicy;
 #[cfg(feature = "signatures")]
 use super::signature::BundleKey;
+use super::sources::RegoSources;
 
 const PARAMETERS: &[&str] = &[
     "package",

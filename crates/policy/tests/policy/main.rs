@@ -12,6 +12,7 @@ mod rego;
 mod reload;
 mod server;
 mod signed;
+mod talked_around;
 mod uris;
 
 use waxseal::kek::local::LocalKek;

@@ -93,7 +93,10 @@ fn what_cannot_be_used_does_not_load() {
         ("package waxseal\n\ndeny[x] { x := 1 }\n\nallow { not deny }\n", "policy.rego"),
         ("package waxseal\n\nallow if {\n", "policy.rego"),
         ("", "policy.rego"),
-        ("package other\n\nallow := true\n", "no rule allow"),
+        (
+            "package other\n\nallow := true\n",
+            "no file has the package waxseal, which decides; they have other",
+        ),
         ("package waxseal\n\nallowed := true\n", "no rule allow"),
         ("package waxseal\n\nallow if no_such_function(1)\n", "no_such_function"),
         ("package waxseal\n\nallow := true\n\nallow := false\n", "fails"),

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
@@ -11,8 +12,8 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use waxseal::store::StoreError;
 use zeroize::Zeroizing;
 
+use super::VERSIONS;
 use super::errors::classified;
-use super::migrations::VERSIONS;
 use super::options::{Password, PostgresOptions};
 use crate::pool::Connector;
 
@@ -39,6 +40,8 @@ pub(super) struct Connect {
     password: Password,
     pub(super) schema: String,
     timeout: Duration,
+    /// Whether the schema was of an earlier version when somebody last looked.
+    is_outdated: AtomicBool,
 }
 
 impl fmt::Debug for Connect {
@@ -80,7 +83,25 @@ impl Connect {
             password: options.password,
             schema: options.schema,
             timeout: options.timeout,
+            is_outdated: AtomicBool::new(false),
         })
+    }
+
+    /// Learns the version of the schema, which the crate can serve. Where that is an earlier one, the
+    /// log has it once.
+    pub(super) fn saw(&self, version: Option<i64>) {
+        let is_outdated = version != Some(VERSIONS.newest);
+        if is_outdated && !self.is_outdated.load(Ordering::Relaxed) {
+            tracing::warn!(
+                target: "waxseal_sqlx", event = "schema_outdated", schema = self.schema,
+                version, newest = VERSIONS.newest, "{OUTDATED}"
+            );
+        }
+        self.is_outdated.store(is_outdated, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_outdated(&self) -> bool {
+        self.is_outdated.load(Ordering::Relaxed)
     }
 
     /// Connects to a primary, with the session as every statement expects it.
@@ -125,9 +146,14 @@ impl Connector for Connect {
             .await
             .map_err(classified)?;
         VERSIONS.check(version)?;
+        self.saw(version);
         Ok(connection)
     }
 }
+
+/// What is wrong with version 1, and what to do.
+pub(super) const OUTDATED: &str = "the schema has version 1, in which a role that may erase and may \
+     make a schema of its own can undo an erasure: run `migrate` with the role that owns the tables";
 
 /// Unavailable: after a failover the primary is elsewhere, and it will be found there.
 pub(super) fn standby() -> StoreError {

@@ -6,17 +6,15 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use waxseal::store::StoreError;
 
+use super::VERSIONS;
 use super::connect::Connect;
 use super::errors::classified;
-use crate::rows::Versions;
 
 /// Twenty processes at once wait for each other.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What brings a schema from each version to the next. Each names its version at its end.
 const STEPS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_2.sql")];
-/// Services need nothing of version 2, so they go on with version 1 until an operator migrates.
-pub(super) const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// The lock under which a schema is changed: `waxseal` as a number.
 const LOCK: i64 = 0x0077_6178_7365_616c;

@@ -23,9 +23,12 @@ pub use roles::PostgresRole;
 pub(crate) use roles::check_role;
 
 use crate::pool::Pool;
-use crate::rows::{Columns, From, may_replace, place_of, row_of, tombstones_of};
+use crate::rows::{Columns, From, Versions, may_replace, place_of, row_of, tombstones_of};
 use connect::Connect;
 use errors::classified;
+
+/// Services need nothing of version 2, so they go on with version 1 until an operator migrates.
+const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 
 /// A [`KeyStore`] in a PostgreSQL database. A clone is the same store.
 ///
@@ -70,9 +73,12 @@ impl PostgresKeyStore {
     /// As any call, and misconfigured if the schema is newer.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         let pool = self.pool.clone();
-        self.pool
-            .run(migrations::TIMEOUT, async move { migrations::run(pool.connector()).await })
-            .await
+        let migrating = async move {
+            migrations::run(pool.connector()).await?;
+            pool.connector().saw(Some(VERSIONS.newest));
+            Ok(())
+        };
+        self.pool.run(migrations::TIMEOUT, migrating).await
     }
 }
 
@@ -285,13 +291,21 @@ impl KeyStore for PostgresKeyStore {
     }
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.pool.read(|connection| {
+        let pool = self.pool.clone();
+        Box::pin(self.pool.read(move |connection| {
+            let pool = pool.clone();
             Box::pin(async move {
                 let (version, is_standby, _): (Option<i64>, bool, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
-                migrations::VERSIONS.check(version)?;
+                VERSIONS.check(version)?;
+                pool.connector().saw(version);
                 if is_standby { Err(connect::standby()) } else { Ok(()) }
             })
         }))
+    }
+
+    /// That the schema is of an earlier version.
+    fn warning(&self) -> Option<Box<str>> {
+        self.pool.connector().is_outdated().then(|| connect::OUTDATED.into())
     }
 }

@@ -1,5 +1,6 @@
 //! Keys that are real: AES-256-GCM, and RSA-OAEP with SHA-256.
 
+use rand::Rng;
 use std::sync::Arc;
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
@@ -13,7 +14,11 @@ use aws_lc_rs::signature::KeyPair;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
-use super::world::random;
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    rand::rng().fill_bytes(&mut bytes);
+    bytes
+}
 
 /// The key of one version.
 #[derive(Clone)]

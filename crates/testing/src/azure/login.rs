@@ -8,7 +8,8 @@ use data_encoding::{BASE64URL_NOPAD, HEXLOWER};
 use serde_json::{Value, json};
 
 use super::TENANT;
-use super::world::{Token, World, random};
+use super::crypto::random;
+use super::world::{Token, World};
 
 /// Status and body.
 pub type Answer = (u16, Value);

@@ -18,13 +18,13 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::certificates::{Authority, Certificate};
+use crate::server_thread::ServerThread;
 pub use answers::Refused;
 pub use crypto::Material;
 pub use world::{Access, Key, KeyVersion, Permission, Principal, Vault, World};
@@ -104,8 +104,7 @@ pub struct Azure {
     shared: Arc<Shared>,
     authority: Authority,
     files: tempfile::TempDir,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
 }
 
 impl Azure {
@@ -124,20 +123,10 @@ impl Azure {
             cut: watch::channel(0).0,
             ids: AtomicU64::new(1),
         });
-        let (stop, stopped) = tokio::sync::oneshot::channel();
         let for_thread = shared.clone();
-        listener.set_nonblocking(true).unwrap();
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = serve::serve(listener, for_thread) => {}
-                }
-            });
-        });
-        Self { shared, authority, files, stop: Some(stop), thread: Some(thread) }
+        let thread =
+            ServerThread::start(listener, move |listener| serve::serve(listener, for_thread));
+        Self { shared, authority, files, _thread: thread }
     }
 
     pub fn port(&self) -> u16 {
@@ -201,14 +190,5 @@ impl Azure {
             other => serve::wrong_tls(&self.authority, other),
         };
         self.cut();
-    }
-}
-
-impl Drop for Azure {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }

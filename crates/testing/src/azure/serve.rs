@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{IpAddr, TcpListener};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt, Full};
@@ -43,8 +43,7 @@ fn config((certificate, key): (rcgen::Certificate, rcgen::KeyPair)) -> Arc<Serve
     Arc::new(config)
 }
 
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+pub(super) async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, from)) = listener.accept().await else { continue };
         let shared = shared.clone();

@@ -5,15 +5,8 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use data_encoding::HEXLOWER;
-use rand::Rng;
 
-use super::crypto::Material;
-
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    rand::rng().fill_bytes(&mut bytes);
-    bytes
-}
+use super::crypto::{Material, random};
 
 /// How a vault decides who may do what ("Azure role-based access control vs. access policies").
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -18,9 +18,9 @@ pub mod world;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::server_thread::ServerThread;
 use data_encoding::BASE64;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
@@ -33,7 +33,7 @@ pub use ekm::EkmFault;
 pub use operations::Target;
 pub use status::{Code, Status};
 pub use tokens::Source;
-pub use world::{Principal, Protection, State, World};
+pub use world::{Names, Principal, Protection, State, World};
 
 pub const PROJECT: &str = "projects/orders-prod";
 pub const RING: &str = "projects/orders-prod/locations/europe-west1/keyRings/services";
@@ -149,8 +149,7 @@ struct Shared {
 pub struct GoogleFront {
     shared: Arc<Shared>,
     port: u16,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
 }
 
 impl GoogleFront {
@@ -165,21 +164,10 @@ impl GoogleFront {
             asked_for_tokens: Mutex::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
         let for_thread = shared.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = serve(listener, for_thread) => {}
-                }
-            });
-        });
-        Self { shared, port, stop: Some(stop), thread: Some(thread) }
+        let thread = ServerThread::start(listener, move |listener| serve(listener, for_thread));
+        Self { shared, port, _thread: thread }
     }
 
     pub fn port(&self) -> u16 {
@@ -264,17 +252,7 @@ impl GoogleFront {
     }
 }
 
-impl Drop for GoogleFront {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let shared = shared.clone();
@@ -386,7 +364,32 @@ fn by(
         false => serde_json::from_slice(&request.body)
             .map_err(|_| Status::invalid("Invalid JSON payload received."))?,
     };
-    operations::perform(world, caller, &request.method, target, &request.query, &input)
+    let (by_id, by_number) = world.both_names(&target.key);
+    let (names, asked) = (world.names, target.key.clone());
+    let target = Target { key: by_id.clone(), ..target.clone() };
+    let answer =
+        operations::perform(world, caller, &request.method, &target, &request.query, &input)?;
+    let named = match (names, by_number) {
+        (Names::AsAsked, _) | (_, None) => asked,
+        (Names::ById, _) => by_id.clone(),
+        (Names::ByNumber, Some(by_number)) => by_number,
+    };
+    Ok(renamed(answer, &by_id, &named))
+}
+
+/// The answer with another name for the key.
+fn renamed(mut answer: Value, from: &str, to: &str) -> Value {
+    let mut names = vec![&mut answer];
+    while let Some(value) = names.pop() {
+        let Value::Object(fields) = value else { continue };
+        for (field, value) in fields {
+            match value {
+                Value::String(name) if field == "name" => *name = name.replacen(from, to, 1),
+                other => names.push(other),
+            }
+        }
+    }
+    answer
 }
 
 fn told(mut answer: Value, lie: Option<Lie>) -> Response {

@@ -20,6 +20,7 @@ const MOST: usize = 64 * 1024;
 const MOST_OF_HSM: usize = 8 * 1024;
 
 /// A resource name with a method behind it, `NAME[:METHOD]`, and the key that it is about.
+#[derive(Clone)]
 pub struct Target {
     pub name: String,
     pub method: String,

@@ -189,3 +189,17 @@ pub fn service_disabled(project: &str) -> Status {
         json!({ "consumer": project, "service": "cloudkms.googleapis.com" }),
     )
 }
+
+/// A request from outside a perimeter ("VPC Service Controls", "Troubleshooting").
+pub fn outside_the_perimeter() -> Status {
+    Status::new(
+        Code::PermissionDenied,
+        "Request is prohibited by organization's policy. vpcServiceControlsUniqueIdentifier: 7Ux",
+    )
+    .with_violations(&[("VPC_SERVICE_CONTROLS", "7Ux")])
+    .with_info(
+        "SECURITY_POLICY_VIOLATED",
+        "googleapis.com",
+        json!({ "service": "cloudkms.googleapis.com", "uid": "7Ux" }),
+    )
+}

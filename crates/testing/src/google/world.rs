@@ -139,6 +139,16 @@ pub struct Binding {
     pub until: Option<SystemTime>,
 }
 
+/// How answers call a project. No page says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Names {
+    /// As the request does.
+    #[default]
+    AsAsked,
+    ById,
+    ByNumber,
+}
+
 #[derive(Default)]
 pub struct World {
     pub keys: BTreeMap<String, Key>,
@@ -155,6 +165,9 @@ pub struct World {
     pub disabled_projects: BTreeSet<String>,
     /// How far this clock is ahead of the caller's.
     pub ahead: Duration,
+    /// Numbers of projects, by their names `projects/ID`. Requests may have either.
+    pub project_numbers: BTreeMap<String, String>,
+    pub names: Names,
 }
 
 /// The permissions of the roles ("Permissions and roles", Cloud KMS) as far as requests here need
@@ -284,6 +297,20 @@ impl World {
                 && binding.until.is_none_or(|until| self.now() < until)
                 && allows(&binding.role)
         })
+    }
+
+    /// The key's name with its project's id, and the same with the project's number.
+    pub fn both_names(&self, key: &str) -> (String, Option<String>) {
+        let project = key.split('/').take(2).collect::<Vec<_>>().join("/");
+        let rest = &key[project.len()..];
+        let of = |(id, number): (&String, &String)| {
+            (format!("{id}{rest}"), Some(format!("projects/{number}{rest}")))
+        };
+        let known = self
+            .project_numbers
+            .iter()
+            .find(|(id, number)| **id == project || format!("projects/{number}") == project);
+        known.map(of).unwrap_or_else(|| (key.to_owned(), None))
     }
 
     /// Permission first, and only then whether the key is there.

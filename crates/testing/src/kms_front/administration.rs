@@ -1,17 +1,12 @@
 //! What administers keys: their state, policy, rotation and deletion, and what lists them. The API Reference is that of AWS KMS (2014-11-01).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
 use super::KmsError;
 use super::request::Answer;
-use super::world::{Caller, State, World};
-
-/// As the protocol has times.
-pub(super) fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
-}
+use super::world::{Caller, State, World, seconds};
 
 impl World {
     pub(super) fn change(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {

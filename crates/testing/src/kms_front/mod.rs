@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod administration;
+pub mod child;
 pub mod crypto;
 pub mod key_store;
 pub mod operations;
@@ -26,7 +27,6 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use aws_sdk_kms::Client;
@@ -39,6 +39,7 @@ use hyper_util::rt::TokioIo;
 use rand::Rng;
 use serde_json::{Value, json};
 
+use crate::server_thread::ServerThread;
 use crate::sigv4::{Claim, Refusal, Request};
 pub use key_store::Connection;
 pub use world::{ACCOUNT, Caller, Principal, State, Traits, World};
@@ -140,8 +141,7 @@ struct Shared {
 pub struct KmsFront {
     shared: Arc<Shared>,
     port: u16,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _thread: ServerThread,
 }
 
 /// The keys of a principal.
@@ -162,21 +162,10 @@ impl KmsFront {
     pub fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
         let for_thread = shared.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async move {
-                tokio::select! {
-                    _ = stopped => {}
-                    () = serve(listener, for_thread) => {}
-                }
-            });
-        });
-        Self { shared, port, stop: Some(stop), thread: Some(thread) }
+        let thread = ServerThread::start(listener, move |listener| serve(listener, for_thread));
+        Self { shared, port, _thread: thread }
     }
 
     pub fn port(&self) -> u16 {
@@ -312,15 +301,6 @@ impl KmsFront {
     }
 }
 
-impl Drop for KmsFront {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// A client of the SDK as a service would make it, for a KMS at this address.
 pub fn client_at(url: &str, region: &str, login: &Login) -> Client {
     let config = aws_sdk_kms::Config::builder()
@@ -332,8 +312,7 @@ pub fn client_at(url: &str, region: &str, login: &Login) -> Client {
     Client::from_conf(config)
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
         let shared = shared.clone();

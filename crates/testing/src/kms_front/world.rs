@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 
-use super::administration::seconds;
 use super::crypto::{Backing, External, Material, Usable, invalid_ciphertext, made_by};
 use super::key_store::{Connection, KeyStore};
 use super::request::{Answer, Context, bytes, context, text, uuid};
@@ -593,4 +592,9 @@ impl World {
         }
         metadata
     }
+}
+
+/// As the protocol has times.
+pub(super) fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }

@@ -32,7 +32,6 @@ pub mod transit;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use data_encoding::{BASE32, BASE64};
@@ -43,6 +42,7 @@ use tokio_rustls::rustls::ServerConfig;
 
 use crate::certificates::Authority;
 pub use crate::certificates::Certificate;
+use crate::server_thread::ServerThread;
 pub use api::{ErrorName, Operation};
 use policy::Policy;
 use serve::run;
@@ -225,16 +225,11 @@ struct Shared {
     cut: watch::Sender<()>,
 }
 
-struct Running {
-    stop: tokio::sync::oneshot::Sender<()>,
-    thread: JoinHandle<()>,
-}
-
 pub struct XksProxy {
     shared: Arc<Shared>,
     authority: Authority,
     port: u16,
-    running: Mutex<Option<Running>>,
+    running: Mutex<Option<ServerThread>>,
 }
 
 impl XksProxy {
@@ -402,10 +397,7 @@ impl XksProxy {
 
     /// Ends it in the middle of whatever it does. Connections are refused afterwards.
     pub fn kill(&self) {
-        if let Some(Running { stop, thread }) = self.running.lock().unwrap().take() {
-            drop(stop);
-            let _ = thread.join();
-        }
+        drop(self.running.lock().unwrap().take());
     }
 
     pub fn is_killed(&self) -> bool {
@@ -426,12 +418,6 @@ impl XksProxy {
             std::thread::sleep(Duration::from_millis(20));
         };
         *running = Some(run(listener, self.shared.clone()));
-    }
-}
-
-impl Drop for XksProxy {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

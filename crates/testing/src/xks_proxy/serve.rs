@@ -15,29 +15,18 @@ use tokio_rustls::TlsAcceptor;
 use super::api::{Body, ErrorName, Operation, Refused, ToDecrypt, ToEncrypt};
 use super::operations::{decrypt, encrypt, health, metadata};
 use super::transit::{HEALTH_KEY, Transit};
-use super::{Call, Effect, Running, SERVICE, Shared};
+use super::{Call, Effect, SERVICE, Shared};
+use crate::server_thread::ServerThread;
 use crate::sigv4::{Claim, Request};
 
 /// Of a request: a good one, with the largest plaintext, AAD and ARNs, has less than 30 KiB.
 const MOST_BODY: usize = 64 * 1024;
 
-pub(super) fn run(listener: TcpListener, shared: Arc<Shared>) -> Running {
-    listener.set_nonblocking(true).unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            tokio::select! {
-                _ = stopped => {}
-                () = serve(listener, shared) => {}
-            }
-        });
-    });
-    Running { stop, thread }
+pub(super) fn run(listener: TcpListener, shared: Arc<Shared>) -> ServerThread {
+    ServerThread::start(listener, move |listener| serve(listener, shared))
 }
 
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+async fn serve(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
     let transit = Arc::new(Transit::new(shared.options.transit.clone()));
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };

@@ -6,6 +6,7 @@ mod audit;
 mod auth;
 mod batches;
 mod between;
+mod conformance;
 mod connections;
 mod duties;
 mod errors;

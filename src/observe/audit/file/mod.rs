@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::sink::private;
+use super::unusable;
 use crate::clock::Moment;
 use crate::error::{Error, ErrorKind};
 
@@ -311,10 +312,7 @@ impl TrailFiles {
 
 fn failed_in(directory: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let directory = directory.to_owned();
-    move |error| {
-        let detail = format!("audit trail in {}: {error}", directory.display());
-        Error::new(ErrorKind::Io, detail).with_source(error)
-    }
+    move |error| unusable(format_args!("audit trail in {}", directory.display()), error)
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {

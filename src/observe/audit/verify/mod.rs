@@ -19,6 +19,7 @@ use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
 use super::ledger::{ABOUT_A_SINK, FORMAT_VERSION};
 use super::record::Record;
+use super::unusable;
 use crate::error::{Error, ErrorKind};
 
 /// Verifies the files of a trail.
@@ -169,7 +170,7 @@ impl Verifier {
         each: impl FnMut(&Record),
     ) -> Result<Verification, Error> {
         let failed = |error: io::Error| {
-            Error::new(ErrorKind::Io, format!("audit trail: {error}")).with_source(error)
+            Error::new(ErrorKind::Io, "audit trail: the stream cannot be read").with_source(error)
         };
         let first = self.first_file.unwrap_or(1);
         self.run(Lines::of_stream(stream), first, each, failed).map(|passed| passed.found)
@@ -236,10 +237,7 @@ pub(super) struct Passed {
 }
 
 fn failed_in(directory: &Path) -> impl Fn(io::Error) -> Error {
-    move |error| {
-        let detail = format!("audit trail in {}: {error}", directory.display());
-        Error::new(ErrorKind::Io, detail).with_source(error)
-    }
+    move |error| unusable(format_args!("audit trail in {}", directory.display()), error)
 }
 
 fn nothing() -> Verification {

@@ -3,11 +3,11 @@
 
 use std::ops::Range;
 
+use super::api::path::Path;
+use super::api::{GetResult, Result};
 use bytes::{Buf, Bytes};
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::path::Path;
-use object_store::{GetResult, Result};
 use waxseal::StreamDecryptor;
 
 use super::errors::{malformed, sealing};

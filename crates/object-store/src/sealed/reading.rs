@@ -13,17 +13,18 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::path::Path;
-use object_store::{
+use super::api::path::Path;
+use super::api::{
     Attributes, Error, Extensions, GetOptions, GetRange, GetResult, GetResultPayload, ObjectMeta,
     ObjectStore, Result,
 };
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use waxseal::{Caller, ErrorKind, StreamDecryptor, StreamHead};
 
 use super::body::{Body, Source, cut};
 use super::errors::{generic, malformed, other_answer, sealing, sealing_error};
+use super::extras::Extras;
 use super::heads::Known;
 use super::store::{ContentId, Inner, no_object};
 
@@ -36,7 +37,7 @@ const AT_ONCE: usize = 10;
 pub(super) struct HeadAnswer {
     pub(super) known: Arc<Known>,
     attributes: Attributes,
-    extensions: Extensions,
+    extras: Extras,
 }
 
 impl<S: ObjectStore> Inner<S> {
@@ -52,10 +53,10 @@ impl<S: ObjectStore> Inner<S> {
 
     async fn head(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
         let demanded = options.extensions.get().copied();
-        let HeadAnswer { known, attributes, extensions } = self.fetch_head(path, options).await?;
+        let HeadAnswer { known, attributes, extras } = self.fetch_head(path, options).await?;
         check_id(path, &known.head, demanded)?;
         let payload = GetResultPayload::Stream(stream::empty().boxed());
-        Ok(result(&known, payload, 0..0, attributes, extensions))
+        Ok(result(&known, payload, 0..0, attributes, extras))
     }
 
     async fn whole(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
@@ -65,16 +66,16 @@ impl<S: ObjectStore> Inner<S> {
             return other_answer(path);
         }
         let (meta, attributes) = (answer.meta.clone(), std::mem::take(&mut answer.attributes));
-        let extensions = std::mem::take(&mut answer.extensions);
+        let extras = Extras::take(&mut answer);
         let mut source = Source::new(path, answer);
         let known = self.read_head(path, &mut source, meta).await?;
         check_id(path, &known.head, demanded)?;
-        let decryptor = self.decryptor(path, &known.head, caller).await?;
+        let decryptor = self.decryptor(path, &known.head, caller.as_ref()).await?;
         let all = 0..known.plaintext_len;
         let chunks = self.layout.chunks_of(&all, known.plaintext_len);
         let body = self.body(source, decryptor, &known, chunks);
         let payload = GetResultPayload::Stream(body.part(all.clone()));
-        Ok(result(&known, payload, all, attributes, extensions))
+        Ok(result(&known, payload, all, attributes, extras))
     }
 
     async fn part(&self, path: &Path, range: &GetRange, options: GetOptions) -> Result<GetResult> {
@@ -98,7 +99,7 @@ impl<S: ObjectStore> Inner<S> {
                 }
                 checked => checked?,
             }
-            let decryptor = match self.decryptor(path, &known.head, caller.clone()).await {
+            let decryptor = match self.decryptor(path, &known.head, caller.as_ref()).await {
                 Err(error) if is_kept && may_be_outdated(&error) => continue,
                 decryptor => decryptor?,
             };
@@ -107,10 +108,10 @@ impl<S: ObjectStore> Inner<S> {
                 continue;
             };
             let attributes = std::mem::take(&mut answer.attributes);
-            let extensions = std::mem::take(&mut answer.extensions);
+            let extras = Extras::take(&mut answer);
             let body = self.body(Source::new(path, answer), decryptor, &known, chunks);
             let payload = GetResultPayload::Stream(body.part(part.clone()));
-            return Ok(result(&known, payload, part, attributes, extensions));
+            return Ok(result(&known, payload, part, attributes, extras));
         }
         Err(changing(path))
     }
@@ -119,6 +120,7 @@ impl<S: ObjectStore> Inner<S> {
         &self,
         path: &Path,
         ranges: &[Range<u64>],
+        caller: Option<&Caller>,
     ) -> Result<Vec<Bytes>> {
         if ranges.is_empty() {
             return Ok(Vec::new());
@@ -136,7 +138,7 @@ impl<S: ObjectStore> Inner<S> {
                 }
                 Err(error) => return Err(generic(path, &error.to_string())),
             };
-            let decryptor = match self.decryptor(path, &known.head, None).await {
+            let decryptor = match self.decryptor(path, &known.head, caller).await {
                 Err(error) if is_kept && may_be_outdated(&error) => continue,
                 decryptor => decryptor?,
             };
@@ -219,17 +221,17 @@ impl<S: ObjectStore> Inner<S> {
             return other_answer(path);
         }
         let (meta, attributes) = (answer.meta.clone(), std::mem::take(&mut answer.attributes));
-        let extensions = std::mem::take(&mut answer.extensions);
+        let extras = Extras::take(&mut answer);
         let mut source = Source::new(path, answer);
         let known = self.read_head(path, &mut source, meta).await?;
         source.end().await?;
         if is_latest {
             self.heads.keep(path, &known);
         }
-        Ok(HeadAnswer { known, attributes, extensions })
+        Ok(HeadAnswer { known, attributes, extras })
     }
 
-    async fn read_head(
+    pub(super) async fn read_head(
         &self,
         path: &Path,
         source: &mut Source,
@@ -286,7 +288,7 @@ impl<S: ObjectStore> Inner<S> {
         Ok(None)
     }
 
-    fn body(
+    pub(super) fn body(
         &self,
         source: Source,
         decryptor: StreamDecryptor,
@@ -302,17 +304,10 @@ impl<S: ObjectStore> Inner<S> {
         &self,
         path: &Path,
         head: &StreamHead,
-        caller: Option<Caller>,
+        caller: Option<&Caller>,
     ) -> Result<StreamDecryptor> {
         let (keys, aad) = (self.keys_of(path)?, self.binding.aad(path));
-        let decryptor = match &caller {
-            Some(caller) => {
-                let acting = keys.envelope.acting_for(caller);
-                acting.stream_decryptor(&keys.context, aad, head).await
-            }
-            None => keys.envelope.stream_decryptor(&keys.context, aad, head).await,
-        };
-        decryptor.map_err(|error| {
+        keys.decryptor(caller, aad, head).await.map_err(|error| {
             self.heads.forget(path);
             sealing(path, error)
         })
@@ -363,7 +358,7 @@ fn may_be_outdated(error: &Error) -> bool {
     )
 }
 
-fn changing(path: &Path) -> Error {
+pub(super) fn changing(path: &Path) -> Error {
     generic(path, "the object was overwritten while it was read, again and again")
 }
 
@@ -372,11 +367,10 @@ fn result(
     payload: GetResultPayload,
     range: Range<u64>,
     attributes: Attributes,
-    mut extensions: Extensions,
+    extras: Extras,
 ) -> GetResult {
-    extensions.insert(ContentId::of(&known.head));
     let meta = ObjectMeta { size: known.plaintext_len, ..known.meta.clone() };
-    GetResult { payload, meta, range, attributes, extensions }
+    extras.result(ContentId::of(&known.head), meta, range, attributes, payload)
 }
 
 /// Joins ranges of chunks that overlap, or are no more than `gap` apart.

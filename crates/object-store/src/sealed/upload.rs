@@ -1,8 +1,8 @@
 //! Multipart uploads.
 //!
 //! Parts are encrypted in the order of the calls of `put_part`, whatever the order in which their
-//! futures are polled. What is encrypted is cut anew: parts of one length, as some stores demand,
-//! and at least 5 MiB, as S3 does.
+//! futures are polled. What is encrypted is cut anew: parts of at least 5 MiB, as S3 demands, and of
+//! one length, as others do, unless those that are given grow.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,17 +10,19 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::api::path::Path;
+use super::api::{
+    Error, MultipartUpload, ObjectStore, PutMultipartOptions, PutPayload, PutResult, Result,
+    UploadPart,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{ready, try_join_all};
-use object_store::path::Path;
-use object_store::{
-    MultipartUpload, ObjectStore, PutMultipartOptions, PutPayload, PutResult, Result, UploadPart,
-};
 use waxseal::{StreamHead, StreamWriter};
 
 use super::errors::{generic, sealing, writing};
+use super::extras::tell;
 use super::heads::Heads;
 use super::layout::Layout;
 use super::store::{ContentId, Inner};
@@ -81,7 +83,8 @@ pub(super) struct SealedUpload {
     writer: Option<StreamWriter<Out>>,
     out: Out,
     layout: Layout,
-    /// The length of every part but the last, by the length of the first that was given.
+    /// The length of every part but the last: by that of the longest that was given so far. So there are
+    /// no more of them than were given, of which a store takes 10,000.
     part_len: Option<usize>,
     /// Parts that were given to the store, and those that it has.
     begun: usize,
@@ -143,7 +146,7 @@ impl SealedUpload {
         Ok(parts)
     }
 
-    fn over(&self) -> object_store::Error {
+    fn over(&self) -> Error {
         generic(&self.path, "the upload was completed, aborted, or has failed: begin it again")
     }
 }
@@ -151,11 +154,9 @@ impl SealedUpload {
 #[async_trait]
 impl MultipartUpload for SealedUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        if self.part_len.is_none() {
-            let len = self.layout.object_len(data.content_length() as u64);
-            let len = len.clamp(LEAST_PART, LARGEST_PART);
-            self.part_len = Some(usize::try_from(len).unwrap_or(usize::MAX));
-        }
+        let len = self.layout.object_len(data.content_length() as u64);
+        let len = usize::try_from(len.clamp(LEAST_PART, LARGEST_PART)).unwrap_or(usize::MAX);
+        self.part_len = self.part_len.max(Some(len));
         match self.encrypt(&data).and_then(|()| self.parts()) {
             Ok(parts) if parts.is_empty() => ready(Ok(())).boxed(),
             Ok(parts) => try_join_all(parts).map(|done| done.map(drop)).boxed(),
@@ -186,7 +187,7 @@ impl MultipartUpload for SealedUpload {
         self.heads.forget(&self.path);
         let mut completed = completed?;
         if let Some(id) = self.id {
-            completed.extensions.insert(id);
+            tell(&mut completed, id);
         }
         Ok(completed)
     }

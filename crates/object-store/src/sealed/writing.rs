@@ -3,11 +3,12 @@
 
 use std::io::Write;
 
-use object_store::path::Path;
-use object_store::{Extensions, ObjectStore, PutOptions, PutPayload, PutResult, Result};
-use waxseal::{Caller, StreamEncryptor, StreamHead};
+use super::api::path::Path;
+use super::api::{Extensions, ObjectStore, PutOptions, PutPayload, PutResult, Result};
+use waxseal::{StreamEncryptor, StreamHead};
 
 use super::errors::{sealing, writing};
+use super::extras::tell;
 use super::store::{ContentId, Inner};
 
 /// How much is encrypted before other tasks have their turn.
@@ -36,7 +37,7 @@ impl<S: ObjectStore> Inner<S> {
         let put = self.store.put_opts(path, sealed, options).await;
         self.heads.forget(path);
         let mut put = put?;
-        put.extensions.insert(id);
+        tell(&mut put, id);
         Ok(put)
     }
 
@@ -47,13 +48,7 @@ impl<S: ObjectStore> Inner<S> {
         extensions: &Extensions,
     ) -> Result<StreamEncryptor> {
         let (keys, aad) = (self.keys_of(path)?, self.binding.aad(path));
-        let encryptor = match extensions.get::<Caller>() {
-            Some(caller) => {
-                let acting = keys.envelope.acting_for(caller);
-                acting.stream_encryptor(&keys.context, aad, self.options).await
-            }
-            None => keys.envelope.stream_encryptor(&keys.context, aad, self.options).await,
-        };
+        let encryptor = keys.encryptor(extensions.get(), aad, self.options).await;
         encryptor.map_err(|error| sealing(path, error))
     }
 }

@@ -1,66 +1,41 @@
-//! How objects are encrypted: keys by their paths, what the AAD binds, the layout.
+//! The options of a store.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 use std::sync::Arc;
 
-use object_store::path::Path;
-use object_store::{OBJECT_STORE_COALESCE_DEFAULT, ObjectStore};
-use waxseal::{Aad, EncryptionContext, Envelope, Error, ErrorKind};
+use super::api::path::Path;
+use super::api::{OBJECT_STORE_COALESCE_DEFAULT, ObjectStore};
+use waxseal::{Error, ErrorKind};
 
 use super::SealedStore;
 use super::heads::Heads;
+use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 use super::store::Inner;
 
 /// A head without its wrapped keys.
 const BARE_HEAD: u32 = 104;
 
-/// What encrypts the object at a path: an envelope, and an encryption context.
-///
-/// A clone is two pointers.
-#[derive(Clone, Debug)]
-pub struct ObjectKeys {
-    pub(super) envelope: Envelope,
-    pub(super) context: EncryptionContext,
-}
+impl<S: ObjectStore> SealedStore<S> {
+    /// Begins a store whose objects have one encryption context.
+    pub fn builder(store: S, keys: ObjectKeys) -> SealedStoreBuilder<S> {
+        SealedStoreBuilder::new(store, Arc::new(move |_: &Path| Ok(keys.clone())))
+    }
 
-impl ObjectKeys {
-    /// Has this envelope encrypt in this context.
-    #[must_use]
-    pub fn new(envelope: Envelope, context: EncryptionContext) -> Self {
-        Self { envelope, context }
+    /// Begins a store whose objects have envelope and context by their paths: a context for each
+    /// customer's folder, an envelope for each [data domain](waxseal::domain).
+    ///
+    /// The function is called in every operation, and must not wait. It gives the same for one path
+    /// at all times, and **the same envelope wherever it gives the same context**: between such
+    /// paths, objects are copied by the store as they are.
+    pub fn builder_by_path(
+        store: S,
+        keys: impl Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync + 'static,
+    ) -> SealedStoreBuilder<S> {
+        SealedStoreBuilder::new(store, Arc::new(keys))
     }
 }
-
-/// What the AAD of an object is, and so which objects whoever can write to the store can put in
-/// place of another. docs/objects.md, "What ties an object to its place", compares them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
-#[non_exhaustive]
-pub enum Binding {
-    /// The whole path, as this store sees it. An object that was moved is refused. A copy or a rename
-    /// encrypts the object anew.
-    #[default]
-    Path,
-    /// The last segment of the path. For names that are unique, as with a UUID: folders can be
-    /// renamed, and copies between folders are done by the store. Objects of one name can be
-    /// exchanged.
-    FileName,
-    /// Nothing. Any object of the same encryption context can be put in place of another.
-    Nothing,
-}
-
-impl Binding {
-    pub(super) fn aad(self, path: &Path) -> Aad<'_> {
-        match self {
-            Self::Path => Aad::from(path.as_ref()),
-            Self::FileName => Aad::from(path.filename().unwrap_or_default()),
-            Self::Nothing => Aad::empty(),
-        }
-    }
-}
-
-pub(super) type KeysOf = dyn Fn(&Path) -> Result<ObjectKeys, Error> + Send + Sync;
 
 /// Builds a [`SealedStore`]: see [`SealedStore::builder`].
 #[must_use]
@@ -76,7 +51,7 @@ pub struct SealedStoreBuilder<S> {
 }
 
 impl<S: ObjectStore> SealedStoreBuilder<S> {
-    pub(super) fn new(store: S, keys: Arc<KeysOf>) -> Self {
+    fn new(store: S, keys: Arc<KeysOf>) -> Self {
         Self {
             store,
             keys,
@@ -155,7 +130,7 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
             return invalid(format!("head_len is {head}, {BARE_HEAD} to {longest} are allowed"));
         };
         let options = waxseal::StreamOptions::default().chunk_size(chunk).key_space(key_space);
-        Ok(SealedStore(Arc::new(Inner {
+        let shared = Arc::new(Inner {
             store: self.store,
             keys: self.keys,
             binding: self.binding,
@@ -164,7 +139,8 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
             heads: Heads::new(self.cached_heads),
             coalesce: self.coalesce,
             single_put: self.single_put,
-        })))
+        });
+        Ok(SealedStore { shared, caller: None })
     }
 }
 

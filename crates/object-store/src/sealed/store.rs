@@ -5,27 +5,30 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::api::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
+use super::api::path::Path;
+use super::api::{
+    CopyOptions, Error, Extensions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use object_store::list::{PaginatedListOptions, PaginatedListResult, PaginatedListStore};
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result,
-};
-use waxseal::{StreamHead, StreamOptions};
+use waxseal::{Caller, StreamHead, StreamOptions};
 
-use super::builder::{Binding, KeysOf, ObjectKeys, SealedStoreBuilder};
 use super::errors::{malformed, sealing};
 use super::heads::Heads;
+use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 
 /// An [`ObjectStore`] that encrypts what it puts into another, and decrypts what it gets.
 ///
-/// A clone is a pointer. The [module's page](super) says what may be relied on.
-pub struct SealedStore<S>(pub(super) Arc<Inner<S>>);
+/// A clone is a pointer or two. The [module's page](super::super) says what may be relied on.
+pub struct SealedStore<S> {
+    pub(super) shared: Arc<Inner<S>>,
+    pub(super) caller: Option<Caller>,
+}
 
 pub(super) struct Inner<S> {
     pub(super) store: S,
@@ -90,34 +93,57 @@ impl fmt::Debug for ContentId {
 }
 
 impl<S: ObjectStore> SealedStore<S> {
-    /// Begins a store whose objects have one encryption context.
-    pub fn builder(store: S, keys: ObjectKeys) -> SealedStoreBuilder<S> {
-        SealedStoreBuilder::new(store, Arc::new(move |_: &Path| Ok(keys.clone())))
+    /// Returns this store on behalf of a caller: the policies of its envelopes and their observers are
+    /// told who it is, in every operation that reads or writes content, and so in those that have no
+    /// place for a caller: `get_ranges`, and what a library like DataFusion does with the store that it
+    /// was given. A [`Caller`] in the extensions of an operation stands above it.
+    ///
+    /// It costs two counters, and shares the kept heads. Make one for each request that is served:
+    ///
+    /// ```
+    /// # use waxseal::Caller;
+    /// # use waxseal_object_store::v0_14::SealedStore;
+    /// # use object_store::{ObjectStore, ObjectStoreExt, memory::InMemory, path::Path};
+    /// # async fn example(store: SealedStore<InMemory>) -> Result<(), Box<dyn std::error::Error>> {
+    /// let caller = Caller::builder().service("reporting").role("analyst").build()?;
+    /// let store = store.acting_for(&caller);
+    /// store.get_ranges(&Path::from("sales.parquet"), &[0..4096]).await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn acting_for(&self, caller: &Caller) -> Self {
+        Self { shared: self.shared.clone(), caller: Some(caller.clone()) }
     }
 
-    /// Begins a store whose objects have envelope and context by their paths: a context for each
-    /// customer's folder, an envelope for each [data domain](waxseal::domain).
+    /// Asks the store for the [`ContentId`] of an object. It asks for no key, so it is what the store
+    /// says: reads that demand it check it.
     ///
-    /// The function is called in every operation, and must not wait. It gives the same for one path
-    /// at all times, and **the same envelope wherever it gives the same context**: between such
-    /// paths, objects are copied by the store as they are.
-    pub fn builder_by_path(
-        store: S,
-        keys: impl Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync + 'static,
-    ) -> SealedStoreBuilder<S> {
-        SealedStoreBuilder::new(store, Arc::new(keys))
+    /// # Errors
+    /// Those of the store, and of an object that is none of this store.
+    pub async fn content_id(&self, path: &Path) -> Result<ContentId> {
+        let answer = self.shared.fetch_head(path, GetOptions::new()).await?;
+        Ok(ContentId::of(&answer.known.head))
+    }
+
+    /// Names the caller, unless the operation names one.
+    fn on_behalf(&self, extensions: &mut Extensions) {
+        if let Some(caller) = &self.caller
+            && extensions.get::<Caller>().is_none()
+        {
+            extensions.insert(caller.clone());
+        }
     }
 
     /// Returns the store with the encrypted objects.
     #[must_use]
     pub fn inner(&self) -> &S {
-        &self.0.store
+        &self.shared.store
     }
 }
 
 impl<S> Clone for SealedStore<S> {
     fn clone(&self) -> Self {
-        Self(self.0.clone())
+        Self { shared: self.shared.clone(), caller: self.caller.clone() }
     }
 }
 
@@ -134,7 +160,7 @@ fn in_plaintext(layout: Layout, mut meta: ObjectMeta) -> Result<ObjectMeta> {
 }
 
 /// What was not written by such a store is not left out in silence.
-pub(super) fn no_object(meta: &ObjectMeta) -> object_store::Error {
+pub(super) fn no_object(meta: &ObjectMeta) -> Error {
     let detail = format!(
         "{} bytes, which no object of this store has: is it plaintext, cut, or of another chunk_size \
          or head_len?",
@@ -143,10 +169,10 @@ pub(super) fn no_object(meta: &ObjectMeta) -> object_store::Error {
     malformed(&meta.location, detail)
 }
 
-fn all_in_plaintext(layout: Layout, listed: ListResult) -> Result<ListResult> {
-    let ListResult { common_prefixes, objects, extensions } = listed;
-    let objects = objects.into_iter().map(|meta| in_plaintext(layout, meta));
-    Ok(ListResult { common_prefixes, objects: objects.collect::<Result<_>>()?, extensions })
+fn all_in_plaintext(layout: Layout, mut listed: ListResult) -> Result<ListResult> {
+    let objects = std::mem::take(&mut listed.objects).into_iter();
+    listed.objects = objects.map(|meta| in_plaintext(layout, meta)).collect::<Result<_>>()?;
+    Ok(listed)
 }
 
 #[async_trait]
@@ -156,43 +182,46 @@ impl<S: ObjectStore> ObjectStore for SealedStore<S> {
         &self,
         location: &Path,
         payload: PutPayload,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> Result<PutResult> {
-        self.0.put(location, payload, options).await
+        self.on_behalf(&mut options.extensions);
+        self.shared.put(location, payload, options).await
     }
 
     async fn put_multipart_opts(
         &self,
         location: &Path,
-        options: PutMultipartOptions,
+        mut options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
-        Ok(Box::new(self.0.upload(location, options).await?))
+        self.on_behalf(&mut options.extensions);
+        Ok(Box::new(self.shared.upload(location, options).await?))
     }
 
-    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.0.get(location, options).await
+    async fn get_opts(&self, location: &Path, mut options: GetOptions) -> Result<GetResult> {
+        self.on_behalf(&mut options.extensions);
+        self.shared.get(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        self.0.get_ranges(location, ranges).await
+        self.shared.get_ranges(location, ranges, self.caller.as_ref()).await
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        let heads = self.0.heads.clone();
+        let heads = self.shared.heads.clone();
         let forget = move |location: &Result<Path>| {
             if let Ok(location) = location {
                 heads.forget(location);
             }
         };
-        self.0.store.delete_stream(locations.inspect(forget).boxed())
+        self.shared.store.delete_stream(locations.inspect(forget).boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let layout = self.0.layout;
-        self.0.store.list(prefix).map(move |meta| in_plaintext(layout, meta?)).boxed()
+        let layout = self.shared.layout;
+        self.shared.store.list(prefix).map(move |meta| in_plaintext(layout, meta?)).boxed()
     }
 
     fn list_with_offset(
@@ -200,20 +229,23 @@ impl<S: ObjectStore> ObjectStore for SealedStore<S> {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        let (layout, listed) = (self.0.layout, self.0.store.list_with_offset(prefix, offset));
+        let (layout, listed) =
+            (self.shared.layout, self.shared.store.list_with_offset(prefix, offset));
         listed.map(move |meta| in_plaintext(layout, meta?)).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        all_in_plaintext(self.0.layout, self.0.store.list_with_delimiter(prefix).await?)
+        all_in_plaintext(self.shared.layout, self.shared.store.list_with_delimiter(prefix).await?)
     }
 
-    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.0.copy(from, to, options).await
+    async fn copy_opts(&self, from: &Path, to: &Path, mut options: CopyOptions) -> Result<()> {
+        self.on_behalf(&mut options.extensions);
+        self.shared.copy(from, to, options).await
     }
 
-    async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.0.rename(from, to, options).await
+    async fn rename_opts(&self, from: &Path, to: &Path, mut options: RenameOptions) -> Result<()> {
+        self.on_behalf(&mut options.extensions);
+        self.shared.rename(from, to, options).await
     }
 }
 
@@ -226,23 +258,26 @@ impl<S: ObjectStore + PaginatedListStore> PaginatedListStore for SealedStore<S> 
         options: PaginatedListOptions,
     ) -> Result<PaginatedListResult> {
         let PaginatedListResult { result, page_token } =
-            self.0.store.list_paginated(prefix, options).await?;
-        Ok(PaginatedListResult { result: all_in_plaintext(self.0.layout, result)?, page_token })
+            self.shared.store.list_paginated(prefix, options).await?;
+        Ok(PaginatedListResult {
+            result: all_in_plaintext(self.shared.layout, result)?,
+            page_token,
+        })
     }
 }
 
 impl<S: fmt::Display> fmt::Display for SealedStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SealedStore({})", self.0.store)
+        write!(f, "SealedStore({})", self.shared.store)
     }
 }
 
 impl<S: fmt::Debug> fmt::Debug for SealedStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SealedStore")
-            .field("store", &self.0.store)
-            .field("binding", &self.0.binding)
-            .field("layout", &self.0.layout)
+            .field("store", &self.shared.store)
+            .field("binding", &self.shared.binding)
+            .field("layout", &self.shared.layout)
             .finish_non_exhaustive()
     }
 }

@@ -8,19 +8,20 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::api::path::Path;
+use super::api::{
+    Attributes, Error, GetOptions, MultipartUpload, ObjectStore, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, Result, UpdateVersion,
+};
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::path::Path;
-use object_store::{
-    Error, GetOptions, MultipartUpload, ObjectStore, PutMode, PutMultipartOptions, PutOptions,
-    PutPayload, Result, UpdateVersion,
-};
-use waxseal::{EncryptionContext, ErrorKind, StreamHead};
+use waxseal::{Caller, EncryptionContext, ErrorKind, StreamHead};
 
 use super::body::Source;
 use super::errors::{generic, sealing, sealing_error};
 use super::heads::Known;
+use super::keys::ObjectKeys;
 use super::store::{ContentId, Inner, SealedStore};
 
 /// How often an object is tried that others overwrite meanwhile.
@@ -52,11 +53,12 @@ pub struct RewrapOptions {
     at_once: usize,
     page: usize,
     verify: bool,
+    caller: Option<Caller>,
 }
 
 impl Default for RewrapOptions {
     fn default() -> Self {
-        Self { after: None, at_once: 4, page: 100, verify: true }
+        Self { after: None, at_once: 4, page: 100, verify: true, caller: None }
     }
 }
 
@@ -129,7 +131,8 @@ impl<S: ObjectStore> SealedStore<S> {
     /// # Errors
     /// Those of the store and of the envelope. The object is as it was then, or rewrapped.
     pub async fn rewrap(&self, path: &Path) -> Result<Rewrapped> {
-        self.0.rewrap_one(path, &RewrapOptions::default()).await
+        let options = RewrapOptions { caller: self.caller.clone(), ..Default::default() };
+        self.shared.rewrap_one(path, &options).await
     }
 
     /// Rewraps all objects under a prefix, as [`rewrap`](Self::rewrap) does, and reports after each
@@ -166,11 +169,12 @@ impl<S: ObjectStore> SealedStore<S> {
     pub async fn rewrap_prefix(
         &self,
         prefix: Option<&Path>,
-        options: RewrapOptions,
+        mut options: RewrapOptions,
         mut report: impl FnMut(&RewrapProgress),
     ) -> Result<RewrapProgress> {
-        let mut is_ordered = self.0.lists_in_order(prefix, options.after.as_ref()).await?;
-        let listed = self.0.paths(prefix, options.after.as_ref());
+        options.caller = self.caller.clone();
+        let mut is_ordered = self.shared.lists_in_order(prefix, options.after.as_ref()).await?;
+        let listed = self.shared.paths(prefix, options.after.as_ref());
         let mut pages = listed.try_chunks(options.page);
         let mut progress = RewrapProgress { next: options.after.clone(), ..Default::default() };
         let mut last = options.after.clone();
@@ -185,7 +189,7 @@ impl<S: ObjectStore> SealedStore<S> {
                 is_ordered &= last.as_ref().is_none_or(|last| last < path);
                 last = Some(path.clone());
             }
-            self.0.rewrap_page(&page, &options, &mut progress).await?;
+            self.shared.rewrap_page(&page, &options, &mut progress).await?;
             progress.next = last.clone().filter(|_| is_ordered);
             report(&progress);
             progress.failures.clear();
@@ -231,7 +235,7 @@ impl<S: ObjectStore> Inner<S> {
         for _ in 0..TRIES {
             let known = self.latest_head(path).await?;
             let keys = self.keys_of(path)?;
-            let head = keys.envelope.rewrap_head(&keys.context, &known.head).await;
+            let head = keys.rewrap(options.caller.as_ref(), &known.head).await;
             let head = head.map_err(|error| sealing(path, error))?;
             if let Some(done) = self.replace_head(path, &known, &head, options).await? {
                 return Ok(done);
@@ -252,21 +256,19 @@ impl<S: ObjectStore> Inner<S> {
             .collect()
             .await;
         // By context, which has one envelope.
-        let mut groups: HashMap<EncryptionContext, Vec<_>> = HashMap::new();
-        let mut envelopes = HashMap::new();
+        let mut groups: HashMap<EncryptionContext, (ObjectKeys, Vec<_>)> = HashMap::new();
         for (path, known) in heads {
             match known.and_then(|known| Ok((known, self.keys_of(path)?))) {
                 Ok((known, keys)) => {
-                    envelopes.entry(keys.context.clone()).or_insert(keys.envelope);
-                    groups.entry(keys.context).or_default().push((path, known));
+                    let group = groups.entry(keys.context.clone());
+                    group.or_insert_with(|| (keys, Vec::new())).1.push((path, known));
                 }
                 Err(error) => fail(progress, path, error)?,
             }
         }
-        for (context, objects) in groups {
-            let Some(envelope) = envelopes.get(&context) else { continue };
-            let heads = objects.iter().map(|(_, known)| (&context, known.head.as_bytes()));
-            let rewrapped = envelope.rewrap_all(heads).await;
+        for (keys, objects) in groups.into_values() {
+            let heads = objects.iter().map(|(_, known)| &known.head);
+            let rewrapped = keys.rewrap_all(options.caller.as_ref(), heads).await;
             let replaced: Vec<_> = stream::iter(objects.into_iter().zip(rewrapped))
                 .map(|((path, known), head)| async move {
                     let head = head.and_then(|head| StreamHead::from_prefix(&head));
@@ -325,7 +327,7 @@ impl<S: ObjectStore> Inner<S> {
         };
         let attributes = std::mem::take(&mut answer.attributes);
         let decryptor = match options.verify {
-            true => Some(self.decryptor(path, &known.head, None).await?),
+            true => Some(self.decryptor(path, &known.head, options.caller.as_ref()).await?),
             false => None,
         };
         let source = Source::new(path, answer);
@@ -360,7 +362,7 @@ impl<S: ObjectStore> Inner<S> {
     }
 
     /// Returns the first of these chunks, as many as one request asks for.
-    fn portion(&self, chunks: &Range<u64>) -> Range<u64> {
+    pub(super) fn portion(&self, chunks: &Range<u64>) -> Range<u64> {
         let most = (PORTION / self.layout.chunk).max(1);
         chunks.start..chunks.end.min(chunks.start.saturating_add(most))
     }
@@ -409,8 +411,13 @@ impl<S: ObjectStore> Inner<S> {
         path: &Path,
         known: &Known,
         object: PutPayload,
-        attributes: object_store::Attributes,
+        attributes: Attributes,
     ) -> Result<Option<Rewrapped>> {
+        // Right before it, since there are stores that overlook the condition: what others wrote while this
+        // one was read is not lost there.
+        if !self.latest_head(path).await?.is_of(&known.meta) {
+            return Ok(None);
+        }
         let id = ContentId::of(&known.head);
         let (e_tag, version) = (known.meta.e_tag.clone(), known.meta.version.clone());
         let update = PutMode::Update(UpdateVersion { e_tag, version });
@@ -422,9 +429,6 @@ impl<S: ObjectStore> Inner<S> {
             // As local files do.
             Err(Error::NotImplemented { .. } | Error::NotSupported { .. }) => {}
             Err(error) => return Err(error),
-        }
-        if !self.latest_head(path).await?.is_of(&known.meta) {
-            return Ok(None);
         }
         self.put_sealed(path, object, options(PutMode::Overwrite), id).await?;
         Ok(Some(Rewrapped::Changed))

@@ -2,25 +2,28 @@
 //! as it is. Otherwise it is decrypted, and encrypted for its new path.
 #![forbid(unsafe_code)]
 
-use bytes::Bytes;
-use futures_util::TryStreamExt;
-use object_store::path::Path;
-use object_store::{
-    CopyMode, CopyOptions, Error, GetOptions, GetResult, MultipartUpload, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, RenameOptions,
-    RenameTargetMode, Result,
+use super::api::path::Path;
+use super::api::{
+    CopyMode, CopyOptions, Error, Extensions, MultipartUpload, ObjectStore, ObjectStoreExt,
+    PutMode, PutMultipartOptions, PutOptions, PutPayload, RenameOptions, RenameTargetMode, Result,
 };
+use waxseal::policy::Action;
 
+use super::errors::sealing;
+use super::portions::{Next, Portions};
+use super::reading::changing;
 use super::store::Inner;
 
 /// The least plaintext of a part, where an object goes through this process, and the most parts: S3
 /// takes 10,000.
 const LEAST_PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9_000;
+/// How often an object is copied anew that others overwrite meanwhile.
+const TRIES: usize = 5;
 
 impl<S: ObjectStore> Inner<S> {
     pub(super) async fn copy(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        if self.has_same_keys(from, to)? {
+        if self.is_by_the_store(from, to, &options.extensions).await? {
             let copied = self.store.copy_opts(from, to, options).await;
             self.heads.forget(to);
             return copied;
@@ -34,7 +37,7 @@ impl<S: ObjectStore> Inner<S> {
         to: &Path,
         options: RenameOptions,
     ) -> Result<()> {
-        if self.has_same_keys(from, to)? {
+        if self.is_by_the_store(from, to, &options.extensions).await? {
             let renamed = self.store.rename_opts(from, to, options).await;
             self.heads.forget(from);
             self.heads.forget(to);
@@ -50,38 +53,68 @@ impl<S: ObjectStore> Inner<S> {
         self.store.delete(from).await
     }
 
-    fn has_same_keys(&self, from: &Path, to: &Path) -> Result<bool> {
+    /// Returns whether the store may move an object as it is: whether it opens at both paths. Nothing is
+    /// decrypted then, but the policy decides about it as if it were.
+    async fn is_by_the_store(
+        &self,
+        from: &Path,
+        to: &Path,
+        extensions: &Extensions,
+    ) -> Result<bool> {
         let (keys_from, keys_to) = (self.keys_of(from)?, self.keys_of(to)?);
         let is_same_aad = self.binding.aad(from) == self.binding.aad(to);
-        Ok(is_same_aad && keys_from.context == keys_to.context)
+        if !is_same_aad || keys_from.context != keys_to.context {
+            return Ok(false);
+        }
+        let caller = extensions.get();
+        let may_read = keys_from.check(caller, Action::Decrypt).await;
+        may_read.map_err(|error| sealing(from, error))?;
+        let may_write = keys_to.check(caller, Action::Encrypt).await;
+        may_write.map_err(|error| sealing(to, error))?;
+        Ok(true)
     }
 
     async fn encrypt_anew(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        for _ in 0..TRIES {
+            if self.encrypted_anew(from, to, &options).await? {
+                return Ok(());
+            }
+        }
+        Err(changing(from))
+    }
+
+    /// Returns whether it was done. It was not if the object was overwritten while it was read.
+    async fn encrypted_anew(&self, from: &Path, to: &Path, options: &CopyOptions) -> Result<bool> {
         let CopyOptions { mode, extensions } = options;
-        let reading = GetOptions { extensions: extensions.clone(), ..GetOptions::new() };
-        let read = self.get(from, reading).await?;
-        if read.meta.size <= self.single_put {
+        let mut portions = Portions::begin(self, from, extensions).await?;
+        let (attributes, extensions) = (portions.take_attributes(), extensions.clone());
+        if portions.plaintext_len() <= self.single_put {
             let mode = match mode {
                 CopyMode::Overwrite => PutMode::Overwrite,
                 CopyMode::Create => PutMode::Create,
             };
-            let attributes = read.attributes.clone();
             let options = PutOptions { mode, attributes, extensions, ..PutOptions::default() };
-            // It is whole when the stream has ended, and nothing is written before.
-            let chunks: Vec<Bytes> = read.into_stream().try_collect().await?;
+            let mut chunks = Vec::new();
+            loop {
+                match portions.next().await? {
+                    Next::Plaintext(chunk) => chunks.push(chunk),
+                    Next::Overwritten => return Ok(false),
+                    // It is whole, and nothing was written before.
+                    Next::End => break,
+                }
+            }
             let payload = PutPayload::from_iter(chunks);
-            return self.put(to, payload, options).await.map(drop);
+            return self.put(to, payload, options).await.map(|_| true);
         }
-        if mode == CopyMode::Create {
+        if *mode == CopyMode::Create {
             let detail = "an object above `single_put` is encrypted anew by a multipart upload, which \
                           cannot be made to fail where there is an object";
             return Err(Error::NotSupported { source: detail.into() });
         }
-        let attributes = read.attributes.clone();
         let options = PutMultipartOptions { attributes, extensions, ..Default::default() };
         let mut upload = self.upload(to, options).await?;
-        let written = write_parts(&mut upload, read).await;
-        if written.is_err() {
+        let written = write_parts(&mut upload, &mut portions).await;
+        if !matches!(written, Ok(true)) {
             // The first error says more than that of the abort.
             let _ = upload.abort().await;
         }
@@ -89,14 +122,22 @@ impl<S: ObjectStore> Inner<S> {
     }
 }
 
-async fn write_parts(upload: &mut impl MultipartUpload, read: GetResult) -> Result<()> {
-    let part_len = part_len(read.meta.size);
-    let mut stream = read.into_stream();
+/// Returns whether the upload is complete. It is not if the object was overwritten meanwhile.
+async fn write_parts<S: ObjectStore>(
+    upload: &mut impl MultipartUpload,
+    portions: &mut Portions<'_, S>,
+) -> Result<bool> {
+    let part_len = part_len(portions.plaintext_len());
     let (mut part, mut len) = (Vec::new(), 0);
-    // Only after the end of the stream it is known to be whole.
-    while let Some(bytes) = stream.try_next().await? {
-        len += bytes.len() as u64;
-        part.push(bytes);
+    loop {
+        match portions.next().await? {
+            Next::Plaintext(chunk) => {
+                len += chunk.len() as u64;
+                part.push(chunk);
+            }
+            Next::Overwritten => return Ok(false),
+            Next::End => break,
+        }
         if len >= part_len {
             upload.put_part(PutPayload::from_iter(part.split_off(0))).await?;
             len = 0;
@@ -105,7 +146,8 @@ async fn write_parts(upload: &mut impl MultipartUpload, read: GetResult) -> Resu
     if len > 0 {
         upload.put_part(PutPayload::from_iter(part)).await?;
     }
-    upload.complete().await.map(drop)
+    // Only after the end it is known to be whole.
+    upload.complete().await.map(|_| true)
 }
 
 /// Returns the length of the parts of an object of so many bytes.

@@ -6,9 +6,9 @@
 
 use std::sync::Arc;
 
+use super::api::ObjectMeta;
+use super::api::path::Path;
 use moka::sync::Cache;
-use object_store::ObjectMeta;
-use object_store::path::Path;
 use waxseal::StreamHead;
 
 /// The head of one version of an object.

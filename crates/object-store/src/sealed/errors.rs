@@ -4,8 +4,8 @@
 use std::error::Error as StdError;
 use std::{fmt, io};
 
-use object_store::path::Path;
-use object_store::{Error, Result};
+use super::api::path::Path;
+use super::api::{Error, Result};
 use waxseal::ErrorKind;
 
 pub(super) const NAME: &str = "Waxseal";
@@ -33,8 +33,8 @@ impl StdError for ObjectError {
 /// [`SealedStore`](super::SealedStore) failed.
 ///
 /// A denial by a key service or a policy is
-/// [`PermissionDenied`](object_store::Error::PermissionDenied). The others are
-/// [`Generic`](object_store::Error::Generic).
+/// [`PermissionDenied`](super::api::Error::PermissionDenied). The others are
+/// [`Generic`](super::api::Error::Generic).
 #[must_use]
 pub fn sealing_error(error: &Error) -> Option<&waxseal::Error> {
     let mut source = StdError::source(error);

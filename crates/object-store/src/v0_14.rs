@@ -1,0 +1,47 @@
+#![doc = include_str!("../docs/objects.md")]
+#![forbid(unsafe_code)]
+
+use object_store as api;
+
+#[cfg_attr(feature = "object_store_0_13", allow(clippy::duplicate_mod, reason = "once a version"))]
+#[path = "sealed/mod.rs"]
+mod sealed;
+
+pub use sealed::*;
+
+/// What a result has besides the object: of this version, extensions.
+mod extras {
+    use std::mem;
+    use std::ops::Range;
+
+    use super::ContentId;
+    use super::api::{Attributes, Extensions, GetResult, GetResultPayload, ObjectMeta, PutResult};
+
+    #[derive(Default)]
+    pub(in crate::v0_14) struct Extras(Extensions);
+
+    impl Extras {
+        pub(in crate::v0_14) fn take(answer: &mut GetResult) -> Self {
+            Self(mem::take(&mut answer.extensions))
+        }
+
+        /// Puts together the result of a read, with the id of what is read.
+        pub(in crate::v0_14) fn result(
+            self,
+            id: ContentId,
+            meta: ObjectMeta,
+            range: Range<u64>,
+            attributes: Attributes,
+            payload: GetResultPayload,
+        ) -> GetResult {
+            let Self(mut extensions) = self;
+            extensions.insert(id);
+            GetResult { payload, meta, range, attributes, extensions }
+        }
+    }
+
+    /// Tells the id of what was written.
+    pub(in crate::v0_14) fn tell(put: &mut PutResult, id: ContentId) {
+        put.extensions.insert(id);
+    }
+}

@@ -1,0 +1,79 @@
+//! The suite of `object_store` itself on servers that speak S3.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::version::{Binding, SealedStore};
+use object_store::aws::{AmazonS3, AmazonS3Builder, S3CopyIfNotExists};
+use object_store::integration as suite;
+use object_store::prefix::PrefixStore;
+use waxseal_testing::seaweedfs::{ACCESS_KEY, SECRET_KEY, SeaweedFs};
+use waxseal_testing::stand_in::StandIn;
+
+use crate::ground::builder;
+use crate::suite::{passes, run};
+
+fn s3(url: &str, bucket: &str) -> AmazonS3Builder {
+    AmazonS3Builder::new()
+        .with_endpoint(url)
+        .with_allow_http(true)
+        .with_region("us-east-1")
+        .with_bucket_name(bucket)
+        .with_access_key_id(ACCESS_KEY)
+        .with_secret_access_key(SECRET_KEY)
+        .with_copy_if_not_exists(S3CopyIfNotExists::Multipart)
+}
+
+/// Every store under a prefix of its own: SeaweedFS reserves much of the disk for each bucket.
+fn prefixes(url: String) -> impl Fn() -> PrefixStore<AmazonS3> + Clone + Send + 'static {
+    let next = Arc::new(AtomicUsize::new(0));
+    move || {
+        let prefix = format!("store-{}", next.fetch_add(1, Ordering::SeqCst));
+        PrefixStore::new(s3(&url, BUCKET).build().unwrap(), prefix)
+    }
+}
+
+const S3_BINDINGS: [Binding; 2] = [Binding::Path, Binding::Nothing];
+
+const BUCKET: &str = "objects";
+
+fn seaweedfs() -> SeaweedFs {
+    let server = SeaweedFs::start();
+    server.create_bucket(BUCKET);
+    server
+}
+
+fn moto() -> StandIn {
+    let server = StandIn::moto();
+    crate::ground::create_bucket(server.port(), BUCKET);
+    server
+}
+
+#[test]
+fn the_suite_passes_on_seaweedfs() {
+    let server = seaweedfs();
+    let known = ["put_get_delete_list", "put_opts_without_update"];
+    run(prefixes(server.url()), &S3_BINDINGS, &known, &["list_uses_directories_correctly"]);
+}
+
+/// moto does not keep metadata of names that have an underscore.
+#[test]
+fn the_suite_passes_on_moto() {
+    let server = moto();
+    let known = ["put_get_attributes", "put_opts_without_update"];
+    run(prefixes(server.url()), &S3_BINDINGS, &known, &[]);
+}
+
+/// Pages of a list.
+#[test]
+fn the_test_of_paginated_lists_passes_on_s3() {
+    let (seaweedfs, moto) = (seaweedfs(), moto());
+    for url in [seaweedfs.url(), moto.url()] {
+        let passed = passes(move || {
+            let sealed: SealedStore<AmazonS3> =
+                builder(s3(&url, BUCKET).build().unwrap()).build().unwrap();
+            Box::pin(async move { suite::list_paginated(&sealed, &sealed).await })
+        });
+        assert!(passed);
+    }
+}

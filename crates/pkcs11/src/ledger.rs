@@ -1,0 +1,289 @@
+//! What this process knows of the PINs that it gave to tokens. A token locks after a few wrong ones,
+//! so one that is wrong, or may be, is given once: whichever provider has it, by whichever module,
+//! and whatever happens in between.
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::errors::Failure;
+use crate::pin::Pin;
+
+/// The first pause of a PIN that was accepted before, after a login that the token's outage ended.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// By the name of the token, which it has in all modules.
+static TOKENS: Mutex<Option<HashMap<String, Tries>>> = Mutex::new(None);
+static SETTLED: Condvar = Condvar::new();
+
+#[derive(Default)]
+struct Tries {
+    /// A login is being tried.
+    is_busy: bool,
+    /// Hashes of PINs that are not given again, and why.
+    refused: Vec<([u8; 32], String)>,
+    /// The hash of the PIN that logged in last.
+    accepted: Option<[u8; 32]>,
+    /// When the accepted PIN was last given in vain, and the pause after it.
+    pause: Option<(Instant, Duration)>,
+}
+
+/// What came of a login.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    LoggedIn,
+    /// The token certainly did not look at the PIN.
+    NotTried,
+    /// The token refused the PIN: what it said.
+    Refused(String),
+    /// It failed without a word about the PIN, which may have counted as wrong.
+    Failed {
+        said: String,
+        /// The token answered nothing else either, or the module died.
+        is_down: bool,
+    },
+}
+
+/// A PIN that may be given to a token once, and by nobody else meanwhile.
+struct Attempt {
+    token: String,
+    hash: [u8; 32],
+    pin: Zeroizing<String>,
+    outcome: Option<Outcome>,
+}
+
+/// Shows no PIN.
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Attempt({:?})", self.token)
+    }
+}
+
+/// Who gives a login its PIN, and hears what came of it.
+pub(crate) trait PinGiver: Send + Sync {
+    /// Gives the PIN for one login at this token.
+    fn begin(&self, token: &str) -> Result<Box<dyn Attempted>, Failure>;
+
+    /// Allows one more try of what the token refused.
+    fn forget_refused(&self);
+}
+
+/// A login that is being tried.
+pub(crate) trait Attempted {
+    fn pin(&self) -> &str;
+    fn settle(self: Box<Self>, outcome: Outcome) -> Result<(), Failure>;
+}
+
+/// The PIN of a provider of this process.
+pub(crate) struct OwnPin {
+    pin: Pin,
+    /// The token that it was given to last.
+    token: Mutex<Option<String>>,
+}
+
+impl OwnPin {
+    pub(crate) fn new(pin: Pin) -> Self {
+        Self { pin, token: Mutex::new(None) }
+    }
+}
+
+impl PinGiver for OwnPin {
+    fn begin(&self, token: &str) -> Result<Box<dyn Attempted>, Failure> {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
+        Ok(Box::new(begin(token, &self.pin)?))
+    }
+
+    fn forget_refused(&self) {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        forget(token.as_deref());
+    }
+}
+
+fn lock() -> MutexGuard<'static, Option<HashMap<String, Tries>>> {
+    TOKENS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the PIN for one login. Waits while another login at this token is being tried.
+fn begin(token: &str, pin: &Pin) -> Result<Attempt, Failure> {
+    let mut tokens = lock();
+    while tokens.as_ref().and_then(|tokens| tokens.get(token)).is_some_and(|tries| tries.is_busy) {
+        tokens = SETTLED.wait(tokens).unwrap_or_else(PoisonError::into_inner);
+    }
+    let tries = tokens.get_or_insert_default().entry(token.to_owned()).or_default();
+    let pin = pin.read()?;
+    let hash = hash_of(&pin)?;
+    if let Some((_, why)) = tries.refused.iter().find(|(refused, _)| *refused == hash) {
+        let text = format!("{why}; this PIN was refused before, and is not tried again");
+        return Err(Failure::misconfigured(text).without_asking());
+    }
+    if let Some((at, pause)) = tries.pause
+        && tries.accepted == Some(hash)
+        && at.elapsed() < pause
+    {
+        let text = "log in: the token went down during the last login; the PIN is not tried again \
+                    yet";
+        return Err(Failure::unavailable(text).without_asking());
+    }
+    tries.is_busy = true;
+    Ok(Attempt { token: token.to_owned(), hash, pin, outcome: None })
+}
+
+impl Attempted for Attempt {
+    fn pin(&self) -> &str {
+        &self.pin
+    }
+
+    fn settle(mut self: Box<Self>, outcome: Outcome) -> Result<(), Failure> {
+        self.outcome = Some(outcome);
+        Ok(())
+    }
+}
+
+/// An attempt that is dropped ended with its module: in a panic, or with a helper process.
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let outcome = self.outcome.take().unwrap_or_else(|| Outcome::Failed {
+            said: "log in: the module died".to_owned(),
+            is_down: true,
+        });
+        let mut tokens = lock();
+        let tries = tokens.get_or_insert_default().entry(self.token.clone()).or_default();
+        tries.is_busy = false;
+        match outcome {
+            Outcome::LoggedIn => {
+                tries.accepted = Some(self.hash);
+                tries.pause = None;
+            }
+            Outcome::NotTried => {}
+            Outcome::Refused(said) => tries.refused.push((self.hash, said)),
+            // It logged in before, and nothing says that it is wrong now.
+            Outcome::Failed { is_down: true, .. } if tries.accepted == Some(self.hash) => {
+                let pause = tries.pause.map_or(FIRST_PAUSE, |(_, pause)| pause.saturating_mul(2));
+                tries.pause = Some((Instant::now(), pause.min(LONGEST_PAUSE)));
+            }
+            Outcome::Failed { said, .. } => {
+                let why = format!("{said}, which may have counted as a wrong PIN");
+                tries.refused.push((self.hash, why));
+            }
+        }
+        drop(tokens);
+        SETTLED.notify_all();
+    }
+}
+
+/// Forgets the PINs that this token refused, or all tokens if none is named.
+fn forget(token: Option<&str>) {
+    let mut tokens = lock();
+    for (name, tries) in tokens.get_or_insert_default() {
+        if token.is_none_or(|token| token == name) {
+            tries.refused.clear();
+            tries.pause = None;
+        }
+    }
+}
+
+/// A hash under a salt of this process: enough to know a PIN again.
+fn hash_of(pin: &Zeroizing<String>) -> Result<[u8; 32], Failure> {
+    static SALT: OnceLock<[u8; 32]> = OnceLock::new();
+    let salt = match SALT.get() {
+        Some(salt) => salt,
+        None => {
+            let mut salt = [0; 32];
+            getrandom::fill(&mut salt).map_err(|error| {
+                let text = format!("log in: the random number generator failed: {error}");
+                Failure::unavailable(text).without_asking()
+            })?;
+            SALT.get_or_init(|| salt)
+        }
+    };
+    Ok(Sha256::new_with_prefix(salt).chain_update(pin.as_bytes()).finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use waxseal::kek::KekErrorClass::{Misconfigured, Unavailable};
+
+    fn pin(text: &str) -> Pin {
+        Pin::Given(Zeroizing::new(text.to_owned()))
+    }
+
+    fn settle(token: &str, text: &str, outcome: Outcome) {
+        Box::new(begin(token, &pin(text)).unwrap()).settle(outcome).unwrap();
+    }
+
+    fn failed(is_down: bool) -> Outcome {
+        Outcome::Failed { said: "log in: a code".to_owned(), is_down }
+    }
+
+    #[test]
+    fn a_pin_that_never_logged_in_is_given_once_whatever_the_failure() {
+        let failures = [failed(false), failed(true), Outcome::Refused("wrong".to_owned())];
+        for (n, failure) in failures.into_iter().enumerate() {
+            let token = format!("once {n}");
+            settle(&token, "1", failure);
+            for _ in 0..3 {
+                let again = begin(&token, &pin("1")).unwrap_err();
+                assert_eq!((again.class, again.asked), (Misconfigured, false));
+            }
+            settle(&token, "2", Outcome::LoggedIn);
+            assert!(begin(&token, &pin("1")).is_err(), "it is remembered");
+            assert!(begin(&format!("another {n}"), &pin("1")).is_ok(), "each token for itself");
+            forget(Some(&token));
+            settle(&token, "1", Outcome::LoggedIn);
+        }
+    }
+
+    #[test]
+    fn a_pin_that_logged_in_waits_for_a_token_that_went_down_and_is_given_up_by_one_that_is_well() {
+        let token = "accepted";
+        settle(token, "1", Outcome::LoggedIn);
+        settle(token, "1", failed(true));
+        let again = begin(token, &pin("1")).unwrap_err();
+        assert_eq!((again.class, again.asked), (Unavailable, false));
+        // Another PIN is another matter.
+        settle(token, "2", Outcome::NotTried);
+        std::thread::sleep(FIRST_PAUSE);
+        settle(token, "1", failed(false));
+        assert_eq!(begin(token, &pin("1")).unwrap_err().class, Misconfigured);
+    }
+
+    #[test]
+    fn an_attempt_that_ends_with_its_module_counts_as_a_try() {
+        drop(begin("died", &pin("1")).unwrap());
+        assert_eq!(begin("died", &pin("1")).unwrap_err().class, Misconfigured);
+        settle("died", "2", Outcome::NotTried);
+        settle("died", "2", Outcome::LoggedIn);
+        drop(begin("died", &pin("2")).unwrap());
+        assert_eq!(begin("died", &pin("2")).unwrap_err().class, Unavailable);
+    }
+
+    #[test]
+    fn of_many_that_try_one_pin_at_once_one_gives_it() {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                std::thread::spawn(|| match begin("many", &pin("1")) {
+                    Ok(attempt) => {
+                        std::thread::sleep(Duration::from_millis(20));
+                        Box::new(attempt).settle(failed(false)).unwrap();
+                        1
+                    }
+                    Err(_) => 0,
+                })
+            })
+            .collect();
+        assert_eq!(threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn what_is_shown_of_an_attempt_has_no_pin() {
+        let attempt = begin("shown", &pin("918273")).unwrap();
+        assert!(!format!("{attempt:?}").contains("918273"));
+    }
+}

@@ -1,0 +1,208 @@
+//! A whole stream that is in memory, from one buffer to another.
+//!
+//! Each chunk is encrypted or decrypted from where it is to where it goes. Threads take chunks side
+//! by side, and nothing waits for its turn.
+#![forbid(unsafe_code)]
+
+use std::num::NonZero;
+use std::sync::{Mutex, PoisonError};
+use std::{iter, thread};
+
+use super::{StreamDecryptor, StreamEncryptor};
+use crate::envelope::Plaintext;
+use crate::error::{Error, ErrorKind};
+use crate::memory::wipe;
+use crate::suite::TAG_LEN;
+
+/// A thread takes chunks of so many bytes together, so that small ones cost no lock each.
+const PORTION: usize = 256 * 1024;
+
+impl StreamEncryptor {
+    /// Encrypts `plaintext` to a whole stream in a new buffer, on so many threads: this one, and
+    /// `threads - 1` that end before the call does.
+    ///
+    /// ```
+    /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
+    /// # use std::num::NonZero;
+    /// # pollster::block_on(async {
+    /// # let envelope = Envelope::builder().wrap_with(LocalKek::in_memory("test")?).build()?;
+    /// # let (context, plaintext) = (EncryptionContext::empty(), vec![7; 1 << 20]);
+    /// let (aad, threads) = (Aad::from(b"backup 17"), NonZero::new(2).unwrap());
+    /// let encryptor = envelope.stream_encryptor(&context, aad, StreamOptions::default()).await?;
+    /// let sealed = encryptor.encrypt_slice(threads, &plaintext)?;
+    ///
+    /// let head = StreamHead::from_prefix(&sealed)?;
+    /// let decryptor = envelope.stream_decryptor(&context, aad, &head).await?;
+    /// assert_eq!(&*decryptor.decrypt_slice(threads, &sealed[head.len()..])?, &plaintext);
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`] for more bytes than a stream can have; [`ErrorKind::Exhausted`] and [`ErrorKind::Expired`] as with a
+    /// [`StreamWriter`](crate::StreamWriter).
+    pub fn encrypt_slice(
+        self,
+        threads: NonZero<usize>,
+        plaintext: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        let mut stream = vec![0; self.len_of(plaintext)?];
+        self.encrypt_slice_to(threads, plaintext, &mut stream)?;
+        Ok(stream)
+    }
+
+    /// As [`encrypt_slice`](Self::encrypt_slice), to a buffer that has exactly
+    /// [`stream_len`](Self::stream_len) bytes, such as one that is used again.
+    ///
+    /// # Errors
+    /// As there, and [`ErrorKind::BufferSize`] for a buffer of another length. Whatever else fails,
+    /// the buffer is filled with zeros.
+    pub fn encrypt_slice_to(
+        self,
+        threads: NonZero<usize>,
+        plaintext: &[u8],
+        stream: &mut [u8],
+    ) -> Result<(), Error> {
+        if self.len_of(plaintext)? != stream.len() {
+            return Err(buffer_size());
+        }
+        let chunk = self.chunk.bytes();
+        let all = AllOrNothing(stream);
+        let (head, body) = all.0.split_at_mut_checked(self.head.len()).ok_or_else(buffer_size)?;
+        head.copy_from_slice(&self.head);
+        let seal = |index, from: &[u8], to: &mut [u8]| self.seal_chunk(index, Some(from), to);
+        side_by_side(threads, (chunk, plaintext), (chunk + TAG_LEN, body), seal)?;
+        all.done();
+        Ok(())
+    }
+
+    fn len_of(&self, plaintext: &[u8]) -> Result<usize, Error> {
+        let len = u64::try_from(plaintext.len()).ok().and_then(|len| self.stream_len(len));
+        len.and_then(|len| usize::try_from(len).ok()).ok_or_else(too_large)
+    }
+}
+
+impl StreamDecryptor {
+    /// Decrypts a whole stream to a new buffer, on so many threads: this one, and `threads - 1` that
+    /// end before the call does. `body` has the bytes that follow the head.
+    ///
+    /// **All or nothing**: the plaintext is returned when every chunk was authentic, the last one
+    /// included. So it is the whole.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] and [`ErrorKind::Malformed`] for a stream that was changed, cut or
+    /// extended; [`ErrorKind::Expired`] when the time of the stream is over.
+    pub fn decrypt_slice(&self, threads: NonZero<usize>, body: &[u8]) -> Result<Plaintext, Error> {
+        let mut plaintext = Plaintext::new(vec![0; self.len_in(body)?]);
+        self.decrypt_slice_to(threads, body, plaintext.bytes_mut())?;
+        Ok(plaintext)
+    }
+
+    /// As [`decrypt_slice`](Self::decrypt_slice), to a buffer that is exactly as
+    /// long as the plaintext ([`StreamHead::plaintext_len`](crate::StreamHead::plaintext_len)), such
+    /// as one that is used again.
+    ///
+    /// Until it returns, the buffer may have bytes that are not authentic. It must not be shared with
+    /// whoever may not see them, as memory that another process maps too.
+    ///
+    /// # Errors
+    /// As there, and [`ErrorKind::BufferSize`] for a buffer of another length. Whatever else fails,
+    /// the buffer is filled with zeros.
+    pub fn decrypt_slice_to(
+        &self,
+        threads: NonZero<usize>,
+        body: &[u8],
+        plaintext: &mut [u8],
+    ) -> Result<(), Error> {
+        if self.len_in(body)? != plaintext.len() {
+            return Err(buffer_size());
+        }
+        let chunk = self.chunk.bytes();
+        let all = AllOrNothing(plaintext);
+        let open = |index, from: &[u8], to: &mut [u8]| self.open_to(index, from, to);
+        side_by_side(threads, (chunk + TAG_LEN, body), (chunk, &mut *all.0), open)?;
+        all.done();
+        Ok(())
+    }
+
+    fn len_in(&self, body: &[u8]) -> Result<usize, Error> {
+        let len = self.head.len().checked_add(body.len()).ok_or_else(too_large)?;
+        let len = self.head.plaintext_len(u64::try_from(len).unwrap_or(u64::MAX))?;
+        usize::try_from(len).map_err(|_| too_large())
+    }
+}
+
+/// Works on all chunks of a stream, each once. Of both sides the length of a full chunk is given. The
+/// last is shorter, and may be empty on one of them.
+fn side_by_side(
+    threads: NonZero<usize>,
+    (full_in, from): (usize, &[u8]),
+    (full_out, to): (usize, &mut [u8]),
+    work: impl Fn(u64, &[u8], &mut [u8]) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    let chunks = (PORTION / full_in.min(full_out)).max(1);
+    let portions = pairs((chunks * full_in, from), (chunks * full_out, to)).enumerate();
+    let most = from.len() / (chunks * full_in);
+    let shared = Mutex::new((portions, None));
+    let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+    let run = || {
+        let next = || match &mut *lock() {
+            (portions, None) => portions.next(),
+            (_, Some(_)) => None,
+        };
+        while let Some((at, (from, to))) = next() {
+            for (within, (from, to)) in pairs((full_in, from), (full_out, to)).enumerate() {
+                // Beyond every stream, where it is refused.
+                let index = u64::try_from(at * chunks + within).unwrap_or(u64::MAX);
+                if let Err(error) = work(index, from, to) {
+                    lock().1 = Some(error);
+                    return;
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..most.min(threads.get() - 1) {
+            let more = thread::Builder::new().name("waxseal-stream".to_owned());
+            // Fewer threads do it too.
+            if more.spawn_scoped(scope, run).is_err() {
+                break;
+            }
+        }
+        run();
+    });
+    shared.into_inner().unwrap_or_else(PoisonError::into_inner).1.map_or(Ok(()), Err)
+}
+
+/// The parts of two buffers that belong together. Where one ends first, the other has its last part
+/// beside an empty one.
+fn pairs<'a>(
+    (len_in, from): (usize, &'a [u8]),
+    (len_out, to): (usize, &'a mut [u8]),
+) -> impl Iterator<Item = (&'a [u8], &'a mut [u8])> {
+    let inputs = from.chunks(len_in).chain(iter::once(&[][..]));
+    let outputs = to.chunks_mut(len_out).chain(iter::once(&mut [][..]));
+    inputs.zip(outputs).take_while(|(from, to)| !(from.is_empty() && to.is_empty()))
+}
+
+/// A buffer that is filled with zeros unless the work on it is [done](Self::done).
+struct AllOrNothing<'b>(&'b mut [u8]);
+
+impl AllOrNothing<'_> {
+    fn done(mut self) {
+        self.0 = &mut [];
+    }
+}
+
+impl Drop for AllOrNothing<'_> {
+    fn drop(&mut self) {
+        wipe(self.0);
+    }
+}
+
+fn buffer_size() -> Error {
+    Error::new(ErrorKind::BufferSize, "the buffer has not the length of the result")
+}
+
+fn too_large() -> Error {
+    Error::new(ErrorKind::TooLarge, "a stream has less than 2^52 bytes")
+}
