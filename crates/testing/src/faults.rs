@@ -24,7 +24,7 @@ const HEAD: &str = "| fault | class | tries | cached | past `max_age`, in the gr
 const RULE: &str = "|---|---|---|---|---|---|";
 
 /// A service, and what stands between it and a provider.
-pub trait Stage: Sized {
+pub trait Stage: Sized + 'static {
     /// A provider for the key, as a process of its own would have it.
     fn kek(&self) -> impl Future<Output = Arc<dyn KekProvider>>;
 
@@ -62,6 +62,14 @@ pub type Doing<'s> = Pin<Box<dyn Future<Output = ()> + 's>>;
 
 type Step<S> = Box<dyn for<'s> Fn(&'s S) -> Doing<'s>>;
 
+fn step<S>(doing: impl for<'s> Fn(&'s S) -> Doing<'s> + 'static) -> Step<S> {
+    Box::new(doing)
+}
+
+fn nothing<'s>() -> Doing<'s> {
+    Box::pin(std::future::ready(()))
+}
+
 /// A row of the table.
 pub struct Fault<S> {
     name: &'static str,
@@ -79,13 +87,18 @@ pub struct Fault<S> {
 impl<S: Stage> Fault<S> {
     /// With steps that wait for nothing.
     pub fn new(name: &'static str, kind: ErrorKind, begin: fn(&S), end: fn(&S)) -> Self {
-        let at_once = |step: fn(&S)| {
-            move |stage: &S| -> Doing<'_> {
-                step(stage);
-                Box::pin(std::future::ready(()))
-            }
-        };
-        Self::with(name, kind, at_once(begin), at_once(end))
+        Self::with(
+            name,
+            kind,
+            move |stage| {
+                begin(stage);
+                nothing()
+            },
+            move |stage| {
+                end(stage);
+                nothing()
+            },
+        )
     }
 
     /// With steps that may wait.
@@ -104,8 +117,8 @@ impl<S: Stage> Fault<S> {
             is_tried_once: !is_outage(kind),
             is_seen_there: true,
             opens_breaker: matches!(kind, ErrorKind::Unavailable | ErrorKind::Misconfigured),
-            begin: Box::new(begin),
-            end: Box::new(end),
+            begin: step(begin),
+            end: step(end),
         }
     }
 
@@ -144,9 +157,8 @@ impl<S: Stage> Fault<S> {
     where
         S: 'static,
     {
-        let nothing: Step<S> = Box::new(|_| Box::pin(std::future::ready(())));
-        let end = std::mem::replace(&mut self.end, nothing);
-        self.end = Box::new(move |stage: &S| -> Doing<'_> {
+        let end = std::mem::replace(&mut self.end, step(|_| nothing()));
+        self.end = step(move |stage| {
             let ending = end(stage);
             Box::pin(async move {
                 ending.await;

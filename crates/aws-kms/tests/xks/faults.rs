@@ -395,8 +395,8 @@ fn faults() -> Vec<ShownFault<OnThePath>> {
         let fault = ShownFault::with(
             name,
             kind,
-            move |stage: &OnThePath| -> Doing<'_> { begin(&stage.0) },
-            move |stage: &OnThePath| -> Doing<'_> { end(&stage.0) },
+            move |stage: &OnThePath| begin(&stage.0),
+            move |stage: &OnThePath| end(&stage.0),
         );
         if is_slow { fault.slow() } else { fault }
     };

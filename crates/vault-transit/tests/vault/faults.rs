@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use waxseal::ErrorKind;
 use waxseal::kek::KekProvider;
 use waxseal_testing::fault_proxy::{self, FaultProxy};
-use waxseal_testing::faults::{Doing, Fault, Stage, assert_shown, met};
+use waxseal_testing::faults::{Fault, Stage, assert_shown, met};
 use waxseal_testing::openbao::OpenBao;
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
@@ -84,7 +84,7 @@ fn answer(ground: &Ground, status: &str, body: &str) {
 /// A closure whose body may wait.
 macro_rules! hand {
     (|$ground:ident| $work:expr) => {
-        |$ground: &Ground| -> Doing<'_> {
+        |$ground: &Ground| {
             Box::pin(async move {
                 $work;
             })
