@@ -10,6 +10,7 @@ mod conformance;
 mod connections;
 mod duties;
 mod errors;
+mod faults;
 mod layers;
 mod logins;
 mod outages;
