@@ -145,7 +145,7 @@ fn rates(len: usize) {
             let line = move || {
                 to.clear();
                 let key = ground.encryptor();
-                timed(|| drop(key.encrypt(threads, &plaintext[..], &mut to).unwrap()))
+                timed(|| _ = key.encrypt(threads, &plaintext[..], &mut to).unwrap())
             };
             add(&format!("encrypt, reader to writer, {name}"), Box::new(line));
         }
@@ -155,7 +155,7 @@ fn rates(len: usize) {
             to.clear();
             let mut from = sealed;
             let mut reader = ground.decryptor(&mut from).reader(from);
-            let time = timed(|| drop(io::copy(&mut reader, &mut to).unwrap()));
+            let time = timed(|| _ = io::copy(&mut reader, &mut to).unwrap());
             assert!(to == *plaintext);
             time
         };
@@ -184,7 +184,7 @@ fn rates(len: usize) {
                 to.clear();
                 let mut from = sealed;
                 let key = ground.decryptor(&mut from);
-                timed(|| drop(key.decrypt(threads, from, &mut to).unwrap()))
+                timed(|| _ = key.decrypt(threads, from, &mut to).unwrap())
             };
             add(&format!("decrypt, reader to writer, {name}"), Box::new(line));
         }

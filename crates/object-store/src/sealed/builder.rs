@@ -10,14 +10,32 @@ use waxseal::{Error, ErrorKind};
 
 use super::SealedStore;
 use super::heads::Heads;
-use super::keys::{Binding, ObjectKeys};
+use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 use super::store::Inner;
 
 /// A head without its wrapped keys.
 const BARE_HEAD: u32 = 104;
 
-pub(super) type KeysOf = dyn Fn(&Path) -> Result<ObjectKeys, Error> + Send + Sync;
+impl<S: ObjectStore> SealedStore<S> {
+    /// Begins a store whose objects have one encryption context.
+    pub fn builder(store: S, keys: ObjectKeys) -> SealedStoreBuilder<S> {
+        SealedStoreBuilder::new(store, Arc::new(move |_: &Path| Ok(keys.clone())))
+    }
+
+    /// Begins a store whose objects have envelope and context by their paths: a context for each
+    /// customer's folder, an envelope for each [data domain](waxseal::domain).
+    ///
+    /// The function is called in every operation, and must not wait. It gives the same for one path
+    /// at all times, and **the same envelope wherever it gives the same context**: between such
+    /// paths, objects are copied by the store as they are.
+    pub fn builder_by_path(
+        store: S,
+        keys: impl Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync + 'static,
+    ) -> SealedStoreBuilder<S> {
+        SealedStoreBuilder::new(store, Arc::new(keys))
+    }
+}
 
 /// Builds a [`SealedStore`]: see [`SealedStore::builder`].
 #[must_use]
@@ -33,7 +51,7 @@ pub struct SealedStoreBuilder<S> {
 }
 
 impl<S: ObjectStore> SealedStoreBuilder<S> {
-    pub(super) fn new(store: S, keys: Arc<KeysOf>) -> Self {
+    fn new(store: S, keys: Arc<KeysOf>) -> Self {
         Self {
             store,
             keys,

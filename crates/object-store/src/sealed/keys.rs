@@ -8,6 +8,9 @@ use waxseal::{
     StreamOptions,
 };
 
+/// Finds envelope and context by the path of an object.
+pub(super) type KeysOf = dyn Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync;
+
 /// What encrypts the object at a path: an envelope, and an encryption context.
 ///
 /// A clone is two pointers.

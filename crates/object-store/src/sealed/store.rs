@@ -17,10 +17,9 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use waxseal::{Caller, StreamHead, StreamOptions};
 
-use super::builder::{KeysOf, SealedStoreBuilder};
 use super::errors::{malformed, sealing};
 use super::heads::Heads;
-use super::keys::{Binding, ObjectKeys};
+use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 
 /// An [`ObjectStore`] that encrypts what it puts into another, and decrypts what it gets.
@@ -94,24 +93,6 @@ impl fmt::Debug for ContentId {
 }
 
 impl<S: ObjectStore> SealedStore<S> {
-    /// Begins a store whose objects have one encryption context.
-    pub fn builder(store: S, keys: ObjectKeys) -> SealedStoreBuilder<S> {
-        SealedStoreBuilder::new(store, Arc::new(move |_: &Path| Ok(keys.clone())))
-    }
-
-    /// Begins a store whose objects have envelope and context by their paths: a context for each
-    /// customer's folder, an envelope for each [data domain](waxseal::domain).
-    ///
-    /// The function is called in every operation, and must not wait. It gives the same for one path
-    /// at all times, and **the same envelope wherever it gives the same context**: between such
-    /// paths, objects are copied by the store as they are.
-    pub fn builder_by_path(
-        store: S,
-        keys: impl Fn(&Path) -> Result<ObjectKeys, waxseal::Error> + Send + Sync + 'static,
-    ) -> SealedStoreBuilder<S> {
-        SealedStoreBuilder::new(store, Arc::new(keys))
-    }
-
     /// Returns this store on behalf of a caller: the policies of its envelopes and their observers are
     /// told who it is, in every operation that reads or writes content, and so in those that have no
     /// place for a caller: `get_ranges`, and what a library like DataFusion does with the store that it
