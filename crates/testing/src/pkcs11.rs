@@ -12,6 +12,8 @@
 //!     waxseal_testing::pkcs11::operator();
 //! }
 //! ```
+//!
+//! A program that is no test does all of that with [`program`].
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -19,7 +21,7 @@ use std::any::type_name;
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
@@ -39,6 +41,8 @@ const GROUND: &str = "WAXSEAL_PKCS11_GROUND";
 const KIND: &str = "WAXSEAL_PKCS11_KIND";
 const OPERATION: &str = "WAXSEAL_PKCS11_OPERATION";
 const OPERATOR: &str = "the_operators_hand";
+/// What the operator's process prints at its end.
+const DONE: &str = "the operator is done";
 
 /// Which module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +81,23 @@ pub fn alone<T: FnOnce(&Ground)>(kind: Kind, test: T) {
     assert!(out.contains("1 passed"), "{name}, in a process of its own: {}", output.status);
 }
 
+/// As [`alone`], for the `main` of a program: runs `work` in a process of its own, with a new token
+/// that has the key [`KEY`], and returns its exit code.
+pub fn program(kind: Kind, work: impl FnOnce(&Ground) -> ExitCode) -> ExitCode {
+    if env::var_os(OPERATION).is_some() {
+        operator();
+        return ExitCode::SUCCESS;
+    }
+    if let Some(directory) = env::var_os(GROUND) {
+        return work(&Ground { kind, directory: directory.into() });
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let ground = Ground { kind, directory: directory.path().to_owned() };
+    ground.furnish();
+    let status = ground.command().env(GROUND, &ground.directory).status().unwrap();
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
 /// Does what an operator was asked for by [`Ground::operate`], in the process made for it. In any
 /// other there is nothing to do.
 pub fn operator() {
@@ -85,6 +106,7 @@ pub fn operator() {
         let module = Pkcs11::new(env::var("WAXSEAL_PKCS11_MODULE").unwrap()).unwrap();
         module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
         done_by_operator(&module, &words);
+        println!("{DONE}");
     }
 }
 
@@ -132,12 +154,12 @@ impl Ground {
         }
     }
 
-    fn process(&self, test: &str) -> Command {
+    /// This program, as a process that sees this token.
+    fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL"])
             .arg(env::current_exe().unwrap())
-            .args([test, "--exact", "--nocapture", "--include-ignored"])
             .env("SOFTHSM2_CONF", self.directory.join("softhsm2.conf"))
             .env("KRYOPTIC_CONF", self.directory.join("kryoptic.conf"))
             .env("WAXSEAL_SHIM_MODULE", self.token_module())
@@ -145,6 +167,12 @@ impl Ground {
             .env("WAXSEAL_SHIM_LOG", self.directory.join("log"))
             .env("WAXSEAL_TEST_PIN", PIN)
             .env(KIND, format!("{:?}", self.kind));
+        command
+    }
+
+    fn process(&self, test: &str) -> Command {
+        let mut command = self.command();
+        command.args([test, "--exact", "--nocapture", "--include-ignored"]);
         command
     }
 
@@ -159,7 +187,8 @@ impl Ground {
             .unwrap();
         let out = String::from_utf8_lossy(&output.stdout);
         let err = String::from_utf8_lossy(&output.stderr);
-        assert!(out.contains("1 passed"), "{words:?}: {}\n{out}\n{err}", output.status);
+        let is_done = output.status.success() && out.contains(DONE);
+        assert!(is_done, "{words:?}: {}\n{out}\n{err}", output.status);
     }
 
     /// Makes an AES key. `flags`: e (encrypts), d (decrypts), s (sensitive), x (extractable).

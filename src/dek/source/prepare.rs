@@ -7,7 +7,6 @@ use super::super::ReadingDek;
 use super::super::pinned::Pinned;
 use super::super::registry::end_all;
 use super::super::statistics::Counter;
-use super::decision::Decision;
 use super::reading::{Owned, Reading};
 use super::stored::Located;
 use super::{DekRequest, DekSource, Kind, ReadingRequest, unless_taken_away};
@@ -193,8 +192,7 @@ impl DekSource {
             if let Some(result) = self.with_cached(request, |dek| work(dek))? {
                 return Ok(result);
             }
-            let serves = self.decide(request, held, self.now(), || true);
-            if matches!(serves, Decision::Serve | Decision::ServeAndRenew)
+            if !held.lease.is_past_max_age(self.now())
                 && let Some(result) = unless_taken_away(work(held))?
             {
                 return Ok(result);
