@@ -91,7 +91,8 @@ fn faults() -> Vec<Fault<Token>> {
             |t| t.pin(PIN),
         )
         .fresh()
-        .tried_once(),
+        .tried_once()
+        .leaves_breaker_closed(),
         by_operator(lines!("login: PIN locked", Misconfigured, "C_Login rv 0xa4 x 0\n")),
         by_operator(lines!("login: PIN expired", Misconfigured, "C_Login rv 0xa3 x 0\n")),
         Fault::new(
@@ -111,6 +112,8 @@ fn faults() -> Vec<Fault<Token>> {
 /// An operator makes the PIN right in the token.
 fn by_operator(fault: Fault<Token>) -> Fault<Token> {
     let fault = fault.fresh().recovers("`forget_refused_pins`, or another PIN");
+    // The token is asked once, and then nobody asks it again.
+    let fault = fault.leaves_breaker_closed();
     fault.and_then(|t| t.kek.forget_refused_pins().unwrap())
 }
 
