@@ -251,7 +251,7 @@ fn administer(vault: &mut Vault, parts: &Parts<'_>, body: &Value) -> Option<Opti
         }),
         "rotate" => vault.keys.get_mut(name).and_then(|key| {
             let newest = key.versions.last()?.clone();
-            let version = data_encoding::HEXLOWER.encode(&super::world::random::<16>());
+            let version = data_encoding::HEXLOWER.encode(&super::crypto::random::<16>());
             key.versions.push(KeyVersion {
                 version,
                 material: newest.material.another(),
