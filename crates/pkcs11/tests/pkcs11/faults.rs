@@ -87,6 +87,7 @@ fn faults() -> Vec<Fault<Token>> {
             |t| t.pin(PIN),
         )
         .fresh()
+        .leaves_breaker_closed()
         .recovers("another PIN in the file"),
         Fault::new(
             "login: no PIN file",
