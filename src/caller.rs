@@ -195,9 +195,9 @@ impl Caller {
     }
 
     /// Whether both are the same, but perhaps in different requests.
+    #[inline]
     pub(crate) fn is_who(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.who, &other.who)
-            || self.who.hash == other.who.hash && self.who.parts == other.who.parts
+        Arc::ptr_eq(&self.who, &other.who) || self.who.is_equal(&other.who)
     }
 
     /// A hash that nobody outside of this process can predict.
@@ -213,6 +213,7 @@ impl Caller {
 
 /// The same fields, and the same request.
 impl PartialEq for Caller {
+    #[inline]
     fn eq(&self, other: &Self) -> bool {
         self.request_id == other.request_id && self.is_who(other)
     }
@@ -236,6 +237,13 @@ impl fmt::Debug for Caller {
             .field("groups", &groups.len())
             .field("attributes", &names)
             .finish_non_exhaustive()
+    }
+}
+
+impl Who {
+    #[inline(never)]
+    fn is_equal(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.parts == other.parts
     }
 }
 

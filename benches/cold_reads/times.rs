@@ -94,7 +94,8 @@ pub(crate) fn cold_read(report: &mut Report) {
         let times = time(&reader.build().unwrap(), &compact).await;
         let name = "compact messages, DEK rows in a store in memory";
         report_times(report, name, &times, Duration::from_millis(2));
-        let not_here = Figure::Text("not measured".to_owned());
+        // It needs a server: `cargo bench -p waxseal-sqlx --features postgres --bench cold_read`.
+        let not_here = Figure::Text("see waxseal-sqlx".to_owned());
         report.line("    rows in PostgreSQL", Some(not_here), None);
 
         let reader = Envelope::builder().wrap_with(root.clone()).build().unwrap();

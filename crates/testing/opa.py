@@ -35,8 +35,14 @@ def engine_of(policies, data):
 def evaluate():
     for line in sys.stdin:
         asked = json.loads(line)
-        engine = engine_of(asked["policies"], asked["data"])
         answers = []
+        try:
+            engine = engine_of(asked["policies"], asked["data"])
+        except OpaError as error:
+            # It does not load, so there is no answer to any question.
+            answers = [{"error": str(error)} for _ in asked["inputs"]]
+            print(json.dumps(answers), flush=True)
+            continue
         for input_ in asked["inputs"]:
             try:
                 answers.append({"result": engine.eval_document(asked["package"], input_)})

@@ -189,14 +189,21 @@ impl<'e> ActingFor<'e> {
     }
 
     /// Returns the DEK id of a message, if it is counted by caller.
-    #[inline]
     fn counted_dek(self, message: &[u8]) -> Option<DekId> {
         self.is_counted().then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
     }
 
     /// Counts a message that was just encrypted or decrypted, by its caller.
     #[inline]
-    fn count(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
+    fn count(self, access: Access, context: &EncryptionContext, message: &[u8]) {
+        if self.is_counted() {
+            self.count_of(access, context, Header::of(message).ok().map(|header| header.dek_id));
+        }
+    }
+
+    /// As [`count`](Self::count), by the DEK.
+    #[inline(never)]
+    fn count_of(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
         if let (Some(caller), Some(dek_id)) = (self.caller, dek_id) {
             self.envelope.source.count(caller, &dek_id, context, access, 1);
         }
@@ -270,13 +277,13 @@ impl<'e> ActingFor<'e> {
         if known != Known::Unknown
             && let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)?
         {
-            self.count(Access::Encrypt, context, self.counted_dek(&sealed));
+            self.count(Access::Encrypt, context, &sealed);
             return Ok(sealed);
         }
         let permitted = self.permit_known(known, Action::Encrypt, context).await?;
         let sealed = self.plain().encrypt(context, aad, plaintext).await?;
         self.confirm(permitted, Action::Encrypt, context).await?;
-        self.count(Access::Encrypt, context, self.counted_dek(&sealed));
+        self.count(Access::Encrypt, context, &sealed);
         Ok(sealed)
     }
 
@@ -293,7 +300,7 @@ impl<'e> ActingFor<'e> {
         // Not confirmed: the plaintext is the caller's, and would not be there any more.
         self.permit(Action::Encrypt, context).await?;
         self.plain().encrypt_in_place(context, aad, buffer).await?;
-        self.count(Access::Encrypt, context, self.counted_dek(buffer));
+        self.count(Access::Encrypt, context, buffer);
         Ok(())
     }
 
@@ -310,7 +317,7 @@ impl<'e> ActingFor<'e> {
         let permitted = self.permit(Action::Encrypt, context).await?;
         let sealed = self.plain().encrypt_compact(context, aad, plaintext).await?;
         self.confirm(permitted, Action::Encrypt, context).await?;
-        self.count(Access::Encrypt, context, Some(sealed.dek_id()));
+        self.count_of(Access::Encrypt, context, Some(sealed.dek_id()));
         Ok(sealed)
     }
 
@@ -325,20 +332,19 @@ impl<'e> ActingFor<'e> {
         sealed: impl Into<Sealed<'s>>,
     ) -> Result<Plaintext, Error> {
         let sealed = sealed.into();
-        let dek_id = self.counted_dek(sealed.as_bytes());
         let now = self.now();
         let known = self.known(now, Action::Decrypt, context)?;
         // What is cached is opened at once, under the rules of now.
         if known != Known::Unknown
             && let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)?
         {
-            self.count(Access::Decrypt, context, dek_id);
+            self.count(Access::Decrypt, context, sealed.as_bytes());
             return Ok(opened);
         }
         let permitted = self.permit_known(known, Action::Decrypt, context).await?;
         let opened = self.plain().decrypt(context, aad, sealed).await?;
         self.confirm(permitted, Action::Decrypt, context).await?;
-        self.count(Access::Decrypt, context, dek_id);
+        self.count(Access::Decrypt, context, sealed.as_bytes());
         Ok(opened)
     }
 
@@ -354,20 +360,20 @@ impl<'e> ActingFor<'e> {
         aad: Aad<'_>,
         buffer: &'b mut [u8],
     ) -> Result<&'b mut [u8], Error> {
-        let dek_id = self.counted_dek(buffer);
         let now = self.now();
         let known = self.known(now, Action::Decrypt, context)?;
         if known != Known::Unknown
             && let Some(payload) = self.plain().open_cached(now, context, aad, buffer)?
         {
-            self.count(Access::Decrypt, context, dek_id);
+            self.count(Access::Decrypt, context, buffer);
             return Ok(buffer.get_mut(payload).unwrap_or_default());
         }
         let permitted = self.permit_known(known, Action::Decrypt, context).await?;
+        let dek_id = self.counted_dek(buffer);
         let opened = self.plain().decrypt_in_place_uncached(context, aad, buffer).await?;
         let mut withheld = Withheld(opened);
         self.confirm(permitted, Action::Decrypt, context).await?;
-        self.count(Access::Decrypt, context, dek_id);
+        self.count_of(Access::Decrypt, context, dek_id);
         Ok(std::mem::take(&mut withheld.0))
     }
 
@@ -388,7 +394,7 @@ impl<'e> ActingFor<'e> {
         let sealed = sealed.into();
         let opened = self.plain().decrypt_cached_at(now, context, aad, sealed)?;
         if opened.is_some() {
-            self.count(Access::Decrypt, context, self.counted_dek(sealed.as_bytes()));
+            self.count(Access::Decrypt, context, sealed.as_bytes());
         }
         Ok(opened)
     }

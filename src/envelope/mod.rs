@@ -120,9 +120,7 @@ impl Envelope {
     /// copying sealed bytes. Without a policy everything may be done.
     ///
     /// # Errors
-    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), and
-    /// [`ErrorKind::PolicyUnavailable`](crate::ErrorKind::PolicyUnavailable) if the policy gives no
-    /// answer.
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), also if the policy gives no answer.
     pub async fn check_policy(
         &self,
         operation: Action,

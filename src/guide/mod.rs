@@ -64,6 +64,7 @@ macro_rules! links {
 [`BranchKekBuilder::policy`]: crate::branch::BranchKekBuilder::policy
 [`Envelope::evict_all`]: crate::Envelope::evict_all
 [providers.md]: crate::guide::providers
+[README]: https://docs.rs/crate/waxseal/latest#providers
 [runbook.md]: crate::guide::runbook
 [runtimes.md]: crate::guide::runtimes
 [streams.md]: crate::guide::streams

@@ -42,13 +42,18 @@ pub(crate) struct KeyEntry<'a> {
 /// Each returns one result for each item, in order, and a bad item fails alone. One KEK is given at
 /// most as many items as its [batch](GuardedKek::batch_size) has.
 impl KekSet {
-    /// Has one KEK rewrap entries. An inner error is the provider's breach of its contract.
+    /// Has one KEK rewrap entries. An inner error is about the new entry: the KEK did not wrap, or the
+    /// provider broke its contract. Where the key service has no rewrap, this unwraps and wraps: two
+    /// calls, each with its own turn of the budget, its own tries and its own events.
     pub(super) async fn rewrap_many(
         &self,
         bounds: CallBounds,
         kek: &GuardedKek,
         entries: &[KeyEntry<'_>],
     ) -> Vec<Result<Result<WrappedDek, Error>, KekError>> {
+        if !kek.rewraps_in_one_call() {
+            return self.unwrap_and_wrap_many(bounds, kek, entries).await;
+        }
         let asked: Vec<_> = entries.iter().map(|item| (item.context, item.entry)).collect();
         let (answers, request_id) = with_request_id(kek.rewrap_many(bounds, &asked)).await;
         let request_id = request_id.as_deref();
@@ -58,18 +63,36 @@ impl KekSet {
         wrapped.collect()
     }
 
-    /// Has one KEK wrap the DEKs of these lists.
+    async fn unwrap_and_wrap_many(
+        &self,
+        bounds: CallBounds,
+        kek: &GuardedKek,
+        entries: &[KeyEntry<'_>],
+    ) -> Vec<Result<Result<WrappedDek, Error>, KekError>> {
+        let unwrapped = self.unwrap_many(bounds, kek, entries).await;
+        let deks = entries.iter().zip(unwrapped).map(|(item, unwrapped)| match unwrapped {
+            Ok((dek, _)) => Ok((*item, dek)),
+            Err(error) => Err(Err(error)),
+        });
+        let (settled, deks) = settled_and_asked(deks);
+        let asked: Vec<_> =
+            deks.iter().map(|(item, dek)| (item.context, item.dek_id, dek)).collect();
+        let wrapped = self.wrap_many(bounds, kek, &asked).await.into_iter().map(Ok);
+        all_settled(settled, wrapped.collect())
+    }
+
+    /// Has one KEK wrap DEKs.
     pub(super) async fn wrap_many(
         &self,
         bounds: CallBounds,
         kek: &GuardedKek,
-        deks: &[(KeyList<'_>, &Dek)],
+        deks: &[(&EncryptionContext, &DekId, &Dek)],
     ) -> Vec<Result<WrappedDek, Error>> {
-        let asked: Vec<_> = deks.iter().map(|(list, dek)| (list.context, *dek)).collect();
+        let asked: Vec<_> = deks.iter().map(|(context, _, dek)| (*context, *dek)).collect();
         let (answers, request_id) = with_request_id(kek.wrap_many(bounds, &asked)).await;
-        let wrapped = deks.iter().zip(answers).map(|((list, _), answer)| {
+        let wrapped = deks.iter().zip(answers).map(|((context, dek_id, _), answer)| {
             let wrapped = answer.map_err(|error| not_wrapped(kek, error))?;
-            self.wrapped_by(kek, list.context, list.dek_id, wrapped, request_id.as_deref())
+            self.wrapped_by(kek, context, dek_id, wrapped, request_id.as_deref())
         });
         wrapped.collect()
     }

@@ -82,7 +82,10 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     }
 
     /// Returns whether [`rewrap`](Self::rewrap) happens in the key service, so that no DEK enters
-    /// the process. By default `false`.
+    /// the process. By default `false`. Then an envelope does not call `rewrap`: it unwraps, checks
+    /// the DEK against its id and wraps. These count as the two calls that they are, in the budget,
+    /// the statistics and the events. Of a provider that answers in this process
+    /// ([`CallAdvice::in_process`]) it calls `rewrap` all the same.
     fn rewraps_in_service(&self) -> bool {
         false
     }

@@ -139,7 +139,7 @@ impl Job<'_> {
         let Self { keks, kek, .. } = self;
         let bounds = keks.bounds(Lane::Ordinary);
         let deks = lists.iter().zip(deks).map(|(list, dek)| match dek {
-            Ok(dek) => Ok((*list, dek)),
+            Ok(dek) => Ok((list.context, list.dek_id, dek)),
             Err(error) => Err(Err(error.clone())),
         });
         let (settled, asked) = settled_and_asked(deks);

@@ -56,6 +56,7 @@ struct Script {
     advice: CallAdvice,
     /// `None` if it has no batches.
     batch_size: Option<usize>,
+    has_no_rewrap: bool,
 }
 
 /// What one call to a [`ScriptedKek`] does.
@@ -142,6 +143,11 @@ impl ScriptedKek {
     /// Makes it take so many DEKs in one call from now on. With 1 it has no batches, as at first.
     pub fn take_batches_of(&self, size: usize) {
         self.script_lock().batch_size = Some(size).filter(|size| *size > 1);
+    }
+
+    /// Makes it a key service without a rewrap from now on: an envelope unwraps and wraps.
+    pub fn have_no_rewrap(&self) {
+        self.script_lock().has_no_rewrap = true;
     }
 
     /// Sets what the next calls do, in order. After them, [`fail_with`](Self::fail_with) decides.
@@ -252,6 +258,10 @@ impl KekProvider for ScriptedKek {
 
     fn context_binding(&self) -> ContextBinding {
         self.0.kek.context_binding()
+    }
+
+    fn rewraps_in_service(&self) -> bool {
+        !self.script_lock().has_no_rewrap
     }
 
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {

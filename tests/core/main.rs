@@ -5,6 +5,7 @@
 mod architecture;
 mod attack;
 mod conformance;
+mod dependencies;
 mod envelope;
 mod local_kek;
 mod many;

@@ -106,6 +106,58 @@ fn without_batches_each_dek_costs_what_it_did() {
 }
 
 #[test]
+fn without_a_rewrap_in_the_service_a_rewrap_is_two_calls_and_counts_as_two() {
+    for (batch, deks, expected) in
+        [(1, 50, (50, 100, 0)), (128, 300, (3, 6, 0)), (128, 1, (1, 2, 0))]
+    {
+        let kek = batching("kek", batch);
+        kek.have_no_rewrap();
+        let rows = Rows::by(&kek, deks);
+        kek.local().rotate().unwrap();
+        let log = Log::default();
+        let envelope = Envelope::builder().wrap_with(kek.clone()).observer(log.clone()).build();
+        let envelope = envelope.unwrap();
+        let rewrapped = rows.rewrapped_by(&envelope);
+        // The check of what was made is the second half of the calls to unwrap.
+        assert_eq!(calls(&kek), expected, "{deks} in batches of {batch}");
+        let made = expected.0 + expected.1;
+        assert_eq!(envelope.statistics().keks[0].calls, made);
+        assert_eq!(log.count("Called"), usize::try_from(made).unwrap());
+        assert_eq!((log.count("Unwrapped"), log.count("Wrapped")), (2 * deks, deks));
+        kek.local().retire(1).unwrap();
+        rows.assert_open(&rewrapped, &kek);
+    }
+}
+
+#[test]
+fn of_the_two_calls_only_the_one_that_failed_is_made_again() {
+    let kek = ScriptedKek::new("kek").unwrap();
+    kek.have_no_rewrap();
+    let rows = Rows::by(&kek, 1);
+    kek.local().rotate().unwrap();
+    kek.script([Act::Succeed, Act::Fail(Unavailable)]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rewrapped = runtime.block_on(async { by(&kek).rewrap_all(rows.messages()).await });
+    assert_eq!(calls(&kek), (2, 2, 0));
+    rows.assert_open(&rewrapped, &kek);
+}
+
+#[test]
+fn a_dek_that_is_not_the_message_s_is_not_wrapped_again() {
+    // Somebody put the entry of bob's DEK into alice's message.
+    let kek = ScriptedKek::new("kek").unwrap();
+    kek.have_no_rewrap();
+    let rows = Rows::by(&kek, 1);
+    let (context, sealed) = &rows.0[0];
+    let other = Dek::random().unwrap();
+    let entry = block_on(kek.local().wrap(context, &other)).unwrap();
+    let forged = with_entries(sealed, vec![entry]);
+    let error = block_on(by(&kek).rewrap_unverified(context, &forged)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert_eq!(kek.calls().wraps, 0);
+}
+
+#[test]
 fn one_dek_alone_is_no_batch() {
     let kek = batching("kek", 128);
     let rows = Rows::by(&kek, 1);
@@ -353,6 +405,10 @@ impl Bent {
 impl KekProvider for Bent {
     fn id(&self) -> &KekId {
         self.kek.id()
+    }
+
+    fn rewraps_in_service(&self) -> bool {
+        true
     }
 
     fn batch_size(&self) -> usize {

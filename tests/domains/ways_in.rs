@@ -254,6 +254,15 @@ fn of_handles() -> Vec<(&'static str, WayIn)> {
             of_io(key(at, own)?.decrypt(threads, made.chunks(), &mut opened))?;
             Ok(opened)
         }),
+        ("StreamDecryptor::decrypt_slice", |at, _, made, own| {
+            Ok(key(at, own)?.decrypt_slice(NonZero::new(2).unwrap(), made.chunks())?.to_vec())
+        }),
+        ("StreamDecryptor::decrypt_slice_to", |at, _, made, own| {
+            let (mut opened, threads) = (vec![1; 7], NonZero::new(2).unwrap());
+            let result = key(at, own)?.decrypt_slice_to(threads, made.chunks(), &mut opened);
+            assert!(result.is_ok() || opened == [0; 7], "nothing of it is left");
+            result.map(|()| opened)
+        }),
         ("StreamDecryptor::decrypt_file", |at, _, made, own| {
             with_files(&made.stream, |from, to| {
                 let key = key(at, own)?;
@@ -418,6 +427,7 @@ fn the_tables_name_every_way_in_and_out() {
     // tell of an envelope or a handle itself, or of wrapped keys that they do not open.
     let elsewhere = [
         "acting_for",
+        "check_policy",
         "builder",
         "close",
         "context",

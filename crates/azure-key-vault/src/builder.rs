@@ -276,11 +276,7 @@ fn former_keys<'n>(
         if is_known {
             return Err(refused("it is named twice"));
         }
-        let wrapped_with = match (place.resource, own.resource) {
-            (Resource::Vault, _) => Algorithm::RsaOaep256,
-            (Resource::ManagedHsm, Resource::ManagedHsm) => algorithm,
-            (Resource::ManagedHsm, Resource::Vault) => Algorithm::A256Gcm,
-        };
+        let wrapped_with = place.former_algorithm(algorithm);
         former.push((place, name, wrapped_with));
     }
     Ok(former)

@@ -18,7 +18,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::errors::{Failure, Operation, failure, report};
 use crate::format::{IV, Kid, TAG, Version};
 use crate::keeper::Keeper;
-use crate::place::Place;
+use crate::place::{Place, Resource};
 use crate::transport::Transport;
 
 /// The key of a vault, and who asks.
@@ -150,10 +150,15 @@ impl Service {
 
     /// The key and the version that an answer names, which must be this key.
     fn version(&self, operation: Operation, kid: &str) -> Result<Version, Failure> {
+        let Place { host, resource, .. } = &self.place;
+        // Names in a vault differ in more than case ("Object identifiers"). Of a Managed HSM no page
+        // says it.
+        let is_this = |name: &str| match resource {
+            Resource::Vault => name.eq_ignore_ascii_case(&self.key),
+            Resource::ManagedHsm => name == self.key,
+        };
         match Kid::read(kid) {
-            Some(kid)
-                if kid.host.eq_ignore_ascii_case(&self.place.host) && kid.name == self.key =>
-            {
+            Some(kid) if kid.host.eq_ignore_ascii_case(host) && is_this(kid.name) => {
                 Ok(kid.version)
             }
             _ => Err(Failure::not_understood(operation, "the answer names another key")),

@@ -169,6 +169,16 @@ impl Config {
     }
 }
 
+impl Config {
+    pub(crate) fn key_parts(&self) -> (&str, &str, Option<Algorithm>) {
+        (&self.vault, &self.key, self.algorithm)
+    }
+
+    pub(crate) fn former(&self) -> impl Iterator<Item = &str> {
+        self.former_keys.iter().map(String::as_str)
+    }
+}
+
 impl AzureKeyVaultKek {
     /// Makes the KEK of a [`Config`] URI. In a configuration of data domains it is the scheme
     /// `azure-key-vault` of [`Schemes::kek`](waxseal::domain::Schemes::kek).

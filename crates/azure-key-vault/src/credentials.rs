@@ -100,7 +100,15 @@ impl Source {
                 let credential = credential.clone();
                 // Files are read.
                 let made = tokio::task::spawn_blocking(move || make(&credential, options)).await;
-                made.map_err(|_| SdkError::with_message(SdkErrorKind::Other, "interrupted"))?
+                let made =
+                    made.map_err(|_| SdkError::with_message(SdkErrorKind::Other, "interrupted"))?;
+                // Nobody was asked yet. The SDK's text may show a URL with a password.
+                made.map_err(|error| {
+                    match error.get_ref().is_some_and(|it| it.is::<NoCredential>()) {
+                        true => error,
+                        false => missing(CANNOT_BE_MADE.to_owned()),
+                    }
+                })
             }
         }
     }
@@ -134,6 +142,10 @@ fn options(authority: Option<&str>, cloud: Cloud, transport: Arc<Transport>) -> 
         ..ClientOptions::default()
     }
 }
+
+const CANNOT_BE_MADE: &str = "the credential cannot be made: the authority (AZURE_AUTHORITY_HOST) \
+                              is no https URL, or a tenant or client id (AZURE_TENANT_ID, \
+                              AZURE_CLIENT_ID) is none";
 
 fn missing(text: String) -> SdkError {
     SdkError::new(SdkErrorKind::Credential, NoCredential(text))

@@ -270,7 +270,7 @@ pub(crate) fn failure(operation: Operation, error: &azure_core::Error) -> Failur
     let what = if of_a_credential.is_some() { "the login: " } else { "" };
     let name = operation.name();
     if let Some(trouble) = trouble {
-        let class = if trouble.certificate { Misconfigured } else { Unavailable };
+        let class = if trouble.misconfigured { Misconfigured } else { Unavailable };
         return Failure::new(class, format!("{name}: {what}{}", presentable(&trouble.text)));
     }
     match (response, of_a_credential) {

@@ -10,6 +10,7 @@
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls
+[duties.md]: waxseal::guide::duties
 [lifetimes.md]: waxseal::guide::lifetimes
 [SECURITY.md]: waxseal::guide::security
 [azure.md]: crate::guide::azure

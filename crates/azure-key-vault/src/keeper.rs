@@ -109,7 +109,7 @@ impl Loading {
 }
 
 fn failed(text: &str) -> Failed {
-    let trouble = Trouble { certificate: false, text: text.to_owned() };
+    let trouble = Trouble { misconfigured: false, text: text.to_owned() };
     Failed(Arc::new(SdkError::new(SdkErrorKind::Io, trouble)))
 }
 

@@ -9,6 +9,7 @@ mod builder;
 mod client;
 mod config;
 mod credentials;
+pub mod duties;
 mod errors;
 mod format;
 pub mod guide;

@@ -4,6 +4,7 @@
 use waxseal::{Error, ErrorKind};
 
 use crate::format::is_key_name;
+use crate::provider::Algorithm;
 
 /// The two kinds of resource that have the same API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -82,6 +83,14 @@ impl Place {
     pub(crate) fn scope(&self) -> String {
         let suffix = self.host.split_once('.').map_or("", |(_, suffix)| suffix);
         format!("https://{suffix}/.default")
+    }
+
+    /// How a former key here wrapped, where the key that wraps now does it so.
+    pub(crate) fn former_algorithm(&self, own: Algorithm) -> Algorithm {
+        match self.resource {
+            Resource::Vault => Algorithm::RsaOaep256,
+            Resource::ManagedHsm => own,
+        }
     }
 
     pub(crate) fn url(&self) -> String {

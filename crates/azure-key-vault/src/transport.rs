@@ -6,7 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,7 +36,7 @@ const SILENCE: Duration = Duration::from_millis(250);
 /// Why there is no answer: neither address nor body is in it.
 #[derive(Clone, Debug)]
 pub(crate) struct Trouble {
-    pub(crate) certificate: bool,
+    pub(crate) misconfigured: bool,
     pub(crate) text: String,
 }
 
@@ -168,6 +168,10 @@ impl Transport {
             _ => return Err(unsent()),
         };
         let is_plain = request.url().scheme() == "http";
+        if is_plain && !is_near(request.url().host_str().unwrap_or_default()) {
+            // As with a wrong certificate: this is not a server to be told anything.
+            return Err(Trouble { misconfigured: true, text: IN_THE_CLEAR.to_owned() });
+        }
         let client = if is_plain { &pool.plain } else { &pool.client };
         let mut sent = client.request(method, request.url().clone());
         for (name, value) in request.headers().iter() {
@@ -184,8 +188,21 @@ impl Transport {
     }
 }
 
+const IN_THE_CLEAR: &str = "an identity service on another machine is not asked in the clear \
+                            (IDENTITY_ENDPOINT)";
+
+/// This machine, or its link: there the identity services of virtual machines, App Service and
+/// containers are.
+fn is_near(host: &str) -> bool {
+    match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => address.is_loopback() || address.is_link_local(),
+        Ok(IpAddr::V6(address)) => address.is_loopback() || address.is_unicast_link_local(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
 fn unsent() -> Trouble {
-    Trouble { certificate: false, text: "the request cannot be built".to_owned() }
+    Trouble { misconfigured: false, text: "the request cannot be built".to_owned() }
 }
 
 /// A request on its way. If its caller leaves without an answer, the pool that it used is judged.
@@ -230,7 +247,7 @@ impl Asking<'_> {
             if !fits {
                 self.over = true;
                 let text = format!("an answer of more than {MOST_BODY} bytes");
-                return Err(Trouble { certificate: false, text });
+                return Err(Trouble { misconfigured: false, text });
             }
         }
         self.over = true;
@@ -286,7 +303,7 @@ fn unreachable(error: &reqwest::Error) -> Trouble {
         "the answer broke off"
     };
     let separator = if last.is_empty() { "" } else { ": " };
-    Trouble { certificate, text: format!("{what}{separator}{last}") }
+    Trouble { misconfigured: certificate, text: format!("{what}{separator}{last}") }
 }
 
 #[async_trait::async_trait]
@@ -357,6 +374,18 @@ mod tests {
             .env_remove("no_proxy")
             .status();
         assert!(status.unwrap().success());
+    }
+
+    #[test]
+    fn only_what_is_near_is_asked_in_the_clear() {
+        for host in ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "169.254.169.254", "[fe80::1]"]
+        {
+            assert!(is_near(host), "{host}");
+        }
+        for host in ["", "10.0.0.1", "192.0.2.1", "[2001:db8::1]", "localhost.example", "169.254.1"]
+        {
+            assert!(!is_near(host), "{host}");
+        }
     }
 
     #[test]

@@ -8,8 +8,9 @@ use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use crate::errors::{Failure, STATES};
+use crate::errors::Failure;
 use crate::format::{Naming, VersionNumber, crc32c};
+use crate::table::STATES;
 use waxseal::kek::{KekErrorClass, UnwrappedDek};
 
 /// Where a key is kept, and its cryptography done.

@@ -1,8 +1,5 @@
-//! What the answers of Google Cloud KMS mean: one table, by status and, where that says too little,
-//! by reason, violation or message. Those of external key managers are in `ekm`.
-//!
-//! Sources: AIP-193 and `google.rpc.Status`; `google.api.ErrorReason` (googleapis); "Key version
-//! states" and "Troubleshooting" of Cloud KMS; the messages as public issue threads show them.
+//! How a call failed, and what an answer that is no success means, by the rows of `table` and, of
+//! external key managers, of `ekm`.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -11,86 +8,10 @@ use serde::Deserialize;
 use waxseal::kek::{KekError, KekErrorClass};
 
 use crate::ekm;
+use crate::table::Says::{Anything, Reason, Text};
+use crate::table::{IAM, STATES, TABLE};
 
-use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
-
-/// The state of a key version, and what a use of it comes to. ENABLED is not here.
-///
-/// A version that is not there yet is an outage that passes. One that somebody disabled or destroys
-/// is a refusal. One that never came to be needs an operator.
-pub(crate) const STATES: &[(&str, KekErrorClass)] = &[
-    ("DISABLED", Denied),
-    ("DESTROY_SCHEDULED", Denied),
-    ("DESTROYED", Denied),
-    ("PENDING_EXTERNAL_DESTRUCTION", Denied),
-    ("EXTERNAL_DESTRUCTION_FAILED", Denied),
-    ("PENDING_GENERATION", Unavailable),
-    ("PENDING_IMPORT", Unavailable),
-    ("GENERATION_FAILED", Misconfigured),
-    ("IMPORT_FAILED", Misconfigured),
-];
-
-/// What an answer says, beside its status.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Says {
-    /// The reason of a `google.rpc.ErrorInfo` whose domain is one of Google's.
-    Reason(&'static str),
-    /// A part of its message or of the types of its violations, in lower case.
-    Text(&'static str),
-    Anything,
-}
-
-use Says::{Anything, Reason, Text};
-
-/// A status, what the answer says, and what that means. The first row that fits counts.
-///
-/// PERMISSION_DENIED is *denied* only where IAM refuses the use of the key. The API of a project, its
-/// billing, a perimeter, an organization's policy and the state of an account are an operator's: they
-/// say nothing about the key. So is what nobody has read before: it ends DEKs at `max_age`, not at
-/// once. Where there is an `ErrorInfo`, it decides and not the message.
-///
-/// `docs/google-kms.md` shows these rows; a test holds the two together.
-pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[
-    // The caller's identity.
-    ("UNAUTHENTICATED", Anything, Misconfigured),
-    // The right to use the key.
-    ("PERMISSION_DENIED", Reason(IAM), Denied),
-    ("PERMISSION_DENIED", Text("permission 'cloudkms."), Denied),
-    ("PERMISSION_DENIED", Text("the caller does not have permission"), Denied),
-    ("PERMISSION_DENIED", Anything, Misconfigured),
-    // The key, its versions, its ring. Something else that is missing is on the way to them.
-    ("NOT_FOUND", Text("cryptokey"), Denied),
-    ("NOT_FOUND", Text("keyring"), Denied),
-    ("NOT_FOUND", Anything, Misconfigured),
-    // The key itself. Its states come before these.
-    ("FAILED_PRECONDITION", Text("no primary version"), Misconfigured),
-    ("FAILED_PRECONDITION", Text("purpose"), Misconfigured),
-    // Whatever is not known is never taken for a refusal.
-    ("FAILED_PRECONDITION", Anything, Unavailable),
-    // A checksum that does not fit was damaged on the way: try again.
-    ("INVALID_ARGUMENT", Text("checksum"), Unavailable),
-    // Of the caller's project, whatever was sent: no message is to blame.
-    ("INVALID_ARGUMENT", Reason("RESOURCE_PROJECT_INVALID"), Misconfigured),
-    // This wrapped key, or this context with it.
-    ("INVALID_ARGUMENT", Text("verify that 'name' refers to the correct cryptokey"), Invalid),
-    ("INVALID_ARGUMENT", Text("the ciphertext is invalid"), Invalid),
-    ("INVALID_ARGUMENT", Anything, Invalid),
-    ("OUT_OF_RANGE", Anything, Invalid),
-    // Fewer calls, please.
-    ("RESOURCE_EXHAUSTED", Anything, Throttled),
-    // The service itself.
-    ("ABORTED", Anything, Unavailable),
-    ("CANCELLED", Anything, Unavailable),
-    ("DATA_LOSS", Anything, Unavailable),
-    ("DEADLINE_EXCEEDED", Anything, Unavailable),
-    ("INTERNAL", Anything, Unavailable),
-    ("UNAVAILABLE", Anything, Unavailable),
-    ("UNKNOWN", Anything, Unavailable),
-    ("UNIMPLEMENTED", Anything, Misconfigured),
-];
-
-/// IAM refuses a permission, which stands in the metadata.
-const IAM: &str = "IAM_PERMISSION_DENIED";
+use KekErrorClass::{Misconfigured, Throttled, Unavailable};
 
 /// Most characters of a service's text that are passed on.
 const MOST_TEXT: usize = 500;
@@ -342,6 +263,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use KekErrorClass::Denied;
 
     fn answered(http: u16, body: &serde_json::Value) -> Failure {
         Failure::answered("decrypt", http, None, body.to_string().as_bytes())
@@ -571,44 +493,5 @@ mod tests {
             let failure = Failure::answered("x", 500, None, body.as_bytes());
             assert_eq!(failure.class, Unavailable, "{body}");
         }
-    }
-
-    /// docs/google-kms.md shows the tables, row by row.
-    #[test]
-    fn the_docs_show_these_tables() {
-        let docs = include_str!("../docs/google-kms.md");
-        let section = |title: &str| {
-            let section = docs.split(title).nth(1).unwrap_or_else(|| panic!("no {title}"));
-            section.split("\n## ").next().unwrap().split("\n### ").next().unwrap()
-        };
-        let rows = |section: &str| -> Vec<Vec<String>> {
-            let lines = section.lines().filter(|line| line.starts_with("| `"));
-            let cells = |line: &str| {
-                line.trim_matches('|')
-                    .split(" | ")
-                    .map(|cell| cell.trim().replace('`', ""))
-                    .collect()
-            };
-            lines.map(cells).collect()
-        };
-        let in_force: Vec<Vec<String>> = TABLE
-            .iter()
-            .map(|(status, part, class)| {
-                let part = match part {
-                    Reason(reason) => format!("reason {reason}"),
-                    Text(text) => (*text).to_owned(),
-                    Anything => "anything else".to_owned(),
-                };
-                vec![(*status).to_owned(), part, class.to_string()]
-            })
-            .collect();
-        assert_eq!(rows(section("### Answers")), in_force);
-        let states: Vec<Vec<String>> = STATES
-            .iter()
-            .map(|(state, class)| vec![(*state).to_owned(), class.to_string()])
-            .collect();
-        let shown = rows(section("### States of a version"));
-        let shown: Vec<_> = shown.into_iter().map(|row| row[..2].to_vec()).collect();
-        assert_eq!(shown, states);
     }
 }

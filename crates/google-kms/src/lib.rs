@@ -18,6 +18,7 @@ mod health_check;
 mod keys;
 mod provider;
 mod refusals;
+mod table;
 mod transport;
 
 pub use builder::GoogleKmsKekBuilder;

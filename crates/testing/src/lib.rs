@@ -12,6 +12,7 @@
 pub mod azure;
 #[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
+pub mod faults;
 pub mod outputs;
 pub mod ports;
 pub mod python;

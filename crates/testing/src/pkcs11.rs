@@ -12,6 +12,8 @@
 //!     waxseal_testing::pkcs11::operator();
 //! }
 //! ```
+//!
+//! A program that is no test does all of that with [`program`].
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -19,7 +21,7 @@ use std::any::type_name;
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::mechanism::Mechanism;
@@ -39,6 +41,8 @@ const GROUND: &str = "WAXSEAL_PKCS11_GROUND";
 const KIND: &str = "WAXSEAL_PKCS11_KIND";
 const OPERATION: &str = "WAXSEAL_PKCS11_OPERATION";
 const OPERATOR: &str = "the_operators_hand";
+/// What the operator's process prints at its end.
+const DONE: &str = "the operator is done";
 
 /// Which module.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,6 +81,23 @@ pub fn alone<T: FnOnce(&Ground)>(kind: Kind, test: T) {
     assert!(out.contains("1 passed"), "{name}, in a process of its own: {}", output.status);
 }
 
+/// As [`alone`], for the `main` of a program: runs `work` in a process of its own, with a new token
+/// that has the key [`KEY`], and returns its exit code.
+pub fn program(kind: Kind, work: impl FnOnce(&Ground) -> ExitCode) -> ExitCode {
+    if env::var_os(OPERATION).is_some() {
+        operator();
+        return ExitCode::SUCCESS;
+    }
+    if let Some(directory) = env::var_os(GROUND) {
+        return work(&Ground { kind, directory: directory.into() });
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let ground = Ground { kind, directory: directory.path().to_owned() };
+    ground.furnish();
+    let status = ground.command().env(GROUND, &ground.directory).status().unwrap();
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
 /// Does what an operator was asked for by [`Ground::operate`], in the process made for it. In any
 /// other there is nothing to do.
 pub fn operator() {
@@ -85,6 +106,7 @@ pub fn operator() {
         let module = Pkcs11::new(env::var("WAXSEAL_PKCS11_MODULE").unwrap()).unwrap();
         module.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)).unwrap();
         done_by_operator(&module, &words);
+        println!("{DONE}");
     }
 }
 
@@ -94,10 +116,14 @@ impl Ground {
         let tokens = self.tokens();
         let softhsm = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
         fs::write(self.directory.join("softhsm2.conf"), softhsm).unwrap();
-        let kryoptic = format!(
-            "[[slots]]\nslot = 7\ndbtype = \"sqlite\"\ndbargs = \"{}/token.sql\"\n",
-            tokens.display()
-        );
+        // Two slots, the second for a second token.
+        let slot = |number: u32, file: &str| {
+            let tokens = tokens.display();
+            format!(
+                "[[slots]]\nslot = {number}\ndbtype = \"sqlite\"\ndbargs = \"{tokens}/{file}\"\n"
+            )
+        };
+        let kryoptic = slot(7, "token.sql") + &slot(8, "second.sql");
         fs::write(self.directory.join("kryoptic.conf"), kryoptic).unwrap();
         fs::write(self.pin_file(), format!("{PIN}\n")).unwrap();
         fs::write(self.control_file(), "").unwrap();
@@ -132,12 +158,12 @@ impl Ground {
         }
     }
 
-    fn process(&self, test: &str) -> Command {
+    /// This program, as a process that sees this token.
+    fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL"])
             .arg(env::current_exe().unwrap())
-            .args([test, "--exact", "--nocapture", "--include-ignored"])
             .env("SOFTHSM2_CONF", self.directory.join("softhsm2.conf"))
             .env("KRYOPTIC_CONF", self.directory.join("kryoptic.conf"))
             .env("WAXSEAL_SHIM_MODULE", self.token_module())
@@ -145,6 +171,12 @@ impl Ground {
             .env("WAXSEAL_SHIM_LOG", self.directory.join("log"))
             .env("WAXSEAL_TEST_PIN", PIN)
             .env(KIND, format!("{:?}", self.kind));
+        command
+    }
+
+    fn process(&self, test: &str) -> Command {
+        let mut command = self.command();
+        command.args([test, "--exact", "--nocapture", "--include-ignored"]);
         command
     }
 
@@ -159,12 +191,26 @@ impl Ground {
             .unwrap();
         let out = String::from_utf8_lossy(&output.stdout);
         let err = String::from_utf8_lossy(&output.stderr);
-        assert!(out.contains("1 passed"), "{words:?}: {}\n{out}\n{err}", output.status);
+        let is_done = output.status.success() && out.contains(DONE);
+        assert!(is_done, "{words:?}: {}\n{out}\n{err}", output.status);
     }
 
     /// Makes an AES key. `flags`: e (encrypts), d (decrypts), s (sensitive), x (extractable).
     pub fn key(&self, label: &str, id: &str, flags: &str) {
         self.operate(&["key", label, id, flags]);
+    }
+
+    /// Imports a key to the token with this label, as an officer gives it out for one duty: `flags` as
+    /// for [`key`](Self::key), and nobody can change or copy it.
+    pub fn give_out(&self, token: &str, label: &str, flags: &str, value: &[u8; 32]) {
+        let value = data_encoding::HEXLOWER.encode(value);
+        self.operate(&["give-out", token, label, flags, &value]);
+    }
+
+    /// Does what a user of the token can think of to get more out of such a key. Panics if anything
+    /// works.
+    pub fn tamper(&self, token: &str, label: &str) {
+        self.operate(&["tamper", token, label]);
     }
 
     pub fn destroy(&self, label: &str, id: &str) {
@@ -220,6 +266,14 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         let (old, new) = (AuthPin::new((*old).into()), AuthPin::new((*new).into()));
         session.set_pin(&old, &new).unwrap();
         return;
+    }
+    if let ["give-out" | "tamper", token, label, ..] = words {
+        let session = session_at(module, token);
+        session.login(UserType::User, Some(&user)).unwrap();
+        return match words {
+            ["give-out", .., flags, value] => give_out(&session, label, flags, value),
+            _ => tamper(&session, label),
+        };
     }
     if let ["plant", label, id] = words {
         // As somebody does who has no PIN.
@@ -283,6 +337,83 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         }
         _ => panic!("no operation {words:?}"),
     }
+}
+
+fn give_out(session: &Session, label: &str, flags: &str, value: &str) {
+    let template = [
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Value(data_encoding::HEXLOWER.decode(value.as_bytes()).unwrap()),
+        Attribute::Label(label.as_bytes().to_vec()),
+        Attribute::Id(vec![1]),
+        Attribute::Encrypt(flags.contains('e')),
+        Attribute::Decrypt(flags.contains('d')),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Modifiable(false),
+        Attribute::Copyable(false),
+    ];
+    session.create_object(&template).unwrap();
+}
+
+fn tamper(session: &Session, label: &str) {
+    let found = session.find_objects(&[Attribute::Label(label.as_bytes().to_vec())]).unwrap();
+    let [key] = found[..] else { panic!("{found:?}") };
+    let both = [Attribute::Encrypt(true), Attribute::Decrypt(true)];
+    let each = [
+        vec![Attribute::Encrypt(true)],
+        vec![Attribute::Decrypt(true)],
+        vec![Attribute::Wrap(true)],
+        vec![Attribute::Modifiable(true)],
+        vec![Attribute::Extractable(true)],
+        vec![Attribute::Sensitive(false)],
+    ];
+    let mut worked = Vec::new();
+    // A value that the key has already changes nothing, and may be accepted.
+    let flags = |key| {
+        use cryptoki::object::AttributeType::{Decrypt, Encrypt, Extractable, Sensitive, Wrap};
+        let asked = [Encrypt, Decrypt, Wrap, Extractable, Sensitive];
+        session.get_attributes(key, &asked).unwrap()
+    };
+    let before = flags(key);
+    for change in each {
+        let changed = session.update_attributes(key, &change);
+        println!("tamper: {change:?}: {changed:?}");
+        if flags(key) != before {
+            worked.push(format!("{change:?}"));
+        }
+    }
+    for template in [&both[..], &[Attribute::Token(false)]] {
+        let copied = session.copy_object(key, template);
+        println!("tamper: a copy with {template:?}: {copied:?}");
+        if copied.is_ok_and(|copy| flags(copy) != before) {
+            worked.push(format!("a copy with {template:?}"));
+        }
+    }
+    let value = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]);
+    if value.is_ok_and(|value| !value.is_empty()) {
+        worked.push("reading it".to_owned());
+    }
+    let template = [
+        Attribute::Token(false),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::ValueLen(32.into()),
+        Attribute::Wrap(true),
+    ];
+    if let Ok(wrapper) = session.generate_key(&Mechanism::AesKeyGen, &template) {
+        for mechanism in [Mechanism::AesKeyWrap, Mechanism::AesKeyWrapPad] {
+            if session.wrap_key(&mechanism, wrapper, key).is_ok() {
+                worked.push(format!("wrapping it out by {mechanism:?}"));
+            }
+        }
+    }
+    assert!(worked.is_empty(), "the token let a user do this: {worked:?}");
 }
 
 fn session_at(module: &Pkcs11, label: &str) -> Session {

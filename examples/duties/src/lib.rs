@@ -8,6 +8,8 @@ use waxseal::Error;
 use waxseal::domain::DomainConfig;
 use waxseal::domain::duties::{Duties, Holders, Role};
 use waxseal_aws_kms::duties::AwsPolicies;
+use waxseal_azure_key_vault::duties::AzureRoles;
+use waxseal_google_kms::duties::GooglePolicies;
 use waxseal_sqlx::duties::PostgresGrants;
 use waxseal_vault_transit::duties::VaultPolicies;
 
@@ -23,6 +25,10 @@ struct Services {
     aws_kms: Option<Holders>,
     aws_kms_options: AwsOptions,
     vault_transit: Option<Holders>,
+    google_kms: Option<Holders>,
+    google_kms_options: GoogleOptions,
+    azure_key_vault: Option<Holders>,
+    azure_key_vault_options: AzureOptions,
     postgres: Option<Holders>,
     postgres_options: PostgresOptions,
 }
@@ -47,6 +53,22 @@ impl Default for AwsOptions {
             root_recovery: true,
         }
     }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct GoogleOptions {
+    rewrappers_see_deks: bool,
+    /// Without it there is no document that enables break-glass.
+    break_glass_until: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct AzureOptions {
+    vault_resources: Vec<String>,
+    rewrappers_see_deks: bool,
+    key_readers_can_wrap: bool,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +167,21 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
             }
             of_vault(&holding, &policies, &mut add).map_err(in_vault)?;
         }
+        if let Some(holders) = &services.google_kms {
+            let names =
+                of_google(&of("google-kms", holders)?, &services.google_kms_options, &mut add)
+                    .map_err(|error| wrong(domain, "google-kms", &error))?;
+            claim(&mut keys, domain, names)?;
+        }
+        if let Some(holders) = &services.azure_key_vault {
+            let names = of_azure(
+                &of("azure-key-vault", holders)?,
+                &services.azure_key_vault_options,
+                &mut add,
+            )
+            .map_err(|error| wrong(domain, "azure-key-vault", &error))?;
+            claim(&mut keys, domain, names)?;
+        }
         if let Some(holders) = &services.postgres {
             let schema = &services.postgres_options.schema;
             of_postgres(&of("postgres", holders)?, schema, &mut add)
@@ -152,6 +189,71 @@ pub fn documents(domains: &str, duties: &str) -> Result<Vec<Document>, Refused> 
         }
     }
     Ok(documents)
+}
+
+/// Each key is of one domain: no policy can tell the contexts of two under it.
+fn claim(
+    keys: &mut BTreeMap<String, String>,
+    domain: &str,
+    names: Vec<String>,
+) -> Result<(), Refused> {
+    for name in names {
+        if let Some(other) = keys.insert(name.clone(), domain.to_owned()) {
+            return Err(Refused(format!("{other} and {domain} share the key {name}")));
+        }
+    }
+    Ok(())
+}
+
+fn of_google(
+    duties: &Duties,
+    options: &GoogleOptions,
+    add: &mut impl FnMut(&str, &str, String),
+) -> Result<Vec<String>, Error> {
+    let policies = GooglePolicies::builder(duties);
+    let policies = policies.rewrappers_see_deks(options.rewrappers_see_deks).build()?;
+    let names: Vec<_> = policies.keys().map(str::to_owned).collect();
+    for key in &names {
+        add("google-kms", &format!("key-policy {key}"), policies.key_policy(key)?);
+        if let Some(until) = &options.break_glass_until {
+            let enabled = policies.enabled_break_glass(key, until)?;
+            add("google-kms", &format!("break-glass enabled {key}"), enabled);
+        }
+    }
+    for role in Role::ALL {
+        if let (Some(id), Some(text)) = (policies.role_id(role), policies.role_definition(role)) {
+            add("google-kms", &format!("role {id}"), text);
+        }
+    }
+    Ok(names)
+}
+
+fn of_azure(
+    duties: &Duties,
+    options: &AzureOptions,
+    add: &mut impl FnMut(&str, &str, String),
+) -> Result<Vec<String>, Error> {
+    let mut roles = AzureRoles::builder(duties)
+        .rewrappers_see_deks(options.rewrappers_see_deks)
+        .key_readers_can_wrap(options.key_readers_can_wrap);
+    for id in &options.vault_resources {
+        roles = roles.vault_resource(id);
+    }
+    let roles = roles.build()?;
+    for host in roles.hosts() {
+        for role in Role::ALL.into_iter().filter(|role| !duties.holders(*role).is_empty()) {
+            add("azure-key-vault", &format!("{role} {host}"), roles.role_definition(host, role)?);
+        }
+    }
+    let names: Vec<_> = roles.keys().collect();
+    for key in &names {
+        add("azure-key-vault", &format!("assignments {key}"), roles.assignments(key)?);
+        if !duties.holders(Role::BreakGlass).is_empty() {
+            let enabled = roles.enabled_break_glass(key)?;
+            add("azure-key-vault", &format!("break-glass enabled {key}"), enabled);
+        }
+    }
+    Ok(names)
 }
 
 fn of_aws(duties: &Duties, options: &AwsOptions) -> Result<AwsPolicies, Error> {

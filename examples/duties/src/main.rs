@@ -12,7 +12,8 @@ use std::process::ExitCode;
 const HELP: &str = "waxseal-duties DOMAIN_FILE DUTIES_FILE [WORD...]
 
 Writes every document whose name has all the words: a domain, a service (aws-kms, vault-transit,
-postgres), and key-policy, service-control-policy, alarm, a role or the name of a holder.";
+google-kms, azure-key-vault, postgres), and key-policy, service-control-policy, alarm, assignments,
+enabled, a role or the name of a holder.";
 
 fn main() -> ExitCode {
     match run(&std::env::args().skip(1).collect::<Vec<_>>()) {

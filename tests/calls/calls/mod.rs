@@ -397,6 +397,25 @@ async fn keks_that_share_a_store_share_its_budget_whatever_their_envelopes() {
     keep_to_eighty_a_second(calls).await;
 }
 
+#[tokio::test]
+async fn a_rewrap_of_two_calls_takes_two_turns_of_the_budget() {
+    // With one call in flight, two at the same time would wait for each other for ever.
+    let budget = CallBudget::new(40, 1).unwrap();
+    let patient = CallPolicy::default().deadline(ms(30_000));
+    let stage = Stage::with(1, |builder| builder.call_policy(patient).call_budget(budget));
+    stage.kek().have_no_rewrap();
+    let sealed = stage.sealed().await;
+    stage.kek().local().rotate().unwrap();
+    let start = Instant::now();
+    for _ in 0..20 {
+        stage.envelope.rewrap_unverified(&stage.alice, &sealed).await.unwrap();
+    }
+    let calls = stage.kek().calls();
+    assert_eq!((calls.unwraps, calls.wraps, stage.of_kek(0).calls), (20, 20, 40));
+    // 40 turns take this long at least, and 20 would not.
+    assert!(start.elapsed() >= ms(900), "{:?}", start.elapsed());
+}
+
 // --- calls that are shared
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,7 @@ use support::context;
 use waxseal::kek::{KekErrorClass, KekProvider, UnwrappedDek};
 use waxseal::{Aad, CallPolicy, Dek, Envelope, ErrorKind, Limits};
 use waxseal_aws_kms::AwsKmsKek;
+use waxseal_testing::faults::{Fault as Case, Stage, assert_shown, met};
 use waxseal_testing::server_child::ServerChild;
 
 const REGION: &str = "eu-west-1";
@@ -68,13 +69,14 @@ impl Ground {
     }
 }
 
-struct Case {
-    name: &'static str,
-    kind: ErrorKind,
-    /// For one question.
-    requests: usize,
-    begin: fn(&Ground),
-    end: fn(&Ground),
+impl Stage for Ground {
+    async fn kek(&self) -> Arc<dyn KekProvider> {
+        Arc::new(Self::kek(self).await)
+    }
+
+    fn arrived(&self) -> Option<usize> {
+        Some(self.front.arrived("Decrypt"))
+    }
 }
 
 fn key_state(ground: &Ground, state: State) {
@@ -86,23 +88,16 @@ fn expire(ground: &Ground, expired: bool) {
 }
 
 /// All that is brought about by an answer.
-fn by_answer(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case {
-    let retried = matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled);
-    Case {
-        name,
-        kind,
-        requests: if retried { TRIES } else { 1 },
-        begin,
-        end: |ground| ground.front.recover(),
-    }
+fn by_answer(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case<Ground> {
+    Case::new(name, kind, begin, |ground| ground.front.recover())
 }
 
-fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case {
+fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case<Ground> {
     let end = |ground: &Ground| ground.proxy.set(fault_proxy::Fault::None);
-    Case { name, kind: ErrorKind::Unavailable, requests: TRIES, begin, end }
+    Case::new(name, ErrorKind::Unavailable, begin, end)
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<Case<Ground>> {
     use ErrorKind::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
     vec![
         by_answer("internal exception", Unavailable, |g| {
@@ -133,8 +128,9 @@ fn cases() -> Vec<Case> {
         }),
         by_answer("slow", Unavailable, |g| {
             g.front.fail(Fault::new(Effect::Delay(Duration::from_secs(2))))
-        }),
-        by_answer("no answer", Unavailable, |g| g.front.fail(Fault::new(Effect::Hang))),
+        })
+        .slow(),
+        by_answer("no answer", Unavailable, |g| g.front.fail(Fault::new(Effect::Hang))).slow(),
         by_answer("throttled", Throttled, |g| {
             g.front.fail(Fault::error(400, "ThrottlingException", "Rate exceeded"))
         }),
@@ -151,87 +147,71 @@ fn cases() -> Vec<Case> {
                 "The security token is invalid",
             ));
         }),
-        Case {
-            end: |g| g.front.world().ahead = Duration::ZERO,
-            ..by_answer("a clock that is wrong", Misconfigured, |g| {
+        Case::new(
+            "a clock that is wrong",
+            Misconfigured,
+            |g| {
                 g.front.world().ahead = Duration::from_secs(1000);
-            })
-        },
+            },
+            |g| g.front.world().ahead = Duration::ZERO,
+        ),
         by_answer("wrong context or damage", Invalid, |g| {
             g.front.fail(Fault::error(400, "InvalidCiphertextException", "").on("Decrypt"));
         }),
         by_answer("wrong key", Invalid, |g| {
             g.front.fail(Fault::error(400, "IncorrectKeyException", "").on("Decrypt"))
         }),
-        Case {
-            end: |g| expire(g, false),
-            ..by_answer("credentials expired", Misconfigured, |g| expire(g, true))
-        },
-        Case {
-            end: |g| key_state(g, State::Enabled),
-            ..by_answer("key disabled", Denied, |g| key_state(g, State::Disabled))
-        },
-        Case {
-            end: |g| key_state(g, State::Enabled),
-            ..by_answer("scheduled for deletion", Denied, |g| key_state(g, State::PendingDeletion))
-        },
-        Case {
-            end: |g| key_state(g, State::Enabled),
-            ..by_answer("pending import", Denied, |g| key_state(g, State::PendingImport))
-        },
-        Case {
-            end: |g| key_state(g, State::Enabled),
-            ..by_answer("being created", Unavailable, |g| key_state(g, State::Creating))
-        },
+        Case::new("credentials expired", Misconfigured, |g| expire(g, true), |g| expire(g, false)),
+        Case::new(
+            "key disabled",
+            Denied,
+            |g| key_state(g, State::Disabled),
+            |g| key_state(g, State::Enabled),
+        ),
+        Case::new(
+            "scheduled for deletion",
+            Denied,
+            |g| key_state(g, State::PendingDeletion),
+            |g| key_state(g, State::Enabled),
+        ),
+        Case::new(
+            "pending import",
+            Denied,
+            |g| key_state(g, State::PendingImport),
+            |g| key_state(g, State::Enabled),
+        ),
+        Case::new(
+            "being created",
+            Unavailable,
+            |g| key_state(g, State::Creating),
+            |g| key_state(g, State::Enabled),
+        ),
         on_the_line("reset", |g| g.proxy.set(fault_proxy::Fault::Reset)),
         on_the_line("cut off", |g| g.proxy.set(fault_proxy::Fault::Truncate(30))),
         on_the_line("half closed", |g| g.proxy.set(fault_proxy::Fault::HalfClose)),
-        on_the_line("silence", |g| g.proxy.set(fault_proxy::Fault::Silence)),
+        on_the_line("silence", |g| g.proxy.set(fault_proxy::Fault::Silence)).slow(),
         on_the_line("not HTTP", |g| {
             g.proxy.set(fault_proxy::Fault::Replace(b"SSH-2.0-OpenSSH\r\n".to_vec()))
         }),
         on_the_line("a trickle", |g| {
             g.proxy.set(fault_proxy::Fault::Trickle(Duration::from_millis(100)))
-        }),
+        })
+        .slow(),
     ]
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_has_its_class_its_tries_and_its_recovery() {
     // Most of the time goes by waiting.
-    stream::iter(cases()).for_each_concurrent(8, met).await;
+    let faults = stream::iter(cases());
+    faults.for_each_concurrent(8, async |case| met(&Ground::new(), case).await).await;
 }
 
-async fn met(case: Case) {
-    let (alice, bob) = (context("alice"), context("bob"));
-    let ground = Ground::new();
-    let writer = ground.envelope().await;
-    let sealed = writer.encrypt(&alice, Aad::empty(), b"text").await.unwrap();
-    let served = writer.encrypt(&bob, Aad::empty(), b"other").await.unwrap();
-    let reader = ground.envelope().await;
-    reader.decrypt(&bob, Aad::empty(), &served).await.unwrap();
-    let before = ground.front.arrived("Decrypt");
-
-    (case.begin)(&ground);
-    let error = reader.decrypt(&alice, Aad::empty(), &sealed).await.unwrap_err();
-    assert_eq!(error.kind(), case.kind, "{}: {error}", case.name);
-    assert_eq!(ground.front.arrived("Decrypt") - before, case.requests, "{}", case.name);
-    let at_hand = reader.decrypt(&bob, Aad::empty(), &served).await;
-    assert_eq!(at_hand.as_deref().unwrap(), b"other", "{}: what is at hand", case.name);
-    if case.kind != ErrorKind::Invalid {
-        let error = reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap_err();
-        assert_eq!(error.kind(), case.kind, "{}: {error}", case.name);
-    }
-    (case.end)(&ground);
-
-    let recovered = reader.decrypt(&alice, Aad::empty(), &sealed).await;
-    assert_eq!(
-        recovered.as_deref().unwrap_or_else(|e| panic!("{}: {e}", case.name)),
-        b"text",
-        "{}",
-        case.name
-    );
-    reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
+/// docs/aws-kms.md shows every case of this file, in order.
+#[test]
+fn the_docs_show_these_faults() {
+    let page = include_str!("../../docs/aws-kms.md");
+    assert_shown(page, "### What a fault looks like", &cases());
 }
 
 #[tokio::test]

@@ -3,26 +3,52 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use crate::keks::XksKeks;
-use std::future::Future;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
-use waxseal_testing::{fault_proxy, kms_front, support, xks_path, xks_proxy};
+use waxseal_testing::faults::{Doing, Fault as ShownFault, Stage, assert_shown, met};
+use waxseal_testing::{fault_proxy, kms_front, xks_path, xks_proxy};
 
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Value, json};
-use support::context;
-use waxseal::{Aad, BreakerState, CallPolicy, Envelope, ErrorKind, Limits, ManualClock};
+use waxseal::kek::KekProvider;
+use waxseal::{CallPolicy, ErrorKind};
 use xks_path::{AMPLE, KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::{Certificate, Effect, ErrorName, Fault, Quota};
 
 use ErrorKind::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-const TRIES: usize = 4;
-const MAX_AGE: Duration = Duration::from_secs(60);
-const GRACE: Duration = Duration::from_secs(3600);
-
 /// Asynchronous, since an operator's hand is: seal, disconnect, delete.
-type Hand = for<'a> fn(&'a XksPath) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
+type Hand = for<'a> fn(&'a XksPath) -> Doing<'a>;
+
+/// The path, as the shared checks see it.
+struct OnThePath(XksPath);
+
+impl Stage for OnThePath {
+    async fn kek(&self) -> Arc<dyn KekProvider> {
+        Arc::new(self.0.kek().await)
+    }
+
+    fn arrived(&self) -> Option<usize> {
+        Some(self.0.front.arrived("Decrypt"))
+    }
+
+    /// The provider advises them.
+    fn tries(&self) -> u32 {
+        4
+    }
+
+    fn policy(&self, is_slow: bool) -> CallPolicy {
+        policy(is_slow)
+    }
+
+    fn hurry(&self) {
+        self.0.kms_waits(KMS_PATIENCE);
+    }
+
+    fn take_time(&self) {
+        self.0.kms_waits(AMPLE);
+    }
+}
 
 struct Case {
     /// As in the table of docs/xks.md.
@@ -364,121 +390,29 @@ fn policy(is_slow: bool) -> CallPolicy {
         .breaker_failures(1000)
 }
 
-async fn envelope(path: &XksPath, clock: &ManualClock, policy: CallPolicy) -> Envelope {
-    let limits = Limits::default()
-        .max_age(MAX_AGE)
-        .refresh_after(MAX_AGE - Duration::from_secs(1))
-        .stale_if_error_reading(GRACE)
-        .denial_ttl(Duration::ZERO);
-    let builder = Envelope::builder().wrap_with(path.kek().await).limits(limits);
-    builder.call_policy(policy).clock(clock.clone()).build().unwrap()
+fn faults() -> Vec<ShownFault<OnThePath>> {
+    let fault = |Case { name, kind, is_slow, begin, end }: Case| {
+        let fault = ShownFault::with(
+            name,
+            kind,
+            move |stage: &OnThePath| begin(&stage.0),
+            move |stage: &OnThePath| end(&stage.0),
+        );
+        if is_slow { fault.slow() } else { fault }
+    };
+    cases().into_iter().map(fault).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_on_each_hop_has_its_class_its_tries_and_its_recovery() {
     // Most of the time goes by waiting.
-    stream::iter(cases()).for_each_concurrent(6, met).await;
+    let each = async |fault| met(&OnThePath(XksPath::start().await), fault).await;
+    stream::iter(faults()).for_each_concurrent(6, each).await;
 }
 
-async fn met(case: Case) {
-    let Case { name, kind, is_slow, begin, end } = case;
-    let path = XksPath::start().await;
-    let clock = ManualClock::new();
-    let (alice, bob) = (context("alice"), context("bob"));
-    let writer = envelope(&path, &clock, policy(is_slow)).await;
-    let cold = writer.encrypt(&alice, Aad::empty(), b"cold").await.unwrap();
-    let warm = writer.encrypt(&bob, Aad::empty(), b"warm").await.unwrap();
-    let reader = envelope(&path, &clock, policy(is_slow)).await;
-    reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap();
-    let guarded = envelope(&path, &clock, policy(is_slow).tries(1).breaker_failures(3)).await;
-    let before = path.front.arrived("Decrypt");
-    begin(&path).await;
-    if is_slow {
-        path.kms_waits(KMS_PATIENCE);
-    }
-
-    let error = reader
-        .decrypt(&alice, Aad::empty(), &cold)
-        .await
-        .err()
-        .unwrap_or_else(|| panic!("{name}: no error"));
-    assert_eq!(error.kind(), kind, "{name}: {error}");
-    println!("{name}: {error}");
-    let tries = if matches!(kind, Unavailable | Throttled) { TRIES } else { 1 };
-    assert_eq!(path.front.arrived("Decrypt") - before, tries, "{name}: tries");
-    if kind != Invalid {
-        let error = reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap_err();
-        assert_eq!(error.kind(), kind, "{name}, writing: {error}");
-    }
-    assert_eq!(
-        &*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(),
-        b"warm",
-        "{name}: what is at hand"
-    );
-    clock.advance(2 * MAX_AGE);
-    let late = reader.decrypt(&bob, Aad::empty(), &warm).await;
-    match kind {
-        Unavailable | Throttled => assert_eq!(&*late.unwrap(), b"warm", "{name}: within the grace"),
-        _ => assert_eq!(late.unwrap_err().kind(), kind, "{name}: no grace"),
-    }
-
-    for _ in 0..5 {
-        assert_eq!(
-            guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap_err().kind(),
-            kind,
-            "{name}"
-        );
-        clock.advance(Duration::from_millis(100));
-    }
-    let state = |envelope: &Envelope| envelope.statistics().keks[0].breaker;
-    let opens = matches!(kind, Unavailable | Misconfigured);
-    assert_eq!(
-        state(&guarded) != BreakerState::Closed,
-        opens,
-        "{name}: the breaker is {:?}",
-        state(&guarded)
-    );
-
-    end(&path).await;
-    path.kms_waits(AMPLE);
-    let recovered = reader.decrypt(&alice, Aad::empty(), &cold).await;
-    assert_eq!(
-        recovered.as_deref().unwrap_or_else(|error| panic!("{name}: {error}")),
-        b"cold",
-        "{name}"
-    );
-    assert_eq!(&*reader.decrypt(&bob, Aad::empty(), &warm).await.unwrap(), b"warm", "{name}");
-    reader.encrypt(&context("carol"), Aad::empty(), b"text").await.unwrap();
-    clock.advance(Duration::from_secs(1));
-    assert_eq!(
-        &*guarded.decrypt(&alice, Aad::empty(), &cold).await.unwrap(),
-        b"cold",
-        "{name}: the probe"
-    );
-    assert_eq!(state(&guarded), BreakerState::Closed, "{name}");
-}
-
-/// docs/xks.md shows every case of this file, in order, with its class.
+/// docs/xks.md shows every case of this file, in order.
 #[test]
 fn the_docs_show_these_faults() {
-    let docs = include_str!("../../docs/xks.md");
-    let section = docs
-        .split("## What an outage of each hop looks like")
-        .nth(1)
-        .unwrap()
-        .split("\n## ")
-        .next()
-        .unwrap();
-    let shown: Vec<_> = section
-        .lines()
-        .filter_map(|line| line.strip_prefix("| ")?.split_once(" | "))
-        .filter_map(|(hop, rest)| Some((hop, rest.split(" | ").next()?)))
-        .filter(|(hop, _)| hop.contains(": "))
-        .collect();
-    let in_force: Vec<_> =
-        cases().iter().map(|case| (case.name, format!("{:?}", case.kind).to_lowercase())).collect();
-    assert_eq!(
-        shown,
-        in_force.iter().map(|(name, kind)| (*name, kind.as_str())).collect::<Vec<_>>()
-    );
+    let page = include_str!("../../docs/xks.md");
+    assert_shown(page, "## What an outage of each hop looks like", &faults());
 }

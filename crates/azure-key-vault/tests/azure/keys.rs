@@ -227,7 +227,8 @@ async fn health_says_of_a_key_that_only_unwraps_that_it_is_degraded() {
     let ground = Ground::new();
     let kek = ground.hsm("cards");
     let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
-    let begins: [(&str, fn(&mut World)); 3] = [
+    type Begin = fn(&mut World);
+    let begins: [(&str, Begin); 3] = [
         ("has expired", |world| world.newest(HSM, "cards").expires = Some(now() - 10)),
         ("is not valid yet", |world| world.newest(HSM, "cards").not_before = Some(now() + 1000)),
         ("does not permit encrypt", |world| {

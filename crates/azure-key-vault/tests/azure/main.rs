@@ -4,10 +4,13 @@
 
 mod config;
 mod conformance;
+mod duties;
+mod environment;
 mod faults;
 mod former;
 mod ground;
 mod keys;
 mod logins;
+mod outside;
 mod real;
 mod wrapping;

@@ -79,6 +79,10 @@ async fn with_rsa_whoever_has_the_public_key_makes_entries_that_unwrap() {
     let kek = ground.rsa("cards");
     let refused = Envelope::builder().unwrap_with(kek.clone()).build().unwrap_err();
     assert!(refused.to_string().contains("allow_unauthenticated_wrapping"), "{refused}");
+    // Under branch keys the loss would not show any more: there is no option.
+    let branches = waxseal::branch::BranchKek::builder(kek.clone());
+    let refused = branches.name("orders").per(["tenant"]).self_contained().build().unwrap_err();
+    assert!(refused.to_string().contains("anyone can wrap under it"), "{refused}");
     let envelope = Envelope::builder()
         .wrap_with(kek.clone())
         .allow_unauthenticated_wrapping(kek.id().clone())
@@ -107,6 +111,24 @@ async fn with_rsa_whoever_has_the_public_key_makes_entries_that_unwrap() {
     let entry = damaged(&kek, [&[2, 0][..], &version, &short].concat());
     let error = kek.unwrap(&alice, &entry).await.unwrap_err();
     assert_eq!(error.class(), KekErrorClass::Invalid);
+}
+
+/// Names in a vault are not sensitive to case, and an answer has the name as the key was made.
+#[tokio::test]
+async fn an_answer_may_spell_the_name_of_a_key_in_a_vault_in_another_case() {
+    let ground = Ground::with_rsa();
+    let shout = |answer: &mut serde_json::Value| {
+        let kid = answer["kid"].as_str().unwrap().replace("/keys/cards/", "/keys/CARDS/");
+        answer["kid"] = kid.into();
+    };
+    ground.azure.fail(Fault::new(Effect::Alter(shout)));
+    let (alice, dek) = (context("alice"), dek());
+    let rsa = ground.rsa("cards");
+    let wrapped = rsa.wrap(&alice, &dek).await.unwrap();
+    assert_eq!(rsa.unwrap(&alice, &wrapped).await.unwrap().expose(), dek.expose());
+    let error = ground.hsm("cards").wrap(&alice, &dek).await.unwrap_err();
+    assert_eq!(error.class(), KekErrorClass::Unavailable, "{error}");
+    assert!(error.to_string().contains("another key"), "{error}");
 }
 
 fn from_hex(hex: &str) -> Vec<u8> {

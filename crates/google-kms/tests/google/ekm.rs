@@ -3,11 +3,11 @@
 use futures_util::stream::{self, StreamExt};
 use waxseal::ErrorKind;
 use waxseal::kek::{CallAdvice, KekErrorClass, KekProvider};
+use waxseal_testing::faults::{Fault as Case, assert_shown, met};
 use waxseal_testing::google::{EkmFault, Protection, State};
 use waxseal_testing::support::{a_dek, context};
 
 use crate::Ground;
-use crate::met::{Case, assert_shown, met, shown};
 
 use ErrorKind::{Denied, Misconfigured, Throttled, Unavailable};
 
@@ -27,7 +27,7 @@ fn mend(ground: &Ground) {
     key.version(1).state = State::Enabled;
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<Case<Ground>> {
     macro_rules! cases {
         ($($name:literal: $fault:ident is $kind:ident,)*) => {
             vec![$(Case::new($name, $kind, |g| fail(g, EkmFault::$fault), mend)),*]
@@ -56,14 +56,14 @@ fn cases() -> Vec<Case> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_error_domain_has_its_class_its_tries_and_its_recovery() {
-    stream::iter(cases()).for_each_concurrent(8, |case| met(external(), case)).await;
+    stream::iter(cases()).for_each_concurrent(8, async |case| met(&external(), case).await).await;
 }
 
 /// docs/ekm.md shows every case of this file, in order, with its class.
 #[test]
 fn the_docs_show_these_faults() {
     let page = include_str!("../../docs/ekm.md");
-    assert_shown(shown(page, "## What a fault looks like"), cases());
+    assert_shown(page, "## What a fault looks like", &cases());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

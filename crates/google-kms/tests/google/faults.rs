@@ -7,12 +7,12 @@ use waxseal::ErrorKind;
 use waxseal::kek::{KekErrorClass, KekProvider};
 use waxseal::{Aad, Envelope, Limits, WrappedDek};
 use waxseal_testing::fault_proxy::Fault as Line;
+use waxseal_testing::faults::{Fault as Case, assert_shown, met};
 use waxseal_testing::google::{
     ACCOUNT, Code, Effect, Fault, GoogleFront, Lie, PROJECT, Source, State, Status,
 };
 use waxseal_testing::support::{a_dek, context};
 
-use crate::met::{Case, assert_shown, met, shown};
 use crate::{Ground, TRIES, patient};
 
 use ErrorKind::{Denied, Misconfigured, Throttled, Unavailable};
@@ -23,16 +23,16 @@ fn recover(ground: &Ground) {
     ground.front.recover();
 }
 
-fn by_answer(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case {
+fn by_answer(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case<Ground> {
     Case::new(name, kind, begin, recover)
 }
 
-fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case {
+fn on_the_line(name: &'static str, begin: fn(&Ground)) -> Case<Ground> {
     Case::new(name, Unavailable, begin, |g| g.proxy.set(Line::None))
 }
 
-fn slow(case: Case) -> Case {
-    Case { is_slow: true, ..case }
+fn slow(case: Case<Ground>) -> Case<Ground> {
+    case.slow()
 }
 
 fn status(front: &GoogleFront, code: Code, message: &str) {
@@ -43,13 +43,13 @@ fn set_state(ground: &Ground, state: State) {
     ground.front.world().key(&ground.key).version(1).state = state;
 }
 
-fn in_state(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case {
+fn in_state(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Case<Ground> {
     Case::new(name, kind, begin, |g| set_state(g, State::Enabled))
 }
 
-fn by_the_source(name: &'static str, kind: ErrorKind, source: fn(&Ground)) -> Case {
+fn by_the_source(name: &'static str, kind: ErrorKind, source: fn(&Ground)) -> Case<Ground> {
     // The first try still carries a token, which is refused; what follows does not get there.
-    Case { requests: None, ..Case::new(name, kind, source, |g| g.front.restore_source()) }
+    Case::new(name, kind, source, |g| g.front.restore_source()).not_counted_there()
 }
 
 fn take_tokens(ground: &Ground, status: u16, body: &str) {
@@ -57,7 +57,7 @@ fn take_tokens(ground: &Ground, status: u16, body: &str) {
     ground.front.expire_tokens();
 }
 
-fn cases() -> Vec<Case> {
+fn cases() -> Vec<Case<Ground>> {
     vec![
         // --- service ─► Cloud KMS
         on_the_line("connection reset", |g| g.proxy.set(Line::Reset)),
@@ -175,21 +175,20 @@ fn cases() -> Vec<Case> {
         }),
         by_answer("a proxy's 403", Misconfigured, |g| {
             g.front.fail(Fault::new(Effect::Raw(403, "<html>blocked</html>")));
-        }),
+        })
+        .leaves_breaker_closed(),
         // --- credentials
-        Case {
-            requests: None,
-            ..Case::new(
-                "tokens expired, and none better",
-                Misconfigured,
-                |g| {
-                    let status =
-                        waxseal_testing::google::status::unauthenticated("ACCESS_TOKEN_EXPIRED");
-                    g.front.fail(Fault::new(Effect::Fails(status)));
-                },
-                recover,
-            )
-        },
+        Case::new(
+            "tokens expired, and none better",
+            Misconfigured,
+            |g| {
+                let status =
+                    waxseal_testing::google::status::unauthenticated("ACCESS_TOKEN_EXPIRED");
+                g.front.fail(Fault::new(Effect::Fails(status)));
+            },
+            recover,
+        )
+        .not_counted_there(),
         by_the_source("metadata server: down", Unavailable, |g| take_tokens(g, 503, "down")),
         by_the_source("metadata server: overloaded", Throttled, |g| take_tokens(g, 429, "")),
         by_the_source("metadata server: no account", Misconfigured, |g| {
@@ -209,14 +208,16 @@ fn in_scope(ground: &Ground, in_scope: bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_fault_has_its_class_its_tries_and_its_recovery() {
     // Most of the time goes by waiting.
-    stream::iter(cases()).for_each_concurrent(8, |case| met(Ground::software(), case)).await;
+    stream::iter(cases())
+        .for_each_concurrent(8, async |case| met(&Ground::software(), case).await)
+        .await;
 }
 
 /// docs/google-kms.md shows every case of this file, in order, with its class.
 #[test]
 fn the_docs_show_these_faults() {
     let page = include_str!("../../docs/google-kms.md");
-    assert_shown(shown(page, "### What a fault looks like"), cases());
+    assert_shown(page, "### What a fault looks like", &cases());
 }
 
 /// Every state of a version is a case above, but the one that works.

@@ -7,19 +7,22 @@ mod connections;
 mod credentials;
 mod duties;
 mod ekm;
+mod environment;
 mod faults;
 mod keys;
 mod lies;
-mod met;
 mod options;
 mod real;
 mod roles;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use waxseal::CallPolicy;
+use waxseal::kek::KekProvider;
+use waxseal::{CallBudget, CallPolicy};
 use waxseal_google_kms::{GoogleKmsKek, GoogleKmsKekBuilder};
 use waxseal_testing::fault_proxy::FaultProxy;
+use waxseal_testing::faults::Stage;
 use waxseal_testing::google::{GoogleFront, Protection};
 
 /// The stand-in, with something in between that breaks connections, and a key.
@@ -49,6 +52,21 @@ impl Ground {
 
     async fn kek(&self) -> GoogleKmsKek {
         self.builder(&self.key).build().await.unwrap()
+    }
+}
+
+impl Stage for Ground {
+    async fn kek(&self) -> Arc<dyn KekProvider> {
+        // The default budget is shared by all tests of this process.
+        let budget = CallBudget::new(10_000, 64).unwrap();
+        let kek = self.builder(&self.key).call_budget(budget).build().await.unwrap();
+        // The first token and connection take a while on a busy machine.
+        kek.read_key().await.unwrap();
+        Arc::new(kek)
+    }
+
+    fn arrived(&self) -> Option<usize> {
+        Some(self.front.arrived("decrypt"))
     }
 }
 

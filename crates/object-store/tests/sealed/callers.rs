@@ -97,10 +97,13 @@ async fn a_kept_head_and_a_cached_dek_serve_nobody_whom_the_policy_denies() {
     }
 }
 
+/// The service of the caller, and what it asks for.
+type Asked = (Option<String>, Action);
+
 /// Every question with its caller, and what the trail has of callers.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    asked: Arc<Mutex<Vec<(Option<String>, Action)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
     counted: Arc<Mutex<BTreeMap<(String, &'static str), u64>>>,
 }
 

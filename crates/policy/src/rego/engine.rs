@@ -11,8 +11,8 @@ use regorus::{Engine, Value};
 use waxseal::{Error, ErrorKind};
 
 use super::files::bad;
-use super::heads;
 use super::sources::{Contents, is_test};
+use super::{chains, heads};
 
 /// How many steps are evaluated between two looks at the clock.
 const CHECK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).unwrap();
@@ -49,6 +49,7 @@ impl Compiled {
             check_interval: CHECK_INTERVAL,
         });
         let (mut has_allow, mut packages) = (false, BTreeSet::new());
+        refuse_long_expressions(contents)?;
         refuse_lookups_in_heads(contents)?;
         for (name, text) in &contents.modules {
             if is_test(name) && !with_tests {
@@ -115,6 +116,21 @@ impl Compiled {
                 .map_err(|_| Error::new(ErrorKind::Provider, "the answer is no JSON")),
         }
     }
+}
+
+/// The engine would follow them until the stack ends, and the process with it.
+fn refuse_long_expressions(contents: &Contents) -> Result<(), Error> {
+    for (name, text) in &contents.modules {
+        if let Some(line) = chains::too_long(text) {
+            let what = format!(
+                "an expression has more than {} operators and look-ups: give parts of it rules of \
+                 their own",
+                chains::MOST
+            );
+            return Err(bad(&format!("{name}:{line}"), &what));
+        }
+    }
+    Ok(())
 }
 
 /// The engine would drop reasons to deny, silently.

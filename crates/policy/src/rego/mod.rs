@@ -3,6 +3,7 @@
 
 mod builder;
 mod bundle;
+mod chains;
 mod engine;
 mod files;
 mod heads;

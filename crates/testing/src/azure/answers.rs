@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
-use super::world::{Access, KeyVersion, World};
+use super::roles::data_action;
+use super::world::{Access, Assignment, KeyVersion, Vault, World};
 
 /// An error in the service's form ("Common parameters and headers", "Error responses").
 #[derive(Clone, Debug)]
@@ -55,20 +56,31 @@ pub struct Parts<'a> {
 }
 
 /// `/keys/NAME`, `/keys/NAME/VERSION`, `/keys/NAME/VERSION/OPERATION`. An empty version is the newest one ("Encrypt", "Get Key": the SDKs send it so).
+/// And what administrators ask for: "Update Key", "Rotate Key", "Delete Key", "Recover Deleted Key",
+/// "Purge Deleted Key", "Backup Key", and in a Managed HSM "Role
+/// Assignments, Create".
 pub fn parts<'a>(method: &str, path: &'a str) -> Option<Parts<'a>> {
-    let mut segments = path.strip_prefix("/keys/")?.split('/');
-    let name = segments.next().filter(|name| !name.is_empty())?;
-    let version = segments.next().unwrap_or_default();
-    let operation = segments.next();
-    if segments.next().is_some() {
-        return None;
-    }
-    let operation = match (method, operation) {
-        ("GET", None | Some("")) => "get",
-        ("POST", Some(operation @ ("encrypt" | "decrypt" | "wrapkey" | "unwrapkey"))) => operation,
-        _ => return None,
+    let segments: Vec<_> = path.strip_prefix('/')?.split('/').collect();
+    let at = |name: &'a str, version: &'a str, operation: &'a str| {
+        (!name.is_empty()).then_some(Parts { name, version, operation })
     };
-    Some(Parts { name, version, operation })
+    match (method, &segments[..]) {
+        ("GET", ["keys", name]) => at(name, "", "get"),
+        ("GET", ["keys", name, version] | ["keys", name, version, ""]) => at(name, version, "get"),
+        ("POST", ["keys", name, operation @ ("rotate" | "backup")]) => at(name, "", operation),
+        (
+            "POST",
+            ["keys", name, version, operation @ ("encrypt" | "decrypt" | "wrapkey" | "unwrapkey")],
+        ) => at(name, version, operation),
+        ("PATCH", ["keys", name, version]) => at(name, version, "update"),
+        ("DELETE", ["keys", name]) => at(name, "", "delete"),
+        ("POST", ["deletedkeys", name, "recover"]) => at(name, "", "recover"),
+        ("DELETE", ["deletedkeys", name]) => at(name, "", "purge"),
+        ("PUT", ["keys", name, "providers", "Microsoft.Authorization", "roleAssignments", _]) => {
+            at(name, "", "assign")
+        }
+        _ => None,
+    }
 }
 
 /// Its name in an access policy, and in `key_ops`.
@@ -78,6 +90,13 @@ fn permission(operation: &str) -> &'static str {
         "decrypt" => "decrypt",
         "wrapkey" => "wrapKey",
         "unwrapkey" => "unwrapKey",
+        "rotate" => "rotate",
+        "backup" => "backup",
+        "update" => "update",
+        "delete" => "delete",
+        "recover" => "recover",
+        "purge" => "purge",
+        "assign" => "assign",
         _ => "get",
     }
 }
@@ -152,7 +171,11 @@ impl World {
             vault.served.push_back(Instant::now());
         }
         let needed = permission(parts.operation);
-        if !vault.permissions.get(client_id).is_some_and(|has| has.contains(needed)) {
+        let action = data_action(host, parts.operation);
+        let is_assigned =
+            vault.access == Access::Rbac && vault.assigns(client_id, &action, parts.name);
+        if !is_assigned && !vault.permissions.get(client_id).is_some_and(|has| has.contains(needed))
+        {
             return Err(match vault.access {
                 // The texts of the page "REST error codes", "HTTP 403".
                 Access::Policies => Refused::new(
@@ -168,7 +191,7 @@ impl World {
                     "Forbidden",
                     "ForbiddenByRbac",
                     format!(
-                        "Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role definitions were changed recently, please observe propagation time.\r\nCaller: appid={client_id}\r\nAction: 'Microsoft.KeyVault/vaults/keys/{needed}/action'\r\nVault: {host}"
+                        "Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role definitions were changed recently, please observe propagation time.\r\nCaller: appid={client_id}\r\nAction: '{action}'\r\nVault: {host}"
                     ),
                 ),
             });
@@ -181,6 +204,9 @@ impl World {
             );
             Refused::new(404, "KeyNotFound", "", text)
         };
+        if let Some(answer) = administer(vault, &parts, asked.body) {
+            return answer.ok_or_else(missing);
+        }
         let key = vault.keys.get(parts.name).ok_or_else(missing)?;
         let version = key.version(parts.version).ok_or_else(missing)?;
         let kid = format!("https://{host}/keys/{}/{}", parts.name, version.version);
@@ -208,6 +234,53 @@ impl World {
         }
         operate(version, parts.operation, &kid, asked.body)
     }
+}
+
+/// What administrators do; `None` for what is no such thing, and a key that is not there inside.
+fn administer(vault: &mut Vault, parts: &Parts<'_>, body: &Value) -> Option<Option<Value>> {
+    let name = parts.name;
+    let done = || Some(json!({ "key": {} }));
+    Some(match parts.operation {
+        "update" => vault.keys.get_mut(name).and_then(|key| {
+            let mut versions = key.versions.iter_mut();
+            let version = versions.find(|version| version.version == parts.version)?;
+            if let Some(enabled) = body["attributes"]["enabled"].as_bool() {
+                version.enabled = enabled;
+            }
+            done()
+        }),
+        "rotate" => vault.keys.get_mut(name).and_then(|key| {
+            let newest = key.versions.last()?.clone();
+            let version = data_encoding::HEXLOWER.encode(&super::crypto::random::<16>());
+            key.versions.push(KeyVersion {
+                version,
+                material: newest.material.another(),
+                enabled: true,
+                ..newest
+            });
+            done()
+        }),
+        "backup" => vault.keys.contains_key(name).then(|| json!({ "value": "AA" })),
+        "delete" => vault.keys.remove(name).and_then(|key| {
+            vault.deleted.insert(name.to_owned(), key);
+            done()
+        }),
+        "recover" => vault.deleted.remove(name).and_then(|key| {
+            vault.keys.insert(name.to_owned(), key);
+            done()
+        }),
+        "purge" => vault.deleted.remove(name).and_then(|_| done()),
+        "assign" => {
+            let text = |field: &str| body["properties"][field].as_str().map(str::to_owned);
+            let (Some(role), Some(principal)) = (text("roleDefinitionId"), text("principalId"))
+            else {
+                return Some(None);
+            };
+            vault.assignments.push(Assignment { principal, role, key: Some(name.to_owned()) });
+            done()
+        }
+        _ => return None,
+    })
 }
 
 /// "About keys", "Key attributes": a disabled version does nothing. "Date-time controlled operations": outside nbf and exp a key still decrypts and unwraps.

@@ -9,8 +9,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod answers;
+pub mod child;
 mod crypto;
 mod login;
+mod roles;
 mod serve;
 mod world;
 
@@ -27,7 +29,7 @@ use crate::certificates::{Authority, Certificate};
 use crate::server_thread::ServerThread;
 pub use answers::Refused;
 pub use crypto::Material;
-pub use world::{Access, Key, KeyVersion, Permission, Principal, Vault, World};
+pub use world::{Access, Assignment, Key, KeyVersion, Permission, Principal, Token, Vault, World};
 
 /// The tenant of the login service.
 pub const TENANT: &str = "72f988bf-0000-4000-8000-2d7cd011db47";
@@ -37,6 +39,8 @@ pub const TENANT: &str = "72f988bf-0000-4000-8000-2d7cd011db47";
 pub enum Effect {
     /// This, in place of what the service would have answered.
     Raw(u16, &'static str),
+    /// To this URL, with the method and the body.
+    Redirect(&'static str),
     /// An error in the service's form, with these seconds in `Retry-After`.
     Error(Refused, Option<u64>),
     /// The answer comes later.

@@ -92,6 +92,11 @@ async fn answer(
         Some(Effect::Raw(status, text)) => {
             return Ok(reply(status, &id, Bytes::from_static(text.as_bytes())));
         }
+        Some(Effect::Redirect(to)) => {
+            let mut reply = reply(307, &id, Bytes::new());
+            reply.headers_mut().insert("location", to.parse().unwrap());
+            return Ok(reply);
+        }
         Some(Effect::Error(refused, retry_after)) => {
             let mut refused = refusal(&refused, &id);
             if let Some(seconds) = retry_after {

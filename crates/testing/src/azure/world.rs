@@ -72,8 +72,18 @@ impl Key {
     }
 }
 
+/// A role definition in force for somebody, on one key or, without a name, on all.
+pub struct Assignment {
+    pub principal: String,
+    pub role: String,
+    pub key: Option<String>,
+}
+
 pub struct Vault {
     pub access: Access,
+    /// Data actions of role definitions, by their names.
+    pub roles: BTreeMap<String, Vec<String>>,
+    pub assignments: Vec<Assignment>,
     pub keys: BTreeMap<String, Key>,
     /// Soft-deleted ("Azure Key Vault soft-delete overview").
     pub deleted: BTreeMap<String, Key>,
@@ -107,6 +117,8 @@ impl World {
     pub fn vault(&mut self, host: &str) -> &mut Vault {
         self.vaults.entry(host.to_owned()).or_insert_with(|| Vault {
             access: Access::Rbac,
+            roles: BTreeMap::new(),
+            assignments: Vec::new(),
             keys: BTreeMap::new(),
             deleted: BTreeMap::new(),
             permissions: HashMap::new(),

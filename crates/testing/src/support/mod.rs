@@ -188,6 +188,11 @@ impl KekProvider for Probe {
         self.kek.is_current(wrapped)
     }
 
+    /// It plays a service that has a rewrap, and lies in it.
+    fn rewraps_in_service(&self) -> bool {
+        true
+    }
+
     fn wrap<'a>(
         &'a self,
         context: &'a EncryptionContext,

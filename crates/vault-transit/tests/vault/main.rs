@@ -10,6 +10,8 @@ mod conformance;
 mod connections;
 mod duties;
 mod errors;
+mod faults;
+mod layers;
 mod logins;
 mod outages;
 mod tokens;

@@ -1,0 +1,29 @@
+//! DEKs that went through the SDK and the HTTP client, searched for in memory, with an allocator that
+//! wipes what is freed, as SECURITY.md recommends.
+#![cfg(target_os = "linux")]
+#![allow(missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+#[path = "support/azure_memory.rs"]
+mod azure_memory;
+
+use std::alloc::System;
+
+use azure_memory::DEKS;
+use zeroizing_alloc::ZeroAlloc;
+
+#[global_allocator]
+static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
+
+#[test]
+fn the_stand_in_as_a_process_of_its_own() {
+    waxseal_testing::azure::child::child_s_part();
+}
+
+#[test]
+fn no_dek_is_left_behind() {
+    let found = azure_memory::run("the_stand_in_as_a_process_of_its_own");
+    println!("{found:?}");
+    assert!(found.held.0 >= 2 * DEKS && found.held.1 >= 2 * DEKS, "the control: {found:?}");
+    assert_eq!(found.closed, (0, 0), "a DEK as bytes or as text: {found:?}");
+}
