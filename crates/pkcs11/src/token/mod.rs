@@ -14,6 +14,7 @@ mod search;
 mod work;
 
 pub(crate) use connection::Connection;
+pub(crate) use keys::KeyName;
 pub(crate) use module::check_process;
 pub(crate) use search::TokenName;
-pub(crate) use work::{Token, Wrapping, not_ours};
+pub(crate) use work::{Known, Token, Wrapping, not_ours};

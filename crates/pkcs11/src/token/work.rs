@@ -21,7 +21,11 @@ use super::keys::{KeyName, KeyObject, Keys};
 use super::search::TokenName;
 use crate::errors::Failure;
 use crate::format::Wrapped;
+#[cfg(unix)]
+use crate::helper::Helper;
 use crate::key::{IvSource, KeyInfo, Versions, hex};
+#[cfg(unix)]
+use crate::ledger::Outcome;
 use crate::ledger::PinGiver;
 
 /// Where the KEK is and what is known of it. All sessions of a provider share it.
@@ -31,8 +35,11 @@ pub(crate) struct Token {
     pub(crate) key: KeyName,
     /// Where logins take the PIN from. `None`: nobody is logged in.
     pub(crate) pins: Option<Box<dyn PinGiver>>,
-    chosen: Option<IvSource>,
-    key_max_age: Duration,
+    pub(crate) chosen: Option<IvSource>,
+    pub(crate) key_max_age: Duration,
+    /// The program that has the module. `None`: this process has it.
+    #[cfg(unix)]
+    pub(crate) helper: Option<Helper>,
     /// The token was found before.
     pub(crate) was_seen: AtomicBool,
     /// The start of the module since which the keys were found last.
@@ -47,17 +54,19 @@ pub(crate) struct Token {
 }
 
 /// What was read of the keys last.
-struct Known {
-    current: Vec<u8>,
-    versions: Vec<String>,
-    notes: Vec<String>,
-    has_generator: bool,
+pub(crate) struct Known {
+    pub(crate) current: Vec<u8>,
+    /// In hexadecimal digits, the current one last.
+    pub(crate) versions: Vec<String>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) has_generator: bool,
 }
 
 /// What a wrap needs.
 pub(crate) struct Wrapping {
     pub(crate) aad: [u8; 32],
-    pub(crate) dek: Zeroizing<[u8; 32]>,
+    /// On the heap, since what is moved leaves a copy behind.
+    pub(crate) dek: Zeroizing<Vec<u8>>,
 }
 
 impl Token {
@@ -76,6 +85,8 @@ impl Token {
             pins,
             chosen,
             key_max_age,
+            #[cfg(unix)]
+            helper: None,
             was_seen: AtomicBool::new(false),
             seen_in: AtomicU64::new(0),
             logins: AtomicU64::new(0),
@@ -85,6 +96,13 @@ impl Token {
             way: Mutex::new(None),
             evidence: Evidence::default(),
         }
+    }
+
+    /// Has a helper do it all.
+    #[cfg(unix)]
+    pub(crate) fn with_helper(mut self, helper: Option<Helper>) -> Self {
+        self.helper = helper;
+        self
     }
 
     /// Whether this is the id of the key that wraps, as far as it is known.
@@ -113,6 +131,11 @@ impl Token {
             notes,
             has_generator: info.rng(),
         };
+        self.adopt(known)
+    }
+
+    /// Keeps what was read of the keys, here or in a helper. Returns the number of the list.
+    pub(crate) fn adopt(&self, known: Known) -> u64 {
         let is_same =
             self.known.load().as_ref().is_some_and(|before| {
                 before.versions == known.versions && before.notes == known.notes
@@ -126,8 +149,33 @@ impl Token {
         self.lists.load(Ordering::SeqCst)
     }
 
-    fn way(&self) -> Option<IvSource> {
+    pub(crate) fn known(&self) -> Option<Arc<Known>> {
+        self.known.load_full()
+    }
+
+    pub(crate) fn way(&self) -> Option<IvSource> {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps to the way that a helper found. `false` if there was another one before.
+    #[cfg(unix)]
+    pub(crate) fn pin_way(&self, found: Option<IvSource>) -> bool {
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_some() && way.is_none() {
+            *way = found;
+        }
+        found.is_none() || *way == found
+    }
+
+    /// Counts a login that a helper tried.
+    #[cfg(unix)]
+    pub(crate) fn count_login(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Outcome::LoggedIn => &self.logins,
+            Outcome::NotTried => return,
+            Outcome::Refused(_) | Outcome::Failed { .. } => &self.failed_logins,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Tries out how the token does it, once, and keeps to that.
@@ -166,7 +214,7 @@ impl Token {
             let way = self.tried(session, keys)?;
             let key = keys.current().ok_or_else(|| Failure::denied("wrap: the key is gone"))?;
             let way = way.ok_or_else(|| no_way(key))?;
-            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &*wrapping.dek)?;
+            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &wrapping.dek)?;
             let wrapped =
                 Wrapped { key_id: &key.id, iv: &sealed.iv, sealed: &sealed.sealed }.to_bytes();
             wrapped.ok_or_else(|| {
@@ -212,11 +260,11 @@ impl Token {
         &self,
         connection: &mut Connection,
         aad: [u8; 32],
-    ) -> Result<(Zeroizing<[u8; 32]>, Vec<u8>), Failure> {
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Failure> {
         let dek = if self.known.load().as_ref().is_some_and(|known| known.has_generator) {
-            let mut dek = Zeroizing::new([0; 32]);
+            let mut dek = Zeroizing::new(vec![0; 32]);
             connection.with(|session, _| {
-                let made = session.generate_random_slice(&mut *dek);
+                let made = session.generate_random_slice(&mut dek);
                 made.map_err(|error| classify("generate", &error))
             })?;
             if dek.iter().all(|byte| *byte == 0) {
@@ -227,7 +275,7 @@ impl Token {
             let dek = Dek::random().map_err(|error| {
                 Failure::unavailable(format!("no DEK could be made: {error}")).without_asking()
             })?;
-            Zeroizing::new(*dek.expose())
+            Zeroizing::new(dek.expose().to_vec())
         };
         let wrapping = Wrapping { aad, dek };
         let wrapped = self.wrap(connection, &wrapping)?;
@@ -247,6 +295,11 @@ impl Token {
             }
             Ok(())
         })?;
+        self.key_info()
+    }
+
+    /// What is known of the keys.
+    pub(crate) fn key_info(&self) -> Result<KeyInfo, Failure> {
         let known = self.known.load_full();
         let Some(known) = known.as_deref() else {
             return Err(Failure::unavailable("health: nothing is known of the key"));
