@@ -158,6 +158,24 @@ fn cases() -> Vec<Case<Line>> {
         )
         .not_counted_there(),
         in_the_world(
+            "the login service answers garbage",
+            Unavailable,
+            |line| {
+                line.ground.azure.world().tokens.clear();
+                line.ground.azure.fail(Fault::new(Effect::Raw(200, "<html>")).on("login"));
+            },
+            |line| line.ground.azure.recover(),
+        ),
+        in_the_world(
+            "the login service is overloaded (429)",
+            Throttled,
+            |line| {
+                line.ground.azure.world().tokens.clear();
+                line.ground.azure.fail(Fault::new(Effect::Raw(429, "{}")).on("login"));
+            },
+            |line| line.ground.azure.recover(),
+        ),
+        in_the_world(
             "no permission",
             Denied,
             |line| {
