@@ -385,6 +385,31 @@ fn a_failed_erasure_leaves_the_breaker_open() {
     assert_eq!(of_store(&process).breaker, BreakerState::Closed);
 }
 
+/// What the store may have erased serves nobody here, though nobody waited for its answer.
+#[test]
+fn an_erasure_that_is_given_up_ends_the_keys_here_all_the_same() {
+    let fleet = Fleet::new();
+    let process = fleet.process();
+    let (alice, bob) = (process.seal("alice"), process.seal("bob"));
+    assert!(process.is_cached("alice", &alice) && process.is_cached("bob", &bob));
+    // It erases, and then the answer does not come.
+    let waits = AtomicUsize::new(0);
+    fleet.store.wait_for(move || match waits.fetch_add(1, Ordering::SeqCst) {
+        0 => Box::pin(std::future::ready(())),
+        _ => Box::pin(std::future::pending()),
+    });
+    fleet.store.script([Act::Repeat]);
+    let mut erasing = Box::pin(process.kek.erase([("tenant", "alice")]));
+    let mut waiting = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(erasing.as_mut().poll(&mut waiting).is_pending());
+    fleet.store.wait_no_more();
+    assert!(fleet.rows().iter().any(|row| row.is_tombstone()));
+    drop(erasing);
+    assert!(!process.is_cached("alice", &alice) && process.is_cached("bob", &bob));
+    assert_eq!(kind(process.open("alice", &alice)), ErrorKind::Denied);
+    process.open("bob", &bob).unwrap();
+}
+
 #[test]
 fn health_asks_a_store_for_as_long_as_the_store_advises() {
     let fleet = Fleet::new();
