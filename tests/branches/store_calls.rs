@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use waxseal::branch::BranchKek;
-use waxseal::kek::{CallAdvice, Health, KekProvider};
+use waxseal::branch::{BranchKek, BranchKekBuilder};
+use waxseal::kek::scripted::ScriptedKek;
+use waxseal::kek::{CallAdvice, Health, KekErrorClass, KekProvider};
 use waxseal::store::scripted::Act;
 use waxseal::store::{RewrapOptions, StoreErrorClass};
 use waxseal::{Aad, BreakerState, CallBudget, CallPolicy, Envelope, ErrorKind};
@@ -439,13 +440,27 @@ fn what_a_store_warns_of_degrades_the_health_of_its_branch_keys() {
     // A warning is no failure, and a failure is no warning.
     process.seal("alice");
     fleet.store.fail_with(StoreErrorClass::Unavailable);
-    assert_eq!(
-        block_on(process.kek.health()).unwrap_err().class(),
-        waxseal::kek::KekErrorClass::Unavailable
-    );
+    assert_eq!(block_on(process.kek.health()).unwrap_err().class(), KekErrorClass::Unavailable);
     fleet.store.fail_with(None);
     fleet.store.warn_of(None);
     assert_eq!(block_on(process.kek.health()).unwrap(), Health::Ready);
+}
+
+#[test]
+fn no_reason_for_a_degraded_health_hides_another() {
+    let fleet = Fleet::new();
+    let former = ["former-1", "former-2"].map(|name| ScriptedKek::new(name).unwrap());
+    let with_former =
+        |of: BranchKekBuilder| former.iter().fold(of, |of, root| of.unwrap_with(root.clone()));
+    let process = fleet.process_with(with_former, |of| of);
+    for root in &former {
+        root.fail_with(KekErrorClass::Denied);
+    }
+    fleet.store.warn_of(Box::from("the schema is old"));
+    let Health::Degraded(why) = block_on(process.kek.health()).unwrap() else { panic!() };
+    for reason in ["former-1: ", "former-2: ", "key store memory: the schema is old"] {
+        assert!(why.contains(reason), "{why}");
+    }
 }
 
 #[test]

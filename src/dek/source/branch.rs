@@ -388,16 +388,16 @@ impl DekSource {
 
     /// Checks the roots and the store.
     pub(crate) async fn health_of_branches(&self) -> Result<Health, KekError> {
-        let mut health = Health::Ready;
+        let mut degraded = Vec::new();
         for kek in &self.keks.reading {
             match kek.health().await {
                 Ok(Health::Ready) => {}
-                Ok(degraded) => health = degraded,
+                Ok(Health::Degraded(why)) => degraded.push(why),
                 Err(error) if self.keks.writing.iter().any(|k| Arc::ptr_eq(k, kek)) => {
                     return Err(error);
                 }
                 // A root that only unwraps is needed for old branch keys alone.
-                Err(error) => health = Health::Degraded(format!("{}: {error}", kek.id())),
+                Err(error) => degraded.push(format!("{}: {error}", kek.id())),
             }
         }
         if let Some(store) = &self.options.store {
@@ -414,10 +414,13 @@ impl DekSource {
                 }
             })?;
             if let Some(why) = caught(|| store.warning()).flatten() {
-                health = Health::Degraded(format!("key store {}: {why}", store.name()));
+                degraded.push(format!("key store {}: {why}", store.name()));
             }
         }
-        Ok(health)
+        Ok(match degraded.is_empty() {
+            true => Health::Ready,
+            false => Health::Degraded(degraded.join("; ")),
+        })
     }
 }
 
