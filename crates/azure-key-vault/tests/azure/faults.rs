@@ -116,14 +116,16 @@ fn cases() -> Vec<Case<Line>> {
             |line| line.ground.azure.show(Certificate::OtherAuthority),
             |line| line.ground.azure.show(Certificate::Right),
         )
-        .not_counted_there(),
+        .not_counted_there()
+        .breaks_connection(),
         in_the_world(
             "an expired certificate",
             Misconfigured,
             |line| line.ground.azure.show(Certificate::Expired),
             |line| line.ground.azure.show(Certificate::Right),
         )
-        .not_counted_there(),
+        .not_counted_there()
+        .breaks_connection(),
         in_the_world(
             "the firewall refuses the client",
             Misconfigured,

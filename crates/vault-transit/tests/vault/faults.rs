@@ -77,7 +77,8 @@ fn instead(name: &'static str, kind: ErrorKind, begin: fn(&Ground)) -> Fault<Gro
 
 fn answer(ground: &Ground, status: &str, body: &str) {
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len());
-    let answer = format!("{head}content-type: text/html\r\n\r\n{body}");
+    // The proxy closes behind it, and a client that does not know would use the connection again.
+    let answer = format!("{head}connection: close\r\ncontent-type: text/html\r\n\r\n{body}");
     ground.proxy.set(fault_proxy::Fault::Replace(answer.into_bytes()));
 }
 
