@@ -25,7 +25,7 @@ use crate::suite::{DekId, InOut, Suite};
 /// no more of them once they have so many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// So many DEKs at most are held beyond what the cache has place for. Each has about a kilobyte.
+/// So many DEKs at most are held beyond what the cache has place for. Each takes about 3.3 KB.
 const MOST_HELD: usize = 4096;
 
 /// One message, read.
