@@ -116,10 +116,14 @@ impl Ground {
         let tokens = self.tokens();
         let softhsm = format!("directories.tokendir = {}\nlog.level = ERROR\n", tokens.display());
         fs::write(self.directory.join("softhsm2.conf"), softhsm).unwrap();
-        let kryoptic = format!(
-            "[[slots]]\nslot = 7\ndbtype = \"sqlite\"\ndbargs = \"{}/token.sql\"\n",
-            tokens.display()
-        );
+        // Two slots, the second for a second token.
+        let slot = |number: u32, file: &str| {
+            let tokens = tokens.display();
+            format!(
+                "[[slots]]\nslot = {number}\ndbtype = \"sqlite\"\ndbargs = \"{tokens}/{file}\"\n"
+            )
+        };
+        let kryoptic = slot(7, "token.sql") + &slot(8, "second.sql");
         fs::write(self.directory.join("kryoptic.conf"), kryoptic).unwrap();
         fs::write(self.pin_file(), format!("{PIN}\n")).unwrap();
         fs::write(self.control_file(), "").unwrap();
@@ -196,6 +200,19 @@ impl Ground {
         self.operate(&["key", label, id, flags]);
     }
 
+    /// Imports a key to the token with this label, as an officer gives it out for one duty: `flags` as
+    /// for [`key`](Self::key), and nobody can change or copy it.
+    pub fn give_out(&self, token: &str, label: &str, flags: &str, value: &[u8; 32]) {
+        let value = data_encoding::HEXLOWER.encode(value);
+        self.operate(&["give-out", token, label, flags, &value]);
+    }
+
+    /// Does what a user of the token can think of to get more out of such a key. Panics if anything
+    /// works.
+    pub fn tamper(&self, token: &str, label: &str) {
+        self.operate(&["tamper", token, label]);
+    }
+
     pub fn destroy(&self, label: &str, id: &str) {
         self.operate(&["destroy", label, id]);
     }
@@ -249,6 +266,14 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         let (old, new) = (AuthPin::new((*old).into()), AuthPin::new((*new).into()));
         session.set_pin(&old, &new).unwrap();
         return;
+    }
+    if let ["give-out" | "tamper", token, label, ..] = words {
+        let session = session_at(module, token);
+        session.login(UserType::User, Some(&user)).unwrap();
+        return match words {
+            ["give-out", .., flags, value] => give_out(&session, label, flags, value),
+            _ => tamper(&session, label),
+        };
     }
     if let ["plant", label, id] = words {
         // As somebody does who has no PIN.
@@ -312,6 +337,83 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         }
         _ => panic!("no operation {words:?}"),
     }
+}
+
+fn give_out(session: &Session, label: &str, flags: &str, value: &str) {
+    let template = [
+        Attribute::Token(true),
+        Attribute::Private(true),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Value(data_encoding::HEXLOWER.decode(value.as_bytes()).unwrap()),
+        Attribute::Label(label.as_bytes().to_vec()),
+        Attribute::Id(vec![1]),
+        Attribute::Encrypt(flags.contains('e')),
+        Attribute::Decrypt(flags.contains('d')),
+        Attribute::Wrap(false),
+        Attribute::Unwrap(false),
+        Attribute::Derive(false),
+        Attribute::Sensitive(true),
+        Attribute::Extractable(false),
+        Attribute::Modifiable(false),
+        Attribute::Copyable(false),
+    ];
+    session.create_object(&template).unwrap();
+}
+
+fn tamper(session: &Session, label: &str) {
+    let found = session.find_objects(&[Attribute::Label(label.as_bytes().to_vec())]).unwrap();
+    let [key] = found[..] else { panic!("{found:?}") };
+    let both = [Attribute::Encrypt(true), Attribute::Decrypt(true)];
+    let each = [
+        vec![Attribute::Encrypt(true)],
+        vec![Attribute::Decrypt(true)],
+        vec![Attribute::Wrap(true)],
+        vec![Attribute::Modifiable(true)],
+        vec![Attribute::Extractable(true)],
+        vec![Attribute::Sensitive(false)],
+    ];
+    let mut worked = Vec::new();
+    // A value that the key has already changes nothing, and may be accepted.
+    let flags = |key| {
+        use cryptoki::object::AttributeType::{Decrypt, Encrypt, Extractable, Sensitive, Wrap};
+        let asked = [Encrypt, Decrypt, Wrap, Extractable, Sensitive];
+        session.get_attributes(key, &asked).unwrap()
+    };
+    let before = flags(key);
+    for change in each {
+        let changed = session.update_attributes(key, &change);
+        println!("tamper: {change:?}: {changed:?}");
+        if flags(key) != before {
+            worked.push(format!("{change:?}"));
+        }
+    }
+    for template in [&both[..], &[Attribute::Token(false)]] {
+        let copied = session.copy_object(key, template);
+        println!("tamper: a copy with {template:?}: {copied:?}");
+        if copied.is_ok_and(|copy| flags(copy) != before) {
+            worked.push(format!("a copy with {template:?}"));
+        }
+    }
+    let value = session.get_attributes(key, &[cryptoki::object::AttributeType::Value]);
+    if value.is_ok_and(|value| !value.is_empty()) {
+        worked.push("reading it".to_owned());
+    }
+    let template = [
+        Attribute::Token(false),
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::ValueLen(32.into()),
+        Attribute::Wrap(true),
+    ];
+    if let Ok(wrapper) = session.generate_key(&Mechanism::AesKeyGen, &template) {
+        for mechanism in [Mechanism::AesKeyWrap, Mechanism::AesKeyWrapPad] {
+            if session.wrap_key(&mechanism, wrapper, key).is_ok() {
+                worked.push(format!("wrapping it out by {mechanism:?}"));
+            }
+        }
+    }
+    assert!(worked.is_empty(), "the token let a user do this: {worked:?}");
 }
 
 fn session_at(module: &Pkcs11, label: &str) -> Session {

@@ -269,7 +269,10 @@ impl VaultTransitKekBuilder {
         }
         let id = KekId::new(format!("vault:{}/{}/{}", self.cluster, self.mount, self.key))?;
         let auth = self.auth.ok_or_else(|| {
-            invalid("auth: choose how this process logs in: `auth=METHOD` in a URI, a `VaultAuth` in code")
+            invalid(
+                "auth: choose how this process logs in: `auth=METHOD` in a URI, a `VaultAuth` in \
+                 code",
+            )
         })?;
         auth.check(self.tls.client.is_some()).map_err(|why| invalid(format!("auth: {why}")))?;
         for (option, timeout) in

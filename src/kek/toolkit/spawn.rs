@@ -45,8 +45,8 @@ impl Spawner {
     pub fn current() -> Result<Self, &'static str> {
         let Some(timer) = Tokio::current() else {
             return Err(
-                "there is no tokio runtime here, and the provider works on one: build it in async code, \
-                 or within `Runtime::block_on`",
+                "there is no tokio runtime here, and the provider works on one: build it in async \
+                 code, or within `Runtime::block_on`",
             );
         };
         let timer = timer?;

@@ -1,135 +1,30 @@
 //! What a call does in a session: wrap, unwrap, look at the key.
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::PoisonError;
 
-use arc_swap::ArcSwapOption;
 use cryptoki::session::Session;
-use cryptoki::slot::TokenInfo;
 use waxseal::Dek;
 use waxseal::kek::UnwrappedDek;
 use zeroize::Zeroizing;
 
-use super::blame::Evidence;
 use super::cipher::{decrypt, encrypt, try_out};
 use super::codes::classify;
 use super::connection::Connection;
-use super::keys::{KeyName, KeyObject, Keys};
-use super::search::TokenName;
+use super::keys::{KeyObject, Keys};
+use super::state::Token;
 use crate::errors::Failure;
 use crate::format::Wrapped;
-use crate::key::{IvSource, KeyInfo, Versions, hex};
-use crate::ledger::PinGiver;
-
-/// Where the KEK is and what is known of it. All sessions of a provider share it.
-pub(crate) struct Token {
-    pub(crate) module: PathBuf,
-    pub(crate) name: TokenName,
-    pub(crate) key: KeyName,
-    /// Where logins take the PIN from. `None`: nobody is logged in.
-    pub(crate) pins: Option<Box<dyn PinGiver>>,
-    chosen: Option<IvSource>,
-    key_max_age: Duration,
-    /// The token was found before.
-    pub(crate) was_seen: AtomicBool,
-    /// The start of the module since which the keys were found last.
-    pub(crate) seen_in: AtomicU64,
-    pub(crate) logins: AtomicU64,
-    pub(crate) failed_logins: AtomicU64,
-    known: ArcSwapOption<Known>,
-    lists: AtomicU64,
-    /// The way to an IV that was tried out, for as long as the provider lives.
-    way: Mutex<Option<IvSource>>,
-    evidence: Evidence,
-}
-
-/// What was read of the keys last.
-struct Known {
-    current: Vec<u8>,
-    versions: Vec<String>,
-    notes: Vec<String>,
-    has_generator: bool,
-}
+use crate::key::{IvSource, KeyInfo, hex};
 
 /// What a wrap needs.
 pub(crate) struct Wrapping {
     pub(crate) aad: [u8; 32],
-    pub(crate) dek: Zeroizing<[u8; 32]>,
+    /// On the heap, since what is moved leaves a copy behind.
+    pub(crate) dek: Zeroizing<Vec<u8>>,
 }
 
 impl Token {
-    pub(crate) fn new(
-        module: PathBuf,
-        name: TokenName,
-        (label, id, versions): (String, Option<Vec<u8>>, Versions),
-        pins: Option<Box<dyn PinGiver>>,
-        chosen: Option<IvSource>,
-        key_max_age: Duration,
-    ) -> Self {
-        Self {
-            module,
-            name,
-            key: KeyName { label, id, versions },
-            pins,
-            chosen,
-            key_max_age,
-            was_seen: AtomicBool::new(false),
-            seen_in: AtomicU64::new(0),
-            logins: AtomicU64::new(0),
-            failed_logins: AtomicU64::new(0),
-            known: ArcSwapOption::empty(),
-            lists: AtomicU64::new(0),
-            way: Mutex::new(None),
-            evidence: Evidence::default(),
-        }
-    }
-
-    /// Whether this is the id of the key that wraps, as far as it is known.
-    pub(crate) fn is_current(&self, key_id: &[u8]) -> Option<bool> {
-        self.known.load().as_ref().map(|known| known.current == key_id)
-    }
-
-    /// Keeps what a session read of the keys and the token. Returns the number of the list, which
-    /// changes with the keys, so that the other sessions read them too.
-    pub(crate) fn learned(&self, keys: &Keys, info: &TokenInfo, epoch: u64) -> u64 {
-        self.seen_in.store(epoch, Ordering::Relaxed);
-        let Some(current) = keys.current() else { return self.list() };
-        let mut notes = keys.notes();
-        if info.user_pin_count_low() {
-            notes.push("a wrong PIN was given to the token since the last login".to_owned());
-        }
-        if info.user_pin_to_be_changed() {
-            notes.push("the PIN has to be changed".to_owned());
-        }
-        if info.error_state() {
-            notes.push("the token says that a self-test failed".to_owned());
-        }
-        let known = Known {
-            current: current.id.clone(),
-            versions: keys.ids().map(hex).collect(),
-            notes,
-            has_generator: info.rng(),
-        };
-        let is_same =
-            self.known.load().as_ref().is_some_and(|before| {
-                before.versions == known.versions && before.notes == known.notes
-            });
-        self.known.store(Some(Arc::new(known)));
-        if is_same { self.list() } else { self.lists.fetch_add(1, Ordering::SeqCst) + 1 }
-    }
-
-    /// The number of the list of keys that was read last.
-    pub(crate) fn list(&self) -> u64 {
-        self.lists.load(Ordering::SeqCst)
-    }
-
-    fn way(&self) -> Option<IvSource> {
-        *self.way.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Tries out how the token does it, once, and keeps to that.
     fn tried(&self, session: &Session, keys: &Keys) -> Result<Option<IvSource>, Failure> {
         let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +61,7 @@ impl Token {
             let way = self.tried(session, keys)?;
             let key = keys.current().ok_or_else(|| Failure::denied("wrap: the key is gone"))?;
             let way = way.ok_or_else(|| no_way(key))?;
-            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &*wrapping.dek)?;
+            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &wrapping.dek)?;
             let wrapped =
                 Wrapped { key_id: &key.id, iv: &sealed.iv, sealed: &sealed.sealed }.to_bytes();
             wrapped.ok_or_else(|| {
@@ -212,11 +107,11 @@ impl Token {
         &self,
         connection: &mut Connection,
         aad: [u8; 32],
-    ) -> Result<(Zeroizing<[u8; 32]>, Vec<u8>), Failure> {
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Failure> {
         let dek = if self.known.load().as_ref().is_some_and(|known| known.has_generator) {
-            let mut dek = Zeroizing::new([0; 32]);
+            let mut dek = Zeroizing::new(vec![0; 32]);
             connection.with(|session, _| {
-                let made = session.generate_random_slice(&mut *dek);
+                let made = session.generate_random_slice(&mut dek);
                 made.map_err(|error| classify("generate", &error))
             })?;
             if dek.iter().all(|byte| *byte == 0) {
@@ -227,7 +122,7 @@ impl Token {
             let dek = Dek::random().map_err(|error| {
                 Failure::unavailable(format!("no DEK could be made: {error}")).without_asking()
             })?;
-            Zeroizing::new(*dek.expose())
+            Zeroizing::new(dek.expose().to_vec())
         };
         let wrapping = Wrapping { aad, dek };
         let wrapped = self.wrap(connection, &wrapping)?;
@@ -247,16 +142,7 @@ impl Token {
             }
             Ok(())
         })?;
-        let known = self.known.load_full();
-        let Some(known) = known.as_deref() else {
-            return Err(Failure::unavailable("health: nothing is known of the key"));
-        };
-        Ok(KeyInfo {
-            current: hex(&known.current),
-            versions: known.versions.clone(),
-            iv_source: self.way(),
-            notes: known.notes.clone(),
-        })
+        self.key_info()
     }
 }
 

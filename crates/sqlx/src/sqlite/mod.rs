@@ -112,8 +112,8 @@ impl SqliteKeyStore {
         Self::with(connect, options).await
     }
 
-    /// Opens the file of a URI, as [`open`](Self::open): `sqlite:PATH`. All that is behind the colon
-    /// is the path, so `sqlite://keys.db` is a file in the root directory. In a configuration of data
+    /// Opens the file of a URI, as [`open`](Self::open): `sqlite:PATH`. What is behind the colon is
+    /// the path, so `sqlite://keys.db` is a file in the root directory. In a configuration of data
     /// domains it is the scheme `sqlite` of [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
