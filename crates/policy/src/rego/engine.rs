@@ -121,6 +121,10 @@ impl Compiled {
 /// The engine would follow them until the stack ends, and the process with it.
 fn refuse_long_expressions(contents: &Contents) -> Result<(), Error> {
     for (name, text) in &contents.modules {
+        // OPA takes none. What follows it might not be read.
+        if text.contains('\0') {
+            return Err(bad(name, "the text has a zero byte"));
+        }
         if let Some(line) = chains::too_long(text) {
             let what = format!(
                 "an expression has more than {} operators and look-ups: give parts of it rules of \

@@ -159,7 +159,6 @@ fn cases() -> Vec<(&'static str, String, Value)> {
             json!({ "open": false }),
         ),
         ("some input", plain("allow if { some input in [{\"a\": true}]; input.a }"), none()),
-        ("an argument input", plain("allow if f({\"a\": true})\n\nf(input) if input.a"), none()),
         ("a rule input", plain("input := {\"a\": true}\n\nallow if input.a"), none()),
         (
             "an import as input",
@@ -230,7 +229,6 @@ fn cases() -> Vec<(&'static str, String, Value)> {
             format!("allow if {{ # x\r\n\t{ADMIN}\r\n}}\r\n"),
             none(),
         ),
-        ("a zero byte", plain("allow if true\0"), none()),
     ]
 }
 
@@ -276,6 +274,29 @@ fn a_policy_that_talks_an_engine_round_allows_no_more_than_opa_does() {
     assert!(loaded >= 30 && allowing >= 15, "{loaded} load, {allowing} allow");
 }
 
+/// OPA's engine takes no text with one.
+#[test]
+fn a_zero_byte_in_a_policy_is_refused() {
+    for text in ["package waxseal\n\nallow := true\0", "package waxseal\n\nallow := true # \0\n"] {
+        let built = RegoPolicy::builder(super::sources(text)).watch(None).build();
+        assert!(built.unwrap_err().to_string().contains("zero byte"));
+    }
+}
+
+/// The page of the crate lists it. Such a function sees its argument in the place of the input, and it
+/// is the author of the policy who says so.
+#[test]
+fn an_argument_by_the_name_input_is_taken_here_and_not_by_opa() {
+    let text = "package waxseal\n\nallow if f({\"a\": true})\n\nf(input) if input.a\n";
+    assert!(RegoPolicy::builder(super::sources(text)).watch(None).build().is_ok());
+    let texts = [("policy.rego".to_owned(), text.to_owned())];
+    let answers = Evaluator::start().evaluate(&texts, &json!({}), "waxseal", &[json!({})]);
+    assert!(
+        matches!(&answers[0], Answer::Error(why) if why.contains("shadow input")),
+        "{answers:?}"
+    );
+}
+
 /// As much stack as a thread has that nobody asked for more.
 fn on_a_usual_thread<T: Send + 'static>(
     name: &str,
@@ -290,7 +311,7 @@ fn on_a_usual_thread<T: Send + 'static>(
 #[test]
 fn nesting_and_chains_without_end_are_refused_and_end_no_process() {
     let deep = |open: &str, middle: &str, close: &str| {
-        format!("{}{middle}{}", open.repeat(100_000), close.repeat(100_000))
+        format!("{}{middle}{}", open.repeat(20_000), close.repeat(20_000))
     };
     for (name, expression) in [
         ("parentheses", deep("(", "true", ")")),
@@ -298,12 +319,12 @@ fn nesting_and_chains_without_end_are_refused_and_end_no_process() {
         ("objects", deep("{\"a\": ", "1", "}")),
         ("calls", deep("count(", "[]", ")")),
         ("comprehensions", deep("[x | x := ", "1", "]")),
-        ("minus", "-".repeat(100_000) + "1"),
-        ("not", "not ".repeat(100_000) + "true"),
-        ("brackets", format!("input{}", "[0]".repeat(100_000))),
-        ("dots", format!("input{}", ".a".repeat(100_000))),
-        ("sum", format!("0 {} == 0", "+\n1 ".repeat(100_000))),
-        ("union", format!("{{1}} {} == 0", "|\n{1} ".repeat(100_000))),
+        ("minus", "-".repeat(20_000) + "1"),
+        ("not", "not ".repeat(20_000) + "true"),
+        ("brackets", format!("input{}", "[0]".repeat(20_000))),
+        ("dots", format!("input{}", ".a".repeat(20_000))),
+        ("sum", format!("0 {} == 0", "+\n1 ".repeat(20_000))),
+        ("union", format!("{{1}} {} == 0", "|\n{1} ".repeat(20_000))),
         ("sums in brackets", deep("(1 +\n 1 + ", "1", ")")),
         // Here nothing but the depth of brackets is too much, and there nothing but operators.
         ("few brackets", format!("{}1{} == 1", "(".repeat(60), ")".repeat(60))),
@@ -327,7 +348,7 @@ fn nesting_and_chains_without_end_are_refused_and_end_no_process() {
     // A list of many rules is no chain. If it loads, it decides.
     let text = format!(
         "package waxseal\n\nallow := false if false {}\nelse := true\n",
-        "\nelse := false if false".repeat(10_000)
+        "\nelse := false if false".repeat(2_000)
     );
     let _ = on_a_usual_thread("else", move || {
         let built = RegoPolicy::builder(super::sources(&text)).watch(None).build();
