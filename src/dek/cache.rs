@@ -257,10 +257,23 @@ impl DekCache {
 
     /// As [`evict_context`](Self::evict_context), for several. Every response in flight is discarded.
     pub(super) fn evict_contexts(&self, which: impl Fn(&EncryptionContext) -> bool) {
+        self.end_contexts(which, end_all);
+    }
+
+    /// As [`evict_contexts`](Self::evict_contexts), from a destructor.
+    pub(super) fn evict_contexts_later(&self, which: impl Fn(&EncryptionContext) -> bool) {
+        self.end_contexts(which, end_later);
+    }
+
+    fn end_contexts(
+        &self,
+        which: impl Fn(&EncryptionContext) -> bool,
+        end: fn(&[Arc<dyn Leased>]),
+    ) {
         self.revocations.of_everything();
         let mut deks = self.registry.all();
         deks.retain(|dek| which(&dek.lease().context));
-        self.registry.end(deks, end_all);
+        self.registry.end(deks, end);
     }
 
     pub(super) fn revoke_all(&self) {

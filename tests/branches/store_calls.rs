@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use waxseal::branch::BranchKek;
-use waxseal::kek::{CallAdvice, Health, KekProvider};
+use waxseal::branch::{BranchKek, BranchKekBuilder};
+use waxseal::kek::scripted::ScriptedKek;
+use waxseal::kek::{CallAdvice, Health, KekErrorClass, KekProvider};
 use waxseal::store::scripted::Act;
 use waxseal::store::{RewrapOptions, StoreErrorClass};
 use waxseal::{Aad, BreakerState, CallBudget, CallPolicy, Envelope, ErrorKind};
@@ -385,6 +386,31 @@ fn a_failed_erasure_leaves_the_breaker_open() {
     assert_eq!(of_store(&process).breaker, BreakerState::Closed);
 }
 
+/// What the store may have erased serves nobody here, though nobody waited for its answer.
+#[test]
+fn an_erasure_that_is_given_up_ends_the_keys_here_all_the_same() {
+    let fleet = Fleet::new();
+    let process = fleet.process();
+    let (alice, bob) = (process.seal("alice"), process.seal("bob"));
+    assert!(process.is_cached("alice", &alice) && process.is_cached("bob", &bob));
+    // It erases, and then the answer does not come.
+    let waits = AtomicUsize::new(0);
+    fleet.store.wait_for(move || match waits.fetch_add(1, Ordering::SeqCst) {
+        0 => Box::pin(std::future::ready(())),
+        _ => Box::pin(std::future::pending()),
+    });
+    fleet.store.script([Act::Repeat]);
+    let mut erasing = Box::pin(process.kek.erase([("tenant", "alice")]));
+    let mut waiting = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(erasing.as_mut().poll(&mut waiting).is_pending());
+    fleet.store.wait_no_more();
+    assert!(fleet.rows().iter().any(|row| row.is_tombstone()));
+    drop(erasing);
+    assert!(!process.is_cached("alice", &alice) && process.is_cached("bob", &bob));
+    assert_eq!(kind(process.open("alice", &alice)), ErrorKind::Denied);
+    process.open("bob", &bob).unwrap();
+}
+
 #[test]
 fn health_asks_a_store_for_as_long_as_the_store_advises() {
     let fleet = Fleet::new();
@@ -414,13 +440,27 @@ fn what_a_store_warns_of_degrades_the_health_of_its_branch_keys() {
     // A warning is no failure, and a failure is no warning.
     process.seal("alice");
     fleet.store.fail_with(StoreErrorClass::Unavailable);
-    assert_eq!(
-        block_on(process.kek.health()).unwrap_err().class(),
-        waxseal::kek::KekErrorClass::Unavailable
-    );
+    assert_eq!(block_on(process.kek.health()).unwrap_err().class(), KekErrorClass::Unavailable);
     fleet.store.fail_with(None);
     fleet.store.warn_of(None);
     assert_eq!(block_on(process.kek.health()).unwrap(), Health::Ready);
+}
+
+#[test]
+fn no_reason_for_a_degraded_health_hides_another() {
+    let fleet = Fleet::new();
+    let former = ["former-1", "former-2"].map(|name| ScriptedKek::new(name).unwrap());
+    let with_former =
+        |of: BranchKekBuilder| former.iter().fold(of, |of, root| of.unwrap_with(root.clone()));
+    let process = fleet.process_with(with_former, |of| of);
+    for root in &former {
+        root.fail_with(KekErrorClass::Denied);
+    }
+    fleet.store.warn_of(Box::from("the schema is old"));
+    let Health::Degraded(why) = block_on(process.kek.health()).unwrap() else { panic!() };
+    for reason in ["former-1: ", "former-2: ", "key store memory: the schema is old"] {
+        assert!(why.contains(reason), "{why}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod attack;
+mod circles;
 mod conformance;
 mod dependencies;
 mod envelope;

@@ -167,6 +167,23 @@ fn a_buffer_of_another_length_is_refused_and_left_alone() {
     assert_eq!(read_alice(&envelope, &buffer), (plaintext, Ok(())));
 }
 
+/// A buffer that is used again has the plaintext before. Whoever overlooks the error must not take
+/// it for the next.
+#[test]
+fn a_body_of_a_length_that_no_stream_has_leaves_zeros() {
+    let envelope = envelope(&local("kek"));
+    let plaintext = plaintext(2 * CHUNK + 9);
+    let sealed = sealed_by(&envelope, small(), &plaintext);
+    let (decryptor, body) = decryptor(&envelope, &sealed);
+    for cut in [0, 1, 15, SEALED_CHUNK, SEALED_CHUNK + 15, 2 * SEALED_CHUNK] {
+        for len in [0, 1, CHUNK, 2 * CHUNK, plaintext.len()] {
+            let (left, result) = opened_to(&decryptor, 2, &body[..cut], len);
+            assert_eq!(result, Err(ErrorKind::Malformed), "cut at {cut}");
+            assert!(left.iter().all(|byte| *byte == 0), "cut at {cut}, a buffer of {len}");
+        }
+    }
+}
+
 #[test]
 fn a_key_that_ends_and_caps_that_are_reached_leave_zeros() {
     let limits = Limits::default().max_bytes(5 * CHUNK as u64);

@@ -13,6 +13,7 @@ use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::toolkit::uri::without_user;
 use waxseal::{CallBudget, Error, ErrorKind, KekId};
 
+use crate::algorithm::Algorithm;
 use crate::budgets;
 use crate::client::Service;
 use crate::credentials::{Credential, Source};
@@ -20,7 +21,7 @@ use crate::format::is_key_name;
 use crate::health::HealthCheck;
 use crate::keeper::Keeper;
 use crate::place::{Place, Resource, key_identifier};
-use crate::provider::{Algorithm, AzureKeyVaultKek, Inner, Key};
+use crate::provider::{AzureKeyVaultKek, Inner, Key};
 use crate::transport::{Recipe, Transport};
 
 const MOST_FORMER_KEYS: usize = 256;

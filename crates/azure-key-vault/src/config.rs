@@ -10,10 +10,11 @@ use std::time::Duration;
 use waxseal::Error;
 use waxseal::kek::toolkit::uri::{Uri, UriWriter, encode};
 
+use crate::algorithm::Algorithm;
 use crate::builder::AzureKeyVaultKekBuilder;
 use crate::credentials::Credential;
 use crate::health::HealthCheck;
-use crate::provider::{Algorithm, AzureKeyVaultKek};
+use crate::provider::AzureKeyVaultKek;
 
 const PREFIX: &str = "azure-key-vault://";
 const PARAMETERS: [&str; 13] = [

@@ -35,9 +35,9 @@ use serde_json::{Value, json};
 use waxseal::domain::duties::{Duties, Role};
 use waxseal::{Error, ErrorKind};
 
+use crate::algorithm::Algorithm;
 use crate::config::Config;
 use crate::place::{Place, Resource, key_identifier};
-use crate::provider::Algorithm;
 
 /// Data actions of a role in a vault ("Azure permissions for Security", `Microsoft.KeyVault`).
 const IN_VAULT: &str = "Microsoft.KeyVault/vaults/";

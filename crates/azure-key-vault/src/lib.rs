@@ -3,6 +3,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod algorithm;
 mod assertion;
 mod budgets;
 mod builder;
@@ -19,8 +20,9 @@ mod place;
 mod provider;
 mod transport;
 
+pub use algorithm::Algorithm;
 pub use builder::AzureKeyVaultKekBuilder;
 pub use config::Config;
 pub use credentials::Credential;
 pub use health::HealthCheck;
-pub use provider::{Algorithm, AzureKeyVaultKek, KeyInfo};
+pub use provider::{AzureKeyVaultKek, KeyInfo};

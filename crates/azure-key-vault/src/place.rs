@@ -3,8 +3,8 @@
 
 use waxseal::{Error, ErrorKind};
 
+use crate::algorithm::Algorithm;
 use crate::format::is_key_name;
-use crate::provider::Algorithm;
 
 /// The two kinds of resource that have the same API.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

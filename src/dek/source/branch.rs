@@ -368,34 +368,36 @@ impl DekSource {
         let branch_id = BranchId::from_bytes(*branch.digest());
         let erase = || store.erase_branch(&branch_id);
         let bounds = self.keks.bounds(Lane::Reserved);
+        let mut given_up = GivenUp { source: self, branch, is_over: false };
         let erased = self.of_store_or_error(bounds, &**store, StoreOperation::Erase, erase).await;
-        // Also after a failure, which may have erased some. Keys that came from a message have the
-        // period in their context.
-        self.evict_branch(|context| {
-            context == branch
-                || self
-                    .options
-                    .branch
-                    .is_some_and(|terms| terms.check_context(branch, context).is_ok())
-        });
+        // Also after a failure, which may have erased some.
+        given_up.is_over = true;
+        self.evict_branch(|context| self.is_of_branch(context, branch));
         let erasure = erased?;
         let keys = erasure.erased.saturating_add(erasure.already_erased);
         self.emit(&Event::Erased { context: branch, store: store.name(), keys });
         Ok(erasure)
     }
 
+    /// Whether this is the context of a branch, or of one of its keys: those that came from a
+    /// message have the period in it.
+    fn is_of_branch(&self, context: &EncryptionContext, branch: &EncryptionContext) -> bool {
+        let of_key = |terms: BranchTerms| terms.check_context(branch, context).is_ok();
+        context == branch || self.options.branch.is_some_and(of_key)
+    }
+
     /// Checks the roots and the store.
     pub(crate) async fn health_of_branches(&self) -> Result<Health, KekError> {
-        let mut health = Health::Ready;
+        let mut degraded = Vec::new();
         for kek in &self.keks.reading {
             match kek.health().await {
                 Ok(Health::Ready) => {}
-                Ok(degraded) => health = degraded,
+                Ok(Health::Degraded(why)) => degraded.push(why),
                 Err(error) if self.keks.writing.iter().any(|k| Arc::ptr_eq(k, kek)) => {
                     return Err(error);
                 }
                 // A root that only unwraps is needed for old branch keys alone.
-                Err(error) => health = Health::Degraded(format!("{}: {error}", kek.id())),
+                Err(error) => degraded.push(format!("{}: {error}", kek.id())),
             }
         }
         if let Some(store) = &self.options.store {
@@ -412,9 +414,29 @@ impl DekSource {
                 }
             })?;
             if let Some(why) = caught(|| store.warning()).flatten() {
-                health = Health::Degraded(format!("key store {}: {why}", store.name()));
+                degraded.push(format!("key store {}: {why}", store.name()));
             }
         }
-        Ok(health)
+        Ok(match degraded.is_empty() {
+            true => Health::Ready,
+            false => Health::Degraded(degraded.join("; ")),
+        })
+    }
+}
+
+/// An erasure whose caller may give up. The store may have done it by then, so its keys end here
+/// too.
+struct GivenUp<'e> {
+    source: &'e DekSource,
+    branch: &'e EncryptionContext,
+    is_over: bool,
+}
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        let Self { source, branch, is_over } = *self;
+        if !is_over {
+            source.evict_branch_later(|context| source.is_of_branch(context, branch));
+        }
     }
 }

@@ -35,6 +35,11 @@ impl DekSource {
         self.cache().evict_contexts(is_of_branch);
     }
 
+    /// As [`evict_branch`](Self::evict_branch), from a destructor.
+    pub(super) fn evict_branch_later(&self, is_of_branch: impl Fn(&EncryptionContext) -> bool) {
+        self.cache().evict_contexts_later(is_of_branch);
+    }
+
     pub(crate) fn evict_all(&self) {
         let cache = self.cache();
         cache.revoke_all();

@@ -62,11 +62,8 @@ impl StreamEncryptor {
         plaintext: &[u8],
         stream: &mut [u8],
     ) -> Result<(), Error> {
-        if self.len_of(plaintext)? != stream.len() {
-            return Err(buffer_size());
-        }
+        let all = AllOrNothing(stream).of_len(self.len_of(plaintext))?;
         let chunk = self.chunk.bytes();
-        let all = AllOrNothing(stream);
         let (head, body) = all.0.split_at_mut_checked(self.head.len()).ok_or_else(buffer_size)?;
         head.copy_from_slice(&self.head);
         let seal = |index, from: &[u8], to: &mut [u8]| self.seal_chunk(index, Some(from), to);
@@ -113,11 +110,8 @@ impl StreamDecryptor {
         body: &[u8],
         plaintext: &mut [u8],
     ) -> Result<(), Error> {
-        if self.len_in(body)? != plaintext.len() {
-            return Err(buffer_size());
-        }
+        let all = AllOrNothing(plaintext).of_len(self.len_in(body))?;
         let chunk = self.chunk.bytes();
-        let all = AllOrNothing(plaintext);
         let open = |index, from: &[u8], to: &mut [u8]| self.open_to(index, from, to);
         side_by_side(threads, (chunk + TAG_LEN, body), (chunk, &mut *all.0), open)?;
         all.done();
@@ -188,6 +182,15 @@ fn pairs<'a>(
 struct AllOrNothing<'b>(&'b mut [u8]);
 
 impl AllOrNothing<'_> {
+    /// Returns it if it has the length of the result. A buffer of another is left alone.
+    fn of_len(self, result: Result<usize, Error>) -> Result<Self, Error> {
+        if result? == self.0.len() {
+            return Ok(self);
+        }
+        self.done();
+        Err(buffer_size())
+    }
+
     fn done(mut self) {
         self.0 = &mut [];
     }

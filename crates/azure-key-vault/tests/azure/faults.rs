@@ -59,7 +59,8 @@ fn on_the_line(name: &'static str, begin: fn(&Line)) -> Case<Line> {
         line.proxy.set(fault_proxy::Fault::None);
         line.proxy.cut();
     };
-    Case::new(name, ErrorKind::Unavailable, begin, end)
+    // Below TLS: the requests do not get through.
+    Case::new(name, ErrorKind::Unavailable, begin, end).not_counted_there()
 }
 
 fn in_the_world(
@@ -89,10 +90,9 @@ fn cases() -> Vec<Case<Line>> {
         answered("a limit is used up (429)", Throttled, |line| {
             line.refuse(429, "Throttled", "VaultRequestTypeLimitReached", "too many");
         }),
-        answered("a gateway's 403", Misconfigured, |line| line.raw(403, "<html>Forbidden</html>")),
-        on_the_line("the line is silent", |line| line.proxy.set(OnTheLine::Silence))
-            .slow()
-            .not_counted_there(),
+        answered("a gateway's 403", Misconfigured, |line| line.raw(403, "<html>Forbidden</html>"))
+            .leaves_breaker_closed(),
+        on_the_line("the line is silent", |line| line.proxy.set(OnTheLine::Silence)).slow(),
         on_the_line("connections are reset", |line| {
             line.proxy.set(OnTheLine::Reset);
             line.proxy.cut();
@@ -109,20 +109,21 @@ fn cases() -> Vec<Case<Line>> {
             line.proxy.set(OnTheLine::Trickle(Duration::from_millis(100)));
             line.proxy.cut();
         })
-        .slow()
-        .not_counted_there(),
+        .slow(),
         in_the_world(
             "a certificate of another authority",
             Misconfigured,
             |line| line.ground.azure.show(Certificate::OtherAuthority),
             |line| line.ground.azure.show(Certificate::Right),
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "an expired certificate",
             Misconfigured,
             |line| line.ground.azure.show(Certificate::Expired),
             |line| line.ground.azure.show(Certificate::Right),
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "the firewall refuses the client",
             Misconfigured,
@@ -144,7 +145,8 @@ fn cases() -> Vec<Case<Line>> {
                 let mut world = line.ground.azure.world();
                 world.applications.get_mut(CLIENT).unwrap().secret = format!("secret-of-{CLIENT}");
             },
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "the login service is down",
             Unavailable,
@@ -153,7 +155,8 @@ fn cases() -> Vec<Case<Line>> {
                 line.ground.azure.fail(Fault::new(Effect::Raw(503, "down")).on("login"));
             },
             |line| line.ground.azure.recover(),
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "the login service answers garbage",
             Unavailable,

@@ -15,7 +15,7 @@ use super::keys::Keys;
 use super::login::{LoggedIn, log_in};
 use super::module::{InUse, Module, Restart, load};
 use super::search::find;
-use super::work::Token;
+use super::state::Token;
 use crate::errors::{After, Failure};
 use waxseal::kek::KekErrorClass;
 

@@ -11,10 +11,12 @@ mod keys;
 mod login;
 mod module;
 mod search;
+mod state;
 mod work;
 
 pub(crate) use connection::Connection;
 pub(crate) use keys::KeyName;
 pub(crate) use module::check_process;
 pub(crate) use search::TokenName;
-pub(crate) use work::{Known, Token, Wrapping, not_ours};
+pub(crate) use state::{Known, Token};
+pub(crate) use work::{Wrapping, not_ours};

@@ -87,6 +87,7 @@ fn faults() -> Vec<Fault<Token>> {
             |t| t.pin(PIN),
         )
         .fresh()
+        .leaves_breaker_closed()
         .recovers("another PIN in the file"),
         Fault::new(
             "login: no PIN file",
@@ -95,7 +96,8 @@ fn faults() -> Vec<Fault<Token>> {
             |t| t.pin(PIN),
         )
         .fresh()
-        .tried_once(),
+        .tried_once()
+        .leaves_breaker_closed(),
         by_operator(lines!("login: PIN locked", Misconfigured, "C_Login rv 0xa4 x 0\n")),
         by_operator(lines!("login: PIN expired", Misconfigured, "C_Login rv 0xa3 x 0\n")),
         Fault::new(
@@ -115,6 +117,8 @@ fn faults() -> Vec<Fault<Token>> {
 /// An operator makes the PIN right in the token.
 fn by_operator(fault: Fault<Token>) -> Fault<Token> {
     let fault = fault.fresh().recovers("`forget_refused_pins`, or another PIN");
+    // The token is asked once, and then nobody asks it again.
+    let fault = fault.leaves_breaker_closed();
     fault.and_then(|t| t.kek.forget_refused_pins().unwrap())
 }
 
