@@ -131,9 +131,11 @@ fn a_provider_or_store_sees_what_a_third_party_sees() {
         assert!(features.iter().all(|feature| known.get(feature.as_str().unwrap()).is_some()));
         let manifest = Path::new(package["manifest_path"].as_str().unwrap());
         for (path, code) in rust_files(&manifest.with_file_name("src")) {
-            let included = code.split("#[path = \"").skip(1).filter_map(|rest| rest.split('"').next());
+            let included =
+                code.split("#[path = \"").skip(1).filter_map(|rest| rest.split('"').next());
             let mut included = included.filter(|file| file.contains("..") || file.starts_with('/'));
-            let leaves = included.next().or_else(|| code.contains("include!(").then_some("include!"));
+            let leaves =
+                included.next().or_else(|| code.contains("include!(").then_some("include!"));
             assert_eq!(leaves, None, "{} takes source from elsewhere", path.display());
         }
     }

@@ -9,7 +9,6 @@ mod blame;
 mod conformance;
 mod duties;
 mod faults;
-mod isolation;
 mod keys;
 mod login;
 mod sessions;
