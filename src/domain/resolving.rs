@@ -39,7 +39,8 @@ impl Domains {
     /// # Errors
     /// [`ErrorKind::UnknownDomain`] if the resolver knows none of this name, those of the resolver and
     /// of the providers, [`ErrorKind::Unavailable`] after the
-    /// [deadline](ResolverLimits::deadline), [`ErrorKind::Throttled`] if very many are resolved at once.
+    /// [deadline](crate::domain::ResolverLimits::deadline), [`ErrorKind::Throttled`] if very many are
+    /// resolved at once.
     pub async fn resolve(&self, name: &str) -> Result<Domain, Error> {
         if let Some(domain) = self.configured(name) {
             return Ok(domain);

@@ -14,7 +14,7 @@ impl AuditTrail {
     /// Returns the trail as a data domain has it, to observe the domain's envelopes.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the setting.
+    /// [`ErrorKind::InvalidOption`](crate::error::ErrorKind::InvalidOption), naming the setting.
     pub(crate) fn of_domain(&self, settings: &DomainAudit) -> Result<DomainTrail, Error> {
         settings.check(self.has_context_key())?;
         Ok(DomainTrail { trail: self.clone(), settings: Arc::new(settings.clone()) })
