@@ -14,16 +14,12 @@ use super::draft::Draft;
 use super::file::names::file_name;
 use super::file::{FileState, MovedAside, TrailFiles};
 use super::queue::Dropped;
-use super::record::{CheckpointFields, Record, TrailFields, rfc3339};
+use super::record::{ABOUT_A_SINK, CheckpointFields, FORMAT_VERSION, Record, TrailFields, rfc3339};
 use super::resume::Resumed;
 use super::sink::{Taken, WatchedSink};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 
-/// The version of lines and chain.
-pub(super) const FORMAT_VERSION: u32 = 1;
-/// How the activities of records about a sink begin.
-pub(super) const ABOUT_A_SINK: &str = "sink_";
 /// The most bytes that are kept to be written again if the disk fails.
 const MAX_UNSYNCED: usize = 16 << 20;
 /// A clock that is disciplined goes back by less.

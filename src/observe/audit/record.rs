@@ -11,6 +11,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+/// The version of lines and chain.
+pub(super) const FORMAT_VERSION: u32 = 1;
+/// How the activities of records about a sink begin.
+pub(super) const ABOUT_A_SINK: &str = "sink_";
+
 /// One record of an audit trail.
 ///
 /// Which fields there are depends on what happened. In JSON a field without a value is left out.

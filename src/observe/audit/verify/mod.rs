@@ -17,8 +17,7 @@ use lines::{Lines, Next};
 use super::append;
 use super::chain::{Chain, ChainHash, Line, TrailId};
 use super::checkpoint::{CHECKPOINT, Checkpoint, CheckpointVerifier, Link};
-use super::ledger::{ABOUT_A_SINK, FORMAT_VERSION};
-use super::record::Record;
+use super::record::{ABOUT_A_SINK, FORMAT_VERSION, Record};
 use super::unusable;
 use crate::error::{Error, ErrorKind};
 
