@@ -384,3 +384,29 @@ async fn a_uri_names_the_file() {
         assert!(error.to_string().contains(part), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_file_that_was_removed_or_replaced_takes_no_row_that_would_be_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, aside) = (directory.path().join("keys.db"), directory.path().join("aside.db"));
+    let store = SqliteKeyStore::open(&path).await.unwrap();
+    let (before, row) = (at(new_branch(), 0), at(new_branch(), 1));
+    assert!(matches!(store.insert(&before).await, Ok(Insertion::Inserted)));
+    std::fs::rename(&path, &aside).unwrap();
+    for replaced in [false, true] {
+        if replaced {
+            std::fs::copy(&aside, &path).unwrap();
+        }
+        let refused = store.insert(&row).await.unwrap_err();
+        assert_eq!(refused.class(), StoreErrorClass::Misconfigured, "{refused}");
+        assert!(refused.to_string().contains("removed or replaced"), "{refused}");
+        assert_eq!(store.health().await.unwrap_err().class(), StoreErrorClass::Misconfigured);
+        assert!(store.erase_branch(&new_branch()).await.is_err());
+        // What is there is read, from the file that is open.
+        assert!(store.get(before.id()).await.unwrap().is_some());
+        assert_eq!(path.exists(), replaced, "no empty file is made");
+    }
+    std::fs::rename(&aside, &path).unwrap();
+    store.health().await.unwrap();
+    assert!(matches!(store.insert(&row).await, Ok(Insertion::Inserted)));
+}

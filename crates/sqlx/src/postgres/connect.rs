@@ -91,13 +91,12 @@ impl Connect {
     /// log has it once.
     pub(super) fn saw(&self, version: Option<i64>) {
         let is_outdated = version != Some(VERSIONS.newest);
-        if is_outdated && !self.is_outdated.load(Ordering::Relaxed) {
+        if !self.is_outdated.swap(is_outdated, Ordering::Relaxed) && is_outdated {
             tracing::warn!(
                 target: "waxseal_sqlx", event = "schema_outdated", schema = self.schema,
                 version, newest = VERSIONS.newest, "{OUTDATED}"
             );
         }
-        self.is_outdated.store(is_outdated, Ordering::Relaxed);
     }
 
     pub(super) fn is_outdated(&self) -> bool {

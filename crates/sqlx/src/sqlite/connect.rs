@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
@@ -20,6 +21,23 @@ pub(super) struct Connect {
     /// `None`: in memory.
     path: Option<PathBuf>,
     busy_timeout: Duration,
+    /// The file that was opened first, if the system tells files apart.
+    file: OnceLock<Option<FileId>>,
+}
+
+/// Device and number of a file.
+type FileId = (u64, u64);
+
+#[cfg(unix)]
+fn file_id(path: &Path) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn file_id(_: &Path) -> Option<FileId> {
+    None
 }
 
 impl fmt::Debug for Connect {
@@ -30,11 +48,29 @@ impl fmt::Debug for Connect {
 
 impl Connect {
     pub(super) fn file(path: PathBuf, busy_timeout: Duration) -> Self {
-        Self { path: Some(path), busy_timeout }
+        Self { path: Some(path), busy_timeout, file: OnceLock::new() }
     }
 
     pub(super) fn memory() -> Self {
-        Self { path: None, busy_timeout: Duration::ZERO }
+        Self { path: None, busy_timeout: Duration::ZERO, file: OnceLock::new() }
+    }
+
+    /// Remembers which file has the schema now.
+    pub(super) fn opened(&self) {
+        let _ = self.file.set(self.path.as_deref().and_then(file_id));
+    }
+
+    /// Refuses to go on if the file was removed or replaced since: what is written into a file
+    /// without a name is lost with the process.
+    pub(super) fn check_in_place(&self) -> Result<(), StoreError> {
+        let (Some(path), Some(Some(opened))) = (&self.path, self.file.get()) else { return Ok(()) };
+        if file_id(path) == Some(*opened) {
+            return Ok(());
+        }
+        let path = path.display();
+        Err(StoreError::misconfigured(format!(
+            "{path} was removed or replaced since it was opened: put it back, or open the store anew"
+        )))
     }
 }
 
@@ -48,7 +84,7 @@ impl Connector for Connect {
             // In WAL mode only this survives a loss of power.
             .synchronous(SqliteSynchronous::Full);
         let options = match &self.path {
-            Some(path) => options.filename(path).create_if_missing(true),
+            Some(path) => options.filename(path).create_if_missing(self.file.get().is_none()),
             None => options.in_memory(true),
         };
         SqliteConnection::connect_with(&options).await.map_err(classified)

@@ -73,6 +73,10 @@ impl SqliteOptions {
 /// whose insertion returned survives a loss of power, as far as the disk keeps its word. Do not put
 /// it on a network file system, where WAL does not work.
 ///
+/// A file that was removed or replaced while it is open is refused by everything that writes and by
+/// [`health`](KeyStore::health), as misconfigured: the rows would be lost with the process. Reads go
+/// on in the old file. Not on Windows, where the system keeps an open file from being removed.
+///
 /// ```
 /// use waxseal::store::KeyStore;
 /// use waxseal_sqlx::SqliteKeyStore;
@@ -144,7 +148,21 @@ impl SqliteKeyStore {
         let busy = options.busy_timeout;
         let connection = pool.call(move |connection| Box::pin(connect::migrate(connection, busy)));
         connection.await?;
+        pool.connector().opened();
         Ok(Self { name: options.name.into(), pool })
+    }
+
+    /// Does `call`, if the file is where it was before and after it.
+    fn in_place<'s, T: Send + 's>(
+        &'s self,
+        call: impl Future<Output = Result<T, StoreError>> + Send + 's,
+    ) -> BoxFuture<'s, Result<T, StoreError>> {
+        Box::pin(async move {
+            self.pool.connector().check_in_place()?;
+            let done = call.await?;
+            self.pool.connector().check_in_place()?;
+            Ok(done)
+        })
     }
 }
 
@@ -278,7 +296,7 @@ impl KeyStore for SqliteKeyStore {
 
     fn insert<'a>(&'a self, row: &'a StoredRow) -> BoxFuture<'a, Result<Insertion, StoreError>> {
         let row = row.clone();
-        Box::pin(self.pool.call(move |connection| Box::pin(insert(connection, row))))
+        self.in_place(self.pool.call(move |connection| Box::pin(insert(connection, row))))
     }
 
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>> {
@@ -320,7 +338,7 @@ impl KeyStore for SqliteKeyStore {
             let call = self.pool.call(move |connection| {
                 Box::pin(async move { replace(connection, &old, &new).await })
             });
-            call.await
+            self.in_place(call).await
         })
     }
 
@@ -329,7 +347,7 @@ impl KeyStore for SqliteKeyStore {
         branch: &'a BranchId,
     ) -> BoxFuture<'a, Result<Erasure, StoreError>> {
         let branch = branch.as_bytes().to_vec();
-        Box::pin(self.pool.call(move |connection| Box::pin(erase(connection, branch))))
+        self.in_place(self.pool.call(move |connection| Box::pin(erase(connection, branch))))
     }
 
     fn scan<'a>(
@@ -345,7 +363,7 @@ impl KeyStore for SqliteKeyStore {
     }
 
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        Box::pin(self.pool.read(|connection| {
+        self.in_place(self.pool.read(|connection| {
             Box::pin(async move {
                 let (version, _): (Option<i64>, i64) =
                     sqlx::query_as(HEALTH).fetch_one(connection).await.map_err(classified)?;
