@@ -260,7 +260,9 @@ fn each_source_tells_of_its_own_breaker_of_a_store() {
         builder.store(store.clone()).observer(MetricsObserver).build().unwrap()
     });
     let seal = |kek: &BranchKek, tenant: &str| {
-        let envelope = Envelope::builder().wrap_with(kek.clone()).build().unwrap();
+        // One clock for both: a DEK ends with its branch key.
+        let builder = Envelope::builder().wrap_with(kek.clone()).clock(clock.clone());
+        let envelope = builder.build().unwrap();
         block_on(envelope.encrypt(&context(tenant), Aad::empty(), b"payload")).map(drop)
     };
     let recorded = || {

@@ -167,7 +167,8 @@ fn cases() -> Vec<Case<Line>> {
                 line.ground.azure.fail(Fault::new(Effect::Raw(200, "<html>")).on("login"));
             },
             |line| line.ground.azure.recover(),
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "the login service is overloaded (429)",
             Throttled,
@@ -176,7 +177,8 @@ fn cases() -> Vec<Case<Line>> {
                 line.ground.azure.fail(Fault::new(Effect::Raw(429, "{}")).on("login"));
             },
             |line| line.ground.azure.recover(),
-        ),
+        )
+        .not_counted_there(),
         in_the_world(
             "no permission",
             Denied,
