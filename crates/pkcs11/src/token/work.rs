@@ -77,8 +77,6 @@ impl Token {
         bytes: &[u8],
     ) -> Result<UnwrappedDek, Failure> {
         let wrapped = Wrapped::read(bytes).ok_or_else(not_ours)?;
-        // What the keys may do now also says what can be tried if this one fails.
-        self.check_age(connection)?;
         // A key that is not known may be new.
         if connection.keys().with_id(wrapped.key_id).is_none() {
             connection.find_keys(self)?;

@@ -20,7 +20,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
@@ -182,9 +182,14 @@ impl Azure {
         self.shared.arrived.lock().unwrap().iter().filter(|it| *it == operation).count()
     }
 
-    /// Ends every connection.
+    /// Ends every connection, and returns when they have ended.
     pub fn cut(&self) {
         self.shared.cut.send_modify(|cut| *cut += 1);
+        let start = Instant::now();
+        // Each has a receiver.
+        while self.shared.cut.receiver_count() > 0 && start.elapsed().as_secs() < 5 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// From now on new connections are shown another certificate, and the old ones end.
