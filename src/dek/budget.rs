@@ -57,7 +57,7 @@ fn exhausted() -> Error {
 }
 
 fn take(left: &AtomicU64, wanted: u64) -> bool {
-    left.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(wanted)).is_ok()
 }
 
 impl Budget {

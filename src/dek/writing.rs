@@ -110,7 +110,7 @@ impl WritingDek {
         let lease = self.lease.another(terms, limits)?;
         // After the last lease was reported wiped there is none.
         let join = |leases: usize| leases.checked_add(1).filter(|_| leases > 0);
-        self.shared.leases.try_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
+        self.shared.leases.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
         Some(Self {
             lease,
             wrapped_keys: self.wrapped_keys.clone(),

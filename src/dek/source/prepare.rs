@@ -208,7 +208,7 @@ struct Holding(AtomicUsize);
 impl Holding {
     fn hold(&self, dek: &Arc<ReadingDek>) -> Option<Pinned<ReadingDek>> {
         let one_less = |left: usize| left.checked_sub(1);
-        let taken = self.0.try_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
+        let taken = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less);
         taken.ok().map(|_| Pinned::new(dek.clone()))
     }
 
