@@ -4,21 +4,21 @@
 //! project's own, a policy in Rego, and a real OpenBao server as the key manager (the first run installs it under `target/`: 180 MB). Then it tells what happens to a service when its
 //! key is denied, sealed, rotated, moved and unplugged, and shows what each hop saw.
 
+#[path = "xks_end_to_end/journal.rs"]
+mod journal;
 #[path = "../tests/xks/keks.rs"]
 mod keks;
 
+use journal::Journal;
 use keks::XksKeks;
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use waxseal_testing::{kms_front, openbao, xks_path, xks_proxy};
 
 use openbao::OpenBao;
 use serde_json::{Value, json};
-use waxseal::{
-    Aad, DekId, EncryptionContext, Envelope, ErrorKind, Event, Limits, Observer, inspect,
-};
+use waxseal::{Aad, EncryptionContext, Envelope, ErrorKind, Limits};
 use waxseal_testing::sigv4::timestamp;
 use xks_path::{KEY, KMS_PATIENCE, XksPath};
 use xks_proxy::transit::REQUEST_ID;
@@ -28,60 +28,6 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 /// Short enough to see a DEK expire; a service would leave it at 5 minutes.
 const MAX_AGE: Duration = Duration::from_secs(5);
 const COLD_READS: usize = 200;
-
-/// What the library says of itself: one line for each call to KMS.
-#[derive(Debug, Clone, Default)]
-struct Journal(Arc<Mutex<Pages>>);
-
-#[derive(Debug, Default)]
-struct Pages {
-    /// What the next call is about, where the DEK has a name already.
-    about: Option<DekId>,
-    calls: Vec<Line>,
-    served_stale: usize,
-}
-
-#[derive(Debug)]
-struct Line {
-    at: SystemTime,
-    dek: Option<DekId>,
-    operation: String,
-    outcome: String,
-    elapsed: Duration,
-}
-
-impl Journal {
-    fn about(&self, sealed: &[u8]) -> Outcome<()> {
-        self.pages().about = Some(inspect(sealed)?.dek_id);
-        Ok(())
-    }
-
-    fn pages(&self) -> std::sync::MutexGuard<'_, Pages> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-impl Observer for Journal {
-    fn event(&self, event: &Event<'_>) {
-        let mut pages = self.pages();
-        match event {
-            Event::Called { operation, kind, elapsed, .. } => {
-                let outcome = kind.map_or("ok", |kind| kind.as_str()).to_owned();
-                let (at, dek, operation) =
-                    (SystemTime::now(), pages.about, format!("{operation:?}"));
-                pages.calls.push(Line { at, dek, operation, outcome, elapsed: *elapsed });
-            }
-            // A DEK that was made a moment ago has its name only now.
-            Event::Wrapped { dek_id, .. } => {
-                if let Some(line) = pages.calls.last_mut().filter(|line| line.dek.is_none()) {
-                    line.dek = Some(**dek_id);
-                }
-            }
-            Event::ServedStale { .. } => pages.served_stale += 1,
-            _ => {}
-        }
-    }
-}
 
 /// A request as OpenBao's audit log has it.
 struct Audited {

@@ -12,7 +12,11 @@
 pub mod azure;
 #[cfg(any(feature = "opa", feature = "postgres", feature = "servers"))]
 pub mod certificates;
+#[cfg(feature = "servers")]
+pub mod crossings;
 pub mod faults;
+#[cfg(target_os = "linux")]
+pub mod forked;
 pub mod outputs;
 pub mod ports;
 pub mod python;

@@ -1,13 +1,10 @@
 //! A provider that a fork left without its runtime says so, where it could only wait for ever.
 #![cfg(target_os = "linux")]
-#![allow(missing_docs, unsafe_code)]
+#![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use openbao::OpenBao;
-use rustix::process::{Pid, WaitOptions, waitpid};
-use support::{a_dek, block_on, context};
-use waxseal::kek::{KekErrorClass, KekProvider};
-use waxseal_testing::{openbao, support};
+use waxseal_testing::forked;
+use waxseal_testing::openbao::OpenBao;
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
 #[test]
@@ -21,29 +18,5 @@ fn a_forked_child_is_told_to_build_its_own() {
         let kek = builder.auth(VaultAuth::token(server.root_token())).build().unwrap();
         (server, kek)
     });
-    let (alice, dek) = (context("alice"), a_dek());
-    let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
-    // SAFETY: the child runs the library and leaves without running anything of the test harness. glibc's allocator is usable in
-    // the child of a threaded process.
-    match unsafe { libc::fork() } {
-        0 => {
-            // SAFETY: ends a child that waits, instead of this test's answer.
-            unsafe { libc::alarm(30) };
-            let told = block_on(kek.unwrap(&alice, &wrapped))
-                .is_err_and(|error| error.class() == KekErrorClass::Misconfigured);
-            let answers = kek.is_current(&wrapped) == Some(true);
-            // SAFETY: ends this process at once.
-            unsafe { libc::_exit(if told && answers { 17 } else { 1 }) }
-        }
-        child if child > 0 => {
-            let (_, status) = waitpid(Pid::from_raw(child), WaitOptions::empty()).unwrap().unwrap();
-            assert_eq!(status.exit_status(), Some(17));
-        }
-        _ => panic!("fork failed"),
-    }
-    assert_eq!(
-        block_on(kek.unwrap(&alice, &wrapped)).unwrap().expose(),
-        dek.expose(),
-        "the parent goes on"
-    );
+    forked::a_child_is_told_to_build_its_own(&kek);
 }
