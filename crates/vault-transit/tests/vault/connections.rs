@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use openbao::{OpenBao, Options};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{a_dek, context};
-use waxseal::kek::KekErrorClass::Misconfigured;
+use waxseal::kek::KekErrorClass::{Misconfigured, Unavailable};
 use waxseal::kek::{Health, KekProvider};
 use waxseal::{Aad, CallPolicy, EncryptionContext, Envelope};
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
@@ -356,8 +356,17 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     // One that the server does not accept is for an operator.
     front.change(config(&certificate, &key, Some(&ca)));
     write(&certificate_file, &(new_certificate + "\n"));
-    let error = kek.unwrap(&alice, &wrapped).await.unwrap_err();
-    assert_eq!(error.class(), Misconfigured, "{error}");
+    // In TLS 1.3 the server refuses it when the client takes the handshake to be done. If the connection
+    // has ended before a request is handed to it, the request knows nothing of the reason: the next may.
+    let mut tries = 0;
+    let error = loop {
+        tries += 1;
+        let error = kek.unwrap(&alice, &wrapped).await.unwrap_err();
+        if error.class() != Unavailable || tries == 20 {
+            break error;
+        }
+    };
+    assert_eq!(error.class(), Misconfigured, "{error}, {tries} tries");
 }
 
 #[tokio::test(flavor = "multi_thread")]
