@@ -174,10 +174,11 @@ impl ErrorKind {
                 "message, wrapped keys, context and AAD do not belong together",
                 "check the encryption context and the AAD; if both are right, the value was changed",
             ),
-            Self::Unavailable => ("key service unavailable", "retry after a delay"),
-            Self::Throttled => {
-                ("key service throttled the call", "retry after a longer delay, or raise the quota")
-            }
+            Self::Unavailable => ("key service or store unavailable", "retry after a delay"),
+            Self::Throttled => (
+                "key service or store throttled the call",
+                "retry after a longer delay, or raise the quota",
+            ),
             Self::Denied => (
                 "key service denied the use of the KEK",
                 "check that the KEK exists and is enabled, and that the caller may use it",
@@ -187,7 +188,7 @@ impl ErrorKind {
                 "see the reasons of the error; the policy says who may do what",
             ),
             Self::Misconfigured => (
-                "key service not usable as configured",
+                "key service or store not usable as configured",
                 "check credentials, connection and configuration",
             ),
             Self::Provider => {

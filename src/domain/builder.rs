@@ -95,7 +95,8 @@ impl DomainsBuilder {
         self
     }
 
-    /// Adds the domains of a TOML file: see docs/domains.md.
+    /// Adds the domains of a TOML file: see docs/domains.md. A file without any domain is refused,
+    /// unless there are domains in code or a [`resolver`](Self::resolver).
     #[cfg(feature = "domains")]
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.source.file = Some(path.into());
@@ -186,6 +187,12 @@ impl DomainsBuilder {
         check_limits(&self.resolver_limits)?;
         let retiring = Arc::new(Retiring::new(self.drain));
         let (configuration, locator) = self.source.load()?;
+        #[cfg(feature = "domains")]
+        if self.source.file.is_some() && configuration.domains.is_empty() && self.resolver.is_none()
+        {
+            let detail = "there is no domain in it, none in code and no resolver";
+            return Err(locator.of_file(invalid(detail)));
+        }
         let set = Set::open(&self.opener, &configuration, &Set::default()).await;
         let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
         let observers = self.opener.observers.iter().cloned();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use waxseal::domain::Domains;
+use waxseal::domain::{DomainConfig, DomainResolver, Domains};
 use waxseal::policy::{BoxFuture, Decision, Policy, Question};
 use waxseal::{Aad, Error, ErrorKind, Suite};
 use waxseal_testing::support::block_on;
@@ -291,11 +291,6 @@ async fn the_file_of_the_page_is_read_to_its_end() {
     assert_eq!(&*nobody.reasons()[0], "no caller is named");
 }
 
-#[test]
-fn an_empty_file_has_no_domain() {
-    assert!(load("").unwrap().all().is_empty());
-}
-
 /// A name may have dots, which are no dots between keys.
 #[test]
 fn a_name_with_dots_is_another_one() {
@@ -436,5 +431,29 @@ fn whatever_the_file_says_the_error_is_short_and_shows_no_value() {
         });
         assert!(is_key || !shown.contains("hunter2"), "{shown}\n{text}");
         assert!(shown.contains("domains.toml"), "{shown}\n{text}");
+    }
+}
+
+#[derive(Debug)]
+struct Nobody;
+
+impl DomainResolver for Nobody {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>> {
+        Box::pin(async { Ok(None) })
+    }
+}
+
+#[test]
+fn a_file_without_a_domain_is_refused_unless_there_are_domains_elsewhere() {
+    for text in ["", "# nothing\n", "route_by = \"product\"\n", "[domains]\n"] {
+        let error = load(text).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{text:?}");
+        let said = error.to_string();
+        assert!(said.contains("domains.toml: there is no domain in it"), "{text:?}: {said}");
+        let (_folder, path) = file(text);
+        let builder = || World::default().builder().file(&path);
+        let in_code = builder().domain("orders", DomainConfig::default().wrap_with("kek:a"));
+        assert_eq!(block_on(in_code.build()).unwrap().all().len(), 1, "{text:?}");
+        block_on(builder().resolver(Nobody).build()).unwrap();
     }
 }

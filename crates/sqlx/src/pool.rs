@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use waxseal::kek::toolkit::Spawner;
 use waxseal::kek::{KekError, KekErrorClass};
 use waxseal::store::{BoxFuture, StoreError, StoreErrorClass};
+use waxseal::{Error, ErrorKind};
 
 /// A connection that was used this recently is taken to be alive by a read.
 const ALIVE: Duration = Duration::from_secs(1);
@@ -60,13 +61,10 @@ impl<C: Connector> fmt::Debug for Pool<C> {
 pub(crate) type Work<'c, T> = BoxFuture<'c, Result<T, StoreError>>;
 
 impl<C: Connector> Pool<C> {
-    pub(crate) fn new(
-        connector: C,
-        most: usize,
-        timeout: Duration,
-    ) -> Result<Arc<Self>, StoreError> {
+    pub(crate) fn new(connector: C, most: usize, timeout: Duration) -> Result<Arc<Self>, Error> {
         let spawner = Spawner::current().map_err(|_| {
-            StoreError::misconfigured(
+            Error::new(
+                ErrorKind::InvalidOption,
                 "a store on sqlx has to be made within a tokio runtime that has IO and timers",
             )
         })?;

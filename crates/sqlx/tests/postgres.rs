@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{at, changed, class, dek, new_branch, spawn_all, text};
 use futures_util::future::join_all;
+use waxseal::ErrorKind;
 use waxseal::kek::{Health, KekProvider};
 use waxseal::store::StoreErrorClass::{Misconfigured, Throttled, Unavailable};
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
@@ -540,7 +541,7 @@ async fn options_that_cannot_work_are_refused_at_once() {
         ("connections", PostgresOptions::new("postgres://h/keys").max_connections(0)),
     ] {
         let error = PostgresKeyStore::new(options).unwrap_err();
-        assert_eq!(error.class(), Misconfigured, "{what}");
+        assert_eq!(error.kind(), ErrorKind::InvalidOption, "{what}");
     }
     let named = PostgresKeyStore::new(PostgresOptions::new("postgres://h/keys").name("keys"));
     assert_eq!(named.unwrap().name(), "keys");

@@ -11,11 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{at, changed, class, dek, nanos, new_branch, spawn_all, text};
+use common::{at, changed, class, dek, nanos, new_branch, spawn_all};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, BranchId, Insertion, KeyStore, RowId, StoreErrorClass, StoredRow};
+use waxseal::{Error, ErrorKind};
 use waxseal_sqlx::{SqliteKeyStore, SqliteOptions};
 
 struct InAFile {
@@ -165,14 +166,15 @@ async fn a_file_that_is_no_store_of_this_version_is_refused() {
         .await
         .unwrap();
     let error = SqliteKeyStore::open(&path).await.unwrap_err();
-    assert_eq!(error.class(), StoreErrorClass::Misconfigured);
-    assert!(text(&error).contains("version 2"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Misconfigured);
+    assert!(error.to_string().contains("version 2"), "{error}");
 
     let noise = directory.path().join("noise");
     std::fs::write(&noise, [7; 8192]).unwrap();
-    assert_eq!(class(SqliteKeyStore::open(&noise).await), StoreErrorClass::Misconfigured);
+    let kind = |opened: Result<_, Error>| opened.unwrap_err().kind();
+    assert_eq!(kind(SqliteKeyStore::open(&noise).await), ErrorKind::Misconfigured);
     let nowhere = directory.path().join("no/such/directory/keys.db");
-    assert_eq!(class(SqliteKeyStore::open(&nowhere).await), StoreErrorClass::Misconfigured);
+    assert_eq!(kind(SqliteKeyStore::open(&nowhere).await), ErrorKind::Misconfigured);
 }
 
 #[tokio::test]
@@ -225,7 +227,7 @@ fn a_store_is_made_within_a_runtime_and_used_by_any_executor() {
     let waker = std::task::Waker::noop();
     let polled = outside.as_mut().poll(&mut std::task::Context::from_waker(waker));
     let std::task::Poll::Ready(Err(error)) = polled else { panic!("it found a runtime") };
-    assert_eq!(error.class(), StoreErrorClass::Misconfigured);
+    assert_eq!(error.kind(), ErrorKind::InvalidOption);
 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -372,11 +374,28 @@ async fn a_uri_names_the_file() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("my keys");
     let uri = format!("sqlite:{}", path.display().to_string().replace(' ', "%20"));
-    let store = SqliteKeyStore::from_uri(uri).await.unwrap();
+    let store = SqliteKeyStore::from_uri(uri.clone()).await.unwrap();
     store.health().await.unwrap();
     assert!(path.exists());
+    assert_eq!(store.name(), "sqlite");
+    let named = format!("{uri}?store-name=orders&busy-timeout=200ms&max-connections=2");
+    let named = SqliteKeyStore::from_uri(named).await.unwrap();
+    assert_eq!(named.name(), "orders");
+    let mut other = connect(&path).await;
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(class(named.insert(&dek()).await), StoreErrorClass::Unavailable);
+    assert!(began.elapsed() < Duration::from_secs(4), "the default is 5 s");
+    drop(other);
+    let with_authority = format!("sqlite://{}", path.display().to_string().replace(' ', "%20"));
+    SqliteKeyStore::from_uri(with_authority).await.unwrap().health().await.unwrap();
     for (uri, part) in [
         ("sqlite:", "the path is missing"),
+        ("sqlite://", "would be a host"),
+        ("sqlite://keys.db", "would be a host"),
+        ("sqlite:/x?busy-timeout=5", "`busy-timeout` is not a duration"),
+        ("sqlite:/x?max-connections=few", "`max-connections` is not a number"),
+        ("sqlite:/x?store-nmae=a", "did you mean `store-name`?"),
         ("sqlite:/x?mode=ro", "`mode` is unknown"),
         ("sqlite:/no/such/folder/keys", ""),
     ] {

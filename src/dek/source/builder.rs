@@ -9,7 +9,7 @@ use super::{BranchTerms, DekSource, SourceOptions};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind};
 use crate::format::{KekId, WrappedKeys};
-use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, Service, Timer};
+use crate::kek::call::{CallBudget, CallPolicy, CallTerms, Calls, PolicyInForce, Service, Timer};
 use crate::kek::set::DekOrigin;
 use crate::kek::{BRANCH_ID_PREFIX, ContextBinding, KekProvider, KekSet};
 use crate::observe::{Event, Observer, Observers};
@@ -119,7 +119,7 @@ impl SourceBuilder {
         };
         if !options.observers.are_none() {
             let (wrap_with, unwrap_with) = (&self.wrap_with, &self.unwrap_with);
-            emit_configured(wrap_with, unwrap_with, &self.call_policy, &options, self.more);
+            emit_configured(wrap_with, unwrap_with, &terms.policy, &options, self.more);
         }
         let store = options.store.as_ref().map_or("none", |store| store.name());
         let budget = self.store_call_budget.unwrap_or_else(CallBudget::of_stores);
@@ -133,7 +133,7 @@ impl SourceBuilder {
 fn emit_configured(
     wrap_with: &[Arc<dyn KekProvider>],
     unwrap_with: &[Arc<dyn KekProvider>],
-    call_policy: &CallPolicy,
+    call_policy: &PolicyInForce,
     options: &SourceOptions,
     more: Vec<(&'static str, String)>,
 ) {

@@ -1,6 +1,7 @@
 //! Timeouts, retries and breakers of calls to key services.
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::time::Duration;
 
 use super::CallBudget;
@@ -287,8 +288,8 @@ impl CallTarget {
     }
 }
 
-/// [`CallPolicy`] with every default filled in.
-#[derive(Clone, Copy, Debug)]
+/// [`CallPolicy`] with every default filled in. Debug shows it for the event of the configuration.
+#[derive(Clone, Copy)]
 pub(crate) struct PolicyInForce {
     chosen: CallPolicy,
     pub(super) timeout: Duration,
@@ -298,6 +299,20 @@ pub(crate) struct PolicyInForce {
     pub(super) hedge_percentile: Option<u8>,
     pub(super) breaker_failures: u32,
     pub(super) breaker_probe: Duration,
+}
+
+impl fmt::Debug for PolicyInForce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallPolicy")
+            .field("timeout", &self.timeout)
+            .field("deadline", &self.deadline)
+            .field("tries", &self.tries)
+            .field("backoff", &self.backoff)
+            .field("hedge_percentile", &self.hedge_percentile.unwrap_or(100))
+            .field("breaker_failures", &self.breaker_failures)
+            .field("breaker_probe", &self.breaker_probe)
+            .finish()
+    }
 }
 
 impl PolicyInForce {

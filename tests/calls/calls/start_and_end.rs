@@ -138,3 +138,30 @@ fn an_envelope_outlasts_the_runtime_that_it_was_built_in() {
     }
     assert_eq!(stage.calls(), 6);
 }
+
+#[derive(Debug, Default)]
+struct Configured(Mutex<Vec<(String, String)>>);
+
+impl Observer for Configured {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::Configured { options, .. } = event {
+            let options = options.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+            self.0.lock().unwrap().extend(options);
+        }
+    }
+}
+
+#[test]
+fn whoever_observes_is_told_of_the_policy_with_its_defaults() {
+    let configured = Arc::new(Configured::default());
+    let policy = CallPolicy::default().tries(1).breaker_failures(7);
+    let builder = Envelope::builder().wrap_with(support::local("kek")).call_policy(policy);
+    builder.observer(configured.clone()).build().unwrap();
+    let options = configured.0.lock().unwrap();
+    let (_, shown) = options.iter().find(|(name, _)| name == "call_policy").unwrap();
+    assert_eq!(
+        shown,
+        "CallPolicy { timeout: 2s, deadline: 5s, tries: 1, backoff: 50ms, hedge_percentile: 95, \
+         breaker_failures: 7, breaker_probe: 500ms }"
+    );
+}

@@ -16,6 +16,7 @@ use waxseal::store::{
     BoxFuture, BranchId, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage, StoreError,
     StoredRow,
 };
+use waxseal::{Error, ErrorKind};
 
 pub(crate) use connect::{check_schema, wrong};
 pub use options::PostgresOptions;
@@ -38,7 +39,7 @@ const VERSIONS: Versions = Versions { oldest: 1, newest: 2 };
 /// ```no_run
 /// use waxseal_sqlx::{PostgresKeyStore, PostgresOptions};
 ///
-/// # async fn example() -> Result<(), waxseal::store::StoreError> {
+/// # async fn example() -> Result<(), waxseal::Error> {
 /// let options = PostgresOptions::new("postgres://orders@db.example/keys")
 ///     .password_file("/run/secrets/keys-password");
 /// let store = PostgresKeyStore::new(options)?;
@@ -56,11 +57,12 @@ impl PostgresKeyStore {
     /// that has IO and timers.
     ///
     /// # Errors
-    /// [Misconfigured](waxseal::store::StoreErrorClass::Misconfigured) if the options are wrong.
-    pub fn new(options: PostgresOptions) -> Result<Self, StoreError> {
+    /// [`ErrorKind::InvalidOption`] if the options are wrong, and outside of such a runtime.
+    pub fn new(options: PostgresOptions) -> Result<Self, Error> {
         let name = options.name.as_str().into();
         let (most, timeout) = (options.max_connections, options.timeout);
-        let pool = Pool::new(Connect::new(options)?, most, timeout)?;
+        let wrong = |error: StoreError| Error::new(ErrorKind::InvalidOption, error.to_string());
+        let pool = Pool::new(Connect::new(options).map_err(wrong)?, most, timeout)?;
         Ok(Self { name, pool })
     }
 

@@ -16,10 +16,9 @@ impl PostgresKeyStore {
     /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) and
-    /// [`Misconfigured`](waxseal::ErrorKind::Misconfigured), naming the part that is wrong.
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part that is wrong.
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
-        Ok(Self::new(options(&uri)?)?)
+        Self::new(options(&uri)?)
     }
 }
 

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use sqlx::{Connection, SqliteConnection};
 use waxseal::Error;
+#[cfg(doc)]
+use waxseal::ErrorKind;
 use waxseal::kek::toolkit::uri::Uri;
 use waxseal::store::{
     BoxFuture, BranchId, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage, StoreError,
@@ -82,7 +84,7 @@ impl SqliteOptions {
 /// use waxseal_sqlx::SqliteKeyStore;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), waxseal::store::StoreError> {
+/// # async fn main() -> Result<(), waxseal::Error> {
 /// let store = SqliteKeyStore::in_memory().await?;
 /// store.health().await?;
 /// # Ok(()) }
@@ -98,9 +100,10 @@ impl SqliteKeyStore {
     /// crate knows. Call it within a tokio runtime that has IO and timers.
     ///
     /// # Errors
-    /// [Misconfigured](waxseal::store::StoreErrorClass::Misconfigured) if the file cannot be opened,
-    /// is no database, or has a newer schema. Unavailable if another process keeps it locked.
-    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
+    /// [`ErrorKind::InvalidOption`] outside of such a runtime. [`ErrorKind::Misconfigured`] if the
+    /// file cannot be opened, is no database, or has a newer schema. [`ErrorKind::Unavailable`] if
+    /// another process keeps it locked.
+    pub async fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
         Self::open_with(path, SqliteOptions::new()).await
     }
 
@@ -111,37 +114,36 @@ impl SqliteKeyStore {
     pub async fn open_with(
         path: impl Into<PathBuf>,
         options: SqliteOptions,
-    ) -> Result<Self, StoreError> {
+    ) -> Result<Self, Error> {
         let connect = Connect::file(path.into(), options.busy_timeout);
         Self::with(connect, options).await
     }
 
-    /// Opens the file of a URI, as [`open`](Self::open): `sqlite:PATH`. What is behind the colon is
-    /// the path, so `sqlite://keys.db` is a file in the root directory. In a configuration of data
-    /// domains it is the scheme `sqlite` of [`Schemes::store`](waxseal::domain::Schemes::store).
+    /// Opens the file of a URI, as [`open_with`](Self::open_with): `sqlite:PATH`, with the parameters
+    /// `store-name`, `busy-timeout` and `max-connections`, which are [`SqliteOptions`]. The path is
+    /// relative in `sqlite:keys.db`, and absolute in `sqlite:/keys.db` and `sqlite:///keys.db`. In a
+    /// configuration of data domains it is the scheme `sqlite` of
+    /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption) for another URI, and as
-    /// [`open`](Self::open).
+    /// [`ErrorKind::InvalidOption`] for another URI, and as [`open`](Self::open). `sqlite://keys.db`
+    /// is refused: some take it for a file in the working directory, others for one in the root
+    /// directory.
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
-        let uri = Uri::read(&uri, "sqlite:", &[])?;
-        if uri.place().is_empty() {
-            return Err(uri.error("the path is missing: sqlite:PATH"));
-        }
-        let path = uri.decode_path("the path", uri.place())?;
-        Ok(Self::open(path).await?)
+        let (path, options) = of_uri(&uri)?;
+        Self::open_with(path, options).await
     }
 
     /// Makes an empty database in memory, which ends with the last clone: for tests.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub async fn in_memory() -> Result<Self, StoreError> {
+    pub async fn in_memory() -> Result<Self, Error> {
         let options = SqliteOptions::new().max_connections(1);
         Self::with(Connect::memory(), options).await
     }
 
-    async fn with(connect: Connect, options: SqliteOptions) -> Result<Self, StoreError> {
+    async fn with(connect: Connect, options: SqliteOptions) -> Result<Self, Error> {
         // SQLite itself waits for locks. This ends what waits for a disk or for a connection.
         let timeout = options.busy_timeout.saturating_add(Duration::from_secs(10));
         let pool = Pool::new(connect, options.max_connections, timeout)?;
@@ -164,6 +166,36 @@ impl SqliteKeyStore {
             Ok(done)
         })
     }
+}
+
+/// The parameters of a URI.
+const PARAMETERS: [&str; 3] = ["busy-timeout", "max-connections", "store-name"];
+
+fn of_uri(text: &str) -> Result<(PathBuf, SqliteOptions), Error> {
+    let uri = Uri::read(text, "sqlite:", &PARAMETERS)?;
+    let place = uri.place();
+    if place.is_empty() {
+        return Err(uri.error("the path is missing: sqlite:PATH"));
+    }
+    if place.starts_with("//") && !place.starts_with("///") {
+        return Err(uri.error(
+            "what is behind `//` would be a host: write sqlite:PATH for a path from the working \
+             directory, sqlite:/PATH for one from the root directory",
+        ));
+    }
+    let path = uri.decode_path("the path", place)?;
+    let mut options = SqliteOptions::new();
+    if let Some(name) = uri.text("store-name")? {
+        options = options.name(name);
+    }
+    if let Some(timeout) = uri.duration("busy-timeout")? {
+        options = options.busy_timeout(timeout);
+    }
+    if let Some(most) = uri.text("max-connections")? {
+        let wrong = |_| uri.error("parameter `max-connections` is not a number");
+        options = options.max_connections(most.parse().map_err(wrong)?);
+    }
+    Ok((path, options))
 }
 
 impl fmt::Debug for SqliteKeyStore {
