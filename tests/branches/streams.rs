@@ -59,22 +59,30 @@ fn a_stream_outlasts_its_branch_key_and_ends_with_what_ends_the_branch() {
             process.envelope.evict_context(&context("alice"));
         }),
     ];
+    let mut scenes = Vec::new();
     for (name, end) in ends {
         // While the branch key is cached, and long after.
         for later in [secs(0), secs(1000)] {
             let fleet = Fleet::new();
-            let (process, other) = (fleet.process(), fleet.process());
-            let sealed = sealed(&other);
-            let (mut reader, mut writer) = (reader(&process, &sealed), writer(&process));
-            fleet.clock.advance(later);
-            // The wiper comes by.
-            std::thread::sleep(ms(1100));
-            assert_eq!(go_on(&mut reader, &mut writer), [None; 2], "{name} after {later:?}");
-            block_on(process.kek.erase([("tenant", "bob")])).unwrap();
-            assert_eq!(go_on(&mut reader, &mut writer), [None; 2], "{name} after {later:?}");
-            end(&fleet, &process);
-            let over = [Some(ErrorKind::Expired); 2];
-            assert_eq!(go_on(&mut reader, &mut writer), over, "{name} after {later:?}");
+            let (process, sealed) = (fleet.process(), sealed(&fleet.process()));
+            scenes.push((name, end, later, fleet, process, sealed));
         }
+    }
+    let mut streams = Vec::new();
+    for (_, _, later, fleet, process, sealed) in &scenes {
+        streams.push((reader(process, sealed), writer(process)));
+        fleet.clock.advance(*later);
+    }
+    // The wiper comes by.
+    std::thread::sleep(ms(1100));
+    for ((name, end, later, fleet, process, _), (mut reader, mut writer)) in
+        scenes.iter().zip(streams)
+    {
+        assert_eq!(go_on(&mut reader, &mut writer), [None; 2], "{name} after {later:?}");
+        block_on(process.kek.erase([("tenant", "bob")])).unwrap();
+        assert_eq!(go_on(&mut reader, &mut writer), [None; 2], "{name} after {later:?}");
+        end(fleet, process);
+        let over = [Some(ErrorKind::Expired); 2];
+        assert_eq!(go_on(&mut reader, &mut writer), over, "{name} after {later:?}");
     }
 }

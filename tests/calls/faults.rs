@@ -2,7 +2,7 @@
 //! how soon it is over.
 //!
 //! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a clock that follows it. So the figures are
-//! the same on every machine. `cargo test --all-features --test faults -- --nocapture` prints them.
+//! the same on every machine. `cargo test --all-features --test calls faults -- --nocapture` prints them.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -319,9 +319,15 @@ fn faults_are_felt_no_more_than_the_limits_say_and_are_over_within_a_second() {
         .unwrap();
     writeln!(table, "|---|---|---|---|---|---|---|---|").unwrap();
     let mut wrong = Vec::new();
-    for fault in faults {
-        for state in [State::Cold, State::Warm, State::PastAge, State::PastAgeWithGrace] {
-            let seen = run(fault, state);
+    // Each has its own time, so they may run side by side.
+    let states = [State::Cold, State::Warm, State::PastAge, State::PastAgeWithGrace];
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let run = |fault| scope.spawn(move || states.map(|state| (state, run(fault, state))));
+        let running = faults.map(|fault| (fault, run(fault)));
+        running.into_iter().map(|(fault, thread)| (fault, thread.join().unwrap())).collect()
+    });
+    for (fault, outcomes) in outcomes {
+        for (state, seen) in outcomes {
             let kinds: Vec<_> = seen.kinds.iter().map(|kind| kind.as_str()).collect();
             let kinds = if kinds.is_empty() { "none".to_owned() } else { kinds.join(", ") };
             writeln!(

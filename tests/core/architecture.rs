@@ -35,7 +35,7 @@ const VERSIONED: [(&str, &str, &str, &str, &str); 2] = [
 const STORES: [&str; 1] = ["crates/sqlx/src"];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    waxseal_testing::top()
 }
 
 fn rust_files(dir: &Path) -> Vec<PathBuf> {

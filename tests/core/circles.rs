@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
 
 use crate::architecture::{is_name, module_of, sources_of};
 
@@ -125,7 +124,7 @@ fn circles(src: &str) -> Vec<String> {
 
 #[test]
 fn no_files_import_each_other_in_a_circle() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = waxseal_testing::top();
     let mut crates = vec!["src".to_owned()];
     for entry in fs::read_dir(root.join("crates")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

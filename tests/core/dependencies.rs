@@ -40,7 +40,7 @@ impl Workspace {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
             .args(["metadata", "--locked", "--offline", "--all-features", "--format-version", "1"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .current_dir(waxseal_testing::top())
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -139,7 +139,7 @@ fn a_provider_or_store_sees_what_a_third_party_sees() {
             assert_eq!(leaves, None, "{} takes source from elsewhere", path.display());
         }
     }
-    for (path, code) in rust_files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")) {
+    for (path, code) in rust_files(&waxseal_testing::top().join("src")) {
         let hides = code.contains("doc(hidden)") || code.contains("pub fn __");
         assert!(!hides, "{} has something public that the documentation hides", path.display());
     }

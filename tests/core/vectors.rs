@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use waxseal_testing::python;
 
@@ -18,7 +18,7 @@ use waxseal::{
 };
 
 fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
+    waxseal_testing::top().join("tests").join(path)
 }
 
 fn vectors_of(name: &str) -> Value {

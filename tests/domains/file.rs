@@ -261,7 +261,7 @@ fn a_file_that_cannot_be_read_is_named() {
 #[cfg(feature = "audit")]
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_of_the_page_is_read_to_its_end() {
-    let page = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/domains.md");
+    let page = waxseal_testing::top().join("docs/domains.md");
     let page = std::fs::read_to_string(page).unwrap();
     let text = page.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
     let (folder, path) = file(text);

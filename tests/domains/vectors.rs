@@ -1,7 +1,7 @@
 //! The committed vectors of domains (tests/vectors/README.md), through the library and the second
 //! reader.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use data_encoding::HEXLOWER;
@@ -15,7 +15,7 @@ use waxseal_testing::python;
 use waxseal_testing::support::block_on;
 
 fn file(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(path)
+    waxseal_testing::top().join("tests").join(path)
 }
 
 fn vectors() -> Value {

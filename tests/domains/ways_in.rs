@@ -417,7 +417,7 @@ fn public_methods(types: &[&str]) -> BTreeSet<String> {
 }
 
 fn sources() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/envelope")
+    waxseal_testing::top().join("src/envelope")
 }
 
 /// So no public method that takes a message or encrypts one is forgotten.

@@ -56,6 +56,12 @@ pub mod xks_proxy;
 #[cfg(feature = "servers")]
 pub mod xks_script;
 
+/// The top of the repository.
+pub fn top() -> &'static std::path::Path {
+    let testing = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    testing.ancestors().nth(2).unwrap()
+}
+
 /// The workspace's `target` directory, where servers are installed once.
 pub fn target_directory() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
