@@ -74,7 +74,7 @@ impl StreamEncryptor {
 
     fn len_of(&self, plaintext: &[u8]) -> Result<usize, Error> {
         let len = u64::try_from(plaintext.len()).ok().and_then(|len| self.stream_len(len));
-        len.and_then(|len| usize::try_from(len).ok()).ok_or_else(too_large)
+        len.and_then(buffer_len).ok_or_else(too_large)
     }
 }
 
@@ -121,8 +121,14 @@ impl StreamDecryptor {
     fn len_in(&self, body: &[u8]) -> Result<usize, Error> {
         let len = self.head.len().checked_add(body.len()).ok_or_else(too_large)?;
         let len = self.head.plaintext_len(u64::try_from(len).unwrap_or(u64::MAX))?;
-        usize::try_from(len).map_err(|_| too_large())
+        buffer_len(len).ok_or_else(too_large)
     }
+}
+
+/// Returns the length of a buffer of so many bytes, unless none can have them: on 32 bits a plaintext
+/// may be in memory whose stream does not fit.
+fn buffer_len(bytes: u64) -> Option<usize> {
+    isize::try_from(bytes).ok().map(isize::unsigned_abs)
 }
 
 /// Works on all chunks of a stream, each once. Of both sides the length of a full chunk is given. The
@@ -207,5 +213,27 @@ fn buffer_size() -> Error {
 }
 
 fn too_large() -> Error {
-    Error::new(ErrorKind::TooLarge, "a stream has less than 2^52 bytes")
+    let detail =
+        "a stream has less than 2^52 bytes, and a buffer at most half of the address space";
+    Error::new(ErrorKind::TooLarge, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A length that no `Vec` can have would end the process.
+    #[test]
+    fn a_buffer_is_as_long_as_one_can_be() {
+        let most = isize::MAX.unsigned_abs();
+        let longest = u64::try_from(most).unwrap();
+        assert_eq!(buffer_len(0), Some(0));
+        assert_eq!(buffer_len(longest), Some(most));
+        assert_eq!(buffer_len(longest + 1), None);
+        assert_eq!(buffer_len(u64::MAX), None);
+        assert_eq!(
+            Vec::<u8>::new().try_reserve(most + 1).is_err(),
+            buffer_len(longest + 1).is_none()
+        );
+    }
 }

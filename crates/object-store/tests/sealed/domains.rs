@@ -1,5 +1,5 @@
-//! Data domains: what was written through the store of one opens through that of no other, by any way
-//! to read an object, also where both domains share everything that they can.
+//! Data domains: what was written through the store of one opens through that of no other, by any
+//! way to read an object, also where both domains share everything that they can.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -155,8 +155,8 @@ fn caller() -> Caller {
     Caller::builder().service("billing").build().unwrap()
 }
 
-/// What follows the name of the method, behind a comma, tells one use of it from another. With it, the
-/// part of the object that is read.
+/// What follows the name of the method, behind a comma, tells one use of it from another. With it,
+/// the part of the object that is read.
 fn ways() -> Vec<(&'static str, Range<u64>, Way)> {
     let ways: &[(&str, Range<u64>, Way)] = &[
         ("get_opts", 0..LEN, |store, path| Box::pin(read(store, path, GetOptions::new()))),
@@ -350,7 +350,7 @@ async fn no_way_to_read_opens_what_another_domain_wrote() {
                     _ => ErrorKind::Invalid,
                 };
                 assert_eq!(kind, expected, "{place}");
-                // The rightful one is not disturbed, wherever it was moved, unless its path was bound.
+                // Its own domain still opens it, wherever it is now, unless its path is bound.
                 let mut rightful = read_if_there(&theirs, &at).await;
                 if rightful.is_none() {
                     rightful = read_if_there(&theirs, &elsewhere(&at)).await;
