@@ -145,7 +145,7 @@ impl Attempted for Attempt {
     }
 }
 
-/// An attempt that is dropped ended with its module: in a panic.
+/// An attempt that is dropped ended with its module: in a panic, or with a helper process.
 impl Drop for Attempt {
     fn drop(&mut self) {
         let outcome = self.outcome.take().unwrap_or_else(|| Outcome::Failed {

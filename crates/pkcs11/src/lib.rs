@@ -8,8 +8,11 @@ mod config;
 mod errors;
 mod format;
 pub mod guide;
+#[cfg(unix)]
+pub mod helper;
 mod key;
 mod ledger;
+mod link;
 mod oneshot;
 mod pin;
 mod pool;

@@ -9,6 +9,7 @@ mod blame;
 mod conformance;
 mod duties;
 mod faults;
+mod isolation;
 mod keys;
 mod login;
 mod sessions;

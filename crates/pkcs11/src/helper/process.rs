@@ -1,0 +1,493 @@
+//! A helper as the service sees it: started, asked, and ended when it dies, hangs or talks garbage.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use waxseal::kek::UnwrappedDek;
+use waxseal::kek::toolkit::process_generation;
+use zeroize::Zeroizing;
+
+use super::format::{Channel, Frame, Garbage, Kind, LONGEST_ANSWER, PROTOCOL, Setup, Writer};
+use crate::errors::{After, Failure};
+use crate::format::Wrapped;
+use crate::key::KeyInfo;
+use crate::ledger::Attempted;
+use crate::token::{Token, Wrapping};
+
+/// The pause before a helper is started again after two that died without an answer in between. It
+/// doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a helper has to end by itself, and after it was killed.
+const TO_END: Duration = Duration::from_millis(50);
+const TO_DIE: Duration = Duration::from_secs(1);
+const TO_CLOSE: Duration = Duration::from_secs(2);
+/// Killed processes that the system does not let go, at most: a driver that hangs is one cause.
+const MOST_UNDEAD: usize = 64;
+/// Logins in one request: the first, and one after a new start of the module.
+const MOST_LOGINS: usize = 2;
+
+static UNDEAD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
+/// The program, and how its processes of one provider fare.
+pub(crate) struct Helper {
+    program: PathBuf,
+    deadline: Duration,
+    /// The variable with the PIN, which a helper does not inherit.
+    hidden: Option<String>,
+    deaths: Mutex<Deaths>,
+}
+
+#[derive(Default)]
+struct Deaths {
+    in_a_row: u32,
+    until: Option<Instant>,
+}
+
+impl Helper {
+    pub(crate) fn new(program: PathBuf, deadline: Duration, hidden: Option<String>) -> Self {
+        Self { program, deadline, hidden, deaths: Mutex::default() }
+    }
+
+    fn died(&self) {
+        let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
+        deaths.in_a_row = deaths.in_a_row.saturating_add(1);
+        // After the first, the next call starts another at once.
+        let Some(doublings) = deaths.in_a_row.checked_sub(2) else { return };
+        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_PAUSE);
+        deaths.until = Instant::now().checked_add(pause);
+    }
+
+    fn is_well(&self) {
+        let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
+        *deaths = Deaths::default();
+    }
+
+    fn may_start(&self) -> Result<(), Failure> {
+        let deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
+        if deaths.until.is_some_and(|until| Instant::now() < until) {
+            let text = format!(
+                "{} helper processes died one after the other; none is started for a while",
+                deaths.in_a_row
+            );
+            return Err(Failure::unavailable(text).without_asking());
+        }
+        Ok(())
+    }
+}
+
+/// How a conversation with a helper ended.
+#[derive(Debug)]
+enum Broken {
+    Gone,
+    Silent,
+    Garbage,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::UnexpectedEof
+            | ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::NotConnected
+            | ErrorKind::WriteZero => Self::Gone,
+            ErrorKind::TimedOut => Self::Silent,
+            ErrorKind::InvalidData => Self::Garbage,
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl From<Garbage> for Broken {
+    fn from(_: Garbage) -> Self {
+        Self::Garbage
+    }
+}
+
+/// A helper that runs. It is killed when this is dropped.
+pub(crate) struct Process {
+    child: Option<Child>,
+    channel: Channel,
+    /// Of the process that started it: a fork of it has no business with it.
+    generation: u64,
+}
+
+impl Process {
+    fn start(token: &Token, helper: &Helper) -> Result<Self, Failure> {
+        helper.may_start()?;
+        if reap() > MOST_UNDEAD {
+            let text = "too many helper processes were killed and are not gone yet";
+            return Err(Failure::unavailable(text).without_asking());
+        }
+        let program = helper.program.display();
+        let started = |error: io::Error| {
+            let text = format!("the helper {program} cannot be started: {error}");
+            // Files and processes run out, and come back. A program that is not there does not.
+            match error.kind() {
+                ErrorKind::NotFound | ErrorKind::PermissionDenied => Failure::misconfigured(text),
+                _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+                    Failure::misconfigured(text)
+                }
+                _ => Failure::unavailable(text),
+            }
+            .without_asking()
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(started)?;
+        let mut command = Command::new(&helper.program);
+        command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        if let Some(name) = &helper.hidden {
+            command.env_remove(name);
+        }
+        let child = command.spawn().map_err(started)?;
+        // The other end is closed here with the command, so that its end is seen.
+        drop(command);
+        let process = Self {
+            child: Some(child),
+            channel: Channel::new(ours),
+            generation: process_generation(),
+        };
+        match process.greet(token, helper) {
+            Ok(None) => Ok(process),
+            Ok(Some(theirs)) => {
+                let text = format!(
+                    "the helper {program} is of version {theirs}, and this is {}",
+                    env!("CARGO_PKG_VERSION")
+                );
+                Err(Failure::misconfigured(text).without_asking())
+            }
+            Err(broken) => Err(process.broken(helper, &broken)),
+        }
+    }
+
+    /// Tells it what it is for. `Some` is its version, if it is another one.
+    fn greet(&self, token: &Token, helper: &Helper) -> Result<Option<String>, Broken> {
+        let deadline = Instant::now().checked_add(helper.deadline);
+        let setup = Setup {
+            module: token.module.clone(),
+            name: token.name.clone(),
+            key: token.key.clone(),
+            logs_in: token.pins.is_some(),
+            way: token.way().or(token.chosen),
+            key_max_age: token.key_max_age,
+        };
+        self.channel.send(Writer::new(Kind::Hello).byte(PROTOCOL).setup(&setup), deadline)?;
+        let ready = self.channel.receive(LONGEST_ANSWER, deadline)?;
+        if ready.kind != Kind::Ready {
+            return Err(Broken::Garbage);
+        }
+        let mut body = ready.reader();
+        let (protocol, version) = (body.byte()?, body.message()?);
+        body.end()?;
+        let same = protocol == PROTOCOL && version == env!("CARGO_PKG_VERSION");
+        Ok((!same).then_some(version))
+    }
+
+    /// Ends it, and says why.
+    fn broken(mut self, helper: &Helper, broken: &Broken) -> Failure {
+        let status = self.end();
+        helper.died();
+        let how = match (broken, status) {
+            (Broken::Silent, _) => {
+                format!("did not answer within {:?}, and was killed", helper.deadline)
+            }
+            (Broken::Garbage, _) => "answered with garbage, and was killed".to_owned(),
+            (Broken::Gone, Some(status)) => format!("ended: {status}"),
+            (Broken::Gone, None) => "ended".to_owned(),
+            (Broken::Failed(error), _) => format!("cannot be reached: {error}"),
+        };
+        Failure::unavailable(format!("the module's helper process {how}")).after(After::Drop)
+    }
+
+    /// Has it end by itself, kills it, and waits for that, all within about a second.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let mut child = self.child.take()?;
+        if self.generation != process_generation() {
+            return None;
+        }
+        self.channel.shut();
+        match wait(&mut child, TO_END) {
+            Waited::Ended(status) => return Some(status),
+            Waited::Unknown => return None,
+            Waited::Runs => {}
+        }
+        // It was not waited for by anybody, so its number is still its own.
+        let _ = child.kill();
+        match wait(&mut child, TO_DIE) {
+            Waited::Ended(status) => Some(status),
+            Waited::Unknown => None,
+            Waited::Runs => {
+                UNDEAD.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+enum Waited {
+    Ended(ExitStatus),
+    Runs,
+    /// Other code of the process waited for it.
+    Unknown,
+}
+
+fn wait(child: &mut Child, most: Duration) -> Waited {
+    let start = Instant::now();
+    let mut pause = Duration::from_millis(1);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Waited::Ended(status),
+            Ok(None) if start.elapsed() >= most => return Waited::Runs,
+            Ok(None) => thread::sleep(pause),
+            Err(_) => return Waited::Unknown,
+        }
+        pause = pause.saturating_mul(2).min(Duration::from_millis(20));
+    }
+}
+
+/// Waits for those that were killed and did not go. Returns how many are left.
+fn reap() -> usize {
+    let mut undead = UNDEAD.lock().unwrap_or_else(PoisonError::into_inner);
+    undead.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+    undead.len()
+}
+
+/// A session in a helper.
+pub(crate) struct Remote {
+    process: Option<Process>,
+    /// The list of keys of all sessions that it knows: see [`Token::adopt`].
+    list: u64,
+}
+
+/// What a helper answers: a DEK, the bytes of a wrapped key.
+struct Answer {
+    dek: Zeroizing<Vec<u8>>,
+    wrapped: Vec<u8>,
+}
+
+impl Remote {
+    /// Opens a session in a helper: in `spare`, or in a new one. A helper that could not open one, and
+    /// is well, is put into `spare`.
+    pub(crate) fn open(
+        token: &Token,
+        helper: &Helper,
+        spare: &mut Option<Process>,
+    ) -> Result<Self, Failure> {
+        let process = match spare.take() {
+            Some(process) => process,
+            None => Process::start(token, helper)?,
+        };
+        let mut remote = Self { process: Some(process), list: token.list() };
+        let was_seen = token.was_seen.load(Ordering::Relaxed);
+        match remote.ask(token, helper, Writer::new(Kind::Open).flag(was_seen)) {
+            Ok(_) => Ok(remote),
+            Err(failure) => {
+                *spare = remote.process.take();
+                Err(failure)
+            }
+        }
+    }
+
+    /// Closes the session. Returns the helper, if it is well.
+    pub(crate) fn close(mut self, token: &Token, helper: &Helper) -> Option<Process> {
+        let deadline = helper.deadline.min(TO_CLOSE);
+        let _ = self.ask_within(token, helper, Writer::new(Kind::Close), deadline);
+        self.process.take()
+    }
+
+    pub(crate) fn find_keys(&mut self, token: &Token, helper: &Helper) -> Result<(), Failure> {
+        self.ask(token, helper, Writer::new(Kind::FindKeys))?;
+        helper.is_well();
+        Ok(())
+    }
+
+    pub(crate) fn check(&mut self, token: &Token, helper: &Helper) -> Result<KeyInfo, Failure> {
+        self.ask(token, helper, Writer::new(Kind::Check))?;
+        helper.is_well();
+        token.key_info()
+    }
+
+    pub(crate) fn wrap(
+        &mut self,
+        token: &Token,
+        helper: &Helper,
+        wrapping: &Wrapping,
+    ) -> Result<Vec<u8>, Failure> {
+        let answer = self.ask_with_keys(token, helper, Kind::Wrap, |writer| {
+            writer.bytes(&wrapping.aad).bytes(&wrapping.dek)
+        })?;
+        self.checked(helper, &wrapping.dek, answer.wrapped)
+    }
+
+    /// Wrapped keys that nobody could unwrap would be found out too late.
+    fn checked(&mut self, helper: &Helper, dek: &[u8], bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        let is_one = Wrapped::read(&bytes).is_some_and(|wrapped| !wrapped.sealed.starts_with(dek));
+        if is_one { Ok(bytes) } else { Err(self.is_broken(helper, &Broken::Garbage)) }
+    }
+
+    pub(crate) fn unwrap(
+        &mut self,
+        token: &Token,
+        helper: &Helper,
+        aad: &[u8; 32],
+        bytes: &[u8],
+    ) -> Result<UnwrappedDek, Failure> {
+        let answer = self
+            .ask_with_keys(token, helper, Kind::Unwrap, |writer| writer.bytes(aad).bytes(bytes))?;
+        Ok(UnwrappedDek::new(answer.dek.to_vec()))
+    }
+
+    pub(crate) fn generate(
+        &mut self,
+        token: &Token,
+        helper: &Helper,
+        aad: &[u8; 32],
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Failure> {
+        let answer =
+            self.ask_with_keys(token, helper, Kind::Generate, |writer| writer.bytes(aad))?;
+        if answer.dek.len() != 32 {
+            return Err(self.is_broken(helper, &Broken::Garbage));
+        }
+        let wrapped = self.checked(helper, &answer.dek, answer.wrapped)?;
+        Ok((answer.dek, wrapped))
+    }
+
+    /// Asks what needs the keys. If another session read others, they are read again before.
+    fn ask_with_keys(
+        &mut self,
+        token: &Token,
+        helper: &Helper,
+        kind: Kind,
+        write: impl FnOnce(Writer) -> Writer,
+    ) -> Result<Answer, Failure> {
+        let list = token.list();
+        let request = write(Writer::new(kind).flag(self.list != list));
+        // What it tells of the keys meanwhile comes later.
+        self.list = list;
+        let answer = self.ask(token, helper, request)?;
+        helper.is_well();
+        Ok(answer)
+    }
+
+    fn ask(&mut self, token: &Token, helper: &Helper, request: Writer) -> Result<Answer, Failure> {
+        self.ask_within(token, helper, request, helper.deadline)
+    }
+
+    fn ask_within(
+        &mut self,
+        token: &Token,
+        helper: &Helper,
+        request: Writer,
+        most: Duration,
+    ) -> Result<Answer, Failure> {
+        let Some(process) = &self.process else {
+            let text = "the module's helper process is gone";
+            return Err(Failure::unavailable(text).after(After::Drop));
+        };
+        match converse(&process.channel, token, request, most) {
+            Ok((list, result)) => {
+                self.list = list.unwrap_or(self.list);
+                result
+            }
+            Err(broken) => Err(self.is_broken(helper, &broken)),
+        }
+    }
+
+    fn is_broken(&mut self, helper: &Helper, broken: &Broken) -> Failure {
+        match self.process.take() {
+            Some(process) => process.broken(helper, broken),
+            None => Failure::unavailable("the module's helper process is gone").after(After::Drop),
+        }
+    }
+}
+
+/// One request, what the helper asks back, and its answer. What it did not settle of a login is
+/// settled by dropping the attempt: see [`crate::ledger`].
+fn converse(
+    channel: &Channel,
+    token: &Token,
+    request: Writer,
+    most: Duration,
+) -> Result<(Option<u64>, Result<Answer, Failure>), Broken> {
+    let until = || Instant::now().checked_add(most);
+    let mut deadline = until();
+    channel.send(request, deadline)?;
+    let mut attempt: Option<Box<dyn Attempted>> = None;
+    let mut logins = 0;
+    loop {
+        let frame = channel.receive(LONGEST_ANSWER, deadline)?;
+        let mut body = frame.reader();
+        match (frame.kind, attempt.is_some(), &token.pins) {
+            (Kind::PinWanted, false, Some(pins)) if logins < MOST_LOGINS => {
+                let name = body.message()?;
+                body.end()?;
+                logins += 1;
+                token.was_seen.store(true, Ordering::Relaxed);
+                let reply = match pins.begin(&name) {
+                    Ok(begun) => {
+                        let reply = Writer::new(Kind::Pin).text(begun.pin());
+                        attempt = Some(begun);
+                        reply
+                    }
+                    Err(failure) => Writer::new(Kind::NoPin).failure(&failure),
+                };
+                if attempt.is_none() {
+                    token.failed_logins.fetch_add(1, Ordering::Relaxed);
+                }
+                // It may have waited for another login.
+                deadline = until();
+                channel.send(reply, deadline)?;
+            }
+            (Kind::Settled, true, _) => {
+                let outcome = body.outcome()?;
+                body.end()?;
+                token.count_login(&outcome);
+                if let Some(attempt) = attempt.take() {
+                    // It is of this process, where nothing can fail.
+                    let _ = attempt.settle(outcome);
+                }
+            }
+            (Kind::Done, false, _) => return done(token, &frame),
+            _ => return Err(Broken::Garbage),
+        }
+    }
+}
+
+fn done(token: &Token, frame: &Frame) -> Result<(Option<u64>, Result<Answer, Failure>), Broken> {
+    let mut body = frame.reader();
+    let (known, way) = (body.known()?, body.way()?);
+    let result = if body.flag()? {
+        let dek = Zeroizing::new(body.bytes()?.to_vec());
+        Ok(Answer { dek, wrapped: body.bytes()?.to_vec() })
+    } else {
+        Err(body.failure()?)
+    };
+    body.end()?;
+    // Another one of this provider found another way: this one starts anew with that.
+    if !token.pin_way(way) {
+        return Err(Broken::Garbage);
+    }
+    Ok((known.map(|known| token.adopt(known)), result))
+}
+
+impl fmt::Debug for Helper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Helper({}, {:?})", self.program.display(), self.deadline)
+    }
+}

@@ -1,0 +1,485 @@
+//! The module in a helper process: what crashes, hangs or lies there, and what the service sees.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pollster::block_on;
+use rustix::process::{Pid, Signal, kill_process};
+use waxseal::kek::{Health, KekErrorClass, KekProvider};
+use waxseal_pkcs11::{PinSource, Pkcs11KekBuilder};
+use waxseal_testing::pkcs11::{Ground, KEY, Kind, PIN, alone};
+use waxseal_testing::support::{a_dek, context};
+
+use super::until;
+use KekErrorClass::{Denied, Invalid, Misconfigured, Unavailable};
+
+pub(super) const HELPER: &str = env!("CARGO_BIN_EXE_waxseal-pkcs11-helper");
+
+fn isolated(ground: &Ground) -> Pkcs11KekBuilder {
+    super::builder(ground).helper(HELPER)
+}
+
+/// The helpers of this process that run, whatever state they are in.
+fn helpers() -> Vec<i32> {
+    let own = std::process::id();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let stat = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+    processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            stat(*pid).is_some_and(|stat| {
+                let (name, rest) = stat.rsplit_once(')').unwrap_or(("", ""));
+                let parent = rest.split_whitespace().nth(1);
+                name.contains("(waxseal-pkcs11-") && parent == Some(&own.to_string())
+            })
+        })
+        .collect()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
+
+fn is_loaded(module: &Path) -> bool {
+    let name = module.file_name().unwrap().to_str().unwrap();
+    fs::read_to_string("/proc/self/maps").unwrap().contains(name)
+}
+
+#[test]
+fn the_module_and_the_pin_are_in_the_helper_and_nothing_else_shows_the_pin() {
+    alone(Kind::Shim, |ground| {
+        let pins = PinSource::Environment("WAXSEAL_TEST_PIN".to_owned());
+        let kek = isolated(ground).pin_source(pins).sessions(1).build().unwrap();
+        assert!(helpers().is_empty(), "the first call starts it");
+        assert_eq!(block_on(kek.health()).unwrap(), Health::Ready);
+        let [helper] = helpers()[..] else { panic!("{:?}", helpers()) };
+        assert!(!is_loaded(&ground.module()));
+        if let Ok(maps) = fs::read_to_string(format!("/proc/{helper}/maps")) {
+            assert!(maps.contains("waxseal_pkcs11_shim"));
+        }
+        for file in ["cmdline", "environ"] {
+            // Only root may read it of such a process.
+            if let Ok(bytes) = fs::read(format!("/proc/{helper}/{file}")) {
+                assert!(!String::from_utf8_lossy(&bytes).contains(PIN), "{file}");
+            }
+        }
+        let limits = fs::read_to_string(format!("/proc/{helper}/limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+        let info = block_on(kek.read_key()).unwrap();
+        assert_eq!((info.current.as_str(), info.versions.len()), ("01", 1));
+        assert_eq!(kek.login().unwrap().logins, 1);
+        block_on(kek.close());
+        assert!(helpers().is_empty(), "closed, and waited for");
+        assert_eq!(ground.called("C_OpenSession"), ground.called("C_CloseSession"));
+    });
+}
+
+/// Each way to die, at each function of the module, before and after it worked.
+#[test]
+fn a_module_that_dies_or_hangs_fails_its_call_and_the_next_one_works() {
+    alone(Kind::Shim, |ground| {
+        let build = || isolated(ground).helper_deadline(Duration::from_secs(5)).sessions(1).build();
+        let kek = build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        for (way, said) in [
+            ("crash", "signal: 6"),
+            ("segv", "signal: 11"),
+            ("exit", "exit status: 0"),
+            ("hang", "did not answer"),
+        ] {
+            let hangs = way == "hang";
+            for function in ["C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt"] {
+                // Each takes the whole deadline.
+                if hangs && function.contains("Init") {
+                    continue;
+                }
+                ground.control(&format!("{function} {way}\n"));
+                let error = if function.contains("Enc") {
+                    block_on(kek.wrap(&alice, &dek)).unwrap_err()
+                } else {
+                    block_on(kek.unwrap(&alice, &wrapped)).unwrap_err()
+                };
+                assert!(error.class() == Unavailable && error.was_asked(), "{error}");
+                assert!(error.to_string().contains(said), "{way} {function}: {error}");
+                assert!(helpers().is_empty(), "it is gone, and waited for");
+                ground.control("");
+                let unwrapped = block_on(kek.unwrap(&alice, &wrapped)).unwrap();
+                assert_eq!(unwrapped.expose(), dek.expose());
+            }
+            // On the way to a session.
+            for function in [
+                "C_Initialize",
+                "C_GetSlotList",
+                "C_GetTokenInfo",
+                "C_OpenSession",
+                "C_FindObjectsInit",
+            ] {
+                block_on(kek.close());
+                ground.control(&format!("{function} {way}\n"));
+                let error = block_on(kek.unwrap(&alice, &wrapped)).unwrap_err();
+                assert_eq!(error.class(), Unavailable, "{way} {function}: {error}");
+                assert!(error.to_string().contains(said), "{way} {function}: {error}");
+                ground.control("");
+                block_on(kek.unwrap(&alice, &wrapped)).unwrap();
+            }
+            // On the way out.
+            ground.control(&format!("C_CloseSession {way}\n"));
+            block_on(kek.close());
+            assert!(helpers().is_empty());
+            ground.control("");
+            block_on(kek.unwrap(&alice, &wrapped)).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_helper_that_dies_again_and_again_is_started_less_and_less_often() {
+    alone(Kind::Shim, |ground| {
+        let kek = isolated(ground).sessions(1).build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        ground.control("C_DecryptInit crash\n");
+        let (start, initialized) = (Instant::now(), ground.called("C_Initialize"));
+        let (mut calls, mut refused) = (0, 0);
+        while start.elapsed() < Duration::from_secs(3) {
+            let error = block_on(kek.unwrap(&alice, &wrapped)).unwrap_err();
+            assert_eq!(error.class(), Unavailable, "{error}");
+            calls += 1;
+            refused += usize::from(!error.was_asked());
+            thread::sleep(Duration::from_millis(5));
+        }
+        let starts = ground.called("C_Initialize") - initialized;
+        println!("{starts} helpers for {calls} calls");
+        assert!((2..=8).contains(&starts) && refused > 50, "{starts} {refused}");
+        ground.control("");
+        until("it is started again", || block_on(kek.unwrap(&alice, &wrapped)).is_ok());
+        // And the next crash is the first again.
+        ground.control("C_DecryptInit crash\n");
+        block_on(kek.unwrap(&alice, &wrapped)).unwrap_err();
+        ground.control("");
+        block_on(kek.unwrap(&alice, &wrapped)).unwrap();
+    });
+}
+
+#[test]
+fn a_helper_that_is_killed_or_stopped_at_any_moment_costs_its_call_and_nothing_else() {
+    alone(Kind::SoftHsm, |ground| {
+        let kek =
+            isolated(ground).helper_deadline(Duration::from_secs(2)).sessions(3).build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let killer = {
+            let is_over = is_over.clone();
+            thread::spawn(move || {
+                let mut n = 0_u64;
+                while !is_over.load(Ordering::SeqCst) {
+                    // Other moments each time.
+                    thread::sleep(Duration::from_micros(500 + n * 7919 % 30_000));
+                    if let Some(pid) = helpers().first() {
+                        let with = if n % 16 == 15 { Signal::STOP } else { Signal::KILL };
+                        signal(*pid, with);
+                    }
+                    n += 1;
+                }
+                n
+            })
+        };
+        let (start, mut worked, mut failed) = (Instant::now(), 0, 0);
+        while start.elapsed() < Duration::from_secs(12) {
+            for result in [
+                block_on(kek.wrap(&alice, &dek)).map(|_| ()),
+                block_on(kek.unwrap(&alice, &wrapped))
+                    .map(|unwrapped| assert_eq!(unwrapped.expose(), dek.expose())),
+            ] {
+                match result {
+                    Ok(()) => worked += 1,
+                    Err(error) => {
+                        assert!(matches!(error.class(), Unavailable), "{error}");
+                        failed += 1;
+                    }
+                }
+            }
+        }
+        is_over.store(true, Ordering::SeqCst);
+        let killed = killer.join().unwrap();
+        println!("{killed} signals: {worked} calls worked, {failed} failed");
+        assert!(failed > 0 && worked > 0);
+        until("it recovers", || block_on(kek.unwrap(&alice, &wrapped)).is_ok());
+        block_on(kek.close());
+        assert!(helpers().is_empty(), "{:?}", helpers());
+    });
+}
+
+#[test]
+fn a_wrong_pin_is_given_once_whatever_helper_asks_and_however_it_ends() {
+    alone(Kind::Shim, |ground| {
+        fs::write(ground.pin_file(), "wrong-pin\n").unwrap();
+        let (one, other) =
+            (isolated(ground).build().unwrap(), isolated(ground).sessions(1).build().unwrap());
+        let here = super::kek(ground);
+        for _ in 0..3 {
+            for kek in [&one, &other, &here, &isolated(ground).build().unwrap()] {
+                let error = block_on(kek.read_key()).unwrap_err();
+                assert_eq!(error.class(), Misconfigured, "{error}");
+                assert!(error.to_string().contains("CKR_PIN_INCORRECT"), "{error}");
+                block_on(kek.close());
+            }
+        }
+        assert_eq!(ground.called("C_Login"), 1, "by helpers or not");
+        assert!(one.login().unwrap().failures > 0);
+        // The helper dies before or after the token has looked at the PIN: who knows.
+        for (n, way) in ["crash", "segv", "exit", "hang"].iter().enumerate() {
+            fs::write(ground.pin_file(), format!("wrong-pin-{n}")).unwrap();
+            ground.control(&format!("C_Login {way}\n"));
+            let deadline = Duration::from_secs(4);
+            let kek = isolated(ground).helper_deadline(deadline).build().unwrap();
+            let before = ground.called("C_Login");
+            assert_eq!(block_on(kek.read_key()).unwrap_err().class(), Unavailable);
+            ground.control("");
+            for _ in 0..3 {
+                let error = block_on(kek.read_key()).unwrap_err();
+                assert!(error.class() == Misconfigured && !error.was_asked(), "{error}");
+            }
+            assert_eq!(ground.called("C_Login"), before + 1, "{way}");
+        }
+        fs::write(ground.pin_file(), PIN).unwrap();
+        block_on(one.read_key()).unwrap();
+        block_on(other.read_key()).unwrap();
+        // One that logged in before is given again after its helper died.
+        block_on(one.close());
+        ground.control("C_Login crash\n");
+        assert_eq!(block_on(one.read_key()).unwrap_err().class(), Unavailable);
+        ground.control("");
+        until("it logs in again", || block_on(one.read_key()).is_ok());
+    });
+}
+
+#[test]
+fn many_sessions_that_start_at_once_with_a_wrong_pin_give_it_once() {
+    alone(Kind::Shim, |ground| {
+        ground.control("login silent\nC_Login sleep 100\n");
+        fs::write(ground.pin_file(), "wrong-pin").unwrap();
+        let kek = isolated(ground).sessions(8).build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        for _ in 0..3 {
+            let items: Vec<_> = (0..40).map(|_| (&alice, &dek)).collect();
+            for result in block_on(kek.wrap_many(&items)) {
+                let class = result.unwrap_err().class();
+                assert!(matches!(class, Misconfigured | Unavailable), "{class}");
+            }
+        }
+        assert_eq!(ground.called("C_Login"), 1);
+    });
+}
+
+#[test]
+fn a_program_that_is_no_helper_is_an_error_and_no_panic() {
+    alone(Kind::SoftHsm, |ground| {
+        let script = |name: &str, text: &str| -> PathBuf {
+            let path = ground.directory.join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let with = |program: &Path| {
+            let deadline = Duration::from_millis(700);
+            super::builder(ground).helper(program).helper_deadline(deadline).build().unwrap()
+        };
+        let refusal = |program: &Path| {
+            let error = block_on(with(program).read_key()).unwrap_err();
+            println!("{error}");
+            (error.class(), error.to_string())
+        };
+        assert_eq!(refusal(Path::new("/no/such/helper")).0, Misconfigured);
+        assert_eq!(refusal(Path::new("/etc/passwd")).0, Misconfigured);
+        assert_eq!(refusal(&script("no program", "no program")).0, Misconfigured);
+        for (name, text, said) in [
+            ("leaves", "exit 3", "exit status: 3"),
+            ("waits", "sleep 60", "did not answer"),
+            ("floods", "cat /dev/zero >&0", "garbage"),
+            ("noise", "head -c 4000 /dev/urandom >&0; sleep 60", ""),
+            // A length above all bounds, with the kind of a greeting.
+            ("long", "printf '\\377\\377\\377\\377\\145' >&0; sleep 60", "garbage"),
+            // A greeting that ends too soon, and one byte in a second.
+            ("short", "printf '\\001\\000\\000\\000\\145\\001' >&0; sleep 60", "garbage"),
+            ("slow", "for n in 1 2 3 4 5 6 7 8 9; do printf '\\001' >&0; sleep 0.3; done", ""),
+            // An answer in the place of a greeting.
+            ("early", "printf '\\000\\000\\000\\000\\150' >&0; sleep 60", "garbage"),
+        ] {
+            let (class, text) = refusal(&script(name, &format!("#!/bin/sh\n{text}\n")));
+            assert!(class == Unavailable && text.contains(said), "{name}: {text}");
+        }
+        // Of another version: protocol 1 and "9.9.9".
+        let other =
+            "printf '\\012\\000\\000\\000\\145\\001\\005\\000\\000\\0009.9.9' >&0; sleep 60";
+        let (class, text) = refusal(&script("another", &format!("#!/bin/sh\n{other}\n")));
+        assert!(class == Misconfigured && text.contains("version 9.9.9"), "{text}");
+        assert!(helpers().is_empty());
+        // And with the right program all is well.
+        block_on(isolated(ground).build().unwrap().read_key()).unwrap();
+    });
+}
+
+#[test]
+fn a_helper_by_hand_says_what_it_is_for() {
+    alone(Kind::SoftHsm, |_| {
+        let output = std::process::Command::new(HELPER).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("does nothing by itself"));
+    });
+}
+
+#[test]
+fn callers_that_give_up_and_handles_that_are_dropped_leave_no_helper() {
+    alone(Kind::Shim, |ground| {
+        let (alice, dek) = (context("alice"), a_dek());
+        let kek = isolated(ground).sessions(2).build().unwrap();
+        block_on(kek.wrap(&alice, &dek)).unwrap();
+        ground.control("C_EncryptInit sleep 300\n");
+        for _ in 0..200 {
+            let mut wrap = kek.wrap(&alice, &dek);
+            let mut task = Context::from_waker(Waker::noop());
+            assert!(matches!(wrap.as_mut().poll(&mut task), Poll::Pending));
+        }
+        assert!(helpers().len() <= 2);
+        ground.control("");
+        block_on(kek.wrap(&alice, &dek)).unwrap();
+        drop(kek);
+        until("they end with the last handle", || helpers().is_empty());
+        // A thread that asks and ends, a runtime that ends.
+        let kek = isolated(ground).sessions(2).build().unwrap();
+        let clone = kek.clone();
+        thread::spawn(move || block_on(clone.wrap(&context("bob"), &a_dek())).unwrap())
+            .join()
+            .unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let clone = kek.clone();
+        drop(runtime.spawn(async move { clone.wrap(&context("bob"), &a_dek()).await }));
+        drop(runtime);
+        block_on(kek.wrap(&alice, &dek)).unwrap();
+        block_on(kek.close());
+        assert!(helpers().is_empty());
+    });
+}
+
+#[test]
+fn a_key_is_denied_and_a_damaged_one_invalid_as_without_a_helper() {
+    alone(Kind::SoftHsm, |ground| {
+        let kek = isolated(ground).build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        let error = block_on(kek.unwrap(&context("bob"), &wrapped)).unwrap_err();
+        assert!(error.class() == Invalid && error.was_asked(), "{error}");
+        assert_eq!(kek.is_current(&wrapped), Some(true));
+        ground.allow(KEY, "01", "");
+        until("it is denied", || {
+            block_on(kek.unwrap(&alice, &wrapped)).is_err_and(|error| error.class() == Denied)
+        });
+        ground.allow(KEY, "01", "ed");
+        until("it is allowed", || block_on(kek.unwrap(&alice, &wrapped)).is_ok());
+        // A token that is gone, and comes back.
+        ground.remove_tokens();
+        until("it is seen to be gone", || {
+            block_on(kek.close());
+            match block_on(kek.wrap(&alice, &dek)) {
+                Ok(_) => false,
+                Err(error) => {
+                    assert_eq!(error.class(), Unavailable, "{error}");
+                    true
+                }
+            }
+        });
+        ground.put_tokens_back();
+        until("it is found again", || block_on(kek.unwrap(&alice, &wrapped)).is_ok());
+    });
+}
+
+#[test]
+fn a_new_version_is_used_by_all_helpers_once_one_has_seen_it() {
+    alone(Kind::SoftHsm, |ground| {
+        let kek = isolated(ground)
+            .versions(waxseal_pkcs11::Versions::ById)
+            .key_max_age(Duration::from_secs(3600))
+            .build()
+            .unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let items: Vec<_> = (0..40).map(|_| (&alice, &dek)).collect();
+        block_on(kek.wrap_many(&items)).into_iter().for_each(|item| drop(item.unwrap()));
+        ground.key(KEY, "02", "eds");
+        assert_eq!(block_on(kek.read_key()).unwrap().current, "02");
+        for wrapped in block_on(kek.wrap_many(&items)) {
+            assert_eq!(kek.key_version(&wrapped.unwrap()).as_deref(), Some("02"));
+        }
+    });
+}
+
+const VICTIM: &str = "WAXSEAL_TEST_VICTIM";
+
+/// Has helpers, one of them within the module, and waits to be killed. Only in the process that the
+/// test below starts.
+#[test]
+fn a_service_that_waits_to_be_killed() {
+    if std::env::var_os(VICTIM).is_none() {
+        return;
+    }
+    alone(Kind::Shim, |ground| {
+        let kek = isolated(ground).sessions(2).build().unwrap();
+        let (alice, dek) = (context("alice"), a_dek());
+        let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();
+        ground.control("C_DecryptInit hang\n");
+        let clone = kek.clone();
+        thread::spawn(move || block_on(clone.unwrap(&context("alice"), &wrapped)).map(|_| ()));
+        until("it hangs", || ground.called("C_DecryptInit") > 0);
+        // The other one has nothing to do.
+        until("there are two", || {
+            let _ = block_on(kek.wrap(&alice, &dek));
+            helpers().len() == 2
+        });
+        println!("helpers: {:?}", helpers());
+        thread::sleep(Duration::from_secs(600));
+    });
+}
+
+#[test]
+fn helpers_end_with_a_service_that_is_killed() {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Command, Stdio};
+    alone(Kind::Shim, |_| {
+        let mut service = Command::new(std::env::current_exe().unwrap())
+            .args(["isolation::a_service_that_waits_to_be_killed", "--exact", "--nocapture"])
+            .env(VICTIM, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(service.stdout.take().unwrap()).lines();
+        let pids: Vec<i32> = lines
+            .find_map(|line| {
+                let line = line.unwrap();
+                let (_, pids) = line.split_once("helpers: [")?;
+                Some(
+                    pids.trim_end_matches(']')
+                        .split(", ")
+                        .map(|pid| pid.parse().unwrap())
+                        .collect(),
+                )
+            })
+            .unwrap();
+        assert_eq!(pids.len(), 2);
+        service.kill().unwrap();
+        service.wait().unwrap();
+        let runs = |pid: &i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.contains("(waxseal-pkcs11-") && !stat.contains(") Z ")
+        };
+        until("they are gone", || !pids.iter().any(runs));
+    });
+}
