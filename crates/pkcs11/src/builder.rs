@@ -50,6 +50,7 @@ pub struct Pkcs11KekBuilder {
     key_max_age: Duration,
     helper: Option<PathBuf>,
     helper_deadline: Option<Duration>,
+    helper_variables: Vec<String>,
 }
 
 impl Pkcs11Kek {
@@ -71,6 +72,7 @@ impl Pkcs11Kek {
             key_max_age: DEFAULT_KEY_MAX_AGE,
             helper: None,
             helper_deadline: None,
+            helper_variables: Vec::new(),
         }
     }
 }
@@ -180,6 +182,14 @@ impl Pkcs11KekBuilder {
         self
     }
 
+    /// Sets which variables of this process's environment a helper gets, such as `SOFTHSM2_CONF`, by
+    /// their names. By default, and with no name, it gets all. It never gets the one that the PIN is
+    /// in. Only with [`helper`](Self::helper).
+    pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.helper_variables = names.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Checks everything that can be checked without the module, and builds the provider. Loads
     /// nothing: the first call does. The provider needs no runtime.
     ///
@@ -245,7 +255,7 @@ impl Pkcs11KekBuilder {
             _ => None,
         };
         #[cfg_attr(not(unix), allow(unused_variables, clippy::let_unit_value))]
-        let helper = helper(self.helper, self.helper_deadline, hidden)?;
+        let helper = helper(self.helper, self.helper_deadline, (self.helper_variables, hidden))?;
         let token = Token::new(
             self.module,
             self.token,
@@ -265,9 +275,9 @@ impl Pkcs11KekBuilder {
 fn helper(
     program: Option<PathBuf>,
     deadline: Option<Duration>,
-    _: Option<String>,
+    (variables, _): (Vec<String>, Option<String>),
 ) -> Result<(), Error> {
-    if program.is_some() || deadline.is_some() {
+    if program.is_some() || deadline.is_some() || !variables.is_empty() {
         return Err(invalid("helper: only on Unix"));
     }
     Ok(())
@@ -278,14 +288,19 @@ fn helper(
 fn helper(
     program: Option<PathBuf>,
     deadline: Option<Duration>,
-    hidden: Option<String>,
+    (variables, hidden): (Vec<String>, Option<String>),
 ) -> Result<Option<Helper>, Error> {
     let Some(program) = program else {
-        return match deadline {
-            Some(_) => Err(invalid("helper_deadline: there is no helper")),
-            None => Ok(None),
+        return match (deadline, variables.is_empty()) {
+            (Some(_), _) => Err(invalid("helper_deadline: there is no helper")),
+            (_, false) => Err(invalid("helper_variables: there is no helper")),
+            (None, true) => Ok(None),
         };
     };
+    let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+    if !variables.iter().all(is_name) {
+        return Err(invalid("helper_variables: a name is empty, or has `=` or a zero byte"));
+    }
     if !program.is_absolute() {
         return Err(invalid("helper: has to be absolute, so that no other program is started"));
     }
@@ -296,7 +311,7 @@ fn helper(
             "helper_deadline is {deadline:?}, {from:?} to {to:?} are allowed"
         )));
     }
-    Ok(Some(Helper::new(program, deadline, hidden)))
+    Ok(Some(Helper::new(program, deadline, variables, hidden)))
 }
 
 fn invalid(detail: impl Into<String>) -> Error {
@@ -319,6 +334,7 @@ impl fmt::Debug for Pkcs11KekBuilder {
             .field("key_max_age", &self.key_max_age)
             .field("helper", &self.helper)
             .field("helper_deadline", &self.helper_deadline)
+            .field("helper_variables", &self.helper_variables)
             .finish()
     }
 }

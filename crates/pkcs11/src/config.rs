@@ -18,7 +18,7 @@ use crate::provider::Pkcs11Kek;
 
 const PREFIX: &str = "pkcs11:";
 /// Behind the `?`. The last two are known and refused.
-const PARAMETERS: [&str; 11] = [
+const PARAMETERS: [&str; 12] = [
     "module-path",
     "pin-source",
     "name",
@@ -28,6 +28,7 @@ const PARAMETERS: [&str; 11] = [
     "key-max-age",
     "helper",
     "helper-deadline",
+    "helper-variables",
     "pin-value",
     "module-name",
 ];
@@ -60,8 +61,9 @@ const ATTRIBUTES: [&str; 8] =
 /// Before the `?` stand the attributes `token`, `serial`, `manufacturer`, `model`, `slot-id`,
 /// `object`, `id` (percent-encoded bytes) and `type` (only `secret-key`). Behind it stand
 /// `module-path`, `pin-source` (`file:/PATH`, `/PATH` or `env:NAME`), and as attributes of this
-/// project's own `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper` and
-/// `helper-deadline`. A `pin-value` is refused: a PIN must not be in a configuration. So is a `module-name`: name the file.
+/// project's own `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper`,
+/// `helper-deadline` and `helper-variables` (names separated by commas). A `pin-value` is refused: a PIN must not be in a configuration. So is a
+/// `module-name`: name the file.
 ///
 /// What is out of range or contradicts something else is refused when the provider is
 /// [built](Pkcs11KekBuilder::build).
@@ -125,6 +127,8 @@ struct Fields {
         )
     )]
     helper_deadline: Option<Duration>,
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    helper_variables: Vec<String>,
 }
 
 macro_rules! text_setters {
@@ -161,6 +165,7 @@ impl Config {
             key_max_age: None,
             helper: None,
             helper_deadline: None,
+            helper_variables: Vec::new(),
         })
     }
 
@@ -240,6 +245,13 @@ impl Config {
         self
     }
 
+    /// Sets which variables a helper gets. See [`Pkcs11KekBuilder::helper_variables`].
+    #[must_use]
+    pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.0.helper_variables = names.into_iter().map(Into::into).collect();
+        self
+    }
+
     fn checked(mut fields: Fields) -> Result<Self, Error> {
         if let Some(id) = &mut fields.id {
             let bytes = HEXLOWER_PERMISSIVE.decode(id.as_bytes()).map_err(|_| {
@@ -305,10 +317,10 @@ impl Pkcs11Kek {
         if let Some(program) = fields.helper {
             builder = builder.helper(program);
         }
-        match fields.helper_deadline {
-            Some(deadline) => builder.helper_deadline(deadline),
-            None => builder,
+        if let Some(deadline) = fields.helper_deadline {
+            builder = builder.helper_deadline(deadline);
         }
+        builder.helper_variables(fields.helper_variables)
     }
 }
 
@@ -349,7 +361,9 @@ fn unknown(name: &str) -> String {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     match name {
         "pin-source" | "module-path" | "name" | "iv-source" | "versions" | "sessions"
-        | "key-max-age" | "helper" | "helper-deadline" => format!("`{name}` stands behind the `?`"),
+        | "key-max-age" | "helper" | "helper-deadline" | "helper-variables" => {
+            format!("`{name}` stands behind the `?`")
+        }
         "pin-value" => pin_value(),
         _ if is_shown => {
             format!("attribute `{name}` is unknown; known are {}", ATTRIBUTES.join(", "))
@@ -431,6 +445,7 @@ impl FromStr for Config {
             key_max_age: uri.duration("key-max-age")?,
             helper: uri.path("helper")?,
             helper_deadline: uri.duration("helper-deadline")?,
+            helper_variables: uri.list("helper-variables")?,
         })
     }
 }
@@ -479,6 +494,7 @@ impl fmt::Display for Config {
         uri.duration("key-max-age", fields.key_max_age);
         uri.path("helper", fields.helper.as_deref());
         uri.duration("helper-deadline", fields.helper_deadline);
+        uri.list("helper-variables", fields.helper_variables.iter().map(String::as_str));
         f.write_str(&uri.finish())
     }
 }

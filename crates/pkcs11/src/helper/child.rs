@@ -6,16 +6,17 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use zeroize::Zeroizing;
 
-use super::format::{
-    Channel, Frame, Garbage, Kind, LONGEST_REQUEST, PROTOCOL, Reader, Setup, Writer,
-};
-use crate::errors::Failure;
+use super::channel::Channel;
+use super::process::DEK;
+use super::wire::{Reply, Request, Setup};
+use crate::errors::{After, Failure};
 use crate::ledger::{Attempted, Outcome, PinGiver};
 use crate::token::{Connection, Token, Wrapping};
 
@@ -54,20 +55,23 @@ fn harden() {
     }
 }
 
+/// A request, and its secret.
+type Asked = (Request, Zeroizing<Vec<u8>>);
+
 /// Both ends of the conversation.
 struct Talk {
     channel: Channel,
-    frames: Mutex<Receiver<Frame>>,
+    asked: Mutex<Receiver<Asked>>,
 }
 
 impl Talk {
-    fn send(&self, frame: Writer) -> Result<(), Failure> {
+    fn send(&self, reply: &Reply, secret: &[u8]) -> Result<(), Failure> {
         let gone = |error| Failure::unavailable(format!("the service is gone: {error}"));
-        self.channel.send(frame, None).map_err(gone)
+        self.channel.send(reply, secret, None).map_err(gone)
     }
 
-    fn receive(&self) -> Option<Frame> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+    fn receive(&self) -> Option<Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 }
 
@@ -77,30 +81,25 @@ fn serve() -> io::Result<()> {
     rustix::io::fcntl_setfd(&stdin, rustix::io::FdFlags::CLOEXEC)?;
     let channel = Channel::new(UnixStream::from(stdin.as_fd().try_clone_to_owned()?));
     let reader = channel.other_handle()?;
-    let hello = reader.receive(LONGEST_REQUEST, None)?;
-    let garbage = |_| io::Error::new(ErrorKind::InvalidData, "what it received is no greeting");
-    let mut body = hello.reader();
-    let protocol = if hello.kind == Kind::Hello { body.byte() } else { Err(Garbage) };
-    let protocol = protocol.map_err(garbage)?;
-    let ready = Writer::new(Kind::Ready).byte(PROTOCOL).text(env!("CARGO_PKG_VERSION"));
-    channel.send(ready, None)?;
-    if protocol != PROTOCOL {
-        return Ok(());
-    }
-    let setup = body.setup().map_err(garbage)?;
-    body.end().map_err(garbage)?;
-    drop(hello);
-    let (frames, received) = mpsc::channel();
+    channel.greet()?;
+    let setup = match reader.receive(None) {
+        Ok((Request::SetUp(setup), _)) => setup,
+        // A service of another version.
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+        Ok(_) => return Err(ErrorKind::InvalidData.into()),
+        Err(error) => return Err(error),
+    };
+    let (requests, asked) = mpsc::channel();
     // Sees the end of the service while the module is at work, or hangs.
     thread::Builder::new().name("waxseal-pkcs11-pipe".to_owned()).spawn(move || {
-        while let Ok(frame) = reader.receive(LONGEST_REQUEST, None) {
-            if frames.send(frame).is_err() {
+        while let Ok(request) = reader.receive::<Request>(None) {
+            if requests.send(request).is_err() {
                 break;
             }
         }
         end();
     })?;
-    work(setup, Arc::new(Talk { channel, frames: Mutex::new(received) }));
+    work(setup, Arc::new(Talk { channel, asked: Mutex::new(asked) }));
     end();
     Ok(())
 }
@@ -114,21 +113,20 @@ fn end() {
 fn work(setup: Setup, talk: Arc<Talk>) {
     let pins = setup.logs_in.then(|| Box::new(TheirPin(talk.clone())) as Box<dyn PinGiver>);
     let key = (setup.key.label, setup.key.id, setup.key.versions);
-    let token = Token::new(setup.module, setup.name, key, pins, setup.way, setup.key_max_age);
+    let token = Token::new(setup.module, setup.name, key, pins, setup.chosen, setup.key_max_age)
+        .with_way(setup.way);
     let mut session = Session { token, connection: None, told: None };
-    while let Some(frame) = talk.receive() {
-        let done = catch_unwind(AssertUnwindSafe(|| session.answer(&frame)));
-        drop(frame);
-        let done = match done {
-            Ok(Ok(done)) => done,
+    while let Some((request, secret)) = talk.receive() {
+        let done = match catch_unwind(AssertUnwindSafe(|| session.answer(request, secret))) {
+            Ok(Some(done)) => done,
             // The service speaks another language.
-            Ok(Err(Garbage)) => return,
+            Ok(None) => return,
             Err(_) => {
                 session.connection = None;
-                Err(Failure::unavailable("the module's binding panicked"))
+                Err(Failure::unavailable("the module's binding panicked").after(After::Drop))
             }
         };
-        if talk.send(session.done(done)).is_err() {
+        if session.tell(&talk, done).is_err() {
             return;
         }
     }
@@ -150,13 +148,15 @@ struct Answer {
 }
 
 impl Session {
-    fn answer(&mut self, frame: &Frame) -> Result<Result<Answer, Failure>, Garbage> {
-        let mut body = frame.reader();
-        let result = match frame.kind {
-            Kind::Open => {
-                let was_seen = body.flag()?;
-                body.end()?;
-                self.token.was_seen.fetch_or(was_seen, std::sync::atomic::Ordering::Relaxed);
+    /// `None` for what is not asked of a helper.
+    fn answer(
+        &mut self,
+        request: Request,
+        secret: Zeroizing<Vec<u8>>,
+    ) -> Option<Result<Answer, Failure>> {
+        let result = match request {
+            Request::Open { was_seen } => {
+                self.token.was_seen.fetch_or(was_seen, Ordering::Relaxed);
                 self.connection = None;
                 self.told = None;
                 Connection::open(&self.token).map(|connection| {
@@ -164,56 +164,39 @@ impl Session {
                     Answer::default()
                 })
             }
-            Kind::Close => {
-                body.end()?;
+            Request::Close => {
                 self.connection = None;
                 Ok(Answer::default())
             }
-            Kind::FindKeys => {
-                body.end()?;
-                self.with(false, |token, connection| {
-                    connection.find_keys(token).map(|()| Answer::default())
-                })
-            }
-            Kind::Check => {
-                body.end()?;
-                self.with(false, |token, connection| {
-                    token.check(connection).map(|_| Answer::default())
-                })
-            }
-            Kind::Wrap => {
-                let (reread, aad, dek) = (body.flag()?, body.array()?, body.bytes()?);
-                body.end()?;
-                let wrapping = Wrapping { aad, dek: Zeroizing::new(dek.to_vec()) };
+            Request::FindKeys => self.with(false, |token, connection| {
+                connection.find_keys(token).map(|()| Answer::default())
+            }),
+            Request::Check => self.with(false, |token, connection| {
+                token.check(connection).map(|_| Answer::default())
+            }),
+            Request::Wrap { reread, aad } if secret.len() == DEK => {
+                let wrapping = Wrapping { aad, dek: secret };
                 self.with(reread, |token, connection| {
                     let wrapped = token.wrap(connection, &wrapping)?;
                     Ok(Answer { wrapped, ..Answer::default() })
                 })
             }
-            Kind::Unwrap => {
-                let (reread, aad, bytes) = (body.flag()?, body.array()?, body.bytes()?);
-                body.end()?;
-                self.with(reread, |token, connection| {
-                    let dek = token.unwrap(connection, &aad, bytes)?;
-                    Ok(Answer { dek: Zeroizing::new(dek.expose().to_vec()), ..Answer::default() })
-                })
-            }
-            Kind::Generate => {
-                let (reread, aad) = (body.flag()?, body.array()?);
-                body.end()?;
-                self.with(reread, |token, connection| {
-                    let (dek, wrapped) = token.generate(connection, aad)?;
-                    Ok(Answer { dek, wrapped })
-                })
-            }
-            _ => return Err(Garbage),
+            Request::Unwrap { reread, aad, wrapped } => self.with(reread, |token, connection| {
+                let dek = token.unwrap(connection, &aad, &wrapped)?;
+                Ok(Answer { dek: Zeroizing::new(dek.expose().to_vec()), ..Answer::default() })
+            }),
+            Request::Generate { reread, aad } => self.with(reread, |token, connection| {
+                let (dek, wrapped) = token.generate(connection, aad)?;
+                Ok(Answer { dek, wrapped })
+            }),
+            _ => return None,
         };
         if result.as_ref().is_err_and(|failure| failure.is_ended)
             && let Some(connection) = &self.connection
         {
             connection.module_was_ended();
         }
-        Ok(result)
+        Some(result)
     }
 
     fn with(
@@ -221,8 +204,7 @@ impl Session {
         reread: bool,
         work: impl FnOnce(&Token, &mut Connection) -> Result<Answer, Failure>,
     ) -> Result<Answer, Failure> {
-        let gone =
-            || Failure::unavailable("there is no session").after(crate::errors::After::Reconnect);
+        let gone = || Failure::unavailable("there is no session").after(After::Reconnect);
         let connection = self.connection.as_mut().ok_or_else(gone)?;
         if reread {
             connection.find_keys(&self.token)?;
@@ -230,18 +212,19 @@ impl Session {
         work(&self.token, connection)
     }
 
-    /// The answer, with what was learned of the keys since the last one.
-    fn done(&mut self, result: Result<Answer, Failure>) -> Writer {
+    /// Sends the answer, with what was learned of the keys since the last one.
+    fn tell(&mut self, talk: &Talk, result: Result<Answer, Failure>) -> Result<(), Failure> {
         let list = self.token.list();
         let known = self.token.known().filter(|_| self.told != Some(list));
         if known.is_some() {
             self.told = Some(list);
         }
-        let writer = Writer::new(Kind::Done).known(known.as_deref()).way(self.token.way());
-        match result {
-            Ok(answer) => writer.flag(true).bytes(&answer.dek).bytes(&answer.wrapped),
-            Err(failure) => writer.flag(false).failure(&failure),
-        }
+        let (dek, result) = match result {
+            Ok(Answer { dek, wrapped }) => (dek, Ok(wrapped)),
+            Err(failure) => (Zeroizing::default(), Err(failure)),
+        };
+        let known = known.as_deref().cloned();
+        talk.send(&Reply::Done { known, way: self.token.way(), result }, &dek)
     }
 }
 
@@ -250,31 +233,19 @@ struct TheirPin(Arc<Talk>);
 
 struct TheirAttempt {
     talk: Arc<Talk>,
-    pin: Zeroizing<String>,
+    pin: Zeroizing<Vec<u8>>,
 }
 
 impl PinGiver for TheirPin {
-    fn begin(&self, token: &str) -> Result<Box<dyn Attempted>, Failure> {
-        self.0.send(Writer::new(Kind::PinWanted).text(token))?;
-        let odd = || Failure::unavailable("the service's answer is no PIN");
-        let frame = self.0.receive().ok_or_else(odd)?;
-        let read = |mut body: Reader<'_>| -> Result<Result<_, Failure>, Garbage> {
-            match frame.kind {
-                Kind::Pin => {
-                    let pin = Zeroizing::new(body.str()?.to_owned());
-                    body.end()?;
-                    Ok(Ok(pin))
-                }
-                Kind::NoPin => {
-                    let failure = body.failure()?;
-                    body.end()?;
-                    Ok(Err(failure))
-                }
-                _ => Err(Garbage),
+    fn begin(&self, token: &str, is_counted: bool) -> Result<Box<dyn Attempted>, Failure> {
+        self.0.send(&Reply::PinWanted { token: token.to_owned(), is_counted }, &[])?;
+        match self.0.receive() {
+            Some((Request::Pin, pin)) if std::str::from_utf8(&pin).is_ok() => {
+                Ok(Box::new(TheirAttempt { talk: self.0.clone(), pin }))
             }
-        };
-        let pin = read(frame.reader()).map_err(|Garbage| odd())??;
-        Ok(Box::new(TheirAttempt { talk: self.0.clone(), pin }))
+            Some((Request::NoPin(failure), _)) => Err(failure),
+            _ => Err(Failure::unavailable("the service's answer is no PIN")),
+        }
     }
 
     fn forget_refused(&self) {}
@@ -282,10 +253,10 @@ impl PinGiver for TheirPin {
 
 impl Attempted for TheirAttempt {
     fn pin(&self) -> &str {
-        &self.pin
+        std::str::from_utf8(&self.pin).unwrap_or_default()
     }
 
     fn settle(self: Box<Self>, outcome: Outcome) -> Result<(), Failure> {
-        self.talk.send(Writer::new(Kind::Settled).outcome(&outcome))
+        self.talk.send(&Reply::Settled(outcome), &[])
     }
 }

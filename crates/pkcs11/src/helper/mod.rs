@@ -23,9 +23,10 @@
 //! There, `my-service-pkcs11-helper` is a link to the service's own file.
 #![forbid(unsafe_code)]
 
+mod channel;
 mod child;
-mod format;
 mod process;
+mod wire;
 
 pub use child::run;
 pub(crate) use process::{Helper, Process, Remote};

@@ -1,10 +1,12 @@
 //! A helper as the service sees it: started, asked, and ended when it dies, hangs or talks garbage.
 #![forbid(unsafe_code)]
 
+use std::env::var_os;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
@@ -16,11 +18,12 @@ use waxseal::kek::UnwrappedDek;
 use waxseal::kek::toolkit::process_generation;
 use zeroize::Zeroizing;
 
-use super::format::{Channel, Frame, Garbage, Kind, LONGEST_ANSWER, PROTOCOL, Setup, Writer};
+use super::channel::Channel;
+use super::wire::{Reply, Request, Setup};
 use crate::errors::{After, Failure};
 use crate::format::Wrapped;
 use crate::key::KeyInfo;
-use crate::ledger::Attempted;
+use crate::ledger::{Attempted, Outcome};
 use crate::token::{Token, Wrapping};
 
 /// The pause before a helper is started again after two that died without an answer in between. It
@@ -33,6 +36,8 @@ const TO_DIE: Duration = Duration::from_secs(1);
 const TO_CLOSE: Duration = Duration::from_secs(2);
 /// Killed processes that the system does not let go, at most: a driver that hangs is one cause.
 const MOST_UNDEAD: usize = 64;
+/// Bytes of a DEK.
+pub(super) const DEK: usize = 32;
 /// Logins in one request: the first, and one after a new start of the module.
 const MOST_LOGINS: usize = 2;
 
@@ -42,7 +47,9 @@ static UNDEAD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 pub(crate) struct Helper {
     program: PathBuf,
     deadline: Duration,
-    /// The variable with the PIN, which a helper does not inherit.
+    /// The variables that a helper gets. None means all.
+    variables: Vec<String>,
+    /// The variable with the PIN, which a helper does not get.
     hidden: Option<String>,
     deaths: Mutex<Deaths>,
 }
@@ -54,8 +61,13 @@ struct Deaths {
 }
 
 impl Helper {
-    pub(crate) fn new(program: PathBuf, deadline: Duration, hidden: Option<String>) -> Self {
-        Self { program, deadline, hidden, deaths: Mutex::default() }
+    pub(crate) fn new(
+        program: PathBuf,
+        deadline: Duration,
+        variables: Vec<String>,
+        hidden: Option<String>,
+    ) -> Self {
+        Self { program, deadline, variables, hidden, deaths: Mutex::default() }
     }
 
     fn died(&self) {
@@ -109,12 +121,6 @@ impl From<io::Error> for Broken {
     }
 }
 
-impl From<Garbage> for Broken {
-    fn from(_: Garbage) -> Self {
-        Self::Garbage
-    }
-}
-
 /// A helper that runs. It is killed when this is dropped.
 pub(crate) struct Process {
     child: Option<Child>,
@@ -146,6 +152,12 @@ impl Process {
         let (ours, theirs) = UnixStream::pair().map_err(started)?;
         let mut command = Command::new(&helper.program);
         command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        // A Ctrl-C is for the service, which ends its helpers when it has no more use for them.
+        command.process_group(0);
+        if !helper.variables.is_empty() {
+            command.env_clear();
+            command.envs(helper.variables.iter().filter_map(|name| Some((name, var_os(name)?))));
+        }
         if let Some(name) = &helper.hidden {
             command.env_remove(name);
         }
@@ -173,24 +185,21 @@ impl Process {
     /// Tells it what it is for. `Some` is its version, if it is another one.
     fn greet(&self, token: &Token, helper: &Helper) -> Result<Option<String>, Broken> {
         let deadline = Instant::now().checked_add(helper.deadline);
+        let theirs = self.channel.greeted(deadline)?;
+        if theirs != env!("CARGO_PKG_VERSION") {
+            return Ok(Some(theirs));
+        }
         let setup = Setup {
             module: token.module.clone(),
             name: token.name.clone(),
             key: token.key.clone(),
             logs_in: token.pins.is_some(),
-            way: token.way().or(token.chosen),
+            chosen: token.chosen,
+            way: token.way(),
             key_max_age: token.key_max_age,
         };
-        self.channel.send(Writer::new(Kind::Hello).byte(PROTOCOL).setup(&setup), deadline)?;
-        let ready = self.channel.receive(LONGEST_ANSWER, deadline)?;
-        if ready.kind != Kind::Ready {
-            return Err(Broken::Garbage);
-        }
-        let mut body = ready.reader();
-        let (protocol, version) = (body.byte()?, body.message()?);
-        body.end()?;
-        let same = protocol == PROTOCOL && version == env!("CARGO_PKG_VERSION");
-        Ok((!same).then_some(version))
+        self.channel.send(&Request::SetUp(setup), &[], deadline)?;
+        Ok(None)
     }
 
     /// Ends it, and says why.
@@ -295,7 +304,7 @@ impl Remote {
         };
         let mut remote = Self { process: Some(process), list: token.list() };
         let was_seen = token.was_seen.load(Ordering::Relaxed);
-        match remote.ask(token, helper, Writer::new(Kind::Open).flag(was_seen)) {
+        match remote.ask(token, helper, &Request::Open { was_seen }, &[]) {
             Ok(_) => Ok(remote),
             Err(failure) => {
                 *spare = remote.process.take();
@@ -307,18 +316,18 @@ impl Remote {
     /// Closes the session. Returns the helper, if it is well.
     pub(crate) fn close(mut self, token: &Token, helper: &Helper) -> Option<Process> {
         let deadline = helper.deadline.min(TO_CLOSE);
-        let _ = self.ask_within(token, helper, Writer::new(Kind::Close), deadline);
+        let _ = self.ask_within(token, helper, &Request::Close, &[], deadline);
         self.process.take()
     }
 
     pub(crate) fn find_keys(&mut self, token: &Token, helper: &Helper) -> Result<(), Failure> {
-        self.ask(token, helper, Writer::new(Kind::FindKeys))?;
+        self.ask(token, helper, &Request::FindKeys, &[])?;
         helper.is_well();
         Ok(())
     }
 
     pub(crate) fn check(&mut self, token: &Token, helper: &Helper) -> Result<KeyInfo, Failure> {
-        self.ask(token, helper, Writer::new(Kind::Check))?;
+        self.ask(token, helper, &Request::Check, &[])?;
         helper.is_well();
         token.key_info()
     }
@@ -329,16 +338,18 @@ impl Remote {
         helper: &Helper,
         wrapping: &Wrapping,
     ) -> Result<Vec<u8>, Failure> {
-        let answer = self.ask_with_keys(token, helper, Kind::Wrap, |writer| {
-            writer.bytes(&wrapping.aad).bytes(&wrapping.dek)
-        })?;
+        let request = Request::Wrap { reread: self.is_behind(token), aad: wrapping.aad };
+        let answer = self.ask(token, helper, &request, &wrapping.dek)?;
         self.checked(helper, &wrapping.dek, answer.wrapped)
     }
 
     /// Wrapped keys that nobody could unwrap would be found out too late.
     fn checked(&mut self, helper: &Helper, dek: &[u8], bytes: Vec<u8>) -> Result<Vec<u8>, Failure> {
-        let is_one = Wrapped::read(&bytes).is_some_and(|wrapped| !wrapped.sealed.starts_with(dek));
-        if is_one { Ok(bytes) } else { Err(self.is_broken(helper, &Broken::Garbage)) }
+        if Wrapped::read(&bytes).is_none_or(|wrapped| wrapped.sealed.starts_with(dek)) {
+            return Err(self.is_broken(helper, &Broken::Garbage));
+        }
+        helper.is_well();
+        Ok(bytes)
     }
 
     pub(crate) fn unwrap(
@@ -348,8 +359,13 @@ impl Remote {
         aad: &[u8; 32],
         bytes: &[u8],
     ) -> Result<UnwrappedDek, Failure> {
-        let answer = self
-            .ask_with_keys(token, helper, Kind::Unwrap, |writer| writer.bytes(aad).bytes(bytes))?;
+        let (reread, wrapped) = (self.is_behind(token), bytes.to_vec());
+        let request = Request::Unwrap { reread, aad: *aad, wrapped };
+        let answer = self.ask(token, helper, &request, &[])?;
+        if answer.dek.len() != DEK {
+            return Err(self.is_broken(helper, &Broken::Garbage));
+        }
+        helper.is_well();
         Ok(UnwrappedDek::new(answer.dek.to_vec()))
     }
 
@@ -359,48 +375,45 @@ impl Remote {
         helper: &Helper,
         aad: &[u8; 32],
     ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Failure> {
-        let answer =
-            self.ask_with_keys(token, helper, Kind::Generate, |writer| writer.bytes(aad))?;
-        if answer.dek.len() != 32 {
+        let request = Request::Generate { reread: self.is_behind(token), aad: *aad };
+        let answer = self.ask(token, helper, &request, &[])?;
+        if answer.dek.len() != DEK || answer.dek.iter().all(|byte| *byte == 0) {
             return Err(self.is_broken(helper, &Broken::Garbage));
         }
         let wrapped = self.checked(helper, &answer.dek, answer.wrapped)?;
         Ok((answer.dek, wrapped))
     }
 
-    /// Asks what needs the keys. If another session read others, they are read again before.
-    fn ask_with_keys(
+    /// Whether another session has read other keys, so that this one has to read them again. What
+    /// it tells of them comes with its answer.
+    fn is_behind(&mut self, token: &Token) -> bool {
+        let list = token.list();
+        std::mem::replace(&mut self.list, list) != list
+    }
+
+    fn ask(
         &mut self,
         token: &Token,
         helper: &Helper,
-        kind: Kind,
-        write: impl FnOnce(Writer) -> Writer,
+        request: &Request,
+        secret: &[u8],
     ) -> Result<Answer, Failure> {
-        let list = token.list();
-        let request = write(Writer::new(kind).flag(self.list != list));
-        // What it tells of the keys meanwhile comes later.
-        self.list = list;
-        let answer = self.ask(token, helper, request)?;
-        helper.is_well();
-        Ok(answer)
-    }
-
-    fn ask(&mut self, token: &Token, helper: &Helper, request: Writer) -> Result<Answer, Failure> {
-        self.ask_within(token, helper, request, helper.deadline)
+        self.ask_within(token, helper, request, secret, helper.deadline)
     }
 
     fn ask_within(
         &mut self,
         token: &Token,
         helper: &Helper,
-        request: Writer,
+        request: &Request,
+        secret: &[u8],
         most: Duration,
     ) -> Result<Answer, Failure> {
         let Some(process) = &self.process else {
             let text = "the module's helper process is gone";
             return Err(Failure::unavailable(text).after(After::Drop));
         };
-        match converse(&process.channel, token, request, most) {
+        match converse(&process.channel, token, (request, secret), most) {
             Ok((list, result)) => {
                 self.list = list.unwrap_or(self.list);
                 result
@@ -417,73 +430,63 @@ impl Remote {
     }
 }
 
-/// One request, what the helper asks back, and its answer. What it did not settle of a login is
-/// settled by dropping the attempt: see [`crate::ledger`].
+/// One request, what the helper asks back, and its answer, each within `most`. An attempt to log in
+/// that the helper did not settle is dropped here: see [`crate::ledger`].
 fn converse(
     channel: &Channel,
     token: &Token,
-    request: Writer,
+    (request, secret): (&Request, &[u8]),
     most: Duration,
 ) -> Result<(Option<u64>, Result<Answer, Failure>), Broken> {
     let until = || Instant::now().checked_add(most);
     let mut deadline = until();
-    channel.send(request, deadline)?;
+    channel.send(request, secret, deadline)?;
     let mut attempt: Option<Box<dyn Attempted>> = None;
     let mut logins = 0;
     loop {
-        let frame = channel.receive(LONGEST_ANSWER, deadline)?;
-        let mut body = frame.reader();
-        match (frame.kind, attempt.is_some(), &token.pins) {
-            (Kind::PinWanted, false, Some(pins)) if logins < MOST_LOGINS => {
-                let name = body.message()?;
-                body.end()?;
+        let (reply, secret) = channel.receive::<Reply>(deadline)?;
+        match (reply.cleaned(), attempt.take(), &token.pins) {
+            (Reply::PinWanted { token: name, is_counted }, None, Some(pins))
+                if logins < MOST_LOGINS =>
+            {
                 logins += 1;
                 token.was_seen.store(true, Ordering::Relaxed);
-                let reply = match pins.begin(&name) {
-                    Ok(begun) => {
-                        let reply = Writer::new(Kind::Pin).text(begun.pin());
-                        attempt = Some(begun);
-                        reply
-                    }
-                    Err(failure) => Writer::new(Kind::NoPin).failure(&failure),
-                };
-                if attempt.is_none() {
-                    token.failed_logins.fetch_add(1, Ordering::Relaxed);
-                }
+                let begun = pins.begin(&name, is_counted);
                 // It may have waited for another login.
                 deadline = until();
-                channel.send(reply, deadline)?;
-            }
-            (Kind::Settled, true, _) => {
-                let outcome = body.outcome()?;
-                body.end()?;
-                token.count_login(&outcome);
-                if let Some(attempt) = attempt.take() {
-                    // It is of this process, where nothing can fail.
-                    let _ = attempt.settle(outcome);
+                match begun {
+                    Ok(begun) => {
+                        if let Err(error) =
+                            channel.send(&Request::Pin, begun.pin().as_bytes(), deadline)
+                        {
+                            // The helper has no whole PIN that it could have given.
+                            let _ = begun.settle(Outcome::NotTried);
+                            return Err(error.into());
+                        }
+                        attempt = Some(begun);
+                    }
+                    Err(failure) => {
+                        token.failed_logins.fetch_add(1, Ordering::Relaxed);
+                        channel.send(&Request::NoPin(failure), &[], deadline)?;
+                    }
                 }
             }
-            (Kind::Done, false, _) => return done(token, &frame),
+            (Reply::Settled(outcome), Some(attempt), _) => {
+                token.count_login(&outcome);
+                // It is of this process, where nothing can fail.
+                let _ = attempt.settle(outcome);
+            }
+            (Reply::Done { known, way, result }, None, _) => {
+                // Another one of this provider found another way: this one starts anew with that.
+                if !token.pin_way(way) {
+                    return Err(Broken::Garbage);
+                }
+                let list = known.map(|known| token.adopt(known));
+                return Ok((list, result.map(|wrapped| Answer { dek: secret, wrapped })));
+            }
             _ => return Err(Broken::Garbage),
         }
     }
-}
-
-fn done(token: &Token, frame: &Frame) -> Result<(Option<u64>, Result<Answer, Failure>), Broken> {
-    let mut body = frame.reader();
-    let (known, way) = (body.known()?, body.way()?);
-    let result = if body.flag()? {
-        let dek = Zeroizing::new(body.bytes()?.to_vec());
-        Ok(Answer { dek, wrapped: body.bytes()?.to_vec() })
-    } else {
-        Err(body.failure()?)
-    };
-    body.end()?;
-    // Another one of this provider found another way: this one starts anew with that.
-    if !token.pin_way(way) {
-        return Err(Broken::Garbage);
-    }
-    Ok((known.map(|known| token.adopt(known)), result))
 }
 
 impl fmt::Debug for Helper {

@@ -46,6 +46,7 @@ pub(crate) struct Token {
 }
 
 /// What was read of the keys last.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Known {
     pub(crate) current: Vec<u8>,
     /// In hexadecimal digits, the current one last.
@@ -87,6 +88,13 @@ impl Token {
     #[cfg(unix)]
     pub(crate) fn with_helper(mut self, helper: Option<Helper>) -> Self {
         self.helper = helper;
+        self
+    }
+
+    /// Keeps to a way that was found before.
+    #[cfg(unix)]
+    pub(crate) fn with_way(self, way: Option<IvSource>) -> Self {
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
         self
     }
 
