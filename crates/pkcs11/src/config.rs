@@ -252,6 +252,37 @@ impl Config {
         self
     }
 
+    /// The token's label, if it is found by that alone.
+    pub(crate) fn token_label(&self) -> Option<&str> {
+        let fields = &self.0;
+        let is_alone = fields.serial.is_none()
+            && fields.manufacturer.is_none()
+            && fields.model.is_none()
+            && fields.slot_id.is_none();
+        fields.token.as_deref().filter(|_| is_alone)
+    }
+
+    pub(crate) fn key_label(&self) -> &str {
+        &self.0.object
+    }
+
+    /// In hexadecimal digits.
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        self.0.id.as_deref()
+    }
+
+    pub(crate) fn has_no_iv_source(&self) -> bool {
+        self.0.iv_source.is_none()
+    }
+
+    /// The same KEK in a token with another label.
+    pub(crate) fn in_token(&self, label: &str) -> Self {
+        let mut config = self.clone();
+        let before = config.0.token.replace(label.to_owned());
+        config.0.name = config.0.name.or(before);
+        config
+    }
+
     fn checked(mut fields: Fields) -> Result<Self, Error> {
         if let Some(id) = &mut fields.id {
             let bytes = HEXLOWER_PERMISSIVE.decode(id.as_bytes()).map_err(|_| {

@@ -5,6 +5,7 @@
 
 mod builder;
 mod config;
+pub mod duties;
 mod errors;
 mod format;
 pub mod guide;

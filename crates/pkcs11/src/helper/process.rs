@@ -1,6 +1,7 @@
 //! A helper as the service sees it: started, asked, and ended when it dies, hangs or talks garbage.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::env::var_os;
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -10,7 +11,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,14 @@ pub(super) const DEK: usize = 32;
 const MOST_LOGINS: usize = 2;
 
 static UNDEAD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+/// By the module's path: sessions are opened one after the other. A token that is files may not be
+/// seen whole by a process that starts while another one logs in (SoftHSM2).
+static TURNS: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+
+fn turn(token: &Token) -> Arc<Mutex<()>> {
+    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
+    turns.entry(token.module.clone()).or_default().clone()
+}
 
 /// The program, and how its processes of one provider fare.
 pub(crate) struct Helper {
@@ -298,6 +307,8 @@ impl Remote {
         helper: &Helper,
         spare: &mut Option<Process>,
     ) -> Result<Self, Failure> {
+        let turn = turn(token);
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let process = match spare.take() {
             Some(process) => process,
             None => Process::start(token, helper)?,
