@@ -20,6 +20,8 @@ use crate::support::context;
 
 const MAX_AGE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3600);
+/// After which the library assumes an outage where it may serve what is past its age.
+const MAX_WAIT: Duration = Duration::from_millis(250);
 const HEAD: &str = "| fault | class | tries | cached | past `max_age`, in the grace | recovery |";
 const RULE: &str = "|---|---|---|---|---|---|";
 
@@ -271,11 +273,20 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     // Nobody has asked about this DEK yet.
     opens(&reader, &bob, &warm, b"warm").await;
     clock.advance(2 * MAX_AGE);
-    let late = reader.decrypt(&bob, Aad::empty(), &warm).await;
+    let asked = Instant::now();
+    let mut late = reader.decrypt(&bob, Aad::empty(), &warm).await;
+    // On a busy machine the answer may take longer, so that an outage is assumed. It is over once the
+    // answer comes.
+    let is_assumed = !is_outage(kind) && asked.elapsed() >= MAX_WAIT;
+    while is_assumed && late.is_ok() && asked.elapsed().as_secs() < 60 {
+        pause().await;
+        late = reader.decrypt(&bob, Aad::empty(), &warm).await;
+    }
     match is_outage(kind) {
         true => assert_eq!(&*late.unwrap_or_else(|e| panic!("{name}: {e}")), b"warm"),
         false => {
-            let late = late.err().unwrap_or_else(|| panic!("{name}: served past max_age"));
+            let late = late.err();
+            let late = late.unwrap_or_else(|| panic!("{name}: served: {:?}", of_kek(&reader)));
             assert_eq!(late.kind(), kind, "{name}: no grace");
         }
     }
@@ -291,12 +302,14 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
 
     (fault.end)(stage).await;
     stage.take_time();
+    // Where a test waits for no answer, it waits for a second only. A busy machine may take longer.
+    let may_wait = is_slow || !stage.recovers_at_once();
     let start = Instant::now();
     loop {
         match reader.decrypt(&alice, Aad::empty(), &cold).await {
             Ok(plaintext) => break assert_eq!(&*plaintext, b"cold", "{name}"),
             Err(error) => {
-                let may_wait = !stage.recovers_at_once() && start.elapsed().as_secs() < 60;
+                let may_wait = may_wait && start.elapsed().as_secs() < 60;
                 assert!(may_wait, "{name} does not pass: {error}");
             }
         }
@@ -307,7 +320,7 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     reader.encrypt(&carol, Aad::empty(), b"text").await.unwrap();
     clock.advance(Duration::from_secs(1));
     while let Err(error) = guarded.decrypt(&alice, Aad::empty(), &cold).await {
-        let may_wait = !stage.recovers_at_once() && start.elapsed().as_secs() < 60;
+        let may_wait = may_wait && start.elapsed().as_secs() < 60;
         assert!(may_wait, "{name}, the probe: {error}");
         clock.advance(Duration::from_secs(1));
         pause().await;
