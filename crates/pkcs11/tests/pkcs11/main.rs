@@ -12,6 +12,7 @@ mod faults;
 mod isolation;
 mod keys;
 mod login;
+mod programs;
 mod sessions;
 
 use std::time::Duration;
