@@ -25,10 +25,10 @@
 //! # Ok::<(), waxseal::Error>(())
 //! ```
 //!
-//! PKCS#11 knows two roles, the security officer and the user, and the user of a token can use each of
-//! its keys. So who only wraps and who only unwraps have a token (or partition) each, with the same
-//! key in it under other attributes. What a vendor's HSM has beyond that (crypto officers, policies of
-//! a partition) is not in the plan.
+//! PKCS#11 knows two roles, the security officer and the user, and the user of a token can use each
+//! of its keys. So who only wraps and who only unwraps have a token (or partition) each, with the
+//! same key in it under other attributes. What a vendor's HSM has beyond that (crypto officers,
+//! policies of a partition) is not in the plan.
 //!
 //! An owner of the key is the security officer of its tokens. An administrator makes the key, in a
 //! ceremony, and gives it out. Auditors and break-glass have no token: the HSM's own log is what is
@@ -134,8 +134,8 @@ impl PlannedToken {
         &self.holders
     }
 
-    /// Returns the attributes of the key that are true or false, by their names in PKCS#11. It cannot
-    /// be read, changed or copied, so its user cannot make it do more.
+    /// Returns the attributes of the key that are true or false, by their names in PKCS#11. It
+    /// cannot be read, changed or copied, so its user cannot make it do more.
     #[must_use]
     pub fn attributes(&self) -> [(&'static str, bool); 11] {
         [
@@ -161,8 +161,8 @@ impl PlannedToken {
 }
 
 impl TokenPlanBuilder {
-    /// Accepts that who rewraps sees DEKs. PKCS#11 cannot rewrap, so a rewrapper has a token that wraps
-    /// and unwraps. By default `build` refuses a domain that has rewrappers.
+    /// Accepts that who rewraps sees DEKs. PKCS#11 cannot rewrap, so a rewrapper has a token that
+    /// wraps and unwraps. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.rewrappers_see_deks = accepted;
         self
