@@ -9,6 +9,7 @@
  *   login silent                also never says that a PIN was counted as wrong
  *   FUNCTION crash              ends the process by a signal of its own (abort)
  *   FUNCTION segv               reads where nothing is
+ *   any segv N                  the same at the N-th call of this process, whatever is called
  *   FUNCTION exit               ends the process in order
  *   FUNCTION hang               never returns
  *   sessions N                  has no more than N sessions
@@ -105,8 +106,11 @@ static int was_called(const char *name) {
 static ulong_t before(const char *name) {
     char rest[256], id[32] = "";
     ulong_t code = 0;
-    int times = 0, i, fails = 0;
+    int times = 0, i, fails = 0, call;
+    static int calls;
     log_call(name);
+    call = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
+    if (control("any", "segv", rest, sizeof rest) && atoi(rest) == call) code = *(volatile ulong_t *)8;
     if (control(name, "sleep", rest, sizeof rest)) usleep((useconds_t)atoi(rest) * 1000);
     if (control(name, "crash", NULL, 0)) abort();
     if (control(name, "segv", NULL, 0)) code = *(volatile ulong_t *)8;

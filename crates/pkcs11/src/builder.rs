@@ -11,6 +11,8 @@ use waxseal::{CallBudget, Error, ErrorKind, KekId};
 use zeroize::Zeroizing;
 
 use crate::format::MAX_ID;
+#[cfg(unix)]
+use crate::helper::Helper;
 use crate::key::{IvSource, Versions, hex};
 use crate::ledger::{OwnPin, PinGiver};
 use crate::pin::{Pin, PinSource};
@@ -25,6 +27,11 @@ const KEY_MAX_AGES: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 /// Calls per second are the token's business: the budget is about sessions.
 const PER_SECOND: u32 = 1_000_000;
+#[cfg(unix)]
+const DEFAULT_HELPER_DEADLINE: Duration = Duration::from_secs(30);
+#[cfg(unix)]
+const HELPER_DEADLINES: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_secs(3600);
 /// Longest label of a token, in bytes (`CK_TOKEN_INFO`).
 const LONGEST_TOKEN: usize = 32;
 
@@ -41,6 +48,9 @@ pub struct Pkcs11KekBuilder {
     versions: Versions,
     sessions: u32,
     key_max_age: Duration,
+    helper: Option<PathBuf>,
+    helper_deadline: Option<Duration>,
+    helper_variables: Vec<String>,
 }
 
 impl Pkcs11Kek {
@@ -60,6 +70,9 @@ impl Pkcs11Kek {
             versions: Versions::default(),
             sessions: DEFAULT_SESSIONS,
             key_max_age: DEFAULT_KEY_MAX_AGE,
+            helper: None,
+            helper_deadline: None,
+            helper_variables: Vec::new(),
         }
     }
 }
@@ -151,6 +164,32 @@ impl Pkcs11KekBuilder {
         self
     }
 
+    /// Sets the program that loads the module in a process of its own, one for each session, so that
+    /// a module that crashes or hangs does not take this process with it. The path is absolute; the
+    /// program is `waxseal-pkcs11-helper` of this crate, in the same version, or one that calls
+    /// [`helper::run`](crate::helper::run). Only on Unix. By default the module is loaded here.
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.helper = Some(program.into());
+        self
+    }
+
+    /// Sets how long a helper may take for one request before it is killed and the call fails as
+    /// *unavailable*: 100 ms to 1 hour, by default 30 seconds. It has to be longer than the token
+    /// ever takes, and a login or the first call may take several functions of the module. Only with
+    /// [`helper`](Self::helper).
+    pub fn helper_deadline(mut self, deadline: Duration) -> Self {
+        self.helper_deadline = Some(deadline);
+        self
+    }
+
+    /// Sets which variables of this process's environment a helper gets, such as `SOFTHSM2_CONF`, by
+    /// their names. By default, and with no name, it gets all. It never gets the one that the PIN is
+    /// in. Only with [`helper`](Self::helper).
+    pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.helper_variables = names.into_iter().map(Into::into).collect();
+        self
+    }
+
     /// Checks everything that can be checked without the module, and builds the provider. Loads
     /// nothing: the first call does. The provider needs no runtime.
     ///
@@ -211,6 +250,12 @@ impl Pkcs11KekBuilder {
         let budget = CallBudget::new(PER_SECOND, self.sessions)?;
         let advice = CallAdvice::default().budget(budget);
         let target = CallTarget::new(id.as_str()).with_advice(advice);
+        let hidden = match &self.pin {
+            Some(Pin::From(PinSource::Environment(name))) => Some(name.clone()),
+            _ => None,
+        };
+        #[cfg_attr(not(unix), allow(unused_variables, clippy::let_unit_value))]
+        let helper = helper(self.helper, self.helper_deadline, (self.helper_variables, hidden))?;
         let token = Token::new(
             self.module,
             self.token,
@@ -219,9 +264,54 @@ impl Pkcs11KekBuilder {
             self.iv_source,
             self.key_max_age,
         );
+        #[cfg(unix)]
+        let token = token.with_helper(helper);
         let most = usize::try_from(self.sessions).unwrap_or(1);
         Ok(Pkcs11Kek::new(id, target, Pool::new(token, most), most))
     }
+}
+
+#[cfg(not(unix))]
+fn helper(
+    program: Option<PathBuf>,
+    deadline: Option<Duration>,
+    (variables, _): (Vec<String>, Option<String>),
+) -> Result<(), Error> {
+    if program.is_some() || deadline.is_some() || !variables.is_empty() {
+        return Err(invalid("helper: only on Unix"));
+    }
+    Ok(())
+}
+
+/// The helper that is asked for.
+#[cfg(unix)]
+fn helper(
+    program: Option<PathBuf>,
+    deadline: Option<Duration>,
+    (variables, hidden): (Vec<String>, Option<String>),
+) -> Result<Option<Helper>, Error> {
+    let Some(program) = program else {
+        return match (deadline, variables.is_empty()) {
+            (Some(_), _) => Err(invalid("helper_deadline: there is no helper")),
+            (_, false) => Err(invalid("helper_variables: there is no helper")),
+            (None, true) => Ok(None),
+        };
+    };
+    let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+    if !variables.iter().all(is_name) {
+        return Err(invalid("helper_variables: a name is empty, or has `=` or a zero byte"));
+    }
+    if !program.is_absolute() {
+        return Err(invalid("helper: has to be absolute, so that no other program is started"));
+    }
+    let deadline = deadline.unwrap_or(DEFAULT_HELPER_DEADLINE);
+    if !HELPER_DEADLINES.contains(&deadline) {
+        let (from, to) = (HELPER_DEADLINES.start(), HELPER_DEADLINES.end());
+        return Err(invalid(format!(
+            "helper_deadline is {deadline:?}, {from:?} to {to:?} are allowed"
+        )));
+    }
+    Ok(Some(Helper::new(program, deadline, variables, hidden)))
 }
 
 fn invalid(detail: impl Into<String>) -> Error {
@@ -242,6 +332,9 @@ impl fmt::Debug for Pkcs11KekBuilder {
             .field("versions", &self.versions)
             .field("sessions", &self.sessions)
             .field("key_max_age", &self.key_max_age)
+            .field("helper", &self.helper)
+            .field("helper_deadline", &self.helper_deadline)
+            .field("helper_variables", &self.helper_variables)
             .finish()
     }
 }

@@ -18,7 +18,7 @@ use crate::provider::Pkcs11Kek;
 
 const PREFIX: &str = "pkcs11:";
 /// Behind the `?`. The last two are known and refused.
-const PARAMETERS: [&str; 9] = [
+const PARAMETERS: [&str; 12] = [
     "module-path",
     "pin-source",
     "name",
@@ -26,6 +26,9 @@ const PARAMETERS: [&str; 9] = [
     "versions",
     "sessions",
     "key-max-age",
+    "helper",
+    "helper-deadline",
+    "helper-variables",
     "pin-value",
     "module-name",
 ];
@@ -58,8 +61,9 @@ const ATTRIBUTES: [&str; 8] =
 /// Before the `?` stand the attributes `token`, `serial`, `manufacturer`, `model`, `slot-id`,
 /// `object`, `id` (percent-encoded bytes) and `type` (only `secret-key`). Behind it stand
 /// `module-path`, `pin-source` (`file:/PATH`, `/PATH` or `env:NAME`), and as attributes of this
-/// project's own `name`, `iv-source`, `versions`, `sessions` and `key-max-age`. A `pin-value` is
-/// refused: a PIN must not be in a configuration. So is a `module-name`: name the file.
+/// project's own `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper`,
+/// `helper-deadline` and `helper-variables` (names separated by commas). A `pin-value` is refused: a
+/// PIN must not be in a configuration. So is a `module-name`: name the file.
 ///
 /// What is out of range or contradicts something else is refused when the provider is
 /// [built](Pkcs11KekBuilder::build).
@@ -112,6 +116,19 @@ struct Fields {
         )
     )]
     key_max_age: Option<Duration>,
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Option::is_none"))]
+    helper: Option<PathBuf>,
+    #[cfg_attr(
+        feature = "serde",
+        serde(
+            default,
+            skip_serializing_if = "Option::is_none",
+            with = "waxseal::kek::toolkit::duration"
+        )
+    )]
+    helper_deadline: Option<Duration>,
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    helper_variables: Vec<String>,
 }
 
 macro_rules! text_setters {
@@ -146,6 +163,9 @@ impl Config {
             versions: None,
             sessions: None,
             key_max_age: None,
+            helper: None,
+            helper_deadline: None,
+            helper_variables: Vec::new(),
         })
     }
 
@@ -211,6 +231,58 @@ impl Config {
         self
     }
 
+    /// Sets the program that has the module. See [`Pkcs11KekBuilder::helper`].
+    #[must_use]
+    pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
+        self.0.helper = Some(program.into());
+        self
+    }
+
+    /// Sets how long a helper may take. See [`Pkcs11KekBuilder::helper_deadline`].
+    #[must_use]
+    pub fn helper_deadline(mut self, deadline: Duration) -> Self {
+        self.0.helper_deadline = Some(deadline);
+        self
+    }
+
+    /// Sets which variables a helper gets. See [`Pkcs11KekBuilder::helper_variables`].
+    #[must_use]
+    pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.0.helper_variables = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The token's label, if it is found by that alone.
+    pub(crate) fn token_label(&self) -> Option<&str> {
+        let fields = &self.0;
+        let is_alone = fields.serial.is_none()
+            && fields.manufacturer.is_none()
+            && fields.model.is_none()
+            && fields.slot_id.is_none();
+        fields.token.as_deref().filter(|_| is_alone)
+    }
+
+    pub(crate) fn key_label(&self) -> &str {
+        &self.0.object
+    }
+
+    /// In hexadecimal digits.
+    pub(crate) fn key_id(&self) -> Option<&str> {
+        self.0.id.as_deref()
+    }
+
+    pub(crate) fn has_no_iv_source(&self) -> bool {
+        self.0.iv_source.is_none()
+    }
+
+    /// The same KEK in a token with another label.
+    pub(crate) fn in_token(&self, label: &str) -> Self {
+        let mut config = self.clone();
+        let before = config.0.token.replace(label.to_owned());
+        config.0.name = config.0.name.or(before);
+        config
+    }
+
     fn checked(mut fields: Fields) -> Result<Self, Error> {
         if let Some(id) = &mut fields.id {
             let bytes = HEXLOWER_PERMISSIVE.decode(id.as_bytes()).map_err(|_| {
@@ -270,10 +342,16 @@ impl Pkcs11Kek {
         if let Some(sessions) = fields.sessions {
             builder = builder.sessions(sessions);
         }
-        match fields.key_max_age {
-            Some(age) => builder.key_max_age(age),
-            None => builder,
+        if let Some(age) = fields.key_max_age {
+            builder = builder.key_max_age(age);
         }
+        if let Some(program) = fields.helper {
+            builder = builder.helper(program);
+        }
+        if let Some(deadline) = fields.helper_deadline {
+            builder = builder.helper_deadline(deadline);
+        }
+        builder.helper_variables(fields.helper_variables)
     }
 }
 
@@ -314,7 +392,9 @@ fn unknown(name: &str) -> String {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
     match name {
         "pin-source" | "module-path" | "name" | "iv-source" | "versions" | "sessions"
-        | "key-max-age" => format!("`{name}` stands behind the `?`"),
+        | "key-max-age" | "helper" | "helper-deadline" | "helper-variables" => {
+            format!("`{name}` stands behind the `?`")
+        }
         "pin-value" => pin_value(),
         _ if is_shown => {
             format!("attribute `{name}` is unknown; known are {}", ATTRIBUTES.join(", "))
@@ -394,6 +474,9 @@ impl FromStr for Config {
             versions: versions.transpose()?,
             sessions: sessions.transpose()?,
             key_max_age: uri.duration("key-max-age")?,
+            helper: uri.path("helper")?,
+            helper_deadline: uri.duration("helper-deadline")?,
+            helper_variables: uri.list("helper-variables")?,
         })
     }
 }
@@ -440,6 +523,9 @@ impl fmt::Display for Config {
         uri.text("versions", fields.versions.map(|versions| versions.to_string()).as_deref());
         uri.text("sessions", fields.sessions.map(|sessions| sessions.to_string()).as_deref());
         uri.duration("key-max-age", fields.key_max_age);
+        uri.path("helper", fields.helper.as_deref());
+        uri.duration("helper-deadline", fields.helper_deadline);
+        uri.list("helper-variables", fields.helper_variables.iter().map(String::as_str));
         f.write_str(&uri.finish())
     }
 }

@@ -14,9 +14,13 @@ use zeroize::Zeroizing;
 use crate::errors::Failure;
 use crate::pin::Pin;
 
-/// The first pause of a PIN that was accepted before, after a login that the token's outage ended.
+/// The first pause of a PIN after a login that an outage of the token, or the death of the module's
+/// process, ended.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// So often a PIN that never logged in is given to modules that die over it. Tokens lock after three
+/// wrong ones, if not later.
+const MOST_UNANSWERED: u32 = 2;
 
 /// By the name of the token, which it has in all modules.
 static TOKENS: Mutex<Option<HashMap<String, Tries>>> = Mutex::new(None);
@@ -30,8 +34,39 @@ struct Tries {
     refused: Vec<([u8; 32], String)>,
     /// The hash of the PIN that logged in last.
     accepted: Option<[u8; 32]>,
-    /// When the accepted PIN was last given in vain, and the pause after it.
-    pause: Option<(Instant, Duration)>,
+    /// PINs that were given and got no answer since, as far as they are given again.
+    unanswered: Vec<Unanswered>,
+}
+
+/// A PIN of which the token may think anything.
+struct Unanswered {
+    hash: [u8; 32],
+    /// So often in a row.
+    times: u32,
+    at: Instant,
+}
+
+impl Unanswered {
+    fn is_over(&self) -> bool {
+        let doublings = 2_u32.saturating_pow(self.times.saturating_sub(1));
+        self.at.elapsed() >= FIRST_PAUSE.saturating_mul(doublings).min(LONGEST_PAUSE)
+    }
+}
+
+impl Tries {
+    /// Counts that a PIN got no answer. Returns how often in a row.
+    fn got_no_answer(&mut self, hash: [u8; 32]) -> u32 {
+        let before = self.unanswered.iter().position(|other| other.hash == hash);
+        let before = before.map_or(0, |at| self.unanswered.swap_remove(at).times);
+        let times = before.saturating_add(1);
+        self.unanswered.push(Unanswered { hash, times, at: Instant::now() });
+        times
+    }
+
+    fn refuse(&mut self, hash: [u8; 32], why: String) {
+        self.unanswered.retain(|other| other.hash != hash);
+        self.refused.push((hash, why));
+    }
 }
 
 /// What came of a login.
@@ -67,8 +102,9 @@ impl fmt::Debug for Attempt {
 
 /// Who gives a login its PIN, and hears what came of it.
 pub(crate) trait PinGiver: Send + Sync {
-    /// Gives the PIN for one login at this token.
-    fn begin(&self, token: &str) -> Result<Box<dyn Attempted>, Failure>;
+    /// Gives the PIN for one login at this token. `is_counted`: the token says that a wrong one was
+    /// given to it since the last login.
+    fn begin(&self, token: &str, is_counted: bool) -> Result<Box<dyn Attempted>, Failure>;
 
     /// Allows one more try of what the token refused.
     fn forget_refused(&self);
@@ -94,9 +130,9 @@ impl OwnPin {
 }
 
 impl PinGiver for OwnPin {
-    fn begin(&self, token: &str) -> Result<Box<dyn Attempted>, Failure> {
+    fn begin(&self, token: &str, is_counted: bool) -> Result<Box<dyn Attempted>, Failure> {
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.to_owned());
-        Ok(Box::new(begin(token, &self.pin)?))
+        Ok(Box::new(begin(token, &self.pin, is_counted)?))
     }
 
     fn forget_refused(&self) {
@@ -110,7 +146,7 @@ fn lock() -> MutexGuard<'static, Option<HashMap<String, Tries>>> {
 }
 
 /// Takes the PIN for one login. Waits while another login at this token is being tried.
-fn begin(token: &str, pin: &Pin) -> Result<Attempt, Failure> {
+fn begin(token: &str, pin: &Pin, is_counted: bool) -> Result<Attempt, Failure> {
     let mut tokens = lock();
     while tokens.as_ref().and_then(|tokens| tokens.get(token)).is_some_and(|tries| tries.is_busy) {
         tokens = SETTLED.wait(tokens).unwrap_or_else(PoisonError::into_inner);
@@ -122,13 +158,17 @@ fn begin(token: &str, pin: &Pin) -> Result<Attempt, Failure> {
         let text = format!("{why}; this PIN was refused before, and is not tried again");
         return Err(Failure::misconfigured(text).without_asking());
     }
-    if let Some((at, pause)) = tries.pause
-        && tries.accepted == Some(hash)
-        && at.elapsed() < pause
-    {
-        let text = "log in: the token went down during the last login; the PIN is not tried again \
-                    yet";
-        return Err(Failure::unavailable(text).without_asking());
+    if let Some(unanswered) = tries.unanswered.iter().find(|other| other.hash == hash) {
+        if is_counted {
+            let why = "log in: the last login got no answer, and the token has counted a wrong PIN";
+            tries.refuse(hash, why.to_owned());
+            return Err(Failure::misconfigured(why).without_asking());
+        }
+        if !unanswered.is_over() {
+            let text = "log in: the token went down, or the module died, during the last login; \
+                        the PIN is not tried again yet";
+            return Err(Failure::unavailable(text).without_asking());
+        }
     }
     tries.is_busy = true;
     Ok(Attempt { token: token.to_owned(), hash, pin, outcome: None })
@@ -145,31 +185,35 @@ impl Attempted for Attempt {
     }
 }
 
-/// An attempt that is dropped ended with its module: in a panic.
+/// An attempt that is dropped ended with its module: in a panic, or with a helper process.
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let outcome = self.outcome.take().unwrap_or_else(|| Outcome::Failed {
-            said: "log in: the module died".to_owned(),
-            is_down: true,
-        });
         let mut tokens = lock();
         let tries = tokens.get_or_insert_default().entry(self.token.clone()).or_default();
         tries.is_busy = false;
-        match outcome {
-            Outcome::LoggedIn => {
+        // It logged in before, and nothing says that it is wrong now.
+        let was_accepted = tries.accepted == Some(self.hash);
+        match self.outcome.take() {
+            Some(Outcome::LoggedIn) => {
                 tries.accepted = Some(self.hash);
-                tries.pause = None;
+                tries.unanswered.clear();
             }
-            Outcome::NotTried => {}
-            Outcome::Refused(said) => tries.refused.push((self.hash, said)),
-            // It logged in before, and nothing says that it is wrong now.
-            Outcome::Failed { is_down: true, .. } if tries.accepted == Some(self.hash) => {
-                let pause = tries.pause.map_or(FIRST_PAUSE, |(_, pause)| pause.saturating_mul(2));
-                tries.pause = Some((Instant::now(), pause.min(LONGEST_PAUSE)));
+            Some(Outcome::NotTried) => {}
+            Some(Outcome::Refused(said)) => tries.refuse(self.hash, said),
+            Some(Outcome::Failed { is_down: true, .. }) if was_accepted => {
+                tries.got_no_answer(self.hash);
             }
-            Outcome::Failed { said, .. } => {
+            Some(Outcome::Failed { said, .. }) => {
                 let why = format!("{said}, which may have counted as a wrong PIN");
-                tries.refused.push((self.hash, why));
+                tries.refuse(self.hash, why);
+            }
+            None => {
+                let times = tries.got_no_answer(self.hash);
+                if times >= MOST_UNANSWERED && !was_accepted {
+                    let why = "log in: the module died each time, which may have counted as a \
+                               wrong PIN";
+                    tries.refuse(self.hash, why.to_owned());
+                }
             }
         }
         drop(tokens);
@@ -183,7 +227,7 @@ fn forget(token: Option<&str>) {
     for (name, tries) in tokens.get_or_insert_default() {
         if token.is_none_or(|token| token == name) {
             tries.refused.clear();
-            tries.pause = None;
+            tries.unanswered.clear();
         }
     }
 }
@@ -215,7 +259,7 @@ mod tests {
     }
 
     fn settle(token: &str, text: &str, outcome: Outcome) {
-        Box::new(begin(token, &pin(text)).unwrap()).settle(outcome).unwrap();
+        Box::new(begin(token, &pin(text), false).unwrap()).settle(outcome).unwrap();
     }
 
     fn failed(is_down: bool) -> Outcome {
@@ -229,12 +273,15 @@ mod tests {
             let token = format!("once {n}");
             settle(&token, "1", failure);
             for _ in 0..3 {
-                let again = begin(&token, &pin("1")).unwrap_err();
+                let again = begin(&token, &pin("1"), false).unwrap_err();
                 assert_eq!((again.class, again.asked), (Misconfigured, false));
             }
             settle(&token, "2", Outcome::LoggedIn);
-            assert!(begin(&token, &pin("1")).is_err(), "it is remembered");
-            assert!(begin(&format!("another {n}"), &pin("1")).is_ok(), "each token for itself");
+            assert!(begin(&token, &pin("1"), false).is_err(), "it is remembered");
+            assert!(
+                begin(&format!("another {n}"), &pin("1"), false).is_ok(),
+                "each token for itself"
+            );
             forget(Some(&token));
             settle(&token, "1", Outcome::LoggedIn);
         }
@@ -245,30 +292,77 @@ mod tests {
         let token = "accepted";
         settle(token, "1", Outcome::LoggedIn);
         settle(token, "1", failed(true));
-        let again = begin(token, &pin("1")).unwrap_err();
+        let again = begin(token, &pin("1"), false).unwrap_err();
         assert_eq!((again.class, again.asked), (Unavailable, false));
         // Another PIN is another matter.
         settle(token, "2", Outcome::NotTried);
         std::thread::sleep(FIRST_PAUSE);
         settle(token, "1", failed(false));
-        assert_eq!(begin(token, &pin("1")).unwrap_err().class, Misconfigured);
+        assert_eq!(begin(token, &pin("1"), false).unwrap_err().class, Misconfigured);
+    }
+
+    /// A login whose module dies.
+    fn die(token: &str, text: &str) {
+        drop(begin(token, &pin(text), false).unwrap());
     }
 
     #[test]
-    fn an_attempt_that_ends_with_its_module_counts_as_a_try() {
-        drop(begin("died", &pin("1")).unwrap());
-        assert_eq!(begin("died", &pin("1")).unwrap_err().class, Misconfigured);
-        settle("died", "2", Outcome::NotTried);
-        settle("died", "2", Outcome::LoggedIn);
-        drop(begin("died", &pin("2")).unwrap());
-        assert_eq!(begin("died", &pin("2")).unwrap_err().class, Unavailable);
+    fn a_module_that_dies_over_a_pin_that_never_logged_in_gets_it_once_more() {
+        let token = "died";
+        die(token, "1");
+        let again = begin(token, &pin("1"), false).unwrap_err();
+        assert_eq!((again.class, again.asked), (Unavailable, false));
+        // Another PIN is another matter.
+        settle(token, "2", Outcome::NotTried);
+        std::thread::sleep(FIRST_PAUSE);
+        die(token, "1");
+        std::thread::sleep(FIRST_PAUSE * 2);
+        assert_eq!(begin(token, &pin("1"), false).unwrap_err().class, Misconfigured);
+        // A login in between says that all is well.
+        let token = "died and not";
+        for _ in 0..3 {
+            die(token, "1");
+            std::thread::sleep(FIRST_PAUSE);
+            settle(token, "1", Outcome::LoggedIn);
+        }
+    }
+
+    #[test]
+    fn a_module_that_dies_over_a_pin_that_logged_in_gets_it_less_and_less_often() {
+        let token = "died later";
+        settle(token, "1", Outcome::LoggedIn);
+        let (start, mut times) = (Instant::now(), 0);
+        while start.elapsed() < FIRST_PAUSE * 4 {
+            match begin(token, &pin("1"), false) {
+                Ok(attempt) => {
+                    times += 1;
+                    drop(attempt);
+                }
+                Err(failure) => assert_eq!(failure.class, Unavailable),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(times, 3, "at once, after one pause, and after two more");
+    }
+
+    #[test]
+    fn a_pin_without_an_answer_that_the_token_counted_as_wrong_is_not_given_again() {
+        let token = "counted";
+        settle(token, "1", Outcome::LoggedIn);
+        // Of somebody else, and before.
+        drop(begin(token, &pin("1"), true).unwrap());
+        std::thread::sleep(FIRST_PAUSE);
+        for is_counted in [true, false] {
+            let again = begin(token, &pin("1"), is_counted).unwrap_err();
+            assert_eq!((again.class, again.asked), (Misconfigured, false));
+        }
     }
 
     #[test]
     fn of_many_that_try_one_pin_at_once_one_gives_it() {
         let threads: Vec<_> = (0..8)
             .map(|_| {
-                std::thread::spawn(|| match begin("many", &pin("1")) {
+                std::thread::spawn(|| match begin("many", &pin("1"), false) {
                     Ok(attempt) => {
                         std::thread::sleep(Duration::from_millis(20));
                         Box::new(attempt).settle(failed(false)).unwrap();
@@ -283,7 +377,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_of_an_attempt_has_no_pin() {
-        let attempt = begin("shown", &pin("918273")).unwrap();
+        let attempt = begin("shown", &pin("918273"), false).unwrap();
         assert!(!format!("{attempt:?}").contains("918273"));
     }
 }

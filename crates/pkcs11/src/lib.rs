@@ -5,11 +5,15 @@
 
 mod builder;
 mod config;
+pub mod duties;
 mod errors;
 mod format;
 pub mod guide;
+#[cfg(unix)]
+pub mod helper;
 mod key;
 mod ledger;
+mod link;
 mod oneshot;
 mod pin;
 mod pool;

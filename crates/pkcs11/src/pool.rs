@@ -13,8 +13,9 @@ use waxseal::kek::KekErrorClass::{self, Throttled};
 use waxseal::kek::toolkit::process_generation;
 
 use crate::errors::{After, Failure, forked};
+use crate::link::{Link, Spare};
 use crate::oneshot::{Receiver, Sender, channel};
-use crate::token::{Connection, Token};
+use crate::token::Token;
 
 /// A token that had no session left is asked for another one after this.
 const BETWEEN_LIMITS: Duration = Duration::from_secs(60);
@@ -92,7 +93,7 @@ struct Call<T, W> {
 impl<T, W> Job for Call<T, W>
 where
     T: Send,
-    W: FnMut(&mut Connection) -> Result<T, Failure> + Send,
+    W: FnMut(&mut Link) -> Result<T, Failure> + Send,
 {
     fn is_wanted(&self) -> bool {
         self.answer.is_wanted()
@@ -146,7 +147,7 @@ impl Pool {
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         counted: Counted,
-        work: impl FnMut(&mut Connection) -> Result<T, Failure> + Send + 'static,
+        work: impl FnMut(&mut Link) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Receiver<Result<T, Failure>>, Failure> {
         if !self.is_of_this_process() {
             return Err(forked());
@@ -241,7 +242,7 @@ impl Shared {
         let shared = self.clone();
         let work = move || {
             let seen = shared.losses.load(Ordering::Relaxed);
-            Worker { shared, connection: None, seen }.work();
+            Worker { shared, connection: None, spare: Spare::default(), seen }.work();
         };
         let started = thread::Builder::new().name("waxseal-pkcs11".to_owned()).spawn(work);
         started.map_err(|error| {
@@ -255,7 +256,8 @@ impl Shared {
 /// A thread with its session.
 struct Worker {
     shared: Arc<Shared>,
-    connection: Option<Connection>,
+    connection: Option<Link>,
+    spare: Spare,
     /// The losses that this thread knows of.
     seen: u64,
 }
@@ -278,6 +280,7 @@ impl Worker {
             // A panic ends a call, not the thread. The session may be in any state.
             if catch_unwind(AssertUnwindSafe(|| job.run(&mut self, failure))).is_err() {
                 self.disconnect();
+                self.spare = Spare::default();
             }
         }
     }
@@ -316,8 +319,9 @@ impl Worker {
 
     /// Ends this thread. Returns `true` if there is something to do after all.
     fn leave(&mut self) -> bool {
-        // The session is closed before anybody is told.
+        // The session is closed, and its helper gone, before anybody is told.
         self.disconnect();
+        self.spare = Spare::default();
         let mut state = self.shared.lock();
         if !state.waiting.is_empty() {
             return true;
@@ -354,11 +358,11 @@ impl Worker {
         None
     }
 
-    fn connect(&mut self) -> Result<&mut Connection, Failure> {
+    fn connect(&mut self) -> Result<&mut Link, Failure> {
         if self.connection.is_none() {
             let token = self.shared.token.clone();
             self.shared.lock().connecting += 1;
-            let opened = catch_unwind(AssertUnwindSafe(|| Connection::open(&token)));
+            let opened = catch_unwind(AssertUnwindSafe(|| Link::open(&token, &mut self.spare)));
             let opened = opened
                 .unwrap_or_else(|_| Err(Failure::unavailable("the module's binding panicked")));
             let mut state = self.shared.lock();
@@ -373,7 +377,7 @@ impl Worker {
 
     fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
-            drop(connection);
+            connection.close(&self.shared.token, &mut self.spare);
             self.shared.lock().connected -= 1;
         }
     }
@@ -381,7 +385,7 @@ impl Worker {
     /// Makes a call, and once more where the session or the key's handle was lost.
     fn call<T>(
         &mut self,
-        work: &mut impl FnMut(&mut Connection) -> Result<T, Failure>,
+        work: &mut impl FnMut(&mut Link) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut result = self.call_once(work);
         if let Err(failure) = &result
@@ -394,7 +398,7 @@ impl Worker {
 
     fn call_once<T>(
         &mut self,
-        work: &mut impl FnMut(&mut Connection) -> Result<T, Failure>,
+        work: &mut impl FnMut(&mut Link) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let token = self.shared.token.clone();
         let connection = self.connect()?;
@@ -417,9 +421,13 @@ impl Worker {
                 if failure.is_ended {
                     connection.module_was_ended();
                 }
+                let is_shared = connection.is_shared();
                 self.disconnect();
-                self.seen = self.shared.losses.fetch_add(1, Ordering::Relaxed) + 1;
-                self.shared.changed.notify_all();
+                // Other helpers see for themselves.
+                if is_shared {
+                    self.seen = self.shared.losses.fetch_add(1, Ordering::Relaxed) + 1;
+                    self.shared.changed.notify_all();
+                }
             }
         }
         Err(failure)

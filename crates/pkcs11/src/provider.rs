@@ -14,9 +14,10 @@ use zeroize::Zeroizing;
 use crate::errors::{Failure, forked};
 use crate::format::Wrapped;
 use crate::key::{KeyInfo, hex};
+use crate::link::Link;
 use crate::oneshot::Receiver;
 use crate::pool::{Counted, Pool};
-use crate::token::{Connection, Token, Wrapping, check_process, not_ours};
+use crate::token::{Token, Wrapping, check_process, not_ours};
 
 /// Calls of a batch that wait or run at one time, for each session.
 const AT_ONCE: usize = 4;
@@ -69,7 +70,7 @@ impl Pkcs11Kek {
     /// # Errors
     /// Those of the token; *misconfigured* for a key or a token that cannot be used as it is.
     pub async fn read_key(&self) -> Result<KeyInfo, KekError> {
-        self.call(Counted::Nothing, |token, connection| token.check(connection)).await
+        self.call(Counted::Nothing, |token, link| link.check(token)).await
     }
 
     /// Returns what the provider did, without a call.
@@ -102,7 +103,7 @@ impl Pkcs11Kek {
     fn submit<T: Send + 'static>(
         &self,
         counted: Counted,
-        mut work: impl FnMut(&Token, &mut Connection) -> Result<T, Failure> + Send + 'static,
+        mut work: impl FnMut(&Token, &mut Link) -> Result<T, Failure> + Send + 'static,
     ) -> Result<Receiver<Result<T, Failure>>, KekError> {
         // Before any lock: the child of a fork could have inherited it locked.
         if !self.0.pool.is_of_this_process() {
@@ -110,8 +111,8 @@ impl Pkcs11Kek {
         }
         check_process()?;
         let inner = Arc::downgrade(&self.0);
-        let work = move |connection: &mut Connection| match inner.upgrade() {
-            Some(inner) => work(inner.pool.token(), connection),
+        let work = move |link: &mut Link| match inner.upgrade() {
+            Some(inner) => work(inner.pool.token(), link),
             None => Err(Failure::unavailable("the provider was dropped").without_asking()),
         };
         Ok(self.0.pool.submit(counted, work)?)
@@ -120,7 +121,7 @@ impl Pkcs11Kek {
     async fn call<T: Send + 'static>(
         &self,
         counted: Counted,
-        work: impl FnMut(&Token, &mut Connection) -> Result<T, Failure> + Send + 'static,
+        work: impl FnMut(&Token, &mut Link) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, KekError> {
         answer(self.submit(counted, work)?).await
     }
@@ -130,8 +131,9 @@ impl Pkcs11Kek {
         context: &EncryptionContext,
         dek: &Dek,
     ) -> Result<Receiver<Result<Vec<u8>, Failure>>, KekError> {
-        let wrapping = Wrapping { aad: *context.digest(), dek: Zeroizing::new(*dek.expose()) };
-        self.submit(Counted::Wrap, move |token, connection| token.wrap(connection, &wrapping))
+        let wrapping =
+            Wrapping { aad: *context.digest(), dek: Zeroizing::new(dek.expose().to_vec()) };
+        self.submit(Counted::Wrap, move |token, link| link.wrap(token, &wrapping))
     }
 
     fn submit_unwrap(
@@ -146,9 +148,7 @@ impl Pkcs11Kek {
             return Err(not_ours().into());
         }
         let (aad, bytes) = (*context.digest(), wrapped.wrapped().to_vec());
-        self.submit(Counted::Unwrap, move |token, connection| {
-            token.unwrap(connection, &aad, &bytes)
-        })
+        self.submit(Counted::Unwrap, move |token, link| link.unwrap(token, &aad, &bytes))
     }
 
     fn entry(&self, bytes: Vec<u8>) -> Result<WrappedDek, KekError> {
@@ -242,8 +242,7 @@ impl KekProvider for Pkcs11Kek {
     ) -> BoxFuture<'a, Result<(UnwrappedDek, WrappedDek), KekError>> {
         Box::pin(async move {
             let aad = *context.digest();
-            let generate =
-                move |token: &Token, connection: &mut Connection| token.generate(connection, aad);
+            let generate = move |token: &Token, link: &mut Link| link.generate(token, aad);
             let (dek, bytes) = self.call(Counted::Wrap, generate).await?;
             Ok((UnwrappedDek::new(dek.to_vec()), self.entry(bytes)?))
         })

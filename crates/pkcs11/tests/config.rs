@@ -41,6 +41,13 @@ fn every_option_out_of_range_is_refused_by_name() {
         ("sessions", builder().sessions(65)),
         ("key_max_age", builder().key_max_age(Duration::from_millis(99))),
         ("key_max_age", builder().key_max_age(Duration::from_secs(3601))),
+        ("helper", builder().helper("waxseal-pkcs11-helper")),
+        ("helper_deadline", builder().helper("/h").helper_deadline(Duration::from_millis(99))),
+        ("helper_deadline", builder().helper("/h").helper_deadline(Duration::from_secs(3601))),
+        ("helper_deadline", builder().helper_deadline(Duration::from_secs(1))),
+        ("helper_variables", builder().helper_variables(["A"])),
+        ("helper_variables", builder().helper("/h").helper_variables(["A", ""])),
+        ("helper_variables", builder().helper("/h").helper_variables(["A=B"])),
         ("KEK id", builder().name(many(600))),
     ] {
         let text = refused(builder);
@@ -51,6 +58,9 @@ fn every_option_out_of_range_is_refused_by_name() {
         builder().sessions(64).key_max_age(Duration::from_millis(100)),
         builder().id([1; 64]).key_max_age(Duration::from_secs(3600)),
         Pkcs11Kek::builder("/lib/module.so", "orders").slot_id(0).name("prod"),
+        builder().helper("/h").helper_deadline(Duration::from_millis(100)),
+        builder().helper("/h").helper_deadline(Duration::from_secs(3600)),
+        builder().helper("/h").helper_variables(["SOFTHSM2_CONF", "LD_LIBRARY_PATH"]),
     ] {
         builder.build().unwrap();
     }

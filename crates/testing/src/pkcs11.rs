@@ -210,6 +210,20 @@ impl Ground {
         self.operate(&["give-out", token, label, flags, &value]);
     }
 
+    /// Imports a key with these attributes, by their names in PKCS#11.
+    pub fn give_out_as(
+        &self,
+        token: &str,
+        label: &str,
+        attributes: &[(&str, bool)],
+        value: &[u8; 32],
+    ) {
+        let attributes: Vec<_> =
+            attributes.iter().map(|(name, is_set)| format!("{name}={is_set}")).collect();
+        let value = data_encoding::HEXLOWER.encode(value);
+        self.operate(&["give-out-as", token, label, &attributes.join(","), &value]);
+    }
+
     /// Does what a user of the token can think of to get more out of such a key. Panics if anything
     /// works.
     pub fn tamper(&self, token: &str, label: &str) {
@@ -270,11 +284,14 @@ fn done_by_operator(module: &Pkcs11, words: &[&str]) {
         session.set_pin(&old, &new).unwrap();
         return;
     }
-    if let ["give-out" | "tamper", token, label, ..] = words {
+    if let ["give-out" | "give-out-as" | "tamper", token, label, ..] = words {
         let session = session_at(module, token);
         session.login(UserType::User, Some(&user)).unwrap();
         return match words {
             ["give-out", .., flags, value] => give_out(&session, label, flags, value),
+            ["give-out-as", .., attributes, value] => {
+                give_out_as(&session, label, attributes, value);
+            }
             _ => tamper(&session, label),
         };
     }
@@ -361,6 +378,35 @@ fn give_out(session: &Session, label: &str, flags: &str, value: &str) {
         Attribute::Modifiable(false),
         Attribute::Copyable(false),
     ];
+    session.create_object(&template).unwrap();
+}
+
+fn give_out_as(session: &Session, label: &str, attributes: &str, value: &str) {
+    let mut template = vec![
+        Attribute::Class(ObjectClass::SECRET_KEY),
+        Attribute::KeyType(KeyType::AES),
+        Attribute::Value(data_encoding::HEXLOWER.decode(value.as_bytes()).unwrap()),
+        Attribute::Label(label.as_bytes().to_vec()),
+        Attribute::Id(vec![1]),
+    ];
+    template.extend(attributes.split(',').map(|attribute| {
+        let (name, value) = attribute.split_once('=').unwrap();
+        let value = value.parse().unwrap();
+        match name {
+            "CKA_TOKEN" => Attribute::Token(value),
+            "CKA_PRIVATE" => Attribute::Private(value),
+            "CKA_ENCRYPT" => Attribute::Encrypt(value),
+            "CKA_DECRYPT" => Attribute::Decrypt(value),
+            "CKA_WRAP" => Attribute::Wrap(value),
+            "CKA_UNWRAP" => Attribute::Unwrap(value),
+            "CKA_DERIVE" => Attribute::Derive(value),
+            "CKA_SENSITIVE" => Attribute::Sensitive(value),
+            "CKA_EXTRACTABLE" => Attribute::Extractable(value),
+            "CKA_MODIFIABLE" => Attribute::Modifiable(value),
+            "CKA_COPYABLE" => Attribute::Copyable(value),
+            _ => panic!("no attribute {name}"),
+        }
+    }));
     session.create_object(&template).unwrap();
 }
 

@@ -41,8 +41,8 @@ pub(crate) fn log_in(
         return Ok(LoggedIn::Before);
     }
     let info = || context.get_token_info(slot).map_err(|error| classify("log in", &error));
-    let name = name_of(&info()?);
-    let attempt = pins.begin(&name)?;
+    let first = info()?;
+    let attempt = pins.begin(&name_of(&first), first.user_pin_count_low())?;
     // It may have waited for another one, who logged in.
     let before = match is_logged_in(session) {
         Ok(true) => {

@@ -15,7 +15,8 @@ mod state;
 mod work;
 
 pub(crate) use connection::Connection;
+pub(crate) use keys::KeyName;
 pub(crate) use module::check_process;
 pub(crate) use search::TokenName;
-pub(crate) use state::Token;
+pub(crate) use state::{Known, Token};
 pub(crate) use work::{Wrapping, not_ours};

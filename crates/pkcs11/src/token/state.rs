@@ -13,7 +13,11 @@ use super::blame::Evidence;
 use super::keys::{KeyName, Keys};
 use super::search::TokenName;
 use crate::errors::Failure;
+#[cfg(unix)]
+use crate::helper::Helper;
 use crate::key::{IvSource, KeyInfo, Versions, hex};
+#[cfg(unix)]
+use crate::ledger::Outcome;
 use crate::ledger::PinGiver;
 
 /// Where the KEK is and what is known of it. All sessions of a provider share it.
@@ -23,8 +27,11 @@ pub(crate) struct Token {
     pub(crate) key: KeyName,
     /// Where logins take the PIN from. `None`: nobody is logged in.
     pub(crate) pins: Option<Box<dyn PinGiver>>,
-    pub(super) chosen: Option<IvSource>,
-    pub(super) key_max_age: Duration,
+    pub(crate) chosen: Option<IvSource>,
+    pub(crate) key_max_age: Duration,
+    /// The program that has the module. `None`: this process has it.
+    #[cfg(unix)]
+    pub(crate) helper: Option<Helper>,
     /// The token was found before.
     pub(crate) was_seen: AtomicBool,
     /// The start of the module since which the keys were found last.
@@ -39,11 +46,13 @@ pub(crate) struct Token {
 }
 
 /// What was read of the keys last.
-pub(super) struct Known {
-    pub(super) current: Vec<u8>,
-    versions: Vec<String>,
-    notes: Vec<String>,
-    pub(super) has_generator: bool,
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) current: Vec<u8>,
+    /// In hexadecimal digits, the current one last.
+    pub(crate) versions: Vec<String>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) has_generator: bool,
 }
 
 impl Token {
@@ -62,6 +71,8 @@ impl Token {
             pins,
             chosen,
             key_max_age,
+            #[cfg(unix)]
+            helper: None,
             was_seen: AtomicBool::new(false),
             seen_in: AtomicU64::new(0),
             logins: AtomicU64::new(0),
@@ -71,6 +82,20 @@ impl Token {
             way: Mutex::new(None),
             evidence: Evidence::default(),
         }
+    }
+
+    /// Has a helper do it all.
+    #[cfg(unix)]
+    pub(crate) fn with_helper(mut self, helper: Option<Helper>) -> Self {
+        self.helper = helper;
+        self
+    }
+
+    /// Keeps to a way that was found before.
+    #[cfg(unix)]
+    pub(crate) fn with_way(self, way: Option<IvSource>) -> Self {
+        *self.way.lock().unwrap_or_else(PoisonError::into_inner) = way;
+        self
     }
 
     /// Whether this is the id of the key that wraps, as far as it is known.
@@ -99,6 +124,11 @@ impl Token {
             notes,
             has_generator: info.rng(),
         };
+        self.adopt(known)
+    }
+
+    /// Keeps what was read of the keys, here or in a helper. Returns the number of the list.
+    pub(crate) fn adopt(&self, known: Known) -> u64 {
         let is_same =
             self.known.load().as_ref().is_some_and(|before| {
                 before.versions == known.versions && before.notes == known.notes
@@ -112,12 +142,37 @@ impl Token {
         self.lists.load(Ordering::SeqCst)
     }
 
-    pub(super) fn way(&self) -> Option<IvSource> {
+    pub(crate) fn known(&self) -> Option<Arc<Known>> {
+        self.known.load_full()
+    }
+
+    pub(crate) fn way(&self) -> Option<IvSource> {
         *self.way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps to the way that a helper found. `false` if there was another one before.
+    #[cfg(unix)]
+    pub(crate) fn pin_way(&self, found: Option<IvSource>) -> bool {
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_some() && way.is_none() {
+            *way = found;
+        }
+        found.is_none() || *way == found
+    }
+
+    /// Counts a login that a helper tried.
+    #[cfg(unix)]
+    pub(crate) fn count_login(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Outcome::LoggedIn => &self.logins,
+            Outcome::NotTried => return,
+            Outcome::Refused(_) | Outcome::Failed { .. } => &self.failed_logins,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What is known of the keys.
-    pub(super) fn key_info(&self) -> Result<KeyInfo, Failure> {
+    pub(crate) fn key_info(&self) -> Result<KeyInfo, Failure> {
         let known = self.known.load_full();
         let Some(known) = known.as_deref() else {
             return Err(Failure::unavailable("health: nothing is known of the key"));

@@ -22,7 +22,8 @@ use crate::key::{IvSource, KeyInfo, hex};
 /// What a wrap needs.
 pub(crate) struct Wrapping {
     pub(crate) aad: [u8; 32],
-    pub(crate) dek: Zeroizing<[u8; 32]>,
+    /// On the heap, since what is moved leaves a copy behind.
+    pub(crate) dek: Zeroizing<Vec<u8>>,
 }
 
 impl Token {
@@ -62,7 +63,7 @@ impl Token {
             let way = self.tried(session, keys)?;
             let key = keys.current().ok_or_else(|| Failure::denied("wrap: the key is gone"))?;
             let way = way.ok_or_else(|| no_way(key))?;
-            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &*wrapping.dek)?;
+            let sealed = encrypt(session, key.handle, way, &wrapping.aad, &wrapping.dek)?;
             let wrapped =
                 Wrapped { key_id: &key.id, iv: &sealed.iv, sealed: &sealed.sealed }.to_bytes();
             wrapped.ok_or_else(|| {
@@ -113,11 +114,11 @@ impl Token {
         &self,
         connection: &mut Connection,
         aad: [u8; 32],
-    ) -> Result<(Zeroizing<[u8; 32]>, Vec<u8>), Failure> {
+    ) -> Result<(Zeroizing<Vec<u8>>, Vec<u8>), Failure> {
         let dek = if self.known.load().as_ref().is_some_and(|known| known.has_generator) {
-            let mut dek = Zeroizing::new([0; 32]);
+            let mut dek = Zeroizing::new(vec![0; 32]);
             connection.with(|session, _| {
-                let made = session.generate_random_slice(&mut *dek);
+                let made = session.generate_random_slice(&mut dek);
                 made.map_err(|error| classify("generate", &error))
             })?;
             if dek.iter().all(|byte| *byte == 0) {
@@ -128,7 +129,7 @@ impl Token {
             let dek = Dek::random().map_err(|error| {
                 Failure::unavailable(format!("no DEK could be made: {error}")).without_asking()
             })?;
-            Zeroizing::new(*dek.expose())
+            Zeroizing::new(dek.expose().to_vec())
         };
         let wrapping = Wrapping { aad, dek };
         let wrapped = self.wrap(connection, &wrapping)?;

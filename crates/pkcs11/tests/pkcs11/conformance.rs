@@ -20,6 +20,15 @@ struct Token<'a> {
 
 impl<'a> Token<'a> {
     fn new(ground: &'a Ground, iv_source: Option<IvSource>, sessions: u32) -> Self {
+        Self::built(ground, iv_source, sessions, false)
+    }
+
+    fn built(
+        ground: &'a Ground,
+        iv_source: Option<IvSource>,
+        sessions: u32,
+        is_isolated: bool,
+    ) -> Self {
         ground.key("invoices", "01", "eds");
         let with = |key: &str| {
             let builder = Pkcs11Kek::builder(ground.module(), key)
@@ -28,6 +37,10 @@ impl<'a> Token<'a> {
                 .key_max_age(std::time::Duration::from_millis(100))
                 .versions(Versions::ById)
                 .sessions(sessions);
+            let builder = match is_isolated {
+                true => builder.helper(super::isolation::HELPER),
+                false => builder,
+            };
             match iv_source {
                 Some(source) => builder.iv_source(source).build().unwrap(),
                 None => builder.build().unwrap(),
@@ -126,6 +139,27 @@ fn conforms_but_for_failures(ground: &Ground, iv_source: IvSource) {
     println!("{iv_source:?}\n{report}");
     assert!(report.is_conformant(), "{report}");
     assert_eq!(block_on(token.kek.read_key()).unwrap().iv_source, Some(iv_source));
+}
+
+fn conforms_in_a_helper(ground: &Ground, iv_source: Option<IvSource>, sessions: u32) {
+    let report = block_on(conformance::run(&Token::built(ground, iv_source, sessions, true)));
+    println!("{:?}, {iv_source:?}, {sessions} sessions, in helpers\n{report}", ground.kind);
+    assert!(report.is_conformant(), "{report}");
+}
+
+#[test]
+fn softhsm_conforms_in_a_helper() {
+    alone(Kind::SoftHsm, |ground| conforms_in_a_helper(ground, None, 4));
+}
+
+#[test]
+fn kryoptic_conforms_in_a_helper() {
+    alone(Kind::Kryoptic, |ground| conforms_in_a_helper(ground, Some(IvSource::Message), 2));
+}
+
+#[test]
+fn a_module_that_fails_conforms_in_a_helper() {
+    alone(Kind::Shim, |ground| conforms_in_a_helper(ground, None, 1));
 }
 
 #[test]

@@ -20,8 +20,12 @@ struct Token {
 }
 
 impl Token {
-    fn new(ground: &Ground) -> Self {
-        let kek = builder(ground).sessions(2).build().unwrap();
+    fn new(ground: &Ground, is_isolated: bool) -> Self {
+        let builder = match is_isolated {
+            true => builder(ground).helper(super::isolation::HELPER),
+            false => builder(ground),
+        };
+        let kek = builder.sessions(2).build().unwrap();
         Self { ground: Ground { kind: ground.kind, directory: ground.directory.clone() }, kek }
     }
 
@@ -118,16 +122,23 @@ fn by_operator(fault: Fault<Token>) -> Fault<Token> {
     fault.and_then(|t| t.kek.forget_refused_pins().unwrap())
 }
 
+fn each(ground: &Ground, is_isolated: bool) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for fault in faults() {
+        let token = Token::new(ground, is_isolated);
+        runtime.block_on(met(&token, fault));
+        runtime.block_on(token.kek.close());
+    }
+}
+
 #[test]
 fn each_fault_has_its_class_its_tries_its_grace_and_its_recovery() {
-    alone(Kind::Shim, |ground| {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        for fault in faults() {
-            let token = Token::new(ground);
-            runtime.block_on(met(&token, fault));
-            runtime.block_on(token.kek.close());
-        }
-    });
+    alone(Kind::Shim, |ground| each(ground, false));
+}
+
+#[test]
+fn each_fault_is_the_same_in_a_helper() {
+    alone(Kind::Shim, |ground| each(ground, true));
 }
 
 #[test]

@@ -9,8 +9,10 @@ mod blame;
 mod conformance;
 mod duties;
 mod faults;
+mod isolation;
 mod keys;
 mod login;
+mod programs;
 mod sessions;
 
 use std::time::Duration;

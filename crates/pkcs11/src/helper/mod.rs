@@ -1,0 +1,32 @@
+//! A process of its own for the module, so that a vendor's code that crashes or hangs ends a helper and
+//! not the service.
+//!
+//! Each session has a helper of its own. The service and its helper speak through a pair of sockets,
+//! which is the helper's standard input: one request, one answer. The PIN goes through it too, and so
+//! does each DEK. A helper ends with the thread of the service that started it.
+//!
+//! The crate has a program, `waxseal-pkcs11-helper`, that does nothing but call [`run`]. A service that
+//! does not want to ship a second file can be its own helper:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//!
+//! fn main() -> ExitCode {
+//!     // Before anything else: no thread, no logging, no configuration.
+//!     if std::env::args_os().next().is_some_and(|name| name == "my-service-pkcs11-helper") {
+//!         return waxseal_pkcs11::helper::run();
+//!     }
+//!     ExitCode::SUCCESS
+//! }
+//! ```
+//!
+//! There, `my-service-pkcs11-helper` is a link to the service's own file.
+#![forbid(unsafe_code)]
+
+mod channel;
+mod child;
+mod process;
+mod wire;
+
+pub use child::run;
+pub(crate) use process::{Helper, Process, Remote};
