@@ -321,6 +321,15 @@ impl Lease {
     /// while the outage is known to last. All others end with `max_age`.
     #[inline]
     pub(super) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
+        let serves = !self.ended.load(Ordering::Acquire) && !self.evicted.load(Ordering::Acquire);
+        if serves && self.clock.is_well_before(self.expires) {
+            return Ok(());
+        }
+        self.check_handle_exactly(given_stale)
+    }
+
+    #[inline(never)]
+    fn check_handle_exactly(&self, given_stale: bool) -> Result<(), Error> {
         let now = self.clock.now();
         match self.age(now) {
             Age::Fresh | Age::Due => Ok(()),
