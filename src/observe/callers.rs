@@ -1,11 +1,12 @@
 //! Who used which DEK: counts of the callers that are named, bounded in number and in memory.
 //!
-//! It is in the path of every message of a named caller: one lock that other threads seldom want,
-//! and two look-ups without a hash function, since ids of DEKs are hashes already.
+//! It is in the path of every message of a named caller: one lock that other threads seldom want.
+//! Who reads a page reads many messages of one DEK in a row, so these are counted without a look-up.
+//! Others take two, without a hash function, since ids of DEKs are hashes already.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 use super::{Access, Accessed};
@@ -27,16 +28,31 @@ const MAX_MEMORY: usize = 4 << 20;
 pub(crate) struct CallerCounts {
     /// In the child of a fork the locks may be held by threads that are gone.
     generation: u64,
-    groups: Box<[Mutex<Counted>]>,
+    groups: Box<[Group]>,
     pairs: AtomicUsize,
     memory: AtomicUsize,
 }
 
+/// On cache lines of its own, so that no group waits for another one.
+#[derive(Default)]
+#[repr(align(128))]
+struct Group(Mutex<Counted>);
+
 #[derive(Default)]
 struct Counted {
+    /// The pair that was counted twice in a row. Its messages are not among those of `deks` yet.
+    row: Option<Row>,
+    /// The pair that was counted last, by its hash.
+    last: u64,
     deks: HashMap<DekId, OfDek, BuildHasherDefault<AsItIs>>,
     /// Messages of pairs for which there was no room, by access.
     others: Messages,
+}
+
+struct Row {
+    dek_id: DekId,
+    caller: Caller,
+    messages: Messages,
 }
 
 struct OfDek {
@@ -82,7 +98,7 @@ impl CallerCounts {
     pub(crate) fn new() -> Self {
         Self {
             generation: fork::generation(),
-            groups: (0..shards()).map(|_| Mutex::default()).collect(),
+            groups: (0..shards()).map(|_| Group::default()).collect(),
             pairs: AtomicUsize::new(0),
             memory: AtomicUsize::new(0),
         }
@@ -102,16 +118,35 @@ impl CallerCounts {
         }
         let Some(group) = self.groups.get(shard()) else { return };
         let mut counted = lock(group);
-        let of_dek = counted.deks.get_mut(dek_id);
-        let uses = of_dek.and_then(|of_dek| of_dek.callers.get_mut(&caller.who_hash()));
-        let used = uses.and_then(|uses| uses.iter_mut().find(|used| used.caller.is_who(caller)));
-        match used {
-            Some(used) => used.messages.count(access, messages),
-            None => {
-                let mut first = Messages::default();
-                first.count(access, messages);
-                self.count_first(&mut counted, caller, dek_id, context, first);
+        match &mut counted.row {
+            Some(row) if row.dek_id == *dek_id && row.caller.is_who(caller) => {
+                row.messages.count(access, messages);
             }
+            _ => self.count_apart(&mut counted, caller, dek_id, context, access, messages),
+        }
+    }
+
+    /// Messages of another caller or DEK than the last ones.
+    fn count_apart(
+        &self,
+        counted: &mut Counted,
+        caller: &Caller,
+        dek_id: &DekId,
+        context: &EncryptionContext,
+        access: Access,
+        messages: u64,
+    ) {
+        let Some(used) = counted.used(caller, dek_id) else {
+            let mut first = Messages::default();
+            first.count(access, messages);
+            return self.count_first(counted, caller, dek_id, context, first);
+        };
+        used.messages.count(access, messages);
+        let pair = BuildHasherDefault::<AsItIs>::default().hash_one(dek_id) ^ caller.who_hash();
+        if std::mem::replace(&mut counted.last, pair) == pair {
+            counted.end_row();
+            let (dek_id, caller) = (*dek_id, caller.without_request_id());
+            counted.row = Some(Row { dek_id, caller, messages: Messages::default() });
         }
     }
 
@@ -143,7 +178,10 @@ impl CallerCounts {
         let mut all = Counted::default();
         if self.generation == fork::generation() {
             for group in &self.groups {
-                let of_dek = lock(group).deks.remove_entry(dek_id);
+                let mut counted = lock(group);
+                counted.end_row();
+                let of_dek = counted.deks.remove_entry(dek_id);
+                drop(counted);
                 self.release(of_dek.iter().map(|(_, of_dek)| of_dek));
                 all.add_all(of_dek);
             }
@@ -156,7 +194,8 @@ impl CallerCounts {
         let mut all = Counted::default();
         if self.generation == fork::generation() {
             for group in &self.groups {
-                let counted = std::mem::take(&mut *lock(group));
+                let mut counted = std::mem::take(&mut *lock(group));
+                counted.end_row();
                 self.release(counted.deks.values());
                 all.others.add(counted.others);
                 all.add_all(counted.deks);
@@ -178,6 +217,19 @@ impl CallerCounts {
 }
 
 impl Counted {
+    fn used(&mut self, caller: &Caller, dek_id: &DekId) -> Option<&mut Use> {
+        let uses = self.deks.get_mut(dek_id)?.callers.get_mut(&caller.who_hash())?;
+        uses.iter_mut().find(|used| used.caller.is_who(caller))
+    }
+
+    /// Adds what was counted in a row to what its pair has.
+    fn end_row(&mut self) {
+        let Some(row) = self.row.take() else { return };
+        if let Some(used) = self.used(&row.caller, &row.dek_id) {
+            used.messages.add(row.messages);
+        }
+    }
+
     fn add(&mut self, dek_id: &DekId, context: &EncryptionContext, new: Use) {
         let of_dek = self
             .deks
@@ -223,8 +275,8 @@ fn held(caller: &Caller, context: &EncryptionContext) -> usize {
     caller.memory().saturating_add(2 * context.as_bytes().len())
 }
 
-fn lock(group: &Mutex<Counted>) -> MutexGuard<'_, Counted> {
-    group.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(group: &Group) -> MutexGuard<'_, Counted> {
+    group.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Hashes what is a hash already: the id of a DEK, of which only an authentic message is counted, and
@@ -238,8 +290,7 @@ impl Hasher for AsItIs {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        let first = bytes.iter().take(size_of::<u64>());
-        self.0 = first.fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
+        self.0 ^= bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
     }
 
     fn write_u64(&mut self, number: u64) {
@@ -290,9 +341,12 @@ mod tests {
                 scope.spawn(|| {
                     // Another caller value of the same caller, in another request.
                     let a = caller("a").with_request_id("7").unwrap();
-                    for _ in 0..100 {
+                    // In turn, and in a row.
+                    for n in 0..100 {
                         counts.count(&a, &id(1), &context, Access::Decrypt, 1);
-                        counts.count(&caller("b"), &id(1), &context, Access::Encrypt, 1);
+                        for _ in 0..n % 4 {
+                            counts.count(&caller("b"), &id(1), &context, Access::Encrypt, 1);
+                        }
                     }
                     counts.count(&a, &id(2), &context, Access::Decrypt, 1);
                 });
@@ -302,7 +356,7 @@ mod tests {
         let of_one = told(counts.take_of(&id(1), Duration::ZERO));
         let expected = [
             (a.clone(), Some(id(1)), Access::Decrypt, 800),
-            (b, Some(id(1)), Access::Encrypt, 800),
+            (b, Some(id(1)), Access::Encrypt, 1200),
         ];
         assert_eq!(of_one, expected);
         let rest = told(counts.take(Duration::ZERO));

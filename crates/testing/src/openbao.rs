@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::outputs::note_secret;
 use crate::ports::free_port;
 use crate::python;
 
@@ -251,7 +252,9 @@ impl OpenBao {
     /// A token with the given fields, such as `ttl` and `policies`.
     pub async fn token(&self, fields: Value) -> String {
         let answer = self.put("auth/token/create", fields).await;
-        answer["auth"]["client_token"].as_str().unwrap().to_owned()
+        let token = answer["auth"]["client_token"].as_str().unwrap().to_owned();
+        note_secret(&token);
+        token
     }
 
     pub async fn revoke(&self, token: &str) {
@@ -274,7 +277,9 @@ impl OpenBao {
 
     pub async fn secret_id(&self) -> String {
         let answer = self.put("auth/approle/role/orders/secret-id", json!({})).await;
-        answer["data"]["secret_id"].as_str().unwrap().to_owned()
+        let secret_id = answer["data"]["secret_id"].as_str().unwrap().to_owned();
+        note_secret(&secret_id);
+        secret_id
     }
 
     /// SIGSTOP: it keeps its connections and does nothing.

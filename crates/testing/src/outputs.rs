@@ -1,8 +1,11 @@
 //! Searches what a program says for secrets, in every form in which code writes bytes.
 
+use std::collections::BTreeSet;
 use std::fmt::{Debug, Display, Write as _};
+use std::fs::File;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use data_encoding::{BASE64, BASE64URL, HEXLOWER, HEXUPPER};
 
@@ -124,5 +127,94 @@ impl io::Write for Outputs {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Stands before the one secret that is printed on purpose.
+pub const CONTROL: &str = "the control of the search for secrets: ";
+
+/// Names the file in which a run of the tests notes its secrets.
+pub const SECRETS_FILE: &str = "WAXSEAL_TEST_SECRETS";
+
+/// Notes a secret of a server: a DEK that a stand-in unwraps, a PIN, a password. Once all tests have
+/// run, everything that they printed is searched for it. Without `WAXSEAL_TEST_SECRETS` nothing is
+/// noted.
+pub fn note_secret(secret: impl AsRef<[u8]>) {
+    /// The file, and what it has of this process.
+    type Noted = (File, BTreeSet<Vec<u8>>);
+    static NOTED: OnceLock<Option<Mutex<Noted>>> = OnceLock::new();
+    let noted = NOTED.get_or_init(|| {
+        let path = std::env::var_os(SECRETS_FILE)?;
+        let file = File::options().create(true).append(true).open(path).unwrap();
+        Some(Mutex::new((file, BTreeSet::new())))
+    });
+    let Some(noted) = noted else { return };
+    let secret = secret.as_ref();
+    assert!(secret.len() >= 8, "it would be found by chance");
+    let (file, known) = &mut *noted.lock().unwrap();
+    if known.insert(secret.to_vec()) {
+        // In one piece: other processes write to this file too.
+        file.write_all(format!("{}\n", HEXLOWER.encode(secret)).as_bytes()).unwrap();
+    }
+}
+
+/// The same, of a secret that is just being made.
+pub fn noted(secret: String) -> String {
+    note_secret(&secret);
+    secret
+}
+
+/// Notes the DEK that a key service is to wrap. It is random, but in tests of the service itself.
+pub fn note_dek(plaintext: &[u8]) {
+    if let Some(dek) = plaintext.first_chunk::<32>()
+        && dek.iter().collect::<BTreeSet<_>>().len() > 8
+    {
+        note_secret(dek);
+    }
+}
+
+/// A part of a secret in one form, by how it begins.
+pub struct Search {
+    by_begin: std::collections::HashMap<[u8; BEGIN], Vec<(&'static str, Vec<u8>)>>,
+}
+
+/// No form of eight bytes is shorter.
+const BEGIN: usize = 8;
+/// Of a long secret, each part of this length counts.
+const PART: usize = 16;
+
+impl Search {
+    /// Of thousands of secrets, as lines of hexadecimal digits.
+    pub fn new(noted: &str) -> Self {
+        let mut by_begin = std::collections::HashMap::<_, Vec<_>>::new();
+        let secrets: BTreeSet<Vec<u8>> =
+            noted.lines().map(|line| HEXLOWER.decode(line.as_bytes()).unwrap()).collect();
+        for secret in &secrets {
+            for part in secret.chunks(PART).filter(|part| part.len() >= 8) {
+                for (form, bytes) in forms(part) {
+                    let begin = *bytes.first_chunk().unwrap();
+                    by_begin.entry(begin).or_default().push((form, bytes));
+                }
+            }
+        }
+        Self { by_begin }
+    }
+
+    /// Returns where a secret stands in the output, in which form, and the text before it.
+    pub fn found_in(&self, output: &[u8]) -> Vec<(usize, &'static str, String)> {
+        let mut found = Vec::new();
+        for (at, window) in output.windows(BEGIN).enumerate() {
+            let Some(parts) = window.first_chunk().and_then(|begin| self.by_begin.get(begin))
+            else {
+                continue;
+            };
+            for (form, bytes) in parts {
+                if output.get(at..).is_some_and(|rest| rest.starts_with(bytes)) {
+                    let before = output.get(at.saturating_sub(100)..at).unwrap_or_default();
+                    found.push((at, *form, String::from_utf8_lossy(before).into_owned()));
+                }
+            }
+        }
+        found
     }
 }

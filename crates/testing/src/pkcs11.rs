@@ -29,6 +29,7 @@ use cryptoki::object::{Attribute, KeyType, ObjectClass};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 
+use crate::outputs::note_secret;
 use crate::python::run;
 
 pub const PIN: &str = "user-pin-1";
@@ -125,6 +126,8 @@ impl Ground {
         };
         let kryoptic = slot(7, "token.sql") + &slot(8, "second.sql");
         fs::write(self.directory.join("kryoptic.conf"), kryoptic).unwrap();
+        note_secret(PIN);
+        note_secret(SO_PIN);
         fs::write(self.pin_file(), format!("{PIN}\n")).unwrap();
         fs::write(self.control_file(), "").unwrap();
         self.operate(&["init", TOKEN]);

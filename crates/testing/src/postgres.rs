@@ -109,6 +109,7 @@ impl Postgres {
 
     /// The same with these settings, each `NAME=VALUE`.
     pub fn with(settings: &[&str]) -> Self {
+        crate::outputs::note_secret(PASSWORD);
         let server = Self::made(settings);
         server.started()
     }

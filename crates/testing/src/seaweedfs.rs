@@ -53,6 +53,7 @@ impl Ports {
 impl SeaweedFs {
     /// Panics, and so fails the test, when the server cannot be installed or started.
     pub fn start() -> Self {
+        crate::outputs::note_secret(SECRET_KEY);
         let directory = tempfile::tempdir().unwrap();
         let login = format!(
             r#"{{"identities":[{{"name":"waxseal","actions":["Admin","Read","Write","List","Tagging"],

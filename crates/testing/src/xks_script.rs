@@ -129,6 +129,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub async fn start(identity: Identity) -> Self {
+        crate::outputs::note_secret(SECRET);
         let shared = Arc::new(Shared {
             act: Mutex::new(Act::Honest),
             greeting: Mutex::new(Greeting::Tls(identity)),

@@ -11,6 +11,7 @@ use waxseal_object_store::v0_13 as version;
 
 mod binding;
 mod callers;
+mod domains;
 mod ground;
 mod integration;
 mod lies;

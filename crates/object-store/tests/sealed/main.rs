@@ -8,6 +8,7 @@ use waxseal_object_store::v0_14 as version;
 
 mod binding;
 mod callers;
+mod domains;
 mod ground;
 mod integration;
 mod lies;

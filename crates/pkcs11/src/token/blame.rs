@@ -1,8 +1,10 @@
 //! Finds out what a failed decryption is to be blamed on: the wrapped key, or the token.
 //!
 //! Tokens answer to a wrong tag with codes that they have for their own trouble too (SoftHSM2:
-//! `CKR_GENERAL_ERROR`). So something that certainly is good is decrypted. Anybody can write a wrapped
-//! key that fails, so trials are bounded, and forged ones cannot double the load for long.
+//! `CKR_GENERAL_ERROR`). So something that certainly is good is decrypted, and then the wrapped key
+//! once more: it is at fault if it fails as before while the token is well. Nothing that was found
+//! before a decryption failed says anything of it. Anybody can write a wrapped key that fails, so
+//! trials are bounded, and forged ones cannot double the load for long.
 #![forbid(unsafe_code)]
 
 use std::sync::{Mutex, PoisonError};
@@ -22,8 +24,8 @@ use crate::format::Wrapped;
 use crate::key::IvSource;
 
 /// So many trials are made one after the other. One more is allowed after each [`EACH`].
-const AT_ONCE: u32 = 20;
-const EACH: Duration = Duration::from_millis(50);
+const AT_ONCE: u32 = 1000;
+const EACH: Duration = Duration::from_millis(10);
 
 /// What is at hand to find it out with. Holds no secret.
 #[derive(Default)]
@@ -33,9 +35,11 @@ pub(crate) struct Evidence(Mutex<State>);
 struct State {
     /// Something that certainly could be unwrapped.
     sample: Option<Sample>,
+    /// What was found last, and when that trial began.
     found: Option<(Instant, Finding)>,
-    /// Trials that were made, less those that time has made good.
+    /// Trials that were made, less those that time has made good until then.
     made: u32,
+    made_good: Option<Instant>,
 }
 
 struct Sample {
@@ -88,61 +92,91 @@ impl Evidence {
         }
     }
 
-    /// What to say of a decryption under `key` that failed so.
+    /// Who is to blame for a decryption under `key` that failed so, at this time.
     pub(crate) fn blamed(
         &self,
         session: &Session,
         keys: &Keys,
         key: &KeyObject,
         way: Option<IvSource>,
-        failure: Failure,
-    ) -> Failure {
+        (failure, failed): (Failure, Instant),
+    ) -> Blamed {
         let is_clear = matches!(failure.after, After::Reconnect | After::FindKey)
             || matches!(failure.class, KekErrorClass::Invalid | KekErrorClass::Denied);
         if is_clear {
-            return failure;
+            return Blamed::Said(failure);
         }
-        // Held over the trial: calls that fail at the same time share it.
+        // Held over the trial: calls that failed before it began share it.
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let finding = match state.still_holds() {
-            Some(finding) => finding,
-            None => match state.find_out(session, keys, key, way) {
-                Ok(finding) => {
-                    state.found = Some((Instant::now(), finding));
-                    finding
+        let finding = match state.found.filter(|(began, _)| *began >= failed) {
+            Some((_, finding)) => finding,
+            None if !state.may_try() => {
+                drop(state);
+                return Blamed::Said(doubtful(failure, "too many wrapped keys failed lately"));
+            }
+            None => {
+                let began = Instant::now();
+                match state.find_out(session, keys, key, way) {
+                    Ok(finding) => {
+                        state.found = Some((began, finding));
+                        finding
+                    }
+                    Err(lost) => return Blamed::Said(lost),
                 }
-                Err(lost) => return lost,
-            },
+            }
         };
         drop(state);
         match finding {
-            Finding::Well => Failure::invalid(format!("{}: the token is well", failure.message)),
-            Finding::Unwell => failure,
+            Finding::Well => Blamed::WrappedKey(failure),
+            Finding::Unwell => Blamed::Said(failure),
             Finding::Unknown => {
-                let text = format!(
-                    "{}: whether the token is unwell or the wrapped key is damaged cannot be told, \
-                     since no key is at hand that encrypts and decrypts",
-                    failure.message
-                );
-                // Not counted as an outage, since anybody can write such a wrapped key.
-                Failure::new(failure.class, text).without_asking()
+                let why = "no key is at hand that encrypts and decrypts";
+                Blamed::Said(doubtful(failure, why))
             }
         }
     }
 }
 
-impl State {
-    /// What was found a moment ago, if too many trials were made since. Otherwise a trial is counted.
-    fn still_holds(&mut self) -> Option<Finding> {
-        let (at, finding) = self.found?;
-        let since = at.elapsed();
-        let made_good = since.as_millis() / EACH.as_millis();
-        self.made = self.made.saturating_sub(u32::try_from(made_good).unwrap_or(u32::MAX));
-        if self.made >= AT_ONCE && since < EACH {
-            return Some(finding);
+/// Who is to blame.
+pub(crate) enum Blamed {
+    /// This is to be said.
+    Said(Failure),
+    /// The token was well since. If the wrapped key fails so once more, it is damaged.
+    WrappedKey(Failure),
+}
+
+impl Blamed {
+    /// The failure of a wrapped key that was decrypted once more, which failed so again.
+    pub(crate) fn again(before: Failure, again: Failure) -> Failure {
+        if before != again {
+            // The token fails now in this way and now in that, or is gone.
+            return again;
         }
-        self.made = self.made.saturating_add(1).min(AT_ONCE);
-        None
+        Failure::invalid(format!("{}: the token is well", again.message))
+    }
+}
+
+/// Not counted as an outage, since anybody can write such a wrapped key.
+fn doubtful(failure: Failure, why: &str) -> Failure {
+    let text = format!(
+        "{}: whether the token is unwell or the wrapped key is damaged cannot be told, since {why}",
+        failure.message
+    );
+    Failure::new(failure.class, text).without_asking()
+}
+
+impl State {
+    /// Counts a trial, unless too many were made lately.
+    fn may_try(&mut self) -> bool {
+        let since = self.made_good.get_or_insert_with(Instant::now).elapsed();
+        let made_good = u32::try_from(since.as_millis() / EACH.as_millis()).unwrap_or(u32::MAX);
+        if made_good > 0 {
+            self.made = self.made.saturating_sub(made_good);
+            self.made_good = Some(Instant::now());
+        }
+        let may = self.made < AT_ONCE;
+        self.made += u32::from(may);
+        may
     }
 
     /// Decrypts what is good: the sample, or something made now, under the same key at best.

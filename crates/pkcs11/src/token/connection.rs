@@ -66,20 +66,27 @@ impl Open {
 
 impl Connection {
     /// Opens a session at the token, logs in and finds the keys. Where the token is lost, the module
-    /// is started anew if that is possible, and then it is tried once more.
+    /// is started anew if that is possible, and then it is tried once more. Where other code ended
+    /// the module, it is tried until the end is noted: other sessions that meet the same end keep it
+    /// from being noted for a moment.
     pub(crate) fn open(token: &Token) -> Result<Self, Failure> {
         let module = load(&token.module)?;
-        let epoch = module.enter()?.epoch;
-        match Self::open_at(&module, token) {
-            Err(failure) if failure.is_lost => {
-                if failure.is_ended {
-                    module.was_ended(epoch);
-                } else {
+        let (mut ends, mut is_restarted) = (0, false);
+        loop {
+            let epoch = module.enter()?.epoch;
+            match Self::open_at(&module, token) {
+                Err(failure) if failure.is_ended && ends < TRIES_TO_RESTART => {
+                    ends += 1;
+                    if !module.was_ended(epoch) {
+                        std::thread::sleep(BETWEEN_TRIES);
+                    }
+                }
+                Err(failure) if failure.is_lost && !failure.is_ended && !is_restarted => {
+                    is_restarted = true;
                     Self::restarted(&module, epoch, failure)?;
                 }
-                Self::open_at(&module, token)
+                result => return result,
             }
-            result => result,
         }
     }
 
@@ -187,7 +194,8 @@ impl Connection {
 
     /// Notes that other code of the process ended the module.
     pub(crate) fn module_was_ended(&self) {
-        self.session.module.was_ended(self.session.epoch);
+        // If it cannot be noted now, who opens the next session notes it.
+        let _ = self.session.module.was_ended(self.session.epoch);
     }
 }
 

@@ -161,16 +161,18 @@ impl Module {
         self.start(&mut started).map(|()| Restart::Done)
     }
 
-    /// Notes that other code of the process ended the module.
-    pub(crate) fn was_ended(&self, epoch: u64) {
+    /// Notes that other code of the process ended the module. `false` if it could not be noted, since
+    /// functions of the module still run.
+    pub(crate) fn was_ended(&self, epoch: u64) -> bool {
         let mut started = match self.started.try_write() {
             Ok(started) => started,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
+            Err(TryLockError::WouldBlock) => return false,
         };
         if started.epoch == epoch {
             started.is_started = false;
         }
+        true
     }
 
     pub(crate) fn opened(&self) {

@@ -2,12 +2,14 @@
 #![forbid(unsafe_code)]
 
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use cryptoki::session::Session;
 use waxseal::Dek;
 use waxseal::kek::UnwrappedDek;
 use zeroize::Zeroizing;
 
+use super::blame::Blamed;
 use super::cipher::{decrypt, encrypt, try_out};
 use super::codes::classify;
 use super::connection::Connection;
@@ -88,16 +90,21 @@ impl Token {
             };
             let known = self.tried(session, keys)?.or(self.chosen);
             let way = known.unwrap_or(IvSource::Caller);
-            match decrypt(session, key.handle, way, aad, wrapped.iv, wrapped.sealed) {
-                Ok(dek) => {
-                    self.evidence.remember(wrapped, aad);
-                    Ok(UnwrappedDek::new(dek.to_vec()))
+            let opened = || {
+                let dek = decrypt(session, key.handle, way, aad, wrapped.iv, wrapped.sealed)
+                    .map_err(|error| classify("unwrap", &error))?;
+                self.evidence.remember(wrapped, aad);
+                Ok(UnwrappedDek::new(dek.to_vec()))
+            };
+            opened().or_else(|failure| {
+                let failed = (failure, Instant::now());
+                match self.evidence.blamed(session, keys, key, known, failed) {
+                    Blamed::Said(failure) => Err(failure),
+                    Blamed::WrappedKey(before) => {
+                        opened().map_err(|again| Blamed::again(before, again))
+                    }
                 }
-                Err(error) => {
-                    let failure = classify("unwrap", &error);
-                    Err(self.evidence.blamed(session, keys, key, known, failure))
-                }
-            }
+            })
         })
     }
 

@@ -14,6 +14,8 @@ use aws_lc_rs::signature::KeyPair;
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
 
+use crate::outputs::note_dek;
+
 pub fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     rand::rng().fill_bytes(&mut bytes);
@@ -74,6 +76,7 @@ impl Material {
     /// Ciphertext, iv and tag. "The Managed HSM makes the initialization vector" is what the SDKs' own comments say of A256GCM; the reference leaves it open.
     pub fn encrypt(&self, plaintext: &[u8], aad: &[u8]) -> Option<(Vec<u8>, [u8; 12], [u8; 16])> {
         let Self::Aes(key) = self else { return None };
+        note_dek(plaintext);
         let iv: [u8; 12] = random();
         let mut text = plaintext.to_vec();
         let cipher = Aes256Gcm::new_from_slice(&key[..]).unwrap();
@@ -103,6 +106,7 @@ impl Material {
     /// What anybody can do who has the public key.
     pub fn wrap(&self, plaintext: &[u8]) -> Option<Vec<u8>> {
         let Self::Rsa(key) = self else { return None };
+        note_dek(plaintext);
         let key = OaepPublicEncryptingKey::new(key.public_key()).unwrap();
         let mut text = vec![0; key.ciphertext_size()];
         key.encrypt(&OAEP_SHA256_MGF1SHA256, plaintext, &mut text, None).ok()?;

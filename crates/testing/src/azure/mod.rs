@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::certificates::{Authority, Certificate};
+use crate::outputs::noted;
 use crate::server_thread::ServerThread;
 pub use answers::Refused;
 pub use crypto::Material;
@@ -162,7 +163,7 @@ impl Azure {
 
     /// Makes an application with a secret, and writes the secret into a file.
     pub fn application(&self, client_id: &str) -> PathBuf {
-        let secret = format!("secret-of-{client_id}");
+        let secret = noted(format!("secret-of-{client_id}"));
         self.world().applications.insert(client_id.to_owned(), Principal::with_secret(&secret));
         let path = self.files.path().join(format!("{client_id}.secret"));
         std::fs::write(&path, secret).unwrap();

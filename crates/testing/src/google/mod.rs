@@ -20,6 +20,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::outputs::note_secret;
 use crate::server_thread::ServerThread;
 use data_encoding::BASE64;
 use http_body_util::{BodyExt, Full};
@@ -220,6 +221,11 @@ impl GoogleFront {
     pub fn service_account_file(&self, email: &str) -> String {
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
         let public = rcgen::PublicKeyData::der_bytes(&pair).to_vec();
+        pair.serialize_pem()
+            .lines()
+            .filter(|line| !line.contains('-'))
+            .skip(2)
+            .for_each(note_secret);
         self.world().service_accounts.insert(email.to_owned(), public);
         json!({
             "type": "service_account", "project_id": "orders-prod", "client_email": email,

@@ -11,6 +11,7 @@ use super::ekm::EkmFault;
 use super::status::{Code, Status, not_enabled, not_found};
 use super::world::{Key, Principal, Protection, State, World};
 use super::{crc32c, random};
+use crate::outputs::note_dek;
 
 pub type Answer = Result<Value, Status>;
 
@@ -271,6 +272,7 @@ fn encrypt(key: &mut Key, version: Option<usize>, input: &Value) -> Answer {
         return Err(not_enabled(&name, State::Destroyed.name()));
     };
     reach_external(key, number, None)?;
+    note_dek(&plaintext);
     let mut sealed = plaintext;
     let nonce = random::<12>();
     let tag = Aes256Gcm::new((&material).into())

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::request::Context;
 use super::xks::{Asker, Failure, Sealed, XksClient};
 use super::{KmsError, random};
+use crate::outputs::note_dek;
 
 /// What does the cryptography of a key.
 #[derive(Clone)]
@@ -159,6 +160,7 @@ impl Usable {
         context: &Context,
         plaintext: &[u8],
     ) -> Result<(Vec<u8>, MaterialId), KmsError> {
+        note_dek(plaintext);
         match &self.backing {
             Backing::Materials(materials) => {
                 let material = materials.lock().unwrap().last().cloned().unwrap();

@@ -39,6 +39,7 @@ use hyper_util::rt::TokioIo;
 use rand::Rng;
 use serde_json::{Value, json};
 
+use crate::outputs::noted;
 use crate::server_thread::ServerThread;
 use crate::sigv4::{Claim, Refusal, Request};
 pub use key_store::Connection;
@@ -197,7 +198,7 @@ impl KmsFront {
         }
         let login = Login {
             access_key: format!("AKIA{}", HEXLOWER.encode(&random::<8>()).to_uppercase()),
-            secret: HEXLOWER.encode(&random::<20>()),
+            secret: noted(HEXLOWER.encode(&random::<20>())),
             session_token: None,
         };
         self.enroll(name, &login, policies);

@@ -79,10 +79,9 @@ impl Credential {
     /// "20-30 characters, 'A' through 'Z' and '2' through '7' only", and 256 random bits in Base64
     /// ("XKS proxy configuration", Appendix A).
     fn random() -> Self {
-        Self {
-            access_key_id: BASE32.encode(&random::<15>()),
-            secret_access_key: BASE64.encode(&random::<32>()),
-        }
+        let secret_access_key = BASE64.encode(&random::<32>());
+        crate::outputs::note_secret(&secret_access_key);
+        Self { access_key_id: BASE32.encode(&random::<15>()), secret_access_key }
     }
 }
 

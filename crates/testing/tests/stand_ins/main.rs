@@ -6,4 +6,5 @@ mod azure;
 mod google;
 mod kms_front_path;
 mod kms_front_stores;
+mod outputs;
 mod xks_proxy;
