@@ -12,7 +12,9 @@ mod support;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use support::{AAD, Bare, at_once, median};
 use waxseal::kek::local::LocalKek;
 use waxseal::{Aad, Backend, EncryptionContext, Envelope, Limits, Suite};
@@ -29,6 +31,66 @@ fn per_call(calls: usize, mut call: impl FnMut()) -> f64 {
         call();
     }
     start.elapsed().as_nanos() as f64 / calls as f64
+}
+
+/// What a caller would write without the library, on one of the AEADs: the least that a message of this format takes. It draws the nonces
+/// from a generator of the same kind, and neither counts nor looks at a clock.
+struct ByHand<'a> {
+    aead: &'a Bare,
+    nonces: StdRng,
+    /// Everything before the ciphertext, with room for the nonce.
+    prefix: [u8; 52],
+}
+
+impl<'a> ByHand<'a> {
+    fn new(aead: &'a Bare) -> Self {
+        Self { aead, nonces: StdRng::from_seed([7; 32]), prefix: [1; 52] }
+    }
+
+    fn nonce(&mut self) -> [u8; 12] {
+        let mut nonce = [0; 12];
+        let words = nonce.as_chunks_mut::<4>().0;
+        words.iter_mut().for_each(|word| *word = self.nonces.next_u32().to_le_bytes());
+        nonce
+    }
+
+    fn seal_in_place(&mut self, aad: &[u8], buffer: &mut [u8]) {
+        let (prefix, rest) = buffer.split_at_mut(52);
+        let (payload, tag) = rest.split_last_chunk_mut().unwrap();
+        let nonce = self.nonce();
+        prefix.copy_from_slice(&self.prefix);
+        prefix[40..].copy_from_slice(&nonce);
+        *tag = self.aead.seal_under(nonce, aad, payload);
+    }
+
+    fn seal_many(&mut self, rows: &[([u8; 8], [u8; 16])]) -> (Vec<u8>, Vec<usize>) {
+        let mut sealed = Vec::with_capacity(rows.len() * 84);
+        let mut ends = Vec::with_capacity(rows.len());
+        for (row, value) in rows {
+            let (begin, nonce) = (sealed.len(), self.nonce());
+            sealed.extend_from_slice(&self.prefix);
+            sealed.extend_from_slice(value);
+            let message = &mut sealed[begin..];
+            message[40..52].copy_from_slice(&nonce);
+            let tag = self.aead.seal_under(nonce, row, &mut message[52..]);
+            sealed.extend_from_slice(&tag);
+            ends.push(sealed.len());
+        }
+        (sealed, ends)
+    }
+
+    fn open_many(&self, rows: &[([u8; 8], [u8; 16])], sealed: &[u8]) -> (Vec<u8>, Vec<usize>) {
+        let mut opened = Vec::with_capacity(rows.len() * 16);
+        let mut ends = Vec::with_capacity(rows.len());
+        for ((row, _), message) in rows.iter().zip(sealed.as_chunks::<84>().0) {
+            let (begin, nonce) = (opened.len(), message[40..52].try_into().unwrap());
+            opened.extend_from_slice(&message[52..68]);
+            let tag = message.last_chunk().unwrap();
+            self.aead.open_under(nonce, row, &mut opened[begin..], tag);
+            ends.push(opened.len());
+        }
+        (opened, ends)
+    }
 }
 
 /// Prints the medians, and by how much they exceed the best of the first `bare`.
@@ -81,6 +143,21 @@ fn main() {
             let call = move || per_call(calls, || _ = black_box(bare.seal(&mut payload)));
             contenders.push((format!("{backend:?}"), Box::new(call)));
         }
+        for (backend, bare) in &aeads {
+            let (mut by_hand, mut buffer) = (ByHand::new(bare), vec![0; 52 + len + 16]);
+            let call = move || per_call(calls, || by_hand.seal_in_place(AAD, &mut buffer));
+            contenders.push((format!("{backend:?} by hand"), Box::new(call)));
+            // The least that safe code does to a new buffer.
+            let plaintext = &plaintext;
+            let once = move || {
+                let mut message = vec![0; 52 + len + 16];
+                let (to, tag) = message[52..].split_last_chunk_mut().unwrap();
+                *tag = bare.seal_to(plaintext, to);
+                drop(black_box(message));
+            };
+            let call = move || per_call(calls, once);
+            contenders.push((format!("{backend:?} by hand, new buffer"), Box::new(call)));
+        }
         let in_place = || per_call(calls, || key.encrypt_in_place(aad, &mut buffer).unwrap());
         contenders.push(("handle, in place".to_owned(), Box::new(in_place)));
         let handle = || per_call(calls, || drop(black_box(key.encrypt(aad, &plaintext).unwrap())));
@@ -104,6 +181,19 @@ fn main() {
                 })
             };
             contenders.push((format!("{backend:?}"), Box::new(call)));
+        }
+        for (backend, bare) in &aeads {
+            let mut ciphertext = plaintext.clone();
+            let tag = bare.seal(&mut ciphertext);
+            // It is plaintext, and so it is wiped.
+            let once = move || {
+                let mut opened = vec![0; len];
+                bare.open_to(&ciphertext, &mut opened, &tag);
+                black_box(&mut opened).fill(0);
+                drop(black_box(opened));
+            };
+            let call = move || per_call(calls, &once);
+            contenders.push((format!("{backend:?} by hand, new buffer"), Box::new(call)));
         }
         let in_place = || {
             buffers.iter_mut().for_each(|buffer| buffer.copy_from_slice(&sealed));
@@ -150,6 +240,11 @@ fn main() {
         aeads.iter().map(each).collect::<Vec<_>>()
     };
     let mut contenders: Vec<Contender<'_>> = bare(false);
+    for (backend, bare) in &aeads {
+        let (mut by_hand, rows) = (ByHand::new(bare), &rows);
+        let call = move || per_call(1, || drop(black_box(by_hand.seal_many(rows)))) / VALUES as f64;
+        contenders.push((format!("{backend:?} by hand"), Box::new(call)));
+    }
     let singly =
         || items().for_each(|(aad, value)| drop(black_box(compact.encrypt(aad, value).unwrap())));
     let handle = || drop(black_box(key.encrypt_many(items()).unwrap()));
@@ -161,6 +256,14 @@ fn main() {
     contenders.push(("envelope".to_owned(), Box::new(|| by_value(&whole))));
     row("encrypt_many 16 B", aeads.len(), contenders);
     let mut contenders: Vec<Contender<'_>> = bare(true);
+    for (backend, bare) in &aeads {
+        let (mut by_hand, rows) = (ByHand::new(bare), &rows);
+        let sealed = by_hand.seal_many(rows).0;
+        let call = move || {
+            per_call(1, || drop(black_box(by_hand.open_many(rows, &sealed)))) / VALUES as f64
+        };
+        contenders.push((format!("{backend:?} by hand"), Box::new(call)));
+    }
     let open = |(aad, sealed)| drop(black_box(opening.decrypt(aad, sealed).unwrap()));
     let singly = || sealed(&short).for_each(open);
     let handle = || drop(black_box(opening.decrypt_many(sealed(&embedded)).unwrap()));

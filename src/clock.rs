@@ -71,19 +71,68 @@ impl Clock {
             Self::Manual(clock) => clock.now(),
         }
     }
+
+    /// Whether `deadline` is so far away that nobody needs the exact time to see it. `false` means
+    /// that [`now`](Self::now) has to tell.
+    ///
+    /// It costs a fourth of [`now`](Self::now), and every use of a handle asks. It reads the coarse
+    /// wall clock, which moves with each tick of the kernel (1 to 10 ms), and when a suspended
+    /// machine wakes up. While that stands, what this thread read last still tells the time, to the
+    /// length of a tick. [`ROOM`] covers that and the ticks that a paused processor keeps from the
+    /// others, and after [`REUSES`] uses both clocks are read again in any case.
+    #[inline]
+    pub(crate) fn is_well_before(&self, deadline: Moment) -> bool {
+        #[cfg(target_os = "linux")]
+        if matches!(self, Self::System) {
+            return !recent().plus(ROOM).is_past(deadline);
+        }
+        let _ = deadline;
+        false
+    }
+}
+
+/// A deadline is well ahead if it is further away than this.
+#[cfg(target_os = "linux")]
+const ROOM: Duration = Duration::from_secs(1);
+/// How often a thread uses what it read, at most.
+#[cfg(target_os = "linux")]
+const REUSES: u32 = 32;
+
+#[cfg(target_os = "linux")]
+fn recent() -> Moment {
+    use rustix::time::ClockId;
+    use std::cell::Cell;
+
+    thread_local! {
+        static LAST: Cell<(Moment, u32)> = const { Cell::new((Moment { boot: 0, wall: 0 }, 0)) };
+    }
+    let wall = nanos(ClockId::RealtimeCoarse);
+    LAST.with(|last| match last.get() {
+        (moment, left @ 1..) if moment.wall == wall => {
+            last.set((moment, left - 1));
+            moment
+        }
+        _ => {
+            let moment = Moment { boot: nanos(ClockId::Boottime), wall };
+            last.set((moment, REUSES));
+            moment
+        }
+    })
+}
+
+#[cfg(target_os = "linux")]
+#[inline]
+fn nanos(clock: rustix::time::ClockId) -> i64 {
+    let time = rustix::time::clock_gettime(clock);
+    // Checked arithmetic is cheaper than saturating here.
+    let seconds = time.tv_sec.checked_mul(1_000_000_000);
+    seconds.and_then(|nanos| nanos.checked_add(time.tv_nsec)).unwrap_or(i64::MAX)
 }
 
 #[cfg(target_os = "linux")]
 fn system() -> Moment {
-    use rustix::time::{ClockId, clock_gettime};
+    use rustix::time::ClockId;
 
-    let nanos = |clock| {
-        let time = clock_gettime(clock);
-        // Checked arithmetic is cheaper than saturating here, and every use of a DEK reads the
-        // clock.
-        let seconds = time.tv_sec.checked_mul(1_000_000_000);
-        seconds.and_then(|nanos| nanos.checked_add(time.tv_nsec)).unwrap_or(i64::MAX)
-    };
     // The coarse wall clock is a few milliseconds behind and costs a fraction of a read of the
     // exact one.
     Moment { boot: nanos(ClockId::Boottime), wall: nanos(ClockId::RealtimeCoarse) }
@@ -167,6 +216,45 @@ mod tests {
         manual.set_wall_forward(Duration::from_secs(10));
         assert!(clock.now().is_past(deadline), "a pause that only the wall clock shows counts");
         assert_eq!(clock.now().until(deadline), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_said_to_be_well_ahead_is_by_both_clocks() {
+        let clock = Clock::System;
+        let ahead = |boot, wall| {
+            let now = clock.now();
+            let [boot, wall] = [boot, wall].map(|millis| now.plus(Duration::from_millis(millis)));
+            Moment { boot: boot.boot, wall: wall.wall }
+        };
+        for near in [0, 1, 500, 990] {
+            for deadline in [ahead(near, near), ahead(near, 60_000), ahead(60_000, near)] {
+                for _ in 0..100 {
+                    assert!(!clock.is_well_before(deadline), "{near} ms");
+                }
+            }
+        }
+        #[cfg(target_os = "linux")]
+        assert!(clock.is_well_before(ahead(60_000, 60_000)));
+        let manual = Clock::Manual(ManualClock::new());
+        assert!(!manual.is_well_before(manual.now().plus(Duration::from_secs(3600))), "exact");
+    }
+
+    /// What a thread remembers is not used when it is older than a tick, however rarely it looks.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_that_looks_rarely_or_all_the_time_sees_the_deadline_come() {
+        let clock = Clock::System;
+        for pause in [Duration::ZERO, Duration::from_millis(80)] {
+            let deadline = clock.now().plus(ROOM + Duration::from_millis(60));
+            let mut looks = 0;
+            while clock.is_well_before(deadline) {
+                std::thread::sleep(pause);
+                looks += 1;
+            }
+            let near = clock.now().plus(ROOM);
+            assert!(near.is_past(deadline), "the room is kept, and no more of it");
+            assert!(pause.is_zero() || looks <= 1, "what was read before a sleep is not used");
+        }
     }
 
     #[test]

@@ -53,23 +53,29 @@ impl Bare {
     /// comes out half as fast.
     #[inline(never)]
     pub fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
+        self.seal_under(NONCE, AAD, payload)
+    }
+
+    /// As [`seal`](Self::seal), with a nonce and an AAD of the caller's.
+    #[inline]
+    pub fn seal_under(&self, nonce: [u8; 12], aad: &[u8], payload: &mut [u8]) -> [u8; 16] {
         match self {
             Self::RustCrypto(key) => {
-                key.encrypt_inout_detached(&NONCE.into(), AAD, payload.into()).unwrap().into()
+                key.encrypt_inout_detached(&nonce.into(), aad, payload.into()).unwrap().into()
             }
             #[cfg(feature = "aws-lc")]
             Self::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
                 let tag = key
-                    .seal_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), payload)
+                    .seal_in_place_separate_tag(Nonce::from(&nonce), Aad::from(aad), payload)
                     .unwrap();
                 tag.as_ref().try_into().unwrap()
             }
             #[cfg(feature = "ring")]
             Self::Ring(key) => {
                 use ring::aead::{Aad, Nonce};
-                let nonce = Nonce::assume_unique_for_key(NONCE);
-                let tag = key.seal_in_place_separate_tag(nonce, Aad::from(AAD), payload).unwrap();
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let tag = key.seal_in_place_separate_tag(nonce, Aad::from(aad), payload).unwrap();
                 tag.as_ref().try_into().unwrap()
             }
         }
@@ -102,21 +108,49 @@ impl Bare {
     /// Decrypts in place.
     #[inline(never)]
     pub fn open(&self, payload: &mut [u8], tag: &[u8; 16]) {
+        self.open_under(NONCE, AAD, payload, tag);
+    }
+
+    /// Decrypts from one buffer to another. ring works in place only.
+    #[inline(never)]
+    pub fn open_to(&self, from: &[u8], to: &mut [u8], tag: &[u8; 16]) {
         match self {
             Self::RustCrypto(key) => {
-                key.decrypt_inout_detached(&NONCE.into(), AAD, payload.into(), tag.into()).unwrap();
+                let payload = InOutBuf::new(from, to).unwrap();
+                key.decrypt_inout_detached(&NONCE.into(), AAD, payload, tag.into()).unwrap();
             }
             #[cfg(feature = "aws-lc")]
             Self::AwsLc(key) => {
                 use aws_lc_rs::aead::{Aad, Nonce};
-                key.open_in_place_separate_tag(Nonce::from(&NONCE), Aad::from(AAD), tag, payload)
+                key.open_separate_gather(Nonce::from(&NONCE), Aad::from(AAD), from, tag, to)
+                    .unwrap();
+            }
+            #[cfg(feature = "ring")]
+            Self::Ring(_) => {
+                to.copy_from_slice(from);
+                self.open(to, tag);
+            }
+        }
+    }
+
+    /// As [`open`](Self::open), with a nonce and an AAD of the caller's.
+    #[inline]
+    pub fn open_under(&self, nonce: [u8; 12], aad: &[u8], payload: &mut [u8], tag: &[u8; 16]) {
+        match self {
+            Self::RustCrypto(key) => {
+                key.decrypt_inout_detached(&nonce.into(), aad, payload.into(), tag.into()).unwrap();
+            }
+            #[cfg(feature = "aws-lc")]
+            Self::AwsLc(key) => {
+                use aws_lc_rs::aead::{Aad, Nonce};
+                key.open_in_place_separate_tag(Nonce::from(&nonce), Aad::from(aad), tag, payload)
                     .unwrap();
             }
             #[cfg(feature = "ring")]
             Self::Ring(key) => {
                 use ring::aead::{Aad, Nonce};
-                let (nonce, tag) = (Nonce::assume_unique_for_key(NONCE), (*tag).into());
-                key.open_in_place_separate_tag(nonce, Aad::from(AAD), tag, payload, 0..).unwrap();
+                let (nonce, tag) = (Nonce::assume_unique_for_key(nonce), (*tag).into());
+                key.open_in_place_separate_tag(nonce, Aad::from(aad), tag, payload, 0..).unwrap();
             }
         }
     }

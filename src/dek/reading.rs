@@ -6,7 +6,7 @@ use super::budget::Budget;
 use super::lease::Lease;
 use super::registry::{Leased, announce_later};
 use crate::error::Error;
-use crate::suite::{AeadKey, InOut, StreamRoot, Tag};
+use crate::suite::{DekKeys, InOut, StreamRoot, Tag};
 
 /// The keys of a DEK for reading, of one suite, with their deadlines.
 pub(crate) struct ReadingDek {
@@ -64,7 +64,9 @@ impl ReadingDek {
         data: InOut<'_>,
         tag: &Tag,
     ) -> Result<(), Error> {
-        self.counted(|lease| lease.with_key(|key| key.open(nonce, aad, data, tag)).flatten())
+        let len = data.to.len();
+        let open = |keys: &DekKeys| keys.message(len).open(nonce, aad, data, tag);
+        self.counted(|lease| lease.with_dek_keys(open).flatten())
     }
 
     /// Counts up to `wanted` uses and returns how many, at least one. *Exhausted* if none is left.
@@ -85,8 +87,8 @@ impl ReadingDek {
     }
 
     /// Decrypts several messages, whose uses were [taken](Self::take_uses).
-    pub(crate) fn with_key<R>(&self, work: impl FnOnce(&AeadKey) -> R) -> Result<R, Error> {
-        self.lease.with_key(work)
+    pub(crate) fn with_keys<R>(&self, work: impl FnOnce(&DekKeys) -> R) -> Result<R, Error> {
+        self.lease.with_dek_keys(work)
     }
 
     /// Opens a stream, which is one use.

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::limits::MAX_PLAINTEXT;
 use crate::format::{Form, Prefix, WrappedKeys};
 use crate::memory::fork;
-use crate::suite::{AeadKey, InOut, Nonce, Nonces, TAG_LEN, Tag};
+use crate::suite::{DekKeys, InOut, Nonce, Nonces, TAG_LEN, Tag};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
@@ -288,13 +288,14 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         let nonces = nonces.get_mut(..block.len() * nonce_len).ok_or_else(too_many)?;
         dek.nonces.fill(nonces)?;
         let prefix = dek.prefix(form);
-        let seal = |key: &AeadKey| {
+        let seal = |keys: &DekKeys| {
             for ((aad, plaintext), nonce) in block.iter().zip(nonces.chunks_exact(nonce_len)) {
                 let begin = sealed.len();
-                prefix.append(nonce, sealed);
+                let appended = prefix.append(nonce, sealed);
                 sealed.extend_from_slice(plaintext);
                 let payload = sealed.get_mut(begin + prefix.len()..).unwrap_or_default();
-                match key.seal(nonce, aad, InOut::in_place(payload)) {
+                let (key, data) = (keys.message(plaintext.len()), InOut::in_place(payload));
+                match appended.and_then(|()| key.seal(nonce, aad, data)) {
                     Ok(tag) => sealed.extend_from_slice(&tag),
                     Err(error) => {
                         sealed.truncate(begin);
@@ -305,7 +306,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
             }
             Ok(())
         };
-        dek.lease.with_key(seal)?
+        dek.lease.with_dek_keys(seal)?
     }
 
     /// Encrypts under a new nonce, and fills `prefix` and `tag` around it. Returns *expired*, with
@@ -319,7 +320,8 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         tag: &mut Tag,
     ) -> Result<(), Error> {
         let dek = &*self.0;
-        dek.lease.with_key(|key| {
+        dek.lease.with_dek_keys(|keys| {
+            let key = keys.message(data.to.len());
             let nonce = Nonce::random(dek.nonces, dek.lease.suite)?;
             dek.prefix(form).write(nonce.as_bytes(), prefix)?;
             *tag = key.seal(nonce.as_bytes(), aad, data)?;

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::format::stream::carried_keys;
-use crate::format::{Form, Message, WrappedKeys};
+use crate::format::{Message, WrappedKeys};
 use crate::suite::DekId;
 
 /// A message in compact form, with the wrapped keys that open it.
@@ -88,7 +88,7 @@ impl<'a> Sealed<'a> {
     #[inline]
     pub(super) fn parse(self, has_store: impl FnOnce() -> bool) -> Result<Message<'a>, Error> {
         let mut message = Message::parse(self.bytes)?;
-        if message.form() == Form::Compact {
+        if message.wrapped_keys.is_empty() {
             message.wrapped_keys = match self.apart {
                 Some(wrapped_keys) => wrapped_keys.as_bytes(),
                 None if has_store() => &[],

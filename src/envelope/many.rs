@@ -5,6 +5,7 @@
 //! the other in one buffer.
 #![forbid(unsafe_code)]
 
+use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
@@ -19,7 +20,7 @@ use crate::dek::{BLOCK, Many, Pinned, ReadingDek, ReadingRequest, Reservation, W
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Header, Message};
 use crate::observe::Access;
-use crate::suite::{DekId, InOut, Suite};
+use crate::suite::{DekId, InOut, Suite, Tag};
 
 /// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
 /// no more of them once they have so many bytes.
@@ -30,6 +31,22 @@ const MOST_HELD: usize = 4096;
 
 /// One message, read.
 type Item<'s> = (Aad<'s>, &'s [u8], Message<'s>);
+
+/// What it takes to decrypt one message.
+struct Parts<'s> {
+    aad: &'s [u8],
+    nonce: &'s [u8],
+    ciphertext: &'s [u8],
+    tag: &'s Tag,
+}
+
+impl<'s> Parts<'s> {
+    #[inline]
+    fn of(aad: Aad<'s>, sealed: &'s [u8], message: &Message<'s>) -> Self {
+        let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
+        Self { aad: aad.as_bytes(), nonce: message.nonce, ciphertext, tag: message.tag }
+    }
+}
 
 impl Envelope {
     /// Encrypts many values of one context, each with its AAD. Each result is a message of its own,
@@ -321,7 +338,7 @@ impl Decryptor {
         mut items: impl Iterator<Item = (Aad<'s>, Sealed<'s>)>,
         opened: &mut Plaintexts,
     ) -> Result<(), Error> {
-        let mut block: Vec<Item<'s>> = Vec::with_capacity(BLOCK);
+        let (mut block, mut last) = (Vec::with_capacity(BLOCK), None::<(&[u8], Message<'s>)>);
         loop {
             let mut bytes = 0;
             block.clear();
@@ -331,17 +348,23 @@ impl Decryptor {
             {
                 let sealed = sealed.as_bytes();
                 let index = opened.len() + block.len();
-                let message = Message::parse(sealed).map_err(|error| error.of_item(index))?;
-                self.check_is_of_dek(&message).map_err(|error| error.of_item(index))?;
+                let like = last.as_ref().and_then(|(is, like)| like.parse_like(is, sealed));
+                let message = like.unwrap_or_else(|| {
+                    let message = Message::parse(sealed)?;
+                    self.check_is_of_dek(&message)?;
+                    last = Some((sealed, message.clone()));
+                    Ok(message)
+                });
+                let message = message.map_err(|error| error.of_item(index))?;
                 bytes += message.payload.len();
-                block.push((aad, sealed, message));
+                block.push(Parts::of(aad, sealed, &message));
             }
             if block.is_empty() {
                 return Ok(());
             }
             self.check_time()?;
             opened.expect(block.len(), bytes, items.size_hint().0)?;
-            open_block(self.dek(), &block, opened)?;
+            open_block(self.dek(), block.iter(), opened)?;
         }
     }
 }
@@ -470,33 +493,33 @@ fn open_run(dek: &ReadingDek, items: &[Item<'_>], opened: &mut Plaintexts) -> Re
         if opened.len() > begin {
             dek.lease.check_in_use()?;
         }
-        open_block(dek, block, opened)?;
+        let parts = block.iter().map(|(aad, sealed, message)| Parts::of(*aad, sealed, message));
+        open_block(dek, parts, opened)?;
     }
 }
 
 /// Decrypts messages behind each other. If one fails, those before it stand.
-fn open_block(dek: &ReadingDek, block: &[Item<'_>], opened: &mut Plaintexts) -> Result<(), Error> {
-    let mut rest = block;
+fn open_block<'s>(
+    dek: &ReadingDek,
+    mut block: impl ExactSizeIterator<Item = impl Borrow<Parts<'s>>>,
+    opened: &mut Plaintexts,
+) -> Result<(), Error> {
     // Once, unless fewer uses are left.
-    while !rest.is_empty() {
-        let wanted = dek.take_uses(rest.len())?;
-        let (now, later) = rest.split_at_checked(wanted).unwrap_or((rest, &[]));
+    while block.len() > 0 {
+        let wanted = dek.take_uses(block.len())?;
         let begin = opened.len();
-        let result = dek.with_key(|key| {
-            for (aad, sealed, message) in now {
-                let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
+        let result = dek.with_keys(|keys| {
+            for parts in block.by_ref().take(wanted) {
+                let Parts { aad, nonce, ciphertext, tag } = *parts.borrow();
+                let key = keys.message(ciphertext.len());
+                let open = |payload: &mut [u8]| key.open(nonce, aad, InOut::in_place(payload), tag);
                 let index = opened.len();
-                let open = |payload: &mut [u8]| {
-                    let data = InOut::in_place(payload);
-                    key.open(message.nonce, aad.as_bytes(), data, message.tag)
-                };
                 opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;
             }
             Ok(())
         });
         dek.give_back_uses(wanted - (opened.len() - begin));
         result.flatten()?;
-        rest = later;
     }
     Ok(())
 }

@@ -71,9 +71,8 @@ pub(crate) struct Header {
 
 impl Header {
     pub(super) fn read(reader: &mut Reader<'_>) -> Result<Self, Error> {
-        let not_sealed = || Error::new(ErrorKind::NotSealed, "");
         if reader.array() != Some(&MAGIC) {
-            return Err(not_sealed());
+            return Err(Error::new(ErrorKind::NotSealed, ""));
         }
         let version = reader.u8().ok_or_else(cut)?;
         if version != VERSION {
@@ -117,14 +116,25 @@ pub(crate) struct Message<'a> {
 
 impl<'a> Message<'a> {
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
-        let mut reader = Reader::new(bytes);
-        let header = Header::read(&mut reader)?;
+        let header = Header::read(&mut Reader::new(bytes))?;
         if header.kind != MessageKind::Message {
-            return Err(Error::new(
-                ErrorKind::UnsupportedKind,
-                "a stream, where a message is expected",
-            ));
+            return Err(Error::new(ErrorKind::UnsupportedKind, "a stream, not a message"));
         }
+        Self::behind(header, bytes)
+    }
+
+    /// As [`parse`](Self::parse), with less work. `None` if the header is not that of `parsed`, from
+    /// which this message was parsed.
+    #[inline]
+    pub(crate) fn parse_like(&self, parsed: &[u8], bytes: &'a [u8]) -> Option<Result<Self, Error>> {
+        let has_same_header = bytes.first_chunk::<HEADER_LEN>() == parsed.first_chunk();
+        has_same_header.then(|| Self::behind(self.header, bytes))
+    }
+
+    /// Reads what follows the header.
+    #[inline(always)]
+    fn behind(header: Header, bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut reader = Reader::new(bytes.get(HEADER_LEN..).ok_or_else(cut)?);
         let nonce = reader.take(header.suite.nonce_len()).ok_or_else(cut)?;
         let wrapped_keys = reader.take(header.wrapped_len.into()).ok_or_else(cut)?;
         let (payload, tag) = reader.rest().split_last_chunk::<TAG_LEN>().ok_or_else(cut)?;
@@ -134,18 +144,14 @@ impl<'a> Message<'a> {
         let start = HEADER_LEN + nonce.len() + wrapped_keys.len();
         Ok(Self { header, nonce, wrapped_keys, payload: start..start + payload.len(), tag })
     }
-
-    pub(crate) fn form(&self) -> Form {
-        if self.wrapped_keys.is_empty() { Form::Compact } else { Form::Embedded }
-    }
 }
 
 /// What precedes a message's ciphertext, for one DEK. Only the nonce differs between messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    header: [u8; HEADER_LEN],
-    nonce_len: usize,
-    wrapped_keys: Box<[u8]>,
+    /// With zeros in the place of the nonce.
+    bytes: Box<[u8]>,
+    nonce: Range<usize>,
 }
 
 impl Prefix {
@@ -154,29 +160,32 @@ impl Prefix {
         let wrapped_len = u16::try_from(wrapped_keys.len())
             .map_err(|_| Error::new(ErrorKind::TooLarge, "wrapped keys"))?;
         let header = Header { suite, kind: MessageKind::Message, wrapped_len, dek_id }.to_bytes();
-        Ok(Self { header, nonce_len: suite.nonce_len(), wrapped_keys: wrapped_keys.into() })
+        let (zeros, len) = ([0; 24], suite.nonce_len());
+        let bytes = [&header, zeros.get(..len).unwrap_or_default(), wrapped_keys].concat();
+        Ok(Self { bytes: bytes.into(), nonce: HEADER_LEN..HEADER_LEN + len })
     }
 
     pub(crate) fn len(&self) -> usize {
-        HEADER_LEN + self.nonce_len + self.wrapped_keys.len()
+        self.bytes.len()
     }
 
     /// Appends it to `message`.
-    pub(crate) fn append(&self, nonce: &[u8], message: &mut Vec<u8>) {
-        message.extend_from_slice(&self.header);
-        message.extend_from_slice(nonce);
-        message.extend_from_slice(&self.wrapped_keys);
+    pub(crate) fn append(&self, nonce: &[u8], message: &mut Vec<u8>) -> Result<(), Error> {
+        let begin = message.len();
+        message.extend_from_slice(&self.bytes);
+        self.place(nonce, message.get_mut(begin..).unwrap_or_default())
     }
 
     /// Fills `room`, which is exactly [`len`](Self::len) long.
     pub(crate) fn write(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
-        let mut room = room;
-        for part in [&self.header[..], nonce, &self.wrapped_keys] {
-            let (head, tail) = room.split_at_mut_checked(part.len()).ok_or_else(prefix_room)?;
-            head.copy_from_slice(part);
-            room = tail;
-        }
-        if room.is_empty() { Ok(()) } else { Err(prefix_room()) }
+        let room = Some(room).filter(|room| room.len() == self.len()).ok_or_else(prefix_room)?;
+        room.copy_from_slice(&self.bytes);
+        self.place(nonce, room)
+    }
+
+    fn place(&self, nonce: &[u8], prefix: &mut [u8]) -> Result<(), Error> {
+        let place = prefix.get_mut(self.nonce.clone()).filter(|place| place.len() == nonce.len());
+        place.map(|place| place.copy_from_slice(nonce)).ok_or_else(prefix_room)
     }
 }
 
@@ -190,9 +199,8 @@ impl Header {
         let [low, high] = self.wrapped_len.to_le_bytes();
         let fixed =
             [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
-        for (byte, value) in bytes.iter_mut().zip(fixed.iter().chain(self.dek_id.as_bytes())) {
-            *byte = *value;
-        }
+        let values = fixed.iter().chain(self.dek_id.as_bytes());
+        bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = *value);
         bytes
     }
 }
@@ -204,8 +212,7 @@ pub(super) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Ve
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
     let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();
     let mut bytes = Vec::with_capacity(prefix.len() + payload_and_tag.len());
-    bytes.resize(prefix.len(), 0);
-    prefix.write(message.nonce, &mut bytes)?;
+    prefix.append(message.nonce, &mut bytes)?;
     bytes.extend_from_slice(payload_and_tag);
     Ok(bytes)
 }
@@ -240,10 +247,38 @@ mod tests {
         assert_eq!(message.wrapped_keys, b"wrapped");
         assert_eq!(&bytes[message.payload.clone()], b"payload");
         assert_eq!(message.tag, &[5; TAG_LEN]);
-        assert_eq!(message.form(), Form::Embedded);
         let compact = with_wrapped_keys(&bytes, b"").unwrap();
         assert_eq!(compact, sample(Suite::Aes256Gcm, b"", b"payload"));
         assert_eq!(with_wrapped_keys(&compact, b"wrapped").unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_message_like_one_that_was_parsed_is_parsed_to_the_same() {
+        for suite in [Suite::Aes256Gcm, Suite::Xaes256Gcm] {
+            let good = sample(suite, b"wrapped", b"payload");
+            let parsed = Message::parse(&good).unwrap();
+            let same = |bytes: &[u8]| {
+                let like = parsed.parse_like(&good, bytes);
+                assert_eq!(like.is_some(), bytes.get(..40) == good.get(..40));
+                match (Message::parse(bytes), like) {
+                    (_, None) => {}
+                    (Ok(message), Some(Ok(like))) => {
+                        assert_eq!(format!("{message:?}"), format!("{like:?}"));
+                    }
+                    (Err(error), Some(Err(like))) => assert_eq!(error.kind(), like.kind()),
+                    (parsed, like) => panic!("{parsed:?}, {like:?}"),
+                }
+            };
+            same(&sample(suite, b"wrapped", b"another payload, which is longer"));
+            same(&sample(suite, b"other keys of another length", b""));
+            same(&sample(Suite::ChaCha20Poly1305, b"wrapped", b"payload"));
+            (0..good.len()).for_each(|len| same(&good[..len]));
+            for bit in 0..8 * good.len() {
+                let mut changed = good.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                same(&changed);
+            }
+        }
     }
 
     #[test]

@@ -290,7 +290,7 @@ impl Hasher for AsItIs {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        self.0 ^= bytes.first_chunk().map_or(0, |first| u64::from_le_bytes(*first));
+        self.0 ^= bytes.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first));
     }
 
     fn write_u64(&mut self, number: u64) {

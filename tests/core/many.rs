@@ -20,27 +20,27 @@ use waxseal::{
 use waxseal_testing::support;
 
 /// Values with their AADs, of different lengths.
-fn rows(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn rows(count: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
     (0..count)
         .map(|n| (n.to_be_bytes().to_vec(), vec![u8::try_from(n % 251).unwrap(); n % 40]))
         .collect()
 }
 
-type Pair<'r> = (Aad<'r>, &'r [u8]);
+pub(super) type Pair<'r> = (Aad<'r>, &'r [u8]);
 
-fn items(rows: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = Pair<'_>> + Clone {
+pub(super) fn items(rows: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = Pair<'_>> + Clone {
     rows.iter().map(|(aad, value)| (Aad::from(aad), &value[..]))
 }
 
 /// Each sealed value with its AAD.
-fn sealed<'r>(
+pub(super) fn sealed<'r>(
     rows: &'r [(Vec<u8>, Vec<u8>)],
     values: &'r Values,
 ) -> impl Iterator<Item = Pair<'r>> + Clone {
     rows.iter().zip(values).map(|((aad, _), sealed)| (Aad::from(aad), sealed))
 }
 
-fn assert_are(values: &Values, rows: &[(Vec<u8>, Vec<u8>)]) {
+pub(super) fn assert_are(values: &Values, rows: &[(Vec<u8>, Vec<u8>)]) {
     assert_eq!((values.len(), values.is_empty()), (rows.len(), rows.is_empty()));
     assert!(values.iter().eq(rows.iter().map(|(_, value)| &value[..])));
     assert_eq!(values.offsets().len(), rows.len() + 1);

@@ -18,7 +18,7 @@ use crate::format::{KekId, WrappedKeys};
 use crate::kek::set::{Failure, SourceKek};
 use crate::kek::{Dependants, Parent};
 use crate::observe::{Accessed, WeakObservers};
-use crate::suite::{AeadKey, BranchKey, DekId, DekKeys, StreamKey, StreamRoot, Suite, jitter};
+use crate::suite::{BranchKey, DekId, DekKeys, StreamKey, StreamRoot, Suite, jitter};
 use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError, Weak};
@@ -270,18 +270,18 @@ impl Lease {
 
     // --- use
 
-    /// Uses the key of messages. The caller has just checked the age.
-    pub(super) fn with_key<R>(&self, work: impl FnOnce(&AeadKey) -> R) -> Result<R, Error> {
+    /// Uses the keys of messages. The caller has just checked the age.
+    pub(super) fn with_dek_keys<R>(&self, work: impl FnOnce(&DekKeys) -> R) -> Result<R, Error> {
         if self.ended.load(Ordering::Acquire) {
             return Err(expired());
         }
         match &self.keys {
-            Keys::Dek(keys) => keys.with(|keys| work(&keys.message)).ok_or_else(expired),
+            Keys::Dek(keys) => keys.with(work).ok_or_else(expired),
             Keys::Branch(_) | Keys::Stream(_) => Err(expired()),
         }
     }
 
-    /// As [`with_key`](Self::with_key), for what the keys of streams are derived from.
+    /// As [`with_dek_keys`](Self::with_dek_keys), for what the keys of streams are derived from.
     pub(super) fn with_stream_root<R>(
         &self,
         work: impl FnOnce(&StreamRoot) -> R,
@@ -306,7 +306,7 @@ impl Lease {
         }
     }
 
-    /// As [`with_key`](Self::with_key), for a branch key.
+    /// As [`with_dek_keys`](Self::with_dek_keys), for a branch key.
     pub(crate) fn with_branch_key<R>(
         &self,
         work: impl FnOnce(&BranchKey) -> R,
@@ -321,6 +321,15 @@ impl Lease {
     /// while the outage is known to last. All others end with `max_age`.
     #[inline]
     pub(super) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
+        let serves = !self.ended.load(Ordering::Acquire) && !self.evicted.load(Ordering::Acquire);
+        if serves && self.clock.is_well_before(self.expires) {
+            return Ok(());
+        }
+        self.check_handle_exactly(given_stale)
+    }
+
+    #[inline(never)]
+    fn check_handle_exactly(&self, given_stale: bool) -> Result<(), Error> {
         let now = self.clock.now();
         match self.age(now) {
             Age::Fresh | Age::Due => Ok(()),
