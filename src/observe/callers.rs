@@ -290,7 +290,8 @@ impl Hasher for AsItIs {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        self.0 ^= bytes.first_chunk().map_or(0, |first| u64::from_ne_bytes(*first));
+        let first = bytes.iter().take(size_of::<u64>());
+        self.0 = first.fold(self.0, |hash, byte| hash.rotate_left(8) ^ u64::from(*byte));
     }
 
     fn write_u64(&mut self, number: u64) {
