@@ -220,7 +220,10 @@ fn ways() -> Vec<(&'static str, Range<u64>, Way)> {
         }),
         ("get_ranges, for a caller", 0..1, |store, path| {
             Box::pin(async {
-                let parts = store.acting_for(&caller()).get_ranges(path, &[0..1]).await;
+                let parts = store
+                    .acting_for(&caller())
+                    .get_ranges(path, std::slice::from_ref(&(0..1)))
+                    .await;
                 Ok(parts.map_err(kind_of)?.concat())
             })
         }),
