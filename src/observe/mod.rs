@@ -354,7 +354,9 @@ pub enum Event<'a> {
         /// The KEKs that only unwrap.
         unwrap_with: &'a [KekId],
         /// The other options as they are in force, by name, as text: also the data domain, and the
-        /// policy by its Debug. None is a secret.
+        /// policy by its Debug. `call_policy` applies where a provider advises nothing else. Its
+        /// times need a runtime. A key store may take the whole deadline for one try. None is a
+        /// secret.
         options: &'a [(&'static str, String)],
     },
     /// An operator revoked a KEK in this process.
