@@ -175,7 +175,8 @@ impl Pkcs11KekBuilder {
 
     /// Sets how long a helper may take for one request before it is killed and the call fails as
     /// *unavailable*: 100 ms to 1 hour, by default 30 seconds. It has to be longer than the token
-    /// ever takes, and a login or the first call may take several functions of the module. Only with
+    /// ever takes, also to refuse a wrong PIN, since one whose helper was killed may be given again. A
+    /// login or the first call may take several functions of the module. Only with
     /// [`helper`](Self::helper).
     pub fn helper_deadline(mut self, deadline: Duration) -> Self {
         self.helper_deadline = Some(deadline);

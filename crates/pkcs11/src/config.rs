@@ -271,6 +271,10 @@ impl Config {
         self.0.id.as_deref()
     }
 
+    pub(crate) fn has_versions_by_id(&self) -> bool {
+        self.0.versions == Some(Versions::ById)
+    }
+
     pub(crate) fn has_no_iv_source(&self) -> bool {
         self.0.iv_source.is_none()
     }

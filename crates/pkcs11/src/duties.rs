@@ -177,6 +177,8 @@ impl TokenPlanBuilder {
     ///   `-w` (wraps), `-r` (unwraps) or `-wr` behind it where a key is in several tokens;
     /// - if somebody only writes, and the URI has no `iv-source`: a key that does not decrypt cannot
     ///   be tried out;
+    /// - if a key is in several tokens and has versions by id, or if a token would have holders of
+    ///   different duties;
     /// - if it has rewrappers that nobody [accepted](Self::rewrappers_see_deks).
     pub fn build(self) -> Result<TokenPlan, Error> {
         let duties = self.duties;
@@ -206,6 +208,18 @@ impl TokenPlanBuilder {
         labels.sort_unstable();
         if labels.windows(2).any(|pair| matches!(pair, [one, other] if one == other)) {
             return Err(invalid("two KEKs have the same key in the same token"));
+        }
+        let is_shared = |(n, token): (usize, &PlannedToken)| {
+            let later = tokens.iter().skip(n + 1);
+            later.filter(|other| other.label == token.label).any(|other| {
+                (&other.holders, other.encrypts, other.decrypts)
+                    != (&token.holders, token.encrypts, token.decrypts)
+            })
+        };
+        if tokens.iter().enumerate().any(is_shared) {
+            return Err(invalid(
+                "a token would have holders of different duties: use another label",
+            ));
         }
         Ok(TokenPlan { duties, tokens })
     }
@@ -238,6 +252,12 @@ fn planned(duties: &Duties, config: &Config, wraps: bool) -> Result<Vec<PlannedT
         .filter(|(.., holders)| !holders.is_empty())
         .collect();
     let are_several = groups.len() > 1;
+    if are_several && config.has_versions_by_id() {
+        return Err(invalid(
+            "versions=by-id: who has a token's PIN could add a version to it, and so cross the \
+             duties; use one key (single), and a new KEK to rotate",
+        ));
+    }
     groups
         .into_iter()
         .map(|(encrypts, decrypts, suffix, holders)| {

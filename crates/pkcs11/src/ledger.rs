@@ -22,6 +22,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// wrong ones, if not later.
 const MOST_UNANSWERED: u32 = 2;
 
+/// So long a login waits for another one at the same token, which may hang in the module.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
 /// By the name of the token, which it has in all modules.
 static TOKENS: Mutex<Option<HashMap<String, Tries>>> = Mutex::new(None);
 static SETTLED: Condvar = Condvar::new();
@@ -148,8 +151,13 @@ fn lock() -> MutexGuard<'static, Option<HashMap<String, Tries>>> {
 /// Takes the PIN for one login. Waits while another login at this token is being tried.
 fn begin(token: &str, pin: &Pin, is_counted: bool) -> Result<Attempt, Failure> {
     let mut tokens = lock();
+    let start = Instant::now();
     while tokens.as_ref().and_then(|tokens| tokens.get(token)).is_some_and(|tries| tries.is_busy) {
-        tokens = SETTLED.wait(tokens).unwrap_or_else(PoisonError::into_inner);
+        let Some(left) = LONGEST_WAIT.checked_sub(start.elapsed()) else {
+            let text = "log in: another login at this token has not ended yet";
+            return Err(Failure::unavailable(text).without_asking());
+        };
+        tokens = SETTLED.wait_timeout(tokens, left).unwrap_or_else(PoisonError::into_inner).0;
     }
     let tries = tokens.get_or_insert_default().entry(token.to_owned()).or_default();
     let pin = pin.read()?;

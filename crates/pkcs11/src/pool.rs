@@ -47,6 +47,8 @@ struct State {
     waiting: VecDeque<Box<dyn Job>>,
     threads: usize,
     idle: usize,
+    /// Threads that close their session, and then end.
+    leaving: usize,
     connected: usize,
     /// Threads that are about to open a session.
     connecting: usize,
@@ -303,6 +305,7 @@ impl Worker {
                 return true;
             }
             if state.is_closing {
+                state.leaving += 1;
                 drop(state);
                 return self.leave();
             }
@@ -310,7 +313,9 @@ impl Worker {
             let (mut state, waited) =
                 shared.changed.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state.idle -= 1;
-            if waited.timed_out() && state.waiting.is_empty() && state.threads > 1 {
+            let stay = state.threads.saturating_sub(state.leaving);
+            if waited.timed_out() && state.waiting.is_empty() && stay > 1 {
+                state.leaving += 1;
                 drop(state);
                 return self.leave();
             }
@@ -323,6 +328,7 @@ impl Worker {
         self.disconnect();
         self.spare = Spare::default();
         let mut state = self.shared.lock();
+        state.leaving -= 1;
         if !state.waiting.is_empty() {
             return true;
         }

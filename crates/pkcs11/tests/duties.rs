@@ -60,6 +60,8 @@ fn who_has_one_duty_has_a_token_for_it_and_who_has_both_has_one_for_both() {
 fn a_plan_that_would_not_hold_is_refused() {
     let with = |token: &str, rest: &str| DomainConfig::default().wrap_with(uri(token, rest));
     let good = with("token=prod", "&iv-source=token");
+    // Its readers would have a key in the token of the writers of the other one.
+    let old = uri("token=prod-w", "&iv-source=token").replace("object=", "object=old-");
     for (config, holders, said) in [
         (&good, Holders::default().writers(["shop"]), "key_owners"),
         (&good, holders().rewrappers(["job"]), "rewrappers"),
@@ -69,6 +71,8 @@ fn a_plan_that_would_not_hold_is_refused() {
         (&with("token=prod;serial=1", "&iv-source=token"), holders(), "label"),
         (&with(&format!("token={}", "p".repeat(31)), "&iv-source=token"), holders(), "32 bytes"),
         (&DomainConfig::default().wrap_with("local:/k?name=k"), holders(), "no key in a token"),
+        (&with("token=prod", "&iv-source=token&versions=by-id"), holders(), "by-id"),
+        (&good.clone().unwrap_with(old), holders(), "different duties"),
     ] {
         let text = refused(config, &holders);
         assert!(text.contains(said), "{said}: {text}");

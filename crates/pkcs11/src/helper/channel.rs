@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendFlags, send};
 use zeroize::Zeroizing;
 
-use super::wire::Wire;
+use super::wire::{Wire, lengths};
 
 /// Longest messages, in bytes. An answer may list many versions of a key.
 const LONGEST: usize = 1024 * 1024;
@@ -99,9 +99,7 @@ impl Channel {
     ) -> io::Result<(T, Zeroizing<Vec<u8>>)> {
         let mut head = [0; 6];
         self.read(&mut head, deadline)?;
-        let [a, b, c, d, e, f] = head;
-        let len = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        let secret_len = usize::from(u16::from_le_bytes([e, f]));
+        let (len, secret_len) = lengths(head);
         if len > LONGEST || secret_len > LONGEST_SECRET {
             return Err(garbage());
         }

@@ -43,13 +43,16 @@ pub(super) const DEK: usize = 32;
 const MOST_LOGINS: usize = 2;
 
 static UNDEAD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
-/// By the module's path: sessions are opened one after the other. A token that is files may not be
-/// seen whole by a process that starts while another one logs in (SoftHSM2).
-static TURNS: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>> = Mutex::new(BTreeMap::new());
+/// By module and token: sessions are opened one after the other. A token that is files may not be
+/// seen whole by a process that starts while another one logs in (SoftHSM2). Another token of the
+/// module, which may hang, is not waited for.
+static TURNS: Mutex<BTreeMap<(PathBuf, String), Turn>> = Mutex::new(BTreeMap::new());
 
-fn turn(token: &Token) -> Arc<Mutex<()>> {
+type Turn = Arc<Mutex<()>>;
+
+fn turn(token: &Token) -> Turn {
     let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
-    turns.entry(token.module.clone()).or_default().clone()
+    turns.entry((token.module.clone(), token.name.to_string())).or_default().clone()
 }
 
 /// The program, and how its processes of one provider fare.
@@ -316,7 +319,10 @@ impl Remote {
         let mut remote = Self { process: Some(process), list: token.list() };
         let was_seen = token.was_seen.load(Ordering::Relaxed);
         match remote.ask(token, helper, &Request::Open { was_seen }, &[]) {
-            Ok(_) => Ok(remote),
+            Ok(_) => {
+                token.was_seen.store(true, Ordering::Relaxed);
+                Ok(remote)
+            }
             Err(failure) => {
                 *spare = remote.process.take();
                 Err(failure)

