@@ -64,8 +64,7 @@ impl ReadingDek {
         data: InOut<'_>,
         tag: &Tag,
     ) -> Result<(), Error> {
-        let len = data.to.len();
-        let open = |keys: &DekKeys| keys.message(len).open(nonce, aad, data, tag);
+        let open = |keys: &DekKeys| keys.message.open(nonce, aad, data, tag);
         self.counted(|lease| lease.with_dek_keys(open).flatten())
     }
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derive::expand_sha512;
-use super::{AeadKey, Backend, Dek, InOut, SHORT, Suite, Tag, derive, derive_message_key};
+use super::{AeadKey, Backend, Dek, InOut, Suite, Tag, derive, derive_message_key};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
@@ -76,9 +76,7 @@ pub(super) fn derive_stream_root(
 
 /// The keys of a DEK in one suite.
 pub(crate) struct DekKeys {
-    message: AeadKey,
-    /// For messages of up to [`SHORT`] bytes, where another backend is faster there.
-    short: Option<Box<AeadKey>>,
+    pub(crate) message: AeadKey,
     pub(crate) streams: StreamRoot,
 }
 
@@ -90,33 +88,12 @@ impl DekKeys {
         context: &EncryptionContext,
         suite: Suite,
     ) -> Result<Arc<Self>, Error> {
-        let short = backend.chosen_for(suite, SHORT);
-        let short = (short != backend.chosen(suite)).then_some(short);
-        Self::derive_in(backend, short, dek, context, suite)
-    }
-
-    /// `short` is the other backend for short messages, if there is one.
-    fn derive_in(
-        backend: Backend,
-        short: Option<Backend>,
-        dek: &Dek,
-        context: &EncryptionContext,
-        suite: Suite,
-    ) -> Result<Arc<Self>, Error> {
         let key = derive_message_key(dek, context, suite)?;
         let root = derive_stream_root(dek, context, suite.of_streams())?;
         leaving_no_trace_on_the_stack(|| {
             let streams = StreamRoot { root, backend, suite: suite.of_streams() };
-            let new = |backend| AeadKey::new(backend, suite, &key);
-            let short = short.map(|short| new(short).map(Box::new)).transpose()?;
-            Ok(Arc::new(Self { message: new(backend)?, short, streams }))
+            Ok(Arc::new(Self { message: AeadKey::new(backend, suite, &key)?, streams }))
         })
-    }
-
-    /// Returns the key for a message of `len` bytes. The bytes that it makes are the same.
-    #[inline]
-    pub(crate) fn message(&self, len: usize) -> &AeadKey {
-        self.short.as_deref().filter(|_| len <= SHORT).unwrap_or(&self.message)
     }
 }
 
@@ -220,36 +197,6 @@ impl StreamKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn short_messages_have_the_key_of_the_other_backend_and_the_same_bytes() {
-        let (dek, alice) = (Dek::random().unwrap(), EncryptionContext::empty());
-        let pairs = || Backend::all().iter().flat_map(|a| Backend::all().iter().map(|b| (*a, *b)));
-        for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm] {
-            for (long, short) in pairs() {
-                let one = DekKeys::derive_in(long, None, &dek, &alice, suite).unwrap();
-                let two = DekKeys::derive_in(long, Some(short), &dek, &alice, suite).unwrap();
-                for len in [0, 1, SHORT - 1, SHORT, SHORT + 1, 4 * SHORT] {
-                    let plaintext = vec![7; len];
-                    let sealed = [&one, &two].map(|keys| {
-                        let mut bytes = plaintext.clone();
-                        let data = InOut::in_place(&mut bytes);
-                        let nonce = &[9; 24][..suite.nonce_len()];
-                        let tag = keys.message(len).seal(nonce, b"aad", data).unwrap();
-                        (bytes, tag)
-                    });
-                    assert_eq!(sealed[0], sealed[1], "{suite:?} {long:?} {short:?} {len}");
-                    let key = |backend| AeadKey::new(backend, suite, &Secret32::zeroed()).unwrap();
-                    let expected = key(if len <= SHORT { short } else { long });
-                    let is_same = std::mem::discriminant(two.message(len))
-                        == std::mem::discriminant(&expected);
-                    assert!(is_same, "{suite:?} {long:?} {short:?} {len}");
-                }
-            }
-        }
-        let size = size_of::<AeadKey>();
-        assert!((64..=1024).contains(&size), "docs/performance.md says up to 1 KiB: {size}");
-    }
 
     fn root(suite: Suite) -> StreamRoot {
         StreamRoot::for_test(Secret32::from_slice(&[7; 32]).unwrap(), Backend::RustCrypto, suite)

@@ -4,7 +4,6 @@
 
 mod architecture;
 mod attack;
-mod backends;
 mod circles;
 mod conformance;
 mod dependencies;
