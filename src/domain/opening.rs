@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
@@ -128,7 +129,8 @@ impl Opener {
         };
         let envelope = envelope.map_err(|error| Field::default().wrong(error))?;
         let (config, route_by) = (config.clone(), route_by.map(Into::into));
-        Ok(Domain(Arc::new(Inner { config, route_by, contexts, envelope, branches })))
+        let earlier = OnceLock::new();
+        Ok(Domain(Arc::new(Inner { config, route_by, contexts, envelope, branches, earlier })))
     }
 
     async fn parts(&self, config: &DomainConfig) -> Result<Parts, Wrong> {

@@ -97,6 +97,12 @@ impl All {
         if let Some(resolving) = &self.resolving {
             set.domains.keys().for_each(|name| resolving.forget(name));
         }
+        for name in &reloaded.changed {
+            if let (Some(old), Some(new)) = (before.domains.get(&**name), set.domains.get(&**name))
+            {
+                new.count_on_from(old);
+            }
+        }
         self.current.store(Arc::new(set));
         let ended = reloaded.changed.iter().chain(&reloaded.ended);
         let ended: Vec<Domain> =
