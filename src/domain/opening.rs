@@ -134,6 +134,10 @@ impl Opener {
     }
 
     async fn parts(&self, config: &DomainConfig) -> Result<Parts, Wrong> {
+        if config.keep_deks == Some(true) && config.store.is_none() {
+            let detail = "there is no store that keeps them; set `store` too";
+            return Err(field("keep_deks").wrong(invalid(detail)));
+        }
         let store = match &config.store {
             Some(uri) => {
                 let made = self.stores.get_or_make(uri, self.schemes.make_store(uri)).await;

@@ -190,6 +190,10 @@ fn an_error_names_file_line_and_field() {
             "3: domains.a.decisions: nobody decides; set `policy` too",
         ),
         (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\nkeep_deks = true\n",
+            "3: domains.a.keep_deks: there is no store that keeps them; set `store` too",
+        ),
+        (
             "[domains.\"a b\"]\nwrap_with = [\"kek:a\"]",
             "1: domains.\"a b\": the name of a domain has",
         ),
