@@ -173,17 +173,7 @@ const PARAMETERS: [&str; 3] = ["busy-timeout", "max-connections", "store-name"];
 
 fn of_uri(text: &str) -> Result<(PathBuf, SqliteOptions), Error> {
     let uri = Uri::read(text, "sqlite:", &PARAMETERS)?;
-    let place = uri.place();
-    if place.is_empty() {
-        return Err(uri.error("the path is missing: sqlite:PATH"));
-    }
-    if place.starts_with("//") && !place.starts_with("///") {
-        return Err(uri.error(
-            "what is behind `//` would be a host: write sqlite:PATH for a path from the working \
-             directory, sqlite:/PATH for one from the root directory",
-        ));
-    }
-    let path = uri.decode_path("the path", place)?;
+    let path = uri.file_path()?;
     let mut options = SqliteOptions::new();
     if let Some(name) = uri.text("store-name")? {
         options = options.name(name);
