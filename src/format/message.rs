@@ -22,7 +22,8 @@ const VERSION: u8 = 1;
 pub enum MessageKind {
     /// One payload, decrypted as a whole.
     Message,
-    /// A payload in chunks of any length: see [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
+    /// A payload in chunks of any length: see
+    /// [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
     Stream,
 }
 

@@ -79,7 +79,11 @@ fn what_the_file_says_the_same_of_goes_on_with_its_deks() {
     drop((orders, billing));
 
     let reloaded = service
-        .reload("[domains.orders]\n\n  wrap_with = ['kek:a'] # the same\n[domains.billing]\nwrap_with = [\"kek:b\"]\nmust_have = [\"tenant\"]\n[domains.more]\nwrap_with = [\"kek:a\"]")
+        .reload(
+            "[domains.orders]\n\n  wrap_with = ['kek:a'] # the \
+            same\n[domains.billing]\nwrap_with = [\"kek:b\"]\nmust_have = \
+            [\"tenant\"]\n[domains.more]\nwrap_with = [\"kek:a\"]",
+        )
         .unwrap();
     assert_eq!(reloaded.kept, ["orders"]);
     assert_eq!(reloaded.changed, ["billing"]);

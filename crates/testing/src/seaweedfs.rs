@@ -1,5 +1,6 @@
-//! A real S3 server, SeaweedFS: installed once under `target/`, started for each test on free ports of this machine, ended with it. It checks
-//! signatures, keeps its data on disk, and knows conditional writes.
+//! A real S3 server, SeaweedFS: installed once under `target/`, started for each test on free ports
+//! of this machine, ended with it. It checks signatures, keeps its data on disk, and knows
+//! conditional writes.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -3,8 +3,8 @@
 //!
 //! A module, its configuration and its login belong to the process. So a test runs in a process of
 //! its own ([`alone`]): the test binary, started again with the variables of a new token. What an
-//! operator does meanwhile (make, change and destroy keys) is a third process ([`Ground::operate`]),
-//! since it logs in for itself. A test binary needs this test in its root:
+//! operator does meanwhile (make, change and destroy keys) is a third process
+//! ([`Ground::operate`]), since it logs in for itself. A test binary needs this test in its root:
 //!
 //! ```ignore
 //! #[test]
@@ -64,8 +64,8 @@ pub struct Ground {
     pub directory: PathBuf,
 }
 
-/// Runs `test` in a process of its own, with a new token that has the key [`KEY`]. `test` has to be a
-/// closure in the function of a `#[test]`.
+/// Runs `test` in a process of its own, with a new token that has the key [`KEY`]. `test` has to be
+/// a closure in the function of a `#[test]`.
 pub fn alone<T: FnOnce(&Ground)>(kind: Kind, test: T) {
     if let Some(directory) = env::var_os(GROUND) {
         let ground = Ground { kind, directory: directory.into() };
@@ -204,8 +204,8 @@ impl Ground {
         self.operate(&["key", label, id, flags]);
     }
 
-    /// Imports a key to the token with this label, as an officer gives it out for one duty: `flags` as
-    /// for [`key`](Self::key), and nobody can change or copy it.
+    /// Imports a key to the token with this label, as an officer gives it out for one duty: `flags`
+    /// as for [`key`](Self::key), and nobody can change or copy it.
     pub fn give_out(&self, token: &str, label: &str, flags: &str, value: &[u8; 32]) {
         let value = data_encoding::HEXLOWER.encode(value);
         self.operate(&["give-out", token, label, flags, &value]);

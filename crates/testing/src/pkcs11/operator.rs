@@ -1,5 +1,5 @@
-//! What the operator of a token does: makes, gives out, changes and destroys keys, and tries what a user
-//! must not be able to do.
+//! What the operator of a token does: makes, gives out, changes and destroys keys, and tries what a
+//! user must not be able to do.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
