@@ -32,8 +32,9 @@ pub enum Backend {
     /// `aws-lc` and `ring` are on.
     ///
     /// The processor is asked once per process, when a suite is used first: by its features, and where
-    /// they do not tell, by a measurement of some microseconds. [`Backend::chosen`] tells what came of
-    /// it.
+    /// they do not tell, by a measurement of some microseconds. Messages of up to 1 KiB are measured by
+    /// themselves. If they have a fastest backend of their own, each DEK has its key in both.
+    /// [`Backend::chosen`] and [`Backend::chosen_for`] tell what came of it.
     Fastest,
 }
 
@@ -71,18 +72,20 @@ impl Backend {
         ]
     }
 
-    /// Returns itself, or what [`Backend::Fastest`] is for the suite with this number. `timer` gives
-    /// a stopwatch for a backend that makes one run at each call, or `None` for a backend that has
-    /// the suite from another one.
+    /// Returns itself, or what [`Backend::Fastest`] is for the suite with this number, for short
+    /// messages or for others. `timer` gives a stopwatch for a backend that makes one run at each
+    /// call, or `None` for a backend that has the suite from another one.
     #[cfg(all(feature = "aws-lc", feature = "ring"))]
     pub(crate) fn settled<T: FnMut() -> Duration>(
         self,
         suite: u8,
+        is_short: bool,
         timer: impl Fn(Self) -> Option<T>,
     ) -> Self {
-        // One for each suite. No suite has a larger number.
-        static CHOICES: [Choice; 4] = [const { Choice::open() }; 4];
-        match (self, CHOICES.get(usize::from(suite))) {
+        // Two for each suite. No suite has a larger number.
+        static CHOICES: [Choice; 8] = [const { Choice::open() }; 8];
+        let is_known = |backend| !is_short && is_known(backend);
+        match (self, CHOICES.get(usize::from(suite) + if is_short { 4 } else { 0 })) {
             (Self::Fastest, Some(choice)) => choice.of(Self::CANDIDATES, is_known, timer),
             (Self::Fastest, None) => Self::RustCrypto,
             (backend, _) => backend,
@@ -94,6 +97,7 @@ impl Backend {
     pub(crate) fn settled<T: FnMut() -> Duration>(
         self,
         _: u8,
+        _: bool,
         _: impl Fn(Self) -> Option<T>,
     ) -> Self {
         match self {
@@ -103,8 +107,8 @@ impl Backend {
     }
 }
 
-/// What the features of the processor tell: where it has VAES and AVX-512, aws-lc-rs uses both, and
-/// ring has no code for them.
+/// What the features of the processor tell of longer messages: where it has VAES and AVX-512,
+/// aws-lc-rs uses both, and ring has no code for them.
 #[cfg(all(feature = "aws-lc", feature = "ring"))]
 fn is_known(backend: Backend) -> bool {
     #[cfg(target_arch = "x86_64")]

@@ -41,8 +41,9 @@ fn per_dek(work: impl FnOnce()) -> usize {
 fn a_cached_dek_takes_what_the_documentation_says() {
     let _one = ONE_AT_A_TIME.lock().unwrap();
     let kek = local("kek");
-    let mut most = (0, 0);
-    for backend in Backend::all() {
+    // The choice among the backends may have each key in two of them.
+    let (mut most, mut most_of_two) = ((0, 0), (0, 0));
+    for backend in Backend::all().iter().chain(&[Backend::Fastest]) {
         for suite in SUITES {
             // Twice the room, so that none makes room for another.
             let limits = Limits::default().max_entries(2 * DEKS as u64);
@@ -89,12 +90,20 @@ fn a_cached_dek_takes_what_the_documentation_says() {
             println!(
                 "{backend:?} {suite:?}: {reading} bytes to open, {writing} bytes to seal and open"
             );
-            most = (most.0.max(reading), most.1.max(writing));
+            let most = match backend {
+                Backend::Fastest => &mut most_of_two,
+                _ => &mut most,
+            };
+            *most = (most.0.max(reading), most.1.max(writing));
         }
     }
     assert!(
         most.0 <= 4 * 1024 && most.1 <= 6 * 1024,
         "docs/performance.md and Limits::max_entries say less: {most:?}"
+    );
+    assert!(
+        most_of_two.0 <= 5 * 1024 && most_of_two.1 <= 8 * 1024,
+        "docs/performance.md says less: {most_of_two:?}"
     );
 }
 

@@ -30,7 +30,7 @@ const NOTHING: [usize; 5] = [0; 5];
 /// A way for DEKs to end.
 type End = fn(Envelope, &EncryptionContext);
 
-/// Those of the build, and the choice among them.
+/// Those of the build, and the choice among them, which may expand the key in two.
 fn backends() -> impl Iterator<Item = &'static Backend> {
     Backend::all().iter().chain(&[Backend::Fastest])
 }

@@ -144,7 +144,10 @@ impl Limits {
 
     /// Sets the number of cached DEKs, for reading and for writing each: 1 to 1,048,576, by default
     /// 4,096. A DEK for reading takes about 3.3 KB. A DEK for writing, which is cached for reading
-    /// too, takes about 5.0 KB (docs/performance.md). A full cache of the default size takes 21 MB.
+    /// too, takes about 5.0 KB, each about 1 KB more where [`Backend::Fastest`] has two backends
+    /// (docs/performance.md). A full cache of the default size takes 21 MB, or 25 MB.
+    ///
+    /// [`Backend::Fastest`]: crate::Backend::Fastest
     #[must_use]
     pub const fn max_entries(mut self, max_entries: u64) -> Self {
         self.max_entries = Some(max_entries);

@@ -64,7 +64,8 @@ impl ReadingDek {
         data: InOut<'_>,
         tag: &Tag,
     ) -> Result<(), Error> {
-        let open = |keys: &DekKeys| keys.message.open(nonce, aad, data, tag);
+        let len = data.to.len();
+        let open = |keys: &DekKeys| keys.message(len).open(nonce, aad, data, tag);
         self.counted(|lease| lease.with_dek_keys(open).flatten())
     }
 

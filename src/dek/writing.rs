@@ -294,7 +294,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
                 let appended = prefix.append(nonce, sealed);
                 sealed.extend_from_slice(plaintext);
                 let payload = sealed.get_mut(begin + prefix.len()..).unwrap_or_default();
-                let (key, data) = (&keys.message, InOut::in_place(payload));
+                let (key, data) = (keys.message(plaintext.len()), InOut::in_place(payload));
                 match appended.and_then(|()| key.seal(nonce, aad, data)) {
                     Ok(tag) => sealed.extend_from_slice(&tag),
                     Err(error) => {
@@ -321,7 +321,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
     ) -> Result<(), Error> {
         let dek = &*self.0;
         dek.lease.with_dek_keys(|keys| {
-            let key = &keys.message;
+            let key = keys.message(data.to.len());
             let nonce = Nonce::random(dek.nonces, dek.lease.suite)?;
             dek.prefix(form).write(nonce.as_bytes(), prefix)?;
             *tag = key.seal(nonce.as_bytes(), aad, data)?;

@@ -511,7 +511,7 @@ fn open_block<'s>(
         let result = dek.with_keys(|keys| {
             for parts in block.by_ref().take(wanted) {
                 let Parts { aad, nonce, ciphertext, tag } = *parts.borrow();
-                let key = &keys.message;
+                let key = keys.message(ciphertext.len());
                 let open = |payload: &mut [u8]| key.open(nonce, aad, InOut::in_place(payload), tag);
                 let index = opened.len();
                 opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;

@@ -22,10 +22,13 @@ pub(crate) fn wipe(bytes: &mut [u8]) {
     zeroize::optimization_barrier(bytes);
 }
 
-/// Runs `work` and then overwrites the 32 KiB of stack below this call. A value that is made on the
-/// stack and moved leaves a copy there.
+/// Runs `work` with the 32 KiB of stack below this call overwritten before and after. A value that
+/// is made on the stack and moved leaves a copy there, and its unused bytes (the rest of an enum
+/// with a small variant) take along what lay there before, to where nothing wipes them.
 pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
-    overwriting_the_stack_after::<{ 32 * 1024 }, R>(work)
+    const ROOM: usize = 32 * 1024;
+    overwrite_the_stack::<ROOM>();
+    overwriting_the_stack_after::<ROOM, R>(work)
 }
 
 /// Runs `work` and then overwrites `ROOM` bytes of the stack below this call.
@@ -35,15 +38,15 @@ pub(crate) fn overwriting_the_stack_after<const ROOM: usize, R>(work: impl FnOnc
         std::hint::black_box(work)()
     }
 
-    #[inline(never)]
-    fn overwrite<const ROOM: usize>() {
-        let room = [0_u8; ROOM];
-        zeroize::optimization_barrier(&room);
-    }
-
     let result = apart(work);
-    overwrite::<ROOM>();
+    overwrite_the_stack::<ROOM>();
     result
+}
+
+#[inline(never)]
+fn overwrite_the_stack<const ROOM: usize>() {
+    let room = [0_u8; ROOM];
+    zeroize::optimization_barrier(&room);
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use super::derive::expand_sha512;
-use super::{AeadKey, Backend, Dek, InOut, Suite, Tag, derive, derive_message_key};
+use super::{AeadKey, Backend, Dek, InOut, SHORT, Suite, Tag, derive, derive_message_key};
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 use crate::memory::{Secret32, leaving_no_trace_on_the_stack};
@@ -76,7 +76,9 @@ pub(super) fn derive_stream_root(
 
 /// The keys of a DEK in one suite.
 pub(crate) struct DekKeys {
-    pub(crate) message: AeadKey,
+    message: AeadKey,
+    /// For messages of up to [`SHORT`] bytes, where another backend is faster there.
+    short: Option<Box<AeadKey>>,
     pub(crate) streams: StreamRoot,
 }
 
@@ -88,12 +90,35 @@ impl DekKeys {
         context: &EncryptionContext,
         suite: Suite,
     ) -> Result<Arc<Self>, Error> {
+        let short = backend.chosen_for(suite, SHORT);
+        let short = (short != backend.chosen(suite)).then_some(short);
+        Self::derive_in(backend, short, dek, context, suite)
+    }
+
+    /// `short` is the other backend for short messages, if there is one.
+    fn derive_in(
+        backend: Backend,
+        short: Option<Backend>,
+        dek: &Dek,
+        context: &EncryptionContext,
+        suite: Suite,
+    ) -> Result<Arc<Self>, Error> {
         let key = derive_message_key(dek, context, suite)?;
         let root = derive_stream_root(dek, context, suite.of_streams())?;
+        let streams = StreamRoot { root, backend, suite: suite.of_streams() };
+        let new = |backend| AeadKey::new(backend, suite, &key);
+        // Each by itself: what the first leaves on the stack would be moved along with the second.
+        let boxed = |short| leaving_no_trace_on_the_stack(|| new(short).map(Box::new));
+        let short = short.map(boxed).transpose()?;
         leaving_no_trace_on_the_stack(|| {
-            let streams = StreamRoot { root, backend, suite: suite.of_streams() };
-            Ok(Arc::new(Self { message: AeadKey::new(backend, suite, &key)?, streams }))
+            Ok(Arc::new(Self { message: new(backend)?, short, streams }))
         })
+    }
+
+    /// Returns the key for a message of `len` bytes. The bytes that it makes are the same.
+    #[inline]
+    pub(crate) fn message(&self, len: usize) -> &AeadKey {
+        self.short.as_deref().filter(|_| len <= SHORT).unwrap_or(&self.message)
     }
 }
 
@@ -197,6 +222,66 @@ impl StreamKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_messages_have_the_key_of_the_other_backend_and_the_same_bytes() {
+        let (dek, alice) = (Dek::random().unwrap(), EncryptionContext::empty());
+        let pairs = || Backend::all().iter().flat_map(|a| Backend::all().iter().map(|b| (*a, *b)));
+        for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm] {
+            for (long, short) in pairs() {
+                let one = DekKeys::derive_in(long, None, &dek, &alice, suite).unwrap();
+                let two = DekKeys::derive_in(long, Some(short), &dek, &alice, suite).unwrap();
+                for len in [0, 1, SHORT - 1, SHORT, SHORT + 1, 4 * SHORT] {
+                    let plaintext = vec![7; len];
+                    let sealed = [&one, &two].map(|keys| {
+                        let mut bytes = plaintext.clone();
+                        let data = InOut::in_place(&mut bytes);
+                        let nonce = &[9; 24][..suite.nonce_len()];
+                        let tag = keys.message(len).seal(nonce, b"aad", data).unwrap();
+                        (bytes, tag)
+                    });
+                    assert_eq!(sealed[0], sealed[1], "{suite:?} {long:?} {short:?} {len}");
+                    let key = |backend| AeadKey::new(backend, suite, &Secret32::zeroed()).unwrap();
+                    let expected = key(if len <= SHORT { short } else { long });
+                    let is_same = std::mem::discriminant(two.message(len))
+                        == std::mem::discriminant(&expected);
+                    assert!(is_same, "{suite:?} {long:?} {short:?} {len}");
+                }
+            }
+        }
+        let size = size_of::<AeadKey>();
+        assert!((64..=1024).contains(&size), "docs/performance.md says up to 1 KiB: {size}");
+    }
+
+    /// A key of a small variant takes the place of a larger one on the stack, and is moved with the
+    /// rest of that.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn no_schedule_of_two_backends_stays_when_a_dek_ends() {
+        use waxseal_testing::{scan, support};
+
+        let alice = EncryptionContext::new([("tenant", "alice"), ("table", "cards")]).unwrap();
+        for (suite, of_search) in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm]
+            .into_iter()
+            .zip(support::SUITES)
+        {
+            let pairs = Backend::all().iter().flat_map(|a| Backend::all().iter().map(|b| (*a, *b)));
+            for (long, short) in pairs {
+                let (keys, needles) = scan::on_a_stack_of_its_own(|| {
+                    let dek = Dek::random().unwrap();
+                    let needle = scan::Needle::of(dek.expose());
+                    let of_dek = scan::Keys::new(needle, &support::context("alice"), of_search);
+                    let keys = DekKeys::derive_in(long, Some(short), &dek, &alice, suite).unwrap();
+                    (keys, [of_dek.message_key, of_dek.schedule])
+                });
+                let found = || scan::in_own_memory([&needles[0], &needles[1]]);
+                let [_, schedules] = found();
+                assert!(schedules >= 2, "{suite:?} {long:?} {short:?}: the control: {schedules}");
+                drop(keys);
+                assert_eq!(found(), [0; 2], "{suite:?} {long:?} {short:?}");
+            }
+        }
+    }
 
     fn root(suite: Suite) -> StreamRoot {
         StreamRoot::for_test(Secret32::from_slice(&[7; 32]).unwrap(), Backend::RustCrypto, suite)

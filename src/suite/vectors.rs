@@ -1,6 +1,6 @@
 //! Runs published vectors on every backend, and compares the backends.
 
-use super::{AeadKey, Backend, InOut, Suite};
+use super::{AeadKey, Backend, InOut, SHORT, Suite};
 use crate::memory::Secret32;
 
 const SUITES: [Suite; 3] = [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm];
@@ -278,12 +278,18 @@ mod backends_agree {
 fn the_fastest_is_one_of_this_build_and_stays_the_same() {
     for suite in SUITES {
         let chosen = Backend::Fastest.chosen(suite);
-        assert!(Backend::all().contains(&chosen), "{chosen:?}");
+        let short = Backend::Fastest.chosen_for(suite, 0);
+        assert!([chosen, short].iter().all(|backend| Backend::all().contains(backend)));
         for _ in 0..100 {
             assert_eq!(Backend::Fastest.chosen(suite), chosen);
+            for len in [0, 1, SHORT - 1, SHORT, SHORT + 1, usize::MAX] {
+                let expected = if len <= SHORT { short } else { chosen };
+                assert_eq!(Backend::Fastest.chosen_for(suite, len), expected);
+            }
         }
         for backend in Backend::all() {
             assert_eq!(backend.chosen(suite), *backend, "only the fastest is chosen");
+            assert_eq!(backend.chosen_for(suite, 0), *backend);
         }
         // What the choice names is what does the work.
         let made = key(Backend::Fastest, suite, &[7; 32]);

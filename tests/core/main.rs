@@ -4,6 +4,7 @@
 
 mod architecture;
 mod attack;
+mod backends;
 mod circles;
 mod conformance;
 mod dependencies;

@@ -130,6 +130,16 @@ impl SourceBuilder {
     }
 }
 
+/// Two, where short messages have one of their own.
+fn backend_in_force(options: &SourceOptions) -> String {
+    let chosen = options.backend.chosen(options.suite);
+    let short = options.backend.chosen_for(options.suite, 0);
+    match short == chosen {
+        true => format!("{chosen:?}"),
+        false => format!("{chosen:?}, {short:?} up to 1 KiB"),
+    }
+}
+
 fn emit_configured(
     wrap_with: &[Arc<dyn KekProvider>],
     unwrap_with: &[Arc<dyn KekProvider>],
@@ -142,7 +152,7 @@ fn emit_configured(
     };
     let mut named = vec![
         ("suite", format!("{:?}", options.suite)),
-        ("backend", format!("{:?}", options.backend.chosen(options.suite))),
+        ("backend", backend_in_force(options)),
         ("nonces", format!("{:?}", options.nonces)),
         ("dek_origin", format!("{:?}", options.origin)),
         ("limits", format!("{:?}", options.limits)),
