@@ -210,36 +210,17 @@ impl Header {
 pub(super) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::parse(sealed)?;
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
-    let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();
+    let rest = sealed.get(message.payload.start..).unwrap_or_default();
     let mut bytes = Vec::new();
-    reserve(&mut bytes, prefix.len().saturating_add(payload_and_tag.len()))?;
+    bytes.try_reserve_exact(prefix.len().saturating_add(rest.len())).map_err(Error::no_memory)?;
     prefix.append(message.nonce, &mut bytes)?;
-    bytes.extend_from_slice(payload_and_tag);
+    bytes.extend_from_slice(rest);
     Ok(bytes)
-}
-
-/// Makes room for so many more bytes, unless no buffer has it: on 32 bits what comes may fill half of
-/// the address space by itself.
-pub(super) fn reserve(bytes: &mut Vec<u8>, more: usize) -> Result<(), Error> {
-    let no_room = |_| Error::new(ErrorKind::TooLarge, "no memory for the result in one buffer");
-    bytes.try_reserve_exact(more).map_err(no_room)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A length that no `Vec` can have would end the process.
-    #[test]
-    fn what_no_buffer_can_have_is_too_large() {
-        let mut bytes = vec![7];
-        for more in [usize::MAX, isize::MAX.unsigned_abs()] {
-            let error = reserve(&mut bytes, more).unwrap_err();
-            assert_eq!((error.kind(), &bytes[..]), (ErrorKind::TooLarge, &[7][..]));
-        }
-        reserve(&mut bytes, 100).unwrap();
-        assert!(bytes.capacity() >= 101);
-    }
 
     fn sample(suite: Suite, wrapped_keys: &[u8], payload: &[u8]) -> Vec<u8> {
         let prefix = Prefix::new(suite, DekId::from_bytes([7; 32]), wrapped_keys).unwrap();

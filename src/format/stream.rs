@@ -165,7 +165,7 @@ pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Ve
     let head = Head::parse(sealed)?;
     let mut bytes = head.with_wrapped_keys(wrapped_keys).to_bytes()?;
     let rest = sealed.get(head.len()..).unwrap_or_default();
-    message::reserve(&mut bytes, rest.len())?;
+    bytes.try_reserve_exact(rest.len()).map_err(Error::no_memory)?;
     bytes.extend_from_slice(rest);
     Ok(bytes)
 }
