@@ -211,10 +211,11 @@ impl Header {
 pub(super) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::parse(sealed)?;
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
-    let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();
-    let mut bytes = Vec::with_capacity(prefix.len() + payload_and_tag.len());
+    let rest = sealed.get(message.payload.start..).unwrap_or_default();
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(prefix.len().saturating_add(rest.len())).map_err(Error::no_memory)?;
     prefix.append(message.nonce, &mut bytes)?;
-    bytes.extend_from_slice(payload_and_tag);
+    bytes.extend_from_slice(rest);
     Ok(bytes)
 }
 

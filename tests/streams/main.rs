@@ -12,6 +12,8 @@ mod heads;
 mod killed;
 mod lasting;
 mod limits;
+#[cfg(target_os = "linux")]
+mod peak;
 mod policy;
 mod ranges;
 mod slices;

@@ -79,6 +79,8 @@ impl SeaweedFs {
         // No listeners besides, and small volumes.
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]);
         command.args(["-master.volumeSizeLimitMB=64", "-volume.max=40"]);
+        // By default it refuses writes where less than a hundredth of the disk is free.
+        command.arg("-volume.minFreeSpace=100MiB");
         command.args(self.ports.arguments());
         let path = |name: &str| self.path(name).display().to_string();
         command.arg(format!("-dir={}", path("data")));
