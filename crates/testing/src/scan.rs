@@ -88,16 +88,9 @@ pub fn in_bytes<const N: usize>(bytes: &[u8], needles: [&Needle; N]) -> [usize; 
     if ZEROS.starts_with(bytes) {
         return found;
     }
-    let mut begins_one = [false; 256];
-    for needle in needles {
-        begins_one[usize::from(!needle.0[0])] = true;
-    }
-    for (at, first) in bytes.iter().enumerate() {
-        if !begins_one[usize::from(*first)] {
-            continue;
-        }
-        for (needle, found) in needles.iter().zip(&mut found) {
-            let Some(window) = bytes.get(at..at + needle.0.len()) else { continue };
+    for (needle, found) in needles.iter().zip(&mut found) {
+        for at in memchr::memchr_iter(!needle.0[0], bytes) {
+            let Some(window) = bytes.get(at..at + needle.0.len()) else { break };
             *found +=
                 usize::from(window.iter().zip(&needle.0).all(|(byte, turned)| *byte == !turned));
         }
