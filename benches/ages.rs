@@ -1,5 +1,5 @@
-//! What a read costs while its DEK is fresh, due (and cannot be renewed), and in an outage past its age: the last two against the first,
-//! interleaved, medians.
+//! What a read costs while its DEK is fresh, due (and cannot be renewed), and in an outage past its
+//! age: the last two against the first, interleaved, medians.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc,test-util --bench ages
 #![allow(missing_docs)]
@@ -25,7 +25,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// A reader of one message whose DEK has this age, and whose list of wrapped keys is so much longer.
+    /// A reader of one message whose DEK has this age, and whose list of wrapped keys is so much
+    /// longer.
     fn new(age: Duration, extra: usize) -> Self {
         let (kek, clock) = (ScriptedKek::new("kek").unwrap(), ManualClock::new());
         let alice = EncryptionContext::new([("tenant", "alice")]).unwrap();

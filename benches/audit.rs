@@ -2,7 +2,8 @@
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc,audit --bench audit
 //!
-//! Every round times a block of calls of each envelope, one right after the other in random order. A figure is the median over the rounds.
+//! Every round times a block of calls of each envelope, one right after the other in random order.
+//! A figure is the median over the rounds.
 #![allow(missing_docs)]
 #![allow(clippy::indexing_slicing, clippy::unwrap_used)]
 

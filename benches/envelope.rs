@@ -2,8 +2,8 @@
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc
 //!
-//! Compare within one run only. `bare` is the AEAD in place with its key expanded; the other rows do the same work through the library.
-//! What exactly it adds is what `overhead` measures.
+//! Compare within one run only. `bare` is the AEAD in place with its key expanded; the other rows
+//! do the same work through the library. What exactly it adds is what `overhead` measures.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used)]
 

@@ -1,9 +1,11 @@
-//! What the library adds to the bare AEAD, in place, in units of what the bare AEAD takes for 1 KiB in the same run.
+//! What the library adds to the bare AEAD, in place, in units of what the bare AEAD takes for 1 KiB
+//! in the same run.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc --bench overhead
 //!
-//! Every round times a block of calls of each contender, one right after the other in random order, on the same buffers. A figure is the median over
-//! the rounds of (ours - bare), by the median of bare 1 KiB in the same rounds; behind it stands half the 95 % confidence interval of that
+//! Every round times a block of calls of each contender, one right after the other in random order,
+//! on the same buffers. A figure is the median over the rounds of (ours - bare), by the median of
+//! bare 1 KiB in the same rounds; behind it stands half the 95 % confidence interval of that
 //! median. *Control* is the bare AEAD once more, and shows what the machine can tell apart.
 #![allow(missing_docs)]
 #![allow(clippy::indexing_slicing)]

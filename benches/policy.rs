@@ -1,10 +1,11 @@
-//! What a policy costs where its decision is cached: calls of an envelope behind a policy, on behalf of a caller, in units of the same call
-//! of an envelope without one.
+//! What a policy costs where its decision is cached: calls of an envelope behind a policy, on
+//! behalf of a caller, in units of the same call of an envelope without one.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc --bench policy
 //!
-//! Every round times a block of calls of each, one right after the other in random order. A figure is the median over the rounds of the
-//! ratios; behind it stand the quartiles. *Control* is the envelope without a policy once more.
+//! Every round times a block of calls of each, one right after the other in random order. A figure
+//! is the median over the rounds of the ratios; behind it stand the quartiles. *Control* is the
+//! envelope without a policy once more.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
 

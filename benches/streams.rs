@@ -1,13 +1,16 @@
-//! Streams: their rate by that of the best bare AEAD, what a second thread brings, and the memory of a long one.
+//! Streams: their rate by that of the best bare AEAD, what a second thread brings, and the memory
+//! of a long one.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc,ring --bench streams
 //!     cargo bench -p waxseal-benches --features aws-lc,ring --bench streams -- pipe 10
 //!
-//! The first puts 64 MiB and 1 MiB from memory to memory in chunks of 64 KiB, to buffers that were used before. The unit is the rate of the
-//! fastest bare AEAD of the build, in place on one chunk over and over, which stays in the nearest cache. Beside it: the same AEAD from
-//! buffer to buffer over all of the memory, on one thread and on two, a copy, and a fill with zeros. All contenders take turns in random
-//! order; a figure is the median of the rounds, and what two threads gain that of the ratios of a round. The second puts so many GiB
-//! through a pipe between two threads, one that encrypts and one that decrypts, and prints the most memory that the process ever had.
+//! The first puts 64 MiB and 1 MiB from memory to memory in chunks of 64 KiB, to buffers that were
+//! used before. The unit is the rate of the fastest bare AEAD of the build, in place on one chunk
+//! over and over, which stays in the nearest cache. Beside it: the same AEAD from buffer to buffer
+//! over all of the memory, on one thread and on two, a copy, and a fill with zeros. All contenders
+//! take turns in random order; a figure is the median of the rounds, and what two threads gain that
+//! of the ratios of a round. The second puts so many GiB through a pipe between two threads, one
+//! that encrypts and one that decrypts, and prints the most memory that the process ever had.
 //! Nothing else should run meanwhile.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]

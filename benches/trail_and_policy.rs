@@ -1,10 +1,12 @@
-//! What a policy and an audit trail cost together where DEK and decision are cached: calls of an envelope with one of them and with both, in
-//! units of the same call of an envelope with neither. At most 1.25 with both is the aim.
+//! What a policy and an audit trail cost together where DEK and decision are cached: calls of an
+//! envelope with one of them and with both, in units of the same call of an envelope with neither.
+//! At most 1.25 with both is the aim.
 //!
 //!     cargo bench -p waxseal-benches --features aws-lc,audit --bench trail_and_policy
 //!
-//! Every round times a block of calls of each, one right after the other in random order. A figure is the median over the rounds of the
-//! ratios; behind it stand the quartiles. *Control* is the envelope with neither once more.
+//! Every round times a block of calls of each, one right after the other in random order. A figure
+//! is the median over the rounds of the ratios; behind it stand the quartiles. *Control* is the
+//! envelope with neither once more.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
 

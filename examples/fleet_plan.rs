@@ -1,5 +1,5 @@
-//! Plans a fleet: how often it calls the key service, what that costs, and what an outage does, with
-//! and without branch keys, beside the AWS Encryption SDK and Asherah.
+//! Plans a fleet: how often it calls the key service, what that costs, and what an outage does,
+//! with and without branch keys, beside the AWS Encryption SDK and Asherah.
 //!
 //!     cargo run --release -p waxseal-examples --example fleet_plan -- OPTIONS
 //!

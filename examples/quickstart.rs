@@ -1,4 +1,5 @@
-//! Seals every line of a file as a record of its own, opens all of them again, and shows what is refused.
+//! Seals every line of a file as a record of its own, opens all of them again, and shows what is
+//! refused.
 //!
 //!     cargo run --release -p waxseal-examples --example quickstart [FILE]
 
@@ -38,7 +39,8 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
-    // A KEK: here a key file, in production a key service. It is wrapped only to count the calls to it.
+    // A KEK: here a key file, in production a key service. It is wrapped only to count the calls to
+    // it.
     let directory = tempfile::tempdir()?;
     let kek = LocalKek::open_or_create(directory.path().join("quickstart.kek"), "quickstart")?;
     let calls = Arc::new(AtomicUsize::new(0));
@@ -50,7 +52,8 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
     // One envelope for the whole service; clones of it share the DEKs.
     let envelope = Envelope::builder().wrap_with(provider.clone()).build()?;
 
-    // The encryption context says what the key is for: one DEK for each. The AAD, here the line number, belongs to one record.
+    // The encryption context says what the key is for: one DEK for each. The AAD, here the line
+    // number, belongs to one record.
     let context = EncryptionContext::new([("tenant", "alice"), ("table", "customers")])?;
     let records: Vec<&[u8]> = content.split_inclusive(|byte| *byte == b'\n').collect();
     let aad = |line: usize| u64::try_from(line).unwrap_or(u64::MAX).to_be_bytes();
@@ -133,7 +136,8 @@ fn refusals(
     Ok(())
 }
 
-/// After a rotation of the KEK, a rewrap replaces the wrapped key and nothing else; then the old version can go.
+/// After a rotation of the KEK, a rewrap replaces the wrapped key and nothing else; then the old
+/// version can go.
 fn rotation(
     kek: &LocalKek,
     provider: &Tap<LocalKek>,
@@ -155,7 +159,8 @@ fn rotation(
     let changed = message.iter().zip(&rewrapped).filter(|(old, new)| old != new).count();
     let dek = inspect(&rewrapped)?.dek_id;
     println!(
-        "  KEK rotated to version {version}: record 0 rewrapped, {changed} of {} bytes changed, DEK {dek:.8}… as before",
+        "  KEK rotated to version {version}: record 0 rewrapped, {changed} of {} bytes changed, \
+            DEK {dek:.8}… as before",
         message.len()
     );
     Ok(())

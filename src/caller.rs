@@ -147,7 +147,8 @@ impl Caller {
 
     /// Returns the same caller in another request. An id of 1 to 1,024 bytes without control
     /// characters. It goes to the observers, and to the policy, which is then asked anew for each
-    /// request: see [`PolicyOptions::ignore_request_id`](crate::policy::PolicyOptions::ignore_request_id).
+    /// request: see
+    /// [`PolicyOptions::ignore_request_id`](crate::policy::PolicyOptions::ignore_request_id).
     ///
     /// # Errors
     /// [`ErrorKind::InvalidCaller`] for another text.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::TryReserveError;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -281,6 +282,12 @@ impl Error {
     /// crate's error, whose version would then be part of the public interface.
     pub(crate) fn randomness(source: getrandom::Error) -> Self {
         Self::new(ErrorKind::Randomness, "").with_source(source)
+    }
+
+    /// There is no memory for a result, or no buffer can have it: on 32 bits what it is made of may
+    /// fill half of the address space.
+    pub(crate) fn no_memory(_: TryReserveError) -> Self {
+        Self::new(ErrorKind::TooLarge, "no memory for the result in one buffer")
     }
 
     /// The same answer of a key service, for callers that get it without another call. An error

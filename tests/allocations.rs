@@ -1,6 +1,8 @@
-//! What a call allocates: in place and through a handle nothing, and otherwise exactly what stands here.
+//! What a call allocates: in place and through a handle nothing, and otherwise exactly what stands
+//! here.
 //!
-//! The counter sees Rust's allocator. What C code allocates (aws-lc, for the keys that XAES-256-GCM derives per message) it does not see.
+//! The counter sees Rust's allocator. What C code allocates (aws-lc, for the keys that XAES-256-GCM
+//! derives per message) it does not see.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -91,7 +93,8 @@ fn a_whole_message_costs_one_allocation_of_its_size() {
     }
 }
 
-/// A change of a figure is a change of what a call costs: if it is meant, write the new one here and say why in the commit.
+/// A change of a figure is a change of what a call costs: if it is meant, write the new one here
+/// and say why in the commit.
 #[test]
 fn every_other_call_allocates_exactly_this_often() {
     for backend in Backend::all() {
@@ -142,7 +145,8 @@ fn every_other_call_allocates_exactly_this_often() {
             drop(block_on(envelope.decrypt(&alice, Aad::from(b"row 1"), &forged)).unwrap_err());
         });
 
-        // The least of ten: the list of what has to be wiped, one for the process, grows now and then.
+        // The least of ten: the list of what has to be wiped, one for the process, grows now and
+        // then.
         let least = |call: &dyn Fn(&Envelope)| {
             (0..10).map(|_| cold()).map(|envelope| measure(|| call(&envelope)).count_total).min()
         };

@@ -1,9 +1,9 @@
-//! What a cached DEK and a data domain take: the figures in docs/performance.md, measured over 4,096
-//! DEKs, the default bound, and those in docs/domains.md.
+//! What a cached DEK and a data domain take: the figures in docs/performance.md, measured over
+//! 4,096 DEKs, the default bound, and those in docs/domains.md.
 //!
 //! `cargo test --features aws-lc --test footprint -- --nocapture` prints them. Counted are the
-//! bytes in use in the C library's allocator, so that what aws-lc keeps in C is seen too; one test at
-//! a time, so that nothing else allocates meanwhile.
+//! bytes in use in the C library's allocator, so that what aws-lc keeps in C is seen too; one test
+//! at a time, so that nothing else allocates meanwhile.
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -19,8 +19,8 @@ fn in_child(work: impl FnOnce(&mut File)) -> Vec<u8> {
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap();
     let (read, write) = rustix::pipe::pipe().unwrap();
-    // SAFETY: the child runs the library and writes to a pipe, and leaves without running anything of the test harness. glibc's
-    // allocator is usable in the child of a threaded process.
+    // SAFETY: the child runs the library and writes to a pipe, and leaves without running anything
+    // of the test harness. glibc's allocator is usable in the child of a threaded process.
     match unsafe { libc::fork() } {
         0 => {
             let mut write = File::from(write);

@@ -45,6 +45,24 @@ fn a_file_and_a_uri_say_the_same() {
     );
 }
 
+/// `local://cards.kek` would be a file in the root directory, which nobody means.
+#[test]
+fn a_path_begins_in_the_working_directory_or_in_the_root_directory() {
+    for (uri, path) in [
+        ("local:cards.kek?name=a", "cards.kek"),
+        ("local:/cards.kek?name=a", "/cards.kek"),
+        ("local:///cards.kek?name=a", "/cards.kek"),
+        ("local:/%2Fcards.kek?name=a", "//cards.kek"),
+    ] {
+        assert_eq!(uri.parse::<Config>().unwrap().path().as_os_str(), path, "{uri}");
+    }
+    for path in ["//cards.kek", "///cards.kek", "//"] {
+        let config = Config::new(path, "a");
+        let read: Config = config.to_string().parse().unwrap();
+        assert_eq!(read.path().as_os_str(), path, "{config}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn a_path_that_is_not_utf_8_is_read_back() {
@@ -60,6 +78,7 @@ fn an_error_names_what_is_wrong() {
     for (text, part) in [
         ("file:/x?name=a", "does not begin with `local:`"),
         ("local:?name=a", "the path is missing"),
+        ("local://x?name=a", "write local:PATH for a path from the working directory"),
         ("local:/x", "parameter `name` is missing"),
         ("local:/x?name=a&create=maybe", "parameter `create` is neither true nor false"),
         ("local:/x?name=a&nam=b", "`nam` is unknown; did you mean `name`?"),

@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 use waxseal_testing::{scan, support};
@@ -21,8 +21,39 @@ use waxseal::{
     Observer, StreamHead, StreamWriter, Suite, inspect,
 };
 
-/// One search at a time, and nothing else of this file beside it: two tests' keys would be in one memory.
-static ALONE: Mutex<()> = Mutex::new(());
+/// Set in a process that runs one test, by its name.
+const ALONE: &str = "WAXSEAL_TEST_ALONE";
+
+/// The rest of a test runs in a process of its own: nothing of another test is in the memory that
+/// it searches, and nobody else writes over what stays on a stack. Most of the time the tests wait
+/// for deadlines, which they do beside each other.
+macro_rules! alone {
+    () => {{
+        fn here() {}
+        if passed_alone(std::any::type_name_of_val(&here)) {
+            return;
+        }
+    }};
+}
+
+/// Runs the test in a process of its own, and fails as it does. False where this is that process.
+fn passed_alone(path: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return false;
+    }
+    let name = path.trim_end_matches("::here").rsplit("::").next().unwrap();
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(ALONE, name)
+        .output()
+        .unwrap();
+    let [said, complaint] =
+        [&output.stdout, &output.stderr].map(|out| String::from_utf8_lossy(out));
+    // A name that is no test's would be no failure.
+    let ran = said.contains("test result: ok. 1 passed;");
+    assert!(output.status.success() && ran, "{}\n{said}\n{complaint}", output.status);
+    true
+}
 
 /// DEK, HMAC's states of it (inner, outer), message key, schedule.
 const NOTHING: [usize; 5] = [0; 5];
@@ -68,7 +99,7 @@ fn gone_soon(keys: &Keys) -> [usize; 5] {
 
 #[test]
 fn no_key_outlives_its_deadline_in_an_idle_process() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let limits = Limits::default().max_age(Duration::from_secs(4));
     let began = Instant::now();
     let all: Vec<_> = backends()
@@ -93,7 +124,7 @@ fn no_key_outlives_its_deadline_in_an_idle_process() {
 
 #[test]
 fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelope() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in backends() {
         let ways: [(&str, End); 4] = [
             ("evict_context", |envelope, alice| envelope.evict_context(alice)),
@@ -123,7 +154,7 @@ fn no_key_survives_a_revocation_a_clearing_an_eviction_or_the_drop_of_its_envelo
 #[test]
 fn no_key_of_a_stream_survives_its_stream_its_time_or_its_dek() {
     type EndOfStream = fn(&Envelope, &EncryptionContext, &mut Option<StreamWriter<Vec<u8>>>);
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let ends: [(&str, EndOfStream); 4] = [
         ("finish", |_, _, writer| drop(writer.take().unwrap().finish().unwrap())),
         ("drop", |_, _, writer| drop(writer.take())),
@@ -165,7 +196,7 @@ fn no_key_of_a_stream_survives_its_stream_its_time_or_its_dek() {
 /// with 512-bit registers make more of it than others.
 #[test]
 fn no_key_stays_on_the_stack_of_a_thread_that_used_it() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for (backend, suite) in backends().flat_map(|backend| SUITES.map(|s| (*backend, s))) {
         let (used, wait) = (std::sync::mpsc::channel(), std::sync::mpsc::channel::<()>());
         let thread = std::thread::spawn(move || {
@@ -185,7 +216,7 @@ fn no_key_stays_on_the_stack_of_a_thread_that_used_it() {
 
 #[test]
 fn no_key_outlives_the_last_lease_of_a_renewed_dek_and_none_of_an_unused_renewal_stays() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let secs = Duration::from_secs;
     for (backend, evicts) in
         Backend::all().iter().flat_map(|backend| [(backend, false), (backend, true)])
@@ -231,7 +262,7 @@ fn no_key_outlives_the_last_lease_of_a_renewed_dek_and_none_of_an_unused_renewal
 
 #[test]
 fn no_plaintext_of_a_call_for_many_stays_if_one_message_fails_or_its_results_are_dropped() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in Backend::all() {
         let (envelope, alice, ..) =
             on_a_stack_of_its_own(|| set_up(*backend, Suite::default(), Limits::default()));
@@ -292,7 +323,7 @@ fn quietly<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 
 #[test]
 fn no_key_survives_a_panic_of_the_code_that_uses_it() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in Backend::all() {
         let mut left = None;
         panics(|| {
@@ -346,7 +377,7 @@ impl Observer for PanicAt {
 
 #[test]
 fn no_key_survives_a_panic_of_an_observer() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in Backend::all() {
         let (alice, kek) = (context("alice"), support::local("kek"));
         let sealed = on_a_stack_of_its_own(|| {
@@ -426,7 +457,7 @@ impl Trap {
 
 #[test]
 fn no_key_survives_a_panic_of_a_provider() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in Backend::all() {
         for name in ["wrapping", "unwrapping"] {
             let trap = Trap::new();
@@ -449,7 +480,7 @@ fn no_key_survives_a_panic_of_a_provider() {
 
 #[test]
 fn no_key_survives_the_last_caller_that_waits_for_a_provider_that_hangs() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     for backend in Backend::all() {
         for name in ["wrapping", "unwrapping"] {
             let trap = Trap::new();
@@ -487,7 +518,7 @@ fn no_key_survives_the_last_caller_that_waits_for_a_provider_that_hangs() {
 
 #[test]
 fn no_key_survives_a_rewrap() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let (alice, kek) = (context("alice"), support::local("kek"));
     let sealed = on_a_stack_of_its_own(|| {
         let envelope = support::envelope(&kek);
@@ -515,7 +546,7 @@ fn no_key_survives_a_rewrap() {
 /// Of two processes that make the branch key of a period at once, one is quicker to store its own.
 #[test]
 fn no_branch_key_survives_that_another_process_was_quicker_to_store() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let (root, store, alice) = (support::local("root"), MemoryStore::new(), context("alice"));
     let process = |spy: Spy| {
         let branch = BranchKek::builder(spy).name("orders").per(["tenant"]).store(store.clone());
@@ -591,7 +622,7 @@ fn of_branch_key(keys: &Keys) -> [usize; 3] {
 
 #[test]
 fn no_branch_key_and_nothing_derived_from_it_outlives_its_deadline_in_an_idle_process() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let limits = Limits::default().max_age(Duration::from_secs(4));
     let (scene, branch, dek) = on_a_stack_of_its_own(|| branch_set_up(limits));
     let began = Instant::now();
@@ -606,7 +637,7 @@ fn no_branch_key_and_nothing_derived_from_it_outlives_its_deadline_in_an_idle_pr
 
 #[test]
 fn no_branch_key_survives_an_erasure_an_eviction_a_revocation_or_its_last_owner() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    alone!();
     let ways: [(&str, EndOfBranch); 6] = [
         ("erase", |scene| _ = block_on(scene.branch.erase([("tenant", "alice")])).unwrap()),
         ("evict_all", |scene| scene.branch.evict_all()),

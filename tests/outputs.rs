@@ -1,5 +1,5 @@
-//! No output of the library has a secret: logs, events, metrics, errors, audit trails, reports. A binary of its own, since the
-//! subscriber and the recorder are those of the process.
+//! No output of the library has a secret: logs, events, metrics, errors, audit trails, reports. A
+//! binary of its own, since the subscriber and the recorder are those of the process.
 #![cfg(all(feature = "audit", feature = "domains", feature = "metrics", feature = "tracing"))]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -1,5 +1,5 @@
-//! Runtimes that end, that nobody drives, or whose only thread is blocked; callers that are impatient, or not polled: none of it changes
-//! what another caller gets.
+//! Runtimes that end, that nobody drives, or whose only thread is blocked; callers that are
+//! impatient, or not polled: none of it changes what another caller gets.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -173,7 +173,8 @@ fn the_runtime_of_the_first_caller_may_end_and_the_others_are_served() {
 
 #[test]
 fn the_runtime_of_a_call_that_hung_may_end_without_the_task_and_the_deadline_is_kept() {
-    // The envelope's own runtime and the first caller's both end, the second caller is on no runtime at all.
+    // The envelope's own runtime and the first caller's both end, the second caller is on no
+    // runtime at all.
     let (home, first) = (threads(1), threads(1));
     let stage = Stage::hasty(&home);
     stage.hang();
@@ -306,8 +307,8 @@ fn a_forked_child_keeps_its_deadlines() {
     let stage = Stage::hasty(&runtime);
     stage.hang();
     assert_eq!(kind(&runtime.block_on(stage.read())), Some(ErrorKind::Unavailable));
-    // SAFETY: the child runs the library and leaves without running anything of the test harness. glibc's allocator is usable in
-    // the child of a threaded process.
+    // SAFETY: the child runs the library and leaves without running anything of the test harness.
+    // glibc's allocator is usable in the child of a threaded process.
     match unsafe { libc::fork() } {
         0 => {
             // SAFETY: ends a child that waits, instead of this test's answer.
@@ -488,7 +489,8 @@ fn callers_that_are_not_polled_keep_nobody_from_being_served() {
             .unwrap()
     };
     kek.wait_for(|| Box::pin(tokio::time::sleep(ms(10))));
-    // As a `buffered` stream does with its reads while its consumer makes one of its own: polled once, and then not.
+    // As a `buffered` stream does with its reads while its consumer makes one of its own: polled
+    // once, and then not.
     let mut waiting: Vec<_> = all[..8]
         .iter()
         .map(|(context, sealed)| Box::pin(read(&envelope, context, sealed)))

@@ -272,8 +272,8 @@ fn hours_of_trouble_leave_no_wrong_byte_and_nothing_behind() {
     let seconds = number("WAXSEAL_SOAK_SECONDS").unwrap_or(10);
     let seed = number("WAXSEAL_SOAK_SEED").unwrap_or_else(|| rand::rng().random());
     println!("WAXSEAL_SOAK_SEED={seed}");
-    // What panics by script is not told. Whatever else does, as timers of a runtime that ends do, is
-    // told without a backtrace: the symbols that one loads stay, 20 MB and more.
+    // What panics by script is not told. Whatever else does, as timers of a runtime that ends do,
+    // is told without a backtrace: the symbols that one loads stay, 20 MB and more.
     std::panic::set_hook(Box::new(|info| {
         if info.payload_as_str() != Some("by script") {
             eprintln!("{info}");

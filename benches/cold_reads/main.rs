@@ -3,9 +3,9 @@
 //!
 //!     cargo bench -p waxseal-benches --features test-util --bench cold_reads
 //!
-//! Counts come from a scripted KEK and a clock that the benchmark moves. Those of the AWS Encryption
-//! SDK and Asherah follow from their documented rules, which are printed, and were not measured. A
-//! count that misses its goal fails the benchmark. A time does not.
+//! Counts come from a scripted KEK and a clock that the benchmark moves. Those of the AWS
+//! Encryption SDK and Asherah follow from their documented rules, which are printed, and were not
+//! measured. A count that misses its goal fails the benchmark. A time does not.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -49,8 +49,8 @@ impl Bare {
         }
     }
 
-    /// Encrypts in place and gives the tag. Never inlined: within some callers the code of RustCrypto
-    /// comes out half as fast.
+    /// Encrypts in place and gives the tag. Never inlined: within some callers the code of
+    /// RustCrypto comes out half as fast.
     #[inline(never)]
     pub fn seal(&self, payload: &mut [u8]) -> [u8; 16] {
         self.seal_under(NONCE, AAD, payload)
@@ -171,7 +171,8 @@ impl Contender<'_> {
         Self { name, ..self }
     }
 
-    /// Buffers for one block of calls: many, so that looking at the clock weighs little, but within the fastest cache.
+    /// Buffers for one block of calls: many, so that looking at the clock weighs little, but within
+    /// the fastest cache.
     pub fn buffers(&self) -> Vec<Vec<u8>> {
         let len = self.before.len().max(1);
         (0..(24 * 1024 / len).clamp(1, 32)).map(|_| Vec::with_capacity(len + 4096)).collect()

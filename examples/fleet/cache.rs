@@ -117,8 +117,8 @@ impl Keeping {
         cycle * ((1.0 - (1.0 - lapses).powf(renewals)) / lapses).max(1.0)
     }
 
-    /// Returns groups of keys by how long they go on: the share of the keys in each, and the share of
-    /// what they encrypt.
+    /// Returns groups of keys by how long they go on: the share of the keys in each, and the share
+    /// of what they encrypt.
     #[must_use]
     pub fn lengths(&self, used: Use, rotate_after: f64) -> Vec<(f64, f64)> {
         let lapses = self.lapses(used).min(1.0 - 1e-9);
@@ -296,8 +296,8 @@ mod tests {
     #[test]
     fn a_branch_key_is_looked_at_less_often_than_its_deks_are_used() {
         let keeping = Keeping::ahead(300.0, 0.0);
-        // Half of the time the one DEK is due before the branch key, and then again only after three
-        // quarters of the rest.
+        // Half of the time the one DEK is due before the branch key, and then again only after
+        // three quarters of the rest.
         let one = 1.0 / Life::under_deks(keeping, 100.0, 1.0).calls();
         assert!((250.0..262.0).contains(&one), "{one}");
         // Of very many, some is always due.

@@ -173,8 +173,8 @@ impl Fleet {
         (reads * self.recent_share, reads * (1.0 - self.recent_share))
     }
 
-    /// Returns how many keys the recent rows have, and all rows, and how often one host uses them, if
-    /// each host has a key for each context and replaces it after `lifetime`.
+    /// Returns how many keys the recent rows have, and all rows, and how often one host uses them,
+    /// if each host has a key for each context and replaces it after `lifetime`.
     pub(crate) fn classes(&self, lifetime: f64) -> [(f64, f64); 2] {
         let writers = self.hosts * self.contexts();
         let keys = |window: f64| {
@@ -185,8 +185,8 @@ impl Fleet {
         [(keys(self.recent), recent), (keys(self.history), old)]
     }
 
-    /// Returns how many keys there are of the present period, of the first one of the history, and of
-    /// those between, and how often one host uses them for reading, if all hosts share a key for
+    /// Returns how many keys there are of the present period, of the first one of the history, and
+    /// of those between, and how often one host uses them for reading, if all hosts share a key for
     /// each branch and period. The first and the last period are in the history by half on average.
     pub(crate) fn branch_classes(&self, branches: f64, period: f64) -> [(f64, f64); 3] {
         let (recent, old) = self.read_rates();

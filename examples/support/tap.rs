@@ -1,4 +1,5 @@
-//! A wrapper around a provider that does something before every call: count it, delay it. A wrapper forwards every method.
+//! A wrapper around a provider that does something before every call: count it, delay it. A wrapper
+//! forwards every method.
 
 use std::sync::Arc;
 

@@ -1,7 +1,8 @@
 //! Writes `seeds/`: `cargo run --example seeds`, in this directory.
 //!
-//! Messages are sealed with random keys and nonces, so those that are there (`seeds/open/kept-*`) are left alone: they also show
-//! that what an earlier state of the library sealed still opens. All else is written anew and comes out the same.
+//! Messages are sealed with random keys and nonces, so those that are there (`seeds/open/kept-*`)
+//! are left alone: they also show that what an earlier state of the library sealed still opens. All
+//! else is written anew and comes out the same.
 
 use std::path::Path;
 use std::{fs, io};
@@ -95,7 +96,8 @@ fn open(dir: &Path) -> io::Result<()> {
             fs::write(name, [&[255], &genuine.bytes[..]].concat())?;
         }
     }
-    // Which genuine message (0 to 5: made anew, 6 to 11: kept; the even ones embedded), then what is done to it.
+    // Which genuine message (0 to 5: made anew, 6 to 11: kept; the even ones embedded), then what
+    // is done to it.
     for (name, input) in [
         ("unchanged-1-embedded", &b"\x00"[..]),
         ("unchanged-2-compact", b"\x03"),

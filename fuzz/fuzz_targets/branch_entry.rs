@@ -1,9 +1,12 @@
 //! Any bytes as the entry of a branch key in a message's wrapped keys.
 //!
-//! - `BranchEntry::read` never panics, and allocates nothing in proportion to a length that the input only claims.
-//! - It accepts exactly what docs/format.md describes, and what it accepts is written as the bytes that were read.
+//! - `BranchEntry::read` never panics, and allocates nothing in proportion to a length that the
+//!   input only claims.
+//! - It accepts exactly what docs/format.md describes, and what it accepts is written as the bytes
+//!   that were read.
 //!
-//! The library does not show this type. So its file is compiled here, on top of what the library does show.
+//! The library does not show this type. So its file is compiled here, on top of what the library
+//! does show.
 #![no_main]
 
 #[path = "../../src/branch/format.rs"]

@@ -1,8 +1,8 @@
 //! Any bytes as an encryption context.
 //!
 //! - `EncryptionContext::try_from` never panics, and fails with the documented kinds only.
-//! - What it accepts keeps the rules of docs/format.md and is written as the bytes that were read; the same context comes from its
-//!   pairs, in whatever order.
+//! - What it accepts keeps the rules of docs/format.md and is written as the bytes that were read;
+//!   the same context comes from its pairs, in whatever order.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,8 +1,9 @@
 //! Any bytes as a row of a key store.
 //!
-//! - `KeyRow::try_from` never panics, fails with the documented kinds only, and allocates nothing in proportion to a length that
-//!   the input only claims.
-//! - What it accepts is written as the bytes that were read, and says what is at the offsets of docs/format.md.
+//! - `KeyRow::try_from` never panics, fails with the documented kinds only, and allocates nothing
+//!   in proportion to a length that the input only claims.
+//! - What it accepts is written as the bytes that were read, and says what is at the offsets of
+//!   docs/format.md.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,11 +1,14 @@
 //! Whole messages, opened with the right KEK, context and AAD.
 //!
-//! The first byte of the input chooses a genuine message, to which the rest is applied as a list of [`edit`]s; or, as 255, says that
-//! the rest is the message. Genuine are messages of every suite and both forms, sealed by this process and, so that the
-//! second mode has something to start from, by an earlier one: the seeds `kept-*`.
+//! The first byte of the input chooses a genuine message, to which the rest is applied as a list of
+//! [`edit`]s; or, as 255, says that the rest is the message. Genuine are messages of every suite
+//! and both forms, sealed by this process and, so that the second mode has something to start from,
+//! by an earlier one: the seeds `kept-*`.
 //!
-//! - Whatever opens gives the plaintext that was sealed, and is a genuine message but for its wrapped keys and their length.
-//! - A genuine message opens. What opens without a cached DEK opens with it, and in place if it carries its wrapped keys.
+//! - Whatever opens gives the plaintext that was sealed, and is a genuine message but for its
+//!   wrapped keys and their length.
+//! - A genuine message opens. What opens without a cached DEK opens with it, and in place if it
+//!   carries its wrapped keys.
 //! - A buffer that was not opened is as it was, or its payload is wiped.
 #![no_main]
 

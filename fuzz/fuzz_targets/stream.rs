@@ -1,12 +1,12 @@
 //! Whole streams, opened with the right KEK, context and AAD.
 //!
-//! The first byte of the input chooses a genuine stream, to which the rest is applied as a list of [`edit`]s; or, as 255, says that
-//! the rest is the stream.
+//! The first byte of the input chooses a genuine stream, to which the rest is applied as a list of
+//! [`edit`]s; or, as 255, says that the rest is the stream.
 //!
-//! - Reading a head never panics, fails with the documented kinds only, and allocates nothing in proportion to a length that the
-//!   input only claims. `inspect` agrees.
-//! - Whatever is read is a beginning of the plaintext that was sealed. Whatever ends is a genuine stream but for its wrapped keys
-//!   and their room.
+//! - Reading a head never panics, fails with the documented kinds only, and allocates nothing in
+//!   proportion to a length that the input only claims. `inspect` agrees.
+//! - Whatever is read is a beginning of the plaintext that was sealed. Whatever ends is a genuine
+//!   stream but for its wrapped keys and their room.
 //! - Reading from the beginning, at any place, and on two threads say the same.
 #![no_main]
 

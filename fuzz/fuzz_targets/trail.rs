@@ -1,8 +1,8 @@
 //! Any bytes as an audit trail.
 //!
 //! - The verifier never panics, and returns no error but that of another version.
-//! - What it accepts is a chain: without a gap from the first record, and the lines before the fault verify by themselves, to the
-//!   same hash.
+//! - What it accepts is a chain: without a gap from the first record, and the lines before the
+//!   fault verify by themselves, to the same hash.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

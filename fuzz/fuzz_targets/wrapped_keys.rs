@@ -1,7 +1,8 @@
 //! Any bytes as a list of wrapped keys, held against bincode.
 //!
-//! - `WrappedKeys::try_from` accepts exactly the bytes that bincode reads to the end and writes back the same, and whose entries
-//!   keep the limits and the order of docs/format.md. It never panics.
+//! - `WrappedKeys::try_from` accepts exactly the bytes that bincode reads to the end and writes
+//!   back the same, and whose entries keep the limits and the order of docs/format.md. It never
+//!   panics.
 //! - What it accepts has the entries that bincode reads, and is what the entries are written as.
 #![no_main]
 
@@ -49,7 +50,8 @@ fn oracle(bytes: &[u8]) -> Option<Vec<Entry>> {
     (canonical && valid).then_some(entries)
 }
 
-/// The limit is twice what a list may have: bincode counts every length as eight bytes, and memory for entries that it has yet to read.
+/// The limit is twice what a list may have: bincode counts every length as eight bytes, and memory
+/// for entries that it has yet to read.
 fn config() -> impl Config {
     config::standard().with_limit::<131_072>()
 }

@@ -1,5 +1,6 @@
-//! What the targets `open` and `stream` and the example `seeds` share: one KEK, one context, one AAD, one plaintext. And what
-//! measures the allocations of the targets `key_row`, `branch_entry` and `stream`.
+//! What the targets `open` and `stream` and the example `seeds` share: one KEK, one context, one
+//! AAD, one plaintext. And what measures the allocations of the targets `key_row`, `branch_entry`
+//! and `stream`.
 
 use std::io::Write;
 use std::time::Duration;
@@ -39,8 +40,8 @@ pub fn context() -> EncryptionContext {
 /// If the library refuses it.
 #[must_use]
 pub fn reader() -> Envelope {
-    // No lease may end within a run: the targets take "it cannot be opened" for an answer about the message. A stream has what
-    // is left of 24 hours.
+    // No lease may end within a run: the targets take "it cannot be opened" for an answer about the
+    // message. A stream has what is left of 24 hours.
     let limits = Limits::default().max_age(Duration::from_secs(22 * 60 * 60));
     Envelope::builder().unwrap_with(kek("fuzz", 7)).limits(limits).build().unwrap()
 }
@@ -99,8 +100,8 @@ pub fn seal_stream() -> Vec<Vec<u8>> {
     streams
 }
 
-/// Reads `bytes`, and checks that all that was allocated meanwhile is in proportion to what is there. A length field claims up
-/// to 65,535 bytes, more than this allows for a short input.
+/// Reads `bytes`, and checks that all that was allocated meanwhile is in proportion to what is
+/// there. A length field claims up to 65,535 bytes, more than this allows for a short input.
 ///
 /// # Panics
 /// If more was allocated.

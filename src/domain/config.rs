@@ -255,7 +255,8 @@ impl ResolverLimits {
     }
 }
 
-/// The URI of a KEK, a store or a policy. Debug shows its scheme only, since a store's may have a password.
+/// The URI of a KEK, a store or a policy. Debug shows its scheme only, since a store's may have a
+/// password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(transparent))]
 pub(super) struct Address(pub(super) String);

@@ -34,6 +34,7 @@ mod shared;
 mod source;
 
 use std::fmt;
+use std::sync::OnceLock;
 
 pub use builder::DomainsBuilder;
 #[cfg(feature = "domains")]
@@ -50,7 +51,7 @@ pub use crate::observe::audit::DomainAudit;
 
 use crate::branch::BranchKek;
 use crate::context::EncryptionContext;
-use crate::dek::DomainContexts;
+use crate::dek::{DomainContexts, Statistics};
 use crate::envelope::Envelope;
 use crate::error::Error;
 use crate::sync::Arc;
@@ -68,6 +69,14 @@ struct Inner {
     contexts: Arc<DomainContexts>,
     envelope: Envelope,
     branches: Option<BranchKek>,
+    /// What those counted that this one replaced.
+    earlier: OnceLock<Counted>,
+}
+
+/// What the envelope and the branch keys of a domain counted.
+struct Counted {
+    envelope: Statistics,
+    branches: Option<Statistics>,
 }
 
 impl Domain {
@@ -87,6 +96,58 @@ impl Domain {
     #[must_use]
     pub fn branches(&self) -> Option<&BranchKek> {
         self.0.branches.as_ref()
+    }
+
+    /// Returns the [statistics](Envelope::statistics) of the envelope. Its counters go on where those
+    /// of the domain were before a [reload](Domains::reload) or a resolver changed it, so that metrics
+    /// which are made of them do too. What is counted while the old envelope still serves those who
+    /// hold it is left out.
+    ///
+    /// ```
+    /// # use waxseal::domain::{DomainConfig, Domains, Schemes};
+    /// # pollster::block_on(async {
+    /// # let schemes =
+    /// #     Schemes::default().kek("test", |_| async { waxseal::kek::local::LocalKek::in_memory("a") });
+    /// # let builder = Domains::builder().schemes(schemes);
+    /// # let builder = builder.domain("orders", DomainConfig::default().wrap_with("test:a"));
+    /// # let domains = builder.build().await?;
+    /// for domain in domains.all() {
+    ///     println!("{}: {} DEKs", domain.name(), domain.statistics().reading_deks);
+    /// }
+    /// # Ok::<(), waxseal::Error>(()) }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn statistics(&self) -> Statistics {
+        self.counted(false).envelope
+    }
+
+    /// As [`statistics`](Self::statistics), of the branch keys, if the domain has them.
+    #[must_use]
+    pub fn branch_statistics(&self) -> Option<Statistics> {
+        self.counted(false).branches
+    }
+
+    /// What this domain counted, and those that it replaced. `and_gone`: also of KEKs that only those
+    /// had.
+    fn counted(&self, and_gone: bool) -> Counted {
+        let branches = self.branches().map(BranchKek::statistics);
+        let mut counted = Counted { envelope: self.envelope().statistics(), branches };
+        let Some(earlier) = self.0.earlier.get() else { return counted };
+        let add = |now: &mut Statistics, earlier: &Statistics| {
+            let gone = now.add_earlier(earlier);
+            now.keks.extend(gone.into_iter().filter(|_| and_gone));
+        };
+        add(&mut counted.envelope, &earlier.envelope);
+        if let (Some(now), Some(earlier)) = (&mut counted.branches, &earlier.branches) {
+            add(now, earlier);
+        }
+        counted
+    }
+
+    /// Has the counters go on from those of `old`, which this domain replaces.
+    fn count_on_from(&self, old: &Self) {
+        // A domain replaces one other.
+        let _ = self.0.earlier.set(old.counted(true));
     }
 
     /// Returns what the domain was configured with.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use futures_util::TryFutureExt;
 use futures_util::future::try_join_all;
@@ -128,10 +129,15 @@ impl Opener {
         };
         let envelope = envelope.map_err(|error| Field::default().wrong(error))?;
         let (config, route_by) = (config.clone(), route_by.map(Into::into));
-        Ok(Domain(Arc::new(Inner { config, route_by, contexts, envelope, branches })))
+        let earlier = OnceLock::new();
+        Ok(Domain(Arc::new(Inner { config, route_by, contexts, envelope, branches, earlier })))
     }
 
     async fn parts(&self, config: &DomainConfig) -> Result<Parts, Wrong> {
+        if config.keep_deks == Some(true) && config.store.is_none() {
+            let detail = "there is no store that keeps them; set `store` too";
+            return Err(field("keep_deks").wrong(invalid(detail)));
+        }
         let store = match &config.store {
             Some(uri) => {
                 let made = self.stores.get_or_make(uri, self.schemes.make_store(uri)).await;

@@ -30,17 +30,18 @@ impl Domains {
     /// Reads the file again. Domains that it says the same of go on with their cached DEKs. Whoever
     /// asks for a domain from now on gets it as the file says.
     ///
-    /// A domain that is gone or has changed serves those who hold it until they drop it, for at most
-    /// [`drain`](crate::domain::DomainsBuilder::drain). Then it is shut down and its keys are wiped. So no call
-    /// is lost that began before. Hold no [`Domain`] or envelope for longer than a request.
+    /// A domain that is gone or has changed serves those who hold it until they drop it, for at
+    /// most [`drain`](crate::domain::DomainsBuilder::drain). Then it is shut down and its keys are
+    /// wiped. So no call is lost that began before. Hold no [`Domain`] or envelope for longer than
+    /// a request.
     ///
     /// Replace the file by renaming another one, so that no half of it is read.
     ///
     /// # Errors
     /// Those of [`build`](crate::domain::DomainsBuilder::build) and
-    /// [`start`](crate::domain::DomainsBuilder::start), whichever it was. **All domains then go on as they
-    /// were**, and observers receive [`Event::DomainsNotReloaded`]. So also if the file has no domain
-    /// at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
+    /// [`start`](crate::domain::DomainsBuilder::start), whichever it was. **All domains then go on
+    /// as they were**, and observers receive [`Event::DomainsNotReloaded`]. So also if the file has
+    /// no domain at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
     pub async fn reload(&self) -> Result<Reloaded, Error> {
         let all = &self.0;
         let reloading = all.reloading.get_or_init(AsyncMutex::default);
@@ -96,6 +97,12 @@ impl All {
         #[cfg(feature = "domains")]
         if let Some(resolving) = &self.resolving {
             set.domains.keys().for_each(|name| resolving.forget(name));
+        }
+        for name in &reloaded.changed {
+            if let (Some(old), Some(new)) = (before.domains.get(&**name), set.domains.get(&**name))
+            {
+                new.count_on_from(old);
+            }
         }
         self.current.store(Arc::new(set));
         let ended = reloaded.changed.iter().chain(&reloaded.ended);

@@ -180,9 +180,11 @@ async fn resolve_now(
     };
     let answer = match answer {
         Ok(domain) => {
+            let old = old.filter(|old| !old.is_same(&domain));
+            old.iter().for_each(|old| domain.count_on_from(old));
             let resolved = Resolved::new(domain.clone(), all.opener.clock.now());
             answers.domains.insert(name.as_str().into(), Arc::new(resolved));
-            all.retiring.retire(old.filter(|old| !old.is_same(&domain)));
+            all.retiring.retire(old);
             // Makes room for it, which otherwise happens a little later.
             answers.domains.run_pending_tasks();
             // After it is found by who closes, or the other way round.

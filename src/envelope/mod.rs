@@ -56,7 +56,6 @@ use crate::format::{Form, Message};
 use crate::kek::call::GuardedKek;
 use crate::kek::{Health, KekId, named};
 use crate::memory::wipe;
-use crate::suite::TAG_LEN;
 use opening::Opened;
 
 /// Encrypts and decrypts messages under DEKs that its KEKs wrap.
@@ -174,7 +173,7 @@ impl Envelope {
         let len = buffer.len();
         let seal = |dek: &Reservation<&WritingDek>| {
             let prefix_len = dek.dek().prefix(Form::Embedded).len();
-            grow(buffer, prefix_len + len + TAG_LEN);
+            grow(buffer, sealing::message_len(prefix_len, len)?);
             buffer.copy_within(..len, prefix_len);
             let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
             if sealed.is_err() {

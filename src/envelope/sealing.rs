@@ -246,6 +246,20 @@ fn no_room() -> Error {
     Error::new(ErrorKind::BufferSize, "the buffer has no room for prefix and tag")
 }
 
+/// Returns the length of a message, unless no buffer can have it: on 32 bits a plaintext may be in
+/// memory whose message does not fit.
+#[inline]
+pub(super) fn message_len(prefix: usize, plaintext: usize) -> Result<usize, Error> {
+    let len = prefix.checked_add(plaintext).and_then(|len| len.checked_add(TAG_LEN));
+    len.filter(|len| isize::try_from(*len).is_ok()).ok_or_else(no_buffer)
+}
+
+#[cold]
+fn no_buffer() -> Error {
+    let detail = "a message is in one buffer, which has at most half of the address space";
+    Error::new(ErrorKind::TooLarge, detail)
+}
+
 /// Makes a message in a new buffer, with one allocation. Where the backend can, the plaintext is
 /// encrypted from where it is.
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
@@ -255,7 +269,7 @@ pub(super) fn seal<D: Deref<Target = WritingDek>>(
     plaintext: &[u8],
 ) -> Result<Vec<u8>, Error> {
     let prefix_len = reservation.dek().prefix(form).len();
-    let mut message = vec![0; prefix_len + plaintext.len() + TAG_LEN];
+    let mut message = vec![0; message_len(prefix_len, plaintext.len())?];
     seal_between(reservation, form, aad, Some(plaintext), &mut message)?;
     Ok(message)
 }
@@ -295,4 +309,21 @@ fn seal_between<D: Deref<Target = WritingDek>>(
     let (room, rest) = buffer.split_at_mut_checked(prefix_len).ok_or_else(no_room)?;
     let (to, tag_room) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(no_room)?;
     reservation.seal(form, aad.as_bytes(), room, InOut { from, to }, tag_room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A length that no `Vec` can have would end the process.
+    #[test]
+    fn a_message_that_no_buffer_can_have_is_too_large() {
+        let most = isize::MAX.unsigned_abs();
+        assert_eq!(message_len(52, 0).unwrap(), 68);
+        assert_eq!(message_len(52, most - 68).unwrap(), most);
+        for (prefix, plaintext) in [(52, most - 67), (most, 0), (52, usize::MAX), (usize::MAX, 1)] {
+            let error = message_len(prefix, plaintext).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TooLarge, "{prefix} and {plaintext}");
+        }
+    }
 }

@@ -22,7 +22,8 @@ const VERSION: u8 = 1;
 pub enum MessageKind {
     /// One payload, decrypted as a whole.
     Message,
-    /// A payload in chunks of any length: see [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
+    /// A payload in chunks of any length: see
+    /// [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
     Stream,
 }
 
@@ -127,10 +128,9 @@ impl<'a> Message<'a> {
     /// which this message was parsed.
     #[inline]
     pub(crate) fn parse_like(&self, parsed: &[u8], bytes: &'a [u8]) -> Option<Result<Self, Error>> {
-        let (was, is) = (parsed.first_chunk::<HEADER_LEN>()?, bytes.first_chunk::<HEADER_LEN>()?);
         // Word by word, which is less than a call.
-        let mut words = was.as_chunks::<8>().0.iter().zip(is.as_chunks::<8>().0);
-        words.all(|(was, is)| was == is).then(|| Self::behind(self.header, bytes))
+        let [was, is] = [parsed, bytes].map(|bytes| bytes.as_chunks::<8>().0.get(..HEADER_LEN / 8));
+        was?.iter().eq(is?).then(|| Self::behind(self.header, bytes))
     }
 
     /// Reads what follows the header.
@@ -207,10 +207,13 @@ impl Header {
 pub(super) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     let message = Message::parse(sealed)?;
     let prefix = Prefix::new(message.header.suite, message.header.dek_id, wrapped_keys)?;
-    let payload_and_tag = sealed.get(message.payload.start..).unwrap_or_default();
-    let mut bytes = vec![0; prefix.len()];
+    let rest = sealed.get(message.payload.start..).unwrap_or_default();
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(prefix.len().saturating_add(rest.len())).map_err(Error::no_memory)?;
+    bytes.resize(prefix.len(), 0);
     prefix.write(message.nonce, &mut bytes)?;
-    Ok([&bytes, payload_and_tag].concat())
+    bytes.extend_from_slice(rest);
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -164,7 +164,9 @@ pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Ve
     }
     let head = Head::parse(sealed)?;
     let mut bytes = head.with_wrapped_keys(wrapped_keys).to_bytes()?;
-    bytes.extend_from_slice(sealed.get(head.len()..).unwrap_or_default());
+    let rest = sealed.get(head.len()..).unwrap_or_default();
+    bytes.try_reserve_exact(rest.len()).map_err(Error::no_memory)?;
+    bytes.extend_from_slice(rest);
     Ok(bytes)
 }
 

@@ -125,8 +125,8 @@ impl Observer for MetricsObserver {
             Event::Revoked { kek_id } => {
                 counter!("waxseal_keks_revoked_total", "kek" => kek_id.to_string()).increment(1);
             }
-            // The statistics count uses, and the others say what is. An event does not say whose breaker
-            // of a store it is: the statistics know.
+            // The statistics count uses, and the others say what is. An event does not say whose
+            // breaker of a store it is: the statistics know.
             Event::StoreBreakerOpened { .. }
             | Event::StoreBreakerClosed { .. }
             | Event::Accessed { .. }

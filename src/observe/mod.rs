@@ -50,10 +50,10 @@ pub trait Observer: fmt::Debug + Send + Sync {
     /// Receives one event.
     fn event(&self, event: &Event<'_>);
 
-    /// Returns how often it is to be told which DEKs were used: see
-    /// [`Event::Accessed`], and on whose behalf ([`Event::AccessedBy`]). An envelope asks once, when it is built. Of several observers the
-    /// shortest time counts, and all of them receive the events. It is at least a second. By default
-    /// `None`: uses are not counted, and cost nothing.
+    /// Returns how often it is to be told which DEKs were used: see [`Event::Accessed`], and on
+    /// whose behalf ([`Event::AccessedBy`]). An envelope asks once, when it is built. Of several
+    /// observers the shortest time counts, and all of them receive the events. It is at least a
+    /// second. By default `None`: uses are not counted, and cost nothing.
     fn access_summaries(&self) -> Option<Duration> {
         None
     }

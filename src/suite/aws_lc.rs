@@ -33,7 +33,6 @@ impl Key {
         })
     }
 
-    #[inline(always)]
     pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
         self.with(nonce, aad, |key, nonce, aad| match data.from {
             None => key.open_in_place_separate_tag(nonce, aad, tag, data.to).map(|_| ()),

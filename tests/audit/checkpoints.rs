@@ -81,7 +81,8 @@ fn a_changed_end_is_refused_by_the_next_start_naming_file_and_line() {
     }
 }
 
-/// One checkpoint is taken out, and the chain made anew up to the next, which is signed over another one.
+/// One checkpoint is taken out, and the chain made anew up to the next, which is signed over
+/// another one.
 #[test]
 fn a_checkpoint_that_was_taken_out_is_found() {
     let place = Place::new();
@@ -245,7 +246,8 @@ fn a_trail_without_checkpoints_does_not_go_on_with_a_key() {
     assert!(builder(&place).start().is_ok());
 }
 
-/// What somebody else did to a file while the trail was written is in the trail, and stops no start.
+/// What somebody else did to a file while the trail was written is in the trail, and stops no
+/// start.
 #[test]
 fn after_a_damaged_file_a_trail_with_a_key_goes_on_in_the_next() {
     let place = Place::new();
@@ -289,8 +291,8 @@ fn a_chain_that_was_made_anew_is_found_with_the_key_and_not_without() {
     let fault = place.verify().fault.unwrap();
     assert_eq!((fault.kind, fault.line), (FaultKind::CheckpointRefused, next as u64 + 1));
 
-    // So the attacker takes the checkpoints out, renumbers, and chains again: the chain is whole, and
-    // no key vouches for it.
+    // So the attacker takes the checkpoints out, renumbers, and chains again: the chain is whole,
+    // and no key vouches for it.
     without_checkpoints(&place, 0, |line| line.to_owned());
     assert_eq!(place.verify().fault, None, "whoever can write the file can make the chain");
     let fault = with_key().verify(&place.path).unwrap().fault.unwrap();
@@ -387,7 +389,8 @@ fn a_trail_cut_off_at_any_record_is_found_by_its_witnesses() {
     assert!(verifier.verify(&place.path).unwrap().fault.is_some());
 }
 
-/// Whoever has the key of the checkpoints makes the end anew, and cannot take back what left the machine.
+/// Whoever has the key of the checkpoints makes the end anew, and cannot take back what left the
+/// machine.
 #[test]
 fn a_trail_made_anew_with_the_key_is_found_by_its_witnesses() {
     let (_, copies) = a_witnessed_trail();

@@ -1,4 +1,5 @@
-//! Disks that fail: what could not be written, what may not be on the disk, and what a verifier makes of it.
+//! Disks that fail: what could not be written, what may not be on the disk, and what a verifier
+//! makes of it.
 
 use std::ffi::CString;
 use std::fs;
@@ -409,9 +410,9 @@ fn of_fixed_time(path: &Path) -> AuditTrail {
         .unwrap()
 }
 
-/// Run by [`a_process_killed_at_every_byte_of_an_event_leaves_a_trail_that_goes_on`] only. The kernel
-/// kills it in the `write` that would make a file longer than the limit, when all bytes up to there are
-/// written.
+/// Run by [`a_process_killed_at_every_byte_of_an_event_leaves_a_trail_that_goes_on`] only. The
+/// kernel kills it in the `write` that would make a file longer than the limit, when all bytes up
+/// to there are written.
 #[test]
 fn the_process_that_is_killed_at_a_byte() {
     let Some(path) = std::env::var_os(KILLED_AT) else { return };

@@ -122,7 +122,8 @@ pub(crate) fn a_trail(events: u8) -> Place {
     place
 }
 
-/// Hashes the lines of a trail anew, as whoever can write its files can. Each file goes on where the last one ended.
+/// Hashes the lines of a trail anew, as whoever can write its files can. Each file goes on where
+/// the last one ended.
 pub(crate) fn chained_anew(place: &Place) {
     let id = place.lines(1)[0].split("metadata.uid\":\"").nth(1).unwrap()[..16].to_owned();
     let id: Vec<u8> =

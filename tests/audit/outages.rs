@@ -1,4 +1,5 @@
-//! A full disk, a file or a directory that is gone or cannot be written, two writers, a clock that goes back.
+//! A full disk, a file or a directory that is gone or cannot be written, two writers, a clock that
+//! goes back.
 
 use std::error::Error;
 use std::fs;
@@ -25,7 +26,8 @@ fn failing(trail: &AuditTrail) -> String {
 
 const FULL: &str = "WAXSEAL_TEST_AUDIT_FULL";
 
-/// Run by [`a_full_disk_loses_nothing_that_fits_into_the_queue`] only: limits are those of a process.
+/// Run by [`a_full_disk_loses_nothing_that_fits_into_the_queue`] only: limits are those of a
+/// process.
 #[test]
 #[allow(unsafe_code)]
 fn the_process_whose_disk_is_full() {
@@ -174,12 +176,14 @@ fn what_the_system_says_of_a_file_is_in_the_cause_alone() {
 
 const READ_ONLY: &str = "WAXSEAL_TEST_AUDIT_READ_ONLY";
 
-/// Run by [`a_directory_that_is_read_only_is_an_error_at_the_start`] only: permissions do not bind root.
+/// Run by [`a_directory_that_is_read_only_is_an_error_at_the_start`] only: permissions do not bind
+/// root.
 #[test]
 #[allow(unsafe_code)]
 fn the_process_that_may_not_write() {
     let Some(path) = std::env::var_os(READ_ONLY) else { return };
-    // SAFETY: a system call without pointers. For anybody but root it fails, and root is not bound by permissions.
+    // SAFETY: a system call without pointers. For anybody but root it fails, and root is not bound
+    // by permissions.
     unsafe { libc::setuid(65534) };
     let directory = TrailDirectory::new(Path::new(&path));
     let error = AuditTrail::builder().directory(directory).start().unwrap_err();

@@ -36,8 +36,8 @@ fn highest_memory() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// Run by [`a_long_trail_is_verified_in_the_memory_of_a_short_one`] only: the highest memory is that of
-/// a process.
+/// Run by [`a_long_trail_is_verified_in_the_memory_of_a_short_one`] only: the highest memory is
+/// that of a process.
 #[test]
 fn the_process_that_verifies() {
     let Some(path) = std::env::var_os(VERIFIED) else { return };

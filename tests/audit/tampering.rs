@@ -111,7 +111,8 @@ fn a_file_that_is_removed_renamed_or_exchanged_is_found() {
     fs::rename(place.path.join("2"), place.file(3)).unwrap();
     assert_eq!(fault(&place), (FaultKind::Moved, name(2), 1, whole.lines(1).len() as u64));
 
-    // Without the last line of one and the first of the next, with everything renumbered and chained anew, two files are one.
+    // Without the last line of one and the first of the next, with everything renumbered and
+    // chained anew, two files are one.
     let place = whole.copy();
     place.write(1, &[whole.lines(1), whole.lines(2)].concat());
     for number in 3..=files {

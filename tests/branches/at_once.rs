@@ -12,8 +12,8 @@ use waxseal_testing::support::{block_on, context};
 
 use super::ground::{DAY, Fleet, Process, kek_id, kind, secs, table};
 
-/// A process whose branch key is obtained by a call for each DEK, as before DEKs were derived at once.
-/// Counts these calls.
+/// A process whose branch key is obtained by a call for each DEK, as before DEKs were derived at
+/// once. Counts these calls.
 fn asking(fleet: &Fleet, kek: &Process, log: &Log) -> (Envelope, Arc<AtomicU64>) {
     let calls = Arc::new(AtomicU64::new(0));
     let counter = calls.clone();

@@ -1,4 +1,5 @@
-//! A fleet: processes with their own branch KEKs and envelopes over one root, one store and one clock.
+//! A fleet: processes with their own branch KEKs and envelopes over one root, one store and one
+//! clock.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! How a key store is called: retries, a bound on calls at the same time, a timeout, a breaker of its
-//! own, and what is told of that.
+//! How a key store is called: retries, a bound on calls at the same time, a timeout, a breaker of
+//! its own, and what is told of that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,5 @@
-//! The key store of an envelope: wrapped keys of compact messages, durable before a message is released.
+//! The key store of an envelope: wrapped keys of compact messages, durable before a message is
+//! released.
 
 use waxseal::kek::KekErrorClass::Denied;
 use waxseal::kek::scripted::ScriptedKek;

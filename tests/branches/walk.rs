@@ -1,4 +1,5 @@
-//! Rewrapping the keys of a store, row by row: those of compact messages, and what holds for branch keys too.
+//! Rewrapping the keys of a store, row by row: those of compact messages, and what holds for branch
+//! keys too.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

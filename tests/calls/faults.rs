@@ -1,8 +1,9 @@
-//! Each way in which a key service fails, met by DEKs that are not at hand, at hand, and past their age: what callers see, what it costs, and
-//! how soon it is over.
+//! Each way in which a key service fails, met by DEKs that are not at hand, at hand, and past their
+//! age: what callers see, what it costs, and how soon it is over.
 //!
-//! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a clock that follows it. So the figures are
-//! the same on every machine. `cargo test --all-features --test calls faults -- --nocapture` prints them.
+//! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a
+//! clock that follows it. So the figures are the same on every machine.
+//! `cargo test --all-features --test calls faults -- --nocapture` prints them.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -53,7 +54,8 @@ enum State {
     PastAgeWithGrace,
 }
 
-/// The envelope waits in the runtime's virtual time. By itself it waits in real time, whatever becomes of a runtime.
+/// The envelope waits in the runtime's virtual time. By itself it waits in real time, whatever
+/// becomes of a runtime.
 #[derive(Debug)]
 struct VirtualTime;
 

@@ -37,7 +37,8 @@ async fn messages(kek: &ScriptedKek, count: usize) -> Vec<(EncryptionContext, Ve
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
-    // 75 a second for opening, and twice as many that want to. Nothing but the future that is dropped says how long they wait.
+    // 75 a second for opening, and twice as many that want to. Nothing but the future that is
+    // dropped says how long they wait.
     let kek = ScriptedKek::new("kek").unwrap();
     slow(&kek, ms(20));
     let budget = CallBudget::new(100, 64).unwrap();

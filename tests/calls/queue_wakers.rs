@@ -76,7 +76,8 @@ async fn a_waker_that_is_the_last_handle_to_a_task_in_line_blocks_nobody() {
         let waker = Waker::from(task);
         assert!(moved.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         drop(waker);
-        // It is polled by another task from now on; the first one is gone but for its waker in the queue.
+        // It is polled by another task from now on; the first one is gone but for its waker in the
+        // queue.
         let _ = moved.as_mut().poll(&mut Context::from_waker(noop));
         done.send(()).unwrap();
     });

@@ -1,4 +1,5 @@
-//! What is learned from calls, and of whom: several keys behind one KEK, calls that nobody waits for, and messages that somebody forged.
+//! What is learned from calls, and of whom: several keys behind one KEK, calls that nobody waits
+//! for, and messages that somebody forged.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -313,7 +314,8 @@ async fn a_preferred_kek_that_hangs_is_asked_last_and_that_is_told() {
     )
     .await;
     log.wait_for("BreakerOpened", "local:hung", 1).await;
-    // Where it is the only one left, it is asked. So a service that has only become slower is not refused.
+    // Where it is the only one left, it is asked. So a service that has only become slower is not
+    // refused.
     hung.wait_for(|| Box::pin(tokio::time::sleep(ms(100))));
     envelope.encrypt(&context("bob"), Aad::empty(), b"x").await.unwrap();
     other.fail_with(Unavailable);

@@ -1,5 +1,6 @@
-//! The shape of the source, held: who may import whom, who may name a foreign service, where `unsafe` and the AEAD crates may be
-//! named, who parses untrusted bytes, how much a cryptographer has to review, and what the public interface may show.
+//! The shape of the source, held: who may import whom, who may name a foreign service, where
+//! `unsafe` and the AEAD crates may be named, who parses untrusted bytes, how much a cryptographer
+//! has to review, and what the public interface may show.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -7,7 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the top to the bottom. A file imports only from layers below its own, and from the ground that all stand on.
+/// From the top to the bottom. A file imports only from layers below its own, and from the ground
+/// that all stand on.
 const LAYERS: [&str; 12] = [
     "domain", "envelope", "branch", "policy", "dek", "store", "kek", "observe", "format", "suite",
     "runtime", "memory",
@@ -25,8 +27,9 @@ const PROVIDERS: [&str; 5] = [
     "crates/pkcs11/src",
     "crates/vault-transit/src",
 ];
-/// Who implements a trait of a dependency below 1.0, and so has to show its types: the crate, the module, the dependency, the
-/// version and the feature. Module and feature are named for the version, so that the next one comes beside it.
+/// Who implements a trait of a dependency below 1.0, and so has to show its types: the crate, the
+/// module, the dependency, the version and the feature. Module and feature are named for the
+/// version, so that the next one comes beside it.
 const VERSIONED: [(&str, &str, &str, &str, &str); 2] = [
     ("object-store", "waxseal_object_store::v0_13::", "object_store", "0.13", "object_store_0_13"),
     ("object-store", "waxseal_object_store::v0_14::", "object_store", "0.14", "object_store_0_14"),
@@ -51,7 +54,8 @@ fn rust_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Every source file below `src`, a folder of the workspace: its path there, and its code without tests and comments.
+/// Every source file below `src`, a folder of the workspace: its path there, and its code without
+/// tests and comments.
 pub(crate) fn sources_of(src: &str) -> Vec<(String, String)> {
     let src = root().join(src);
     let mut sources = Vec::new();
@@ -94,7 +98,8 @@ pub(crate) fn module_of(path: &str) -> Vec<&str> {
     path.trim_end_matches(".rs").split('/').filter(|part| !["mod", "lib"].contains(part)).collect()
 }
 
-/// The top-level modules that the code names, by `crate::` or by as many `super::` as lead out of its own.
+/// The top-level modules that the code names, by `crate::` or by as many `super::` as lead out of
+/// its own.
 fn imports<'c>(path: &str, code: &'c str) -> Vec<&'c str> {
     assert!(
         !code.contains("crate::{"),
@@ -143,7 +148,8 @@ fn inline_modules(code: &str) -> Vec<std::ops::Range<usize>> {
     starts.map(|(start, _)| start..end(start)).collect()
 }
 
-/// The code with a space for each byte of a text or character literal: a brace in one opens nothing.
+/// The code with a space for each byte of a text or character literal: a brace in one opens
+/// nothing.
 fn without_literals(code: &str) -> String {
     let mut bytes = code.as_bytes().to_vec();
     let mut at = 0;
@@ -274,7 +280,8 @@ fn no_import_is_written_so_that_the_import_rule_cannot_read_it() {
     }
 }
 
-/// In the library's own code, with its texts: the names of services, of their clients, and of HTTP, SQL and runtimes.
+/// In the library's own code, with its texts: the names of services, of their clients, and of HTTP,
+/// SQL and runtimes.
 #[test]
 fn who_names_a_foreign_service_lives_in_crates() {
     let services = [
@@ -578,7 +585,8 @@ fn what_threads_share_goes_through_the_facade_that_the_schedule_tests_replace() 
     assert!(checked > 15, "only {checked} files were seen");
 }
 
-/// A default method that a wrapper forgets loses the inner one's better version, and nothing else would notice.
+/// A default method that a wrapper forgets loses the inner one's better version, and nothing else
+/// would notice.
 #[test]
 fn a_shared_provider_or_store_forwards_every_method_of_its_trait() {
     for (path, name, wrapper, at_least) in [

@@ -1,4 +1,5 @@
-//! Whatever is done to a message: an error or the original plaintext, never anything else, and never a panic.
+//! Whatever is done to a message: an error or the original plaintext, never anything else, and
+//! never a panic.
 #![allow(missing_docs)]
 #![allow(
     clippy::unwrap_used,
@@ -168,7 +169,8 @@ fn parts_of_two_messages_never_make_a_third() {
                     warm
                 }] {
                     match block_on(envelope.decrypt(&context(tenant), Aad::from(aad), &bytes)) {
-                        // Another message's wrapped keys in front of the DEK at hand; or a part that was the same in both.
+                        // Another message's wrapped keys in front of the DEK at hand; or a part
+                        // that was the same in both.
                         Ok(opened) => assert!(
                             &*opened == *plaintext && (part == 5 || bytes == *a),
                             "part {part}"
@@ -348,7 +350,8 @@ fn a_lie_at_sealing_is_found_before_anything_is_sealed() {
             "{origin:?} {lie:?}"
         );
     }
-    // A generated DEK that is not the wrapped one cannot be noticed by the writer, and is by every reader.
+    // A generated DEK that is not the wrapped one cannot be noticed by the writer, and is by every
+    // reader.
     let probe = Probe::new("kek");
     probe.lie(Lie::OtherDek);
     let writer = Envelope::builder()

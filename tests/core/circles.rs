@@ -1,5 +1,5 @@
-//! No two source files of a crate import each other, in a circle of any length. What a folder's `mod.rs` hands on does not
-//! count: that is the folder's interface.
+//! No two source files of a crate import each other, in a circle of any length. What a folder's
+//! `mod.rs` hands on does not count: that is the folder's interface.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -1,4 +1,5 @@
-//! The providers of this crate against the conformance suite, and the suite against providers that are wrong.
+//! The providers of this crate against the conformance suite, and the suite against providers that
+//! are wrong.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -16,7 +16,8 @@ const PROVIDERS: [&str; 5] = [
     "waxseal-vault-transit",
 ];
 const STORES: [&str; 3] = ["waxseal-dynamodb", "waxseal-object-store", "waxseal-sqlx"];
-/// The crates that are one service's client, by the beginning of their names, and who may bring them.
+/// The crates that are one service's client, by the beginning of their names, and who may bring
+/// them.
 const CLIENTS: [(&str, &[&str]); 12] = [
     ("aws-sdk-kms", &["waxseal-aws-kms"]),
     ("aws-sdk-dynamodb", &["waxseal-dynamodb"]),

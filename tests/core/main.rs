@@ -1,4 +1,5 @@
-//! What an envelope does, the format and its vectors, the local KEK, the conformance suite, and the shape of the source.
+//! What an envelope does, the format and its vectors, the local KEK, the conformance suite, and the
+//! shape of the source.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

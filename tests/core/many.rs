@@ -604,7 +604,13 @@ proptest! {
 
     #[test]
     fn any_values_come_back_and_any_change_is_refused(
-        rows in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..20), prop::collection::vec(any::<u8>(), 0..300)), 1..150),
+        rows in prop::collection::vec(
+            (
+                prop::collection::vec(any::<u8>(), 0..20),
+                prop::collection::vec(any::<u8>(), 0..300),
+            ),
+            1..150,
+        ),
         suite in 0..3_usize, at: prop::sample::Index, bit: prop::sample::Index,
     ) {
         let (kek, alice) = (local("kek"), context("alice"));
@@ -616,7 +622,8 @@ proptest! {
         let bit = bit.index(messages[at].len() * 8);
         messages[at][bit / 8] ^= 1 << (bit % 8);
         let changed = rows.iter().zip(&messages).map(|((aad, _), sealed)| (Aad::from(aad), sealed));
-        // A changed list of wrapped keys is not read while the DEK is cached, and changes no payload.
+        // A changed list of wrapped keys is not read while the DEK is cached, and changes no
+        // payload.
         match block_on(writer.decrypt_many(&alice, changed)) {
             Ok(opened) => {
                 let keys = inspect(values.get(at).unwrap()).unwrap();

@@ -33,7 +33,8 @@ proptest! {
         let reader = Envelope::builder().unwrap_with(kek).build().unwrap();
         if compact {
             let sealed = block_on(writer.encrypt_compact(&context, Aad::from(&aad), &plaintext)).unwrap();
-            let opened = block_on(reader.decrypt(&context, Aad::from(&aad), Sealed::compact(sealed.as_bytes(), sealed.wrapped_keys()))).unwrap();
+            let compact = Sealed::compact(sealed.as_bytes(), sealed.wrapped_keys());
+            let opened = block_on(reader.decrypt(&context, Aad::from(&aad), compact)).unwrap();
             prop_assert_eq!(&*opened, &plaintext[..]);
         } else {
             let sealed = block_on(writer.encrypt(&context, Aad::from(&aad), &plaintext)).unwrap();
@@ -63,14 +64,27 @@ proptest! {
 
     /// The same characters, cut into names and values at other places.
     #[test]
-    fn moving_a_border_between_name_and_value_changes_the_bytes(text in "[a-z]{4,20}", a in 1..3_usize, b in 1..3_usize) {
+    fn moving_a_border_between_name_and_value_changes_the_bytes(
+        text in "[a-z]{4,20}",
+        a in 1..3_usize,
+        b in 1..3_usize,
+    ) {
         let cut = |at: usize| EncryptionContext::new([text.split_at(at)]).unwrap();
         prop_assert_eq!(cut(a).as_bytes() == cut(b).as_bytes(), a == b);
     }
 
     #[test]
     fn no_bytes_make_a_parser_panic(bytes: Vec<u8>, head in 0..8_usize) {
-        let start = [&b"\xC1WX\x01\x01\x01"[..], b"\xC1WX\x01\x03\x01", b"\xC1WX", b"WXC\x01", b"\x01", b"\x02", b"", b"\xC1WX\x01\x02\x02"];
+        let start = [
+            &b"\xC1WX\x01\x01\x01"[..],
+            b"\xC1WX\x01\x03\x01",
+            b"\xC1WX",
+            b"WXC\x01",
+            b"\x01",
+            b"\x02",
+            b"",
+            b"\xC1WX\x01\x02\x02",
+        ];
         let bytes = [start[head], &bytes].concat();
         let _ = (is_sealed(&bytes), inspect(&bytes).is_ok());
         let _ = EncryptionContext::try_from(&bytes[..]).map(|context| assert_eq!(context.as_bytes(), bytes));

@@ -1,4 +1,5 @@
-//! Many lists of wrapped keys at once: they are rewrapped in as few calls as the key service allows, and each is checked.
+//! Many lists of wrapped keys at once: they are rewrapped in as few calls as the key service
+//! allows, and each is checked.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

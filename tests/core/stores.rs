@@ -1,4 +1,5 @@
-//! The store in memory against the conformance suite of key stores, the suite against stores that are wrong, and the scripted store.
+//! The store in memory against the conformance suite of key stores, the suite against stores that
+//! are wrong, and the scripted store.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -1,4 +1,5 @@
-//! The committed vectors (tests/vectors/README.md), through the library and through the second reader.
+//! The committed vectors (tests/vectors/README.md), through the library and through the second
+//! reader.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -182,7 +182,8 @@ fn an_observer_that_blocks_keeps_no_domain_from_being_wiped() {
     let gate = Gate::default();
     let blocks = Blocks(gate.clone());
     let of_branches = format!(
-        "{BOTH}store = \"store:a\"\n[domains.billing.branches]\nper = [\"tenant\"]\n[domains.last]\nwrap_with = [\"kek:a\"]\n"
+        "{BOTH}store = \"store:a\"\n[domains.billing.branches]\nper = \
+            [\"tenant\"]\n[domains.last]\nwrap_with = [\"kek:a\"]\n"
     );
     let service = Service::with(&of_branches, |builder| {
         block_on(builder.observer(blocks).drain(ms(0)).build())

@@ -150,7 +150,8 @@ fn an_error_names_file_line_and_field() {
             "2: domains.a.wrap_with: wrap_with: two providers for local:a",
         ),
         (
-            "[domains.b]\nwrap_with = [\"kek:a\"]\n[domains.a]\nwrap_with = [\"kek:a\"]\n[domains.a.limits]\nmax_age = \"2d\"",
+            "[domains.b]\nwrap_with = [\"kek:a\"]\n[domains.a]\nwrap_with = \
+                [\"kek:a\"]\n[domains.a.limits]\nmax_age = \"2d\"",
             "6: domains.a.limits.max_age: max_age is 2d, 1ms to 1d are allowed",
         ),
         (
@@ -174,7 +175,8 @@ fn an_error_names_file_line_and_field() {
             "3: domains.a.policy: it does not load",
         ),
         (
-            "[domains.a]\nwrap_with = [\"kek:a\"]\ncalls.timeout = \"1s\"\npolicy = \"code:x\"\n[domains.a.decisions]\ntimeout = \"2m\"",
+            "[domains.a]\nwrap_with = [\"kek:a\"]\ncalls.timeout = \"1s\"\npolicy = \
+                \"code:x\"\n[domains.a.decisions]\ntimeout = \"2m\"",
             "6: domains.a.decisions.timeout: policy: timeout is 2m, 1ms to 60s",
         ),
         (
@@ -190,11 +192,16 @@ fn an_error_names_file_line_and_field() {
             "3: domains.a.decisions: nobody decides; set `policy` too",
         ),
         (
+            "[domains.a]\nwrap_with = [\"kek:a\"]\nkeep_deks = true\n",
+            "3: domains.a.keep_deks: there is no store that keeps them; set `store` too",
+        ),
+        (
             "[domains.\"a b\"]\nwrap_with = [\"kek:a\"]",
             "1: domains.\"a b\": the name of a domain has",
         ),
         (
-            "[domains.a]\nwrap_with = [\"kek:a\"]\nroutes = [\"x\"]\n[domains.b]\nwrap_with = [\"kek:a\"]\nroutes = [\"y\",\n\"x\"]",
+            "[domains.a]\nwrap_with = [\"kek:a\"]\nroutes = [\"x\"]\n[domains.b]\nwrap_with = \
+                [\"kek:a\"]\nroutes = [\"y\",\n\"x\"]",
             "7: domains.b.routes[1]: domain \"a\" has this route too",
         ),
     ] {
@@ -296,7 +303,8 @@ async fn the_file_of_the_page_is_read_to_its_end() {
 fn a_name_with_dots_is_another_one() {
     let kek = "wrap_with = [\"kek:a\"]\n";
     let text = format!(
-        "[domains.\"orders.limits\"]\n{kek}limits.max_age = \"5m\"\n[domains.orders]\n{kek}[domains.orders.limits]\nmax_age = \"2d\"\n"
+        "[domains.\"orders.limits\"]\n{kek}limits.max_age = \
+            \"5m\"\n[domains.orders]\n{kek}[domains.orders.limits]\nmax_age = \"2d\"\n"
     );
     let error = load(&text).unwrap_err().to_string();
     assert!(error.contains("toml:7: domains.orders.limits.max_age: max_age is 2d"), "{error}");

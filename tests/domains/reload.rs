@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use waxseal::domain::{Domains, DomainsBuilder};
 use waxseal::kek::KekErrorClass::Unavailable;
+use waxseal::kek::KekProvider;
 use waxseal::{Aad, Error, ErrorKind, Event, Observer, StartUp};
 use waxseal_testing::support::block_on;
 use waxseal_testing::support::stage::{Log, ms, secs};
@@ -78,7 +79,11 @@ fn what_the_file_says_the_same_of_goes_on_with_its_deks() {
     drop((orders, billing));
 
     let reloaded = service
-        .reload("[domains.orders]\n\n  wrap_with = ['kek:a'] # the same\n[domains.billing]\nwrap_with = [\"kek:b\"]\nmust_have = [\"tenant\"]\n[domains.more]\nwrap_with = [\"kek:a\"]")
+        .reload(
+            "[domains.orders]\n\n  wrap_with = ['kek:a'] # the \
+            same\n[domains.billing]\nwrap_with = [\"kek:b\"]\nmust_have = \
+            [\"tenant\"]\n[domains.more]\nwrap_with = [\"kek:a\"]",
+        )
         .unwrap();
     assert_eq!(reloaded.kept, ["orders"]);
     assert_eq!(reloaded.changed, ["billing"]);
@@ -97,6 +102,46 @@ fn what_the_file_says_the_same_of_goes_on_with_its_deks() {
     assert_eq!((reloaded.kept.len(), reloaded.ended.len()), (1, 2));
     assert_eq!(kind(service.domains.envelope("billing")), ErrorKind::UnknownDomain);
     assert_eq!(kind(service.domains.envelope_for(&alice(&billing))), ErrorKind::UnknownDomain);
+}
+
+/// Metrics are made of them, and a counter that goes back stands still.
+#[test]
+fn the_counters_of_a_domain_go_on_when_a_reload_changes_it() {
+    const BRANCHES: &str = "[domains.orders.branches]\nself_contained = true\n";
+    let text = |keks: &str| format!("[domains.orders]\n{keks}{BRANCHES}");
+    let (a, b) = ("wrap_with = [\"kek:a\"]\n", "wrap_with = [\"kek:b\"]\n");
+    let service = Service::new(&text(a));
+    let calls = |statistics: &waxseal::Statistics, kek: &str| {
+        let id = service.world.kek(kek).id().clone();
+        statistics.keks.iter().find(|kek| kek.kek_id == id).map(|kek| kek.calls)
+    };
+    let orders = || service.domains.domain("orders").unwrap();
+    seal(&orders());
+    seal(&orders());
+    let first = orders().branch_statistics().unwrap();
+    assert!(calls(&first, "a").is_some_and(|calls| calls > 0));
+    assert_eq!((orders().statistics().writing_hits, first.writing_misses), (1, 1));
+    // A KEK that is gone and comes back is counted on too.
+    for (round, keks) in [(1, b), (2, a)] {
+        service.reload(&text(keks)).unwrap();
+        assert_eq!(orders().envelope().statistics().writing_hits, 0);
+        assert_eq!(orders().statistics().writing_hits, round);
+        seal(&orders());
+        seal(&orders());
+        let statistics = orders().statistics();
+        let branches = orders().branch_statistics().unwrap();
+        assert_eq!((statistics.writing_hits, statistics.writing_misses), (round + 1, round + 1));
+        assert_eq!(branches.writing_misses, round + 1);
+        assert_eq!(statistics.writing_deks, 1, "what is there now is not added");
+        let other = if keks == a { "b" } else { "a" };
+        assert_eq!(calls(&branches, other), None, "a KEK that is not configured");
+        if keks == a {
+            assert_eq!(calls(&branches, "a"), calls(&first, "a").map(|calls| 2 * calls));
+        }
+    }
+    // The same file: the same envelope, counted once.
+    service.reload(&text(a)).unwrap();
+    assert_eq!(orders().statistics().writing_hits, 3);
 }
 
 #[test]

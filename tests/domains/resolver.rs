@@ -280,6 +280,17 @@ fn an_answer_is_asked_for_again_and_only_a_change_makes_a_new_envelope() {
 }
 
 #[test]
+fn the_counters_of_a_resolved_domain_go_on_when_it_changes() {
+    let limits = ResolverLimits::default().fresh_for(ms(0)).refused_for(ms(0));
+    let service = Service::new(config(shared()), limits);
+    seal(&service.resolve("acme").unwrap());
+    service.resolver.says(config(shared().must_have(["tenant"])));
+    let changed = service.resolve("acme").unwrap();
+    assert_eq!(changed.envelope().statistics().writing_misses, 0);
+    assert_eq!(changed.statistics().writing_misses, 1);
+}
+
+#[test]
 fn the_number_of_domains_is_bounded_and_one_that_is_held_is_not_shut_down() {
     let service = Service::new(config(shared()), ResolverLimits::default().max_domains(4));
     let held = service.resolve("held").unwrap();

@@ -74,8 +74,8 @@ fn caller() -> Caller {
     Caller::builder().service("billing").build().unwrap()
 }
 
-/// Gives files to `work`: where the stream is, and where the plaintext goes. Of what is refused nothing
-/// is left.
+/// Gives files to `work`: where the stream is, and where the plaintext goes. Of what is refused
+/// nothing is left.
 fn with_files(
     stream: &[u8],
     work: impl FnOnce(&std::path::Path, &std::path::Path) -> Result<u64, Error>,
@@ -115,8 +115,8 @@ macro_rules! both {
     }};
 }
 
-/// What follows the name of the method, behind a comma, tells one use of it from another. A rewrap opens
-/// nothing: it succeeds only if its message can be opened after it.
+/// What follows the name of the method, behind a comma, tells one use of it from another. A rewrap
+/// opens nothing: it succeeds only if its message can be opened after it.
 fn ways_in() -> Vec<(&'static str, WayIn)> {
     let mut ways = both![WayIn:
         "decrypt" => |view, context, made, _| {
@@ -423,8 +423,8 @@ fn sources() -> std::path::PathBuf {
 /// So no public method that takes a message or encrypts one is forgotten.
 #[test]
 fn the_tables_name_every_way_in_and_out() {
-    // By a walk of the store, of which the rows of another domain are no part: crossing.rs. The others
-    // tell of an envelope or a handle itself, or of wrapped keys that they do not open.
+    // By a walk of the store, of which the rows of another domain are no part: crossing.rs. The
+    // others tell of an envelope or a handle itself, or of wrapped keys that they do not open.
     let elsewhere = [
         "acting_for",
         "check_policy",

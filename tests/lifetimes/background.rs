@@ -153,7 +153,8 @@ impl Observer for Holds {
     }
 }
 
-/// An answer on its way when its context is revoked is put at hand before it is held against the revocation.
+/// An answer on its way when its context is revoked is put at hand before it is held against the
+/// revocation.
 #[test]
 fn a_revoked_answer_is_never_at_hand_while_an_observer_blocks() {
     let holds = Holds::default();

@@ -1,4 +1,5 @@
-//! At hand and gone: what a DEK serves at which age, what the key service's failures do to it, and who pays for a call.
+//! At hand and gone: what a DEK serves at which age, what the key service's failures do to it, and
+//! who pays for a call.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -330,7 +331,8 @@ fn without_refuse_for_every_call_asks() {
 fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
     let stage = Stage::new(Limits::default().stale_if_error_reading(secs(1000)));
     stage.read().unwrap();
-    // Somebody writes messages that name the same DEK: with a damaged wrapped key, one of a retired version, a foreign one.
+    // Somebody writes messages that name the same DEK: with a damaged wrapped key, one of a retired
+    // version, a foreign one.
     let wrapped = 52..52 + usize::from(u16::from_le_bytes([stage.sealed[6], stage.sealed[7]]));
     let forged: Vec<Vec<u8>> = wrapped
         .clone()
@@ -637,7 +639,8 @@ fn with_a_runtime_nobody_waits_for_a_renewal() {
     stage.read().unwrap();
     stage.write().unwrap();
     stage.clock.advance(secs(81));
-    // A key service that does not answer for a long while: whoever waited for it would not be done in time.
+    // A key service that does not answer for a long while: whoever waited for it would not be done
+    // in time.
     slow(&stage.kek, secs(3));
     let start = Instant::now();
     for _ in 0..100 {

@@ -1,4 +1,5 @@
-//! How long a DEK is cached and what ends it: ages, outages, denials, revocation, eviction, and what observers are told.
+//! How long a DEK is cached and what ends it: ages, outages, denials, revocation, eviction, and
+//! what observers are told.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

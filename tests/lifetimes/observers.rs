@@ -1,4 +1,5 @@
-//! Observers that panic or block, threads that end, and a wiping thread that cannot be had: none of it changes what the library does.
+//! Observers that panic or block, threads that end, and a wiping thread that cannot be had: none of
+//! it changes what the library does.
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -185,7 +186,8 @@ fn wiping_threads() -> usize {
         .count()
 }
 
-/// The wiping thread starts others, for events, which have its name until they give themselves their own.
+/// The wiping thread starts others, for events, which have its name until they give themselves
+/// their own.
 fn there_is_one_wiping_thread() -> bool {
     let start = Instant::now();
     while wiping_threads() != 1 && start.elapsed() < secs(10) {

@@ -1,4 +1,5 @@
-//! Whose outage prolongs a DEK, for how long it is known, and who renews: whatever other callers, runtimes and forged messages do.
+//! Whose outage prolongs a DEK, for how long it is known, and who renews: whatever other callers,
+//! runtimes and forged messages do.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -312,7 +313,8 @@ fn a_kek_that_hangs_does_not_lend_its_outage_to_the_dek_of_one_that_denies() {
             "nobody asked who vouched"
         );
     }
-    // The question reaches who vouched for the DEK: it says no, and that is remembered of the DEK, whoever else hangs.
+    // The question reaches who vouched for the DEK: it says no, and that is remembered of the DEK,
+    // whoever else hangs.
     for _ in 0..2 {
         assert_eq!(kind(stage.read_by(&["local:denies", "local:down"])), ErrorKind::Unavailable);
         std::thread::sleep(ms(1200));
@@ -493,7 +495,8 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
 #[test]
 fn a_denial_in_another_context_ends_nothing_and_takes_no_grace() {
     let stage = Stage::new(with_grace());
-    // Anybody can ask for somebody's wrapped key in a context of their own, before its rightful reader does.
+    // Anybody can ask for somebody's wrapped key in a context of their own, before its rightful
+    // reader does.
     let mallory = context("mallory");
     let go = Arc::new(AtomicBool::new(false));
     let wait = go.clone();

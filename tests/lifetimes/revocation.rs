@@ -1,4 +1,5 @@
-//! What an operator revokes: what it names ends, whichever name it has, and nothing else is touched.
+//! What an operator revokes: what it names ends, whichever name it has, and nothing else is
+//! touched.
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

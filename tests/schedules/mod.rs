@@ -119,8 +119,8 @@ static MESSAGES: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     })
 });
 
-/// What another process makes, whose DEKs are others. Where a test's own schedule runs already, this
-/// one cannot, so tests ask for it before they begin.
+/// What another process makes, whose DEKs are others. Where a test's own schedule runs already,
+/// this one cannot, so tests ask for it before they begin.
 fn elsewhere<T: Send + 'static>(make: impl Fn(&Stage) -> T + Send + Sync + 'static) -> T {
     let made = Arc::new(Mutex::new(None));
     let out = made.clone();

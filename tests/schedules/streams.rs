@@ -51,8 +51,8 @@ enum Hand {
     ShutDown,
 }
 
-/// Opens a stream, and looks at what it may do. `asked` counts the calls that bring its DEK: one was
-/// made before. `down` is set once the hand came down.
+/// Opens a stream, and looks at what it may do. `asked` counts the calls that bring its DEK: one
+/// was made before. `down` is set once the hand came down.
 fn open_against(
     hand: Hand,
     stage: &Stage,

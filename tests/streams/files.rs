@@ -288,7 +288,7 @@ fn what_is_no_regular_file_is_neither_read_nor_replaced() {
     symlink(&dir, &to_dir).unwrap();
     let names = place.names();
     let devices = ["/dev/stdout", "/dev/null", "/dev/full", "/dev/fd/1"].map(PathBuf::from);
-    let elsewhere = ["/", "..", ".", "", "new/"].map(|name| place.path(name));
+    let elsewhere = ["/", "..", ".", "", "new/", "new/."].map(|name| place.path(name));
     let targets = [&dir, &fifo, &link, &dangling, &to_dir];
     for target in targets.into_iter().chain(&devices).chain(&elsewhere) {
         for options in [plain(), plain().overwrite()] {

@@ -1,4 +1,5 @@
-//! Streams: what is refused, faulty readers and writers, ranges, several threads, and how long a stream lasts.
+//! Streams: what is refused, faulty readers and writers, ranges, several threads, and how long a
+//! stream lasts.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -11,6 +12,8 @@ mod heads;
 mod killed;
 mod lasting;
 mod limits;
+#[cfg(target_os = "linux")]
+mod peak;
 mod policy;
 mod ranges;
 mod slices;

@@ -239,7 +239,9 @@ proptest! {
     /// Writes of any sizes make the stream that one write makes, and reads of any sizes find it.
     #[test]
     fn portions_of_any_size_are_one_stream(
-        len in 0..6 * CHUNK, writes in prop::collection::vec(1..3 * CHUNK, 1..8), reads in prop::collection::vec(1..3 * CHUNK, 1..8),
+        len in 0..6 * CHUNK,
+        writes in prop::collection::vec(1..3 * CHUNK, 1..8),
+        reads in prop::collection::vec(1..3 * CHUNK, 1..8),
         backend in 0..Backend::all().len(), flip in prop::option::of(any::<prop::sample::Index>()),
     ) {
         let builder = Envelope::builder().wrap_with(local("kek")).backend(Backend::all()[backend]);

@@ -1,5 +1,6 @@
-//! What having a DEK at hand is worth: opening with the DEK at hand against one `Decrypt` for every message, on the KMS front of the tests over loopback (no TLS and
-//! no distance: the least that a call to a key service costs).
+//! What having a DEK at hand is worth: opening with the DEK at hand against one `Decrypt` for every
+//! message, on the KMS front of the tests over loopback (no TLS and no distance: the least that a
+//! call to a key service costs).
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 

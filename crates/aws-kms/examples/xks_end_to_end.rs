@@ -1,8 +1,10 @@
 //! A key outside AWS, end to end: service ─► AWS KMS ─► XKS proxy ─► policy ─► key manager.
 //!
-//! `cargo run --release -p waxseal-aws-kms --example xks_end_to_end` sets all of it up on this machine and throws it away at the end: a stand-in for AWS KMS and an XKS proxy of the
-//! project's own, a policy in Rego, and a real OpenBao server as the key manager (the first run installs it under `target/`: 180 MB). Then it tells what happens to a service when its
-//! key is denied, sealed, rotated, moved and unplugged, and shows what each hop saw.
+//! `cargo run --release -p waxseal-aws-kms --example xks_end_to_end` sets all of it up on this
+//! machine and throws it away at the end: a stand-in for AWS KMS and an XKS proxy of the project's
+//! own, a policy in Rego, and a real OpenBao server as the key manager (the first run installs it
+//! under `target/`: 180 MB). Then it tells what happens to a service when its key is denied,
+//! sealed, rotated, moved and unplugged, and shows what each hop saw.
 
 #[path = "xks_end_to_end/journal.rs"]
 mod journal;
@@ -210,9 +212,8 @@ impl Story {
         let Counts { kms, proxy, manager, .. } = self.counts().since(self.seen);
         say("3,000 messages of three tenants sealed by one process and opened by another:");
         say(&format!("{kms} calls to KMS, {proxy} to the proxy, {manager} to the key manager"));
-        say(
-            "(to wrap, this proxy asks the key manager three times: for the key's version, to encrypt, and to try the decryption before it vouches for it)",
-        );
+        say("(to wrap, this proxy asks the key manager three times: for the key's version, to \
+                encrypt, and to try the decryption before it vouches for it)");
         let stranger = self.seal(&writer, "alice", b"hers").await?;
         let refused = self.open(&reader, "bob", &stranger).await?;
         tell("alice's message in bob's context", refused, Err(ErrorKind::Invalid))?;
@@ -270,7 +271,8 @@ impl Story {
         row("      of that, in the key manager", manager);
         row("service: opening one message of 1 KiB, DEK at hand", warm);
         say(&format!(
-            "medians of {COLD_READS} reads over loopback, connections kept; no distance, which is what a real path mostly costs"
+            "medians of {COLD_READS} reads over loopback, connections kept; no distance, which is \
+                what a real path mostly costs"
         ));
         self.end_of("latency");
         Ok(())
@@ -290,7 +292,12 @@ impl Story {
             self.seal(&other, "alice", b"invoice").await?,
         );
         self.open(&service, "alice", &order).await??;
-        let only_invoices = json!([{ "principals": [self.principal], "keys": ["invoices"], "operations": ["*"], "kms_operations": ["*"] }]);
+        let only_invoices = json!([{
+            "principals": [self.principal],
+            "keys": ["invoices"],
+            "operations": ["*"],
+            "kms_operations": ["*"],
+        }]);
         self.path.proxy.set_grants(only_invoices);
         say(&format!("the policy takes {KEY} away from the service"));
         tell("its DEK is at hand", self.open(&service, "alice", &order).await?, Ok(()))?;
@@ -436,7 +443,8 @@ impl Story {
         Ok(())
     }
 
-    /// Who used which key when: each call of the last chapters, from the DEK to the key manager's own log.
+    /// Who used which key when: each call of the last chapters, from the DEK to the key manager's
+    /// own log.
     fn ledger(&self) -> Outcome<()> {
         Self::chapter("What each hop saw");
         println!(

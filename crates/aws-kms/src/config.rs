@@ -112,7 +112,10 @@ struct Fields {
     external_former_keys: BTreeMap<String, Vec<String>>,
     #[cfg_attr(
         feature = "serde",
-        serde(skip_serializing_if = "EncryptionContext::is_empty", with = "pairs")
+        serde(
+            skip_serializing_if = "EncryptionContext::is_empty",
+            with = "waxseal::kek::toolkit::pairs"
+        )
     )]
     health_context: EncryptionContext,
 }
@@ -144,8 +147,8 @@ impl Config {
     /// user and a password in it are not kept, and make the build fail.
     ///
     /// In a file it is `endpoint_url`, or `endpoint` for short. Set it in a file only if it is the
-    /// same wherever the file is used. What differs from machine to machine, such as a stand-in on a
-    /// developer's, is better in the variable `AWS_ENDPOINT_URL_KMS`.
+    /// same wherever the file is used. What differs from machine to machine, such as a stand-in on
+    /// a developer's, is better in the variable `AWS_ENDPOINT_URL_KMS`.
     #[must_use]
     pub fn endpoint_url(mut self, url: impl AsRef<str>) -> Self {
         self.0.endpoint_url = Some(without_user(url.as_ref()).0);
@@ -342,11 +345,6 @@ impl FromStr for Config {
             return Err(uri.error("parameters `endpoint` and `endpoint-url` are the same"));
         }
         let endpoint_url = uri.text("endpoint-url")?.or(uri.text("endpoint")?);
-        let health_check = uri.text("health-check")?.map(|name| {
-            let known = HealthCheck::ALL.into_iter().find(|check| check.as_str() == name);
-            let names = HealthCheck::ALL.map(HealthCheck::as_str).join(", ");
-            known.ok_or_else(|| uri.error(format!("parameter `health-check` is none of {names}")))
-        });
         let mut external_former_keys: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (store, arn) in uri.pairs("external-former-keys", '/')? {
             external_former_keys.entry(store).or_default().push(arn);
@@ -360,7 +358,7 @@ impl FromStr for Config {
             related_keys: uri.flag("related-keys")?,
             former_keys: uri.list("former-keys")?,
             external_key_store: uri.text("external-key-store")?,
-            health_check: health_check.transpose()?,
+            health_check: uri.one_of("health-check", &HealthCheck::ALL, HealthCheck::as_str)?,
             key_max_age: uri.duration("key-max-age")?,
             partition: uri.text("partition")?,
             accounts: uri.list("accounts")?,
@@ -417,29 +415,5 @@ impl TryFrom<Fields> for Config {
 impl From<Config> for Fields {
     fn from(config: Config) -> Self {
         config.0
-    }
-}
-
-/// An encryption context as a table.
-#[cfg(feature = "serde")]
-mod pairs {
-    use std::collections::BTreeMap;
-
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-    use waxseal::EncryptionContext;
-
-    pub(super) fn serialize<S: Serializer>(
-        context: &EncryptionContext,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(context.iter())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<EncryptionContext, D::Error> {
-        EncryptionContext::new(BTreeMap::<String, String>::deserialize(deserializer)?)
-            .map_err(D::Error::custom)
     }
 }

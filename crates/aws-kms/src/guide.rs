@@ -6,11 +6,12 @@
 //! | [`xks`] | keys in external key stores: set-up, monitoring, outages of each hop, leaving |
 #![forbid(unsafe_code)]
 
-/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
-/// and each page brings those that lead from file to file.
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a
+/// link, and each page brings those that lead from file to file.
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls
+[domains.md]: waxseal::guide::domains
 [duties.md]: waxseal::guide::duties
 [format.md]: waxseal::guide::format
 [lifetimes.md]: waxseal::guide::lifetimes

@@ -1,4 +1,5 @@
-//! DEKs that went through the AWS SDK's HTTP client, searched for in memory, with the system's allocator.
+//! DEKs that went through the AWS SDK's HTTP client, searched for in memory, with the system's
+//! allocator.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -17,6 +18,7 @@ fn what_the_sdk_leaves_of_a_dek_is_counted() {
     println!("{found:?}");
     assert!(found.held.0 >= 6 && found.held.1 >= 6, "the control: {found:?}");
     assert_eq!(found.closed.0, 0, "a DEK as bytes: {found:?}");
-    // Text in buffers of the SDK and its HTTP client is out of reach (SECURITY.md): a copy or two for each of the nine crossings.
+    // Text in buffers of the SDK and its HTTP client is out of reach (SECURITY.md): a copy or two
+    // for each of the nine crossings.
     assert!(found.closed.1 <= 9 * 3, "{found:?}");
 }

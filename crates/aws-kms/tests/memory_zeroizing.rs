@@ -1,4 +1,5 @@
-//! DEKs that went through the AWS SDK's HTTP client, searched for in memory, with an allocator that wipes what is freed, as SECURITY.md recommends.
+//! DEKs that went through the AWS SDK's HTTP client, searched for in memory, with an allocator that
+//! wipes what is freed, as SECURITY.md recommends.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -1,4 +1,5 @@
-//! Where DEKs are not to be found: in the SDK's logs, and in the memory of a process that is through with them.
+//! Where DEKs are not to be found: in the SDK's logs, and in the memory of a process that is
+//! through with them.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -64,7 +65,8 @@ async fn the_sdk_s_logs_at_the_level_trace_hold_no_dek() {
     let (login, arn) = (front.admin(), front.create_key(REGION));
     let client = front.client(REGION, &login);
 
-    // The SDK hides the bodies of requests behind its protection against stalled streams too: without it.
+    // The SDK hides the bodies of requests behind its protection against stalled streams too:
+    // without it.
     let unprotected = StalledStreamProtectionConfig::disabled();
     let config = client.config().to_builder().stalled_stream_protection(unprotected).build();
     let client = aws_sdk_kms::Client::from_conf(config);

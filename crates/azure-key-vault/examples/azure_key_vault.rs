@@ -1,9 +1,9 @@
 //! Seals and opens a message under a KEK in an Azure Managed HSM, and moves it after a rotation.
 //!
 //! `cargo run -p waxseal-azure-key-vault --example azure_key_vault -- URI` takes a key of yours
-//! (`azure-key-vault://NAME.managedhsm.azure.net/KEY`), with the login that the environment says: it
-//! makes two `encrypt`, four `decrypt` (one of which is refused) and a `get`. Without URI it starts
-//! the stand-in of the tests in this process, which is thrown away at the end.
+//! (`azure-key-vault://NAME.managedhsm.azure.net/KEY`), with the login that the environment says:
+//! it makes two `encrypt`, four `decrypt` (one of which is refused) and a `get`. Without URI it
+//! starts the stand-in of the tests in this process, which is thrown away at the end.
 
 use std::error::Error;
 

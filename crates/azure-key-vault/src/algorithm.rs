@@ -17,8 +17,8 @@ pub enum Algorithm {
     A256Gcm,
     /// `wrapKey` and `unwrapKey` with RSA-OAEP-256. **Wrapping is unauthenticated**: whoever has
     /// the public key can make messages that a reader accepts, and no permission stops that. What
-    /// is lost is on the page [`azure`](crate::guide::azure). An envelope
-    /// takes such a KEK only with
+    /// is lost is on the page [`azure`](crate::guide::azure). An envelope takes such a KEK only
+    /// with
     /// [`allow_unauthenticated_wrapping`](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping).
     #[cfg_attr(feature = "serde", serde(rename = "rsa-oaep-256"))]
     RsaOaep256,

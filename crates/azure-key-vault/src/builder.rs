@@ -82,14 +82,14 @@ impl AzureKeyVaultKekBuilder {
 
     /// Sets the identifiers of earlier keys, without a version, such as
     /// `https://orders.vault.azure.net/keys/cards`, in any vault or Managed HSM of the same cloud.
-    /// They still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this key. By
-    /// default none, at most 256.
+    /// They still unwrap, and [`rewrap`](waxseal::Envelope::rewrap) moves their DEKs to this key.
+    /// By default none, at most 256.
     ///
-    /// A former key in a vault wrapped with [`Algorithm::RsaOaep256`], and one in a Managed HSM with
-    /// [`Algorithm::A256Gcm`], or as this key does if that is in a Managed HSM too. **As long as a
-    /// former key wrapped with RSA, this KEK's wrapping is unauthenticated**: the envelope wants it
-    /// [allowed](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping). Take the key out once
-    /// everything is rewrapped.
+    /// A former key in a vault wrapped with [`Algorithm::RsaOaep256`], and one in a Managed HSM
+    /// with [`Algorithm::A256Gcm`], or as this key does if that is in a Managed HSM too. **As long
+    /// as a former key wrapped with RSA, this KEK's wrapping is unauthenticated**: the envelope
+    /// wants it [allowed](waxseal::EnvelopeBuilder::allow_unauthenticated_wrapping). Take the key
+    /// out once everything is rewrapped.
     pub fn former_keys<S: Into<String>>(mut self, ids: impl IntoIterator<Item = S>) -> Self {
         self.former_keys = ids.into_iter().map(Into::into).collect();
         self

@@ -151,8 +151,8 @@ impl Service {
     /// The key and the version that an answer names, which must be this key.
     fn version(&self, operation: Operation, kid: &str) -> Result<Version, Failure> {
         let Place { host, resource, .. } = &self.place;
-        // Names in a vault differ in more than case ("Object identifiers"). Of a Managed HSM no page
-        // says it.
+        // Names in a vault differ in more than case ("Object identifiers"). Of a Managed HSM no
+        // page says it.
         let is_this = |name: &str| match resource {
             Resource::Vault => name.eq_ignore_ascii_case(&self.key),
             Resource::ManagedHsm => name == self.key,

@@ -245,19 +245,8 @@ impl FromStr for Config {
         if config.vault.contains('@') {
             return Err(uri.error("there must be no user or password before the vault"));
         }
-        let one_of = |name: &str, known: &str| {
-            uri.error(format!("parameter `{name}` is not one of {known}"))
-        };
-        if let Some(name) = uri.text("algorithm")? {
-            let found = Algorithm::ALL.into_iter().find(|known| known.as_str() == name);
-            config.algorithm =
-                Some(found.ok_or_else(|| one_of("algorithm", "a256gcm, rsa-oaep-256"))?);
-        }
-        if let Some(name) = uri.text("health-check")? {
-            let found = HealthCheck::ALL.into_iter().find(|known| known.as_str() == name);
-            config.health_check =
-                Some(found.ok_or_else(|| one_of("health-check", "read, try-wrap, try-use"))?);
-        }
+        config.algorithm = uri.one_of("algorithm", &Algorithm::ALL, Algorithm::as_str)?;
+        config.health_check = uri.one_of("health-check", &HealthCheck::ALL, HealthCheck::as_str)?;
         if let Some(address) = uri.text("address")? {
             let address = address
                 .parse()

@@ -26,9 +26,9 @@
 //! The documents are text for people and tools: the same input gives the same text. Every role is a
 //! custom one, because each built-in one that uses keys joins wrapping and unwrapping.
 //!
-//! Role assignments add up: one on the vault, the resource group, the subscription or `/` of the HSM
-//! counts too. Key Vault does not see the encryption context, so no role can demand it: **give each
-//! domain a key of its own**.
+//! Role assignments add up: one on the vault, the resource group, the subscription or `/` of the
+//! HSM counts too. Key Vault does not see the encryption context, so no role can demand it: **give
+//! each domain a key of its own**.
 #![forbid(unsafe_code)]
 
 use serde_json::{Value, json};
@@ -102,8 +102,8 @@ impl AzureRoles {
         self.keys.iter().map(DomainKey::id)
     }
 
-    /// Returns the hosts of the vaults and Managed HSMs in which the domain has keys, each once. Each
-    /// needs the roles.
+    /// Returns the hosts of the vaults and Managed HSMs in which the domain has keys, each once.
+    /// Each needs the roles.
     #[must_use]
     pub fn hosts(&self) -> Vec<&str> {
         let mut hosts: Vec<_> = self.keys.iter().map(|key| &*key.place.host).collect();
@@ -167,8 +167,8 @@ impl AzureRoles {
     }
 
     /// Returns who gets which role on one of the domain's [keys](Self::keys): a list of role,
-    /// principal and scope. Break-glass is not in it. Whoever has a role on the key and is not in the
-    /// list loses it.
+    /// principal and scope. Break-glass is not in it. Whoever has a role on the key and is not in
+    /// the list loses it.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key.
@@ -193,8 +193,8 @@ impl AzureRoles {
         Ok(written(&Value::Array(assigned)))
     }
 
-    /// Returns the assignment with which break-glass unwraps. Somebody else than its holder makes it,
-    /// and deletes it when the emergency is over.
+    /// Returns the assignment with which break-glass unwraps. Somebody else than its holder makes
+    /// it, and deletes it when the emergency is over.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key, and if nobody has the role.
@@ -294,15 +294,15 @@ fn data_actions_in_hsm(role: Role, algorithms: &[Algorithm]) -> Vec<&'static str
 
 impl AzureRolesBuilder {
     /// Sets the resource id of a vault,
-    /// `/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.KeyVault/vaults/NAME`. Every vault
-    /// of the domain needs it, a Managed HSM does not.
+    /// `/subscriptions/ID/resourceGroups/GROUP/providers/Microsoft.KeyVault/vaults/NAME`. Every
+    /// vault of the domain needs it, a Managed HSM does not.
     pub fn vault_resource(mut self, id: impl Into<String>) -> Self {
         self.0.resources.push((String::new(), id.into()));
         self
     }
 
-    /// Accepts that who rewraps sees DEKs. Key Vault cannot rewrap, so a rewrapper has the rights of
-    /// a writer and of a reader. By default `build` refuses a domain that has rewrappers.
+    /// Accepts that who rewraps sees DEKs. Key Vault cannot rewrap, so a rewrapper has the rights
+    /// of a writer and of a reader. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.0.rewrappers_see_deks = accepted;
         self
@@ -319,9 +319,9 @@ impl AzureRolesBuilder {
     /// Checks everything that will stand in a document.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if a holder is no object id, if the domain has no key in Key Vault,
-    /// if nobody owns its keys, if the resource id of a vault is missing or wrong, and for what
-    /// nobody accepted: [rewrappers](Self::rewrappers_see_deks),
+    /// [`ErrorKind::InvalidOption`] if a holder is no object id, if the domain has no key in Key
+    /// Vault, if nobody owns its keys, if the resource id of a vault is missing or wrong, and for
+    /// what nobody accepted: [rewrappers](Self::rewrappers_see_deks),
     /// [RSA](Self::key_readers_can_wrap).
     pub fn build(self) -> Result<AzureRoles, Error> {
         let mut roles = self.0;

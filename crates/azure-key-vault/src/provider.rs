@@ -373,8 +373,8 @@ impl KekProvider for AzureKeyVaultKek {
 
     /// From the version in the wrapped key, against the newest one that an answer named. `None`
     /// while none is known; the question starts a reading of the key, and so does one that is older
-    /// than [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age). An entry of a former key is
-    /// not current.
+    /// than [`key_max_age`](crate::AzureKeyVaultKekBuilder::key_max_age). An entry of a former key
+    /// is not current.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         if wrapped.kek_id() != self.id() {
             return self.recognises(wrapped.kek_id()).then_some(false);

@@ -20,7 +20,7 @@ fn what_the_client_leaves_of_a_dek_is_counted() {
     println!("{found:?}");
     assert!(found.held.0 >= 2 * DEKS && found.held.1 >= 2 * DEKS, "the control: {found:?}");
     assert_eq!(found.closed.0, 0, "a DEK as bytes: {found:?}");
-    // Text in the buffers of the connections and of the SDK is out of reach (SECURITY.md): a copy or
-    // two for each crossing.
+    // Text in the buffers of the connections and of the SDK is out of reach (SECURITY.md): a copy
+    // or two for each crossing.
     assert!(found.closed.1 <= 4 * DEKS * 3, "{found:?}");
 }

@@ -1,9 +1,9 @@
 //! Seals and opens a message under a KEK in Google Cloud KMS, and moves it after a rotation.
 //!
-//! `cargo run -p waxseal-google-kms --example google_kms -- KEY` takes a key of yours by its resource
-//! name, with application default credentials: it makes two `encrypt`, four `decrypt` (one of which
-//! is refused) and a `get`. Without KEY it starts the stand-in of the tests in this process, which is
-//! thrown away at the end.
+//! `cargo run -p waxseal-google-kms --example google_kms -- KEY` takes a key of yours by its
+//! resource name, with application default credentials: it makes two `encrypt`, four `decrypt` (one
+//! of which is refused) and a `get`. Without KEY it starts the stand-in of the tests in this
+//! process, which is thrown away at the end.
 
 use std::error::Error;
 

@@ -81,8 +81,8 @@ impl GoogleKmsKekBuilder {
         self
     }
 
-    /// Gets tokens from a metadata server at this URL. It must be on this machine, `https`, or one of
-    /// `http://metadata.google.internal` and `http://169.254.169.254`.
+    /// Gets tokens from a metadata server at this URL. It must be on this machine, `https`, or one
+    /// of `http://metadata.google.internal` and `http://169.254.169.254`.
     pub fn metadata_server_at(mut self, url: impl Into<String>) -> Self {
         self.source = Source::Metadata(Some(url.into()));
         self
@@ -104,8 +104,8 @@ impl GoogleKmsKekBuilder {
     }
 
     /// Sets another endpoint, such as a regional one
-    /// (`https://cloudkms.europe-west3.rep.googleapis.com`) or one of Private Service Connect: scheme,
-    /// host and port. It must be `https`, except on this machine itself. By default
+    /// (`https://cloudkms.europe-west3.rep.googleapis.com`) or one of Private Service Connect:
+    /// scheme, host and port. It must be `https`, except on this machine itself. By default
     /// `https://cloudkms.googleapis.com`, which serves keys in every location.
     pub fn endpoint(mut self, url: impl Into<String>) -> Self {
         self.endpoint = Some(url.into());
@@ -120,9 +120,9 @@ impl GoogleKmsKekBuilder {
     }
 
     /// Sets the call budget of the key and its former keys. Give the same budget to every provider
-    /// whose keys share a quota. By default a quarter of Google's default quota, for all keys of the
-    /// project and location in this process: 250 calls per second for software keys, 125 for HSM
-    /// keys, 25 for external keys.
+    /// whose keys share a quota. By default a quarter of Google's default quota, for all keys of
+    /// the project and location in this process: 250 calls per second for software keys, 125 for
+    /// HSM keys, 25 for external keys.
     pub fn call_budget(mut self, budget: CallBudget) -> Self {
         self.call_budget = Some(budget);
         self

@@ -25,9 +25,9 @@ const PARAMETERS: [&str; 9] = [
     "health-context",
 ];
 
-/// The configuration of a [`GoogleKmsKek`] as data. It names the key, never a credential: those come
-/// from where Google's libraries look by default, from a file that is named here, or from code that
-/// adds [credentials](GoogleKmsKekBuilder::credentials) to the builder.
+/// The configuration of a [`GoogleKmsKek`] as data. It names the key, never a credential: those
+/// come from where Google's libraries look by default, from a file that is named here, or from code
+/// that adds [credentials](GoogleKmsKekBuilder::credentials) to the builder.
 ///
 /// It can be read from a file (feature `serde`; the fields are named like the methods) and from a
 /// URI, `google-kms://NAME?name=value&…` (the parameters are named like the methods, with `-` in
@@ -85,7 +85,10 @@ struct Fields {
     // Tables come last in TOML.
     #[cfg_attr(
         feature = "serde",
-        serde(skip_serializing_if = "EncryptionContext::is_empty", with = "pairs")
+        serde(
+            skip_serializing_if = "EncryptionContext::is_empty",
+            with = "waxseal::kek::toolkit::pairs"
+        )
     )]
     health_context: EncryptionContext,
 }
@@ -126,8 +129,8 @@ impl Config {
         self
     }
 
-    /// Sets the endpoint. See [`GoogleKmsKekBuilder::endpoint`]. A user and a password in it are not
-    /// kept, and make the build fail.
+    /// Sets the endpoint. See [`GoogleKmsKekBuilder::endpoint`]. A user and a password in it are
+    /// not kept, and make the build fail.
     #[must_use]
     pub fn endpoint(mut self, url: impl AsRef<str>) -> Self {
         self.0.endpoint = Some(without_user(url.as_ref()).0);
@@ -261,11 +264,6 @@ impl FromStr for Config {
                 "the key is not projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY",
             ));
         }
-        let health_check = uri.text("health-check")?.map(|name| {
-            let known = HealthCheck::ALL.into_iter().find(|check| check.as_str() == name);
-            let names = HealthCheck::ALL.map(HealthCheck::as_str).join(", ");
-            known.ok_or_else(|| uri.error(format!("parameter `health-check` is none of {names}")))
-        });
         let fields = Fields {
             key,
             credentials_file: uri.path("credentials-file")?,
@@ -275,7 +273,7 @@ impl FromStr for Config {
             endpoint: uri.text("endpoint")?,
             external_key_manager: uri.flag("external-key-manager")?,
             former_keys: uri.list("former-keys")?,
-            health_check: health_check.transpose()?,
+            health_check: uri.one_of("health-check", &HealthCheck::ALL, HealthCheck::as_str)?,
             health_context: EncryptionContext::new(uri.pairs("health-context", '=')?)?,
         };
         Self::checked(fields)
@@ -313,29 +311,5 @@ impl TryFrom<Fields> for Config {
 impl From<Config> for Fields {
     fn from(config: Config) -> Self {
         config.0
-    }
-}
-
-/// An encryption context as a table.
-#[cfg(feature = "serde")]
-mod pairs {
-    use std::collections::BTreeMap;
-
-    use serde::de::{Deserialize, Deserializer, Error};
-    use serde::ser::Serializer;
-    use waxseal::EncryptionContext;
-
-    pub(super) fn serialize<S: Serializer>(
-        context: &EncryptionContext,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(context.iter())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<EncryptionContext, D::Error> {
-        EncryptionContext::new(BTreeMap::<String, String>::deserialize(deserializer)?)
-            .map_err(D::Error::custom)
     }
 }

@@ -1,9 +1,10 @@
 //! The credentials that calls carry: where they come from, and when their source is asked anew.
 //!
 //! google-cloud-auth keeps a token and renews it in a task of its own. What it leaves open is done
-//! here: after a refusal its task ends and repeats the refusal for ever; after an outage it waits ten
-//! seconds whoever calls; it sets no time limit; it panics when the runtime of its task has ended;
-//! and it does not learn that Cloud KMS refused a token. In each of these cases it is made anew.
+//! here: after a refusal its task ends and repeats the refusal for ever; after an outage it waits
+//! ten seconds whoever calls; it sets no time limit; it panics when the runtime of its task has
+//! ended; and it does not learn that Cloud KMS refused a token. In each of these cases it is made
+//! anew.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -28,7 +29,8 @@ use waxseal::kek::{KekErrorClass, Login};
 
 /// A token that takes so long may never come: the next caller asks anew.
 const SLOW: Duration = Duration::from_secs(10);
-/// While Cloud KMS refuses one token after the other, a new one is asked for no more often than this.
+/// While Cloud KMS refuses one token after the other, a new one is asked for no more often than
+/// this.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
 
 /// Where credentials come from.

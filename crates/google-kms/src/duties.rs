@@ -28,8 +28,8 @@
 //! owner may do.
 //!
 //! IAM adds up: a grant on the key ring or the project counts too, and so does `roles/owner`. Keep
-//! the keys of a domain in a project of their own. Cloud KMS does not see the encryption context, so
-//! no policy can demand it: **give each domain a key of its own**.
+//! the keys of a domain in a project of their own. Cloud KMS does not see the encryption context,
+//! so no policy can demand it: **give each domain a key of its own**.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -144,8 +144,8 @@ impl GooglePolicies {
     }
 
     /// Returns the policy with which break-glass may decrypt until this time, such as
-    /// `2026-12-01T12:00:00Z`. Somebody else than its holder sets it. IAM ends it by itself; set the
-    /// [other one](Self::key_policy) afterwards.
+    /// `2026-12-01T12:00:00Z`. Somebody else than its holder sets it. IAM ends it by itself; set
+    /// the [other one](Self::key_policy) afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another key, if nobody has the role, and for a time that is
@@ -208,8 +208,8 @@ impl GooglePolicies {
 }
 
 impl GooglePoliciesBuilder {
-    /// Accepts that who rewraps sees DEKs. Cloud KMS cannot rewrap, so a rewrapper has the roles of a
-    /// writer and of a reader. By default `build` refuses a domain that has rewrappers.
+    /// Accepts that who rewraps sees DEKs. Cloud KMS cannot rewrap, so a rewrapper has the roles of
+    /// a writer and of a reader. By default `build` refuses a domain that has rewrappers.
     pub fn rewrappers_see_deks(mut self, accepted: bool) -> Self {
         self.0.rewrappers_see_deks = accepted;
         self
@@ -218,9 +218,10 @@ impl GooglePoliciesBuilder {
     /// Checks everything that will stand in a document.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if a holder is not one person, group, service account or workload
-    /// (`allUsers` and the like are refused), if the domain has no key in Cloud KMS, if nobody owns
-    /// its keys, and if it has rewrappers that nobody [accepted](Self::rewrappers_see_deks).
+    /// [`ErrorKind::InvalidOption`] if a holder is not one person, group, service account or
+    /// workload (`allUsers` and the like are refused), if the domain has no key in Cloud KMS, if
+    /// nobody owns its keys, and if it has rewrappers that nobody
+    /// [accepted](Self::rewrappers_see_deks).
     pub fn build(self) -> Result<GooglePolicies, Error> {
         let mut policies = self.0;
         let duties = &policies.duties;

@@ -3,15 +3,16 @@
 //! Google reports a failure of the external key manager as FAILED_PRECONDITION with two violations:
 //! the state of the key, and the "error domain". Only the domain tells an outage from a refusal.
 //!
-//! Source: "Cloud EKM error reference" (cloud.google.com/kms/docs/reference/ekm_errors), as of April
-//! 2026.
+//! Source: "Cloud EKM error reference" (cloud.google.com/kms/docs/reference/ekm_errors), as of
+//! April 2026.
 #![forbid(unsafe_code)]
 
 use waxseal::kek::KekErrorClass;
 
 use KekErrorClass::{Denied, Invalid, Misconfigured, Throttled, Unavailable};
 
-/// An error domain and what it means. `docs/ekm.md` shows these rows; a test holds the two together.
+/// An error domain and what it means. `docs/ekm.md` shows these rows; a test holds the two
+/// together.
 pub(crate) const DOMAINS: &[(&str, KekErrorClass)] = &[
     // The owner of the external key does not want it, or took it away.
     ("EXTERNAL_PERMISSION_DENIED", Denied),

@@ -6,8 +6,8 @@
 //! | [`ekm`] | keys in external key managers (Cloud EKM): what each failure means, outages, recovery |
 #![forbid(unsafe_code)]
 
-/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
-/// and each page brings those that lead from file to file.
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a
+/// link, and each page brings those that lead from file to file.
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls

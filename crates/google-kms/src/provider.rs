@@ -27,8 +27,8 @@ const AT_ONCE: usize = 16;
 ///
 /// Its id is the key's resource name,
 /// `projects/PROJECT/locations/LOCATION/keyRings/RING/cryptoKeys/KEY`. Its calls run on the tokio
-/// runtime in which it was built, on whatever executor its futures are polled. When that runtime has
-/// ended, they run on that of a later caller.
+/// runtime in which it was built, on whatever executor its futures are polled. When that runtime
+/// has ended, they run on that of a later caller.
 ///
 /// # What Cloud KMS gets
 ///
@@ -44,10 +44,10 @@ const AT_ONCE: usize = 16;
 /// enforces it, and does not see it. A context of 8,192 bytes would not fit beside a DEK, since an
 /// HSM key takes 8 KiB of both together.
 ///
-/// Every request carries CRC-32C checksums of its data, and every answer is believed only if it says
-/// that they were verified, if its own checksum fits, and if it names the key that was asked. Where
-/// the key was named by the number of its project, an answer may have the project's id, and the other
-/// way round.
+/// Every request carries CRC-32C checksums of its data, and every answer is believed only if it
+/// says that they were verified, if its own checksum fits, and if it names the key that was asked.
+/// Where the key was named by the number of its project, an answer may have the project's id, and
+/// the other way round.
 ///
 /// # Which version wrapped a DEK
 ///
@@ -87,8 +87,8 @@ pub struct KeyInfo {
 }
 
 impl GoogleKmsKek {
-    /// Calls `cryptoKeys.get` now. Useful at the start of a service, to fail early, and before a run
-    /// that rewraps, so that [`is_current`](KekProvider::is_current) knows the primary version.
+    /// Calls `cryptoKeys.get` now. Useful at the start of a service, to fail early, and before a
+    /// run that rewraps, so that [`is_current`](KekProvider::is_current) knows the primary version.
     ///
     /// # Errors
     /// Those of Cloud KMS.

@@ -39,10 +39,10 @@ use Says::{Anything, Reason, Text};
 
 /// A status, what the answer says, and what that means. The first row that fits counts.
 ///
-/// PERMISSION_DENIED is *denied* only where IAM refuses the use of the key. The API of a project, its
-/// billing, a perimeter, an organization's policy and the state of an account are an operator's: they
-/// say nothing about the key. So is what nobody has read before: it ends DEKs at `max_age`, not at
-/// once. Where there is an `ErrorInfo`, it decides and not the message.
+/// PERMISSION_DENIED is *denied* only where IAM refuses the use of the key. The API of a project,
+/// its billing, a perimeter, an organization's policy and the state of an account are an
+/// operator's: they say nothing about the key. So is what nobody has read before: it ends DEKs at
+/// `max_age`, not at once. Where there is an `ErrorInfo`, it decides and not the message.
 ///
 /// `docs/google-kms.md` shows these rows; a test holds the two together.
 pub(crate) const TABLE: &[(&str, Says, KekErrorClass)] = &[

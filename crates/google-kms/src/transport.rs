@@ -169,8 +169,8 @@ impl Transport {
 
 impl Pool {
     /// A proxy of the environment (`HTTPS_PROXY`, `NO_PROXY`) is used, but not for what goes in the
-    /// clear: that stays on this machine. HTTP/1.1, so that a connection that died takes one request
-    /// with it.
+    /// clear: that stays on this machine. HTTP/1.1, so that a connection that died takes one
+    /// request with it.
     fn new(is_plain: bool) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .tls_backend_rustls()

@@ -66,8 +66,8 @@ impl ObjectKeyStoreBuilder {
     /// does that.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option: a URL that cannot be read, that has a
-    /// user, a password or a query, or whose scheme needs a feature of this crate; an option that is
+    /// [`ErrorKind::InvalidOption`], naming the option: a URL that cannot be read, that has a user,
+    /// a password or a query, or whose scheme needs a feature of this crate; an option that is
     /// unknown or has a bad value; a folder that is not there; a timeout out of range.
     pub fn build(self) -> Result<ObjectKeyStore, Error> {
         if !(SHORTEST..=LONGEST).contains(&self.timeout) {
@@ -80,8 +80,8 @@ impl ObjectKeyStoreBuilder {
         if has_more {
             return Err(invalid("url: no password, query or fragment; logins are options"));
         }
-        // Azure has the container there in one form. Elsewhere it may be an access key, and the URL is
-        // the store's name in errors.
+        // Azure has the container there in one form. Elsewhere it may be an access key, and the URL
+        // is the store's name in errors.
         if !url.username().is_empty() && !["abfs", "abfss"].contains(&url.scheme()) {
             return Err(invalid("url: no user before the bucket; logins are options"));
         }

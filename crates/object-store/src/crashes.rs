@@ -100,7 +100,8 @@ fn store(memory: &Arc<InMemory>, at: usize, fault: Fault) -> ObjectKeyStore {
     let store = Arc::new(Faulty { memory: memory.clone(), left: AtomicUsize::new(at), fault });
     let bound = Duration::from_secs(20);
     let objects = Objects { store, prefix: Path::from("a/prefix"), local: None, bound };
-    // Made outside of a runtime, so that its calls run where they are polled and end with their caller.
+    // Made outside of a runtime, so that its calls run where they are polled and end with their
+    // caller.
     let make = move || ObjectKeyStore::new(objects, "faulty".to_owned());
     std::thread::spawn(make).join().unwrap()
 }

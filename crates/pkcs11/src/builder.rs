@@ -151,7 +151,8 @@ impl Pkcs11KekBuilder {
     }
 
     /// Sets how many sessions are open at most, each on a thread: 1 to 64, by default 4. The first
-    /// call opens the first, and more are opened as calls wait. A token that allows fewer has fewer.
+    /// call opens the first, and more are opened as calls wait. A token that allows fewer has
+    /// fewer.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = sessions;
         self
@@ -164,10 +165,11 @@ impl Pkcs11KekBuilder {
         self
     }
 
-    /// Sets the program that loads the module in a process of its own, one for each session, so that
-    /// a module that crashes or hangs does not take this process with it. The path is absolute; the
-    /// program is `waxseal-pkcs11-helper` of this crate, in the same version, or one that calls
-    /// [`helper::run`](crate::helper::run). Only on Unix. By default the module is loaded here.
+    /// Sets the program that loads the module in a process of its own, one for each session, so
+    /// that a module that crashes or hangs does not take this process with it. The path is
+    /// absolute; the program is `waxseal-pkcs11-helper` of this crate, in the same version, or one
+    /// that calls [`helper::run`](crate::helper::run). Only on Unix. By default the module is
+    /// loaded here.
     pub fn helper(mut self, program: impl Into<PathBuf>) -> Self {
         self.helper = Some(program.into());
         self
@@ -175,17 +177,17 @@ impl Pkcs11KekBuilder {
 
     /// Sets how long a helper may take for one request before it is killed and the call fails as
     /// *unavailable*: 100 ms to 1 hour, by default 30 seconds. It has to be longer than the token
-    /// ever takes, also to refuse a wrong PIN, since one whose helper was killed may be given again. A
-    /// login or the first call may take several functions of the module. Only with
+    /// ever takes, also to refuse a wrong PIN, since one whose helper was killed may be given
+    /// again. A login or the first call may take several functions of the module. Only with
     /// [`helper`](Self::helper).
     pub fn helper_deadline(mut self, deadline: Duration) -> Self {
         self.helper_deadline = Some(deadline);
         self
     }
 
-    /// Sets which variables of this process's environment a helper gets, such as `SOFTHSM2_CONF`, by
-    /// their names. By default, and with no name, it gets all. It never gets the one that the PIN is
-    /// in. Only with [`helper`](Self::helper).
+    /// Sets which variables of this process's environment a helper gets, such as `SOFTHSM2_CONF`,
+    /// by their names. By default, and with no name, it gets all. It never gets the one that the
+    /// PIN is in. Only with [`helper`](Self::helper).
     pub fn helper_variables(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.helper_variables = names.into_iter().map(Into::into).collect();
         self

@@ -62,8 +62,8 @@ const ATTRIBUTES: [&str; 8] =
 /// `object`, `id` (percent-encoded bytes) and `type` (only `secret-key`). Behind it stand
 /// `module-path`, `pin-source` (`file:/PATH`, `/PATH` or `env:NAME`), and as attributes of this
 /// project's own `name`, `iv-source`, `versions`, `sessions`, `key-max-age`, `helper`,
-/// `helper-deadline` and `helper-variables` (names separated by commas). A `pin-value` is refused: a
-/// PIN must not be in a configuration. So is a `module-name`: name the file.
+/// `helper-deadline` and `helper-variables` (names separated by commas). A `pin-value` is refused:
+/// a PIN must not be in a configuration. So is a `module-name`: name the file.
 ///
 /// What is out of range or contradicts something else is refused when the provider is
 /// [built](Pkcs11KekBuilder::build).

@@ -173,10 +173,10 @@ impl TokenPlanBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidOption`]
     /// - if the domain has no key in a token, or nobody owns its keys;
-    /// - if a KEK's URI names its token by anything but a label, or if a label gets too long: it has
-    ///   `-w` (wraps), `-r` (unwraps) or `-wr` behind it where a key is in several tokens;
-    /// - if somebody only writes, and the URI has no `iv-source`: a key that does not decrypt cannot
-    ///   be tried out;
+    /// - if a KEK's URI names its token by anything but a label, or if a label gets too long: it
+    ///   has `-w` (wraps), `-r` (unwraps) or `-wr` behind it where a key is in several tokens;
+    /// - if somebody only writes, and the URI has no `iv-source`: a key that does not decrypt
+    ///   cannot be tried out;
     /// - if a key is in several tokens and has versions by id, or if a token would have holders of
     ///   different duties;
     /// - if it has rewrappers that nobody [accepted](Self::rewrappers_see_deks).

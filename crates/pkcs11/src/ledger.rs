@@ -1,6 +1,6 @@
-//! What this process knows of the PINs that it gave to tokens. A token locks after a few wrong ones,
-//! so one that is wrong, or may be, is given once: whichever provider has it, by whichever module,
-//! and whatever happens in between.
+//! What this process knows of the PINs that it gave to tokens. A token locks after a few wrong
+//! ones, so one that is wrong, or may be, is given once: whichever provider has it, by whichever
+//! module, and whatever happens in between.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -18,8 +18,8 @@ use crate::pin::Pin;
 /// process, ended.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
-/// So often a PIN that never logged in is given to modules that die over it. Tokens lock after three
-/// wrong ones, if not later.
+/// So often a PIN that never logged in is given to modules that die over it. Tokens lock after
+/// three wrong ones, if not later.
 const MOST_UNANSWERED: u32 = 2;
 
 /// So long a login waits for another one at the same token, which may hang in the module.

@@ -144,8 +144,8 @@ impl Pool {
         self.generation == process_generation()
     }
 
-    /// Has a thread do `work`. Dropping what is returned keeps it from being begun, and does not end
-    /// it once it is.
+    /// Has a thread do `work`. Dropping what is returned keeps it from being begun, and does not
+    /// end it once it is.
     pub(crate) fn submit<T: Send + 'static>(
         &self,
         counted: Counted,

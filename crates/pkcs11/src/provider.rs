@@ -86,9 +86,9 @@ impl Pkcs11Kek {
     }
 
     /// Allows one more try of PINs that this provider's token refused, after an operator corrected
-    /// the token and not the PIN. Without this, a PIN that was refused, or may have counted as wrong,
-    /// is not tried again by any provider of this process, since a token locks after a few wrong
-    /// ones. Of a provider that never came so far as to log in it means all tokens.
+    /// the token and not the PIN. Without this, a PIN that was refused, or may have counted as
+    /// wrong, is not tried again by any provider of this process, since a token locks after a few
+    /// wrong ones. Of a provider that never came so far as to log in it means all tokens.
     ///
     /// # Errors
     /// *Misconfigured* in the child of a fork.

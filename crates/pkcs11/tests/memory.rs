@@ -1,5 +1,5 @@
-//! DEKs and PINs that went to a token, searched for in the memory of the service: with the module in it,
-//! and with the module in a helper.
+//! DEKs and PINs that went to a token, searched for in the memory of the service: with the module
+//! in it, and with the module in a helper.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -1,5 +1,5 @@
-//! A cold read with its row in PostgreSQL on loopback, while the root KEK takes 100 ms and its branch
-//! key is cached:
+//! A cold read with its row in PostgreSQL on loopback, while the root KEK takes 100 ms and its
+//! branch key is cached:
 //!
 //! ```sh
 //! cargo bench -p waxseal-sqlx --features postgres --bench cold_read

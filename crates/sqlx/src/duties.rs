@@ -26,7 +26,8 @@
 //! | auditor, key administrator | [`PostgresRole::Auditor`] |
 //! | break-glass | none; [`PostgresRole::Reader`] while it is enabled |
 //!
-//! The grants are on the whole store. Domains whose roles differ get a store each, or a schema each.
+//! The grants are on the whole store. Domains whose roles differ get a store each, or a schema
+//! each.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -48,8 +49,8 @@ impl PostgresGrants {
     /// default `public`.
     ///
     /// # Errors
-    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and for
-    /// a role such as `public` that means others.
+    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and
+    /// for a role such as `public` that means others.
     pub fn new(duties: &Duties, schema: &str) -> Result<Self, StoreError> {
         check_schema(schema)?;
         for name in Role::ALL.into_iter().flat_map(|role| duties.holders(role)) {
@@ -64,8 +65,8 @@ impl PostgresGrants {
         all.map(String::as_str).collect::<BTreeSet<_>>().into_iter()
     }
 
-    /// Returns the SQL that takes from everybody what nobody granted to him by name. The owner of the
-    /// tables runs it once, before the others.
+    /// Returns the SQL that takes from everybody what nobody granted to him by name. The owner of
+    /// the tables runs it once, before the others.
     #[must_use]
     pub fn of_everybody(&self) -> String {
         let Self { schema, .. } = self;
@@ -77,8 +78,8 @@ impl PostgresGrants {
         )
     }
 
-    /// Returns the SQL that gives a role of the database what all its roles need, and takes the rest
-    /// away. That of break-glass gives nothing.
+    /// Returns the SQL that gives a role of the database what all its roles need, and takes the
+    /// rest away. That of break-glass gives nothing.
     ///
     /// # Errors
     /// Misconfigured if the name has no role.

@@ -90,9 +90,9 @@ impl<C: Connector> Pool<C> {
         .await
     }
 
-    /// As [`call`](Self::call), for work that changes nothing. A connection that was used just now is
-    /// not asked whether it is alive. If the work fails on it as unavailable, as after a restart of
-    /// the server, it runs once more, on a connection that answers.
+    /// As [`call`](Self::call), for work that changes nothing. A connection that was used just now
+    /// is not asked whether it is alive. If the work fails on it as unavailable, as after a restart
+    /// of the server, it runs once more, on a connection that answers.
     pub(crate) async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl for<'c> Fn(&'c mut C::Connection) -> Work<'c, T> + Send + Sync + 'static,

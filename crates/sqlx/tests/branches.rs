@@ -1,5 +1,5 @@
-//! Branch keys over a real PostgreSQL: processes that start together, roles, an outage of the store, and processes that are killed
-//! between any two steps.
+//! Branch keys over a real PostgreSQL: processes that start together, roles, an outage of the
+//! store, and processes that are killed between any two steps.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -153,7 +153,8 @@ async fn branch_keys_in_memory_outlast_a_store_that_is_down_and_others_name_it()
     envelope(&cold).decrypt(&acme, Aad::empty(), &sealed).await.unwrap();
 }
 
-/// A rotation day: two KEKs, a job that rewraps, one that erases, and a store that is down in between.
+/// A rotation day: two KEKs, a job that rewraps, one that erases, and a store that is down in
+/// between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_keys_of_compact_messages_move_to_another_kek_though_the_store_goes_away_in_between() {
     let mut server = Postgres::start();

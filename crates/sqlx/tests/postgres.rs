@@ -1,4 +1,5 @@
-//! The key store in PostgreSQL against a real server: the conformance suite with crashes and outages, the schema, roles, failures.
+//! The key store in PostgreSQL against a real server: the conformance suite with crashes and
+//! outages, the schema, roles, failures.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

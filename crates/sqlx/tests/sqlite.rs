@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use common::{at, changed, class, dek, nanos, new_branch, spawn_all};
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
+use waxseal::ErrorKind;
 use waxseal::store::conformance::{self, Outcome, Step, Subject};
 use waxseal::store::{BoxFuture, BranchId, Insertion, KeyStore, RowId, StoreErrorClass, StoredRow};
-use waxseal::{Error, ErrorKind};
 use waxseal_sqlx::{SqliteKeyStore, SqliteOptions};
 
 struct InAFile {
@@ -171,10 +171,15 @@ async fn a_file_that_is_no_store_of_this_version_is_refused() {
 
     let noise = directory.path().join("noise");
     std::fs::write(&noise, [7; 8192]).unwrap();
-    let kind = |opened: Result<_, Error>| opened.unwrap_err().kind();
-    assert_eq!(kind(SqliteKeyStore::open(&noise).await), ErrorKind::Misconfigured);
     let nowhere = directory.path().join("no/such/directory/keys.db");
-    assert_eq!(kind(SqliteKeyStore::open(&nowhere).await), ErrorKind::Misconfigured);
+    for (file, why) in [
+        (&noise, "noise: SQLite: file is not a database"),
+        (&nowhere, "no/such/directory/keys.db: its directory is missing: SQLite: unable to open"),
+    ] {
+        let error = SqliteKeyStore::open(file).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Misconfigured);
+        assert!(error.to_string().contains(why), "{error}");
+    }
 }
 
 #[tokio::test]

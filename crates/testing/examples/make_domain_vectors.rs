@@ -2,7 +2,8 @@
 //!
 //!     cargo run -p waxseal-testing --example make_domain_vectors > tests/vectors/domains.json
 //!
-//! DEKs and nonces are random, so every run makes other bytes: a published vector is kept, and new ones are added beside it.
+//! DEKs and nonces are random, so every run makes other bytes: a published vector is kept, and new
+//! ones are added beside it.
 
 use std::error::Error;
 

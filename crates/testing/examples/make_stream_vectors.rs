@@ -2,7 +2,8 @@
 //!
 //!     cargo run -p waxseal-testing --example make_stream_vectors > tests/vectors/streams.json
 //!
-//! DEKs and salts are random, so every run makes other bytes: a published vector is kept, and new ones are added beside it.
+//! DEKs and salts are random, so every run makes other bytes: a published vector is kept, and new
+//! ones are added beside it.
 
 #![allow(clippy::indexing_slicing, clippy::cast_possible_truncation)]
 

@@ -1,4 +1,5 @@
-//! Certificates made at start: an authority of the test's own, and the right and wrong certificates that a server may show.
+//! Certificates made at start: an authority of the test's own, and the right and wrong certificates
+//! that a server may show.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,

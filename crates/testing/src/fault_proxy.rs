@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What happens to what the server answers, from the next byte on, in connections that are open too.
+/// What happens to what the server answers, from the next byte on, in connections that are open
+/// too.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fault {
     None,

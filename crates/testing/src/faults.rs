@@ -191,8 +191,8 @@ fn is_outage(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Unavailable | ErrorKind::Throttled)
 }
 
-/// The table below the heading `title` of a page shows these faults, in order, and no others. A page
-/// may have further columns behind the six.
+/// The table below the heading `title` of a page shows these faults, in order, and no others. A
+/// page may have further columns behind the six.
 pub fn assert_shown<S: Stage>(page: &str, title: &str, faults: &[Fault<S>]) {
     let section = page.split(&format!("{title}\n")).nth(1).unwrap_or_else(|| panic!("no {title}"));
     let section = section.split("\n## ").next().unwrap();
@@ -275,8 +275,8 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     clock.advance(2 * MAX_AGE);
     let asked = Instant::now();
     let mut late = reader.decrypt(&bob, Aad::empty(), &warm).await;
-    // On a busy machine the answer may take longer, so that an outage is assumed. It is over once the
-    // answer comes.
+    // On a busy machine the answer may take longer, so that an outage is assumed. It is over once
+    // the answer comes.
     let is_assumed = !is_outage(kind) && asked.elapsed() >= MAX_WAIT;
     while is_assumed && late.is_ok() && asked.elapsed().as_secs() < 60 {
         pause().await;
@@ -328,7 +328,8 @@ pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     assert_eq!(of_kek(&guarded).breaker, BreakerState::Closed, "{name}");
 }
 
-/// A moment for the service to come back. On a thread of its own: not every test has tokio's timers.
+/// A moment for the service to come back. On a thread of its own: not every test has tokio's
+/// timers.
 async fn pause() {
     let (mut begun, is_over) = (false, Arc::new(AtomicBool::new(false)));
     poll_fn(move |cx| {

@@ -6,8 +6,8 @@ use waxseal::kek::{KekError, KekErrorClass, KekProvider};
 
 use crate::support::{a_dek, block_on, context};
 
-/// Runs `check` in a child of this process and asserts that it holds there. The child runs nothing of
-/// the test harness, and is ended if it waits.
+/// Runs `check` in a child of this process and asserts that it holds there. The child runs nothing
+/// of the test harness, and is ended if it waits.
 pub fn in_a_child(check: impl FnOnce() -> bool) {
     // SAFETY: the child runs the library and leaves without running anything of the test harness.
     // glibc's allocator is usable in the child of a threaded process.
@@ -27,8 +27,8 @@ pub fn in_a_child(check: impl FnOnce() -> bool) {
     }
 }
 
-/// A provider that a fork left without its runtime says so, where it could only wait for ever. What it
-/// knows without a call it still says, and in the parent it goes on.
+/// A provider that a fork left without its runtime says so, where it could only wait for ever. What
+/// it knows without a call it still says, and in the parent it goes on.
 pub fn a_child_is_told_to_build_its_own(kek: &dyn KekProvider) {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = block_on(kek.wrap(&alice, &dek)).unwrap();

@@ -1,10 +1,10 @@
 //! Servers, stand-ins and tools of waxseal's tests.
 //!
 //! Without features: what the tests of the library itself share. With the feature `servers`: a real
-//! OpenBao, stand-ins for AWS KMS with external key stores, Google Cloud KMS and Azure, an XKS proxy,
-//! and what breaks the connections to them. With `postgres`: a real PostgreSQL. With `opa`: the engine
-//! of Open Policy Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins is in `tests/`
-//! of this crate.
+//! OpenBao, stand-ins for AWS KMS with external key stores, Google Cloud KMS and Azure, an XKS
+//! proxy, and what breaks the connections to them. With `postgres`: a real PostgreSQL. With `opa`:
+//! the engine of Open Policy Agent. With `pkcs11`: SoftHSM2 and kryoptic. What tests the stand-ins
+//! is in `tests/` of this crate.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, clippy::new_without_default)]
 
@@ -67,7 +67,8 @@ pub fn target_directory() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target")
 }
 
-/// Waits until every thread of a process that was sent SIGSTOP stands still: until then it may answer.
+/// Waits until every thread of a process that was sent SIGSTOP stands still: until then it may
+/// answer.
 pub fn wait_until_stopped(process: u32) {
     let threads = format!("/proc/{process}/task");
     let stands_still = |thread: std::io::Result<std::fs::DirEntry>| {

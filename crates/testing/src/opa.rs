@@ -1,6 +1,7 @@
 //! The engine of Open Policy Agent itself, in a Python process: installed once under `target/`.
 //!
-//! OPA's own server cannot be installed as a package. [`Opa`] is a short one around the real engine.
+//! OPA's own server cannot be installed as a package. [`Opa`] is a short one around the real
+//! engine.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -99,8 +100,8 @@ pub struct Opa {
 }
 
 impl Opa {
-    /// Serves the policies and data of a directory. `options`: `unix_socket`; `certificate`, `key` and
-    /// `client_authority`, as PEM files; `token`.
+    /// Serves the policies and data of a directory. `options`: `unix_socket`; `certificate`, `key`
+    /// and `client_authority`, as PEM files; `token`.
     pub fn serve(directory: &Path, options: &Value) -> Self {
         let mut options = options.clone();
         options["directory"] = directory.to_str().unwrap().into();

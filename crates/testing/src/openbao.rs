@@ -1,6 +1,8 @@
-//! A real OpenBao server, the free twin of HashiCorp Vault: installed once under `target/`, started for each test on a free port of this machine, ended with it.
+//! A real OpenBao server, the free twin of HashiCorp Vault: installed once under `target/`, started
+//! for each test on a free port of this machine, ended with it.
 //!
-//! Start it from the thread that runs the test: the server is ended by the kernel when that thread ends without doing so.
+//! Start it from the thread that runs the test: the server is ended by the kernel when that thread
+//! ends without doing so.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -307,7 +309,8 @@ impl OpenBao {
         }
     }
 
-    /// Starts what was killed, on the same port and data. Call it from the thread that runs the test.
+    /// Starts what was killed, on the same port and data. Call it from the thread that runs the
+    /// test.
     pub async fn restart(&mut self) {
         assert!(self.options.durable && self.child.is_none());
         self.launch();

@@ -136,9 +136,9 @@ pub const CONTROL: &str = "the control of the search for secrets: ";
 /// Names the file in which a run of the tests notes its secrets.
 pub const SECRETS_FILE: &str = "WAXSEAL_TEST_SECRETS";
 
-/// Notes a secret of a server: a DEK that a stand-in unwraps, a PIN, a password. Once all tests have
-/// run, everything that they printed is searched for it. Without `WAXSEAL_TEST_SECRETS` nothing is
-/// noted.
+/// Notes a secret of a server: a DEK that a stand-in unwraps, a PIN, a password. Once all tests
+/// have run, everything that they printed is searched for it. Without `WAXSEAL_TEST_SECRETS`
+/// nothing is noted.
 pub fn note_secret(secret: impl AsRef<[u8]>) {
     /// The file, and what it has of this process.
     type Noted = (File, BTreeSet<Vec<u8>>);

@@ -1,6 +1,8 @@
-//! A real PostgreSQL server: installed once from Debian, with a cluster of its own for each test in a temporary directory, on a free port of this machine, ended with it.
+//! A real PostgreSQL server: installed once from Debian, with a cluster of its own for each test in
+//! a temporary directory, on a free port of this machine, ended with it.
 //!
-//! Start it from the thread that runs the test: the server is ended by the kernel when that thread ends without doing so.
+//! Start it from the thread that runs the test: the server is ended by the kernel when that thread
+//! ends without doing so.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -21,7 +23,8 @@ use crate::python::run;
 
 pub const PASSWORD: &str = "postgres-of-the-test";
 
-/// The directory of the server's programs. Panics, and so fails the test, when they cannot be installed.
+/// The directory of the server's programs. Panics, and so fails the test, when they cannot be
+/// installed.
 pub fn programs() -> PathBuf {
     fs::create_dir_all(crate::target_directory()).unwrap();
     let lock = File::create(crate::target_directory().join("postgres.lock")).unwrap();
@@ -101,8 +104,9 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts a server with an empty database `keys` and the superuser `postgres`. It syncs nothing,
-    /// which saves seconds and keeps everything that a crash of the machine would not lose.
+    /// Starts a server with an empty database `keys` and the superuser `postgres`. It syncs
+    /// nothing, which saves seconds and keeps everything that a crash of the machine would not
+    /// lose.
     pub fn start() -> Self {
         Self::with(&["fsync=off"])
     }
@@ -284,7 +288,8 @@ impl Postgres {
         }
     }
 
-    /// Starts what was killed, on the same port and data. Call it from the thread that runs the test.
+    /// Starts what was killed, on the same port and data. Call it from the thread that runs the
+    /// test.
     pub fn restart(&mut self) {
         assert!(self.child.is_none());
         let _ = fs::remove_file(self.data().join("postmaster.pid"));

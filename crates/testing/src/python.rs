@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The interpreter of an environment that has what `requirements` lists. Panics, and so fails the test, when it cannot be made.
+/// The interpreter of an environment that has what `requirements` lists. Panics, and so fails the
+/// test, when it cannot be made.
 pub fn interpreter(requirements: &Path) -> PathBuf {
     interpreter_in("second-reader", requirements)
 }

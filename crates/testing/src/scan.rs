@@ -52,7 +52,8 @@ pub fn in_own_memory<const N: usize>(needles: [&Needle; N]) -> [usize; N] {
     for line in maps.lines().filter(|line| line.split(' ').nth(1).unwrap().starts_with("rw")) {
         let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let [from, to] = [from, to].map(|at| usize::from_str_radix(at, 16).unwrap());
-        // The buffer of the search is not searched; what stands before it and behind it in the same mapping is.
+        // The buffer of the search is not searched; what stands before it and behind it in the same
+        // mapping is.
         let around = if (from..to).contains(&own.start) {
             [(from, own.start), (own.end, to)]
         } else {
@@ -69,7 +70,8 @@ pub fn in_own_memory<const N: usize>(needles: [&Needle; N]) -> [usize; N] {
                 for (sum, more) in found.iter_mut().zip(in_bytes(&chunk[..read], needles)) {
                     *sum += more;
                 }
-                // Overlap, so that nothing is missed at a border; the same place is not counted twice.
+                // Overlap, so that nothing is missed at a border; the same place is not counted
+                // twice.
                 at += if read > overlap { read - overlap } else { read };
             }
         }
@@ -86,16 +88,9 @@ pub fn in_bytes<const N: usize>(bytes: &[u8], needles: [&Needle; N]) -> [usize; 
     if ZEROS.starts_with(bytes) {
         return found;
     }
-    let mut begins_one = [false; 256];
-    for needle in needles {
-        begins_one[usize::from(!needle.0[0])] = true;
-    }
-    for (at, first) in bytes.iter().enumerate() {
-        if !begins_one[usize::from(*first)] {
-            continue;
-        }
-        for (needle, found) in needles.iter().zip(&mut found) {
-            let Some(window) = bytes.get(at..at + needle.0.len()) else { continue };
+    for (needle, found) in needles.iter().zip(&mut found) {
+        for at in memchr::memchr_iter(!needle.0[0], bytes) {
+            let Some(window) = bytes.get(at..at + needle.0.len()) else { break };
             *found +=
                 usize::from(window.iter().zip(&needle.0).all(|(byte, turned)| *byte == !turned));
         }
@@ -107,7 +102,8 @@ pub fn in_bytes<const N: usize>(bytes: &[u8], needles: [&Needle; N]) -> [usize; 
 #[derive(Clone)]
 pub struct Keys {
     pub dek: Needle,
-    /// HMAC's states after its two padded keys, from which all that is derived from the DEK can be derived.
+    /// HMAC's states after its two padded keys, from which all that is derived from the DEK can be
+    /// derived.
     pub hmac: [Needle; 2],
     pub message_key: Needle,
     /// What the AEAD holds while the key serves: two round keys of AES, or ChaCha20's key itself.
@@ -165,7 +161,8 @@ pub fn of_stream(
     })
 }
 
-/// SHA-256's state after the block that HMAC makes of a key and a padding (RFC 2104), as it stands in memory.
+/// SHA-256's state after the block that HMAC makes of a key and a padding (RFC 2104), as it stands
+/// in memory.
 fn hmac_state(dek: &Needle, pad: u8) -> [u8; 32] {
     let mut state = [
         0x6A09_E667,
@@ -193,7 +190,8 @@ fn hmac_state(dek: &Needle, pad: u8) -> [u8; 32] {
 
 type OnDek = Arc<dyn Fn(&[u8]) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// A local KEK that calls a test's code with every DEK that it is to wrap, and every one that it unwrapped.
+/// A local KEK that calls a test's code with every DEK that it is to wrap, and every one that it
+/// unwrapped.
 #[derive(Clone)]
 pub struct Spy {
     kek: LocalKek,
@@ -263,8 +261,9 @@ impl KekProvider for Spy {
     }
 }
 
-/// The third and fourth round keys of AES-256 (FIPS 197, section 5.2), made in a way of its own: from two neighbours the whole key follows. A
-/// single round key does not give it, and compiled AES code leaves one on the stack now and then.
+/// The third and fourth round keys of AES-256 (FIPS 197, section 5.2), made in a way of its own:
+/// from two neighbours the whole key follows. A single round key does not give it, and compiled AES
+/// code leaves one on the stack now and then.
 fn round_keys(key: &[u8; 32]) -> [u8; 32] {
     fn multiply(mut a: u8, mut b: u8) -> u8 {
         let mut product = 0;
@@ -317,7 +316,8 @@ pub fn without_trace<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-/// The library runs here, and what it leaves on the stack stays: threads end, and their stacks are kept for the next.
+/// The library runs here, and what it leaves on the stack stays: threads end, and their stacks are
+/// kept for the next.
 pub fn on_a_stack_of_its_own<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }

@@ -1,5 +1,6 @@
-//! A real S3 server, SeaweedFS: installed once under `target/`, started for each test on free ports of this machine, ended with it. It checks
-//! signatures, keeps its data on disk, and knows conditional writes.
+//! A real S3 server, SeaweedFS: installed once under `target/`, started for each test on free ports
+//! of this machine, ended with it. It checks signatures, keeps its data on disk, and knows
+//! conditional writes.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -78,6 +79,8 @@ impl SeaweedFs {
         // No listeners besides, and small volumes.
         command.args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false"]);
         command.args(["-master.volumeSizeLimitMB=64", "-volume.max=40"]);
+        // By default it refuses writes where less than a hundredth of the disk is free.
+        command.arg("-volume.minFreeSpace=100MiB");
         command.args(self.ports.arguments());
         let path = |name: &str| self.path(name).display().to_string();
         command.arg(format!("-dir={}", path("data")));

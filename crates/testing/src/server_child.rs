@@ -7,8 +7,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const ROLE: &str = "WAXSEAL_TEST_SERVER";
 
-/// The child's part: serves until the parent is gone. Does nothing in the parent. `start` returns the
-/// server and its URL.
+/// The child's part: serves until the parent is gone. Does nothing in the parent. `start` returns
+/// the server and its URL.
 ///
 /// Every binary that uses a [`ServerChild`] needs a test that calls this and nothing else.
 pub(crate) fn serve_as_child<S>(start: impl FnOnce() -> (S, String)) {

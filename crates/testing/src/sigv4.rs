@@ -1,5 +1,6 @@
-//! Signature Version 4, made and checked. Source: "Create a signed AWS API request", AWS Identity and Access Management User Guide; for external key
-//! stores the same, in Appendix A of the XKS Proxy API specification.
+//! Signature Version 4, made and checked. Source: "Create a signed AWS API request", AWS Identity
+//! and Access Management User Guide; for external key stores the same, in Appendix A of the XKS
+//! Proxy API specification.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used)]
@@ -102,7 +103,8 @@ impl Claim {
         })
     }
 
-    /// `needed` are the headers that have to be signed besides `host` and `x-amz-date`: what a forger could change.
+    /// `needed` are the headers that have to be signed besides `host` and `x-amz-date`: what a
+    /// forger could change.
     pub fn check(
         &self,
         request: &Request<'_>,

@@ -26,15 +26,17 @@ def one_at_a_time(environ, start_response):
 run_simple("127.0.0.1", int(sys.argv[1]), one_at_a_time, threaded=True)
 "#;
 
-/// A server from a Python environment, ended with the test. Panics, and so fails the test, when it cannot be started.
+/// A server from a Python environment, ended with the test. Panics, and so fails the test, when it
+/// cannot be started.
 pub struct StandIn {
     child: Child,
     port: u16,
 }
 
 impl StandIn {
-    /// moto: keeps everything in memory, checks no signature. It serves one request after the other: by itself it has a thread for each
-    /// request and no lock, so that of conditional writes at the same time several may succeed.
+    /// moto: keeps everything in memory, checks no signature. It serves one request after the
+    /// other: by itself it has a thread for each request and no lock, so that of conditional writes
+    /// at the same time several may succeed.
     pub fn moto() -> Self {
         Self::start(|python, port| {
             let mut moto = Command::new(python);

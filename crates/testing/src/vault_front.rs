@@ -1,5 +1,5 @@
-//! Stands in front of a Vault server and sees whole requests and answers: answers some itself, changes others. For what the one free server
-//! does not say, and HashiCorp's or a gateway does.
+//! Stands in front of a Vault server and sees whole requests and answers: answers some itself,
+//! changes others. For what the one free server does not say, and HashiCorp's or a gateway does.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -28,7 +28,8 @@ impl Asked {
 /// Status and body.
 pub type Answer = (u16, String);
 
-/// Puts a stand in front of a port of this machine; `own` gets every request with what the server would answer. Gives its port.
+/// Puts a stand in front of a port of this machine; `own` gets every request with what the server
+/// would answer. Gives its port.
 pub fn in_front_of(
     upstream: u16,
     own: impl Fn(&Asked, &dyn Fn(&Asked) -> Answer) -> Answer + Send + Sync + 'static,

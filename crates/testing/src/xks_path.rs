@@ -1,5 +1,6 @@
-//! The whole path of a key in an external key store, on this machine: service ─► KMS front ─► XKS proxy ─► policy ─► OpenBao Transit, with something that breaks what goes through it on each of the three
-//! connections.
+//! The whole path of a key in an external key store, on this machine: service ─► KMS front ─► XKS
+//! proxy ─► policy ─► OpenBao Transit, with something that breaks what goes through it on each of
+//! the three connections.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -141,7 +142,8 @@ impl XksPath {
         self.connect().await;
     }
 
-    /// The connection state once it is none on the way to another, or the error code of a connection that failed.
+    /// The connection state once it is none on the way to another, or the error code of a
+    /// connection that failed.
     async fn settled(&self) -> String {
         let start = Instant::now();
         loop {

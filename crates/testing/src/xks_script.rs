@@ -1,5 +1,6 @@
-//! An XKS endpoint for the tests of the KMS front's own side of the protocol: an honest one (AES-256-GCM in this process), until a test tells it how to misbehave.
-//! It speaks HTTP/1.1 by hand, so that it can answer what no HTTP server would.
+//! An XKS endpoint for the tests of the KMS front's own side of the protocol: an honest one
+//! (AES-256-GCM in this process), until a test tells it how to misbehave. It speaks HTTP/1.1 by
+//! hand, so that it can answer what no HTTP server would.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

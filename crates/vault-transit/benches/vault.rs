@@ -1,8 +1,10 @@
-//! Reading 1 KiB records with a KEK in Vault: through an envelope, beside a direct `transit/decrypt` of every record, on one loopback server.
+//! Reading 1 KiB records with a KEK in Vault: through an envelope, beside a direct
+//! `transit/decrypt` of every record, on one loopback server.
 //!
 //!     cargo bench -p waxseal-vault-transit --bench vault
 //!
-//! Compare within one run only. Requests are counted on their way to the server, in a run of their own: the counting costs the direct calls a little.
+//! Compare within one run only. Requests are counted on their way to the server, in a run of their
+//! own: the counting costs the direct calls a little.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 

@@ -2,11 +2,13 @@
 //!
 //!     crates/vault-transit/examples/vault_server.sh cargo run -p waxseal-vault-transit --example vault_transit
 //!
-//! starts a throw-away server for it. Against a server of yours, set VAULT_ADDR, VAULT_TOKEN and, for a private CA, VAULT_CACERT, and name the key if it is not `orders`:
+//! starts a throw-away server for it. Against a server of yours, set VAULT_ADDR, VAULT_TOKEN and,
+//! for a private CA, VAULT_CACERT, and name the key if it is not `orders`:
 //!
 //!     cargo run -p waxseal-vault-transit --example vault_transit -- YOUR_KEY
 //!
-//! The key has to be derived: `vault write -f transit/keys/YOUR_KEY derived=true`. Nothing is changed on the server.
+//! The key has to be derived: `vault write -f transit/keys/YOUR_KEY derived=true`. Nothing is
+//! changed on the server.
 
 #[path = "../../../examples/support/tap.rs"]
 #[allow(unreachable_pub)]
@@ -30,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 async fn run() -> Result<(), Box<dyn Error>> {
     let key = std::env::args().nth(1).unwrap_or_else(|| "orders".to_owned());
-    // "example" is what this program calls the cluster; the name stands in every message, so choose a lasting one.
+    // "example" is what this program calls the cluster; the name stands in every message, so choose
+    // a lasting one.
     let kek = VaultTransitKekBuilder::from_env("example", key).build()?;
     let info = kek.read_key().await?;
     println!("{}: version {}, {:?}", kek.id(), info.latest_version, kek.health().await?);

@@ -343,18 +343,9 @@ impl AuthConfig {
 
     /// Reads the parameters of a URI that are about the login.
     pub(crate) fn read(uri: &Uri<'_>) -> Result<Option<Self>, Error> {
-        let method = match uri.text("auth")? {
-            Some(name) => {
-                let names = AuthMethod::ALL.map(AuthMethod::as_str).join(", ");
-                let known = AuthMethod::ALL.into_iter().find(|method| method.as_str() == name);
-                Some(
-                    known
-                        .ok_or_else(|| uri.error(format!("parameter `auth` is none of {names}")))?,
-                )
-            }
-            None if uri.has("token-file") => Some(AuthMethod::TokenFile),
-            None => None,
-        };
+        let named = uri.one_of("auth", &AuthMethod::ALL, AuthMethod::as_str)?;
+        let by_file = || uri.has("token-file").then_some(AuthMethod::TokenFile);
+        let method = named.or_else(by_file);
         let options = OPTIONS.iter().find(|option| uri.has(option));
         let Some(method) = method else {
             return match options {

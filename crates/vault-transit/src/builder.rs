@@ -242,8 +242,9 @@ impl VaultTransitKekBuilder {
     /// caller takes its place.
     ///
     /// # Errors
-    /// [`InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the option; also outside a tokio
-    /// runtime, and in one without timers or IO. [`Io`](waxseal::ErrorKind::Io) for a file that cannot be read.
+    /// [`InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the option; also outside a
+    /// tokio runtime, and in one without timers or IO. [`Io`](waxseal::ErrorKind::Io) for a file
+    /// that cannot be read.
     pub fn build(self) -> Result<VaultTransitKek, Error> {
         if let Some(refused) = self.refused {
             return Err(invalid(refused));

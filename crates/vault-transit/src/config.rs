@@ -326,8 +326,8 @@ impl Config {
 }
 
 impl VaultTransitKek {
-    /// Makes the KEK of a [`Config`] URI, within a tokio runtime. In a configuration of data domains
-    /// it is the scheme `vault-transit` of [`Schemes::kek`](waxseal::domain::Schemes::kek).
+    /// Makes the KEK of a [`Config`] URI, within a tokio runtime. In a configuration of data
+    /// domains it is the scheme `vault-transit` of [`Schemes::kek`](waxseal::domain::Schemes::kek).
     ///
     /// # Errors
     /// Those of [`Config`]'s URI and of [`build`](VaultTransitKekBuilder::build).

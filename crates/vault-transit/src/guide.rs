@@ -5,8 +5,8 @@
 //! | [`vault`] | key, policy, logins, rotation, what the audit log shows |
 #![forbid(unsafe_code)]
 
-/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
-/// and each page brings those that lead from file to file.
+/// Where the pages' links lead in this documentation. Markdown takes the first definition of a
+/// link, and each page brings those that lead from file to file.
 macro_rules! links {
     () => {
         "[calls.md]: waxseal::guide::calls

@@ -1,4 +1,5 @@
-//! The provider configured by the environment alone, and which roots are trusted. The variables are the process's, so this file has one test.
+//! The provider configured by the environment alone, and which roots are trusted. The variables are
+//! the process's, so this file has one test.
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -10,7 +11,8 @@ use waxseal_testing::{openbao, support};
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
 fn set(name: &str, value: impl AsRef<std::ffi::OsStr>) {
-    // SAFETY: the one test of this process sets its variables before it starts anything that reads them at the same time.
+    // SAFETY: the one test of this process sets its variables before it starts anything that reads
+    // them at the same time.
     unsafe { std::env::set_var(name, value) }
 }
 

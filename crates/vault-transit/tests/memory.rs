@@ -1,4 +1,5 @@
-//! DEKs that went through a Vault server's HTTP client, searched for in memory, with the system's allocator.
+//! DEKs that went through a Vault server's HTTP client, searched for in memory, with the system's
+//! allocator.
 #![cfg(target_os = "linux")]
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -3,14 +3,14 @@
 //!
 //!     cargo run --release -p waxseal-many-clouds
 //!
-//! The record's DEK is wrapped by a key in AWS KMS, one in Google Cloud KMS, one in an Azure Managed
-//! HSM, one in Vault and one in an HSM. OpenBao, for Vault, and SoftHSM2 are real. The first run
-//! installs them under `target/` and from Debian. The others are stand-ins of this project. Nothing
-//! leaves this machine.
+//! The record's DEK is wrapped by a key in AWS KMS, one in Google Cloud KMS, one in an Azure
+//! Managed HSM, one in Vault and one in an HSM. OpenBao, for Vault, and SoftHSM2 are real. The
+//! first run installs them under `target/` and from Debian. The others are stand-ins of this
+//! project. Nothing leaves this machine.
 //!
 //! All figures are counted and timed in this run, and the services count their requests themselves.
-//! The program compares what it sees with what the library promises. If anything differs, it says so
-//! and its exit status is not zero.
+//! The program compares what it sees with what the library promises. If anything differs, it says
+//! so and its exit status is not zero.
 
 mod clouds;
 mod promises;

@@ -43,9 +43,9 @@ impl Watched {
     async fn look(&self, domains: &Domains, trail: &AuditTrail) {
         let mut troubles = Vec::new();
         for domain in domains.all() {
-            domain.envelope().statistics().record_metrics(domain.name());
-            if let Some(branches) = domain.branches() {
-                branches.statistics().record_metrics(&format!("{}-branches", domain.name()));
+            domain.statistics().record_metrics(domain.name());
+            if let Some(branches) = domain.branch_statistics() {
+                branches.record_metrics(&format!("{}-branches", domain.name()));
             }
             for (kek, health) in domain.envelope().health().await {
                 if let Err(error) = health {

@@ -172,8 +172,8 @@ impl Kind for Reading {
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
         let keys = wrapped_keys.as_ref().map(WrappedKeys::as_bytes).unwrap_or_default();
-        // All of them, if the key was erased. Also DEKs from other wrapped keys of the message, if the KEK denied the entry that they
-        // came from.
+        // All of them, if the key was erased. Also DEKs from other wrapped keys of the message, if
+        // the KEK denied the entry that they came from.
         cache.end_reading(context, id, |lease| {
             failure.is_erased
                 || lease.keys_match(keys) == KeysMatch::Same

@@ -218,8 +218,8 @@ impl DekSource {
     }
 
     /// Returns the cached DEK if it goes on encrypting after a renewal that these KEKs answered. If
-    /// a KEK was rotated, has another branch key, or answered under another id, such as an alias that names another key
-    /// now, the next DEK takes its place.
+    /// a KEK was rotated, has another branch key, or answered under another id, such as an alias
+    /// that names another key now, the next DEK takes its place.
     fn present(
         &self,
         cache: &DekCache,

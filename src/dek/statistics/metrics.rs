@@ -11,7 +11,8 @@ impl Statistics {
     /// Sets the metrics of what causes no event, such as how often a DEK was cached, from these
     /// numbers. Call it when the service starts and every few seconds, with a name for the envelope
     /// as the label `envelope`. Counters take the number as it is, so how often it is called does not
-    /// change them.
+    /// change them, and two envelopes need two names. For a data domain use
+    /// [`Domain::statistics`](crate::domain::Domain::statistics), which a reload does not set back.
     ///
     /// It has the counters of [`MetricsObserver`](crate::MetricsObserver) appear as zero too, so that
     /// an alert on their increase sees the first event.

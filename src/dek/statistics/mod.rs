@@ -49,6 +49,51 @@ pub struct Statistics {
     pub keks: Vec<KekStatistics>,
 }
 
+impl Statistics {
+    /// Adds what an earlier source of the same keys counted. Returns the KEKs that only that one had.
+    /// What is there now, such as the number of cached DEKs, stays.
+    pub(crate) fn add_earlier(&mut self, earlier: &Self) -> Vec<KekStatistics> {
+        let add = |counter: &mut u64, more: u64| *counter = counter.saturating_add(more);
+        for (counter, more) in [
+            (&mut self.reading_hits, earlier.reading_hits),
+            (&mut self.reading_misses, earlier.reading_misses),
+            (&mut self.writing_hits, earlier.writing_hits),
+            (&mut self.writing_misses, earlier.writing_misses),
+            (&mut self.calls_shared, earlier.calls_shared),
+            (&mut self.prepared, earlier.prepared),
+            (&mut self.served_stale, earlier.served_stale),
+            (&mut self.observer_panics, earlier.observer_panics),
+            (&mut self.events_lost, earlier.events_lost),
+        ] {
+            add(counter, more);
+        }
+        if let (Some(calls), Some(earlier_calls)) = (&mut self.store_calls, &earlier.store_calls)
+            && self.key_store == earlier.key_store
+        {
+            add(&mut calls.calls, earlier_calls.calls);
+            add(&mut calls.failures, earlier_calls.failures);
+            add(&mut calls.budget_waits, earlier_calls.budget_waits);
+            add(&mut calls.budget_refusals, earlier_calls.budget_refusals);
+        }
+        let mut gone = Vec::new();
+        for earlier in &earlier.keks {
+            let Some(kek) = self.keks.iter_mut().find(|kek| kek.kek_id == earlier.kek_id) else {
+                gone.push(earlier.clone());
+                continue;
+            };
+            add(&mut kek.calls, earlier.calls);
+            add(&mut kek.failures, earlier.failures);
+            add(&mut kek.budget_waits, earlier.budget_waits);
+            add(&mut kek.budget_refusals, earlier.budget_refusals);
+            if let (Some(login), Some(earlier)) = (&mut kek.login, earlier.login) {
+                add(&mut login.logins, earlier.logins);
+                add(&mut login.failures, earlier.failures);
+            }
+        }
+        gone
+    }
+}
+
 /// How many branch keys are in memory whose period began so long ago. Old ones are there because old
 /// rows are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -35,7 +35,9 @@ impl<'p> Target<'p> {
         source: &Source<'_>,
         overwrite: bool,
     ) -> Result<Self, Error> {
-        let is_directory = path.to_string_lossy().ends_with(is_separator);
+        // `new/` and `new/.` name a directory. To a `Path`, the last part of both is `new`.
+        let text = path.to_string_lossy();
+        let is_directory = text.strip_suffix('.').unwrap_or(&text).ends_with(is_separator);
         if path.file_name().is_none() || is_directory {
             return Err(refused("does not name a file", path));
         }

@@ -65,8 +65,9 @@ impl CallPolicy {
     }
 
     /// Sets how long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and
-    /// no less than `timeout`, by default 5 s, or `timeout` if that is longer. A caller that wants to wait less drops its future.
-    /// The call continues while another caller waits for it, and a request in flight is finished.
+    /// no less than `timeout`, by default 5 s, or `timeout` if that is longer. A caller that wants
+    /// to wait less drops its future. The call continues while another caller waits for it, and a
+    /// request in flight is finished.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);

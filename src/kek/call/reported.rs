@@ -21,7 +21,8 @@ thread_local! {
 /// Reports the key service's own id of the request that was just answered, so that events
 /// ([`Event::Called`](crate::Event::Called), `Wrapped`, `Unwrapped`) can be joined with the key
 /// service's log. Call it in the provider's own future, or in one that `Spawner` runs, and not in
-/// another task. Of several requests in one call, the last one counts. At most 256 visible ASCII characters are kept.
+/// another task. Of several requests in one call, the last one counts. At most 256 visible ASCII
+/// characters are kept.
 pub fn report_request_id(id: &str) {
     let id: String = id.chars().take_while(char::is_ascii_graphic).take(MAX_ID).collect();
     replace(Some(id.into_boxed_str()).filter(|id| !id.is_empty()));

@@ -27,6 +27,9 @@ const PARAMETERS: [&str; 2] = ["name", "create"];
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 ///
+/// The path is relative to the working directory in `local:cards.kek`, and absolute in
+/// `local:/cards.kek` and `local:///cards.kek`. `local://cards.kek` is refused.
+///
 /// What is not a letter, a digit or one of `-._~:/` in the path or the name may be percent-encoded;
 /// white space, `?`, `#` and `%` have to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -95,10 +98,7 @@ impl FromStr for Config {
     /// [`ErrorKind::InvalidOption`], naming the part that is wrong.
     fn from_str(text: &str) -> Result<Self, Error> {
         let uri = Uri::read(text, PREFIX, &PARAMETERS)?;
-        if uri.place().is_empty() {
-            return Err(uri.error("the path is missing: local:PATH?name=NAME"));
-        }
-        let path = uri.decode_path("the path", uri.place())?;
+        let path = uri.file_path()?;
         let name = uri.text("name")?.ok_or_else(|| uri.error("parameter `name` is missing"))?;
         Ok(Self { path, name, create: uri.flag("create")? })
     }
@@ -107,7 +107,12 @@ impl FromStr for Config {
 /// Writes the URI.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut uri = UriWriter::new(PREFIX, &encode(self.path.as_os_str().as_encoded_bytes()));
+        let mut place = encode(self.path.as_os_str().as_encoded_bytes());
+        // `//` would begin a host.
+        if place.starts_with("//") {
+            place.replace_range(1..2, "%2F");
+        }
+        let mut uri = UriWriter::new(PREFIX, &place);
         uri.text("name", Some(&self.name));
         uri.flag("create", self.create);
         f.write_str(&uri.finish())

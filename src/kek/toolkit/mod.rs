@@ -2,12 +2,13 @@
 //!
 //! The providers of this project use nothing else of the library's inside.
 //!
-//! - `Spawner` (feature `tokio`) runs a network client on the tokio runtime in which the provider was
-//!   built.
+//! - `Spawner` (feature `tokio`) runs a network client on the tokio runtime in which the provider
+//!   was built.
 //! - [`certificates`] recognises a failed connection whose cause is a certificate.
 //! - [`process_generation`] distinguishes a forked child from its parent.
 //! - [`jitter`] spreads out work that should not happen in all processes at once.
 //! - [`duration`] reads and writes durations such as `"5m"` in configuration.
+//! - `pairs` (feature `serde`) reads and writes an encryption context as a table.
 //! - [`report_request_id`] joins events with the key service's own log.
 //! - [`uri`] reads and writes a provider's configuration as a URI.
 //! - [`read_file`] reads a certificate, a key or a token, bounded and wiped.
@@ -28,6 +29,8 @@ pub mod duration {
     pub use crate::duration::{deserialize, serialize};
 }
 mod files;
+#[cfg(feature = "serde")]
+pub mod pairs;
 #[cfg(feature = "tokio")]
 mod spawn;
 pub mod uri;

@@ -124,6 +124,30 @@ impl<'a> Uri<'a> {
         Ok(path.into())
     }
 
+    /// Returns the place as the path of a file: relative in `local:keys/a`, absolute in
+    /// `local:/keys/a` and `local:///keys/a`.
+    ///
+    /// # Errors
+    /// As [`decode_path`](Self::decode_path), if there is none, and for `local://keys/a`: some take
+    /// it for a path from the working directory, others for one from the root directory.
+    pub fn file_path(&self) -> Result<PathBuf, Error> {
+        let scheme = self.prefix;
+        let place = match self.place.strip_prefix("//") {
+            Some(absolute) if absolute.starts_with('/') => absolute,
+            Some(_) => {
+                return Err(self.error(format!(
+                    "what is behind `//` would be a host: write {scheme}PATH for a path from the \
+                     working directory, {scheme}/PATH for one from the root directory"
+                )));
+            }
+            None => self.place,
+        };
+        match place {
+            "" => Err(self.error(format!("the path is missing: {scheme}PATH"))),
+            _ => self.decode_path("the path", place),
+        }
+    }
+
     fn bytes(&self, part: &str, encoded: &str) -> Result<Vec<u8>, Error> {
         decoded(encoded).ok_or_else(|| {
             self.error(format!("{part} has a % without two hexadecimal digits behind it"))
@@ -183,6 +207,23 @@ impl<'a> Uri<'a> {
             Some("false") => Ok(Some(false)),
             Some(_) => Err(self.error(format!("parameter `{name}` is neither true nor false"))),
         }
+    }
+
+    /// Returns the value of a parameter that is one of `all`, each of which `name_of` names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`] for anything else, with the names.
+    pub fn one_of<T: Copy>(
+        &self,
+        name: &str,
+        all: &[T],
+        name_of: impl Fn(T) -> &'static str,
+    ) -> Result<Option<T>, Error> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let known = all.iter().copied().find(|known| name_of(*known) == text);
+        let names = || all.iter().map(|known| name_of(*known)).collect::<Vec<_>>().join(", ");
+        let wrong = || self.error(format!("parameter `{name}` is none of {}", names()));
+        known.map(Some).ok_or_else(wrong)
     }
 
     /// Returns the duration in a parameter, such as `5m` or `250ms`.
@@ -375,6 +416,7 @@ mod tests {
             uri.text("region")?;
             uri.flag("fips")?;
             uri.duration("key-max-age")?;
+            uri.one_of("token-file", &["red", "green"], |name| name)?;
             uri.pairs("regions", '=')
         };
         read(text).unwrap_err().to_string()
@@ -389,6 +431,7 @@ mod tests {
             ("test://a b", "white space"),
             ("test://a\u{7f}", "control characters"),
             ("test://a#hunter2", "fragment"),
+            ("test://a?token-file=hunter2", "`token-file` is none of red, green"),
             ("test://a?regin=hunter2", "`regin` is unknown; did you mean `region`?"),
             ("test://a?REGION=hunter2", "`REGION` is unknown; did you mean `region`?"),
             ("test://a?key_max_age=hunter2", "did you mean `key-max-age`?"),

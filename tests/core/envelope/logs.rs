@@ -2,7 +2,8 @@
 
 use super::*;
 
-const UNFIT_FOR_A_LOG: &str = "x\n2026-11-25T00:00:00Z  INFO auth: user admin logged in\r\u{1b}[2J\u{9b}H\u{7}\u{202e}txt\u{2066}\u{2028}\u{2029}\u{85}\u{200b}\u{feff}\0";
+const UNFIT_FOR_A_LOG: &str = "x\n2026-11-25T00:00:00Z  INFO auth: user admin logged \
+    in\r\u{1b}[2J\u{9b}H\u{7}\u{202e}txt\u{2066}\u{2028}\u{2029}\u{85}\u{200b}\u{feff}\0";
 
 /// An error whose Debug is as careless as its Display.
 struct RawInDebug;

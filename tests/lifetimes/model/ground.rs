@@ -212,8 +212,9 @@ pub(super) fn branches(root: &Root, store: &ScriptedStore, period: i64, time: &T
         .unwrap()
 }
 
-/// An envelope over a branch KEK. The first of a process would keep DEKs for longer than branch keys
-/// live, the second keeps them for a shorter time. A denial is remembered by the branch KEK alone.
+/// An envelope over a branch KEK. The first of a process would keep DEKs for longer than branch
+/// keys live, the second keeps them for a shorter time. A denial is remembered by the branch KEK
+/// alone.
 pub(super) fn envelope_over(kek: &BranchKek, number: usize, time: &Time) -> (Envelope, Heard) {
     let heard = Heard::default();
     let of_envelope = &OF_ENVELOPE[number];

@@ -1,20 +1,20 @@
 //! Random steps of lifetimes against a model, with clocks that the model moves: reads, writes and
 //! handles, while the root fails, takes its time, is revoked and reinstated, and DEKs are evicted.
 //!
-//! The model knows when the root was asked that said yes, for each key that it wraps, and what ended
-//! that since. From this alone it says whether an operation succeeds, how often the root is asked,
-//! which DEK encrypts, and when a handle ends. Without branch keys the root wraps DEKs. With them it
-//! wraps branch keys, and whatever came through one ends no later than it. There, two processes with
-//! two envelopes each share a store that is down now and then, in which branches are erased and
-//! periods pass.
+//! The model knows when the root was asked that said yes, for each key that it wraps, and what
+//! ended that since. From this alone it says whether an operation succeeds, how often the root is
+//! asked, which DEK encrypts, and when a handle ends. Without branch keys the root wraps DEKs. With
+//! them it wraps branch keys, and whatever came through one ends no later than it. There, two
+//! processes with two envelopes each share a store that is down now and then, in which branches are
+//! erased and periods pass.
 //!
 //! ```sh
 //! cargo test --release --features test-util --test lifetimes model:: -- --nocapture
 //! ```
 //!
 //! runs a million steps for each layer and seed. `WAXSEAL_MODEL_STEPS` sets another number. A
-//! failure prints its seed, and `WAXSEAL_MODEL_SEED` runs that one alone: the same steps, while keys
-//! and the times of renewals, within a tenth, are drawn anew.
+//! failure prints its seed, and `WAXSEAL_MODEL_SEED` runs that one alone: the same steps, while
+//! keys and the times of renewals, within a tenth, are drawn anew.
 
 mod ground;
 mod operation;

@@ -15,7 +15,8 @@ pub(super) const UNWRAP: [&str; 1] = ["kms:Decrypt"];
 pub(super) const REWRAP: [&str; 1] = ["kms:ReEncrypt*"];
 
 /// Everything that changes a key, or who may do what with it. Not `SynchronizeMultiRegionKey`: KMS
-/// alone calls it, by its service-linked role ("Authorizing AWS KMS to synchronize multi-Region keys").
+/// alone calls it, by its service-linked role ("Authorizing AWS KMS to synchronize multi-Region
+/// keys").
 pub(super) const CHANGE: [&str; 20] = [
     "kms:CancelKeyDeletion",
     "kms:CreateAlias",

@@ -1,8 +1,8 @@
 //! The policy of a key: it alone says who may do what in the key's account.
 //!
-//! It does not hand the decision to the account's identity policies, as the default key policy does.
-//! So nobody gets in by a policy that an administrator of the account attaches. The denials hold for
-//! grants too, and for whatever allowance is added later.
+//! It does not hand the decision to the account's identity policies, as the default key policy
+//! does. So nobody gets in by a policy that an administrator of the account attaches. The denials
+//! hold for grants too, and for whatever allowance is added later.
 #![forbid(unsafe_code)]
 
 use waxseal::DekOrigin;

@@ -193,8 +193,8 @@ impl AwsPoliciesBuilder {
         self
     }
 
-    /// Sets whether the root user of the account may set the key policy, for when the last key owner
-    /// is gone. By default it may. Otherwise only AWS Support can help then.
+    /// Sets whether the root user of the account may set the key policy, for when the last key
+    /// owner is gone. By default it may. Otherwise only AWS Support can help then.
     pub fn root_recovery(mut self, may: bool) -> Self {
         self.0.root_recovery = may;
         self
@@ -206,8 +206,8 @@ impl AwsPoliciesBuilder {
     /// # Errors
     /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), for
     /// - a holder that is not the ARN of an IAM role or user, or is one by another spelling;
-    /// - a key of the domain that is not named by its ARN, is of another partition than a holder, or
-    ///   has no key owner in its account;
+    /// - a key of the domain that is not named by its ARN, is of another partition than a holder,
+    ///   or has no key owner in its account;
     /// - a KEK whose health check uses it: its context cannot have `waxseal:domain`;
     /// - a name in the domain's contexts that cannot stand in a condition;
     /// - an option that is out of range, and a document that is too long.

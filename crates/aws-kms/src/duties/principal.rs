@@ -26,8 +26,9 @@ impl<'a> PrincipalArn<'a> {
         let (kind, path) = resource.split_once('/')?;
         let (_, name) = resource.rsplit_once('/')?;
         let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-        // IAM User Guide, "IAM and AWS STS quotas": `+=,.@_-` in names, and `/` between the parts of
-        // a path. Of the other characters that a path may have none is worth its risk in a policy.
+        // IAM User Guide, "IAM and AWS STS quotas": `+=,.@_-` in names, and `/` between the parts
+        // of a path. Of the other characters that a path may have none is worth its risk in a
+        // policy.
         let is_named = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,.@_-/".contains(&byte);
         let well_formed = head == "arn"
             && partition.starts_with("aws")

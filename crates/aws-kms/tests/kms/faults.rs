@@ -1,4 +1,5 @@
-//! AWS KMS failing in every way that is known: the class, the tries, the recovery, and that nobody else is touched.
+//! AWS KMS failing in every way that is known: the class, the tries, the recovery, and that nobody
+//! else is touched.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -435,7 +436,8 @@ async fn an_answer_about_another_key_or_of_another_length_is_not_believed() {
     let ground = Ground::new();
     let kek = ground.kek().await;
     let wrapped = kek.wrap(&context("alice"), &dek()).await.unwrap();
-    let answer = r#"{"Plaintext":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","CiphertextBlob":"AAAA","KeyId":"arn:aws:kms:eu-west-1:111122223333:key/other"}"#;
+    let answer = r#"{"Plaintext":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+        "CiphertextBlob":"AAAA","KeyId":"arn:aws:kms:eu-west-1:111122223333:key/other"}"#;
     assert!(answer.contains(OTHER));
     ground.front.fail(Fault::new(Effect::Raw(200, answer)));
     assert_eq!(

@@ -1,5 +1,6 @@
-//! AWS KMS itself. Needs credentials, and in `WAXSEAL_TEST_AWS_KMS_KEY` a key by ARN, id or alias whose policies allow Encrypt, Decrypt, GenerateDataKey, ReEncrypt and
-//! DescribeKey. It makes about twenty calls. `cargo test --all-features --test aws_kms_real -- --ignored`
+//! AWS KMS itself. Needs credentials, and in `WAXSEAL_TEST_AWS_KMS_KEY` a key by ARN, id or alias
+//! whose policies allow Encrypt, Decrypt, GenerateDataKey, ReEncrypt and DescribeKey. It makes
+//! about twenty calls. `cargo test --all-features --test aws_kms_real -- --ignored`
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

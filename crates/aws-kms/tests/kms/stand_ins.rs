@@ -1,6 +1,8 @@
-//! The provider against stand-ins for AWS KMS that others wrote: moto, which is right about most things, and ministack, which lies.
+//! The provider against stand-ins for AWS KMS that others wrote: moto, which is right about most
+//! things, and ministack, which lies.
 //!
-//! Where one differs from the project's own KMS front, the test says which of them real KMS agrees with, and where that is written.
+//! Where one differs from the project's own KMS front, the test says which of them real KMS agrees
+//! with, and where that is written.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -214,20 +216,23 @@ async fn where_moto_and_the_front_differ_real_kms_agrees_with_the_front() {
     let on_moto = answers(&moto.client()).await;
     let login = front.admin();
     let on_front = answers(&front.client(REGION, &login)).await;
-    // The encryption context: all three agree. "Otherwise, the request to decrypt fails with an InvalidCiphertextException" (API Reference, Encrypt; the
-    // same in the list of errors of Decrypt).
+    // The encryption context: all three agree. "Otherwise, the request to decrypt fails with an
+    // InvalidCiphertextException" (API Reference, Encrypt; the same in the list of errors of
+    // Decrypt).
     assert_eq!(
         (&on_moto[0], &on_front[0]),
         (&Failed(KekErrorClass::Invalid), &Failed(KekErrorClass::Invalid))
     );
-    // Another key than the one that made it: "If you identify a different KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference,
-    // Decrypt, KeyId). moto says AccessDeniedException.
+    // Another key than the one that made it: "If you identify a different KMS key, the Decrypt
+    // operation throws an IncorrectKeyException" (API Reference, Decrypt, KeyId). moto says
+    // AccessDeniedException.
     assert_eq!(
         (&on_moto[1], &on_front[1]),
         (&Failed(KekErrorClass::Denied), &Failed(KekErrorClass::Invalid))
     );
-    // A disabled key, and one that is scheduled for deletion: "Key states of AWS KMS keys" in the Developer Guide, "Key state table", row Decrypt: [1]
-    // DisabledException; [2] DisabledException or [3] KMSInvalidStateException. moto serves them.
+    // A disabled key, and one that is scheduled for deletion: "Key states of AWS KMS keys" in the
+    // Developer Guide, "Key state table", row Decrypt: [1] DisabledException; [2] DisabledException
+    // or [3] KMSInvalidStateException. moto serves them.
     assert_eq!((&on_moto[2], &on_front[2]), (&Served, &Failed(KekErrorClass::Denied)));
     assert_eq!((&on_moto[3], &on_front[3]), (&Served, &Failed(KekErrorClass::Denied)));
 }

@@ -1,4 +1,5 @@
-//! An environment that nobody cleaned: variables of other tools, stale files, proxies. It is a property of the process, so each case runs in one of its own.
+//! An environment that nobody cleaned: variables of other tools, stale files, proxies. It is a
+//! property of the process, so each case runs in one of its own.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -155,7 +156,8 @@ fn an_identity_service_on_another_machine_is_not_asked_in_the_clear() {
     assert!(answer.starts_with("unavailable"), "{answer}");
 }
 
-/// The identity service of App Service and containers: a token for whoever has the header. Returns its URL.
+/// The identity service of App Service and containers: a token for whoever has the header. Returns
+/// its URL.
 fn identity_service(ground: &Ground, status: &'static str) -> String {
     ground.azure.world().tokens.insert(
         "token-of-the-identity".to_owned(),
@@ -189,7 +191,8 @@ fn identity_service(ground: &Ground, status: &'static str) -> String {
                 false => ("401 Unauthorized", "{\"error\":\"unauthorized\"}".to_owned()),
             };
             let head = format!(
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: \
+                    close\r\ncontent-length: {}\r\n\r\n",
                 body.len()
             );
             let _ = stream.write_all((head + &body).as_bytes());

@@ -1,4 +1,5 @@
-//! The service and the line to it failing in every way that is known: class, tries, what is cached, recovery. The table on the page is compared with what is seen.
+//! The service and the line to it failing in every way that is known: class, tries, what is cached,
+//! recovery. The table on the page is compared with what is seen.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -110,7 +110,8 @@ async fn each_audience_has_its_token() {
     assert_eq!(kek.login().unwrap().logins, 3);
 }
 
-/// Whoever has its public key can wrap for a former RSA key, so readers have to accept that by name.
+/// Whoever has its public key can wrap for a former RSA key, so readers have to accept that by
+/// name.
 #[tokio::test]
 async fn a_former_key_that_wrapped_with_rsa_makes_the_kek_unauthenticated() {
     let ground = Ground::new();

@@ -126,7 +126,8 @@ async fn a_workload_identity_logs_in_with_the_token_of_its_file() {
     assert_eq!(error.class(), KekErrorClass::Misconfigured, "{error}");
 }
 
-/// The service's clock is an hour ahead: its tokens have ended when they come. And far behind: they look good for longer.
+/// The service's clock is an hour ahead: its tokens have ended when they come. And far behind: they
+/// look good for longer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_off_is_no_denial() {
     let ground = Ground::new();

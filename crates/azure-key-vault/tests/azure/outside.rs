@@ -1,4 +1,5 @@
-//! What others do: servers that send elsewhere or without end, credentials of users that hang and panic.
+//! What others do: servers that send elsewhere or without end, credentials of users that hang and
+//! panic.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,8 +69,8 @@ impl TokenCredential for Moody {
     }
 }
 
-/// The first caller gives up. Whoever comes while the load hangs waits with it, and not for ever: later another load
-/// is begun beside it. A panic is an outage and no more.
+/// The first caller gives up. Whoever comes while the load hangs waits with it, and not for ever:
+/// later another load is begun beside it. A panic is an outage and no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_credential_that_hangs_or_panics_is_asked_anew() {
     let ground = Ground::new();

@@ -1,4 +1,6 @@
-//! Azure itself. Needs credentials in the environment (`Credential::Environment`), and in `WAXSEAL_TEST_AZURE_KEY` a URI of a key (`azure-key-vault://VAULT/KEY?…`) whose permissions allow to use and to read it. It makes about ten calls.
+//! Azure itself. Needs credentials in the environment (`Credential::Environment`), and in
+//! `WAXSEAL_TEST_AZURE_KEY` a URI of a key (`azure-key-vault://VAULT/KEY?…`) whose permissions
+//! allow to use and to read it. It makes about ten calls.
 //! `cargo test --workspace --all-features --test azure real -- --ignored`
 
 use waxseal::kek::{Health, KekErrorClass, KekProvider};

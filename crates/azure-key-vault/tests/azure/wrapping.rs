@@ -72,7 +72,8 @@ async fn the_hsm_itself_refuses_another_context_and_with_rsa_the_provider_does()
     assert_eq!(ground.rsa("cards").context_binding(), ContextBinding::Unauthenticated);
 }
 
-/// What is lost with RSA, shown: the public key is enough to make a message that a reader accepts. So an envelope wants to hear it by name.
+/// What is lost with RSA, shown: the public key is enough to make a message that a reader accepts.
+/// So an envelope wants to hear it by name.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_rsa_whoever_has_the_public_key_makes_entries_that_unwrap() {
     let ground = Ground::with_rsa();

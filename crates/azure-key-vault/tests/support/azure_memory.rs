@@ -1,5 +1,5 @@
-//! What is left in memory of DEKs that went to Key Vault and came back. The stand-in is a process of
-//! its own.
+//! What is left in memory of DEKs that went to Key Vault and came back. The stand-in is a process
+//! of its own.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 /// Per algorithm.
 pub const DEKS: usize = 6;
 
-/// Has DEKs wrapped and unwrapped, by AES and by RSA. `child` is the name of the test that plays the
-/// stand-in.
+/// Has DEKs wrapped and unwrapped, by AES and by RSA. `child` is the name of the test that plays
+/// the stand-in.
 pub fn run(child: &str) -> Found {
     let azure = AzureChild::start(child);
     let runtime = crossings::runtime();

@@ -167,7 +167,8 @@ fn cases() -> Vec<Case<Ground>> {
             g.front.fail(Fault::new(Effect::Fails(status)));
         }),
         by_answer("IAM's refusal without details", Denied, |g| {
-            let message = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource 'x' (or it may not exist).";
+            let message = "Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource \
+                'x' (or it may not exist).";
             status(&g.front, Code::PermissionDenied, message);
         }),
         by_answer("something else not found", Misconfigured, |g| {

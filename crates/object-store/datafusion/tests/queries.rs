@@ -1,5 +1,6 @@
-//! A table in Parquet files, written and queried by DataFusion through the encrypted store: the results
-//! are those of the same files in plain, and of each file only what the query touches is fetched.
+//! A table in Parquet files, written and queried by DataFusion through the encrypted store: the
+//! results are those of the same files in plain, and of each file only what the query touches is
+//! fetched.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,5 +1,5 @@
-//! `v0_13::SealedStore` on servers that speak S3, with the client of object_store 0.13: the suite of
-//! that version.
+//! `v0_13::SealedStore` on servers that speak S3, with the client of object_store 0.13: the suite
+//! of that version.
 #![allow(clippy::unwrap_used)]
 #![allow(dead_code, reason = "the ground of all tests, of which some are here")]
 

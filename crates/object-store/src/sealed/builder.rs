@@ -81,8 +81,8 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
     }
 
     /// Sets how many bytes the head of an object has: 104 to 65,639, by default 1,024. The wrapped
-    /// keys and the room for longer ones are in it: a KMS key takes about 270 bytes, a Vault key 130,
-    /// a branch key 50.
+    /// keys and the room for longer ones are in it: a KMS key takes about 270 bytes, a Vault key
+    /// 130, a branch key 50.
     ///
     /// **It belongs to the layout of the store**, as [`chunk_size`](Self::chunk_size) does.
     pub fn head_len(mut self, bytes: u32) -> Self {
@@ -90,8 +90,8 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         self
     }
 
-    /// Sets how many bytes of heads are kept in memory, by default 4 MiB, which is some 2,500 heads.
-    /// A ranged read of an object whose head is kept is one request, and two otherwise.
+    /// Sets how many bytes of heads are kept in memory, by default 4 MiB, which is some 2,500
+    /// heads. A ranged read of an object whose head is kept is one request, and two otherwise.
     pub fn cached_heads(mut self, bytes: u64) -> Self {
         self.cached_heads = bytes;
         self
@@ -105,9 +105,9 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         self
     }
 
-    /// Sets up to how many plaintext bytes an object is written in one request, where it goes through
-    /// this process: copies that the store cannot do, and rewraps. It is in memory then. By default
-    /// 64 MiB. Larger objects are multipart uploads, which have no conditions.
+    /// Sets up to how many plaintext bytes an object is written in one request, where it goes
+    /// through this process: copies that the store cannot do, and rewraps. It is in memory then. By
+    /// default 64 MiB. Larger objects are multipart uploads, which have no conditions.
     pub fn single_put(mut self, bytes: u64) -> Self {
         self.single_put = bytes;
         self

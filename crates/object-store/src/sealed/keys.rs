@@ -96,8 +96,8 @@ impl ObjectKeys {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, Debug)]
 #[non_exhaustive]
 pub enum Binding {
-    /// The whole path, as this store sees it. An object that was moved is refused. A copy or a rename
-    /// encrypts the object anew.
+    /// The whole path, as this store sees it. An object that was moved is refused. A copy or a
+    /// rename encrypts the object anew.
     #[default]
     Path,
     /// The last segment of the path. For names that are unique, as with a UUID: folders can be

@@ -1,6 +1,6 @@
-//! Encrypted objects. The files here are compiled once for each version of `object_store` that has a
-//! feature: `api` is the crate of that version, and `extras` what its results have and those of others
-//! have not.
+//! Encrypted objects. The files here are compiled once for each version of `object_store` that has
+//! a feature: `api` is the crate of that version, and `extras` what its results have and those of
+//! others have not.
 #![forbid(unsafe_code)]
 
 use super::{api, extras};

@@ -53,8 +53,8 @@ impl<S: ObjectStore> Inner<S> {
         self.store.delete(from).await
     }
 
-    /// Returns whether the store may move an object as it is: whether it opens at both paths. Nothing is
-    /// decrypted then, but the policy decides about it as if it were.
+    /// Returns whether the store may move an object as it is: whether it opens at both paths.
+    /// Nothing is decrypted then, but the policy decides about it as if it were.
     async fn is_by_the_store(
         &self,
         from: &Path,

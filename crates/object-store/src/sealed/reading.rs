@@ -190,9 +190,9 @@ impl<S: ObjectStore> Inner<S> {
         }
     }
 
-    /// Returns the head of the version that is wanted, and whether it was kept. Only the first attempt
-    /// relies on one that is kept: after a failure it may be there again, by another reader that is
-    /// about to fail too, and the failure itself has to come out.
+    /// Returns the head of the version that is wanted, and whether it was kept. Only the first
+    /// attempt relies on one that is kept: after a failure it may be there again, by another reader
+    /// that is about to fail too, and the failure itself has to come out.
     async fn known(
         &self,
         path: &Path,
@@ -389,8 +389,8 @@ fn merged(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
     merged
 }
 
-/// Returns whether a chunk is in one of these ranges, which are in order and do not overlap. There may
-/// be as many as chunks, so they are not searched one by one.
+/// Returns whether a chunk is in one of these ranges, which are in order and do not overlap. There
+/// may be as many as chunks, so they are not searched one by one.
 fn is_within(ranges: &[Range<u64>], chunk: u64) -> bool {
     let at = ranges.partition_point(|range| range.end <= chunk);
     ranges.get(at).is_some_and(|range| range.contains(&chunk))

@@ -107,6 +107,8 @@ pub struct RewrapProgress {
     pub unchanged: u64,
     /// Objects that were left as they are, because of an error.
     pub failed: u64,
+    /// Objects that were deleted after they had been listed.
+    pub gone: u64,
     /// Encrypted bytes that were written.
     pub bytes: u64,
     /// Everything up to this path is done, or has failed. `None` before the first page, and where the
@@ -435,10 +437,15 @@ impl<S: ObjectStore> Inner<S> {
     }
 }
 
-/// Notes the failure of one object, or stops the walk where the next would fail too.
+/// Notes the failure of one object, or stops the walk where the next would fail too. An object that
+/// is not there any more is none.
 fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> {
     if sealing_error(&error).is_some_and(waxseal::Error::is_retryable) {
         return Err(error);
+    }
+    if matches!(error, Error::NotFound { .. }) {
+        progress.gone += 1;
+        return Ok(());
     }
     progress.failed += 1;
     progress.failures.push((path.clone(), error));

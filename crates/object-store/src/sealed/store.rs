@@ -93,10 +93,10 @@ impl fmt::Debug for ContentId {
 }
 
 impl<S: ObjectStore> SealedStore<S> {
-    /// Returns this store on behalf of a caller: the policies of its envelopes and their observers are
-    /// told who it is, in every operation that reads or writes content, and so in those that have no
-    /// place for a caller: `get_ranges`, and what a library like DataFusion does with the store that it
-    /// was given. A [`Caller`] in the extensions of an operation stands above it.
+    /// Returns this store on behalf of a caller: the policies of its envelopes and their observers
+    /// are told who it is, in every operation that reads or writes content, and so in those that
+    /// have no place for a caller: `get_ranges`, and what a library like DataFusion does with the
+    /// store that it was given. A [`Caller`] in the extensions of an operation stands above it.
     ///
     /// It costs two counters, and shares the kept heads. Make one for each request that is served:
     ///
@@ -115,8 +115,8 @@ impl<S: ObjectStore> SealedStore<S> {
         Self { shared: self.shared.clone(), caller: Some(caller.clone()) }
     }
 
-    /// Asks the store for the [`ContentId`] of an object. It asks for no key, so it is what the store
-    /// says: reads that demand it check it.
+    /// Asks the store for the [`ContentId`] of an object. It asks for no key, so it is what the
+    /// store says: reads that demand it check it.
     ///
     /// # Errors
     /// Those of the store, and of an object that is none of this store.

@@ -1,8 +1,8 @@
 //! Multipart uploads.
 //!
 //! Parts are encrypted in the order of the calls of `put_part`, whatever the order in which their
-//! futures are polled. What is encrypted is cut anew: parts of at least 5 MiB, as S3 demands, and of
-//! one length, as others do, unless those that are given grow.
+//! futures are polled. What is encrypted is cut anew: parts of at least 5 MiB, as S3 demands, and
+//! of one length, as others do, unless those that are given grow.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -83,8 +83,8 @@ pub(super) struct SealedUpload {
     writer: Option<StreamWriter<Out>>,
     out: Out,
     layout: Layout,
-    /// The length of every part but the last: by that of the longest that was given so far. So there are
-    /// no more of them than were given, of which a store takes 10,000.
+    /// The length of every part but the last: by that of the longest that was given so far. So
+    /// there are no more of them than were given, of which a store takes 10,000.
     part_len: Option<usize>,
     /// Parts that were given to the store, and those that it has.
     begun: usize,

@@ -12,6 +12,7 @@ mod domains;
 mod ground;
 mod integration;
 mod lies;
+mod model;
 mod parquet;
 mod ranges;
 mod requests;

@@ -273,6 +273,42 @@ async fn a_walk_goes_on_where_it_stopped_and_counts_what_failed() {
     assert_eq!(kind(&elsewhere.unwrap_err()), Some(ErrorKind::UnknownKek));
 }
 
+/// In a bucket in use there is always one, and a walk has to be able to end without a failure.
+#[tokio::test]
+async fn an_object_that_is_deleted_during_a_walk_is_no_failure() {
+    for single_put in [0, 64 << 20] {
+        let (keks, scripted) = (Keks::make(), Scripted::new(InMemory::new()));
+        let before = keks.before(scripted.clone()).build().unwrap();
+        let path = |n: usize| Path::from(format!("{n}"));
+        for n in 0..6 {
+            before.put(&path(n), format!("text {n}").into()).await.unwrap();
+        }
+        let (inner, deleting) = (scripted.clone(), path);
+        scripted.script(move |_, call| {
+            let is_head = call.operation == "get" && call.range == Some(0..HEAD);
+            let gone = match call.path.as_ref() {
+                // Before its head is read, and behind that.
+                "1" if is_head => deleting(2),
+                "4" if is_head => deleting(4),
+                _ => return Act::Pass,
+            };
+            let inner = inner.clone();
+            Act::Then(Arc::new(move || {
+                let (inner, gone) = (inner.clone(), gone.clone());
+                Box::pin(async move { inner.bare().delete(&gone).await.unwrap() })
+            }))
+        });
+        let moving = keks.moving(scripted.clone()).single_put(single_put).build().unwrap();
+        let options = RewrapOptions::default().at_once(1);
+        let done = moving.rewrap_prefix(None, options, |_| {}).await.unwrap();
+        assert!(done.failures.is_empty());
+        assert_eq!((done.rewrapped, done.failed, done.gone), (4, 0, 2));
+        for n in [2, 4] {
+            assert!(scripted.bare().head(&path(n)).await.is_err(), "{n} is there again");
+        }
+    }
+}
+
 /// The first pages may be in order by chance. To go on behind them would leave out the others.
 #[tokio::test]
 async fn where_the_store_lists_in_no_order_no_page_says_where_to_go_on() {

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::version::{Binding, SealedStore};
 use object_store::aws::{AmazonS3, AmazonS3Builder, S3CopyIfNotExists};
 use object_store::integration as suite;
+use object_store::path::Path;
 use object_store::prefix::PrefixStore;
+use object_store::{ObjectStore, PutMultipartOptions, PutOptions, TagSet};
 use waxseal_testing::seaweedfs::{ACCESS_KEY, SECRET_KEY, SeaweedFs};
 use waxseal_testing::stand_in::StandIn;
 
@@ -78,16 +80,42 @@ fn the_test_of_paginated_lists_passes_on_s3() {
     }
 }
 
-/// Of stand-ins that take it without a signature.
+/// `object_store` writes tags and cannot read them, so the server is asked.
+#[tokio::test]
+async fn the_tags_of_a_write_are_those_of_the_object() {
+    let server = moto();
+    let sealed: SealedStore<AmazonS3> =
+        builder(s3(&server.url(), BUCKET).build().unwrap()).build().unwrap();
+    let mut tags = TagSet::default();
+    tags.push("retention", "7 years");
+    let put = PutOptions { tags: tags.clone(), ..Default::default() };
+    sealed.put_opts(&Path::from("whole"), "text".into(), put).await.unwrap();
+    let options = PutMultipartOptions { tags, ..Default::default() };
+    let mut upload = sealed.put_multipart_opts(&Path::from("parts"), options).await.unwrap();
+    upload.put_part("text".into()).await.unwrap();
+    upload.complete().await.unwrap();
+    for path in ["whole", "parts"] {
+        let tagging = ask(server.port(), "GET", &format!("{BUCKET}/{path}?tagging"));
+        let is_there = ["<Key>retention</Key>", "<Value>7 years</Value>"];
+        assert!(is_there.iter().all(|part| tagging.contains(part)), "{path}: {tagging}");
+    }
+}
+
 fn create_bucket(port: u16, bucket: &str) {
+    ask(port, "PUT", bucket);
+}
+
+/// Of stand-ins that take it without a signature.
+fn ask(port: u16, method: &str, what: &str) -> String {
     use std::io::{Read, Write};
     let mut connection = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     let host = "s3.us-east-1.amazonaws.com\r\nAuthorization: AWS AKIATEST:x";
     let request = format!(
-        "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} /{what} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
     connection.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     connection.read_to_string(&mut answer).unwrap();
     assert!(answer.contains(" 200 "), "{answer}");
+    answer
 }

@@ -269,7 +269,7 @@ async fn two_writers_of_one_object_leave_one_of_two_objects() {
 }
 
 #[tokio::test]
-async fn modes_attributes_and_tags_go_through() {
+async fn modes_and_attributes_go_through() {
     let sealed = small(InMemory::new());
     let attributes = Attributes::from_iter([
         (Attribute::ContentType, "text/csv"),

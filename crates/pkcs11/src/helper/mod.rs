@@ -1,12 +1,12 @@
-//! A process of its own for the module, so that a vendor's code that crashes or hangs ends a helper and
-//! not the service.
+//! A process of its own for the module, so that a vendor's code that crashes or hangs ends a helper
+//! and not the service.
 //!
-//! Each session has a helper of its own. The service and its helper speak through a pair of sockets,
-//! which is the helper's standard input: one request, one answer. The PIN goes through it too, and so
-//! does each DEK. A helper ends with the thread of the service that started it.
+//! Each session has a helper of its own. The service and its helper speak through a pair of
+//! sockets, which is the helper's standard input: one request, one answer. The PIN goes through it
+//! too, and so does each DEK. A helper ends with the thread of the service that started it.
 //!
-//! The crate has a program, `waxseal-pkcs11-helper`, that does nothing but call [`run`]. A service that
-//! does not want to ship a second file can be its own helper:
+//! The crate has a program, `waxseal-pkcs11-helper`, that does nothing but call [`run`]. A service
+//! that does not want to ship a second file can be its own helper:
 //!
 //! ```no_run
 //! use std::process::ExitCode;

@@ -303,8 +303,8 @@ struct Answer {
 }
 
 impl Remote {
-    /// Opens a session in a helper: in `spare`, or in a new one. A helper that could not open one, and
-    /// is well, is put into `spare`.
+    /// Opens a session in a helper: in `spare`, or in a new one. A helper that could not open one,
+    /// and is well, is put into `spare`.
     pub(crate) fn open(
         token: &Token,
         helper: &Helper,

@@ -217,8 +217,8 @@ impl State {
                 Err(Trial::Another) => {}
             }
         }
-        // A sample that was good, and now is not, is not damaged. And another key says nothing of one
-        // that is gone.
+        // A sample that was good, and now is not, is not damaged. And another key says nothing of
+        // one that is gone.
         if has_failed || session.get_attributes(key.handle, &[AttributeType::Id]).is_err() {
             return Ok(Finding::Unwell);
         }

@@ -203,8 +203,8 @@ fn try_one(
     }
     // That was a refusal, and not the end of the session.
     opens()?;
-    // What opens again says nothing of the IV: a token that uses one of its own both ways would open
-    // it too.
+    // What opens again says nothing of the IV: a token that uses one of its own both ways would
+    // open it too.
     let again = encrypt(session, key.handle, way, &AAD, &TRIAL)?;
     if again.iv == sealed.iv {
         return Err(odd("used one IV twice"));

@@ -65,10 +65,10 @@ impl Open {
 }
 
 impl Connection {
-    /// Opens a session at the token, logs in and finds the keys. Where the token is lost, the module
-    /// is started anew if that is possible, and then it is tried once more. Where other code ended
-    /// the module, it is tried until the end is noted: other sessions that meet the same end keep it
-    /// from being noted for a moment.
+    /// Opens a session at the token, logs in and finds the keys. Where the token is lost, the
+    /// module is started anew if that is possible, and then it is tried once more. Where other code
+    /// ended the module, it is tried until the end is noted: other sessions that meet the same end
+    /// keep it from being noted for a moment.
     pub(crate) fn open(token: &Token) -> Result<Self, Failure> {
         let module = load(&token.module)?;
         let (mut ends, mut is_restarted) = (0, false);

@@ -55,8 +55,8 @@ impl Keys {
         for handle in handles {
             keys.push(KeyObject::read(session, handle).map_err(|error| failed(&error))?);
         }
-        // A key that is public may have been made without the PIN, by anybody who reaches the token:
-        // it is no version of one that is private.
+        // A key that is public may have been made without the PIN, by anybody who reaches the
+        // token: it is no version of one that is private.
         if keys.iter().any(|key| key.private) {
             keys.retain(|key| key.private);
         }

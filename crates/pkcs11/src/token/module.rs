@@ -161,8 +161,8 @@ impl Module {
         self.start(&mut started).map(|()| Restart::Done)
     }
 
-    /// Notes that other code of the process ended the module. `false` if it could not be noted, since
-    /// functions of the module still run.
+    /// Notes that other code of the process ended the module. `false` if it could not be noted,
+    /// since functions of the module still run.
     pub(crate) fn was_ended(&self, epoch: u64) -> bool {
         let mut started = match self.started.try_write() {
             Ok(started) => started,

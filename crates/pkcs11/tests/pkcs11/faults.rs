@@ -1,5 +1,5 @@
-//! Each fault under an envelope: its class, its tries, what is served meanwhile, and that it passes.
-//! The page for operators shows the same table.
+//! Each fault under an envelope: its class, its tries, what is served meanwhile, and that it
+//! passes. The page for operators shows the same table.
 
 use std::fs;
 use std::sync::Arc;

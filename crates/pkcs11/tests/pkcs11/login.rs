@@ -86,8 +86,8 @@ fn a_pin_that_an_operator_made_right_is_tried_again_when_the_caller_says_so() {
     });
 }
 
-/// What a service does with a PIN that the token does not take, and cannot say so: calls, reconnects,
-/// new providers, many sessions, a module at another path.
+/// What a service does with a PIN that the token does not take, and cannot say so: calls,
+/// reconnects, new providers, many sessions, a module at another path.
 fn pestered(ground: &Ground, kek: &Pkcs11Kek) {
     let (alice, dek) = (context("alice"), a_dek());
     let copy = ground.directory.join("copy of the module.so");

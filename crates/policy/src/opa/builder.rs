@@ -105,7 +105,8 @@ impl OpaPolicyBuilder {
     }
 
     /// Sets how long one answer may take, waiting for its turn included. 1 ms to 60 s, by default
-    /// 500 ms. [`PolicyOptions::timeout`](waxseal::policy::PolicyOptions::timeout) should be longer.
+    /// 500 ms. [`PolicyOptions::timeout`](waxseal::policy::PolicyOptions::timeout) should be
+    /// longer.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

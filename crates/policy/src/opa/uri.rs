@@ -29,8 +29,8 @@ impl OpaPolicy {
     /// `timeout` and `max-in-flight`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part, and those of
-    /// [`build`](crate::OpaPolicyBuilder::build).
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part, and those
+    /// of [`build`](crate::OpaPolicyBuilder::build).
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         let uri = Uri::read(&uri, "opa:", &PARAMETERS)?;
         let mut builder = match uri.place() {

@@ -1,14 +1,15 @@
-//! Finds expressions that string so much together that the engine would follow them to the end of the
-//! stack.
+//! Finds expressions that string so much together that the engine would follow them to the end of
+//! the stack.
 //!
-//! regorus 0.14 bounds how deep brackets are nested, and not how many operators or look-ups stand side
-//! by side. Each makes its tree one level deeper. A stack that ends takes the whole process along, so a
-//! policy must not be able to do that.
+//! regorus 0.14 bounds how deep brackets are nested, and not how many operators or look-ups stand
+//! side by side. Each makes its tree one level deeper. A stack that ends takes the whole process
+//! along, so a policy must not be able to do that.
 #![forbid(unsafe_code)]
 
 use super::heads::code_lines;
 
-/// The most operators, look-ups and calls of one expression, with those of the expressions around it.
+/// The most operators, look-ups and calls of one expression, with those of the expressions around
+/// it.
 pub(super) const MOST: usize = 128;
 
 /// Words that join or begin a part of an expression.

@@ -1,9 +1,10 @@
 //! Finds rules with which the engine would lose reasons to deny.
 //!
 //! regorus 0.14 drops what a rule found so far when the value in its head is undefined for the last
-//! of several solutions. Of `deny_reason contains data.why[role] if some role in input.caller.roles`
-//! nothing is left if the last role has no entry. Other engines drop that one solution only. Where
-//! the look-up stands in the body they agree.
+//! of several solutions. Of
+//! `deny_reason contains data.why[role] if some role in input.caller.roles` nothing is left if the
+//! last role has no entry. Other engines drop that one solution only. Where the look-up stands in
+//! the body they agree.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};

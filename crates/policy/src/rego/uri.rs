@@ -42,14 +42,11 @@ impl RegoPolicy {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part, and those of
-    /// [`build`](crate::RegoPolicyBuilder::build).
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part, and those
+    /// of [`build`](crate::RegoPolicyBuilder::build).
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         let uri = Uri::read(&uri, "rego:", PARAMETERS)?;
-        let path = uri.decode_path("the path", uri.place())?;
-        if path.as_os_str().is_empty() {
-            return Err(uri.error("the path is missing: rego:PATH"));
-        }
+        let path = uri.file_path()?;
         let is_directory = path.is_dir();
         let is_bundle = !is_directory && path.as_os_str().as_encoded_bytes().ends_with(b".tar.gz");
         let mut sources = match (is_directory, is_bundle) {

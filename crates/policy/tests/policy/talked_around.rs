@@ -37,7 +37,8 @@ fn cases() -> Vec<(&'static str, String, Value)> {
         (
             "with input",
             plain(
-                "allow if is_admin with input as {\"caller\": {\"roles\": [\"admin\"]}}\n\nis_admin if \"admin\" in input.caller.roles",
+                "allow if is_admin with input as {\"caller\": {\"roles\": \
+                    [\"admin\"]}}\n\nis_admin if \"admin\" in input.caller.roles",
             ),
             none(),
         ),
@@ -283,8 +284,8 @@ fn a_zero_byte_in_a_policy_is_refused() {
     }
 }
 
-/// The page of the crate lists it. Such a function sees its argument in the place of the input, and it
-/// is the author of the policy who says so.
+/// The page of the crate lists it. Such a function sees its argument in the place of the input, and
+/// it is the author of the policy who says so.
 #[test]
 fn an_argument_by_the_name_input_is_taken_here_and_not_by_opa() {
     let text = "package waxseal\n\nallow if f({\"a\": true})\n\nf(input) if input.a\n";
@@ -358,8 +359,8 @@ fn nesting_and_chains_without_end_are_refused_and_end_no_process() {
     });
 }
 
-/// The bound holds on a thread whose stack is no larger than usual, while policies are read, asked and
-/// dropped.
+/// The bound holds on a thread whose stack is no larger than usual, while policies are read, asked
+/// and dropped.
 #[test]
 fn an_expression_of_the_greatest_length_is_evaluated_on_a_usual_thread() {
     for (name, expression) in [

@@ -87,8 +87,8 @@ impl Connect {
         })
     }
 
-    /// Learns the version of the schema, which the crate can serve. Where that is an earlier one, the
-    /// log has it once.
+    /// Learns the version of the schema, which the crate can serve. Where that is an earlier one,
+    /// the log has it once.
     pub(super) fn saw(&self, version: Option<i64>) {
         let is_outdated = version != Some(VERSIONS.newest);
         if !self.is_outdated.swap(is_outdated, Ordering::Relaxed) && is_outdated {

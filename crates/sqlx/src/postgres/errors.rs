@@ -1,5 +1,5 @@
-//! What the failures of PostgreSQL mean. Nothing of the driver's errors is kept but the server's own
-//! message: its details quote values, and configuration errors may quote the URL.
+//! What the failures of PostgreSQL mean. Nothing of the driver's errors is kept but the server's
+//! own message: its details quote values, and configuration errors may quote the URL.
 #![forbid(unsafe_code)]
 
 use std::io;

@@ -16,8 +16,8 @@ use super::connect::{check_schema, wrong};
 /// | [`Eraser`](Self::Eraser) | yes | yes | | yes | yes |
 ///
 /// The grants are of columns. `erased_at` has to be set together with a tombstone, so who may not
-/// write that column cannot erase. What PostgreSQL cannot tell apart is a row that was rewrapped and
-/// one that was spoilt: who may replace a row can make it useless.
+/// write that column cannot erase. What PostgreSQL cannot tell apart is a row that was rewrapped
+/// and one that was spoilt: who may replace a row can make it useless.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum PostgresRole {
@@ -38,8 +38,8 @@ impl PostgresRole {
     /// is that of the options, by default `public`.
     ///
     /// # Errors
-    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and for
-    /// a role such as `public` that means others.
+    /// Misconfigured if a name has other characters than lower-case letters, digits and `_`, and
+    /// for a role such as `public` that means others.
     pub fn grants(self, schema: &str, role: &str) -> Result<String, StoreError> {
         check_schema(schema)?;
         check_role(role)?;

@@ -10,13 +10,14 @@ use super::{PostgresKeyStore, PostgresOptions};
 const OWN: [&str; 5] = ["max-connections", "password-file", "schema", "store-name", "timeout"];
 
 impl PostgresKeyStore {
-    /// Makes the store of a URI, within a tokio runtime: the URL of [`PostgresOptions::new`], and in it
-    /// the options `password-file`, `schema`, `store-name`, `max-connections` and `timeout`. In a
-    /// configuration of data domains it is the schemes `postgres` and `postgresql` of
+    /// Makes the store of a URI, within a tokio runtime: the URL of [`PostgresOptions::new`], and
+    /// in it the options `password-file`, `schema`, `store-name`, `max-connections` and `timeout`.
+    /// In a configuration of data domains it is the schemes `postgres` and `postgresql` of
     /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part that is wrong.
+    /// [`ErrorKind::InvalidOption`](waxseal::ErrorKind::InvalidOption), naming the part that is
+    /// wrong.
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         Self::new(options(&uri)?)
     }

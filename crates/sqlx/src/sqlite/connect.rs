@@ -55,6 +55,21 @@ impl Connect {
         Self { path: None, busy_timeout: Duration::ZERO, file: OnceLock::new() }
     }
 
+    /// Names the file in an error of opening it.
+    pub(super) fn of_file(&self, error: StoreError) -> StoreError {
+        let Some(path) = &self.path else { return error };
+        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+        let text = match directory.is_none_or(Path::exists) {
+            true => format!("{}: {error}", path.display()),
+            false => format!("{}: its directory is missing: {error}", path.display()),
+        };
+        match error.class() {
+            StoreErrorClass::Misconfigured => StoreError::misconfigured(text),
+            StoreErrorClass::Throttled => StoreError::throttled(text),
+            _ => StoreError::unavailable(text),
+        }
+    }
+
     /// Remembers which file has the schema now.
     pub(super) fn opened(&self) {
         let _ = self.file.set(self.path.as_deref().and_then(file_id));

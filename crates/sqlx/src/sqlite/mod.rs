@@ -76,8 +76,8 @@ impl SqliteOptions {
 /// it on a network file system, where WAL does not work.
 ///
 /// A file that was removed or replaced while it is open is refused by everything that writes and by
-/// [`health`](KeyStore::health), as misconfigured: the rows would be lost with the process. Reads go
-/// on in the old file. Not on Windows, where the system keeps an open file from being removed.
+/// [`health`](KeyStore::health), as misconfigured: the rows would be lost with the process. Reads
+/// go on in the old file. Not on Windows, where the system keeps an open file from being removed.
 ///
 /// ```
 /// use waxseal::store::KeyStore;
@@ -119,16 +119,16 @@ impl SqliteKeyStore {
         Self::with(connect, options).await
     }
 
-    /// Opens the file of a URI, as [`open_with`](Self::open_with): `sqlite:PATH`, with the parameters
-    /// `store-name`, `busy-timeout` and `max-connections`, which are [`SqliteOptions`]. The path is
-    /// relative in `sqlite:keys.db`, and absolute in `sqlite:/keys.db` and `sqlite:///keys.db`. In a
-    /// configuration of data domains it is the scheme `sqlite` of
+    /// Opens the file of a URI, as [`open_with`](Self::open_with): `sqlite:PATH`, with the
+    /// parameters `store-name`, `busy-timeout` and `max-connections`, which are [`SqliteOptions`].
+    /// The path is relative in `sqlite:keys.db`, and absolute in `sqlite:/keys.db` and
+    /// `sqlite:///keys.db`. In a configuration of data domains it is the scheme `sqlite` of
     /// [`Schemes::store`](waxseal::domain::Schemes::store).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for another URI, and as [`open`](Self::open). `sqlite://keys.db`
-    /// is refused: some take it for a file in the working directory, others for one in the root
-    /// directory.
+    /// [`ErrorKind::InvalidOption`] for another URI, and as [`open`](Self::open).
+    /// `sqlite://keys.db` is refused: some take it for a file in the working directory, others for
+    /// one in the root directory.
     pub async fn from_uri(uri: String) -> Result<Self, Error> {
         let (path, options) = of_uri(&uri)?;
         Self::open_with(path, options).await
@@ -149,7 +149,7 @@ impl SqliteKeyStore {
         let pool = Pool::new(connect, options.max_connections, timeout)?;
         let busy = options.busy_timeout;
         let connection = pool.call(move |connection| Box::pin(connect::migrate(connection, busy)));
-        connection.await?;
+        connection.await.map_err(|error| pool.connector().of_file(error))?;
         pool.connector().opened();
         Ok(Self { name: options.name.into(), pool })
     }
@@ -173,17 +173,7 @@ const PARAMETERS: [&str; 3] = ["busy-timeout", "max-connections", "store-name"];
 
 fn of_uri(text: &str) -> Result<(PathBuf, SqliteOptions), Error> {
     let uri = Uri::read(text, "sqlite:", &PARAMETERS)?;
-    let place = uri.place();
-    if place.is_empty() {
-        return Err(uri.error("the path is missing: sqlite:PATH"));
-    }
-    if place.starts_with("//") && !place.starts_with("///") {
-        return Err(uri.error(
-            "what is behind `//` would be a host: write sqlite:PATH for a path from the working \
-             directory, sqlite:/PATH for one from the root directory",
-        ));
-    }
-    let path = uri.decode_path("the path", place)?;
+    let path = uri.file_path()?;
     let mut options = SqliteOptions::new();
     if let Some(name) = uri.text("store-name")? {
         options = options.name(name);

@@ -55,10 +55,10 @@ pub struct Parts<'a> {
     pub operation: &'a str,
 }
 
-/// `/keys/NAME`, `/keys/NAME/VERSION`, `/keys/NAME/VERSION/OPERATION`. An empty version is the newest one ("Encrypt", "Get Key": the SDKs send it so).
-/// And what administrators ask for: "Update Key", "Rotate Key", "Delete Key", "Recover Deleted Key",
-/// "Purge Deleted Key", "Backup Key", and in a Managed HSM "Role
-/// Assignments, Create".
+/// `/keys/NAME`, `/keys/NAME/VERSION`, `/keys/NAME/VERSION/OPERATION`. An empty version is the
+/// newest one ("Encrypt", "Get Key": the SDKs send it so). And what administrators ask for: "Update
+/// Key", "Rotate Key", "Delete Key", "Recover Deleted Key", "Purge Deleted Key", "Backup Key", and
+/// in a Managed HSM "Role Assignments, Create".
 pub fn parts<'a>(method: &str, path: &'a str) -> Option<Parts<'a>> {
     let segments: Vec<_> = path.strip_prefix('/')?.split('/').collect();
     let at = |name: &'a str, version: &'a str, operation: &'a str| {
@@ -102,7 +102,8 @@ fn permission(operation: &str) -> &'static str {
 }
 
 pub enum Unauthenticated {
-    /// "the server returns 401 with a WWW-Authenticate header" ("Authentication, requests and responses").
+    /// "the server returns 401 with a WWW-Authenticate header" ("Authentication, requests and
+    /// responses").
     Challenge(Refused),
     Refused(Refused),
 }
@@ -145,16 +146,19 @@ impl World {
             // A vault that is not there has no name in DNS; here its name leads to this server.
             return Err(Refused::new(404, "VaultNotFound", "", "no such vault"));
         };
-        // "HTTP 403: Insufficient Permissions", "Client address is not authorized" (REST error codes).
+        // "HTTP 403: Insufficient Permissions", "Client address is not authorized" (REST error
+        // codes).
         if vault.private_only {
             let text = format!(
-                "Public network access is disabled and request is not from a trusted service nor via an approved private link.\r\nCaller: appid={client_id}\r\nVault: {host}"
+                "Public network access is disabled and request is not from a trusted service nor \
+                    via an approved private link.\r\nCaller: appid={client_id}\r\nVault: {host}"
             );
             return Err(Refused::new(403, "Forbidden", "ForbiddenByConnection", text));
         }
         if vault.firewall.as_ref().is_some_and(|allowed| !allowed.contains(&asked.from)) {
             let text = format!(
-                "Client address is not authorized and caller is not a trusted service.\r\nClient address: {}\r\nCaller: appid={client_id}\r\nVault: {host}",
+                "Client address is not authorized and caller is not a trusted service.\r\nClient \
+                    address: {}\r\nCaller: appid={client_id}\r\nVault: {host}",
                 asked.from
             );
             return Err(Refused::new(403, "Forbidden", "ForbiddenByFirewall", text));
@@ -165,7 +169,8 @@ impl World {
                 vault.served.pop_front();
             }
             if vault.served.len() >= limit {
-                let text = "Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached";
+                let text = "Request was not processed because too many requests were received. \
+                    Reason: VaultRequestTypeLimitReached";
                 return Err(Refused::new(429, "Throttled", "VaultRequestTypeLimitReached", text));
             }
             vault.served.push_back(Instant::now());
@@ -183,7 +188,8 @@ impl World {
                     "Forbidden",
                     "AccessDenied",
                     format!(
-                        "The user, group or application 'appid={client_id}' does not have keys {needed} permission on key vault '{host};location=westeurope'."
+                        "The user, group or application 'appid={client_id}' does not have keys \
+                            {needed} permission on key vault '{host};location=westeurope'."
                     ),
                 ),
                 Access::Rbac => Refused::new(
@@ -191,15 +197,22 @@ impl World {
                     "Forbidden",
                     "ForbiddenByRbac",
                     format!(
-                        "Caller is not authorized to perform action on resource.\r\nIf role assignments, deny assignments or role definitions were changed recently, please observe propagation time.\r\nCaller: appid={client_id}\r\nAction: '{action}'\r\nVault: {host}"
+                        "Caller is not authorized to perform action on resource.\r\nIf role \
+                            assignments, deny assignments or role definitions were changed \
+                            recently, please observe propagation time.\r\nCaller: \
+                            appid={client_id}\r\nAction: '{action}'\r\nVault: {host}"
                     ),
                 ),
             });
         }
-        // "HTTP 404" and "soft-delete overview": a deleted key is not found, and its name is not free.
+        // "HTTP 404" and "soft-delete overview": a deleted key is not found, and its name is not
+        // free.
         let missing = || {
             let text = format!(
-                "A key with (name/id) {}/{} was not found in this key vault. If you recently deleted this key you may be able to recover it using the correct recovery command. For help resolving this issue, please see https://go.microsoft.com/fwlink/?linkid=2125182",
+                "A key with (name/id) {}/{} was not found in this key vault. If you recently \
+                    deleted this key you may be able to recover it using the correct recovery \
+                    command. For help resolving this issue, please see \
+                    https://go.microsoft.com/fwlink/?linkid=2125182",
                 parts.name, parts.version
             );
             Refused::new(404, "KeyNotFound", "", text)
@@ -283,14 +296,16 @@ fn administer(vault: &mut Vault, parts: &Parts<'_>, body: &Value) -> Option<Opti
     })
 }
 
-/// "About keys", "Key attributes": a disabled version does nothing. "Date-time controlled operations": outside nbf and exp a key still decrypts and unwraps.
+/// "About keys", "Key attributes": a disabled version does nothing. "Date-time controlled
+/// operations": outside nbf and exp a key still decrypts and unwraps.
 fn check_usable(version: &KeyVersion, operation: &str, now: u64) -> Result<(), Refused> {
     let refuse = |inner, state: &str| {
         let text = format!("Operation {operation} is not allowed on {state} key.");
         Err(Refused::new(403, "Forbidden", inner, text))
     };
     if !version.enabled {
-        // azure-sdk-for-python, issue 45342, for keys; the same form for secrets in azure-sdk-for-js, issue 24756.
+        // azure-sdk-for-python, issue 45342, for keys; the same form for secrets in
+        // azure-sdk-for-js, issue 24756.
         return refuse("KeyDisabled", "a disabled");
     }
     if matches!(operation, "decrypt" | "unwrapKey") {

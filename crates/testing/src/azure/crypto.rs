@@ -63,7 +63,8 @@ impl Material {
             Self::Rsa(key) => {
                 let der = AsDer::<Pkcs8V1Der<'_>>::as_der(&**key).unwrap();
                 let pair = RsaKeyPair::from_pkcs8(der.as_ref()).unwrap();
-                // RFC 8017, A.1.1: a sequence of two integers, n of 257 bytes with a zero before it.
+                // RFC 8017, A.1.1: a sequence of two integers, n of 257 bytes with a zero before
+                // it.
                 let public = pair.public_key().as_ref().to_vec();
                 assert_eq!((public.len(), &public[4..9]), (270, &[2, 0x82, 1, 1, 0][..]));
                 assert_eq!(&public[265..267], [2, 3]);
@@ -73,7 +74,8 @@ impl Material {
         }
     }
 
-    /// Ciphertext, iv and tag. "The Managed HSM makes the initialization vector" is what the SDKs' own comments say of A256GCM; the reference leaves it open.
+    /// Ciphertext, iv and tag. "The Managed HSM makes the initialization vector" is what the SDKs'
+    /// own comments say of A256GCM; the reference leaves it open.
     pub fn encrypt(&self, plaintext: &[u8], aad: &[u8]) -> Option<(Vec<u8>, [u8; 12], [u8; 16])> {
         let Self::Aes(key) = self else { return None };
         note_dek(plaintext);

@@ -70,8 +70,8 @@ impl World {
         )
     }
 
-    /// "Microsoft identity platform application authentication certificate credentials": header, claims, and the signature by
-    /// the application's certificate.
+    /// "Microsoft identity platform application authentication certificate credentials": header,
+    /// claims, and the signature by the application's certificate.
     fn by_certificate(&mut self, client_id: &str, assertion: &str, audience: &str) -> Answer {
         let parts: Vec<&str> = assertion.split('.').collect();
         let read = |part: &str| -> Value {

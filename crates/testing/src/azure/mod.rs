@@ -1,10 +1,12 @@
 //! A stand-in for Azure Key Vault, Managed HSM and Entra ID, over TLS with an authority of its own.
 //!
-//! It follows the published REST reference (<https://learn.microsoft.com/rest/api/keyvault/>), and each behaviour names its page where it is. Where the pages leave something
-//! open, it says so. It is not Azure, and what holds against it is not known to hold there.
+//! It follows the published REST reference (<https://learn.microsoft.com/rest/api/keyvault/>), and
+//! each behaviour names its page where it is. Where the pages leave something open, it says so. It
+//! is not Azure, and what holds against it is not known to hold there.
 //!
-//! One server stands for every vault (`NAME.vault.azure.net`), every Managed HSM (`NAME.managedhsm.azure.net`) and for the login service (`localhost`). The `Host` header says which
-//! one is meant. Its certificate names them all.
+//! One server stands for every vault (`NAME.vault.azure.net`), every Managed HSM
+//! (`NAME.managedhsm.azure.net`) and for the login service (`localhost`). The `Host` header says
+//! which one is meant. Its certificate names them all.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 

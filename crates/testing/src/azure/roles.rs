@@ -1,4 +1,5 @@
-//! Role definitions and assignments: Azure RBAC for the data plane of vaults, local RBAC of Managed HSMs.
+//! Role definitions and assignments: Azure RBAC for the data plane of vaults, local RBAC of Managed
+//! HSMs.
 
 use serde_json::Value;
 
@@ -121,7 +122,8 @@ impl World {
         Ok(())
     }
 
-    /// Assigns roles: a list of `role`, `principalId` and `scope`. "/keys/NAME" at its end is one key.
+    /// Assigns roles: a list of `role`, `principalId` and `scope`. "/keys/NAME" at its end is one
+    /// key.
     pub fn assign_roles(&mut self, host: &str, assignments: &str) {
         let assignments: Vec<Value> = serde_json::from_str(assignments).unwrap();
         for one in assignments {

@@ -15,7 +15,8 @@ pub enum Access {
     Rbac,
 }
 
-/// Permissions for keys, by the names of access policies. Role assignments have data actions of the same meaning, such as `Microsoft.KeyVault/vaults/keys/wrap/action`.
+/// Permissions for keys, by the names of access policies. Role assignments have data actions of the
+/// same meaning, such as `Microsoft.KeyVault/vaults/keys/wrap/action`.
 pub type Permission = &'static str;
 
 pub struct Principal {
@@ -139,7 +140,8 @@ impl World {
         self.create(host, name, vec!["encrypt", "decrypt", "wrapKey", "unwrapKey"], Material::rsa())
     }
 
-    /// "If the named key already exists, Azure Key Vault creates a new version of the key" ("Create Key").
+    /// "If the named key already exists, Azure Key Vault creates a new version of the key" ("Create
+    /// Key").
     fn create(
         &mut self,
         host: &str,
@@ -181,14 +183,16 @@ impl World {
         self.key(host, name).versions.last_mut().unwrap()
     }
 
-    /// "The delete key operation cannot be used to remove individual versions of a key" ("Delete Key").
+    /// "The delete key operation cannot be used to remove individual versions of a key" ("Delete
+    /// Key").
     pub fn delete(&mut self, host: &str, name: &str) {
         let vault = self.vaults.get_mut(host).unwrap();
         let key = vault.keys.remove(name).unwrap();
         vault.deleted.insert(name.to_owned(), key);
     }
 
-    /// "Recovers the deleted key to its latest version under /keys" ("Recover Deleted Key"): with all its versions.
+    /// "Recovers the deleted key to its latest version under /keys" ("Recover Deleted Key"): with
+    /// all its versions.
     pub fn recover(&mut self, host: &str, name: &str) {
         let vault = self.vaults.get_mut(host).unwrap();
         let key = vault.deleted.remove(name).unwrap();

@@ -3,8 +3,8 @@
 //!
 //! Every failure is FAILED_PRECONDITION with two violations: the first about the state of the key,
 //! the second with the error domain as its type. Only a decryption that the manager refuses is
-//! INVALID_ARGUMENT. The page does not say how the first violation names a key that is enabled; here
-//! it is `KEY_ENABLED`, in the way of `KEY_DISABLED`, which the service was seen to send.
+//! INVALID_ARGUMENT. The page does not say how the first violation names a key that is enabled;
+//! here it is `KEY_ENABLED`, in the way of `KEY_DISABLED`, which the service was seen to send.
 
 use serde_json::json;
 
@@ -110,7 +110,8 @@ impl EkmFault {
             }
             Self::ServerError => "External server error when trying to access the key.",
             Self::NotImplemented => {
-                "The external key manager indicated they have not implemented the appropriate method to support Cloud KMS's Decrypt."
+                "The external key manager indicated they have not implemented the appropriate \
+                    method to support Cloud KMS's Decrypt."
             }
             Self::UnexpectedError => "Got unexpected error when trying to access the key.",
             Self::DecryptionFailed => "Decryption failed: The EKM reports that decryption failed.",

@@ -1,9 +1,9 @@
-//! A stand-in for Google Cloud KMS: the REST surface of v1 that services and administrators use, the
-//! metadata server and the token service, on one port.
+//! A stand-in for Google Cloud KMS: the REST surface of v1 that services and administrators use,
+//! the metadata server and the token service, on one port.
 //!
-//! It is written from the REST reference alone, and says at each behaviour where that stands. Nobody
-//! has held it against Google. What it does beyond the reference is to fail, to be slow and to lie,
-//! on request.
+//! It is written from the REST reference alone, and says at each behaviour where that stands.
+//! Nobody has held it against Google. What it does beyond the reference is to fail, to be slow and
+//! to lie, on request.
 //!
 //! In the tests' own process it is a thread with a runtime of its own.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

@@ -145,9 +145,11 @@ pub fn not_enabled(version: &str, state: &str) -> Status {
 /// Credentials that are missing, unknown or expired (`google.api.ErrorReason`).
 pub fn unauthenticated(reason: &str) -> Status {
     let message = if reason == "CREDENTIALS_MISSING" {
-        "Request is missing required authentication credential. Expected OAuth 2 access token, login cookie or other valid authentication credential."
+        "Request is missing required authentication credential. Expected OAuth 2 access token, \
+            login cookie or other valid authentication credential."
     } else {
-        "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid authentication credential."
+        "Request had invalid authentication credentials. Expected OAuth 2 access token, login \
+            cookie or other valid authentication credential."
     };
     Status::new(Code::Unauthenticated, message).with_info(
         reason,
@@ -161,7 +163,9 @@ pub fn quota_exceeded(project: &str) -> Status {
     Status::new(
         Code::ResourceExhausted,
         format!(
-            "Quota exceeded for quota metric 'Cryptographic requests' and limit 'Cryptographic requests per minute' of service 'cloudkms.googleapis.com' for consumer '{project}'."
+            "Quota exceeded for quota metric 'Cryptographic requests' and limit 'Cryptographic \
+                requests per minute' of service 'cloudkms.googleapis.com' for consumer \
+                '{project}'."
         ),
     )
     .with_info(

@@ -232,8 +232,8 @@ impl World {
         self.custom_roles.insert(name.to_owned(), permissions);
     }
 
-    /// Replaces the policy of a key (`cryptoKeys.setIamPolicy`). Of conditions only one form is known,
-    /// `request.time < timestamp("…")`, and a policy that has one must be of version 3.
+    /// Replaces the policy of a key (`cryptoKeys.setIamPolicy`). Of conditions only one form is
+    /// known, `request.time < timestamp("…")`, and a policy that has one must be of version 3.
     pub fn set_policy(&mut self, key: &str, policy: &serde_json::Value) -> Result<(), Status> {
         let mut bindings = Vec::new();
         for binding in policy["bindings"].as_array().into_iter().flatten() {

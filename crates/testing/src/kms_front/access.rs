@@ -1,4 +1,5 @@
-//! Who may do what: key policies, identity policies, service control policies and grants together, and the key policies that KMS refuses.
+//! Who may do what: key policies, identity policies, service control policies and grants together,
+//! and the key policies that KMS refuses.
 
 use serde_json::Value;
 
@@ -11,7 +12,8 @@ use super::world::{Caller, Key, World};
 const MAX_POLICY_BYTES: usize = 32 * 1024;
 
 impl World {
-    /// Key policy, identity policies, service control policies and grants, in the order of the IAM User Guide.
+    /// Key policy, identity policies, service control policies and grants, in the order of the IAM
+    /// User Guide.
     pub fn authorise(
         &self,
         caller: &Caller,
@@ -34,7 +36,8 @@ impl World {
             || self.is_denied_by_organisation(&question);
         let identity_allows = by_identity.contains(&Verdict::Allowed);
         let by_policies = match by_key {
-            // Of another account, both have to allow it ("Allowing users in other accounts to use a KMS key" in the Guide).
+            // Of another account, both have to allow it ("Allowing users in other accounts to use a
+            // KMS key" in the Guide).
             Verdict::Allowed if key.account != caller.account => identity_allows,
             Verdict::Allowed => true,
             Verdict::LeftToTheAccount => identity_allows,
@@ -53,7 +56,8 @@ impl World {
         Err(KmsError::new(400, "AccessDeniedException", detail))
     }
 
-    /// For operations on no key: identity policies alone, and "Resource": "*" in them ("AWS KMS permissions" in the Guide).
+    /// For operations on no key: identity policies alone, and "Resource": "*" in them ("AWS KMS
+    /// permissions" in the Guide).
     pub fn authorise_account(
         &self,
         caller: &Caller,
@@ -70,7 +74,8 @@ impl World {
             return Ok(());
         }
         let detail = format!(
-            "User: {} is not authorized to perform: {action} on resource: * because no identity-based policy allows the {action} action",
+            "User: {} is not authorized to perform: {action} on resource: * because no \
+                identity-based policy allows the {action} action",
             caller.principal
         );
         Err(KmsError::new(400, "AccessDeniedException", detail))
@@ -83,15 +88,17 @@ impl World {
             .collect()
     }
 
-    /// Beside the `FullAWSAccess` that every account has. They hold for the account's root user too, not for those of other organisations ("Service control
-    /// policies" in the AWS Organizations User Guide).
+    /// Beside the `FullAWSAccess` that every account has. They hold for the account's root user
+    /// too, not for those of other organisations ("Service control policies" in the AWS
+    /// Organizations User Guide).
     fn is_denied_by_organisation(&self, question: &Question<'_>) -> bool {
         let mut policies = self.service_control_policies.iter();
         policies.any(|policy| policy::evaluate(policy, question) == Verdict::Denied)
     }
 
-    /// The policy of `PutKeyPolicy` or `CreateKey`, if KMS takes it: the criteria of `Policy` and `BypassPolicyLockoutSafetyCheck` in the API Reference, and
-    /// "Default key policy" in the Guide.
+    /// The policy of `PutKeyPolicy` or `CreateKey`, if KMS takes it: the criteria of `Policy` and
+    /// `BypassPolicyLockoutSafetyCheck` in the API Reference, and "Default key policy" in the
+    /// Guide.
     pub fn acceptable_policy(
         &self,
         caller: &Caller,
@@ -103,7 +110,8 @@ impl World {
             return Err(KmsError::new(400, "LimitExceededException", "the key policy is too long"));
         }
         let malformed = |what: String| KmsError::new(400, "MalformedPolicyDocumentException", what);
-        // "Printable ASCII …, the Basic Latin and Latin-1 Supplement character set (through \u00FF)", tab, line feed and carriage return.
+        // "Printable ASCII …, the Basic Latin and Latin-1 Supplement character set (through
+        // \u00FF)", tab, line feed and carriage return.
         let is_allowed =
             |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='~' | '\u{a0}'..='\u{ff}');
         let policy: Value = serde_json::from_str(written).unwrap_or_default();
@@ -155,8 +163,8 @@ fn ask<'a>(
     }
 }
 
-/// "This type of condition works even when the parameter doesn't appear in the request, such as when you use the parameter's default value" ("AWS KMS condition
-/// keys" in the Guide).
+/// "This type of condition works even when the parameter doesn't appear in the request, such as
+/// when you use the parameter's default value" ("AWS KMS condition keys" in the Guide).
 fn condition_keys(caller: &Caller, action: &str, body: &Value) -> Keys {
     let (mut keys, traits) = (Keys::default(), &caller.traits);
     keys.set("aws:PrincipalArn", &caller.principal);

@@ -1,4 +1,5 @@
-//! What administers keys: their state, policy, rotation and deletion, and what lists them. The API Reference is that of AWS KMS (2014-11-01).
+//! What administers keys: their state, policy, rotation and deletion, and what lists them. The API
+//! Reference is that of AWS KMS (2014-11-01).
 
 use std::time::{Duration, SystemTime};
 
@@ -31,17 +32,20 @@ impl World {
                 let detail = format!("{arn} is not pending deletion.");
                 return Err(KmsError::new(400, "KMSInvalidStateException", detail));
             }
-            // "When this operation succeeds, the key state of the KMS key is Disabled" (API Reference, CancelKeyDeletion).
+            // "When this operation succeeds, the key state of the KMS key is Disabled" (API
+            // Reference, CancelKeyDeletion).
             "CancelKeyDeletion" => {
                 let key = self.key(&arn);
                 (key.state, key.deletion) = (State::Disabled, None);
             }
             "PutKeyPolicy" => self.key(&arn).policy = self.acceptable_policy(caller, &arn, body)?,
-            // "To rotate": "manually", by the external key manager or with another KMS key (the Guide, "Rotate AWS KMS keys").
+            // "To rotate": "manually", by the external key manager or with another KMS key (the
+            // Guide, "Rotate AWS KMS keys").
             "EnableKeyRotation" | "DisableKeyRotation" | "RotateKeyOnDemand" if is_external => {
                 return Err(unsupported);
             }
-            // Imported material does not rotate by itself, and on demand only to what was imported for it ("Rotate AWS KMS keys" in the Guide).
+            // Imported material does not rotate by itself, and on demand only to what was imported
+            // for it ("Rotate AWS KMS keys" in the Guide).
             "EnableKeyRotation" if is_imported => return Err(unsupported),
             "RotateKeyOnDemand" if is_imported && self.key(&arn).next.is_none() => {
                 let detail = format!("{arn} has no key material that is pending rotation.");
@@ -64,7 +68,8 @@ impl World {
         Ok(json!({ "KeyId": arn }))
     }
 
-    /// "If you include a value, it must be between 7 and 30, inclusive. If you do not include a value, it defaults to 30" (API Reference).
+    /// "If you include a value, it must be between 7 and 30, inclusive. If you do not include a
+    /// value, it defaults to 30" (API Reference).
     fn schedule_deletion(&mut self, arn: &str, body: &Value) -> Answer {
         let days = match &body["PendingWindowInDays"] {
             Value::Null => 30,

@@ -1,5 +1,6 @@
-//! What keys compute. A request is let through and its key looked up under the lock of the world; the cryptography needs no lock, since for a key in an
-//! external key store it is a call over the network.
+//! What keys compute. A request is let through and its key looked up under the lock of the world;
+//! the cryptography needs no lock, since for a key in an external key store it is a call over the
+//! network.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,9 +18,11 @@ use crate::outputs::note_dek;
 /// What does the cryptography of a key.
 #[derive(Clone)]
 pub enum Backing {
-    /// Done here. Every key material there ever was, the current one last; related multi-Region keys share them.
+    /// Done here. Every key material there ever was, the current one last; related multi-Region
+    /// keys share them.
     Materials(Arc<Mutex<Vec<Material>>>),
-    /// Done by a key of KMS first, and then once more by the external key ("Double encryption" in the Guide's "External key stores").
+    /// Done by a key of KMS first, and then once more by the external key ("Double encryption" in
+    /// the Guide's "External key stores").
     External(External),
 }
 
@@ -80,18 +83,21 @@ impl Material {
 }
 
 pub fn invalid_ciphertext() -> KmsError {
-    // KMS answers with no message: clients of it show nothing after "when calling the Decrypt operation:".
+    // KMS answers with no message: clients of it show nothing after "when calling the Decrypt
+    // operation:".
     KmsError::new(400, "InvalidCiphertextException", "")
 }
 
-/// "All symmetric encryption operations take an encryption context", used "as additional authenticated data" (the Guide).
+/// "All symmetric encryption operations take an encryption context", used "as additional
+/// authenticated data" (the Guide).
 fn aad(header: &[u8], context: &Context) -> Vec<u8> {
     let context = serde_json::to_vec(context).unwrap();
     [&header.len().to_be_bytes()[..], header, &context].concat()
 }
 
-/// What the proxy gets as additionalAuthenticatedData, bounded there by 8,192 bytes, which a context may have by itself. This is the front's own choice: the
-/// specification leaves it to KMS, and says that the header of the ciphertext blob may be in it (Appendix E, version 0.0.6).
+/// What the proxy gets as additionalAuthenticatedData, bounded there by 8,192 bytes, which a
+/// context may have by itself. This is the front's own choice: the specification leaves it to KMS,
+/// and says that the header of the ciphertext blob may be in it (Appendix E, version 0.0.6).
 fn external_aad(aad: &[u8]) -> [u8; 32] {
     Sha256::digest(aad).into()
 }
@@ -119,8 +125,9 @@ fn header(key_id: &str, material: &Material) -> Vec<u8> {
     header
 }
 
-/// Behind the header in the blob of an external key: each variable part after its length. "KMS will embed all of the fields in the XKS Proxy's encrypt
-/// response into the ciphertextBlob" (Encrypt, "KMS Considerations").
+/// Behind the header in the blob of an external key: each variable part after its length. "KMS will
+/// embed all of the fields in the XKS Proxy's encrypt response into the ciphertextBlob" (Encrypt,
+/// "KMS Considerations").
 fn embed(sealed: &Sealed) -> Vec<u8> {
     let len = |part: &[u8]| [u8::try_from(part.len()).unwrap()];
     let (metadata, iv) = (&sealed.metadata[..], &sealed.iv[..]);
@@ -150,8 +157,9 @@ pub struct Usable {
     pub asker: Asker,
 }
 
-/// The key material, where the key is of a kind that tells: "present for symmetric encryption keys with AWS_KMS or EXTERNAL origin" (KeyMetadata in the API
-/// Reference, of CurrentKeyMaterialId; the front takes KeyMaterialId to be no different).
+/// The key material, where the key is of a kind that tells: "present for symmetric encryption keys
+/// with AWS_KMS or EXTERNAL origin" (KeyMetadata in the API Reference, of CurrentKeyMaterialId; the
+/// front takes KeyMaterialId to be no different).
 pub type MaterialId = Option<String>;
 
 impl Usable {

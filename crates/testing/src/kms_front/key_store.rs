@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::KmsError;
 use super::xks::XksClient;
 
-/// ConnectionState, and ConnectionErrorCode, which "appears in the response only when the ConnectionState is FAILED".
+/// ConnectionState, and ConnectionErrorCode, which "appears in the response only when the
+/// ConnectionState is FAILED".
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Connection {
     Connected,
@@ -40,14 +41,16 @@ pub struct KeyStore {
     /// How often it was connected or disconnected: what a later change has overtaken is dropped.
     pub change: u64,
     pub proxy: Arc<XksClient>,
-    /// "1800 operations per second. These quotas are calculated separately for each custom key store" ("Custom key store request quotas" in the Guide).
+    /// "1800 operations per second. These quotas are calculated separately for each custom key
+    /// store" ("Custom key store request quotas" in the Guide).
     pub quota: u32,
     /// Since when, and how many.
     pub counted: Mutex<(Instant, u32)>,
 }
 
 impl KeyStore {
-    /// One more cryptographic operation. The text is that of "Throttling AWS KMS requests" in the Guide.
+    /// One more cryptographic operation. The text is that of "Throttling AWS KMS requests" in the
+    /// Guide.
     pub fn count(&self) -> Result<(), KmsError> {
         let mut counted = self.counted.lock().unwrap();
         if counted.0.elapsed() >= Duration::from_secs(1) {

@@ -1,11 +1,15 @@
-//! A stand-in for AWS KMS: AWS JSON 1.1 over HTTP, signatures checked, keys whose states and policies are enforced, real AES-GCM.
+//! A stand-in for AWS KMS: AWS JSON 1.1 over HTTP, signatures checked, keys whose states and
+//! policies are enforced, real AES-GCM.
 //!
-//! Keys of its own it keeps in memory; keys in an external key store it reaches through an XKS proxy, over TLS, as KMS does.
+//! Keys of its own it keeps in memory; keys in an external key store it reaches through an XKS
+//! proxy, over TLS, as KMS does.
 //!
-//! It is as strict as the published API, and where that leaves something open, stricter than a client would like. What it does is said, with its source,
-//! where it does it. It serves every Region on one port: which one is meant stands in the signature's scope.
+//! It is as strict as the published API, and where that leaves something open, stricter than a
+//! client would like. What it does is said, with its source, where it does it. It serves every
+//! Region on one port: which one is meant stands in the signature's scope.
 //!
-//! In the tests' own process it is a thread with a runtime of its own; [`KmsFront::start`] in a child process makes it one that can be stopped.
+//! In the tests' own process it is a thread with a runtime of its own; [`KmsFront::start`] in a
+//! child process makes it one that can be stopped.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub, unused_imports)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -268,8 +272,8 @@ impl KmsFront {
         self.shared.calls.lock().unwrap().clone()
     }
 
-    /// The requests as records of CloudTrail, with the fields that "Logging AWS KMS API calls with AWS
-    /// CloudTrail" shows and that a join needs.
+    /// The requests as records of CloudTrail, with the fields that "Logging AWS KMS API calls with
+    /// AWS CloudTrail" shows and that a join needs.
     pub fn cloud_trail(&self) -> Vec<Value> {
         let record = |call: Call| {
             let mut record = json!({
@@ -423,8 +427,9 @@ fn fault_for(shared: &Shared, operation: &str, input: &Value) -> Option<Effect> 
     Some(fault.effect.clone())
 }
 
-/// `ExpiredTokenException` and `UnrecognizedClientException` are in "Common Error Types" of the API Reference, there with status 403 as a rule; the other
-/// names are what AWS services with this protocol send, and that page does not list them.
+/// `ExpiredTokenException` and `UnrecognizedClientException` are in "Common Error Types" of the API
+/// Reference, there with status 403 as a rule; the other names are what AWS services with this
+/// protocol send, and that page does not list them.
 fn authenticate(
     shared: &Shared,
     request: &Request<'_>,

@@ -68,7 +68,8 @@ pub async fn decrypt(world: &Mutex<World>, caller: &Caller, body: &Value) -> Ans
     Ok(with(answer, "KeyMaterialId", material))
 }
 
-/// Needs kms:ReEncryptFrom on the one key and kms:ReEncryptTo on the other ("ReEncrypt" in the API Reference).
+/// Needs kms:ReEncryptFrom on the one key and kms:ReEncryptTo on the other ("ReEncrypt" in the API
+/// Reference).
 pub async fn re_encrypt(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let blob = bytes(body, "CiphertextBlob", 6144)?;
     let before = context(body, "SourceEncryptionContext")?;

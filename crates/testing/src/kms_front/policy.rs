@@ -1,14 +1,17 @@
 //! Key policies, identity policies and service control policies, as far as this project uses them.
 //!
-//! Sources: "Policy evaluation logic", "IAM JSON policy elements: Condition operators" and "AWS global condition context keys" in the IAM User Guide; "Service
-//! control policies" in the AWS Organizations User Guide; "AWS KMS condition keys" and "Key policies in AWS KMS" in the AWS KMS Developer Guide. An element
-//! that is not known here is refused when the policy is set, never ignored.
+//! Sources: "Policy evaluation logic", "IAM JSON policy elements: Condition operators" and "AWS
+//! global condition context keys" in the IAM User Guide; "Service control policies" in the AWS
+//! Organizations User Guide; "AWS KMS condition keys" and "Key policies in AWS KMS" in the AWS KMS
+//! Developer Guide. An element that is not known here is refused when the policy is set, never
+//! ignored.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Condition keys with their values, by their names in lower case: names of keys have no case (IAM User Guide, "Condition").
+/// Condition keys with their values, by their names in lower case: names of keys have no case (IAM
+/// User Guide, "Condition").
 #[derive(Clone, Debug, Default)]
 pub struct Keys(BTreeMap<String, Vec<String>>);
 
@@ -140,7 +143,8 @@ pub fn check(policy: &Value, kind: Kind) -> Result<(), String> {
 
 fn check_statement(statement: &Value, kind: Kind) -> Result<(), String> {
     let elements = statement.as_object().ok_or("a statement")?;
-    // "Each statement in the key policy must contain one or more principals" (API Reference, PutKeyPolicy); an identity policy is of one already.
+    // "Each statement in the key policy must contain one or more principals" (API Reference,
+    // PutKeyPolicy); an identity policy is of one already.
     if elements.contains_key("Principal") != (kind == Kind::OfAKey) {
         return Err("Principal".into());
     }
@@ -206,7 +210,8 @@ pub fn principals(policy: &Value) -> Vec<&str> {
 
 fn values(question: &Question<'_>, key: &str) -> Vec<String> {
     if let Some(name) = key.strip_prefix("kms:EncryptionContext:") {
-        // The case of NAME does not count ("Case sensitivity of the encryption context condition" in the Guide).
+        // The case of NAME does not count ("Case sensitivity of the encryption context condition"
+        // in the Guide).
         let pairs =
             question.context.iter().filter(|(of_request, _)| of_request.eq_ignore_ascii_case(name));
         return pairs.map(|(_, value)| value.clone()).collect();
@@ -236,7 +241,8 @@ fn holds(question: &Question<'_>, operator: &str, key: &str, wanted: &Value) -> 
         "StringEquals" | "ForAnyValue:StringEquals" => found.iter().any(is_wanted),
         // True also when the key is absent ("Condition operators", negated matching).
         "StringNotEquals" => !found.iter().any(is_wanted),
-        // True also when the key is absent: "It doesn't require any encryption context keys" (the Guide, "kms:EncryptionContextKeys").
+        // True also when the key is absent: "It doesn't require any encryption context keys" (the
+        // Guide, "kms:EncryptionContextKeys").
         "ForAllValues:StringEquals" => found.iter().all(is_wanted),
         // "ArnEquals and ArnLike behave identically" (IAM User Guide).
         "StringLike" | "ArnEquals" | "ArnLike" => found.iter().any(is_like),
@@ -250,7 +256,8 @@ fn holds(question: &Question<'_>, operator: &str, key: &str, wanted: &Value) -> 
     }
 }
 
-/// What one policy says. A key policy names principals; an identity policy is that of the principal who asks.
+/// What one policy says. A key policy names principals; an identity policy is that of the principal
+/// who asks.
 pub fn evaluate(policy: &Value, question: &Question<'_>) -> Verdict {
     let mut verdict = Verdict::Silent;
     for statement in policy["Statement"].as_array().unwrap() {

@@ -38,7 +38,8 @@ pub fn context(body: &Value, name: &str) -> Result<Context, KmsError> {
             value.as_str().ok_or_else(|| KmsError::validation("context".into()))?.to_owned(),
         );
     }
-    // No page of KMS gives a limit; 8192 bytes of additional authenticated data are what its specification asks of a proxy of an external key store.
+    // No page of KMS gives a limit; 8192 bytes of additional authenticated data are what its
+    // specification asks of a proxy of an external key store.
     if context.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() > 8192 {
         return Err(KmsError::validation("encryption context exceeds 8192 bytes".into()));
     }

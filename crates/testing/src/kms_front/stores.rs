@@ -1,5 +1,6 @@
-//! Custom key stores of the type EXTERNAL_KEY_STORE with a public endpoint: each of one account and Region. "The Guide" is the AWS KMS Developer Guide; the
-//! exceptions are those that the API Reference lists with each operation. Where it gives no text for one, the text is the front's.
+//! Custom key stores of the type EXTERNAL_KEY_STORE with a public endpoint: each of one account and
+//! Region. "The Guide" is the AWS KMS Developer Guide; the exceptions are those that the API
+//! Reference lists with each operation. Where it gives no text for one, the text is the front's.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -97,7 +98,8 @@ pub async fn answer(
     }
 }
 
-/// "KMS connects to the external key store proxy while creating the custom key store" where it has a public endpoint (API Reference).
+/// "KMS connects to the external key store proxy while creating the custom key store" where it has
+/// a public endpoint (API Reference).
 async fn create(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     if body["CustomKeyStoreType"] != "EXTERNAL_KEY_STORE" {
         return Err(KmsError::validation(
@@ -141,8 +143,8 @@ async fn create(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     Ok(json!({ "CustomKeyStoreId": id }))
 }
 
-/// Which properties a connected key store may change stands with each parameter in the API Reference: its name, its path, its credential. The new settings are
-/// tried before they are taken.
+/// Which properties a connected key store may change stands with each parameter in the API
+/// Reference: its name, its path, its credential. The new settings are tried before they are taken.
 async fn update(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let name = body["NewCustomKeyStoreName"].as_str();
     let credential = &body["XksProxyAuthenticationCredential"];
@@ -194,7 +196,8 @@ async fn update(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     Ok(json!({}))
 }
 
-/// "The ConnectCustomKeyStore operation succeeds quickly before the connection process is complete" (the Guide).
+/// "The ConnectCustomKeyStore operation succeeds quickly before the connection process is complete"
+/// (the Guide).
 fn connect(world: &Arc<Mutex<World>>, caller: &Caller, body: &Value) -> Answer {
     let mut locked = world.lock().unwrap();
     let store = locked.find_store(caller, body)?;
@@ -256,7 +259,8 @@ impl World {
     }
 }
 
-/// "All custom key stores in the account and Region", or the one of an id or a name, "but not both" (API Reference).
+/// "All custom key stores in the account and Region", or the one of an id or a name, "but not both"
+/// (API Reference).
 fn describe(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let world = world.lock().unwrap();
     let (id, name) = (body["CustomKeyStoreId"].as_str(), body["CustomKeyStoreName"].as_str());
@@ -306,8 +310,9 @@ fn delete(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     Ok(json!({}))
 }
 
-/// CreateKey with CustomKeyStoreId: what it asks of the external key stands under GetKeyMetadata in the specification, with which words it refuses one under
-/// "CreateKey errors for the external key" in the Guide.
+/// CreateKey with CustomKeyStoreId: what it asks of the external key stands under GetKeyMetadata in
+/// the specification, with which words it refuses one under "CreateKey errors for the external key"
+/// in the Guide.
 async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answer {
     let external = text(body, "XksKeyId")?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -355,7 +360,8 @@ async fn create_key(world: &Mutex<World>, caller: &Caller, body: &Value) -> Answ
     if !["ENCRYPT", "DECRYPT"].iter().all(|needed| found.usage.iter().any(|usage| usage == needed))
     {
         return wrong(format!(
-            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is {}.",
+            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of \
+                specified external key is {}.",
             found.usage.join(", ")
         ));
     }

@@ -1,4 +1,5 @@
-//! The keys of the front and what can be done with them. The API Reference is that of AWS KMS (2014-11-01), the Guide the AWS KMS Developer Guide.
+//! The keys of the front and what can be done with them. The API Reference is that of AWS KMS
+//! (2014-11-01), the Guide the AWS KMS Developer Guide.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
@@ -21,8 +22,8 @@ pub enum State {
     Disabled,
     PendingDeletion,
     PendingImport,
-    /// While the primary of a multi-Region key changes. KMS itself goes on serving cryptographic operations then ("Key state table" in the Guide;
-    /// UpdatePrimaryRegion in the API Reference).
+    /// While the primary of a multi-Region key changes. KMS itself goes on serving cryptographic
+    /// operations then ("Key state table" in the Guide; UpdatePrimaryRegion in the API Reference).
     Updating,
     /// A replica that is being made.
     Creating,
@@ -68,8 +69,9 @@ impl Key {
             .flatten()
     }
 
-    /// "origin is EXTERNAL which is not valid for this operation": the Guide's words in "Key states of AWS KMS keys", where it says too that a key in a custom
-    /// key store is refused with the same exception.
+    /// "origin is EXTERNAL which is not valid for this operation": the Guide's words in "Key states
+    /// of AWS KMS keys", where it says too that a key in a custom key store is refused with the
+    /// same exception.
     pub(super) fn unsupported(&self) -> KmsError {
         let detail = format!(
             "{} origin is {} which is not valid for this operation.",
@@ -137,7 +139,8 @@ pub struct World {
     /// Of the account, in its organisation.
     pub service_control_policies: Vec<Value>,
     pub(super) grants: Vec<Grant>,
-    /// New grants work for nobody who does not show the token ("Grants in AWS KMS" in the Guide: "Grant token", "Eventual consistency (for grants)").
+    /// New grants work for nobody who does not show the token ("Grants in AWS KMS" in the Guide:
+    /// "Grant token", "Eventual consistency (for grants)").
     pub grants_are_slow: bool,
     /// How far the clock of KMS is ahead of this machine's.
     pub ahead: Duration,
@@ -192,7 +195,8 @@ impl World {
             account: account.to_owned(),
             id: id.to_owned(),
             state: State::Enabled,
-            // "Default key policy" of the Guide, for a key that is not made in the console: the account decides by its identity policies.
+            // "Default key policy" of the Guide, for a key that is not made in the console: the
+            // account decides by its identity policies.
             policy: json!({ "Version": "2012-10-17", "Statement": [{
                 "Sid": "Enable IAM User Permissions", "Effect": "Allow",
                 "Principal": { "AWS": format!("arn:aws:iam::{account}:root") }, "Action": "kms:*", "Resource": "*",
@@ -216,9 +220,11 @@ impl World {
             .unwrap_or_else(|| panic!("the front has no key {arn}"))
     }
 
-    /// What ImportKeyMaterial comes to, without the envelope of RSA in which it travels. Importing the same again makes
-    /// the key usable again; another material is refused (ImportKeyMaterial with ImportType EXISTING_KEY_MATERIAL, the default after the first
-    /// import, and IncorrectKeyMaterialException in the API Reference). KMS wants every material of a rotated key back, this front the last one.
+    /// What ImportKeyMaterial comes to, without the envelope of RSA in which it travels. Importing
+    /// the same again makes the key usable again; another material is refused (ImportKeyMaterial
+    /// with ImportType EXISTING_KEY_MATERIAL, the default after the first import, and
+    /// IncorrectKeyMaterialException in the API Reference). KMS wants every material of a rotated
+    /// key back, this front the last one.
     pub fn import(
         &mut self,
         arn: &str,
@@ -263,7 +269,8 @@ impl World {
         self.aliases.insert((region.to_owned(), alias.to_owned()), arn.to_owned());
     }
 
-    /// "To specify a KMS key, use its key ID, key ARN, alias name, or alias ARN" (API Reference); of this Region only.
+    /// "To specify a KMS key, use its key ID, key ARN, alias name, or alias ARN" (API Reference);
+    /// of this Region only.
     pub fn find(&self, caller: &Caller, name: &str) -> Result<&Key, KmsError> {
         let not_found = || {
             let what = if name.contains("alias/") { "Alias" } else { "Key" };
@@ -282,7 +289,8 @@ impl World {
         // An id or alias means a key of the caller's own account.
         keys.find(|key| {
             key.region == caller.region
-                // "After the waiting period ends, KMS deletes the KMS key" (API Reference, ScheduleKeyDeletion).
+                // "After the waiting period ends, KMS deletes the KMS key" (API Reference,
+                // ScheduleKeyDeletion).
                 && key.deletion.is_none_or(|deletion| self.now() < deletion)
                 && (key.arn == wanted || key.id == wanted && key.account == caller.account)
         })
@@ -331,8 +339,9 @@ impl World {
         self.stores.iter().find(|candidate| candidate.id == *store)
     }
 
-    /// A key in a key store that was disconnected is Unavailable until it is connected again, and has its old state then; a deletion stays pending ("Key states
-    /// of AWS KMS keys" in the Guide, and "Key state errors" of its troubleshooting).
+    /// A key in a key store that was disconnected is Unavailable until it is connected again, and
+    /// has its old state then; a deletion stays pending ("Key states of AWS KMS keys" in the Guide,
+    /// and "Key state errors" of its troubleshooting).
     fn state_of(&self, key: &Key) -> State {
         let is_connected =
             self.store_of(key).is_none_or(|store| store.connection == Connection::Connected);
@@ -343,8 +352,9 @@ impl World {
         }
     }
 
-    /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11] and [14]: which state fails which operation, and how.
-    /// [15], the key being updated, is for managing it only.
+    /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11]
+    /// and [14]: which state fails which operation, and how. [15], the key being updated, is for
+    /// managing it only.
     pub fn usable(&self, caller: &Caller, operation: &str, key: &Key) -> Result<Usable, KmsError> {
         let invalid = |what: &str| {
             Err(KmsError::new(400, "KMSInvalidStateException", format!("{} {what}.", key.arn)))
@@ -362,8 +372,10 @@ impl World {
             State::PendingDeletion => return invalid("is pending deletion"),
             State::PendingImport => return invalid("is pending import"),
             State::Creating => return invalid("is creating"),
-            // The Guide has two texts for a key store that is not connected and does not say when it gives which. The front says "is unavailable" where it was
-            // disconnected on purpose, and the specification's text ("Custom key store is not in CONNECTED state") on the way there and back.
+            // The Guide has two texts for a key store that is not connected and does not say when
+            // it gives which. The front says "is unavailable" where it was disconnected on purpose,
+            // and the specification's text ("Custom key store is not in CONNECTED state") on the
+            // way there and back.
             State::Unavailable => {
                 return match store.map(|store| store.connection) {
                     None | Some(Connection::Disconnected) => invalid("is unavailable"),
@@ -393,8 +405,9 @@ impl World {
         }
     }
 
-    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else the one in the ciphertext. "If you specify a different
-    /// KMS key, the Decrypt operation throws an IncorrectKeyException" (API Reference).
+    /// The key of a ciphertext: the one that is named, which has to be the one that made it, else
+    /// the one in the ciphertext. "If you specify a different KMS key, the Decrypt operation throws
+    /// an IncorrectKeyException" (API Reference).
     pub fn key_of(&self, caller: &Caller, named: &Value, blob: &[u8]) -> Result<&Key, KmsError> {
         let named = named.as_str().map(|name| self.find(caller, name)).transpose()?;
         let made_by = made_by(blob).ok_or_else(invalid_ciphertext)?;
@@ -413,7 +426,8 @@ impl World {
         }
     }
 
-    /// A request that computes nothing and needs no network. `Err` is the answer of KMS to one that fails.
+    /// A request that computes nothing and needs no network. `Err` is the answer of KMS to one that
+    /// fails.
     pub fn answer(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {
         match operation {
             "DescribeKey" => self.describe_key(caller, body),
@@ -436,7 +450,8 @@ impl World {
                 if key.origin == "EXTERNAL_KEY_STORE" {
                     return Err(key.unsupported());
                 }
-                // "While a KMS key is pending deletion, its key rotation status is false"; a period only where there is rotation (API Reference).
+                // "While a KMS key is pending deletion, its key rotation status is false"; a period
+                // only where there is rotation (API Reference).
                 let rotates = key.rotates && key.state != State::PendingDeletion;
                 let mut status = json!({ "KeyId": key.arn, "KeyRotationEnabled": rotates });
                 if rotates {
@@ -523,8 +538,9 @@ impl World {
         Ok(key)
     }
 
-    /// The replica has the id and the key material of the primary (API Reference, ReplicateKey), but for imported material, which is imported there anew.
-    /// KMS would give it the default key policy; here it has the primary's.
+    /// The replica has the id and the key material of the primary (API Reference, ReplicateKey),
+    /// but for imported material, which is imported there anew. KMS would give it the default key
+    /// policy; here it has the primary's.
     fn replicate_key(&mut self, caller: &Caller, body: &Value) -> Answer {
         let key = self.administer(caller, "ReplicateKey", body, "KeyId")?;
         if key.origin == "EXTERNAL_KEY_STORE" {
@@ -577,8 +593,9 @@ impl World {
                 metadata["CurrentKeyMaterialId"] = json!(key.current_material());
             }
             Backing::Materials(_) => {}
-            // The specification has KMS ask the proxy for keyStatus and keyUsage here; KeyMetadata of the API Reference has no place for them, and DescribeKey
-            // works while a key store is disconnected. The front does not ask.
+            // The specification has KMS ask the proxy for keyStatus and keyUsage here; KeyMetadata
+            // of the API Reference has no place for them, and DescribeKey works while a key store
+            // is disconnected. The front does not ask.
             Backing::External(External { store, key, .. }) => {
                 metadata["CustomKeyStoreId"] = json!(store);
                 metadata["XksKeyConfiguration"] = json!({ "Id": key });

@@ -1,5 +1,6 @@
-//! The side of KMS in the External Key Store Proxy API, version 1. "The specification" is that page (aws/aws-kms-xksproxy-api-spec), "the Guide" the AWS KMS
-//! Developer Guide, mostly its page "Troubleshooting external key stores".
+//! The side of KMS in the External Key Store Proxy API, version 1. "The specification" is that page
+//! (aws/aws-kms-xksproxy-api-spec), "the Guide" the AWS KMS Developer Guide, mostly its page
+//! "Troubleshooting external key stores".
 
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
@@ -24,7 +25,8 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::KmsError;
 use crate::sigv4::{Request, sign};
 
-/// Why a call to a proxy came to nothing: the rows of the table at the end of "Error codes" in the specification, and one of the Guide.
+/// Why a call to a proxy came to nothing: the rows of the table at the end of "Error codes" in the
+/// specification, and one of the Guide.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
     Validation,
@@ -54,7 +56,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// "When the XKS proxy returns a JSON formatted response with errorName, KMS will use the errorName"; "any other type of malformed response" is one.
+    /// "When the XKS proxy returns a JSON formatted response with errorName, KMS will use the
+    /// errorName"; "any other type of malformed response" is one.
     fn named(error_name: &str) -> Self {
         match error_name {
             "ValidationException" => Self::Validation,
@@ -77,59 +80,91 @@ impl Failure {
     pub fn message(self) -> &'static str {
         match self {
             Self::Validation | Self::Malformed => {
-                "AWS KMS cannot interpret the response from the external key store proxy. If you see this error repeatedly, report it to your external key store proxy administrator."
+                "AWS KMS cannot interpret the response from the external key store proxy. If you \
+                    see this error repeatedly, report it to your external key store proxy \
+                    administrator."
             }
             Self::InvalidState => {
-                "The external key associated with this KMS key in an external key store is not enabled in the external key manager. Enable the external key in the external key manager and retry the request."
+                "The external key associated with this KMS key in an external key store is not \
+                    enabled in the external key manager. Enable the external key in the external \
+                    key manager and retry the request."
             }
             Self::InvalidCiphertext => {
-                "The external key store proxy rejected the request because the specified ciphertext or encryption context is corrupted, missing, or otherwise invalid."
+                "The external key store proxy rejected the request because the specified \
+                    ciphertext or encryption context is corrupted, missing, or otherwise invalid."
             }
             Self::ForeignPlaintext => {
-                "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid."
+                "The ciphertext that the external key store proxy submitted for decryption, or the \
+                    encryption context, is corrupted, missing, or otherwise invalid."
             }
             Self::InvalidKeyUsage => {
-                "The external key associated with this KMS key in an external key store does not support the requested operation. Enable the operation on the key in your external key manager, and try the request again."
+                "The external key associated with this KMS key in an external key store does not \
+                    support the requested operation. Enable the operation on the key in your \
+                    external key manager, and try the request again."
             }
             Self::AuthenticationFailed => {
-                "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary."
+                "The external key store proxy rejected the request because it could not \
+                    authenticate AWS KMS. Verify the XKS proxy authentication credentials for your \
+                    external key store and update if necessary."
             }
             Self::AccessDenied => {
-                "The external key store proxy denied access to the operation. Verify that the user and the external key are both authorized for this operation, and try the request again."
+                "The external key store proxy denied access to the operation. Verify that the user \
+                    and the external key are both authorized for this operation, and try the \
+                    request again."
             }
             Self::KeyNotFound => {
-                "The external key associated with this KMS key in an external key store was not found in its external key manager. If the external key ID associated with this KMS key is incorrect, create a new KMS key with the correct external key ID."
+                "The external key associated with this KMS key in an external key store was not \
+                    found in its external key manager. If the external key ID associated with this \
+                    KMS key is incorrect, create a new KMS key with the correct external key ID."
             }
             Self::InvalidUriPath => {
-                "The external key store proxy rejected the request because of an invalid URI path. Verify the URI path for your external key store and update if necessary."
+                "The external key store proxy rejected the request because of an invalid URI path. \
+                    Verify the URI path for your external key store and update if necessary."
             }
             Self::Unsupported => {
-                "The external key store proxy rejected the request because it does not support the requested operation. If you see this error repeatedly, report it to your external key store proxy administrator."
+                "The external key store proxy rejected the request because it does not support the \
+                    requested operation. If you see this error repeatedly, report it to your \
+                    external key store proxy administrator."
             }
             Self::DependencyTimeout => {
-                "The external key store proxy did not respond to the request in the time allotted. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator."
+                "The external key store proxy did not respond to the request in the time allotted. \
+                    Retry the request. If you see this error repeatedly, report it to your \
+                    external key store proxy administrator."
             }
             Self::Throttling => {
-                "The external key store proxy rejected the request due to a very high request rate. Reduce the frequency of your calls using KMS keys in this external key store."
+                "The external key store proxy rejected the request due to a very high request \
+                    rate. Reduce the frequency of your calls using KMS keys in this external key \
+                    store."
             }
             Self::Internal => {
-                "The external key store proxy rejected the request because it cannot communicate with the external key manager. Verify that the external key store proxy configuration is correct and that the external key manager is available."
+                "The external key store proxy rejected the request because it cannot communicate \
+                    with the external key manager. Verify that the external key store proxy \
+                    configuration is correct and that the external key manager is available."
             }
-            // The table has no row for a connection that ends without an answer: this is the text for trouble of the network.
+            // The table has no row for a connection that ends without an answer: this is the text
+            // for trouble of the network.
             Self::NotReachable | Self::Interrupted => {
-                "AWS KMS cannot communicate with the external key store proxy. This might be a transient network issue. If you see this error repeatedly, verify that your external key store proxy is active and is connected to the network, and that its endpoint URI is correct in your external keystore."
+                "AWS KMS cannot communicate with the external key store proxy. This might be a \
+                    transient network issue. If you see this error repeatedly, verify that your \
+                    external key store proxy is active and is connected to the network, and that \
+                    its endpoint URI is correct in your external keystore."
             }
             Self::NoTls => {
-                "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify the TLS configuration, including its certificate."
+                "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify \
+                    the TLS configuration, including its certificate."
             }
             Self::SocketTimeout => {
-                "AWS KMS rejected the request because the external key store proxy did not respond in time. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator."
+                "AWS KMS rejected the request because the external key store proxy did not respond \
+                    in time. Retry the request. If you see this error repeatedly, report it to \
+                    your external key store proxy administrator."
             }
             Self::NotConnected => {
-                "This KMS key is in a custom key store that is not connected to its external key store proxy. Connect the external key store and try the request again."
+                "This KMS key is in a custom key store that is not connected to its external key \
+                    store proxy. Connect the external key store and try the request again."
             }
             Self::Unhealthy => {
-                "The external key store proxy is in an unhealthy state. If you see this message repeatedly, notify your external key store proxy administrator."
+                "The external key store proxy is in an unhealthy state. If you see this message \
+                    repeatedly, notify your external key store proxy administrator."
             }
         }
     }
@@ -154,7 +189,8 @@ impl Failure {
         })
     }
 
-    /// The rows that name Create/UpdateCustomKeyStore. What no row says of a health check is an answer that KMS did not expect.
+    /// The rows that name Create/UpdateCustomKeyStore. What no row says of a health check is an
+    /// answer that KMS did not expect.
     pub fn of_key_store(self) -> KmsError {
         self.error(match self {
             Self::AuthenticationFailed => "XksProxyIncorrectAuthenticationCredentialException",
@@ -170,7 +206,8 @@ impl Failure {
         })
     }
 
-    /// "Connection error codes for external key stores" in the Guide, and which errors it names beside them.
+    /// "Connection error codes for external key stores" in the Guide, and which errors it names
+    /// beside them.
     pub fn connection_error_code(self) -> &'static str {
         match self {
             Self::AuthenticationFailed => "INVALID_CREDENTIALS",
@@ -189,8 +226,8 @@ impl Failure {
 pub struct Network {
     /// Nobody is trusted before [`Network::trust`]; KMS has its list of certificate authorities.
     roots: RootCertStore,
-    /// "If KMS does not receive a response from the XKS proxy for any API call within 250ms, KMS will time out", connecting included (GetKeyMetadata, "KMS
-    /// Considerations").
+    /// "If KMS does not receive a response from the XKS proxy for any API call within 250ms, KMS
+    /// will time out", connecting included (GetKeyMetadata, "KMS Considerations").
     pub patience: Duration,
 }
 
@@ -214,7 +251,8 @@ impl Network {
         self.roots = RootCertStore::empty();
     }
 
-    /// TLS 1.2 and 1.3, as KMS has them; no session is resumed, so that each connection checks the certificate.
+    /// TLS 1.2 and 1.3, as KMS has them; no session is resumed, so that each connection checks the
+    /// certificate.
     fn tls(&self) -> TlsConnector {
         let mut config =
             ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
@@ -227,10 +265,12 @@ impl Network {
     }
 }
 
-/// "Assemble the prerequisites" of the Guide, the patterns of CreateCustomKeyStore in the API Reference.
+/// "Assemble the prerequisites" of the Guide, the patterns of CreateCustomKeyStore in the API
+/// Reference.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxySettings {
-    /// `https://server`. KMS always goes to port 443; here a port may follow, since many proxies share one machine.
+    /// `https://server`. KMS always goes to port 443; here a port may follow, since many proxies
+    /// share one machine.
     pub endpoint: String,
     /// `[/prefix]/kms/xks/v1`
     pub path: String,
@@ -365,7 +405,8 @@ impl XksClient {
         self.idle.lock().unwrap().clear();
     }
 
-    /// GetHealthStatus: all fields are required, and one external key manager at least has to be able to serve.
+    /// GetHealthStatus: all fields are required, and one external key manager at least has to be
+    /// able to serve.
     pub async fn health(&self, asker: &Asker) -> Result<(), Failure> {
         let answer = self.call(asker, "/health", json!({})).await?;
         if answer["xksProxyFleetSize"].as_u64().is_none_or(|size| size == 0) {
@@ -409,7 +450,8 @@ impl XksClient {
         Ok(ExternalKey { spec: word(&answer, "keySpec")?, usage, status })
     }
 
-    /// Encrypt, with the bounds of its "Response Payload Parameters" and the data integrity value of Appendix C.
+    /// Encrypt, with the bounds of its "Response Payload Parameters" and the data integrity value
+    /// of Appendix C.
     pub async fn encrypt(
         &self,
         asker: &Asker,

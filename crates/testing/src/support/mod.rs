@@ -1,4 +1,5 @@
-//! What several tests share: contexts, messages of every shape, and a provider that counts, fails and lies.
+//! What several tests share: contexts, messages of every shape, and a provider that counts, fails
+//! and lies.
 #![allow(dead_code)]
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
@@ -104,7 +105,8 @@ pub enum Lie {
     ShortDek,
     /// `unwrap` and `generate` give the DEK and a zero byte.
     LongDek,
-    /// `wrap`, `generate` and `rewrap` give an entry under the id of a KEK that the provider does not recognise.
+    /// `wrap`, `generate` and `rewrap` give an entry under the id of a KEK that the provider does
+    /// not recognise.
     ForeignEntry,
     /// `rewrap` gives a wrapped key of another DEK.
     RewrapsOtherDek,
@@ -297,7 +299,8 @@ impl Sample {
     }
 }
 
-/// Messages of twelve shapes: every suite, one and three KEKs, both forms, empty and longer payloads.
+/// Messages of twelve shapes: every suite, one and three KEKs, both forms, empty and longer
+/// payloads.
 pub fn samples() -> Vec<Sample> {
     let mut samples = Vec::new();
     for suite in SUITES {

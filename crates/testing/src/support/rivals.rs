@@ -1,5 +1,5 @@
-//! Writers, readers, rewrappers, erasers and an operator who revokes, all at once over the branch keys
-//! of one store, and what must hold whatever they interleave to.
+//! Writers, readers, rewrappers, erasers and an operator who revokes, all at once over the branch
+//! keys of one store, and what must hold whatever they interleave to.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;

@@ -104,7 +104,8 @@ impl ErrorName {
             Self::InvalidCiphertext => (
                 400,
                 "InvalidCiphertextException",
-                "The ciphertext, initialization vector, additional authenticated data or authentication tag is invalid.",
+                "The ciphertext, initialization vector, additional authenticated data or \
+                    authentication tag is invalid.",
             ),
             Self::InvalidKeyUsage => {
                 (400, "InvalidKeyUsageException", "The key does not support this operation.")

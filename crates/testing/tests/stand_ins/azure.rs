@@ -1,4 +1,5 @@
-//! The stand-in for Key Vault, Managed HSM and Entra ID, by plain requests: what it answers to whom.
+//! The stand-in for Key Vault, Managed HSM and Entra ID, by plain requests: what it answers to
+//! whom.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Value, json};
@@ -34,7 +35,8 @@ impl Client {
     async fn log_in(&self, audience: &str, secret: &str) -> (u16, Value) {
         let url = format!("{}/{TENANT}/oauth2/v2.0/token", self.azure.authority_host());
         let form = format!(
-            "grant_type=client_credentials&client_id={CLIENT}&client_secret={secret}&scope=https%3A%2F%2F{audience}%2F.default"
+            "grant_type=client_credentials&client_id={CLIENT}&client_secret={secret}\
+             &scope=https%3A%2F%2F{audience}%2F.default"
         );
         let answer = self.http.post(url).body(form).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap())

@@ -1,5 +1,6 @@
-//! The XKS protocol, end to end, on one machine: the AWS SDK -> the KMS front -> TLS -> the XKS proxy -> its policy -> Transit of a real OpenBao. How the front
-//! takes what no honest proxy answers is in `kms_front_stores.rs`.
+//! The XKS protocol, end to end, on one machine: the AWS SDK -> the KMS front -> TLS -> the XKS
+//! proxy -> its policy -> Transit of a real OpenBao. How the front takes what no honest proxy
+//! answers is in `kms_front_stores.rs`.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -199,7 +200,8 @@ async fn a_flipped_bit_in_any_byte_of_a_ciphertext_is_refused_on_the_whole_path(
         let mut flipped = blob.clone();
         flipped[at] ^= 1 << (at % 8);
         let (code, message) = ground.decrypt(&flipped).await.unwrap_err();
-        // By KMS, which then says nothing, or by the key manager: but never because something broke.
+        // By KMS, which then says nothing, or by the key manager: but never because something
+        // broke.
         let by_kms = code == "InvalidCiphertextException" && message.is_empty();
         assert!(by_kms || message.contains(INVALID), "byte {at}: {code}, {message}");
     }
@@ -213,7 +215,10 @@ async fn a_flipped_bit_in_any_byte_of_a_ciphertext_is_refused_on_the_whole_path(
 #[tokio::test]
 async fn the_policy_of_the_proxy_denies_one_principal_and_not_another() {
     let ground = Ground::start().await;
-    let policy = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": "kms:*", "Resource": "*" }] });
+    let policy = json!({
+        "Version": "2012-10-17",
+        "Statement": [{ "Effect": "Allow", "Action": "kms:*", "Resource": "*" }],
+    });
     let mallory = ground.front.client(REGION, &ground.front.principal("mallory", vec![policy]));
     let blob = ground.encrypt().await.unwrap();
     assert_eq!(ground.decrypt_for(&mallory, "a", &blob).await.unwrap(), DEK);

@@ -1,7 +1,7 @@
 //! The ACL policies of Vault or OpenBao that separate the duties for the keys of a data domain.
 //!
-//! Holders of roles are ACL policies, by their names. Who gets a token with which of them is said by
-//! the roles of the auth methods.
+//! Holders of roles are ACL policies, by their names. Who gets a token with which of them is said
+//! by the roles of the auth methods.
 //!
 //! ```
 //! use waxseal::domain::DomainConfig;
@@ -43,7 +43,8 @@ use policy::Rules;
 /// The settings of a key that administrators change.
 const SETTINGS: [(&str, &[&str]); 3] =
     [("auto_rotate_period", &[]), ("min_decryption_version", &[]), ("min_encryption_version", &[])];
-/// With which a key is made: derived, so that the server enforces the context, and never exportable.
+/// With which a key is made: derived, so that the server enforces the context, and never
+/// exportable.
 const MAKING: [(&str, &[&str]); 3] = [
     ("auto_rotate_period", &[]),
     // The API sends a boolean, the command line a string.
@@ -119,8 +120,8 @@ impl VaultPolicies {
         self.document(name, false)
     }
 
-    /// Returns the policy of break-glass that allows to decrypt. Somebody else than its holder writes
-    /// it, and the [other one](Self::policy) when the emergency is over.
+    /// Returns the policy of break-glass that allows to decrypt. Somebody else than its holder
+    /// writes it, and the [other one](Self::policy) when the emergency is over.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] if the name is not one of break-glass.
@@ -232,8 +233,8 @@ impl DomainKey {
 }
 
 impl VaultPoliciesBuilder {
-    /// Sets the cluster, by the name that it has in the URIs. It is needed if the domain has keys on
-    /// several: each of them has policies of its own.
+    /// Sets the cluster, by the name that it has in the URIs. It is needed if the domain has keys
+    /// on several: each of them has policies of its own.
     pub fn cluster(mut self, name: impl Into<String>) -> Self {
         self.cluster = Some(name.into());
         self
@@ -242,9 +243,9 @@ impl VaultPoliciesBuilder {
     /// Checks everything that will stand in a policy.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if a name of a policy, a mount or a key has characters that mean
-    /// something in a policy, if the domain has no key on the cluster, and if the cluster has to be
-    /// chosen.
+    /// [`ErrorKind::InvalidOption`] if a name of a policy, a mount or a key has characters that
+    /// mean something in a policy, if the domain has no key on the cluster, and if the cluster has
+    /// to be chosen.
     pub fn build(self) -> Result<VaultPolicies, Error> {
         let Self { duties, cluster } = self;
         for role in Role::ALL {

@@ -8,8 +8,8 @@ use std::fmt::Write;
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 struct Rule {
     capabilities: BTreeSet<&'static str>,
-    /// The parameters that a request may have, with their values as HCL; none for any value. Without
-    /// parameters any request may be made.
+    /// The parameters that a request may have, with their values as HCL; none for any value.
+    /// Without parameters any request may be made.
     parameters: BTreeMap<&'static str, &'static [&'static str]>,
 }
 

@@ -7,7 +7,8 @@ use waxseal_testing::crossings::{self, Crossings, Found};
 use waxseal_testing::openbao::OpenBao;
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek};
 
-/// Sends new DEKs to a server and has them sent back. Here, a DEK is only ever in memory of the library's own types.
+/// Sends new DEKs to a server and has them sent back. Here, a DEK is only ever in memory of the
+/// library's own types.
 pub fn run() -> Found {
     let runtime = crossings::runtime();
     let (_server, kek) = runtime.block_on(async {

@@ -1,4 +1,5 @@
-//! Who the provider is to a real server: every way to log in, tokens that end, are renewed, replaced, revoked.
+//! Who the provider is to a real server: every way to log in, tokens that end, are renewed,
+//! replaced, revoked.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -316,14 +317,19 @@ fn token_review() -> (u16, Arc<AtomicUsize>) {
                 }
             }
             count.fetch_add(1, Ordering::SeqCst);
-            let user = json!({ "username": "system:serviceaccount:shop:orders", "uid": "17", "groups": ["system:serviceaccounts"] });
+            let user = json!({
+                "username": "system:serviceaccount:shop:orders",
+                "uid": "17",
+                "groups": ["system:serviceaccounts"],
+            });
             let body = json!({
                 "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
                 "status": { "authenticated": true, "user": user, "audiences": ["vault"] },
             })
             .to_string();
             let head = format!(
-                "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                "HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nConnection: \
+                    close\r\nContent-Length: {}\r\n\r\n",
                 body.len()
             );
             let _ = stream.write_all(format!("{head}{body}").as_bytes());
@@ -336,7 +342,12 @@ fn service_account_token(serial: usize) -> String {
     let part = |value: Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let account = json!({ "name": "orders", "uid": "17" });
     let claims = json!({
-        "iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:shop:orders", "exp": 4_000_000_000_u64, "iat": 1_700_000_000, "nbf": 1_700_000_000, "jti": serial.to_string(),
+        "iss": "kubernetes/serviceaccount",
+        "sub": "system:serviceaccount:shop:orders",
+        "exp": 4_000_000_000_u64,
+        "iat": 1_700_000_000,
+        "nbf": 1_700_000_000,
+        "jti": serial.to_string(),
         "aud": ["vault"], "kubernetes.io": { "namespace": "shop", "serviceaccount": account },
     });
     format!(
@@ -356,11 +367,16 @@ async fn kubernetes_logs_in_with_the_service_accounts_token_of_the_moment() {
     let ca = server.put("pki/root/generate/internal", json!({ "common_name": "ca" })).await;
     let config = json!({
         "kubernetes_ca_cert": ca["data"]["certificate"],
-        "kubernetes_host": format!("http://127.0.0.1:{port}"), "disable_local_ca_jwt": true, "token_reviewer_jwt": service_account_token(0),
+        "kubernetes_host": format!("http://127.0.0.1:{port}"),
+        "disable_local_ca_jwt": true,
+        "token_reviewer_jwt": service_account_token(0),
     });
     server.put("auth/kubernetes/config", config).await;
     let role = json!({
-        "bound_service_account_names": "orders", "bound_service_account_namespaces": "shop", "token_policies": ["orders"], "token_ttl": "1h",
+        "bound_service_account_names": "orders",
+        "bound_service_account_namespaces": "shop",
+        "token_policies": ["orders"],
+        "token_ttl": "1h",
     });
     server.put("auth/kubernetes/role/orders", role).await;
     let path = server.file("jwt", service_account_token(1));

@@ -21,8 +21,8 @@ async fn audited(key: &str) -> OpenBao {
     server
 }
 
-/// How many items each batch had that the server was asked by its own account, ascending: batches run
-/// side by side.
+/// How many items each batch had that the server was asked by its own account, ascending: batches
+/// run side by side.
 fn batches(server: &OpenBao, verb: &str, key: &str) -> Vec<usize> {
     let log = std::fs::read_to_string(server.audit_file()).unwrap();
     let entries = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -113,7 +113,8 @@ async fn a_version_that_the_server_denies_fails_its_half_of_a_batch_alone() {
         }
     }
     assert_eq!(batches(&server, "rewrap", "orders"), [80]);
-    // The new ones are checked together. The denied ones are tried once more, together and then each.
+    // The new ones are checked together. The denied ones are tried once more, together and then
+    // each.
     assert_eq!(batches(&server, "decrypt", "orders"), [40, 40]);
 }
 

@@ -1,5 +1,5 @@
-//! What stands between a service and Vault, and takes its time: slow logins, firewalls, proxies of the environment, limits. Against a small
-//! server of the test's own.
+//! What stands between a service and Vault, and takes its time: slow logins, firewalls, proxies of
+//! the environment, limits. Against a small server of the test's own.
 #![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, unused)]
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -98,18 +98,18 @@ fn answer(path: &str, body: &str, log: &Log, login_takes: Duration) -> Answer {
             log.logins.fetch_add(1, SeqCst);
             std::thread::sleep(login_takes);
             let n = log.made.fetch_add(1, SeqCst);
-            ok(
-                json!({"auth": {"client_token": format!("hvs.token{n}"), "lease_duration": 3600, "renewable": true, "token_type": "service"}}),
-            )
+            ok(json!({
+                "auth": {"client_token": format!("hvs.token{n}"), "lease_duration": 3600, "renewable": true, "token_type": "service"},
+            }))
         }
         "/v1/auth/token/revoke-self" => {
             log.revoked.fetch_add(1, SeqCst);
             (204, String::new(), vec![])
         }
         "/v1/auth/token/lookup-self" => ok(json!({"data": {"ttl": 3600, "renewable": true}})),
-        "/v1/transit/keys/orders" => ok(
-            json!({"data": {"type": "aes256-gcm96", "derived": true, "latest_version": 1, "min_decryption_version": 1}}),
-        ),
+        "/v1/transit/keys/orders" => ok(json!({
+            "data": {"type": "aes256-gcm96", "derived": true, "latest_version": 1, "min_decryption_version": 1},
+        })),
         "/v1/transit/encrypt/orders" => ok(
             json!({"data": {"ciphertext": format!("vault:v1:{}", body["plaintext"].as_str().unwrap())}}),
         ),
@@ -219,7 +219,8 @@ fn a_proxy_of_the_environment_gets_nothing_that_is_for_this_machine() {
     });
 }
 
-/// A forged message casts doubt on the key; while the key cannot be read, nobody else is the worse for it.
+/// A forged message casts doubt on the key; while the key cannot be read, nobody else is the worse
+/// for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_forged_message_makes_nobody_depend_on_reading_the_key() {
     let log = Arc::new(Log::default());

@@ -1,4 +1,5 @@
-//! Connections that a middlebox forgot, over TLS and in the clear, and certificates that change while the service runs. Against a real server.
+//! Connections that a middlebox forgot, over TLS and in the clear, and certificates that change
+//! while the service runs. Against a real server.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -113,7 +114,8 @@ async fn after_a_middlebox_forgot(tls: bool, busy: bool) {
             .map(|plaintext| assert_eq!(&*plaintext, b"payload"))
     };
     let (pool, rest) = messages.split_at(POOL);
-    // As many connections as there are calls at once, by the provider itself: the envelope would have its budget.
+    // As many connections as there are calls at once, by the provider itself: the envelope would
+    // have its budget.
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
     for answer in join_all((0..POOL).map(|_| kek.unwrap(&alice, &wrapped))).await {
@@ -214,7 +216,8 @@ fn authority() -> (String, String, String) {
     (ca.pem(), leaf.pem(), key.serialize_pem())
 }
 
-/// TLS in front of a server, with a certificate that can be changed; every connection shows the one of the moment.
+/// TLS in front of a server, with a certificate that can be changed; every connection shows the one
+/// of the moment.
 struct TlsFront {
     port: u16,
     config: Arc<std::sync::Mutex<Arc<tokio_rustls::rustls::ServerConfig>>>,
@@ -339,7 +342,8 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     let (alice, dek) = (context("alice"), a_dek());
     let wrapped = kek.wrap(&alice, &dek).await.unwrap();
 
-    // From now on only the new one is accepted. Between the two files nothing fits, and the old one goes on where it is known.
+    // From now on only the new one is accepted. Between the two files nothing fits, and the old one
+    // goes on where it is known.
     write(&certificate_file, &new_certificate);
     kek.unwrap(&alice, &wrapped).await.unwrap();
     assert!(matches!(kek.health().await.unwrap(), Health::Degraded(_)));
@@ -356,8 +360,9 @@ async fn a_client_certificate_that_changes_is_shown_from_the_next_call_on() {
     // One that the server does not accept is for an operator.
     front.change(config(&certificate, &key, Some(&ca)));
     write(&certificate_file, &(new_certificate + "\n"));
-    // In TLS 1.3 the server refuses it when the client takes the handshake to be done. If the connection
-    // has ended before a request is handed to it, the request knows nothing of the reason: the next may.
+    // In TLS 1.3 the server refuses it when the client takes the handshake to be done. If the
+    // connection has ended before a request is handed to it, the request knows nothing of the
+    // reason: the next may.
     let mut tries = 0;
     let error = loop {
         tries += 1;

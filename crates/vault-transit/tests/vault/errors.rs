@@ -1,4 +1,5 @@
-//! What each failure of a real server, and of the way to it, means. Where no free server can be brought to a status, the answer is put in by a proxy in front of one.
+//! What each failure of a real server, and of the way to it, means. Where no free server can be
+//! brought to a status, the answer is put in by a proxy in front of one.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -239,7 +240,8 @@ async fn sealed_uninitialised_and_standby_are_told_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_is_what_the_key_says_whichever_node_a_load_balancer_leads_to() {
-    // Only the answer about health is put in, another one each time; the calls behind it go to the server.
+    // Only the answer about health is put in, another one each time; the calls behind it go to the
+    // server.
     let server = OpenBao::start().await;
     server.create_key("orders", true).await;
     let state = |sealed: bool, standby: bool, performance: bool, dr: &str| {
@@ -304,8 +306,12 @@ fn serve(
 }
 
 fn http(status: u16, body: &str) -> Vec<u8> {
-    format!("HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
-        .into_bytes()
+    format!(
+        "HTTP/1.1 {status} Status\r\nContent-Type: application/json\r\nContent-Length: \
+        {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -539,7 +545,8 @@ async fn a_proxy_is_used_and_a_redirection_leads_to_the_active_node_only_once() 
     let server = OpenBao::start().await;
     server.create_key("orders", true).await;
     let (alice, dek) = (context("alice"), a_dek());
-    // A plain proxy for http is asked with the whole URL; here it is the server itself that takes it.
+    // A plain proxy for http is asked with the whole URL; here it is the server itself that takes
+    // it.
     let proxy = FaultProxy::start(server.port());
     let kek = builder(1, server.root_token())
         .proxy(format!("http://127.0.0.1:{}", proxy.port()))

@@ -1,5 +1,5 @@
-//! Vault failing in every way that is known, on a real server: class, tries, what is cached, the grace,
-//! the breaker, the recovery. The page for operators shows the same table.
+//! Vault failing in every way that is known, on a real server: class, tries, what is cached, the
+//! grace, the breaker, the recovery. The page for operators shows the same table.
 
 use std::path::PathBuf;
 use std::sync::Arc;

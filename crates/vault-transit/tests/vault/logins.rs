@@ -1,5 +1,6 @@
-//! Logins that need more than a role and a token: an agent's, a web token, a wrapped secret id, AWS IAM. Against a real server, and for AWS IAM, which OpenBao
-//! has not, a stand-in that checks the signature as STS does.
+//! Logins that need more than a role and a token: an agent's, a web token, a wrapped secret id, AWS
+//! IAM. Against a real server, and for AWS IAM, which OpenBao has not, a stand-in that checks the
+//! signature as STS does.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -183,14 +184,25 @@ async fn a_web_token_logs_in_and_the_file_may_change() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let token = |subject: &str, expires: u64| {
         let part = |value: Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let claims = json!({ "iss": "shop", "sub": subject, "aud": "vault", "iat": now - 7200, "nbf": now - 7200, "exp": expires });
+        let claims = json!({
+            "iss": "shop",
+            "sub": subject,
+            "aud": "vault",
+            "iat": now - 7200,
+            "nbf": now - 7200,
+            "exp": expires,
+        });
         let signed = format!("{}.{}", part(json!({ "alg": "ES256", "typ": "JWT" })), part(claims));
         let signature = key.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
         format!("{signed}.{}", BASE64URL_NOPAD.encode(signature.as_ref()))
     };
     for (mount, kind) in [("jwt", "jwt"), ("sso/oidc", "oidc")] {
         server.put(&format!("sys/auth/{mount}"), json!({ "type": kind })).await;
-        let config = json!({ "jwt_validation_pubkeys": [pair.public_key_pem()], "bound_issuer": "shop", "default_role": "orders" });
+        let config = json!({
+            "jwt_validation_pubkeys": [pair.public_key_pem()],
+            "bound_issuer": "shop",
+            "default_role": "orders",
+        });
         server.put(&format!("auth/{mount}/config"), config).await;
         for (role, subject) in [("orders", "orders"), ("others", "others")] {
             let role_of = json!({
@@ -219,7 +231,8 @@ async fn a_web_token_logs_in_and_the_file_may_change() {
 
 const KEY: (&str, &str) = ("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY");
 
-/// What the login method does with a request: it sends it to STS, which checks the signature. `Err` says what is wrong.
+/// What the login method does with a request: it sends it to STS, which checks the signature. `Err`
+/// says what is wrong.
 fn sts(
     login: &Value,
     host: &str,
@@ -289,7 +302,12 @@ async fn aws_iam_logs_in_with_a_signed_request_that_the_server_can_send() {
             assert_eq!(login["role"], "orders");
             match sts(&login, host, server_id, session_token) {
                 Ok(()) => {
-                    let auth = json!({ "client_token": token, "lease_duration": 0, "renewable": false, "token_type": "batch" });
+                    let auth = json!({
+                        "client_token": token,
+                        "lease_duration": 0,
+                        "renewable": false,
+                        "token_type": "batch",
+                    });
                     (200, json!({ "auth": auth }).to_string())
                 }
                 Err(why) => (400, json!({ "errors": [why] }).to_string()),

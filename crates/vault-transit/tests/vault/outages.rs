@@ -1,5 +1,6 @@
-//! Envelopes over a real server that ends tokens, is killed, sealed, rotated, robbed of its key. Each test prints what was seen: which error, how many operations failed, how soon it
-//! recovered (`--nocapture`); what it asserts holds on a slow machine too.
+//! Envelopes over a real server that ends tokens, is killed, sealed, rotated, robbed of its key.
+//! Each test prints what was seen: which error, how many operations failed, how soon it recovered
+//! (`--nocapture`); what it asserts holds on a slow machine too.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

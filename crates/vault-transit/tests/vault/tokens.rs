@@ -1,5 +1,6 @@
-//! What a 403 means, and what becomes of tokens: refused by a policy or dead, superseded, given back. Against a real server; where HashiCorp Vault
-//! words it in another way, its words are put in by a stand in front.
+//! What a 403 means, and what becomes of tokens: refused by a policy or dead, superseded, given
+//! back. Against a real server; where HashiCorp Vault words it in another way, its words are put in
+//! by a stand in front.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -105,7 +106,8 @@ const INVALID_TOKEN: &str =
 async fn a_job_that_may_not_rewrap_ends_no_dek_when_the_tokens_are_revoked() {
     let server = server().await;
     allow(&server, &NO_REWRAP).await;
-    // The server itself, and one that words its refusals as HashiCorp Vault does, or does not tell a token from a policy.
+    // The server itself, and one that words its refusals as HashiCorp Vault does, or does not tell
+    // a token from a policy.
     let worded = |token: &'static str, policy: &'static str| {
         in_front_of(server.port(), move |asked, server| match server(asked) {
             (403, body) if body.contains("1 error occurred") => (403, policy.to_owned()),

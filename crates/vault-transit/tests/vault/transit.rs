@@ -158,7 +158,8 @@ async fn two_clusters_with_a_key_of_the_same_name_are_kept_apart() {
         Envelope::builder().wrap_with(east.clone()).unwrap_with(west.clone()).build().unwrap();
     assert_eq!(&*both.decrypt(&alice, Aad::empty(), &sealed).await.unwrap(), b"payload");
 
-    // Not even directly: a third cluster without such a key would call it deleted, which would end the DEK.
+    // Not even directly: a third cluster without such a key would call it deleted, which would end
+    // the DEK.
     let dek = a_dek();
     let of_west = west.wrap(&alice, &dek).await.unwrap();
     let auth = VaultAuth::token(servers[0].root_token());
@@ -448,7 +449,8 @@ async fn a_rewrap_brings_no_dek_into_the_process_where_the_policy_does_not_allow
     let alice = context("alice");
     let sealed = envelope.encrypt(&alice, Aad::empty(), b"payload").await.unwrap();
     server.rotate("orders").await;
-    let policy = "path \"transit/rewrap/orders\" { capabilities = [\"update\"] }\npath \"transit/keys/orders\" { capabilities = [\"read\"] }";
+    let policy = "path \"transit/rewrap/orders\" { capabilities = [\"update\"] }\npath \
+        \"transit/keys/orders\" { capabilities = [\"read\"] }";
     server.put("sys/policies/acl/rewrap", json!({ "policy": policy })).await;
     let token = server.token(json!({ "policies": ["rewrap"] })).await;
     let builder = VaultTransitKek::builder("test", "orders").address(server.address());

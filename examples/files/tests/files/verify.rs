@@ -14,7 +14,8 @@ fn verify_reads_all_of_what_is_sealed_already() {
     }
     assert_eq!(place.run("encrypt", &["plain", "sealed"]).0, DONE);
     assert_eq!(place.run("encrypt", &["--verify", "plain", "sealed"]), (DONE, String::new()));
-    // A byte in the middle of a sealed file, and one in the middle of a source whose time is as before.
+    // A byte in the middle of a sealed file, and one in the middle of a source whose time is as
+    // before.
     let of = |path: PathBuf| fs::metadata(path).unwrap().modified().unwrap();
     for path in [place.path("sealed/a"), place.path("plain/b")] {
         let (time, mut bytes) = (of(path.clone()), fs::read(&path).unwrap());

@@ -32,7 +32,8 @@ async fn nobody_locks_himself_out_and_the_root_user_recovers() {
     let bypass = bypass.bypass_policy_lockout_safety_check(true).send().await;
     assert_eq!(code(bypass), DENIED);
 
-    // The owner's role is deleted. Whoever else may attach policies has no way in; the root user has.
+    // The owner's role is deleted. Whoever else may attach policies has no way in; the root user
+    // has.
     ground.front.world().principals.remove(&ground.login("key-owner").access_key);
     let refused = ground.set_policy("admin", &policy).await.unwrap_err();
     assert!(refused.contains(DENIED), "{refused}");

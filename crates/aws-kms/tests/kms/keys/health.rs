@@ -12,7 +12,11 @@ async fn health_sees_of_a_key_that_it_may_be_used_only_where_it_is_asked_to_try(
             vec![json!({ "Version": "2012-10-17", "Statement": [
                 { "Effect": "Allow", "Action": actions, "Resource": "*",
                   "Condition": { "StringEquals": { "kms:EncryptionContext:tenant": "alice" } } },
-                { "Effect": "Allow", "Action": if name == "blind" { "kms:ListKeys" } else { "kms:DescribeKey" }, "Resource": "*" },
+                {
+                    "Effect": "Allow",
+                    "Action": if name == "blind" { "kms:ListKeys" } else { "kms:DescribeKey" },
+                    "Resource": "*",
+                },
             ] })],
         )
     };

@@ -131,7 +131,8 @@ async fn an_answer_that_is_not_as_the_specification_says_cannot_be_interpreted()
     ground
         .endpoint
         .act(Act::Bend(|a| a["plaintext"] = json!(data_encoding::BASE64.encode(&[0; 32]))));
-    let text = "The ciphertext that the external key store proxy submitted for decryption, or the encryption context, is corrupted, missing, or otherwise invalid.";
+    let text = "The ciphertext that the external key store proxy submitted for decryption, or the \
+        encryption context, is corrupted, missing, or otherwise invalid.";
     assert_eq!(
         ground.decrypt(&key, "a", &blob).await.unwrap_err(),
         refused("KMSInvalidStateException", text)

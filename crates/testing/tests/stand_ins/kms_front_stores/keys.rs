@@ -120,12 +120,14 @@ async fn an_external_key_has_to_fit_and_belongs_to_one_key() {
         (
             bent(|key| key["keyUsage"] = json!(["ENCRYPT"])),
             invalid,
-            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is ENCRYPT.",
+            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of \
+                specified external key is ENCRYPT.",
         ),
         (
             bent(|key| key["keyUsage"] = json!(["DECRYPT", "SIGN"])),
             invalid,
-            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of specified external key is DECRYPT, SIGN.",
+            "The key usage of the external key must include ENCRYPT and DECRYPT. The key use of \
+                specified external key is DECRYPT, SIGN.",
         ),
         (
             bent(|key| key["keyUsage"] = json!(vec!["ENCRYPT"; 11])),

@@ -105,7 +105,12 @@ async fn key_stores_are_found_by_id_or_name_page_by_page_and_only_in_their_regio
 #[tokio::test]
 async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource() {
     let (ground, store) = Ground::new().await;
-    let policy = |action: &str, resource: &str| json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Allow", "Action": action, "Resource": resource }] });
+    let policy = |action: &str, resource: &str| {
+        json!({
+            "Version": "2012-10-17",
+            "Statement": [{ "Effect": "Allow", "Action": action, "Resource": resource }],
+        })
+    };
     let describe = async |name: &str, policies: Vec<Value>| {
         let kms = ground.front.client(REGION, &ground.front.principal(name, policies));
         refusal(kms.describe_custom_key_stores().custom_key_store_id(&store).send().await)
@@ -114,7 +119,8 @@ async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource
     let keys = format!("arn:aws:kms:{REGION}:{ACCOUNT}:key/*");
     let denied = describe("none", vec![]).await.unwrap_err();
     assert_eq!(denied.0, "AccessDeniedException");
-    let told = "is not authorized to perform: kms:DescribeCustomKeyStores on resource: * because no identity-based policy allows";
+    let told = "is not authorized to perform: kms:DescribeCustomKeyStores on resource: * because \
+        no identity-based policy allows";
     assert!(denied.1.contains(told), "{denied:?}");
     assert_eq!(code(describe("keys", vec![policy("kms:*", &keys)]).await), "AccessDeniedException");
     assert_eq!(
@@ -122,7 +128,10 @@ async fn managing_key_stores_needs_the_permission_of_that_name_on_every_resource
         "AccessDeniedException"
     );
     describe("right", vec![policy("kms:DescribeCustomKeyStores", "*")]).await.unwrap();
-    let deny = json!({ "Version": "2012-10-17", "Statement": [{ "Effect": "Deny", "Action": "kms:DescribeCustomKeyStores", "Resource": "*" }] });
+    let deny = json!({
+        "Version": "2012-10-17",
+        "Statement": [{ "Effect": "Deny", "Action": "kms:DescribeCustomKeyStores", "Resource": "*" }],
+    });
     assert_eq!(
         code(describe("both", vec![policy("kms:*", "*"), deny]).await),
         "AccessDeniedException"
@@ -209,7 +218,9 @@ async fn credentials_and_path_change_while_connected_and_the_endpoint_only_while
         refusal(new().send().await).map(|_| ()).unwrap_err(),
         refused(
             "XksProxyIncorrectAuthenticationCredentialException",
-            "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary."
+            "The external key store proxy rejected the request because it could not authenticate \
+                AWS KMS. Verify the XKS proxy authentication credentials for your external key \
+                store and update if necessary."
         )
     );
     ground.decrypt(&key, "a", &blob).await.unwrap();

@@ -26,11 +26,20 @@ use serde_json::{Value, json};
 use xks_script::{Act, Authority, Endpoint};
 
 const REGION: &str = "eu-west-1";
-const CANNOT_INTERPRET: &str = "AWS KMS cannot interpret the response from the external key store proxy. If you see this error repeatedly, report it to your external key store proxy administrator.";
-const NOT_REACHABLE: &str = "AWS KMS cannot communicate with the external key store proxy. This might be a transient network issue. If you see this error repeatedly, verify that your external key store proxy is active and is connected to the network, and that its endpoint URI is correct in your external keystore.";
-const NO_TLS: &str = "AWS KMS cannot establish a TLS connection to the external key store proxy. Verify the TLS configuration, including its certificate.";
-const TIMED_OUT: &str = "AWS KMS rejected the request because the external key store proxy did not respond in time. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.";
-const NOT_CONNECTED: &str = "This KMS key is in a custom key store that is not connected to its external key store proxy. Connect the external key store and try the request again.";
+const CANNOT_INTERPRET: &str = "AWS KMS cannot interpret the response from the external key store \
+    proxy. If you see this error repeatedly, report it to your external key store proxy \
+    administrator.";
+const NOT_REACHABLE: &str = "AWS KMS cannot communicate with the external key store proxy. This \
+    might be a transient network issue. If you see this error repeatedly, verify that your \
+    external key store proxy is active and is connected to the network, and that its endpoint URI \
+    is correct in your external keystore.";
+const NO_TLS: &str = "AWS KMS cannot establish a TLS connection to the external key store proxy. \
+    Verify the TLS configuration, including its certificate.";
+const TIMED_OUT: &str = "AWS KMS rejected the request because the external key store proxy did not \
+    respond in time. Retry the request. If you see this error repeatedly, report it to your \
+    external key store proxy administrator.";
+const NOT_CONNECTED: &str = "This KMS key is in a custom key store that is not connected to its \
+    external key store proxy. Connect the external key store and try the request again.";
 
 struct Ground {
     front: KmsFront,
@@ -202,77 +211,97 @@ fn texts() -> HashMap<&'static str, (u16, &'static str)> {
             "InvalidStateException",
             (
                 400,
-                "The external key associated with this KMS key in an external key store is not enabled in the external key manager. Enable the external key in the external key manager and retry the request.",
+                "The external key associated with this KMS key in an external key store is not \
+                    enabled in the external key manager. Enable the external key in the external \
+                    key manager and retry the request.",
             ),
         ),
         (
             "InvalidCiphertextException",
             (
                 400,
-                "The external key store proxy rejected the request because the specified ciphertext or encryption context is corrupted, missing, or otherwise invalid.",
+                "The external key store proxy rejected the request because the specified \
+                    ciphertext or encryption context is corrupted, missing, or otherwise invalid.",
             ),
         ),
         (
             "InvalidKeyUsageException",
             (
                 400,
-                "The external key associated with this KMS key in an external key store does not support the requested operation. Enable the operation on the key in your external key manager, and try the request again.",
+                "The external key associated with this KMS key in an external key store does not \
+                    support the requested operation. Enable the operation on the key in your \
+                    external key manager, and try the request again.",
             ),
         ),
         (
             "AuthenticationFailedException",
             (
                 401,
-                "The external key store proxy rejected the request because it could not authenticate AWS KMS. Verify the XKS proxy authentication credentials for your external key store and update if necessary.",
+                "The external key store proxy rejected the request because it could not \
+                    authenticate AWS KMS. Verify the XKS proxy authentication credentials for your \
+                    external key store and update if necessary.",
             ),
         ),
         (
             "AccessDeniedException",
             (
                 403,
-                "The external key store proxy denied access to the operation. Verify that the user and the external key are both authorized for this operation, and try the request again.",
+                "The external key store proxy denied access to the operation. Verify that the user \
+                    and the external key are both authorized for this operation, and try the \
+                    request again.",
             ),
         ),
         (
             "KeyNotFoundException",
             (
                 404,
-                "The external key associated with this KMS key in an external key store was not found in its external key manager. If the external key ID associated with this KMS key is incorrect, create a new KMS key with the correct external key ID.",
+                "The external key associated with this KMS key in an external key store was not \
+                    found in its external key manager. If the external key ID associated with this \
+                    KMS key is incorrect, create a new KMS key with the correct external key ID.",
             ),
         ),
         (
             "InvalidUriPathException",
             (
                 404,
-                "The external key store proxy rejected the request because of an invalid URI path. Verify the URI path for your external key store and update if necessary.",
+                "The external key store proxy rejected the request because of an invalid URI path. \
+                    Verify the URI path for your external key store and update if necessary.",
             ),
         ),
         (
             "UnsupportedOperationException",
             (
                 501,
-                "The external key store proxy rejected the request because it does not support the requested operation. If you see this error repeatedly, report it to your external key store proxy administrator.",
+                "The external key store proxy rejected the request because it does not support the \
+                    requested operation. If you see this error repeatedly, report it to your \
+                    external key store proxy administrator.",
             ),
         ),
         (
             "DependencyTimeoutException",
             (
                 503,
-                "The external key store proxy did not respond to the request in the time allotted. Retry the request. If you see this error repeatedly, report it to your external key store proxy administrator.",
+                "The external key store proxy did not respond to the request in the time allotted. \
+                    Retry the request. If you see this error repeatedly, report it to your \
+                    external key store proxy administrator.",
             ),
         ),
         (
             "ThrottlingException",
             (
                 429,
-                "The external key store proxy rejected the request due to a very high request rate. Reduce the frequency of your calls using KMS keys in this external key store.",
+                "The external key store proxy rejected the request due to a very high request \
+                    rate. Reduce the frequency of your calls using KMS keys in this external key \
+                    store.",
             ),
         ),
         (
             "InternalException",
             (
                 500,
-                "The external key store proxy rejected the request because it cannot communicate with the external key manager. Verify that the external key store proxy configuration is correct and that the external key manager is available.",
+                "The external key store proxy rejected the request because it cannot communicate \
+                    with the external key manager. Verify that the external key store proxy \
+                    configuration is correct and that the external key manager is available.",
             ),
         ),
         ("SomethingElseException", (400, CANNOT_INTERPRET)),
@@ -400,10 +429,20 @@ proptest! {
 fn answers() -> impl Strategy<Value = Vec<Act>> {
     let text = prop_oneof![
         ".{0,40}".prop_map(|text| text),
-        Just(r#"{"plaintext":"AAAA","ciphertext":"","initializationVector":"AAAAAAAAAAAAAAAA"}"#.to_owned()),
+        Just(
+            r#"{"plaintext":"AAAA","ciphertext":"","initializationVector":"AAAAAAAAAAAAAAAA"}"#
+                .to_owned()
+        ),
         (any::<Vec<u8>>(), any::<Vec<u8>>(), any::<Vec<u8>>()).prop_map(|(a, b, c)| {
             let [a, b, c] = [a, b, c].map(|bytes| data_encoding::BASE64.encode(&bytes));
-            json!({ "plaintext": a, "ciphertext": a, "authenticationTag": b, "initializationVector": c, "ciphertextDataIntegrityValue": b }).to_string()
+            json!({
+                "plaintext": a,
+                "ciphertext": a,
+                "authenticationTag": b,
+                "initializationVector": c,
+                "ciphertextDataIntegrityValue": b,
+            })
+            .to_string()
         }),
         r#"\{"errorName":"[A-Za-z]{0,20}"\}"#.prop_map(|text| text),
     ];
