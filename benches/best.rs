@@ -3,7 +3,8 @@
 //!     cargo bench -p waxseal-benches --features aws-lc,ring --bench best
 //!
 //! The unit of a row is the fastest bare AES-256-GCM, in place, among the backends of the build, for the same size in the same run. All
-//! contenders of a row take turns in random order; a figure is the median of the rounds. The library runs on its default backend.
+//! contenders of a row take turns in random order; a figure is the median of the rounds. The library runs on its default backend. Words
+//! behind `--` choose the rows whose titles have one of them: `-- many "1048576 B"`.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::cast_precision_loss)]
 
@@ -95,6 +96,10 @@ impl<'a> ByHand<'a> {
 
 /// Prints the medians, and by how much they exceed the best of the first `bare`.
 fn row(title: &str, bare: usize, mut contenders: Vec<Contender<'_>>) {
+    let mut chosen = std::env::args().skip(1).filter(|argument| argument != "--bench").peekable();
+    if chosen.peek().is_some() && !chosen.any(|part| title.contains(&part)) {
+        return;
+    }
     let mut times = vec![Vec::new(); contenders.len()];
     let mut order: Vec<_> = (0..contenders.len()).collect();
     let start = Instant::now();

@@ -36,4 +36,4 @@ pub(crate) use source::{
 };
 pub use statistics::{BranchKeyAges, KekStatistics, Statistics, StoreStatistics, TargetStatistics};
 pub(crate) use stream::StreamDek;
-pub(crate) use writing::{BLOCK, Many, Reservation, WritingDek};
+pub(crate) use writing::{BLOCK, Many, Reservation, SHORT_BLOCK, WritingDek};

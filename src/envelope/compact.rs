@@ -87,7 +87,28 @@ impl<'a> Sealed<'a> {
     /// Reads it. A message that comes without wrapped keys has none if `has_store`.
     #[inline]
     pub(super) fn parse(self, has_store: impl FnOnce() -> bool) -> Result<Message<'a>, Error> {
-        let mut message = Message::parse(self.bytes)?;
+        self.with_keys(Message::parse(self.bytes)?, has_store)
+    }
+
+    /// As [`parse`](Self::parse), with less work. `None` if the header is not that of `parsed`, from
+    /// which `like` was read.
+    #[inline]
+    pub(super) fn parse_like(
+        self,
+        parsed: Sealed<'_>,
+        like: &Message<'a>,
+        has_store: impl FnOnce() -> bool,
+    ) -> Option<Result<Message<'a>, Error>> {
+        let message = like.parse_like(parsed.bytes, self.bytes)?;
+        Some(message.and_then(|message| self.with_keys(message, has_store)))
+    }
+
+    #[inline]
+    fn with_keys(
+        self,
+        mut message: Message<'a>,
+        has_store: impl FnOnce() -> bool,
+    ) -> Result<Message<'a>, Error> {
         if message.wrapped_keys.is_empty() {
             message.wrapped_keys = match self.apart {
                 Some(wrapped_keys) => wrapped_keys.as_bytes(),
@@ -100,6 +121,7 @@ impl<'a> Sealed<'a> {
 }
 
 /// A message whose wrapped keys are nowhere.
+#[cold]
 fn missing(dek_id: DekId) -> Error {
     Error::new(ErrorKind::MissingWrappedKeys, dek_id.to_string())
 }

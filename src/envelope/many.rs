@@ -5,7 +5,6 @@
 //! the other in one buffer.
 #![forbid(unsafe_code)]
 
-use std::borrow::Borrow;
 use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
 
@@ -20,7 +19,7 @@ use crate::dek::{BLOCK, Many, Pinned, ReadingDek, ReadingRequest, Reservation, W
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Header, Message};
 use crate::observe::Access;
-use crate::suite::{DekId, InOut, Suite, Tag};
+use crate::suite::{DekId, Suite, Tag};
 
 /// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
 /// no more of them once they have so many bytes.
@@ -29,8 +28,8 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// So many DEKs at most are held beyond what the cache has place for. Each takes about 3.3 KB.
 const MOST_HELD: usize = 4096;
 
-/// One message, read.
-type Item<'s> = (Aad<'s>, &'s [u8], Message<'s>);
+/// One message, and its AAD.
+type Item<'s> = (Aad<'s>, Sealed<'s>);
 
 /// What it takes to decrypt one message.
 struct Parts<'s> {
@@ -45,6 +44,46 @@ impl<'s> Parts<'s> {
     fn of(aad: Aad<'s>, sealed: &'s [u8], message: &Message<'s>) -> Self {
         let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
         Self { aad: aad.as_bytes(), nonce: message.nonce, ciphertext, tag: message.tag }
+    }
+}
+
+/// Messages that were read.
+struct Read<'s> {
+    parts: Vec<Parts<'s>>,
+    runs: Vec<Run<'s>>,
+}
+
+/// Messages of one DEK that follow each other.
+struct Run<'s> {
+    first: Message<'s>,
+    /// The index behind the last.
+    end: usize,
+}
+
+impl<'s> Read<'s> {
+    /// Reads all of them.
+    fn of(items: &[Item<'s>], has_store: impl Fn() -> bool) -> Result<Self, Error> {
+        let (mut parts, mut runs) = (Vec::with_capacity(items.len()), Vec::<Run<'s>>::new());
+        let mut last = None::<(Sealed<'s>, Message<'s>)>;
+        for (index, (aad, sealed)) in items.iter().enumerate() {
+            let like =
+                last.as_ref().and_then(|(is, like)| sealed.parse_like(*is, like, &has_store));
+            let message = match like {
+                Some(like) => like,
+                None => sealed.parse(&has_store).inspect(|message| {
+                    if runs.last().is_none_or(|run| dek_of(&run.first) != dek_of(message)) {
+                        runs.push(Run { first: message.clone(), end: index });
+                    }
+                    last = Some((*sealed, message.clone()));
+                }),
+            };
+            let message = message.map_err(|error| error.of_item(index))?;
+            parts.push(Parts::of(*aad, sealed.as_bytes(), &message));
+            if let Some(run) = runs.last_mut() {
+                run.end = index + 1;
+            }
+        }
+        Ok(Self { parts, runs })
     }
 }
 
@@ -134,35 +173,43 @@ impl Envelope {
         }
     }
 
-    /// Decrypts what was read into `opened`, which is empty.
+    /// Decrypts the `items`, as they were read, into `opened`, which is empty.
     async fn open_many(
         &self,
         context: &EncryptionContext,
         items: &[Item<'_>],
+        Read { parts, runs }: &Read<'_>,
         opened: &mut Plaintexts,
     ) -> Result<(), Error> {
-        let held = self.unwrap_together(context, items).await;
-        let len = |all: usize, (.., message): &Item<'_>| all.saturating_add(message.payload.len());
-        let bytes = items.iter().fold(0, len);
-        *opened = Plaintexts::with_room(items.len(), bytes)?;
-        while let Some((.., first)) = items.get(opened.len()) {
-            let begin = opened.len();
-            let open = |dek: &ReadingDek| match open_run(dek, items, opened) {
-                // What was decrypted before the DEK ended, or was used up, stands.
-                Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
-                result => result,
-            };
+        let held = self.unwrap_together(context, runs).await;
+        let bytes = parts.iter().map(|parts| parts.ciphertext.len()).fold(0, usize::saturating_add);
+        *opened = Plaintexts::with_room(parts.len(), bytes)?;
+        for Run { first, end } in runs {
             let held = held.get(&dek_of(first));
-            let result = self.source.with_prepared(request(context, first), held, open).await;
-            // A DEK that is not that of the message would never get further.
-            let result = match opened.len() > begin {
-                true => result,
-                false => result.and_then(|()| Err(Error::invalid())),
-            };
-            result.map_err(|error| match error.item() {
-                Some(_) => error,
-                None => error.of_item(begin),
-            })?;
+            let parts = parts.get(..*end).unwrap_or_default();
+            let mut next = first.clone();
+            loop {
+                let begin = opened.len();
+                let open = |dek: &ReadingDek| match open_run(dek, &next, parts, opened) {
+                    // What was decrypted before the DEK ended, or was used up, stands.
+                    Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
+                    result => result,
+                };
+                let result = self.source.with_prepared(request(context, &next), held, open).await;
+                // A DEK that is not that of the message would never get further.
+                let result = match opened.len() > begin {
+                    true => result,
+                    false => result.and_then(|()| Err(Error::invalid())),
+                };
+                result.map_err(|error| match error.item() {
+                    Some(_) => error,
+                    None => error.of_item(begin),
+                })?;
+                match items.get(opened.len()) {
+                    Some((_, sealed)) if opened.len() < *end => next = self.parse(*sealed)?,
+                    _ => break,
+                }
+            }
         }
         Ok(())
     }
@@ -172,15 +219,14 @@ impl Envelope {
     async fn unwrap_together(
         &self,
         context: &EncryptionContext,
-        items: &[Item<'_>],
+        runs: &[Run<'_>],
     ) -> HashMap<(DekId, Suite), Pinned<ReadingDek>> {
-        let (mut requests, mut seen, mut last) = (Vec::new(), HashSet::new(), None);
-        for (.., message) in items {
-            let id = dek_of(message);
-            if last.replace(id) != Some(id) && seen.insert(id) {
-                requests.push(request(context, message));
-            }
+        if runs.len() < 2 {
+            return HashMap::new();
         }
+        let mut seen = HashSet::new();
+        let firsts = runs.iter().map(|run| &run.first).filter(|first| seen.insert(dek_of(first)));
+        let requests: Vec<_> = firsts.map(|first| request(context, first)).collect();
         if requests.len() < 2 {
             return HashMap::new();
         }
@@ -252,15 +298,10 @@ impl ActingFor<'_> {
         let items: Vec<_> = items.into_iter().map(|(aad, sealed)| (aad, sealed.into())).collect();
         // Whoever is denied learns nothing of the messages.
         let permitted = self.permit(Action::Decrypt, context).await?;
-        let read = |(index, (aad, sealed)): (usize, (Aad<'s>, Sealed<'s>))| {
-            let message = self.plain().parse(sealed).map_err(|error| error.of_item(index))?;
-            Ok((aad, sealed.as_bytes(), message))
-        };
-        let items: Vec<_> =
-            items.into_iter().enumerate().map(read).collect::<Result<_, Error>>()?;
+        let read = Read::of(&items, || self.plain().source.has_store())?;
         let mut opening =
-            Opening { acting: self, context, items: &items, opened: Plaintexts::default() };
-        self.plain().open_many(context, &items, &mut opening.opened).await?;
+            Opening { acting: self, context, runs: &read.runs, opened: Plaintexts::default() };
+        self.plain().open_many(context, &items, &read, &mut opening.opened).await?;
         self.confirm(permitted, Action::Decrypt, context).await?;
         Ok(opening.end())
     }
@@ -364,7 +405,7 @@ impl Decryptor {
             }
             self.check_time()?;
             opened.expect(block.len(), bytes, items.size_hint().0)?;
-            open_block(self.dek(), block.iter(), opened)?;
+            open_block(self.dek(), &block, opened)?;
         }
     }
 }
@@ -374,7 +415,7 @@ impl Decryptor {
 struct Opening<'o, 's> {
     acting: ActingFor<'o>,
     context: &'o EncryptionContext,
-    items: &'o [Item<'s>],
+    runs: &'o [Run<'s>],
     opened: Plaintexts,
 }
 
@@ -385,13 +426,16 @@ impl Opening<'_, '_> {
     }
 
     fn count(&self) {
-        let opened = self.items.get(..self.opened.len()).unwrap_or_default();
-        if opened.is_empty() || !self.acting.is_counted() {
+        if self.opened.is_empty() || !self.acting.is_counted() {
             return;
         }
-        let mut counts: HashMap<DekId, usize> = HashMap::new();
-        for (.., message) in opened {
-            *counts.entry(message.header.dek_id).or_default() += 1;
+        let (mut counts, mut begin) = (HashMap::<DekId, usize>::new(), 0);
+        for Run { first, end } in self.runs {
+            let end = self.opened.len().min(*end);
+            if end > begin {
+                *counts.entry(first.header.dek_id).or_default() += end - begin;
+                begin = end;
+            }
         }
         for (dek_id, messages) in counts {
             self.acting.count_many(Access::Decrypt, self.context, &dek_id, messages);
@@ -443,10 +487,11 @@ fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
             && let Some((aad, plaintext)) = items.next()
         {
             let plaintext = plaintext.as_ref();
-            left = left.without(plaintext.len()).ok_or_else(changed)?;
+            // No more than `usize` has: the first are below the most, and the last is in memory.
             bytes += plaintext.len();
             block.push((aad.as_bytes(), plaintext));
         }
+        left = left.without(block.len(), bytes).ok_or_else(changed)?;
         if block.is_empty() {
             return if left.is_empty() { Ok(sealed) } else { Err(changed()) };
         }
@@ -471,20 +516,27 @@ fn has_ended(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted)
 }
 
-/// Decrypts the messages of this DEK that come next.
-fn open_run(dek: &ReadingDek, items: &[Item<'_>], opened: &mut Plaintexts) -> Result<(), Error> {
-    let is_of_dek = |(.., message): &&Item<'_>| {
-        (message.header.dek_id, message.header.suite) == (dek.lease.id, dek.lease.suite)
-    };
+/// Decrypts what comes next of `parts`, which ends with a run whose next message is `next`. Of another
+/// DEK it decrypts none.
+fn open_run(
+    dek: &ReadingDek,
+    next: &Message<'_>,
+    parts: &[Parts<'_>],
+    opened: &mut Plaintexts,
+) -> Result<(), Error> {
+    if dek_of(next) != (dek.lease.id, dek.lease.suite) {
+        return Ok(());
+    }
     let begin = opened.len();
     loop {
-        let (mut len, mut bytes) = (0, 0);
-        let rest = items.get(opened.len()..).unwrap_or_default();
-        for (.., message) in rest.iter().take(BLOCK).take_while(is_of_dek) {
-            (len, bytes) = (len + 1, bytes + message.payload.len());
-            if bytes >= BLOCK_BYTES {
-                break;
-            }
+        let (mut len, mut bytes) = (0, 0_usize);
+        let rest = parts.get(opened.len()..).unwrap_or_default();
+        while len < BLOCK
+            && bytes < BLOCK_BYTES
+            && let Some(parts) = rest.get(len)
+        {
+            len += 1;
+            bytes = bytes.saturating_add(parts.ciphertext.len());
         }
         let block = rest.get(..len).unwrap_or_default();
         if block.is_empty() {
@@ -493,33 +545,33 @@ fn open_run(dek: &ReadingDek, items: &[Item<'_>], opened: &mut Plaintexts) -> Re
         if opened.len() > begin {
             dek.lease.check_in_use()?;
         }
-        let parts = block.iter().map(|(aad, sealed, message)| Parts::of(*aad, sealed, message));
-        open_block(dek, parts, opened)?;
+        open_block(dek, block, opened)?;
     }
 }
 
 /// Decrypts messages behind each other. If one fails, those before it stand.
-fn open_block<'s>(
+fn open_block(
     dek: &ReadingDek,
-    mut block: impl ExactSizeIterator<Item = impl Borrow<Parts<'s>>>,
+    mut block: &[Parts<'_>],
     opened: &mut Plaintexts,
 ) -> Result<(), Error> {
     // Once, unless fewer uses are left.
-    while block.len() > 0 {
+    while !block.is_empty() {
         let wanted = dek.take_uses(block.len())?;
+        let (now, later) = block.split_at_checked(wanted).unwrap_or((block, &[]));
         let begin = opened.len();
         let result = dek.with_keys(|keys| {
-            for parts in block.by_ref().take(wanted) {
-                let Parts { aad, nonce, ciphertext, tag } = *parts.borrow();
-                let key = keys.message(ciphertext.len());
-                let open = |payload: &mut [u8]| key.open(nonce, aad, InOut::in_place(payload), tag);
-                let index = opened.len();
-                opened.push(ciphertext, open).map_err(|error| error.of_item(index))?;
-            }
-            Ok(())
+            opened.append(
+                now,
+                |parts| parts.ciphertext,
+                |Parts { aad, nonce, ciphertext, tag }, data| {
+                    keys.message(ciphertext.len()).open(nonce, aad, data, tag)
+                },
+            )
         });
         dek.give_back_uses(wanted - (opened.len() - begin));
         result.flatten()?;
+        block = later;
     }
     Ok(())
 }

@@ -4,8 +4,10 @@
 use std::fmt;
 use std::ops::Deref;
 
+use crate::dek::SHORT_BLOCK;
 use crate::error::{Error, ErrorKind};
 use crate::memory::wipe;
+use crate::suite::InOut;
 
 /// Values one behind the other in one buffer, in the order of the call that made them:
 /// [`Envelope::encrypt_many`](crate::Envelope::encrypt_many) and its siblings.
@@ -190,23 +192,39 @@ impl Plaintexts {
         self.0.offsets.try_reserve(values).map_err(|_| no_memory())
     }
 
-    /// Appends the plaintext of a ciphertext, for which there is room, and which `open` decrypts in
-    /// place or wipes.
+    /// Appends the plaintexts of so many ciphertexts, for which there is room, and of which `open`
+    /// decrypts each to where it goes, or wipes that. If one fails, those before it stand.
     #[inline]
-    pub(super) fn push(
+    pub(super) fn append<'s, T>(
         &mut self,
-        ciphertext: &[u8],
-        open: impl FnOnce(&mut [u8]) -> Result<(), Error>,
+        items: &[T],
+        ciphertext: impl Fn(&T) -> &'s [u8],
+        open: impl Fn(&T, InOut<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let Values { bytes, offsets } = &mut self.0;
-        let begin = bytes.len();
-        bytes.extend_from_slice(ciphertext);
-        let opened = open(bytes.get_mut(begin..).unwrap_or_default());
-        match opened {
-            Ok(()) => offsets.push(bytes.len()),
-            Err(_) => bytes.truncate(begin),
+        let mut begin = bytes.len();
+        let len = items.iter().map(|item| ciphertext(item).len()).fold(0, usize::saturating_add);
+        let end = begin.checked_add(len).filter(|end| *end <= bytes.capacity());
+        let end = end.ok_or_else(no_memory)?;
+        let is_short = len <= SHORT_BLOCK;
+        if is_short {
+            bytes.resize(end, 0);
         }
-        opened
+        for item in items {
+            let ciphertext = ciphertext(item);
+            let end = begin + ciphertext.len();
+            if !is_short {
+                bytes.extend_from_slice(ciphertext);
+            }
+            let to = bytes.get_mut(begin..end).unwrap_or_default();
+            if let Err(error) = open(item, InOut { from: is_short.then_some(ciphertext), to }) {
+                bytes.truncate(begin);
+                return Err(error.of_item(offsets.len().saturating_sub(1)));
+            }
+            offsets.push(end);
+            begin = end;
+        }
+        Ok(())
     }
 }
 

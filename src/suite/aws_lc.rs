@@ -6,7 +6,7 @@ use aws_lc_rs::aead;
 use aws_lc_rs::cipher::{AES_256, EncryptingKey, EncryptionContext, UnboundCipherKey};
 use zeroize::Zeroizing;
 
-use super::{AeadFailure, InOut, Outcome, Suite, TAG_LEN, Tag};
+use super::{AeadFailure, InOut, Outcome, Suite, Tag};
 
 super::binding::binding!(aead);
 
@@ -25,38 +25,38 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
-        let (aad, mut tag) = (Aad::from(aad), [0; TAG_LEN]);
-        self.with(nonce, |key, nonce| match data.from {
-            None => key.seal_in_place_scatter(nonce, aad, data.to, &[], &mut tag),
-            Some(from) => key.seal_out_of_place_scatter(nonce, aad, from, data.to, &[], &mut tag),
-        })?;
-        Ok(tag)
+    #[inline(always)]
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &mut Tag) -> Outcome {
+        self.with(nonce, aad, |key, nonce, aad| match data.from {
+            None => key.seal_in_place_scatter(nonce, aad, data.to, &[], tag),
+            Some(from) => key.seal_out_of_place_scatter(nonce, aad, from, data.to, &[], tag),
+        })
     }
 
     pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
-        let aad = Aad::from(aad);
-        self.with(nonce, |key, nonce| match data.from {
+        self.with(nonce, aad, |key, nonce, aad| match data.from {
             None => key.open_in_place_separate_tag(nonce, aad, tag, data.to).map(|_| ()),
             Some(from) => key.open_separate_gather(nonce, aad, from, tag, data.to),
         })
     }
 
-    /// Runs `work` with the key and the nonce that the library's AEAD takes.
-    #[inline]
-    fn with<E>(
+    /// Runs `work` with the key, the nonce and the AAD that the library's AEAD takes.
+    #[inline(always)]
+    fn with<'a, E>(
         &self,
         nonce: &[u8],
-        work: impl FnOnce(&LessSafeKey, Nonce) -> Result<(), E>,
+        aad: &'a [u8],
+        work: impl FnOnce(&LessSafeKey, Nonce, Aad<&'a [u8]>) -> Result<(), E>,
     ) -> Outcome {
-        let done = match self {
-            Self::Direct(key) => work(key, checked(nonce)?),
+        let of_nonce;
+        let (key, nonce) = match self {
+            Self::Direct(key) => (key, nonce),
             Self::Xaes256Gcm(key) => {
-                let (key, nonce) = key.for_nonce(nonce)?;
-                work(&key, checked(nonce)?)
+                of_nonce = key.for_nonce(nonce)?;
+                (&of_nonce.0, of_nonce.1)
             }
         };
-        done.map_err(|_| AeadFailure)
+        work(key, checked(nonce)?, Aad::from(aad)).map_err(|_| AeadFailure)
     }
 }
 
@@ -90,9 +90,7 @@ impl Xaes256Gcm {
             let (label, rest) = half.split_first_chunk_mut::<4>().ok_or(AeadFailure)?;
             *label = [0, i, b'X', 0];
             rest.copy_from_slice(head);
-            for (byte, k1) in half.iter_mut().zip(&*self.k1) {
-                *byte ^= k1;
-            }
+            half.iter_mut().zip(&*self.k1).for_each(|(byte, k1)| *byte ^= k1);
         }
         encrypt_blocks(&self.aes, &mut *kx)?;
         Ok((expand(Suite::Xaes256Gcm, &kx)?, tail))

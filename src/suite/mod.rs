@@ -215,13 +215,21 @@ impl AeadKey {
 
     /// Encrypts and returns the tag. On an error what it was to go to is unchanged or wiped, never
     /// partly encrypted.
-    pub(crate) fn seal(
+    pub(crate) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Result<Tag, Error> {
+        let mut tag = [0; TAG_LEN];
+        self.seal_with(nonce, aad, data, &mut tag).map(|()| tag)
+    }
+
+    /// As [`seal`](Self::seal), with the place of the tag.
+    #[inline]
+    pub(crate) fn seal_with(
         &self,
         nonce: &[u8],
         aad: &[u8],
         InOut { from, to }: InOut<'_>,
-    ) -> Result<Tag, Error> {
-        on!(self, key => key.seal(nonce, aad, InOut { from, to })).map_err(|AeadFailure| {
+        tag: &mut Tag,
+    ) -> Result<(), Error> {
+        on!(self, key => key.seal(nonce, aad, InOut { from, to }, tag)).map_err(|AeadFailure| {
             wipe(to);
             Error::new(ErrorKind::TooLarge, "beyond the limits of the AEAD")
         })

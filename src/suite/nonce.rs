@@ -126,9 +126,7 @@ impl Generator {
         self.left = self.left.saturating_sub(bytes.len());
         match bytes.as_chunks_mut::<4>() {
             // For one nonce quicker than the general way.
-            (words, []) if words.len() <= 6 => {
-                words.iter_mut().for_each(|word| *word = rng.next_u32().to_le_bytes());
-            }
+            (words, []) if words.len() <= 6 => words.fill_with(|| rng.next_u32().to_le_bytes()),
             _ => rng.fill_bytes(bytes),
         }
         Ok(())

@@ -21,22 +21,22 @@ impl Key {
         expand(suite, key).map(Self)
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
+    #[inline(always)]
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &mut Tag) -> Outcome {
         let (nonce, to) = (checked(nonce)?, data.copied()?);
         let sealed = self.with(|key| key.seal_in_place_separate_tag(nonce, Aad::from(aad), to));
-        sealed.map_err(|_| AeadFailure)?.as_ref().try_into().map_err(|_| AeadFailure)
+        *tag = sealed.map_err(|_| AeadFailure)?.as_ref().try_into().map_err(|_| AeadFailure)?;
+        Ok(())
     }
 
     pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
         let (nonce, to) = (checked(nonce)?, data.copied()?);
-        self.with(|key| {
-            let opened =
-                key.open_in_place_separate_tag(nonce, Aad::from(aad), (*tag).into(), to, 0..);
-            opened.map(|_| ()).map_err(|_| AeadFailure)
-        })
+        let (aad, tag) = (Aad::from(aad), (*tag).into());
+        let opened = self.with(|key| key.open_in_place_separate_tag(nonce, aad, tag, to, 0..));
+        opened.map(|_| ()).map_err(|_| AeadFailure)
     }
 
-    #[inline]
+    #[inline(always)]
     fn with<R>(&self, work: impl FnOnce(&LessSafeKey) -> R) -> R {
         match self.suite() {
             Suite::Aes256Gcm => work(&self.0),

@@ -29,12 +29,12 @@ impl Key {
         }
     }
 
-    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Outcome<Tag> {
+    pub(super) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &mut Tag) -> Outcome {
         let payload = data.copied()?;
         overwriting_the_stack_after::<STACK, _>(|| match self {
-            Self::Aes256Gcm(key) => seal(key, nonce, aad, payload),
-            Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload),
-            Self::Xaes256Gcm(key) => seal(key, nonce, aad, payload),
+            Self::Aes256Gcm(key) => seal(key, nonce, aad, payload, tag),
+            Self::ChaCha20Poly1305(key) => seal(key, nonce, aad, payload, tag),
+            Self::Xaes256Gcm(key) => seal(key, nonce, aad, payload, tag),
         })
     }
 
@@ -48,10 +48,10 @@ impl Key {
     }
 }
 
-fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], payload: &mut [u8]) -> Outcome<Tag> {
+fn seal<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], to: &mut [u8], tag: &mut Tag) -> Outcome {
     let nonce = nonce.try_into().map_err(|_| AeadFailure)?;
-    let tag = key.encrypt_inout_detached(nonce, aad, payload.into()).map_err(|_| AeadFailure)?;
-    tag.as_slice().try_into().map_err(|_| AeadFailure)
+    let made = key.encrypt_inout_detached(nonce, aad, to.into()).map_err(|_| AeadFailure)?;
+    made.as_slice().try_into().map(|made| *tag = made).map_err(|_| AeadFailure)
 }
 
 fn open<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], buffer: &mut [u8], tag: &Tag) -> Outcome {

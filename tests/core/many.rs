@@ -136,6 +136,41 @@ fn a_few_large_values_among_small_ones_come_back() {
 }
 
 /// An envelope whose DEKs have these caps, without a renewal ahead of time.
+/// Blocks of few bytes are worked on in another way than others.
+#[test]
+fn blocks_on_either_side_of_16_kib_come_back_and_a_wrong_message_is_found_in_both() {
+    for backend in Backend::all() {
+        let (kek, alice) = (local("kek"), context("alice"));
+        let envelope = Envelope::builder().wrap_with(kek).backend(*backend).build().unwrap();
+        let handle = block_on(envelope.encryptor(&alice)).unwrap();
+        let of_len = |(n, len): (usize, usize)| {
+            (n.to_be_bytes().to_vec(), vec![u8::try_from(n % 251).unwrap(); len])
+        };
+        // 64 values have 16 KiB of plaintext, or of compact messages, or a byte less or more.
+        for (len, more) in [(256, 0), (256, 1), (255, 63), (188, 0), (188, 1), (187, 63)] {
+            let lens = (0..130).map(|n| if n == 7 { len + more } else { len });
+            let rows: Vec<_> = lens.enumerate().map(of_len).collect();
+            let compact = handle.clone().compact().encrypt_many(items(&rows)).unwrap();
+            let embedded = handle.encrypt_many(items(&rows)).unwrap();
+            let reader = block_on(envelope.decryptor(&alice, embedded.get(0).unwrap())).unwrap();
+            for values in [&compact, &embedded] {
+                assert_are(&reader.decrypt_many(sealed(&rows, values)).unwrap(), &rows);
+                for ((aad, value), sealed) in rows.iter().zip(values) {
+                    assert_eq!(&*reader.decrypt(Aad::from(aad), sealed).unwrap(), value);
+                }
+                for wrong in [0, 7, 63, 64, 129] {
+                    let mut copies: Vec<_> = values.iter().map(<[u8]>::to_vec).collect();
+                    *copies[wrong].last_mut().unwrap() ^= 1;
+                    let pairs =
+                        || rows.iter().zip(&copies).map(|((aad, _), it)| (Aad::from(aad), it));
+                    let error = reader.decrypt_many(pairs()).unwrap_err();
+                    assert_eq!((error.kind(), error.item()), (ErrorKind::Invalid, Some(wrong)));
+                }
+            }
+        }
+    }
+}
+
 fn capped(messages: u64, bytes: u64) -> Envelope {
     let limits = Limits::default().max_messages(messages).max_bytes(bytes);
     Envelope::builder().wrap_with(local("kek")).limits(limits).build().unwrap()
