@@ -1,5 +1,5 @@
-//! Any sequence of calls, by two writers that keep heads in memory and rewrap, is answered as by a store in
-//! plaintext.
+//! Any sequence of calls, by two writers that keep heads in memory and rewrap, is answered as by a
+//! store in plaintext.
 
 use std::time::{Duration, SystemTime};
 
