@@ -191,13 +191,7 @@ mod tests {
     #[test]
     fn a_derivation_stays_within_the_stack_that_is_overwritten_after_it() {
         use std::hint::black_box;
-        use std::os::unix::fs::FileExt;
 
-        const PAINTED: usize = 64 * 1024;
-        #[inline(never)]
-        fn paint() -> usize {
-            black_box(&black_box([0xA7_u8; PAINTED])).as_ptr().addr()
-        }
         #[inline(never)]
         fn narrow() -> usize {
             let mut out = [0; 32];
@@ -213,13 +207,7 @@ mod tests {
             out.as_ptr().addr()
         }
         for work in [narrow, wide] {
-            let lowest = paint();
-            let here = work();
-            let memory = std::fs::File::open("/proc/self/mem").unwrap();
-            let mut painted = vec![0; PAINTED];
-            memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
-            let deepest = lowest + painted.iter().position(|byte| *byte != 0xA7).unwrap();
-            let depth = here - deepest;
+            let depth = crate::memory::depth_on_the_stack(work);
             assert!((256..STACK).contains(&depth), "{depth} bytes");
         }
     }
