@@ -61,12 +61,13 @@ fn open<A: AeadInOut>(key: &A, nonce: &[u8], aad: &[u8], buffer: &mut [u8], tag:
     key.decrypt_inout_detached(nonce, aad, buffer.into(), tag).map_err(|_| AeadFailure)
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
 mod tests {
-    use super::*;
-
+    #[cfg(target_os = "linux")]
     #[test]
     fn no_use_reaches_deeper_than_what_is_overwritten() {
+        use super::*;
+
         #[inline(never)]
         fn seal_and_open(key: &Key, data: &mut [u8]) -> usize {
             let mut tag = [0; 16];
