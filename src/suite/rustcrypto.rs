@@ -69,33 +69,21 @@ mod tests {
         use super::*;
 
         #[inline(never)]
-        fn seal_and_open(key: &Key, data: &mut [u8]) -> usize {
+        fn seal_and_open<A: AeadInOut>(key: &A, nonce: &[u8], data: &mut [u8]) -> usize {
             let mut tag = [0; 16];
-            let work =
-                |key: &dyn Fn(&mut [u8], &mut Tag) -> Outcome, data: &mut [u8], tag: &mut Tag| {
-                    assert!(key(data, tag).is_ok());
-                };
-            match key {
-                Key::Aes256Gcm(key) => {
-                    work(&|data, tag| seal(key, &[1; 12], b"aad", data, tag), data, &mut tag);
-                    work(&|data, tag| open(key, &[1; 12], b"aad", data, tag), data, &mut tag);
-                }
-                Key::ChaCha20Poly1305(key) => {
-                    work(&|data, tag| seal(key, &[1; 12], b"aad", data, tag), data, &mut tag);
-                    work(&|data, tag| open(key, &[1; 12], b"aad", data, tag), data, &mut tag);
-                }
-                Key::Xaes256Gcm(key) => {
-                    work(&|data, tag| seal(key, &[1; 24], b"aad", data, tag), data, &mut tag);
-                    work(&|data, tag| open(key, &[1; 24], b"aad", data, tag), data, &mut tag);
-                }
-            }
+            assert!(seal(key, nonce, b"aad", data, &mut tag).is_ok());
+            assert!(open(key, nonce, b"aad", data, &tag).is_ok());
             tag.as_ptr().addr()
         }
         for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305, Suite::Xaes256Gcm] {
             let key = Key::new(suite, &[7; 32]);
             for len in [0, 16, 1024, 5000] {
                 let mut data = vec![7; len];
-                let work = || seal_and_open(&key, &mut data);
+                let work = || match &key {
+                    Key::Aes256Gcm(key) => seal_and_open(key, &[1; 12], &mut data),
+                    Key::ChaCha20Poly1305(key) => seal_and_open(key, &[1; 12], &mut data),
+                    Key::Xaes256Gcm(key) => seal_and_open(key, &[1; 24], &mut data),
+                };
                 let depth = crate::memory::depth_on_the_stack(work);
                 println!("{suite:?} {len}: {depth} bytes");
                 assert!((256..STACK).contains(&depth), "{suite:?} {len}: {depth} bytes");
