@@ -49,32 +49,32 @@ fn overwrite_the_stack<const ROOM: usize>() {
     zeroize::optimization_barrier(&room);
 }
 
-/// Returns how far below the place in its frame that `work` returns the stack was written to.
-#[cfg(all(test, target_os = "linux"))]
-pub(crate) fn depth_on_the_stack(work: impl FnOnce() -> usize) -> usize {
-    use std::hint::black_box;
-    use std::os::unix::fs::FileExt;
-
-    const PAINTED: usize = 64 * 1024;
-    #[inline(never)]
-    fn paint() -> usize {
-        black_box(&black_box([0xA7_u8; PAINTED])).as_ptr().addr()
-    }
-    #[inline(never)]
-    fn apart(work: impl FnOnce() -> usize) -> usize {
-        black_box(work)()
-    }
-    let memory = std::fs::File::open("/proc/self/mem").unwrap();
-    let mut painted = vec![0; PAINTED];
-    let lowest = paint();
-    let here = apart(work);
-    memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
-    here - lowest - painted.iter().position(|byte| *byte != 0xA7).unwrap()
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::wipe;
+
+    /// Returns how far below the place in its frame that `work` returns the stack was written to.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn depth_on_the_stack(work: impl FnOnce() -> usize) -> usize {
+        use std::hint::black_box;
+        use std::os::unix::fs::FileExt;
+
+        const PAINTED: usize = 64 * 1024;
+        #[inline(never)]
+        fn paint() -> usize {
+            black_box(&black_box([0xA7_u8; PAINTED])).as_ptr().addr()
+        }
+        #[inline(never)]
+        fn apart(work: impl FnOnce() -> usize) -> usize {
+            black_box(work)()
+        }
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let mut painted = vec![0; PAINTED];
+        let lowest = paint();
+        let here = apart(work);
+        memory.read_exact_at(&mut painted, lowest.try_into().unwrap()).unwrap();
+        here - lowest - painted.iter().position(|byte| *byte != 0xA7).unwrap()
+    }
 
     #[cfg(target_os = "linux")]
     #[test]

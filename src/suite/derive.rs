@@ -207,7 +207,7 @@ mod tests {
             out.as_ptr().addr()
         }
         for work in [narrow, wide] {
-            let depth = crate::memory::depth_on_the_stack(work);
+            let depth = crate::memory::tests::depth_on_the_stack(work);
             assert!((256..STACK).contains(&depth), "{depth} bytes");
         }
     }

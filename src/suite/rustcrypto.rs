@@ -84,7 +84,7 @@ mod tests {
                     Key::ChaCha20Poly1305(key) => seal_and_open(key, &[1; 12], &mut data),
                     Key::Xaes256Gcm(key) => seal_and_open(key, &[1; 24], &mut data),
                 };
-                let depth = crate::memory::depth_on_the_stack(work);
+                let depth = crate::memory::tests::depth_on_the_stack(work);
                 println!("{suite:?} {len}: {depth} bytes");
                 assert!((256..STACK).contains(&depth), "{suite:?} {len}: {depth} bytes");
             }
