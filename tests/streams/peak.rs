@@ -54,7 +54,7 @@ fn a_stream_takes_a_chunk_of_memory_for_each_thread_however_long_it_is() {
             // What a first stream brings along.
             through_a_pipe(MIB, 4096, threads);
             let before = peak();
-            through_a_pipe(96 * MIB, CHUNK, threads);
+            through_a_pipe(40 * MIB, CHUNK, threads);
             let taken = peak() - before;
             // Both ends. Beside the chunks there is what threads and the allocator take.
             let chunks = 2 * threads as u64 * u64::from(CHUNK);
