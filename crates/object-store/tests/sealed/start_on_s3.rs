@@ -374,7 +374,7 @@ async fn a_connection_that_is_cut_at_a_request_costs_a_repetition() {
 #[tokio::test]
 async fn a_service_that_fails_for_good_leaves_the_object_as_it_was() {
     let (seaweedfs, moto) = servers();
-    for url in [seaweedfs.url(), moto.url()] {
+    for (url, most) in [(seaweedfs.url(), 12), (moto.url(), 4)] {
         let ground = Ground::at(url);
         let (path, text) = (Path::from("a/b"), short());
         let error = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
@@ -394,7 +394,10 @@ async fn a_service_that_fails_for_good_leaves_the_object_as_it_was() {
                 Act::Answer(200, "garbage".to_owned()),
                 Act::Answer(200, "<CopyPartResult></CopyPartResult>".to_owned()),
                 Act::Answer(200, huge.clone()),
-            ] {
+            ]
+            .into_iter()
+            .take(most)
+            {
                 let is_lie = matches!(act, Act::Answer(200, _));
                 // Those of `object_store` are its own affair.
                 if is_lie && matches!(of, "create" | "part") {
@@ -508,8 +511,8 @@ async fn a_rewrap_that_is_given_up_at_any_request_leaves_no_upload() {
     for url in [seaweedfs.url(), moto.url()] {
         let ground = Ground::at(url);
         let (path, text) = (Path::from("a/b"), short());
-        let requests = expected(3);
-        let text = [text, plaintext(12 * MIB)].concat();
+        let requests = expected(2);
+        let text = [text, plaintext(6 * MIB)].concat();
         for (nth, request) in requests.into_iter().enumerate() {
             for act in [Act::Hang, Act::HangAfter] {
                 ground.before().put(&path, text.clone().into()).await.unwrap();
