@@ -504,6 +504,58 @@ async fn parts_that_are_not_what_was_asked_for_are_not_joined() {
     }
 }
 
+/// moto takes requests that were changed on their way. A page has a thousand parts of 5 MiB
+/// otherwise.
+#[tokio::test]
+async fn lists_of_several_pages_are_read_to_their_end_and_no_list_goes_on_for_ever() {
+    let server = moto();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), plaintext(CHUNKS + 22 * MIB));
+    ground.before().put(&path, text.clone().into()).await.unwrap();
+    let rewrap = async || {
+        let moving = ground.moving_by(ground.by_s3().part_size(5 * MIB)).build().unwrap();
+        moving.rewrap(&path).await
+    };
+    let listed = |calls: &[Call]| calls.iter().filter(|c| c.operation == "list parts").count();
+    let page = "<ListPartsResult><IsTruncated>true</IsTruncated></ListPartsResult>";
+    let part = |number| {
+        let tag = "<ETag>a</ETag><Size>1</Size>";
+        format!("<Part><PartNumber>{number}</PartNumber>{tag}</Part></ListPartsResult>")
+    };
+    let first = page.replace("</ListPartsResult>", &part(1));
+    for (body, requests) in [(page.to_owned(), 1), (first, 2)] {
+        ground.wire.script(move |_, call| match call.operation {
+            "list parts" => Act::Answer(200, body.clone()),
+            _ => Act::Pass,
+        });
+        rewrap().await.unwrap_err();
+        assert_eq!(listed(&ground.wire.take_calls()), requests);
+        ground.wire.behave();
+        assert!(!ground.has(&path, &text, "a list").await);
+        ground.no_upload_is_left("a list").await;
+    }
+    // One more part with each request.
+    let mut number = 0;
+    ground.wire.script(move |_, call| match call.operation {
+        "list parts" => {
+            number += 1;
+            Act::Answer(200, page.replace("</ListPartsResult>", &part(number)))
+        }
+        _ => Act::Pass,
+    });
+    rewrap().await.unwrap_err();
+    assert_eq!(listed(&ground.wire.take_calls()), 7);
+    ground.wire.script(|_, call| match call.operation {
+        "list parts" => Act::ShortPages,
+        _ => Act::Pass,
+    });
+    rewrap().await.unwrap();
+    assert_eq!(listed(&ground.wire.take_calls()), 3);
+    ground.wire.behave();
+    assert!(ground.has(&path, &text, "rewrapped").await);
+    ground.no_upload_is_left("rewrapped").await;
+}
+
 /// Whoever gives up at any request, before it arrives or after, leaves no upload.
 #[tokio::test]
 async fn a_rewrap_that_is_given_up_at_any_request_leaves_no_upload() {
