@@ -8,11 +8,10 @@ use super::api::path::Path;
 use super::api::{OBJECT_STORE_COALESCE_DEFAULT, ObjectStore};
 use waxseal::{Error, ErrorKind};
 
-use super::SealedStore;
 use super::heads::Heads;
 use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
-use super::store::Inner;
+use super::store::{Inner, SealedStore};
 
 /// A head without its wrapped keys.
 const BARE_HEAD: u32 = 104;
@@ -113,7 +112,7 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         self
     }
 
-    /// Makes the store. It asks nobody.
+    /// Makes the store. It makes no request.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for an option out of range.
