@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::env::var_os;
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
