@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use waxseal::StreamHead;
 
+use super::errors::generic;
 use super::heads::Known;
 use super::rewrap::RewrapOptions;
 use super::store::Inner;
@@ -43,7 +44,8 @@ pub trait ReplaceStart: fmt::Debug + Send + Sync + 'static {
     /// [`Precondition`](Error::Precondition) if it is another version by now: then the newer one is
     /// rewrapped. [`NotSupported`](Error::NotSupported) and
     /// [`NotImplemented`](Error::NotImplemented) if it cannot be done here: then the object goes
-    /// through the process. Others are those of the rewrap.
+    /// through the process. Others are those of the rewrap, where [`NotFound`](Error::NotFound)
+    /// means that the object is gone only if a last look does not find it either.
     async fn replace_start(&self, change: StartChange) -> Result<()>;
 }
 
@@ -167,15 +169,25 @@ impl<S: ObjectStore> Inner<S> {
             }
             Err(error) => error,
         };
-        // Where only the answer was lost, a repetition meets what the first request did.
-        if let Ok(now) = self.latest_head(path).await
-            && now.head.as_bytes() == head.as_bytes()
-        {
-            return Ok(ByStore::Done);
-        }
-        match error {
-            Error::Precondition { .. } => Ok(ByStore::Overwritten),
-            error => Err(error),
+        let now = match self.latest_head(path).await {
+            // Only the answer was lost: a repetition meets what the first request did.
+            Ok(now) if now.head.as_bytes() == head.as_bytes() => return Ok(ByStore::Done),
+            now => now,
+        };
+        match (error, now) {
+            (Error::Precondition { .. }, _) => Ok(ByStore::Overwritten),
+            // Deleted, and written again.
+            (Error::NotFound { .. }, Ok(now)) if !now.is_of(&known.meta) => {
+                Ok(ByStore::Overwritten)
+            }
+            // An object that is there is not gone: it was looked for elsewhere.
+            (Error::NotFound { source, .. }, Ok(_)) => {
+                let detail = "the object is there, but what was to replace its beginning did not \
+                              find it, as in another bucket or below another prefix";
+                Err(generic(path, &format!("{detail}: {source}")))
+            }
+            (Error::NotFound { .. }, Err(error)) => Err(error),
+            (error, _) => Err(error),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::version::{
-    RewrapOptions, Rewrapped, S3ReplaceStart, S3ReplaceStartBuilder, SealedStore,
+    RewrapOptions, RewrapProgress, Rewrapped, S3ReplaceStart, S3ReplaceStartBuilder, SealedStore,
     SealedStoreBuilder,
 };
 use object_store::aws::{AmazonS3, Checksum};
@@ -403,10 +403,6 @@ async fn a_service_that_fails_for_good_leaves_the_object_as_it_was() {
                 if is_lie && matches!(of, "create" | "part") {
                     continue;
                 }
-                // No upload, no object: it is the bucket that is not there.
-                if of == "create" && matches!(act, Act::Answer(404, _)) {
-                    continue;
-                }
                 let said = match &act {
                     Act::Answer(status, body) => format!("{of}: {status} {body:.60}"),
                     _ => of.to_owned(),
@@ -461,6 +457,77 @@ async fn what_the_service_cannot_do_goes_through_the_process() {
             ground.no_upload_is_left(of).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_client_that_panics_leaves_no_upload() {
+    let server = seaweedfs();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), short());
+    ground.before().put(&path, text.clone().into()).await.unwrap();
+    for of in ["create", "part", "copy", "list parts", "complete"] {
+        ground.wire.script(move |_, call| match call.operation == of {
+            true => Act::Panic,
+            false => Act::Pass,
+        });
+        assert!(matches!(ground.moving().rewrap(&path).await, Err(Error::Generic { .. })), "{of}");
+        ground.wire.behave();
+        assert!(!ground.has(&path, &text, of).await, "{of}");
+        ground.no_upload_is_left(of).await;
+    }
+}
+
+/// What is looked for in the wrong place is a failure: whoever saw it counted as gone would take
+/// the old KEK away.
+#[tokio::test]
+async fn objects_that_are_looked_for_elsewhere_are_not_counted_as_gone() {
+    let (seaweedfs, moto) = servers();
+    for url in [seaweedfs.url(), moto.url()] {
+        let ground = Ground::at(url);
+        let (prefix, path, text) = (Path::from("tenants/a"), Path::from("b"), short());
+        let before = ground.keks.before(PrefixStore::new(ground.bare(), prefix.clone()));
+        before.build().unwrap().put(&path, text.into()).await.unwrap();
+        let client = ClientOptions::new().with_allow_http(true);
+        let of_another = S3ReplaceStart::builder(ground.wired(), "another").client_options(client);
+        let of_another = of_another.from_len(0).prefix(prefix.clone());
+        // The first has no prefix.
+        for by in [ground.by_s3(), of_another] {
+            let moving = ground.keks.moving(PrefixStore::new(ground.wired(), prefix.clone()));
+            let moving = moving.replace_start_by(by.build().unwrap()).build().unwrap();
+            let (mut failures, options) = (Vec::new(), RewrapOptions::default());
+            let report = |so_far: &RewrapProgress| {
+                failures.extend(so_far.failures.iter().map(|(_, error)| error.to_string()));
+            };
+            let done = moving.rewrap_prefix(None, options, report).await.unwrap();
+            assert_eq!((done.rewrapped, done.failed, done.gone), (0, 1, 0));
+            assert!(failures[0].contains("another bucket or below another prefix"), "{failures:?}");
+        }
+        ground.no_upload_is_left("nothing was found").await;
+    }
+}
+
+/// S3 demands a signature over all of its headers, also those that the client adds itself.
+#[tokio::test]
+async fn headers_of_s3_that_the_client_has_by_default_are_signed() {
+    let server = seaweedfs();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), short());
+    ground.before().put(&path, text.clone().into()).await.unwrap();
+    let headers = [("x-amz-expected-bucket-owner", "123456789012"), ("x-other", "1")];
+    let headers = headers.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+    let client = ClientOptions::new().with_allow_http(true);
+    let client = client.with_default_headers(headers.into_iter().collect());
+    let by = ground.by_s3().client_options(client);
+    let moving = ground.moving_by(by).build().unwrap();
+    assert_eq!(moving.rewrap(&path).await.unwrap(), Rewrapped::Changed);
+    let calls = ground.wire.take_calls();
+    let is_own = |call: &&Call| ["copy", "list parts", "complete"].contains(&call.operation);
+    let signed: Vec<_> = calls.iter().filter(is_own).map(|call| call.signed.as_str()).collect();
+    assert_eq!(signed.len(), 3);
+    for signed in signed {
+        assert!(signed.contains("x-amz-expected-bucket-owner") && !signed.contains("x-other"));
+    }
+    assert!(ground.has(&path, &text, "done").await);
 }
 
 /// What the server did is looked for where its answer says nothing.

@@ -27,6 +27,7 @@ enum Answers {
     NotSupported,
     NotImplemented,
     Precondition,
+    NotFound,
     Fails,
     Panics,
 }
@@ -80,6 +81,8 @@ impl ReplaceStart for Joins {
             Answers::Precondition => {
                 return Err(Error::Precondition { path, source: "a test".into() });
             }
+            // As where the bucket or the prefix is another.
+            Answers::NotFound => return Err(Error::NotFound { path, source: "a test".into() }),
             Answers::Fails => return failed(),
             Answers::Panics => panic!("a store may"),
             Answers::Done | Answers::Lost | Answers::LostAndLate => {}
@@ -223,9 +226,12 @@ async fn where_it_cannot_be_done_the_chunks_come_through_the_process() {
 
 #[tokio::test]
 async fn a_failure_leaves_the_object_and_a_lost_answer_is_found_out() {
-    for (answers, is_done) in
-        [(Answers::Fails, false), (Answers::Lost, true), (Answers::LostAndLate, true)]
-    {
+    for (answers, is_done) in [
+        (Answers::Fails, false),
+        (Answers::NotFound, false),
+        (Answers::Lost, true),
+        (Answers::LostAndLate, true),
+    ] {
         let Ground { keks, scripted, joins, before, moving } = ground(Some(LEAST));
         let (path, text) = (Path::from("a"), plaintext(100_000));
         before.put(&path, text.clone().into()).await.unwrap();

@@ -20,6 +20,8 @@ pub(crate) struct Call {
     /// Bytes of the request's body, and of the answer's.
     pub(crate) up: u64,
     pub(crate) down: u64,
+    /// The names of the headers that a URL has a signature of.
+    pub(crate) signed: String,
 }
 
 type Doing = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
@@ -45,6 +47,7 @@ pub(crate) enum Act {
     Without(&'static str),
     /// It asks for two parts a page, in place of a thousand.
     ShortPages,
+    Panic,
 }
 
 /// How long nothing comes.
@@ -119,7 +122,10 @@ fn error(kind: HttpErrorKind) -> HttpError {
 impl HttpService for Line {
     async fn call(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let up = request.body().content_length() as u64;
-        let call = Call { operation: name_of(&request), up, down: 0 };
+        let mut pairs = request.uri().query().unwrap_or_default().split('&');
+        let signed = pairs.find_map(|pair| pair.strip_prefix("X-Amz-SignedHeaders="));
+        let signed = signed.unwrap_or_default().to_owned();
+        let call = Call { operation: name_of(&request), up, down: 0, signed };
         let (nth, told) = {
             let mut calls = self.wire.0.calls.lock().unwrap();
             let told = self.wire.0.script.lock().unwrap()(calls.len(), &call);
@@ -138,6 +144,7 @@ impl HttpService for Line {
                 return Ok(answer);
             }
             Act::First(doing) => doing().await,
+            Act::Panic => panic!("a client may"),
             Act::Without(header) => drop(request.headers_mut().remove(*header)),
             Act::ShortPages => {
                 let shorter = request.uri().to_string().replace("max-parts=1000", "max-parts=2");

@@ -54,6 +54,8 @@ pub struct S3ReplaceStart(Arc<Shared>);
 struct Shared {
     store: Arc<dyn Store>,
     http: HttpClient,
+    /// The headers of S3 that this client has by default.
+    of_client: HeaderMap,
     options: Options,
 }
 
@@ -188,10 +190,14 @@ impl S3ReplaceStartBuilder {
         if timeout.is_zero() {
             return Err(invalid("timeout is 0".to_owned()));
         }
+        let mut of_client = self.client.get_default_headers().cloned().unwrap_or_default();
+        let others: Vec<_> =
+            of_client.keys().filter(|name| !name.as_str().starts_with("x-amz-")).cloned().collect();
+        others.iter().for_each(|name| drop(of_client.remove(name)));
         let http = self.connector.connect(&self.client.with_timeout_disabled());
         let http = http.map_err(|error| invalid(format!("no HTTP client: {error}")))?;
         let (store, options) = (self.store, self.options);
-        Ok(S3ReplaceStart(Arc::new(Shared { store, http, options })))
+        Ok(S3ReplaceStart(Arc::new(Shared { store, http, of_client, options })))
     }
 }
 

@@ -14,6 +14,7 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +58,9 @@ impl Shared {
         let id = self.store.create_multipart_opts(&path, options).await?;
         let is_over = AtomicBool::new(false);
         let upload = Upload { shared: &self, path: &path, id: &id, change: &change, is_over };
-        let done = upload.fill_and_complete(given_up).await;
+        // The store's and the client's own code is in it: a panic there leaves no upload either.
+        let done = AssertUnwindSafe(upload.fill_and_complete(given_up)).catch_unwind().await;
+        let done = done.unwrap_or_else(|_| Err(failure("a request panicked")));
         if done.is_err() {
             // The first error says more than that of the abort.
             upload.abort().await;
@@ -273,7 +276,10 @@ impl Upload<'_> {
     async fn ask_once(&self, request: &Request, longest: usize) -> Result<Answer, Failed> {
         // Signed anew each time: credentials and the clock go on. **The URL is a secret.**
         let mut signing = SignedUrlOptions::new().with_query(request.query.iter().cloned());
-        signing.signed_headers = request.headers.clone();
+        // The client would send its own besides, which S3 refuses where they are not signed.
+        let mut headers = self.shared.of_client.clone();
+        headers.extend(request.headers.clone());
+        signing.signed_headers = headers.clone();
         let (store, method) = (&self.shared.store, request.method.clone());
         let url = store.signed_url_opts(method.clone(), self.path, SIGNED_FOR, &signing);
         let url = url.await.map_err(Failed::for_good)?;
@@ -281,7 +287,7 @@ impl Upload<'_> {
         let uri = url.as_str().parse();
         *http.uri_mut() = uri.map_err(|_| Failed::for_good(failure("the URL is none for HTTP")))?;
         *http.method_mut() = method;
-        *http.headers_mut() = request.headers.clone();
+        *http.headers_mut() = headers;
         let length = HeaderValue::from(request.body.len());
         http.headers_mut().insert(HeaderName::from_static("content-length"), length);
         let answered = async {
