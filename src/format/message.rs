@@ -175,12 +175,20 @@ impl Prefix {
     pub(crate) fn write(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let room = Some(room).filter(|room| room.len() == self.len()).ok_or_else(prefix_room)?;
         room.copy_from_slice(&self.bytes);
+        self.write_nonce(nonce, room)
+    }
+
+    /// Puts another nonce into a prefix that was [written](Self::write).
+    #[inline]
+    pub(crate) fn write_nonce(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let place = room.get_mut(self.nonce.clone()).filter(|place| place.len() == nonce.len());
-        let place = place.ok_or_else(prefix_room)?;
+        let place = place.and_then(|place| place.split_first_chunk_mut::<12>());
+        let parts = place.zip(nonce.split_first_chunk());
+        let ((place, more_place), (first, more)) = parts.ok_or_else(prefix_room)?;
+        *place = *first;
         // Most have 12 bytes, for which a call would take longer.
-        match nonce.as_array::<12>().zip(place.as_mut_array()) {
-            Some((nonce, place)) => *place = *nonce,
-            None => place.copy_from_slice(nonce),
+        if !more.is_empty() {
+            more_place.copy_from_slice(more);
         }
         Ok(())
     }
@@ -192,13 +200,11 @@ fn prefix_room() -> Error {
 
 impl Header {
     pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
         let [low, high] = self.wrapped_len.to_le_bytes();
         let fixed =
             [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
-        let values = fixed.iter().chain(self.dek_id.as_bytes());
-        bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = *value);
-        bytes
+        let mut values = fixed.iter().chain(self.dek_id.as_bytes()).copied();
+        std::array::from_fn(|_| values.next().unwrap_or_default())
     }
 }
 
