@@ -205,7 +205,7 @@ fn the_library_reads_every_stream_and_refuses_every_negative_one() {
 
 #[test]
 fn the_second_reader_agrees() {
-    let python = python::interpreter(&file("second_reader/requirements.txt"));
+    let python = python::second_reader();
     let output = Command::new(python)
         .arg("-B")
         .arg(file("second_reader/vectors.py"))

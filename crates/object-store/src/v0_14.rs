@@ -3,10 +3,16 @@
 
 use object_store as api;
 
+#[cfg(feature = "aws")]
+mod answers;
+#[cfg(feature = "aws")]
+mod s3;
 #[cfg_attr(feature = "object_store_0_13", allow(clippy::duplicate_mod, reason = "once a version"))]
 #[path = "sealed/mod.rs"]
 mod sealed;
 
+#[cfg(feature = "aws")]
+pub use s3::{S3ReplaceStart, S3ReplaceStartBuilder};
 pub use sealed::*;
 
 /// What a result has besides the object: of this version, extensions.

@@ -25,7 +25,6 @@ pub mod seaweedfs;
 pub mod stand_in;
 pub mod support;
 
-#[cfg(any(feature = "opa", feature = "servers"))]
 pub mod fault_proxy;
 #[cfg(feature = "servers")]
 pub mod google;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -16,9 +16,9 @@ use crate::python::{self, run};
 /// The engine of OPA 1.20.2.
 const PACKAGE: &str = "opa-golib-python-bindings==0.4.4";
 
-/// A Python process with the engine. Panics, and so fails the test, when it cannot be installed.
-fn process(arguments: &[&str]) -> Child {
-    let directory = python::filled_once("opa", PACKAGE, |directory, python| {
+/// The directory with the engine. Panics, and so fails the test, when it cannot be installed.
+pub fn installed() -> PathBuf {
+    python::filled_once("opa", PACKAGE, |directory, python| {
         let wheels = directory.join("wheels");
         let _ = fs::remove_dir_all(&wheels);
         // The package asks for Python 3.14, and needs no more than what older ones have.
@@ -29,7 +29,12 @@ fn process(arguments: &[&str]) -> Child {
         let wheel = fs::read_dir(&wheels).unwrap().next().unwrap().unwrap().path();
         let engine = directory.join("engine");
         run(Command::new(python).args(["-m", "zipfile", "-e"]).args([&wheel, &engine]));
-    });
+    })
+}
+
+/// A Python process with the engine.
+fn process(arguments: &[&str]) -> Child {
+    let directory = installed();
     let mut command = Command::new(directory.join("venv/bin/python"));
     command
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("opa.py"))

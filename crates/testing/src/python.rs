@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The interpreter of an environment that has what `requirements` lists. Panics, and so fails the
-/// test, when it cannot be made.
-pub fn interpreter(requirements: &Path) -> PathBuf {
-    interpreter_in("second-reader", requirements)
+/// The interpreter of what reads the bytes a second time. Panics, and so fails the test, when its
+/// environment cannot be made.
+pub fn second_reader() -> PathBuf {
+    interpreter_in("second-reader", &crate::top().join("tests/second_reader/requirements.txt"))
 }
 
-/// The same, in an environment of this name.
+/// The interpreter of an environment of this name, that has what `requirements` lists.
 pub fn interpreter_in(name: &str, requirements: &Path) -> PathBuf {
     interpreter_with(name, &fs::read_to_string(requirements).unwrap())
 }

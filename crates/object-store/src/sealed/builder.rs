@@ -8,11 +8,11 @@ use super::api::path::Path;
 use super::api::{OBJECT_STORE_COALESCE_DEFAULT, ObjectStore};
 use waxseal::{Error, ErrorKind};
 
-use super::SealedStore;
 use super::heads::Heads;
 use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
 use super::store::Inner;
+use super::{ReplaceStart, SealedStore};
 
 /// A head without its wrapped keys.
 const BARE_HEAD: u32 = 104;
@@ -48,6 +48,7 @@ pub struct SealedStoreBuilder<S> {
     cached_heads: u64,
     coalesce: u64,
     single_put: u64,
+    starts: Option<Arc<dyn ReplaceStart>>,
 }
 
 impl<S: ObjectStore> SealedStoreBuilder<S> {
@@ -61,6 +62,7 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
             cached_heads: 4 << 20,
             coalesce: OBJECT_STORE_COALESCE_DEFAULT,
             single_put: 64 << 20,
+            starts: None,
         }
     }
 
@@ -113,6 +115,14 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         self
     }
 
+    /// Has rewraps of large objects replace their beginning only, and the store copy the rest by
+    /// itself: see [`ReplaceStart`], and `v0_14::S3ReplaceStart` for S3. Without it, all chunks go
+    /// through this process. Objects that it refuses do, too.
+    pub fn replace_start_by(mut self, by: impl ReplaceStart) -> Self {
+        self.starts = Some(Arc::new(by));
+        self
+    }
+
     /// Makes the store. It asks nobody.
     ///
     /// # Errors
@@ -139,6 +149,7 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
             heads: Heads::new(self.cached_heads),
             coalesce: self.coalesce,
             single_put: self.single_put,
+            starts: self.starts,
         });
         Ok(SealedStore { shared, caller: None })
     }

@@ -43,6 +43,14 @@ impl Layout {
         start..end.max(start + 1)
     }
 
+    /// Returns the chunks, at least one, behind which the first `least` bytes of an object of `len`
+    /// bytes end. `None` if nothing is behind them.
+    pub(super) fn chunks_within(self, least: u64, len: u64) -> Option<Range<u64>> {
+        let body = least.saturating_sub(self.head_len);
+        let chunks = 0..body.div_ceil(self.sealed_chunk()).max(1);
+        (self.place_of(&chunks, len).end < len).then_some(chunks)
+    }
+
     /// Returns where chunks are in an object of `len` bytes.
     pub(super) fn place_of(self, chunks: &Range<u64>, len: u64) -> Range<u64> {
         let at = |index: u64| {
@@ -91,5 +99,25 @@ mod tests {
         assert_eq!(LAYOUT.place_of(&(2..3), len), len - 16..len);
         assert_eq!(LAYOUT.place_of(&(1..2), len), 1024 + 4112..1024 + 2 * 4112);
         assert_eq!(LAYOUT.place_of(&(u64::MAX - 1..u64::MAX), len), len..len);
+    }
+
+    #[test]
+    fn a_beginning_has_whole_chunks_and_something_behind_it() {
+        let end = |chunks: u64| 1024 + chunks * (4096 + 16);
+        for (least, len, chunks) in [
+            (0, end(1), None),
+            (0, end(1) + 16, Some(0..1)),
+            (1024, end(9), Some(0..1)),
+            (1025, end(9), Some(0..1)),
+            (end(2), end(9), Some(0..2)),
+            (end(2) + 1, end(9), Some(0..3)),
+            (end(8), end(8) + 16, Some(0..8)),
+            (end(8) + 1, end(8) + 16, None),
+            (end(9), end(8) + 16, None),
+            (u64::MAX, end(9), None),
+            (u64::MAX, u64::MAX, None),
+        ] {
+            assert_eq!(LAYOUT.chunks_within(least, len), chunks, "{least} of {len}");
+        }
     }
 }

@@ -52,11 +52,16 @@ impl<S: ObjectStore> Inner<S> {
     }
 
     async fn head(&self, path: &Path, options: GetOptions) -> Result<GetResult> {
-        let demanded = options.extensions.get().copied();
+        let (demanded, range) = (options.extensions.get().copied(), options.range.clone());
         let HeadAnswer { known, attributes, extras } = self.fetch_head(path, options).await?;
         check_id(path, &known.head, demanded)?;
+        // What a read would give: so do the stores of `object_store`.
+        let range = match range.map(|range| range.as_range(known.plaintext_len)).transpose() {
+            Ok(range) => range.unwrap_or(0..known.plaintext_len),
+            Err(error) => return Err(generic(path, &error.to_string())),
+        };
         let payload = GetResultPayload::Stream(stream::empty().boxed());
-        Ok(result(&known, payload, 0..0, attributes, extras))
+        Ok(result(&known, payload, range, attributes, extras))
     }
 
     async fn whole(&self, path: &Path, options: GetOptions) -> Result<GetResult> {

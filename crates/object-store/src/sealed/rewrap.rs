@@ -1,12 +1,14 @@
 //! Rewraps of objects: a new head, and the chunks as they are.
 //!
-//! `object_store` has no copy of a part of an object (S3's `UploadPartCopy`) in its trait, so the
-//! chunks go through this process, encrypted as they are. On their way they are authenticated, so that
-//! no object is replaced by one that was damaged.
+//! `object_store` has no copy of a part of an object (S3's `UploadPartCopy`) in its trait. Where
+//! nothing was set that [can do it](super::ReplaceStart), the chunks go through this process,
+//! encrypted as they are. On their way they are authenticated, so that no object is replaced by one
+//! that was damaged.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::api::path::Path;
 use super::api::{
@@ -22,6 +24,7 @@ use super::body::Source;
 use super::errors::{generic, sealing, sealing_error};
 use super::heads::Known;
 use super::keys::ObjectKeys;
+use super::starts::ByStore;
 use super::store::{ContentId, Inner, SealedStore};
 
 /// How often an object is tried that others overwrite meanwhile.
@@ -78,18 +81,18 @@ impl RewrapOptions {
         self
     }
 
-    /// Sets how many objects are between two reports: 1 to 10,000, by default 100. Their heads are rewrapped
-    /// together: objects with one DEK and the same wrapped keys cost the calls of one.
+    /// Sets how many objects are between two reports: 1 to 10,000, by default 100. Their heads are
+    /// rewrapped together: objects with one DEK and the same wrapped keys cost the calls of one.
     #[must_use]
     pub fn page(mut self, objects: usize) -> Self {
         self.page = objects.clamp(1, 10_000);
         self
     }
 
-    /// Leaves out the authentication of the chunks, for a process whose policy refuses `decrypt`. The
-    /// store then has to be trusted to serve what it holds: a damaged answer is written back. **The key
-    /// service still has to let this process unwrap**: new wrapped keys are checked before the old ones
-    /// go.
+    /// Leaves out the authentication of the chunks that go through the process, for a process whose
+    /// policy refuses `decrypt`. The store then has to be trusted to serve what it holds: a damaged
+    /// answer is written back. **The key service still has to let this process unwrap**: new
+    /// wrapped keys are checked before the old ones go.
     #[must_use]
     pub fn unverified(mut self) -> Self {
         self.verify = false;
@@ -109,11 +112,11 @@ pub struct RewrapProgress {
     pub failed: u64,
     /// Objects that were deleted after they had been listed.
     pub gone: u64,
-    /// Encrypted bytes that were written.
+    /// Bytes of the encrypted objects with a new head.
     pub bytes: u64,
-    /// Everything up to this path is done, or has failed. `None` before the first page, and where the
-    /// store lists in no order: there a walk begins at the beginning again, and finds what is done
-    /// unchanged.
+    /// Everything up to this path is done, or has failed. `None` before the first page, and where
+    /// the store lists in no order: there a walk begins at the beginning again, and finds what is
+    /// done unchanged.
     pub next: Option<Path>,
     /// The failures since the last report.
     pub failures: Vec<(Path, Error)>,
@@ -124,11 +127,14 @@ impl<S: ObjectStore> SealedStore<S> {
     /// ([`Envelope::rewrap_head`](waxseal::Envelope::rewrap_head)).
     ///
     /// The plaintext, the [`ContentId`] and the attributes stay. **Tags and the storage class are
-    /// lost**: they cannot be read by `object_store`. If somebody overwrites the object meanwhile, the
-    /// newer one is rewrapped. Up to [`single_put`](super::SealedStoreBuilder::single_put) the object is
-    /// replaced only if it is unchanged; a larger one, or any where the store cannot do that, is looked
-    /// at again just before it is replaced, so that a writer in that moment loses its object, and one
-    /// that is deleted in that moment is there again.
+    /// lost**: they cannot be read by `object_store`. If somebody overwrites the object meanwhile,
+    /// the newer one is rewrapped. Up to [`single_put`](super::SealedStoreBuilder::single_put) the
+    /// object is replaced only if it is unchanged; a larger one, or any where the store cannot do
+    /// that, is looked at again just before it is replaced, so that a writer in that moment loses
+    /// its object, and one that is deleted in that moment is there again.
+    ///
+    /// With [`replace_start_by`](super::SealedStoreBuilder::replace_start_by), only the beginning
+    /// of a large object goes through this process.
     ///
     /// # Errors
     /// Those of the store and of the envelope. The object is as it was then, or rewrapped.
@@ -166,8 +172,8 @@ impl<S: ObjectStore> SealedStore<S> {
     /// ```
     ///
     /// # Errors
-    /// A list that cannot be read, and an outage of the key service. The last report says where to go
-    /// on. Look at [`RewrapProgress::failed`] too.
+    /// A list that cannot be read, and an outage of the key service. The last report says where to
+    /// go on. Look at [`RewrapProgress::failed`] too.
     pub async fn rewrap_prefix(
         &self,
         prefix: Option<&Path>,
@@ -215,9 +221,9 @@ impl<S: ObjectStore> Inner<S> {
         listed.map_ok(|meta| meta.location).boxed()
     }
 
-    /// Reads the whole list: the first pages of a store that lists in no order (local files, S3 Express)
-    /// may be in order by chance, and a walk that went on behind them would leave out what is listed
-    /// later.
+    /// Reads the whole list: the first pages of a store that lists in no order (local files, S3
+    /// Express) may be in order by chance, and a walk that went on behind them would leave out what
+    /// is listed later.
     async fn lists_in_order(&self, prefix: Option<&Path>, after: Option<&Path>) -> Result<bool> {
         let (mut paths, mut last) = (self.paths(prefix, after), after.cloned());
         while let Some(path) = paths.try_next().await? {
@@ -229,11 +235,15 @@ impl<S: ObjectStore> Inner<S> {
         Ok(true)
     }
 
-    async fn latest_head(&self, path: &Path) -> Result<std::sync::Arc<Known>> {
+    pub(super) async fn latest_head(&self, path: &Path) -> Result<Arc<Known>> {
         self.fetch_head(path, GetOptions::new()).await.map(|answer| answer.known)
     }
 
-    async fn rewrap_one(&self, path: &Path, options: &RewrapOptions) -> Result<Rewrapped> {
+    async fn rewrap_one(
+        self: &Arc<Self>,
+        path: &Path,
+        options: &RewrapOptions,
+    ) -> Result<Rewrapped> {
         for _ in 0..TRIES {
             let known = self.latest_head(path).await?;
             let keys = self.keys_of(path)?;
@@ -247,7 +257,7 @@ impl<S: ObjectStore> Inner<S> {
     }
 
     async fn rewrap_page(
-        &self,
+        self: &Arc<Self>,
         page: &[Path],
         options: &RewrapOptions,
         progress: &mut RewrapProgress,
@@ -305,9 +315,9 @@ impl<S: ObjectStore> Inner<S> {
 
     /// Writes the object anew with another head. `None` if it is another one by now.
     async fn replace_head(
-        &self,
+        self: &Arc<Self>,
         path: &Path,
-        known: &Known,
+        known: &Arc<Known>,
         head: &StreamHead,
         options: &RewrapOptions,
     ) -> Result<Option<Rewrapped>> {
@@ -318,23 +328,19 @@ impl<S: ObjectStore> Inner<S> {
             let detail = "the new wrapped keys do not fit into the head: see `head_len`";
             return Err(sealing(path, waxseal::Error::new(ErrorKind::TooLarge, detail)));
         }
+        match self.replace_by_store(path, known, head, options).await? {
+            ByStore::Done => return Ok(Some(Rewrapped::Changed)),
+            ByStore::Overwritten => return Ok(None),
+            ByStore::Not => {}
+        }
         let mut left = self.layout.chunks_of(&(0..known.plaintext_len), known.plaintext_len);
         let is_small = known.meta.size <= self.layout.object_len(self.single_put);
         // Where no request can demand a version, one answer has one.
         let is_whole = is_small || known.strong_tag().is_none();
         let chunks = if is_whole { left.clone() } else { self.portion(&left) };
         left.start = chunks.end;
-        let Some(mut answer) = self.fetch(path, known, &chunks, &GetOptions::new()).await? else {
-            return Ok(None);
-        };
-        let attributes = std::mem::take(&mut answer.attributes);
-        let decryptor = match options.verify {
-            true => Some(self.decryptor(path, &known.head, options.caller.as_ref()).await?),
-            false => None,
-        };
-        let source = Source::new(path, answer);
-        let mut rest =
-            Rest { source, decryptor, layout: self.layout, chunks, len: known.meta.size };
+        let chunks = self.chunks_as_they_are(path, known, chunks, options).await?;
+        let Some((mut rest, attributes)) = chunks else { return Ok(None) };
         let first = Bytes::copy_from_slice(head.as_bytes());
         if is_small {
             let mut object = vec![first];
@@ -361,6 +367,27 @@ impl<S: ObjectStore> Inner<S> {
             let _ = upload.abort().await;
         }
         done
+    }
+
+    /// Asks for chunks of this version, as they are, and for its attributes. `None` if the object
+    /// is another one by now.
+    pub(super) async fn chunks_as_they_are(
+        &self,
+        path: &Path,
+        known: &Known,
+        chunks: Range<u64>,
+        options: &RewrapOptions,
+    ) -> Result<Option<(Rest, Attributes)>> {
+        let Some(mut answer) = self.fetch(path, known, &chunks, &GetOptions::new()).await? else {
+            return Ok(None);
+        };
+        let attributes = std::mem::take(&mut answer.attributes);
+        let decryptor = match options.verify {
+            true => Some(self.decryptor(path, &known.head, options.caller.as_ref()).await?),
+            false => None,
+        };
+        let (source, len) = (Source::new(path, answer), known.meta.size);
+        Ok(Some((Rest { source, decryptor, layout: self.layout, chunks, len }, attributes)))
     }
 
     /// Returns the first of these chunks, as many as one request asks for.
@@ -415,8 +442,8 @@ impl<S: ObjectStore> Inner<S> {
         object: PutPayload,
         attributes: Attributes,
     ) -> Result<Option<Rewrapped>> {
-        // Right before it, since there are stores that overlook the condition: what others wrote while this
-        // one was read is not lost there.
+        // Right before it, since there are stores that overlook the condition: what others wrote
+        // while this one was read is not lost there.
         if !self.latest_head(path).await?.is_of(&known.meta) {
             return Ok(None);
         }
@@ -453,7 +480,7 @@ fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> 
 }
 
 /// The chunks of an answer, as they are.
-struct Rest {
+pub(super) struct Rest {
     source: Source,
     decryptor: Option<waxseal::StreamDecryptor>,
     layout: super::layout::Layout,
@@ -464,7 +491,7 @@ struct Rest {
 
 impl Rest {
     /// Returns the next chunk, encrypted. `None` after the last of the answer.
-    async fn next(&mut self, path: &Path) -> Result<Option<Bytes>> {
+    pub(super) async fn next(&mut self, path: &Path) -> Result<Option<Bytes>> {
         let Some(index) = self.chunks.next() else {
             return self.source.end().await.map(|()| None);
         };

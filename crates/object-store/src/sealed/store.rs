@@ -21,6 +21,7 @@ use super::errors::{malformed, sealing};
 use super::heads::Heads;
 use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
+use super::starts::ReplaceStart;
 
 /// An [`ObjectStore`] that encrypts what it puts into another, and decrypts what it gets.
 ///
@@ -39,6 +40,7 @@ pub(super) struct Inner<S> {
     pub(super) heads: Heads,
     pub(super) coalesce: u64,
     pub(super) single_put: u64,
+    pub(super) starts: Option<Arc<dyn ReplaceStart>>,
 }
 
 /// Which object this is: 32 bytes that every written object has anew, and nobody without its DEK

@@ -20,6 +20,7 @@ mod ranges;
 mod requests;
 mod rewrap;
 mod scripted;
+mod starts;
 mod suite;
 mod uploads;
 

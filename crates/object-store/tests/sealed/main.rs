@@ -19,8 +19,11 @@ mod requests;
 mod rewrap;
 mod s3;
 mod scripted;
+mod start_on_s3;
+mod starts;
 mod suite;
 mod uploads;
+mod wire;
 
 /// The ids that results tell.
 fn told_by_put(put: &PutResult) -> Option<version::ContentId> {

@@ -62,6 +62,12 @@ proptest! {
                     (got, expected) => panic!("{range:?}: {got:?}, not {expected:?}"),
                 }
             }
+            for range in ranges.iter().cloned().map(Some).chain([None]) {
+                let options = GetOptions::new().with_range(range.clone()).with_head(true);
+                let expected = plain.get_opts(&path, options.clone()).await.map(|it| it.range);
+                let got = sealed.get_opts(&path, options).await.map(|it| it.range);
+                assert_eq!(got.ok(), expected.ok(), "the head, with {range:?}");
+            }
             let bounded: Vec<_> = ranges
                 .iter()
                 .filter_map(|range| range.as_range(len).ok().filter(|it| !it.is_empty()))

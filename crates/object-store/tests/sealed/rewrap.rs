@@ -12,32 +12,32 @@ use waxseal::{Envelope, ErrorKind, kek::local::LocalKek};
 use super::ground::*;
 use super::scripted::{Act, Scripted};
 
-struct Keks {
-    old: LocalKek,
-    new: LocalKek,
+pub(crate) struct Keks {
+    pub(crate) old: LocalKek,
+    pub(crate) new: LocalKek,
 }
 
 impl Keks {
-    fn make() -> Self {
+    pub(crate) fn make() -> Self {
         let kek = |name| LocalKek::in_memory(name).unwrap();
         Self { old: kek("old"), new: kek("new") }
     }
 
     /// Written by the old one.
-    fn before<S: ObjectStore>(&self, store: S) -> SealedStoreBuilder<S> {
+    pub(crate) fn before<S: ObjectStore>(&self, store: S) -> SealedStoreBuilder<S> {
         let envelope = Envelope::builder().wrap_with(self.old.clone()).build().unwrap();
         SealedStore::builder(store, ObjectKeys::new(envelope, context())).chunk_size(4096)
     }
 
     /// Where both can be read, and the new one writes.
-    fn moving<S: ObjectStore>(&self, store: S) -> SealedStoreBuilder<S> {
+    pub(crate) fn moving<S: ObjectStore>(&self, store: S) -> SealedStoreBuilder<S> {
         let envelope = Envelope::builder().wrap_with(self.new.clone());
         let envelope = envelope.unwrap_with(self.old.clone()).build().unwrap();
         SealedStore::builder(store, ObjectKeys::new(envelope, context())).chunk_size(4096)
     }
 
     /// Without the old one.
-    fn after<S: ObjectStore>(&self, store: S) -> SealedStore<S> {
+    pub(crate) fn after<S: ObjectStore>(&self, store: S) -> SealedStore<S> {
         let envelope = Envelope::builder().wrap_with(self.new.clone()).build().unwrap();
         let store = SealedStore::builder(store, ObjectKeys::new(envelope, context()));
         store.chunk_size(4096).build().unwrap()

@@ -15,7 +15,7 @@ use waxseal_testing::stand_in::StandIn;
 use crate::ground::builder;
 use crate::suite::{passes, run};
 
-fn s3(url: &str, bucket: &str) -> AmazonS3Builder {
+pub(crate) fn s3(url: &str, bucket: &str) -> AmazonS3Builder {
     AmazonS3Builder::new()
         .with_endpoint(url)
         .with_allow_http(true)
@@ -37,15 +37,15 @@ fn prefixes(url: String) -> impl Fn() -> PrefixStore<AmazonS3> + Clone + Send + 
 
 const S3_BINDINGS: [Binding; 2] = [Binding::Path, Binding::Nothing];
 
-const BUCKET: &str = "objects";
+pub(crate) const BUCKET: &str = "objects";
 
-fn seaweedfs() -> SeaweedFs {
+pub(crate) fn seaweedfs() -> SeaweedFs {
     let server = SeaweedFs::start();
     server.create_bucket(BUCKET);
     server
 }
 
-fn moto() -> StandIn {
+pub(crate) fn moto() -> StandIn {
     let server = StandIn::moto();
     create_bucket(server.port(), BUCKET);
     server

@@ -34,8 +34,7 @@ struct Key {
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = root.join("../../tests/second_reader/requirements.txt");
-    let mut python = Command::new(python::interpreter(&requirements));
+    let mut python = Command::new(python::second_reader());
     serde_json::from_str(&python::run(python.arg(root.join("tests/sign_bundles.py")))).unwrap()
 });
 
