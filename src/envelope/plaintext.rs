@@ -38,7 +38,7 @@ impl Plaintext {
 
 impl Drop for Plaintext {
     fn drop(&mut self) {
-        wipe_and_keep(std::mem::take(&mut self.0));
+        wipe_and_keep(&mut self.0);
     }
 }
 

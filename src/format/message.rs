@@ -179,16 +179,14 @@ impl Prefix {
     }
 
     /// Puts another nonce into a prefix that was [written](Self::write).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn write_nonce(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let place = room.get_mut(self.nonce.clone()).filter(|place| place.len() == nonce.len());
-        let place = place.and_then(|place| place.split_first_chunk_mut::<12>());
-        let parts = place.zip(nonce.split_first_chunk());
-        let ((place, more_place), (first, more)) = parts.ok_or_else(prefix_room)?;
-        *place = *first;
+        let place = place.ok_or_else(prefix_room)?;
         // Most have 12 bytes, for which a call would take longer.
-        if !more.is_empty() {
-            more_place.copy_from_slice(more);
+        match nonce.as_array::<12>().zip(place.as_mut_array()) {
+            Some((nonce, place)) => *place = *nonce,
+            None => place.copy_from_slice(nonce),
         }
         Ok(())
     }

@@ -5,13 +5,12 @@
 //! memory is saved, with the page faults of new memory.
 #![forbid(unsafe_code)]
 
-use std::ops::RangeInclusive;
 use std::sync::Mutex;
 
 use super::wipe;
 
-/// Shorter ones are filled in no time, and longer ones would take too much memory.
-const KEPT: RangeInclusive<usize> = 16 * 1024..=MOST;
+/// Shorter ones are filled in no time.
+const LEAST: usize = 16 * 1024;
 
 /// So many bytes at most are kept, in all and by the whole process.
 const MOST: usize = 4 * 1024 * 1024;
@@ -21,32 +20,45 @@ const MOST: usize = 4 * 1024 * 1024;
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 /// Returns a buffer of so many zeros.
+#[inline]
 pub(crate) fn zeros(len: usize) -> Vec<u8> {
-    let mut bytes = kept(len).unwrap_or_default();
-    if bytes.capacity() < len {
+    if len < LEAST {
         return vec![0; len];
     }
-    bytes.resize(len, 0);
-    bytes
+    many_zeros(len)
+}
+
+#[inline(never)]
+fn many_zeros(len: usize) -> Vec<u8> {
+    kept(len).unwrap_or_else(|| vec![0; len])
 }
 
 /// Takes one that has room for so many bytes, and at most for twice as many.
 fn kept(len: usize) -> Option<Vec<u8>> {
-    KEPT.contains(&len).then_some(())?;
     let mut spare = SPARE.try_lock().ok()?;
     let fits = |bytes: &Vec<u8>| (len..=len.saturating_mul(2)).contains(&bytes.capacity());
     let at = spare.iter().rposition(fits)?;
-    Some(spare.swap_remove(at))
+    let mut bytes = spare.swap_remove(at);
+    drop(spare);
+    bytes.resize(len, 0);
+    Some(bytes)
 }
 
 /// Overwrites a buffer with zeros, and keeps it for [`zeros`].
-pub(crate) fn wipe_and_keep(mut bytes: Vec<u8>) {
-    wipe(&mut bytes);
-    if !KEPT.contains(&bytes.capacity()) {
-        return;
+#[inline]
+pub(crate) fn wipe_and_keep(bytes: &mut Vec<u8>) {
+    wipe(bytes);
+    if bytes.capacity() >= LEAST {
+        keep(bytes);
     }
-    if let Ok(mut spare) = SPARE.try_lock() {
-        spare.push(bytes);
+}
+
+#[inline(never)]
+fn keep(bytes: &mut Vec<u8>) {
+    if bytes.capacity() <= MOST
+        && let Ok(mut spare) = SPARE.try_lock()
+    {
+        spare.push(std::mem::take(bytes));
         let mut left = MOST;
         // The latest stay.
         let stays = spare.iter().rev().take_while(|bytes| {
@@ -85,7 +97,8 @@ mod tests {
                             1 => bytes.extend_from_slice(&[0xA5; 100]),
                             _ => {}
                         }
-                        wipe_and_keep(bytes);
+                        wipe_and_keep(&mut bytes);
+                        assert!(is_zero(&bytes));
                     }
                 });
             }

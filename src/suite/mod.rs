@@ -221,7 +221,7 @@ impl AeadKey {
     }
 
     /// As [`seal`](Self::seal), with the place of the tag.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn seal_with(
         &self,
         nonce: &[u8],
@@ -237,7 +237,6 @@ impl AeadKey {
 
     /// Decrypts. If the tag does not match, what it was to go to is wiped. So nothing unauthenticated
     /// is released, and all backends leave the same behind.
-    #[inline(always)]
     pub(crate) fn open(
         &self,
         nonce: &[u8],

@@ -29,7 +29,6 @@ impl Key {
         Ok(())
     }
 
-    #[inline(always)]
     pub(super) fn open(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>, tag: &Tag) -> Outcome {
         let (nonce, to) = (checked(nonce)?, data.copied()?);
         let (aad, tag) = (Aad::from(aad), (*tag).into());
