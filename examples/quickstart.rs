@@ -18,7 +18,7 @@ use tap::Tap;
 use waxseal::kek::local::LocalKek;
 use waxseal::{Aad, EncryptionContext, Envelope, inspect};
 
-/// How many records are opened with nothing at hand, to time it.
+/// How many records are opened with no DEK cached, to time it.
 const UNCACHED: usize = 200;
 
 fn main() -> ExitCode {
@@ -87,7 +87,7 @@ fn run(path: &std::path::Path, content: &[u8]) -> Result<(), Box<dyn Error>> {
         rotation(&kek, &provider, &context, message, records.first().copied().unwrap_or_default())?;
     }
 
-    // The same with nothing at hand: an envelope for each record, made beforehand.
+    // The same with no DEK cached: an envelope for each record, made beforehand.
     let cold: Vec<Envelope> = (0..UNCACHED.min(records.len()))
         .map(|_| Envelope::builder().unwrap_with(kek.clone()).build())
         .collect::<Result<_, _>>()?;

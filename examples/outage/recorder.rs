@@ -28,8 +28,8 @@ struct Cell(AtomicU64);
 
 impl Cell {
     fn change(&self, work: impl Fn(f64) -> f64) {
-        let new = |bits| Some(work(f64::from_bits(bits)).to_bits());
-        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, new);
+        let new = |bits| work(f64::from_bits(bits)).to_bits();
+        self.0.update(Ordering::SeqCst, Ordering::SeqCst, new);
     }
 }
 

@@ -295,7 +295,7 @@ impl KekProvider for BranchKek {
     }
 
     /// A branch key in a store is rewrapped there. One that a message carries is never known to be
-    /// current: a branch key at hand opens the message whatever the entries of the roots say, so
+    /// current: a cached branch key opens the message whatever the entries of the roots say, so
     /// only a rewrap asks the roots about them.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let entry = BranchEntry::read(wrapped.wrapped())?;

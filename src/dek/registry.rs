@@ -497,7 +497,7 @@ mod tests {
     use super::super::Limits;
     use super::super::lease::{LeasedKey, Terms};
     use super::*;
-    use crate::ManualClock;
+    use crate::clock::ManualClock;
     use crate::format::{KekId, WrappedDek, WrappedKeys};
     use crate::suite::{Backend, Dek, DekKeys, Suite, derive_dek_id};
 

@@ -32,7 +32,7 @@ use crate::memory::fork::PerProcess;
 #[cfg(feature = "audit")]
 use crate::observe::audit::AuditTrail;
 use crate::observe::{Observer, Observers};
-use crate::runtime::Home;
+use crate::runtime::TaskSpawner;
 use crate::sync::Arc;
 use crate::sync::atomic::AtomicBool;
 
@@ -210,7 +210,7 @@ impl DomainsBuilder {
                 .map(|resolver| Resolving::new(resolver, self.resolver_limits, retiring.clone())),
             retiring,
             reloading: PerProcess::new(),
-            home: Home::current(),
+            spawner: TaskSpawner::current(),
             is_closed: AtomicBool::new(false),
         })))
     }

@@ -19,7 +19,7 @@ use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
 use crate::memory::fork::PerProcess;
 use crate::observe::Observers;
-use crate::runtime::Home;
+use crate::runtime::TaskSpawner;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -68,8 +68,8 @@ pub(super) struct All {
     pub(super) observers: Observers,
     /// Held by whoever changes the set.
     pub(super) reloading: PerProcess<AsyncMutex<()>>,
-    /// Where domains are made.
-    pub(super) home: Home,
+    /// Makes domains on the runtime in which this was built.
+    pub(super) spawner: TaskSpawner,
     pub(super) is_closed: AtomicBool,
 }
 
@@ -151,7 +151,7 @@ impl Domains {
         set.routed(value)?.context(pairs.iter())
     }
 
-    /// Returns all domains, by name.
+    /// Returns all domains of the configuration, by name. Those of a `resolver` are not among them.
     #[must_use]
     pub fn all(&self) -> Vec<Domain> {
         let mut all: Vec<_> = self.0.current.load().domains.values().cloned().collect();

@@ -98,10 +98,13 @@ impl Domain {
         self.0.branches.as_ref()
     }
 
-    /// Returns the [statistics](Envelope::statistics) of the envelope. Its counters go on where those
-    /// of the domain were before a [reload](Domains::reload) or a resolver changed it, so that metrics
-    /// which are made of them do too. What is counted while the old envelope still serves those who
-    /// hold it is left out.
+    /// Returns the [statistics](Envelope::statistics) of the envelope.
+    ///
+    /// If a [reload](Domains::reload) or a resolver changed the domain, the counters continue from
+    /// those before the change, and so do metrics that are made of them. What the old envelope
+    /// counts after that, for callers that still hold it, is left out. A domain of a resolver that
+    /// was evicted to make room (`ResolverLimits::max_domains`) counts from zero when it is resolved
+    /// again.
     ///
     /// ```
     /// # use waxseal::domain::{DomainConfig, Domains, Schemes};

@@ -46,7 +46,7 @@ impl Domains {
         let all = &self.0;
         let reloading = all.reloading.get_or_init(AsyncMutex::default);
         let one_at_a_time = reloading.lock().await;
-        let reloaded = all.home.run(all.clone().reload()).await;
+        let reloaded = all.spawner.run(all.clone().reload()).await;
         let reloaded = reloaded.unwrap_or_else(|why| Err(interrupted(&why)));
         drop(one_at_a_time);
         match &reloaded {

@@ -67,7 +67,7 @@ impl Domains {
             return old.ok_or(refusal);
         }
         match (answers.join(&self.0, name), old) {
-            (Ok(waiter), Some(old)) if is_routed(&old) && self.0.home.takes_tasks() => {
+            (Ok(waiter), Some(old)) if is_routed(&old) && self.0.spawner.takes_tasks() => {
                 Ok(waiter.answer_or_known(&self.0, old).await?)
             }
             (Ok(waiter), _) => waiter.answer().await,
@@ -169,7 +169,7 @@ async fn resolve_now(
     let deadline = all.resolving.as_ref().map(|resolving| resolving.limits.deadline);
     let deadline = deadline.unwrap_or_default();
     let old = answers.known(&name).map(|(domain, _)| domain);
-    let asking = all.home.run(ask(all.clone(), name.clone(), old.clone()));
+    let asking = all.spawner.run(ask(all.clone(), name.clone(), old.clone()));
     let answer = match select(std::pin::pin!(asking), std::pin::pin!(sleep(deadline))).await {
         Either::Left((Ok(answer), _)) => answer,
         Either::Left((Err(why), _)) => Err(interrupted(&why).at(format_args!("domains.{name}"))),
@@ -230,7 +230,7 @@ impl Waiter {
             }
         }
         if !self.flight.goes_on.swap(true, Ordering::SeqCst) {
-            all.home.spawn(async move { drop(self.answer().await) });
+            all.spawner.spawn(async move { drop(self.answer().await) });
         }
         Ok(old)
     }

@@ -93,7 +93,7 @@ impl EnvelopeBuilder {
 
     /// Sets a store for the wrapped keys of messages in compact form. Then each new DEK's row is
     /// durable in the store before its first message is released, and a message in compact form is
-    /// decrypted without its wrapped keys at hand. The row is read again with every renewal, so a
+    /// decrypted without passing its wrapped keys. The row is read again with every renewal, so a
     /// key that was erased from the store ends within `max_age`, for messages in either form.
     ///
     /// Branch keys have a store of their own, which may be the same: see

@@ -21,8 +21,8 @@ pub struct Login {
     pub logins: u64,
     /// Those that failed, and renewals of a token that failed.
     pub failures: u64,
-    /// How long the token or the credentials at hand can still be used. 0 if they have ended. `None`
-    /// if there are none, or nobody knows an end.
+    /// How long the current token or credentials can still be used. 0 if they have ended. `None` if
+    /// there are none, or their end is not known.
     pub ends_in: Option<Duration>,
 }
 

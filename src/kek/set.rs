@@ -243,7 +243,7 @@ impl KekSet {
             let (wrapped, request_id) = with_request_id(kek.wrap(bounds, context, dek)).await;
             let wrapped = wrapped.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped, request_id.as_deref())?;
-            // What wraps in this process vouches for a DEK as long as its own key serves.
+            // A KEK in this process is a source of the DEK for as long as its own key may be used.
             let parent = match kek.derives_deks() {
                 true => {
                     self.unwrap_entry(bounds, kek, context, id, &entry, RetryMode::ByPolicy)

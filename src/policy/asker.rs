@@ -141,7 +141,7 @@ impl Asker {
     }
 
     /// Asks, or joins those who ask the same under the same rules. Whoever waits drives the
-    /// question, so that none depends on the runtime or the patience of another.
+    /// question, so that none depends on the runtime or the timeout of another.
     pub(super) async fn ask(self: &Arc<Self>, asked: Asked<'_>, rules: Stamp) -> Answered {
         let key = (rules, AskedBefore::of(asked, self.options.with_request_id));
         let (now, runtime) = (self.surroundings.clock.now(), self.surroundings.runtime.as_ref());

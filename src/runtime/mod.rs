@@ -1,13 +1,13 @@
 //! What the library needs from an async runtime: timers and background tasks.
 #![forbid(unsafe_code)]
 
-mod home;
+mod task_spawner;
 #[cfg(any(feature = "domains", feature = "tokio"))]
 mod timer;
 #[cfg(feature = "tokio")]
 pub(crate) mod tokio;
 
-pub(crate) use home::{Home, Interrupted};
+pub(crate) use task_spawner::{Interrupted, TaskSpawner};
 
 use std::fmt;
 use std::future::Future;

@@ -9,6 +9,8 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "tokio")]
+mod conflict_backoff;
 #[cfg(feature = "test-util")]
 pub mod conformance;
 mod error;
@@ -21,6 +23,8 @@ mod spawn;
 
 use std::fmt;
 
+#[cfg(feature = "tokio")]
+pub use conflict_backoff::ConflictBackoff;
 pub use error::{StoreError, StoreErrorClass};
 pub use memory::MemoryStore;
 pub use rewrap::{RewrapOptions, RewrapProgress};
@@ -92,10 +96,10 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Checks whether the store can be read now, with its schema.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Returns what an operator should mend, though the store works: a schema of an earlier version,
-    /// say. [`BranchKek`](crate::branch::BranchKek) tells it as
-    /// [`Health::Degraded`](crate::kek::Health) after [`health`](Self::health). It asks nobody: a store
-    /// knows it from its calls. By default there is nothing.
+    /// Returns what an operator should fix although the store works, such as a schema of an earlier
+    /// version. [`BranchKek`](crate::branch::BranchKek) reports it as
+    /// [`Health::Degraded`](crate::kek::Health) after [`health`](Self::health). It makes no call: a
+    /// store knows it from earlier ones. By default there is nothing.
     fn warning(&self) -> Option<Box<str>> {
         None
     }

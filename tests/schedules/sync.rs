@@ -91,10 +91,6 @@ pub(crate) struct Condvar(Arc<shuttle::sync::Condvar>);
 type Guarded<'a, T, R> = Result<R, PoisonError<MutexGuard<'a, T>>>;
 
 impl Condvar {
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
     pub(crate) fn notify_one(&self) {
         let first = WAITING.with_borrow_mut(|all| {
             let first = all.iter().position(|waiting| Arc::ptr_eq(&waiting.condvar, &self.0))?;

@@ -216,3 +216,84 @@ fn what_was_read_is_written_while_the_reader_blocks_and_a_failure_waits_for_the_
         }
     }
 }
+
+const COUNTED: &str = "WAXSEAL_TEST_STREAMS_THREADS";
+
+/// The threads of this process that work on a stream, besides its own.
+fn working() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    // One that ends meanwhile has no name.
+    let name = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm"));
+    let is_one = |task: &std::fs::DirEntry| name(task).is_ok_and(|n| n.trim() == "waxseal-stream");
+    tasks.map(Result::unwrap).filter(is_one).count()
+}
+
+/// Notes the most threads that there are when it is read. It gives them time to begin.
+struct Counting<'c>(&'c [u8], &'c mut usize);
+
+impl Read for Counting<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        *self.1 = working().max(*self.1);
+        self.0.read(buffer)
+    }
+}
+
+/// In a process of its own, where nobody else has threads of that name.
+#[test]
+fn there_are_no_more_threads_than_chunks() {
+    if std::env::var(COUNTED).is_err() {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "threads::there_are_no_more_threads_than_chunks"])
+            .env(COUNTED, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let envelope = envelope(&local("kek"));
+    // The last chunk is the one that is not full. The caller works on one.
+    for (len, most) in [(0, 0), (CHUNK - 1, 0), (CHUNK, 1), (3 * CHUNK + 5, 3), (9 * CHUNK, 7)] {
+        let (plaintext, mut seen) = (plaintext(len), 0);
+        let mut sealed = Vec::new();
+        let from = Counting(&plaintext, &mut seen);
+        encryptor(&envelope).encrypt(threads(8), from, &mut sealed).unwrap();
+        assert!(seen <= most && (seen > 0) == (most > 0), "{seen} for {len} bytes");
+        let (decryptor, from) = decryptor(&envelope, &sealed);
+        let (mut opened, mut seen) = (Vec::new(), 0);
+        decryptor.decrypt(threads(8), Counting(from, &mut seen), &mut opened).unwrap();
+        assert!(seen <= most && (seen > 0) == (most > 0), "{seen} for {len} bytes");
+        assert_eq!(opened, plaintext);
+    }
+}
+
+/// Every flush but the last is interrupted.
+struct Interrupted<'w>(&'w mut Vec<u8>, usize);
+
+impl Write for Interrupted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.1 = self.1.saturating_sub(1);
+        match self.1 {
+            0 => Ok(()),
+            _ => Err(io::ErrorKind::Interrupted.into()),
+        }
+    }
+}
+
+#[test]
+fn a_flush_that_is_interrupted_is_repeated() {
+    let envelope = envelope(&local("kek"));
+    let plaintext = plaintext(3 * CHUNK);
+    for n in [1, 4] {
+        let (mut sealed, mut opened) = (Vec::new(), Vec::new());
+        let to = Interrupted(&mut sealed, 4);
+        encryptor(&envelope).encrypt(threads(n), &plaintext[..], to).unwrap();
+        let (decryptor, from) = decryptor(&envelope, &sealed);
+        decryptor.decrypt(threads(n), from, Interrupted(&mut opened, 4)).unwrap();
+        assert_eq!(opened, plaintext);
+    }
+}

@@ -119,7 +119,7 @@ impl Keeper {
         self.state().generation
     }
 
-    /// How often credentials were loaded, and how long those at hand can still be used.
+    /// How often credentials were loaded, and how long the present ones can still be used.
     pub(crate) fn login(&self) -> Login {
         let state = self.state();
         let login = Login::new(state.loads, state.failures);

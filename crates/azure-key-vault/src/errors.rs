@@ -304,7 +304,7 @@ const PASSING: [&str; 4] = ["AADSTS90033", "AADSTS90024", "AADSTS50196", "AADSTS
 
 /// What Entra ID or the instance's metadata service answers to a login.
 ///
-/// Only a refusal is *misconfigured*. A service that is down, or asks for patience, is an outage.
+/// Only a refusal is *misconfigured*. A service that is down, or throttles, is an outage.
 pub(crate) fn classify_login(status: u16, body: &[u8]) -> Failure {
     let said: Option<Value> = serde_json::from_slice(body).ok();
     let field = |name: &str| {

@@ -127,7 +127,7 @@ impl Keeper {
         self.state().generation
     }
 
-    /// How often a token was loaded, and how long the one at hand can still be used.
+    /// How often a token was loaded, and how long the present one can still be used.
     pub(crate) fn login(&self) -> Login {
         let state = self.state();
         let login = Login::new(state.loads, state.failures);

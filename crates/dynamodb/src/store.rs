@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use aws_sdk_dynamodb::types::AttributeValue;
 use waxseal::store::{
-    BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
-    StoreError, StoreSpawner, StoredRow,
+    BoxFuture, BranchId, BranchPlace, ConflictBackoff, Erasure, Insertion, KeyStore, RowId,
+    ScanCursor, ScanPage, StoreError, StoreSpawner, StoredRow,
 };
 
-use crate::backoff::Backoff;
 use crate::format::{self, BRANCH, EPOCH, ERASED, ID, KEY_ROW, PERIOD};
 use crate::table::{Change, Table, Written};
 
@@ -84,7 +83,7 @@ impl Inner {
     /// Returns the row that a place names. Reads of several items may see the transaction that
     /// inserts both half done, for a moment.
     async fn row_of_place(&self, id: &RowId) -> Result<StoredRow, StoreError> {
-        let mut backoff = Backoff::new(self.bound.min(HALF_DONE));
+        let mut backoff = ConflictBackoff::new(self.bound.min(HALF_DONE));
         loop {
             if let Some(row) = self.row(id).await? {
                 return Ok(row);
@@ -106,7 +105,7 @@ impl Inner {
 
     /// The row and its place are written together or not at all.
     async fn insert(&self, row: &StoredRow) -> Result<Insertion, StoreError> {
-        let mut backoff = Backoff::new(self.bound);
+        let mut backoff = ConflictBackoff::new(self.bound);
         loop {
             let item = format::row_item(row);
             let written = match row.place() {
@@ -156,7 +155,7 @@ impl Inner {
         if old.is_tombstone() || old.id() != new.id() || old.place() != new.place() {
             return Ok(false);
         }
-        let mut backoff = Backoff::new(self.bound);
+        let mut backoff = ConflictBackoff::new(self.bound);
         loop {
             match self.table.change(replacement(old, new)).await? {
                 Written::Done => return Ok(true),
@@ -168,7 +167,7 @@ impl Inner {
 
     async fn erase(&self, branch: &BranchId) -> Result<Erasure, StoreError> {
         let mut erasure = Erasure::default();
-        let mut backoff = Backoff::new(self.bound);
+        let mut backoff = ConflictBackoff::new(self.bound);
         loop {
             let rows = self.branch(branch, i64::MIN).await?;
             let (tombstones, live): (Vec<_>, Vec<_>) =
@@ -181,7 +180,7 @@ impl Inner {
             let changes = next.iter().map(|row| erasing(row)).collect();
             if self.table.change_all(changes).await? == Written::Done {
                 erasure.erased += u64::try_from(next.len()).unwrap_or(0);
-                backoff = Backoff::new(self.bound);
+                backoff = ConflictBackoff::new(self.bound);
             } else {
                 // Somebody else erases the same rows, or replaces one: which are left is read anew.
                 backoff.wait().await?;

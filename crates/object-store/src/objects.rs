@@ -2,21 +2,17 @@
 #![forbid(unsafe_code)]
 
 use std::future::Future;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
-use waxseal::store::StoreError;
+use waxseal::store::{ConflictBackoff, StoreError};
 
 use crate::errors::{failure, is_without_bucket};
 use crate::local::LocalFiles;
-
-const FIRST_WAIT: Duration = Duration::from_millis(5);
-const LONGEST_WAIT: Duration = Duration::from_millis(400);
 
 pub(crate) struct Objects {
     pub(crate) store: Arc<dyn ObjectStore>,
@@ -86,7 +82,7 @@ impl Objects {
         if let Some(local) = &self.local {
             return local.swap(path.clone(), old.to_vec(), new, self.bound).await;
         }
-        let (mut backoff, new) = (Backoff::new(self.bound), PutPayload::from(new));
+        let (mut backoff, new) = (ConflictBackoff::new(self.bound), PutPayload::from(new));
         loop {
             let version = match self.read(path).await? {
                 Some((found, version)) if found == old => version,
@@ -131,35 +127,5 @@ impl Objects {
         let has_more = names.len() > limit;
         names.truncate(limit);
         Ok(Names { names, has_more })
-    }
-}
-
-/// The waits between repetitions of one call: each about twice as long as the one before.
-pub(crate) struct Backoff {
-    began: Instant,
-    bound: Duration,
-    next: Duration,
-}
-
-impl Backoff {
-    pub(crate) fn new(bound: Duration) -> Self {
-        Self { began: Instant::now(), bound, next: FIRST_WAIT }
-    }
-
-    /// Waits between half and all of the present step.
-    ///
-    /// # Errors
-    /// When the bound is used up.
-    pub(crate) async fn wait(&mut self) -> Result<(), StoreError> {
-        if self.began.elapsed() >= self.bound {
-            let text = "other writers change the same object, so the write found no turn in time";
-            return Err(StoreError::throttled(text));
-        }
-        // Any spread will do: callers that met must not meet again.
-        let random = RandomState::new().hash_one(0) % 1024;
-        let spread = u32::try_from(random).unwrap_or(0);
-        tokio::time::sleep(self.next / 2 + self.next / 2 * spread / 1024).await;
-        self.next = (self.next * 2).min(LONGEST_WAIT);
-        Ok(())
     }
 }

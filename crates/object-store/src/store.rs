@@ -16,12 +16,12 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use waxseal::store::{
-    BoxFuture, BranchId, BranchPlace, Erasure, Insertion, KeyStore, RowId, ScanCursor, ScanPage,
-    StoreError, StoreSpawner, StoredRow,
+    BoxFuture, BranchId, BranchPlace, ConflictBackoff, Erasure, Insertion, KeyStore, RowId,
+    ScanCursor, ScanPage, StoreError, StoreSpawner, StoredRow,
 };
 
 use crate::format::{self, Content, encode_claim, encode_row};
-use crate::objects::{Backoff, Objects};
+use crate::objects::Objects;
 
 const KEYS: &str = "keys";
 const BRANCHES: &str = "branches";
@@ -111,7 +111,7 @@ impl Inner {
     }
 
     async fn insert(&self, row: &StoredRow) -> Result<Insertion, StoreError> {
-        let mut backoff = Backoff::new(self.objects.bound);
+        let mut backoff = ConflictBackoff::new(self.objects.bound);
         loop {
             let insertion = match row.place() {
                 None => self.insert_key(row).await?,
@@ -234,7 +234,7 @@ impl Inner {
 
     /// Returns whether this call erased the row.
     async fn erase_row(&self, path: Path, branch: &BranchId) -> Result<bool, StoreError> {
-        let mut backoff = Backoff::new(self.objects.bound);
+        let mut backoff = ConflictBackoff::new(self.objects.bound);
         loop {
             let row = self.row_at(path.clone(), branch).await?;
             if row.is_tombstone() {

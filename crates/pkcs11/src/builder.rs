@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::format::MAX_ID;
 #[cfg(unix)]
-use crate::helper::Helper;
+use crate::helper_program::Helper;
 use crate::key::{IvSource, Versions, hex};
 use crate::ledger::{OwnPin, PinGiver};
 use crate::pin::{Pin, PinSource};

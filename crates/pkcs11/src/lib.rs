@@ -11,6 +11,8 @@ mod format;
 pub mod guide;
 #[cfg(unix)]
 pub mod helper;
+#[cfg(unix)]
+mod helper_program;
 mod key;
 mod ledger;
 mod link;

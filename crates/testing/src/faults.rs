@@ -22,7 +22,8 @@ const MAX_AGE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(3600);
 /// After which the library assumes an outage where it may serve what is past its age.
 const MAX_WAIT: Duration = Duration::from_millis(250);
-const HEAD: &str = "| fault | class | tries | cached | past `max_age`, in the grace | recovery |";
+const HEAD: &str =
+    "| fault | class | tries | cached | past `max_age`, within `stale_if_error` | recovery |";
 const RULE: &str = "|---|---|---|---|---|---|";
 
 /// A service, and what stands between it and a provider.
@@ -228,7 +229,7 @@ async fn opens(envelope: &Envelope, context: &EncryptionContext, sealed: &[u8], 
     assert_eq!(opened.as_deref().unwrap_or_else(|error| panic!("{error}")), text);
 }
 
-/// Brings the fault about: class, tries, what is cached, the grace, the breaker, the recovery.
+/// Causes the fault: class, tries, what is cached, what is stale, the breaker, the recovery.
 pub async fn met<S: Stage>(stage: &S, fault: Fault<S>) {
     let Fault { name, kind, is_slow, .. } = fault;
     let policy = stage.policy(is_slow);

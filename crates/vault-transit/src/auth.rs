@@ -141,7 +141,7 @@ impl Authenticator {
         self.denials.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often it logged in, and how long the token at hand still lives.
+    /// How often it logged in, and how long the present token still lives.
     pub(crate) fn login(&self) -> Login {
         self.logins.shown(self.current.load().as_deref())
     }

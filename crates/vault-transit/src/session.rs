@@ -14,7 +14,7 @@ pub(crate) struct Session {
     pub(crate) token: Option<Token>,
     /// Before the request that gave it, so that it never ends earlier than is believed here.
     pub(crate) since: Instant,
-    /// `None`: for ever, or nobody knows.
+    /// `None`: it does not end, or the end is not known.
     pub(crate) lease: Option<Duration>,
     /// The lease that the login gave; a renewal that gives less has met the token's last end.
     pub(crate) first_lease: Option<Duration>,
@@ -65,7 +65,7 @@ impl Logins {
         counted.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// With how long the token at hand still lives.
+    /// With how long the present token still lives.
     pub(crate) fn shown(&self, current: Option<&Session>) -> Login {
         let [succeeded, failed] =
             [&self.succeeded, &self.failed].map(|n| n.load(Ordering::Relaxed));

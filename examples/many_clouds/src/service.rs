@@ -79,10 +79,10 @@ pub(crate) struct Felt {
     pub(crate) reads: Vec<Timed>,
     /// Who unwrapped for them.
     pub(crate) answered: BTreeMap<Cloud, usize>,
-    /// Reading and encrypting with a DEK at hand.
-    pub(crate) at_hand: Timed,
+    /// Reading and encrypting with a cached DEK.
+    pub(crate) cached: Timed,
     /// Calls that these made.
-    pub(crate) calls_at_hand: u64,
+    pub(crate) calls_of_cached: u64,
 }
 
 impl Felt {
@@ -101,7 +101,7 @@ impl Felt {
 
 /// A service with the five KEKs, which prefers one of them for reading.
 pub(crate) struct Service {
-    /// It has the DEK of the record at hand.
+    /// It has the DEK of the record cached.
     warm: Envelope,
     /// It forgets the DEK before each read.
     cold: Envelope,
@@ -170,7 +170,7 @@ impl Service {
         self.read(&self.cold).await
     }
 
-    async fn use_dek_at_hand(&self) -> Timed {
+    async fn use_dek_cached(&self) -> Timed {
         let start = Instant::now();
         let read = self.read(&self.warm).await.outcome;
         let sealed = self.warm.encrypt(&self.context, Aad::from(ROW), CARD).await;
@@ -181,8 +181,8 @@ impl Service {
     pub(crate) async fn feel(&self, clouds: &Clouds<'_>, reads: usize) -> Felt {
         let calls = || self.warm.statistics().keks.iter().map(|kek| kek.calls).sum::<u64>();
         let before = calls();
-        let at_hand = self.use_dek_at_hand().await;
-        let calls_at_hand = calls().saturating_sub(before);
+        let cached = self.use_dek_cached().await;
+        let calls_of_cached = calls().saturating_sub(before);
         self.journal.take_unwrapped();
         let mut timed = Vec::new();
         for _ in 0..reads {
@@ -194,7 +194,7 @@ impl Service {
                 *answered.entry(cloud).or_default() += times;
             }
         }
-        Felt { reads: timed, answered, at_hand, calls_at_hand }
+        Felt { reads: timed, answered, cached, calls_of_cached }
     }
 
     /// Encrypts for somebody who has no DEK yet: every KEK has to wrap it.

@@ -47,7 +47,7 @@ fn head() {
         "what happens",
         "reads: failed, slowest",
         "answered by",
-        "DEK at hand",
+        "cached DEK",
         "a new DEK"
     );
     println!("{:<127}{names}", "");
@@ -70,7 +70,7 @@ fn row(preferred: Cloud, what: &str, felt: &Felt, new_dek: Option<Timed>, reques
     let requests: String = requests.iter().map(|count| format!("{count:>12}")).collect();
     println!(
         "{preferred:<12} {what:<36} {reads:<28} {answered:<12} {:<12} {new_dek:<21}{requests}",
-        felt.at_hand
+        felt.cached
     );
 }
 
@@ -81,9 +81,9 @@ fn since(clouds: &Clouds<'_>, before: Each<usize>) -> Result<Each<usize>, Box<dy
     Ok(now)
 }
 
-/// Whatever happens, a DEK at hand serves and makes no call.
-fn at_hand(promises: &mut Promises, what: &str, felt: &Felt) {
-    let as_promised = felt.at_hand.outcome.is_ok() && felt.calls_at_hand == 0;
+/// Whatever happens, a cached DEK serves and makes no call.
+fn cached(promises: &mut Promises, what: &str, felt: &Felt) {
+    let as_promised = felt.cached.outcome.is_ok() && felt.calls_of_cached == 0;
     promises.hold(as_promised, format!("{what}: a cached DEK serves without a call"));
 }
 
@@ -100,7 +100,7 @@ async fn all_is_well(clouds: &Clouds<'_>, promises: &mut Promises) -> Outcome {
     let what = "nothing";
     row(Cloud::Aws, what, &felt, Some(new_dek), &since(clouds, before)?);
     reads_go_on(promises, what, &felt);
-    at_hand(promises, what, &felt);
+    cached(promises, what, &felt);
     promises.hold(new_dek.outcome.is_ok(), "nothing: a new DEK is made");
     Ok(())
 }
@@ -116,7 +116,7 @@ async fn stopped(clouds: &Clouds<'_>, promises: &mut Promises, cloud: Cloud) -> 
     let what = format!("stopped: {}", cloud.outage());
     row(cloud, &what, &felt, Some(new_dek), &since(clouds, before)?);
     reads_go_on(promises, &what, &felt);
-    at_hand(promises, &what, &felt);
+    cached(promises, &what, &felt);
     promises.hold(
         new_dek.outcome == Err(ErrorKind::Unavailable),
         format!("{cloud} {what}: a new DEK needs every KEK of wrap_with"),
@@ -138,7 +138,7 @@ async fn denied(clouds: &Clouds<'_>, promises: &mut Promises, cloud: Cloud) -> O
     let what = format!("denied: {}", cloud.denial());
     row(cloud, &what, &felt, Some(new_dek), &requests);
     reads_go_on(promises, &what, &felt);
-    at_hand(promises, &what, &felt);
+    cached(promises, &what, &felt);
     promises.hold(
         new_dek.outcome == Err(ErrorKind::Denied),
         format!("{cloud} {what}: a new DEK needs every KEK of wrap_with"),
@@ -164,7 +164,7 @@ async fn only_one_is_left(clouds: &Clouds<'_>, promises: &mut Promises, left: Cl
     let what = format!("stopped: all but {left}");
     row(preferred, &what, &felt, None, &since(clouds, before)?);
     reads_go_on(promises, &what, &felt);
-    at_hand(promises, &what, &felt);
+    cached(promises, &what, &felt);
     let by_it = felt.answered.keys().all(|cloud| *cloud == left);
     promises.hold(by_it, format!("{what}: it answers every read"));
     let is_back = service.comes_back(clouds, preferred).await;
@@ -193,7 +193,7 @@ async fn none_is_left(clouds: &Clouds<'_>, promises: &mut Promises) -> Outcome {
             }
         }
         row(Cloud::Aws, what, &felt, None, &since(clouds, before)?);
-        at_hand(promises, what, &felt);
+        cached(promises, what, &felt);
         let fail = felt.failed() == felt.reads.len() && felt.kind() == Some(kind);
         promises.hold(fail, format!("{what}: reads without a cached DEK fail as {kind:?}"));
         let is_back = service.comes_back(clouds, Cloud::Aws).await;
@@ -214,7 +214,7 @@ async fn rotated(clouds: &Clouds<'_>, promises: &mut Promises, cloud: Cloud) -> 
     let what = "rotated: a new version wraps";
     row(cloud, what, &felt, Some(new_dek), &since(clouds, before)?);
     reads_go_on(promises, what, &felt);
-    at_hand(promises, what, &felt);
+    cached(promises, what, &felt);
     promises.hold(new_dek.outcome.is_ok(), format!("{cloud} {what}: a new DEK is made"));
     let is_noticed = service.notices(clouds, &[cloud], &old).await?;
     promises.hold(is_noticed, format!("{cloud} {what}: the new version is noticed"));

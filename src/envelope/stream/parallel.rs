@@ -8,7 +8,7 @@ use std::io;
 use std::io::{Read, Write};
 use std::num::NonZero;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, Scope};
 
 use super::{StreamDecryptor, StreamEncryptor, checked};
 use crate::error::Error;
@@ -17,8 +17,8 @@ use crate::suite::TAG_LEN;
 
 impl StreamEncryptor {
     /// Encrypts everything that `from` gives to a stream in `to`, on so many threads: this one, and
-    /// `threads - 1` that end before the call does. Each holds one chunk in memory. Returns how many
-    /// bytes were read.
+    /// up to `threads - 1` that end before the call does, but no more than there are chunks. Each
+    /// holds one chunk in memory. Returns how many bytes were read.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -59,9 +59,9 @@ impl StreamEncryptor {
 }
 
 impl StreamDecryptor {
-    /// Decrypts a stream to `to`, on so many threads: this one, and `threads - 1` that end before the
-    /// call does. `from` gives the bytes that follow the head. Each thread holds one chunk in memory.
-    /// Returns how many bytes were written.
+    /// Decrypts a stream to `to`, on so many threads: this one, and up to `threads - 1` that end
+    /// before the call does, but no more than there are chunks. `from` gives the bytes that follow
+    /// the head. Each thread holds one chunk in memory. Returns how many bytes were written.
     ///
     /// What is written is authentic and in order. **That it is the whole is known only when this
     /// succeeds.**
@@ -83,8 +83,8 @@ impl StreamDecryptor {
 
 /// Chunks that are read in order, worked on side by side, and written in order.
 struct Line<R, W> {
-    /// The bytes of a full chunk when it is read, and how many it grows by. A chunk that is not full
-    /// is the last.
+    /// The bytes of a full chunk when it is read, and how many it grows by. A chunk that is not
+    /// full is the last.
     full: usize,
     growth: usize,
     input: Mutex<Input<R>>,
@@ -140,31 +140,36 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
         threads: NonZero<usize>,
         work: impl Fn(u64, &mut [u8]) -> Result<usize, Error> + Sync,
     ) -> io::Result<Counts> {
-        thread::scope(|scope| {
-            for _ in 1..threads.get() {
-                let more = thread::Builder::new().name("waxseal-stream".to_owned());
-                // Fewer threads do it too.
-                if more.spawn_scoped(scope, || self.work(&work)).is_err() {
-                    break;
-                }
-            }
-            self.work(&work);
-        });
+        thread::scope(|scope| self.work(scope, threads.get() - 1, &work));
         let read = lock(&self.input).read;
         let mut output = lock(&self.output);
         match output.failed.take() {
             Some(error) => Err(error),
             None => {
-                output.writer.flush()?;
+                flush(&mut output.writer)?;
                 Ok(Counts { read, written: output.written })
             }
         }
     }
 
-    fn work(&self, work: &(impl Fn(u64, &mut [u8]) -> Result<usize, Error> + Sync)) {
+    /// Does one chunk after the other. Where there is a chunk behind the first one, and up to so
+    /// many `others` are allowed, it begins another thread, which does the same: there are no more
+    /// of them than chunks.
+    fn work<'scope, 'env>(
+        &'env self,
+        scope: &'scope Scope<'scope, 'env>,
+        mut others: usize,
+        work: &'env (impl Fn(u64, &mut [u8]) -> Result<usize, Error> + Sync),
+    ) {
         // Dropped last, also by a panic.
         let mut part = Part { line: self, buffer: vec![0; self.full + self.growth], done: false };
         while let Some(Job { index, len }) = self.read(&mut part.buffer) {
+            if others > 0 && len.as_ref().is_ok_and(|len| *len == self.full) {
+                let next = thread::Builder::new().name("waxseal-stream".to_owned());
+                // Fewer threads do it too.
+                drop(next.spawn_scoped(scope, move || self.work(scope, others - 1, work)));
+                others = 0;
+            }
             let out = len.and_then(|len| {
                 let chunk = part.buffer.get_mut(..len + self.growth).unwrap_or_default();
                 Ok(work(index, chunk)?)
@@ -268,4 +273,14 @@ fn put(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Flushes, again where that was interrupted.
+fn flush(writer: &mut impl Write) -> io::Result<()> {
+    loop {
+        match writer.flush() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            flushed => return flushed,
+        }
+    }
 }

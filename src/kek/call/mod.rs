@@ -226,7 +226,7 @@ impl GuardedKek {
         self.calls.retrying(bounds, call, || self.provider.generate(context)).await
     }
 
-    /// Returns whether a rewrap is one call: the key service does it, or the provider asks nobody.
+    /// Returns whether a rewrap is one call: the key service does it, or the provider calls none.
     pub(crate) fn rewraps_in_one_call(&self) -> bool {
         caught(|| self.provider.rewraps_in_service()).unwrap_or(false)
             || self.target(self.id()).advice().in_process

@@ -130,7 +130,7 @@ impl Ledger {
     /// Writes that the trail begins, so that a start in a directory that cannot be written fails.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         // A crash before the first checkpoint leaves one record, which the next start moves aside.
-        // More of them, which no key vouches for, it would refuse.
+        // It would refuse more of them, which no checkpoint authenticates.
         if self.chain.next == 0 && self.terms.key.is_some() && self.files.is_some() {
             self.open_file()?;
             self.checkpoint()?;

@@ -19,8 +19,8 @@ use crate::error::{Error, ErrorKind};
 pub(super) enum End {
     /// No record.
     Nothing,
-    /// File 1 with its first record, which no key vouches for. The writer was killed before the
-    /// first checkpoint, or somebody cut the trail back to there. Nothing is signed behind it.
+    /// File 1 with its first record, which no checkpoint authenticates. The writer was killed before
+    /// the first checkpoint, or somebody cut the trail back to there. Nothing is signed behind it.
     OnlyBegun,
     /// A trail that is as it was written.
     Known(Resumed),

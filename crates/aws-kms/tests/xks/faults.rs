@@ -1,5 +1,5 @@
 //! A fault on every hop between a service and its external key: the class, the tries, what is
-//! served from hand and within the grace, the breaker, the recovery.
+//! served from the cache and within `stale_if_error`, the breaker, the recovery.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -11,8 +11,8 @@ use waxseal::{Error, ErrorKind};
 use super::heads::Heads;
 use super::keys::{Binding, KeysOf, ObjectKeys};
 use super::layout::Layout;
-use super::store::Inner;
-use super::{ReplaceStart, SealedStore};
+use super::starts::ReplaceStart;
+use super::store::{Inner, SealedStore};
 
 /// A head without its wrapped keys.
 const BARE_HEAD: u32 = 104;
@@ -123,7 +123,7 @@ impl<S: ObjectStore> SealedStoreBuilder<S> {
         self
     }
 
-    /// Makes the store. It asks nobody.
+    /// Makes the store. It makes no request.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for an option out of range.

@@ -1,5 +1,5 @@
 //! The plaintext of an object for a copy: by requests for a portion each, which are repeated from
-//! where they failed. One request for all of a large object would outlast the patience of clients,
+//! where they failed. One request for all of a large object would outlast the timeouts of clients,
 //! and a failure near its end would cost the whole.
 #![forbid(unsafe_code)]
 

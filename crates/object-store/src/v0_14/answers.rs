@@ -58,6 +58,12 @@ pub(super) struct Refusal {
     pub(super) message: String,
 }
 
+impl Part {
+    pub(super) fn has_checksum(&self) -> bool {
+        self.checksum_sha256.is_some() || self.checksum_crc64nvme.is_some()
+    }
+}
+
 impl Answer {
     /// Reads an answer. `None` if it is none that S3 gives.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {

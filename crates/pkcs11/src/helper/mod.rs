@@ -29,4 +29,4 @@ mod process;
 mod wire;
 
 pub use child::run;
-pub(crate) use process::{Helper, Process, Remote};
+pub(crate) use process::{Process, Remote};

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::env::var_os;
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -23,14 +22,11 @@ use super::channel::Channel;
 use super::wire::{Reply, Request, Setup};
 use crate::errors::{After, Failure};
 use crate::format::Wrapped;
+use crate::helper_program::Helper;
 use crate::key::KeyInfo;
 use crate::ledger::{Attempted, Outcome};
 use crate::token::{Token, Wrapping};
 
-/// The pause before a helper is started again after two that died without an answer in between. It
-/// doubles with each.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a helper has to end by itself, and after it was killed.
 const TO_END: Duration = Duration::from_millis(50);
 const TO_DIE: Duration = Duration::from_secs(1);
@@ -53,60 +49,6 @@ type Turn = Arc<Mutex<()>>;
 fn turn(token: &Token) -> Turn {
     let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
     turns.entry((token.module.clone(), token.name.to_string())).or_default().clone()
-}
-
-/// The program, and how its processes of one provider fare.
-pub(crate) struct Helper {
-    program: PathBuf,
-    deadline: Duration,
-    /// The variables that a helper gets. None means all.
-    variables: Vec<String>,
-    /// The variable with the PIN, which a helper does not get.
-    hidden: Option<String>,
-    deaths: Mutex<Deaths>,
-}
-
-#[derive(Default)]
-struct Deaths {
-    in_a_row: u32,
-    until: Option<Instant>,
-}
-
-impl Helper {
-    pub(crate) fn new(
-        program: PathBuf,
-        deadline: Duration,
-        variables: Vec<String>,
-        hidden: Option<String>,
-    ) -> Self {
-        Self { program, deadline, variables, hidden, deaths: Mutex::default() }
-    }
-
-    fn died(&self) {
-        let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
-        deaths.in_a_row = deaths.in_a_row.saturating_add(1);
-        // After the first, the next call starts another at once.
-        let Some(doublings) = deaths.in_a_row.checked_sub(2) else { return };
-        let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST_PAUSE);
-        deaths.until = Instant::now().checked_add(pause);
-    }
-
-    fn is_well(&self) {
-        let mut deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
-        *deaths = Deaths::default();
-    }
-
-    fn may_start(&self) -> Result<(), Failure> {
-        let deaths = self.deaths.lock().unwrap_or_else(PoisonError::into_inner);
-        if deaths.until.is_some_and(|until| Instant::now() < until) {
-            let text = format!(
-                "{} helper processes died one after the other; none is started for a while",
-                deaths.in_a_row
-            );
-            return Err(Failure::unavailable(text).without_asking());
-        }
-        Ok(())
-    }
 }
 
 /// How a conversation with a helper ended.
@@ -503,11 +445,5 @@ fn converse(
             }
             _ => return Err(Broken::Garbage),
         }
-    }
-}
-
-impl fmt::Debug for Helper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Helper({}, {:?})", self.program.display(), self.deadline)
     }
 }

@@ -27,7 +27,7 @@ use crate::key::IvSource;
 const AT_ONCE: u32 = 1000;
 const EACH: Duration = Duration::from_millis(10);
 
-/// What is at hand to find it out with. Holds no secret.
+/// What is available to find it out with. Holds no secret.
 #[derive(Default)]
 pub(crate) struct Evidence(Mutex<State>);
 
@@ -135,7 +135,7 @@ impl Evidence {
             Finding::Well => Blamed::WrappedKey(failure),
             Finding::Unwell => Blamed::Said(failure),
             Finding::Unknown => {
-                let why = "no key is at hand that encrypts and decrypts";
+                let why = "there is no key that both encrypts and decrypts";
                 Blamed::Said(doubtful(failure, why))
             }
         }

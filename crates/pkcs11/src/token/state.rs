@@ -14,7 +14,7 @@ use super::keys::{KeyName, Keys};
 use super::search::TokenName;
 use crate::errors::Failure;
 #[cfg(unix)]
-use crate::helper::Helper;
+use crate::helper_program::Helper;
 use crate::key::{IvSource, KeyInfo, Versions, hex};
 #[cfg(unix)]
 use crate::ledger::Outcome;

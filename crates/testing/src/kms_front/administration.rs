@@ -1,13 +1,14 @@
 //! What administers keys: their state, policy, rotation and deletion, and what lists them. The API
 //! Reference is that of AWS KMS (2014-11-01).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::KmsError;
+use super::management::seconds;
 use super::request::Answer;
-use super::world::{Caller, State, World, seconds};
+use super::world::{Caller, State, World};
 
 impl World {
     pub(super) fn change(&mut self, caller: &Caller, operation: &str, body: &Value) -> Answer {

@@ -10,8 +10,9 @@ use data_encoding::{BASE64, HEXLOWER};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::failure::Failure;
 use super::request::Context;
-use super::xks::{Asker, Failure, Sealed, XksClient};
+use super::xks::{Asker, Sealed, XksClient};
 use super::{KmsError, random};
 use crate::outputs::note_dek;
 

@@ -10,10 +10,11 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::crypto::{Backing, External};
+use super::failure::Failure;
 use super::key_store::{Connection, KeyStore, not_found};
 use super::request::{Answer, text, uuid};
 use super::world::{Caller, World};
-use super::xks::{Asker, Failure, ProxySettings, XksClient};
+use super::xks::{Asker, ProxySettings, XksClient};
 use super::{KmsError, random};
 
 fn health_check(world: &World, caller: &Caller, operation: &str) -> Asker {

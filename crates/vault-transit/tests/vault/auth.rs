@@ -6,6 +6,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -398,51 +399,96 @@ async fn kubernetes_logs_in_with_the_service_accounts_token_of_the_moment() {
 
 // --- certificates
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_logs_in_and_a_foreign_one_does_not() {
-    let server = server(Options { tls: true, ..Options::default() }).await;
-    let mut pairs = Vec::new();
-    for ca in ["pki", "foreign"] {
-        server.put(&format!("sys/mounts/{ca}"), json!({ "type": "pki" })).await;
-        let root = server
-            .put(
-                &format!("{ca}/root/generate/internal"),
-                json!({ "common_name": ca, "ttl": "24h" }),
-            )
-            .await;
-        let role = json!({ "allow_any_name": true, "enforce_hostnames": false, "client_flag": true, "max_ttl": "1h" });
-        server.put(&format!("{ca}/roles/services"), role).await;
-        let leaf =
-            server.put(&format!("{ca}/issue/services"), json!({ "common_name": "orders" })).await;
-        let text = |field: &str| leaf["data"][field].as_str().unwrap().to_owned();
-        let files = (
-            server.file(&format!("{ca}.pem"), text("certificate")),
-            server.file(&format!("{ca}.key"), text("private_key")),
-        );
-        pairs.push((root["data"]["certificate"].as_str().unwrap().to_owned(), files));
+/// A CA on the server, as PEM, and certificates of its by their common names, in files.
+async fn authority<const N: usize>(
+    server: &OpenBao,
+    ca: &str,
+    names: [&str; N],
+) -> (String, [(PathBuf, PathBuf); N]) {
+    server.put(&format!("sys/mounts/{ca}"), json!({ "type": "pki" })).await;
+    let root = json!({ "common_name": ca, "ttl": "24h" });
+    let root = server.put(&format!("{ca}/root/generate/internal"), root).await;
+    let role = json!({
+        "allow_any_name": true, "enforce_hostnames": false, "client_flag": true, "max_ttl": "1h",
+    });
+    server.put(&format!("{ca}/roles/services"), role).await;
+    let mut files = Vec::new();
+    for name in names {
+        let leaf = json!({ "common_name": name });
+        let leaf = server.put(&format!("{ca}/issue/services"), leaf).await;
+        let text = |field: &str| leaf["data"][field].as_str().unwrap();
+        files.push((
+            server.file(&format!("{ca}-{name}.pem"), text("certificate")),
+            server.file(&format!("{ca}-{name}.key"), text("private_key")),
+        ));
     }
+    let root = root["data"]["certificate"].as_str().unwrap().to_owned();
+    (root, files.try_into().unwrap())
+}
+
+/// What the server keeps of the tokens that it gave for a certificate: role and common name.
+async fn tokens_for_certificates(server: &OpenBao) -> Vec<(String, String)> {
+    let (_, accessors) = server.ask("LIST", "auth/token/accessors", Value::Null).await;
+    let mut tokens = Vec::new();
+    for accessor in accessors["data"]["keys"].as_array().unwrap() {
+        let token = json!({ "accessor": accessor });
+        let token = server.put("auth/token/lookup-accessor", token).await;
+        if token["data"]["path"] == "auth/cert/login" {
+            let text = |field: &str| token["data"]["meta"][field].as_str().unwrap().to_owned();
+            tokens.push((text("cert_name"), text("common_name")));
+        }
+    }
+    tokens
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_certificate_that_is_configured_logs_in_and_no_other_one_and_none_does_not() {
+    let server = server(Options { tls: true, ..Options::default() }).await;
+    let (root, [orders, stock]) = authority(&server, "pki", ["orders", "stock"]).await;
+    let (_, [foreign]) = authority(&server, "foreign", ["orders"]).await;
     server.put("sys/auth/cert", json!({ "type": "cert" })).await;
-    let role =
-        json!({ "certificate": pairs[0].0, "token_policies": ["orders"], "token_ttl": "1h" });
-    server.put("auth/cert/certs/orders", role).await;
-    let with = |(certificate, key): &(std::path::PathBuf, std::path::PathBuf), auth: VaultAuth| {
-        let builder = VaultTransitKek::builder("test", "orders")
+    for name in ["orders", "stock"] {
+        let role = json!({
+            "certificate": root,
+            "allowed_common_names": name,
+            "token_policies": if name == "orders" { "orders" } else { "default" },
+            "token_ttl": "1h",
+        });
+        server.put(&format!("auth/cert/certs/{name}"), role).await;
+    }
+    let builder = || {
+        VaultTransitKek::builder("test", "orders")
             .address(server.address())
-            .ca_file(server.ca_file());
-        build(builder.client_certificate(certificate, key), auth)
+            .ca_file(server.ca_file())
     };
-    works(&with(&pairs[0].1, VaultAuth::certificate())).await.unwrap();
-    works(&with(&pairs[0].1, VaultAuth::certificate().certificate_role("orders"))).await.unwrap();
-    fails(
-        works(&with(&pairs[0].1, VaultAuth::certificate().certificate_role("others"))).await,
-        Misconfigured,
-        "login (certificate)",
-    );
-    fails(
-        works(&with(&pairs[1].1, VaultAuth::certificate())).await,
-        Misconfigured,
-        "login (certificate)",
-    );
+    let with = |(certificate, key): &(PathBuf, PathBuf), auth: VaultAuth| {
+        build(builder().client_certificate(certificate, key), auth)
+    };
+
+    // The server says whose certificate it saw.
+    let kek = with(&orders, VaultAuth::certificate());
+    works(&kek).await.unwrap();
+    let is_orders = ("orders".to_owned(), "orders".to_owned());
+    assert_eq!(tokens_for_certificates(&server).await, [is_orders]);
+    works(&with(&orders, VaultAuth::certificate().certificate_role("orders"))).await.unwrap();
+
+    // Another one of the same CA is another service, with that service's policy.
+    let kek = with(&stock, VaultAuth::certificate());
+    fails(works(&kek).await, Denied, "permission denied");
+    let is_stock = ("stock".to_owned(), "stock".to_owned());
+    assert!(tokens_for_certificates(&server).await.contains(&is_stock));
+    for (certificate, role) in [(&orders, "stock"), (&stock, "orders"), (&orders, "others")] {
+        let kek = with(certificate, VaultAuth::certificate().certificate_role(role));
+        fails(works(&kek).await, Misconfigured, "login (certificate)");
+    }
+    let kek = with(&foreign, VaultAuth::certificate());
+    fails(works(&kek).await, Misconfigured, "login (certificate)");
+
+    // Without one the server refuses, and so does the provider.
+    let (status, answer) = server.ask("POST", "auth/cert/login", json!({})).await;
+    assert_eq!(status, 400, "{answer}");
+    let error = builder().auth(VaultAuth::certificate()).build().unwrap_err();
+    assert!(error.to_string().contains("client_certificate"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -190,7 +190,7 @@ impl Verifier {
             chain: None,
             last_checkpoint: None,
             lost: Vec::new(),
-            unvouched: None,
+            unauthenticated: None,
             found: nothing(),
         };
         pass.run(each).map_err(|stopped| match stopped {
@@ -278,8 +278,8 @@ struct Pass<'v, 'r> {
     last_checkpoint: Option<Link>,
     /// The sequences of records that are not here, as a later file explains.
     lost: Vec<RangeInclusive<u64>>,
-    /// The fault that such a file explains, until a checkpoint vouches for that file.
-    unvouched: Option<Fault>,
+    /// The fault that such a file explains, until a checkpoint authenticates that file.
+    unauthenticated: Option<Fault>,
     found: Verification,
 }
 
@@ -310,7 +310,7 @@ impl Pass<'_, '_> {
             }
             next = Next::Line;
         };
-        self.found.fault = fault.or_else(|| self.unvouched.take());
+        self.found.fault = fault.or_else(|| self.unauthenticated.take());
         Ok(())
     }
 
@@ -343,7 +343,7 @@ impl Pass<'_, '_> {
         let lost = record.sequence.saturating_sub(chain.next);
         self.found.lost_at_sync = self.found.lost_at_sync.saturating_add(lost);
         if !self.verifier.keys.is_empty() {
-            self.unvouched.get_or_insert_with(|| fault.clone());
+            self.unauthenticated.get_or_insert_with(|| fault.clone());
         }
         self.chain = Some(Chain { next: record.sequence, head, ..chain });
         true
@@ -452,7 +452,7 @@ impl Pass<'_, '_> {
         }
         self.found.checkpoints = self.found.checkpoints.saturating_add(1);
         self.found.authenticated_before = Some(record.sequence);
-        self.unvouched = None;
+        self.unauthenticated = None;
         None
     }
 

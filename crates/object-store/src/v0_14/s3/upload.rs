@@ -218,10 +218,16 @@ impl Upload<'_> {
             part.part_number == number && part.size == sent.len && is_tagged
         };
         let is_complete = parts.len() == sent.len();
-        match is_complete && (1..).zip(&parts).zip(sent).all(is_sent) {
-            true => Ok(parts),
-            false => Err(failure("the store has other parts than it was given")),
+        if !is_complete || !(1..).zip(&parts).zip(sent).all(is_sent) {
+            return Err(failure("the store has other parts than it was given"));
         }
+        // A completion names the checksums of all parts, where the client has an upload demand them.
+        let has_checksums = sent.first().is_some_and(|first| first.e_tag.is_none());
+        if has_checksums && !parts.iter().all(Part::has_checksum) {
+            let source = "the store tells no checksums of copied parts".into();
+            return Err(Error::NotSupported { source });
+        }
+        Ok(parts)
     }
 
     async fn complete(&self, parts: &[Part]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! The runtime in which something was built, for what is made later.
+//! Runs tasks on the runtime in which something was built.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -7,10 +7,10 @@ use std::future::Future;
 use crate::memory::fork;
 use crate::sync::foreign::Foreign;
 
-/// The tokio runtime in which something was built, if there was one. What is made later is made
-/// there too, so that it does not depend on the runtime of whoever happened to cause it.
+/// The tokio runtime in which something was built, if there was one. Later work runs there too, so
+/// that it does not depend on the runtime of the caller that caused it.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct TaskSpawner {
     #[cfg(feature = "tokio")]
     runtime: Option<super::tokio::Handle>,
     /// Of the process in which it was built. In the child of a fork its threads do not run.
@@ -27,7 +27,7 @@ pub(crate) enum Interrupted {
     Ended,
 }
 
-impl Home {
+impl TaskSpawner {
     pub(crate) fn current() -> Self {
         Self {
             #[cfg(feature = "tokio")]
