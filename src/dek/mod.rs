@@ -35,5 +35,5 @@ pub(crate) use source::{
     SourceBuilder, WritingRequest, cached_as,
 };
 pub use statistics::{BranchKeyAges, KekStatistics, Statistics, StoreStatistics, TargetStatistics};
-pub(crate) use stream::StreamDek;
-pub(crate) use writing::{BLOCK, Many, Reservation, SHORT_BLOCK, WritingDek};
+pub(crate) use stream::{StreamDek, StreamUse};
+pub(crate) use writing::{BLOCK, Block, Many, Reservation, SHORT_BLOCK, WritingDek};

@@ -68,17 +68,54 @@ impl StreamDek {
         self.lease.id
     }
 
+    /// Counts plaintext bytes before they are encrypted.
+    pub(crate) fn count(&self, len: usize) -> Result<(), Error> {
+        self.writing.as_ref().map_or(Ok(()), |dek| dek.grow_stream(len))
+    }
+
+    /// Uses the key for several chunks. It stays while `work` runs, so that is to be short.
+    ///
+    /// Each use of a lock waits for all that was written before, and with chunks that are not in a
+    /// cache the processor would have gone on meanwhile.
+    pub(crate) fn with<R>(
+        &self,
+        work: impl FnOnce(StreamUse<'_>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.lease.with_stream_key(|key| work(StreamUse { dek: self, key })).flatten()
+    }
+
     /// Encrypts a chunk and returns its tag. **Once for each index**: the caller counts. On an error
     /// what it was to go to is unchanged or wiped.
     pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
-        if let Some(dek) = &self.writing {
-            dek.grow_stream(data.to.len())?;
-        }
-        self.lease.with_stream_key(|key| key.seal(index, data)).flatten()
+        self.count(data.to.len())?;
+        self.with(|key| key.seal(index, data))
     }
 
     /// Decrypts a chunk. If it is not authentic, what it was to go to is wiped.
     pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
-        self.lease.with_stream_key(|key| key.open(index, data, tag)).flatten()
+        self.with(|key| key.open(index, data, tag))
+    }
+}
+
+/// The key of an open stream while it is in use. Each chunk looks whether the time is over.
+pub(crate) struct StreamUse<'k> {
+    dek: &'k StreamDek,
+    key: &'k StreamKey,
+}
+
+impl StreamUse<'_> {
+    /// As [`StreamDek::seal`], of bytes that were [counted](StreamDek::count).
+    pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
+        self.dek.lease.check_handle(false)?;
+        if let Some(dek) = &self.dek.writing {
+            dek.check_process()?;
+        }
+        self.key.seal(index, data)
+    }
+
+    /// As [`StreamDek::open`].
+    pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
+        self.dek.lease.check_handle(false)?;
+        self.key.open(index, data, tag)
     }
 }

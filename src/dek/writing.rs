@@ -22,9 +22,9 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 /// How many messages of a call for many are encrypted at a time: their nonces are drawn together.
 pub(crate) const BLOCK: usize = 64;
 
-/// Up to so many bytes together, values of a call for many are worked on in a room of zeros, which are
-/// in the nearest cache then and cost less than to append each part. Beyond it they would be one more
-/// pass.
+/// Up to so many bytes together, messages of a call for many are put together, or decrypted, in one
+/// piece, which is in the nearest cache then and costs less than to append each part. Beyond it that
+/// would be one more pass.
 pub(crate) const SHORT_BLOCK: usize = 16 * 1024;
 
 /// The keys of a DEK for writing, of one suite, within its limits.
@@ -154,12 +154,12 @@ impl WritingDek {
 
     /// Counts `len` more plaintext bytes of a stream.
     pub(super) fn grow_stream(&self, len: usize) -> Result<(), Error> {
-        // The child of a fork would encrypt other bytes under the nonces of its parent.
         self.check_process()?;
         self.shared.budget.reserve_bytes(u64::try_from(len).unwrap_or(u64::MAX))
     }
 
-    fn check_process(&self) -> Result<(), Error> {
+    /// The child of a fork would encrypt other bytes under the nonces of its parent.
+    pub(super) fn check_process(&self) -> Result<(), Error> {
         if self.is_of_this_process() { Ok(()) } else { Err(expired()) }
     }
 
@@ -278,70 +278,10 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         &self.0
     }
 
-    /// Encrypts up to [`BLOCK`] messages, AAD and plaintext, behind what `sealed` has, where there is
-    /// room for them, and adds where each ends. After an error none of them is there.
-    ///
-    /// Between the drawing of the nonces and their use no code runs that could fork.
-    pub(crate) fn seal_block(
-        &self,
-        form: Form,
-        block: &[(&[u8], &[u8])],
-        sealed: &mut Vec<u8>,
-        ends: &mut Vec<usize>,
-    ) -> Result<(), Error> {
+    /// Returns what encrypts the messages that were counted, in one form.
+    pub(crate) fn blocks(&self, form: Form) -> Blocks<'_> {
         let dek = &*self.0;
-        dek.check_process()?;
-        let (mut nonces, nonce_len) = ([0; 24 * BLOCK], dek.lease.suite.nonce_len());
-        let nonces = nonces.get_mut(..block.len() * nonce_len).ok_or_else(too_many)?;
-        dek.nonces.fill(nonces)?;
-        let prefix = dek.prefix(form);
-        let added = prefix.len() + TAG_LEN;
-        let begin = sealed.len();
-        let bytes = block.iter().fold(0, |all: usize, (_, plaintext)| {
-            all.saturating_add(plaintext.len()).saturating_add(added)
-        });
-        let end = begin.checked_add(bytes).filter(|end| *end <= sealed.capacity());
-        let end = end.ok_or_else(too_many)?;
-        let is_short = bytes <= SHORT_BLOCK;
-        if is_short {
-            sealed.resize(end, 0);
-        }
-        let seal = |keys: &DekKeys| {
-            let mut end = begin;
-            for ((aad, plaintext), nonce) in block.iter().zip(nonces.chunks_exact(nonce_len)) {
-                let begin = end;
-                end += plaintext.len() + added;
-                let from = match is_short {
-                    true => Some(*plaintext),
-                    false => {
-                        sealed.resize(begin + prefix.len(), 0);
-                        sealed.extend_from_slice(plaintext);
-                        sealed.resize(end, 0);
-                        None
-                    }
-                };
-                let message = sealed.get_mut(begin..end).unwrap_or_default();
-                let parts = message.split_at_mut_checked(prefix.len());
-                let (room, rest) = parts.ok_or_else(too_many)?;
-                let (to, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(too_many)?;
-                prefix.write(nonce, room)?;
-                let key = keys.message(plaintext.len());
-                key.seal_with(nonce, aad, InOut { from, to }, tag)?;
-            }
-            Ok(())
-        };
-        let result = dek.lease.with_dek_keys(seal).flatten();
-        if result.is_err() {
-            wipe(sealed.get_mut(begin..).unwrap_or_default());
-            sealed.truncate(begin);
-            return result;
-        }
-        let mut end = begin;
-        ends.extend(block.iter().map(|(_, plaintext)| {
-            end += plaintext.len() + added;
-            end
-        }));
-        Ok(())
+        Blocks { dek, prefix: dek.prefix(form), room: Vec::new(), laid_out: (0, 0) }
     }
 
     /// Encrypts under a new nonce, and fills `prefix` and `tag` around it. Returns *expired*, with
@@ -361,6 +301,173 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
             dek.prefix(form).write(nonce.as_bytes(), prefix)?;
             key.seal_with(nonce.as_bytes(), aad, data, tag)
         })?
+    }
+}
+
+/// Messages that are encrypted together: the AAD and the plaintext of up to [`BLOCK`].
+pub(crate) struct Block<'i> {
+    items: Vec<(&'i [u8], &'i [u8])>,
+    /// What the plaintexts have together.
+    bytes: usize,
+    /// All have one length.
+    is_even: bool,
+}
+
+impl<'i> Block<'i> {
+    pub(crate) fn new() -> Self {
+        Self { items: Vec::with_capacity(BLOCK), bytes: 0, is_even: true }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.items.clear();
+        (self.bytes, self.is_even) = (0, true);
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, aad: &'i [u8], plaintext: &'i [u8]) {
+        self.is_even &= self.items.last().is_none_or(|(_, last)| last.len() == plaintext.len());
+        self.bytes = self.bytes.saturating_add(plaintext.len());
+        self.items.push((aad, plaintext));
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Returns the length of the plaintexts together.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Encrypts the messages of a reservation block by block.
+pub(crate) struct Blocks<'r> {
+    dek: &'r WritingDek,
+    prefix: &'r Prefix,
+    /// Where a short block is put together. It stays in the nearest cache, and if all messages have
+    /// one length, each finds the prefix of the one before in its place.
+    room: Vec<u8>,
+    /// So many messages of this plaintext length have their prefixes in `room`.
+    laid_out: (usize, usize),
+}
+
+impl Blocks<'_> {
+    /// Encrypts a block behind what `sealed` has, where there is room for it, and adds where each
+    /// message ends. After an error none of them is there.
+    ///
+    /// Between the drawing of the nonces and their use no code runs that could fork.
+    pub(crate) fn seal(
+        &mut self,
+        block: &Block<'_>,
+        sealed: &mut Vec<u8>,
+        ends: &mut Vec<usize>,
+    ) -> Result<(), Error> {
+        let Self { dek, prefix, .. } = *self;
+        dek.check_process()?;
+        let (mut nonces, nonce_len) = ([0; 24 * BLOCK], dek.lease.suite.nonce_len());
+        let nonces = nonces.get_mut(..block.len() * nonce_len).ok_or_else(too_many)?;
+        dek.nonces.fill(nonces)?;
+        let (begin, added) = (sealed.len(), prefix.len() + TAG_LEN);
+        let bytes = block.bytes.saturating_add(block.len().saturating_mul(added));
+        let has_room = begin.checked_add(bytes).is_some_and(|end| end <= sealed.capacity());
+        let mut room = match has_room {
+            false => return Err(too_many()),
+            true if bytes <= SHORT_BLOCK => Some(self.lay_out(block, bytes)?),
+            true => None,
+        };
+        let seal = |keys: &DekKeys| {
+            let mut begin = 0;
+            for ((aad, plaintext), nonce) in block.items.iter().zip(nonces.chunks_exact(nonce_len))
+            {
+                let end = begin + plaintext.len() + added;
+                let (message, from) = match &mut room {
+                    Some(room) => (room.get_mut(begin..end), Some(*plaintext)),
+                    None => (Some(appended(sealed, prefix, nonce, plaintext)?), None),
+                };
+                begin = end;
+                let Parts { room, to, tag } = Parts::of(message, prefix)?;
+                prefix.write_nonce(nonce, room)?;
+                keys.message(plaintext.len()).seal_with(nonce, aad, InOut { from, to }, tag)?;
+            }
+            Ok(())
+        };
+        let result = dek.lease.with_dek_keys(seal).flatten();
+        if result.is_err() {
+            wipe(sealed.get_mut(begin..).unwrap_or_default());
+            sealed.truncate(begin);
+            wipe(&mut self.room);
+            self.laid_out = (0, 0);
+            return result;
+        }
+        if bytes <= SHORT_BLOCK {
+            sealed.extend_from_slice(self.room.get(..bytes).unwrap_or_default());
+        }
+        let mut end = begin;
+        ends.extend(block.items.iter().map(|(_, plaintext)| {
+            end += plaintext.len() + added;
+            end
+        }));
+        Ok(())
+    }
+
+    /// Returns room for the messages of a block, which have so many bytes. Each begins with the
+    /// prefix.
+    fn lay_out(&mut self, block: &Block<'_>, bytes: usize) -> Result<&mut [u8], Error> {
+        let first = block.items.first().map_or(0, |(_, plaintext)| plaintext.len());
+        if self.room.len() < bytes {
+            self.room.resize(bytes, 0);
+        }
+        let room = self.room.get_mut(..bytes).ok_or_else(too_many)?;
+        let (messages, len) = self.laid_out;
+        if !block.is_even || len != first || messages < block.len() {
+            self.laid_out = (0, 0);
+            let nonce = [0; 24];
+            let nonce = nonce.get(..self.dek.lease.suite.nonce_len()).unwrap_or_default();
+            let mut begin = 0;
+            for (_, plaintext) in &block.items {
+                let end = begin + self.prefix.len() + plaintext.len() + TAG_LEN;
+                let parts = Parts::of(room.get_mut(begin..end), self.prefix)?;
+                self.prefix.write(nonce, parts.room)?;
+                begin = end;
+            }
+            if block.is_even {
+                self.laid_out = (block.len(), first);
+            }
+        }
+        Ok(room)
+    }
+}
+
+/// Appends a message with its plaintext, for which there is room, and returns it.
+fn appended<'s>(
+    sealed: &'s mut Vec<u8>,
+    prefix: &Prefix,
+    nonce: &[u8],
+    plaintext: &[u8],
+) -> Result<&'s mut [u8], Error> {
+    let begin = sealed.len();
+    sealed.resize(begin + prefix.len(), 0);
+    prefix.write(nonce, sealed.get_mut(begin..).unwrap_or_default())?;
+    sealed.extend_from_slice(plaintext);
+    sealed.resize(sealed.len() + TAG_LEN, 0);
+    Ok(sealed.get_mut(begin..).unwrap_or_default())
+}
+
+/// The parts of a message.
+struct Parts<'m> {
+    /// For the prefix.
+    room: &'m mut [u8],
+    to: &'m mut [u8],
+    tag: &'m mut Tag,
+}
+
+impl<'m> Parts<'m> {
+    #[inline(always)]
+    fn of(message: Option<&'m mut [u8]>, prefix: &Prefix) -> Result<Self, Error> {
+        let parts = message.and_then(|message| message.split_at_mut_checked(prefix.len()));
+        let (room, rest) = parts.ok_or_else(too_many)?;
+        let (to, tag) = rest.split_last_chunk_mut::<TAG_LEN>().ok_or_else(too_many)?;
+        Ok(Self { room, to, tag })
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::caller::Action;
 use crate::context::EncryptionContext;
-use crate::dek::{BLOCK, Many, Pinned, ReadingDek, ReadingRequest, Reservation, WritingDek};
+use crate::dek::{BLOCK, Block, Many, Pinned, ReadingDek, ReadingRequest, Reservation, WritingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::{Form, Header, Message};
 use crate::observe::Access;
@@ -477,29 +477,26 @@ fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
     goes_on: impl Fn() -> Result<(), Error>,
 ) -> Result<Values, Error> {
     let mut left = many;
-    let mut block = Vec::with_capacity(BLOCK);
+    let mut blocks = reservation.blocks(form);
+    let mut block = Block::new();
     loop {
         // The caller's code runs before nonces are drawn for the block: it may take long, or fork.
-        let mut bytes = 0;
         block.clear();
         while block.len() < BLOCK
-            && bytes < BLOCK_BYTES
+            && block.bytes() < BLOCK_BYTES
             && let Some((aad, plaintext)) = items.next()
         {
-            let plaintext = plaintext.as_ref();
-            // No more than `usize` has: the first are below the most, and the last is in memory.
-            bytes += plaintext.len();
-            block.push((aad.as_bytes(), plaintext));
+            block.push(aad.as_bytes(), plaintext.as_ref());
         }
-        left = left.without(block.len(), bytes).ok_or_else(changed)?;
-        if block.is_empty() {
+        left = left.without(block.len(), block.bytes()).ok_or_else(changed)?;
+        if block.len() == 0 {
             return if left.is_empty() { Ok(sealed) } else { Err(changed()) };
         }
         if !sealed.is_empty() {
             goes_on()?;
         }
         let (bytes, ends) = sealed.parts_mut();
-        reservation.seal_block(form, &block, bytes, ends)?;
+        blocks.seal(&block, bytes, ends)?;
     }
 }
 

@@ -12,6 +12,7 @@ use crate::context::EncryptionContext;
 use crate::dek::{OwnedSource, ReadingDek};
 use crate::error::{Error, ErrorKind};
 use crate::format::Message;
+use crate::memory::zeros;
 use crate::observe::Access;
 use crate::policy::Permission;
 use crate::suite::{DekId, InOut, Suite, Tag};
@@ -161,7 +162,7 @@ pub(super) fn open(
     message: &Message<'_>,
 ) -> Result<Plaintext, Error> {
     let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
-    let mut to = vec![0; ciphertext.len()];
+    let mut to = zeros(ciphertext.len());
     let data = InOut { from: Some(ciphertext), to: &mut to };
     // What is not authentic is wiped.
     dek.open_now(message.nonce, aad.as_bytes(), data, message.tag)?;

@@ -4,9 +4,12 @@
 use std::fmt;
 use std::ops::Deref;
 
-use crate::memory::wipe;
+use crate::memory::{wipe, wipe_and_keep};
 
 /// A decrypted payload: authenticated, readable as a slice, wiped on drop.
+///
+/// What was wiped, and has 16 KiB to 4 MiB, may be used again for the next plaintext. The process
+/// keeps up to 4 MiB of zeros so.
 ///
 /// No Clone, no serde, and its Debug shows the length only. A copy that you make of its bytes is
 /// yours to wipe.
@@ -35,7 +38,7 @@ impl Plaintext {
 
 impl Drop for Plaintext {
     fn drop(&mut self) {
-        wipe(&mut self.0);
+        wipe_and_keep(&mut self.0);
     }
 }
 

@@ -175,6 +175,12 @@ impl Prefix {
     pub(crate) fn write(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let room = Some(room).filter(|room| room.len() == self.len()).ok_or_else(prefix_room)?;
         room.copy_from_slice(&self.bytes);
+        self.write_nonce(nonce, room)
+    }
+
+    /// Puts another nonce into a prefix that was [written](Self::write).
+    #[inline(always)]
+    pub(crate) fn write_nonce(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let place = room.get_mut(self.nonce.clone()).filter(|place| place.len() == nonce.len());
         let place = place.ok_or_else(prefix_room)?;
         // Most have 12 bytes, for which a call would take longer.
@@ -192,13 +198,11 @@ fn prefix_room() -> Error {
 
 impl Header {
     pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
         let [low, high] = self.wrapped_len.to_le_bytes();
         let fixed =
             [MAGIC[0], MAGIC[1], MAGIC[2], VERSION, self.suite.id(), self.kind.id(), low, high];
-        let values = fixed.iter().chain(self.dek_id.as_bytes());
-        bytes.iter_mut().zip(values).for_each(|(byte, value)| *byte = *value);
-        bytes
+        let mut values = fixed.iter().chain(self.dek_id.as_bytes()).copied();
+        std::array::from_fn(|_| values.next().unwrap_or_default())
     }
 }
 

@@ -8,11 +8,13 @@ pub(crate) mod fork;
 mod pages;
 mod protection;
 mod secret;
+mod spare;
 
 pub use arena::memory_protection;
 pub(crate) use arena::protection_notice;
 pub use protection::MemoryProtection;
 pub(crate) use secret::Secret32;
+pub(crate) use spare::{wipe_and_keep, zeros};
 
 /// Overwrites `bytes` with zeros at the speed of `memset`. The compiler may not remove it.
 ///

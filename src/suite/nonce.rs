@@ -67,15 +67,9 @@ impl Nonce {
 }
 
 fn fill_from_thread(bytes: &mut [u8]) -> Result<(), Error> {
-    let filled = GENERATOR.try_with(|generator| match generator.try_borrow_mut() {
-        Ok(mut generator) => Some(generator.fill(bytes, system)),
-        Err(_) => None,
-    });
-    match filled {
-        Ok(Some(result)) => result,
-        // The thread ends, and its generator is gone.
-        _ => system(bytes),
-    }
+    let filled = GENERATOR.try_with(|its| Some(its.try_borrow_mut().ok()?.fill(bytes, system)));
+    // The thread may end, and its generator is gone then.
+    filled.ok().flatten().unwrap_or_else(|| system(bytes))
 }
 
 fn system(bytes: &mut [u8]) -> Result<(), Error> {

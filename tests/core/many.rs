@@ -118,6 +118,46 @@ fn what_is_encrypted_together_is_decrypted_one_by_one_and_the_other_way_round() 
     }
 }
 
+/// Where all values of a block have one length, the parts of the messages that are alike are used
+/// again.
+#[test]
+fn values_of_one_length_and_of_others_come_back_in_any_order() {
+    let lens = [(16, 130), (24, 64), (16, 64), (0, 64), (16, 64), (150, 70), (16, 20), (17, 3)];
+    let mixed = rows(64).into_iter().map(|(_, value)| value);
+    let values = lens.iter().flat_map(|(len, count)| {
+        (0..*count).map(move |n: u8| vec![n ^ 0x5A; *len]).collect::<Vec<_>>()
+    });
+    let values = values.clone().chain(mixed).chain(values);
+    let rows: Vec<_> = values.enumerate().map(|(n, v)| (n.to_be_bytes().to_vec(), v)).collect();
+    for (suite, backend) in SUITES.iter().flat_map(|s| Backend::all().iter().map(move |b| (*s, *b)))
+    {
+        let builder = Envelope::builder().wrap_with(local("kek")).suite(suite).backend(backend);
+        let envelope = builder.build().unwrap();
+        let alice = context("alice");
+        let handle = block_on(envelope.encryptor(&alice)).unwrap();
+        let opening = handle.encrypt(Aad::empty(), b"").unwrap();
+        let opening = block_on(envelope.decryptor(&alice, &opening)).unwrap();
+        let compact = handle.clone().compact();
+        let single = compact.encrypt(Aad::empty(), b"").unwrap();
+        let single = single.as_bytes();
+        for (values, prefix) in [
+            (handle.encrypt_many(items(&rows)).unwrap(), handle.prefix_len()),
+            (compact.encrypt_many(items(&rows)).unwrap(), compact.prefix_len()),
+        ] {
+            assert_are(&opening.decrypt_many(sealed(&rows, &values)).unwrap(), &rows);
+            let nonce_len = suite.nonce_len();
+            let mut nonces = HashSet::new();
+            for ((_, value), sealed) in rows.iter().zip(&values) {
+                assert_eq!(sealed.len(), prefix + value.len() + handle.tag_len());
+                assert_eq!(sealed[8..40], single[8..40], "the DEK's id");
+                assert!(nonces.insert(sealed[40..40 + nonce_len].to_vec()));
+            }
+            let wrapped: HashSet<_> = values.iter().map(|of| &of[40 + nonce_len..prefix]).collect();
+            assert_eq!(wrapped.len(), 1, "the wrapped keys");
+        }
+    }
+}
+
 #[test]
 fn a_few_large_values_among_small_ones_come_back() {
     let (kek, alice) = (local("kek"), context("alice"));

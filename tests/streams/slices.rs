@@ -43,7 +43,7 @@ fn every_way_writes_what_every_way_reads_in_every_suite_and_by_every_backend() {
     {
         let builder = Envelope::builder().wrap_with(local("kek")).suite(suite).backend(backend);
         let envelope = builder.build().unwrap();
-        // A portion has 64 chunks of 4 KiB.
+        // The key is used for 64 chunks of 4 KiB at a time, and a thread takes 256.
         for len in [
             0,
             1,
@@ -54,6 +54,9 @@ fn every_way_writes_what_every_way_reads_in_every_suite_and_by_every_backend() {
             64 * CHUNK,
             65 * CHUNK,
             130 * CHUNK + 1,
+            256 * CHUNK,
+            512 * CHUNK + 1,
+            770 * CHUNK,
         ] {
             let plaintext = plaintext(len);
             for n in [1, 2, 5] {
@@ -119,6 +122,54 @@ fn a_stream_that_was_changed_anywhere_leaves_zeros() {
             assert_eq!(result, Err(ErrorKind::Invalid));
             assert!(left.iter().all(|byte| *byte == 0));
         }
+    }
+}
+
+#[test]
+fn a_change_in_the_part_of_any_thread_leaves_zeros() {
+    for backend in Backend::all() {
+        let builder = Envelope::builder().wrap_with(local("kek")).backend(*backend);
+        let envelope = builder.build().unwrap();
+        let plaintext = plaintext(520 * CHUNK + 7);
+        let sealed = sealed_by(&envelope, small(), &plaintext);
+        let (decryptor, body) = decryptor(&envelope, &sealed);
+        for chunk in [0, 63, 64, 255, 256, 257, 511, 512, 519, 520] {
+            let mut changed = body.to_vec();
+            changed[chunk * SEALED_CHUNK + 6] ^= 1;
+            for n in [1, 2, 9] {
+                let (left, result) = opened_to(&decryptor, n, &changed, plaintext.len());
+                assert_eq!(result, Err(ErrorKind::Invalid), "{chunk}");
+                assert!(left.iter().all(|byte| *byte == 0), "chunk {chunk}, {n} threads");
+            }
+        }
+        assert_eq!(opened_to(&decryptor, 2, body, plaintext.len()), (plaintext, Ok(())));
+    }
+}
+
+#[test]
+fn a_key_that_ends_while_several_chunks_are_worked_on_leaves_zeros() {
+    let envelope = envelope(&local("kek"));
+    let plaintext = plaintext(770 * CHUNK);
+    for n in [1, 2] {
+        let sealed = sealed_by(&envelope, small(), &plaintext);
+        let (decryptor, body) = decryptor(&envelope, &sealed);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(30));
+                envelope.evict_all();
+            });
+            loop {
+                match opened_to(&decryptor, n, body, plaintext.len()) {
+                    (opened, Ok(())) => assert!(opened == plaintext),
+                    (left, error) => {
+                        assert_eq!(error, Err(ErrorKind::Expired));
+                        assert!(left.iter().all(|byte| *byte == 0), "{n} threads");
+                        break;
+                    }
+                }
+            }
+        });
+        assert_eq!(opened_to(&decryptor, n, body, plaintext.len()).1, Err(ErrorKind::Expired));
     }
 }
 
@@ -196,6 +247,9 @@ fn a_key_that_ends_and_caps_that_are_reached_leave_zeros() {
     assert_eq!(error.kind(), ErrorKind::Exhausted);
     assert!(buffer.iter().all(|byte| *byte == 0));
 
+    // All bytes are counted before the first is encrypted, so the caps allow as many as before.
+    let sealed = encryptor(&envelope, small()).encrypt_slice(threads(1), &plaintext[..2 * CHUNK]);
+    assert!(sealed.is_ok());
     let sealed = sealed_by(&envelope, small(), &plaintext[..3 * CHUNK]);
     let (decryptor, body) = decryptor(&envelope, &sealed);
     let ends = encryptor(&envelope, small());

@@ -294,12 +294,12 @@ impl Lease {
         }
     }
 
-    /// Uses the key of a stream, if its time is not over.
+    /// Uses the key of a stream. Whether its time is over is to be looked at
+    /// [for each chunk](Self::check_handle).
     pub(super) fn with_stream_key<R>(
         &self,
         work: impl FnOnce(&StreamKey) -> R,
     ) -> Result<R, Error> {
-        self.check_handle(false)?;
         match &self.keys {
             Keys::Stream(key) => key.with(work).ok_or_else(expired),
             _ => Err(expired()),

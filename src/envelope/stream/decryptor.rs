@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::opening::Opening;
 use super::{ReadAt, SeekableStream, StreamHead, StreamReader};
-use crate::dek::{OwnedSource, StreamDek};
+use crate::dek::{OwnedSource, StreamDek, StreamUse};
 use crate::envelope::Plaintext;
 use crate::error::{Error, ErrorKind};
 use crate::format::stream::no_last_chunk;
@@ -119,9 +119,24 @@ impl StreamDecryptor {
     /// Decrypts one chunk with its tag to `to`, which is as long as its plaintext. If it is not
     /// authentic, `to` is wiped.
     pub(super) fn open_to(&self, index: u64, sealed: &[u8], to: &mut [u8]) -> Result<(), Error> {
-        let (from, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or_else(no_last_chunk)?;
-        self.key.open(index, InOut { from: Some(from), to }, tag)
+        self.key.with(|key| open_to(&key, index, sealed, to))
     }
+
+    /// Returns the key, to use it for several chunks.
+    pub(super) fn key(&self) -> &StreamDek {
+        &self.key
+    }
+}
+
+/// As [`StreamDecryptor::open_to`], with a key that is in use.
+pub(super) fn open_to(
+    key: &StreamUse<'_>,
+    index: u64,
+    sealed: &[u8],
+    to: &mut [u8],
+) -> Result<(), Error> {
+    let (from, tag) = sealed.split_last_chunk::<TAG_LEN>().ok_or_else(no_last_chunk)?;
+    key.open(index, InOut { from: Some(from), to }, tag)
 }
 
 impl fmt::Debug for StreamDecryptor {

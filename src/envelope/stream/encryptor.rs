@@ -189,6 +189,11 @@ impl StreamEncryptor {
         Ok(())
     }
 
+    /// Returns the key, to use it for several chunks.
+    pub(super) fn key(&self) -> &StreamDek {
+        &self.key
+    }
+
     /// Returns the writer of the stream. It writes nothing yet.
     pub fn writer<W: Write>(self, inner: W) -> StreamWriter<W> {
         StreamWriter::new(Sealing::new(self), inner)

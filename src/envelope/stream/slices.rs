@@ -8,18 +8,24 @@ use std::num::NonZero;
 use std::sync::{Mutex, PoisonError};
 use std::{iter, thread};
 
+use super::decryptor::open_to;
 use super::{StreamDecryptor, StreamEncryptor};
+use crate::dek::{StreamDek, StreamUse};
 use crate::envelope::Plaintext;
 use crate::error::{Error, ErrorKind};
-use crate::memory::wipe;
-use crate::suite::TAG_LEN;
+use crate::memory::{wipe, zeros};
+use crate::suite::{InOut, TAG_LEN};
 
-/// A thread takes chunks of so many bytes together, so that small ones cost no lock each.
-const PORTION: usize = 256 * 1024;
+/// A thread takes chunks of so many bytes together, and there is no thread for less. It takes no lock
+/// for each chunk: that would wait until what was written before is in memory.
+const PORTION: usize = 1024 * 1024;
+/// The key is in use for chunks of so many bytes together, and cannot be wiped meanwhile.
+const USE: usize = 256 * 1024;
 
 impl StreamEncryptor {
     /// Encrypts `plaintext` to a whole stream in a new buffer, on so many threads: this one, and
-    /// `threads - 1` that end before the call does.
+    /// `threads - 1` that end before the call does. There are fewer if one would have less than 1 MiB
+    /// to do, which takes no longer than its start.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -66,8 +72,14 @@ impl StreamEncryptor {
         let chunk = self.chunk.bytes();
         let (head, body) = all.0.split_at_mut_checked(self.head.len()).ok_or_else(buffer_size)?;
         head.copy_from_slice(&self.head);
-        let seal = |index, from: &[u8], to: &mut [u8]| self.seal_chunk(index, Some(from), to);
-        side_by_side(threads, (chunk, plaintext), (chunk + TAG_LEN, body), seal)?;
+        let key = self.key();
+        key.count(plaintext.len())?;
+        let seal = |key: &StreamUse<'_>, index, from: &[u8], to: &mut [u8]| {
+            let (to, tag) = to.split_last_chunk_mut::<TAG_LEN>().ok_or_else(buffer_size)?;
+            *tag = key.seal(index, InOut { from: Some(from), to })?;
+            Ok(())
+        };
+        side_by_side(threads, key, (chunk, plaintext), (chunk + TAG_LEN, body), seal)?;
         all.done();
         Ok(())
     }
@@ -80,7 +92,8 @@ impl StreamEncryptor {
 
 impl StreamDecryptor {
     /// Decrypts a whole stream to a new buffer, on so many threads: this one, and `threads - 1` that
-    /// end before the call does. `body` has the bytes that follow the head.
+    /// end before the call does, fewer if one would have less than 1 MiB to do. `body` has the bytes
+    /// that follow the head.
     ///
     /// **All or nothing**: the plaintext is returned when every chunk was authentic, the last one
     /// included. So it is the whole.
@@ -89,7 +102,7 @@ impl StreamDecryptor {
     /// [`ErrorKind::Invalid`] and [`ErrorKind::Malformed`] for a stream that was changed, cut or
     /// extended; [`ErrorKind::Expired`] when the time of the stream is over.
     pub fn decrypt_slice(&self, threads: NonZero<usize>, body: &[u8]) -> Result<Plaintext, Error> {
-        let mut plaintext = Plaintext::new(vec![0; self.len_in(body)?]);
+        let mut plaintext = Plaintext::new(zeros(self.len_in(body)?));
         self.decrypt_slice_to(threads, body, plaintext.bytes_mut())?;
         Ok(plaintext)
     }
@@ -112,8 +125,8 @@ impl StreamDecryptor {
     ) -> Result<(), Error> {
         let all = AllOrNothing(plaintext).of_len(self.len_in(body))?;
         let chunk = self.chunk.bytes();
-        let open = |index, from: &[u8], to: &mut [u8]| self.open_to(index, from, to);
-        side_by_side(threads, (chunk + TAG_LEN, body), (chunk, &mut *all.0), open)?;
+        let key = self.key();
+        side_by_side(threads, key, (chunk + TAG_LEN, body), (chunk, &mut *all.0), open_to)?;
         all.done();
         Ok(())
     }
@@ -135,13 +148,14 @@ fn buffer_len(bytes: u64) -> Option<usize> {
 /// last is shorter, and may be empty on one of them.
 fn side_by_side(
     threads: NonZero<usize>,
+    key: &StreamDek,
     (full_in, from): (usize, &[u8]),
     (full_out, to): (usize, &mut [u8]),
-    work: impl Fn(u64, &[u8], &mut [u8]) -> Result<(), Error> + Sync,
+    work: impl Fn(&StreamUse<'_>, u64, &[u8], &mut [u8]) -> Result<(), Error> + Sync,
 ) -> Result<(), Error> {
-    let chunks = (PORTION / full_in.min(full_out)).max(1);
+    let [chunks, at_once] = [PORTION, USE].map(|len| (len / full_in.min(full_out)).max(1));
     let portions = pairs((chunks * full_in, from), (chunks * full_out, to)).enumerate();
-    let most = from.len() / (chunks * full_in);
+    let more = (from.len() / (chunks * full_in)).saturating_sub(1);
     let shared = Mutex::new((portions, None));
     let lock = || shared.lock().unwrap_or_else(PoisonError::into_inner);
     let run = || {
@@ -150,10 +164,17 @@ fn side_by_side(
             (_, Some(_)) => None,
         };
         while let Some((at, (from, to))) = next() {
-            for (within, (from, to)) in pairs((full_in, from), (full_out, to)).enumerate() {
-                // Beyond every stream, where it is refused.
-                let index = u64::try_from(at * chunks + within).unwrap_or(u64::MAX);
-                if let Err(error) = work(index, from, to) {
+            let mut index = at * chunks;
+            for (from, to) in pairs((at_once * full_in, from), (at_once * full_out, to)) {
+                let result = key.with(|key| {
+                    for (from, to) in pairs((full_in, from), (full_out, to)) {
+                        // Beyond every stream, where it is refused.
+                        work(&key, u64::try_from(index).unwrap_or(u64::MAX), from, to)?;
+                        index += 1;
+                    }
+                    Ok(())
+                });
+                if let Err(error) = result {
                     lock().1 = Some(error);
                     return;
                 }
@@ -161,10 +182,10 @@ fn side_by_side(
         }
     };
     thread::scope(|scope| {
-        for _ in 0..most.min(threads.get() - 1) {
-            let more = thread::Builder::new().name("waxseal-stream".to_owned());
+        for _ in 0..more.min(threads.get() - 1) {
+            let another = thread::Builder::new().name("waxseal-stream".to_owned());
             // Fewer threads do it too.
-            if more.spawn_scoped(scope, run).is_err() {
+            if another.spawn_scoped(scope, run).is_err() {
                 break;
             }
         }
