@@ -7,6 +7,7 @@ use super::{api, extras};
 
 mod body;
 mod builder;
+mod by_store;
 mod errors;
 mod heads;
 mod keys;

@@ -21,10 +21,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use waxseal::{Caller, EncryptionContext, ErrorKind, StreamHead};
 
 use super::body::Source;
+use super::by_store::ByStore;
 use super::errors::{generic, sealing, sealing_error};
 use super::heads::Known;
 use super::keys::ObjectKeys;
-use super::starts::ByStore;
 use super::store::{ContentId, Inner, SealedStore};
 
 /// How often an object is tried that others overwrite meanwhile.
@@ -328,10 +328,19 @@ impl<S: ObjectStore> Inner<S> {
             let detail = "the new wrapped keys do not fit into the head: see `head_len`";
             return Err(sealing(path, waxseal::Error::new(ErrorKind::TooLarge, detail)));
         }
-        match self.replace_by_store(path, known, head, options).await? {
-            ByStore::Done => return Ok(Some(Rewrapped::Changed)),
-            ByStore::Overwritten => return Ok(None),
-            ByStore::Not => {}
+        if let Some(chunks) = self.chunks_of_start(known) {
+            let chunks = self.chunks_as_they_are(path, known, chunks, options).await?;
+            let Some((mut first, attributes)) = chunks else { return Ok(None) };
+            let mut start = head.as_bytes().to_vec();
+            while let Some(chunk) = first.next(path).await? {
+                start.extend_from_slice(&chunk);
+            }
+            let start = (Bytes::from(start), attributes);
+            match self.replace_by_store(path, known, head, start).await? {
+                ByStore::Done => return Ok(Some(Rewrapped::Changed)),
+                ByStore::Overwritten => return Ok(None),
+                ByStore::Not => {}
+            }
         }
         let mut left = self.layout.chunks_of(&(0..known.plaintext_len), known.plaintext_len);
         let is_small = known.meta.size <= self.layout.object_len(self.single_put);
@@ -371,7 +380,7 @@ impl<S: ObjectStore> Inner<S> {
 
     /// Asks for chunks of this version, as they are, and for its attributes. `None` if the object
     /// is another one by now.
-    pub(super) async fn chunks_as_they_are(
+    async fn chunks_as_they_are(
         &self,
         path: &Path,
         known: &Known,
@@ -480,7 +489,7 @@ fn fail(progress: &mut RewrapProgress, path: &Path, error: Error) -> Result<()> 
 }
 
 /// The chunks of an answer, as they are.
-pub(super) struct Rest {
+struct Rest {
     source: Source,
     decryptor: Option<waxseal::StreamDecryptor>,
     layout: super::layout::Layout,
@@ -491,7 +500,7 @@ pub(super) struct Rest {
 
 impl Rest {
     /// Returns the next chunk, encrypted. `None` after the last of the answer.
-    pub(super) async fn next(&mut self, path: &Path) -> Result<Option<Bytes>> {
+    async fn next(&mut self, path: &Path) -> Result<Option<Bytes>> {
         let Some(index) = self.chunks.next() else {
             return self.source.end().await.map(|()| None);
         };

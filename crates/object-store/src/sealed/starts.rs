@@ -5,17 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::api::path::Path;
-use super::api::{Attributes, Error, ObjectStore, Result};
+use super::api::{Attributes, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use waxseal::StreamHead;
-
-use super::errors::generic;
-use super::heads::Known;
-use super::rewrap::RewrapOptions;
-use super::store::Inner;
 
 /// Gives an object a new beginning, and has the store copy the rest by itself: how rewraps of large
 /// objects do without their chunks. Set by
@@ -41,25 +34,29 @@ pub trait ReplaceStart: fmt::Debug + Send + Sync + 'static {
     /// behind.
     ///
     /// # Errors
-    /// [`Precondition`](Error::Precondition) if it is another version by now: then the newer one is
-    /// rewrapped. [`NotSupported`](Error::NotSupported) and
-    /// [`NotImplemented`](Error::NotImplemented) if it cannot be done here: then the object goes
-    /// through the process. Others are those of the rewrap, where [`NotFound`](Error::NotFound)
-    /// means that the object is gone only if a last look does not find it either.
+    /// [`Precondition`] if it is another version by now: then the newer one is rewrapped.
+    /// [`NotSupported`] and [`NotImplemented`] if it cannot be done here: then the object goes
+    /// through the process. Others are those of the rewrap, where [`NotFound`] means that the
+    /// object is gone only if a last look does not find it either.
+    ///
+    /// [`NotFound`]: super::api::Error::NotFound
+    /// [`NotImplemented`]: super::api::Error::NotImplemented
+    /// [`NotSupported`]: super::api::Error::NotSupported
+    /// [`Precondition`]: super::api::Error::Precondition
     async fn replace_start(&self, change: StartChange) -> Result<()>;
 }
 
-type Look = dyn Fn() -> BoxFuture<'static, Result<bool>> + Send + Sync;
+pub(super) type Look = dyn Fn() -> BoxFuture<'static, Result<bool>> + Send + Sync;
 
 /// What [`ReplaceStart::replace_start`] is to do.
 #[derive(Clone)]
 pub struct StartChange {
-    path: Path,
-    start: Bytes,
-    object_len: u64,
-    e_tag: String,
-    attributes: Attributes,
-    look: Arc<Look>,
+    pub(super) path: Path,
+    pub(super) start: Bytes,
+    pub(super) object_len: u64,
+    pub(super) e_tag: String,
+    pub(super) attributes: Attributes,
+    pub(super) look: Arc<Look>,
 }
 
 impl StartChange {
@@ -111,83 +108,5 @@ impl fmt::Debug for StartChange {
             .field("object_len", &self.object_len)
             .field("e_tag", &self.e_tag)
             .finish_non_exhaustive()
-    }
-}
-
-/// What became of it.
-pub(super) enum ByStore {
-    Done,
-    /// It is another object by now.
-    Overwritten,
-    /// The object has to go through the process.
-    Not,
-}
-
-impl<S: ObjectStore> Inner<S> {
-    /// Gives an object another head. Of its chunks, only the first go through this process.
-    pub(super) async fn replace_by_store(
-        self: &Arc<Self>,
-        path: &Path,
-        known: &Arc<Known>,
-        head: &StreamHead,
-        options: &RewrapOptions,
-    ) -> Result<ByStore> {
-        let (Some(by), Some(e_tag)) = (&self.starts, known.strong_tag()) else {
-            return Ok(ByStore::Not);
-        };
-        let least = by.start_len(known.meta.size);
-        let chunks = least.and_then(|least| self.layout.chunks_within(least, known.meta.size));
-        let Some(chunks) = chunks else { return Ok(ByStore::Not) };
-        let Some((mut first, attributes)) =
-            self.chunks_as_they_are(path, known, chunks, options).await?
-        else {
-            return Ok(ByStore::Overwritten);
-        };
-        let mut start = head.as_bytes().to_vec();
-        while let Some(chunk) = first.next(path).await? {
-            start.extend_from_slice(&chunk);
-        }
-        let (store, at, of) = (self.clone(), path.clone(), known.clone());
-        let look = move || {
-            let (store, at, of) = (store.clone(), at.clone(), of.clone());
-            async move { Ok(store.latest_head(&at).await?.is_of(&of.meta)) }.boxed()
-        };
-        let change = StartChange {
-            path: path.clone(),
-            start: start.into(),
-            object_len: known.meta.size,
-            e_tag: e_tag.to_owned(),
-            attributes,
-            look: Arc::new(look),
-        };
-        let replaced = by.replace_start(change).await;
-        self.heads.forget(path);
-        let error = match replaced {
-            Ok(()) => return Ok(ByStore::Done),
-            Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) => {
-                return Ok(ByStore::Not);
-            }
-            Err(error) => error,
-        };
-        let now = match self.latest_head(path).await {
-            // Only the answer was lost: a repetition meets what the first request did.
-            Ok(now) if now.head.as_bytes() == head.as_bytes() => return Ok(ByStore::Done),
-            now => now,
-        };
-        match (error, now) {
-            (Error::Precondition { .. }, _) => Ok(ByStore::Overwritten),
-            // Deleted, and written again.
-            (Error::NotFound { .. }, Ok(now)) if !now.is_of(&known.meta) => {
-                Ok(ByStore::Overwritten)
-            }
-            // An object that is there is not gone: it was looked for elsewhere.
-            (Error::NotFound { source, .. }, Ok(_)) => {
-                let detail = "the object is there, but what was to replace its beginning did not \
-                              find it, as in another bucket or below another prefix";
-                Err(generic(path, &format!("{detail}: {source}")))
-            }
-            (Error::NotFound { .. }, Err(error)) => Err(error),
-            (error, _) => Err(error),
-        }
     }
 }
