@@ -15,6 +15,9 @@ use super::heads::Known;
 use super::starts::StartChange;
 use super::store::Inner;
 
+const ELSEWHERE: &str = "the object is there as it was, but what was to replace its beginning did \
+                         not find it, or changed another: is it for another bucket or prefix?";
+
 /// What became of it.
 pub(super) enum ByStore {
     Done,
@@ -59,32 +62,26 @@ impl<S: ObjectStore> Inner<S> {
         };
         let replaced = by.replace_start(change).await;
         self.heads.forget(path);
-        let error = match replaced {
-            Ok(()) => return Ok(ByStore::Done),
-            Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) => {
-                return Ok(ByStore::Not);
-            }
-            Err(error) => error,
-        };
+        if let Err(Error::NotSupported { .. } | Error::NotImplemented { .. }) = replaced {
+            return Ok(ByStore::Not);
+        }
+        // The object itself says what was done. A success is not believed: whoever did would take
+        // the old KEK away. Nor is a failure: its answer may have been lost.
         let now = match self.latest_head(path).await {
-            // Only the answer was lost: a repetition meets what the first request did.
             Ok(now) if now.head.as_bytes() == head.as_bytes() => return Ok(ByStore::Done),
             now => now,
         };
-        match (error, now) {
-            (Error::Precondition { .. }, _) => Ok(ByStore::Overwritten),
-            // Deleted, and written again.
-            (Error::NotFound { .. }, Ok(now)) if !now.is_of(&known.meta) => {
-                Ok(ByStore::Overwritten)
+        let is_another = now.as_ref().is_ok_and(|now| !now.is_of(&known.meta));
+        match (replaced, now) {
+            (Err(Error::Precondition { .. }), _) => Ok(ByStore::Overwritten),
+            (Ok(()) | Err(Error::NotFound { .. }), Ok(_)) if is_another => Ok(ByStore::Overwritten),
+            (Ok(()), Ok(_)) => Err(generic(path, ELSEWHERE)),
+            // An object that is there is not gone.
+            (Err(Error::NotFound { source, .. }), Ok(_)) => {
+                Err(generic(path, &format!("{ELSEWHERE}: {source}")))
             }
-            // An object that is there is not gone: it was looked for elsewhere.
-            (Error::NotFound { source, .. }, Ok(_)) => {
-                let detail = "the object is there, but what was to replace its beginning did not \
-                              find it, as in another bucket or below another prefix";
-                Err(generic(path, &format!("{detail}: {source}")))
-            }
-            (Error::NotFound { .. }, Err(error)) => Err(error),
-            (error, _) => Err(error),
+            (Ok(()) | Err(Error::NotFound { .. }), Err(error)) => Err(error),
+            (Err(error), _) => Err(error),
         }
     }
 }

@@ -28,6 +28,7 @@ enum Answers {
     NotImplemented,
     Precondition,
     NotFound,
+    Idle,
     Fails,
     Panics,
 }
@@ -83,6 +84,7 @@ impl ReplaceStart for Joins {
             }
             // As where the bucket or the prefix is another.
             Answers::NotFound => return Err(Error::NotFound { path, source: "a test".into() }),
+            Answers::Idle => return Ok(()),
             Answers::Fails => return failed(),
             Answers::Panics => panic!("a store may"),
             Answers::Done | Answers::Lost | Answers::LostAndLate => {}
@@ -229,6 +231,8 @@ async fn a_failure_leaves_the_object_and_a_lost_answer_is_found_out() {
     for (answers, is_done) in [
         (Answers::Fails, false),
         (Answers::NotFound, false),
+        // A success that is none.
+        (Answers::Idle, false),
         (Answers::Lost, true),
         (Answers::LostAndLate, true),
     ] {

@@ -59,6 +59,9 @@ struct Shared {
     options: Options,
 }
 
+/// For one request.
+const TIMEOUT: Duration = Duration::from_secs(300);
+
 struct Options {
     bucket: String,
     prefix: Path,
@@ -94,8 +97,9 @@ impl S3ReplaceStart {
                 part_size: 256 << 20,
                 at_once: 4,
                 from_len: 16 << 20,
-                timeout: Duration::from_secs(300),
-                retry: RetryConfig::default(),
+                timeout: TIMEOUT,
+                // Room for two requests that hang until their timeout.
+                retry: RetryConfig { retry_timeout: 3 * TIMEOUT, ..RetryConfig::default() },
                 headers: HeaderMap::new(),
             },
             client: ClientOptions::new(),
@@ -141,8 +145,8 @@ impl S3ReplaceStartBuilder {
     }
 
     /// Sets how requests are repeated that are made here: after 5xx, 429, *slow down* and the like,
-    /// and where the connection failed. By default as in `object_store`: up to 10 times, and for 3
-    /// minutes.
+    /// and where the connection failed. By default up to 10 times, and for 15 minutes, in
+    /// which a copy may hang twice until its timeout.
     pub fn retry(mut self, retry: RetryConfig) -> Self {
         self.options.retry = retry;
         self
