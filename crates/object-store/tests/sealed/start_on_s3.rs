@@ -373,89 +373,85 @@ async fn a_connection_that_is_cut_at_a_request_costs_a_repetition() {
 /// It fails for good: the object is as it was, or rewrapped, and no upload is left.
 #[tokio::test]
 async fn a_service_that_fails_for_good_leaves_the_object_as_it_was() {
-    let (seaweedfs, moto) = servers();
-    for (url, most) in [(seaweedfs.url(), 12), (moto.url(), 4)] {
-        let ground = Ground::at(url);
-        let (path, text) = (Path::from("a/b"), short());
-        let error = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
-        let huge = format!("<CopyPartResult>{}", " ".repeat(3 << 20));
-        for of in ["create", "part", "copy", "list parts", "complete"] {
-            ground.before().put(&path, text.clone().into()).await.unwrap();
-            for act in [
-                Act::Fail,
-                Act::Answer(503, error("SlowDown")),
-                Act::Answer(403, error("AccessDenied")),
-                Act::Answer(400, error("InvalidPart")),
-                Act::Answer(404, error("NoSuchUpload")),
-                Act::Answer(301, String::new()),
-                Act::Answer(200, error("AccessDenied")),
-                Act::Answer(200, error("SlowDown")),
-                Act::Answer(200, String::new()),
-                Act::Answer(200, "garbage".to_owned()),
-                Act::Answer(200, "<CopyPartResult></CopyPartResult>".to_owned()),
-                Act::Answer(200, huge.clone()),
-            ]
-            .into_iter()
-            .take(most)
-            {
-                let is_lie = matches!(act, Act::Answer(200, _));
-                // Those of `object_store` are its own affair.
-                if is_lie && matches!(of, "create" | "part") {
-                    continue;
-                }
-                let said = match &act {
-                    Act::Answer(status, body) => format!("{of}: {status} {body:.60}"),
-                    _ => of.to_owned(),
-                };
-                let told = act.clone();
-                ground.wire.script(move |_, call| match call.operation == of {
-                    true => told.clone(),
-                    false => Act::Pass,
-                });
-                let failed = ground.moving().rewrap(&path).await.expect_err(&said);
-                ground.wire.behave();
-                assert!(!matches!(failed, Error::NotFound { .. } | Error::Precondition { .. }));
-                let is_denied = said.contains("AccessDenied");
-                assert_eq!(matches!(failed, Error::PermissionDenied { .. }), is_denied, "{said}");
-                for word in ["Signature", "X-Amz", "uploadId"] {
-                    let shown = format!("{failed} {failed:?}");
-                    assert!(!shown.contains(word) || matches!(of, "create" | "part"), "{shown}");
-                }
-                assert!(!ground.has(&path, &text, &said).await, "{said}");
-                ground.no_upload_is_left(&said).await;
+    let server = seaweedfs();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), short());
+    let error = |code: &str| format!("<Error><Code>{code}</Code><Message>m</Message></Error>");
+    let huge = format!("<CopyPartResult>{}", " ".repeat(3 << 20));
+    for of in ["create", "part", "copy", "list parts", "complete"] {
+        ground.before().put(&path, text.clone().into()).await.unwrap();
+        for act in [
+            Act::Fail,
+            Act::Answer(503, error("SlowDown")),
+            Act::Answer(403, error("AccessDenied")),
+            Act::Answer(400, error("InvalidPart")),
+            Act::Answer(404, error("NoSuchUpload")),
+            Act::Answer(301, String::new()),
+            Act::Answer(200, error("AccessDenied")),
+            Act::Answer(200, error("SlowDown")),
+            Act::Answer(200, String::new()),
+            Act::Answer(200, "garbage".to_owned()),
+            Act::Answer(200, "<CopyPartResult></CopyPartResult>".to_owned()),
+            Act::Answer(200, huge.clone()),
+        ]
+        .into_iter()
+        .take(most)
+        {
+            let is_lie = matches!(act, Act::Answer(200, _));
+            // Those of `object_store` are its own affair.
+            if is_lie && matches!(of, "create" | "part") {
+                continue;
             }
+            let said = match &act {
+                Act::Answer(status, body) => format!("{of}: {status} {body:.60}"),
+                _ => of.to_owned(),
+            };
+            let told = act.clone();
+            ground.wire.script(move |_, call| match call.operation == of {
+                true => told.clone(),
+                false => Act::Pass,
+            });
+            let failed = ground.moving().rewrap(&path).await.expect_err(&said);
+            ground.wire.behave();
+            assert!(!matches!(failed, Error::NotFound { .. } | Error::Precondition { .. }));
+            let is_denied = said.contains("AccessDenied");
+            assert_eq!(matches!(failed, Error::PermissionDenied { .. }), is_denied, "{said}");
+            for word in ["Signature", "X-Amz", "uploadId"] {
+                let shown = format!("{failed} {failed:?}");
+                assert!(!shown.contains(word) || matches!(of, "create" | "part"), "{shown}");
+            }
+            assert!(!ground.has(&path, &text, &said).await, "{said}");
+            ground.no_upload_is_left(&said).await;
         }
     }
 }
 
 #[tokio::test]
 async fn what_the_service_cannot_do_goes_through_the_process() {
-    let (seaweedfs, moto) = servers();
-    for url in [seaweedfs.url(), moto.url()] {
-        let ground = Ground::at(url);
-        let (path, text) = (Path::from("a/b"), short());
-        let error = |code: &str| format!("<Error><Code>{code}</Code></Error>");
-        for (of, status, body) in [
-            ("copy", 501, error("NotImplemented")),
-            ("copy", 501, String::new()),
-            ("copy", 200, error("NotImplemented")),
-            ("copy", 405, error("MethodNotAllowed")),
-            ("list parts", 501, error("NotImplemented")),
-            ("complete", 501, error("NotImplemented")),
-        ] {
-            ground.before().put(&path, text.clone().into()).await.unwrap();
-            let answer = Act::Answer(status, body);
-            ground.wire.script(move |_, call| match call.operation == of {
-                true => answer.clone(),
-                false => Act::Pass,
-            });
-            assert_eq!(ground.moving().rewrap(&path).await.unwrap(), Rewrapped::Changed, "{of}");
-            let calls = ground.wire.take_calls();
-            ground.wire.behave();
-            assert!(calls.iter().any(|call| call.operation == "put"));
-            assert!(ground.has(&path, &text, of).await);
-            ground.no_upload_is_left(of).await;
-        }
+    let server = seaweedfs();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), short());
+    let error = |code: &str| format!("<Error><Code>{code}</Code></Error>");
+    for (of, status, body) in [
+        ("copy", 501, error("NotImplemented")),
+        ("copy", 501, String::new()),
+        ("copy", 200, error("NotImplemented")),
+        ("copy", 405, error("MethodNotAllowed")),
+        ("list parts", 501, error("NotImplemented")),
+        ("complete", 501, error("NotImplemented")),
+    ] {
+        ground.before().put(&path, text.clone().into()).await.unwrap();
+        let answer = Act::Answer(status, body);
+        ground.wire.script(move |_, call| match call.operation == of {
+            true => answer.clone(),
+            false => Act::Pass,
+        });
+        assert_eq!(ground.moving().rewrap(&path).await.unwrap(), Rewrapped::Changed, "{of}");
+        let calls = ground.wire.take_calls();
+        ground.wire.behave();
+        assert!(calls.iter().any(|call| call.operation == "put"));
+        assert!(ground.has(&path, &text, of).await);
+        ground.no_upload_is_left(of).await;
     }
 }
 
@@ -626,50 +622,49 @@ async fn lists_of_several_pages_are_read_to_their_end_and_no_list_goes_on_for_ev
 /// Whoever gives up at any request, before it arrives or after, leaves no upload.
 #[tokio::test]
 async fn a_rewrap_that_is_given_up_at_any_request_leaves_no_upload() {
-    let (seaweedfs, moto) = servers();
-    for url in [seaweedfs.url(), moto.url()] {
-        let ground = Ground::at(url);
-        let (path, text) = (Path::from("a/b"), short());
-        let requests = expected(2);
-        let text = [text, plaintext(6 * MIB)].concat();
-        for (nth, request) in requests.into_iter().enumerate() {
-            for act in [Act::Hang, Act::HangAfter] {
-                ground.before().put(&path, text.clone().into()).await.unwrap();
-                let (told, mut reached) = tokio::sync::mpsc::unbounded_channel();
-                ground.wire.script(move |n, _| {
-                    if n == nth {
-                        told.send(()).unwrap();
-                        return act.clone();
-                    }
-                    Act::Pass
-                });
-                let moving = ground.moving_by(ground.by_s3().part_size(5 * MIB)).build().unwrap();
-                tokio::select! {
-                    done = moving.rewrap(&path) => panic!("{nth}: {done:?}"),
-                    _ = reached.recv() => {}
-                }
-                let because = format!("{nth}: {request}");
-                if request == "create" {
-                    // Of one whose answer is lost, nobody knows the id.
-                    tokio::time::sleep(2 * HANGS).await;
-                    ground.abort_all().await;
-                }
-                ground.no_upload_is_left(&because).await;
-                let is_done = ground.has(&path, &text, &because).await;
-                assert!(!is_done || request == "complete", "{because}");
-                ground.wire.behave();
-            }
-        }
-        // At any moment.
-        let text = short();
-        for step in 0..20 {
+    let server = seaweedfs();
+    let ground = Ground::at(server.url());
+    let (path, text) = (Path::from("a/b"), short());
+    let requests = expected(2);
+    let last = requests.len() - 1;
+    let text = [text, plaintext(6 * MIB)].concat();
+    for (nth, request) in requests.into_iter().enumerate() {
+        for act in [Act::Hang, Act::HangAfter] {
             ground.before().put(&path, text.clone().into()).await.unwrap();
+            let (told, mut reached) = tokio::sync::mpsc::unbounded_channel();
+            ground.wire.script(move |n, _| {
+                if n == nth {
+                    told.send(()).unwrap();
+                    return act.clone();
+                }
+                Act::Pass
+            });
             let moving = ground.moving_by(ground.by_s3().part_size(5 * MIB)).build().unwrap();
-            let patience = Duration::from_millis(step * 4);
-            let _ = tokio::time::timeout(patience, moving.rewrap(&path)).await;
-            ground.no_upload_is_left("at any moment").await;
-            ground.has(&path, &text, "at any moment").await;
+            tokio::select! {
+                done = moving.rewrap(&path) => panic!("{nth}: {done:?}"),
+                _ = reached.recv() => {}
+            }
+            let because = format!("{nth}: {request}");
+            if request == "create" {
+                // Of one whose answer is lost, nobody knows the id.
+                tokio::time::sleep(2 * HANGS).await;
+                ground.abort_all().await;
+            }
+            ground.no_upload_is_left(&because).await;
+            let is_done = ground.has(&path, &text, &because).await;
+            assert!(!is_done || request == "complete" || nth == last, "{because}");
+            ground.wire.behave();
         }
+    }
+    // At any moment.
+    let text = short();
+    for step in 0..20 {
+        ground.before().put(&path, text.clone().into()).await.unwrap();
+        let moving = ground.moving_by(ground.by_s3().part_size(5 * MIB)).build().unwrap();
+        let patience = Duration::from_millis(step * 4);
+        let _ = tokio::time::timeout(patience, moving.rewrap(&path)).await;
+        ground.no_upload_is_left("at any moment").await;
+        ground.has(&path, &text, "at any moment").await;
     }
 }
 
@@ -679,7 +674,8 @@ fn a_runtime_that_ends_leaves_the_object_as_it_was() {
     let ground = Ground::at(server.url());
     let (path, text) = (Path::from("a/b"), short());
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    for nth in 2..expected(1).len() {
+    // The last request only looks at what was done.
+    for nth in 2..expected(1).len() - 1 {
         runtime().block_on(ground.before().put(&path, text.clone().into())).unwrap();
         let (told, mut reached) = tokio::sync::mpsc::unbounded_channel();
         ground.wire.script(move |n, _| {

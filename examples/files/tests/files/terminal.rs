@@ -28,6 +28,8 @@ fn in_terminal(mut command: Command, is_error: bool) -> (Option<i32>, String) {
         true => command.stderr(end).stdout(Stdio::null()),
         false => command.stdout(end).stderr(Stdio::null()),
     };
+    // A dumb one has no bar, and a variable may forbid it.
+    command.env("TERM", "xterm").env_remove("NO_COLOR");
     let mut process = command.spawn().unwrap();
     // The ends that are open here.
     drop(command);
