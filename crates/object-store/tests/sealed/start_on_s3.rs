@@ -342,10 +342,7 @@ async fn a_connection_that_is_cut_at_a_request_costs_a_repetition() {
                 Act::Answer(500, String::new()),
                 Act::Answer(200, internal.into()),
                 Act::Answer(200, slow_down.into()),
-            ]
-            .into_iter()
-            .take(most)
-            {
+            ] {
                 ground.before().put(&path, text.clone().into()).await.unwrap();
                 let is_lie = matches!(act, Act::Answer(200, _));
                 ground.wire.script(move |n, call| match n == nth {
@@ -393,10 +390,7 @@ async fn a_service_that_fails_for_good_leaves_the_object_as_it_was() {
             Act::Answer(200, "garbage".to_owned()),
             Act::Answer(200, "<CopyPartResult></CopyPartResult>".to_owned()),
             Act::Answer(200, huge.clone()),
-        ]
-        .into_iter()
-        .take(most)
-        {
+        ] {
             let is_lie = matches!(act, Act::Answer(200, _));
             // Those of `object_store` are its own affair.
             if is_lie && matches!(of, "create" | "part") {
