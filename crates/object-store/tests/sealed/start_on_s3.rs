@@ -342,7 +342,10 @@ async fn a_connection_that_is_cut_at_a_request_costs_a_repetition() {
                 Act::Answer(500, String::new()),
                 Act::Answer(200, internal.into()),
                 Act::Answer(200, slow_down.into()),
-            ] {
+            ]
+            .into_iter()
+            .take(most)
+            {
                 ground.before().put(&path, text.clone().into()).await.unwrap();
                 let is_lie = matches!(act, Act::Answer(200, _));
                 ground.wire.script(move |n, call| match n == nth {
