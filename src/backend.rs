@@ -31,10 +31,10 @@ pub enum Backend {
     /// Whichever of them is the fastest on this processor, for each suite. The default if both
     /// `aws-lc` and `ring` are on.
     ///
-    /// The processor is asked once per process, when a suite is used first: by its features, and where
-    /// they do not tell, by a measurement of some microseconds. Messages of up to 1 KiB are measured by
-    /// themselves. If they have a fastest backend of their own, each DEK has its key in both.
-    /// [`Backend::chosen`] and [`Backend::chosen_for`] tell what came of it.
+    /// The processor is asked once per process, when a suite is used first: by its features, and
+    /// where they do not tell, by a measurement of some ten microseconds. Messages of up to 1 KiB
+    /// are measured by themselves. If they have a fastest backend of their own, each DEK has its
+    /// key in both. [`Backend::chosen`] and [`Backend::chosen_for`] tell what came of it.
     Fastest,
 }
 
@@ -131,7 +131,7 @@ struct Choice(AtomicU8);
 impl Choice {
     const OPEN: u8 = u8::MAX;
     /// So many runs of each candidate. The quickest counts, so one slow moment changes nothing.
-    const RUNS: usize = 8;
+    const RUNS: usize = 32;
 
     const fn open() -> Self {
         Self(AtomicU8::new(Self::OPEN))
