@@ -16,16 +16,16 @@ use crate::error::{Error, ErrorKind};
 use crate::memory::{wipe, zeros};
 use crate::suite::{InOut, TAG_LEN};
 
-/// A thread takes chunks of so many bytes together, and there is no thread for less. It takes no lock
-/// for each chunk: that would wait until what was written before is in memory.
+/// A thread takes chunks of so many bytes together, and none is started for less.
 const PORTION: usize = 1024 * 1024;
-/// The key is in use for chunks of so many bytes together, and cannot be wiped meanwhile.
+/// The key is locked once for chunks of so many bytes together, and cannot be wiped meanwhile. A lock
+/// for each chunk would wait until what was written before is in memory.
 const USE: usize = 256 * 1024;
 
 impl StreamEncryptor {
     /// Encrypts `plaintext` to a whole stream in a new buffer, on so many threads: this one, and
-    /// `threads - 1` that end before the call does. There are fewer if one would have less than 1 MiB
-    /// to do, which takes no longer than its start.
+    /// `threads - 1` that end before the call does. A thread is started only for 1 MiB or more: less
+    /// is done sooner without it.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -92,7 +92,7 @@ impl StreamEncryptor {
 
 impl StreamDecryptor {
     /// Decrypts a whole stream to a new buffer, on so many threads: this one, and `threads - 1` that
-    /// end before the call does, fewer if one would have less than 1 MiB to do. `body` has the bytes
+    /// end before the call does. A thread is started only for 1 MiB or more. `body` has the bytes
     /// that follow the head.
     ///
     /// **All or nothing**: the plaintext is returned when every chunk was authentic, the last one
