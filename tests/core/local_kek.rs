@@ -200,6 +200,53 @@ fn another_process_rotation_and_retirement_are_noticed_without_a_restart() {
     );
 }
 
+/// As a readiness probe does, every few seconds and right after a rotation.
+#[test]
+fn who_asks_for_the_health_hides_no_rotation_of_another_process() {
+    let dir = Dir::new();
+    let (ours, theirs) = (dir.kek(), dir.kek());
+    let alice = context("alice");
+    theirs.rotate().unwrap();
+    let new = block_on(envelope(&theirs).encrypt(&alice, Aad::empty(), b"new")).unwrap();
+    assert_eq!(block_on(ours.health()).unwrap(), Health::Ready);
+    assert_eq!(&*block_on(envelope(&ours).decrypt(&alice, Aad::empty(), &new)).unwrap(), b"new");
+    let (_, wrapped) = block_on(ours.generate(&alice)).unwrap();
+    assert_eq!(ours.is_current(&wrapped), Some(true));
+    assert_eq!(ours.current_version(), 2, "wraps by the new version");
+}
+
+/// What was read before a rotation may be taken over after it.
+#[test]
+fn who_reads_the_key_file_while_it_is_rotated_undoes_no_rotation() {
+    let dir = Dir::new();
+    let kek = dir.kek();
+    for _ in 0..100 {
+        let next = std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| kek.reload().unwrap());
+            }
+            kek.rotate().unwrap()
+        });
+        let (_, wrapped) = block_on(kek.generate(&context("alice"))).unwrap();
+        assert_eq!(kek.key_version(&wrapped).as_deref(), Some(&*next.to_string()));
+    }
+}
+
+/// Anything may have been put in its place.
+#[test]
+fn the_key_file_of_another_kek_degrades_and_is_not_used() {
+    let dir = Dir::new();
+    let kek = dir.kek();
+    fs::remove_file(dir.file()).unwrap();
+    let other = LocalKek::open_or_create(dir.file(), "others").unwrap();
+    other.rotate().unwrap();
+    for _ in 0..2 {
+        assert!(matches!(block_on(kek.health()).unwrap(), Health::Degraded(_)));
+        block_on(kek.generate(&context("alice"))).unwrap();
+        assert_eq!(kek.current_version(), 1);
+    }
+}
+
 #[test]
 fn a_key_file_that_is_lost_or_spoiled_while_in_use_degrades_and_does_not_stop() {
     let dir = Dir::new();

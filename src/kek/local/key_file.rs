@@ -5,7 +5,6 @@
 use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
 use zeroize::Zeroizing;
@@ -13,16 +12,16 @@ use zeroize::Zeroizing;
 use super::format::{KeyFile, MAX_KEY_FILE};
 use crate::error::{Error, ErrorKind};
 
-/// A key file's path, and what its content looked like from outside when it was last read.
+/// A key file's path.
 pub(super) struct FileOnDisk {
     path: PathBuf,
     directory: PathBuf,
-    seen: Mutex<Option<Stamp>>,
 }
 
-/// Changes whenever the file is replaced.
+/// What a key file looks like from outside. It changes whenever the file is replaced, so it belongs
+/// to the content that was read with it, and is kept with what was made of that.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(super) struct Stamp {
     modified: Option<SystemTime>,
     len: u64,
     inode: u64,
@@ -50,10 +49,10 @@ impl FileOnDisk {
                 format!("{} is not the path of a file", path.display()),
             ));
         }
-        Ok(Self { path: path.to_owned(), directory, seen: Mutex::new(None) })
+        Ok(Self { path: path.to_owned(), directory })
     }
 
-    pub(super) fn read(&self) -> Result<KeyFile, Error> {
+    pub(super) fn read(&self) -> Result<(KeyFile, Stamp), Error> {
         self.read_if_there()?
             .ok_or_else(|| self.error("is missing", io::ErrorKind::NotFound.into()))
     }
@@ -61,38 +60,38 @@ impl FileOnDisk {
     pub(super) fn read_or_create(
         &self,
         first: impl FnOnce() -> Result<KeyFile, Error>,
-    ) -> Result<KeyFile, Error> {
-        if let Some(file) = self.read_if_there()? {
-            return Ok(file);
+    ) -> Result<(KeyFile, Stamp), Error> {
+        if let Some(found) = self.read_if_there()? {
+            return Ok(found);
         }
         let _lock = self.lock()?;
-        if let Some(file) = self.read_if_there()? {
-            return Ok(file);
+        if let Some(found) = self.read_if_there()? {
+            return Ok(found);
         }
         let file = first()?;
-        self.replace(&file)?;
-        Ok(file)
+        let stamp = self.replace(&file)?;
+        Ok((file, stamp))
     }
 
     /// Reads, edits and replaces the file, while no other process does.
     pub(super) fn update<T>(
         &self,
         edit: impl FnOnce(&mut KeyFile) -> Result<T, Error>,
-    ) -> Result<(KeyFile, T), Error> {
+    ) -> Result<((KeyFile, Stamp), T), Error> {
         let _lock = self.lock()?;
-        let mut file = self.read()?;
+        let (mut file, _) = self.read()?;
         let result = edit(&mut file)?;
-        self.replace(&file)?;
-        Ok((file, result))
+        let stamp = self.replace(&file)?;
+        Ok(((file, stamp), result))
     }
 
-    /// Whether the file looks other than when it was last read.
-    pub(super) fn has_changed(&self) -> bool {
+    /// Whether there is a file that looks other than this.
+    pub(super) fn differs_from(&self, seen: Option<Stamp>) -> bool {
         let now = std::fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
-        now.is_some() && now != *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        now.is_some() && now != seen
     }
 
-    fn read_if_there(&self) -> Result<Option<KeyFile>, Error> {
+    fn read_if_there(&self) -> Result<Option<(KeyFile, Stamp)>, Error> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -114,8 +113,7 @@ impl FileOnDisk {
         let file = KeyFile::read(&bytes).ok_or_else(|| {
             self.error("is not a key file, or was changed", io::ErrorKind::InvalidData.into())
         })?;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stamp::of(&metadata));
-        Ok(Some(file))
+        Ok(Some((file, Stamp::of(&metadata))))
     }
 
     #[cfg(unix)]
@@ -138,7 +136,7 @@ impl FileOnDisk {
 
     /// Writes beside the file, then renames over it: a reader sees the old content or the new, and
     /// so does the next start after a power failure.
-    fn replace(&self, file: &KeyFile) -> Result<(), Error> {
+    fn replace(&self, file: &KeyFile) -> Result<Stamp, Error> {
         let bytes = file
             .to_bytes()
             .ok_or_else(|| Error::new(ErrorKind::TooLarge, "the key file has too many versions"))?;
@@ -151,9 +149,7 @@ impl FileOnDisk {
         new.write_all(&bytes).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
         let file = new.persist(&self.path).map_err(|error| failed(error.error))?;
         File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stamp::of(&metadata));
-        Ok(())
+        Ok(Stamp::of(&file.metadata().map_err(failed)?))
     }
 
     /// Waits for the lock, which is a file beside the key file: the key file itself is replaced by

@@ -26,7 +26,7 @@ use crate::memory::Secret32;
 use crate::suite::{AeadKey, Backend, InOut, Nonce, Nonces, Suite, derive};
 pub use config::Config;
 use format::{KeyFile, LocalWrapped};
-use key_file::FileOnDisk;
+use key_file::{FileOnDisk, Stamp};
 
 /// Wraps DEKs by a key that this process holds.
 ///
@@ -57,6 +57,9 @@ struct KeyRing {
     /// Retired versions have no key.
     keys: BTreeMap<u32, Option<Arc<VersionKey>>>,
     current: u32,
+    /// Of the key file that they were read from. Whoever only looks into the file changes nothing
+    /// here, so what another process did to it is still noticed.
+    of_file: Option<Stamp>,
 }
 
 struct VersionKey {
@@ -65,7 +68,7 @@ struct VersionKey {
 }
 
 impl KeyRing {
-    fn from_file(id: &KekId, file: KeyFile) -> Result<Self, Error> {
+    fn from_file(id: &KekId, file: KeyFile, of_file: Option<Stamp>) -> Result<Self, Error> {
         let mut keys = BTreeMap::new();
         for (version, secret) in file.versions {
             let key = match secret {
@@ -80,7 +83,7 @@ impl KeyRing {
             keys.insert(version, key);
         }
         match keys.last_key_value() {
-            Some((current, Some(_))) => Ok(Self { current: *current, keys }),
+            Some((current, Some(_))) => Ok(Self { current: *current, keys, of_file }),
             _ => Err(Error::new(ErrorKind::Io, "the key file has no current version")),
         }
     }
@@ -109,8 +112,8 @@ impl LocalKek {
     /// its owner (mode beyond 0600), is not a key file, or was changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let disk = FileOnDisk::new(path.as_ref())?;
-        let file = disk.read()?;
-        Self::from_file(file, Some(disk))
+        let (file, stamp) = disk.read()?;
+        Self::from_file(file, Some((disk, stamp)))
     }
 
     /// Opens a key file, or creates one with a first version if it is missing. Two processes that
@@ -122,9 +125,9 @@ impl LocalKek {
     pub fn open_or_create(path: impl AsRef<Path>, name: &str) -> Result<Self, Error> {
         check_name(name)?;
         let disk = FileOnDisk::new(path.as_ref())?;
-        let file = disk.read_or_create(|| first_version(name))?;
+        let (file, stamp) = disk.read_or_create(|| first_version(name))?;
         check_same_name(&file.name, name)?;
-        Self::from_file(file, Some(disk))
+        Self::from_file(file, Some((disk, stamp)))
     }
 
     /// Makes a KEK that exists only in this process, for tests.
@@ -161,9 +164,10 @@ impl LocalKek {
         Self::from_file(KeyFile { name: name.into(), versions }, None)
     }
 
-    fn from_file(file: KeyFile, disk: Option<FileOnDisk>) -> Result<Self, Error> {
+    fn from_file(file: KeyFile, disk: Option<(FileOnDisk, Stamp)>) -> Result<Self, Error> {
         let id = KekId::new(format!("local:{}", file.name))?;
-        let ring = RwLock::new(KeyRing::from_file(&id, file)?);
+        let (disk, stamp) = disk.unzip();
+        let ring = RwLock::new(KeyRing::from_file(&id, file, stamp)?);
         Ok(Self(Arc::new(Inner { id, file: disk, ring })))
     }
 
@@ -234,25 +238,25 @@ impl LocalKek {
     fn change<T>(&self, edit: impl FnOnce(&mut KeyFile) -> Result<T, Error>) -> Result<T, Error> {
         match &self.0.file {
             Some(disk) => {
-                let (file, result) = disk.update(edit)?;
-                self.install(file)?;
+                let (found, result) = disk.update(edit)?;
+                self.install(found)?;
                 Ok(result)
             }
             None => {
                 let mut ring = self.0.ring.write().unwrap_or_else(PoisonError::into_inner);
                 let mut file = ring.to_file(self.name())?;
                 let result = edit(&mut file)?;
-                *ring = KeyRing::from_file(&self.0.id, file)?;
+                *ring = KeyRing::from_file(&self.0.id, file, None)?;
                 Ok(result)
             }
         }
     }
 
-    fn install(&self, file: KeyFile) -> Result<(), Error> {
+    fn install(&self, (file, stamp): (KeyFile, Stamp)) -> Result<(), Error> {
         if &*file.name != self.name() {
             return Err(Error::new(ErrorKind::Io, "the key file is now one of another KEK"));
         }
-        let ring = KeyRing::from_file(&self.0.id, file)?;
+        let ring = KeyRing::from_file(&self.0.id, file, Some(stamp))?;
         *self.0.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
         Ok(())
     }
@@ -268,7 +272,8 @@ impl LocalKek {
     /// Reads the key file if another process replaced it. While it cannot be read, the KEK
     /// continues with the versions in memory, and `health` reports that.
     fn follow_file(&self) {
-        if self.0.file.as_ref().is_some_and(FileOnDisk::has_changed) {
+        let seen = self.read(|ring| ring.of_file);
+        if self.0.file.as_ref().is_some_and(|disk| disk.differs_from(seen)) {
             let _ = self.reload();
         }
     }
@@ -379,12 +384,10 @@ impl KekProvider for LocalKek {
 
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>> {
         Box::pin(async move {
-            match self.0.file.as_ref().map(FileOnDisk::read) {
-                None | Some(Ok(_)) => Ok(Health::Ready),
-                Some(Err(error)) => {
-                    Ok(Health::Degraded(format!("in use from memory, but {error}")))
-                }
-            }
+            Ok(match self.reload() {
+                Ok(()) => Health::Ready,
+                Err(error) => Health::Degraded(format!("in use from memory, but {error}")),
+            })
         })
     }
 }
