@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use waxseal::store::{BranchId, BranchPlace, KeyKind, KeyRow, MemoryStore, RowId, StoredRow};
+use waxseal::store::scripted::ScriptedStore;
+use waxseal::store::{
+    BranchId, BranchPlace, KeyKind, KeyRow, KeyStore, MemoryStore, RowId, StoredRow,
+};
 use waxseal::{DekId, ErrorKind, WrappedDek, WrappedKeys};
 use waxseal_testing::support::stage::{entries_of, with_entries};
 use waxseal_testing::support::{block_on, context};
@@ -149,6 +152,26 @@ fn a_current_row_of_last_year_makes_nobody_write_under_it() {
         Ok(sealed) => assert_ne!(entries_of(&sealed)[0].wrapped()[1..17], old.id().as_bytes()[..]),
         Err(error) => assert_eq!(error.kind(), ErrorKind::Misconfigured, "{error}"),
     }
+}
+
+#[test]
+fn an_old_row_in_the_place_of_the_present_period_stops_no_writer() {
+    let fleet = Fleet::new();
+    let sealed = fleet.process().seal("alice");
+    let old = fleet.rows().remove(0);
+    fleet.clock.advance(DAY * 30);
+    let place = BranchPlace { period: 30 * 86_400, ..*old.place().unwrap() };
+    let misplaced = StoredRow::from_parts(*old.id(), Some(place), old.as_bytes());
+    let store = MemoryStore::new();
+    block_on(store.insert(&misplaced)).unwrap();
+    let fleet = Fleet { store: ScriptedStore::over(store), ..fleet };
+    let process = fleet.process();
+    let new = process.seal("alice");
+    assert_ne!(entries_of(&new)[0].wrapped()[1..17], old.id().as_bytes()[..]);
+    for sealed in [sealed, new] {
+        fleet.process().open("alice", &sealed).unwrap();
+    }
+    assert_eq!(fleet.rows().len(), 2);
 }
 
 #[test]

@@ -161,6 +161,35 @@ fn clocks_that_differ_by_less_than_an_hour_make_no_trouble_around_a_new_period()
 }
 
 #[test]
+fn a_clock_that_is_set_while_a_branch_key_is_made_keeps_nobody_from_writing() {
+    for (begins, is_back) in [(DAY * 30, true), (DAY * 30 - secs(1), false)] {
+        let fleet = Fleet::new();
+        fleet.clock.advance(begins);
+        let (clock, is_set) = (fleet.clock.clone(), std::sync::atomic::AtomicBool::new(false));
+        fleet.store.wait_for(move || {
+            match (is_set.swap(true, std::sync::atomic::Ordering::SeqCst), is_back) {
+                (true, _) => {}
+                (false, true) => clock.set_wall_back(secs(1)),
+                (false, false) => clock.set_wall_forward(secs(1)),
+            }
+            Box::pin(async {})
+        });
+        let sealed = fleet.process().seal("alice");
+        for row in fleet.rows() {
+            let (place, row) = (*row.place().unwrap(), row.row().unwrap());
+            let period = row.context().unwrap().get("waxseal:period").unwrap().to_owned();
+            let expected =
+                if place.period == 0 { "1970-01-01T00:00:00Z" } else { "1970-01-31T00:00:00Z" };
+            assert_eq!(period, expected, "the row is of the period of its place");
+        }
+        fleet.clock.advance(secs(2));
+        let later = fleet.process();
+        later.open("alice", &sealed).unwrap();
+        later.seal("alice");
+    }
+}
+
+#[test]
 fn a_clock_two_hours_ahead_writes_what_others_refuse_until_an_hour_before() {
     let none = Duration::ZERO;
     let fleet = Fleet::new();

@@ -120,7 +120,11 @@ impl DekSource {
                         let id = row.id;
                         self.unwrap_row(cache, context, &id, row, bounds).await?
                     }
-                    None => self.make_branch_key(branch, context, bounds).await?,
+                    None => {
+                        let now = Period::now(self.options.clock.now());
+                        let period = Period::containing(now, branch.period);
+                        self.make_branch_key(period, context, bounds).await?
+                    }
                 };
                 let Row { context, id, wrapped_keys } = &vouched.row;
                 let reading = Owned::new(context, *id, *suite, Some(wrapped_keys.clone()));
@@ -180,13 +184,17 @@ impl DekSource {
                         let (context, wrapped_keys) = (of_row.clone(), wrapped_keys.clone());
                         return Ok(Row { context, id: *row.id(), wrapped_keys });
                     }
-                } else if let Some(place) = stored.place()
+                }
+                // A tombstone has the place, or what is of another period than its place says.
+                if let Some(place) = stored.place()
                     && place.period == begins.0
                 {
                     epoch = epoch.max(place.epoch.saturating_add(1));
                 }
             }
-            let Vouched { row, .. } = self.make_branch_key(branch, context, bounds).await?;
+            // Of the period that the place names, whatever the clock says by now: what is of another
+            // would keep everybody from the place.
+            let Vouched { row, .. } = self.make_branch_key(begins, context, bounds).await?;
             let stored = {
                 let Row { context, id, wrapped_keys } = &row;
                 let row = KeyRow::live(KeyKind::Branch, *id, context.clone(), wrapped_keys.clone());
@@ -223,12 +231,11 @@ impl DekSource {
 
     async fn make_branch_key(
         &self,
-        branch: &BranchTerms,
+        period: Period,
         context: &EncryptionContext,
         bounds: CallBounds,
     ) -> Result<Vouched, Failure> {
-        let now = Period::now(self.options.clock.now());
-        let context = BranchTerms::context_of(context, Period::containing(now, branch.period))?;
+        let context = BranchTerms::context_of(context, period)?;
         let Made { dek, wrapped_keys, source_keks, parents, asked } =
             self.keks.make(bounds, &context, self.options.origin).await?;
         let id = derive_dek_id(&dek, &context)?;
