@@ -67,7 +67,14 @@ pub(super) struct Resolving {
 pub(super) struct Answers {
     pub(super) domains: Cache<Box<str>, Arc<Resolved>>,
     pub(super) refusals: Cache<Box<str>, Error>,
-    flights: Mutex<HashMap<Box<str>, Flight>>,
+    flights: Mutex<HashMap<Box<str>, InFlight>>,
+}
+
+/// A resolution that goes on, and how many wait for it. They are counted under the lock of the map:
+/// of two that leave at the same time, one is the last.
+pub(super) struct InFlight {
+    pub(super) flight: Flight,
+    pub(super) waiting: usize,
 }
 
 /// A domain, until it makes room or is replaced. moka frees what it had some time later, which may be
@@ -91,7 +98,7 @@ impl Resolved {
 #[derive(Clone)]
 pub(super) struct Flight {
     pub(super) answer: Shared<BoxFuture<'static, Result<Domain, Error>>>,
-    /// Held by the map and by each waiter. Set when it goes on without callers.
+    /// Set when it goes on without callers. It also tells this resolution from a later one.
     pub(super) goes_on: Arc<AtomicBool>,
 }
 
@@ -162,7 +169,7 @@ impl Answers {
         Some((domain?, resolved.since))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Flight>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, InFlight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

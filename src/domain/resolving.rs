@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use super::Domain;
 use super::domains::{All, Domains};
 use super::opening::{Field, check_name, interrupted, invalid};
-use super::resolver::{Answers, Flight, Resolved, Resolving};
+use super::resolver::{Answers, Flight, InFlight, Resolved, Resolving};
 use super::set::unknown_name;
 use crate::context::EncryptionContext;
 use crate::envelope::Envelope;
@@ -121,9 +121,13 @@ impl Domains {
 impl OfProcess<Answers> {
     fn join(self: &Arc<Self>, all: &Arc<All>, name: &str) -> Result<Waiter, Error> {
         let mut flights = self.lock();
-        let flight = match flights.get(name) {
-            Some(flight) => flight.clone(),
-            None if flights.len() >= MOST_FLIGHTS => {
+        let is_full = flights.len() >= MOST_FLIGHTS;
+        let flight = match flights.get_mut(name) {
+            Some(there) => {
+                there.waiting += 1;
+                there.flight.clone()
+            }
+            None if is_full => {
                 let detail = format!("{MOST_FLIGHTS} domains are being resolved");
                 return Err(Error::new(ErrorKind::Throttled, detail));
             }
@@ -131,7 +135,7 @@ impl OfProcess<Answers> {
                 let answer = resolve_now(all.clone(), self.clone(), name.to_owned());
                 let answer = answer.boxed().shared();
                 let flight = Flight { answer, goes_on: Arc::default() };
-                flights.insert(name.into(), flight.clone());
+                flights.insert(name.into(), InFlight { flight: flight.clone(), waiting: 1 });
                 flight
             }
         };
@@ -239,14 +243,14 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         let mut flights = self.answers.lock();
-        let is_ours = flights
-            .get(&self.name)
-            .is_some_and(|flight| Arc::ptr_eq(&flight.goes_on, &self.flight.goes_on));
-        // The map's and this one.
-        let ended = match is_ours && Arc::strong_count(&self.flight.goes_on) == 2 {
-            true => flights.remove(&self.name),
-            false => None,
-        };
+        let ours = flights
+            .get_mut(&self.name)
+            .filter(|there| Arc::ptr_eq(&there.flight.goes_on, &self.flight.goes_on));
+        let is_last = ours.is_some_and(|there| {
+            there.waiting = there.waiting.saturating_sub(1);
+            there.waiting == 0
+        });
+        let ended = if is_last { flights.remove(&self.name) } else { None };
         drop(flights);
         // Outside of the lock: it holds foreign code.
         drop(ended);

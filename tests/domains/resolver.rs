@@ -221,6 +221,37 @@ fn when_all_have_left_the_next_caller_asks_again() {
     assert_eq!(service.resolver.asked(), 4);
 }
 
+/// Each may take the other for one that stays. What nobody ends is never removed: it keeps all domains
+/// in memory, and counts among those that are resolved at once.
+#[test]
+fn of_two_callers_that_leave_at_the_same_time_one_ends_the_resolution() {
+    const ROUNDS: usize = 10_000;
+    let Service { resolver, domains, .. } =
+        Service::new(Answer::Hangs, ResolverLimits::default().deadline(secs(300)));
+    let ready = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 1..=ROUNDS {
+                    let name = round.to_string();
+                    let mut leaves = Box::pin(domains.resolve(&name));
+                    assert!(poll_once(leaves.as_mut()).is_pending());
+                    ready.fetch_add(1, Ordering::SeqCst);
+                    // Spinning has them leave together. The other one may need this processor.
+                    let mut spins = 0;
+                    while ready.load(Ordering::SeqCst) < 2 * round {
+                        spins += 1;
+                        if spins > 1000 { thread::yield_now() } else { std::hint::spin_loop() }
+                    }
+                    drop(leaves);
+                }
+            });
+        }
+    });
+    drop(domains);
+    assert_eq!(Arc::strong_count(&resolver.asked), 1, "the domains and their resolver are gone");
+}
+
 #[test]
 fn a_resolver_that_hangs_holds_nobody_for_longer_than_the_deadline() {
     let service = Service::new(Answer::Hangs, ResolverLimits::default().deadline(ms(50)));
