@@ -43,12 +43,16 @@ impl Domains {
     /// as they were**, and observers receive [`Event::DomainsNotReloaded`]. So also if the file has
     /// no domain at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
     pub async fn reload(&self) -> Result<Reloaded, Error> {
-        let all = &self.0;
-        let reloading = all.reloading.get_or_init(AsyncMutex::default);
-        let one_at_a_time = reloading.lock().await;
-        let reloaded = all.spawner.run(all.clone().reload()).await;
+        let (all, its) = (&self.0, self.0.clone());
+        let reload = async move {
+            let reloading = its.reloading.get_or_init(AsyncMutex::default);
+            // Held by the work, not by its caller: one who gives up ends the work at its next
+            // pause, and until then it may still change the set.
+            let _one_at_a_time = reloading.lock().await;
+            its.clone().reload().await
+        };
+        let reloaded = all.spawner.run(reload).await;
         let reloaded = reloaded.unwrap_or_else(|why| Err(interrupted(&why)));
-        drop(one_at_a_time);
         match &reloaded {
             Ok(Reloaded { opened, changed, ended, kept }) => {
                 let [opened, changed, ended, kept] = [opened, changed, ended, kept].map(Vec::len);

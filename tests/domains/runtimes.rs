@@ -1,5 +1,6 @@
 //! Whoever causes a domain to be made lends it no runtime: it is made in that of all domains.
 
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::{Builder, Handle, Id, Runtime};
@@ -137,6 +138,47 @@ fn a_reload_whose_runtime_ends_in_the_middle_changes_nothing() {
     std::fs::write(&path, "[domains.billing]\nwrap_with = [\"kek:a\"]\n").unwrap();
     block_on(domains.reload()).unwrap();
     domains.domain("billing").unwrap();
+}
+
+/// A provider that blocks its thread cannot be ended, only waited for.
+#[test]
+fn a_reload_that_was_given_up_and_ends_late_undoes_no_later_one() {
+    let home = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("domains.toml");
+    let write = |name: &str, kek: &str| {
+        std::fs::write(&path, format!("[domains.{name}]\nwrap_with = [\"{kek}:a\"]\n")).unwrap();
+    };
+    write("orders", "kek");
+    let ((begins, begun), (go_on, goes_on)) = (channel(), channel());
+    let goes_on = Arc::new(Mutex::new(goes_on));
+    let schemes =
+        Schemes::default().kek("kek", async |_| ScriptedKek::new("kek")).kek("slow", move |_| {
+            let (begins, goes_on) = (begins.clone(), goes_on.clone());
+            async move {
+                begins.send(()).unwrap();
+                goes_on.lock().unwrap().recv().unwrap();
+                ScriptedKek::new("slow")
+            }
+        });
+    let domains = built_in(&home, Domains::builder().schemes(schemes).file(&path));
+
+    write("before", "slow");
+    let mut given_up = Box::pin(domains.reload());
+    assert!(poll_once(given_up.as_mut()).is_pending());
+    begun.recv().unwrap();
+    drop(given_up);
+    write("after", "kek");
+    let its = domains.clone();
+    let later = std::thread::spawn(move || block_on(its.reload()).map(drop));
+    // It may end before the other one goes on, or wait for it.
+    (0..40).take_while(|_| !later.is_finished()).for_each(|_| std::thread::sleep(ms(5)));
+    go_on.send(()).unwrap();
+    later.join().unwrap().unwrap();
+    for _ in 0..40 {
+        domains.domain("after").unwrap();
+        std::thread::sleep(ms(5));
+    }
 }
 
 /// A known domain is served while the resolver is slow to say whether it still is as it was.
