@@ -175,11 +175,11 @@ fn every_other_call_allocates_exactly_this_often() {
         let decrypt = least(&|cold| {
             drop(block_on(cold.decrypt(&alice, Aad::from(b"row 1"), &sealed)).unwrap())
         });
-        assert_eq!(decrypt, Some(46), "{backend:?} decrypt, nothing at hand");
+        assert_eq!(decrypt, Some(46), "{backend:?} decrypt, nothing cached");
         let encrypt = least(&|cold| {
             drop(block_on(cold.encrypt(&alice, Aad::from(b"row 1"), &[7; 1024])).unwrap())
         });
-        assert_eq!(encrypt, Some(55), "{backend:?} encrypt, nothing at hand");
+        assert_eq!(encrypt, Some(55), "{backend:?} encrypt, nothing cached");
     }
 }
 

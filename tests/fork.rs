@@ -64,7 +64,7 @@ fn parent_and_child_share_no_dek_and_no_nonce() {
                 let envelope = builder.build().unwrap();
                 let alice = context("alice");
                 let seal = || block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).unwrap();
-                // Warm: DEK at hand, generator seeded and used.
+                // Warm: DEK cached, generator seeded and used.
                 let before = seal();
                 let child = in_child(|pipe| {
                     for _ in 0..200 {

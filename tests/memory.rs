@@ -428,7 +428,7 @@ impl Trap {
         })
     }
 
-    /// An envelope whose KEK springs the trap, with nothing at hand, and a message that it can open.
+    /// An envelope whose KEK springs the trap, with nothing cached, and a message that it can open.
     fn envelope(
         self: &Arc<Self>,
         backend: Backend,

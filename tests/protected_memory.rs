@@ -387,7 +387,7 @@ fn a_core_dump_has_no_dek_and_after_the_deadline_nothing() {
             assert_eq!(
                 in_bytes(&dump, [&keys.dek, &held]),
                 [0, 0],
-                "{backend:?}: the DEKs at hand and being wrapped"
+                "{backend:?}: the DEKs cached and being wrapped"
             );
             let [schedule] = in_bytes(&dump, [&keys.schedule]);
             assert!(

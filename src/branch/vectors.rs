@@ -82,11 +82,11 @@ impl Reader {
             keys => hex(keys),
         };
         let keys = WrappedKeys::try_from(&keys[..])?;
-        let mut at_hand = keys.entries().iter().filter(|entry| self.knows(entry)).peekable();
-        if at_hand.peek().is_none() {
+        let mut known = keys.entries().iter().filter(|entry| self.knows(entry)).peekable();
+        if known.peek().is_none() {
             return Err(Error::new(ErrorKind::UnknownKek, ""));
         }
-        let dek = at_hand
+        let dek = known
             .find_map(|entry| {
                 let dek = match self.name_of(entry) {
                     Some(name) => self.through_branch(name, &context, entry.wrapped()),

@@ -179,7 +179,7 @@ fn grace_of_a_branch_key_is_apart_for_reading_and_writing() {
 }
 
 #[test]
-fn an_outage_of_the_store_is_named_and_branch_keys_at_hand_go_on() {
+fn an_outage_of_the_store_is_named_and_cached_branch_keys_go_on() {
     for (class, expected) in [
         (StoreErrorClass::Unavailable, ErrorKind::Unavailable),
         (StoreErrorClass::Throttled, ErrorKind::Throttled),
@@ -252,7 +252,7 @@ fn a_denial_by_the_root_ends_all_deks_and_handles_in_all_envelopes() {
         let of_bob = block_on(one.envelope.decryptor(&context("bob"), &bob)).unwrap();
         fleet.clock.advance(secs(250));
         fleet.root.fail_with(Denied);
-        // One caller learns of it, ahead of time. The branch key at hand serves that caller still.
+        // One caller learns of it, ahead of time. The cached branch key serves that caller still.
         match writing {
             true => drop(one.seal_for(&table("acme", 1000))),
             false => drop(one.open_for(&table("acme", 1000), &message)),

@@ -43,7 +43,7 @@ impl Subject for Branch {
         Arc::new(self.other.clone())
     }
 
-    /// The roots fail, and no branch key is at hand.
+    /// The roots fail, and no branch key is cached.
     fn fail_with(&self, class: KekErrorClass) -> BoxFuture<'_, Step> {
         self.root.fail_with(class);
         self.kek.evict_all();

@@ -113,7 +113,7 @@ fn a_message_that_names_the_key_of_another_tenant_or_none_harms_nobody() {
             assert_eq!(kind(fresh.open(victim, &forged)), ErrorKind::Invalid);
             let calls = fleet.calls();
             fresh.open(victim, message).unwrap();
-            assert_eq!(fleet.calls(), calls, "the branch key is at hand all the same");
+            assert_eq!(fleet.calls(), calls, "the branch key is cached all the same");
         }
         reader.open(victim, message).unwrap();
     }

@@ -391,7 +391,7 @@ fn a_self_contained_branch_key_follows_the_roots_version_with_its_next_renewal()
     }
 }
 
-/// A branch key at hand opens the message, whatever version of the root its entry claims.
+/// A cached branch key opens the message, whatever version of the root its entry claims.
 #[test]
 fn a_rewrap_believes_no_version_that_a_self_contained_message_claims() {
     let fleet = Fleet::new();

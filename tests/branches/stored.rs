@@ -219,7 +219,7 @@ fn erase_for(shared: &Shared, work: impl FnOnce(&Shared)) {
 }
 
 #[test]
-fn a_store_that_is_down_is_said_as_such_and_deks_at_hand_go_on() {
+fn a_store_that_is_down_is_said_as_such_and_cached_deks_go_on() {
     let shared = Shared::new();
     let alice = context("alice");
     let writer = shared.envelope();

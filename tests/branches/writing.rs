@@ -112,7 +112,7 @@ fn branch_keys_in_memory_are_counted_by_the_age_of_their_period() {
 }
 
 #[test]
-fn a_branch_key_at_hand_outlasts_its_period_by_no_more_than_max_age() {
+fn a_cached_branch_key_outlasts_its_period_by_no_more_than_max_age() {
     let fleet = Fleet::new();
     let process = fleet.process();
     fleet.clock.advance(DAY * 30 - secs(10));

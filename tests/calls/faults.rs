@@ -1,4 +1,4 @@
-//! Each way in which a key service fails, met by DEKs that are not at hand, at hand, and past their
+//! Each way in which a key service fails, met by DEKs that are not cached, cached, and past their
 //! age: what callers see, what it costs, and how soon it is over.
 //!
 //! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a

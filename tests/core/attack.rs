@@ -18,7 +18,7 @@ use waxseal::{
     is_sealed,
 };
 
-/// Opens a changed message with nothing at hand, and with its DEK at hand.
+/// Opens a changed message with nothing cached, and with its DEK cached.
 fn open_both_ways(
     sample: &Sample,
     warm: &Envelope,
@@ -169,7 +169,7 @@ fn parts_of_two_messages_never_make_a_third() {
                     warm
                 }] {
                     match block_on(envelope.decrypt(&context(tenant), Aad::from(aad), &bytes)) {
-                        // Another message's wrapped keys in front of the DEK at hand; or a part
+                        // Another message's wrapped keys in front of the cached DEK; or a part
                         // that was the same in both.
                         Ok(opened) => assert!(
                             &*opened == *plaintext && (part == 5 || bytes == *a),

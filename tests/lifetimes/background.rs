@@ -153,10 +153,10 @@ impl Observer for Holds {
     }
 }
 
-/// An answer on its way when its context is revoked is put at hand before it is held against the
+/// An answer on its way when its context is revoked is cached before it is held against the
 /// revocation.
 #[test]
-fn a_revoked_answer_is_never_at_hand_while_an_observer_blocks() {
+fn a_revoked_answer_is_never_cached_while_an_observer_blocks() {
     let holds = Holds::default();
     let stage = Stage::with(Limits::default().max_entries(1), |b| b.observer(holds.clone()));
     let stage = Arc::new(stage);

@@ -22,7 +22,7 @@ const CLASSES: [KekErrorClass; 5] = [
 ];
 
 /// For reading and for writing.
-fn deks_at_hand(envelope: &Envelope) -> (u64, u64) {
+fn cached_deks(envelope: &Envelope) -> (u64, u64) {
     let statistics = envelope.statistics();
     (statistics.reading_deks, statistics.writing_deks)
 }
@@ -342,18 +342,18 @@ fn what_is_wrong_with_one_wrapped_key_concerns_nobody_who_has_another() {
             message
         })
         .collect();
-    let at_hand = stage.calls().0;
+    let before = stage.calls().0;
     for message in &forged {
         let _ = block_on(stage.envelope.decrypt(&stage.alice, Aad::empty(), message));
     }
-    assert_eq!(stage.calls().0, at_hand, "the DEK is at hand, nobody was asked");
+    assert_eq!(stage.calls().0, before, "the DEK is cached, nobody was asked");
     stage.clock.advance(secs(81));
     for message in &forged {
         let _ = block_on(stage.envelope.decrypt(&stage.alice, Aad::empty(), message));
     }
-    assert_eq!(stage.calls().0, at_hand, "a forged message renews nothing");
+    assert_eq!(stage.calls().0, before, "a forged message renews nothing");
     stage.read().unwrap();
-    assert_eq!(stage.calls().0, at_hand + 1, "and delays no renewal");
+    assert_eq!(stage.calls().0, before + 1, "and delays no renewal");
     stage.clock.advance(secs(81));
     assert!(
         stage.envelope.decrypt_cached(&stage.alice, Aad::empty(), &stage.sealed).unwrap().is_some(),
@@ -414,7 +414,7 @@ fn a_revoked_kek_ends_everything_it_vouched_for_until_it_is_reinstated() {
     let sealing = block_on(stage.envelope.encryptor(&stage.alice)).unwrap();
     let calls = stage.calls();
     stage.envelope.revoke_kek(stage.kek.id());
-    assert_eq!(deks_at_hand(&stage.envelope), (0, 0));
+    assert_eq!(cached_deks(&stage.envelope), (0, 0));
     assert_eq!(kind(opening.decrypt(Aad::empty(), &stage.sealed)), ErrorKind::Expired);
     assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     assert_eq!(kind(stage.read()), ErrorKind::Denied);
@@ -463,7 +463,7 @@ fn a_revoked_context_is_asked_for_again_and_no_other_is() {
     assert!(stage.envelope.decrypt_cached(&bob, Aad::empty(), &of_bob).unwrap().is_some());
     stage.read().unwrap();
     stage.envelope.evict_all();
-    assert_eq!(deks_at_hand(&stage.envelope), (0, 0));
+    assert_eq!(cached_deks(&stage.envelope), (0, 0));
     stage.read().unwrap();
     assert_eq!(stage.calls().0, 3);
 }
@@ -491,7 +491,7 @@ fn a_revocation_holds_for_an_answer_that_is_on_its_way() {
         let result = stage.read();
         if revoke == 0 {
             assert_eq!(kind(result), ErrorKind::Denied);
-            assert_eq!(deks_at_hand(&stage.envelope), (0, 0), "the answer was kept");
+            assert_eq!(cached_deks(&stage.envelope), (0, 0), "the answer was kept");
         } else {
             result.unwrap();
             assert_eq!(stage.calls().0, 2, "asked again");
@@ -716,7 +716,7 @@ fn what_makes_room_is_wiped() {
         block_on(stage.envelope.encrypt(&context(&format!("{tenant}")), Aad::empty(), b"x"))
             .unwrap();
     }
-    assert!(deks_at_hand(&stage.envelope) <= (1, 1), "{:?}", deks_at_hand(&stage.envelope));
+    assert!(cached_deks(&stage.envelope) <= (1, 1), "{:?}", cached_deks(&stage.envelope));
     assert!(stage.log.count("Wiped") >= 38, "{}", stage.log.count("Wiped"));
 }
 

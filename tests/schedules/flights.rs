@@ -184,8 +184,8 @@ fn a_denial_of_one_question_leaves_the_answer_to_another_alone() {
             result.unwrap();
         }
         join([forger, mallory]);
-        let at_hand = stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap();
-        assert!(at_hand.is_some(), "a denial of something else evicted it");
+        let cached = stage.envelope.decrypt_cached(&ALICE, Aad::empty(), &MESSAGES[0]).unwrap();
+        assert!(cached.is_some(), "a denial of something else evicted it");
         stage.end();
     });
 }

@@ -105,10 +105,10 @@ fn race(hand: Hand) {
         join([reader, writer, handles]);
 
         let statistics = stage.envelope.statistics();
-        let at_hand = (statistics.reading_deks, statistics.writing_deks);
+        let cached = (statistics.reading_deks, statistics.writing_deks);
         match hand {
             Hand::RevokeKek | Hand::ShutDown => {
-                assert_eq!(at_hand, (0, 0), "an answer on its way was kept")
+                assert_eq!(cached, (0, 0), "an answer on its way was kept")
             }
             Hand::RevokeContext | Hand::Clear => {
                 let result = stage.read();
@@ -117,7 +117,7 @@ fn race(hand: Hand) {
         }
         let Stage { envelope, log, kek, .. } = stage;
         drop(envelope);
-        // An answer that came too late is thrown away before it is a DEK at hand, so nothing is
+        // An answer that came too late is thrown away before it is a cached DEK, so nothing is
         // told of its end.
         let (wiped, begun) = (log.count("wiped"), log.begun());
         let too_late = usize::try_from(kek.unwraps() + 2 * kek.generates()).unwrap();

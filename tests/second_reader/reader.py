@@ -392,10 +392,10 @@ def parse_message(data):
 def find_dek(entries, keks, ctx, dek_id):
     """Decrypting a message, step 3: a DEK that an entry holds and that has the header's id. Or a
     branch key, and the row's id. `keks` are functions of `wrapped` and `ctx`, by KEK id."""
-    at_hand = [entry for entry in entries if entry[0] in keks]
-    if not at_hand:
-        raise FormatError("unknown-kek", "no entry is of a KEK at hand")
-    for kek_id, wrapped, _meta in at_hand:
+    known = [entry for entry in entries if entry[0] in keks]
+    if not known:
+        raise FormatError("unknown-kek", "no entry is of a KEK that the reader has")
+    for kek_id, wrapped, _meta in known:
         try:
             dek = keks[kek_id](wrapped, ctx)
             if hmac.compare_digest(derive(dek, USE_DEK_ID, 0, ctx), dek_id):

@@ -1,4 +1,4 @@
-//! What having a DEK at hand is worth: opening with the DEK at hand against one `Decrypt` for every
+//! What a cached DEK is worth: opening with the DEK cached against one `Decrypt` for every
 //! message, on the KMS front of the tests over loopback (no TLS and no distance: the least that a
 //! call to a key service costs).
 #![allow(missing_docs)]
@@ -26,7 +26,7 @@ fn decrypt(criterion: &mut Criterion) {
         (envelope, sealed)
     });
     let mut group = criterion.benchmark_group("aws kms, 1 KiB");
-    group.bench_function("decrypt, DEK at hand", |bencher| {
+    group.bench_function("decrypt, DEK cached", |bencher| {
         bencher.iter(|| {
             runtime
                 .block_on(envelope.decrypt(&context, Aad::from(b"row 17"), black_box(&sealed)))

@@ -174,7 +174,7 @@ impl Story {
             .build()?)
     }
 
-    /// A process of its own, with nothing at hand.
+    /// A process of its own, with nothing cached.
     async fn cold(&self) -> Outcome<Envelope> {
         self.envelope(&self.path.arn, Limits::default()).await
     }
@@ -213,7 +213,7 @@ impl Story {
         say("3,000 messages of three tenants sealed by one process and opened by another:");
         say(&format!("{kms} calls to KMS, {proxy} to the proxy, {manager} to the key manager"));
         say("(to wrap, this proxy asks the key manager three times: for the key's version, to \
-                encrypt, and to try the decryption before it vouches for it)");
+                encrypt, and to try the decryption before it takes it)");
         let stranger = self.seal(&writer, "alice", b"hers").await?;
         let refused = self.open(&reader, "bob", &stranger).await?;
         tell("alice's message in bob's context", refused, Err(ErrorKind::Invalid))?;
@@ -265,11 +265,11 @@ impl Story {
         let row = |hop: &str, took: Duration| {
             say(&format!("{hop:<58} {:>9.1} µs", took.as_secs_f64() * 1e6))
         };
-        row("service: opening one message, nothing at hand", whole);
+        row("service: opening one message, nothing cached", whole);
         row("  of that, in the call to KMS", calls);
         row("    of that, in the XKS proxy", proxy);
         row("      of that, in the key manager", manager);
-        row("service: opening one message of 1 KiB, DEK at hand", warm);
+        row("service: opening one message of 1 KiB, DEK cached", warm);
         say(&format!(
             "medians of {COLD_READS} reads over loopback, connections kept; no distance, which is \
                 what a real path mostly costs"
@@ -300,7 +300,7 @@ impl Story {
         }]);
         self.path.proxy.set_grants(only_invoices);
         say(&format!("the policy takes {KEY} away from the service"));
-        tell("its DEK is at hand", self.open(&service, "alice", &order).await?, Ok(()))?;
+        tell("its DEK is cached", self.open(&service, "alice", &order).await?, Ok(()))?;
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
         let past = format!("past max_age ({MAX_AGE:?}), with an outage grace of a minute");
         tell(&past, self.open(&service, "alice", &order).await?, Err(ErrorKind::Denied))?;
@@ -337,7 +337,7 @@ impl Story {
         self.open(&strict, "alice", &sealed).await??;
         self.open(&patient, "alice", &sealed).await??;
         self.path.bao.seal().await;
-        tell("sealed; the DEK is at hand", self.open(&strict, "alice", &sealed).await?, Ok(()))?;
+        tell("sealed; the DEK is cached", self.open(&strict, "alice", &sealed).await?, Ok(()))?;
         tokio::time::sleep(MAX_AGE + Duration::from_millis(100)).await;
         let before = self.journal.pages().served_stale;
         let without = self.open(&strict, "alice", &sealed).await?;
@@ -423,7 +423,7 @@ impl Story {
         self.open(&service, "alice", &sealed).await??;
         self.path.disconnect().await;
         say("the key store is disconnected");
-        tell("the DEK is at hand", self.open(&service, "alice", &sealed).await?, Ok(()))?;
+        tell("the DEK is cached", self.open(&service, "alice", &sealed).await?, Ok(()))?;
         for (_, health) in service.health().await {
             if let Err(error) = health {
                 say(&format!("health: {error}"));

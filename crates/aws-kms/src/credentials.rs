@@ -248,8 +248,8 @@ impl Keeper {
             loading: None,
             tried: None,
         });
-        let at_hand = source.held.as_ref().filter(|held| now + TOO_LATE < held.ends);
-        match at_hand.map(|held| (held.identity.clone(), now >= held.renew_from)) {
+        let usable = source.held.as_ref().filter(|held| now + TOO_LATE < held.ends);
+        match usable.map(|held| (held.identity.clone(), now >= held.renew_from)) {
             Some((identity, is_due)) => {
                 if is_due {
                     self.again(id, source, IN_BACKGROUND);

@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let sealed = envelope.encrypt(&context, Aad::from(b"row 17"), b"4111 1111 1111 1111").await?;
     println!("sealed {} bytes, {:?}", sealed.len(), inspect(&sealed)?.keks);
 
-    // Another process would have nothing at hand.
+    // Another process would have nothing cached.
     let reader = Envelope::builder().unwrap_with(kek.clone()).build()?;
     let opened = reader.decrypt(&context, Aad::from(b"row 17"), &sealed).await?;
     println!("opened {:?}", String::from_utf8_lossy(&opened));

@@ -229,8 +229,8 @@ impl Keeper {
     fn look(&self, scopes: &[&str]) -> (Option<AccessToken>, Option<Loading>) {
         let now = SystemTime::now();
         let mut state = self.state();
-        let at_hand = state.held.as_ref().filter(|held| now + TOO_LATE < held.ends);
-        match at_hand.map(|held| (held.token.clone(), now >= held.renew_from)) {
+        let usable = state.held.as_ref().filter(|held| now + TOO_LATE < held.ends);
+        match usable.map(|held| (held.token.clone(), now >= held.renew_from)) {
             Some((token, is_due)) => {
                 if is_due && state.tried.is_none_or(|tried| tried.elapsed() >= IN_BACKGROUND) {
                     state.tried = Some(Instant::now());

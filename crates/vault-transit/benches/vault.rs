@@ -58,7 +58,7 @@ impl Reader {
         }
     }
 
-    /// Logged in, and every DEK at hand.
+    /// Logged in, and every DEK cached.
     async fn warm(self) -> Self {
         for i in 0..TENANTS {
             self.read(i).await;

@@ -651,7 +651,7 @@ async fn a_dek_opens_no_more_messages_than_max_uses_before_it_is_unwrapped_again
 }
 
 #[tokio::test]
-async fn statistics_count_what_was_at_hand_and_what_was_asked() {
+async fn statistics_count_what_was_cached_and_what_was_asked() {
     let stage = Stage::new();
     let sealed = stage.sealed().await;
     for _ in 0..100 {

@@ -109,7 +109,7 @@ fn max_age_ends_deks_and_handles() {
 }
 
 #[test]
-fn max_entries_bounds_the_deks_at_hand() {
+fn max_entries_bounds_the_cached_deks() {
     let probe = Probe::new("kek");
     let messages: Vec<_> = (0..50)
         .map(|i| {
@@ -131,11 +131,11 @@ fn max_entries_bounds_the_deks_at_hand() {
             let _ = service.decrypt_cached(context, Aad::empty(), sealed).unwrap();
         }
         std::thread::sleep(Duration::from_millis(400));
-        let at_hand = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
+        let is_cached = |(context, sealed): &&(EncryptionContext, Vec<u8>)| {
             service.decrypt_cached(context, Aad::empty(), sealed).unwrap().is_some()
         };
-        let kept = messages.iter().filter(at_hand).count();
-        assert!(kept <= at_most && kept > 0, "max_entries {max_entries}: {kept} at hand");
+        let kept = messages.iter().filter(is_cached).count();
+        assert!(kept <= at_most && kept > 0, "max_entries {max_entries}: {kept} cached");
     }
 }
 

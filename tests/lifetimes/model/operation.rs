@@ -210,7 +210,7 @@ impl World {
             return;
         }
         assert!(if seen.error.is_none() { may_succeed } else { !succeeds }, "{}", what());
-        // With nothing at hand, it asks, unless it knows the answer.
+        // With nothing cached, it asks, unless it knows the answer.
         let may_wait = (has_grace && is_waiting_for_root) || (lease_is_left && may_be_ridden_out);
         if !may_serve && !may_wait && may_ask && of_envelope.revoked.is_empty() {
             assert_eq!(asked, 1, "{}", what());

@@ -311,7 +311,7 @@ async fn credentials_that_nobody_configured_are_told_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dek_at_hand_rides_out_an_outage_of_sts_and_not_a_refusal() {
+async fn a_cached_dek_rides_out_an_outage_of_sts_and_not_a_refusal() {
     let ground = Ground::new();
     let role = ground.front.principal(
         "role",

@@ -316,7 +316,7 @@ async fn a_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goes_on()
     assert_eq!(
         &*writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(),
         b"text",
-        "what is at hand"
+        "what is cached"
     );
     child.go_on();
     assert_eq!(&*reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap(), b"text");

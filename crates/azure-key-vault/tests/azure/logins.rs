@@ -133,7 +133,7 @@ async fn a_clock_that_is_off_is_no_denial() {
     let ground = Ground::new();
     let kek = ground.hsm("cards");
     kek.wrap(&context("alice"), &dek()).await.unwrap();
-    // The token at hand ends at once over there; a new one is good.
+    // The present token ends at once over there; a new one is good.
     ground.azure.world().clock = 7200;
     kek.wrap(&context("alice"), &dek()).await.unwrap();
     assert_eq!(ground.azure.arrived("login"), 2);

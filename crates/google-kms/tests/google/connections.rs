@@ -137,8 +137,8 @@ async fn a_cloud_kms_that_is_stopped_is_unavailable_and_serves_again_when_it_goe
     child.stop();
     let error = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    let at_hand = writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
-    assert_eq!(&*at_hand, b"text", "what is at hand");
+    let cached = writer.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
+    assert_eq!(&*cached, b"text", "what is cached");
     child.go_on();
     let text = reader.decrypt(&context("alice"), Aad::empty(), &sealed).await.unwrap();
     assert_eq!(&*text, b"text");

@@ -41,7 +41,7 @@ async fn after_a_rotation_old_messages_are_rewrapped_by_two_requests_and_still_o
     ground.front.world().key(&ground.key).version(1).state = State::Disabled;
     let reader = builder().build().unwrap();
     assert_eq!(&*reader.decrypt(&alice, Aad::empty(), &moved).await.unwrap(), b"text");
-    assert!(reader.decrypt(&alice, Aad::empty(), &sealed).await.is_ok(), "its DEK is at hand");
+    assert!(reader.decrypt(&alice, Aad::empty(), &sealed).await.is_ok(), "its DEK is cached");
     let reader = builder().build().unwrap();
     assert!(reader.decrypt(&alice, Aad::empty(), &sealed).await.is_err());
 }

@@ -269,7 +269,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// An envelope that has nothing at hand.
+    /// An envelope that has nothing cached.
     pub fn cold(&self, backend: Backend) -> Envelope {
         let builder = Envelope::builder().backend(backend);
         self.keks
