@@ -1,5 +1,5 @@
 //! Rewraps by a store that replaces the beginning of an object, and keeps the rest: what the sealed
-//! store asks of it, and makes of its answers. On S3 itself: start_on_s3.rs.
+//! store asks of it, and makes of its answers. On S3 itself: start_on_s3.
 
 use std::sync::{Arc, Mutex};
 
