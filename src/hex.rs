@@ -8,27 +8,26 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect()
 }
 
-/// Reads what [`encode`] writes. `None` for anything else, upper-case digits too.
+/// Reads what [`encode`] writes of `N` bytes. `None` for anything else, upper-case digits too.
 pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    (text.len() == 2 * N).then(|| decode_all(text)?.try_into().ok())?
+}
+
+/// Reads what [`encode`] writes. `None` for anything else, upper-case digits too.
+pub(crate) fn decode_all(text: &str) -> Option<Vec<u8>> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != N || !rest.is_empty() {
-        return None;
-    }
     let digit = |d: u8| match d {
         b'0'..=b'9' => Some(d - b'0'),
         b'a'..=b'f' => Some(d - b'a' + 10),
         _ => None,
     };
-    let mut bytes = [0; N];
-    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
-        *byte = digit(*high)? << 4 | digit(*low)?;
-    }
-    Some(bytes)
+    let byte = |[high, low]: &[u8; 2]| Some(digit(*high)? << 4 | digit(*low)?);
+    rest.is_empty().then(|| pairs.iter().map(byte).collect())?
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{decode, encode};
+    use super::{decode, decode_all, encode};
 
     #[test]
     fn what_is_written_is_read_and_nothing_else() {
@@ -36,6 +35,11 @@ mod tests {
         assert_eq!(decode("009aff"), Some([0, 0x9A, 0xFF]));
         for text in ["", "009af", "009AFF", "009aff00", "009ag0", "é09af"] {
             assert_eq!(decode::<3>(text), None, "{text}");
+        }
+        assert_eq!(decode_all("009aff"), Some(vec![0, 0x9A, 0xFF]));
+        assert_eq!(decode_all(""), Some(vec![]));
+        for text in ["009af", "009AFF", "009ag0", "é09af"] {
+            assert_eq!(decode_all(text), None, "{text}");
         }
     }
 }

@@ -13,6 +13,7 @@
 mod conflict_backoff;
 #[cfg(feature = "test-util")]
 pub mod conformance;
+mod cursor;
 mod error;
 mod memory;
 mod rewrap;
@@ -25,6 +26,7 @@ use std::fmt;
 
 #[cfg(feature = "tokio")]
 pub use conflict_backoff::ConflictBackoff;
+pub use cursor::ScanCursor;
 pub use error::{StoreError, StoreErrorClass};
 pub use memory::MemoryStore;
 pub use rewrap::{RewrapOptions, RewrapProgress};
@@ -288,24 +290,6 @@ pub struct Erasure {
     pub erased: u64,
     /// Tombstones that were there before.
     pub already_erased: u64,
-}
-
-/// Where a scan goes on. It can be kept, and used by another process.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ScanCursor(Box<[u8]>);
-
-impl ScanCursor {
-    /// Makes it from the store's own bytes.
-    #[must_use]
-    pub fn from_bytes(bytes: impl Into<Box<[u8]>>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// Returns the store's own bytes.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
 }
 
 /// One page of [`KeyStore::scan`].

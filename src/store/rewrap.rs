@@ -66,7 +66,7 @@ pub struct RewrapProgress {
     pub unknown: u64,
     /// The first of those, with the ids of its KEKs.
     pub first_unknown: Option<Error>,
-    /// Where to go on. `None` at the end.
+    /// Where to go on, which a job can keep as text. `None` at the end.
     pub next: Option<ScanCursor>,
 }
 
