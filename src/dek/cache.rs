@@ -413,7 +413,7 @@ trait Evicted {
 
 impl<D: Leased> Evicted for Arc<D> {
     fn make_room(&self) {
-        let Lease { id, context, observers, .. } = self.lease();
+        let Lease { told_id: dek_id, context, observers, .. } = self.lease();
         // Callers that waited for this DEK may still use it once.
         let ends = self.lease().evict();
         if ends {
@@ -421,7 +421,7 @@ impl<D: Leased> Evicted for Arc<D> {
         }
         // It is wiped before an observer can block.
         if let Some(observers) = observers.upgrade() {
-            observers.emit(&Event::Evicted { dek_id: id, context });
+            observers.emit(&Event::Evicted { dek_id, context });
         }
         if ends {
             announce(&**self);

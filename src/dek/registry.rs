@@ -468,7 +468,7 @@ pub(super) fn announce(dek: &(impl Leased + ?Sized)) {
         for accessed in counted_at_the_end(dek) {
             observers.emit(&accessed.as_event());
         }
-        observers.emit(&Event::Wiped { dek_id: &lease.id, context: &lease.context });
+        observers.emit(&Event::Wiped { dek_id: &lease.told_id, context: &lease.context });
     }
 }
 
@@ -485,8 +485,10 @@ fn announce_later_to(observers: Option<Observers>, dek: &(impl Leased + ?Sized))
         for accessed in counted_at_the_end(dek) {
             observers.emit_later(LaterEvent::Accessed(accessed));
         }
-        observers
-            .emit_later(LaterEvent::Wiped { dek_id: lease.id, context: lease.context.clone() });
+        observers.emit_later(LaterEvent::Wiped {
+            dek_id: lease.told_id,
+            context: lease.context.clone(),
+        });
     }
 }
 

@@ -64,6 +64,8 @@ pub(crate) struct Failure {
     pub(crate) of_store: Option<(ErrorKind, Moment)>,
     /// The key store has a tombstone in the place of the key.
     pub(crate) is_erased: bool,
+    /// The key that was to be unwrapped, where the request named a part of its id only.
+    pub(crate) key: Option<DekId>,
 }
 
 pub(crate) struct FailedCall {
@@ -137,7 +139,7 @@ fn worst_about<'a>(
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, calls: Arc::new([]), of_store: None, is_erased: false }
+        Self { error, calls: Arc::new([]), of_store: None, is_erased: false, key: None }
     }
 }
 

@@ -16,5 +16,6 @@ mod rewrap;
 mod store_calls;
 mod stored;
 mod streams;
+mod told;
 mod walk;
 mod writing;

@@ -53,6 +53,9 @@ enum Keys {
 pub(crate) struct Lease {
     pub(crate) context: EncryptionContext,
     pub(crate) id: DekId,
+    /// As observers are told. It is `id`, but for a branch key in a store: a message names 16 bytes
+    /// of that one, and `id` has no more.
+    pub(crate) told_id: DekId,
     pub(crate) suite: Suite,
     /// The wrapped keys that it was unwrapped from, or was wrapped to.
     wrapped_keys: WrappedKeys,
@@ -139,14 +142,14 @@ pub(super) struct Terms<'a> {
 
 impl Lease {
     pub(super) fn new(terms: Terms<'_>, key: &LeasedKey, limits: &LimitsInForce) -> Self {
-        let keys = match key {
-            LeasedKey::Dek(keys) => Keys::Dek(Slot::new(keys)),
-            LeasedKey::Branch(key) => Keys::Branch(Slot::new(key)),
+        let (keys, told_id) = match key {
+            LeasedKey::Dek(keys) => (Keys::Dek(Slot::new(keys)), terms.id),
+            LeasedKey::Branch(key) => (Keys::Branch(Slot::new(key)), *key.id()),
         };
-        Self::with_keys(keys, terms, limits)
+        Self::with_keys(keys, told_id, terms, limits)
     }
 
-    fn with_keys(keys: Keys, terms: Terms<'_>, limits: &LimitsInForce) -> Self {
+    fn with_keys(keys: Keys, told_id: DekId, terms: Terms<'_>, limits: &LimitsInForce) -> Self {
         let Terms { asked, .. } = terms;
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
@@ -175,6 +178,7 @@ impl Lease {
         Self {
             context: terms.context.clone(),
             id: terms.id,
+            told_id,
             suite: terms.suite,
             wrapped_keys: terms.wrapped_keys,
             source_keks: terms.source_keks,
@@ -226,7 +230,7 @@ impl Lease {
             clock: &self.clock,
             observers: self.observers.clone(),
         };
-        Self::with_keys(Keys::Stream(Slot::new(key)), terms, limits)
+        Self::with_keys(Keys::Stream(Slot::new(key)), self.told_id, terms, limits)
     }
 
     /// Returns a lease on the same keys under new terms, unless this one has ended.
@@ -239,7 +243,7 @@ impl Lease {
             Keys::Branch(key) => Keys::Branch(key.share()?),
             Keys::Stream(key) => Keys::Stream(key.share()?),
         };
-        Some(Self::with_keys(keys, terms, limits))
+        Some(Self::with_keys(keys, self.told_id, terms, limits))
     }
 
     #[inline]

@@ -117,7 +117,7 @@ impl DekSource {
                         }
                         K::put(cache, &obtained);
                         if obtained.goes_on {
-                            let Lease { id: dek_id, context, .. } = pinned.lease();
+                            let Lease { told_id: dek_id, context, .. } = pinned.lease();
                             self.emit(&Event::Refreshed { dek_id, context });
                         }
                         return Ok(pinned);

@@ -469,7 +469,8 @@ impl DekSource {
         if lease.is_due_to_report_stale(now)
             && let Some(kind) = lease.outage(now)
         {
-            self.emit(&Event::ServedStale { dek_id: &lease.id, context: &lease.context, kind });
+            let (dek_id, context) = (&lease.told_id, &lease.context);
+            self.emit(&Event::ServedStale { dek_id, context, kind });
         }
     }
 

@@ -159,7 +159,8 @@ impl Kind for Reading {
         };
         let unwrapped = {
             let Located { context, id, wrapped_keys } = &located;
-            source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure).await?
+            let unwrapped = source.keks.unwrap_any(bounds, context, id, wrapped_keys, &on_failure);
+            unwrapped.await.map_err(|failure| Failure { key: Some(*id), ..failure })?
         };
         let dek = source.obtained(owned, located, unwrapped)?;
         Ok(Obtained { dek, for_reading_too: None, goes_on: false })
@@ -182,7 +183,8 @@ impl Kind for Reading {
         if source.options.branch.is_some() {
             cache.end_denied(context, Some(id), failure);
         }
-        source.emit(&Event::Denied { dek_id: Some(id), context });
+        let dek_id = Some(failure.key.as_ref().unwrap_or(id));
+        source.emit(&Event::Denied { dek_id, context });
     }
 }
 

@@ -119,7 +119,7 @@ impl DekSource {
             Err(failure) => Err(failure),
         };
         claim.settle(answer.as_ref().map(drop));
-        let Lease { id: dek_id, context, .. } = dek.lease();
+        let Lease { told_id: dek_id, context, .. } = dek.lease();
         match &answer {
             // The call has reported that the same DEK goes on, once for all that waited for it.
             Ok(renewed) if self.options.branch.is_none() && K::goes_on(&dek, renewed) => {}
