@@ -15,9 +15,9 @@ use crate::duration;
 ///
 /// Match on [`kind`](Error::kind), ask [`is_retryable`](Error::is_retryable) before a retry, and
 /// show [`ErrorKind::advice`] to people. The `Display` text is for people and may change. It does
-/// not repeat the text of [`source`](std::error::Error::source). An error never carries key bytes,
-/// plaintext or AAD. A failed authentication does not say which part failed, since that would help
-/// an attacker.
+/// not repeat the text of [`source`](std::error::Error::source): `{error:#}` writes both. An error
+/// never carries key bytes, plaintext or AAD. A failed authentication does not say which part
+/// failed, since that would help an attacker.
 ///
 /// A clone is a pointer: callers that waited for the same response share the same error.
 #[derive(Clone)]
@@ -370,14 +370,19 @@ impl Error {
     }
 }
 
+/// `{:#}` also writes the chain of sources, with a colon before each.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = self.0.kind.text().0;
-        if self.0.detail.is_empty() {
-            f.write_str(what)
-        } else {
-            write!(f, "{what}: {}", Shown(&self.0.detail))
+        f.write_str(self.0.kind.text().0)?;
+        if !self.0.detail.is_empty() {
+            write!(f, ": {}", Shown(&self.0.detail))?;
         }
+        let mut source = std::error::Error::source(self).filter(|_| f.alternate());
+        while let Some(cause) = source {
+            write!(f, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
     }
 }
 
@@ -517,6 +522,22 @@ mod tests {
         let shown = ShownCause::of(&Itself);
         assert_eq!((causes(&shown), shown.to_string().as_str()), (16, "itself\\n"));
         assert_eq!(causes(&ShownCause::of(&Again)), 1);
+    }
+
+    #[test]
+    fn the_alternate_text_has_the_sources_and_the_plain_one_does_not() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Cause(&'static str, #[source] Option<Box<Self>>);
+        let cause = Cause("connect\n", Some(Box::new(Cause("refused", None))));
+        let error = Error::new(ErrorKind::Unavailable, "kms").with_source(cause);
+        assert_eq!(error.to_string(), "key service or store unavailable: kms");
+        assert_eq!(
+            format!("{error:#}"),
+            "key service or store unavailable: kms: connect\\n: refused"
+        );
+        let error = Error::new(ErrorKind::Expired, "");
+        assert_eq!(format!("{error:#}"), error.to_string());
     }
 
     #[test]
