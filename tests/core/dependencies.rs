@@ -40,7 +40,7 @@ impl Workspace {
     fn read() -> Self {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
-            .args(["metadata", "--locked", "--offline", "--all-features", "--format-version", "1"])
+            .args(["metadata", "--locked", "--all-features", "--format-version", "1"])
             .current_dir(waxseal_testing::top())
             .output()
             .unwrap();
