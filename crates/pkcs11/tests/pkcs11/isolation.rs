@@ -243,9 +243,10 @@ fn killed(ground: &Ground) {
         thread::spawn(move || {
             let mut n = 0;
             while !is_over.load(Ordering::SeqCst) {
-                // Now and then a helper lives long enough, however busy the machine is.
+                // Now and then a helper lives long enough, however busy the machine is. So does the
+                // first: the next one may find a damaged token, and then no call works any more.
                 let before = worked.load(Ordering::SeqCst);
-                while n % 4 == 3
+                while n % 4 == 0
                     && worked.load(Ordering::SeqCst) == before
                     && !is_over.load(Ordering::SeqCst)
                 {
