@@ -353,8 +353,8 @@ impl World {
         }
     }
 
-    /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes [1] to [5], [11]
-    /// and [14]: which state fails which operation, and how. [15], the key being updated, is for
+    /// "Key states of AWS KMS keys" in the Guide, "Key state table" and its notes 1 to 5, 11
+    /// and 14: which state fails which operation, and how. Note 15, the key being updated, is for
     /// managing it only.
     pub fn usable(&self, caller: &Caller, operation: &str, key: &Key) -> Result<Usable, KmsError> {
         let invalid = |what: &str| {

@@ -76,7 +76,8 @@ pub fn softhsm() -> PathBuf {
 
 const KRYOPTIC: &str = "1.5.4";
 
-/// The module of kryoptic, built once from crates.io. That takes about a minute and a half.
+/// The module of kryoptic, built once from crates.io. That takes about a minute. It is not optimised:
+/// the cryptography is OpenSSL's.
 pub fn kryoptic() -> PathBuf {
     let home = crate::target_directory().join("kryoptic");
     let _lock = locked("kryoptic.lock");
@@ -112,12 +113,12 @@ pub fn kryoptic() -> PathBuf {
     let text = fs::read_to_string(&manifest).unwrap();
     fs::write(manifest, format!("{text}\n[workspace]\n")).unwrap();
     run(cargo()
-        .args(["build", "--locked", "--release", "--no-default-features"])
+        .args(["--config", "profile.dev.debug=false", "build", "--locked", "--no-default-features"])
         .args(["--features", "minimal,kryoptic-lib/dynamic,ossl/dynamic"])
         .arg("--target-dir")
         .arg(home.canonicalize().unwrap().join("target"))
         .current_dir(&source));
-    let built = home.join("target/release/libkryoptic_pkcs11.so");
+    let built = home.join("target/debug/libkryoptic_pkcs11.so");
     fs::rename(built, &module).unwrap();
     // Only the module is needed from now on.
     let _ = fs::remove_dir_all(home.join("target"));
