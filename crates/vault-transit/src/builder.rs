@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -17,7 +17,7 @@ use crate::client::{ProxyChoice, is_this_machine};
 use crate::endpoints::{is_key, is_path, is_segment};
 use crate::environment;
 use crate::inner::Inner;
-use crate::key::ContextBinding;
+use crate::key::{ContextBinding, Latest};
 use crate::login::VaultAuth;
 use crate::provider::VaultTransitKek;
 use crate::tls::{Client, Roots, TlsSources};
@@ -341,7 +341,7 @@ impl VaultTransitKekBuilder {
             reading: Mutex::default(),
             reading_in_background: Arc::default(),
             in_doubt: AtomicBool::new(false),
-            latest_version: AtomicU32::new(0),
+            latest: Latest::default(),
         })))
     }
 }

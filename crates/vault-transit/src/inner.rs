@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use crate::auth::{Authenticator, Verdict};
 use crate::errors::Failure;
-use crate::key::{ContextBinding, Known};
+use crate::key::{ContextBinding, Known, Latest};
 use crate::transport::{Reply, Transport};
 use waxseal::KekId;
 use waxseal::kek::toolkit::Spawner;
@@ -31,8 +31,7 @@ pub(crate) struct Inner {
     pub(crate) reading_in_background: Arc<AtomicBool>,
     /// A refusal might have come of an outdated idea of the key.
     pub(crate) in_doubt: AtomicBool,
-    /// The highest version seen, in the key or in an answer; 0 before the first.
-    pub(crate) latest_version: AtomicU32,
+    pub(crate) latest: Latest,
 }
 
 /// Tokens that one call is tried with: each was replaced while the call was on its way.

@@ -1,6 +1,7 @@
 //! What is known of a key, and how the encryption context binds under it.
 #![forbid(unsafe_code)]
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Says how the encryption context binds under a key that is not derived. See the table at
@@ -45,4 +46,45 @@ pub(crate) struct Known {
     pub(crate) info: KeyInfo,
     pub(crate) binding: Binding,
     pub(crate) at: Instant,
+}
+
+/// The highest version of the key, as far as anybody said.
+#[derive(Default)]
+pub(crate) struct Latest(Mutex<Said>);
+
+#[derive(Default)]
+struct Said {
+    /// 0 while none is known.
+    version: u32,
+    /// When it was asked for, or else learned.
+    at: Option<Instant>,
+}
+
+impl Latest {
+    /// 0 while none is known.
+    pub(crate) fn version(&self) -> u32 {
+        self.said().version
+    }
+
+    /// A reading of the key that was asked for at this time said so. A late answer does not take
+    /// back what a newer one said: what the version before had wrapped would be current again. A
+    /// newer answer does, since the key may be another one now.
+    pub(crate) fn learn_from_key(&self, version: u32, asked: Instant) {
+        let mut said = self.said();
+        if version > said.version || said.at.is_none_or(|at| at <= asked) {
+            *said = Said { version, at: said.at.max(Some(asked)) };
+        }
+    }
+
+    /// The server wrapped by this version.
+    pub(crate) fn learn_from_answer(&self, version: u32) {
+        let mut said = self.said();
+        if version > said.version {
+            *said = Said { version, at: Some(Instant::now()) };
+        }
+    }
+
+    fn said(&self) -> MutexGuard<'_, Said> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -86,9 +86,12 @@ impl Inner {
             min_decryption_version: key.min_decryption_version,
         };
         let known = Arc::new(Known { info, binding, at });
-        self.latest_version.store(info.latest_version, Ordering::Relaxed);
+        self.latest.learn_from_key(info.latest_version, at);
         self.in_doubt.store(false, Ordering::Relaxed);
-        self.known.store(Some(known.clone()));
+        self.known.rcu(|there| match there {
+            Some(newer) if newer.at > at => Some(newer.clone()),
+            _ => Some(known.clone()),
+        });
         Ok(known)
     }
 

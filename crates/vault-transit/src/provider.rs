@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use zeroize::Zeroizing;
 
@@ -126,7 +125,7 @@ impl KekProvider for VaultTransitKek {
             Some(known) => self.0.look_ahead(&known),
             None => self.0.read_key_in_background(),
         }
-        let latest = self.0.latest_version.load(Ordering::Relaxed);
+        let latest = self.0.latest.version();
         let ciphertext = VaultCiphertext::read(wrapped.wrapped()).filter(|_| latest > 0)?;
         Some(ciphertext.version >= latest)
     }

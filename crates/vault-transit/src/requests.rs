@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use base64ct::{Base64, Encoding};
 use zeroize::Zeroizing;
@@ -157,7 +156,7 @@ impl Inner {
         let bytes = ciphertext.ok_or_else(not_understood)?.as_bytes();
         let version = VaultCiphertext::read(bytes).ok_or_else(not_understood)?.version;
         let wrapped = WrappedDek::new(self.id.clone(), bytes).map_err(|_| not_understood())?;
-        self.latest_version.fetch_max(version, Ordering::Relaxed);
+        self.latest.learn_from_answer(version);
         Ok(wrapped)
     }
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::context;
 use waxseal::kek::KekProvider;
-use waxseal::{Aad, CallPolicy, Envelope};
+use waxseal::{Aad, CallPolicy, Envelope, WrappedDek};
 use waxseal_testing::support;
 use waxseal_vault_transit::{VaultAuth, VaultTransitKek, VaultTransitKekBuilder};
 
@@ -126,6 +126,45 @@ fn kek(port: u16, auth: VaultAuth) -> VaultTransitKek {
         .auth(auth)
         .build()
         .unwrap()
+}
+
+/// The rewrap after a rotation would leave what the version before wrapped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_answer_about_the_key_takes_back_no_rotation() {
+    let (log, reads) = (Arc::new(Log::default()), AtomicUsize::new(0));
+    let (answers, late) = std::sync::mpsc::channel();
+    let late = Mutex::new(late);
+    // The first one is asked before the rotation, and its answer comes after that to the second.
+    let first = move |_: &str, path: &str, _: &str, _: &[(String, String)]| {
+        let version = match path {
+            "/v1/transit/keys/orders" if reads.fetch_add(1, SeqCst) == 0 => {
+                late.lock().unwrap().recv().unwrap();
+                1
+            }
+            "/v1/transit/keys/orders" => 2,
+            _ => return None,
+        };
+        let key = json!({
+            "type": "aes256-gcm96", "derived": true, "latest_version": version, "min_decryption_version": 1,
+        });
+        Some((200, json!({ "data": key }).to_string(), vec![]))
+    };
+    let port = serve("127.0.0.1", log.clone(), Duration::ZERO, Arc::new(first));
+    let kek = kek(port, VaultAuth::token("hvs.token"));
+    let asked = {
+        let kek = kek.clone();
+        tokio::spawn(async move { kek.read_key().await.map(|key| key.latest_version) })
+    };
+    while !log.paths.lock().unwrap().iter().any(|(path, _)| path == "/v1/transit/keys/orders") {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(kek.read_key().await.unwrap().latest_version, 2);
+    let old = format!("vault:v1:{}", "A".repeat(40));
+    let old = WrappedDek::new(kek.id().clone(), old.as_bytes()).unwrap();
+    assert_eq!(kek.is_current(&old), Some(false));
+    answers.send(()).unwrap();
+    assert_eq!(asked.await.unwrap().unwrap(), 1, "it answers for itself");
+    assert_eq!(kek.is_current(&old), Some(false));
 }
 
 /// A login takes longer than a try: 2.5 s with every default.
