@@ -83,7 +83,8 @@ impl Domains {
     /// that answer is: where there is one, use `resolve` and `resolve_for` in each request.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownDomain`], with the nearest name.
+    /// [`ErrorKind::UnknownDomain`], with the nearest name. [`ErrorKind::ShutDown`] after
+    /// [`close`](Self::close).
     pub fn domain(&self, name: &str) -> Result<Domain, Error> {
         let domain = self.configured(name);
         #[cfg(feature = "domains")]
@@ -96,7 +97,8 @@ impl Domains {
     }
 
     pub(super) fn unknown_in_configuration(&self, name: &str) -> Error {
-        unknown("", name, self.0.current.load().domains.keys())
+        let unknown = || unknown("", name, self.0.current.load().domains.keys());
+        self.0.check_open().err().unwrap_or_else(unknown)
     }
 
     /// Returns the envelope of a domain. It serves contexts of [`Domain::context`] and no others.
@@ -130,7 +132,7 @@ impl Domains {
     /// # Errors
     /// [`ErrorKind::UnknownDomain`] for a value that chooses no domain. [`ErrorKind::InvalidContext`]
     /// if that pair is missing, and as [`Domain::context`]. [`ErrorKind::InvalidOption`] without
-    /// `route_by`.
+    /// `route_by`. [`ErrorKind::ShutDown`] after [`close`](Self::close).
     pub fn context<N, V>(
         &self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -139,6 +141,7 @@ impl Domains {
         N: AsRef<str>,
         V: AsRef<str>,
     {
+        self.0.check_open()?;
         let pairs = EncryptionContext::new(pairs)?;
         let set = self.0.current.load();
         let value = set.route_of(&pairs)?;
@@ -160,7 +163,8 @@ impl Domains {
     }
 
     /// Shuts down every domain, as [`Envelope::close`], also those that a reload has ended and
-    /// somebody still holds. No name is known any more, and a reload that runs brings none back.
+    /// somebody still holds. Whoever asks for a domain after that gets [`ErrorKind::ShutDown`], and a
+    /// reload that runs brings none back.
     pub async fn close(&self) {
         self.0.is_closed.store(true, Ordering::SeqCst);
         let all = self.0.take_all();

@@ -90,6 +90,7 @@ impl Domains {
         N: AsRef<str>,
         V: AsRef<str>,
     {
+        self.0.check_open()?;
         let pairs = EncryptionContext::new(pairs)?;
         // The set is held by nobody who waits: it would keep domains alive that a reload ends.
         let chosen = {

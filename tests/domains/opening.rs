@@ -158,7 +158,8 @@ fn closing_ends_every_domain_and_its_branch_keys() {
         assert_eq!(kind(block_on(encrypted)), ErrorKind::ShutDown);
     }
     assert_eq!(branches.statistics().writing_deks, 0);
-    assert_eq!(kind(domains.domain("orders")), ErrorKind::UnknownDomain);
+    assert_eq!(kind(domains.domain("orders")), ErrorKind::ShutDown);
+    assert_eq!(kind(domains.envelope_for(&alice(&all[0]))), ErrorKind::ShutDown);
 }
 
 #[test]

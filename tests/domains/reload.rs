@@ -355,6 +355,12 @@ fn what_was_closed_stays_closed() {
     block_on(service.domains.close());
     assert_eq!(kind(service.reload(BOTH)), ErrorKind::ShutDown);
     assert!(service.domains.all().is_empty());
+    // Not an unknown name, which would be the caller's mistake.
+    assert_eq!(kind(service.domains.envelope("orders")), ErrorKind::ShutDown);
+    assert_eq!(kind(service.domains.context([("product", "shop")])), ErrorKind::ShutDown);
+    let resolved = service.domains.resolve_context([("product", "shop")]);
+    assert_eq!(kind(block_on(resolved)), ErrorKind::ShutDown);
+    assert_eq!(kind(block_on(service.domains.resolve("orders"))), ErrorKind::ShutDown);
 }
 
 #[test]

@@ -109,6 +109,7 @@ impl IntoResponse for Failure {
             ErrorKind::InvalidContext | ErrorKind::InvalidCaller | ErrorKind::UnknownDomain => {
                 StatusCode::BAD_REQUEST
             }
+            ErrorKind::ShutDown => StatusCode::SERVICE_UNAVAILABLE,
             _ if error.is_retryable() => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
