@@ -1,13 +1,13 @@
 //! The implementations of the suites, and the choice of the fastest.
 //!
-//! It knows none of them: whoever chooses brings the stopwatch.
+//! It names no backend: the caller supplies the stopwatch.
 #![forbid(unsafe_code)]
 
 #[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-/// The implementation of the suites. The bytes are the same.
+/// The implementation of the suites. All of them produce the same bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -23,18 +23,18 @@ pub enum Backend {
     /// feature `aws-lc` is on and `ring` is not.
     #[cfg(feature = "aws-lc")]
     AwsLc,
-    /// ring: the fastest on processors with VAES and no AVX-512. It has no block cipher of its own to
-    /// offer, so its XAES-256-GCM is that of RustCrypto. The default if the feature `ring` is on and
+    /// ring: the fastest on processors with VAES and without AVX-512. It exposes no bare block
+    /// cipher, so its XAES-256-GCM is RustCrypto's. The default if the feature `ring` is on and
     /// `aws-lc` is not.
     #[cfg(feature = "ring")]
     Ring,
-    /// Whichever of them is the fastest on this processor, for each suite. The default if both
-    /// `aws-lc` and `ring` are on.
+    /// The fastest of them on this processor, chosen for each suite. The default if both `aws-lc`
+    /// and `ring` are on.
     ///
-    /// The processor is asked once per process, when a suite is used first: by its features, and
-    /// where they do not tell, by a measurement of some ten microseconds. Messages of up to 1 KiB
-    /// are measured by themselves. If they have a fastest backend of their own, each DEK has its
-    /// key in both. [`Backend::chosen`] and [`Backend::chosen_for`] tell what came of it.
+    /// The choice is made once per process, when a suite is first used: from the processor's
+    /// features, or by a measurement of about ten microseconds if they do not decide it. Messages
+    /// of up to 1 KiB are measured separately. If another backend is faster for them, each DEK
+    /// holds its key in both. [`Backend::chosen`] and [`Backend::chosen_for`] return the result.
     Fastest,
 }
 
@@ -48,19 +48,19 @@ impl Default for Backend {
 }
 
 impl Backend {
-    /// Those that may be the fastest, the likelier ones first.
+    /// The candidates for the fastest, likelier ones first.
     const CANDIDATES: &[Self] = &[
         #[cfg(feature = "aws-lc")]
         Self::AwsLc,
         #[cfg(feature = "ring")]
         Self::Ring,
-        // Nowhere faster than one with code in assembler.
+        // Never faster than a backend written in assembler.
         #[cfg(not(any(feature = "aws-lc", feature = "ring")))]
         Self::RustCrypto,
     ];
 
-    /// Returns all backends of this build. [`Backend::Fastest`] is one of them under another name and
-    /// is not listed.
+    /// Returns all backends of this build. [`Backend::Fastest`] stands for one of them and is not
+    /// listed.
     #[must_use]
     pub const fn all() -> &'static [Self] {
         &[
@@ -72,9 +72,9 @@ impl Backend {
         ]
     }
 
-    /// Returns itself, or what [`Backend::Fastest`] is for the suite with this number, for short
-    /// messages or for others. `timer` gives a stopwatch for a backend that makes one run at each
-    /// call, or `None` for a backend that has the suite from another one.
+    /// Returns itself, or for [`Backend::Fastest`] the choice for the suite with this number, for
+    /// short messages or for all others. `timer` returns a stopwatch for a backend, which makes one
+    /// run per call, or `None` for a backend that borrows the suite from another one.
     #[cfg(all(feature = "aws-lc", feature = "ring"))]
     pub(crate) fn settled<T: FnMut() -> Duration>(
         self,
@@ -92,7 +92,7 @@ impl Backend {
         }
     }
 
-    /// With one candidate, nothing has to be measured.
+    /// A single candidate needs no measurement.
     #[cfg(not(all(feature = "aws-lc", feature = "ring")))]
     pub(crate) fn settled<T: FnMut() -> Duration>(
         self,
@@ -107,8 +107,8 @@ impl Backend {
     }
 }
 
-/// What the features of the processor tell of longer messages: where it has VAES and AVX-512,
-/// aws-lc-rs uses both, and ring has no code for them.
+/// Decides by the processor's features for longer messages: with VAES and AVX-512, aws-lc-rs uses
+/// both, and ring has no code for them.
 #[cfg(all(feature = "aws-lc", feature = "ring"))]
 fn is_known(backend: Backend) -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -121,16 +121,16 @@ fn is_known(backend: Backend) -> bool {
     wide && backend == Backend::AwsLc
 }
 
-/// A choice among candidates, made once per process. It has no lock, which a fork could leave locked
-/// in the child. Threads that come at the same time all measure, and agree on what the first of them
-/// found.
+/// A choice among candidates, made once per process. It has no lock, which a fork could leave
+/// locked in the child. Threads that arrive at the same time all measure, and agree on the first
+/// result.
 #[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
 struct Choice(AtomicU8);
 
 #[cfg(any(test, all(feature = "aws-lc", feature = "ring")))]
 impl Choice {
     const OPEN: u8 = u8::MAX;
-    /// So many runs of each candidate. The quickest counts, so one slow moment changes nothing.
+    /// The runs of each candidate. The fastest run counts, so one slow moment changes nothing.
     const RUNS: usize = 32;
 
     const fn open() -> Self {
@@ -154,7 +154,7 @@ impl Choice {
         at(first.map_or_else(|first| first, |_| place)).unwrap_or(Backend::RustCrypto)
     }
 
-    /// The runs of the candidates take turns, so that a slow moment meets all of them.
+    /// The candidates take turns, so that a slow moment affects all of them.
     fn quickest<T: FnMut() -> Duration>(
         candidates: &[Backend],
         timer: impl Fn(Backend) -> Option<T>,

@@ -1,4 +1,4 @@
-//! On whose behalf the library is used, and for what.
+//! The caller on whose behalf the library is used, and the action.
 #![forbid(unsafe_code)]
 
 use std::collections::hash_map::RandomState;
@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 
 use crate::error::{Error, ErrorKind};
 
-/// What a caller wants to do, as policies and observers are told.
+/// What a caller wants to do, as policies and observers see it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -50,10 +50,10 @@ impl fmt::Display for Action {
     }
 }
 
-/// On whose behalf an operation is done: what a [policy](crate::policy) decides about, and what
-/// observers are told.
+/// The caller on whose behalf an operation is done. A [policy](crate::policy) decides about it, and
+/// observers see it.
 ///
-/// The library believes what it is given. Take it from what was authenticated, such as a verified
+/// The library trusts what it is given. Take it from something authenticated, such as a verified
 /// token or a client certificate, and never from a header that anyone can set.
 ///
 /// A caller is immutable, and a clone is a pointer. Make one for each session or user and keep it.
@@ -75,31 +75,31 @@ impl fmt::Display for Action {
 /// # Ok::<(), waxseal::Error>(())
 /// ```
 ///
-/// Debug leaves out the source address, the groups, the values of attributes and the request id.
+/// Debug omits the source address, the groups, the attribute values and the request id.
 #[derive(Clone)]
 pub struct Caller {
     who: Arc<Who>,
     request_id: Option<Arc<str>>,
 }
 
-/// What stays the same from request to request.
+/// The part that stays the same from request to request.
 struct Who {
     parts: Parts,
-    /// Of the parts, keyed per process, so that nobody outside can make two that collide.
+    /// A hash of the parts, keyed per process, so that nobody outside can construct a collision.
     hash: u64,
-    /// About how many bytes the parts take.
+    /// Approximate size of the parts in bytes.
     memory: usize,
 }
 
 #[derive(PartialEq, Eq, Hash, Default)]
 struct Parts {
     service: Option<Box<str>>,
-    /// Ascending, each once.
+    /// Ascending, without duplicates.
     roles: Box<[Box<str>]>,
-    /// Ascending, each once.
+    /// Ascending, without duplicates.
     groups: Box<[Box<str>]>,
     source_address: Option<IpAddr>,
-    /// Ascending by name, each name once.
+    /// Ascending by name, without duplicate names.
     attributes: Box<[(Box<str>, AttributeValue)]>,
 }
 
@@ -133,25 +133,26 @@ impl fmt::Debug for AttributeValue {
 }
 
 impl Caller {
-    /// The most bytes of all texts together.
+    /// The maximum total size of all texts in bytes.
     pub const MAX_BYTES: usize = 64 * 1024;
-    /// The most bytes of one text. The least is 1.
+    /// The maximum size of one text in bytes. The minimum is 1.
     pub const MAX_TEXT_BYTES: usize = 1024;
-    /// The most texts of each kind: roles, groups, attributes, values of one attribute.
+    /// The maximum number of texts of each kind: roles, groups, attributes, values of one
+    /// attribute.
     pub const MAX_TEXTS: usize = 1024;
 
-    /// Returns a builder. Nothing in it has to be set.
+    /// Returns a builder. Every field is optional.
     pub fn builder() -> CallerBuilder {
         CallerBuilder::default()
     }
 
-    /// Returns the same caller in another request. An id of 1 to 1,024 bytes without control
-    /// characters. It goes to the observers, and to the policy, which is then asked anew for each
+    /// Returns the same caller in another request. The id has 1 to 1,024 bytes without control
+    /// characters. Observers and the policy see it. The policy is then asked again for each
     /// request: see
     /// [`PolicyOptions::ignore_request_id`](crate::policy::PolicyOptions::ignore_request_id).
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidCaller`] for another text.
+    /// [`ErrorKind::InvalidCaller`] for any other text.
     pub fn with_request_id(&self, id: impl AsRef<str>) -> Result<Self, Error> {
         let id = id.as_ref();
         check_text("request_id", id)?;
@@ -195,24 +196,24 @@ impl Caller {
         Self { who: self.who.clone(), request_id: None }
     }
 
-    /// Whether both are the same, but perhaps in different requests.
+    /// Whether both are the same caller, ignoring the request id.
     #[inline]
     pub(crate) fn is_who(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.who, &other.who) || self.who.is_equal(&other.who)
     }
 
-    /// A hash that nobody outside of this process can predict.
+    /// Returns a hash that nobody outside this process can predict.
     pub(crate) fn who_hash(&self) -> u64 {
         self.who.hash
     }
 
-    /// About how many bytes of memory it takes.
+    /// Returns the approximate size in bytes.
     pub(crate) fn memory(&self) -> usize {
         self.who.memory.saturating_add(memory_of(self.request_id()))
     }
 }
 
-/// The same fields, and the same request.
+/// Compares all fields, including the request id.
 impl PartialEq for Caller {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
@@ -259,17 +260,17 @@ impl Parts {
     }
 }
 
-/// A pointer with its length, and what an allocation takes at least.
+/// A pointer with its length, and the minimum overhead of an allocation.
 const MEMORY_OF_A_TEXT: usize = 48;
 
-/// About how many bytes of memory these texts take.
+/// Returns the approximate size of these texts in bytes.
 pub(crate) fn memory_of<'t>(texts: impl IntoIterator<Item = &'t str>) -> usize {
     texts.into_iter().map(|text| MEMORY_OF_A_TEXT + text.len()).sum()
 }
 
-/// Collects what is known of a [`Caller`]. Every text has 1 to 1,024 bytes and no control
-/// characters. There are at most 1,024 roles, groups, attributes and values of one attribute, and
-/// at most 64 KiB of all texts together. What is over a bound is not kept, however long it is.
+/// Builds a [`Caller`]. Every text has 1 to 1,024 bytes and no control characters. There are at
+/// most 1,024 roles, groups, attributes and values of one attribute, and at most 64 KiB of text in
+/// total. Input over a limit is not stored, however long it is.
 #[derive(Default)]
 #[must_use = "nothing happens until `build`"]
 pub struct CallerBuilder {
@@ -279,7 +280,7 @@ pub struct CallerBuilder {
     source_address: Option<IpAddr>,
     attributes: Vec<(Box<str>, AttributeValue)>,
     bytes: usize,
-    /// The first thing that is wrong.
+    /// The first error.
     error: Option<Error>,
 }
 
@@ -331,7 +332,7 @@ impl CallerBuilder {
         self
     }
 
-    /// Sets an attribute that is a list.
+    /// Sets an attribute with a list of values.
     pub fn attribute_list<V: AsRef<str>>(
         mut self,
         name: impl AsRef<str>,
@@ -343,7 +344,7 @@ impl CallerBuilder {
         self
     }
 
-    /// Builds it.
+    /// Builds the caller.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidCaller`], naming what is wrong.
@@ -395,7 +396,7 @@ impl CallerBuilder {
         }
     }
 
-    /// Returns the text, unless it or all of them together are too long.
+    /// Returns the text, unless it or the total is too long.
     fn kept(&mut self, what: &str, text: &str) -> Option<Box<str>> {
         let bytes = self.bytes.saturating_add(text.len());
         if let Err(error) = check_text(what, text) {
@@ -422,7 +423,7 @@ impl fmt::Debug for CallerBuilder {
 
 fn check_text(what: &str, text: &str) -> Result<(), Error> {
     let most = Caller::MAX_TEXT_BYTES;
-    // An attribute's name may be long itself.
+    // An attribute's name may itself be long.
     let what = what.get(..what.floor_char_boundary(64)).unwrap_or_default();
     if text.is_empty() || text.len() > most {
         return Err(invalid(format!("{what}: {} bytes, 1 to {most} are allowed", text.len())));

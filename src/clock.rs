@@ -1,4 +1,4 @@
-//! Time for deadlines. A suspended machine and a clock that was set count as elapsed time.
+//! Time for deadlines. Suspension of the machine and changes to the clock count as elapsed time.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -72,14 +72,15 @@ impl Clock {
         }
     }
 
-    /// Whether `deadline` is so far away that nobody needs the exact time to see it. `false` means
-    /// that [`now`](Self::now) has to tell.
+    /// Whether `deadline` is so far away that the exact time does not matter. If `false`,
+    /// [`now`](Self::now) has to decide.
     ///
-    /// It costs a fourth of [`now`](Self::now), and every use of a handle asks. It reads the coarse
-    /// wall clock, which moves with each tick of the kernel (1 to 10 ms), and when a suspended
-    /// machine wakes up. While that stands, what this thread read last still tells the time, to the
-    /// length of a tick. [`ROOM`] covers that and the ticks that a paused processor keeps from the
-    /// others, and after [`REUSES`] uses both clocks are read again in any case.
+    /// It costs a quarter of [`now`](Self::now), and every use of a handle calls it. It reads the
+    /// coarse wall clock, which moves with each tick of the kernel (1 to 10 ms), and when a
+    /// suspended machine wakes up. While the coarse clock has not moved, the last reading of this
+    /// thread is right to within a tick. [`ROOM`] covers that tick and those that a paused
+    /// processor withholds from the others. After [`REUSES`] uses both clocks are read again in any
+    /// case.
     #[inline]
     pub(crate) fn is_well_before(&self, deadline: Moment) -> bool {
         #[cfg(target_os = "linux")]
@@ -91,10 +92,10 @@ impl Clock {
     }
 }
 
-/// A deadline is well ahead if it is further away than this.
+/// A deadline further away than this is far enough.
 #[cfg(target_os = "linux")]
 const ROOM: Duration = Duration::from_secs(1);
-/// How often a thread uses what it read, at most.
+/// The maximum number of times that a thread reuses a reading.
 #[cfg(target_os = "linux")]
 const REUSES: u32 = 32;
 
@@ -150,7 +151,7 @@ fn system() -> Moment {
     Moment { boot, wall: i64::try_from(wall.as_nanos()).unwrap_or(i64::MAX) }
 }
 
-/// A clock that moves only when a test says so. Clones are the same clock.
+/// A clock that tests control. Clones share one clock.
 #[cfg(any(test, feature = "test-util"))]
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock(Arc<[AtomicI64; 2]>);
@@ -168,7 +169,7 @@ impl ManualClock {
         self.move_by([duration, duration]);
     }
 
-    /// Sets the wall clock forward, as after a machine was paused. The clock since boot does not
+    /// Sets the wall clock forward, as after a pause of the machine. The clock since boot does not
     /// move.
     pub fn set_wall_forward(&self, duration: Duration) {
         self.move_by([Duration::ZERO, duration]);
@@ -239,7 +240,8 @@ mod tests {
         assert!(!manual.is_well_before(manual.now().plus(Duration::from_secs(3600))), "exact");
     }
 
-    /// What a thread remembers is not used when it is older than a tick, however rarely it looks.
+    /// A thread's remembered reading is not used once it is older than a tick, however rarely the
+    /// thread looks.
     #[cfg(target_os = "linux")]
     #[test]
     fn a_thread_that_looks_rarely_or_all_the_time_sees_the_deadline_come() {

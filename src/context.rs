@@ -9,14 +9,14 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, ErrorKind};
 
-/// First bytes of an encoded encryption context: `WXC` and the version of the encoding.
+/// The first bytes of an encoded encryption context: `WXC` and the version of the encoding.
 pub(crate) const CONTEXT_MAGIC: [u8; 4] = *b"WXC\x01";
 
 /// Name/value pairs that say what a DEK is for, such as tenant, table and purpose.
 ///
 /// They go to the key service with every wrap and unwrap. AWS KMS logs them **in the clear**, so
 /// put no secrets and no personal data in them. They are bound into every key and partition the DEK
-/// cache. What belongs to a single message, such as a row's primary key, goes into the AAD instead.
+/// cache. Anything specific to one message, such as a row's primary key, goes into the AAD instead.
 ///
 /// A context is immutable. Its canonical bytes and their SHA-256 are computed once, so keep a
 /// context and clone it. A clone is a pointer.
@@ -41,19 +41,19 @@ struct Inner {
 }
 
 impl EncryptionContext {
-    /// The most bytes of the canonical encoding.
+    /// The maximum size of the canonical encoding in bytes.
     pub const MAX_BYTES: usize = 8192;
-    /// The most pairs.
+    /// The maximum number of pairs.
     pub const MAX_PAIRS: usize = 64;
-    /// The most bytes of a name. The least is 1.
+    /// The maximum size of a name in bytes. The minimum is 1.
     pub const MAX_NAME_BYTES: usize = 256;
-    /// The most bytes of a value. The least is 1.
+    /// The maximum size of a value in bytes. The minimum is 1.
     pub const MAX_VALUE_BYTES: usize = 4096;
 
     /// Builds a context from pairs in any order.
     ///
     /// Names and values are UTF-8 without control characters (U+0000 to U+001F, U+007F). They are
-    /// used as given, without Unicode normalisation. Names are unique, also when ASCII case is
+    /// used as given, without Unicode normalisation. Names are unique even if ASCII case is
     /// ignored, and do not start with `waxseal` in any case.
     ///
     /// # Errors
@@ -74,7 +74,8 @@ impl EncryptionContext {
         Self::of_any_names(pairs)
     }
 
-    /// As [`new`](Self::new), for the library's own contexts, which have reserved names.
+    /// Does the same as [`new`](Self::new), for the library's own contexts, which use reserved
+    /// names.
     pub(crate) fn with_reserved_names<N, V>(
         pairs: impl IntoIterator<Item = (N, V)>,
     ) -> Result<Self, Error>
@@ -112,7 +113,7 @@ impl EncryptionContext {
         Self::from_sorted(owned.into_boxed_slice())
     }
 
-    /// Returns the context without pairs. It has canonical bytes of its own.
+    /// Returns the context without pairs. It has canonical bytes too.
     #[must_use]
     pub fn empty() -> Self {
         let bytes: Box<[u8]> = Box::new([
@@ -177,7 +178,7 @@ impl EncryptionContext {
         self.0.pairs.is_empty()
     }
 
-    /// Returns the names that only the library's own contexts may have.
+    /// Returns the pair names that are reserved for the library's own contexts.
     pub(crate) fn reserved_names(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|(name, _)| name).filter(|name| is_reserved(name))
     }

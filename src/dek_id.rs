@@ -14,7 +14,7 @@ use crate::hex;
 pub struct DekId([u8; 32]);
 
 impl DekId {
-    /// Makes the id from its bytes, as they are in a header.
+    /// Makes the id from its bytes in a header.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

@@ -1,7 +1,7 @@
 //! Durations as people write them in configuration: a number and its unit, `"300s"`, `"5m"`,
 //! `"1h30m"`, `"250ms"`.
 //!
-//! With the feature `serde`, for `#[serde(with = "...")]` on an `Option<Duration>`. A number
+//! With the feature `serde`, use it by `#[serde(with = "...")]` on an `Option<Duration>`. A number
 //! without a unit is refused, since it could mean seconds or milliseconds. This is stricter than
 //! the crate humantime, which reads `"1 5s"` as 15 seconds and `"5M"` as five months.
 #![forbid(unsafe_code)]
@@ -11,7 +11,7 @@ use std::time::Duration;
 #[cfg(feature = "serde")]
 pub use text::{deserialize, serialize};
 
-/// The units, longest first. Each has the names that are read, the first of which is written.
+/// The units, longest first. The first name of each is written, and all are read.
 const UNITS: [(u64, &[&str]); 7] = [
     (86_400_000_000_000, &["d", "day", "days"]),
     (3_600_000_000_000, &["h", "hr", "hrs", "hour", "hours"]),
@@ -28,8 +28,8 @@ pub const EXPECTED: &str =
 
 /// Reads a duration. Returns `None` for anything ambiguous.
 ///
-/// Numbers with units, each unit once, longer ones first. Spaces may separate them. The last number
-/// may have a decimal fraction if it is a whole number of nanoseconds.
+/// It takes numbers with units, each unit once, longer ones first. Spaces may separate them. The
+/// last number may have a decimal fraction if it is a whole number of nanoseconds.
 #[must_use]
 pub fn read(text: &str) -> Option<Duration> {
     let mut rest = text.trim_matches(' ');
@@ -97,7 +97,7 @@ mod text {
 
     use super::{EXPECTED, read, write};
 
-    /// Writes a duration with its largest unit that leaves no fraction.
+    /// Writes a duration in the largest unit that leaves no fraction.
     ///
     /// # Errors
     /// Errors of the serializer.
@@ -145,7 +145,7 @@ mod text {
             deserializer.deserialize_str(Text).map(Some)
         }
 
-        /// From a format that does not mark optional values.
+        /// For a format that does not mark optional values.
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
             Text.visit_str(text).map(Some)
         }

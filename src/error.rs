@@ -11,7 +11,7 @@ use strsim::levenshtein;
 
 use crate::duration;
 
-/// Says what went wrong.
+/// Describes what went wrong.
 ///
 /// Match on [`kind`](Error::kind), ask [`is_retryable`](Error::is_retryable) before a retry, and
 /// show [`ErrorKind::advice`] to people. The `Display` text is for people and may change. It does
@@ -30,9 +30,9 @@ struct Inner {
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
     shown_cause: Option<Arc<ShownCause>>,
-    /// Of a policy's denial.
+    /// The reasons of a policy's denial.
     reasons: Option<Arc<[Box<str>]>>,
-    /// Of a call for many.
+    /// The failed item of a call for many.
     item: Option<usize>,
 }
 
@@ -135,7 +135,7 @@ impl ErrorKind {
         }
     }
 
-    /// Returns what to do about it, in a few words for people.
+    /// Returns a short piece of advice for people.
     ///
     /// ```
     /// assert_eq!(waxseal::ErrorKind::Throttled.advice(), "retry after a longer delay, or raise the quota");
@@ -145,7 +145,7 @@ impl ErrorKind {
         self.text().1
     }
 
-    /// Returns what happened, and what to do about it.
+    /// Returns what happened and the advice.
     fn text(self) -> (&'static str, &'static str) {
         match self {
             Self::NotSealed => ("not a sealed value", "check where the bytes come from"),
@@ -223,7 +223,7 @@ impl ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether the key service could not be reached, or is throttling.
+    /// Whether the key service is unreachable or throttling.
     pub(crate) fn is_outage(self) -> bool {
         matches!(self, Self::Unavailable | Self::Throttled)
     }
@@ -236,13 +236,13 @@ impl fmt::Display for ErrorKind {
 }
 
 impl Error {
-    /// Makes an error of this kind. The detail names what is wrong and contains no secret.
+    /// Makes an error of this kind. The detail says what is wrong and contains no secret.
     pub fn new(kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
         let (cause, shown_cause, reasons, item) = (None, None, None, None);
         Self(Arc::new(Inner { kind, detail: detail.into(), cause, shown_cause, reasons, item }))
     }
 
-    /// The error of a denial by a policy. The reasons are in its text too.
+    /// Returns the error of a denial by a policy. Its text includes the reasons.
     pub(crate) fn policy_denied(what: &str, reasons: Arc<[Box<str>]>) -> Self {
         let detail = match &*reasons {
             [] => format!("{what}: the policy gave no reason"),
@@ -259,39 +259,39 @@ impl Error {
         self.with_cause(Arc::from(source.into()))
     }
 
-    /// As [`with_source`](Self::with_source), for a cause that others have too.
+    /// Adds a cause that other errors share: see [`with_source`](Self::with_source).
     pub(crate) fn with_cause(self, cause: Arc<dyn std::error::Error + Send + Sync>) -> Self {
         let shown_cause = Some(Arc::new(ShownCause::of(&*cause)));
         self.with(|inner| (inner.cause, inner.shown_cause) = (Some(cause), shown_cause))
     }
 
-    /// Changes it. Others may hold this error: then the new one has a copy of its parts.
+    /// Changes it. If others hold this error, the new one has a copy of its parts.
     fn with(self, change: impl FnOnce(&mut Inner)) -> Self {
         let mut inner = Arc::unwrap_or_clone(self.0);
         change(&mut inner);
         Self(Arc::new(inner))
     }
 
-    /// Returns the cause itself, to be downcast.
+    /// Returns the cause itself, for downcasting.
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.0.cause.as_deref()
     }
 
-    /// The operating system's random number generator failed. This is not a `From` of the generator
+    /// Returns the error of a failed random number generator. It is not a `From` of the generator
     /// crate's error, whose version would then be part of the public interface.
     pub(crate) fn randomness(source: getrandom::Error) -> Self {
         Self::new(ErrorKind::Randomness, "").with_source(source)
     }
 
-    /// There is no memory for a result, or no buffer can have it: on 32 bits what it is made of may
+    /// Returns the error for a result that no memory or buffer can hold: on 32 bits its input may
     /// fill half of the address space.
     pub(crate) fn no_memory(_: TryReserveError) -> Self {
         Self::new(ErrorKind::TooLarge, "no memory for the result in one buffer")
     }
 
-    /// The same answer of a key service, for callers that get it without another call. An error
-    /// without a detail says nothing more here either.
+    /// Returns the remembered answer of a key service, for callers that get it without another
+    /// call. An error without a detail stays without one.
     pub(crate) fn remembered(&self, ttl: Duration) -> Self {
         if self.0.detail.is_empty() {
             return self.clone();
@@ -302,7 +302,7 @@ impl Error {
         })
     }
 
-    /// The same error, with the place that it is about before its detail.
+    /// Returns the same error, with a location before its detail.
     pub(crate) fn at(&self, place: impl fmt::Display) -> Self {
         self.clone().with(|Inner { detail, .. }| {
             *detail = match &**detail {
@@ -312,27 +312,27 @@ impl Error {
         })
     }
 
-    /// The same error, of one item of a call for many.
+    /// Returns the same error, for one item of a call for many.
     #[cold]
     pub(crate) fn of_item(&self, index: usize) -> Self {
         self.at(format_args!("item {index}")).with(|inner| inner.item = Some(index))
     }
 
-    /// Returns which item of a call for many failed, such as
-    /// [`decrypt_many`](crate::Envelope::decrypt_many). The first one is 0. `None` if the failure is
-    /// not about one item, and for other calls.
+    /// Returns the index of the item that failed in a call for many, such as
+    /// [`decrypt_many`](crate::Envelope::decrypt_many). The first one is 0. `None` if the failure
+    /// is not about one item, and for other calls.
     #[must_use]
     pub fn item(&self) -> Option<usize> {
         self.0.item
     }
 
-    /// The error of every failed authentication. It has no detail, whatever the cause.
+    /// Returns the error of every failed authentication. It has no detail, whatever the cause.
     pub(crate) fn invalid() -> Self {
         Self::new(ErrorKind::Invalid, "")
     }
 
-    /// Returns the library's own error of a failed read or write, if it is one. An error of the inner
-    /// reader or writer is none.
+    /// Returns the library's own error in a failed read or write, if it is one. Returns `None` for
+    /// an error of the inner reader or writer.
     ///
     /// ```
     /// use waxseal::{Error, ErrorKind};
@@ -351,14 +351,14 @@ impl Error {
         self.0.kind
     }
 
-    /// Returns the reasons of a policy's denial, as the policy gave them. They may quote anything:
-    /// show the error itself to people, which escapes them. Empty for every other kind.
+    /// Returns the reasons that the policy gave for a denial. They may contain any text: show the
+    /// error itself to people, which escapes them. Empty for every other kind.
     #[must_use]
     pub fn reasons(&self) -> &[Box<str>] {
         self.0.reasons.as_deref().unwrap_or_default()
     }
 
-    /// The text that names what is wrong, without what the kind says.
+    /// Returns the detail, without the text of the kind.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail
     }
@@ -396,7 +396,7 @@ impl fmt::Debug for Error {
     }
 }
 
-/// For readers and writers of streams. [`Error::of_io`] finds it again.
+/// For readers and writers of streams. [`Error::of_io`] recovers it.
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         use std::io::ErrorKind as Kind;
@@ -422,9 +422,9 @@ impl std::error::Error for Error {
     }
 }
 
-/// Returns the known name that a mistyped one most likely stands for.
+/// Returns the known name that is closest to a mistyped one.
 pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
-    // Short names are near to each other, and long ones are no typing errors.
+    // Short names are all close to each other, and long ones rarely have that many typing errors.
     if !(2..=128).contains(&name.len()) {
         return None;
     }
@@ -432,10 +432,10 @@ pub(crate) fn nearest<'k>(name: &str, known: impl IntoIterator<Item = &'k str>) 
     distances.min().filter(|(distance, _)| *distance <= 2).map(|(_, known)| known)
 }
 
-/// Text that may come from a message or from a server, as it is shown to people. Control
-/// characters, line and paragraph separators, and all else that is invisible or changes the
-/// direction of text are escaped. So it cannot begin a line of a log, move a cursor, or appear as
-/// other text. Showing it twice gives the same text.
+/// Text from a message or a server, escaped for display. Control characters, line and paragraph
+/// separators, and everything else that is invisible or changes the direction of text are escaped.
+/// So it cannot begin a line of a log, move a cursor, or look like other text. Escaping twice gives
+/// the same text.
 pub(crate) struct Shown<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Shown<'_> {
@@ -449,7 +449,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// A foreign error and its causes, as [`Shown`], since their texts may quote anything.
+/// A foreign error and its causes, shown as [`Shown`], since their texts may contain anything.
 pub(crate) struct ShownCause {
     text: String,
     debug: String,
@@ -474,7 +474,7 @@ impl ShownCause {
     }
 }
 
-/// More causes are not shown: an error may be its own cause.
+/// The maximum number of causes shown: an error may be its own cause.
 const MOST_CAUSES: usize = 16;
 
 impl fmt::Display for ShownCause {

@@ -8,7 +8,8 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xF)]).collect()
 }
 
-/// Reads what [`encode`] writes of `N` bytes. `None` for anything else, upper-case digits too.
+/// Reads what [`encode`] writes of `N` bytes. Returns `None` for anything else, including
+/// upper-case digits.
 pub(crate) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     (text.len() == 2 * N).then(|| decode_all(text)?.try_into().ok())?
 }

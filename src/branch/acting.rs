@@ -8,15 +8,15 @@ use crate::error::Error;
 use crate::store::{Erasure, RewrapOptions, RewrapProgress};
 
 impl BranchKek {
-    /// Returns a view that acts on behalf of `caller`, whom the
-    /// [policy](super::BranchKekBuilder::policy) and the observers see. As
+    /// Returns a view that acts on behalf of `caller`, which the
+    /// [policy](super::BranchKekBuilder::policy) and the observers see. It works like
     /// [`Envelope::acting_for`](crate::Envelope::acting_for).
     #[must_use]
     pub fn acting_for<'k>(&'k self, caller: &'k Caller) -> ActingFor<'k> {
         ActingFor { kek: self, caller }
     }
 
-    /// Whether an operation may be done.
+    /// Checks whether the policy allows an operation.
     pub(super) async fn permit(
         &self,
         operation: Action,
@@ -38,10 +38,10 @@ pub struct ActingFor<'k> {
 }
 
 impl ActingFor<'_> {
-    /// As [`BranchKek::erase`].
+    /// Does the same as [`BranchKek::erase`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`BranchKek::erase`].
     pub async fn erase<N, V>(
         self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -53,10 +53,10 @@ impl ActingFor<'_> {
         self.kek.erase_for(Some(self.caller), EncryptionContext::new(pairs)?).await
     }
 
-    /// As [`BranchKek::rewrap_branch_keys`].
+    /// Does the same as [`BranchKek::rewrap_branch_keys`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`BranchKek::rewrap_branch_keys`].
     pub async fn rewrap_branch_keys(
         self,
         options: RewrapOptions,

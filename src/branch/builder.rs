@@ -24,7 +24,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DEFAULT_PERIOD: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const MIN_PERIOD: Duration = Duration::from_secs(60);
 const MAX_PERIOD: Duration = Duration::from_secs(3 * 366 * 24 * 60 * 60);
-/// So that `branch:NAME` is a KEK id and the name a value of an encryption context.
+/// Keeps `branch:NAME` a valid KEK id, and the name a valid value of an encryption context.
 const MAX_NAME: usize = KekId::MAX_LEN - BRANCH_ID_PREFIX.len();
 
 /// Configures a [`BranchKek`]. The [`name`](Self::name) is needed, and one of
@@ -55,37 +55,37 @@ impl BranchKekBuilder {
         }
     }
 
-    /// Adds another root that wraps every new branch key, and unwraps. As
+    /// Adds another root, which wraps every new branch key and also unwraps. It works like
     /// [`EnvelopeBuilder::wrap_with`](crate::EnvelopeBuilder::wrap_with).
     pub fn wrap_with(mut self, root: impl KekProvider + 'static) -> Self {
         self.source.wrap_with.push(Arc::new(root));
         self
     }
 
-    /// Adds a root that only unwraps: an old one, until
-    /// [`rewrap_branch_keys`](BranchKek::rewrap_branch_keys) is done.
+    /// Adds a root that only unwraps, such as an old one until
+    /// [`rewrap_branch_keys`](BranchKek::rewrap_branch_keys) has finished.
     pub fn unwrap_with(mut self, root: impl KekProvider + 'static) -> Self {
         self.source.unwrap_with.push(Arc::new(root));
         self
     }
 
-    /// Sets the branch's name, which stands in every message as the KEK id `branch:NAME`: 1 to 505
-    /// bytes without control characters. Keep it short.
+    /// Sets the branch's name. It appears in every message as the KEK id `branch:NAME`, and has 1
+    /// to 505 bytes without control characters. Keep it short.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Sets the names of the context's pairs by which branches differ. Each combination of their
-    /// values has branch keys of its own, and can be erased alone. Every context must have these
-    /// pairs. By default none: there is one branch.
+    /// Sets the names of the context pairs that distinguish branches. Each combination of their
+    /// values has separate branch keys and can be erased separately. Every context must have these
+    /// pairs. By default there are none, and so there is one branch.
     pub fn per<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.per = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets how long one branch key makes new DEKs: 1 minute to 3 years, by default 30 days. Reading
-    /// costs one call for each branch and period.
+    /// Sets how long one branch key makes new DEKs: 1 minute to 3 years, by default 30 days.
+    /// Reading costs one call per branch and period.
     pub fn period(mut self, period: Duration) -> Self {
         self.period = period;
         self
@@ -97,23 +97,23 @@ impl BranchKekBuilder {
         self
     }
 
-    /// Puts the wrapped branch key into every message, for those who have no store. Messages are
-    /// larger, each process makes its own branch keys, so that reading costs more calls, and a
-    /// branch cannot be erased.
+    /// Puts the wrapped branch key into every message, so no store is needed. Messages are larger.
+    /// Each process makes its own branch keys, so reading costs more calls. A branch cannot be
+    /// erased.
     pub fn self_contained(mut self) -> Self {
         self.self_contained = true;
         self
     }
 
-    /// Sets how long a branch key is cached, and how many are. What came through a branch key ends
-    /// no later than it does. `max_messages`, `max_bytes`, `max_uses` and `rotate_after` do not
-    /// concern branch keys.
+    /// Sets how long branch keys are cached, and how many. A DEK derived from a branch key ends no
+    /// later than the branch key. `max_messages`, `max_bytes`, `max_uses` and `rotate_after` do not
+    /// apply to branch keys.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.source.limits = limits;
         self
     }
 
-    /// Sets where branch keys are made. As
+    /// Sets where branch keys are made: see
     /// [`EnvelopeBuilder::dek_origin`](crate::EnvelopeBuilder::dek_origin).
     pub fn origin(mut self, origin: DekOrigin) -> Self {
         self.source.dek_origin = origin;
@@ -126,7 +126,7 @@ impl BranchKekBuilder {
         self
     }
 
-    /// Sets the runtime. As [`EnvelopeBuilder::runtime`](crate::EnvelopeBuilder::runtime).
+    /// Sets the runtime: see [`EnvelopeBuilder::runtime`](crate::EnvelopeBuilder::runtime).
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
         self.source.runtime = Some(Arc::new(runtime));
         self
@@ -144,7 +144,7 @@ impl BranchKekBuilder {
         self
     }
 
-    /// Sets how many calls are made to the key store. As
+    /// Sets how many calls are made to the key store: see
     /// [`EnvelopeBuilder::store_call_budget`](crate::EnvelopeBuilder::store_call_budget).
     pub fn store_call_budget(mut self, budget: CallBudget) -> Self {
         self.source.store_call_budget = Some(budget);
@@ -152,21 +152,22 @@ impl BranchKekBuilder {
     }
 
     /// Sets the policy, which is asked before keys are [erased](BranchKek::erase) and
-    /// [rewrapped](BranchKek::rewrap_branch_keys). It does not concern the envelopes that use the
-    /// branch keys: they have [their own](crate::EnvelopeBuilder::policy), which may be the same.
+    /// [rewrapped](BranchKek::rewrap_branch_keys). It does not apply to the envelopes that use the
+    /// branch keys. They have [their own policy](crate::EnvelopeBuilder::policy), which may be the
+    /// same one.
     pub fn policy(mut self, policy: impl Policy + 'static, options: PolicyOptions) -> Self {
         self.policy = Some((Arc::new(policy), options));
         self
     }
 
-    /// Adds an observer of branch keys. They are reported as DEKs are, with the context of the
-    /// branch, which has the pair `waxseal:branch`.
+    /// Adds an observer of branch keys. Events report them like DEKs, with the branch's context,
+    /// which has the pair `waxseal:branch`.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.source.observers.push(Box::new(observer));
         self
     }
 
-    /// Sets a clock that a test moves.
+    /// Sets a clock that tests control.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.source.clock = Clock::Manual(clock);
@@ -178,13 +179,13 @@ impl BranchKekBuilder {
         self
     }
 
-    /// Has branch keys belong to a data domain.
+    /// Assigns the branch keys to a data domain.
     pub(crate) fn domain(mut self, name: &str) -> Self {
         self.domain = Some(name.into());
         self
     }
 
-    /// Builds it. Makes no call.
+    /// Builds it. It makes no call.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`], naming the option.
@@ -197,7 +198,7 @@ impl BranchKekBuilder {
         }
         per.sort();
         per.dedup();
-        // As a context would be checked, with the name as a value like any other.
+        // Checked like a context, with the name as an ordinary value.
         let named = |what: &str, error: Error| {
             Error::new(ErrorKind::InvalidOption, format!("{what}: {error}"))
         };
@@ -221,7 +222,7 @@ impl BranchKekBuilder {
         }
         let mut roots = source.wrap_with.iter().chain(&source.unwrap_with);
         if let Some(root) = roots.find(|root| root.derives_deks()) {
-            let detail = format!("{}: a root wraps keys, and this one derives them", root.id());
+            let detail = format!("{}: a root must wrap keys, but this one derives them", root.id());
             return Err(invalid(detail));
         }
         let id = KekId::new(format!("{BRANCH_ID_PREFIX}{name}"))?;

@@ -10,15 +10,15 @@ const DERIVED: u8 = 1;
 const WRAPPED: u8 = 2;
 const SELF_CONTAINED: u8 = 3;
 
-/// How a DEK follows from a branch key.
+/// How a DEK is derived from a branch key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Form {
     Derived(BranchSalt),
     Wrapped(BranchWrapped),
 }
 
-/// An entry: which branch key, how the DEK follows from it, and the branch key's row if it is not in
-/// a store.
+/// An entry: the id of the branch key, how the DEK is derived from it, and the branch key's row if
+/// no store holds it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct BranchEntry {
     pub(super) row_id: RowId,
@@ -27,7 +27,7 @@ pub(super) struct BranchEntry {
 }
 
 impl BranchEntry {
-    /// Returns `None` for anything but what [`to_bytes`](Self::to_bytes) writes.
+    /// Reads what [`to_bytes`](Self::to_bytes) writes. Returns `None` for anything else.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         let (kind, row) = match reader.u8()? {

@@ -9,14 +9,14 @@ use crate::format::{KeyKind, KeyRow};
 use crate::store::{RewrapOptions, RewrapProgress};
 
 impl BranchKek {
-    /// Rewraps every branch key of this name in the store by the current versions of the root KEKs,
-    /// and by no other KEK. No message changes, and none needs to. After it, a retired root can be
+    /// Rewraps every branch key of this name in the store under the current versions of the root
+    /// KEKs, and under no other KEK. Messages do not change. Afterwards a retired root can be
     /// disabled: see docs/key-stores.md, "Rotation day".
     ///
-    /// It reads the store page by page and calls `progress` after each. Where a root has batches, one
-    /// call rewraps many keys. Each new entry is unwrapped and checked before the old one goes, and a
-    /// row is replaced only if nobody changed it meanwhile. A walk that stops can
-    /// [go on](RewrapOptions::after), and a repetition does what is left.
+    /// It reads the store page by page and calls `progress` after each page. If a root has batches,
+    /// one call rewraps many keys. Each new entry is unwrapped and checked before the old one is
+    /// dropped, and a row is replaced only if nobody else changed it meanwhile. An interrupted run
+    /// can [resume](RewrapOptions::after), and running it again does what is left.
     ///
     /// ```
     /// # use waxseal::{branch::BranchKek, store::MemoryStore, kek::local::LocalKek};
@@ -32,8 +32,8 @@ impl BranchKek {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) without a store. The first
-    /// outage of the store or of a root, and a shut-down: the last progress says where to go on. Look
-    /// at [`RewrapProgress::failed`] too.
+    /// outage of the store or of a root, and a shut-down, end the run: the last progress says where
+    /// to resume. Check [`RewrapProgress::failed`] too.
     pub async fn rewrap_branch_keys(
         &self,
         options: RewrapOptions,
@@ -42,7 +42,7 @@ impl BranchKek {
         self.rewrap_branch_keys_for(None, options, progress).await
     }
 
-    /// The policy is asked once, with the empty context.
+    /// Asks the policy once, with the empty context.
     pub(super) async fn rewrap_branch_keys_for(
         &self,
         caller: Option<&Caller>,

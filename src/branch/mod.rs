@@ -1,5 +1,5 @@
-//! Branch keys: a layer between the KEKs and the DEKs that makes history readable without a call
-//! for each DEK.
+//! Branch keys: a layer between the KEKs and the DEKs that makes old data readable without one call
+//! per DEK.
 //!
 //! ```text
 //!   Envelope ──► BranchKek ──► branch key, cached ──► DEK (derived, no call)
@@ -10,13 +10,13 @@
 //!
 //! A [`BranchKek`] is a [`KekProvider`] over other providers, the *roots*.
 //! It holds one secret per branch and period, a *branch key*, which the roots wrap and a
-//! [`KeyStore`] keeps for all processes. DEKs are derived from it. So
-//! reading the rows of a month, whoever wrote them, costs one call for each branch and period.
-//! A rotation of a root rewraps some branch keys and no message. Erasing a branch makes everything
-//! under it unreadable.
+//! It holds one secret per branch and period, a *branch key*. The roots wrap it, a [`KeyStore`]
+//! keeps it for all processes, and DEKs are derived from it. Reading the rows of a month costs one
+//! call per branch and period, whichever process wrote them. Rotating a root rewraps some branch
+//! keys and no message. Erasing a branch makes everything under it unreadable.
 //!
-//! A branch key in memory is treated as a DEK is: protected, renewed ahead, served stale only in an
-//! outage, and wiped on time. Whatever came through it ends with it.
+//! A branch key in memory is treated like a DEK: it is protected, renewed ahead of time, served
+//! stale only in an outage, and wiped on time. Every DEK derived from it ends with it.
 #![forbid(unsafe_code)]
 
 mod acting;
@@ -42,7 +42,7 @@ use crate::store::{Erasure, KeyStore};
 use crate::suite::Backend;
 use crate::sync::Arc;
 
-/// The reserved name of the pair that names the branch.
+/// The reserved name of the context pair that names the branch.
 pub(crate) const BRANCH: &str = "waxseal:branch";
 
 /// A [`KekProvider`] that derives DEKs from branch keys. See the [module](self).
@@ -100,21 +100,20 @@ impl BranchKek {
         &self.0.name
     }
 
-    /// Erases a branch: every key of it in the store, of every period, becomes a tombstone. What was
-    /// encrypted under them cannot be read any more by anyone who asks the store. `pairs` are the
-    /// pairs that the branches are [per](BranchKekBuilder::per), no more and no fewer.
+    /// Erases a branch: every key of it in the store, of every period, becomes a tombstone. What
+    /// was encrypted under them can no longer be read by anyone who asks the store. `pairs` are
+    /// exactly the pairs that the branches are [per](BranchKekBuilder::per).
     ///
     /// In this process their DEKs and handles end before the call returns. Other processes notice
-    /// when they renew their branch key, within its `max_age`. **What they encrypt until then is lost
-    /// too**, so stop writing for the branch first. A later write begins a new branch key. A backup
-    /// of the store keeps what it has: see docs/key-stores.md.
+    /// when they renew their branch key, within its `max_age`. **What they encrypt until then is
+    /// lost too**, so stop writing for the branch first. A later write starts a new branch key. A
+    /// backup of the store keeps its rows: see docs/key-stores.md.
     ///
-    /// If it fails, some keys may be erased and others not. Repeat it: it is complete when it
-    /// returns `Ok`.
+    /// If it fails, some keys may be erased and others not. Repeat it until it returns `Ok`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidContext`] for other pairs, [`ErrorKind::InvalidOption`] without a store,
-    /// [`ErrorKind::PolicyDenied`], and those of the store.
+    /// [`ErrorKind::PolicyDenied`], and the errors of the store.
     pub async fn erase<N, V>(
         &self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -134,7 +133,7 @@ impl BranchKek {
         self.permit(Action::Erase, &pairs, caller).await?;
         let extra = pairs.iter().find(|(name, _)| !self.0.per.iter().any(|per| **per == **name));
         if let Some((name, _)) = extra {
-            let detail = format!("{}: branches are not per {name:?}", self.0.id);
+            let detail = format!("{}: {name:?} does not distinguish branches", self.0.id);
             return Err(Error::new(ErrorKind::InvalidContext, detail));
         }
         let branch = self.branch_with(&pairs)?;
@@ -142,7 +141,7 @@ impl BranchKek {
     }
 
     /// Stops using a root KEK in this process, at once. Every branch key that it unwrapped ends,
-    /// with everything that came through it, in every envelope. The provider's own id stands for
+    /// along with every DEK derived from it, in every envelope. The provider's own id stands for
     /// all roots. See [`Envelope::revoke_kek`](crate::Envelope::revoke_kek).
     pub fn revoke_kek(&self, kek_id: &KekId) {
         self.roots_of(kek_id).for_each(|root| self.0.source.revoke_kek(root));
@@ -153,15 +152,15 @@ impl BranchKek {
         self.roots_of(kek_id).for_each(|root| self.0.source.reinstate_kek(root));
     }
 
-    /// The KEK itself, or all roots if it is this provider.
+    /// Returns the KEK itself, or all roots if it is this provider.
     fn roots_of<'k>(&'k self, kek_id: &'k KekId) -> impl Iterator<Item = &'k KekId> {
         let is_own = *kek_id == self.0.id;
         let roots = self.0.source.keks().reading.iter().map(|root| root.id());
         roots.filter(move |_| is_own).chain((!is_own).then_some(kek_id))
     }
 
-    /// Wipes every branch key, with everything that came through it, and forgets the decisions of the
-    /// policy. The next call asks the root KEKs.
+    /// Wipes every branch key and every DEK derived from them, and forgets the policy's decisions.
+    /// The next call asks the root KEKs.
     pub fn evict_all(&self) {
         if let Some(guard) = &self.0.guard {
             guard.forget();
@@ -170,7 +169,7 @@ impl BranchKek {
     }
 
     /// Returns how often branch keys were cached, how many are cached now, and the number of calls
-    /// to the root KEKs. They are counted as DEKs.
+    /// to the root KEKs. Branch keys are counted like DEKs.
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         self.0.source.statistics()
@@ -188,8 +187,8 @@ impl BranchKek {
         self.branch_with(context)
     }
 
-    /// Returns the context of the branch with these pairs. It names the domain, so branch keys of
-    /// two domains differ that have one name, one store and one root.
+    /// Returns the context of the branch with these pairs. It names the domain, so that two domains
+    /// with the same name, store and root have different branch keys.
     fn branch_with(&self, context: &EncryptionContext) -> Result<EncryptionContext, Error> {
         let Inner { id, name, per, domain, .. } = &*self.0;
         let mut pairs = vec![(BRANCH, &**name)];
@@ -197,7 +196,7 @@ impl BranchKek {
         for name in per {
             let value = context.get(name).ok_or_else(|| {
                 let detail = format!(
-                    "{id}: the encryption context has no pair {name:?}, by which branches differ"
+                    "{id}: the encryption context has no pair {name:?}, which distinguishes branches"
                 );
                 Error::new(ErrorKind::InvalidContext, detail)
             })?;
@@ -211,12 +210,12 @@ impl BranchKek {
         self.0.source.shut_down();
     }
 
-    /// The same, and leaves it to a shut-down to tell observers.
+    /// Does the same, but lets a later shut-down notify observers.
     pub(crate) fn stop(&self) {
         self.0.source.stop();
     }
 
-    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    /// Does the same as [`shut_down`](Self::shut_down), without waiting for observers.
     pub(crate) fn shut_down_later(&self) {
         self.0.source.shut_down_later();
     }

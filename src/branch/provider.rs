@@ -18,7 +18,7 @@ use crate::store::RowId;
 use crate::suite::{BranchKey, DekId, Suite};
 use crate::sync::Arc;
 
-/// How often a branch key is obtained again that was taken away between look-up and use.
+/// How often a branch key is obtained again if it was removed between look-up and use.
 const ATTEMPTS: usize = 3;
 
 /// The branch key that an entry names.
@@ -41,12 +41,12 @@ impl Named<'_> {
     }
 }
 
-/// What is done with a branch key.
+/// An operation that uses a branch key.
 type Work<'w, R> = &'w (dyn Fn(&BranchKey) -> Result<R, Error> + Sync);
 
 impl BranchKek {
-    /// Runs `work` with the branch key that makes new DEKs for `branch`. Returns its row too if it
-    /// is in no store.
+    /// Runs `work` with the branch key that makes new DEKs for `branch`. Also returns its row if no
+    /// store holds it.
     async fn with_current<R: Send>(
         &self,
         branch: &EncryptionContext,
@@ -66,7 +66,7 @@ impl BranchKek {
                 }
             };
             let done = held.lease.with_branch_key(work);
-            // Whoever depends on it holds it, pinned or not: its end ends them.
+            // Every dependent DEK holds it, pinned or not, and ends when it ends.
             let parent = Arc::new(LeaseParent::of_branch(held.into_dek(), &inner.id));
             if let Some(done) = unless_taken_away(done)? {
                 return Ok((done, row, parent));
@@ -88,7 +88,7 @@ impl BranchKek {
         for attempt in 0..ATTEMPTS {
             let held = self.held(request, attempt).await?;
             if entry.row.is_some() {
-                // Only now is it known that the period is the key's own.
+                // Only now is the period known to be the key's own.
                 inner.source.check_branch_has_begun(named.context)?;
             }
             let done = held.lease.with_branch_key(work);
@@ -100,7 +100,8 @@ impl BranchKek {
         Err(taken_away())
     }
 
-    /// Runs `work` with the branch key that an entry names, if it is cached and need not be renewed.
+    /// Runs `work` with the branch key that an entry names, if it is cached and need not be
+    /// renewed.
     fn with_named_cached<R>(
         &self,
         branch: &EncryptionContext,
@@ -125,7 +126,7 @@ impl BranchKek {
     ) -> Result<Named<'e>, Error> {
         let Self(inner) = self;
         let Some(row) = &entry.row else {
-            // In a store, or in no place that this provider knows.
+            // Either in a store, or in a place that this provider does not know.
             let (id, is_stored) = (cached_as(&entry.row_id), inner.store.is_some());
             return Ok(Named { context: branch, id, wrapped_keys: &[], is_stored });
         };
@@ -203,9 +204,8 @@ impl BranchKek {
         }
     }
 
-    /// Makes the entry again, from a DEK that this one gives. One that carries its branch key is
-    /// wrapped under the branch key of the store if there is a store, and otherwise its branch key
-    /// is wrapped again by the roots.
+    /// Rewraps an entry, starting from its DEK. An entry that carries its branch key moves to the
+    /// store's branch key if there is a store. Otherwise the roots wrap its branch key again.
     async fn rewrap_dek(
         &self,
         context: &EncryptionContext,
@@ -238,7 +238,7 @@ impl BranchKek {
     }
 }
 
-/// Returns `None` if the branch key was ended between look-up and use.
+/// Returns `None` if the branch key ended between look-up and use.
 fn unless_taken_away<R>(done: Result<Result<R, Error>, Error>) -> Result<Option<R>, Error> {
     match done.flatten() {
         Ok(done) => Ok(Some(done)),
@@ -251,14 +251,14 @@ fn taken_away() -> Error {
     Error::new(ErrorKind::Unavailable, "branch keys were revoked during the request")
 }
 
-/// What the failure of a branch key means for a DEK.
+/// Translates the failure of a branch key to that of a DEK.
 fn failure(error: Error) -> KekError {
     let detail = error.detail().to_owned();
     let failure = match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Randomness => KekError::unavailable(detail),
         ErrorKind::Throttled => KekError::throttled(detail),
         ErrorKind::Denied => KekError::denied(detail),
-        // Anyone can name a key that no store has, or a root that nobody has.
+        // Anyone can write a message that names an unknown key or root.
         kind @ ErrorKind::UnknownKek => {
             KekError::invalid_shown_as(kind, format!("the branch key was wrapped by {detail}"))
         }
@@ -280,7 +280,7 @@ impl KekProvider for BranchKek {
         &self.0.id
     }
 
-    /// Calls to the roots have their own policy, inside.
+    /// Calls to the roots have their own policy.
     fn target(&self, _: &KekId) -> CallTarget {
         CallTarget::new(self.0.id.as_str()).with_advice(CallAdvice::default().in_process())
     }
@@ -289,14 +289,14 @@ impl KekProvider for BranchKek {
         true
     }
 
-    /// Another context has another branch key, derives another DEK, and unwraps nothing.
+    /// Another context has another branch key, which derives another DEK, so nothing is unwrapped.
     fn context_binding(&self) -> ContextBinding {
         ContextBinding::Enforced
     }
 
-    /// A branch key in a store is rewrapped there. One that a message carries is never known to be
-    /// current: a cached branch key opens the message whatever the entries of the roots say, so
-    /// only a rewrap asks the roots about them.
+    /// A branch key in a store is rewrapped there. One that a message carries never counts as
+    /// current: a cached branch key opens the message whatever the roots' entries say, so only a
+    /// rewrap asks the roots about them.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let entry = BranchEntry::read(wrapped.wrapped())?;
         match (&entry.row, &self.0.store) {
@@ -305,7 +305,7 @@ impl KekProvider for BranchKek {
                 let is_current = self.0.source.keks().are_current(row.wrapped_keys()?);
                 is_current.filter(|is_current| !is_current)
             }
-            // It came here from the other kind of provider, so it is wrapped again.
+            // It was written by the other kind of provider, so it is wrapped again.
             _ => Some(false),
         }
     }
@@ -366,7 +366,7 @@ impl KekProvider for BranchKek {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            // Branch keys stay: another envelope may use them.
+            // Branch keys stay, because another envelope may use them.
             join_all(self.0.source.keks().closing()).await;
         })
     }

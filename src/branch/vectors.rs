@@ -1,5 +1,5 @@
-//! The committed vectors of branch keys (tests/vectors/README.md), opened with the parts that a
-//! provider of branch keys is made of.
+//! The committed vectors of branch keys (tests/vectors/README.md), opened with the parts of a
+//! branch key provider.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ fn context(value: &Value) -> EncryptionContext {
     EncryptionContext::with_reserved_names(pairs).unwrap()
 }
 
-/// What a reader is configured with, and what its store has.
+/// The configuration of a reader, and the content of its store.
 struct Reader {
     backend: Backend,
     keks: Vec<LocalKek>,
@@ -158,7 +158,7 @@ fn is_of(key: &Dek, context: &EncryptionContext, id: &DekId) -> bool {
     derive_dek_id(key, context).unwrap() == *id
 }
 
-/// The form that docs/format.md prescribes, as far as the vectors break it.
+/// Checks the form that docs/format.md prescribes, as far as the vectors violate it.
 fn is_period(text: &str) -> bool {
     let shape = text.bytes().zip("dddd-dd-ddTdd:dd:ddZ".bytes());
     let shaped = text.len() == 20

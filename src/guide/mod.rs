@@ -20,8 +20,8 @@
 //! | [`security`] | the threat model: what is promised and what is not |
 #![forbid(unsafe_code)]
 
-/// Where the pages' links lead in this documentation. Markdown takes the first definition of a link,
-/// and each page brings those that lead from file to file.
+/// The targets of the pages' links in this documentation. Markdown uses the first definition of a
+/// link, and each page also defines links between files.
 macro_rules! links {
     () => {
         "[branch-keys.md]: crate::guide::branch_keys

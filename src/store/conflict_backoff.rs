@@ -1,4 +1,4 @@
-//! Pauses between repetitions of a write that met other writers.
+//! Pauses between repetitions of a write that conflicted with other writers.
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ const FIRST: Duration = Duration::from_millis(5);
 const LONGEST: Duration = Duration::from_millis(400);
 
 /// The pauses between repetitions of one write, for a [`KeyStore`](super::KeyStore) whose writes
-/// can conflict. Each is about twice as long as the one before: 2.5 to 5 ms at first, 200 to 400 ms
-/// at most.
+/// can conflict. Each is about twice as long as the previous one: 2.5 to 5 ms at first, at most 200
+/// to 400 ms.
 #[derive(Debug)]
 pub struct ConflictBackoff {
     began: Instant,
@@ -20,7 +20,7 @@ pub struct ConflictBackoff {
 }
 
 impl ConflictBackoff {
-    /// Starts to count: after `bound` there is no other repetition.
+    /// Starts the time: after `bound` there is no further repetition.
     #[must_use]
     pub fn new(bound: Duration) -> Self {
         Self { began: Instant::now(), bound, next: FIRST }
@@ -29,13 +29,13 @@ impl ConflictBackoff {
     /// Waits before the next repetition, on tokio's timer.
     ///
     /// # Errors
-    /// Throttled, at once, when the bound is used up.
+    /// Throttled, immediately, when the bound is used up.
     pub async fn wait(&mut self) -> Result<(), StoreError> {
         if self.began.elapsed() >= self.bound {
-            let text = "other writers change the same data, so the write found no turn in time";
+            let text = "other writers change the same data, so the write got no turn in time";
             return Err(StoreError::throttled(text));
         }
-        // Callers that met must not meet again.
+        // Callers that collided must not collide again.
         tokio::time::sleep(self.next.mul_f64(0.5 + jitter() / 2.0)).await;
         self.next = (self.next * 2).min(LONGEST);
         Ok(())

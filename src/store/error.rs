@@ -7,15 +7,15 @@ use std::fmt;
 use crate::error::{Error, ErrorKind, ShownCause};
 use crate::kek::KekError;
 
-/// What a failure of a [`KeyStore`](super::KeyStore) means. None says anything about a KEK, and none
-/// evicts a cached key.
+/// What a failure of a [`KeyStore`](super::KeyStore) means. None of them says anything about a KEK,
+/// and none evicts a cached key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum StoreErrorClass {
-    /// The store could not be reached, or could not answer. It may be asked again.
+    /// The store could not be reached, or could not answer. The call may be retried.
     Unavailable,
-    /// The store asks for fewer calls. It may be asked again, more slowly.
+    /// The store asks for fewer calls. The call may be retried, more slowly.
     Throttled,
     /// The store cannot be used until an operator acts: login, permission, schema, address.
     Misconfigured,
@@ -72,8 +72,9 @@ impl StoreError {
         self
     }
 
-    /// Says that the failure is one row's, such as a damaged one. Whoever can write a message chooses
-    /// the row that is read, so this does not count against the store: it opens no circuit breaker.
+    /// Marks the failure as one row's, such as a damaged row. Anyone who can write a message
+    /// chooses which row is read, so this does not count against the store and opens no circuit
+    /// breaker.
     #[must_use]
     pub fn about_one_row(mut self) -> Self {
         self.about_one_row = true;
@@ -88,7 +89,7 @@ impl StoreError {
 }
 
 impl StoreError {
-    /// The same failure, as those who make calls know failures.
+    /// Returns the same failure as an error of calls.
     pub(crate) fn into_call_error(self) -> KekError {
         let of_class = match self.class {
             StoreErrorClass::Unavailable => KekError::unavailable(self.message),
@@ -103,7 +104,7 @@ impl StoreError {
     }
 }
 
-/// For whoever sets up a store and has no other class of errors.
+/// For code that sets up a store and uses only [`Error`].
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         let of_class = Self::new(error.class.kind(), error.message);

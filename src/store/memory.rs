@@ -12,8 +12,8 @@ use super::{
 use crate::kek::CallAdvice;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A [`KeyStore`] in memory, for tests and for processes that keep nothing. A clone is the same
-/// store.
+/// A [`KeyStore`] in memory, for tests and for processes that keep nothing. Clones are handles to
+/// the same store.
 ///
 /// ```
 /// use waxseal::store::{KeyStore, MemoryStore};
@@ -54,7 +54,7 @@ impl MemoryStore {
         self.lock().by_id.len()
     }
 
-    /// Returns whether there is no row.
+    /// Returns whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -101,7 +101,7 @@ impl MemoryStore {
     }
 
     fn erase_now(&self, branch: &BranchId) -> Erasure {
-        // One lock, as a transaction: a row that is replaced meanwhile must not stay live.
+        // One lock, like a transaction: a row that is replaced meanwhile must not stay live.
         let mut rows = self.lock();
         let mut erasure = Erasure::default();
         for row in rows.of_branch(branch, i64::MIN) {

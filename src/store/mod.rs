@@ -1,8 +1,8 @@
-//! Key stores: where wrapped keys are kept that messages do not carry.
+//! Key stores hold the wrapped keys that messages do not carry.
 //!
 //! A [`KeyStore`] keeps [rows](KeyRow) of branch keys and of the DEKs of compact messages. It sees
 //! no key and is not trusted: the DEK id in a row commits to the key and its context, and the KEKs
-//! authenticate the wrapped keys. What a store can do is lose rows, or give old ones.
+//! authenticate the wrapped keys. The worst that a store can do is lose rows, or return old ones.
 //!
 //! ```text
 //!   branch keys, compact messages ──► KeyStore ──► a table, a bucket, or memory
@@ -43,27 +43,27 @@ use crate::sync::Arc;
 
 /// Keeps key rows for all processes that share them.
 ///
-/// Implementations try once, or as often as their client does, and say with [`StoreErrorClass`] what
-/// a failure means. They run the conformance suite ([`conformance`](crate::store)) in their tests.
-/// Of a row's bytes they look at nothing but whether they are a tombstone.
+/// Implementations try once, or as often as their client does, and report with [`StoreErrorClass`]
+/// what a failure means. They run the conformance suite ([`conformance`](crate::store)) in their
+/// tests. All they may read from a row's bytes is whether it is a tombstone.
 ///
-/// Three rules make races harmless. A row is never overwritten by [`insert`](Self::insert). It is
-/// replaced only if it is still what the caller read. A tombstone stays for ever.
+/// Three rules make races harmless. [`insert`](Self::insert) never overwrites a row. A row is
+/// replaced only if it is still what the caller read. A tombstone stays forever.
 pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Returns the store's name, for errors, events and health checks.
     fn name(&self) -> &str;
 
-    /// Inserts a row unless there is one with its [`RowId`], or one at its [`BranchPlace`]. Then
-    /// returns that one. When it returns, the row is durable: every later read of any process finds
-    /// it.
+    /// Inserts a row unless there is one with its [`RowId`], or one at its [`BranchPlace`]. In that
+    /// case it returns the existing row. When it returns, the row is durable: every later read by
+    /// any process finds it.
     fn insert<'a>(&'a self, row: &'a StoredRow) -> BoxFuture<'a, Result<Insertion, StoreError>>;
 
-    /// Returns a row. A read sees every insertion, replacement and erasure that has returned before
-    /// it began (in a replicated store: read from the leader).
+    /// Returns a row. A read sees every insertion, replacement and erasure that returned before it
+    /// began (in a replicated store: read from the leader).
     fn get<'a>(&'a self, id: &'a RowId) -> BoxFuture<'a, Result<Option<StoredRow>, StoreError>>;
 
-    /// Returns the rows of a branch whose period began at `from` or later, tombstones too, ascending
-    /// by [place](BranchPlace). Consistent as [`get`](Self::get).
+    /// Returns the rows of a branch whose period began at `from` or later, including tombstones,
+    /// ascending by [place](BranchPlace). As consistent as [`get`](Self::get).
     fn branch<'a>(
         &'a self,
         branch: &'a BranchId,
@@ -78,17 +78,17 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
         new: &'a StoredRow,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Replaces every live row of a branch by its [tombstone](StoredRow::tombstone): in one
-    /// transaction where the store has them, otherwise row by row, so that a repetition completes
+    /// Replaces every live row of a branch with its [tombstone](StoredRow::tombstone), in one
+    /// transaction if the store has them, and otherwise row by row, so that a repetition completes
     /// it.
     fn erase_branch<'a>(
         &'a self,
         branch: &'a BranchId,
     ) -> BoxFuture<'a, Result<Erasure, StoreError>>;
 
-    /// Returns up to `limit` rows (at least 1), beginning behind `after`, in an order of the store's
-    /// own. A scan from beginning to end sees every row once that is there all the time, while other
-    /// rows come and while rows are replaced or erased.
+    /// Returns up to `limit` rows (at least 1) after `after`, in any order that the store chooses.
+    /// A scan from beginning to end sees every row that exists all the time exactly once, while
+    /// other rows are added and while rows are replaced or erased.
     fn scan<'a>(
         &'a self,
         after: Option<&'a ScanCursor>,
@@ -98,24 +98,24 @@ pub trait KeyStore: fmt::Debug + Send + Sync {
     /// Checks whether the store can be read now, with its schema.
     fn health(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Returns what an operator should fix although the store works, such as a schema of an earlier
-    /// version. [`BranchKek`](crate::branch::BranchKek) reports it as
+    /// Returns what an operator should fix although the store works, such as an outdated schema.
+    /// [`BranchKek`](crate::branch::BranchKek) reports it as
     /// [`Health::Degraded`](crate::kek::Health) after [`health`](Self::health). It makes no call: a
-    /// store knows it from earlier ones. By default there is nothing.
+    /// store knows it from earlier calls. By default there is no warning.
     fn warning(&self) -> Option<Box<str>> {
         None
     }
 
-    /// Returns what the store advises about its calls: timeout, tries, a budget. It applies where the
-    /// [`CallPolicy`](crate::CallPolicy) leaves an option unset. A store that answers in this process
-    /// says so ([`CallAdvice::in_process`]), and then no call has a timeout, a retry or a breaker. It
-    /// is called before each call. By default there is none.
+    /// Returns the store's advice about its calls: timeout, tries, a budget. It applies if the
+    /// [`CallPolicy`](crate::CallPolicy) leaves an option unset. A store that answers in this
+    /// process declares that with [`CallAdvice::in_process`], and then no call has a timeout, a
+    /// retry or a breaker. It is called before each call. By default there is no advice.
     fn advice(&self) -> CallAdvice {
         CallAdvice::default()
     }
 }
 
-/// The first 16 bytes of the id of a row's key, by which it is found.
+/// The first 16 bytes of the id of a row's key, which identify the row.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId([u8; 16]);
 
@@ -123,7 +123,7 @@ impl RowId {
     /// The length in bytes.
     pub const LEN: usize = 16;
 
-    /// Makes it from its bytes.
+    /// Makes the id from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
         Self(bytes)
@@ -159,12 +159,12 @@ impl fmt::Debug for RowId {
     }
 }
 
-/// Names a branch in a store: the SHA-256 of its context without the period.
+/// The name of a branch in a store: the SHA-256 of its context without the period.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BranchId([u8; 32]);
 
 impl BranchId {
-    /// Makes it from its bytes.
+    /// Makes the id from its bytes.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
@@ -192,7 +192,7 @@ impl fmt::Debug for BranchId {
 
 /// The place of a branch key's row. A store holds at most one row at a place.
 ///
-/// It is an index only. What decides is in the row's context, to which the key's id commits.
+/// It is only an index. The row's context decides, to which the key's id commits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct BranchPlace {
     /// The branch.
@@ -203,7 +203,7 @@ pub struct BranchPlace {
     pub epoch: u32,
 }
 
-/// A row as a store keeps it: the bytes, and what they are found by.
+/// A row as a store keeps it: the bytes, and the keys by which it is found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct StoredRow {
     id: RowId,
@@ -218,19 +218,19 @@ impl StoredRow {
         Self { id: row.id().into(), place, bytes: row.to_bytes().into() }
     }
 
-    /// Makes it from what a store has. The bytes are not looked at.
+    /// Makes it from a store's content. The bytes are not checked.
     #[must_use]
     pub fn from_parts(id: RowId, place: Option<BranchPlace>, bytes: impl Into<Box<[u8]>>) -> Self {
         Self { id, place, bytes: bytes.into() }
     }
 
-    /// Returns what the row is found by.
+    /// Returns the id by which the row is found.
     #[must_use]
     pub fn id(&self) -> &RowId {
         &self.id
     }
 
-    /// Returns the place of a branch key's row. Other rows have none.
+    /// Returns the place of a branch key's row. Other rows have no place.
     #[must_use]
     pub fn place(&self) -> Option<&BranchPlace> {
         self.place.as_ref()
@@ -245,7 +245,7 @@ impl StoredRow {
     /// Reads the bytes.
     ///
     /// # Errors
-    /// As [`KeyRow::try_from`].
+    /// Those of [`KeyRow::try_from`].
     pub fn row(&self) -> Result<KeyRow, Error> {
         KeyRow::try_from(&*self.bytes)
     }
@@ -256,8 +256,9 @@ impl StoredRow {
         self.row().is_ok_and(|row| row.is_tombstone())
     }
 
-    /// Returns what erasure leaves of this row: the same id and place, and no wrapped keys. Of a row
-    /// that cannot be read, or is another key's, the id is what it is found by, followed by zeros.
+    /// Returns the tombstone that erasure leaves of this row: the same id and place, and no wrapped
+    /// keys. If the row cannot be read, or holds another key, the tombstone's key id is the row id,
+    /// followed by zeros.
     #[must_use]
     pub fn tombstone(&self) -> Self {
         let (kind, id) = match self.row() {
@@ -279,7 +280,7 @@ impl StoredRow {
 pub enum Insertion {
     /// The row is stored.
     Inserted,
-    /// There was one already, which is unchanged.
+    /// A row existed already, and is unchanged.
     Exists(StoredRow),
 }
 
@@ -295,7 +296,7 @@ pub struct Erasure {
 /// One page of [`KeyStore::scan`].
 #[derive(Clone, Debug, Default)]
 pub struct ScanPage {
-    /// The rows. A page may have fewer than asked for, also none, and not be the last.
+    /// The rows. A page may have fewer than requested, or none, without being the last.
     pub rows: Vec<StoredRow>,
     /// Where the next page begins. `None` at the end.
     pub next: Option<ScanCursor>,

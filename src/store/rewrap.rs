@@ -1,4 +1,4 @@
-//! How the keys of a store are rewrapped: the options of a walk, and how far it is.
+//! Rewrapping the keys of a store: the options of a run, and its progress.
 #![forbid(unsafe_code)]
 
 use super::ScanCursor;
@@ -12,7 +12,7 @@ const DEFAULT_PAGE: usize = 256;
 /// ```
 /// use waxseal::store::{RewrapOptions, ScanCursor};
 ///
-/// // A walk that goes on, in smaller steps.
+/// // Resume a run, in smaller steps.
 /// let kept = [7; 16];
 /// let options = RewrapOptions::default().after(ScanCursor::from_bytes(kept)).page(64);
 /// # let _ = options;
@@ -25,48 +25,48 @@ pub struct RewrapOptions {
 }
 
 impl RewrapOptions {
-    /// Goes on where an earlier walk ended: [`RewrapProgress::next`]. By default it begins with the
-    /// first row.
+    /// Continues where an earlier run ended: [`RewrapProgress::next`]. By default it begins with
+    /// the first row.
     pub fn after(mut self, cursor: ScanCursor) -> Self {
         self.after = Some(cursor);
         self
     }
 
     /// Sets how many rows are read at a time: at least 1, by default 256. The keys of a page are
-    /// rewrapped together, so a multiple of the key service's batch costs the fewest calls.
+    /// rewrapped together, so a multiple of the key service's batch size costs the fewest calls.
     pub fn page(mut self, rows: usize) -> Self {
         self.page = Some(rows.max(1));
         self
     }
 
-    /// Returns the progress of a walk that begins, and the rows of a page.
+    /// Returns the progress of a run that begins, and the number of rows of a page.
     pub(crate) fn begin(self) -> (RewrapProgress, usize) {
         let progress = RewrapProgress { next: self.after, ..RewrapProgress::default() };
         (progress, self.page.unwrap_or(DEFAULT_PAGE))
     }
 }
 
-/// How far a walk that rewraps the keys of a store is. The numbers are those of this walk alone.
+/// The progress of a run that rewraps the keys of a store. The numbers are those of this run alone.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RewrapProgress {
     /// Keys that were wrapped again.
     pub rewrapped: u64,
-    /// Keys that were wrapped by the current versions of the KEKs already, and by no other.
+    /// Keys that were already wrapped by the current versions of the KEKs, and by no other.
     pub current: u64,
-    /// Tombstones, and rows that the walk is not about.
+    /// Tombstones, and rows that the run does not cover.
     pub skipped: u64,
-    /// Keys that could not be rewrapped, for a reason that does not pass by itself: damaged, denied,
-    /// changed. Their rows are unchanged.
+    /// Keys that could not be rewrapped, for a reason that does not pass on its own: damaged,
+    /// denied, changed. Their rows are unchanged.
     pub failed: u64,
-    /// The first of those failures.
+    /// The first of these failures.
     pub first_failure: Option<Error>,
-    /// Keys that no configured KEK has wrapped. They belong to someone else who shares the store, or
-    /// a KEK is missing in the configuration. Their rows are unchanged.
+    /// Keys that no configured KEK has wrapped. They belong to someone else who shares the store,
+    /// or a KEK is missing from the configuration. Their rows are unchanged.
     pub unknown: u64,
-    /// The first of those, with the ids of its KEKs.
+    /// The first of these, with the ids of its KEKs.
     pub first_unknown: Option<Error>,
-    /// Where to go on, which a job can keep as text. `None` at the end.
+    /// Where to continue, which a job can keep as text. `None` at the end.
     pub next: Option<ScanCursor>,
 }
 
@@ -74,7 +74,7 @@ impl RewrapProgress {
     /// Counts the failure of one row.
     ///
     /// # Errors
-    /// It concerns more than the row, so the walk ends.
+    /// The failure concerns more than the row, so the run ends.
     pub(crate) fn count_failure(&mut self, failure: Error) -> Result<(), Error> {
         match failure.kind() {
             _ if failure.is_retryable() => return Err(failure),

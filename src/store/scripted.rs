@@ -1,5 +1,5 @@
-//! A key store that a test scripts: it fails in a class, waits, lies, and counts its calls. For
-//! tests of services too.
+//! A key store that a test scripts: it fails in a class, waits, lies, and counts its calls. Tests
+//! of services can use it too.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -61,14 +61,14 @@ struct Script {
 pub enum Act {
     /// It succeeds.
     Succeed,
-    /// It fails in this class, and does nothing.
+    /// It fails in this class, without any effect.
     Fail(StoreErrorClass),
-    /// It does what it was asked to do, and then fails in this class: the answer was lost.
+    /// It does what was requested, and then fails in this class: the response was lost.
     LoseAnswer(StoreErrorClass),
-    /// It does what it was asked to do, the answer is lost, and after another wait it does it again,
-    /// as clients of stores do. The caller gets the second answer.
+    /// It does what was requested, the response is lost, and after another wait it does the same
+    /// again, as clients of stores do. The caller gets the second response.
     Repeat,
-    /// It never returns, and does nothing.
+    /// It never returns, and has no effect.
     Hang,
     /// It panics.
     Panic,
@@ -137,8 +137,8 @@ impl ScriptedStore {
         &self.0.store
     }
 
-    /// Makes every call fail in this class from now on, or no call with `None`. It is decided when
-    /// a call's wait is over.
+    /// Makes every call fail in this class from now on, or no call with `None`. The choice is made
+    /// after a call's wait.
     pub fn fail_with(&self, class: impl Into<Option<StoreErrorClass>>) {
         self.script_lock().failure = class.into();
     }
@@ -148,20 +148,20 @@ impl ScriptedStore {
         self.script_lock().acts.extend(acts);
     }
 
-    /// Makes every call wait for the future of `wait` first, from now on.
+    /// Makes every call first wait for the future of `wait`, from now on.
     pub fn wait_for(&self, wait: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
         self.script_lock().wait = Some(Arc::new(wait));
     }
 
-    /// Makes no call wait from now on.
+    /// Makes calls stop waiting from now on.
     pub fn wait_no_more(&self) {
         self.script_lock().wait = None;
     }
 
-    /// Makes every read return what `lie` makes of the truth, from now on. It gets the rows of
-    /// `branch`, the one row of `get` or none, and the row that `insert` found. What it returns
-    /// first stands for that one row. When it returns none, `get` finds nothing, and `insert` claims
-    /// to have inserted.
+    /// Makes every read return what `lie` makes of the true rows, from now on. `lie` gets the rows
+    /// of `branch`, the one row of `get` or none, and the row that `insert` found. For `get` and
+    /// `insert`, the first row that it returns is used. If it returns none, `get` finds nothing,
+    /// and `insert` claims to have inserted.
     pub fn lie(&self, lie: impl Fn(Vec<StoredRow>) -> Vec<StoredRow> + Send + Sync + 'static) {
         self.script_lock().lie = Some(Arc::new(lie));
     }
@@ -171,12 +171,12 @@ impl ScriptedStore {
         self.script_lock().lie = None;
     }
 
-    /// Sets what it advises about its calls from now on.
+    /// Sets the advice about its calls from now on.
     pub fn advise(&self, advice: CallAdvice) {
         self.script_lock().advice = advice;
     }
 
-    /// Sets what it warns of from now on.
+    /// Sets its warning from now on.
     pub fn warn_of(&self, warning: impl Into<Option<Box<str>>>) {
         self.script_lock().warning = warning.into();
     }
@@ -240,7 +240,7 @@ impl ScriptedStore {
                 call().await
             }
             Act::Hang => std::future::pending().await,
-            #[expect(clippy::panic, reason = "what it was told to do")]
+            #[expect(clippy::panic, reason = "the script asks for it")]
             Act::Panic => panic!("by script"),
         }
     }

@@ -1,5 +1,5 @@
-//! Runs a network client of a store on the tokio runtime in which the store was made, on whatever
-//! executor its futures are polled.
+//! Runs a network client of a store on the tokio runtime in which the store was made, whichever
+//! executor polls its futures.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -10,25 +10,25 @@ use crate::kek::{KekError, KekErrorClass};
 
 /// The tokio runtime in which a [`KeyStore`](super::KeyStore) was made, if there was one.
 ///
-/// It is for stores whose client needs such a runtime, as [`Spawner`] is for providers: whoever polls
-/// may have none.
+/// It is for stores whose client needs such a runtime, as [`Spawner`] is for providers. The
+/// executor that polls the store may have none.
 #[derive(Debug)]
 pub struct StoreSpawner(Option<Spawner>);
 
 impl StoreSpawner {
-    /// Returns the runtime of the caller. Outside of one, or in one without timers or IO, the store
+    /// Returns the caller's runtime. Outside of one, or in one without timers or IO, the store
     /// works on the runtime of each of its callers.
     #[must_use]
     pub fn current() -> Self {
         Self(Spawner::current().ok())
     }
 
-    /// Runs `work` on the runtime, on whatever executor this future is polled. Dropping the future
-    /// ends the work.
+    /// Runs `work` on the runtime, whichever executor polls this future. Dropping the future ends
+    /// the work.
     ///
     /// # Errors
-    /// Those of the work. Misconfigured, if neither the store nor its caller has a runtime, and in a
-    /// forked child. Unavailable, if the runtime ended in the middle of the work.
+    /// Those of the work. Misconfigured, if neither the store nor its caller has a runtime, and in
+    /// a forked child. Unavailable, if the runtime ended while the work was running.
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
@@ -47,11 +47,11 @@ impl StoreSpawner {
     }
 }
 
-/// The spawner speaks of providers.
+/// The spawner's errors speak of providers.
 fn not_run(error: &KekError) -> StoreError {
     match error.class() {
         KekErrorClass::Misconfigured => StoreError::misconfigured(
-            "the process forked since the store was made: make it anew in the child",
+            "the process forked since the store was made: make it again in the child",
         ),
         _ => StoreError::unavailable(
             "the tokio runtime in which the store was made has ended, or nothing drives it",

@@ -25,7 +25,7 @@ fn asking(fleet: &Fleet, kek: &Process, log: &Log) -> (Envelope, Arc<AtomicU64>)
     (builder.observer(log.clone()).build().unwrap(), calls)
 }
 
-/// What the same steps do in two processes: each result, and what was told and counted after it.
+/// What the same steps do in two processes: each result, and the events and counters after it.
 type Told = Vec<(String, Option<ErrorKind>, Vec<String>, Vec<String>)>;
 
 fn told(at_once: bool) -> Told {
@@ -51,7 +51,7 @@ fn told(at_once: bool) -> Told {
     let mut step = |name: &str, context: &EncryptionContext, sealed: &[u8]| {
         let opened = block_on(envelope.decrypt(context, Aad::empty(), sealed));
         let kind = opened.err().map(|error| error.kind());
-        // The end of a DEK is told by another thread, a little later.
+        // Another thread reports the end of a DEK, a little later.
         let heard =
             |log: &Log| log.take().into_iter().filter(|event| event != "Wiped").collect::<Vec<_>>();
         told.push((name.to_owned(), kind, heard(&log), heard(&process.branch_log)));

@@ -17,7 +17,7 @@ fn late() -> Limits {
     Limits::default().refresh_after(secs(299))
 }
 
-/// A process whose DEKs would live for long by themselves.
+/// A process whose own limits would let DEKs live long.
 fn with_long_deks(fleet: &Fleet, branch: Limits) -> Process {
     let long = Limits::default().max_age(secs(80_000)).refresh_after(secs(79_000));
     fleet.process_with(|b| b.limits(branch), |e| e.limits(long))

@@ -33,7 +33,7 @@ fn an_erased_branch_is_denied_here_at_once_and_elsewhere_within_max_age() {
     assert_eq!(kind(sealing.encrypt(Aad::empty(), b"x")), ErrorKind::Expired);
     assert_eq!(here.branch_log.count("Erased"), 1);
 
-    // Elsewhere nobody asked yet.
+    // In the other process, nothing was asked yet.
     fleet.clock.advance(secs(301));
     assert_eq!(kind(elsewhere.open("alice", &sealed)), ErrorKind::Denied);
     assert_eq!(kind(opening_elsewhere.decrypt(Aad::empty(), &sealed)), ErrorKind::Expired);

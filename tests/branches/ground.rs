@@ -17,7 +17,7 @@ pub(crate) use waxseal_testing::support::stage::{kind, ms, secs};
 
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const DAY: Duration = Duration::from_secs(86_400);
-/// Longer than any DEK of a test lives by itself.
+/// Longer than any DEK of a test lives.
 pub(crate) const LONG: Duration = Duration::from_secs(80_000);
 
 pub(crate) fn kek_id(id: &str) -> KekId {
@@ -107,7 +107,7 @@ pub(crate) fn rows_of(store: &dyn KeyStore) -> Vec<StoredRow> {
     }
 }
 
-/// A context of the tenant's branch, with a DEK of its own.
+/// A context of the tenant's branch, with its own DEK.
 pub(crate) fn table(tenant: &str, table: impl std::fmt::Display) -> EncryptionContext {
     EncryptionContext::new([("tenant", tenant), ("table", &table.to_string())]).unwrap()
 }

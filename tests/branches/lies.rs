@@ -1,4 +1,4 @@
-//! A store that lies: nothing opens, each failure has its class, and nobody else's key ends.
+//! A store that lies: nothing decrypts, each failure has its class, and no other key ends.
 
 use std::sync::Arc;
 
@@ -144,7 +144,7 @@ fn a_current_row_of_last_year_makes_nobody_write_under_it() {
     fleet.process().seal("alice");
     let old = fleet.rows().remove(0);
     fleet.clock.advance(DAY * 365);
-    // It is all the store shows, also where another row is to be inserted.
+    // It is all the store shows, even if another row is to be inserted.
     let shown = old.clone();
     fleet.store.lie(move |_| vec![shown.clone()]);
     let sealed = fleet.process().seal_for(&context("alice"));
@@ -214,7 +214,7 @@ fn a_row_whose_period_begins_in_two_hours_is_neither_read_nor_written_under() {
     let forged = WrappedDek::new(entry.kek_id().clone(), bytes).unwrap();
     let forged = with_entries(&carried, [forged]);
     assert_eq!(kind(fleet.self_contained().open("alice", &forged)), ErrorKind::Invalid);
-    // Also if the store says that its period began long ago.
+    // Even if the store says that its period began long ago.
     let row = ahead.rows().into_iter().find(|row| row.place().unwrap().period > 0).unwrap();
     let place = BranchPlace { period: 0, ..*row.place().unwrap() };
     let lie = StoredRow::from_parts(*row.id(), Some(place), row.as_bytes());
@@ -252,7 +252,7 @@ fn every_flipped_bit_and_every_cut_of_a_row_opens_nothing_and_derives_nothing() 
             ErrorKind::Misconfigured,
             ErrorKind::Invalid,
             ErrorKind::Denied,
-            // The wrapped key names a root that nobody has.
+            // The wrapped key names an unknown root.
             ErrorKind::UnknownKek,
         ];
         assert!(allowed.contains(&read), "{what}: read {read:?}");
@@ -261,7 +261,7 @@ fn every_flipped_bit_and_every_cut_of_a_row_opens_nothing_and_derives_nothing() 
                 assert!(allowed.contains(&error.kind()), "{what}: write {error}");
                 *seen.entry((read.as_str(), error.kind().as_str())).or_insert(0) += 1;
             }
-            // A row that is told as a tombstone is erased, and a new key is begun.
+            // A row that the store reports as a tombstone is erased, and a new key is made.
             Ok(written) => {
                 let named = entries_of(&written)[0].wrapped()[1..17].to_vec();
                 assert_ne!(named, row.id().as_bytes(), "{what}");
@@ -329,8 +329,8 @@ fn an_old_copy_in_the_place_of_a_tombstone_opens_what_it_is_a_copy_of_and_nothin
     let Scene { fleet, sealed, rows } = scene();
     let process = fleet.process();
     block_on(process.kek.erase([("tenant", "alice")])).unwrap();
-    // Whoever restores a backup of the store undoes an erasure: docs/key-stores.md says so. This is
-    // the whole of it.
+    // Restoring a backup of the store undoes an erasure, as docs/key-stores.md says. It does
+    // nothing else.
     let copy = rows[0].clone();
     fleet.store.lie(move |truth| {
         let restore = |row: StoredRow| if row.id() == copy.id() { copy.clone() } else { row };

@@ -1,4 +1,4 @@
-//! Races between callers, renewals and whatever ends a branch key.
+//! Races between callers, renewals and everything that ends a branch key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use super::ground::{Fleet, Process, kek_id, kind, ms, secs, table};
 
 const TABLES: usize = 16;
 
-/// Ends the threads of a scope, which waits for them, also if the test fails.
+/// Ends the threads of a scope, which waits for them, even if the test fails.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -23,7 +23,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Readers and writers in two envelopes go on while `hand` comes down again and again. After each
+/// Readers and writers in two envelopes work while `hand` intervenes again and again. After each
 /// time no handle from before it serves.
 fn race(name: &str, limits: Limits, hand: impl Fn(&Fleet, &Process)) -> u64 {
     let fleet = Fleet::new();
@@ -97,7 +97,7 @@ fn after_a_denial_no_handle_from_before_serves() {
     let done = race("denied", short, |fleet, process| {
         fleet.root.fail_with(Denied);
         fleet.clock.advance(secs(250));
-        // Whoever is first learns of it for all.
+        // The first caller learns of it for all.
         drop(process.seal_for(&table("acme", "new")));
         fleet.clock.advance(secs(51));
         fleet.root.fail_with(None);

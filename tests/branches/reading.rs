@@ -31,7 +31,7 @@ fn a_thousand_deks_of_one_branch_key_cost_one_unwrap_and_one_read_of_the_store()
     let after = fleet.store.calls();
     assert_eq!((after.gets, after.total()), (before.gets + 1, before.total() + 1));
 
-    // The branch key is cached now: neither a new DEK nor an old one asks anybody.
+    // The branch key is cached now: neither a new DEK nor an old one needs a call.
     for (at, sealed) in sealed.iter().enumerate() {
         reader.envelope.evict_all();
         reader.open_for(&table("acme", at), sealed).unwrap();
@@ -266,7 +266,7 @@ fn a_context_without_the_pair_is_refused_by_name_for_writing_and_reading() {
         assert_eq!(error.kind(), ErrorKind::InvalidContext);
         assert!(error.to_string().contains("\"tenant\""), "{error}");
         let sealed = process.seal("alice");
-        // Where the DEK is cached, it says no more than that the contexts differ.
+        // If the DEK is cached, the error says only that the contexts differ.
         let error = process.open_for(&without, &sealed).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Invalid);
         let cold = Envelope::builder().unwrap_with(process.kek.clone()).build().unwrap();

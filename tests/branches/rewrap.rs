@@ -152,7 +152,7 @@ fn an_outage_of_the_root_stops_the_walk_and_a_damaged_row_is_counted() {
     assert_eq!(kind(result), ErrorKind::Unavailable);
     fleet.root.fail_with(None);
 
-    // A row whose wrapped key is of nobody, and one that is no row.
+    // A row whose wrapped key is of no known root, and one that is not a row.
     let rows = fleet.rows();
     let spoil = |row: &StoredRow, bytes: Vec<u8>| {
         let new = StoredRow::from_parts(*row.id(), row.place().copied(), bytes);
@@ -245,7 +245,7 @@ fn makers_rewrappers_and_erasers_lose_no_update_and_raise_nothing_from_the_dead(
                                 assert_eq!(done.failed, 0, "{:?}", done.first_failure);
                                 rewrapped += done.rewrapped;
                             }
-                            // A row that changes all the time.
+                            // A row that keeps changing.
                             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable),
                         }
                     }
@@ -367,7 +367,7 @@ fn a_self_contained_message_is_current_as_its_roots_are() {
     let current = block_on(alone.envelope.rewrap(&alice, &sealed)).unwrap();
     assert!(!alone.envelope.needs_rewrap(&current).unwrap());
     alone.open("alice", &current).unwrap();
-    // It comes to a process with a store, and needs nothing of it afterwards.
+    // A process with a store reads it, and afterwards it needs no store.
     let process = fleet.process();
     assert!(process.envelope.needs_rewrap(&current).unwrap());
     let stored = block_on(process.envelope.rewrap(&alice, &current)).unwrap();
@@ -399,7 +399,7 @@ fn a_rewrap_believes_no_version_that_a_self_contained_message_claims() {
     let alice = context("alice");
     let sealed = alone.seal("alice");
     fleet.root.local().rotate().unwrap();
-    // The version of a local KEK stands before its nonce.
+    // The version of a local KEK is before its nonce.
     let entry = entries_of(&sealed)[0].clone();
     let row = entry.wrapped()[4..entry.wrapped().len() - 32].to_vec();
     let keys = KeyRow::try_from(&row[..]).unwrap();
@@ -410,7 +410,7 @@ fn a_rewrap_believes_no_version_that_a_self_contained_message_claims() {
     let forged = waxseal::WrappedDek::new(entry.kek_id().clone(), forged).unwrap();
     let forged = waxseal_testing::support::stage::with_entries(&sealed, [forged]);
     alone.open("alice", &forged).unwrap();
-    // Nobody unwraps this entry, so it is not kept.
+    // No KEK unwraps this entry, so it is not kept.
     assert!(fleet.self_contained().open("alice", &forged).is_err());
     let mended = block_on(alone.envelope.rewrap(&alice, &forged)).unwrap();
     fleet.self_contained().open("alice", &mended).unwrap();

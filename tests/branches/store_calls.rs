@@ -1,5 +1,5 @@
-//! How a key store is called: retries, a bound on calls at the same time, a timeout, a breaker of
-//! its own, and what is told of that.
+//! How a key store is called: retries, a bound on calls at the same time, a timeout, its own
+//! breaker, and the events about them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,7 +45,7 @@ fn what_fails_by_itself_is_asked_again() {
         assert_eq!(fleet.store.calls().gets - gets, 6);
         assert_eq!(reader.branch_log.count("StoreCalled"), 6);
         assert_eq!((of_store(&reader).calls, of_store(&reader).failures), (6, 3));
-        // An operator has to act: that is told at once.
+        // An operator has to act, so this is reported at once.
         reader.kek.evict_all();
         fleet.store.script([Act::Fail(StoreErrorClass::Misconfigured)]);
         let opened = reader.envelope.decrypt(&context, Aad::empty(), &sealed).await;
@@ -118,13 +118,13 @@ fn a_store_that_is_down_opens_a_breaker_of_its_own_and_what_is_in_memory_goes_on
     assert!((5..=6).contains(&(fleet.store.calls().total() - before)));
     assert_eq!(of_store(&process).breaker, BreakerState::Open);
     assert_eq!(process.branch_log.count("StoreBreakerOpened"), 1);
-    // It is no outage of the root, and what is in memory goes on.
+    // It is not an outage of the root, and keys in memory stay in use.
     let statistics = process.kek.statistics();
     assert_eq!(statistics.keks[0].breaker, BreakerState::Closed);
     process.envelope.evict_all();
     process.open("warm", &warm).unwrap();
     process.seal_for(&table("warm", "another DEK")).unwrap();
-    // Whoever looks at its health asks it, whatever the breaker says.
+    // A health check asks the store in any state of the breaker.
     let health = block_on(process.envelope.health());
     assert_eq!(kind(health.into_iter().next().unwrap().1), ErrorKind::Unavailable);
 
@@ -161,7 +161,7 @@ fn a_slow_store_that_leaves_a_kek_no_time_opens_no_breaker_of_the_kek() {
     });
 }
 
-/// A reader's role may not insert. Whoever makes it try again and again stops no reader.
+/// A reader's role may not insert. Repeated attempts to insert do not stop readers.
 #[test]
 fn what_a_role_may_not_do_opens_no_breaker() {
     let fleet = Fleet::new();
@@ -362,7 +362,7 @@ fn an_erasure_is_tried_while_the_breaker_is_open() {
     // Here the keys have ended all the same, and what is asked of the store still fails at once.
     let error = process.open("alice", &sealed).unwrap_err();
     assert!(error.to_string().contains("circuit breaker open"), "{error}");
-    // The store is back, which nobody has noticed yet. No time goes by.
+    // The store is back, but no call has noticed yet. No time passes.
     fleet.store.fail_with(None);
     assert_eq!(of_store(&process).breaker, BreakerState::Open);
     assert_eq!(block_on(process.kek.erase([("tenant", "alice")])).unwrap().erased, 1);
@@ -386,7 +386,8 @@ fn a_failed_erasure_leaves_the_breaker_open() {
     assert_eq!(of_store(&process).breaker, BreakerState::Closed);
 }
 
-/// What the store may have erased serves nobody here, though nobody waited for its answer.
+/// Keys that the store may have erased serve no caller here, even if no caller waited for its
+/// answer.
 #[test]
 fn an_erasure_that_is_given_up_ends_the_keys_here_all_the_same() {
     let fleet = Fleet::new();
@@ -437,7 +438,7 @@ fn what_a_store_warns_of_degrades_the_health_of_its_branch_keys() {
     fleet.store.warn_of(Box::from("the schema is old"));
     let health = block_on(process.kek.health()).unwrap();
     assert_eq!(health, Health::Degraded("key store memory: the schema is old".into()));
-    // A warning is no failure, and a failure is no warning.
+    // A warning is not a failure, and a failure is not a warning.
     process.seal("alice");
     fleet.store.fail_with(StoreErrorClass::Unavailable);
     assert_eq!(block_on(process.kek.health()).unwrap_err().class(), KekErrorClass::Unavailable);

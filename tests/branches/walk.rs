@@ -32,7 +32,7 @@ fn counts(done: &RewrapProgress) -> [u64; 5] {
     [done.rewrapped, done.current, done.skipped, done.failed, done.unknown]
 }
 
-/// Compact messages in a store, each of a DEK of its own.
+/// Compact messages in a store, each of its own DEK.
 struct Messages(Vec<(EncryptionContext, Vec<u8>)>);
 
 impl Messages {
@@ -161,7 +161,7 @@ fn rows_that_cannot_be_rewrapped_are_told_and_left_as_they_are() {
     put(&shared, &rows[0], b"nonsense");
     put(&shared, &rows[1], &damaged);
     put(&shared, &rows[2], rows[3].as_bytes());
-    // Of a KEK that nobody here has.
+    // Of a KEK that is not configured here.
     let row = rows[4].row().unwrap();
     let foreign = {
         let entry = row.wrapped_keys().unwrap().entries()[0].wrapped().to_vec();
@@ -422,7 +422,7 @@ fn a_row_that_changes_all_the_time_stops_the_walk_which_can_be_repeated() {
     let shared = Shared::new();
     let messages = Messages::of(&shared, 3);
     shared.kek.local().rotate().unwrap();
-    // Someone who wants a second KEK's entry in every row, which this one does not.
+    // A walk that wants a second KEK's entry in every row, which this row lacks.
     let (store, kek) = (shared.store.store().clone(), shared.kek.local().clone());
     let second = LocalKek::in_memory("second").unwrap();
     shared.store.wait_for(move || {
@@ -433,7 +433,7 @@ fn a_row_that_changes_all_the_time_stops_the_walk_which_can_be_repeated() {
     });
     let error = walk(&shared.envelope(), RewrapOptions::default()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(error.to_string().contains("changes all the time"), "{error}");
+    assert!(error.to_string().contains("keeps changing"), "{error}");
     shared.store.wait_no_more();
     assert_eq!(rewrap(&shared.envelope()).failed, 0);
     messages.assert_open(&shared.envelope());

@@ -1,4 +1,4 @@
-//! The checks. Each is named like a sentence about the store.
+//! The checks. The name of each is a sentence about the store.
 #![forbid(unsafe_code)]
 
 mod changes;
@@ -138,7 +138,7 @@ fn same(found: Option<&StoredRow>, expected: Option<&StoredRow>, what: &str) -> 
     ensure(found == expected, format!("{what}: {} instead of {}", shown(found), shown(expected)))
 }
 
-/// Names a row by what tells it from others: id, place and its bytes' length and state.
+/// Describes a row by what distinguishes it: id, place, size and state.
 fn shown(row: Option<&StoredRow>) -> String {
     let Some(row) = row else { return "no row".to_owned() };
     let state = match row.row() {

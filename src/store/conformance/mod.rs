@@ -1,8 +1,8 @@
 //! A conformance suite for every [`KeyStore`]: those of this project, and yours.
 //!
-//! Give it a [`Subject`]: the store, and where there are any, a second handle to it, a way to run
-//! tasks at once, and ways to take the store away or to let it crash. The suite needs no runtime:
-//! run it under the executor that your store needs. It makes rows of random ids and branches, so it
+//! Give it a [`Subject`]: the store and, if available, a second handle to it, a way to run tasks in
+//! parallel, and ways to make the store unavailable or crash it. The suite needs no runtime: run it
+//! under the executor that your store needs. It creates rows with random ids and branches, so it
 //! may run on a store with other rows, and more than once. It leaves its rows there.
 //!
 //! ```
@@ -41,35 +41,35 @@ pub trait Subject: Send + Sync {
     /// Returns a handle to the store under test.
     fn store(&self) -> Arc<dyn KeyStore>;
 
-    /// Returns a handle to the same store with connections of its own, as another process has them.
+    /// Returns a handle to the same store with separate connections, as another process would have.
     /// By default the same as [`store`](Self::store).
     fn another(&self) -> Arc<dyn KeyStore> {
         self.store()
     }
 
-    /// Runs tasks at the same time until all have ended: on threads, or as tasks of a runtime. By
-    /// default one future polls them all, which lets them meet only where they wait.
+    /// Runs tasks at the same time until all have ended, on threads or as tasks of a runtime. By
+    /// default one future polls them all, so they interleave only where they wait.
     fn run_at_once(&self, tasks: Vec<BoxFuture<'static, ()>>) -> BoxFuture<'_, ()> {
         Box::pin(join_all(tasks).map(|_| ()))
     }
 
-    /// Takes the store away, until [`give_back`](Self::give_back): it cannot be reached, or does
-    /// not answer. By default not applicable.
+    /// Makes the store unavailable until [`give_back`](Self::give_back): it cannot be reached, or
+    /// does not answer. By default not applicable.
     fn take_away(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Ends what [`take_away`](Self::take_away) began.
+    /// Reverts [`take_away`](Self::take_away).
     fn give_back(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Returns how long a call may take while the store is away. By default 30 seconds.
+    /// Returns how long a call may take while the store is unavailable. By default 30 seconds.
     fn answers_within(&self) -> Duration {
         Duration::from_secs(30)
     }
 
-    /// Ends the store without a warning (`kill -9`, a lost machine) and starts it again. By default
+    /// Kills the store without warning (`kill -9`, a lost machine) and starts it again. By default
     /// not applicable.
     fn crash(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
@@ -83,7 +83,7 @@ pub async fn run(subject: &dyn Subject) -> Report {
     run_with_seed(subject, seed).await
 }
 
-/// The same, with the random operations of an earlier run, whose failure names their seed.
+/// Does the same with the random operations of an earlier run, whose failure names their seed.
 pub async fn run_with_seed(subject: &dyn Subject, seed: u64) -> Report {
     let mut results = Vec::new();
     for (name, check) in checks::ALL {

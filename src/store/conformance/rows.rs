@@ -1,4 +1,4 @@
-//! Rows that the checks store.
+//! The rows that the checks store.
 #![forbid(unsafe_code)]
 
 use crate::context::EncryptionContext;
@@ -7,7 +7,7 @@ use crate::kek::conformance::{Stop, ensure, ok};
 use crate::store::{BranchId, BranchPlace, StoredRow};
 use crate::suite::{Dek, DekId};
 
-/// Returns 32 bytes that nobody else has.
+/// Returns 32 unique bytes.
 fn random() -> Result<[u8; 32], Stop> {
     Ok(*ok("randomness", Dek::random())?.expose())
 }
@@ -24,7 +24,7 @@ pub(super) fn place(branch: BranchId, period: i64, epoch: u32) -> BranchPlace {
     BranchPlace { branch, period, epoch }
 }
 
-/// Returns the row of an id. Each version of it has other wrapped keys.
+/// Returns the row of an id. Each version of it has different wrapped keys.
 pub(super) fn version(
     id: DekId,
     place: Option<BranchPlace>,
@@ -55,7 +55,7 @@ pub(super) fn changed(row: &StoredRow, to: u32) -> Result<StoredRow, Stop> {
     version(id, row.place().copied(), to)
 }
 
-/// Returns a row of the most bytes that there are.
+/// Returns a row of the maximum size.
 pub(super) fn largest(place: Option<BranchPlace>) -> Result<StoredRow, Stop> {
     let pairs = [("a", "x".repeat(4096)), ("b", "y".repeat(4080))];
     let context = ok("a context", EncryptionContext::new(pairs))?;

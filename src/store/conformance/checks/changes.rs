@@ -54,7 +54,7 @@ pub(super) async fn replaces_only_with_the_same_id_and_place(
         ("no place", with(None)),
     ];
     for (what, wrong) in wrong {
-        // An error would do as well: it is the caller's mistake.
+        // An error is fine too, since it is the caller's mistake.
         let replaced = subject.store().replace(&row, &wrong).await.unwrap_or(false);
         ensure(!replaced, format!("replaced a row by one with {what}"))?;
         is_stored(subject, row.id(), Some(&row), what).await?;
@@ -127,7 +127,7 @@ pub(super) async fn keeps_tombstones(subject: &dyn Subject, _: u64) -> Result<()
     let elsewhere = branch_key(at)?;
     let found = ok("insert", subject.store().insert(&elsewhere).await)?;
     ensure(found != Insertion::Inserted, "a new row took the place of a tombstone")?;
-    // A tombstone may also come first, as a copy from another store.
+    // A tombstone may also arrive first, as a copy from another store.
     let copied = dek()?;
     insert(&*subject.store(), &copied.tombstone()).await?;
     let what = "the row of a copied tombstone";

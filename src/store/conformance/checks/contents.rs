@@ -62,7 +62,7 @@ pub(super) async fn finds_the_rows_of_a_branch_in_order(
 ) -> Result<(), Stop> {
     let (branch, other) = (new_branch()?, new_branch()?);
     let mut rows = Vec::new();
-    // Numbers that sort otherwise as text or as bytes of either order.
+    // Numbers that sort differently as text, or as bytes of either order.
     for (period, epoch) in
         [(-300, 0), (-2, 0), (0, 0), (0, 1), (0, 2), (0, 10), (0, 256), (9, 0), (10, 0), (256, 3)]
     {
@@ -129,7 +129,7 @@ pub(super) async fn keeps_the_largest_rows(subject: &dyn Subject, _: u64) -> Res
 
 pub(super) async fn keeps_what_it_cannot_read(subject: &dyn Subject, _: u64) -> Result<(), Stop> {
     let at = place(new_branch()?, 0, 0);
-    // All bytes that there are: no text survives them.
+    // All byte values, which no text encoding survives.
     let bytes: Vec<u8> = (0..=255).rev().collect();
     for at in [None, Some(at)] {
         let row = StoredRow::from_parts((&new_id()?).into(), at, &*bytes);

@@ -1,4 +1,4 @@
-//! Cancelled calls, a crash, and a store that is away.
+//! Cancelled calls, a crash, and an unavailable store.
 #![forbid(unsafe_code)]
 
 use std::future::poll_fn;
@@ -43,7 +43,7 @@ pub(super) async fn survives_cancellation(subject: &dyn Subject, _: u64) -> Resu
     })
     .await;
     drop(erase);
-    // What was cancelled is done or not, and a store goes on working.
+    // A cancelled call took effect or did not, and the store keeps working.
     for row in &rows {
         let found = ok("get", store.get(row.id()).await)?;
         ensure(
@@ -105,7 +105,7 @@ async fn while_away(
     limit: Duration,
 ) -> Result<(), Stop> {
     let (new, other) = (changed(row, 1)?, dek()?);
-    // At once, so that it takes the time of one call.
+    // All at once, so that it takes the time of one call.
     let outcomes = [
         fails("get", limit, Box::pin(store.get(row.id()).map_ok(drop))),
         fails("insert", limit, Box::pin(store.insert(&other).map_ok(drop))),
@@ -134,7 +134,8 @@ async fn fails(
     }
 }
 
-/// Returns the future's value, or `None` after the time. A thread keeps it, for lack of a runtime.
+/// Returns the future's value, or `None` after the time, which a thread measures since there may be
+/// no runtime.
 async fn within<T>(limit: Duration, future: BoxFuture<'_, T>) -> Option<T> {
     let (is_over, waker) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicWaker::new()));
     let (keep, dropped) = mpsc::channel::<()>();

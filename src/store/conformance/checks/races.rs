@@ -1,4 +1,4 @@
-//! Many that want the same row at once.
+//! Many callers that want the same row at once.
 #![forbid(unsafe_code)]
 
 use super::*;
@@ -13,7 +13,7 @@ pub(super) async fn lets_one_of_many_inserts_win(
         let (at, id) = (place(new_branch()?, round, 0), new_id()?);
         let mut rows = Vec::new();
         for task in 0..TASKS {
-            // They meet at a place, as processes do at the start of a period, or at an id.
+            // They collide at a place, like processes at the start of a period, or at an id.
             let number = u32::try_from(task).unwrap_or(0);
             let of_id = || version(id, None, number);
             rows.push(if round % 2 == 0 { branch_key(at)? } else { of_id()? });
@@ -79,7 +79,7 @@ pub(super) async fn lets_one_of_many_replacements_win(
     Ok(())
 }
 
-/// What one task of the race saw: a row that it read, and whether it may be there.
+/// The rows that one task of the race read. Each must be one that may exist.
 type Read = Vec<StoredRow>;
 
 pub(super) async fn leaves_nothing_half_when_erasures_race(
@@ -123,7 +123,7 @@ pub(super) async fn leaves_nothing_half_when_erasures_race(
             let what = "a read during an erasure returned what nobody stored";
             ensure(versions.contains(&row), format!("{what}: {}", shown(Some(&row))))?;
         }
-        // Each erasure began after these were there, so it holds whoever replaced them meanwhile.
+        // Each erasure began after these rows existed, so it covers any replacement of them.
         for row in &before {
             let what = "a row of a branch that was erased while it was replaced";
             is_stored(subject, row.id(), Some(&row.tombstone()), what).await?;

@@ -7,7 +7,7 @@ use crate::suite::DekId;
 
 const OPERATIONS: usize = 400;
 
-/// SplitMix64 (Steele, Lea, Flood 2014): a seed is all that a run needs to be repeated.
+/// SplitMix64 (Steele, Lea, Flood 2014): the seed is all that is needed to repeat a run.
 struct Random(u64);
 
 impl Random {
@@ -29,7 +29,7 @@ impl Random {
     }
 }
 
-/// The ids and branches of one run. What is done with them depends on the seed alone.
+/// The ids and branches of one run. The operations on them depend only on the seed.
 struct Names {
     ids: Vec<DekId>,
     branches: Vec<BranchId>,
@@ -80,7 +80,7 @@ async fn same_step(
         0..5 => {
             let expected = ok("the model", model.insert(&row).await)?;
             let found = ok("insert", store.insert(&row).await)?;
-            // Where one row has the id and another the place, either may be returned.
+            // If one row has the id and another the place, either may be returned.
             let by_id = ok("the model", model.get(row.id()).await)?.map(Insertion::Exists);
             ensure(
                 found == expected
@@ -101,7 +101,8 @@ async fn same_step(
             ensure(found == expected, format!("branch from {from}: {found:?}, not {expected:?}"))
         }
         9..15 => {
-            // Mostly what is stored, so that it succeeds; otherwise what may be there no more.
+            // Usually a stored row, so that the operation succeeds, and otherwise one that may be
+            // gone.
             let there = ok("the model", model.get(row.id()).await)?;
             let old = there.filter(|_| random.below(4) > 0).unwrap_or_else(|| row.clone());
             let erase = random.below(8) == 0;

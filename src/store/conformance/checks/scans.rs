@@ -1,4 +1,4 @@
-//! Scans, while rows come and change.
+//! Scans while rows are added and changed.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -8,10 +8,10 @@ use super::*;
 /// How often a scan returned each row.
 type Seen = BTreeMap<RowId, u32>;
 
-/// Pages that a scan may need at most, so that one that goes round ends.
+/// The maximum number of pages of a scan, so that one that loops ends.
 const PAGES: usize = 1_000_000;
 
-/// What changes between the pages of a scan.
+/// The changes between the pages of a scan.
 struct Changes {
     rows: Vec<StoredRow>,
     branch: BranchId,
@@ -19,7 +19,7 @@ struct Changes {
 }
 
 impl Changes {
-    /// Makes those behind a page. Some of the rows sort before the cursor, some behind it.
+    /// Makes the changes after a page. Some of the rows sort before the cursor, some after it.
     async fn make(&self, store: &dyn KeyStore, page: usize) -> Result<(), Stop> {
         if page < 20 {
             let period = i64::try_from(page).unwrap_or(0);
@@ -57,7 +57,7 @@ async fn scan(
             Some(next) if cursor.as_ref() == Some(&next) => {
                 return failed("a page ends where it began");
             }
-            // As after a restart, of another process.
+            // Like a restart in another process.
             Some(next) => cursor = Some(ScanCursor::from_bytes(next.as_bytes())),
         }
         if let Some(changes) = changes {
@@ -120,7 +120,7 @@ pub(super) async fn resumes_a_scan_from_a_kept_cursor(
     let Some(next) = first.next else {
         return failed("no next page, though there are more rows than the page has");
     };
-    // The same cursor twice: both go on from the same row.
+    // The same cursor twice: both scans continue from the same row.
     for _ in 0..2 {
         let mut seen = Seen::new();
         let mut cursor = Some(ScanCursor::from_bytes(next.as_bytes()));
