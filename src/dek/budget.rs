@@ -6,21 +6,21 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::shards::{shard, shards};
 use crate::sync::{Mutex, PoisonError};
 
-/// Messages and bytes, handed out to groups of threads in small portions, so that threads do not
-/// contend for one counter. Never hands out more than the limits in all.
+/// A cap on messages and bytes, handed out to groups of threads in small portions, so that threads
+/// do not contend for one counter. It never hands out more than the cap in total.
 pub(super) struct Budget {
-    /// What no group has been given yet.
+    /// The part that no group has yet.
     rest: Mutex<Rest>,
     groups: Box<[Portion]>,
     portion: Rest,
-    /// All messages that there were at the beginning.
+    /// The initial number of messages.
     max_messages: u64,
     max_bytes: u64,
-    /// Messages that were told already.
+    /// The messages that were already reported.
     told: AtomicU64,
     /// When this little is left, the next DEK is made ahead of time.
     low: Rest,
-    /// A message was refused. The next DEK is needed.
+    /// A message was refused, so the next DEK is needed.
     used_up: AtomicBool,
 }
 
@@ -37,7 +37,7 @@ struct Portion {
 }
 
 impl Portion {
-    /// Both or neither.
+    /// Takes both or neither.
     #[inline]
     fn take(&self, messages: u64, len: u64) -> bool {
         if messages > 0 && !take(&self.messages, messages) {
@@ -99,7 +99,7 @@ impl Budget {
         self.reserve_of(0, len)
     }
 
-    /// Counts so many messages of so many bytes together: all, or none of them.
+    /// Counts this many messages of this many bytes in total: all or none.
     #[inline]
     pub(super) fn reserve_of(&self, messages: u64, len: u64) -> Result<(), Error> {
         let mine = self.groups.get(shard()).ok_or_else(exhausted)?;
@@ -109,7 +109,7 @@ impl Budget {
         }
     }
 
-    /// Once per portion.
+    /// Runs once per portion.
     #[cold]
     fn reserve_with_new_portion(
         &self,
@@ -117,8 +117,8 @@ impl Budget {
         messages: u64,
         len: u64,
     ) -> Result<(), Error> {
-        // Under the lock nothing is on its way from one counter to another, so "not enough" means
-        // not enough in all.
+        // Under the lock nothing is moving between counters, so "not enough" means not enough in
+        // total.
         let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         if rest.messages < messages || rest.bytes < len {
             for other in &self.groups {
@@ -152,23 +152,23 @@ impl Budget {
 
     /// Returns how many messages were counted since the last call.
     pub(super) fn take_counted(&self) -> u64 {
-        // Under the lock nothing is on its way from one counter to another.
+        // Under the lock nothing is moving between counters.
         let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
         let portions = self.groups.iter().map(|portion| portion.messages.load(Ordering::Relaxed));
         let left = portions.fold(rest.messages, u64::saturating_add);
         let counted = self.max_messages.saturating_sub(left);
-        // What is given back after it was told is told once less later.
+        // A message that is given back after it was reported reduces the next report.
         let told = self.told.fetch_max(counted, Ordering::Relaxed);
         counted.saturating_sub(told)
     }
 
-    /// Whether nothing at all can be sealed any more.
+    /// Whether nothing can be sealed any more.
     pub(super) fn is_used_up(&self) -> bool {
         self.used_up.load(Ordering::Relaxed)
     }
 
-    /// Whether the next DEK should be made. Looks at what no group has yet, and does not wait for
-    /// it.
+    /// Whether the next DEK should be made. It looks only at the part that no group has yet, and
+    /// does not wait for it.
     pub(super) fn is_low(&self) -> bool {
         match self.rest.try_lock() {
             Ok(rest) => rest.messages <= self.low.messages || rest.bytes <= self.low.bytes,

@@ -1,5 +1,5 @@
-//! The cached DEKs. quick_cache bounds their number and their leases bound their time. A look-up
-//! reads nothing that another thread writes.
+//! The cached DEKs. quick_cache bounds their number, and their leases bound their lifetime. A
+//! look-up reads nothing that another thread writes.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -36,7 +36,7 @@ use crate::sync::thread::LocalKey;
 use crate::sync::wakers::Latch;
 use crate::sync::{Arc, process_static, thread_local};
 
-/// The cached DEKs of one source in one process. The child of a fork gets a cache of its own.
+/// The cached DEKs of one source in one process. The child of a fork gets its own cache.
 pub(crate) struct DekCache {
     /// The owner under which threads remember its DEKs.
     owner: MemoOwner,
@@ -48,7 +48,7 @@ pub(crate) struct DekCache {
     refused: Bounded<RequestKey, (Moment, Error)>,
     registry: Arc<Registry>,
     pub(super) flights: Flights,
-    /// What an operator revoked or evicted. A response to an earlier request is discarded.
+    /// What an operator revoked or evicted. Responses to earlier requests are discarded.
     pub(super) revocations: Revocations,
     /// Set at shut-down. It ends calls that are in flight.
     closed: Latch,
@@ -93,9 +93,8 @@ impl DekCache {
 
     /// Returns the DEK for reading, whatever its age.
     ///
-    /// # Errors
-    /// The id commits to another context than the caller's, so no key service is asked. This is the
-    /// earliest check that notices a wrong tenant.
+    /// Fails if the id commits to a context other than the caller's. No key service is asked. This
+    /// is the earliest check that notices a wrong tenant.
     pub(super) fn reading(
         &self,
         context: &EncryptionContext,
@@ -121,13 +120,13 @@ impl DekCache {
         usable.then_some(dek)
     }
 
-    /// From now on the DEK is wiped on time and can be revoked.
+    /// Registers the DEK, so that it is wiped on time and can be revoked.
     pub(super) fn look_after<D: Leased + 'static>(&self, dek: &Arc<D>) {
         look_after(&self.registry, || Some(dek.clone()));
     }
 
-    /// Gives a DEK for writing another lease, which is looked after, unless its own has ended. A
-    /// revocation, an eviction or a denial that ends the DEK from now on ends the new lease too.
+    /// Gives a DEK for writing another lease and registers it, unless the DEK's own lease has
+    /// ended. A later revocation, eviction or denial that ends the DEK also ends the new lease.
     pub(super) fn another_lease(
         &self,
         dek: &WritingDek,
@@ -137,7 +136,7 @@ impl DekCache {
         look_after(&self.registry, || dek.another_lease(terms, limits).map(Arc::new))
     }
 
-    /// Caches a DEK that is looked after.
+    /// Caches a registered DEK.
     pub(super) fn put_writing(&self, dek: &Arc<WritingDek>) {
         if dek.lease.is_late() {
             return;
@@ -147,7 +146,7 @@ impl DekCache {
         evicted.0.retain(|old| old.lease.context != dek.lease.context || Arc::ptr_eq(old, dek));
     }
 
-    /// Caches a DEK that is looked after.
+    /// Caches a registered DEK.
     pub(super) fn put_reading(&self, dek: &Arc<ReadingDek>) {
         if dek.lease.is_late() {
             return;
@@ -199,15 +198,15 @@ impl DekCache {
         }
     }
 
-    /// Returns the DEKs for reading of this id and context. Anyone can cause a denial in another
-    /// context, so that affects none of them.
+    /// Returns the DEKs for reading of this id and context. A denial in another context affects
+    /// none of them, because anyone can cause one.
     fn reading_of(&self, context: &EncryptionContext, id: &DekId) -> Vec<Arc<dyn Leased>> {
         let mut deks = self.registry.of_dek(id);
         deks.retain(|dek| dek.is_for_reading() && dek.lease().context == *context);
         deks
     }
 
-    /// Ends the DEKs for reading of this id that `which` picks, handles included.
+    /// Ends the DEKs for reading of this id that `which` selects, and their handles.
     pub(super) fn end_reading(
         &self,
         context: &EncryptionContext,
@@ -219,8 +218,8 @@ impl DekCache {
         end_all(&deks);
     }
 
-    /// Ends the branch keys of a branch that the denial is about, for reading and for writing: both
-    /// come from one row.
+    /// Ends the branch keys of a branch that the denial is about, for reading and for writing,
+    /// since both come from one row.
     pub(super) fn end_denied(
         &self,
         context: &EncryptionContext,
@@ -233,7 +232,7 @@ impl DekCache {
         end_all(&deks);
     }
 
-    /// Ends the DEKs for writing of a context, handles included.
+    /// Ends the DEKs for writing of a context, and their handles.
     pub(super) fn end_writing(&self, context: &EncryptionContext) {
         self.writing.remove(context.digest());
         let mut deks = self.registry.of_context(context);
@@ -241,8 +240,8 @@ impl DekCache {
         self.registry.end(deks, end_all);
     }
 
-    /// Revokes a KEK. As in the two methods below, the DEKs end, the call waits until their keys
-    /// are gone, and responses in flight are discarded.
+    /// Revokes a KEK. Like the two methods below, it ends the DEKs, waits until their keys are
+    /// gone, and discards responses in flight.
     pub(super) fn revoke_kek(&self, kek_id: &KekId) {
         self.revocations.of_kek(kek_id);
         let mut deks = self.registry.all();
@@ -255,12 +254,13 @@ impl DekCache {
         self.registry.end(self.registry.of_context(context), end_all);
     }
 
-    /// As [`evict_context`](Self::evict_context), for several. Every response in flight is discarded.
+    /// Evicts several contexts: see [`evict_context`](Self::evict_context). Discards every response
+    /// in flight.
     pub(super) fn evict_contexts(&self, which: impl Fn(&EncryptionContext) -> bool) {
         self.end_contexts(which, end_all);
     }
 
-    /// As [`evict_contexts`](Self::evict_contexts), from a destructor.
+    /// Does the same as [`evict_contexts`](Self::evict_contexts), from a destructor.
     pub(super) fn evict_contexts_later(&self, which: impl Fn(&EncryptionContext) -> bool) {
         self.end_contexts(which, end_later);
     }
@@ -281,13 +281,13 @@ impl DekCache {
         self.registry.end(self.registry.all(), end_all);
     }
 
-    /// As [`revoke_all`](Self::revoke_all), from a destructor.
+    /// Does the same as [`revoke_all`](Self::revoke_all), from a destructor.
     pub(super) fn end_all_later(&self) {
         self.revocations.of_everything();
         self.registry.end(self.registry.all(), end_later);
     }
 
-    /// As [`revoke_all`](Self::revoke_all), and leaves it to that method to report it.
+    /// Does the same as [`revoke_all`](Self::revoke_all), and lets that method report it.
     pub(super) fn end_all_quietly(&self) {
         self.revocations.of_everything();
         self.registry.end(self.registry.all(), end_quietly);
@@ -321,8 +321,8 @@ impl DekCache {
         self.registry.count(caller, dek_id, context, access, messages);
     }
 
-    /// Takes what was counted and belongs to no DEK that will report it: of more callers than are told
-    /// apart, and of uses that ended after their DEK.
+    /// Takes the counts that no DEK will report: those of callers beyond the tracked number, and of
+    /// uses that ended after their DEK.
     pub(super) fn take_counts(&self) -> Vec<Accessed> {
         AccessCounts::take(&*self.registry)
     }
@@ -348,7 +348,7 @@ impl DekCache {
     }
 
     /// Ends as many of the parent's DEKs as it can, in the child of a fork. Threads of the parent
-    /// may hold locks for ever.
+    /// may hold locks forever.
     pub(super) fn abandon(&self) {
         forget(&READING, |dek| dek.lease.end());
         forget(&WRITING, |dek| dek.lease.end());
@@ -364,7 +364,7 @@ impl Drop for DekCache {
     }
 }
 
-/// The same in every run: the order in which the cache evicts shows in a schedule.
+/// Fixed, so that the cache evicts in the same order in every run of a recorded schedule.
 #[cfg(all(test, shuttle))]
 type Hashing = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
@@ -380,19 +380,19 @@ fn bounded<K: Eq + std::hash::Hash, V: Clone + Evicted>(max_entries: u64) -> Bou
         .build();
     match options {
         Ok(options) => Cache::with_options(options, UnitWeighter, Hashing::default(), EndEvicted),
-        // No required option is missing.
+        // No required option is missing, so this cannot fail.
         Err(_) => {
             Cache::with(capacity.min(64), max_entries, UnitWeighter, Hashing::default(), EndEvicted)
         }
     }
 }
 
-/// Ends evicted DEKs and their handles. A DEK that a newer one replaces is taken out before, and
-/// lives on for those who have it.
+/// Ends evicted DEKs and their handles. A DEK that a newer one replaces is taken out first, and
+/// lives on for its holders.
 #[derive(Clone)]
 struct EndEvicted;
 
-/// Collects what was evicted under the cache's lock, and ends it when the lock is released.
+/// Collects evicted entries under the cache's lock, and ends them when the lock is released.
 struct EvictedNow<V: Evicted>(Vec<V>);
 
 impl<V: Evicted> Default for EvictedNow<V> {
@@ -419,7 +419,7 @@ impl<D: Leased> Evicted for Arc<D> {
         if ends {
             end_evicted_quietly(std::slice::from_ref(self));
         }
-        // It is wiped before an observer can block.
+        // Wiped before an observer can block.
         if let Some(observers) = observers.upgrade() {
             observers.emit(&Event::Evicted { dek_id, context });
         }
@@ -459,8 +459,8 @@ impl SourceNumber {
     }
 }
 
-/// The owner of remembered DEKs: one source in one process. A memo needs no look at the shared
-/// cache, and does not answer with the parent's DEKs in a forked child.
+/// The owner of remembered DEKs: one source in one process. Thanks to it, a memo need not look at
+/// the shared cache, and does not return the parent's DEKs in a forked child.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoOwner {
     source: SourceNumber,
@@ -468,13 +468,13 @@ pub(crate) struct MemoOwner {
 }
 
 impl MemoOwner {
-    /// The source, in the current process.
+    /// Returns the source's owner in the current process.
     pub(super) fn now(source: SourceNumber) -> Self {
         Self { source, generation: fork::generation() }
     }
 
-    /// Uses the DEK for reading that this thread used last, if it matches and `serves`. `serves` is
-    /// checked last.
+    /// Uses the DEK for reading that this thread used last, if it matches and `serves` returns
+    /// true. `serves` is checked last.
     pub(super) fn with_reading<R>(
         self,
         context: &EncryptionContext,
@@ -493,8 +493,8 @@ impl MemoOwner {
         with_remembered(&READING, self, id.as_bytes(), serves, work)
     }
 
-    /// Uses the DEK for writing that this thread used last, if it matches and `serves`. `serves` is
-    /// checked last.
+    /// Uses the DEK for writing that this thread used last, if it matches and `serves` returns
+    /// true. `serves` is checked last.
     pub(super) fn with_writing<R>(
         self,
         context: &EncryptionContext,
@@ -511,8 +511,8 @@ impl MemoOwner {
     }
 }
 
-/// The DEKs that a thread used last. Their keys can be destroyed at any time: a remembered DEK
-/// lives no longer.
+/// The DEKs that a thread used last. Remembering a DEK does not extend its life: its keys can be
+/// destroyed at any time.
 struct Memo<D>([Option<Remembered<D>>; MEMO_LEN]);
 
 struct Remembered<D> {
@@ -541,7 +541,8 @@ fn with_remembered<D: Leased, R>(
 ) -> Option<R> {
     // A thread that is ending has no memo, so the cache answers.
     memo.try_with(|memo| {
-        // The memo is busy if `work` calls back into it, which it does not. Then the cache answers.
+        // `work` does not call back into the memo. If it did, the memo would be busy and the cache
+        // would answer.
         let mut memo = memo.try_borrow_mut().ok()?;
         let remembered = memo.slot(key)?.as_mut()?;
         if remembered.owner != owner
@@ -571,7 +572,7 @@ fn remember<D: 'static>(
     drop(replaced);
 }
 
-/// Ends and forgets what this thread remembers.
+/// Ends and forgets the DEKs that this thread remembers.
 fn forget<D: 'static>(memo: &'static LocalKey<RefCell<Memo<D>>>, end: impl Fn(&D) -> bool) {
     let forgotten = memo.try_with(|memo| {
         let mut memo = memo.try_borrow_mut().ok()?;

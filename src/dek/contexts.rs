@@ -1,7 +1,7 @@
 //! Which encryption contexts a source serves.
 //!
-//! A context of a data domain has the reserved pair `waxseal:domain`. It is in every key that the
-//! context is bound into, so no message crosses from domain to domain.
+//! A context of a data domain has the reserved pair `waxseal:domain`. The pair is bound into every
+//! key with the rest of the context, so no message crosses from domain to domain.
 #![forbid(unsafe_code)]
 
 use crate::context::EncryptionContext;
@@ -24,7 +24,7 @@ impl EncryptionContext {
 pub(crate) struct DomainContexts {
     domain: Box<str>,
     must_have: Box<[Box<str>]>,
-    /// `None` for any.
+    /// `None` allows any.
     may_have: Option<Box<[Box<str>]>>,
 }
 
@@ -60,12 +60,12 @@ impl DomainContexts {
         self.check(&context).map(|()| context)
     }
 
-    /// Refuses a context of another domain or of none, and one with other names.
+    /// Refuses a context of another domain or of none, and one with names that are not allowed.
     pub(crate) fn check(&self, context: &EncryptionContext) -> Result<(), Error> {
         match context.domain() {
             Some(domain) if domain == self.name() => {}
-            Some(other) => return Err(self.refused(format!("it is of domain {other:?}"))),
-            None => return Err(self.refused("it is of no domain: Domain::context makes one")),
+            Some(other) => return Err(self.refused(format!("it belongs to domain {other:?}"))),
+            None => return Err(self.refused("it belongs to no domain: Domain::context makes one")),
         }
         let mut reserved = context.reserved_names();
         if let Some(name) = reserved.find(|name| *name != DOMAIN) {
@@ -98,11 +98,11 @@ impl DomainContexts {
     }
 }
 
-/// Refuses a context of a data domain, and any other of the library's own.
+/// Refuses a context of a data domain, and any other with reserved names.
 pub(super) fn check_of_no_domain(context: &EncryptionContext) -> Result<(), Error> {
     let Some(name) = context.reserved_names().next() else { return Ok(()) };
     let detail = match context.domain() {
-        Some(domain) => format!("it is of domain {domain:?}, and this envelope is of none"),
+        Some(domain) => format!("it belongs to domain {domain:?}, but this envelope to none"),
         None => format!("name {name:?} is reserved (it starts with \"waxseal\")"),
     };
     Err(Error::new(ErrorKind::InvalidContext, detail))

@@ -1,4 +1,4 @@
-//! One call for many callers: those that make the same request at the same time share the response.
+//! One call for many callers: concurrent callers with the same request share the response.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -27,12 +27,12 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 pub(crate) type Answer<D> = Result<Arc<Pinned<D>>, Failure>;
 type Work<A> = BoxFuture<'static, A>;
 
-/// What many callers may be given.
+/// A result that many callers can share.
 pub(crate) trait Shareable: Clone + Send + 'static {
-    /// The answer of a call that panicked.
+    /// Returns the answer of a call that panicked.
     fn panicked() -> Self;
 
-    /// The answer of a call that ended since nobody waited for it. No caller sees it.
+    /// Returns the answer of a call that ended because nobody waited for it. No caller sees it.
     fn nobody_waited() -> Self;
 }
 
@@ -46,17 +46,17 @@ impl<D: Leased + 'static> Shareable for Answer<D> {
     }
 }
 
-/// A call that has been in flight for longer is not joined. A later caller starts a new one, so it
-/// does not wait for a service that hung, and a service that recovers is noticed within a second.
+/// A call that has been in flight for longer is not joined. A later caller starts a new call. So it
+/// does not wait for a hung service, and a recovered service is noticed within a second.
 const JOINED_WITHIN: Duration = Duration::from_millis(750);
-/// How often calls that ended, or that no task polls, are looked for.
+/// How often to look for calls that ended or that no task polls.
 const SWEEP_EVERY: Duration = Duration::from_millis(250);
 
 /// The requests in flight.
 ///
 /// Every waiting caller can poll the call, so none depends on another caller's runtime, timeout or
-/// executor. Where the envelope has a runtime, a task there polls it too. That task finishes the
-/// request in flight after the last caller left, so that a key service slower than every caller's
+/// executor. If the envelope has a runtime, a task there polls it too. That task finishes the
+/// request in flight after the last caller left, so a key service slower than every caller's
 /// timeout still gets its response through. Without that task, and between two requests, the call
 /// is cancelled when the last caller leaves.
 pub(super) struct Flights {
@@ -95,11 +95,11 @@ impl Flights {
     }
 }
 
-/// The calls in flight, by what they ask.
+/// The calls in flight, by request.
 pub(crate) struct InFlight<K, A: Shareable>(Mutex<Asked<K, A>>);
 
 struct Asked<K, A: Shareable> {
-    /// Whoever is outside cannot choose the hash of a key.
+    /// Outsiders cannot choose the hash of a key.
     flights: HashMap<K, Flight<A>, BuildHasherDefault<DefaultHasher>>,
     sweep_at: Option<Moment>,
 }
@@ -108,8 +108,8 @@ struct Asked<K, A: Shareable> {
 struct Flight<A: Shareable> {
     began: Moment,
     newest: Weak<Call<A>>,
-    /// A call that is too old to be joined and may still bring a response. Only this one and the
-    /// newest continue without callers, so a service that hangs is not asked again and again in the
+    /// A call that is too old to be joined but may still bring a response. Only this one and the
+    /// newest continue without callers, so that a hung service is not asked again and again in the
     /// background.
     oldest: Weak<Call<A>>,
 }
@@ -120,8 +120,8 @@ impl<K, A: Shareable> Default for InFlight<K, A> {
     }
 }
 
-/// What must be dropped outside the lock: a call's work, and a DEK in its response, may report to
-/// observers.
+/// Values that must be dropped outside the lock: a call's work, and a DEK in its response, may
+/// report to observers.
 type Leftovers<A> = Vec<(Arc<Call<A>>, Option<Work<A>>)>;
 
 impl<K: Hash + Eq, A: Shareable> InFlight<K, A> {
@@ -175,7 +175,7 @@ impl<K: Hash + Eq, A: Shareable> InFlight<K, A> {
         waiter
     }
 
-    /// Forgets a request whose calls are over, for keys that are large.
+    /// Forgets a request whose calls are over. For large keys.
     pub(crate) fn forget(&self, key: &K) {
         let is_over =
             |flight: &Flight<A>| flight.calls().iter().flatten().all(|call| !call.is_under_way());
@@ -195,8 +195,8 @@ impl<A: Shareable> Flight<A> {
 }
 
 impl<K: Hash + Eq, A: Shareable> Asked<K, A> {
-    /// Removes calls that ended now and then, so that the map does not grow, and ends calls that no
-    /// task polls, so that they do not hold the budget.
+    /// From time to time removes calls that ended, so that the map does not grow, and ends calls
+    /// that no task polls, so that they do not hold the budget.
     fn sweep(&mut self, now: Moment, leftovers: &mut Leftovers<A>) {
         let many = self.flights.len() >= 64 && self.flights.len().is_power_of_two();
         if !many && self.sweep_at.is_some_and(|at| !now.is_past(at)) {
@@ -224,7 +224,7 @@ struct Call<A: Shareable> {
 struct State<A: Shareable> {
     /// Taken out while it is polled, so that no lock is held meanwhile.
     work: Option<Work<A>>,
-    /// Present when the call is over. It is an error if the call was cancelled, which no caller
+    /// Present once the call is over. It is an error if the call was cancelled, which no caller
     /// sees.
     answer: Option<A>,
     callers: usize,
@@ -232,15 +232,15 @@ struct State<A: Shareable> {
     runtime: Option<Arc<dyn Runtime>>,
     /// The task exists and has been polled. A runtime that does not run cannot be relied on.
     task_drives: bool,
-    /// It was replaced, so it ends with its callers.
+    /// It was replaced, so it ends when its callers leave.
     ends_with_callers: bool,
-    /// At the last sweep it had been woken and not polled.
+    /// At the last sweep it had been woken but not polled.
     neglected: bool,
 }
 
 impl<A: Shareable> State<A> {
-    /// Ends it if it is no longer needed. The caller discards what is returned outside the lock.
-    /// While the work is being polled, the poller decides.
+    /// Ends the call if it is no longer needed. The caller drops the returned work outside the
+    /// lock. While the work is being polled, the poller decides.
     fn end_unless_wanted(&mut self, wire: &RequestCounter) -> Option<Work<A>> {
         let goes_on = self.task_drives && !self.ends_with_callers && wire.is_busy();
         if self.work.is_none() || self.callers > 0 || goes_on {
@@ -301,8 +301,8 @@ impl<A: Shareable> Call<A> {
         state.end_unless_wanted(&self.wire)
     }
 
-    /// Ends a call without callers whose task does not poll it although it was woken: its runtime
-    /// has stopped.
+    /// Ends a call without callers that was woken but that its task does not poll: its runtime has
+    /// stopped.
     fn end_if_undriven(&self) -> Option<Work<A>> {
         let mut state = self.lock();
         if state.work.is_none() || state.callers > 0 || !self.waker.is_woken() {
@@ -314,7 +314,7 @@ impl<A: Shareable> Call<A> {
         state.end()
     }
 
-    /// Drops what is left of a call that ended, and wakes its task.
+    /// Drops the remains of a call that ended, and wakes its task.
     fn discard(&self, work: Option<Work<A>>) {
         if work.is_some() {
             // A provider whose future panics on drop affects no caller.
@@ -323,8 +323,8 @@ impl<A: Shareable> Call<A> {
         }
     }
 
-    /// Polls the work, unless another caller does, or nothing has happened since the last poll. A
-    /// waiter that was not woken by the call polls anyway, since it has reasons of its own.
+    /// Polls the work, unless another caller does or nothing has happened since the last poll. A
+    /// waiter that the call did not wake polls anyway, since its own future may need it.
     fn drive(&self, role: Role, was_woken: bool) -> Poll<A> {
         let mut work = {
             let mut state = self.lock();
@@ -366,7 +366,7 @@ impl<A: Shareable> Call<A> {
         }
     }
 
-    /// Starts the task that polls it as well, once.
+    /// Starts, once, the task that also polls it.
     fn start_task(self: &Arc<Self>) {
         let mut state = self.lock();
         let Some(runtime) = state.runtime.take() else { return };
@@ -408,7 +408,7 @@ impl<A: Shareable> Future for Waiter<A> {
     type Output = A;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
-        // Registered before the poll, so that anything that happens from here on wakes it.
+        // Registered before the poll, so that every later event wakes it.
         let was_woken = self.call.waker.wakers.register(self.slot, cx.waker());
         let answer = self.call.drive(self.role, was_woken);
         if answer.is_pending() && self.role == Role::Caller {
@@ -432,15 +432,15 @@ impl<A: Shareable> Drop for Waiter<A> {
     }
 }
 
-/// The waker of a call's work. It wakes all that wait for the call.
+/// The waker of a call's work. It wakes every waiter of the call.
 struct CallWaker {
-    /// Something happened since the work was polled last.
+    /// Something happened since the work was last polled.
     woken: AtomicBool,
     wakers: Wakers,
 }
 
 impl CallWaker {
-    /// For new work, which has to be polled.
+    /// Returns a waker for new work, which has to be polled.
     fn woken() -> Arc<Self> {
         Arc::new(Self { woken: AtomicBool::new(true), wakers: Wakers::default() })
     }

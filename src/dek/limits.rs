@@ -16,7 +16,7 @@ const HARD_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 const HARD_STALE_IF_ERROR: Duration = Duration::from_secs(24 * 60 * 60);
 /// A revoked key works for a day at most, whatever the options say.
 const HARD_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-/// A common cryptoperiod, and far from every cap of an ordinary writer.
+/// A common cryptoperiod, and far from every cap for an ordinary writer.
 const DEFAULT_ROTATE_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const MIN_ROTATE_AFTER: Duration = Duration::from_secs(60);
 const HARD_ROTATE_AFTER: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -27,8 +27,8 @@ const MAX_DENIAL_TTL: Duration = Duration::from_secs(5 * 60);
 const DEFAULT_MAX_ENTRIES: u64 = 4096;
 const HARD_MAX_ENTRIES: u64 = 1 << 20;
 
-/// Limits the DEKs of one [`Envelope`](crate::Envelope). Options that are not set have their
-/// defaults. A value out of range is refused by `build`.
+/// Limits the DEKs of one [`Envelope`](crate::Envelope). Unset options have their defaults. `build`
+/// refuses values out of range.
 ///
 /// ```
 /// use std::time::Duration;
@@ -68,20 +68,20 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Sets how long a DEK serves until the key service has to answer again, for reading and for
-    /// writing, counted from the start of the request. 1 ms to 24 hours, by default 5 minutes. It
-    /// is also the longest time that a revoked KEK keeps working in this process. How long one DEK
-    /// encrypts is another limit: [`rotate_after`](Self::rotate_after).
+    /// Sets how long a DEK is used, for reading and for writing, until the key service has to
+    /// answer again: 1 ms to 24 hours, by default 5 minutes. The time counts from the start of the
+    /// request. It is also the longest time that a revoked KEK keeps working in this process. How
+    /// long one DEK encrypts is a separate limit: [`rotate_after`](Self::rotate_after).
     #[must_use]
     pub const fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = Some(max_age);
         self
     }
 
-    /// Sets the age from which a DEK in use is renewed while it goes on serving. For reading it is
-    /// unwrapped again. For writing a fresh DEK is wrapped, which proves that the KEKs still allow
-    /// it, and the present one goes on until [`rotate_after`](Self::rotate_after). Less than
-    /// `max_age`, by default four fifths of it. Each DEK is renewed up to a tenth earlier, at
+    /// Sets the age from which a DEK in use is renewed while it remains in use. For reading, it is
+    /// unwrapped again. For writing, a new DEK is wrapped, which proves that the KEKs still allow
+    /// it, and the current one continues until [`rotate_after`](Self::rotate_after). Must be less
+    /// than `max_age`, by default four fifths of it. Each DEK is renewed up to a tenth earlier, at
     /// random, so that not all fall due at once.
     #[must_use]
     pub const fn refresh_after(mut self, refresh_after: Duration) -> Self {
@@ -89,13 +89,13 @@ impl Limits {
         self
     }
 
-    /// Sets how long one DEK encrypts, counted from when it was made. 1 minute to 30 days, by
-    /// default 24 hours. The first renewal after this time replaces it by the next one, so its last
-    /// message is up to one `max_age` later. A DEK that was not renewed within `max_age` is gone
-    /// sooner, and the next message makes another.
+    /// Sets how long one DEK encrypts, counted from when it was made: 1 minute to 30 days, by
+    /// default 24 hours. The first renewal after this time replaces the DEK, so its last message is
+    /// up to one `max_age` later. A DEK that was not renewed within `max_age` ends sooner, and the
+    /// next message makes another.
     ///
-    /// It prolongs no trust: past `max_age` a DEK encrypts only if the key service has allowed
-    /// wrapping again. It changes nothing for reading.
+    /// It extends no trust: past `max_age` a DEK encrypts only if the key service has allowed
+    /// wrapping again. It has no effect on reading.
     #[must_use]
     pub const fn rotate_after(mut self, rotate_after: Duration) -> Self {
         self.rotate_after = Some(rotate_after);
@@ -112,30 +112,30 @@ impl Limits {
         self
     }
 
-    /// As [`stale_if_error_reading`](Self::stale_if_error_reading), for encryption.
+    /// Sets the same as [`stale_if_error_reading`](Self::stale_if_error_reading), for encryption.
     #[must_use]
     pub const fn stale_if_error_writing(mut self, grace: Duration) -> Self {
         self.stale_if_error_writing = Some(grace);
         self
     }
 
-    /// Sets how long a stream can be written or read, counted from when it is opened. 1 ms to 24
-    /// hours, and at most 24 hours together with `max_age` and `stale_if_error`; by default 1 hour.
-    /// If `max_age` and `stale_if_error` leave less than that hour, a stream is refused with
-    /// [`ErrorKind::InvalidOption`] until this is set: nothing shortens the default silently.
+    /// Sets how long a stream can be written or read after it is opened: 1 ms to 24 hours, and at
+    /// most 24 hours together with `max_age` and `stale_if_error`; by default 1 hour. If `max_age`
+    /// and `stale_if_error` leave less than that hour, streams are refused with
+    /// [`ErrorKind::InvalidOption`] until this is set. The default is never shortened silently.
     ///
     /// An open stream may outlast `max_age`, so a revocation that this process does not learn of
-    /// takes up to this much longer to end it. Whatever ends the DEK early ends the stream at its
-    /// next chunk: see docs/streams.md.
+    /// takes up to this much longer to end it. Anything that ends the DEK early ends the stream at
+    /// its next chunk: see docs/streams.md.
     #[must_use]
     pub const fn max_stream_age(mut self, max_stream_age: Duration) -> Self {
         self.max_stream_age = Some(max_stream_age);
         self
     }
 
-    /// Sets how long a denial, or an *invalid* response, is remembered. Until then the same wrapped
+    /// Sets how long a denial or an *invalid* response is remembered. Until then the same wrapped
     /// keys in the same context are refused without a call. 0 to 5 minutes, by default 5 seconds. A
-    /// restored permission takes this long at most to be noticed.
+    /// restored permission takes at most this long to be noticed.
     #[must_use]
     pub const fn denial_ttl(mut self, denial_ttl: Duration) -> Self {
         self.denial_ttl = Some(denial_ttl);
@@ -143,9 +143,9 @@ impl Limits {
     }
 
     /// Sets the number of cached DEKs, for reading and for writing each: 1 to 1,048,576, by default
-    /// 4,096. A DEK for reading takes about 3.3 KB. A DEK for writing, which is cached for reading
-    /// too, takes about 5.0 KB, each about 1 KB more where [`Backend::Fastest`] has two backends
-    /// (docs/performance.md). A full cache of the default size takes 21 MB, or 25 MB.
+    /// 4,096. A DEK for reading takes about 3.3 KB. A DEK for writing, which is also cached for
+    /// reading, takes about 5.0 KB. Each takes about 1 KB more if [`Backend::Fastest`] uses two
+    /// backends (docs/performance.md). A full cache of the default size takes 21 MB, or 25 MB.
     ///
     /// [`Backend::Fastest`]: crate::Backend::Fastest
     #[must_use]
@@ -154,9 +154,9 @@ impl Limits {
         self
     }
 
-    /// Sets the number of messages that one DEK encrypts. For suites with 96-bit nonces 1 to 2^32,
-    /// by default 2^24, which keeps the probability of a repeated nonce below 2^-49 per DEK. For
-    /// XAES-256-GCM up to 2^64 - 1, by default 2^40.
+    /// Sets the number of messages that one DEK encrypts. Suites with 96-bit nonces allow 1 to
+    /// 2^32, by default 2^24, which keeps the probability of a repeated nonce below 2^-49 per DEK.
+    /// XAES-256-GCM allows up to 2^64 - 1, by default 2^40.
     #[must_use]
     pub const fn max_messages(mut self, max_messages: u64) -> Self {
         self.max_messages = Some(max_messages);
@@ -172,7 +172,7 @@ impl Limits {
     }
 
     /// Sets the number of messages that a DEK decrypts before it is unwrapped again: at least 1, by
-    /// default unlimited. Set it only if reads must show at the key service in proportion. A
+    /// default unlimited. Set it only if reads must appear at the key service in proportion. A
     /// message that fails authentication does not count.
     #[must_use]
     pub const fn max_uses(mut self, max_uses: u64) -> Self {
@@ -256,7 +256,7 @@ fn within<T: PartialOrd + Display>(
     Err(Error::new(ErrorKind::InvalidOption, detail))
 }
 
-/// As [`within`]. The texts are durations as a configuration file has them.
+/// Does the same as [`within`], with the durations written as in a configuration file.
 fn within_time(
     field: &str,
     value: Duration,
@@ -270,7 +270,7 @@ fn within_time(
     Err(Error::new(ErrorKind::InvalidOption, detail))
 }
 
-/// The error of a stream whose time is not set, and of which `left` is all that is left.
+/// Returns the error for a stream if its time is not set and only `left` remains.
 fn no_time_for_streams(left: Duration) -> Error {
     let detail = match left < MIN_MAX_AGE {
         true => "max_stream_age: max_age and stale_if_error leave streams no time in 24 hours. \
@@ -295,24 +295,24 @@ pub(crate) struct LimitsInForce {
     pub(crate) rotate_after: Duration,
     pub(crate) stale_if_error_reading: Duration,
     pub(crate) stale_if_error_writing: Duration,
-    /// `Err` with what `max_age` leaves, if that is less than the default.
+    /// `Err` with the time that `max_age` leaves, if that is less than the default.
     max_stream_age: Result<Duration, Duration>,
     pub(crate) denial_ttl: Duration,
     pub(crate) max_entries: u64,
     pub(crate) max_messages: u64,
     pub(crate) max_bytes: u64,
     pub(crate) max_uses: Option<u64>,
-    /// How often uses are reported. `None`: they are not counted.
+    /// How often uses are reported. If `None`, they are not counted.
     pub(crate) summaries: Option<Duration>,
 }
 
 impl LimitsInForce {
-    /// Returns the limits of a stream's own lease.
+    /// Returns the limits for a stream's own lease.
     pub(super) fn of_streams(&self) -> Result<Self, Error> {
         Ok(Self { max_age: self.max_stream_age.map_err(no_time_for_streams)?, ..*self })
     }
 
-    /// Refuses chunks of which not one would fit into the bytes that a DEK may encrypt.
+    /// Refuses a chunk size larger than the number of bytes that a DEK may encrypt.
     pub(super) fn check_chunk(&self, bytes: usize) -> Result<(), Error> {
         match u64::try_from(bytes).is_ok_and(|bytes| bytes <= self.max_bytes) {
             true => Ok(()),

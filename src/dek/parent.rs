@@ -1,4 +1,5 @@
-//! A cached key as the parent of what is derived from it: a branch key of DEKs, a DEK of streams.
+//! A cached key as the parent of keys that are derived from it: a branch key of DEKs, a DEK of
+//! streams.
 #![forbid(unsafe_code)]
 
 use super::registry::Leased;
@@ -8,19 +9,19 @@ use crate::kek::{Dependants, ParentKey};
 use crate::suite::DekId;
 use crate::sync::{Arc, Weak};
 
-/// Keeps the lease of a key as long as what came through it. Its time is not prolonged.
+/// Keeps the lease of a key as long as anything derived from it. It does not extend the lease.
 pub(crate) struct LeaseParent<D: Leased> {
     dek: Arc<D>,
     kek_ids: Box<[KekId]>,
 }
 
 impl<D: Leased> LeaseParent<D> {
-    /// The parent of the streams of a DEK.
+    /// Returns the parent of a DEK's streams.
     pub(super) fn of_streams(dek: Arc<D>) -> Self {
         Self { kek_ids: dek.lease().all_kek_ids().cloned().collect(), dek }
     }
 
-    /// `branch` is the KEK id under which DEKs name the branch.
+    /// Returns the parent of a branch's DEKs. `branch` is the KEK id by which they name the branch.
     pub(crate) fn of_branch(dek: Arc<D>, branch: &KekId) -> Self {
         let mut kek_ids = vec![branch.clone()];
         for kek_id in dek.lease().all_kek_ids() {

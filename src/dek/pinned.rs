@@ -1,4 +1,4 @@
-//! A DEK for the callers that waited for it. It serves them although it was evicted meanwhile.
+//! A DEK for the callers that waited for it. They may use it even if it was evicted meanwhile.
 #![forbid(unsafe_code)]
 
 use std::ops::Deref;
@@ -7,8 +7,8 @@ use std::slice;
 use super::registry::{Leased, end_evicted_later};
 use crate::sync::Arc;
 
-/// Keeps an eviction from destroying the keys of a DEK. Its time is not prolonged, and a revocation
-/// or a denial ends it all the same.
+/// Keeps an eviction from destroying the keys of a DEK. It does not extend the DEK's lifetime, and
+/// a revocation or a denial still ends it.
 pub(crate) struct Pinned<D: Leased + 'static>(Arc<D>);
 
 impl<D: Leased> Pinned<D> {

@@ -12,7 +12,7 @@ use crate::suite::{DekKeys, InOut, StreamRoot, Tag};
 pub(crate) struct ReadingDek {
     pub(crate) lease: Lease,
     /// How often it may still decrypt, and how often it did. Without `max_uses` and summaries there
-    /// is no budget, and a use costs a comparison.
+    /// is no budget, and a use costs one comparison.
     uses: Option<Budget>,
 }
 
@@ -30,7 +30,7 @@ impl Leased for ReadingDek {
     }
 }
 
-/// The last owner is gone: it was replaced, and its keys end with it.
+/// Runs when the last owner is gone: the DEK was replaced, and its keys end with it.
 impl Drop for ReadingDek {
     fn drop(&mut self) {
         self.lease.end();
@@ -44,7 +44,7 @@ impl ReadingDek {
         Self { lease, uses: counted.map(|uses| Budget::new(uses, u64::MAX)) }
     }
 
-    /// A message was refused because no use was left.
+    /// Whether a message was refused because no use was left.
     pub(super) fn is_used_up(&self) -> bool {
         self.uses.as_ref().is_some_and(Budget::is_used_up)
     }
@@ -54,9 +54,9 @@ impl ReadingDek {
         self.lease.check_handle(given_stale)
     }
 
-    /// Decrypts. The caller has just obtained the DEK or checked its handle. Returns *expired*, with
-    /// everything untouched, if the DEK was taken away since, and *exhausted*, also untouched, if
-    /// `max_uses` is reached. Only authentic messages count as uses.
+    /// Decrypts. The caller has just obtained the DEK or checked its handle. Returns *expired* if
+    /// the DEK has ended since, and *exhausted* if `max_uses` is reached; both leave everything
+    /// untouched. Only authentic messages count as uses.
     pub(crate) fn open_now(
         &self,
         nonce: &[u8],
@@ -74,12 +74,12 @@ impl ReadingDek {
         let Some(uses) = &self.uses else { return Ok(wanted) };
         match uses.reserve_of(u64::try_from(wanted).unwrap_or(u64::MAX), 0) {
             Ok(()) => Ok(wanted),
-            // Not as many are left.
+            // Fewer are left than wanted.
             Err(_) => uses.reserve(0).map(|()| 1),
         }
     }
 
-    /// Returns uses that were counted, and nothing authentic came of them.
+    /// Returns uses that were counted but produced nothing authentic.
     pub(crate) fn give_back_uses(&self, unused: usize) {
         if let (Some(uses), 1..) = (&self.uses, unused) {
             uses.give_back(u64::try_from(unused).unwrap_or(u64::MAX));

@@ -7,9 +7,9 @@ use crate::observe::Accessed;
 use crate::suite::DekId;
 use crate::sync::{Arc, Weak};
 
-/// What holds the entries.
+/// The registry that holds the entries.
 pub(super) trait Entries: Send + Sync {
-    /// Whether it was made in this process. After a fork its lock may be held by a thread that is gone.
+    /// Whether it was made in this process. After a fork, a thread that is gone may hold its lock.
     fn is_of_this_process(&self) -> bool;
 
     fn remove(&self, number: u64);
@@ -17,7 +17,7 @@ pub(super) trait Entries: Send + Sync {
     /// How long ago the uses of all DEKs were last reported. `None` if they are not counted.
     fn since_summary(&self) -> Option<Duration>;
 
-    /// Gives what was counted by caller of a DEK that has ended.
+    /// Takes the counts by caller of a DEK that has ended.
     fn take_callers_of(&self, dek_id: &DekId, within: Duration) -> Vec<Accessed>;
 }
 

@@ -1,5 +1,5 @@
-//! All DEKs of one source, indexed by deadline, id and context, so that ending some does not cost a
-//! walk through all.
+//! All DEKs of one source, indexed by deadline, id and context, so that ending some does not
+//! require a walk through all.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,7 +26,7 @@ pub(crate) trait Leased: Send + Sync {
     /// Returns how many messages it was used for since the last call, as far as they are counted.
     fn take_counted(&self) -> u64;
 
-    /// Whether the end of this lease is to be reported. It returns `true` once.
+    /// Whether to report the end of this lease. Returns `true` once.
     fn is_end_to_report(&self) -> bool {
         self.lease().is_first_to_announce_the_end()
     }
@@ -38,16 +38,16 @@ pub(super) struct Registry {
     clock: Clock,
     deks: Mutex<Deks>,
     summaries: Option<Summaries>,
-    /// The wiper knows it.
+    /// Whether the wiper knows this registry.
     pub(super) known: AtomicBool,
 }
 
-/// When the uses of all DEKs were last reported, and when they are again.
+/// When the uses of all DEKs were last reported, and when they are reported next.
 struct Summaries {
     every: Duration,
     /// By the clock since boot, in nanoseconds.
     last: AtomicI64,
-    /// The next report is on its way to the observers.
+    /// The next report is already queued for the observers.
     is_queued: AtomicBool,
     callers: CallerCounts,
 }
@@ -63,7 +63,7 @@ impl Summaries {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
     }
 
-    /// Whether the next report has to be queued. It returns `true` once for each.
+    /// Whether the next report has to be queued. Returns `true` once for each.
     fn is_due(&self, now: Moment) -> bool {
         self.since_last(now) >= self.every && !self.is_queued.swap(true, Ordering::Relaxed)
     }
@@ -77,7 +77,7 @@ impl Summaries {
     }
 }
 
-/// Ordered collections, so that a schedule of the tests can be replayed.
+/// Ordered collections, so that the tests' schedules can be replayed.
 #[derive(Default)]
 struct Deks {
     last: u64,
@@ -85,8 +85,8 @@ struct Deks {
     /// Indexed by each clock, since either may pass the deadline first.
     by_boot: BTreeSet<(i64, u64)>,
     by_wall: BTreeSet<(i64, u64)>,
-    /// Like the next one a tree of its own. A map of small collections took a tenth of a cached
-    /// DEK's memory.
+    /// Another tree, like the next one. A map of small collections took a tenth of a cached DEK's
+    /// memory.
     by_dek: BTreeSet<(DekId, u64)>,
     by_context: BTreeSet<([u8; 32], u64)>,
 }
@@ -150,7 +150,8 @@ impl Deks {
         Some(entry)
     }
 
-    /// Its end by time is over. It stays for those who look for what came through it.
+    /// Removes a DEK from the schedule. It stays registered, so that keys derived through it can be
+    /// found.
     fn unschedule(&mut self, number: u64) {
         if let Some(entry) = self.entries.get(&number) {
             self.by_boot.remove(&(entry.wipe_at.boot_nanos(), number));
@@ -166,7 +167,7 @@ impl Deks {
         self.entries.values().find_map(|entry| entry.dek.upgrade())
     }
 
-    /// Returns what is past its end by either clock.
+    /// Returns the DEKs past their end by either clock.
     fn due(&self, now: Moment) -> Vec<(u64, Weak<dyn Leased>)> {
         let past = |by: &BTreeSet<(i64, u64)>, now: i64| -> Vec<u64> {
             by.iter()
@@ -193,13 +194,13 @@ impl Deks {
 
 impl Dependants for Registry {
     fn end_dependants_of(&self, parent: usize, dek: Option<&DekId>) {
-        // The parent may be ended by a destructor.
+        // A destructor may end the parent.
         self.end(self.of_parent(parent, dek), end_later);
     }
 
     fn evict_dependants_of(&self, parent: usize) {
         let mut deks = self.of_parent(parent, None);
-        // Room is made for DEKs. The key of a stream takes none of it, and the stream goes on.
+        // Eviction makes room for DEKs. A stream's key takes none of it, so the stream continues.
         deks.retain(|dek| !dek.lease().is_of_a_stream() && dek.lease().evict());
         end_evicted_later(&deks);
     }
@@ -217,10 +218,10 @@ impl Registry {
         self.deks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on the DEK is wiped on time. Returns the time until then.
+    /// Registers a DEK to be wiped on time. Returns the time until then.
     ///
-    /// `make` runs under the lock. If it takes the keys of a DEK that has not ended, whoever ends
-    /// that one afterwards finds the new one here.
+    /// `make` runs under the lock. If it takes the keys of a DEK that has not ended, a caller that
+    /// ends that DEK later finds the new one here.
     pub(super) fn add<D: Leased + 'static>(
         self: &Arc<Self>,
         make: impl FnOnce() -> Option<Arc<D>>,
@@ -245,7 +246,7 @@ impl Registry {
         Some((dek, left))
     }
 
-    /// Counts a message of a named caller, if anybody asks for it.
+    /// Counts a message of a named caller, if such counts are requested.
     #[inline]
     pub(super) fn count(
         &self,
@@ -301,8 +302,8 @@ impl Registry {
         };
         while !deks.is_empty() {
             end(&deks);
-            // A branch key is obtained anew with each renewal, so a new lease is another's. A stream
-            // is not renewed.
+            // A branch key is obtained again with each renewal, so a new lease belongs to another
+            // one. A stream is not renewed.
             let may_share = |dek: &&Arc<dyn Leased>| {
                 let lease = dek.lease();
                 !dek.is_for_reading() && !lease.is_of_a_branch_key() && !lease.is_of_a_stream()
@@ -311,8 +312,8 @@ impl Registry {
         }
     }
 
-    /// Ends every DEK, in the child of a fork, unless the lock is held by a thread that no longer
-    /// exists.
+    /// Ends every DEK, in the child of a fork, unless a thread that no longer exists holds the
+    /// lock.
     pub(super) fn try_end_all(&self) {
         let Ok(deks) = self.deks.try_lock() else { return };
         for dek in deks.alive(deks.entries.keys()) {
@@ -320,14 +321,14 @@ impl Registry {
         }
     }
 
-    /// Has observers told, by their own thread, which DEKs were used.
+    /// Has the observers' own thread report which DEKs were used.
     fn summarise_if_due(self: &Arc<Self>) {
         let now = self.clock.now();
         if !self.summaries.as_ref().is_some_and(|summaries| summaries.is_due(now)) {
             return;
         }
-        // All DEKs here have the same observers. This may be the last reference to the DEK, which is
-        // then dropped here, after the lock.
+        // All DEKs here have the same observers. This may be the last reference to the DEK, which
+        // is then dropped here, after the lock is released.
         let alive = self.lock().any_alive();
         let observers = alive.and_then(|dek| dek.lease().observers.upgrade());
         match (observers, &self.summaries) {
@@ -337,7 +338,7 @@ impl Registry {
         }
     }
 
-    /// Ends what is due. Returns when to look again, if DEKs are left.
+    /// Ends the DEKs that are due. Returns when to look again, if DEKs are left.
     pub(super) fn sweep(self: &Arc<Self>, retry: Duration) -> Option<Duration> {
         self.summarise_if_due();
         let due = self.lock().due(self.clock.now());
@@ -354,8 +355,8 @@ impl Registry {
         let next = {
             let mut deks = self.lock();
             for (number, dek) in &over {
-                // A stream may outlast the branch key that it came through, and ends if the branch
-                // key is denied or erased later.
+                // A stream may outlast the branch key that it was derived through, and ends if that
+                // branch key is denied or erased later.
                 match dek {
                     Some((_, dek)) if dek.lease().is_of_a_branch_key() => deks.unschedule(*number),
                     _ => drop(deks.remove(*number)),
@@ -370,8 +371,8 @@ impl Registry {
     }
 }
 
-/// Ends DEKs and what came through them, waits for uses in progress, and reports when all keys are
-/// gone.
+/// Ends DEKs and everything derived through them, waits for uses in progress, and reports when all
+/// keys are gone.
 pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     revoke_and_wait(deks);
     for dek in deks {
@@ -379,7 +380,7 @@ pub(super) fn end_all<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
-/// As [`end_all`], from a destructor.
+/// Does the same as [`end_all`], from a destructor.
 pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     revoke_and_wait(deks);
     for dek in deks {
@@ -387,18 +388,18 @@ pub(super) fn end_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
-/// As [`end_all`], but reports nothing yet: whoever calls `end_all` for them later does.
+/// Does the same as [`end_all`], but reports nothing yet: a later call of `end_all` for them does.
 pub(super) fn end_quietly<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     revoke_and_wait(deks);
 }
 
-/// Ends DEKs that were evicted, and evicts what came through them. Nobody waits to use them. Whoever
-/// calls [`announce`] reports it.
+/// Ends evicted DEKs and evicts everything derived through them. Nobody waits to use them. A later
+/// [`announce`] reports it.
 pub(super) fn end_evicted_quietly<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     evict_and_wait(deks);
 }
 
-/// As [`end_evicted_quietly`], from a destructor, which reports it too.
+/// Does the same as [`end_evicted_quietly`], from a destructor, and reports it.
 pub(super) fn end_evicted_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     evict_and_wait(deks);
     for dek in deks {
@@ -408,7 +409,7 @@ pub(super) fn end_evicted_later<D: Leased + ?Sized>(deks: &[Arc<D>]) {
 
 fn evict_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     end_and_wait(deks);
-    // What came through a DEK are streams.
+    // Only streams are derived through a DEK.
     for lease in deks.iter().map(|dek| dek.lease()).filter(|lease| lease.is_of_a_branch_key()) {
         for dependants in lease.dependants() {
             dependants.evict_dependants_of(lease.identity());
@@ -438,7 +439,7 @@ fn end_and_wait<D: Leased + ?Sized>(deks: &[Arc<D>]) {
     }
 }
 
-/// What a DEK was used for since the last report, if it was.
+/// Returns what a DEK was used for since the last report, if it was used.
 fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
     let lease = dek.lease();
     let messages = Some(dek.take_counted()).filter(|messages| *messages > 0)?;
@@ -451,7 +452,7 @@ fn counted(dek: &(impl Leased + ?Sized), within: Duration) -> Option<Accessed> {
     })
 }
 
-/// What a DEK that has ended was used for since the last report, and by whom.
+/// Returns what an ended DEK was used for since the last report, and by whom.
 fn counted_at_the_end(dek: &(impl Leased + ?Sized)) -> Vec<Accessed> {
     let Some(within) = dek.lease().since_summary() else { return Vec::new() };
     let mut all: Vec<_> = counted(dek, within).into_iter().collect();
@@ -472,7 +473,7 @@ pub(super) fn announce(dek: &(impl Leased + ?Sized)) {
     }
 }
 
-/// As [`announce`], from a destructor or a thread that must not wait.
+/// Does the same as [`announce`], from a destructor or a thread that must not wait.
 pub(super) fn announce_later(dek: &(impl Leased + ?Sized)) {
     announce_later_to(dek.lease().observers.upgrade(), dek);
 }
@@ -503,7 +504,7 @@ mod tests {
     use crate::format::{KekId, WrappedDek, WrappedKeys};
     use crate::suite::{Backend, Dek, DekKeys, Suite, derive_dek_id};
 
-    /// Its owner drops it when somebody looks at it.
+    /// A lease whose owner drops it as soon as somebody looks at it.
     struct Fleeting {
         lease: Lease,
         owner: Mutex<Option<Arc<Self>>>,

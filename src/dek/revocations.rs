@@ -1,4 +1,4 @@
-//! The log of revocations. A response is discarded if what it depends on was revoked after its
+//! The log of revocations. A response is discarded if anything it depends on was revoked after its
 //! request began.
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use crate::context::EncryptionContext;
 use crate::format::KekId;
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many names are kept. Above that number all earlier requests are repeated.
+/// The maximum number of names kept. Beyond it, all earlier requests are repeated.
 const MAX_NAMES: usize = 4096;
 
 /// The position of a request in the order of revocations.
@@ -68,8 +68,8 @@ impl Revocations {
         log.latest_kek = number;
     }
 
-    /// Whether a response to a request of `mark` came too late: its context, or a KEK that it came
-    /// from, was revoked since.
+    /// Whether a response to a request of `mark` came too late, because its context or a KEK that
+    /// it came from has been revoked since.
     pub(super) fn concern<'k>(
         &self,
         Mark(mark): Mark,
@@ -83,7 +83,8 @@ impl Revocations {
             || kek_ids.into_iter().any(|kek_id| since(log.keks.get(kek_id)))
     }
 
-    /// As [`concern`](Self::concern), where any KEK may have contributed to the response.
+    /// Does the same as [`concern`](Self::concern), if any KEK may have contributed to the
+    /// response.
     pub(super) fn may_concern(&self, mark: Mark, context: &EncryptionContext) -> bool {
         self.concern(mark, context, []) || self.lock().latest_kek > mark.0
     }

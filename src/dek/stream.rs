@@ -1,7 +1,7 @@
-//! An open stream: the DEK of which it came, and a lease on its own key.
+//! An open stream: the DEK it came from, and a lease on its own key.
 //!
-//! The lease is a child of the DEK's. Whatever ends the DEK early ends it too. It may outlast the
-//! DEK's time, and has a time of its own.
+//! The lease is a child of the DEK's. Whatever ends the DEK early ends it too. It has its own time
+//! limit, which may be later than the DEK's.
 #![forbid(unsafe_code)]
 
 use super::lease::Lease;
@@ -15,7 +15,7 @@ use crate::sync::Arc;
 /// The key of one open stream.
 pub(crate) struct StreamDek {
     lease: Lease,
-    /// Set if the stream is written. The DEK counts its bytes.
+    /// Set if the stream is being written. The DEK counts its bytes.
     writing: Option<Arc<WritingDek>>,
 }
 
@@ -33,7 +33,7 @@ impl Leased for StreamDek {
         0
     }
 
-    /// The end of the DEK's keys is reported, and a stream's key is none of them.
+    /// Only the end of the DEK's keys is reported.
     fn is_end_to_report(&self) -> bool {
         false
     }
@@ -73,10 +73,11 @@ impl StreamDek {
         self.writing.as_ref().map_or(Ok(()), |dek| dek.grow_stream(len))
     }
 
-    /// Uses the key for several chunks. It stays while `work` runs, so that is to be short.
+    /// Uses the key for several chunks. The key stays in memory while `work` runs, so keep it
+    /// short.
     ///
-    /// Each use of a lock waits for all that was written before, and with chunks that are not in a
-    /// cache the processor would have gone on meanwhile.
+    /// Each lock waits for all earlier writes, while the processor could otherwise continue with
+    /// chunks that are not in a cache.
     pub(crate) fn with<R>(
         &self,
         work: impl FnOnce(StreamUse<'_>) -> Result<R, Error>,
@@ -84,27 +85,28 @@ impl StreamDek {
         self.lease.with_stream_key(|key| work(StreamUse { dek: self, key })).flatten()
     }
 
-    /// Encrypts a chunk and returns its tag. **Once for each index**: the caller counts. On an error
-    /// what it was to go to is unchanged or wiped.
+    /// Encrypts a chunk and returns its tag. **Call it once for each index**: the caller counts. On
+    /// an error the output is unchanged or wiped.
     pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
         self.count(data.to.len())?;
         self.with(|key| key.seal(index, data))
     }
 
-    /// Decrypts a chunk. If it is not authentic, what it was to go to is wiped.
+    /// Decrypts a chunk. If it is not authentic, the output is wiped.
     pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
         self.with(|key| key.open(index, data, tag))
     }
 }
 
-/// The key of an open stream while it is in use. Each chunk looks whether the time is over.
+/// The key of an open stream while it is in use. The time limit is checked for each chunk.
 pub(crate) struct StreamUse<'k> {
     dek: &'k StreamDek,
     key: &'k StreamKey,
 }
 
 impl StreamUse<'_> {
-    /// As [`StreamDek::seal`], of bytes that were [counted](StreamDek::count).
+    /// Does the same as [`StreamDek::seal`], for bytes that were already
+    /// [counted](StreamDek::count).
     pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
         self.dek.lease.check_handle(false)?;
         if let Some(dek) = &self.dek.writing {
@@ -113,7 +115,7 @@ impl StreamUse<'_> {
         self.key.seal(index, data)
     }
 
-    /// As [`StreamDek::open`].
+    /// Does the same as [`StreamDek::open`].
     pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
         self.dek.lease.check_handle(false)?;
         self.key.open(index, data, tag)

@@ -1,4 +1,4 @@
-//! Destroys keys on time, also in an idle process. There is one thread per process, started by the
+//! Destroys keys on time, even in an idle process. There is one thread per process, started by the
 //! first DEK.
 #![forbid(unsafe_code)]
 
@@ -10,12 +10,12 @@ use crate::memory::fork::PerProcess;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, process_static, thread};
 
-/// The longest time between two looks while there are DEKs. A suspended machine, or a clock that
-/// was set, is noticed after at most this time.
+/// The longest time between two looks while there are DEKs. Suspension of the machine or a change
+/// to the clock is noticed after at most this time.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// The shortest time between two looks, so that one look meets many deadlines.
+/// The shortest time between two looks, so that one look handles many deadlines.
 const SHORTEST_WAIT: Duration = Duration::from_millis(10);
-/// The pause before keys that were in use at their deadline are tried again.
+/// The pause before retrying keys that were in use at their deadline.
 const RETRY: Duration = Duration::from_millis(5);
 
 /// The wiping thread of this process and the registries that it looks after.
@@ -40,7 +40,8 @@ process_static! {
     static WIPER: PerProcess<Wiper> = PerProcess::new();
 }
 
-/// From now on the DEK that `make` returns is wiped on time. `make` runs under the registry's lock.
+/// Registers the DEK that `make` returns to be wiped on time. `make` runs under the registry's
+/// lock.
 pub(super) fn look_after<D: Leased + 'static>(
     registry: &Arc<Registry>,
     make: impl FnOnce() -> Option<Arc<D>>,
@@ -62,8 +63,8 @@ pub(super) fn look_after<D: Leased + 'static>(
     Some(dek)
 }
 
-/// Starts the thread if it could not be started before or has ended. If it cannot be started now
-/// either, sweeps this registry in its place.
+/// Starts the thread if it has ended or could not be started before. If it still cannot be started,
+/// sweeps this registry instead.
 pub(super) fn ensure_alive(registry: &Arc<Registry>) {
     let wiper = WIPER.get_or_init(Wiper::default);
     if wiper.is_alive.load(Ordering::Relaxed) || wiper.is_alive.swap(true, Ordering::SeqCst) {

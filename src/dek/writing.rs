@@ -19,12 +19,12 @@ use crate::suite::{DekKeys, InOut, Nonce, Nonces, TAG_LEN, Tag};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many messages of a call for many are encrypted at a time: their nonces are drawn together.
+/// How many messages of a batch are encrypted together: their nonces are drawn at once.
 pub(crate) const BLOCK: usize = 64;
 
-/// Up to so many bytes together, messages of a call for many are put together, or decrypted, in one
-/// piece, which is in the nearest cache then and costs less than to append each part. Beyond it that
-/// would be one more pass.
+/// Up to this total size, messages of a batch are assembled, or decrypted, in one piece that fits
+/// the nearest cache, which costs less than appending each part. Beyond it that would be an extra
+/// pass.
 pub(crate) const SHORT_BLOCK: usize = 16 * 1024;
 
 /// The keys of a DEK for writing, of one suite, within its limits.
@@ -37,15 +37,15 @@ pub(crate) struct WritingDek {
     max_len: u64,
     /// The process that made it. In a forked child it encrypts nothing.
     generation: u64,
-    /// From here on a renewal replaces it.
+    /// From this time on, a renewal replaces it.
     rotate_at: Moment,
     shared: Arc<Shared>,
 }
 
-/// What all leases of one DEK count together.
+/// The counts that all leases of one DEK share.
 struct Shared {
     budget: Budget,
-    /// The leases whose end was not reported yet.
+    /// The leases whose end has not been reported yet.
     leases: AtomicUsize,
 }
 
@@ -69,7 +69,7 @@ impl Leased for WritingDek {
     }
 }
 
-/// The last owner is gone: it was replaced, and its keys end with it.
+/// Runs when the last owner is gone: the DEK was replaced, and its keys end with it.
 impl Drop for WritingDek {
     fn drop(&mut self) {
         self.lease.end();
@@ -104,7 +104,7 @@ impl WritingDek {
         })
     }
 
-    /// Whether it goes on encrypting after a renewal.
+    /// Whether it continues to encrypt after a renewal.
     pub(super) fn goes_on(&self, now: Moment) -> bool {
         !now.is_past(self.rotate_at) && !self.is_nearly_used_up() && !self.is_used_up()
     }
@@ -113,7 +113,7 @@ impl WritingDek {
     /// under its lock.
     pub(super) fn another_lease(&self, terms: Terms<'_>, limits: &LimitsInForce) -> Option<Self> {
         let lease = self.lease.another(terms, limits)?;
-        // After the last lease was reported wiped there is none.
+        // No lease is issued after the last one was reported as wiped.
         let join = |leases: usize| leases.checked_add(1).filter(|_| leases > 0);
         self.shared.leases.fetch_update(Ordering::AcqRel, Ordering::Acquire, join).ok()?;
         Some(Self {
@@ -137,7 +137,7 @@ impl WritingDek {
         self.generation == generation
     }
 
-    /// A message was refused because the budget was used up.
+    /// Whether a message was refused because the budget was used up.
     pub(super) fn is_used_up(&self) -> bool {
         self.shared.budget.is_used_up()
     }
@@ -158,7 +158,7 @@ impl WritingDek {
         self.shared.budget.reserve_bytes(u64::try_from(len).unwrap_or(u64::MAX))
     }
 
-    /// The child of a fork would encrypt other bytes under the nonces of its parent.
+    /// Prevents the child of a fork from encrypting other bytes under the nonces of its parent.
     pub(super) fn check_process(&self) -> Result<(), Error> {
         if self.is_of_this_process() { Ok(()) } else { Err(expired()) }
     }
@@ -171,7 +171,7 @@ impl WritingDek {
         }
     }
 
-    /// Returns how long so many messages are.
+    /// Returns the total length of this many messages.
     pub(crate) fn sealed_len(&self, form: Form, many: Many) -> Option<usize> {
         let added = self.prefix(form).len().checked_add(TAG_LEN)?;
         let added = usize::try_from(many.messages).ok()?.checked_mul(added)?;
@@ -184,7 +184,7 @@ impl WritingDek {
     }
 }
 
-/// How many messages, and how many bytes of plaintext they have together.
+/// A number of messages and their total plaintext bytes.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Many {
     messages: u64,
@@ -211,14 +211,13 @@ impl Many {
         Ok(())
     }
 
-    /// Returns what is left after so many messages of so many bytes. `None` if they are not among
-    /// these.
+    /// Returns what is left after removing this many messages and bytes. `None` if there are fewer.
     pub(crate) fn without(self, messages: usize, bytes: usize) -> Option<Self> {
         let messages = self.messages.checked_sub(u64::try_from(messages).ok()?)?;
         Some(Self { messages, bytes: self.bytes.checked_sub(u64::try_from(bytes).ok()?)? })
     }
 
-    /// Checks whether an unused DEK could encrypt all.
+    /// Checks whether an unused DEK could encrypt all of them.
     pub(super) fn check(self, max_messages: u64, max_bytes: u64) -> Result<(), Error> {
         let Self { messages, bytes } = self;
         if messages <= max_messages && bytes <= max_bytes {
@@ -234,7 +233,7 @@ impl Many {
     }
 }
 
-/// The right to encrypt one message, or so many as were counted together.
+/// The right to encrypt one message, or as many as were counted together.
 pub(crate) struct Reservation<D>(D);
 
 impl<D: Deref<Target = WritingDek>> Reservation<D> {
@@ -253,7 +252,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         Ok(Self(dek))
     }
 
-    /// Counts many messages for a handle: all, or none of them. `room` has to be there first.
+    /// Counts many messages for a handle: all or none. `room` is made first.
     pub(crate) fn of_many_for_handle<R>(
         dek: D,
         many: Many,
@@ -267,7 +266,7 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         Ok((Self::of_many(dek, many)?, room))
     }
 
-    /// Counts many messages, which an unused DEK could encrypt: all, or none of them.
+    /// Counts many messages, which an unused DEK could encrypt: all or none.
     pub(super) fn of_many(dek: D, many: Many) -> Result<Self, Error> {
         dek.check_process()?;
         dek.shared.budget.reserve_of(many.messages, many.bytes)?;
@@ -278,14 +277,14 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
         &self.0
     }
 
-    /// Returns what encrypts the messages that were counted, in one form.
+    /// Returns an encryptor of the counted messages, in one form.
     pub(crate) fn blocks(&self, form: Form) -> Blocks<'_> {
         let dek = &*self.0;
         Blocks { dek, prefix: dek.prefix(form), room: Vec::new(), laid_out: (0, 0) }
     }
 
     /// Encrypts under a new nonce, and fills `prefix` and `tag` around it. Returns *expired*, with
-    /// everything untouched, if the DEK was taken away since.
+    /// everything untouched, if the DEK has ended since.
     pub(crate) fn seal(
         &self,
         form: Form,
@@ -307,9 +306,9 @@ impl<D: Deref<Target = WritingDek>> Reservation<D> {
 /// Messages that are encrypted together: the AAD and the plaintext of up to [`BLOCK`].
 pub(crate) struct Block<'i> {
     items: Vec<(&'i [u8], &'i [u8])>,
-    /// What the plaintexts have together.
+    /// The total size of the plaintexts.
     bytes: usize,
-    /// All have one length.
+    /// Whether all have the same length.
     is_even: bool,
 }
 
@@ -334,7 +333,7 @@ impl<'i> Block<'i> {
         self.items.len()
     }
 
-    /// Returns the length of the plaintexts together.
+    /// Returns the total length of the plaintexts.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -344,18 +343,18 @@ impl<'i> Block<'i> {
 pub(crate) struct Blocks<'r> {
     dek: &'r WritingDek,
     prefix: &'r Prefix,
-    /// Where a short block is put together. It stays in the nearest cache, and if all messages have
-    /// one length, each finds the prefix of the one before in its place.
+    /// The buffer in which a short block is assembled. It stays in the nearest cache. If all
+    /// messages have one length, each finds the previous prefix already in place.
     room: Vec<u8>,
-    /// So many messages of this plaintext length have their prefixes in `room`.
+    /// This many messages of this plaintext length have their prefixes in `room`.
     laid_out: (usize, usize),
 }
 
 impl Blocks<'_> {
-    /// Encrypts a block behind what `sealed` has, where there is room for it, and adds where each
-    /// message ends. After an error none of them is there.
+    /// Encrypts a block after the content of `sealed`, where there is room for it, and appends the
+    /// end of each message. After an error nothing of the block is there.
     ///
-    /// Between the drawing of the nonces and their use no code runs that could fork.
+    /// No code that could fork runs between drawing the nonces and using them.
     pub(crate) fn seal(
         &mut self,
         block: &Block<'_>,
@@ -410,8 +409,8 @@ impl Blocks<'_> {
         Ok(())
     }
 
-    /// Returns room for the messages of a block, which have so many bytes. Each begins with the
-    /// prefix.
+    /// Returns room for the messages of a block, which have this many bytes in total. Each begins
+    /// with the prefix.
     fn lay_out(&mut self, block: &Block<'_>, bytes: usize) -> Result<&mut [u8], Error> {
         let first = block.items.first().map_or(0, |(_, plaintext)| plaintext.len());
         if self.room.len() < bytes {
@@ -455,7 +454,7 @@ fn appended<'s>(
 
 /// The parts of a message.
 struct Parts<'m> {
-    /// For the prefix.
+    /// The place of the prefix.
     room: &'m mut [u8],
     to: &'m mut [u8],
     tag: &'m mut Tag,
@@ -471,7 +470,7 @@ impl<'m> Parts<'m> {
     }
 }
 
-/// The longest message that an unused DEK may encrypt.
+/// Returns the longest plaintext that an unused DEK may encrypt.
 pub(super) fn max_len(limits: &LimitsInForce) -> u64 {
     limits.max_bytes.min(MAX_PLAINTEXT)
 }

@@ -1,4 +1,4 @@
-//! Calls that go on in the background: what they may still change.
+//! Calls that continue in the background: what they may still change.
 #![allow(missing_docs, dead_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -45,7 +45,7 @@ fn a_slow_denial_is_heard_though_the_runtime_has_ended() {
     a_slow_denial_is_heard(&stage);
 }
 
-/// The runtime is there, and nobody drives it.
+/// The runtime exists, but nothing drives it.
 #[test]
 fn a_slow_denial_is_heard_though_nobody_drives_the_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -153,8 +153,8 @@ impl Observer for Holds {
     }
 }
 
-/// An answer on its way when its context is revoked is cached before it is held against the
-/// revocation.
+/// An answer that is on its way when its context is revoked is cached before it is checked against
+/// the revocation.
 #[test]
 fn a_revoked_answer_is_never_cached_while_an_observer_blocks() {
     let holds = Holds::default();

@@ -1,5 +1,5 @@
-//! At hand and gone: what a DEK serves at which age, what the key service's failures do to it, and
-//! who pays for a call.
+//! Cached and gone: what a DEK serves at which age, what the key service's failures do to it, and
+//! which caller waits for a call.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -228,7 +228,7 @@ fn a_handle_that_is_given_out_during_an_outage_serves_while_it_is_known_to_last_
     assert_eq!(older(), (false, false));
     let given = handles();
     assert_eq!(given(), (true, true));
-    // Others ask now and then, and so the outage is known to last.
+    // Others ask occasionally, and so the outage is known to last.
     for _ in 0..48 {
         stage.clock.advance(secs(1));
         stage.read().unwrap();
@@ -591,7 +591,7 @@ fn a_cancelled_leader_leaves_its_call_to_the_others() {
         }
         assert_eq!(stage.calls().0, 1);
 
-        // When nobody waits any more, the call ends, and the next one begins anew.
+        // When nobody waits any more, the call ends, and the next one starts again.
         stage.envelope.evict_all();
         let lonely = call();
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -639,8 +639,8 @@ fn with_a_runtime_nobody_waits_for_a_renewal() {
     stage.read().unwrap();
     stage.write().unwrap();
     stage.clock.advance(secs(81));
-    // A key service that does not answer for a long while: whoever waited for it would not be done
-    // in time.
+    // A key service that does not answer for a long while: a caller that waited for it would not
+    // finish in time.
     slow(&stage.kek, secs(3));
     let start = Instant::now();
     for _ in 0..100 {
@@ -703,7 +703,7 @@ fn the_end_of_every_dek_is_told_once() {
     }
     let Stage { envelope, log, .. } = stage;
     drop(envelope);
-    // What this thread used last is remembered, ended and told of.
+    // The DEK that this thread used last is remembered, ended and reported.
     let begun = 2 * log.count("Made") + log.count("Unwrapped");
     // A new DEK is there for reading and for writing.
     log.wait_for("Wiped", begun);

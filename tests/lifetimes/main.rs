@@ -1,5 +1,5 @@
 //! How long a DEK is cached and what ends it: ages, outages, denials, revocation, eviction, and
-//! what observers are told.
+//! what observers get.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

@@ -1,7 +1,8 @@
 //! Random steps of what *other people* do: several lists of wrapped keys for one DEK, two KEKs with
 //! outages and denials of their own, callers that give up at every await, observers that panic,
-//! runtimes that end, revocations in the middle of calls, answers that are seen late. Held against
-//! rules that are simple because they look at nothing but what the KEKs were asked and answered.
+//! runtimes that end, revocations in the middle of calls, answers that are seen late. Checked
+//! against rules that are simple because they use nothing but what the KEKs were asked and
+//! answered.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -57,7 +58,7 @@ struct World {
     order: u64,
     failures: [Option<KekErrorClass>; 2],
     hangs: [bool; 2],
-    /// Of the step that goes on.
+    /// Of the present step.
     answers: Vec<Answer>,
     /// What somebody revokes in the middle of a call.
     revokes: Option<usize>,
@@ -85,7 +86,7 @@ impl Shared {
     }
 }
 
-/// Polled again a few times before it goes on: each time somebody may give up.
+/// Polled again a few times before it continues: each time a caller may give up.
 async fn pause(times: u64) {
     let mut left = times;
     std::future::poll_fn(|cx| {
@@ -312,7 +313,7 @@ impl Model {
         }
     }
 
-    /// One read by one list, given up after so many polls.
+    /// One read by one list, abandoned after this many polls.
     fn read(&mut self, of: usize, list: usize, polls: Option<u64>, what: &str) {
         let (began, hangs) = {
             let mut world = self.shared.world();
@@ -469,9 +470,9 @@ impl Model {
         let what = format!("step {number}: {kind}");
         match kind {
             0..=779 => {
-                // One in ten gives up, at whichever await.
+                // One in ten gives up, at any await.
                 let polls = (c < 4).then_some(c + 1);
-                // And one in fifty is met by somebody who revokes another context, or its own.
+                // And during one in fifty, another context, or its own, is revoked.
                 if kind < 16 {
                     let mut world = self.shared.world();
                     (world.revokes, world.revoked) = (Some(usize::from(c % 2 == 0) ^ a), false);

@@ -226,7 +226,7 @@ fn the_wiping_thread_outlives_an_observer_that_panics_and_delays_nothing_for_one
         block_on(good.encrypt(&context("bob"), Aad::empty(), b"x")).unwrap();
         log.wait_for("Wiped", 2);
         assert!(there_is_one_wiping_thread());
-        // The blocked observer's own DEKs are wiped too, told of or not.
+        // The blocked observer's own DEKs are wiped too, reported or not.
         assert_eq!(bad[1].statistics().writing_deks, 0);
         blocks.0.store(true, SeqCst);
     });
@@ -241,7 +241,7 @@ impl Observer for Boxed {
     }
 }
 
-/// Runs one of the tests below in a process of its own, since what it provokes may end the process.
+/// Runs one of the tests below in a separate process, since what it provokes may end the process.
 fn in_a_process(name: &str) {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
@@ -391,7 +391,7 @@ fn in_a_process_no_thread_can_be_started() {
     write("alice");
     assert_eq!(wiping_threads(), 0);
     std::thread::sleep(ms(100));
-    // Whoever makes the next DEK wipes what is due.
+    // The caller that makes the next DEK wipes what is due.
     write("bob");
     assert_eq!(envelope.statistics().writing_deks, 1);
     let limit = libc::rlimit { rlim_cur: 64, rlim_max: 64 };

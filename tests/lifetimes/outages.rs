@@ -1,5 +1,5 @@
-//! Whose outage prolongs a DEK, for how long it is known, and who renews: whatever other callers,
-//! runtimes and forged messages do.
+//! Which outage prolongs a DEK, for how long it is known, and which call renews, despite other
+//! callers, runtimes and forged messages.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -29,7 +29,7 @@ fn with_grace() -> Limits {
     Limits::default().stale_if_error_reading(DAY).stale_if_error_writing(DAY)
 }
 
-/// An entry for a KEK that nobody here has.
+/// An entry for a KEK that is not configured here.
 fn junk(id: &str) -> WrappedDek {
     WrappedDek::new(KekId::new(id).unwrap(), vec![7; 76]).unwrap()
 }
@@ -39,7 +39,7 @@ fn junk(id: &str) -> WrappedDek {
 enum Work {
     /// It has ended.
     IsDropped,
-    /// Nobody drives it.
+    /// Nothing drives it.
     IsLeftLying,
 }
 
@@ -106,7 +106,7 @@ fn a_caller_that_gives_up_its_renewal_leaves_it_to_the_next() {
         }
         learns_of_the_denial(&stage, writing, "a caller gave up");
 
-        // And ahead of time: nobody waits at `max_age` for what somebody left undone.
+        // And ahead of time: no caller waits at `max_age` for what another left undone.
         let stage = Stage::new(Limits::default());
         stage.read().unwrap();
         stage.write().unwrap();
@@ -183,7 +183,7 @@ fn an_outage_is_known_for_a_retry_interval_and_the_time_of_a_call() {
 #[test]
 fn readers_with_other_wrapped_keys_renew_ahead_too() {
     let stage = Stage::new(Limits::default());
-    // What a rewrap that is half done leaves behind, or an entry that somebody added.
+    // What a half-done rewrap leaves behind, or an entry that somebody added.
     let entries = || entries_of(&stage.sealed).into_iter().chain([junk("local:somebody")]);
     stage.read_by(entries()).unwrap();
     for round in 2..5 {
@@ -313,8 +313,8 @@ fn a_kek_that_hangs_does_not_lend_its_outage_to_the_dek_of_one_that_denies() {
             "nobody asked who vouched"
         );
     }
-    // The question reaches who vouched for the DEK: it says no, and that is remembered of the DEK,
-    // whoever else hangs.
+    // The question reaches the KEK that vouched for the DEK. It denies, which is remembered for the
+    // DEK, even if other KEKs hang.
     for _ in 0..2 {
         assert_eq!(kind(stage.read_by(&["local:denies", "local:down"])), ErrorKind::Unavailable);
         std::thread::sleep(ms(1200));
@@ -495,8 +495,8 @@ async fn a_cache_that_is_small_and_busy_fails_no_plain_call() {
 #[test]
 fn a_denial_in_another_context_ends_nothing_and_takes_no_grace() {
     let stage = Stage::new(with_grace());
-    // Anybody can ask for somebody's wrapped key in a context of their own, before its rightful
-    // reader does.
+    // Any caller can ask for another's wrapped key in its own context, before the rightful reader
+    // does.
     let mallory = context("mallory");
     let go = Arc::new(AtomicBool::new(false));
     let wait = go.clone();

@@ -14,7 +14,7 @@ use waxseal::kek::local::LocalKek;
 use waxseal::kek::{BoxFuture, Health, KekError, KekProvider, UnwrappedDek};
 use waxseal::{Aad, Dek, EncryptionContext, Envelope, ErrorKind, KekId, Limits, WrappedDek};
 
-/// A provider that unwraps, under its own KEK, what stands under a related one's id.
+/// A provider that unwraps, under its own KEK, entries with a related KEK's id.
 #[derive(Debug, Clone)]
 struct Related {
     own: LocalKek,
@@ -31,7 +31,7 @@ impl Related {
         }
     }
 
-    /// A message whose DEK stands under the related id.
+    /// A message whose DEK is under the related id.
     fn message(&self, alice: &EncryptionContext) -> Vec<u8> {
         let sealed =
             block_on(support::envelope(&self.own).encrypt(alice, Aad::empty(), b"payload"))

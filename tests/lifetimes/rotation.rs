@@ -109,7 +109,7 @@ fn a_renewal_of_writing_prolongs_nothing_for_reading() {
     assert!(cached().unwrap().is_none(), "max_age after it was made");
     assert_eq!(kind(opening.decrypt(Aad::empty(), &message)), ErrorKind::Expired);
     assert_eq!(stage.calls(), (0, 2));
-    // Whoever may no longer decrypt is told so, though encrypting is allowed.
+    // A caller that may no longer decrypt is denied, although encrypting is allowed.
     stage.kek.fail_with(KekErrorClass::Denied);
     assert_eq!(kind(read()), ErrorKind::Denied);
     assert_eq!(writes_with(&stage), id);
@@ -187,7 +187,7 @@ fn an_answer_after_the_end_brings_no_dek_back() {
     assert_ne!(second, first);
     stage.kek.wait_no_more();
     assert_eq!(writes_with(&stage), second);
-    // An answer that is past its own end serves the caller that waited for it, and nobody else.
+    // An answer that is past its own end serves only the caller that waited for it.
     let stage = Stage::new(Limits::default().stale_if_error_writing(secs(1000)));
     let first = writes_with(&stage);
     let clock = stage.clock.clone();

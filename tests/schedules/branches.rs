@@ -74,7 +74,7 @@ fn no_race_of_makers_rewrappers_and_erasers_revives_or_loses_a_key() {
         let [maker, rewrapper, eraser] = [(); 3].map(|()| Process::new(&root, &store, &clock));
         let before = maker.write().unwrap();
         let making = spawn(move || {
-            // A process that erases nothing may go on until its branch key is renewed.
+            // A process that erases nothing may continue until its branch key is renewed.
             let reader = maker;
             reader.envelope.evict_all();
             reader.branches.evict_all();
@@ -90,7 +90,7 @@ fn no_race_of_makers_rewrappers_and_erasers_revives_or_loses_a_key() {
         let (made, rewrapped) = (making.join().unwrap(), rewrapping.join().unwrap());
         let eraser = erasing.join().unwrap();
         assert_eq!(rewrapped.unwrap().failed, 0);
-        // What was there before the erasure is refused from then on, whoever asks.
+        // Keys from before the erasure are refused from then on, for every caller.
         assert!(eraser.read(&before).is_err());
         assert!(Process::new(&root, &store, &clock).read(&before).is_err());
         assert!(live(&store) <= 1 && rows(&store).iter().any(StoredRow::is_tombstone));

@@ -1,4 +1,4 @@
-//! Who asks the key service, and how often.
+//! Which caller asks the key service, and how often.
 
 use super::*;
 use crate::Aad;
@@ -280,7 +280,7 @@ fn with_a_runtime_a_call_gets_on_though_no_caller_is_polled() {
         let runtime = ToyRuntime::default();
         let its = runtime.clone();
         let stage = Stage::new(|builder| builder.runtime(its));
-        // Its first poll leaves it without an answer, whatever the key service does.
+        // Its first poll never has an answer, whatever the key service does.
         stage.kek.0.gate.shut();
         let stuck =
             stage.spawn(|stage| leaves_when(stage, 1, |stage| stage.log.count("unwrapped") == 1));

@@ -57,7 +57,7 @@ pub(crate) fn explore(scenario: impl Fn() + Send + Sync + 'static) {
     let in_schedule = Arc::new(move || {
         sync::begin_schedule();
         scenario();
-        // What is told by a thread of the library's own is told first.
+        // The library's own thread reports first.
         sync::settle();
         sync::end_of_schedule();
     });
@@ -295,7 +295,7 @@ impl Gate {
 struct ToyRuntime {
     polls: Arc<AtomicU64>,
     alive: Arc<AtomicU64>,
-    /// Nobody drives it: what is spawned stays where it is.
+    /// Nothing drives it: spawned tasks do not run.
     idle: bool,
     spawned: Arc<Mutex<Vec<Undriven>>>,
 }
@@ -309,7 +309,7 @@ impl std::fmt::Debug for Undriven {
 }
 
 impl ToyRuntime {
-    /// Waits until nothing goes on there any more.
+    /// Waits until nothing happens there any more.
     fn settle(&self) {
         while self.alive.load(SeqCst) > 0 {
             shuttle::thread::yield_now();
@@ -378,7 +378,7 @@ impl Log {
     }
 }
 
-/// An envelope over the toy key service, with a clock of its own.
+/// An envelope over the toy key service, with its own clock.
 #[derive(Clone)]
 struct Stage {
     kek: ToyKek,
@@ -424,17 +424,17 @@ impl Stage {
         spawn(move || work(stage))
     }
 
-    /// For the clock, and for whoever waits.
+    /// For the clock, and for waiting threads.
     fn pass(&self, duration: Duration) {
         self.clock.advance(duration);
         sync::pass(duration);
     }
 
-    /// Everything ends with the last envelope, and every end was told once.
+    /// Everything ends with the last envelope, and every end was reported once.
     fn end(self) {
         let Self { log, envelope, .. } = self;
         drop(envelope);
-        // What the wiper was at is told by it.
+        // The wiper reports what it was wiping.
         sync::settle();
         assert_eq!(log.count("wiped"), log.begun(), "told of each end once");
     }

@@ -1,4 +1,4 @@
-//! Who has a place among the calls in flight.
+//! Which caller has a place among the calls in flight.
 
 use super::*;
 use crate::CallBudget;

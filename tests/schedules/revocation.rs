@@ -11,7 +11,7 @@ enum Hand {
     ShutDown,
 }
 
-/// Readers, a writer and handles go on while an operator's hand comes down.
+/// Readers, a writer and handles work while an operator intervenes.
 fn race(hand: Hand) {
     LazyLock::force(&MESSAGES);
     explore(move || {
@@ -19,7 +19,7 @@ fn race(hand: Hand) {
         let opening = block_on(stage.envelope.decryptor(&BOB, &MESSAGES[1])).unwrap();
         let sealing = block_on(stage.envelope.encryptor(&ALICE)).unwrap();
         if hand == Hand::RevokeContext {
-            // The other context's handle is nobody's business then.
+            // The other context's handle does not matter then.
             stage.envelope.evict_all();
         }
         // What had been asked when the hand came down; what was asked later is as good as new.
@@ -117,8 +117,8 @@ fn race(hand: Hand) {
         }
         let Stage { envelope, log, kek, .. } = stage;
         drop(envelope);
-        // An answer that came too late is thrown away before it is a cached DEK, so nothing is
-        // told of its end.
+        // An answer that came too late is discarded before it is a cached DEK, so its end is not
+        // reported.
         let (wiped, begun) = (log.count("wiped"), log.begun());
         let too_late = usize::try_from(kek.unwraps() + 2 * kek.generates()).unwrap();
         assert!(wiped <= begun && wiped <= too_late, "{wiped} ends of {begun} DEKs");

@@ -1,4 +1,4 @@
-//! Random schedules in which a thread goes on for a while before the next one has its turn.
+//! Random schedules in which a thread runs for a while before the next one has its turn.
 //!
 //! A purely random choice at every step lets all threads get on at the same pace. Faults that want
 //! one of them to stand still while another does something long from beginning to end are not found
@@ -6,7 +6,7 @@
 
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
 
-/// How many steps a thread goes on for, on average.
+/// How many steps a thread runs for, on average.
 const LENGTHS: [u64; 4] = [1, 8, 32, 128];
 
 /// Shuttle's random scheduler, asked only when a run is over. The length of runs changes from

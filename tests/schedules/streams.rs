@@ -68,7 +68,7 @@ fn open_against(
             let expected = match hand {
                 Hand::RevokeKek => &[ErrorKind::Denied][..],
                 Hand::ShutDown => &[ErrorKind::ShutDown],
-                // What an eviction interrupts is looked up once more.
+                // A look-up that an eviction interrupts is repeated.
                 Hand::EvictContext | Hand::EvictAll => &[],
             };
             assert!(expected.contains(&error.kind()), "{hand:?}: {error}");
@@ -149,7 +149,7 @@ fn a_denial_that_one_caller_gets_ends_the_streams_that_others_open_meanwhile() {
     explore(|| {
         let stage = Stage::new(|builder| builder);
         let mut streams = vec![reading(&stage).unwrap()];
-        // Due: whoever comes first asks, and the others are served meanwhile.
+        // Due: the first caller asks, and the others are served meanwhile.
         stage.clock.advance(secs(81));
         *stage.kek.0.denies.lock().unwrap() = Some(|_, _| true);
         let callers = [(), ()].map(|()| stage.spawn(|stage| reading(&stage)));

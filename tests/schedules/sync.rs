@@ -51,7 +51,7 @@ pub(crate) fn begin_schedule() {
     WAITING.take();
 }
 
-/// Lets time go by for whoever waits on a condition variable.
+/// Lets time pass for threads that wait on a condition variable.
 pub(crate) fn pass(duration: Duration) {
     NOW.set(NOW.get() + duration);
     wake(|waiting| waiting.until.is_some_and(|until| until <= NOW.get()));
@@ -144,7 +144,7 @@ impl Condvar {
     }
 }
 
-/// How a thread ends that would go on for ever.
+/// How a thread ends that would run for ever.
 struct Over;
 
 pub(crate) mod thread {
@@ -181,7 +181,7 @@ pub(crate) mod thread {
             STARTED.set(STARTED.get() + 1);
             let until_over = move || {
                 match catch_unwind(AssertUnwindSafe(work)) {
-                    // It ended by itself: nobody waits until it waits.
+                    // It ended without a wait: no thread waits until it waits.
                     Ok(()) => STARTED.set(STARTED.get() - 1),
                     Err(panic) => {
                         let panic: Box<dyn Any + Send> = panic;

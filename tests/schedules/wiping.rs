@@ -1,4 +1,4 @@
-//! Keys leave memory on time, once, and under nobody's hands.
+//! Keys leave memory on time, once, and never while in use.
 
 use super::*;
 use crate::Aad;
@@ -38,8 +38,8 @@ fn a_key_in_use_stays_whole_and_a_destroyed_one_is_used_no_more() {
     });
 }
 
-/// Two envelopes of one clock: what the one keeps is due before the wiper would look by itself,
-/// what the other keeps is not.
+/// Two envelopes of one clock: what one keeps is due before the wiper's next look, what the other
+/// keeps is not.
 fn short_and_long() -> [Stage; 2] {
     let long = Stage::with(few_entries().max_age(secs(3)), |builder| builder);
     let short =

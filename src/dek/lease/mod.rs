@@ -1,5 +1,5 @@
-//! What DEKs for reading and for writing, and open streams, share: keys that serve for a bounded time
-//! and can be destroyed at any moment.
+//! The part that DEKs for reading, DEKs for writing and open streams share: keys that are valid for
+//! a bounded time and can be destroyed at any moment.
 #![forbid(unsafe_code)]
 
 mod renewal;
@@ -23,14 +23,15 @@ use crate::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use crate::sync::slot::Slot;
 use crate::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// The pause after a failed renewal: a twentieth of `max_age`, within these bounds. A service that
-/// recovers is noticed after this pause.
+/// The pause after a failed renewal: a twentieth of `max_age`, within these bounds. A recovered
+/// service is noticed after this pause.
 const SOONEST_RETRY: Duration = Duration::from_millis(10);
 const LATEST_RETRY: Duration = Duration::from_secs(1);
 /// How long waiting callers may use a response that arrived after its own end.
 const LATE_RESPONSE_USE: Duration = Duration::from_secs(1);
 
-/// The part of its time after which a DEK is renewed whose parent ends sooner than `max_age`.
+/// The fraction of its lifetime after which a DEK is renewed if its parent ends sooner than
+/// `max_age`.
 const REFRESH_AHEAD: f64 = 0.8;
 
 const NEVER: i64 = i64::MIN;
@@ -45,7 +46,7 @@ pub(crate) enum LeasedKey {
 enum Keys {
     Dek(Slot<DekKeys>),
     Branch(Slot<BranchKey>),
-    /// Of one stream, which has a lease of its own.
+    /// The key of one stream, which has its own lease.
     Stream(Slot<StreamKey>),
 }
 
@@ -57,15 +58,15 @@ pub(crate) struct Lease {
     /// of that one, and `id` has no more.
     pub(crate) told_id: DekId,
     pub(crate) suite: Suite,
-    /// The wrapped keys that it was unwrapped from, or was wrapped to.
+    /// The wrapped keys that it was unwrapped from or wrapped to.
     wrapped_keys: WrappedKeys,
-    /// They are in a key store, and not in the request.
+    /// The wrapped keys are in a key store and not in the request.
     is_stored: bool,
     /// The KEKs it came from: the one that unwrapped it, or all that wrapped it.
     source_keks: Box<[SourceKek]>,
-    /// The keys of this process it came through. It ends with each of them.
+    /// The keys of this process that it was derived through. It ends when any of them ends.
     parents: Box<[Parent]>,
-    /// Where DEKs are that came through this one.
+    /// Where to find the keys that were derived through this one.
     dependants: Mutex<Vec<Weak<dyn Dependants>>>,
     /// The observers of its end. The reference is weak because a thread may remember a DEK for
     /// longer than the envelope lives.
@@ -75,7 +76,7 @@ pub(crate) struct Lease {
     ended: AtomicBool,
     /// It was evicted. Only callers that waited for it may still use it.
     evicted: AtomicBool,
-    /// It was ended by a denial, a revocation or a shut-down, not by time or for room.
+    /// It was ended by a denial, a revocation or a shut-down, not by time or to make room.
     revoked: AtomicBool,
     /// The number of responses that hold it for waiting callers.
     pins: AtomicUsize,
@@ -92,7 +93,7 @@ pub(crate) struct Lease {
     /// The boot-clock time until which an outage of its source KEKs counts as known.
     outage_until: AtomicI64,
     outage_is_throttling: AtomicBool,
-    /// An outage was assumed, and no response of its source KEKs has arrived since.
+    /// An outage was assumed, and its source KEKs have not responded since.
     is_assumed: AtomicBool,
     /// Its source KEK denied access, so it is no longer served stale.
     stale_forbidden: AtomicBool,
@@ -102,7 +103,7 @@ pub(crate) struct Lease {
     clock: Clock,
 }
 
-/// The age of a DEK.
+/// The age class of a DEK.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Age {
     Fresh,
@@ -153,7 +154,7 @@ impl Lease {
         let Terms { asked, .. } = terms;
         let retry_after = (limits.max_age / 20).clamp(SOONEST_RETRY, LATEST_RETRY);
         let now = terms.clock.now();
-        // A stream may outlast the keys that it came through, unless they are ended early.
+        // A stream may outlive the keys that it was derived through, unless they are ended early.
         let bounds: Vec<_> = match keys {
             Keys::Stream(_) => Vec::new(),
             _ => terms.parents.iter().map(|parent| parent.bounds(now)).collect(),
@@ -208,8 +209,8 @@ impl Lease {
         }
     }
 
-    /// Returns the lease of a stream that is opened now with this DEK, which has parents like a DEK
-    /// that came through a branch key: itself, and what it came through.
+    /// Returns the lease of a stream that is opened now with this DEK. Its parents are the DEK
+    /// itself and the DEK's parents.
     pub(super) fn of_stream(
         &self,
         key: &Arc<StreamKey>,
@@ -266,8 +267,8 @@ impl Lease {
         self.clock.now()
     }
 
-    /// The response arrived after its own end. It serves the callers that waited for it and no
-    /// others.
+    /// Whether the response arrived after its own end. It then serves only the callers that waited
+    /// for it.
     pub(super) fn is_late(&self) -> bool {
         self.evicted.load(Ordering::Acquire)
     }
@@ -285,7 +286,8 @@ impl Lease {
         }
     }
 
-    /// As [`with_dek_keys`](Self::with_dek_keys), for what the keys of streams are derived from.
+    /// Does the same as [`with_dek_keys`](Self::with_dek_keys), for the key that stream keys are
+    /// derived from.
     pub(super) fn with_stream_root<R>(
         &self,
         work: impl FnOnce(&StreamRoot) -> R,
@@ -298,8 +300,7 @@ impl Lease {
         }
     }
 
-    /// Uses the key of a stream. Whether its time is over is to be looked at
-    /// [for each chunk](Self::check_handle).
+    /// Uses the key of a stream. The caller checks the time [for each chunk](Self::check_handle).
     pub(super) fn with_stream_key<R>(
         &self,
         work: impl FnOnce(&StreamKey) -> R,
@@ -310,7 +311,7 @@ impl Lease {
         }
     }
 
-    /// As [`with_dek_keys`](Self::with_dek_keys), for a branch key.
+    /// Does the same as [`with_dek_keys`](Self::with_dek_keys), for a branch key.
     pub(crate) fn with_branch_key<R>(
         &self,
         work: impl FnOnce(&BranchKey) -> R,
@@ -321,8 +322,8 @@ impl Lease {
         }
     }
 
-    /// Checks whether a handle may still use it. A handle that was issued during an outage serves
-    /// while the outage is known to last. All others end with `max_age`.
+    /// Checks whether a handle may still use it. A handle issued during an outage serves while the
+    /// outage is known to last. All others end with `max_age`.
     #[inline]
     pub(super) fn check_handle(&self, given_stale: bool) -> Result<(), Error> {
         let serves = !self.ended.load(Ordering::Acquire) && !self.evicted.load(Ordering::Acquire);
@@ -342,8 +343,8 @@ impl Lease {
         }
     }
 
-    /// Checks in the middle of a longer use that began in time whether it may go on. It ends at the
-    /// last possible use, where the keys are to be wiped.
+    /// Checks, in the middle of a longer use that began in time, whether the use may continue. It
+    /// ends at the last possible use, when the keys are due to be wiped.
     pub(crate) fn check_in_use(&self) -> Result<(), Error> {
         match self.clock.now().is_past(self.wipe_at) {
             true => Err(expired()),
@@ -358,7 +359,7 @@ impl Lease {
             && self.age(self.clock.now()) == Age::Stale
     }
 
-    /// Whether a DEK that serves is past `max_age`.
+    /// Whether a DEK that still serves is past `max_age`.
     pub(super) fn is_past_max_age(&self, now: Moment) -> bool {
         now.is_past(self.expires)
     }
@@ -373,8 +374,8 @@ impl Lease {
             || self.parents.iter().any(|parent| parent.kek_ids().contains(kek_id))
     }
 
-    /// Whether these are its source KEKs and the keys that it came through, in any order: KEKs that
-    /// are asked together answer in any.
+    /// Whether these are its source KEKs and its parent keys, in any order: KEKs that are asked
+    /// together answer in any order.
     pub(super) fn is_from(&self, source_keks: &[SourceKek], parents: &[Parent]) -> bool {
         let has = |other: &Parent| self.parents.iter().any(|p| p.key_id() == other.key_id());
         source_keks.len() == self.source_keks.len()
@@ -399,17 +400,17 @@ impl Lease {
         self.parents.iter().any(|parent| parent.identity() == identity)
     }
 
-    /// Whether a key that it came through was revoked.
+    /// Whether a key that it was derived through was revoked.
     pub(super) fn has_revoked_parent(&self) -> bool {
         self.parents.iter().any(|parent| parent.is_revoked())
     }
 
-    /// Whether a key that it came through was evicted or ended.
+    /// Whether a key that it was derived through was evicted or ended.
     pub(super) fn is_orphan(&self) -> bool {
         self.parents.iter().any(|parent| parent.is_gone())
     }
 
-    /// Returns what distinguishes it from every other lease in memory.
+    /// Returns a value that distinguishes it from every other lease in memory.
     pub(super) fn identity(&self) -> usize {
         std::ptr::from_ref(self).addr()
     }
@@ -427,8 +428,8 @@ impl Lease {
     }
 
     /// See [`ParentKey::bounds`](crate::kek::ParentKey::bounds). While it is served stale, a DEK
-    /// that comes through it serves until the next look at the outage. If it came too late for
-    /// anyone but those who waited, so did the DEK.
+    /// derived through it serves until the next look at the outage. If it came too late for anyone
+    /// but the callers that waited, so did the DEK.
     pub(super) fn bounds_of_dependants(&self, now: Moment) -> (Moment, Moment) {
         let expires = match now.is_past(self.expires) && !self.is_late() {
             true => now.plus(self.retry_after).earlier(self.wipe_at),
@@ -445,14 +446,14 @@ impl Lease {
         }
     }
 
-    /// Returns where DEKs may be that came through it. They are kept: one that is evicted with it
-    /// and in use can still be revoked.
+    /// Returns where to find the DEKs that were derived through it. The references are kept, so
+    /// that a DEK that is evicted with it while in use can still be revoked.
     pub(super) fn dependants(&self) -> Vec<Arc<dyn Dependants>> {
         let all = self.dependants.lock().unwrap_or_else(PoisonError::into_inner);
         all.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// Whether one of its source KEKs denied what it came from.
+    /// Whether one of its source KEKs denied the wrapped key that it came from.
     pub(super) fn is_denied_by(&self, failure: &Failure) -> bool {
         failure.denies(&self.source_keks, &self.wrapped_keys)
     }
@@ -482,13 +483,13 @@ impl Lease {
         *self.registration.lock().unwrap_or_else(PoisonError::into_inner) = Some(registration);
     }
 
-    /// How long ago uses were last reported, if they are.
+    /// How long ago its uses were last reported, if they are reported.
     pub(super) fn since_summary(&self) -> Option<Duration> {
         let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
         registration.as_ref()?.since_summary()
     }
 
-    /// Takes what was counted of it by caller.
+    /// Takes its counts by caller.
     pub(super) fn take_callers(&self, within: Duration) -> Vec<Accessed> {
         let registration = self.registration.lock().unwrap_or_else(PoisonError::into_inner);
         let registration = registration.as_ref();
@@ -511,10 +512,10 @@ impl Lease {
         self.pins.fetch_sub(1, Ordering::SeqCst) == 1 && self.evicted.load(Ordering::SeqCst)
     }
 
-    /// From now on neither it nor anything that comes through it is used.
+    /// Forbids any further use of it and of everything derived through it.
     pub(super) fn revoke(&self) {
-        // First, so that who opens a stream meanwhile looks up another DEK. It may be one of very
-        // many that end together.
+        // Set first, so that a caller that opens a stream meanwhile looks up another DEK. This may
+        // be one of very many that end together.
         self.ended.store(true, Ordering::SeqCst);
         self.revoked.store(true, Ordering::SeqCst);
     }

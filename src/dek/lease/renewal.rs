@@ -1,4 +1,4 @@
-//! When a DEK is renewed, and what is known of the key services that it came from.
+//! When a DEK is renewed, and what is known about its key services.
 #![forbid(unsafe_code)]
 
 use super::{KeysMatch, Lease, NEVER};
@@ -15,7 +15,7 @@ impl Lease {
     }
 
     /// Whether these are the wrapped keys that it came from. The bytes are compared, not a digest.
-    /// None are those in the store.
+    /// An empty list means those in the store.
     pub(in crate::dek) fn keys_match(&self, wrapped_keys: &[u8]) -> KeysMatch {
         let same = match wrapped_keys {
             [] => self.is_stored,
@@ -65,7 +65,7 @@ impl Lease {
         other.store(from, Ordering::Release);
     }
 
-    /// A renewal failed. The next may begin after a pause.
+    /// Records that a renewal failed. The next may begin after a pause.
     pub(in crate::dek) fn renewal_failed(&self, keys_match: KeysMatch, failure: &Failure) {
         self.learn_from(failure);
         self.open_renewal(keys_match, self.clock.now().plus(self.retry_after).boot_nanos());
@@ -73,8 +73,9 @@ impl Lease {
 
     // --- outages
 
-    /// Learns from a failed request. An outage of its source KEKs is known for a while from now on.
-    /// A denial by one of them ends serving stale for good. Failures of other KEKs do not count.
+    /// Records a failed request. An outage of its source KEKs counts as known for a while from now
+    /// on. A denial by one of them ends stale serving for good. Failures of other KEKs do not
+    /// count.
     pub(in crate::dek) fn learn_from(&self, failure: &Failure) {
         let about = failure.about(&self.source_keks, &self.wrapped_keys).or(failure.of_store);
         if about.is_some() {
@@ -91,8 +92,8 @@ impl Lease {
         }
     }
 
-    /// Learns that a KEK answered about a wrapped key with something other than an outage. If it is
-    /// a source KEK, an outage of others no longer prolongs this DEK.
+    /// Records that a KEK answered about a wrapped key with something other than an outage. If it
+    /// is a source KEK, an outage of others no longer prolongs this DEK.
     pub(in crate::dek) fn record_refusal(
         &self,
         provider: &KekId,
@@ -122,7 +123,7 @@ impl Lease {
             && self.wrapped_keys.entries().contains(entry)
     }
 
-    /// Assumes an outage, since its source KEKs did not answer in the time that a caller has.
+    /// Assumes an outage, since its source KEKs did not answer within the caller's time.
     pub(in crate::dek) fn assume_outage(&self) {
         self.is_assumed.store(true, Ordering::Release);
         self.outage_is_throttling.store(false, Ordering::Relaxed);
@@ -130,7 +131,7 @@ impl Lease {
             .store(self.clock.now().plus(self.known_for).boot_nanos(), Ordering::Release);
     }
 
-    /// Whether an outage may be assumed. It is not assumed twice in a row: a denial may get lost
+    /// Whether an outage may be assumed. It is not assumed twice in a row: a denial may be missed
     /// when a call is left to the background, so the next caller waits for the response.
     pub(in crate::dek) fn may_assume_outage(&self) -> bool {
         self.may_serve_stale() && !self.is_assumed.load(Ordering::Acquire)
@@ -162,7 +163,7 @@ impl Lease {
         wrapped_keys.entries().iter().any(|entry| self.has_wrapped_key(entry))
     }
 
-    /// Returns `true` now and then, to the caller that reports that it is served stale.
+    /// Returns `true` from time to time, to the caller that should report stale serving.
     pub(in crate::dek) fn is_due_to_report_stale(&self, now: Moment) -> bool {
         let due = self.stale_reported.load(Ordering::Relaxed);
         let next = now.plus(self.retry_after).boot_nanos();

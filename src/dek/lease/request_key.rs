@@ -1,4 +1,4 @@
-//! What tells one request to the key services from another.
+//! What distinguishes one request to the key services from another.
 #![forbid(unsafe_code)]
 
 use sha2::{Digest, Sha256};
@@ -6,8 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::context::EncryptionContext;
 use crate::suite::{DekId, Suite};
 
-/// Identifies one exact request to the key services. What is remembered of its outcome affects no
-/// other request.
+/// Identifies one exact request to the key services. A remembered outcome affects no other request.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RequestKey([u8; 32]);
 

@@ -1,4 +1,4 @@
-//! Asks the key services: once for all callers of the same request, and again if the answer was
+//! Asks the key services: once for all callers with the same request, and again if the response was
 //! revoked meanwhile.
 #![forbid(unsafe_code)]
 
@@ -24,11 +24,11 @@ use crate::observe::Event;
 use crate::sync::Arc;
 
 /// How long a caller waits for the key service while a stale DEK may serve. A healthy service
-/// answers within this time, and a slower one does not delay callers for longer.
+/// answers within this time, and a slower one does not delay callers any longer.
 const MAX_WAIT_WHILE_STALE: Duration = Duration::from_millis(250);
 
 impl DekSource {
-    /// Asks the key service, once for all that make the same request at the same time.
+    /// Asks the key service, once for all concurrent callers with the same request.
     pub(super) fn ask<K: Kind>(
         self: &Arc<Self>,
         cache: &Arc<DekCache>,
@@ -57,10 +57,10 @@ impl DekSource {
         Ok(waiter)
     }
 
-    /// Refuses contexts that are not this source's: those of the library's own, which a key store
-    /// hands out, and those of other domains.
+    /// Refuses contexts that are not this source's: those with the library's reserved names, which
+    /// a key store returns, and those of other domains.
     ///
-    /// A DEK is cached only after this check of its context, so a look-up needs none.
+    /// A DEK is cached only after this check of its context, so a look-up needs no check.
     pub(super) fn check_context(&self, context: &EncryptionContext) -> Result<(), Error> {
         match (&self.options.branch, &self.options.domain) {
             (Some(_), _) => Ok(()),
@@ -69,7 +69,7 @@ impl DekSource {
         }
     }
 
-    /// Whether the context is of this source's domain, or of none if the source is of none.
+    /// Whether the context is of this source's domain, or of no domain if the source has none.
     pub(crate) fn is_of_domain(&self, context: &EncryptionContext) -> bool {
         context.domain() == self.options.domain.as_ref().map(|domain| domain.name())
     }
@@ -94,7 +94,7 @@ impl DekSource {
         let context = K::context(owned);
         for _ in 0..ATTEMPTS {
             let mark = cache.revocations.mark();
-            // In this order: shut-down closes first and takes its mark then.
+            // Order matters: shut-down closes first and then takes its mark.
             self.check_open()?;
             match K::ask(self, cache, owned, bounds).await {
                 Ok(obtained) => {
@@ -109,8 +109,8 @@ impl DekSource {
                     let lease = obtained.dek.lease();
                     let is_revoked = cache.revocations.concern(mark, context, lease.all_kek_ids());
                     if !is_revoked && !lease.has_revoked_parent() {
-                        // A branch key that was evicted meanwhile serves those who wait, and so
-                        // does what came through it.
+                        // A branch key that was evicted meanwhile serves the waiting callers, and
+                        // so does everything derived through it.
                         if lease.is_orphan() {
                             lease.evict();
                             obtained.for_reading_too.iter().for_each(|dek| _ = dek.lease.evict());
@@ -143,8 +143,8 @@ impl DekSource {
         Err(revoked_meanwhile().into())
     }
 
-    /// Waits for a response. While a stale DEK may serve in an outage of the KEKs that are asked,
-    /// it waits only briefly, and the call continues in the background.
+    /// Waits for a response. If a stale DEK may serve in an outage of the KEKs being asked, it
+    /// waits only briefly, and the call continues in the background.
     pub(super) async fn answer<Q: DekRequest>(
         &self,
         call: Waiter<Answer<DekOf<Q>>>,
@@ -157,7 +157,7 @@ impl DekSource {
         let lease = dek.lease();
         match select(call, runtime.sleep(MAX_WAIT_WHILE_STALE)).await {
             Either::Left((answer, _)) => answer,
-            // A source KEK has denied already, and only other KEKs delay the response.
+            // A source KEK has already denied, and only other KEKs delay the response.
             Either::Right(((), call)) if !lease.may_serve_stale() => call.await,
             Either::Right(((), call)) => {
                 // Before the call can report anything.

@@ -1,4 +1,4 @@
-//! A DEK that needs no call: it is derived from a cached branch key on the caller's thread.
+//! A DEK that needs no call, because it is derived from a cached branch key on the caller's thread.
 #![forbid(unsafe_code)]
 
 use super::super::ReadingDek;
@@ -13,10 +13,11 @@ use crate::format::WrappedKeys;
 use crate::sync::Arc;
 
 impl DekSource {
-    /// Returns the DEK of a message if the KEK that would be asked first has in this process what it
-    /// takes. It does what a call does, without one: no flight, no budget, no task, no wait.
+    /// Returns the DEK of a message if the first KEK to ask has all it needs in this process. It
+    /// does what a call does, without a call: no flight, no budget, no task, no wait.
     ///
-    /// `None` for anything else, failures included: then the call is made, which says what is wrong.
+    /// Returns `None` for anything else, including failures. Then the call is made, and its error
+    /// says what is wrong.
     pub(super) fn unwrapped_at_once(
         &self,
         cache: &DekCache,
@@ -36,7 +37,7 @@ impl DekSource {
             return None;
         }
         let mark = cache.revocations.mark();
-        // In this order: shut-down closes first and takes its mark then.
+        // Order matters: shut-down closes first and then takes its mark.
         self.check_open().ok()?;
         let unwrapped = self.keks.unwrap_at_once(request.context, request.id, &keys)?;
         let owned = Owned::new(request.context, *request.id, request.suite, Some(keys.clone()));
@@ -54,15 +55,16 @@ impl DekSource {
             end_all(std::slice::from_ref(&dek));
             return None;
         }
-        // Another caller may have been quicker. Then all go on with that one.
+        // Another caller may have been quicker. Then all continue with that caller's DEK.
         if let Ok(Some(there)) = request.find(cache)
             && there.lease.age(lease.now()) == Age::Fresh
         {
-            // The DEK stays. Nobody is to be told that it was wiped.
+            // The DEK stays, so nothing must be reported as wiped.
             lease.is_first_to_announce_the_end();
             return Some(Arc::new(Pinned::new(there)));
         }
-        // A branch key that was evicted meanwhile serves who waits, and so does what came through it.
+        // A branch key that was evicted meanwhile serves the waiting callers, and so does
+        // everything derived through it.
         if lease.is_orphan() {
             lease.evict();
         }

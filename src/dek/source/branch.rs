@@ -26,7 +26,7 @@ use crate::sync::foreign::caught;
 /// The reserved name of the pair that holds the period of a branch key.
 pub(crate) const PERIOD: &str = "waxseal:period";
 
-/// What distinguishes a source of branch keys.
+/// The settings that distinguish a source of branch keys.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BranchTerms {
     /// How long the keys of one period make new DEKs.
@@ -34,7 +34,7 @@ pub(crate) struct BranchTerms {
 }
 
 impl BranchTerms {
-    /// Returns the context of a branch key: the branch's own, and the period.
+    /// Returns the context of a branch key: the branch's context with the period.
     pub(crate) fn context_of(
         branch: &EncryptionContext,
         period: Period,
@@ -45,7 +45,7 @@ impl BranchTerms {
         EncryptionContext::with_reserved_names(pairs)
     }
 
-    /// Returns the period, if this is the context of a key of `branch`.
+    /// Returns the period if this is the context of a key of `branch`.
     pub(crate) fn check_context(
         &self,
         branch: &EncryptionContext,
@@ -59,7 +59,7 @@ impl BranchTerms {
     }
 
     /// # Errors
-    /// The period has not begun, by more than clocks may differ.
+    /// The period has not begun, by more than the allowed clock difference.
     pub(crate) fn check_begun(&self, period: Period, now: Moment) -> Result<(), Error> {
         let now = Period::now(now);
         if period.has_begun(now) {
@@ -73,14 +73,14 @@ impl BranchTerms {
     }
 }
 
-/// Returns the id under which a branch key of a store is cached: a message names 16 bytes of it.
+/// Returns the id under which a branch key of a store is cached. A message names 16 bytes of it.
 pub(crate) fn cached_as(row_id: &RowId) -> DekId {
     let mut id = [0; 32];
     id.iter_mut().zip(row_id.as_bytes()).for_each(|(byte, of_row)| *byte = *of_row);
     DekId::from_bytes(id)
 }
 
-/// A branch key's row in parts.
+/// The parts of a branch key's row.
 struct Row {
     context: EncryptionContext,
     id: DekId,
@@ -154,7 +154,7 @@ impl DekSource {
         Ok(Obtained { dek: Arc::new(dek), for_reading_too: Some(reading), goes_on: false })
     }
 
-    /// Returns the row that the store has for the branch now, and puts one there if there is none.
+    /// Returns the store's current row for the branch, and inserts one if there is none.
     async fn current_row(
         &self,
         store: &dyn KeyStore,
@@ -172,9 +172,9 @@ impl DekSource {
             let mut epoch = 0;
             for stored in rows.iter().rev() {
                 let row = self.read(store, stored.id(), stored)?;
-                // Readers look for no row of another kind.
+                // Readers do not look for rows of another kind.
                 if !row.is_tombstone() && row.kind() != KeyKind::Branch {
-                    return Err(self.damaged(store, stored.id(), "it is no branch key").into());
+                    return Err(self.damaged(store, stored.id(), "it is not a branch key").into());
                 }
                 if let (Some(of_row), Some(wrapped_keys)) = (row.context(), row.wrapped_keys()) {
                     let period = branch
@@ -210,20 +210,20 @@ impl DekSource {
                     self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                     return Ok(row);
                 }
-                // The answer to an earlier try was lost. The next look finds this key, and what was
-                // done to it since.
+                // The response to an earlier try was lost. The next look finds this key and any
+                // later change to it.
                 Insertion::Exists(there) if there.id() == stored.id() => {
                     let kek_ids: Vec<KekId> =
                         row.wrapped_keys.entries().iter().map(|e| e.kek_id().clone()).collect();
                     let Row { context, id, .. } = &row;
                     self.emit(&Event::Made { dek_id: id, context, kek_ids: &kek_ids });
                 }
-                // Another process was quicker, so its key counts. This one is wiped.
+                // Another process was quicker, so its key counts, and this one is wiped.
                 Insertion::Exists(_) => {}
             }
         }
         let detail = format!(
-            "key store {}: it has a row for branch {branch_id} and does not show it",
+            "key store {}: it has a row for branch {branch_id} but does not return it",
             store.name()
         );
         Err(Error::new(ErrorKind::Misconfigured, detail).into())
@@ -244,8 +244,8 @@ impl DekSource {
         Ok(Vouched { row: Row { context, id, wrapped_keys }, dek, obtained })
     }
 
-    /// Returns the row of the key that this process has, while its period lasts and until a root has
-    /// a new version.
+    /// Returns the row of this process's key, as long as its period lasts and no root has a new
+    /// version.
     fn own_row(
         &self,
         branch: &BranchTerms,
@@ -264,8 +264,8 @@ impl DekSource {
         period.is_current(now, branch.period).then_some(Row { context, id, wrapped_keys })
     }
 
-    /// Has the KEKs unwrap a branch key, also one that this process made: what nobody can unwrap
-    /// must not derive anything.
+    /// Has the KEKs unwrap a branch key, even one that this process made. A key that nobody can
+    /// unwrap must not derive anything.
     async fn unwrap_row(
         &self,
         cache: &DekCache,
@@ -305,21 +305,23 @@ impl DekSource {
         let insert = || store.insert(&stored);
         match self.of_store(bounds, &**store, StoreOperation::Insert, insert).await? {
             Insertion::Inserted => Ok(()),
-            // A retry of the store's client may have found its own first try, which a rewrap may
-            // have changed since.
+            // A retry by the store's client may have found the row of its first try, which a rewrap
+            // may have changed since.
             Insertion::Exists(there) => {
                 let found = self.read(&**store, there.id(), &there)?;
                 match (found.kind(), found.id(), found.context()) == (row.kind(), id, Some(context))
                 {
                     true => Ok(()),
-                    false => Err(self.damaged(&**store, there.id(), "another key has it").into()),
+                    false => {
+                        Err(self.damaged(&**store, there.id(), "it belongs to another key").into())
+                    }
                 }
             }
         }
     }
 }
 
-/// Says why a process that only encrypts has to unwrap.
+/// Explains why a process that only encrypts has to unwrap.
 fn may_not_unwrap(failure: Failure) -> Failure {
     if failure.error.kind() != ErrorKind::Denied {
         return failure;
@@ -331,7 +333,7 @@ fn may_not_unwrap(failure: Failure) -> Failure {
     Failure { error: Error::new(ErrorKind::Denied, detail), ..failure }
 }
 
-/// What a provider of branch keys needs besides DEKs.
+/// The operations that a provider of branch keys needs, apart from those on DEKs.
 impl DekSource {
     /// Checks that `context` is the one of a key of `branch`.
     pub(crate) fn check_branch_context(
@@ -358,7 +360,7 @@ impl DekSource {
         self.cache().each_reading(|lease| {
             let period =
                 lease.with_branch_key(|key| key.context().get(PERIOD).and_then(Period::of_text));
-            // One that ended meanwhile is in memory no more.
+            // A key that ended meanwhile is no longer in memory.
             if let Ok(Some(period)) = period {
                 ages.count(now.saturating_sub(period.0));
             }
@@ -378,7 +380,7 @@ impl DekSource {
         let bounds = self.keks.bounds(Lane::Reserved);
         let mut given_up = GivenUp { source: self, branch, is_over: false };
         let erased = self.of_store_or_error(bounds, &**store, StoreOperation::Erase, erase).await;
-        // Also after a failure, which may have erased some.
+        // Also after a failure, which may have erased some keys.
         given_up.is_over = true;
         self.evict_branch(|context| self.is_of_branch(context, branch));
         let erasure = erased?;
@@ -387,8 +389,8 @@ impl DekSource {
         Ok(erasure)
     }
 
-    /// Whether this is the context of a branch, or of one of its keys: those that came from a
-    /// message have the period in it.
+    /// Whether this is the context of a branch, or of one of its keys. Keys that came from a
+    /// message have the period in their context.
     fn is_of_branch(&self, context: &EncryptionContext, branch: &EncryptionContext) -> bool {
         let of_key = |terms: BranchTerms| terms.check_context(branch, context).is_ok();
         context == branch || self.options.branch.is_some_and(of_key)
@@ -404,12 +406,12 @@ impl DekSource {
                 Err(error) if self.keks.writing.iter().any(|k| Arc::ptr_eq(k, kek)) => {
                     return Err(error);
                 }
-                // A root that only unwraps is needed for old branch keys alone.
+                // A root that only unwraps is needed only for old branch keys.
                 Err(error) => degraded.push(format!("{}: {error}", kek.id())),
             }
         }
         if let Some(store) = &self.options.store {
-            // It waits for no turn.
+            // It does not wait for a turn.
             let bounds = self.keks.bounds(Lane::Ordinary);
             let ask = || store.health();
             let asked = self.of_store(bounds, &**store, StoreOperation::Health, ask);
@@ -432,8 +434,8 @@ impl DekSource {
     }
 }
 
-/// An erasure whose caller may give up. The store may have done it by then, so its keys end here
-/// too.
+/// An erasure whose caller may give up. The store may have erased the keys by then, so they end
+/// here too.
 struct GivenUp<'e> {
     source: &'e DekSource,
     branch: &'e EncryptionContext,

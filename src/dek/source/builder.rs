@@ -38,7 +38,7 @@ pub(crate) struct SourceBuilder {
     pub(crate) store: Option<Arc<dyn KeyStore>>,
     pub(crate) branch: Option<BranchTerms>,
     pub(crate) domain: Option<Arc<DomainContexts>>,
-    /// Options of those above, for the event of the configuration.
+    /// Those of the options above that the configuration event reports.
     pub(crate) more: Vec<(&'static str, String)>,
 }
 
@@ -130,7 +130,7 @@ impl SourceBuilder {
     }
 }
 
-/// Two, where short messages have one of their own.
+/// Names two backends if short messages use another one.
 fn backend_in_force(options: &SourceOptions) -> String {
     let chosen = options.backend.chosen(options.suite);
     let short = options.backend.chosen_for(options.suite, 0);

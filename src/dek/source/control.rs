@@ -1,4 +1,4 @@
-//! What an operator does: revocation, eviction and shut-down.
+//! The operator's actions: revocation, eviction and shut-down.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -35,7 +35,7 @@ impl DekSource {
         self.cache().evict_contexts(is_of_branch);
     }
 
-    /// As [`evict_branch`](Self::evict_branch), from a destructor.
+    /// Does the same as [`evict_branch`](Self::evict_branch), from a destructor.
     pub(super) fn evict_branch_later(&self, is_of_branch: impl Fn(&EncryptionContext) -> bool) {
         self.cache().evict_contexts_later(is_of_branch);
     }
@@ -46,8 +46,8 @@ impl DekSource {
         cache.forget_refusals();
     }
 
-    /// Ends every DEK, every handle and every call for good, and tells nobody. A
-    /// [`shut_down`](Self::shut_down) does that afterwards.
+    /// Ends every DEK, every handle and every call for good, without notifying observers. A later
+    /// [`shut_down`](Self::shut_down) does that.
     pub(crate) fn stop(&self) {
         self.closed.store(true, Ordering::SeqCst);
         let cache = self.cache();
@@ -55,15 +55,15 @@ impl DekSource {
         cache.end_all_quietly();
     }
 
-    /// Ends every DEK, every handle and every call for good. Where there is a runtime, the
-    /// providers release what they hold in the background.
+    /// Ends every DEK, every handle and every call for good. If there is a runtime, the providers
+    /// release what they hold in the background.
     pub(crate) fn shut_down(&self) {
         if self.end() {
             self.give_up_later();
         }
     }
 
-    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    /// Does the same as [`shut_down`](Self::shut_down), without waiting for observers.
     pub(crate) fn shut_down_later(&self) {
         self.stop();
         self.cache().end_all_later();
@@ -76,7 +76,7 @@ impl DekSource {
         }
     }
 
-    /// As [`shut_down`](Self::shut_down), and waits for the providers.
+    /// Does the same as [`shut_down`](Self::shut_down), and waits for the providers.
     pub(crate) async fn close(&self) {
         // Also after a `shut_down` without a working runtime, and after a `close` whose caller went
         // away. A provider does not release anything twice.
@@ -97,9 +97,9 @@ impl DekSource {
         closing.map(move |_| given_up.store(true, Ordering::SeqCst))
     }
 
-    /// Returns `false` if it was done already.
+    /// Returns `false` if it had already ended.
     fn end(&self) -> bool {
-        // All is wiped before an observer can block.
+        // Everything is wiped before an observer can block.
         self.stop();
         let is_first = !self.reported.swap(true, Ordering::SeqCst);
         if is_first {

@@ -15,8 +15,8 @@ pub(super) enum Decision {
     Refuse,
 }
 
-/// Decides what a look-up does. `outage_is_known` concerns the source KEKs of the DEK. `is_turn`
-/// says that this request may renew it now, and `is_refused` that it was denied or found invalid a
+/// Decides what a look-up does. `outage_is_known` refers to the source KEKs of the DEK. `is_turn`
+/// means that this request may renew it now, and `is_refused` that it was denied or found invalid a
 /// moment ago.
 pub(super) fn decide(
     age: Age,

@@ -1,4 +1,4 @@
-//! What differs between DEKs for reading and for writing, and between requests for them.
+//! The differences between DEKs for reading and for writing, and between requests for them.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -18,10 +18,10 @@ use crate::kek::call::{CallBounds, Lane};
 use crate::kek::set::Failure;
 use crate::sync::Arc;
 
-/// What differs between DEKs for reading and for writing.
+/// The differences between DEKs for reading and for writing.
 pub(crate) trait Kind: 'static {
     type Dek: Leased + 'static;
-    /// The request without its caller's borrows.
+    /// The request without borrows from its caller.
     type Owned: Send + Sync + 'static;
     const HIT: Counter;
     const MISS: Counter;
@@ -35,7 +35,7 @@ pub(crate) trait Kind: 'static {
 
     fn context(owned: &Self::Owned) -> &EncryptionContext;
 
-    /// Joins the call of all that make the same request.
+    /// Joins the call of all callers with the same request.
     fn join<F>(
         cache: &DekCache,
         now: Moment,
@@ -60,7 +60,7 @@ pub(crate) trait Kind: 'static {
         false
     }
 
-    /// Ends what the denial affects, and reports it.
+    /// Ends everything that the denial affects, and reports it.
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Self::Owned, failure: &Failure);
 }
 
@@ -92,7 +92,7 @@ pub(crate) trait DekRequest: Copy {
 
     fn request_key(&self) -> RequestKey;
 
-    /// Returns the DEK if it can be had now, without a call and without waiting.
+    /// Returns the DEK if it can be obtained now, without a call and without waiting.
     fn at_once(&self, _: &DekSource, _: &DekCache) -> Option<Arc<Pinned<DekOf<Self>>>> {
         None
     }
@@ -107,6 +107,6 @@ pub(crate) struct Obtained<D> {
     pub(super) dek: Arc<D>,
     /// The same keys for reading, if the DEK is new.
     pub(super) for_reading_too: Option<Arc<ReadingDek>>,
-    /// The cached DEK goes on: this is another lease on it, and it is looked after.
+    /// The cached DEK continues: this is another, registered lease on it.
     pub(super) goes_on: bool,
 }

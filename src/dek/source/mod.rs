@@ -1,7 +1,7 @@
 //! The look-up of a DEK: whether a cached one serves, and when the KEKs are asked.
 //!
-//! Requests for reading and for writing differ in what they ask ([`DekRequest`]). The look-up is
-//! the same.
+//! Requests for reading and for writing differ in what they ask for ([`DekRequest`]). The look-up
+//! is the same.
 #![forbid(unsafe_code)]
 
 mod asking;
@@ -65,7 +65,7 @@ pub(crate) struct SourceOptions {
     pub(crate) nonces: Nonces,
     pub(crate) origin: DekOrigin,
     pub(crate) limits: LimitsInForce,
-    /// Where wrapped keys are that requests do not have.
+    /// The store of wrapped keys that requests do not carry.
     pub(crate) store: Option<Arc<dyn KeyStore>>,
     /// Set for a source of branch keys.
     pub(crate) branch: Option<BranchTerms>,
@@ -77,7 +77,7 @@ pub(crate) struct SourceOptions {
 }
 
 pub(crate) struct DekSource {
-    /// The cache of this process. The child of a fork replaces it by its own. It is the first
+    /// The cache of this process. The child of a fork replaces it with its own. It is the first
     /// field, so that it is dropped while the observers still exist.
     cache: ArcSwap<DekCache>,
     number: SourceNumber,
@@ -94,8 +94,8 @@ pub(crate) struct DekSource {
     counters: Counters,
 }
 
-/// The source as envelopes and handles own it. Its DEKs end with the last of them, although a call
-/// in flight keeps the source itself until it ends.
+/// The source as envelopes and handles own it. Its DEKs end when the last owner is dropped,
+/// although a call in flight keeps the source itself alive until it ends.
 pub(crate) struct OwnedSource(Arc<DekSource>);
 
 impl OwnedSource {
@@ -125,7 +125,7 @@ impl Drop for OwnedSource {
     }
 }
 
-/// How often a call is repeated because its DEK was taken away between look-up and use, or its
+/// How often a call is repeated because its DEK ended between look-up and use, or because its
 /// response was revoked.
 const ATTEMPTS: usize = 3;
 
@@ -167,7 +167,7 @@ impl DekSource {
             return self.cache.load_full();
         }
         cache.abandon();
-        // It is never dropped: threads that the fork left behind may hold its locks.
+        // Never dropped: threads that the fork left behind may hold its locks.
         std::mem::forget(cache);
         ours
     }
@@ -177,8 +177,8 @@ impl DekSource {
         self.options.limits.summaries.is_some()
     }
 
-    /// Counts messages of a named caller, if anybody asks for it. Its DEK was just used, so the cache
-    /// is that of this process.
+    /// Counts messages of a named caller, if such counts are requested. Its DEK was just used, so
+    /// the cache is that of this process.
     #[inline]
     pub(crate) fn count(
         &self,
@@ -219,8 +219,8 @@ impl DekSource {
         }
         let mut taken_away = 0;
         while taken_away < ATTEMPTS {
-            // From the second attempt on the DEK is pinned, so that an eviction does not take it
-            // away.
+            // From the second attempt on, the DEK is pinned, so that an eviction does not remove
+            // it.
             let held = self.held(request, taken_away > 0).await?;
             match work(&held) {
                 // Other callers used it up. Look up the next one.
@@ -238,7 +238,7 @@ impl DekSource {
     /// in the background.
     ///
     /// # Errors
-    /// The id is known to belong to another context.
+    /// Fails if the id is known to belong to another context.
     pub(crate) fn with_cached<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
@@ -247,7 +247,8 @@ impl DekSource {
         self.with_cached_at(self.now(), request, work)
     }
 
-    /// As [`with_cached`](Self::with_cached), for who has just read the clock.
+    /// Does the same as [`with_cached`](Self::with_cached), for a caller that has just read the
+    /// clock.
     #[inline]
     pub(crate) fn with_cached_at<Q: DekRequest, R>(
         self: &Arc<Self>,
@@ -271,7 +272,7 @@ impl DekSource {
         unless_taken_away(work(&dek))
     }
 
-    /// Returns the DEK, for work that goes on.
+    /// Returns the DEK for longer work.
     pub(crate) async fn get<Q: DekRequest>(
         self: &Arc<Self>,
         request: Q,
@@ -285,7 +286,7 @@ impl DekSource {
     /// Returns the DEK for a handle, and whether it is stale, if it is cached and need not be renewed.
     ///
     /// # Errors
-    /// As [`with_cached`](Self::with_cached).
+    /// Those of [`with_cached`](Self::with_cached).
     #[inline]
     pub(crate) fn get_cached<Q: DekRequest>(&self, request: Q) -> Result<Option<Issued<Q>>, Error> {
         let dek = match self.with_remembered(request, Arc::clone) {
@@ -322,14 +323,14 @@ impl DekSource {
         Ok((dek, stale))
     }
 
-    /// The time by the clock of this source.
+    /// Returns the time by this source's clock.
     #[inline]
     pub(crate) fn now(&self) -> Moment {
         self.options.clock.now()
     }
 
-    /// Runs `work` with the DEK that this thread used last, if it serves and this request does not
-    /// have to renew it.
+    /// Runs `work` with the DEK that this thread used last, if it serves and this request need not
+    /// renew it.
     #[inline]
     fn with_remembered<Q: DekRequest, R>(
         &self,
@@ -346,7 +347,7 @@ impl DekSource {
         work: impl FnOnce(&Arc<DekOf<Q>>) -> R,
     ) -> Option<R> {
         let serves = |dek: &DekOf<Q>| {
-            // Whether a DEK is nearly used up is left to the look-ups in the cache.
+            // Look-ups in the cache decide whether a DEK is nearly used up.
             if dek.lease().age(now) == Age::Fresh {
                 self.counters.count(Q::Kind::HIT);
                 return true;
@@ -458,7 +459,7 @@ impl DekSource {
         Q::Kind::remember(cache, dek);
     }
 
-    /// Counts a hit, and reports now and then that a DEK is served stale.
+    /// Counts a hit, and reports from time to time that a DEK is served stale.
     fn count_served<Q: DekRequest>(&self, dek: &DekOf<Q>, now: Moment) {
         self.counters.count(Q::Kind::HIT);
         let lease = dek.lease();
@@ -506,7 +507,8 @@ impl DekSource {
         self.with(WritingRequest { context }, reserve).await
     }
 
-    /// As [`with_writing`](Self::with_writing), if the DEK is cached and need not be renewed.
+    /// Does the same as [`with_writing`](Self::with_writing), if the DEK is cached and need not be
+    /// renewed.
     #[inline]
     pub(crate) fn with_writing_cached<R>(
         &self,
@@ -562,7 +564,7 @@ impl DekSource {
     }
 }
 
-/// Returns `None` if the DEK was taken away, or used up by others, between look-up and use.
+/// Returns `None` if the DEK ended, or others used it up, between look-up and use.
 fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     match result {
         Ok(result) => Ok(Some(result)),
@@ -571,7 +573,7 @@ fn unless_taken_away<R>(result: Result<R, Error>) -> Result<Option<R>, Error> {
     }
 }
 
-/// Revocations came faster than responses.
+/// Revocations arrived faster than responses.
 fn revoked_meanwhile() -> Error {
     Error::new(ErrorKind::Unavailable, "DEKs were revoked during the request")
 }

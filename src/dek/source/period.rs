@@ -8,7 +8,8 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::clock::Moment;
 
-/// How far clocks of two processes may differ. A period that begins within this time has begun.
+/// How far the clocks of two processes may differ. A period that begins within this time counts as
+/// begun.
 const SKEW_SECONDS: i64 = 60 * 60;
 
 /// The second at which a period began, since 1970-01-01T00:00:00Z.
@@ -32,22 +33,23 @@ impl Period {
         self.0 <= now.saturating_add(SKEW_SECONDS)
     }
 
-    /// Whether keys of this period are for new DEKs.
+    /// Whether keys of this period are used for new DEKs.
     pub(crate) fn is_current(self, now: i64, length: Duration) -> bool {
         self.has_begun(now) && self.0.saturating_add(seconds(length)) > now
     }
 
-    /// Returns when a period began that may still be current.
+    /// Returns the earliest beginning of a period that may still be current.
     pub(crate) fn earliest(now: i64, length: Duration) -> i64 {
         now.saturating_sub(seconds(length))
     }
 
-    /// Returns it as RFC 3339 has it, in UTC and without fractions. `None` beyond the year 9999.
+    /// Returns it in the form of RFC 3339, in UTC and without fractions. `None` beyond the year
+    /// 9999.
     pub(crate) fn to_text(self) -> Option<String> {
         OffsetDateTime::from_unix_timestamp(self.0).ok()?.format(&Rfc3339).ok()
     }
 
-    /// Reads [`to_text`](Self::to_text), and no other form of the same time.
+    /// Reads what [`to_text`](Self::to_text) writes, and no other form of the same time.
     pub(crate) fn of_text(text: &str) -> Option<Self> {
         let period = Self(OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp());
         (period.0 >= 0 && period.to_text()? == text).then_some(period)

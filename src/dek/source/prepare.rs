@@ -20,8 +20,8 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 type Ready = (usize, Owned, Located);
 
 impl DekSource {
-    /// Has the DEKs of these requests cached, which are distinct. Returns one result for each, and
-    /// with it, for up to `held` of them, the DEK itself: the cache may have no place for all.
+    /// Caches the DEKs of these distinct requests. Returns one result for each and, for up to
+    /// `held` of them, the DEK itself, since the cache may not have room for all.
     pub(crate) async fn prepare(
         self: &Arc<Self>,
         requests: &[ReadingRequest<'_>],
@@ -50,7 +50,7 @@ impl DekSource {
                 }
             }
         }
-        // Those that no batch has brought, with everything that a single request does.
+        // Single requests, with all their checks, obtain the DEKs that no batch returned.
         let at_once = self.keks.at_once();
         let mut singly = stream::iter(wanted)
             .map(async |place| {
@@ -70,7 +70,7 @@ impl DekSource {
         answers
     }
 
-    /// Returns the places of the requests that are left.
+    /// Returns the positions of the remaining requests.
     async fn unwrap_in_batches(
         self: &Arc<Self>,
         kek: &Arc<GuardedKek>,
@@ -113,8 +113,8 @@ impl DekSource {
         (left, held)
     }
 
-    /// Returns `None` for a request that this KEK has no entry for, or that fails by itself: a single
-    /// request says why.
+    /// Returns `None` for a request without an entry for this KEK, or one that fails before any
+    /// call. A single request then reports the reason.
     async fn locate_for_batch(
         &self,
         kek: &GuardedKek,
@@ -132,7 +132,7 @@ impl DekSource {
         Some((owned, located))
     }
 
-    /// Unwraps one batch in one call, and returns the places of the requests that got no DEK.
+    /// Unwraps one batch in one call, and returns the positions of the requests that got no DEK.
     async fn unwrap_batch(
         self: &Arc<Self>,
         kek: &GuardedKek,
@@ -173,7 +173,7 @@ impl DekSource {
                 end_all(std::slice::from_ref(&dek));
                 left.push(place);
             } else {
-                // Before it is put, which may evict it.
+                // Before it is cached, which may evict it.
                 held.extend(holding.hold(&dek).map(|dek| (place, dek)));
                 cache.put_reading(&dek);
             }
@@ -181,7 +181,8 @@ impl DekSource {
         (left, held)
     }
 
-    /// As [`with`](Self::with), for who holds the DEK, which the cache may have lost.
+    /// Does the same as [`with`](Self::with), for a caller that holds the DEK, which the cache may
+    /// have evicted.
     pub(crate) async fn with_prepared<R>(
         self: &Arc<Self>,
         request: ReadingRequest<'_>,

@@ -34,7 +34,7 @@ pub(crate) struct ReadingRequest<'a> {
     /// The bytes from the message, or kept apart for it. Empty if there are none. `None` for a
     /// caller that looks them up only if necessary.
     pub(crate) wrapped_keys: Option<&'a [u8]>,
-    /// If it has none, they are in the source's store.
+    /// If the request has no wrapped keys, they are in the source's store.
     pub(crate) is_stored: bool,
 }
 
@@ -77,7 +77,7 @@ impl DekRequest for ReadingRequest<'_> {
         match self.wrapped_keys {
             Some([]) if !self.is_stored => false,
             Some(keys) => lease.is_turn(lease.keys_match(keys), now),
-            // Unknown: the caller comes again with the keys.
+            // Unknown: the caller asks again with the keys.
             None => true,
         }
     }
@@ -173,7 +173,7 @@ impl Kind for Reading {
     fn was_denied(source: &DekSource, cache: &DekCache, owned: &Owned, failure: &Failure) {
         let Owned { context, id, wrapped_keys, .. } = owned;
         let keys = wrapped_keys.as_ref().map(WrappedKeys::as_bytes).unwrap_or_default();
-        // All of them, if the key was erased. Also DEKs from other wrapped keys of the message, if
+        // All of them if the key was erased. Also DEKs from other wrapped keys of the message, if
         // the KEK denied the entry that they came from.
         cache.end_reading(context, id, |lease| {
             failure.is_erased

@@ -1,4 +1,4 @@
-//! Renews a cached DEK while it goes on serving.
+//! Renews a cached DEK while it remains in use.
 #![forbid(unsafe_code)]
 
 use futures_util::FutureExt;
@@ -57,8 +57,8 @@ pub(super) enum Renewer {
 }
 
 impl DekSource {
-    /// Renews a DEK that is due while it goes on serving. Returns `None` if another request renews
-    /// it, or else the renewal for this caller to perform.
+    /// Renews a DEK that is due while it remains in use. Returns `None` if another request renews
+    /// it. Otherwise returns the renewal, for this caller to perform.
     pub(super) fn renew<Q: DekRequest>(
         self: &Arc<Self>,
         dek: &Arc<DekOf<Q>>,
@@ -73,7 +73,7 @@ impl DekSource {
         let claim = Claim::on(dek, keys_match)?;
         let owned = match request.to_owned() {
             Ok(owned) => Arc::new(owned),
-            // The wrapped keys are malformed, so there is nothing to ask.
+            // The wrapped keys are malformed, so no service can be asked.
             Err(error) => {
                 claim.settle(Err(&error.into()));
                 return None;
@@ -121,7 +121,8 @@ impl DekSource {
         claim.settle(answer.as_ref().map(drop));
         let Lease { told_id: dek_id, context, .. } = dek.lease();
         match &answer {
-            // The call has reported that the same DEK goes on, once for all that waited for it.
+            // The call has already reported, once for all waiting callers, that the same DEK
+            // continues.
             Ok(renewed) if self.options.branch.is_none() && K::goes_on(&dek, renewed) => {}
             Ok(_) => self.emit(&Event::Refreshed { dek_id, context }),
             Err(failure) => {

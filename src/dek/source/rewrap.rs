@@ -24,8 +24,8 @@ impl DekSource {
         rewrapped.pop().unwrap_or_else(|| Err(Error::invalid()))
     }
 
-    /// As [`rewrap_list`](Self::rewrap_list), for many. Returns one result for each, in order. A list
-    /// that fails does not keep the others from their results.
+    /// Does the same as [`rewrap_list`](Self::rewrap_list), for many lists. Returns one result for
+    /// each, in order. A failed list does not affect the others.
     pub(crate) async fn rewrap_lists(
         &self,
         lists: &[KeyList<'_>],
@@ -41,8 +41,8 @@ impl DekSource {
         rewrapping.buffered(at_once).collect::<Vec<_>>().await.into_iter().flatten().collect()
     }
 
-    /// Rewraps lists with the rules of a look-up: shut-down ends it, and a revocation meanwhile
-    /// repeats it for those that it may concern.
+    /// Rewraps lists under the rules of a look-up: shut-down ends it, and after a concurrent
+    /// revocation it is repeated for the lists that may be affected.
     async fn rewrap_group(
         &self,
         lists: &[KeyList<'_>],
@@ -84,7 +84,7 @@ impl DekSource {
                 }
             }
         }
-        // What every answer was revoked of is not known.
+        // Which KEKs each answer depends on is not known.
         left.into_iter().for_each(|(_, result)| *result = Err(revoked_meanwhile()));
         results
     }

@@ -1,4 +1,4 @@
-//! Reads the row of a key from the key store, and says what is wrong with it.
+//! Reads the row of a key from the key store, and reports what is wrong with it.
 #![forbid(unsafe_code)]
 
 use futures_util::FutureExt;
@@ -16,7 +16,7 @@ use crate::store::{BoxFuture, KeyStore, RowId, StoreError, StoredRow};
 use crate::suite::DekId;
 use crate::sync::foreign::caught;
 
-/// A key's wrapped keys, and the context and id that they give.
+/// A key's wrapped keys, and the context and id that they belong to.
 pub(super) struct Located {
     pub(super) context: EncryptionContext,
     pub(super) id: DekId,
@@ -30,7 +30,7 @@ impl Located {
 }
 
 impl DekSource {
-    /// Returns the wrapped keys of a request: those that it has, or those in the store.
+    /// Returns the wrapped keys of a request: its own, or those in the store.
     pub(super) async fn locate(
         &self,
         bounds: CallBounds,
@@ -75,14 +75,14 @@ impl DekSource {
                 branch.check_begun(period, self.options.clock.now())?;
                 Ok(located)
             }
-            // Whoever wrote the message names a key of another context or kind.
+            // The message names a key of another context or kind.
             _ => Err(Error::invalid().into()),
         }
     }
 
-    /// Asks the store, behind the call policy and with a budget and a breaker of its own. `work` asks
-    /// once. `bounds` are those of the request that needs the answer: it waits no longer for the store
-    /// and the KEKs together, and a renewal has the reserved lane at both.
+    /// Asks the store, behind the call policy and with a separate budget and breaker. `work` makes
+    /// one call. `bounds` are those of the request that needs the answer, so the store and the KEKs
+    /// share its deadline, and a renewal has the reserved lane at both.
     pub(super) async fn of_store<'a, T>(
         &self,
         bounds: CallBounds,
@@ -98,20 +98,20 @@ impl DekSource {
         };
         let once = || work().map(|answer| answer.map_err(StoreError::into_call_error));
         let answer = match operation {
-            // As it is now, whatever the breaker says.
+            // Read now, whatever the breaker says.
             StoreOperation::Health => self.store_calls.checked(&call().target, once).await,
             _ => self.store_calls.retrying(bounds, call, once).await,
         };
         answer.map_err(|error| {
             let outage = (error.class().kind(), self.options.clock.now());
-            // The own budget says nothing about the store.
+            // This process's own budget says nothing about the store.
             let of_store = (!error.is_over_budget()).then_some(outage);
             let detail = format!("key store {name}: {}", error.message());
             Failure { of_store, ..error.into_error(detail).into() }
         })
     }
 
-    /// As [`of_store`](Self::of_store), for who needs no more than the error.
+    /// Does the same as [`of_store`](Self::of_store), for a caller that needs only the error.
     pub(super) async fn of_store_or_error<'a, T>(
         &self,
         bounds: CallBounds,
@@ -122,7 +122,7 @@ impl DekSource {
         self.of_store(bounds, store, operation, work).await.map_err(|failure| failure.error)
     }
 
-    /// Reads the row that the store has for an id.
+    /// Reads the store's row for an id.
     pub(super) fn read(
         &self,
         store: &dyn KeyStore,
@@ -138,7 +138,8 @@ impl DekSource {
         }
     }
 
-    /// The store does not hold what was put there. Only an operator can mend that.
+    /// Returns the error for a store that does not hold what was put there. Only an operator can
+    /// repair that.
     pub(super) fn damaged(&self, store: &dyn KeyStore, row_id: &RowId, what: &str) -> Error {
         self.emit(&Event::DamagedRow { row_id: &row_id.to_string(), store: store.name() });
         let detail = format!("key store {}: row {row_id}: {what}", store.name());

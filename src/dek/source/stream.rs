@@ -1,4 +1,4 @@
-//! Opens streams: looks up the DEK, derives the stream's key, and has it end with the DEK.
+//! Opens streams: looks up the DEK, derives the stream's key, and ties its end to the DEK's.
 #![forbid(unsafe_code)]
 
 use super::super::lease::{Lease, expired};
@@ -15,7 +15,7 @@ use crate::format::stream::Head;
 use crate::suite::{ChunkSize, Commitment, StreamSalt};
 use crate::sync::Arc;
 
-/// A new stream, of which nothing was written yet.
+/// A new stream to which nothing has been written yet.
 pub(crate) struct BegunStream {
     pub(crate) key: Arc<StreamDek>,
     pub(crate) dek: Arc<WritingDek>,
@@ -33,7 +33,7 @@ impl DekSource {
     ) -> Result<BegunStream, Error> {
         let limits = self.options().limits.of_streams()?;
         limits.check_chunk(chunk.bytes())?;
-        // From the operating system, whatever the option for nonces: once for a stream.
+        // Always from the operating system, whatever the option for nonces: once per stream.
         let mut salt = [0; 24];
         getrandom::fill(&mut salt).map_err(Error::randomness)?;
         let begin = |dek: &Arc<WritingDek>| {
@@ -63,7 +63,7 @@ impl DekSource {
         self.with_held(request, open).await
     }
 
-    /// As [`with`](Self::with), for work that keeps the DEK.
+    /// Does the same as [`with`](Self::with), for work that keeps the DEK.
     async fn with_held<Q: DekRequest, R>(
         self: &Arc<Self>,
         request: Q,
@@ -83,7 +83,7 @@ impl DekSource {
         Err(revoked_meanwhile())
     }
 
-    /// From now on the stream is wiped on time, and ends with what it came through.
+    /// Registers the stream to be wiped on time and to end with its parents.
     fn followed(&self, stream: StreamDek, dek: &Lease) -> Result<Arc<StreamDek>, Error> {
         let stream = Arc::new(stream);
         self.cache().look_after(&stream);

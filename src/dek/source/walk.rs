@@ -12,19 +12,19 @@ use crate::kek::rewrap::Check;
 use crate::observe::StoreOperation;
 use crate::store::{KeyStore, RewrapOptions, RewrapProgress, StoredRow};
 
-/// How often a row is read again that others change at the same time.
+/// How often a row is read again if others change it at the same time.
 const ATTEMPTS: usize = 5;
 
-/// What became of a row.
+/// The outcome for a row.
 enum Outcome {
     Rewrapped,
     Current,
-    /// Somebody else changed it meanwhile. This is what is there now.
+    /// Somebody else changed it meanwhile. This is its content now.
     Changed(Option<StoredRow>),
 }
 
 impl DekSource {
-    /// Rewraps the keys of the store's rows that `is_wanted` picks, page by page, and calls
+    /// Rewraps the keys of the store's rows that `is_wanted` selects, page by page, and calls
     /// `progress` after each page.
     pub(crate) async fn rewrap_store(
         &self,
@@ -51,8 +51,7 @@ impl DekSource {
                 }
             }
             if let Some(row) = rows.first() {
-                let detail =
-                    format!("key store {}: row {} changes all the time", store.name(), row.id());
+                let detail = format!("key store {}: row {} keeps changing", store.name(), row.id());
                 return Err(Error::new(ErrorKind::Unavailable, detail));
             }
             so_far.next = found.next;
@@ -117,7 +116,7 @@ impl DekSource {
         Ok(changed)
     }
 
-    /// Replaces the wrapped keys of one row, if it is still what was read.
+    /// Replaces the wrapped keys of one row, if it has not changed since it was read.
     async fn replace(
         &self,
         store: &dyn KeyStore,
@@ -137,7 +136,7 @@ impl DekSource {
         }
         let get = || store.get(stored.id());
         let there = self.of_store_or_error(bounds(), store, StoreOperation::Get, get).await?;
-        // The answer to a first try was lost.
+        // The response to a first try was lost.
         if there.as_ref() == Some(&new) {
             return Ok(Outcome::Rewrapped);
         }

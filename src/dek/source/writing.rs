@@ -78,7 +78,7 @@ impl Kind for Writing {
     const MISS: Counter = Counter::WritingMiss;
     const LANE: Lane = Lane::Reserved;
 
-    /// A DEK that is nearly used up is due too.
+    /// A DEK that is nearly used up is also due.
     fn age(dek: &WritingDek, now: Moment) -> Age {
         match dek.lease.age(now) {
             Age::Fresh if dek.is_nearly_used_up() => Age::Due,
@@ -142,8 +142,8 @@ impl Kind for Writing {
             clock,
             observers: observers.downgrade(),
         };
-        // The answer proves that wrapping is still allowed. Unless the present DEK's time is over,
-        // it goes on, and the one that was made for the proof is wiped without having served.
+        // The answer proves that wrapping is still allowed. Unless the current DEK's time is over,
+        // it continues, and the new DEK is wiped unused.
         if !clock.now().is_past(asked.plus(limits.max_age))
             && let Some(present) = source.present(cache, context, &source_keks, &parents)
         {
@@ -172,7 +172,7 @@ impl Kind for Writing {
         Ok(Obtained { dek, for_reading_too: Some(reading), goes_on: false })
     }
 
-    /// What this process writes it can read without a call, for no longer than any other DEK.
+    /// This process can read what it writes without a call, for no longer than with any other DEK.
     fn put(cache: &DekCache, obtained: &Obtained<WritingDek>) {
         if let Some(reading) = &obtained.for_reading_too {
             cache.put_reading(reading);
@@ -199,8 +199,8 @@ impl Kind for Writing {
 }
 
 impl DekSource {
-    /// As [`with_writing`](Self::with_writing), for many messages that are counted together, once there
-    /// is room for the results.
+    /// Does the same as [`with_writing`](Self::with_writing), for many messages that are counted
+    /// together, once there is room for the results.
     pub(crate) async fn with_writing_many<M, R>(
         self: &Arc<Self>,
         context: &EncryptionContext,
@@ -217,9 +217,9 @@ impl DekSource {
         self.with(WritingRequest { context }, reserve).await
     }
 
-    /// Returns the cached DEK if it goes on encrypting after a renewal that these KEKs answered. If
-    /// a KEK was rotated, has another branch key, or answered under another id, such as an alias
-    /// that names another key now, the next DEK takes its place.
+    /// Returns the cached DEK if it continues to encrypt after a renewal that these KEKs answered.
+    /// The next DEK takes its place if a KEK was rotated, has another branch key, or answered under
+    /// another id, such as an alias that now names another key.
     fn present(
         &self,
         cache: &DekCache,

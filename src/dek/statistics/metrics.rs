@@ -8,14 +8,14 @@ use crate::kek::call::BreakerState;
 use crate::observe::register;
 
 impl Statistics {
-    /// Sets the metrics of what causes no event, such as how often a DEK was cached, from these
+    /// Sets the metrics that no event causes, such as how often a DEK was cached, from these
     /// numbers. Call it when the service starts and every few seconds, with a name for the envelope
-    /// as the label `envelope`. Counters take the number as it is, so how often it is called does not
-    /// change them, and two envelopes need two names. For a data domain use
-    /// [`Domain::statistics`](crate::domain::Domain::statistics), which a reload does not set back.
+    /// as the label `envelope`. Counters are set to the absolute number, so calling more often does
+    /// not change them, and two envelopes need two names. For a data domain use
+    /// [`Domain::statistics`](crate::domain::Domain::statistics), which a reload does not reset.
     ///
-    /// It has the counters of [`MetricsObserver`](crate::MetricsObserver) appear as zero too, so that
-    /// an alert on their increase sees the first event.
+    /// It also makes the counters of [`MetricsObserver`](crate::MetricsObserver) appear as zero, so
+    /// that an alert on their increase sees the first event.
     ///
     /// | name | kind | labels besides `envelope` |
     /// |---|---|---|
@@ -50,7 +50,7 @@ impl Statistics {
                 .absolute(number);
         }
         for (purpose, deks) in [("reading", self.reading_deks), ("writing", self.writing_deks)] {
-            // A gauge is a float. There are never so many DEKs that one of them is lost.
+            // A gauge is a float. The number of DEKs is never large enough to lose precision.
             let deks = u32::try_from(deks).unwrap_or(u32::MAX);
             gauge!("waxseal_deks_cached", "envelope" => name(), "purpose" => purpose).set(deks);
         }
@@ -87,7 +87,7 @@ impl Statistics {
                 counter!("waxseal_logins_total", "envelope" => name(), "kek" => id(), "outcome" => outcome)
                     .absolute(number);
             }
-            // A gauge cannot be taken back, so what has no end says so.
+            // A gauge cannot be withdrawn, so a login without an end needs a value too.
             let left = login.ends_in.map_or(f64::INFINITY, |left| left.as_secs_f64());
             gauge!("waxseal_login_ends_seconds", "envelope" => name(), "kek" => id()).set(left);
         }

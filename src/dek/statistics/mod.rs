@@ -1,4 +1,4 @@
-//! How often DEKs were cached.
+//! Statistics of the cached DEKs and of calls.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "metrics")]
@@ -25,7 +25,7 @@ pub struct Statistics {
     pub writing_hits: u64,
     /// How often a caller waited for the key services to wrap one, successfully or not.
     pub writing_misses: u64,
-    /// How often a caller joined a call in flight for the same DEK, in place of a call of its own.
+    /// How often a caller joined a call in flight for the same DEK instead of making its own.
     pub calls_shared: u64,
     /// The number of DEKs that [`Envelope::prepare`](crate::Envelope::prepare) obtained.
     pub prepared: u64,
@@ -37,21 +37,21 @@ pub struct Statistics {
     pub writing_deks: u64,
     /// How often an observer panicked.
     pub observer_panics: u64,
-    /// Events that were lost because an observer blocked for so long that too many waited.
+    /// How many events were lost because an observer blocked and too many were waiting.
     pub events_lost: u64,
     /// The name of the key store, if there is one.
     pub key_store: Option<Box<str>>,
     /// The calls to the key store, if there is one.
     pub store_calls: Option<StoreStatistics>,
-    /// Of a [`BranchKek`](crate::branch::BranchKek): the branch keys in memory, by age.
+    /// For a [`BranchKek`](crate::branch::BranchKek): the branch keys in memory, by age.
     pub branch_keys: Option<BranchKeyAges>,
     /// Every KEK, in order of preference.
     pub keks: Vec<KekStatistics>,
 }
 
 impl Statistics {
-    /// Adds what an earlier source of the same keys counted. Returns the KEKs that only that one had.
-    /// What is there now, such as the number of cached DEKs, stays.
+    /// Adds the counts of an earlier source of the same keys. Returns the KEKs that only that
+    /// source had. Current values, such as the number of cached DEKs, stay.
     pub(crate) fn add_earlier(&mut self, earlier: &Self) -> Vec<KekStatistics> {
         let add = |counter: &mut u64, more: u64| *counter = counter.saturating_add(more);
         for (counter, more) in [
@@ -94,8 +94,8 @@ impl Statistics {
     }
 }
 
-/// How many branch keys are in memory whose period began so long ago. Old ones are there because old
-/// rows are read.
+/// The number of branch keys in memory, by how long ago their period began. Old ones are there
+/// because old rows are read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -113,7 +113,7 @@ pub struct BranchKeyAges {
 }
 
 impl BranchKeyAges {
-    /// Counts a key of so many seconds.
+    /// Counts a key of this age in seconds.
     pub(crate) fn count(&mut self, seconds: i64) {
         const DAY: i64 = 24 * 60 * 60;
         let counted = match seconds / DAY {
@@ -136,8 +136,8 @@ pub struct KekStatistics {
     pub kek_id: KekId,
     /// The state of its circuit breaker: the worst of its targets.
     pub breaker: BreakerState,
-    /// Its targets whose breaker is not closed, by name. Where the KEK has several targets (keys,
-    /// Regions, stores), the others are well.
+    /// Its targets whose breaker is not closed, by name. If the KEK has several targets (keys,
+    /// Regions, stores), the others are healthy.
     pub targets: Vec<TargetStatistics>,
     /// Calls made, retries and probes included.
     pub calls: u64,
@@ -145,9 +145,9 @@ pub struct KekStatistics {
     pub failures: u64,
     /// How often a call waited for its turn in a [`CallBudget`](crate::CallBudget).
     pub budget_waits: u64,
-    /// How often a call was refused, since its turn in a budget would have come too late.
+    /// How often a call was refused because its turn in a budget would have come too late.
     pub budget_refusals: u64,
-    /// How it is logged in, if its provider [tells](crate::kek::KekProvider::login).
+    /// Its login, if its provider [reports](crate::kek::KekProvider::login) one.
     pub login: Option<Login>,
 }
 
@@ -164,7 +164,7 @@ pub struct StoreStatistics {
     pub failures: u64,
     /// How often a call waited for its turn in the store's budget.
     pub budget_waits: u64,
-    /// How often a call was refused, since its turn would have come too late.
+    /// How often a call was refused because its turn would have come too late.
     pub budget_refusals: u64,
 }
 

@@ -57,7 +57,7 @@ pub(super) struct Call {
     pub(super) began: Moment,
 }
 
-/// One process's way to the root KEK, which all share. It takes its time now and then.
+/// One process's way to the root KEK, which all share. It is occasionally slow.
 #[derive(Clone, Debug)]
 pub(super) struct Root {
     kek: LocalKek,
@@ -147,7 +147,7 @@ impl KekProvider for Root {
     }
 }
 
-/// What an envelope told of its DEKs in one step.
+/// What an envelope reported about its DEKs in one step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Told {
     Made(DekId),
@@ -187,7 +187,7 @@ fn limits() -> Limits {
         .denial_ttl(ms(REFUSE_FOR))
 }
 
-/// The circuit breaker has tests of its own. Here it stays closed.
+/// The circuit breaker has its own tests. Here it stays closed.
 fn policy() -> CallPolicy {
     CallPolicy::default().breaker_failures(1000)
 }

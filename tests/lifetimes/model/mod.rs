@@ -5,7 +5,7 @@
 //! ended that since. From this alone it says whether an operation succeeds, how often the root is
 //! asked, which DEK encrypts, and when a handle ends. Without branch keys the root wraps DEKs. With
 //! them it wraps branch keys, and whatever came through one ends no later than it. There, two
-//! processes with two envelopes each share a store that is down now and then, in which branches are
+//! processes with two envelopes each share a store that is down occasionally, in which branches are
 //! erased and periods pass.
 //!
 //! ```sh
@@ -14,7 +14,7 @@
 //!
 //! runs a million steps for each layer and seed. `WAXSEAL_MODEL_STEPS` sets another number. A
 //! failure prints its seed, and `WAXSEAL_MODEL_SEED` runs that one alone: the same steps, while
-//! keys and the times of renewals, within a tenth, are drawn anew.
+//! keys and the times of renewals, within a tenth, are drawn again.
 
 mod ground;
 mod operation;

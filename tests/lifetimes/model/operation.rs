@@ -1,4 +1,4 @@
-//! One operation, held against what the model knows.
+//! One operation, compared with what the model knows.
 
 use waxseal::kek::KekErrorClass;
 use waxseal::{DekId, Envelope, Error, ErrorKind};
@@ -10,7 +10,7 @@ use super::rules::{
 };
 use super::{Layers, Process, World};
 
-/// Who does what.
+/// The actor and the operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operation {
     pub(super) process: usize,
@@ -19,7 +19,7 @@ pub(super) struct Operation {
     pub(super) context: usize,
     /// The message that is read: its DEK, and what the root vouches for.
     pub(super) of: Option<(DekId, Name)>,
-    /// It asks nobody.
+    /// It makes no call.
     pub(super) only_cached: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Seen {
     /// of branch keys.
     asked: usize,
     error: Option<ErrorKind>,
-    /// Nothing was cached for who asks nobody.
+    /// Nothing was cached for an operation that makes no call.
     is_nothing: bool,
 }
 
@@ -167,7 +167,7 @@ impl World {
         let is_outage_known = since(known.outage_at) < CLAIM;
         // A DEK that came through a stale branch key is looked at again after a retry interval.
         let pause = if is_branched { 2 * RETRY_AFTER } else { RETRY_AFTER };
-        // Whoever asks nobody is served while the outage is known.
+        // An operation that makes no call is served while the outage is known.
         let asks_nobody = operation.only_cached && !is_branched;
         let is_waiting_for_root =
             is_outage_known && (asks_nobody || since(known.failed_at) < pause);
@@ -201,7 +201,7 @@ impl World {
         let is_usable = !is_denied && of_envelope.revoked.is_empty();
         let succeeds = is_usable && (serves || (has_grace && is_ridden_out) || is_renewed);
         let lease_is_left = lease.is_some_and(|lease| !lease.wiped.is_past(before));
-        // An envelope remembers an outage of the branch by itself.
+        // Each envelope remembers an outage of the branch separately.
         let may_be_ridden_out = failure.map_or(since(process.outage_at) < pause, is_outage);
         let may_succeed =
             succeeds || (is_usable && (may_serve || (lease_is_left && may_be_ridden_out)));

@@ -31,7 +31,7 @@ impl World {
     }
 
     fn pass(&mut self, random: &mut Random) {
-        // Mostly a little, now and then past everything.
+        // Mostly a little, occasionally past everything.
         let by = if random.one_in(10) { random.below(300_000) } else { random.below(8_000) };
         let by = i64::try_from(by).unwrap();
         match random.below(40) {
@@ -176,7 +176,7 @@ impl World {
         let Some(branches) = &self.processes[number].branches else { return };
         let result = block_on(branches.erase([("tenant", TENANTS[tenant])]));
         assert_eq!(result.is_err(), self.store_is_down);
-        // At once here, also if it failed.
+        // At once here, even if it failed.
         let of_branch = self.rows_of(tenant);
         self.ends(number, |_, name| of_branch.contains(&name));
         let process = &mut self.processes[number];
