@@ -85,8 +85,8 @@ impl DomainsBuilder {
         self
     }
 
-    /// Adds a domain. Its name is part of every message and can never be changed: 1 to 128 letters,
-    /// digits, `-`, `_` and `.`.
+    /// Adds a domain. Its name is part of every message and can never be changed. It has 1 to 128
+    /// letters, digits, `-`, `_` and `.`.
     pub fn domain(mut self, name: impl Into<String>, config: DomainConfig) -> Self {
         let name = name.into();
         if self.source.domains.insert(name.clone(), config).is_some() {
@@ -103,36 +103,36 @@ impl DomainsBuilder {
         self
     }
 
-    /// Sets the name of the pair by whose value [`Domains::context`] chooses the domain. The pair is
-    /// a part of the context like any other.
+    /// Sets the name of the pair whose value selects the domain in [`Domains::context`]. The pair
+    /// is part of the context like any other.
     pub fn route_by(mut self, name: impl Into<String>) -> Self {
         self.source.route_by = Some(name.into());
         self
     }
 
-    /// Adds an observer of all domains: of their DEKs and branch keys, and of reloads. The context of
-    /// an event says which domain it is about.
+    /// Adds an observer of all domains. It receives events of their DEKs and branch keys, and of
+    /// reloads. The context of an event shows its domain.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.opener.observers.push(Arc::new(observer));
         self
     }
 
-    /// Sets the audit trail of all domains. It is an [`observer`](Self::observer) of each, as the
-    /// domain's own settings say ([`DomainConfig::audit`]). Set it here and not there.
+    /// Sets the audit trail of all domains. It becomes an [`observer`](Self::observer) of each
+    /// domain, as configured by [`DomainConfig::audit`]. Set it here and not there.
     #[cfg(feature = "audit")]
     pub fn audit_trail(mut self, trail: AuditTrail) -> Self {
         self.opener.trail = Some(trail);
         self
     }
 
-    /// Sets how long a domain that a reload ends goes on serving those who hold it: 0 to 1 hour, by
+    /// Sets how long a domain that a reload ends keeps serving those who hold it: 0 to 1 hour, by
     /// default 30 seconds.
     pub fn drain(mut self, drain: Duration) -> Self {
         self.drain = drain;
         self
     }
 
-    /// Sets who knows the domains that no configuration has. [`Domains::resolve`] asks.
+    /// Sets the source of domains that are not in the configuration. [`Domains::resolve`] asks it.
     #[cfg(feature = "domains")]
     pub fn resolver(mut self, resolver: impl DomainResolver + 'static) -> Self {
         self.resolver = Some(Arc::new(resolver));
@@ -146,8 +146,8 @@ impl DomainsBuilder {
         self
     }
 
-    /// Sets options of every envelope, such as its runtime, by the domain's name. What the domain's
-    /// configuration says counts more.
+    /// Sets options of every envelope, such as its runtime, by the domain's name. The domain's own
+    /// configuration takes precedence.
     pub fn envelopes(
         mut self,
         options: impl Fn(&str, EnvelopeBuilder) -> EnvelopeBuilder + Send + Sync + 'static,
@@ -156,7 +156,7 @@ impl DomainsBuilder {
         self
     }
 
-    /// The same for branch keys.
+    /// Sets options of every domain's branch keys, by the domain's name.
     pub fn branches(
         mut self,
         options: impl Fn(&str, BranchKekBuilder) -> BranchKekBuilder + Send + Sync + 'static,
@@ -165,7 +165,7 @@ impl DomainsBuilder {
         self
     }
 
-    /// Sets a clock that a test moves, for all domains and for the age of a resolver's answers.
+    /// Sets a clock that tests control, for all domains and for the age of a resolver's answers.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.opener.clock = Clock::Manual(clock);
@@ -215,7 +215,7 @@ impl DomainsBuilder {
         })))
     }
 
-    /// Makes every domain, and checks that its KEKs can be used now. As
+    /// Makes every domain, and checks that its KEKs can be used now. It works like
     /// [`EnvelopeBuilder::start`].
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! What a domain is configured with, as data.
+//! The configuration of a domain, as data.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -51,7 +51,7 @@ pub struct DomainConfig {
 
 impl DomainConfig {
     /// Adds a KEK, by its URI, that wraps every new DEK, or every new branch key if there are
-    /// [`branches`](Self::branches). Each of several can decrypt alone.
+    /// [`branches`](Self::branches). With several, each one can decrypt alone.
     pub fn wrap_with(mut self, uri: impl Into<String>) -> Self {
         self.wrap_with.push(Address(uri.into()));
         self
@@ -63,24 +63,24 @@ impl DomainConfig {
         self
     }
 
-    /// Sets the key store, by its URI. It holds the branch keys, or without
-    /// [`branches`](Self::branches) the wrapped keys of compact messages. Domains that name one URI
-    /// share the store and see nothing of each other in it.
+    /// Sets the key store, by its URI. It holds the branch keys or, without
+    /// [`branches`](Self::branches), the wrapped keys of compact messages. Domains that name one
+    /// URI share the store and do not see each other's rows.
     pub fn store(mut self, uri: impl Into<String>) -> Self {
         self.store = Some(Address(uri.into()));
         self
     }
 
-    /// Sets whether the store also holds the wrapped keys of each DEK, for messages in compact form.
-    /// By default it does if there are no [`branches`](Self::branches): a message of a branch is
-    /// short in either form.
+    /// Sets whether the store also holds the wrapped keys of each DEK, for messages in compact
+    /// form. By default it does if there are no [`branches`](Self::branches), since a message of a
+    /// branch is short in either form.
     pub fn keep_deks(mut self, keep: bool) -> Self {
         self.keep_deks = Some(keep);
         self
     }
 
-    /// Puts branch keys between the KEKs and the DEKs. What a KEK of the domain wrapped without a
-    /// branch key is still read.
+    /// Puts branch keys between the KEKs and the DEKs. Messages that a KEK of the domain wrapped
+    /// without a branch key can still be read.
     pub fn branches(mut self, branches: Branches) -> Self {
         self.branches = Some(branches);
         self
@@ -104,7 +104,7 @@ impl DomainConfig {
         self
     }
 
-    /// Sets how long DEKs and branch keys are used, with the grace in an outage.
+    /// Sets how long DEKs and branch keys are used, including the grace in an outage.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = Some(limits);
         self
@@ -125,36 +125,38 @@ impl DomainConfig {
     }
 
     /// Sets how the [`policy`](Self::policy) is asked: how long its decisions are kept, what an
-    /// outage means, whether a caller must be named, which allows are reported.
+    /// outage means, whether a caller must be named, and which allowed operations are reported.
     pub fn decisions(mut self, options: PolicyOptions) -> Self {
         self.decisions = Some(options);
         self
     }
 
-    /// Sets what the [audit trail](crate::domain::DomainsBuilder::audit_trail) shows of the domain.
+    /// Sets what the [audit trail](crate::domain::DomainsBuilder::audit_trail) records about the
+    /// domain.
     #[cfg(feature = "audit")]
     pub fn audit(mut self, settings: DomainAudit) -> Self {
         self.audit = Some(settings);
         self
     }
 
-    /// Sets the names of the pairs that every context must have. Those by which branches differ are
-    /// among them in any case.
+    /// Sets the names of the pairs that every context must have. The pairs that distinguish
+    /// branches are always among them.
     pub fn must_have<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.must_have = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the names of the other pairs that a context may have, besides the one that
-    /// [chooses the domain](crate::domain::DomainsBuilder::route_by). By default any. An empty list
-    /// allows none.
+    /// Sets the names of the other pairs that a context may have, apart from the one that [selects
+    /// the domain](crate::domain::DomainsBuilder::route_by). By default any name is allowed. An
+    /// empty list allows none.
     pub fn may_have<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.may_have = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Sets the values of the pair that [chooses the domain](crate::domain::DomainsBuilder::route_by).
-    /// By default the domain's name. A domain of a resolver has none: its name is the value.
+    /// Sets the values of the pair that [selects the
+    /// domain](crate::domain::DomainsBuilder::route_by). By default it is the domain's name. A
+    /// domain of a resolver cannot set them: its name is the value.
     pub fn routes<V: Into<String>>(mut self, values: impl IntoIterator<Item = V>) -> Self {
         self.routes = values.into_iter().map(Into::into).collect();
         self
@@ -180,13 +182,13 @@ impl Branches {
         Self { per: names.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
-    /// Sets the name, which stands in every message. By default the domain's.
+    /// Sets the name that appears in every message. By default it is the domain's name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Sets how long one branch key makes new DEKs, as
+    /// Sets how long one branch key makes new DEKs: see
     /// [`BranchKekBuilder::period`](crate::branch::BranchKekBuilder::period).
     pub fn period(mut self, period: Duration) -> Self {
         self.period = Some(period);
@@ -200,7 +202,7 @@ impl Branches {
     }
 }
 
-/// Limits what is remembered of a [resolver](crate::domain::DomainsBuilder::resolver)'s answers.
+/// Limits the cache of a [resolver](crate::domain::DomainsBuilder::resolver)'s answers.
 #[cfg(feature = "domains")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
@@ -225,23 +227,24 @@ impl Default for ResolverLimits {
 
 #[cfg(feature = "domains")]
 impl ResolverLimits {
-    /// Sets how many resolved domains are kept: at least 1, by default 10,000. One that has to make
-    /// room is shut down when nobody holds it.
+    /// Sets how many resolved domains are kept: at least 1, by default 10,000. A domain that is
+    /// evicted to make room is shut down when nobody holds it.
     pub fn max_domains(mut self, most: u64) -> Self {
         self.max_domains = most;
         self
     }
 
-    /// Sets how long an answer is used before the resolver is asked again, and the time in which a
-    /// change is noticed: up to 24 hours, by default 5 minutes. If the answer is the same, the domain
-    /// goes on with its cached DEKs. If the resolver fails, it goes on as it was.
+    /// Sets how long an answer is used before the resolver is asked again, which is also how long a
+    /// change may take to be noticed: up to 24 hours, by default 5 minutes. If the answer is the
+    /// same, the domain keeps its cached DEKs. If the resolver fails, the domain continues
+    /// unchanged.
     pub fn fresh_for(mut self, time: Duration) -> Self {
         self.fresh_for = time;
         self
     }
 
-    /// Sets how long it is remembered that there is no such domain, or that it could not be made: up
-    /// to 5 minutes, by default 5 seconds. 10,000 names are remembered at most.
+    /// Sets how long to remember that a domain does not exist or could not be made: up to 5
+    /// minutes, by default 5 seconds. At most 10,000 names are remembered.
     pub fn refused_for(mut self, time: Duration) -> Self {
         self.refused_for = time;
         self
@@ -255,8 +258,8 @@ impl ResolverLimits {
     }
 }
 
-/// The URI of a KEK, a store or a policy. Debug shows its scheme only, since a store's may have a
-/// password.
+/// The URI of a KEK, a store or a policy. Debug shows only its scheme, since a store's URI may
+/// contain a password.
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(transparent))]
 pub(super) struct Address(pub(super) String);

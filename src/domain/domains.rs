@@ -66,7 +66,7 @@ pub(super) struct All {
     #[cfg(feature = "domains")]
     pub(super) resolving: Option<Resolving>,
     pub(super) observers: Observers,
-    /// Held by whoever changes the set.
+    /// Held while the set is being changed.
     pub(super) reloading: PerProcess<AsyncMutex<()>>,
     /// Makes domains on the runtime in which this was built.
     pub(super) spawner: TaskSpawner,
@@ -79,11 +79,11 @@ impl Domains {
         DomainsBuilder::default()
     }
 
-    /// Returns a domain that is configured, or was resolved before. It asks no resolver, however old
-    /// that answer is: where there is one, use `resolve` and `resolve_for` in each request.
+    /// Returns a domain that is configured, or was resolved before. It asks no resolver, however
+    /// old that answer is. With a resolver, use `resolve` or `resolve_for` in each request.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownDomain`], with the nearest name. [`ErrorKind::ShutDown`] after
+    /// [`ErrorKind::UnknownDomain`], with the nearest known name. [`ErrorKind::ShutDown`] after
     /// [`close`](Self::close).
     pub fn domain(&self, name: &str) -> Result<Domain, Error> {
         let domain = self.configured(name);
@@ -104,7 +104,7 @@ impl Domains {
     /// Returns the envelope of a domain. It serves contexts of [`Domain::context`] and no others.
     ///
     /// # Errors
-    /// As [`domain`](Self::domain).
+    /// Those of [`domain`](Self::domain).
     pub fn envelope(&self, name: &str) -> Result<Envelope, Error> {
         self.domain(name).map(|domain| domain.envelope().clone())
     }
@@ -112,27 +112,28 @@ impl Domains {
     /// Returns the envelope of the domain that a context belongs to.
     ///
     /// # Errors
-    /// As [`domain`](Self::domain); [`ErrorKind::InvalidContext`] for a context that was not made by
-    /// [`context`](Self::context) or [`Domain::context`].
+    /// Those of [`domain`](Self::domain); [`ErrorKind::InvalidContext`] for a context that was not
+    /// made by [`context`](Self::context) or [`Domain::context`].
     pub fn envelope_for(&self, context: &EncryptionContext) -> Result<Envelope, Error> {
         self.envelope(Self::domain_of(context)?)
     }
 
     pub(super) fn domain_of(context: &EncryptionContext) -> Result<&str, Error> {
         context.domain().ok_or_else(|| {
-            let detail = "it is of no domain: Domains::context makes one";
+            let detail = "it belongs to no domain: Domains::context makes one";
             Error::new(ErrorKind::InvalidContext, detail)
         })
     }
 
-    /// Makes a context of the domain that one of the pairs chooses
-    /// ([`route_by`](DomainsBuilder::route_by)). Of domains that no configuration has, it finds those
-    /// that were resolved before: `Domains::resolve_context` finds all.
+    /// Makes a context of the domain that one of the pairs selects
+    /// ([`route_by`](DomainsBuilder::route_by)). Of domains that are not in the configuration, it
+    /// finds only those that were resolved before. `Domains::resolve_context` finds all.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownDomain`] for a value that chooses no domain. [`ErrorKind::InvalidContext`]
-    /// if that pair is missing, and as [`Domain::context`]. [`ErrorKind::InvalidOption`] without
-    /// `route_by`. [`ErrorKind::ShutDown`] after [`close`](Self::close).
+    /// [`ErrorKind::UnknownDomain`] for a value that selects no domain.
+    /// [`ErrorKind::InvalidContext`] if that pair is missing, and those of [`Domain::context`].
+    /// [`ErrorKind::InvalidOption`] without `route_by`. [`ErrorKind::ShutDown`] after
+    /// [`close`](Self::close).
     pub fn context<N, V>(
         &self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -154,7 +155,7 @@ impl Domains {
         set.routed(value)?.context(pairs.iter())
     }
 
-    /// Returns all domains of the configuration, by name. Those of a `resolver` are not among them.
+    /// Returns all configured domains, by name. Domains of a `resolver` are not among them.
     #[must_use]
     pub fn all(&self) -> Vec<Domain> {
         let mut all: Vec<_> = self.0.current.load().domains.values().cloned().collect();
@@ -162,9 +163,9 @@ impl Domains {
         all
     }
 
-    /// Shuts down every domain, as [`Envelope::close`], also those that a reload has ended and
-    /// somebody still holds. Whoever asks for a domain after that gets [`ErrorKind::ShutDown`], and a
-    /// reload that runs brings none back.
+    /// Shuts down every domain like [`Envelope::close`], including those that a reload has ended
+    /// and somebody still holds. Later requests for a domain fail with [`ErrorKind::ShutDown`], and a
+    /// reload in progress brings none back.
     pub async fn close(&self) {
         self.0.is_closed.store(true, Ordering::SeqCst);
         let all = self.0.take_all();
@@ -174,7 +175,7 @@ impl Domains {
 }
 
 impl All {
-    /// Takes out every domain, those that are about to end too.
+    /// Takes out every domain, including those about to end.
     pub(super) fn take_all(&self) -> Vec<Domain> {
         let set = self.current.swap(Arc::default());
         let mut all: Vec<_> = set.domains.values().cloned().collect();

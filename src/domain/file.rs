@@ -1,6 +1,6 @@
-//! Reads domains from a TOML file, and says where in it something is wrong.
+//! Reads domains from a TOML file, and reports where in it something is wrong.
 //!
-//! Errors repeat no value of the file, since a URI may have a password. They repeat its keys.
+//! Errors repeat the file's keys but none of its values, since a URI may contain a password.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -18,10 +18,10 @@ use crate::error::{Error, ErrorKind, nearest};
 
 /// A larger file is not read. Ten thousand domains fit.
 const MAX_BYTES: u64 = 16 << 20;
-/// Longest key that an error repeats whole, in characters.
+/// The longest key that an error repeats in full, in characters.
 const LONGEST_KEY: usize = 128;
 
-/// What a file says.
+/// The content of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Content {
@@ -31,7 +31,7 @@ pub(super) struct Content {
     pub(super) domains: BTreeMap<String, DomainConfig>,
 }
 
-/// A file that was read, to find fields in.
+/// A file that was read, with its fields located for errors.
 pub(super) struct ConfigFile {
     shown: String,
     text: String,
@@ -47,17 +47,17 @@ impl ConfigFile {
         Ok((file, content))
     }
 
-    /// Its path.
+    /// Returns its path.
     pub(super) fn shown(&self) -> &str {
         &self.shown
     }
 
-    /// Says in which line and field a domain's configuration is wrong.
+    /// Reports the line and field in which a domain's configuration is wrong.
     pub(super) fn locate(&self, domain: &str, wrong: &Wrong) -> Error {
         let (entries, of_domain) = (entries(&self.text), format!("domains.{}", key(domain)));
         let within = format!("{of_domain}.{}", wrong.field);
-        // Errors of builders begin with the option, or with what it is an option of. Those of providers
-        // and stores may begin with anything.
+        // Errors of builders begin with the option, or with its parent. Those of providers and
+        // stores may begin with anything.
         let named = |prefix: &str, part: usize| {
             let option = wrong.error.detail().split(": ").nth(part)?;
             let option = option.split(|c: char| !c.is_ascii_lowercase() && c != '_').next()?;
@@ -82,7 +82,7 @@ impl ConfigFile {
         }
     }
 
-    /// Says in which line an option of all domains is wrong.
+    /// Reports the line in which an option of all domains is wrong.
     pub(super) fn locate_option(&self, option: &str, error: &Error) -> Error {
         let entries = entries(&self.text);
         match entries.iter().find(|entry| entry.path == option) {
@@ -91,14 +91,14 @@ impl ConfigFile {
         }
     }
 
-    /// Says where the file is not a configuration.
+    /// Reports where the file is not a valid configuration.
     fn refused(&self, error: &toml::de::Error) -> Error {
         let what = without_values(error.message());
         let Some(span) = error.span() else {
             return invalid(format!("{}: {what}", self.shown));
         };
         let entries = entries(&self.text);
-        // An entry stands behind the one that contains it. A table is also where its header is.
+        // An entry comes after the one that contains it. A table is also located at its header.
         let mut innermost = entries.iter().rev();
         let at = innermost.clone().find(|entry| entry.place.contains(&span.start));
         let entry = at.or_else(|| innermost.find(|entry| entry.value.contains(&span.start)));
@@ -125,7 +125,7 @@ fn read(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Writes a key as TOML has it, so that a dot in it is not one between two keys.
+/// Writes a key as in TOML, so that a dot in it does not look like a separator.
 fn key(name: &str) -> Cow<'_, str> {
     let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
     match name.char_indices().nth(LONGEST_KEY) {
@@ -135,7 +135,7 @@ fn key(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// What the parser says, with a hint and without what stands in the file.
+/// Returns the parser's message, with a hint and without values from the file.
 fn without_values(message: &str) -> String {
     let mut quoted = message.split('`').skip(1).step_by(2);
     for (begin, what) in [("unknown field", "field"), ("unknown variant", "value")] {
@@ -156,7 +156,7 @@ fn without_values(message: &str) -> String {
     }
 }
 
-/// The parser's words for what TOML has.
+/// Replaces the parser's words with those of TOML.
 fn in_words_of_toml(expected: &str) -> &str {
     match expected {
         "a sequence" => "a list in brackets, such as [\"…\"]",
@@ -166,7 +166,7 @@ fn in_words_of_toml(expected: &str) -> &str {
     }
 }
 
-/// A key, or an item of a list, and where it stands.
+/// A key, or an item of a list, and its position.
 struct Entry<'t> {
     path: String,
     /// Empty for an item of a list.

@@ -1,4 +1,4 @@
-//! Data domains: each kind of data under keys and rules of its own, in one configuration.
+//! Data domains: separate keys and rules for each kind of data, in one configuration.
 //!
 //! ```text
 //!   domains.toml ──► Domains ──► Domain "orders"  ──► Envelope ──► KEKs, branch keys, key store
@@ -7,12 +7,12 @@
 //! ```
 //!
 //! A domain's contexts have the reserved pair `waxseal:domain`. The DEK id commits to it, key
-//! services see it, and an envelope serves the contexts of its own domain only. So no message
-//! crosses from one domain to another, also where both use one KEK. A message with a cached DEK
-//! costs what it costs without domains: see docs/domains.md.
+//! services see it, and an envelope serves only the contexts of its own domain. So no message
+//! crosses from one domain to another, even if both use one KEK. With a cached DEK, a message costs
+//! the same as without domains: see docs/domains.md.
 //!
-//! This layer knows envelopes and branch keys. It knows providers, key stores and policies by their
-//! URIs alone ([`Schemes`]).
+//! This layer knows envelopes and branch keys. It knows providers, key stores and policies only by
+//! their URIs ([`Schemes`]).
 #![forbid(unsafe_code)]
 
 mod builder;
@@ -64,16 +64,16 @@ pub struct Domain(Arc<Inner>);
 
 struct Inner {
     config: DomainConfig,
-    /// The name of the pair that chose domains when this one was made.
+    /// The name of the pair that selected domains when this one was made.
     route_by: Option<Box<str>>,
     contexts: Arc<DomainContexts>,
     envelope: Envelope,
     branches: Option<BranchKek>,
-    /// What those counted that this one replaced.
+    /// The counts of the domains that this one replaced.
     earlier: OnceLock<Counted>,
 }
 
-/// What the envelope and the branch keys of a domain counted.
+/// The counts of a domain's envelope and branch keys.
 struct Counted {
     envelope: Statistics,
     branches: Option<Statistics>,
@@ -86,13 +86,13 @@ impl Domain {
         self.0.contexts.name()
     }
 
-    /// Returns the envelope. It serves contexts of [`context`](Self::context) and no others.
+    /// Returns the envelope. It serves only contexts of [`context`](Self::context).
     #[must_use]
     pub fn envelope(&self) -> &Envelope {
         &self.0.envelope
     }
 
-    /// Returns the branch keys, if the domain has them: to erase a branch, or to rewrap.
+    /// Returns the branch keys, if the domain has them. Use them to erase a branch or to rewrap.
     #[must_use]
     pub fn branches(&self) -> Option<&BranchKek> {
         self.0.branches.as_ref()
@@ -101,9 +101,9 @@ impl Domain {
     /// Returns the [statistics](Envelope::statistics) of the envelope.
     ///
     /// If a [reload](Domains::reload) or a resolver changed the domain, the counters continue from
-    /// those before the change, and so do metrics that are made of them. What the old envelope
-    /// counts after that, for callers that still hold it, is left out. A domain of a resolver that
-    /// was evicted to make room (`ResolverLimits::max_domains`) counts from zero when it is resolved
+    /// those before the change, and so do metrics made from them. What the old envelope counts
+    /// after that, for callers that still hold it, is left out. A domain of a resolver that was
+    /// evicted to make room (`ResolverLimits::max_domains`) counts from zero when it is resolved
     /// again.
     ///
     /// ```
@@ -124,14 +124,15 @@ impl Domain {
         self.counted(false).envelope
     }
 
-    /// As [`statistics`](Self::statistics), of the branch keys, if the domain has them.
+    /// Returns the statistics of the branch keys, if the domain has them: see
+    /// [`statistics`](Self::statistics).
     #[must_use]
     pub fn branch_statistics(&self) -> Option<Statistics> {
         self.counted(false).branches
     }
 
-    /// What this domain counted, and those that it replaced. `and_gone`: also of KEKs that only those
-    /// had.
+    /// Returns the counts of this domain and of those it replaced. With `and_gone`, also of KEKs
+    /// that only those had.
     fn counted(&self, and_gone: bool) -> Counted {
         let branches = self.branches().map(BranchKek::statistics);
         let mut counted = Counted { envelope: self.envelope().statistics(), branches };
@@ -147,22 +148,22 @@ impl Domain {
         counted
     }
 
-    /// Has the counters go on from those of `old`, which this domain replaces.
+    /// Continues the counters of `old`, which this domain replaces.
     fn count_on_from(&self, old: &Self) {
-        // A domain replaces one other.
+        // A domain replaces only one other.
         let _ = self.0.earlier.set(old.counted(true));
     }
 
-    /// Returns what the domain was configured with.
+    /// Returns the domain's configuration.
     pub fn config(&self) -> &DomainConfig {
         &self.0.config
     }
 
-    /// Makes an encryption context of this domain from the caller's pairs. Keep it and clone it, as
-    /// every context.
+    /// Makes an encryption context of this domain from the caller's pairs. Keep it and clone it,
+    /// like every context.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidContext`](crate::ErrorKind::InvalidContext): as
+    /// [`ErrorKind::InvalidContext`](crate::ErrorKind::InvalidContext) as for
     /// [`EncryptionContext::new`], and for a pair that is missing or that contexts of this domain
     /// may not have.
     pub fn context<N, V>(
@@ -176,7 +177,7 @@ impl Domain {
         self.0.contexts.context(pairs)
     }
 
-    /// Wipes all keys and refuses later calls. Observers are not told yet.
+    /// Wipes all keys and refuses later calls. Observers are not notified yet.
     fn stop(&self) {
         self.0.envelope.stop();
         self.0.branches.iter().for_each(BranchKek::stop);
@@ -199,14 +200,14 @@ impl Domain {
 
     /// Whether somebody else holds this domain, its envelope, a handle or its branch keys.
     fn is_held(&self) -> bool {
-        // The envelope has one of its own.
+        // The envelope holds one itself.
         let is_held = |branches: &BranchKek| branches.is_held_besides(2);
         Arc::strong_count(&self.0) > 1
             || self.0.envelope.is_held()
             || self.0.branches.as_ref().is_some_and(is_held)
     }
 
-    /// Tells this domain from every other one of its time.
+    /// Distinguishes this domain from every other that exists at the same time.
     fn address(&self) -> usize {
         Arc::as_ptr(&self.0).addr()
     }
@@ -215,12 +216,12 @@ impl Domain {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Whether it would be made the same again.
+    /// Whether this configuration would make the same domain again.
     fn is_made_of(&self, config: &DomainConfig, route_by: Option<&str>) -> bool {
         self.0.config == *config && self.is_routed_by(route_by)
     }
 
-    /// Whether its contexts may have the pair that chooses the domain.
+    /// Whether its contexts may have the pair that selects the domain.
     fn is_routed_by(&self, route_by: Option<&str>) -> bool {
         self.0.config.may_have.is_none() || self.0.route_by.as_deref() == route_by
     }

@@ -27,7 +27,7 @@ use crate::sync::Arc;
 
 const MAX_NAME: usize = 128;
 
-/// What the user adds to the builders of every domain, by the domain's name.
+/// The options that the user adds to the builders of every domain, by the domain's name.
 pub(super) type Hook<B> = Box<dyn Fn(&str, B) -> B + Send + Sync>;
 
 /// An error, and the field of the domain's configuration that it is about.
@@ -37,7 +37,7 @@ pub(super) struct Wrong {
 }
 
 impl Wrong {
-    /// Says in which domain.
+    /// Adds the domain to the error.
     pub(super) fn at(&self, domain: &str) -> Error {
         match self.field.name {
             "" => self.error.at(format_args!("domains.{domain}")),
@@ -46,7 +46,7 @@ impl Wrong {
     }
 }
 
-/// A field, and the place in it if it is a list. An empty name is the whole domain.
+/// A field, and the position in it if it is a list. An empty name means the whole domain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Field {
     pub(super) name: &'static str,
@@ -63,7 +63,7 @@ fn field(name: &'static str) -> Field {
     Field { name, item: None }
 }
 
-/// What the URIs of a domain stand for.
+/// What the URIs of a domain refer to.
 struct Parts {
     writing: Vec<Arc<dyn KekProvider>>,
     reading: Vec<Arc<dyn KekProvider>>,
@@ -72,12 +72,12 @@ struct Parts {
     observers: Vec<Arc<dyn Observer>>,
 }
 
-/// Opens domains. What all of them have is here.
+/// Opens domains. It holds what all of them share.
 pub(super) struct Opener {
     pub(super) schemes: Schemes,
     pub(super) envelopes: Hook<EnvelopeBuilder>,
     pub(super) branches: Hook<BranchKekBuilder>,
-    /// Of every envelope and of all branch keys.
+    /// The observers of every envelope and of all branch keys.
     pub(super) observers: Vec<Arc<dyn Observer>>,
     pub(super) clock: Clock,
     /// Whether KEKs are asked before a domain is used.
@@ -113,7 +113,7 @@ impl Opener {
         builder =
             set(builder, policy, |builder, (policy, options)| builder.policy(policy, options));
         if let Some(branches) = branches.clone() {
-            // What the KEKs wrapped before there were branches is still read.
+            // Messages that KEKs wrapped before there were branches can still be read.
             builder = builder.wrap_with(branches);
             builder = writing.into_iter().fold(builder, EnvelopeBuilder::unwrap_with);
         } else {
@@ -172,7 +172,7 @@ impl Opener {
         Ok(Some((policy, options)))
     }
 
-    /// Those of every domain, and the trail as this domain has it.
+    /// Returns the observers of every domain, and the trail as configured for this domain.
     fn observers(&self, config: &DomainConfig) -> Result<Vec<Arc<dyn Observer>>, Wrong> {
         let of_domain = self.trail(config)?;
         Ok(self.observers.iter().cloned().chain(of_domain).collect())
@@ -243,7 +243,7 @@ impl Opener {
     }
 }
 
-/// What a domain's configuration says, over what the user's hook says for all.
+/// Applies a domain's configuration on top of the user's hook.
 fn with_settings(builder: EnvelopeBuilder, config: &DomainConfig) -> EnvelopeBuilder {
     let builder = set(builder, config.suite, EnvelopeBuilder::suite);
     let builder = set(builder, config.nonces, EnvelopeBuilder::nonces);
@@ -281,7 +281,7 @@ pub(super) fn contexts(
     Ok(DomainContexts::new(name, must_have, may_have))
 }
 
-/// Whether a context can have such a pair. The error repeats neither name nor value.
+/// Checks that a context can have such a pair. The error repeats neither name nor value.
 pub(super) fn check_pair(what: &str, name: &str, value: &str) -> Result<(), Error> {
     match EncryptionContext::new([(name, value)]) {
         Ok(_) => Ok(()),
@@ -289,7 +289,8 @@ pub(super) fn check_pair(what: &str, name: &str, value: &str) -> Result<(), Erro
     }
 }
 
-/// A name is a value of encryption contexts and of policies, a label of metrics and a key of files.
+/// Checks a name. It is a value of encryption contexts and policies, a label of metrics and a key
+/// in files.
 pub(super) fn check_name(name: &str) -> Result<(), Error> {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     if (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_allowed) {
@@ -304,7 +305,7 @@ pub(super) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Erro
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-/// The error of foreign code that did not come to its end.
+/// Returns the error for foreign code that did not finish.
 pub(super) fn interrupted(why: &Interrupted) -> Error {
     match why {
         Interrupted::Panicked => {

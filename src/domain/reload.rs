@@ -1,4 +1,4 @@
-//! Reads the file again, and has the domains be as it says.
+//! Reads the file again, and updates the domains to match it.
 #![forbid(unsafe_code)]
 
 use futures_util::lock::Mutex as AsyncMutex;
@@ -16,32 +16,32 @@ use crate::sync::atomic::Ordering;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Reloaded {
-    /// They are new.
+    /// New domains.
     pub opened: Vec<String>,
-    /// They have another configuration, and with it a new envelope.
+    /// Domains whose configuration changed, and which have a new envelope.
     pub changed: Vec<String>,
-    /// They are gone.
+    /// Domains that are no longer in the file.
     pub ended: Vec<String>,
-    /// They go on, with their envelopes and their cached DEKs.
+    /// Unchanged domains, which keep their envelopes and their cached DEKs.
     pub kept: Vec<String>,
 }
 
 impl Domains {
-    /// Reads the file again. Domains that it says the same of go on with their cached DEKs. Whoever
-    /// asks for a domain from now on gets it as the file says.
+    /// Reads the file again. Unchanged domains keep their cached DEKs. From now on, callers that
+    /// ask for a domain get it as the file describes it.
     ///
-    /// A domain that is gone or has changed serves those who hold it until they drop it, for at
+    /// A domain that is gone or has changed keeps serving its holders until they drop it, for at
     /// most [`drain`](crate::domain::DomainsBuilder::drain). Then it is shut down and its keys are
-    /// wiped. So no call is lost that began before. Hold no [`Domain`] or envelope for longer than
-    /// a request.
+    /// wiped, so no call in progress is lost. Hold no [`Domain`] or envelope for longer than a
+    /// request.
     ///
-    /// Replace the file by renaming another one, so that no half of it is read.
+    /// Replace the file by renaming another one over it, so that a partial file is never read.
     ///
     /// # Errors
-    /// Those of [`build`](crate::domain::DomainsBuilder::build) and
-    /// [`start`](crate::domain::DomainsBuilder::start), whichever it was. **All domains then go on
-    /// as they were**, and observers receive [`Event::DomainsNotReloaded`]. So also if the file has
-    /// no domain at all. [`ErrorKind::ShutDown`] after [`close`](Self::close).
+    /// Those of [`build`](crate::domain::DomainsBuilder::build) or of
+    /// [`start`](crate::domain::DomainsBuilder::start), whichever was called. **All domains then
+    /// continue as they were**, and observers receive [`Event::DomainsNotReloaded`]. A file without
+    /// any domain is such an error too. [`ErrorKind::ShutDown`] after [`close`](Self::close).
     pub async fn reload(&self) -> Result<Reloaded, Error> {
         let (all, its) = (&self.0, self.0.clone());
         let reload = async move {
@@ -63,11 +63,11 @@ impl Domains {
         reloaded
     }
 
-    /// [Reloads](Self::reload) at each SIGHUP from now on, as long as there are these domains.
-    /// Observers are told what came of it. Call it within a tokio runtime that has IO.
+    /// [Reloads](Self::reload) at each SIGHUP from now on, as long as these domains exist.
+    /// Observers are told the result. Call it within a tokio runtime that has IO enabled.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] outside of such a runtime, and if the system refuses.
+    /// [`ErrorKind::InvalidOption`] outside such a runtime, and if the system refuses.
     #[cfg(all(unix, feature = "domains", feature = "tokio"))]
     pub fn reload_on_hangup(&self) -> Result<(), Error> {
         let all = Arc::downgrade(&self.0);
@@ -93,7 +93,7 @@ impl All {
         let (configuration, locator) = self.source.load()?;
         let before = self.current.load_full();
         if configuration.domains.is_empty() && !before.domains.is_empty() {
-            return Err(locator.of_file(invalid("there is no domain any more")));
+            return Err(locator.of_file(invalid("there is no domain left")));
         }
         let set = Set::open(&self.opener, &configuration, &before).await;
         let set = set.map_err(|(name, wrong)| locator.error(&name, &wrong))?;
@@ -115,7 +115,8 @@ impl All {
         // It holds them too.
         drop(before);
         self.retiring.retire(ended);
-        // After what there is now can be found by who closes, or the other way round.
+        // Checked after the new set is published, so that a concurrent `close` finds the domains or
+        // is seen here.
         self.check_open().inspect_err(|_| self.take_all().iter().for_each(Domain::shut_down))?;
         Ok(reloaded)
     }

@@ -1,7 +1,7 @@
-//! Who knows the domains that no configuration has, and what is remembered of the answers.
+//! Resolvers of domains that are not in the configuration, and the cache of their answers.
 //!
-//! What a resolver says decides which keys a domain has, and nothing about DEKs: those are in the
-//! domain's own envelope. So what is remembered here is not secret.
+//! A resolver's answer decides which keys a domain has, and nothing about DEKs, which are in the
+//! domain's own envelope. So this cache holds nothing secret.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -23,10 +23,10 @@ use crate::runtime::BoxFuture;
 use crate::sync::atomic::AtomicBool;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many names are remembered for which there is no domain.
+/// How many names without a domain are remembered.
 const MOST_REFUSALS: u64 = 10_000;
 
-/// Says what the domains are that no file has, such as one for each customer with a KEK of their own.
+/// Supplies domains that are in no file, such as one per customer with the customer's own KEK.
 ///
 /// ```
 /// use waxseal::domain::{DomainConfig, DomainResolver};
@@ -49,8 +49,8 @@ const MOST_REFUSALS: u64 = 10_000;
 /// }
 /// ```
 pub trait DomainResolver: fmt::Debug + Send + Sync {
-    /// Returns the configuration of a domain, or `None` if there is none of this name. The name is
-    /// one that a domain can have, and may be a caller's guess.
+    /// Returns the configuration of a domain, or `None` if there is none with this name. The name
+    /// is a valid domain name, and may be a caller's guess.
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<DomainConfig>, Error>>;
 }
 
@@ -59,11 +59,12 @@ pub(super) struct Resolving {
     pub(super) resolver: Arc<dyn DomainResolver>,
     pub(super) limits: ResolverLimits,
     retiring: Arc<Retiring>,
-    /// The child of a fork resolves anew: threads that the fork left behind may hold these locks.
+    /// The child of a fork resolves again, since threads that the fork left behind may hold these
+    /// locks.
     answers: PerProcess<Answers>,
 }
 
-/// What is remembered of the resolver's answers.
+/// The cached answers of the resolver.
 pub(super) struct Answers {
     pub(super) domains: Cache<Box<str>, Arc<Resolved>>,
     pub(super) refusals: Cache<Box<str>, Error>,
@@ -77,8 +78,8 @@ pub(super) struct InFlight {
     pub(super) waiting: usize,
 }
 
-/// A domain, until it makes room or is replaced. moka frees what it had some time later, which may be
-/// never in an idle process. So its listener empties this, and the domain is held by nobody then.
+/// A domain, until it is evicted or replaced. moka frees a value some time later, which may be
+/// never in an idle process. So its listener empties this, and then nobody holds the domain.
 pub(super) struct Resolved {
     domain: Mutex<Option<Domain>>,
     since: Moment,
@@ -94,11 +95,12 @@ impl Resolved {
     }
 }
 
-/// One resolution, for all that wait for it. Each of them drives it, so none is needed by the others.
+/// One resolution, shared by all its waiters. Each of them drives it, so none depends on another.
 #[derive(Clone)]
 pub(super) struct Flight {
     pub(super) answer: Shared<BoxFuture<'static, Result<Domain, Error>>>,
-    /// Set when it goes on without callers. It also tells this resolution from a later one.
+    /// Set when it continues without callers. It also distinguishes this resolution from a later
+    /// one.
     pub(super) goes_on: Arc<AtomicBool>,
 }
 
@@ -116,7 +118,7 @@ impl Resolving {
             let retiring = self.retiring.clone();
             let evicted = move |_: Arc<Box<str>>, resolved: Arc<Resolved>, cause| {
                 let domain = resolved.lock().take();
-                // What replaces it may be the same domain.
+                // Its replacement may be the same domain.
                 if cause != RemovalCause::Replaced
                     && let Some(domain) = domain
                 {
@@ -138,17 +140,17 @@ impl Resolving {
         self.answers().known(name).map(|(domain, _)| domain)
     }
 
-    /// The same, if its contexts may have the pair that chooses the domain.
+    /// Does the same, if its contexts may have the pair that selects the domain.
     pub(super) fn cached_for_route(&self, name: &str, route_by: Option<&str>) -> Option<Domain> {
         self.cached(name).filter(|domain| domain.is_routed_by(route_by))
     }
 
-    /// Ends a domain that is configured from now on.
+    /// Ends a domain that is now in the configuration.
     pub(super) fn forget(&self, name: &str) {
         let answers = self.answers();
         let old = answers.known(name).map(|(domain, _)| domain);
         answers.domains.invalidate(name);
-        // Within the time that every domain has which is no more.
+        // Like every domain that ends, it has the drain time.
         self.retiring.retire(old);
     }
 

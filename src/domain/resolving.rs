@@ -1,4 +1,4 @@
-//! Domains that are made at first use: their configuration comes from a resolver.
+//! Domains made at first use, whose configuration comes from a resolver.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -21,10 +21,10 @@ use crate::sync::atomic::Ordering;
 
 /// How many names are resolved at the same time.
 const MOST_FLIGHTS: usize = 1024;
-/// How long a caller of a known domain waits for the resolver to say whether it still is as it was.
-/// Then the resolution goes on in the background.
+/// How long a caller of a known domain waits for the resolver to confirm it. Then the resolution
+/// continues in the background.
 const MAX_WAIT_FOR_KNOWN: Duration = Duration::from_millis(250);
-/// A caller that waits. The last one to leave ends the resolution.
+/// A waiting caller. The last one to leave ends the resolution.
 struct Waiter {
     answers: Arc<OfProcess<Answers>>,
     name: Box<str>,
@@ -32,15 +32,15 @@ struct Waiter {
 }
 
 impl Domains {
-    /// Returns a domain. One that is in no configuration is asked for at the
-    /// [resolver](crate::domain::DomainsBuilder::resolver) and made at first use. Callers that want it
-    /// at the same time share one resolution.
+    /// Returns a domain. If it is not in the configuration, the
+    /// [resolver](crate::domain::DomainsBuilder::resolver) is asked, and the domain is made at
+    /// first use. Concurrent callers share one resolution.
     ///
     /// # Errors
-    /// [`ErrorKind::UnknownDomain`] if the resolver knows none of this name, those of the resolver and
-    /// of the providers, [`ErrorKind::Unavailable`] after the
-    /// [deadline](crate::domain::ResolverLimits::deadline), [`ErrorKind::Throttled`] if very many are
-    /// resolved at once.
+    /// [`ErrorKind::UnknownDomain`] if the resolver has none with this name, those of the resolver
+    /// and of the providers, [`ErrorKind::Unavailable`] after the
+    /// [deadline](crate::domain::ResolverLimits::deadline), [`ErrorKind::Throttled`] if too many
+    /// are being resolved at once.
     pub async fn resolve(&self, name: &str) -> Result<Domain, Error> {
         if let Some(domain) = self.configured(name) {
             return Ok(domain);
@@ -75,13 +75,14 @@ impl Domains {
         }
     }
 
-    /// Makes a context of the domain that one of the pairs chooses, as [`context`](Self::context).
-    /// If no configured domain has the value as a route, it is the name of a domain that is
-    /// [resolved](Self::resolve): with `route_by` at `tenant`, `{tenant: acme}` is in the domain
-    /// `acme`. The name of a configured domain leads to no resolver.
+    /// Makes a context of the domain that one of the pairs selects, like
+    /// [`context`](Self::context). If no configured domain has the value as a route, the value is
+    /// the name of a domain to [resolve](Self::resolve): with `route_by` set to `tenant`, `{tenant:
+    /// acme}` is in the domain `acme`. The resolver is not asked for the name of a configured
+    /// domain.
     ///
     /// # Errors
-    /// As [`context`](Self::context) and [`resolve`](Self::resolve).
+    /// Those of [`context`](Self::context) and [`resolve`](Self::resolve).
     pub async fn resolve_context<N, V>(
         &self,
         pairs: impl IntoIterator<Item = (N, V)>,
@@ -92,7 +93,7 @@ impl Domains {
     {
         self.0.check_open()?;
         let pairs = EncryptionContext::new(pairs)?;
-        // The set is held by nobody who waits: it would keep domains alive that a reload ends.
+        // No waiter holds the set, which would keep domains alive that a reload ends.
         let chosen = {
             let set = self.0.current.load();
             let value = set.route_of(&pairs)?;
@@ -109,10 +110,11 @@ impl Domains {
         domain.context(pairs.iter())
     }
 
-    /// Returns the envelope of the domain that a context belongs to, as [`resolve`](Self::resolve).
+    /// Returns the envelope of the domain that a context belongs to, like
+    /// [`resolve`](Self::resolve).
     ///
     /// # Errors
-    /// As [`resolve`](Self::resolve) and [`envelope_for`](Self::envelope_for).
+    /// Those of [`resolve`](Self::resolve) and [`envelope_for`](Self::envelope_for).
     pub async fn resolve_for(&self, context: &EncryptionContext) -> Result<Envelope, Error> {
         let name = Self::domain_of(context)?;
         Ok(self.resolve(name).await?.envelope().clone())
@@ -144,7 +146,7 @@ impl OfProcess<Answers> {
     }
 }
 
-/// Asks the resolver, and makes the domain unless it is there as the resolver says.
+/// Asks the resolver, and makes the domain unless it already matches the answer.
 async fn ask(all: Arc<All>, name: String, old: Option<Domain>) -> Result<Domain, Error> {
     let Some(resolving) = &all.resolving else { return Err(unknown_name(&name)) };
     let Some(config) = resolving.resolver.resolve(&name).await? else {
@@ -165,7 +167,7 @@ async fn ask(all: Arc<All>, name: String, old: Option<Domain>) -> Result<Domain,
     }
 }
 
-/// Whatever the resolver does, there is an answer in time, and it is remembered.
+/// Returns an answer in time, whatever the resolver does, and remembers it.
 async fn resolve_now(
     all: Arc<All>,
     answers: Arc<OfProcess<Answers>>,
@@ -190,9 +192,9 @@ async fn resolve_now(
             let resolved = Resolved::new(domain.clone(), all.opener.clock.now());
             answers.domains.insert(name.as_str().into(), Arc::new(resolved));
             all.retiring.retire(old);
-            // Makes room for it, which otherwise happens a little later.
+            // Makes room for it now, which otherwise happens a little later.
             answers.domains.run_pending_tasks();
-            // After it is found by who closes, or the other way round.
+            // Checked after it is inserted, so that a concurrent `close` finds it or is seen here.
             match all.check_open() {
                 Ok(()) => Ok(domain),
                 Err(closed) => {
@@ -205,7 +207,7 @@ async fn resolve_now(
         Err(error) => {
             answers.refusals.insert(name.as_str().into(), error.clone());
             match error.kind() {
-                // It is gone, so it serves those who hold it for a while, and nobody else.
+                // It is gone, so it keeps serving its holders for a while, and nobody else.
                 ErrorKind::UnknownDomain => {
                     answers.domains.invalidate(&*name);
                     all.retiring.retire(old);
@@ -253,7 +255,7 @@ impl Drop for Waiter {
         });
         let ended = if is_last { flights.remove(&self.name) } else { None };
         drop(flights);
-        // Outside of the lock: it holds foreign code.
+        // Outside the lock, since it holds foreign code.
         drop(ended);
     }
 }

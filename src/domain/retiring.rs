@@ -1,4 +1,4 @@
-//! Ends domains that the configuration no longer has, once those who hold them have finished.
+//! Ends domains that are no longer configured, once their holders have finished.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -10,20 +10,21 @@ use crate::memory::fork::{OfProcess, PerProcess};
 use crate::sync::foreign::caught;
 use crate::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How often it looks whether a domain is still held.
+/// How often to look whether a domain is still held.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// The domains that end, and the thread that ends them. A thread and not a task, so that they end
-/// also without a runtime, or after it has ended.
+/// The domains that are ending, and the thread that ends them. It is a thread and not a task, so
+/// that they also end without a runtime or after it has ended.
 pub(super) struct Retiring {
-    /// How long a domain that is held goes on serving.
+    /// How long a domain that is held keeps serving.
     drain: Duration,
     queue: PerProcess<Mutex<Queue>>,
 }
 
 #[derive(Default)]
 struct Queue {
-    /// Each once, or it would hold itself. With the time at which it ends although it is held.
+    /// The domains to end, with the time at which each ends even if held. Each is listed once,
+    /// since a second entry would count as a holder.
     waiting: HashMap<usize, (Domain, Option<Instant>)>,
     has_thread: bool,
 }
@@ -33,7 +34,7 @@ impl Retiring {
         Self { drain, queue: PerProcess::new() }
     }
 
-    /// Shuts domains down when nobody else holds them, or when the time is over.
+    /// Shuts domains down when nobody else holds them, or when the drain time is over.
     pub(super) fn retire(&self, domains: impl IntoIterator<Item = Domain>) {
         let ends = Some(Instant::now() + self.drain);
         self.add(domains.into_iter().map(|domain| (domain, ends)));
@@ -92,8 +93,8 @@ fn end_those_that_are_due(shared: &Arc<OfProcess<Mutex<Queue>>>) -> bool {
     is_left
 }
 
-/// Shuts a domain down and drops it. A provider that panics meanwhile keeps no other domain from its
-/// end.
+/// Shuts a domain down and drops it. A provider that panics meanwhile does not keep other domains
+/// from ending.
 fn end(domain: Domain) {
     let _ = caught(|| {
         domain.shut_down();

@@ -1,4 +1,4 @@
-//! Who makes a provider, a key store or a policy from a URI.
+//! Factories of providers, key stores and policies, by URI scheme.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -18,7 +18,8 @@ type Factory<T> = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Arc<T>, Error>
 
 /// The providers, key stores and policies that a configuration can name by URI, by their schemes.
 ///
-/// The crates of providers, stores and policies offer a function `from_uri` for each scheme of theirs:
+/// The crates of providers, stores and policies offer a function `from_uri` for each of their
+/// schemes:
 ///
 /// ```ignore
 /// Schemes::default()
@@ -28,7 +29,7 @@ type Factory<T> = Arc<dyn Fn(String) -> BoxFuture<'static, Result<Arc<T>, Error>
 ///     .policy("rego", RegoPolicy::from_uri)
 /// ```
 ///
-/// With a closure you set up a provider that needs more than a URI, such as a client of your own:
+/// Use a closure for a provider that needs more than a URI, such as your own client:
 ///
 /// ```
 /// use waxseal::domain::Schemes;
@@ -57,8 +58,8 @@ impl Default for Schemes {
 }
 
 impl Schemes {
-    /// Adds a scheme of KEKs, or replaces it. `make` gets the whole URI. Its errors must show no
-    /// secret.
+    /// Adds a scheme of KEKs, or replaces it. `make` gets the whole URI. Its errors must not show
+    /// secrets.
     pub fn kek<P, F>(
         mut self,
         scheme: &str,
@@ -76,7 +77,7 @@ impl Schemes {
         self
     }
 
-    /// Adds a scheme of key stores, as [`kek`](Self::kek). Of one URI at most one store is kept.
+    /// Adds a scheme of key stores, like [`kek`](Self::kek). At most one store is kept per URI.
     pub fn store<S, F>(
         mut self,
         scheme: &str,
@@ -94,7 +95,7 @@ impl Schemes {
         self
     }
 
-    /// Adds a scheme of policies, as [`kek`](Self::kek). Of one URI at most one policy is kept, so
+    /// Adds a scheme of policies, like [`kek`](Self::kek). At most one policy is kept per URI, so
     /// domains that name it share its rules and their reload.
     ///
     /// ```
@@ -143,7 +144,7 @@ impl Schemes {
     }
 }
 
-/// Shows no more of a URI than a scheme that is nearly a known one.
+/// Shows no more of a URI than its scheme, and that only if it is close to a known one.
 async fn make<T: ?Sized>(
     factories: &BTreeMap<String, Factory<T>>,
     uri: &Address,

@@ -1,4 +1,4 @@
-//! The domains at one time, and how the next ones are made.
+//! The domains at one time, and how the next set is made.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use super::source::Configuration;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind, nearest};
 
-/// How many names a hint is chosen from.
+/// How many names are searched for a hint.
 const MOST_NAMES: usize = 1000;
 /// How much of an unknown name an error repeats, in characters.
 const MOST_SHOWN: usize = 128;
@@ -27,13 +27,12 @@ const AT_ONCE: usize = 8;
 pub(super) struct Set {
     pub(super) domains: HashMap<Box<str>, Domain>,
     pub(super) route_by: Option<Box<str>>,
-    /// The values of that pair.
+    /// The values of the selecting pair.
     pub(super) routes: HashMap<Box<str>, Domain>,
 }
 
 impl Set {
-    /// Opens the domains that are not there with the same configuration. If one cannot be opened, the
-    /// others are closed.
+    /// Opens the domains that are new or changed. If one cannot be opened, the others are closed.
     pub(super) async fn open(
         opener: &Opener,
         configuration: &Configuration,
@@ -62,7 +61,7 @@ impl Set {
         Err(failure)
     }
 
-    /// Returns a domain, and whether it was there.
+    /// Returns a domain, and whether it was already open.
     async fn keep_or_open(
         &self,
         opener: &Opener,
@@ -78,7 +77,7 @@ impl Set {
         opened.map(|domain| (domain, false)).map_err(|wrong| (name.to_owned(), wrong))
     }
 
-    /// Returns the value of the pair that chooses the domain.
+    /// Returns the value of the pair that selects the domain.
     pub(super) fn route_of<'c>(&self, pairs: &'c EncryptionContext) -> Result<&'c str, Error> {
         let by = self.route_by.as_deref();
         let by = by.ok_or_else(|| invalid("route_by: no pair is set that chooses the domain"))?;
@@ -90,14 +89,14 @@ impl Set {
         })
     }
 
-    /// Returns the domain that a value chooses.
+    /// Returns the domain that a value selects.
     pub(super) fn routed(&self, value: &str) -> Result<&Domain, Error> {
         let by = self.route_by.as_deref().unwrap_or_default();
         self.routes.get(value).ok_or_else(|| unknown(by, value, self.routes.keys()))
     }
 
-    /// Whether a resolver may know the domain of a value. A domain of the configuration is chosen by
-    /// its routes alone, so its name as a value is nobody's.
+    /// Whether a resolver may know the domain of a value. A configured domain is selected only by
+    /// its routes, so its name as a value selects nothing.
     #[cfg(feature = "domains")]
     pub(super) fn is_for_resolver(&self, value: &str) -> bool {
         !self.routes.contains_key(value) && !self.domains.contains_key(value)
@@ -119,7 +118,7 @@ impl Set {
     }
 }
 
-/// The error of a name that nobody knows.
+/// Returns the error for an unknown name.
 #[cfg(feature = "domains")]
 pub(super) fn unknown_name(name: &str) -> Error {
     unknown("", name, std::iter::empty())

@@ -1,4 +1,4 @@
-//! What domains share that name one URI: key stores, policies.
+//! Key stores and policies that several domains share by naming one URI.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::memory::fork::PerProcess;
 use crate::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// What is in use, by URI. It lives as long as a domain has it.
+/// The instances in use, by URI. One lives as long as a domain holds it.
 pub(super) struct Shared<T: ?Sized>(PerProcess<Mutex<HashMap<Address, Weak<T>>>>);
 
 impl<T: ?Sized> Default for Shared<T> {
@@ -18,7 +18,7 @@ impl<T: ?Sized> Default for Shared<T> {
 }
 
 impl<T: ?Sized> Shared<T> {
-    /// Returns what there is of a URI, or makes it.
+    /// Returns the instance for a URI, or makes it.
     pub(super) async fn get_or_make(
         &self,
         uri: &Address,
@@ -28,7 +28,7 @@ impl<T: ?Sized> Shared<T> {
             return Ok(there);
         }
         let made = make.await?;
-        // Another domain may have been quicker. Then its one counts.
+        // Another domain may have been quicker. Then its instance is used.
         Ok(self.entry(uri, Some(&made)).unwrap_or(made))
     }
 

@@ -11,7 +11,7 @@ use super::file::ConfigFile;
 use super::opening::{Field, Wrong, check_pair, invalid};
 use crate::error::Error;
 
-/// What the builder was told.
+/// The builder's settings.
 #[derive(Debug, Default)]
 pub(super) struct Source {
     pub(super) route_by: Option<String>,
@@ -28,7 +28,7 @@ pub(super) struct Configuration {
     pub(super) domains: BTreeMap<String, DomainConfig>,
 }
 
-/// Says where a configuration is wrong.
+/// Reports where a configuration is wrong.
 #[derive(Default)]
 pub(super) struct Locator {
     #[cfg(feature = "domains")]
@@ -89,7 +89,7 @@ impl Locator {
         error
     }
 
-    /// Says in which file.
+    /// Adds the file to an error.
     pub(super) fn of_file(&self, error: Error) -> Error {
         #[cfg(feature = "domains")]
         if let Some(file) = &self.file {

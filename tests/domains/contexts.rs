@@ -51,7 +51,7 @@ fn a_caller_names_no_domain_by_hand() {
     assert!(EncryptionContext::try_from(context.as_bytes()).is_err(), "bytes make no domain");
 }
 
-/// The envelope checks the names too, whatever made the context.
+/// The envelope checks the names too, however the context was made.
 #[test]
 fn a_context_of_a_looser_configuration_is_refused() {
     let world = World::default();

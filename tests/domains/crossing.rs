@@ -1,5 +1,5 @@
-//! A message of one domain never opens through another, also where both use one KEK, one store and
-//! one name of a branch.
+//! A message of one domain never opens through another, even if both use one KEK, one store and one
+//! name of a branch.
 
 use waxseal::domain::{Branches, DomainConfig};
 use waxseal::kek::KekErrorClass;
@@ -109,7 +109,7 @@ fn no_call_takes_a_context_of_another_domain_or_of_none() {
                 kind(block_on(envelope.rewrap(context, sealed))),
                 kind(block_on(envelope.rewrap_all([(context, &**sealed)])).remove(0)),
             ]);
-            // It asks nobody, so there is nothing to refuse.
+            // It makes no call, so there is nothing to refuse.
             let cached = envelope.decrypt_cached(context, Aad::empty(), sealed);
             assert!(matches!(cached, Ok(None) | Err(_)), "{cached:?}");
         }

@@ -1,4 +1,5 @@
-//! How domains end: by a reload, by eviction and by closing, whoever holds them and whoever hangs.
+//! How domains end: by a reload, by eviction and by closing, even if code holds them or a call
+//! hangs.
 
 use std::future::Future;
 use std::pin::pin;
@@ -16,7 +17,7 @@ use super::ground::{alice, kind, open, seal, shared};
 use super::reload::{BOTH, ORDERS, Service, wait_until};
 use super::resolver::{self, Answer, config, poll_once};
 
-/// Runs a future on a thread of its own, and waits for it for a while.
+/// Runs a future on its own thread, and waits for it for a while.
 fn in_time<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
     let (done, result) = std::sync::mpsc::channel();
     thread::spawn(move || done.send(block_on(work)));
@@ -160,7 +161,7 @@ fn an_evicted_domain_is_wiped_in_an_idle_process() {
         seal(&service.resolve("acme").unwrap());
         service.log.take();
         evict(&service, "acme");
-        // Nobody asks for anything any more.
+        // No call is made any more.
         service.log.wait_for("Wiped", 2);
     }
 }

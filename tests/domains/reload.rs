@@ -1,4 +1,4 @@
-//! Reload: what goes on, what ends and when, and what a bad file changes.
+//! Reload: what continues, what ends and when, and what a bad file changes.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -104,7 +104,7 @@ fn what_the_file_says_the_same_of_goes_on_with_its_deks() {
     assert_eq!(kind(service.domains.envelope_for(&alice(&billing))), ErrorKind::UnknownDomain);
 }
 
-/// Metrics are made of them, and a counter that goes back stands still.
+/// Metrics are made from them, and a counter that decreases would stand still.
 #[test]
 fn the_counters_of_a_domain_go_on_when_a_reload_changes_it() {
     const BRANCHES: &str = "[domains.orders.branches]\nself_contained = true\n";
@@ -227,8 +227,8 @@ fn a_bad_file_changes_nothing_and_is_reported() {
             "[domains.new]\nwrap_with = [\"kek:b\"]\n[domains.z]\n",
             "3: domains.z: wrap_with: no KEK",
         ),
-        ("", "there is no domain any more"),
-        ("# nothing\n", "there is no domain any more"),
+        ("", "there is no domain left"),
+        ("# nothing\n", "there is no domain left"),
     ] {
         let error = service.reload(text).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
@@ -255,7 +255,7 @@ fn a_start_checks_what_a_reload_brings_and_nothing_else() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("domains.billing"), "{error}");
     assert_eq!(service.domains.all().len(), 1);
-    // What goes on is not asked again.
+    // A domain that continues is not resolved again.
     service.world.kek("a").fail_with(Unavailable);
     service.world.kek("b").fail_with(None);
     service.reload(BOTH).unwrap();

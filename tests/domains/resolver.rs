@@ -32,7 +32,7 @@ pub(crate) enum Answer {
 #[derive(Clone)]
 pub(crate) struct Scripted {
     answer: Arc<Mutex<Answer>>,
-    /// For this name it hangs, whatever the answer is.
+    /// For this name it hangs.
     hangs_for: Arc<Mutex<Option<String>>>,
     wakers: Arc<Mutex<Vec<Waker>>>,
     asked: Arc<AtomicUsize>,
@@ -258,7 +258,7 @@ fn a_resolver_that_hangs_holds_nobody_for_longer_than_the_deadline() {
     let error = service.resolve("acme").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("not resolved within 50ms"), "{error}");
-    // A resolution that nobody drove for a while ends too.
+    // A resolution that was not polled for a while ends too.
     let mut slow = pin!(service.domains.resolve("slow"));
     assert!(poll_once(slow.as_mut()).is_pending());
     thread::sleep(ms(100));

@@ -1,4 +1,4 @@
-//! Routing by a pair into domains of a resolver: each customer under keys of their own.
+//! Routing by a pair into domains of a resolver: each customer under their own keys.
 
 use std::sync::{Arc, Mutex};
 
@@ -72,7 +72,7 @@ fn a_value_leads_to_a_configured_domain_only_by_its_routes() {
     let (customers, world) = (Customers::default(), World::default());
     let domains = service(&customers, &world);
     assert_eq!(context(&domains, "staff").unwrap().domain(), Some("payroll"));
-    // A customer who calls themselves as the domain is called.
+    // A customer with the name of a domain.
     assert_eq!(kind(context(&domains, "payroll")), ErrorKind::UnknownDomain);
     assert_eq!(kind(domains.context([("tenant", "payroll")])), ErrorKind::UnknownDomain);
     assert_eq!(customers.asked(), [""; 0]);

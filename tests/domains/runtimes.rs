@@ -1,4 +1,5 @@
-//! Whoever causes a domain to be made lends it no runtime: it is made in that of all domains.
+//! A caller that causes a domain to be made does not lend it a runtime: it is made in that of all
+//! domains.
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
-//! Every way in: whatever takes a message or a stream of another domain refuses it, also where both
-//! domains share everything, and whatever context is given.
+//! Every entry point: each call that takes a message or a stream of another domain refuses it, even
+//! if both domains share everything, and with any context.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -39,7 +39,7 @@ impl Made {
         StreamHead::from_prefix(&self.stream).unwrap()
     }
 
-    /// The stream behind its head.
+    /// The stream after its head.
     fn chunks(&self) -> &[u8] {
         &self.stream[self.head().len()..]
     }
@@ -115,8 +115,8 @@ macro_rules! both {
     }};
 }
 
-/// What follows the name of the method, behind a comma, tells one use of it from another. A rewrap
-/// opens nothing: it succeeds only if its message can be opened after it.
+/// The text after the name of the method and a comma distinguishes its uses. A rewrap decrypts
+/// nothing: it succeeds only if its message can be decrypted after it.
 fn ways_in() -> Vec<(&'static str, WayIn)> {
     let mut ways = both![WayIn:
         "decrypt" => |view, context, made, _| {
@@ -279,7 +279,7 @@ fn of_handles() -> Vec<(&'static str, WayIn)> {
     ways.to_vec()
 }
 
-/// Whatever encrypts takes the domain's own contexts only.
+/// Everything that encrypts takes only the domain's own contexts.
 fn ways_out() -> Vec<(&'static str, WayOut)> {
     both![WayOut:
         "encrypt" => |view, context| block_on(view.encrypt(context, AAD, b"payload")).map(drop),
@@ -334,7 +334,8 @@ fn no_way_in_opens_what_another_domain_made() {
         for (name, way_in) in ways_in() {
             let enter =
                 |context: &EncryptionContext, made: &Made| way_in(&billing, context, made, &own);
-            // The control: what is its own opens. It is cached, for those who ask nobody.
+            // The control: a domain's own messages decrypt. They are cached, for the calls that
+            // make no request.
             open(&billing, &own.context, Sealed::from(&*own.embedded)).unwrap();
             let opened =
                 enter(&own.context, &own).unwrap_or_else(|e| panic!("{what}, {name}: {e}"));
@@ -424,7 +425,8 @@ fn sources() -> std::path::PathBuf {
 #[test]
 fn the_tables_name_every_way_in_and_out() {
     // By a walk of the store, of which the rows of another domain are no part: crossing.rs. The
-    // others tell of an envelope or a handle itself, or of wrapped keys that they do not open.
+    // others are about an envelope or a handle itself, or about wrapped keys that they do not
+    // unwrap.
     let elsewhere = [
         "acting_for",
         "check_policy",

@@ -1,9 +1,10 @@
-//! Who has which role.
+//! The holders of each role.
 #![forbid(unsafe_code)]
 
 use super::Role;
 
-/// Who has which role, by the names of one service: ARNs, names of policies, database roles.
+/// The holders of each role, by the names that one service uses: ARNs, names of policies, database
+/// roles.
 ///
 /// In a file (feature `serde`) the fields have the names of the setters.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -20,7 +21,7 @@ pub struct Holders {
 }
 
 impl Holders {
-    /// Sets who administers the KEK.
+    /// Sets the holders of [`Role::KeyAdministrator`](super::Role::KeyAdministrator).
     pub fn key_administrators<N: Into<String>>(
         mut self,
         names: impl IntoIterator<Item = N>,
@@ -29,43 +30,44 @@ impl Holders {
         self
     }
 
-    /// Sets who owns the KEK.
+    /// Sets the holders of [`Role::KeyOwner`](super::Role::KeyOwner).
     pub fn key_owners<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.key_owners = owned(names);
         self
     }
 
-    /// Sets who wraps.
+    /// Sets the holders of [`Role::Writer`](super::Role::Writer).
     pub fn writers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.writers = owned(names);
         self
     }
 
-    /// Sets who unwraps. A service that writes and reads has both roles.
+    /// Sets the holders of [`Role::Reader`](super::Role::Reader). A service that writes and reads
+    /// has both roles.
     pub fn readers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.readers = owned(names);
         self
     }
 
-    /// Sets who rewraps.
+    /// Sets the holders of [`Role::Rewrapper`](super::Role::Rewrapper).
     pub fn rewrappers<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.rewrappers = owned(names);
         self
     }
 
-    /// Sets who audits.
+    /// Sets the holders of [`Role::Auditor`](super::Role::Auditor).
     pub fn auditors<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.auditors = owned(names);
         self
     }
 
-    /// Sets who unwraps in an emergency.
+    /// Sets the holders of [`Role::BreakGlass`](super::Role::BreakGlass).
     pub fn break_glass<N: Into<String>>(mut self, names: impl IntoIterator<Item = N>) -> Self {
         self.break_glass = owned(names);
         self
     }
 
-    /// Returns who has a role.
+    /// Returns the holders of a role.
     #[must_use]
     pub fn of(&self, role: Role) -> &[String] {
         match role {

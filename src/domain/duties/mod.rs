@@ -1,4 +1,4 @@
-//! Separation of duties: who has which role for the keys of a domain, and what follows from it.
+//! Separation of duties: who has which role for the keys of a domain, and which permissions follow.
 //!
 //! ```text
 //!   DomainConfig ──┐
@@ -6,9 +6,9 @@
 //!   Holders ───────┘
 //! ```
 //!
-//! [`Duties`] refuses a principal that would have roles of two [duties](Duty), such as
-//! administration and use. What a key service sees of the domain's contexts is here too, so that a
-//! policy can demand it. How a service writes that down is known to its crate alone: see
+//! [`Duties`] refuses a principal with roles of two [duties](Duty), such as administration and use.
+//! It also lists the parts of the domain's contexts that a key service sees, so that a policy can
+//! require them. Only the crate of a service knows how that service writes policies: see
 //! docs/duties.md.
 //!
 //! ```
@@ -57,24 +57,25 @@ pub struct Duties {
     when_unwrapping: Pairs,
 }
 
-/// What the contexts of a domain have in every call of a key service.
+/// The pairs that the contexts of a domain have in every call to a key service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Pairs {
     /// Pairs with their values.
     pub equal: Vec<(String, String)>,
-    /// The names of other pairs, whose values differ.
+    /// The names of other pairs, whose values vary.
     pub present: Vec<String>,
 }
 
 impl Duties {
-    /// Checks who has which role. The names of a role are sorted, and each is there once.
+    /// Checks the holders of each role. The names of a role are sorted and deduplicated.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption)
-    /// - for one name with roles of two [duties](Duty). Names that differ in case only are one;
-    /// - if the domain shares branch keys through a store, and a writer or a rewrapper is no reader:
-    ///   it has to unwrap branch keys, so the roles would say less than it can do;
+    /// - for one name with roles of two [duties](Duty). Names that differ only in case are the
+    ///   same;
+    /// - if the domain shares branch keys through a store, and a writer or a rewrapper is not a
+    ///   reader: it has to unwrap branch keys, so its role would understate what it can do;
     /// - for a name that is empty, too long, or has control characters, and for a domain that
     ///   [`DomainsBuilder`](crate::domain::DomainsBuilder) would refuse for its names.
     pub fn new(domain: &str, config: &DomainConfig, holders: &Holders) -> Result<Self, Error> {
@@ -90,7 +91,7 @@ impl Duties {
         }
         let per = branches.iter().flat_map(|branches| &branches.per);
         let mut required: Vec<_> = match branches {
-            // Of a branch key. What was wrapped without one has these pairs too.
+            // The context of a branch key. Keys wrapped without a branch key have these pairs too.
             Some(_) => per.cloned().collect(),
             None => config.must_have.clone(),
         };
@@ -122,7 +123,7 @@ impl Duties {
         &self.domain
     }
 
-    /// Returns who has a role.
+    /// Returns the holders of a role.
     #[must_use]
     pub fn holders(&self, role: Role) -> &[String] {
         self.holders.get(&role).map_or(&[], Vec::as_slice)
@@ -138,32 +139,32 @@ impl Duties {
         self.unwraps.iter().map(|uri| uri.0.as_str())
     }
 
-    /// Returns where the domain's configuration has DEKs made, or branch keys if it has those.
+    /// Returns where the domain's configuration makes DEKs, or branch keys if it has those.
     #[must_use]
     pub fn dek_origin(&self) -> DekOrigin {
         self.dek_origin
     }
 
-    /// Returns whether the domain has one KEK alone. Otherwise a writer also wraps DEKs that another
+    /// Returns whether the domain has a single KEK. Otherwise a writer also wraps DEKs that another
     /// KEK made, and a rewrap adds entries.
     #[must_use]
     pub fn has_one_kek(&self) -> bool {
         self.wraps.len() + self.unwraps.len() == 1
     }
 
-    /// Returns whether all processes share the branch keys of a store. Who writes then unwraps.
+    /// Returns whether all processes share the branch keys of a store. Then every writer unwraps.
     #[must_use]
     pub fn shares_branch_keys(&self) -> bool {
         self.shares_branch_keys
     }
 
-    /// Returns the pairs with which a key service is asked to wrap.
+    /// Returns the context pairs that a key service sees when it wraps.
     #[must_use]
     pub fn when_wrapping(&self) -> &Pairs {
         &self.when_wrapping
     }
 
-    /// Returns the pairs with which it is asked to unwrap or to rewrap.
+    /// Returns the context pairs that it sees when it unwraps or rewraps.
     #[must_use]
     pub fn when_unwrapping(&self) -> &Pairs {
         &self.when_unwrapping

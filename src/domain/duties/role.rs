@@ -1,4 +1,4 @@
-//! What somebody has to do with the keys of a domain.
+//! What a person or service may do with the keys of a domain.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -31,9 +31,9 @@ pub enum Role {
     Reader,
     /// The job that rewraps after a rotation, without seeing a DEK.
     Rewrapper,
-    /// Who looks at the configuration and the trail.
+    /// Someone who looks at the configuration and the trail.
     Auditor,
-    /// Who decrypts in an emergency. Disabled until somebody else enables it.
+    /// Someone who decrypts in an emergency. Disabled until somebody else enables it.
     BreakGlass,
 }
 
@@ -63,7 +63,7 @@ impl Role {
         }
     }
 
-    /// Returns the duty that the role is a part of.
+    /// Returns the duty that the role belongs to.
     #[must_use]
     pub fn duty(self) -> Duty {
         match self {
@@ -84,10 +84,11 @@ impl fmt::Display for Role {
 impl FromStr for Role {
     type Err = Error;
 
-    /// Reads the name.
+    /// Reads the role's name.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), with a hint.
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption) for an unknown name, with a
+    /// hint.
     fn from_str(text: &str) -> Result<Self, Error> {
         let known = || Self::ALL.into_iter().map(Self::as_str);
         Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or_else(|| {
@@ -102,7 +103,7 @@ impl FromStr for Role {
     }
 }
 
-/// What is kept apart: nobody has roles of two duties.
+/// Duties that are kept separate: nobody has roles of two duties.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Duty {
