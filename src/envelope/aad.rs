@@ -1,13 +1,13 @@
-//! The bytes that belong to one message and are not kept in it.
+//! The bytes that belong to one message and are not stored in it.
 #![forbid(unsafe_code)]
 
 use std::fmt;
 
 /// Additional authenticated data (AAD) of one message, such as the row's primary key.
 ///
-/// The AAD is authenticated with the message, is not part of it, and never leaves the process. Give
-/// the same bytes to encrypt and to decrypt. It is a type of its own, made by name, so that the AAD
-/// and the plaintext cannot be passed in each other's place.
+/// The AAD is authenticated with the message, is not part of it, and never leaves the process. Pass
+/// the same bytes to encrypt and to decrypt. It is a separate type, constructed by name, so that
+/// AAD and plaintext cannot be swapped.
 ///
 /// ```
 /// use waxseal::Aad;
@@ -17,7 +17,7 @@ use std::fmt;
 /// assert!(Aad::from(b"row 17") != Aad::empty());
 /// ```
 ///
-/// Plaintext does not stand in for it:
+/// Plaintext is not accepted in its place:
 ///
 /// ```compile_fail
 /// # async fn swapped(envelope: waxseal::Envelope, context: waxseal::EncryptionContext) {
@@ -25,19 +25,19 @@ use std::fmt;
 /// # }
 /// ```
 ///
-/// Debug shows the length only.
+/// Debug shows only the length.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Aad<'a>(&'a [u8]);
 
 impl<'a> Aad<'a> {
-    /// No AAD: nothing binds the message to the place where it is stored, so whoever can write
-    /// there can move it to another row of the same encryption context.
+    /// No AAD. Nothing then binds the message to the place where it is stored, so anyone who can
+    /// write there can move it to another row of the same encryption context.
     #[must_use]
     pub const fn empty() -> Self {
         Self(&[])
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     #[must_use]
     pub const fn as_bytes(self) -> &'a [u8] {
         self.0

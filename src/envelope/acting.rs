@@ -21,18 +21,18 @@ use crate::policy::{BoxFuture, Granted, Guard};
 use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
-/// About how many contexts of one call a policy is asked at the same time.
+/// How many contexts of one call are checked with a policy at the same time.
 const ASKED_AT_ONCE: usize = 16;
-/// How often those are asked about whose decision ended before the last one was made.
+/// How often contexts are checked again because their decision ended before the last one was made.
 const ROUNDS: usize = 3;
 
-/// What an operation was permitted by, if there is a policy.
+/// The decision that permitted an operation, if there is a policy.
 pub(super) type Permitted = Option<Granted>;
 
-/// What is known of an operation before anybody is asked.
+/// What is known of an operation before the policy is asked.
 #[derive(Clone, Copy, PartialEq)]
 enum Known {
-    /// It is allowed, and nothing of the decision was looked up but that. There may be no policy.
+    /// It is allowed, and nothing else of the decision was looked up. There may be no policy.
     AtOnce,
     Granted(Granted),
     Unknown,
@@ -54,7 +54,7 @@ impl Deref for Guarded {
 
 impl Envelope {
     /// Returns a view of this envelope that acts on behalf of `caller`. The
-    /// [policy](crate::EnvelopeBuilder::policy) and the observers are told who it is. Costs nothing.
+    /// [policy](crate::EnvelopeBuilder::policy) and the observers see the caller. It costs nothing.
     ///
     /// ```
     /// # use waxseal::{Aad, Caller, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -70,7 +70,7 @@ impl Envelope {
         ActingFor { envelope: self, caller: Some(caller) }
     }
 
-    /// The view of calls that name no caller.
+    /// Returns the view for calls that name no caller.
     pub(super) fn for_nobody(&self) -> ActingFor<'_> {
         ActingFor { envelope: self, caller: None }
     }
@@ -82,7 +82,7 @@ impl Envelope {
         Self { source, guarded: Some(Arc::new(guarded)) }
     }
 
-    /// Whether an operation may be done.
+    /// Checks whether an operation is allowed.
     pub(super) async fn permit(
         &self,
         operation: Action,
@@ -95,8 +95,8 @@ impl Envelope {
         }
     }
 
-    /// Whether what was permitted may still be done, after it waited for a key service: if the rules
-    /// changed or the decision ended meanwhile, the policy is asked again.
+    /// Checks whether a permitted operation is still allowed after it waited for a key service. If
+    /// the rules changed or the decision ended meanwhile, the policy is asked again.
     pub(super) async fn confirm(
         &self,
         permitted: Permitted,
@@ -112,8 +112,8 @@ impl Envelope {
         }
     }
 
-    /// Returns those of many contexts for which an operation may not be done, and why. A decision
-    /// that ended while others were made is asked for again.
+    /// Returns the contexts for which an operation is not allowed, and why. A decision that ended
+    /// while others were made is requested again.
     pub(super) async fn denied<'c>(
         &self,
         operation: Action,
@@ -160,11 +160,11 @@ impl Envelope {
     }
 }
 
-/// What the policy decided about an operation on many contexts.
+/// The policy's decisions about an operation on many contexts.
 #[derive(Default)]
 pub(super) struct Denials<'c> {
     denied: HashMap<&'c EncryptionContext, Error>,
-    /// Of the decisions that allow, the one that ends first.
+    /// The allowing decision that ends first.
     first_over: Permitted,
 }
 
@@ -174,8 +174,9 @@ impl Denials<'_> {
     }
 }
 
-/// An [`Envelope`] on behalf of a [`Caller`]: see [`Envelope::acting_for`]. Each method is the one
-/// of the envelope with the same name. It differs in whom the policy and the observers see.
+/// An [`Envelope`] on behalf of a [`Caller`]: see [`Envelope::acting_for`]. Each method does what
+/// the envelope's method of the same name does. Only the caller that the policy and the observers
+/// see differs.
 #[derive(Clone, Copy, Debug)]
 pub struct ActingFor<'e> {
     pub(super) envelope: &'e Envelope,
@@ -183,12 +184,12 @@ pub struct ActingFor<'e> {
 }
 
 impl<'e> ActingFor<'e> {
-    /// The envelope without its policy, for what is permitted.
+    /// Returns the envelope without its policy, for permitted operations.
     pub(super) fn plain(self) -> &'e Envelope {
         self.envelope.guarded.as_ref().map_or(self.envelope, |guarded| &guarded.plain)
     }
 
-    /// Returns the DEK id of a message, if it is counted by caller.
+    /// Returns the DEK id of a message, if messages are counted by caller.
     fn counted_dek(self, message: &[u8]) -> Option<DekId> {
         self.is_counted().then(|| Header::of(message).ok().map(|header| header.dek_id)).flatten()
     }
@@ -201,7 +202,7 @@ impl<'e> ActingFor<'e> {
         }
     }
 
-    /// As [`count`](Self::count), by the DEK.
+    /// Does the same as [`count`](Self::count), by the DEK.
     #[inline(never)]
     fn count_of(self, access: Access, context: &EncryptionContext, dek_id: Option<DekId>) {
         if let (Some(caller), Some(dek_id)) = (self.caller, dek_id) {
@@ -217,7 +218,7 @@ impl<'e> ActingFor<'e> {
         self.envelope.permit(operation, context, self.caller).await
     }
 
-    /// What is known without waiting. The clock is read once for the decision and the DEK.
+    /// Returns what is known without waiting. The clock is read once for the decision and the DEK.
     #[inline]
     fn known(
         self,
@@ -234,7 +235,7 @@ impl<'e> ActingFor<'e> {
         }
     }
 
-    /// What an operation is permitted by that has to wait: what is known, or what the policy says.
+    /// Returns the decision for an operation that has to wait: the known one, or the policy's.
     async fn permit_known(
         self,
         known: Known,
@@ -261,10 +262,10 @@ impl<'e> ActingFor<'e> {
         self.envelope.confirm(permitted, operation, context, self.caller).await
     }
 
-    /// As [`Envelope::encrypt`].
+    /// Does the same as [`Envelope::encrypt`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt`].
     pub async fn encrypt(
         self,
         context: &EncryptionContext,
@@ -273,7 +274,7 @@ impl<'e> ActingFor<'e> {
     ) -> Result<Vec<u8>, Error> {
         let now = self.now();
         let known = self.known(now, Action::Encrypt, context)?;
-        // With a cached DEK it encrypts at once, under the rules of now.
+        // With a cached DEK it encrypts at once, under the current rules.
         if known != Known::Unknown
             && let Some(sealed) = self.plain().encrypt_cached(now, context, aad, plaintext)?
         {
@@ -287,27 +288,28 @@ impl<'e> ActingFor<'e> {
         Ok(sealed)
     }
 
-    /// As [`Envelope::encrypt_in_place`].
+    /// Does the same as [`Envelope::encrypt_in_place`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there. After a denial the plaintext is still in the buffer.
+    /// Those of [`Envelope::encrypt_in_place`]. After a denial the plaintext is still in the
+    /// buffer.
     pub async fn encrypt_in_place(
         self,
         context: &EncryptionContext,
         aad: Aad<'_>,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        // Not confirmed: the plaintext is the caller's, and would not be there any more.
+        // Not confirmed: the plaintext is the caller's, and would be lost.
         self.permit(Action::Encrypt, context).await?;
         self.plain().encrypt_in_place(context, aad, buffer).await?;
         self.count(Access::Encrypt, context, buffer);
         Ok(())
     }
 
-    /// As [`Envelope::encrypt_compact`].
+    /// Does the same as [`Envelope::encrypt_compact`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt_compact`].
     pub async fn encrypt_compact(
         self,
         context: &EncryptionContext,
@@ -321,10 +323,10 @@ impl<'e> ActingFor<'e> {
         Ok(sealed)
     }
 
-    /// As [`Envelope::decrypt`].
+    /// Does the same as [`Envelope::decrypt`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt`].
     pub async fn decrypt<'s>(
         self,
         context: &EncryptionContext,
@@ -334,7 +336,7 @@ impl<'e> ActingFor<'e> {
         let sealed = sealed.into();
         let now = self.now();
         let known = self.known(now, Action::Decrypt, context)?;
-        // What is cached is opened at once, under the rules of now.
+        // A cached DEK decrypts at once, under the current rules.
         if known != Known::Unknown
             && let Some(opened) = self.plain().decrypt_cached_at(now, context, aad, sealed)?
         {
@@ -348,12 +350,12 @@ impl<'e> ActingFor<'e> {
         Ok(opened)
     }
 
-    /// As [`Envelope::decrypt_in_place`].
+    /// Does the same as [`Envelope::decrypt_in_place`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there. After a denial the buffer is unchanged. If the rules changed or the decision ended
-    /// while it waited for the key service, and the policy denies it now, the part that was decrypted
-    /// is wiped.
+    /// Those of [`Envelope::decrypt_in_place`]. After a denial the buffer is unchanged. If the call
+    /// waited for the key service, and the policy denies it by then, the decrypted part of the
+    /// buffer is wiped.
     pub async fn decrypt_in_place<'b>(
         self,
         context: &EncryptionContext,
@@ -377,10 +379,10 @@ impl<'e> ActingFor<'e> {
         Ok(std::mem::take(&mut withheld.0))
     }
 
-    /// As [`Envelope::decrypt_cached`].
+    /// Does the same as [`Envelope::decrypt_cached`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt_cached`].
     pub fn decrypt_cached<'s>(
         self,
         context: &EncryptionContext,
@@ -399,10 +401,10 @@ impl<'e> ActingFor<'e> {
         Ok(opened)
     }
 
-    /// As [`Envelope::encryptor`].
+    /// Does the same as [`Envelope::encryptor`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encryptor`].
     pub async fn encryptor(self, context: &EncryptionContext) -> Result<Encryptor, Error> {
         let permission = match &self.envelope.guarded {
             Some(guarded) => Some(guarded.lease(Action::Encrypt, context, self.caller).await?),
@@ -411,10 +413,10 @@ impl<'e> ActingFor<'e> {
         Ok(self.plain().encryptor(context).await?.resting_on(permission, self.caller))
     }
 
-    /// As [`Envelope::decryptor`].
+    /// Does the same as [`Envelope::decryptor`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decryptor`].
     pub async fn decryptor<'s>(
         self,
         context: &EncryptionContext,
@@ -428,7 +430,7 @@ impl<'e> ActingFor<'e> {
         Ok(self.plain().decryptor(context, sealed).await?.resting_on(permission, self.caller))
     }
 
-    /// As [`Envelope::prepare`].
+    /// Does the same as [`Envelope::prepare`] on behalf of the caller.
     pub async fn prepare<'m, S: Into<Sealed<'m>>>(
         self,
         messages: impl IntoIterator<Item = (&'m EncryptionContext, S)>,
@@ -436,10 +438,10 @@ impl<'e> ActingFor<'e> {
         self.envelope.prepare_for(self.caller, messages).await
     }
 
-    /// As [`Envelope::rewrap`].
+    /// Does the same as [`Envelope::rewrap`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::rewrap`].
     pub async fn rewrap(
         self,
         context: &EncryptionContext,
@@ -448,10 +450,10 @@ impl<'e> ActingFor<'e> {
         self.envelope.rewrap_message(self.caller, context, sealed, Check::UnwrapEach).await
     }
 
-    /// As [`Envelope::rewrap_head`].
+    /// Does the same as [`Envelope::rewrap_head`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::rewrap_head`].
     pub async fn rewrap_head(
         self,
         context: &EncryptionContext,
@@ -460,7 +462,7 @@ impl<'e> ActingFor<'e> {
         StreamHead::from_prefix(&self.rewrap(context, head.as_bytes()).await?)
     }
 
-    /// As [`Envelope::rewrap_all`].
+    /// Does the same as [`Envelope::rewrap_all`] on behalf of the caller.
     pub async fn rewrap_all<'m>(
         self,
         messages: impl IntoIterator<Item = (&'m EncryptionContext, &'m [u8])>,
@@ -468,10 +470,10 @@ impl<'e> ActingFor<'e> {
         self.envelope.rewrap_all_for(self.caller, messages).await
     }
 
-    /// As [`Envelope::rewrap_unverified`].
+    /// Does the same as [`Envelope::rewrap_unverified`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::rewrap_unverified`].
     pub async fn rewrap_unverified(
         self,
         context: &EncryptionContext,
@@ -480,10 +482,10 @@ impl<'e> ActingFor<'e> {
         self.envelope.rewrap_message(self.caller, context, sealed, Check::None).await
     }
 
-    /// As [`Envelope::rewrap_wrapped_keys`].
+    /// Does the same as [`Envelope::rewrap_wrapped_keys`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::rewrap_wrapped_keys`].
     pub async fn rewrap_wrapped_keys(
         self,
         context: &EncryptionContext,
@@ -495,10 +497,10 @@ impl<'e> ActingFor<'e> {
         self.confirm(permitted, Action::Rewrap, context).await.map(|()| rewrapped)
     }
 
-    /// As [`Envelope::rewrap_stored`].
+    /// Does the same as [`Envelope::rewrap_stored`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::rewrap_stored`].
     pub async fn rewrap_stored(
         self,
         options: RewrapOptions,
@@ -509,8 +511,8 @@ impl<'e> ActingFor<'e> {
     }
 }
 
-/// The calls of an envelope that has a policy and no caller. They are boxed and apart, so that those
-/// of an envelope without a policy cost what they would without this.
+/// Calls to an envelope that has a policy and no caller. They are boxed and separate, so that an
+/// envelope without a policy does not pay for them.
 impl<'e> ActingFor<'e> {
     #[cold]
     #[inline(never)]

@@ -20,7 +20,7 @@ use crate::runtime::Runtime;
 use crate::store::KeyStore;
 use crate::suite::{Backend, Nonces, Suite};
 
-/// What the start of an envelope does about a key service that cannot be reached.
+/// What to do when a key service cannot be reached at start-up.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(
     feature = "serde",
@@ -29,12 +29,12 @@ use crate::suite::{Backend, Nonces, Suite};
 )]
 #[non_exhaustive]
 pub enum StartUp {
-    /// The start fails, so that a service that cannot decrypt or encrypt does not enter a load
+    /// The start fails, so that a service that cannot encrypt or decrypt does not join a load
     /// balancer. The default.
     #[default]
     RequireKeyServices,
-    /// The start succeeds, observers are told, and each call asks again. For a service that does
-    /// other work too, or must come up while a key service is down.
+    /// The start succeeds, observers are notified, and each call asks again. Use it for a service
+    /// that does other work too, or that must start while a key service is down.
     TolerateOutage,
 }
 
@@ -75,38 +75,38 @@ pub struct EnvelopeBuilder {
 }
 
 impl EnvelopeBuilder {
-    /// Adds a KEK that wraps every new DEK, and unwraps. Call it once for each KEK. Each of several
-    /// KEKs can decrypt every message alone, so **revoking one of them revokes nothing while
-    /// another works**. While one is down, no new DEK can be made. The order is the order of
-    /// preference for reading.
+    /// Adds a KEK that wraps every new DEK and also unwraps. Call it once for each KEK. With
+    /// several KEKs, each one can decrypt every message alone, so **revoking one of them revokes
+    /// nothing while another works**. While one is down, no new DEK can be made. Reading asks them
+    /// in this order.
     pub fn wrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
         self.source.wrap_with.push(Arc::new(provider));
         self
     }
 
-    /// Adds a KEK that only unwraps: an old one, or another service's. It is asked after those of
-    /// [`wrap_with`](Self::wrap_with).
+    /// Adds a KEK that only unwraps, such as an old one or another service's. It is asked after
+    /// those of [`wrap_with`](Self::wrap_with).
     pub fn unwrap_with(mut self, provider: impl KekProvider + 'static) -> Self {
         self.source.unwrap_with.push(Arc::new(provider));
         self
     }
 
-    /// Sets a store for the wrapped keys of messages in compact form. Then each new DEK's row is
-    /// durable in the store before its first message is released, and a message in compact form is
-    /// decrypted without passing its wrapped keys. The row is read again with every renewal, so a
+    /// Sets a store for the wrapped keys of messages in compact form. Each new DEK's row is then
+    /// durable in the store before its first message is released, and a compact message is
+    /// decrypted without passing its wrapped keys. The row is read again with every renewal. So a
     /// key that was erased from the store ends within `max_age`, for messages in either form.
     ///
-    /// Branch keys have a store of their own, which may be the same: see
+    /// Branch keys have a separate store, which may be the same one: see
     /// [`BranchKek`](crate::branch::BranchKek).
     pub fn key_store(mut self, store: impl KeyStore + 'static) -> Self {
         self.source.store = Some(Arc::new(store));
         self
     }
 
-    /// Accepts a KEK whose wrapping is [unauthenticated](crate::kek::ContextBinding::Unauthenticated). Anyone
-    /// who has its public key can wrap a DEK of their own and make messages that this envelope
-    /// decrypts, and no key policy can prevent that. `build` refuses such a provider unless its id
-    /// is named here.
+    /// Accepts a KEK whose wrapping is
+    /// [unauthenticated](crate::kek::ContextBinding::Unauthenticated). Anyone who has its public
+    /// key can wrap a DEK that they made, and create messages that this envelope decrypts. No key
+    /// policy can prevent that. `build` refuses such a provider unless its id is named here.
     pub fn allow_unauthenticated_wrapping(mut self, kek_id: KekId) -> Self {
         self.source.unauthenticated.push(kek_id);
         self
@@ -144,10 +144,10 @@ impl EnvelopeBuilder {
         self
     }
 
-    /// Sets the runtime, which provides timers and background tasks: it renews DEKs ahead of time,
+    /// Sets the runtime, which provides timers and background tasks. It renews DEKs ahead of time,
     /// and finishes requests in flight after the last caller left. With the feature `tokio`, the
     /// default is the tokio runtime in which [`build`](Self::build) is called, if there is one.
-    /// Timers then run on a thread of this library, so deadlines hold when that runtime ends or
+    /// Timers then run on a thread of this library, so deadlines hold even if that runtime ends or
     /// stalls. Without a runtime, the caller that finds a DEK due renews it, and calls to key
     /// services have no timeout and no retry.
     pub fn runtime(mut self, runtime: impl Runtime + 'static) -> Self {
@@ -169,32 +169,32 @@ impl EnvelopeBuilder {
         self
     }
 
-    /// Sets how many calls are made to the [key store](Self::key_store), apart from those to the
-    /// KEKs. By default each envelope has its own budget of 10,000 per second and 64 in flight. Give
-    /// one budget to several sources, branch keys among them, where their store is the same. A budget
-    /// that the store advises holds besides. Refused without a runtime.
+    /// Sets how many calls are made to the [key store](Self::key_store), separately from those to
+    /// the KEKs. By default each envelope has its own budget of 10,000 per second and 64 in flight.
+    /// Give one budget to several users of the same store, branch keys among them, to share it. A
+    /// budget that the store advises applies as well. Refused without a runtime.
     pub fn store_call_budget(mut self, budget: CallBudget) -> Self {
         self.source.store_call_budget = Some(budget);
         self
     }
 
-    /// Sets the policy, which is asked before each operation, also where the DEK is cached. It sees
-    /// the caller of [`Envelope::acting_for`], and without that no caller. Its decisions are cached as
-    /// the options say. What it denies fails with
-    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied). By default there is none.
+    /// Sets the policy, which is asked before each operation, even if the DEK is cached. It sees
+    /// the caller of [`Envelope::acting_for`], or no caller. Its decisions are cached as the
+    /// options say. An operation that it denies fails with
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied). By default there is no policy.
     pub fn policy(mut self, policy: impl Policy + 'static, options: PolicyOptions) -> Self {
         self.policy = Some((Arc::new(policy), options));
         self
     }
 
-    /// Adds an observer, which receives every event of every DEK's life. Call it once for each
+    /// Adds an observer, which receives every event in the life of every DEK. Call it once for each
     /// observer. By default there is none.
     pub fn observer(mut self, observer: impl Observer + 'static) -> Self {
         self.source.observers.push(Box::new(observer));
         self
     }
 
-    /// Sets a clock that a test moves. The process's wiping thread reads it once a second.
+    /// Sets a clock that tests control. The process's wiping thread reads it once a second.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.source.clock = Clock::Manual(clock);
@@ -206,7 +206,7 @@ impl EnvelopeBuilder {
         self
     }
 
-    /// Makes it the envelope of a data domain, which serves the domain's contexts and no others.
+    /// Makes it the envelope of a data domain, which serves only the domain's contexts.
     pub(crate) fn domain(mut self, contexts: Arc<DomainContexts>) -> Self {
         self.source.domain = Some(contexts);
         self
@@ -235,8 +235,8 @@ impl EnvelopeBuilder {
     /// options name.
     ///
     /// If a key service is *unavailable* or *throttled*, [`StartOptions::start_up`] decides. A key
-    /// service that denies access or cannot be used as configured is always an error, since that
-    /// does not pass by itself.
+    /// service that denies access or is misconfigured is always an error, since that does not pass
+    /// on its own.
     ///
     /// ```
     /// # use waxseal::{EncryptionContext, Envelope, StartOptions, kek::local::LocalKek};
@@ -266,7 +266,7 @@ impl EnvelopeBuilder {
     }
 }
 
-/// Whether the envelope can be used now, with the DEKs that are to be there from the start.
+/// Checks that the envelope can be used now, and makes the DEKs that should exist from the start.
 async fn started(
     envelope: &Envelope,
     start_up: StartUp,

@@ -1,4 +1,4 @@
-//! Calls with a cached DEK, which wait for nobody, for who has just read the clock.
+//! Calls with a cached DEK, which never wait, for callers that have just read the clock.
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::format::Form;
 
 impl Envelope {
-    /// Encrypts if the DEK is cached and need not be renewed, for who is not behind the policy.
+    /// Encrypts if the DEK is cached and need not be renewed. The caller is not behind the policy.
     #[inline]
     pub(super) fn encrypt_cached(
         &self,
@@ -46,8 +46,8 @@ impl Envelope {
         Ok(self.source.with_cached_at(now, request, work)?.map(|()| opened.payload()))
     }
 
-    /// As [`decrypt_cached`](Self::decrypt_cached), for who has just read the clock and is not behind
-    /// the policy.
+    /// Does the same as [`decrypt_cached`](Self::decrypt_cached), for a caller that has just read
+    /// the clock and is not behind the policy.
     #[inline(always)]
     pub(super) fn decrypt_cached_at(
         &self,

@@ -1,4 +1,4 @@
-//! The compact form: a message without its wrapped keys, which are stored apart.
+//! The compact form: a message without its wrapped keys, which are stored separately.
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, ErrorKind};
@@ -8,8 +8,9 @@ use crate::suite::DekId;
 
 /// A message in compact form, with the wrapped keys that open it.
 ///
-/// The bytes are 68 longer than the plaintext (80 under XAES-256-GCM). The wrapped keys are the same
-/// for every message of a DEK: store them once, under the [DEK id](Self::dek_id), **durably and
+/// Its bytes are 68 longer than the plaintext (80 under XAES-256-GCM). The wrapped keys are the
+/// same for every message of a DEK. Store them once, under the [DEK id](Self::dek_id), **durably
+/// and before the message**. To open it later, combine both with [`Sealed::compact`].
 /// before the message**. To open it later, put both together with [`Sealed::compact`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Compact {
@@ -23,25 +24,25 @@ impl Compact {
         Self { bytes, dek_id, wrapped_keys }
     }
 
-    /// The message, without its wrapped keys.
+    /// Returns the message, without its wrapped keys.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The DEK's id, which stands in the message too.
+    /// Returns the DEK's id, which is in the message too.
     #[must_use]
     pub fn dek_id(&self) -> DekId {
         self.dek_id
     }
 
-    /// The wrapped keys of the DEK.
+    /// Returns the wrapped keys of the DEK.
     #[must_use]
     pub fn wrapped_keys(&self) -> &WrappedKeys {
         &self.wrapped_keys
     }
 
-    /// The message and its wrapped keys.
+    /// Returns the message and its wrapped keys.
     #[must_use]
     pub fn into_parts(self) -> (Vec<u8>, WrappedKeys) {
         (self.bytes, self.wrapped_keys)
@@ -50,10 +51,10 @@ impl Compact {
 
 /// A message to read: its bytes, and where its wrapped keys are.
 ///
-/// Bytes convert into it by themselves; they then carry their wrapped keys. A message in compact form
-/// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Without them an
-/// envelope finds them in its [key store](crate::EnvelopeBuilder::key_store). If it has none, it
-/// refuses the message with [`ErrorKind::MissingWrappedKeys`], also while its DEK is cached. A
+/// Bytes convert into it directly; they then carry their wrapped keys. A message in compact form
+/// comes with its wrapped keys: as a [`Compact`], or by [`Sealed::compact`]. Otherwise an envelope
+/// finds them in its [key store](crate::EnvelopeBuilder::key_store). Without a store it refuses the
+/// message with [`ErrorKind::MissingWrappedKeys`], even if its DEK is cached. A
 /// [`Decryptor`](crate::Decryptor) has the DEK and needs no wrapped keys.
 #[derive(Clone, Copy, Debug)]
 pub struct Sealed<'a> {
@@ -62,14 +63,14 @@ pub struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// A message in compact form and its wrapped keys. If the bytes carry wrapped keys of their own,
-    /// those are used.
+    /// Combines a message in compact form with its wrapped keys. If the bytes already carry wrapped
+    /// keys, those are used.
     #[must_use]
     pub fn compact(bytes: &'a [u8], wrapped_keys: &'a WrappedKeys) -> Self {
         Self { bytes, apart: Some(wrapped_keys) }
     }
 
-    /// The bytes of the message.
+    /// Returns the bytes of the message.
     #[must_use]
     pub fn as_bytes(self) -> &'a [u8] {
         self.bytes
@@ -84,14 +85,14 @@ impl<'a> Sealed<'a> {
         }
     }
 
-    /// Reads it. A message that comes without wrapped keys has none if `has_store`.
+    /// Parses the message. With `has_store`, it may come without wrapped keys.
     #[inline]
     pub(super) fn parse(self, has_store: impl FnOnce() -> bool) -> Result<Message<'a>, Error> {
         self.with_keys(Message::parse(self.bytes)?, has_store)
     }
 
-    /// As [`parse`](Self::parse), with less work. `None` if the header is not that of `parsed`, from
-    /// which `like` was read.
+    /// Does the same as [`parse`](Self::parse), with less work. `None` if the header is not that of
+    /// `parsed`, from which `like` was read.
     #[inline]
     pub(super) fn parse_like(
         self,
@@ -120,7 +121,7 @@ impl<'a> Sealed<'a> {
     }
 }
 
-/// A message whose wrapped keys are nowhere.
+/// Returns the error for a message whose wrapped keys cannot be found.
 #[cold]
 fn missing(dek_id: DekId) -> Error {
     Error::new(ErrorKind::MissingWrappedKeys, dek_id.to_string())

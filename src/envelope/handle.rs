@@ -1,4 +1,4 @@
-//! What both handles know beside their DEK.
+//! What both handles know apart from their DEK.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use crate::caller::Caller;
 use crate::error::Error;
 use crate::policy::Permission;
 
-/// What is special about a handle. Most have nothing of it, and pay for it with a comparison.
+/// The special properties of a handle. Most handles have none, and the check costs one comparison.
 #[derive(Clone)]
 pub(super) struct HandleTerms(Option<Arc<Special>>);
 
 struct Special {
     /// It was issued past `max_age`, during an outage.
     is_stale: bool,
-    /// The decision of the policy that it rests on.
+    /// The policy's decision that it rests on.
     permission: Option<Permission>,
-    /// On whose behalf it is used, if uses are counted by caller.
+    /// The caller on whose behalf it is used, if uses are counted by caller.
     caller: Option<Caller>,
 }
 
@@ -32,7 +32,7 @@ impl HandleTerms {
         Self(Some(Arc::new(Special { is_stale: true, permission: None, caller: None })))
     }
 
-    /// The same for a named caller, resting on a decision of the policy.
+    /// Does the same for a named caller, based on a decision of the policy.
     pub(super) fn resting_on(
         self,
         permission: Option<Permission>,
@@ -46,13 +46,13 @@ impl HandleTerms {
         Self(Some(Arc::new(Special { is_stale, permission, caller })))
     }
 
-    /// The caller whose messages are counted.
+    /// Returns the caller whose messages are counted.
     #[inline]
     pub(super) fn caller(&self) -> Option<&Caller> {
         self.0.as_ref()?.caller.as_ref()
     }
 
-    /// Returns whether it was issued stale, if the policy still allows its use.
+    /// Returns whether it was issued stale, or an error if the policy no longer allows its use.
     #[inline]
     pub(super) fn is_stale(&self) -> Result<bool, Error> {
         self.0.as_ref().map_or(Ok(false), |special| special.is_stale())

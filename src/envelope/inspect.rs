@@ -23,20 +23,20 @@ pub struct Inspection {
     pub keks: Vec<KekEntry>,
     /// The length of the plaintext in bytes. `None` for a stream.
     pub plaintext_len: Option<usize>,
-    /// What the head of a stream says besides. `None` for a message.
+    /// More about the head of a stream. `None` for a message.
     pub stream: Option<StreamShape>,
 }
 
-/// How the stream of an [`Inspection`] is laid out.
+/// The layout of the stream of an [`Inspection`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct StreamShape {
     /// The length of the head in bytes.
     pub head_len: usize,
-    /// The plaintext bytes of each chunk but the last.
+    /// The plaintext bytes of each chunk except the last.
     pub chunk_size: usize,
-    /// How many bytes longer the wrapped keys can become without a longer head.
+    /// How many bytes the wrapped keys can grow without a longer head.
     pub room: u16,
 }
 
@@ -53,7 +53,7 @@ pub struct KekEntry {
     pub meta: Vec<u8>,
 }
 
-/// Inspects a sealed value. It needs no key and makes no call. Of a stream it needs the head only, at
+/// Inspects a sealed value. It needs no key and makes no call. For a stream, the head is enough: at
 /// most the first 131,174 bytes.
 ///
 /// # Errors

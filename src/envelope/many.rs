@@ -1,8 +1,7 @@
 //! Many values in one call: a column, or the rows of a page.
 //!
-//! What a single call does once for its message is done once for all of them: the look-up, the
-//! question to the policy, the reservation, the reading of the clock. The results stand one behind
-//! the other in one buffer.
+//! Work that a single call does for its message is done once for all: the look-up, the check of the
+//! policy, the reservation, the reading of the clock. The results are consecutive in one buffer.
 #![forbid(unsafe_code)]
 
 use std::collections::{HashMap, HashSet};
@@ -21,17 +20,17 @@ use crate::format::{Form, Header, Message};
 use crate::observe::Access;
 use crate::suite::{DekId, Suite, Tag};
 
-/// Between two looks at the clock, at the lease and at the process, [`BLOCK`] values are worked on, and
-/// no more of them once they have so many bytes.
+/// Between two checks of the clock, the lease and the process, [`BLOCK`] values are processed, and
+/// no more once they have this many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
 
-/// So many DEKs at most are held beyond what the cache has place for. Each takes about 3.3 KB.
+/// The maximum number of DEKs held beyond the cache's capacity. Each takes about 3.3 KB.
 const MOST_HELD: usize = 4096;
 
 /// One message, and its AAD.
 type Item<'s> = (Aad<'s>, Sealed<'s>);
 
-/// What it takes to decrypt one message.
+/// What is needed to decrypt one message.
 struct Parts<'s> {
     aad: &'s [u8],
     nonce: &'s [u8],
@@ -56,7 +55,7 @@ struct Read<'s> {
 /// Messages of one DEK that follow each other.
 struct Run<'s> {
     first: Message<'s>,
-    /// The index behind the last.
+    /// The index after the last.
     end: usize,
 }
 
@@ -88,14 +87,14 @@ impl<'s> Read<'s> {
 }
 
 impl Envelope {
-    /// Encrypts many values of one context, each with its AAD. Each result is a message of its own,
-    /// as if made by [`encrypt`](Self::encrypt), and they are decrypted one by one or together.
+    /// Encrypts many values of one context, each with its AAD. Each result is a separate message,
+    /// as if made by [`encrypt`](Self::encrypt). They can be decrypted one by one or together.
     ///
     /// All are encrypted under one DEK, with one look-up, and counted together before the first is
     /// encrypted. A small value costs little more than the AEAD. Each message carries the wrapped
-    /// keys; for columns of small values, [`CompactEncryptor::encrypt_many`] leaves them out.
+    /// keys. For columns of small values, [`CompactEncryptor::encrypt_many`] leaves them out.
     ///
-    /// The items are gone through twice, since their sizes are needed first.
+    /// The items are iterated twice, since their sizes are needed first.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -113,11 +112,11 @@ impl Envelope {
     /// ```
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt), and then none is returned. [`Error::item`] tells which one is
-    /// too large. [`ErrorKind::TooLarge`] also if there are more than
+    /// Those of [`encrypt`](Self::encrypt). Nothing is returned then. [`Error::item`] names the
+    /// item that is too large. [`ErrorKind::TooLarge`] is also returned if there are more than
     /// [`max_messages`](crate::Limits::max_messages), or more than
-    /// [`max_bytes`](crate::Limits::max_bytes) together, and if there is no memory for the results: then
-    /// nothing is counted.
+    /// [`max_bytes`](crate::Limits::max_bytes) in total, or if there is no memory for the results.
+    /// Then nothing is counted.
     pub async fn encrypt_many<'i, P, I>(
         &self,
         context: &EncryptionContext,
@@ -130,16 +129,17 @@ impl Envelope {
         self.for_nobody().encrypt_many(context, items).await
     }
 
-    /// Decrypts many messages of one context, each with its AAD. They may be of any number of DEKs.
-    /// Those of one DEK that follow each other share the look-up, and DEKs that are not cached are
+    /// Decrypts many messages of one context, each with its AAD. They may belong to any number of
+    /// DEKs. Consecutive messages of one DEK share the look-up, and DEKs that are not cached are
     /// unwrapped together, as by [`prepare`](Self::prepare).
     ///
-    /// **All or nothing**: if one message fails, no plaintext of any of them is returned, and what
-    /// was decrypted is wiped.
+    /// **All or nothing**: if one message fails, no plaintext is returned, and everything that was
+    /// decrypted is wiped.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt). [`Error::item`] tells which message failed; several may be
-    /// wrong. All are read before a key service is asked. Messages that were authentic count as uses.
+    /// Those of [`decrypt`](Self::decrypt). [`Error::item`] names the message that failed; others
+    /// may be wrong too. All messages are parsed before a key service is asked. Authentic messages
+    /// count as uses.
     pub async fn decrypt_many<'s, S, I>(
         &self,
         context: &EncryptionContext,
@@ -173,7 +173,7 @@ impl Envelope {
         }
     }
 
-    /// Decrypts the `items`, as they were read, into `opened`, which is empty.
+    /// Decrypts the parsed `items` into `opened`, which is empty.
     async fn open_many(
         &self,
         context: &EncryptionContext,
@@ -191,12 +191,12 @@ impl Envelope {
             loop {
                 let begin = opened.len();
                 let open = |dek: &ReadingDek| match open_run(dek, &next, parts, opened) {
-                    // What was decrypted before the DEK ended, or was used up, stands.
+                    // Everything decrypted before the DEK ended, or was used up, is kept.
                     Err(error) if opened.len() > begin && has_ended(&error) => Ok(()),
                     result => result,
                 };
                 let result = self.source.with_prepared(request(context, &next), held, open).await;
-                // A DEK that is not that of the message would never get further.
+                // A DEK of another message would never make progress.
                 let result = match opened.len() > begin {
                     true => result,
                     false => result.and_then(|()| Err(Error::invalid())),
@@ -214,8 +214,8 @@ impl Envelope {
         Ok(())
     }
 
-    /// Has the DEKs unwrapped together, if there are several. What fails shows later. They are held,
-    /// so that a cache that has no place for all of them costs no second call.
+    /// Has the DEKs unwrapped together, if there are several. Failures show later. The DEKs are
+    /// held, so that a cache without room for all of them costs no second call.
     async fn unwrap_together(
         &self,
         context: &EncryptionContext,
@@ -244,7 +244,7 @@ impl ActingFor<'_> {
         self.caller.is_some() && self.envelope.source.counts_callers()
     }
 
-    /// Counts messages of one DEK, by their caller.
+    /// Counts messages of one DEK by their caller.
     fn count_many(
         self,
         access: Access,
@@ -258,10 +258,10 @@ impl ActingFor<'_> {
         }
     }
 
-    /// As [`Envelope::encrypt_many`].
+    /// Does the same as [`Envelope::encrypt_many`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt_many`].
     pub async fn encrypt_many<'i, P, I>(
         self,
         context: &EncryptionContext,
@@ -274,7 +274,7 @@ impl ActingFor<'_> {
         let permitted = self.permit(Action::Encrypt, context).await?;
         let sealed = self.plain().seal_many(context, items.into_iter()).await?;
         self.confirm(permitted, Action::Encrypt, context).await?;
-        // All are of one DEK.
+        // All belong to one DEK.
         let first = sealed.get(0).and_then(|sealed| Header::of(sealed).ok());
         if let Some(header) = first.filter(|_| self.is_counted()) {
             self.count_many(Access::Encrypt, context, &header.dek_id, sealed.len());
@@ -282,10 +282,10 @@ impl ActingFor<'_> {
         Ok(sealed)
     }
 
-    /// As [`Envelope::decrypt_many`].
+    /// Does the same as [`Envelope::decrypt_many`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt_many`].
     pub async fn decrypt_many<'s, S, I>(
         self,
         context: &EncryptionContext,
@@ -296,7 +296,7 @@ impl ActingFor<'_> {
         I: IntoIterator<Item = (Aad<'s>, S)>,
     {
         let items: Vec<_> = items.into_iter().map(|(aad, sealed)| (aad, sealed.into())).collect();
-        // Whoever is denied learns nothing of the messages.
+        // A caller that is denied learns nothing about the messages.
         let permitted = self.permit(Action::Decrypt, context).await?;
         let read = Read::of(&items, || self.plain().source.has_store())?;
         let mut opening =
@@ -311,9 +311,9 @@ impl Encryptor {
     /// Encrypts many values, each with its AAD: see [`Envelope::encrypt_many`].
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt), and then none is returned. [`ErrorKind::Exhausted`] if the
-    /// caps do not allow all of them: then nothing is counted. [`ErrorKind::TooLarge`] if the caps of
-    /// no DEK would.
+    /// Those of [`encrypt`](Self::encrypt). Nothing is returned then. [`ErrorKind::Exhausted`] if
+    /// the caps do not allow all of them; then nothing is counted. [`ErrorKind::TooLarge`] if no
+    /// DEK's caps would.
     pub fn encrypt_many<'i, P, I>(&self, items: I) -> Result<Values, Error>
     where
         P: AsRef<[u8]> + ?Sized + 'i,
@@ -340,12 +340,12 @@ impl Encryptor {
 
 impl CompactEncryptor {
     /// Encrypts many values, each with its AAD: see [`Envelope::encrypt_many`]. The results have no
-    /// wrapped keys, and stand one behind the other 68 bytes longer than the values (80 with
-    /// XAES-256-GCM). To decrypt one, use [`Sealed::compact`] with the
-    /// [wrapped keys](Self::wrapped_keys).
+    /// wrapped keys. They are consecutive in one buffer, each 68 bytes longer than its value (80
+    /// with XAES-256-GCM). To decrypt one, use [`Sealed::compact`] with the [wrapped
+    /// keys](Self::wrapped_keys).
     ///
     /// # Errors
-    /// As [`Encryptor::encrypt_many`].
+    /// Those of [`Encryptor::encrypt_many`].
     pub fn encrypt_many<'i, P, I>(&self, items: I) -> Result<Values, Error>
     where
         P: AsRef<[u8]> + ?Sized + 'i,
@@ -356,11 +356,11 @@ impl CompactEncryptor {
 }
 
 impl Decryptor {
-    /// Decrypts many messages of its DEK, each with its AAD. **All or nothing**, as
+    /// Decrypts many messages of its DEK, each with its AAD. **All or nothing**, like
     /// [`Envelope::decrypt_many`].
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt). [`Error::item`] tells which message failed.
+    /// Those of [`decrypt`](Self::decrypt). [`Error::item`] names the message that failed.
     pub fn decrypt_many<'s, S, I>(&self, items: I) -> Result<Plaintexts, Error>
     where
         S: Into<Sealed<'s>>,
@@ -369,7 +369,7 @@ impl Decryptor {
         let mut opened = Plaintexts::default();
         let result =
             self.open_all(items.into_iter().map(|(aad, it)| (aad, it.into())), &mut opened);
-        // Those before a failure were decrypted too.
+        // Messages before a failure were decrypted too.
         self.count(u64::try_from(opened.len()).unwrap_or(u64::MAX));
         result.map(|()| opened)
     }
@@ -410,8 +410,8 @@ impl Decryptor {
     }
 }
 
-/// A call that decrypts for a caller. What was decrypted is counted however the call ends: also if a
-/// later message fails, or whoever waits for it gives up.
+/// A call that decrypts for a caller. Its messages are counted however it ends, even if a later
+/// message fails or the caller gives up.
 struct Opening<'o, 's> {
     acting: ActingFor<'o>,
     context: &'o EncryptionContext,
@@ -449,7 +449,7 @@ impl Drop for Opening<'_, '_> {
     }
 }
 
-/// The first look at the items, of each of which `max_len` bytes may be encrypted.
+/// Counts the items and their bytes. Each may have `max_len` bytes.
 fn sum<'i, P: AsRef<[u8]> + ?Sized + 'i>(
     items: impl Iterator<Item = (Aad<'i>, &'i P)>,
     max_len: u64,
@@ -461,13 +461,13 @@ fn sum<'i, P: AsRef<[u8]> + ?Sized + 'i>(
     Ok(many)
 }
 
-/// Has room for what so many messages become. It is made before they are counted.
+/// Makes room for the sealed messages, before they are counted.
 fn room(dek: &WritingDek, form: Form, many: Many) -> Result<Values, Error> {
     let len = dek.sealed_len(form, many).ok_or_else(no_memory)?;
     Values::with_room(usize::try_from(many.messages()).unwrap_or(usize::MAX), len)
 }
 
-/// Encrypts what was reserved into the room for it. `goes_on` is asked between blocks.
+/// Encrypts the reserved messages into the room for them. `goes_on` is checked between blocks.
 fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
     reservation: &Reservation<D>,
     mut sealed: Values,
@@ -480,7 +480,8 @@ fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
     let mut blocks = reservation.blocks(form);
     let mut block = Block::new();
     loop {
-        // The caller's code runs before nonces are drawn for the block: it may take long, or fork.
+        // The caller's code runs before nonces are drawn for the block, since it may take long, or
+        // fork.
         block.clear();
         while block.len() < BLOCK
             && block.bytes() < BLOCK_BYTES
@@ -502,7 +503,7 @@ fn seal_all<'i, D: Deref<Target = WritingDek>, P: AsRef<[u8]> + ?Sized + 'i>(
 
 #[cold]
 fn changed() -> Error {
-    Error::new(ErrorKind::InvalidOption, "the items were others when they were gone through again")
+    Error::new(ErrorKind::InvalidOption, "the items changed between the two iterations")
 }
 
 fn dek_of(message: &Message<'_>) -> (DekId, Suite) {
@@ -513,8 +514,8 @@ fn has_ended(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Expired | ErrorKind::Exhausted)
 }
 
-/// Decrypts what comes next of `parts`, which ends with a run whose next message is `next`. Of another
-/// DEK it decrypts none.
+/// Decrypts the next part of `parts`, up to the end of the run of `next`. It decrypts nothing of
+/// another DEK.
 fn open_run(
     dek: &ReadingDek,
     next: &Message<'_>,
@@ -546,13 +547,13 @@ fn open_run(
     }
 }
 
-/// Decrypts messages behind each other. If one fails, those before it stand.
+/// Decrypts consecutive messages. If one fails, those before it are kept.
 fn open_block(
     dek: &ReadingDek,
     mut block: &[Parts<'_>],
     opened: &mut Plaintexts,
 ) -> Result<(), Error> {
-    // Once, unless fewer uses are left.
+    // Runs once, unless fewer uses are left.
     while !block.is_empty() {
         let wanted = dek.take_uses(block.len())?;
         let (now, later) = block.split_at_checked(wanted).unwrap_or((block, &[]));

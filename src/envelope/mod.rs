@@ -1,4 +1,4 @@
-//! The public interface: [`Envelope`], its handles, and what a sealed value tells without a key.
+//! The public interface: [`Envelope`], its handles, and the inspection of sealed values.
 //!
 //! It combines bytes (`format`) and keys (`dek`), behind a `policy` if one is set. It names no AEAD
 //! and no key service.
@@ -100,9 +100,9 @@ impl Envelope {
         &self.source
     }
 
-    /// Whether there is a clone or a handle besides this envelope.
+    /// Whether there is another clone or a handle.
     pub(crate) fn is_held(&self) -> bool {
-        // A guard has an envelope of its own.
+        // A guard has its own envelope.
         let own = 1 + usize::from(self.guarded.is_some());
         Arc::strong_count(&self.source) > own
             || self.guarded.as_ref().is_some_and(|guarded| Arc::strong_count(guarded) > 1)
@@ -114,12 +114,13 @@ impl Envelope {
         sealed.parse(|| self.source.has_store())
     }
 
-    /// Asks the [policy](crate::EnvelopeBuilder::policy) whether an operation may be done in a context,
-    /// as every operation of an envelope does: for what the caller's own code does beside it, such as
-    /// copying sealed bytes. Without a policy everything may be done.
+    /// Asks the [policy](crate::EnvelopeBuilder::policy) whether an operation is allowed in a
+    /// context, as every operation of an envelope does. Use it for related work in your own code,
+    /// such as copying sealed bytes. Without a policy everything is allowed.
     ///
     /// # Errors
-    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), also if the policy gives no answer.
+    /// [`ErrorKind::PolicyDenied`](crate::ErrorKind::PolicyDenied), including if the policy gives
+    /// no answer.
     pub async fn check_policy(
         &self,
         operation: Action,
@@ -130,10 +131,10 @@ impl Envelope {
 
     /// Encrypts `plaintext`.
     ///
-    /// `context` says what the DEK is for and goes to the key service. `aad` belongs to this one
-    /// message, is authenticated with it and never leaves the process. Decryption needs the same
-    /// two. Many messages with one context, each with its own `aad`, share one DEK and so one call
-    /// to the key service.
+    /// `context` says what the DEK is for, and goes to the key service. `aad` belongs to this
+    /// message, is authenticated with it and never leaves the process. Decryption needs both again.
+    /// Messages with the same context share one DEK, and so one call to the key service, whatever
+    /// their `aad`.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge), and those of the key service if a DEK
@@ -154,13 +155,13 @@ impl Envelope {
             .await
     }
 
-    /// Encrypts the content of `buffer`, which is then the message. The plaintext moves up by the
-    /// length of the prefix. To avoid that, leave room for it and use
+    /// Encrypts the content of `buffer`, which then holds the message. The plaintext moves up by
+    /// the length of the prefix. To avoid that, leave room for it and use
     /// [`Encryptor::encrypt_in_place`].
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt). The plaintext is then still in the buffer and not in its
-    /// spare capacity. If the AEAD itself failed, the plaintext is wiped.
+    /// Those of [`encrypt`](Self::encrypt). The plaintext is then still in the buffer and not in
+    /// its spare capacity. If the AEAD itself failed, the plaintext is wiped.
     pub async fn encrypt_in_place(
         &self,
         context: &EncryptionContext,
@@ -177,9 +178,9 @@ impl Envelope {
             buffer.copy_within(..len, prefix_len);
             let sealed = sealing::seal_in_place(dek, Form::Embedded, aad, buffer);
             if sealed.is_err() {
-                // Move it back: the DEK was taken away in between, and the next one may have a
-                // longer prefix. Wipe what is cut off, which would stay in the spare capacity
-                // unnoticed.
+                // The DEK ended in between, and the next one may have a longer prefix, so the
+                // plaintext moves back. The part that is cut off is wiped, or it would stay in the
+                // spare capacity.
                 buffer.copy_within(prefix_len..prefix_len + len, 0);
                 wipe(buffer.get_mut(len..).unwrap_or_default());
                 buffer.truncate(len);
@@ -189,11 +190,11 @@ impl Envelope {
         self.source.with_writing(context, len, seal).await
     }
 
-    /// Encrypts `plaintext` in compact form. The message does not carry the wrapped keys, which
-    /// makes it a few hundred bytes shorter.
+    /// Encrypts `plaintext` in compact form. Without the wrapped keys, the message is a few hundred
+    /// bytes shorter.
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt).
+    /// Those of [`encrypt`](Self::encrypt).
     pub async fn encrypt_compact(
         &self,
         context: &EncryptionContext,
@@ -235,12 +236,12 @@ impl Envelope {
             .await
     }
 
-    /// Decrypts a message in `buffer` and returns the part of it that is now plaintext. For a compact
-    /// message, use [`Decryptor::decrypt_in_place`].
+    /// Decrypts a message in `buffer` and returns the part of it that is now plaintext. For a
+    /// compact message, use [`Decryptor::decrypt_in_place`].
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt). If authentication fails, that part of the buffer is wiped.
-    /// After any other error, such as an unavailable key service, the buffer is unchanged.
+    /// Those of [`decrypt`](Self::decrypt). If authentication fails, that part of the buffer is
+    /// wiped. After any other error, such as an unavailable key service, the buffer is unchanged.
     pub async fn decrypt_in_place<'b>(
         &self,
         context: &EncryptionContext,
@@ -255,7 +256,7 @@ impl Envelope {
         self.decrypt_in_place_uncached(context, aad, buffer).await
     }
 
-    /// Apart, so that what was read of the message is not kept while it waits.
+    /// A separate function, so that the parsed message is not kept while it waits.
     async fn decrypt_in_place_uncached<'b>(
         &self,
         context: &EncryptionContext,
@@ -276,11 +277,11 @@ impl Envelope {
         Ok(opened.payload_of(buffer))
     }
 
-    /// Decrypts a message whose DEK is cached, without suspending. Returns `None` if a key service,
-    /// or the policy, would have to be asked: then use [`decrypt`](Self::decrypt).
+    /// Decrypts a message whose DEK is cached, without suspending. Returns `None` if a key service
+    /// or the policy would have to be asked. Then use [`decrypt`](Self::decrypt).
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt), but none of the key service.
+    /// Those of [`decrypt`](Self::decrypt), but none of the key service.
     pub fn decrypt_cached<'s>(
         &self,
         context: &EncryptionContext,
@@ -291,7 +292,7 @@ impl Envelope {
         if self.guarded.is_some() {
             return self.for_nobody().decrypt_cached_cold(context, aad, sealed);
         }
-        // Apart from `decrypt_cached_at`, so that both are inlined.
+        // Separate from `decrypt_cached_at`, so that both are inlined.
         let message = self.parse(sealed)?;
         self.source.with_cached(request(context, &message), |dek| {
             opening::open(dek, aad, sealed.as_bytes(), &message)
@@ -322,7 +323,7 @@ impl Envelope {
     /// Returns a lease on the DEK of `sealed`, for it and every other message of that DEK.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt), but the payload is not checked.
+    /// Those of [`decrypt`](Self::decrypt), but the payload is not checked.
     pub async fn decryptor<'s>(
         &self,
         context: &EncryptionContext,
@@ -338,7 +339,7 @@ impl Envelope {
         self.decryptor_looked_up(context, sealed).await
     }
 
-    /// Apart, so that what was read of the message is not kept while it waits.
+    /// A separate function, so that the parsed message is not kept while it waits.
     async fn decryptor_looked_up(
         &self,
         context: &EncryptionContext,
@@ -353,7 +354,7 @@ impl Envelope {
     }
 
     /// Stops using a KEK in this process, at once. Wipes every DEK obtained through it, ends their
-    /// handles, and discards responses still in flight. Nothing is wrapped or unwrapped by it until
+    /// handles, and discards responses still in flight. It wraps and unwraps nothing until
     /// [`reinstate_kek`](Self::reinstate_kek). A DEK that another KEK of the message unwraps can
     /// still be used.
     pub fn revoke_kek(&self, kek_id: &KekId) {
@@ -371,7 +372,7 @@ impl Envelope {
         self.source.evict_context(context);
     }
 
-    /// Wipes every DEK, ends every handle, and forgets denials and the decisions of the policy.
+    /// Wipes every DEK, ends every handle, and forgets denials and the policy's decisions.
     pub fn evict_all(&self) {
         if let Some(guarded) = &self.guarded {
             guarded.forget();
@@ -387,29 +388,29 @@ impl Envelope {
         self.source.shut_down();
     }
 
-    /// Wipes every DEK and refuses later calls, and leaves it to a shut-down to tell observers.
+    /// Wipes every DEK and refuses later calls. A later shut-down notifies observers.
     pub(crate) fn stop(&self) {
         self.source.stop();
     }
 
-    /// As [`shut_down`](Self::shut_down), for who must not wait for observers.
+    /// Does the same as [`shut_down`](Self::shut_down), without waiting for observers.
     pub(crate) fn shut_down_later(&self) {
         self.source.shut_down_later();
     }
 
-    /// Shuts down as [`shut_down`](Self::shut_down) does, and waits until the providers have
-    /// released what they hold at their key services, such as logins. Each has the time of one try.
-    /// `shut_down` leaves that to the background, and without a [`Runtime`](crate::Runtime) it does
-    /// not happen.
+    /// Shuts down like [`shut_down`](Self::shut_down), and waits until the providers have released
+    /// what they hold at their key services, such as logins. Each has the time of one try.
+    /// `shut_down` does that in the background, and without a [`Runtime`](crate::Runtime) not at
+    /// all.
     pub async fn close(&self) {
         self.source.close().await;
     }
 
     /// Makes a DEK for writing for each of these contexts, unless one is cached, so that the first
-    /// request does not wait. The policy is not asked, since nothing is encrypted yet. For reading, [`decryptor`](Self::decryptor) with any message of a DEK
-    /// does the same.
+    /// request does not wait. The policy is not asked, since nothing is encrypted yet. For reading,
+    /// [`decryptor`](Self::decryptor) with any message of a DEK has the same effect.
     ///
-    /// As many are made at the same time as the call budget has calls in flight. Each has the full
+    /// As many are made at the same time as the call budget allows in flight. Each has the full
     /// [`deadline`](crate::CallPolicy::deadline), and the whole has none. It continues after a
     /// failure.
     ///
@@ -422,7 +423,7 @@ impl Envelope {
     ) -> Result<(), Error> {
         let mut waiting = contexts.into_iter().collect::<Vec<_>>().into_iter().enumerate();
         let (mut asked, at_once) = (FuturesUnordered::new(), self.source.keks().at_once());
-        // One that a retry does not mend comes before those that it may.
+        // A permanent failure takes precedence over a retryable one.
         let rank = |n: usize, error: &Error| (error.is_retryable(), n);
         let mut first_failure: Option<(usize, Error)> = None;
         loop {
@@ -447,13 +448,13 @@ impl Envelope {
         }
     }
 
-    /// Has the DEKs of many messages cached, so that decrypting them asks no key service. Messages of
-    /// one DEK count once. Where a key service has batches (Vault Transit), one call brings many DEKs;
-    /// otherwise calls run side by side, within the [`CallBudget`](crate::CallBudget).
+    /// Caches the DEKs of many messages, so that decrypting them asks no key service. Messages of
+    /// one DEK count once. If a key service has batches (Vault Transit), one call returns many
+    /// DEKs. Otherwise calls run in parallel within the [`CallBudget`](crate::CallBudget).
     ///
-    /// Returns one result for each message, in order. A message that fails does not keep the others
-    /// from their DEKs. Prepare no more DEKs at a time than
-    /// [`max_entries`](crate::Limits::max_entries): a full cache evicts.
+    /// Returns one result for each message, in order. A failed message does not affect the others.
+    /// Prepare no more DEKs at a time than [`max_entries`](crate::Limits::max_entries): a full
+    /// cache evicts.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -485,7 +486,7 @@ impl Envelope {
         let messages: Vec<(_, Sealed<'m>)> =
             messages.into_iter().map(|(context, sealed)| (context, sealed.into())).collect();
         let contexts = messages.iter().map(|(context, _)| *context);
-        // Whoever is denied learns nothing of the message.
+        // A caller that is denied learns nothing about the message.
         let denied = self.denied(Action::Decrypt, contexts, caller).await;
         let messages: Vec<_> = messages
             .into_iter()
@@ -515,8 +516,8 @@ impl Envelope {
         place_of.into_iter().map(|place| answer(place?)).collect()
     }
 
-    /// Checks whether every KEK can be used now, in order of preference, including those whose
-    /// circuit breaker is open.
+    /// Checks whether every KEK can be used now, in order of preference, even if its circuit
+    /// breaker is open.
     pub async fn health(&self) -> Vec<(KekId, Result<Health, Error>)> {
         let ask = async |kek: &Arc<GuardedKek>| {
             let health = match kek.health().await {
@@ -542,7 +543,7 @@ fn request<'q>(context: &'q EncryptionContext, message: &'q Message<'_>) -> Read
     ReadingRequest { context, id, suite, wrapped_keys: Some(wrapped_keys), is_stored }
 }
 
-/// Extends `buffer` without leaving its plaintext behind in a block that it outgrew.
+/// Extends `buffer` without leaving its plaintext in the old allocation.
 fn grow(buffer: &mut Vec<u8>, len: usize) {
     if buffer.capacity() < len {
         let mut larger = Vec::with_capacity(len);
@@ -554,10 +555,10 @@ fn grow(buffer: &mut Vec<u8>, len: usize) {
 }
 
 impl ActingFor<'_> {
-    /// As [`Envelope::check_policy`].
+    /// Does the same as [`Envelope::check_policy`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::check_policy`].
     pub async fn check_policy(
         self,
         operation: Action,

@@ -1,4 +1,4 @@
-//! Decryption: the handle, and how plaintext is taken from a message.
+//! Decryption: the handle, and how plaintext is read from a message.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -20,11 +20,10 @@ use crate::suite::{DekId, InOut, Suite, Tag};
 /// A lease on the DEK of a message. It decrypts every message of that DEK, for loops and blocking
 /// code.
 ///
-/// Decrypting with it is synchronous and makes no call. After `max_age`, and when the DEK is
-/// denied, revoked or evicted, it returns [`ErrorKind::Expired`]. Under a
-/// [policy](crate::EnvelopeBuilder::policy) it also does when the decision that allowed it ends,
-/// and when the policy is reloaded. Get another with
-/// [`Envelope::decryptor`](crate::Envelope::decryptor).
+/// It decrypts synchronously and makes no call. After `max_age`, and when the DEK is denied,
+/// revoked or evicted, it returns [`ErrorKind::Expired`]. Under a
+/// [policy](crate::EnvelopeBuilder::policy) it also does when the allowing decision ends, and when
+/// the policy is reloaded. Get another with [`Envelope::decryptor`](crate::Envelope::decryptor).
 #[derive(Clone)]
 pub struct Decryptor {
     dek: Arc<ReadingDek>,
@@ -39,7 +38,7 @@ impl Decryptor {
         Self { dek, source, terms: HandleTerms::new(stale) }
     }
 
-    /// Returns the same handle for a caller, resting on a decision of the policy.
+    /// Returns the same handle for a caller, based on a decision of the policy.
     pub(super) fn resting_on(
         mut self,
         permission: Option<Permission>,
@@ -103,7 +102,7 @@ impl Decryptor {
     /// is unchanged.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt).
+    /// Those of [`decrypt`](Self::decrypt).
     pub fn decrypt_in_place<'b>(
         &self,
         aad: Aad<'_>,
@@ -119,7 +118,7 @@ impl Decryptor {
         Ok(opened.payload_of(buffer))
     }
 
-    /// Checks that it decrypts this message, and now.
+    /// Checks that it can decrypt this message now.
     fn check(&self, message: &Message<'_>) -> Result<(), Error> {
         self.check_is_of_dek(message)?;
         self.check_time()
@@ -134,7 +133,7 @@ impl Decryptor {
         &self.dek
     }
 
-    /// Checks that it decrypts this message.
+    /// Checks that this message belongs to its DEK.
     pub(super) fn check_is_of_dek(&self, message: &Message<'_>) -> Result<(), Error> {
         if (message.header.dek_id, message.header.suite)
             != (self.dek.lease.id, self.dek.lease.suite)
@@ -154,7 +153,7 @@ impl fmt::Debug for Decryptor {
     }
 }
 
-/// Decrypts a message to a new buffer, where the backend can in one pass.
+/// Decrypts a message to a new buffer, in one pass if the backend can.
 pub(super) fn open(
     dek: &ReadingDek,
     aad: Aad<'_>,
@@ -164,12 +163,12 @@ pub(super) fn open(
     let ciphertext = sealed.get(message.payload.clone()).unwrap_or_default();
     let mut to = zeros(ciphertext.len());
     let data = InOut { from: Some(ciphertext), to: &mut to };
-    // What is not authentic is wiped.
+    // Unauthentic output is wiped.
     dek.open_now(message.nonce, aad.as_bytes(), data, message.tag)?;
     Ok(Plaintext::new(to))
 }
 
-/// What is kept of a message while its buffer is mutably borrowed.
+/// The parts of a message that are kept while its buffer is mutably borrowed.
 pub(super) struct Opened {
     nonce: [u8; 24],
     nonce_len: usize,

@@ -8,11 +8,11 @@ use crate::memory::{wipe, wipe_and_keep};
 
 /// A decrypted payload: authenticated, readable as a slice, wiped on drop.
 ///
-/// What was wiped, and has 16 KiB to 4 MiB, may be used again for the next plaintext. The process
-/// keeps up to 4 MiB of zeros so.
+/// A wiped buffer of 16 KiB to 4 MiB may be reused for the next plaintext. The process keeps up to
+/// 4 MiB of zeros for that.
 ///
-/// No Clone, no serde, and its Debug shows the length only. A copy that you make of its bytes is
-/// yours to wipe.
+/// It has no Clone and no serde, and Debug shows only the length. You are responsible for wiping
+/// any copy that you make of its bytes.
 pub struct Plaintext(Vec<u8>);
 
 impl Plaintext {
@@ -20,7 +20,7 @@ impl Plaintext {
         Self(bytes)
     }
 
-    /// Adds bytes, for which there is room.
+    /// Appends bytes, for which there is room.
     pub(super) fn extend(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
@@ -29,7 +29,7 @@ impl Plaintext {
         &mut self.0
     }
 
-    /// Returns the bytes. From now on nothing wipes them.
+    /// Returns the bytes, which nothing wipes from now on.
     #[must_use]
     pub fn into_vec(mut self) -> Vec<u8> {
         std::mem::take(&mut self.0)
@@ -62,8 +62,8 @@ impl fmt::Debug for Plaintext {
     }
 }
 
-/// Plaintext in a caller's buffer that it may not have yet. It is wiped if it is not to be had, and if
-/// the caller gives up.
+/// Plaintext in a caller's buffer that the caller may not have yet. It is wiped unless it is
+/// released, even if the caller gives up.
 pub(super) struct Withheld<'b>(pub(super) &'b mut [u8]);
 
 impl Drop for Withheld<'_> {

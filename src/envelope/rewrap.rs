@@ -1,5 +1,5 @@
-//! Makes new wrapped keys for old messages. The payload is not touched, and no DEK enters the
-//! process if the key service can rewrap.
+//! Makes new wrapped keys for old messages. The payload is not touched, and if the key service can
+//! rewrap, no DEK enters the process.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -17,13 +17,14 @@ use crate::store::{RewrapOptions, RewrapProgress};
 use crate::suite::DekId;
 
 impl Envelope {
-    /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message. It
-    /// makes an entry for each writing KEK, by its current version, and no other. `false` where no
-    /// KEK is for writing, since such an envelope rewraps nothing.
+    /// Returns whether [`rewrap`](Self::rewrap) would change the wrapped keys of a message. A
+    /// rewrap makes an entry for each writing KEK, under its current version, and no other. Returns
+    /// `false` if no KEK is for writing, since such an envelope rewraps nothing.
     ///
     /// This is **a hint** from the bytes alone, whose metadata is not authenticated. Use it to skip
-    /// unnecessary work. Whoever can write messages can make it return `false`. Before you destroy
-    /// an old version of a KEK, [`rewrap`](Self::rewrap) every message, whatever this returns.
+    /// unnecessary work. Anyone who can write messages can make it return `false`. Before you
+    /// destroy an old version of a KEK, [`rewrap`](Self::rewrap) every message, whatever this
+    /// returns.
     ///
     /// # Errors
     /// The kinds for bytes that are not a message, and
@@ -34,7 +35,7 @@ impl Envelope {
         Ok(self.wrapped_keys_need_rewrap(&WrappedKeys::try_from(wrapped_keys)?))
     }
 
-    /// As [`needs_rewrap`](Self::needs_rewrap), for wrapped keys that are kept apart.
+    /// Does the same as [`needs_rewrap`](Self::needs_rewrap), for separately stored wrapped keys.
     #[must_use]
     pub fn wrapped_keys_need_rewrap(&self, keys: &WrappedKeys) -> bool {
         let writing = &self.source().keks().writing;
@@ -48,24 +49,22 @@ impl Envelope {
     }
 
     /// Returns the same message, wrapped by the current versions of the writing KEKs and by no
-    /// other. Nonce, ciphertext and tag are copied unchanged. For a stream, see
+    /// others. Nonce, ciphertext and tag are copied unchanged. For a stream, see
     /// [`rewrap_head`](Self::rewrap_head).
     ///
     /// Metadata is not trusted. An entry is wrapped again unless its `wrapped` bytes alone show
-    /// that it is current, so that under AWS KMS every call costs one `ReEncrypt`.
-    /// [`needs_rewrap`](Self::needs_rewrap) says which messages most likely need it.
+    /// that it is current, so under AWS KMS every call costs one `ReEncrypt`.
+    /// [`needs_rewrap`](Self::needs_rewrap) says which messages probably need it.
     ///
     /// Every entry of the result, kept or new, is unwrapped and checked against the DEK id before
     /// an old one is dropped, so the caller needs permission to unwrap.
     /// [`rewrap_unverified`](Self::rewrap_unverified) does not need it.
     ///
     /// # Errors
-    /// Those of the key service; [`ErrorKind::Invalid`] if an entry does
-    /// not give the DEK in this context;
-    /// [`ErrorKind::UnsupportedKind`] or others for bytes that
-    /// are not a message; [`ErrorKind::MissingWrappedKeys`]
-    /// for a compact one: use [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The message is as
-    /// good as before.
+    /// Those of the key service; [`ErrorKind::Invalid`] if an entry does not contain the DEK in
+    /// this context; [`ErrorKind::UnsupportedKind`] or others for bytes that are not a message;
+    /// [`ErrorKind::MissingWrappedKeys`] for a compact message: use
+    /// [`rewrap_wrapped_keys`](Self::rewrap_wrapped_keys). The old message remains valid.
     pub async fn rewrap(
         &self,
         context: &EncryptionContext,
@@ -74,11 +73,11 @@ impl Envelope {
         self.rewrap_message(None, context, sealed, Check::UnwrapEach).await
     }
 
-    /// As [`rewrap`](Self::rewrap), for a stream, of which it needs the head only. If the result is as
-    /// [long](StreamHead::len) as the old head, write it in its place. Otherwise the stream is the new
-    /// head and what followed the old one. [`StreamOptions::room`](crate::StreamOptions::room) decides
-    /// that. No chunk is read or changed.
-    ///
+    /// Rewraps a stream like [`rewrap`](Self::rewrap). It needs only the head. If the new head is
+    /// as [long](StreamHead::len) as the old one, overwrite the old one with it. Otherwise the new
+    /// stream is the new head followed by the rest of the old stream.
+    /// [`StreamOptions::room`](crate::StreamOptions::room) decides which. No chunk is read or
+    /// changed.
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, kek::local::LocalKek};
     /// # use std::io::Write;
@@ -97,7 +96,7 @@ impl Envelope {
     /// ```
     ///
     /// # Errors
-    /// As [`rewrap`](Self::rewrap).
+    /// Those of [`rewrap`](Self::rewrap).
     pub async fn rewrap_head(
         &self,
         context: &EncryptionContext,
@@ -106,16 +105,16 @@ impl Envelope {
         StreamHead::from_prefix(&self.rewrap(context, head.as_bytes()).await?)
     }
 
-    /// Rewraps many messages, each as [`rewrap`](Self::rewrap) does. Messages of
-    /// one DEK that have the same wrapped keys, as all of them have until some are rewrapped, cost
-    /// the calls of one. Returns one result for each message, in order; a
-    /// message that fails does not keep the others from their results.
+    /// Rewraps many messages, each like [`rewrap`](Self::rewrap). Messages of one DEK have the same
+    /// wrapped keys until some are rewrapped. Those with the same wrapped keys cost the calls of
+    /// one. Returns one result for each message, in order. A failed message does not affect the
+    /// others.
     ///
-    /// Where a key service has batches (Vault Transit), one call rewraps many lists and another checks
-    /// them. Otherwise each list has calls of its own. Calls run side by side within the
-    /// [`CallBudget`](crate::CallBudget), and each has the
-    /// [`deadline`](crate::CallPolicy::deadline) for itself. All results are kept in memory until
-    /// the last one is there, so give a large table in parts.
+    /// If a key service has batches (Vault Transit), one call rewraps many lists and another checks
+    /// them. Otherwise each list has its own calls. Calls run in parallel within the
+    /// [`CallBudget`](crate::CallBudget), and each has its own
+    /// [`deadline`](crate::CallPolicy::deadline). All results are kept in memory until the last one
+    /// is complete, so split a large table into parts.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -180,14 +179,14 @@ impl Envelope {
             .collect()
     }
 
-    /// As [`rewrap`](Self::rewrap), for a process that may not unwrap. It trusts what the key
-    /// service returns, **and a wrong response makes the message unreadable for ever** once the old
-    /// bytes are gone. Keep them until the new ones have been read.
+    /// Rewraps like [`rewrap`](Self::rewrap), for a process that may not unwrap. It trusts what the
+    /// key service returns, **and a wrong response makes the message unreadable forever** once the
+    /// old bytes are gone. Keep them until the new ones have been read.
     ///
-    /// A KEK without an entry gets one only if some other entry can be unwrapped after all.
+    /// A KEK without an entry gets one only if some other entry can be unwrapped.
     ///
     /// # Errors
-    /// As [`rewrap`](Self::rewrap).
+    /// Those of [`rewrap`](Self::rewrap).
     pub async fn rewrap_unverified(
         &self,
         context: &EncryptionContext,
@@ -196,10 +195,11 @@ impl Envelope {
         self.rewrap_message(None, context, sealed, Check::None).await
     }
 
-    /// As [`rewrap`](Self::rewrap), for the wrapped keys of compact messages of the DEK `dek_id`.
+    /// Rewraps the wrapped keys of compact messages of the DEK `dek_id`, like
+    /// [`rewrap`](Self::rewrap).
     ///
     /// # Errors
-    /// As [`rewrap`](Self::rewrap).
+    /// Those of [`rewrap`](Self::rewrap).
     pub async fn rewrap_wrapped_keys(
         &self,
         context: &EncryptionContext,
@@ -211,18 +211,18 @@ impl Envelope {
         self.confirm(permitted, Action::Rewrap, context, None).await.map(|()| rewrapped)
     }
 
-    /// Rewraps the wrapped keys of every DEK in the [key store](crate::EnvelopeBuilder::key_store), so
-    /// that the writing KEKs have wrapped them by their current versions, and no other KEK has. No
-    /// compact message changes. After it, a retired KEK can be disabled: see docs/key-stores.md,
-    /// "Rotation day". Messages that carry their wrapped keys need [`rewrap`](Self::rewrap).
+    /// Rewraps the wrapped keys of every DEK in the [key store](crate::EnvelopeBuilder::key_store)
+    /// under the current versions of the writing KEKs, and under no other KEK. Compact messages do
+    /// not change. Afterwards a retired KEK can be disabled: see docs/key-stores.md, "Rotation
+    /// day". Messages that carry their wrapped keys need [`rewrap`](Self::rewrap).
     ///
-    /// It reads the store page by page and calls `progress` after each. Where a KEK has batches, one
-    /// call rewraps many keys. Each new entry is unwrapped and checked before the old one goes, and a
-    /// row is replaced only if nobody changed it meanwhile. A walk that stops can
-    /// [go on](RewrapOptions::after), and a repetition does what is left. Branch keys are left as they
-    /// are: [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) is for them. So are
-    /// the keys of other [data domains](crate::domain). A policy is asked once, with the empty
-    /// context.
+    /// It reads the store page by page and calls `progress` after each page. If a KEK has batches,
+    /// one call rewraps many keys. Each new entry is unwrapped and checked before the old one is
+    /// dropped, and a row is replaced only if nobody else changed it meanwhile. An interrupted run
+    /// can [resume](RewrapOptions::after), and running it again does what is left. Branch keys are
+    /// not changed: use [`rewrap_branch_keys`](crate::branch::BranchKek::rewrap_branch_keys) for
+    /// them. Neither are the keys of other [data domains](crate::domain). A policy is asked once,
+    /// with the empty context.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek, store::MemoryStore};
@@ -235,7 +235,7 @@ impl Envelope {
     /// # let sealed = writer.encrypt_compact(&context, Aad::empty(), b"text").await?.into_parts().0;
     /// let envelope =
     ///     Envelope::builder().wrap_with(new.clone()).unwrap_with(old).key_store(store.clone()).build()?;
-    /// let mut cursor = None; // To be kept, for a walk that goes on.
+    /// let mut cursor = None; // Keep it, to resume an interrupted run.
     /// let done = envelope
     ///     .rewrap_stored(RewrapOptions::default(), |so_far| cursor = so_far.next.clone())
     ///     .await?;
@@ -249,8 +249,8 @@ impl Envelope {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] without a key store. The first outage of the store or of a KEK,
-    /// and a shut-down: the last progress says where to go on. Look at [`RewrapProgress::failed`] and
-    /// [`RewrapProgress::unknown`] too.
+    /// and a shut-down, end the run: the last progress says where to resume. Check
+    /// [`RewrapProgress::failed`] and [`RewrapProgress::unknown`] too.
     pub async fn rewrap_stored(
         &self,
         options: RewrapOptions,
@@ -280,7 +280,7 @@ impl Envelope {
     }
 }
 
-/// The DEK id and the wrapped keys of a message or stream that carries them.
+/// Returns the DEK id and the wrapped keys of a message or stream that carries them.
 fn embedded(sealed: &[u8]) -> Result<(DekId, &[u8]), Error> {
     match carried_keys(sealed)? {
         (dek_id, []) => {

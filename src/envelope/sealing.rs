@@ -1,4 +1,4 @@
-//! Encryption: the handle, and how the bytes of a message are put together.
+//! Encryption: the handle, and how the bytes of a message are assembled.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -19,13 +19,14 @@ use crate::suite::{DekId, InOut, Suite, TAG_LEN};
 /// A lease on the DEK that encrypts for one encryption context, for loops, streams of records and
 /// blocking code.
 ///
-/// Encrypting with it is synchronous and makes no call. It ends with its DEK. After `max_age`, when
-/// the DEK is denied, revoked or evicted, and in the child of a fork it returns
-/// [`ErrorKind::Expired`]. Under a [policy](crate::EnvelopeBuilder::policy) it also does when the
-/// decision that allowed it ends, and when the policy is reloaded. At a cap on messages or bytes it returns [`ErrorKind::Exhausted`]. Then
-/// get another with [`Envelope::encryptor`](crate::Envelope::encryptor).
+/// It encrypts synchronously and makes no call. It ends with its DEK. After `max_age`, when the DEK
+/// is denied, revoked or evicted, and in the child of a fork it returns [`ErrorKind::Expired`].
+/// Under a [policy](crate::EnvelopeBuilder::policy) it also does when the allowing decision ends,
+/// and when the policy is reloaded. At a cap on messages or bytes it returns
+/// [`ErrorKind::Exhausted`]. Then get another with
+/// [`Envelope::encryptor`](crate::Envelope::encryptor).
 ///
-/// A clone shares the caps.
+/// Clones share the caps.
 #[derive(Clone)]
 pub struct Encryptor {
     dek: Arc<WritingDek>,
@@ -40,7 +41,7 @@ impl Encryptor {
         Self { dek, source, terms: HandleTerms::new(stale) }
     }
 
-    /// Returns the same handle for a caller, resting on a decision of the policy.
+    /// Returns the same handle for a caller, based on a decision of the policy.
     pub(super) fn resting_on(
         mut self,
         permission: Option<Permission>,
@@ -91,14 +92,14 @@ impl Encryptor {
         &self.dek.wrapped_keys
     }
 
-    /// Returns the length of what precedes the ciphertext in a message: header, nonce, wrapped
+    /// Returns the length of the part of a message before the ciphertext: header, nonce, wrapped
     /// keys.
     #[must_use]
     pub fn prefix_len(&self) -> usize {
         self.dek.prefix(Form::Embedded).len()
     }
 
-    /// Returns the length of what follows the ciphertext in a message.
+    /// Returns the length of the part of a message after the ciphertext.
     #[must_use]
     pub fn tag_len(&self) -> usize {
         TAG_LEN
@@ -121,7 +122,7 @@ impl Encryptor {
         Reservation::for_handle(&*self.dek, len, self.terms.is_stale()?)
     }
 
-    /// Counts many messages, all or none, if the handle may still be used, and there is `room`.
+    /// Counts many messages, all or none, if the handle may still be used and `room` can be made.
     pub(super) fn reserve_many<R>(
         &self,
         many: Many,
@@ -140,7 +141,7 @@ impl Encryptor {
         self.terms.is_stale().map(|_| ())
     }
 
-    /// Encrypts one message in the caller's buffer, without allocating. The buffer has
+    /// Encrypts one message in the caller's buffer, without allocating. The buffer consists of
     /// [`prefix_len`](Self::prefix_len) bytes of room, the plaintext, and
     /// [`tag_len`](Self::tag_len) bytes of room. Afterwards the buffer is the message.
     ///
@@ -159,8 +160,8 @@ impl Encryptor {
     /// ```
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt), and [`ErrorKind::BufferSize`] for a buffer without that room.
-    /// The plaintext is then still there.
+    /// Those of [`encrypt`](Self::encrypt), and [`ErrorKind::BufferSize`] for a buffer without that
+    /// room. The plaintext is then still there.
     pub fn encrypt_in_place(&self, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
         self.encrypt_form_in_place(Form::Embedded, aad, buffer)
     }
@@ -199,13 +200,13 @@ impl CompactEncryptor {
         self.0.wrapped_keys()
     }
 
-    /// As [`Encryptor::prefix_len`].
+    /// Returns the same length as [`Encryptor::prefix_len`].
     #[must_use]
     pub fn prefix_len(&self) -> usize {
         self.0.dek.prefix(Form::Compact).len()
     }
 
-    /// As [`Encryptor::tag_len`].
+    /// Returns the same length as [`Encryptor::tag_len`].
     #[must_use]
     pub fn tag_len(&self) -> usize {
         self.0.tag_len()
@@ -214,7 +215,7 @@ impl CompactEncryptor {
     /// Encrypts one message.
     ///
     /// # Errors
-    /// As [`Encryptor::encrypt`].
+    /// Those of [`Encryptor::encrypt`].
     pub fn encrypt(&self, aad: Aad<'_>, plaintext: &[u8]) -> Result<Compact, Error> {
         let compact = seal_compact(&self.0.reserve(plaintext.len())?, aad, plaintext)?;
         self.0.count(1);
@@ -226,7 +227,7 @@ impl CompactEncryptor {
     /// [wrapped keys](Self::wrapped_keys).
     ///
     /// # Errors
-    /// As [`Encryptor::encrypt_in_place`].
+    /// Those of [`Encryptor::encrypt_in_place`].
     pub fn encrypt_in_place(&self, aad: Aad<'_>, buffer: &mut [u8]) -> Result<(), Error> {
         self.0.encrypt_form_in_place(Form::Compact, aad, buffer)
     }
@@ -246,8 +247,8 @@ fn no_room() -> Error {
     Error::new(ErrorKind::BufferSize, "the buffer has no room for prefix and tag")
 }
 
-/// Returns the length of a message, unless no buffer can have it: on 32 bits a plaintext may be in
-/// memory whose message does not fit.
+/// Returns the length of a message, unless no buffer can hold it: on 32 bits a plaintext may fit in
+/// memory and its message not.
 #[inline]
 pub(super) fn message_len(prefix: usize, plaintext: usize) -> Result<usize, Error> {
     let len = prefix.checked_add(plaintext).and_then(|len| len.checked_add(TAG_LEN));
@@ -260,7 +261,7 @@ fn no_buffer() -> Error {
     Error::new(ErrorKind::TooLarge, detail)
 }
 
-/// Makes a message in a new buffer, with one allocation. Where the backend can, the plaintext is
+/// Makes a message in a new buffer, with one allocation. If the backend can, the plaintext is
 /// encrypted from where it is.
 pub(super) fn seal<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
@@ -285,7 +286,7 @@ pub(super) fn seal_compact<D: Deref<Target = WritingDek>>(
     Ok(Compact::new(bytes, dek.lease.id, dek.wrapped_keys.clone()))
 }
 
-/// `buffer` is room for the prefix, the plaintext, and room for the tag.
+/// `buffer` consists of room for the prefix, the plaintext, and room for the tag.
 pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
     form: Form,
@@ -295,8 +296,8 @@ pub(super) fn seal_in_place<D: Deref<Target = WritingDek>>(
     seal_between(reservation, form, aad, None, buffer)
 }
 
-/// As [`seal_in_place`], or of a plaintext for which `buffer` has room. On an error there is no
-/// plaintext in `buffer` that was not there before.
+/// Does the same as [`seal_in_place`], or encrypts a plaintext for which `buffer` has room. On an
+/// error `buffer` holds no plaintext that was not there before.
 #[inline]
 fn seal_between<D: Deref<Target = WritingDek>>(
     reservation: &Reservation<D>,
@@ -315,7 +316,7 @@ fn seal_between<D: Deref<Target = WritingDek>>(
 mod tests {
     use super::*;
 
-    /// A length that no `Vec` can have would end the process.
+    /// Checked, since a length beyond every `Vec` would end the process.
     #[test]
     fn a_message_that_no_buffer_can_have_is_too_large() {
         let most = isize::MAX.unsigned_abs();

@@ -1,4 +1,4 @@
-//! Many values in one buffer, with the places where they begin.
+//! Many values in one buffer, with their offsets.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -9,8 +9,8 @@ use crate::error::{Error, ErrorKind};
 use crate::memory::wipe;
 use crate::suite::InOut;
 
-/// Values one behind the other in one buffer, in the order of the call that made them:
-/// [`Envelope::encrypt_many`](crate::Envelope::encrypt_many) and its siblings.
+/// Consecutive values in one buffer, in the order of the call that made them:
+/// [`Envelope::encrypt_many`](crate::Envelope::encrypt_many) and related calls.
 ///
 /// ```
 /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -25,11 +25,11 @@ use crate::suite::InOut;
 /// # Ok::<(), waxseal::Error>(()) }).unwrap();
 /// ```
 ///
-/// Debug shows numbers only.
+/// Debug shows only numbers.
 #[derive(PartialEq, Eq)]
 pub struct Values {
     bytes: Vec<u8>,
-    /// Begins with 0. Behind it the end of each value.
+    /// 0, followed by the end of each value.
     offsets: Vec<usize>,
 }
 
@@ -46,13 +46,13 @@ impl Values {
         self.offsets.len().saturating_sub(1)
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no values.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Returns one value. The first has the index 0.
+    /// Returns one value. The first has index 0.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let (begin, end) = (self.offsets.get(index)?, self.offsets.get(index.checked_add(1)?)?);
@@ -65,14 +65,14 @@ impl Values {
         self.into_iter()
     }
 
-    /// Returns all of them, one behind the other.
+    /// Returns the bytes of all values.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Returns where each value begins in [`as_bytes`](Self::as_bytes), and behind that where the
-    /// last one ends: one number more than there are values. Columnar formats have the same.
+    /// Returns where each value begins in [`as_bytes`](Self::as_bytes), followed by the end of the
+    /// last one. There is one offset more than there are values, as in columnar formats.
     #[must_use]
     pub fn offsets(&self) -> &[usize] {
         &self.offsets
@@ -84,16 +84,16 @@ impl Values {
         (self.bytes, self.offsets)
     }
 
-    /// Has room for so many values of so many bytes together.
+    /// Makes room for this many values with this many bytes in total.
     pub(super) fn with_room(values: usize, bytes: usize) -> Result<Self, Error> {
         let mut room = Self::default();
-        // What the caller has may stand in memory once and be named many times.
+        // The caller may have one value in memory and name it many times.
         room.bytes.try_reserve_exact(bytes).map_err(|_| no_memory())?;
         room.offsets.try_reserve_exact(values).map_err(|_| no_memory())?;
         Ok(room)
     }
 
-    /// Returns the buffer, to append a value to it, and the ends of the values.
+    /// Returns the buffer, for appending a value, and the ends of the values.
     #[inline]
     pub(super) fn parts_mut(&mut self) -> (&mut Vec<u8>, &mut Vec<usize>) {
         (&mut self.bytes, &mut self.offsets)
@@ -152,8 +152,8 @@ impl fmt::Debug for Values {
 /// The plaintexts of many messages, in the order of the messages: authenticated, readable as
 /// [`Values`], wiped on drop.
 ///
-/// No Clone, no serde, and its Debug shows numbers only. A copy that you make of its bytes is yours
-/// to wipe.
+/// It has no Clone and no serde, and Debug shows only numbers. You are responsible for wiping any
+/// copy that you make of its bytes.
 #[derive(Default)]
 pub struct Plaintexts(Values);
 
@@ -162,20 +162,20 @@ impl Plaintexts {
         Values::with_room(values, bytes).map(Self)
     }
 
-    /// Returns the bytes and the offsets. From now on nothing wipes them.
+    /// Returns the bytes and the offsets. Nothing wipes them from now on.
     #[must_use]
     pub fn into_parts(mut self) -> (Vec<u8>, Vec<usize>) {
         std::mem::take(&mut self.0).into_parts()
     }
 
-    /// Makes room for the next values, and for as many as are `hinted` at if those are like them.
+    /// Makes room for the next values, and for as many similar ones as the iterator `hinted` at.
     pub(super) fn expect(
         &mut self,
         values: usize,
         bytes: usize,
         hinted: usize,
     ) -> Result<(), Error> {
-        /// A hint is followed so far.
+        /// The maximum size for which a hint is followed.
         const MOST: usize = 64 << 20;
         let (used, room) = (self.0.bytes.len(), self.0.bytes.capacity());
         let wanted = used.checked_add(bytes).ok_or_else(no_memory)?;
@@ -185,15 +185,15 @@ impl Plaintexts {
             let mut larger = Vec::new();
             larger.try_reserve_exact(wanted).map_err(|_| no_memory())?;
             larger.extend_from_slice(&self.0.bytes);
-            // Nothing stays behind in a buffer that it outgrew.
+            // No plaintext is left in an outgrown buffer.
             wipe(&mut self.0.bytes);
             self.0.bytes = larger;
         }
         self.0.offsets.try_reserve(values).map_err(|_| no_memory())
     }
 
-    /// Appends the plaintexts of so many ciphertexts, for which there is room, and of which `open`
-    /// decrypts each to where it goes, or wipes that. If one fails, those before it stand.
+    /// Appends the plaintexts of these ciphertexts, for which there is room. `open` decrypts each
+    /// to its place, or wipes it. If one fails, those before it are kept.
     #[inline]
     pub(super) fn append<'s, T>(
         &mut self,

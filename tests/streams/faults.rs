@@ -146,7 +146,7 @@ fn a_reader_that_fails_at_any_call_gives_its_error_and_a_lie_is_no_panic() {
             };
             assert!(plaintext.starts_with(&read));
             if result.is_ok() {
-                // Beyond the last call, or the end was told twice.
+                // Beyond the last call, or the end was reported twice.
                 assert_eq!(read, plaintext);
                 break;
             }
@@ -228,7 +228,7 @@ fn after_an_error_of_the_writer_the_same_call_goes_on() {
 
 #[test]
 fn an_endless_head_takes_no_memory_for_what_it_claims() {
-    // W and R at their most, and nothing behind.
+    // W and R at their maximum, and nothing after them.
     let mut head = vec![0xC1, b'W', b'X', 1, 1, 2, 0xFF, 0xFF];
     head.resize(40, 7);
     head.extend([24, 0xFF, 0xFF, 0, 0, 0, 0, 0]);

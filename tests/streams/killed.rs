@@ -122,7 +122,7 @@ fn is_killed(status: ExitStatus) -> bool {
     status.signal() == Some(SIGXFSZ)
 }
 
-/// Each border of a chunk, and a byte before and behind.
+/// Each border of a chunk, and a byte before and after it.
 fn borders(first: usize, chunk: usize, end: usize) -> impl Iterator<Item = usize> {
     let borders = (0..).map(move |i| first + i * chunk).take_while(move |at| *at < end);
     let around = |at: usize| [at.saturating_sub(1), at, at + 1];
@@ -228,7 +228,7 @@ fn a_file_that_cannot_grow_is_an_error_that_leaves_nothing() {
     }
 }
 
-/// Between any two steps: those of the end too, which no border tells.
+/// Between any two steps, including those of the end, which no border marks.
 #[test]
 fn a_process_killed_at_any_moment_leaves_a_whole_file_or_none() {
     let (place, _) = place();

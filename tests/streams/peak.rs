@@ -20,7 +20,7 @@ fn peak() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// Encrypts so many bytes to a pipe, and decrypts what comes out of it.
+/// Encrypts this many bytes to a pipe, and decrypts what comes out of it.
 fn through_a_pipe(len: u64, chunk: u32, threads: usize) {
     let envelope = envelope(&local("kek"));
     let (alice, aad) = (context("alice"), Aad::from(AAD));
@@ -36,7 +36,7 @@ fn through_a_pipe(len: u64, chunk: u32, threads: usize) {
     });
 }
 
-/// In a process of its own, since the peak is that of all threads of one.
+/// In a separate process, since the peak is that of all threads of one.
 #[test]
 fn a_stream_takes_a_chunk_of_memory_for_each_thread_however_long_it_is() {
     for threads in [1, THREADS] {

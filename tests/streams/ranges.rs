@@ -253,7 +253,7 @@ fn files_are_read_from_many_threads_at_once() {
     });
 }
 
-/// For whoever gets the bytes of a stream in another way.
+/// For code that gets the bytes of a stream in another way.
 #[test]
 fn a_chunk_is_decrypted_at_its_index_and_nowhere_else() {
     let plaintext = plaintext(4096 * 2 + 100);
@@ -344,7 +344,7 @@ fn a_source_that_fails_ends_lies_or_mistakes_at_any_call_gives_an_error_and_noth
             });
             assert!(plaintext.starts_with(&all), "{act:?} at {at}");
             let Err(error) = result else {
-                // Beyond the last call, or in bytes behind the head, which are read again.
+                // Beyond the last call, or in bytes after the head, which are read again.
                 assert_eq!(all, plaintext, "{act:?} at {at}");
                 continue;
             };
@@ -398,7 +398,7 @@ fn of_chunks_in_another_order_only_those_at_their_place_are_read() {
         let mut start = 0;
         for (place, index) in order.iter().enumerate() {
             let end = (start + CHUNK).min(plaintext.len());
-            // A short chunk that stands before others moves what follows it.
+            // A short chunk before others moves what follows it.
             let is_whole = !order[..place].contains(&4);
             match stream.read_range(start as u64..end as u64) {
                 Ok(part) => {

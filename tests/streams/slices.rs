@@ -218,8 +218,8 @@ fn a_buffer_of_another_length_is_refused_and_left_alone() {
     assert_eq!(read_alice(&envelope, &buffer), (plaintext, Ok(())));
 }
 
-/// A buffer that is used again has the plaintext before. Whoever overlooks the error must not take
-/// it for the next.
+/// A reused buffer still has the previous plaintext. A caller that ignores the error must not
+/// mistake it for the next one.
 #[test]
 fn a_body_of_a_length_that_no_stream_has_leaves_zeros() {
     let envelope = envelope(&local("kek"));

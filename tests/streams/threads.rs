@@ -170,7 +170,7 @@ impl Read for Blocks {
     }
 }
 
-/// Notes what is written, and fails when it is told to.
+/// Notes what is written, and fails on command.
 struct Noted(std::sync::mpsc::Sender<usize>, std::sync::Arc<std::sync::atomic::AtomicBool>);
 
 impl Write for Noted {
@@ -219,7 +219,7 @@ fn what_was_read_is_written_while_the_reader_blocks_and_a_failure_waits_for_the_
 
 const COUNTED: &str = "WAXSEAL_TEST_STREAMS_THREADS";
 
-/// The threads of this process that work on a stream, besides its own.
+/// The threads of this process that work on a stream, apart from the caller's.
 fn working() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     // One that ends meanwhile has no name.
@@ -239,7 +239,7 @@ impl Read for Counting<'_> {
     }
 }
 
-/// In a process of its own, where nobody else has threads of that name.
+/// In a separate process, where nobody else has threads of that name.
 #[test]
 fn there_are_no_more_threads_than_chunks() {
     if std::env::var(COUNTED).is_err() {

@@ -241,7 +241,7 @@ async fn a_stream_whose_finish_is_given_up_at_any_await_is_whole_or_refused() {
     assert!((1..300).contains(&whole), "{whole}");
 }
 
-/// Does what it is told at one call.
+/// Does what the test sets for one call.
 struct FailsAt<I> {
     inner: I,
     calls: usize,

@@ -19,7 +19,7 @@ use crate::{Stop, bar, shown};
 /// No link is longer.
 const LONGEST_LINK: u64 = 4096;
 
-/// What an entry is authenticated as, besides its bytes.
+/// What is authenticated of an entry, in addition to its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     File,
@@ -147,7 +147,7 @@ impl Entry<'_> {
     fn sealed_file(self, aad: &[u8], source: &Metadata) -> Result<Found, Stop> {
         let Some(target) = self.target_metadata()? else { return Ok(Found::Nothing) };
         if !target.is_file() {
-            return Ok(Found::Other("is no file".to_owned()));
+            return Ok(Found::Other("is not a file".to_owned()));
         }
         let is_new = |len| len == source.len() && target.modified().ok() == source.modified().ok();
         match self.stream(self.target, aad) {
@@ -204,7 +204,7 @@ impl Entry<'_> {
         let aad = Kind::Link.aad(self.path);
         let found = match self.target_metadata()? {
             None => Found::Nothing,
-            Some(of) if !of.is_file() => Found::Other("is no file".to_owned()),
+            Some(of) if !of.is_file() => Found::Other("is not a file".to_owned()),
             Some(_) => match self.stream(self.target, &aad).map(|stream| text_of(&stream)) {
                 Ok(Ok(sealed)) if sealed == text => Found::Done,
                 Ok(_) => Found::Other("has another version of the link".to_owned()),
@@ -243,7 +243,7 @@ impl Entry<'_> {
                     _ => Found::Other("is something else than this link".to_owned()),
                 }
             }
-            (Kind::File, Some(of)) if !of.is_file() => Found::Other("is no file".to_owned()),
+            (Kind::File, Some(of)) if !of.is_file() => Found::Other("is not a file".to_owned()),
             (Kind::File, Some(of)) if of.len() != stream.len() => {
                 Found::Other("has another content".to_owned())
             }

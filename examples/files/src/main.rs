@@ -7,7 +7,7 @@
 //! tar c photos | cargo run --release -p waxseal-files -- encrypt --key my.key - - > photos.sealed
 //! ```
 //!
-//! A run that was interrupted goes on when it is started again. `arguments` reads the command line,
+//! An interrupted run continues when it is started again. `arguments` reads the command line,
 //! `tree` walks, `entry` has one file of a tree, `pipe` what comes and goes by a pipe.
 #![forbid(unsafe_code)]
 
@@ -119,7 +119,7 @@ fn run(arguments: &Arguments) -> Result<(), Stop> {
     }
 }
 
-/// A progress bar over so many bytes, or without an end. It is drawn on standard error, and only
+/// A progress bar over this many bytes, or without an end. It is drawn on standard error, and only
 /// where that is a terminal.
 fn bar(bytes: Option<u64>) -> ProgressBar {
     let target = match stderr().is_terminal() {

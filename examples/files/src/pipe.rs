@@ -104,7 +104,7 @@ pub(crate) fn place(
     let directory = parent.map_or_else(|| PathBuf::from("."), Path::to_owned);
     // The rename would replace a device, too.
     if target.symlink_metadata().is_ok_and(|there| !there.is_file()) {
-        return Err(Stop::Failed(format!("{} is no regular file", shown(target))));
+        return Err(Stop::Failed(format!("{} is not a regular file", shown(target))));
     }
     let mut builder = tempfile::Builder::new();
     builder.prefix(".waxseal-").suffix(".tmp").rand_bytes(16);

@@ -151,7 +151,7 @@ fn make(target: &Path, metadata: &Metadata) -> Result<(), Stop> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             match fs::symlink_metadata(target).map_err(cannot)?.is_dir() {
                 true => Ok(()),
-                false => Err(Stop::Failed(format!("{} is no directory", shown(target)))),
+                false => Err(Stop::Failed(format!("{} is not a directory", shown(target)))),
             }
         }
         Err(error) => Err(cannot(error)),

@@ -1,4 +1,4 @@
-//! What a new file has from its source besides the bytes: permissions, times, attributes.
+//! What a new file takes over from its source apart from the bytes: permissions, times, attributes.
 #![forbid(unsafe_code)]
 
 use std::fs::{File, FileTimes, Metadata};
@@ -8,7 +8,7 @@ use std::path::Path;
 use super::FileOptions;
 use super::source::Source;
 
-/// A file that another takes the place of.
+/// A file that is being replaced.
 pub(super) struct Replaced {
     pub(super) metadata: Metadata,
     has_access_list: bool,
@@ -24,8 +24,8 @@ impl Replaced {
     }
 }
 
-/// Gives `file` what `source` has. No more users than before may read it: neither than the source,
-/// nor than what it replaces.
+/// Gives `file` the attributes of `source`. Nobody may read it who could not read the source and
+/// the file that it replaces.
 pub(super) fn keep(
     source: &Source<'_>,
     file: &File,
@@ -38,7 +38,7 @@ pub(super) fn keep(
     }
     let times = FileTimes::new().set_modified(of.modified()?).set_accessed(of.accessed()?);
     file.set_times(times)?;
-    // It was made for this user only.
+    // It was created for this user only.
     if options.private { Ok(()) } else { keep_permissions(source, file, replaced) }
 }
 
@@ -51,7 +51,7 @@ fn keep_permissions(
     use std::fs::Permissions;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 
-    // As they are now: what was taken away while the source was read stays taken away.
+    // Read again now: a permission that was withdrawn while the source was read stays withdrawn.
     let (of, own) = (source.file.metadata()?, file.metadata()?);
     let has_group = own.gid() == of.gid() || fchown(file, None, Some(of.gid())).is_ok();
     let is_group_of = |replaced: &Replaced| replaced.metadata.gid() == of.gid();
@@ -59,14 +59,14 @@ fn keep_permissions(
         source: of.mode(),
         replaced: replaced.map_or(0o777, |replaced| replaced.metadata.mode()),
         is_one_group: has_group && replaced.is_none_or(is_group_of),
-        // A directory may give its new files one: then the bits of the group are its mask.
+        // A directory may give new files an access list. Then the group's bits are its mask.
         has_list: has_access_list(&source.file)
             || has_access_list(file)
             || replaced.is_some_and(|replaced| replaced.has_access_list),
     };
     file.set_permissions(Permissions::from_mode(readers.mode()))?;
-    // Last: the file may be another user's then. Few may give it away, and that is no failure. The
-    // owner of the source may be out of what is replaced.
+    // Last: the file may belong to another user then. Few processes may change the owner, so a
+    // failure is ignored. The source's owner may be excluded from the replaced file.
     let is_owner_of = |replaced: &Replaced| replaced.metadata.uid() == of.uid();
     if own.uid() != of.uid() && replaced.is_none_or(is_owner_of) {
         let _ = fchown(file, Some(of.uid()), None);
@@ -74,29 +74,29 @@ fn keep_permissions(
     Ok(())
 }
 
-/// Who may read the source and what it replaces.
+/// Who may read the source and the replaced file.
 #[cfg(unix)]
 struct Readers {
     source: u32,
     replaced: u32,
-    /// The group of the new file is that of both.
+    /// Whether both have the group of the new file.
     is_one_group: bool,
     has_list: bool,
 }
 
 #[cfg(unix)]
 impl Readers {
-    /// Returns permissions that let nobody in who was out.
+    /// Returns permissions that admit nobody who was excluded.
     fn mode(&self) -> u32 {
         let mode = self.source & self.replaced & 0o777;
         if self.has_list {
-            // With an access list the bits of group and others do not say who is out.
+            // With an access list, the bits of group and others do not show who is excluded.
             return mode & 0o700;
         }
         if self.is_one_group {
             return mode;
         }
-        // Members of one group are others now, and others may be members.
+        // Members of one group count as others now, and others may be members.
         let both = (mode >> 3) & mode & 0o007;
         mode & 0o700 | both << 3 | both
     }
@@ -120,18 +120,18 @@ fn has_access_list(_: &File) -> bool {
     false
 }
 
-/// Those of the user. Others are for the system to set.
+/// Returns the user's attributes. All other attributes are the system's to set.
 #[cfg(target_os = "linux")]
 fn copy_attributes(from: &File, to: &File) -> io::Result<()> {
     use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
     use rustix::io::Errno;
 
-    /// Both the list and a value have at most this (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+    /// The maximum size of the list and of a value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
     const MOST: usize = 65_536;
     let mut list = vec![0; MOST];
     let len = match flistxattr(from, &mut list[..]) {
         Ok(len) => len,
-        // The source's file system knows none.
+        // The source's file system does not support them.
         Err(Errno::NOTSUP) => 0,
         Err(error) => return Err(error.into()),
     };
@@ -170,7 +170,7 @@ mod tests {
             (0o644, 0o600, true, false, 0o600),
             (0o600, 0o644, true, false, 0o600),
             (0o664, 0o646, true, false, 0o644),
-            // Another group, or one whose members were out while others were in.
+            // Another group, or one whose members were excluded while others were not.
             (0o640, 0o777, false, false, 0o600),
             (0o644, 0o777, false, false, 0o644),
             (0o604, 0o777, false, false, 0o600),

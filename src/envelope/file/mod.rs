@@ -1,12 +1,12 @@
-//! Whole files, encrypted to and decrypted to another path.
+//! Whole files, encrypted or decrypted to another path.
 //!
 //! ```text
 //!   Plan: source is open, target is possible ──► look-up (await) ──► temporary file beside the target
 //!         ──► the stream ──► what is kept, sync ──► rename ──► sync of the directory
 //! ```
 //!
-//! Everything behind the look-up is synchronous. `source` and `place` know paths and renames, `kept`
-//! what a file has besides its bytes. None of them knows a key.
+//! Everything after the look-up is synchronous. `source` and `place` know paths and renames, `kept`
+//! knows a file's attributes. None of them knows a key.
 #![forbid(unsafe_code)]
 
 mod kept;
@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind};
 use place::Target;
 use source::Source;
 
-/// How a file is encrypted or decrypted. Options that are not set have their defaults.
+/// How a file is encrypted or decrypted. Unset options have their defaults.
 ///
 /// ```
 /// use std::num::NonZero;
@@ -62,47 +62,47 @@ impl Default for FileOptions {
 }
 
 impl FileOptions {
-    /// Replaces a target that exists, in one step. Without it the target is refused, also if it comes
-    /// into being meanwhile.
+    /// Replaces an existing target, in one step. Without it, an existing target is refused, even if
+    /// it appears meanwhile.
     #[must_use]
     pub fn overwrite(mut self) -> Self {
         self.overwrite = true;
         self
     }
 
-    /// Lets only this user read the new file, whoever may read the source. Set it where others can
-    /// change a sealed file, or may read it because it is encrypted: its permissions and its owner are
-    /// not authenticated, and without this option they are those of the plaintext.
+    /// Lets only this user read the new file, even if others may read the source. Set it if others
+    /// can change a sealed file, or may read it because it is encrypted. Its permissions and owner
+    /// are not authenticated, and without this option the plaintext gets the same ones.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.private = true;
         self
     }
 
-    /// Keeps extended attributes of the user (`user.*`), on Linux. They are not encrypted.
+    /// Keeps the user's extended attributes (`user.*`), on Linux. They are not encrypted.
     #[must_use]
     pub fn extended_attributes(mut self) -> Self {
         self.extended_attributes = true;
         self
     }
 
-    /// Sets how many threads work on the chunks, the calling one included; by default 1. Each holds
-    /// one chunk in memory.
+    /// Sets how many threads work on the chunks, including the calling one; by default 1. Each
+    /// holds one chunk in memory.
     #[must_use]
     pub fn threads(mut self, threads: NonZero<usize>) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Sets chunks, room and form of the stream that is written.
+    /// Sets the chunk size, room and form of the written stream.
     #[must_use]
     pub fn stream(mut self, options: StreamOptions) -> Self {
         self.stream = options;
         self
     }
 
-    /// Has `report` called with the number of plaintext bytes so far, about once a chunk and from
-    /// the threads that work.
+    /// Sets a function that receives the number of plaintext bytes so far, about once per chunk and
+    /// on the working threads.
     #[must_use]
     pub fn on_progress(mut self, report: impl Fn(u64) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(report));
@@ -123,15 +123,15 @@ impl fmt::Debug for FileOptions {
 }
 
 impl Envelope {
-    /// Encrypts a file to a stream at `target`. Returns how many bytes were read.
+    /// Encrypts a file to a stream at `target`. Returns the number of bytes read.
     ///
-    /// The target is there whole and durable, or not at all, whenever the process or the machine
-    /// stops: the stream is written to a file beside it, synced, and renamed. It keeps the source's
-    /// permissions and times. A target that exists is refused without
+    /// The target is complete and durable, or absent, whenever the process or the machine stops:
+    /// the stream is written to a file next to it, synced, and renamed. It keeps the source's
+    /// permissions and times. An existing target is refused without
     /// [`overwrite`](FileOptions::overwrite). docs/streams.md, "Files", has the details.
     ///
-    /// **It blocks while it reads and writes.** Only the look-up of the key is asynchronous. In async
-    /// code get a [`stream_encryptor`](Self::stream_encryptor), and call
+    /// **It blocks while it reads and writes.** Only the look-up of the key is asynchronous. In
+    /// async code get a [`stream_encryptor`](Self::stream_encryptor), and call
     /// [`StreamEncryptor::encrypt_file`] where blocking is allowed.
     ///
     /// ```
@@ -152,11 +152,12 @@ impl Envelope {
     /// ```
     ///
     /// # Errors
-    /// As [`stream_encryptor`](Self::stream_encryptor). [`ErrorKind::Io`] if a file could not be used,
-    /// or the source changed meanwhile; [`cause`](Error::cause) is the [`io::Error`], of the kind
-    /// [`AlreadyExists`](io::ErrorKind::AlreadyExists) for a target that exists.
-    /// [`ErrorKind::InvalidOption`] if source and target are one file, and for a compact stream
-    /// without a [key store](crate::EnvelopeBuilder::key_store). Nothing is at `target` then that was
+    /// Those of [`stream_encryptor`](Self::stream_encryptor). [`ErrorKind::Io`] if a file could not
+    /// be used, or the source changed meanwhile; [`cause`](Error::cause) is the [`io::Error`], with
+    /// the kind [`AlreadyExists`](io::ErrorKind::AlreadyExists) for an existing target.
+    /// [`ErrorKind::InvalidOption`] if source and target are the same file, and for a compact
+    /// stream without a [key store](crate::EnvelopeBuilder::key_store). After an error `target` is
+    /// as it was before.
     /// not there before.
     pub async fn encrypt_file(
         &self,
@@ -170,17 +171,18 @@ impl Envelope {
             .await
     }
 
-    /// Decrypts the stream in a file to `target`. Returns how many bytes were written.
+    /// Decrypts the stream in a file to `target`. Returns the number of bytes written.
     ///
-    /// The target is there whole and durable, or not at all, as with
-    /// [`encrypt_file`](Self::encrypt_file). Until the end of the stream is authenticated, the
-    /// plaintext is in a file of another name, which only this user may read. It is removed by
-    /// an error. If the process is killed it stays, as `.waxseal-*.tmp`.
+    /// The target is complete and durable, or absent, as with [`encrypt_file`](Self::encrypt_file).
+    /// Until the end of the stream is authenticated, the plaintext is in a file with another name,
+    /// which only this user may read. An error removes it. If the process is killed it stays, as
+    /// `.waxseal-*.tmp`.
     ///
     /// **It blocks while it reads and writes.** In async code call [`StreamDecryptor::decrypt_file`].
     ///
     /// # Errors
-    /// As [`decrypt_stream`](Self::decrypt_stream), and as there for files.
+    /// Those of [`decrypt_stream`](Self::decrypt_stream), and for files those of
+    /// [`encrypt_file`](Self::encrypt_file).
     pub async fn decrypt_file(
         &self,
         context: &EncryptionContext,
@@ -224,10 +226,10 @@ impl Envelope {
 }
 
 impl ActingFor<'_> {
-    /// As [`Envelope::encrypt_file`].
+    /// Does the same as [`Envelope::encrypt_file`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt_file`].
     pub async fn encrypt_file(
         self,
         context: &EncryptionContext,
@@ -240,10 +242,10 @@ impl ActingFor<'_> {
         self.envelope.encrypt_file_for(self.caller, (context, aad), paths, options).await
     }
 
-    /// As [`Envelope::decrypt_file`].
+    /// Does the same as [`Envelope::decrypt_file`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt_file`].
     pub async fn decrypt_file(
         self,
         context: &EncryptionContext,
@@ -258,8 +260,8 @@ impl ActingFor<'_> {
 }
 
 impl StreamEncryptor {
-    /// As [`Envelope::encrypt_file`], without a look-up: for threads on which blocking is allowed.
-    /// The options for the stream itself are those of this encryptor.
+    /// Does the same as [`Envelope::encrypt_file`], without a look-up. It is for threads on which
+    /// blocking is allowed. The stream's options are those of this encryptor.
     ///
     /// ```no_run
     /// # use waxseal::{Aad, EncryptionContext, Envelope, FileOptions, StreamOptions};
@@ -272,7 +274,7 @@ impl StreamEncryptor {
     /// ```
     ///
     /// # Errors
-    /// As [`Envelope::encrypt_file`], apart from the look-up.
+    /// Those of [`Envelope::encrypt_file`], apart from those of the look-up.
     pub fn encrypt_file(
         self,
         source: impl AsRef<Path>,
@@ -284,12 +286,13 @@ impl StreamEncryptor {
 }
 
 impl StreamDecryptor {
-    /// As [`Envelope::decrypt_file`], without a look-up: for threads on which blocking is allowed.
-    /// `source` is the whole stream, with its head, which another rewrap may have changed meanwhile.
+    /// Does the same as [`Envelope::decrypt_file`], without a look-up. It is for threads on which
+    /// blocking is allowed. `source` is the whole stream, with its head, which a rewrap may have
+    /// changed meanwhile.
     ///
     /// # Errors
-    /// As [`Envelope::decrypt_file`], apart from the look-up. [`ErrorKind::Invalid`] if the file has
-    /// another stream than this one.
+    /// Those of [`Envelope::decrypt_file`], apart from those of the look-up. [`ErrorKind::Invalid`]
+    /// if the file holds another stream.
     pub fn decrypt_file(
         self,
         source: impl AsRef<Path>,
@@ -305,7 +308,7 @@ impl StreamDecryptor {
     }
 }
 
-/// A source that is open, and a target that is possible. Nothing is written yet.
+/// An open source and a valid target. Nothing is written yet.
 struct Plan<'p> {
     source: Source<'p>,
     target: Target<'p>,
@@ -325,7 +328,7 @@ impl<'p> Plan<'p> {
 
     fn encrypt(self, encryptor: StreamEncryptor) -> Result<u64, Error> {
         let new = self.target.begin()?;
-        // A byte more than it had, to notice that it grew, and no endless log.
+        // One byte more than it had, to notice that it grew without following an endless log.
         let from = self.input().take(self.source.len().saturating_add(1));
         let to = Output::new(new.file(), self.target.path, None);
         let read = encryptor.encrypt(self.options.threads, from, to);
@@ -401,16 +404,16 @@ impl Write for Output<'_> {
     }
 }
 
-/// The error of a path, in a form that goes through a reader or writer.
+/// Returns an error with its path, in a form that passes through a reader or writer.
 fn named(what: &str, path: &Path, error: io::Error) -> io::Error {
-    // Those are repeated.
+    // Those are retried.
     if error.kind() == io::ErrorKind::Interrupted {
         return error;
     }
     source::failed(&format!("could not be {what}"), path, error).into()
 }
 
-/// The error of a whole stream. `path` has what the library itself refuses.
+/// Returns the error of a whole stream. `path` is named in the library's own refusals.
 fn failed(error: io::Error, path: &Path) -> Error {
     match error.downcast::<Error>() {
         Ok(error) if error.kind() == ErrorKind::Io => error,

@@ -1,4 +1,4 @@
-//! How a new file takes its place.
+//! Puts a new file in place.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -13,29 +13,29 @@ use super::source::{Source, failed, is_regular, refused};
 use super::{FileOptions, kept};
 use crate::error::{Error, ErrorKind};
 
-/// Temporary files are named `.waxseal-*.tmp`, whatever the target's name: it may be as long as a
-/// name can be.
+/// Temporary files are named `.waxseal-*.tmp`, whatever the target's name, which may already have
+/// the maximum length.
 const PREFIX: &str = ".waxseal-";
 const SUFFIX: &str = ".tmp";
 
 /// A path at which a file can be placed.
 pub(super) struct Target<'p> {
-    /// As it was given, for errors.
+    /// As the caller gave it, for errors.
     pub(super) path: &'p Path,
-    /// From the root: the process may change its directory before the file is whole.
+    /// Absolute: the process may change its directory before the file is complete.
     place: PathBuf,
     directory: PathBuf,
     overwrite: bool,
 }
 
 impl<'p> Target<'p> {
-    /// Checks what can be known before anything is written.
+    /// Checks everything that can be known before writing.
     pub(super) fn check(
         path: &'p Path,
         source: &Source<'_>,
         overwrite: bool,
     ) -> Result<Self, Error> {
-        // `new/` and `new/.` name a directory. To a `Path`, the last part of both is `new`.
+        // `new/` and `new/.` name a directory. As a `Path`, both end in `new`.
         let text = path.to_string_lossy();
         let is_directory = text.strip_suffix('.').unwrap_or(&text).ends_with(is_separator);
         if path.file_name().is_none() || is_directory {
@@ -48,7 +48,7 @@ impl<'p> Target<'p> {
         Ok(target)
     }
 
-    /// Returns what is there now, and may be replaced.
+    /// Returns the file that is there now, if it may be replaced.
     fn existing(&self, source: &Source<'_>) -> Result<Option<Replaced>, Error> {
         let path = self.path;
         let existing = match fs::symlink_metadata(&self.place) {
@@ -67,10 +67,10 @@ impl<'p> Target<'p> {
         }
     }
 
-    /// Makes the temporary file beside the target, for this user only.
+    /// Creates the temporary file next to the target, for this user only.
     pub(super) fn begin(&self) -> Result<New<'_>, Error> {
         let cannot = |error| failed("is in a directory that could not be used", self.path, error);
-        // First: without it the rename is not durable.
+        // Opened first: without it the rename is not durable.
         let directory = open_directory(&self.directory).map_err(cannot)?;
         let mut builder = tempfile::Builder::new();
         builder.prefix(PREFIX).suffix(SUFFIX).rand_bytes(16);
@@ -109,14 +109,15 @@ impl New<'_> {
         self.temporary.as_file()
     }
 
-    /// Gives it what the source has, and puts it at its place, durably.
+    /// Gives it the attributes of the source, and puts it in place, durably.
     pub(super) fn commit(self, source: &Source<'_>, options: &FileOptions) -> Result<(), Error> {
         let Self { target, temporary, directory } = self;
         let cannot = |error| failed("could not be written", target.path, error);
-        // Once more: hours may have passed, and something else may be there.
+        // Checked again: hours may have passed, and something else may be there.
         let replaced = target.existing(source)?;
-        kept::keep(source, temporary.as_file(), replaced.as_ref(), options)
-            .map_err(|error| failed("cannot have what the source has", target.path, error))?;
+        kept::keep(source, temporary.as_file(), replaced.as_ref(), options).map_err(|error| {
+            failed("cannot take over the source's attributes", target.path, error)
+        })?;
         temporary.as_file().sync_all().map_err(cannot)?;
         let placed = match target.overwrite {
             true => temporary.persist(&target.place),
@@ -124,9 +125,9 @@ impl New<'_> {
         };
         placed.map_err(|error| failed("could not be put in place", target.path, error.error))?;
         match directory.map_or(Ok(()), |directory| directory.sync_all()) {
-            // Some file systems cannot.
+            // Some file systems cannot do it.
             Err(error) if error.kind() != io::ErrorKind::InvalidInput => {
-                Err(failed("is in place, and may be gone after a crash", target.path, error))
+                Err(failed("is in place, but may be lost in a crash", target.path, error))
             }
             _ => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! Where a file comes from, and the errors about a file.
+//! The source file, and the errors about files.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -12,18 +12,18 @@ use crate::error::{Error, ErrorKind};
 pub(super) struct Source<'p> {
     pub(super) path: &'p Path,
     pub(super) file: File,
-    /// As it was when it was opened.
+    /// The metadata at the time of opening.
     pub(super) metadata: Metadata,
 }
 
 impl<'p> Source<'p> {
     pub(super) fn open(path: &'p Path) -> Result<Self, Error> {
         let cannot = |error| failed("could not be opened", path, error);
-        // Before it is opened, which may do something to a device.
+        // Checked before opening, which may affect a device.
         is_regular(path, &fs::metadata(path).map_err(cannot)?)?;
         let mut options = fs::OpenOptions::new();
         options.read(true);
-        // A pipe that has taken its place must not make this wait.
+        // A pipe that has taken its place must not block this.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(
             &mut options,
@@ -39,8 +39,8 @@ impl<'p> Source<'p> {
         self.metadata.len()
     }
 
-    /// Refuses what was read if the file is known to have changed meanwhile. A change that keeps the
-    /// length, within one tick of the file system's clock, is not seen.
+    /// Refuses the content if the file is known to have changed while it was read. A change that
+    /// keeps the length, within one tick of the file system's clock, is not seen.
     pub(super) fn check_unchanged(&self, read: u64) -> Result<(), Error> {
         let cannot = |error| failed("could not be read", self.path, error);
         let now = self.file.metadata().map_err(cannot)?;
@@ -57,7 +57,7 @@ pub(super) fn is_regular(path: &Path, metadata: &Metadata) -> Result<(), Error> 
         kind if kind.is_file() => Ok(()),
         kind if kind.is_dir() => Err(refused("is a directory", path)),
         kind if kind.is_symlink() => Err(refused("is a symbolic link", path)),
-        _ => Err(refused("is no regular file: pipes and devices take streams", path)),
+        _ => Err(refused("is not a regular file: use streams for pipes and devices", path)),
     }
 }
 

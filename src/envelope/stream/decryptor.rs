@@ -1,4 +1,4 @@
-//! The key of a stream that is read.
+//! The key for reading a stream.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -14,10 +14,10 @@ use crate::format::stream::no_last_chunk;
 use crate::memory::wipe;
 use crate::suite::{ChunkSize, DekId, InOut, TAG_LEN};
 
-/// The key of one stream: see [`Envelope::stream_decryptor`](crate::Envelope::stream_decryptor). It
-/// was checked that the stream's head belongs to the context and the AAD.
+/// The key of one stream: see [`Envelope::stream_decryptor`](crate::Envelope::stream_decryptor).
+/// The stream's head has been checked against the context and the AAD.
 ///
-/// Its time ends as [`Limits::max_stream_age`](crate::Limits::max_stream_age) says. When its DEK is
+/// It is valid for [`Limits::max_stream_age`](crate::Limits::max_stream_age). When its DEK is
 /// denied, revoked or evicted by [`evict_context`](crate::Envelope::evict_context), the next chunk
 /// fails with [`ErrorKind::Expired`]. A clone is a pointer.
 #[derive(Clone)]
@@ -51,13 +51,13 @@ impl StreamDecryptor {
         &self.head
     }
 
-    /// Returns the plaintext of a stream. `inner` gives the bytes that follow the head.
+    /// Returns a reader of the plaintext. `inner` supplies the bytes that follow the head.
     pub fn reader<R: Read>(self, inner: R) -> StreamReader<R> {
         StreamReader::new(Opening::new(self), inner)
     }
 
-    /// Returns the plaintext of a stream at any place. `source` is the whole stream, with its head.
-    /// Reads the last chunk, which authenticates the length.
+    /// Returns a reader of the plaintext at any position. `source` is the whole stream, with its
+    /// head. This reads the last chunk, which authenticates the length.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] and
@@ -67,13 +67,13 @@ impl StreamDecryptor {
         SeekableStream::new(self, source)
     }
 
-    /// Decrypts one chunk with its tag, for code of your own that gets the bytes of a stream. It does
-    /// no I/O.
+    /// Decrypts one chunk with its tag, for your own code that obtains the bytes of a stream. It
+    /// does no I/O.
     ///
-    /// Chunk `index`, counted from 0, stands `index * (chunk_size + 16)` bytes behind the head, and has
-    /// `chunk_size + 16` bytes. Only the last is shorter, down to 16 bytes. So plaintext that is shorter
-    /// than [`chunk_size`](StreamHead::chunk_size) is the authentic end of the stream. **A longer one
-    /// says nothing about the end**, and a part is not the whole.
+    /// Chunk `index`, counted from 0, is `index * (chunk_size + 16)` bytes after the head, and has
+    /// `chunk_size + 16` bytes. Only the last is shorter, down to 16 bytes. So plaintext that is
+    /// shorter than [`chunk_size`](StreamHead::chunk_size) is the authentic end of the stream. **A
+    /// full chunk says nothing about the end**, and a part is not the whole.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -92,9 +92,9 @@ impl StreamDecryptor {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if it is not that chunk of this stream, [`ErrorKind::Malformed`] for a
-    /// length that no chunk has, [`ErrorKind::Expired`] when the time of the stream is over. The buffer
-    /// is wiped then.
+    /// [`ErrorKind::Invalid`] if it is not that chunk of this stream, [`ErrorKind::Malformed`] for
+    /// a length that no chunk has, [`ErrorKind::Expired`] when the stream's time is over. The
+    /// buffer is then wiped.
     pub fn decrypt_chunk(&self, index: u64, mut sealed: Vec<u8>) -> Result<Plaintext, Error> {
         if sealed.len() > self.chunk.bytes() + TAG_LEN {
             wipe(&mut sealed);
@@ -106,7 +106,7 @@ impl StreamDecryptor {
     }
 
     /// Decrypts one chunk with its tag, in place, and returns the length of its plaintext. The last
-    /// chunk is the one that is shorter than the others.
+    /// chunk is shorter than the others.
     pub(super) fn open(&self, index: u64, sealed: &mut [u8]) -> Result<usize, Error> {
         if let Some((payload, tag)) = sealed.split_last_chunk_mut::<TAG_LEN>() {
             self.key.open(index, InOut::in_place(payload), tag)?;
@@ -122,13 +122,13 @@ impl StreamDecryptor {
         self.key.with(|key| open_to(&key, index, sealed, to))
     }
 
-    /// Returns the key, to use it for several chunks.
+    /// Returns the key, for use with several chunks.
     pub(super) fn key(&self) -> &StreamDek {
         &self.key
     }
 }
 
-/// As [`StreamDecryptor::open_to`], with a key that is in use.
+/// Does the same as [`StreamDecryptor::open_to`], with a key that is in use.
 pub(super) fn open_to(
     key: &StreamUse<'_>,
     index: u64,

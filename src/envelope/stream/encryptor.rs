@@ -1,4 +1,4 @@
-//! The key of a stream that is written.
+//! The key for writing a stream.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::format::WrappedKeys;
 use crate::format::stream::Head;
 use crate::suite::{ChunkSize, DekId, InOut, TAG_LEN};
 
-/// The most bytes of wrapped keys and room.
+/// The maximum size of wrapped keys and room in bytes.
 const MAX_KEY_SPACE: u32 = 2 * 65_535;
 
-/// How a stream is written. Options that are not set have their defaults.
+/// How a stream is written. Unset options have their defaults.
 ///
 /// ```
 /// use waxseal::StreamOptions;
@@ -40,25 +40,25 @@ impl Default for StreamOptions {
 
 impl StreamOptions {
     /// Sets the plaintext bytes of a chunk: a power of two from 4 KiB to 16 MiB, by default 64 KiB.
-    /// Writer and reader keep one chunk in memory. A ranged read fetches whole chunks. It is at most
-    /// [`Limits::max_bytes`](crate::Limits::max_bytes).
+    /// Writer and reader keep one chunk in memory. A ranged read fetches whole chunks. The chunk
+    /// size may not exceed [`Limits::max_bytes`](crate::Limits::max_bytes).
     #[must_use]
     pub const fn chunk_size(mut self, bytes: u32) -> Self {
         self.chunk_size = bytes;
         self
     }
 
-    /// Sets how many zero bytes stand behind the wrapped keys, by default 256. A rewrap whose list is
-    /// up to this much longer changes the head in place.
+    /// Sets how many zero bytes follow the wrapped keys, by default 256. A rewrap whose list is up
+    /// to this much longer changes the head in place.
     #[must_use]
     pub const fn room(mut self, bytes: u16) -> Self {
         self.room = bytes;
         self
     }
 
-    /// Sets how many bytes wrapped keys and room have together, at most 131,070, in place of
-    /// [`room`](Self::room). So all heads have one length, and plaintext lengths follow from those of
-    /// the streams.
+    /// Sets the total size of wrapped keys and room, at most 131,070 bytes, instead of
+    /// [`room`](Self::room). All heads then have the same length, so plaintext lengths follow from
+    /// those of the streams.
     #[must_use]
     pub const fn key_space(mut self, bytes: u32) -> Self {
         self.key_space = Some(bytes);
@@ -112,10 +112,10 @@ impl StreamOptions {
 
 /// The key of one new stream: see [`Envelope::stream_encryptor`](crate::Envelope::stream_encryptor).
 ///
-/// It is no [`Encryptor`](crate::Encryptor): it writes **one** stream, and so there is no clone. Its
-/// time ends as [`Limits::max_stream_age`](crate::Limits::max_stream_age) says. When its DEK is
-/// denied, revoked or evicted by [`evict_context`](crate::Envelope::evict_context), and in the child
-/// of a fork, the next chunk fails with [`ErrorKind::Expired`].
+/// It is not an [`Encryptor`](crate::Encryptor): it writes **one** stream, and so it cannot be
+/// cloned. It is valid for [`Limits::max_stream_age`](crate::Limits::max_stream_age). When its DEK
+/// is denied, revoked or evicted by [`evict_context`](crate::Envelope::evict_context), and in the
+/// child of a fork, the next chunk fails with [`ErrorKind::Expired`].
 #[must_use = "a stream is written by its writer"]
 pub struct StreamEncryptor {
     key: Arc<StreamDek>,
@@ -166,8 +166,8 @@ impl StreamEncryptor {
         self.head.len()
     }
 
-    /// Returns the length of a stream of so many plaintext bytes. `None` for a number beyond every
-    /// stream.
+    /// Returns the length of a stream with this many plaintext bytes. `None` for more than any
+    /// stream can have.
     #[must_use]
     pub fn stream_len(&self, plaintext_len: u64) -> Option<u64> {
         let last = plaintext_len / self.chunk.bytes() as u64;
@@ -175,8 +175,8 @@ impl StreamEncryptor {
         plaintext_len.checked_add((last + 1) * TAG_LEN as u64)?.checked_add(self.head.len() as u64)
     }
 
-    /// Encrypts one chunk to the front of `to`, and its tag to the end. Without `from` the plaintext is
-    /// there. **Once for each index**: the caller counts.
+    /// Encrypts one chunk to the front of `to`, and its tag to the end. Without `from` the
+    /// plaintext is already there. **Call it once for each index**: the caller counts.
     pub(super) fn seal_chunk(
         &self,
         index: u64,
@@ -189,7 +189,7 @@ impl StreamEncryptor {
         Ok(())
     }
 
-    /// Returns the key, to use it for several chunks.
+    /// Returns the key, for use with several chunks.
     pub(super) fn key(&self) -> &StreamDek {
         &self.key
     }

@@ -1,4 +1,4 @@
-//! The head of a stream, as users have it.
+//! The public view of a stream's head.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,14 +10,14 @@ use crate::format::WrappedKeys;
 use crate::format::stream::{FIXED_LEN, Head, head_len};
 use crate::suite::{DekId, Suite};
 
-/// How many bytes of a head are asked for at once: memory is taken for bytes that came, not for
-/// those that a head claims to have.
+/// How many bytes of a head are requested at once. Memory is allocated for bytes that arrived, not
+/// for those that a head claims to have.
 const STEP: usize = 4096;
 
-/// What stands in front of a stream's chunks: its suite, its DEK id, its wrapped keys.
+/// The part before a stream's chunks: its suite, its DEK id, its wrapped keys.
 ///
-/// **Nothing in it is authenticated** before a [`StreamDecryptor`](crate::StreamDecryptor) was made
-/// of it.
+/// **Nothing in it is authenticated** before it has become a
+/// [`StreamDecryptor`](crate::StreamDecryptor).
 #[derive(Clone, PartialEq, Eq)]
 pub struct StreamHead {
     bytes: Box<[u8]>,
@@ -25,17 +25,16 @@ pub struct StreamHead {
     dek_id: DekId,
     chunk_size: usize,
     room: u16,
-    /// Those of a compact stream.
+    /// The wrapped keys of a compact stream.
     apart: Option<WrappedKeys>,
 }
 
 impl StreamHead {
-    /// Reads a head, and not a byte behind it. A head has at most 131,174 bytes.
+    /// Reads a head, and no byte after it. A head has at most 131,174 bytes.
     ///
     /// # Errors
     /// The kinds for bytes that are not a stream of this format;
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the reader failed, a reader that would block
-    /// included.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the reader failed or would block.
     pub fn read(mut reader: impl Read) -> Result<Self, Error> {
         let mut buffer = HeadBuffer::default();
         while let Some(room) = buffer.room()? {
@@ -48,7 +47,7 @@ impl StreamHead {
         buffer.into_head()
     }
 
-    /// Reads the head at the front of `bytes`, whatever follows.
+    /// Reads the head at the front of `bytes`, and ignores what follows.
     ///
     /// # Errors
     /// The kinds for bytes that are not a stream of this format.
@@ -82,8 +81,8 @@ impl StreamHead {
         }
     }
 
-    /// Supplies the wrapped keys of a stream in compact form. A stream that carries its own is read
-    /// with those.
+    /// Supplies the wrapped keys of a stream in compact form. A stream that carries wrapped keys
+    /// uses those instead.
     #[must_use]
     pub fn with_wrapped_keys(mut self, wrapped_keys: &WrappedKeys) -> Self {
         self.apart = Some(wrapped_keys.clone());
@@ -115,33 +114,33 @@ impl StreamHead {
         self.dek_id
     }
 
-    /// Returns the commitment. Every stream has another one, a rewrap does not change it, and nobody
-    /// without the DEK can make a second stream with it. So whoever keeps it elsewhere, as in a
-    /// catalogue, can tell that a stream is the one that was written.
+    /// Returns the commitment. It differs for every stream, and a rewrap does not change it. Nobody
+    /// without the DEK can make a second stream with the same one. If you store it elsewhere, such
+    /// as in a catalogue, you can check that a stream is the one that was written.
     #[must_use]
     pub fn commitment(&self) -> [u8; 32] {
         self.bytes.last_chunk().copied().unwrap_or_default()
     }
 
-    /// Returns the plaintext bytes of each chunk but the last.
+    /// Returns the plaintext bytes of each chunk except the last.
     #[must_use]
     pub fn chunk_size(&self) -> usize {
         self.chunk_size
     }
 
-    /// Returns how many bytes longer the wrapped keys can become without a longer head.
+    /// Returns how many bytes the wrapped keys can grow without a longer head.
     #[must_use]
     pub fn room(&self) -> u16 {
         self.room
     }
 
-    /// Returns the length of the plaintext, from the length of the whole stream in bytes.
+    /// Returns the length of the plaintext, computed from the length of the whole stream in bytes.
     ///
-    /// It is **what the length says**: authentic is that of a [`SeekableStream`](crate::SeekableStream).
+    /// It is **not authenticated**. The length that a [`SeekableStream`](crate::SeekableStream)
+    /// returns is.
     ///
-    /// # Errors
     /// [`ErrorKind::Malformed`](crate::ErrorKind::Malformed) for a length that no stream has, and
-    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) for one beyond every stream.
+    /// [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) for more than any stream can have.
     pub fn plaintext_len(&self, stream_len: u64) -> Result<u64, Error> {
         Ok(self.parsed()?.layout(stream_len)?.plaintext_len)
     }
@@ -180,7 +179,7 @@ impl fmt::Debug for StreamHead {
     }
 }
 
-/// A head that comes in pieces.
+/// A head that arrives in pieces.
 #[derive(Default)]
 pub(super) struct HeadBuffer {
     bytes: Vec<u8>,
@@ -198,7 +197,7 @@ impl HeadBuffer {
         Ok(self.bytes.get_mut(self.filled..).filter(|room| !room.is_empty()))
     }
 
-    /// `n` bytes came. None are the end of the input, where a head has no end.
+    /// Records that `n` bytes arrived. 0 is the end of the input, which a head may not have.
     pub(super) fn filled(&mut self, n: usize) -> Result<(), Error> {
         self.filled += n;
         if n == 0 {

@@ -6,8 +6,8 @@
 //!                                                   └─► SeekableStream: Read + Seek, read_range
 //! ```
 //!
-//! The key is looked up once, and everything behind it is synchronous. `sealing` and `opening` turn
-//! bytes into chunks and back and do no I/O. What reads and writes is around them.
+//! The key is looked up once, and everything after that is synchronous. `sealing` and `opening`
+//! convert bytes to chunks and back, and do no I/O. The other modules read and write.
 #![forbid(unsafe_code)]
 
 mod decryptor;
@@ -43,7 +43,7 @@ use crate::error::{Error, ErrorKind};
 use crate::observe::Access;
 
 impl Envelope {
-    /// Begins a stream: what is written to the result is encrypted, in chunks, to `writer`.
+    /// Begins a stream. Data written to the result is encrypted, in chunks, to `writer`.
     ///
     /// **Call [`finish`](StreamWriter::finish)**, or every reader refuses the stream. The key service
     /// is asked at most once, here. docs/streams.md is the guide.
@@ -69,7 +69,7 @@ impl Envelope {
     /// ```
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt).
+    /// Those of [`encrypt`](Self::encrypt).
     pub async fn encrypt_stream<W: Write>(
         &self,
         context: &EncryptionContext,
@@ -80,14 +80,14 @@ impl Envelope {
         Ok(self.stream_encryptor_for(None, context, aad, options).await?.writer(writer))
     }
 
-    /// As [`encrypt_stream`](Self::encrypt_stream), with options, and apart from where the stream
-    /// goes.
+    /// Returns the key of a new stream, like [`encrypt_stream`](Self::encrypt_stream) but with
+    /// options and without a writer.
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of range, or if
-    /// the limits leave streams no time ([`Limits::max_stream_age`](crate::Limits::max_stream_age));
-    /// [`ErrorKind::TooLarge`] if the wrapped keys have no room in
-    /// [`key_space`](StreamOptions::key_space).
+    /// Those of [`encrypt`](Self::encrypt); [`ErrorKind::InvalidOption`] for an option out of
+    /// range, or if the limits leave no time for streams
+    /// ([`Limits::max_stream_age`](crate::Limits::max_stream_age)); [`ErrorKind::TooLarge`] if the
+    /// wrapped keys do not fit in [`key_space`](StreamOptions::key_space).
     pub async fn stream_encryptor(
         &self,
         context: &EncryptionContext,
@@ -100,14 +100,14 @@ impl Envelope {
     /// Opens a stream for reading from its beginning.
     ///
     /// It reads the head from `reader`, which may block, and checks that the head belongs to this
-    /// context and AAD. Then nothing waits for a key service any more.
+    /// context and AAD. After that it never waits for a key service.
     ///
-    /// **Plaintext that is returned is authentic, and a part.** Only the end, which
-    /// [`read`](Read::read) reports by 0 bytes, says that it was the whole: a stream that was cut ends
-    /// with an error.
+    /// **Returned plaintext is authentic, but may be only a part.** Only the end, which
+    /// [`read`](Read::read) reports as 0 bytes, shows that it was the whole. A stream that was cut
+    /// ends with an error.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the reader failed.
+    /// Those of [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the reader failed.
     pub async fn decrypt_stream<R: Read>(
         &self,
         context: &EncryptionContext,
@@ -118,13 +118,13 @@ impl Envelope {
         Ok(self.stream_decryptor_for(None, context, aad, &head).await?.reader(reader))
     }
 
-    /// Opens a stream whose source can be read at any place.
+    /// Opens a stream whose source can be read at any position.
     ///
-    /// Reads the head and the last chunk, which authenticates the length. Then each
-    /// [`read_range`](SeekableStream::read_range) reads the chunks that it touches, and no others.
+    /// It reads the head and the last chunk, which authenticates the length. Each
+    /// [`read_range`](SeekableStream::read_range) then reads only the chunks that it needs.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the source failed.
+    /// Those of [`decrypt`](Self::decrypt); [`ErrorKind::Io`] if the source failed.
     pub async fn open_stream<S: ReadAt>(
         &self,
         context: &EncryptionContext,
@@ -135,11 +135,11 @@ impl Envelope {
         self.stream_decryptor_for(None, context, aad, &head).await?.seekable(source)
     }
 
-    /// Returns the key of the stream that begins with `head`, for loops, several threads and code of
-    /// your own that reads it.
+    /// Returns the key of the stream that begins with `head`, for loops, several threads and your
+    /// own reading code.
     ///
     /// # Errors
-    /// As [`decrypt`](Self::decrypt).
+    /// Those of [`decrypt`](Self::decrypt).
     pub async fn stream_decryptor(
         &self,
         context: &EncryptionContext,
@@ -195,10 +195,10 @@ impl Envelope {
 }
 
 impl ActingFor<'_> {
-    /// As [`Envelope::encrypt_stream`].
+    /// Does the same as [`Envelope::encrypt_stream`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt_stream`].
     pub async fn encrypt_stream<W: Write>(
         self,
         context: &EncryptionContext,
@@ -208,10 +208,10 @@ impl ActingFor<'_> {
         Ok(self.stream_encryptor(context, aad, StreamOptions::default()).await?.writer(writer))
     }
 
-    /// As [`Envelope::stream_encryptor`].
+    /// Does the same as [`Envelope::stream_encryptor`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::stream_encryptor`].
     pub async fn stream_encryptor(
         self,
         context: &EncryptionContext,
@@ -221,10 +221,10 @@ impl ActingFor<'_> {
         self.envelope.stream_encryptor_for(self.caller, context, aad, options).await
     }
 
-    /// As [`Envelope::decrypt_stream`].
+    /// Does the same as [`Envelope::decrypt_stream`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt_stream`].
     pub async fn decrypt_stream<R: Read>(
         self,
         context: &EncryptionContext,
@@ -235,10 +235,10 @@ impl ActingFor<'_> {
         Ok(self.stream_decryptor(context, aad, &head).await?.reader(reader))
     }
 
-    /// As [`Envelope::open_stream`].
+    /// Does the same as [`Envelope::open_stream`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::open_stream`].
     pub async fn open_stream<S: ReadAt>(
         self,
         context: &EncryptionContext,
@@ -249,10 +249,10 @@ impl ActingFor<'_> {
         self.stream_decryptor(context, aad, &head).await?.seekable(source)
     }
 
-    /// As [`Envelope::stream_decryptor`].
+    /// Does the same as [`Envelope::stream_decryptor`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::stream_decryptor`].
     pub async fn stream_decryptor(
         self,
         context: &EncryptionContext,
@@ -263,7 +263,7 @@ impl ActingFor<'_> {
     }
 }
 
-/// The error of a reader or source, while a stream is opened.
+/// Returns the error of a reader or source, while a stream is opened.
 fn io_failed(error: io::Error) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => error,
@@ -271,7 +271,7 @@ fn io_failed(error: io::Error) -> Error {
     }
 }
 
-/// Returns what a reader or writer says it took, unless it is more than it was given.
+/// Returns the byte count that a reader or writer reported, unless it exceeds what it was given.
 fn checked(taken: usize, given: usize) -> io::Result<usize> {
     match taken <= given {
         true => Ok(taken),
@@ -279,7 +279,7 @@ fn checked(taken: usize, given: usize) -> io::Result<usize> {
     }
 }
 
-/// Copies what fits, and returns how much that is.
+/// Copies as much as fits, and returns how much that is.
 fn copied(from: &[u8], to: &mut [u8]) -> usize {
     let n = from.len().min(to.len());
     if let (Some(from), Some(to)) = (from.get(..n), to.get_mut(..n)) {

@@ -12,9 +12,9 @@ use crate::suite::TAG_LEN;
 pub(super) struct Opening {
     decryptor: StreamDecryptor,
     buffer: Vec<u8>,
-    /// How much of an encrypted chunk is there.
+    /// How much of an encrypted chunk has arrived.
     filled: usize,
-    /// Plaintext that was not taken yet.
+    /// Plaintext that has not been taken yet.
     plaintext: Range<usize>,
     index: u64,
     state: State,
@@ -47,7 +47,8 @@ impl Opening {
         self.plaintext.start = start.min(self.plaintext.end);
     }
 
-    /// Returns where the next bytes of the stream go. `None` while there is plaintext, and at the end.
+    /// Returns where the next bytes of the stream go. `None` while there is plaintext, and at the
+    /// end.
     pub(super) fn room(&mut self) -> Result<Option<&mut [u8]>, Error> {
         match &self.state {
             State::Failed(error) => Err(error.clone()),
@@ -56,8 +57,8 @@ impl Opening {
         }
     }
 
-    /// `n` bytes of the stream came. None are its end. If that makes a chunk whose plaintext fits into
-    /// `out`, it is decrypted to there, and its length returned.
+    /// Records that `n` bytes of the stream arrived. 0 is its end. If they complete a chunk whose
+    /// plaintext fits into `out`, it is decrypted there, and its length is returned.
     pub(super) fn filled(&mut self, n: usize, out: &mut [u8]) -> Result<usize, Error> {
         self.filled += n;
         let is_last = n == 0;

@@ -1,7 +1,7 @@
 //! A whole stream on several threads.
 //!
-//! Each thread reads a chunk, works on it, and writes it when its turn comes. So chunks leave in
-//! order, an error comes behind everything before it, and each thread has one chunk in memory.
+//! Each thread reads a chunk, processes it, and writes it when its turn comes. So chunks leave in
+//! order, an error comes after everything before it, and each thread has one chunk in memory.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -16,9 +16,9 @@ use crate::memory::wipe;
 use crate::suite::TAG_LEN;
 
 impl StreamEncryptor {
-    /// Encrypts everything that `from` gives to a stream in `to`, on so many threads: this one, and
-    /// up to `threads - 1` that end before the call does, but no more than there are chunks. Each
-    /// holds one chunk in memory. Returns how many bytes were read.
+    /// Encrypts all of `from` to a stream in `to`, on up to `threads` threads: this one, and others
+    /// that end before the call does. There are no more threads than chunks. Each holds one chunk
+    /// in memory. Returns the number of bytes read.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -40,9 +40,9 @@ impl StreamEncryptor {
     /// ```
     ///
     /// # Errors
-    /// Those of reader and writer, and of the encryption. What was written is then refused by every
-    /// reader, unless all of it was written and the flush failed. A reader that blocks delays no
-    /// chunk before it. The call returns when its read does, also after the writer failed.
+    /// Those of the reader, the writer and the encryption. Every reader then refuses what was
+    /// written, unless all of it was written and the flush failed. A reader that blocks delays no
+    /// chunk before it. The call returns only when its read does, even after the writer failed.
     pub fn encrypt<R, W>(self, threads: NonZero<usize>, from: R, mut to: W) -> io::Result<u64>
     where
         R: Read + Send,
@@ -59,17 +59,17 @@ impl StreamEncryptor {
 }
 
 impl StreamDecryptor {
-    /// Decrypts a stream to `to`, on so many threads: this one, and up to `threads - 1` that end
-    /// before the call does, but no more than there are chunks. `from` gives the bytes that follow
-    /// the head. Each thread holds one chunk in memory. Returns how many bytes were written.
+    /// Decrypts a stream to `to`, on up to `threads` threads: this one, and others that end before
+    /// the call does. There are no more threads than chunks. `from` supplies the bytes that follow
+    /// the head. Each thread holds one chunk in memory. Returns the number of bytes written.
     ///
-    /// What is written is authentic and in order. **That it is the whole is known only when this
-    /// succeeds.**
+    /// Written plaintext is authentic and in order. **Only success shows that it is the whole.**
     ///
     /// # Errors
-    /// Those of reader and writer; an [error of the library](crate::Error::of_io) if a chunk is not
-    /// authentic, or the stream was cut. Everything before was written. A reader that blocks is as
-    /// with [`StreamEncryptor::encrypt`](super::StreamEncryptor::encrypt).
+    /// Those of the reader and the writer; an [error of the library](crate::Error::of_io) if a
+    /// chunk is not authentic or the stream was cut. Everything before it was written. A reader
+    /// that blocks has the same effect as with
+    /// [`StreamEncryptor::encrypt`](super::StreamEncryptor::encrypt).
     pub fn decrypt<R, W>(self, threads: NonZero<usize>, from: R, to: W) -> io::Result<u64>
     where
         R: Read + Send,
@@ -81,10 +81,10 @@ impl StreamDecryptor {
     }
 }
 
-/// Chunks that are read in order, worked on side by side, and written in order.
+/// Chunks that are read in order, processed in parallel, and written in order.
 struct Line<R, W> {
-    /// The bytes of a full chunk when it is read, and how many it grows by. A chunk that is not
-    /// full is the last.
+    /// The size of a full chunk as it is read, and how much processing adds to it. A shorter chunk
+    /// is the last.
     full: usize,
     growth: usize,
     input: Mutex<Input<R>>,
@@ -115,10 +115,10 @@ struct Counts {
     written: u64,
 }
 
-/// What a thread has to do next.
+/// The next task of a thread.
 struct Job {
     index: u64,
-    /// How much of the buffer was read, or what failed.
+    /// How much of the buffer was read, or the error.
     len: io::Result<usize>,
 }
 
@@ -134,7 +134,7 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
         Self { full, growth, input, output, next: Condvar::new() }
     }
 
-    /// `work` turns a chunk into what is written, which it leaves at the front of the buffer.
+    /// `work` turns a chunk into its output, which it leaves at the front of the buffer.
     fn run(
         self,
         threads: NonZero<usize>,
@@ -152,21 +152,21 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
         }
     }
 
-    /// Does one chunk after the other. Where there is a chunk behind the first one, and up to so
-    /// many `others` are allowed, it begins another thread, which does the same: there are no more
-    /// of them than chunks.
+    /// Processes one chunk after the other. If another chunk follows the first one, and up to
+    /// `others` threads are allowed, it starts another thread, which does the same. So there are no
+    /// more threads than chunks.
     fn work<'scope, 'env>(
         &'env self,
         scope: &'scope Scope<'scope, 'env>,
         mut others: usize,
         work: &'env (impl Fn(u64, &mut [u8]) -> Result<usize, Error> + Sync),
     ) {
-        // Dropped last, also by a panic.
+        // Dropped last, even on a panic.
         let mut part = Part { line: self, buffer: vec![0; self.full + self.growth], done: false };
         while let Some(Job { index, len }) = self.read(&mut part.buffer) {
             if others > 0 && len.as_ref().is_ok_and(|len| *len == self.full) {
                 let next = thread::Builder::new().name("waxseal-stream".to_owned());
-                // Fewer threads do it too.
+                // Fewer threads can do the work too.
                 drop(next.spawn_scoped(scope, move || self.work(scope, others - 1, work)));
                 others = 0;
             }
@@ -189,7 +189,7 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
         }
         let index = input.next;
         let room = buffer.get_mut(..self.full).unwrap_or_default();
-        // Also if the reader panics.
+        // Even if the reader panics.
         input.ended = true;
         let len = fill(&mut input.reader, room);
         input.ended = !len.as_ref().is_ok_and(|len| *len == self.full);
@@ -198,7 +198,7 @@ impl<R: Read + Send, W: Write + Send> Line<R, W> {
         Some(Job { index, len })
     }
 
-    /// Waits for the chunk's turn and writes it. Returns `false` if there is nothing more to do.
+    /// Waits for the chunk's turn and writes it. Returns `false` if nothing is left to do.
     fn write(&self, index: u64, out: io::Result<usize>, buffer: &[u8]) -> bool {
         let is_waiting = |output: &mut Output<W>| {
             output.turn != index && output.failed.is_none() && !output.broken
@@ -238,7 +238,7 @@ impl<R, W> Drop for Part<'_, R, W> {
     fn drop(&mut self) {
         wipe(&mut self.buffer);
         if !self.done {
-            // It panicked, and the others must not wait for its turn.
+            // The thread panicked, and the others must not wait for its turn.
             lock(&self.line.output).broken = true;
             self.line.next.notify_all();
         }
@@ -262,7 +262,8 @@ fn fill(reader: &mut impl Read, mut buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// As `write_all`, which panics where a writer says that it took more than it was given.
+/// Does the same as `write_all`, which panics if a writer claims that it took more than it was
+/// given.
 fn put(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match writer.write(bytes).and_then(|n| checked(n, bytes.len())) {
@@ -275,7 +276,7 @@ fn put(writer: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Flushes, again where that was interrupted.
+/// Flushes, and retries if interrupted.
 fn flush(writer: &mut impl Write) -> io::Result<()> {
     loop {
         match writer.flush() {

@@ -11,16 +11,17 @@ use super::{checked, copied};
 /// Decrypts a stream from its beginning: see
 /// [`Envelope::decrypt_stream`](crate::Envelope::decrypt_stream).
 ///
-/// Every byte that it returns is authentic, and stands at its place in the stream. **That the stream
-/// is complete is known at the end only**, when [`read`](Read::read) returns 0. Until then do not act
-/// on the whole: a stream that was cut gives its first part and then an error. After an error of the
-/// decryption every read fails. [`Error::of_io`](crate::Error::of_io) returns it. An error of the
-/// inner reader is passed on, and the next read goes on where it was.
+/// Every byte that it returns is authentic and at its position in the stream. **Only the end shows
+/// that the stream is complete**, when [`read`](Read::read) returns 0. Until then do not act on the
+/// whole: a stream that was cut returns its first part and then an error. After a decryption error
+/// every read fails; [`Error::of_io`](crate::Error::of_io) returns that error. An error of the
+/// inner reader is passed on, and the next read continues where it was.
 ///
-/// It holds one chunk, and needs no [`BufReader`](io::BufReader). A chunk that fits into the buffer of
-/// a [`read`](Read::read) is decrypted to there. If it is not authentic, its place there is wiped
-/// before the read returns its error. So that buffer must not be shared with whoever may not see
-/// bytes that are not authentic, as memory that another process maps too.
+/// It holds one chunk, and needs no [`BufReader`](io::BufReader). A chunk that fits into the buffer
+/// of a [`read`](Read::read) is decrypted directly into it. If the chunk is not authentic, that
+/// part of the buffer is wiped before the read returns its error. So the buffer must not be shared
+/// with anyone who may not see unauthentic bytes, for example through memory that another process
+/// maps too.
 pub struct StreamReader<R> {
     opening: Opening,
     inner: R,
@@ -31,7 +32,7 @@ impl<R: Read> StreamReader<R> {
         Self { opening, inner }
     }
 
-    /// Returns the inner reader. At the end of the stream it is behind it.
+    /// Returns the inner reader. At the end of the stream, it is positioned after it.
     pub fn into_inner(self) -> R {
         self.inner
     }
@@ -54,7 +55,7 @@ impl<R: Read> Read for StreamReader<R> {
         Ok(taken)
     }
 
-    /// Appends chunk by chunk, without the zeros that the default puts there first.
+    /// Appends chunk by chunk, without zeroing the space first as the default does.
     fn read_to_end(&mut self, out: &mut Vec<u8>) -> io::Result<usize> {
         let mut appended = 0;
         loop {

@@ -9,23 +9,23 @@ use crate::suite::TAG_LEN;
 /// A stream that is being written: one chunk, in plaintext or encrypted.
 pub(super) struct Sealing {
     encryptor: StreamEncryptor,
-    /// First the head. Then there is room for one chunk.
+    /// Holds the head first, and then one chunk.
     buffer: Vec<u8>,
-    /// How much of the buffer is in use: what is on its way out, or plaintext that is collected.
-    /// Behind it there is no plaintext.
+    /// How much of the buffer is in use: pending output, or collected plaintext. There is no
+    /// plaintext after it.
     len: usize,
-    /// How much of what is on its way out was written.
+    /// How much of the pending output was written.
     written: usize,
     index: u64,
     state: State,
 }
 
 enum State {
-    /// The head or a chunk is on its way out, and more follows.
+    /// The head or a chunk is pending, and more follows.
     Out,
-    /// Plaintext is collected.
+    /// Plaintext is being collected.
     Filling,
-    /// The last chunk is on its way out.
+    /// The last chunk is pending.
     LastOut,
     Finished,
     Failed(Error),
@@ -42,7 +42,7 @@ impl Sealing {
         &self.encryptor
     }
 
-    /// Returns the bytes that are to be written out before anything else.
+    /// Returns the bytes to write before anything else.
     pub(super) fn pending(&self) -> &[u8] {
         match self.state {
             State::Out | State::LastOut => {
@@ -52,7 +52,7 @@ impl Sealing {
         }
     }
 
-    /// `n` of the [pending](Self::pending) bytes were written out.
+    /// Records that `n` of the [pending](Self::pending) bytes were written.
     pub(super) fn written(&mut self, n: usize) {
         self.written += n;
         if self.pending().is_empty() {
@@ -69,7 +69,7 @@ impl Sealing {
         matches!(self.state, State::Finished)
     }
 
-    /// Takes plaintext, as much as belongs to this chunk. Nothing is pending. A whole chunk is
+    /// Takes as much plaintext as belongs to this chunk. Nothing is pending. A whole chunk is
     /// encrypted from where it is.
     pub(super) fn take(&mut self, plaintext: &[u8]) -> Result<usize, Error> {
         self.check_filling()?;
@@ -95,8 +95,8 @@ impl Sealing {
         self.seal(None, self.len, State::LastOut)
     }
 
-    /// Has room for a chunk of so many bytes. The first of a stream makes it for all of them, so no
-    /// plaintext is left in a block that it outgrew.
+    /// Makes room for a chunk of this size. The first chunk of a stream makes it for all, so no
+    /// plaintext is left in an outgrown allocation.
     fn make_room(&mut self, chunk: usize) {
         if self.buffer.len() < chunk + TAG_LEN {
             self.buffer = vec![0; chunk + TAG_LEN];

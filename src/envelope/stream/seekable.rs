@@ -1,4 +1,4 @@
-//! Reads a stream at any place.
+//! Reads a stream at any position.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::format::stream::Layout;
 use crate::memory::wipe;
 use crate::suite::TAG_LEN;
 
-/// Bytes that can be read at any place, such as a file or a slice.
+/// Bytes that can be read at any position, such as a file or a slice.
 ///
 /// ```
 /// use std::io;
@@ -33,17 +33,17 @@ use crate::suite::TAG_LEN;
 /// }
 /// ```
 pub trait ReadAt {
-    /// Returns how many bytes there are. It is asked when a stream is opened.
+    /// Returns the number of bytes. It is called when a stream is opened.
     ///
     /// # Errors
     /// Those of the source.
     fn size(&self) -> io::Result<u64>;
 
-    /// Reads into the front of `buffer` what stands at `offset`, and returns how much that is. It may
-    /// be less than there is room for, and is 0 at the end.
+    /// Reads the bytes at `offset` into the front of `buffer`, and returns how many were read.
+    /// There may be fewer than fit, and 0 means the end.
     ///
     /// # Errors
-    /// Those of the source. After [`io::ErrorKind::Interrupted`] it is asked again.
+    /// Those of the source. [`io::ErrorKind::Interrupted`] is retried.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
@@ -115,7 +115,7 @@ impl<S: ReadAt + ?Sized> ReadAt for Box<S> {
     }
 }
 
-/// Fills the buffer, whatever portions the source gives.
+/// Fills the buffer, whatever portions the source returns.
 pub(super) fn read_exact_at(
     source: &impl ReadAt,
     mut buffer: &mut [u8],
@@ -138,19 +138,19 @@ pub(super) fn read_exact_at(
 /// A stream of which any part can be decrypted: see
 /// [`Envelope::open_stream`](crate::Envelope::open_stream).
 ///
-/// Its length is authentic, since the last chunk was decrypted when it was opened. A read decrypts the
-/// chunks that it touches. [`read_range`](Self::read_range) can be called from many threads at once.
-/// [`Read`] and [`Seek`] keep the chunk at their position in memory.
+/// Its length is authentic, since the last chunk was decrypted when it was opened. A read decrypts
+/// the chunks that it needs. [`read_range`](Self::read_range) can be called from many threads at
+/// once. [`Read`] and [`Seek`] keep the chunk at their position in memory.
 ///
-/// A source that changes after the stream was opened makes reads fail. No read mixes two versions of
-/// a source, since each stream has a key of its own. An older version of *the same* stream has the
-/// same bytes, apart from its wrapped keys.
+/// A source that changes after the stream was opened makes reads fail. No read mixes two streams,
+/// since each stream has its own key. An older version of *the same* stream has the same bytes,
+/// apart from its wrapped keys.
 pub struct SeekableStream<S> {
     decryptor: StreamDecryptor,
     layout: Layout,
     source: S,
     position: u64,
-    /// The chunk that was decrypted last, and its index.
+    /// The last decrypted chunk, and its index.
     chunk: Option<(u64, Chunk)>,
 }
 
@@ -205,7 +205,7 @@ impl<S: ReadAt> SeekableStream<S> {
         self.source
     }
 
-    /// Decrypts a part of the plaintext. What is beyond its end is left out.
+    /// Decrypts a part of the plaintext. Anything beyond its end is left out.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -222,9 +222,8 @@ impl<S: ReadAt> SeekableStream<S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(()) }).unwrap();
     /// ```
     ///
-    /// # Errors
     /// Those of the source; an [error of the library](crate::Error::of_io) if a chunk is not
-    /// authentic or the time of the stream is over. Nothing is returned then.
+    /// authentic or the stream's time is over. Nothing is returned then.
     pub fn read_range(&self, range: Range<u64>) -> io::Result<Plaintext> {
         let range = range.start..range.end.min(self.len());
         let too_long = || io::Error::from(io::ErrorKind::OutOfMemory);
@@ -246,14 +245,14 @@ impl<S: ReadAt> SeekableStream<S> {
         Ok(part)
     }
 
-    /// The index of the chunk of a position, and the place in it.
+    /// Returns the index of a position's chunk, and the position in it.
     fn place_of(&self, position: u64) -> (u64, usize) {
         let chunk = self.decryptor.chunk.bytes() as u64;
         // Less than a chunk, which has at most 2^24 bytes.
         (position / chunk, usize::try_from(position % chunk).unwrap_or(usize::MAX))
     }
 
-    /// Reads and decrypts a chunk. It takes the place of another, if one is given.
+    /// Reads and decrypts a chunk. It replaces another one, if given.
     fn chunk_at(&self, index: u64, other: Option<Chunk>) -> io::Result<Chunk> {
         let Range { start, end } = self.layout.place_of(index);
         let sealed_len = self.decryptor.chunk.bytes() + TAG_LEN;

@@ -1,7 +1,7 @@
-//! A whole stream that is in memory, from one buffer to another.
+//! A whole stream in memory, from one buffer to another.
 //!
-//! Each chunk is encrypted or decrypted from where it is to where it goes. Threads take chunks side
-//! by side, and nothing waits for its turn.
+//! Each chunk is encrypted or decrypted directly from source to destination. Threads take chunks in
+//! parallel, and none waits for its turn.
 #![forbid(unsafe_code)]
 
 use std::num::NonZero;
@@ -16,16 +16,16 @@ use crate::error::{Error, ErrorKind};
 use crate::memory::{wipe, zeros};
 use crate::suite::{InOut, TAG_LEN};
 
-/// A thread takes chunks of so many bytes together, and none is started for less.
+/// A thread takes chunks of this total size, and none is started for less.
 const PORTION: usize = 1024 * 1024;
-/// The key is locked once for chunks of so many bytes together, and cannot be wiped meanwhile. A lock
-/// for each chunk would wait until what was written before is in memory.
+/// The key is locked once for chunks of this total size, and cannot be wiped meanwhile. A lock for
+/// each chunk would wait until all earlier writes are in memory.
 const USE: usize = 256 * 1024;
 
 impl StreamEncryptor {
-    /// Encrypts `plaintext` to a whole stream in a new buffer, on so many threads: this one, and
-    /// `threads - 1` that end before the call does. A thread is started only for 1 MiB or more: less
-    /// is done sooner without it.
+    /// Encrypts `plaintext` to a whole stream in a new buffer, on up to `threads` threads: this
+    /// one, and others that end before the call does. A thread is started only for 1 MiB or more,
+    /// since less is faster without it.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, StreamHead, StreamOptions, kek::local::LocalKek};
@@ -44,8 +44,8 @@ impl StreamEncryptor {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::TooLarge`] for more bytes than a stream can have; [`ErrorKind::Exhausted`] and [`ErrorKind::Expired`] as with a
-    /// [`StreamWriter`](crate::StreamWriter).
+    /// [`ErrorKind::TooLarge`] for more bytes than a stream can have; [`ErrorKind::Exhausted`] and
+    /// [`ErrorKind::Expired`] as with a [`StreamWriter`](crate::StreamWriter).
     pub fn encrypt_slice(
         self,
         threads: NonZero<usize>,
@@ -56,12 +56,12 @@ impl StreamEncryptor {
         Ok(stream)
     }
 
-    /// As [`encrypt_slice`](Self::encrypt_slice), to a buffer that has exactly
-    /// [`stream_len`](Self::stream_len) bytes, such as one that is used again.
+    /// Encrypts like [`encrypt_slice`](Self::encrypt_slice), to a buffer of exactly
+    /// [`stream_len`](Self::stream_len) bytes, such as one that is reused.
     ///
     /// # Errors
-    /// As there, and [`ErrorKind::BufferSize`] for a buffer of another length. Whatever else fails,
-    /// the buffer is filled with zeros.
+    /// Those of [`encrypt_slice`](Self::encrypt_slice), and [`ErrorKind::BufferSize`] for a buffer
+    /// of another length. After any other error the buffer is filled with zeros.
     pub fn encrypt_slice_to(
         self,
         threads: NonZero<usize>,
@@ -91,32 +91,32 @@ impl StreamEncryptor {
 }
 
 impl StreamDecryptor {
-    /// Decrypts a whole stream to a new buffer, on so many threads: this one, and `threads - 1` that
-    /// end before the call does. A thread is started only for 1 MiB or more. `body` has the bytes
-    /// that follow the head.
+    /// Decrypts a whole stream to a new buffer, on up to `threads` threads: this one, and others
+    /// that end before the call does. A thread is started only for 1 MiB or more. `body` is the
+    /// bytes that follow the head.
     ///
-    /// **All or nothing**: the plaintext is returned when every chunk was authentic, the last one
-    /// included. So it is the whole.
+    /// **All or nothing**: the plaintext is returned only if every chunk was authentic, including
+    /// the last one. So it is the whole.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] and [`ErrorKind::Malformed`] for a stream that was changed, cut or
-    /// extended; [`ErrorKind::Expired`] when the time of the stream is over.
+    /// extended; [`ErrorKind::Expired`] when the stream's time is over.
     pub fn decrypt_slice(&self, threads: NonZero<usize>, body: &[u8]) -> Result<Plaintext, Error> {
         let mut plaintext = Plaintext::new(zeros(self.len_in(body)?));
         self.decrypt_slice_to(threads, body, plaintext.bytes_mut())?;
         Ok(plaintext)
     }
 
-    /// As [`decrypt_slice`](Self::decrypt_slice), to a buffer that is exactly as
-    /// long as the plaintext ([`StreamHead::plaintext_len`](crate::StreamHead::plaintext_len)), such
-    /// as one that is used again.
+    /// Decrypts like [`decrypt_slice`](Self::decrypt_slice), to a buffer that is exactly as long as
+    /// the plaintext ([`StreamHead::plaintext_len`](crate::StreamHead::plaintext_len)), such as one
+    /// that is reused.
     ///
-    /// Until it returns, the buffer may have bytes that are not authentic. It must not be shared with
-    /// whoever may not see them, as memory that another process maps too.
+    /// Until it returns, the buffer may hold unauthentic bytes. It must not be shared with anyone
+    /// who may not see them, for example through memory that another process maps too.
     ///
     /// # Errors
-    /// As there, and [`ErrorKind::BufferSize`] for a buffer of another length. Whatever else fails,
-    /// the buffer is filled with zeros.
+    /// Those of [`decrypt_slice`](Self::decrypt_slice), and [`ErrorKind::BufferSize`] for a buffer
+    /// of another length. After any other error the buffer is filled with zeros.
     pub fn decrypt_slice_to(
         &self,
         threads: NonZero<usize>,
@@ -138,14 +138,14 @@ impl StreamDecryptor {
     }
 }
 
-/// Returns the length of a buffer of so many bytes, unless none can have them: on 32 bits a plaintext
-/// may be in memory whose stream does not fit.
+/// Returns the length of a buffer for this many bytes, unless no buffer can hold them: on 32 bits a
+/// plaintext may fit in memory and its stream not.
 fn buffer_len(bytes: u64) -> Option<usize> {
     isize::try_from(bytes).ok().map(isize::unsigned_abs)
 }
 
-/// Works on all chunks of a stream, each once. Of both sides the length of a full chunk is given. The
-/// last is shorter, and may be empty on one of them.
+/// Processes all chunks of a stream, each once. The length of a full chunk is given for both sides.
+/// The last is shorter, and may be empty on one side.
 fn side_by_side(
     threads: NonZero<usize>,
     key: &StreamDek,
@@ -168,7 +168,7 @@ fn side_by_side(
             for (from, to) in pairs((at_once * full_in, from), (at_once * full_out, to)) {
                 let result = key.with(|key| {
                     for (from, to) in pairs((full_in, from), (full_out, to)) {
-                        // Beyond every stream, where it is refused.
+                        // More than any stream can have, so it is refused there.
                         work(&key, u64::try_from(index).unwrap_or(u64::MAX), from, to)?;
                         index += 1;
                     }
@@ -184,7 +184,7 @@ fn side_by_side(
     thread::scope(|scope| {
         for _ in 0..more.min(threads.get() - 1) {
             let another = thread::Builder::new().name("waxseal-stream".to_owned());
-            // Fewer threads do it too.
+            // Fewer threads can do the work too.
             if another.spawn_scoped(scope, run).is_err() {
                 break;
             }
@@ -194,8 +194,8 @@ fn side_by_side(
     shared.into_inner().unwrap_or_else(PoisonError::into_inner).1.map_or(Ok(()), Err)
 }
 
-/// The parts of two buffers that belong together. Where one ends first, the other has its last part
-/// beside an empty one.
+/// Returns the corresponding parts of two buffers. If one ends first, the other's last part is
+/// paired with an empty one.
 fn pairs<'a>(
     (len_in, from): (usize, &'a [u8]),
     (len_out, to): (usize, &'a mut [u8]),
@@ -209,7 +209,7 @@ fn pairs<'a>(
 struct AllOrNothing<'b>(&'b mut [u8]);
 
 impl AllOrNothing<'_> {
-    /// Returns it if it has the length of the result. A buffer of another is left alone.
+    /// Returns it if it has the length of the result. A buffer of another length is left unchanged.
     fn of_len(self, result: Result<usize, Error>) -> Result<Self, Error> {
         if result? == self.0.len() {
             return Ok(self);
@@ -230,7 +230,7 @@ impl Drop for AllOrNothing<'_> {
 }
 
 fn buffer_size() -> Error {
-    Error::new(ErrorKind::BufferSize, "the buffer has not the length of the result")
+    Error::new(ErrorKind::BufferSize, "the buffer does not have the length of the result")
 }
 
 fn too_large() -> Error {
@@ -243,7 +243,7 @@ fn too_large() -> Error {
 mod tests {
     use super::*;
 
-    /// A length that no `Vec` can have would end the process.
+    /// Checked, since a length beyond every `Vec` would end the process.
     #[test]
     fn a_buffer_is_as_long_as_one_can_be() {
         let most = isize::MAX.unsigned_abs();

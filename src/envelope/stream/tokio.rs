@@ -1,4 +1,4 @@
-//! `AsyncRead` and `AsyncWrite` of tokio for a stream.
+//! tokio's `AsyncRead` and `AsyncWrite` for a stream.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::envelope::{Aad, ActingFor, Envelope};
 use crate::error::Error;
 
 impl Envelope {
-    /// As [`encrypt_stream`](Self::encrypt_stream), to a writer of tokio.
+    /// Encrypts like [`encrypt_stream`](Self::encrypt_stream), to a tokio writer.
     ///
     /// ```
     /// # use waxseal::{Aad, EncryptionContext, Envelope, kek::local::LocalKek};
@@ -40,7 +40,7 @@ impl Envelope {
     /// ```
     ///
     /// # Errors
-    /// As [`encrypt`](Self::encrypt).
+    /// Those of [`encrypt`](Self::encrypt).
     pub async fn encrypt_stream_async<W: AsyncWrite + Unpin>(
         &self,
         context: &EncryptionContext,
@@ -50,10 +50,10 @@ impl Envelope {
         self.for_nobody().encrypt_stream_async(context, aad, writer).await
     }
 
-    /// As [`decrypt_stream`](Self::decrypt_stream), from a reader of tokio.
+    /// Decrypts like [`decrypt_stream`](Self::decrypt_stream), from a tokio reader.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`decrypt_stream`](Self::decrypt_stream).
     pub async fn decrypt_stream_async<R: AsyncRead + Unpin>(
         &self,
         context: &EncryptionContext,
@@ -65,10 +65,10 @@ impl Envelope {
 }
 
 impl ActingFor<'_> {
-    /// As [`Envelope::encrypt_stream_async`].
+    /// Does the same as [`Envelope::encrypt_stream_async`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::encrypt_stream_async`].
     pub async fn encrypt_stream_async<W: AsyncWrite + Unpin>(
         self,
         context: &EncryptionContext,
@@ -79,10 +79,10 @@ impl ActingFor<'_> {
         Ok(encryptor.async_writer(writer))
     }
 
-    /// As [`Envelope::decrypt_stream_async`].
+    /// Does the same as [`Envelope::decrypt_stream_async`] on behalf of the caller.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`Envelope::decrypt_stream_async`].
     pub async fn decrypt_stream_async<R: AsyncRead + Unpin>(
         self,
         context: &EncryptionContext,
@@ -95,10 +95,10 @@ impl ActingFor<'_> {
 }
 
 impl StreamHead {
-    /// As [`read`](Self::read), from a reader of tokio.
+    /// Reads a head like [`read`](Self::read), from a tokio reader.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`read`](Self::read).
     pub async fn read_async<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Self, Error> {
         let mut buffer = HeadBuffer::default();
         while let Some(room) = buffer.room()? {
@@ -116,27 +116,27 @@ impl StreamHead {
 }
 
 impl StreamEncryptor {
-    /// As [`writer`](Self::writer), to a writer of tokio.
+    /// Returns the writer of the stream, to a tokio writer: see [`writer`](Self::writer).
     pub fn async_writer<W: AsyncWrite + Unpin>(self, inner: W) -> AsyncStreamWriter<W> {
         AsyncStreamWriter { sealing: Sealing::new(self), inner }
     }
 }
 
 impl StreamDecryptor {
-    /// As [`reader`](Self::reader), from a reader of tokio.
+    /// Returns a reader of the plaintext, from a tokio reader: see [`reader`](Self::reader).
     pub fn async_reader<R: AsyncRead + Unpin>(self, inner: R) -> AsyncStreamReader<R> {
         AsyncStreamReader { opening: Opening::new(self), inner }
     }
 }
 
-/// As [`StreamWriter`](crate::StreamWriter), for tokio.
+/// A [`StreamWriter`](crate::StreamWriter) for tokio.
 ///
 /// **Call [`finish`](Self::finish) at the end**, or shut it down, which also shuts down the inner
 /// writer. Without one of the two every reader refuses the stream. A chunk is encrypted on the task
-/// that writes: with chunks of megabytes that takes milliseconds. A write that is dropped before it
+/// that writes. With chunks of megabytes that takes milliseconds. A write that is dropped before it
 /// completes has taken nothing.
 ///
-/// A `Stream` of `Bytes` is written to it by `tokio_util::io::StreamReader` and `tokio::io::copy`.
+/// `tokio_util::io::StreamReader` and `tokio::io::copy` write a `Stream` of `Bytes` to it.
 #[must_use = "without `finish` or a shut-down the stream is refused by every reader"]
 pub struct AsyncStreamWriter<W> {
     sealing: Sealing,
@@ -166,7 +166,7 @@ impl<W: AsyncWrite + Unpin> AsyncStreamWriter<W> {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes out what is encrypted.
+    /// Writes the encrypted output.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let pending = self.sealing.pending();
@@ -214,7 +214,7 @@ impl<W> fmt::Debug for AsyncStreamWriter<W> {
     }
 }
 
-/// As [`StreamReader`](crate::StreamReader), for tokio.
+/// A [`StreamReader`](crate::StreamReader) for tokio.
 ///
 /// A chunk is decrypted on the task that reads. A read that is dropped before it completes loses
 /// nothing.
@@ -246,16 +246,16 @@ impl<W> fmt::Debug for AsyncStreamWriter<W> {
 /// ```
 ///
 /// The library itself implements no `Stream`: that trait is below version 1, and its next version
-/// would break this one. The wrapper copies each byte once, as `Bytes` of our own would have to,
-/// since the buffer of the chunk is wiped. **An item that is an error is not the end**: `while let
-/// Some(Ok(bytes))` takes a stream that was cut for a whole one.
+/// would break this crate. The wrapper copies each byte once. An implementation here would too,
+/// since the chunk's buffer is wiped. **An item that is an error is not the end**: `while let
+/// Some(Ok(bytes))` mistakes a stream that was cut for a complete one.
 pub struct AsyncStreamReader<R> {
     opening: Opening,
     inner: R,
 }
 
 impl<R: AsyncRead + Unpin> AsyncStreamReader<R> {
-    /// Returns the inner reader. At the end of the stream it is behind it.
+    /// Returns the inner reader. At the end of the stream, it is positioned after it.
     pub fn into_inner(self) -> R {
         self.inner
     }

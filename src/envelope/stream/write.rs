@@ -10,14 +10,14 @@ use super::sealing::Sealing;
 
 /// Encrypts what is written to it: see [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
 ///
-/// **Call [`finish`](Self::finish) at the end.** It alone writes the last chunk, and without the last
-/// chunk every reader refuses the stream. It also is the only way to get the inner writer back. A
-/// writer that is dropped, as after an error or a panic, leaves a stream that is refused.
+/// **Call [`finish`](Self::finish) at the end.** Only `finish` writes the last chunk, and every
+/// reader refuses a stream without it. It is also the only way to get the inner writer back. A
+/// writer that is dropped, such as after an error or a panic, leaves a stream that is refused.
 ///
-/// Each chunk is written as soon as it is full. Plaintext that does not fill a chunk stays in memory,
-/// also after [`flush`](Write::flush). After an error of the inner writer the same call can be
-/// repeated. After an error of the encryption, such as [`Expired`](crate::ErrorKind::Expired), every
-/// call fails. [`Error::of_io`](crate::Error::of_io) returns it.
+/// Each chunk is written as soon as it is full. Plaintext that does not fill a chunk stays in
+/// memory, even after [`flush`](Write::flush). After an error of the inner writer the same call can
+/// be repeated. After an encryption error, such as [`Expired`](crate::ErrorKind::Expired), every
+/// call fails; [`Error::of_io`](crate::Error::of_io) returns that error.
 #[must_use = "without `finish` the stream is refused by every reader"]
 pub struct StreamWriter<W: Write> {
     sealing: Sealing,
@@ -35,7 +35,7 @@ impl<W: Write> StreamWriter<W> {
     ///
     /// # Errors
     /// Those of the inner writer and of the encryption. The inner writer is then dropped, and the
-    /// stream is refused, unless all of it was written and the flush failed. To try again, use
+    /// stream is refused, unless all of it was written and the flush failed. To retry, use
     /// [`try_finish`](Self::try_finish).
     pub fn finish(mut self) -> io::Result<W> {
         loop {
@@ -47,12 +47,12 @@ impl<W: Write> StreamWriter<W> {
         }
     }
 
-    /// As [`finish`](Self::finish), for a writer that may have to be asked again, such as one that
-    /// does not block. Call it until it succeeds. Afterwards nothing can be written, and `finish`
+    /// Finishes like [`finish`](Self::finish), for a writer that may need several calls, such as a
+    /// non-blocking one. Call it until it succeeds. After that nothing can be written, and `finish`
     /// returns the inner writer.
     ///
     /// # Errors
-    /// As [`finish`](Self::finish).
+    /// Those of [`finish`](Self::finish).
     pub fn try_finish(&mut self) -> io::Result<()> {
         self.drain()?;
         if !self.sealing.is_finished() {
@@ -62,12 +62,12 @@ impl<W: Write> StreamWriter<W> {
         self.inner.flush()
     }
 
-    /// Returns the inner writer. What is written to it spoils the stream.
+    /// Returns the inner writer. Writing to it corrupts the stream.
     pub fn get_ref(&self) -> &W {
         &self.inner
     }
 
-    /// Writes out what is encrypted.
+    /// Writes the encrypted output.
     fn drain(&mut self) -> io::Result<()> {
         loop {
             let pending = self.sealing.pending();

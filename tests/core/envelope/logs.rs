@@ -22,7 +22,7 @@ impl std::fmt::Display for RawInDebug {
 
 impl std::error::Error for RawInDebug {}
 
-/// What anybody could have made of the error who shows it, its causes included.
+/// Everything that code could print of the error, including its causes.
 fn every_text(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
     let mut texts = vec![format!("{error}"), format!("{error:?}")];
     let mut cause = error.source();

@@ -304,7 +304,7 @@ fn a_message_that_carries_its_wrapped_keys_is_opened_with_those() {
     assert_eq!(&*key.decrypt(Aad::empty(), &sealed).unwrap(), b"x");
 }
 
-/// A KEK that takes every entry for its own, and fails as it is told.
+/// A KEK that takes every entry for its own, and fails on command.
 #[derive(Debug)]
 struct TakesAny {
     kek: waxseal::kek::local::LocalKek,

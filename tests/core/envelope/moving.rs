@@ -94,7 +94,7 @@ fn rewrap_heals_an_entry_whose_bytes_are_damaged_from_another_keks_entry() {
     assert_eq!(healed.entries()[1], *entry_b, "what was good and current is kept");
 }
 
-/// A KEK that tells its version from the metadata alone, as one must whose service's wrapped keys
+/// A KEK that knows its version only from the metadata, as it must if its service's wrapped keys
 /// are opaque.
 #[derive(Debug)]
 struct VersionInMeta {
@@ -175,7 +175,8 @@ fn a_rewrap_that_may_not_unwrap_keeps_nothing_on_the_word_of_whoever_wrote_it() 
     let alice = context("alice");
     let both = Envelope::builder().wrap_with(a.clone()).wrap_with(b.clone()).build().unwrap();
     let sealed = block_on(both.encrypt(&alice, Aad::empty(), b"x")).unwrap();
-    // An entry that says it is current, and is nobody's: kept, it would be all that is left.
+    // An entry that claims to be current, and that no KEK unwraps: if it were kept, it would be the
+    // only one left.
     let compact = block_on(both.encrypt_compact(&alice, Aad::empty(), b"x")).unwrap();
     let mut bytes = compact.wrapped_keys().entries()[0].wrapped().to_vec();
     bytes[70] ^= 1;
@@ -247,7 +248,7 @@ fn many_messages_are_rewrapped_with_one_call_for_each_dek() {
     messages.insert(50, (&alice, compact.as_bytes()));
     messages.insert(60, (&bob, b"plain text"));
     messages.insert(70, (&bob, &damaged));
-    // Alice's message in Bob's context is a question of its own, and fails alone.
+    // Alice's message in Bob's context is a separate question, and fails alone.
     messages.insert(80, (&bob, &of_alice[0]));
     messages.extend(of_bob.iter().map(|row| (&bob, &**row)));
     let (rewraps, unwraps) =

@@ -125,7 +125,7 @@ fn max_entries_bounds_the_cached_deks() {
         for (context, sealed) in &messages {
             block_on(service.decrypt(context, Aad::empty(), sealed)).unwrap();
         }
-        // The cache settles its bounds now and then, not at once: that is its documented way.
+        // The cache settles its bounds occasionally, not at once: that is its documented way.
         std::thread::sleep(Duration::from_millis(400));
         for (context, sealed) in &messages {
             let _ = service.decrypt_cached(context, Aad::empty(), sealed).unwrap();

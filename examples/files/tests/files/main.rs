@@ -368,7 +368,7 @@ fn a_sealed_tree_that_was_changed_gives_its_other_files() {
     let whole = fs::read(sealed("c")).unwrap();
     fs::write(sealed("c"), &whole[..whole.len() - 1]).unwrap();
     symlink("/etc/passwd", sealed("planted")).unwrap();
-    fs::write(sealed("\n\x1b[2J"), "a name that is no text").unwrap();
+    fs::write(sealed("\n\x1b[2J"), "a name that is not text").unwrap();
     let (code, text) = place.run("decrypt", &["sealed", "back"]);
     assert_eq!(code, FAILED);
     for name in ["sealed/link", "sealed/d", "sealed/c", "sealed/planted", r"sealed/\n\u{1b}[2J"] {
@@ -392,7 +392,7 @@ fn a_link_in_the_target_does_not_lead_out_of_it() {
     for rest in [&["plain", "sealed"][..], &["--overwrite", "plain", "sealed"]] {
         let (code, text) = place.run("encrypt", rest);
         assert_eq!(code, FAILED);
-        assert!(text.contains("sealed/dir is no directory"), "{text}");
+        assert!(text.contains("sealed/dir is not a directory"), "{text}");
         assert_eq!(count(&place.path("outside")), 0);
     }
 }
@@ -466,7 +466,7 @@ fn a_pipe_with_a_name_is_read_and_no_device_is_replaced() {
             let rest = ["--overwrite", source, target];
             let (code, text) = told(&place.piped("decrypt", &rest, b""));
             assert_eq!(code, FAILED);
-            assert!(text.contains("no regular file"), "{text}");
+            assert!(text.contains("not a regular file"), "{text}");
             assert!(!fs::symlink_metadata(place.path(target)).unwrap().is_file());
         }
     }
