@@ -1,4 +1,4 @@
-//! What KEKs are asked for many DEKs at once: in one call where the key service has batches.
+//! Asks KEKs about many DEKs at once, in one call if the key service has batches.
 #![forbid(unsafe_code)]
 
 use futures_util::{StreamExt, stream};
@@ -39,12 +39,12 @@ pub(crate) struct KeyEntry<'a> {
     pub(super) entry: &'a WrappedDek,
 }
 
-/// Each returns one result for each item, in order, and a bad item fails alone. One KEK is given at
-/// most as many items as its [batch](GuardedKek::batch_size) has.
+/// Each method returns one result for each item, in order, and a bad item fails alone. A call gives
+/// one KEK at most as many items as its [batch](GuardedKek::batch_size) allows.
 impl KekSet {
-    /// Has one KEK rewrap entries. An inner error is about the new entry: the KEK did not wrap, or the
-    /// provider broke its contract. Where the key service has no rewrap, this unwraps and wraps: two
-    /// calls, each with its own turn of the budget, its own tries and its own events.
+    /// Has one KEK rewrap entries. An inner error is about the new entry: the KEK did not wrap, or
+    /// the provider broke its contract. If the key service has no rewrap, this unwraps and wraps.
+    /// Those are two calls, each with its own turn of the budget, its own tries and its own events.
     pub(super) async fn rewrap_many(
         &self,
         bounds: CallBounds,
@@ -97,8 +97,7 @@ impl KekSet {
         wrapped.collect()
     }
 
-    /// Has one KEK unwrap entries. Each DEK is checked as [`unwrap_entry`](Self::unwrap_entry)
-    /// checks it.
+    /// Has one KEK unwrap entries. Each DEK is checked as in [`unwrap_entry`](Self::unwrap_entry).
     pub(crate) async fn unwrap_many(
         &self,
         bounds: CallBounds,
@@ -120,8 +119,8 @@ impl KekSet {
         checked.collect()
     }
 
-    /// Unwraps the DEKs of these lists by any of the KEKs: in batches, and what they do not bring
-    /// one by one, `at_once` at the same time.
+    /// Unwraps the DEKs of these lists by any of the KEKs: in batches, and the remaining ones one
+    /// by one, `at_once` at the same time.
     pub(super) async fn unwrap_lists(
         &self,
         lists: &[KeyList<'_>],
@@ -146,7 +145,7 @@ impl KekSet {
                 }
             }
         }
-        // These with everything that a single request does.
+        // The remaining ones, with all the checks of a single request.
         stream::iter(deks.into_iter().enumerate())
             .map(async |(place, dek)| match (dek, lists.get(place)) {
                 (Some(dek), _) => Ok(dek),
@@ -165,7 +164,7 @@ impl KekSet {
     }
 }
 
-/// Separates what is settled before a call from what is asked for.
+/// Separates results that are known before a call from items to ask for.
 pub(super) fn settled_and_asked<A, S>(
     items: impl Iterator<Item = Result<A, S>>,
 ) -> (Vec<Option<S>>, Vec<A>) {
@@ -174,7 +173,7 @@ pub(super) fn settled_and_asked<A, S>(
     (settled, asked)
 }
 
-/// Puts the answers into the places that are not settled.
+/// Fills the answers into the gaps.
 pub(super) fn all_settled<S>(settled: Vec<Option<S>>, answers: Vec<S>) -> Vec<S> {
     let mut answers = answers.into_iter();
     settled.into_iter().filter_map(|settled| settled.or_else(|| answers.next())).collect()

@@ -1,4 +1,4 @@
-//! Unwraps a DEK by any of its wrapped keys: which KEK is asked for which entry, and in which
+//! Unwraps a DEK by any of its wrapped keys: which KEK is asked about which entry, and in which
 //! order.
 #![forbid(unsafe_code)]
 
@@ -21,13 +21,13 @@ use crate::suite::DekId;
 pub(crate) type OnFailure<'a> = &'a (dyn Fn(&KekId, &WrappedDek, ErrorKind) + Sync);
 
 impl KekSet {
-    /// Unwraps the DEK by any of the KEKs. They are asked in order of preference for the entries
-    /// that they recognise. The next one is asked when the one before it failed or takes longer
-    /// than usual. All that may still succeed are asked again after a pause.
+    /// Unwraps the DEK by any of the KEKs. They are asked in order of preference about the entries
+    /// that they recognise. The next one is asked when the previous one fails or takes longer than
+    /// usual. All that may still succeed are asked again after a pause.
     ///
-    /// Of several entries that one KEK recognises, its own comes first. Another is asked for only
-    /// if that may help, and at most [`MAX_ENTRIES_PER_KEK`] are, since whoever forges a message
-    /// writes its list. See [`Candidates::is_worth_asking`].
+    /// If one KEK recognises several entries, its own comes first. Others are tried only if that
+    /// may help, and at most [`MAX_ENTRIES_PER_KEK`] of them, since the list may be forged. See
+    /// [`Candidates::is_worth_asking`].
     ///
     /// Each failure is passed to `on_failure` when it arrives, since other KEKs may delay the
     /// response or succeed.
@@ -82,7 +82,7 @@ impl KekSet {
         }
     }
 
-    /// Tries every candidate that is worth it once.
+    /// Tries every promising candidate once.
     async fn try_each(
         &self,
         bounds: CallBounds,
@@ -138,9 +138,9 @@ impl KekSet {
     }
 }
 
-/// The most entries that one KEK is asked for in one try. A message made by this library has one
-/// entry per KEK, one more while KEKs are replaced, and one per key with a provider that finds keys
-/// by itself.
+/// The maximum number of entries that one KEK is asked about in one try. A message made by this
+/// library has one entry per KEK, one more while KEKs are replaced, and one per key for a provider
+/// that discovers keys.
 const MAX_ENTRIES_PER_KEK: usize = 3;
 
 /// A way to obtain the DEK: an entry of its wrapped keys, and the KEK that unwraps it.
@@ -150,7 +150,7 @@ struct Candidate<'a> {
     target: CallTarget,
     state: State,
     failure: Option<KekError>,
-    /// When the failure was known.
+    /// The time at which the failure was known.
     failed_at: Option<Moment>,
 }
 
@@ -190,11 +190,11 @@ impl Candidates<'_> {
         waiting.iter().any(|(at, _)| self.is_worth_asking(*at))
     }
 
-    /// Whether this entry may have another outcome than the KEK's entries before it. It does not
+    /// Whether this entry may have another outcome than the KEK's entries before it. It cannot
     ///
-    /// - once one of them was invalid, as the key service or the provider says: such a message is
-    ///   forged or damaged;
-    /// - while its target is asked, or has not answered;
+    /// - once one of them was invalid, according to the key service or the provider: such a message
+    ///   is forged or damaged;
+    /// - while its target is being asked or has not answered;
     /// - for an id that was denied.
     fn is_worth_asking(&self, at: usize) -> bool {
         let Some(candidate) = self.0.get(at) else { return false };

@@ -9,20 +9,20 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Shown, ShownCause};
 
 /// What the failure of a key service means for the DEKs that depend on it. The handling of outages
-/// and revocations rests on providers getting this right.
+/// and revocations depends on providers getting this right.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum KekErrorClass {
-    /// Not reachable, not answering, or answering with something unknown. It may be retried, and
-    /// DEKs may be served stale.
+    /// Unreachable, not answering, or answering with something unknown. The call may be retried,
+    /// and DEKs may be served stale.
     Unavailable,
-    /// The service asked for fewer calls. As unavailable, but retried more slowly.
+    /// The service asked for fewer calls. Like unavailable, but retried more slowly.
     Throttled,
     /// Refused: no permission, KEK disabled, pending deletion or deleted. DEKs are never served
     /// stale.
     Denied,
-    /// This wrapped key, or this context with it, is wrong. Says nothing about any other.
+    /// This wrapped key is wrong, or does not belong to this context. It says nothing about others.
     Invalid,
     /// An operator must act: login refused, credentials expired, store disconnected by mistake.
     Misconfigured,
@@ -54,22 +54,22 @@ impl fmt::Display for KekErrorClass {
 
 /// The failure of one call to a key service.
 ///
-/// The message is shown to operators. It holds no key bytes and no credential. It may quote a
-/// server: unprintable characters are escaped in Display and in Debug. A clone shares the cause:
-/// the items of a batch that failed as a whole share one failure.
+/// The message is shown to operators. It contains no key bytes and no credential. It may quote a
+/// server, so Display and Debug escape unprintable characters. Clones share the cause: the items of
+/// a batch that failed as a whole share one failure.
 #[derive(Clone, thiserror::Error)]
 #[error("{class}: {}", Shown(message))]
 pub struct KekError {
     class: KekErrorClass,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
-    /// The key service was asked. This is its response, or there was none.
+    /// Whether the key service was asked, so that this is its response or its silence.
     asked: bool,
     /// This process made no call because its budget was used up.
     over_budget: bool,
     /// Something between this process and the key service refused this one request.
     on_the_way: bool,
-    /// Set if the failure has a kind of its own, whose text tells nothing about a mismatch.
+    /// Set if the failure has its own kind, whose text reveals nothing about a mismatch.
     shown_as: Option<ErrorKind>,
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
     /// The cause as it appears in the chain of sources.
@@ -144,7 +144,7 @@ impl KekError {
         self
     }
 
-    /// Returns the cause itself, to be downcast.
+    /// Returns the cause itself, for downcasting.
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn std::error::Error + Send + Sync + 'static)> {
         self.cause.as_deref()
@@ -163,9 +163,9 @@ impl KekError {
         self.retry_after
     }
 
-    /// Says that the key service was not asked: the provider decided this by itself, from the bytes
-    /// or from what it knew. Such a failure does not show whether the service is up. Without this
-    /// call, an error counts as the service's own response, or as its silence.
+    /// Marks the error as one for which the key service was not asked: the provider decided it from
+    /// the bytes or from what it already knew. Such a failure does not show whether the service is
+    /// up. Without this call, an error counts as the service's own response, or as its silence.
     #[must_use]
     pub fn without_asking(mut self) -> Self {
         self.asked = false;
@@ -178,8 +178,8 @@ impl KekError {
         self.asked
     }
 
-    /// Returns the message without the class that `Display` puts before it, for a provider that puts
-    /// the failure of something else into its own. What is not printable in it is not escaped.
+    /// Returns the message without the class that `Display` adds before it, for a provider that
+    /// includes it in its own message. Unprintable characters in it are not escaped.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
@@ -199,13 +199,14 @@ impl KekError {
     }
 
     /// Makes an error of the class [`KekErrorClass::Invalid`] that is shown as another kind, with
-    /// its text: it does not say whether a message and a context belong together.
+    /// its text, which does not say whether a message and a context belong together.
     pub(crate) fn invalid_shown_as(kind: ErrorKind, message: String) -> Self {
         Self { shown_as: Some(kind), ..Self::invalid(message) }
     }
 
-    /// Says that something between this process and the key service refused this one request. The
-    /// content of a request may come from an attacker, so this does not count against the service.
+    /// Marks the error as a refusal of this one request by something between this process and the
+    /// key service. The content of a request may come from an attacker, so this does not count
+    /// against the service.
     ///
     /// Only the key service may deny: [`KekErrorClass::Denied`] becomes
     /// [`KekErrorClass::Misconfigured`], so a gateway that refuses ends no DEK.
@@ -251,13 +252,13 @@ impl KekError {
         self
     }
 
-    /// As [`into_error`](Self::into_error), for wrapping a new DEK. No message exists yet that the
-    /// text could reveal anything about, so *invalid* keeps its text.
+    /// Does the same as [`into_error`](Self::into_error), for wrapping a new DEK. No message exists
+    /// yet that the text could reveal anything about, so *invalid* keeps its text.
     pub(crate) fn into_error_of_wrapping(self, detail: String) -> Error {
         self.into_error_of_kind(detail)
     }
 
-    /// The detail contains the message already, so the source is the cause beneath it.
+    /// The detail already contains the message, so the source is the cause beneath it.
     fn into_error_of_kind(self, detail: String) -> Error {
         let error = Error::new(self.shown_as.unwrap_or(self.class.kind()), detail);
         match self.cause {

@@ -1,9 +1,9 @@
-//! How a provider is logged in to its key service.
+//! A provider's login to its key service.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-/// How a provider is logged in to its key service: how often it did, and how long that still holds.
+/// A provider's login to its key service: how often it logged in, and how long the login is valid.
 /// [`KekProvider::login`](super::KekProvider::login) returns it.
 ///
 /// ```
@@ -17,23 +17,23 @@ use std::time::Duration;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Login {
-    /// Logins that succeeded, or loads of credentials.
+    /// Logins, or loads of credentials, that succeeded.
     pub logins: u64,
-    /// Those that failed, and renewals of a token that failed.
+    /// Logins, loads of credentials and renewals of a token that failed.
     pub failures: u64,
-    /// How long the current token or credentials can still be used. 0 if they have ended. `None` if
+    /// How long the current token or credentials remain valid. 0 if they have expired. `None` if
     /// there are none, or their end is not known.
     pub ends_in: Option<Duration>,
 }
 
 impl Login {
-    /// Makes one without an end.
+    /// Makes a login without an end.
     #[must_use]
     pub fn new(logins: u64, failures: u64) -> Self {
         Self { logins, failures, ends_in: None }
     }
 
-    /// Sets how long it can still be used.
+    /// Sets how long it remains valid.
     #[must_use]
     pub fn ends_in(mut self, left: Duration) -> Self {
         self.ends_in = Some(left);

@@ -1,7 +1,7 @@
 //! The [`KekProvider`] trait, which wraps and unwraps DEKs, and its implementations.
 //!
 //! A provider knows one key service. It tries each call once and classifies failures. Retries,
-//! caching and the choice between several KEKs happen above it, in one place for all providers.
+//! caching and the choice between several KEKs are done above it, in one place for all providers.
 #![forbid(unsafe_code)]
 
 pub(crate) mod batch;
@@ -36,28 +36,28 @@ pub(crate) use crate::format::{KekId, WrappedDek};
 pub use crate::runtime::BoxFuture;
 pub(crate) use crate::suite::Dek;
 
-/// What the id of a [`BranchKek`](crate::branch::BranchKek) begins with.
+/// The prefix of the id of a [`BranchKek`](crate::branch::BranchKek).
 pub(crate) const BRANCH_ID_PREFIX: &str = "branch:";
 
 /// One key encryption key in one key service.
 ///
-/// Implementations try once, keep no DEK, and say with [`KekErrorClass`] what a failure means. They
-/// run the conformance suite ([`conformance`](crate::kek)) in their tests. They need no runtime of
-/// their own: any executor that the provider's documentation allows may poll a future.
+/// Implementations try once, keep no DEK, and report with [`KekErrorClass`] what a failure means.
+/// They run the conformance suite ([`conformance`](crate::kek)) in their tests. They need no
+/// particular runtime: any executor that the provider's documentation allows may poll a future.
 ///
-/// A wrapper around another provider forwards **every** method, the default ones too. Otherwise it
-/// loses the better version of the inner provider.
+/// A wrapper around another provider forwards **every** method, including the default ones.
+/// Otherwise it loses the better implementation of the inner provider.
 pub trait KekProvider: fmt::Debug + Send + Sync {
     /// Returns the id of the KEK that [`wrap`](Self::wrap) uses.
     fn id(&self) -> &KekId;
 
-    /// Returns whether this provider can unwrap what was wrapped under `kek_id`. By default only
-    /// its own id.
+    /// Returns whether this provider can unwrap keys wrapped under `kek_id`. By default, only its
+    /// own id.
     fn recognises(&self, kek_id: &KekId) -> bool {
         kek_id == self.id()
     }
 
-    /// Returns what answers a call about `kek_id`, which is the provider's own id or one that it
+    /// Returns the target of a call about `kek_id`, which is the provider's own id or one that it
     /// [recognises](Self::recognises). A provider with several keys, Regions or stores behind it
     /// names each, so that one that is down does not stop calls to the others. It is called before
     /// each call and makes no call itself. By default there is one target, named like the
@@ -67,10 +67,10 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         CallTarget::new(self.id().as_str())
     }
 
-    /// Returns whether this provider makes DEKs itself, by deriving them from a key that it holds in
-    /// this process. Then new DEKs come from its [`generate`](Self::generate), whatever the
+    /// Returns whether this provider makes DEKs itself, by deriving them from a key that it holds
+    /// in this process. New DEKs then come from its [`generate`](Self::generate), whatever the
     /// [`DekOrigin`](crate::DekOrigin). By default `false`. A provider around a
-    /// [`BranchKek`](crate::branch::BranchKek) has to forward it: `build` refuses one that does not.
+    /// [`BranchKek`](crate::branch::BranchKek) must forward it: `build` refuses one that does not.
     fn derives_deks(&self) -> bool {
         false
     }
@@ -83,35 +83,35 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
 
     /// Returns whether [`rewrap`](Self::rewrap) happens in the key service, so that no DEK enters
     /// the process. By default `false`. Then an envelope does not call `rewrap`: it unwraps, checks
-    /// the DEK against its id and wraps. These count as the two calls that they are, in the budget,
-    /// the statistics and the events. Of a provider that answers in this process
-    /// ([`CallAdvice::in_process`]) it calls `rewrap` all the same.
+    /// the DEK against its id and wraps. These count as two calls in the budget, the statistics and
+    /// the events. It still calls `rewrap` of a provider that answers in this process
+    /// ([`CallAdvice::in_process`]).
     fn rewraps_in_service(&self) -> bool {
         false
     }
 
     /// Returns whether the KEK's current version made `wrapped`, without a call. `None` if the
     /// bytes do not say, or the current version is unknown. Then
-    /// [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, and
-    /// [`rewrap`](crate::Envelope::rewrap) wraps again all the same. By default `None`.
+    /// [`needs_rewrap`](crate::Envelope::needs_rewrap) sees no need, but
+    /// [`rewrap`](crate::Envelope::rewrap) still wraps again. By default `None`.
     ///
-    /// It may read the metadata, although anyone can have written it. A rewrap does not trust the
-    /// metadata: it asks once more for the entry without it, and keeps the entry only if that
-    /// returns `Some(true)` too and [`unwrap`](Self::unwrap) then accepts it. So the version that
-    /// is read from [`WrappedDek::wrapped`] must be the one that `unwrap` uses.
+    /// It may read the metadata, although anyone may have written it. A rewrap does not trust the
+    /// metadata: it also asks about the entry without it, and keeps the entry only if that returns
+    /// `Some(true)` too and [`unwrap`](Self::unwrap) then accepts it. So the version that is read
+    /// from [`WrappedDek::wrapped`] must be the one that `unwrap` uses.
     fn is_current(&self, wrapped: &WrappedDek) -> Option<bool> {
         let _ = wrapped;
         None
     }
 
-    /// Returns the version of the KEK that made `wrapped`, for events, as far as the bytes say it.
-    /// It makes no call, and nothing is decided by it. By default `None`.
+    /// Returns the version of the KEK that made `wrapped`, for events, if the bytes show it. It
+    /// makes no call, and no decision depends on it. By default `None`.
     fn key_version(&self, wrapped: &WrappedDek) -> Option<Box<str>> {
         let _ = wrapped;
         None
     }
 
-    /// Wraps `dek` under the KEK's current version, bound to `context` where the key service can do
+    /// Wraps `dek` under the KEK's current version, bound to `context` if the key service can do
     /// that.
     fn wrap<'a>(
         &'a self,
@@ -119,21 +119,21 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         dek: &'a Dek,
     ) -> BoxFuture<'a, Result<WrappedDek, KekError>>;
 
-    /// Unwraps a DEK. The library checks what is returned against the DEK id before it is used.
+    /// Unwraps a DEK. The library checks the result against the DEK id before using it.
     fn unwrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
         wrapped: &'a WrappedDek,
     ) -> BoxFuture<'a, Result<UnwrappedDek, KekError>>;
 
-    /// Unwraps a DEK at once, if all that it takes is in this process, such as a cached
-    /// [branch key](crate::branch). `None` if it would have to ask somebody or to wait, and for every
-    /// failure: then [`unwrap`](Self::unwrap) is called. It is called on the thread that decrypts and
-    /// must not block. What it returns is checked as an answer of `unwrap` is. By default `None`.
+    /// Unwraps a DEK at once, if everything it needs is in this process, such as a cached [branch
+    /// key](crate::branch). Returns `None` if it would have to make a call or wait, and for every
+    /// failure; then [`unwrap`](Self::unwrap) is called. It runs on the thread that decrypts and
+    /// must not block. Its result is checked like one of `unwrap`. By default `None`.
     ///
-    /// It is for providers around a [`BranchKek`](crate::branch::BranchKek), which forward it. Its DEKs
-    /// end with their branch key. Do not answer from a cache of your own: each answer would begin
-    /// another `max_age`, and a denial would never be heard.
+    /// It is for providers around a [`BranchKek`](crate::branch::BranchKek), which forward it. Its
+    /// DEKs end with their branch key. Do not answer from your own cache: each answer would begin
+    /// another `max_age`, and a denial would never be noticed.
     fn unwrap_cached(
         &self,
         context: &EncryptionContext,
@@ -144,7 +144,7 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     }
 
     /// Has the key service make a DEK (AWS KMS: `GenerateDataKey`). The security of its messages
-    /// then rests on the service's generator. By default the DEK is made in this process and
+    /// then depends on the service's generator. By default the DEK is made in this process and
     /// wrapped.
     fn generate<'a>(
         &'a self,
@@ -159,8 +159,8 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Wraps again under the KEK's current version, in the key service where possible, so that no
-    /// DEK enters the process. By default unwraps and wraps.
+    /// Wraps again under the KEK's current version, in the key service if possible, so that no DEK
+    /// enters the process. By default it unwraps and wraps.
     fn rewrap<'a>(
         &'a self,
         context: &'a EncryptionContext,
@@ -175,18 +175,18 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Returns how many items one request of [`wrap_many`](Self::wrap_many),
-    /// [`unwrap_many`](Self::unwrap_many) and [`rewrap_many`](Self::rewrap_many) has at most. By
-    /// default 1: the service has no batches, and DEKs are asked for one by one, side by side.
+    /// Returns the maximum number of items in one request of [`wrap_many`](Self::wrap_many),
+    /// [`unwrap_many`](Self::unwrap_many) and [`rewrap_many`](Self::rewrap_many). By default 1: the
+    /// service has no batches, and DEKs are requested one by one, in parallel.
     ///
-    /// A batch counts as one call about the provider's [`id`](Self::id). It is repeated for the items
-    /// that an outage kept back, and has failed if every item did.
+    /// A batch counts as one call about the provider's [`id`](Self::id). It is repeated for the
+    /// items that an outage affected, and has failed if every item did.
     fn batch_size(&self) -> usize {
         1
     }
 
-    /// Wraps many DEKs, in one request where the service can. Returns one result per item, in
-    /// order. A bad item fails alone. By default one after the other.
+    /// Wraps many DEKs, in one request if the service can. Returns one result per item, in order. A
+    /// bad item fails alone. By default one after the other.
     fn wrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a Dek)],
@@ -200,7 +200,7 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Unwraps many DEKs, as [`wrap_many`](Self::wrap_many).
+    /// Unwraps many DEKs: see [`wrap_many`](Self::wrap_many).
     fn unwrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -214,7 +214,7 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
         })
     }
 
-    /// Rewraps many DEKs, as [`wrap_many`](Self::wrap_many).
+    /// Rewraps many DEKs: see [`wrap_many`](Self::wrap_many).
     fn rewrap_many<'a>(
         &'a self,
         items: &'a [(&'a EncryptionContext, &'a WrappedDek)],
@@ -231,15 +231,15 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
     /// Checks whether the KEK can be used now. The class of an error says why not.
     fn health(&self) -> BoxFuture<'_, Result<Health, KekError>>;
 
-    /// Returns how the provider is logged in, for statistics and metrics. It makes no call and waits
-    /// for nobody. By default `None`: there is no login, or nothing is known of it.
+    /// Returns the provider's login, for statistics and metrics. It makes no call and does not
+    /// wait. By default `None`: there is no login, or nothing is known about it.
     fn login(&self) -> Option<Login> {
         None
     }
 
     /// Releases what the provider holds at the key service, such as a login, when an envelope is
     /// [shut down](crate::Envelope::shut_down). A provider may serve other envelopes too: the next
-    /// call acquires it again. By default does nothing.
+    /// call acquires it again. By default it does nothing.
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
@@ -254,11 +254,11 @@ pub trait KekProvider: fmt::Debug + Send + Sync {
 pub enum ContextBinding {
     /// The key service refuses to unwrap in another context.
     Enforced,
-    /// The key service unwraps in any context. This process receives the DEK and refuses it, since
-    /// its id does not match.
+    /// The key service unwraps in any context. This process receives the DEK and refuses it,
+    /// because its id does not match.
     Checked,
-    /// Wrapping is **unauthenticated**: it needs only a public key, so anyone can wrap a DEK of
-    /// their own and make messages that a reader accepts. The
+    /// Wrapping is **unauthenticated**: it needs only a public key, so anyone can wrap a DEK that
+    /// they made and create messages that a reader accepts. The
     /// [builder](crate::EnvelopeBuilder::allow_unauthenticated_wrapping) refuses such a KEK unless
     /// it is allowed by name.
     Unauthenticated,
@@ -273,9 +273,9 @@ pub enum ContextBinding {
 )]
 #[non_exhaustive]
 pub enum Health {
-    /// It wraps and unwraps.
+    /// The KEK wraps and unwraps.
     Ready,
-    /// It works, with something that an operator should look at.
+    /// The KEK works, but an operator should look at it.
     Degraded(String),
 }
 
@@ -294,7 +294,7 @@ impl UnwrappedDek {
         Self { bytes: Zeroizing::new(bytes), parent: None }
     }
 
-    /// Says that the DEK came through another key of this process. It ends with that key.
+    /// Records the key of this process that the DEK was derived through. It ends with that key.
     pub(crate) fn with_parent(mut self, parent: Parent) -> Self {
         self.parent = Some(parent);
         self
@@ -328,7 +328,7 @@ impl fmt::Debug for UnwrappedDek {
     }
 }
 
-/// Lets a provider be shared, so that a service can keep a handle to one that it handed over.
+/// Lets a provider be shared, so that a service can keep a handle to one that it passed on.
 impl<P: KekProvider + ?Sized> KekProvider for Arc<P> {
     fn id(&self) -> &KekId {
         (**self).id()

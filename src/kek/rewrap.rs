@@ -1,4 +1,4 @@
-//! Rewraps lists of wrapped keys, entry by entry, in the key service where possible.
+//! Rewraps lists of wrapped keys, entry by entry, in the key service if possible.
 #![forbid(unsafe_code)]
 
 use futures_util::{StreamExt, stream};
@@ -10,7 +10,7 @@ use super::{Dek, KekError, KekErrorClass, WrappedDek};
 use crate::error::Error;
 use crate::format::WrappedKeys;
 
-/// What has to be known before old entries are dropped.
+/// What must be verified before old entries are dropped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
     UnwrapEach,
@@ -18,14 +18,13 @@ pub(crate) enum Check {
 }
 
 impl KekSet {
-    /// Returns how many lists are rewrapped together: as many as the largest batch of a KEK has.
+    /// Returns how many lists are rewrapped together: the largest batch size of a KEK.
     pub(crate) fn lists_together(&self) -> usize {
         self.reading.iter().map(|kek| kek.batch_size()).max().unwrap_or(1)
     }
 
-    /// Returns the lists that the writing KEKs would make now, made from the old ones, in order. A
-    /// list that fails does not keep the others from their results. `at_once` calls are made at the
-    /// same time.
+    /// Makes the lists that the writing KEKs would make now from the old ones, in order. A failed
+    /// list does not affect the others. `at_once` calls are made at the same time.
     pub(crate) async fn rewrap_lists(
         &self,
         lists: &[KeyList<'_>],
@@ -38,7 +37,7 @@ impl KekSet {
         let mut made: Vec<Result<Vec<WrappedDek>, Error>> =
             lists.iter().map(|_| Ok(Vec::new())).collect();
         for kek in &self.writing {
-            // What failed is not asked for any more.
+            // Lists that have failed are not asked about again.
             let going = lists.iter().zip(made).map(|(list, made)| match made {
                 Ok(entries) => Ok((*list, entries)),
                 failed => Err(failed),
@@ -73,7 +72,7 @@ impl Job<'_> {
             return lists.iter().map(|_| Err(revoked.clone())).collect();
         }
         let entries = self.rewrap_own(lists).await;
-        // The KEK's own entry is missing, damaged or refused, but another KEK's entry may serve.
+        // The KEK's own entry is missing, damaged or refused, but another KEK's entry may work.
         let entries = lists.iter().zip(entries).map(|(list, entry)| match entry {
             Err(NotMade { is_lost: true, .. }) => Ok(*list),
             entry => Err(entry.map_err(|not_made| not_made.error)),
@@ -84,7 +83,8 @@ impl Job<'_> {
 
     /// Makes entries from the KEK's old ones, without another KEK's help.
     async fn rewrap_own(&self, lists: &[KeyList<'_>]) -> Vec<Result<WrappedDek, NotMade>> {
-        // A batch is a call about the KEK itself. An entry of a related KEK may have another target.
+        // A batch is a call about the KEK itself. An entry of a related KEK may have another
+        // target.
         let is_related = |list: &KeyList<'_>| {
             list.entry_of(self.kek).is_none() && old_entry(self.kek, list).is_some()
         };
@@ -130,7 +130,7 @@ impl Job<'_> {
         self.verified(bounds, lists, all_settled(settled, rewrapped.collect())).await
     }
 
-    /// Has the KEK wrap one batch of DEKs, where there is one.
+    /// Has the KEK wrap one batch of DEKs, if there is one.
     async fn wrap_batch(
         &self,
         lists: &[KeyList<'_>],
@@ -174,7 +174,7 @@ impl Job<'_> {
     }
 
     /// Whether `old` may be kept. Anyone can write metadata, so only `wrapped` itself counts, and
-    /// only because the entry is unwrapped before it is kept. If this leaves doubt, the key service
+    /// only because the entry is unwrapped before it is kept. In case of doubt the key service
     /// wraps again.
     fn is_proven_current(&self, old: &WrappedDek) -> bool {
         self.check == Check::UnwrapEach
@@ -188,15 +188,17 @@ impl Job<'_> {
     }
 }
 
-/// Returns how many calls each of so many makes at the same time, if together they make `at_once`.
+/// Returns how many calls each of `among` callers may make at the same time, for `at_once` in
+/// total.
 pub(crate) fn share(at_once: usize, among: usize) -> usize {
     (at_once / among.max(1)).max(1)
 }
 
-/// Why there is no new entry from an old one.
+/// The reason why no new entry was made from an old one.
 struct NotMade {
     error: Error,
-    /// The old entry is lost for good. Otherwise it may be good, so nothing may be dropped.
+    /// Whether the old entry is lost for good. Otherwise it may still be good, so nothing may be
+    /// dropped.
     is_lost: bool,
 }
 

@@ -1,5 +1,5 @@
-//! A KEK that a test scripts: it fails in a class, waits, and counts its calls. For tests of
-//! services too.
+//! A KEK that a test scripts: it fails in a class, waits, and counts its calls. Tests of services
+//! can use it too.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -101,7 +101,7 @@ impl ScriptedKek {
     /// Makes a KEK with the id `local:NAME` that succeeds.
     ///
     /// # Errors
-    /// As [`LocalKek::in_memory`].
+    /// Those of [`LocalKek::in_memory`].
     pub fn new(name: &str) -> Result<Self, Error> {
         Ok(Self::over(LocalKek::in_memory(name)?))
     }
@@ -125,14 +125,14 @@ impl ScriptedKek {
         &self.0.kek
     }
 
-    /// Makes every call fail in this class from now on, or no call with `None`. It is decided when
-    /// a call's wait is over.
+    /// Makes every call fail in this class from now on, or no call with `None`. The choice is made
+    /// after a call's wait.
     pub fn fail_with(&self, class: impl Into<Option<KekErrorClass>>) {
         self.script_lock().failure = class.into();
     }
 
-    /// Makes DEKs fail in the class that `failing` returns for their context, from now on: in a
-    /// batch alone, beside the others.
+    /// Makes DEKs fail from now on, in the class that `failing` returns for their context. In a
+    /// batch, only those items fail.
     pub fn fail_where(
         &self,
         failing: impl Fn(&EncryptionContext) -> Option<KekErrorClass> + Send + Sync + 'static,
@@ -140,12 +140,13 @@ impl ScriptedKek {
         self.script_lock().failing = Some(Arc::new(failing));
     }
 
-    /// Makes it take so many DEKs in one call from now on. With 1 it has no batches, as at first.
+    /// Makes it accept batches of up to `size` DEKs from now on. With 1, the initial value, it has
+    /// no batches.
     pub fn take_batches_of(&self, size: usize) {
         self.script_lock().batch_size = Some(size).filter(|size| *size > 1);
     }
 
-    /// Makes it a key service without a rewrap from now on: an envelope unwraps and wraps.
+    /// Makes it a key service without a rewrap from now on, so that an envelope unwraps and wraps.
     pub fn have_no_rewrap(&self) {
         self.script_lock().has_no_rewrap = true;
     }
@@ -155,12 +156,12 @@ impl ScriptedKek {
         self.script_lock().acts.extend(acts);
     }
 
-    /// Makes every call wait for the future of `wait` first, from now on.
+    /// Makes every call first wait for the future of `wait`, from now on.
     pub fn wait_for(&self, wait: impl Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static) {
         self.script_lock().wait = Some(Arc::new(wait));
     }
 
-    /// Makes no call wait from now on.
+    /// Makes calls stop waiting from now on.
     pub fn wait_no_more(&self) {
         self.script_lock().wait = None;
     }
@@ -202,7 +203,7 @@ impl ScriptedKek {
             Act::Fail(class) => Err(KekError::new(class, "by script")),
             Act::AskLater(wait) => Err(KekError::throttled("by script").with_retry_after(wait)),
             Act::Hang => std::future::pending().await,
-            #[expect(clippy::panic, reason = "what it was told to do")]
+            #[expect(clippy::panic, reason = "the script asks for it")]
             Act::Panic => panic!("by script"),
         }
     }
@@ -215,7 +216,7 @@ impl ScriptedKek {
         }
     }
 
-    /// Does the same with each item of a batch. It is one call, unless there are no batches.
+    /// Does the same for each item of a batch. It is one call, unless there are no batches.
     fn act_for_each<'a, I: Copy + Sync, T: Send>(
         &'a self,
         counter: &'a AtomicU64,

@@ -1,4 +1,4 @@
-//! The KEKs of one envelope: all of them wrap a new DEK, and any that the message names unwraps
+//! The KEKs of one envelope. All of them wrap a new DEK, and any KEK that the message names unwraps
 //! one.
 #![forbid(unsafe_code)]
 
@@ -31,7 +31,7 @@ pub enum DekOrigin {
     #[default]
     Local,
     /// In the key service of the first writing KEK (AWS KMS: `GenerateDataKey`). The quality of
-    /// every DEK then rests on that service, and the DEK crosses the network once more than with
+    /// every DEK then depends on that service, and the DEK crosses the network once more than with
     /// `Local`.
     KeyService,
 }
@@ -41,7 +41,8 @@ pub enum DekOrigin {
 pub(crate) struct SourceKek {
     /// The provider's own KEK id.
     pub(crate) provider: KekId,
-    /// The KEK id of the wrapped key. A provider for related keys may use another id than its own.
+    /// The KEK id of the wrapped key. A provider for related keys may use an id that is not its
+    /// own.
     pub(crate) entry: KekId,
 }
 
@@ -49,20 +50,20 @@ pub(crate) struct SourceKek {
 pub(crate) struct Unwrapped {
     pub(crate) dek: Dek,
     pub(crate) source_kek: SourceKek,
-    /// The key of this process that it came through, if any.
+    /// The key of this process that it was derived through, if any.
     pub(crate) parent: Option<Parent>,
     /// When the request was sent.
     pub(crate) asked: Moment,
 }
 
-/// Why a request failed, and the failure of each KEK.
+/// The reason why a request failed, and the failure of each KEK.
 #[derive(Clone)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
     pub(crate) calls: Arc<[FailedCall]>,
     /// The failure of the key store, and its time.
     pub(crate) of_store: Option<(ErrorKind, Moment)>,
-    /// The key store has a tombstone in the place of the key.
+    /// Whether the key store has a tombstone in place of the key.
     pub(crate) is_erased: bool,
     /// The key that was to be unwrapped, where the request named a part of its id only.
     pub(crate) key: Option<DekId>,
@@ -95,8 +96,8 @@ impl FailedCall {
 }
 
 impl Failure {
-    /// Whether a KEK denied one of these wrapped keys, and none of them had an outage. A KEK that wraps
-    /// nothing new says nothing about what it wrapped.
+    /// Whether a KEK denied one of these wrapped keys, and none of them had an outage. A KEK that
+    /// refuses to wrap a new DEK says nothing about the ones it wrapped earlier.
     pub(crate) fn denies(&self, source_keks: &[SourceKek], wrapped_keys: &WrappedKeys) -> bool {
         let calls = self.calls.iter().filter(|call| call.entry.is_some());
         let worst = worst_about(calls, source_keks, wrapped_keys);
@@ -123,8 +124,8 @@ fn worst_about<'a>(
         source_keks.iter().any(|source_kek| {
             source_kek.provider == call.provider
                 && call.entry.as_ref().is_none_or(|entry| {
-                    // Compared with its metadata, since a provider may ask something else for
-                    // another one.
+                    // Compared with its metadata, since a provider may send another request for
+                    // different metadata.
                     source_kek.entry == *entry.kek_id() && wrapped_keys.entries().contains(entry)
                 })
         })
@@ -145,11 +146,12 @@ impl From<Error> for Failure {
 
 /// The KEKs of one envelope, in order of preference.
 pub(crate) struct KekSet {
-    /// Every new DEK is wrapped by all of these.
+    /// The KEKs that wrap every new DEK.
     pub(crate) writing: Vec<Arc<GuardedKek>>,
-    /// The writing ones, and those for reading only.
+    /// The writing KEKs, and those for reading only.
     pub(crate) reading: Vec<Arc<GuardedKek>>,
-    /// Revoked by an operator. In a pointer and not a lock, which a fork could inherit locked.
+    /// The KEKs that an operator revoked. Held in a pointer and not in a lock, which a fork could
+    /// inherit locked.
     revoked: ArcSwap<HashSet<KekId>>,
     /// How long one request may take.
     deadline: Duration,
@@ -210,7 +212,7 @@ impl KekSet {
             self.check_not_revoked(kek.id())
                 .map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
         }
-        // A KEK that derives its DEKs has to be the one that makes them.
+        // A KEK that derives its DEKs must be the one that makes them.
         let deriving = writing.iter().find(|kek| kek.derives_deks());
         let maker = deriving.or_else(|| (origin == DekOrigin::KeyService).then_some(first));
         let mut parents = Vec::new();
@@ -245,7 +247,7 @@ impl KekSet {
             let (wrapped, request_id) = with_request_id(kek.wrap(bounds, context, dek)).await;
             let wrapped = wrapped.map_err(|error| failed_wrap(kek, error, self.clock.now()))?;
             let entry = self.wrapped_by(kek, context, id, wrapped, request_id.as_deref())?;
-            // A KEK in this process is a source of the DEK for as long as its own key may be used.
+            // A KEK in this process is a source of the DEK as long as its own key may be used.
             let parent = match kek.derives_deks() {
                 true => {
                     self.unwrap_entry(bounds, kek, context, id, &entry, RetryMode::ByPolicy)
@@ -269,7 +271,7 @@ impl KekSet {
                     parents.extend(parent);
                 }
                 // One denial is enough. Any other failure waits for the rest, so that an outage of
-                // one KEK hides no denial by another.
+                // one KEK does not hide another's denial.
                 Err(denied) if denied.error.kind() == ErrorKind::Denied => return Err(denied),
                 Err(other) => failure = Some(failure.unwrap_or(other)),
             }
@@ -321,8 +323,7 @@ impl KekSet {
     }
 
     /// Unwraps one entry and checks the DEK against the id, which commits to it and to the context.
-    /// If a key service returns another DEK, that is an error here and not a failed decryption
-    /// later.
+    /// If a key service returns another DEK, the error occurs here and not at a later decryption.
     pub(crate) async fn unwrap_entry(
         &self,
         bounds: CallBounds,
@@ -332,7 +333,8 @@ impl KekSet {
         entry: &WrappedDek,
         tries: RetryMode,
     ) -> Result<(Dek, Option<Parent>), KekError> {
-        // Checked by both ids of the KEK: the provider's own unwraps the entry of a related key.
+        // Checked by both ids of the KEK: the provider's own KEK unwraps the entry of a related
+        // key.
         self.check_not_revoked(kek.id())?;
         self.check_not_revoked(entry.kek_id())?;
         let (unwrapped, request_id) = with_request_id(async {
@@ -346,7 +348,7 @@ impl KekSet {
         self.check_unwrapped(context, id, entry, answer, &mut unwrapped?)
     }
 
-    /// Whether any KEK may have in this process what it takes to unwrap.
+    /// Whether any KEK may be able to unwrap without a call.
     pub(crate) fn may_unwrap_at_once(&self) -> bool {
         self.reading.iter().any(|kek| kek.derives_deks())
     }
@@ -410,8 +412,8 @@ impl KekSet {
         }
     }
 
-    /// Whether every writing KEK has an entry of its current version, and no other KEK has one.
-    /// `None` if the bytes do not say.
+    /// Whether every writing KEK has an entry of its current version, and no other KEK has an
+    /// entry. `None` if the bytes do not say.
     pub(crate) fn are_current(&self, keys: &WrappedKeys) -> Option<bool> {
         let mut current = Some(keys.entries().len() == self.writing.len());
         for kek in &self.writing {
@@ -462,13 +464,13 @@ pub(crate) struct Made {
     pub(crate) dek: Dek,
     pub(crate) wrapped_keys: WrappedKeys,
     pub(crate) source_keks: Box<[SourceKek]>,
-    /// The keys of this process that it came through.
+    /// The keys of this process that it was derived through.
     pub(crate) parents: Box<[Parent]>,
     /// When the first request was sent.
     pub(crate) asked: Moment,
 }
 
-/// Who unwrapped an entry, and by which request.
+/// The KEK that unwrapped an entry, and the time of its request.
 #[derive(Clone, Copy)]
 pub(super) struct UnwrapAnswer<'a> {
     pub(super) kek: &'a GuardedKek,
@@ -512,7 +514,7 @@ fn failed_wrap(kek: &GuardedKek, error: KekError, at: Moment) -> Failure {
     Failure { calls, ..not_wrapped(kek, error).into() }
 }
 
-/// As [`named`], for a DEK that was not wrapped.
+/// Does the same as [`named`], for a DEK that was not wrapped.
 pub(super) fn not_wrapped(kek: &GuardedKek, error: KekError) -> Error {
     let detail = format!("{}: {error}", kek.id());
     error.into_error_of_wrapping(detail)

@@ -1,5 +1,5 @@
-//! Each way in which a key service fails, met by DEKs that are not cached, cached, and past their
-//! age: what callers see, what it costs, and how soon it is over.
+//! Each way in which a key service fails, for DEKs that are not cached, cached, and past their age:
+//! what callers see, what it costs, and how soon it is over.
 //!
 //! The minutes that this takes are virtual: a runtime whose time jumps to the next timer, and a
 //! clock that follows it. So the figures are the same on every machine.
@@ -54,8 +54,7 @@ enum State {
     PastAgeWithGrace,
 }
 
-/// The envelope waits in the runtime's virtual time. By itself it waits in real time, whatever
-/// becomes of a runtime.
+/// The envelope waits in the runtime's virtual time. Without a runtime it waits in real time.
 #[derive(Debug)]
 struct VirtualTime;
 

@@ -1,4 +1,4 @@
-//! More calls than the budget lets through: whose turn it is, and who does not wait for one.
+//! More calls than the budget allows: which call is next, and which calls do not wait.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -61,7 +61,7 @@ async fn callers_that_leave_do_not_use_up_the_turns_of_others() {
     }
     // 300 in four seconds, and what was saved up; all but none before.
     assert!(served.load(SeqCst) >= 210, "{} of 300", served.load(SeqCst));
-    // The load has fallen: whoever comes now is served.
+    // The load has fallen: new calls are served.
     for (tenant, sealed) in later.drain(..) {
         tokio::time::timeout(ms(3000), envelope.decrypt(&tenant, Aad::empty(), &sealed))
             .await

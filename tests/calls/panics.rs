@@ -1,5 +1,5 @@
-//! Foreign code that panics while a panic unwinds. It would abort the process, so each test has one
-//! of its own.
+//! Foreign code that panics while a panic unwinds. It would abort the process, so each test runs in
+//! a separate one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use waxseal::{
 };
 use waxseal_testing::support::{block_on, context};
 
-/// Runs a test of this binary in a process of its own, which has to end as usual.
+/// Runs a test of this binary in its own process, which has to end as usual.
 fn alone(name: &str, test: impl FnOnce()) {
     const IS_ALONE: &str = "WAXSEAL_TEST_IS_ALONE";
     if std::env::var_os(IS_ALONE).is_some() {
@@ -26,7 +26,7 @@ fn alone(name: &str, test: impl FnOnce()) {
     assert!(told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(failed));
 }
 
-/// The payload of a panic, and whatever else panics when it is dropped.
+/// A payload of a panic, or another value, that panics when it is dropped.
 struct Bites;
 
 impl Drop for Bites {
@@ -73,7 +73,7 @@ impl KekProvider for RottenKek {
     }
 }
 
-/// A subscriber that panics in whatever is done with a span.
+/// A subscriber that panics in every operation on a span.
 struct BadSubscriber;
 
 impl tracing::Subscriber for BadSubscriber {

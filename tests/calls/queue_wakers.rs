@@ -37,7 +37,7 @@ async fn rewraps(n: usize) -> (Envelope, Vec<Fut>) {
     old.wait_for(|| Box::pin(tokio::time::sleep(ms(300))));
     let sealed =
         support::envelope(old.local()).encrypt(&context("a"), Aad::empty(), b"x").await.unwrap();
-    // An envelope each, since what they wait for its end by has a lock of its own (event-listener).
+    // An envelope each, since what they wait for its end by has its own lock (event-listener).
     let budget = CallBudget::new(1000, 1).unwrap();
     let envelope = || {
         Envelope::builder()

@@ -1,5 +1,5 @@
-//! What is learned from calls, and of whom: several keys behind one KEK, calls that nobody waits
-//! for, and messages that somebody forged.
+//! What is learned from calls, and about which target: several keys behind one KEK, abandoned
+//! calls, and forged messages.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -52,7 +52,7 @@ impl Log {
             .count()
     }
 
-    /// What a destructor tells is told by another thread.
+    /// Another thread reports the events of a destructor.
     async fn wait_for(&self, name: &str, with: &str, count: usize) {
         let start = Instant::now();
         while self.count(name, with) < count {
@@ -70,9 +70,9 @@ impl Log {
 #[derive(Debug, Clone)]
 struct Branches {
     keys: Vec<ScriptedKek>,
-    /// Each key is a target of its own.
+    /// Each key is a separate target.
     apart: bool,
-    /// Recognises every id, as one does that finds keys by itself.
+    /// Recognises every id, like a provider that discovers keys.
     discovers: bool,
     /// Refuses junk without asking.
     looks: bool,
@@ -264,7 +264,7 @@ async fn each_target_s_advice_and_budget_are_its_own() {
     assert!(start.elapsed() >= ms(900) && others < ms(900), "{others:?} of {:?}", start.elapsed());
 }
 
-// --- calls that nobody waits for
+// --- abandoned calls
 
 #[tokio::test]
 async fn a_preferred_kek_that_hangs_is_asked_last_and_that_is_told() {
@@ -390,7 +390,7 @@ async fn forged_messages_that_the_provider_refuses_by_itself_use_up_no_probe_and
     let stage = Stage::new(Branches { looks: true, ..Branches::new(&["kek"]) });
     stage.branches.fail_with(Unavailable);
     let forge = async || stage.open_forged([junk("local:kek")]).await;
-    // What it refuses by itself between two failures is no sign of life either.
+    // What the provider itself refuses between two failures is not a sign of life either.
     stage
         .until_open(async || {
             drop(stage.open(&[0]).await);
@@ -434,7 +434,7 @@ async fn a_forged_list_costs_one_call_however_long_it_is() {
 
 #[tokio::test]
 async fn of_several_rightful_entries_one_that_opens_is_found() {
-    // The former key's entry stands first, as in a list that was half rewrapped.
+    // The former key's entry is first, as in a list that was half rewrapped.
     for apart in [false, true] {
         let names = ["new", "former", "other"];
         let stage = Stage::new(Branches { apart, ..Branches::new(&names) });

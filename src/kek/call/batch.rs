@@ -10,12 +10,12 @@ use crate::kek::{BoxFuture, Dek, KekError, KekErrorClass, UnwrappedDek, WrappedD
 use crate::observe::Operation;
 use crate::sync::foreign::caught;
 
-/// What one item of a batch came to.
+/// The result of one item of a batch.
 type ItemResult<T> = Result<T, KekError>;
 
-/// The three calls return one result for each item, in order. One item alone is a call of its own.
+/// The three calls return one result for each item, in order. A single item is an ordinary call.
 impl GuardedKek {
-    /// Returns how many items one request has: at least 1.
+    /// Returns the maximum number of items of one request: at least 1.
     pub(crate) fn batch_size(&self) -> usize {
         caught(|| self.provider.batch_size()).unwrap_or(1).max(1)
     }
@@ -66,7 +66,7 @@ impl GuardedKek {
         }
     }
 
-    /// Asks for all items in one call, and again for those that an outage kept back, as often as the
+    /// Asks for all items in one call, and again for those that an outage affected, as often as the
     /// policy allows.
     async fn many<I: Copy, T>(
         &self,
@@ -87,7 +87,7 @@ impl GuardedKek {
                 results.iter_mut().zip(items).filter(|(result, _)| waits(result)).unzip();
             let answers = self.many_once(bounds, operation, &asked, &ask).await;
             tries += 1;
-            // The longest pause that one of them asks for.
+            // The longest pause that any of them asks for.
             let outage = answers
                 .iter()
                 .filter_map(|answer| answer.as_ref().err())
@@ -127,7 +127,7 @@ impl GuardedKek {
         };
         let outcome = self.calls.once(bounds, self.own(operation), Order::Usual, work).await;
         match outcome {
-            // Nothing was answered, so what happened to the call happened to each item.
+            // Nothing was answered, so the failure of the call is that of each item.
             Err(failure) if answers.len() != items.len() => {
                 items.iter().map(|_| Err(failure.clone())).collect()
             }
@@ -136,8 +136,8 @@ impl GuardedKek {
     }
 }
 
-/// What a batch says of the key service: it failed if every item did. Then the item that shows most
-/// of the service decides. One that the provider refused by itself shows nothing.
+/// Returns what a batch says about the key service. It failed if every item did. Then the item that
+/// says most about the service decides. An item that the provider itself refused says nothing.
 fn outcome<T>(answers: &[ItemResult<T>], items: usize) -> Result<(), KekError> {
     if answers.len() != items {
         return Err(KekError::unavailable("the provider did not answer for every item"));

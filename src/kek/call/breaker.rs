@@ -8,8 +8,7 @@ use crate::clock::{Clock, Moment};
 use crate::kek::{KekError, KekErrorClass};
 use crate::sync::{Mutex, MutexGuard, TryLockError};
 
-/// A shorter streak of failures is left to the retries: many calls that fail at one moment are one
-/// failure.
+/// Retries handle a shorter streak of failures: many calls that fail at one moment are one failure.
 const SHORTEST_STREAK: Duration = Duration::from_millis(200);
 /// How many calls in a row must be late before other targets are asked first. One call in twenty is
 /// late at a healthy service.
@@ -22,7 +21,7 @@ const LATE_IN_A_ROW: u32 = 5;
 pub enum BreakerState {
     /// Every call goes through.
     Closed,
-    /// Calls fail at once, with the class of the failure that opened it.
+    /// Calls fail at once, with the class of the failure that opened the breaker.
     Open,
     /// As open, but the next call goes through as a probe, or one is in flight.
     HalfOpen,
@@ -33,8 +32,8 @@ pub(super) struct Breaker {
     clock: Clock,
     failures_to_open: u32,
     probe_every: Duration,
-    /// Locked for a few instructions, never across a wait. The lock is only ever tried: the child
-    /// of a fork may inherit it locked, and a caller that finds it busy may continue without it.
+    /// Locked for a few instructions, never across a wait. Only `try_lock` is used: the child of a
+    /// fork may inherit it locked, and a caller that finds it busy may continue without it.
     streak: Mutex<Streak>,
 }
 
@@ -42,8 +41,8 @@ pub(super) struct Breaker {
 #[derive(Default)]
 struct Streak {
     failures: u32,
-    /// Calls that were dropped because they took longer than usual. Alone they are no reason to
-    /// refuse a call that no other target can answer, such as one to a service that became slower
+    /// Calls that were dropped because they took longer than usual. Alone they do not justify
+    /// refusing a call that no other target can answer, such as one to a service that became slower
     /// than another.
     late: u32,
     began: Option<Moment>,
@@ -54,7 +53,7 @@ struct Open {
     class: KekErrorClass,
     why: String,
     next_probe: Moment,
-    /// It is only asked after other targets: see `Streak::late`.
+    /// It is asked only after other targets: see `Streak::late`.
     deprioritized: bool,
 }
 
@@ -62,7 +61,7 @@ struct Open {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Admission {
     Regular,
-    /// The one call that may in this interval.
+    /// The single call allowed in this interval.
     Probe,
 }
 
@@ -70,9 +69,9 @@ pub(super) enum Admission {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Order {
     Usual,
-    /// In the usual order, to see whether it is still late.
+    /// In the usual order, to find out whether it is still late.
     Probe,
-    /// After the others, since it was late too often.
+    /// After the others, because it was late too often.
     Last,
 }
 
@@ -115,7 +114,7 @@ impl Breaker {
         Err(KekError::new(open.class, why).without_asking())
     }
 
-    /// Returns the order in which it is asked.
+    /// Returns the position in which it is asked.
     pub(super) fn order(&self) -> Order {
         let Some(mut streak) = self.streak() else { return Order::Usual };
         let Some(open) = streak.open.as_mut().filter(|open| open.deprioritized) else {
@@ -135,7 +134,7 @@ impl Breaker {
     }
 
     /// Gives back an admission whose call says nothing about the key service. If it was a probe,
-    /// the next call is one.
+    /// the next call becomes the probe.
     pub(super) fn give_back(&self, admission: Admission) {
         if admission == Admission::Probe
             && let Some(mut streak) = self.streak()
@@ -145,7 +144,7 @@ impl Breaker {
         }
     }
 
-    /// The key service responded, with a success or a refusal of its own.
+    /// Records that the key service responded, with a success or with its own refusal.
     pub(super) fn alive(&self) -> Change {
         let Some(mut streak) = self.streak() else { return Change::None };
         match std::mem::take(&mut *streak).open {
@@ -158,7 +157,7 @@ impl Breaker {
         self.lengthen(error, |streak| streak.failures = streak.failures.saturating_add(1))
     }
 
-    /// It took longer than usual, and its caller did not wait for the end.
+    /// Records that it took longer than usual and its caller did not wait for the end.
     pub(super) fn late(&self, error: &KekError) -> Change {
         self.lengthen(error, |streak| streak.late = streak.late.saturating_add(1))
     }
@@ -169,7 +168,7 @@ impl Breaker {
         let now = self.clock.now();
         count(&mut streak);
         let began = *streak.began.get_or_insert(now);
-        // Where one failure is enough, its duration does not matter.
+        // If one failure is enough, the duration of the streak does not matter.
         let lasts = now.is_past(began.plus(SHORTEST_STREAK));
         let fails =
             streak.failures >= self.failures_to_open && (lasts || self.failures_to_open == 1);

@@ -31,14 +31,14 @@ const EARLY: i64 = 100_000;
 /// several envelopes and they share the limit.
 ///
 /// A quarter of it is reserved for renewals and encryption, so that a flood of messages to decrypt,
-/// forged ones included, stops neither. They may also use what decryption leaves of its own part.
-/// With one call in flight the two take turns.
+/// including forged ones, stops neither. They may also use what decryption leaves of its part. With
+/// one call in flight the two take turns.
 ///
-/// Calls wait for their turn as long as their deadline allows. A call whose turn would come too late
-/// fails at once, as *throttled*. Turns come in order. Under overload, when callers give up or wait
-/// for more than 250 ms, the newest is served first: those that have waited longest are about to
-/// give up, and calls for them would be wasted. After a pause, up to a quarter of a second's calls
-/// may start at once.
+/// Calls wait for their turn as long as their deadline allows. A call whose turn would come too
+/// late fails at once, as *throttled*. Turns come in order. Under overload, when callers give up or
+/// wait for more than 250 ms, the newest is served first. Those that have waited longest are about
+/// to give up, and calls for them would be wasted. After a pause, up to a quarter of a second's
+/// calls may start at once.
 ///
 /// By default each envelope has its own budget of 1,000 calls per second and 64 in flight. That is
 /// far more than a service with a warm cache needs, and too little to use up a key service's quota
@@ -76,7 +76,8 @@ pub(crate) enum Lane {
     Reserved,
 }
 
-/// A permit for one call in flight, released on drop. If no call began, its turn is given back too.
+/// A permit for one call in flight, released on drop. If no call began, its turn is also given
+/// back.
 pub(super) struct Permit {
     queue_of_process: Arc<ProcessQueue>,
     ticket: Ticket,
@@ -106,13 +107,13 @@ impl CallBudget {
         Self(Arc::new(Inner { per_second, in_flight, queue_of_process }))
     }
 
-    /// The budget of one key store, as long as the store advises no other. A store takes more calls
-    /// than a key service.
+    /// Returns the default budget of one key store, used unless the store advises another. A store
+    /// handles more calls than a key service.
     pub(crate) fn of_stores() -> Self {
         Self::unchecked(10 * DEFAULT_PER_SECOND, DEFAULT_IN_FLIGHT)
     }
 
-    /// Returns how many requests of so many calls each one caller may make at the same time, so
+    /// Returns how many requests of `calls` calls each one caller may make at the same time, so
     /// that each gets its turns before the newest are served first, even if only the reserved lane
     /// is left. A caller that made more would keep its own first requests waiting until their
     /// `deadline`. Half of the deadline is for the calls themselves.
@@ -223,8 +224,8 @@ impl ProcessQueue {
             (work(&mut state.queue, now, &mut woken), state.queue.take_discarded())
         };
         // Not under the lock: a woken task may be polled at once, and a dropped waker may be the
-        // last owner of a task in line. A waker belongs to a foreign executor. If it panics, the
-        // others are woken all the same, and the caller, which may be unwinding, is not affected.
+        // last owner of a waiting task. A waker belongs to a foreign executor. If it panics, the
+        // others are still woken, and the caller, which may be unwinding, is not affected.
         for waker in woken {
             caught(|| waker.wake());
         }
@@ -245,7 +246,7 @@ impl ProcessQueue {
 }
 
 impl State {
-    /// Envelopes that share a budget may have different clocks in a test, so the time is that of
+    /// Envelopes that share a budget may have different clocks in a test, so time is read from
     /// their timers.
     fn now(&self) -> i64 {
         Clock::System.now().boot_nanos().saturating_add(self.ahead)
@@ -317,7 +318,7 @@ impl Permit {
         self.waited
     }
 
-    /// The call begins and uses up the turn.
+    /// Begins the call, which uses up the turn.
     pub(super) fn begin(&mut self) {
         self.began = true;
     }

@@ -21,8 +21,8 @@ use crate::sync::foreign::{Foreign, caught};
 /// How much longer the pause before another try is after *throttled*.
 const THROTTLED_FACTOR: u32 = 4;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// The part of the timeout that a call must have left to begin. A healthy key service answers in a
-/// tenth of it.
+/// The part of the timeout that must be left for a call to begin. A healthy key service answers in
+/// a tenth of it.
 const SHORTEST_TRY: u32 = 10;
 
 impl Calls {
@@ -38,8 +38,8 @@ impl Calls {
         self.answer_within(self.policy(target).timeout, work).await
     }
 
-    /// Runs `work` within `limit`. A provider that panics counts as failed, and all that share the
-    /// call see that failure.
+    /// Runs `work` within `limit`. A provider that panics counts as failed, and all callers that
+    /// share the call see that failure.
     pub(super) async fn answer_within<T, F>(
         &self,
         limit: Duration,
@@ -51,7 +51,8 @@ impl Calls {
         self.answer_or(limit, no_answer, work).await
     }
 
-    /// As [`answer_within`](Self::answer_within), with the error for no answer.
+    /// Does the same as [`answer_within`](Self::answer_within), with the given error if there is no
+    /// answer.
     async fn answer_or<T, F>(
         &self,
         limit: Duration,
@@ -73,8 +74,8 @@ impl Calls {
         unconstrained(answer).await.unwrap_or_else(|| Err(self.panicked()))
     }
 
-    /// Tries as often as the policy allows. `call` is asked for before each try, since a provider may
-    /// learn its advice from its key service.
+    /// Tries as often as the policy allows. `call` is evaluated before each try, since a provider
+    /// may learn its advice from its key service.
     pub(crate) async fn retrying<T, F>(
         &self,
         bounds: CallBounds,
@@ -204,7 +205,7 @@ impl Calls {
         let underway =
             Underway { calls: self, asked, policy, target, also, began, admissions, over: false };
         let limit = self.time_left(bounds).map_or(policy.timeout, |left| left.min(policy.timeout));
-        // That others left it so little of the deadline says nothing about who is called.
+        // Other work left too little of the deadline, which says nothing about the called service.
         let late: fn(Duration) -> KekError =
             if limit < policy.timeout / NO_ANSWER { cut_short } else { no_answer };
         let in_flight = RequestInFlight::begin();
@@ -242,7 +243,7 @@ impl Calls {
     fn span(&self, asked: Asked) -> CallSpan {
         match (&self.service, asked) {
             (Service::Kek(kek_id), Asked::OfKek(operation)) => CallSpan::new(kek_id, operation),
-            // Its client has spans of its own.
+            // A store's client has its own spans.
             _ => CallSpan::none(),
         }
     }
@@ -252,7 +253,7 @@ fn no_answer(limit: Duration) -> KekError {
     KekError::unavailable(format!("no answer within {limit:?}"))
 }
 
-/// As [`no_answer`], where the time was too short to blame anyone.
+/// Does the same as [`no_answer`], if the time was too short to blame the service.
 fn cut_short(limit: Duration) -> KekError {
     no_answer(limit).on_the_way()
 }

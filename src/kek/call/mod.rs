@@ -48,10 +48,10 @@ use crate::runtime::Runtime;
 use crate::sync::Arc;
 use crate::sync::foreign::{Foreign, caught};
 
-/// How many requests one caller makes at the same time of a provider that answers in this process.
+/// How many requests one caller makes at the same time to a provider that answers in this process.
 const IN_PROCESS_AT_ONCE: usize = 64;
 
-/// The bounds of one request: until when it may make calls, and which lane of the budget they use.
+/// The bounds of one request: its deadline, and which lane of the budget it uses.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CallBounds {
     pub(crate) ends: Moment,
@@ -77,7 +77,7 @@ impl Timer {
         }
     }
 
-    /// A runtime that panics in place of sleeping lets every wait end at once.
+    /// With a runtime that panics instead of sleeping, every wait ends at once.
     fn sleep_boxed(&self, duration: Duration) -> Option<BoxFuture<'static, ()>> {
         let sleep = |runtime: &Arc<dyn Runtime>| caught(|| Foreign::new(runtime.sleep(duration)));
         let sleep = self.0.as_ref().map(sleep)?;
@@ -87,7 +87,7 @@ impl Timer {
         ))
     }
 
-    /// Runs `work` for at most `limit`, or without a runtime to its end.
+    /// Runs `work` for at most `limit`, or to its end if there is no runtime.
     pub(crate) async fn within<T>(
         &self,
         limit: Option<Duration>,
@@ -149,7 +149,7 @@ impl GuardedKek {
         caught(|| self.provider.login()).flatten()
     }
 
-    /// Returns what answers a call about `kek_id`. It is looked up for each call, since a provider
+    /// Returns the target of a call about `kek_id`. It is looked up for each call, since a provider
     /// may learn its advice from its key service.
     pub(crate) fn target(&self, kek_id: &KekId) -> CallTarget {
         caught(|| self.provider.target(kek_id))
@@ -165,7 +165,7 @@ impl GuardedKek {
         self.calls.counts()
     }
 
-    /// Returns how many requests of so many calls each the budgets allow one caller at the same
+    /// Returns how many requests of `calls` calls each the budgets allow one caller at the same
     /// time.
     pub(crate) fn at_once(&self, calls: usize) -> usize {
         let (deadline, target) = (self.calls.terms.policy.deadline, self.target(self.id()));
@@ -226,7 +226,8 @@ impl GuardedKek {
         self.calls.retrying(bounds, call, || self.provider.generate(context)).await
     }
 
-    /// Returns whether a rewrap is one call: the key service does it, or the provider calls none.
+    /// Returns whether a rewrap is one call: the key service does it, or the provider makes no
+    /// call.
     pub(crate) fn rewraps_in_one_call(&self) -> bool {
         caught(|| self.provider.rewraps_in_service()).unwrap_or(false)
             || self.target(self.id()).advice().in_process
@@ -264,8 +265,8 @@ impl GuardedKek {
         self.calls.pause(bounds, tries, error, &self.target(kek_id)).await
     }
 
-    /// Tries once, whatever the state of the breaker. The provider's advice does not apply: it is
-    /// about using the KEK.
+    /// Tries once, whatever the state of the breaker. The provider's advice does not apply, since
+    /// it is about using the KEK.
     pub(crate) async fn health(&self) -> Result<Health, KekError> {
         let limit = self.calls.terms.policy.timeout;
         self.calls.answer_within(limit, || self.provider.health()).await
@@ -280,8 +281,8 @@ impl GuardedKek {
         })
     }
 
-    /// Returns how long to wait for this target before another is asked as well. `None` means
-    /// without limit.
+    /// Returns how long to wait for this target before another is also asked. `None` means no
+    /// limit.
     pub(crate) fn hedge_after(&self, target: &CallTarget) -> Option<Duration> {
         let policy = self.calls.policy(target);
         let percentile = policy.hedge_percentile.filter(|_| self.calls.terms.timer.can_wait())?;
@@ -290,7 +291,7 @@ impl GuardedKek {
             .targets
             .find(target.name())
             .and_then(|target| target.latency.percentile(percentile));
-        // Until there are enough samples, half the timeout leaves the next KEK its time.
+        // Until there are enough samples, half the timeout leaves time for the next KEK.
         Some(usual.unwrap_or(policy.timeout / 2).max(Duration::from_millis(1)))
     }
 

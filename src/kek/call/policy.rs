@@ -21,8 +21,8 @@ const MOST_BREAKER_FAILURES: u32 = 1000;
 const DEFAULT_BREAKER_PROBE: Duration = Duration::from_millis(500);
 const DEFAULT_HEDGE: u8 = 95;
 
-/// Sets how key services are called. Options that are not set have their defaults. A value that is
-/// out of range, or contradicts another option, is refused by `build`. Options of time need a
+/// Sets how key services are called. Unset options have their defaults. `build` refuses a value
+/// that is out of range or contradicts another option. Time options need a
 /// [`Runtime`](crate::Runtime) and are refused without one.
 ///
 /// ```
@@ -64,10 +64,10 @@ impl CallPolicy {
         self
     }
 
-    /// Sets how long a caller waits at most, with every retry, pause and failover: 1 ms to 60 s and
-    /// no less than `timeout`, by default 5 s, or `timeout` if that is longer. A caller that wants
-    /// to wait less drops its future. The call continues while another caller waits for it, and a
-    /// request in flight is finished.
+    /// Sets how long a caller waits in total, including every retry, pause and failover: 1 ms to 60
+    /// s and no less than `timeout`, by default 5 s, or `timeout` if that is longer. A caller that
+    /// wants to wait less drops its future. The call continues while another caller waits for it,
+    /// and a request in flight is finished.
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -84,16 +84,17 @@ impl CallPolicy {
     }
 
     /// Sets the longest pause before the second try: 1 ms to 10 s and below `deadline`, by default
-    /// 50 ms. It doubles with each try and is four times as long after *throttled*. The pause is
-    /// drawn evenly between zero and that ("full jitter"), so that calls that failed together are
-    /// not repeated together. If a key service says how long to wait, that applies.
+    /// 50 ms. It doubles with each try and is four times as long after *throttled*. The actual
+    /// pause is uniformly random between zero and that ("full jitter"), so that calls that failed
+    /// together are not repeated together. If a key service says how long to wait, that applies
+    /// instead.
     #[must_use]
     pub const fn backoff(mut self, backoff: Duration) -> Self {
         self.backoff = Some(backoff);
         self
     }
 
-    /// Sets when a second KEK is asked, where several can unwrap: when the preferred one has not
+    /// Sets when a second KEK is asked, if several can unwrap: when the preferred one has not
     /// responded within this percentile of its own recent latencies. The first response counts. 50
     /// to 99, by default 95: one request in twenty costs a second call. With 100 the next KEK is
     /// asked only after a failure.
@@ -112,8 +113,8 @@ impl CallPolicy {
         self
     }
 
-    /// Sets how often an open breaker lets one call through to see whether the key service is back:
-    /// 1 ms to 60 s, by default 500 ms, so that a service that recovers is used again within a
+    /// Sets how often an open breaker lets one call through to check whether the key service is
+    /// back: 1 ms to 60 s, by default 500 ms, so that a recovered service is used again within a
     /// second.
     #[must_use]
     pub const fn breaker_probe(mut self, every: Duration) -> Self {
@@ -194,9 +195,9 @@ pub(super) fn invalid(detail: String) -> Error {
     Error::new(ErrorKind::InvalidOption, detail)
 }
 
-/// What a [`KekProvider`](crate::kek::KekProvider) knows about its key service, as part of a
-/// [`CallTarget`]. It applies where the envelope's [`CallPolicy`] leaves an option unset. A value
-/// outside the policy's range is brought into it.
+/// Advice from a [`KekProvider`](crate::kek::KekProvider) about its key service, as part of a
+/// [`CallTarget`]. It applies if the envelope's [`CallPolicy`] leaves an option unset. A value
+/// outside the policy's range is clamped to it.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CallAdvice {
@@ -208,9 +209,10 @@ pub struct CallAdvice {
 }
 
 impl CallAdvice {
-    /// Says that calls are answered in this process, from keys that the provider holds, and that it
-    /// has timeouts, retries and budgets of its own for what it asks. Calls then have none of the
-    /// envelope's, no circuit breaker, and are not counted as calls to a key service.
+    /// Declares that calls are answered in this process, from keys that the provider holds, and
+    /// that the provider has its own timeouts, retries and budgets for the calls it makes. The
+    /// envelope's then do not apply to these calls. They have no circuit breaker, and are not
+    /// counted as calls to a key service.
     #[must_use]
     pub fn in_process(mut self) -> Self {
         self.in_process = true;
@@ -238,8 +240,8 @@ impl CallAdvice {
         self
     }
 
-    /// Sets a budget for calls of this provider besides the envelope's, for a limit that several
-    /// KEKs share.
+    /// Sets a budget for this provider's calls that applies in addition to the envelope's, for a
+    /// limit that several KEKs share.
     #[must_use]
     pub fn budget(mut self, budget: CallBudget) -> Self {
         self.budget = Some(budget);
@@ -253,7 +255,7 @@ impl CallAdvice {
     }
 }
 
-/// What answers a call: one key, Region or key store. Calls to one target share a circuit breaker,
+/// The target of a call: one key, Region or key store. Calls to one target share a circuit breaker,
 /// latencies and advice. A target that is down does not stop calls to another.
 #[derive(Clone, Debug)]
 pub struct CallTarget {
@@ -262,7 +264,7 @@ pub struct CallTarget {
 }
 
 impl CallTarget {
-    /// Makes a target without advice. The name distinguishes the targets of one provider, and is
+    /// Makes a target without advice. The name distinguishes the targets of one provider and is
     /// shown to operators.
     #[must_use]
     pub fn new(name: impl Into<Box<str>>) -> Self {
@@ -289,7 +291,7 @@ impl CallTarget {
     }
 }
 
-/// [`CallPolicy`] with every default filled in. Debug shows it for the event of the configuration.
+/// [`CallPolicy`] with every default filled in. Its Debug is the text in the configuration event.
 #[derive(Clone, Copy)]
 pub(crate) struct PolicyInForce {
     chosen: CallPolicy,
@@ -321,8 +323,8 @@ impl PolicyInForce {
         self.deadline
     }
 
-    /// The policy of calls to a key store. A store that works hard is slow, and clients of stores have
-    /// timeouts of their own. So a try may take the whole deadline, unless somebody chose otherwise.
+    /// Returns the policy of calls to a key store. A busy store is slow, and clients of stores have
+    /// their own timeouts. So a try may take the whole deadline, unless the option is set.
     pub(crate) fn for_stores(self) -> Self {
         match self.chosen.timeout {
             None => Self { timeout: self.deadline, ..self },
@@ -330,7 +332,7 @@ impl PolicyInForce {
         }
     }
 
-    /// Applies a provider's advice where the user has set nothing.
+    /// Applies a provider's advice to options that the user left unset.
     pub(super) fn advised(mut self, advice: &CallAdvice) -> Self {
         const SHORTEST: Duration = Duration::from_millis(1);
         if let (None, Some(timeout)) = (self.chosen.timeout, advice.timeout) {

@@ -1,6 +1,6 @@
 //! Decides which caller may call next: a pace for each lane, permits for the calls in flight, and
-//! the callers that wait. The queue knows no timer and no lock. A caller looks when it is woken,
-//! and at the time that its latest look returned.
+//! the waiting callers. The queue knows no timer and no lock. A caller looks when it is woken, and
+//! at the time that its latest look returned.
 //!
 //! ```text
 //!  arrive ──► wait in line ──► look: a turn of the pace and a permit ──► call ──► release
@@ -10,7 +10,7 @@
 //!
 //! - A turn is taken when it comes, never ahead of time. A caller that leaves takes no turn with
 //!   it.
-//! - Lines are served in order. Under overload, which is when callers give up or one has waited for
+//! - Lines are served in order. Under overload, when callers give up or one has waited for
 //!   [`LONG_WAIT`], the newest is served first. The caller that has waited longest is the next to
 //!   give up, so calls in order would be wasted.
 //! - A turn is offered to the first in line. If the first does not take it within [`UNANSWERED`],
@@ -30,7 +30,7 @@ use pace::Pace;
 
 /// How much of the pace is saved up while there are no calls.
 pub(super) const BURST: i64 = 250 * MILLISECOND;
-/// A caller that has waited for this long is a sign of overload.
+/// A caller that has waited this long is a sign of overload.
 pub(super) const LONG_WAIT: i64 = 250 * MILLISECOND;
 /// How long the first in line may leave an offered turn unanswered.
 const UNANSWERED: i64 = 10 * MILLISECOND;
@@ -69,9 +69,9 @@ struct LaneState {
 #[derive(Clone, Copy)]
 struct Offer {
     to: u64,
-    /// `i64::MAX` while there is none to take.
+    /// `i64::MAX` while there is no turn to take.
     since: i64,
-    /// It was woken since something changed.
+    /// Whether it was woken since something changed.
     notified: bool,
 }
 
@@ -83,14 +83,14 @@ pub(super) struct Ticket {
     id: u64,
 }
 
-/// What a look found.
+/// The result of a look.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Look {
     Enter(Ticket),
     /// The turn would come too late.
     Refused,
-    /// The caller waits under this id. It looks again when it is woken, and at this time if there
-    /// is one.
+    /// The caller waits under this id. It looks again when it is woken, and at this time if one is
+    /// given.
     Wait(u64, Option<i64>),
 }
 
@@ -98,8 +98,8 @@ pub(super) enum Look {
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
     pub(super) line: Lane,
-    /// Until when the caller may wait. `None` without a timer: then it waits for a permit only, and
-    /// no pace applies.
+    /// The latest time until which the caller may wait. `None` without a timer: then it waits only
+    /// for a permit, and no pace applies.
     pub(super) latest: Option<i64>,
     /// The longest time that its call takes.
     pub(super) hold: i64,
@@ -126,7 +126,7 @@ impl Queue {
         }
     }
 
-    /// Returns what the caller has to drop when it has released the lock.
+    /// Returns what the caller has to drop after releasing the lock.
     pub(super) fn take_discarded(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.discarded)
     }
@@ -151,8 +151,7 @@ impl Queue {
         if of == Lane::Ordinary { ordinary } else { reserved }
     }
 
-    /// A caller arrives. It enters at once, waits, or is refused because its turn would come too
-    /// late.
+    /// Adds a caller. It enters at once, waits, or is refused because its turn would come too late.
     pub(super) fn arrive(&mut self, now: i64, terms: Terms, woken: &mut Vec<Waker>) -> Look {
         let id = self.next_id;
         self.next_id += 1;
@@ -173,7 +172,7 @@ impl Queue {
         self.look(now, terms, id, None, woken)
     }
 
-    /// Returns the time of a line's next turn with so many callers ahead, if none of them leaves.
+    /// Returns the time of a line's next turn with this many callers ahead, if none of them leaves.
     fn turn(&self, now: i64, line: Lane, ahead: usize) -> i64 {
         let of = |lane: Lane, ahead: usize| self.lane(lane).pace.turn(now, ahead);
         match line {
@@ -198,7 +197,7 @@ impl Queue {
         }
     }
 
-    /// Takes the turn if it is `id`'s.
+    /// Takes the turn if it belongs to `id`.
     pub(super) fn look(
         &mut self,
         now: i64,
@@ -245,7 +244,8 @@ impl Queue {
         Look::Wait(id, Some(self.look_again(now, lanes, id).min(latest.saturating_add(1))))
     }
 
-    /// Takes any free permit. Without a timer a caller cannot tell whether those ahead still poll.
+    /// Takes any free permit. Without a timer a caller cannot know whether those ahead are still
+    /// polled.
     fn look_untimed(&mut self, line: Lane, id: u64, waker: Option<&Waker>) -> Look {
         for lane in [line, Lane::Ordinary] {
             if self.has_permit(lane) {
@@ -271,7 +271,7 @@ impl Queue {
         Ticket { lane, ends, id }
     }
 
-    /// The caller that waits under `id` leaves.
+    /// Removes the caller that waits under `id`.
     pub(super) fn leave(&mut self, now: i64, line: Lane, id: u64, woken: &mut Vec<Waker>) {
         let untimed = self.untimed.remove(&id).flatten();
         let waiting = self.line_mut(line);
@@ -284,7 +284,8 @@ impl Queue {
         self.settle(now, None, woken);
     }
 
-    /// A call has ended. If it is `unused`, no call was made, and its turn is given back.
+    /// Records that a call has ended. If it is `unused`, no call was made, and its turn is given
+    /// back.
     pub(super) fn release(
         &mut self,
         now: i64,
@@ -317,8 +318,8 @@ impl Queue {
         }
     }
 
-    /// Takes back the permits of calls that must have ended, and wakes the first of each line for
-    /// its turn.
+    /// Takes back the permits of calls that must have ended, and wakes the first caller of each
+    /// line for its turn.
     fn settle(&mut self, now: i64, looking: Option<u64>, woken: &mut Vec<Waker>) {
         // A call whose future is not polled keeps its permit no longer than the call could have
         // taken.
@@ -369,7 +370,7 @@ impl Queue {
             && !(self.single && lane == Lane::Reserved && self.is_ordinary_next(now))
     }
 
-    /// With a single permit: whether the ordinary lane is next.
+    /// Whether the ordinary lane is next, if there is a single permit.
     fn is_ordinary_next(&self, now: i64) -> bool {
         let waits = |line: Lane| !self.line(line).present.is_empty();
         waits(Lane::Ordinary)
@@ -435,8 +436,8 @@ impl Queue {
             let is_first = self.first(*lane, now).is_some_and(|(_, first)| first == id);
             let permit = match self.has_permit(*lane) {
                 true => now,
-                // A call that ends wakes the first. One that does not end gives its permit back at
-                // the latest time.
+                // A call that ends wakes the first. One that does not end gives back its permit at
+                // its latest time.
                 false => self
                     .in_flight
                     .first_key_value()

@@ -1,7 +1,7 @@
-//! What a provider tells about its request beside the result.
+//! Reports by a provider about its request, beside the result.
 //!
-//! It belongs to the future that is polled, and a result has no place for it that each wrapper of a
-//! provider would hand on.
+//! A report belongs to the future being polled. A result has no field for it that every wrapper of
+//! a provider would pass on.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -10,18 +10,18 @@ use std::pin::pin;
 
 use crate::sync::thread_local;
 
-/// The most bytes of an id that are kept.
+/// The maximum size of an id in bytes. The rest is dropped.
 const MAX_ID: usize = 256;
 
 thread_local! {
-    /// The last id that was reported while the present future is polled.
+    /// The last id reported while the current future is polled.
     static REPORTED: RefCell<Option<Box<str>>> = const { RefCell::new(None) };
 }
 
 /// Reports the key service's own id of the request that was just answered, so that events
 /// ([`Event::Called`](crate::Event::Called), `Wrapped`, `Unwrapped`) can be joined with the key
 /// service's log. Call it in the provider's own future, or in one that `Spawner` runs, and not in
-/// another task. Of several requests in one call, the last one counts. At most 256 visible ASCII
+/// another task. If one call makes several requests, the last one counts. At most 256 visible ASCII
 /// characters are kept.
 pub fn report_request_id(id: &str) {
     let id: String = id.chars().take_while(char::is_ascii_graphic).take(MAX_ID).collect();
@@ -33,8 +33,8 @@ fn replace(id: Option<Box<str>>) -> Option<Box<str>> {
     REPORTED.try_with(|reported| reported.replace(id)).unwrap_or(None)
 }
 
-/// Runs `work`, which does not panic, and returns what was reported meanwhile. The id is also
-/// reported to whoever runs this in turn.
+/// Runs `work`, which does not panic, and returns the id reported meanwhile. The id is also
+/// reported to the future that runs this one.
 pub(crate) async fn with_request_id<T>(work: impl Future<Output = T>) -> (T, Option<Box<str>>) {
     let (mut work, mut reported) = (pin!(work), None);
     let output = poll_fn(|context| {

@@ -1,7 +1,8 @@
 //! Counts the requests of a shared call that are in flight, as opposed to waiting for a turn.
 //!
 //! A call without callers finishes the request in flight and begins no other. Calls are shared
-//! above this layer, so it lends its counter to what is polled within [`RequestCounter::scope`].
+//! above this layer, which therefore passes its counter to everything polled within
+//! [`RequestCounter::scope`].
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -22,17 +23,17 @@ impl RequestCounter {
         self.0.load(Ordering::SeqCst) > 0
     }
 
-    /// Runs `work`. Requests that begin in it count here.
+    /// Runs `work`, and counts the requests that begin in it.
     pub(crate) fn scope<R>(&self, work: impl FnOnce() -> R) -> R {
-        // While a thread's locals are destroyed there may be no current counter. Then nothing
-        // counts.
+        // While a thread's locals are destroyed there may be no current counter. Then nothing is
+        // counted.
         let before = CURRENT.try_with(|current| current.replace(Some(self.clone())));
         let _restored = before.ok().map(Restored);
         work()
     }
 }
 
-/// Restores the previous counter, also when the work panics.
+/// Restores the previous counter, even if the work panics.
 struct Restored(Option<RequestCounter>);
 
 impl Drop for Restored {

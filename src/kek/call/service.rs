@@ -1,4 +1,4 @@
-//! A service that is called, a KEK's or a key store's, and what is known about it.
+//! A called service, a KEK's or a key store's, and its state.
 #![forbid(unsafe_code)]
 
 use super::CallTerms;
@@ -9,13 +9,13 @@ use super::target::Targets;
 use crate::kek::KekId;
 use crate::observe::{Operation, StoreOperation};
 
-/// Who is called, as observers are told.
+/// The called service, as observers see it.
 pub(crate) enum Service {
     Kek(KekId),
     Store(Box<str>),
 }
 
-/// What is asked for.
+/// The operation.
 #[derive(Clone, Copy)]
 pub(crate) enum Asked {
     OfKek(Operation),
@@ -23,19 +23,20 @@ pub(crate) enum Asked {
 }
 
 impl Asked {
-    /// One call reads or changes as many rows as there are, and a repetition would begin anew. So a try
-    /// may take the whole deadline.
+    /// Whether one call reads or changes any number of rows, and a repetition would start over.
+    /// Then a try may take the whole deadline.
     pub(super) fn is_of_many_rows(self) -> bool {
         matches!(self, Self::OfStore(StoreOperation::Scan | StoreOperation::Erase))
     }
 
-    /// An erasure is an order. What others met before does not stop it.
+    /// Whether the operation ignores breakers. An erasure is an order, which earlier failures do
+    /// not stop.
     pub(super) fn passes_breakers(self) -> bool {
         matches!(self, Self::OfStore(StoreOperation::Erase))
     }
 }
 
-/// One call: what is asked for, and who answers. A rewrap has two targets, the old entry's and the
+/// One call: the operation and its target. A rewrap has two targets, the old entry's and the
 /// provider's own.
 pub(crate) struct Call {
     pub(crate) asked: Asked,

@@ -12,8 +12,8 @@ use crate::clock::Clock;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicI64, Ordering};
 
-/// How many targets of one KEK are kept. A provider that finds keys by itself may be asked about
-/// made-up ids.
+/// How many targets of one KEK are kept. A provider that discovers keys may be asked about made-up
+/// ids.
 const MAX_TARGETS: usize = 256;
 
 /// One key, Region or store that answers calls.
@@ -24,8 +24,8 @@ pub(super) struct Target {
     used: AtomicI64,
 }
 
-/// The targets of one KEK that have a state: those that answered or failed a call. In a pointer and
-/// not a lock, which a fork could inherit locked.
+/// The targets of one KEK that have a state: those that answered or failed a call. Held in a
+/// pointer and not in a lock, which a fork could inherit locked.
 pub(super) struct Targets {
     known: ArcSwap<HashMap<Box<str>, Arc<Target>>>,
     policy: PolicyInForce,
@@ -43,9 +43,9 @@ impl Targets {
         Some(target)
     }
 
-    /// Returns the target of that name, and keeps it. If there are too many, one is removed: a
-    /// target that never answered before one that did, then one without failures before one with,
-    /// then the one unused for longest. So made-up ids push out only each other.
+    /// Returns the target with this name, and keeps it. If there are too many, one is removed: a
+    /// target that never answered before one that did, then one without failures before one with
+    /// failures, then the one unused for longest. So made-up ids push out only each other.
     pub(super) fn listed(&self, name: &str) -> Arc<Target> {
         if let Some(target) = self.find(name) {
             return target;

@@ -31,7 +31,7 @@ impl Drop for Admissions {
     }
 }
 
-/// A call in flight. A drop before its response can say as much as a response.
+/// A call in flight. Dropping it before its response can say as much as a response.
 pub(super) struct Underway<'a> {
     pub(super) calls: &'a Calls,
     pub(super) asked: Asked,
@@ -101,7 +101,7 @@ impl Underway<'_> {
 
     fn failed(&mut self, learn: impl FnOnce(&Target) -> Change) -> (Change, Arc<Target>) {
         let target = self.calls.targets.listed(self.target.name());
-        // If it was a probe, it did its work.
+        // If it was a probe, it has done its work.
         self.admissions.0.clear();
         (learn(&target), target)
     }
@@ -172,7 +172,8 @@ impl Calls {
         self.terms.observers.emit(&event);
     }
 
-    /// As [`emit_change`](Self::emit_change), from a destructor. It closes no breaker.
+    /// Does the same as [`emit_change`](Self::emit_change), from a destructor. It closes no
+    /// breaker.
     fn emit_change_later(&self, change: Change, target: &Target) {
         if change != Change::Opened {
             return;

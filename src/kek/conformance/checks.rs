@@ -1,4 +1,4 @@
-//! The checks. Each is named like a sentence about the provider.
+//! The checks. The name of each is a sentence about the provider.
 #![forbid(unsafe_code)]
 
 mod failures;
@@ -81,7 +81,7 @@ checks![
     keeps_the_dek_out_of_its_debug,
 ];
 
-/// Expects a refusal that blames the wrapped key or the context. With any other class, whoever
+/// Expects a refusal that blames the wrapped key or the context. With any other class, anyone who
 /// writes messages could disturb every user of the KEK.
 fn refused<T: Debug>(what: impl Display, result: &Result<T, KekError>) -> Result<(), Stop> {
     match result {
@@ -93,7 +93,7 @@ fn refused<T: Debug>(what: impl Display, result: &Result<T, KekError>) -> Result
     }
 }
 
-/// Expects a refusal, or the same DEK, since some encodings have bits without meaning.
+/// Expects a refusal, or the same DEK, since some encodings have redundant bits.
 fn refused_or_same(
     what: impl Display,
     result: &Result<UnwrappedDek, KekError>,

@@ -1,10 +1,10 @@
 //! A conformance suite for every [`KekProvider`]: those of this project, and yours.
 //!
 //! Give it a [`Subject`]: the provider, another KEK of the same service, and ways to rotate the KEK
-//! or to make the service or its credentials fail. The suite checks what the provider says about
+//! or to make the service or its credentials fail. The suite compares what the provider says about
 //! itself ([`target`](KekProvider::target), [`context_binding`](KekProvider::context_binding),
-//! [`rewraps_in_service`](KekProvider::rewraps_in_service)) against what it does. The suite needs
-//! no runtime: run it under the executor that your provider needs.
+//! [`rewraps_in_service`](KekProvider::rewraps_in_service)) with what it does. The suite needs no
+//! runtime: run it under the executor that your provider needs.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -40,12 +40,12 @@ pub trait Subject: Send + Sync {
     /// Returns the provider under test.
     fn provider(&self) -> Arc<dyn KekProvider>;
 
-    /// Returns a provider for another KEK of the same key service, which the first does not
-    /// recognise.
+    /// Returns a provider for another KEK of the same key service. The first provider must not
+    /// recognise it.
     fn other(&self) -> Arc<dyn KekProvider>;
 
     /// Returns whether the KEK gives the same bytes when it wraps the same DEK twice, as key
-    /// wrapping without a nonce does (RFC 3394, RFC 5649). Two such wrapped keys show that their
+    /// wrapping without a nonce does (RFC 3394, RFC 5649). Two equal wrapped keys show that their
     /// DEKs are equal, which the DEK ids show anyway. By default `false`: wrapping is randomised.
     fn wraps_deterministically(&self) -> bool {
         false
@@ -63,7 +63,7 @@ pub trait Subject: Send + Sync {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Takes away the source of the provider's credentials (a login, a token service, an instance's
+    /// Removes the source of the provider's credentials (a login, a token service, an instance's
     /// metadata) and its current credentials, until [`restore`](Self::restore). The next call then
     /// needs the source. The key service itself stays up. By default not applicable: there are no
     /// credentials, or no source that could be down.
@@ -71,14 +71,14 @@ pub trait Subject: Send + Sync {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Takes away the provider's permission to unwrap, but not the one to rewrap, until
+    /// Removes the provider's permission to unwrap, but not the one to rewrap, until
     /// [`restore`](Self::restore). By default not applicable.
     fn forbid_unwrapping(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }
 
-    /// Ends what [`fail_with`](Self::fail_with), [`fail_credentials`](Self::fail_credentials) or
-    /// [`forbid_unwrapping`](Self::forbid_unwrapping) began.
+    /// Reverts [`fail_with`](Self::fail_with), [`fail_credentials`](Self::fail_credentials) or
+    /// [`forbid_unwrapping`](Self::forbid_unwrapping).
     fn restore(&self) -> BoxFuture<'_, Step> {
         Box::pin(async { Step::NotApplicable })
     }

@@ -1,10 +1,10 @@
-//! What a check of a conformance suite says, and what checks are written with. The suite of key
+//! The results of a conformance suite's checks, and helpers for writing checks. The suite of key
 //! stores uses them too.
 #![forbid(unsafe_code)]
 
 use std::fmt::{self, Display};
 
-/// The outcome of a step that a suite asked its subject for.
+/// The outcome of a step that a suite asks of its subject.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// It is done.
@@ -26,7 +26,7 @@ pub enum Outcome {
     Failed(String),
 }
 
-/// The results of a run of a suite. Display has a line per check.
+/// The results of a run of a suite. Display has one line per check.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Report(Vec<(&'static str, Outcome)>);
 
@@ -60,7 +60,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Why a check ended early.
+/// The reason why a check ended early.
 pub(crate) enum Stop {
     NotApplicable,
     Failed(String),
@@ -80,7 +80,7 @@ pub(crate) fn failed<T>(why: impl Display) -> Result<T, Stop> {
     Err(Stop::Failed(why.to_string()))
 }
 
-/// Returns the value of a call that has to succeed.
+/// Returns the value of a call that must succeed.
 pub(crate) fn ok<T, E: Display>(what: &str, result: Result<T, E>) -> Result<T, Stop> {
     result.map_err(|error| Stop::Failed(format!("{what}: {error}")))
 }

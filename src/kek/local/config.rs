@@ -14,7 +14,7 @@ use crate::kek::toolkit::uri::{Uri, UriWriter, encode};
 const PREFIX: &str = "local:";
 const PARAMETERS: [&str; 2] = ["name", "create"];
 
-/// The configuration of a [`LocalKek`] in a key file: where the file is, never what is in it.
+/// The configuration of a [`LocalKek`] in a key file: the path of the file, never its content.
 ///
 /// It can be read from a file (feature `serde`) and from a URI, `local:PATH?name=NAME`:
 ///
@@ -30,8 +30,8 @@ const PARAMETERS: [&str; 2] = ["name", "create"];
 /// The path is relative to the working directory in `local:cards.kek`, and absolute in
 /// `local:/cards.kek` and `local:///cards.kek`. `local://cards.kek` is refused.
 ///
-/// What is not a letter, a digit or one of `-._~:/` in the path or the name may be percent-encoded;
-/// white space, `?`, `#` and `%` have to be.
+/// In the path and the name, all characters except letters, digits and `-._~:/` may be
+/// percent-encoded. White space, `?`, `#` and `%` must be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[cfg_attr(
     feature = "serde",
@@ -52,7 +52,7 @@ impl Config {
     }
 
     /// Sets whether a missing key file is created, with a first version. By default it is. Turn it
-    /// off where a wrong path must not lead to a new key.
+    /// off if a wrong path must not create a new key.
     #[must_use]
     pub fn create(mut self, create: bool) -> Self {
         self.create = Some(create);
@@ -76,7 +76,7 @@ impl LocalKek {
     /// Opens the key file that `config` names.
     ///
     /// # Errors
-    /// As [`open_or_create`](Self::open_or_create); with [`create`](Config::create) off,
+    /// Those of [`open_or_create`](Self::open_or_create); with [`create`](Config::create) off,
     /// [`ErrorKind::Io`] for a missing file.
     pub fn from_config(config: &Config) -> Result<Self, Error> {
         if config.create.unwrap_or(true) {

@@ -1,5 +1,5 @@
-//! What the local provider writes: its wrapped DEK and its key file (docs/format.md, "Local wrapped
-//! key" and "Local key file").
+//! The bytes that the local provider writes: its wrapped DEK and its key file (docs/format.md,
+//! "Local wrapped key" and "Local key file").
 #![forbid(unsafe_code)]
 
 use sha2::{Digest, Sha256};
@@ -8,10 +8,10 @@ use zeroize::Zeroizing;
 use crate::format::reader::Reader;
 use crate::memory::Secret32;
 
-/// Bytes of a DEK as the local provider wraps it: version, nonce, encrypted DEK, tag.
+/// The size of a DEK wrapped by the local provider: version, nonce, encrypted DEK, tag.
 pub(crate) const WRAPPED_LEN: usize = 4 + 24 + 32 + 16;
 
-/// A wrapped DEK of the local provider, taken apart.
+/// The parts of a DEK wrapped by the local provider.
 pub(crate) struct LocalWrapped<'a> {
     pub(crate) version: u32,
     pub(crate) nonce: &'a [u8; 24],
@@ -44,7 +44,7 @@ const FILE_MAGIC: [u8; 4] = [0xC1, b'W', b'L', 0x01];
 const STATE_LIVE: u8 = 0;
 const STATE_RETIRED: u8 = 1;
 
-/// Most bytes of a key file: enough for 65,535 versions and the longest name.
+/// The maximum size of a key file: enough for 65,535 versions and the longest name.
 pub(crate) const MAX_KEY_FILE: u64 = 4 + 2 + KeyFile::MAX_NAME as u64 + 2 + 65_535 * 37 + 32;
 
 /// A local KEK: its name and its versions, ascending.
@@ -54,10 +54,10 @@ pub(crate) struct KeyFile {
 }
 
 impl KeyFile {
-    /// Most bytes of a KEK's name, so that `local:NAME` is a KEK id.
+    /// The maximum size of a KEK's name, so that `local:NAME` is a valid KEK id.
     pub(crate) const MAX_NAME: usize = 506;
 
-    /// `None` for anything but what [`to_bytes`](Self::to_bytes) writes.
+    /// Reads what [`to_bytes`](Self::to_bytes) writes. Returns `None` for anything else.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (body, digest) = bytes.split_last_chunk::<32>()?;
         if Sha256::digest(body).as_slice() != digest {
@@ -86,9 +86,9 @@ impl KeyFile {
         reader.is_empty().then(|| Self { name: name.into(), versions })
     }
 
-    /// `None` if a length does not fit.
+    /// Returns `None` if a length does not fit.
     pub(crate) fn to_bytes(&self) -> Option<Zeroizing<Vec<u8>>> {
-        // One allocation: a growing vector would leave secrets behind in the blocks it outgrew.
+        // One allocation: a growing vector would leave secrets in the blocks it outgrew.
         let mut bytes = Zeroizing::new(Vec::with_capacity(
             4 + 2 + self.name.len() + 2 + self.versions.len() * 37 + 32,
         ));

@@ -1,4 +1,4 @@
-//! The key file on disk: who may read it, how it is replaced, and how two writers keep out of each
+//! The key file on disk: who may read it, how it is replaced, and how two writers stay out of each
 //! other's way.
 #![forbid(unsafe_code)]
 
@@ -85,7 +85,7 @@ impl FileOnDisk {
         Ok(((file, stamp), result))
     }
 
-    /// Whether there is a file that looks other than this.
+    /// Whether there is a file whose metadata differ from `seen`.
     pub(super) fn differs_from(&self, seen: Option<Stamp>) -> bool {
         let now = std::fs::metadata(&self.path).ok().map(|metadata| Stamp::of(&metadata));
         now.is_some() && now != seen
@@ -97,14 +97,14 @@ impl FileOnDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.error("cannot be opened", error)),
         };
-        // What is checked is what is read: the open file, not whatever the path names by then.
+        // The open file is checked, and not whatever the path names by then.
         let metadata = file.metadata().map_err(|error| self.error("cannot be looked at", error))?;
         if !metadata.is_file() {
             return Err(self.error("is not a regular file", io::ErrorKind::InvalidInput.into()));
         }
         self.check_private(&metadata)?;
-        // Room for the whole file at once: a growing buffer would leave secrets behind in the
-        // blocks it outgrew.
+        // Room for the whole file at once: a growing buffer would leave secrets in the blocks it
+        // outgrew.
         let len = usize::try_from(metadata.len().min(MAX_KEY_FILE)).unwrap_or(0);
         let mut bytes = Zeroizing::new(Vec::with_capacity(len + 64));
         file.take(MAX_KEY_FILE + 1)
@@ -134,8 +134,8 @@ impl FileOnDisk {
         Ok(())
     }
 
-    /// Writes beside the file, then renames over it: a reader sees the old content or the new, and
-    /// so does the next start after a power failure.
+    /// Writes a second file, then renames it over the first. A reader sees the old content or the
+    /// new, and so does the next start after a power failure.
     fn replace(&self, file: &KeyFile) -> Result<Stamp, Error> {
         let bytes = file
             .to_bytes()
@@ -152,8 +152,7 @@ impl FileOnDisk {
         Ok(Stamp::of(&file.metadata().map_err(failed)?))
     }
 
-    /// Waits for the lock, which is a file beside the key file: the key file itself is replaced by
-    /// every writer.
+    /// Waits for the lock. It is a separate file, since every writer replaces the key file itself.
     fn lock(&self) -> Result<File, Error> {
         let mut path = self.path.clone().into_os_string();
         path.push(".lock");

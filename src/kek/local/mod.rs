@@ -30,9 +30,9 @@ use key_file::{FileOnDisk, Stamp};
 
 /// Wraps DEKs by a key that this process holds.
 ///
-/// Its id is `local:NAME`. It has versions. [`rotate`](Self::rotate) adds one that wraps from then
-/// on; older ones still unwrap until they are [retired](Self::retire). A clone is another handle to
-/// the same KEK.
+/// Its id is `local:NAME`. It has versions. [`rotate`](Self::rotate) adds one, which wraps from
+/// then on. Older ones still unwrap until they are [retired](Self::retire). A clone is another
+/// handle to the same KEK.
 ///
 /// ```
 /// use waxseal::kek::local::LocalKek;
@@ -108,8 +108,8 @@ impl LocalKek {
     /// Opens a key file.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if it is missing, is no regular file, can be read or written by anyone but
-    /// its owner (mode beyond 0600), is not a key file, or was changed.
+    /// [`ErrorKind::Io`] if it is missing, is not a regular file, is accessible to anyone but its
+    /// owner (mode beyond 0600), is not a key file, or was changed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let disk = FileOnDisk::new(path.as_ref())?;
         let (file, stamp) = disk.read()?;
@@ -120,8 +120,8 @@ impl LocalKek {
     /// do so at the same time get the same KEK.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes
-    /// or that differs from the name in an existing file.
+    /// Those of [`open`](Self::open); [`ErrorKind::InvalidOption`] for a name that is not 1 to 506
+    /// bytes or that differs from the name in an existing file.
     pub fn open_or_create(path: impl AsRef<Path>, name: &str) -> Result<Self, Error> {
         check_name(name)?;
         let disk = FileOnDisk::new(path.as_ref())?;
@@ -144,7 +144,7 @@ impl LocalKek {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for a name that is not 1 to 506 bytes, for no version, and for
-    /// one given twice.
+    /// a duplicate version.
     pub fn from_secrets<'a>(
         name: &str,
         secrets: impl IntoIterator<Item = (u32, &'a [u8; 32])>,
@@ -200,12 +200,13 @@ impl LocalKek {
         })
     }
 
-    /// Destroys the secret of an old version: **DEKs that it wrapped can never be unwrapped
+    /// Destroys the secret of an old version. **DEKs that it wrapped can never be unwrapped
     /// again.** Rewrap first.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for the current version and for one that does not exist;
-    /// [`ErrorKind::Io`] as [`rotate`](Self::rotate). Retiring a retired version changes nothing.
+    /// [`ErrorKind::Io`] as for [`rotate`](Self::rotate). Retiring a retired version changes
+    /// nothing.
     pub fn retire(&self, version: u32) -> Result<(), Error> {
         self.change(|file| {
             if file.versions.last().is_some_and(|(current, _)| *current == version) {
@@ -223,11 +224,11 @@ impl LocalKek {
         })
     }
 
-    /// Reads the key file again. Wrapping and unwrapping do so on their own when another process
-    /// has replaced the file. This method reports whether it could be read.
+    /// Reads the key file again. Wrapping and unwrapping do that automatically when another process
+    /// has replaced the file. This method also reports whether it could be read.
     ///
     /// # Errors
-    /// As [`open`](Self::open); the KEK is then unchanged.
+    /// Those of [`open`](Self::open); the KEK is then unchanged.
     pub fn reload(&self) -> Result<(), Error> {
         match &self.0.file {
             Some(disk) => self.install(disk.read()?),
@@ -254,7 +255,7 @@ impl LocalKek {
 
     fn install(&self, (file, stamp): (KeyFile, Stamp)) -> Result<(), Error> {
         if &*file.name != self.name() {
-            return Err(Error::new(ErrorKind::Io, "the key file is now one of another KEK"));
+            return Err(Error::new(ErrorKind::Io, "the key file now belongs to another KEK"));
         }
         let ring = KeyRing::from_file(&self.0.id, file, Some(stamp))?;
         *self.0.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
@@ -321,7 +322,7 @@ impl LocalKek {
         let mut dek = UnwrappedDek::new(parts.dek.to_vec());
         key.wrap_key
             .open(parts.nonce, context.as_bytes(), InOut::in_place(dek.expose_mut()), parts.tag)
-            .map_err(|_| KekError::invalid("wrapped key or context is not right"))?;
+            .map_err(|_| KekError::invalid("the wrapped key or the context is wrong"))?;
         Ok(dek)
     }
 }
@@ -404,7 +405,7 @@ impl fmt::Debug for LocalKek {
 /// Use 10 of the derivation (docs/format.md, "Derivation").
 const USE_WRAP_KEY: u8 = 0x10;
 
-/// The key under which the KEK wraps: bound to the KEK's id instead of a context.
+/// Derives the key under which the KEK wraps, bound to the KEK's id instead of a context.
 fn derive_wrap_key(kek_secret: &Secret32, kek_id: &str) -> Result<Secret32, Error> {
     let mut key = Secret32::zeroed();
     let digest: [u8; 32] = Sha256::digest(kek_id).into();

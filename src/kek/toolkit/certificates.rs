@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-/// The texts of TLS errors in which the server's or the client's certificate is at fault. HTTP
-/// clients hide the type.
+/// The texts of TLS errors that blame the server's or the client's certificate. HTTP clients hide
+/// the error's type.
 const AT_FAULT: &[&str] = &[
     "invalid peer certificate",
     "alert: BadCertificate",
@@ -14,7 +14,7 @@ const AT_FAULT: &[&str] = &[
     "alert: CertificateRequired",
     "alert: UnknownCA",
     "alert: AccessDenied",
-    // A signature that does not verify: the issuer's, say.
+    // A signature that does not verify, such as the issuer's.
     "alert: DecryptError",
 ];
 

@@ -9,10 +9,10 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-/// The first room for what is read.
+/// The initial buffer size.
 const FIRST: usize = 4096;
 
-/// The content of a file. It is wiped on drop, and Debug shows its length only.
+/// The content of a file. It is wiped on drop, and Debug shows only its length.
 pub struct FileContent(Zeroizing<Vec<u8>>);
 
 impl Deref for FileContent {
@@ -29,9 +29,9 @@ impl fmt::Debug for FileContent {
     }
 }
 
-/// Reads a file of at most `most` bytes: a certificate, a key, a token. No copy of what it holds is
-/// left in memory. What its metadata say of its length is not relied on, so a device or a file that
-/// grows is bounded too.
+/// Reads a file of at most `most` bytes, such as a certificate, a key or a token. No copy of its
+/// content is left in memory. The length in its metadata is not trusted, so devices and growing
+/// files are bounded too.
 ///
 /// ```
 /// use waxseal::kek::toolkit::read_file;
@@ -57,7 +57,7 @@ pub fn read_file(path: &Path, most: usize) -> Result<FileContent, Error> {
                 let what = format!("it is larger than {most} bytes");
                 return Err(Error::new(ErrorKind::FileTooLarge, what));
             }
-            // In a new place, so that what was read is not left in the old one.
+            // A new buffer, so that no content is left in the old one.
             let room = len.saturating_mul(2).min(most.saturating_add(1));
             let mut larger = Zeroizing::new(vec![0; room]);
             larger.iter_mut().zip(&**content).for_each(|(new, old)| *new = *old);
@@ -70,7 +70,7 @@ pub fn read_file(path: &Path, most: usize) -> Result<FileContent, Error> {
             Err(error) => return Err(error),
         }
     }
-    // It keeps its memory, which is wiped whole.
+    // It keeps its allocation, which is wiped as a whole.
     content.truncate(len);
     Ok(FileContent(content))
 }

@@ -1,6 +1,6 @@
-//! What an implementation of [`KekProvider`](super::KekProvider) needs beside the trait.
+//! Helpers for implementations of [`KekProvider`](super::KekProvider), beside the trait.
 //!
-//! The providers of this project use nothing else of the library's inside.
+//! The providers of this project use nothing internal to the library apart from these.
 //!
 //! - `Spawner` (feature `tokio`) runs a network client on the tokio runtime in which the provider
 //!   was built.
@@ -22,7 +22,7 @@ pub mod certificates;
 /// Durations in configuration: `"300s"`, `"5m"`, `"1h30m"`, `"250ms"`. A number without a unit is
 /// refused.
 ///
-/// With the feature `serde`, the module is for `#[serde(with = "…")]` on an `Option<Duration>`.
+/// With the feature `serde`, use the module by `#[serde(with = "…")]` on an `Option<Duration>`.
 pub mod duration {
     pub use crate::duration::{EXPECTED, read, write};
     #[cfg(feature = "serde")]

@@ -35,8 +35,7 @@ pub fn serialize<S: Serializer>(
 
 /// Reads the pairs.
 ///
-/// # Errors
-/// Those of the deserializer, and what is no encryption context.
+/// Those of the deserializer, and for pairs that are not a valid encryption context.
 pub fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<EncryptionContext, D::Error> {

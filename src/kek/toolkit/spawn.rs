@@ -1,5 +1,5 @@
-//! Runs a network provider on the tokio runtime in which it was built, on whatever executor its
-//! futures are polled.
+//! Runs a network provider on the tokio runtime in which it was built, whichever executor polls its
+//! futures.
 #![forbid(unsafe_code)]
 
 use arc_swap::ArcSwap;
@@ -18,18 +18,18 @@ use crate::runtime::tokio::{
     BEGINS_WITHIN, Handed, Tokio, Unstarted, has_io, has_timers, spawn_on,
 };
 
-/// Runs work on the tokio runtime in which a provider was built, or on that of a later caller once
-/// the first one has ended or starts no task.
+/// Runs work on the tokio runtime in which a provider was built, or on a later caller's runtime
+/// once the first one has ended or starts no task.
 ///
-/// An HTTP client can follow: its connections are tasks of the runtime on which they were made.
-/// They close when it ends, and the client makes new ones wherever it is polled. Connections of a
-/// runtime that nothing drives stay open and do not answer. The first request that times out on one
-/// abandons it.
+/// An HTTP client can move with it. Its connections are tasks of the runtime on which they were
+/// made. They close when that runtime ends, and the client makes new ones on whichever runtime
+/// polls it. Connections of a runtime that nothing drives stay open and do not answer. The first
+/// request that times out on such a connection abandons it.
 pub struct Spawner {
     built_in: Handle,
     now: ArcSwap<Handle>,
     timer: Tokio,
-    /// Of the process in which it was built.
+    /// The process in which it was built.
     generation: u64,
 }
 
@@ -58,14 +58,14 @@ impl Spawner {
     }
 
     /// Returns whether this is still the process in which the provider was built. After a fork the
-    /// runtime's threads and connections are the parent's, and a task given to it in the child
+    /// runtime's threads and connections belong to the parent, and a task given to it in the child
     /// never runs.
     pub fn is_of_this_process(&self) -> bool {
         self.generation == fork::generation()
     }
 
-    /// Runs `work` on the runtime, on whatever executor this future is polled. Dropping the future
-    /// ends the work.
+    /// Runs `work` on the runtime, whichever executor polls this future. Dropping the future ends
+    /// the work.
     pub async fn run<T, E>(
         &self,
         work: impl Future<Output = Result<T, E>> + Send + 'static,
@@ -76,10 +76,10 @@ impl Spawner {
     {
         if !self.is_of_this_process() {
             let text =
-                "the process forked since the provider was built; build it anew in the child";
+                "the process forked since the provider was built; build it again in the child";
             return Err(KekError::misconfigured(text).without_asking());
         }
-        // What it reports is kept on the thread that polls it, which is another one.
+        // A report is kept on the thread that polls the work, which is another thread.
         let mut work = with_request_id(work);
         let mut runtime = Handle::clone(&self.now.load());
         let mut tried = vec![runtime.id()];
@@ -116,9 +116,9 @@ impl Spawner {
         }
     }
 
-    /// Runs `work` in the background, on the provider's runtime or the caller's, unless `busy` says
-    /// that it is running. If neither runtime takes it, or the runtime ends, the next call starts
-    /// it again.
+    /// Runs `work` in the background, on the provider's runtime or the caller's, unless `busy`
+    /// shows that it is already running. If neither runtime takes it, or the runtime ends, the next
+    /// call starts it again.
     pub fn spawn_one(
         &self,
         busy: &Arc<AtomicBool>,
@@ -140,7 +140,7 @@ impl Spawner {
         }
     }
 
-    /// The caller's runtime, if it has timers and IO, or the first one.
+    /// Returns the caller's runtime, if it has timers and IO, or else the first one.
     fn other_than(&self, tried: &[tokio::runtime::Id]) -> Option<Handle> {
         let current = Handle::try_current().ok().filter(|current| !tried.contains(&current.id()));
         let fit = current.filter(|_| has_timers() && has_io());
@@ -151,7 +151,7 @@ impl Spawner {
 }
 
 /// *Unavailable*: it says nothing about the key, cached DEKs may be served stale, and the next
-/// caller on a live runtime ends it.
+/// caller on a live runtime recovers.
 const NOWHERE: &str = "the tokio runtime in which the provider was built has ended, or begins nothing (nobody drives it, \
                        or a task blocks its only thread), and the caller runs on no other that could take its place";
 
@@ -159,7 +159,8 @@ fn nowhere() -> KekError {
     KekError::unavailable(NOWHERE).without_asking()
 }
 
-/// The right to do work that runs once at a time. It is returned when the work is done or dropped.
+/// The right to do work that must not run twice at a time. It is given back when the work is done
+/// or dropped.
 struct Turn(Arc<AtomicBool>);
 
 impl Turn {
@@ -197,7 +198,7 @@ mod tests {
         Spawner::current().unwrap()
     }
 
-    /// The runtime on which it ran, after it used that runtime's timers.
+    /// Returns the runtime on which it ran, after using that runtime's timers.
     async fn whereabouts() -> Result<tokio::runtime::Id, KekError> {
         tokio::time::sleep(Duration::from_millis(1)).await;
         Ok(Handle::current().id())
@@ -253,7 +254,7 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(driven.block_on(spawner.run(whereabouts())).unwrap(), driven.handle().id());
-        // What it was given at first is not done twice.
+        // Work that the first runtime was given is not repeated.
         let times = Arc::new(AtomicUsize::new(0));
         let spawner = spawner_in(&idle);
         let its = times.clone();

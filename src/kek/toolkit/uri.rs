@@ -1,8 +1,7 @@
 //! The URI form of a provider's configuration: `SCHEME:PLACE?name=value&name=value`.
 //!
-//! [`Uri`] takes a URI apart and [`UriWriter`] puts one together that reads back the same. Errors
-//! name the part that is wrong. They never show a value, because someone may have put a secret
-//! there.
+//! [`Uri`] parses a URI, and [`UriWriter`] writes one that reads back the same. Errors name the
+//! part that is wrong. They never show a value, because it may contain a secret.
 //!
 //! ```
 //! use waxseal::kek::toolkit::uri::{Uri, UriWriter};
@@ -32,7 +31,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use crate::duration;
 use crate::error::{Error, ErrorKind, nearest};
 
-/// A URI, taken apart. The parts are still percent-encoded; the methods decode them.
+/// A parsed URI. Its parts are still percent-encoded; the methods decode them.
 #[derive(Clone)]
 pub struct Uri<'a> {
     prefix: &'static str,
@@ -41,8 +40,7 @@ pub struct Uri<'a> {
 }
 
 impl<'a> Uri<'a> {
-    /// Takes `text` apart, which has to begin with `prefix`, such as `vault-transit://` or
-    /// `local:`.
+    /// Parses `text`, which must begin with `prefix`, such as `vault-transit://` or `local:`.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`] for another scheme, a fragment, white space or control
@@ -81,7 +79,7 @@ impl<'a> Uri<'a> {
         Ok(uri)
     }
 
-    /// Returns what stands between the prefix and the parameters, still percent-encoded.
+    /// Returns the part between the prefix and the parameters, still percent-encoded.
     #[must_use]
     pub fn place(&self) -> &'a str {
         self.place
@@ -97,7 +95,7 @@ impl<'a> Uri<'a> {
         self.parameters.iter().find(|(other, _)| *other == name).map(|(_, value)| *value)
     }
 
-    /// Returns whether the parameter is there.
+    /// Returns whether the parameter is present.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.raw(name).is_some()
@@ -112,10 +110,10 @@ impl<'a> Uri<'a> {
             .map_err(|_| self.error(format!("{part} is not UTF-8")))
     }
 
-    /// Decodes a path. As [`decode`](Self::decode), but on Unix the bytes need not be UTF-8.
+    /// Decodes a path, like [`decode`](Self::decode). On Unix the bytes need not be UTF-8.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// Those of [`decode`](Self::decode).
     pub fn decode_path(&self, part: &str, encoded: &str) -> Result<PathBuf, Error> {
         #[cfg(unix)]
         let path: OsString = std::os::unix::ffi::OsStringExt::from_vec(self.bytes(part, encoded)?);
@@ -128,8 +126,8 @@ impl<'a> Uri<'a> {
     /// `local:/keys/a` and `local:///keys/a`.
     ///
     /// # Errors
-    /// As [`decode_path`](Self::decode_path), if there is none, and for `local://keys/a`: some take
-    /// it for a path from the working directory, others for one from the root directory.
+    /// Those of [`decode_path`](Self::decode_path), for a missing path, and for `local://keys/a`,
+    /// which some read as relative to the working directory and others as absolute.
     pub fn file_path(&self) -> Result<PathBuf, Error> {
         let scheme = self.prefix;
         let place = match self.place.strip_prefix("//") {
@@ -150,14 +148,14 @@ impl<'a> Uri<'a> {
 
     fn bytes(&self, part: &str, encoded: &str) -> Result<Vec<u8>, Error> {
         decoded(encoded).ok_or_else(|| {
-            self.error(format!("{part} has a % without two hexadecimal digits behind it"))
+            self.error(format!("{part} has a % without two hexadecimal digits after it"))
         })
     }
 
     /// Returns the text of a parameter.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// Those of [`decode`](Self::decode).
     pub fn text(&self, name: &str) -> Result<Option<String>, Error> {
         self.raw(name).map(|value| self.decode(&parameter(name), value)).transpose()
     }
@@ -165,25 +163,24 @@ impl<'a> Uri<'a> {
     /// Returns the path in a parameter.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// Those of [`decode`](Self::decode).
     pub fn path(&self, name: &str) -> Result<Option<PathBuf>, Error> {
         self.raw(name).map(|value| self.decode_path(&parameter(name), value)).transpose()
     }
 
-    /// Returns the items of a parameter, which are separated by commas.
+    /// Returns the items of a parameter, separated by commas.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode).
+    /// Those of [`decode`](Self::decode).
     pub fn list(&self, name: &str) -> Result<Vec<String>, Error> {
         let items = self.raw(name).into_iter().flat_map(|value| value.split(','));
         items.map(|item| self.decode(&parameter(name), item)).collect()
     }
 
-    /// Returns the pairs of a parameter, which are separated by commas, and in each the left and
-    /// the right side of `separator`.
+    /// Returns the pairs of a parameter, separated by commas. Each is split at `separator`.
     ///
     /// # Errors
-    /// As [`decode`](Self::decode); also for an item without the separator.
+    /// Those of [`decode`](Self::decode); also for an item without the separator.
     pub fn pairs(&self, name: &str, separator: char) -> Result<Vec<(String, String)>, Error> {
         let part = parameter(name);
         let items = self.raw(name).into_iter().flat_map(|value| value.split(','));
@@ -209,10 +206,10 @@ impl<'a> Uri<'a> {
         }
     }
 
-    /// Returns the value of a parameter that is one of `all`, each of which `name_of` names.
+    /// Returns the value of a parameter that is one of `all`, whose names `name_of` returns.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for anything else, with the names.
+    /// [`ErrorKind::InvalidOption`] for anything else, listing the names.
     pub fn one_of<T: Copy>(
         &self,
         name: &str,
@@ -229,7 +226,7 @@ impl<'a> Uri<'a> {
     /// Returns the duration in a parameter, such as `5m` or `250ms`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] for anything else, a number without a unit included.
+    /// [`ErrorKind::InvalidOption`] for anything else, including a number without a unit.
     pub fn duration(&self, name: &str) -> Result<Option<Duration>, Error> {
         let Some(text) = self.text(name)? else { return Ok(None) };
         let duration = duration::read(&text);
@@ -253,11 +250,11 @@ fn parameter(name: &str) -> String {
     format!("parameter `{name}`")
 }
 
-/// Longest name of a parameter that an error repeats.
+/// The longest parameter name that an error repeats.
 const LONGEST_NAME: usize = 32;
 
-/// What to say of a parameter that is not known. A name is repeated only where it cannot be a token
-/// or a key that was pasted in the wrong place.
+/// Describes an unknown parameter. The name is repeated only if it cannot be a token or key that
+/// was pasted in the wrong place.
 fn unknown(name: &str, known: &[&str]) -> String {
     let is_shown = (1..=LONGEST_NAME).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphabetic() || b"-_".contains(&byte));
@@ -283,7 +280,7 @@ fn unknown(name: &str, known: &[&str]) -> String {
     }
 }
 
-/// The decoder leaves a broken percent-encoding as it is, so that is found before.
+/// The decoder passes a broken percent-encoding through, so it is detected first.
 fn decoded(text: &str) -> Option<Vec<u8>> {
     let is_encoded = |behind: &str| {
         behind.as_bytes().get(..2).is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
@@ -292,24 +289,24 @@ fn decoded(text: &str) -> Option<Vec<u8>> {
     is_whole.then(|| percent_decode_str(text).collect())
 }
 
-/// What stands in a segment of a path as it is, besides letters and digits.
+/// Characters of a path segment that are not encoded, apart from letters and digits.
 const SEGMENT: AsciiSet =
     NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b':');
 const PATH: AsciiSet = SEGMENT.remove(b'/');
 
-/// Percent-encodes what is not a letter, a digit, or one of `-._~:/`.
+/// Percent-encodes everything except letters, digits and `-._~:/`.
 #[must_use]
 pub fn encode(text: impl AsRef<[u8]>) -> String {
     percent_encode(text.as_ref(), &PATH).to_string()
 }
 
-/// Percent-encodes one segment of a path: as [`encode`], and `/` too.
+/// Percent-encodes one segment of a path: like [`encode`], and `/` too.
 #[must_use]
 pub fn encode_segment(text: impl AsRef<[u8]>) -> String {
     percent_encode(text.as_ref(), &SEGMENT).to_string()
 }
 
-/// Writes a URI that [`Uri`] reads back. What is `None` or empty is left out.
+/// Writes a URI that [`Uri`] reads back. Values that are `None` or empty are left out.
 #[derive(Clone, Debug)]
 pub struct UriWriter {
     text: String,
@@ -317,7 +314,8 @@ pub struct UriWriter {
 }
 
 impl UriWriter {
-    /// Begins with the prefix and the place, which is written as it is: [`encode`] its parts.
+    /// Begins with the prefix and the place, which is written unchanged: [`encode`] its parts
+    /// first.
     #[must_use]
     pub fn new(prefix: &str, place: &str) -> Self {
         Self { text: format!("{prefix}{place}"), next: '?' }
@@ -351,7 +349,7 @@ impl UriWriter {
         }
     }
 
-    /// Adds pairs, the sides of each with `separator` between them.
+    /// Adds pairs, each with `separator` between its sides.
     pub fn pairs<'t>(
         &mut self,
         name: &str,
@@ -388,7 +386,7 @@ impl UriWriter {
 
 /// Returns `url` with `[redacted]` in place of a user and password, and whether there were any.
 ///
-/// For options that hold a URL: whatever stands before the `@` may be a secret.
+/// For options that hold a URL: anything before the `@` may be a secret.
 #[must_use]
 pub fn without_user(url: &str) -> (String, bool) {
     let start = url.find("//").map_or(0, |slashes| slashes + 2);
@@ -396,7 +394,7 @@ pub fn without_user(url: &str) -> (String, bool) {
     let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
     match rest.get(..end).and_then(|authority| authority.rfind('@')) {
         Some(at) => (format!("{scheme}[redacted]{}", rest.get(at..).unwrap_or_default()), true),
-        // A password may have any character, so a later @ is not trusted either.
+        // A password may contain any character, so a later @ is not trusted either.
         None if rest.contains('@') => (format!("{scheme}[redacted]"), true),
         None => (url.to_owned(), false),
     }

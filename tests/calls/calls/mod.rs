@@ -41,7 +41,7 @@ impl Log {
     }
 }
 
-/// Quick enough for a test to wait for, slow enough to tell a wait from none.
+/// Quick enough for a test to wait for, slow enough to notice a wait.
 fn policy() -> CallPolicy {
     CallPolicy::default().timeout(ms(200)).deadline(ms(2000)).backoff(ms(10)).breaker_probe(ms(100))
 }
@@ -73,7 +73,7 @@ impl Stage {
         &self.keks[0]
     }
 
-    /// A message that was sealed elsewhere, under a DEK of its own.
+    /// A message that was sealed elsewhere, under its own DEK.
     async fn sealed(&self) -> Vec<u8> {
         let builder = self
             .keks

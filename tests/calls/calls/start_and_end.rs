@@ -127,8 +127,7 @@ fn an_envelope_outlasts_the_runtime_that_it_was_built_in() {
     let first = runtime();
     let stage = first.block_on(async { Stage::new() });
     drop(first);
-    // Whoever polls, a runtime of its own or none: a try that hangs ends, and there is another
-    // after a pause.
+    // Polled with a runtime or without, a try that hangs ends, and another follows after a pause.
     for second in [Some(runtime()), None] {
         stage.kek().script([Act::Hang, Act::Fail(Unavailable), Act::Succeed]);
         match second {

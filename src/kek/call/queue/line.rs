@@ -6,7 +6,7 @@ use std::task::Waker;
 
 use super::MILLISECOND;
 
-/// For how long the newest caller is served first after a caller gave up.
+/// How long the newest caller is served first after a caller gave up.
 const OVERLOADED_FOR: i64 = 1000 * MILLISECOND;
 
 /// The callers that wait in one lane, in the order in which they arrived.
@@ -22,13 +22,13 @@ pub(super) struct Line {
 /// One caller in line.
 pub(super) struct Waiter {
     pub(super) since: i64,
-    /// Until when it may wait.
+    /// The latest time until which it may wait.
     pub(super) latest: i64,
     pub(super) waker: Option<Waker>,
 }
 
 impl Line {
-    /// Callers wait for too long or give up.
+    /// Whether callers wait too long or give up.
     pub(super) fn overloaded(&mut self, now: i64) {
         self.overloaded_until = now.saturating_add(OVERLOADED_FOR);
     }
@@ -37,7 +37,7 @@ impl Line {
         now < self.overloaded_until
     }
 
-    /// The arrival of the caller that has waited longest.
+    /// Returns the arrival of the caller that has waited longest.
     pub(super) fn oldest(&self) -> Option<i64> {
         let first = |waiters: &BTreeMap<u64, Waiter>| {
             waiters.first_key_value().map(|(_, waiter)| waiter.since)
@@ -45,7 +45,7 @@ impl Line {
         first(&self.present).into_iter().chain(first(&self.absent)).min()
     }
 
-    /// The caller that is served next.
+    /// Returns the caller that is served next.
     pub(super) fn first(&self, now: i64) -> Option<u64> {
         let first = match self.is_newest_first(now) {
             true => self.present.last_key_value(),

@@ -20,7 +20,7 @@ impl Pace {
         self.next <= now
     }
 
-    /// Returns the time of the turn that comes after `ahead` others.
+    /// Returns the time of the turn after `ahead` others.
     pub(super) fn turn(&self, now: i64, ahead: usize) -> i64 {
         let ahead = i64::try_from(ahead).unwrap_or(i64::MAX).saturating_mul(self.interval);
         self.next.max(now.saturating_sub(BURST)).saturating_add(ahead)

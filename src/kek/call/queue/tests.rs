@@ -140,7 +140,7 @@ impl Scene {
                 Event::Leaves(_) if caller.outcome.is_some() => {}
                 Event::Leaves(_) => {
                     self.callers[n].outcome = Some(Outcome::Left);
-                    // A call that began goes on, whether or not its caller waits.
+                    // A call that began continues, whether or not its caller waits.
                     if caller.waits && !self.stays {
                         self.callers[n].waits = false;
                         self.queue.leave(now, caller.line, caller.id.unwrap(), &mut woken);

@@ -1,4 +1,4 @@
-//! Health, classes of failure, and secrets that stay out of texts.
+//! Health, classes of failure, and secrets that must not appear in texts.
 #![forbid(unsafe_code)]
 
 use super::*;
@@ -30,7 +30,7 @@ pub(super) async fn reports_each_class_of_failure_and_recovers(
         let wrap = provider.wrap(&context, &dek).await.map(|_| ());
         step(subject.restore().await)?;
         let mut results = vec![("unwrap", unwrapped)];
-        // Invalid concerns one wrapped key. Wrapping another DEK has nothing to do with it.
+        // Invalid concerns one wrapped key, so it says nothing about wrapping another DEK.
         if class != Invalid {
             results.push(("wrap", wrap));
         }
@@ -38,10 +38,14 @@ pub(super) async fn reports_each_class_of_failure_and_recovers(
             match result {
                 Err(error) if error.class() == class => {}
                 Err(error) => {
-                    return failed(format!("{call}: {error}, where {class} was brought about"));
+                    return failed(format!(
+                        "{call}: {error}, although the subject fails with {class}"
+                    ));
                 }
                 Ok(()) => {
-                    return failed(format!("{call}: succeeded, where {class} was brought about"));
+                    return failed(format!(
+                        "{call}: succeeded, although the subject fails with {class}"
+                    ));
                 }
             }
         }
@@ -62,7 +66,7 @@ pub(super) async fn takes_a_source_of_credentials_that_is_down_for_an_outage(
     step(subject.restore().await)?;
     for (call, result) in [("unwrap", unwrap), ("wrap", wrap), ("health", health)] {
         match result {
-            // Denied would evict every DEK, and with misconfigured no DEK is served stale either.
+            // Denied would evict every DEK, and misconfigured would also end stale serving.
             Err(error)
                 if matches!(
                     error.class(),
@@ -72,7 +76,9 @@ pub(super) async fn takes_a_source_of_credentials_that_is_down_for_an_outage(
                 return failed(format!("{call} without a source of credentials: {error}"));
             }
             Ok(()) if call == "health" => {}
-            Ok(()) => return failed(format!("{call}: succeeded, where no credentials can be had")),
+            Ok(()) => {
+                return failed(format!("{call}: succeeded, although no credentials are available"));
+            }
         }
     }
     unwraps_to(&*provider, &context, &wrapped, &dek).await?;
@@ -103,8 +109,8 @@ pub(super) async fn keeps_the_dek_out_of_its_debug(subject: &dyn Subject) -> Res
     ensure(!shows(&text, &dek), "Debug shows the DEK")
 }
 
-/// Whether the text shows the DEK in one of the forms in which people and derived implementations
-/// write bytes.
+/// Whether the text contains the DEK in a form in which people or derived implementations write
+/// bytes.
 fn shows(text: &str, dek: &Dek) -> bool {
     let hex: String = dek.expose().iter().map(|byte| format!("{byte:02x}")).collect();
     let list = format!("{:?}", dek.expose());

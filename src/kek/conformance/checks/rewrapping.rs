@@ -22,7 +22,7 @@ pub(super) async fn generates_deks_of_32_bytes(subject: &dyn Subject) -> Result<
         if enforces_context(&*provider) {
             let in_another = provider.unwrap(&bob()?, &wrapped).await;
             match in_another {
-                // The DEK id of a message tells it from the right one.
+                // The DEK id of a message distinguishes it from the right one.
                 Ok(other) if provider.derives_deks() => {
                     ensure(other.expose() != dek.expose(), "derives one DEK for two contexts")?;
                 }
@@ -118,7 +118,7 @@ pub(super) async fn believes_no_version_that_anybody_could_write(
     ensure(provider.is_current(&rewrapped) != Some(false), "what was rewrapped is not current")?;
     unwraps_to(&*provider, &context, &rewrapped, &dek).await?;
     // If a byte named the version and unwrapping ignored it, that byte could keep a DEK under an
-    // old version for ever.
+    // old version forever.
     let mut asked = 0;
     for at in 0..bare.wrapped().len() {
         for value in 0..=u8::MAX {
@@ -140,5 +140,5 @@ pub(super) async fn believes_no_version_that_anybody_could_write(
     Ok(())
 }
 
-/// The most forged versions that are tried, for the sake of distant key services.
+/// The maximum number of forged versions tried, to spare distant key services.
 const MOST_FORGED_VERSIONS: usize = 32;

@@ -37,7 +37,7 @@ pub(super) async fn names_few_targets_and_the_same_for_the_same_kek(
             "the target of one KEK id changes from one look to the next",
         )?;
     }
-    // Whoever writes messages can make up ids that look like this KEK's. They must not create a
+    // Anyone who writes messages can make up ids that look like this KEK's. They must not create a
     // target each.
     let mut names = HashSet::new();
     let mut look_at = |made_up: String| {
@@ -67,7 +67,7 @@ pub(super) async fn names_few_targets_and_the_same_for_the_same_kek(
     ensure(names.len() <= MAX_TARGETS, format!("{} targets for made-up ids", names.len()))
 }
 
-/// The most keys, Regions or stores that a provider may have behind it.
+/// The maximum number of keys, Regions or stores behind a provider.
 const MAX_TARGETS: usize = 64;
 
 pub(super) async fn unwraps_what_it_wrapped(subject: &dyn Subject) -> Result<(), Stop> {
@@ -145,7 +145,7 @@ pub(super) async fn binds_the_context_as_it_says(subject: &dyn Subject) -> Resul
             Ok(unwrapped) => {
                 ensure(unwrapped.expose() == dek.expose(), "a wrong context gives another DEK")?
             }
-            // The provider may check what the key service released against the context by itself.
+            // The provider itself may check what the key service released against the context.
             Err(error) if error.class() == KekErrorClass::Invalid && !error.was_asked() => {}
             Err(error) => return failed(format!("says {binding:?}: unwrap in {wrong:?}: {error}")),
         }
