@@ -82,7 +82,7 @@ async fn uses(trail: &AuditTrail, clock: &ManualClock) -> Result<(), Error> {
     clock.advance(10 * MINUTE);
     envelope.acting_for(&import).encrypt(&other, aad, b"5500 0000 0000 0004").await?;
     envelope.acting_for(&billing).decrypt(&acme, aad, &sealed).await?;
-    // An outage, in which reading goes on.
+    // An outage, in which reading continues.
     kek.fail_with(KekErrorClass::Unavailable);
     clock.advance(6 * MINUTE);
     envelope.acting_for(&billing).decrypt(&acme, aad, &sealed).await?;

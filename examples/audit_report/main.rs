@@ -66,7 +66,7 @@ fn run(arguments: &[String]) -> Result<ExitCode, Box<dyn Error>> {
             "--public-key" => public_key = Some(value.clone()),
             "--checkpoints" => checkpoints = Some(PathBuf::from(value)),
             "--first-file" => first_file = value.parse()?,
-            other => return Err(format!("{other} is no option").into()),
+            other => return Err(format!("{other} is not an option").into()),
         }
     }
     let (text, is_whole) =

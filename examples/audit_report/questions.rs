@@ -43,7 +43,7 @@ impl FromStr for Question {
             "outages" => Self::Outages,
             "touched" => Self::Touched,
             "gaps" => Self::Gaps,
-            _ => return Err(format!("{text} is no question")),
+            _ => return Err(format!("{text} is not a question")),
         })
     }
 }

@@ -1,8 +1,9 @@
-//! Who used which DEK: counts of the callers that are named, bounded in number and in memory.
+//! Counts by caller and DEK, bounded in number and in memory.
 //!
-//! It is in the path of every message of a named caller: one lock that other threads seldom want.
-//! Who reads a page reads many messages of one DEK in a row, so these are counted without a look-up.
-//! Others take two, without a hash function, since ids of DEKs are hashes already.
+//! It is in the path of every message of a named caller, and takes one lock that other threads
+//! seldom need. A caller that reads a page reads many messages of one DEK in a row, and these are
+//! counted without a look-up. Others take two look-ups, without a hash function, since DEK ids are
+//! already hashes.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -18,34 +19,34 @@ use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::shards::{shard, shards};
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How many pairs of a caller and a DEK are told apart between two reports, in each group of
-/// threads together.
+/// How many pairs of a caller and a DEK are tracked between two reports, in all groups of threads
+/// together.
 pub(crate) const MAX_CALLERS: usize = 4096;
-/// The most bytes that their names take.
+/// The maximum size of their names in bytes.
 const MAX_MEMORY: usize = 4 << 20;
 
 /// Messages of named callers since the last report.
 pub(crate) struct CallerCounts {
-    /// In the child of a fork the locks may be held by threads that are gone.
+    /// In the child of a fork, threads that are gone may hold the locks.
     generation: u64,
     groups: Box<[Group]>,
     pairs: AtomicUsize,
     memory: AtomicUsize,
 }
 
-/// On cache lines of its own, so that no group waits for another one.
+/// On separate cache lines, so that no group waits for another.
 #[derive(Default)]
 #[repr(align(128))]
 struct Group(Mutex<Counted>);
 
 #[derive(Default)]
 struct Counted {
-    /// The pair that was counted twice in a row. Its messages are not among those of `deks` yet.
+    /// The pair that was counted at least twice in a row. Its messages are not yet in `deks`.
     row: Option<Row>,
-    /// The pair that was counted last, by its hash.
+    /// The hash of the last counted pair.
     last: u64,
     deks: HashMap<DekId, OfDek, BuildHasherDefault<AsItIs>>,
-    /// Messages of pairs for which there was no room, by access.
+    /// Messages of pairs that exceeded the limits, by access.
     others: Messages,
 }
 
@@ -86,7 +87,7 @@ impl Messages {
         self.count(Access::Decrypt, other.decrypted);
     }
 
-    /// What was done, where anything was.
+    /// Returns the non-zero counts.
     fn each(self) -> impl Iterator<Item = (Access, u64)> {
         [(Access::Encrypt, self.encrypted), (Access::Decrypt, self.decrypted)]
             .into_iter()
@@ -126,7 +127,7 @@ impl CallerCounts {
         }
     }
 
-    /// Messages of another caller or DEK than the last ones.
+    /// Counts messages of another caller or DEK than the last ones.
     fn count_apart(
         &self,
         counted: &mut Counted,
@@ -150,7 +151,7 @@ impl CallerCounts {
         }
     }
 
-    /// The first messages of a caller with a DEK.
+    /// Counts the first messages of a caller with a DEK.
     #[cold]
     fn count_first(
         &self,
@@ -162,7 +163,7 @@ impl CallerCounts {
     ) {
         let caller = caller.without_request_id();
         let memory = held(&caller, context);
-        // Other groups may be at the same place, so a few more may come in.
+        // Other groups may be at the same point, so a few more may be added.
         let is_full = self.pairs.load(Ordering::Relaxed) >= MAX_CALLERS
             || self.memory.load(Ordering::Relaxed).saturating_add(memory) > MAX_MEMORY;
         if is_full {
@@ -173,7 +174,7 @@ impl CallerCounts {
         counted.add(dek_id, context, Use { caller, messages });
     }
 
-    /// Takes what was counted of one DEK, which has ended.
+    /// Takes the counts of one DEK, which has ended.
     pub(crate) fn take_of(&self, dek_id: &DekId, within: Duration) -> Vec<Accessed> {
         let mut all = Counted::default();
         if self.generation == fork::generation() {
@@ -189,7 +190,7 @@ impl CallerCounts {
         all.told(within)
     }
 
-    /// Takes everything that was counted.
+    /// Takes all counts.
     pub(crate) fn take(&self, within: Duration) -> Vec<Accessed> {
         let mut all = Counted::default();
         if self.generation == fork::generation() {
@@ -222,7 +223,7 @@ impl Counted {
         uses.iter_mut().find(|used| used.caller.is_who(caller))
     }
 
-    /// Adds what was counted in a row to what its pair has.
+    /// Adds the consecutive messages to the count of their pair.
     fn end_row(&mut self) {
         let Some(row) = self.row.take() else { return };
         if let Some(used) = self.used(&row.caller, &row.dek_id) {
@@ -270,7 +271,8 @@ impl Counted {
     }
 }
 
-/// About how many bytes a pair holds. A context has its canonical bytes beside its pairs.
+/// Returns the approximate size of a pair in bytes. A context has its canonical bytes in addition
+/// to its pairs.
 fn held(caller: &Caller, context: &EncryptionContext) -> usize {
     caller.memory().saturating_add(2 * context.as_bytes().len())
 }
@@ -279,8 +281,8 @@ fn lock(group: &Group) -> MutexGuard<'_, Counted> {
     group.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Hashes what is a hash already: the id of a DEK, of which only an authentic message is counted, and
-/// the keyed hash of a caller.
+/// Hashes what is already a hash: the id of a DEK, which only counts after an authentic message,
+/// and the keyed hash of a caller.
 #[derive(Default)]
 struct AsItIs(u64);
 
@@ -316,7 +318,7 @@ mod tests {
         DekId::from_bytes(id)
     }
 
-    /// By caller, or none, and DEK.
+    /// The caller's name, if any, and the DEK.
     fn told(counts: Vec<Accessed>) -> Vec<(String, Option<DekId>, Access, u64)> {
         let mut told: Vec<_> = counts
             .into_iter()
@@ -340,7 +342,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    // Another caller value of the same caller, in another request.
+                    // A second caller value for the same caller, in another request.
                     let a = caller("a").with_request_id("7").unwrap();
                     // In turn, and in a row.
                     for n in 0..100 {

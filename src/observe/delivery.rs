@@ -1,7 +1,7 @@
 //! Delivers events to observers, so that no observer changes what the library does.
 //!
-//! Most events are emitted where they happen. Those from a destructor, which may be a thread's
-//! last, or from the wiping thread are queued and delivered by a thread of their own.
+//! Most events are emitted where they happen. Events from a destructor, which may be a thread's
+//! last action, or from the wiping thread are queued, and a separate thread delivers them.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -22,7 +22,7 @@ use crate::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, thread};
 /// How many events are queued for an observer that blocks. The oldest are lost first, and counted.
 const MAX_QUEUED: usize = 1 << 14;
 
-/// More often, the summaries would be as many as the messages.
+/// With a shorter interval there would be as many summaries as messages.
 const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
 /// Messages that were encrypted or decrypted.
@@ -44,13 +44,13 @@ pub(crate) enum Accessed {
         messages: u64,
         within: Duration,
     },
-    /// On behalf of more callers than are told apart.
+    /// On behalf of callers beyond the tracked number.
     Others { access: Access, messages: u64, within: Duration },
 }
 
-/// What counts the uses of DEKs.
+/// The counter of uses of DEKs.
 pub(crate) trait AccessCounts: Send + Sync {
-    /// Gives what was counted since the last call.
+    /// Returns the counts since the last call.
     fn take(&self) -> Vec<Accessed>;
 }
 
@@ -58,7 +58,7 @@ pub(crate) trait AccessCounts: Send + Sync {
 #[derive(Clone, Default)]
 pub(crate) struct Observers(Arc<Inner>);
 
-/// A weak reference, for what may outlive the envelope.
+/// A weak reference, for owners that may outlive the envelope.
 #[derive(Clone)]
 pub(crate) struct WeakObservers(Weak<Inner>);
 
@@ -79,17 +79,17 @@ struct Watched {
 #[derive(Default)]
 struct Queue {
     events: VecDeque<LaterEvent>,
-    /// A thread delivers the queue.
+    /// Whether a thread is delivering the queue.
     is_delivered: bool,
 }
 
-/// An event that is delivered later, by a thread of its own.
+/// An event that a separate thread delivers later.
 pub(crate) enum LaterEvent {
     Wiped {
         dek_id: DekId,
         context: EncryptionContext,
     },
-    /// A call that no caller waited for any more.
+    /// A call for which no caller waited any longer.
     Abandoned {
         kek_id: KekId,
         operation: Operation,
@@ -111,7 +111,7 @@ pub(crate) enum LaterEvent {
     },
     Accessed(Accessed),
     ShutDown,
-    /// All that was counted in the meantime, however much it is.
+    /// All counts since the last summary, however many.
     Summaries(Arc<dyn AccessCounts>),
 }
 
@@ -191,7 +191,7 @@ impl Observers {
         (self.0.panics.load(Ordering::Relaxed), self.0.lost.load(Ordering::Relaxed))
     }
 
-    /// Returns how often uses are reported. `None`: they are not counted.
+    /// Returns how often uses are reported. If `None`, they are not counted.
     pub(crate) fn access_summaries(&self) -> Option<Duration> {
         let asked = |Watched { observer, .. }: &Watched| {
             caught(|| observer.get()?.access_summaries()).flatten()
@@ -200,12 +200,12 @@ impl Observers {
         shortest.map(|shortest| shortest.max(SHORTEST_SUMMARY))
     }
 
-    /// Whether anybody listens.
+    /// Whether there are no observers.
     pub(crate) fn are_none(&self) -> bool {
         self.0.observers.is_empty()
     }
 
-    /// Reports unprotected memory. It is called after keys are made, which may have taken such
+    /// Reports unprotected memory. It is called after keys are made, which may have used such
     /// memory.
     pub(crate) fn emit_unprotected_memory(&self) {
         if !self.0.observers.is_empty()
@@ -215,13 +215,12 @@ impl Observers {
         }
     }
 
-    /// Emits an event here and now. The caller holds no lock of the library.
+    /// Emits an event on this thread. The caller holds no lock of the library.
     pub(crate) fn emit(&self, event: &Event<'_>) {
         self.0.emit(event);
     }
 
-    /// Emits an event soon, on another thread: from a destructor, or from a thread that must not
-    /// wait.
+    /// Emits an event soon, on another thread. For destructors, and for threads that must not wait.
     pub(crate) fn emit_later(&self, event: LaterEvent) {
         if self.0.observers.is_empty() {
             return;

@@ -35,8 +35,8 @@ use crate::format::KekId;
 /// | `waxseal_domain_reloads_total` | counter | `outcome` (`ok`, or the kind of the failure) |
 /// | `waxseal_observers_panicked_total` | counter | |
 ///
-/// How often DEKs were cached is not here, since an event for each message would cost more than the
-/// message: [`Statistics::record_metrics`](crate::Statistics::record_metrics) has it.
+/// How often DEKs were cached is not included, since an event for each message would cost more than
+/// the message. [`Statistics::record_metrics`](crate::Statistics::record_metrics) has it.
 ///
 /// ```
 /// use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -125,8 +125,8 @@ impl Observer for MetricsObserver {
             Event::Revoked { kek_id } => {
                 counter!("waxseal_keks_revoked_total", "kek" => kek_id.to_string()).increment(1);
             }
-            // The statistics count uses, and the others say what is. An event does not say whose
-            // breaker of a store it is: the statistics know.
+            // The statistics count uses and show the current state. A breaker event of a store does
+            // not name its envelope, but the statistics do.
             Event::StoreBreakerOpened { .. }
             | Event::StoreBreakerClosed { .. }
             | Event::Accessed { .. }
@@ -159,8 +159,8 @@ fn record_policy(operation: Action, outcome: &'static str, elapsed: Option<Durat
     }
 }
 
-/// Has the counters that alerts watch appear before their first event: Prometheus sees no increase
-/// from a counter that is not there to one that is 1.
+/// Makes the counters that alerts watch appear before their first event. Prometheus sees no
+/// increase from an absent counter to one that is 1.
 pub(crate) fn register<'k>(kek_ids: impl Iterator<Item = &'k KekId>, store: Option<&str>) {
     const KINDS: [ErrorKind; 5] = [
         ErrorKind::Unavailable,

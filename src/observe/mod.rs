@@ -1,7 +1,7 @@
-//! Events of a DEK's life, for observers.
+//! Events in the life of a DEK, for observers.
 //!
-//! Observers are foreign code. One that panics or blocks does not change what the library does:
-//! `delivery` ensures that.
+//! Observers are foreign code. `delivery` ensures that one that panics or blocks does not change
+//! what the library does.
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "audit")]
@@ -35,13 +35,13 @@ use crate::memory::MemoryProtection;
 use crate::suite::DekId;
 use crate::sync::Arc;
 
-/// Receives every event of every DEK's life: for an audit trail, for metrics, for alerts.
+/// Receives every event in the life of every DEK, for audit trails, metrics and alerts.
 ///
 /// It is called where the event happens, often on the path of a request. Be quick, and do not call
-/// the [`Envelope`](crate::Envelope) from it. A caller waits for an observer that blocks, and so do
-/// all that share its call to the key service. Wiping does not wait.
+/// the [`Envelope`](crate::Envelope) from it. If an observer blocks, its caller waits, and so do
+/// all callers that share the call to the key service. Wiping does not wait.
 ///
-/// [`Wiped`](Event::Wiped) events of DEKs that end by themselves come from a thread named
+/// [`Wiped`](Event::Wiped) events of DEKs that end on their own come from a thread named
 /// `waxseal-events`. A panic in an observer is caught and counted
 /// ([`Statistics::observer_panics`](crate::Statistics::observer_panics)), and the first one is
 /// reported to the other observers. No event carries a secret. Messages with a cached DEK cause no
@@ -50,10 +50,10 @@ pub trait Observer: fmt::Debug + Send + Sync {
     /// Receives one event.
     fn event(&self, event: &Event<'_>);
 
-    /// Returns how often it is to be told which DEKs were used: see [`Event::Accessed`], and on
-    /// whose behalf ([`Event::AccessedBy`]). An envelope asks once, when it is built. Of several
-    /// observers the shortest time counts, and all of them receive the events. It is at least a
-    /// second. By default `None`: uses are not counted, and cost nothing.
+    /// Returns how often it wants to know which DEKs were used (see [`Event::Accessed`]) and on
+    /// whose behalf ([`Event::AccessedBy`]). An envelope asks once, when it is built. If several
+    /// observers answer, the shortest time counts, and all of them receive the events. The minimum
+    /// is a second. By default `None`: uses are not counted, and cost nothing.
     fn access_summaries(&self) -> Option<Duration> {
         None
     }
@@ -74,8 +74,8 @@ impl<O: Observer + ?Sized> Observer for Arc<O> {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// A DEK for writing was made, and encrypts from now on. A [`Wrapped`](Event::Wrapped) for each
-    /// KEK came before.
+    /// A DEK for writing was made, and encrypts from now on. It follows one
+    /// [`Wrapped`](Event::Wrapped) for each KEK.
     Made {
         /// The DEK.
         dek_id: &'a DekId,
@@ -85,7 +85,7 @@ pub enum Event<'a> {
         kek_ids: &'a [KekId],
     },
     /// A KEK wrapped a DEK, a new one or in a rewrap. If a [`Refreshed`](Event::Refreshed) of the
-    /// context follows in place of a [`Made`](Event::Made), the new one was wiped and has encrypted
+    /// context follows instead of a [`Made`](Event::Made), the new DEK was wiped and has encrypted
     /// nothing.
     Wrapped {
         /// The DEK.
@@ -116,9 +116,9 @@ pub enum Event<'a> {
         /// [reports](crate::kek::toolkit::report_request_id) it.
         request_id: Option<&'a str>,
     },
-    /// A DEK was renewed. For reading it was unwrapped again. For writing its KEKs wrapped a fresh
-    /// DEK, and this one goes on, unless a [`Made`](Event::Made) came before: then the next one has
-    /// replaced it.
+    /// A DEK was renewed. For reading it was unwrapped again. For writing its KEKs wrapped a new
+    /// DEK, and this one continues, unless a [`Made`](Event::Made) came before: then the new one
+    /// has replaced it.
     Refreshed {
         /// The DEK that was due.
         dek_id: &'a DekId,
@@ -145,24 +145,24 @@ pub enum Event<'a> {
         /// Why it could not be renewed.
         kind: ErrorKind,
     },
-    /// The key service, or an operator, denies access. Nothing more is decrypted or encrypted with
-    /// this DEK here.
+    /// The key service, or an operator, denied access. This process no longer encrypts or decrypts
+    /// with this DEK.
     Denied {
         /// The DEK. `None` if a new one could not be wrapped.
         dek_id: Option<&'a DekId>,
         /// What it is for.
         context: &'a EncryptionContext,
     },
-    /// The policy denied an operation. Emitted for each operation that was denied, also where the
-    /// decision was cached.
+    /// The policy denied an operation. Emitted for each denied operation, even if the decision was
+    /// cached.
     PolicyDenied {
-        /// On whose behalf. `None` if no caller was named.
+        /// The caller. `None` if no caller was named.
         caller: Option<&'a Caller>,
-        /// What was to be done.
+        /// The operation.
         operation: Action,
         /// The encryption context.
         context: &'a EncryptionContext,
-        /// Why. They may quote anything: escape them where people read them.
+        /// The reasons. They may contain any text: escape them before showing them to people.
         reasons: &'a [Box<str>],
         /// The revision of the policy, if it names one.
         revision: Option<&'a str>,
@@ -170,14 +170,13 @@ pub enum Event<'a> {
         elapsed: Option<Duration>,
     },
     /// The policy allowed an operation. Emitted when the operation waited for the policy, which is
-    /// asked once for all that ask the same at the same time. For cached decisions it is emitted as
-    /// often as
+    /// asked once for all concurrent callers with the same question. For cached decisions,
     /// [`PolicyOptions::report_cached_allows`](crate::policy::PolicyOptions::report_cached_allows)
-    /// says.
+    /// sets how often it is emitted.
     PolicyAllowed {
-        /// On whose behalf. `None` if no caller was named.
+        /// The caller. `None` if no caller was named.
         caller: Option<&'a Caller>,
-        /// What is done now.
+        /// The operation.
         operation: Action,
         /// The encryption context.
         context: &'a EncryptionContext,
@@ -187,19 +186,19 @@ pub enum Event<'a> {
         elapsed: Option<Duration>,
     },
     /// The policy gave no decision: it failed, panicked, was late, or its server is unavailable. A
-    /// [`PolicyDenied`](Event::PolicyDenied) follows, unless the last known decision serves.
+    /// [`PolicyDenied`](Event::PolicyDenied) follows, unless the last known decision is used.
     PolicyFailed {
-        /// What was to be done.
+        /// The operation.
         operation: Action,
         /// The encryption context.
         context: &'a EncryptionContext,
         /// What went wrong.
         error: &'a Error,
-        /// The last known decision serves.
+        /// Whether the last known decision is used.
         last_known: bool,
     },
-    /// A row of a key store is not what was put there: it cannot be read as a row, holds another key,
-    /// or belongs to another branch. Nothing was opened with it.
+    /// A row of a key store is not what was put there: it cannot be read as a row, holds another
+    /// key, or belongs to another branch. Nothing was opened with it.
     DamagedRow {
         /// The row: the first 16 bytes of the id of its key, in hexadecimal digits.
         row_id: &'a str,
@@ -212,10 +211,10 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// The store's name.
         store: &'a str,
-        /// How many of its keys are erased now.
+        /// How many of its keys are now erased.
         keys: u64,
     },
-    /// A DEK was evicted to make room for another, since `max_entries` is reached. It is wiped
+    /// A DEK was evicted to make room for another, because `max_entries` was reached. It is wiped
     /// next.
     Evicted {
         /// The DEK.
@@ -223,9 +222,9 @@ pub enum Event<'a> {
         /// What it was for.
         context: &'a EncryptionContext,
     },
-    /// Messages were encrypted or decrypted with a DEK. Emitted if an observer
-    /// [asks for it](Observer::access_summaries): now and then for each DEK that was used since, and
-    /// at its end, before [`Wiped`](Event::Wiped). It comes from a thread of the library's own.
+    /// Messages were encrypted or decrypted with a DEK. Emitted if an observer [asks for
+    /// it](Observer::access_summaries): at intervals for each DEK that was used since, and at the
+    /// DEK's end, before [`Wiped`](Event::Wiped). It comes from one of the library's threads.
     Accessed {
         /// The DEK.
         dek_id: &'a DekId,
@@ -233,17 +232,17 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// What was done.
         access: Access,
-        /// How many messages, through handles too. Messages that failed authentication do not
-        /// count. A stream counts as one, when it is opened.
+        /// The number of messages, including those through handles. Messages that failed
+        /// authentication do not count. A stream counts as one, when it is opened.
         messages: u64,
-        /// Since when they are counted: the time before now.
+        /// The time before now that the count covers.
         within: Duration,
     },
     /// Messages were encrypted or decrypted with a DEK on behalf of a caller that
-    /// [`acting_for`](crate::Envelope::acting_for) named. They are part of those of
-    /// [`Accessed`](Event::Accessed), and emitted as that is.
+    /// [`acting_for`](crate::Envelope::acting_for) named. They are included in those of
+    /// [`Accessed`](Event::Accessed), and emitted at the same times.
     AccessedBy {
-        /// On whose behalf. It has no request id.
+        /// The caller, without a request id.
         caller: &'a Caller,
         /// The DEK.
         dek_id: &'a DekId,
@@ -251,25 +250,24 @@ pub enum Event<'a> {
         context: &'a EncryptionContext,
         /// What was done.
         access: Access,
-        /// How many messages, through handles too.
+        /// The number of messages, including those through handles.
         messages: u64,
-        /// Since when they are counted.
+        /// The time before now that the count covers.
         within: Duration,
     },
-    /// As [`AccessedBy`](Event::AccessedBy), of callers and DEKs that were more than are told apart:
+    /// Like [`AccessedBy`](Event::AccessedBy), for the callers and DEKs beyond the tracked number:
     /// 4,096 pairs of a caller and a DEK, and 4 MiB of their names, between two summaries.
     AccessedByOthers {
         /// What was done.
         access: Access,
-        /// How many messages.
+        /// The number of messages.
         messages: u64,
-        /// Since when they are counted.
+        /// The time before now that the count covers.
         within: Duration,
     },
     /// The keys of a DEK left memory: its last possible use was over, or it was replaced, evicted
-    /// or revoked. A DEK that was made here is cached for reading and for writing, each for a time
-    /// of its own, and the end of each is reported. The key of an open stream is none of them, and
-    /// its end is not reported.
+    /// or revoked. A DEK that was made here is cached for reading and for writing, for separate
+    /// times, and each end is reported. The end of an open stream's key is not reported.
     Wiped {
         /// The DEK.
         dek_id: &'a DekId,
@@ -287,25 +285,25 @@ pub enum Event<'a> {
         elapsed: Duration,
         /// The kind of its failure, `None` for a success.
         kind: Option<ErrorKind>,
-        /// No caller waited any more: another KEK was quicker, or the caller left. Then `kind` is
-        /// *unavailable*, and `elapsed` the time without a response.
+        /// Whether no caller waited any longer, because another KEK was quicker or the caller left.
+        /// Then `kind` is *unavailable*, and `elapsed` is the time without a response.
         abandoned: bool,
-        /// As in [`Wrapped`](Event::Wrapped). A failure may have one too.
+        /// See [`Wrapped`](Event::Wrapped). A failure may have one too.
         request_id: Option<&'a str>,
     },
-    /// A KEK failed so often that it is only probed now and then, or was late so often that others
-    /// are asked first.
+    /// A KEK failed so often that it is only probed from time to time, or was late so often that
+    /// others are asked first.
     BreakerOpened {
         /// The KEK.
         kek_id: &'a KekId,
-        /// Which of its targets (key, Region, store), unless it is the one with the KEK's own name.
+        /// Which of its targets (key, Region, store), unless its name is the KEK's id.
         target: Option<&'a str>,
     },
     /// A KEK responded again after its breaker was open.
     BreakerClosed {
         /// The KEK.
         kek_id: &'a KekId,
-        /// As in [`BreakerOpened`](Event::BreakerOpened).
+        /// See [`BreakerOpened`](Event::BreakerOpened).
         target: Option<&'a str>,
     },
     /// One call to a key store ended, retries and probes included. An abandoned call is reported only
@@ -319,10 +317,11 @@ pub enum Event<'a> {
         elapsed: Duration,
         /// The kind of its failure, `None` for a success.
         kind: Option<ErrorKind>,
-        /// As in [`Called`](Event::Called).
+        /// See [`Called`](Event::Called).
         abandoned: bool,
     },
-    /// A key store failed so often that it is only probed now and then. What is cached goes on.
+    /// A key store failed so often that it is only probed from time to time. Cached keys continue
+    /// to work.
     StoreBreakerOpened {
         /// The key store.
         store: &'a str,
@@ -333,28 +332,27 @@ pub enum Event<'a> {
         store: &'a str,
     },
     /// The operating system refuses part of the protection of the memory that holds secrets.
-    /// Emitted once per process, by the first envelope with an observer that meets it. No call
-    /// fails for it.
+    /// Emitted once per process, by the first envelope with an observer that encounters it. No call
+    /// fails because of it.
     MemoryNotProtected {
         /// What is not in force. Its `Display` is a message for an operator.
         protection: &'a MemoryProtection,
     },
-    /// Another observer panicked. Emitted once for each observer that does. Later panics are only
+    /// Another observer panicked. Emitted once for each such observer. Later panics are only
     /// counted, in [`Statistics::observer_panics`](crate::Statistics::observer_panics).
     ObserverPanicked {
-        /// Which one, counted from zero in the order of
-        /// [`Builder::observer`](crate::EnvelopeBuilder::observer).
+        /// Its index, counted from zero in the order of
+        /// [`EnvelopeBuilder::observer`](crate::EnvelopeBuilder::observer).
         observer: usize,
     },
-    /// An envelope was built with this configuration, or a
-    /// [`BranchKek`](crate::branch::BranchKek).
+    /// An envelope or a [`BranchKek`](crate::branch::BranchKek) was built with this configuration.
     Configured {
-        /// The KEKs that wrap every new DEK, and unwrap.
+        /// The KEKs that wrap every new DEK and also unwrap.
         wrap_with: &'a [KekId],
         /// The KEKs that only unwrap.
         unwrap_with: &'a [KekId],
-        /// The other options as they are in force, by name, as text: also the data domain, and the
-        /// policy by its Debug. `call_policy` applies where a provider advises nothing else. Its
+        /// The other effective options, by name, as text. They include the data domain, and the
+        /// policy by its Debug. `call_policy` applies unless a provider advises otherwise. Its
         /// times need a runtime. A key store may take the whole deadline for one try. None is a
         /// secret.
         options: &'a [(&'static str, String)],
@@ -364,35 +362,34 @@ pub enum Event<'a> {
         /// The KEK.
         kek_id: &'a KekId,
     },
-    /// An operator took a revocation back.
+    /// An operator reverted a revocation.
     Reinstated {
         /// The KEK.
         kek_id: &'a KekId,
     },
     /// The envelope was shut down. Its DEKs are wiped next.
     ShutDown,
-    /// The key service could not be reached when the envelope was started, and the start succeeded
-    /// all the same.
+    /// The key service could not be reached when the envelope was started, but the start succeeded.
     StartedWithout {
         /// The KEK.
         kek_id: &'a KekId,
         /// Why.
         kind: ErrorKind,
     },
-    /// The data domains are now as their file says.
+    /// The data domains now match their file.
     DomainsReloaded {
-        /// How many are new.
+        /// The number of new domains.
         opened: usize,
-        /// How many have another configuration.
+        /// The number of changed domains.
         changed: usize,
-        /// How many are gone.
+        /// The number of removed domains.
         ended: usize,
-        /// How many go on as they were.
+        /// The number of unchanged domains.
         kept: usize,
     },
-    /// The file of the data domains could not be used. All go on as they were.
+    /// The file of the data domains could not be used. All domains continue unchanged.
     DomainsNotReloaded {
-        /// Why, with the line and the field.
+        /// The error, with the line and the field.
         error: &'a Error,
     },
 }
@@ -408,7 +405,7 @@ impl Event<'_> {
     }
 }
 
-/// What is done with a DEK.
+/// A kind of use of a DEK.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]

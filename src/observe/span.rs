@@ -10,10 +10,10 @@ use crate::format::KekId;
 use crate::sync::foreign::{Contained, caught};
 
 /// A span around one call to a key service, in the words of OpenTelemetry's semantic conventions:
-/// `otel.kind` is *client*, and `error.type` has the kind of a failure. Nothing without the feature
-/// `tracing`.
+/// `otel.kind` is *client*, and `error.type` holds the kind of a failure. Without the feature
+/// `tracing` it does nothing.
 ///
-/// A subscriber is foreign code, and one may panic on a thread that ends. Then there is no span.
+/// A subscriber is foreign code that may panic on a thread that ends. Then there is no span.
 pub(crate) struct CallSpan {
     #[cfg(feature = "tracing")]
     span: Option<tracing::Span>,
@@ -43,7 +43,7 @@ impl CallSpan {
         let mut call = std::pin::pin!(call);
         std::future::poll_fn(|cx| {
             let entered = self.span.as_ref().and_then(|span| caught(|| span.enter()));
-            // Left when it is dropped, also while the call unwinds.
+            // Exited on drop, even while the call unwinds.
             let _entered = entered.map(Contained::new);
             call.as_mut().poll(cx)
         })

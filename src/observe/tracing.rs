@@ -10,12 +10,14 @@ use crate::format::KekId;
 
 /// Emits every event to [`tracing`], under the target `waxseal`, with the fields `event`, `dek_id`,
 /// `kek_id`, `kek_version`, `kind`, `operation`, `elapsed_ms`, `abandoned`, `request_id` and
-/// `call_target` where they apply. What was built has `domain`, how many KEKs it has for writing
-/// (`wrap_with`) and for reading only (`unwrap_with`), and `kek_ids`, first those for writing.
+/// `call_target` if they apply. The configuration event has `domain`, the number of KEKs for
+/// writing (`wrap_with`) and for reading only (`unwrap_with`), and `kek_ids`, those for writing
+/// first.
 ///
-/// Level *warn* has what needs attention (denials, failed renewals, stale DEKs, open breakers),
-/// *info* which KEK was used for which DEK, and *debug* the rest. Encryption contexts may name
-/// customers, so they are left out unless [`with_context`](Self::with_context) adds them.
+/// Level *warn* is for events that need attention (denials, failed renewals, stale DEKs, open
+/// breakers), *info* shows which KEK was used for which DEK, and *debug* is for the rest.
+/// Encryption contexts may name customers, so they are left out unless
+/// [`with_context`](Self::with_context) adds them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TracingObserver {
     with_context: bool,
@@ -161,7 +163,7 @@ impl Observer for TracingObserver {
             }
             Event::AccessedByOthers { access, messages, within: _ } => {
                 let access = access.as_str();
-                warn!(target: "waxseal", event = "accessed_by_others", access, messages, "more callers than are told apart");
+                warn!(target: "waxseal", event = "accessed_by_others", access, messages, "more callers than are tracked");
             }
             Event::Wiped { dek_id, context } => {
                 let context = self.shown(context);
@@ -256,7 +258,7 @@ impl Observer for TracingObserver {
             Event::DomainsNotReloaded { error } => {
                 warn!(
                     target: "waxseal", event = "domains_not_reloaded", kind = error.kind().as_str(),
-                    "data domains go on as they were: {error}"
+                    "data domains continue unchanged: {error}"
                 );
             }
         }

@@ -17,7 +17,8 @@ fn with_key() -> Verifier {
     Verifier::new().key(public())
 }
 
-/// Takes the checkpoints from the record `from` on out, renumbers and chains anew: without any key.
+/// Removes the checkpoints from the record `from` on, then renumbers and chains the rest, without
+/// any key.
 fn without_checkpoints(place: &Place, from: u64, edit: impl Fn(&str) -> String) {
     let (mut sequence, mut read) = (0, 0);
     for number in 1..=place.files().len() as u64 {
@@ -62,7 +63,7 @@ fn a_forged_trail_is_not_signed_by_the_next_start() {
     assert!(with_key().verify(&place.path).unwrap().fault.is_some());
 }
 
-/// Whatever place is changed behind the last checkpoints, the start looks at it.
+/// The start checks every place after the last checkpoints.
 #[test]
 fn a_changed_end_is_refused_by_the_next_start_naming_file_and_line() {
     let place = a_trail(30);
@@ -81,7 +82,7 @@ fn a_changed_end_is_refused_by_the_next_start_naming_file_and_line() {
     }
 }
 
-/// One checkpoint is taken out, and the chain made anew up to the next, which is signed over
+/// One checkpoint is removed, and the chain computed again up to the next, which is signed over
 /// another one.
 #[test]
 fn a_checkpoint_that_was_taken_out_is_found() {
@@ -93,7 +94,7 @@ fn a_checkpoint_that_was_taken_out_is_found() {
         flushed(&trail);
     }
     drop(trail);
-    // A writer with the key, which begins anew behind a checkpoint and does not know the others.
+    // A writer with the key, which starts again after a checkpoint and does not know the others.
     let copy = place.copy();
     let lines = copy.lines(1);
     let is_checkpoint = |line: &&String| line.contains("waxseal.checkpoint");
@@ -116,7 +117,7 @@ fn a_checkpoint_that_was_taken_out_is_found() {
         lines.iter().zip(0..).filter(|(line, _)| is_checkpoint(line)).map(|(_, at)| at).collect();
     assert_eq!(links[0], 0);
     assert_eq!(links[1..], places[..places.len() - 1]);
-    // The link is signed: whoever changes it changes the checkpoint.
+    // The link is signed, so changing it changes the checkpoint.
     let mut lines = lines;
     let at = usize::try_from(places[1]).unwrap();
     lines[at] = lines[at].replace("\"previous_sequence\":1", "\"previous_sequence\":0");
@@ -154,8 +155,8 @@ fn a_trail_that_goes_on_links_its_checkpoints() {
     assert_eq!(with_key().first_file(files).verify(&place.path).unwrap().fault, None);
 }
 
-/// Killed anywhere, it goes on: what is there is whole, and a key vouches for its beginning. Before
-/// the first checkpoint no key does, so nothing is signed behind it.
+/// Killed anywhere, the trail continues if it is complete and a key vouches for its beginning.
+/// Before the first checkpoint no key does, so nothing is signed after it.
 #[test]
 fn killed_anywhere_a_trail_with_a_key_goes_on() {
     let whole = Place::new();
@@ -188,8 +189,8 @@ fn killed_anywhere_a_trail_with_a_key_goes_on() {
     }
 }
 
-/// Who can write the directory cuts a trail back to its first record, or puts one of his own there.
-/// What the key signs from then on is another trail, so that no copy of a checkpoint fits it.
+/// An attacker who can write to the directory cuts a trail back to its first record, or replaces
+/// it. What the key signs from then on is another trail, so no copy of a checkpoint matches it.
 #[test]
 fn a_trail_that_was_cut_back_to_its_first_record_is_kept_and_no_key_goes_on_behind_it() {
     let (place, kept) = (Place::new(), Kept::default());
@@ -215,7 +216,7 @@ fn a_trail_that_was_cut_back_to_its_first_record_is_kept_and_no_key_goes_on_behi
     assert_eq!(fault.kind, FaultKind::OtherTrail);
 }
 
-/// The first record is followed by the checkpoint at once, whatever the start has to say besides.
+/// The checkpoint directly follows the first record, whatever else the start has to report.
 #[test]
 fn a_start_after_a_torn_first_record_is_signed_before_it_says_so() {
     let place = Place::new();
@@ -276,7 +277,7 @@ fn each_file_and_the_whole_trail_end_with_a_checkpoint() {
     assert!(found.checkpoints > 6);
 }
 
-/// Who can write the file hides a record and makes the chain anew.
+/// An attacker who can write the file hides a record and computes the chain again.
 #[test]
 fn a_chain_that_was_made_anew_is_found_with_the_key_and_not_without() {
     let place = a_trail(30);
@@ -286,7 +287,7 @@ fn a_chain_that_was_made_anew_is_found_with_the_key_and_not_without() {
     place.write(2, &lines);
     assert_eq!(place.verify().fault.unwrap().kind, FaultKind::Changed);
     chained_anew(&place);
-    // The first checkpoint behind it still says the old hash.
+    // The first checkpoint after it still has the old hash.
     let next = lines.iter().skip(at).position(|line| line.contains("\"checkpoint\"")).unwrap() + at;
     let fault = place.verify().fault.unwrap();
     assert_eq!((fault.kind, fault.line), (FaultKind::CheckpointRefused, next as u64 + 1));
@@ -389,8 +390,8 @@ fn a_trail_cut_off_at_any_record_is_found_by_its_witnesses() {
     assert!(verifier.verify(&place.path).unwrap().fault.is_some());
 }
 
-/// Whoever has the key of the checkpoints makes the end anew, and cannot take back what left the
-/// machine.
+/// An attacker with the key of the checkpoints can write the end again, but cannot take back what
+/// left the machine.
 #[test]
 fn a_trail_made_anew_with_the_key_is_found_by_its_witnesses() {
     let (_, copies) = a_witnessed_trail();
@@ -427,7 +428,7 @@ fn without_a_key_copies_of_checkpoints_still_show_that_the_end_was_cut() {
     assert!(matches!(fault.kind, FaultKind::CutOff { .. }));
 }
 
-/// Its files begin behind the witness.
+/// Its files begin after the witness.
 #[test]
 fn a_trail_exchanged_for_another_of_the_same_key_is_found_by_its_witnesses() {
     let (place, kept) = (Place::new(), Kept::default());

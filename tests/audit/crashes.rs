@@ -1,4 +1,4 @@
-//! Killed at any byte, a trail verifies to its last whole record and goes on behind it.
+//! Killed at any byte, a trail verifies to its last whole record and continues after it.
 
 use std::fs;
 use std::path::Path;
@@ -105,7 +105,7 @@ fn a_last_line_that_is_whole_and_no_record_is_not_touched() {
     assert!(
         error
             .to_string()
-            .contains("trail-00000001.jsonl, line 3, sequence 2: the line is no record"),
+            .contains("trail-00000001.jsonl, line 3, sequence 2: the line is not a record"),
         "{error}"
     );
     assert_eq!(fs::read(place.file(1)).unwrap(), bytes);

@@ -6,7 +6,7 @@ use waxseal_testing::support::{block_on, local};
 
 use crate::ground::{Place, builder, context};
 
-/// Allows readers, fails for who has no role, and denies all others.
+/// Allows readers, fails for callers without a role, and denies all others.
 #[derive(Debug)]
 struct Readers;
 

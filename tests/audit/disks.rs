@@ -1,5 +1,5 @@
 //! Disks that fail: what could not be written, what may not be on the disk, and what a verifier
-//! makes of it.
+//! says about it.
 
 use std::ffi::CString;
 use std::fs;
@@ -309,7 +309,7 @@ fn behind_an_incomplete_line_copies_go_on_in_a_new_file() {
     let next = fs::read_to_string(copies.with_extension("copies.2")).unwrap();
     assert_eq!(next, kept.lines().last().unwrap().to_owned());
     assert_eq!(with_key().witnesses(&copies).unwrap().verify(&place.path).unwrap().fault, None);
-    // It goes on there, and what is no checkpoint is named.
+    // It continues there, and a line that is not a checkpoint is named.
     let mut sink = AppendTo::open(&copies).unwrap();
     sink.write(&Record::default(), "no checkpoint\n").unwrap();
     assert!(!copies.with_extension("copies.3").exists());

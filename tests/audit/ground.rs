@@ -94,7 +94,7 @@ pub(crate) fn unwrapped<'a>(
     Event::Unwrapped { dek_id, context, kek_id, kek_version: None, request_id: None }
 }
 
-/// Records so many unwraps, each of another DEK.
+/// Records this many unwraps, each of another DEK.
 pub(crate) fn record(trail: &AuditTrail, events: std::ops::Range<u8>) {
     let (context, kek_id) = (context(), KekId::new("local:test").unwrap());
     for n in events {
@@ -107,7 +107,7 @@ pub(crate) fn flushed(trail: &AuditTrail) {
     assert!(trail.flush(LONG), "{trail:?}");
 }
 
-/// A trail of so many events, closed, in files of about 4 KiB, with a checkpoint now and then.
+/// A closed trail of this many events, in files of about 4 KiB, with some checkpoints.
 pub(crate) fn a_trail(events: u8) -> Place {
     let place = Place::new();
     let directory = TrailDirectory::new(&place.path).max_bytes(4096);
@@ -122,8 +122,8 @@ pub(crate) fn a_trail(events: u8) -> Place {
     place
 }
 
-/// Hashes the lines of a trail anew, as whoever can write its files can. Each file goes on where
-/// the last one ended.
+/// Hashes the lines of a trail again, as an attacker who can write its files can. Each file
+/// continues where the last one ended.
 pub(crate) fn chained_anew(place: &Place) {
     let id = place.lines(1)[0].split("metadata.uid\":\"").nth(1).unwrap()[..16].to_owned();
     let id: Vec<u8> =
@@ -171,7 +171,7 @@ pub(crate) fn activities(records: &[Record]) -> Vec<&str> {
     records.iter().map(|record| &*record.activity).collect()
 }
 
-/// Runs a test of this binary in a process of its own, with a variable that says what to do.
+/// Runs a test of this binary in its own process, with a variable that says what to do.
 pub(crate) fn child(test: &str, variable: &str, value: &Path) -> std::process::Command {
     let mut command = std::process::Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--nocapture"]).env(variable, value);

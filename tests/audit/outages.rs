@@ -155,7 +155,7 @@ fn a_trail_that_cannot_be_written_does_not_start() {
     assert_eq!(deep.start().unwrap_err().kind(), ErrorKind::Io);
 }
 
-/// Whoever prints an error and its causes reads nothing twice.
+/// Printing an error and its causes repeats nothing.
 #[test]
 fn what_the_system_says_of_a_file_is_in_the_cause_alone() {
     let place = Place::new();
@@ -251,7 +251,7 @@ fn a_clock_that_goes_back_is_recorded_and_the_order_stays() {
     let trail = builder(&place).clock(clock.clone()).checkpoints_to(Kept::default());
     let trail = trail.checkpoint_every(1, LONG).start().unwrap();
     record(&trail, 0..1);
-    // What the trail writes by itself meanwhile is later than what is queued.
+    // Records that the trail itself writes meanwhile come after those that are queued.
     clock.advance(Duration::from_secs(60));
     flushed(&trail);
     clock.set_wall_back(Duration::from_secs(3600));

@@ -1,4 +1,4 @@
-//! Whatever is done to the bytes of a trail: what is handed over is what was written.
+//! After any change of a trail's bytes, the verifier passes on only records that were written.
 
 use std::sync::LazyLock;
 

@@ -1,4 +1,4 @@
-//! Sinks besides the file: those that fail, panic, or are all there is.
+//! Sinks other than the file: those that fail, panic, or are the only sink.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -53,7 +53,7 @@ fn checkpoints_alone_go_to_a_file_of_their_own() {
     assert!(AppendTo::open(place.path.join("not/there")).is_err());
 }
 
-/// Fails or panics while it is told to.
+/// Fails or panics while it is set to.
 #[derive(Clone, Debug, Default)]
 struct Broken {
     fails: Arc<AtomicBool>,
@@ -155,7 +155,7 @@ impl AuditSink for Talkative {
     }
 }
 
-/// The thread that tells of wiped DEKs may come late.
+/// The thread that reports wiped DEKs may be late.
 #[test]
 fn an_event_that_comes_while_the_trail_closes_is_written() {
     let (place, sink) = (Place::new(), Talkative::default());
@@ -266,7 +266,7 @@ fn a_sink_that_panics_in_its_destructor_does_not_hide_the_end() {
     assert!(trail.close(), "everything is written: {trail:?}");
 }
 
-/// Takes nothing until it is told to.
+/// Takes nothing until it is set to.
 #[derive(Clone, Debug, Default)]
 struct Away(Arc<AtomicBool>, Kept);
 

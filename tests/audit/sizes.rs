@@ -9,7 +9,7 @@ use crate::ground::{LONG, Place, child, key, public, record};
 
 const VERIFIED: &str = "WAXSEAL_TEST_AUDIT_VERIFIED";
 
-/// A trail of so many bytes, in files of 1 MiB.
+/// A trail of this many bytes, in files of 1 MiB.
 fn a_trail_of(bytes: u64) -> Place {
     let place = Place::new();
     let directory = TrailDirectory::new(&place.path).max_bytes(1 << 20).sync(SyncPolicy::Never);

@@ -192,7 +192,7 @@ fn who_used_a_dek_is_counted_whatever_way_it_was_used() {
         let decryptor = block_on(to_read.decryptor(&context, &sealed)).unwrap();
         decryptor.decrypt(aad, &sealed).unwrap();
         decryptor.decrypt_in_place(aad, &mut sealed.clone()).unwrap();
-        // What is refused does not count, and what names nobody counts for nobody.
+        // Refused calls do not count, and calls without a caller count for no caller.
         let other = Aad::from(b"other");
         block_on(to_read.decrypt(&context, other, &sealed)).unwrap_err();
         decryptor.decrypt(other, &sealed).unwrap_err();

@@ -1,4 +1,4 @@
-//! Whoever changes the files of a trail is found, and at the right place.
+//! Every change of a trail's files is detected, at the right place.
 
 use std::fs;
 use std::sync::mpsc;
@@ -112,7 +112,7 @@ fn a_file_that_is_removed_renamed_or_exchanged_is_found() {
     assert_eq!(fault(&place), (FaultKind::Moved, name(2), 1, whole.lines(1).len() as u64));
 
     // Without the last line of one and the first of the next, with everything renumbered and
-    // chained anew, two files are one.
+    // chained again, two files are one.
     let place = whole.copy();
     place.write(1, &[whole.lines(1), whole.lines(2)].concat());
     for number in 3..=files {
@@ -178,7 +178,7 @@ fn a_stream_of_lines_verifies_as_the_files_do() {
     assert_eq!(found.fault.unwrap().kind, FaultKind::Incomplete);
 }
 
-/// There is no file 0, so what the first one says about its place is not believed.
+/// There is no file 0, so the position that the first one claims is not trusted.
 #[test]
 fn first_file_0_is_the_first_file() {
     let place = a_trail(30);

@@ -12,24 +12,25 @@ use super::sink::{AuditSink, private};
 use super::unusable;
 use crate::error::Error;
 
-/// Appends the lines to a file, and waits until they are on the disk. For the checkpoints, on a
+/// Appends the lines to a file, and waits until they are on disk. Use it for the checkpoints, on a
 /// volume or a machine that the service cannot rewrite.
 ///
-/// A file whose last line is incomplete, after a crash or on a full disk, is left as it is, and so is
-/// one of which a wait for the disk failed: what it has is not known then. The lines go on in a file
-/// of the same name with `.2` behind it, then `.3` and so on. The checkpoint that failed is written
-/// there again with the next one. [`Verifier::witnesses`](super::Verifier::witnesses) reads all.
+/// A file whose last line is incomplete, after a crash or on a full disk, is left unchanged. So is
+/// a file for which a sync failed, since its content is unknown then. The lines continue in a file
+/// of the same name with `.2` appended, then `.3` and so on. The checkpoint that failed is written
+/// again there with the next one. [`Verifier::witnesses`](super::Verifier::witnesses) reads all of
+/// these files.
 #[derive(Debug)]
 pub struct AppendTo {
     path: PathBuf,
-    /// The number of the last file that there is.
+    /// The number of the last existing file.
     number: u32,
     /// `None` after a failure.
     file: Option<File>,
 }
 
 impl AppendTo {
-    /// Opens the file, or makes it.
+    /// Opens the file, or creates it.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io).
@@ -44,7 +45,7 @@ impl AppendTo {
         Ok(Self { path: path.to_owned(), number, file: Some(file).filter(|_| is_whole) })
     }
 
-    /// Goes on in the next file, which is on the disk before anything is in it.
+    /// Continues in the next file, which is durable before anything is written to it.
     fn begin_next(&self) -> io::Result<(u32, File)> {
         let number = self.number.checked_add(1).ok_or(io::ErrorKind::StorageFull)?;
         let path = name(&self.path, number);
@@ -95,7 +96,7 @@ fn name(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// How many files there are, one after the other.
+/// Returns the number of consecutive files.
 fn last_number(path: &Path) -> io::Result<u32> {
     let mut number = 0_u32;
     loop {
@@ -119,9 +120,9 @@ fn ends_with_a_line(file: &mut File) -> io::Result<bool> {
     Ok(last == *b"\n")
 }
 
-/// Reads the lines of all files, without their ends, each with the place it is at. An incomplete last
-/// line is left out, and so is the end of a file behind a line that `read` refuses, if another one
-/// follows: the disk failed there.
+/// Reads the lines of all files, without their ends, each with its position. An incomplete last
+/// line is left out. If `read` refuses a line and another file follows, the rest of that file is
+/// left out too, since the disk failed there.
 pub(super) fn read_lines(
     path: &Path,
     mut read: impl FnMut(&str) -> Result<(), Error>,

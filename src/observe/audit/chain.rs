@@ -15,8 +15,8 @@ use super::record::Record;
 use crate::error::Error;
 use crate::hex;
 
-/// The longest line in bytes, with its end. A record is far shorter: its longest part, a context, is
-/// at most 8 KiB, and twice that with every character escaped.
+/// The maximum size of a line in bytes, including its end. A record is far shorter: its longest
+/// part, a context, is at most 8 KiB, or twice that with every character escaped.
 pub(super) const MAX_LINE: usize = 64 * 1024;
 
 const DOMAIN: &[u8] = b"waxseal.audit.v1 chain\0";
@@ -39,7 +39,7 @@ impl ChainHash {
         &self.0
     }
 
-    /// The hash of a record that follows.
+    /// Returns the hash after another record.
     pub(super) fn then(self, record: &[u8]) -> Self {
         Self(Sha256::new().chain_update(self.0).chain_update(record).finalize().into())
     }
@@ -58,7 +58,7 @@ impl fmt::Debug for ChainHash {
     }
 }
 
-/// Tells trails apart: 8 random bytes.
+/// The id that distinguishes trails: 8 random bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct TrailId([u8; 8]);
 
@@ -73,7 +73,7 @@ impl TrailId {
         hex::decode(text).map(Self)
     }
 
-    /// Reads it from a record's [`uid`](Record::uid), if that belongs to the record's sequence.
+    /// Reads it from a record's [`uid`](Record::uid), if that matches the record's sequence.
     pub(super) fn of(record: &Record) -> Option<Self> {
         let (id, sequence) = record.uid.split_once('-')?;
         (sequence == record.sequence.to_string()).then(|| Self::read(id)).flatten()
@@ -101,7 +101,7 @@ impl fmt::Debug for TrailId {
     }
 }
 
-/// The end of a chain, to which the next record is added.
+/// The end of a chain, where the next record is added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Chain {
     pub(super) trail: TrailId,
@@ -111,7 +111,7 @@ pub(super) struct Chain {
     pub(super) head: ChainHash,
 }
 
-/// A record as a line, with its end, and the chain with it.
+/// A record as a line, including its end, and the chain after it.
 pub(super) struct Sealed {
     pub(super) line: String,
     pub(super) chain: Chain,
@@ -122,13 +122,13 @@ impl Chain {
         Self { trail, next: 0, head: trail.start() }
     }
 
-    /// Gives the record its place and returns its line. The caller goes on with the returned chain
-    /// when the line was written.
+    /// Assigns the record its place and returns its line. Once the line is written, the caller
+    /// continues with the returned chain.
     pub(super) fn seal(&self, record: &mut Record) -> Result<Sealed, serde_json::Error> {
         record.sequence = self.next;
         record.uid = format!("{}-{}", self.trail, self.next);
         let mut line = serde_json::to_string(record)?;
-        // The bracket that ends the record ends the line instead.
+        // The bracket that ends the record is moved to the end of the line.
         line.pop();
         let head = self.head.then(line.as_bytes());
         line.push_str(BEFORE_HASH);
@@ -139,14 +139,14 @@ impl Chain {
     }
 }
 
-/// A line taken apart. Nothing is checked yet but its form.
+/// The parts of a line. Only its form has been checked.
 pub(super) struct Line<'a> {
-    /// What the hash covers.
+    /// The bytes that the hash covers.
     covered: &'a [u8],
     /// The hash that the line claims.
     pub(super) hash: ChainHash,
     pub(super) record: Record,
-    /// It is written as a trail writes this record. Otherwise it may have a second reading.
+    /// Whether it is written as a trail writes this record. Otherwise it may be ambiguous.
     pub(super) is_canonical: bool,
 }
 

@@ -1,7 +1,7 @@
-//! Checkpoints: records that say, authenticated with a key, where the chain stood.
+//! Checkpoints: authenticated records of the chain's state.
 //!
-//! A hash chain alone can be made anew by whoever can write the file. A checkpoint cannot without
-//! its key, and one that has left the machine cannot be taken back.
+//! Anyone who can write the file can rebuild a hash chain. Nobody can rebuild a checkpoint without
+//! its key, and nobody can take back one that has left the machine.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -15,7 +15,7 @@ use super::signature::{Ed25519Key, Ed25519Public};
 use crate::error::{Error, ErrorKind};
 use crate::hex;
 
-/// The activity of a record that is a checkpoint.
+/// The activity of a checkpoint record.
 pub(super) const CHECKPOINT: &str = "checkpoint";
 
 const DOMAIN: &[u8] = b"waxseal.audit.v1 checkpoint\0";
@@ -47,14 +47,14 @@ impl<K> Kind<K> {
 
 impl CheckpointKey {
     /// Signs with Ed25519. `seed` is the secret key of RFC 8032: 32 bytes from a random number
-    /// generator, which the caller wipes. Whoever has only the [public key](Self::public_key) can
-    /// verify and cannot sign, so this is the way to be checked by others.
+    /// generator, which the caller wipes. Anyone with only the [public key](Self::public_key) can
+    /// verify but not sign, so use this if others verify the trail.
     #[must_use]
     pub fn ed25519(seed: &[u8; 32]) -> Self {
         Self(Kind::Ed25519(Ed25519Key::from_seed(seed)))
     }
 
-    /// Authenticates with HMAC-SHA-256. Whoever can verify can also make checkpoints.
+    /// Authenticates with HMAC-SHA-256. Anyone who can verify can also make checkpoints.
     #[must_use]
     pub fn mac(key: AuditKey) -> Self {
         Self(Kind::Mac(key))
@@ -69,8 +69,8 @@ impl CheckpointKey {
         }
     }
 
-    /// Returns the name of the key in checkpoints, which tells nothing about it: 16 hexadecimal
-    /// digits. Of a MAC key nothing in the child of a fork, where the key is gone.
+    /// Returns the name of the key in checkpoints, which reveals nothing about the key: 16
+    /// hexadecimal digits. Empty for a MAC key in the child of a fork, where the key is gone.
     #[must_use]
     pub fn id(&self) -> String {
         match &self.0 {
@@ -79,12 +79,13 @@ impl CheckpointKey {
         }
     }
 
-    /// Whether it still is this key. In the child of a fork a MAC key is not.
+    /// Whether the key is still usable. In the child of a fork a MAC key is not.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.0.is_of_this_process()
     }
 
-    /// The key that accepts its checkpoints. `None` in the child of a fork, which has no MAC key.
+    /// Returns the key that accepts its checkpoints. `None` in the child of a fork, which has no
+    /// MAC key.
     pub(super) fn verifier(&self) -> Option<CheckpointVerifier> {
         let kind = match &self.0 {
             Kind::Ed25519(key) => return CheckpointVerifier::ed25519(&key.public()).ok(),
@@ -100,7 +101,7 @@ impl CheckpointKey {
         }
     }
 
-    /// `None` in the child of a fork, which has no MAC key.
+    /// Returns `None` in the child of a fork, which has no MAC key.
     fn authenticate(&self, message: &[u8]) -> Option<String> {
         match &self.0 {
             Kind::Ed25519(key) => Some(hex::encode(&key.sign(message))),
@@ -113,7 +114,7 @@ impl CheckpointVerifier {
     /// Verifies signatures of Ed25519.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] if these bytes are no public key.
+    /// [`ErrorKind::InvalidOption`] if these bytes are not a public key.
     pub fn ed25519(public_key: &[u8; 32]) -> Result<Self, Error> {
         Ed25519Public::from_bytes(public_key).map(|key| Self(Kind::Ed25519(key)))
     }
@@ -124,7 +125,7 @@ impl CheckpointVerifier {
         Self(Kind::Mac(key))
     }
 
-    /// As [`CheckpointKey::id`].
+    /// Returns the name of the key: see [`CheckpointKey::id`].
     #[must_use]
     pub fn id(&self) -> String {
         match &self.0 {
@@ -165,14 +166,14 @@ fn id_of_mac(key: &AuditKey) -> String {
     mac.map_or_else(String::new, |mac| hex::encode(&mac).chars().take(16).collect())
 }
 
-/// A checkpoint as a record of the trail, or its copy that left the machine.
+/// A checkpoint, as a record of the trail or as its copy that left the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Checkpoint {
     pub(super) trail: TrailId,
     sequence: u64,
     time: String,
     pub(super) head: ChainHash,
-    /// The checkpoint before.
+    /// The previous checkpoint.
     pub(super) previous: Link,
     /// The hash of the record itself.
     pub(super) hash: ChainHash,
@@ -180,24 +181,24 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads a line of the trail, as the second sink received it. The signature is not checked.
+    /// Reads a line of the trail, as a sink received it. The signature is not checked.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`] if the line is no checkpoint.
+    /// [`ErrorKind::Malformed`] if the line is not a checkpoint.
     pub fn read(line: &str) -> Result<Self, Error> {
         let line = Line::read(line.trim_end_matches('\n').as_bytes());
         line.filter(|line| line.is_canonical)
             .and_then(|line| Self::of(&line))
-            .ok_or_else(|| Error::new(ErrorKind::Malformed, "no checkpoint of an audit trail"))
+            .ok_or_else(|| Error::new(ErrorKind::Malformed, "not a checkpoint of an audit trail"))
     }
 
-    /// Returns the sequence of its record. It authenticates all records before.
+    /// Returns the sequence of its record. It authenticates all earlier records.
     #[must_use]
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Returns its time, as RFC 3339.
+    /// Returns its time, in the form of RFC 3339.
     #[must_use]
     pub fn time(&self) -> &str {
         &self.time
@@ -224,7 +225,7 @@ impl Checkpoint {
         self.fields.is_signed()
     }
 
-    /// What the next one says about this one.
+    /// Returns the reference by which the next checkpoint names this one.
     pub(super) fn link(&self) -> Link {
         Link { sequence: self.sequence, hash: self.hash }
     }
@@ -235,7 +236,8 @@ impl Checkpoint {
     }
 }
 
-/// An authenticated checkpoint, as the next one names it. So none can be taken out.
+/// A reference to an authenticated checkpoint, as the next one contains it. Thanks to it, none can
+/// be removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Link {
     pub(super) sequence: u64,
@@ -243,13 +245,13 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// What the first checkpoint of a trail says. No checkpoint is the record 0.
+    /// Returns the reference in the first checkpoint of a trail. Record 0 is never a checkpoint.
     pub(super) fn first(trail: TrailId) -> Self {
         Self { sequence: 0, hash: trail.start() }
     }
 }
 
-/// What is signed: everything before the time has a fixed length.
+/// Returns the signed bytes. Everything before the time has a fixed length.
 fn message(chain: &Chain, previous: &Link, time: &str) -> Vec<u8> {
     [
         DOMAIN,

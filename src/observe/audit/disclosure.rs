@@ -9,27 +9,27 @@ use super::record::ContextValue;
 use crate::context::EncryptionContext;
 use crate::error::{Error, ErrorKind};
 
-/// How often there may be summaries.
+/// The shortest interval between summaries.
 pub(super) const SHORTEST_SUMMARY: Duration = Duration::from_secs(1);
 
-/// How the value of a pair of the encryption context appears in records. Its name always does,
+/// How the value of a pair of the encryption context appears in records. The name always appears,
 /// and so does the name of a data domain, which operators choose.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Disclosure {
-    /// As it is.
+    /// In the clear.
     Clear,
-    /// As a hash with the key of the trail, which
-    /// [`context_key`](super::AuditTrailBuilder::context_key) sets. Whoever holds that key can look
-    /// for a value. Without it a hash cannot be guessed.
+    /// As a hash with the trail's key, which [`context_key`](super::AuditTrailBuilder::context_key)
+    /// sets. Anyone with that key can search for a value. Without it the value cannot be guessed
+    /// from the hash.
     Hashed,
     /// Not at all. The default.
     #[default]
     LeftOut,
 }
 
-/// What an audit trail shows of one data domain. What is not set here is as the trail's builder says.
+/// The audit trail's settings for one data domain. Unset options come from the trail's builder.
 ///
 /// ```
 /// use std::time::Duration;
@@ -61,14 +61,14 @@ impl DomainAudit {
         self
     }
 
-    /// Sets how the values of all names appear that neither the domain nor the trail names.
+    /// Sets how values appear whose names neither the domain nor the trail lists.
     pub fn other_context_values(mut self, shown: Disclosure) -> Self {
         self.other_context_values = Some(shown);
         self
     }
 
-    /// Sets how often a record says how many messages each DEK encrypted or decrypted: at least a
-    /// second. With 0 the domain has no such records.
+    /// Sets how often a record reports how many messages each DEK encrypted or decrypted: at least
+    /// a second. With 0 the domain has no such records.
     pub fn access_summaries(mut self, every: Duration) -> Self {
         self.access_summaries = Some(every);
         self
@@ -78,7 +78,7 @@ impl DomainAudit {
         self.context_values.get(name).copied()
     }
 
-    /// How often there are summaries, 0 for never, if the domain says.
+    /// Returns the interval of summaries if the domain sets it. 0 means never.
     pub(super) fn summaries_every(&self) -> Option<Duration> {
         self.access_summaries
     }
@@ -121,7 +121,7 @@ impl Disclosures {
             .any(|how| *how == Disclosure::Hashed)
     }
 
-    /// What a record shows of a context. What its domain says counts more.
+    /// Returns what a record shows of a context. The domain's settings take precedence.
     pub(super) fn shown(
         &self,
         context: &EncryptionContext,
@@ -145,7 +145,7 @@ impl Disclosures {
                 let hmac = key.hash_value(name, value).ok();
                 hmac.map_or(ContextValue::LeftOut, |hmac| ContextValue::Hashed { hmac })
             }
-            // Without its key the builder refuses `Hashed`.
+            // Without a key, the builder refuses `Hashed`.
             (Disclosure::Hashed, None) | (Disclosure::LeftOut, _) => ContextValue::LeftOut,
         }
     }

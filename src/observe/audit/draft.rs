@@ -1,4 +1,5 @@
-//! What an event becomes at once, on the thread where it happens. The rest waits for the trail's.
+//! The first form of a record, made on the thread where the event happens. The trail's thread does
+//! the rest.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -16,28 +17,28 @@ use crate::format::KekId;
 use crate::observe::{Access, Event};
 use crate::suite::DekId;
 
-/// More KEKs are not listed, so that a line stays within its bound.
+/// The maximum number of KEKs listed, so that a line stays within its bound.
 const MAX_KEKS: usize = 16;
-/// The most bytes of the name of a store or a target.
+/// The maximum size of the name of a store or a target in bytes.
 const MAX_NAME: usize = 512;
-/// More roles, groups and reasons are not listed.
+/// The maximum number of roles, groups and reasons listed.
 const MAX_ROLES: usize = 16;
 const MAX_REASONS: usize = 16;
 
-/// The reserved name that the context of a branch key has.
+/// The reserved pair in the context of a branch key.
 const BRANCH: &str = "waxseal:branch";
 
-/// A record without its place, its service and what it shows of the context.
+/// A record without its place, its service and its view of the context.
 #[derive(Debug)]
 pub(super) struct Draft {
     /// Nanoseconds since 1970 by the wall clock.
     pub(super) wall_nanos: i64,
-    /// By how much the wall clock was ahead of the clock since boot, in nanoseconds. It tells that
-    /// the wall clock was set, whatever the order in which drafts arrive.
+    /// By how much the wall clock was ahead of the clock since boot, in nanoseconds. It shows that
+    /// the wall clock was set, in whatever order drafts arrive.
     pub(super) clock_offset: i64,
     pub(super) record: Record,
     pub(super) context: Option<EncryptionContext>,
-    /// What the domain of the context says about it.
+    /// The settings of the context's domain.
     pub(super) of_domain: Option<Arc<DomainAudit>>,
 }
 
@@ -61,7 +62,7 @@ fn offset(at: Moment) -> i64 {
     at.wall_nanos().saturating_sub(at.boot_nanos())
 }
 
-/// A DEK id in a record, or the id of a branch key.
+/// Adds a DEK id to a record, or the id of a branch key.
 fn about(record: Record, id: &DekId, context: &EncryptionContext) -> Record {
     let id = Some(id.to_string());
     match context.get(BRANCH) {
@@ -153,7 +154,7 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
         }
         Event::AccessedByOthers { access, messages, within } => {
             let record = Record::of("dek_used_by_others").succeeded();
-            let record = record.with_message("more callers than are told apart".to_owned());
+            let record = record.with_message("more callers than are tracked".to_owned());
             accessed(record, access, messages, within, wall_nanos)
         }
         Event::Wiped { dek_id, context } => about(Record::of("dek_wiped"), dek_id, context),
@@ -217,7 +218,7 @@ fn recorded(event: &Event<'_>, wall_nanos: i64) -> Record {
     }
 }
 
-/// A policy's decision: on whose behalf, about what.
+/// Adds a policy's decision: the caller and the operation.
 fn decided(
     record: Record,
     caller: Option<&Caller>,
@@ -233,7 +234,7 @@ fn decided(
     }
 }
 
-/// What was counted, since when.
+/// Adds a count and its time.
 fn accessed(
     record: Record,
     access: Access,
@@ -281,7 +282,7 @@ fn called(
     if abandoned { record.with_message("no caller waited".to_owned()) } else { record }
 }
 
-/// What the key service and its provider tell of a request.
+/// Adds what the key service and its provider report about a request.
 fn answered(record: Record, kek_version: Option<&str>, request_id: Option<&str>) -> Record {
     Record { kek_version: kek_version.map(cut), request_id: request_id.map(cut), ..record }
 }

@@ -1,4 +1,4 @@
-//! The symmetric key of a trail. Only this file names the crate of HMAC.
+//! The symmetric key of a trail. Only this file names the HMAC crate.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::suite::Dek;
 /// Room for the states of two HMACs.
 const STACK: usize = 2048;
 
-/// What a key is derived for.
+/// The purpose that a key is derived for.
 #[derive(Clone, Copy)]
 pub(super) enum Use {
     Checkpoints,
@@ -32,12 +32,12 @@ impl Use {
     }
 }
 
-/// A secret key of 32 bytes, for hashed context values and for the MACs of checkpoints. From one key
-/// each use derives its own.
+/// A secret key of 32 bytes, for hashed context values and for the MACs of checkpoints. A separate
+/// key is derived from it for each use.
 ///
 /// To have a KEK protect it, make a [`Dek`], wrap it with a
-/// [`KekProvider`](crate::kek::KekProvider), keep the
-/// [`WrappedDek`](crate::WrappedDek) in the configuration, and unwrap it at each start.
+/// [`KekProvider`](crate::kek::KekProvider), keep the [`WrappedDek`](crate::WrappedDek) in the
+/// configuration, and unwrap it at each start.
 ///
 /// It is wiped on drop, has no Clone and no serde, and shows nothing in Debug.
 ///
@@ -54,7 +54,7 @@ impl Use {
 /// # Ok::<(), waxseal::Error>(()) }).unwrap();
 /// ```
 pub struct AuditKey(
-    /// `None` if it was made of a DEK that ended at a fork.
+    /// `None` if it was made from a DEK that ended at a fork.
     Option<Secret32>,
 );
 
@@ -70,17 +70,17 @@ impl AuditKey {
         Secret32::random().map(|secret| Self(Some(secret)))
     }
 
-    /// Takes the bytes of a DEK that was made for this purpose only. If the process forked since, the
+    /// Makes a key from a DEK that was made for this purpose only. If the process forked since, the
     /// DEK is gone, and the key is refused like one that was made before a fork.
     #[must_use]
     pub fn from_dek(dek: &Dek) -> Self {
         Self(dek.try_clone_secret())
     }
 
-    /// Takes a key from its bytes, which the caller wipes.
+    /// Makes a key from its bytes, which the caller wipes.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`] unless there are exactly 32, and not all are the same.
+    /// [`ErrorKind::InvalidOption`] unless there are exactly 32 bytes that are not all the same.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, Error> {
         let refused = || {
             let detail = "an audit key has 32 bytes from a random number generator";
@@ -92,11 +92,11 @@ impl AuditKey {
         Secret32::from_slice(bytes).map(|secret| Self(Some(secret))).ok_or_else(refused)
     }
 
-    /// Returns what a record shows for a [hashed](super::Disclosure::Hashed) value, to look for it:
+    /// Returns what a record shows for a [hashed](super::Disclosure::Hashed) value, for searching:
     /// 64 hexadecimal digits.
     ///
     /// # Errors
-    /// [`ErrorKind::Expired`] if the process forked since the key was made. Then it is gone.
+    /// [`ErrorKind::Expired`] if the process forked since the key was made. The key is gone then.
     pub fn hash_value(&self, name: &str, value: &str) -> Result<String, Error> {
         let len = u64::try_from(name.len()).unwrap_or(u64::MAX).to_le_bytes();
         let mac = self.mac(Use::ContextValues, &[&len, name.as_bytes(), value.as_bytes()]);
@@ -105,8 +105,8 @@ impl AuditKey {
         })
     }
 
-    /// HMAC-SHA-256 over the parts, under a key that HMAC-SHA-256 derives for the use. `None` in the
-    /// child of a fork, where the key reads as zeros.
+    /// Returns HMAC-SHA-256 over the parts, under a key that HMAC-SHA-256 derives for the use.
+    /// `None` in the child of a fork, where the key reads as zeros.
     pub(super) fn mac(&self, purpose: Use, parts: &[&[u8]]) -> Option<[u8; 32]> {
         let secret = self.0.as_ref().filter(|secret| secret.is_of_this_process())?;
         overwriting_the_stack_after::<STACK, _>(|| {
@@ -115,7 +115,7 @@ impl AuditKey {
         })
     }
 
-    /// Whether `tag` is the MAC of the parts. Takes the same time wherever they differ.
+    /// Whether `tag` is the MAC of the parts, in constant time.
     pub(super) fn accepts(&self, purpose: Use, parts: &[&[u8]], tag: &[u8; 32]) -> bool {
         self.mac(purpose, parts).is_some_and(|mac| {
             let differing = mac.iter().zip(tag).fold(0, |sum, (a, b)| sum | (a ^ b));
@@ -123,7 +123,7 @@ impl AuditKey {
         })
     }
 
-    /// Whether it still is this key. In the child of a fork it is not.
+    /// Whether the key is still usable. In the child of a fork it is not.
     pub(super) fn is_of_this_process(&self) -> bool {
         self.0.as_ref().is_some_and(Secret32::is_of_this_process)
     }

@@ -1,6 +1,6 @@
-//! Writes records: gives each its place in the chain, and takes it to the file and to the sinks.
+//! Writes records: assigns each its place in the chain, and passes it to the file and the sinks.
 //!
-//! It belongs to one thread. Whatever fails leaves it so that the same record can be tried again.
+//! It belongs to one thread. After any failure the same record can be tried again.
 #![forbid(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -20,9 +20,9 @@ use super::sink::{Taken, WatchedSink};
 use crate::clock::{Clock, Moment};
 use crate::error::Error;
 
-/// The most bytes that are kept to be written again if the disk fails.
+/// The maximum number of bytes kept for rewriting if the disk fails.
 const MAX_UNSYNCED: usize = 16 << 20;
-/// A clock that is disciplined goes back by less.
+/// A synchronised clock goes back by less than this.
 const CLOCK_TOLERANCE: i64 = 1_000_000_000;
 
 /// When a checkpoint is made.
@@ -51,27 +51,27 @@ pub(super) struct Ledger {
     /// The last authenticated checkpoint.
     last_checkpoint: Link,
     files: Option<TrailFiles>,
-    /// Records since the last checkpoint.
+    /// The number of records since the last checkpoint.
     unchecked: u64,
-    /// A file was damaged, so that the next start can only verify what follows it.
+    /// A file was damaged, and only a checkpoint lets the next start verify what follows it.
     needs_checkpoint: bool,
-    /// By the clock since boot, which nobody sets.
+    /// Read from the clock since boot, which nobody can set.
     checked_at: i64,
     /// By how much the wall clock was ahead when the last event happened.
     clock_offset: Option<i64>,
-    /// Records that the trail has to say about itself before the next one.
+    /// Records about the trail itself that are due before the next one.
     notes: Vec<Record>,
     unsynced: Unsynced,
-    /// What a file that is doubtful now has, and the next one has to have again.
+    /// Lines of a doubtful file, which the next file has to repeat.
     again: VecDeque<String>,
-    /// The sequence from which on that file is doubtful, until the next one says so.
+    /// The sequence from which that file is doubtful, until the next file records it.
     unsynced_from: Option<u64>,
     written: u64,
     sink_failures: u64,
 }
 
 impl Ledger {
-    /// Goes on where the files end, or begins a trail.
+    /// Continues at the end of the files, or begins a trail.
     pub(super) fn new(
         terms: LedgerTerms,
         files: Option<TrailFiles>,
@@ -127,10 +127,10 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Writes that the trail begins, so that a start in a directory that cannot be written fails.
+    /// Writes the first record, so that a start fails in a directory that cannot be written.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         // A crash before the first checkpoint leaves one record, which the next start moves aside.
-        // It would refuse more of them, which no checkpoint authenticates.
+        // The start would refuse more records, which no checkpoint authenticates.
         if self.chain.next == 0 && self.terms.key.is_some() && self.files.is_some() {
             self.open_file()?;
             self.checkpoint()?;
@@ -166,7 +166,7 @@ impl Ledger {
         Record { trail: Some(fields), ..Record::of(activity) }
     }
 
-    /// Writes what happened. After an error the same draft can be given again.
+    /// Writes a record of an event. After an error the same draft can be passed again.
     pub(super) fn append(&mut self, draft: &Draft) -> io::Result<()> {
         self.prepare()?;
         let back = self.clock_offset.map_or(0, |before| before.saturating_sub(draft.clock_offset));
@@ -183,7 +183,7 @@ impl Ledger {
         self.write(record, draft.wall_nanos)
     }
 
-    /// Writes how many were dropped.
+    /// Writes how many records were dropped.
     pub(super) fn append_dropped(&mut self, dropped: &Dropped) -> io::Result<()> {
         let record = Record {
             count: Some(dropped.count),
@@ -197,7 +197,7 @@ impl Ledger {
         ))
     }
 
-    /// Says that writing failed for a while.
+    /// Records that writing failed for a while.
     pub(super) fn note_failures(&mut self, tries: u64, last: &str) {
         let record = Record { count: Some(tries), ..Record::of("trail_write_failed").failed("io") };
         self.notes.push(record.with_message(last.to_owned()));
@@ -220,7 +220,7 @@ impl Ledger {
         self.append(&Draft::new(self.terms.clock.now(), self.about_the_trail("trail_closed")))
     }
 
-    /// Writes what the last checkpoint gave cause to say about its sink, which nothing else follows.
+    /// Writes the notes about its sink that the last checkpoint caused. Nothing else follows them.
     pub(super) fn append_last_notes(&mut self) -> io::Result<()> {
         if self.notes.is_empty() {
             return Ok(());
@@ -229,7 +229,7 @@ impl Ledger {
         self.checkpoint()
     }
 
-    /// Waits for the disk. If that failed before, the records are in another file first.
+    /// Syncs. If that failed before, the records are first repeated in another file.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_doubtful() {
             self.checkpoint_if_due()?;
@@ -250,7 +250,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes the file ready for a record, and writes what the trail has to say about itself.
+    /// Prepares the file for a record, and writes the pending records about the trail.
     fn prepare(&mut self) -> io::Result<()> {
         self.open_file()?;
         let now = self.now();
@@ -267,7 +267,7 @@ impl Ledger {
         Ok(())
     }
 
-    /// Makes the file ready for a record. A new one begins with a record of its own.
+    /// Opens a file for a record. A new file begins with a record about itself.
     fn open_file(&mut self) -> io::Result<()> {
         self.go_on_in_a_file(self.terms.clock.now())?;
         if self.files.as_ref().is_some_and(TrailFiles::is_empty) {
@@ -308,15 +308,15 @@ impl Ledger {
         Ok(())
     }
 
-    /// Has the records that may not be on the disk written again.
+    /// Repeats the records that may not be on disk.
     fn repeat(&mut self) {
         let unsynced = std::mem::take(&mut self.unsynced);
         self.unsynced_from = unsynced.first;
-        // Those of the new file come behind what an earlier file owes.
+        // Records of the new file come after those that an earlier file owes.
         self.again.extend(unsynced.lines);
     }
 
-    /// Writes a checkpoint over what was written since the last one, and waits for the disk.
+    /// Writes a checkpoint over everything since the last one, and syncs.
     pub(super) fn checkpoint(&mut self) -> io::Result<()> {
         if self.unchecked == 0 {
             return Ok(());
@@ -337,7 +337,7 @@ impl Ledger {
         self.wait_for_the_disk(true)
     }
 
-    /// Writes one record. It is in the file, or an error is returned. Sinks follow.
+    /// Writes one record. On success it is in the file. Sinks follow.
     fn write(&mut self, mut record: Record, at: i64) -> io::Result<()> {
         if record.time.is_empty() {
             record.time = rfc3339(at);
@@ -366,7 +366,7 @@ impl Ledger {
     }
 
     fn hand_to_sinks(&mut self, record: &Record, line: &str) {
-        // Otherwise the notes of a sink that fails now and then would cause more of them.
+        // Otherwise the notes about a sink that fails sporadically would cause more notes.
         let is_a_note = record.activity.starts_with(ABOUT_A_SINK);
         for (place, sink) in self.terms.sinks.iter_mut().enumerate() {
             let note = match sink.write(record, line) {
@@ -386,12 +386,12 @@ impl Ledger {
     }
 }
 
-/// What was written since the last wait for the disk.
+/// The records written since the last sync.
 #[derive(Debug, Default)]
 struct Unsynced {
     /// The sequence of the first record.
     first: Option<u64>,
-    /// How many there are.
+    /// The number of records.
     count: u64,
     /// Their lines, as far as there is room.
     lines: Vec<String>,
@@ -410,7 +410,7 @@ impl Unsynced {
     }
 }
 
-/// The record of a line, to be written again. Not of one that says where another file stood.
+/// Returns the record of a line for repetition, unless it only says where another file stood.
 fn repeated(line: &str) -> Option<Record> {
     let record = record_of(line)?;
     let repeats = record.repeats.or(Some(record.sequence));
@@ -418,7 +418,7 @@ fn repeated(line: &str) -> Option<Record> {
     is_repeated.then_some(Record { repeats, ..record })
 }
 
-/// A record that is too long without what can make it so.
+/// Removes the parts that can make a record too long.
 fn cut(record: Record) -> Record {
     let record =
         Record { context: None, configuration: Default::default(), kek_ids: Vec::new(), ..record };

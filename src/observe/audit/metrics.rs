@@ -6,8 +6,9 @@ use metrics::{counter, gauge};
 use super::AuditStatistics;
 
 impl AuditStatistics {
-    /// Sets the metrics of a trail from these numbers. Call it when the service starts and every few
-    /// seconds, with a name for the trail as the label `trail`. Counters take the number as it is.
+    /// Sets the metrics of a trail from these numbers. Call it when the service starts and every
+    /// few seconds, with a name for the trail as the label `trail`. Counters are set to the
+    /// absolute number.
     ///
     /// | name | kind |
     /// |---|---|
@@ -22,7 +23,7 @@ impl AuditStatistics {
             .absolute(self.write_failures);
         counter!("waxseal_audit_sink_failures_total", "trail" => name())
             .absolute(self.sink_failures);
-        // A gauge is a float. The queue is bounded below what that loses.
+        // A gauge is a float. The bound of the queue is far below its precision.
         let waiting = u32::try_from(self.waiting).unwrap_or(u32::MAX);
         gauge!("waxseal_audit_waiting", "trail" => name()).set(waiting);
     }

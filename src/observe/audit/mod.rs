@@ -1,4 +1,4 @@
-//! The audit trail: every event as a record that cannot be changed unnoticed.
+//! The audit trail: every event as a record that cannot be changed without being noticed.
 //!
 //! ```text
 //!   event ──► draft ──► queue ─│─► ledger: place, chain ──► file ──► disk
@@ -7,9 +7,9 @@
 //!   verifier ◄── files, copies of checkpoints, keys
 //! ```
 //!
-//! It knows events and no layer above them. Only `verify`, `file::recovery` and `append` read lines,
-//! and none trusts them: a start verifies (`resume`) before it goes on. docs/audit.md lists the
-//! records and fixes chain and checkpoints.
+//! It knows events and no layer above them. Only `verify`, `file::recovery` and `append` read
+//! lines, and none trusts them: a start verifies (`resume`) before it continues. docs/audit.md
+//! lists the records and specifies chain and checkpoints.
 //!
 //! ```
 //! # use waxseal::audit::{AuditTrail, TrailDirectory, Verifier};
@@ -63,8 +63,8 @@ pub use sink::TracingSink;
 pub use trail::{AuditStatistics, AuditTrail, AuditTrailBuilder};
 pub use verify::{Fault, FaultKind, Verification, Verifier};
 
-/// The words of the system stand in the cause, so that no text is told twice. Those of the library
-/// have no cause.
+/// The system's words are in the cause, so that no text is repeated. The library's own errors have
+/// no cause.
 fn unusable(what: impl fmt::Display, error: io::Error) -> Error {
     match error.raw_os_error() {
         Some(_) => Error::new(ErrorKind::Io, what.to_string()).with_source(error),

@@ -1,4 +1,5 @@
-//! The trail as one data domain has it: what its records show of contexts, and what is recorded.
+//! The trail with the settings of one data domain: what its records show of contexts, and what is
+//! recorded.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::error::Error;
 use crate::observe::{Event, Observer};
 
 impl AuditTrail {
-    /// Returns the trail as a data domain has it, to observe the domain's envelopes.
+    /// Returns the trail with a data domain's settings, to observe the domain's envelopes.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidOption`](crate::error::ErrorKind::InvalidOption), naming the setting.

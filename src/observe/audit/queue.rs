@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use super::draft::Draft;
 use crate::memory::fork;
 
-/// What happens to a record while the queue is full, because the disk is slow or full.
+/// What happens to a record while the queue is full because the disk is slow or full.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum Backpressure {
-    /// It is dropped and counted. A record says how many were, and when. The default.
+    /// It is dropped and counted. A record later says how many, and when. The default.
     #[default]
     Drop,
-    /// The thread where it happened waits up to this long for room. Then it is dropped and counted.
-    /// A thread of an async runtime is blocked too. Wiping does not wait.
+    /// The thread where it happened waits up to this long for room. Then the record is dropped and
+    /// counted. A thread of an async runtime is blocked too. Wiping does not wait.
     Block(Duration),
 }
 
-/// Records that were dropped since a record last said so.
+/// The dropped records that no record has reported yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Dropped {
     pub(super) count: u64,
@@ -30,26 +30,26 @@ pub(super) struct Dropped {
     pub(super) last: i64,
 }
 
-/// The queue. Threads wait for it, and none of them holds it while it does anything else.
+/// The queue. Threads wait for its lock, and none does anything else while holding it.
 #[derive(Debug)]
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     capacity: usize,
     pressure: Backpressure,
-    /// The process that writes. A forked child has no thread that does.
+    /// The process that writes. A forked child has no writing thread.
     generation: u64,
 }
 
 #[derive(Debug, Default)]
 struct State {
     drafts: VecDeque<Draft>,
-    /// How many were taken and are not written yet. They wait too.
+    /// The number of records taken but not written yet. They count as waiting too.
     taken: usize,
     dropped: Option<Dropped>,
     counts: Counts,
     writer: Option<ThreadId>,
-    /// How many were taken by flushes that wait, and how many are done.
+    /// The number of taken records that flushes wait for, and the number done.
     flush_to: u64,
     done: u64,
     /// Nothing is written after this moment.
@@ -99,9 +99,9 @@ impl Queue {
         self.generation == fork::generation()
     }
 
-    /// Queues a record, as [`Backpressure`] says.
+    /// Queues a record, as [`Backpressure`] prescribes.
     pub(super) fn push(&self, draft: Draft) {
-        // A lock that the parent held at the fork stays locked for ever.
+        // A lock that the parent held at the fork stays locked forever.
         if !self.is_of_this_process() {
             return;
         }
@@ -128,7 +128,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Waits until everything that is queued now is written, and on the disk if the policy says so.
+    /// Waits until everything queued so far is written, and on disk if the policy requires it.
     pub(super) fn flush(&self, limit: Duration) -> bool {
         if !self.is_of_this_process() {
             return false;
@@ -157,7 +157,7 @@ impl Queue {
         let mut state = self.lock();
         state.ends.get_or_insert(began.checked_add(limit).unwrap_or(began));
         self.changed.notify_all();
-        // The thread may be in a write when its time is up.
+        // The thread may be in a write when the time is up.
         let grace = limit.saturating_add(Duration::from_millis(100));
         while !state.ended && state.writer != Some(thread::current().id()) {
             let Some(left) = grace.checked_sub(began.elapsed()).filter(|left| !left.is_zero())
@@ -177,12 +177,12 @@ impl Queue {
         (state.counts, state.waiting(), state.failure.clone())
     }
 
-    /// For the writing thread.
+    /// Registers the calling thread as the writing thread.
     pub(super) fn begin(&self) {
         self.lock().writer = Some(thread::current().id());
     }
 
-    /// Takes everything that is queued. Waits for it up to `limit`. For the writing thread.
+    /// Takes everything that is queued, after waiting for it up to `limit`. For the writing thread.
     pub(super) fn take(&self, limit: Duration) -> Work {
         let began = Instant::now();
         let mut state = self.lock();
@@ -206,8 +206,8 @@ impl Queue {
         work
     }
 
-    /// Accepts nothing more, if everything is written or the time is up. Otherwise what came meanwhile
-    /// is to be taken first. For the writing thread.
+    /// Stops accepting records if everything is written or the time is up. Otherwise the newly
+    /// queued records have to be taken first. For the writing thread.
     pub(super) fn seal(&self) -> bool {
         let mut state = self.lock();
         let is_written = state.drafts.is_empty() && state.dropped.is_none();
@@ -215,7 +215,7 @@ impl Queue {
         state.is_sealed
     }
 
-    /// Waits before another try, unless the trail ends. Returns `false` if there is no other.
+    /// Waits before another try, unless the trail ends. Returns `false` if there is no other try.
     pub(super) fn pause(&self, pause: Duration, failure: &str) -> bool {
         let mut state = self.lock();
         state.counts.write_failures = state.counts.write_failures.saturating_add(1);
@@ -236,7 +236,7 @@ impl Queue {
         }
     }
 
-    /// Counts a record that was queued and is now written.
+    /// Counts a queued record that is now written.
     pub(super) fn count_written(&self, records: u64, failed_sinks: u64) {
         let mut state = self.lock();
         let counts = &mut state.counts;
@@ -245,7 +245,7 @@ impl Queue {
         state.failure = None;
     }
 
-    /// One that was taken is written.
+    /// Records that one taken record is written.
     pub(super) fn written(&self) {
         let mut state = self.lock();
         state.taken = state.taken.saturating_sub(1);
@@ -255,7 +255,7 @@ impl Queue {
         }
     }
 
-    /// So many of the queued records are done with.
+    /// Records that this many queued records are done.
     pub(super) fn done(&self, drafts: u64) {
         let mut state = self.lock();
         state.done = state.done.saturating_add(drafts);
@@ -263,7 +263,7 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Nothing is written any more. What is still queued is lost, and so are `lost` more.
+    /// Ends writing. Whatever is still queued is lost, and so are `lost` more.
     pub(super) fn ended(&self, lost: u64) {
         let mut state = self.lock();
         let waiting = u64::try_from(state.drafts.len()).unwrap_or(u64::MAX);

@@ -1,7 +1,7 @@
 //! One record of the trail, and its names in JSON.
 //!
-//! Names are those of the Open Cybersecurity Schema Framework (OCSF) and of OpenTelemetry where
-//! those have one, and begin with `waxseal` otherwise. docs/audit.md lists them.
+//! Names are those of the Open Cybersecurity Schema Framework (OCSF) and of OpenTelemetry if they
+//! have one, and begin with `waxseal` otherwise. docs/audit.md lists them.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -13,20 +13,20 @@ use time::format_description::well_known::Rfc3339;
 
 /// The version of lines and chain.
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// How the activities of records about a sink begin.
+/// The prefix of the activities of records about a sink.
 pub(super) const ABOUT_A_SINK: &str = "sink_";
 
 /// One record of an audit trail.
 ///
-/// Which fields there are depends on what happened. In JSON a field without a value is left out.
+/// Which fields are present depends on what happened. In JSON a field without a value is left out.
 /// No field holds a key, a plaintext or an AAD.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Record {
-    /// Counts the records of a trail from 0, without a gap, through all its files.
+    /// Counts the records of a trail from 0, without gaps, across all its files.
     #[serde(rename = "metadata.sequence")]
     pub sequence: u64,
-    /// Names the record: the id of its trail and its sequence.
+    /// Identifies the record: the id of its trail and its sequence.
     #[serde(rename = "metadata.uid")]
     pub uid: String,
     /// When it happened, as RFC 3339 in UTC.
@@ -50,7 +50,7 @@ pub struct Record {
     /// How long a call took, in microseconds.
     #[serde(rename = "waxseal.duration_us", skip_serializing_if = "Option::is_none", default)]
     pub duration_us: Option<u64>,
-    /// On whose behalf: the service.
+    /// The caller's service.
     #[serde(rename = "actor.app_name", skip_serializing_if = "Option::is_none", default)]
     pub caller_service: Option<String>,
     /// The caller's roles.
@@ -93,10 +93,10 @@ pub struct Record {
     /// The version of the KEK, as its key service counts it.
     #[serde(rename = "waxseal.kek.version", skip_serializing_if = "Option::is_none", default)]
     pub kek_version: Option<String>,
-    /// The key service's own id of the request, which is in its log too.
+    /// The key service's own id of the request, which is also in its log.
     #[serde(rename = "api.request.uid", skip_serializing_if = "Option::is_none", default)]
     pub request_id: Option<String>,
-    /// The key, Region or store behind a KEK, where it has a name of its own.
+    /// The key, Region or store behind a KEK, if it has a separate name.
     #[serde(rename = "waxseal.kek.target", skip_serializing_if = "Option::is_none", default)]
     pub kek_target: Option<String>,
     /// The encryption context by name. [`Disclosure`](super::Disclosure) decides how a value is
@@ -106,7 +106,7 @@ pub struct Record {
     /// The key store.
     #[serde(rename = "waxseal.store", skip_serializing_if = "Option::is_none", default)]
     pub store: Option<String>,
-    /// The sequence of the record that this one is again, since that one may not be on the disk.
+    /// The sequence of the record that this one repeats, since that one may not be on disk.
     #[serde(rename = "waxseal.repeats", skip_serializing_if = "Option::is_none", default)]
     pub repeats: Option<u64>,
     /// How many: keys erased, records dropped.
@@ -118,7 +118,7 @@ pub struct Record {
     /// The last moment of what is counted, as RFC 3339.
     #[serde(rename = "end_time_dt", skip_serializing_if = "Option::is_none", default)]
     pub end_time: Option<String>,
-    /// More for people to read, at most 1,024 bytes.
+    /// More text for people, at most 1,024 bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub message: Option<String>,
     /// The options of an envelope, by name.
@@ -132,10 +132,11 @@ pub struct Record {
     pub checkpoint: Option<CheckpointFields>,
 }
 
-/// The algorithm of a checkpoint without a key. It says something only once it has left the machine.
+/// The algorithm of a checkpoint without a key. Such a checkpoint is evidence only once it has left
+/// the machine.
 pub(super) const UNAUTHENTICATED: &str = "none";
 
-/// What the record of a checkpoint says.
+/// The content of a checkpoint record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CheckpointFields {
@@ -147,7 +148,7 @@ pub struct CheckpointFields {
     pub previous: String,
     /// `Ed25519`, `HMAC-SHA-256` or `none`.
     pub algorithm: Cow<'static, str>,
-    /// Names the key: see [`CheckpointKey::id`](super::CheckpointKey::id).
+    /// Identifies the key: see [`CheckpointKey::id`](super::CheckpointKey::id).
     pub key_id: String,
     /// The signature or the MAC, in hexadecimal digits.
     pub signature: String,
@@ -164,7 +165,7 @@ impl CheckpointFields {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TrailFields {
-    /// The version of the format of lines and chain, at present 1.
+    /// The version of the format of lines and chain, currently 1.
     pub version: u32,
     /// The id of the trail: 16 hexadecimal digits, drawn when its first file was made.
     pub id: String,
@@ -172,8 +173,8 @@ pub struct TrailFields {
     pub file: u64,
     /// The hash of the last record before this one, or the start of the chain.
     pub previous: String,
-    /// A wait for the disk failed at the file before. What it has from this sequence on may be lost
-    /// with a crash of the machine, and is repeated here, but for checkpoints and records about the
+    /// A sync failed for the previous file. Its records from this sequence on may be lost in a
+    /// crash of the machine, and are repeated here, except for checkpoints and records about the
     /// trail.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub unsynced_from: Option<u64>,
@@ -201,7 +202,7 @@ pub enum ContextValue {
     LeftOut,
 }
 
-/// The longest message of a record in bytes.
+/// The maximum size of a record's message in bytes.
 const MAX_MESSAGE: usize = 1024;
 
 impl Record {
@@ -229,7 +230,8 @@ impl Record {
     }
 }
 
-/// Writes nanoseconds since 1970. What RFC 3339 cannot say, years beyond 9999, is the last it can.
+/// Formats nanoseconds since 1970. Times beyond RFC 3339, after the year 9999, become the last one
+/// it can express.
 pub(super) fn rfc3339(nanos: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(nanos)).ok();
     let text = time.and_then(|time| time.format(&Rfc3339).ok());

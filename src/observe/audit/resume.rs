@@ -1,6 +1,6 @@
-//! Where a trail goes on after a start.
+//! Finds where a trail continues after a start.
 //!
-//! What a start finds is verified before anything is written behind it. Otherwise the next
+//! What a start finds is verified before anything is written after it. Otherwise the next
 //! checkpoint would authenticate whatever somebody else wrote there.
 #![forbid(unsafe_code)]
 
@@ -19,28 +19,29 @@ use crate::error::{Error, ErrorKind};
 pub(super) enum End {
     /// No record.
     Nothing,
-    /// File 1 with its first record, which no checkpoint authenticates. The writer was killed before
-    /// the first checkpoint, or somebody cut the trail back to there. Nothing is signed behind it.
+    /// File 1 with only its first record, which no checkpoint authenticates. The writer was killed
+    /// before the first checkpoint, or somebody cut the trail back to there. Nothing is signed
+    /// after it.
     OnlyBegun,
-    /// A trail that is as it was written.
+    /// An unmodified trail.
     Known(Resumed),
 }
 
-/// The end of a trail that is there already.
+/// The end of an existing trail.
 pub(super) struct Resumed {
     pub(super) chain: Chain,
     /// The last authenticated checkpoint.
     pub(super) previous: Link,
-    /// The writer before ended it. With a key, a checkpoint says so.
+    /// Whether the previous writer closed it. With a key, a checkpoint says so.
     pub(super) is_closed: bool,
 }
 
-/// Verifies the end of the trail in `directory`: with keys from the last file on with a checkpoint
-/// that one of them accepts, without any the last file.
+/// Verifies the end of the trail in `directory`. With keys it starts from the last file with a
+/// checkpoint that one of them accepts. Without keys it verifies only the last file.
 ///
 /// # Errors
-/// [`ErrorKind::Io`], naming file and line, if it is not as it was written, or if there are keys and
-/// no such checkpoint.
+/// [`ErrorKind::Io`], naming file and line, if the trail was modified, or if there are keys and no
+/// such checkpoint.
 pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<End, Error> {
     let failed = |error| unusable(format_args!("audit trail in {}", directory.display()), error);
     let all = names::numbers(directory).map_err(failed)?;
@@ -50,7 +51,7 @@ pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<
     let verifier = keys.into_iter().fold(Verifier::new(), Verifier::key);
     let refused = |fault: &Fault| {
         let detail = format!(
-            "audit trail in {}: {fault}. Nothing is written behind that: keep the directory, and begin a new trail in another one",
+            "audit trail in {}: {fault}. Nothing is written after it: keep the directory, and begin a new trail in another one",
             directory.display()
         );
         Error::new(ErrorKind::Io, detail)
@@ -67,7 +68,8 @@ pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<
             oldest = Some((number, passed));
             break;
         }
-        // The writer of this file was killed before its first checkpoint. The one before has one.
+        // The writer of this file was killed before its first checkpoint. The previous file has
+        // one.
         if let Some(fault) = fault
             && (fault.kind != FaultKind::NoCheckpoint
                 || number == 1
@@ -90,7 +92,7 @@ pub(super) fn end_of(directory: &Path, keys: Vec<CheckpointVerifier>) -> Result<
     Ok(End::Known(Resumed { chain, previous, is_closed }))
 }
 
-/// Those of the numbers whose files are not empty.
+/// Returns the numbers of files that are not empty.
 fn written(directory: &Path, all: &[u64]) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     for &number in all {
@@ -101,7 +103,7 @@ fn written(directory: &Path, all: &[u64]) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// Whether there is nothing but the first record of file 1, and keys without a checkpoint.
+/// Whether there is only the first record of file 1, and keys but no checkpoint.
 fn is_only_begun(all: &[u64], passed: &Passed) -> bool {
     let found = &passed.found;
     let lacks_checkpoint =

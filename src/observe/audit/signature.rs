@@ -36,7 +36,8 @@ impl fmt::Debug for Ed25519Key {
 pub(super) struct Ed25519Public(VerifyingKey);
 
 impl Ed25519Public {
-    /// Refuses what is no point of the curve, and the weak points, under which anything verifies.
+    /// Refuses bytes that are not a point of the curve, and weak points, under which anything
+    /// verifies.
     pub(super) fn from_bytes(bytes: &[u8; 32]) -> Result<Self, Error> {
         let refused = || Error::new(ErrorKind::InvalidOption, "not a public key of Ed25519");
         let key = VerifyingKey::from_bytes(bytes).map_err(|_| refused())?;

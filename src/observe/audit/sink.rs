@@ -1,4 +1,4 @@
-//! Where records go besides the file.
+//! Destinations of records apart from the file.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -10,19 +10,19 @@ use crate::sync::foreign::{Contained, caught};
 
 /// Receives the records of a trail, in order, on the thread of the trail.
 ///
-/// A sink that blocks stops the trail, so it has its own timeouts. One that fails or panics misses
-/// that record: the trail goes on, and says so in a record and in
+/// A sink that blocks stops the trail, so give it timeouts. A sink that fails or panics misses that
+/// record. The trail continues, and reports it in a record and in
 /// [`AuditStatistics::sink_failures`](super::AuditStatistics::sink_failures).
 pub trait AuditSink: fmt::Debug + Send {
     /// Receives one record. `line` is the line of the file, with its end. Keep it byte for byte if
     /// the copy is to be verified.
     ///
     /// # Errors
-    /// Whatever went wrong. Its text comes into the trail, so it has no secret.
+    /// Whatever went wrong. Its text appears in the trail, so it must not contain a secret.
     fn write(&mut self, record: &Record, line: &str) -> io::Result<()>;
 }
 
-/// Only the owner may read what is made.
+/// Only the owner may read the created file.
 pub(super) fn private(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
@@ -47,23 +47,23 @@ impl AuditSink for TracingSink {
     }
 }
 
-/// A sink whose panic is a failure, and what it is given.
+/// A sink whose panic counts as a failure, and its state.
 #[derive(Debug)]
 pub(super) struct WatchedSink {
     sink: Contained<Box<dyn AuditSink>>,
     only_checkpoints: bool,
-    /// A record says that it fails, or is about to.
+    /// Whether a record says, or is about to say, that it fails.
     is_noted: bool,
-    /// The last checkpoint that it did not take, and its line. It gets it before the next one.
+    /// The last checkpoint that it did not accept, and its line. It gets that one before the next.
     missed: Option<(Record, String)>,
 }
 
-/// What a sink made of a record.
+/// The result of giving a sink a record.
 pub(super) enum Taken {
     Yes,
-    /// It takes records again.
+    /// It accepts records again.
     Again,
-    /// It failed, and a record says so already.
+    /// It failed, and a record already says so.
     StillNot,
     /// It failed, and no record says so yet.
     Not(String),
@@ -101,15 +101,15 @@ impl WatchedSink {
         }
     }
 
-    /// Gives it the record, and returns why it did not take it.
+    /// Gives it the record, and returns why it did not accept it.
     fn failure_of(&mut self, record: &Record, line: &str) -> Option<String> {
         let sink = self.sink.get_mut()?;
-        // The text of its error is its code too.
+        // The text of its error is foreign code too.
         let written = caught(|| sink.write(record, line).err().map(|error| error.to_string()));
         written.unwrap_or_else(|| Some("it panicked".to_owned()))
     }
 
-    /// A record says that it fails, or that it does so no longer.
+    /// Notes that a record says whether it fails.
     pub(super) fn noted(&mut self, fails: bool) {
         self.is_noted = fails;
     }

@@ -31,7 +31,7 @@ const MAX_SERVICE: usize = 256;
 
 /// An audit trail: an [`Observer`] that keeps a record of every event.
 ///
-/// It only queues what happened. A thread of its own writes, so no caller waits for a disk. Give a
+/// It only queues events. A separate thread writes them, so no caller waits for a disk. Give a
 /// clone to each envelope of the service, and keep one to close the trail after them.
 ///
 /// When the last clone is dropped, the trail is [closed](Self::close). In the child of a fork it
@@ -77,7 +77,7 @@ struct Shared {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct AuditStatistics {
-    /// Records that were written, those about the trail itself included.
+    /// Records that were written, including those about the trail itself.
     pub written: u64,
     /// Events that wait to be written.
     pub waiting: u64,
@@ -85,9 +85,9 @@ pub struct AuditStatistics {
     pub dropped: u64,
     /// Tries to write to the file that failed.
     pub write_failures: u64,
-    /// Records that a sink did not take.
+    /// Records that a sink did not accept.
     pub sink_failures: u64,
-    /// Why nothing can be written at present.
+    /// Why nothing can be written at the moment.
     pub failure: Option<String>,
 }
 
@@ -97,21 +97,22 @@ impl AuditTrail {
         AuditTrailBuilder::default()
     }
 
-    /// Waits until everything that has happened is written, and on the disk as far as the
-    /// [`SyncPolicy`](super::SyncPolicy) says. Returns `false` if that took longer.
+    /// Waits until all events so far are written, and on disk as far as the
+    /// [`SyncPolicy`](super::SyncPolicy) requires. Returns `false` if that took longer than
+    /// `limit`.
     #[must_use]
     pub fn flush(&self, within: Duration) -> bool {
         self.0.queue.flush(within)
     }
 
     /// Ends the trail with a last record and a checkpoint, and waits for it as long as
-    /// [`close_within`](AuditTrailBuilder::close_within) says. Returns `false` if something is not
-    /// written. Events that come later are dropped and counted.
+    /// [`close_within`](AuditTrailBuilder::close_within) allows. Returns `false` if something was
+    /// not written. Later events are dropped and counted.
     pub fn close(&self) -> bool {
         self.0.queue.end(self.0.close_within)
     }
 
-    /// Returns what it did so far.
+    /// Returns its counts so far.
     #[must_use]
     pub fn statistics(&self) -> AuditStatistics {
         let (counts, waiting, failure) = self.0.queue.counts();
@@ -187,8 +188,8 @@ impl AuditTrailBuilder {
         self
     }
 
-    /// Sets the directory of the trail's files. Without one the records go to the sinks only, and
-    /// their chain begins anew with each start.
+    /// Sets the directory of the trail's files. Without one the records go only to the sinks, and
+    /// each start begins a new chain.
     pub fn directory(mut self, directory: TrailDirectory) -> Self {
         self.directory = Some(directory);
         self
@@ -200,8 +201,8 @@ impl AuditTrailBuilder {
         self
     }
 
-    /// Adds a sink that receives the checkpoints only. What has left the machine cannot be
-    /// rewritten with the file, so this is what shows that a file was cut or made anew.
+    /// Adds a sink that receives only the checkpoints. A checkpoint that has left the machine
+    /// cannot be rewritten with the file, so it proves that a file was cut or rebuilt.
     pub fn checkpoints_to(mut self, sink: impl AuditSink + 'static) -> Self {
         self.sinks.push(WatchedSink::new(Box::new(sink), true));
         self
@@ -214,16 +215,16 @@ impl AuditTrailBuilder {
         self
     }
 
-    /// Adds a key that authenticated checkpoints of this trail before the present one. Call it once
-    /// for each. A start needs it as long as the last files have such checkpoints.
+    /// Adds a key that authenticated earlier checkpoints of this trail. Call it once for each. A
+    /// start needs it as long as the last files have such checkpoints.
     pub fn earlier_checkpoint_key(mut self, key: CheckpointVerifier) -> Self {
         self.earlier_keys.push(key);
         self
     }
 
-    /// Sets how many records and how much time are between checkpoints at most. By default 1,000
-    /// and 60 seconds. There is also one at the end of each file. Without new records there is
-    /// none.
+    /// Sets the maximum number of records and the maximum time between checkpoints. By default
+    /// 1,000 and 60 seconds. There is also one at the end of each file. Without new records there
+    /// is none.
     pub fn checkpoint_every(mut self, records: u64, interval: Duration) -> Self {
         (self.checkpoint_records, self.checkpoint_interval) = (Some(records), Some(interval));
         self
@@ -242,61 +243,61 @@ impl AuditTrailBuilder {
         self
     }
 
-    /// Sets the key of [hashed](Disclosure::Hashed) values. Keep it: without it nobody can look for
-    /// a value in an old trail.
+    /// Sets the key of [hashed](Disclosure::Hashed) values. Keep it: without it nobody can search
+    /// for a value in an old trail.
     pub fn context_key(mut self, key: AuditKey) -> Self {
         self.disclosures.key = Some(key);
         self
     }
 
-    /// Has a record made every so often for each DEK that was used: how many messages were encrypted
+    /// Makes a record at this interval for each DEK that was used: how many messages were encrypted
     /// or decrypted with it. At least a second; ten seconds are usual. By default there are none.
-    /// Counting costs a cached use some nanoseconds.
+    /// Counting costs a few nanoseconds per use of a cached DEK.
     pub fn access_summaries(mut self, every: Duration) -> Self {
         self.summaries = Some(every);
         self
     }
 
-    /// Sets how many events wait at most. 1 to 1,048,576, by default 10,000. Each takes about a
-    /// kilobyte.
+    /// Sets the maximum number of waiting events. 1 to 1,048,576, by default 10,000. Each takes
+    /// about a kilobyte.
     pub fn capacity(mut self, events: usize) -> Self {
         self.capacity = Some(events);
         self
     }
 
-    /// Sets what happens to more than those. By default [`Backpressure::Drop`].
+    /// Sets what happens to events beyond that number. By default [`Backpressure::Drop`].
     pub fn backpressure(mut self, backpressure: Backpressure) -> Self {
         self.backpressure = backpressure;
         self
     }
 
-    /// Sets how long [`close`](AuditTrail::close), and the drop of the last clone, wait for what is
-    /// not written yet. By default 5 seconds.
+    /// Sets how long [`close`](AuditTrail::close), and the drop of the last clone, wait for
+    /// unwritten records. By default 5 seconds.
     pub fn close_within(mut self, limit: Duration) -> Self {
         self.close_within = Some(limit);
         self
     }
 
-    /// Sets a clock that a test moves.
+    /// Sets a clock that tests control.
     #[cfg(any(test, feature = "test-util"))]
     pub fn clock(mut self, clock: ManualClock) -> Self {
         self.clock = Clock::Manual(clock);
         self
     }
 
-    /// Starts the trail. Its first record says so, whatever else happens.
+    /// Starts the trail. The first record says that it started.
     ///
-    /// A trail that is there already is verified before it goes on: with a
-    /// [key](Self::checkpoint_key) from the last file on with a checkpoint that the key, or an
-    /// [earlier one](Self::earlier_checkpoint_key), accepts. Without a key the chain of the last file
-    /// is. A trail that is not as it was written does not go on. Begin a new one in another
-    /// directory, and keep the old one as evidence. Of a trail with one record and no checkpoint the
-    /// file is moved aside, and a new trail begins.
+    /// An existing trail is verified before it continues. With a [key](Self::checkpoint_key),
+    /// verification starts at the last file with a checkpoint that the key, or an [earlier
+    /// one](Self::earlier_checkpoint_key), accepts. Without a key, it covers the chain of the last
+    /// file. A trail that was modified does not continue. Begin a new one in another directory, and
+    /// keep the old one as evidence. If a trail has one record and no checkpoint, its file is moved
+    /// aside, and a new trail begins.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the option. [`ErrorKind::Io`] if the directory cannot be
-    /// used, another process or trail writes it, or what is in it does not verify, naming file and
-    /// line. [`ErrorKind::UnsupportedVersion`]. [`ErrorKind::Randomness`].
+    /// [`ErrorKind::InvalidOption`], naming the option. [`ErrorKind::Io`] if the directory cannot
+    /// be used, another process or trail writes to it, or its content does not verify, naming file
+    /// and line. [`ErrorKind::UnsupportedVersion`]. [`ErrorKind::Randomness`].
     pub fn start(self) -> Result<AuditTrail, Error> {
         self.check()?;
         let (now, has_context_key) = (self.clock.now(), self.disclosures.key.is_some());
@@ -375,7 +376,8 @@ impl AuditTrailBuilder {
         Ok(())
     }
 
-    /// In the child of a fork the parent's keys read as zeros.
+    /// Checks that the process has not forked. In the child of a fork the parent's keys read as
+    /// zeros.
     fn check_process(&self) -> Result<(), Error> {
         let context_key = self.disclosures.key.as_ref().map(AuditKey::is_of_this_process);
         let checkpoint_key = self.checkpoint_key.as_ref().map(CheckpointKey::is_of_this_process);

@@ -1,4 +1,5 @@
-//! The thread of a trail: from the queue to the ledger, again and again until it is written.
+//! The thread of a trail: it takes records from the queue to the ledger, and retries until they are
+//! written.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -9,7 +10,7 @@ use super::draft::Draft;
 use super::ledger::Ledger;
 use super::queue::{Queue, Work};
 
-/// How often the thread looks whether a checkpoint is due.
+/// How often the thread checks whether a checkpoint is due.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -19,7 +20,7 @@ pub(super) struct Writer {
     ledger: Ledger,
 }
 
-/// Says that the thread has ended, even if it panicked, so that nobody waits for it in vain.
+/// Records that the thread has ended, even if it panicked, so that nobody waits for it in vain.
 struct Ending {
     queue: Arc<Queue>,
     lost: u64,
@@ -31,7 +32,7 @@ impl Drop for Ending {
     }
 }
 
-/// The time is up and the record is not written.
+/// The time is up and the record was not written.
 struct Lost;
 
 impl Writer {
@@ -44,7 +45,8 @@ impl Writer {
         self.queue.begin();
         let mut ending = Ending { queue: self.queue.clone(), lost: 0 };
         ending.lost = self.write_until_the_end();
-        // Whoever waits for the end may start the next trail in this directory, which is locked.
+        // A caller that waits for the end may start the next trail in this directory, which is
+        // locked.
         drop(self);
         drop(ending);
     }
@@ -99,7 +101,7 @@ impl Writer {
         self.until_written(|ledger| ledger.sync())
     }
 
-    /// Does it until it succeeds or the trail ends.
+    /// Repeats it until it succeeds or the trail ends.
     fn until_written(
         &mut self,
         mut work: impl FnMut(&mut Ledger) -> io::Result<()>,

@@ -1,6 +1,6 @@
 //! The files of a trail: one directory, one writer, one file after the other.
 //!
-//! It knows lines and their lengths, and nothing of what is in them.
+//! It knows lines and their lengths, but not their content.
 #![forbid(unsafe_code)]
 
 pub(super) mod names;
@@ -21,24 +21,24 @@ const DEFAULT_MAX_BYTES: u64 = 64 << 20;
 const MIN_MAX_BYTES: u64 = 4096;
 const DEFAULT_MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When the trail waits until what it wrote is on the disk.
+/// When the trail waits for its writes to be on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum SyncPolicy {
-    /// After each group of records that was written at once. A crash of the machine loses what
-    /// happened since, usually milliseconds. The default.
+    /// After each group of records written together. A crash of the machine loses what happened
+    /// since, usually milliseconds. The default.
     #[default]
     Records,
     /// With each checkpoint, with each new file and at the end.
     Checkpoints,
-    /// Never. The operating system decides. A crash of the process alone loses nothing even so.
+    /// Never. The operating system decides. Even then, a crash of the process alone loses nothing.
     Never,
 }
 
 /// The directory of a trail, and how its files are written.
 ///
-/// The files are `trail-00000001.jsonl` and so on. One process writes: the start of a second one
-/// fails. Old files are never deleted. Move them away from the oldest on, and
+/// The files are `trail-00000001.jsonl` and so on. Only one process may write: the start of a
+/// second one fails. Old files are never deleted. Move them away starting with the oldest, and
 /// [tell the verifier](super::Verifier::first_file).
 #[derive(Clone, Debug)]
 #[must_use]
@@ -50,20 +50,20 @@ pub struct TrailDirectory {
 }
 
 impl TrailDirectory {
-    /// Names the directory. It is made if it is missing, for its owner only, and its parent has to
-    /// be there.
+    /// Sets the path of the directory. If missing, it is created for its owner only. Its parent
+    /// must exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let (max_bytes, max_age) = (DEFAULT_MAX_BYTES, DEFAULT_MAX_AGE);
         Self { path: path.into(), max_bytes, max_age, sync: SyncPolicy::default() }
     }
 
-    /// Sets the size in bytes from which the next file is begun. At least 4,096, by default 64 MiB.
+    /// Sets the file size in bytes at which a new file begins. At least 4,096, by default 64 MiB.
     pub fn max_bytes(mut self, max_bytes: u64) -> Self {
         self.max_bytes = max_bytes;
         self
     }
 
-    /// Sets the age from which the next file is begun, with the next record. By default 24 hours.
+    /// Sets the file age at which a new file begins, with the next record. By default 24 hours.
     pub fn max_age(mut self, max_age: Duration) -> Self {
         self.max_age = max_age;
         self
@@ -93,15 +93,15 @@ pub(super) struct TrailFiles {
     options: TrailDirectory,
     /// Locked as long as it is open.
     lock: File,
-    /// The highest number that is taken.
+    /// The highest number in use.
     number: u64,
     open: Option<OpenFile>,
     /// What the start moved aside.
     moved_aside: Vec<MovedAside>,
 }
 
-/// What a start moved aside, since the trail does not go on behind it: what it was and where it is,
-/// in words.
+/// What a start moved aside because the trail does not continue after it: its nature and its new
+/// place, as text.
 #[derive(Debug)]
 pub(super) enum MovedAside {
     IncompleteLine(String),
@@ -112,18 +112,18 @@ pub(super) enum MovedAside {
 struct OpenFile {
     file: File,
     number: u64,
-    /// Its length in whole lines.
+    /// Its length in complete lines.
     len: u64,
-    /// A write failed, so that there may be more in it than whole lines.
+    /// A write failed, so it may end with an incomplete line.
     is_torn: bool,
-    /// A wait for the disk failed. The system may have dropped what it could not write, and says so
-    /// once: a later wait that succeeds says nothing about it. So nothing more is written to it.
+    /// A sync failed. The system may have dropped what it could not write, and reports that only
+    /// once: a later sync that succeeds proves nothing. So nothing more is written to it.
     is_doubtful: bool,
-    /// When it was begun, in nanoseconds of the clock since boot, which nobody sets.
+    /// When it was begun, in nanoseconds of the clock since boot, which nobody can set.
     begun: i64,
 }
 
-/// What became of the file since the last line.
+/// What happened to the file since the last line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum FileState {
     AsItWas,
@@ -133,12 +133,12 @@ pub(super) enum FileState {
     Gone,
     /// Somebody else changed its length.
     Changed,
-    /// What of it is on the disk is not known.
+    /// It is unknown how much of it is on disk.
     Doubtful,
 }
 
 impl TrailFiles {
-    /// Locks the directory and finds the end of what is there.
+    /// Locks the directory and finds the end of the existing files.
     pub(super) fn open(options: TrailDirectory, now: Moment) -> Result<Self, Error> {
         let failed = failed_in(&options.path);
         make_directory(&options.path).map_err(&failed)?;
@@ -169,7 +169,7 @@ impl TrailFiles {
         std::mem::take(&mut self.moved_aside)
     }
 
-    /// Moves the one file aside, so that the next one is the first of another trail.
+    /// Moves the only file aside, so that the next file is the first of another trail.
     pub(super) fn set_aside(&mut self) -> Result<(), Error> {
         let (from, name) = (self.path(), names::file_name(self.number()));
         let moved = recovery::set_aside(&self.options.path, &from, self.number());
@@ -195,12 +195,12 @@ impl TrailFiles {
         self.open.as_ref().map_or(self.number, |open| open.number)
     }
 
-    /// Whether nothing is in the newest file yet.
+    /// Whether the newest file is still empty.
     pub(super) fn is_empty(&self) -> bool {
         self.open.as_ref().is_some_and(|open| open.len == 0)
     }
 
-    /// Looks at the file, and cuts what a failed write left in it.
+    /// Checks the file, and cuts off the remains of a failed write.
     pub(super) fn look(&mut self, now: Moment) -> io::Result<FileState> {
         let path = self.path();
         let Some(open) = &mut self.open else { return Ok(FileState::Over) };
@@ -227,7 +227,7 @@ impl TrailFiles {
         Ok(if is_over && open.len > 0 { FileState::Over } else { FileState::AsItWas })
     }
 
-    /// Makes the next file and goes on in it.
+    /// Creates the next file and continues in it.
     pub(super) fn next(&mut self, now: Moment) -> io::Result<()> {
         self.lock_again_if_removed()?;
         let number = self.number.saturating_add(1);
@@ -235,18 +235,19 @@ impl TrailFiles {
         let mut options = OpenOptions::new();
         let made = private(options.append(true).create_new(true)).open(&path);
         if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
-            // It is not of this trail, and the verifier says so. The next try takes the next number.
+            // It is not part of this trail, and the verifier reports it. The next try takes the
+            // next number.
             self.number = number;
         }
         let file = made?;
         if self.options.sync != SyncPolicy::Never
             && let Err(error) = file.sync_all().and_then(|()| sync_directory(&self.options.path))
         {
-            // The next try makes it anew, since its name may not be on the disk.
+            // The next try creates it again, since its name may not be on disk.
             let _ = fs::remove_file(path);
             return Err(error);
         }
-        // All but a file that somebody else changed was waited for already.
+        // Everything has been synced, except for a file that somebody else changed.
         if let Some(before) = self.open.take_if(|open| !open.is_doubtful)
             && self.options.sync != SyncPolicy::Never
         {
@@ -258,7 +259,7 @@ impl TrailFiles {
         Ok(())
     }
 
-    /// Another process may write the directory once its lock was removed.
+    /// Another process may write to the directory once its lock was removed.
     fn lock_again_if_removed(&mut self) -> io::Result<()> {
         let there = fs::symlink_metadata(self.options.path.join(names::LOCK));
         let ours = self.lock.metadata()?;
@@ -268,11 +269,11 @@ impl TrailFiles {
         Ok(())
     }
 
-    /// Appends a line. After an error nothing of it is in the file once [`look`](Self::look)
+    /// Appends a line. After an error, none of it is in the file once [`look`](Self::look)
     /// succeeds.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         let Some(open) = &mut self.open else {
-            return Err(io::Error::other("there is no file"));
+            return Err(io::Error::other("there is not a file"));
         };
         if let Err(error) = open.file.write_all(line.as_bytes()) {
             open.is_torn = true;
@@ -282,8 +283,8 @@ impl TrailFiles {
         Ok(())
     }
 
-    /// Waits for the disk if the policy says so. `is_checkpoint`: a checkpoint was just written.
-    /// Returns whether all that was written is on the disk now.
+    /// Syncs if the policy requires it. `is_checkpoint`: a checkpoint was just written. Returns
+    /// whether everything written is on disk now.
     pub(super) fn sync(&mut self, is_checkpoint: bool) -> io::Result<bool> {
         let waits = match self.options.sync {
             SyncPolicy::Records => true,
@@ -300,7 +301,7 @@ impl TrailFiles {
         }
     }
 
-    /// Whether what is written now has to be on the disk at some time.
+    /// Whether writes have to be synced at some time.
     pub(super) fn is_synced(&self) -> bool {
         self.options.sync != SyncPolicy::Never
     }
@@ -325,7 +326,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A child that another thread just forked has the lock too, until it runs its program.
+/// A child that another thread just forked also holds the lock, until it runs its program.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
 const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -348,7 +349,7 @@ fn lock(directory: &Path) -> io::Result<File> {
     }
 }
 
-/// When the file was made, where the system knows it. Otherwise it counts from the start.
+/// Returns when the file was created, if the system knows. Otherwise the age counts from the start.
 fn begun(file: &File) -> Option<i64> {
     let made = file.metadata().ok()?.created().ok()?;
     let since = made.duration_since(std::time::SystemTime::UNIX_EPOCH).ok()?;
@@ -361,13 +362,13 @@ fn is_same(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
-/// Elsewhere the length has to do.
+/// On other systems the length has to do.
 #[cfg(not(unix))]
 fn is_same(_: &Metadata, _: &Metadata) -> bool {
     true
 }
 
-/// A new name in a directory is on the disk when the directory is.
+/// A new name in a directory is durable once the directory is synced.
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "trail-";
 const SUFFIX: &str = ".jsonl";
-/// Nobody has it open but the one writer.
+/// Only the one writer has it open.
 pub(super) const LOCK: &str = "trail.lock";
 
 /// Returns the name of a file by its number.
@@ -15,23 +15,24 @@ pub(in super::super) fn file_name(number: u64) -> String {
     format!("{PREFIX}{number:08}{SUFFIX}")
 }
 
-/// Returns where the bytes of an incomplete line are kept. `at` is where it began, and `count` tells
-/// those of one place apart, from 1.
+/// Returns the name under which the bytes of an incomplete line are kept. `at` is where the line
+/// began, and `count`, from 1, distinguishes those of one place.
 pub(super) fn partial_name(number: u64, at: u64, count: u32) -> String {
     let again = if count > 1 { format!("-{count}") } else { String::new() };
     format!("{PREFIX}{number:08}.partial-{at}{again}")
 }
 
-/// Returns where a file without a checkpoint is kept. `count` tells those of one number apart.
+/// Returns the name under which a file without a checkpoint is kept. `count` distinguishes those of
+/// one number.
 pub(super) fn unsigned_name(number: u64, count: u32) -> String {
     format!("{PREFIX}{number:08}.unsigned-{count}")
 }
 
-/// Returns the number of a file, if it is one of a trail.
+/// Returns the number of a file, if it belongs to a trail.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(PREFIX)?.strip_suffix(SUFFIX)?;
     let number = digits.parse().ok()?;
-    // One number has one name.
+    // Each number has only one name.
     (file_name(number) == name && number > 0).then_some(number)
 }
 

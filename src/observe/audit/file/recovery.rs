@@ -1,8 +1,8 @@
-//! Where the lines of a directory end, after a clean end or a crash.
+//! Finds where the lines of a directory end, after a clean end or a crash.
 //!
 //! A line without its end was being written when the process or the machine stopped. Its bytes are
-//! moved to a file of their own, so that nothing is lost, and the trail goes on behind the last
-//! whole line.
+//! moved to a separate file, so that nothing is lost, and the trail continues after the last
+//! complete line.
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
@@ -15,11 +15,11 @@ use super::{MovedAside, names, regular};
 /// How much is read at once in search of the last line.
 const BLOCK: u64 = 8192;
 
-/// The end of a trail that is there already.
+/// The end of an existing trail.
 pub(super) struct Found {
-    /// The last file that there is.
+    /// The last existing file.
     pub(super) number: u64,
-    /// Its length in whole lines.
+    /// Its length in complete lines.
     pub(super) len: u64,
     /// The incomplete line, if there was one.
     pub(super) moved_aside: Option<MovedAside>,
@@ -34,7 +34,7 @@ pub(super) fn recover(directory: &Path) -> io::Result<Option<Found>> {
     Ok(Some(Found { number, len, moved_aside }))
 }
 
-/// Cuts what follows the last whole line, after it was copied. Returns the length that is left.
+/// Cuts off what follows the last complete line, after copying it. Returns the remaining length.
 fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<MovedAside>)> {
     let path = names::path_of(directory, number);
     let mut file = regular::open(OpenOptions::new().read(true).write(true), &path)?;
@@ -55,7 +55,7 @@ fn complete(directory: &Path, number: u64) -> io::Result<(u64, Option<MovedAside
     Ok((whole, Some(MovedAside::IncompleteLine(what))))
 }
 
-/// Gives a whole file another name, which is no name of a trail's file. Returns that name.
+/// Renames a whole file to a name that no trail file has. Returns the new name.
 pub(super) fn set_aside(directory: &Path, from: &Path, number: u64) -> io::Result<String> {
     let mut count = 1_u32;
     loop {
@@ -66,14 +66,14 @@ pub(super) fn set_aside(directory: &Path, from: &Path, number: u64) -> io::Resul
                 fs::rename(from, to)?;
                 return Ok(name);
             }
-            // One of an earlier start stays.
+            // One from an earlier start is kept.
             Ok(_) => count = count.checked_add(1).ok_or(io::ErrorKind::AlreadyExists)?,
             Err(error) => return Err(error),
         }
     }
 }
 
-/// Makes a file for an incomplete line. One of an earlier crash at the same place stays.
+/// Creates a file for an incomplete line. One from an earlier crash at the same place is kept.
 fn new_partial(directory: &Path, number: u64, at: u64) -> io::Result<(String, File)> {
     let mut count = 1_u32;
     loop {
@@ -87,7 +87,7 @@ fn new_partial(directory: &Path, number: u64, at: u64) -> io::Result<(String, Fi
     }
 }
 
-/// Returns the offset behind the last line feed before `end`, or 0.
+/// Returns the offset after the last line feed before `end`, or 0.
 fn end_of_last_line(file: &mut File, end: u64) -> io::Result<u64> {
     let mut end = end;
     let mut block = Vec::new();

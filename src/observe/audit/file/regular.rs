@@ -1,11 +1,12 @@
-//! Opens files of a trail. Who can write the directory may have put something else in their place.
+//! Opens files of a trail. Anyone who can write to the directory may have put something else in
+//! their place.
 #![forbid(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
-/// Opens a regular file. A link is not followed, and a pipe is not waited for.
+/// Opens a regular file. It does not follow a link and does not wait for a pipe.
 pub(in super::super) fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-/// The first thing that is wrong with a trail, and where. Everything before it is as it was written.
+/// The first fault of a trail, and its place. Everything before it is unmodified.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Fault {
@@ -17,22 +17,22 @@ pub struct Fault {
     pub sequence: u64,
 }
 
-/// What is wrong with a trail.
+/// The kinds of faults of a trail.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum FaultKind {
-    /// The record is not as it was written.
+    /// The record was modified.
     Changed,
-    /// The line is no record of a trail at all.
+    /// The line is not a record of a trail.
     NoRecord,
-    /// Records from this place on are gone.
+    /// Records from this place on are missing.
     Missing {
         /// The sequence of the last of them.
         through: u64,
     },
     /// The record that belongs here comes later.
     Moved,
-    /// A record is here that came before already.
+    /// A record appears here again.
     Repeated {
         /// The sequence of the record.
         sequence: u64,
@@ -40,29 +40,29 @@ pub enum FaultKind {
     /// The file ends within a line. Its writer was killed and has not started again, or the file
     /// was cut.
     Incomplete,
-    /// A file is gone.
+    /// A file is missing.
     FileMissing {
         /// Its number.
         number: u64,
     },
-    /// The record belongs into another file.
+    /// The record belongs in another file.
     OtherFile,
-    /// The record is of another trail, or a witness is.
+    /// The record, or a witness, belongs to another trail.
     OtherTrail,
     /// No key accepts this checkpoint, or it is about another chain.
     CheckpointRefused,
-    /// This checkpoint names another one before it than the last that is here.
+    /// This checkpoint names a previous checkpoint other than the last one found.
     CheckpointMissing {
-        /// The sequence of the one that it names.
+        /// The sequence of the checkpoint that it names.
         sequence: u64,
     },
     /// There is no checkpoint, so nothing is authenticated.
     NoCheckpoint,
-    /// The record is another one than the witness of this sequence: the chain was made anew.
+    /// The record differs from the witness of this sequence: the chain was rebuilt.
     WitnessDisagrees,
     /// A witness shows that there were more records.
     CutOff {
-        /// The highest sequence that is known.
+        /// The highest known sequence.
         through: u64,
     },
 }
@@ -71,13 +71,13 @@ impl fmt::Display for FaultKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changed => f.write_str("the record was changed"),
-            Self::NoRecord => f.write_str("the line is no record of a trail"),
+            Self::NoRecord => f.write_str("the line is not a record of a trail"),
             Self::Missing { through } => write!(f, "records are missing, up to {through}"),
             Self::Moved => f.write_str("the record was moved to a later place"),
             Self::Repeated { sequence } => write!(f, "record {sequence} is repeated"),
             Self::Incomplete => f.write_str("the file ends within a line"),
             Self::FileMissing { number } => write!(f, "file {number} is missing"),
-            Self::OtherFile => f.write_str("the record belongs into another file"),
+            Self::OtherFile => f.write_str("the record belongs in another file"),
             Self::OtherTrail => f.write_str("the record is of another trail"),
             Self::CheckpointRefused => f.write_str("the checkpoint is not authentic"),
             Self::CheckpointMissing { sequence } => {
@@ -94,7 +94,7 @@ impl fmt::Display for FaultKind {
     }
 }
 
-/// Names the file, the line, the sequence, and what is wrong.
+/// Writes the file, the line, the sequence, and what is wrong.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, file, line, sequence } = self;

@@ -13,11 +13,11 @@ use super::super::file::regular;
 /// Reads the files of a directory, or a stream of lines.
 pub(super) struct Lines<'r> {
     current: Option<Box<dyn BufRead + 'r>>,
-    /// The files that follow, by number.
+    /// The remaining files, by number.
     files: VecDeque<(u64, PathBuf)>,
-    /// The number of the present file. `None` for a stream.
+    /// The number of the current file. `None` for a stream.
     pub(super) file: Option<u64>,
-    /// The number of the present line in its file, from 1. 0 before the first.
+    /// The number of the current line in its file, from 1. 0 before the first.
     pub(super) line: u64,
     pub(super) bytes: Vec<u8>,
 }
@@ -28,15 +28,15 @@ pub(super) enum Next {
     Line,
     /// The file ends within a line.
     Incomplete,
-    /// More bytes than a line may have.
+    /// The line is longer than allowed.
     TooLong,
-    /// The file with this number is not there, and a later one is.
+    /// The file with this number is missing, but a later one exists.
     Missing(u64),
     End,
 }
 
 impl<'r> Lines<'r> {
-    /// The files of a directory from the number `first` to `last`.
+    /// Reads the files of a directory, from the number `first` to `last`.
     pub(super) fn of_directory(directory: &Path, first: u64, last: u64) -> io::Result<Self> {
         let numbers = numbers(directory)?;
         let numbers = numbers.into_iter().filter(|number| (first..=last).contains(number));
@@ -50,12 +50,12 @@ impl<'r> Lines<'r> {
         Self { current, files: VecDeque::new(), file: None, line: 0, bytes: Vec::new() }
     }
 
-    /// The name of the present file.
+    /// Returns the name of the current file.
     pub(super) fn name(&self) -> String {
         self.file.map_or_else(|| "the stream".to_owned(), file_name)
     }
 
-    /// Leaves the rest of the present file. `false` for a stream.
+    /// Skips the rest of the current file. Returns `false` for a stream.
     pub(super) fn skip_file(&mut self) -> bool {
         self.current = None;
         self.file.is_some()

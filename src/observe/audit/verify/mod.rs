@@ -1,6 +1,6 @@
-//! Verifies a trail: finds the first record that is not as it was written, or not where.
+//! Verifies a trail: finds the first record that was modified or is not in its place.
 //!
-//! It trusts no byte that it reads, and holds one line of it at a time.
+//! It trusts no byte that it reads, and holds one line at a time.
 #![forbid(unsafe_code)]
 
 mod fault;
@@ -23,10 +23,10 @@ use crate::error::{Error, ErrorKind};
 
 /// Verifies the files of a trail.
 ///
-/// Without a key it finds every change by someone who did not also make the chain anew. With the
-/// [key](Self::key) of the checkpoints it finds those too, up to the last checkpoint. With
-/// [witnesses](Self::witness), copies of checkpoints that were kept elsewhere, it also finds that
-/// the end was cut off.
+/// Without a key it finds every modification, unless the chain was rebuilt too. With the
+/// [key](Self::key) of the checkpoints it also finds rebuilt chains, up to the last checkpoint.
+/// With [witnesses](Self::witness), which are copies of checkpoints that were kept elsewhere, it
+/// also finds that the end was cut off.
 ///
 /// Memory is bounded by one line of 64 KiB, and the witnesses.
 #[derive(Debug, Default)]
@@ -38,13 +38,13 @@ pub struct Verifier {
     first_file: Option<u64>,
 }
 
-/// What a verifier found.
+/// The result of a verification.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Verification {
     /// The id of the trail.
     pub trail: Option<String>,
-    /// How many records are as they were written, up to the first fault.
+    /// How many records are unmodified, up to the first fault.
     pub records: u64,
     /// The sequence of the first of them. 0 unless older files were moved away.
     pub first_sequence: u64,
@@ -53,20 +53,20 @@ pub struct Verification {
     /// How many checkpoints a key accepted.
     pub checkpoints: u64,
     /// The sequence of the last checkpoint that a key accepted. Everything before it is
-    /// authenticated. What follows can be made by anyone who can write the file.
+    /// authenticated. Anyone who can write the file can make what follows it.
     pub authenticated_before: Option<u64>,
     /// How often the wall clock was set back while the trail was written.
     pub clock_set_back: u64,
-    /// How often the trail went on without having been closed before, after a crash for example.
+    /// How often the trail continued without having been closed, for example after a crash.
     pub not_closed: u64,
-    /// How often a wait for the disk failed, and the trail went on in another file.
+    /// How often a sync failed, so that the trail continued in another file.
     pub sync_failures: u64,
-    /// How many records are not here since such a wait failed and the machine crashed. The next
-    /// file has them again, but for checkpoints and records about the trail, and says from which
-    /// one on they may be missing.
+    /// How many records are missing because a sync failed and the machine crashed. The next file
+    /// repeats them, except for checkpoints and records about the trail, and says from which one on
+    /// they may be missing.
     pub lost_at_sync: u64,
-    /// The last record says that the trail was closed. Otherwise it is still written, its process
-    /// was killed, or the end was cut off.
+    /// Whether the last record says that the trail was closed. Otherwise it is still being written,
+    /// its process was killed, or the end was cut off.
     pub is_closed: bool,
     /// The first fault.
     pub fault: Option<Fault>,
@@ -78,16 +78,16 @@ impl Verifier {
         Self::default()
     }
 
-    /// Adds a key. Then every checkpoint has to be accepted by one of the keys, and there has to be
-    /// one.
+    /// Adds a key. Then there must be a checkpoint, and one of the keys must accept each
+    /// checkpoint.
     pub fn key(mut self, key: CheckpointVerifier) -> Self {
         self.keys.push(key);
         self
     }
 
     /// Adds a checkpoint that was kept elsewhere: see
-    /// [`checkpoints_to`](super::AuditTrailBuilder::checkpoints_to). One of another trail is a fault,
-    /// and so are two of one sequence that differ.
+    /// [`checkpoints_to`](super::AuditTrailBuilder::checkpoints_to). A checkpoint of another trail
+    /// is a fault, and so are two of one sequence that differ.
     pub fn witness(mut self, checkpoint: Checkpoint) -> Self {
         let sequence = checkpoint.sequence();
         let known = self.witnesses.entry(sequence).or_default();
@@ -97,13 +97,13 @@ impl Verifier {
         self
     }
 
-    /// Adds every checkpoint that an [`AppendTo`](super::AppendTo) of this path has written, to it
-    /// and to the files that it went on in. What a crash or a failing disk left incomplete is passed
-    /// over.
+    /// Adds every checkpoint that an [`AppendTo`](super::AppendTo) with this path has written, to
+    /// it and to its continuation files. Lines that a crash or a failing disk left incomplete are
+    /// ignored.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]. [`ErrorKind::Malformed`] for a line that is no checkpoint, naming file and
-    /// line.
+    /// [`ErrorKind::Io`]. [`ErrorKind::Malformed`] for a line that is not a checkpoint, naming file
+    /// and line.
     pub fn witnesses(self, path: impl AsRef<Path>) -> Result<Self, Error> {
         let mut all = Vec::new();
         append::read_lines(path.as_ref(), |line| {
@@ -113,9 +113,8 @@ impl Verifier {
         Ok(all.into_iter().fold(self, Self::witness))
     }
 
-    /// Sets the number of the first file, where older ones were moved away. By default 1. What that
-    /// file says about its place in the chain is then believed, unless a witness or a key knows
-    /// better.
+    /// Sets the number of the first file, if older ones were moved away. By default 1. The place in
+    /// the chain that this file claims is then believed, unless a witness or a key contradicts it.
     pub fn first_file(mut self, number: u64) -> Self {
         self.first_file = Some(number);
         self
@@ -125,16 +124,16 @@ impl Verifier {
     ///
     /// # Errors
     /// [`ErrorKind::Io`]. [`ErrorKind::UnsupportedVersion`] for a trail of another format.
-    /// [`ErrorKind::InvalidOption`] for a witness that no key accepts. A trail that is not as it was
-    /// written is no error but a [`Fault`].
+    /// [`ErrorKind::InvalidOption`] for a witness that no key accepts. A modified trail is not an
+    /// error but a [`Fault`].
     pub fn verify(&self, directory: impl AsRef<Path>) -> Result<Verification, Error> {
         self.verify_each(directory, |_| {})
     }
 
-    /// As [`verify`](Self::verify), and hands each record over that is as it was written.
+    /// Does the same as [`verify`](Self::verify), and passes each unmodified record to `each`.
     ///
     /// # Errors
-    /// As [`verify`](Self::verify).
+    /// Those of [`verify`](Self::verify).
     pub fn verify_each(
         &self,
         directory: impl AsRef<Path>,
@@ -147,7 +146,7 @@ impl Verifier {
         self.run(lines, first, each, failed).map(|passed| passed.found)
     }
 
-    /// Verifies the files from `first` to `last` only.
+    /// Verifies only the files from `first` to `last`.
     pub(super) fn verify_between(
         &self,
         directory: &Path,
@@ -162,7 +161,7 @@ impl Verifier {
     /// Verifies the lines of a stream, as a [sink](super::AuditSink) received them.
     ///
     /// # Errors
-    /// As [`verify`](Self::verify).
+    /// Those of [`verify`](Self::verify).
     pub fn verify_stream(
         &self,
         stream: impl Read,
@@ -226,10 +225,10 @@ impl Verifier {
     }
 }
 
-/// What is known after a pass over a trail.
+/// The result of a pass over a trail.
 pub(super) struct Passed {
     pub(super) found: Verification,
-    /// Behind the last record that is as it was written.
+    /// The chain after the last unmodified record.
     pub(super) chain: Option<Chain>,
     /// The last checkpoint that claims to be authenticated.
     pub(super) last_checkpoint: Option<Link>,
@@ -256,7 +255,7 @@ fn nothing() -> Verification {
     }
 }
 
-/// Why nothing can be said about the trail.
+/// The reason why nothing can be said about the trail.
 enum Stopped {
     Io(io::Error),
     Version(u32),
@@ -272,11 +271,11 @@ impl From<io::Error> for Stopped {
 struct Pass<'v, 'r> {
     verifier: &'v Verifier,
     lines: Lines<'r>,
-    /// In file 1 the first record has to be the first of the trail.
+    /// In file 1 the first record must be the first of the trail.
     first_file: u64,
     chain: Option<Chain>,
     last_checkpoint: Option<Link>,
-    /// The sequences of records that are not here, as a later file explains.
+    /// The sequences of missing records that a later file explains.
     lost: Vec<RangeInclusive<u64>>,
     /// The fault that such a file explains, until a checkpoint authenticates that file.
     unauthenticated: Option<Fault>,
@@ -290,7 +289,7 @@ impl Pass<'_, '_> {
             let fault = match next {
                 Next::Line => match self.record()? {
                     Ok(record) => {
-                        // One whose original is here was seen already.
+                        // A repeated record whose original is here was already seen.
                         if record.repeats.is_none_or(|sequence| self.is_lost(sequence)) {
                             each(&record);
                         }
@@ -314,8 +313,8 @@ impl Pass<'_, '_> {
         Ok(())
     }
 
-    /// Whether the next file begins with a record that says that the end of this one may be missing.
-    /// Then that record is the present line.
+    /// Whether the next file begins with a record which says that the end of this one may be
+    /// missing. Then that record is the current line.
     fn next_file_explains(&mut self, fault: &Fault) -> Result<bool, Stopped> {
         if !self.lines.skip_file() {
             return Ok(false);
@@ -328,7 +327,7 @@ impl Pass<'_, '_> {
     }
 
     /// Whether a line is the first of a file and says that the records from the expected one up to
-    /// it may be missing. Then the chain goes on there.
+    /// it may be missing. Then the chain continues there.
     fn goes_on_behind(&mut self, line: &Line<'_>, fault: &Fault) -> bool {
         let record = &line.record;
         let Some(chain) = self.chain else { return false };
@@ -353,7 +352,7 @@ impl Pass<'_, '_> {
         self.lost.iter().any(|lost| lost.contains(&sequence))
     }
 
-    /// The sequence of the record that has to come now.
+    /// Returns the sequence of the record that must come next.
     fn expected(&self) -> u64 {
         self.chain.map_or(0, |chain| chain.next)
     }
@@ -365,7 +364,7 @@ impl Pass<'_, '_> {
 
     /// Checks the line that was just read.
     fn record(&mut self) -> Result<Result<Record, Fault>, Stopped> {
-        // A look ahead takes the place of the line in the buffer.
+        // Looking ahead overwrites the line in the buffer.
         let bytes = std::mem::take(&mut self.lines.bytes);
         let Some(line) = Line::read(&bytes) else {
             return Ok(Err(self.fault(FaultKind::NoRecord)));
@@ -396,7 +395,7 @@ impl Pass<'_, '_> {
         {
             return Err(Stopped::Version(version));
         }
-        // A later version may have other fields, so its number is looked at first.
+        // A later version may have other fields, so its number is checked first.
         if !line.is_canonical {
             return Ok(Err(self.fault(FaultKind::NoRecord)));
         }
@@ -409,7 +408,7 @@ impl Pass<'_, '_> {
         Ok(Ok(record))
     }
 
-    /// Where the chain stands before the first record.
+    /// Returns the state of the chain before the first record.
     fn start(&self, record: &Record, trail: TrailId) -> Option<Chain> {
         if self.first_file == 1 {
             return Some(Chain::new(trail));
@@ -418,7 +417,7 @@ impl Pass<'_, '_> {
         Some(Chain { trail, next: record.sequence, head })
     }
 
-    /// What is wrong with a record that follows unchanged.
+    /// Returns what is wrong with a record that follows unchanged.
     fn objection(&mut self, line: &Line<'_>, head: ChainHash) -> Option<FaultKind> {
         let record = &line.record;
         let begins = record.activity == "trail_file_opened";
@@ -456,7 +455,7 @@ impl Pass<'_, '_> {
         None
     }
 
-    /// An authenticated checkpoint has to name the one before.
+    /// Returns the fault of an authenticated checkpoint that does not name the previous one.
     fn unlinked(&mut self, checkpoint: &Checkpoint) -> Option<FaultKind> {
         if !checkpoint.is_signed() {
             return None;
@@ -464,10 +463,10 @@ impl Pass<'_, '_> {
         let named = checkpoint.previous;
         let before = self.last_checkpoint.replace(checkpoint.link());
         let is_linked = match before {
-            // What it names may be lost.
+            // The checkpoint that it names may be lost.
             Some(before) => named == before || self.is_lost(named.sequence),
             None if self.first_file == 1 => named == Link::first(checkpoint.trail),
-            // It is in a file that was moved away.
+            // That checkpoint is in a file that was moved away.
             None => self.found.records > 0 && named.sequence < self.found.first_sequence,
         };
         (!is_linked).then_some(FaultKind::CheckpointMissing { sequence: named.sequence })
@@ -496,12 +495,12 @@ impl Pass<'_, '_> {
         self.chain = Some(Chain { head: line.hash, next: chain.next.saturating_add(1), ..chain });
     }
 
-    /// A record is here that belongs elsewhere, or claims to. Reads on to find out which, as far as
-    /// that can be read.
+    /// Handles a record that belongs elsewhere, or claims to. Reads on to find out which, as far as
+    /// the file can be read.
     fn out_of_place(&mut self, sequence: u64) -> Fault {
         let fault = self.fault(FaultKind::Changed);
         let expected = fault.sequence;
-        // Only its sequence is another, and it is in the right place.
+        // Only its sequence differs, and it is in the right place.
         let is_in_place = self.next_sequence() == expected.checked_add(1);
         let is_before = sequence < expected;
         let kind = if !is_before && self.comes_later(expected) {
@@ -516,7 +515,7 @@ impl Pass<'_, '_> {
         Fault { kind, ..fault }
     }
 
-    /// Whether the present line or a later one claims this sequence.
+    /// Whether the current line or a later one claims this sequence.
     fn comes_later(&mut self, sequence: u64) -> bool {
         let mut there = Line::read(&self.lines.bytes).map(|line| line.record.sequence);
         while there != Some(sequence) {
@@ -526,13 +525,13 @@ impl Pass<'_, '_> {
         true
     }
 
-    /// What the next line claims.
+    /// Returns the sequence that the next line claims.
     fn next_sequence(&mut self) -> Option<u64> {
         let Ok(Next::Line) = self.lines.next() else { return None };
         Line::read(&self.lines.bytes).map(|line| line.record.sequence)
     }
 
-    /// What there should be behind the last record.
+    /// Returns what is missing after the last record.
     fn missing_at_the_end(&self) -> Option<Fault> {
         if self.chain.is_none() {
             let number = self.first_file;
