@@ -1,4 +1,4 @@
-//! Asks the policy: once for all that ask the same at the same time.
+//! Asks the policy, once for all concurrent callers with the same question.
 #![forbid(unsafe_code)]
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::observe::Observers;
 use crate::runtime::Runtime;
 use crate::sync::foreign::{Contained, Foreign, caught};
 
-/// What a guard has from the source of the DEKs that it stands in front of.
+/// What a guard knows about the DEK source behind it.
 pub(super) struct Surroundings {
     /// The KEKs that encrypt.
     writing: Box<[KekId]>,
@@ -51,7 +51,7 @@ impl Surroundings {
 /// A policy gave no decision.
 pub(super) struct Failure {
     pub(super) error: Contained<Error>,
-    /// What the denied caller is told of it. Nothing of what the policy says.
+    /// The part that the denied caller sees. It contains nothing from the policy.
     pub(super) told: Option<&'static str>,
 }
 
@@ -79,13 +79,13 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Takes a decision that is for one operation. Returns whether nobody had.
+    /// Claims a decision that is for one operation. Returns whether this caller is the first.
     pub(super) fn take(&self) -> bool {
         !self.taken.swap(true, Ordering::AcqRel)
     }
 }
 
-/// What became of a question, for all that asked it.
+/// The outcome of a question, for all that asked it.
 #[derive(Clone)]
 pub(super) struct Answered(Arc<Result<Answer, Failure>>);
 
@@ -112,13 +112,13 @@ pub(super) struct Asker {
     pub(super) surroundings: Surroundings,
     /// How often the policy was asked.
     questions: AtomicU64,
-    /// By all that a decision depends on: what is asked, and the state of the rules.
+    /// By everything that a decision depends on: the question and the state of the rules.
     in_flight: PerProcess<Questions>,
 }
 
 type Questions = InFlight<(Stamp, AskedBefore), Answered>;
 
-/// One who asked. The last one to go takes the question along, which may be large.
+/// A caller that asked. The last one to leave drops the question, which may be large.
 struct Boarded {
     in_flight: Arc<OfProcess<Questions>>,
     key: (Stamp, AskedBefore),
@@ -140,8 +140,8 @@ impl Asker {
         Arc::new(Self { policy, options, surroundings, questions, in_flight: PerProcess::new() })
     }
 
-    /// Asks, or joins those who ask the same under the same rules. Whoever waits drives the
-    /// question, so that none depends on the runtime or the timeout of another.
+    /// Asks, or joins callers with the same question under the same rules. Each waiter drives the
+    /// question, so that none depends on another's runtime or timeout.
     pub(super) async fn ask(self: &Arc<Self>, asked: Asked<'_>, rules: Stamp) -> Answered {
         let key = (rules, AskedBefore::of(asked, self.options.with_request_id));
         let (now, runtime) = (self.surroundings.clock.now(), self.surroundings.runtime.as_ref());
@@ -165,11 +165,11 @@ impl Asker {
         Answered(Arc::new(answer))
     }
 
-    /// Asks the policy once. Whatever it does ends in a decision or a failure.
+    /// Asks the policy once. Whatever the policy does, the result is a decision or a failure.
     async fn decide(&self, asked: Asked<'_>, began: Moment) -> Result<Decision, Failure> {
         let Surroundings { writing, all, timer, .. } = &self.surroundings;
         let nanos = u64::try_from(began.wall_nanos()).unwrap_or_default();
-        // What it does not see, its decision does not depend on.
+        // A decision cannot depend on what the policy does not see.
         let without_id = match self.options.with_request_id {
             true => None,
             false => asked.caller.map(Caller::without_request_id),
@@ -193,7 +193,7 @@ impl Asker {
         };
         let answer = answer.ok_or_else(Failure::panicked)?;
         let decision = answer.map_err(|error| Failure { error, told: None })?;
-        // A policy that blocks its thread lets no timer end it. A denial that is late still counts.
+        // No timer can end a policy that blocks its thread. A late denial still counts.
         let is_late = timer.can_wait() && self.surroundings.clock.now().since(began) > timeout;
         if is_late && decision.is_allowed() { Err(Failure::late()) } else { Ok(decision) }
     }

@@ -1,7 +1,8 @@
-//! The cached decisions. moka bounds their number, and each has its end. In front of it each thread
-//! remembers the last few, so that a decision costs less than a look-up.
+//! The cached decisions. moka bounds their number, and each has an end. In front of the cache, each
+//! thread remembers the last few decisions, so that they cost less than a look-up.
 //!
-//! Questions are compared whole, never by a hash alone, so that a decision answers no other one.
+//! Questions are compared completely, never just by a hash, so that a decision never answers
+//! another question.
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
@@ -20,29 +21,29 @@ use crate::clock::Moment;
 use crate::context::EncryptionContext;
 use crate::memory::fork::{OfProcess, PerProcess};
 
-/// A decision of this size counts as one, a larger one as several.
+/// A decision of this size counts as one, and a larger one as several.
 const BYTES_OF_ONE: usize = 1024;
-/// About what a decision takes beside its texts: keys, pointers, the cache's own.
+/// The approximate overhead of a decision beyond its texts: keys, pointers, the cache's own data.
 const BYTES_OF_EACH: usize = 384;
-/// A decision that counts as more than this is not remembered by threads, and the cache is brought
-/// within its bound at once.
+/// A decision that counts as more than this is not remembered by threads, and the cache is trimmed
+/// to its bound at once.
 const HEAVY: u32 = 8;
-/// A decision that counts as more is not cached: moka frees the memory of what it evicted late.
+/// A decision that counts as more is not cached, since moka frees evicted memory late.
 const TOO_HEAVY: u32 = 256;
 /// How many decisions a thread remembers.
 const REMEMBERED: u64 = 16;
 const REMEMBERED_LEN: usize = 16;
 
-/// When the rules changed last. A decision of another state of the rules is not used.
+/// The last change of the rules. A decision under other rules is not used.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Stamp {
-    /// What the policy says.
+    /// The generation that the policy reports.
     pub(super) generation: u64,
-    /// How often decisions were dropped here.
+    /// The number of times that decisions were dropped here.
     pub(super) epoch: u64,
 }
 
-/// What a decision depends on, but for the time and what is the same for a whole envelope.
+/// What a decision depends on, except for the time and what is the same for a whole envelope.
 #[derive(Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) operation: Action,
@@ -50,7 +51,7 @@ pub(super) struct Asked<'a> {
     pub(super) caller: Option<&'a Caller>,
 }
 
-/// A decision and for how long it is used.
+/// A decision and how long it is used.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) decision: Arc<Decision>,
@@ -61,8 +62,8 @@ pub(super) struct Entry {
     pub(super) until: Moment,
     /// Until when it is used while the policy is unavailable.
     pub(super) last_known_until: Moment,
-    /// How often it allowed from the cache, with those before it about the same question. Counted
-    /// only where these are reported.
+    /// How often it, and earlier decisions about the same question, allowed from the cache. Counted
+    /// only if these are reported.
     pub(super) uses: Arc<AtomicU32>,
 }
 
@@ -71,7 +72,7 @@ impl Entry {
         self.stamp == stamp && !now.is_past(self.until)
     }
 
-    /// Whether it serves in an outage.
+    /// Whether it is used in an outage.
     pub(super) fn is_last_known(&self, stamp: Stamp, now: Moment) -> bool {
         self.stamp == stamp && !now.is_past(self.last_known_until)
     }
@@ -87,7 +88,7 @@ impl Entry {
 pub(super) struct AskedBefore {
     operation: Action,
     context: EncryptionContext,
-    /// With its request only if a decision may depend on that.
+    /// Includes the request only if a decision may depend on it.
     caller: Option<Caller>,
 }
 
@@ -120,7 +121,7 @@ impl AskedBefore {
         Asked { operation: *operation, context, caller: caller.as_ref() }
     }
 
-    /// Whether it is this question, without a key being made for it.
+    /// Compares a question without building a key for it.
     #[inline]
     fn is(&self, asked: Asked<'_>, with_request_id: bool) -> bool {
         let is_caller = match (&self.caller, asked.caller) {
@@ -132,10 +133,10 @@ impl AskedBefore {
         is_caller && self.operation == asked.operation && self.context == *asked.context
     }
 
-    /// How many decisions it counts as, with its answer.
+    /// Returns how many decisions it counts as, with its answer.
     fn weight(&self, answer: &Decision) -> u32 {
         let pairs = self.context.iter().map(|(name, value)| memory_of([name, value]));
-        // The context has its canonical bytes beside its pairs.
+        // The context has its canonical bytes in addition to its pairs.
         let context = self.context.as_bytes().len() + pairs.sum::<usize>();
         let caller = self.caller.as_ref().map_or(0, Caller::memory);
         let reasons = memory_of(answer.reasons().iter().map(|reason| &**reason));
@@ -144,7 +145,7 @@ impl AskedBefore {
     }
 }
 
-/// What a thread remembers. What is looked at first stands first.
+/// A decision that a thread remembers. Fields that are checked first come first.
 struct Remembered {
     owner: u64,
     /// Whether it allows.
@@ -162,11 +163,11 @@ type Cached = Cache<AskedBefore, Entry>;
 
 /// The decisions of one envelope.
 pub(super) struct Decisions {
-    /// Distinguishes them in what threads remember.
+    /// Distinguishes this cache in what threads remember.
     number: u64,
     with_request_id: bool,
     max_decisions: u64,
-    /// For how long a decision can be of use. moka frees the memory some time after it.
+    /// How long a decision can be useful. moka frees the memory some time after that.
     kept_for: Duration,
     cached: PerProcess<Cached>,
 }
@@ -183,9 +184,8 @@ impl Decisions {
         }
     }
 
-    /// Looks for the decision about this question that is in force, and gives it to `quick`, which
-    /// calls no foreign code. Where that returns nothing, the decision itself is returned, as the
-    /// error.
+    /// Looks up the decision in force about this question and passes it to `quick`, which calls no
+    /// foreign code. If that returns nothing, the decision itself is returned as the error.
     pub(super) fn with<R>(
         &self,
         asked: Asked<'_>,
@@ -212,8 +212,8 @@ impl Decisions {
         Some(answer)
     }
 
-    /// Whether this thread remembers that this question is allowed, and the decision is in force. It is
-    /// all that most operations ask, so nothing is moved about.
+    /// Whether this thread remembers that this question is allowed and the decision is in force.
+    /// Most operations ask no more, so nothing is moved.
     #[inline]
     pub(super) fn remembers_allow(&self, asked: Asked<'_>, stamp: Stamp, now: Moment) -> bool {
         let allows = self.slot(asked, |slot| {
@@ -223,7 +223,7 @@ impl Decisions {
         allows == Some(true)
     }
 
-    /// Whether what a thread remembers is the decision about this question, and in force.
+    /// Whether the remembered decision is about this question and in force.
     #[inline]
     fn answers(&self, of: &Remembered, asked: Asked<'_>, stamp: Stamp, now: Moment) -> bool {
         of.owner == self.number
@@ -231,13 +231,13 @@ impl Decisions {
             && of.key.is(asked, self.with_request_id)
     }
 
-    /// Returns the last decision about this question, whether in force or not.
+    /// Returns the last decision about this question, in force or not.
     pub(super) fn last(&self, asked: Asked<'_>) -> Option<Entry> {
         self.cached().get(&AskedBefore::of(asked, self.with_request_id))
     }
 
-    /// Keeps a decision, unless a newer question has one. Also one that has ended: it replaces an
-    /// older one, which must not come back in an outage.
+    /// Stores a decision, unless a newer question has one. It also stores a decision that has
+    /// ended: it replaces an older one, which must not return in an outage.
     pub(super) fn put(&self, asked: Asked<'_>, mut entry: Entry) {
         if self.kept_for.is_zero() {
             return;
@@ -261,8 +261,8 @@ impl Decisions {
         }
     }
 
-    /// Prolongs the decision of question `question` until `until`, if it is still there. Returns what
-    /// is there now.
+    /// Extends the decision of question `question` until `until`, if it is still there. Returns the
+    /// current decision.
     pub(super) fn prolong(&self, asked: Asked<'_>, question: u64, until: Moment) -> Option<Entry> {
         let key = AskedBefore::of(asked, self.with_request_id);
         let result = self.cached().entry(key).and_compute_with(|there| match there {
@@ -276,7 +276,7 @@ impl Decisions {
         result.into_entry().map(moka::Entry::into_value)
     }
 
-    /// How many decisions are cached.
+    /// Returns the number of cached decisions.
     #[cfg(test)]
     pub(super) fn weight(&self) -> (u64, u64) {
         let cached = self.cached();
@@ -294,8 +294,8 @@ impl Decisions {
         })
     }
 
-    /// The place where this thread remembers the decision about a question. `None` while the thread
-    /// ends.
+    /// Returns the slot in which this thread remembers the decision about a question. `None` while
+    /// the thread ends.
     #[inline]
     fn slot<R>(
         &self,
@@ -369,7 +369,7 @@ mod tests {
         let look = |stamp| decisions.with(asked, stamp, clock.now(), |entry| Some(entry.question));
         assert!(look(Stamp { generation: 2, epoch: 1 }).is_none());
         assert!(look(Stamp { generation: 1, epoch: 2 }).is_none());
-        // From the cache, and then from what the thread remembers.
+        // From the cache first, and then from what the thread remembers.
         assert!(matches!(look(STAMP), Some(Ok(1))));
         assert!(matches!(look(STAMP), Some(Ok(1))));
         assert!(look(Stamp { generation: 2, epoch: 1 }).is_none());

@@ -1,4 +1,5 @@
-//! Holds operations and handles to what the policy decided, and asks it where that is not known.
+//! Ties operations and handles to the policy's decisions, and asks the policy if a decision is not
+//! cached.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -23,30 +24,30 @@ use crate::sync::foreign::caught;
 /// How often the policy is asked again because it was reloaded during the request.
 const ATTEMPTS: usize = 3;
 /// The pause before an unavailable policy is asked again about a question whose last known decision
-/// serves.
+/// is being used.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A policy with its cached decisions, in front of one envelope.
 pub(crate) struct Guard {
     asker: Arc<Asker>,
     decisions: Decisions,
-    /// How often decisions were dropped here.
+    /// The number of times that decisions were dropped here.
     epoch: AtomicU64,
-    /// The generation of the policy that was seen last.
+    /// The last generation of the policy that was seen.
     last_seen: AtomicU64,
 }
 
-/// The proof that an operation may be done.
+/// The proof that an operation is allowed.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) struct Granted {
     stamp: Stamp,
     until: Moment,
-    /// The decision had ended when it arrived. It is for the operation that asked, and no longer.
+    /// The decision had ended when it arrived. It covers only the operation that asked.
     for_one: bool,
 }
 
 impl Granted {
-    /// Returns what is over as soon as one of two proofs under the same rules is.
+    /// Returns a proof that ends as soon as one of two proofs under the same rules does.
     pub(crate) fn first_over(self, other: Self) -> Self {
         match (self.for_one, other.for_one) {
             (true, _) => other,
@@ -56,7 +57,7 @@ impl Granted {
     }
 }
 
-/// Completes when it is known whether an operation may be done.
+/// Completes when it is known whether an operation is allowed.
 pub(crate) enum Permit<'a> {
     Known(Option<Result<Granted, Error>>),
     Asking(BoxFuture<'a, Result<Granted, Error>>),
@@ -67,7 +68,7 @@ impl Future for Permit<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
-            // A future is not polled after its end. If it is, it stays silent.
+            // A future is not polled after its end. If it is, it stays pending.
             Self::Known(known) => known.take().map_or(Poll::Pending, Poll::Ready),
             Self::Asking(asking) => asking.as_mut().poll(cx),
         }
@@ -86,7 +87,7 @@ impl Guard {
         Ok(Self { asker: Asker::new(policy, options, source), decisions, epoch, last_seen })
     }
 
-    /// Whether an operation may be done.
+    /// Checks whether an operation is allowed.
     #[cold]
     #[inline(never)]
     pub(crate) fn permit<'a>(
@@ -102,8 +103,8 @@ impl Guard {
         }
     }
 
-    /// Whether this thread knows that an operation is allowed at `now`, and there is nobody to be told
-    /// of it. If not, [`permit_cached`](Self::permit_cached) says what is.
+    /// Whether this thread knows that an operation is allowed at `now` and nobody has to be
+    /// notified. If not, [`permit_cached`](Self::permit_cached) decides.
     #[inline]
     pub(crate) fn allows_at_once(
         &self,
@@ -112,14 +113,14 @@ impl Guard {
         context: &EncryptionContext,
         caller: Option<&Caller>,
     ) -> bool {
-        // A decision about nobody is never made where a caller is required, so it is not remembered.
+        // If a caller is required, a decision without one is never made, and so never remembered.
         self.asker.options.report_every == 0
             && self.stamp().is_some_and(|stamp| {
                 self.decisions.remembers_allow(Asked { operation, context, caller }, stamp, now)
             })
     }
 
-    /// Whether an operation may be done, if that is known without asking the policy.
+    /// Checks whether an operation is allowed, if that is known without asking the policy.
     #[cold]
     #[inline(never)]
     pub(crate) fn permit_cached(
@@ -132,7 +133,7 @@ impl Guard {
         self.known(now, Asked { operation, context, caller })
     }
 
-    /// Whether a handle may be given out: as [`permit`](Self::permit), if the decision lasts.
+    /// Checks whether a handle may be issued: like [`permit`](Self::permit), if the decision lasts.
     pub(crate) async fn lease(
         self: &Arc<Self>,
         operation: Action,
@@ -151,13 +152,13 @@ impl Guard {
         Ok(Permission { guard: self.clone(), granted })
     }
 
-    /// Whether what was granted may not be done any more.
+    /// Whether the grant no longer holds.
     pub(crate) fn is_over(&self, granted: Granted) -> bool {
         let Granted { stamp, until, for_one } = granted;
         self.stamp() != Some(stamp) || !for_one && self.now().is_past(until)
     }
 
-    /// The denial of an operation on many contexts, the decisions about which never held at once.
+    /// Denies an operation on many contexts whose decisions were never in force at the same time.
     pub(crate) fn unsettled(
         &self,
         operation: Action,
@@ -168,15 +169,15 @@ impl Guard {
         self.deny(Asked { operation, context, caller }, reason)
     }
 
-    /// Drops every decision, and ends the handles that rest on one.
+    /// Drops every decision, and ends the handles that depend on one.
     pub(crate) fn forget(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The state of the rules now. `None` if the policy does not tell.
+    /// Returns the current state of the rules. `None` if the policy does not report it.
     ///
-    /// A generation that differs from the last one raises the epoch, so that what ended stays ended
-    /// when the number comes back. Of several threads that see the change, one raises it. A thread
+    /// A generation that differs from the last one raises the epoch, so that ended decisions stay
+    /// ended even if the number returns. If several threads see the change, one raises it. A thread
     /// that returns the new number has seen it raised.
     #[inline]
     pub(crate) fn stamp(&self) -> Option<Stamp> {
@@ -188,11 +189,11 @@ impl Guard {
         Some(Stamp { generation, epoch: self.epoch.load(Ordering::Acquire) })
     }
 
-    /// Raises the epoch, if it still is `from`, for a generation that was not the last one.
+    /// Raises the epoch, if it is still `from`, for a generation that was not the last one.
     #[cold]
     fn raise(&self, from: u64, generation: u64) {
         let to = from.wrapping_add(1);
-        // If it fails, somebody else raised it since.
+        // If this fails, somebody else has raised it.
         let _ = self.epoch.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
         self.last_seen.store(generation, Ordering::Release);
     }
@@ -228,7 +229,7 @@ impl Guard {
     }
 
     async fn ask(&self, asked: Asked<'_>) -> Result<Granted, Error> {
-        // A decision that is not used again is for the one who asks.
+        // A decision that is not used again belongs to the caller that asked.
         let mut alone = self.asker.options.cache_for.is_zero();
         for _ in 0..ATTEMPTS {
             let Some(stamp) = self.stamp() else {
@@ -240,7 +241,7 @@ impl Guard {
                 false => self.asker.ask(asked, stamp).await,
             };
             match self.stamp() {
-                // The answer may be that of the rules before.
+                // The answer may come from the previous rules.
                 Some(now) if now != stamp => continue,
                 Some(_) => {}
                 None => return self.settle_without(asked, &Failure::panicked(), None, None),
@@ -252,7 +253,7 @@ impl Guard {
             };
             let entry = self.entry(answer, stamp);
             let for_one = self.now().is_past(entry.until);
-            // It is for one operation, and for one that began before the question.
+            // It covers one operation, and only one that began before the question.
             let is_mine = || began.since(answer.began).is_zero() && answer.take();
             if for_one && entry.decision.is_allowed() && !is_mine() {
                 alone = true;
@@ -277,7 +278,8 @@ impl Guard {
         Entry { decision, question: *question, stamp, until, last_known_until, uses }
     }
 
-    /// The policy gave no decision. In an outage the last known one of these rules may serve.
+    /// Handles a policy that gave no decision. In an outage the last known one under these rules
+    /// may be used.
     fn settle_without(
         &self,
         asked: Asked<'_>,
@@ -294,7 +296,7 @@ impl Guard {
         let last = self.decisions.last(asked).filter(serves);
         let last_known = last.is_some();
         self.emit(&Event::PolicyFailed { operation, context, error, last_known });
-        // Meanwhile another thread may have its answer. Then that one counts.
+        // Meanwhile another thread may have received an answer. Then that one counts.
         let prolong = |last: Entry| {
             let until = self.now().plus(RETRY_AFTER);
             self.decisions.prolong(asked, last.question, until)
@@ -313,14 +315,14 @@ impl Guard {
         Err(denial(asked, &denied).with_source(error.clone()))
     }
 
-    /// A denial by this layer.
+    /// Returns a denial by this layer.
     fn deny(&self, asked: Asked<'_>, reason: &str) -> Error {
         let denied = Decision::deny([reason]);
         self.report(asked, &denied, None);
         denial(asked, &denied)
     }
 
-    /// Tells the observers of a decision.
+    /// Reports a decision to the observers.
     fn report(&self, asked: Asked<'_>, decision: &Decision, elapsed: Option<Duration>) {
         let Asked { operation, context, caller } = asked;
         let (reasons, revision) = (decision.reasons(), decision.revision());
@@ -357,7 +359,7 @@ impl fmt::Debug for Guard {
     }
 }
 
-/// What a handle rests on: a decision that allows, until it ends or the rules change.
+/// The basis of a handle: a decision that allows, until it ends or the rules change.
 #[derive(Debug)]
 pub(crate) struct Permission {
     guard: Arc<Guard>,

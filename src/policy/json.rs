@@ -7,7 +7,7 @@ use super::Question;
 use crate::caller::Caller;
 use crate::context::EncryptionContext;
 
-/// What is not known is left out: for Rego, `null` is a value.
+/// Unknown fields are left out, because `null` is a value in Rego.
 impl Serialize for Question<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_map(None)?;

@@ -1,11 +1,12 @@
-//! Who may do what: a policy is asked before each operation, also where the DEK is cached.
+//! Policies decide who may do what. A policy is asked before each operation, even if the DEK is
+//! cached.
 //!
 //! ```text
 //!   operation ──► decision of this thread ──► cached decision ──► Policy (yours, Rego, OPA)
 //! ```
 //!
-//! A cached DEK serves whoever asks. So what decides about callers decides for each operation, and
-//! its decisions are cached apart from the DEKs. It knows nothing of messages and of key services.
+//! A cached DEK would serve anyone who asks. So policies decide for each operation, and decisions
+//! are cached separately from the DEKs. This layer knows nothing about messages or key services.
 //! docs/policy.md is the guide.
 #![forbid(unsafe_code)]
 
@@ -36,9 +37,9 @@ use crate::sync::foreign::caught;
 
 /// Decides who may do what.
 ///
-/// **Whatever is not a clear allow is a denial**: an error, a panic, an answer that is late. The
-/// crate `waxseal-policy` has implementations for Rego policies, in this process or on an OPA
-/// server. Yours may decide in code:
+/// **Anything but a clear allow is a denial**: an error, a panic, a late answer. The crate
+/// `waxseal-policy` has implementations for Rego policies, in this process or on an OPA server.
+/// Yours may decide in code:
 ///
 /// ```
 /// use waxseal::policy::{Action, BoxFuture, Decision, Policy, PolicyOptions, Question};
@@ -66,7 +67,7 @@ use crate::sync::foreign::caught;
 /// let analyst = Caller::builder().role("analyst").build()?;
 /// assert_eq!(&*envelope.acting_for(&analyst).decrypt(&context, Aad::empty(), &sealed).await?, b"Q3");
 ///
-/// // The DEK is cached. The next caller is asked about all the same, and so is nobody.
+/// // The DEK is cached, but the policy still decides about each caller, or about none.
 /// let intern = Caller::builder().role("intern").build()?;
 /// let error = envelope.acting_for(&intern).decrypt(&context, Aad::empty(), &sealed).await.unwrap_err();
 /// assert_eq!(error.kind(), ErrorKind::PolicyDenied);
@@ -75,19 +76,20 @@ use crate::sync::foreign::caught;
 /// # Ok::<(), Error>(()) }).unwrap();
 /// ```
 ///
-/// Its Debug names it in [`Event::Configured`](crate::Event::Configured), so it shows no secret.
+/// Its Debug output names it in [`Event::Configured`](crate::Event::Configured), so it must not
+/// show a secret.
 pub trait Policy: fmt::Debug + Send + Sync {
-    /// Decides. What it depends on is in the question, and nothing else but the time may change the
-    /// decision until [`generation`](Self::generation) changes: decisions are cached.
+    /// Decides. The decision may depend only on the question and the time, until
+    /// [`generation`](Self::generation) changes, because decisions are cached.
     ///
     /// # Errors
     /// Any error is a denial. [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) and
-    /// [`ErrorKind::Throttled`](crate::ErrorKind::Throttled) are an outage, for which
+    /// [`ErrorKind::Throttled`](crate::ErrorKind::Throttled) are outages, for which
     /// [`PolicyOptions::last_known_for`] may choose otherwise.
     fn decide<'a>(&'a self, question: &'a Question<'a>) -> BoxFuture<'a, Result<Decision, Error>>;
 
-    /// Returns a number that changes whenever the rules or their data do. All decisions of another
-    /// number are dropped, and handles that rest on one end, also if the number comes back. It is
+    /// Returns a number that changes whenever the rules or their data do. Decisions made under
+    /// another number are dropped, and handles based on them end, even if the number returns. It is
     /// called for each operation, so it must be quick.
     fn generation(&self) -> u64 {
         0
@@ -104,7 +106,7 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
     }
 }
 
-/// How a policy and its options are named where the configuration is reported.
+/// Describes a policy and its options for the configuration event.
 pub(crate) fn described(
     policy: Option<&(Arc<dyn Policy>, PolicyOptions)>,
 ) -> Vec<(&'static str, String)> {
@@ -137,31 +139,31 @@ pub(crate) fn described(
 /// }
 /// ```
 ///
-/// What is not known is left out. An empty list is there.
+/// Unknown fields are left out. Empty lists are included.
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Question<'a> {
-    /// What is to be done.
+    /// The operation.
     pub operation: Action,
     /// The data domain, if the envelope has one: [`PolicyOptions::domain`].
     pub domain: Option<&'a str>,
-    /// The KEKs that the operation may use, as configured: to encrypt those that wrap, to decrypt
-    /// and rewrap all of the envelope. Not those that a message names, since whoever can write
-    /// messages chooses these.
+    /// The KEKs that the operation may use, as configured: to encrypt, those that wrap; to decrypt
+    /// and rewrap, all KEKs of the envelope. They are not those that a message names, which anyone
+    /// who can write messages chooses.
     pub kek_ids: &'a [KekId],
     /// The encryption context.
     pub context: &'a EncryptionContext,
-    /// On whose behalf. `None` if no caller was named.
+    /// The caller. `None` if no caller was named.
     pub caller: Option<&'a Caller>,
     /// The time of the question. A decision is used for a while after it.
     pub time: SystemTime,
-    /// The request, if the caller named one and
-    /// [`PolicyOptions::ignore_request_id`] is not set. Take it from here, not from the caller.
+    /// The request id, if the caller has one and [`PolicyOptions::ignore_request_id`] is not set.
+    /// Take it from here, not from the caller.
     pub request_id: Option<&'a str>,
 }
 
 impl<'a> Question<'a> {
-    /// Makes a question without domain, KEKs, caller and request, at the time of now. For tests of
+    /// Makes a question without domain, KEKs, caller and request, at the current time. For tests of
     /// policies.
     #[must_use]
     pub fn new(operation: Action, context: &'a EncryptionContext) -> Self {
@@ -170,7 +172,7 @@ impl<'a> Question<'a> {
         Self { operation, domain, kek_ids, context, caller, time, request_id }
     }
 
-    /// Sets the caller, and with it the request.
+    /// Sets the caller, and with it the request id.
     #[must_use]
     pub fn caller(mut self, caller: &'a Caller) -> Self {
         (self.caller, self.request_id) = (Some(caller), caller.request_id());
@@ -198,8 +200,8 @@ impl<'a> Question<'a> {
         self
     }
 
-    /// Returns the time in UTC as RFC 3339 writes it. Empty for a time that it cannot write, such as
-    /// one after the year 9999.
+    /// Returns the time in UTC in the form of RFC 3339. Empty for a time that it cannot express,
+    /// such as one after the year 9999.
     #[must_use]
     pub fn time_rfc3339(&self) -> String {
         let nanos = |duration: Duration| i128::try_from(duration.as_nanos()).ok();
@@ -214,7 +216,7 @@ impl<'a> Question<'a> {
     }
 }
 
-/// Without the request id.
+/// Omits the request id.
 impl fmt::Debug for Question<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Question")
@@ -228,7 +230,7 @@ impl fmt::Debug for Question<'_> {
     }
 }
 
-/// What a [`Policy`] decided.
+/// The decision of a [`Policy`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Decision {
     is_allowed: bool,
@@ -238,19 +240,18 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// The most reasons that are kept of a denial.
+    /// The maximum number of reasons kept of a denial.
     pub const MAX_REASONS: usize = 32;
-    /// The most bytes that are kept of a reason, and of a revision.
+    /// The maximum size of a reason, and of a revision, in bytes. The rest is dropped.
     pub const MAX_REASON_BYTES: usize = 512;
 
-    /// The operation may be done.
+    /// Allows the operation.
     #[must_use]
     pub fn allow() -> Self {
         Self { is_allowed: true, reasons: Arc::default(), revision: None, valid_for: None }
     }
 
-    /// The operation may not be done, for these reasons. They reach the caller in
-    /// [`Error::reasons`].
+    /// Denies the operation, for these reasons. They reach the caller in [`Error::reasons`].
     #[must_use]
     pub fn deny<R: AsRef<str>>(reasons: impl IntoIterator<Item = R>) -> Self {
         let reasons = reasons.into_iter().take(Self::MAX_REASONS);
@@ -258,23 +259,23 @@ impl Decision {
         Self { is_allowed: false, reasons, revision: None, valid_for: None }
     }
 
-    /// Sets which revision of the policy decided.
+    /// Sets the revision of the policy that decided.
     #[must_use]
     pub fn with_revision(mut self, revision: impl AsRef<str>) -> Self {
         self.revision = Some(cut(revision.as_ref()).into());
         self
     }
 
-    /// Sets for how long the decision may be used, counted from the question: until the business
-    /// hours end, say. It shortens [`PolicyOptions::cache_for`], and no outage prolongs it. With 0 it
-    /// is for one operation, and no handle rests on it.
+    /// Sets how long the decision may be used, counted from the question, such as until the end of
+    /// business hours. It shortens [`PolicyOptions::cache_for`], and no outage extends it. With 0
+    /// it covers one operation, and no handle can be based on it.
     #[must_use]
     pub fn valid_for(mut self, duration: Duration) -> Self {
         self.valid_for = Some(duration);
         self
     }
 
-    /// Returns whether the operation may be done.
+    /// Returns whether the operation is allowed.
     #[must_use]
     pub fn is_allowed(&self) -> bool {
         self.is_allowed
@@ -293,7 +294,7 @@ impl Decision {
     }
 }
 
-/// The beginning of a text, of so many bytes as are kept.
+/// Returns the beginning of a text, up to the maximum size.
 fn cut(text: &str) -> &str {
     let end = text.floor_char_boundary(Decision::MAX_REASON_BYTES);
     text.get(..end).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! How a policy is asked, and for how long its decisions are used.
+//! How a policy is asked, and how long its decisions are used.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -11,11 +11,11 @@ const DEFAULT_MAX_DECISIONS: u64 = 10_000;
 const HARD_MAX_DECISIONS: u64 = 1 << 20;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// As for DEKs: a revoked permission works for a day at most.
+/// The same limit as for DEKs: a revoked permission works for a day at most.
 const LONGEST_LAST_KNOWN: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Options of [`EnvelopeBuilder::policy`](crate::EnvelopeBuilder::policy). A value out of range is
-/// refused by `build`.
+/// Options of [`EnvelopeBuilder::policy`](crate::EnvelopeBuilder::policy). `build` refuses a value
+/// out of range.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,53 +62,55 @@ impl PolicyOptions {
         self
     }
 
-    /// Sets how many decisions are cached: 1 to 1,048,576, by default 10,000. One that takes
-    /// more memory than a KiB, with its question, counts as several, so that memory is bounded too.
+    /// Sets how many decisions are cached: 1 to 1,048,576, by default 10,000. A decision that takes
+    /// more than 1 KiB, including its question, counts as several, so that memory is bounded too.
     pub fn max_decisions(mut self, decisions: u64) -> Self {
         self.max_decisions = Some(decisions);
         self
     }
 
-    /// Sets how long the policy may take. A later allow is an outage, also if the policy blocked its
-    /// thread. 1 ms to 60 s, by default 1 second. It needs a [`Runtime`](crate::Runtime): without one
-    /// there is no timeout, and a policy that hangs does so for ever.
+    /// Sets how long the policy may take: 1 ms to 60 s, by default 1 second. A later allow counts
+    /// as an outage, even if the policy blocked its thread. This needs a
+    /// [`Runtime`](crate::Runtime): without one there is no timeout, and a policy that hangs does
+    /// so forever.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
     /// Sets what an outage of the policy means. With 0, the default, every operation without a
-    /// cached decision is denied. Otherwise the last decision about exactly this question goes on
-    /// for so much longer, whether it allows or denies, and the policy is asked again every second.
-    /// 0 to 24 hours. A permission that is revoked during the outage works as long.
+    /// cached decision is denied. Otherwise the last decision about exactly this question, allowing
+    /// or denying, is used for this much longer, and the policy is asked again every second. 0 to
+    /// 24 hours. A permission that is revoked during the outage keeps working for that long.
     pub fn last_known_for(mut self, duration: Duration) -> Self {
         self.last_known_for = Some(duration);
         self
     }
 
-    /// Keeps [request ids](crate::Caller::with_request_id) from the policy. Then requests of one
+    /// Hides [request ids](crate::Caller::with_request_id) from the policy, so that requests of one
     /// caller share a decision. By default the policy sees the id, and since a decision may depend
-    /// on it, each request asks for its own. Observers are told the id either way.
+    /// on it, each request asks separately. Observers see the id either way.
     pub fn ignore_request_id(mut self) -> Self {
         self.ignore_request_id = true;
         self
     }
 
-    /// Reports every so many operations that a cached decision allowed, counted for each
+    /// Reports every `every`-th operation that a cached decision allowed, counted for each
     /// question. 1 reports all of them, and 0, the default, none.
     pub fn report_cached_allows(mut self, every: u32) -> Self {
         self.report_cached_allows = every;
         self
     }
 
-    /// Denies every operation for which no caller is named, without asking the policy. Its reason is
-    /// "no caller is named".
+    /// Denies every operation without a named caller, without asking the policy. The reason is "no
+    /// caller is named".
     pub fn require_caller(mut self) -> Self {
         self.require_caller = true;
         self
     }
 
-    /// Whether every value is in its range, and the domain is left to the envelope that has one.
+    /// Checks that every value is in range, and that the domain is unset because the domain's
+    /// envelope sets it.
     pub(crate) fn check_for_domain(&self) -> Result<(), Error> {
         if self.domain.is_some() {
             let detail = "domain: leave it out, the policy sees the name of the domain";
@@ -117,7 +119,7 @@ impl PolicyOptions {
         self.clone().check(Duration::MAX).map(drop)
     }
 
-    /// Checks them, against the longest time that a DEK serves.
+    /// Checks the options, given the longest time that a DEK serves.
     pub(super) fn check(self, max_age: Duration) -> Result<OptionsInForce, Error> {
         let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
         if !(Duration::from_millis(1)..=LONGEST_TIMEOUT).contains(&timeout) {
@@ -160,7 +162,7 @@ pub(super) struct OptionsInForce {
     pub(super) cache_for: Duration,
     pub(super) max_decisions: u64,
     pub(super) timeout: Duration,
-    /// How much longer the last known decision serves in an outage.
+    /// How much longer the last known decision is used in an outage.
     pub(super) last_known_for: Duration,
     pub(super) with_request_id: bool,
     pub(super) report_every: u32,

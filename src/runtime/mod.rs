@@ -14,7 +14,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-/// What is said of an option that needs a runtime where there is none.
+/// What an error says about an option that needs a runtime, if there is none.
 pub(crate) const NEEDED: &str =
     "needs a runtime: build in a tokio runtime with the feature `tokio`, or set `runtime`";
 
@@ -25,7 +25,7 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// retries and no hedging of calls to a key service, and a caller that finds a DEK due renews it.
 ///
 /// Both methods are called from any thread, inside and outside of async code. Any executor may poll
-/// what they return. Neither may panic after the runtime behind it has ended.
+/// the returned futures. Neither may panic after the runtime behind it has ended.
 pub trait Runtime: fmt::Debug + Send + Sync {
     /// Runs `future` to its end in the background. A runtime that has ended drops it.
     fn spawn(&self, future: BoxFuture<'static, ()>);
@@ -43,7 +43,7 @@ pub(crate) async fn sleep(duration: Duration) {
 }
 
 /// Lets `future` use tokio's timers and channels without the budget of the task that polls it. Code
-/// that blocks within a task never gets a new budget, and would spin for ever.
+/// that blocks within a task never gets a new budget, and would spin forever.
 #[cfg(feature = "tokio")]
 pub(crate) fn unconstrained<F: Future>(future: F) -> impl Future<Output = F::Output> {
     ::tokio::task::coop::unconstrained(future)

@@ -7,13 +7,14 @@ use std::future::Future;
 use crate::memory::fork;
 use crate::sync::foreign::Foreign;
 
-/// The tokio runtime in which something was built, if there was one. Later work runs there too, so
+/// The tokio runtime in which something was built, if there was one. Later work also runs there, so
 /// that it does not depend on the runtime of the caller that caused it.
 #[derive(Debug)]
 pub(crate) struct TaskSpawner {
     #[cfg(feature = "tokio")]
     runtime: Option<super::tokio::Handle>,
-    /// Of the process in which it was built. In the child of a fork its threads do not run.
+    /// The process in which it was built. In the child of a fork the runtime's threads do not
+    /// exist.
     #[cfg(feature = "tokio")]
     generation: u64,
 }
@@ -22,7 +23,7 @@ pub(crate) struct TaskSpawner {
 #[derive(Debug)]
 pub(crate) enum Interrupted {
     Panicked,
-    /// The runtime ended in the middle of it.
+    /// The runtime ended while the work was running.
     #[cfg(feature = "tokio")]
     Ended,
 }
@@ -42,8 +43,9 @@ impl TaskSpawner {
         self.runtime.as_ref().filter(|_| self.generation == fork::generation())
     }
 
-    /// Runs `work`, which may be foreign code, there. Without a runtime, or if it has ended or begins
-    /// nothing, it runs where this future is polled. Dropping the future ends the work.
+    /// Runs `work`, which may be foreign code, there. Without a runtime, or if it has ended or
+    /// starts nothing, the work runs where this future is polled. Dropping the future ends the
+    /// work.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -62,7 +64,7 @@ impl TaskSpawner {
         worked.ok_or(Interrupted::Panicked)
     }
 
-    /// Whether [`spawn`](Self::spawn) has a place for the work.
+    /// Whether [`spawn`](Self::spawn) has a runtime for the work.
     #[cfg(feature = "domains")]
     pub(crate) fn takes_tasks(&self) -> bool {
         #[cfg(feature = "tokio")]

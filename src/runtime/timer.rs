@@ -28,8 +28,8 @@ struct Timer {
 #[derive(Default)]
 struct Queue {
     entries: BinaryHeap<Reverse<Entry>>,
-    /// When the thread looks next. `None` while it is busy and will look again, or waits for the
-    /// first entry.
+    /// When the thread looks next. `None` while it is busy and will look again, or while it waits
+    /// for the first entry.
     looks_at: Option<Instant>,
     /// The thread ended, which only a bug in this file can cause.
     gone: bool,
@@ -90,8 +90,8 @@ impl Sleeper {
     }
 }
 
-/// In a pointer that is swapped and not in a lock, which a thread that a fork left behind could
-/// hold.
+/// Held in a pointer that is swapped and not in a lock, which a thread that a fork left behind
+/// could hold.
 static TIMER: ArcSwapOption<Timer> = ArcSwapOption::const_empty();
 
 impl Timer {
@@ -127,7 +127,7 @@ impl Timer {
         if let Some(old) = old
             && old.generation != generation
         {
-            // Its lock may be held for ever. It is never dropped, so that it is never touched.
+            // Its lock may be held forever. It is never dropped, so that it is never touched.
             std::mem::forget(old);
         }
         if ours {
@@ -141,7 +141,7 @@ impl Timer {
 
     fn add(&self, at: Instant, sleeper: &Arc<Sleeper>) {
         let mut queue = self.lock();
-        // Removes sleepers that left early now and then, so that the heap does not grow.
+        // From time to time, removes sleepers that left early, so that the heap does not grow.
         if queue.entries.len() >= 1024 && queue.entries.len().is_power_of_two() {
             queue.entries.retain(|Reverse(entry)| entry.sleeper.strong_count() > 0);
         }
@@ -250,7 +250,7 @@ impl Future for Sleep {
         if let Some(before) = self.sleeper.replace(sleeper)
             && before.generation != timer.generation
         {
-            // A thread that the fork left behind may hold its lock for ever.
+            // A thread that the fork left behind may hold its lock forever.
             std::mem::forget(before);
         }
         Poll::Pending

@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use super::{BoxFuture, Runtime, timer, unconstrained};
 
-/// A healthy runtime starts a task far sooner. If it does not, nothing drives it, or its only
-/// thread is blocked.
+/// A healthy runtime starts a task far sooner. Otherwise nothing drives it, or its only thread is
+/// blocked.
 pub(crate) const BEGINS_WITHIN: Duration = Duration::from_secs(1);
 
 /// The tokio runtime in which an [`Envelope`](crate::Envelope) was built.
@@ -57,7 +57,7 @@ impl Runtime for Tokio {
         Box::pin(async move {
             let mut sleep = sleep;
             if (&mut sleep).await.is_err() {
-                // No thread can be started. The wait ends early if that runtime has ended too,
+                // No thread can be started. If that runtime has ended too, the wait ends early
                 // instead of never.
                 let left = sleep.left();
                 let _ = Handed::new(async move { tokio::time::sleep(left).await }, &runtime).await;
@@ -66,7 +66,8 @@ impl Runtime for Tokio {
     }
 }
 
-/// Runs what `work` returns at each SIGHUP, on the caller's runtime, until it returns `None`.
+/// Runs the future that `work` returns at each SIGHUP, on the caller's runtime, until it returns
+/// `None`.
 ///
 /// # Errors
 /// There is no runtime with IO, or the system refuses.
@@ -83,7 +84,7 @@ where
     // Without IO it panics.
     let signals = catch_unwind(|| signal(SignalKind::hangup()));
     let signals = signals.map_err(|_| "the tokio runtime has no IO, which `enable_io` turns on")?;
-    let mut signals = signals.map_err(|_| "the system gives no signals")?;
+    let mut signals = signals.map_err(|_| "the system refuses to deliver signals")?;
     runtime.spawn(async move {
         while signals.recv().await.is_some() {
             let Some(work) = work() else { return };
@@ -103,7 +104,7 @@ pub(crate) fn has_timers() -> bool {
     catch_unwind(|| drop(tokio::time::sleep(Duration::ZERO))).is_ok()
 }
 
-/// Work that was given to a runtime, and is returned if that runtime does not begin it. It ends
+/// Work that was given to a runtime, and that is returned if the runtime does not start it. It ends
 /// when its waiter is dropped.
 pub(crate) struct Handed<F: Future> {
     work: Arc<Mutex<Option<F>>>,
@@ -112,9 +113,9 @@ pub(crate) struct Handed<F: Future> {
 
 /// Why there is no result.
 pub(crate) enum Unstarted<F> {
-    /// The runtime did not begin the work.
+    /// The runtime did not start the work.
     Work(F),
-    /// The runtime ended in the middle of it.
+    /// The runtime ended while the work was running.
     EndedMeanwhile,
     Panicked,
 }
@@ -167,11 +168,11 @@ impl<F: Future> Drop for Handed<F> {
     }
 }
 
-/// The runtime ended in the middle of the work, or was forced to drop it.
+/// The runtime ended while the work was running, or was forced to drop it.
 pub(crate) struct EndedMeanwhile;
 
-/// Runs `work`, which does not panic, on `runtime`, whoever polls this future; or where it is polled,
-/// if that runtime has ended or begins nothing.
+/// Runs `work`, which does not panic, on `runtime`, wherever this future is polled. If that runtime
+/// has ended or starts nothing, the work runs where it is polled.
 pub(crate) async fn run_on<F>(runtime: &Handle, work: F) -> Result<F::Output, EndedMeanwhile>
 where
     F: Future + Send + 'static,
@@ -205,8 +206,8 @@ where
     }
 }
 
-/// Whether the caller's runtime has an IO driver, which takes a socket to find out. As with
-/// [`has_timers`], the check prints only if there is none.
+/// Whether the caller's runtime has an IO driver. Finding out takes a socket. Like [`has_timers`],
+/// the check prints a message only if there is none.
 pub(crate) fn has_io() -> bool {
     #[cfg(unix)]
     let ask = || drop(tokio::net::UnixDatagram::unbound());

@@ -1,4 +1,4 @@
-//! Which operations ask, what the policy sees, and that a cached DEK lets nobody past it.
+//! Which operations ask, what the policy sees, and that a cached DEK does not bypass it.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! The memory of cached decisions is bounded. Each test has a process of its own to measure.
+//! The memory of cached decisions is bounded. Each test has its own process to measure.
 
 use waxseal::policy::{Decision, PolicyOptions};
 use waxseal::{Aad, Caller};

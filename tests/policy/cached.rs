@@ -150,7 +150,7 @@ fn a_decision_of_the_rules_before_a_reload_is_not_used() {
     });
     assert_eq!(denied(encrypt(&ground, &who, &acme)), ["new rules"]);
     assert_eq!(rules.count(), 2);
-    // Rules that never stand still decide nothing.
+    // Rules that keep changing decide nothing.
     let reloads = rules.clone();
     rules.answer(move |_| {
         reloads.reload();

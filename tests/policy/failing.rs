@@ -1,4 +1,4 @@
-//! Policies that fail. Whatever is not a clear allow is a denial.
+//! Policies that fail. Everything but a clear allow is a denial.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -62,7 +62,7 @@ fn a_policy_that_hangs_or_panics_denies_in_time() {
         (Fault::PanicsTwice, "it panicked"),
         (Fault::NoGeneration, "it panicked"),
     ] {
-        // Also where the last known decision may serve: there is none.
+        // Even if the last known decision may serve: there is none.
         for last_known in [0, 60] {
             let options = PolicyOptions::default()
                 .timeout(Duration::from_millis(50))
@@ -101,7 +101,7 @@ fn an_error_is_a_denial_that_says_so_and_is_not_remembered() {
         let error = encrypt().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PolicyDenied);
         assert!(!error.is_retryable());
-        // What the policy says of itself is for the service and not for who was denied.
+        // What the policy says about itself is for the service and not for the denied caller.
         let expected = format!("the policy gave no decision ({})", kind.as_str());
         assert_eq!(&*error.reasons()[0], expected);
         let cause = error.cause().unwrap().downcast_ref::<Error>().unwrap();

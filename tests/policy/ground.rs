@@ -154,7 +154,7 @@ impl fmt::Debug for Ground {
     }
 }
 
-/// Runs a test in a process of its own. `name` is its full name.
+/// Runs a test in a separate process. `name` is its full name.
 pub(crate) fn alone(name: &str, test: impl FnOnce()) {
     const IS_ALONE: &str = "WAXSEAL_TEST_IS_ALONE";
     if std::env::var_os(IS_ALONE).is_some() {

@@ -1,5 +1,5 @@
 //! What a policy decides and when: which operations ask, what is cached and for how long, what
-//! failures mean, handles, and what observers are told.
+//! failures mean, handles, and what observers get.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 

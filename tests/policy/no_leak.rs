@@ -165,8 +165,8 @@ fn says(question: &Question<'_>, salt: u64) -> (bool, u64) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Exactly: what was decided about this question serves until its end, and not a moment longer,
-    /// and through whatever call it is asked.
+    /// The decision about this question serves exactly until its end, through any call that asks
+    /// it.
     #[test]
     fn a_decision_serves_its_own_question_until_it_ends_and_no_longer(
         steps in proptest::collection::vec(step(), 1..120),

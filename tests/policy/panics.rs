@@ -129,7 +129,7 @@ impl Drop for PanicsAndBites {
     }
 }
 
-/// In a process of its own, which a panic in a destructor would abort.
+/// In a separate process, which a panic in a destructor would abort.
 #[test]
 fn a_policy_that_panics_in_poll_and_in_its_destructor_aborts_nothing() {
     alone("panics::a_policy_that_panics_in_poll_and_in_its_destructor_aborts_nothing", || {

@@ -21,7 +21,7 @@ use crate::ground::{SECOND, caller, context, denied};
 
 type Answer = dyn for<'q> Fn(&Question<'q>) -> Result<Decision, Error> + Send + Sync;
 
-/// A policy that answers when its gate is open, whoever polls it.
+/// A policy that answers when its gate is open, polled by any caller.
 #[derive(Clone)]
 struct Gated(Arc<Inner>);
 
@@ -146,7 +146,7 @@ fn a_hundred_that_ask_the_same_at_once_are_one_question() {
     let calls: Vec<_> = callers.iter().map(|caller| begun(&envelope, caller, &acme)).collect();
     assert_eq!((policy.asked(), policy.waiting()), (1, 1));
     policy.open();
-    // The last ones first: nobody has to wait for the one who came first.
+    // The last ones first: no caller has to wait for the first one.
     for call in calls.into_iter().rev() {
         block_on(call).unwrap();
     }
@@ -316,7 +316,7 @@ fn a_decision_that_is_for_one_operation_is_for_one_of_those_who_wait() {
         block_on(call).unwrap();
     }
     assert_eq!(policy.asked(), 4);
-    // Who is denied has no use for another answer.
+    // A denied caller has no use for another answer.
     let policy = Gated::new(|_| Ok(Decision::deny(["no"]).valid_for(Duration::ZERO)));
     let (envelope, _clock) = built(&policy, PolicyOptions::default(), |builder| builder);
     let calls: Vec<_> = (0..3).map(|_| begun(&envelope, &billing, &acme)).collect();
@@ -348,7 +348,7 @@ fn requests_share_a_question_only_where_the_policy_does_not_see_their_ids() {
     }
 }
 
-/// Counts what it is told of decisions.
+/// Counts the events about decisions.
 #[derive(Clone, Debug, Default)]
 struct Told(Arc<[AtomicUsize; 3]>);
 
@@ -478,7 +478,7 @@ fn some_tenant() -> impl Strategy<Value = &'static str> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// All of them are in flight at once. Each is answered about itself, in whatever order.
+    /// All of them are in flight at once. Each gets its own answer, in any order.
     #[test]
     fn nobody_gets_an_answer_about_another(
         asked in prop::collection::vec((some_caller(), some_tenant()), 2..40),

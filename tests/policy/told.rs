@@ -1,4 +1,4 @@
-//! What observers are told of decisions.
+//! What observers get about decisions.
 
 use std::sync::{Arc, Mutex};
 

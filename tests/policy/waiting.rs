@@ -50,8 +50,8 @@ impl Ground {
         });
     }
 
-    /// Nothing is cached, everybody is allowed, and the key service takes so long for each call.
-    /// Whoever asks the policy again is denied.
+    /// Nothing is cached, everybody is allowed, and the key service takes so long for each call. A
+    /// second question to the policy is denied.
     fn slowly(&self, passes: Duration) {
         self.meanwhile(|_| ());
         let (rules, clock) = (self.rules.clone(), self.clock.clone());
