@@ -428,7 +428,8 @@ impl Trap {
         })
     }
 
-    /// An envelope whose KEK springs the trap, with nothing cached, and a message that it can open.
+    /// An envelope whose KEK springs the trap, with nothing cached, and a message that it can
+    /// decrypt.
     fn envelope(
         self: &Arc<Self>,
         backend: Backend,
@@ -467,7 +468,7 @@ fn no_key_survives_a_panic_of_a_provider() {
                 "wrapping" => block_on(envelope.encrypt(&alice, Aad::empty(), b"x")).map(drop),
                 _ => block_on(envelope.decrypt(&alice, Aad::empty(), &sealed)).map(drop),
             };
-            // Whoever waits is told of it as of any failure.
+            // A waiting caller gets it like any failure.
             assert_eq!(quietly(call).unwrap_err().kind(), ErrorKind::Unavailable);
             assert!(trap.found.load(Ordering::SeqCst) >= 1, "{backend:?} {name}: the control");
             assert_eq!(gone_soon(&trap.keys(&alice)), NOTHING, "{backend:?} {name}");

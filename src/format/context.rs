@@ -5,8 +5,8 @@ use super::reader::Reader;
 use crate::context::{CONTEXT_MAGIC, EncryptionContext};
 use crate::error::{Error, ErrorKind};
 
-/// Reads [`EncryptionContext::as_bytes`]. Anything but the one canonical encoding of a valid
-/// context is refused.
+/// Reads [`EncryptionContext::as_bytes`]. Refuses anything but the one canonical encoding of a
+/// valid context.
 ///
 /// # Errors
 /// [`ErrorKind::Malformed`] for bytes that are not such an encoding, [`ErrorKind::InvalidContext`]
@@ -19,8 +19,8 @@ impl TryFrom<&[u8]> for EncryptionContext {
     }
 }
 
-/// As `try_from`, for contexts that may have reserved names. No caller made them, so everything that
-/// is wrong is [`ErrorKind::Malformed`].
+/// Reads a context that may have reserved names. No caller made it, so every mistake is
+/// [`ErrorKind::Malformed`].
 pub(super) fn read_with_reserved_names(bytes: &[u8]) -> Result<EncryptionContext, Error> {
     read(bytes, EncryptionContext::with_reserved_names).map_err(|_| malformed("breaks a rule"))
 }

@@ -1,4 +1,4 @@
-//! The row of a key store (docs/format.md, "Key row"): wrapped keys that are kept apart from
+//! The row of a key store (docs/format.md, "Key row"): wrapped keys that are stored apart from
 //! messages, in one form for every store.
 #![forbid(unsafe_code)]
 
@@ -56,8 +56,8 @@ impl KeyKind {
 /// A row of a key store: the wrapped keys of one key, or the tombstone that erasure left of it.
 ///
 /// It holds nothing secret. The id commits to the key and to the context, and the KEKs authenticate
-/// the wrapped keys. So a row that is changed or moved opens nothing. Only the kind is bound by
-/// nothing: the context says what a key is for.
+/// the wrapped keys. So a row that is changed or moved opens nothing. Only the kind is not
+/// authenticated: the context says what a key is for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyRow {
     kind: KeyKind,
@@ -66,7 +66,7 @@ pub struct KeyRow {
 }
 
 impl KeyRow {
-    /// The most bytes of a row.
+    /// The maximum size of a row in bytes.
     pub const MAX_BYTES: usize = FIXED_LEN + EncryptionContext::MAX_BYTES + WrappedKeys::MAX_BYTES;
 
     /// Makes the row of a key: its id, the context that the id commits to, and its wrapped keys.
@@ -80,7 +80,7 @@ impl KeyRow {
         Self { kind, id, live: Some((context, wrapped_keys)) }
     }
 
-    /// Makes the row that is left when the key is erased. It refuses the id from then on.
+    /// Makes the row that is left when the key is erased. From then on it refuses the id.
     #[must_use]
     pub fn tombstone(kind: KeyKind, id: DekId) -> Self {
         Self { kind, id, live: None }
@@ -140,7 +140,7 @@ fn length(part: &[u8]) -> [u8; 2] {
     u16::try_from(part.len()).unwrap_or(u16::MAX).to_le_bytes()
 }
 
-/// Reads [`KeyRow::to_bytes`]. Anything but the one encoding of a valid row is refused.
+/// Reads [`KeyRow::to_bytes`]. Refuses anything but the one encoding of a valid row.
 ///
 /// # Errors
 /// [`ErrorKind::Malformed`], or [`ErrorKind::UnsupportedVersion`] and

@@ -11,7 +11,7 @@ use crate::suite::{DekId, Suite, TAG_LEN};
 /// The length of the common header in bytes.
 pub(super) const HEADER_LEN: usize = 40;
 
-/// The first bytes of a sealed value of any version. C1 occurs in no UTF-8 text.
+/// The first bytes of a sealed value of any version. The byte C1 never occurs in UTF-8 text.
 const MAGIC: [u8; 3] = [0xC1, b'W', b'X'];
 const VERSION: u8 = 1;
 
@@ -22,7 +22,7 @@ const VERSION: u8 = 1;
 pub enum MessageKind {
     /// One payload, decrypted as a whole.
     Message,
-    /// A payload in chunks of any length: see
+    /// A payload of any length, in chunks: see
     /// [`Envelope::encrypt_stream`](crate::Envelope::encrypt_stream).
     Stream,
 }
@@ -55,7 +55,7 @@ pub(crate) enum Form {
 /// knows.
 ///
 /// It reads only the first 40 bytes. **Never** write "sealed? then decrypt, else use as plaintext":
-/// whoever can write to the table could then replace a sealed value by a plain one.
+/// anyone who can write to the table could then replace a sealed value with a plain one.
 #[must_use]
 pub fn is_sealed(bytes: &[u8]) -> bool {
     Header::read(&mut Reader::new(bytes)).is_ok()
@@ -124,11 +124,11 @@ impl<'a> Message<'a> {
         Self::behind(header, bytes)
     }
 
-    /// As [`parse`](Self::parse), with less work. `None` if the header is not that of `parsed`, from
-    /// which this message was parsed.
+    /// Parses like [`parse`](Self::parse), with less work. Returns `None` if the header is not that
+    /// of `parsed`, from which this message was parsed.
     #[inline]
     pub(crate) fn parse_like(&self, parsed: &[u8], bytes: &'a [u8]) -> Option<Result<Self, Error>> {
-        // Word by word, which is less than a call.
+        // Compared word by word, which costs less than a call.
         let [was, is] = [parsed, bytes].map(|bytes| bytes.as_chunks::<8>().0.get(..HEADER_LEN / 8));
         was?.iter().eq(is?).then(|| Self::behind(self.header, bytes))
     }
@@ -148,10 +148,10 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What precedes a message's ciphertext, for one DEK. Only the nonce differs between messages.
+/// The part before a message's ciphertext, for one DEK. Only the nonce differs between messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefix {
-    /// With zeros in the place of the nonce.
+    /// With zeros in place of the nonce.
     bytes: Box<[u8]>,
     nonce: Range<usize>,
 }
@@ -178,12 +178,12 @@ impl Prefix {
         self.write_nonce(nonce, room)
     }
 
-    /// Puts another nonce into a prefix that was [written](Self::write).
+    /// Puts another nonce into a prefix that was already [written](Self::write).
     #[inline(always)]
     pub(crate) fn write_nonce(&self, nonce: &[u8], room: &mut [u8]) -> Result<(), Error> {
         let place = room.get_mut(self.nonce.clone()).filter(|place| place.len() == nonce.len());
         let place = place.ok_or_else(prefix_room)?;
-        // Most have 12 bytes, for which a call would take longer.
+        // Most nonces have 12 bytes, which would take longer to copy by a call.
         match nonce.as_array::<12>().zip(place.as_mut_array()) {
             Some((nonce, place)) => *place = *nonce,
             None => place.copy_from_slice(nonce),

@@ -1,7 +1,7 @@
 //! The bytes of format 1 (docs/format.md). Only this code parses untrusted input.
 //!
-//! It borrows from its input and allocates nothing in proportion to a length that the input claims.
-//! It knows neither keys nor key services.
+//! It borrows from its input. No allocation depends on a length that the input claims. It knows
+//! neither keys nor key services.
 #![forbid(unsafe_code)]
 
 mod context;

@@ -8,7 +8,7 @@ use super::reader::Reader;
 use crate::error::{Error, ErrorKind};
 use crate::suite::{ChunkSize, Commitment, DekId, StreamSalt, Suite, TAG_LEN};
 
-/// The part of a head that says how long the head is.
+/// The part of a head that gives the length of the head.
 pub(crate) const FIXED_LEN: usize = HEADER_LEN + 8;
 /// Salt and commitment.
 const TAIL_LEN: usize = 24 + 32;
@@ -19,7 +19,7 @@ pub(crate) struct Head<'a> {
     pub(crate) suite: Suite,
     pub(crate) dek_id: DekId,
     pub(crate) chunk: ChunkSize,
-    /// Zero bytes behind the wrapped keys, so that a longer list fits in their place.
+    /// Zero bytes after the wrapped keys, so that a longer list fits in their place.
     pub(crate) room: u16,
     /// Empty in compact form. Not parsed.
     pub(crate) wrapped_keys: &'a [u8],
@@ -56,7 +56,7 @@ impl Fixed {
     }
 }
 
-/// Returns how long a head is, at most 131,174 bytes, from its first [`FIXED_LEN`].
+/// Returns the length of a head, at most 131,174 bytes, from its first [`FIXED_LEN`] bytes.
 pub(crate) fn head_len(fixed: &[u8]) -> Result<usize, Error> {
     Ok(Fixed::read(&mut Reader::new(fixed))?.head_len())
 }
@@ -93,14 +93,14 @@ impl<'a> Head<'a> {
         Ok(bytes)
     }
 
-    /// Returns the head with other wrapped keys. It is as long as before if they fit there.
+    /// Returns the head with other wrapped keys. It keeps its length if they fit.
     fn with_wrapped_keys(self, wrapped_keys: &'a [u8]) -> Self {
         let space = self.wrapped_keys.len() + usize::from(self.room);
         let room = space.saturating_sub(wrapped_keys.len());
         Self { wrapped_keys, room: u16::try_from(room).unwrap_or(u16::MAX), ..self }
     }
 
-    /// Where things are in a stream of `len` bytes, by its length alone.
+    /// Returns where things are in a stream of `len` bytes.
     pub(crate) fn layout(&self, len: u64) -> Result<Layout, Error> {
         Layout::new(self.chunk, self.len() as u64, len)
     }
@@ -134,7 +134,7 @@ impl Layout {
         Ok(Self { head_len, chunk, last, plaintext_len: last * chunk + rest })
     }
 
-    /// Returns the place of a chunk with its tag. `index` is at most that of the last.
+    /// Returns the position of a chunk with its tag. `index` is at most that of the last.
     pub(crate) fn place_of(&self, index: u64) -> Range<u64> {
         let sealed = self.chunk + TAG_LEN as u64;
         let start = self.head_len + index * sealed;
@@ -147,8 +147,8 @@ impl Layout {
     }
 }
 
-/// Returns the DEK id and the wrapped keys of a message, or of the head of a stream. They are not
-/// parsed, and empty in compact form.
+/// Returns the DEK id and the wrapped keys of a message, or of the head of a stream. The wrapped
+/// keys are not parsed, and are empty in compact form.
 pub(crate) fn carried_keys(sealed: &[u8]) -> Result<(DekId, &[u8]), Error> {
     if Header::of(sealed)?.kind == MessageKind::Stream {
         return Head::parse(sealed).map(|head| (head.dek_id, head.wrapped_keys));
@@ -157,7 +157,7 @@ pub(crate) fn carried_keys(sealed: &[u8]) -> Result<(DekId, &[u8]), Error> {
 }
 
 /// Returns the same message, or stream, with other wrapped keys (encoded, or empty for the compact
-/// form). Everything else is copied unchanged, whatever follows the head of a stream included.
+/// form). Everything else is copied unchanged, including what follows the head of a stream.
 pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Vec<u8>, Error> {
     if Header::of(sealed)?.kind == MessageKind::Message {
         return message::with_wrapped_keys(sealed, wrapped_keys);
@@ -170,7 +170,7 @@ pub(crate) fn with_wrapped_keys(sealed: &[u8], wrapped_keys: &[u8]) -> Result<Ve
     Ok(bytes)
 }
 
-/// A stream ends with a short chunk, or it was cut.
+/// Returns the error for a stream without its short last chunk, which was cut.
 pub(crate) fn no_last_chunk() -> Error {
     Error::new(
         ErrorKind::Malformed,

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Shown};
 pub struct KekId(Arc<str>);
 
 impl KekId {
-    /// The most bytes of a KEK id.
+    /// The maximum size of a KEK id in bytes.
     pub const MAX_LEN: usize = 512;
 
     /// Makes a KEK id from its text.
@@ -35,8 +35,8 @@ impl KekId {
         Ok(Self(id.into()))
     }
 
-    /// Returns the exact text. If the id comes from a message, whoever wrote the message chose it.
-    /// For logs, use `Display`.
+    /// Returns the exact text. If the id comes from a message, its writer chose the text. For logs,
+    /// use `Display`.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -46,7 +46,7 @@ impl KekId {
 impl FromStr for KekId {
     type Err = Error;
 
-    /// As [`KekId::new`].
+    /// Those of [`KekId::new`].
     fn from_str(id: &str) -> Result<Self, Error> {
         Self::new(id)
     }
@@ -64,7 +64,7 @@ impl Borrow<str> for KekId {
     }
 }
 
-/// Writes the id for people and logs. Unprintable characters are escaped, since whoever writes a
+/// Writes the id for people and logs. Unprintable characters are escaped, since the writer of a
 /// message chooses them. [`as_str`](KekId::as_str) returns the exact text.
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -102,9 +102,9 @@ pub struct WrappedDek {
 }
 
 impl WrappedDek {
-    /// The most bytes of a wrapped DEK.
+    /// The maximum size of a wrapped DEK in bytes.
     pub const MAX_WRAPPED: usize = 6144;
-    /// The most bytes of the metadata.
+    /// The maximum size of the metadata in bytes.
     pub const MAX_META: usize = 64;
 
     /// Makes the result of a provider's `wrap`: the KEK's id and the wrapped bytes, without
@@ -143,7 +143,7 @@ impl WrappedDek {
         Ok(self)
     }
 
-    /// Returns the same without metadata: only what the KEK proves by unwrapping it.
+    /// Returns the same entry without metadata, so only with what the KEK proves by unwrapping it.
     pub(crate) fn without_meta(&self) -> Self {
         Self { meta: Box::default(), ..self.clone() }
     }
@@ -154,7 +154,7 @@ impl WrappedDek {
         &self.kek_id
     }
 
-    /// Returns the bytes that the KEK's service made.
+    /// Returns the bytes that the KEK's service returned.
     #[must_use]
     pub fn wrapped(&self) -> &[u8] {
         &self.wrapped
@@ -179,12 +179,12 @@ impl fmt::Debug for WrappedDek {
     }
 }
 
-/// All wrapped forms of one DEK. An embedded message carries them. For a compact message they are
-/// kept apart.
+/// All wrapped forms of one DEK. A message carries them, or for a compact message they are stored
+/// separately.
 ///
-/// There are 1 to 16 entries, ascending by KEK id, no id twice. They are not secret. Only the KEKs
-/// and the DEK id authenticate them: changing them makes a message unreadable, but never readable
-/// as another. A clone is a pointer.
+/// There are 1 to 16 entries, ascending by KEK id, with no duplicate id. They are not secret. Only
+/// the KEKs and the DEK id authenticate them: changing them can make a message unreadable, but
+/// never decrypt it to something else. A clone is a pointer.
 #[derive(Clone)]
 pub struct WrappedKeys(Arc<List>);
 
@@ -194,16 +194,16 @@ struct List {
 }
 
 impl WrappedKeys {
-    /// The most entries.
+    /// The maximum number of entries.
     pub const MAX_ENTRIES: usize = 16;
-    /// The most bytes of an encoded list.
+    /// The maximum size of an encoded list in bytes.
     pub const MAX_BYTES: usize = 65_535;
 
     /// Builds the list from its entries in any order.
     ///
     /// # Errors
     /// [`ErrorKind::TooLarge`] for more than 16 entries or 65,535 bytes,
-    /// [`ErrorKind::InvalidOption`] for none or for two of one KEK.
+    /// [`ErrorKind::InvalidOption`] for no entry or for two of one KEK.
     pub fn new(entries: impl IntoIterator<Item = WrappedDek>) -> Result<Self, Error> {
         let mut entries: Vec<WrappedDek> = entries.into_iter().collect();
         entries.sort_by(|a, b| a.kek_id.cmp(&b.kek_id));
@@ -271,8 +271,8 @@ impl fmt::Debug for WrappedKeys {
     }
 }
 
-/// Reads [`WrappedKeys::as_bytes`]. Anything but the one canonical encoding of a valid list is
-/// refused.
+/// Reads [`WrappedKeys::as_bytes`]. Refuses anything but the one canonical encoding of a valid
+/// list.
 ///
 /// # Errors
 /// [`ErrorKind::Malformed`].

@@ -1,10 +1,10 @@
 //! Holds secrets in slots of 32 bytes, in pages that are locked, kept out of core dumps and wiped
-//! in forked children, as far as the system allows. Where it does not, secrets are in ordinary
-//! memory, and [`protection`](super::protection) says so.
+//! in forked children, as far as the system allows. Otherwise secrets are in ordinary memory, and
+//! [`protection`](super::protection) reports it.
 //!
 //! Pages are never returned to the system, so that a slot is a plain `&'static mut` that is lent
-//! and returned. A forked child begins its own arena. What it inherited of its parent's secrets is
-//! never lent again.
+//! and returned. A forked child begins a new arena. Inherited secrets of its parent are never lent
+//! again.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -45,8 +45,8 @@ struct Pieces {
     record: Record,
 }
 
-/// In a pointer that is swapped and not in a lock, which a thread that a fork left behind could
-/// hold.
+/// Held in a pointer that is swapped and not in a lock, which a thread that a fork left behind
+/// could hold.
 static ARENA: ArcSwapOption<Arena> = ArcSwapOption::const_empty();
 
 pub(super) fn lend() -> Loan {
@@ -70,15 +70,15 @@ pub(super) fn give_back(loan: Loan) {
     }
 }
 
-/// Looks at the protection, after the first page at the latest.
+/// Reads the record of protection, which exists once the first page was requested.
 fn with_record<R>(look: impl FnOnce(&mut Record) -> R) -> R {
     give_back(lend());
     look(&mut current().lock().record)
 }
 
-/// Returns what the system does for the memory in which this process keeps secrets. The first page
-/// is requested if there is none yet, so a service can log the answer when it starts. Later pages
-/// may meet a limit that the first one did not.
+/// Returns the system's protection of the memory in which this process keeps secrets. It requests
+/// the first page if there is none yet, so a service can log the answer when it starts. Later pages
+/// may hit a limit that the first one did not.
 ///
 /// ```
 /// let protection = waxseal::memory_protection();
@@ -91,7 +91,7 @@ pub fn memory_protection() -> MemoryProtection {
     with_record(|record| record.protection())
 }
 
-/// Returns the protection, the first time in this process that it is incomplete.
+/// Returns the protection the first time it is incomplete in this process.
 ///
 /// It is called after DEKs are made: pages are requested as needed, and any of them may be the
 /// first to be refused.
@@ -128,7 +128,7 @@ impl Arena {
 }
 
 impl Pieces {
-    /// A free piece, and whether it is locked.
+    /// Returns a free piece, and whether it is locked.
     fn take(&mut self) -> (Bytes, bool) {
         if let Some(bytes) = self.locked.pop() {
             return (bytes, true);

@@ -1,7 +1,7 @@
 //! A number that changes in the child of a fork and costs one memory read.
 //!
-//! On Linux it is in a page that the kernel gives a forked child as zeros. Zero means that no
-//! thread has looked since the fork. Where the system has no such page, each look compares the
+//! On Linux it is in a page that the kernel replaces with zeros in a forked child. Zero means that
+//! no thread has looked since the fork. On systems without such pages, each look compares the
 //! process id, which costs a system call.
 #![forbid(unsafe_code)]
 
@@ -23,8 +23,8 @@ static MARK: ForkMark = ForkMark::new();
 /// For systems without the mark: the process id in the upper half, and the number of its changes.
 static PROCESS: AtomicU64 = AtomicU64::new(0);
 
-/// Returns the fork generation of this process, which is never zero. What was made under another
-/// one belongs to an ancestor.
+/// Returns the fork generation of this process, which is never zero. Anything made under another
+/// generation belongs to an ancestor.
 pub(crate) fn generation() -> u64 {
     match MARK.get() {
         Some(mark) => match mark.load(Ordering::Acquire) {
@@ -57,8 +57,8 @@ fn by_process_id(seen: &AtomicU64, process: u32) -> u64 {
     }
 }
 
-/// A value that every process makes for itself. The child of a fork neither touches nor drops its
-/// parent's value, whose locks may be held by a thread that the fork left behind.
+/// A value that each process makes for itself. The child of a fork neither touches nor drops its
+/// parent's value, whose locks a thread that the fork left behind may hold.
 pub(crate) struct PerProcess<T>(ArcSwapOption<OfProcess<T>>);
 
 /// The value of [`PerProcess`].

@@ -1,6 +1,7 @@
-//! Wiping, protected memory for secrets that wipe themselves, and noticing a fork.
+//! Wiping, protected memory for secrets that wipe themselves, and detection of forks.
 //!
-//! The bottom of the tree: it imports nothing of the crate. `pages` is the only file with `unsafe`.
+//! The bottom layer: it imports nothing else from the crate. `pages` is the only file with
+//! `unsafe`.
 #![deny(unsafe_code)]
 
 mod arena;
@@ -25,8 +26,8 @@ pub(crate) fn wipe(bytes: &mut [u8]) {
 }
 
 /// Runs `work` with the 32 KiB of stack below this call overwritten before and after. A value that
-/// is made on the stack and moved leaves a copy there, and its unused bytes (the rest of an enum
-/// with a small variant) take along what lay there before, to where nothing wipes them.
+/// is made on the stack and moved leaves a copy there. Its unused bytes (the rest of an enum with a
+/// small variant) carry earlier stack content to places that nothing wipes.
 pub(crate) fn leaving_no_trace_on_the_stack<R>(work: impl FnOnce() -> R) -> R {
     const ROOM: usize = 32 * 1024;
     overwrite_the_stack::<ROOM>();
@@ -55,7 +56,7 @@ fn overwrite_the_stack<const ROOM: usize>() {
 pub(crate) mod tests {
     use super::wipe;
 
-    /// Returns how far below the place in its frame that `work` returns the stack was written to.
+    /// Returns how far below its own frame `work` wrote to the stack.
     #[cfg(target_os = "linux")]
     pub(crate) fn depth_on_the_stack(work: impl FnOnce() -> usize) -> usize {
         use std::hint::black_box;
@@ -83,8 +84,7 @@ pub(crate) mod tests {
     fn what_was_on_the_stack_is_overwritten() {
         use std::os::unix::fs::FileExt;
 
-        // Leaves a pattern on the stack, far deeper than the search for it reaches, and returns its
-        // place.
+        // Leaves a pattern on the stack, far deeper than the search reaches, and returns its place.
         fn leave() -> usize {
             let secret = std::hint::black_box([0xA7_u8; 16 * 1024]);
             std::hint::black_box(&secret).as_ptr().addr()

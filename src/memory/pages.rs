@@ -1,8 +1,8 @@
 //! Maps pages of memory: locked, kept out of dumps, wiped in a forked child. This is the only file
 //! with `unsafe`.
 //!
-//! Each protection is requested separately, since a system may refuse any of it. The caller decides
-//! about a refusal.
+//! Each protection is requested separately, since a system may refuse any of them. The caller
+//! handles a refusal.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -49,7 +49,7 @@ mod linux {
             self.advise(Advice::LinuxDontDump)
         }
 
-        /// Has the kernel give a forked child zeros in its place (madvise(2), `MADV_WIPEONFORK`,
+        /// Makes the kernel replace it with zeros in a forked child (madvise(2), `MADV_WIPEONFORK`,
         /// since Linux 4.14).
         pub(in super::super) fn wipe_on_fork(&self) -> io::Result<()> {
             self.advise(Advice::LinuxWipeOnFork)
@@ -62,7 +62,7 @@ mod linux {
             Ok(unsafe { madvise(self.at.as_ptr().cast(), self.len, advice) }?)
         }
 
-        /// Splits the page into slots of 32 bytes. From now on it stays mapped for ever.
+        /// Splits the page into slots of 32 bytes. From now on it stays mapped forever.
         pub(in super::super) fn into_secrets(self) -> &'static mut [[u8; 32]] {
             let page = std::mem::ManuallyDrop::new(self);
             // SAFETY: page-aligned, zeroed, writable memory of this length that is never unmapped,
@@ -71,11 +71,11 @@ mod linux {
         }
 
         /// Returns the start of the page as a number, zero at first. From now on the page stays
-        /// mapped for ever.
+        /// mapped forever.
         pub(super) fn into_counter(self) -> &'static AtomicU64 {
             let page = std::mem::ManuallyDrop::new(self);
             // SAFETY: page-aligned, zeroed, writable memory that is never unmapped is a valid
-            // `AtomicU64` for ever.
+            // `AtomicU64` forever.
             unsafe { AtomicU64::from_ptr(page.at.as_ptr().cast()) }
         }
     }
@@ -123,10 +123,10 @@ mod other {
     }
 }
 
-/// A number that is zero in a forked child, whatever its parent wrote there. Mapped at the first
-/// look.
+/// A number that is zero in a forked child, whatever its parent wrote there. It is mapped at the
+/// first look.
 ///
-/// It has no lock: one that another thread holds at a fork would be held for ever in the child.
+/// It has no lock: one that another thread holds at a fork would stay locked in the child forever.
 pub(super) struct ForkMark(AtomicPtr<AtomicU64>);
 
 /// The target of a [`ForkMark`] where the system has no such page. Never written.

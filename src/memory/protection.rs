@@ -4,29 +4,30 @@
 use std::fmt;
 use std::io;
 
-/// What the operating system does for the memory in which this process keeps DEKs, derived keys and
-/// KEKs.
+/// The operating system's protection of the memory in which this process keeps DEKs, derived keys
+/// and KEKs.
 ///
-/// A refusal fails nothing: secrets are wiped on drop all the same. `Display` is a message for an
-/// operator, in one line: what is not in force, the limit that was found, and what to do about it.
+/// A missing protection is not an error, and secrets are still wiped on drop. `Display` is a
+/// one-line message for an operator: what is not in force, the limit that was found, and what to do
+/// about it.
 ///
 /// It covers the library's own 32-byte secrets. The AEAD backend holds expanded message keys in
 /// ordinary memory (SECURITY.md, "Memory").
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct MemoryProtection {
-    /// All of it is locked, so it is never written to swap: mlock(2).
+    /// Whether all of it is locked, so that it is never written to swap: mlock(2).
     pub locked: bool,
-    /// None of it is in core dumps: `MADV_DONTDUMP` of madvise(2).
+    /// Whether none of it is in core dumps: `MADV_DONTDUMP` of madvise(2).
     pub excluded_from_dumps: bool,
-    /// A forked child finds zeros in its place: `MADV_WIPEONFORK` of madvise(2).
+    /// Whether a forked child finds zeros in its place: `MADV_WIPEONFORK` of madvise(2).
     pub wiped_on_fork: bool,
-    /// Why something is not in force, in the system's words. Empty if everything is.
+    /// Why a protection is not in force, in the system's words. Empty if all are.
     pub detail: String,
 }
 
 impl MemoryProtection {
-    /// Returns whether everything is in force.
+    /// Returns whether all protections are in force.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.locked && self.excluded_from_dumps && self.wiped_on_fork
@@ -59,7 +60,7 @@ impl fmt::Display for MemoryProtection {
     }
 }
 
-/// What was requested from the system so far, and what it refused first.
+/// What has been requested from the system so far, and what it refused first.
 #[derive(Default)]
 pub(super) struct Record {
     bytes: usize,

@@ -9,11 +9,11 @@ use crate::error::Error;
 /// A 256-bit secret in the memory of [`arena`]. Moving the handle copies no key byte, and the
 /// secret is wiped on drop.
 ///
-/// It belongs to the process that made it. In the child of a fork it reads as zeros where the
-/// system wipes pages on fork. Check [`is_of_this_process`](Self::is_of_this_process) before
-/// deriving or expanding a key.
+/// It belongs to the process that made it. In the child of a fork it reads as zeros if the system
+/// wipes pages on fork. Check [`is_of_this_process`](Self::is_of_this_process) before deriving or
+/// expanding a key.
 pub(crate) struct Secret32(
-    /// Taken by `drop` only.
+    /// Taken only by `drop`.
     Option<Loan>,
 );
 

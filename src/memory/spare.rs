@@ -1,25 +1,25 @@
-//! Buffers of zeros for plaintext, used again.
+//! Buffers of zeros for plaintext, for reuse.
 //!
-//! A buffer has to be filled with zeros before an AEAD may write to it, and plaintext is overwritten
-//! with zeros when it ends. So what ended is kept for the next, and one of the two passes over the
-//! memory is saved, with the page faults of new memory.
+//! A buffer must be filled with zeros before an AEAD may write to it, and plaintext is overwritten
+//! with zeros at its end. So wiped buffers are kept for reuse, which saves one of the two passes
+//! over the memory, and the page faults of new memory.
 #![forbid(unsafe_code)]
 
 use std::sync::Mutex;
 
 use super::wipe;
 
-/// Shorter ones are filled in no time.
+/// Shorter buffers are filled in no time.
 const LEAST: usize = 16 * 1024;
 
-/// So many bytes at most are kept, in all and by the whole process.
+/// The maximum number of bytes that the whole process keeps.
 const MOST: usize = 4 * 1024 * 1024;
 
-/// Buffers that hold zeros only. Nobody waits for it: not where another thread has it, and not in
-/// the child of a fork, where that thread is gone.
+/// Buffers that hold only zeros. Nobody waits for this lock: neither if another thread holds it,
+/// nor in the child of a fork, where that thread is gone.
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
-/// Returns a buffer of so many zeros.
+/// Returns a buffer of `len` zeros.
 #[inline]
 pub(crate) fn zeros(len: usize) -> Vec<u8> {
     if len < LEAST {
@@ -33,7 +33,7 @@ fn many_zeros(len: usize) -> Vec<u8> {
     kept(len).unwrap_or_else(|| vec![0; len])
 }
 
-/// Takes one that has room for so many bytes, and at most for twice as many.
+/// Takes a buffer with room for `len` bytes, and for at most twice as many.
 fn kept(len: usize) -> Option<Vec<u8>> {
     let mut spare = SPARE.try_lock().ok()?;
     let fits = |bytes: &Vec<u8>| (len..=len.saturating_mul(2)).contains(&bytes.capacity());
@@ -60,7 +60,7 @@ fn keep(bytes: &mut Vec<u8>) {
     {
         spare.push(std::mem::take(bytes));
         let mut left = MOST;
-        // The latest stay.
+        // The most recent ones stay.
         let stays = spare.iter().rev().take_while(|bytes| {
             let has_room = left.checked_sub(bytes.capacity());
             left = has_room.unwrap_or_default();
@@ -79,7 +79,7 @@ mod tests {
         bytes.iter().all(|byte| *byte == 0)
     }
 
-    /// Others that use it at the same time change what is kept, and never what is given.
+    /// Concurrent users change what is kept, but never what is returned.
     #[test]
     fn every_buffer_has_the_length_and_holds_zeros() {
         let lens = [0, 1, 100, 16 * 1024, 20_000, 40_000, 65_536, 100_000, 1 << 20, MOST, MOST + 1];
@@ -91,7 +91,7 @@ mod tests {
                         let mut bytes = zeros(len);
                         assert_eq!((bytes.len(), is_zero(&bytes)), (len, true));
                         bytes.fill(0xA5);
-                        // A caller may have cut or extended it.
+                        // A caller may have shortened or extended it.
                         match turn % 3 {
                             0 => bytes.truncate(len / 2),
                             1 => bytes.extend_from_slice(&[0xA5; 100]),

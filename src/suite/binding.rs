@@ -1,7 +1,7 @@
-//! What the bindings aws-lc-rs and ring have in common. The first has the interface of the second.
+//! The common part of the bindings aws-lc-rs and ring. The first has the interface of the second.
 #![forbid(unsafe_code)]
 
-/// Brings in what a library's file needs of it, and the functions that are the same for both.
+/// Imports what a library's file needs, and defines the functions that are the same for both.
 macro_rules! binding {
     ($aead:ident) => {
         use $aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};

@@ -1,4 +1,4 @@
-//! What a branch key does: it derives DEKs, and wraps them (docs/format.md, "Branch keys").
+//! The operations of a branch key: it derives DEKs, and wraps them (docs/format.md, "Branch keys").
 #![forbid(unsafe_code)]
 
 use super::derive::{BRANCH_SALT_LEN, derive_branch_dek, derive_branch_wrap_key, derive_dek_id};
@@ -39,8 +39,8 @@ impl BranchKey {
         &self.context
     }
 
-    /// Returns a fresh salt. It is drawn from the operating system: two processes, or two snapshots
-    /// of one machine, must not derive one DEK for writing.
+    /// Returns a fresh salt, drawn from the operating system. Two processes, or two snapshots of
+    /// one machine, must not derive the same DEK for writing.
     pub(crate) fn random_salt() -> Result<BranchSalt, Error> {
         random()
     }
@@ -63,7 +63,7 @@ impl BranchKey {
     ) -> Result<BranchWrapped, Error> {
         let (key, nonce) = (self.wrap_key(backend)?, random()?);
         check_not_forked(dek.secret())?;
-        // It is a DEK until it is encrypted, and so it is no array on the stack.
+        // It is a DEK until it is encrypted, so it is not an array on the stack.
         let mut wrapped = Secret32::zeroed();
         let data = InOut { from: Some(dek.expose()), to: wrapped.expose_mut() };
         let tag = key.seal(&nonce, context.as_bytes(), data)?;

@@ -37,9 +37,9 @@ impl Dek {
         Ok(Self(Secret32::random()?))
     }
 
-    /// Returns `None` unless there are exactly 32 bytes. HMAC pads keys with zeros, so a shorter
-    /// DEK and the same DEK with a zero appended would share an id. No other length reaches a
-    /// derivation.
+    /// Makes a DEK from bytes. Returns `None` unless there are exactly 32. HMAC pads keys with
+    /// zeros, so a shorter DEK and the same DEK with a zero appended would share an id. No other
+    /// length reaches a derivation.
     #[must_use]
     pub fn from_slice(bytes: &[u8]) -> Option<Self> {
         Secret32::from_slice(bytes).map(Self)
@@ -49,7 +49,7 @@ impl Dek {
         Self(secret)
     }
 
-    /// `None` if the process forked since.
+    /// Returns `None` if the process forked since.
     #[cfg(feature = "audit")]
     pub(crate) fn try_clone_secret(&self) -> Option<Secret32> {
         self.0.try_clone()
@@ -92,7 +92,8 @@ pub(crate) fn derive_message_key(
     Ok(key)
 }
 
-/// The key under which a branch key wraps DEKs, with XAES-256-GCM. `context` is the branch key's own.
+/// Derives the key under which a branch key wraps DEKs, with XAES-256-GCM. `context` is the branch
+/// key's own.
 pub(crate) fn derive_branch_wrap_key(
     branch_key: &Dek,
     context: &EncryptionContext,
@@ -106,7 +107,7 @@ pub(crate) fn derive_branch_wrap_key(
 /// The length of the salt of a DEK that is derived from a branch key.
 pub(crate) const BRANCH_SALT_LEN: usize = 16;
 
-/// A DEK for `context`, derived from a branch key. Another salt gives another DEK.
+/// Derives a DEK for `context` from a branch key. Another salt gives another DEK.
 pub(crate) fn derive_branch_dek(
     branch_key: &Dek,
     context: &EncryptionContext,
@@ -118,7 +119,7 @@ pub(crate) fn derive_branch_dek(
     Ok(Dek(dek))
 }
 
-/// How much of the stack is overwritten after a derivation. A test sees how deep one reaches.
+/// How much of the stack is overwritten after a derivation. A test measures how deep one reaches.
 const STACK: usize = 8 * 1024;
 
 /// D(use, suite) = HKDF-Expand-SHA-256(PRK, "waxseal.v1" || use || suite || digest, 32).
@@ -136,8 +137,8 @@ pub(crate) fn derive(
     overwriting_the_stack_after::<STACK, _>(|| expand(prk.expose(), &info, out))
 }
 
-/// In the child of a fork a secret of the parent may be zeros, and nothing may be derived from
-/// zeros.
+/// Checks that the process has not forked. In the child of a fork a secret of the parent may be
+/// zeros, from which nothing may be derived.
 pub(super) fn check_not_forked(secret: &Secret32) -> Result<(), Error> {
     match secret.is_of_this_process() {
         true => Ok(()),
@@ -154,8 +155,8 @@ fn expand(prk: &[u8; 32], info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
         .map_err(|_| too_long())
 }
 
-/// HKDF-Expand with SHA-512. HMAC pads its key with zeros, and the KDF's crate wants a PRK that is
-/// as long as the digest.
+/// HKDF-Expand with SHA-512. The KDF's crate requires a PRK as long as the digest. Padding it with
+/// zeros changes nothing, since HMAC pads its key with zeros too.
 pub(super) fn expand_sha512(prk: &Secret32, info: &[&[u8]], out: &mut [u8]) -> Result<(), Error> {
     check_not_forked(prk)?;
     let too_long = || Error::new(ErrorKind::TooLarge, "HKDF output");

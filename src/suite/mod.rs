@@ -73,7 +73,7 @@ impl Suite {
         }
     }
 
-    /// Returns the suite of a byte, if this build knows it.
+    /// Returns the suite with this byte, if this build knows it.
     #[must_use]
     pub const fn from_id(id: u8) -> Option<Self> {
         match id {
@@ -95,8 +95,8 @@ impl Suite {
 }
 
 impl Backend {
-    /// Returns the backend that does the work of a suite: itself, or what [`Backend::Fastest`] stands
-    /// for in this process.
+    /// Returns the backend that does the work of a suite: itself, or for [`Backend::Fastest`] the
+    /// one chosen in this process.
     ///
     /// ```
     /// use waxseal::{Backend, Suite};
@@ -108,8 +108,8 @@ impl Backend {
         self.chosen_for(suite, usize::MAX)
     }
 
-    /// As [`chosen`](Self::chosen), for messages of `len` bytes of plaintext. [`Backend::Fastest`] may
-    /// stand for another backend up to 1 KiB. Streams, and all else, are the work of
+    /// Returns the backend for messages of `len` bytes of plaintext, like [`chosen`](Self::chosen).
+    /// [`Backend::Fastest`] may use another backend up to 1 KiB. Streams, and everything else, use
     /// [`chosen`](Self::chosen).
     #[must_use]
     pub fn chosen_for(self, suite: Suite, len: usize) -> Self {
@@ -118,11 +118,11 @@ impl Backend {
     }
 }
 
-/// The longest message that a backend may get because it is the fastest for short ones.
+/// The longest message for which a backend is chosen because it is fastest for short ones.
 const SHORT: usize = 1024;
 
-/// Returns what times the encryption of `len` bytes under a key that is no secret. `None`: the backend
-/// does not have the suite of its own.
+/// Returns a function that times the encryption of `len` bytes under a key that is not secret.
+/// `None` if the backend does not implement the suite itself.
 fn stopwatch(backend: Backend, suite: Suite, len: usize) -> Option<impl FnMut() -> Duration> {
     let key = AeadKey::new(backend, suite, &Secret32::zeroed()).ok()?;
     if matches!(key, AeadKey::RustCrypto(_)) {
@@ -143,8 +143,8 @@ type Outcome<T = ()> = Result<T, AeadFailure>;
 /// An authentication tag.
 pub(crate) type Tag = [u8; TAG_LEN];
 
-/// The bytes that a backend works on: those of `to`, or those of `from`, which has the same length,
-/// to `to`.
+/// The bytes that a backend processes: those of `to` in place, or those of `from`, which has the
+/// same length, to `to`.
 pub(crate) struct InOut<'d> {
     pub(crate) from: Option<&'d [u8]>,
     pub(crate) to: &'d mut [u8],
@@ -155,7 +155,7 @@ impl<'d> InOut<'d> {
         Self { from: None, to }
     }
 
-    /// For a backend that works in place only.
+    /// For a backend that only works in place.
     fn copied(self) -> Outcome<&'d mut [u8]> {
         if let Some(from) = self.from {
             let to = Some(&mut *self.to).filter(|to| to.len() == from.len());
@@ -188,7 +188,7 @@ macro_rules! on {
 }
 
 impl AeadKey {
-    /// Expands `key` in the place where the schedule stays.
+    /// Expands `key` in its final place.
     pub(crate) fn expand(
         backend: Backend,
         suite: Suite,
@@ -213,14 +213,14 @@ impl AeadKey {
         })
     }
 
-    /// Encrypts and returns the tag. On an error what it was to go to is unchanged or wiped, never
-    /// partly encrypted.
+    /// Encrypts and returns the tag. On an error the output is unchanged or wiped, never partly
+    /// encrypted.
     pub(crate) fn seal(&self, nonce: &[u8], aad: &[u8], data: InOut<'_>) -> Result<Tag, Error> {
         let mut tag = [0; TAG_LEN];
         self.seal_with(nonce, aad, data, &mut tag).map(|()| tag)
     }
 
-    /// As [`seal`](Self::seal), with the place of the tag.
+    /// Encrypts like [`seal`](Self::seal), and writes the tag to its place.
     #[inline]
     pub(crate) fn seal_with(
         &self,
@@ -235,8 +235,8 @@ impl AeadKey {
         })
     }
 
-    /// Decrypts. If the tag does not match, what it was to go to is wiped. So nothing unauthenticated
-    /// is released, and all backends leave the same behind.
+    /// Decrypts. If the tag does not match, the output is wiped. So nothing unauthenticated is
+    /// released, and all backends leave the same bytes.
     pub(crate) fn open(
         &self,
         nonce: &[u8],

@@ -20,14 +20,15 @@ use crate::memory::fork;
 )]
 #[non_exhaustive]
 pub enum Nonces {
-    /// A ChaCha12 generator per thread, seeded by the operating system, and again after every 64
-    /// KiB and after a fork. The default.
+    /// A ChaCha12 generator per thread, seeded by the operating system, and seeded again after
+    /// every 64 KiB and after a fork. The default.
     ///
     /// **A virtual machine that is resumed twice from one snapshot repeats its nonces with this
-    /// option**, whatever the suite. Use [`Nonces::System`] where that can happen.
+    /// option**, whatever the suite. Use [`Nonces::System`] if that can happen.
     #[default]
     Thread,
-    /// Every nonce from the operating system, which is a system call per message on most systems.
+    /// Draws every nonce from the operating system, which costs a system call per message on most
+    /// systems.
     System,
 }
 
@@ -68,7 +69,7 @@ impl Nonce {
 
 fn fill_from_thread(bytes: &mut [u8]) -> Result<(), Error> {
     let filled = GENERATOR.try_with(|its| Some(its.try_borrow_mut().ok()?.fill(bytes, system)));
-    // The thread may end, and its generator is gone then.
+    // If the thread is ending, its generator may be gone.
     filled.ok().flatten().unwrap_or_else(|| system(bytes))
 }
 
@@ -100,7 +101,7 @@ impl Generator {
         Self { rng: None, generation: 0, left: 0 }
     }
 
-    /// If a seed is due and cannot be obtained, it returns nothing: an old generator never
+    /// Fills `bytes`. If a seed is due and cannot be obtained, it fails: an old generator never
     /// continues.
     fn fill(
         &mut self,
@@ -119,7 +120,7 @@ impl Generator {
         };
         self.left = self.left.saturating_sub(bytes.len());
         match bytes.as_chunks_mut::<4>() {
-            // For one nonce quicker than the general way.
+            // Faster for one nonce than the general way.
             (words, []) if words.len() <= 6 => words.fill_with(|| rng.next_u32().to_le_bytes()),
             _ => rng.fill_bytes(bytes),
         }

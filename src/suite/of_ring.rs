@@ -9,8 +9,8 @@ use crate::memory::overwriting_the_stack_after;
 
 super::binding::binding!(aead);
 
-/// How much of the stack is overwritten after a use of ChaCha20-Poly1305, which passes the key on the
-/// stack. AES-256-GCM reads its schedule where it is.
+/// How much of the stack is overwritten after a use of ChaCha20-Poly1305, which passes the key on
+/// the stack. AES-256-GCM reads its schedule where it is.
 const STACK: usize = 4 * 1024;
 
 /// AES-256-GCM or ChaCha20-Poly1305.
@@ -50,8 +50,8 @@ impl Key {
     }
 }
 
-/// ring does not wipe its keys. They are plain values without a part elsewhere, so the schedule of a
-/// key that is no secret takes the place of this one's.
+/// ring does not wipe its keys. They are plain values without indirection, so the schedule of a key
+/// that is not secret overwrites this one's.
 impl Drop for Key {
     fn drop(&mut self) {
         if let Ok(other) = expand(self.suite(), &[0; 32]) {

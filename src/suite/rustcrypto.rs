@@ -11,7 +11,7 @@ use crate::memory::overwriting_the_stack_after;
 
 /// How much of the stack is overwritten after each use of a key. With 512-bit registers the `aes`
 /// crate puts every round key on the stack, four times over (960 bytes), and leaves them there. A
-/// test sees how deep a use reaches: 11 KiB in the deepest of several builds.
+/// test measures how deep a use reaches: 11 KiB in the deepest of several builds.
 const STACK: usize = 16 * 1024;
 
 /// Each variant wipes its schedule on drop (the crates' feature `zeroize`).

@@ -1,5 +1,4 @@
-//! Streams: C2SP chunked encryption with the size of the chunks as a parameter (docs/format.md,
-//! "Stream").
+//! Streams: C2SP chunked encryption with the chunk size as a parameter (docs/format.md, "Stream").
 //!
 //! ```text
 //! key (32) || base nonce (12) || commitment (32) = HKDF-Expand-SHA-512(stream root, info, 76)
@@ -27,7 +26,7 @@ const MAX_BYTES_LOG2: u8 = 52;
 pub(crate) type StreamSalt = [u8; 24];
 pub(crate) type Commitment = [u8; 32];
 
-/// The plaintext length of every chunk but the last, which is shorter: 4 KiB to 16 MiB.
+/// The plaintext length of every chunk except the last, which is shorter: 4 KiB to 16 MiB.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ChunkSize(u8);
 
@@ -54,8 +53,8 @@ impl ChunkSize {
 }
 
 impl Suite {
-    /// Returns the suite of the streams of a DEK whose messages have this one. A stream has keys of
-    /// its own, so it needs no longer nonces.
+    /// Returns the suite of streams for a DEK whose messages have this one. A stream has separate
+    /// keys, so it needs no longer nonces.
     pub(crate) const fn of_streams(self) -> Self {
         match self {
             Self::Xaes256Gcm => Self::Aes256Gcm,
@@ -77,13 +76,13 @@ pub(super) fn derive_stream_root(
 /// The keys of a DEK in one suite.
 pub(crate) struct DekKeys {
     message: AeadKey,
-    /// For messages of up to [`SHORT`] bytes, where another backend is faster there.
+    /// For messages of up to [`SHORT`] bytes, if another backend is faster there.
     short: Option<Box<AeadKey>>,
     pub(crate) streams: StreamRoot,
 }
 
 impl DekKeys {
-    /// Derives them in the place where they stay.
+    /// Derives them in their final place.
     pub(crate) fn derive(
         backend: Backend,
         dek: &Dek,
@@ -107,7 +106,8 @@ impl DekKeys {
         let root = derive_stream_root(dek, context, suite.of_streams())?;
         let streams = StreamRoot { root, backend, suite: suite.of_streams() };
         let new = |backend| AeadKey::new(backend, suite, &key);
-        // Each by itself: what the first leaves on the stack would be moved along with the second.
+        // Each in a separate frame: otherwise the first one's traces on the stack would be moved
+        // with the second.
         let boxed = |short| leaving_no_trace_on_the_stack(|| new(short).map(Box::new));
         let short = short.map(boxed).transpose()?;
         leaving_no_trace_on_the_stack(|| {
@@ -115,14 +115,14 @@ impl DekKeys {
         })
     }
 
-    /// Returns the key for a message of `len` bytes. The bytes that it makes are the same.
+    /// Returns the key for a message of `len` bytes. Both keys produce the same bytes.
     #[inline]
     pub(crate) fn message(&self, len: usize) -> &AeadKey {
         self.short.as_deref().filter(|_| len <= SHORT).unwrap_or(&self.message)
     }
 }
 
-/// What the keys of all streams of a DEK are derived from.
+/// The secret from which the keys of all streams of a DEK are derived.
 pub(crate) struct StreamRoot {
     root: Secret32,
     backend: Backend,
@@ -168,7 +168,7 @@ impl StreamRoot {
         if differs == 0 { Ok(key) } else { Err(Error::invalid()) }
     }
 
-    /// `context` is what C2SP calls so: here the chunk size and the AAD.
+    /// `context` is C2SP's term: here it is the chunk size and the AAD.
     fn derive(
         &self,
         salt: &StreamSalt,
@@ -200,12 +200,12 @@ pub(crate) struct StreamKey {
 }
 
 impl StreamKey {
-    /// Encrypts a chunk and returns its tag. **Once for each index**: the caller counts.
+    /// Encrypts a chunk and returns its tag. **Call it once for each index**: the caller counts.
     pub(crate) fn seal(&self, index: u64, data: InOut<'_>) -> Result<Tag, Error> {
         self.key.seal(&self.nonce(index)?, &[], data)
     }
 
-    /// Decrypts a chunk, or wipes where it was to go.
+    /// Decrypts a chunk, or wipes the output.
     pub(crate) fn open(&self, index: u64, data: InOut<'_>, tag: &Tag) -> Result<(), Error> {
         self.key.open(&self.nonce(index)?, &[], data, tag)
     }
@@ -253,8 +253,8 @@ mod tests {
         assert!((64..=1024).contains(&size), "docs/performance.md says up to 1 KiB: {size}");
     }
 
-    /// A key of a small variant takes the place of a larger one on the stack, and is moved with the
-    /// rest of that.
+    /// A key of a small variant replaces a larger one on the stack, and is moved with the rest of
+    /// it.
     #[cfg(target_os = "linux")]
     #[test]
     fn no_schedule_of_two_backends_stays_when_a_dek_ends() {

@@ -107,8 +107,8 @@ fn c2sp_xaes_256_gcm() {
 }
 
 /// C2SP/C2SP, XAES-256-GCM.md, "Accumulated randomized tests": 10,000 inputs drawn from SHAKE-128,
-/// one digest over all outputs. Both branches of the derivation of K1 are in it, which the two
-/// vectors above do not promise.
+/// one digest over all outputs. They cover both branches of the derivation of K1, which the two
+/// vectors above may not.
 #[test]
 fn c2sp_xaes_256_gcm_accumulated() {
     use sha3::Shake128;
@@ -148,8 +148,8 @@ fn c2sp_xaes_256_gcm_accumulated() {
     }
 }
 
-/// C2SP's vectors of chunked encryption, whose chunks have 16 KiB. No suite has AES-128-GCM, of which
-/// there are as many.
+/// C2SP's vectors of chunked encryption, whose chunks have 16 KiB. The equally many vectors of
+/// AES-128-GCM are left out, since no suite uses it.
 #[test]
 fn wycheproof_chunked_encryption() {
     use super::stream::{ChunkSize, StreamRoot};
@@ -291,14 +291,14 @@ fn the_fastest_is_one_of_this_build_and_stays_the_same() {
             assert_eq!(backend.chosen(suite), *backend, "only the fastest is chosen");
             assert_eq!(backend.chosen_for(suite, 0), *backend);
         }
-        // What the choice names is what does the work.
+        // The chosen backend must be the one that does the work.
         let made = key(Backend::Fastest, suite, &[7; 32]);
         let expected = key(chosen, suite, &[7; 32]);
         assert_eq!(std::mem::discriminant(&made), std::mem::discriminant(&expected));
     }
     #[cfg(all(feature = "aws-lc", feature = "ring"))]
     {
-        // ring has RustCrypto's, which is slower.
+        // ring borrows RustCrypto's, which is slower.
         assert_eq!(Backend::Fastest.chosen(Suite::Xaes256Gcm), Backend::AwsLc);
         assert_eq!(Backend::default(), Backend::Fastest);
     }

@@ -1,5 +1,5 @@
-//! Foreign code: providers, policies, runtimes, subscribers. Whatever panics in it ends there, in its
-//! destructors too: a second panic, while a first one unwinds, would end the process.
+//! Foreign code: providers, policies, runtimes, subscribers. A panic in it is caught here, even one
+//! in its destructors: a second panic while a first one unwinds would end the process.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -8,13 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// Calls foreign code. `None` if it panicked.
+/// Calls foreign code. Returns `None` if it panicked.
 pub(crate) fn caught<R>(work: impl FnOnce() -> R) -> Option<R> {
     // The destructor of a panic's payload is foreign code too, so it does not run.
     catch_unwind(AssertUnwindSafe(work)).map_err(std::mem::forget).ok()
 }
 
-/// Owns a foreign value and drops it so that a panic of its destructor ends there.
+/// Owns a foreign value and catches a panic of its destructor.
 pub(crate) struct Contained<T>(Option<T>);
 
 impl<T> Contained<T> {
@@ -35,7 +35,7 @@ impl<T> Contained<T> {
         self.0.take()
     }
 
-    /// Drops the value now. Returns whether that went well.
+    /// Drops the value now. Returns whether that succeeded.
     fn release(&mut self) -> bool {
         let value = self.0.take();
         caught(|| drop(value)).is_some()
@@ -54,8 +54,8 @@ impl<T> Drop for Contained<T> {
     }
 }
 
-/// A foreign future. It is polled and dropped so that no panic gets out. If it were a local of an
-/// `async` block, a panic of its poll would drop it while that panic unwinds.
+/// A foreign future, polled and dropped so that no panic escapes. If it were a local of an `async`
+/// block, a panic in its poll would drop it while unwinding.
 pub(crate) struct Foreign<F>(Contained<F>);
 
 impl<F: Future + Unpin> Foreign<F> {
@@ -71,7 +71,7 @@ impl<F: Future + Unpin> Future for Foreign<F> {
     type Output = Option<F::Output>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // A future is not polled after its end. If it is, it stays silent.
+        // A future is not polled after its end. If it is, it stays pending.
         let Some(future) = self.0.0.as_mut() else { return Poll::Pending };
         match caught(|| Pin::new(future).poll(cx)) {
             Some(Poll::Pending) => Poll::Pending,

@@ -1,11 +1,10 @@
-//! What threads share and wait on, in one place, so that tests can replace threads with a schedule
-//! explorer.
+//! Everything that threads share and wait on, in one place, so that tests can replace threads with
+//! a schedule explorer.
 //!
-//! In every build but that of the schedule tests (`--cfg shuttle`, see tests/schedules) these are
-//! the standard library's own types. There they are shuttle's, which may switch threads at each
-//! operation. Shuttle does not see `arc-swap`, which is lock-free, and the fork mark. Neither waits
-//! for another thread, so they need not be seen. Memory orderings weaker than `SeqCst` are not
-//! explored.
+//! In every build except the schedule tests (`--cfg shuttle`, see tests/schedules) these are the
+//! standard library's types. There they are shuttle's, which may switch threads at each operation.
+//! Shuttle does not see `arc-swap`, which is lock-free, or the fork mark. Neither waits for another
+//! thread, so that is fine. Memory orderings weaker than `SeqCst` are not explored.
 #![forbid(unsafe_code)]
 
 pub(crate) mod foreign;

@@ -1,4 +1,4 @@
-//! Groups of threads, so that not all threads count or lock in one cache line.
+//! Groups of threads, so that not all threads use one cache line for counting or locking.
 #![forbid(unsafe_code)]
 
 use super::atomic::{AtomicUsize, Ordering};
@@ -6,8 +6,7 @@ use super::{process_static, thread, thread_local};
 
 /// Returns the number of groups.
 pub(crate) fn shards() -> usize {
-    // Not in a `Once`: if a thread counts while another forks, the child would wait for it for
-    // ever.
+    // Not in a `Once`: if a thread counts while another forks, the child would wait for it forever.
     process_static! {
         static SHARDS: AtomicUsize = AtomicUsize::new(0);
     }

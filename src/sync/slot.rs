@@ -21,23 +21,23 @@ impl<T> Slot<T> {
         Self((0..shards()).map(|_| Shard(RwLock::new(Some(value.clone())))).collect())
     }
 
-    /// Runs `work` on the value unless it is gone. The value stays while `work` runs.
+    /// Runs `work` on the value unless it was destroyed. The value stays while `work` runs.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
         let Shard(lock) = self.0.get(shard())?;
         let value = lock.read().unwrap_or_else(PoisonError::into_inner);
         value.as_deref().map(work)
     }
 
-    /// Returns another slot with the same value, unless it is gone. The value lasts until both are
-    /// destroyed.
+    /// Returns another slot with the same value, unless it was destroyed. The value lasts until
+    /// both slots are destroyed.
     pub(crate) fn share(&self) -> Option<Self> {
         let Shard(lock) = self.0.get(shard())?;
         let value = lock.read().unwrap_or_else(PoisonError::into_inner);
         value.as_ref().map(Self::new)
     }
 
-    /// Takes the value away from all groups that are not using it right now. Returns `true` when
-    /// none has it any more. Otherwise call it again.
+    /// Removes the value from all groups that are not using it right now. Returns `true` once no
+    /// group has it. Otherwise call it again.
     pub(crate) fn destroy(&self) -> bool {
         self.0.iter().fold(true, |all, Shard(lock)| match lock.try_write() {
             Ok(mut value) => {

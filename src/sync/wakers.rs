@@ -1,4 +1,4 @@
-//! Callers that wait for one thing, and a latch that they can wait for.
+//! Callers that wait for one event, and a latch that they can wait for.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -9,8 +9,8 @@ use super::atomic::{AtomicBool, Ordering};
 use super::foreign::caught;
 use super::{Mutex, MutexGuard, PoisonError};
 
-/// The wakers of all callers that wait for one thing. All of them are woken, so one that is not
-/// polled holds up no other.
+/// The wakers of all callers that wait for one event. All of them are woken, so one that is not
+/// polled does not hold up the others.
 #[derive(Default)]
 pub(crate) struct Wakers(Mutex<Slots>);
 
@@ -49,8 +49,8 @@ impl Wakers {
         }
     }
 
-    /// Registers the waker of a caller. Returns `false` if it already had one that was not woken
-    /// since.
+    /// Registers the waker of a caller. Returns `false` if it already had one that has not been
+    /// woken since.
     pub(crate) fn register(&self, slot: usize, waker: &Waker) -> bool {
         let waker = waker.clone();
         // The previous one is dropped outside the lock: it may be the last owner of a task.
@@ -85,8 +85,8 @@ impl Wakers {
     }
 }
 
-/// Drops a waker, or what holds one. One that panics then stops neither its caller from leaving nor
-/// the unwinding of another panic.
+/// Drops a waker, or an owner of one. If it panics, its caller can still leave, and the unwinding
+/// of another panic continues.
 fn discard<T>(waker: T) {
     caught(|| drop(waker));
 }
@@ -138,7 +138,7 @@ impl Future for LatchWait<'_> {
         }
         let slot = *self.slot.get_or_insert_with(|| latch.wakers.add());
         latch.wakers.register(slot, cx.waker());
-        // It may have been set before the waker was there.
+        // It may have been set before the waker was registered.
         if latch.is_set() { Poll::Ready(()) } else { Poll::Pending }
     }
 }

@@ -1,6 +1,6 @@
-//! The shape of the source, held: who may import whom, who may name a foreign service, where
-//! `unsafe` and the AEAD crates may be named, who parses untrusted bytes, how much a cryptographer
-//! has to review, and what the public interface may show.
+//! Checks the shape of the source: which files may import which, which may name a foreign service,
+//! where `unsafe` and the AEAD crates may be named, which parse untrusted bytes, how much a
+//! cryptographer has to review, and what the public interface may show.
 #![allow(missing_docs)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top to the bottom. A file imports only from layers below its own, and from the ground
-/// that all stand on.
+/// that all layers use.
 const LAYERS: [&str; 12] = [
     "domain", "envelope", "branch", "policy", "dek", "store", "kek", "observe", "format", "suite",
     "runtime", "memory",
@@ -19,7 +19,7 @@ const GROUND: [&str; 9] =
     ["error", "caller", "context", "clock", "dek_id", "backend", "duration", "hex", "sync"];
 /// The pages of docs/, which import nothing.
 const PAGES: &str = "guide";
-/// Who names a foreign service lives here.
+/// Code that names a foreign service is here.
 const PROVIDERS: [&str; 5] = [
     "crates/aws-kms/src",
     "crates/azure-key-vault/src",
@@ -28,13 +28,13 @@ const PROVIDERS: [&str; 5] = [
     "crates/vault-transit/src",
 ];
 /// Who implements a trait of a dependency below 1.0, and so has to show its types: the crate, the
-/// module, the dependency, the version and the feature. Module and feature are named for the
-/// version, so that the next one comes beside it.
+/// module, the dependency, the version and the feature. Module and feature are named after the
+/// version, so that the next version can be added alongside.
 const VERSIONED: [(&str, &str, &str, &str, &str); 2] = [
     ("object-store", "waxseal_object_store::v0_13::", "object_store", "0.13", "object_store_0_13"),
     ("object-store", "waxseal_object_store::v0_14::", "object_store", "0.14", "object_store_0_14"),
 ];
-/// Who names a database. Stores keep rows as bytes and parse none.
+/// Code that names a database. Stores keep rows as bytes and parse none.
 const STORES: [&str; 1] = ["crates/sqlx/src"];
 
 fn root() -> &'static Path {
@@ -93,7 +93,7 @@ fn first_name(text: &str) -> &str {
     &text[..text.len() - text.trim_start_matches(is_name).len()]
 }
 
-/// Where a file's module stands: `kek/call/mod.rs` and `kek/call.rs` are `[kek, call]`.
+/// The place of a file's module: `kek/call/mod.rs` and `kek/call.rs` are `[kek, call]`.
 pub(crate) fn module_of(path: &str) -> Vec<&str> {
     path.trim_end_matches(".rs").split('/').filter(|part| !["mod", "lib"].contains(part)).collect()
 }
@@ -322,7 +322,7 @@ fn what_is_reviewed_has_at_most_1_500_lines_of_code() {
     let code =
         sources().into_iter().filter(|(path, _)| reviewed(path) && path != "suite/vectors.rs");
     let counted: BTreeMap<_, _> = code.map(|(path, code)| (path, lines(&code))).collect();
-    // Streams are a review of their own, behind that of keys and messages.
+    // Streams are a separate review, after that of keys and messages.
     let is_of_streams = |path: &str| path.ends_with("/stream.rs");
     let (streams, rest): (Vec<_>, Vec<_>) =
         counted.iter().partition(|(path, _)| is_of_streams(path));
@@ -382,7 +382,7 @@ fn the_public_interface_shows_no_type_of_a_dependency_below_1() {
     }
 }
 
-/// Nobody gets the types of a dependency below 1.0 without asking for that version of it.
+/// The types of a dependency below 1.0 are public only if a feature asks for that version.
 #[test]
 fn what_shows_a_version_below_1_is_a_feature_named_for_it_that_is_off_by_default() {
     let workspace = fs::read_to_string(root().join("Cargo.toml")).unwrap();
@@ -465,8 +465,8 @@ fn each_crate_that_matters_is_named_in_one_file() {
     }
 }
 
-/// A provider's bytes are in one file too, named `format.rs`, and so is what a process of its own
-/// says, `wire.rs`.
+/// A provider's bytes are in one file too, named `format.rs`, and so are the messages of a separate
+/// process, `wire.rs`.
 #[test]
 fn only_the_formats_take_integers_out_of_bytes() {
     for src in ["src"].into_iter().chain(PROVIDERS) {

@@ -1,5 +1,5 @@
-//! Whatever is done to a message: an error or the original plaintext, never anything else, and
-//! never a panic.
+//! Any change of a message gives an error or the original plaintext, never anything else, and never
+//! a panic.
 #![allow(missing_docs)]
 #![allow(
     clippy::unwrap_used,
@@ -149,7 +149,7 @@ fn parts_of_two_messages_never_make_a_third() {
             if a == b {
                 continue;
             }
-            // One part of the one message in place of the other's, the length field made to fit.
+            // One part of the one message instead of the other's, the length field made to fit.
             for part in 0..8 {
                 let mut bytes: Vec<u8> = Vec::new();
                 for (i, (from_a, from_b)) in
@@ -169,8 +169,8 @@ fn parts_of_two_messages_never_make_a_third() {
                     warm
                 }] {
                     match block_on(envelope.decrypt(&context(tenant), Aad::from(aad), &bytes)) {
-                        // Another message's wrapped keys in front of the cached DEK; or a part
-                        // that was the same in both.
+                        // Another message's wrapped keys in front of the cached DEK; or a part that
+                        // was the same in both.
                         Ok(opened) => assert!(
                             &*opened == *plaintext && (part == 5 || bytes == *a),
                             "part {part}"
@@ -240,7 +240,7 @@ fn the_forms_are_not_exchangeable() {
     let error = block_on(cold.decrypt(&alice, Aad::empty(), compact.as_bytes())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::MissingWrappedKeys);
 
-    // The wrapped keys put behind the nonce, with and without the length field that says so.
+    // The wrapped keys put after the nonce, with and without the length field that says so.
     let mut embedded = compact.as_bytes().to_vec();
     embedded.splice(52..52, compact.wrapped_keys().as_bytes().iter().copied());
     assert_eq!(

@@ -31,7 +31,7 @@ fn paths(module: &[&str], code: &str) -> Vec<Vec<String>> {
     found.into_iter().filter_map(absolute).collect()
 }
 
-/// Reads one tree of paths and returns what is left behind it.
+/// Reads one tree of paths and returns what follows it.
 fn tree<'c>(code: &'c str, before: &[String], found: &mut Vec<Vec<String>>) -> &'c str {
     let mut path = before.to_vec();
     let mut rest = code;
@@ -64,7 +64,7 @@ fn tree<'c>(code: &'c str, before: &[String], found: &mut Vec<Vec<String>>) -> &
     }
 }
 
-/// Who imports whom, within a crate.
+/// Which module imports which, within a crate.
 fn imports(src: &str) -> BTreeMap<String, BTreeSet<String>> {
     let sources = sources_of(src);
     let files: BTreeMap<Vec<&str>, &str> =

@@ -171,7 +171,7 @@ fn rotate_rewrap_retire_leaves_every_rewrapped_message_readable_and_no_other() {
 fn the_secret_of_a_retired_version_is_not_in_the_file() {
     let dir = Dir::new();
     let kek = dir.kek();
-    // 4 + 2 + "orders" + 2 + 4 + 1 bytes stand before the first secret.
+    // 4 + 2 + "orders" + 2 + 4 + 1 bytes precede the first secret.
     let secret = fs::read(dir.file()).unwrap()[19..51].to_vec();
     kek.rotate().unwrap();
     let holds = |bytes: &[u8]| bytes.windows(32).any(|window| window == secret);

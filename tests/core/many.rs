@@ -359,7 +359,7 @@ fn a_call_without_memory_for_its_results_is_not_counted() {
     let bytes = 1_u64 << 50;
     let limits = Limits::default().max_messages(1 << 32).max_bytes(bytes);
     let envelope = Envelope::builder().wrap_with(local("kek")).limits(limits).build().unwrap();
-    // It stands in memory once, if at all: nobody reads it.
+    // It is in memory once, if at all: nothing reads it.
     let block = vec![0; 1 << 32];
     let most = usize::try_from(bytes >> 32).unwrap() - 1;
     let handle = block_on(envelope.encryptor(&alice)).unwrap();
@@ -619,7 +619,7 @@ fn the_policy_is_asked_once_and_each_message_is_counted_for_its_caller() {
     let handle = block_on(envelope.acting_for(&clerk).decryptor(&alice, values.get(0).unwrap()));
     handle.unwrap().decrypt_many(sealed(&rows[..20], &values)).unwrap();
 
-    // Whoever is denied learns nothing of the messages, not even that they are none.
+    // A denied caller learns nothing about the messages, not even that they are invalid.
     let denied = |result: Result<usize, Error>| {
         assert_eq!(result.unwrap_err().kind(), ErrorKind::PolicyDenied);
     };

@@ -92,7 +92,7 @@ fn a_message_that_fails_fails_alone() {
     let kinds: Vec<_> = prepared.into_iter().skip(12).map(kind).collect();
     let (invalid, unknown) = (ErrorKind::Invalid, ErrorKind::UnknownKek);
     assert_eq!(kinds, [invalid, ErrorKind::NotSealed, unknown, invalid]);
-    // Two batches, and the damaged one once more. The DEK of the first is known to be of alice.
+    // Two batches, and the damaged one again. The DEK of the first is known to be alice's.
     assert_eq!(kek.calls().unwraps, 3);
 }
 
@@ -179,7 +179,7 @@ fn a_context_of_the_library_s_own_is_refused_in_batches_too() {
     let branches = branches.store(store.clone()).build().unwrap();
     let writer = Envelope::builder().wrap_with(branches).build().unwrap();
     block_on(writer.encrypt(&context("alice"), Aad::empty(), b"row")).unwrap();
-    // Whoever reads the store sees the context of a branch key.
+    // A reader of the store sees the context of a branch key.
     let scan = waxseal::store::KeyStore::scan(&store, None, 10);
     let row = block_on(scan).unwrap().rows[0].row().unwrap();
     let reserved = row.context().unwrap();

@@ -1,4 +1,4 @@
-//! Where the operating system gives no randomness: an error, and nothing left behind.
+//! If the operating system gives no randomness: an error, and nothing left behind.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(missing_docs, unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]

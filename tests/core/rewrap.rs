@@ -17,7 +17,7 @@ use waxseal::{
 use waxseal_testing::support::stage::{Log, entries_of, with_entries};
 use waxseal_testing::support::{self, block_on, context};
 
-/// A KEK whose service takes so many DEKs in a call.
+/// A KEK whose service takes this many DEKs in a call.
 fn batching(name: &str, size: usize) -> ScriptedKek {
     let kek = ScriptedKek::new(name).unwrap();
     kek.take_batches_of(size);
@@ -366,7 +366,7 @@ async fn a_batch_is_retried_as_a_call_is_and_then_only_for_what_an_outage_kept_b
     let after = calls(&kek);
     assert_eq!((after.1 - before.1, after.2 - before.2), (1, 2));
     let times: Vec<_> = asked.lock().unwrap().values().copied().collect();
-    // A rewrap and a check each; those that failed once more.
+    // A rewrap and a check each; those that failed again.
     assert_eq!((times.iter().sum::<i32>(), times.len()), (20 * 2 + 20 * 3, 40));
     // And no more often than the policy says.
     kek.local().rotate().unwrap();
@@ -383,8 +383,8 @@ async fn a_batch_is_retried_as_a_call_is_and_then_only_for_what_an_outage_kept_b
     assert!(failed[0].to_string().contains("(3 tries)"), "{}", failed[0]);
 }
 
-/// A provider that refuses by itself what cannot be its own, as those of real services do. What its
-/// batches bring is bent before it is returned.
+/// A provider that itself refuses wrapped keys that cannot be its own, as those of real services
+/// do. The results of its batches are altered before they are returned.
 #[derive(Debug)]
 struct Bent {
     kek: ScriptedKek,
@@ -535,7 +535,7 @@ async fn batches_that_bring_nothing_open_the_breaker_though_forged_items_are_amo
         let kek = batching("kek", 64);
         let mut rows = Rows::by(&kek, 40);
         kek.local().rotate().unwrap();
-        // The provider refuses these by itself, so they show nothing of the service.
+        // The provider itself refuses these, so they show nothing about the service.
         for place in [3, 17] {
             let junk = WrappedDek::new(kek.id().clone(), vec![7; 3]).unwrap();
             rows.0[place].1 = with_entries(&rows.0[place].1, [junk]);
@@ -659,7 +659,7 @@ fn a_batch_on_its_way_obeys_what_is_revoked_and_repeats_only_what_that_concerns(
         assert!(kinds(&results).iter().all(|kind| *kind == expected), "{n}: {results:?}");
         assert_eq!(calls(&kek).2, rewraps, "{n}");
         if expected.is_none() {
-            // Rewrapped and checked, and what was evicted once more.
+            // Rewrapped and checked, and the evicted ones again.
             let again = if n == 2 { 1 } else { 40 };
             assert_eq!(seen.load(Ordering::SeqCst), 2 * 40 + 2 * again, "{n}");
             rows.assert_open(&results, &kek);

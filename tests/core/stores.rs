@@ -22,8 +22,8 @@ use waxseal::{DekId, KekId, WrappedDek, WrappedKeys};
 
 use crate::wrong_store::{Probe, Wrong, let_others_run};
 
-/// Each task on a thread of its own, or all in turns on one: then where they meet is the same in
-/// every run, and a mistake that only a race shows is found in every run.
+/// Each task on its own thread, or all in turns on one. In turns, the interleaving is the same in
+/// every run, so a bug that only a race shows is found in every run.
 struct Probed(Probe, Tasks);
 
 #[derive(Clone, Copy)]

@@ -91,7 +91,7 @@ fn the_library_opens_every_vector_and_refuses_every_negative_one() {
     for backend in Backend::all() {
         for message in messages {
             let name = message["name"].as_str().unwrap();
-            // A reader of its own for each: nothing is cached.
+            // A new reader for each, so nothing is cached.
             match (open(&reader(&vectors, *backend), message), message["error"].as_str()) {
                 (Ok(plaintext), None) => match &message["plaintext"] {
                     Value::Null => {

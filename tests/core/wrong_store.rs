@@ -60,7 +60,7 @@ pub struct Probe(pub Arc<Shared>);
 pub struct Shared {
     wrong: Option<Wrong>,
     pub truth: MemoryStore,
-    /// Rows as they were changed against the rules. They stand before the truth.
+    /// Rows that were changed against the rules. They hide the real ones.
     changed: Mutex<Vec<StoredRow>>,
     pub deleted: Mutex<HashSet<RowId>>,
     pub is_away: AtomicBool,

@@ -1,3 +1,3 @@
-//! The library's tests in a package of their own: those in `tests/` at the top that neither search
-//! nor measure memory. There they would be optimised as the library is, and take four times as long
-//! to compile.
+//! The library's tests in a separate package: those in the top-level `tests/` that neither search
+//! nor measure memory. In the library's package they would be optimised like the library, and take
+//! four times as long to compile.
